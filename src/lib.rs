@@ -1,0 +1,10 @@
+pub mod cli;
+pub mod coordinator;
+pub mod discovery;
+pub mod dns;
+pub mod lab;
+pub mod model;
+pub mod node;
+pub mod path;
+pub mod tunnel;
+pub mod wire;
