@@ -1,1 +1,15 @@
-//! model
+//! What every part speaks: names, keys, addresses, records and the map made of them.
+//!
+//! Everything here is a value. Nothing reads a clock, a socket, a file or a random source; what is
+//! parsed here once is not checked again below.
+
+pub mod address;
+pub mod key;
+pub mod name;
+pub mod netmap;
+pub mod record;
+pub mod time;
+
+pub use address::MeshAddresses;
+pub use key::{PublicKey, SigningKey, WireGuardKey};
+pub use name::Label;

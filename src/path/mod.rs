@@ -1,1 +1,1 @@
-//! path
+//! Which way to a peer, and whether there is one.

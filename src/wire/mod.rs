@@ -1,1 +1,15 @@
-//! wire
+//! What travels: join token, signed envelope and ledger, control stream, join, admin and local APIs.
+
+pub mod admin;
+pub mod api;
+pub mod control;
+pub mod envelope;
+pub mod join;
+pub mod ledger;
+pub mod local;
+pub mod token;
+pub mod url;
+
+pub use envelope::Envelope;
+pub use ledger::Ledger;
+pub use token::JoinToken;

@@ -1,0 +1,288 @@
+//! The mesh's address plan: one prefix per family, one block of each per node.
+//!
+//! Of a node's block, host 1 is the node and hosts 2 up are instances. Block 0 is never leased: its host
+//! 53 is the mesh's DNS address, its hosts 64 up are service addresses.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+/// The prefixes of a mesh and the size of the blocks they are cut into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshAddresses {
+    /// All IPv4 addresses of the mesh.
+    pub prefix_v4: Ipv4Net,
+    /// All IPv6 addresses of the mesh: a unique local /48 (RFC 4193).
+    pub prefix_v6: Ipv6Net,
+    /// Prefix length of a node's IPv4 block.
+    pub node_block_v4: u8,
+    /// Prefix length of a node's IPv6 block.
+    pub node_block_v6: u8,
+}
+
+/// A node's share of the mesh's addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Block {
+    /// The IPv4 part.
+    pub v4: Ipv4Net,
+    /// The IPv6 part.
+    pub v6: Ipv6Net,
+}
+
+/// Why an address plan cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressPlanError {
+    /// Bits are set behind the prefix length.
+    #[error("the mesh prefix {0} has bits set behind its length; write {1}")]
+    Unaligned(String, String),
+    /// The prefix is not one for private use.
+    #[error(
+        "the mesh prefix {0} is not private address space; use a part of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"
+    )]
+    NotPrivate(Ipv4Net),
+    /// The blocks do not fit.
+    #[error(
+        "a node block of /{block} does not fit into {prefix}: it must be at least 1 and at most 16 bits longer, and at most /{longest}"
+    )]
+    BlockSize {
+        /// The mesh prefix.
+        prefix: String,
+        /// The length asked for.
+        block: u8,
+        /// The longest length that holds the fixed hosts.
+        longest: u8,
+    },
+}
+
+impl MeshAddresses {
+    /// Checks the plan: aligned private prefixes, and blocks that hold the fixed hosts.
+    ///
+    /// # Errors
+    /// Says what is wrong with the plan and what would be right.
+    pub fn check(&self) -> Result<(), AddressPlanError> {
+        if self.prefix_v4.trunc() != self.prefix_v4 {
+            return Err(AddressPlanError::Unaligned(
+                self.prefix_v4.to_string(),
+                self.prefix_v4.trunc().to_string(),
+            ));
+        }
+        if self.prefix_v6.trunc() != self.prefix_v6 {
+            return Err(AddressPlanError::Unaligned(
+                self.prefix_v6.to_string(),
+                self.prefix_v6.trunc().to_string(),
+            ));
+        }
+        // Shared space (RFC 6598) is left out on purpose: another overlay that is often installed beside drops it.
+        let private = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
+        if !private
+            .iter()
+            .filter_map(|p| p.parse::<Ipv4Net>().ok())
+            .any(|p| p.contains(&self.prefix_v4))
+        {
+            return Err(AddressPlanError::NotPrivate(self.prefix_v4));
+        }
+        // Host 64 of block 0 is in use, so a block has at least 7 bits.
+        block_fits(
+            self.prefix_v4.to_string(),
+            self.prefix_v4.prefix_len(),
+            self.node_block_v4,
+            25,
+        )?;
+        block_fits(
+            self.prefix_v6.to_string(),
+            self.prefix_v6.prefix_len(),
+            self.node_block_v6,
+            112,
+        )
+    }
+
+    /// How many blocks there are, block 0 included; the smaller family decides.
+    #[must_use]
+    pub fn block_count(&self) -> u32 {
+        let bits_v4 = self
+            .node_block_v4
+            .saturating_sub(self.prefix_v4.prefix_len())
+            .min(16);
+        let bits_v6 = self
+            .node_block_v6
+            .saturating_sub(self.prefix_v6.prefix_len())
+            .min(16);
+        1 << bits_v4.min(bits_v6)
+    }
+
+    /// Block `index`, or nothing past the end of the prefixes.
+    #[must_use]
+    pub fn block(&self, index: u32) -> Option<Block> {
+        if index >= self.block_count() {
+            return None;
+        }
+        let v4 = u32::from(self.prefix_v4.network())
+            | index.checked_shl(32 - u32::from(self.node_block_v4))?;
+        let v6 = u128::from(self.prefix_v6.network())
+            | u128::from(index).checked_shl(128 - u32::from(self.node_block_v6))?;
+        Some(Block {
+            v4: Ipv4Net::new(v4.into(), self.node_block_v4).ok()?,
+            v6: Ipv6Net::new(v6.into(), self.node_block_v6).ok()?,
+        })
+    }
+
+    /// The index of `block`, if it is a leasable block of this plan, the same one in both families.
+    #[must_use]
+    pub fn index_of(&self, block: &Block) -> Option<u32> {
+        if !self.prefix_v4.contains(&block.v4) {
+            return None;
+        }
+        let offset = u32::from(block.v4.network()) ^ u32::from(self.prefix_v4.network());
+        let index = offset.checked_shr(32 - u32::from(self.node_block_v4))?;
+        (index != 0 && self.block(index).as_ref() == Some(block)).then_some(index)
+    }
+
+    /// The address at which every node answers DNS: host 53 of block 0.
+    #[must_use]
+    pub fn dns_v4(&self) -> Ipv4Addr {
+        host_v4(self.prefix_v4, 53)
+    }
+
+    /// The same in IPv6.
+    #[must_use]
+    pub fn dns_v6(&self) -> Ipv6Addr {
+        host_v6(self.prefix_v6, 53)
+    }
+
+    /// Whether `address` is in either prefix.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.prefix_v4.contains(&v4),
+            IpAddr::V6(v6) => self.prefix_v6.contains(&v6),
+        }
+    }
+}
+
+impl Block {
+    /// The node's own IPv4 address: host 1.
+    #[must_use]
+    pub fn node_v4(&self) -> Ipv4Addr {
+        host_v4(self.v4, 1)
+    }
+
+    /// The node's own IPv6 address: host 1.
+    #[must_use]
+    pub fn node_v6(&self) -> Ipv6Addr {
+        host_v6(self.v6, 1)
+    }
+
+    /// Whether `address` is in this block.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.v4.contains(&v4),
+            IpAddr::V6(v6) => self.v6.contains(&v6),
+        }
+    }
+
+    /// Whether the two share an address.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.v4.contains(&other.v4)
+            || other.v4.contains(&self.v4)
+            || self.v6.contains(&other.v6)
+            || other.v6.contains(&self.v6)
+    }
+}
+
+fn block_fits(
+    prefix: String,
+    prefix_len: u8,
+    block: u8,
+    longest: u8,
+) -> Result<(), AddressPlanError> {
+    if block > prefix_len && block - prefix_len <= 16 && block <= longest {
+        Ok(())
+    } else {
+        Err(AddressPlanError::BlockSize {
+            prefix,
+            block,
+            longest,
+        })
+    }
+}
+
+fn host_v4(net: Ipv4Net, host: u32) -> Ipv4Addr {
+    (u32::from(net.network()) | host).into()
+}
+
+fn host_v6(net: Ipv6Net, host: u128) -> Ipv6Addr {
+    (u128::from(net.network()) | host).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> MeshAddresses {
+        MeshAddresses {
+            prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
+            prefix_v6: "fd12:3456:789a::/48".parse().expect("a literal"),
+            node_block_v4: 24,
+            node_block_v6: 64,
+        }
+    }
+
+    #[test]
+    fn blocks_are_cut_in_step_in_both_families() {
+        let plan = plan();
+        assert_eq!(plan.check(), Ok(()));
+        assert_eq!(plan.block_count(), 256);
+        let block = plan.block(7).expect("7 of 256");
+        assert_eq!(block.v4.to_string(), "10.210.7.0/24");
+        assert_eq!(block.v6.to_string(), "fd12:3456:789a:7::/64");
+        assert_eq!(block.node_v4().to_string(), "10.210.7.1");
+        assert_eq!(block.node_v6().to_string(), "fd12:3456:789a:7::1");
+        assert_eq!(plan.index_of(&block), Some(7));
+        assert_eq!(plan.block(256), None);
+    }
+
+    #[test]
+    fn block_zero_and_mixed_blocks_are_nobodys() {
+        let plan = plan();
+        let zero = plan.block(0).expect("0 of 256");
+        assert_eq!(plan.index_of(&zero), None);
+        let mixed = Block {
+            v4: plan.block(1).expect("1 of 256").v4,
+            v6: plan.block(2).expect("2 of 256").v6,
+        };
+        assert_eq!(plan.index_of(&mixed), None);
+    }
+
+    #[test]
+    fn the_dns_address_is_host_53_of_block_0() {
+        assert_eq!(plan().dns_v4().to_string(), "10.210.0.53");
+        assert_eq!(plan().dns_v6().to_string(), "fd12:3456:789a::35");
+    }
+
+    #[test]
+    fn plans_that_cannot_work_are_refused() {
+        let mut unaligned = plan();
+        unaligned.prefix_v4 = "10.210.3.0/16".parse().expect("a literal");
+        assert!(matches!(
+            unaligned.check(),
+            Err(AddressPlanError::Unaligned(..))
+        ));
+        let mut public = plan();
+        public.prefix_v4 = "8.8.0.0/16".parse().expect("a literal");
+        assert!(matches!(
+            public.check(),
+            Err(AddressPlanError::NotPrivate(_))
+        ));
+        for block in [16, 26, 32] {
+            let mut size = plan();
+            size.node_block_v4 = block;
+            assert!(
+                matches!(size.check(), Err(AddressPlanError::BlockSize { .. })),
+                "{block}"
+            );
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Names that become DNS labels: nodes, services, projects, instances, tags, ports.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// One DNS label of letters, digits and hyphens (RFC 1035 section 2.3.1, with the leading digit that
+/// RFC 1123 section 2.1 allows), held in lower case since names compare without case (RFC 4343).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Label(String);
+
+/// Octets in a label at most (RFC 1035 section 2.3.4).
+pub const MAX_LABEL: usize = 63;
+
+/// Why a text is not a [`Label`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// Nothing was given.
+    #[error("a name cannot be empty")]
+    Empty,
+    /// More than 63 octets.
+    #[error("the name has {0} octets; a DNS label has at most 63")]
+    TooLong(usize),
+    /// A dot would make it two names.
+    #[error("the name `{0}` has a dot; give one label, such as `{1}`")]
+    Dot(String, String),
+    /// Any other octet that is no letter, digit or hyphen.
+    #[error("the name `{0}` has `{1}` in it; letters a-z, digits and hyphens are allowed")]
+    Character(String, char),
+    /// A hyphen at either end.
+    #[error("the name `{0}` starts or ends with a hyphen; begin and end it with a letter or digit")]
+    Hyphen(String),
+}
+
+impl Label {
+    /// Parses a name; upper case is folded to lower.
+    ///
+    /// # Errors
+    /// Says which rule of the label syntax the text breaks.
+    pub fn parse(text: &str) -> Result<Self, LabelError> {
+        if text.is_empty() {
+            return Err(LabelError::Empty);
+        }
+        if text.len() > MAX_LABEL {
+            return Err(LabelError::TooLong(text.len()));
+        }
+        if let Some((first, _)) = text.split_once('.') {
+            return Err(LabelError::Dot(printable(text), printable(first)));
+        }
+        if let Some(odd) = text
+            .chars()
+            .find(|c| !c.is_ascii_alphanumeric() && *c != '-')
+        {
+            return Err(LabelError::Character(printable(text), odd));
+        }
+        if text.starts_with('-') || text.ends_with('-') {
+            return Err(LabelError::Hyphen(text.to_owned()));
+        }
+        Ok(Self(text.to_ascii_lowercase()))
+    }
+
+    /// The nearest label to a machine's host name: its first part, odd characters made hyphens.
+    #[must_use]
+    pub fn from_host_name(host: &str) -> Self {
+        let first = host.split('.').next().unwrap_or_default();
+        let mut text: String = first
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() {
+                    c.to_ascii_lowercase()
+                } else {
+                    '-'
+                }
+            })
+            .take(MAX_LABEL)
+            .collect();
+        text = text.trim_matches('-').to_owned();
+        if text.is_empty() {
+            Self("node".to_owned())
+        } else {
+            Self(text)
+        }
+    }
+
+    /// This label with `suffix` behind a hyphen, the front cut so that both fit into 63 octets.
+    #[must_use]
+    pub fn with_suffix(&self, suffix: &str) -> Self {
+        let suffix: String = suffix
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .take(32)
+            .collect();
+        let room = MAX_LABEL.saturating_sub(suffix.len() + 1);
+        let front = self.0.get(..room.min(self.0.len())).unwrap_or_default();
+        Self(format!(
+            "{}-{}",
+            front.trim_end_matches('-'),
+            suffix.to_ascii_lowercase()
+        ))
+    }
+
+    /// The label as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What is safe to print of a text from outside.
+fn printable(text: &str) -> String {
+    text.chars()
+        .take(MAX_LABEL)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl std::str::FromStr for Label {
+    type Err = LabelError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Label {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_name_is_folded_to_lower_case() {
+        assert_eq!(
+            Label::parse("Web-1").map(|l| l.to_string()),
+            Ok("web-1".to_owned())
+        );
+        assert_eq!(
+            Label::parse(&"a".repeat(63)).map(|l| l.as_str().len()),
+            Ok(63)
+        );
+    }
+
+    #[test]
+    fn each_broken_rule_is_named() {
+        assert_eq!(Label::parse(""), Err(LabelError::Empty));
+        assert_eq!(Label::parse(&"a".repeat(64)), Err(LabelError::TooLong(64)));
+        assert_eq!(
+            Label::parse("a.b"),
+            Err(LabelError::Dot("a.b".into(), "a".into()))
+        );
+        assert_eq!(
+            Label::parse("a_b"),
+            Err(LabelError::Character("a_b".into(), '_'))
+        );
+        assert_eq!(
+            Label::parse("bücher"),
+            Err(LabelError::Character("bücher".into(), 'ü'))
+        );
+        assert_eq!(Label::parse("-a"), Err(LabelError::Hyphen("-a".into())));
+        assert_eq!(Label::parse("a-"), Err(LabelError::Hyphen("a-".into())));
+    }
+
+    #[test]
+    fn any_host_name_gives_a_label() {
+        assert_eq!(Label::from_host_name("Web_1.example.com").as_str(), "web-1");
+        assert_eq!(Label::from_host_name("___").as_str(), "node");
+        assert_eq!(Label::from_host_name("").as_str(), "node");
+    }
+
+    #[test]
+    fn a_suffix_never_makes_a_label_too_long() {
+        let long = Label::parse(&"a".repeat(63)).expect("63 octets fit");
+        let suffixed = long.with_suffix("8080");
+        assert_eq!(suffixed.as_str().len(), 63);
+        assert!(suffixed.as_str().ends_with("a-8080"));
+    }
+}

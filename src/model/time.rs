@@ -1,0 +1,54 @@
+//! Wall-clock time as it stands in records.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// Whole seconds since 1970-01-01 UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnixSeconds(pub u64);
+
+impl UnixSeconds {
+    /// The whole seconds of `time`; 0 for a clock set before 1970.
+    #[must_use]
+    pub fn from_system(time: SystemTime) -> Self {
+        Self(
+            time.duration_since(UNIX_EPOCH)
+                .unwrap_or(Duration::ZERO)
+                .as_secs(),
+        )
+    }
+
+    /// This time and `duration` more.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration.as_secs()))
+    }
+}
+
+/// The next version of a record: one more than the last, and never behind the clock in milliseconds,
+/// so that a node whose state was restored from an old copy still goes ahead of what it once published.
+#[must_use]
+pub fn next_version(last: u64, now: SystemTime) -> u64 {
+    let clock = now
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_millis();
+    last.saturating_add(1)
+        .max(u64::try_from(clock).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_grow_even_when_the_clock_jumps_back() {
+        let noon = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let first = next_version(0, noon);
+        let second = next_version(first, noon - Duration::from_secs(3600));
+        assert_eq!(first, 1_800_000_000_000);
+        assert_eq!(second, first + 1);
+    }
+}

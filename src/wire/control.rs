@@ -1,0 +1,141 @@
+//! The control stream: WebSocket (RFC 6455) text frames over TLS, one JSON message each.
+//!
+//! ```text
+//! node                               coordinator
+//!   hello {protocol, node, ...}  ->
+//!                                <-  challenge {nonce}        or  refuse {..}
+//!   proof {signature}            ->
+//!                                <-  welcome {revision, ..}   or  refuse {..}
+//!                                <-  changes {revision, records}, as often as there are any
+//!   publish {sequence, records}  ->
+//!                                <-  published {sequence, ..}
+//! ```
+//!
+//! The node says which revision of which store it holds; it gets what changed since, or everything if
+//! the store is another one or has forgotten that far back. Either side pings at WebSocket level.
+
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{Envelope, Signature};
+use crate::model::PublicKey;
+
+/// Path of the stream.
+pub const PATH: &str = "/v1/control";
+/// The version of this protocol.
+pub const PROTOCOL: u32 = 1;
+/// Octets of one message at most.
+pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// Records in one message at most; a longer list comes in several messages.
+pub const MAX_RECORDS: usize = 256;
+/// Seconds between pings; a side that hears nothing for three times as long hangs up.
+pub const PING_SECONDS: u64 = 10;
+
+/// From node to coordinator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromNode {
+    /// The first message.
+    Hello {
+        /// The protocol version the node speaks.
+        protocol: u32,
+        /// The program's version, for people.
+        version: String,
+        /// Who it is.
+        node: PublicKey,
+        /// The store it last heard of.
+        store: Option<String>,
+        /// The last revision of that store it holds.
+        revision: u64,
+    },
+    /// Answers the challenge.
+    Proof {
+        /// Over [`proof_message`].
+        signature: Signature,
+    },
+    /// New versions of records, the node's own or others' it holds.
+    Publish {
+        /// Comes back in `published`.
+        sequence: u64,
+        /// At most [`MAX_RECORDS`].
+        records: Vec<Envelope>,
+    },
+    /// A message of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// From coordinator to node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromCoordinator {
+    /// Asks the node to prove who it is.
+    Challenge {
+        /// 32 random octets in hexadecimal.
+        nonce: String,
+    },
+    /// The node is in; changes follow.
+    Welcome {
+        /// The version of this protocol the coordinator speaks.
+        protocol: u32,
+        /// Which store this is: a restored or new one has another name.
+        store: String,
+        /// The store's revision now.
+        revision: u64,
+        /// Whether the changes that follow are everything, rather than what came since the node's revision.
+        snapshot: bool,
+    },
+    /// What changed, in order.
+    Changes {
+        /// The node holds this revision once it has applied the records.
+        revision: u64,
+        /// At most [`MAX_RECORDS`].
+        records: Vec<Envelope>,
+    },
+    /// An answer to `publish`: it is on disk.
+    Published {
+        /// Of the `publish`.
+        sequence: u64,
+        /// How many were new.
+        accepted: u32,
+        /// Why others were refused.
+        refused: Vec<String>,
+    },
+    /// The stream ends here, and why.
+    Refuse {
+        /// What kind of refusal it is.
+        reason: Refusal,
+        /// One line for people.
+        message: String,
+    },
+    /// A message of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Why a stream is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The protocol version is not spoken here.
+    Version,
+    /// The node is not a member here (yet): it may publish what proves that it is.
+    NotAMember,
+    /// The node was removed.
+    Revoked,
+    /// The proof does not hold.
+    Proof,
+    /// A message that breaks the protocol.
+    Protocol,
+    /// The reader is too slow, or there are too many.
+    Busy,
+    /// A reason of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a node signs (purpose `Control`): the nonce and the pin of the TLS key it sees, so that a
+/// coordinator cannot pass another's challenge on.
+#[must_use]
+pub fn proof_message(nonce: &str, pin: &super::token::SpkiPin) -> Vec<u8> {
+    [nonce.as_bytes(), b"\0", &pin.0].concat()
+}

@@ -1,0 +1,31 @@
+//! Joining: `POST /v1/join` at a coordinator, over TLS pinned by the token.
+
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{Envelope, Signature};
+use crate::model::address::Block;
+
+/// Path of the join call.
+pub const PATH: &str = "/v1/join";
+
+/// Asks to be admitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The version of the control protocol that the node speaks.
+    pub protocol: u32,
+    /// The membership certificate, signed with the token's key.
+    pub membership: Envelope,
+    /// The identity key's signature over the membership's payload: proof that the joiner holds it.
+    pub proof: Signature,
+}
+
+/// The node is in. Asking again with the same membership gives the same answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinResponse {
+    /// The addresses leased to the node.
+    pub block: Block,
+    /// Mesh record, token certificate and membership: what the node needs to verify its own place.
+    pub records: Vec<Envelope>,
+    /// The revision that admitted it.
+    pub revision: u64,
+}

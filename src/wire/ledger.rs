@@ -1,0 +1,514 @@
+//! The ledger: every record a node or coordinator holds, verified up to the mesh key.
+//!
+//! [`Ledger::apply`] is the one gate through which records come in, at nodes and coordinators alike,
+//! whoever sent them. It holds these rules:
+//!
+//! - an envelope's signature is checked before its payload is looked at;
+//! - each kind has one rightful signer (see [`crate::model::record`]);
+//! - versions only grow: an older one is refused, and so is another text under the version held;
+//! - a token admits at most as many nodes as its certificate says, with its tags at most;
+//! - a revoked node is out for good, with all it said;
+//! - an address block and the mesh addresses in services belong to one node: who holds a block keeps it.
+//!
+//! What it never does: trust an order of arrival from the network for anything but the last rule, read a
+//! clock, or forget a revocation or a membership (a forgotten one could be spent again).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::model::PublicKey;
+use crate::model::netmap::{Member, Netmap};
+use crate::model::record::{
+    Header, Membership, Mesh, Node, Record, RecordError, RecordKey, RevokedKind, Service, Token,
+};
+
+use super::envelope::Envelope;
+
+/// Records in a ledger at most: a mesh of thousands of nodes with many services each.
+pub const MAX_RECORDS: usize = 500_000;
+
+/// A record as held.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What travels.
+    pub envelope: Envelope,
+    /// What it says.
+    pub record: Record,
+    /// Its version.
+    pub version: u64,
+}
+
+/// Verified records by key.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    mesh_key: PublicKey,
+    entries: BTreeMap<RecordKey, Entry>,
+    admitted: HashMap<PublicKey, HashSet<PublicKey>>,
+}
+
+/// What became of a record that was not refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Applied {
+    /// It is new, or newer than the one held.
+    Changed(RecordKey),
+    /// It is the very one held.
+    Unchanged,
+}
+
+/// Why a record was refused. Nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The signature does not hold, or the payload is over its bound.
+    #[error("the signature does not hold")]
+    Signature,
+    /// The payload breaks the rules of its kind.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Signed by somebody who may not say this.
+    #[error("the record {0} is not signed by who may say it")]
+    Signer(RecordKey),
+    /// Older than the one held.
+    #[error("the record {key} has version {offered}; version {held} is known")]
+    Stale {
+        /// Which.
+        key: RecordKey,
+        /// The version refused.
+        offered: u64,
+        /// The version held.
+        held: u64,
+    },
+    /// Two texts under one version.
+    #[error("the record {0} exists in two forms with one version")]
+    Forked(RecordKey),
+    /// The token of a membership is not known.
+    #[error("the membership's token is not known")]
+    UnknownToken,
+    /// The token was revoked before the membership was made.
+    #[error("the token is revoked")]
+    TokenRevoked,
+    /// The token has admitted as many nodes as it may.
+    #[error("the token has admitted {0} node(s), all it may")]
+    TokenSpent(u32),
+    /// The membership was made after the token's end.
+    #[error("the token is expired")]
+    TokenExpired,
+    /// The membership has a tag that the token has not.
+    #[error("the token does not grant the tag {0}")]
+    Tag(String),
+    /// The node was removed by the administrator.
+    #[error("the node is removed from the mesh")]
+    NodeRevoked,
+    /// Said by a node that is no member.
+    #[error("the node is not a member")]
+    NotAMember,
+    /// The address plan is not known yet.
+    #[error("the mesh record is not known")]
+    NoMesh,
+    /// A block outside the plan.
+    #[error("the address block {0} is none of this mesh")]
+    ForeignBlock(String),
+    /// A block that another node holds.
+    #[error("the address block {0} belongs to another node")]
+    BlockTaken(String),
+    /// An instance or endpoint address inside the mesh that is not the node's own.
+    #[error("the address {0} belongs to another node")]
+    ForeignAddress(std::net::IpAddr),
+    /// The ledger is full.
+    #[error("there are {MAX_RECORDS} records, as many as are kept")]
+    Full,
+}
+
+impl Ledger {
+    /// An empty ledger of the mesh whose key is `mesh_key`.
+    #[must_use]
+    pub fn new(mesh_key: PublicKey) -> Self {
+        Self {
+            mesh_key,
+            entries: BTreeMap::new(),
+            admitted: HashMap::new(),
+        }
+    }
+
+    /// The key everything is verified up to.
+    #[must_use]
+    pub fn mesh_key(&self) -> PublicKey {
+        self.mesh_key
+    }
+
+    /// Takes a record in, if it is authentic, newer and within its signer's rights.
+    ///
+    /// # Errors
+    /// Says which rule it breaks; the ledger is then as before.
+    pub fn apply(&mut self, envelope: Envelope) -> Result<Applied, Refused> {
+        let (key, header, record) = self.verify(&envelope)?;
+        if let Some(held) = self.entries.get(&key) {
+            if held.version > header.version {
+                return Err(Refused::Stale {
+                    key,
+                    offered: header.version,
+                    held: held.version,
+                });
+            }
+            if held.version == header.version {
+                return if held.envelope.payload == envelope.payload {
+                    Ok(Applied::Unchanged)
+                } else {
+                    Err(Refused::Forked(key))
+                };
+            }
+        } else if self.entries.len() >= MAX_RECORDS {
+            return Err(Refused::Full);
+        }
+        self.permit(&envelope.signer, &key, &record)?;
+        self.insert(
+            key.clone(),
+            Entry {
+                envelope,
+                record,
+                version: header.version,
+            },
+        );
+        Ok(Applied::Changed(key))
+    }
+
+    /// Checks the signature and parses; looks at no other record.
+    fn verify(&self, envelope: &Envelope) -> Result<(RecordKey, Header, Record), Refused> {
+        if !envelope.is_authentic() {
+            return Err(Refused::Signature);
+        }
+        let (header, record) = Record::parse(&envelope.payload)?;
+        let key = RecordKey {
+            kind: header.kind.clone(),
+            id: header.id.clone(),
+        };
+        Ok((key, header, record))
+    }
+
+    /// Whether `signer` may say `record`, given all that is held.
+    fn permit(&self, signer: &PublicKey, key: &RecordKey, record: &Record) -> Result<(), Refused> {
+        let signed_by = |rightful: &PublicKey| {
+            if signer == rightful {
+                Ok(())
+            } else {
+                Err(Refused::Signer(key.clone()))
+            }
+        };
+        match record {
+            Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) => signed_by(&self.mesh_key),
+            Record::Membership(membership) => {
+                signed_by(&membership.token).and_then(|()| self.permit_membership(membership))
+            }
+            Record::Node(node) => signed_by(&node.id).and_then(|()| self.permit_node(node)),
+            Record::Service(service) => {
+                signed_by(&service.node).and_then(|()| self.permit_service(service))
+            }
+            Record::Unknown if *signer == self.mesh_key => Ok(()),
+            Record::Unknown => self.permit_member(signer),
+        }
+    }
+
+    fn permit_membership(&self, membership: &Membership) -> Result<(), Refused> {
+        let token = self.token(&membership.token).ok_or(Refused::UnknownToken)?;
+        if let Some(Record::Revocation(revocation)) =
+            self.record("revocation", &membership.token.to_string())
+            && revocation.revoked == RevokedKind::Token
+            && membership.issued_at >= revocation.at
+        {
+            return Err(Refused::TokenRevoked);
+        }
+        if self.is_revoked(&membership.id) {
+            return Err(Refused::NodeRevoked);
+        }
+        if membership.issued_at >= token.expires_at {
+            return Err(Refused::TokenExpired);
+        }
+        if let Some(tag) = membership.tags.iter().find(|tag| !token.tags.contains(tag)) {
+            return Err(Refused::Tag(tag.to_string()));
+        }
+        // A node that joins again must not shed the certificate it is known by for a stranger's token.
+        if let Some(held) = self.membership(&membership.id)
+            && held.token != membership.token
+            && self.admitted_by(&membership.token) >= token.uses as usize
+        {
+            return Err(Refused::TokenSpent(token.uses));
+        }
+        let admitted = self.admitted.get(&membership.token);
+        let known = admitted.is_some_and(|nodes| nodes.contains(&membership.id));
+        if !known && self.admitted_by(&membership.token) >= token.uses as usize {
+            return Err(Refused::TokenSpent(token.uses));
+        }
+        Ok(())
+    }
+
+    fn permit_member(&self, node: &PublicKey) -> Result<(), Refused> {
+        if self.is_revoked(node) {
+            return Err(Refused::NodeRevoked);
+        }
+        self.membership(node).map(drop).ok_or(Refused::NotAMember)
+    }
+
+    fn permit_node(&self, node: &Node) -> Result<(), Refused> {
+        self.permit_member(&node.id)?;
+        let mesh = self.mesh().ok_or(Refused::NoMesh)?;
+        if mesh.addresses.index_of(&node.block).is_none() {
+            return Err(Refused::ForeignBlock(node.block.v4.to_string()));
+        }
+        // Outer packets to an address inside the mesh would go round in circles.
+        if let Some(endpoint) = node
+            .endpoints
+            .iter()
+            .find(|e| mesh.addresses.contains(e.ip()))
+        {
+            return Err(Refused::ForeignAddress(endpoint.ip()));
+        }
+        let taken = self.nodes().any(|other| {
+            other.id != node.id
+                && !self.is_revoked(&other.id)
+                && (other.block.overlaps(&node.block) || other.wireguard_key == node.wireguard_key)
+        });
+        if taken {
+            Err(Refused::BlockTaken(node.block.v4.to_string()))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn permit_service(&self, service: &Service) -> Result<(), Refused> {
+        self.permit_member(&service.node)?;
+        let mesh = self.mesh().ok_or(Refused::NoMesh)?;
+        let block = self.node(&service.node).map(|n| n.block);
+        for address in service.instances.iter().flat_map(|i| &i.addresses) {
+            if mesh.addresses.contains(*address) && !block.is_some_and(|b| b.contains(*address)) {
+                return Err(Refused::ForeignAddress(*address));
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, key: RecordKey, entry: Entry) {
+        match &entry.record {
+            Record::Membership(membership) => {
+                self.admitted
+                    .entry(membership.token)
+                    .or_default()
+                    .insert(membership.id);
+            }
+            Record::Revocation(revocation) if revocation.revoked == RevokedKind::Node => {
+                let node = revocation.id;
+                self.entries.retain(|_, held| match &held.record {
+                    Record::Node(record) => record.id != node,
+                    Record::Service(record) => record.node != node,
+                    Record::Unknown => held.envelope.signer != node,
+                    _ => true,
+                });
+            }
+            _ => {}
+        }
+        self.entries.insert(key, entry);
+    }
+
+    /// How many nodes `token` has admitted, removed ones included.
+    #[must_use]
+    pub fn admitted_by(&self, token: &PublicKey) -> usize {
+        self.admitted.get(token).map_or(0, HashSet::len)
+    }
+
+    /// Whether the administrator took `key`, a node, back.
+    #[must_use]
+    pub fn is_revoked(&self, key: &PublicKey) -> bool {
+        matches!(self.record("revocation", &key.to_string()), Some(Record::Revocation(r)) if r.revoked == RevokedKind::Node)
+    }
+
+    /// Whether the administrator took the token back.
+    #[must_use]
+    pub fn is_token_revoked(&self, token: &PublicKey) -> bool {
+        matches!(self.record("revocation", &token.to_string()), Some(Record::Revocation(r)) if r.revoked == RevokedKind::Token)
+    }
+
+    /// The mesh record.
+    #[must_use]
+    pub fn mesh(&self) -> Option<&Mesh> {
+        match self.record("mesh", crate::model::record::MESH_ID) {
+            Some(Record::Mesh(mesh)) => Some(mesh),
+            _ => None,
+        }
+    }
+
+    /// A token's certificate.
+    #[must_use]
+    pub fn token(&self, id: &PublicKey) -> Option<&Token> {
+        match self.record("token", &id.to_string()) {
+            Some(Record::Token(token)) => Some(token),
+            _ => None,
+        }
+    }
+
+    /// A node's membership certificate; also of a removed node.
+    #[must_use]
+    pub fn membership(&self, id: &PublicKey) -> Option<&Membership> {
+        match self.record("membership", &id.to_string()) {
+            Some(Record::Membership(membership)) => Some(membership),
+            _ => None,
+        }
+    }
+
+    /// A node's own record.
+    #[must_use]
+    pub fn node(&self, id: &PublicKey) -> Option<&Node> {
+        match self.record("node", &id.to_string()) {
+            Some(Record::Node(node)) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// All token certificates.
+    pub fn tokens(&self) -> impl Iterator<Item = &Token> {
+        self.of_kind("token").filter_map(|e| {
+            if let Record::Token(token) = &e.record {
+                Some(token)
+            } else {
+                None
+            }
+        })
+    }
+
+    /// All memberships, removed nodes included.
+    pub fn memberships(&self) -> impl Iterator<Item = &Membership> {
+        self.of_kind("membership").filter_map(|e| {
+            if let Record::Membership(m) = &e.record {
+                Some(m)
+            } else {
+                None
+            }
+        })
+    }
+
+    /// All node records.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.of_kind("node").filter_map(|e| {
+            if let Record::Node(node) = &e.record {
+                Some(node)
+            } else {
+                None
+            }
+        })
+    }
+
+    /// All service records.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.of_kind("service").filter_map(|e| {
+            if let Record::Service(service) = &e.record {
+                Some(service)
+            } else {
+                None
+            }
+        })
+    }
+
+    /// What is held under `key`.
+    #[must_use]
+    pub fn entry(&self, key: &RecordKey) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// All that is held, in an order in which another ledger can take it in.
+    pub fn envelopes(&self) -> impl Iterator<Item = &Envelope> {
+        ORDER
+            .iter()
+            .flat_map(|kind| self.of_kind(kind))
+            .chain(
+                self.entries
+                    .values()
+                    .filter(|e| e.record == Record::Unknown),
+            )
+            .map(|e| &e.envelope)
+    }
+
+    /// How many records are held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The members and what they serve.
+    #[must_use]
+    pub fn netmap(&self) -> Netmap {
+        let mut netmap = Netmap {
+            mesh: self.mesh().cloned(),
+            ..Netmap::default()
+        };
+        let mut by_age: Vec<&Membership> = self
+            .memberships()
+            .filter(|m| !self.is_revoked(&m.id))
+            .collect();
+        by_age.sort_by_key(|m| (m.issued_at, m.id));
+        let mut names = HashSet::new();
+        for membership in by_age {
+            let unique = names.insert(&membership.name);
+            let Some(node) = self.node(&membership.id) else {
+                continue;
+            };
+            let name = if unique {
+                membership.name.clone()
+            } else {
+                membership.name.with_suffix(&membership.id.short())
+            };
+            netmap.members.insert(
+                membership.id,
+                Member {
+                    id: membership.id,
+                    name,
+                    tags: membership.tags.clone(),
+                    wireguard_key: node.wireguard_key,
+                    block: node.block,
+                    endpoints: node.endpoints.clone(),
+                },
+            );
+        }
+        for service in self.services() {
+            if !service.instances.is_empty() && netmap.members.contains_key(&service.node) {
+                netmap.services.insert(service.id.clone(), service.clone());
+            }
+        }
+        netmap
+    }
+
+    fn record(&self, kind: &str, id: &str) -> Option<&Record> {
+        self.entries
+            .get(&RecordKey {
+                kind: kind.to_owned(),
+                id: id.to_owned(),
+            })
+            .map(|e| &e.record)
+    }
+
+    fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Entry> + 'a {
+        let first = RecordKey {
+            kind: kind.to_owned(),
+            id: String::new(),
+        };
+        self.entries
+            .range(first..)
+            .take_while(move |(key, _)| key.kind == kind)
+            .map(|(_, entry)| entry)
+    }
+}
+
+/// Each kind after those it rests on. Memberships come before revocations: a removed node's membership
+/// must be held (its token's use counts) and would be refused after the removal.
+const ORDER: [&str; 6] = [
+    "mesh",
+    "token",
+    "membership",
+    "revocation",
+    "node",
+    "service",
+];
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,371 @@
+use super::*;
+use crate::model::address::{Block, MeshAddresses};
+use crate::model::record::{Health, Instance, MESH_ID, Port, Protocol, Revocation, Source};
+use crate::model::time::UnixSeconds;
+use crate::model::{Label, SigningKey, WireGuardKey};
+
+const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
+const LATER: UnixSeconds = UnixSeconds(1_800_003_600);
+
+fn key(n: u8) -> SigningKey {
+    SigningKey::from_seed(&[n; 32])
+}
+
+fn label(text: &str) -> Label {
+    Label::parse(text).expect("a literal")
+}
+
+fn addresses() -> MeshAddresses {
+    MeshAddresses {
+        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
+        prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
+        node_block_v4: 24,
+        node_block_v6: 64,
+    }
+}
+
+fn block(index: u32) -> Block {
+    addresses().block(index).expect("in the plan")
+}
+
+const MESH: u8 = 1;
+const TOKEN: u8 = 2;
+
+fn mesh() -> Envelope {
+    let mesh = Mesh {
+        id: MESH_ID.into(),
+        version: 1,
+        domain: label("mesh"),
+        addresses: addresses(),
+    };
+    Envelope::seal(&Record::Mesh(mesh), &key(MESH))
+}
+
+fn token_record(uses: u32, tags: &[&str]) -> Token {
+    Token {
+        id: key(TOKEN).public(),
+        version: 1,
+        tags: tags.iter().map(|t| label(t)).collect(),
+        uses,
+        created_at: NOW,
+        expires_at: LATER,
+        ephemeral: false,
+    }
+}
+
+fn membership_record(node: u8, name: &str) -> Membership {
+    Membership {
+        id: key(node).public(),
+        version: 1,
+        token: key(TOKEN).public(),
+        name: label(name),
+        wireguard_key: WireGuardKey([node; 32]),
+        tags: vec![],
+        issued_at: NOW,
+    }
+}
+
+fn membership(node: u8) -> Envelope {
+    Envelope::seal(
+        &Record::Membership(membership_record(node, &format!("n{node}"))),
+        &key(TOKEN),
+    )
+}
+
+fn node_record(node: u8, version: u64, index: u32) -> Node {
+    Node {
+        id: key(node).public(),
+        version,
+        wireguard_key: WireGuardKey([node; 32]),
+        block: block(index),
+        endpoints: vec!["192.0.2.7:51820".parse().expect("a literal")],
+    }
+}
+
+fn node(node: u8, version: u64, index: u32) -> Envelope {
+    Envelope::seal(&Record::Node(node_record(node, version, index)), &key(node))
+}
+
+fn service_record(node: u8, version: u64, address: &str) -> Service {
+    let id = key(node).public();
+    Service {
+        id: Service::id_of(&id, None, &label("web")),
+        version,
+        node: id,
+        name: label("web"),
+        project: None,
+        instances: vec![Instance {
+            id: label("i"),
+            addresses: vec![address.parse().expect("a literal")],
+            ports: vec![Port {
+                number: 80.try_into().expect("not zero"),
+                protocol: Protocol::Tcp,
+                name: None,
+            }],
+            health: Health::Healthy,
+            weight: 10,
+            priority: 0,
+            source: Source::Cli,
+        }],
+    }
+}
+
+fn service(node: u8, version: u64, address: &str) -> Envelope {
+    Envelope::seal(
+        &Record::Service(service_record(node, version, address)),
+        &key(node),
+    )
+}
+
+fn revocation(of: u8, revoked: RevokedKind, at: UnixSeconds) -> Envelope {
+    let revocation = Revocation {
+        id: key(of).public(),
+        version: 1,
+        revoked,
+        at,
+    };
+    Envelope::seal(&Record::Revocation(revocation), &key(MESH))
+}
+
+/// A mesh, a token with `uses` uses and the tag `db`, nothing else.
+fn ledger(uses: u32) -> Ledger {
+    let mut ledger = Ledger::new(key(MESH).public());
+    ledger.apply(mesh()).expect("signed by the mesh key");
+    ledger
+        .apply(Envelope::seal(
+            &Record::Token(token_record(uses, &["db"])),
+            &key(MESH),
+        ))
+        .expect("signed by the mesh key");
+    ledger
+}
+
+/// Nodes 10 and 11 are members with blocks 1 and 2.
+fn two_nodes() -> Ledger {
+    let mut ledger = ledger(2);
+    for (index, n) in [10u8, 11].into_iter().enumerate() {
+        ledger.apply(membership(n)).expect("within the token");
+        ledger
+            .apply(node(n, 5, index as u32 + 1))
+            .expect("its own record");
+    }
+    ledger
+}
+
+#[test]
+fn members_with_their_services_make_the_netmap() {
+    let mut ledger = two_nodes();
+    ledger
+        .apply(service(10, 1, "10.210.1.1"))
+        .expect("in its block");
+    let netmap = ledger.netmap();
+    assert_eq!(netmap.members.len(), 2);
+    assert_eq!(
+        netmap.by_name(&label("n10")).map(|m| m.block),
+        Some(block(1))
+    );
+    assert_eq!(netmap.services.len(), 1);
+}
+
+#[test]
+fn only_the_mesh_key_makes_tokens() {
+    let mut ledger = ledger(1);
+    let mut wider = token_record(1000, &["db", "admin"]);
+    wider.version = 2;
+    for forger in [TOKEN, 10, 99] {
+        let forged = Envelope::seal(&Record::Token(wider.clone()), &key(forger));
+        assert!(matches!(ledger.apply(forged), Err(Refused::Signer(_))));
+    }
+    let mut renamed = Envelope::seal(&Record::Token(wider), &key(99));
+    renamed.signer = key(MESH).public();
+    assert_eq!(ledger.apply(renamed), Err(Refused::Signature));
+}
+
+#[test]
+fn a_token_admits_as_many_nodes_as_it_says() {
+    let mut ledger = ledger(1);
+    ledger.apply(membership(10)).expect("the first");
+    assert_eq!(ledger.apply(membership(10)), Ok(Applied::Unchanged));
+    assert_eq!(ledger.apply(membership(11)), Err(Refused::TokenSpent(1)));
+    ledger
+        .apply(revocation(10, RevokedKind::Node, NOW))
+        .expect("signed by the mesh key");
+    assert_eq!(
+        ledger.apply(membership(11)),
+        Err(Refused::TokenSpent(1)),
+        "removal gives no use back"
+    );
+}
+
+#[test]
+fn a_membership_stays_within_its_token() {
+    let mut ledger = ledger(9);
+    let mut tagged = membership_record(10, "n10");
+    tagged.tags = vec![label("db"), label("admin")];
+    assert_eq!(
+        ledger.apply(Envelope::seal(&Record::Membership(tagged), &key(TOKEN))),
+        Err(Refused::Tag("admin".into()))
+    );
+    let mut late = membership_record(10, "n10");
+    late.issued_at = LATER;
+    assert_eq!(
+        ledger.apply(Envelope::seal(&Record::Membership(late), &key(TOKEN))),
+        Err(Refused::TokenExpired)
+    );
+    let self_signed = Envelope::seal(&Record::Membership(membership_record(10, "n10")), &key(10));
+    assert!(matches!(ledger.apply(self_signed), Err(Refused::Signer(_))));
+    let mut unknown = membership_record(10, "n10");
+    unknown.token = key(77).public();
+    assert_eq!(
+        ledger.apply(Envelope::seal(&Record::Membership(unknown), &key(77))),
+        Err(Refused::UnknownToken)
+    );
+}
+
+#[test]
+fn a_revoked_token_admits_nobody_and_keeps_whom_it_admitted() {
+    let mut ledger = ledger(9);
+    let mut early = membership_record(10, "n10");
+    early.issued_at = UnixSeconds(NOW.0 - 1);
+    ledger
+        .apply(Envelope::seal(&Record::Membership(early), &key(TOKEN)))
+        .expect("before the revocation");
+    ledger
+        .apply(revocation(TOKEN, RevokedKind::Token, NOW))
+        .expect("signed by the mesh key");
+    assert_eq!(ledger.apply(membership(11)), Err(Refused::TokenRevoked));
+    ledger.apply(node(10, 1, 1)).expect("still a member");
+}
+
+#[test]
+fn versions_only_grow() {
+    let mut ledger = two_nodes();
+    assert!(matches!(
+        ledger.apply(node(10, 4, 1)),
+        Err(Refused::Stale {
+            offered: 4,
+            held: 5,
+            ..
+        })
+    ));
+    let mut other = node_record(10, 5, 1);
+    other.endpoints.clear();
+    assert!(matches!(
+        ledger.apply(Envelope::seal(&Record::Node(other), &key(10))),
+        Err(Refused::Forked(_))
+    ));
+    assert!(matches!(
+        ledger.apply(node(10, 6, 1)),
+        Ok(Applied::Changed(_))
+    ));
+}
+
+#[test]
+fn a_block_stays_with_who_holds_it() {
+    let mut ledger = two_nodes();
+    assert!(matches!(
+        ledger.apply(node(11, 6, 1)),
+        Err(Refused::BlockTaken(_))
+    ));
+    assert!(matches!(
+        ledger.apply(node(10, 6, 0)),
+        Err(Refused::ForeignBlock(_))
+    ));
+    let mut stolen_key = node_record(11, 6, 2);
+    stolen_key.wireguard_key = WireGuardKey([10; 32]);
+    assert!(matches!(
+        ledger.apply(Envelope::seal(&Record::Node(stolen_key), &key(11))),
+        Err(Refused::BlockTaken(_))
+    ));
+    ledger
+        .apply(revocation(10, RevokedKind::Node, NOW))
+        .expect("signed by the mesh key");
+    ledger
+        .apply(node(11, 7, 1))
+        .expect("the block is free again");
+}
+
+#[test]
+fn a_service_cannot_point_into_anothers_block_or_name_another_node() {
+    let mut ledger = two_nodes();
+    assert!(matches!(
+        ledger.apply(service(10, 1, "10.210.2.1")),
+        Err(Refused::ForeignAddress(_))
+    ));
+    ledger
+        .apply(service(10, 1, "192.0.2.80"))
+        .expect("an address outside the mesh");
+    let others = Envelope::seal(
+        &Record::Service(service_record(11, 1, "10.210.2.1")),
+        &key(10),
+    );
+    assert!(matches!(ledger.apply(others), Err(Refused::Signer(_))));
+}
+
+#[test]
+fn a_removed_node_is_out_with_all_it_said() {
+    let mut ledger = two_nodes();
+    ledger
+        .apply(service(10, 1, "10.210.1.1"))
+        .expect("in its block");
+    ledger
+        .apply(revocation(10, RevokedKind::Node, NOW))
+        .expect("signed by the mesh key");
+    assert!(ledger.netmap().by_name(&label("n10")).is_none());
+    assert!(ledger.netmap().services.is_empty());
+    assert_eq!(ledger.apply(node(10, 9, 1)), Err(Refused::NodeRevoked));
+    assert_eq!(
+        ledger.apply(service(10, 9, "10.210.1.1")),
+        Err(Refused::NodeRevoked)
+    );
+}
+
+#[test]
+fn an_endpoint_inside_the_mesh_is_refused() {
+    let mut ledger = two_nodes();
+    let mut inside = node_record(10, 6, 1);
+    inside.endpoints = vec!["10.210.2.1:51820".parse().expect("a literal")];
+    assert!(matches!(
+        ledger.apply(Envelope::seal(&Record::Node(inside), &key(10))),
+        Err(Refused::ForeignAddress(_))
+    ));
+}
+
+#[test]
+fn a_ledger_refills_an_empty_one() {
+    let mut full = two_nodes();
+    full.apply(service(10, 1, "10.210.1.1"))
+        .expect("in its block");
+    full.apply(revocation(11, RevokedKind::Node, NOW))
+        .expect("signed by the mesh key");
+    let unknown = r#"{"kind":"weather","id":"x","version":1}"#;
+    full.apply(Envelope::seal_payload(unknown.into(), &key(10)))
+        .expect("said by a member");
+    let mut empty = Ledger::new(key(MESH).public());
+    for envelope in full.envelopes() {
+        empty
+            .apply(envelope.clone())
+            .expect("in an order that can be taken in");
+    }
+    assert_eq!(empty.netmap(), full.netmap());
+    assert_eq!(empty.len(), full.len());
+}
+
+#[test]
+fn of_two_nodes_with_one_name_the_earlier_keeps_it() {
+    let mut ledger = ledger(2);
+    let mut second = membership_record(11, "n10");
+    second.issued_at = UnixSeconds(NOW.0 + 1);
+    ledger
+        .apply(Envelope::seal(&Record::Membership(second), &key(TOKEN)))
+        .expect("within the token");
+    ledger.apply(membership(10)).expect("within the token");
+    ledger.apply(node(10, 1, 1)).expect("a member");
+    ledger.apply(node(11, 1, 2)).expect("a member");
+    let netmap = ledger.netmap();
+    assert_eq!(
+        netmap.by_name(&label("n10")).map(|m| m.id),
+        Some(key(10).public())
+    );
+    assert_eq!(netmap.members.len(), 2);
+}

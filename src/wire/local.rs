@@ -1,0 +1,391 @@
+//! meshd's local API: HTTP over a unix socket, checked by peer credentials. What `meshctl --json` prints.
+//!
+//! | call | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`Status`] |
+//! | `GET /v1/system` | | [`SystemList`] |
+//! | `POST /v1/join` | [`Join`] | [`Joined`] |
+//! | `POST /v1/leave` | | `{}` |
+//! | `GET /v1/services` | | [`ServiceList`] |
+//! | `POST /v1/services` | [`AddService`] | [`ServiceChanged`] |
+//! | `DELETE /v1/services/NAME` | | [`ServiceChanged`] |
+//! | `POST /v1/services/NAME/drain`, `.../undrain` | | [`ServiceChanged`] |
+//! | `POST /v1/ping` | [`Ping`] | [`Pong`] |
+//! | `POST /v1/resolve` | [`Resolve`] | [`Resolved`] |
+//! | `GET /v1/metrics` | | text (OpenMetrics) |
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::model::record::{Health, Protocol, Source};
+use crate::model::{Label, PublicKey, WireGuardKey};
+
+/// The `schema` of every document here.
+pub const SCHEMA: u32 = 1;
+
+/// What the node is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// Waits for `meshctl join`.
+    Unjoined,
+    /// Is being admitted.
+    Joining,
+    /// Tunnel, addresses and DNS work.
+    Up,
+    /// Takes its changes back.
+    Leaving,
+}
+
+/// `meshctl status --json`. What an unjoined node has not got is null or empty.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// 1.
+    pub schema: u32,
+    /// Of meshd.
+    pub version: String,
+    /// What the node is doing.
+    pub state: NodeState,
+    /// Who it is.
+    pub node: Option<NodeStatus>,
+    /// Its tunnel device.
+    pub interface: Option<InterfaceStatus>,
+    /// Its control stream.
+    pub coordinator: Option<CoordinatorStatus>,
+    /// Its resolver.
+    pub dns: Option<DnsStatus>,
+    /// The other members.
+    pub peers: Vec<PeerStatus>,
+    /// Counts.
+    pub services: ServiceCounts,
+    /// What is wrong, why, and what to do.
+    pub problems: Vec<Problem>,
+}
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Identity key.
+    pub id: PublicKey,
+    /// Its name.
+    pub name: Label,
+    /// What its token granted.
+    pub tags: Vec<Label>,
+    /// Its mesh address.
+    pub address_v4: Ipv4Addr,
+    /// The same in IPv6.
+    pub address_v6: Ipv6Addr,
+    /// The addresses it owns.
+    pub block_v4: Ipv4Net,
+    /// The same in IPv6.
+    pub block_v6: Ipv6Net,
+    /// WireGuard key.
+    pub public_key: WireGuardKey,
+    /// The mesh's domain.
+    pub domain: Label,
+}
+
+/// The tunnel device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Such as `mesh0`.
+    pub name: String,
+    /// Octets.
+    pub mtu: u32,
+    /// UDP port.
+    pub listen_port: u16,
+}
+
+/// The control stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CoordinatorStatus {
+    /// The coordinator in use, or tried last.
+    pub url: String,
+    /// Whether the stream is open.
+    pub connected: bool,
+    /// The last revision held.
+    pub revision: u64,
+    /// Seconds since the stream was last known to be whole; null if never since the start.
+    pub synced_seconds_ago: Option<f64>,
+}
+
+/// The resolver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsStatus {
+    /// Where it answers.
+    pub listen: Vec<SocketAddr>,
+    /// Names with records.
+    pub records: usize,
+    /// Who sends the host's mesh names here: `systemd-resolved` or `none`.
+    pub split_dns: String,
+}
+
+/// How a peer is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerState {
+    /// Straight, over its endpoint.
+    Direct,
+    /// Through another node.
+    Relay,
+    /// A handshake is under way.
+    Connecting,
+    /// No traffic, and none needed.
+    Idle,
+    /// Does not answer.
+    Unreachable,
+}
+
+/// Another member.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Identity key.
+    pub id: PublicKey,
+    /// Its name.
+    pub name: Label,
+    /// What its token granted.
+    pub tags: Vec<Label>,
+    /// Its mesh address.
+    pub address_v4: Ipv4Addr,
+    /// The same in IPv6.
+    pub address_v6: Ipv6Addr,
+    /// How it is reached.
+    pub state: PeerState,
+    /// Where its datagrams come from and go to.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds since the last handshake.
+    pub last_handshake_seconds_ago: Option<f64>,
+    /// Round trip in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Octets received in the tunnel.
+    pub rx_bytes: u64,
+    /// Octets sent in the tunnel.
+    pub tx_bytes: u64,
+}
+
+/// How many services there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ServiceCounts {
+    /// Instances on this node.
+    pub local: usize,
+    /// Services in the mesh.
+    pub mesh: usize,
+}
+
+/// Something wrong, with its remedy.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Problem {
+    /// What is wrong.
+    pub what: String,
+    /// Why.
+    pub why: String,
+    /// What to do.
+    pub fix: String,
+}
+
+/// `meshctl status --system`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemList {
+    /// 1.
+    pub schema: u32,
+    /// All that meshd put on the machine.
+    pub entries: Vec<SystemEntry>,
+}
+
+/// One thing meshd put on the machine and takes away when it stops.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemEntry {
+    /// `link`, `address`, `route`, `rule`, `file`, `socket`, `resolver` or `sysctl`.
+    pub kind: String,
+    /// Which.
+    pub what: String,
+    /// What it is there for.
+    pub why: String,
+}
+
+/// Joins a mesh.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Join {
+    /// The join token.
+    pub token: String,
+    /// The node's name; by default the configured one, else from the host name.
+    pub name: Option<String>,
+    /// Seconds until the attempt is given up.
+    pub timeout_seconds: f64,
+}
+
+impl std::fmt::Debug for Join {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Join")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The node is in and works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// 1.
+    pub schema: u32,
+    /// The node's name.
+    pub name: Label,
+    /// Its mesh address.
+    pub address_v4: Ipv4Addr,
+    /// The same in IPv6.
+    pub address_v6: Ipv6Addr,
+    /// What the person should know, such as a name that had to be changed.
+    pub notes: Vec<String>,
+}
+
+/// `meshctl service list --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceList {
+    /// 1.
+    pub schema: u32,
+    /// By name, then project.
+    pub services: Vec<ServiceRow>,
+}
+
+/// A service of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRow {
+    /// `<name>.svc.<domain>`.
+    pub name: Label,
+    /// Compose project.
+    pub project: Option<Label>,
+    /// One row per instance and port.
+    pub instances: Vec<InstanceRow>,
+}
+
+/// One port of one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRow {
+    /// The instance's label.
+    pub id: Label,
+    /// The node's name.
+    pub node: Label,
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// All its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// On which port.
+    pub port: u16,
+    /// Over what.
+    pub protocol: Protocol,
+    /// The port's name.
+    pub port_name: Option<Label>,
+    /// Its owner's verdict.
+    pub health: Health,
+    /// Whether this node can reach its owner.
+    pub reachable: bool,
+    /// Who registered it.
+    pub source: Source,
+}
+
+/// Registers a service of this node, or changes one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddService {
+    /// `<name>.svc.<domain>`.
+    pub name: String,
+    /// The port it listens on.
+    pub port: u16,
+    /// Over what.
+    pub protocol: Protocol,
+    /// Where it listens; by default the node's mesh addresses.
+    pub address: Option<IpAddr>,
+    /// How its health is known.
+    pub check: Option<Check>,
+}
+
+/// A health check.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Check {
+    /// What is tried.
+    pub probe: CheckProbe,
+    /// Milliseconds from one try to the next.
+    pub interval_ms: u64,
+    /// Milliseconds after which a try has failed.
+    pub timeout_ms: u64,
+}
+
+impl Check {
+    /// `probe` every 5 s with a limit of 2 s.
+    #[must_use]
+    pub fn new(probe: CheckProbe) -> Self {
+        Self {
+            probe,
+            interval_ms: 5_000,
+            timeout_ms: 2_000,
+        }
+    }
+}
+
+/// What a health check tries.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckProbe {
+    /// A TCP connection to the service's port.
+    Tcp,
+    /// An HTTP GET of this path: 2xx and 3xx are healthy.
+    Http(String),
+}
+
+/// A service of this node has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceChanged {
+    /// 1.
+    pub schema: u32,
+    /// The full name, such as `web.svc.mesh`.
+    pub name: String,
+    /// Whether the coordinator has it; else it follows when the stream is back.
+    pub published: bool,
+}
+
+/// Asks for round trips to a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping {
+    /// Name of the node, or one of its mesh addresses.
+    pub node: String,
+    /// Milliseconds to wait.
+    pub timeout_ms: u64,
+}
+
+/// One round trip through the tunnel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pong {
+    /// The node's name.
+    pub node: Label,
+    /// Its address.
+    pub address: IpAddr,
+    /// Where its datagrams come from.
+    pub endpoint: Option<SocketAddr>,
+    /// Milliseconds; null if no answer came in time.
+    pub rtt_ms: Option<f64>,
+}
+
+/// Asks what this node's DNS answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolve {
+    /// A domain name.
+    pub name: String,
+    /// A record type, such as `A`.
+    #[serde(rename = "type")]
+    pub record_type: String,
+}
+
+/// What this node's DNS answers, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// 1.
+    pub schema: u32,
+    /// As asked.
+    pub name: String,
+    /// Such as `NOERROR` or `NXDOMAIN`.
+    pub response_code: String,
+    /// The records, in zone-file form.
+    pub answers: Vec<String>,
+    /// One line each on why it is so.
+    pub why: Vec<String>,
+}

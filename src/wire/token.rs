@@ -1,0 +1,195 @@
+//! The join token: one printable word that lets one or more nodes in.
+//!
+//! `mesh1_` and base64url (RFC 4648 section 5, no padding) of: 32 octets SHA-256 of the coordinator's
+//! public key (SPKI), 32 octets mesh key, 32 octets seed of the token's own key, one octet count of URLs,
+//! each URL with one octet of length before it, and the first 4 octets of SHA-256 over all of that, so that a
+//! token cut or mistyped is told from one that is merely refused.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest as _, Sha256};
+
+use super::url::CoordinatorUrl;
+use crate::model::{PublicKey, SigningKey};
+
+/// Begins every token of this form.
+pub const PREFIX: &str = "mesh1_";
+/// URLs in a token at most.
+pub const MAX_URLS: usize = 8;
+
+/// SHA-256 of a TLS server's SubjectPublicKeyInfo (RFC 7469 section 2.4).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct SpkiPin(pub [u8; 32]);
+
+impl fmt::Debug for SpkiPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&URL_SAFE_NO_PAD.encode(self.0))
+    }
+}
+
+/// What a join token carries. `Debug` does not show the key's seed.
+#[derive(Debug, Clone)]
+pub struct JoinToken {
+    /// Where to join, tried in turn.
+    pub urls: Vec<CoordinatorUrl>,
+    /// Whom to speak to there.
+    pub pin: SpkiPin,
+    /// The mesh to join.
+    pub mesh_key: PublicKey,
+    /// Signs the membership certificate; never leaves the node that joins.
+    pub key: SigningKey,
+}
+
+/// A text that is no usable token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// It does not begin like one.
+    #[error(
+        "this is not a join token: one begins with `mesh1_`; copy the whole word that `meshctl token create` printed"
+    )]
+    NotAToken,
+    /// It begins like one, and is cut or mistyped.
+    #[error(
+        "the join token is garbled (cut off or mistyped); copy the whole word that `meshctl token create` printed"
+    )]
+    Garbled,
+}
+
+impl JoinToken {
+    /// Parses the word.
+    ///
+    /// # Errors
+    /// Tells a text that is no token from one that is damaged.
+    pub fn parse(text: &str) -> Result<Self, TokenError> {
+        let text = text.trim();
+        let encoded = text.strip_prefix(PREFIX).ok_or(TokenError::NotAToken)?;
+        // The longest possible token: fixed fields and the most, longest URLs.
+        if encoded.len() > (101 + MAX_URLS * 256) * 4 / 3 + 4 {
+            return Err(TokenError::Garbled);
+        }
+        let octets = URL_SAFE_NO_PAD
+            .decode(encoded)
+            .map_err(|_| TokenError::Garbled)?;
+        Self::decode(&octets).ok_or(TokenError::Garbled)
+    }
+
+    fn decode(octets: &[u8]) -> Option<Self> {
+        let (body, check) = octets.split_last_chunk::<4>()?;
+        if Sha256::digest(body).get(..4)? != check {
+            return None;
+        }
+        let (pin, rest) = body.split_first_chunk::<32>()?;
+        let (mesh_key, rest) = rest.split_first_chunk::<32>()?;
+        let (seed, rest) = rest.split_first_chunk::<32>()?;
+        let (&count, mut rest) = rest.split_first()?;
+        let mut urls = Vec::new();
+        for _ in 0..count {
+            let (&length, tail) = rest.split_first()?;
+            let (url, tail) = tail.split_at_checked(usize::from(length))?;
+            urls.push(std::str::from_utf8(url).ok()?.parse().ok()?);
+            rest = tail;
+        }
+        (rest.is_empty() && !urls.is_empty() && urls.len() <= MAX_URLS).then(|| Self {
+            urls,
+            pin: SpkiPin(*pin),
+            mesh_key: PublicKey(*mesh_key),
+            key: SigningKey::from_seed(seed),
+        })
+    }
+}
+
+impl fmt::Display for JoinToken {
+    /// The word itself, secret included.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut body = Vec::with_capacity(256);
+        body.extend_from_slice(&self.pin.0);
+        body.extend_from_slice(&self.mesh_key.0);
+        body.extend_from_slice(self.key.seed().as_slice());
+        let urls: Vec<String> = self
+            .urls
+            .iter()
+            .take(MAX_URLS)
+            .map(ToString::to_string)
+            .collect();
+        body.push(u8::try_from(urls.len()).unwrap_or(u8::MAX));
+        for url in urls {
+            // A URL's host is at most 255 octets as parsed; with scheme and port it is cut off by the check below.
+            body.push(u8::try_from(url.len()).map_err(|_| fmt::Error)?);
+            body.extend_from_slice(url.as_bytes());
+        }
+        let digest = Sha256::digest(&body);
+        body.extend_from_slice(digest.get(..4).unwrap_or_default());
+        write!(f, "{PREFIX}{}", URL_SAFE_NO_PAD.encode(body))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn token() -> JoinToken {
+        JoinToken {
+            urls: vec![
+                "https://192.0.2.1:7443".parse().expect("a literal"),
+                "https://[2001:db8::1]:7443".parse().expect("a literal"),
+            ],
+            pin: SpkiPin([1; 32]),
+            mesh_key: PublicKey([2; 32]),
+            key: SigningKey::from_seed(&[3; 32]),
+        }
+    }
+
+    #[test]
+    fn a_token_survives_its_text_form() {
+        let parsed = JoinToken::parse(&format!(" {}\n", token())).expect("just written");
+        assert_eq!(
+            (parsed.urls, parsed.pin, parsed.mesh_key),
+            (token().urls, token().pin, token().mesh_key)
+        );
+        assert_eq!(parsed.key.public(), token().key.public());
+    }
+
+    #[test]
+    fn a_text_that_is_no_token_is_told_from_a_damaged_one() {
+        assert_eq!(
+            JoinToken::parse("hello").map(drop),
+            Err(TokenError::NotAToken)
+        );
+        assert_eq!(
+            JoinToken::parse("mesh1_").map(drop),
+            Err(TokenError::Garbled)
+        );
+        let word = token().to_string();
+        for end in PREFIX.len()..word.len() {
+            assert_eq!(
+                JoinToken::parse(&word[..end]).map(drop),
+                Err(TokenError::Garbled),
+                "{end}"
+            );
+        }
+    }
+
+    #[test]
+    fn debug_output_never_shows_the_seed() {
+        let shown = format!("{:?}", token());
+        assert!(!shown.contains("3, 3, 3") && !shown.contains("030303"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_token_or_an_error(text in "(mesh1_)?[ -~]{0,300}") {
+            let _ = JoinToken::parse(&text);
+        }
+
+        #[test]
+        fn one_changed_character_is_always_noticed(at in 6usize..180, to in "[A-Za-z0-9_-]") {
+            let word = token().to_string();
+            prop_assume!(at < word.len() - 1 && word[at..=at] != to);
+            let changed = format!("{}{to}{}", &word[..at], &word[at + 1..]);
+            prop_assert!(JoinToken::parse(&changed).is_err());
+        }
+    }
+}
