@@ -1,0 +1,277 @@
+//! Watches peers: hears from the data plane who was heard when, says whom to probe and which endpoint to
+//! try, and answers whether a peer is reachable.
+//!
+//! A peer is *heard* by any authenticated datagram. One that is wanted (its names may be asked for) is probed
+//! when it was silent for [`PROBE_INTERVAL`], and is unreachable once it was silent for
+//! [`UNREACHABLE_AFTER`] in spite of probes. A peer nobody wants is probed seldom: it costs next to nothing,
+//! and nobody claims to know its state. While a peer is silent its candidate endpoints are tried in turn;
+//! an endpoint that works is never given up for another.
+//!
+//! At the start, and after a pause of the machine, every peer has the benefit of the doubt.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::model::PublicKey;
+
+/// Silence after which a wanted peer is probed.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// Silence after which a peer that nobody wants is probed.
+pub const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(20);
+/// Silence, in spite of probes, after which a peer is unreachable: three probes lost and a margin.
+pub const UNREACHABLE_AFTER: Duration = Duration::from_secs(7);
+/// How long one candidate endpoint of a silent peer is tried before the next.
+pub const CANDIDATE_TRY: Duration = Duration::from_secs(3);
+/// A gap between two polls that means the machine slept: nothing can be concluded from silence.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Something for the data plane to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send a probe; its answer is heard like any datagram.
+    Probe(PublicKey),
+    /// Send to this endpoint from now on, and start a handshake.
+    Try(PublicKey, SocketAddr),
+}
+
+/// What is known of the way to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Silent for a short while only, or not watched for long.
+    Unknown,
+    /// Heard lately.
+    Reachable,
+    /// Silent in spite of probes.
+    Unreachable,
+}
+
+#[derive(Debug)]
+struct Peer {
+    candidates: Vec<SocketAddr>,
+    current: usize,
+    wanted: bool,
+    heard: Option<Instant>,
+    probed: Option<Instant>,
+    /// Since when silence counts: when it was first probed after it was last heard.
+    silent_since: Option<Instant>,
+    tried_at: Instant,
+}
+
+/// The machine. It reads no clock: every call says what time it is.
+#[derive(Debug, Default)]
+pub struct Watch {
+    peers: BTreeMap<PublicKey, Peer>,
+    polled: Option<Instant>,
+}
+
+impl Watch {
+    /// Sets who the peers are, where each may be reached (best first), and whether anybody wants it.
+    /// What is known of those that stay is kept.
+    pub fn set_peers(
+        &mut self,
+        peers: impl IntoIterator<Item = (PublicKey, Vec<SocketAddr>, bool)>,
+        now: Instant,
+    ) {
+        let mut old = std::mem::take(&mut self.peers);
+        for (id, candidates, wanted) in peers {
+            let peer = match old.remove(&id) {
+                Some(mut peer) => {
+                    if peer.candidates != candidates {
+                        let in_use = peer.candidates.get(peer.current);
+                        peer.current =
+                            candidates.iter().position(|c| Some(c) == in_use).unwrap_or(0);
+                        peer.candidates = candidates;
+                        peer.tried_at = now;
+                    }
+                    if wanted && !peer.wanted {
+                        peer.silent_since = None;
+                    }
+                    Peer { wanted, ..peer }
+                }
+                None => Peer {
+                    candidates,
+                    current: 0,
+                    wanted,
+                    heard: None,
+                    probed: None,
+                    silent_since: None,
+                    tried_at: now,
+                },
+            };
+            self.peers.insert(id, peer);
+        }
+    }
+
+    /// The endpoint in use for `id`.
+    #[must_use]
+    pub fn endpoint(&self, id: &PublicKey) -> Option<SocketAddr> {
+        let peer = self.peers.get(id)?;
+        peer.candidates.get(peer.current).copied()
+    }
+
+    /// The data plane last heard `id` at `at`.
+    pub fn handle_heard(&mut self, id: &PublicKey, at: Instant) {
+        if let Some(peer) = self.peers.get_mut(id)
+            && peer.heard.is_none_or(|before| at > before)
+        {
+            peer.heard = Some(at);
+            peer.silent_since = None;
+        }
+    }
+
+    /// What to do now. To be called about every half second.
+    pub fn poll(&mut self, now: Instant) -> Vec<Action> {
+        let paused = self.polled.is_some_and(|last| now.duration_since(last) > PAUSE);
+        self.polled = Some(now);
+        let mut actions = Vec::new();
+        for (id, peer) in &mut self.peers {
+            if paused {
+                peer.silent_since = None;
+                peer.tried_at = now;
+            }
+            let interval = if peer.wanted { PROBE_INTERVAL } else { IDLE_PROBE_INTERVAL };
+            let due = |last: Option<Instant>| last.is_none_or(|at| now.duration_since(at) >= interval);
+            if due(peer.heard) && due(peer.probed) {
+                peer.probed = Some(now);
+                peer.silent_since.get_or_insert(now);
+                actions.push(Action::Probe(*id));
+            }
+            let silent = peer.silent_since.is_some_and(|at| now.duration_since(at) >= CANDIDATE_TRY);
+            if silent
+                && peer.candidates.len() > 1
+                && now.duration_since(peer.tried_at) >= CANDIDATE_TRY
+            {
+                peer.current = (peer.current + 1) % peer.candidates.len();
+                peer.tried_at = now;
+                if let Some(endpoint) = peer.candidates.get(peer.current) {
+                    actions.push(Action::Try(*id, *endpoint));
+                }
+            }
+        }
+        actions
+    }
+
+    /// What is known of the way to `id`.
+    #[must_use]
+    pub fn reach(&self, id: &PublicKey, now: Instant) -> Reach {
+        let Some(peer) = self.peers.get(id) else { return Reach::Unreachable };
+        match (peer.silent_since, peer.heard) {
+            (Some(since), _) if now.duration_since(since) + PROBE_INTERVAL >= UNREACHABLE_AFTER => {
+                Reach::Unreachable
+            }
+            (None, Some(_)) => Reach::Reachable,
+            (Some(_), Some(heard)) if now.duration_since(heard) < UNREACHABLE_AFTER => {
+                Reach::Reachable
+            }
+            _ => Reach::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> PublicKey {
+        PublicKey([n; 32])
+    }
+
+    fn endpoint(n: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, n], 51820))
+    }
+
+    /// Polls every half second from `from` for `seconds`, and returns what was asked for, with its time.
+    fn run(watch: &mut Watch, from: Instant, seconds: u64) -> Vec<(u64, Action)> {
+        (0..seconds * 2)
+            .flat_map(|half| {
+                let now = from + Duration::from_millis(half * 500);
+                watch.poll(now).into_iter().map(move |a| (half / 2, a))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_wanted_peer_that_stays_silent_is_unreachable_within_seven_seconds() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        watch.set_peers([(id(1), vec![endpoint(1)], true)], start);
+        watch.handle_heard(&id(1), start);
+        let actions = run(&mut watch, start, 8);
+        let probes: Vec<u64> = actions.iter().map(|(second, _)| *second).collect();
+        assert_eq!(probes, [2, 4, 6]);
+        assert_eq!(watch.reach(&id(1), start + Duration::from_secs(6)), Reach::Reachable);
+        assert_eq!(watch.reach(&id(1), start + Duration::from_secs(7)), Reach::Unreachable);
+    }
+
+    #[test]
+    fn one_datagram_makes_it_reachable_again() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        watch.set_peers([(id(1), vec![endpoint(1)], true)], start);
+        run(&mut watch, start, 20);
+        let later = start + Duration::from_secs(20);
+        assert_eq!(watch.reach(&id(1), later), Reach::Unreachable);
+        watch.handle_heard(&id(1), later);
+        assert_eq!(watch.reach(&id(1), later), Reach::Reachable);
+    }
+
+    #[test]
+    fn a_new_peer_has_the_benefit_of_the_doubt() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        watch.set_peers([(id(1), vec![endpoint(1)], true)], start);
+        watch.poll(start);
+        assert_eq!(watch.reach(&id(1), start + Duration::from_secs(3)), Reach::Unknown);
+        assert_eq!(watch.reach(&id(2), start), Reach::Unreachable, "never heard of");
+    }
+
+    #[test]
+    fn the_candidates_of_a_silent_peer_are_tried_in_turn() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        watch.set_peers([(id(1), vec![endpoint(1), endpoint(2), endpoint(3)], true)], start);
+        let tried: Vec<(u64, SocketAddr)> = run(&mut watch, start, 11)
+            .into_iter()
+            .filter_map(|(at, action)| match action {
+                Action::Try(_, endpoint) => Some((at, endpoint)),
+                Action::Probe(_) => None,
+            })
+            .collect();
+        assert_eq!(tried, [(3, endpoint(2)), (6, endpoint(3)), (9, endpoint(1))]);
+    }
+
+    #[test]
+    fn an_endpoint_that_works_is_kept() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        watch.set_peers([(id(1), vec![endpoint(1), endpoint(2)], true)], start);
+        for half in 0..60 {
+            let now = start + Duration::from_millis(half * 500);
+            watch.handle_heard(&id(1), now);
+            assert_eq!(watch.poll(now), []);
+        }
+        watch.set_peers([(id(1), vec![endpoint(9), endpoint(1)], true)], start);
+        assert_eq!(watch.endpoint(&id(1)), Some(endpoint(1)));
+    }
+
+    #[test]
+    fn a_machine_that_slept_concludes_nothing_from_silence() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        watch.set_peers([(id(1), vec![endpoint(1)], true)], start);
+        watch.handle_heard(&id(1), start);
+        run(&mut watch, start, 3);
+        let woke = start + Duration::from_secs(3600);
+        watch.poll(woke);
+        assert_ne!(watch.reach(&id(1), woke), Reach::Unreachable);
+    }
+
+    #[test]
+    fn a_peer_nobody_wants_is_probed_seldom() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        watch.set_peers([(id(1), vec![endpoint(1)], false)], start);
+        assert_eq!(run(&mut watch, start, 60).len(), 3);
+    }
+}
