@@ -1,1 +1,3 @@
-//! node
+//! meshd: carries values between tunnel, path, dns, discovery and the coordinator.
+
+pub mod control;

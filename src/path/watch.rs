@@ -79,8 +79,10 @@ impl Watch {
                 Some(mut peer) => {
                     if peer.candidates != candidates {
                         let in_use = peer.candidates.get(peer.current);
-                        peer.current =
-                            candidates.iter().position(|c| Some(c) == in_use).unwrap_or(0);
+                        peer.current = candidates
+                            .iter()
+                            .position(|c| Some(c) == in_use)
+                            .unwrap_or(0);
                         peer.candidates = candidates;
                         peer.tried_at = now;
                     }
@@ -122,7 +124,9 @@ impl Watch {
 
     /// What to do now. To be called about every half second.
     pub fn poll(&mut self, now: Instant) -> Vec<Action> {
-        let paused = self.polled.is_some_and(|last| now.duration_since(last) > PAUSE);
+        let paused = self
+            .polled
+            .is_some_and(|last| now.duration_since(last) > PAUSE);
         self.polled = Some(now);
         let mut actions = Vec::new();
         for (id, peer) in &mut self.peers {
@@ -130,14 +134,21 @@ impl Watch {
                 peer.silent_since = None;
                 peer.tried_at = now;
             }
-            let interval = if peer.wanted { PROBE_INTERVAL } else { IDLE_PROBE_INTERVAL };
-            let due = |last: Option<Instant>| last.is_none_or(|at| now.duration_since(at) >= interval);
+            let interval = if peer.wanted {
+                PROBE_INTERVAL
+            } else {
+                IDLE_PROBE_INTERVAL
+            };
+            let due =
+                |last: Option<Instant>| last.is_none_or(|at| now.duration_since(at) >= interval);
             if due(peer.heard) && due(peer.probed) {
                 peer.probed = Some(now);
                 peer.silent_since.get_or_insert(now);
                 actions.push(Action::Probe(*id));
             }
-            let silent = peer.silent_since.is_some_and(|at| now.duration_since(at) >= CANDIDATE_TRY);
+            let silent = peer
+                .silent_since
+                .is_some_and(|at| now.duration_since(at) >= CANDIDATE_TRY);
             if silent
                 && peer.candidates.len() > 1
                 && now.duration_since(peer.tried_at) >= CANDIDATE_TRY
@@ -155,7 +166,9 @@ impl Watch {
     /// What is known of the way to `id`.
     #[must_use]
     pub fn reach(&self, id: &PublicKey, now: Instant) -> Reach {
-        let Some(peer) = self.peers.get(id) else { return Reach::Unreachable };
+        let Some(peer) = self.peers.get(id) else {
+            return Reach::Unreachable;
+        };
         match (peer.silent_since, peer.heard) {
             (Some(since), _) if now.duration_since(since) + PROBE_INTERVAL >= UNREACHABLE_AFTER => {
                 Reach::Unreachable
@@ -200,8 +213,14 @@ mod tests {
         let actions = run(&mut watch, start, 8);
         let probes: Vec<u64> = actions.iter().map(|(second, _)| *second).collect();
         assert_eq!(probes, [2, 4, 6]);
-        assert_eq!(watch.reach(&id(1), start + Duration::from_secs(6)), Reach::Reachable);
-        assert_eq!(watch.reach(&id(1), start + Duration::from_secs(7)), Reach::Unreachable);
+        assert_eq!(
+            watch.reach(&id(1), start + Duration::from_secs(6)),
+            Reach::Reachable
+        );
+        assert_eq!(
+            watch.reach(&id(1), start + Duration::from_secs(7)),
+            Reach::Unreachable
+        );
     }
 
     #[test]
@@ -222,15 +241,25 @@ mod tests {
         let mut watch = Watch::default();
         watch.set_peers([(id(1), vec![endpoint(1)], true)], start);
         watch.poll(start);
-        assert_eq!(watch.reach(&id(1), start + Duration::from_secs(3)), Reach::Unknown);
-        assert_eq!(watch.reach(&id(2), start), Reach::Unreachable, "never heard of");
+        assert_eq!(
+            watch.reach(&id(1), start + Duration::from_secs(3)),
+            Reach::Unknown
+        );
+        assert_eq!(
+            watch.reach(&id(2), start),
+            Reach::Unreachable,
+            "never heard of"
+        );
     }
 
     #[test]
     fn the_candidates_of_a_silent_peer_are_tried_in_turn() {
         let start = Instant::now();
         let mut watch = Watch::default();
-        watch.set_peers([(id(1), vec![endpoint(1), endpoint(2), endpoint(3)], true)], start);
+        watch.set_peers(
+            [(id(1), vec![endpoint(1), endpoint(2), endpoint(3)], true)],
+            start,
+        );
         let tried: Vec<(u64, SocketAddr)> = run(&mut watch, start, 11)
             .into_iter()
             .filter_map(|(at, action)| match action {
@@ -238,7 +267,10 @@ mod tests {
                 Action::Probe(_) => None,
             })
             .collect();
-        assert_eq!(tried, [(3, endpoint(2)), (6, endpoint(3)), (9, endpoint(1))]);
+        assert_eq!(
+            tried,
+            [(3, endpoint(2)), (6, endpoint(3)), (9, endpoint(1))]
+        );
     }
 
     #[test]

@@ -1,0 +1,120 @@
+//! The join call.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+
+use super::dial::{DialError, dial};
+use crate::wire::api::ApiError;
+use crate::wire::join::{JoinRequest, JoinResponse, PATH};
+use crate::wire::token::SpkiPin;
+use crate::wire::url::CoordinatorUrl;
+
+/// How long the coordinator may take to answer: it waits for its disk.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// Octets of an answer at most: three records and a little.
+const MAX_ANSWER: usize = 512 * 1024;
+
+/// Why a join did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// No connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The coordinator says no.
+    #[error(transparent)]
+    Refused(#[from] ApiError),
+    /// The connection ended in the middle; whether the node was admitted is not known, and asking again is safe.
+    #[error(
+        "the coordinator at {url} did not answer: {why}; run the same `meshctl join` again, the token is not lost"
+    )]
+    Broken {
+        /// Where.
+        url: CoordinatorUrl,
+        /// What went wrong.
+        why: String,
+    },
+}
+
+/// Asks the first coordinator of `urls` that can be reached.
+///
+/// # Errors
+/// A refusal ends the search; a coordinator that cannot be reached does not.
+pub async fn join(
+    urls: &[CoordinatorUrl],
+    pin: SpkiPin,
+    request: &JoinRequest,
+) -> Result<JoinResponse, JoinError> {
+    let mut last = None;
+    for url in urls {
+        match dial(url, pin).await {
+            Ok(stream) => {
+                return timeout(ANSWER_LIMIT, ask(url, stream, request))
+                    .await
+                    .unwrap_or_else(|_| Err(broken(url, "no answer within 15 seconds")));
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.map_or_else(
+        || {
+            JoinError::Refused(ApiError::new(
+                crate::wire::api::ErrorCode::BadRequest,
+                "the token names no coordinator",
+            ))
+        },
+        JoinError::Dial,
+    ))
+}
+
+async fn ask(
+    url: &CoordinatorUrl,
+    stream: tokio_rustls::client::TlsStream<tokio::net::TcpStream>,
+    request: &JoinRequest,
+) -> Result<JoinResponse, JoinError> {
+    let body = serde_json::to_vec(request).map_err(|e| broken(url, e))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| broken(url, e))?;
+    let driver = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(PATH)
+        .header(HOST, url.authority())
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::<Bytes>::from(body))
+        .map_err(|e| broken(url, e))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|e| broken(url, e))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER)
+        .collect()
+        .await
+        .map_err(|e| broken(url, e))?
+        .to_bytes();
+    driver.abort();
+    if status.is_success() {
+        return serde_json::from_slice(&body).map_err(|e| broken(url, e));
+    }
+    match serde_json::from_slice::<ApiError>(&body) {
+        Ok(refusal) => Err(JoinError::Refused(refusal)),
+        Err(_) => Err(JoinError::Dial(DialError::NotACoordinator {
+            url: url.clone(),
+            why: format!("it answers HTTP {}", status.as_u16()),
+        })),
+    }
+}
+
+fn broken(url: &CoordinatorUrl, why: impl std::fmt::Display) -> JoinError {
+    JoinError::Broken {
+        url: url.clone(),
+        why: why.to_string(),
+    }
+}

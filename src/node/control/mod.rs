@@ -1,0 +1,7 @@
+//! The node's side of the coordinator: TLS pinned by the token, the join call, the control stream.
+
+pub mod dial;
+pub mod join;
+pub mod stream;
+
+pub use dial::DialError;

@@ -1,0 +1,358 @@
+//! The control stream: kept open, and opened again with full jitter when it breaks.
+//!
+//! One task owns the socket. It takes records to publish and gives events; it holds no state of the mesh.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message};
+
+use super::dial::dial;
+use crate::model::{PublicKey, SigningKey};
+use crate::wire::Envelope;
+use crate::wire::control::{
+    FromCoordinator, FromNode, MAX_MESSAGE, MAX_RECORDS, PATH, PING_SECONDS, PROTOCOL, Refusal,
+    proof_message,
+};
+use crate::wire::envelope::{Purpose, Signature};
+use crate::wire::token::SpkiPin;
+use crate::wire::url::CoordinatorUrl;
+
+/// The first wait after a failure is up to this long; it doubles with each further failure.
+const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+/// No wait is longer.
+const BACKOFF_MOST: Duration = Duration::from_secs(15);
+/// How long one step of the opening exchange may take.
+const OPENING_LIMIT: Duration = Duration::from_secs(10);
+
+/// Whom the stream speaks for and with.
+#[derive(Debug, Clone)]
+pub struct StreamConfig {
+    /// All coordinators; one is picked at random each time.
+    pub urls: Vec<CoordinatorUrl>,
+    /// The key they have.
+    pub pin: SpkiPin,
+    /// The node's identity key.
+    pub identity: SigningKey,
+}
+
+/// Where the node stands in the coordinator's sequence of changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Position {
+    /// Which store.
+    pub store: Option<String>,
+    /// The last revision of it that is held.
+    pub revision: u64,
+}
+
+/// What the stream tells.
+#[derive(Debug)]
+pub enum Event {
+    /// The stream is open.
+    Opened {
+        /// The coordinator.
+        url: CoordinatorUrl,
+        /// The name of its store.
+        store: String,
+    },
+    /// Records, and the position once they are held.
+    Changes {
+        /// Verified by nobody yet.
+        records: Vec<Envelope>,
+        /// The position after them.
+        position: Position,
+    },
+    /// Published records are on the coordinator's disk.
+    Published {
+        /// As given with [`Stream::publish`].
+        sequence: u64,
+        /// Why some were refused.
+        refused: Vec<String>,
+    },
+    /// The other side was heard: the stream is whole.
+    Alive,
+    /// The stream is closed; another attempt follows by itself.
+    Closed {
+        /// The coordinator.
+        url: CoordinatorUrl,
+        /// Why, in one line.
+        why: String,
+        /// Set if the coordinator refused the node.
+        refusal: Option<Refusal>,
+    },
+}
+
+/// A running stream. Dropping it ends it.
+#[derive(Debug)]
+pub struct Stream {
+    publish: mpsc::Sender<(u64, Vec<Envelope>)>,
+    position: tokio::sync::watch::Sender<Position>,
+    task: JoinHandle<()>,
+}
+
+impl Stream {
+    /// Starts at `position`; events go to `events`, which ends the stream when it is closed.
+    #[must_use]
+    pub fn start(config: StreamConfig, position: Position, events: mpsc::Sender<Event>) -> Self {
+        let (publish, outgoing) = mpsc::channel(64);
+        let (position, positions) = tokio::sync::watch::channel(position);
+        let task = tokio::spawn(run(config, positions, outgoing, events));
+        Self {
+            publish,
+            position,
+            task,
+        }
+    }
+
+    /// Hands records over. False if the stream is closed or too far behind; they are published when it opens
+    /// again, since the node then offers all of its own.
+    pub fn publish(&self, sequence: u64, records: Vec<Envelope>) -> bool {
+        self.publish.try_send((sequence, records)).is_ok()
+    }
+
+    /// Says what is held, for the next time the stream opens.
+    pub fn set_position(&self, position: Position) {
+        self.position.send_replace(position);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run(
+    config: StreamConfig,
+    positions: tokio::sync::watch::Receiver<Position>,
+    mut outgoing: mpsc::Receiver<(u64, Vec<Envelope>)>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut failures = 0u32;
+    loop {
+        let Some(url) = config
+            .urls
+            .get(random_below(config.urls.len() as u64) as usize)
+        else {
+            return;
+        };
+        let opened = Instant::now();
+        let position = positions.borrow().clone();
+        let ended = converse(&config, url, position, &mut outgoing, &events).await;
+        let (why, refusal) = match ended {
+            Ok(()) => return,
+            Err(Ended { why, refusal }) => (why, refusal),
+        };
+        if events
+            .send(Event::Closed {
+                url: url.clone(),
+                why,
+                refusal,
+            })
+            .await
+            .is_err()
+        {
+            return;
+        }
+        // A stream that held for a while was no failure of this kind.
+        failures = if opened.elapsed() > Duration::from_secs(60) {
+            0
+        } else {
+            failures.saturating_add(1)
+        };
+        sleep(backoff(failures)).await;
+        // What was handed over meanwhile is offered again at the opening.
+        while outgoing.try_recv().is_ok() {}
+    }
+}
+
+/// Full jitter: anything from nothing to a bound that doubles with each failure.
+fn backoff(failures: u32) -> Duration {
+    let bound = BACKOFF_FIRST
+        .saturating_mul(1 << failures.saturating_sub(1).min(10))
+        .min(BACKOFF_MOST);
+    Duration::from_millis(random_below(
+        bound.as_millis().try_into().unwrap_or(u64::MAX).max(1),
+    ))
+}
+
+fn random_below(bound: u64) -> u64 {
+    let random = getrandom::u64().unwrap_or_default();
+    if bound == 0 { 0 } else { random % bound }
+}
+
+/// Why a conversation ended.
+struct Ended {
+    why: String,
+    refusal: Option<Refusal>,
+}
+
+impl<E: std::fmt::Display> From<E> for Ended {
+    fn from(error: E) -> Self {
+        Self {
+            why: error.to_string(),
+            refusal: None,
+        }
+    }
+}
+
+type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+/// One stream from opening to end. `Ok` means the receiver of the events is gone.
+async fn converse(
+    config: &StreamConfig,
+    url: &CoordinatorUrl,
+    position: Position,
+    outgoing: &mut mpsc::Receiver<(u64, Vec<Envelope>)>,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Ended> {
+    let tls = dial(url, config.pin).await?;
+    let limits = WebSocketConfig::default()
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE));
+    let request = format!("wss://{}{PATH}", url.authority());
+    let (mut socket, _) = timeout(
+        OPENING_LIMIT,
+        tokio_tungstenite::client_async_with_config(request, tls, Some(limits)),
+    )
+    .await
+    .map_err(|_| "the coordinator did not answer in time")??;
+
+    let (store, snapshot) = timeout(OPENING_LIMIT, open(&mut socket, config, &position))
+        .await
+        .map_err(|_| "the coordinator did not answer in time")??;
+    let mut position = Position {
+        revision: if snapshot { 0 } else { position.revision },
+        store: Some(store.clone()),
+    };
+    if events
+        .send(Event::Opened {
+            url: url.clone(),
+            store,
+        })
+        .await
+        .is_err()
+    {
+        return Ok(());
+    }
+
+    let mut pings = interval(Duration::from_secs(PING_SECONDS));
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = Instant::now();
+    loop {
+        tokio::select! {
+            message = socket.next() => {
+                heard = Instant::now();
+                let message = message.ok_or("the coordinator closed the stream")??;
+                let event = match read(message)? {
+                    Some(FromCoordinator::Changes { revision, records }) => {
+                        position.revision = revision;
+                        Event::Changes { records, position: position.clone() }
+                    }
+                    Some(FromCoordinator::Published { sequence, refused, .. }) => Event::Published { sequence, refused },
+                    Some(FromCoordinator::Refuse { reason, message }) => {
+                        return Err(Ended { why: message, refusal: Some(reason) });
+                    }
+                    _ => Event::Alive,
+                };
+                if events.send(event).await.is_err() {
+                    return Ok(());
+                }
+            }
+            publish = outgoing.recv() => {
+                let Some((sequence, records)) = publish else { return Ok(()) };
+                for chunk in records.chunks(MAX_RECORDS) {
+                    send(&mut socket, &FromNode::Publish { sequence, records: chunk.to_vec() }).await?;
+                }
+            }
+            _ = pings.tick() => {
+                if heard.elapsed() > Duration::from_secs(3 * PING_SECONDS) {
+                    return Err("the coordinator fell silent".into());
+                }
+                timeout(OPENING_LIMIT, socket.send(Message::Ping(tungstenite::Bytes::new())))
+                    .await
+                    .map_err(|_| "the coordinator takes nothing in")??;
+            }
+        }
+    }
+}
+
+/// The opening exchange; gives the store's name and whether everything follows.
+async fn open(
+    socket: &mut Socket,
+    config: &StreamConfig,
+    position: &Position,
+) -> Result<(String, bool), Ended> {
+    let node: PublicKey = config.identity.public();
+    let hello = FromNode::Hello {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node,
+        store: position.store.clone(),
+        revision: position.revision,
+    };
+    send(socket, &hello).await?;
+    loop {
+        let message = socket
+            .next()
+            .await
+            .ok_or("the coordinator closed the stream")??;
+        match read(message)? {
+            Some(FromCoordinator::Challenge { nonce }) => {
+                let message = proof_message(&nonce, &config.pin);
+                let signature = Signature::make(&config.identity, Purpose::Control, &message);
+                send(socket, &FromNode::Proof { signature }).await?;
+            }
+            Some(FromCoordinator::Welcome {
+                store, snapshot, ..
+            }) => return Ok((store, snapshot)),
+            Some(FromCoordinator::Refuse { reason, message }) => {
+                return Err(Ended {
+                    why: message,
+                    refusal: Some(reason),
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn send(socket: &mut Socket, message: &FromNode) -> Result<(), Ended> {
+    let text = serde_json::to_string(message)?;
+    timeout(OPENING_LIMIT, socket.send(Message::Text(text.into())))
+        .await
+        .map_err(|_| "the coordinator takes nothing in")??;
+    Ok(())
+}
+
+fn read(message: Message) -> Result<Option<FromCoordinator>, Ended> {
+    match message {
+        Message::Text(text) => Ok(Some(serde_json::from_str(&text)?)),
+        Message::Close(_) => Err("the coordinator closed the stream".into()),
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_up_to_a_bound_and_are_never_longer() {
+        for failures in 0..40 {
+            let bound = BACKOFF_FIRST
+                .saturating_mul(1 << failures.saturating_sub(1).min(10))
+                .min(BACKOFF_MOST);
+            for _ in 0..20 {
+                assert!(backoff(failures) <= bound);
+            }
+        }
+    }
+}
