@@ -1,3 +1,4 @@
 //! meshd: carries values between tunnel, path, dns, discovery and the coordinator.
 
 pub mod control;
+pub mod state;

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod api;
 pub mod control;
 pub mod envelope;
+pub mod file;
 pub mod join;
 pub mod ledger;
 pub mod local;

@@ -176,7 +176,7 @@ async fn run(
 /// Full jitter: anything from nothing to a bound that doubles with each failure.
 fn backoff(failures: u32) -> Duration {
     let bound = BACKOFF_FIRST
-        .saturating_mul(1 << failures.saturating_sub(1).min(10))
+        .saturating_mul(1u32 << failures.saturating_sub(1).min(10))
         .min(BACKOFF_MOST);
     Duration::from_millis(random_below(
         bound.as_millis().try_into().unwrap_or(u64::MAX).max(1),
@@ -346,9 +346,9 @@ mod tests {
 
     #[test]
     fn waits_grow_up_to_a_bound_and_are_never_longer() {
-        for failures in 0..40 {
+        for failures in 0..40u32 {
             let bound = BACKOFF_FIRST
-                .saturating_mul(1 << failures.saturating_sub(1).min(10))
+                .saturating_mul(1u32 << failures.saturating_sub(1).min(10))
                 .min(BACKOFF_MOST);
             for _ in 0..20 {
                 assert!(backoff(failures) <= bound);

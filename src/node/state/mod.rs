@@ -1,0 +1,353 @@
+//! What a node keeps on disk, in its state directory (0700):
+//!
+//! | file | what | if it is damaged |
+//! |---|---|---|
+//! | `identity.json` | the node's keys and its place in the mesh | meshd does not start: nothing can replace it |
+//! | `pending.json` | keys and certificate of a join under way | the join is begun afresh |
+//! | `records.jsonl` | every verified record, one envelope a line | damaged lines are left out and come again |
+//! | `position.json` | where the node stands in the coordinator's changes | everything is asked for again |
+//! | `services.json` | services added with `meshctl service add`, drains | said, kept aside as `services.json.damaged` |
+
+pub mod records;
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::control::stream::Position;
+use crate::model::address::Block;
+use crate::model::{Label, PublicKey, SigningKey, WireGuardKey};
+use crate::wire::Envelope;
+use crate::wire::file::{self, FileError};
+use crate::wire::token::SpkiPin;
+use crate::wire::url::CoordinatorUrl;
+
+/// Octets of a state file at most, the records aside.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
+
+/// The state directory.
+#[derive(Debug, Clone)]
+pub struct StateDir(PathBuf);
+
+/// State that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The directory or a file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The one file nothing can replace is damaged.
+    #[error(
+        "the node's identity in {path} is damaged ({why}); restore that file from a backup, or move {dir} away, remove the node with `meshctl node remove` and join again"
+    )]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// The state directory.
+        dir: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The secret keys of a node. `Debug` shows public halves only.
+#[derive(Clone)]
+pub struct Keys {
+    /// Signs the node's records.
+    pub identity: SigningKey,
+    /// The tunnel's key.
+    pub wireguard: x25519_dalek::StaticSecret,
+}
+
+impl Keys {
+    /// New random keys.
+    ///
+    /// # Errors
+    /// The system has no randomness to give.
+    pub fn generate() -> Result<Self, getrandom::Error> {
+        let mut seeds = Zeroizing::new([0u8; 64]);
+        getrandom::fill(seeds.as_mut_slice())?;
+        let (identity, wireguard) = seeds.split_at(32);
+        let half = |octets: &[u8]| {
+            Zeroizing::new(<[u8; 32]>::try_from(octets).expect("half of 64 octets"))
+        };
+        Ok(Self {
+            identity: SigningKey::from_seed(&half(identity)),
+            wireguard: x25519_dalek::StaticSecret::from(*half(wireguard)),
+        })
+    }
+
+    /// The public half of the tunnel's key.
+    #[must_use]
+    pub fn wireguard_public(&self) -> WireGuardKey {
+        WireGuardKey(x25519_dalek::PublicKey::from(&self.wireguard).to_bytes())
+    }
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keys")
+            .field("identity", &self.identity.public())
+            .field("wireguard", &self.wireguard_public())
+            .finish()
+    }
+}
+
+/// Who the node is and in which mesh: all it needs to start with no coordinator.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its keys.
+    pub keys: Keys,
+    /// Its name.
+    pub name: Label,
+    /// What everything is verified up to.
+    pub mesh_key: PublicKey,
+    /// The addresses it owns.
+    pub block: Block,
+    /// Where coordinators are.
+    pub urls: Vec<CoordinatorUrl>,
+    /// The key they have.
+    pub pin: SpkiPin,
+}
+
+/// A join that was begun: kept so that asking again is the same question.
+#[derive(Debug, Clone)]
+pub struct Pending {
+    /// Its keys.
+    pub keys: Keys,
+    /// The token it is for.
+    pub token: PublicKey,
+    /// Signed with the token's key.
+    pub membership: Envelope,
+}
+
+/// Keys as they stand in a file.
+#[derive(Serialize, Deserialize)]
+struct StoredKeys {
+    identity_seed: Zeroizing<String>,
+    wireguard_secret: Zeroizing<String>,
+    identity: PublicKey,
+    wireguard: WireGuardKey,
+}
+
+impl StoredKeys {
+    fn new(keys: &Keys) -> Self {
+        // Hexadecimal through the types that write keys: a seed has the same form.
+        let hex = |octets: [u8; 32]| Zeroizing::new(PublicKey(octets).to_string());
+        Self {
+            identity_seed: hex(*keys.identity.seed()),
+            wireguard_secret: hex(keys.wireguard.to_bytes()),
+            identity: keys.identity.public(),
+            wireguard: keys.wireguard_public(),
+        }
+    }
+
+    /// The public halves are kept beside the secrets so that a flipped bit is noticed.
+    fn open(&self) -> Result<Keys, String> {
+        let octets = |text: &str| {
+            text.parse::<PublicKey>()
+                .map(|k| Zeroizing::new(k.0))
+                .map_err(|e| e.to_string())
+        };
+        let keys = Keys {
+            identity: SigningKey::from_seed(&*octets(&self.identity_seed)?),
+            wireguard: x25519_dalek::StaticSecret::from(*octets(&self.wireguard_secret)?),
+        };
+        if keys.identity.public() != self.identity || keys.wireguard_public() != self.wireguard {
+            return Err("the keys do not go together".into());
+        }
+        Ok(keys)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredIdentity {
+    keys: StoredKeys,
+    name: Label,
+    mesh_key: PublicKey,
+    block: Block,
+    urls: Vec<CoordinatorUrl>,
+    pin: SpkiPin,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredPending {
+    keys: StoredKeys,
+    token: PublicKey,
+    membership: Envelope,
+}
+
+impl StateDir {
+    /// Opens the directory, making it if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made, belongs to another user, or others may read it.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        file::private_dir(path)?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// The path of `name` in it.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The node's identity, if it has joined.
+    ///
+    /// # Errors
+    /// The file is there and cannot be used.
+    pub fn identity(&self) -> Result<Option<Identity>, StateError> {
+        let damaged = |why: String| StateError::Identity {
+            path: self.path("identity.json"),
+            dir: self.0.clone(),
+            why,
+        };
+        let Some(text) = self.read("identity.json")? else {
+            return Ok(None);
+        };
+        let stored: StoredIdentity =
+            serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+        Ok(Some(Identity {
+            keys: stored.keys.open().map_err(damaged)?,
+            name: stored.name,
+            mesh_key: stored.mesh_key,
+            block: stored.block,
+            urls: stored.urls,
+            pin: stored.pin,
+        }))
+    }
+
+    /// Writes the identity.
+    ///
+    /// # Errors
+    /// The disk refuses; the file is then as before.
+    pub fn set_identity(&self, identity: &Identity) -> Result<(), StateError> {
+        self.write(
+            "identity.json",
+            &StoredIdentity {
+                keys: StoredKeys::new(&identity.keys),
+                name: identity.name.clone(),
+                mesh_key: identity.mesh_key,
+                block: identity.block,
+                urls: identity.urls.clone(),
+                pin: identity.pin,
+            },
+        )
+    }
+
+    /// A join under way, if its file can be used.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn pending(&self) -> Result<Option<Pending>, StateError> {
+        let Some(stored) = self.read_or_nothing::<StoredPending>("pending.json")? else {
+            return Ok(None);
+        };
+        Ok(stored.keys.open().ok().map(|keys| Pending {
+            keys,
+            token: stored.token,
+            membership: stored.membership,
+        }))
+    }
+
+    /// Writes the join under way.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn set_pending(&self, pending: &Pending) -> Result<(), StateError> {
+        let keys = StoredKeys::new(&pending.keys);
+        self.write(
+            "pending.json",
+            &StoredPending {
+                keys,
+                token: pending.token,
+                membership: pending.membership.clone(),
+            },
+        )
+    }
+
+    /// Forgets the join under way.
+    pub fn clear_pending(&self) {
+        let _ = std::fs::remove_file(self.path("pending.json"));
+    }
+
+    /// Where the node stands; the beginning if that is not known.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.read_or_nothing("position.json")
+            .ok()
+            .flatten()
+            .unwrap_or_default()
+    }
+
+    /// Writes where the node stands.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn set_position(&self, position: &Position) -> Result<(), StateError> {
+        self.write("position.json", position)
+    }
+
+    /// The services added by hand, and what is wrong with their file if anything is.
+    #[must_use]
+    pub fn services<T: DeserializeOwned + Default>(&self) -> (T, Option<String>) {
+        let damage = match self.read("services.json") {
+            Ok(None) => return (T::default(), None),
+            Ok(Some(text)) => match serde_json::from_slice(&text) {
+                Ok(services) => return (services, None),
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        let aside = self.path("services.json.damaged");
+        let _ = std::fs::rename(self.path("services.json"), &aside);
+        (
+            T::default(),
+            Some(format!("{damage}; the file is kept as {}", aside.display())),
+        )
+    }
+
+    /// Writes the services added by hand.
+    ///
+    /// # Errors
+    /// The disk refuses; the file is then as before.
+    pub fn set_services<T: Serialize>(&self, services: &T) -> Result<(), StateError> {
+        self.write("services.json", services)
+    }
+
+    /// Forgets the mesh: all files but the directory.
+    pub fn clear(&self) {
+        for name in [
+            "identity.json",
+            "pending.json",
+            "records.jsonl",
+            "position.json",
+            "services.json",
+        ] {
+            let _ = std::fs::remove_file(self.path(name));
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
+        match file::read_private(&self.path(name), MAX_FILE) {
+            Ok(octets) => Ok(Some(Zeroizing::new(octets))),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn read_or_nothing<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
+        Ok(self
+            .read(name)?
+            .and_then(|text| serde_json::from_slice(&text).ok()))
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
+        let text = Zeroizing::new(
+            serde_json::to_vec_pretty(value).expect("state is plain data with text keys"),
+        );
+        Ok(file::write_atomic(&self.path(name), &text, 0o600)?)
+    }
+}

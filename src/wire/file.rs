@@ -1,0 +1,275 @@
+//! Files that hold state: written whole or not at all, private, read within bounds.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
+
+/// A file or directory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The system refuses.
+    #[error("cannot {action} {path}: {source}{}", remedy(.source))]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Larger than it can be.
+    #[error("{path} is larger than {most} octets; it is not a file of meshd's, move it away")]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+        /// The bound.
+        most: u64,
+    },
+    /// Others can read what is secret.
+    #[error("{path} can be read by others (mode {mode:04o}); run: chmod {wanted:o} {path}")]
+    Exposed {
+        /// Which.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+        /// What it must be.
+        wanted: u32,
+    },
+    /// Somebody else could change it.
+    #[error(
+        "{path} belongs to user {owner}, and this program runs as user {user}; run: chown {user} {path}"
+    )]
+    Owner {
+        /// Which.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who runs.
+        user: u32,
+    },
+    /// Something other than a directory.
+    #[error("{0} is not a directory; move it away or name another directory")]
+    NotADirectory(PathBuf),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; run as root",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; make room on that file system"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "; name a directory on a writable file system",
+        _ => "",
+    }
+}
+
+impl FileError {
+    /// An error of the system on `path`.
+    #[must_use]
+    pub fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// Whether it is just not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Whether the system refuses for want of rights.
+    #[must_use]
+    pub fn is_permission(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
+/// Makes sure that `path` is a directory of ours that nobody else can look into (0700).
+///
+/// # Errors
+/// It cannot be made, or is there with other rights; those are named, not changed.
+pub fn private_dir(path: &Path) -> Result<(), FileError> {
+    match fs::metadata(path) {
+        Ok(found) => {
+            if !found.is_dir() {
+                return Err(FileError::NotADirectory(path.to_owned()));
+            }
+            let user = nix::unistd::geteuid().as_raw();
+            if found.uid() != user {
+                return Err(FileError::Owner {
+                    path: path.to_owned(),
+                    owner: found.uid(),
+                    user,
+                });
+            }
+            let mode = found.permissions().mode() & 0o7777;
+            if mode & 0o077 != 0 {
+                return Err(FileError::Exposed {
+                    path: path.to_owned(),
+                    mode,
+                    wanted: 0o700,
+                });
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|e| FileError::io("make the directory", path, e)),
+        Err(error) => Err(FileError::io("look at", path, error)),
+    }
+}
+
+/// Replaces `path` by a file with `octets` and `mode`: a reader, and a machine that loses power at any
+/// moment, finds the old content or the new, never a mixture.
+///
+/// # Errors
+/// The system refuses; the old file is then as before.
+pub fn write_atomic(path: &Path, octets: &[u8], mode: u32) -> Result<(), FileError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".new.{}", std::process::id()));
+    let temporary = path.with_file_name(name);
+    // Left by a process with our number that was killed.
+    let _ = fs::remove_file(&temporary);
+    let written = write_new(&temporary, octets, mode)
+        .and_then(|()| fs::rename(&temporary, path).map_err(|e| FileError::io("replace", path, e)));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+        return written;
+    }
+    sync_parent(path)
+}
+
+/// Makes a new file that only its owner can read; a file that is there already is an error.
+///
+/// # Errors
+/// The system refuses; a file half written is taken away.
+pub fn create_private_new(path: &Path, octets: &[u8]) -> Result<(), FileError> {
+    if let Err(error) = write_new(path, octets, 0o600) {
+        let exists = matches!(&error, FileError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists);
+        if !exists {
+            let _ = fs::remove_file(path);
+        }
+        return Err(error);
+    }
+    sync_parent(path)
+}
+
+/// Reads a secret file of at most `most` octets, if others cannot.
+///
+/// # Errors
+/// It is not there, too large, or others can read it.
+pub fn read_private(path: &Path, most: u64) -> Result<Vec<u8>, FileError> {
+    let file = File::open(path).map_err(|e| FileError::io("read", path, e))?;
+    let found = file
+        .metadata()
+        .map_err(|e| FileError::io("look at", path, e))?;
+    let mode = found.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(FileError::Exposed {
+            path: path.to_owned(),
+            mode,
+            wanted: 0o600,
+        });
+    }
+    let mut octets = Vec::new();
+    file.take(most + 1)
+        .read_to_end(&mut octets)
+        .map_err(|e| FileError::io("read", path, e))?;
+    if octets.len() as u64 > most {
+        return Err(FileError::TooLarge {
+            path: path.to_owned(),
+            most,
+        });
+    }
+    Ok(octets)
+}
+
+fn write_new(path: &Path, octets: &[u8], mode: u32) -> Result<(), FileError> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .map_err(|e| FileError::io("make", path, e))?;
+    file.write_all(octets)
+        .and_then(|()| file.sync_all())
+        .map_err(|e| FileError::io("write", path, e))
+}
+
+/// A rename is on disk once its directory is.
+fn sync_parent(path: &Path) -> Result<(), FileError> {
+    let parent = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    File::open(parent)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| FileError::io("write", parent, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_others_can_look_into_is_refused_with_the_remedy() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("state");
+        private_dir(&path).expect("made");
+        private_dir(&path).expect("found as made");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
+        let refused = private_dir(&path)
+            .expect_err("readable by others")
+            .to_string();
+        assert_eq!(
+            refused,
+            format!(
+                "{0} can be read by others (mode 0755); run: chmod 700 {0}",
+                path.display()
+            )
+        );
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_private() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("f");
+        write_atomic(&path, b"one", 0o600).expect("room");
+        write_atomic(&path, b"two", 0o600).expect("room");
+        assert_eq!(read_private(&path, 10).expect("ours"), b"two");
+        assert_eq!(fs::read_dir(dir.path()).expect("ours").count(), 1);
+        assert!(matches!(
+            read_private(&path, 2),
+            Err(FileError::TooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_file() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("f");
+        fs::create_dir(&path).expect("ours");
+        assert!(
+            write_atomic(&path, b"x", 0o600).is_err(),
+            "a directory is in the way"
+        );
+        assert_eq!(fs::read_dir(dir.path()).expect("ours").count(), 1);
+    }
+
+    #[test]
+    fn a_new_file_never_overwrites_one() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("key");
+        create_private_new(&path, b"first").expect("room");
+        assert!(create_private_new(&path, b"second").is_err());
+        assert_eq!(read_private(&path, 10).expect("ours"), b"first");
+    }
+}
