@@ -68,6 +68,9 @@ impl RecordLog {
             if read == 0 {
                 break;
             }
+            if line == b"\n" {
+                continue;
+            }
             lines += 1;
             whole = line.last() == Some(&b'\n');
             let envelope = serde_json::from_slice::<Envelope>(&line)
@@ -137,7 +140,11 @@ fn lines_of<'a>(envelopes: impl Iterator<Item = &'a Envelope>) -> (Vec<u8>, usiz
     let (mut text, mut lines) = (Vec::new(), 0);
     for envelope in envelopes {
         let copies = if is_foundation(envelope) { 2 } else { 1 };
-        for _ in 0..copies {
+        for copy in 0..copies {
+            if copy > 0 {
+                // A damaged line end must not join the two copies into one line.
+                text.push(b'\n');
+            }
             serde_json::to_writer(&mut text, envelope)
                 .expect("an envelope is plain data, and memory does not fail");
             text.push(b'\n');
@@ -210,12 +217,12 @@ mod tests {
         let (_dir, path) = three();
         let text = std::fs::read(&path).expect("just written");
         let line = text.len() / 6;
-        for cut in [text.len() - 1, line * 4 + 5, line + 1, 1] {
+        for (at, cut) in [text.len() - 1, line * 3 + 9, line + 9, 1].into_iter().enumerate() {
             std::fs::write(&path, &text[..cut]).expect("writable");
             let (mut log, mut loaded) = open(&path);
             assert_eq!(
                 loaded.ledger.len(),
-                (cut / line).div_ceil(2),
+                [3, 2, 1, 0][at],
                 "cut at {cut}"
             );
             assert_eq!(loaded.damaged, 1);
