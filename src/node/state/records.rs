@@ -217,14 +217,13 @@ mod tests {
         let (_dir, path) = three();
         let text = std::fs::read(&path).expect("just written");
         let line = text.len() / 6;
-        for (at, cut) in [text.len() - 1, line * 3 + 9, line + 9, 1].into_iter().enumerate() {
+        for (at, cut) in [text.len() - 1, line * 3 + 9, line + 9, 1]
+            .into_iter()
+            .enumerate()
+        {
             std::fs::write(&path, &text[..cut]).expect("writable");
             let (mut log, mut loaded) = open(&path);
-            assert_eq!(
-                loaded.ledger.len(),
-                [3, 2, 1, 0][at],
-                "cut at {cut}"
-            );
+            assert_eq!(loaded.ledger.len(), [3, 2, 1, 0][at], "cut at {cut}");
             assert_eq!(loaded.damaged, 1);
             loaded
                 .ledger

@@ -1,0 +1,301 @@
+//! The local API: HTTP over a unix socket, for root, meshd's own user and the socket's group.
+//!
+//! A thin shell: it parses, hands a [`Command`] to the agent, and writes the answer.
+
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::serve::IncomingStream;
+use axum::{Json, Router};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::wire::api::{ApiError, ErrorCode, MAX_BODY};
+use crate::wire::local::{
+    AddService, Join, Joined, Ping, Pong, Resolve, Resolved, ServiceChanged, ServiceList, Status,
+    SystemList,
+};
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
+
+/// What a caller asks of the agent.
+#[derive(Debug)]
+pub enum Command {
+    /// How things are.
+    Status(Reply<Status>),
+    /// What meshd put on the machine.
+    System(Reply<SystemList>),
+    /// Join a mesh.
+    Join(Join, Reply<Joined>),
+    /// Leave it.
+    Leave(Reply<Empty>),
+    /// All services of the mesh.
+    Services(Reply<ServiceList>),
+    /// Register a service of this node.
+    AddService(AddService, Reply<ServiceChanged>),
+    /// Take one away.
+    RemoveService(String, Reply<ServiceChanged>),
+    /// Send no new clients to one, or send them again.
+    Drain(String, bool, Reply<ServiceChanged>),
+    /// One round trip.
+    Ping(Ping, Reply<Pong>),
+    /// What DNS answers.
+    Resolve(Resolve, Reply<Resolved>),
+    /// Counters, as text.
+    Metrics(Reply<String>),
+}
+
+/// `{}`.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Empty {}
+
+/// Why the socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiSocketError {
+    /// Another meshd answers there.
+    #[error(
+        "another meshd answers on {0}; stop it, or give this one another `socket` and `state_dir`"
+    )]
+    InUse(PathBuf),
+    /// Something that is no socket is in the way.
+    #[error("{0} is there and is no socket; move it away")]
+    NotASocket(PathBuf),
+    /// The system refuses.
+    #[error("cannot listen on {path}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Binds the socket with mode 0660; one left by a process that is gone is replaced.
+///
+/// # Errors
+/// Says who or what is in the way.
+pub fn bind(path: &Path) -> Result<UnixListener, ApiSocketError> {
+    let io = |source| ApiSocketError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(ApiSocketError::NotASocket(path.to_owned()));
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(ApiSocketError::InUse(path.to_owned()));
+        }
+        std::fs::remove_file(path).map_err(io)?;
+    }
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(io)?;
+    }
+    let listener = UnixListener::bind(path).map_err(io)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(io)?;
+    Ok(listener)
+}
+
+/// Serves until `listener` or the agent is gone.
+///
+/// # Errors
+/// The listener broke.
+pub async fn serve(
+    listener: UnixListener,
+    path: &Path,
+    commands: mpsc::Sender<Command>,
+) -> std::io::Result<()> {
+    let group = std::fs::metadata(path)?.gid();
+    let rights = Rights {
+        user: nix::unistd::geteuid().as_raw(),
+        group,
+    };
+    let router = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/system", get(system))
+        .route("/v1/join", post(join))
+        .route("/v1/leave", post(leave))
+        .route("/v1/services", get(services).post(add_service))
+        .route("/v1/services/{name}", delete(remove_service))
+        .route("/v1/services/{name}/drain", post(drain))
+        .route("/v1/services/{name}/undrain", post(undrain))
+        .route("/v1/ping", post(ping))
+        .route("/v1/resolve", post(resolve))
+        .route("/v1/metrics", get(metrics))
+        .fallback(|| async {
+            failure(ApiError::new(
+                ErrorCode::NotFound,
+                "there is no such call; is meshctl of another version than meshd?",
+            ))
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(rights, only_permitted))
+        .with_state(commands);
+    axum::serve(
+        listener,
+        router.into_make_service_with_connect_info::<Caller>(),
+    )
+    .await
+}
+
+/// Who is at the other end, by the kernel's word (`SO_PEERCRED`).
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    user: Option<u32>,
+    group: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let io: &UnixStream = stream.io();
+        let credentials = io.peer_cred().ok();
+        Self {
+            user: credentials.map(|c| c.uid()),
+            group: credentials.map(|c| c.gid()),
+        }
+    }
+}
+
+/// Who may call.
+#[derive(Debug, Clone, Copy)]
+struct Rights {
+    user: u32,
+    group: u32,
+}
+
+async fn only_permitted(
+    State(rights): State<Rights>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let permitted = caller.user == Some(0)
+        || caller.user == Some(rights.user)
+        || caller.group == Some(rights.group);
+    if permitted {
+        next.run(request).await
+    } else {
+        failure(ApiError::new(
+            ErrorCode::Permission,
+            "only root and the group of meshd's socket may do this; use sudo",
+        ))
+    }
+}
+
+type Agent = State<mpsc::Sender<Command>>;
+
+async fn status(agent: Agent) -> Response {
+    ask(agent, Command::Status).await
+}
+
+async fn system(agent: Agent) -> Response {
+    ask(agent, Command::System).await
+}
+
+async fn join(agent: Agent, body: axum::body::Bytes) -> Response {
+    ask_with(agent, &body, Command::Join).await
+}
+
+async fn leave(agent: Agent) -> Response {
+    ask(agent, Command::Leave).await
+}
+
+async fn services(agent: Agent) -> Response {
+    ask(agent, Command::Services).await
+}
+
+async fn add_service(agent: Agent, body: axum::body::Bytes) -> Response {
+    ask_with(agent, &body, Command::AddService).await
+}
+
+async fn remove_service(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
+    ask(agent, |reply| Command::RemoveService(name, reply)).await
+}
+
+async fn drain(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
+    ask(agent, |reply| Command::Drain(name, true, reply)).await
+}
+
+async fn undrain(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
+    ask(agent, |reply| Command::Drain(name, false, reply)).await
+}
+
+async fn ping(agent: Agent, body: axum::body::Bytes) -> Response {
+    ask_with(agent, &body, Command::Ping).await
+}
+
+async fn resolve(agent: Agent, body: axum::body::Bytes) -> Response {
+    ask_with(agent, &body, Command::Resolve).await
+}
+
+async fn metrics(State(agent): Agent) -> Response {
+    match send(&agent, Command::Metrics).await {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => failure(error),
+    }
+}
+
+/// No command takes longer: a join has its own, shorter limit.
+const ANSWER_LIMIT: Duration = Duration::from_secs(600);
+
+async fn send<T>(
+    agent: &mpsc::Sender<Command>,
+    command: impl FnOnce(Reply<T>) -> Command,
+) -> Result<T, ApiError> {
+    let gone = || {
+        ApiError::new(
+            ErrorCode::Unreachable,
+            "meshd is stopping; try again once it runs",
+        )
+    };
+    let (reply, answer) = oneshot::channel();
+    agent.send(command(reply)).await.map_err(|_| gone())?;
+    match tokio::time::timeout(ANSWER_LIMIT, answer).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(gone()),
+        Err(_) => Err(ApiError::new(
+            ErrorCode::Internal,
+            "meshd did not answer in time; look at its log",
+        )),
+    }
+}
+
+async fn ask<T: Serialize>(
+    State(agent): Agent,
+    command: impl FnOnce(Reply<T>) -> Command,
+) -> Response {
+    match send(&agent, command).await {
+        Ok(answer) => Json(answer).into_response(),
+        Err(error) => failure(error),
+    }
+}
+
+async fn ask_with<B: DeserializeOwned, T: Serialize>(
+    agent: Agent,
+    body: &[u8],
+    command: impl FnOnce(B, Reply<T>) -> Command,
+) -> Response {
+    match serde_json::from_slice(body) {
+        Ok(body) => ask(agent, |reply| command(body, reply)).await,
+        Err(error) => failure(ApiError::new(
+            ErrorCode::BadRequest,
+            format!("the request cannot be read: {error}"),
+        )),
+    }
+}
+
+fn failure(error: ApiError) -> Response {
+    let status =
+        StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, Json(error)).into_response()
+}

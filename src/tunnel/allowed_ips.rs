@@ -1,0 +1,119 @@
+//! Who owns an address: longest-prefix match over the allowed IPs of all peers.
+//!
+//! One hash table per prefix length in use, longest first. A mesh has one or two lengths per family, so a
+//! lookup is one or two probes, whatever the number of peers.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// An immutable table from prefixes to owners.
+#[derive(Debug, Clone, Default)]
+pub struct AllowedIps<T> {
+    v4: Vec<(u32, HashMap<u32, T>)>,
+    v6: Vec<(u128, HashMap<u128, T>)>,
+}
+
+impl<T: Clone> AllowedIps<T> {
+    /// Builds the table. Of equal prefixes the last one holds, as with `wg`.
+    #[must_use]
+    pub fn new(prefixes: impl IntoIterator<Item = (IpNet, T)>) -> Self {
+        let mut table = Self {
+            v4: Vec::new(),
+            v6: Vec::new(),
+        };
+        for (prefix, owner) in prefixes {
+            match prefix {
+                IpNet::V4(net) => {
+                    level(&mut table.v4, u32::from(net.netmask()))
+                        .insert(net.network().into(), owner);
+                }
+                IpNet::V6(net) => {
+                    level(&mut table.v6, u128::from(net.netmask()))
+                        .insert(net.network().into(), owner);
+                }
+            }
+        }
+        table
+    }
+
+    /// The owner of `address`.
+    #[must_use]
+    pub fn owner(&self, address: IpAddr) -> Option<&T> {
+        match address {
+            IpAddr::V4(v4) => {
+                let bits = u32::from(v4);
+                self.v4
+                    .iter()
+                    .find_map(|(mask, nets)| nets.get(&(bits & mask)))
+            }
+            IpAddr::V6(v6) => {
+                let bits = u128::from(v6);
+                self.v6
+                    .iter()
+                    .find_map(|(mask, nets)| nets.get(&(bits & mask)))
+            }
+        }
+    }
+}
+
+/// The table for `mask`, made in its place if there is none: longer masks are larger numbers.
+fn level<K: Ord + Copy, T>(levels: &mut Vec<(K, HashMap<K, T>)>, mask: K) -> &mut HashMap<K, T> {
+    let at = levels.partition_point(|(other, _)| *other > mask);
+    if levels.get(at).is_none_or(|(other, _)| *other != mask) {
+        levels.insert(at, (mask, HashMap::new()));
+    }
+    &mut levels[at].1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_longest_prefix_wins() {
+        let table = AllowedIps::new([
+            ("10.0.0.0/8".parse().expect("a literal"), 1),
+            ("10.1.0.0/16".parse().expect("a literal"), 2),
+            ("10.1.2.3/32".parse().expect("a literal"), 3),
+            ("::/0".parse().expect("a literal"), 4),
+        ]);
+        let owner = |a: &str| table.owner(a.parse().expect("a literal")).copied();
+        assert_eq!(owner("10.9.9.9"), Some(1));
+        assert_eq!(owner("10.1.9.9"), Some(2));
+        assert_eq!(owner("10.1.2.3"), Some(3));
+        assert_eq!(owner("11.0.0.1"), None);
+        assert_eq!(owner("2001:db8::1"), Some(4));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn lookups_agree_with_trying_every_prefix(
+            nets in prop::collection::vec((any::<u32>(), 0u8..=32), 0..40),
+            nets6 in prop::collection::vec((any::<u128>(), 0u8..=128), 0..20),
+            near in any::<prop::sample::Index>(),
+            flips in any::<u32>(),
+        ) {
+            let prefixes: Vec<IpNet> = nets.iter()
+                .map(|(a, l)| IpNet::new(IpAddr::V4((*a).into()), *l).expect("a length in range"))
+                .chain(nets6.iter().map(|(a, l)| IpNet::new(IpAddr::V6((*a).into()), *l).expect("a length in range")))
+                .collect();
+            let table = AllowedIps::new(prefixes.iter().copied().enumerate().map(|(i, p)| (p, i)));
+            let oracle = |address: IpAddr| prefixes.iter().enumerate()
+                .filter(|(_, p)| p.contains(&address))
+                .max_by_key(|(i, p)| (p.prefix_len(), *i))
+                .map(|(i, _)| i);
+            for shift in 0..32 {
+                let v4 = nets.get(near.index(nets.len().max(1))).map_or(flips, |(a, _)| a ^ (flips >> shift));
+                let address = IpAddr::V4(v4.into());
+                prop_assert_eq!(table.owner(address).copied(), oracle(address));
+                let v6 = nets6.first().map_or(1, |(a, _)| a ^ (u128::from(flips) << shift));
+                let address = IpAddr::V6(v6.into());
+                prop_assert_eq!(table.owner(address).copied(), oracle(address));
+            }
+        }
+    }
+}

@@ -1,0 +1,516 @@
+//! Merges packets of one flow that follow each other, so that the kernel takes them as one.
+//!
+//! Packets stay where they are in the arena: a run is a list of their payloads behind the first one's headers.
+//! Two packets merge if all their headers say the same but for lengths, sequence number, checksums, identification
+//! and PSH; if the payloads follow each other; and if both transport checksums hold, since the kernel trusts a
+//! merged packet. A packet may join only the newest run of its flow, so the order within a flow is kept.
+
+use super::packet::{self, Ip, TCP, UDP};
+use super::split::{VNET_HEADER, VnetHeader};
+
+/// Octets of a merged packet at most: what an IP length field holds.
+const MAX_MERGED: usize = 65_535;
+/// Segments of a merged packet at most.
+pub const MAX_SEGMENTS: usize = 64;
+/// Flows looked at for a packet to join.
+const FLOWS: usize = 8;
+
+/// A packet in the arena.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    start: usize,
+    end: usize,
+    headers: usize,
+    next: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    first: usize,
+    last: usize,
+    count: usize,
+    octets: usize,
+    protocol: u8,
+    transport: usize,
+    /// Payload octets of each piece but the last.
+    segment: usize,
+    next_sequence: u32,
+    /// No more may join: a short piece, PSH, or a full packet.
+    closed: bool,
+    /// Whether the first piece's checksum was verified.
+    verified: bool,
+}
+
+/// Packets to be written, merged where they can be. Reused from batch to batch: it does not allocate once warm.
+#[derive(Debug, Default)]
+pub struct Coalescer {
+    pieces: Vec<Piece>,
+    runs: Vec<Run>,
+    udp: bool,
+}
+
+impl Coalescer {
+    /// Merges UDP only if the device takes such packets (`udp`).
+    #[must_use]
+    pub fn new(udp: bool) -> Self {
+        Self {
+            pieces: Vec::with_capacity(512),
+            runs: Vec::with_capacity(512),
+            udp,
+        }
+    }
+
+    /// Adds the packet at `start..end` of `arena`.
+    pub fn push(&mut self, arena: &[u8], start: usize, end: usize) {
+        let piece = self.pieces.len();
+        self.pieces.push(Piece {
+            start,
+            end,
+            headers: end - start,
+            next: None,
+        });
+        let Some(candidate) = self.candidate(&arena[start..end], piece) else {
+            self.runs.push(single(piece, end - start));
+            return;
+        };
+        self.pieces[piece].headers = candidate.octets - candidate.segment;
+        let newest = self.runs.iter().rev().take(FLOWS).position(|run| {
+            run.protocol == candidate.protocol
+                && same_flow(arena, self.pieces[run.first], self.pieces[piece])
+        });
+        if let Some(back) = newest {
+            let at = self.runs.len() - 1 - back;
+            if self.joins(arena, at, &candidate) {
+                let run = &mut self.runs[at];
+                self.pieces[run.last].next = Some(piece);
+                run.last = piece;
+                run.count += 1;
+                run.octets += candidate.segment;
+                run.next_sequence = candidate.next_sequence;
+                run.closed = candidate.closed || candidate.segment < run.segment;
+                return;
+            }
+        }
+        self.runs.push(candidate);
+    }
+
+    /// The run that a packet of TCP or UDP would begin; nothing for any other.
+    fn candidate(&self, packet: &[u8], piece: usize) -> Option<Run> {
+        let ip = Ip::parse(packet)?;
+        if ip.fragment || ip.total != packet.len() {
+            return None;
+        }
+        let v4 = packet[0] >> 4 == 4;
+        // Identifications of merged packets are made anew, which only packets that are never split allow.
+        if v4 && (ip.transport != 20 || packet[6] & 0x40 == 0) {
+            return None;
+        }
+        let transport = ip.transport;
+        match ip.protocol {
+            TCP => {
+                let tcp = packet.get(transport..transport + 20)?;
+                let length = usize::from(tcp[12] >> 4) * 4;
+                let payload = packet.len().checked_sub(transport + length)?;
+                // ACK alone, or with PSH: everything else means something by itself.
+                let flags = tcp[13];
+                if length < 20 || payload == 0 || flags & !0x08 != 0x10 {
+                    return None;
+                }
+                let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+                Some(Run {
+                    protocol: TCP,
+                    transport,
+                    segment: payload,
+                    next_sequence: sequence.wrapping_add(payload as u32),
+                    closed: flags & 0x08 != 0,
+                    ..single(piece, packet.len())
+                })
+            }
+            UDP if self.udp => {
+                let udp = packet.get(transport..transport + 8)?;
+                let length = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
+                let checksum = u16::from_be_bytes([udp[6], udp[7]]);
+                if length != packet.len() - transport || length <= 8 || checksum == 0 {
+                    return None;
+                }
+                Some(Run {
+                    protocol: UDP,
+                    transport,
+                    segment: length - 8,
+                    closed: false,
+                    ..single(piece, packet.len())
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether `next` follows run `at`, whose flow it shares.
+    fn joins(&mut self, arena: &[u8], at: usize, next: &Run) -> bool {
+        let run = self.runs[at];
+        let (first, piece) = (self.pieces[run.first], self.pieces[next.first]);
+        let fits = !run.closed
+            && run.count < MAX_SEGMENTS
+            && run.octets + next.segment <= MAX_MERGED
+            && next.segment <= run.segment
+            && first.headers == piece.headers;
+        if !fits
+            || !same_headers(
+                &arena[first.start..],
+                &arena[piece.start..],
+                run.transport,
+                first.headers,
+                run.protocol,
+            )
+        {
+            return false;
+        }
+        if run.protocol == TCP
+            && run.next_sequence != sequence_of(&arena[piece.start..], run.transport)
+        {
+            return false;
+        }
+        if !run.verified {
+            if !checksum_holds(&arena[first.start..first.end], run.transport, run.protocol) {
+                self.runs[at].closed = true;
+                return false;
+            }
+            self.runs[at].verified = true;
+        }
+        checksum_holds(&arena[piece.start..piece.end], run.transport, run.protocol)
+    }
+
+    /// Gives every run as its offload header and the parts of its packet in the arena, in order, and forgets them.
+    pub fn flush(
+        &mut self,
+        arena: &mut [u8],
+        mut write: impl FnMut(&[u8], VnetHeader, &mut dyn Iterator<Item = (usize, usize)>),
+    ) {
+        for run in self.runs.drain(..) {
+            let first = self.pieces[run.first];
+            let header = if run.count > 1 {
+                merge_headers(&mut arena[first.start..first.end], &run, first.headers);
+                let v6 = arena[first.start] >> 4 == 6;
+                VnetHeader::merged(v6, run.protocol, run.transport, first.headers, run.segment)
+            } else {
+                VnetHeader::default()
+            };
+            let mut at = Some((first.start, first.end, first.next));
+            let mut parts = std::iter::from_fn(|| {
+                let (start, end, next) = at?;
+                at = next.map(|n| {
+                    let piece = self.pieces[n];
+                    (piece.start + piece.headers, piece.end, piece.next)
+                });
+                Some((start, end))
+            });
+            write(arena, header, &mut parts);
+        }
+        self.pieces.clear();
+    }
+
+    /// How many packets wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+}
+
+fn single(piece: usize, octets: usize) -> Run {
+    Run {
+        first: piece,
+        last: piece,
+        count: 1,
+        octets,
+        protocol: 0,
+        transport: 0,
+        segment: 0,
+        next_sequence: 0,
+        closed: true,
+        verified: false,
+    }
+}
+
+fn sequence_of(packet: &[u8], transport: usize) -> u32 {
+    packet
+        .get(transport + 4..transport + 8)
+        .map_or(0, |s| u32::from_be_bytes([s[0], s[1], s[2], s[3]]))
+}
+
+/// Same version, addresses and ports.
+fn same_flow(arena: &[u8], a: Piece, b: Piece) -> bool {
+    let key = |piece: Piece| {
+        let packet = &arena[piece.start..piece.end];
+        let (addresses, transport) = if packet[0] >> 4 == 4 {
+            (12..20, 20)
+        } else {
+            (8..40, 40)
+        };
+        Some((
+            packet.get(addresses)?,
+            packet.get(transport..transport + 4)?,
+        ))
+    };
+    key(a).is_some() && key(a) == key(b)
+}
+
+/// Same in all that a merged packet has only once.
+fn same_headers(a: &[u8], b: &[u8], transport: usize, headers: usize, protocol: u8) -> bool {
+    let same =
+        |from: usize, to: usize| a.get(from..to).is_some() && a.get(from..to) == b.get(from..to);
+    // IPv4: version, TOS; flags, TTL, protocol. IPv6: version, class, label; next header, hop limit.
+    let ip = if transport == 20 {
+        same(0, 2) && same(6, 10)
+    } else {
+        same(0, 4) && same(6, 8)
+    };
+    ip && match protocol {
+        // Acknowledgement, data offset; window; urgent pointer and options.
+        TCP => {
+            same(transport + 8, transport + 13)
+                && same(transport + 14, transport + 16)
+                && same(transport + 18, headers)
+        }
+        _ => true,
+    }
+}
+
+fn checksum_holds(packet: &[u8], transport: usize, protocol: u8) -> bool {
+    let pseudo = packet::pseudo_header_sum(packet, protocol, packet.len() - transport);
+    packet::finish(packet::sum(&packet[transport..], pseudo)) == 0
+}
+
+/// Writes what the first piece's headers must say of the whole run.
+fn merge_headers(packet: &mut [u8], run: &Run, headers: usize) {
+    debug_assert!(
+        headers <= packet.len(),
+        "headers lie within the first piece"
+    );
+    let total = run.octets;
+    if packet[0] >> 4 == 4 {
+        packet[2..4].copy_from_slice(&(total as u16).to_be_bytes());
+        packet::write_ipv4_checksum(packet, run.transport);
+    } else {
+        packet[4..6].copy_from_slice(&((total - 40) as u16).to_be_bytes());
+    }
+    let at = if run.protocol == TCP {
+        if run.closed {
+            // A closing piece may have carried PSH; saying it early is harmless, losing it delays the reader.
+            packet[run.transport + 13] |= 0x08;
+        }
+        run.transport + 16
+    } else {
+        packet[run.transport + 4..run.transport + 6]
+            .copy_from_slice(&((total - run.transport) as u16).to_be_bytes());
+        run.transport + 6
+    };
+    // The device completes the checksum from the sum of the pseudo-header.
+    let pseudo = packet::fold(packet::pseudo_header_sum(
+        packet,
+        run.protocol,
+        total - run.transport,
+    ));
+    packet[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
+}
+
+/// Octets of a device write at most.
+pub const MAX_WRITE: usize = MAX_MERGED + VNET_HEADER;
+
+#[cfg(test)]
+mod tests {
+    use super::super::split::split;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A valid TCP or UDP packet.
+    fn packet(
+        v6: bool,
+        protocol: u8,
+        port: u16,
+        sequence: u32,
+        flags: u8,
+        payload: &[u8],
+    ) -> Vec<u8> {
+        let transport = if v6 { 40 } else { 20 };
+        let headers = transport + if protocol == TCP { 32 } else { 8 };
+        let total = headers + payload.len();
+        let mut p = vec![0u8; total];
+        if v6 {
+            p[0] = 0x60;
+            p[4..6].copy_from_slice(&((total - 40) as u16).to_be_bytes());
+            p[6] = protocol;
+            p[7] = 64;
+            p[23] = 1;
+            p[39] = 2;
+        } else {
+            p[0] = 0x45;
+            p[2..4].copy_from_slice(&(total as u16).to_be_bytes());
+            p[6] = 0x40;
+            p[8] = 64;
+            p[9] = protocol;
+            p[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+            packet::write_ipv4_checksum(&mut p, 20);
+        }
+        p[transport..transport + 2].copy_from_slice(&port.to_be_bytes());
+        p[transport + 2..transport + 4].copy_from_slice(&80u16.to_be_bytes());
+        p[headers..].copy_from_slice(payload);
+        let at = if protocol == TCP {
+            p[transport + 4..transport + 8].copy_from_slice(&sequence.to_be_bytes());
+            p[transport + 12] = 8 << 4;
+            p[transport + 13] = flags;
+            transport + 16
+        } else {
+            p[transport + 4..transport + 6]
+                .copy_from_slice(&((total - transport) as u16).to_be_bytes());
+            transport + 6
+        };
+        let pseudo = packet::pseudo_header_sum(&p, protocol, total - transport);
+        let mut checksum = packet::finish(packet::sum(&p[transport..], pseudo));
+        if checksum == 0 && protocol == UDP {
+            checksum = 0xffff;
+        }
+        p[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+        p
+    }
+
+    /// What the device is given for `packets`.
+    fn coalesce(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
+        let mut arena = Vec::new();
+        let mut coalescer = Coalescer::new(true);
+        for packet in packets {
+            let start = arena.len();
+            arena.extend_from_slice(packet);
+            coalescer.push(&arena, start, arena.len());
+        }
+        let (mut plans, mut written) = (Vec::new(), Vec::new());
+        coalescer.flush(&mut arena, |_, header, parts| {
+            plans.push((header, parts.collect::<Vec<_>>()))
+        });
+        for (header, parts) in plans {
+            written.push((
+                header,
+                parts
+                    .into_iter()
+                    .flat_map(|(s, e)| arena[s..e].to_vec())
+                    .collect(),
+            ));
+        }
+        written
+    }
+
+    fn split_again(written: Vec<(VnetHeader, Vec<u8>)>) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        for (header, mut packet) in written {
+            split(header, &mut packet, |segment| {
+                packets.push(segment.to_vec())
+            })
+            .expect("what was merged can be split");
+        }
+        packets
+    }
+
+    #[test]
+    fn segments_of_a_stream_become_one_packet() {
+        let packets: Vec<_> = (0..10)
+            .map(|i| packet(false, TCP, 1, i * 100, 0x10, &[i as u8; 100]))
+            .collect();
+        let written = coalesce(&packets);
+        assert_eq!(written.len(), 1);
+        assert_eq!(written[0].1.len(), 52 + 1000);
+    }
+
+    #[test]
+    fn a_gap_another_flow_or_a_broken_checksum_does_not_merge() {
+        let a = packet(false, TCP, 1, 0, 0x10, &[1; 100]);
+        assert_eq!(
+            coalesce(&[a.clone(), packet(false, TCP, 1, 101, 0x10, &[1; 100])]).len(),
+            2
+        );
+        assert_eq!(
+            coalesce(&[a.clone(), packet(false, TCP, 2, 100, 0x10, &[1; 100])]).len(),
+            2
+        );
+        assert_eq!(
+            coalesce(&[a.clone(), packet(true, TCP, 1, 100, 0x10, &[1; 100])]).len(),
+            2
+        );
+        let mut broken = packet(false, TCP, 1, 100, 0x10, &[1; 100]);
+        broken[60] ^= 1;
+        assert_eq!(coalesce(&[a.clone(), broken.clone()]).len(), 2);
+        assert_eq!(
+            coalesce(&[broken, packet(false, TCP, 1, 200, 0x10, &[1; 100])]).len(),
+            2
+        );
+        for flags in [0x11, 0x12, 0x14, 0x30, 0x90] {
+            assert_eq!(
+                coalesce(&[a.clone(), packet(false, TCP, 1, 100, flags, &[1; 100])]).len(),
+                2
+            );
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+        #[test]
+        fn coalesced_then_split_every_flow_is_as_it_was(
+            steps in prop::collection::vec((0u16..4, any::<bool>(), prop::bool::weighted(0.1), 1usize..1400, prop::bool::weighted(0.7)), 1..120),
+        ) {
+            let mut sequences = [0u32; 4];
+            let mut last = [1000usize; 4];
+            let mut packets = Vec::new();
+            for (flow, push, gap, length, same) in steps {
+                let at = usize::from(flow);
+                let length = if same { last[at] } else { length };
+                last[at] = length;
+                let (v6, protocol) = (flow & 1 == 1, if flow & 2 == 2 { UDP } else { TCP });
+                if gap { sequences[at] = sequences[at].wrapping_add(7); }
+                let payload: Vec<u8> = (0..length).map(|i| (i * 7 + packets.len()) as u8).collect();
+                packets.push(packet(v6, protocol, 1000 + flow, sequences[at], if push { 0x18 } else { 0x10 }, &payload));
+                sequences[at] = sequences[at].wrapping_add(length as u32);
+            }
+            let again = split_again(coalesce(&packets));
+            prop_assert_eq!(again.len(), packets.len());
+            // Identification, PSH and with them the checksums may differ; order and everything else may not.
+            let canon = |packets: &[Vec<u8>], flow: u16| -> Vec<Vec<u8>> {
+                packets.iter().filter_map(|p| {
+                    let mut p = p.clone();
+                    let t = if p[0] >> 4 == 4 { 20 } else { 40 };
+                    let tcp = (if t == 20 { p[9] } else { p[6] }) == TCP;
+                    if u16::from_be_bytes([p[t], p[t + 1]]) != 1000 + flow { return None; }
+                    let pseudo = packet::pseudo_header_sum(&p, if tcp { TCP } else { UDP }, p.len() - t);
+                    assert_eq!(packet::finish(packet::sum(&p[t..], pseudo)), 0, "a valid checksum");
+                    if t == 20 { p[4..6].fill(0); p[10..12].fill(0); }
+                    if tcp { p[t + 13] &= !0x08; p[t + 16..t + 18].fill(0); }
+                    Some(p)
+                }).collect()
+            };
+            for flow in 0..4 {
+                prop_assert_eq!(canon(&again, flow), canon(&packets, flow));
+            }
+        }
+
+        #[test]
+        fn any_packet_and_offload_header_split_or_are_refused(
+            header in any::<[u8; VNET_HEADER]>(),
+            mut octets in prop::collection::vec(any::<u8>(), 0..400),
+            version in prop_oneof![Just(0x45u8), Just(0x60), any::<u8>()],
+            kind in 0u8..8,
+        ) {
+            if let Some(first) = octets.first_mut() { *first = version; }
+            let length = octets.len();
+            if length >= 40 {
+                if version == 0x45 { octets[2..4].copy_from_slice(&(length as u16).to_be_bytes()); octets[6] = 0; octets[7] = 0; octets[9] = 6; }
+                if version == 0x60 { octets[4..6].copy_from_slice(&((length - 40) as u16).to_be_bytes()); octets[6] = 6; }
+            }
+            let mut header = header;
+            header[1] = kind;
+            let _ = split(VnetHeader::read(&header), &mut octets, |segment| assert!(segment.len() <= length));
+        }
+    }
+}

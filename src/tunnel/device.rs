@@ -1,0 +1,641 @@
+//! A tunnel: its peers, its threads, and what can be asked of it.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use x25519_dalek::StaticSecret;
+
+use super::allowed_ips::AllowedIps;
+use super::drops::{Counters, Drop, DropCounters};
+use super::limiter::HandshakeLimiter;
+use super::noise::Identity;
+use super::peer::{Peer, PeerState};
+use super::tun::Tun;
+use super::udp::{Sender, Sockets};
+use super::{inbound, outbound, probe};
+
+/// How often the timers of peers with a session run.
+const TICK: Duration = Duration::from_millis(200);
+
+/// What a tunnel starts with.
+#[derive(Clone)]
+pub struct TunnelConfig {
+    /// The device's name, at most 15 octets.
+    pub interface: String,
+    /// Octets of a packet in the tunnel at most.
+    pub mtu: u16,
+    /// UDP port; 0 for any.
+    pub listen_port: u16,
+    /// The node's key; without one nothing is sealed or opened.
+    pub private_key: Option<StaticSecret>,
+}
+
+/// A peer as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Who it is.
+    pub public_key: [u8; 32],
+    /// A secret both have besides (WireGuard section 5.2).
+    pub preshared_key: Option<[u8; 32]>,
+    /// Where it is at first; it may move.
+    pub endpoint: Option<SocketAddr>,
+    /// The addresses it owns.
+    pub allowed_ips: Vec<IpNet>,
+    /// Seconds after which something is sent in any case.
+    pub persistent_keepalive: Option<u16>,
+}
+
+/// A peer as it is.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// As configured.
+    pub config: PeerConfig,
+    /// Where it was last heard from, or is sent to.
+    pub endpoint: Option<SocketAddr>,
+    /// When the last handshake ended.
+    pub last_handshake: Option<SystemTime>,
+    /// When the last authentic datagram came.
+    pub last_receive: Option<Instant>,
+    /// Octets received, tunnel headers included.
+    pub rx_bytes: u64,
+    /// Octets sent, tunnel headers included.
+    pub tx_bytes: u64,
+    /// The last probe's round trip.
+    pub rtt: Option<Duration>,
+}
+
+/// Why a tunnel cannot start or change.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The kernel has no TUN device to give.
+    #[error(
+        "there is no /dev/net/tun; load the module with `modprobe tun`, or give the container `--device /dev/net/tun`"
+    )]
+    NoTun,
+    /// The right is missing.
+    #[error("making a network device needs CAP_NET_ADMIN; run as root")]
+    Permission,
+    /// The name cannot be one.
+    #[error("`{0}` cannot be an interface name: 1 to 15 letters, digits, `-`, `_` or `.`")]
+    Name(String),
+    /// Somebody has it.
+    #[error(
+        "the interface {0} exists already; remove it (`ip link delete {0}`) or set another `interface`"
+    )]
+    InterfaceTaken(String),
+    /// Somebody has it.
+    #[error(
+        "UDP port {0} is in use; find out by whom with `ss -ulpn`, or set another `listen_port`"
+    )]
+    PortTaken(u16),
+    /// The system refuses.
+    #[error("cannot {0}: {1}")]
+    Io(&'static str, io::Error),
+}
+
+/// What the data threads read once per batch.
+pub(super) struct Table {
+    pub(super) identity: Option<Arc<Identity>>,
+    pub(super) by_key: HashMap<[u8; 32], Arc<Peer>>,
+    pub(super) by_index: HashMap<u32, Arc<Peer>>,
+    pub(super) allowed: AllowedIps<Arc<Peer>>,
+}
+
+/// What the threads share.
+pub(super) struct Shared {
+    pub(super) table: ArcSwap<Table>,
+    pub(super) sockets: ArcSwap<Sockets>,
+    pub(super) local: ArcSwap<Vec<IpAddr>>,
+    pub(super) tun: Tun,
+    pub(super) drops: DropCounters,
+    pub(super) limiter: Mutex<HandshakeLimiter>,
+    pub(super) mtu: AtomicU16,
+    pub(super) started: Instant,
+    /// Milliseconds since the start at which a lost session was last looked into.
+    pub(super) revived: AtomicU64,
+    stop: AtomicBool,
+    wake_out: EventFd,
+    wake_in: EventFd,
+}
+
+impl Shared {
+    pub(super) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn wake_out(&self) -> RawFd {
+        self.wake_out.as_fd().as_raw_fd()
+    }
+
+    pub(super) fn wake_in(&self) -> RawFd {
+        self.wake_in.as_fd().as_raw_fd()
+    }
+
+    pub(super) fn mtu(&self) -> usize {
+        usize::from(self.mtu.load(Ordering::Relaxed))
+    }
+
+    /// Begins a handshake with `peer` now, if its endpoint is known.
+    pub(super) fn initiate(
+        &self,
+        table: &Table,
+        peer: &Peer,
+        state: &mut PeerState,
+        sender: &mut Sender,
+        now: Instant,
+    ) {
+        let (Some(identity), Some(endpoint)) = (&table.identity, state.endpoint) else {
+            return;
+        };
+        if let Some(length) = state
+            .noise(identity, peer.index, now)
+            .initiate(sender.space())
+        {
+            peer.count_tx(length);
+            sender.commit(length, endpoint);
+        }
+    }
+
+    /// Seals a packet made here and sends it to `peer`.
+    pub(super) fn send_own(
+        &self,
+        table: &Table,
+        peer: &Peer,
+        state: &mut PeerState,
+        packet: &[u8],
+        sender: &mut Sender,
+        now: Instant,
+    ) {
+        let (Some(identity), Some(endpoint)) = (&table.identity, state.endpoint) else {
+            self.drops.add(Drop::NoEndpoint);
+            return;
+        };
+        if let Some((length, _)) =
+            state
+                .noise(identity, peer.index, now)
+                .seal(packet, sender.space(), now)
+        {
+            peer.count_tx(length);
+            sender.commit(length, endpoint);
+        }
+    }
+}
+
+/// A running tunnel. Dropping it ends its threads and removes the device.
+pub struct Tunnel {
+    shared: Arc<Shared>,
+    interface: String,
+    index: u32,
+    mark: AtomicU32,
+    threads: Vec<JoinHandle<()>>,
+    /// One change of the peers at a time.
+    changing: Mutex<()>,
+}
+
+impl Tunnel {
+    /// Makes the device, down and without addresses, binds the sockets and starts the threads.
+    ///
+    /// # Errors
+    /// Says what is missing or taken; nothing is left behind.
+    pub fn start(config: TunnelConfig) -> Result<Self, TunnelError> {
+        check_name(&config.interface)?;
+        let sockets = bind(config.listen_port, 0)?;
+        let tun = Tun::open(&config.interface, config.mtu).map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => TunnelError::Permission,
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunnelError::NoTun,
+                Some(libc::EBUSY) => TunnelError::InterfaceTaken(config.interface.clone()),
+                _ => TunnelError::Io("make the network device", error),
+            }
+        })?;
+        let index = tun
+            .index()
+            .map_err(|e| TunnelError::Io("find the network device", e))?;
+        let event = || {
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
+                .map_err(|e| TunnelError::Io("make an event", e.into()))
+        };
+        let shared = Arc::new(Shared {
+            table: ArcSwap::from_pointee(Table {
+                identity: config.private_key.map(|key| Arc::new(Identity::new(key))),
+                by_key: HashMap::new(),
+                by_index: HashMap::new(),
+                allowed: AllowedIps::new([]),
+            }),
+            sockets: ArcSwap::from_pointee(sockets),
+            local: ArcSwap::default(),
+            tun,
+            drops: DropCounters::default(),
+            limiter: Mutex::new(HandshakeLimiter::new(Instant::now())),
+            mtu: AtomicU16::new(config.mtu),
+            started: Instant::now(),
+            revived: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            wake_out: event()?,
+            wake_in: event()?,
+        });
+        let mut tunnel = Self {
+            shared,
+            interface: config.interface,
+            index,
+            mark: AtomicU32::new(0),
+            threads: Vec::new(),
+            changing: Mutex::new(()),
+        };
+        tunnel.spawn("mesh-out", outbound::run)?;
+        tunnel.spawn("mesh-in", inbound::run)?;
+        tunnel.spawn("mesh-timer", tick_until_stopped)?;
+        Ok(tunnel)
+    }
+
+    fn spawn(&mut self, name: &str, run: fn(&Shared)) -> Result<(), TunnelError> {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let _abort = AbortOnPanic;
+                run(&shared);
+            })
+            .map_err(|e| TunnelError::Io("start a thread", e))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// The device's index.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The UDP port.
+    #[must_use]
+    pub fn listen_port(&self) -> u16 {
+        self.shared.sockets.load().port()
+    }
+
+    /// The firewall mark of outer packets; 0 for none.
+    #[must_use]
+    pub fn mark(&self) -> u32 {
+        self.mark.load(Ordering::Relaxed)
+    }
+
+    /// The private key.
+    #[must_use]
+    pub fn private_key(&self) -> Option<StaticSecret> {
+        self.shared
+            .table
+            .load()
+            .identity
+            .as_ref()
+            .map(|identity| identity.secret().clone())
+    }
+
+    /// Octets of a packet in the tunnel at most.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_mtu(&self, mtu: u16) -> Result<(), TunnelError> {
+        self.shared
+            .tun
+            .set_mtu(mtu)
+            .map_err(|e| TunnelError::Io("set the MTU", e))?;
+        self.shared.mtu.store(mtu, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Moves to another UDP port; 0 for any.
+    ///
+    /// # Errors
+    /// It is taken; the old one is then still in use.
+    pub fn set_listen_port(&self, port: u16) -> Result<(), TunnelError> {
+        if port != 0 && port == self.listen_port() {
+            return Ok(());
+        }
+        self.shared
+            .sockets
+            .store(Arc::new(bind(port, self.mark())?));
+        self.wake();
+        Ok(())
+    }
+
+    /// Marks outer packets, so that the host's routing rules can tell them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_mark(&self, mark: u32) -> Result<(), TunnelError> {
+        self.shared
+            .sockets
+            .load()
+            .set_mark(mark)
+            .map_err(|e| TunnelError::Io("mark the sockets", e))?;
+        self.mark.store(mark, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Changes the node's key; all sessions end.
+    pub fn set_private_key(&self, key: Option<StaticSecret>) {
+        let _one = self.change();
+        let old = self.shared.table.load_full();
+        for peer in old.by_key.values() {
+            peer.lock().noise = None;
+        }
+        let identity = key.map(|key| Arc::new(Identity::new(key)));
+        self.shared.table.store(Arc::new(Table {
+            identity,
+            by_key: old.by_key.clone(),
+            by_index: old.by_index.clone(),
+            allowed: old.allowed.clone(),
+        }));
+        // A session made between the two steps has the old key.
+        for peer in old.by_key.values() {
+            peer.lock().noise = None;
+        }
+    }
+
+    /// The addresses at which this node answers probes.
+    pub fn set_local_addresses(&self, addresses: Vec<IpAddr>) {
+        self.shared.local.store(Arc::new(addresses));
+    }
+
+    /// Makes `peers` the peers. Those that stay keep their sessions, and their endpoint unless another one is
+    /// configured than before.
+    pub fn set_peers(&self, peers: Vec<PeerConfig>) {
+        let _one = self.change();
+        let old = self.shared.table.load_full();
+        let mut by_key = HashMap::with_capacity(peers.len());
+        let mut by_index = HashMap::with_capacity(peers.len());
+        let mut prefixes = Vec::new();
+        for config in peers {
+            let peer = match old.by_key.get(&config.public_key) {
+                Some(peer) => {
+                    let mut state = peer.lock();
+                    if config.endpoint != state.config.endpoint && config.endpoint.is_some() {
+                        state.endpoint = config.endpoint;
+                    }
+                    let before = &state.config;
+                    if config.preshared_key != before.preshared_key
+                        || config.persistent_keepalive != before.persistent_keepalive
+                    {
+                        state.noise = None;
+                    }
+                    state.config = config.clone();
+                    drop(state);
+                    Arc::clone(peer)
+                }
+                None => {
+                    let index =
+                        free_index(|i| by_index.contains_key(&i) || old.by_index.contains_key(&i));
+                    Arc::new(Peer::new(config.clone(), index))
+                }
+            };
+            prefixes.extend(
+                config
+                    .allowed_ips
+                    .iter()
+                    .map(|net| (*net, Arc::clone(&peer))),
+            );
+            by_index.insert(peer.index, Arc::clone(&peer));
+            by_key.insert(peer.public_key, peer);
+        }
+        let identity = old.identity.clone();
+        self.shared.table.store(Arc::new(Table {
+            identity,
+            by_key,
+            by_index,
+            allowed: AllowedIps::new(prefixes),
+        }));
+        self.keep_alive();
+    }
+
+    /// Peers that must be heard regularly have a session from the start.
+    fn keep_alive(&self) {
+        let table = self.shared.table.load();
+        let mut sender = Sender::new_small();
+        let now = Instant::now();
+        for peer in table.by_key.values() {
+            let mut state = peer.lock();
+            if state.noise.is_none() && state.config.persistent_keepalive.is_some() {
+                self.shared
+                    .initiate(&table, peer, &mut state, &mut sender, now);
+            }
+            drop(state);
+            sender.flush_if_full(&self.shared.sockets.load(), &self.shared.drops);
+        }
+        sender.flush(&self.shared.sockets.load(), &self.shared.drops);
+    }
+
+    /// Sends to `endpoint` from now on.
+    pub fn set_endpoint(&self, peer: &[u8; 32], endpoint: SocketAddr) {
+        if let Some(peer) = self.shared.table.load().by_key.get(peer) {
+            peer.lock().endpoint = Some(endpoint);
+        }
+    }
+
+    /// Begins a handshake now.
+    pub fn initiate(&self, peer: &[u8; 32]) {
+        let shared = &self.shared;
+        self.with_peer(peer, |table, peer, state, sender, now| {
+            shared.initiate(table, peer, state, sender, now)
+        });
+    }
+
+    /// Sends a probe from `source`, an address of this node, to `destination`, one of the peer.
+    pub fn probe(&self, peer: &[u8; 32], source: IpAddr, destination: IpAddr) {
+        let shared = &self.shared;
+        self.with_peer(peer, |table, peer, state, sender, now| {
+            let mut packet = [0; probe::MAX_PROBE];
+            if let Some(length) =
+                probe::write(source, destination, shared.started, now, &mut packet)
+            {
+                shared.send_own(table, peer, state, &packet[..length], sender, now);
+            }
+        });
+    }
+
+    fn with_peer(
+        &self,
+        peer: &[u8; 32],
+        act: impl FnOnce(&Table, &Peer, &mut PeerState, &mut Sender, Instant),
+    ) {
+        let table = self.shared.table.load();
+        if let Some(peer) = table.by_key.get(peer) {
+            let mut sender = Sender::new_small();
+            act(&table, peer, &mut peer.lock(), &mut sender, Instant::now());
+            sender.flush(&self.shared.sockets.load(), &self.shared.drops);
+        }
+    }
+
+    /// All peers as they are.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.shared
+            .table
+            .load()
+            .by_key
+            .values()
+            .map(|peer| status(peer))
+            .collect()
+    }
+
+    /// One peer as it is.
+    #[must_use]
+    pub fn peer(&self, key: &[u8; 32]) -> Option<PeerStatus> {
+        self.shared
+            .table
+            .load()
+            .by_key
+            .get(key)
+            .map(|peer| status(peer))
+    }
+
+    /// What was dropped so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.shared.drops.read()
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        for event in [&self.shared.wake_in, &self.shared.wake_out] {
+            let _ = event.write(1);
+        }
+    }
+}
+
+impl std::ops::Drop for Tunnel {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.wake();
+        for thread in self.threads.drain(..) {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tunnel")
+            .field("interface", &self.interface)
+            .field("listen_port", &self.listen_port())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A thread of the data plane that panics takes the process with it: systemd starts a whole one.
+struct AbortOnPanic;
+
+impl std::ops::Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+fn status(peer: &Peer) -> PeerStatus {
+    let state = peer.lock();
+    let session = state
+        .noise
+        .as_ref()
+        .and_then(super::noise::Noise::session_age);
+    PeerStatus {
+        config: state.config.clone(),
+        endpoint: state.endpoint,
+        last_handshake: session
+            .and_then(|age| SystemTime::now().checked_sub(age))
+            .or(state.last_handshake),
+        last_receive: state.last_receive,
+        rx_bytes: peer.rx_bytes.load(Ordering::Relaxed),
+        tx_bytes: peer.tx_bytes.load(Ordering::Relaxed),
+        rtt: state.rtt,
+    }
+}
+
+fn bind(port: u16, mark: u32) -> Result<Sockets, TunnelError> {
+    Sockets::bind(port, mark).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => TunnelError::PortTaken(port),
+        io::ErrorKind::PermissionDenied => TunnelError::Permission,
+        _ => TunnelError::Io("bind the UDP port", error),
+    })
+}
+
+fn check_name(name: &str) -> Result<(), TunnelError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 15 || !name.chars().all(plain) || name == "." || name == ".."
+    {
+        return Err(TunnelError::Name(name.chars().take(40).collect()));
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        return Err(TunnelError::NoTun);
+    }
+    if Path::new("/sys/class/net").join(name).exists() {
+        return Err(TunnelError::InterfaceTaken(name.to_owned()));
+    }
+    Ok(())
+}
+
+/// A random 24-bit number that is not `taken`.
+fn free_index(taken: impl Fn(u32) -> bool) -> u32 {
+    loop {
+        let index = getrandom::u32().unwrap_or_else(|_| rand_from_clock()) & 0x00ff_ffff;
+        if !taken(index) {
+            return index;
+        }
+    }
+}
+
+/// Only uniqueness is needed where the system has no randomness to give.
+fn rand_from_clock() -> u32 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |d| d.subsec_nanos())
+}
+
+fn tick_until_stopped(shared: &Shared) {
+    let mut sender = Sender::new_small();
+    while !shared.stopping() {
+        std::thread::park_timeout(TICK);
+        let now = Instant::now();
+        let table = shared.table.load();
+        let sockets = shared.sockets.load();
+        for peer in table.by_key.values() {
+            let mut state = peer.lock();
+            let endpoint = state.endpoint;
+            let Some(noise) = &mut state.noise else {
+                continue;
+            };
+            let Some(length) = noise.tick(sender.space(), now) else {
+                continue;
+            };
+            if let Some(endpoint) = endpoint {
+                peer.count_tx(length);
+                sender.commit(length, endpoint);
+            }
+            drop(state);
+            sender.flush_if_full(&sockets, &shared.drops);
+        }
+        sender.flush(&sockets, &shared.drops);
+    }
+}

@@ -1,0 +1,408 @@
+//! The Noise protocol of one peer: the only user of `boringtun`, with covers for what it leaves open.
+//!
+//! - Handshakes are limited before they come here ([`super::limiter`]); boringtun's own limit is never reached.
+//! - Counters at which a session must not be used any more are refused (WireGuard section 6.1).
+//! - Payloads are padded to 16 octets, within the MTU (section 5.4.6).
+//! - The session index starts at a random 24-bit base, which is the caller's to choose.
+//! - After a pause the timers run before anything is sealed, so that no session is used past its end.
+//! - No buffer handed to boringtun is smaller than it wants: it would panic.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Packet, Tunn, TunnResult};
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use super::drops::Drop;
+
+/// Octets that sealing adds: header and tag.
+pub const OVERHEAD: usize = 32;
+/// Octets of the largest handshake message.
+pub const HANDSHAKE: usize = 148;
+/// Octets of an output buffer at least, for `packet` octets of input.
+#[must_use]
+pub const fn room_for(packet: usize) -> usize {
+    if packet + OVERHEAD > HANDSHAKE {
+        packet + OVERHEAD + 16
+    } else {
+        HANDSHAKE + 16
+    }
+}
+
+/// No session may receive under this counter or a later one: 2^64 - 2^13 - 1.
+const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// A gap after which the timers run before the session is used.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// The node's own key, and what checks that a handshake is meant for it.
+pub struct Identity {
+    secret: StaticSecret,
+    public: PublicKey,
+    gate: Arc<RateLimiter>,
+}
+
+impl Identity {
+    /// The identity of `secret`.
+    #[must_use]
+    pub fn new(secret: StaticSecret) -> Self {
+        let public = PublicKey::from(&secret);
+        Self {
+            secret,
+            public,
+            gate: Arc::new(RateLimiter::new(&public, u64::MAX)),
+        }
+    }
+
+    /// The public half.
+    #[must_use]
+    pub fn public(&self) -> [u8; 32] {
+        self.public.to_bytes()
+    }
+
+    /// The secret half.
+    #[must_use]
+    pub fn secret(&self) -> &StaticSecret {
+        &self.secret
+    }
+
+    /// Whether a handshake message carries this node's MAC (section 5.4.4): a cheap test that whoever sent it
+    /// knows the public key.
+    #[must_use]
+    pub fn is_for_us(&self, datagram: &[u8]) -> bool {
+        let mut cookie = [0u8; 64];
+        self.gate.verify_packet(None, datagram, &mut cookie).is_ok()
+    }
+
+    /// The public key of whoever sent a handshake initiation. Costs a Diffie-Hellman.
+    #[must_use]
+    pub fn initiator(&self, datagram: &[u8]) -> Option<[u8; 32]> {
+        match Tunn::parse_incoming_packet(datagram) {
+            Ok(Packet::HandshakeInit(init)) => {
+                parse_handshake_anon(&self.secret, &self.public, &init)
+                    .ok()
+                    .map(|half| half.peer_static_public)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Identity({:02x?})",
+            self.public.as_bytes().first_chunk::<4>()
+        )
+    }
+}
+
+/// A message, told by its type and length (section 5.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message {
+    /// Asks for a session.
+    Initiation,
+    /// Grants one; for the peer of this index.
+    Response(u32),
+    /// Proves a source address; for the peer of this index.
+    Cookie(u32),
+    /// A sealed packet; for the peer of this index.
+    Data(u32),
+}
+
+impl Message {
+    /// What `datagram` is.
+    ///
+    /// # Errors
+    /// It is no WireGuard message, or its counter is past the last.
+    pub fn parse(datagram: &[u8]) -> Result<Self, Drop> {
+        match Tunn::parse_incoming_packet(datagram) {
+            Ok(Packet::HandshakeInit(_)) => Ok(Self::Initiation),
+            Ok(Packet::HandshakeResponse(response)) => {
+                Ok(Self::Response(response.receiver_idx >> 8))
+            }
+            Ok(Packet::PacketCookieReply(cookie)) => Ok(Self::Cookie(cookie.receiver_idx >> 8)),
+            Ok(Packet::PacketData(_)) if counter(datagram) >= REJECT_AFTER_MESSAGES => {
+                Err(Drop::Exhausted)
+            }
+            Ok(Packet::PacketData(data)) => Ok(Self::Data(data.receiver_idx >> 8)),
+            Err(_) => Err(Drop::NotWireGuard),
+        }
+    }
+}
+
+/// The counter of a data message.
+fn counter(datagram: &[u8]) -> u64 {
+    datagram
+        .get(8..16)
+        .and_then(|c| c.try_into().ok())
+        .map_or(u64::MAX, u64::from_le_bytes)
+}
+
+/// What came of a received message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opened {
+    /// A packet of so many octets, at the begin of the output.
+    Packet(usize),
+    /// Authentic, and nothing to deliver.
+    Keepalive,
+    /// Send so many octets of the output back.
+    Reply(usize),
+    /// As `Reply`, and a session has begun: packets that waited can be sealed.
+    Established(usize),
+    /// Nothing to do.
+    Nothing,
+    /// Not to be believed.
+    Refused(Drop),
+}
+
+/// The state towards one peer.
+pub struct Noise {
+    tunn: Tunn,
+    ticked: Instant,
+}
+
+impl Noise {
+    /// A fresh state: no session. `index` is a random 24-bit number no other peer has.
+    #[must_use]
+    pub fn new(
+        identity: &Identity,
+        peer: [u8; 32],
+        preshared_key: Option<[u8; 32]>,
+        keepalive: Option<u16>,
+        index: u32,
+        now: Instant,
+    ) -> Self {
+        let tunn = Tunn::new(
+            identity.secret.clone(),
+            peer.into(),
+            preshared_key,
+            keepalive,
+            index,
+            Some(Arc::clone(&identity.gate)),
+        );
+        Self { tunn, ticked: now }
+    }
+
+    /// Seals `packet` into `output` of at least [`room_for`] octets. Without a session the packet waits, and a
+    /// handshake begins. Gives how many octets to send, if any, and whether they are the sealed packet.
+    pub fn seal(
+        &mut self,
+        packet: &[u8],
+        output: &mut [u8],
+        now: Instant,
+    ) -> Option<(usize, bool)> {
+        if now.saturating_duration_since(self.ticked) > PAUSE {
+            let mut scratch = [0u8; HANDSHAKE + 16];
+            // What the timers want to send is wanted again in a moment.
+            let _ = self.tick(&mut scratch, now);
+        }
+        match self.tunn.encapsulate(packet, output) {
+            TunnResult::WriteToNetwork(datagram) => {
+                Some((datagram.len(), datagram.first() == Some(&4)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Opens a message into `output`, which has at least [`room_for`] octets.
+    pub fn open(&mut self, message: Message, datagram: &[u8], output: &mut [u8]) -> Opened {
+        match self.tunn.decapsulate(None, datagram, output) {
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                Opened::Packet(packet.len())
+            }
+            TunnResult::WriteToNetwork(reply) if matches!(message, Message::Response(_)) => {
+                Opened::Established(reply.len())
+            }
+            TunnResult::WriteToNetwork(reply) => Opened::Reply(reply.len()),
+            TunnResult::Done if matches!(message, Message::Data(_)) => Opened::Keepalive,
+            TunnResult::Done => Opened::Nothing,
+            TunnResult::Err(WireGuardError::NoCurrentSession | WireGuardError::WrongIndex) => {
+                Opened::Refused(Drop::NoSession)
+            }
+            TunnResult::Err(_) => Opened::Refused(Drop::NotAuthentic),
+        }
+    }
+
+    /// Seals the next packet that waited for a session.
+    pub fn next_waiting(&mut self, output: &mut [u8]) -> Option<usize> {
+        match self.tunn.decapsulate(None, &[], output) {
+            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
+            _ => None,
+        }
+    }
+
+    /// Runs the timers; gives how many octets of `output` to send, if any. To be called several times a second.
+    pub fn tick(&mut self, output: &mut [u8], now: Instant) -> Option<usize> {
+        self.ticked = now;
+        match self.tunn.update_timers(output) {
+            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
+            _ => None,
+        }
+    }
+
+    /// Begins a handshake, if none is under way.
+    pub fn initiate(&mut self, output: &mut [u8]) -> Option<usize> {
+        match self.tunn.format_handshake_initiation(output, false) {
+            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
+            _ => None,
+        }
+    }
+
+    /// How long ago the session in use began.
+    #[must_use]
+    pub fn session_age(&self) -> Option<Duration> {
+        self.tunn.time_since_last_handshake()
+    }
+}
+
+impl std::fmt::Debug for Noise {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Noise")
+            .field("session_age", &self.session_age())
+            .finish()
+    }
+}
+
+/// How many octets a packet of `length` is padded to: a multiple of 16, within `mtu`.
+#[must_use]
+pub fn padded(length: usize, mtu: usize) -> usize {
+    length.next_multiple_of(16).min(mtu.max(length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pair() -> (Identity, Identity, Noise, Noise) {
+        let (a, b) = (
+            Identity::new(StaticSecret::from([1; 32])),
+            Identity::new(StaticSecret::from([2; 32])),
+        );
+        let now = Instant::now();
+        let to_b = Noise::new(&a, b.public(), Some([9; 32]), None, 0x123456, now);
+        let to_a = Noise::new(&b, a.public(), Some([9; 32]), None, 0xfedcba, now);
+        (a, b, to_b, to_a)
+    }
+
+    fn packet(n: u8) -> Vec<u8> {
+        let mut p = vec![n; 48];
+        p[0] = 0x45;
+        p[2..4].copy_from_slice(&48u16.to_be_bytes());
+        p
+    }
+
+    fn open(noise: &mut Noise, datagram: &[u8], output: &mut [u8]) -> Opened {
+        match Message::parse(datagram) {
+            Ok(message) => noise.open(message, datagram, output),
+            Err(reason) => Opened::Refused(reason),
+        }
+    }
+
+    /// Both ends with a session; the first packet has arrived.
+    fn established() -> (Noise, Noise) {
+        let (_, b, mut to_b, mut to_a) = pair();
+        let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
+        let (n, data) = to_b
+            .seal(&packet(1), &mut x, Instant::now())
+            .expect("an initiation");
+        assert!(!data);
+        assert!(b.is_for_us(&x[..n]));
+        let Opened::Reply(m) = open(&mut to_a, &x[..n], &mut y) else {
+            panic!("a response")
+        };
+        assert!(matches!(
+            open(&mut to_b, &y[..m], &mut x),
+            Opened::Established(_)
+        ));
+        let n = to_b.next_waiting(&mut x).expect("the packet that waited");
+        assert_eq!(open(&mut to_a, &x[..n], &mut y), Opened::Packet(48));
+        assert_eq!(y[..48], packet(1));
+        (to_b, to_a)
+    }
+
+    #[test]
+    fn the_initiator_is_known_by_its_key() {
+        let (a, b, mut to_b, _) = pair();
+        let mut x = vec![0; 4096];
+        let n = to_b.initiate(&mut x).expect("none is under way");
+        assert_eq!(b.initiator(&x[..n]), Some(a.public()));
+        assert!(!a.is_for_us(&x[..n]));
+    }
+
+    #[test]
+    fn a_replayed_datagram_is_refused_every_time() {
+        let (mut to_b, mut to_a) = established();
+        let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
+        for n in 0..200 {
+            let (length, _) = to_b
+                .seal(&packet(n), &mut x, Instant::now())
+                .expect("a session");
+            assert_eq!(open(&mut to_a, &x[..length], &mut y), Opened::Packet(48));
+            for _ in 0..50 {
+                assert_eq!(
+                    open(&mut to_a, &x[..length], &mut y),
+                    Opened::Refused(Drop::NotAuthentic)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn counters_at_the_limit_are_refused_before_they_are_opened() {
+        let mut datagram = vec![0u8; 64];
+        datagram[0] = 4;
+        for counter in [u64::MAX, u64::MAX - 1, REJECT_AFTER_MESSAGES] {
+            datagram[8..16].copy_from_slice(&counter.to_le_bytes());
+            assert_eq!(Message::parse(&datagram), Err(Drop::Exhausted));
+        }
+        datagram[8..16].copy_from_slice(&(REJECT_AFTER_MESSAGES - 1).to_le_bytes());
+        assert_eq!(Message::parse(&datagram), Ok(Message::Data(0)));
+    }
+
+    #[test]
+    fn datagrams_of_every_length_and_type_are_refused_without_a_panic() {
+        let (_, mut to_a) = established();
+        let mut output = vec![0; room_for(65_535)];
+        for kind in 0..6u8 {
+            for length in (0..2100).chain([8192, 65_507, 65_535]) {
+                let mut datagram = vec![0u8; length];
+                if let Some(first) = datagram.first_mut() {
+                    *first = kind;
+                }
+                let opened = open(&mut to_a, &datagram, &mut output);
+                assert!(
+                    matches!(opened, Opened::Refused(_)),
+                    "type {kind}, {length} octets: {opened:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn payloads_are_padded_to_16_octets_within_the_mtu() {
+        assert_eq!(
+            [0, 1, 16, 17, 1408, 1409, 1420].map(|n| padded(n, 1420)),
+            [0, 16, 16, 32, 1408, 1420, 1420]
+        );
+        assert_eq!(padded(1500, 1420), 1500, "what is too long already stays");
+    }
+
+    proptest! {
+        #[test]
+        fn any_change_to_a_sealed_packet_is_noticed(at in 0usize..96, bit in 0u8..8) {
+            let (mut to_b, mut to_a) = established();
+            let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
+            let (length, _) = to_b.seal(&packet(7), &mut x, Instant::now()).expect("a session");
+            prop_assume!(at < length);
+            x[at] ^= 1 << bit;
+            // The three reserved octets behind the type are no part of what is sealed.
+            let opened = open(&mut to_a, &x[..length], &mut y);
+            prop_assert!(matches!(opened, Opened::Refused(_)) || (at > 0 && at < 8), "{opened:?}");
+        }
+    }
+}

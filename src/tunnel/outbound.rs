@@ -1,0 +1,133 @@
+//! The `out` thread: from the TUN device to the peers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::device::{Shared, Table};
+use super::drops::Drop;
+use super::noise::{padded, room_for};
+use super::packet::Ip;
+use super::peer::Peer;
+use super::split::{VNET_HEADER, split};
+use super::udp::{Sender, Sockets};
+
+/// Octets of a packet from the device at most, its header included.
+const BUFFER: usize = VNET_HEADER + 65_536;
+/// Packets read before what was sealed is sent: bounds how long the first one waits.
+const BATCH: usize = 16;
+
+/// Runs until the tunnel stops.
+pub(super) fn run(shared: &Shared) {
+    let mut out = Outbound {
+        buffer: vec![0; BUFFER],
+        scratch: vec![0; 65_536 + 16],
+        sender: Sender::new(),
+    };
+    while !shared.stopping() {
+        let waiting = [shared.tun.descriptor(), shared.wake_out()];
+        if !super::inbound::wait(&waiting) {
+            continue;
+        }
+        super::inbound::drain(shared.wake_out());
+        while !shared.stopping() && out.batch(shared) {}
+    }
+}
+
+struct Outbound {
+    buffer: Vec<u8>,
+    /// Where a segment is padded, if it is not a multiple of 16 octets.
+    scratch: Vec<u8>,
+    sender: Sender,
+}
+
+impl Outbound {
+    /// Reads, seals and sends one batch; gives whether more may be waiting.
+    fn batch(&mut self, shared: &Shared) -> bool {
+        let table = shared.table.load();
+        let sockets = shared.sockets.load();
+        let now = Instant::now();
+        let mut more = true;
+        for _ in 0..BATCH {
+            match shared.tun.read(&mut self.buffer) {
+                Ok(Some((header, range))) => {
+                    let length = range.len();
+                    // A split packet grows by its headers and what sealing adds: at most by half again.
+                    if self.sender.is_full(length + length / 2 + 65_536 / 4) {
+                        self.sender.flush(&sockets, &shared.drops);
+                    }
+                    self.packet(shared, &table, &sockets, header, range, now);
+                }
+                Ok(None) => {
+                    more = false;
+                    break;
+                }
+                Err(error) => {
+                    // The device was taken away: nothing can be read until the process restarts.
+                    tracing::warn!(%error, "cannot read the tunnel device");
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    more = false;
+                    break;
+                }
+            }
+        }
+        self.sender.flush(&sockets, &shared.drops);
+        more
+    }
+
+    fn packet(
+        &mut self,
+        shared: &Shared,
+        table: &Table,
+        sockets: &Sockets,
+        header: super::split::VnetHeader,
+        range: std::ops::Range<usize>,
+        now: Instant,
+    ) {
+        let Self {
+            buffer,
+            scratch,
+            sender,
+        } = self;
+        let packet = &mut buffer[range];
+        let Some(ip) = Ip::parse(packet) else {
+            shared.drops.add(Drop::Malformed);
+            return;
+        };
+        let (Some(peer), Some(identity)) = (table.allowed.owner(ip.destination), &table.identity)
+        else {
+            shared.drops.add(Drop::NoOwner);
+            return;
+        };
+        let peer: &Arc<Peer> = peer;
+        let mut state = peer.lock();
+        let Some(endpoint) = state.endpoint else {
+            shared.drops.add(Drop::NoEndpoint);
+            return;
+        };
+        let noise = state.noise(identity, peer.index, now);
+        let mtu = shared.mtu();
+        let mut sent = 0;
+        let split = split(header, packet, |segment| {
+            let length = padded(segment.len(), mtu);
+            if sender.is_full(room_for(length)) {
+                sender.flush(sockets, &shared.drops);
+            }
+            let sealed = if length == segment.len() {
+                noise.seal(segment, sender.space(), now)
+            } else {
+                scratch[..segment.len()].copy_from_slice(segment);
+                scratch[segment.len()..length].fill(0);
+                noise.seal(&scratch[..length], sender.space(), now)
+            };
+            if let Some((length, _)) = sealed {
+                sent += length;
+                sender.commit(length, endpoint);
+            }
+        });
+        drop(state);
+        peer.count_tx(sent);
+        if split.is_err() {
+            shared.drops.add(Drop::Malformed);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! IP, TCP and UDP headers, as far as a tunnel needs them, and the internet checksum (RFC 1071).
+
+use std::net::IpAddr;
+
+/// TCP's protocol number.
+pub const TCP: u8 = 6;
+/// UDP's protocol number.
+pub const UDP: u8 = 17;
+/// ICMP's protocol number.
+pub const ICMP: u8 = 1;
+/// ICMPv6's protocol number.
+pub const ICMP6: u8 = 58;
+
+/// What an IP header says. Options and extension headers are not followed: `transport` is where the first
+/// header behind the fixed part begins, and `protocol` what that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ip {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Protocol number of what follows.
+    pub protocol: u8,
+    /// Octets of the IP header, options included.
+    pub transport: usize,
+    /// Octets of the whole packet by its own account.
+    pub total: usize,
+    /// Whether it is a piece of a larger packet.
+    pub fragment: bool,
+}
+
+impl Ip {
+    /// Parses a header whose packet lies wholly in `packet`.
+    #[must_use]
+    pub fn parse(packet: &[u8]) -> Option<Self> {
+        match packet.first()? >> 4 {
+            4 => {
+                let header = packet.first_chunk::<20>()?;
+                let transport = usize::from(header[0] & 15) * 4;
+                let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+                let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+                let [.., a, b, c, d, e, f, g, h] = *header;
+                (transport >= 20 && total >= transport && packet.len() >= total).then_some(Self {
+                    source: [a, b, c, d].into(),
+                    destination: [e, f, g, h].into(),
+                    protocol: header[9],
+                    transport,
+                    total,
+                    fragment,
+                })
+            }
+            6 => {
+                let header = packet.first_chunk::<40>()?;
+                let total = 40 + usize::from(u16::from_be_bytes([header[4], header[5]]));
+                let source: [u8; 16] = header[8..24].try_into().ok()?;
+                let destination: [u8; 16] = header[24..40].try_into().ok()?;
+                (packet.len() >= total).then_some(Self {
+                    source: source.into(),
+                    destination: destination.into(),
+                    protocol: header[6],
+                    transport: 40,
+                    total,
+                    fragment: header[6] == 44,
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The sum of `octets` as big-endian 16-bit words on top of `sum`, not folded.
+#[must_use]
+pub fn sum(octets: &[u8], sum: u64) -> u64 {
+    let mut chunks = octets.chunks_exact(4);
+    // Native order throughout: the one's complement sum does not care, as long as the end is swapped back.
+    let mut total: u64 = chunks
+        .by_ref()
+        .map(|c| u64::from(u32::from_ne_bytes(c.try_into().expect("chunks of four"))))
+        .sum();
+    let rest = chunks.remainder();
+    let mut last = [0u8; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    total += u64::from(u32::from_ne_bytes(last));
+    sum + u64::from(u16::from_be(fold(total)))
+}
+
+/// The 16-bit one's complement of an unfolded sum.
+#[must_use]
+pub fn finish(sum: u64) -> u16 {
+    !fold(sum)
+}
+
+/// Folds a sum to 16 bits.
+#[must_use]
+pub fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// The sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) with `length` octets behind the
+/// IP header of `packet`.
+#[must_use]
+pub fn pseudo_header_sum(packet: &[u8], protocol: u8, length: usize) -> u64 {
+    let addresses = match packet.first().map(|v| v >> 4) {
+        Some(4) => packet.get(12..20),
+        _ => packet.get(8..40),
+    };
+    let length = u64::from(fold(length as u64));
+    sum(addresses.unwrap_or_default(), u64::from(protocol) + length)
+}
+
+/// Writes the header checksum of an IPv4 packet.
+pub fn write_ipv4_checksum(packet: &mut [u8], header: usize) {
+    packet[10..12].fill(0);
+    let checksum = finish(sum(&packet[..header], 0));
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_example_of_rfc_1071_adds_up() {
+        assert_eq!(
+            fold(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7], 0)),
+            0xddf2
+        );
+    }
+
+    #[test]
+    fn packets_whose_lengths_lie_are_refused() {
+        let mut packet = vec![0u8; 60];
+        packet[0] = 0x45;
+        packet[3] = 60;
+        assert!(Ip::parse(&packet).is_some());
+        packet[3] = 61;
+        assert_eq!(Ip::parse(&packet), None, "longer than what is there");
+        packet[3] = 19;
+        assert_eq!(Ip::parse(&packet), None, "shorter than its header");
+        packet[3] = 60;
+        packet[0] = 0x44;
+        assert_eq!(Ip::parse(&packet), None, "a header too short");
+    }
+
+    proptest! {
+        #[test]
+        fn any_octets_parse_or_not(octets in prop::collection::vec(any::<u8>(), 0..100)) {
+            if let Some(ip) = Ip::parse(&octets) {
+                prop_assert!(ip.total <= octets.len() && ip.transport <= ip.total);
+            }
+        }
+
+        #[test]
+        fn sums_agree_with_the_definition(octets in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut words: u64 = 0;
+            for pair in octets.chunks(2) {
+                words += u64::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+            }
+            prop_assert_eq!(fold(sum(&octets, 0)), fold(words));
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A peer as the data plane holds it.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::device::PeerConfig;
+use super::noise::{Identity, Noise};
+
+/// What is fixed for a peer's life, and the state behind its lock.
+pub(super) struct Peer {
+    pub(super) public_key: [u8; 32],
+    /// A random 24-bit number that no other peer of the device has: receiver indices begin with it.
+    pub(super) index: u32,
+    pub(super) rx_bytes: AtomicU64,
+    pub(super) tx_bytes: AtomicU64,
+    state: Mutex<PeerState>,
+}
+
+pub(super) struct PeerState {
+    pub(super) config: PeerConfig,
+    /// Made on first use: a peer that nobody talks to costs nothing.
+    pub(super) noise: Option<Noise>,
+    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) last_receive: Option<Instant>,
+    pub(super) last_handshake: Option<SystemTime>,
+    pub(super) rtt: Option<Duration>,
+    /// When a handshake was last begun because the peer sent under a session we do not have.
+    pub(super) revived: Option<Instant>,
+}
+
+impl Peer {
+    pub(super) fn new(config: PeerConfig, index: u32) -> Self {
+        Self {
+            public_key: config.public_key,
+            index,
+            rx_bytes: AtomicU64::new(0),
+            tx_bytes: AtomicU64::new(0),
+            state: Mutex::new(PeerState {
+                endpoint: config.endpoint,
+                config,
+                noise: None,
+                last_receive: None,
+                last_handshake: None,
+                rtt: None,
+                revived: None,
+            }),
+        }
+    }
+
+    /// The state. A thread that panicked with it has ended the process.
+    pub(super) fn lock(&self) -> MutexGuard<'_, PeerState> {
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(super) fn count_rx(&self, octets: usize) {
+        self.rx_bytes.fetch_add(octets as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_tx(&self, octets: usize) {
+        self.tx_bytes.fetch_add(octets as u64, Ordering::Relaxed);
+    }
+}
+
+impl PeerState {
+    /// The Noise state, made now if there is none.
+    pub(super) fn noise(&mut self, identity: &Identity, index: u32, now: Instant) -> &mut Noise {
+        let config = &self.config;
+        self.noise.get_or_insert_with(|| {
+            Noise::new(
+                identity,
+                config.public_key,
+                config.preshared_key,
+                config.persistent_keepalive,
+                index,
+                now,
+            )
+        })
+    }
+
+    /// An authentic datagram came from `source`: the peer is there now (WireGuard section 2.1, roaming).
+    pub(super) fn heard(&mut self, source: SocketAddr, now: Instant) {
+        self.endpoint = Some(source);
+        self.last_receive = Some(now);
+    }
+}

@@ -1,0 +1,539 @@
+//! UDP sockets: received datagrams merged by the kernel (UDP_GRO), runs sent as one message (UDP_SEGMENT).
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::drops::{Drop, DropCounters};
+
+/// Octets of a receive buffer: the largest merged datagram.
+const RECEIVE: usize = 65_536;
+/// Messages received at once at most.
+const MESSAGES: usize = 8;
+/// Octets waiting to be sent at most.
+const ARENA: usize = 256 * 1024;
+/// Octets of a small datagram at most: a handshake message or a probe, and what sealing wants.
+const SMALL: usize = 512;
+/// Octets of small datagrams waiting at most.
+const SMALL_ARENA: usize = 16 * 1024;
+/// Datagrams in a run at most (UDP_MAX_SEGMENTS of the kernel before 6.11 is 64).
+const MAX_SEGMENTS: usize = 64;
+/// Octets of a run at most: what one IP packet holds, with a margin for headers.
+const MAX_RUN: usize = 65_000;
+/// Octets asked for as socket buffers.
+const SOCKET_BUFFER: usize = 7 * 1024 * 1024;
+
+/// The two sockets of a device, on one port.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    v4: Socket,
+    v6: Option<Socket>,
+    port: u16,
+    gso: AtomicBool,
+}
+
+impl Sockets {
+    /// Binds `port`, or any free one if it is 0, in both families; without IPv6 in the kernel in one.
+    pub(super) fn bind(port: u16, mark: u32) -> io::Result<Self> {
+        let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+        // A free port of one family may be taken in the other.
+        for _ in 0..if port == 0 { 16 } else { 1 } {
+            let v4 = open(Domain::IPV4, mark)?;
+            v4.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+            let bound = v4.local_addr()?.as_socket().map_or(port, |a| a.port());
+            let v6 = match open(Domain::IPV6, mark) {
+                Ok(v6) => match v6.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, bound)).into()) {
+                    Ok(()) => Some(v6),
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                        last = error;
+                        continue;
+                    }
+                    Err(_) => None,
+                },
+                Err(_) => None,
+            };
+            return Ok(Self {
+                v4,
+                v6,
+                port: bound,
+                gso: AtomicBool::new(true),
+            });
+        }
+        Err(last)
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.v4.set_mark(mark)?;
+        self.v6.as_ref().map_or(Ok(()), |v6| v6.set_mark(mark))
+    }
+
+    /// The descriptors to wait for; a family without a socket has none.
+    pub(super) fn descriptors(&self) -> [RawFd; 2] {
+        [
+            self.v4.as_raw_fd(),
+            self.v6.as_ref().map_or(-1, |v6| v6.as_raw_fd()),
+        ]
+    }
+
+    fn of(&self, endpoint: &SocketAddr) -> Option<&Socket> {
+        match endpoint {
+            SocketAddr::V4(_) => Some(&self.v4),
+            SocketAddr::V6(_) => self.v6.as_ref(),
+        }
+    }
+}
+
+fn open(domain: Domain, mark: u32) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    let fd = socket.as_raw_fd();
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(true)?;
+        set_option(
+            fd,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DONT,
+        );
+    } else {
+        // As every WireGuard does: an outer packet that is too large is split rather than lost.
+        set_option(
+            fd,
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DONT,
+        );
+    }
+    for (forced, plain) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+    ] {
+        if !set_option(fd, libc::SOL_SOCKET, forced, SOCKET_BUFFER as i32) {
+            set_option(fd, libc::SOL_SOCKET, plain, SOCKET_BUFFER as i32);
+        }
+    }
+    set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    Ok(socket)
+}
+
+/// Sets an option whose absence costs speed only; says whether it took.
+fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> bool {
+    // SAFETY: the pointer and length describe `value`, which outlives the call.
+    unsafe {
+        libc::setsockopt(
+            fd,
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<i32>() as u32,
+        ) == 0
+    }
+}
+
+/// Space for one ancillary message that holds an int.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Control([u8; 64]);
+
+/// Receives batches into buffers that are reused for ever.
+pub(super) struct Receiver {
+    buffers: Vec<u8>,
+    names: [libc::sockaddr_storage; MESSAGES],
+    controls: [Control; MESSAGES],
+}
+
+impl Receiver {
+    pub(super) fn new() -> Self {
+        // SAFETY: a sockaddr_storage of zeros is a valid value.
+        let name: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+        Self {
+            buffers: vec![0; RECEIVE * MESSAGES],
+            names: [name; MESSAGES],
+            controls: [Control([0; 64]); MESSAGES],
+        }
+    }
+
+    /// Receives what is there and calls `each` with every datagram and its source. Gives whether more may be
+    /// waiting.
+    pub(super) fn receive(
+        &mut self,
+        fd: RawFd,
+        mut each: impl FnMut(&[u8], SocketAddr),
+    ) -> io::Result<bool> {
+        // SAFETY: an mmsghdr of zeros is a valid value; every pointer set below is into `self`, which outlives
+        // the call.
+        let mut messages: [libc::mmsghdr; MESSAGES] = unsafe { std::mem::zeroed() };
+        let mut vectors: [libc::iovec; MESSAGES] = [libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        }; MESSAGES];
+        for (i, message) in messages.iter_mut().enumerate() {
+            vectors[i] = libc::iovec {
+                iov_base: self.buffers[i * RECEIVE..].as_mut_ptr().cast(),
+                iov_len: RECEIVE,
+            };
+            message.msg_hdr.msg_name = (&raw mut self.names[i]).cast();
+            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as u32;
+            message.msg_hdr.msg_iov = &raw mut vectors[i];
+            message.msg_hdr.msg_iovlen = 1;
+            message.msg_hdr.msg_control = (&raw mut self.controls[i]).cast();
+            message.msg_hdr.msg_controllen = size_of::<Control>();
+        }
+        // SAFETY: `messages` holds MESSAGES valid headers.
+        let count = unsafe {
+            libc::recvmmsg(
+                fd,
+                messages.as_mut_ptr(),
+                MESSAGES as u32,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        if count < 0 {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(false),
+                _ => Err(error),
+            };
+        }
+        let count = count as usize;
+        for (i, message) in messages.iter().enumerate().take(count) {
+            let length = (message.msg_len as usize).min(RECEIVE);
+            let Some(source) = socket_address(&self.names[i]) else {
+                continue;
+            };
+            let segment = segment_size(&message.msg_hdr)
+                .filter(|s| *s > 0)
+                .unwrap_or(length.max(1));
+            let datagram = &self.buffers[i * RECEIVE..i * RECEIVE + length];
+            if datagram.is_empty() {
+                each(datagram, source);
+            }
+            datagram.chunks(segment).for_each(|d| each(d, source));
+        }
+        Ok(count == MESSAGES)
+    }
+}
+
+/// The size of merged datagrams, if the kernel merged any.
+fn segment_size(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the header was filled in by the kernel, and its control buffer lives as long as `header`.
+    let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !control.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give valid headers or null; data of this type is an int.
+        unsafe {
+            if (*control).cmsg_level == libc::SOL_UDP && (*control).cmsg_type == libc::UDP_GRO {
+                let value: i32 = std::ptr::read_unaligned(libc::CMSG_DATA(control).cast());
+                return usize::try_from(value).ok();
+            }
+            control = libc::CMSG_NXTHDR(header, control);
+        }
+    }
+    None
+}
+
+fn socket_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    match i32::from(name.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says that this is a sockaddr_in, which is no larger than the storage.
+            let name: &libc::sockaddr_in = unsafe { &*(&raw const *name).cast() };
+            let address = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
+            Some(SocketAddr::V4(SocketAddrV4::new(
+                address,
+                u16::from_be(name.sin_port),
+            )))
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above, for sockaddr_in6.
+            let name: &libc::sockaddr_in6 = unsafe { &*(&raw const *name).cast() };
+            let address = Ipv6Addr::from(name.sin6_addr.s6_addr);
+            Some(SocketAddr::V6(SocketAddrV6::new(
+                address,
+                u16::from_be(name.sin6_port),
+                0,
+                name.sin6_scope_id,
+            )))
+        }
+        _ => None,
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    endpoint: SocketAddr,
+    start: usize,
+    end: usize,
+    segment: usize,
+    count: usize,
+    closed: bool,
+}
+
+/// Collects datagrams and sends them as runs.
+pub(super) struct Sender {
+    arena: Vec<u8>,
+    used: usize,
+    runs: Vec<Run>,
+}
+
+impl Sender {
+    pub(super) fn new() -> Self {
+        Self {
+            arena: vec![0; ARENA],
+            used: 0,
+            runs: Vec::with_capacity(256),
+        }
+    }
+
+    /// One for handshakes and other small datagrams.
+    pub(super) fn new_small() -> Self {
+        Self {
+            arena: vec![0; SMALL_ARENA],
+            used: 0,
+            runs: Vec::new(),
+        }
+    }
+
+    /// Whether `octets` more would not fit.
+    pub(super) fn is_full(&self, octets: usize) -> bool {
+        self.used + octets > self.arena.len() || self.runs.len() >= 256
+    }
+
+    /// Sends everything if another small datagram might not fit.
+    pub(super) fn flush_if_full(&mut self, sockets: &Sockets, drops: &DropCounters) {
+        if self.is_full(SMALL) {
+            self.flush(sockets, drops);
+        }
+    }
+
+    /// Where the next datagram goes. To be asked for only if it is not full.
+    pub(super) fn space(&mut self) -> &mut [u8] {
+        &mut self.arena[self.used..]
+    }
+
+    /// The first `length` octets of the space are a datagram to `endpoint`.
+    pub(super) fn commit(&mut self, length: usize, endpoint: SocketAddr) {
+        let start = self.used;
+        self.used += length;
+        if let Some(run) = self.runs.last_mut()
+            && !run.closed
+            && run.endpoint == endpoint
+            && length <= run.segment
+            && run.count < MAX_SEGMENTS
+            && self.used - run.start <= MAX_RUN
+        {
+            run.end = self.used;
+            run.count += 1;
+            run.closed = length < run.segment;
+            return;
+        }
+        self.runs.push(Run {
+            endpoint,
+            start,
+            end: self.used,
+            segment: length,
+            count: 1,
+            closed: false,
+        });
+    }
+
+    /// Sends everything.
+    pub(super) fn flush(&mut self, sockets: &Sockets, drops: &DropCounters) {
+        let mut rest = self.runs.as_slice();
+        while let Some(first) = rest.first() {
+            let Some(socket) = sockets.of(&first.endpoint) else {
+                drops.add(Drop::SendFailed);
+                rest = &rest[1..];
+                continue;
+            };
+            let family = first.endpoint.is_ipv4();
+            let same = rest
+                .iter()
+                .take(MESSAGES * 4)
+                .take_while(|r| r.endpoint.is_ipv4() == family)
+                .count();
+            let sent = self.send(socket.as_raw_fd(), &rest[..same], sockets, drops);
+            rest = &rest[sent..];
+        }
+        self.runs.clear();
+        self.used = 0;
+    }
+
+    /// Sends some of `runs`, at least one; gives how many are done with.
+    fn send(&self, fd: RawFd, runs: &[Run], sockets: &Sockets, drops: &DropCounters) -> usize {
+        const BATCH: usize = MESSAGES * 4;
+        let gso = sockets.gso.load(Ordering::Relaxed);
+        if !gso && runs[0].count > 1 {
+            self.send_singly(fd, &runs[0], drops);
+            return 1;
+        }
+        // SAFETY: zeros are valid values of these C structures.
+        let (mut messages, mut names): ([libc::mmsghdr; BATCH], [libc::sockaddr_storage; BATCH]) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        let mut vectors = [libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        }; BATCH];
+        let mut controls = [Control([0; 64]); BATCH];
+        let mut count = 0;
+        for (i, run) in runs.iter().enumerate().take(BATCH) {
+            if !gso && run.count > 1 {
+                break;
+            }
+            let octets = &self.arena[run.start..run.end];
+            vectors[i] = libc::iovec {
+                iov_base: octets.as_ptr().cast_mut().cast(),
+                iov_len: octets.len(),
+            };
+            let header = &mut messages[i].msg_hdr;
+            header.msg_namelen = write_address(&run.endpoint, &mut names[i]);
+            header.msg_name = (&raw mut names[i]).cast();
+            header.msg_iov = &raw mut vectors[i];
+            header.msg_iovlen = 1;
+            if run.count > 1 {
+                write_segment_size(header, &mut controls[i], run.segment as u16);
+            }
+            count += 1;
+        }
+        // SAFETY: the first `count` headers are valid, and all they point to lives until the call returns.
+        let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), count as u32, 0) };
+        if sent > 0 {
+            return sent as usize;
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => 0,
+            Some(libc::EIO | libc::EINVAL) if runs[0].count > 1 => {
+                if sockets.gso.swap(false, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the network does not take merged datagrams (UDP GSO); sending them one by one");
+                }
+                0
+            }
+            _ => {
+                drops.add(Drop::SendFailed);
+                tracing::debug!(%error, endpoint = %runs[0].endpoint, "cannot send");
+                1
+            }
+        }
+    }
+
+    fn send_singly(&self, fd: RawFd, run: &Run, drops: &DropCounters) {
+        // SAFETY: zeros are a valid value.
+        let mut name: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+        let length = write_address(&run.endpoint, &mut name);
+        for datagram in self.arena[run.start..run.end].chunks(run.segment) {
+            // SAFETY: pointers and lengths describe `datagram` and `name`, which outlive the call.
+            let sent = unsafe {
+                libc::sendto(
+                    fd,
+                    datagram.as_ptr().cast(),
+                    datagram.len(),
+                    0,
+                    (&raw const name).cast(),
+                    length,
+                )
+            };
+            if sent < 0 {
+                drops.add(Drop::SendFailed);
+            }
+        }
+    }
+}
+
+fn write_address(endpoint: &SocketAddr, name: &mut libc::sockaddr_storage) -> u32 {
+    match endpoint {
+        SocketAddr::V4(v4) => {
+            let address = libc::sockaddr_in {
+                sin_family: libc::AF_INET as u16,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from(*v4.ip()).to_be(),
+                },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: a sockaddr_in fits into the storage, which is aligned for it.
+            unsafe { (&raw mut *name).cast::<libc::sockaddr_in>().write(address) };
+            size_of::<libc::sockaddr_in>() as u32
+        }
+        SocketAddr::V6(v6) => {
+            let address = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as u16,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr {
+                    s6_addr: v6.ip().octets(),
+                },
+                sin6_scope_id: v6.scope_id(),
+            };
+            // SAFETY: as above, for sockaddr_in6.
+            unsafe { (&raw mut *name).cast::<libc::sockaddr_in6>().write(address) };
+            size_of::<libc::sockaddr_in6>() as u32
+        }
+    }
+}
+
+fn write_segment_size(header: &mut libc::msghdr, control: &mut Control, segment: u16) {
+    header.msg_control = (&raw mut *control).cast();
+    // SAFETY: CMSG_SPACE of two octets is 24, which the control buffer has; CMSG_FIRSTHDR of a header with such a
+    // buffer is not null.
+    unsafe {
+        header.msg_controllen = libc::CMSG_SPACE(size_of::<u16>() as u32) as usize;
+        let message = libc::CMSG_FIRSTHDR(header);
+        (*message).cmsg_level = libc::SOL_UDP;
+        (*message).cmsg_type = libc::UDP_SEGMENT;
+        (*message).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as usize;
+        std::ptr::write_unaligned(libc::CMSG_DATA(message).cast(), segment);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_arrive_as_the_datagrams_they_were() {
+        let (a, b) = (
+            Sockets::bind(0, 0).expect("loopback"),
+            Sockets::bind(0, 0).expect("loopback"),
+        );
+        let drops = DropCounters::default();
+        let mut sender = Sender::new();
+        let endpoint = SocketAddr::from(([127, 0, 0, 1], b.port()));
+        let lengths = [100usize, 100, 100, 40, 1000, 1000, 1, 1, 1, 1400, 1401, 5];
+        for gso in [true, false] {
+            a.gso.store(gso, Ordering::Relaxed);
+            for (n, length) in lengths.iter().enumerate() {
+                sender.space()[..*length].fill(n as u8);
+                sender.commit(*length, endpoint);
+            }
+            sender.flush(&a, &drops);
+            let mut receiver = Receiver::new();
+            let mut got = Vec::new();
+            for _ in 0..100 {
+                receiver
+                    .receive(b.descriptors()[0], |d, from| got.push((d.to_vec(), from)))
+                    .expect("bound");
+                if got.len() == lengths.len() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            let sent: Vec<Vec<u8>> = lengths
+                .iter()
+                .enumerate()
+                .map(|(n, length)| vec![n as u8; *length])
+                .collect();
+            assert_eq!(got.iter().map(|(d, _)| d.clone()).collect::<Vec<_>>(), sent);
+            assert!(got.iter().all(|(_, from)| from.port() == a.port()));
+        }
+        assert_eq!(drops.read().of(Drop::SendFailed), 0);
+    }
+}
