@@ -93,7 +93,7 @@ pub fn run(interface: &str) -> Result<(), StandaloneError> {
     Ok(())
 }
 
-/// Makes the socket listen before its name appears: `wg` deletes one that refuses it.
+/// Binds the socket under its own name, by which tools look for it in the kernel's list.
 fn listen(path: &Path) -> Result<UnixListener, StandaloneError> {
     let fault = |error: io::Error| StandaloneError::Socket(path.to_owned(), error);
     if UnixStream::connect(path).is_ok() {
@@ -104,12 +104,10 @@ fn listen(path: &Path) -> Result<UnixListener, StandaloneError> {
         .mode(0o755)
         .create(DIRECTORY)
         .map_err(fault)?;
-    let hidden = path.with_extension(format!("new.{}", std::process::id()));
-    let _ = std::fs::remove_file(&hidden);
-    let listener = UnixListener::bind(&hidden).map_err(fault)?;
-    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600)).map_err(fault)?;
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).map_err(fault)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fault)?;
     listener.set_nonblocking(true).map_err(fault)?;
-    std::fs::rename(&hidden, path).map_err(fault)?;
     Ok(listener)
 }
 
