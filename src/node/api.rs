@@ -2,28 +2,25 @@
 //!
 //! A thin shell: it parses, hands a [`Command`] to the agent, and writes the answer.
 
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::{DefaultBodyLimit, Path as UrlPath, Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::extract::{Path as UrlPath, State};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::wire::api::{ApiError, ErrorCode, MAX_BODY};
+use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
     AddService, Join, Joined, Ping, Pong, Resolve, Resolved, ServiceChanged, ServiceList, Status,
     SystemList,
 };
+use crate::wire::unix_server::{self, failure};
 
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
@@ -59,53 +56,6 @@ pub enum Command {
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Empty {}
 
-/// Why the socket cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ApiSocketError {
-    /// Another meshd answers there.
-    #[error(
-        "another meshd answers on {0}; stop it, or give this one another `socket` and `state_dir`"
-    )]
-    InUse(PathBuf),
-    /// Something that is no socket is in the way.
-    #[error("{0} is there and is no socket; move it away")]
-    NotASocket(PathBuf),
-    /// The system refuses.
-    #[error("cannot listen on {path}: {source}")]
-    Io {
-        /// Where.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
-
-/// Binds the socket with mode 0660; one left by a process that is gone is replaced.
-///
-/// # Errors
-/// Says who or what is in the way.
-pub fn bind(path: &Path) -> Result<UnixListener, ApiSocketError> {
-    let io = |source| ApiSocketError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    if let Ok(found) = std::fs::symlink_metadata(path) {
-        if !found.file_type().is_socket() {
-            return Err(ApiSocketError::NotASocket(path.to_owned()));
-        }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(ApiSocketError::InUse(path.to_owned()));
-        }
-        std::fs::remove_file(path).map_err(io)?;
-    }
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(io)?;
-    }
-    let listener = UnixListener::bind(path).map_err(io)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(io)?;
-    Ok(listener)
-}
-
 /// Serves until `listener` or the agent is gone.
 ///
 /// # Errors
@@ -115,11 +65,6 @@ pub async fn serve(
     path: &Path,
     commands: mpsc::Sender<Command>,
 ) -> std::io::Result<()> {
-    let group = std::fs::metadata(path)?.gid();
-    let rights = Rights {
-        user: nix::unistd::geteuid().as_raw(),
-        group,
-    };
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/system", get(system))
@@ -132,64 +77,8 @@ pub async fn serve(
         .route("/v1/ping", post(ping))
         .route("/v1/resolve", post(resolve))
         .route("/v1/metrics", get(metrics))
-        .fallback(|| async {
-            failure(ApiError::new(
-                ErrorCode::NotFound,
-                "there is no such call; is meshctl of another version than meshd?",
-            ))
-        })
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn_with_state(rights, only_permitted))
         .with_state(commands);
-    axum::serve(
-        listener,
-        router.into_make_service_with_connect_info::<Caller>(),
-    )
-    .await
-}
-
-/// Who is at the other end, by the kernel's word (`SO_PEERCRED`).
-#[derive(Debug, Clone, Copy)]
-struct Caller {
-    user: Option<u32>,
-    group: Option<u32>,
-}
-
-impl Connected<IncomingStream<'_, UnixListener>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let io: &UnixStream = stream.io();
-        let credentials = io.peer_cred().ok();
-        Self {
-            user: credentials.map(|c| c.uid()),
-            group: credentials.map(|c| c.gid()),
-        }
-    }
-}
-
-/// Who may call.
-#[derive(Debug, Clone, Copy)]
-struct Rights {
-    user: u32,
-    group: u32,
-}
-
-async fn only_permitted(
-    State(rights): State<Rights>,
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let permitted = caller.user == Some(0)
-        || caller.user == Some(rights.user)
-        || caller.group == Some(rights.group);
-    if permitted {
-        next.run(request).await
-    } else {
-        failure(ApiError::new(
-            ErrorCode::Permission,
-            "only root and the group of meshd's socket may do this; use sudo",
-        ))
-    }
+    unix_server::serve(listener, path, router).await
 }
 
 type Agent = State<mpsc::Sender<Command>>;
@@ -292,10 +181,4 @@ async fn ask_with<B: DeserializeOwned, T: Serialize>(
             format!("the request cannot be read: {error}"),
         )),
     }
-}
-
-fn failure(error: ApiError) -> Response {
-    let status =
-        StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, Json(error)).into_response()
 }

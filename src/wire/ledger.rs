@@ -140,23 +140,8 @@ impl Ledger {
     /// Says which rule it breaks; the ledger is then as before.
     pub fn apply(&mut self, envelope: Envelope) -> Result<Applied, Refused> {
         let (key, header, record) = self.verify(&envelope)?;
-        if let Some(held) = self.entries.get(&key) {
-            if held.version > header.version {
-                return Err(Refused::Stale {
-                    key,
-                    offered: header.version,
-                    held: held.version,
-                });
-            }
-            if held.version == header.version {
-                return if held.envelope.payload == envelope.payload {
-                    Ok(Applied::Unchanged)
-                } else {
-                    Err(Refused::Forked(key))
-                };
-            }
-        } else if self.entries.len() >= MAX_RECORDS {
-            return Err(Refused::Full);
+        if self.is_held(&key, &header, &envelope)? {
+            return Ok(Applied::Unchanged);
         }
         self.permit(&envelope.signer, &key, &record)?;
         self.insert(
@@ -168,6 +153,43 @@ impl Ledger {
             },
         );
         Ok(Applied::Changed(key))
+    }
+
+    /// Whether [`Ledger::apply`] would take `envelope` in.
+    ///
+    /// # Errors
+    /// Says which rule it breaks.
+    pub fn check(&self, envelope: &Envelope) -> Result<(), Refused> {
+        let (key, header, record) = self.verify(envelope)?;
+        if self.is_held(&key, &header, envelope)? {
+            Ok(())
+        } else {
+            self.permit(&envelope.signer, &key, &record)
+        }
+    }
+
+    /// Whether this very record is held.
+    fn is_held(
+        &self,
+        key: &RecordKey,
+        header: &Header,
+        envelope: &Envelope,
+    ) -> Result<bool, Refused> {
+        match self.entries.get(key) {
+            Some(held) if held.version > header.version => Err(Refused::Stale {
+                key: key.clone(),
+                offered: header.version,
+                held: held.version,
+            }),
+            Some(held)
+                if held.version == header.version && held.envelope.payload == envelope.payload =>
+            {
+                Ok(true)
+            }
+            Some(held) if held.version == header.version => Err(Refused::Forked(key.clone())),
+            None if self.entries.len() >= MAX_RECORDS => Err(Refused::Full),
+            _ => Ok(false),
+        }
     }
 
     /// Checks the signature and parses; looks at no other record.

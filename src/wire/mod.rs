@@ -2,13 +2,16 @@
 
 pub mod admin;
 pub mod api;
+pub mod config_file;
 pub mod control;
 pub mod envelope;
 pub mod file;
 pub mod join;
 pub mod ledger;
 pub mod local;
+pub mod log;
 pub mod token;
+pub mod unix_server;
 pub mod url;
 
 pub use envelope::Envelope;

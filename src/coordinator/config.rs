@@ -1,0 +1,227 @@
+//! coordinator.toml and the command line: as written, and as meant.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use ipnet::Ipv4Net;
+use serde::Deserialize;
+
+use crate::model::Label;
+use crate::wire::config_file::{self, ConfigError};
+use crate::wire::url::CoordinatorUrl;
+
+/// Where the configuration is, if it is.
+const DEFAULT_FILE: &str = "/etc/meshd/coordinator.toml";
+
+/// Admits nodes to a mesh, leases their addresses, and stores and forwards their signed records.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-coordinator", version)]
+pub struct Arguments {
+    /// Configuration file [default: /etc/meshd/coordinator.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where nodes connect (TCP, TLS) [default: 0.0.0.0:7443]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// How nodes reach this coordinator; goes into join tokens
+    #[arg(long, value_name = "URL")]
+    public_url: Vec<CoordinatorUrl>,
+    /// Keys and records [default: /var/lib/mesh-coordinator]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where meshctl connects [default: /run/mesh-coordinator/admin.sock]
+    #[arg(long, value_name = "PATH")]
+    admin_socket: Option<PathBuf>,
+    /// Say whether the configuration is right, and exit
+    #[arg(long)]
+    pub check_config: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    listen: Option<SocketAddr>,
+    public_urls: Vec<CoordinatorUrl>,
+    state_dir: Option<PathBuf>,
+    admin_socket: Option<PathBuf>,
+    mesh: Mesh,
+    store: Store,
+    metrics: Metrics,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Mesh {
+    domain: Option<Label>,
+    prefix_v4: Option<Ipv4Net>,
+    node_block_v4: Option<u8>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Store {
+    kind: StoreKind,
+    endpoints: Vec<String>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StoreKind {
+    #[default]
+    Sqlite,
+    Etcd,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Metrics {
+    listen: Option<SocketAddr>,
+}
+
+/// What the coordinator runs with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where nodes connect.
+    pub listen: SocketAddr,
+    /// How nodes reach it; empty: to be guessed.
+    pub public_urls: Vec<CoordinatorUrl>,
+    /// Keys and records.
+    pub state_dir: PathBuf,
+    /// Where meshctl connects.
+    pub admin_socket: PathBuf,
+    /// Domain of a new mesh.
+    pub domain: Label,
+    /// IPv4 prefix of a new mesh.
+    pub prefix_v4: Ipv4Net,
+    /// Length of its node blocks.
+    pub node_block_v4: u8,
+    /// Where metrics are served.
+    pub metrics_listen: SocketAddr,
+}
+
+impl Config {
+    /// From the command line and the file it names, the former first.
+    ///
+    /// # Errors
+    /// All that is wrong, in one line.
+    pub fn load(arguments: &Arguments) -> Result<Self, ConfigError> {
+        let path = arguments
+            .config
+            .as_deref()
+            .unwrap_or(Path::new(DEFAULT_FILE));
+        let file: File = config_file::read(path, arguments.config.is_some())?;
+        let mut wrong = Vec::new();
+        if file.store.kind == StoreKind::Etcd {
+            wrong.push("store.kind = \"etcd\" is not in this build; use \"sqlite\"".to_owned());
+        } else if !file.store.endpoints.is_empty() {
+            wrong.push("store.endpoints go with store.kind = \"etcd\" only".to_owned());
+        }
+        let mut config = Self::meant(file, arguments);
+        let plan = crate::model::MeshAddresses {
+            prefix_v4: config.prefix_v4,
+            prefix_v6: "fd00::/48".parse().expect("a literal"),
+            node_block_v4: config.node_block_v4,
+            node_block_v6: 64,
+        };
+        if let Err(error) = plan.check() {
+            wrong.push(format!("[mesh] {error}"));
+        }
+        if !arguments.public_url.is_empty() {
+            config.public_urls.clone_from(&arguments.public_url);
+        }
+        if config.public_urls.len() > crate::wire::token::MAX_URLS {
+            wrong.push(format!(
+                "public_urls has {} entries; at most {} fit into a token",
+                config.public_urls.len(),
+                crate::wire::token::MAX_URLS
+            ));
+        }
+        if wrong.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError(format!(
+                "{}: {}",
+                path.display(),
+                wrong.join("; ")
+            )))
+        }
+    }
+
+    fn meant(file: File, arguments: &Arguments) -> Self {
+        let default = |text: &str| text.parse().expect("a literal");
+        Self {
+            listen: arguments
+                .listen
+                .or(file.listen)
+                .unwrap_or_else(|| default("0.0.0.0:7443")),
+            public_urls: file.public_urls,
+            state_dir: arguments
+                .state_dir
+                .clone()
+                .or(file.state_dir)
+                .unwrap_or_else(|| "/var/lib/mesh-coordinator".into()),
+            admin_socket: arguments
+                .admin_socket
+                .clone()
+                .or(file.admin_socket)
+                .unwrap_or_else(|| "/run/mesh-coordinator/admin.sock".into()),
+            domain: file
+                .mesh
+                .domain
+                .unwrap_or_else(|| Label::parse("mesh").expect("a literal")),
+            prefix_v4: file
+                .mesh
+                .prefix_v4
+                .unwrap_or_else(|| "10.210.0.0/16".parse().expect("a literal")),
+            node_block_v4: file.mesh.node_block_v4.unwrap_or(24),
+            metrics_listen: file
+                .metrics
+                .listen
+                .unwrap_or_else(|| default("127.0.0.1:9561")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, extra: &[&str]) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), text).expect("writable");
+        let path = file.path().to_str().expect("a plain path").to_owned();
+        let arguments = ["mesh-coordinator", "--config", &path]
+            .into_iter()
+            .chain(extra.iter().copied());
+        Config::load(&Arguments::try_parse_from(arguments).expect("valid arguments"))
+    }
+
+    #[test]
+    fn the_example_is_what_it_says() {
+        let config =
+            load(include_str!("../../config/coordinator.toml"), &[]).expect("the example is valid");
+        assert_eq!(config.listen, SocketAddr::from(([0, 0, 0, 0], 7443)));
+        assert_eq!(config.node_block_v4, 24);
+    }
+
+    #[test]
+    fn the_command_line_comes_before_the_file() {
+        let config = load("listen = \"127.0.0.1:1\"", &["--listen", "127.0.0.1:2"]).expect("valid");
+        assert_eq!(config.listen, SocketAddr::from(([127, 0, 0, 1], 2)));
+    }
+
+    #[test]
+    fn everything_wrong_is_said_at_once() {
+        let error = load(
+            "[mesh]\nprefix_v4 = \"10.210.1.0/16\"\n[store]\nkind = \"etcd\"",
+            &[],
+        )
+        .expect_err("wrong twice")
+        .to_string();
+        assert!(
+            error.contains("etcd") && error.contains("10.210.0.0/16"),
+            "{error}"
+        );
+    }
+}
