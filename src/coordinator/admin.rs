@@ -19,12 +19,12 @@ use crate::wire::unix_server::{self, failure};
 ///
 /// # Errors
 /// Says who or what is in the way.
-pub fn bind(path: &Path) -> Result<UnixListener, Failure> {
+pub(super) fn bind(path: &Path) -> Result<UnixListener, Failure> {
     unix_server::bind(path).map_err(|error| Failure::new(error.code(), error))
 }
 
 /// Serves until the listener breaks.
-pub async fn serve(listener: UnixListener, path: PathBuf, hub: Arc<Hub>) {
+pub(super) async fn serve(listener: UnixListener, path: PathBuf, hub: Arc<Hub>) {
     let router = Router::new()
         .route("/v1/mesh", get(mesh).post(submit))
         .route("/v1/records", post(submit))

@@ -25,7 +25,7 @@ const COALESCE: Duration = Duration::from_millis(3);
 
 /// What every connection is served with.
 #[derive(Clone)]
-pub struct Served {
+pub(super) struct Served {
     /// The coordinator's state.
     pub hub: Arc<Hub>,
     /// Turns true when the coordinator stops.
@@ -33,7 +33,7 @@ pub struct Served {
 }
 
 /// Turns a request into a stream.
-pub async fn upgrade(State(served): State<Served>, socket: WebSocketUpgrade) -> Response {
+pub(super) async fn upgrade(State(served): State<Served>, socket: WebSocketUpgrade) -> Response {
     socket
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE)

@@ -13,7 +13,7 @@ use crate::wire::ledger::Refused;
 ///
 /// # Errors
 /// What is wrong, and what to do about it.
-pub fn check(
+pub(super) fn check(
     request: &JoinRequest,
     ledger: &Ledger,
     now: UnixSeconds,

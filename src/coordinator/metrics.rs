@@ -12,7 +12,7 @@ use axum::routing::get;
 use super::hub::Hub;
 
 /// Serves until the program ends. Without the port everything else goes on.
-pub async fn serve(listen: SocketAddr, hub: Arc<Hub>) {
+pub(super) async fn serve(listen: SocketAddr, hub: Arc<Hub>) {
     let listener = match tokio::net::TcpListener::bind(listen).await {
         Ok(listener) => listener,
         Err(error) => {

@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Says who may have it.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => Failure::new(ErrorCode::Configuration, format!("TCP port {} is in use; find out by whom with `ss -tlpn`, or set another `listen`", address.port())),
         std::io::ErrorKind::PermissionDenied => Failure::new(ErrorCode::Permission, format!("may not listen on {address}; ports below 1024 need root")),
@@ -41,7 +41,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
 }
 
 /// Serves until `stop` says so.
-pub async fn serve(
+pub(super) async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     hub: Arc<Hub>,

@@ -16,7 +16,7 @@ use crate::wire::token::SpkiPin;
 const MAX_FILE: u64 = 64 * 1024;
 
 /// Key and certificate, ready to serve.
-pub struct Identity {
+pub(super) struct Identity {
     /// TLS 1.3 only.
     pub config: Arc<ServerConfig>,
     /// What join tokens carry.
@@ -27,7 +27,7 @@ pub struct Identity {
 ///
 /// # Errors
 /// The files cannot be read or written, or do not go together.
-pub fn load_or_make(state_dir: &Path) -> Result<Identity, Failure> {
+pub(super) fn load_or_make(state_dir: &Path) -> Result<Identity, Failure> {
     let (key_path, certificate_path) = (state_dir.join("tls.key"), state_dir.join("tls.crt"));
     let damaged = |what: &dyn std::fmt::Display| {
         let text = format!(

@@ -1,1 +1,7 @@
-//! discovery
+//! Where services come from, and how they are.
+
+pub mod check;
+pub mod registry;
+
+pub use check::Checker;
+pub use registry::Registry;

@@ -1,0 +1,399 @@
+//! Answers a question from the zone. Pure: the caller brings the randomness.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use super::zone::{Entry, NEGATIVE_TTL, TTL, Zone, ZoneInstance};
+
+/// What to do with a question.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// Answer it so.
+    Answer(Answer),
+    /// It is not about the mesh: ask the upstreams.
+    Forward,
+}
+
+/// An authoritative answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// NOERROR or NXDOMAIN.
+    pub code: ResponseCode,
+    /// Records of the name asked for.
+    pub answers: Vec<Record>,
+    /// The SOA of a negative answer.
+    pub authority: Vec<Record>,
+    /// Addresses of SRV targets.
+    pub additional: Vec<Record>,
+    /// Whether what is answered is not usable, for want of anything that is.
+    pub flagged: bool,
+}
+
+/// Where a name is.
+enum Place {
+    /// Under the domain: the rest, in lower case.
+    Mesh(String),
+    /// In one of the mesh's reverse zones: the address, if it is a whole one.
+    Reverse(Option<IpAddr>),
+    /// Elsewhere.
+    Other,
+}
+
+/// Answers a question of class IN.
+#[must_use]
+pub fn answer(zone: &Zone, name: &Name, record_type: RecordType, entropy: u64) -> Verdict {
+    match place(zone, name) {
+        Place::Other => Verdict::Forward,
+        Place::Reverse(address) => Verdict::Answer(reverse(zone, name, record_type, address)),
+        Place::Mesh(relative) => Verdict::Answer(match zone.find(&relative) {
+            Some(entry) => Responder {
+                zone,
+                name,
+                entropy,
+            }
+            .existing(entry, record_type, &relative),
+            None => negative(ResponseCode::NXDomain, soa(zone, &relative)),
+        }),
+    }
+}
+
+struct Responder<'a> {
+    zone: &'a Zone,
+    name: &'a Name,
+    entropy: u64,
+}
+
+impl Responder<'_> {
+    fn existing(&self, entry: &Entry, record_type: RecordType, relative: &str) -> Answer {
+        let mut additional = Vec::new();
+        let answers: Vec<RData> = match record_type {
+            RecordType::A => self.addresses(
+                entry,
+                |i| i.v4.iter().map(|a| RData::A(A(*a))).collect(),
+                |a| matches!(a, IpAddr::V4(_)),
+            ),
+            RecordType::AAAA => self.addresses(
+                entry,
+                |i| i.v6.iter().map(|a| RData::AAAA(AAAA(*a))).collect(),
+                |a| matches!(a, IpAddr::V6(_)),
+            ),
+            RecordType::SRV if entry.has_srv => self.services(entry, &mut additional),
+            RecordType::TXT => self.texts(entry),
+            RecordType::SOA if entry.apex => vec![soa_data(self.zone)],
+            RecordType::NS if entry.apex => absolute(self.zone, "ns")
+                .map(|n| RData::NS(NS(n)))
+                .into_iter()
+                .collect(),
+            // RFC 8482 section 4.2: one small record instead of everything.
+            RecordType::ANY => vec![RData::HINFO(HINFO::new("RFC8482".into(), String::new()))],
+            _ => Vec::new(),
+        };
+        if answers.is_empty() {
+            return negative(ResponseCode::NoError, soa(self.zone, relative));
+        }
+        Answer {
+            code: ResponseCode::NoError,
+            answers: answers
+                .into_iter()
+                .map(|data| Record::from_rdata(self.name.clone(), TTL, data))
+                .collect(),
+            authority: Vec::new(),
+            additional,
+            flagged: entry.flagged,
+        }
+    }
+
+    fn addresses(
+        &self,
+        entry: &Entry,
+        of: impl Fn(&ZoneInstance) -> Vec<RData>,
+        family: impl Fn(&IpAddr) -> bool,
+    ) -> Vec<RData> {
+        let mut data: Vec<RData> = Vec::new();
+        if entry.has_addresses {
+            for instance in self.shuffled(entry) {
+                for address in of(instance) {
+                    // Several instances of one host share its address.
+                    if !data.contains(&address) {
+                        data.push(address);
+                    }
+                }
+            }
+        }
+        data.extend(
+            entry
+                .addresses
+                .iter()
+                .filter(|a| family(a))
+                .map(|a| address_data(*a)),
+        );
+        data
+    }
+
+    fn services(&self, entry: &Entry, additional: &mut Vec<Record>) -> Vec<RData> {
+        let mut data = Vec::new();
+        for instance in self.shuffled(entry) {
+            let Some(target) = absolute(self.zone, &instance.name) else {
+                continue;
+            };
+            for port in instance
+                .ports
+                .iter()
+                .filter(|p| entry.port.as_ref().is_none_or(|filter| filter.matches(p)))
+            {
+                data.push(RData::SRV(SRV::new(
+                    instance.priority,
+                    instance.weight,
+                    port.number.get(),
+                    target.clone(),
+                )));
+            }
+            let v4 = instance.v4.iter().map(|a| address_data((*a).into()));
+            let v6 = instance.v6.iter().map(|a| address_data((*a).into()));
+            additional.extend(
+                v4.chain(v6)
+                    .map(|data| Record::from_rdata(target.clone(), TTL, data)),
+            );
+        }
+        data
+    }
+
+    fn texts(&self, entry: &Entry) -> Vec<RData> {
+        if !entry.has_addresses {
+            return Vec::new();
+        }
+        self.shuffled(entry)
+            .into_iter()
+            .map(|instance| {
+                let ports = instance
+                    .ports
+                    .iter()
+                    .map(|p| format!("{}/{}", p.number, p.protocol.as_str()))
+                    .collect::<Vec<_>>()
+                    .join(",");
+                let id = instance.name.split('.').next().unwrap_or_default();
+                RData::TXT(TXT::new(vec![
+                    format!("instance={id}"),
+                    format!("node={}", instance.node),
+                    format!("ports={ports}"),
+                    format!("health={}", instance.health.as_str()),
+                ]))
+            })
+            .collect()
+    }
+
+    /// The instances answered, nearest first, in random order among equals.
+    fn shuffled(&self, entry: &Entry) -> Vec<&ZoneInstance> {
+        let mut instances: Vec<&ZoneInstance> = entry
+            .answered
+            .iter()
+            .filter_map(|i| self.zone.instances.get(*i))
+            .collect();
+        let mut random = self.entropy | 1;
+        for group in instances.chunk_by_mut(|a, b| a.group == b.group) {
+            for last in (1..group.len()).rev() {
+                // xorshift64: the order need not be unpredictable, only even.
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                group.swap(last, (random % (last as u64 + 1)) as usize);
+            }
+        }
+        instances
+    }
+}
+
+fn address_data(address: IpAddr) -> RData {
+    match address {
+        IpAddr::V4(v4) => RData::A(A(v4)),
+        IpAddr::V6(v6) => RData::AAAA(AAAA(v6)),
+    }
+}
+
+fn place(zone: &Zone, name: &Name) -> Place {
+    let Some(addresses) = &zone.addresses else {
+        return Place::Other;
+    };
+    let Some(text) = plain(name) else {
+        // Labels that are no text can only be names that do not exist; they are ours if the last label is.
+        let ours = name
+            .iter()
+            .next_back()
+            .is_some_and(|label| label.eq_ignore_ascii_case(zone.domain.as_bytes()));
+        return if ours {
+            Place::Mesh("\u{0}".into())
+        } else {
+            Place::Other
+        };
+    };
+    if text == zone.domain {
+        return Place::Mesh(String::new());
+    }
+    if let Some(relative) = text
+        .strip_suffix(zone.domain.as_str())
+        .and_then(|t| t.strip_suffix('.'))
+    {
+        return Place::Mesh(relative.to_owned());
+    }
+    let v4 = u32::from(addresses.prefix_v4.network());
+    let v6 = u128::from(addresses.prefix_v6.network());
+    if let Some(labels) = text.strip_suffix(".in-addr.arpa") {
+        let octets: Option<Vec<u8>> = labels.split('.').rev().map(|l| l.parse().ok()).collect();
+        let Some(octets) = octets.filter(|o| o.len() <= 4) else {
+            return Place::Other;
+        };
+        let mut whole = [0u8; 4];
+        whole[..octets.len()].copy_from_slice(&octets);
+        let bits = octets.len() as u32 * 8;
+        let inside = bits >= u32::from(addresses.prefix_v4.prefix_len())
+            && u32::from_be_bytes(whole) & u32::from(addresses.prefix_v4.netmask()) == v4;
+        return if inside {
+            Place::Reverse((bits == 32).then(|| Ipv4Addr::from(whole).into()))
+        } else {
+            Place::Other
+        };
+    }
+    if let Some(labels) = text.strip_suffix(".ip6.arpa") {
+        let nibbles: Option<Vec<u8>> = labels
+            .split('.')
+            .rev()
+            .map(|l| {
+                (l.len() == 1)
+                    .then(|| u8::from_str_radix(l, 16).ok())
+                    .flatten()
+            })
+            .collect();
+        let Some(nibbles) = nibbles.filter(|n| n.len() <= 32) else {
+            return Place::Other;
+        };
+        let bits = nibbles.len() as u32 * 4;
+        let whole = nibbles
+            .iter()
+            .fold(0u128, |sum, n| sum << 4 | u128::from(*n))
+            .checked_shl(128 - bits)
+            .unwrap_or(0);
+        let inside = bits >= u32::from(addresses.prefix_v6.prefix_len())
+            && whole & u128::from(addresses.prefix_v6.netmask()) == v6;
+        return if inside {
+            Place::Reverse((bits == 128).then(|| Ipv6Addr::from(whole).into()))
+        } else {
+            Place::Other
+        };
+    }
+    Place::Other
+}
+
+/// The name as lower-case text without the last dot, if all its labels are plain.
+fn plain(name: &Name) -> Option<String> {
+    let mut text = String::with_capacity(64);
+    for label in name.iter() {
+        if !label
+            .iter()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_'))
+        {
+            return None;
+        }
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.extend(label.iter().map(|c| char::from(c.to_ascii_lowercase())));
+    }
+    Some(text)
+}
+
+fn reverse(zone: &Zone, name: &Name, record_type: RecordType, address: Option<IpAddr>) -> Answer {
+    let found = address.and_then(|address| zone.find_address(&address));
+    let target = found.and_then(|relative| absolute(zone, relative));
+    match (target, record_type) {
+        (Some(target), RecordType::PTR) => Answer {
+            code: ResponseCode::NoError,
+            answers: vec![Record::from_rdata(
+                name.clone(),
+                TTL,
+                RData::PTR(PTR(target)),
+            )],
+            authority: Vec::new(),
+            additional: Vec::new(),
+            flagged: false,
+        },
+        // A shorter name than a whole address has addresses below it.
+        (target, _) => {
+            let code = if target.is_some() || address.is_none() {
+                ResponseCode::NoError
+            } else {
+                ResponseCode::NXDomain
+            };
+            negative(code, reverse_soa(zone, name))
+        }
+    }
+}
+
+fn negative(code: ResponseCode, soa: Option<Record>) -> Answer {
+    Answer {
+        code,
+        answers: Vec::new(),
+        authority: soa.into_iter().collect(),
+        additional: Vec::new(),
+        flagged: false,
+    }
+}
+
+/// The SOA of the zone that `relative` is in.
+fn soa(zone: &Zone, relative: &str) -> Option<Record> {
+    let apex = relative
+        .rsplit('.')
+        .next()
+        .filter(|label| matches!(*label, "svc" | "node"))
+        .unwrap_or_default();
+    Some(Record::from_rdata(
+        absolute(zone, apex)?,
+        NEGATIVE_TTL,
+        soa_data(zone),
+    ))
+}
+
+/// The SOA of a reverse zone stands where its prefix does, or at the label boundary above.
+fn reverse_soa(zone: &Zone, name: &Name) -> Option<Record> {
+    let addresses = zone.addresses.as_ref()?;
+    let v6 = name
+        .iter()
+        .rev()
+        .nth(1)
+        .is_some_and(|label| label.eq_ignore_ascii_case(b"ip6"));
+    let labels = if v6 {
+        addresses.prefix_v6.prefix_len() / 4
+    } else {
+        addresses.prefix_v4.prefix_len() / 8
+    };
+    let owner = name.trim_to(usize::from(labels) + 2);
+    Some(Record::from_rdata(owner, NEGATIVE_TTL, soa_data(zone)))
+}
+
+fn soa_data(zone: &Zone) -> RData {
+    let name = |relative| absolute(zone, relative).unwrap_or_else(Name::root);
+    RData::SOA(SOA::new(
+        name("ns"),
+        name("hostmaster"),
+        zone.serial,
+        5,
+        5,
+        86_400,
+        NEGATIVE_TTL,
+    ))
+}
+
+/// A name under the domain. All names of a zone are labels that were checked; a chain of them may still be too long.
+fn absolute(zone: &Zone, relative: &str) -> Option<Name> {
+    let text = if relative.is_empty() {
+        format!("{}.", zone.domain)
+    } else {
+        format!("{relative}.{}.", zone.domain)
+    };
+    Name::from_ascii(text).ok()
+}
+
+#[cfg(test)]
+mod tests;

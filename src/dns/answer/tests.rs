@@ -1,0 +1,400 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::dns::zone::{WhenNoneUsable, ZoneInput};
+use crate::model::address::MeshAddresses;
+use crate::model::netmap::{Member, Netmap};
+use crate::model::record::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service, Source};
+use crate::model::{Label, PublicKey, WireGuardKey};
+
+fn label(text: &str) -> Label {
+    Label::parse(text).expect("a literal")
+}
+
+fn id(n: u8) -> PublicKey {
+    PublicKey([n; 32])
+}
+
+/// Nodes n1 to n3, and `web` on each of them with this health.
+fn netmap(health: [Health; 3]) -> Netmap {
+    let addresses = MeshAddresses {
+        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
+        prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
+        node_block_v4: 24,
+        node_block_v6: 64,
+    };
+    let mesh = Mesh {
+        id: MESH_ID.into(),
+        version: 1,
+        domain: label("mesh"),
+        addresses,
+    };
+    let mut netmap = Netmap {
+        mesh: Some(mesh),
+        ..Netmap::default()
+    };
+    for (n, health) in (1u8..).zip(health) {
+        let block = addresses.block(n.into()).expect("in the plan");
+        let member = Member {
+            id: id(n),
+            name: label(&format!("n{n}")),
+            tags: vec![],
+            wireguard_key: WireGuardKey([n; 32]),
+            block,
+            endpoints: vec![],
+        };
+        netmap.members.insert(id(n), member);
+        let port = |number: u16, name: Option<&str>| Port {
+            number: number.try_into().expect("not zero"),
+            protocol: Protocol::Tcp,
+            name: name.map(label),
+        };
+        let service = Service {
+            id: Service::id_of(&id(n), None, &label("web")),
+            version: 1,
+            node: id(n),
+            name: label("web"),
+            project: None,
+            instances: vec![Instance {
+                id: label(&format!("n{n}-80")),
+                addresses: vec![block.node_v4().into(), block.node_v6().into()],
+                ports: vec![port(80, None), port(9187, Some("metrics"))],
+                health,
+                weight: 10,
+                priority: 0,
+                source: Source::Cli,
+            }],
+        };
+        netmap.services.insert(service.id.clone(), service);
+    }
+    netmap
+}
+
+fn zone_of(netmap: &Netmap, unreachable: &[u8], when_none_usable: WhenNoneUsable) -> Zone {
+    Zone::build(&ZoneInput {
+        netmap,
+        own: id(1),
+        unreachable: &unreachable.iter().map(|n| id(*n)).collect(),
+        round_trips: &BTreeMap::new(),
+        when_none_usable,
+        lingering: &BTreeSet::from(["gone.svc".to_owned()]),
+        serial: 7,
+    })
+}
+
+const HEALTHY: [Health; 3] = [Health::Healthy; 3];
+
+fn ask_zone(zone: &Zone, name: &str, record_type: RecordType) -> Answer {
+    match answer(
+        zone,
+        &Name::from_ascii(name).expect("a literal"),
+        record_type,
+        42,
+    ) {
+        Verdict::Answer(answer) => answer,
+        Verdict::Forward => panic!("{name} would be forwarded"),
+    }
+}
+
+fn ask(name: &str, record_type: RecordType) -> Answer {
+    ask_zone(
+        &zone_of(&netmap(HEALTHY), &[], WhenNoneUsable::All),
+        name,
+        record_type,
+    )
+}
+
+/// The data of the answers, sorted.
+fn data(answer: &Answer) -> Vec<String> {
+    let mut data: Vec<String> = answer.answers.iter().map(|r| r.data.to_string()).collect();
+    data.sort();
+    data
+}
+
+#[test]
+fn every_name_of_a_service_is_answered() {
+    for (name, record_type, expected) in [
+        (
+            "web.svc.mesh.",
+            RecordType::A,
+            vec!["10.210.1.1", "10.210.2.1", "10.210.3.1"],
+        ),
+        (
+            "WEB.Svc.MESH.",
+            RecordType::AAAA,
+            vec!["fd00:1:2:1::1", "fd00:1:2:2::1", "fd00:1:2:3::1"],
+        ),
+        ("n2-80.web.svc.mesh.", RecordType::A, vec!["10.210.2.1"]),
+        ("web.svc.n3.node.mesh.", RecordType::A, vec!["10.210.3.1"]),
+        ("n3.node.mesh.", RecordType::A, vec!["10.210.3.1"]),
+        ("n3.node.mesh.", RecordType::AAAA, vec!["fd00:1:2:3::1"]),
+        ("ns.mesh.", RecordType::A, vec!["10.210.1.1"]),
+        ("mesh.", RecordType::NS, vec!["ns.mesh."]),
+        ("svc.mesh.", RecordType::NS, vec!["ns.mesh."]),
+        (
+            "1.2.210.10.in-addr.arpa.",
+            RecordType::PTR,
+            vec!["n2.node.mesh."],
+        ),
+        (
+            "_metrics._tcp.web.svc.mesh.",
+            RecordType::SRV,
+            vec![
+                "0 10 9187 n1-80.web.svc.mesh.",
+                "0 10 9187 n2-80.web.svc.mesh.",
+                "0 10 9187 n3-80.web.svc.mesh.",
+            ],
+        ),
+        (
+            "_web._tcp.svc.mesh.",
+            RecordType::SRV,
+            vec![
+                "0 10 80 n1-80.web.svc.mesh.",
+                "0 10 80 n2-80.web.svc.mesh.",
+                "0 10 80 n3-80.web.svc.mesh.",
+            ],
+        ),
+        (
+            "mesh.",
+            RecordType::SOA,
+            vec!["ns.mesh. hostmaster.mesh. 7 5 5 86400 5"],
+        ),
+    ] {
+        let answer = ask(name, record_type);
+        assert_eq!(
+            (answer.code, data(&answer)),
+            (
+                ResponseCode::NoError,
+                expected.iter().map(ToString::to_string).collect()
+            ),
+            "{name} {record_type}"
+        );
+        assert!(answer.authority.is_empty());
+    }
+}
+
+#[test]
+fn srv_targets_come_with_their_addresses() {
+    let answer = ask("web.svc.mesh.", RecordType::SRV);
+    assert_eq!(answer.answers.len(), 6, "two ports of three instances");
+    assert_eq!(
+        answer.additional.len(),
+        6,
+        "two families of three instances"
+    );
+}
+
+#[test]
+fn a_reverse_name_in_ipv6_is_answered() {
+    let name = Name::from(
+        "fd00:1:2:3::1"
+            .parse::<std::net::Ipv6Addr>()
+            .expect("a literal"),
+    );
+    assert_eq!(
+        data(&ask(&name.to_string(), RecordType::PTR)),
+        ["n3.node.mesh."]
+    );
+}
+
+#[test]
+fn negative_answers_tell_nodata_from_nxdomain_and_carry_the_soa() {
+    for (name, record_type, code, owner) in [
+        (
+            "web.svc.mesh.",
+            RecordType::MX,
+            ResponseCode::NoError,
+            "svc.mesh.",
+        ),
+        (
+            "gone.svc.mesh.",
+            RecordType::A,
+            ResponseCode::NoError,
+            "svc.mesh.",
+        ),
+        (
+            "_tcp.web.svc.mesh.",
+            RecordType::A,
+            ResponseCode::NoError,
+            "svc.mesh.",
+        ),
+        (
+            "svc.n1.node.mesh.",
+            RecordType::A,
+            ResponseCode::NoError,
+            "node.mesh.",
+        ),
+        (
+            "svc.mesh.",
+            RecordType::A,
+            ResponseCode::NoError,
+            "svc.mesh.",
+        ),
+        ("mesh.", RecordType::A, ResponseCode::NoError, "mesh."),
+        (
+            "never.svc.mesh.",
+            RecordType::A,
+            ResponseCode::NXDomain,
+            "svc.mesh.",
+        ),
+        (
+            "never.node.mesh.",
+            RecordType::A,
+            ResponseCode::NXDomain,
+            "node.mesh.",
+        ),
+        (
+            "a.b.c.mesh.",
+            RecordType::A,
+            ResponseCode::NXDomain,
+            "mesh.",
+        ),
+        (
+            "x.n1-80.web.svc.mesh.",
+            RecordType::A,
+            ResponseCode::NXDomain,
+            "svc.mesh.",
+        ),
+        (
+            "9.9.210.10.in-addr.arpa.",
+            RecordType::PTR,
+            ResponseCode::NXDomain,
+            "210.10.in-addr.arpa.",
+        ),
+        (
+            "2.210.10.in-addr.arpa.",
+            RecordType::PTR,
+            ResponseCode::NoError,
+            "210.10.in-addr.arpa.",
+        ),
+        (
+            "1.2.210.10.in-addr.arpa.",
+            RecordType::A,
+            ResponseCode::NoError,
+            "210.10.in-addr.arpa.",
+        ),
+        (
+            "a\\000b.svc.mesh.",
+            RecordType::A,
+            ResponseCode::NXDomain,
+            "mesh.",
+        ),
+    ] {
+        let answer = ask(name, record_type);
+        assert_eq!((answer.code, answer.answers.len()), (code, 0), "{name}");
+        let soa: Vec<String> = answer
+            .authority
+            .iter()
+            .map(|r| format!("{} {} {}", r.name, r.ttl, r.record_type()))
+            .collect();
+        assert_eq!(soa, [format!("{owner} 5 SOA")], "{name}");
+    }
+}
+
+#[test]
+fn other_names_are_forwarded_and_mesh_names_never() {
+    let zone = zone_of(&netmap(HEALTHY), &[], WhenNoneUsable::All);
+    for name in [
+        "example.com.",
+        "notmesh.",
+        "mesh.example.",
+        "1.1.1.10.in-addr.arpa.",
+        "10.in-addr.arpa.",
+        ".",
+    ] {
+        let name = Name::from_ascii(name).expect("a literal");
+        assert_eq!(
+            answer(&zone, &name, RecordType::A, 0),
+            Verdict::Forward,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn instances_that_cannot_be_used_leave_the_answers() {
+    for (health, unreachable, expected) in [
+        (
+            [Health::Healthy, Health::Unhealthy, Health::Healthy],
+            vec![],
+            vec!["10.210.1.1", "10.210.3.1"],
+        ),
+        (
+            [Health::Healthy, Health::Draining, Health::Starting],
+            vec![],
+            vec!["10.210.1.1"],
+        ),
+        (
+            [Health::Healthy, Health::Unknown, Health::Healthy],
+            vec![3],
+            vec!["10.210.1.1", "10.210.2.1"],
+        ),
+        (
+            HEALTHY,
+            vec![1],
+            vec!["10.210.1.1", "10.210.2.1", "10.210.3.1"],
+        ),
+    ] {
+        let answer = ask_zone(
+            &zone_of(&netmap(health), &unreachable, WhenNoneUsable::All),
+            "web.svc.mesh.",
+            RecordType::A,
+        );
+        assert_eq!(
+            (data(&answer), answer.flagged),
+            (expected.iter().map(ToString::to_string).collect(), false)
+        );
+    }
+}
+
+#[test]
+fn when_none_is_usable_the_rest_is_answered_and_flagged_or_nothing() {
+    let health = [Health::Unhealthy, Health::Draining, Health::Healthy];
+    let answer = ask_zone(
+        &zone_of(&netmap(health), &[3], WhenNoneUsable::All),
+        "web.svc.mesh.",
+        RecordType::A,
+    );
+    assert_eq!(
+        (data(&answer), answer.flagged),
+        (vec!["10.210.1.1".into(), "10.210.3.1".into()], true)
+    );
+    let answer = ask_zone(
+        &zone_of(&netmap(health), &[3], WhenNoneUsable::None),
+        "web.svc.mesh.",
+        RecordType::A,
+    );
+    assert_eq!(
+        (answer.code, data(&answer)),
+        (ResponseCode::NoError, vec![])
+    );
+}
+
+#[test]
+fn the_own_node_comes_first_and_the_rest_in_every_order() {
+    let zone = zone_of(&netmap(HEALTHY), &[], WhenNoneUsable::All);
+    let name = Name::from_ascii("web.svc.mesh.").expect("a literal");
+    let mut seconds = BTreeSet::new();
+    for entropy in 0..64u64 {
+        let Verdict::Answer(answer) = answer(
+            &zone,
+            &name,
+            RecordType::A,
+            entropy.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        ) else {
+            panic!("ours")
+        };
+        assert_eq!(answer.answers[0].data.to_string(), "10.210.1.1");
+        seconds.insert(answer.answers[1].data.to_string());
+    }
+    assert_eq!(seconds.len(), 2);
+}
+
+#[test]
+fn a_node_that_has_not_joined_forwards_everything() {
+    let name = Name::from_ascii("web.svc.mesh.").expect("a literal");
+    assert_eq!(
+        answer(&Zone::default(), &name, RecordType::A, 0),
+        Verdict::Forward
+    );
+}

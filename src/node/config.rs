@@ -1,0 +1,472 @@
+//! meshd.toml and the command line: as written, and as meant.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+use serde::Deserialize;
+
+use crate::discovery::registry::{Key, Registered};
+use crate::dns::WhenNoneUsable;
+use crate::model::Label;
+use crate::model::record::Protocol;
+use crate::wire::config_file::{self, ConfigError};
+use crate::wire::local::{Check, CheckProbe};
+
+const DEFAULT_FILE: &str = "/etc/meshd/meshd.toml";
+
+/// The daemon of a WireGuard overlay network with service discovery.
+#[derive(Debug, Parser)]
+#[command(name = "meshd", version)]
+pub struct Arguments {
+    /// Configuration file [default: /etc/meshd/meshd.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Keys and records [default: /var/lib/meshd]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where meshctl connects [default: /run/meshd/meshd.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Say whether the configuration is right, and exit
+    #[arg(long)]
+    pub check_config: bool,
+    /// Another job than the daemon's.
+    #[command(subcommand)]
+    pub job: Option<Job>,
+}
+
+/// Another job than the daemon's.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Job {
+    /// The data plane alone: an ordinary WireGuard interface that `wg` configures
+    Wireguard {
+        /// Name of the interface to make
+        interface: String,
+    },
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    state_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    name: Option<String>,
+    interface: Option<String>,
+    listen_port: Option<u16>,
+    mtu: Option<u16>,
+    join: JoinSection,
+    dns: DnsSection,
+    docker: DockerSection,
+    metrics: MetricsSection,
+    service: Vec<ServiceSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct JoinSection {
+    token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DnsSection {
+    enabled: bool,
+    listen: Vec<IpAddr>,
+    upstreams: Vec<Upstream>,
+    split_dns: SplitDns,
+    when_none_usable: NoneUsable,
+    manage_resolv_conf: bool,
+}
+
+impl Default for DnsSection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: Vec::new(),
+            upstreams: Vec::new(),
+            split_dns: SplitDns::Auto,
+            when_none_usable: NoneUsable::All,
+            manage_resolv_conf: false,
+        }
+    }
+}
+
+/// An address, with a port or without.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Upstream {
+    Socket(SocketAddr),
+    Address(IpAddr),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+enum SplitDns {
+    #[serde(rename = "auto")]
+    Auto,
+    #[serde(rename = "systemd-resolved")]
+    Resolved,
+    #[serde(rename = "none")]
+    None,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum NoneUsable {
+    All,
+    None,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DockerSection {
+    enabled: Enabled,
+    #[serde(rename = "socket")]
+    _socket: Option<PathBuf>,
+    #[serde(rename = "expose")]
+    _expose: Option<Expose>,
+    #[serde(rename = "addressing")]
+    _addressing: Option<Addressing>,
+    #[serde(rename = "trust_image_labels")]
+    _trust_image_labels: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "EnabledValue")]
+enum Enabled {
+    #[default]
+    Auto,
+    Yes,
+    No,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum EnabledValue {
+    Word(AutoWord),
+    Flag(bool),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum AutoWord {
+    Auto,
+}
+
+impl From<EnabledValue> for Enabled {
+    fn from(value: EnabledValue) -> Self {
+        match value {
+            EnabledValue::Word(AutoWord::Auto) => Self::Auto,
+            EnabledValue::Flag(true) => Self::Yes,
+            EnabledValue::Flag(false) => Self::No,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Expose {
+    Labelled,
+    All,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Addressing {
+    Nat,
+    Network,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct MetricsSection {
+    listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServiceSection {
+    name: String,
+    port: u16,
+    #[serde(default)]
+    protocol: Option<Protocol>,
+    #[serde(default)]
+    address: Option<IpAddr>,
+    #[serde(default)]
+    check: Option<CheckSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct CheckSection {
+    tcp: bool,
+    http: Option<String>,
+    interval: Option<String>,
+    timeout: Option<String>,
+}
+
+/// What meshd runs with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Keys and records.
+    pub state_dir: PathBuf,
+    /// Where meshctl connects.
+    pub socket: PathBuf,
+    /// The node's name, if it is not to be the host's.
+    pub name: Option<Label>,
+    /// The tunnel device.
+    pub interface: String,
+    /// UDP port; 0 for any.
+    pub listen_port: u16,
+    /// Octets; absent: from the path.
+    pub mtu: Option<u16>,
+    /// A token to join with at the first start.
+    pub token_file: Option<PathBuf>,
+    /// Whether names are answered.
+    pub dns: bool,
+    /// More addresses to answer at.
+    pub dns_listen: Vec<IpAddr>,
+    /// Resolvers for other names; empty: the host's.
+    pub upstreams: Vec<SocketAddr>,
+    /// What is answered when nothing is usable.
+    pub when_none_usable: WhenNoneUsable,
+    /// Where metrics are served.
+    pub metrics_listen: SocketAddr,
+    /// The services of the configuration.
+    pub services: Vec<Registered>,
+    /// Things asked for that this version does not do.
+    pub not_yet: Vec<&'static str>,
+}
+
+impl Config {
+    /// From the command line and the file it names, the former first.
+    ///
+    /// # Errors
+    /// All that is wrong, in one line.
+    pub fn load(arguments: &Arguments) -> Result<Self, ConfigError> {
+        let path = arguments
+            .config
+            .as_deref()
+            .unwrap_or(Path::new(DEFAULT_FILE));
+        let file: File = config_file::read(path, arguments.config.is_some())?;
+        let mut wrong = Vec::new();
+        let config = Self::meant(file, arguments, &mut wrong);
+        if wrong.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError(format!(
+                "{}: {}",
+                path.display(),
+                wrong.join("; ")
+            )))
+        }
+    }
+
+    fn meant(file: File, arguments: &Arguments, wrong: &mut Vec<String>) -> Self {
+        let name = file.name.and_then(|name| {
+            Label::parse(&name)
+                .map_err(|e| wrong.push(format!("name: {e}")))
+                .ok()
+        });
+        if file.mtu.is_some_and(|mtu| !(1280..=9000).contains(&mtu)) {
+            wrong.push("mtu: 1280 to 9000 octets are possible".into());
+        }
+        let mut services: Vec<Registered> = Vec::new();
+        for section in file.service {
+            let shown = section.name.chars().take(70).collect::<String>();
+            match service(section) {
+                Ok(registered) if services.iter().any(|other| other.key == registered.key) => {
+                    wrong.push(format!(
+                        "[[service]] {shown}: the same name, port and protocol stand there twice"
+                    ));
+                }
+                Ok(registered) => services.push(registered),
+                Err(error) => wrong.push(format!("[[service]] {shown}: {error}")),
+            }
+        }
+        let mut not_yet = Vec::new();
+        if file.docker.enabled == Enabled::Yes {
+            not_yet.push("[docker] enabled = true: containers are not adopted by this version");
+        }
+        if file.dns.split_dns == SplitDns::Resolved {
+            not_yet.push("[dns] split_dns = \"systemd-resolved\": this version does not configure systemd-resolved");
+        }
+        if file.dns.manage_resolv_conf {
+            not_yet.push(
+                "[dns] manage_resolv_conf = true: this version does not edit /etc/resolv.conf",
+            );
+        }
+        Self {
+            state_dir: arguments
+                .state_dir
+                .clone()
+                .or(file.state_dir)
+                .unwrap_or_else(|| "/var/lib/meshd".into()),
+            socket: arguments
+                .socket
+                .clone()
+                .or(file.socket)
+                .unwrap_or_else(|| "/run/meshd/meshd.sock".into()),
+            name,
+            interface: file.interface.unwrap_or_else(|| "mesh0".into()),
+            listen_port: file.listen_port.unwrap_or(51820),
+            mtu: file.mtu,
+            token_file: file.join.token_file,
+            dns: file.dns.enabled,
+            dns_listen: file.dns.listen,
+            upstreams: file
+                .dns
+                .upstreams
+                .iter()
+                .map(|u| match u {
+                    Upstream::Socket(s) => *s,
+                    Upstream::Address(a) => SocketAddr::new(*a, 53),
+                })
+                .collect(),
+            when_none_usable: match file.dns.when_none_usable {
+                NoneUsable::All => WhenNoneUsable::All,
+                NoneUsable::None => WhenNoneUsable::None,
+            },
+            metrics_listen: file
+                .metrics
+                .listen
+                .unwrap_or_else(|| "127.0.0.1:9560".parse().expect("a literal")),
+            services,
+            not_yet,
+        }
+    }
+}
+
+fn service(section: ServiceSection) -> Result<Registered, String> {
+    let key = Key {
+        name: Label::parse(&section.name).map_err(|e| e.to_string())?,
+        port: section
+            .port
+            .try_into()
+            .map_err(|_| "port: 1 to 65535 are possible".to_owned())?,
+        protocol: section.protocol.unwrap_or(Protocol::Tcp),
+    };
+    if section
+        .address
+        .is_some_and(|a| a.is_unspecified() || a.is_multicast() || a.is_loopback())
+    {
+        return Err("address: give one that other nodes can reach".into());
+    }
+    let check = section.check.map(check).transpose()?;
+    if check.is_some() && key.protocol == Protocol::Udp {
+        return Err("check: checks are for TCP services".into());
+    }
+    Ok(Registered {
+        key,
+        address: section.address,
+        check,
+    })
+}
+
+fn check(section: CheckSection) -> Result<Check, String> {
+    let probe = match (section.tcp, section.http) {
+        (true, None) => CheckProbe::Tcp,
+        (false, Some(path))
+            if path.starts_with('/') && path.is_ascii() && !path.contains(char::is_whitespace) =>
+        {
+            CheckProbe::Http(path)
+        }
+        (false, Some(_)) => return Err("check.http: write a path that begins with `/`".into()),
+        _ => return Err("check: write { tcp = true } or { http = \"/path\" }".into()),
+    };
+    let mut check = Check::new(probe);
+    for (name, text, most, target) in [
+        (
+            "interval",
+            section.interval,
+            3_600_000,
+            &mut check.interval_ms,
+        ),
+        ("timeout", section.timeout, 60_000, &mut check.timeout_ms),
+    ] {
+        if let Some(text) = text {
+            let wrong = || {
+                format!(
+                    "check.{name}: `{text}` is no duration from 100ms to {}s, such as \"5s\"",
+                    most / 1000
+                )
+            };
+            *target = milliseconds(&text)
+                .filter(|ms| (100..=most).contains(ms))
+                .ok_or_else(wrong)?;
+        }
+    }
+    Ok(check)
+}
+
+/// `500ms`, `5s`, `2m`.
+fn milliseconds(text: &str) -> Option<u64> {
+    let at = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(at);
+    let factor = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), text).expect("writable");
+        let path = file.path().to_str().expect("a plain path").to_owned();
+        Config::load(
+            &Arguments::try_parse_from(["meshd", "--config", &path]).expect("valid arguments"),
+        )
+    }
+
+    #[test]
+    fn the_example_is_what_it_says() {
+        let config = load(include_str!("../../config/meshd.toml")).expect("the example is valid");
+        assert_eq!(
+            (config.interface.as_str(), config.listen_port),
+            ("mesh0", 51820)
+        );
+        assert_eq!(config.services.len(), 1);
+        assert_eq!(config.not_yet, Vec::<&str>::new());
+    }
+
+    #[test]
+    fn everything_wrong_is_said_at_once() {
+        let error = load(
+            "name = \"a.b\"\nmtu = 3\n[[service]]\nname = \"web\"\nport = 0\n[[service]]\nname = \"x\"\nport = 1\ncheck = { http = \"no\" }\n",
+        )
+        .expect_err("wrong four times")
+        .to_string();
+        for part in ["a.b", "mtu", "web: port", "x: check.http"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_in_a_section_is_named() {
+        let error = load("[dns]\nenabled = true\nlisen = []\n")
+            .expect_err("unknown")
+            .to_string();
+        assert!(
+            error.contains("line 3: unknown key `lisen`; the nearest known key is `listen`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_same_service_twice_is_refused() {
+        let twice = "[[service]]\nname = \"web\"\nport = 80\n".repeat(2);
+        assert!(
+            load(&twice)
+                .expect_err("twice")
+                .to_string()
+                .contains("twice")
+        );
+    }
+}
