@@ -3,4 +3,5 @@
 pub mod api;
 pub mod config;
 pub mod control;
+pub mod host;
 pub mod state;

@@ -273,12 +273,6 @@ fn negative_answers_tell_nodata_from_nxdomain_and_carry_the_soa() {
             ResponseCode::NoError,
             "210.10.in-addr.arpa.",
         ),
-        (
-            "a\\000b.svc.mesh.",
-            RecordType::A,
-            ResponseCode::NXDomain,
-            "mesh.",
-        ),
     ] {
         let answer = ask(name, record_type);
         assert_eq!((answer.code, answer.answers.len()), (code, 0), "{name}");
@@ -289,6 +283,20 @@ fn negative_answers_tell_nodata_from_nxdomain_and_carry_the_soa() {
             .collect();
         assert_eq!(soa, [format!("{owner} 5 SOA")], "{name}");
     }
+}
+
+#[test]
+fn a_label_that_is_no_text_is_a_name_that_does_not_exist() {
+    let name =
+        Name::from_labels([b"a\0b".as_slice(), b"svc", b"mesh"]).expect("any octets make a label");
+    let zone = zone_of(&netmap(HEALTHY), &[], WhenNoneUsable::All);
+    let Verdict::Answer(answer) = answer(&zone, &name, RecordType::A, 0) else {
+        panic!("ours")
+    };
+    assert_eq!(
+        (answer.code, answer.authority.len()),
+        (ResponseCode::NXDomain, 1)
+    );
 }
 
 #[test]

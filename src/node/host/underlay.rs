@@ -1,0 +1,184 @@
+//! The network below: its MTU, this machine's addresses in it, its resolvers.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use crate::model::MeshAddresses;
+
+/// Octets that the tunnel adds over IPv6: 40 of IP, 8 of UDP, 32 of WireGuard. IPv4's is 20 less, but the same tunnel
+/// may go over either.
+const OVERHEAD: u32 = 80;
+/// The least MTU that IPv6 works with (RFC 8200 section 5).
+const LEAST: u32 = 1280;
+/// Where systemd-resolved keeps the resolvers behind its stub.
+const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
+
+/// An address of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// The interface's name.
+    pub name: String,
+    /// One of its addresses.
+    pub address: IpAddr,
+    /// With its prefix.
+    pub net: Option<ipnet::IpNet>,
+}
+
+/// All addresses of interfaces that are up.
+#[must_use]
+pub fn interfaces() -> Vec<Interface> {
+    let Ok(found) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    found
+        .filter(|entry| entry.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP))
+        .filter_map(|entry| {
+            let ip = |s: &nix::sys::socket::SockaddrStorage| {
+                s.as_sockaddr_in()
+                    .map(|a| IpAddr::V4(a.ip()))
+                    .or_else(|| s.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+            };
+            let address = entry.address.as_ref().and_then(ip)?;
+            let mask = entry.netmask.as_ref().and_then(ip);
+            let net = mask.and_then(|mask| ipnet::IpNet::with_netmask(address, mask).ok());
+            Some(Interface {
+                name: entry.interface_name,
+                address,
+                net,
+            })
+        })
+        .collect()
+}
+
+/// Whether an interface is a container engine's own, whose addresses no other machine reaches.
+fn is_container_bridge(name: &str) -> bool {
+    ["docker", "br-", "veth", "podman", "cni", "virbr", "lxc"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+/// Where other nodes may reach this one's tunnel: the machine's own addresses, IPv4 first.
+#[must_use]
+pub fn candidates(
+    found: &[Interface],
+    own: &str,
+    mesh: &MeshAddresses,
+    port: u16,
+) -> Vec<SocketAddr> {
+    let usable = |i: &&Interface| {
+        let link_local = match i.address {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        i.name != own
+            && !link_local
+            && !i.address.is_loopback()
+            && !i.address.is_multicast()
+            && !mesh.contains(i.address)
+            && !is_container_bridge(&i.name)
+    };
+    let mut addresses: Vec<IpAddr> = found.iter().filter(usable).map(|i| i.address).collect();
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses.dedup();
+    addresses
+        .into_iter()
+        .take(crate::model::record::MAX_ENDPOINTS)
+        .map(|ip| SocketAddr::new(ip, port))
+        .collect()
+}
+
+/// Octets of a packet in the tunnel at most: what the narrowest interface with a usable address leaves.
+#[must_use]
+pub fn tunnel_mtu(found: &[Interface], own: &str) -> u16 {
+    let narrowest = found
+        .iter()
+        .filter(|i| i.name != own && !i.address.is_loopback() && !is_container_bridge(&i.name))
+        .filter_map(|i| {
+            std::fs::read_to_string(Path::new("/sys/class/net").join(&i.name).join("mtu"))
+                .ok()?
+                .trim()
+                .parse::<u32>()
+                .ok()
+        })
+        .min()
+        .unwrap_or(1500);
+    u16::try_from(narrowest.saturating_sub(OVERHEAD).clamp(LEAST, 9000)).unwrap_or(1420)
+}
+
+/// The host's own resolvers.
+#[must_use]
+pub fn resolvers() -> Vec<SocketAddr> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let listed = name_servers(&read("/etc/resolv.conf"));
+    // The stub would ask this node again for names of the mesh.
+    let stub_only = !listed.is_empty() && listed.iter().all(|server| server.ip().is_loopback());
+    if stub_only && Path::new(BEHIND_STUB).exists() {
+        name_servers(&read(BEHIND_STUB))
+    } else {
+        listed
+    }
+}
+
+/// The `nameserver` lines of a resolv.conf(5).
+fn name_servers(text: &str) -> Vec<SocketAddr> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let address = words
+                .next()
+                .filter(|word| *word == "nameserver")
+                .and_then(|_| words.next())?;
+            address
+                .parse::<IpAddr>()
+                .ok()
+                .map(|ip| SocketAddr::new(ip, 53))
+        })
+        .take(8)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_are_read_and_everything_else_passed_over() {
+        let text = "# nameserver 9.9.9.9\nnameserver 192.0.2.1\nsearch a b\nnameserver  2001:db8::1 extra\nnameserver x\nnameserver\n";
+        assert_eq!(
+            name_servers(text),
+            [
+                "192.0.2.1:53".parse().expect("a literal"),
+                "[2001:db8::1]:53".parse().expect("a literal")
+            ]
+        );
+    }
+
+    #[test]
+    fn candidates_are_what_another_machine_can_reach() {
+        let mesh = MeshAddresses {
+            prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
+            prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
+            node_block_v4: 24,
+            node_block_v6: 64,
+        };
+        let interface = |name: &str, address: &str| Interface {
+            name: name.into(),
+            address: address.parse().expect("a literal"),
+            net: None,
+        };
+        let found = [
+            interface("lo", "127.0.0.1"),
+            interface("eth0", "2001:db8::5"),
+            interface("eth0", "fe80::1"),
+            interface("eth0", "198.51.100.5"),
+            interface("docker0", "172.17.0.1"),
+            interface("mesh0", "10.210.1.1"),
+            interface("eth1", "10.210.9.9"),
+        ];
+        let shown: Vec<String> = candidates(&found, "mesh0", &mesh, 51820)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(shown, ["198.51.100.5:51820", "[2001:db8::5]:51820"]);
+    }
+}
