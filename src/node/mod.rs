@@ -1,7 +1,139 @@
 //! meshd: carries values between tunnel, path, dns, discovery and the coordinator.
+//!
+//! [`agent`] is one task that owns everything and takes events in turn: commands from [`api`], records from
+//! [`control`], verdicts of health checks, time. A joined node is a [`mesh::Mesh`]; what it keeps is in [`state`], what
+//! it changes on the machine in [`host`].
 
+mod agent;
 pub mod api;
 pub mod config;
 pub mod control;
 pub mod host;
+mod joining;
+mod mesh;
+mod metrics;
+mod report;
 pub mod state;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::wire::api::{ApiError, ErrorCode};
+use crate::wire::unix_server;
+use config::{Arguments, Config, Job};
+use state::{StateDir, StateError};
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    crate::wire::log::to_stderr();
+    if let Some(Job::Wireguard { interface }) = &arguments.job {
+        return finish(crate::tunnel::uapi::run(interface).map_err(|error| {
+            let code = match &error {
+                crate::tunnel::uapi::StandaloneError::Tunnel(error) => mesh::code_of(error),
+                _ => ErrorCode::Configuration,
+            };
+            ApiError::new(code, error.to_string())
+        }));
+    }
+    finish(
+        Config::load(&arguments)
+            .map_err(|error| ApiError::new(ErrorCode::Configuration, error.to_string()))
+            .and_then(|config| {
+                if arguments.check_config {
+                    println!("the configuration is right");
+                    return Ok(());
+                }
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .enable_all()
+                    .build()
+                    .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
+                runtime.block_on(run(config))
+            }),
+    )
+}
+
+fn finish(result: Result<(), ApiError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("meshd: {}", error.message);
+            ExitCode::from(error.code.exit_code())
+        }
+    }
+}
+
+async fn run(config: Config) -> Result<(), ApiError> {
+    let config = Arc::new(config);
+    let dir = StateDir::open(&config.state_dir)?;
+    let listener = unix_server::bind(&config.socket)
+        .map_err(|error| ApiError::new(error.code(), error.to_string()))?;
+    let mut agent = agent::Agent::start(Arc::clone(&config), dir).await?;
+
+    let (commands, receiver) = mpsc::channel(64);
+    let (stop, stopped) = oneshot::channel();
+    let serve = tokio::spawn({
+        let (path, commands) = (config.socket.clone(), commands.clone());
+        async move { api::serve(listener, &path, commands).await }
+    });
+    let serve_metrics = tokio::spawn(metrics::serve(config.metrics_listen, commands.clone()));
+    let watchdog = tokio::spawn(crate::wire::log::feed_watchdog());
+    if let Some(file) = config.token_file.clone() {
+        tokio::spawn(joining::join_unattended(file, commands));
+    }
+    tracing::info!(socket = %config.socket.display(), "ready");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::spawn(async move {
+        wait_for_stop().await;
+        let _ = stop.send(());
+    });
+
+    agent.run(receiver, stopped).await;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopping");
+    serve.abort();
+    serve_metrics.abort();
+    watchdog.abort();
+    let _ = std::fs::remove_file(&config.socket);
+    drop(agent);
+    Ok(())
+}
+
+async fn wait_for_stop() {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+impl From<StateError> for ApiError {
+    fn from(error: StateError) -> Self {
+        let permission = matches!(&error, StateError::File(file) if file.is_permission());
+        Self::new(
+            if permission {
+                ErrorCode::Permission
+            } else {
+                ErrorCode::Configuration
+            },
+            error.to_string(),
+        )
+    }
+}

@@ -468,6 +468,18 @@ impl Tunnel {
         });
     }
 
+    /// As [`Tunnel::probe`], and waits for the answer elsewhere.
+    #[must_use]
+    pub fn ping(&self, peer: [u8; 32], source: IpAddr, destination: IpAddr) -> Waiting {
+        let since = Instant::now();
+        self.probe(&peer, source, destination);
+        Waiting {
+            shared: Arc::clone(&self.shared),
+            peer,
+            since,
+        }
+    }
+
     fn with_peer(
         &self,
         peer: &[u8; 32],
@@ -539,6 +551,45 @@ impl std::fmt::Debug for Tunnel {
         f.debug_struct("Tunnel")
             .field("interface", &self.interface)
             .field("listen_port", &self.listen_port())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An answer that is on its way.
+pub struct Waiting {
+    shared: Arc<Shared>,
+    peer: [u8; 32],
+    since: Instant,
+}
+
+impl Waiting {
+    /// Waits for at most `limit`; gives the round trip, if the answer came, and where the peer is.
+    #[must_use]
+    pub fn wait(self, limit: Duration) -> (Option<Duration>, Option<SocketAddr>) {
+        loop {
+            let table = self.shared.table.load();
+            let Some(peer) = table.by_key.get(&self.peer) else {
+                return (None, None);
+            };
+            let (answered, rtt, endpoint) = {
+                let state = peer.lock();
+                (state.answered, state.rtt, state.endpoint)
+            };
+            if answered.is_some_and(|at| at >= self.since) {
+                return (rtt, endpoint);
+            }
+            if self.since.elapsed() >= limit || self.shared.stopping() {
+                return (None, endpoint);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting")
+            .field("since", &self.since)
             .finish_non_exhaustive()
     }
 }

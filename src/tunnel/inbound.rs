@@ -230,6 +230,7 @@ impl Inbound {
                     {
                         let elapsed = batch.now.saturating_duration_since(batch.shared.started);
                         state.rtt = elapsed.checked_sub(sent).or(state.rtt);
+                        state.answered = Some(batch.now);
                     }
                     _ => {
                         drop(state);

@@ -26,6 +26,8 @@ pub(super) struct PeerState {
     pub(super) last_receive: Option<Instant>,
     pub(super) last_handshake: Option<SystemTime>,
     pub(super) rtt: Option<Duration>,
+    /// When the last probe was answered.
+    pub(super) answered: Option<Instant>,
     /// When a handshake was last begun because the peer sent under a session we do not have.
     pub(super) revived: Option<Instant>,
 }
@@ -44,6 +46,7 @@ impl Peer {
                 last_receive: None,
                 last_handshake: None,
                 rtt: None,
+                answered: None,
                 revived: None,
             }),
         }

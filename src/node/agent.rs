@@ -1,0 +1,418 @@
+//! The agent: one task that owns the node and takes events in turn. It never waits for the network.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::api::{Command, Empty, Reply};
+use super::config::Config;
+use super::joining::{self, Admitted, Attempt};
+use super::mesh::{Events, Mesh};
+use super::report;
+use super::state::StateDir;
+use crate::discovery::registry::{Key, Registered, Registry, RegistryError, Stored};
+use crate::model::Label;
+use crate::wire::api::{ApiError, ErrorCode};
+use crate::wire::local::{AddService, Join, Joined, NodeState, SCHEMA, ServiceChanged};
+
+const TICK: Duration = Duration::from_millis(500);
+const RECONCILE: Duration = Duration::from_secs(15);
+/// How long a change of a service waits for the coordinator's word before it is said that it follows later.
+const PUBLISH_WAIT: Duration = Duration::from_secs(2);
+
+/// The node, joined or not.
+pub(super) struct Agent {
+    config: Arc<Config>,
+    dir: StateDir,
+    phase: Phase,
+    /// What was wrong with the services' file.
+    damaged_services: Option<String>,
+}
+
+enum Phase {
+    Unjoined,
+    Joining,
+    Up(Box<Mesh>, Events),
+}
+
+/// A join that ended, one way or the other.
+struct JoinEnded {
+    result: Result<Admitted, ApiError>,
+    reply: Reply<Joined>,
+}
+
+/// What happened next.
+enum Happened {
+    Command(Box<Command>),
+    Stream(super::control::stream::Event),
+    Verdict(Key, bool),
+    JoinEnded(Box<JoinEnded>),
+    Tick,
+    Reconcile,
+    Stop,
+}
+
+impl Agent {
+    /// Starts unjoined, or from what is on disk.
+    ///
+    /// # Errors
+    /// What is on disk cannot be used, or the machine does not allow it.
+    pub(super) async fn start(config: Arc<Config>, dir: StateDir) -> Result<Self, ApiError> {
+        let (stored, damaged_services) = dir.services::<Stored>();
+        let phase = match dir.identity()? {
+            None => Phase::Unjoined,
+            Some(identity) => {
+                let registry = Registry::new(config.services.clone(), stored);
+                let (mesh, events) =
+                    Mesh::start(Arc::clone(&config), dir.clone(), identity, registry, None).await?;
+                Phase::Up(Box::new(mesh), events)
+            }
+        };
+        Ok(Self {
+            config,
+            dir,
+            phase,
+            damaged_services,
+        })
+    }
+
+    /// Takes events in turn until told to stop.
+    pub(super) async fn run(
+        &mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut stop: oneshot::Receiver<()>,
+    ) {
+        let (ended_sender, mut ended) = mpsc::channel(1);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reconciles = interval(RECONCILE);
+        reconciles.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        reconciles.reset();
+        loop {
+            let happened = tokio::select! {
+                biased;
+                _ = &mut stop => Happened::Stop,
+                Some(event) = next_event(&mut self.phase) => event,
+                Some(command) = commands.recv() => Happened::Command(Box::new(command)),
+                Some(join) = ended.recv() => Happened::JoinEnded(Box::new(join)),
+                _ = ticks.tick() => Happened::Tick,
+                _ = reconciles.tick() => Happened::Reconcile,
+            };
+            match happened {
+                Happened::Stop => return,
+                Happened::Command(command) => self.handle_command(*command, &ended_sender).await,
+                Happened::JoinEnded(join) => self.handle_join_ended(*join).await,
+                Happened::Stream(event) => self.with_mesh(|mesh| mesh.handle_stream(event)),
+                Happened::Verdict(key, healthy) => self.with_mesh(|mesh| {
+                    mesh.registry.set_health(&key, healthy);
+                    mesh.publish_own();
+                }),
+                Happened::Tick => self.with_mesh(Mesh::tick),
+                Happened::Reconcile => {
+                    if let Phase::Up(mesh, _) = &mut self.phase {
+                        mesh.reconcile().await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn with_mesh(&mut self, act: impl FnOnce(&mut Mesh)) {
+        if let Phase::Up(mesh, _) = &mut self.phase {
+            act(mesh);
+        }
+    }
+
+    fn mesh(&mut self) -> Result<&mut Mesh, ApiError> {
+        match &mut self.phase {
+            Phase::Up(mesh, _) => Ok(mesh),
+            Phase::Unjoined => Err(ApiError::new(
+                ErrorCode::Conflict,
+                "this node has not joined a mesh; run `meshctl join TOKEN`",
+            )),
+            Phase::Joining => Err(ApiError::new(
+                ErrorCode::Conflict,
+                "this node is joining; try again in a moment",
+            )),
+        }
+    }
+
+    async fn handle_command(&mut self, command: Command, ended: &mpsc::Sender<JoinEnded>) {
+        match command {
+            Command::Status(reply) => {
+                let status = match &self.phase {
+                    Phase::Up(mesh, _) => report::status(mesh, self.damaged_services.as_deref()),
+                    Phase::Unjoined => report::bare_status(NodeState::Unjoined),
+                    Phase::Joining => report::bare_status(NodeState::Joining),
+                };
+                let _ = reply.send(Ok(status));
+            }
+            Command::System(reply) => {
+                let mesh = if let Phase::Up(mesh, _) = &self.phase {
+                    Some(&**mesh)
+                } else {
+                    None
+                };
+                let _ = reply.send(Ok(report::system(&self.config, mesh)));
+            }
+            Command::Metrics(reply) => {
+                let mesh = if let Phase::Up(mesh, _) = &self.phase {
+                    Some(&**mesh)
+                } else {
+                    None
+                };
+                let _ = reply.send(Ok(super::metrics::text(mesh)));
+            }
+            Command::Join(join, reply) => self.begin_join(join, reply, ended.clone()),
+            Command::Leave(reply) => {
+                let result = self.leave().await;
+                let _ = reply.send(result.map(|()| Empty {}));
+            }
+            Command::Services(reply) => {
+                let _ = reply.send(self.mesh().map(|mesh| report::services(mesh)));
+            }
+            Command::AddService(add, reply) => self.change_services(reply, |registry| {
+                let (name, registered) = parse_service(add)?;
+                registry.add(registered).map_err(refused)?;
+                Ok(name)
+            }),
+            Command::RemoveService(name, reply) => self.change_services(reply, |registry| {
+                let name = parse_name(&name)?;
+                registry.remove(&name).map_err(refused)?;
+                Ok(name)
+            }),
+            Command::Drain(name, drained, reply) => self.change_services(reply, |registry| {
+                let name = parse_name(&name)?;
+                registry.set_drained(&name, drained).map_err(refused)?;
+                Ok(name)
+            }),
+            Command::Ping(ping, reply) => match self.mesh() {
+                Ok(mesh) => report::ping(mesh, &ping, reply),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Command::Resolve(resolve, reply) => match self.mesh() {
+                Ok(mesh) => report::resolve(mesh, resolve, reply),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+        }
+    }
+
+    fn change_services(
+        &mut self,
+        reply: Reply<ServiceChanged>,
+        change: impl FnOnce(&mut Registry) -> Result<Label, ApiError>,
+    ) {
+        let result = self.mesh().and_then(|mesh| {
+            let before = mesh.registry.clone();
+            let name = change(&mut mesh.registry)?;
+            // What cannot be kept is not done: after a restart it would be gone without a word.
+            let published = mesh
+                .services_changed()
+                .inspect_err(|_| mesh.registry = before)?;
+            let domain = mesh.zone.load().domain.clone();
+            Ok((format!("{name}.svc.{domain}"), published))
+        });
+        match result {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok((name, published)) => drop(tokio::spawn(async move {
+                let published = match published {
+                    Some(published) => timeout(PUBLISH_WAIT, published)
+                        .await
+                        .is_ok_and(|word| word.is_ok()),
+                    None => false,
+                };
+                let _ = reply.send(Ok(ServiceChanged {
+                    schema: SCHEMA,
+                    name,
+                    published,
+                }));
+            })),
+        }
+    }
+
+    fn begin_join(&mut self, join: Join, reply: Reply<Joined>, ended: mpsc::Sender<JoinEnded>) {
+        let refusal = match &self.phase {
+            Phase::Unjoined => None,
+            Phase::Joining => Some("this node is joining already; wait for that to end".to_owned()),
+            Phase::Up(mesh, _) => Some(format!(
+                "this node is {} of a mesh already; run `meshctl leave` first to join another",
+                mesh.identity.name
+            )),
+        };
+        if let Some(text) = refusal {
+            let _ = reply.send(Err(ApiError::new(ErrorCode::Conflict, text)));
+            return;
+        }
+        let name = match join.name.as_deref().map(Label::parse).transpose() {
+            Ok(name) => name.or_else(|| self.config.name.clone()),
+            Err(error) => {
+                return drop(
+                    reply.send(Err(ApiError::new(ErrorCode::BadRequest, error.to_string()))),
+                );
+            }
+        };
+        let host = nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .unwrap_or_default();
+        let attempt = Attempt {
+            dir: self.dir.clone(),
+            token: join.token,
+            name,
+            fallback: Label::from_host_name(&host),
+            interface: self.config.interface.clone(),
+        };
+        self.phase = Phase::Joining;
+        let limit = Duration::try_from_secs_f64(join.timeout_seconds.clamp(1.0, 600.0))
+            .unwrap_or(Duration::from_secs(30));
+        tokio::spawn(async move {
+            let result = timeout(limit, joining::run(attempt)).await.unwrap_or_else(|_| {
+                Err(ApiError::new(ErrorCode::Unreachable, format!("not joined within {} s; run the same command again, the token is not lost", limit.as_secs())))
+            });
+            let _ = ended.send(JoinEnded { result, reply }).await;
+        });
+    }
+
+    async fn handle_join_ended(&mut self, join: JoinEnded) {
+        self.phase = Phase::Unjoined;
+        let result = match join.result {
+            Ok(admitted) => self.come_up(admitted).await,
+            Err(error) => Err(error),
+        };
+        let _ = join.reply.send(result);
+    }
+
+    async fn come_up(&mut self, admitted: Admitted) -> Result<Joined, ApiError> {
+        let (stored, _) = self.dir.services::<Stored>();
+        let registry = Registry::new(self.config.services.clone(), stored);
+        let identity = admitted.identity.clone();
+        let (mesh, events) = Mesh::start(
+            Arc::clone(&self.config),
+            self.dir.clone(),
+            identity,
+            registry,
+            Some(&admitted.ledger),
+        )
+        .await?;
+        // Only now is there something worth starting from; until here the join can be asked for again.
+        self.dir.set_identity(&admitted.identity)?;
+        self.dir.clear_pending();
+        let [v4, v6] = [
+            admitted.identity.block.node_v4().to_string(),
+            admitted.identity.block.node_v6().to_string(),
+        ];
+        tracing::info!(name = %admitted.identity.name, %v4, %v6, "joined");
+        let joined = Joined {
+            schema: SCHEMA,
+            name: admitted.identity.name,
+            address_v4: admitted.identity.block.node_v4(),
+            address_v6: admitted.identity.block.node_v6(),
+            notes: admitted
+                .notes
+                .into_iter()
+                .chain(mesh.config.not_yet.iter().map(ToString::to_string))
+                .collect(),
+        };
+        self.phase = Phase::Up(Box::new(mesh), events);
+        Ok(joined)
+    }
+
+    async fn leave(&mut self) -> Result<(), ApiError> {
+        let mesh = self.mesh()?;
+        if let Some(word) = mesh.withdraw() {
+            let _ = timeout(PUBLISH_WAIT, wait_for_word(word, &mut self.phase)).await;
+        }
+        self.phase = Phase::Unjoined;
+        self.dir.clear();
+        tracing::info!("left the mesh");
+        Ok(())
+    }
+}
+
+/// Takes stream events in until the coordinator has acknowledged.
+async fn wait_for_word(mut word: oneshot::Receiver<()>, phase: &mut Phase) {
+    loop {
+        tokio::select! {
+            _ = &mut word => return,
+            event = next_stream(phase) => match (event, &mut *phase) {
+                (Some(event), Phase::Up(mesh, _)) => mesh.handle_stream(event),
+                _ => return,
+            },
+        }
+    }
+}
+
+async fn next_stream(phase: &mut Phase) -> Option<super::control::stream::Event> {
+    match phase {
+        Phase::Up(_, events) => events.stream.recv().await,
+        Phase::Unjoined | Phase::Joining => std::future::pending().await,
+    }
+}
+
+/// The next thing that a joined node's other tasks tell.
+async fn next_event(phase: &mut Phase) -> Option<Happened> {
+    match phase {
+        Phase::Up(_, events) => tokio::select! {
+            event = events.stream.recv() => event.map(Happened::Stream),
+            verdict = events.verdicts.recv() => verdict.map(|(key, healthy)| Happened::Verdict(key, healthy)),
+        },
+        Phase::Unjoined | Phase::Joining => std::future::pending().await,
+    }
+}
+
+fn parse_name(name: &str) -> Result<Label, ApiError> {
+    Label::parse(name).map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))
+}
+
+fn parse_service(add: AddService) -> Result<(Label, Registered), ApiError> {
+    let bad = |text: &str| ApiError::new(ErrorCode::BadRequest, text);
+    let name = parse_name(&add.name)?;
+    let port = add
+        .port
+        .try_into()
+        .map_err(|_| bad("a port is a number from 1 to 65535"))?;
+    if add
+        .address
+        .is_some_and(|a| a.is_unspecified() || a.is_multicast() || a.is_loopback())
+    {
+        return Err(bad(
+            "give an address that other nodes can reach, or none for this node's mesh address",
+        ));
+    }
+    if let Some(check) = &add.check {
+        if !(100..=3_600_000).contains(&check.interval_ms)
+            || !(100..=60_000).contains(&check.timeout_ms)
+        {
+            return Err(bad(
+                "a check's interval is 100 ms to 1 h, its timeout 100 ms to 60 s",
+            ));
+        }
+        if matches!(&check.probe, crate::wire::local::CheckProbe::Http(path) if !path.starts_with('/'))
+        {
+            return Err(bad("the path of an HTTP check begins with `/`"));
+        }
+    }
+    let key = Key {
+        name: name.clone(),
+        port,
+        protocol: add.protocol,
+    };
+    Ok((
+        name,
+        Registered {
+            key,
+            address: add.address,
+            check: add.check,
+        },
+    ))
+}
+
+fn refused(error: RegistryError) -> ApiError {
+    let code = match error {
+        RegistryError::Unknown(_) => ErrorCode::NotFound,
+        RegistryError::Configured(_) | RegistryError::Full => ErrorCode::Conflict,
+    };
+    ApiError::new(code, error.to_string())
+}

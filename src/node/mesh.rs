@@ -1,0 +1,646 @@
+//! A joined node at work: its ledger, tunnel, network, resolver and control stream, kept in step.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot};
+
+use super::config::Config;
+use super::control::stream::{Event, Position, Stream, StreamConfig};
+use super::host::{self, HostNetwork, Plan};
+use super::state::records::RecordLog;
+use super::state::{Identity, StateDir};
+use crate::discovery::Checker;
+use crate::discovery::registry::{Key, Registry};
+use crate::dns::{Allowed, DnsServer, Upstream, Zone, ZoneInput};
+use crate::model::PublicKey;
+use crate::model::netmap::Netmap;
+use crate::model::record::{Node, Record, Service};
+use crate::model::time::next_version;
+use crate::path::watch::{Action, Reach, Watch};
+use crate::tunnel::{PeerConfig, Tunnel, TunnelConfig, TunnelError};
+use crate::wire::api::{ApiError, ErrorCode};
+use crate::wire::control::Refusal;
+use crate::wire::ledger::Applied;
+use crate::wire::local::Problem;
+use crate::wire::{Envelope, Ledger};
+
+/// Seconds between datagrams to a peer in any case: keeps address translation on the way open.
+const KEEPALIVE: u16 = 25;
+/// How long a name lingers after its last instance left.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// What the coordinator stream told last.
+#[derive(Debug, Clone)]
+pub(super) struct StreamState {
+    pub(super) url: String,
+    pub(super) connected: bool,
+    pub(super) synced: Option<Instant>,
+    pub(super) refusal: Option<String>,
+    pub(super) revoked: bool,
+}
+
+/// A joined node.
+pub(super) struct Mesh {
+    pub(super) config: Arc<Config>,
+    pub(super) identity: Identity,
+    pub(super) ledger: Ledger,
+    pub(super) netmap: Netmap,
+    pub(super) registry: Registry,
+    pub(super) tunnel: Tunnel,
+    pub(super) watch: Watch,
+    pub(super) reach: BTreeMap<PublicKey, Reach>,
+    pub(super) round_trips: BTreeMap<PublicKey, Duration>,
+    pub(super) zone: Arc<ArcSwap<Zone>>,
+    pub(super) dns: Option<DnsServer>,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) plan: Plan,
+    pub(super) stream: StreamState,
+    pub(super) position: Position,
+    pub(super) damaged: usize,
+    pub(super) troubles: BTreeMap<&'static str, Problem>,
+    dir: StateDir,
+    log: RecordLog,
+    network: HostNetwork,
+    allowed: Arc<ArcSwap<Allowed>>,
+    checker: Checker,
+    control: Stream,
+    lingering: BTreeMap<String, Instant>,
+    serial: u32,
+    sequence: u64,
+    waiting: HashMap<u64, oneshot::Sender<()>>,
+}
+
+/// What of a joined node runs in other tasks and comes back as events.
+pub(super) struct Events {
+    pub(super) stream: mpsc::Receiver<Event>,
+    pub(super) verdicts: mpsc::Receiver<(Key, bool)>,
+}
+
+/// The kind of failure a tunnel's is.
+pub(super) fn code_of(error: &TunnelError) -> ErrorCode {
+    match error {
+        TunnelError::Permission => ErrorCode::Permission,
+        TunnelError::Io(..) => ErrorCode::Internal,
+        TunnelError::NoTun
+        | TunnelError::Name(_)
+        | TunnelError::InterfaceTaken(_)
+        | TunnelError::PortTaken(_) => ErrorCode::Configuration,
+    }
+}
+
+impl Mesh {
+    /// Brings everything up from what is on disk, with `fresh` records besides. Nothing is left behind on failure.
+    ///
+    /// # Errors
+    /// One line on what is missing or in the way.
+    pub(super) async fn start(
+        config: Arc<Config>,
+        dir: StateDir,
+        identity: Identity,
+        registry: Registry,
+        fresh: Option<&Ledger>,
+    ) -> Result<(Self, Events), ApiError> {
+        let (log, loaded) = RecordLog::open(&dir.path("records.jsonl"), identity.mesh_key)
+            .map_err(super::state::StateError::from)?;
+        let mut ledger = loaded.ledger;
+        let mut log = log;
+        if let Some(fresh) = fresh {
+            let new: Vec<Envelope> = fresh
+                .envelopes()
+                .filter(|e| matches!(ledger.apply((*e).clone()), Ok(Applied::Changed(_))))
+                .cloned()
+                .collect();
+            log.append(&new, &ledger)
+                .map_err(super::state::StateError::from)?;
+        }
+        let Some(addresses) = ledger.mesh().map(|mesh| mesh.addresses) else {
+            return Err(ApiError::new(
+                ErrorCode::Configuration,
+                "the mesh record on disk is lost; run `meshctl leave`, then join again with a new token",
+            ));
+        };
+        // What was lost on disk comes again, from the beginning.
+        let position = if loaded.damaged > 0 || fresh.is_some() {
+            Position::default()
+        } else {
+            dir.position()
+        };
+
+        let interfaces = host::interfaces();
+        let mtu = config
+            .mtu
+            .unwrap_or_else(|| host::tunnel_mtu(&interfaces, &config.interface));
+        let tunnel = Tunnel::start(TunnelConfig {
+            interface: config.interface.clone(),
+            mtu,
+            listen_port: config.listen_port,
+            private_key: Some(identity.keys.wireguard.clone()),
+        })
+        .map_err(|error| ApiError::new(code_of(&error), error.to_string()))?;
+        let own = [
+            IpAddr::V4(identity.block.node_v4()),
+            IpAddr::V6(identity.block.node_v6()),
+        ];
+        tunnel.set_local_addresses(own.to_vec());
+        let plan = Plan::new(&config.interface, mtu, &identity.block, &addresses);
+        let internal =
+            |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal, error.to_string());
+        let network = HostNetwork::open().map_err(|e| internal(&e))?;
+        network
+            .apply(&plan, tunnel.index())
+            .await
+            .map_err(|e| internal(&e))?;
+
+        let zone = Arc::new(ArcSwap::from_pointee(Zone::default()));
+        let allowed = Arc::new(ArcSwap::from_pointee(allowed(&addresses)));
+        let upstream = Arc::new(Upstream::new());
+        let dns = match bind_dns(&config, &own, &zone, &allowed, &upstream).await {
+            Ok(dns) => dns,
+            Err(error) => return Err(ApiError::new(ErrorCode::Configuration, error.to_string())),
+        };
+
+        let (stream_events, stream) = mpsc::channel(256);
+        let (verdict_events, verdicts) = mpsc::channel(256);
+        let control = Stream::start(
+            StreamConfig {
+                urls: identity.urls.clone(),
+                pin: identity.pin,
+                identity: identity.keys.identity.clone(),
+            },
+            position.clone(),
+            stream_events,
+        );
+        let stream_state = StreamState {
+            url: identity
+                .urls
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            connected: false,
+            synced: None,
+            refusal: None,
+            revoked: false,
+        };
+        let mut mesh = Self {
+            checker: Checker::new(verdict_events),
+            damaged: loaded.damaged,
+            netmap: Netmap::default(),
+            watch: Watch::default(),
+            reach: BTreeMap::new(),
+            round_trips: BTreeMap::new(),
+            stream: stream_state,
+            troubles: BTreeMap::new(),
+            lingering: BTreeMap::new(),
+            serial: 1,
+            sequence: 0,
+            waiting: HashMap::new(),
+            config,
+            identity,
+            ledger,
+            registry,
+            tunnel,
+            zone,
+            dns,
+            upstream,
+            plan,
+            position,
+            dir,
+            log,
+            network,
+            allowed,
+            control,
+        };
+        mesh.refresh_surroundings();
+        mesh.publish_own();
+        mesh.refresh();
+        mesh.checker.set(mesh.registry.targets(own[0]));
+        Ok((mesh, Events { stream, verdicts }))
+    }
+
+    /// This node's addresses.
+    pub(super) fn own_addresses(&self) -> [IpAddr; 2] {
+        [
+            IpAddr::V4(self.identity.block.node_v4()),
+            IpAddr::V6(self.identity.block.node_v6()),
+        ]
+    }
+
+    /// This node's identity key.
+    pub(super) fn id(&self) -> PublicKey {
+        self.identity.keys.identity.public()
+    }
+
+    /// Something came from the control stream.
+    pub(super) fn handle_stream(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Opened { url, store } => {
+                tracing::info!(%url, "connected to the coordinator");
+                let another = self.position.store.as_deref() != Some(&store);
+                self.stream = StreamState {
+                    url: url.to_string(),
+                    connected: true,
+                    synced: Some(now),
+                    refusal: None,
+                    revoked: false,
+                };
+                self.offer(another);
+            }
+            Event::Changes { records, position } => {
+                self.stream.synced = Some(now);
+                self.take_in(records);
+                self.position = position;
+                self.control.set_position(self.position.clone());
+                if let Err(error) = self.dir.set_position(&self.position) {
+                    tracing::warn!(%error, "cannot note where this node stands; it will ask for more than it needs");
+                }
+            }
+            Event::Published { sequence, refused } => {
+                self.stream.synced = Some(now);
+                for why in refused {
+                    tracing::debug!(%why, "the coordinator refused a record");
+                }
+                if let Some(waiting) = self.waiting.remove(&sequence) {
+                    let _ = waiting.send(());
+                }
+            }
+            Event::Alive => self.stream.synced = Some(now),
+            Event::Closed { url, why, refusal } => {
+                if self.stream.connected || self.stream.refusal.as_deref() != Some(&why) {
+                    tracing::warn!(%url, %why, "not connected to the coordinator; names and tunnels go on");
+                }
+                self.stream.url = url.to_string();
+                self.stream.connected = false;
+                self.stream.revoked = refusal == Some(Refusal::Revoked);
+                self.stream.refusal = Some(why);
+                self.waiting.clear();
+            }
+        }
+    }
+
+    /// Offers the coordinator this node's own records, or all that it holds if the coordinator has another store than
+    /// the one known: a restored or emptied one is filled up again.
+    fn offer(&mut self, everything: bool) {
+        let id = self.id();
+        let envelopes: Vec<Envelope> = self
+            .ledger
+            .envelopes()
+            .filter(|e| everything || e.signer == id)
+            .cloned()
+            .collect();
+        for chunk in envelopes.chunks(crate::wire::control::MAX_RECORDS) {
+            self.sequence += 1;
+            self.control.publish(self.sequence, chunk.to_vec());
+        }
+    }
+
+    /// Verifies records, keeps those that hold, and acts on them.
+    fn take_in(&mut self, records: Vec<Envelope>) {
+        let id = self.id();
+        let mut new = Vec::new();
+        for envelope in records {
+            // What this node said itself it knows best; an older word of its own comes back after a restore.
+            if envelope.signer == id {
+                continue;
+            }
+            match self.ledger.apply(envelope.clone()) {
+                Ok(Applied::Changed(_)) => new.push(envelope),
+                Ok(Applied::Unchanged) => {}
+                Err(refused) => {
+                    tracing::warn!(%refused, "a record from the coordinator is refused")
+                }
+            }
+        }
+        if new.is_empty() {
+            return;
+        }
+        self.keep(&new);
+        self.refresh();
+    }
+
+    /// Writes records to disk. What cannot be written is still acted on, and said.
+    fn keep(&mut self, new: &[Envelope]) {
+        match self.log.append(new, &self.ledger) {
+            Ok(()) => {
+                self.troubles.remove("disk");
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot keep records on disk");
+                self.trouble("disk", "records are not kept on disk", error.to_string(), "make room on the file system of the state directory; without it a restart goes back to older records");
+            }
+        }
+    }
+
+    fn trouble(&mut self, key: &'static str, what: &str, why: String, fix: &str) {
+        self.troubles.insert(
+            key,
+            Problem {
+                what: what.into(),
+                why,
+                fix: fix.into(),
+            },
+        );
+    }
+
+    /// Says what this node has and serves, where that has changed. Gives an event for when the coordinator has it, if
+    /// it is connected and there was anything to say.
+    pub(super) fn publish_own(&mut self) -> Option<oneshot::Receiver<()>> {
+        let now = SystemTime::now();
+        let id = self.id();
+        let key = &self.identity.keys.identity;
+        let mut changed = Vec::new();
+        if let Some(mesh) = self.ledger.mesh() {
+            let endpoints = host::candidates(
+                &host::interfaces(),
+                &self.config.interface,
+                &mesh.addresses,
+                self.tunnel.listen_port(),
+            );
+            let held = self.ledger.node(&id);
+            let node = Node {
+                id,
+                version: held.map_or(0, |n| n.version),
+                wireguard_key: self.identity.keys.wireguard_public(),
+                block: self.identity.block,
+                endpoints,
+            };
+            if held != Some(&node) {
+                changed.push(Record::Node(Node {
+                    version: next_version(node.version, now),
+                    ..node
+                }));
+            }
+        }
+        let mut wanted = self
+            .registry
+            .records(&id, &self.identity.name, &self.own_addresses());
+        for held in self.ledger.services().filter(|s| s.node == id) {
+            let empty = || Service {
+                instances: Vec::new(),
+                ..held.clone()
+            };
+            let service = Service {
+                version: held.version,
+                ..wanted.remove(&held.id).unwrap_or_else(empty)
+            };
+            if service != *held {
+                changed.push(Record::Service(Service {
+                    version: next_version(held.version, now),
+                    ..service
+                }));
+            }
+        }
+        changed.extend(wanted.into_values().map(|service| {
+            Record::Service(Service {
+                version: next_version(0, now),
+                ..service
+            })
+        }));
+        if changed.is_empty() {
+            return None;
+        }
+        let mut envelopes = Vec::new();
+        for record in changed {
+            let envelope = Envelope::seal(&record, key);
+            match self.ledger.apply(envelope.clone()) {
+                Ok(_) => envelopes.push(envelope),
+                Err(refused) => tracing::warn!(%refused, "this node's own record is refused"),
+            }
+        }
+        self.keep(&envelopes);
+        self.refresh();
+        self.sequence += 1;
+        if !(self.stream.connected && self.control.publish(self.sequence, envelopes)) {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.insert(self.sequence, sender);
+        Some(receiver)
+    }
+
+    /// The services of this node changed: keep them, check them, say so.
+    pub(super) fn services_changed(&mut self) -> Result<Option<oneshot::Receiver<()>>, ApiError> {
+        self.dir.set_services(&self.registry.stored())?;
+        self.checker
+            .set(self.registry.targets(self.own_addresses()[0]));
+        Ok(self.publish_own())
+    }
+
+    /// Brings tunnel, watch and zone in step with the ledger.
+    fn refresh(&mut self) {
+        self.netmap = self.ledger.netmap();
+        let now = Instant::now();
+        let id = self.id();
+        let serving: BTreeSet<PublicKey> = self.netmap.services.values().map(|s| s.node).collect();
+        let others = self.netmap.members.values().filter(|m| m.id != id);
+        self.watch.set_peers(
+            others
+                .clone()
+                .map(|m| (m.id, m.endpoints.clone(), serving.contains(&m.id))),
+            now,
+        );
+        let peers = others
+            .map(|member| PeerConfig {
+                public_key: member.wireguard_key.0,
+                preshared_key: None,
+                endpoint: self.watch.endpoint(&member.id),
+                allowed_ips: vec![IpNet::V4(member.block.v4), IpNet::V6(member.block.v6)],
+                persistent_keepalive: Some(KEEPALIVE),
+            })
+            .collect();
+        self.tunnel.set_peers(peers);
+        self.rebuild_zone();
+    }
+
+    fn rebuild_zone(&mut self) {
+        let now = Instant::now();
+        let old = self.zone.load();
+        let unreachable: BTreeSet<PublicKey> = self
+            .reach
+            .iter()
+            .filter(|(_, r)| **r == Reach::Unreachable)
+            .map(|(id, _)| *id)
+            .collect();
+        let (netmap, own) = (&self.netmap, self.id());
+        let (round_trips, when_none_usable) = (&self.round_trips, self.config.when_none_usable);
+        let input = |lingering: &BTreeSet<String>, serial| {
+            Zone::build(&ZoneInput {
+                netmap,
+                own,
+                unreachable: &unreachable,
+                round_trips,
+                when_none_usable,
+                lingering,
+                serial,
+            })
+        };
+        let bare = input(&BTreeSet::new(), self.serial);
+        for name in old.service_names() {
+            if bare.find(name).is_none() {
+                self.lingering.entry(name.to_owned()).or_insert(now);
+            }
+        }
+        self.lingering
+            .retain(|name, since| now.duration_since(*since) < LINGER && bare.find(name).is_none());
+        let zone = if self.lingering.is_empty() {
+            bare
+        } else {
+            input(&self.lingering.keys().cloned().collect(), self.serial)
+        };
+        drop(old);
+        self.serial = self.serial.wrapping_add(1);
+        self.zone.store(Arc::new(zone));
+    }
+
+    /// Hears from the data plane, probes, tries other endpoints. To be called twice a second.
+    pub(super) fn tick(&mut self) {
+        let now = Instant::now();
+        let id = self.id();
+        let members: Vec<(PublicKey, [u8; 32], IpAddr)> = self
+            .netmap
+            .members
+            .values()
+            .filter(|m| m.id != id)
+            .map(|m| (m.id, m.wireguard_key.0, m.block.node_v4().into()))
+            .collect();
+        let mut round_trips = BTreeMap::new();
+        for (id, key, _) in &members {
+            let Some(peer) = self.tunnel.peer(key) else {
+                continue;
+            };
+            if let Some(at) = peer.last_receive {
+                self.watch.handle_heard(id, at);
+            }
+            if let Some(rtt) = peer.rtt {
+                round_trips.insert(*id, rtt);
+            }
+        }
+        let actions = self.watch.poll(now);
+        let own = self.own_addresses()[0];
+        for action in actions {
+            match action {
+                Action::Probe(id) => {
+                    if let Some((_, key, address)) = members.iter().find(|(m, _, _)| *m == id) {
+                        self.tunnel.probe(key, own, *address);
+                    }
+                }
+                Action::Try(id, endpoint) => {
+                    if let Some((_, key, _)) = members.iter().find(|(m, _, _)| *m == id) {
+                        self.tunnel.set_endpoint(key, endpoint);
+                        self.tunnel.initiate(key);
+                    }
+                }
+            }
+        }
+        let reach: BTreeMap<PublicKey, Reach> = members
+            .iter()
+            .map(|(id, _, _)| (*id, self.watch.reach(id, now)))
+            .collect();
+        let lost = |map: &BTreeMap<PublicKey, Reach>| {
+            map.iter()
+                .filter(|(_, r)| **r == Reach::Unreachable)
+                .map(|(id, _)| *id)
+                .collect::<Vec<_>>()
+        };
+        let moved = lost(&reach) != lost(&self.reach);
+        let ended = self
+            .lingering
+            .values()
+            .any(|since| now.duration_since(*since) >= LINGER);
+        self.reach = reach;
+        self.round_trips = round_trips;
+        if moved || ended {
+            self.rebuild_zone();
+        }
+    }
+
+    /// Puts back what somebody took away, and notices what changed around: addresses, resolvers. To be called every few
+    /// seconds.
+    pub(super) async fn reconcile(&mut self) {
+        match self.network.apply(&self.plan, self.tunnel.index()).await {
+            Ok(changed) => {
+                self.troubles.remove("network");
+                if !changed.is_empty() {
+                    tracing::warn!(?changed, "put back what somebody took away");
+                }
+            }
+            Err(error) => self.trouble("network", "the tunnel device is not as it should be", error.to_string(), "restart meshd; if that does not help, look for a program that manages all network interfaces"),
+        }
+        self.refresh_surroundings();
+        self.publish_own();
+    }
+
+    fn refresh_surroundings(&mut self) {
+        let own: BTreeSet<IpAddr> = host::interfaces()
+            .into_iter()
+            .map(|i| i.address)
+            .filter(|a| !a.is_loopback())
+            .collect();
+        let servers = if self.config.upstreams.is_empty() {
+            host::resolvers()
+        } else {
+            self.config.upstreams.clone()
+        };
+        self.upstream.set(&servers, &own);
+        if let Some(mesh) = self.ledger.mesh() {
+            self.allowed.store(Arc::new(allowed(&mesh.addresses)));
+        }
+    }
+
+    /// Takes this node's services out of the answers, before it leaves.
+    pub(super) fn withdraw(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.registry = Registry::default();
+        self.publish_own()
+    }
+}
+
+/// Who may ask for names: the mesh, the host, its containers.
+fn allowed(addresses: &crate::model::MeshAddresses) -> Allowed {
+    let mut nets: Vec<IpNet> = vec![addresses.prefix_v4.into(), addresses.prefix_v6.into()];
+    nets.extend(
+        ["127.0.0.0/8", "::1/128"]
+            .iter()
+            .filter_map(|net| net.parse::<IpNet>().ok()),
+    );
+    for interface in host::interfaces() {
+        let bridge = ["docker", "br-", "podman", "cni"]
+            .iter()
+            .any(|prefix| interface.name.starts_with(prefix));
+        // A container's bridge with all that is on it; of any other network only this machine itself.
+        nets.push(match interface.net {
+            Some(net) if bridge => net.trunc(),
+            _ => interface.address.into(),
+        });
+    }
+    Allowed(nets)
+}
+
+async fn bind_dns(
+    config: &Config,
+    own: &[IpAddr],
+    zone: &Arc<ArcSwap<Zone>>,
+    allowed: &Arc<ArcSwap<Allowed>>,
+    upstream: &Arc<Upstream>,
+) -> Result<Option<DnsServer>, crate::dns::DnsError> {
+    if !config.dns {
+        return Ok(None);
+    }
+    let addresses: Vec<SocketAddr> = own
+        .iter()
+        .chain(&config.dns_listen)
+        .map(|ip| SocketAddr::new(*ip, 53))
+        .collect();
+    DnsServer::bind(
+        &addresses,
+        Arc::clone(zone),
+        Arc::clone(allowed),
+        Arc::clone(upstream),
+    )
+    .await
+    .map(Some)
+}

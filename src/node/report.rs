@@ -1,0 +1,429 @@
+//! What the node tells of itself.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{Name, Record, RecordType};
+
+use super::api::Reply;
+use super::config::Config;
+use super::mesh::Mesh;
+use crate::dns::answer::{Verdict, answer};
+use crate::dns::zone::Standing;
+use crate::model::PublicKey;
+use crate::path::watch::Reach;
+use crate::wire::api::{ApiError, ErrorCode};
+use crate::wire::local::{
+    CoordinatorStatus, DnsStatus, InstanceRow, InterfaceStatus, NodeState, NodeStatus, PeerState,
+    PeerStatus, Ping, Pong, Problem, Resolve, Resolved, SCHEMA, ServiceCounts, ServiceList,
+    ServiceRow, Status, SystemEntry, SystemList,
+};
+
+/// The status of a node that is in no mesh.
+pub(super) fn bare_status(state: NodeState) -> Status {
+    Status {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        state,
+        node: None,
+        interface: None,
+        coordinator: None,
+        dns: None,
+        peers: Vec::new(),
+        services: ServiceCounts::default(),
+        problems: Vec::new(),
+    }
+}
+
+/// The status of a joined node.
+pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
+    let now = Instant::now();
+    let identity = &mesh.identity;
+    let zone = mesh.zone.load();
+    let tags = mesh
+        .ledger
+        .membership(&mesh.id())
+        .map(|m| m.tags.clone())
+        .unwrap_or_default();
+    let names: std::collections::BTreeSet<_> = mesh
+        .netmap
+        .services
+        .values()
+        .map(|s| (&s.name, &s.project))
+        .collect();
+    Status {
+        node: Some(NodeStatus {
+            id: mesh.id(),
+            name: identity.name.clone(),
+            tags,
+            address_v4: identity.block.node_v4(),
+            address_v6: identity.block.node_v6(),
+            block_v4: identity.block.v4,
+            block_v6: identity.block.v6,
+            public_key: identity.keys.wireguard_public(),
+            domain: mesh
+                .ledger
+                .mesh()
+                .map_or_else(|| identity.name.clone(), |m| m.domain.clone()),
+        }),
+        interface: Some(InterfaceStatus {
+            name: mesh.config.interface.clone(),
+            mtu: u32::from(mesh.plan.mtu),
+            listen_port: mesh.tunnel.listen_port(),
+        }),
+        coordinator: Some(CoordinatorStatus {
+            url: mesh.stream.url.clone(),
+            connected: mesh.stream.connected,
+            revision: mesh.position.revision,
+            synced_seconds_ago: mesh
+                .stream
+                .synced
+                .map(|at| seconds(now.saturating_duration_since(at))),
+        }),
+        dns: mesh.dns.as_ref().map(|dns| DnsStatus {
+            listen: dns.listen().to_vec(),
+            records: zone.len(),
+            split_dns: "none".to_owned(),
+        }),
+        peers: peers(mesh, now),
+        services: ServiceCounts {
+            local: mesh.registry.len(),
+            mesh: names.len(),
+        },
+        problems: problems(mesh, damaged_services, zone.flagged()),
+        ..bare_status(NodeState::Up)
+    }
+}
+
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10.0).round() / 10.0
+}
+
+fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
+    let id = mesh.id();
+    let mut peers: Vec<PeerStatus> = mesh
+        .netmap
+        .members
+        .values()
+        .filter(|member| member.id != id)
+        .map(|member| {
+            let peer = mesh.tunnel.peer(&member.wireguard_key.0);
+            let handshake = peer.as_ref().and_then(|p| p.last_handshake);
+            let state = match (mesh.watch.reach(&member.id, now), handshake) {
+                (Reach::Unreachable, _) => PeerState::Unreachable,
+                (Reach::Reachable, _) => PeerState::Direct,
+                (Reach::Unknown, Some(_)) => PeerState::Idle,
+                (Reach::Unknown, None) => PeerState::Connecting,
+            };
+            PeerStatus {
+                id: member.id,
+                name: member.name.clone(),
+                tags: member.tags.clone(),
+                address_v4: member.block.node_v4(),
+                address_v6: member.block.node_v6(),
+                state,
+                endpoint: peer.as_ref().and_then(|p| p.endpoint),
+                last_handshake_seconds_ago: handshake
+                    .and_then(|at| SystemTime::now().duration_since(at).ok())
+                    .map(seconds),
+                rtt_ms: peer.as_ref().and_then(|p| p.rtt).map(milliseconds),
+                rx_bytes: peer.as_ref().map_or(0, |p| p.rx_bytes),
+                tx_bytes: peer.as_ref().map_or(0, |p| p.tx_bytes),
+            }
+        })
+        .collect();
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    peers
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<Problem> {
+    let problem = |what: &str, why: String, fix: &str| Problem {
+        what: what.into(),
+        why,
+        fix: fix.into(),
+    };
+    let mut problems: Vec<Problem> = mesh.troubles.values().cloned().collect();
+    if mesh.stream.revoked {
+        problems.push(problem(
+            "this node was removed from the mesh",
+            "the administrator removed it".into(),
+            "run `meshctl leave`, and join again with a new token if that was a mistake",
+        ));
+    } else if !mesh.stream.connected {
+        let why = mesh
+            .stream
+            .refusal
+            .clone()
+            .unwrap_or_else(|| "no connection yet".into());
+        problems.push(problem("the coordinator is not connected; names and tunnels go on, changes elsewhere are not seen", why, "start mesh-coordinator, or open the way to it"));
+    }
+    if mesh.damaged > 0 {
+        let why = format!(
+            "{} line(s) of records.jsonl were damaged and left out",
+            mesh.damaged
+        );
+        problems.push(problem(
+            "some records on disk were lost",
+            why,
+            "nothing, they come again from the coordinator; check the disk",
+        ));
+    }
+    if let Some(why) = damaged_services {
+        problems.push(problem(
+            "services added by hand were lost",
+            why.into(),
+            "add them again with `meshctl service add`",
+        ));
+    }
+    if flagged > 0 {
+        problems.push(problem(
+            "names are answered with instances that are not usable",
+            format!("{flagged} name(s) have no instance that is healthy and reachable"),
+            "look at `meshctl service list` for what is down",
+        ));
+    }
+    for text in &mesh.config.not_yet {
+        problems.push(problem(
+            "a setting has no effect",
+            (*text).into(),
+            "take it out of meshd.toml",
+        ));
+    }
+    problems
+}
+
+/// Everything meshd put on the machine.
+pub(super) fn system(config: &Config, mesh: Option<&Mesh>) -> SystemList {
+    let entry = |kind: &str, what: String, why: &str| SystemEntry {
+        kind: kind.into(),
+        what,
+        why: why.into(),
+    };
+    let mut entries = vec![
+        entry(
+            "socket",
+            config.socket.display().to_string(),
+            "meshctl connects to it",
+        ),
+        entry(
+            "file",
+            config.state_dir.display().to_string(),
+            "keys and records; stays when meshd stops",
+        ),
+    ];
+    if let Some(mesh) = mesh {
+        entries.extend(mesh.plan.entries());
+        entries.push(entry(
+            "socket",
+            format!("UDP port {}", mesh.tunnel.listen_port()),
+            "the tunnel to the other nodes",
+        ));
+        for address in mesh.dns.iter().flat_map(crate::dns::DnsServer::listen) {
+            entries.push(entry(
+                "socket",
+                format!("UDP and TCP {address}"),
+                "answers names of the mesh",
+            ));
+        }
+    }
+    SystemList {
+        schema: SCHEMA,
+        entries,
+    }
+}
+
+/// All services of the mesh.
+pub(super) fn services(mesh: &Mesh) -> ServiceList {
+    let mut rows: std::collections::BTreeMap<_, ServiceRow> = std::collections::BTreeMap::new();
+    for service in mesh.netmap.services.values() {
+        let Some(member) = mesh.netmap.members.get(&service.node) else {
+            continue;
+        };
+        let row = rows
+            .entry((service.name.clone(), service.project.clone()))
+            .or_insert_with(|| ServiceRow {
+                name: service.name.clone(),
+                project: service.project.clone(),
+                instances: Vec::new(),
+            });
+        for instance in &service.instances {
+            for port in &instance.ports {
+                row.instances.push(InstanceRow {
+                    id: instance.id.clone(),
+                    node: member.name.clone(),
+                    address: instance
+                        .addresses
+                        .first()
+                        .copied()
+                        .unwrap_or(IpAddr::V4(member.block.node_v4())),
+                    addresses: instance.addresses.clone(),
+                    port: port.number.get(),
+                    protocol: port.protocol,
+                    port_name: port.name.clone(),
+                    health: instance.health,
+                    reachable: is_reachable(mesh, &service.node),
+                    source: instance.source,
+                });
+            }
+        }
+    }
+    ServiceList {
+        schema: SCHEMA,
+        services: rows.into_values().collect(),
+    }
+}
+
+fn is_reachable(mesh: &Mesh, node: &PublicKey) -> bool {
+    *node == mesh.id() || mesh.reach.get(node) != Some(&Reach::Unreachable)
+}
+
+/// Sends a probe and answers when its echo is back.
+pub(super) fn ping(mesh: &Mesh, ping: &Ping, reply: Reply<Pong>) {
+    let wanted = ping.node.to_ascii_lowercase();
+    let by_name = |name: &str| {
+        name.strip_suffix(&format!(".node.{}", mesh.zone.load().domain))
+            .unwrap_or(name)
+            .to_owned()
+    };
+    let address: Option<IpAddr> = wanted.parse().ok();
+    let name = by_name(&wanted);
+    let member = mesh
+        .netmap
+        .members
+        .values()
+        .find(|m| m.name.as_str() == name || address.is_some_and(|a| m.block.contains(a)));
+    let Some(member) = member.cloned() else {
+        let text = format!(
+            "there is no node {}; `meshctl status` shows all",
+            ping.node.chars().take(70).collect::<String>()
+        );
+        return drop(reply.send(Err(ApiError::new(ErrorCode::NotFound, text))));
+    };
+    let target = IpAddr::V4(member.block.node_v4());
+    let pong = Pong {
+        node: member.name.clone(),
+        address: target,
+        endpoint: None,
+        rtt_ms: None,
+    };
+    if member.id == mesh.id() {
+        return drop(reply.send(Ok(Pong {
+            rtt_ms: Some(0.0),
+            ..pong
+        })));
+    }
+    let limit = Duration::from_millis(ping.timeout_ms.clamp(1, 60_000));
+    let waiting = mesh
+        .tunnel
+        .ping(member.wireguard_key.0, mesh.own_addresses()[0], target);
+    tokio::task::spawn_blocking(move || {
+        let (rtt, endpoint) = waiting.wait(limit);
+        let _ = reply.send(Ok(Pong {
+            rtt_ms: rtt.map(milliseconds),
+            endpoint,
+            ..pong
+        }));
+    });
+}
+
+/// What DNS answers, and why.
+pub(super) fn resolve(mesh: &Mesh, resolve: Resolve, reply: Reply<Resolved>) {
+    let bad = |text: String| ApiError::new(ErrorCode::BadRequest, text);
+    let shown: String = resolve.name.chars().take(260).collect();
+    let Ok(mut name) = Name::from_ascii(&resolve.name) else {
+        return drop(reply.send(Err(bad(format!("`{shown}` is no domain name: labels have at most 63 octets, names 253, with one dot between labels")))));
+    };
+    name.set_fqdn(true);
+    let Ok(record_type) = resolve
+        .record_type
+        .to_ascii_uppercase()
+        .parse::<RecordType>()
+    else {
+        return drop(reply.send(Err(bad(format!(
+            "`{}` is no record type; A, AAAA, SRV, TXT and PTR are some",
+            resolve.record_type.chars().take(20).collect::<String>()
+        )))));
+    };
+    let zone = mesh.zone.load_full();
+    let lines = |records: &[Record]| records.iter().map(ToString::to_string).collect();
+    match answer(
+        &zone,
+        &name,
+        record_type,
+        getrandom::u64().unwrap_or_default(),
+    ) {
+        Verdict::Answer(found) => {
+            let relative = name.to_string().to_ascii_lowercase();
+            let relative = relative
+                .trim_end_matches('.')
+                .strip_suffix(&zone.domain)
+                .unwrap_or_default()
+                .trim_end_matches('.');
+            let mut why: Vec<String> = zone
+                .find(relative)
+                .into_iter()
+                .flat_map(|entry| &entry.all)
+                .filter_map(|i| zone.instances.get(*i))
+                .map(|i| {
+                    let standing = match i.standing {
+                        Standing::Usable => "answered",
+                        Standing::Unreachable => "left out: this node cannot reach its node",
+                        Standing::Unhealthy => "left out: its node says it is unhealthy",
+                        Standing::Starting => "left out: its first check is not through",
+                        Standing::Draining => "left out: it is draining",
+                    };
+                    format!(
+                        "{} on {}: {standing} (health {})",
+                        i.name,
+                        i.node,
+                        i.health.as_str()
+                    )
+                })
+                .collect();
+            if found.flagged {
+                why.push("no instance is usable, so those that are only unhealthy or unreachable are answered".into());
+            }
+            if found.code == ResponseCode::NXDomain {
+                why.push("no such name is known in the mesh".into());
+            }
+            let resolved = Resolved {
+                schema: SCHEMA,
+                name: shown,
+                response_code: code_text(found.code),
+                answers: lines(&found.answers),
+                why,
+            };
+            let _ = reply.send(Ok(resolved));
+        }
+        Verdict::Forward => {
+            let upstream = std::sync::Arc::clone(&mesh.upstream);
+            tokio::spawn(async move {
+                let found = upstream.ask(name, record_type).await;
+                let why =
+                    vec!["not a name of the mesh: asked of the upstream resolvers".to_owned()];
+                let resolved = Resolved {
+                    schema: SCHEMA,
+                    name: shown,
+                    response_code: code_text(found.code),
+                    answers: lines(&found.answers),
+                    why,
+                };
+                let _ = reply.send(Ok(resolved));
+            });
+        }
+    }
+}
+
+fn code_text(code: ResponseCode) -> String {
+    match code {
+        ResponseCode::NoError => "NOERROR".into(),
+        ResponseCode::NXDomain => "NXDOMAIN".into(),
+        ResponseCode::ServFail => "SERVFAIL".into(),
+        other => other.to_str().to_ascii_uppercase(),
+    }
+}
