@@ -1,1 +1,177 @@
-//! cli
+//! meshctl: one file per command. Data goes to stdout, talk to stderr; `--json` prints what the APIs answer.
+
+mod client;
+mod completions;
+mod demo;
+mod exit;
+mod init;
+mod join;
+mod leave;
+mod mesh_key;
+mod node;
+mod ping;
+mod resolve;
+mod service;
+mod status;
+mod table;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use client::Client;
+pub use exit::CliError;
+
+/// Joins servers to a mesh, shows and changes what they serve.
+#[derive(Debug, Parser)]
+#[command(
+    name = "meshctl",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the daemons and the mesh key are.
+#[derive(Debug, Clone, Args)]
+struct Globals {
+    /// meshd's socket
+    #[arg(
+        long,
+        global = true,
+        env = "MESHD_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/meshd/meshd.sock"
+    )]
+    socket: PathBuf,
+    /// mesh-coordinator's admin socket
+    #[arg(
+        long,
+        global = true,
+        env = "MESH_ADMIN_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/mesh-coordinator/admin.sock"
+    )]
+    admin_socket: PathBuf,
+    /// The mesh key, with which the administrator signs
+    #[arg(
+        long,
+        global = true,
+        env = "MESH_KEY",
+        value_name = "FILE",
+        default_value = "/etc/meshd/mesh.key"
+    )]
+    mesh_key: PathBuf,
+}
+
+impl Globals {
+    fn daemon(&self) -> Client {
+        Client::new(
+            &self.socket,
+            "meshd",
+            "start it with `systemctl start meshd`, or name its socket with --socket",
+        )
+    }
+
+    fn coordinator(&self) -> Client {
+        Client::new(
+            &self.admin_socket,
+            "mesh-coordinator",
+            "run this where it runs, start it with `systemctl start mesh-coordinator`, or name its socket with --admin-socket",
+        )
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the mesh key and tell the coordinator its public half
+    Init,
+    /// Make, list and take back join tokens
+    #[command(subcommand)]
+    Token(token::Command),
+    /// List and remove nodes
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Join this server to a mesh
+    Join(join::Arguments),
+    /// Take this server out of its mesh
+    Leave,
+    /// Show how this node is
+    Status(status::Arguments),
+    /// Measure round trips to a node through the tunnel
+    Ping(ping::Arguments),
+    /// List the services of the mesh, add and change those of this node
+    #[command(subcommand)]
+    Service(service::Command),
+    /// Show what this node's DNS answers, and why
+    Resolve(resolve::Arguments),
+    /// Print a script that completes commands in a shell
+    Completions(completions::Arguments),
+    /// Show a mesh at work: a coordinator and some nodes on this machine
+    Demo(demo::Arguments),
+}
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("meshctl: {}", error.message);
+            ExitCode::from(error.code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8, CliError> {
+    let globals = cli.globals;
+    // These two want the process to themselves: no runtime's threads.
+    match cli.command {
+        Command::Demo(arguments) => return demo::run(&arguments),
+        Command::Completions(arguments) => return Ok(completions::run::<Cli>(&arguments)),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::failed)?;
+    runtime.block_on(async move {
+        match cli.command {
+            Command::Init => init::run(&globals).await,
+            Command::Token(command) => token::run(command, &globals).await,
+            Command::Node(command) => node::run(command, &globals).await,
+            Command::Join(arguments) => join::run(arguments, &globals).await,
+            Command::Leave => leave::run(&globals).await,
+            Command::Status(arguments) => status::run(&arguments, &globals).await,
+            Command::Ping(arguments) => ping::run(arguments, &globals).await,
+            Command::Service(command) => service::run(command, &globals).await,
+            Command::Resolve(arguments) => resolve::run(arguments, &globals).await,
+            Command::Completions(_) | Command::Demo(_) => Ok(0),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

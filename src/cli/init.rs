@@ -1,0 +1,61 @@
+//! `meshctl init`: make the mesh key, tell the coordinator its public half.
+
+use std::time::SystemTime;
+
+use super::exit::CliError;
+use super::{Globals, mesh_key};
+use crate::model::record::{MESH_ID, Mesh, Record};
+use crate::model::time::next_version;
+use crate::wire::Envelope;
+use crate::wire::admin::{MeshState, Submit, Submitted};
+use crate::wire::api::ErrorCode;
+
+pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
+    let coordinator = globals.coordinator();
+    // Asked first: a key that nobody knows should not be left behind.
+    let state: MeshState = coordinator.get("/v1/mesh").await?;
+    let path = &globals.mesh_key;
+    let key = if path.exists() {
+        mesh_key::read(path)?
+    } else if let Some(held) = state.mesh_key {
+        let text = format!(
+            "this coordinator serves the mesh {} already, and its key is not at {}; name its file with --mesh-key, or restore it from a backup",
+            held.short(),
+            path.display()
+        );
+        return Err(CliError::new(ErrorCode::Conflict, text));
+    } else {
+        mesh_key::make(path)?
+    };
+    if state.mesh.is_some() && state.mesh_key == Some(key.public()) {
+        eprintln!(
+            "the mesh {} is there already; nothing changed",
+            key.public().short()
+        );
+        return Ok(0);
+    }
+    let mesh = Mesh {
+        id: MESH_ID.to_owned(),
+        version: next_version(0, SystemTime::now()),
+        domain: state.configured_domain,
+        addresses: state.configured_addresses,
+    };
+    let submit = Submit {
+        mesh_key: Some(key.public()),
+        records: vec![Envelope::seal(&Record::Mesh(mesh.clone()), &key)],
+    };
+    let _: Submitted = coordinator.post("/v1/mesh", &submit).await?;
+    eprintln!(
+        "made the mesh {} with names under .{} and addresses {} and {}",
+        key.public().short(),
+        mesh.domain,
+        mesh.addresses.prefix_v4,
+        mesh.addresses.prefix_v6
+    );
+    eprintln!(
+        "its key is {}: keep a copy elsewhere, and let nobody else have it",
+        path.display()
+    );
+    eprintln!("next: `meshctl token create`, then `meshctl join TOKEN` on each server");
+    Ok(0)
+}

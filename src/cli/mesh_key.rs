@@ -1,0 +1,66 @@
+//! The mesh key's file: the seed in hexadecimal, readable by its owner only.
+
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use super::exit::CliError;
+use crate::model::{PublicKey, SigningKey};
+use crate::wire::api::ErrorCode;
+use crate::wire::file::{self, FileError};
+
+const MAX_FILE: u64 = 4096;
+
+/// Reads the key.
+///
+/// # Errors
+/// Says what is wrong with the file and what to do.
+pub(super) fn read(path: &Path) -> Result<SigningKey, CliError> {
+    let octets =
+        Zeroizing::new(file::read_private(path, MAX_FILE).map_err(|error| explain(&error, path))?);
+    let seed = std::str::from_utf8(&octets)
+        .ok()
+        .and_then(|text| text.trim().parse::<PublicKey>().ok());
+    match seed {
+        Some(seed) => Ok(SigningKey::from_seed(&Zeroizing::new(seed.0))),
+        None => Err(CliError::new(
+            ErrorCode::Configuration,
+            format!(
+                "{} is no mesh key; name the right file with --mesh-key, or restore it from a backup",
+                path.display()
+            ),
+        )),
+    }
+}
+
+/// Makes a new key and its file, never over another.
+///
+/// # Errors
+/// The system refuses.
+pub(super) fn make(path: &Path) -> Result<SigningKey, CliError> {
+    let mut seed = Zeroizing::new([0u8; 32]);
+    getrandom::fill(seed.as_mut_slice()).map_err(CliError::failed)?;
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent)
+            .map_err(|e| explain(&FileError::io("make the directory", parent, e), path))?;
+    }
+    let text = Zeroizing::new(format!("{}\n", PublicKey(*seed)));
+    file::create_private_new(path, text.as_bytes()).map_err(|error| explain(&error, path))?;
+    Ok(SigningKey::from_seed(&seed))
+}
+
+fn explain(error: &FileError, path: &Path) -> CliError {
+    if error.is_not_found() {
+        let text = format!(
+            "there is no mesh key at {}; run `meshctl init` where the mesh is administered, or name the file with --mesh-key",
+            path.display()
+        );
+        return CliError::new(ErrorCode::Configuration, text);
+    }
+    let code = if error.is_permission() {
+        ErrorCode::Permission
+    } else {
+        ErrorCode::Configuration
+    };
+    CliError::new(code, error.to_string())
+}

@@ -1,0 +1,61 @@
+//! `meshctl node`: list and remove nodes.
+
+mod list;
+mod remove;
+
+use std::time::SystemTime;
+
+use clap::Subcommand;
+
+use super::exit::CliError;
+use super::{Globals, mesh_key};
+use crate::model::PublicKey;
+use crate::model::record::{Record, Revocation, RevokedKind};
+use crate::model::time::{UnixSeconds, next_version};
+use crate::wire::Envelope;
+use crate::wire::admin::{Submit, Submitted};
+
+/// What to do with nodes.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List all nodes
+    List {
+        /// One JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a node for good: all others drop it
+    Remove {
+        /// The node's name
+        name: String,
+    },
+}
+
+pub(super) async fn run(command: Command, globals: &Globals) -> Result<u8, CliError> {
+    match command {
+        Command::List { json } => list::run(json, globals).await,
+        Command::Remove { name } => remove::run(&name, globals).await,
+    }
+}
+
+/// Takes a token or node back.
+pub(super) async fn revoke(
+    id: PublicKey,
+    revoked: RevokedKind,
+    globals: &Globals,
+) -> Result<(), CliError> {
+    let key = mesh_key::read(&globals.mesh_key)?;
+    let now = SystemTime::now();
+    let revocation = Revocation {
+        id,
+        version: next_version(0, now),
+        revoked,
+        at: UnixSeconds::from_system(now),
+    };
+    let submit = Submit {
+        mesh_key: None,
+        records: vec![Envelope::seal(&Record::Revocation(revocation), &key)],
+    };
+    let _: Submitted = globals.coordinator().post("/v1/records", &submit).await?;
+    Ok(())
+}

@@ -1,0 +1,38 @@
+//! `meshctl node remove`.
+
+use super::revoke;
+use crate::cli::Globals;
+use crate::cli::exit::CliError;
+use crate::model::record::RevokedKind;
+use crate::wire::admin::NodeList;
+use crate::wire::api::ErrorCode;
+
+pub(in crate::cli) async fn run(name: &str, globals: &Globals) -> Result<u8, CliError> {
+    let list: NodeList = globals.coordinator().get("/v1/nodes").await?;
+    let wanted = name.to_ascii_lowercase();
+    let found: Vec<_> = list
+        .nodes
+        .iter()
+        .filter(|node| node.name.as_str() == wanted || node.id.to_string() == wanted)
+        .collect();
+    match found.as_slice() {
+        [node] => {
+            revoke(node.id, RevokedKind::Node, globals).await?;
+            eprintln!(
+                "{} is removed: the others drop it as they hear of it",
+                node.name
+            );
+            Ok(0)
+        }
+        [] => Err(CliError::new(
+            ErrorCode::NotFound,
+            format!("there is no node {name}; `meshctl node list` shows all"),
+        )),
+        _ => Err(CliError::new(
+            ErrorCode::BadRequest,
+            format!(
+                "several nodes are called {name}; give the id that `meshctl node list --json` shows"
+            ),
+        )),
+    }
+}

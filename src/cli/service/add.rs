@@ -1,0 +1,58 @@
+//! `meshctl service add`.
+
+use std::net::IpAddr;
+
+use clap::{Args, ValueEnum};
+
+use crate::cli::Globals;
+use crate::cli::exit::CliError;
+use crate::model::record::Protocol;
+use crate::wire::local::{AddService, Check, CheckProbe, ServiceChanged};
+
+/// The service.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Arguments {
+    /// Its name: NAME.svc.mesh
+    name: String,
+    /// The port it listens on
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// Over what
+    #[arg(long, value_enum, default_value_t = Over::Tcp)]
+    protocol: Over,
+    /// Where it listens [default: this node's mesh addresses]
+    #[arg(long, value_name = "IP")]
+    address: Option<IpAddr>,
+    /// Answer it only while its port takes TCP connections
+    #[arg(long, conflicts_with = "check_http")]
+    check_tcp: bool,
+    /// Answer it only while an HTTP GET of PATH succeeds
+    #[arg(long, value_name = "PATH")]
+    check_http: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Over {
+    Tcp,
+    Udp,
+}
+
+pub(in crate::cli) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
+    let probe = match arguments.check_http {
+        Some(path) => Some(CheckProbe::Http(path)),
+        None => arguments.check_tcp.then_some(CheckProbe::Tcp),
+    };
+    let add = AddService {
+        name: arguments.name,
+        port: arguments.port,
+        protocol: if arguments.protocol == Over::Udp {
+            Protocol::Udp
+        } else {
+            Protocol::Tcp
+        },
+        address: arguments.address,
+        check: probe.map(Check::new),
+    };
+    let changed: ServiceChanged = globals.daemon().post("/v1/services", &add).await?;
+    Ok(super::say(&changed, "is registered"))
+}

@@ -1,0 +1,24 @@
+//! `meshctl service drain` and `undrain`.
+
+use crate::cli::Globals;
+use crate::cli::client::segment;
+use crate::cli::exit::CliError;
+use crate::wire::local::ServiceChanged;
+
+pub(in crate::cli) async fn run(
+    name: &str,
+    drain: bool,
+    globals: &Globals,
+) -> Result<u8, CliError> {
+    let verb = if drain { "drain" } else { "undrain" };
+    let path = format!("/v1/services/{}/{verb}", segment(name));
+    let changed: ServiceChanged = globals.daemon().post(&path, &serde_json::json!({})).await?;
+    Ok(super::say(
+        &changed,
+        if drain {
+            "gets no new clients on this node"
+        } else {
+            "gets clients on this node again"
+        },
+    ))
+}

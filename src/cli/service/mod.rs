@@ -1,0 +1,60 @@
+//! `meshctl service`: list the services of the mesh, add and change those of this node.
+
+mod add;
+mod drain;
+mod list;
+mod remove;
+
+use clap::Subcommand;
+
+use super::Globals;
+use super::exit::CliError;
+use crate::wire::local::ServiceChanged;
+
+/// What to do with services.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List all services of the mesh
+    List {
+        /// One JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Register a service of this node, or change one
+    Add(add::Arguments),
+    /// Take a service of this node away
+    Remove {
+        /// The service
+        name: String,
+    },
+    /// Send no new clients to a service of this node
+    Drain {
+        /// The service
+        name: String,
+    },
+    /// Send clients to it again
+    Undrain {
+        /// The service
+        name: String,
+    },
+}
+
+pub(super) async fn run(command: Command, globals: &Globals) -> Result<u8, CliError> {
+    match command {
+        Command::List { json } => list::run(json, globals).await,
+        Command::Add(arguments) => add::run(arguments, globals).await,
+        Command::Remove { name } => remove::run(&name, globals).await,
+        Command::Drain { name } => drain::run(&name, true, globals).await,
+        Command::Undrain { name } => drain::run(&name, false, globals).await,
+    }
+}
+
+fn say(changed: &ServiceChanged, what: &str) -> u8 {
+    let later = if changed.published {
+        ""
+    } else {
+        "; the coordinator is away, the other nodes hear of it when it is back"
+    };
+    eprintln!("{} {what}{later}", changed.name);
+    0
+}

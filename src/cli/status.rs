@@ -1,0 +1,163 @@
+//! `meshctl status`.
+
+use clap::{Args, ValueEnum};
+
+use super::exit::CliError;
+use super::{Globals, table};
+use crate::wire::local::{NodeState, PeerState, Status, SystemList};
+
+/// What to show.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+    /// Say nothing, exit 0 if it holds and 2 if not: `live` = meshd answers, `ready` = joined and working
+    #[arg(long, value_enum, value_name = "live|ready")]
+    check: Option<Check>,
+    /// List everything meshd put on the machine, and why
+    #[arg(long)]
+    system: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Check {
+    Live,
+    Ready,
+}
+
+pub(super) async fn run(arguments: &Arguments, globals: &Globals) -> Result<u8, CliError> {
+    if arguments.system {
+        let list: SystemList = globals.daemon().get("/v1/system").await?;
+        if arguments.json {
+            return table::json(&list);
+        }
+        let rows: Vec<Vec<String>> = list
+            .entries
+            .into_iter()
+            .map(|e| vec![e.kind, e.what, e.why])
+            .collect();
+        table::table(&["KIND", "WHAT", "WHY"], &rows);
+        return Ok(0);
+    }
+    let status: Status = globals.daemon().get("/v1/status").await?;
+    match arguments.check {
+        Some(Check::Live) => return Ok(0),
+        Some(Check::Ready) if status.state == NodeState::Up => return Ok(0),
+        Some(Check::Ready) => return Ok(2),
+        None => {}
+    }
+    if arguments.json {
+        return table::json(&status);
+    }
+    print(&status);
+    Ok(0)
+}
+
+fn print(status: &Status) {
+    let Some(node) = &status.node else {
+        table::line(match status.state {
+            NodeState::Joining => "joining",
+            _ => "not joined; `meshctl join TOKEN` joins a mesh",
+        });
+        return;
+    };
+    table::line(&format!(
+        "{}.node.{}  {}  {}",
+        node.name, node.domain, node.address_v4, node.address_v6
+    ));
+    if let Some(interface) = &status.interface {
+        table::line(&format!(
+            "tunnel       {} on UDP port {}, MTU {}",
+            interface.name, interface.listen_port, interface.mtu
+        ));
+    }
+    if let Some(coordinator) = &status.coordinator {
+        let state = match (coordinator.connected, coordinator.synced_seconds_ago) {
+            (true, _) => "connected".to_owned(),
+            (false, Some(ago)) => format!("away, last heard {ago:.0} s ago"),
+            (false, None) => "away".to_owned(),
+        };
+        table::line(&format!(
+            "coordinator  {} {state}, revision {}",
+            coordinator.url, coordinator.revision
+        ));
+    }
+    if let Some(dns) = &status.dns {
+        let listen: Vec<String> = dns.listen.iter().map(ToString::to_string).collect();
+        table::line(&format!(
+            "names        {} answered at {}",
+            dns.records,
+            listen.join(", ")
+        ));
+    }
+    table::line(&format!(
+        "services     {} here, {} in the mesh",
+        status.services.local, status.services.mesh
+    ));
+    if !status.peers.is_empty() {
+        table::line("");
+        let rows: Vec<Vec<String>> = status.peers.iter().map(row).collect();
+        table::table(
+            &[
+                "PEER", "ADDRESS", "STATE", "RTT", "ENDPOINT", "RECEIVED", "SENT",
+            ],
+            &rows,
+        );
+    }
+    for problem in &status.problems {
+        table::line(&format!(
+            "\nproblem: {}\n  why: {}\n  fix: {}",
+            problem.what, problem.why, problem.fix
+        ));
+    }
+}
+
+fn row(peer: &crate::wire::local::PeerStatus) -> Vec<String> {
+    let state = match peer.state {
+        PeerState::Direct => "direct",
+        PeerState::Relay => "relay",
+        PeerState::Connecting => "connecting",
+        PeerState::Idle => "idle",
+        PeerState::Unreachable => "unreachable",
+    };
+    vec![
+        peer.name.to_string(),
+        peer.address_v4.to_string(),
+        state.to_owned(),
+        peer.rtt_ms
+            .map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
+        peer.endpoint.map_or_else(|| "-".into(), |e| e.to_string()),
+        octets(peer.rx_bytes),
+        octets(peer.tx_bytes),
+    ]
+}
+
+/// Octets with the unit that leaves up to four digits.
+fn octets(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" {
+                format!("{count} B")
+            } else {
+                format!("{value:.1} {unit}")
+            };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octets_are_shown_with_their_unit() {
+        assert_eq!(
+            [0, 1023, 1536, 5 << 30].map(octets),
+            ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! `meshctl token create`.
+
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use crate::cli::exit::CliError;
+use crate::cli::{Globals, mesh_key, table};
+use crate::model::record::{Record, Token};
+use crate::model::time::{UnixSeconds, next_version};
+use crate::model::{Label, PublicKey, SigningKey};
+use crate::wire::admin::{MeshState, Submit, Submitted};
+use crate::wire::api::ErrorCode;
+use crate::wire::token::MAX_URLS;
+use crate::wire::{Envelope, JoinToken};
+
+/// Options of the new token.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Arguments {
+    /// How many nodes it may admit
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    uses: u32,
+    /// For how long: 30m, 1h, 7d
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_ttl)]
+    ttl: Duration,
+    /// A tag its nodes get; may be given several times
+    #[arg(long = "tag", value_name = "T", value_parser = parse_tag)]
+    tags: Vec<Label>,
+    /// Its nodes are removed when they stay away
+    #[arg(long)]
+    ephemeral: bool,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_tag(text: &str) -> Result<Label, String> {
+    Label::parse(text).map_err(|error| error.to_string())
+}
+
+/// `30s`, `15m`, `1h`, `7d`, from a minute to ten years.
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no time such as 30m, 1h or 7d, from 1m to 3650d");
+    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(at);
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let seconds = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(factor))
+        .filter(|s| (1..=3650 * 86_400).contains(s));
+    seconds.map(Duration::from_secs).ok_or_else(wrong)
+}
+
+#[derive(Serialize)]
+struct Created {
+    schema: u32,
+    id: PublicKey,
+    token: String,
+    expires_at: UnixSeconds,
+}
+
+pub(in crate::cli) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
+    let coordinator = globals.coordinator();
+    let state: MeshState = coordinator.get("/v1/mesh").await?;
+    let Some(held) = state.mesh_key else {
+        return Err(CliError::new(
+            ErrorCode::Conflict,
+            "the coordinator has no mesh yet; run `meshctl init` first",
+        ));
+    };
+    let key = mesh_key::read(&globals.mesh_key)?;
+    if key.public() != held {
+        let text = format!(
+            "{} is the key of another mesh ({}) than this coordinator's ({}); name the right file with --mesh-key",
+            globals.mesh_key.display(),
+            key.public().short(),
+            held.short()
+        );
+        return Err(CliError::new(ErrorCode::Configuration, text));
+    }
+    if state.urls.is_empty() {
+        return Err(CliError::new(
+            ErrorCode::Configuration,
+            "the coordinator does not know how nodes reach it; set public_urls in coordinator.toml, or --public-url",
+        ));
+    }
+    let mut seed = Zeroizing::new([0u8; 32]);
+    getrandom::fill(seed.as_mut_slice()).map_err(CliError::failed)?;
+    let token_key = SigningKey::from_seed(&seed);
+    let now = SystemTime::now();
+    let created_at = UnixSeconds::from_system(now);
+    let record = Token {
+        id: token_key.public(),
+        version: next_version(0, now),
+        tags: arguments.tags,
+        uses: arguments.uses,
+        created_at,
+        expires_at: created_at.plus(arguments.ttl),
+        ephemeral: arguments.ephemeral,
+    };
+    let expires_at = record.expires_at;
+    let submit = Submit {
+        mesh_key: None,
+        records: vec![Envelope::seal(&Record::Token(record), &key)],
+    };
+    let _: Submitted = coordinator.post("/v1/records", &submit).await?;
+    let id = token_key.public();
+    let token = JoinToken {
+        urls: state.urls.into_iter().take(MAX_URLS).collect(),
+        pin: state.pin,
+        mesh_key: held,
+        key: token_key,
+    };
+    let created = Created {
+        schema: 1,
+        id,
+        token: token.to_string(),
+        expires_at,
+    };
+    if arguments.json {
+        return table::json(&created);
+    }
+    table::line(&created.token);
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_to_live_are_read_with_their_unit() {
+        assert_eq!(parse_ttl("90m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(parse_ttl("7d"), Ok(Duration::from_secs(604_800)));
+        for wrong in [
+            "",
+            "1",
+            "h",
+            "1w",
+            "-1h",
+            "0h",
+            "99999999999999999999d",
+            "3651d",
+        ] {
+            assert!(parse_ttl(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! `meshctl token list`.
+
+use crate::cli::exit::CliError;
+use crate::cli::{Globals, table};
+use crate::model::time::UnixSeconds;
+use crate::wire::admin::{TokenList, TokenState};
+
+pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
+    let list: TokenList = globals.coordinator().get("/v1/tokens").await?;
+    if json {
+        return table::json(&list);
+    }
+    let now = UnixSeconds::from_system(std::time::SystemTime::now());
+    let rows: Vec<Vec<String>> = list
+        .tokens
+        .iter()
+        .map(|token| {
+            let state = match token.state {
+                TokenState::Valid => format!(
+                    "valid for {} min",
+                    token.expires_at.0.saturating_sub(now.0).div_ceil(60)
+                ),
+                TokenState::Spent => "spent".into(),
+                TokenState::Expired => "expired".into(),
+                TokenState::Revoked => "revoked".into(),
+            };
+            let tags: Vec<&str> = token.tags.iter().map(crate::model::Label::as_str).collect();
+            vec![
+                token.id.short(),
+                format!("{}/{}", token.used, token.uses),
+                state,
+                tags.join(","),
+            ]
+        })
+        .collect();
+    table::table(&["ID", "USED", "STATE", "TAGS"], &rows);
+    Ok(0)
+}

@@ -1,0 +1,36 @@
+//! `meshctl token`: make, list and take back join tokens.
+
+mod create;
+mod list;
+mod revoke;
+
+use clap::Subcommand;
+
+use super::Globals;
+use super::exit::CliError;
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a join token and print it
+    Create(create::Arguments),
+    /// List all tokens
+    List {
+        /// One JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a token back: it admits nobody any more
+    Revoke {
+        /// The token's id, or the beginning of it
+        id: String,
+    },
+}
+
+pub(super) async fn run(command: Command, globals: &Globals) -> Result<u8, CliError> {
+    match command {
+        Command::Create(arguments) => create::run(arguments, globals).await,
+        Command::List { json } => list::run(json, globals).await,
+        Command::Revoke { id } => revoke::run(&id, globals).await,
+    }
+}
