@@ -641,7 +641,7 @@ fn check_name(name: &str) -> Result<(), TunnelError> {
     if !Path::new("/dev/net/tun").exists() {
         return Err(TunnelError::NoTun);
     }
-    if Path::new("/sys/class/net").join(name).exists() {
+    if nix::net::if_::if_nametoindex(name).is_ok() {
         return Err(TunnelError::InterfaceTaken(name.to_owned()));
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! What every daemon says, and to whom: its log on stderr, its watchdog to systemd.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 /// Logs to stderr, at `info` unless `RUST_LOG` says otherwise. Under systemd the journal adds the time.
@@ -9,7 +11,8 @@ pub fn to_stderr() {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_target(false);
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal());
     let result = if std::env::var_os("JOURNAL_STREAM").is_some() {
         builder.without_time().try_init()
     } else {

@@ -1,6 +1,7 @@
 //! The network below: its MTU, this machine's addresses in it, its resolvers.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use crate::model::MeshAddresses;
@@ -93,16 +94,31 @@ pub fn tunnel_mtu(found: &[Interface], own: &str) -> u16 {
     let narrowest = found
         .iter()
         .filter(|i| i.name != own && !i.address.is_loopback() && !is_container_bridge(&i.name))
-        .filter_map(|i| {
-            std::fs::read_to_string(Path::new("/sys/class/net").join(&i.name).join("mtu"))
-                .ok()?
-                .trim()
-                .parse::<u32>()
-                .ok()
-        })
+        .filter_map(|i| mtu_of(&i.name))
         .min()
         .unwrap_or(1500);
     u16::try_from(narrowest.saturating_sub(OVERHEAD).clamp(LEAST, 9000)).unwrap_or(1420)
+}
+
+/// An interface's MTU, in this thread's network namespace.
+fn mtu_of(name: &str) -> Option<u32> {
+    // SAFETY: zeros are a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, octet) in request
+        .ifr_name
+        .iter_mut()
+        .zip(name.bytes().take(libc::IFNAMSIZ - 1))
+    {
+        *slot = octet as libc::c_char;
+    }
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).ok()?;
+    // SAFETY: the request holds a name that ends with a zero; the kernel writes the MTU into the union, which then has
+    // that member.
+    unsafe {
+        let done = libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) == 0;
+        done.then(|| u32::try_from(request.ifr_ifru.ifru_mtu).ok())
+            .flatten()
+    }
 }
 
 /// The host's own resolvers.

@@ -72,7 +72,7 @@ pub fn run(interface: &str) -> Result<(), StandaloneError> {
         });
         // SAFETY: two valid entries.
         unsafe { libc::poll(polled.as_mut_ptr(), 2, 1000) };
-        let gone = !path.exists() || !Path::new("/sys/class/net").join(interface).exists();
+        let gone = !path.exists() || nix::net::if_::if_nametoindex(interface).is_err();
         if polled[0].revents != 0 || gone {
             break;
         }

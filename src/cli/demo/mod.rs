@@ -1,0 +1,397 @@
+//! `meshctl demo`: a coordinator and some nodes on this machine, each in its own network namespace, doing for real what
+//! they do on servers. Everything runs from this one executable, under the name of the program it plays.
+
+mod visitor;
+
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::exit::CliError;
+use super::table;
+use crate::lab::{Host, LabError, Running, World, as_root};
+use crate::wire::api::ErrorCode;
+use crate::wire::local::{PeerState, Status};
+
+/// How large.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// How many nodes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=50))]
+    nodes: u32,
+    /// Leave it running until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+}
+
+const PAGE: &str = "hello from the other side of the tunnel\n";
+const PAGE_PORT: u16 = 8080;
+const SOCKET: &str = "/run/meshd.sock";
+const ADMIN_SOCKET: &str = "/run/admin.sock";
+const MESH_KEY: &str = "/run/mesh.key";
+/// How long anything that is waited for may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, CliError> {
+    let code = |error: &LabError| {
+        if matches!(error, LabError::NoRights) {
+            ErrorCode::Permission
+        } else {
+            ErrorCode::Internal
+        }
+    };
+    as_root(|| match show(arguments) {
+        Ok(()) => 0,
+        Err(failure) => {
+            eprintln!("meshctl demo: {failure}");
+            1
+        }
+    })
+    .map_err(|error| CliError::new(code(&error), error.to_string()))
+}
+
+/// What went wrong, with the end of the log that may say why.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    #[error("{0}")]
+    Said(String),
+}
+
+/// Prints each step and how long it took.
+struct Steps {
+    began: Instant,
+    step: Instant,
+}
+
+impl Steps {
+    fn done(&mut self, text: &str) {
+        table::line(&format!(
+            "{:>7.0} ms  {text}",
+            self.step.elapsed().as_secs_f64() * 1e3
+        ));
+        let _ = std::io::stdout().flush();
+        self.step = Instant::now();
+    }
+}
+
+/// The programs of the demo, ended in this order.
+struct Stage {
+    nodes: Vec<(Host, Running)>,
+    _coordinator: Running,
+    coordinator_host: Host,
+    _world: World,
+    logs: tempdir::TempDir,
+}
+
+mod tempdir {
+    //! A directory that goes when its value does.
+    use std::path::{Path, PathBuf};
+
+    pub(super) struct TempDir(PathBuf);
+
+    impl TempDir {
+        pub(super) fn new() -> std::io::Result<Self> {
+            use std::os::unix::fs::DirBuilderExt as _;
+            let path = std::env::temp_dir().join(format!("meshctl-demo-{}", std::process::id()));
+            std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+            Ok(Self(path))
+        }
+
+        pub(super) fn path(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for TempDir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+fn show(arguments: &Arguments) -> Result<(), Failure> {
+    let count = arguments.nodes as usize;
+    let mut steps = Steps {
+        began: Instant::now(),
+        step: Instant::now(),
+    };
+    let stage = set_up(count, &mut steps)?;
+    match play(&stage, &mut steps) {
+        Ok(()) => {}
+        Err(failure) => {
+            let said = tail_of(&stage);
+            return Err(Failure::Said(format!(
+                "{failure}\n{said}run it again with RUST_LOG=debug for more, and report what it says"
+            )));
+        }
+    }
+    table::line(&format!(
+        "\nall of it worked, in {:.1} s",
+        steps.began.elapsed().as_secs_f64()
+    ));
+    if arguments.keep {
+        keep(&stage);
+    }
+    Ok(())
+}
+
+fn set_up(count: usize, steps: &mut Steps) -> Result<Stage, Failure> {
+    let world = World::new()?;
+    let logs = tempdir::TempDir::new().map_err(|e| LabError::Io("make a directory for logs", e))?;
+    let coordinator_host = world.host("coordinator")?;
+    let hosts = (1..=count)
+        .map(|n| world.host(&format!("node-{n}")))
+        .collect::<Result<Vec<_>, _>>()?;
+    steps.done(&format!(
+        "{} machines on one network: network namespaces of this kernel",
+        count + 1
+    ));
+
+    let log = |host: &Host| logs.path().join(host.name());
+    let mut command = program(&coordinator_host, "mesh-coordinator")?;
+    command.args([
+        "--state-dir",
+        "/run/coordinator",
+        "--admin-socket",
+        ADMIN_SOCKET,
+    ]);
+    let coordinator = coordinator_host.start(&mut command, &log(&coordinator_host))?;
+    let mut nodes = Vec::new();
+    for host in hosts {
+        let mut command = program(&host, "meshd")?;
+        command.args(["--state-dir", "/run/state", "--socket", SOCKET]);
+        let running = host.start(&mut command, &log(&host))?;
+        nodes.push((host, running));
+    }
+    let stage = Stage {
+        nodes,
+        _coordinator: coordinator,
+        coordinator_host,
+        _world: world,
+        logs,
+    };
+    let sockets: Vec<PathBuf> = std::iter::once(stage.coordinator_host.path(ADMIN_SOCKET))
+        .chain(stage.nodes.iter().map(|(host, _)| host.path(SOCKET)))
+        .collect();
+    if !wait_until(|| sockets.iter().all(|path| path.exists())) {
+        return Err(Failure::Said(format!(
+            "the programs do not start\n{}",
+            tail_of(&stage)
+        )));
+    }
+    steps.done(&format!(
+        "mesh-coordinator on one, meshd on the other {count}"
+    ));
+    Ok(stage)
+}
+
+fn play(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
+    administer(stage, &["init"])?;
+    steps.done("meshctl init: made the mesh key");
+    for (host, _) in &stage.nodes {
+        let token = administer(stage, &["token", "create"])?;
+        on(host, &["join", token.trim()])?;
+        steps.done(&format!(
+            "meshctl token create; meshctl join on {}",
+            host.name()
+        ));
+    }
+
+    let (server, client) = match stage.nodes.as_slice() {
+        [(server, _), .., (client, _)] => (server, client),
+        _ => return Err(Failure::Said("there are too few nodes".into())),
+    };
+    visitor::serve(server, PAGE_PORT, PAGE)?;
+    on(
+        server,
+        &[
+            "service",
+            "add",
+            "web",
+            "--port",
+            &PAGE_PORT.to_string(),
+            "--check-tcp",
+        ],
+    )?;
+    steps.done(&format!(
+        "meshctl service add web on {}, where a page is served",
+        server.name()
+    ));
+
+    let resolver = SocketAddr::new(
+        IpAddr::V4(
+            status_of(client)?
+                .node
+                .ok_or_else(|| Failure::Said("the node has no address".into()))?
+                .address_v4,
+        ),
+        53,
+    );
+    let mut found = Vec::new();
+    let looked_up = wait_until(|| {
+        found = visitor::look_up(client, resolver, "web.svc.mesh.").unwrap_or_default();
+        !found.is_empty()
+    });
+    let address = found
+        .first()
+        .copied()
+        .filter(|_| looked_up)
+        .ok_or_else(|| Failure::Said("web.svc.mesh does not resolve".into()))?;
+    steps.done(&format!(
+        "web.svc.mesh asked of {resolver} on {}: {address}",
+        client.name()
+    ));
+
+    let answer = visitor::fetch(client, SocketAddr::new(address, PAGE_PORT))
+        .map_err(|e| Failure::Said(format!("the page cannot be fetched: {e}")))?;
+    if answer != PAGE {
+        return Err(Failure::Said(format!(
+            "another page was fetched: {answer:?}"
+        )));
+    }
+    steps.done(&format!(
+        "fetched http://web.svc.mesh:{PAGE_PORT}/ over the tunnel from {}",
+        client.name()
+    ));
+
+    wait_until(|| {
+        stage.nodes.iter().all(|(host, _)| {
+            status_of(host).is_ok_and(|s| s.peers.iter().all(|p| p.state == PeerState::Direct))
+        })
+    });
+    let rows = rows(stage)?;
+    steps.done("every node has a tunnel to every other");
+    table::line("");
+    table::table(&["NODE", "ADDRESS", "ENDPOINT", "PEERS", "SERVICES"], &rows);
+    table::line(&format!(
+        "\nhttp://web.svc.mesh:{PAGE_PORT}/ says: {}",
+        answer.trim()
+    ));
+    Ok(())
+}
+
+fn rows(stage: &Stage) -> Result<Vec<Vec<String>>, Failure> {
+    let mut rows = Vec::new();
+    for (host, _) in &stage.nodes {
+        let status = status_of(host)?;
+        let direct = status
+            .peers
+            .iter()
+            .filter(|p| p.state == PeerState::Direct)
+            .count();
+        if direct < status.peers.len() {
+            return Err(Failure::Said(format!(
+                "{} reaches {direct} of {} peers",
+                host.name(),
+                status.peers.len()
+            )));
+        }
+        rows.push(vec![
+            status
+                .node
+                .as_ref()
+                .map(|n| n.name.to_string())
+                .unwrap_or_default(),
+            status
+                .node
+                .as_ref()
+                .map(|n| n.address_v4.to_string())
+                .unwrap_or_default(),
+            format!(
+                "{}:{}",
+                host.v4(),
+                status.interface.map_or(0, |i| i.listen_port)
+            ),
+            format!("{direct} direct"),
+            status.services.local.to_string(),
+        ]);
+    }
+    Ok(rows)
+}
+
+/// This executable as another program, in `host`.
+fn program(host: &Host, name: &str) -> Result<Command, Failure> {
+    let mut command = host.command("/proc/self/exe")?;
+    command
+        .arg0(name)
+        .env_remove("NOTIFY_SOCKET")
+        .env("MESHD_SOCKET", SOCKET)
+        .env("MESH_ADMIN_SOCKET", ADMIN_SOCKET)
+        .env("MESH_KEY", MESH_KEY);
+    Ok(command)
+}
+
+/// Runs meshctl in `host`; gives what it prints.
+fn on(host: &Host, arguments: &[&str]) -> Result<String, Failure> {
+    let output = program(host, "meshctl")?
+        .args(arguments)
+        .output()
+        .map_err(|e| LabError::Io("run meshctl", e))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let what = arguments.first().copied().unwrap_or_default();
+    Err(Failure::Said(format!(
+        "`meshctl {what}` on {} failed: {said}",
+        host.name()
+    )))
+}
+
+fn administer(stage: &Stage, arguments: &[&str]) -> Result<String, Failure> {
+    on(&stage.coordinator_host, arguments)
+}
+
+fn status_of(host: &Host) -> Result<Status, Failure> {
+    let text = on(host, &["status", "--json"])?;
+    serde_json::from_str(&text)
+        .map_err(|e| Failure::Said(format!("the status cannot be read: {e}")))
+}
+
+fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if condition() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+/// The last lines of every log.
+fn tail_of(stage: &Stage) -> String {
+    let mut text = String::new();
+    let names = std::iter::once(stage.coordinator_host.name())
+        .chain(stage.nodes.iter().map(|(host, _)| host.name()));
+    for name in names {
+        let log = std::fs::read_to_string(stage.logs.path().join(name)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        for line in lines.iter().skip(lines.len().saturating_sub(4)) {
+            text.push_str(&format!("  {name}: {line}\n"));
+        }
+    }
+    text
+}
+
+/// Says how to look around, until somebody ends it.
+fn keep(stage: &Stage) {
+    table::line("\nit stays until Ctrl-C. To look around on a node:");
+    for (host, _) in &stage.nodes {
+        table::line(&format!(
+            "  {}: nsenter -t {} -n -m -u sh -c 'MESHD_SOCKET={SOCKET} meshctl status'",
+            host.name(),
+            host.pid()
+        ));
+    }
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,145 @@
+//! Links and addresses, made from inside a namespace.
+
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth};
+
+use super::LabError;
+
+/// Runs `work` with a netlink handle of this thread's network namespace.
+pub(super) fn with_netlink<T>(
+    work: impl AsyncFnOnce(Handle) -> Result<T, LabError>,
+) -> Result<T, LabError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| LabError::Io("start a runtime", e))?;
+    runtime.block_on(async {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|e| LabError::Io("open netlink", e))?;
+        let driver = tokio::spawn(connection);
+        let result = work(handle).await;
+        driver.abort();
+        result
+    })
+}
+
+async fn index(handle: &Handle, name: &str) -> Result<u32, LabError> {
+    let fault = |e| LabError::Netlink("find an interface", e);
+    let link = handle
+        .link()
+        .get()
+        .match_name(name.to_owned())
+        .execute()
+        .try_next()
+        .await
+        .map_err(fault)?;
+    link.map(|link| link.header.index)
+        .ok_or_else(|| LabError::Io("find an interface", std::io::ErrorKind::NotFound.into()))
+}
+
+/// Makes the bridge.
+pub(super) fn make_bridge(name: &str) -> Result<(), LabError> {
+    with_netlink(async |handle| {
+        let bridge = LinkBridge::new(name).up().build();
+        handle
+            .link()
+            .add(bridge)
+            .execute()
+            .await
+            .map_err(|e| LabError::Netlink("make a bridge", e))
+    })
+}
+
+/// Makes a cable from `bridge` here to `eth0` in the namespace of process `pid`.
+pub(super) fn plug(bridge: &str, port: &str, pid: u32) -> Result<(), LabError> {
+    with_netlink(async |handle| {
+        let far = format!("{port}p");
+        let fault = |e| LabError::Netlink("make a cable", e);
+        handle
+            .link()
+            .add(LinkVeth::new(port, &far).build())
+            .execute()
+            .await
+            .map_err(fault)?;
+        let bridge = index(&handle, bridge).await?;
+        let (near, far_index) = (index(&handle, port).await?, index(&handle, &far).await?);
+        handle
+            .link()
+            .set(
+                LinkUnspec::new_with_index(near)
+                    .controller(bridge)
+                    .up()
+                    .build(),
+            )
+            .execute()
+            .await
+            .map_err(fault)?;
+        let moved = LinkUnspec::new_with_index(far_index)
+            .name("eth0".to_owned())
+            .setns_by_pid(pid)
+            .build();
+        handle.link().set(moved).execute().await.map_err(fault)
+    })
+}
+
+/// Brings up `lo`, and `eth0` with `addresses`.
+pub(super) fn bring_up(addresses: &[(IpAddr, u8)]) -> Result<(), LabError> {
+    with_netlink(async |handle| {
+        let fault = |e| LabError::Netlink("bring an interface up", e);
+        let eth0 = index(&handle, "eth0").await?;
+        for link in [index(&handle, "lo").await?, eth0] {
+            handle
+                .link()
+                .set(LinkUnspec::new_with_index(link).up().build())
+                .execute()
+                .await
+                .map_err(fault)?;
+        }
+        for (address, length) in addresses {
+            add_address(&handle, eth0, *address, *length).await?;
+        }
+        Ok(())
+    })
+}
+
+async fn add_address(
+    handle: &Handle,
+    link: u32,
+    address: IpAddr,
+    length: u8,
+) -> Result<(), LabError> {
+    let mut request = handle.address().add(link, address, length);
+    // Nobody else is there: an address that has to be asked for first is only a delay.
+    if address.is_ipv6() {
+        request.message_mut().header.flags |=
+            rtnetlink::packet_route::address::AddressHeaderFlags::Nodad;
+    }
+    request
+        .execute()
+        .await
+        .map_err(|e| LabError::Netlink("add an address", e))
+}
+
+/// Adds an address to `eth0`.
+pub(super) fn add(address: IpAddr, length: u8) -> Result<(), LabError> {
+    with_netlink(async |handle| {
+        let eth0 = index(&handle, "eth0").await?;
+        add_address(&handle, eth0, address, length).await
+    })
+}
+
+/// Pulls the cable, or plugs it in again.
+pub(super) fn set_up(name: &str, up: bool) -> Result<(), LabError> {
+    with_netlink(async |handle| {
+        let link = LinkUnspec::new_with_index(index(&handle, name).await?);
+        let link = if up { link.up() } else { link.down() };
+        handle
+            .link()
+            .set(link.build())
+            .execute()
+            .await
+            .map_err(|e| LabError::Netlink("set an interface", e))
+    })
+}

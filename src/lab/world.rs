@@ -1,0 +1,56 @@
+//! The bridge that all hosts are ports of.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::host::{Host, Namespace};
+use super::{LabError, link};
+
+const BRIDGE: &str = "wan";
+
+/// A network of its own, with hosts. Dropping it ends everything in it.
+#[derive(Debug)]
+pub struct World {
+    wan: Namespace,
+    next: AtomicU8,
+}
+
+impl World {
+    /// Makes the bridge.
+    ///
+    /// # Errors
+    /// The rights are missing, or the kernel refuses.
+    pub fn new() -> Result<Self, LabError> {
+        let wan = Namespace::new("wan")?;
+        wan.inside(|| link::make_bridge(BRIDGE))??;
+        Ok(Self {
+            wan,
+            next: AtomicU8::new(10),
+        })
+    }
+
+    /// Makes a host called `name`, with the next free address (RFC 5737, RFC 3849).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn host(&self, name: &str) -> Result<Host, LabError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (v4, v6) = (
+            Ipv4Addr::new(198, 51, 100, number),
+            Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, u16::from(number)),
+        );
+        let namespace = Namespace::new(name)?;
+        let (port, pid) = (format!("p{number}"), namespace.pid());
+        self.wan.inside(|| link::plug(BRIDGE, &port, pid))??;
+        namespace.inside(|| link::bring_up(&[(v4.into(), 24), (v6.into(), 64)]))??;
+        Ok(Host::new(namespace, name, v4, v6, port))
+    }
+
+    /// Pulls the cable of `host`, or plugs it in again.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_cable(&self, host: &Host, plugged: bool) -> Result<(), LabError> {
+        self.wan.inside(|| link::set_up(host.port(), plugged))?
+    }
+}
