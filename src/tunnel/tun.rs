@@ -27,7 +27,6 @@ impl Tun {
                 .mtu(mtu)
                 .offload(offload)
                 .enable(false)
-                .tx_queue_len(QUEUE)
                 .build_sync()
         };
         let device = match build(true) {
@@ -37,6 +36,8 @@ impl Tun {
             }
             Err(error) => return Err(error),
         };
+        // Only a matter of delay, and refused in user namespaces.
+        let _ = device.set_tx_queue_len(QUEUE);
         let (offload, udp_offload) = (device.tcp_gso(), device.udp_gso());
         let tun = Self {
             device,
