@@ -454,7 +454,7 @@ mod tests {
             .expect_err("unknown")
             .to_string();
         assert!(
-            error.contains("line 3: unknown key `lisen`; the nearest known key is `listen`"),
+            error.contains("line 3: unknown key `dns.lisen`; the nearest known key is `listen`"),
             "{error}"
         );
     }

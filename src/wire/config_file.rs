@@ -1,99 +1,293 @@
-//! Configuration files: TOML, read strictly. A key that is not known is an error that names it, its file and line,
-//! and the nearest key there is.
+//! Configuration files: TOML, read strictly, all that is wrong said at once.
+//!
+//! A key that is not known is an error that names it, its file and line, and the nearest key there is; a value of
+//! the wrong type names its key, its line and what is expected. For that the types read here must have
+//! `deny_unknown_fields`, and their tables defaults.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue};
 
 /// Octets of a configuration file at most.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// A file that cannot be used, in one line.
+/// Errors said at once at most; a file with more is likely another kind of file.
+const MAX_ERRORS: usize = 20;
+
+/// A file that cannot be used: all that is wrong with it, in one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
-/// Reads `path`. Nothing if it is not there and nobody asked for it by name.
+/// Reads `path`. Defaults if it is not there and nobody asked for it by name.
 ///
 /// # Errors
 /// It cannot be read or parsed.
 pub fn read<T: DeserializeOwned + Default>(path: &Path, required: bool) -> Result<T, ConfigError> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {
-            return Ok(T::default());
-        }
-        Err(error) => {
-            return Err(ConfigError(format!(
-                "cannot read {}: {error}",
-                path.display()
-            )));
-        }
-    };
-    file.take(MAX_FILE + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| ConfigError(format!("cannot read {}: {error}", path.display())))?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(ConfigError(format!(
-            "{} is larger than 1 MiB; is it the right file?",
-            path.display()
-        )));
-    }
-    parse(&text, path)
+    ConfigFile::open(path, required)?.parse()
 }
 
 /// Parses the text of `path`.
 ///
 /// # Errors
-/// Names the line, and for a key that is not known the nearest one.
+/// Names the line of each error, and for a key that is not known the nearest one.
 pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| {
-            text.get(..span.start)
-                .unwrap_or_default()
-                .matches('\n')
-                .count()
-                + 1
-        });
-        ConfigError(format!(
-            "{}, line {line}: {}",
-            path.display(),
-            explain(error.message())
-        ))
-    })
+    ConfigFile::from_text(text, path).parse()
 }
 
-/// Adds the nearest key to a message about one that is not known.
-fn explain(message: &str) -> String {
-    let message = message.replace('\n', " ");
+/// The text of a configuration file, kept so that errors found later can name its lines.
+#[derive(Debug, Clone)]
+pub struct ConfigFile {
+    path: PathBuf,
+    text: String,
+}
+
+/// Something wrong, and where: octets from the start of the file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// First octet of what is wrong.
+    pub at: usize,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl ConfigFile {
+    /// Reads `path`; an empty text if it is not there and not `required`.
+    ///
+    /// # Errors
+    /// It cannot be read, is no text, or is larger than 1 MiB.
+    pub fn open(path: &Path, required: bool) -> Result<Self, ConfigError> {
+        use std::io::Read as _;
+        let unreadable =
+            |error: std::io::Error| ConfigError(format!("cannot read {}: {error}", path.display()));
+        let mut text = String::new();
+        match std::fs::File::open(path) {
+            Ok(file) => file
+                .take(MAX_FILE + 1)
+                .read_to_string(&mut text)
+                .map_err(unreadable)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => 0,
+            Err(error) => return Err(unreadable(error)),
+        };
+        if text.len() as u64 > MAX_FILE {
+            return Err(ConfigError(format!(
+                "{} is larger than 1 MiB; is it the right file?",
+                path.display()
+            )));
+        }
+        Ok(Self::from_text(&text, path))
+    }
+
+    /// A file at `path` that holds `text`.
+    #[must_use]
+    pub fn from_text(text: &str, path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            text: text.to_owned(),
+        }
+    }
+
+    /// What the text says.
+    ///
+    /// # Errors
+    /// All that is wrong, up to 20 errors.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        let (document, syntax) = DeTable::parse_recoverable(&self.text);
+        if !syntax.is_empty() {
+            // One per line: what follows an error on its line is mostly a consequence of it.
+            let mut lines = BTreeSet::new();
+            let findings = syntax
+                .iter()
+                .map(|error| Finding {
+                    at: error.span().map_or(0, |span| span.start),
+                    message: one_line(error.message()),
+                })
+                .filter(|finding| lines.insert(self.line(finding.at)))
+                .collect();
+            return Err(self.error(findings));
+        }
+        let mut rest = document.clone();
+        let mut findings = Vec::new();
+        let mut cut: Vec<Range<usize>> = Vec::new();
+        // Deserialization stops at its first error: what that error is about is taken out, and the rest tried again.
+        while findings.len() < MAX_ERRORS {
+            let error = match T::deserialize(toml::Deserializer::from(rest.clone())) {
+                Ok(value) if findings.is_empty() => return Ok(value),
+                Ok(_) => break,
+                Err(error) => error,
+            };
+            let span = error.span().unwrap_or_default();
+            let consequence = is_missing_field(error.message()) && cut.contains(&span);
+            let whole = rest.span();
+            let removed = remove(rest.get_mut(), &whole, &span);
+            if !consequence {
+                let key = removed.as_ref().map(|r| r.key.as_str());
+                findings.push(Finding {
+                    at: span.start,
+                    message: explain(error.message(), key),
+                });
+            }
+            match removed {
+                Some(removed) => cut.push(removed.table),
+                None => break,
+            }
+        }
+        Err(self.error(findings))
+    }
+
+    /// `findings` as one error, in the order of the file.
+    #[must_use]
+    pub fn error(&self, mut findings: Vec<Finding>) -> ConfigError {
+        findings.sort();
+        let said: Vec<String> = findings
+            .iter()
+            .map(|finding| format!("line {}: {}", self.line(finding.at), finding.message))
+            .collect();
+        ConfigError(format!("{}, {}", self.path.display(), said.join("; ")))
+    }
+
+    /// The line that octet `at` is on, from 1.
+    fn line(&self, at: usize) -> usize {
+        let before = self.text.as_bytes().get(..at).unwrap_or_default();
+        before.iter().filter(|octet| **octet == b'\n').count() + 1
+    }
+}
+
+/// What [`remove`] took out.
+struct Removed {
+    /// Dotted name, such as `dns.listen`.
+    key: String,
+    /// The span of the table it was in.
+    table: Range<usize>,
+}
+
+/// Takes the innermost key or value at `span` out of `table`.
+fn remove(table: &mut DeTable<'_>, whole: &Range<usize>, span: &Range<usize>) -> Option<Removed> {
+    let mut removed = None;
+    let mut emptied = None;
+    for (key, value) in table.iter_mut() {
+        let at = value.span();
+        let inner = remove_within(value.get_mut(), &at, span);
+        if let Some(mut inner) = inner {
+            inner.key = if inner.key.is_empty() {
+                key.get_ref().to_string()
+            } else {
+                format!("{}.{}", key.get_ref(), inner.key)
+            };
+            return Some(inner);
+        }
+        if key.span() == *span || at == *span {
+            emptied = Some(key.get_ref().to_string());
+            removed = Some(Removed {
+                key: key.get_ref().to_string(),
+                table: whole.clone(),
+            });
+            break;
+        }
+    }
+    if let Some(key) = emptied {
+        table.remove(key.as_str());
+    }
+    removed
+}
+
+fn remove_within(
+    value: &mut DeValue<'_>,
+    whole: &Range<usize>,
+    span: &Range<usize>,
+) -> Option<Removed> {
+    match value {
+        DeValue::Table(table) => remove(table, whole, span),
+        DeValue::Array(array) => {
+            for item in array.iter_mut() {
+                let at = item.span();
+                if let Some(removed) = remove_within(item.get_mut(), &at, span) {
+                    return Some(removed);
+                }
+            }
+            let index = array.iter().position(|item| item.span() == *span)?;
+            *array = array
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| *i != index)
+                .map(|(_, item)| item.clone())
+                .collect();
+            Some(Removed {
+                key: String::new(),
+                table: whole.clone(),
+            })
+        }
+        _ => None,
+    }
+}
+
+fn is_missing_field(message: &str) -> bool {
+    message.starts_with("missing field")
+}
+
+fn one_line(message: &str) -> String {
+    message.replace('\n', ", ")
+}
+
+/// Puts a deserializer's message into a user's words: names the key, and the nearest one if it is not known.
+fn explain(message: &str, key: Option<&str>) -> String {
+    let message = one_line(message);
     let Some(rest) = message.strip_prefix("unknown field `") else {
-        return message;
+        return match key {
+            _ if is_missing_field(&message) => match key {
+                Some(key) => format!(
+                    "a `{key}` entry lacks {}",
+                    &message["missing field ".len()..]
+                ),
+                None => message,
+            },
+            Some(key) => format!("`{key}`: {message}"),
+            None => message,
+        };
     };
+    // "unknown field `x`, expected one of `a`, `b`": every second part is a name.
     let mut names = rest.split('`').step_by(2);
-    let Some(unknown) = names.next() else {
-        return message;
-    };
+    let unknown = names.next().unwrap_or_default();
+    let shown = key.unwrap_or(unknown);
     let known: Vec<&str> = rest.split('`').skip(2).step_by(2).collect();
     let nearest = known.iter().max_by(|a, b| {
         strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b))
     });
     match nearest {
-        Some(nearest) => format!("unknown key `{unknown}`; the nearest known key is `{nearest}`"),
-        None => format!("unknown key `{unknown}`"),
+        Some(nearest) => format!("unknown key `{shown}`; the nearest known key is `{nearest}`"),
+        None => format!("unknown key `{shown}`"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[derive(Debug, Default, PartialEq, serde::Deserialize)]
     #[serde(default, deny_unknown_fields)]
     struct Example {
         listen: String,
         state_dir: String,
+        table: Table,
+        item: Vec<Item>,
+    }
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Table {
+        enabled: bool,
+        ports: Vec<u16>,
+    }
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Item {
+        name: String,
+        port: u16,
     }
 
     fn error(text: &str) -> String {
@@ -111,13 +305,43 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_names_the_line() {
-        assert!(
-            error("\nlisten = 3").starts_with("x.toml, line 2: invalid type"),
-            "{}",
-            error("\nlisten = 3")
+    fn an_unknown_key_in_a_table_is_named_with_its_table() {
+        assert_eq!(
+            error("[table]\nenable = true\n"),
+            "x.toml, line 2: unknown key `table.enable`; the nearest known key is `enabled`"
         );
-        assert!(error("listen").starts_with("x.toml, line 1: "));
+    }
+
+    #[test]
+    fn a_wrong_type_names_key_line_and_what_is_expected() {
+        assert_eq!(
+            error("\n[table]\nenabled = \"yes\""),
+            "x.toml, line 3: `table.enabled`: invalid type: string \"yes\", expected a boolean"
+        );
+    }
+
+    #[test]
+    fn everything_wrong_is_said_at_once_in_the_order_of_the_file() {
+        assert_eq!(
+            error(
+                "statedir = \"b\"\nlisten = 3\n[table]\nports = [1, 99999, 2, \"x\"]\n[[item]]\nnam = \"a\"\nport = 1\n[[item]]\nname = \"b\"\n"
+            ),
+            "x.toml, line 1: unknown key `statedir`; the nearest known key is `state_dir`; \
+             line 2: `listen`: invalid type: integer `3`, expected a string; \
+             line 4: `table.ports`: invalid value: integer `99999`, expected u16; \
+             line 4: `table.ports`: invalid type: string \"x\", expected u16; \
+             line 6: unknown key `item.nam`; the nearest known key is `name`; \
+             line 8: a `item` entry lacks `port`"
+        );
+    }
+
+    #[test]
+    fn broken_syntax_names_each_line() {
+        let said = error("listen\nstate_dir = ]\n");
+        assert!(said.starts_with("x.toml, line 1: "), "{said}");
+        assert!(said.contains("line 2: "), "{said}");
+        let unclosed = error("listen = \"a\"\nstate_dir = \"x\n");
+        assert!(unclosed.starts_with("x.toml, line 2: "), "{unclosed}");
     }
 
     #[test]
@@ -125,5 +349,33 @@ mod tests {
         let missing = Path::new("/nonexistent/x.toml");
         assert_eq!(read::<Example>(missing, false), Ok(Example::default()));
         assert!(read::<Example>(missing, true).is_err());
+    }
+
+    #[test]
+    fn a_file_too_large_is_refused_before_it_is_parsed() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), "#".repeat(1024 * 1024 + 1)).expect("writable");
+        let error = read::<Example>(file.path(), true).expect_err("too large");
+        assert!(error.to_string().contains("larger than 1 MiB"), "{error}");
+    }
+
+    #[test]
+    fn a_file_with_endless_errors_says_some_of_them() {
+        let text: String = (0..500).map(|i| format!("key{i} = {i}\n")).collect();
+        assert_eq!(error(&text).matches("unknown key").count(), MAX_ERRORS);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_configuration_or_an_error(text in "[ -~\n]{0,200}") {
+            let _ = parse::<Example>(&text, Path::new("x.toml"));
+        }
+
+        #[test]
+        fn near_misses_are_a_configuration_or_an_error(
+            text in "((listen|table|item|name|port|\\[table\\]|\\[\\[item\\]\\]|=|\"a\"|1|\\{|\\}|\\[|\\]|,|\\.| |\n){0,30})"
+        ) {
+            let _ = parse::<Example>(&text, Path::new("x.toml"));
+        }
     }
 }
