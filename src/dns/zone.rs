@@ -335,11 +335,12 @@ impl Zone {
         self.names.is_empty()
     }
 
-    /// Names of services, relative to the domain: those that linger when their last instance leaves.
+    /// Names of services, relative to the domain: those that linger when their last instance leaves. What stands under a
+    /// node goes with the node.
     pub fn service_names(&self) -> impl Iterator<Item = &str> {
         self.names
             .iter()
-            .filter(|(_, entry)| !entry.all.is_empty())
+            .filter(|(name, entry)| !entry.all.is_empty() && name.ends_with(".svc"))
             .map(|(name, _)| name.as_str())
     }
 

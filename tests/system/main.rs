@@ -1,0 +1,10 @@
+//! Whole meshes of real programs, in network namespaces.
+//!
+//! Each test makes its own world, so they run side by side. Without root they are skipped, and say so.
+
+mod mesh;
+mod query;
+
+mod bad_input;
+mod four_hosts;
+mod restart;
