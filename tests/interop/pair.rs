@@ -1,0 +1,388 @@
+//! Two hosts with a WireGuard each, configured by `wg`.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use meshd::lab::{Host, Running, World};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Meshd,
+    WireguardGo,
+}
+
+pub(crate) struct Pair {
+    ends: [End; 2],
+    _world: World,
+    logs: tempfile::TempDir,
+}
+
+struct End {
+    kind: Kind,
+    host: Host,
+    daemon: Option<Running>,
+    keys: (String, String),
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+static NUMBER: AtomicU32 = AtomicU32::new(1);
+
+fn installed(program: &str) -> bool {
+    Command::new("sh")
+        .args(["-c", &format!("command -v {program}")])
+        .output()
+        .is_ok_and(|o| o.status.success())
+}
+
+fn output(command: &mut Command, input: &str) -> String {
+    let mut child = command
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("a program");
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(input.as_bytes())
+        .expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+impl Pair {
+    pub(crate) fn start(a: Kind, b: Kind) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: network namespaces need root");
+            return None;
+        }
+        for program in ["wg", "wireguard-go"] {
+            if !installed(program) {
+                eprintln!("skipped: {program} is not installed");
+                return None;
+            }
+        }
+        let world = World::new().expect("root may make namespaces");
+        let end = |kind, name: &str| {
+            let private = output(Command::new("wg").arg("genkey"), "");
+            let public = output(Command::new("wg").arg("pubkey"), &private);
+            End {
+                kind,
+                host: world.host(name).expect("a namespace"),
+                daemon: None,
+                keys: (private, public),
+            }
+        };
+        let ends = [end(a, "a"), end(b, "b")];
+        let mut pair = Self {
+            ends,
+            _world: world,
+            logs: tempfile::tempdir().expect("a temporary directory"),
+        };
+        for n in [0, 1] {
+            pair.bring_up(n);
+        }
+        Some(pair)
+    }
+
+    fn bring_up(&mut self, n: usize) {
+        let end = &self.ends[n];
+        let mut command = match end.kind {
+            Kind::Meshd => {
+                let mut command = end
+                    .host
+                    .command(env!("CARGO_BIN_EXE_meshd"))
+                    .expect("a namespace");
+                command.args(["wireguard", "wg0"]);
+                command
+            }
+            Kind::WireguardGo => {
+                let mut command = end.host.command("wireguard-go").expect("a namespace");
+                command.args(["-f", "wg0"]).env("LOG_LEVEL", "error");
+                command
+            }
+        };
+        let daemon = end
+            .host
+            .start(&mut command, &self.logs.path().join(end.host.name()))
+            .expect("a program");
+        let socket = end.host.path("/run/wireguard/wg0.sock");
+        let limit = Instant::now() + PATIENCE;
+        // `wg` deletes a socket that does not listen yet; to look at the kernel's list is what rigs do.
+        while !socket.exists() {
+            assert!(Instant::now() < limit, "no socket: {}", daemon.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let other = &self.ends[1 - n];
+        let psk = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        let config = format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = 51820\n[Peer]\nPublicKey = {}\nPresharedKey = {psk}\nEndpoint = {}:51820\nAllowedIPs = 10.9.0.{}/32, fd09::{}/128\n",
+            self.ends[n].keys.0,
+            other.keys.1,
+            other.host.v4(),
+            2 - n,
+            2 - n
+        );
+        std::fs::write(self.ends[n].host.path("/run/wg0.conf"), config)
+            .expect("the host's own file system");
+        self.wg(n, &["setconf", "wg0", "/run/wg0.conf"]);
+        let own = n + 1;
+        self.ip(n, &format!("addr add 10.9.0.{own}/24 dev wg0"));
+        self.ip(n, &format!("addr add fd09::{own}/64 dev wg0 nodad"));
+        self.ip(n, "link set wg0 mtu 1420 up");
+        self.ends[n].daemon = Some(daemon);
+    }
+
+    fn ip(&self, n: usize, arguments: &str) {
+        output(
+            self.ends[n]
+                .host
+                .command("ip")
+                .expect("a namespace")
+                .args(arguments.split(' ')),
+            "",
+        );
+    }
+
+    pub(crate) fn add_address(&self, n: usize, address: &str) {
+        self.ip(n, &format!("addr add {address} dev wg0"));
+    }
+
+    pub(crate) fn wg(&self, n: usize, arguments: &[&str]) -> String {
+        output(
+            self.ends[n]
+                .host
+                .command("wg")
+                .expect("a namespace")
+                .args(arguments),
+            "",
+        )
+    }
+
+    fn ping(&self, from: usize, to: &str, arguments: &[&str]) -> Command {
+        let mut command = self.ends[from].host.command("ping").expect("a namespace");
+        command.args(arguments).arg(to);
+        command
+    }
+
+    /// Whether one of some echoes of `size` octets is answered within ten seconds.
+    pub(crate) fn pings(&self, from: usize, to: &str, size: usize) -> bool {
+        let arguments = ["-c", "1", "-w", "10", "-i", "0.2", "-s", &size.to_string()];
+        self.ping(from, to, &arguments)
+            .output()
+            .is_ok_and(|o| o.status.success())
+    }
+
+    pub(crate) fn pings_from(&self, from: usize, source: &str, to: &str) -> bool {
+        self.ping(from, to, &["-c", "3", "-w", "2", "-i", "0.2", "-I", source])
+            .output()
+            .is_ok_and(|o| o.status.success())
+    }
+
+    /// `count` echoes, five a second, in the background.
+    pub(crate) fn start_pings(&self, from: usize, to: &str, count: u32) -> Running {
+        let mut command = self.ping(from, to, &["-q", "-i", "0.2", "-c", &count.to_string()]);
+        let log = self
+            .logs
+            .path()
+            .join(format!("ping-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+        self.ends[from]
+            .host
+            .start(&mut command, &log)
+            .expect("a program")
+    }
+
+    /// Seconds since 1970 of the last handshake.
+    pub(crate) fn last_handshake(&self, n: usize) -> u64 {
+        let shown = self.wg(n, &["show", "wg0", "latest-handshakes"]);
+        shown
+            .split_whitespace()
+            .last()
+            .and_then(|word| word.parse().ok())
+            .expect("a number")
+    }
+
+    /// Gives an end another address on the network below, and takes the old one away.
+    pub(crate) fn move_to_another_address(&self, n: usize) {
+        let old = self.ends[n].host.v4();
+        let new = format!("198.51.100.{}", 200 + n);
+        self.ip(n, &format!("addr add {new}/24 dev eth0"));
+        self.ip(n, &format!("addr del {old}/24 dev eth0"));
+        // Removing the first address of a network takes the others of that network with it, unless told otherwise.
+        let _ = self.ends[n]
+            .host
+            .command("ip")
+            .expect("a namespace")
+            .args(["addr", "add", &format!("{new}/24"), "dev", "eth0"])
+            .output();
+        // This wireguard-go keeps sending from the address it had (two of them do not find each other again either), until
+        // it has a new socket.
+        if self.ends[n].kind == Kind::WireguardGo {
+            self.wg(n, &["set", "wg0", "listen-port", "40405"]);
+        }
+    }
+
+    pub(crate) fn restart(&mut self, n: usize) {
+        self.ends[n].daemon.take().expect("it runs").kill();
+        let gone = Instant::now() + PATIENCE;
+        let exists = |pair: &Self| {
+            pair.ends[n]
+                .host
+                .command("ip")
+                .expect("a namespace")
+                .args(["link", "show", "wg0"])
+                .output()
+                .is_ok_and(|o| o.status.success())
+        };
+        while exists(self) {
+            assert!(Instant::now() < gone, "the device goes with its process");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = std::fs::remove_file(self.ends[n].host.path("/run/wireguard/wg0.sock"));
+        self.bring_up(n);
+    }
+
+    /// How long it takes until echoes pass while both ends send them.
+    pub(crate) fn time_until_both_talk(&self) -> Duration {
+        let began = Instant::now();
+        let mut back = self.start_pings(1, "10.9.0.1", 50);
+        assert!(self.pings(0, "10.9.0.2", 56));
+        let took = began.elapsed();
+        back.kill();
+        took
+    }
+
+    /// Sends random octets both ways at once and compares.
+    pub(crate) fn assert_same_bytes_over_tcp(&self, from: usize, to: IpAddr, length: usize) {
+        let server = SocketAddr::new(to, 5300);
+        let listener = self.ends[1 - from]
+            .host
+            .inside(|| TcpListener::bind(server))
+            .expect("a namespace")
+            .expect("a free port");
+        let stream = self.ends[from]
+            .host
+            .inside(|| TcpStream::connect_timeout(&server, PATIENCE))
+            .expect("a namespace")
+            .expect("the way through");
+        let (echo, _) = listener.accept().expect("a connection");
+        let pattern = |at: usize| {
+            (at as u64)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(23) as u8
+        };
+        let both = [stream, echo].map(|stream| {
+            stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+            let mut writer = stream.try_clone().expect("a socket");
+            let write = std::thread::spawn(move || {
+                let mut at = 0;
+                while at < length {
+                    // Odd sizes now and then: segments that do not line up.
+                    let chunk = (1 + (at * 7919) % 9000).min(length - at);
+                    let octets: Vec<u8> = (at..at + chunk).map(pattern).collect();
+                    writer.write_all(&octets).expect("the other end reads");
+                    at += chunk;
+                }
+                writer
+                    .shutdown(std::net::Shutdown::Write)
+                    .expect("a socket");
+            });
+            let read = std::thread::spawn(move || {
+                let mut reader = stream;
+                let (mut at, mut buffer) = (0, vec![0; 65_536]);
+                loop {
+                    let read = reader.read(&mut buffer).expect("the other end writes");
+                    if read == 0 {
+                        break;
+                    }
+                    for octet in &buffer[..read] {
+                        assert_eq!(*octet, pattern(at), "octet {at}");
+                        at += 1;
+                    }
+                }
+                assert_eq!(at, length);
+            });
+            [write, read]
+        });
+        for thread in both.into_iter().flatten() {
+            thread.join().expect("the same octets");
+        }
+    }
+
+    /// Sends bursts of datagrams of every size and compares what arrives.
+    pub(crate) fn assert_same_bytes_over_udp(&self, from: usize, to: IpAddr) {
+        let server = SocketAddr::new(to, 5301);
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let receiver = self.ends[1 - from]
+            .host
+            .inside(|| UdpSocket::bind(server))
+            .expect("a namespace")
+            .expect("a free port");
+        let sender = self.ends[from]
+            .host
+            .inside(|| UdpSocket::bind(any))
+            .expect("a namespace")
+            .expect("a free port");
+        receiver
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .expect("a socket");
+        let mut arrived = 0;
+        let most = if to.is_ipv4() { 1392 } else { 1372 };
+        for size in (1..=most).step_by(13).chain([most]) {
+            for burst in 0..4u8 {
+                let octets: Vec<u8> = (0..size)
+                    .map(|i| (i as u8).wrapping_mul(31) ^ burst)
+                    .collect();
+                sender.send_to(&octets, server).expect("a route");
+            }
+            let mut buffer = [0; 2000];
+            for _ in 0..4 {
+                let Ok((length, _)) = receiver.recv_from(&mut buffer) else {
+                    continue;
+                };
+                assert_eq!(length, size);
+                let burst = buffer[0];
+                assert!(
+                    (0..size).all(|i| buffer[i] == (i as u8).wrapping_mul(31) ^ burst),
+                    "{size} octets"
+                );
+                arrived += 1;
+            }
+        }
+        assert!(arrived > 300, "{arrived} datagrams arrived");
+    }
+
+    /// Says things to the socket that nobody should, and asks whether it still works.
+    pub(crate) fn assert_survives_nonsense(&self, n: usize) {
+        let path = self.ends[n].host.path("/run/wireguard/wg0.sock");
+        for text in [
+            "\n\n",
+            "get=2\n\n",
+            "set=1\npublic_key=zz\n\n",
+            "set=1\nlisten_port=99999\n\n",
+            "x\n\n",
+        ] {
+            let mut stream = std::os::unix::net::UnixStream::connect(&path).expect("it listens");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+            stream.write_all(text.as_bytes()).expect("it reads");
+            let mut answer = [0; 64];
+            let length = stream.read(&mut answer).expect("it answers");
+            let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+            assert!(
+                answer.starts_with("errno=") && !answer.starts_with("errno=0"),
+                "{text:?}: {answer:?}"
+            );
+        }
+        self.wg(n, &["show", "wg0"]);
+    }
+}
