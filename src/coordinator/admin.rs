@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::State;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use tokio::net::UnixListener;
 
 use super::Failure;
 use super::hub::Hub;
+use super::server::document;
 use crate::wire::admin::{Submit, Submitted};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::unix_server::{self, failure};
@@ -37,7 +38,7 @@ pub(super) async fn serve(listener: UnixListener, path: PathBuf, hub: Arc<Hub>) 
 }
 
 async fn mesh(State(hub): State<Arc<Hub>>) -> Response {
-    Json(hub.mesh_state()).into_response()
+    document(hub.mesh_state())
 }
 
 async fn submit(State(hub): State<Arc<Hub>>, body: axum::body::Bytes) -> Response {
@@ -50,20 +51,34 @@ async fn submit(State(hub): State<Arc<Hub>>, body: axum::body::Bytes) -> Respons
             ));
         }
     };
-    match tokio::task::spawn_blocking(move || hub.submit(submit)).await {
-        Ok(Ok(revision)) => Json(Submitted { revision }).into_response(),
-        Ok(Err(error)) => failure(error),
-        Err(_) => failure(ApiError::new(
-            ErrorCode::Internal,
-            "the coordinator failed; look at its log",
-        )),
-    }
+    let result = tokio::task::spawn_blocking(move || hub.submit(submit)).await;
+    answer(
+        result
+            .unwrap_or_else(|_| Err(crashed()))
+            .map(|revision| Submitted { revision }),
+    )
 }
 
 async fn tokens(State(hub): State<Arc<Hub>>) -> Response {
-    Json(hub.tokens()).into_response()
+    document(hub.tokens())
 }
 
 async fn nodes(State(hub): State<Arc<Hub>>) -> Response {
-    Json(hub.nodes()).into_response()
+    document(hub.nodes())
+}
+
+/// What a call gave, as an answer.
+pub(super) fn answer(result: Result<impl serde::Serialize, ApiError>) -> Response {
+    match result {
+        Ok(given) => document(given),
+        Err(error) => failure(error),
+    }
+}
+
+/// A call ended in a panic, which is in the log.
+pub(super) fn crashed() -> ApiError {
+    ApiError::new(
+        ErrorCode::Internal,
+        "the coordinator failed; look at its log",
+    )
 }

@@ -1,6 +1,9 @@
-//! Whether a join request is granted, by the ledger and the coordinator's clock.
+//! Whether a join request is granted, by the ledger and the coordinator's clock. Pure: the clock is an argument.
+//!
+//! Uses of the token, the name and the block are decided by the store, in one transaction.
 
-use crate::model::record::{Membership, Record};
+use crate::model::MeshAddresses;
+use crate::model::record::{Membership, Record, RecordKey, Token};
 use crate::model::time::UnixSeconds;
 use crate::wire::Ledger;
 use crate::wire::api::{ApiError, ErrorCode};
@@ -9,7 +12,18 @@ use crate::wire::envelope::Purpose;
 use crate::wire::join::JoinRequest;
 use crate::wire::ledger::Refused;
 
-/// Checks everything but token uses, name and block, which the store checks as it takes them.
+/// Nothing stands against the join but what the store decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Granted {
+    /// The certificate asked for.
+    pub membership: Membership,
+    /// How many nodes its token may admit.
+    pub uses: u32,
+    /// The mesh's address plan.
+    pub addresses: MeshAddresses,
+}
+
+/// Checks a request; the same request is granted again, whatever became of its token since.
 ///
 /// # Errors
 /// What is wrong, and what to do about it.
@@ -17,77 +31,143 @@ pub(super) fn check(
     request: &JoinRequest,
     ledger: &Ledger,
     now: UnixSeconds,
-) -> Result<Membership, ApiError> {
-    let refuse = |code, message: String| Err(ApiError::new(code, message));
+) -> Result<Granted, ApiError> {
     if request.protocol != PROTOCOL {
         let text = format!(
             "the node speaks protocol {}, this coordinator speaks {PROTOCOL}; upgrade the older of the two",
             request.protocol
         );
-        return refuse(ErrorCode::Version, text);
+        return Err(ApiError::new(ErrorCode::Version, text));
     }
-    let membership = match Record::parse(&request.membership.payload) {
-        Ok((_, Record::Membership(membership))) if request.membership.is_authentic() => membership,
-        _ => {
-            return refuse(
-                ErrorCode::BadRequest,
-                "the request carries no membership certificate".into(),
-            );
-        }
-    };
-    if !request.proof.holds(
-        &membership.id,
-        Purpose::Join,
-        request.membership.payload.as_bytes(),
-    ) {
-        return refuse(
-            ErrorCode::BadRequest,
-            "the node does not prove that it holds its identity key".into(),
-        );
-    }
-    if ledger.mesh().is_none() {
-        return refuse(
+    let membership = proven_membership(request)?;
+    let Some(mesh) = ledger.mesh() else {
+        return Err(ApiError::new(
             ErrorCode::Conflict,
-            "the coordinator has no mesh yet; run `meshctl init` on it".into(),
-        );
-    }
-    let Some(token) = ledger.token(&membership.token) else {
-        return refuse(ErrorCode::Forbidden, "the coordinator does not know this token: it is of another mesh, or was made before the coordinator was set up anew; make one with `meshctl token create`".into());
+            "the coordinator has no mesh yet; run `meshctl init` on it",
+        ));
     };
-    if ledger.is_token_revoked(&membership.token) {
-        return refuse(
-            ErrorCode::Forbidden,
-            "the token is revoked; make another with `meshctl token create`".into(),
-        );
+    let Some(token) = ledger.token(&membership.token) else {
+        return Err(forbidden(
+            "the coordinator does not know this token: it is of another mesh, or was made before the coordinator was set up anew; make one with `meshctl token create`",
+        ));
+    };
+    if ledger.is_revoked(&membership.id) {
+        return Err(removed());
     }
-    let again = ledger
-        .membership(&membership.id)
-        .is_some_and(|held| held.token == membership.token);
-    if now >= token.expires_at && !again {
-        return refuse(
-            ErrorCode::Forbidden,
-            format!(
-                "the token expired {} ago; make another with `meshctl token create`",
-                ago(now.0 - token.expires_at.0)
-            ),
-        );
+    if !is_held(request, &membership, ledger) {
+        permit(request, &membership, token, ledger, now)?;
     }
-    match ledger.check(&request.membership) {
-        Ok(()) | Err(Refused::Stale { .. }) => Ok(membership),
-        Err(Refused::TokenExpired) => {
-            let ahead = membership.issued_at.0.saturating_sub(now.0);
-            refuse(ErrorCode::Configuration, format!("the node's clock is {} ahead of the coordinator's, so that the token seems expired; set the clocks right (for example with systemd-timesyncd) and join again", ago(ahead)))
+    Ok(Granted {
+        uses: token.uses,
+        addresses: mesh.addresses,
+        membership,
+    })
+}
+
+/// The membership in the request, if its node holds the identity it names.
+fn proven_membership(request: &JoinRequest) -> Result<Membership, ApiError> {
+    let envelope = &request.membership;
+    let membership = match Record::parse(&envelope.payload) {
+        Ok((_, Record::Membership(membership)))
+            if envelope.is_authentic() && envelope.signer == membership.token =>
+        {
+            membership
         }
-        Err(Refused::TokenSpent(uses)) => refuse(ErrorCode::Forbidden, format!("the token is spent: it has admitted {uses} node(s), all it may; make another with `meshctl token create`")),
-        Err(Refused::NodeRevoked) => refuse(ErrorCode::Forbidden, "this node was removed from the mesh; run `meshctl leave` on it, then join with a new token".into()),
-        Err(refused) => refuse(ErrorCode::Forbidden, format!("the membership certificate is refused: {refused}")),
+        _ => {
+            return Err(ApiError::new(
+                ErrorCode::BadRequest,
+                "the request carries no membership certificate",
+            ));
+        }
+    };
+    let proven = request
+        .proof
+        .holds(&membership.id, Purpose::Join, envelope.payload.as_bytes());
+    if proven {
+        Ok(membership)
+    } else {
+        Err(ApiError::new(
+            ErrorCode::BadRequest,
+            "the node does not prove that it holds its identity key",
+        ))
     }
 }
 
-fn ago(seconds: u64) -> String {
+/// Whether this very certificate was granted before: its answer may have got lost.
+fn is_held(request: &JoinRequest, membership: &Membership, ledger: &Ledger) -> bool {
+    let key = RecordKey {
+        kind: "membership".into(),
+        id: membership.id.to_string(),
+    };
+    ledger
+        .entry(&key)
+        .is_some_and(|held| held.envelope.payload == request.membership.payload)
+}
+
+fn permit(
+    request: &JoinRequest,
+    membership: &Membership,
+    token: &Token,
+    ledger: &Ledger,
+    now: UnixSeconds,
+) -> Result<(), ApiError> {
+    if ledger.is_token_revoked(&token.id) {
+        return Err(forbidden(
+            "the token is revoked; make another with `meshctl token create`",
+        ));
+    }
+    if now >= token.expires_at {
+        return Err(forbidden(format!(
+            "the token expired {} ago; make another with `meshctl token create`",
+            span(now.0 - token.expires_at.0)
+        )));
+    }
+    ledger
+        .check(&request.membership)
+        .map_err(|refused| match refused {
+            Refused::TokenExpired => clocks_differ(membership, now),
+            Refused::TokenSpent(uses) => forbidden(format!(
+                "the token is spent: it has admitted {uses} node(s), all it may; make another with `meshctl token create`"
+            )),
+            Refused::NodeRevoked => removed(),
+            Refused::Stale { .. } | Refused::Forked(_) => ApiError::new(
+                ErrorCode::Conflict,
+                "the coordinator holds a newer membership certificate of this node; run `meshctl leave` on it, then join again",
+            ),
+            refused => forbidden(format!("the membership certificate is refused: {refused}")),
+        })
+}
+
+/// The token is valid by the coordinator's clock, and its end is past by the node's.
+fn clocks_differ(membership: &Membership, now: UnixSeconds) -> ApiError {
+    let ahead = membership.issued_at.0.saturating_sub(now.0);
+    ApiError::new(
+        ErrorCode::Configuration,
+        format!(
+            "the node's clock is {} ahead of the coordinator's, so that the token seems expired; set the clocks right (for example with systemd-timesyncd) and join again",
+            span(ahead)
+        ),
+    )
+}
+
+fn removed() -> ApiError {
+    forbidden(
+        "this node was removed from the mesh; run `meshctl leave` on it, then join with a new token",
+    )
+}
+
+fn forbidden(message: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorCode::Forbidden, message)
+}
+
+fn span(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),
-        _ => format!("{} h", seconds / 3600),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,17 +8,22 @@ use std::sync::atomic::Ordering;
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
+use tokio::net::TcpListener;
 
-use super::hub::Hub;
+use super::hub::{Hub, Size};
 
-/// Serves until the program ends. Without the port everything else goes on.
-pub(super) async fn serve(listen: SocketAddr, hub: Arc<Hub>) {
-    let listener = match tokio::net::TcpListener::bind(listen).await {
-        Ok(listener) => listener,
-        Err(error) => {
-            return tracing::warn!(%listen, %error, "no metrics are served; set [metrics] listen");
-        }
-    };
+/// Binds the address. Without it everything else goes on.
+pub(super) async fn bind(listen: SocketAddr) -> Option<TcpListener> {
+    TcpListener::bind(listen)
+        .await
+        .inspect_err(
+            |error| tracing::warn!(%listen, %error, "no metrics are served; set [metrics] listen"),
+        )
+        .ok()
+}
+
+/// Serves until the program ends.
+pub(super) async fn serve(listener: TcpListener, hub: Arc<Hub>) {
     let router = Router::new()
         .route(
             "/metrics",
@@ -31,7 +36,11 @@ pub(super) async fn serve(listen: SocketAddr, hub: Arc<Hub>) {
 }
 
 fn text(hub: &Hub) -> String {
-    let (records, revision, connections) = hub.size();
+    let Size {
+        records,
+        revision,
+        connections,
+    } = hub.size();
     let counts = &hub.counts;
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, lines: &[(&str, u64)]| {
@@ -76,6 +85,12 @@ fn text(hub: &Hub) -> String {
             ("{result=\"accepted\"}", read(&counts.published)),
             ("{result=\"refused\"}", read(&counts.publish_refused)),
         ],
+    );
+    metric(
+        "store_failures_total",
+        "counter",
+        "Writes that the store refused, such as for want of room.",
+        &[("", read(&counts.store_failures))],
     );
     text
 }

@@ -1,32 +1,44 @@
 //! What nodes reach: HTTP over TLS 1.3 on one TCP port.
+//!
+//! Each connection holds one of a bounded number of slots from its first octet to its last, as a stream too. Until it
+//! has become a stream it may not dawdle: handshake, head and body each have a limit.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use hyper::service::Service as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use super::control::{self, Served};
 use super::hub::Hub;
-use super::{Failure, control};
+use super::{Failure, admin};
 use crate::wire::api::{ApiError, ErrorCode, MAX_BODY};
 use crate::wire::join::{self, JoinRequest};
 use crate::wire::unix_server::failure;
 
 /// Connections at once at most.
-const MAX_CONNECTIONS: usize = 8192;
-/// How long a TLS handshake, or the head of a request, may take.
+pub(super) const MAX_CONNECTIONS: usize = 8192;
+/// How long a TLS handshake, the head of a request, or its body may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A connection's place among those there may be; given back when the last copy goes.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
 
 /// Binds the port.
 ///
@@ -40,11 +52,12 @@ pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
-/// Serves until `stop` says so.
+/// Serves at most `most` connections until `stop` says so, and then until they have ended.
 pub(super) async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     hub: Arc<Hub>,
+    most: usize,
     mut stop: watch::Receiver<bool>,
 ) {
     let router = Router::new()
@@ -58,13 +71,9 @@ pub(super) async fn serve(
                 "this is a mesh-coordinator; there is nothing at this path",
             ))
         })
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(control::Served {
-            hub,
-            stop: stop.clone(),
-        });
+        .with_state(Served::new(hub, stop.clone()));
     let acceptor = TlsAcceptor::from(tls);
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(most));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -82,32 +91,64 @@ pub(super) async fn serve(
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             continue;
         };
-        let (acceptor, router) = (acceptor.clone(), router.clone());
-        tokio::spawn(async move {
-            connection(tcp, acceptor, router).await;
-            drop(slot);
-        });
+        let slot = Slot {
+            _permit: Arc::new(slot),
+        };
+        tokio::spawn(connection(
+            tcp,
+            acceptor.clone(),
+            router.clone(),
+            slot,
+            stop.clone(),
+        ));
     }
+    drop(listener);
+    // All slots are back when all connections have ended.
+    let _ = slots
+        .acquire_many(u32::try_from(most).unwrap_or(u32::MAX))
+        .await;
 }
 
-async fn connection(tcp: TcpStream, acceptor: TlsAcceptor, router: Router) {
+async fn connection(
+    tcp: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    slot: Slot,
+    mut stop: watch::Receiver<bool>,
+) {
     let _ = tcp.set_nodelay(true);
-    let Ok(Ok(tls)) = timeout(PATIENCE, acceptor.accept(tcp)).await else {
-        return;
+    let tls = tokio::select! {
+        accepted = timeout(PATIENCE, acceptor.accept(tcp)) => accepted,
+        _ = stop.changed() => return,
     };
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(tls), TowerToHyperService::new(router))
-        .with_upgrades()
-        .await;
-    if let Err(error) = served {
+    let Ok(Ok(tls)) = tls else { return };
+    let router = TowerToHyperService::new(router);
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
+        // A stream goes on when this connection has been handed over, and takes the slot along.
+        request.extensions_mut().insert(slot.clone());
+        router.call(request)
+    });
+    let mut served = pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(PATIENCE)
+            .max_buf_size(64 * 1024)
+            .serve_connection(TokioIo::new(tls), service)
+            .with_upgrades()
+    );
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        _ = stop.changed() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended");
     }
 }
 
-async fn ready(State(served): State<control::Served>) -> Response {
+async fn ready(State(served): State<Served>) -> Response {
     if served.hub.mesh_state().mesh.is_some() {
         "ready\n".into_response()
     } else {
@@ -119,23 +160,34 @@ async fn ready(State(served): State<control::Served>) -> Response {
     }
 }
 
-async fn join(State(served): State<control::Served>, body: axum::body::Bytes) -> Response {
-    let request: JoinRequest = match serde_json::from_slice(&body) {
+async fn join(State(served): State<Served>, request: Request) -> Response {
+    let request: JoinRequest = match read_json(request).await {
         Ok(request) => request,
-        Err(error) => {
-            return failure(ApiError::new(
-                ErrorCode::BadRequest,
-                format!("the join request cannot be read: {error}"),
-            ));
-        }
+        Err(error) => return failure(error),
     };
-    // The disk is waited for; other streams are not to wait with it.
-    match tokio::task::spawn_blocking(move || served.hub.join(&request)).await {
-        Ok(Ok(response)) => Json(response).into_response(),
-        Ok(Err(error)) => failure(error),
-        Err(_) => failure(ApiError::new(
-            ErrorCode::Internal,
-            "the coordinator failed; look at its log",
-        )),
-    }
+    admin::answer(served.write(move |hub| hub.join(&request)).await)
+}
+
+/// Reads a request's body within bounds of size and time, and parses it.
+async fn read_json<T: serde::de::DeserializeOwned>(request: Request) -> Result<T, ApiError> {
+    let bad = |message: String| ApiError::new(ErrorCode::BadRequest, message);
+    let body = timeout(
+        PATIENCE,
+        axum::body::to_bytes(request.into_body(), MAX_BODY),
+    )
+    .await
+    .map_err(|_| bad("the request did not arrive in time".into()))?
+    .map_err(|_| {
+        bad(format!(
+            "the request cannot be read, or has more than {} KiB",
+            MAX_BODY / 1024
+        ))
+    })?;
+    serde_json::from_slice(&body)
+        .map_err(|error| bad(format!("the request cannot be read: {error}")))
+}
+
+/// An answer as JSON.
+pub(super) fn document(document: impl serde::Serialize) -> Response {
+    Json(document).into_response()
 }

@@ -1,4 +1,9 @@
 //! Where records are kept: a narrow trait, so that one machine's SQLite and a shared store look the same.
+//!
+//! Besides records the store keeps what must be decided once for all coordinators that share it: which node spent a
+//! token's use, which name and which block is whose. Each call is one transaction, and what it did is on disk when
+//! it returns. Which tokens were issued here is kept too: for those the admissions held are all there ever were. A
+//! store brought back from a backup must forget that (and take another id), since nodes may have joined after it.
 
 mod sqlite;
 
@@ -15,10 +20,59 @@ pub struct Contents {
     pub id: String,
     /// What everything is verified up to; absent before `meshctl init`.
     pub mesh_key: Option<PublicKey>,
-    /// All records with the revision that brought them, in that order.
-    pub records: Vec<(u64, Envelope)>,
+    /// All records, in the order of their revisions.
+    pub records: Vec<Stored>,
     /// The last revision.
     pub revision: u64,
+}
+
+/// A record as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The revision that brought this version of it.
+    pub revision: u64,
+    /// Which record.
+    pub key: RecordKey,
+    /// What travels.
+    pub envelope: Envelope,
+}
+
+/// A record to be stored, and what follows from it.
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// Which record.
+    pub key: RecordKey,
+    /// What travels.
+    pub envelope: Envelope,
+    /// Takes effect in the same transaction.
+    pub effect: Effect,
+}
+
+/// What follows from a record for tokens, names and blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// The administrator issued this token here.
+    Issued(PublicKey),
+    /// A node is a member that did not join here: it counts as a use of its token, and has its name.
+    Admitted {
+        /// Who.
+        node: PublicKey,
+        /// By which token.
+        token: PublicKey,
+        /// Under which name.
+        name: Label,
+    },
+    /// A node says which block it has. The block it had before is free.
+    Leased {
+        /// Who.
+        node: PublicKey,
+        /// Index of the block.
+        block: u32,
+    },
+    /// A node is out: its name and block are free, its own records are gone. Its token's use stays spent.
+    Released(PublicKey),
 }
 
 /// A node to be admitted.
@@ -62,18 +116,20 @@ pub enum StoreError {
     NameTaken(Label),
     /// No block is left.
     #[error(
-        "all {0} address blocks of the mesh are leased; remove nodes with `meshctl node remove`"
+        "all {0} address blocks of the mesh are leased; remove nodes with `meshctl node remove`, or plan a larger mesh"
     )]
     NoBlock(u32),
     /// The disk is full.
-    #[error("the disk of the coordinator's state is full; make room there, nothing was lost")]
+    #[error(
+        "the disk with the coordinator's state is full; make room there and try again, nothing that was acknowledged is lost"
+    )]
     Full,
     /// Anything else.
     #[error("the coordinator's store failed: {0}")]
     Failed(String),
 }
 
-/// Records, leases and token uses, durable. A call that returns has its effect on disk.
+/// Records, leases and token uses, durable. A call that returns has its effect on disk; one that fails has none.
 pub trait Store: Send + 'static {
     /// Everything, at the start.
     ///
@@ -87,34 +143,32 @@ pub trait Store: Send + 'static {
     /// The store cannot be written.
     fn set_mesh_key(&mut self, key: &PublicKey) -> Result<(), StoreError>;
 
-    /// Stores records, each under a revision of its own; gives the last one.
+    /// Stores records, each under a revision of its own, in order and without gaps; gives the last revision. Nothing
+    /// to store is a test whether the store can be written.
     ///
     /// # Errors
     /// The store cannot be written; none is stored then.
-    fn put(&mut self, records: &[(RecordKey, Envelope)]) -> Result<u64, StoreError>;
+    fn put(&mut self, writes: &[Write]) -> Result<u64, StoreError>;
 
-    /// Spends a use of the token, takes the name, leases a block and stores the membership: all or nothing.
-    /// A node admitted before, with the same token, gets the same block again.
+    /// Spends a use of the token, takes the name, leases a block and stores the membership: all or nothing. A node
+    /// admitted before with the same token spends nothing and keeps its block; the very same membership gives the same
+    /// answer again.
     ///
     /// # Errors
     /// Says which of these cannot be.
     fn admit(&mut self, admission: &Admission) -> Result<Admitted, StoreError>;
 
-    /// A node admitted elsewhere, or before this store was made, says which block it has.
+    /// Whether a membership that comes by itself, by this token, may be one that this store has not seen: not if
+    /// the token was issued here and did not admit the node here.
     ///
     /// # Errors
-    /// The store cannot be written.
-    fn note_lease(
+    /// The store cannot be read.
+    fn may_have_admitted(
         &mut self,
-        node: &PublicKey,
-        name: &Label,
         token: &PublicKey,
-        block: u32,
-    ) -> Result<(), StoreError>;
-
-    /// The node is gone: its name and block are free. Its token's use stays spent.
-    ///
-    /// # Errors
-    /// The store cannot be written.
-    fn release(&mut self, node: &PublicKey) -> Result<(), StoreError>;
+        node: &PublicKey,
+    ) -> Result<bool, StoreError>;
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use rusqlite::{
     Connection, ErrorCode, OptionalExtension as _, Transaction, TransactionBehavior, params,
 };
 
-use super::{Admission, Admitted, Contents, Store, StoreError};
+use super::{Admission, Admitted, Contents, Effect, Store, StoreError, Stored, Write};
 use crate::model::record::RecordKey;
 use crate::model::{Label, PublicKey};
 use crate::wire::Envelope;
@@ -18,8 +18,11 @@ CREATE TABLE records (
     kind TEXT NOT NULL, id TEXT NOT NULL, revision INTEGER NOT NULL UNIQUE, envelope TEXT NOT NULL,
     PRIMARY KEY (kind, id)
 ) WITHOUT ROWID;
+CREATE TABLE issued (token TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE admissions (token TEXT NOT NULL, node TEXT NOT NULL, PRIMARY KEY (token, node)) WITHOUT ROWID;
-CREATE TABLE leases (node TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, block INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
+CREATE TABLE names (node TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX nodes_by_name ON names (name);
+CREATE TABLE leases (node TEXT PRIMARY KEY, block INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
 CREATE TABLE released (block INTEGER PRIMARY KEY, turn INTEGER NOT NULL);
 ";
 
@@ -111,6 +114,7 @@ fn revision(connection: &Connection) -> Result<u64, StoreError> {
         .unwrap_or(0))
 }
 
+/// Stores one record and what follows from it; gives its revision.
 fn write(
     transaction: &Transaction<'_>,
     key: &RecordKey,
@@ -118,15 +122,122 @@ fn write(
 ) -> Result<u64, StoreError> {
     let next = revision(transaction)? + 1;
     let text = serde_json::to_string(envelope).map_err(|e| StoreError::Failed(e.to_string()))?;
-    transaction.execute(
-        "INSERT INTO records VALUES (?1, ?2, ?3, ?4) ON CONFLICT (kind, id) DO UPDATE SET revision = ?3, envelope = ?4",
-        params![key.kind, key.id, to_sql(next), text],
-    )?;
-    transaction.execute(
-        "UPDATE meta SET value = ?1 WHERE key = 'revision'",
-        [next.to_string()],
-    )?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO records VALUES (?1, ?2, ?3, ?4) ON CONFLICT (kind, id) DO UPDATE SET revision = ?3, envelope = ?4",
+        )?
+        .execute(params![key.kind, key.id, to_sql(next), text])?;
+    transaction
+        .prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'revision'")?
+        .execute([next.to_string()])?;
     Ok(next)
+}
+
+fn settle(transaction: &Transaction<'_>, effect: &Effect) -> Result<(), StoreError> {
+    match effect {
+        Effect::None => {}
+        Effect::Issued(token) => {
+            transaction.execute(
+                "INSERT OR IGNORE INTO issued VALUES (?1)",
+                [token.to_string()],
+            )?;
+        }
+        Effect::Admitted { node, token, name } => {
+            spend(transaction, token, node)?;
+            rename(transaction, node, name)?;
+        }
+        Effect::Leased { node, block } => {
+            rest(transaction, node, Some(*block))?;
+            // Somebody may have been promised the block who never came to use it.
+            transaction.execute(
+                "DELETE FROM leases WHERE block = ?2 AND node <> ?1",
+                params![node.to_string(), block],
+            )?;
+            lease(transaction, node, *block)?;
+        }
+        Effect::Released(node) => {
+            rest(transaction, node, None)?;
+            let node = node.to_string();
+            transaction.execute("DELETE FROM leases WHERE node = ?1", [&node])?;
+            transaction.execute("DELETE FROM names WHERE node = ?1", [&node])?;
+            transaction.execute(
+                "DELETE FROM records WHERE kind = 'node' AND id = ?1 OR kind = 'service' AND id >= ?1 || '/' AND id < ?1 || '0'",
+                [&node],
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn spend(
+    transaction: &Transaction<'_>,
+    token: &PublicKey,
+    node: &PublicKey,
+) -> Result<(), StoreError> {
+    transaction.execute(
+        "INSERT OR IGNORE INTO admissions VALUES (?1, ?2)",
+        [token.to_string(), node.to_string()],
+    )?;
+    Ok(())
+}
+
+fn rename(transaction: &Transaction<'_>, node: &PublicKey, name: &Label) -> Result<(), StoreError> {
+    transaction.execute(
+        "INSERT OR REPLACE INTO names VALUES (?1, ?2)",
+        [&node.to_string(), name.as_str()],
+    )?;
+    Ok(())
+}
+
+fn lease(transaction: &Transaction<'_>, node: &PublicKey, block: u32) -> Result<(), StoreError> {
+    transaction.execute(
+        "INSERT INTO leases VALUES (?1, ?2) ON CONFLICT (node) DO UPDATE SET block = ?2",
+        params![node.to_string(), block],
+    )?;
+    Ok(())
+}
+
+/// Puts the node's block, unless it is `keeps`, among those that are free again and rest.
+fn rest(
+    transaction: &Transaction<'_>,
+    node: &PublicKey,
+    keeps: Option<u32>,
+) -> Result<(), StoreError> {
+    transaction.execute(
+        "INSERT OR REPLACE INTO released SELECT block, ?2 FROM leases WHERE node = ?1 AND block IS NOT ?3",
+        params![node.to_string(), to_sql(revision(transaction)?), keeps],
+    )?;
+    Ok(())
+}
+
+fn has_admitted(
+    connection: &Connection,
+    token: &PublicKey,
+    node: &PublicKey,
+) -> Result<bool, StoreError> {
+    Ok(connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM admissions WHERE token = ?1 AND node = ?2)",
+        [token.to_string(), node.to_string()],
+        |row| row.get(0),
+    )?)
+}
+
+/// The revision of the record, if it is stored in this very form.
+fn stored_as(
+    connection: &Connection,
+    key: &RecordKey,
+    envelope: &Envelope,
+) -> Result<Option<u64>, StoreError> {
+    let stored: Option<(i64, String)> = connection
+        .query_row(
+            "SELECT revision, envelope FROM records WHERE kind = ?1 AND id = ?2",
+            [&key.kind, &key.id],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .optional()?;
+    Ok(stored
+        .filter(|(_, text)| serde_json::from_str::<Envelope>(text).is_ok_and(|e| e == *envelope))
+        .map(|(revision, _)| from_sql(revision)))
 }
 
 /// The lowest block never leased; else the one that has been free for longest.
@@ -139,12 +250,12 @@ fn free_block(transaction: &Transaction<'_>, blocks: u32) -> Result<Option<u32>,
         if block > candidate {
             break;
         }
-        candidate = candidate.max(block + 1);
+        candidate = candidate.max(block.saturating_add(1));
     }
     if candidate < blocks {
         return Ok(Some(candidate));
     }
-    let oldest = "SELECT block FROM released WHERE block NOT IN (SELECT block FROM leases) AND block < ?1 ORDER BY turn LIMIT 1";
+    let oldest = "SELECT block FROM released WHERE block NOT IN (SELECT block FROM leases) AND block < ?1 ORDER BY turn, block LIMIT 1";
     Ok(transaction
         .query_row(oldest, [blocks], |row| row.get(0))
         .optional()?)
@@ -155,16 +266,24 @@ impl Store for Sqlite {
         let connection = &self.0;
         let failed = || StoreError::Failed("its file is damaged; restore it from a backup".into());
         let mut records = Vec::new();
-        let mut statement =
-            connection.prepare("SELECT revision, envelope FROM records ORDER BY revision")?;
+        let mut statement = connection
+            .prepare("SELECT revision, kind, id, envelope FROM records ORDER BY revision")?;
         for row in statement.query_map([], |row| {
-            Ok((from_sql(row.get(0)?), row.get::<_, String>(1)?))
+            let key = RecordKey {
+                kind: row.get(1)?,
+                id: row.get(2)?,
+            };
+            Ok((from_sql(row.get(0)?), key, row.get::<_, String>(3)?))
         })? {
-            let (revision, text) = row?;
+            let (revision, key, text) = row?;
             match serde_json::from_str(&text) {
-                Ok(envelope) => records.push((revision, envelope)),
+                Ok(envelope) => records.push(Stored {
+                    revision,
+                    key,
+                    envelope,
+                }),
                 Err(error) => {
-                    tracing::warn!(revision, %error, "a record in the store cannot be read; its node will send it again")
+                    tracing::warn!(revision, %key, %error, "a record in the store cannot be read; its node will send it again");
                 }
             }
         }
@@ -187,11 +306,19 @@ impl Store for Sqlite {
         Ok(())
     }
 
-    fn put(&mut self, records: &[(RecordKey, Envelope)]) -> Result<u64, StoreError> {
+    fn put(&mut self, writes: &[Write]) -> Result<u64, StoreError> {
         let transaction = self.begin()?;
         let mut last = revision(&transaction)?;
-        for (key, envelope) in records {
-            last = write(&transaction, key, envelope)?;
+        if writes.is_empty() {
+            // Written as it was: a disk that is full says so here.
+            transaction.execute(
+                "UPDATE meta SET value = ?1 WHERE key = 'revision'",
+                [last.to_string()],
+            )?;
+        }
+        for item in writes {
+            last = write(&transaction, &item.key, &item.envelope)?;
+            settle(&transaction, &item.effect)?;
         }
         transaction.commit()?;
         Ok(last)
@@ -199,80 +326,74 @@ impl Store for Sqlite {
 
     fn admit(&mut self, admission: &Admission) -> Result<Admitted, StoreError> {
         let transaction = self.begin()?;
-        let (token, node) = (admission.token.to_string(), admission.node.to_string());
-        let before: bool = transaction.query_row(
-            "SELECT EXISTS (SELECT 1 FROM admissions WHERE token = ?1 AND node = ?2)",
-            [&token, &node],
-            |row| row.get(0),
-        )?;
-        if !before {
+        let (token, node) = (&admission.token, &admission.node);
+        if !has_admitted(&transaction, token, node)? {
             let used: u32 = transaction.query_row(
                 "SELECT COUNT(*) FROM admissions WHERE token = ?1",
-                [&token],
+                [token.to_string()],
                 |row| row.get(0),
             )?;
             if used >= admission.uses {
                 return Err(StoreError::TokenSpent(admission.uses));
             }
-            transaction.execute("INSERT INTO admissions VALUES (?1, ?2)", [&token, &node])?;
+            spend(&transaction, token, node)?;
         }
-        let holder: Option<String> = transaction
+        let taken: bool = transaction.query_row(
+            "SELECT EXISTS (SELECT 1 FROM names WHERE name = ?1 AND node <> ?2)",
+            [admission.name.as_str(), &node.to_string()],
+            |row| row.get(0),
+        )?;
+        if taken {
+            return Err(StoreError::NameTaken(admission.name.clone()));
+        }
+        rename(&transaction, node, &admission.name)?;
+        let leased: Option<u32> = transaction
             .query_row(
-                "SELECT node FROM leases WHERE name = ?1",
-                [admission.name.as_str()],
+                "SELECT block FROM leases WHERE node = ?1",
+                [node.to_string()],
                 |row| row.get(0),
             )
             .optional()?;
-        if holder.is_some_and(|holder| holder != node) {
-            return Err(StoreError::NameTaken(admission.name.clone()));
-        }
-        let leased: Option<u32> = transaction
-            .query_row("SELECT block FROM leases WHERE node = ?1", [&node], |row| {
-                row.get(0)
-            })
-            .optional()?;
         let block = match leased {
             Some(block) => block,
-            None => free_block(&transaction, admission.blocks)?
-                .ok_or(StoreError::NoBlock(admission.blocks - 1))?,
+            None => {
+                let block = free_block(&transaction, admission.blocks)?
+                    .ok_or(StoreError::NoBlock(admission.blocks.saturating_sub(1)))?;
+                lease(&transaction, node, block)?;
+                block
+            }
         };
-        transaction.execute(
-            "INSERT INTO leases VALUES (?1, ?2, ?3) ON CONFLICT (node) DO UPDATE SET name = ?2",
-            params![node, admission.name.as_str(), block],
-        )?;
-        let revision = write(&transaction, &admission.key, &admission.envelope)?;
+        let revision = match stored_as(&transaction, &admission.key, &admission.envelope)? {
+            Some(revision) => revision,
+            None => write(&transaction, &admission.key, &admission.envelope)?,
+        };
         transaction.commit()?;
         Ok(Admitted { block, revision })
     }
 
-    fn note_lease(
+    fn may_have_admitted(
         &mut self,
-        node: &PublicKey,
-        name: &Label,
         token: &PublicKey,
-        block: u32,
-    ) -> Result<(), StoreError> {
-        let transaction = self.begin()?;
-        transaction.execute(
-            "INSERT OR IGNORE INTO admissions VALUES (?1, ?2)",
-            [token.to_string(), node.to_string()],
+        node: &PublicKey,
+    ) -> Result<bool, StoreError> {
+        let issued: bool = self.0.query_row(
+            "SELECT EXISTS (SELECT 1 FROM issued WHERE token = ?1)",
+            [token.to_string()],
+            |row| row.get(0),
         )?;
-        transaction.execute(
-            "INSERT OR IGNORE INTO leases VALUES (?1, ?2, ?3)",
-            params![node.to_string(), name.as_str(), block],
-        )?;
-        Ok(transaction.commit()?)
+        Ok(!issued || has_admitted(&self.0, token, node)?)
     }
+}
 
-    fn release(&mut self, node: &PublicKey) -> Result<(), StoreError> {
-        let transaction = self.begin()?;
-        let turn = revision(&transaction)?;
-        transaction.execute(
-            "INSERT OR REPLACE INTO released SELECT block, ?2 FROM leases WHERE node = ?1",
-            params![node.to_string(), to_sql(turn)],
-        )?;
-        transaction.execute("DELETE FROM leases WHERE node = ?1", [node.to_string()])?;
-        Ok(transaction.commit()?)
+#[cfg(test)]
+impl Sqlite {
+    /// Makes the disk full: the file grows no more. 0 makes room again.
+    pub(crate) fn set_full(&mut self, full: bool) {
+        let pages: i64 = if full { 1 } else { 1 << 30 };
+        let _: i64 = self
+            .0
+            .pragma_update_and_check(None, "max_page_count", pages, |row| row.get(0))
+            .expect("a pragma");
     }
 }
 
@@ -281,95 +402,29 @@ mod tests {
     use super::*;
     use crate::model::SigningKey;
 
-    fn admission(node: u8, name: &str, uses: u32, blocks: u32) -> Admission {
+    fn membership() -> Admission {
         Admission {
-            node: PublicKey([node; 32]),
-            name: Label::parse(name).expect("a literal"),
-            token: PublicKey([0xaa; 32]),
-            uses,
-            blocks,
+            node: PublicKey([1; 32]),
+            name: Label::parse("a").expect("a literal"),
+            token: PublicKey([2; 32]),
+            uses: 1,
+            blocks: 256,
             key: RecordKey {
                 kind: "membership".into(),
-                id: PublicKey([node; 32]).to_string(),
+                id: PublicKey([1; 32]).to_string(),
             },
             envelope: Envelope::seal_payload("{}".into(), &SigningKey::from_seed(&[1; 32])),
         }
     }
 
-    fn store() -> Sqlite {
-        Sqlite::in_memory().expect("memory")
-    }
-
     #[test]
-    fn a_token_admits_as_many_as_it_may_and_the_same_node_again() {
-        let mut store = store();
-        let first = store.admit(&admission(1, "a", 1, 256)).expect("unspent");
-        assert_eq!(first.block, 1);
-        assert_eq!(
-            store
-                .admit(&admission(1, "a", 1, 256))
-                .expect("the same node")
-                .block,
-            1
-        );
-        assert!(matches!(
-            store.admit(&admission(2, "b", 1, 256)),
-            Err(StoreError::TokenSpent(1))
-        ));
-    }
-
-    #[test]
-    fn a_refused_admission_spends_nothing() {
-        let mut store = store();
-        store.admit(&admission(1, "a", 2, 256)).expect("unspent");
-        assert!(matches!(
-            store.admit(&admission(2, "a", 2, 256)),
-            Err(StoreError::NameTaken(_))
-        ));
-        assert_eq!(
-            store
-                .admit(&admission(2, "b", 2, 256))
-                .expect("still one use")
-                .block,
-            2
-        );
-    }
-
-    #[test]
-    fn blocks_are_leased_once_and_the_longest_free_comes_first_again() {
-        let mut store = store();
-        for node in 1..=3 {
-            assert_eq!(
-                store
-                    .admit(&admission(node, &format!("n{node}"), 9, 4))
-                    .expect("room")
-                    .block,
-                u32::from(node)
-            );
-        }
-        assert!(matches!(
-            store.admit(&admission(4, "n4", 9, 4)),
-            Err(StoreError::NoBlock(3))
-        ));
-        store.release(&PublicKey([2; 32])).expect("writable");
-        store.put(&[]).expect("writable");
-        assert_eq!(
-            store
-                .admit(&admission(4, "n4", 9, 4))
-                .expect("one is free")
-                .block,
-            2
-        );
-    }
-
-    #[test]
-    fn what_was_stored_is_there_again_in_order() {
+    fn what_was_stored_is_there_again() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("records.db");
         let mut store = Sqlite::open(&path).expect("writable");
         let before = store.load().expect("readable");
         store.set_mesh_key(&PublicKey([7; 32])).expect("writable");
-        store.admit(&admission(1, "a", 1, 256)).expect("unspent");
+        store.admit(&membership()).expect("unspent");
         drop(store);
         let after = Sqlite::open(&path)
             .expect("writable")
@@ -380,5 +435,42 @@ mod tests {
             (before.id, 1, Some(PublicKey([7; 32])))
         );
         assert_eq!(after.records.len(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_as_such_and_nothing_is_half_done() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut store = Sqlite::open(&dir.path().join("records.db")).expect("writable");
+        store.set_full(true);
+        let large = Envelope::seal_payload("x".repeat(60_000), &SigningKey::from_seed(&[1; 32]));
+        let admission = Admission {
+            envelope: large,
+            ..membership()
+        };
+        assert!(matches!(store.admit(&admission), Err(StoreError::Full)));
+        assert_eq!(store.load().expect("still readable").revision, 0);
+        store.set_full(false);
+        assert_eq!(store.admit(&admission).expect("room again").block, 1);
+    }
+
+    #[test]
+    fn a_file_of_a_later_version_or_of_something_else_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("records.db");
+        drop(Sqlite::open(&path).expect("writable"));
+        let connection = Connection::open(&path).expect("ours");
+        connection
+            .pragma_update(None, "user_version", 99)
+            .expect("ours");
+        drop(connection);
+        let error = Sqlite::open(&path).map(drop).expect_err("later");
+        assert!(error.to_string().contains("schema 99"), "{error}");
+        let other = dir.path().join("other.db");
+        std::fs::write(
+            &other,
+            "this is no database, and long enough to be looked at".repeat(100),
+        )
+        .expect("ours");
+        assert!(Sqlite::open(&other).is_err());
     }
 }

@@ -1,0 +1,308 @@
+//! One node's control stream, from its first message to its end. The exchange is in [`crate::wire::control`].
+//!
+//! A stream is one task. It is woken by what the node sends and by new revisions, and asks the hub what comes after
+//! its cursor; nothing is queued for it, so a slow reader holds nothing but its own connection.
+
+mod messages;
+mod stranger;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::response::Response;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use self::messages::{PATIENCE, read, receive, send, send_changes, send_frame};
+use self::stranger::{MAX_STRANGERS, Stranger};
+use super::admin::crashed;
+use super::hub::{Hub, Next, Standing};
+use super::server::Slot;
+use crate::model::PublicKey;
+use crate::wire::Envelope;
+use crate::wire::api::ApiError;
+use crate::wire::control::{
+    FromCoordinator, FromNode, MAX_MESSAGE, MAX_RECORDS, PING_SECONDS, PROTOCOL, Refusal,
+    proof_message,
+};
+use crate::wire::envelope::Purpose;
+
+/// Changes that come within this time travel together.
+const COALESCE: Duration = Duration::from_millis(3);
+/// Writers that wait for the store at once at most; each has a thread, and they write one after the other.
+const MAX_WRITERS: usize = 16;
+
+/// What every connection is served with.
+#[derive(Clone)]
+pub(super) struct Served {
+    /// The coordinator's state.
+    pub hub: Arc<Hub>,
+    /// Turns true when the coordinator stops.
+    stop: watch::Receiver<bool>,
+    strangers: Arc<Semaphore>,
+    writers: Arc<Semaphore>,
+}
+
+impl Served {
+    pub(super) fn new(hub: Arc<Hub>, stop: watch::Receiver<bool>) -> Self {
+        Self {
+            hub,
+            stop,
+            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+            writers: Arc::new(Semaphore::new(MAX_WRITERS)),
+        }
+    }
+
+    /// Does what waits for the disk where nobody else waits with it.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Hub) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let _turn = self.writers.acquire().await.map_err(|_| crashed())?;
+        let hub = Arc::clone(&self.hub);
+        tokio::task::spawn_blocking(move || write(&hub))
+            .await
+            .unwrap_or_else(|_| Err(crashed()))
+    }
+}
+
+/// Turns a request into a stream.
+pub(super) async fn upgrade(
+    State(served): State<Served>,
+    Extension(slot): Extension<Slot>,
+    socket: WebSocketUpgrade,
+) -> Response {
+    socket
+        .max_message_size(MAX_MESSAGE)
+        .max_frame_size(MAX_MESSAGE)
+        .on_upgrade(async move |socket| {
+            run(served, socket).await;
+            drop(slot);
+        })
+}
+
+/// Why a stream ends.
+enum End {
+    /// The node is told.
+    Refuse(Refusal, String),
+    /// It is gone.
+    Gone,
+}
+
+async fn run(served: Served, mut socket: WebSocket) {
+    let end = match open(&served.hub, &mut socket).await {
+        Ok(stream) => {
+            served.hub.set_connected(stream.node, true);
+            let Err(end) = converse(&served, &mut socket, &stream).await;
+            served.hub.set_connected(stream.node, false);
+            end
+        }
+        Err(end) => end,
+    };
+    if let End::Refuse(reason, message) = end {
+        let _ = send(&mut socket, &FromCoordinator::Refuse { reason, message }).await;
+        let _ = send_frame(&mut socket, Message::Close(None)).await;
+        // The node closes in turn; a connection cut before could take the message along.
+        let _ = tokio::time::timeout(PATIENCE.min(Duration::from_secs(1)), async {
+            while let Some(Ok(_)) = socket.recv().await {}
+        })
+        .await;
+    }
+}
+
+/// A node that has proved who it is, and what it holds.
+struct Stream {
+    node: PublicKey,
+    store: Option<String>,
+    revision: u64,
+}
+
+async fn open(hub: &Hub, socket: &mut WebSocket) -> Result<Stream, End> {
+    let refuse = |reason, message: &str| Err(End::Refuse(reason, message.to_owned()));
+    let FromNode::Hello {
+        protocol,
+        node,
+        store,
+        revision,
+        ..
+    } = receive(socket).await?
+    else {
+        return refuse(Refusal::Protocol, "the first message must be `hello`");
+    };
+    if protocol != PROTOCOL {
+        let text = format!(
+            "the node speaks protocol {protocol}, this coordinator speaks {PROTOCOL}; upgrade the older of the two"
+        );
+        return Err(End::Refuse(Refusal::Version, text));
+    }
+    let mut nonce = [0u8; 32];
+    if getrandom::fill(&mut nonce).is_err() {
+        return refuse(
+            Refusal::Busy,
+            "the coordinator has no randomness; try again later",
+        );
+    }
+    // 32 octets in hexadecimal, as a key is written.
+    let nonce = PublicKey(nonce).to_string();
+    send(
+        socket,
+        &FromCoordinator::Challenge {
+            nonce: nonce.clone(),
+        },
+    )
+    .await?;
+    let FromNode::Proof { signature } = receive(socket).await? else {
+        return refuse(Refusal::Protocol, "the second message must be `proof`");
+    };
+    if !signature.holds(&node, Purpose::Control, &proof_message(&nonce, &hub.pin())) {
+        return refuse(
+            Refusal::Proof,
+            "the node does not prove that it holds its identity key",
+        );
+    }
+    if hub.standing(&node) == Standing::Revoked {
+        return Err(removed());
+    }
+    Ok(Stream {
+        node,
+        store,
+        revision,
+    })
+}
+
+fn removed() -> End {
+    End::Refuse(
+        Refusal::Revoked,
+        "this node was removed from the mesh; run `meshctl leave` on it".to_owned(),
+    )
+}
+
+/// Where a stream stands.
+struct Cursor {
+    revision: u64,
+    snapshot: bool,
+}
+
+async fn converse(
+    served: &Served,
+    socket: &mut WebSocket,
+    stream: &Stream,
+) -> Result<Infallible, End> {
+    let hub = &served.hub;
+    // From here on no revision is missed: those up to now the position counts, later ones wake the loop.
+    let mut revisions = hub.follow();
+    let mut stop = served.stop.clone();
+    let position = hub.position(stream.store.as_deref(), stream.revision);
+    let mut cursor = Cursor {
+        revision: if position.snapshot {
+            0
+        } else {
+            stream.revision
+        },
+        snapshot: position.snapshot,
+    };
+    let welcome = FromCoordinator::Welcome {
+        protocol: PROTOCOL,
+        store: position.store,
+        revision: position.revision,
+        snapshot: position.snapshot,
+    };
+    send(socket, &welcome).await?;
+    let mut pings = interval(Duration::from_secs(PING_SECONDS));
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = Instant::now();
+    let mut stranger = None;
+    loop {
+        match hub.standing(&stream.node) {
+            Standing::Revoked => return Err(removed()),
+            Standing::Stranger => match &stranger {
+                None => stranger = Some(Stranger::admit(served)?),
+                Some(stranger) => stranger.check()?,
+            },
+            Standing::Member => {
+                stranger = None;
+                catch_up(hub, socket, &mut cursor).await?;
+            }
+        }
+        tokio::select! {
+            message = socket.recv() => {
+                heard = Instant::now();
+                let message = message.ok_or(End::Gone)?.map_err(|_| End::Gone)?;
+                if let Some(FromNode::Publish { sequence, records }) = read(message)? {
+                    publish(served, socket, &mut stranger, sequence, records).await?;
+                }
+            }
+            changed = revisions.changed() => {
+                changed.map_err(|_| End::Gone)?;
+                tokio::time::sleep(COALESCE).await;
+            }
+            _ = pings.tick() => {
+                if heard.elapsed() > Duration::from_secs(3 * PING_SECONDS) {
+                    return Err(End::Gone);
+                }
+                send_frame(socket, Message::Ping(Default::default())).await?;
+            }
+            _ = stop.changed() => {
+                return Err(End::Refuse(Refusal::Busy, "the coordinator is stopping".to_owned()));
+            }
+        }
+    }
+}
+
+async fn catch_up(hub: &Hub, socket: &mut WebSocket, cursor: &mut Cursor) -> Result<(), End> {
+    loop {
+        if cursor.snapshot {
+            let (records, revision) = hub.snapshot();
+            send_changes(socket, records, 0, revision).await?;
+            *cursor = Cursor {
+                revision,
+                snapshot: false,
+            };
+        }
+        match hub.next(cursor.revision) {
+            Next::UpToDate => return Ok(()),
+            Next::Snapshot => cursor.snapshot = true,
+            Next::Changes(records, revision) => {
+                send_changes(socket, records, cursor.revision, revision).await?;
+                cursor.revision = revision;
+            }
+        }
+    }
+}
+
+async fn publish(
+    served: &Served,
+    socket: &mut WebSocket,
+    stranger: &mut Option<Stranger>,
+    sequence: u64,
+    records: Vec<Envelope>,
+) -> Result<(), End> {
+    if records.len() > MAX_RECORDS {
+        return Err(End::Refuse(
+            Refusal::Protocol,
+            format!("a message carries at most {MAX_RECORDS} records"),
+        ));
+    }
+    let answer = match served.write(move |hub| hub.publish(records)).await {
+        Ok(published) => {
+            if let Some(stranger) = stranger {
+                stranger.handle_published(&published)?;
+            }
+            FromCoordinator::Published {
+                sequence,
+                accepted: published.accepted,
+                refused: published.refused.iter().map(ToString::to_string).collect(),
+            }
+        }
+        Err(error) => FromCoordinator::Published {
+            sequence,
+            accepted: 0,
+            refused: vec![error.message],
+        },
+    };
+    send(socket, &answer).await
+}

@@ -1,0 +1,74 @@
+//! A node that proved its identity and is no member: it may publish what proves that it belongs here, since this store
+//! may be an emptied or restored one, and nothing else. Its time, its messages and the number of its kind are bounded:
+//! anybody can make a key and open a stream.
+
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::{End, Served};
+use crate::coordinator::hub::{PublishRefused, Published};
+use crate::wire::control::Refusal;
+use crate::wire::ledger::Refused;
+
+/// Strangers at once at most. One that belongs here is a member within some round trips.
+pub(super) const MAX_STRANGERS: usize = 64;
+/// How long a stranger may stay one.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Messages with records from a stranger at most.
+const MAX_PUBLISHES: u32 = 64;
+
+/// What a stranger has left.
+#[derive(Debug)]
+pub(super) struct Stranger {
+    since: Instant,
+    publishes: u32,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Stranger {
+    /// One more stranger, if there may be.
+    pub(super) fn admit(served: &Served) -> Result<Self, End> {
+        let slot = served.strangers.clone().try_acquire_owned().map_err(|_| {
+            End::Refuse(
+                Refusal::Busy,
+                "too many nodes that are not members here are connected; try again".to_owned(),
+            )
+        })?;
+        Ok(Self {
+            since: Instant::now(),
+            publishes: 0,
+            _slot: slot,
+        })
+    }
+
+    /// Whether it may stay a little longer.
+    pub(super) fn check(&self) -> Result<(), End> {
+        if self.since.elapsed() > PATIENCE || self.publishes > MAX_PUBLISHES {
+            return Err(not_a_member());
+        }
+        Ok(())
+    }
+
+    /// Looks at what it published.
+    pub(super) fn handle_published(&mut self, published: &Published) -> Result<(), End> {
+        self.publishes += 1;
+        let forged = PublishRefused::Ledger(Refused::Signature);
+        if published.refused.contains(&forged) {
+            return Err(End::Refuse(
+                Refusal::Protocol,
+                "a record's signature does not hold".to_owned(),
+            ));
+        }
+        self.check()
+    }
+}
+
+fn not_a_member() -> End {
+    End::Refuse(
+        Refusal::NotAMember,
+        "this node is no member of the coordinator's mesh; join with a token: meshctl join TOKEN"
+            .to_owned(),
+    )
+}

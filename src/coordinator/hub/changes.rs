@@ -1,0 +1,128 @@
+//! The list of recent changes that streams follow: which record changed at which revision. What a record says is
+//! looked up when it is sent, so that a reader who lags gets each record once, in its newest form.
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::model::record::RecordKey;
+
+/// Changes kept for streams that resume.
+const RECENT: usize = 16_384;
+
+/// Each kind after those it rests on, as [`crate::wire::Ledger::envelopes`] gives them: a change that is newer may be
+/// what an older one rests on, such as the second version of a membership.
+const ORDER: [&str; 6] = [
+    "mesh",
+    "token",
+    "membership",
+    "revocation",
+    "node",
+    "service",
+];
+
+/// Which records changed lately.
+#[derive(Debug)]
+pub(super) struct Changes {
+    /// By revision, growing.
+    recent: VecDeque<(u64, RecordKey)>,
+    /// Changes up to this revision are not in the list any more.
+    forgotten: u64,
+}
+
+impl Changes {
+    pub(super) fn new() -> Self {
+        Self {
+            recent: VecDeque::new(),
+            forgotten: 0,
+        }
+    }
+
+    /// Adds a change; revisions must grow.
+    pub(super) fn push(&mut self, revision: u64, key: RecordKey) {
+        if self.recent.len() >= RECENT
+            && let Some((oldest, _)) = self.recent.pop_front()
+        {
+            self.forgotten = oldest;
+        }
+        self.recent.push_back((revision, key));
+    }
+
+    /// Whether everything after `revision` is still in the list.
+    pub(super) fn reaches_back_to(&self, revision: u64) -> bool {
+        revision >= self.forgotten
+    }
+
+    /// What changed after `revision`, each record once, in an order in which it can be taken in.
+    pub(super) fn after(&self, revision: u64) -> Vec<&RecordKey> {
+        let first = self.recent.partition_point(|(at, _)| *at <= revision);
+        let mut seen = HashSet::new();
+        let mut keys: Vec<&RecordKey> = self
+            .recent
+            .iter()
+            .skip(first)
+            .map(|(_, key)| key)
+            .filter(|key| seen.insert(*key))
+            .collect();
+        keys.sort_by_key(|key| rank(&key.kind));
+        keys
+    }
+}
+
+/// Where a kind stands in the order; kinds of later versions come last.
+pub(super) fn rank(kind: &str) -> usize {
+    ORDER
+        .iter()
+        .position(|known| *known == kind)
+        .unwrap_or(ORDER.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(kind: &str, id: &str) -> RecordKey {
+        RecordKey {
+            kind: kind.into(),
+            id: id.into(),
+        }
+    }
+
+    #[test]
+    fn a_reader_gets_each_record_once_and_what_it_rests_on_first() {
+        let mut changes = Changes::new();
+        for (revision, kind, id) in [
+            (1, "membership", "a"),
+            (2, "node", "a"),
+            (3, "weather", "x"),
+            (4, "membership", "a"),
+            (5, "node", "b"),
+            (6, "node", "a"),
+            (7, "token", "t"),
+        ] {
+            changes.push(revision, key(kind, id));
+        }
+        assert_eq!(
+            changes.after(1),
+            [
+                &key("token", "t"),
+                &key("membership", "a"),
+                &key("node", "a"),
+                &key("node", "b"),
+                &key("weather", "x"),
+            ]
+        );
+        assert_eq!(changes.after(6), [&key("token", "t")]);
+        assert!(changes.after(7).is_empty());
+    }
+
+    #[test]
+    fn a_reader_too_far_behind_is_known() {
+        let mut changes = Changes::new();
+        assert!(changes.reaches_back_to(0));
+        for revision in 1..=RECENT as u64 {
+            changes.push(revision, key("node", "a"));
+        }
+        assert!(changes.reaches_back_to(0));
+        changes.push(RECENT as u64 + 1, key("node", "b"));
+        assert!(!changes.reaches_back_to(0) && changes.reaches_back_to(1));
+    }
+}

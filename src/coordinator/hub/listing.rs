@@ -1,0 +1,123 @@
+//! What the hub tells administrators and metrics.
+
+use std::time::SystemTime;
+
+use super::{Hub, State};
+use crate::model::MeshAddresses;
+use crate::model::record::{Membership, Token};
+use crate::model::time::UnixSeconds;
+use crate::wire::Ledger;
+use crate::wire::admin::{MeshState, NodeList, NodeRow, TokenList, TokenRow, TokenState};
+
+/// How much there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Records held.
+    pub records: usize,
+    /// The last revision.
+    pub revision: u64,
+    /// Control streams open.
+    pub connections: usize,
+}
+
+impl Hub {
+    /// How much there is.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        let state = self.read();
+        Size {
+            records: state.ledger.as_ref().map_or(0, Ledger::len),
+            revision: state.revision,
+            connections: state.connected.values().sum(),
+        }
+    }
+
+    /// What an administrator's command needs to know.
+    #[must_use]
+    pub fn mesh_state(&self) -> MeshState {
+        let state = self.read();
+        let ledger = state.ledger.as_ref();
+        MeshState {
+            mesh_key: ledger.map(Ledger::mesh_key),
+            mesh: ledger.and_then(|ledger| ledger.mesh().cloned()),
+            urls: self.setup.urls.clone(),
+            pin: self.setup.pin,
+            configured_domain: self.setup.domain.clone(),
+            configured_addresses: MeshAddresses {
+                prefix_v4: self.setup.prefix_v4,
+                prefix_v6: state.unique_local_prefix,
+                node_block_v4: self.setup.node_block_v4,
+                node_block_v6: 64,
+            },
+        }
+    }
+
+    /// All tokens, newest first.
+    #[must_use]
+    pub fn tokens(&self) -> TokenList {
+        let state = self.read();
+        let now = UnixSeconds::from_system(SystemTime::now());
+        let mut tokens: Vec<TokenRow> = state
+            .ledger
+            .iter()
+            .flat_map(|ledger| ledger.tokens().map(|token| token_row(ledger, token, now)))
+            .collect();
+        tokens.sort_by_key(|token| (std::cmp::Reverse(token.created_at), token.id));
+        TokenList { schema: 1, tokens }
+    }
+
+    /// All members, by name.
+    #[must_use]
+    pub fn nodes(&self) -> NodeList {
+        let state = self.read();
+        let mut nodes: Vec<NodeRow> = state
+            .ledger
+            .iter()
+            .flat_map(|ledger| {
+                ledger
+                    .memberships()
+                    .filter(|membership| !ledger.is_revoked(&membership.id))
+                    .map(|membership| node_row(&state, ledger, membership))
+            })
+            .collect();
+        nodes.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        NodeList { schema: 1, nodes }
+    }
+}
+
+fn token_row(ledger: &Ledger, token: &Token, now: UnixSeconds) -> TokenRow {
+    let used = u32::try_from(ledger.admitted_by(&token.id)).unwrap_or(u32::MAX);
+    let state = if ledger.is_token_revoked(&token.id) {
+        TokenState::Revoked
+    } else if used >= token.uses {
+        TokenState::Spent
+    } else if now >= token.expires_at {
+        TokenState::Expired
+    } else {
+        TokenState::Valid
+    };
+    TokenRow {
+        id: token.id,
+        tags: token.tags.clone(),
+        uses: token.uses,
+        used,
+        created_at: token.created_at,
+        expires_at: token.expires_at,
+        ephemeral: token.ephemeral,
+        state,
+    }
+}
+
+fn node_row(state: &State, ledger: &Ledger, membership: &Membership) -> NodeRow {
+    let node = ledger.node(&membership.id);
+    NodeRow {
+        id: membership.id,
+        name: membership.name.clone(),
+        tags: membership.tags.clone(),
+        address_v4: node.map(|node| node.block.node_v4()),
+        address_v6: node.map(|node| node.block.node_v6()),
+        endpoints: node.map(|node| node.endpoints.clone()).unwrap_or_default(),
+        connected: state.connected.contains_key(&membership.id),
+        joined_at: membership.issued_at,
+    }
+}

@@ -1,0 +1,679 @@
+//! The hub: the ledger in memory, the store behind it, and the changes that streams follow.
+//!
+//! There are two locks. Who writes holds the store's, for as long as the disk takes, so that writes come one after
+//! the other. The state's is held only to look something up or to change it in memory, so that streams and readers
+//! never wait for the disk. A record is in memory shortly before it is on disk; it gets a revision, and its sender an
+//! acknowledgement, only then, and a write that fails takes memory back to what is on disk.
+//!
+//! A stream has no queue of its own: it has a cursor into the list of recent changes, so that a slow reader costs
+//! nobody anything, and one that fell behind the list's beginning gets a snapshot.
+
+mod changes;
+mod listing;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use tokio::sync::watch;
+
+use self::changes::Changes;
+pub use self::listing::Size;
+use super::enroll;
+use super::store::{Admission, Effect, Store, StoreError, Write};
+use crate::model::record::{MESH_ID, Membership, Record, RecordKey, RevokedKind};
+use crate::model::time::UnixSeconds;
+use crate::model::{Label, PublicKey};
+use crate::wire::admin::Submit;
+use crate::wire::api::{ApiError, ErrorCode};
+use crate::wire::join::{JoinRequest, JoinResponse};
+use crate::wire::ledger::{Applied, Refused};
+use crate::wire::token::SpkiPin;
+use crate::wire::url::CoordinatorUrl;
+use crate::wire::{Envelope, Ledger};
+
+/// After a write that failed, how long no other is tried: going back to what is on disk takes a while in a large mesh.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(2);
+
+/// What does not change while the coordinator runs.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// How nodes reach it.
+    pub urls: Vec<CoordinatorUrl>,
+    /// The key they find there.
+    pub pin: SpkiPin,
+    /// Domain of a new mesh.
+    pub domain: Label,
+    /// IPv4 prefix of a new mesh.
+    pub prefix_v4: Ipv4Net,
+    /// Length of its node blocks.
+    pub node_block_v4: u8,
+}
+
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Nodes admitted.
+    pub joins: AtomicU64,
+    /// Joins refused.
+    pub joins_refused: AtomicU64,
+    /// Records taken in.
+    pub published: AtomicU64,
+    /// Records refused.
+    pub publish_refused: AtomicU64,
+    /// Writes that the store refused.
+    pub store_failures: AtomicU64,
+}
+
+/// The coordinator's state.
+pub struct Hub {
+    setup: Setup,
+    writer: Mutex<Writer>,
+    state: RwLock<State>,
+    revision: watch::Sender<u64>,
+    /// Counts since the start.
+    pub counts: Counts,
+}
+
+struct Writer {
+    store: Box<dyn Store>,
+    health: Health,
+}
+
+/// How the store took the last write.
+enum Health {
+    Good,
+    Failed {
+        at: Instant,
+        /// Memory may still hold what the disk does not.
+        ahead: bool,
+    },
+}
+
+struct State {
+    store_id: String,
+    ledger: Option<Ledger>,
+    revision: u64,
+    changes: Changes,
+    connected: HashMap<PublicKey, usize>,
+    unique_local_prefix: Ipv6Net,
+}
+
+/// What a stream sends next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing: it is up to date.
+    UpToDate,
+    /// These, in this order, and then it is at this revision.
+    Changes(Vec<Envelope>, u64),
+    /// It is too far behind: everything.
+    Snapshot,
+}
+
+/// What became of published records.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// How many were new.
+    pub accepted: u32,
+    /// Why others were refused.
+    pub refused: Vec<PublishRefused>,
+}
+
+/// Why a published record is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishRefused {
+    /// It breaks a rule of the ledger.
+    #[error(transparent)]
+    Ledger(#[from] Refused),
+    /// A membership that did not come through a join, of a token that was issued here. The ledger has no clock: a
+    /// certificate dated back would outlive its token's end and revocation.
+    #[error("the token has not admitted this node; it has to join")]
+    NeverJoined,
+}
+
+/// Where records come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Stream,
+    Administrator,
+}
+
+/// What a node is to the coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// In.
+    Member,
+    /// Removed.
+    Revoked,
+    /// Not known, or not yet.
+    Stranger,
+}
+
+/// Where a stream begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The store's name.
+    pub store: String,
+    /// Its revision now.
+    pub revision: u64,
+    /// Whether the stream begins with everything.
+    pub snapshot: bool,
+}
+
+impl Hub {
+    /// Loads the store and verifies what is in it.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn open(mut store: Box<dyn Store>, setup: Setup) -> Result<Self, StoreError> {
+        let mut state = State {
+            store_id: String::new(),
+            ledger: None,
+            revision: 0,
+            changes: Changes::new(),
+            connected: HashMap::new(),
+            unique_local_prefix: random_unique_local(),
+        };
+        state.load(&mut *store)?;
+        let (revision, _) = watch::channel(state.revision);
+        Ok(Self {
+            setup,
+            writer: Mutex::new(Writer {
+                store,
+                health: Health::Good,
+            }),
+            state: RwLock::new(state),
+            revision,
+            counts: Counts::default(),
+        })
+    }
+
+    // A panic while a lock was held is a bug that was reported where it happened; going on with what is there is
+    // better than a coordinator that answers nobody.
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key that nodes pin.
+    #[must_use]
+    pub fn pin(&self) -> SpkiPin {
+        self.setup.pin
+    }
+
+    /// Tells of new revisions.
+    #[must_use]
+    pub fn follow(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Admits a node, or says why not. Waits for the disk.
+    ///
+    /// # Errors
+    /// One line for the person who joins.
+    pub fn join(&self, request: &JoinRequest) -> Result<JoinResponse, ApiError> {
+        let result = self.try_join(request);
+        let count = if result.is_ok() {
+            &self.counts.joins
+        } else {
+            &self.counts.joins_refused
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        result
+    }
+
+    fn try_join(&self, request: &JoinRequest) -> Result<JoinResponse, ApiError> {
+        let mut writer = self.writer();
+        self.recover(&mut writer).map_err(fault)?;
+        let now = UnixSeconds::from_system(SystemTime::now());
+        let (membership, admission) = {
+            let state = self.read();
+            let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
+            let granted = enroll::check(request, ledger, now)?;
+            let admission = Admission {
+                node: granted.membership.id,
+                name: granted.membership.name.clone(),
+                token: granted.membership.token,
+                uses: granted.uses,
+                blocks: granted.addresses.block_count(),
+                key: key_of("membership", granted.membership.id.to_string()),
+                envelope: request.membership.clone(),
+            };
+            (granted.membership, admission)
+        };
+        let admitted = writer.store.admit(&admission).map_err(|error| {
+            if matches!(error, StoreError::Full | StoreError::Failed(_)) {
+                self.note_failure(&error);
+            }
+            self.explain(error, &membership)
+        })?;
+        let mut state = self.write();
+        let state = &mut *state;
+        let ledger = state.ledger.as_mut().ok_or_else(no_mesh)?;
+        // Nobody else writes: what was permitted above is permitted now.
+        ledger
+            .apply(request.membership.clone())
+            .map_err(|why| ApiError::new(ErrorCode::Internal, why.to_string()))?;
+        let block = ledger
+            .mesh()
+            .and_then(|mesh| mesh.addresses.block(admitted.block))
+            .ok_or_else(|| {
+                ApiError::new(
+                    ErrorCode::Internal,
+                    "the leased block is outside the address plan",
+                )
+            })?;
+        let records = [
+            ("mesh", MESH_ID.to_owned()),
+            ("token", membership.token.to_string()),
+            ("membership", membership.id.to_string()),
+        ]
+        .into_iter()
+        .filter_map(|(kind, id)| ledger.entry(&key_of(kind, id)))
+        .map(|entry| entry.envelope.clone())
+        .collect();
+        if admitted.revision > state.revision {
+            state.changes.push(admitted.revision, admission.key);
+            state.revision = admitted.revision;
+            self.revision.send_replace(state.revision);
+            tracing::info!(node = %membership.name, id = membership.id.short(), block = %block.v4, "admitted");
+        }
+        Ok(JoinResponse {
+            block,
+            records,
+            revision: admitted.revision,
+        })
+    }
+
+    /// Takes records in that a node offers. Waits for the disk.
+    ///
+    /// # Errors
+    /// The store cannot be written; none was taken in then.
+    pub fn publish(&self, records: Vec<Envelope>) -> Result<Published, ApiError> {
+        let mut writer = self.writer();
+        let published = self.take_in(&mut writer, records, Origin::Stream)?;
+        let counts = &self.counts;
+        counts
+            .published
+            .fetch_add(published.accepted.into(), Ordering::Relaxed);
+        counts
+            .publish_refused
+            .fetch_add(published.refused.len() as u64, Ordering::Relaxed);
+        Ok(published)
+    }
+
+    /// Takes signed records of the administrator in, all or none; with a mesh key the first time. Waits for the disk.
+    ///
+    /// # Errors
+    /// Says which record is refused and why.
+    pub fn submit(&self, submit: Submit) -> Result<u64, ApiError> {
+        let mut writer = self.writer();
+        let held = self.read().ledger.as_ref().map(Ledger::mesh_key);
+        let new = match (held, submit.mesh_key) {
+            (None, None) => return Err(no_mesh()),
+            (Some(held), Some(offered)) if held != offered => {
+                return Err(ApiError::new(
+                    ErrorCode::Conflict,
+                    format!(
+                        "this coordinator serves the mesh {} already; use that mesh's key, or give the new mesh a coordinator of its own",
+                        held.short()
+                    ),
+                ));
+            }
+            (None, Some(key)) => Some(Ledger::new(key)),
+            (Some(_), _) => None,
+        };
+        match (&new, &self.read().ledger) {
+            (Some(ledger), _) | (None, Some(ledger)) => rehearse(ledger, &submit.records)?,
+            (None, None) => return Err(no_mesh()),
+        }
+        if let Some(ledger) = new {
+            // A key without records does no harm if the next write fails: `init` is run again.
+            let stored = writer.store.set_mesh_key(&ledger.mesh_key());
+            stored
+                .inspect_err(|error| self.note_failure(error))
+                .map_err(fault)?;
+            self.write().ledger = Some(ledger);
+        }
+        let published = self.take_in(&mut writer, submit.records, Origin::Administrator)?;
+        match published.refused.into_iter().next() {
+            Some(why) => Err(ApiError::new(ErrorCode::Conflict, why.to_string())),
+            None => Ok(self.read().revision),
+        }
+    }
+
+    fn take_in(
+        &self,
+        writer: &mut Writer,
+        records: Vec<Envelope>,
+        origin: Origin,
+    ) -> Result<Published, ApiError> {
+        self.recover(writer).map_err(fault)?;
+        let mut published = Published::default();
+        let mut writes = Vec::new();
+        let attempt = || {
+            for envelope in records {
+                match self.apply(writer, envelope, origin)? {
+                    Ok(Some(write)) => writes.push(write),
+                    Ok(None) => {}
+                    Err(refused) => published.refused.push(refused),
+                }
+            }
+            if writes.is_empty() {
+                return Ok(None);
+            }
+            writer.store.put(&writes).map(Some)
+        };
+        let last = match attempt() {
+            Ok(Some(last)) => last,
+            Ok(None) => return Ok(published),
+            Err(error) => {
+                self.note_failure(&error);
+                let reloaded = self.write().load(&mut *writer.store);
+                writer.health = Health::Failed {
+                    at: Instant::now(),
+                    ahead: reloaded.is_err(),
+                };
+                return Err(fault(error));
+            }
+        };
+        published.accepted = u32::try_from(writes.len()).unwrap_or(u32::MAX);
+        let mut state = self.write();
+        let first = last.saturating_sub(writes.len() as u64) + 1;
+        for (revision, write) in (first..).zip(writes) {
+            state.changes.push(revision, write.key);
+        }
+        state.revision = last;
+        self.revision.send_replace(last);
+        Ok(published)
+    }
+
+    /// Takes one record into memory; gives what is to be written, if it is new.
+    fn apply(
+        &self,
+        writer: &mut Writer,
+        envelope: Envelope,
+        origin: Origin,
+    ) -> Result<Result<Option<Write>, PublishRefused>, StoreError> {
+        if origin == Origin::Stream
+            && let Some(membership) = self.unseen_membership(&envelope)
+            && !writer
+                .store
+                .may_have_admitted(&membership.token, &membership.id)?
+        {
+            return Ok(Err(PublishRefused::NeverJoined));
+        }
+        let mut state = self.write();
+        let Some(ledger) = &mut state.ledger else {
+            return Ok(Err(Refused::NoMesh.into()));
+        };
+        Ok(match ledger.apply(envelope.clone()) {
+            Ok(Applied::Unchanged) => Ok(None),
+            Err(refused) => Err(refused.into()),
+            Ok(Applied::Changed(key)) => Ok(Some(Write {
+                effect: effect_of(ledger, &key, origin),
+                key,
+                envelope,
+            })),
+        })
+    }
+
+    /// The membership in `envelope`, if it is authentic and its node was no member by that token so far.
+    fn unseen_membership(&self, envelope: &Envelope) -> Option<Membership> {
+        let Ok((_, Record::Membership(membership))) = Record::parse(&envelope.payload) else {
+            return None;
+        };
+        let state = self.read();
+        let held = state.ledger.as_ref()?.membership(&membership.id);
+        (held.is_none_or(|held| held.token != membership.token)).then_some(membership)
+    }
+
+    /// After a write that failed: waits a little, then finds out whether the store can be written again.
+    fn recover(&self, writer: &mut Writer) -> Result<(), StoreError> {
+        let Health::Failed { at, ahead } = writer.health else {
+            return Ok(());
+        };
+        if at.elapsed() < PAUSE_AFTER_FAILURE {
+            return Err(StoreError::Failed(
+                "the last write failed, look at the coordinator's log; try again in some seconds"
+                    .into(),
+            ));
+        }
+        if let Err(error) = writer.store.put(&[]) {
+            writer.health = Health::Failed {
+                at: Instant::now(),
+                ahead,
+            };
+            return Err(error);
+        }
+        if ahead {
+            self.write().load(&mut *writer.store)?;
+        }
+        writer.health = Health::Good;
+        Ok(())
+    }
+
+    fn note_failure(&self, error: &StoreError) {
+        self.counts.store_failures.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(%error, "a write to the store failed");
+    }
+
+    /// What a stream at `cursor` sends next.
+    #[must_use]
+    pub fn next(&self, cursor: u64) -> Next {
+        let state = self.read();
+        if cursor >= state.revision {
+            return Next::UpToDate;
+        }
+        if !state.changes.reaches_back_to(cursor) {
+            return Next::Snapshot;
+        }
+        // A record that is gone was said by a node that is out.
+        let records = state.ledger.iter().flat_map(|ledger| {
+            let keys = state.changes.after(cursor);
+            keys.into_iter().filter_map(|key| ledger.entry(key))
+        });
+        Next::Changes(
+            records.map(|entry| entry.envelope.clone()).collect(),
+            state.revision,
+        )
+    }
+
+    /// Everything, in an order in which it can be taken in, and the revision it stands for.
+    #[must_use]
+    pub fn snapshot(&self) -> (Vec<Envelope>, u64) {
+        let state = self.read();
+        let records = state.ledger.iter().flat_map(Ledger::envelopes);
+        (records.cloned().collect(), state.revision)
+    }
+
+    /// Where a stream begins that holds `revision` of `store`.
+    #[must_use]
+    pub fn position(&self, store: Option<&str>, revision: u64) -> Position {
+        let state = self.read();
+        let same = store == Some(state.store_id.as_str());
+        if same && revision > state.revision {
+            tracing::warn!(
+                theirs = revision,
+                ours = state.revision,
+                "a node has seen more of this store than it holds: was its file replaced by an older copy?"
+            );
+        }
+        let resumes = same && revision <= state.revision && state.changes.reaches_back_to(revision);
+        Position {
+            store: state.store_id.clone(),
+            revision: state.revision,
+            snapshot: !resumes,
+        }
+    }
+
+    /// Whether `node` is a member, was removed, or neither.
+    #[must_use]
+    pub fn standing(&self, node: &PublicKey) -> Standing {
+        match &self.read().ledger {
+            Some(ledger) if ledger.is_revoked(node) => Standing::Revoked,
+            Some(ledger) if ledger.membership(node).is_some() => Standing::Member,
+            _ => Standing::Stranger,
+        }
+    }
+
+    /// A stream of `node` opened or closed.
+    pub fn set_connected(&self, node: PublicKey, open: bool) {
+        let mut state = self.write();
+        let count = state.connected.entry(node).or_default();
+        *count = if open {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
+        if *count == 0 {
+            state.connected.remove(&node);
+        }
+    }
+
+    fn explain(&self, error: StoreError, membership: &Membership) -> ApiError {
+        match error {
+            StoreError::NameTaken(name) => {
+                let suggestion = self.free_name(&name).to_string();
+                let text = format!(
+                    "another node is called {name}; join with `--name {suggestion}`, or remove that one with `meshctl node remove {name}`"
+                );
+                ApiError {
+                    suggestion: Some(suggestion),
+                    ..ApiError::new(ErrorCode::Conflict, text)
+                }
+            }
+            StoreError::TokenSpent(_) => ApiError::new(ErrorCode::Forbidden, error.to_string()),
+            StoreError::NoBlock(_) => ApiError::new(ErrorCode::Conflict, error.to_string()),
+            StoreError::Full | StoreError::Failed(_) => {
+                tracing::error!(node = %membership.name, "a join failed");
+                fault(error)
+            }
+        }
+    }
+
+    /// `name` with the lowest number behind it that nobody has.
+    fn free_name(&self, name: &Label) -> Label {
+        let state = self.read();
+        let taken: HashSet<&Label> = state
+            .ledger
+            .iter()
+            .flat_map(|ledger| {
+                ledger
+                    .memberships()
+                    .filter(|m| !ledger.is_revoked(&m.id))
+                    .map(|m| &m.name)
+            })
+            .collect();
+        (2u64..)
+            .map(|number| name.with_suffix(&number.to_string()))
+            .find(|candidate| !taken.contains(candidate))
+            .expect("there are more numbers than nodes")
+    }
+}
+
+impl State {
+    /// Takes over what is in the store.
+    fn load(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
+        let contents = store.load()?;
+        let mut ledger = contents.mesh_key.map(Ledger::new);
+        let mut changes = Changes::new();
+        for stored in &contents.records {
+            changes.push(stored.revision, stored.key.clone());
+        }
+        // By revision, a record may come before what it rests on: that got a new version since.
+        let mut records = contents.records;
+        records.sort_by_key(|stored| changes::rank(&stored.key.kind));
+        for stored in records {
+            if let Some(ledger) = &mut ledger
+                && let Err(refused) = ledger.apply(stored.envelope)
+            {
+                tracing::warn!(record = %stored.key, %refused, "a record in the store does not verify and is left out");
+            }
+        }
+        self.store_id = contents.id;
+        self.ledger = ledger;
+        self.changes = changes;
+        self.revision = contents.revision;
+        Ok(())
+    }
+}
+
+/// What follows for tokens, names and blocks from a record just taken in.
+fn effect_of(ledger: &Ledger, key: &RecordKey, origin: Origin) -> Effect {
+    match ledger.entry(key).map(|entry| &entry.record) {
+        Some(Record::Token(token)) if origin == Origin::Administrator => Effect::Issued(token.id),
+        Some(Record::Membership(membership)) => Effect::Admitted {
+            node: membership.id,
+            token: membership.token,
+            name: membership.name.clone(),
+        },
+        Some(Record::Node(node)) => ledger
+            .mesh()
+            .and_then(|mesh| mesh.addresses.index_of(&node.block))
+            .map_or(Effect::None, |block| Effect::Leased {
+                node: node.id,
+                block,
+            }),
+        Some(Record::Revocation(revocation)) if revocation.revoked == RevokedKind::Node => {
+            Effect::Released(revocation.id)
+        }
+        _ => Effect::None,
+    }
+}
+
+/// Whether `ledger` would take all of `records` in.
+fn rehearse(ledger: &Ledger, records: &[Envelope]) -> Result<(), ApiError> {
+    let refused =
+        |why: Refused| ApiError::new(ErrorCode::Conflict, format!("a record is refused: {why}"));
+    if let [record] = records {
+        return ledger.check(record).map_err(refused);
+    }
+    // Several may rest on each other.
+    let mut rehearsal = ledger.clone();
+    for record in records {
+        rehearsal.apply(record.clone()).map_err(refused)?;
+    }
+    Ok(())
+}
+
+fn key_of(kind: &str, id: String) -> RecordKey {
+    RecordKey {
+        kind: kind.to_owned(),
+        id,
+    }
+}
+
+fn no_mesh() -> ApiError {
+    ApiError::new(
+        ErrorCode::Conflict,
+        "the coordinator has no mesh yet; run `meshctl init` on it",
+    )
+}
+
+/// A failure of the store, for whoever asked.
+fn fault(error: StoreError) -> ApiError {
+    ApiError::new(ErrorCode::Internal, error.to_string())
+}
+
+/// A random unique local prefix (RFC 4193 section 3.2.1).
+fn random_unique_local() -> Ipv6Net {
+    let mut random = [0u8; 5];
+    // Without randomness the prefix is still valid, and nobody but the administrator's `init` reads it.
+    let _ = getrandom::fill(&mut random);
+    let [a, b, c, d, e] = random;
+    let address = std::net::Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    Ipv6Net::new(address, 48).expect("48 is a prefix length")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,445 @@
+use super::*;
+use crate::coordinator::store::{Admitted, Contents, Sqlite};
+use crate::model::record::{Mesh, Node, Revocation, Service, Token};
+use crate::model::{SigningKey, WireGuardKey};
+use crate::wire::envelope::Signature;
+
+const MESH: u8 = 1;
+const TOKEN: u8 = 2;
+const HOUR: u64 = 3600;
+
+fn key(n: u8) -> SigningKey {
+    SigningKey::from_seed(&[n; 32])
+}
+
+fn now() -> u64 {
+    UnixSeconds::from_system(SystemTime::now()).0
+}
+
+fn setup() -> Setup {
+    Setup {
+        urls: vec![],
+        pin: SpkiPin([0; 32]),
+        domain: Label::parse("mesh").expect("a literal"),
+        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
+        node_block_v4: 24,
+    }
+}
+
+fn open(path: &std::path::Path) -> Hub {
+    let store = Sqlite::open(path).expect("writable");
+    Hub::open(Box::new(store), setup()).expect("readable")
+}
+
+/// A hub whose mesh has a token with 5 uses.
+fn hub_with(store: impl Store, expires_at: u64) -> Hub {
+    let hub = Hub::open(Box::new(store), setup()).expect("readable");
+    submit(&hub, Some(MESH), mesh(&hub)).expect("the first");
+    submit(&hub, None, token(expires_at)).expect("signed by the mesh key");
+    hub
+}
+
+fn hub() -> Hub {
+    hub_with(Sqlite::in_memory().expect("memory"), now() + HOUR)
+}
+
+fn submit(hub: &Hub, mesh: Option<u8>, record: Envelope) -> Result<u64, ApiError> {
+    hub.submit(Submit {
+        mesh_key: mesh.map(|n| key(n).public()),
+        records: vec![record],
+    })
+}
+
+fn mesh(hub: &Hub) -> Envelope {
+    let state = hub.mesh_state();
+    let mesh = Mesh {
+        id: MESH_ID.into(),
+        version: 1,
+        domain: state.configured_domain,
+        addresses: state.configured_addresses,
+    };
+    Envelope::seal(&Record::Mesh(mesh), &key(MESH))
+}
+
+fn token(expires_at: u64) -> Envelope {
+    let token = Token {
+        id: key(TOKEN).public(),
+        version: 1,
+        tags: vec![],
+        uses: 5,
+        created_at: UnixSeconds(0),
+        expires_at: UnixSeconds(expires_at),
+        ephemeral: false,
+    };
+    Envelope::seal(&Record::Token(token), &key(MESH))
+}
+
+fn membership(n: u8, name: &str, version: u64, issued_at: u64) -> Envelope {
+    let membership = Membership {
+        id: key(n).public(),
+        version,
+        token: key(TOKEN).public(),
+        name: Label::parse(name).expect("a literal"),
+        wireguard_key: WireGuardKey([n; 32]),
+        tags: vec![],
+        issued_at: UnixSeconds(issued_at),
+    };
+    Envelope::seal(&Record::Membership(membership), &key(TOKEN))
+}
+
+fn request(n: u8, membership: Envelope) -> JoinRequest {
+    JoinRequest {
+        protocol: crate::wire::control::PROTOCOL,
+        proof: Signature::make(
+            &key(n),
+            crate::wire::envelope::Purpose::Join,
+            membership.payload.as_bytes(),
+        ),
+        membership,
+    }
+}
+
+fn node(hub: &Hub, n: u8, version: u64, block: u32) -> Envelope {
+    let addresses = hub.mesh_state().mesh.expect("set up").addresses;
+    let node = Node {
+        id: key(n).public(),
+        version,
+        wireguard_key: WireGuardKey([n; 32]),
+        block: addresses.block(block).expect("in the plan"),
+        endpoints: vec![],
+    };
+    Envelope::seal(&Record::Node(node), &key(n))
+}
+
+fn service(n: u8, name: &str, version: u64) -> Envelope {
+    let (id, name) = (key(n).public(), Label::parse(name).expect("a literal"));
+    let service = Service {
+        id: Service::id_of(&id, None, &name),
+        version,
+        node: id,
+        name,
+        project: None,
+        instances: vec![],
+    };
+    Envelope::seal(&Record::Service(service), &key(n))
+}
+
+fn revocation(of: u8, revoked: RevokedKind) -> Envelope {
+    let revocation = Revocation {
+        id: key(of).public(),
+        version: 1,
+        revoked,
+        at: UnixSeconds(now()),
+    };
+    Envelope::seal(&Record::Revocation(revocation), &key(MESH))
+}
+
+fn block_index(hub: &Hub, response: &JoinResponse) -> Option<u32> {
+    let addresses = hub.mesh_state().mesh.expect("set up").addresses;
+    addresses.index_of(&response.block)
+}
+
+fn kinds(records: &[Envelope]) -> Vec<String> {
+    let header = |e: &Envelope| Record::parse(&e.payload).expect("verified").0;
+    records.iter().map(|e| header(e).kind).collect()
+}
+
+#[test]
+fn all_records_are_there_again_after_a_restart_whatever_order_they_changed_in() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("records.db");
+    let hub = hub_with(Sqlite::open(&path).expect("writable"), now() + HOUR);
+    hub.join(&request(10, membership(10, "a", 1, now())))
+        .expect("a use left");
+    let own = vec![node(&hub, 10, 1, 1), service(10, "web", 1)];
+    assert_eq!(hub.publish(own).expect("writable").accepted, 2);
+    // What the others rest on now has the highest revision.
+    hub.join(&request(10, membership(10, "b", 2, now())))
+        .expect("its own");
+    let before = hub.snapshot();
+    drop(hub);
+
+    let hub = open(&path);
+    assert_eq!(hub.snapshot(), before);
+    let Next::Changes(records, _) = hub.next(2) else {
+        panic!("all changes are known");
+    };
+    assert_eq!(kinds(&records), ["membership", "node", "service"]);
+}
+
+#[test]
+fn the_same_join_has_the_same_answer_and_changes_nothing() {
+    let hub = hub();
+    let asked = request(10, membership(10, "a", 1, now() - 5));
+    let first = hub.join(&asked).expect("a use left");
+    assert_eq!(hub.join(&asked), Ok(first.clone()));
+    submit(&hub, None, revocation(TOKEN, RevokedKind::Token)).expect("signed by the mesh key");
+    assert_eq!(
+        hub.join(&asked),
+        Ok(first),
+        "its answer may have got lost before the token was revoked"
+    );
+}
+
+#[test]
+fn an_older_certificate_never_replaces_a_newer_one() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("records.db");
+    let hub = hub_with(Sqlite::open(&path).expect("writable"), now() + HOUR);
+    hub.join(&request(10, membership(10, "new", 2, now())))
+        .expect("a use left");
+    let error = hub
+        .join(&request(10, membership(10, "old", 1, now())))
+        .expect_err("older");
+    assert_eq!(error.code, ErrorCode::Conflict);
+    drop(hub);
+    let names: Vec<String> = open(&path)
+        .nodes()
+        .nodes
+        .iter()
+        .map(|n| n.name.to_string())
+        .collect();
+    assert_eq!(names, ["new"]);
+}
+
+#[test]
+fn a_certificate_dated_back_does_not_outlive_its_token() {
+    let revoked = hub();
+    submit(&revoked, None, revocation(TOKEN, RevokedKind::Token)).expect("signed by the mesh key");
+    let expired = hub_with(Sqlite::in_memory().expect("memory"), now() - 10);
+    for hub in [revoked, expired] {
+        let dated_back = membership(10, "a", 1, now() - 100);
+        let published = hub.publish(vec![dated_back.clone()]).expect("writable");
+        assert_eq!(published.refused, [PublishRefused::NeverJoined]);
+        let error = hub.join(&request(10, dated_back)).expect_err("too late");
+        assert_eq!(error.code, ErrorCode::Forbidden);
+        assert_eq!(hub.standing(&key(10).public()), Standing::Stranger);
+    }
+}
+
+#[test]
+fn an_emptied_coordinator_is_refilled_by_what_nodes_publish() {
+    let full = hub();
+    for n in [10, 11] {
+        full.join(&request(n, membership(n, &format!("n{n}"), 1, now())))
+            .expect("a use left");
+        let own = vec![node(&full, n, 1, u32::from(n) - 9), service(n, "web", 1)];
+        full.publish(own).expect("writable");
+    }
+    submit(&full, None, revocation(11, RevokedKind::Node)).expect("signed by the mesh key");
+    submit(&full, None, revocation(TOKEN, RevokedKind::Token)).expect("signed by the mesh key");
+
+    let store = Sqlite::in_memory().expect("memory");
+    let empty = Hub::open(Box::new(store), setup()).expect("readable");
+    let (records, _) = full.snapshot();
+    let mesh_record = records.first().expect("the mesh").clone();
+    submit(&empty, Some(MESH), mesh_record).expect("`init` with the same key");
+    let published = empty.publish(records).expect("writable");
+    assert_eq!(published.refused, []);
+    assert_eq!(empty.snapshot().0, full.snapshot().0);
+    assert_eq!(empty.standing(&key(11).public()), Standing::Revoked);
+    assert_eq!(empty.tokens().tokens.first().map(|t| t.used), Some(2));
+}
+
+#[test]
+fn blocks_that_nodes_say_they_have_are_leased_to_nobody_else() {
+    let full = hub();
+    let store = Sqlite::in_memory().expect("memory");
+    let empty = Hub::open(Box::new(store), setup()).expect("readable");
+    submit(&empty, Some(MESH), mesh(&full)).expect("the first");
+    let records = vec![
+        token(now() + HOUR),
+        membership(10, "web", 1, now()),
+        membership(11, "web", 1, now()),
+        node(&empty, 10, 1, 1),
+        node(&empty, 11, 1, 2),
+    ];
+    assert_eq!(empty.publish(records).expect("writable").accepted, 5);
+    let third = empty
+        .join(&request(12, membership(12, "db", 1, now())))
+        .expect("a use left");
+    assert_eq!(block_index(&empty, &third), Some(3));
+}
+
+#[test]
+fn a_taken_name_comes_with_one_that_is_free() {
+    let hub = hub();
+    for (n, name) in [(10, "web"), (11, "web-2")] {
+        hub.join(&request(n, membership(n, name, 1, now())))
+            .expect("a use left");
+    }
+    let error = hub
+        .join(&request(12, membership(12, "web", 1, now())))
+        .expect_err("taken");
+    assert_eq!(error.code, ErrorCode::Conflict);
+    assert_eq!(error.suggestion.as_deref(), Some("web-3"));
+    assert_eq!(
+        error.message,
+        "another node is called web; join with `--name web-3`, or remove that one with `meshctl node remove web`"
+    );
+}
+
+#[test]
+fn a_removed_node_frees_its_name_and_leaves_no_changes_to_send() {
+    let hub = hub();
+    hub.join(&request(10, membership(10, "web", 1, now())))
+        .expect("a use left");
+    let own = vec![node(&hub, 10, 1, 1), service(10, "web", 1)];
+    hub.publish(own).expect("writable");
+    submit(&hub, None, revocation(10, RevokedKind::Node)).expect("signed by the mesh key");
+    let Next::Changes(records, revision) = hub.next(2) else {
+        panic!("all changes are known");
+    };
+    assert_eq!(kinds(&records), ["membership", "revocation"]);
+    assert_eq!(hub.next(revision), Next::UpToDate);
+    let second = hub
+        .join(&request(11, membership(11, "web", 1, now())))
+        .expect("the name is free");
+    assert_eq!(block_index(&hub, &second), Some(2), "the first one's rests");
+}
+
+#[test]
+fn a_reader_that_lags_gets_each_record_once_in_its_newest_form() {
+    let hub = hub();
+    hub.join(&request(10, membership(10, "a", 1, now())))
+        .expect("a use left");
+    let from = hub.size().revision;
+    for version in 1..=50 {
+        hub.publish(vec![service(10, "web", version)])
+            .expect("writable");
+    }
+    assert_eq!(
+        hub.next(from),
+        Next::Changes(vec![service(10, "web", 50)], from + 50)
+    );
+}
+
+#[test]
+fn a_reader_of_another_store_or_of_the_future_gets_everything() {
+    let hub = hub();
+    let Position {
+        store, revision, ..
+    } = hub.position(None, 0);
+    let snapshot = |store: Option<&str>, revision| hub.position(store, revision).snapshot;
+    assert!(snapshot(None, revision) && snapshot(Some("another"), revision));
+    assert!(snapshot(Some(&store), revision + 1));
+    assert!(!snapshot(Some(&store), revision) && !snapshot(Some(&store), 0));
+}
+
+#[test]
+fn a_coordinator_serves_one_mesh() {
+    let hub = hub();
+    let error = submit(&hub, Some(99), mesh(&hub)).expect_err("another key");
+    assert_eq!(error.code, ErrorCode::Conflict);
+    let forged = Envelope::seal_payload(token(now()).payload, &key(99));
+    let error = submit(&hub, None, forged).expect_err("not the mesh key");
+    assert_eq!(error.code, ErrorCode::Conflict);
+}
+
+#[test]
+fn a_mesh_key_that_did_not_sign_what_comes_with_it_is_not_kept() {
+    let store = Sqlite::in_memory().expect("memory");
+    let hub = Hub::open(Box::new(store), setup()).expect("readable");
+    let error = submit(&hub, Some(99), mesh(&hub)).expect_err("signed by another");
+    assert_eq!(error.code, ErrorCode::Conflict);
+    assert_eq!(hub.mesh_state().mesh_key, None);
+    submit(&hub, Some(MESH), mesh(&hub)).expect("the right one");
+}
+
+/// A store whose disk can be made full.
+struct Fillable {
+    inner: Sqlite,
+    full: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Fillable {
+    fn check(&self) -> Result<(), StoreError> {
+        if self.full.load(Ordering::Relaxed) {
+            Err(StoreError::Full)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Store for Fillable {
+    fn load(&mut self) -> Result<Contents, StoreError> {
+        self.inner.load()
+    }
+    fn set_mesh_key(&mut self, key: &PublicKey) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.set_mesh_key(key)
+    }
+    fn put(&mut self, writes: &[Write]) -> Result<u64, StoreError> {
+        self.check()?;
+        self.inner.put(writes)
+    }
+    fn admit(&mut self, admission: &Admission) -> Result<Admitted, StoreError> {
+        self.check()?;
+        self.inner.admit(admission)
+    }
+    fn may_have_admitted(
+        &mut self,
+        token: &PublicKey,
+        node: &PublicKey,
+    ) -> Result<bool, StoreError> {
+        self.inner.may_have_admitted(token, node)
+    }
+}
+
+#[test]
+fn on_a_full_disk_nothing_is_half_taken_in_reads_go_on_and_room_is_noticed() {
+    let full = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let store = Fillable {
+        inner: Sqlite::in_memory().expect("memory"),
+        full: std::sync::Arc::clone(&full),
+    };
+    let hub = hub_with(store, now() + HOUR);
+    hub.join(&request(10, membership(10, "a", 1, now())))
+        .expect("a use left");
+    let before = hub.snapshot();
+
+    full.store(true, Ordering::Relaxed);
+    let error = hub
+        .publish(vec![service(10, "web", 1)])
+        .expect_err("no room");
+    assert!(error.message.contains("disk") && error.message.contains("full"));
+    assert_eq!(hub.snapshot(), before, "what is not on disk is not told");
+    let asked = request(11, membership(11, "b", 1, now()));
+    assert!(hub.join(&asked).is_err());
+    assert_eq!(hub.next(0), {
+        let (records, revision) = before.clone();
+        Next::Changes(records, revision)
+    });
+
+    full.store(false, Ordering::Relaxed);
+    std::thread::sleep(PAUSE_AFTER_FAILURE + Duration::from_millis(50));
+    let published = hub.publish(vec![service(10, "web", 1)]).expect("room");
+    assert_eq!(published.accepted, 1);
+    hub.join(&asked).expect("room");
+}
+
+#[test]
+fn one_use_is_spent_once_by_many_at_once() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for round in 0..5 {
+        let path = dir.path().join(format!("{round}.db"));
+        let hub = hub_with(Sqlite::open(&path).expect("writable"), now() + HOUR);
+        let joined = std::thread::scope(|scope| {
+            let threads: Vec<_> = (10..60u8)
+                .map(|n| {
+                    let hub = &hub;
+                    let asked = request(n, membership(n, &format!("n{n}"), 1, now()));
+                    scope.spawn(move || hub.join(&asked).is_ok())
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("no panic"))
+                .filter(|joined| *joined)
+                .count()
+        });
+        assert_eq!(joined, 5, "the token has 5 uses");
+        assert_eq!(hub.nodes().nodes.len(), 5);
+    }
+}

@@ -1,0 +1,176 @@
+//! A coordinator that runs: everything bound before the first answer, everything ended by one call.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::hub::{Hub, Setup};
+use super::{Config, Failure, admin, limits, metrics, public_url, server, store, tls};
+use crate::wire::api::ErrorCode;
+use crate::wire::file;
+use crate::wire::token::SpkiPin;
+use crate::wire::url::CoordinatorUrl;
+
+/// How long streams get to take their last words when the coordinator stops.
+const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+/// File descriptors for everything but connections of nodes.
+const RESERVED_FILES: u64 = 128;
+
+/// A running coordinator. Dropping it leaves its tasks to the runtime; [`Coordinator::stop`] ends them.
+#[derive(Debug)]
+pub struct Coordinator {
+    listen: SocketAddr,
+    metrics: Option<SocketAddr>,
+    urls: Vec<CoordinatorUrl>,
+    pin: SpkiPin,
+    admin_socket: PathBuf,
+    stop: watch::Sender<bool>,
+    serve: JoinHandle<()>,
+    others: Vec<JoinHandle<()>>,
+    /// Held for as long as the state directory is in use.
+    _lock: Flock<File>,
+}
+
+impl Coordinator {
+    /// Opens the state, binds all addresses, and serves.
+    ///
+    /// # Errors
+    /// One line on what is in the way.
+    pub async fn start(config: &Config) -> Result<Self, Failure> {
+        file::private_dir(&config.state_dir)?;
+        let lock = lock(&config.state_dir)?;
+        let identity = tls::load_or_make(&config.state_dir)?;
+        let listener = server::bind(config.listen).await?;
+        // Not as configured: port 0 is any free one.
+        let listen = listener
+            .local_addr()
+            .map_err(|e| Failure::new(ErrorCode::Internal, e))?;
+        let urls = if config.public_urls.is_empty() {
+            public_url::guess(listen).into_iter().collect()
+        } else {
+            config.public_urls.clone()
+        };
+        if urls.is_empty() {
+            tracing::warn!(
+                "it is not known how nodes reach this coordinator; set public_urls, or no join token can be made"
+            );
+        }
+        let hub = Arc::new(open_hub(config, &urls, identity.pin)?);
+        let admin = admin::bind(&config.admin_socket)?;
+        let metrics = metrics::bind(config.metrics_listen).await;
+        let metrics_address = metrics.as_ref().and_then(|m| m.local_addr().ok());
+
+        let (stop, stopped) = watch::channel(false);
+        let files = limits::raise_open_files(server::MAX_CONNECTIONS as u64 + RESERVED_FILES);
+        let slots = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX);
+        let serve = tokio::spawn(server::serve(
+            listener,
+            identity.config,
+            Arc::clone(&hub),
+            slots.clamp(16, server::MAX_CONNECTIONS),
+            stopped,
+        ));
+        let mut others = vec![tokio::spawn(admin::serve(
+            admin,
+            config.admin_socket.clone(),
+            Arc::clone(&hub),
+        ))];
+        others.extend(metrics.map(|listener| tokio::spawn(metrics::serve(listener, hub))));
+        Ok(Self {
+            listen,
+            metrics: metrics_address,
+            urls,
+            pin: identity.pin,
+            admin_socket: config.admin_socket.clone(),
+            stop,
+            serve,
+            others,
+            _lock: lock,
+        })
+    }
+
+    /// Where nodes connect.
+    #[must_use]
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// Where metrics are served, if they are.
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
+    }
+
+    /// What goes into join tokens; empty if nobody knows.
+    #[must_use]
+    pub fn urls(&self) -> &[CoordinatorUrl] {
+        &self.urls
+    }
+
+    /// The hash of the TLS key that nodes find here.
+    #[must_use]
+    pub fn pin(&self) -> SpkiPin {
+        self.pin
+    }
+
+    /// Takes nobody new, tells who is connected, and ends.
+    pub async fn stop(mut self) {
+        let _ = self.stop.send(true);
+        if tokio::time::timeout(DRAIN_LIMIT, &mut self.serve)
+            .await
+            .is_err()
+        {
+            self.serve.abort();
+        }
+        for task in &self.others {
+            task.abort();
+        }
+        let _ = std::fs::remove_file(&self.admin_socket);
+    }
+}
+
+/// Two coordinators on one directory would each know half of what happened.
+fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
+    let path = state_dir.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|e| file::FileError::io("open", &path, e))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        let text = match error {
+            nix::errno::Errno::EWOULDBLOCK => format!(
+                "another mesh-coordinator uses {}; stop it, or name another --state-dir",
+                state_dir.display()
+            ),
+            error => format!("cannot lock {}: {error}", path.display()),
+        };
+        Failure::new(ErrorCode::Configuration, text)
+    })
+}
+
+fn open_hub(config: &Config, urls: &[CoordinatorUrl], pin: SpkiPin) -> Result<Hub, Failure> {
+    let path = config.state_dir.join("records.db");
+    let unusable = |error: store::StoreError| {
+        Failure::new(
+            ErrorCode::Configuration,
+            format!("{}: {error}", path.display()),
+        )
+    };
+    let store = store::Sqlite::open(&path).map_err(unusable)?;
+    let setup = Setup {
+        urls: urls.to_vec(),
+        pin,
+        domain: config.domain.clone(),
+        prefix_v4: config.prefix_v4,
+        node_block_v4: config.node_block_v4,
+    };
+    Hub::open(Box::new(store), setup).map_err(unusable)
+}

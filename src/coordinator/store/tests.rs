@@ -1,0 +1,260 @@
+//! What every store must do. Each test runs against every kind of store.
+
+use super::*;
+use crate::model::SigningKey;
+
+/// The kinds of store, each new and empty.
+fn stores() -> Vec<Box<dyn Store>> {
+    vec![Box::new(Sqlite::in_memory().expect("memory"))]
+}
+
+const TOKEN: PublicKey = PublicKey([0xaa; 32]);
+
+fn node(n: u8) -> PublicKey {
+    PublicKey([n; 32])
+}
+
+fn label(text: &str) -> Label {
+    Label::parse(text).expect("a literal")
+}
+
+fn record(kind: &str, id: &str, text: &str) -> (RecordKey, Envelope) {
+    (
+        RecordKey {
+            kind: kind.into(),
+            id: id.into(),
+        },
+        Envelope::seal_payload(text.into(), &SigningKey::from_seed(&[1; 32])),
+    )
+}
+
+fn write(kind: &str, id: &str, text: &str, effect: Effect) -> Write {
+    let (key, envelope) = record(kind, id, text);
+    Write {
+        key,
+        envelope,
+        effect,
+    }
+}
+
+fn admission(n: u8, name: &str, uses: u32, blocks: u32) -> Admission {
+    let (key, envelope) = record("membership", &node(n).to_string(), name);
+    Admission {
+        node: node(n),
+        name: label(name),
+        token: TOKEN,
+        uses,
+        blocks,
+        key,
+        envelope,
+    }
+}
+
+fn release(n: u8) -> Write {
+    write(
+        "revocation",
+        &node(n).to_string(),
+        "{}",
+        Effect::Released(node(n)),
+    )
+}
+
+fn leased(n: u8, block: u32) -> Write {
+    let effect = Effect::Leased {
+        node: node(n),
+        block,
+    };
+    write("node", &node(n).to_string(), "{}", effect)
+}
+
+fn kinds(store: &mut dyn Store) -> Vec<(u64, String)> {
+    let contents = store.load().expect("readable");
+    contents
+        .records
+        .into_iter()
+        .map(|stored| (stored.revision, stored.key.kind))
+        .collect()
+}
+
+#[test]
+fn a_token_admits_as_many_as_it_may_and_the_same_node_again() {
+    for mut store in stores() {
+        let first = store.admit(&admission(1, "a", 1, 256)).expect("unspent");
+        assert_eq!((first.block, first.revision), (1, 1));
+        assert_eq!(
+            store.admit(&admission(1, "a", 1, 256)).expect("the same"),
+            first
+        );
+        assert!(matches!(
+            store.admit(&admission(2, "b", 1, 256)),
+            Err(StoreError::TokenSpent(1))
+        ));
+    }
+}
+
+#[test]
+fn a_refused_admission_spends_nothing() {
+    for mut store in stores() {
+        store.admit(&admission(1, "a", 2, 256)).expect("unspent");
+        assert!(matches!(
+            store.admit(&admission(2, "a", 2, 256)),
+            Err(StoreError::NameTaken(_))
+        ));
+        let second = store.admit(&admission(2, "b", 2, 256)).expect("a use left");
+        assert_eq!(second.block, 2);
+    }
+}
+
+#[test]
+fn a_node_takes_another_name_and_frees_the_old_one() {
+    for mut store in stores() {
+        store.admit(&admission(1, "a", 2, 256)).expect("unspent");
+        let renamed = store.admit(&admission(1, "b", 2, 256)).expect("its own");
+        assert_eq!((renamed.block, renamed.revision), (1, 2));
+        store.admit(&admission(2, "a", 2, 256)).expect("free again");
+    }
+}
+
+#[test]
+fn blocks_are_leased_once_and_the_longest_free_comes_first_again() {
+    for mut store in stores() {
+        for n in 1..=3 {
+            let admitted = store.admit(&admission(n, &format!("n{n}"), 9, 4));
+            assert_eq!(admitted.expect("room").block, u32::from(n));
+        }
+        assert!(matches!(
+            store.admit(&admission(4, "n4", 9, 4)),
+            Err(StoreError::NoBlock(3))
+        ));
+        store.put(&[release(2)]).expect("writable");
+        store.put(&[release(1)]).expect("writable");
+        for (n, block) in [(4, 2), (5, 1)] {
+            let admitted = store.admit(&admission(n, &format!("n{n}"), 9, 4));
+            assert_eq!(admitted.expect("one is free").block, block);
+        }
+    }
+}
+
+#[test]
+fn a_block_that_was_never_leased_comes_before_a_released_one() {
+    for mut store in stores() {
+        store.admit(&admission(1, "a", 9, 256)).expect("room");
+        store.put(&[release(1)]).expect("writable");
+        let second = store.admit(&admission(2, "b", 9, 256)).expect("room");
+        assert_eq!(second.block, 2);
+    }
+}
+
+#[test]
+fn a_block_that_a_node_says_it_has_is_leased_to_nobody_else() {
+    for mut store in stores() {
+        store.put(&[leased(1, 1), leased(2, 2)]).expect("writable");
+        // One moves: what it had is free, but rests.
+        store.put(&[leased(1, 3)]).expect("writable");
+        let third = store.admit(&admission(3, "c", 9, 256)).expect("room");
+        assert_eq!(third.block, 4);
+    }
+}
+
+#[test]
+fn a_block_goes_from_who_was_promised_it_to_who_is_known_to_have_it() {
+    for mut store in stores() {
+        assert_eq!(
+            store.admit(&admission(1, "a", 9, 256)).expect("room").block,
+            1
+        );
+        store.put(&[leased(2, 1)]).expect("writable");
+        assert_eq!(
+            store.admit(&admission(1, "a", 9, 256)).expect("room").block,
+            2
+        );
+    }
+}
+
+#[test]
+fn names_of_nodes_that_joined_elsewhere_are_taken_even_if_two_have_one() {
+    for mut store in stores() {
+        let admitted = |n: u8, name: &str| {
+            let effect = Effect::Admitted {
+                node: node(n),
+                token: TOKEN,
+                name: label(name),
+            };
+            write("membership", &node(n).to_string(), "{}", effect)
+        };
+        store
+            .put(&[admitted(1, "web"), admitted(2, "web")])
+            .expect("writable");
+        assert!(matches!(
+            store.admit(&admission(3, "web", 9, 256)),
+            Err(StoreError::NameTaken(_))
+        ));
+        store.put(&[release(1)]).expect("writable");
+        assert!(matches!(
+            store.admit(&admission(3, "web", 9, 256)),
+            Err(StoreError::NameTaken(_))
+        ));
+        assert!(matches!(
+            store.admit(&admission(3, "db", 2, 256)),
+            Err(StoreError::TokenSpent(2))
+        ));
+    }
+}
+
+#[test]
+fn a_removed_nodes_own_records_are_gone_and_others_stay() {
+    for mut store in stores() {
+        let (one, two) = (node(1).to_string(), node(2).to_string());
+        store
+            .put(&[
+                write("membership", &one, "{}", Effect::None),
+                leased(1, 1),
+                write("service", &format!("{one}/web"), "{}", Effect::None),
+                write("service", &format!("{two}/web"), "{}", Effect::None),
+                release(1),
+            ])
+            .expect("writable");
+        let left = [(1, "membership"), (4, "service"), (5, "revocation")];
+        assert_eq!(
+            kinds(&mut *store),
+            left.map(|(revision, kind)| (revision, kind.to_owned()))
+        );
+    }
+}
+
+#[test]
+fn a_token_issued_here_has_admitted_only_whom_it_admitted_here() {
+    for mut store in stores() {
+        assert!(
+            store.may_have_admitted(&TOKEN, &node(1)).expect("readable"),
+            "a token from elsewhere may have"
+        );
+        let issued = write("token", &TOKEN.to_string(), "{}", Effect::Issued(TOKEN));
+        store.put(&[issued]).expect("writable");
+        assert!(!store.may_have_admitted(&TOKEN, &node(1)).expect("readable"));
+        store.admit(&admission(1, "a", 1, 256)).expect("unspent");
+        assert!(store.may_have_admitted(&TOKEN, &node(1)).expect("readable"));
+    }
+}
+
+#[test]
+fn each_write_has_a_revision_and_a_new_version_a_later_one() {
+    for mut store in stores() {
+        assert_eq!(store.put(&[]).expect("writable"), 0);
+        let first = [
+            write("token", "a", "1", Effect::None),
+            write("token", "b", "1", Effect::None),
+        ];
+        assert_eq!(store.put(&first).expect("writable"), 2);
+        let second = [write("token", "a", "2", Effect::None)];
+        assert_eq!(store.put(&second).expect("writable"), 3);
+        let contents = store.load().expect("readable");
+        let held: Vec<_> = contents
+            .records
+            .iter()
+            .map(|s| (s.revision, s.key.id.as_str(), s.envelope.payload.as_str()))
+            .collect();
+        assert_eq!(held, [(2, "b", "1"), (3, "a", "2")]);
+        assert_eq!(contents.revision, 3);
+    }
+}
