@@ -50,6 +50,7 @@ const SHELLS: &[&str] = &[
     "wire/file.rs",
     "wire/log.rs",
     "wire/unix_server.rs",
+    "wire/usage.rs",
     "tunnel/device.rs",
     "tunnel/inbound.rs",
     "tunnel/outbound.rs",

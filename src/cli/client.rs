@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
@@ -15,6 +16,8 @@ use tokio::net::UnixStream;
 use super::exit::CliError;
 use crate::wire::api::{ApiError, ErrorCode};
 
+/// How long an answer may take, unless the caller says otherwise. The daemons answer within milliseconds.
+const LIMIT: Duration = Duration::from_secs(30);
 /// Octets of an answer at most: the services of a large mesh.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
@@ -24,6 +27,7 @@ pub struct Client {
     path: PathBuf,
     daemon: &'static str,
     remedy: &'static str,
+    limit: Duration,
 }
 
 impl Client {
@@ -34,7 +38,14 @@ impl Client {
             path: path.to_owned(),
             daemon,
             remedy,
+            limit: LIMIT,
         }
+    }
+
+    /// For calls that may take up to `limit`.
+    #[must_use]
+    pub fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// Asks without a body.
@@ -71,6 +82,25 @@ impl Client {
     }
 
     async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<T, CliError> {
+        tokio::time::timeout(self.limit, self.exchange(method, path, body))
+            .await
+            .unwrap_or_else(|_| {
+                let text = format!(
+                    "{} did not answer within {} s; look at its log: journalctl -u {}",
+                    self.daemon,
+                    self.limit.as_secs(),
+                    self.daemon
+                );
+                Err(CliError::new(ErrorCode::Unreachable, text))
+            })
+    }
+
+    async fn exchange<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,

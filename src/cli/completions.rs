@@ -3,6 +3,8 @@
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
+use super::table;
+
 /// For which shell.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -11,11 +13,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run<C: CommandFactory>(arguments: &Arguments) -> u8 {
-    clap_complete::generate(
-        arguments.shell,
-        &mut C::command(),
-        "meshctl",
-        &mut std::io::stdout(),
-    );
+    // Through memory: the generator panics where it cannot write.
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut C::command(), "meshctl", &mut script);
+    table::raw(&script);
     0
 }

@@ -1,5 +1,8 @@
 //! `meshctl join`.
 
+use std::io::Read as _;
+use std::time::Duration;
+
 use clap::Args;
 
 use super::Globals;
@@ -8,10 +11,15 @@ use crate::wire::JoinToken;
 use crate::wire::api::ErrorCode;
 use crate::wire::local::{Join, Joined};
 
+/// What meshd may take beyond the time it was given, to say that the time is over.
+const GRACE: Duration = Duration::from_secs(10);
+/// Octets of a token on stdin at most; the longest is under 3 KiB.
+const MAX_TOKEN: u64 = 16 * 1024;
+
 /// What to join with.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The word that `meshctl token create` printed
+    /// The word that `meshctl token create` printed; `-` reads it from stdin, where no other user sees it
     token: String,
     /// The node's name [default: `name` in meshd.toml, else the host name]
     #[arg(long)]
@@ -44,14 +52,17 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
-    JoinToken::parse(&arguments.token)
+    let token = read_token(arguments.token)?;
+    JoinToken::parse(&token)
         .map_err(|error| CliError::new(ErrorCode::BadRequest, error.to_string()))?;
     let join = Join {
-        token: arguments.token,
+        token: token.trim().to_owned(),
         name: arguments.name,
         timeout_seconds: arguments.timeout,
     };
-    let joined: Joined = globals.daemon().post("/v1/join", &join).await?;
+    let limit = Duration::from_secs_f64(join.timeout_seconds) + GRACE;
+    let daemon = globals.daemon().within(limit);
+    let joined: Joined = daemon.post("/v1/join", &join).await?;
     for note in &joined.notes {
         eprintln!("note: {note}");
     }
@@ -60,4 +71,19 @@ pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, C
         joined.name, joined.address_v4, joined.address_v6
     );
     Ok(0)
+}
+
+fn read_token(argument: String) -> Result<String, CliError> {
+    if argument != "-" {
+        return Ok(argument);
+    }
+    let mut token = String::new();
+    std::io::stdin()
+        .take(MAX_TOKEN)
+        .read_to_string(&mut token)
+        .map_err(|error| {
+            let text = format!("cannot read the token from stdin: {error}");
+            CliError::new(ErrorCode::BadRequest, text)
+        })?;
+    Ok(token)
 }

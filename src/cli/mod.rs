@@ -123,10 +123,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
-        }
+        Err(error) => return crate::wire::usage::report("meshctl", &error),
     };
     match run(cli) {
         Ok(code) => ExitCode::from(code),

@@ -16,11 +16,26 @@ pub(super) fn json<T: Serialize>(value: &T) -> Result<u8, CliError> {
     Ok(0)
 }
 
-/// Prints a line. A reader that went away ends the program quietly, as with any other tool in a pipe.
+/// Prints a line.
 pub(super) fn line(text: &str) {
-    if writeln!(std::io::stdout(), "{text}").is_err() {
+    raw(format!("{text}\n").as_bytes());
+}
+
+/// Writes to stdout. A reader that went away ends the program quietly, as with any other tool in a pipe; where the
+/// data cannot go for another reason, it says so.
+pub(super) fn raw(octets: &[u8]) {
+    let mut stdout = std::io::stdout();
+    let Err(error) = stdout.write_all(octets).and_then(|()| stdout.flush()) else {
+        return;
+    };
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
         std::process::exit(0);
     }
+    let _ = writeln!(
+        std::io::stderr(),
+        "meshctl: cannot write to standard output: {error}"
+    );
+    std::process::exit(1);
 }
 
 /// Prints rows under headings, each column as wide as its widest cell.

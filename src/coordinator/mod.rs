@@ -76,10 +76,7 @@ impl From<file::FileError> for Failure {
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
-        }
+        Err(error) => return crate::wire::usage::report("mesh-coordinator", &error),
     };
     crate::wire::log::to_stderr();
     let result = Config::load(&arguments)

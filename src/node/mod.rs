@@ -32,10 +32,7 @@ use state::{StateDir, StateError};
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
-        }
+        Err(error) => return crate::wire::usage::report("meshd", &error),
     };
     crate::wire::log::to_stderr();
     if let Some(Job::Wireguard { interface }) = &arguments.job {

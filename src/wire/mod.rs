@@ -13,6 +13,7 @@ pub mod log;
 pub mod token;
 pub mod unix_server;
 pub mod url;
+pub mod usage;
 
 pub use envelope::Envelope;
 pub use ledger::Ledger;

@@ -1,0 +1,7 @@
+//! meshctl as scripts and people meet it: its words, its streams, its exit status. The daemon is a stand-in that
+//! gives prepared answers.
+
+mod daemon;
+mod failures;
+mod node_commands;
+mod program;

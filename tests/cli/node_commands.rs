@@ -1,0 +1,335 @@
+//! The commands that speak to meshd, against prepared answers.
+
+use crate::daemon::Daemon;
+use crate::program::{Ran, command, meshctl};
+use meshd::model::{Label, PublicKey, SigningKey};
+use meshd::wire::JoinToken;
+use meshd::wire::token::SpkiPin;
+
+const UNJOINED: &str = r#"{"schema":1,"version":"9.9.9","state":"unjoined","node":null,"interface":null,
+    "coordinator":null,"dns":null,"peers":[],"services":{"local":0,"mesh":0},"problems":[]}"#;
+
+const CHANGED: &str = r#"{"schema":1,"name":"web.svc.mesh","published":true}"#;
+
+/// Runs `words` against one prepared answer; gives what came of it and what was asked.
+fn with_answer(status: u16, body: &str, words: &[&str]) -> (Ran, String) {
+    let daemon = Daemon::answering(vec![(status, body.to_owned())]);
+    let ran = meshctl(&daemon.socket(), words);
+    let asked = daemon.asked();
+    (ran, asked.join("\n"))
+}
+
+fn ran(status: i32, stdout: &str, stderr: &str) -> Ran {
+    Ran {
+        status,
+        stdout: stdout.to_owned(),
+        stderr: stderr.to_owned(),
+    }
+}
+
+fn token() -> String {
+    JoinToken {
+        urls: vec!["https://192.0.2.1:7443".parse().expect("a literal")],
+        pin: SpkiPin([1; 32]),
+        mesh_key: PublicKey([2; 32]),
+        key: SigningKey::from_seed(&[3; 32]),
+    }
+    .to_string()
+}
+
+#[test]
+fn join_sends_the_token_and_says_what_it_got() {
+    let joined = r#"{"schema":1,"name":"web-1","address_v4":"10.210.1.1","address_v6":"fd00:0:0:1::1",
+        "notes":["the name web is taken; this node is web-1"]}"#;
+    let token = token();
+    let (ran_, asked) = with_answer(
+        200,
+        joined,
+        &["join", &token, "--name", "Web", "--timeout", "1500ms"],
+    );
+    assert_eq!(
+        ran_,
+        ran(
+            0,
+            "joined as web-1: 10.210.1.1, fd00:0:0:1::1\n",
+            "the name web is taken; this node is web-1\n"
+        )
+    );
+    assert_eq!(
+        asked,
+        format!(r#"POST /v1/join {{"token":"{token}","name":"web","timeout_seconds":1.5}}"#)
+    );
+}
+
+#[test]
+fn join_reads_the_token_from_stdin_where_others_cannot_see_it() {
+    let joined =
+        r#"{"schema":1,"name":"a","address_v4":"10.210.1.1","address_v6":"fd00::1","notes":[]}"#;
+    let daemon = Daemon::answering(vec![(200, joined.to_owned())]);
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), format!("{}\n", token())).expect("writable");
+    let status = command(&daemon.socket(), &["join", "-"])
+        .stdin(std::fs::File::open(file.path()).expect("just written"))
+        .stdout(std::process::Stdio::null())
+        .status()
+        .expect("meshctl is built");
+    assert_eq!(status.code(), Some(0));
+    assert!(daemon.asked().concat().contains(&token()));
+}
+
+#[test]
+fn a_refused_join_keeps_its_reason_and_its_exit_status() {
+    let refused = r#"{"code":"conflict","message":"the name web is taken","suggestion":"web-2"}"#;
+    let (ran_, _) = with_answer(409, refused, &["join", &token()]);
+    assert_eq!(
+        ran_,
+        ran(1, "", "meshctl: the name web is taken; `web-2` is free\n")
+    );
+}
+
+#[test]
+fn leave_asks_once() {
+    let (ran_, asked) = with_answer(200, "{}", &["leave"]);
+    assert_eq!(ran_, ran(0, "", "this node has left the mesh\n"));
+    assert_eq!(asked, "POST /v1/leave");
+}
+
+#[test]
+fn status_is_for_people_and_json_is_the_document() {
+    let (ran_, asked) = with_answer(200, UNJOINED, &["status"]);
+    assert_eq!(
+        ran_,
+        ran(
+            0,
+            "this node has not joined a mesh; run `meshctl join TOKEN` (meshd 9.9.9)\n",
+            ""
+        )
+    );
+    assert_eq!(asked, "GET /v1/status");
+    let (ran_, _) = with_answer(200, UNJOINED, &["status", "--json"]);
+    let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+    assert_eq!((ran_.status, ran_.stderr.as_str()), (0, ""));
+    assert_eq!(value(&ran_.stdout), value(UNJOINED));
+}
+
+#[test]
+fn live_holds_when_meshd_answers_and_ready_only_when_it_is_up() {
+    let (ran_, _) = with_answer(200, UNJOINED, &["status", "--check", "live"]);
+    assert_eq!(ran_, ran(0, "", ""));
+    let (ran_, _) = with_answer(200, UNJOINED, &["status", "--check", "ready"]);
+    assert_eq!(
+        ran_,
+        ran(
+            2,
+            "",
+            "meshctl: not ready: this node has not joined a mesh; run `meshctl join TOKEN`\n"
+        )
+    );
+}
+
+#[test]
+fn what_meshd_put_on_the_machine_is_listed() {
+    let list = r#"{"schema":1,"entries":[{"kind":"link","what":"mesh0","why":"the tunnel"},
+        {"kind":"route","what":"10.210.0.0/16 dev mesh0","why":"the mesh"}]}"#;
+    let (ran_, asked) = with_answer(200, list, &["status", "--system"]);
+    assert_eq!(
+        ran_,
+        ran(
+            0,
+            "KIND   WHAT                     WHY\nlink   mesh0                    the tunnel\nroute  10.210.0.0/16 dev mesh0  the mesh\n",
+            ""
+        )
+    );
+    assert_eq!(asked, "GET /v1/system");
+}
+
+#[test]
+fn ping_shows_each_trip_and_a_summary() {
+    let pong =
+        r#"{"node":"web-2","address":"10.210.2.1","endpoint":"192.0.2.7:51820","rtt_ms":0.84}"#;
+    let (ran_, asked) = with_answer(200, pong, &["ping", "web-2", "-c", "1"]);
+    assert_eq!(
+        ran_,
+        ran(
+            0,
+            "1: web-2 (10.210.2.1) via 192.0.2.7:51820: 0.8 ms\nweb-2: 1 sent, 1 answered, least 0.8 ms, mean 0.8 ms, most 0.8 ms\n",
+            ""
+        )
+    );
+    assert_eq!(asked, r#"POST /v1/ping {"node":"web-2","timeout_ms":2000}"#);
+}
+
+#[test]
+fn ping_tells_a_node_that_is_silent_from_one_that_does_not_exist() {
+    let lost = r#"{"node":"web-2","address":"10.210.2.1","endpoint":null,"rtt_ms":null}"#;
+    let (ran_, _) = with_answer(200, lost, &["ping", "web-2", "-c", "1"]);
+    assert_eq!(ran_.status, 1);
+    assert!(ran_.stderr.starts_with("meshctl: web-2 does not answer; "));
+    let unknown = r#"{"code":"not_found","message":"there is no node web-9"}"#;
+    let (ran_, _) = with_answer(404, unknown, &["ping", "web-9", "-c", "1"]);
+    assert_eq!(ran_, ran(2, "", "meshctl: there is no node web-9\n"));
+}
+
+#[test]
+fn service_add_sends_what_was_given() {
+    let (ran_, asked) = with_answer(
+        200,
+        CHANGED,
+        &[
+            "service",
+            "add",
+            "Web",
+            "--port",
+            "80",
+            "--protocol",
+            "udp",
+            "--address",
+            "10.0.0.5",
+            "--check-http",
+            "/healthz",
+        ],
+    );
+    assert_eq!(
+        ran_,
+        ran(0, "web.svc.mesh\n", "registered; the mesh knows\n")
+    );
+    assert_eq!(
+        asked,
+        r#"POST /v1/services {"name":"web","port":80,"protocol":"udp","address":"10.0.0.5","check":{"probe":{"http":"/healthz"},"interval_ms":5000,"timeout_ms":2000}}"#
+    );
+    let (_, asked) = with_answer(
+        200,
+        CHANGED,
+        &["service", "add", "web", "--port", "80", "--check-tcp"],
+    );
+    assert!(asked.contains(r#""check":{"probe":"tcp""#), "{asked}");
+}
+
+#[test]
+fn a_change_that_the_mesh_does_not_know_yet_says_so() {
+    let later = CHANGED.replace("true", "false");
+    let (ran_, _) = with_answer(200, &later, &["service", "add", "web", "--port", "80"]);
+    assert_eq!(
+        ran_,
+        ran(
+            0,
+            "web.svc.mesh\n",
+            "registered; the mesh will know when the coordinator is back\n"
+        )
+    );
+}
+
+#[test]
+fn service_remove_drain_and_undrain_ask_for_their_name() {
+    for (verb, asked, said) in [
+        (
+            "remove",
+            "DELETE /v1/services/web",
+            "removed from this node",
+        ),
+        (
+            "drain",
+            "POST /v1/services/web/drain",
+            "drained on this node",
+        ),
+        (
+            "undrain",
+            "POST /v1/services/web/undrain",
+            "in use again on this node",
+        ),
+    ] {
+        let (ran_, request) = with_answer(200, CHANGED, &["service", verb, "web"]);
+        assert_eq!(
+            ran_,
+            ran(0, "web.svc.mesh\n", &format!("{said}; the mesh knows\n"))
+        );
+        assert_eq!(request, asked);
+    }
+}
+
+#[test]
+fn services_are_a_table_with_a_line_per_instance() {
+    let list = r#"{"schema":1,"services":[{"name":"web","project":null,"instances":[
+        {"id":"n1-80","node":"n1","address":"10.210.1.1","addresses":["10.210.1.1","fd00::1"],"port":80,
+         "protocol":"tcp","port_name":null,"health":"healthy","reachable":true,"source":"cli"},
+        {"id":"n2-80","node":"n2","address":"10.210.2.1","addresses":["10.210.2.1"],"port":80,
+         "protocol":"tcp","port_name":null,"health":"unknown","reachable":false,"source":"config"}]},
+        {"name":"db","project":"shop","instances":[
+        {"id":"n1-53-udp","node":"n1","address":"10.210.1.1","addresses":["10.210.1.1"],"port":53,
+         "protocol":"udp","port_name":null,"health":"draining","reachable":true,"source":"docker"}]}]}"#;
+    let (ran_, asked) = with_answer(200, list, &["service", "list"]);
+    assert_eq!(
+        ran_,
+        ran(
+            0,
+            "\
+SERVICE  INSTANCE   NODE  ADDRESS     PORT    HEALTH                SOURCE
+web      n1-80      n1    10.210.1.1  80/tcp  healthy               cli
+web      n2-80      n2    10.210.2.1  80/tcp  unknown, unreachable  config
+db.shop  n1-53-udp  n1    10.210.1.1  53/udp  draining              docker
+",
+            ""
+        )
+    );
+    assert_eq!(asked, "GET /v1/services");
+}
+
+#[test]
+fn resolve_gives_records_as_data_and_reasons_as_talk() {
+    let resolved = r#"{"schema":1,"name":"web.svc.mesh","response_code":"NOERROR",
+        "answers":["web.svc.mesh. 5 IN A 10.210.1.1"],"why":["n1-80 is healthy"]}"#;
+    let (ran_, asked) = with_answer(200, resolved, &["resolve", "web.svc.mesh", "a"]);
+    assert_eq!(
+        ran_,
+        ran(
+            0,
+            "web.svc.mesh. 5 IN A 10.210.1.1\n",
+            "NOERROR, 1 record\nn1-80 is healthy\n"
+        )
+    );
+    assert_eq!(
+        asked,
+        r#"POST /v1/resolve {"name":"web.svc.mesh","type":"A"}"#
+    );
+}
+
+#[test]
+fn a_name_without_records_exits_with_2() {
+    let nothing = r#"{"schema":1,"name":"x.svc.mesh","response_code":"NXDOMAIN","answers":[],
+        "why":["no node has ever registered x"]}"#;
+    let (ran_, _) = with_answer(200, nothing, &["resolve", "x.svc.mesh"]);
+    assert_eq!(
+        ran_,
+        ran(
+            2,
+            "",
+            "NXDOMAIN, 0 records\nno node has ever registered x\n"
+        )
+    );
+}
+
+#[test]
+fn completions_need_no_daemon() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = meshctl(
+            std::path::Path::new("/nonexistent"),
+            &["completions", shell],
+        );
+        assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
+        assert!(ran.stdout.contains("undrain"), "{shell}");
+    }
+}
+
+#[test]
+fn the_name_of_a_service_is_checked_before_anything_is_asked() {
+    assert!(Label::parse("a.b").is_err());
+    let ran = meshctl(
+        std::path::Path::new("/nonexistent"),
+        &["service", "remove", "a.b"],
+    );
+    assert_eq!(ran.status, 64, "{ran:?}");
+    assert!(
+        ran.stderr.contains("give one label, such as `a`"),
+        "{ran:?}"
+    );
+}
