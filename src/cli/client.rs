@@ -132,28 +132,41 @@ impl Client {
             .to_bytes();
         driver.abort();
         if success {
-            serde_json::from_slice(&body).map_err(|e| self.broken(&e))
+            serde_json::from_slice(&body).map_err(|e| self.not_understood(&e))
         } else {
             Err(serde_json::from_slice::<ApiError>(&body)
-                .map_or_else(|e| self.broken(&e), CliError::from))
+                .map_or_else(|e| self.not_understood(&e), CliError::from))
         }
     }
 
     fn unreachable(&self, error: &std::io::Error) -> CliError {
-        let path = self.path.display();
-        match error.kind() {
-            ErrorKind::PermissionDenied => CliError::new(
+        let (path, daemon, remedy) = (self.path.display(), self.daemon, self.remedy);
+        let (code, text) = match error.kind() {
+            ErrorKind::PermissionDenied => (
                 ErrorCode::Permission,
-                format!("may not use {path}; use sudo"),
+                format!("only root and the group of {path} may speak to {daemon}; use sudo"),
             ),
-            _ => CliError::new(
+            ErrorKind::NotFound => (
                 ErrorCode::Unreachable,
-                format!(
-                    "{} does not answer on {path} ({error}); {}",
-                    self.daemon, self.remedy
-                ),
+                format!("{daemon} is not running (there is no {path}); {remedy}"),
             ),
-        }
+            ErrorKind::ConnectionRefused => (
+                ErrorCode::Unreachable,
+                format!("{daemon} is not running (nobody listens on {path}); {remedy}"),
+            ),
+            _ => (
+                ErrorCode::Unreachable,
+                format!("{daemon} does not answer on {path} ({error}); {remedy}"),
+            ),
+        };
+        CliError::new(code, text)
+    }
+
+    fn not_understood(&self, error: &serde_json::Error) -> CliError {
+        CliError::failed(format!(
+            "what {} answers is not understood ({error}); is meshctl of the same version?",
+            self.daemon
+        ))
     }
 
     fn broken(&self, error: &dyn std::fmt::Display) -> CliError {
@@ -162,18 +175,4 @@ impl Client {
             format!("{} broke off ({error}); look at its log", self.daemon),
         )
     }
-}
-
-/// A text as one segment of a path.
-#[must_use]
-pub(super) fn segment(text: &str) -> String {
-    text.bytes()
-        .map(|b| {
-            if b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.') {
-                char::from(b).to_string()
-            } else {
-                format!("%{b:02X}")
-            }
-        })
-        .collect()
 }

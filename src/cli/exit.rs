@@ -29,9 +29,13 @@ impl CliError {
 
 impl From<ApiError> for CliError {
     fn from(error: ApiError) -> Self {
+        let mut message = error.message;
+        if let Some(free) = error.suggestion {
+            message = format!("{message}; `{free}` is free");
+        }
         Self {
             code: error.code.exit_code(),
-            message: error.message,
+            message,
         }
     }
 }

@@ -49,10 +49,10 @@ pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, C
     }
     let best = times.iter().copied().fold(f64::INFINITY, f64::min);
     if times.is_empty() {
-        eprintln!(
-            "no answer; is meshd running there, and its UDP port open? `meshctl status` there and here tells more"
-        );
-        return Ok(1);
+        return Err(CliError::failed(format!(
+            "{} does not answer; is meshd running there, and its UDP port open? `meshctl status` there and here tells more",
+            arguments.node
+        )));
     }
     eprintln!(
         "{} of {} answered, best {best:.2} ms",

@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 
 use super::exit::CliError;
 use super::{Globals, table};
+use crate::wire::api::ErrorCode;
 use crate::wire::local::{NodeState, PeerState, Status, SystemList};
 
 /// What to show.
@@ -12,7 +13,7 @@ pub(super) struct Arguments {
     /// One JSON document
     #[arg(long)]
     json: bool,
-    /// Say nothing, exit 0 if it holds and 2 if not: `live` = meshd answers, `ready` = joined and working
+    /// Exit with 0 if it holds, else say why and exit with 2: `live` = meshd answers, `ready` = joined and working
     #[arg(long, value_enum, value_name = "live|ready")]
     check: Option<Check>,
     /// List everything meshd put on the machine, and why
@@ -40,13 +41,11 @@ pub(super) async fn run(arguments: &Arguments, globals: &Globals) -> Result<u8, 
         table::table(&["KIND", "WHAT", "WHY"], &rows);
         return Ok(0);
     }
-    let status: Status = globals.daemon().get("/v1/status").await?;
-    match arguments.check {
-        Some(Check::Live) => return Ok(0),
-        Some(Check::Ready) if status.state == NodeState::Up => return Ok(0),
-        Some(Check::Ready) => return Ok(2),
-        None => {}
+    let answer: Result<Status, CliError> = globals.daemon().get("/v1/status").await;
+    if let Some(check) = arguments.check {
+        return holds(check, answer);
     }
+    let status = answer?;
     if arguments.json {
         return table::json(&status);
     }
@@ -54,11 +53,31 @@ pub(super) async fn run(arguments: &Arguments, globals: &Globals) -> Result<u8, 
     Ok(0)
 }
 
+fn holds(check: Check, answer: Result<Status, CliError>) -> Result<u8, CliError> {
+    let not_ready = |why: &str| CliError::new(ErrorCode::NotFound, format!("not ready: {why}"));
+    match (check, answer) {
+        // Nobody to ask is what the check is there to find out; no right to ask says nothing of meshd.
+        (_, Err(error)) if error.code == ErrorCode::Unreachable.exit_code() => {
+            Err(CliError::new(ErrorCode::NotFound, error.message))
+        }
+        (_, Err(error)) => Err(error),
+        (Check::Live, Ok(_)) => Ok(0),
+        (Check::Ready, Ok(status)) => match status.state {
+            NodeState::Up => Ok(0),
+            NodeState::Unjoined => Err(not_ready(
+                "this node has not joined a mesh; run `meshctl join TOKEN`",
+            )),
+            NodeState::Joining => Err(not_ready("this node is being admitted")),
+            NodeState::Leaving => Err(not_ready("this node is leaving the mesh")),
+        },
+    }
+}
+
 fn print(status: &Status) {
     let Some(node) = &status.node else {
         table::line(match status.state {
             NodeState::Joining => "joining",
-            _ => "not joined; `meshctl join TOKEN` joins a mesh",
+            _ => "this node has not joined a mesh; run `meshctl join TOKEN`",
         });
         return;
     };

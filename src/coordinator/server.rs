@@ -17,7 +17,7 @@ use hyper::service::Service as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -31,6 +31,9 @@ use crate::wire::unix_server::failure;
 
 /// Connections at once at most.
 pub(super) const MAX_CONNECTIONS: usize = 8192;
+/// Connections that wait to be accepted at most, of which the kernel may allow fewer. All nodes come at once when a
+/// coordinator is back, and one that finds the queue full waits a second.
+const BACKLOG: u32 = 4096;
 /// How long a TLS handshake, the head of a request, or its body may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -45,11 +48,33 @@ pub(super) struct Slot {
 /// # Errors
 /// Says who may have it.
 pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => Failure::new(ErrorCode::Configuration, format!("TCP port {} is in use; find out by whom with `ss -tlpn`, or set another `listen`", address.port())),
-        std::io::ErrorKind::PermissionDenied => Failure::new(ErrorCode::Permission, format!("may not listen on {address}; ports below 1024 need root")),
-        _ => Failure::new(ErrorCode::Configuration, format!("cannot listen on {address}: {error}")),
+    listen(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => Failure::new(
+            ErrorCode::Configuration,
+            format!(
+                "TCP port {} is in use; find out by whom with `ss -tlpn`, or set another `listen`",
+                address.port()
+            ),
+        ),
+        std::io::ErrorKind::PermissionDenied => Failure::new(
+            ErrorCode::Permission,
+            format!("may not listen on {address}; ports below 1024 need root"),
+        ),
+        _ => Failure::new(
+            ErrorCode::Configuration,
+            format!("cannot listen on {address}: {error}"),
+        ),
     })
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves at most `most` connections until `stop` says so, and then until they have ended.

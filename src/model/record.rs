@@ -162,7 +162,7 @@ pub struct Membership {
     pub name: Label,
     /// The node's WireGuard key at its join.
     pub wireguard_key: WireGuardKey,
-    /// Tags, each one of the token's.
+    /// Tags asked for, each one of the token's; none: all of the token's.
     pub tags: Vec<Label>,
     /// When it was made, by the node's clock.
     pub issued_at: UnixSeconds,
@@ -317,6 +317,18 @@ pub enum Source {
     Config,
     /// A container's labels.
     Docker,
+}
+
+impl Source {
+    /// As in the JSON of `meshctl service list`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cli => "cli",
+            Self::Config => "config",
+            Self::Docker => "docker",
+        }
+    }
 }
 
 /// A record that breaks a rule of its own kind.

@@ -44,7 +44,7 @@ pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
     let tags = mesh
         .ledger
         .membership(&mesh.id())
-        .map(|m| m.tags.clone())
+        .map(|m| mesh.ledger.tags_of(m))
         .unwrap_or_default();
     let names: std::collections::BTreeSet<_> = mesh
         .netmap

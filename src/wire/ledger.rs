@@ -15,11 +15,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::model::PublicKey;
 use crate::model::netmap::{Member, Netmap};
 use crate::model::record::{
     Header, Membership, Mesh, Node, Record, RecordError, RecordKey, RevokedKind, Service, Token,
 };
+use crate::model::{Label, PublicKey};
 
 use super::envelope::Envelope;
 
@@ -373,6 +373,18 @@ impl Ledger {
         }
     }
 
+    /// The tags a member has: those its certificate asks for, or all of its token's if it asks for none. A token
+    /// narrowed later narrows its nodes.
+    #[must_use]
+    pub fn tags_of(&self, member: &Membership) -> Vec<Label> {
+        let granted = self.token(&member.token).map_or(&[][..], |t| &t.tags);
+        granted
+            .iter()
+            .filter(|tag| member.tags.is_empty() || member.tags.contains(tag))
+            .cloned()
+            .collect()
+    }
+
     /// A node's own record.
     #[must_use]
     pub fn node(&self, id: &PublicKey) -> Option<&Node> {
@@ -485,7 +497,7 @@ impl Ledger {
                 Member {
                     id: membership.id,
                     name,
-                    tags: membership.tags.clone(),
+                    tags: self.tags_of(membership),
                     wireguard_key: node.wireguard_key,
                     block: node.block,
                     endpoints: node.endpoints.clone(),

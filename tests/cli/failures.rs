@@ -232,10 +232,14 @@ fn a_full_disk_under_stdout_is_a_failure() {
 
 #[test]
 fn the_option_comes_before_the_environment() {
-    let daemon = Daemon::answering(vec![(200, "{}".into())]);
+    let list = r#"{"schema":1,"services":[]}"#;
+    let daemon = Daemon::answering(vec![(200, list.into())]);
     let socket = daemon.socket();
     let socket = socket.to_str().expect("a plain path");
-    let ran = meshctl(Path::new("/nonexistent/s"), &["leave", "--socket", socket]);
+    let ran = meshctl(
+        Path::new("/nonexistent/s"),
+        &["service", "list", "--socket", socket],
+    );
     assert_eq!(ran.status, 0, "{ran:?}");
-    assert_eq!(daemon.asked(), ["POST /v1/leave"]);
+    assert_eq!(daemon.asked(), ["GET /v1/services"]);
 }

@@ -262,7 +262,7 @@ fn rights_that_are_missing_are_said() {
     assert_refused(
         &mesh.on(0, &missing),
         69,
-        &["meshd does not answer", "systemctl start meshd"],
+        &["meshd is not running", "systemctl start meshd"],
     );
 
     std::fs::set_permissions(

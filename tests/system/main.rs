@@ -5,6 +5,7 @@
 mod mesh;
 mod query;
 
+mod adversary;
 mod bad_input;
 mod four_hosts;
 mod restart;

@@ -4,8 +4,10 @@ use std::net::IpAddr;
 
 use clap::{Args, ValueEnum};
 
+use super::parse_name;
 use crate::cli::Globals;
 use crate::cli::exit::CliError;
+use crate::model::Label;
 use crate::model::record::Protocol;
 use crate::wire::local::{AddService, Check, CheckProbe, ServiceChanged};
 
@@ -13,7 +15,8 @@ use crate::wire::local::{AddService, Check, CheckProbe, ServiceChanged};
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Arguments {
     /// Its name: NAME.svc.mesh
-    name: String,
+    #[arg(value_parser = parse_name)]
+    name: Label,
     /// The port it listens on
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
@@ -27,7 +30,7 @@ pub(in crate::cli) struct Arguments {
     #[arg(long, conflicts_with = "check_http")]
     check_tcp: bool,
     /// Answer it only while an HTTP GET of PATH succeeds
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = parse_path)]
     check_http: Option<String>,
 }
 
@@ -37,13 +40,21 @@ enum Over {
     Udp,
 }
 
+fn parse_path(text: &str) -> Result<String, String> {
+    if text.starts_with('/') {
+        Ok(text.to_owned())
+    } else {
+        Err("a path begins with `/`, such as /healthz".into())
+    }
+}
+
 pub(in crate::cli) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
     let probe = match arguments.check_http {
         Some(path) => Some(CheckProbe::Http(path)),
         None => arguments.check_tcp.then_some(CheckProbe::Tcp),
     };
     let add = AddService {
-        name: arguments.name,
+        name: arguments.name.to_string(),
         port: arguments.port,
         protocol: if arguments.protocol == Over::Udp {
             Protocol::Udp

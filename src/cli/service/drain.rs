@@ -1,17 +1,17 @@
 //! `meshctl service drain` and `undrain`.
 
 use crate::cli::Globals;
-use crate::cli::client::segment;
 use crate::cli::exit::CliError;
+use crate::model::Label;
 use crate::wire::local::ServiceChanged;
 
 pub(in crate::cli) async fn run(
-    name: &str,
+    name: &Label,
     drain: bool,
     globals: &Globals,
 ) -> Result<u8, CliError> {
     let verb = if drain { "drain" } else { "undrain" };
-    let path = format!("/v1/services/{}/{verb}", segment(name));
+    let path = format!("/v1/services/{}/{verb}", name);
     let changed: ServiceChanged = globals.daemon().post(&path, &serde_json::json!({})).await?;
     Ok(super::say(
         &changed,

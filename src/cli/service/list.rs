@@ -21,13 +21,18 @@ pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, Cli
                 let reach = if i.reachable { "" } else { ", unreachable" };
                 vec![
                     name.clone(),
+                    i.id.to_string(),
                     i.node.to_string(),
                     format!("{}:{}/{}", i.address, i.port, i.protocol.as_str()),
                     format!("{}{reach}", i.health.as_str()),
+                    i.source.as_str().to_owned(),
                 ]
             })
         })
         .collect();
-    table::table(&["SERVICE", "NODE", "ADDRESS", "STATE"], &rows);
+    table::table(
+        &["SERVICE", "INSTANCE", "NODE", "ADDRESS", "STATE", "SOURCE"],
+        &rows,
+    );
     Ok(0)
 }

@@ -9,6 +9,7 @@ use clap::Subcommand;
 
 use super::Globals;
 use super::exit::CliError;
+use crate::model::Label;
 use crate::wire::local::ServiceChanged;
 
 /// What to do with services.
@@ -25,17 +26,20 @@ pub(super) enum Command {
     /// Take a service of this node away
     Remove {
         /// The service
-        name: String,
+        #[arg(value_parser = parse_name)]
+        name: Label,
     },
     /// Send no new clients to a service of this node
     Drain {
         /// The service
-        name: String,
+        #[arg(value_parser = parse_name)]
+        name: Label,
     },
     /// Send clients to it again
     Undrain {
         /// The service
-        name: String,
+        #[arg(value_parser = parse_name)]
+        name: Label,
     },
 }
 
@@ -47,6 +51,10 @@ pub(super) async fn run(command: Command, globals: &Globals) -> Result<u8, CliEr
         Command::Drain { name } => drain::run(&name, true, globals).await,
         Command::Undrain { name } => drain::run(&name, false, globals).await,
     }
+}
+
+fn parse_name(text: &str) -> Result<Label, String> {
+    Label::parse(text).map_err(|error| error.to_string())
 }
 
 fn say(changed: &ServiceChanged, what: &str) -> u8 {

@@ -113,7 +113,7 @@ fn node_row(state: &State, ledger: &Ledger, membership: &Membership) -> NodeRow 
     NodeRow {
         id: membership.id,
         name: membership.name.clone(),
-        tags: membership.tags.clone(),
+        tags: ledger.tags_of(membership),
         address_v4: node.map(|node| node.block.node_v4()),
         address_v6: node.map(|node| node.block.node_v6()),
         endpoints: node.map(|node| node.endpoints.clone()).unwrap_or_default(),

@@ -198,6 +198,21 @@ fn a_token_admits_as_many_nodes_as_it_says() {
 }
 
 #[test]
+fn a_member_has_the_tags_of_its_token_or_those_it_asks_for() {
+    let ledger = ledger(9);
+    let granted = ledger
+        .token(&key(TOKEN).public())
+        .expect("held")
+        .tags
+        .clone();
+    let mut member = membership_record(10, "n10");
+    assert_eq!(ledger.tags_of(&member), granted);
+    assert!(!granted.is_empty());
+    member.tags = vec![granted[0].clone(), label("admin")];
+    assert_eq!(ledger.tags_of(&member), granted[..1]);
+}
+
+#[test]
 fn a_membership_stays_within_its_token() {
     let mut ledger = ledger(9);
     let mut tagged = membership_record(10, "n10");

@@ -1,0 +1,5 @@
+//! The coordinator's HTTPS API, as nodes and others on the network find it.
+
+mod coordinator;
+mod hostile;
+mod joins;
