@@ -263,6 +263,7 @@ impl Agent {
             name,
             fallback: Label::from_host_name(&host),
             interface: self.config.interface.clone(),
+            listen_port: self.config.listen_port,
         };
         self.phase = Phase::Joining;
         let limit = Duration::try_from_secs_f64(join.timeout_seconds.clamp(1.0, 600.0))

@@ -12,6 +12,7 @@ use super::state::{Identity, Keys, Pending, StateDir};
 use crate::model::Label;
 use crate::model::record::{Membership, Record};
 use crate::model::time::UnixSeconds;
+use crate::tunnel;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::PROTOCOL;
 use crate::wire::envelope::{Purpose, Signature};
@@ -45,6 +46,8 @@ pub(super) struct Attempt {
     pub fallback: Label,
     /// The device to be made, which does not overlap with itself.
     pub interface: String,
+    /// The UDP port it is to have.
+    pub listen_port: u16,
 }
 
 /// Joins. The keys are on disk before the call, so that an answer that is lost costs nothing: the same question is
@@ -55,6 +58,9 @@ pub(super) struct Attempt {
 pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
     let token = JoinToken::parse(&attempt.token)
         .map_err(|e| ApiError::new(ErrorCode::BadRequest, e.to_string()))?;
+    // A token is spent once the coordinator is asked: what is in the way here has to be said before.
+    tunnel::try_open(&attempt.interface, attempt.listen_port)
+        .map_err(|error| ApiError::new(super::mesh::code_of(&error), error.to_string()))?;
     let mut notes = Vec::new();
     let mut name = attempt
         .name

@@ -256,7 +256,10 @@ impl Mesh {
                 self.take_in(records);
                 self.position = position;
                 self.control.set_position(self.position.clone());
-                if let Err(error) = self.dir.set_position(&self.position) {
+                // What is not on disk must come again after a restart.
+                if self.log.is_whole()
+                    && let Err(error) = self.dir.set_position(&self.position)
+                {
                     tracing::warn!(%error, "cannot note where this node stands; it will ask for more than it needs");
                 }
             }
@@ -570,6 +573,9 @@ impl Mesh {
                 }
             }
             Err(error) => self.trouble("network", "the tunnel device is not as it should be", error.to_string(), "restart meshd; if that does not help, look for a program that manages all network interfaces"),
+        }
+        if !self.log.is_whole() {
+            self.keep(&[]);
         }
         self.refresh_surroundings();
         self.publish_own();

@@ -25,6 +25,8 @@ use super::udp::{Sender, Sockets};
 use super::{inbound, outbound, probe};
 
 /// How often the timers of peers with a session run.
+/// The least MTU of a link that carries IPv6 (RFC 8200 section 5).
+const LEAST_MTU: u16 = 1280;
 const TICK: Duration = Duration::from_millis(200);
 
 /// What a tunnel starts with.
@@ -208,16 +210,7 @@ impl Tunnel {
     /// # Errors
     /// Says what is missing or taken; nothing is left behind.
     pub fn start(config: TunnelConfig) -> Result<Self, TunnelError> {
-        check_name(&config.interface)?;
-        let sockets = bind(config.listen_port, 0)?;
-        let tun = Tun::open(&config.interface, config.mtu).map_err(|error| {
-            match error.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => TunnelError::Permission,
-                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunnelError::NoTun,
-                Some(libc::EBUSY) => TunnelError::InterfaceTaken(config.interface.clone()),
-                _ => TunnelError::Io("make the network device", error),
-            }
-        })?;
+        let (sockets, tun) = open(&config.interface, config.mtu, config.listen_port)?;
         let index = tun
             .index()
             .map_err(|e| TunnelError::Io("find the network device", e))?;
@@ -622,6 +615,26 @@ fn status(peer: &Peer) -> PeerStatus {
         tx_bytes: peer.tx_bytes.load(Ordering::Relaxed),
         rtt: state.rtt,
     }
+}
+
+/// Tries whether a tunnel could be started, and leaves nothing behind.
+///
+/// # Errors
+/// What [`Tunnel::start`] would say.
+pub fn try_open(interface: &str, listen_port: u16) -> Result<(), TunnelError> {
+    open(interface, LEAST_MTU, listen_port).map(drop)
+}
+
+fn open(interface: &str, mtu: u16, listen_port: u16) -> Result<(Sockets, Tun), TunnelError> {
+    check_name(interface)?;
+    let sockets = bind(listen_port, 0)?;
+    let tun = Tun::open(interface, mtu).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => TunnelError::Permission,
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunnelError::NoTun,
+        Some(libc::EBUSY) => TunnelError::InterfaceTaken(interface.to_owned()),
+        _ => TunnelError::Io("make the network device", error),
+    })?;
+    Ok((sockets, tun))
 }
 
 fn bind(port: u16, mark: u32) -> Result<Sockets, TunnelError> {

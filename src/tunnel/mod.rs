@@ -30,5 +30,5 @@ mod probe;
 mod tun;
 mod udp;
 
-pub use device::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError, Waiting};
+pub use device::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError, Waiting, try_open};
 pub use drops::{Counters, Drop};

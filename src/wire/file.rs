@@ -167,10 +167,19 @@ pub fn create_private_new(path: &Path, octets: &[u8]) -> Result<(), FileError> {
 /// # Errors
 /// It is not there, too large, or others can read it.
 pub fn read_private(path: &Path, most: u64) -> Result<Vec<u8>, FileError> {
-    let file = File::open(path).map_err(|e| FileError::io("read", path, e))?;
+    // Without O_NONBLOCK the opening of a pipe would wait for a writer.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|e| FileError::io("read", path, e))?;
     let found = file
         .metadata()
         .map_err(|e| FileError::io("look at", path, e))?;
+    if !found.is_file() {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+        return Err(FileError::io("read", path, error));
+    }
     let mode = found.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(FileError::Exposed {
@@ -218,6 +227,15 @@ fn sync_parent(path: &Path) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipe_is_no_private_file_and_nobody_waits_for_its_writer() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("key");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).expect("a writable directory");
+        let refused = read_private(&path, 10).expect_err("a pipe").to_string();
+        assert!(refused.contains("not a regular file"), "{refused}");
+    }
 
     #[test]
     fn a_directory_that_others_can_look_into_is_refused_with_the_remedy() {

@@ -66,7 +66,7 @@ async fn bodies_that_are_too_large_too_deep_or_garbage_are_refused_in_one_line()
             .into_bytes(),
         good.replace("\"protocol\":1", "\"protocol\":\"1\"")
             .into_bytes(),
-        good[..good.len() - 1].as_bytes().to_vec(),
+        good.as_bytes()[..good.len() - 1].to_vec(),
         good.replace("payload\":\"", "payload\":\"\\u0000")
             .into_bytes(),
         format!(

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
 
 /// The command failed with this code and one line that has all these words in it.
-fn assert_refused(ended: &Ended, code: i32, words: &[&str]) {
+pub(crate) fn assert_refused(ended: &Ended, code: i32, words: &[&str]) {
     assert_eq!(
         (ended.code, ended.stderr.trim_end().lines().count()),
         (code, 1),

@@ -8,4 +8,5 @@ mod query;
 mod adversary;
 mod bad_input;
 mod four_hosts;
+mod machine;
 mod restart;

@@ -87,6 +87,8 @@ enum Health {
     Good,
     Failed {
         at: Instant,
+        /// What was in the way.
+        error: StoreError,
         /// Memory may still hold what the disk does not.
         ahead: bool,
     },
@@ -381,6 +383,7 @@ impl Hub {
                 let reloaded = self.write().load(&mut *writer.store);
                 writer.health = Health::Failed {
                     at: Instant::now(),
+                    error: error.clone(),
                     ahead: reloaded.is_err(),
                 };
                 return Err(fault(error));
@@ -439,18 +442,17 @@ impl Hub {
 
     /// After a write that failed: waits a little, then finds out whether the store can be written again.
     fn recover(&self, writer: &mut Writer) -> Result<(), StoreError> {
-        let Health::Failed { at, ahead } = writer.health else {
+        let Health::Failed { at, error, ahead } = &writer.health else {
             return Ok(());
         };
         if at.elapsed() < PAUSE_AFTER_FAILURE {
-            return Err(StoreError::Failed(
-                "the last write failed, look at the coordinator's log; try again in some seconds"
-                    .into(),
-            ));
+            return Err(error.clone());
         }
+        let ahead = *ahead;
         if let Err(error) = writer.store.put(&[]) {
             writer.health = Health::Failed {
                 at: Instant::now(),
+                error: error.clone(),
                 ahead,
             };
             return Err(error);

@@ -104,7 +104,7 @@ pub struct Admitted {
 }
 
 /// Why a store does not do as asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The token has admitted as many nodes as it may.
     #[error(

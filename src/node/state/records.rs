@@ -26,6 +26,8 @@ pub struct RecordLog {
     path: PathBuf,
     file: File,
     lines: usize,
+    /// Whether all that was appended is there.
+    whole: bool,
 }
 
 /// What came back from disk.
@@ -91,6 +93,7 @@ impl RecordLog {
             path: path.to_owned(),
             file,
             lines,
+            whole: true,
         };
         // A line cut off in the middle would swallow the next one appended.
         if !whole || loaded.damaged > 0 {
@@ -99,12 +102,20 @@ impl RecordLog {
         Ok((log, loaded))
     }
 
+    /// Whether all that was appended is on disk. Once it is not, the next [`RecordLog::append`] that succeeds makes
+    /// it whole.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
     /// Appends records and waits for the disk; `ledger` holds them already.
     ///
     /// # Errors
-    /// The disk refuses; what was there before stays whole.
+    /// The disk refuses; what was there before stays as it was.
     pub fn append(&mut self, envelopes: &[Envelope], ledger: &Ledger) -> Result<(), FileError> {
-        if self.lines + envelopes.len() > ledger.len() * 3 + SLACK_LINES {
+        if !self.whole || self.lines + envelopes.len() > ledger.len() * 3 + SLACK_LINES {
+            self.whole = false;
             return self.rewrite(ledger);
         }
         let (text, lines) = lines_of(envelopes.iter());
@@ -117,6 +128,7 @@ impl RecordLog {
             if let Ok(length) = before {
                 let _ = self.file.set_len(length);
             }
+            self.whole = false;
             return Err(FileError::io("write", &self.path, error));
         }
         self.lines += lines;
@@ -131,6 +143,7 @@ impl RecordLog {
             .open(&self.path)
             .map_err(|error| FileError::io("open", &self.path, error))?;
         self.lines = lines;
+        self.whole = true;
         Ok(())
     }
 }

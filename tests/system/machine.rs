@@ -1,0 +1,370 @@
+//! Machines in a bad state: no TUN, no rights, a full disk, a wrong clock, a kill at the worst moment. Nothing is lost.
+
+use std::os::unix::fs::chown;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::bad_input::assert_refused;
+use crate::mesh::{Ended, Mesh, SOCKET, run, write};
+
+/// Puts an empty file system of `octets` over a directory of a node.
+fn cover(mesh: &Mesh, n: usize, path: &str, octets: &str) {
+    let pid = mesh.nodes[n].host.pid().to_string();
+    let done = Command::new("nsenter")
+        .args(["-t", &pid, "-m", "mount", "-t", "tmpfs", "-o"])
+        .arg(format!("mode=700,size={octets}"))
+        .args(["none", path])
+        .status();
+    assert!(done.is_ok_and(|status| status.success()));
+}
+
+fn fill(directory: &Path) {
+    let file = directory.join("ballast");
+    // Until nothing more goes in.
+    let _ = std::fs::write(&file, vec![0; 4 << 20]);
+    let _ = std::fs::write(directory.join("more"), vec![0; 4096]);
+}
+
+fn empty(directory: &Path) {
+    for name in ["ballast", "more"] {
+        let _ = std::fs::remove_file(directory.join(name));
+    }
+}
+
+#[test]
+fn a_machine_without_tun_is_told_how_to_get_it() {
+    let Some(mesh) = Mesh::start(1) else { return };
+    let token = mesh.token(&[]);
+    cover(&mesh, 0, "/dev/net", "64k");
+    assert_refused(
+        &mesh.on(0, &["join", &token]),
+        78,
+        &["/dev/net/tun", "modprobe tun"],
+    );
+    let pid = mesh.nodes[0].host.pid().to_string();
+    let uncovered = Command::new("nsenter")
+        .args(["-t", &pid, "-m", "umount", "/dev/net"])
+        .status();
+    assert!(uncovered.is_ok_and(|status| status.success()));
+    assert_eq!(mesh.on(0, &["join", &token]).code, 0);
+}
+
+#[test]
+fn a_meshd_without_rights_says_which_it_needs() {
+    let Some(mut mesh) = Mesh::start(1) else {
+        return;
+    };
+    let token = mesh.token(&[]);
+    mesh.kill_node(0);
+    let host = &mesh.nodes[0].host;
+    let home = host.path("/run/nobody");
+    std::fs::create_dir(&home).expect("the host's own file system");
+    chown(&home, Some(65_534), Some(65_534)).expect("root");
+    // The build directory may be closed to others.
+    let program = home.join("meshd");
+    std::fs::copy(env!("CARGO_BIN_EXE_meshd"), &program).expect("it is built");
+    let as_nobody = |arguments: &[&str]| {
+        let mut command = host.command("setpriv").expect("a namespace");
+        command
+            .args([
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                "/run/nobody/meshd",
+            ])
+            .args(arguments);
+        command
+    };
+    let ended = run(&mut as_nobody(&[
+        "--state-dir",
+        "/run/forbidden",
+        "--socket",
+        "/run/nobody/s",
+    ]));
+    assert_refused(&ended, 77, &["/run/forbidden", "root"]);
+
+    let mut command = as_nobody(&[
+        "--state-dir",
+        "/run/nobody/state",
+        "--socket",
+        "/run/nobody/s",
+    ]);
+    let _daemon = host
+        .start(&mut command, &mesh.logs.path().join("nobody"))
+        .expect("a program");
+    let socket = host.path("/run/nobody/s");
+    mesh.wait_until("meshd answers", || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    });
+    assert_refused(
+        &mesh.on(0, &["--socket", "/run/nobody/s", "join", &token]),
+        77,
+        &["CAP_NET_ADMIN"],
+    );
+    mesh.start_node(0);
+    assert_eq!(
+        mesh.on(0, &["join", &token]).code,
+        0,
+        "the token is not lost"
+    );
+}
+
+#[test]
+fn a_full_disk_on_a_node_is_said_and_costs_nothing() {
+    let Some(mut mesh) = Mesh::start(2) else {
+        return;
+    };
+    let token = mesh.token(&["--uses", "2"]);
+    assert_eq!(mesh.on(1, &["join", &token]).code, 0);
+    mesh.kill_node(0);
+    cover(&mesh, 0, "/run/state", "256k");
+    mesh.start_node(0);
+    let directory = mesh.nodes[0].host.path("/run/state");
+    fill(&directory);
+    assert_refused(
+        &mesh.on(0, &["join", &token]),
+        78,
+        &["/run/state", "No space left", "make room"],
+    );
+    empty(&directory);
+    assert_eq!(mesh.on(0, &["join", &token]).code, 0);
+    let add = |port: &str| mesh.on(0, &["service", "add", "web", "--port", port]);
+    assert_eq!(add("80").code, 0);
+    fill(&directory);
+    assert_refused(&add("81"), 78, &["/run/state", "No space left"]);
+    // Others' changes still come in, and are told to be at risk. The last page of a file has some room yet.
+    for n in 0..30 {
+        let name = format!("db-{n}");
+        let ended = mesh.on(1, &["service", "add", &name, "--port", "5432"]);
+        assert_eq!(ended.code, 0);
+    }
+    mesh.wait_until("the node knows of them", || {
+        mesh.on(0, &["resolve", "db-29.svc.mesh"]).code == 0
+    });
+    mesh.wait_until("the full disk is a problem", || {
+        mesh.status(0)
+            .problems
+            .iter()
+            .any(|p| p.why.contains("No space left"))
+    });
+    empty(&directory);
+    assert_eq!(add("82").code, 0);
+    mesh.wait_until("the problem is gone", || {
+        mesh.status(0)
+            .problems
+            .iter()
+            .all(|p| !p.why.contains("No space left"))
+    });
+    mesh.coordinator.take().expect("it runs").kill();
+    mesh.kill_node(0);
+    mesh.start_node(0);
+    mesh.wait_until("all services are there from disk alone", || {
+        let services = mesh.on(0, &["service", "list"]).stdout;
+        services.contains(":82/") && services.matches(":5432/").count() == 30
+    });
+}
+
+#[test]
+fn a_full_disk_at_the_coordinator_is_said_and_passes() {
+    let Some(mut mesh) = Mesh::start(1) else {
+        return;
+    };
+    mesh.coordinator.take().expect("it runs").stop();
+    let pid = mesh.coordinator_host.pid().to_string();
+    let script = "cp -a /run/coordinator /run/kept && mount -t tmpfs -o mode=700,size=1m none /run/coordinator && cp -a /run/kept/. /run/coordinator";
+    let done = Command::new("nsenter")
+        .args(["-t", &pid, "-m", "sh", "-c", script])
+        .status();
+    assert!(done.is_ok_and(|status| status.success()));
+    mesh.start_coordinator();
+    let token = mesh.token(&[]);
+    let directory = mesh.coordinator_host.path("/run/coordinator");
+    fill(&directory);
+    let refused = |ended: &Ended| {
+        assert_ne!(ended.code, 0);
+        assert!(ended.stderr.contains("full"), "{ended:?}");
+    };
+    // What is written fits into space that the store holds already, for a while.
+    let mut full = mesh.admin(&["token", "create"]);
+    for _ in 0..200 {
+        if full.code != 0 {
+            break;
+        }
+        full = mesh.admin(&["token", "create"]);
+    }
+    refused(&full);
+    refused(&mesh.on(0, &["join", &token]));
+    assert_eq!(mesh.admin(&["token", "list"]).code, 0, "reads go on");
+    empty(&directory);
+    mesh.wait_until("the coordinator writes again", || {
+        mesh.admin(&["token", "create"]).code == 0
+    });
+    assert_eq!(mesh.on(0, &["join", &token]).code, 0);
+}
+
+#[test]
+fn a_clock_that_is_an_hour_off_is_named_where_it_matters() {
+    if Command::new("faketime").arg("--version").output().is_err() {
+        eprintln!("skipped: faketime is not installed");
+        return;
+    }
+    let Some(mut mesh) = Mesh::start(3) else {
+        return;
+    };
+    let short = mesh.token(&["--ttl", "50m"]);
+    let long = mesh.token(&["--ttl", "3h", "--uses", "3"]);
+    for (n, offset) in ["+1h", "-1h"].into_iter().enumerate() {
+        mesh.kill_node(n);
+        let host = &mesh.nodes[n].host;
+        let mut command = host.command("faketime").expect("a namespace");
+        command.args([
+            "-f",
+            offset,
+            env!("CARGO_BIN_EXE_meshd"),
+            "--state-dir",
+            "/run/state",
+            "--socket",
+            SOCKET,
+        ]);
+        let daemon = host.start(&mut command, &mesh.log(n)).expect("a program");
+        mesh.nodes[n].daemon = Some(daemon);
+        let socket = mesh.nodes[n].host.path(SOCKET);
+        mesh.wait_until("meshd answers", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+    }
+    assert_refused(
+        &mesh.on(0, &["join", &short]),
+        78,
+        &["clock is 60 min ahead", "timesyncd"],
+    );
+    for n in 0..3 {
+        let ended = mesh.on(n, &["join", &long]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+    mesh.wait_until("all nodes reach each other", || {
+        (0..3).all(|n| mesh.reaches(n) == 2)
+    });
+}
+
+#[test]
+fn a_join_that_is_killed_half_way_is_done_again_with_the_same_token() {
+    let Some(mut mesh) = Mesh::start(1) else {
+        return;
+    };
+    for delay in [0, 1, 2, 4, 6, 8, 11, 15, 20, 40, 80] {
+        let token = mesh.token(&[]);
+        std::thread::scope(|scope| {
+            let joining = scope.spawn(|| mesh.on(0, &["join", &token]));
+            std::thread::sleep(Duration::from_millis(delay));
+            let pid = mesh.nodes[0].daemon.as_ref().expect("it runs").pid();
+            nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid")),
+                nix::sys::signal::Signal::SIGKILL,
+            )
+            .expect("ours");
+            joining.join().expect("no panic")
+        });
+        mesh.kill_node(0);
+        mesh.start_node(0);
+        let ended = mesh.on(0, &["join", &token]);
+        let joined_before = ended.code == 1 && ended.stderr.contains("already");
+        assert!(
+            ended.code == 0 || joined_before,
+            "after {delay} ms: {ended:?}"
+        );
+        mesh.wait_until("the node is up", || {
+            mesh.on(0, &["status", "--check", "ready"]).code == 0
+        });
+        assert_eq!(mesh.on(0, &["leave"]).code, 0);
+        let nodes = mesh.admin(&["node", "list"]).stdout;
+        assert_eq!(nodes.matches("\nn1").count(), 1, "{nodes}");
+        let removed = mesh.admin(&["node", "remove", "n1"]);
+        assert_eq!(removed.code, 0, "{removed:?}");
+    }
+}
+
+#[test]
+fn garbage_from_the_network_changes_nothing() {
+    let Some(mesh) = Mesh::joined(2) else { return };
+    let target = mesh.nodes[0].host.v4();
+    let (v4, _) = mesh.addresses(0);
+    mesh.nodes[1]
+        .host
+        .inside(|| {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            let mut state = 1u64;
+            let mut random = || {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as u8
+            };
+            for length in (0..1500).chain([9000, 65_000]) {
+                for first in [1, 2, 3, 4, random()] {
+                    let mut datagram: Vec<u8> = (0..length).map(|_| random()).collect();
+                    if let [kind, a, b, c, ..] = &mut datagram[..] {
+                        (*kind, *a, *b, *c) = (first, 0, 0, 0);
+                    }
+                    let _ = socket.send_to(&datagram, (target, 51_820));
+                    let _ = socket.send_to(&datagram, (v4, 53));
+                }
+            }
+        })
+        .expect("a namespace");
+    assert!(mesh.pings(1, &v4.to_string()));
+    assert_eq!(mesh.on(0, &["resolve", "n2.node.mesh"]).code, 0);
+    assert_eq!(mesh.reaches(0), 1);
+}
+
+#[test]
+fn what_is_no_request_on_the_local_sockets_is_refused() {
+    use std::io::{Read as _, Write as _};
+    let Some(mesh) = Mesh::joined(1) else { return };
+    let deep = "[".repeat(200_000);
+    let large = "x".repeat(2 << 20);
+    for socket in [
+        mesh.nodes[0].host.path(SOCKET),
+        mesh.coordinator_host.path("/run/admin.sock"),
+    ] {
+        for (path, body) in [
+            ("/v1/services", deep.as_str()),
+            ("/v1/records", deep.as_str()),
+            ("/v1/join", large.as_str()),
+            ("/v1/services", "{\"name\":1}"),
+            ("/nothing", ""),
+        ] {
+            let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("it runs");
+            stream
+                .set_read_timeout(Some(Duration::from_secs(20)))
+                .expect("a socket");
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            let _ = stream.write_all(head.as_bytes());
+            let _ = stream.write_all(body.as_bytes());
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            let answer = String::from_utf8_lossy(&answer).into_owned();
+            assert!(answer.starts_with("HTTP/1.1 4"), "{path}: {answer}");
+        }
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("it runs");
+        let _ = stream.write_all(&[0; 100_000]);
+    }
+    assert_eq!(mesh.on(0, &["status", "--check", "ready"]).code, 0);
+    assert_eq!(mesh.admin(&["node", "list"]).code, 0);
+    let file = write(
+        &mesh.nodes[0].host,
+        "/run/meshd.toml",
+        "[[service]]\nname = \"a.b\"\nport = 0\n",
+    );
+    let mut command = mesh.nodes[0]
+        .host
+        .command(env!("CARGO_BIN_EXE_meshd"))
+        .expect("a namespace");
+    let ended = run(command.args(["--config", &file, "--check-config"]));
+    assert_eq!(ended.code, 78);
+    assert!(ended.stderr.contains("a.b"), "{ended:?}");
+}
