@@ -119,6 +119,13 @@ impl Agent {
         }
     }
 
+    /// Takes back what another program was told.
+    pub(super) async fn say_farewell(&mut self) {
+        if let Phase::Up(mesh, _) = &mut self.phase {
+            mesh.say_farewell().await;
+        }
+    }
+
     fn with_mesh(&mut self, act: impl FnOnce(&mut Mesh)) {
         if let Phase::Up(mesh, _) = &mut self.phase {
             act(mesh);
@@ -188,6 +195,9 @@ impl Agent {
                 registry.set_drained(&name, drained).map_err(refused)?;
                 Ok(name)
             }),
+            Command::Checkup(reply) => {
+                let _ = reply.send(self.mesh().map(|mesh| report::checkup(mesh)));
+            }
             Command::Ping(ping, reply) => match self.mesh() {
                 Ok(mesh) => report::ping(mesh, &ping, reply),
                 Err(error) => drop(reply.send(Err(error))),
@@ -325,6 +335,7 @@ impl Agent {
         if let Some(word) = mesh.withdraw() {
             let _ = timeout(PUBLISH_WAIT, wait_for_word(word, &mut self.phase)).await;
         }
+        self.say_farewell().await;
         self.phase = Phase::Unjoined;
         self.dir.clear();
         tracing::info!("left the mesh");

@@ -28,6 +28,9 @@ pub struct Arguments {
     /// Where meshctl connects [default: /run/meshd/meshd.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Put /etc/resolv.conf back as it was before meshd (`[dns] manage_resolv_conf`), and exit
+    #[arg(long)]
+    pub restore_resolv_conf: bool,
     /// Say whether the configuration is right, and exit
     #[arg(long)]
     pub check_config: bool,
@@ -226,6 +229,12 @@ pub struct Config {
     pub dns: bool,
     /// More addresses to answer at.
     pub dns_listen: Vec<IpAddr>,
+    /// Whether systemd-resolved is told of the mesh, where there is one.
+    pub split_dns: bool,
+    /// Whether it is a problem if there is none.
+    pub require_resolved: bool,
+    /// Whether /etc/resolv.conf is kept by meshd.
+    pub manage_resolv_conf: bool,
     /// Resolvers for other names; empty: the host's.
     pub upstreams: Vec<SocketAddr>,
     /// What is answered when nothing is usable.
@@ -288,13 +297,20 @@ impl Config {
         if file.docker.enabled == Enabled::Yes {
             not_yet.push("[docker] enabled = true: containers are not adopted by this version");
         }
-        if file.dns.split_dns == SplitDns::Resolved {
-            not_yet.push("[dns] split_dns = \"systemd-resolved\": this version does not configure systemd-resolved");
-        }
-        if file.dns.manage_resolv_conf {
-            not_yet.push(
-                "[dns] manage_resolv_conf = true: this version does not edit /etc/resolv.conf",
-            );
+        let needs_dns = [
+            (
+                file.dns.split_dns == SplitDns::Resolved,
+                "split_dns = \"systemd-resolved\"",
+            ),
+            (file.dns.manage_resolv_conf, "manage_resolv_conf = true"),
+        ];
+        for (_, key) in needs_dns
+            .iter()
+            .filter(|(set, _)| *set && !file.dns.enabled)
+        {
+            wrong.push(format!(
+                "[dns] {key} sends names to meshd, which does not answer with enabled = false"
+            ));
         }
         Self {
             state_dir: arguments
@@ -314,6 +330,9 @@ impl Config {
             token_file: file.join.token_file,
             dns: file.dns.enabled,
             dns_listen: file.dns.listen,
+            split_dns: file.dns.split_dns != SplitDns::None,
+            require_resolved: file.dns.split_dns == SplitDns::Resolved,
+            manage_resolv_conf: file.dns.manage_resolv_conf,
             upstreams: file
                 .dns
                 .upstreams
