@@ -479,6 +479,20 @@ mod tests {
     }
 
     #[test]
+    fn names_are_not_sent_to_a_resolver_that_is_off() {
+        for key in [
+            "manage_resolv_conf = true",
+            "split_dns = \"systemd-resolved\"",
+        ] {
+            let error = load(&format!("[dns]\nenabled = false\n{key}\n"))
+                .expect_err("a contradiction")
+                .to_string();
+            assert!(error.contains(key), "{error}");
+            load(&format!("[dns]\n{key}\n")).expect("with the resolver it is fine");
+        }
+    }
+
+    #[test]
     fn the_same_service_twice_is_refused() {
         let twice = "[[service]]\nname = \"web\"\nport = 80\n".repeat(2);
         assert!(

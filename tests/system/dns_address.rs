@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
-use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::{RData, Record, RecordType};
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use meshd::lab::Host;
+use meshd::tunnel::{Drop, Here, Local, PeerConfig, Taken, Tunnel, TunnelConfig};
+use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::mesh::{Mesh, write};
+use crate::mesh::{Mesh, world, write};
 use crate::query::{Answer, ask};
 
 const ADDRESS: &str = "10.210.0.53";
@@ -51,6 +53,13 @@ fn make_hostile(mesh: &Mesh, n: usize) -> (UdpSocket, TcpListener) {
     })
     .map(|(udp, tcp)| (udp.expect("a free port"), tcp.expect("a free port")))
     .expect("a namespace")
+}
+
+fn query(id: u16, name: &str) -> Vec<u8> {
+    let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+    let name = Name::from_ascii(name).expect("a literal");
+    message.add_query(Query::query(name, RecordType::A));
+    message.to_vec().expect("a small message")
 }
 
 fn found(data: &[String]) -> Option<Answer> {
@@ -164,18 +173,6 @@ fn names_are_answered_at_the_dns_address_whatever_is_on_the_machine() {
 fn many_queries_at_once_are_answered_at_the_dns_address() {
     let Some(mesh) = Mesh::joined(1) else { return };
     let host = &mesh.nodes[0].host;
-    let query = |id: u16| {
-        let mut message = Message::new(
-            id,
-            hickory_proto::op::MessageType::Query,
-            hickory_proto::op::OpCode::Query,
-        );
-        message.add_query(hickory_proto::op::Query::query(
-            hickory_proto::rr::Name::from_ascii("n1.node.mesh.").expect("a literal"),
-            RecordType::A,
-        ));
-        message.to_vec().expect("a small message")
-    };
     const COUNT: u16 = 20_000;
     let (answered, elapsed) = host
         .inside(|| {
@@ -190,7 +187,7 @@ fn many_queries_at_once_are_answered_at_the_dns_address() {
             // So many under way that none is lost in a queue.
             for ids in (0..COUNT).collect::<Vec<_>>().chunks(16) {
                 for id in ids {
-                    socket.send(&query(*id)).expect("a route");
+                    socket.send(&query(*id, "n1.node.mesh.")).expect("a route");
                 }
                 for _ in ids {
                     answered += u32::from(socket.recv(&mut buffer).is_ok_and(|length| length > 12));
@@ -205,4 +202,128 @@ fn many_queries_at_once_are_answered_at_the_dns_address() {
         f64::from(answered) / elapsed.as_secs_f64()
     );
     assert_eq!(answered, u32::from(COUNT));
+}
+
+#[test]
+fn queries_sent_ahead_over_tcp_are_answered_in_order() {
+    use std::io::{Read as _, Write as _};
+    let Some(mesh) = Mesh::joined(1) else { return };
+    let names = ["n1.node.mesh.", "never.svc.mesh.", "mesh."];
+    let mut sent = Vec::new();
+    for (id, name) in names.iter().enumerate() {
+        let octets = query(id as u16, name);
+        sent.extend((octets.len() as u16).to_be_bytes());
+        sent.extend(octets);
+    }
+    let ids: Vec<u16> = mesh.nodes[0]
+        .host
+        .inside(|| {
+            let mut stream = std::net::TcpStream::connect((ADDRESS, 53)).expect("the DNS address");
+            stream
+                .set_read_timeout(Some(std::time::Duration::from_secs(10)))
+                .expect("a socket");
+            // In pieces that have nothing to do with the queries.
+            for piece in sent.chunks(7) {
+                stream.write_all(piece).expect("a connection");
+            }
+            stream
+                .shutdown(std::net::Shutdown::Write)
+                .expect("a connection");
+            let mut replies = Vec::new();
+            stream
+                .read_to_end(&mut replies)
+                .expect("it is closed in order");
+            let mut ids = Vec::new();
+            let mut rest = &replies[..];
+            while let [a, b, tail @ ..] = rest {
+                let (reply, after) = tail.split_at(usize::from(u16::from_be_bytes([*a, *b])));
+                ids.push(Message::from_vec(reply).expect("a reply").metadata.id);
+                rest = after;
+            }
+            ids
+        })
+        .expect("a namespace");
+    assert_eq!(ids, [0, 1, 2]);
+}
+
+struct Shout;
+
+impl Local for Shout {
+    fn datagram(&self, _: SocketAddr, _: SocketAddr, payload: &[u8]) -> Taken {
+        Taken::Reply(payload.to_ascii_uppercase())
+    }
+
+    fn segment(&self, _: IpAddr, _: &[u8]) -> Taken {
+        Taken::Refused
+    }
+}
+
+#[test]
+fn a_peer_gets_no_answer_at_an_address_that_every_node_answers_for_itself() {
+    let Some(world) = world() else { return };
+    let hosts = ["a", "b"].map(|name| world.host(name).expect("a namespace"));
+    let keys = [[1; 32], [2; 32]].map(StaticSecret::from);
+    let tunnels = [0, 1].map(|n| {
+        let (host, other) = (&hosts[n], 1 - n);
+        let config = TunnelConfig {
+            interface: "mesh0".into(),
+            mtu: 1420,
+            listen_port: 51_820,
+            private_key: Some(keys[n].clone()),
+        };
+        let tunnel = host
+            .inside(|| Tunnel::start(config))
+            .expect("a namespace")
+            .expect("a tunnel");
+        // The other end is said to own all: what it sends to, and what it sends from.
+        tunnel.set_peers(vec![PeerConfig {
+            public_key: PublicKey::from(&keys[other]).to_bytes(),
+            preshared_key: None,
+            endpoint: Some(SocketAddr::new(hosts[other].v4().into(), 51_820)),
+            allowed_ips: vec!["10.99.0.0/16".parse().expect("a literal")],
+            persistent_keepalive: None,
+        }]);
+        for arguments in [
+            format!("address add 10.99.{}.1/16 dev mesh0", n + 1),
+            "link set mesh0 up".into(),
+        ] {
+            let mut ip = host.command("ip").expect("a namespace");
+            let done = ip.args(arguments.split(' ')).status();
+            assert!(done.is_ok_and(|status| status.success()), "{arguments}");
+        }
+        tunnel
+    });
+    let [answering, _asking] = &tunnels;
+    answering.set_peers(vec![PeerConfig {
+        public_key: PublicKey::from(&keys[1]).to_bytes(),
+        preshared_key: None,
+        endpoint: None,
+        allowed_ips: vec!["10.99.2.0/24".parse().expect("a literal")],
+        persistent_keepalive: None,
+    }]);
+    answering.set_here(Some(Here {
+        addresses: vec!["10.99.0.53".parse().expect("a literal")],
+        local: std::sync::Arc::new(Shout),
+    }));
+    let shout = |host: &Host, to: &str| {
+        host.inside(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            socket
+                .set_read_timeout(Some(std::time::Duration::from_secs(2)))
+                .expect("a socket");
+            socket.send_to(b"hello", (to, 53)).expect("a route");
+            let mut buffer = [0; 100];
+            socket
+                .recv_from(&mut buffer)
+                .ok()
+                .map(|(length, _)| buffer[..length].to_vec())
+        })
+        .expect("a namespace")
+    };
+    assert_eq!(
+        shout(&hosts[0], "10.99.0.53").as_deref(),
+        Some(&b"HELLO"[..])
+    );
+    assert_eq!(shout(&hosts[1], "10.99.0.53"), None);
+    assert!(answering.counters().of(Drop::ForeignDestination) > 0);
 }

@@ -1,6 +1,8 @@
 //! The host's own lookups: /etc/resolv.conf in meshd's hands, systemd-resolved told over D-Bus, and what a doctor says.
 
+use std::io::{Read as _, Write as _};
 use std::net::UdpSocket;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -8,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use hickory_proto::op::Message;
 use hickory_proto::rr::{RData, Record, RecordType};
 use meshd::lab::Host;
+use meshd::wire::local::{Checkup, Inside, NetworkKind};
 
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
 
@@ -47,7 +50,9 @@ fn own_etc(mesh: &Mesh, n: usize, resolv_conf: &str) {
         .spawn()
         .expect("nsenter");
     let mut input = child.stdin.take().expect("piped");
-    std::io::Write::write_all(&mut input, resolv_conf.as_bytes()).expect("the shell reads");
+    input
+        .write_all(resolv_conf.as_bytes())
+        .expect("the shell reads");
     drop(input);
     assert!(child.wait().expect("it ends").success());
 }
@@ -167,8 +172,67 @@ fn a_doctor_says_what_to_mend_on_a_host_that_asks_elsewhere() {
     ] {
         assert!(doctor.stdout.contains(part), "{part}: {doctor:?}");
     }
-    own_etc(&mesh, 0, "nameserver 10.210.0.53\n");
+    let path = mesh.nodes[0].host.path("/run/etc/resolv.conf");
+    std::fs::write(path, "nameserver 10.210.0.53\n").expect("ours");
     assert_eq!(mesh.on(0, &["doctor"]).code, 0);
+}
+
+/// Answers every request with `checkup`, as a meshd does that has found containers.
+fn stand_in(host: &Host, path: &str, checkup: &Checkup) {
+    let listener = UnixListener::bind(host.path(path)).expect("the host's own file system");
+    let body = serde_json::to_string(checkup).expect("plain values");
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+}
+
+#[test]
+fn a_doctor_looks_inside_a_containers_network_by_its_own_resolv_conf() {
+    let Some(mut mesh) = Mesh::joined(2) else {
+        return;
+    };
+    own_etc(&mesh, 0, "nameserver 10.210.0.53\n");
+    // The second host is the container: its own network, where the same address is somebody else's.
+    own_etc(&mesh, 1, "nameserver 10.210.0.53\n");
+    let checkup = Checkup {
+        schema: 1,
+        name: "n1.node.mesh".into(),
+        expected: mesh.addresses(0).0,
+        dns: Some("10.210.0.53".parse().expect("a literal")),
+        split_dns: "none".into(),
+        containers: vec![Inside {
+            name: "web".into(),
+            network: "shop_default".into(),
+            kind: NetworkKind::User,
+            pid: mesh.nodes[1].host.pid(),
+        }],
+    };
+    stand_in(&mesh.nodes[0].host, "/run/doctor.sock", &checkup);
+    let doctor = |mesh: &Mesh| mesh.on(0, &["--socket", "/run/doctor.sock", "doctor"]);
+    let well = doctor(&mesh);
+    assert_eq!(well.code, 0, "{well:?}");
+    assert!(
+        well.stdout
+            .contains("container web (network shop_default): n1.node.mesh resolves"),
+        "{well:?}"
+    );
+    mesh.kill_node(1);
+    let ill = doctor(&mesh);
+    assert_eq!(ill.code, 2, "{ill:?}");
+    for part in [
+        "host: n1.node.mesh resolves",
+        "container web (network shop_default): n1.node.mesh does not resolve",
+        "the DNS address 10.210.0.53 does not answer to web",
+    ] {
+        assert!(ill.stdout.contains(part), "{part}: {ill:?}");
+    }
 }
 
 /// What was asked of a resolved that only writes down.
