@@ -37,7 +37,7 @@ fn reverse_v4(mesh: &MeshAddresses) -> Option<String> {
         .rev()
         .map(ToString::to_string)
         .collect();
-    (length % 8 == 0 && length > 0).then(|| format!("{}.in-addr.arpa", labels.join(".")))
+    (length > 0 && length.is_multiple_of(8)).then(|| format!("{}.in-addr.arpa", labels.join(".")))
 }
 
 fn reverse_v6(mesh: &MeshAddresses) -> Option<String> {
@@ -47,7 +47,7 @@ fn reverse_v6(mesh: &MeshAddresses) -> Option<String> {
         .rev()
         .map(|at| format!("{:x}", (bits >> (124 - at * 4)) & 15))
         .collect();
-    (length % 4 == 0 && length > 0).then(|| format!("{}.ip6.arpa", labels.join(".")))
+    (length > 0 && length.is_multiple_of(4)).then(|| format!("{}.ip6.arpa", labels.join(".")))
 }
 
 #[cfg(test)]
