@@ -246,6 +246,53 @@ fn queries_sent_ahead_over_tcp_are_answered_in_order() {
     assert_eq!(ids, [0, 1, 2]);
 }
 
+#[test]
+fn containers_are_answered_and_neighbours_on_the_lan_are_not() {
+    let Some(mesh) = Mesh::start(2) else { return };
+    // The second host is a container: a port of the first one's bridge.
+    let container = mesh.nodes[1].host.pid().to_string();
+    let on = |host: &Host, arguments: &str| {
+        let mut ip = host.command("ip").expect("a namespace");
+        let done = ip.args(arguments.split(' ')).status();
+        assert!(done.is_ok_and(|status| status.success()), "{arguments}");
+    };
+    let [host, inside] = [&mesh.nodes[0].host, &mesh.nodes[1].host];
+    for arguments in [
+        "link add docker0 type bridge",
+        "address add 172.17.0.1/16 dev docker0",
+        "link set docker0 up",
+        "link add v0 type veth peer name ct0",
+        "link set v0 master docker0 up",
+        &format!("link set ct0 netns {container}"),
+    ] {
+        on(host, arguments);
+    }
+    for arguments in [
+        "address add 172.17.0.2/16 dev ct0",
+        "link set ct0 up",
+        "route add 10.210.0.0/16 via 172.17.0.1",
+    ] {
+        on(inside, arguments);
+    }
+    host.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))
+        .expect("a namespace")
+        .expect("root");
+    let neighbour = &mesh.coordinator_host;
+    on(
+        neighbour,
+        &format!("route add 10.210.0.0/16 via {}", host.v4()),
+    );
+    let token = mesh.token(&[]);
+    assert_eq!(mesh.on(0, &["join", &token]).code, 0);
+    let own = mesh.addresses(0).0.to_string();
+    let address = ADDRESS.parse().expect("a literal");
+    for tcp in [false, true] {
+        let ask = |from: &Host| ask(from, address, "n1.node.mesh.", RecordType::A, tcp);
+        assert_eq!(ask(inside), found(&[own.clone()]), "tcp: {tcp}");
+        assert_eq!(ask(neighbour), None, "tcp: {tcp}");
+    }
+}
+
 struct Shout;
 
 impl Local for Shout {
