@@ -288,7 +288,7 @@ fn containers_are_answered_and_neighbours_on_the_lan_are_not() {
     let address = ADDRESS.parse().expect("a literal");
     for tcp in [false, true] {
         let ask = |from: &Host| ask(from, address, "n1.node.mesh.", RecordType::A, tcp);
-        assert_eq!(ask(inside), found(&[own.clone()]), "tcp: {tcp}");
+        assert_eq!(ask(inside), found(std::slice::from_ref(&own)), "tcp: {tcp}");
         assert_eq!(ask(neighbour), None, "tcp: {tcp}");
     }
 }
