@@ -57,6 +57,7 @@ const SHELLS: &[&str] = &[
     "tunnel/tun.rs",
     "tunnel/udp.rs",
     "tunnel/uapi/server.rs",
+    "dns/datagrams.rs",
     "dns/inside.rs",
     "dns/resolver.rs",
     "dns/server.rs",

@@ -6,7 +6,8 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-use super::zone::{Entry, NEGATIVE_TTL, TTL, Zone, ZoneInstance};
+use super::choice::{Found, Order, find};
+use super::zone::{NEGATIVE_TTL, TTL, Zone};
 
 /// What to do with a question.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,13 +49,14 @@ pub fn answer(zone: &Zone, name: &Name, record_type: RecordType, entropy: u64) -
     match place(zone, name) {
         Place::Other => Verdict::Forward,
         Place::Reverse(address) => Verdict::Answer(reverse(zone, name, record_type, address)),
-        Place::Mesh(relative) => Verdict::Answer(match zone.find(&relative) {
-            Some(entry) => Responder {
+        Place::Mesh(relative) => Verdict::Answer(match find(zone, &relative) {
+            Some(found) => Responder {
                 zone,
                 name,
+                found,
                 entropy,
             }
-            .existing(entry, record_type, &relative),
+            .existing(record_type, &relative),
             None => negative(ResponseCode::NXDomain, soa(zone, &relative)),
         }),
     }
@@ -63,25 +65,19 @@ pub fn answer(zone: &Zone, name: &Name, record_type: RecordType, entropy: u64) -
 struct Responder<'a> {
     zone: &'a Zone,
     name: &'a Name,
+    found: Found<'a>,
     entropy: u64,
 }
 
 impl Responder<'_> {
-    fn existing(&self, entry: &Entry, record_type: RecordType, relative: &str) -> Answer {
+    fn existing(&self, record_type: RecordType, relative: &str) -> Answer {
+        let entry = self.found.entry;
         let mut additional = Vec::new();
         let answers: Vec<RData> = match record_type {
-            RecordType::A => self.addresses(
-                entry,
-                |i| i.v4.iter().map(|a| RData::A(A(*a))).collect(),
-                |a| matches!(a, IpAddr::V4(_)),
-            ),
-            RecordType::AAAA => self.addresses(
-                entry,
-                |i| i.v6.iter().map(|a| RData::AAAA(AAAA(*a))).collect(),
-                |a| matches!(a, IpAddr::V6(_)),
-            ),
-            RecordType::SRV if entry.has_srv => self.services(entry, &mut additional),
-            RecordType::TXT => self.texts(entry),
+            RecordType::A => self.addresses(IpAddr::is_ipv4),
+            RecordType::AAAA => self.addresses(IpAddr::is_ipv6),
+            RecordType::SRV if entry.has_srv => self.services(&mut additional),
+            RecordType::TXT if entry.has_addresses => self.texts(),
             RecordType::SOA if entry.apex => vec![soa_data(self.zone)],
             RecordType::NS if entry.apex => absolute(self.zone, "ns")
                 .map(|n| RData::NS(NS(n)))
@@ -106,43 +102,31 @@ impl Responder<'_> {
         }
     }
 
-    fn addresses(
-        &self,
-        entry: &Entry,
-        of: impl Fn(&ZoneInstance) -> Vec<RData>,
-        family: impl Fn(&IpAddr) -> bool,
-    ) -> Vec<RData> {
-        let mut data: Vec<RData> = Vec::new();
-        if entry.has_addresses {
-            for instance in self.shuffled(entry) {
-                for address in of(instance) {
-                    // Several instances of one host share its address.
-                    if !data.contains(&address) {
-                        data.push(address);
-                    }
-                }
-            }
-        }
-        data.extend(
-            entry
-                .addresses
-                .iter()
-                .filter(|a| family(a))
-                .map(|a| address_data(*a)),
-        );
+    fn addresses(&self, of_family: fn(&IpAddr) -> bool) -> Vec<RData> {
+        let mut data = Vec::new();
+        self.zone
+            .each_address(self.found, self.entropy, of_family, |address| {
+                data.push(address_data(address));
+                true
+            });
         data
     }
 
-    fn services(&self, entry: &Entry, additional: &mut Vec<Record>) -> Vec<RData> {
+    fn order(&self) -> Order<'_> {
+        Order::new(self.zone, self.found, self.entropy)
+    }
+
+    fn services(&self, additional: &mut Vec<Record>) -> Vec<RData> {
+        let filter = self.found.entry.port.as_ref();
         let mut data = Vec::new();
-        for instance in self.shuffled(entry) {
+        for instance in self.order() {
             let Some(target) = absolute(self.zone, &instance.name) else {
                 continue;
             };
             for port in instance
                 .ports
                 .iter()
-                .filter(|p| entry.port.as_ref().is_none_or(|filter| filter.matches(p)))
+                .filter(|p| filter.is_none_or(|filter| filter.matches(p)))
             {
                 data.push(RData::SRV(SRV::new(
                     instance.priority,
@@ -161,12 +145,8 @@ impl Responder<'_> {
         data
     }
 
-    fn texts(&self, entry: &Entry) -> Vec<RData> {
-        if !entry.has_addresses {
-            return Vec::new();
-        }
-        self.shuffled(entry)
-            .into_iter()
+    fn texts(&self) -> Vec<RData> {
+        self.order()
             .map(|instance| {
                 let ports = instance
                     .ports
@@ -183,26 +163,6 @@ impl Responder<'_> {
                 ]))
             })
             .collect()
-    }
-
-    /// The instances answered, nearest first, in random order among equals.
-    fn shuffled(&self, entry: &Entry) -> Vec<&ZoneInstance> {
-        let mut instances: Vec<&ZoneInstance> = entry
-            .answered
-            .iter()
-            .filter_map(|i| self.zone.instances.get(*i))
-            .collect();
-        let mut random = self.entropy | 1;
-        for group in instances.chunk_by_mut(|a, b| a.group == b.group) {
-            for last in (1..group.len()).rev() {
-                // xorshift64: the order need not be unpredictable, only even.
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                group.swap(last, (random % (last as u64 + 1)) as usize);
-            }
-        }
-        instances
     }
 }
 
@@ -396,4 +356,4 @@ fn absolute(zone: &Zone, relative: &str) -> Option<Name> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

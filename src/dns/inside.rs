@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::message::{Outcome, Pending, Transport};
-use super::resolver::Resolver;
+use super::message::Transport;
+use super::resolver::{Dealt, Forwarding, Resolver};
 use super::stack::{ConnectionId, Stack};
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
@@ -26,6 +26,8 @@ const FORWARDS: usize = 1024;
 const SEGMENTS: usize = 1024;
 /// Octets between a connection and who answers it, in each direction.
 const PIPE: usize = 8 * 1024;
+/// Octets that most replies fit.
+const REPLY: usize = 256;
 /// Segments taken in before those that are due go out.
 const BATCH: usize = 64;
 
@@ -51,7 +53,7 @@ pub enum Taken {
 }
 
 struct Waiting {
-    pending: Pending,
+    forwarding: Forwarding,
     client: SocketAddr,
     server: SocketAddr,
 }
@@ -118,15 +120,20 @@ impl Inside {
     /// Deals with a datagram, without waiting.
     #[must_use]
     pub fn datagram(&self, client: SocketAddr, server: SocketAddr, payload: &[u8]) -> Taken {
-        if server.port() != PORT || client.port() == 0 || !self.admits(client.ip()) {
+        if server.port() != PORT || client.port() == 0 || self.is_forged(client.ip()) {
             return Taken::Refused;
         }
-        match self.resolver.answer(payload, Transport::Udp) {
-            Outcome::Reply(reply) => Taken::Reply(reply),
-            Outcome::Silence(_) => Taken::Refused,
-            Outcome::Forward(pending) => {
+        let mut reply = Vec::with_capacity(REPLY);
+        let dealt = self
+            .resolver
+            .sit()
+            .answer(payload, client.ip(), Transport::Udp, &mut reply);
+        match dealt {
+            Dealt::Replied => Taken::Reply(reply),
+            Dealt::Silent => Taken::Refused,
+            Dealt::Forward(forwarding) => {
                 let waiting = Waiting {
-                    pending: *pending,
+                    forwarding: *forwarding,
                     client,
                     server,
                 };
@@ -138,7 +145,7 @@ impl Inside {
     /// Deals with a packet that holds a TCP segment, without waiting.
     #[must_use]
     pub fn segment(&self, client: IpAddr, packet: &[u8]) -> Taken {
-        if !self.admits(client) {
+        if self.is_forged(client) || !self.resolver.admits(client) {
             return Taken::Refused;
         }
         self.queued(self.segments.try_send(packet.to_vec()).is_ok())
@@ -148,16 +155,15 @@ impl Inside {
         if queued {
             Taken::Later
         } else {
-            self.resolver.count_overload();
+            self.resolver.count_queue();
             Taken::Overload
         }
     }
 
     /// What comes out of the device is the host's and its containers'. A neighbour's packet that the host forwards has
     /// a source of its own network, or a forged one: of the mesh's, only this node's may be right.
-    fn admits(&self, client: IpAddr) -> bool {
-        let forged = self.mesh.contains(client) && !self.block.contains(client);
-        !forged && self.resolver.admits(client)
+    fn is_forged(&self, client: IpAddr) -> bool {
+        self.mesh.contains(client) && !self.block.contains(client)
     }
 }
 
@@ -183,7 +189,7 @@ async fn forward(
     while let Some(next) = waiting.recv().await {
         let (resolver, device) = (Arc::clone(&resolver), Arc::clone(&device));
         tokio::spawn(async move {
-            let reply = resolver.forward(next.pending).await;
+            let reply = resolver.forward(next.forwarding).await;
             device.datagram(next.server, next.client, &reply);
         });
     }

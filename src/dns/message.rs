@@ -1,6 +1,6 @@
 //! From the octets of a query to the octets of a reply, or to what is to be done about it. Pure.
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 
 use super::answer::{Verdict, answer};
@@ -9,7 +9,7 @@ use super::zone::Zone;
 /// Octets of a UDP reply at most, whatever the client says it takes: what passes every path unsplit (RFC 9715).
 pub const MAX_UDP: u16 = 1232;
 /// Octets of a UDP reply to a client that says nothing (RFC 1035 section 4.2.1).
-const PLAIN_UDP: u16 = 512;
+pub(super) const PLAIN_UDP: u16 = 512;
 /// Octets of a query at most.
 pub const MAX_QUERY: usize = 4096;
 
@@ -64,6 +64,17 @@ pub struct Forwarded {
     pub authority: Vec<Record>,
 }
 
+impl Forwarded {
+    /// Nobody could be asked.
+    #[must_use]
+    pub fn failure() -> Self {
+        Self {
+            code: ResponseCode::ServFail,
+            ..Self::default()
+        }
+    }
+}
+
 /// Deals with the query in `octets`.
 #[must_use]
 pub fn handle(zone: &Zone, octets: &[u8], transport: Transport, entropy: u64) -> Outcome {
@@ -73,13 +84,14 @@ pub fn handle(zone: &Zone, octets: &[u8], transport: Transport, entropy: u64) ->
     if header[2] & 0x80 != 0 {
         return Outcome::Silence(Silence::IsReply);
     }
+    // Whatever else is in it: of an unknown kind of message that is unknown too (RFC 8906 section 8.1.4).
+    if header[2] & 0x78 != 0 {
+        return bare(header, ResponseCode::NotImp);
+    }
     let query = match Message::from_vec(octets) {
         Ok(query) if octets.len() <= MAX_QUERY => query,
         _ => return bare(header, ResponseCode::FormErr),
     };
-    if query.metadata.op_code != OpCode::Query {
-        return bare(header, ResponseCode::NotImp);
-    }
     let [question] = query.queries.as_slice() else {
         return bare(header, ResponseCode::FormErr);
     };
@@ -190,7 +202,9 @@ fn reply(
         let mut edns = Edns::new();
         edns.set_max_payload(MAX_UDP)
             .set_version(0)
-            .set_rcode_high(code.high());
+            .set_rcode_high(code.high())
+            // RFC 3225 section 3: the bit comes back.
+            .set_dnssec_ok(query.edns.as_ref().is_some_and(|e| e.flags().dnssec_ok));
         message.edns = Some(edns);
     }
     let most = match transport {
@@ -271,7 +285,7 @@ mod tests {
     use crate::model::netmap::Netmap;
     use crate::model::record::{MESH_ID, Mesh};
     use crate::model::{Label, MeshAddresses, PublicKey};
-    use hickory_proto::op::Query;
+    use hickory_proto::op::{OpCode, Query};
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -300,6 +314,7 @@ mod tests {
             when_none_usable: Default::default(),
             lingering: &BTreeSet::new(),
             serial: 1,
+            most_addresses: crate::dns::zone::MOST_ADDRESSES,
         })
     }
 

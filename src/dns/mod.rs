@@ -12,8 +12,12 @@
 //! (NXDOMAIN), 8482 (ANY).
 
 pub mod answer;
+mod choice;
+mod datagrams;
 pub mod inside;
+mod limits;
 pub mod message;
+mod plain;
 pub mod resolver;
 pub mod server;
 pub mod upstream;

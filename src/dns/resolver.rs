@@ -5,15 +5,17 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::message::{MAX_QUERY, Outcome, Pending, Transport, handle};
+use super::limits::{Limits, Refusal, Share};
+use super::message::{Forwarded, MAX_QUERY, Outcome, Pending, Silence, Transport, handle};
+use super::plain::{self, Plain};
 use super::upstream::Upstream;
 use super::zone::Zone;
 
@@ -44,12 +46,70 @@ pub struct Counts {
     pub queries: AtomicU64,
     /// Of them, forwarded.
     pub forwarded: AtomicU64,
-    /// Dropped: the source may not ask.
-    pub foreign: AtomicU64,
-    /// Dropped: no query.
-    pub malformed: AtomicU64,
-    /// Dropped: too many under way.
-    pub overload: AtomicU64,
+    drops: [AtomicU64; Drop::ALL.len()],
+}
+
+impl Counts {
+    /// Queries not answered, or answered with a failure without being looked at, by reason.
+    pub fn dropped(&self) -> impl Iterator<Item = (Drop, u64)> {
+        let counts = self.drops.iter().map(|n| n.load(Ordering::Relaxed));
+        Drop::ALL.into_iter().zip(counts)
+    }
+
+    fn drop(&self, reason: Drop) {
+        if let Some(count) = self.drops.get(reason as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Why a query, or a connection, is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drop {
+    /// The source may not ask: no reply.
+    Foreign,
+    /// No query: no reply.
+    Malformed,
+    /// A reply, which is never answered.
+    Reply,
+    /// The client asks too fast, whatever it asks: no reply.
+    Rate,
+    /// The client asks too fast what must be forwarded: it is told so.
+    ForwardRate,
+    /// Too many forwarded queries are under way, of the client or altogether: it is told so.
+    ForwardShare,
+    /// Too many wait: no reply.
+    Queue,
+    /// Too many connections, of the client or altogether.
+    Connections,
+}
+
+impl Drop {
+    const ALL: [Self; 8] = [
+        Self::Foreign,
+        Self::Malformed,
+        Self::Reply,
+        Self::Rate,
+        Self::ForwardRate,
+        Self::ForwardShare,
+        Self::Queue,
+        Self::Connections,
+    ];
+
+    /// The reason's name in metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Foreign => "foreign",
+            Self::Malformed => "malformed",
+            Self::Reply => "reply",
+            Self::Rate => "rate",
+            Self::ForwardRate => "forward_rate",
+            Self::ForwardShare => "forward_share",
+            Self::Queue => "queue",
+            Self::Connections => "connections",
+        }
+    }
 }
 
 /// What all servers of a node answer from.
@@ -58,9 +118,29 @@ pub struct Resolver {
     allowed: Arc<ArcSwap<Allowed>>,
     upstream: Arc<Upstream>,
     counts: Counts,
+    limits: Arc<Limits>,
+    started: Instant,
     random: AtomicU64,
     connections: Arc<Semaphore>,
     clients: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// What became of a query.
+#[derive(Debug)]
+pub(super) enum Dealt {
+    /// The reply is written.
+    Replied,
+    /// [`Resolver::forward`] it.
+    Forward(Box<Forwarding>),
+    /// There will be no reply.
+    Silent,
+}
+
+/// A query to be forwarded, with its place among those under way.
+#[derive(Debug)]
+pub(super) struct Forwarding {
+    pending: Pending,
+    share: Share,
 }
 
 impl Resolver {
@@ -71,12 +151,15 @@ impl Resolver {
         allowed: Arc<ArcSwap<Allowed>>,
         upstream: Arc<Upstream>,
     ) -> Self {
+        let random = || getrandom::u64().unwrap_or_default();
         Self {
             zone,
             allowed,
             upstream,
             counts: Counts::default(),
-            random: AtomicU64::new(getrandom::u64().unwrap_or_default()),
+            limits: Arc::new(Limits::new(random())),
+            started: Instant::now(),
+            random: AtomicU64::new(random()),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             clients: Mutex::default(),
         }
@@ -92,51 +175,53 @@ impl Resolver {
     pub(super) fn admits(&self, source: IpAddr) -> bool {
         let admitted = self.allowed.load().admits(source);
         if !admitted {
-            self.counts.foreign.fetch_add(1, Ordering::Relaxed);
+            self.counts.drop(Drop::Foreign);
         }
         admitted
     }
 
-    /// Deals with a query, without waiting.
-    pub(super) fn answer(&self, octets: &[u8], transport: Transport) -> Outcome {
-        let outcome = handle(&self.zone.load(), octets, transport, self.entropy());
-        let count = match &outcome {
-            Outcome::Silence(_) => &self.counts.malformed,
-            Outcome::Reply(_) | Outcome::Forward(_) => &self.counts.queries,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-        outcome
+    /// Takes what a few queries are answered from. Not to be kept: changes are not seen in it.
+    pub(super) fn sit(&self) -> Sitting<'_> {
+        Sitting {
+            resolver: self,
+            zone: self.zone.load(),
+            allowed: self.allowed.load(),
+            now_ns: self
+                .started
+                .elapsed()
+                .as_nanos()
+                .try_into()
+                .unwrap_or(u64::MAX / 2),
+            entropy: self.entropy(),
+            queries: 0,
+        }
     }
 
-    /// Asks the upstreams. Bounded by them: with too many under way it fails at once.
-    pub(super) async fn forward(&self, pending: Pending) -> Vec<u8> {
+    /// Asks the upstreams, for a bounded time.
+    pub(super) async fn forward(&self, forwarding: Forwarding) -> Vec<u8> {
         self.counts.forwarded.fetch_add(1, Ordering::Relaxed);
+        let Forwarding { pending, share } = forwarding;
         let forwarded = self
             .upstream
             .ask(pending.name.clone(), pending.record_type)
             .await;
+        drop(share);
         pending.finish(forwarded)
     }
 
-    pub(super) fn count_overload(&self) {
-        self.counts.overload.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count_queue(&self) {
+        self.counts.drop(Drop::Queue);
     }
 
-    /// A number that differs from call to call; the order of answers need not be unpredictable. SplitMix64 (Steele,
-    /// Lea and Flood, 2014).
     fn entropy(&self) -> u64 {
-        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut mixed = self.random.fetch_add(STEP, Ordering::Relaxed);
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        mix(self.random.fetch_add(STEP, Ordering::Relaxed))
     }
 
     /// A place for one more connection of `client`, if there is one.
     pub(super) fn place(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
         let taken = self.try_place(client);
         if taken.is_none() {
-            self.count_overload();
+            self.counts.drop(Drop::Connections);
         }
         taken
     }
@@ -172,6 +257,110 @@ impl std::fmt::Debug for Resolver {
     }
 }
 
+/// What queries are answered from, for as long as a batch takes.
+pub(super) struct Sitting<'a> {
+    resolver: &'a Resolver,
+    zone: Guard<Arc<Zone>>,
+    allowed: Guard<Arc<Allowed>>,
+    now_ns: u64,
+    entropy: u64,
+    queries: u64,
+}
+
+impl Sitting<'_> {
+    /// Deals with a query, without waiting.
+    pub(super) fn answer(
+        &mut self,
+        query: &[u8],
+        client: IpAddr,
+        transport: Transport,
+        reply: &mut Vec<u8>,
+    ) -> Dealt {
+        if !self.allowed.admits(client) {
+            return self.silent(Drop::Foreign);
+        }
+        let resolver = self.resolver;
+        if !resolver.limits.admits(client, self.now_ns) {
+            return self.silent(Drop::Rate);
+        }
+        self.entropy = mix(self.entropy.wrapping_add(STEP));
+        let plain = plain::answer(&self.zone, query, transport, self.entropy, reply);
+        let share = match plain {
+            Plain::Replied => {
+                self.queries += 1;
+                return Dealt::Replied;
+            }
+            // Whether it is forwarded at all is known before the message is taken apart.
+            Plain::Elsewhere => match self.admit_forward(client) {
+                Some(share) => Some(share),
+                None => {
+                    self.queries += 1;
+                    plain::fail(query, reply);
+                    return Dealt::Replied;
+                }
+            },
+            Plain::Odd => None,
+        };
+        let pending = match handle(&self.zone, query, transport, self.entropy) {
+            Outcome::Reply(octets) => {
+                self.queries += 1;
+                *reply = octets;
+                return Dealt::Replied;
+            }
+            Outcome::Silence(why) => {
+                reply.clear();
+                return self.silent(match why {
+                    Silence::NoHeader => Drop::Malformed,
+                    Silence::IsReply => Drop::Reply,
+                });
+            }
+            Outcome::Forward(pending) => *pending,
+        };
+        self.queries += 1;
+        reply.clear();
+        match share.or_else(|| self.admit_forward(client)) {
+            Some(share) => Dealt::Forward(Box::new(Forwarding { pending, share })),
+            None => {
+                *reply = pending.finish(Forwarded::failure());
+                Dealt::Replied
+            }
+        }
+    }
+
+    fn admit_forward(&self, client: IpAddr) -> Option<Share> {
+        let counts = &self.resolver.counts;
+        let admitted = self.resolver.limits.admit_forward(client, self.now_ns);
+        let refused = |why: &Refusal| match why {
+            Refusal::Rate => counts.drop(Drop::ForwardRate),
+            Refusal::Share => counts.drop(Drop::ForwardShare),
+        };
+        admitted.inspect_err(refused).ok()
+    }
+
+    fn silent(&self, reason: Drop) -> Dealt {
+        self.resolver.counts.drop(reason);
+        Dealt::Silent
+    }
+}
+
+impl std::ops::Drop for Sitting<'_> {
+    fn drop(&mut self) {
+        let counts = &self.resolver.counts;
+        counts.queries.fetch_add(self.queries, Ordering::Relaxed);
+    }
+}
+
+/// Numbers that differ from call to call; the order of answers need not be unpredictable. SplitMix64 (Steele, Lea and
+/// Flood, 2014).
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+fn mix(number: u64) -> u64 {
+    let mut mixed = number;
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
 /// One of a client's connections.
 pub(super) struct Place {
     resolver: Arc<Resolver>,
@@ -183,11 +372,11 @@ impl Place {
     /// Answers queries until the client ends, or is quiet for too long.
     pub(super) async fn converse(self, stream: impl AsyncRead + AsyncWrite + Unpin) {
         // However it ends, there is nobody left to tell.
-        let _ = timeout(LIFE, converse(stream, &self.resolver)).await;
+        let _ = timeout(LIFE, converse(stream, self.client, &self.resolver)).await;
     }
 }
 
-impl Drop for Place {
+impl std::ops::Drop for Place {
     fn drop(&mut self) {
         let mut clients = self.resolver.lock_clients();
         if let Some(count) = clients.get_mut(&self.client) {
@@ -203,20 +392,25 @@ impl Drop for Place {
 /// stream (RFC 7766 section 6.2.1.1).
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    client: IpAddr,
     resolver: &Resolver,
 ) -> io::Result<()> {
     let mut buffer = vec![0; MAX_QUERY + 1];
+    let mut reply = Vec::new();
     loop {
         let length = usize::from(timeout(IDLE, stream.read_u16()).await??);
         let Some(octets) = buffer.get_mut(..length) else {
             return Ok(());
         };
         timeout(IDLE, stream.read_exact(octets)).await??;
-        let reply = match resolver.answer(octets, Transport::Tcp) {
-            Outcome::Reply(reply) => reply,
-            Outcome::Forward(pending) => resolver.forward(*pending).await,
-            Outcome::Silence(_) => return Ok(()),
-        };
+        let dealt = resolver
+            .sit()
+            .answer(octets, client, Transport::Tcp, &mut reply);
+        match dealt {
+            Dealt::Replied => {}
+            Dealt::Forward(forwarding) => reply = resolver.forward(*forwarding).await,
+            Dealt::Silent => return Ok(()),
+        }
         let Ok(length) = u16::try_from(reply.len()) else {
             return Ok(());
         };

@@ -5,11 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::message::{MAX_QUERY, Outcome, Transport};
+use super::datagrams::{self, Datagrams, Waiting};
 use super::resolver::Resolver;
+
+/// Queries to be forwarded that wait for the task at most.
+const FORWARDS: usize = 1024;
+/// How long accepting rests when the system has no more files to give.
+const REST: Duration = Duration::from_millis(50);
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +35,9 @@ pub enum DnsError {
 pub struct DnsServer {
     resolver: Arc<Resolver>,
     listen: Vec<SocketAddr>,
+    datagrams: Vec<Datagrams>,
     tasks: Vec<JoinHandle<()>>,
+    forwards: Option<mpsc::Sender<Waiting>>,
 }
 
 impl DnsServer {
@@ -39,29 +47,49 @@ impl DnsServer {
         Self {
             resolver,
             listen: Vec::new(),
+            datagrams: Vec::new(),
             tasks: Vec::new(),
+            forwards: None,
         }
     }
 
     /// Listens on those of `addresses` that it can and does not listen on yet; says why not on the others.
-    pub async fn listen_on(&mut self, addresses: &[SocketAddr]) -> Vec<DnsError> {
+    pub fn listen_on(&mut self, addresses: &[SocketAddr]) -> Vec<DnsError> {
         let mut refused = Vec::new();
         for address in addresses {
             if self.listen.contains(address) {
                 continue;
             }
-            match bind(*address).await {
-                Ok((udp, tcp)) => {
-                    let resolver = || Arc::clone(&self.resolver);
-                    self.tasks
-                        .push(tokio::spawn(serve_udp(Arc::new(udp), resolver())));
-                    self.tasks.push(tokio::spawn(serve_tcp(tcp, resolver())));
-                    self.listen.push(*address);
-                }
+            match self.listen_at(*address) {
+                Ok(()) => self.listen.push(*address),
                 Err(error) => refused.push(error),
             }
         }
         refused
+    }
+
+    fn listen_at(&mut self, address: SocketAddr) -> Result<(), DnsError> {
+        let explain = |error: io::Error| match error.kind() {
+            io::ErrorKind::AddrInUse => DnsError::Taken(address),
+            io::ErrorKind::PermissionDenied => DnsError::Permission(address),
+            _ => DnsError::Io(address, error),
+        };
+        let streams = datagrams::listen(address).and_then(TcpListener::from_std);
+        let streams = streams.map_err(explain)?;
+        let forwards = match &self.forwards {
+            Some(forwards) => forwards.clone(),
+            None => {
+                let (forwards, waiting) = mpsc::channel(FORWARDS);
+                self.tasks
+                    .push(tokio::spawn(forward(waiting, Arc::clone(&self.resolver))));
+                self.forwards.insert(forwards).clone()
+            }
+        };
+        let datagrams = Datagrams::start(address, &self.resolver, &forwards).map_err(explain)?;
+        self.datagrams.push(datagrams);
+        self.tasks
+            .push(tokio::spawn(accept(streams, Arc::clone(&self.resolver))));
+        Ok(())
     }
 
     /// Where it listens.
@@ -77,53 +105,17 @@ impl Drop for DnsServer {
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
-    let explain = |error: io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => DnsError::Taken(address),
-        io::ErrorKind::PermissionDenied => DnsError::Permission(address),
-        _ => DnsError::Io(address, error),
-    };
-    let udp = UdpSocket::bind(address).await.map_err(explain)?;
-    let tcp = TcpListener::bind(address).await.map_err(explain)?;
-    Ok((udp, tcp))
-}
-
-async fn serve_udp(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
-    let mut buffer = vec![0; MAX_QUERY + 1];
-    loop {
-        let (length, source) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            Err(error) => {
-                tracing::debug!(%error, "cannot receive a query");
-                continue;
-            }
-        };
-        let Some(octets) = buffer.get(..length) else {
-            continue;
-        };
-        if source.port() == 0 || !resolver.admits(source.ip()) {
-            continue;
-        }
-        match resolver.answer(octets, Transport::Udp) {
-            Outcome::Reply(reply) => {
-                let _ = socket.send_to(&reply, source).await;
-            }
-            Outcome::Forward(pending) => {
-                let (socket, resolver) = (Arc::clone(&socket), Arc::clone(&resolver));
-                tokio::spawn(async move {
-                    let reply = resolver.forward(*pending).await;
-                    let _ = socket.send_to(&reply, source).await;
-                });
-            }
-            Outcome::Silence(_) => {}
-        }
+/// How many tasks there are is bounded by the shares that the queries hold.
+async fn forward(mut waiting: mpsc::Receiver<Waiting>, resolver: Arc<Resolver>) {
+    while let Some(next) = waiting.recv().await {
+        tokio::spawn(next.finish(Arc::clone(&resolver)));
     }
 }
 
-async fn serve_tcp(listener: TcpListener, resolver: Arc<Resolver>) {
+async fn accept(listener: TcpListener, resolver: Arc<Resolver>) {
     loop {
         let Ok((stream, source)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(REST).await;
             continue;
         };
         if !resolver.admits(source.ip()) {

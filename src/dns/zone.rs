@@ -14,6 +14,10 @@ pub const TTL: u32 = 5;
 /// Seconds a negative answer may be kept (RFC 2308 section 5).
 pub const NEGATIVE_TTL: u32 = 5;
 
+/// Addresses in an answer at most, unless configured otherwise: clients take one of the first, and what is short passes
+/// every path in one datagram.
+pub const MOST_ADDRESSES: usize = 8;
+
 /// What is answered for a service of which no instance can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WhenNoneUsable {
@@ -41,6 +45,8 @@ pub struct ZoneInput<'a> {
     pub lingering: &'a BTreeSet<String>,
     /// Grows with each change (RFC 1982).
     pub serial: u32,
+    /// Addresses in an answer at most.
+    pub most_addresses: usize,
 }
 
 /// Why an instance is answered or not.
@@ -132,6 +138,8 @@ pub struct Zone {
     pub instances: Vec<ZoneInstance>,
     /// For SOA.
     pub serial: u32,
+    /// Addresses in an answer at most.
+    pub most_addresses: usize,
     names: HashMap<String, Entry>,
     reverse: HashMap<IpAddr, String>,
 }
@@ -147,6 +155,7 @@ impl Zone {
             domain: mesh.domain.to_string(),
             addresses: Some(mesh.addresses),
             serial: input.serial,
+            most_addresses: input.most_addresses,
             ..Self::default()
         };
         for apex in ["", "svc", "node"] {

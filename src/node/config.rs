@@ -1,6 +1,7 @@
 //! meshd.toml and the command line: as written, and as meant.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -8,6 +9,7 @@ use serde::Deserialize;
 
 use crate::discovery::registry::{Key, Registered};
 use crate::dns::WhenNoneUsable;
+use crate::dns::zone::MOST_ADDRESSES;
 use crate::model::Label;
 use crate::model::record::Protocol;
 use crate::wire::config_file::{self, ConfigError};
@@ -79,6 +81,7 @@ struct DnsSection {
     upstreams: Vec<Upstream>,
     split_dns: SplitDns,
     when_none_usable: NoneUsable,
+    max_addresses: Option<NonZeroU16>,
     manage_resolv_conf: bool,
 }
 
@@ -90,6 +93,7 @@ impl Default for DnsSection {
             upstreams: Vec::new(),
             split_dns: SplitDns::Auto,
             when_none_usable: NoneUsable::All,
+            max_addresses: None,
             manage_resolv_conf: false,
         }
     }
@@ -239,6 +243,8 @@ pub struct Config {
     pub upstreams: Vec<SocketAddr>,
     /// What is answered when nothing is usable.
     pub when_none_usable: WhenNoneUsable,
+    /// Addresses in an answer at most.
+    pub most_addresses: usize,
     /// Where metrics are served.
     pub metrics_listen: SocketAddr,
     /// The services of the configuration.
@@ -346,6 +352,10 @@ impl Config {
                 NoneUsable::All => WhenNoneUsable::All,
                 NoneUsable::None => WhenNoneUsable::None,
             },
+            most_addresses: file
+                .dns
+                .max_addresses
+                .map_or(MOST_ADDRESSES, |most| most.get().into()),
             metrics_listen: file
                 .metrics
                 .listen

@@ -529,6 +529,7 @@ impl Mesh {
                 when_none_usable,
                 lingering,
                 serial,
+                most_addresses: self.config.most_addresses,
             })
         };
         let bare = input(&BTreeSet::new(), self.serial);
@@ -634,7 +635,7 @@ impl Mesh {
     /// Listens wherever it does not yet, and says where it cannot. The DNS address needs none of that.
     async fn listen(&mut self) {
         let Some(dns) = &mut self.dns else { return };
-        let refused = dns.server.listen_on(&dns.wanted).await;
+        let refused = dns.server.listen_on(&dns.wanted);
         if refused.is_empty() {
             self.troubles.remove("dns");
             return;

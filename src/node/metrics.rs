@@ -130,14 +130,9 @@ pub(super) fn text(mesh: Option<&Mesh>) -> String {
             "Queries forwarded.",
             &plain(read(&counts.forwarded)),
         );
-        let dropped = [
-            ("foreign", &counts.foreign),
-            ("malformed", &counts.malformed),
-            ("overload", &counts.overload),
-        ];
-        let dropped: Vec<_> = dropped
-            .iter()
-            .map(|(reason, counter)| (format!("{{reason=\"{reason}\"}}"), read(counter)))
+        let dropped: Vec<_> = counts
+            .dropped()
+            .map(|(reason, count)| (format!("{{reason=\"{}\"}}", reason.as_str()), count))
             .collect();
         metric("dns_dropped_total", "counter", "Queries dropped.", &dropped);
     }

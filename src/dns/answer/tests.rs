@@ -7,16 +7,16 @@ use crate::model::netmap::{Member, Netmap};
 use crate::model::record::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service, Source};
 use crate::model::{Label, PublicKey, WireGuardKey};
 
-fn label(text: &str) -> Label {
+pub(in crate::dns) fn label(text: &str) -> Label {
     Label::parse(text).expect("a literal")
 }
 
-fn id(n: u8) -> PublicKey {
+pub(in crate::dns) fn id(n: u8) -> PublicKey {
     PublicKey([n; 32])
 }
 
 /// Nodes n1 to n3, and `web` on each of them with this health.
-fn netmap(health: [Health; 3]) -> Netmap {
+pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
     let addresses = MeshAddresses {
         prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
         prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
@@ -70,7 +70,11 @@ fn netmap(health: [Health; 3]) -> Netmap {
     netmap
 }
 
-fn zone_of(netmap: &Netmap, unreachable: &[u8], when_none_usable: WhenNoneUsable) -> Zone {
+pub(in crate::dns) fn zone_of(
+    netmap: &Netmap,
+    unreachable: &[u8],
+    when_none_usable: WhenNoneUsable,
+) -> Zone {
     Zone::build(&ZoneInput {
         netmap,
         own: id(1),
@@ -79,10 +83,11 @@ fn zone_of(netmap: &Netmap, unreachable: &[u8], when_none_usable: WhenNoneUsable
         when_none_usable,
         lingering: &BTreeSet::from(["gone.svc".to_owned()]),
         serial: 7,
+        most_addresses: crate::dns::zone::MOST_ADDRESSES,
     })
 }
 
-const HEALTHY: [Health; 3] = [Health::Healthy; 3];
+pub(in crate::dns) const HEALTHY: [Health; 3] = [Health::Healthy; 3];
 
 fn ask_zone(zone: &Zone, name: &str, record_type: RecordType) -> Answer {
     match answer(
@@ -405,4 +410,68 @@ fn a_node_that_has_not_joined_forwards_everything() {
         answer(&Zone::default(), &name, RecordType::A, 0),
         Verdict::Forward
     );
+}
+
+#[test]
+fn the_addresses_answered_are_at_most_as_many_as_configured_and_others_each_time() {
+    let zone = zone_of(&crowd(60), &[], WhenNoneUsable::All);
+    let mut seen = BTreeSet::new();
+    for entropy in 0..200 {
+        let name = Name::from_ascii("web.svc.mesh.").expect("a literal");
+        let Verdict::Answer(found) = answer(&zone, &name, RecordType::A, entropy * 77) else {
+            panic!("a name of the mesh");
+        };
+        let addresses: BTreeSet<String> = data(&found).into_iter().collect();
+        assert_eq!(addresses.len(), 8);
+        seen.extend(addresses);
+    }
+    assert_eq!(seen.len(), 60);
+    assert_eq!(
+        ask_zone(&zone, "web.svc.mesh.", RecordType::SRV)
+            .answers
+            .len(),
+        60
+    );
+}
+
+#[test]
+fn nearest_answers_the_instances_of_the_nearest_group_alone() {
+    let netmap = netmap(HEALTHY);
+    let own = zone_of(&netmap, &[], WhenNoneUsable::All);
+    let of = |zone: &Zone, name| data(&ask_zone(zone, name, RecordType::A));
+    assert_eq!(of(&own, "nearest.web.svc.mesh."), ["10.210.1.1"]);
+    let mut elsewhere = netmap.clone();
+    elsewhere.services.retain(|_, s| s.node != id(1));
+    let zone = zone_of(&elsewhere, &[], WhenNoneUsable::All);
+    let mut both = of(&zone, "nearest.web.svc.mesh.");
+    both.sort();
+    assert_eq!(both, ["10.210.2.1", "10.210.3.1"]);
+    assert_eq!(
+        ask_zone(&own, "nearest.web.svc.mesh.", RecordType::SRV)
+            .answers
+            .len(),
+        2
+    );
+    for absent in ["nearest.n1.node.mesh.", "nearest.never.svc.mesh."] {
+        let answer = ask_zone(&own, absent, RecordType::A);
+        assert_eq!(answer.code, ResponseCode::NXDomain, "{absent}");
+    }
+}
+
+/// One service, `web`, with so many instances on n2, each with an address of its own.
+pub(in crate::dns) fn crowd(instances: u8) -> Netmap {
+    let mut netmap = netmap(HEALTHY);
+    netmap.services.retain(|_, s| s.node == id(2));
+    for service in netmap.services.values_mut() {
+        let first = service.instances.remove(0);
+        service.instances = (0..instances)
+            .map(|n| Instance {
+                id: label(&format!("c{n}")),
+                addresses: vec![IpAddr::from([10, 210, 2, n])],
+                ports: first.ports[..1].to_vec(),
+                ..first.clone()
+            })
+            .collect();
+    }
+    netmap
 }

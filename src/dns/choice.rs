@@ -1,0 +1,112 @@
+//! Which instances of a name are answered, and in which order. Pure: the caller brings the randomness.
+
+use super::zone::{Entry, Zone, ZoneInstance};
+
+/// The first label of a name that means only the nearest instances of the service below it.
+const NEAREST: &str = "nearest.";
+/// Instances of a name whose order is worked out without memory of its own.
+const FEW: usize = 64;
+
+/// What a name, relative to the domain, means.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found<'a> {
+    pub(super) entry: &'a Entry,
+    /// Only the nearest of its instances are meant.
+    pub(super) nearest: bool,
+}
+
+/// Finds a name. One that stands in the zone means itself, even if it begins with `nearest`.
+pub(super) fn find<'a>(zone: &'a Zone, relative: &str) -> Option<Found<'a>> {
+    if let Some(entry) = zone.find(relative) {
+        let nearest = false;
+        return Some(Found { entry, nearest });
+    }
+    let entry = zone.find(relative.strip_prefix(NEAREST)?)?;
+    // A service answers both; an instance, a node and a port's name do not.
+    let service = entry.has_addresses && entry.has_srv && entry.port.is_none();
+    service.then_some(Found {
+        entry,
+        nearest: true,
+    })
+}
+
+/// The instances answered: nearest first, in random order among equals, worked out one at a time.
+pub(super) struct Order<'a> {
+    zone: &'a Zone,
+    few: [usize; FEW],
+    many: Vec<usize>,
+    length: usize,
+    next: usize,
+    /// Where those as near as the next one end.
+    group_end: usize,
+    nearest: bool,
+    random: u64,
+}
+
+impl<'a> Order<'a> {
+    pub(super) fn new(zone: &'a Zone, found: Found<'_>, entropy: u64) -> Self {
+        let answered = found.entry.answered.as_slice();
+        let mut few = [0; FEW];
+        let many = match few.get_mut(..answered.len()) {
+            Some(room) => {
+                room.copy_from_slice(answered);
+                Vec::new()
+            }
+            None => answered.to_vec(),
+        };
+        Self {
+            zone,
+            few,
+            many,
+            length: answered.len(),
+            next: 0,
+            group_end: 0,
+            nearest: found.nearest,
+            // Of nothing but zeros nothing else would come.
+            random: entropy | 1,
+        }
+    }
+
+    fn indices(&mut self) -> &mut [usize] {
+        if self.many.is_empty() {
+            self.few.get_mut(..self.length).unwrap_or_default()
+        } else {
+            &mut self.many
+        }
+    }
+
+    fn at(&mut self, place: usize) -> Option<&'a ZoneInstance> {
+        let index = *self.indices().get(place)?;
+        self.zone.instances.get(index)
+    }
+
+    /// xorshift64 (Marsaglia, 2003): the order need not be unpredictable, only even.
+    fn below(&mut self, bound: usize) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random % bound.max(1) as u64) as usize
+    }
+}
+
+impl<'a> Iterator for Order<'a> {
+    type Item = &'a ZoneInstance;
+
+    fn next(&mut self) -> Option<&'a ZoneInstance> {
+        let here = self.next;
+        if here == self.group_end {
+            if self.nearest && here > 0 {
+                return None;
+            }
+            let group = self.at(here)?.group;
+            self.group_end += 1;
+            while self.at(self.group_end).is_some_and(|i| i.group == group) {
+                self.group_end += 1;
+            }
+        }
+        let other = here + self.below(self.group_end - here);
+        self.indices().swap(here, other);
+        self.next += 1;
+        self.at(here)
+    }
+}
