@@ -7,7 +7,7 @@ use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::choice::{Found, Order, find};
-use super::zone::{NEGATIVE_TTL, TTL, Zone};
+use super::zone::{NEGATIVE_TTL, TTL, Zone, ZoneInstance};
 
 /// What to do with a question.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,6 +60,46 @@ pub fn answer(zone: &Zone, name: &Name, record_type: RecordType, entropy: u64) -
             None => negative(ResponseCode::NXDomain, soa(zone, &relative)),
         }),
     }
+}
+
+/// What part an instance has in the answers to a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// It is in every answer.
+    Answered,
+    /// It is in some, since there are more than go into one.
+    InTurn,
+    /// Only the nearest are asked for, and others are nearer.
+    Farther,
+    /// It cannot be used, as its standing says.
+    Unusable,
+}
+
+/// All instances of a name of the mesh, and their part in its answers.
+#[must_use]
+pub fn explain<'a>(zone: &'a Zone, name: &Name) -> Vec<(&'a ZoneInstance, Part)> {
+    let Place::Mesh(relative) = place(zone, name) else {
+        return Vec::new();
+    };
+    let Some(found) = find(zone, &relative) else {
+        return Vec::new();
+    };
+    let answered = &found.entry.answered;
+    let chosen: Vec<&ZoneInstance> = Order::new(zone, found, 0).collect();
+    let more = chosen.len() > zone.most_addresses;
+    let all = found.entry.all.iter();
+    all.filter_map(|index| {
+        let instance = zone.instances.get(*index)?;
+        let meant = chosen.iter().any(|i| std::ptr::eq(*i, instance));
+        let part = match (meant, answered.contains(index)) {
+            (true, _) if more => Part::InTurn,
+            (true, _) => Part::Answered,
+            (false, true) => Part::Farther,
+            (false, false) => Part::Unusable,
+        };
+        Some((instance, part))
+    })
+    .collect()
 }
 
 struct Responder<'a> {

@@ -1,10 +1,16 @@
 //! From the octets of a query to the octets of a reply, or to what is to be done about it. Pure.
 
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
 use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
 use super::answer::{Verdict, answer};
+use super::plain::options_hold;
 use super::zone::Zone;
+use crate::model::MeshAddresses;
 
 /// Octets of a UDP reply at most, whatever the client says it takes: what passes every path unsplit (RFC 9715).
 pub const MAX_UDP: u16 = 1232;
@@ -47,10 +53,61 @@ pub enum Outcome {
 pub struct Pending {
     query: Message,
     transport: Transport,
-    /// The name asked for.
+    /// What is asked.
+    pub asked: Asked,
+}
+
+/// What is asked of the upstreams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// The name.
     pub name: Name,
-    /// The type asked for.
+    /// The type.
     pub record_type: RecordType,
+    /// DO: signatures are wanted (RFC 3225).
+    pub dnssec_ok: bool,
+    /// CD: and no verdict on them (RFC 4035 section 3.2.2).
+    pub checking_disabled: bool,
+    /// AD: the verdict is understood (RFC 6840 section 5.7).
+    pub authentic: bool,
+}
+
+impl Asked {
+    /// Asks for a name as a simple client does.
+    #[must_use]
+    pub fn new(name: Name, record_type: RecordType) -> Self {
+        Self {
+            name,
+            record_type,
+            dnssec_ok: false,
+            checking_disabled: false,
+            authentic: false,
+        }
+    }
+}
+
+/// Where an answer is from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Source {
+    /// Nowhere: nobody answered.
+    #[default]
+    Nobody,
+    /// This upstream, just now.
+    Upstream(SocketAddr),
+    /// This upstream, so long ago.
+    Cache {
+        /// Who said so.
+        from: SocketAddr,
+        /// How long ago.
+        age: Duration,
+    },
+    /// The same, but longer ago than it should be: nobody answers now.
+    Stale {
+        /// Who said so.
+        from: SocketAddr,
+        /// How long ago.
+        age: Duration,
+    },
 }
 
 /// What the upstreams said.
@@ -58,10 +115,14 @@ pub struct Pending {
 pub struct Forwarded {
     /// NOERROR, NXDOMAIN or SERVFAIL.
     pub code: ResponseCode,
+    /// AD: an upstream has verified it.
+    pub authentic: bool,
     /// Records of the answer section.
     pub answers: Vec<Record>,
-    /// The SOA of a negative answer.
+    /// The SOA of a negative answer, and proofs if they were asked for.
     pub authority: Vec<Record>,
+    /// Where it is from.
+    pub source: Source,
 }
 
 impl Forwarded {
@@ -72,6 +133,29 @@ impl Forwarded {
             code: ResponseCode::ServFail,
             ..Self::default()
         }
+    }
+
+    /// The same with what is left of each TTL.
+    pub(super) fn aged(mut self, left: impl Fn(u32) -> u32, source: Source) -> Self {
+        for record in self.answers.iter_mut().chain(&mut self.authority) {
+            record.ttl = left(record.ttl);
+        }
+        self.source = source;
+        self
+    }
+
+    /// Takes out addresses of the mesh: nobody outside may point into it. Gives how many there were.
+    pub fn strip(&mut self, mesh: &MeshAddresses) -> usize {
+        let before = self.answers.len();
+        self.answers.retain(|record| {
+            let address = match &record.data {
+                RData::A(a) => IpAddr::V4(a.0),
+                RData::AAAA(aaaa) => IpAddr::V6(aaaa.0),
+                _ => return true,
+            };
+            !mesh.contains(address.to_canonical())
+        });
+        before - self.answers.len()
     }
 }
 
@@ -88,7 +172,7 @@ pub fn handle(zone: &Zone, octets: &[u8], transport: Transport, entropy: u64) ->
     if header[2] & 0x78 != 0 {
         return bare(header, ResponseCode::NotImp);
     }
-    let query = match Message::from_vec(octets) {
+    let query = match Message::from_vec(&without_options(octets)) {
         Ok(query) if octets.len() <= MAX_QUERY => query,
         _ => return bare(header, ResponseCode::FormErr),
     };
@@ -147,28 +231,40 @@ pub fn handle(zone: &Zone, octets: &[u8], transport: Transport, entropy: u64) ->
             Vec::new(),
             Vec::new(),
         ),
-        Verdict::Forward => Outcome::Forward(Box::new(Pending {
-            query,
-            transport,
-            name,
-            record_type,
-        })),
+        Verdict::Forward => {
+            let asked = Asked {
+                name,
+                record_type,
+                dnssec_ok: query.edns.as_ref().is_some_and(|e| e.flags().dnssec_ok),
+                checking_disabled: query.metadata.checking_disabled,
+                authentic: query.metadata.authentic_data,
+            };
+            Outcome::Forward(Box::new(Pending {
+                query,
+                transport,
+                asked,
+            }))
+        }
     }
 }
 
 impl Pending {
     /// The reply.
     #[must_use]
-    pub fn finish(self, forwarded: Forwarded) -> Vec<u8> {
-        match reply(
-            &self.query,
-            self.transport,
-            forwarded.code,
-            false,
-            forwarded.answers,
-            forwarded.authority,
-            Vec::new(),
-        ) {
+    pub fn finish(self, mut forwarded: Forwarded) -> Vec<u8> {
+        // The name stands there as the upstream was asked; some clients look for it as they asked (RFC 4343).
+        for record in &mut forwarded.answers {
+            if record.name == self.asked.name {
+                record.name = self.asked.name.clone();
+            }
+        }
+        // RFC 6840 section 5.8.
+        let understood = self.asked.authentic || self.asked.dnssec_ok;
+        let mut message = begin(&self.query, forwarded.code);
+        message.metadata.authentic_data = forwarded.authentic && understood;
+        message.answers = forwarded.answers;
+        message.authorities = forwarded.authority;
+        match finish(message, &self.query, self.transport) {
             Outcome::Reply(octets) => octets,
             Outcome::Forward(_) | Outcome::Silence(_) => Vec::new(),
         }
@@ -184,37 +280,78 @@ fn reply(
     authority: Vec<Record>,
     additional: Vec<Record>,
 ) -> Outcome {
+    let mut message = begin(query, code);
+    message.metadata.authoritative = authoritative;
+    message.answers = answers;
+    message.authorities = authority;
+    message.additionals = additional;
+    finish(message, query, transport)
+}
+
+/// The beginning of a reply: what it has of the query.
+fn begin(query: &Message, code: ResponseCode) -> Message {
     let mut message = Message::response(query.metadata.id, query.metadata.op_code);
     message.metadata.recursion_desired = query.metadata.recursion_desired;
     message.metadata.checking_disabled = query.metadata.checking_disabled;
     message.metadata.recursion_available = true;
-    message.metadata.authoritative = authoritative;
     message.metadata.response_code = code;
     message.queries.clone_from(&query.queries);
-    message.answers = answers;
-    message.authorities = authority;
-    message.additionals = additional;
-    let client = query
-        .edns
-        .as_ref()
-        .map(|edns| edns.max_payload().clamp(PLAIN_UDP, MAX_UDP));
-    if query.edns.is_some() {
-        let mut edns = Edns::new();
-        edns.set_max_payload(MAX_UDP)
+    if let Some(edns) = &query.edns {
+        let mut own = Edns::new();
+        own.set_max_payload(MAX_UDP)
             .set_version(0)
             .set_rcode_high(code.high())
             // RFC 3225 section 3: the bit comes back.
-            .set_dnssec_ok(query.edns.as_ref().is_some_and(|e| e.flags().dnssec_ok));
-        message.edns = Some(edns);
+            .set_dnssec_ok(edns.flags().dnssec_ok);
+        message.edns = Some(own);
     }
+    message
+}
+
+fn finish(message: Message, query: &Message, transport: Transport) -> Outcome {
+    let client = query.edns.as_ref().map(Edns::max_payload);
     let most = match transport {
-        Transport::Udp => usize::from(client.unwrap_or(PLAIN_UDP)),
-        Transport::Tcp => usize::from(u16::MAX),
+        Transport::Udp => client.map_or(PLAIN_UDP, |most| most.clamp(PLAIN_UDP, MAX_UDP)),
+        Transport::Tcp => u16::MAX,
     };
-    match fit(message, most) {
+    match fit(message, most.into()) {
         Some(octets) => Outcome::Reply(octets),
         None => bare(&header_of(query), ResponseCode::ServFail),
     }
+}
+
+/// Takes the options out of a query's OPT record. None of them is understood here, and what is in those that others
+/// understand must not matter (RFC 6891 section 6.1.2).
+fn without_options(octets: &[u8]) -> Cow<'_, [u8]> {
+    let emptied = || {
+        if octets.get(4..12)? != [0, 1, 0, 0, 0, 0, 0, 1] {
+            return None;
+        }
+        let mut at = 12;
+        loop {
+            match usize::from(*octets.get(at)?) {
+                0 => break,
+                length @ 1..=63 => at += 1 + length,
+                _ => return None,
+            }
+        }
+        // The end of the name, type and class; then the record up to the length of its options.
+        let record = at + 5;
+        let options = record + 11;
+        let [0, 0, 41, .., high, low] = *octets.get(record..options)? else {
+            return None;
+        };
+        let rest = octets.get(options..)?;
+        let whole = usize::from(u16::from_be_bytes([high, low])) == rest.len();
+        if !whole || !options_hold(rest) {
+            return None;
+        }
+        let mut emptied = octets.get(..options)?.to_vec();
+        emptied.truncate(options - 2);
+        emptied.extend([0, 0]);
+        Some(emptied)
+    };
+    emptied().map_or(Cow::Borrowed(octets), Cow::Owned)
 }
 
 /// Encodes a message in `most` octets: without the additional section if need be (RFC 2181 section 9), else empty and
@@ -279,181 +416,6 @@ pub fn is_reply_to(reply: &[u8], query: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dns::zone::ZoneInput;
-    use crate::model::netmap::Netmap;
-    use crate::model::record::{MESH_ID, Mesh};
-    use crate::model::{Label, MeshAddresses, PublicKey};
-    use hickory_proto::op::{OpCode, Query};
-    use proptest::prelude::*;
-    use std::collections::{BTreeMap, BTreeSet};
-
-    fn zone() -> Zone {
-        let addresses = MeshAddresses {
-            prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
-            prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
-            node_block_v4: 24,
-            node_block_v6: 64,
-        };
-        let domain = Label::parse("mesh").expect("a literal");
-        let netmap = Netmap {
-            mesh: Some(Mesh {
-                id: MESH_ID.into(),
-                version: 1,
-                domain,
-                addresses,
-            }),
-            ..Netmap::default()
-        };
-        Zone::build(&ZoneInput {
-            netmap: &netmap,
-            own: PublicKey([1; 32]),
-            unreachable: &BTreeSet::new(),
-            round_trips: &BTreeMap::new(),
-            when_none_usable: Default::default(),
-            lingering: &BTreeSet::new(),
-            serial: 1,
-            most_addresses: crate::dns::zone::MOST_ADDRESSES,
-        })
-    }
-
-    fn query(name: &str, record_type: RecordType) -> Message {
-        let mut message = Message::new(77, MessageType::Query, OpCode::Query);
-        message.metadata.recursion_desired = true;
-        message.add_query(Query::query(
-            Name::from_ascii(name).expect("a literal"),
-            record_type,
-        ));
-        message
-    }
-
-    fn replied(message: &Message) -> Message {
-        replied_to(&message.to_vec().expect("a small message"))
-    }
-
-    fn replied_to(octets: &[u8]) -> Message {
-        match handle(&zone(), octets, Transport::Udp, 1) {
-            Outcome::Reply(reply) => Message::from_vec(&reply).expect("a reply that parses"),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_name_of_the_mesh_is_answered_with_authority_and_the_question_as_asked() {
-        let reply = replied(&query("NeVeR.svc.MESH.", RecordType::A));
-        assert_eq!(
-            (reply.metadata.id, reply.metadata.response_code),
-            (77, ResponseCode::NXDomain)
-        );
-        assert!(
-            reply.metadata.authoritative
-                && reply.metadata.recursion_available
-                && reply.metadata.recursion_desired
-        );
-        assert_eq!(reply.queries[0].name().to_string(), "NeVeR.svc.MESH.");
-        assert!(reply.edns.is_none(), "the client speaks no EDNS");
-    }
-
-    #[test]
-    fn edns_is_answered_with_edns_and_a_later_version_refused() {
-        let mut message = query("mesh.", RecordType::SOA);
-        let mut edns = Edns::new();
-        edns.set_max_payload(4096).set_version(0);
-        message.set_edns(edns.clone());
-        assert_eq!(
-            replied(&message).edns.map(|e| e.max_payload()),
-            Some(MAX_UDP)
-        );
-        edns.set_version(1);
-        message.set_edns(edns);
-        let reply = replied(&message);
-        // 16 is BADSIG in a signature and BADVERS in an OPT record.
-        assert_eq!(
-            (u16::from(reply.metadata.response_code), reply.answers.len()),
-            (16, 0)
-        );
-    }
-
-    #[test]
-    fn queries_that_are_none_get_the_code_they_deserve() {
-        let octets = query("mesh.", RecordType::A)
-            .to_vec()
-            .expect("a small message");
-        assert_eq!(
-            replied_to(&octets[..20]).metadata.response_code,
-            ResponseCode::FormErr
-        );
-        let mut update = octets.clone();
-        update[2] |= 5 << 3;
-        assert_eq!(
-            replied_to(&update).metadata.response_code,
-            ResponseCode::NotImp
-        );
-        assert_eq!(
-            replied(&query("mesh.", RecordType::AXFR))
-                .metadata
-                .response_code,
-            ResponseCode::Refused
-        );
-        let mut reply = octets.clone();
-        reply[2] |= 0x80;
-        assert!(matches!(
-            handle(&zone(), &reply, Transport::Udp, 0),
-            Outcome::Silence(Silence::IsReply)
-        ));
-        assert!(matches!(
-            handle(&zone(), &octets[..11], Transport::Udp, 0),
-            Outcome::Silence(Silence::NoHeader)
-        ));
-    }
-
-    #[test]
-    fn what_does_not_fit_into_a_datagram_is_marked_as_cut() {
-        let mut message = Message::response(1, OpCode::Query);
-        message.add_query(Query::query(
-            Name::from_ascii("web.svc.mesh.").expect("a literal"),
-            RecordType::A,
-        ));
-        for n in 0..100u8 {
-            let data = hickory_proto::rr::RData::A(std::net::Ipv4Addr::new(10, 0, 0, n).into());
-            message.add_answer(Record::from_rdata(
-                Name::from_ascii("web.svc.mesh.").expect("a literal"),
-                5,
-                data,
-            ));
-        }
-        let cut =
-            Message::from_vec(&fit(message.clone(), 512).expect("encodable")).expect("it parses");
-        assert!(cut.metadata.truncation && cut.answers.is_empty());
-        let whole =
-            Message::from_vec(&fit(message, 65_535).expect("encodable")).expect("it parses");
-        assert!(!whole.metadata.truncation && whole.answers.len() == 100);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4000))]
-        #[test]
-        fn a_mutated_query_gets_at_most_one_reply_that_fits_it(
-            flips in prop::collection::vec((0usize..80, any::<u8>()), 0..6),
-            cut in 0usize..90,
-            record_type in any::<u16>(),
-            name in "[a-z]{1,8}\\.(svc|node)\\.mesh\\.",
-        ) {
-            let mut message = query(&name, RecordType::from(record_type));
-            message.set_edns(Edns::new());
-            let mut octets = message.to_vec().expect("a small message");
-            for (at, value) in flips {
-                if let Some(octet) = octets.get_mut(at) { *octet = value; }
-            }
-            octets.truncate(cut.max(octets.len().saturating_sub(cut)));
-            for transport in [Transport::Udp, Transport::Tcp] {
-                match handle(&zone(), &octets, transport, 3) {
-                    Outcome::Reply(reply) => prop_assert!(is_reply_to(&reply, &octets), "{octets:?} -> {reply:?}"),
-                    Outcome::Forward(pending) => prop_assert!(is_reply_to(&pending.finish(Forwarded::default()), &octets)),
-                    Outcome::Silence(_) => {}
-                }
-            }
-        }
-    }
-}
+mod probes;
+#[cfg(test)]
+mod tests;

@@ -281,20 +281,31 @@ impl Edns {
     /// An OPT record of version 0, whole and the last thing in the message.
     fn parse(octets: &[u8]) -> Option<Self> {
         let [name, t0, t1, p0, p1, _code, version, flags, _, l0, l1] = *octets.first_chunk()?;
-        let mut options = octets.get(11..)?;
+        let options = octets.get(11..)?;
         let whole = usize::from(u16::from_be_bytes([l0, l1])) == options.len();
         if name != 0 || u16::from_be_bytes([t0, t1]) != OPT || version != 0 || !whole {
             return None;
         }
-        while !options.is_empty() {
-            let [_, _, l0, l1] = *options.first_chunk()?;
-            options = options.get(4 + usize::from(u16::from_be_bytes([l0, l1]))..)?;
+        if !options_hold(options) {
+            return None;
         }
         Some(Self {
             payload: u16::from_be_bytes([p0, p1]),
             dnssec_ok: flags & 0x80 != 0,
         })
     }
+}
+
+/// Whether options are as long as they say (RFC 6891 section 6.1.2).
+pub(super) fn options_hold(mut options: &[u8]) -> bool {
+    while let Some([_, _, high, low]) = options.first_chunk() {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        match options.get(4 + length..) {
+            Some(rest) => options = rest,
+            None => return false,
+        }
+    }
+    options.is_empty()
 }
 
 impl Zone {

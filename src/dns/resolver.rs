@@ -46,6 +46,8 @@ pub struct Counts {
     pub queries: AtomicU64,
     /// Of them, forwarded.
     pub forwarded: AtomicU64,
+    /// Of them, with an answer that pointed into the mesh: those addresses were taken out.
+    pub rebound: AtomicU64,
     drops: [AtomicU64; Drop::ALL.len()],
 }
 
@@ -201,10 +203,11 @@ impl Resolver {
     pub(super) async fn forward(&self, forwarding: Forwarding) -> Vec<u8> {
         self.counts.forwarded.fetch_add(1, Ordering::Relaxed);
         let Forwarding { pending, share } = forwarding;
-        let forwarded = self
-            .upstream
-            .ask(pending.name.clone(), pending.record_type)
-            .await;
+        let mut forwarded = self.upstream.ask(&pending.asked).await;
+        let addresses = self.zone.load().addresses;
+        if addresses.is_some_and(|mesh| forwarded.strip(&mesh) > 0) {
+            self.counts.rebound.fetch_add(1, Ordering::Relaxed);
+        }
         drop(share);
         pending.finish(forwarded)
     }

@@ -1,138 +1,198 @@
-//! Everything that is not the mesh's: asked of the host's own resolvers, kept for as long as they say.
+//! Everything that is not the mesh's: asked of the host's own resolvers, kept for as long as they say, and longer when
+//! none of them answers (RFC 8767).
+//!
+//! The same question from several clients is asked once, and all wait for it. So a question that comes back to this
+//! node through another resolver waits for itself and fails in the end, and does not go round.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
-use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::{Name, Record, RecordType};
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::{DnsError, NetError, NoRecords};
-use tokio::sync::Semaphore;
+use arc_swap::ArcSwap;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
-use super::message::Forwarded;
+use super::cache::{Cache, Key};
+use super::exchange::{Question, Received};
+use super::message::{Asked, Forwarded, Source};
 
 /// How long one upstream may take.
-const TIMEOUT: Duration = Duration::from_millis(1500);
+const TIMEOUT: Duration = Duration::from_millis(1_200);
 /// How long the client waits at most: containers' own resolvers give up after 4 s.
-const OVERALL: Duration = Duration::from_millis(3500);
-/// Answers kept at most.
-const CACHE: u64 = 8192;
-/// Questions under way at most.
-const UNDER_WAY: usize = 1024;
+const OVERALL: Duration = Duration::from_millis(3_500);
+/// How long a client waits for a fresh answer that can have a stale one (RFC 8767 section 5).
+const PATIENCE: Duration = Duration::from_millis(1_800);
+/// Tries of all upstreams together, one after another.
+const TRIES: usize = 3;
+/// Questions that are gone but still listed at most, before the list is gone through.
+const MAX_LISTED: usize = 2_048;
+
+type Answer = Arc<OnceCell<Forwarded>>;
 
 /// The resolvers everything else is asked of.
+#[derive(Default)]
 pub struct Upstream {
-    resolver: ArcSwapOption<TokioResolver>,
-    slots: Semaphore,
+    servers: ArcSwap<Vec<SocketAddr>>,
+    /// The one that answered last: it is asked first.
+    preferred: AtomicUsize,
+    cache: Mutex<Cache>,
+    under_way: Mutex<HashMap<Key, Weak<OnceCell<Forwarded>>>>,
 }
 
 impl Upstream {
     /// None yet: every question fails until [`Upstream::set`].
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            resolver: ArcSwapOption::empty(),
-            slots: Semaphore::new(UNDER_WAY),
-        }
+        Self::default()
     }
 
     /// Asks `servers` from now on, in turn; never those in `own`, which would be this node itself.
     pub fn set(&self, servers: &[SocketAddr], own: &BTreeSet<IpAddr>) {
-        let configs: Vec<NameServerConfig> = servers
-            .iter()
-            .filter(|s| !own.contains(&s.ip()))
-            .map(server_config)
-            .collect();
-        if configs.is_empty() {
-            return self.resolver.store(None);
-        }
-        let config = ResolverConfig::from_parts(None, Vec::new(), configs);
-        let mut builder =
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-        let options = builder.options_mut();
-        options.timeout = TIMEOUT;
-        options.attempts = 2;
-        options.cache_size = CACHE;
-        options.edns0 = true;
-        // The name is asked as it is: search lists are the client's business, the hosts file its libc's.
-        options.use_hosts_file = hickory_resolver::config::ResolveHosts::Never;
-        options.preserve_intermediates = true;
-        match builder.build() {
-            Ok(resolver) => self.resolver.store(Some(std::sync::Arc::new(resolver))),
-            Err(error) => tracing::warn!(%error, "the upstream resolvers cannot be used"),
-        }
+        let others = servers.iter().filter(|s| !own.contains(&s.ip()));
+        self.servers.store(Arc::new(others.copied().collect()));
     }
 
     /// Asks. A failure is an answer too: SERVFAIL.
-    pub async fn ask(&self, name: Name, record_type: RecordType) -> Forwarded {
-        let failed = || Forwarded {
-            code: ResponseCode::ServFail,
-            ..Forwarded::default()
+    pub async fn ask(&self, asked: &Asked) -> Forwarded {
+        let key = Key::new(asked);
+        let (fresh, stale) = {
+            let (cache, now) = (self.lock_cache(), Instant::now());
+            (cache.fresh(&key, now), cache.stale(&key, now))
         };
-        let (Some(resolver), Ok(_slot)) = (self.resolver.load_full(), self.slots.try_acquire())
-        else {
-            return failed();
-        };
-        let mut name = name;
-        name.set_fqdn(true);
-        match tokio::time::timeout(OVERALL, resolver.lookup(name, record_type)).await {
-            Ok(Ok(lookup)) => Forwarded {
-                code: ResponseCode::NoError,
-                answers: lookup.answers().to_vec(),
-                authority: Vec::new(),
-            },
-            Ok(Err(NetError::Dns(DnsError::NoRecordsFound(none)))) => negative(none),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "an upstream failed");
-                failed()
+        if let Some(fresh) = fresh {
+            return fresh;
+        }
+        let answer = self.join(&key);
+        let own = key.clone();
+        let patience = if stale.is_some() { PATIENCE } else { OVERALL };
+        let found = timeout(
+            patience,
+            answer.get_or_init(|| self.ask_servers(asked, own)),
+        )
+        .await;
+        match found {
+            Ok(found) if found.source != Source::Nobody => found.clone(),
+            _ => {
+                self.lock_cache().hold(&key, Instant::now());
+                stale.unwrap_or_else(Forwarded::failure)
             }
-            Err(_) => failed(),
         }
     }
-}
 
-impl Default for Upstream {
-    fn default() -> Self {
-        Self::new()
+    /// The answer to be, shared by all who ask the same now.
+    fn join(&self, key: &Key) -> Answer {
+        let mut under_way = self
+            .under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(answer) = under_way.get(key).and_then(Weak::upgrade) {
+            return answer;
+        }
+        if under_way.len() >= MAX_LISTED {
+            under_way.retain(|_, answer| answer.strong_count() > 0);
+        }
+        let answer = Answer::default();
+        under_way.insert(key.clone(), Arc::downgrade(&answer));
+        answer
+    }
+
+    async fn ask_servers(&self, asked: &Asked, key: Key) -> Forwarded {
+        let servers = self.servers.load_full();
+        let first = self.preferred.load(Ordering::Relaxed);
+        for place in (0..servers.len()).cycle().take(TRIES) {
+            let place = (first + place) % servers.len();
+            let Some(server) = servers.get(place).copied() else {
+                break;
+            };
+            match timeout(TIMEOUT, exchange(server, asked)).await {
+                Ok(Ok(Some(mut answer))) => {
+                    self.preferred.store(place, Ordering::Relaxed);
+                    answer.source = Source::Upstream(server);
+                    self.lock_cache().keep(key, &answer, server, Instant::now());
+                    return answer;
+                }
+                Ok(Ok(None)) => tracing::debug!(%server, "an upstream failed"),
+                Ok(Err(error)) => tracing::debug!(%server, %error, "an upstream cannot be asked"),
+                Err(_) => tracing::debug!(%server, "an upstream does not answer"),
+            }
+        }
+        Forwarded::failure()
+    }
+
+    fn lock_cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl std::fmt::Debug for Upstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Upstream")
-            .field("configured", &self.resolver.load().is_some())
+            .field("servers", &self.servers)
             .finish_non_exhaustive()
     }
 }
 
-fn server_config(address: &SocketAddr) -> NameServerConfig {
-    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-        connection.port = address.port();
-        connection
-    });
-    NameServerConfig::new(address.ip(), true, connections.to_vec())
+/// Asks one server; nothing if it cannot or will not say.
+async fn exchange(server: SocketAddr, asked: &Asked) -> io::Result<Option<Forwarded>> {
+    for edns in [true, false] {
+        let random = [
+            getrandom::u64().map_err(io::Error::other)?,
+            getrandom::u64().map_err(io::Error::other)?,
+        ];
+        let Some(question) = Question::new(asked, random, edns) else {
+            return Ok(None);
+        };
+        let Some(octets) = question.octets() else {
+            return Ok(None);
+        };
+        let mut received = datagram(server, &question, &octets).await?;
+        if matches!(received, Received::Again) {
+            received = stream(server, &question, &octets).await?;
+        }
+        match received {
+            Received::Answer(answer) => return Ok(Some(answer)),
+            Received::NoEdns => {}
+            Received::Failed | Received::Again | Received::Stray => return Ok(None),
+        }
+    }
+    Ok(None)
 }
 
-fn negative(none: NoRecords) -> Forwarded {
-    let authority = none
-        .soa
-        .map(|soa| {
-            Record::from_rdata(
-                soa.name.clone(),
-                none.negative_ttl.unwrap_or(soa.ttl),
-                soa.data.clone(),
-            )
-            .into_record_of_rdata()
-        })
-        .into_iter()
-        .collect();
-    Forwarded {
-        code: none.response_code,
-        answers: Vec::new(),
-        authority,
+/// One socket a question: the system draws its port, and takes datagrams from the server alone.
+async fn datagram(server: SocketAddr, question: &Question, octets: &[u8]) -> io::Result<Received> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(octets).await?;
+    let mut buffer = [0; 4096];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        match question.handle_reply(buffer.get(..length).unwrap_or_default(), false) {
+            Received::Stray => {}
+            received => return Ok(received),
+        }
     }
 }
+
+async fn stream(server: SocketAddr, question: &Question, octets: &[u8]) -> io::Result<Received> {
+    let mut stream = TcpStream::connect(server).await?;
+    let length = u16::try_from(octets.len()).map_err(io::Error::other)?;
+    stream
+        .write_all(&[&length.to_be_bytes()[..], octets].concat())
+        .await?;
+    let length = stream.read_u16().await?;
+    let mut reply = vec![0; length.into()];
+    stream.read_exact(&mut reply).await?;
+    Ok(question.handle_reply(&reply, true))
+}
+
+#[cfg(test)]
+mod tests;

@@ -130,6 +130,12 @@ pub(super) fn text(mesh: Option<&Mesh>) -> String {
             "Queries forwarded.",
             &plain(read(&counts.forwarded)),
         );
+        metric(
+            "dns_rebound_total",
+            "counter",
+            "Forwarded queries whose answer pointed into the mesh, and lost that.",
+            &plain(read(&counts.rebound)),
+        );
         let dropped: Vec<_> = counts
             .dropped()
             .map(|(reason, count)| (format!("{{reason=\"{}\"}}", reason.as_str()), count))

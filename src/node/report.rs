@@ -10,8 +10,9 @@ use super::api::Reply;
 use super::config::Config;
 use super::mesh::{Dns, Mesh};
 use super::resolved::{ResolvedLink, State};
-use crate::dns::answer::{Verdict, answer};
-use crate::dns::zone::Standing;
+use crate::dns::answer::{Answer, Part, Verdict, answer, explain};
+use crate::dns::message::{Asked, Source};
+use crate::dns::zone::{Standing, Zone};
 use crate::model::PublicKey;
 use crate::path::watch::Reach;
 use crate::wire::api::{ApiError, ErrorCode};
@@ -428,72 +429,100 @@ pub(super) fn resolve(mesh: &Mesh, resolve: Resolve, reply: Reply<Resolved>) {
         )))));
     };
     let zone = mesh.zone.load_full();
-    let lines = |records: &[Record]| records.iter().map(ToString::to_string).collect();
-    match answer(
-        &zone,
-        &name,
-        record_type,
-        getrandom::u64().unwrap_or_default(),
-    ) {
+    let entropy = getrandom::u64().unwrap_or_default();
+    match answer(&zone, &name, record_type, entropy) {
         Verdict::Answer(found) => {
-            let relative = name.to_string().to_ascii_lowercase();
-            let relative = relative
-                .trim_end_matches('.')
-                .strip_suffix(&zone.domain)
-                .unwrap_or_default()
-                .trim_end_matches('.');
-            let mut why: Vec<String> = zone
-                .find(relative)
-                .into_iter()
-                .flat_map(|entry| &entry.all)
-                .filter_map(|i| zone.instances.get(*i))
-                .map(|i| {
-                    let standing = match i.standing {
-                        Standing::Usable => "answered",
-                        Standing::Unreachable => "left out: this node cannot reach its node",
-                        Standing::Unhealthy => "left out: its node says it is unhealthy",
-                        Standing::Starting => "left out: its first check is not through",
-                        Standing::Draining => "left out: it is draining",
-                    };
-                    format!(
-                        "{} on {}: {standing} (health {})",
-                        i.name,
-                        i.node,
-                        i.health.as_str()
-                    )
-                })
-                .collect();
-            if found.flagged {
-                why.push("no instance is usable, so those that are only unhealthy or unreachable are answered".into());
-            }
-            if found.code == ResponseCode::NXDomain {
-                why.push("no such name is known in the mesh".into());
-            }
-            let resolved = Resolved {
-                schema: SCHEMA,
-                name: shown,
-                response_code: code_text(found.code),
-                answers: lines(&found.answers),
-                why,
-            };
-            let _ = reply.send(Ok(resolved));
+            let why = why_so(&zone, &name, &found);
+            let _ = reply.send(Ok(resolved(shown, found.code, &found.answers, why)));
         }
         Verdict::Forward => {
             let upstream = std::sync::Arc::clone(&mesh.upstream);
             tokio::spawn(async move {
-                let found = upstream.ask(name, record_type).await;
-                let why =
-                    vec!["not a name of the mesh: asked of the upstream resolvers".to_owned()];
-                let resolved = Resolved {
-                    schema: SCHEMA,
-                    name: shown,
-                    response_code: code_text(found.code),
-                    answers: lines(&found.answers),
-                    why,
-                };
-                let _ = reply.send(Ok(resolved));
+                let mut found = upstream.ask(&Asked::new(name, record_type)).await;
+                let mut why = vec![why_from(found.source)];
+                let stripped = zone.addresses.map_or(0, |mesh| found.strip(&mesh));
+                if stripped > 0 {
+                    why.push(format!("left out: {stripped} address(es) of the mesh, into which nobody outside may point"));
+                }
+                let _ = reply.send(Ok(resolved(shown, found.code, &found.answers, why)));
             });
         }
+    }
+}
+
+fn resolved(name: String, code: ResponseCode, answers: &[Record], why: Vec<String>) -> Resolved {
+    Resolved {
+        schema: SCHEMA,
+        name,
+        response_code: code_text(code),
+        answers: answers.iter().map(ToString::to_string).collect(),
+        why,
+    }
+}
+
+/// One line for each instance that the name has, and one for each thing that holds for all.
+fn why_so(zone: &Zone, name: &Name, found: &Answer) -> Vec<String> {
+    let mut why: Vec<String> = explain(zone, name)
+        .into_iter()
+        .map(|(i, part)| {
+            let standing = match i.standing {
+                Standing::Usable => "usable",
+                Standing::Unreachable => "this node cannot reach its node",
+                Standing::Unhealthy => "its node says it is unhealthy",
+                Standing::Starting => "its first check is not through",
+                Standing::Draining => "it is draining",
+            };
+            let part = match part {
+                Part::Answered => "answered",
+                Part::InTurn => "answered in turn, since there are more than go into one answer",
+                Part::Farther => "left out: others are nearer",
+                Part::Unusable => "left out",
+            };
+            let distance = match i.group {
+                0 => "on this node".to_owned(),
+                u8::MAX => "distance not known".to_owned(),
+                group => format!("distance group {group}"),
+            };
+            format!(
+                "{} on {}: {part}: {standing} (health {}, {distance})",
+                i.name,
+                i.node,
+                i.health.as_str()
+            )
+        })
+        .collect();
+    if found.flagged {
+        why.push(
+            "no instance is usable, so those that are only unhealthy or unreachable are answered"
+                .into(),
+        );
+    }
+    match (found.code, found.answers.first(), found.authority.first()) {
+        (ResponseCode::NXDomain, ..) => why.push("no such name is known in the mesh".into()),
+        (_, Some(record), _) => why.push(format!("may be kept for {} s", record.ttl)),
+        (_, None, Some(soa)) => {
+            why.push(format!("that there is none may be kept for {} s", soa.ttl));
+        }
+        _ => {}
+    }
+    why
+}
+
+fn why_from(source: Source) -> String {
+    let seconds = |age: Duration| age.as_secs();
+    match source {
+        Source::Nobody => {
+            "not a name of the mesh: no upstream resolver gave an answer to it".to_owned()
+        }
+        Source::Upstream(from) => format!("not a name of the mesh: {from} said so just now"),
+        Source::Cache { from, age } => format!(
+            "not a name of the mesh: {from} said so {} s ago",
+            seconds(age)
+        ),
+        Source::Stale { from, age } => format!(
+            "not a name of the mesh: {from} said so {} s ago, and no upstream resolver answers now",
+            seconds(age)
+        ),
     }
 }
 

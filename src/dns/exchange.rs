@@ -1,0 +1,206 @@
+//! One question to one upstream: what is sent, and whether what comes is its answer. Pure: the caller brings the
+//! randomness.
+//!
+//! A forger must guess the port, the number of the message and the case of each letter of the name (the "0x20" bits of
+//! draft-vixie-dnsext-dns0x20).
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData};
+
+use super::message::{Asked, Forwarded, MAX_UDP};
+
+/// A question as it is sent.
+#[derive(Debug)]
+pub(super) struct Question {
+    message: Message,
+    dnssec_ok: bool,
+}
+
+/// What came.
+#[derive(Debug)]
+pub(super) enum Received {
+    /// The answer.
+    Answer(Forwarded),
+    /// The answer did not fit, or the name's case was lost on the way: a stream is to tell.
+    Again,
+    /// The upstream cannot or will not say.
+    Failed,
+    /// The upstream does not know EDNS.
+    NoEdns,
+    /// Something else: the answer may still come.
+    Stray,
+}
+
+impl Question {
+    /// Asks `asked`; `random` makes its number and the case of its letters.
+    pub(super) fn new(asked: &Asked, random: [u64; 2], edns: bool) -> Option<Self> {
+        let mut message = Message::new(random[0] as u16, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.metadata.checking_disabled = asked.checking_disabled;
+        message.metadata.authentic_data = asked.authentic;
+        let name = mixed(&asked.name, random[1])?;
+        message.add_query(Query::query(name, asked.record_type));
+        if edns {
+            let mut own = Edns::new();
+            own.set_max_payload(MAX_UDP)
+                .set_version(0)
+                .set_dnssec_ok(asked.dnssec_ok);
+            message.set_edns(own);
+        }
+        Some(Self {
+            message,
+            dnssec_ok: asked.dnssec_ok,
+        })
+    }
+
+    /// Its octets.
+    pub(super) fn octets(&self) -> Option<Vec<u8>> {
+        self.message.to_vec().ok()
+    }
+
+    /// Takes in what came. A `stream` cannot be forged from aside, and is never cut.
+    pub(super) fn handle_reply(&self, octets: &[u8], stream: bool) -> Received {
+        let id = self.message.metadata.id.to_be_bytes();
+        // Of another message not even a fault counts.
+        if octets.get(..2) != Some(&id[..]) || octets.get(2).is_none_or(|flags| flags & 0x80 == 0) {
+            return Received::Stray;
+        }
+        let Ok(reply) = Message::from_vec(octets) else {
+            return if stream {
+                Received::Failed
+            } else {
+                Received::Stray
+            };
+        };
+        let code = reply.metadata.response_code;
+        let ([asked], [repeated]) = (self.message.queries.as_slice(), reply.queries.as_slice())
+        else {
+            // An old server repeats nothing when it is asked something that it cannot take apart.
+            let old = reply.queries.is_empty() && code == ResponseCode::FormErr;
+            return match (old, self.message.edns.is_some()) {
+                (true, true) => Received::NoEdns,
+                _ => Received::Stray,
+            };
+        };
+        if asked != repeated {
+            return Received::Stray;
+        }
+        if !stream && (reply.metadata.truncation || !asked.name().eq_case(repeated.name())) {
+            return Received::Again;
+        }
+        match code {
+            ResponseCode::NoError | ResponseCode::NXDomain => Received::Answer(self.answer(reply)),
+            ResponseCode::FormErr | ResponseCode::NotImp if self.message.edns.is_some() => {
+                Received::NoEdns
+            }
+            _ => Received::Failed,
+        }
+    }
+
+    fn answer(&self, reply: Message) -> Forwarded {
+        let negative =
+            reply.answers.is_empty() || reply.metadata.response_code == ResponseCode::NXDomain;
+        let authority = reply.authorities.into_iter();
+        Forwarded {
+            code: reply.metadata.response_code,
+            authentic: reply.metadata.authentic_data,
+            answers: reply.answers,
+            // Who serves the name is of no use to a client; that there is none, and the proof of it, is.
+            authority: authority
+                .filter(|r| self.dnssec_ok || (negative && matches!(r.data, RData::SOA(_))))
+                .collect(),
+            ..Forwarded::default()
+        }
+    }
+}
+
+/// The name in mixed case.
+fn mixed(name: &Name, random: u64) -> Option<Name> {
+    let mut bits = random;
+    let labels = name.iter().map(|label| {
+        let flip = |octet: &u8| {
+            bits = bits.rotate_left(1);
+            let upper = bits & 1 == 1 && octet.is_ascii_alphabetic();
+            if upper {
+                octet.to_ascii_uppercase()
+            } else {
+                octet.to_ascii_lowercase()
+            }
+        };
+        label.iter().map(flip).collect::<Vec<u8>>()
+    });
+    let labels: Vec<Vec<u8>> = labels.collect();
+    let mut name = Name::from_labels(labels).ok()?;
+    name.set_fqdn(true);
+    Some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::rr::{Record, RecordType};
+
+    fn asked() -> Asked {
+        Asked::new(
+            Name::from_ascii("www.example.org.").expect("a literal"),
+            RecordType::A,
+        )
+    }
+
+    fn question() -> Question {
+        Question::new(&asked(), [4711, 0x5555_5555_5555_5555], true).expect("a name")
+    }
+
+    /// The right reply, changed.
+    fn replied(change: impl FnOnce(&mut Message)) -> Received {
+        let question = question();
+        let mut reply = Message::response(4711, OpCode::Query);
+        reply.queries.clone_from(&question.message.queries);
+        let data = RData::A(std::net::Ipv4Addr::new(192, 0, 2, 1).into());
+        reply.add_answer(Record::from_rdata(asked().name, 60, data));
+        change(&mut reply);
+        question.handle_reply(&reply.to_vec().expect("a small message"), false)
+    }
+
+    #[test]
+    fn the_case_of_the_name_is_drawn_anew_for_each_question() {
+        let name = |random| {
+            let question = Question::new(&asked(), [1, random], true).expect("a name");
+            question.message.queries[0].name().to_string()
+        };
+        assert_eq!(name(0), "www.example.org.");
+        assert_eq!(name(u64::MAX), "WWW.EXAMPLE.ORG.");
+        assert_ne!(name(0x1234_5678_9abc_def0), name(0x0fed_cba9_8765_4321));
+    }
+
+    #[test]
+    fn only_the_reply_to_the_question_counts() {
+        assert!(matches!(replied(|_| ()), Received::Answer(f) if f.answers.len() == 1));
+        assert!(matches!(replied(|m| m.metadata.id = 4712), Received::Stray));
+        assert!(matches!(
+            replied(|m| m.metadata.message_type = MessageType::Query),
+            Received::Stray
+        ));
+        let other = || Name::from_ascii("www.example.net.").expect("a literal");
+        assert!(matches!(
+            replied(|m| m.queries = vec![Query::query(other(), RecordType::A)]),
+            Received::Stray
+        ));
+        assert!(matches!(
+            replied(|m| m.queries = vec![Query::query(asked().name, RecordType::A)]),
+            Received::Again
+        ));
+        assert!(matches!(
+            replied(|m| m.metadata.truncation = true),
+            Received::Again
+        ));
+        assert!(matches!(
+            replied(|m| m.metadata.response_code = ResponseCode::Refused),
+            Received::Failed
+        ));
+        assert!(matches!(
+            replied(|m| m.metadata.response_code = ResponseCode::FormErr),
+            Received::NoEdns
+        ));
+    }
+}

@@ -1,0 +1,174 @@
+use super::*;
+use crate::dns::zone::ZoneInput;
+use crate::model::netmap::Netmap;
+use crate::model::record::{MESH_ID, Mesh};
+use crate::model::{Label, MeshAddresses, PublicKey};
+use hickory_proto::op::{OpCode, Query};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(super) fn zone() -> Zone {
+    let addresses = MeshAddresses {
+        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
+        prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
+        node_block_v4: 24,
+        node_block_v6: 64,
+    };
+    let domain = Label::parse("mesh").expect("a literal");
+    let netmap = Netmap {
+        mesh: Some(Mesh {
+            id: MESH_ID.into(),
+            version: 1,
+            domain,
+            addresses,
+        }),
+        ..Netmap::default()
+    };
+    Zone::build(&ZoneInput {
+        netmap: &netmap,
+        own: PublicKey([1; 32]),
+        unreachable: &BTreeSet::new(),
+        round_trips: &BTreeMap::new(),
+        when_none_usable: Default::default(),
+        lingering: &BTreeSet::new(),
+        serial: 1,
+        most_addresses: crate::dns::zone::MOST_ADDRESSES,
+    })
+}
+
+fn query(name: &str, record_type: RecordType) -> Message {
+    let mut message = Message::new(77, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(
+        Name::from_ascii(name).expect("a literal"),
+        record_type,
+    ));
+    message
+}
+
+fn replied(message: &Message) -> Message {
+    replied_to(&message.to_vec().expect("a small message"))
+}
+
+fn replied_to(octets: &[u8]) -> Message {
+    match handle(&zone(), octets, Transport::Udp, 1) {
+        Outcome::Reply(reply) => Message::from_vec(&reply).expect("a reply that parses"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_name_of_the_mesh_is_answered_with_authority_and_the_question_as_asked() {
+    let reply = replied(&query("NeVeR.svc.MESH.", RecordType::A));
+    assert_eq!(
+        (reply.metadata.id, reply.metadata.response_code),
+        (77, ResponseCode::NXDomain)
+    );
+    assert!(
+        reply.metadata.authoritative
+            && reply.metadata.recursion_available
+            && reply.metadata.recursion_desired
+    );
+    assert_eq!(reply.queries[0].name().to_string(), "NeVeR.svc.MESH.");
+    assert!(reply.edns.is_none(), "the client speaks no EDNS");
+}
+
+#[test]
+fn edns_is_answered_with_edns_and_a_later_version_refused() {
+    let mut message = query("mesh.", RecordType::SOA);
+    let mut edns = Edns::new();
+    edns.set_max_payload(4096).set_version(0);
+    message.set_edns(edns.clone());
+    assert_eq!(
+        replied(&message).edns.map(|e| e.max_payload()),
+        Some(MAX_UDP)
+    );
+    edns.set_version(1);
+    message.set_edns(edns);
+    let reply = replied(&message);
+    // 16 is BADSIG in a signature and BADVERS in an OPT record.
+    assert_eq!(
+        (u16::from(reply.metadata.response_code), reply.answers.len()),
+        (16, 0)
+    );
+}
+
+#[test]
+fn queries_that_are_none_get_the_code_they_deserve() {
+    let octets = query("mesh.", RecordType::A)
+        .to_vec()
+        .expect("a small message");
+    assert_eq!(
+        replied_to(&octets[..20]).metadata.response_code,
+        ResponseCode::FormErr
+    );
+    let mut update = octets.clone();
+    update[2] |= 5 << 3;
+    assert_eq!(
+        replied_to(&update).metadata.response_code,
+        ResponseCode::NotImp
+    );
+    assert_eq!(
+        replied(&query("mesh.", RecordType::AXFR))
+            .metadata
+            .response_code,
+        ResponseCode::Refused
+    );
+    let mut reply = octets.clone();
+    reply[2] |= 0x80;
+    assert!(matches!(
+        handle(&zone(), &reply, Transport::Udp, 0),
+        Outcome::Silence(Silence::IsReply)
+    ));
+    assert!(matches!(
+        handle(&zone(), &octets[..11], Transport::Udp, 0),
+        Outcome::Silence(Silence::NoHeader)
+    ));
+}
+
+#[test]
+fn what_does_not_fit_into_a_datagram_is_marked_as_cut() {
+    let mut message = Message::response(1, OpCode::Query);
+    message.add_query(Query::query(
+        Name::from_ascii("web.svc.mesh.").expect("a literal"),
+        RecordType::A,
+    ));
+    for n in 0..100u8 {
+        let data = hickory_proto::rr::RData::A(std::net::Ipv4Addr::new(10, 0, 0, n).into());
+        message.add_answer(Record::from_rdata(
+            Name::from_ascii("web.svc.mesh.").expect("a literal"),
+            5,
+            data,
+        ));
+    }
+    let cut = Message::from_vec(&fit(message.clone(), 512).expect("encodable")).expect("it parses");
+    assert!(cut.metadata.truncation && cut.answers.is_empty());
+    let whole = Message::from_vec(&fit(message, 65_535).expect("encodable")).expect("it parses");
+    assert!(!whole.metadata.truncation && whole.answers.len() == 100);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #[test]
+    fn a_mutated_query_gets_at_most_one_reply_that_fits_it(
+        flips in prop::collection::vec((0usize..80, any::<u8>()), 0..6),
+        cut in 0usize..90,
+        record_type in any::<u16>(),
+        name in "[a-z]{1,8}\\.(svc|node)\\.mesh\\.",
+    ) {
+        let mut message = query(&name, RecordType::from(record_type));
+        message.set_edns(Edns::new());
+        let mut octets = message.to_vec().expect("a small message");
+        for (at, value) in flips {
+            if let Some(octet) = octets.get_mut(at) { *octet = value; }
+        }
+        octets.truncate(cut.max(octets.len().saturating_sub(cut)));
+        for transport in [Transport::Udp, Transport::Tcp] {
+            match handle(&zone(), &octets, transport, 3) {
+                Outcome::Reply(reply) => prop_assert!(is_reply_to(&reply, &octets), "{octets:?} -> {reply:?}"),
+                Outcome::Forward(pending) => prop_assert!(is_reply_to(&pending.finish(Forwarded::default()), &octets)),
+                Outcome::Silence(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+use super::*;
+use hickory_proto::op::{Message, OpCode, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use tokio::net::TcpListener;
+
+/// What a server of the test does with a query.
+type Reply = fn(&Message) -> Option<Message>;
+
+/// Serves UDP and TCP on one port; counts the queries.
+async fn server(udp: Reply, tcp: Reply) -> (SocketAddr, Arc<AtomicUsize>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
+    let address = socket.local_addr().expect("bound");
+    let listener = TcpListener::bind(address).await.expect("the same port");
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let query = Message::from_vec(&buffer[..length]).expect("ours");
+            if let Some(reply) = udp(&query) {
+                let octets = reply.to_vec().expect("a small message");
+                socket.send_to(&octets, client).await.expect("loopback");
+            }
+        }
+    });
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let length = stream.read_u16().await.expect("a length");
+            let mut octets = vec![0; length.into()];
+            stream.read_exact(&mut octets).await.expect("a query");
+            if let Some(reply) = tcp(&Message::from_vec(&octets).expect("ours")) {
+                let octets = reply.to_vec().expect("encodable");
+                let length = u16::try_from(octets.len()).expect("short");
+                let framed = [&length.to_be_bytes()[..], &octets].concat();
+                stream.write_all(&framed).await.expect("loopback");
+            }
+        }
+    });
+    (address, count)
+}
+
+fn silent(_: &Message) -> Option<Message> {
+    None
+}
+
+fn empty(query: &Message) -> Message {
+    let mut reply = Message::response(query.metadata.id, OpCode::Query);
+    reply.queries.clone_from(&query.queries);
+    reply
+}
+
+fn good(query: &Message) -> Option<Message> {
+    let mut reply = empty(query);
+    reply.metadata.authentic_data = query.metadata.checking_disabled;
+    let data = RData::A(std::net::Ipv4Addr::new(192, 0, 2, 1).into());
+    let name = query.queries.first()?.name().clone();
+    reply.add_answer(Record::from_rdata(name, 1, data));
+    Some(reply)
+}
+
+fn cut(query: &Message) -> Option<Message> {
+    let mut reply = empty(query);
+    reply.metadata.truncation = true;
+    Some(reply)
+}
+
+/// Forgets in which case the name was asked.
+fn lower(query: &Message) -> Option<Message> {
+    let mut reply = good(query)?;
+    for query in &mut reply.queries {
+        query.set_name(query.name().to_lowercase());
+    }
+    Some(reply)
+}
+
+fn failing(query: &Message) -> Option<Message> {
+    let mut reply = empty(query);
+    reply.metadata.response_code = ResponseCode::ServFail;
+    Some(reply)
+}
+
+/// Knows no EDNS.
+fn old(query: &Message) -> Option<Message> {
+    if query.edns.is_none() {
+        return good(query);
+    }
+    let mut reply = empty(query);
+    reply.metadata.response_code = ResponseCode::FormErr;
+    Some(reply)
+}
+
+fn asked() -> Asked {
+    Asked::new(
+        Name::from_ascii("www.example.org.").expect("a literal"),
+        RecordType::A,
+    )
+}
+
+fn upstream(servers: &[SocketAddr]) -> Upstream {
+    let upstream = Upstream::new();
+    upstream.set(servers, &BTreeSet::new());
+    upstream
+}
+
+#[tokio::test]
+async fn the_next_upstream_is_asked_and_stays_the_first() {
+    let (bad, tries) = server(failing, silent).await;
+    let (working, _) = server(good, silent).await;
+    let upstream = upstream(&[bad, working]);
+    let answer = upstream.ask(&asked()).await;
+    assert_eq!(answer.source, Source::Upstream(working));
+    assert_eq!(answer.answers.len(), 1);
+    let other = Asked::new(
+        Name::from_ascii("other.example.org.").expect("a literal"),
+        RecordType::A,
+    );
+    assert_eq!(upstream.ask(&other).await.source, Source::Upstream(working));
+    assert_eq!(tries.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn what_is_cut_or_has_lost_its_case_is_asked_again_over_a_stream() {
+    for udp in [cut as Reply, lower] {
+        let (address, _) = server(udp, good).await;
+        let answer = upstream(&[address]).ask(&asked()).await;
+        assert_eq!(answer.code, ResponseCode::NoError);
+        assert_eq!(answer.answers.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_edns_is_asked_without() {
+    let (address, _) = server(old, silent).await;
+    assert_eq!(upstream(&[address]).ask(&asked()).await.answers.len(), 1);
+}
+
+#[tokio::test]
+async fn the_clients_cd_goes_up_and_the_upstreams_ad_comes_down() {
+    let (address, _) = server(good, silent).await;
+    let upstream = upstream(&[address]);
+    assert!(!upstream.ask(&asked()).await.authentic);
+    let unchecked = Asked {
+        checking_disabled: true,
+        ..asked()
+    };
+    assert!(upstream.ask(&unchecked).await.authentic);
+}
+
+#[tokio::test]
+async fn the_same_question_is_asked_once_and_then_answered_from_the_cache() {
+    let (address, count) = server(good, silent).await;
+    let upstream = Arc::new(upstream(&[address]));
+    let all: Vec<_> = (0..50)
+        .map(|_| {
+            let upstream = Arc::clone(&upstream);
+            tokio::spawn(async move { upstream.ask(&asked()).await })
+        })
+        .collect();
+    for one in all {
+        assert_eq!(one.await.expect("no panic").answers.len(), 1);
+    }
+    assert_eq!(count.load(Ordering::Relaxed), 1);
+    let again = upstream.ask(&asked()).await.source;
+    assert!(matches!(again, Source::Cache { from, .. } if from == address));
+}
+
+#[tokio::test]
+async fn without_an_answer_it_fails_and_what_was_known_is_answered_stale() {
+    let nobody = upstream(&[]);
+    assert_eq!(nobody.ask(&asked()).await.code, ResponseCode::ServFail);
+    let (address, _) = server(good, silent).await;
+    let upstream = upstream(&[address]);
+    upstream.ask(&asked()).await;
+    upstream.set(&[address], &BTreeSet::from([address.ip()]));
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    for _ in 0..2 {
+        let stale = upstream.ask(&asked()).await;
+        assert!(matches!(stale.source, Source::Stale { .. }));
+        assert_eq!((stale.answers.len(), stale.answers[0].ttl), (1, 1));
+    }
+}
