@@ -16,30 +16,34 @@ use tokio::time::{sleep, timeout};
 use super::registry::Key;
 use crate::wire::local::{Check, CheckProbe};
 
-/// Failures in a row after which an instance is unhealthy; one success makes it healthy again.
-pub const FALL: u32 = 2;
-
 /// What a row of results means. Pure.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verdict {
     healthy: Option<bool>,
-    failures: u32,
+    /// Results in a row that speak against the verdict.
+    against: u32,
 }
 
 impl Verdict {
-    /// Takes a result in; gives the verdict if it has changed. The first result decides at once: an instance that
-    /// was never seen to work has no credit.
-    pub fn handle_result(&mut self, success: bool) -> Option<bool> {
-        self.failures = if success {
-            0
-        } else {
-            self.failures.saturating_add(1)
+    /// Takes a result in; gives the verdict if it has changed. The first result decides at once: an instance that was
+    /// never seen to work has no credit. After that, `rise` successes in a row or `fall` failures turn it.
+    pub fn handle_result(&mut self, success: bool, rise: u32, fall: u32) -> Option<bool> {
+        if self.healthy == Some(success) {
+            self.against = 0;
+            return None;
+        }
+        self.against = self.against.saturating_add(1);
+        let needed = match self.healthy {
+            None => 1,
+            Some(true) => fall,
+            Some(false) => rise,
         };
-        let healthy = success || (self.healthy == Some(true) && self.failures < FALL);
-        (self.healthy != Some(healthy)).then(|| {
-            self.healthy = Some(healthy);
-            healthy
-        })
+        if self.against < needed {
+            return None;
+        }
+        self.against = 0;
+        self.healthy = Some(success);
+        self.healthy
     }
 }
 
@@ -98,10 +102,10 @@ async fn run(key: Key, address: SocketAddr, check: Check, verdicts: mpsc::Sender
     let mut verdict = Verdict::default();
     loop {
         let limit = Duration::from_millis(check.timeout_ms);
-        let success = timeout(limit, attempt(address, &check.probe))
+        let success = timeout(limit, attempt(address, &check))
             .await
             .is_ok_and(|healthy| healthy);
-        if let Some(healthy) = verdict.handle_result(success)
+        if let Some(healthy) = verdict.handle_result(success, check.rise, check.fall)
             && verdicts.send((key.clone(), healthy)).await.is_err()
         {
             return;
@@ -117,13 +121,16 @@ fn jittered(interval_ms: u64) -> Duration {
     Duration::from_millis(interval_ms - interval_ms / 10 + random)
 }
 
-async fn attempt(address: SocketAddr, probe: &CheckProbe) -> bool {
+async fn attempt(address: SocketAddr, check: &Check) -> bool {
     let Ok(stream) = TcpStream::connect(address).await else {
         return false;
     };
-    match probe {
+    match &check.probe {
         CheckProbe::Tcp => true,
-        CheckProbe::Http(path) => http(stream, address, path).await.unwrap_or(false),
+        CheckProbe::Http(path) => {
+            let status = http(stream, address, path).await.unwrap_or_default();
+            (check.status.0..=check.status.1).contains(&status)
+        }
     }
 }
 
@@ -131,7 +138,7 @@ async fn http(
     stream: TcpStream,
     address: SocketAddr,
     path: &str,
-) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
@@ -141,7 +148,7 @@ async fn http(
         .body(Empty::<Bytes>::new())?;
     let status = sender.send_request(request).await?.status();
     driver.abort();
-    Ok(status.is_success() || status.is_redirection())
+    Ok(status.as_u16())
 }
 
 #[cfg(test)]
@@ -156,7 +163,10 @@ mod tests {
     fn the_first_result_decides_and_then_two_failures_in_a_row() {
         let mut verdict = Verdict::default();
         let results = [true, true, false, true, false, false, false, true];
-        let verdicts: Vec<_> = results.iter().map(|r| verdict.handle_result(*r)).collect();
+        let verdicts: Vec<_> = results
+            .iter()
+            .map(|r| verdict.handle_result(*r, 1, 2))
+            .collect();
         assert_eq!(
             verdicts,
             [
@@ -170,7 +180,21 @@ mod tests {
                 Some(true)
             ]
         );
-        assert_eq!(Verdict::default().handle_result(false), Some(false));
+        assert_eq!(Verdict::default().handle_result(false, 3, 3), Some(false));
+    }
+
+    #[test]
+    fn rise_and_fall_are_counted_in_a_row() {
+        let mut verdict = Verdict::default();
+        let results = [
+            true, false, false, true, false, false, false, true, true, false, true, true, true,
+        ];
+        let turns: Vec<(usize, bool)> = results
+            .iter()
+            .enumerate()
+            .filter_map(|(at, r)| Some((at, verdict.handle_result(*r, 3, 3)?)))
+            .collect();
+        assert_eq!(turns, [(0, true), (6, false), (12, true)]);
     }
 
     fn key(port: u16) -> Key {
@@ -200,9 +224,9 @@ mod tests {
             key(address.port()),
             address,
             Check {
-                probe,
                 interval_ms: 50,
                 timeout_ms: 5000,
+                ..Check::new(probe)
             },
         )]);
         verdicts.recv().await.expect("the checker lives").1

@@ -33,6 +33,18 @@ pub struct Registered {
     pub address: Option<IpAddr>,
     /// How its health is known.
     pub check: Option<Check>,
+    /// SRV weight.
+    #[serde(default = "default_weight")]
+    pub weight: u16,
+    /// SRV priority: the least is asked first.
+    #[serde(default)]
+    pub priority: u16,
+}
+
+/// The SRV weight of what has none of its own.
+#[must_use]
+pub fn default_weight() -> u16 {
+    10
 }
 
 #[derive(Debug, Clone)]
@@ -257,8 +269,8 @@ impl Registry {
                 } else {
                     entry.health
                 },
-                weight: 10,
-                priority: 0,
+                weight: entry.registered.weight,
+                priority: entry.registered.priority,
                 source: entry.source,
             };
             let service = records.entry(id.clone()).or_insert_with(|| Service {
@@ -305,6 +317,8 @@ mod tests {
             },
             address: None,
             check: check.then(|| Check::new(CheckProbe::Tcp)),
+            weight: default_weight(),
+            priority: 0,
         }
     }
 

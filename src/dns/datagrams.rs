@@ -1,5 +1,5 @@
-//! Datagrams by the batch: one thread a socket and a core, which answers names of the mesh itself and leaves the rest
-//! to others.
+//! Datagrams by the batch: threads with a socket each, which answer names of the mesh themselves and leave the rest to
+//! others.
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
@@ -21,6 +21,9 @@ const BATCH: usize = 64;
 const SOCKET_BUFFER: usize = 1024 * 1024;
 /// Sockets of one address at most, however many cores there are.
 const MAX_SOCKETS: usize = 4;
+/// Cores for each socket of an address: the clients and the tunnel want some too, and the fewer threads the datagrams are
+/// spread over, the more of them come at once.
+const CORES_A_SOCKET: usize = 2;
 /// How long a thread rests when the system refuses to receive.
 const REST: Duration = Duration::from_millis(20);
 
@@ -63,7 +66,7 @@ impl Datagrams {
             stopped: Arc::clone(&stopped),
             threads: Vec::new(),
         };
-        for _ in 0..cores.min(MAX_SOCKETS) {
+        for _ in 0..(cores / CORES_A_SOCKET).clamp(1, MAX_SOCKETS) {
             let socket = Arc::new(open(address, true)?);
             let (own, stopped) = (Arc::clone(&socket), Arc::clone(&stopped));
             let (resolver, forwards) = (Arc::clone(resolver), forwards.clone());
@@ -186,7 +189,7 @@ impl Batch {
         };
         let mut batch = Self {
             queries: vec![[0; MAX_QUERY + 1]; BATCH],
-            replies: vec![Vec::with_capacity(512); BATCH],
+            replies: (0..BATCH).map(|_| Vec::with_capacity(512)).collect(),
             names: vec![name; BATCH],
             receive_slices: vec![slice; BATCH],
             receive: vec![header; BATCH],

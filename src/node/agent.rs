@@ -12,7 +12,9 @@ use super::joining::{self, Admitted, Attempt};
 use super::mesh::{Events, Mesh};
 use super::report;
 use super::state::StateDir;
-use crate::discovery::registry::{Key, Registered, Registry, RegistryError, Stored};
+use crate::discovery::registry::{
+    Key, Registered, Registry, RegistryError, Stored, default_weight,
+};
 use crate::model::Label;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{AddService, Join, Joined, NodeState, SCHEMA, ServiceChanged};
@@ -417,6 +419,8 @@ fn parse_service(add: AddService) -> Result<(Label, Registered), ApiError> {
             key,
             address: add.address,
             check: add.check,
+            weight: default_weight(),
+            priority: 0,
         },
     ))
 }

@@ -1,13 +1,13 @@
 //! meshd.toml and the command line: as written, and as meant.
 
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU8, NonZeroU16};
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
-use crate::discovery::registry::{Key, Registered};
+use crate::discovery::registry::{Key, Registered, default_weight};
 use crate::dns::WhenNoneUsable;
 use crate::dns::zone::MOST_ADDRESSES;
 use crate::model::Label;
@@ -201,6 +201,10 @@ struct ServiceSection {
     address: Option<IpAddr>,
     #[serde(default)]
     check: Option<CheckSection>,
+    #[serde(default = "default_weight")]
+    weight: u16,
+    #[serde(default)]
+    priority: u16,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -210,6 +214,9 @@ struct CheckSection {
     http: Option<String>,
     interval: Option<String>,
     timeout: Option<String>,
+    rise: Option<NonZeroU8>,
+    fall: Option<NonZeroU8>,
+    status: Option<String>,
 }
 
 /// What meshd runs with.
@@ -389,6 +396,8 @@ fn service(section: ServiceSection) -> Result<Registered, String> {
         key,
         address: section.address,
         check,
+        weight: section.weight,
+        priority: section.priority,
     })
 }
 
@@ -404,6 +413,16 @@ fn check(section: CheckSection) -> Result<Check, String> {
         _ => return Err("check: write { tcp = true } or { http = \"/path\" }".into()),
     };
     let mut check = Check::new(probe);
+    check.rise = section.rise.map_or(check.rise, |n| n.get().into());
+    check.fall = section.fall.map_or(check.fall, |n| n.get().into());
+    if let Some(text) = section.status {
+        if check.probe == CheckProbe::Tcp {
+            return Err("check.status: only { http = \"/path\" } has one".into());
+        }
+        check.status = status(&text).ok_or_else(|| {
+            format!("check.status: `{text}` is no status from 100 to 599, nor a range such as \"200-299\"")
+        })?;
+    }
     for (name, text, most, target) in [
         (
             "interval",
@@ -426,6 +445,13 @@ fn check(section: CheckSection) -> Result<Check, String> {
         }
     }
     Ok(check)
+}
+
+/// `204`, `200-299`.
+fn status(text: &str) -> Option<(u16, u16)> {
+    let (least, most) = text.split_once('-').unwrap_or((text, text));
+    let (least, most) = (least.trim().parse().ok()?, most.trim().parse().ok()?);
+    (100 <= least && least <= most && most <= 599).then_some((least, most))
 }
 
 /// `500ms`, `5s`, `2m`.

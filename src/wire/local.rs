@@ -309,17 +309,41 @@ pub struct Check {
     pub interval_ms: u64,
     /// Milliseconds after which a try has failed.
     pub timeout_ms: u64,
+    /// Successes in a row after which what was unhealthy is healthy again.
+    #[serde(default = "Check::default_rise")]
+    pub rise: u32,
+    /// Failures in a row after which what was healthy is unhealthy.
+    #[serde(default = "Check::default_fall")]
+    pub fall: u32,
+    /// The least and the greatest HTTP status that is a success.
+    #[serde(default = "Check::default_status")]
+    pub status: (u16, u16),
 }
 
 impl Check {
-    /// `probe` every 5 s with a limit of 2 s.
+    /// `probe` every 5 s with a limit of 2 s; two failures in a row make it unhealthy, one success healthy again.
     #[must_use]
     pub fn new(probe: CheckProbe) -> Self {
         Self {
             probe,
             interval_ms: 5_000,
             timeout_ms: 2_000,
+            rise: Self::default_rise(),
+            fall: Self::default_fall(),
+            status: Self::default_status(),
         }
+    }
+
+    fn default_rise() -> u32 {
+        1
+    }
+
+    fn default_fall() -> u32 {
+        2
+    }
+
+    fn default_status() -> (u16, u16) {
+        (200, 399)
     }
 }
 
@@ -329,7 +353,7 @@ impl Check {
 pub enum CheckProbe {
     /// A TCP connection to the service's port.
     Tcp,
-    /// An HTTP GET of this path: 2xx and 3xx are healthy.
+    /// An HTTP GET of this path.
     Http(String),
 }
 

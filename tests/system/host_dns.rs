@@ -41,7 +41,7 @@ fn serve_elsewhere(host: &Host, listen: &str, address: [u8; 4]) {
 }
 
 /// Gives a node an /etc of its own with `resolv_conf` in it: the lab's hosts share the machine's.
-fn own_etc(mesh: &Mesh, n: usize, resolv_conf: &str) {
+pub(crate) fn own_etc(mesh: &Mesh, n: usize, resolv_conf: &str) {
     let pid = mesh.nodes[n].host.pid().to_string();
     let script = "cp -a /etc /run/etc && mount --bind /run/etc /etc && rm -f /etc/resolv.conf /etc/resolv.conf.before-meshd && cat > /etc/resolv.conf";
     let mut child = Command::new("nsenter")

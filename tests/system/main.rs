@@ -7,6 +7,7 @@ mod query;
 
 mod adversary;
 mod bad_input;
+mod clients;
 mod dns_address;
 mod four_hosts;
 mod host_dns;
