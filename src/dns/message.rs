@@ -365,8 +365,8 @@ fn without_options(octets: &[u8]) -> Cow<'_, [u8]> {
     emptied().map_or(Cow::Borrowed(octets), Cow::Owned)
 }
 
-/// Encodes a message in `most` octets: without the additional section if need be (RFC 2181 section 9), else empty and
-/// marked as cut, so that the client asks again over TCP.
+/// Encodes a message in `most` octets: without the additional section if need be (RFC 2181 section 9), else marked as
+/// cut, so that the client asks again over TCP, with as many answers as fit for one that cannot.
 fn fit(mut message: Message, most: usize) -> Option<Vec<u8>> {
     let whole = message.to_vec().ok()?;
     if whole.len() <= most {
@@ -377,10 +377,17 @@ fn fit(mut message: Message, most: usize) -> Option<Vec<u8>> {
     if without.len() <= most {
         return Some(without);
     }
-    message.answers.clear();
     message.authorities.clear();
     message.metadata.truncation = true;
-    message.to_vec().ok()
+    // Records are about as long as each other: hardly any is left over to be taken out one by one.
+    let about = message.answers.len() * most / without.len();
+    message.answers.truncate(about + 1);
+    loop {
+        let cut = message.to_vec().ok()?;
+        if cut.len() <= most || message.answers.pop().is_none() {
+            return Some(cut);
+        }
+    }
 }
 
 fn header_of(query: &Message) -> [u8; 12] {

@@ -15,6 +15,8 @@ struct Client {
     program: &'static str,
     v4: &'static str,
     v6: &'static str,
+    /// Whether it asks again over TCP when an answer is cut; if not, it takes what there is.
+    streams: bool,
 }
 
 const CLIENTS: &[Client] = &[
@@ -23,30 +25,35 @@ const CLIENTS: &[Client] = &[
         program: "getent",
         v4: "getent ahostsv4 \"$1\" > /run/out && cut -d ' ' -f 1 /run/out",
         v6: "getent ahostsv6 \"$1\" > /run/out && cut -d ' ' -f 1 /run/out | grep -v '^::ffff:'",
+        streams: true,
     },
     Client {
         name: "busybox",
         program: "busybox",
         v4: "busybox nslookup -type=a \"$1\" > /run/out && sed -n '3,$s/^Address: *//p' /run/out | grep .",
         v6: "busybox nslookup -type=aaaa \"$1\" > /run/out && sed -n '3,$s/^Address: *//p' /run/out | grep .",
+        streams: false,
     },
     Client {
         name: "c-ares, by Node",
         program: "node",
         v4: "node -e 'require(\"dns\").resolve4(process.argv[1], (e, a) => { if (e) process.exit(1); console.log(a.join(\"\\n\")) })' \"$1\"",
         v6: "node -e 'require(\"dns\").resolve6(process.argv[1], (e, a) => { if (e) process.exit(1); console.log(a.join(\"\\n\")) })' \"$1\"",
+        streams: true,
     },
     Client {
         name: "Node's own lookup",
         program: "node",
         v4: "node -e 'require(\"dns\").lookup(process.argv[1], {all: true, family: 4}, (e, a) => { if (e) process.exit(1); console.log(a.map(x => x.address).join(\"\\n\")) })' \"$1\"",
         v6: "node -e 'require(\"dns\").lookup(process.argv[1], {all: true, family: 6}, (e, a) => { if (e) process.exit(1); console.log(a.map(x => x.address).join(\"\\n\")) })' \"$1\"",
+        streams: true,
     },
     Client {
         name: "dnspython",
         program: "/usr/bin/python3 -c 'import dns.resolver' && true",
         v4: "/usr/bin/python3 -c 'import dns.resolver, sys\nfor a in dns.resolver.resolve(sys.argv[1], \"A\"): print(a)' \"$1\"",
         v6: "/usr/bin/python3 -c 'import dns.resolver, sys\nfor a in dns.resolver.resolve(sys.argv[1], \"AAAA\"): print(a)' \"$1\"",
+        streams: true,
     },
 ];
 
@@ -129,7 +136,12 @@ fn every_client_is_answered_what_it_asks_for() {
             ("60 addresses", client.v4, "many.svc.mesh", many.clone()),
         ] {
             let found = printed(&mesh, script, name);
-            if found != wanted {
+            let cut = !client.streams && wanted.len() > 8;
+            let right = match cut {
+                true => !found.is_empty() && found.is_subset(&wanted),
+                false => found == wanted,
+            };
+            if !right {
                 wrong.push(format!("{}: {what}: {found:?}", client.name));
             }
         }
