@@ -113,7 +113,11 @@ impl Responder<'_> {
         family: impl Fn(&IpAddr) -> bool,
     ) -> Vec<RData> {
         let mut data: Vec<RData> = Vec::new();
-        if entry.has_addresses {
+        if let Some(address) = entry.service_address {
+            // In one family only: who gets nothing in the other takes this.
+            let usable = !entry.answered.is_empty() && family(&address.into());
+            data.extend(usable.then(|| address_data(address.into())));
+        } else if entry.has_addresses {
             for instance in self.shuffled(entry) {
                 for address in of(instance) {
                     // Several instances of one host share its address.

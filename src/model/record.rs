@@ -16,7 +16,7 @@
 //! Each carries a version that only grows; of two versions the higher holds.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -198,6 +198,9 @@ pub struct Service {
     /// The Compose project, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<Label>,
+    /// The service address this node takes it to have, if it asks for one; see [`super::service_address`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_address: Option<Ipv4Addr>,
     /// What runs here.
     pub instances: Vec<Instance>,
 }
@@ -466,6 +469,7 @@ mod tests {
             node,
             name,
             project: None,
+            service_address: None,
             instances: vec![Instance {
                 id: Label::parse("n1-80").expect("a literal"),
                 addresses: vec!["10.210.1.1".parse().expect("a literal")],

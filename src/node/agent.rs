@@ -8,12 +8,15 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::api::{Command, Empty, Reply};
 use super::config::Config;
+use super::docker::{Docker, DockerEvents};
 use super::joining::{self, Admitted, Attempt};
 use super::mesh::{Events, Mesh};
 use super::report;
 use super::state::StateDir;
+use crate::discovery::docker::{ContainerId, Report};
 use crate::discovery::registry::{Key, Registered, Registry, RegistryError, Stored};
-use crate::model::Label;
+use crate::model::name::LabelError;
+use crate::model::{Label, ServiceName};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{AddService, Join, Joined, NodeState, SCHEMA, ServiceChanged};
 
@@ -48,6 +51,8 @@ enum Happened {
     Command(Box<Command>),
     Stream(super::control::stream::Event),
     Verdict(Key, bool),
+    Engine(Vec<Report>),
+    Probes(Vec<(ContainerId, bool)>),
     JoinEnded(Box<JoinEnded>),
     Tick,
     Reconcile,
@@ -109,6 +114,8 @@ impl Agent {
                     mesh.registry.set_health(&key, healthy);
                     mesh.publish_own();
                 }),
+                Happened::Engine(reports) => self.with_mesh(|mesh| mesh.handle_engine(reports)),
+                Happened::Probes(verdicts) => self.with_mesh(|mesh| mesh.handle_probes(verdicts)),
                 Happened::Tick => self.with_mesh(Mesh::tick),
                 Happened::Reconcile => {
                     if let Phase::Up(mesh, _) = &mut self.phase {
@@ -116,6 +123,17 @@ impl Agent {
                     }
                 }
             }
+        }
+    }
+
+    /// Takes back what was put on the machine.
+    pub(super) async fn stop(mut self) {
+        self.take_down().await;
+    }
+
+    async fn take_down(&mut self) {
+        if let Phase::Up(mesh, _) = std::mem::replace(&mut self.phase, Phase::Unjoined) {
+            mesh.stop().await;
         }
     }
 
@@ -173,21 +191,33 @@ impl Agent {
             Command::Services(reply) => {
                 let _ = reply.send(self.mesh().map(|mesh| report::services(mesh)));
             }
+            Command::Containers(reply) => {
+                let _ = reply.send(self.mesh().map(|mesh| report::containers(mesh)));
+            }
             Command::AddService(add, reply) => self.change_services(reply, |registry| {
                 let (name, registered) = parse_service(add)?;
                 registry.add(registered).map_err(refused)?;
-                Ok(name)
+                Ok(name.into())
             }),
             Command::RemoveService(name, reply) => self.change_services(reply, |registry| {
                 let name = parse_name(&name)?;
                 registry.remove(&name).map_err(refused)?;
-                Ok(name)
+                Ok(name.into())
             }),
-            Command::Drain(name, drained, reply) => self.change_services(reply, |registry| {
-                let name = parse_name(&name)?;
-                registry.set_drained(&name, drained).map_err(refused)?;
-                Ok(name)
-            }),
+            Command::Drain(name, drained, reply) => {
+                let contained = match &self.phase {
+                    Phase::Up(mesh, _) => mesh.docker.as_ref().map(Docker::services),
+                    _ => None,
+                };
+                let contained = contained.unwrap_or_default();
+                self.change_services(reply, |registry| {
+                    let name = ServiceName::parse(&name).map_err(bad_name)?;
+                    registry
+                        .set_drained(&name, drained, &contained)
+                        .map_err(refused)?;
+                    Ok(name)
+                });
+            }
             Command::Ping(ping, reply) => match self.mesh() {
                 Ok(mesh) => report::ping(mesh, &ping, reply),
                 Err(error) => drop(reply.send(Err(error))),
@@ -202,7 +232,7 @@ impl Agent {
     fn change_services(
         &mut self,
         reply: Reply<ServiceChanged>,
-        change: impl FnOnce(&mut Registry) -> Result<Label, ApiError>,
+        change: impl FnOnce(&mut Registry) -> Result<ServiceName, ApiError>,
     ) {
         let result = self.mesh().and_then(|mesh| {
             let before = mesh.registry.clone();
@@ -325,7 +355,7 @@ impl Agent {
         if let Some(word) = mesh.withdraw() {
             let _ = timeout(PUBLISH_WAIT, wait_for_word(word, &mut self.phase)).await;
         }
-        self.phase = Phase::Unjoined;
+        self.take_down().await;
         self.dir.clear();
         tracing::info!("left the mesh");
         Ok(())
@@ -358,13 +388,39 @@ async fn next_event(phase: &mut Phase) -> Option<Happened> {
         Phase::Up(_, events) => tokio::select! {
             event = events.stream.recv() => event.map(Happened::Stream),
             verdict = events.verdicts.recv() => verdict.map(|(key, healthy)| Happened::Verdict(key, healthy)),
+            happened = next_of_containers(&mut events.docker) => happened,
         },
         Phase::Unjoined | Phase::Joining => std::future::pending().await,
     }
 }
 
+/// What containers are told of at once at most: what comes in a burst is published in one go.
+const BURST: usize = 256;
+
+/// The next that is told of containers.
+async fn next_of_containers(events: &mut Option<DockerEvents>) -> Option<Happened> {
+    let Some(DockerEvents { reports, probes }) = events else {
+        return std::future::pending().await;
+    };
+    let (mut told, mut verdicts) = (Vec::new(), Vec::new());
+    tokio::select! {
+        biased;
+        1.. = reports.recv_many(&mut told, BURST) => Some(Happened::Engine(told)),
+        1.. = probes.recv_many(&mut verdicts, BURST) => Some(Happened::Probes(verdicts)),
+        else => std::future::pending().await,
+    }
+}
+
 fn parse_name(name: &str) -> Result<Label, ApiError> {
-    Label::parse(name).map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))
+    Label::parse(name).map_err(bad_name)
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it stands in for a closure in map_err"
+)]
+fn bad_name(error: LabelError) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, error.to_string())
 }
 
 fn parse_service(add: AddService) -> Result<(Label, Registered), ApiError> {

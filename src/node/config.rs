@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
+use crate::discovery::docker::{Expose, Rules};
 use crate::discovery::registry::{Key, Registered};
 use crate::dns::WhenNoneUsable;
 use crate::model::Label;
 use crate::model::record::Protocol;
+use crate::model::time::milliseconds;
 use crate::wire::config_file::{self, ConfigError};
 use crate::wire::local::{Check, CheckProbe};
 
+/// Where Docker listens, and where Podman does.
+const DOCKER_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
 const DEFAULT_FILE: &str = "/etc/meshd/meshd.toml";
 
 /// The daemon of a WireGuard overlay network with service discovery.
@@ -121,14 +125,10 @@ enum NoneUsable {
 #[serde(default, deny_unknown_fields)]
 struct DockerSection {
     enabled: Enabled,
-    #[serde(rename = "socket")]
-    _socket: Option<PathBuf>,
-    #[serde(rename = "expose")]
-    _expose: Option<Expose>,
-    #[serde(rename = "addressing")]
-    _addressing: Option<Addressing>,
-    #[serde(rename = "trust_image_labels")]
-    _trust_image_labels: bool,
+    socket: Option<PathBuf>,
+    expose: ExposeWord,
+    addressing: Addressing,
+    trust_image_labels: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -163,16 +163,18 @@ impl From<EnabledValue> for Enabled {
     }
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Expose {
+enum ExposeWord {
+    #[default]
     Labelled,
     All,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Addressing {
+    #[default]
     Nat,
     Network,
 }
@@ -230,6 +232,8 @@ pub struct Config {
     pub upstreams: Vec<SocketAddr>,
     /// What is answered when nothing is usable.
     pub when_none_usable: WhenNoneUsable,
+    /// How containers are adopted; absent: they are not.
+    pub docker: Option<Docker>,
     /// Where metrics are served.
     pub metrics_listen: SocketAddr,
     /// The services of the configuration.
@@ -285,8 +289,10 @@ impl Config {
             }
         }
         let mut not_yet = Vec::new();
-        if file.docker.enabled == Enabled::Yes {
-            not_yet.push("[docker] enabled = true: containers are not adopted by this version");
+        if file.docker.addressing == Addressing::Network {
+            not_yet.push(
+                "[docker] addressing = \"network\": this version maps instance addresses (\"nat\")",
+            );
         }
         if file.dns.split_dns == SplitDns::Resolved {
             not_yet.push("[dns] split_dns = \"systemd-resolved\": this version does not configure systemd-resolved");
@@ -327,6 +333,7 @@ impl Config {
                 NoneUsable::All => WhenNoneUsable::All,
                 NoneUsable::None => WhenNoneUsable::None,
             },
+            docker: docker(file.docker),
             metrics_listen: file
                 .metrics
                 .listen
@@ -335,6 +342,35 @@ impl Config {
             not_yet,
         }
     }
+}
+
+/// How containers are adopted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Docker {
+    /// The engine's sockets; the first that is there counts.
+    pub sockets: Vec<PathBuf>,
+    /// Whether it is a problem that there is none.
+    pub required: bool,
+    /// What of labels counts.
+    pub rules: Rules,
+}
+
+fn docker(section: DockerSection) -> Option<Docker> {
+    let sockets = match section.socket {
+        Some(socket) => vec![socket],
+        None => DOCKER_SOCKETS.map(PathBuf::from).to_vec(),
+    };
+    (section.enabled != Enabled::No).then(|| Docker {
+        sockets,
+        required: section.enabled == Enabled::Yes,
+        rules: Rules {
+            expose: match section.expose {
+                ExposeWord::Labelled => Expose::Labelled,
+                ExposeWord::All => Expose::All,
+            },
+            trust_image_labels: section.trust_image_labels,
+        },
+    })
 }
 
 fn service(section: ServiceSection) -> Result<Registered, String> {
@@ -397,19 +433,6 @@ fn check(section: CheckSection) -> Result<Check, String> {
         }
     }
     Ok(check)
-}
-
-/// `500ms`, `5s`, `2m`.
-fn milliseconds(text: &str) -> Option<u64> {
-    let at = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(at);
-    let factor = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
 #[cfg(test)]

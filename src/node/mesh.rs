@@ -11,16 +11,20 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::config::Config;
 use super::control::stream::{Event, Position, Stream, StreamConfig};
+use super::docker::{self, Docker, DockerEvents};
+use super::host::wiring::{Firewall, Mapped, Wiring};
 use super::host::{self, HostNetwork, Plan};
 use super::state::records::RecordLog;
 use super::state::{Identity, StateDir};
 use crate::discovery::Checker;
+use crate::discovery::docker::{ContainerId, Report};
 use crate::discovery::registry::{Key, Registry};
 use crate::dns::{Allowed, DnsServer, Upstream, Zone, ZoneInput};
-use crate::model::PublicKey;
 use crate::model::netmap::Netmap;
-use crate::model::record::{Node, Record, Service};
+use crate::model::record::{Instance, MAX_INSTANCES, Node, Record, Service, Source};
+use crate::model::service_address::ServiceAddresses;
 use crate::model::time::next_version;
+use crate::model::{PublicKey, ServiceName};
 use crate::path::watch::{Action, Reach, Watch};
 use crate::tunnel::{PeerConfig, Tunnel, TunnelConfig, TunnelError};
 use crate::wire::api::{ApiError, ErrorCode};
@@ -63,11 +67,13 @@ pub(super) struct Mesh {
     pub(super) position: Position,
     pub(super) damaged: usize,
     pub(super) troubles: BTreeMap<&'static str, Problem>,
+    pub(super) docker: Option<Docker>,
+    pub(super) firewall: Firewall,
     dir: StateDir,
     log: RecordLog,
     network: HostNetwork,
     allowed: Arc<ArcSwap<Allowed>>,
-    checker: Checker,
+    checker: Checker<Key>,
     control: Stream,
     lingering: BTreeMap<String, Instant>,
     serial: u32,
@@ -79,6 +85,7 @@ pub(super) struct Mesh {
 pub(super) struct Events {
     pub(super) stream: mpsc::Receiver<Event>,
     pub(super) verdicts: mpsc::Receiver<(Key, bool)>,
+    pub(super) docker: Option<DockerEvents>,
 }
 
 /// The kind of failure a tunnel's is.
@@ -186,7 +193,18 @@ impl Mesh {
             refusal: None,
             revoked: false,
         };
+        let (docker, docker_events) = match &config.docker {
+            None => (None, None),
+            Some(settings) => {
+                let around =
+                    docker::surroundings(settings, &identity.name, &own, identity.block.v4);
+                let (docker, events) = Docker::start(settings, around, &dir);
+                (Some(docker), Some(events))
+            }
+        };
         let mut mesh = Self {
+            docker,
+            firewall: Firewall::start(),
             checker: Checker::new(verdict_events),
             damaged: loaded.damaged,
             netmap: Netmap::default(),
@@ -219,7 +237,12 @@ impl Mesh {
         mesh.publish_own();
         mesh.refresh();
         mesh.checker.set(mesh.registry.targets(own[0]));
-        Ok((mesh, Events { stream, verdicts }))
+        let events = Events {
+            stream,
+            verdicts,
+            docker: docker_events,
+        };
+        Ok((mesh, events))
     }
 
     /// This node's addresses.
@@ -379,9 +402,7 @@ impl Mesh {
                 }));
             }
         }
-        let mut wanted = self
-            .registry
-            .records(&id, &self.identity.name, &self.own_addresses());
+        let mut wanted = self.wanted_services();
         for held in self.ledger.services().filter(|s| s.node == id) {
             let empty = || Service {
                 instances: Vec::new(),
@@ -424,6 +445,120 @@ impl Mesh {
         let (sender, receiver) = oneshot::channel();
         self.waiting.insert(self.sequence, sender);
         Some(receiver)
+    }
+
+    /// The records of this node's services, by id, without a version.
+    fn wanted_services(&self) -> BTreeMap<String, Service> {
+        let id = self.id();
+        let mut wanted = self
+            .registry
+            .records(&id, &self.identity.name, &self.own_addresses());
+        let Some(docker) = &self.docker else {
+            return wanted;
+        };
+        let mut merge = |name: ServiceName, instances: Vec<Instance>, address| {
+            let id_of = Service::id_of(&id, name.project.as_ref(), &name.name);
+            let service = wanted.entry(id_of.clone()).or_insert_with(|| Service {
+                id: id_of,
+                version: 0,
+                node: id,
+                name: name.name,
+                project: name.project,
+                service_address: None,
+                instances: Vec::new(),
+            });
+            service.service_address = address;
+            let room = MAX_INSTANCES.saturating_sub(service.instances.len());
+            service.instances.extend(instances.into_iter().take(room));
+        };
+        if !docker.is_settled() {
+            // What ran before a restart of meshd still does, as far as anybody knows.
+            for held in self.ledger.services().filter(|s| s.node == id) {
+                let instances = held.instances.iter();
+                let from_containers: Vec<Instance> = instances
+                    .filter(|i| i.source == Source::Docker)
+                    .cloned()
+                    .collect();
+                if !from_containers.is_empty() {
+                    merge(held.service_name(), from_containers, held.service_address);
+                }
+            }
+            return wanted;
+        }
+        let mut addresses = ServiceAddresses::assign(&self.netmap);
+        let plan = self.ledger.mesh().map(|mesh| mesh.addresses);
+        for (name, offer) in docker.offers(self.registry.drained()) {
+            let address = plan
+                .filter(|_| offer.service_address)
+                .and_then(|plan| addresses.choose(&plan, name.clone()));
+            merge(name, offer.instances, address);
+        }
+        wanted
+    }
+
+    /// The engine says something.
+    pub(super) fn handle_engine(&mut self, reports: Vec<Report>) {
+        if let Some(docker) = &mut self.docker {
+            docker.handle_reports(reports);
+            self.containers_changed();
+        }
+    }
+
+    /// Probes of containers came to verdicts.
+    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, bool)>) {
+        if let Some(docker) = &mut self.docker {
+            docker.handle_probes(verdicts);
+            self.containers_changed();
+        }
+    }
+
+    /// Unmaps what is gone before anything else, and publishes nothing before it is mapped: an engine gives the address
+    /// of a container that ended to the next at once.
+    fn containers_changed(&mut self) {
+        self.wire();
+        self.publish_own();
+        let Some(docker) = &mut self.docker else {
+            return;
+        };
+        match docker.keep(&self.dir) {
+            Ok(()) => drop(self.troubles.remove("leases")),
+            Err(error) => self.trouble("leases", "the addresses of containers are not kept on disk", error.to_string(), "make room on the file system of the state directory; without it containers get other addresses when meshd restarts"),
+        }
+    }
+
+    /// Hands the kernel's part over.
+    fn wire(&self) {
+        let Some(mesh) = self.ledger.mesh() else {
+            return;
+        };
+        let docker = self.docker.as_ref();
+        // Rules from before a restart of meshd are right until it is known what runs.
+        if docker.is_some_and(|docker| !docker.is_settled()) {
+            return;
+        }
+        let mappings = docker.map(Docker::mappings).unwrap_or_default();
+        let mappings = mappings.into_iter().map(|(address, mapping)| {
+            let mapped = Mapped {
+                container: mapping.container,
+                pid: mapping.pid,
+                name: mapping.name,
+            };
+            (address, mapped)
+        });
+        self.firewall.set(Wiring {
+            interface: self.config.interface.clone(),
+            prefix: mesh.addresses.prefix_v4,
+            block: self.identity.block.v4,
+            node: self.identity.block.node_v4(),
+            bridges: docker.map(Docker::bridges).unwrap_or_default(),
+            mappings: mappings.collect(),
+            service_addresses: self.zone.load().service_addresses(),
+        });
+    }
+
+    /// Takes back what was put on the machine.
+    pub(super) async fn stop(self) {
+        self.firewall.stop().await;
     }
 
     /// The services of this node changed: keep them, check them, say so.
@@ -498,6 +633,7 @@ impl Mesh {
         drop(old);
         self.serial = self.serial.wrapping_add(1);
         self.zone.store(Arc::new(zone));
+        self.wire();
     }
 
     /// Hears from the data plane, probes, tries other endpoints. To be called twice a second.
@@ -560,6 +696,9 @@ impl Mesh {
         if moved || ended {
             self.rebuild_zone();
         }
+        if self.docker.as_mut().is_some_and(|d| d.handle_time(now)) {
+            self.containers_changed();
+        }
     }
 
     /// Puts back what somebody took away, and notices what changed around: addresses, resolvers. To be called every few
@@ -601,6 +740,7 @@ impl Mesh {
     /// Takes this node's services out of the answers, before it leaves.
     pub(super) fn withdraw(&mut self) -> Option<oneshot::Receiver<()>> {
         self.registry = Registry::default();
+        self.docker = None;
         self.publish_own()
     }
 }

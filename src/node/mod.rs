@@ -8,6 +8,7 @@ mod agent;
 pub mod api;
 pub mod config;
 pub mod control;
+mod docker;
 pub mod host;
 mod joining;
 mod mesh;
@@ -104,7 +105,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
     serve_metrics.abort();
     watchdog.abort();
     let _ = std::fs::remove_file(&config.socket);
-    drop(agent);
+    agent.stop().await;
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use hickory_proto::rr::{Name, Record, RecordType};
 
 use super::api::Reply;
 use super::config::Config;
+use super::docker::Docker;
 use super::mesh::Mesh;
 use crate::dns::answer::{Verdict, answer};
 use crate::dns::zone::Standing;
@@ -15,9 +16,9 @@ use crate::model::PublicKey;
 use crate::path::watch::Reach;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
-    CoordinatorStatus, DnsStatus, InstanceRow, InterfaceStatus, NodeState, NodeStatus, PeerState,
-    PeerStatus, Ping, Pong, Problem, Resolve, Resolved, SCHEMA, ServiceCounts, ServiceList,
-    ServiceRow, Status, SystemEntry, SystemList,
+    ContainerList, CoordinatorStatus, DnsStatus, InstanceRow, InterfaceStatus, NodeState,
+    NodeStatus, PeerState, PeerStatus, Ping, Pong, Problem, Resolve, Resolved, SCHEMA,
+    ServiceCounts, ServiceList, ServiceRow, Status, SystemEntry, SystemList,
 };
 
 /// The status of a node that is in no mesh.
@@ -88,7 +89,7 @@ pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
         }),
         peers: peers(mesh, now),
         services: ServiceCounts {
-            local: mesh.registry.len(),
+            local: mesh.registry.len() + mesh.docker.as_ref().map_or(0, Docker::len),
             mesh: names.len(),
         },
         problems: problems(mesh, damaged_services, zone.flagged()),
@@ -148,6 +149,8 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         fix: fix.into(),
     };
     let mut problems: Vec<Problem> = mesh.troubles.values().cloned().collect();
+    problems.extend(mesh.docker.iter().flat_map(Docker::problems));
+    problems.extend(mesh.firewall.problems());
     if mesh.stream.revoked {
         problems.push(problem(
             "this node was removed from the mesh",
@@ -218,6 +221,7 @@ pub(super) fn system(config: &Config, mesh: Option<&Mesh>) -> SystemList {
     ];
     if let Some(mesh) = mesh {
         entries.extend(mesh.plan.entries());
+        entries.extend(mesh.firewall.entries());
         entries.push(entry(
             "socket",
             format!("UDP port {}", mesh.tunnel.listen_port()),
@@ -234,6 +238,17 @@ pub(super) fn system(config: &Config, mesh: Option<&Mesh>) -> SystemList {
     SystemList {
         schema: SCHEMA,
         entries,
+    }
+}
+
+/// The exposed containers of this node.
+pub(super) fn containers(mesh: &Mesh) -> ContainerList {
+    let docker = mesh.docker.as_ref();
+    ContainerList {
+        schema: SCHEMA,
+        containers: docker
+            .map(|docker| docker.rows(mesh.registry.drained()))
+            .unwrap_or_default(),
     }
 }
 

@@ -119,6 +119,7 @@ fn service(n: u8, name: &str, version: u64) -> Envelope {
         node: id,
         name,
         project: None,
+        service_address: None,
         instances: vec![],
     };
     Envelope::seal(&Record::Service(service), &key(n))

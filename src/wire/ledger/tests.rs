@@ -94,6 +94,7 @@ fn service_record(node: u8, version: u64, address: &str) -> Service {
         node: id,
         name: label("web"),
         project: None,
+        service_address: None,
         instances: vec![Instance {
             id: label("i"),
             addresses: vec![address.parse().expect("a literal")],
