@@ -26,7 +26,7 @@ pub enum LabelError {
     #[error("the name `{0}` has a dot; give one label, such as `{1}`")]
     Dot(String, String),
     /// Any other octet that is no letter, digit or hyphen.
-    #[error("the name `{0}` has `{1}` in it; letters a-z, digits and hyphens are allowed")]
+    #[error("the name `{0}` has `{odd}` in it; letters a-z, digits and hyphens are allowed", odd = .1.escape_debug())]
     Character(String, char),
     /// A hyphen at either end.
     #[error("the name `{0}` starts or ends with a hyphen; begin and end it with a letter or digit")]

@@ -242,16 +242,18 @@ impl Agent {
                 .services_changed()
                 .inspect_err(|_| mesh.registry = before)?;
             let domain = mesh.zone.load().domain.clone();
-            Ok((format!("{name}.svc.{domain}"), published))
+            let connected = mesh.stream.connected;
+            Ok((format!("{name}.svc.{domain}"), published, connected))
         });
         match result {
             Err(error) => drop(reply.send(Err(error))),
-            Ok((name, published)) => drop(tokio::spawn(async move {
+            Ok((name, published, connected)) => drop(tokio::spawn(async move {
                 let published = match published {
                     Some(published) => timeout(PUBLISH_WAIT, published)
                         .await
                         .is_ok_and(|word| word.is_ok()),
-                    None => false,
+                    // Nothing had to be said, or nobody hears it.
+                    None => connected,
                 };
                 let _ = reply.send(Ok(ServiceChanged {
                     schema: SCHEMA,

@@ -18,8 +18,9 @@ use super::container::{Container, Place, State};
 use super::inspect::{
     Action, ContainerId, EngineNetwork, Inspected, Network, SIGKILL, SIGTERM, Status,
 };
-use super::labels::{self, LabelError, Rules, printable};
-use super::leases::{Full, Leases};
+use super::labels::{self, Rules, printable};
+use super::leases::Leases;
+use super::refusal::Refusal;
 use crate::model::record::{Health, Instance, MAX_INSTANCES};
 use crate::model::{Label, ServiceName};
 use crate::wire::local::{ContainerRow, ContainerState, Problem};
@@ -55,57 +56,6 @@ pub struct Offer {
     pub instances: Vec<Instance>,
     /// Whether it is to have a service address.
     pub service_address: bool,
-}
-
-/// Why a container that asks for it is not exposed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-enum Refusal {
-    #[error(transparent)]
-    Label(#[from] LabelError),
-    #[error("{0}")]
-    Full(Full),
-    #[error("it has no network (`network_mode: none`)")]
-    Isolated,
-    #[error("it is in the network of another container")]
-    Shared,
-    #[error("it is not on the network `{0}` of its label mesh.network")]
-    NotThere(String),
-    #[error("it has no IPv4 address on any network")]
-    NoAddress,
-    #[error(
-        "its network `{0}` is internal: nothing behind it is reached from elsewhere, nor reaches anything"
-    )]
-    Internal(String),
-    #[error("its network `{0}` is of the driver `{1}`, which the host itself has no way into")]
-    Driver(String, String),
-    #[error("the engine's description of it cannot be used: {0}")]
-    Unreadable(String),
-    #[error("Compose calls it `{0}`, which makes the same name as `{1}` does")]
-    Confused(String, String),
-}
-
-impl Refusal {
-    fn remedy(&self) -> &'static str {
-        match self {
-            Self::Label(LabelError::ImageUnknown) => {
-                "pull the image again; or set `trust_image_labels = true` in [docker] of meshd.toml"
-            }
-            Self::Label(_) => "put the label right and start the container anew",
-            Self::Full(_) => {
-                "remove containers that are not needed, or spread them over more nodes"
-            }
-            Self::Unreadable(_) => "look at it with `docker inspect`",
-            Self::Isolated => "give it a network",
-            Self::Shared => {
-                "put the labels on that other container, with mesh.port.NAME for each port"
-            }
-            Self::NotThere(_) | Self::NoAddress => "attach it to a bridge network",
-            Self::Internal(_) | Self::Driver(..) => {
-                "attach it to an ordinary bridge network as well"
-            }
-            Self::Confused(..) => "give one of the two Compose projects or services another name",
-        }
-    }
 }
 
 /// The exposed containers of this node.
@@ -234,20 +184,19 @@ impl Containers {
 
     /// Two names of Compose's that make one label would mix two services.
     fn refuse_confusion(&self, id: &ContainerId, exposed: &labels::Exposed) -> Result<(), Refusal> {
-        let (Some(words), Some(name)) = (&exposed.compose, exposed.services.last()) else {
+        let Some(own) = &exposed.compose else {
             return Ok(());
         };
-        let show = |(service, project): &(String, String)| format!("{service} of {project}");
-        let other = self.held.iter().find_map(|(other, held)| {
+        let show = |compose: &labels::Compose| {
+            printable(&format!("{} of {}", compose.service, compose.project))
+        };
+        let mut others = self.held.iter().filter(|(other, _)| *other != id);
+        let confused = others.find_map(|(_, held)| {
             let theirs = held.exposed.compose.as_ref()?;
-            (other != id && theirs != words && held.exposed.services.last() == Some(name))
-                .then(|| show(theirs))
+            (theirs.name == own.name && theirs != own).then(|| show(theirs))
         });
-        match other {
-            Some(other) => Err(Refusal::Confused(
-                printable(&show(words)),
-                printable(&other),
-            )),
+        match confused {
+            Some(other) => Err(Refusal::Confused(show(own), other)),
             None => Ok(()),
         }
     }

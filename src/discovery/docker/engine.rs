@@ -204,10 +204,13 @@ impl Events {
 enum Answer {
     List(Result<Vec<u8>, EngineFault>),
     Networks(Result<Vec<EngineNetwork>, EngineFault>),
-    Container(
-        ContainerId,
-        Result<Option<(Inspected, Option<Labels>)>, EngineFault>,
-    ),
+    Container(ContainerId, Result<Option<Box<Described>>, EngineFault>),
+}
+
+/// A container's description, and the labels of its image where they were asked for.
+struct Described {
+    inspected: Inspected,
+    image: Option<Labels>,
 }
 
 struct Session<'a> {
@@ -383,10 +386,13 @@ impl Session<'_> {
                     self.want(id);
                     return Ok(());
                 }
-                let (mut inspected, image) = match described {
+                let Described {
+                    mut inspected,
+                    image,
+                } = match described {
                     // Gone between the event and the look at it.
                     Ok(None) => return Ok(()),
-                    Ok(Some(described)) => described,
+                    Ok(Some(described)) => *described,
                     Err(
                         fault @ (EngineFault::Status(..)
                         | EngineFault::TooLong(..)
@@ -416,7 +422,7 @@ async fn describe(
     id: &ContainerId,
     rules: Rules,
     known: &HashSet<String>,
-) -> Result<Option<(Inspected, Option<Labels>)>, EngineFault> {
+) -> Result<Option<Box<Described>>, EngineFault> {
     let path = format!("/containers/{id}/json");
     let Some(text) = get(socket, &path, MOST_DESCRIPTION).await? else {
         return Ok(None);
@@ -433,17 +439,20 @@ async fn describe(
         && !known.contains(image)
         && may_expose(&inspected.labels, rules);
     if !wanted {
-        return Ok(Some((inspected, None)));
+        return Ok(Some(Box::new(Described {
+            inspected,
+            image: None,
+        })));
     }
     let path = format!("/images/{image}/json");
-    let labels = match get(socket, &path, MOST_DESCRIPTION).await? {
+    let image = match get(socket, &path, MOST_DESCRIPTION).await? {
         None => None,
         Some(text) => Some(
             inspect::image_labels(&text)
                 .map_err(|e| EngineFault::NotUnderstood(path, e.to_string()))?,
         ),
     };
-    Ok(Some((inspected, labels)))
+    Ok(Some(Box::new(Described { inspected, image })))
 }
 
 async fn networks(socket: PathBuf, podman: bool) -> Result<Vec<EngineNetwork>, EngineFault> {

@@ -59,8 +59,8 @@ pub enum HealthSource {
 pub struct Exposed {
     /// Its services, the one it was labelled with first.
     pub services: Vec<ServiceName>,
-    /// Compose's own words for service and project, if it is of Compose.
-    pub compose: Option<(String, String)>,
+    /// What Compose calls it, if it is of Compose.
+    pub compose: Option<Compose>,
     /// What it listens on, the main port first.
     pub ports: Vec<Port>,
     /// SRV weight (RFC 2782).
@@ -75,6 +75,17 @@ pub struct Exposed {
     pub service_address: bool,
     /// Labels that look like ours and mean nothing.
     pub unknown: Vec<String>,
+}
+
+/// Compose's own words for a container, which may have characters that no name has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compose {
+    /// The service.
+    pub service: String,
+    /// The project.
+    pub project: String,
+    /// The name that they make.
+    pub name: ServiceName,
 }
 
 /// A label that cannot be followed.
@@ -169,7 +180,7 @@ pub fn exposed(
         true => compose(&own)?,
         false => None,
     };
-    services.extend(compose.iter().map(|(_, name)| name.clone()));
+    services.extend(compose.iter().map(|compose| compose.name.clone()));
     if services.is_empty() {
         return Ok(None);
     }
@@ -187,7 +198,7 @@ pub fn exposed(
         .collect();
     Ok(Some(Exposed {
         services,
-        compose: compose.map(|(words, _)| words),
+        compose,
         health: health(&own, &ports, facts)?,
         ports,
         weight: weight(&own)?,
@@ -262,8 +273,7 @@ fn is_known(label: &str) -> bool {
         .contains(&label)
 }
 
-/// Compose's own words for the container's service and project, and the name they make.
-fn compose(own: &Own<'_>) -> Result<Option<((String, String), ServiceName)>, LabelError> {
+fn compose(own: &Own<'_>) -> Result<Option<Compose>, LabelError> {
     let (Some(project), Some(service), Some(_)) = (
         own.text(COMPOSE_PROJECT)?,
         own.text(COMPOSE_SERVICE)?,
@@ -278,7 +288,11 @@ fn compose(own: &Own<'_>) -> Result<Option<((String, String), ServiceName)>, Lab
         name: nearest("service", service)?,
         project: Some(nearest("project", project)?),
     };
-    Ok(Some(((service.to_owned(), project.to_owned()), name)))
+    Ok(Some(Compose {
+        service: service.to_owned(),
+        project: project.to_owned(),
+        name,
+    }))
 }
 
 fn ports(own: &Own<'_>, facts: &Facts, labelled: bool) -> Result<Vec<Port>, LabelError> {

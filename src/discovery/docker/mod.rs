@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod labels;
 pub mod leases;
 mod lines;
+mod refusal;
 
 pub use containers::{Containers, Mapping, Offer, Surroundings};
 pub use engine::{EngineTask, Report};
