@@ -41,6 +41,7 @@ const PURE: &[&str] = &[
     "dns",
     "discovery",
     "node/host/plan.rs",
+    "node/host/wiring",
 ];
 
 /// Files inside the pure parts that do the input and output for them. A file that needs this no more is to be taken
@@ -60,6 +61,9 @@ const SHELLS: &[&str] = &[
     "dns/server.rs",
     "dns/upstream.rs",
     "discovery/check.rs",
+    "node/host/wiring/firewall.rs",
+    "node/host/wiring/kernel.rs",
+    "node/host/wiring/ports.rs",
 ];
 
 /// What only a shell may name: clocks, files, processes, sockets, randomness, runtimes.

@@ -3,6 +3,7 @@
 mod netlink;
 mod plan;
 mod underlay;
+pub mod wiring;
 
 pub use netlink::{HostNetwork, HostNetworkError};
 pub use plan::{Found, Overlap, Plan, overlap};
