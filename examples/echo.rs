@@ -3,6 +3,7 @@
 //!     echo serve PORT                    TCP: the caller's address, a line end, then everything back;
 //!                                        UDP: the same in one datagram, and `report` counts datagrams by source
 //!     echo ask tcp|udp ADDRESS:PORT      prints what the server calls us; over TCP after 1 MiB there and back
+//!     echo ask udp ADDRESS:PORT from PORT        the same from a port of one's own
 //!     echo report ADDRESS:PORT           prints the server's counts
 //!     echo claim SOURCE DESTINATION PORT COUNT   sends datagrams with a source address that may be anybody's
 
@@ -20,8 +21,9 @@ fn main() -> io::Result<()> {
     match words.as_slice() {
         ["serve", port] => serve(parse(port)?),
         ["ask", "tcp", server] => ask_tcp(parse(server)?),
-        ["ask", "udp", server] => exchange(parse(server)?, b"who"),
-        ["report", server] => exchange(parse(server)?, b"report"),
+        ["ask", "udp", server] => exchange(parse(server)?, 0, b"who"),
+        ["ask", "udp", server, "from", port] => exchange(parse(server)?, parse(port)?, b"who"),
+        ["report", server] => exchange(parse(server)?, 0, b"report"),
         ["claim", source, destination, port, count] => claim(
             parse(source)?,
             parse(destination)?,
@@ -101,8 +103,8 @@ fn ask_tcp(server: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-fn exchange(server: SocketAddr, question: &[u8]) -> io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+fn exchange(server: SocketAddr, from: u16, question: &[u8]) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, from))?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_millis(500)))?;
     let mut buffer = [0; 2048];

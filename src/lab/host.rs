@@ -40,19 +40,15 @@ impl Namespace {
     pub(super) fn with_root(name: &str, shared: &[PathBuf]) -> Result<Self, LabError> {
         let shared = shared.to_vec();
         let mut command = Command::new("unshare");
-        command.args([
-            "--ipc",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "cat",
-        ]);
+        command.args(["--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        // A shell that waits takes in processes that others left, as the first process of a machine must: an engine
+        // that is started again takes one that has ended but is still there for alive.
+        command.args(["sh", "-c", "cat; :"]);
         let holder = hold(&mut command, name, move || super::root::own_root(&shared))?;
         let end = Instant::now() + Duration::from_secs(10);
         loop {
             let mounted = |pid: &u32| {
-                std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c == "cat\n")
+                std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c == "sh\n")
             };
             if let Some(init) = child_of(holder.id()).filter(mounted) {
                 return Self::open(holder, Some(init));
@@ -368,13 +364,15 @@ impl Running {
     /// Waits until it has ended, for at most `limit`.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         let end = Instant::now() + limit;
-        while Instant::now() < end {
+        loop {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Some(status);
             }
+            if Instant::now() >= end {
+                return None;
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
-        None
     }
 }
 

@@ -171,11 +171,12 @@ impl Hosts {
         );
     }
 
-    /// The address of a container on its one network.
+    /// The address of a container on its one network, or on the last by name.
     pub(crate) fn container_address(&self, n: usize, name: &str) -> Ipv4Addr {
-        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
         let address = self.docker(n, &["inspect", "-f", format, name]);
-        address.parse().expect("an address")
+        let last = address.split(' ').next_back();
+        last.and_then(|a| a.parse().ok()).expect("an address")
     }
 
     fn container_pid(&self, n: usize, name: &str) -> Option<u32> {

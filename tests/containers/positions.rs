@@ -12,12 +12,16 @@ fn from_every_position_an_instance_is_reached_and_sees_who_calls() {
         hosts.run(n, "plain", "bridge");
         hosts.run(n, "web", "project");
         hosts.run(n, "unexposed", "project");
+        // Its answers may leave by the other network.
+        hosts.docker(n, &["network", "create", "a-second"]);
+        hosts.run(n, "twofold", "project");
+        hosts.docker(n, &["network", "connect", "a-second", "twofold"]);
     }
     let wired: Vec<Wired> = hosts.nodes.iter().map(Wired::start).collect();
     let vip = "10.210.0.64".parse().expect("a literal");
     let dead_vip = "10.210.0.65".parse().expect("a literal");
     for (n, wired) in wired.iter().enumerate() {
-        let mut wiring = hosts.wiring(n, &["plain", "web"]);
+        let mut wiring = hosts.wiring(n, &["plain", "web", "twofold"]);
         wiring.service_addresses = [(vip, vec![hosts.instance(1, 1)]), (dead_vip, vec![])].into();
         wired.set(wiring);
     }
@@ -38,12 +42,15 @@ fn from_every_position_an_instance_is_reached_and_sees_who_calls() {
         ("an unexposed neighbour", 1, "unexposed", hosts.node(1)),
         ("itself", 1, "web", web_1),
     ];
-    let mut shown = Vec::new();
-    for strict in ["0", "1"] {
+    let set_rp_filter = |value: &str| {
         for n in [0, 1] {
             let all = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo $0 > $f; done";
-            hosts.exec(n, &["sh", "-c", all, strict]);
+            hosts.exec(n, &["sh", "-c", all, value]);
         }
+    };
+    let mut shown = Vec::new();
+    for strict in ["0", "1"] {
+        set_rp_filter(strict);
         for server in [web_1, vip] {
             for (position, n, container, called) in positions {
                 for protocol in ["tcp", "udp"] {
@@ -73,6 +80,16 @@ fn from_every_position_an_instance_is_reached_and_sees_who_calls() {
                 .is_err_and(|why| why.contains("ConnectionRefused"));
             assert!(refused, "{dead} from {position}: {answer:?}");
         }
+    }
+    let twofold = hosts.instance(1, 2);
+    set_rp_filter("0");
+    for (position, n, container, called) in positions {
+        let answer = hosts.ask(n, container, "tcp", twofold);
+        assert_eq!(
+            answer,
+            Ok(called.to_string()),
+            "two networks, from {position}"
+        );
     }
     for wired in wired {
         wired.stop();

@@ -256,10 +256,10 @@ impl<K: Kernel> Work<K> {
         }
         self.forwarding(wiring, &ports, problems);
         self.hairpins(&ports, problems).await;
-        let owners: BTreeMap<Ipv4Addr, String> = ports
+        let owners: BTreeMap<Ipv4Addr, Vec<String>> = ports
             .found
             .into_iter()
-            .map(|(address, port)| (address, port.name))
+            .map(|(address, port)| (address, [vec![port.name], port.others].concat()))
             .collect();
         // Without anything to guard the kernel need not even have the module.
         if owners.is_empty() && !self.was.tables.contains_key("bridge") {

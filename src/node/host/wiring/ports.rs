@@ -25,6 +25,8 @@ pub(super) struct Port {
     pub(super) name: String,
     /// Whether packets go back to where they came from.
     pub(super) hairpin: bool,
+    /// The container's ports of other bridges: answers may leave by any of them.
+    pub(super) others: Vec<String>,
 }
 
 /// What was found.
@@ -76,16 +78,18 @@ pub(super) async fn find(handle: &Handle, wiring: &Wiring) -> Result<Ports, rtne
         let Some(namespace) = namespace_of(handle, pid).await else {
             continue;
         };
-        let port = devices
-            .iter()
-            .find(|d| d.bridge == Some(bridge) && d.namespace == Some(namespace));
-        if let Some(device) = port {
+        let leads_there =
+            |device: &&Device| device.bridge.is_some() && device.namespace == Some(namespace);
+        let all = || devices.iter().filter(leads_there);
+        if let Some(device) = all().find(|d| d.bridge == Some(bridge)) {
+            let others = all().filter(|d| d.index != device.index);
             ports.found.insert(
                 mapped.container,
                 Port {
                     index: device.index,
                     name: device.name.clone(),
                     hairpin: device.hairpin,
+                    others: others.map(|d| d.name.clone()).collect(),
                 },
             );
         }

@@ -284,10 +284,14 @@ impl Sound {
     }
 }
 
-/// The table for bridges: an exposed container's own address comes from its own port alone, whichever neighbour on the
-/// bridge claims it. `ports` has the port of each container whose port is known.
-pub(super) fn guard_bridges(ports: &BTreeMap<Ipv4Addr, String>) -> String {
-    let plain = || ports.iter().filter(|(_, port)| is_plain(port));
+/// The table for bridges: an exposed container's own address comes from its own ports alone, whichever neighbour on a
+/// bridge claims it. `ports` has those of each container whose ports are known.
+pub(super) fn guard_bridges(ports: &BTreeMap<Ipv4Addr, Vec<String>>) -> String {
+    let plain = || {
+        ports
+            .iter()
+            .filter(|(_, names)| names.iter().all(|name| is_plain(name)))
+    };
     let mut text = replacing("bridge");
     let _ = writeln!(text, "table bridge {TABLE} {{");
     set(
@@ -300,7 +304,11 @@ pub(super) fn guard_bridges(ports: &BTreeMap<Ipv4Addr, String>) -> String {
         &mut text,
         "set ports",
         "type ifname . ipv4_addr",
-        plain().map(|(address, port)| format!("\"{port}\" . {address}")),
+        plain().flat_map(|(address, names)| {
+            names
+                .iter()
+                .map(move |name| format!("\"{name}\" . {address}"))
+        }),
     );
     text.push_str(
         "\tchain guard {\n\

@@ -147,6 +147,7 @@ fn docker() -> Twin {
                 index: 9,
                 name: "veth9".into(),
                 hairpin: false,
+                others: vec![],
             },
         );
     });

@@ -68,7 +68,10 @@ fn the_whole_table_of_a_node_without_any() {
 fn the_whole_tables_of_the_other_families() {
     let wiring = wired();
     let v6 = Sound::of(&wiring).guard_v6("mesh0", "fd00:1:2::/48".parse().expect("a literal"));
-    let ports = BTreeMap::from([(ip("172.18.0.2"), "veth12ab".to_owned())]);
+    let ports = BTreeMap::from([(
+        ip("172.18.0.2"),
+        vec!["veth12ab".to_owned(), "veth34cd".to_owned()],
+    )]);
     assert_eq!(
         format!("{v6}{}", guard_bridges(&ports)),
         include_str!("guards.nft")
@@ -107,7 +110,7 @@ fn a_name_cannot_bring_a_rule_of_its_own() {
         let sound = Sound::of(&wiring);
         assert_eq!(sound.left_out.len(), 1, "{name:?}: {sound:?}");
         assert_eq!(sound.table(&wiring, false), honest, "{name:?}");
-        let ports = BTreeMap::from([(ip("172.18.0.2"), name.to_owned())]);
+        let ports = BTreeMap::from([(ip("172.18.0.2"), vec![name.to_owned()])]);
         if name != "mesh0" {
             assert_eq!(guard_bridges(&ports), guard_bridges(&BTreeMap::new()));
         }
