@@ -41,6 +41,7 @@ const PURE: &[&str] = &[
     "dns",
     "discovery",
     "node/host/plan.rs",
+    "node/host/wiring",
 ];
 
 /// Files inside the pure parts that do the input and output for them. A file that needs this no more is to be taken
@@ -62,6 +63,9 @@ const SHELLS: &[&str] = &[
     "discovery/check.rs",
     "discovery/docker/client.rs",
     "discovery/docker/engine.rs",
+    "node/host/wiring/firewall.rs",
+    "node/host/wiring/kernel.rs",
+    "node/host/wiring/ports.rs",
 ];
 
 /// What only a shell may name: clocks, files, processes, sockets, randomness, runtimes.
