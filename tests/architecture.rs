@@ -58,6 +58,8 @@ const SHELLS: &[&str] = &[
     "tunnel/tun.rs",
     "tunnel/udp.rs",
     "tunnel/uapi/server.rs",
+    "dns/inside.rs",
+    "dns/resolver.rs",
     "dns/server.rs",
     "dns/upstream.rs",
     "discovery/check.rs",

@@ -3,6 +3,7 @@
 mod client;
 mod completions;
 mod demo;
+mod doctor;
 mod exit;
 mod init;
 mod join;
@@ -115,6 +116,8 @@ enum Command {
     Rollout(rollout::Arguments),
     /// Show what this node's DNS answers, and why
     Resolve(resolve::Arguments),
+    /// Look a mesh name up from this host and from inside its containers, and say what to mend
+    Doctor(doctor::Arguments),
     /// Print a script that completes commands in a shell
     Completions(completions::Arguments),
     /// Show a mesh at work: a coordinator and some nodes on this machine
@@ -161,6 +164,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
             Command::Service(command) => service::run(command, &globals).await,
             Command::Rollout(arguments) => rollout::run(arguments, &globals).await,
             Command::Resolve(arguments) => resolve::run(arguments, &globals).await,
+            Command::Doctor(arguments) => doctor::run(&arguments, &globals).await,
             Command::Completions(_) | Command::Demo(_) => Ok(0),
         }
     })

@@ -104,8 +104,12 @@ fn print(status: &Status) {
     }
     if let Some(dns) = &status.dns {
         let listen: Vec<String> = dns.listen.iter().map(ToString::to_string).collect();
+        let split = match dns.split_dns.as_str() {
+            "none" => String::new(),
+            program => format!("; {program} asks there"),
+        };
         table::line(&format!(
-            "names        {} answered at {}",
+            "names        {} answered at {}{split}",
             dns.records,
             listen.join(", ")
         ));

@@ -218,6 +218,9 @@ impl Agent {
                     Ok(name)
                 });
             }
+            Command::Checkup(reply) => {
+                let _ = reply.send(self.mesh().map(|mesh| report::checkup(mesh)));
+            }
             Command::Ping(ping, reply) => match self.mesh() {
                 Ok(mesh) => report::ping(mesh, &ping, reply),
                 Err(error) => drop(reply.send(Err(error))),

@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
-    AddService, ContainerList, Join, Joined, Ping, Pong, Resolve, Resolved, ServiceChanged,
-    ServiceList, Status, SystemList,
+    AddService, Checkup, ContainerList, Join, Joined, Ping, Pong, Resolve, Resolved,
+    ServiceChanged, ServiceList, Status, SystemList,
 };
 use crate::wire::unix_server::{self, failure};
 
@@ -50,6 +50,8 @@ pub enum Command {
     Ping(Ping, Reply<Pong>),
     /// What DNS answers.
     Resolve(Resolve, Reply<Resolved>),
+    /// What a doctor must know.
+    Checkup(Reply<Checkup>),
     /// Counters, as text.
     Metrics(Reply<String>),
 }
@@ -79,6 +81,7 @@ pub async fn serve(
         .route("/v1/containers", get(containers))
         .route("/v1/ping", post(ping))
         .route("/v1/resolve", post(resolve))
+        .route("/v1/checkup", get(checkup))
         .route("/v1/metrics", get(metrics))
         .with_state(commands);
     unix_server::serve(listener, path, router).await
@@ -132,6 +135,10 @@ async fn ping(agent: Agent, body: axum::body::Bytes) -> Response {
 
 async fn resolve(agent: Agent, body: axum::body::Bytes) -> Response {
     ask_with(agent, &body, Command::Resolve).await
+}
+
+async fn checkup(agent: Agent) -> Response {
+    ask(agent, Command::Checkup).await
 }
 
 async fn metrics(State(agent): Agent) -> Response {

@@ -32,6 +32,9 @@ pub struct Arguments {
     /// Where meshctl connects [default: /run/meshd/meshd.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Put /etc/resolv.conf back as it was before meshd (`[dns] manage_resolv_conf`), and exit
+    #[arg(long)]
+    pub restore_resolv_conf: bool,
     /// Say whether the configuration is right, and exit
     #[arg(long)]
     pub check_config: bool,
@@ -228,6 +231,12 @@ pub struct Config {
     pub dns: bool,
     /// More addresses to answer at.
     pub dns_listen: Vec<IpAddr>,
+    /// Whether systemd-resolved is told of the mesh, where there is one.
+    pub split_dns: bool,
+    /// Whether it is a problem if there is none.
+    pub require_resolved: bool,
+    /// Whether /etc/resolv.conf is kept by meshd.
+    pub manage_resolv_conf: bool,
     /// Resolvers for other names; empty: the host's.
     pub upstreams: Vec<SocketAddr>,
     /// What is answered when nothing is usable.
@@ -294,13 +303,20 @@ impl Config {
                 "[docker] addressing = \"network\": this version maps instance addresses (\"nat\")",
             );
         }
-        if file.dns.split_dns == SplitDns::Resolved {
-            not_yet.push("[dns] split_dns = \"systemd-resolved\": this version does not configure systemd-resolved");
-        }
-        if file.dns.manage_resolv_conf {
-            not_yet.push(
-                "[dns] manage_resolv_conf = true: this version does not edit /etc/resolv.conf",
-            );
+        let needs_dns = [
+            (
+                file.dns.split_dns == SplitDns::Resolved,
+                "split_dns = \"systemd-resolved\"",
+            ),
+            (file.dns.manage_resolv_conf, "manage_resolv_conf = true"),
+        ];
+        for (_, key) in needs_dns
+            .iter()
+            .filter(|(set, _)| *set && !file.dns.enabled)
+        {
+            wrong.push(format!(
+                "[dns] {key} sends names to meshd, which does not answer with enabled = false"
+            ));
         }
         Self {
             state_dir: arguments
@@ -320,6 +336,9 @@ impl Config {
             token_file: file.join.token_file,
             dns: file.dns.enabled,
             dns_listen: file.dns.listen,
+            split_dns: file.dns.split_dns != SplitDns::None,
+            require_resolved: file.dns.split_dns == SplitDns::Resolved,
+            manage_resolv_conf: file.dns.manage_resolv_conf,
             upstreams: file
                 .dns
                 .upstreams
@@ -480,6 +499,20 @@ mod tests {
             error.contains("line 3: unknown key `dns.lisen`; the nearest known key is `listen`"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn names_are_not_sent_to_a_resolver_that_is_off() {
+        for key in [
+            "manage_resolv_conf = true",
+            "split_dns = \"systemd-resolved\"",
+        ] {
+            let error = load(&format!("[dns]\nenabled = false\n{key}\n"))
+                .expect_err("a contradiction")
+                .to_string();
+            assert!(error.contains(key), "{error}");
+            load(&format!("[dns]\n{key}\n")).expect("with the resolver it is fine");
+        }
     }
 
     #[test]

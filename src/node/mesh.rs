@@ -11,15 +11,18 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::config::Config;
 use super::control::stream::{Event, Position, Stream, StreamConfig};
+use super::dns_address;
 use super::docker::{self, Docker, DockerEvents};
 use super::host::wiring::{Firewall, Mapped, Wiring};
-use super::host::{self, HostNetwork, Plan};
+use super::host::{self, HostNetwork, Plan, ResolvConf, SplitDns};
+use super::resolv_conf::Keeper;
+use super::resolved::ResolvedLink;
 use super::state::records::RecordLog;
 use super::state::{Identity, StateDir};
 use crate::discovery::Checker;
 use crate::discovery::docker::{ContainerId, Report};
 use crate::discovery::registry::{Key, Registry};
-use crate::dns::{Allowed, DnsServer, Upstream, Zone, ZoneInput};
+use crate::dns::{Allowed, DnsServer, Inside, Resolver, Upstream, Zone, ZoneInput};
 use crate::model::netmap::Netmap;
 use crate::model::record::{Instance, MAX_INSTANCES, Node, Record, Service, Source};
 use crate::model::service_address::ServiceAddresses;
@@ -30,7 +33,7 @@ use crate::tunnel::{PeerConfig, Tunnel, TunnelConfig, TunnelError};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::Refusal;
 use crate::wire::ledger::Applied;
-use crate::wire::local::Problem;
+use crate::wire::local::{Inside as Container, Problem};
 use crate::wire::{Envelope, Ledger};
 
 /// Seconds between datagrams to a peer in any case: keeps address translation on the way open.
@@ -60,7 +63,7 @@ pub(super) struct Mesh {
     pub(super) reach: BTreeMap<PublicKey, Reach>,
     pub(super) round_trips: BTreeMap<PublicKey, Duration>,
     pub(super) zone: Arc<ArcSwap<Zone>>,
-    pub(super) dns: Option<DnsServer>,
+    pub(super) dns: Option<Dns>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) plan: Plan,
     pub(super) stream: StreamState,
@@ -81,6 +84,21 @@ pub(super) struct Mesh {
     waiting: HashMap<u64, oneshot::Sender<()>>,
 }
 
+/// The resolver at work.
+pub(super) struct Dns {
+    pub(super) resolver: Arc<Resolver>,
+    /// At the DNS address, inside the tunnel device.
+    pub(super) inside: Arc<Inside>,
+    /// On the node's own addresses.
+    pub(super) server: DnsServer,
+    /// Where the server is to listen.
+    wanted: Vec<SocketAddr>,
+    /// Tells systemd-resolved.
+    pub(super) resolved: Option<ResolvedLink>,
+    /// Keeps /etc/resolv.conf.
+    pub(super) keeper: Option<Keeper>,
+}
+
 /// What of a joined node runs in other tasks and comes back as events.
 pub(super) struct Events {
     pub(super) stream: mpsc::Receiver<Event>,
@@ -97,6 +115,14 @@ pub(super) fn code_of(error: &TunnelError) -> ErrorCode {
         | TunnelError::Name(_)
         | TunnelError::InterfaceTaken(_)
         | TunnelError::PortTaken(_) => ErrorCode::Configuration,
+    }
+}
+
+impl Dns {
+    /// Where it answers, the address that is the same on every node first.
+    pub(super) fn listen(&self) -> Vec<SocketAddr> {
+        let inside = self.inside.listen().into_iter();
+        inside.chain(self.server.listen().iter().copied()).collect()
     }
 }
 
@@ -125,7 +151,8 @@ impl Mesh {
             log.append(&new, &ledger)
                 .map_err(super::state::StateError::from)?;
         }
-        let Some(addresses) = ledger.mesh().map(|mesh| mesh.addresses) else {
+        let Some((addresses, domain)) = ledger.mesh().map(|m| (m.addresses, m.domain.clone()))
+        else {
             return Err(ApiError::new(
                 ErrorCode::Configuration,
                 "the mesh record on disk is lost; run `meshctl leave`, then join again with a new token",
@@ -166,10 +193,31 @@ impl Mesh {
         let zone = Arc::new(ArcSwap::from_pointee(Zone::default()));
         let allowed = Arc::new(ArcSwap::from_pointee(allowed(&addresses)));
         let upstream = Arc::new(Upstream::new());
-        let dns = match bind_dns(&config, &own, &zone, &allowed, &upstream).await {
-            Ok(dns) => dns,
-            Err(error) => return Err(ApiError::new(ErrorCode::Configuration, error.to_string())),
-        };
+        let dns = config.dns.then(|| {
+            let resolver = Arc::new(Resolver::new(
+                Arc::clone(&zone),
+                Arc::clone(&allowed),
+                Arc::clone(&upstream),
+            ));
+            let wanted = own.iter().chain(&config.dns_listen);
+            Dns {
+                inside: dns_address::answer_at(
+                    &tunnel,
+                    Arc::clone(&resolver),
+                    addresses,
+                    identity.block,
+                ),
+                server: DnsServer::new(Arc::clone(&resolver)),
+                wanted: wanted.map(|ip| SocketAddr::new(*ip, 53)).collect(),
+                resolved: config.split_dns.then(|| {
+                    ResolvedLink::start(tunnel.index(), SplitDns::new(&domain, &addresses))
+                }),
+                keeper: config
+                    .manage_resolv_conf
+                    .then(|| Keeper::start(&config.state_dir, addresses.dns_v4().into())),
+                resolver,
+            }
+        });
 
         let (stream_events, stream) = mpsc::channel(256);
         let (verdict_events, verdicts) = mpsc::channel(256);
@@ -204,7 +252,7 @@ impl Mesh {
         };
         let mut mesh = Self {
             docker,
-            firewall: Firewall::start(),
+            firewall: Firewall::start(Some(addresses.prefix_v6)),
             checker: Checker::new(verdict_events),
             damaged: loaded.damaged,
             netmap: Netmap::default(),
@@ -234,6 +282,7 @@ impl Mesh {
             control,
         };
         mesh.refresh_surroundings();
+        mesh.listen().await;
         mesh.publish_own();
         mesh.refresh();
         mesh.checker.set(mesh.registry.targets(own[0]));
@@ -556,8 +605,11 @@ impl Mesh {
         });
     }
 
-    /// Takes back what was put on the machine.
-    pub(super) async fn stop(self) {
+    /// Takes back what other programs were told, and what was put on the machine.
+    pub(super) async fn stop(mut self) {
+        if let Some(resolved) = self.dns.as_mut().and_then(|dns| dns.resolved.as_mut()) {
+            resolved.stop().await;
+        }
         self.firewall.stop().await;
     }
 
@@ -717,17 +769,46 @@ impl Mesh {
             self.keep(&[]);
         }
         self.refresh_surroundings();
+        self.listen().await;
         self.publish_own();
     }
 
+    /// Listens wherever it does not yet, and says where it cannot. The DNS address needs none of that.
+    async fn listen(&mut self) {
+        let Some(dns) = &mut self.dns else { return };
+        let refused = dns.server.listen_on(&dns.wanted).await;
+        if refused.is_empty() {
+            self.troubles.remove("dns");
+            return;
+        }
+        let [v4, _] = dns.inside.listen();
+        let fix = format!(
+            "nothing, if programs ask {}; else find out who listens with `ss -ulpn sport = :53`, and end it or keep it off the mesh's addresses",
+            v4.ip()
+        );
+        let why: Vec<String> = refused.iter().map(ToString::to_string).collect();
+        self.trouble(
+            "dns",
+            "names are not answered at all of this node's addresses",
+            why.join("; "),
+            &fix,
+        );
+    }
+
     fn refresh_surroundings(&mut self) {
-        let own: BTreeSet<IpAddr> = host::interfaces()
+        let mut own: BTreeSet<IpAddr> = host::interfaces()
             .into_iter()
             .map(|i| i.address)
             .filter(|a| !a.is_loopback())
             .collect();
+        own.extend(
+            self.dns
+                .iter()
+                .flat_map(|dns| dns.inside.listen())
+                .map(|at| at.ip()),
+        );
         let servers = if self.config.upstreams.is_empty() {
-            host::resolvers()
+            host::resolvers(&ResolvConf::new(&self.config.state_dir))
         } else {
             self.config.upstreams.clone()
         };
@@ -735,6 +816,11 @@ impl Mesh {
         if let Some(mesh) = self.ledger.mesh() {
             self.allowed.store(Arc::new(allowed(&mesh.addresses)));
         }
+    }
+
+    /// The running containers of this host, for a doctor. Until containers are discovered there are none to name.
+    pub(super) fn containers(&self) -> Vec<Container> {
+        Vec::new()
     }
 
     /// Takes this node's services out of the answers, before it leaves.
@@ -764,29 +850,4 @@ fn allowed(addresses: &crate::model::MeshAddresses) -> Allowed {
         });
     }
     Allowed(nets)
-}
-
-async fn bind_dns(
-    config: &Config,
-    own: &[IpAddr],
-    zone: &Arc<ArcSwap<Zone>>,
-    allowed: &Arc<ArcSwap<Allowed>>,
-    upstream: &Arc<Upstream>,
-) -> Result<Option<DnsServer>, crate::dns::DnsError> {
-    if !config.dns {
-        return Ok(None);
-    }
-    let addresses: Vec<SocketAddr> = own
-        .iter()
-        .chain(&config.dns_listen)
-        .map(|ip| SocketAddr::new(*ip, 53))
-        .collect();
-    DnsServer::bind(
-        &addresses,
-        Arc::clone(zone),
-        Arc::clone(allowed),
-        Arc::clone(upstream),
-    )
-    .await
-    .map(Some)
 }

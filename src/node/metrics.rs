@@ -116,7 +116,7 @@ pub(super) fn text(mesh: Option<&Mesh>) -> String {
         &plain(zone.flagged() as u64),
     );
     if let Some(dns) = &mesh.dns {
-        let counts = dns.counts();
+        let counts = dns.resolver.counts();
         let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         metric(
             "dns_queries_total",

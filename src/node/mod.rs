@@ -8,12 +8,15 @@ mod agent;
 pub mod api;
 pub mod config;
 pub mod control;
+mod dns_address;
 mod docker;
 pub mod host;
 mod joining;
 mod mesh;
 mod metrics;
 mod report;
+mod resolv_conf;
+mod resolved;
 pub mod state;
 
 use std::process::ExitCode;
@@ -53,6 +56,9 @@ pub fn main() -> ExitCode {
                     println!("the configuration is right");
                     return Ok(());
                 }
+                if arguments.restore_resolv_conf {
+                    return restore_resolv_conf(&config);
+                }
                 let runtime = tokio::runtime::Builder::new_multi_thread()
                     .worker_threads(2)
                     .enable_all()
@@ -61,6 +67,30 @@ pub fn main() -> ExitCode {
                 runtime.block_on(run(config))
             }),
     )
+}
+
+fn restore_resolv_conf(config: &Config) -> Result<(), ApiError> {
+    let restored = host::ResolvConf::new(&config.state_dir)
+        .restore()
+        .map_err(|error| {
+            let permission =
+                matches!(&error, host::ResolvConfError::File(file) if file.is_permission());
+            let code = if permission {
+                ErrorCode::Permission
+            } else {
+                ErrorCode::Configuration
+            };
+            ApiError::new(code, error.to_string())
+        })?;
+    eprintln!(
+        "meshd: {}",
+        if restored {
+            "/etc/resolv.conf is as it was before"
+        } else {
+            "/etc/resolv.conf is not meshd's; nothing was changed"
+        }
+    );
+    Ok(())
 }
 
 fn finish(result: Result<(), ApiError>) -> ExitCode {

@@ -9,14 +9,15 @@ use hickory_proto::rr::{Name, Record, RecordType};
 use super::api::Reply;
 use super::config::Config;
 use super::docker::Docker;
-use super::mesh::Mesh;
+use super::mesh::{Dns, Mesh};
+use super::resolved::{ResolvedLink, State};
 use crate::dns::answer::{Verdict, answer};
 use crate::dns::zone::Standing;
 use crate::model::PublicKey;
 use crate::path::watch::Reach;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
-    ContainerList, CoordinatorStatus, DnsStatus, InstanceRow, InterfaceStatus, NodeState,
+    Checkup, ContainerList, CoordinatorStatus, DnsStatus, InstanceRow, InterfaceStatus, NodeState,
     NodeStatus, PeerState, PeerStatus, Ping, Pong, Problem, Resolve, Resolved, SCHEMA,
     ServiceCounts, ServiceList, ServiceRow, Status, SystemEntry, SystemList,
 };
@@ -83,9 +84,9 @@ pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
                 .map(|at| seconds(now.saturating_duration_since(at))),
         }),
         dns: mesh.dns.as_ref().map(|dns| DnsStatus {
-            listen: dns.listen().to_vec(),
+            listen: dns.listen(),
             records: zone.len(),
-            split_dns: "none".to_owned(),
+            split_dns: split_dns(dns).to_owned(),
         }),
         peers: peers(mesh, now),
         services: ServiceCounts {
@@ -94,6 +95,13 @@ pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
         },
         problems: problems(mesh, damaged_services, zone.flagged()),
         ..bare_status(NodeState::Up)
+    }
+}
+
+fn split_dns(dns: &Dns) -> &'static str {
+    match dns.resolved.as_ref().map(ResolvedLink::state) {
+        Some(State::Configured) => "systemd-resolved",
+        Some(State::Absent | State::Refused(_)) | None => "none",
     }
 }
 
@@ -190,6 +198,22 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
             "look at `meshctl service list` for what is down",
         ));
     }
+    if let Some(dns) = &mesh.dns {
+        problems.extend(
+            dns.keeper
+                .as_ref()
+                .and_then(super::resolv_conf::Keeper::problem),
+        );
+        problems.extend(dns.resolved.as_ref().and_then(ResolvedLink::problem));
+        let absent = dns.resolved.as_ref().map(ResolvedLink::state) == Some(State::Absent);
+        if absent && mesh.config.require_resolved {
+            problems.push(problem(
+                "systemd-resolved does not send names of the mesh here",
+                "there is no org.freedesktop.resolve1 on the system bus".into(),
+                "start systemd-resolved, or set `[dns] split_dns = \"auto\"`",
+            ));
+        }
+    }
     for text in &mesh.config.not_yet {
         problems.push(problem(
             "a setting has no effect",
@@ -227,7 +251,47 @@ pub(super) fn system(config: &Config, mesh: Option<&Mesh>) -> SystemList {
             format!("UDP port {}", mesh.tunnel.listen_port()),
             "the tunnel to the other nodes",
         ));
-        for address in mesh.dns.iter().flat_map(crate::dns::DnsServer::listen) {
+        let [inside, outside] = [
+            mesh.dns
+                .iter()
+                .flat_map(|dns| dns.inside.listen())
+                .collect::<Vec<_>>(),
+            mesh.dns
+                .iter()
+                .flat_map(|dns| dns.server.listen().to_vec())
+                .collect(),
+        ];
+        for address in inside {
+            entries.push(entry(
+                "resolver",
+                format!("{address} inside {}", config.interface),
+                "answers names of the mesh to this machine and its containers; no socket",
+            ));
+        }
+        if let Some(dns) = &mesh.dns {
+            if split_dns(dns) != "none" {
+                entries.push(entry(
+                    "resolver",
+                    format!(
+                        "systemd-resolved: server and domains of {}",
+                        config.interface
+                    ),
+                    "sends names of the mesh, and no others, to the DNS address",
+                ));
+            }
+            if dns
+                .keeper
+                .as_ref()
+                .is_some_and(|keeper| keeper.problem().is_none())
+            {
+                entries.push(entry(
+                    "file",
+                    "/etc/resolv.conf, as it was in /etc/resolv.conf.before-meshd".into(),
+                    "makes the DNS address this machine's resolver",
+                ));
+            }
+        }
+        for address in outside {
             entries.push(entry(
                 "socket",
                 format!("UDP and TCP {address}"),
@@ -295,6 +359,20 @@ pub(super) fn services(mesh: &Mesh) -> ServiceList {
 
 fn is_reachable(mesh: &Mesh, node: &PublicKey) -> bool {
     *node == mesh.id() || mesh.reach.get(node) != Some(&Reach::Unreachable)
+}
+
+/// What a doctor must know.
+pub(super) fn checkup(mesh: &Mesh) -> Checkup {
+    let domain = mesh.zone.load().domain.clone();
+    let dns = mesh.dns.as_ref();
+    Checkup {
+        schema: SCHEMA,
+        name: format!("{}.node.{domain}", mesh.identity.name),
+        expected: mesh.identity.block.node_v4(),
+        dns: dns.and_then(|_| mesh.ledger.mesh().map(|m| m.addresses.dns_v4())),
+        split_dns: dns.map_or("none", split_dns).to_owned(),
+        containers: mesh.containers(),
+    }
 }
 
 /// Sends a probe and answers when its echo is back.

@@ -1,12 +1,12 @@
 //! A tunnel: its peers, its threads, and what can be asked of it.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,9 +17,11 @@ use x25519_dalek::StaticSecret;
 
 use super::allowed_ips::AllowedIps;
 use super::drops::{Counters, Drop, DropCounters};
+use super::here::{Here, write_datagram};
 use super::limiter::HandshakeLimiter;
 use super::noise::Identity;
 use super::peer::{Peer, PeerState};
+use super::split::VnetHeader;
 use super::tun::Tun;
 use super::udp::{Sender, Sockets};
 use super::{inbound, outbound, probe};
@@ -111,6 +113,7 @@ pub(super) struct Table {
     pub(super) by_key: HashMap<[u8; 32], Arc<Peer>>,
     pub(super) by_index: HashMap<u32, Arc<Peer>>,
     pub(super) allowed: AllowedIps<Arc<Peer>>,
+    pub(super) here: Option<Arc<Here>>,
 }
 
 /// What the threads share.
@@ -145,6 +148,15 @@ impl Shared {
 
     pub(super) fn mtu(&self) -> usize {
         usize::from(self.mtu.load(Ordering::Relaxed))
+    }
+
+    /// Hands a packet made here to the kernel.
+    pub(super) fn inject(&self, packet: &[u8]) {
+        let header = VnetHeader::default().octets();
+        let parts = [IoSlice::new(&header), IoSlice::new(packet)];
+        if self.tun.write(&parts).is_err() {
+            self.drops.add(Drop::WriteFailed);
+        }
     }
 
     /// Begins a handshake with `peer` now, if its endpoint is known.
@@ -224,6 +236,7 @@ impl Tunnel {
                 by_key: HashMap::new(),
                 by_index: HashMap::new(),
                 allowed: AllowedIps::new([]),
+                here: None,
             }),
             sockets: ArcSwap::from_pointee(sockets),
             local: ArcSwap::default(),
@@ -354,6 +367,7 @@ impl Tunnel {
             by_key: old.by_key.clone(),
             by_index: old.by_index.clone(),
             allowed: old.allowed.clone(),
+            here: old.here.clone(),
         }));
         // A session made between the two steps has the old key.
         for peer in old.by_key.values() {
@@ -364,6 +378,25 @@ impl Tunnel {
     /// The addresses at which this node answers probes.
     pub fn set_local_addresses(&self, addresses: Vec<IpAddr>) {
         self.shared.local.store(Arc::new(addresses));
+    }
+
+    /// The addresses that are answered inside the device from now on. Packets from peers never reach them.
+    pub fn set_here(&self, here: Option<Here>) {
+        let _one = self.change();
+        let old = self.shared.table.load_full();
+        self.shared.table.store(Arc::new(Table {
+            identity: old.identity.clone(),
+            by_key: old.by_key.clone(),
+            by_index: old.by_index.clone(),
+            allowed: old.allowed.clone(),
+            here: here.map(Arc::new),
+        }));
+    }
+
+    /// Puts packets into the device from elsewhere.
+    #[must_use]
+    pub fn injector(&self) -> Injector {
+        Injector(Arc::downgrade(&self.shared))
     }
 
     /// Makes `peers` the peers. Those that stay keep their sessions, and their endpoint unless another one is
@@ -412,6 +445,7 @@ impl Tunnel {
             by_key,
             by_index,
             allowed: AllowedIps::new(prefixes),
+            here: old.here.clone(),
         }));
         self.keep_alive();
     }
@@ -545,6 +579,33 @@ impl std::fmt::Debug for Tunnel {
             .field("interface", &self.interface)
             .field("listen_port", &self.listen_port())
             .finish_non_exhaustive()
+    }
+}
+
+/// Hands packets to the kernel as if they had come out of the tunnel. Does nothing once the tunnel is gone.
+#[derive(Clone)]
+pub struct Injector(Weak<Shared>);
+
+impl Injector {
+    /// A whole packet with its checksums.
+    pub fn packet(&self, packet: &[u8]) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.inject(packet);
+        }
+    }
+
+    /// A UDP datagram. One that is longer than a packet, or between families, is not sent.
+    pub fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
+        let mut packet = Vec::with_capacity(48 + payload.len());
+        if write_datagram(source, destination, payload, &mut packet).is_some() {
+            self.packet(&packet);
+        }
+    }
+}
+
+impl std::fmt::Debug for Injector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Injector").finish_non_exhaustive()
     }
 }
 

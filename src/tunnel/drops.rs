@@ -45,6 +45,12 @@ drops! {
     UnknownPeer = "unknown_peer",
     /// From a peer: the source address belongs to somebody else.
     ForeignSource = "foreign_source",
+    /// From a peer: the destination is one that every node answers for itself alone.
+    ForeignDestination = "foreign_destination",
+    /// From the TUN device: to an address answered inside it, but nothing that is answered.
+    Unanswered = "unanswered",
+    /// From the TUN device: to an address answered inside it, where too many wait for an answer.
+    AnswersWaiting = "answers_waiting",
     /// The kernel took the packet for the TUN device not in.
     WriteFailed = "write_failed",
 }

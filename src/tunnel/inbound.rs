@@ -213,6 +213,14 @@ impl Inbound {
                 {
                     return drops.add(Drop::ForeignSource);
                 }
+                if batch
+                    .table
+                    .here
+                    .as_ref()
+                    .is_some_and(|here| here.has(ip.destination))
+                {
+                    return drops.add(Drop::ForeignDestination);
+                }
                 match probe::parse(packet, &ip) {
                     Some(Probe::Request) if batch.shared.local.load().contains(&ip.destination) => {
                         probe::answer(packet, &ip);

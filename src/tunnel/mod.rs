@@ -16,6 +16,7 @@
 pub mod allowed_ips;
 pub mod coalesce;
 pub mod drops;
+pub mod here;
 pub mod limiter;
 pub mod noise;
 pub mod packet;
@@ -30,5 +31,8 @@ mod probe;
 mod tun;
 mod udp;
 
-pub use device::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError, Waiting, try_open};
+pub use device::{
+    Injector, PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError, Waiting, try_open,
+};
 pub use drops::{Counters, Drop};
+pub use here::{Here, Local, Taken};

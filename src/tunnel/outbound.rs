@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::device::{Shared, Table};
 use super::drops::Drop;
+use super::here::Here;
 use super::noise::{padded, room_for};
 use super::packet::Ip;
 use super::peer::Peer;
@@ -21,6 +22,7 @@ pub(super) fn run(shared: &Shared) {
     let mut out = Outbound {
         buffer: vec![0; BUFFER],
         scratch: vec![0; 65_536 + 16],
+        answer: Vec::new(),
         sender: Sender::new(),
     };
     while !shared.stopping() {
@@ -37,6 +39,8 @@ struct Outbound {
     buffer: Vec<u8>,
     /// Where a segment is padded, if it is not a multiple of 16 octets.
     scratch: Vec<u8>,
+    /// What is answered here, before it is written back.
+    answer: Vec<u8>,
     sender: Sender,
 }
 
@@ -86,6 +90,7 @@ impl Outbound {
         let Self {
             buffer,
             scratch,
+            answer,
             sender,
         } = self;
         let packet = &mut buffer[range];
@@ -95,7 +100,13 @@ impl Outbound {
         };
         let (Some(peer), Some(identity)) = (table.allowed.owner(ip.destination), &table.identity)
         else {
-            shared.drops.add(Drop::NoOwner);
+            // Nobody owns what is answered here, so packets to peers are not looked at twice.
+            match &table.here {
+                Some(here) if here.has(ip.destination) => {
+                    answer_here(shared, here, header, packet, answer);
+                }
+                _ => shared.drops.add(Drop::NoOwner),
+            }
             return;
         };
         let peer: &Arc<Peer> = peer;
@@ -129,5 +140,23 @@ impl Outbound {
         if split.is_err() {
             shared.drops.add(Drop::Malformed);
         }
+    }
+}
+
+/// Answers what `packet` holds: one packet, or several that the kernel merged.
+fn answer_here(
+    shared: &Shared,
+    here: &Here,
+    header: super::split::VnetHeader,
+    packet: &mut [u8],
+    answer: &mut Vec<u8>,
+) {
+    let split = split(header, packet, |one| match here.answer(one, answer) {
+        Ok(true) => shared.inject(answer),
+        Ok(false) => {}
+        Err(reason) => shared.drops.add(reason),
+    });
+    if split.is_err() {
+        shared.drops.add(Drop::Malformed);
     }
 }

@@ -13,6 +13,7 @@
 //! | `GET /v1/containers` | | [`ContainerList`] |
 //! | `POST /v1/ping` | [`Ping`] | [`Pong`] |
 //! | `POST /v1/resolve` | [`Resolve`] | [`Resolved`] |
+//! | `GET /v1/checkup` | | [`Checkup`] |
 //! | `GET /v1/metrics` | | text (OpenMetrics) |
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -431,4 +432,49 @@ pub struct Resolved {
     pub answers: Vec<String>,
     /// One line each on why it is so.
     pub why: Vec<String>,
+}
+
+/// What `meshctl doctor` compares with what it finds: lookups are made where programs make them, with the caller's
+/// rights, since meshd has none to enter a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkup {
+    /// 1.
+    pub schema: u32,
+    /// A name that always exists: this node's.
+    pub name: String,
+    /// Its IPv4 address.
+    pub expected: Ipv4Addr,
+    /// The DNS address; null if this node answers no names.
+    pub dns: Option<Ipv4Addr>,
+    /// As in [`DnsStatus`].
+    pub split_dns: String,
+    /// The running containers of this host.
+    pub containers: Vec<Inside>,
+}
+
+/// A running container, as far as its resolver is concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inside {
+    /// Its name.
+    pub name: String,
+    /// The network it is on; with several, the one that matters.
+    pub network: String,
+    /// What kind that is.
+    pub kind: NetworkKind,
+    /// Its first process, in the host's process table.
+    pub pid: u32,
+}
+
+/// Kinds of a container's network, by how names are resolved on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkKind {
+    /// The engine's default bridge: resolv.conf is a copy of the host's.
+    Default,
+    /// A network of the user's, as Compose makes them: the engine's own resolver asks the host's.
+    User,
+    /// One with no way out.
+    Internal,
+    /// The host's own.
+    Host,
 }

@@ -60,3 +60,33 @@ fn the_units_run_the_programs_where_their_defaults_look() {
         assert!(users.contains(&format!("\nu {name} - ")), "{name}");
     }
 }
+
+#[test]
+fn what_lets_meshd_change_the_hosts_resolver_is_there_and_asks_for_no_more() {
+    let unit = read("systemd/meshd.service");
+    assert!(
+        unit.lines()
+            .any(|line| line == "ExecStopPost=-+/usr/local/bin/meshd --restore-resolv-conf"),
+        "{unit}"
+    );
+    let settings: Vec<String> = read("systemd/meshd-resolv-conf.conf")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(
+        settings,
+        [
+            "[Service]",
+            "ReadWritePaths=/etc",
+            "AmbientCapabilities=CAP_DAC_OVERRIDE",
+            "CapabilityBoundingSet=CAP_DAC_OVERRIDE"
+        ]
+    );
+    let rules = read("systemd/meshd.rules");
+    assert!(rules.contains("subject.user == \"meshd\""), "{rules}");
+    let readme = read("README.md");
+    for file in ["systemd/meshd-resolv-conf.conf", "systemd/meshd.rules"] {
+        assert!(readme.contains(file), "{file}");
+    }
+}

@@ -7,6 +7,8 @@ mod query;
 
 mod adversary;
 mod bad_input;
+mod dns_address;
 mod four_hosts;
+mod host_dns;
 mod machine;
 mod restart;

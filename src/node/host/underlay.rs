@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
+use super::resolv_conf::{self, ResolvConf};
+use super::resolv_text::{is_ours, name_servers};
 use crate::model::MeshAddresses;
 
 /// Octets that the tunnel adds over IPv6: 40 of IP, 8 of UDP, 32 of WireGuard. IPv4's is 20 less, but the same tunnel
@@ -121,11 +123,17 @@ fn mtu_of(name: &str) -> Option<u32> {
     }
 }
 
-/// The host's own resolvers.
+/// The host's own resolvers: those from before, where meshd keeps resolv.conf in `managed`.
 #[must_use]
-pub fn resolvers() -> Vec<SocketAddr> {
+pub fn resolvers(managed: &ResolvConf) -> Vec<SocketAddr> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let listed = name_servers(&read("/etc/resolv.conf"));
+    let found = read(resolv_conf::PATH);
+    let text = if is_ours(&found) {
+        managed.before().unwrap_or_default()
+    } else {
+        found
+    };
+    let listed = name_servers(&text);
     // The stub would ask this node again for names of the mesh.
     let stub_only = !listed.is_empty() && listed.iter().all(|server| server.ip().is_loopback());
     if stub_only && Path::new(BEHIND_STUB).exists() {
@@ -135,39 +143,9 @@ pub fn resolvers() -> Vec<SocketAddr> {
     }
 }
 
-/// The `nameserver` lines of a resolv.conf(5).
-fn name_servers(text: &str) -> Vec<SocketAddr> {
-    text.lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let address = words
-                .next()
-                .filter(|word| *word == "nameserver")
-                .and_then(|_| words.next())?;
-            address
-                .parse::<IpAddr>()
-                .ok()
-                .map(|ip| SocketAddr::new(ip, 53))
-        })
-        .take(8)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn name_servers_are_read_and_everything_else_passed_over() {
-        let text = "# nameserver 9.9.9.9\nnameserver 192.0.2.1\nsearch a b\nnameserver  2001:db8::1 extra\nnameserver x\nnameserver\n";
-        assert_eq!(
-            name_servers(text),
-            [
-                "192.0.2.1:53".parse().expect("a literal"),
-                "[2001:db8::1]:53".parse().expect("a literal")
-            ]
-        );
-    }
 
     #[test]
     fn candidates_are_what_another_machine_can_reach() {

@@ -1,0 +1,144 @@
+//! `meshctl doctor`: looks a mesh name up where programs do, and says what to mend.
+//!
+//! The lookups are made by this program and not by meshd: to enter a container's network takes rights over the whole
+//! machine, which the daemon does not have and an administrator does.
+
+mod explain;
+mod lookup;
+
+use std::net::IpAddr;
+
+use clap::Args;
+use serde::Serialize;
+
+use self::explain::{Finding, Found, Machine, Outcome, Place, explain};
+use super::exit::CliError;
+use super::{Globals, table};
+use crate::wire::api::ErrorCode;
+use crate::wire::local::{Checkup, SCHEMA};
+
+/// How to show it.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// `meshctl doctor --json`.
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: u32,
+    /// Whether all is well everywhere.
+    ok: bool,
+    /// The name looked up.
+    name: String,
+    places: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    /// `host`, or `container NAME`.
+    place: String,
+    network: Option<String>,
+    servers: Vec<Server>,
+    #[serde(flatten)]
+    finding: Finding,
+}
+
+#[derive(Debug, Serialize)]
+struct Server {
+    address: IpAddr,
+    outcome: Outcome,
+}
+
+pub(super) async fn run(arguments: &Arguments, globals: &Globals) -> Result<u8, CliError> {
+    let checkup: Checkup = globals.daemon().get("/v1/checkup").await?;
+    let report = tokio::task::spawn_blocking(move || examine(&checkup))
+        .await
+        .map_err(CliError::failed)??;
+    let ok = report.ok;
+    if arguments.json {
+        table::json(&report)?;
+    } else {
+        print(&report);
+    }
+    Ok(if ok { 0 } else { 2 })
+}
+
+fn examine(checkup: &Checkup) -> Result<Report, CliError> {
+    let Some(dns) = checkup.dns else {
+        return Err(CliError::new(
+            ErrorCode::Configuration,
+            "this node answers no names; set `[dns] enabled = true` in meshd.toml",
+        ));
+    };
+    let look = |process| lookup::look_up(process, &checkup.name, checkup.expected);
+    let mut machine = Machine {
+        dns,
+        split: checkup.split_dns != "none",
+        host_resolves: false,
+    };
+    let found = look(None);
+    let finding = explain(&Place::Host, &found, &machine);
+    machine.host_resolves = finding.ok;
+    let mut rows = vec![row(&Place::Host, found, finding)];
+    for container in &checkup.containers {
+        let place = Place::Container {
+            name: container.name.clone(),
+            network: container.network.clone(),
+            kind: container.kind,
+        };
+        let found = look(Some(container.pid));
+        let finding = explain(&place, &found, &machine);
+        rows.push(row(&place, found, finding));
+    }
+    Ok(Report {
+        schema: SCHEMA,
+        ok: rows.iter().all(|row| row.finding.ok),
+        name: checkup.name.clone(),
+        places: rows,
+    })
+}
+
+fn row(place: &Place, found: Found, finding: Finding) -> Row {
+    let (place, network) = match place {
+        Place::Host => ("host".to_owned(), None),
+        Place::Container { name, network, .. } => {
+            (format!("container {name}"), Some(network.clone()))
+        }
+    };
+    let servers = match found {
+        Found::Servers(servers) => servers,
+        Found::Closed(_) => Vec::new(),
+    };
+    Row {
+        place,
+        network,
+        servers: servers
+            .into_iter()
+            .map(|(address, outcome)| Server { address, outcome })
+            .collect(),
+        finding,
+    }
+}
+
+fn print(report: &Report) {
+    for row in &report.places {
+        let network = row.network.as_ref();
+        let network = network.map_or_else(String::new, |name| format!(" (network {name})"));
+        let verdict = if row.finding.ok {
+            "resolves"
+        } else {
+            "does not resolve"
+        };
+        table::line(&format!(
+            "{}{network}: {} {verdict}",
+            row.place, report.name
+        ));
+        table::line(&format!("  why: {}", row.finding.why));
+        if let Some(fix) = &row.finding.fix {
+            table::line(&format!("  fix: {fix}"));
+        }
+    }
+}

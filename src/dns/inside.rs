@@ -1,0 +1,314 @@
+//! Answers queries that come inside the tunnel device: datagrams at once, from the snapshot; what must be forwarded,
+//! and streams, by a task behind a bounded queue.
+
+use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead as _, AsyncWrite as _, DuplexStream, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::message::{Outcome, Pending, Transport};
+use super::resolver::Resolver;
+use super::stack::{ConnectionId, Stack};
+use crate::model::MeshAddresses;
+use crate::model::address::Block;
+
+/// The port of DNS.
+const PORT: u16 = 53;
+/// Queries to be forwarded that wait for the task at most.
+const FORWARDS: usize = 1024;
+/// Segments that wait for the task at most.
+const SEGMENTS: usize = 1024;
+/// Octets between a connection and who answers it, in each direction.
+const PIPE: usize = 8 * 1024;
+/// Segments taken in before those that are due go out.
+const BATCH: usize = 64;
+
+/// The way back into the device.
+pub trait Device: Send + Sync + 'static {
+    /// Sends a datagram.
+    fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]);
+    /// Sends a whole packet.
+    fn packet(&self, packet: &[u8]);
+}
+
+/// What became of a query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Taken {
+    /// This is the reply.
+    Reply(Vec<u8>),
+    /// The reply comes by the [`Device`].
+    Later,
+    /// There will be none.
+    Refused,
+    /// Too many wait already.
+    Overload,
+}
+
+struct Waiting {
+    pending: Pending,
+    client: SocketAddr,
+    server: SocketAddr,
+}
+
+/// The mesh's DNS addresses, answered.
+pub struct Inside {
+    resolver: Arc<Resolver>,
+    mesh: MeshAddresses,
+    block: Block,
+    forwards: mpsc::Sender<Waiting>,
+    segments: mpsc::Sender<Vec<u8>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Inside {
+    /// Begins to answer for the node of `block`. To be called inside the runtime.
+    #[must_use]
+    pub fn start(
+        resolver: Arc<Resolver>,
+        mesh: MeshAddresses,
+        block: Block,
+        device: Arc<dyn Device>,
+    ) -> Self {
+        let (forwards, waiting) = mpsc::channel(FORWARDS);
+        let (segments, received) = mpsc::channel(SEGMENTS);
+        let streams = Streams {
+            stack: Stack::new(
+                &Self::addresses(&mesh),
+                PORT,
+                getrandom::u64().unwrap_or_default(),
+                Instant::now(),
+            ),
+            conversations: Vec::new(),
+            resolver: Arc::clone(&resolver),
+            device: Arc::clone(&device),
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        };
+        let tasks = [
+            tokio::spawn(forward(waiting, Arc::clone(&resolver), device)),
+            tokio::spawn(streams.run(received)),
+        ];
+        Self {
+            resolver,
+            mesh,
+            block,
+            forwards,
+            segments,
+            tasks,
+        }
+    }
+
+    /// The addresses answered: the same on every node.
+    #[must_use]
+    pub fn addresses(mesh: &MeshAddresses) -> [IpAddr; 2] {
+        [mesh.dns_v4().into(), mesh.dns_v6().into()]
+    }
+
+    /// Where it answers.
+    #[must_use]
+    pub fn listen(&self) -> [SocketAddr; 2] {
+        Self::addresses(&self.mesh).map(|ip| SocketAddr::new(ip, PORT))
+    }
+
+    /// Deals with a datagram, without waiting.
+    #[must_use]
+    pub fn datagram(&self, client: SocketAddr, server: SocketAddr, payload: &[u8]) -> Taken {
+        if server.port() != PORT || client.port() == 0 || !self.admits(client.ip()) {
+            return Taken::Refused;
+        }
+        match self.resolver.answer(payload, Transport::Udp) {
+            Outcome::Reply(reply) => Taken::Reply(reply),
+            Outcome::Silence(_) => Taken::Refused,
+            Outcome::Forward(pending) => {
+                let waiting = Waiting {
+                    pending: *pending,
+                    client,
+                    server,
+                };
+                self.queued(self.forwards.try_send(waiting).is_ok())
+            }
+        }
+    }
+
+    /// Deals with a packet that holds a TCP segment, without waiting.
+    #[must_use]
+    pub fn segment(&self, client: IpAddr, packet: &[u8]) -> Taken {
+        if !self.admits(client) {
+            return Taken::Refused;
+        }
+        self.queued(self.segments.try_send(packet.to_vec()).is_ok())
+    }
+
+    fn queued(&self, queued: bool) -> Taken {
+        if queued {
+            Taken::Later
+        } else {
+            self.resolver.count_overload();
+            Taken::Overload
+        }
+    }
+
+    /// What comes out of the device is the host's and its containers'. A neighbour's packet that the host forwards has
+    /// a source of its own network, or a forged one: of the mesh's, only this node's may be right.
+    fn admits(&self, client: IpAddr) -> bool {
+        let forged = self.mesh.contains(client) && !self.block.contains(client);
+        !forged && self.resolver.admits(client)
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl std::fmt::Debug for Inside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inside")
+            .field("listen", &self.listen())
+            .finish_non_exhaustive()
+    }
+}
+
+async fn forward(
+    mut waiting: mpsc::Receiver<Waiting>,
+    resolver: Arc<Resolver>,
+    device: Arc<dyn Device>,
+) {
+    while let Some(next) = waiting.recv().await {
+        let (resolver, device) = (Arc::clone(&resolver), Arc::clone(&device));
+        tokio::spawn(async move {
+            let reply = resolver.forward(next.pending).await;
+            device.datagram(next.server, next.client, &reply);
+        });
+    }
+}
+
+/// Carries octets between the stack's connections and the tasks that answer them.
+struct Streams {
+    stack: Stack,
+    conversations: Vec<Conversation>,
+    resolver: Arc<Resolver>,
+    device: Arc<dyn Device>,
+    timer: Pin<Box<tokio::time::Sleep>>,
+}
+
+/// A connection, and the pipe to who answers it.
+struct Conversation {
+    id: ConnectionId,
+    pipe: DuplexStream,
+    /// All that the client will send has gone into the pipe.
+    read: bool,
+    /// All that will be sent to the client has come out of it.
+    written: bool,
+}
+
+impl Streams {
+    async fn run(mut self, mut segments: mpsc::Receiver<Vec<u8>>) {
+        poll_fn(|task| self.poll(&mut segments, task)).await;
+    }
+
+    /// Ready once nobody sends segments any more.
+    fn poll(&mut self, segments: &mut mpsc::Receiver<Vec<u8>>, task: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let mut progress = false;
+            for _ in 0..BATCH {
+                match segments.poll_recv(task) {
+                    Poll::Ready(Some(packet)) => self.take_in(packet),
+                    Poll::Ready(None) => return Poll::Ready(()),
+                    Poll::Pending => break,
+                }
+                progress = true;
+            }
+            for conversation in &mut self.conversations {
+                progress |= conversation.poll(&mut self.stack, task);
+            }
+            let stack = &mut self.stack;
+            self.conversations
+                .retain(|c| !c.written && !stack.is_over(c.id));
+            let now = Instant::now();
+            for packet in self.stack.poll(now) {
+                self.device.packet(&packet);
+            }
+            self.stack.sweep(now);
+            if progress {
+                continue;
+            }
+            let Some(wait) = self.stack.wait(now) else {
+                return Poll::Pending;
+            };
+            self.timer.as_mut().reset((now + wait).into());
+            if std::future::Future::poll(self.timer.as_mut(), task).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn take_in(&mut self, packet: Vec<u8>) {
+        let Some((id, client)) = self.stack.handle_segment(packet, Instant::now()) else {
+            return;
+        };
+        let Some(place) = self.resolver.place(client.ip()) else {
+            return self.stack.close(id, Instant::now());
+        };
+        let (pipe, end) = tokio::io::duplex(PIPE);
+        tokio::spawn(place.converse(end));
+        self.conversations.push(Conversation {
+            id,
+            pipe,
+            read: false,
+            written: false,
+        });
+    }
+}
+
+impl Conversation {
+    /// Moves what can be moved; gives whether that was anything.
+    fn poll(&mut self, stack: &mut Stack, task: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while !self.read {
+            let received = stack.received(self.id);
+            if received.is_empty() {
+                if !stack.is_read(self.id) {
+                    break;
+                }
+                // A pipe always closes at once.
+                let _ = Pin::new(&mut self.pipe).poll_shutdown(task);
+                self.read = true;
+            } else {
+                match Pin::new(&mut self.pipe).poll_write(task, received) {
+                    Poll::Ready(Ok(octets)) => stack.consume(self.id, octets),
+                    // Whoever answers has hung up: nothing more is wanted.
+                    Poll::Ready(Err(_)) => self.read = true,
+                    Poll::Pending => break,
+                }
+            }
+            progress = true;
+        }
+        let mut octets = [0; 2048];
+        while !self.written {
+            let room = stack.room(self.id).min(octets.len());
+            let mut buffer = ReadBuf::new(&mut octets[..room]);
+            if room == 0 {
+                break;
+            }
+            match Pin::new(&mut self.pipe).poll_read(task, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    stack.send(self.id, buffer.filled());
+                }
+                Poll::Ready(_) => {
+                    stack.close(self.id, Instant::now());
+                    self.written = true;
+                }
+                Poll::Pending => break,
+            }
+            progress = true;
+        }
+        progress
+    }
+}

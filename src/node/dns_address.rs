@@ -1,0 +1,59 @@
+//! Joins the tunnel and the resolver at the mesh's DNS address.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::dns::Resolver;
+use crate::dns::inside::{self, Inside};
+use crate::model::MeshAddresses;
+use crate::model::address::Block;
+use crate::tunnel::{Here, Injector, Local, Taken, Tunnel};
+
+/// Answers at the DNS address from now on, inside `tunnel`'s device.
+pub(super) fn answer_at(
+    tunnel: &Tunnel,
+    resolver: Arc<Resolver>,
+    mesh: MeshAddresses,
+    block: Block,
+) -> Arc<Inside> {
+    let device = Arc::new(Device(tunnel.injector()));
+    let inside = Arc::new(Inside::start(resolver, mesh, block, device));
+    tunnel.set_here(Some(Here {
+        addresses: Inside::addresses(&mesh).to_vec(),
+        local: Arc::new(Answering(Arc::clone(&inside))),
+    }));
+    inside
+}
+
+struct Device(Injector);
+
+impl inside::Device for Device {
+    fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
+        self.0.datagram(source, destination, payload);
+    }
+
+    fn packet(&self, packet: &[u8]) {
+        self.0.packet(packet);
+    }
+}
+
+struct Answering(Arc<Inside>);
+
+impl Local for Answering {
+    fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Taken {
+        taken(self.0.datagram(source, destination, payload))
+    }
+
+    fn segment(&self, source: IpAddr, packet: &[u8]) -> Taken {
+        taken(self.0.segment(source, packet))
+    }
+}
+
+fn taken(taken: inside::Taken) -> Taken {
+    match taken {
+        inside::Taken::Reply(reply) => Taken::Reply(reply),
+        inside::Taken::Later => Taken::Later,
+        inside::Taken::Refused => Taken::Refused,
+        inside::Taken::Overload => Taken::Overload,
+    }
+}

@@ -1,0 +1,85 @@
+//! What systemd-resolved is to know of the mesh: which names to ask of which server on which link. Pure.
+
+use std::net::IpAddr;
+
+use crate::model::{Label, MeshAddresses};
+
+/// The settings of a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SplitDns {
+    /// The server asked.
+    pub server: IpAddr,
+    /// The domains it is asked for, with all below them: never any other.
+    pub domains: Vec<String>,
+}
+
+impl SplitDns {
+    /// For a mesh: its domain, and the reverse zones of its addresses.
+    #[must_use]
+    pub fn new(domain: &Label, mesh: &MeshAddresses) -> Self {
+        let mut domains = vec![domain.to_string()];
+        domains.extend(reverse_v4(mesh));
+        domains.extend(reverse_v6(mesh));
+        Self {
+            server: mesh.dns_v4().into(),
+            domains,
+        }
+    }
+}
+
+/// The zone of the IPv4 prefix, if it is a whole one: a part of a zone is somebody else's too.
+fn reverse_v4(mesh: &MeshAddresses) -> Option<String> {
+    let length = mesh.prefix_v4.prefix_len();
+    let octets = mesh.prefix_v4.network().octets();
+    let labels: Vec<String> = octets
+        .iter()
+        .take(usize::from(length / 8))
+        .rev()
+        .map(ToString::to_string)
+        .collect();
+    (length > 0 && length.is_multiple_of(8)).then(|| format!("{}.in-addr.arpa", labels.join(".")))
+}
+
+fn reverse_v6(mesh: &MeshAddresses) -> Option<String> {
+    let length = mesh.prefix_v6.prefix_len();
+    let bits = u128::from(mesh.prefix_v6.network());
+    let labels: Vec<String> = (0..u32::from(length / 4))
+        .rev()
+        .map(|at| format!("{:x}", (bits >> (124 - at * 4)) & 15))
+        .collect();
+    (length > 0 && length.is_multiple_of(4)).then(|| format!("{}.ip6.arpa", labels.join(".")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mesh(v4: &str) -> MeshAddresses {
+        MeshAddresses {
+            prefix_v4: v4.parse().expect("a literal"),
+            prefix_v6: "fd12:3456:789a::/48".parse().expect("a literal"),
+            node_block_v4: 24,
+            node_block_v6: 64,
+        }
+    }
+
+    #[test]
+    fn the_domain_and_the_reverse_zones_are_asked_of_the_dns_address() {
+        let domain = Label::parse("mesh").expect("a literal");
+        let split = SplitDns::new(&domain, &mesh("10.210.0.0/16"));
+        assert_eq!(split.server.to_string(), "10.210.0.53");
+        assert_eq!(
+            split.domains,
+            [
+                "mesh",
+                "210.10.in-addr.arpa",
+                "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa"
+            ]
+        );
+        assert_eq!(
+            SplitDns::new(&domain, &mesh("10.208.0.0/14")).domains,
+            ["mesh", "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa"],
+            "a part of a zone is left out"
+        );
+    }
+}

@@ -1,0 +1,280 @@
+//! Addresses that are answered inside the device: no kernel owns them, no firewall's INPUT chain and no other
+//! program's port is in the way.
+//!
+//! Here packets are taken apart and put together; what is said in them is [`Local`]'s business. Pure.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::drops::Drop;
+use super::packet::{self, ICMP, ICMP6, Ip, TCP, UDP};
+use super::probe;
+
+const UDP_HEADER: usize = 8;
+
+/// Who answers. Called in the packet path: it must not wait for anything.
+pub trait Local: Send + Sync {
+    /// A UDP datagram with its payload.
+    fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Taken;
+    /// A whole packet with a TCP segment, its checksum not verified yet.
+    fn segment(&self, source: IpAddr, packet: &[u8]) -> Taken;
+}
+
+/// What became of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Taken {
+    /// This payload goes back at once.
+    Reply(Vec<u8>),
+    /// The reply, if there is one, comes by an [`super::Injector`].
+    Later,
+    /// Nobody answers that.
+    Refused,
+    /// Too many wait already.
+    Overload,
+}
+
+/// The addresses answered here, and by whom.
+#[derive(Clone)]
+pub struct Here {
+    /// One of each family, or fewer.
+    pub addresses: Vec<IpAddr>,
+    /// Who answers.
+    pub local: Arc<dyn Local>,
+}
+
+impl Here {
+    pub(super) fn has(&self, destination: IpAddr) -> bool {
+        self.addresses.contains(&destination)
+    }
+
+    /// Deals with one packet to one of the addresses; gives whether there is a reply in `out`.
+    pub(super) fn answer(&self, packet: &[u8], out: &mut Vec<u8>) -> Result<bool, Drop> {
+        out.clear();
+        let ip = Ip::parse(packet).ok_or(Drop::Malformed)?;
+        let packet = packet.get(..ip.total).ok_or(Drop::Malformed)?;
+        if ip.fragment {
+            return Err(Drop::Unanswered);
+        }
+        match (ip.protocol, ip.source.is_ipv4()) {
+            (UDP, _) => {
+                let (source, destination, payload) =
+                    datagram(packet, &ip).ok_or(Drop::Unanswered)?;
+                match self.local.datagram(source, destination, payload) {
+                    Taken::Reply(reply) => {
+                        write_datagram(destination, source, &reply, out).ok_or(Drop::Malformed)?;
+                        Ok(true)
+                    }
+                    other => nothing_yet(&other),
+                }
+            }
+            (TCP, _) => nothing_yet(&self.local.segment(ip.source, packet)),
+            (ICMP, true) | (ICMP6, false) if is_echo(packet, &ip) => {
+                out.extend_from_slice(packet);
+                probe::answer(out, &ip);
+                Ok(true)
+            }
+            _ => Err(Drop::Unanswered),
+        }
+    }
+}
+
+impl std::fmt::Debug for Here {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Here")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
+    }
+}
+
+fn nothing_yet(taken: &Taken) -> Result<bool, Drop> {
+    match taken {
+        Taken::Reply(_) | Taken::Later => Ok(false),
+        Taken::Refused => Err(Drop::Unanswered),
+        Taken::Overload => Err(Drop::AnswersWaiting),
+    }
+}
+
+/// The ends and the payload of a UDP datagram whose lengths and checksum hold.
+fn datagram<'a>(packet: &'a [u8], ip: &Ip) -> Option<(SocketAddr, SocketAddr, &'a [u8])> {
+    let udp = packet.get(ip.transport..)?;
+    let [a, b, c, d, e, f, g, h] = *udp.first_chunk::<UDP_HEADER>()?;
+    let length = usize::from(u16::from_be_bytes([e, f]));
+    let udp = udp.get(..length)?;
+    // RFC 768: zero means that there is none; RFC 8200 section 8.1 forbids it.
+    let unsummed = [g, h] == [0, 0] && ip.source.is_ipv4();
+    let pseudo = packet::pseudo_header_sum(packet, UDP, length);
+    if !unsummed && packet::finish(packet::sum(udp, pseudo)) != 0 {
+        return None;
+    }
+    let source = SocketAddr::new(ip.source, u16::from_be_bytes([a, b]));
+    let destination = SocketAddr::new(ip.destination, u16::from_be_bytes([c, d]));
+    Some((source, destination, udp.get(UDP_HEADER..)?))
+}
+
+fn is_echo(packet: &[u8], ip: &Ip) -> bool {
+    let kind = packet
+        .get(ip.transport..ip.transport + 8)
+        .map(|icmp| icmp[0]);
+    kind == Some(if ip.protocol == ICMP { 8 } else { 128 })
+}
+
+/// Writes a packet with a datagram into `out`. Nothing if the families differ or it is too long.
+pub(super) fn write_datagram(
+    source: SocketAddr,
+    destination: SocketAddr,
+    payload: &[u8],
+    out: &mut Vec<u8>,
+) -> Option<()> {
+    out.clear();
+    let length = u16::try_from(UDP_HEADER + payload.len()).ok()?;
+    let [high, low] = length.to_be_bytes();
+    let transport = match (source.ip(), destination.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let [a, b] = length.checked_add(20)?.to_be_bytes();
+            // Never split, so the identification means nothing (RFC 6864 section 4.1).
+            out.extend_from_slice(&[0x45, 0, a, b, 0, 0, 0x40, 0, 64, UDP, 0, 0]);
+            out.extend_from_slice(&from.octets());
+            out.extend_from_slice(&to.octets());
+            packet::write_ipv4_checksum(out, 20);
+            20
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            out.extend_from_slice(&[0x60, 0, 0, 0, high, low, UDP, 64]);
+            out.extend_from_slice(&from.octets());
+            out.extend_from_slice(&to.octets());
+            40
+        }
+        _ => return None,
+    };
+    let ([a, b], [c, d]) = (
+        source.port().to_be_bytes(),
+        destination.port().to_be_bytes(),
+    );
+    out.extend_from_slice(&[a, b, c, d, high, low, 0, 0]);
+    out.extend_from_slice(payload);
+    let pseudo = packet::pseudo_header_sum(out, UDP, usize::from(length));
+    let checksum = match packet::finish(packet::sum(&out[transport..], pseudo)) {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    out[transport + 6..transport + 8].copy_from_slice(&checksum.to_be_bytes());
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    struct Upper;
+
+    impl Local for Upper {
+        fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Taken {
+            match destination.port() {
+                53 => Taken::Reply(payload.to_ascii_uppercase()),
+                54 => Taken::Overload,
+                55 if source.port() == 9 => Taken::Later,
+                _ => Taken::Refused,
+            }
+        }
+
+        fn segment(&self, _: IpAddr, _: &[u8]) -> Taken {
+            Taken::Later
+        }
+    }
+
+    fn here() -> Here {
+        Here {
+            addresses: vec![
+                "10.210.0.53".parse().expect("a literal"),
+                "fd00::35".parse().expect("a literal"),
+            ],
+            local: Arc::new(Upper),
+        }
+    }
+
+    fn packet(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+        let address = |text: &str| text.parse().expect("a literal");
+        let mut out = Vec::new();
+        write_datagram(address(source), address(destination), payload, &mut out)
+            .expect("one family");
+        out
+    }
+
+    #[test]
+    fn a_datagram_is_answered_with_its_ends_swapped_and_checksums_that_hold() {
+        for (client, server) in [
+            ("172.18.0.3:4000", "10.210.0.53:53"),
+            ("[fd00::7]:4000", "[fd00::35]:53"),
+        ] {
+            let mut out = Vec::new();
+            assert_eq!(
+                here().answer(&packet(client, server, b"odd"), &mut out),
+                Ok(true)
+            );
+            let ip = Ip::parse(&out).expect("a whole packet");
+            let (source, destination, payload) = datagram(&out, &ip).expect("checksums that hold");
+            assert_eq!(
+                (source.to_string(), destination.to_string(), payload),
+                (server.to_owned(), client.to_owned(), &b"ODD"[..])
+            );
+            if ip.source.is_ipv4() {
+                assert_eq!(packet::finish(packet::sum(&out[..20], 0)), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn fragments_wrong_checksums_other_protocols_and_full_queues_have_their_reason() {
+        let mut out = Vec::new();
+        let mut answer = |packet: &[u8]| here().answer(packet, &mut out);
+        let whole = packet("172.18.0.3:4000", "10.210.0.53:53", b"name");
+        let mut fragment = whole.clone();
+        fragment[6] = 0x20;
+        assert_eq!(answer(&fragment), Err(Drop::Unanswered));
+        let mut damaged = whole.clone();
+        damaged[30] ^= 1;
+        assert_eq!(answer(&damaged), Err(Drop::Unanswered));
+        let mut unsummed = whole.clone();
+        unsummed[26..28].fill(0);
+        assert_eq!(answer(&unsummed), Ok(true));
+        let mut sctp = whole.clone();
+        sctp[9] = 132;
+        assert_eq!(answer(&sctp), Err(Drop::Unanswered));
+        assert_eq!(answer(&whole[..19]), Err(Drop::Malformed));
+        let to = |port| packet("172.18.0.3:9", &format!("10.210.0.53:{port}"), b"x");
+        assert_eq!(answer(&to(54)), Err(Drop::AnswersWaiting));
+        assert_eq!(answer(&to(55)), Ok(false));
+        assert_eq!(answer(&to(56)), Err(Drop::Unanswered));
+    }
+
+    #[test]
+    fn an_echo_is_answered() {
+        let mut echo = packet("172.18.0.3:2048", "10.210.0.53:1", b"ping");
+        echo[9] = ICMP;
+        echo[20] = 8;
+        let mut out = Vec::new();
+        assert_eq!(here().answer(&echo, &mut out), Ok(true));
+        assert_eq!((out[20], &out[28..]), (0, &b"ping"[..]));
+        assert_eq!(packet::finish(packet::sum(&out[20..], 0)), 0);
+        assert_eq!(
+            Ip::parse(&out).map(|ip| ip.destination.to_string()),
+            Some("172.18.0.3".into())
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_octets_are_answered_or_not(
+            mut octets in prop::collection::vec(any::<u8>(), 0..120),
+            first in prop::sample::select(vec![0x45u8, 0x46, 0x60]),
+            protocol in prop::sample::select(vec![ICMP, ICMP6, UDP, TCP]),
+        ) {
+            let length = octets.len();
+            if let Some(octet) = octets.first_mut() { *octet = first; }
+            if let Some(octet) = octets.get_mut(3) { *octet = length as u8; }
+            if let Some(octet) = octets.get_mut(if first == 0x60 { 6 } else { 9 }) { *octet = protocol; }
+            let _ = here().answer(&octets, &mut Vec::new());
+        }
+    }
+}
