@@ -140,6 +140,7 @@ impl Mesh {
             mtu,
             listen_port: config.listen_port,
             private_key: Some(identity.keys.wireguard.clone()),
+            workers: config.workers,
         })
         .map_err(|error| ApiError::new(code_of(&error), error.to_string()))?;
         let own = [

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,13 +20,14 @@ use super::drops::{Counters, Drop, DropCounters};
 use super::limiter::HandshakeLimiter;
 use super::noise::Identity;
 use super::peer::{Peer, PeerState};
+use super::probe;
 use super::tun::Tun;
 use super::udp::{Sender, Sockets};
-use super::{inbound, outbound, probe};
+use super::worker::{self, Duty};
 
-/// How often the timers of peers with a session run.
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5).
 const LEAST_MTU: u16 = 1280;
+/// How often the timers of peers with a session run.
 const TICK: Duration = Duration::from_millis(200);
 
 /// What a tunnel starts with.
@@ -40,6 +41,8 @@ pub struct TunnelConfig {
     pub listen_port: u16,
     /// The node's key; without one nothing is sealed or opened.
     pub private_key: Option<StaticSecret>,
+    /// How many data threads; none: as many as the machine's cores warrant.
+    pub workers: Option<usize>,
 }
 
 /// A peer as configured.
@@ -116,9 +119,10 @@ pub(super) struct Table {
 /// What the threads share.
 pub(super) struct Shared {
     pub(super) table: ArcSwap<Table>,
-    pub(super) sockets: ArcSwap<Sockets>,
+    /// One for each queue of the device, all on one port.
+    pub(super) sockets: ArcSwap<Vec<Sockets>>,
     pub(super) local: ArcSwap<Vec<IpAddr>>,
-    pub(super) tun: Tun,
+    pub(super) tun: Vec<Tun>,
     pub(super) drops: DropCounters,
     pub(super) limiter: Mutex<HandshakeLimiter>,
     pub(super) mtu: AtomicU16,
@@ -126,21 +130,12 @@ pub(super) struct Shared {
     /// Milliseconds since the start at which a lost session was last looked into.
     pub(super) revived: AtomicU64,
     stop: AtomicBool,
-    wake_out: EventFd,
-    wake_in: EventFd,
+    wakes: Vec<EventFd>,
 }
 
 impl Shared {
     pub(super) fn stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn wake_out(&self) -> RawFd {
-        self.wake_out.as_fd().as_raw_fd()
-    }
-
-    pub(super) fn wake_in(&self) -> RawFd {
-        self.wake_in.as_fd().as_raw_fd()
     }
 
     pub(super) fn mtu(&self) -> usize {
@@ -210,8 +205,11 @@ impl Tunnel {
     /// # Errors
     /// Says what is missing or taken; nothing is left behind.
     pub fn start(config: TunnelConfig) -> Result<Self, TunnelError> {
-        let (sockets, tun) = open(&config.interface, config.mtu, config.listen_port)?;
-        let index = tun
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = worker::workers(config.workers, cores);
+        let queues = workers.len().div_ceil(2);
+        let (sockets, tun) = open(&config.interface, config.mtu, config.listen_port, queues)?;
+        let index = tun[0]
             .index()
             .map_err(|e| TunnelError::Io("find the network device", e))?;
         let event = || {
@@ -234,8 +232,7 @@ impl Tunnel {
             started: Instant::now(),
             revived: AtomicU64::new(0),
             stop: AtomicBool::new(false),
-            wake_out: event()?,
-            wake_in: event()?,
+            wakes: workers.iter().map(|_| event()).collect::<Result<_, _>>()?,
         });
         let mut tunnel = Self {
             shared,
@@ -245,16 +242,28 @@ impl Tunnel {
             threads: Vec::new(),
             changing: Mutex::new(()),
         };
-        tunnel.spawn("mesh-out", outbound::run)?;
-        tunnel.spawn("mesh-in", inbound::run)?;
-        tunnel.spawn("mesh-timer", tick_until_stopped)?;
+        for (n, worker) in workers.into_iter().enumerate() {
+            let name = match worker.duty {
+                Duty::Both => "mesh-data".to_owned(),
+                Duty::Out => format!("mesh-out-{}", worker.queue),
+                Duty::In => format!("mesh-in-{}", worker.queue),
+            };
+            tunnel.spawn(name, move |shared| {
+                worker::run(shared, worker, shared.wakes[n].as_fd().as_raw_fd());
+            })?;
+        }
+        tunnel.spawn("mesh-timer".to_owned(), tick_until_stopped)?;
         Ok(tunnel)
     }
 
-    fn spawn(&mut self, name: &str, run: fn(&Shared)) -> Result<(), TunnelError> {
+    fn spawn(
+        &mut self,
+        name: String,
+        run: impl FnOnce(&Shared) + Send + 'static,
+    ) -> Result<(), TunnelError> {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new()
-            .name(name.to_owned())
+            .name(name)
             .spawn(move || {
                 let _abort = AbortOnPanic;
                 run(&shared);
@@ -279,7 +288,7 @@ impl Tunnel {
     /// The UDP port.
     #[must_use]
     pub fn listen_port(&self) -> u16 {
-        self.shared.sockets.load().port()
+        self.shared.sockets.load()[0].port()
     }
 
     /// The firewall mark of outer packets; 0 for none.
@@ -304,8 +313,7 @@ impl Tunnel {
     /// # Errors
     /// The kernel refuses.
     pub fn set_mtu(&self, mtu: u16) -> Result<(), TunnelError> {
-        self.shared
-            .tun
+        self.shared.tun[0]
             .set_mtu(mtu)
             .map_err(|e| TunnelError::Io("set the MTU", e))?;
         self.shared.mtu.store(mtu, Ordering::Relaxed);
@@ -322,7 +330,7 @@ impl Tunnel {
         }
         self.shared
             .sockets
-            .store(Arc::new(bind(port, self.mark())?));
+            .store(Arc::new(bind(port, self.mark(), self.shared.tun.len())?));
         self.wake();
         Ok(())
     }
@@ -332,11 +340,11 @@ impl Tunnel {
     /// # Errors
     /// The kernel refuses.
     pub fn set_mark(&self, mark: u32) -> Result<(), TunnelError> {
-        self.shared
-            .sockets
-            .load()
-            .set_mark(mark)
-            .map_err(|e| TunnelError::Io("mark the sockets", e))?;
+        for sockets in self.shared.sockets.load().iter() {
+            sockets
+                .set_mark(mark)
+                .map_err(|e| TunnelError::Io("mark the sockets", e))?;
+        }
         self.mark.store(mark, Ordering::Relaxed);
         Ok(())
     }
@@ -428,9 +436,9 @@ impl Tunnel {
                     .initiate(&table, peer, &mut state, &mut sender, now);
             }
             drop(state);
-            sender.flush_if_full(&self.shared.sockets.load(), &self.shared.drops);
+            sender.flush_if_full(&self.shared.sockets.load()[0], &self.shared.drops);
         }
-        sender.flush(&self.shared.sockets.load(), &self.shared.drops);
+        sender.flush(&self.shared.sockets.load()[0], &self.shared.drops);
     }
 
     /// Sends to `endpoint` from now on.
@@ -482,7 +490,7 @@ impl Tunnel {
         if let Some(peer) = table.by_key.get(peer) {
             let mut sender = Sender::new_small();
             act(&table, peer, &mut peer.lock(), &mut sender, Instant::now());
-            sender.flush(&self.shared.sockets.load(), &self.shared.drops);
+            sender.flush(&self.shared.sockets.load()[0], &self.shared.drops);
         }
     }
 
@@ -522,7 +530,7 @@ impl Tunnel {
     }
 
     fn wake(&self) {
-        for event in [&self.shared.wake_in, &self.shared.wake_out] {
+        for event in &self.shared.wakes {
             let _ = event.write(1);
         }
     }
@@ -622,13 +630,18 @@ fn status(peer: &Peer) -> PeerStatus {
 /// # Errors
 /// What [`Tunnel::start`] would say.
 pub fn try_open(interface: &str, listen_port: u16) -> Result<(), TunnelError> {
-    open(interface, LEAST_MTU, listen_port).map(drop)
+    open(interface, LEAST_MTU, listen_port, 1).map(drop)
 }
 
-fn open(interface: &str, mtu: u16, listen_port: u16) -> Result<(Sockets, Tun), TunnelError> {
+fn open(
+    interface: &str,
+    mtu: u16,
+    listen_port: u16,
+    queues: usize,
+) -> Result<(Vec<Sockets>, Vec<Tun>), TunnelError> {
     check_name(interface)?;
-    let sockets = bind(listen_port, 0)?;
-    let tun = Tun::open(interface, mtu).map_err(|error| match error.raw_os_error() {
+    let sockets = bind(listen_port, 0, queues)?;
+    let tun = Tun::open(interface, mtu, queues).map_err(|error| match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => TunnelError::Permission,
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunnelError::NoTun,
         Some(libc::EBUSY) => TunnelError::InterfaceTaken(interface.to_owned()),
@@ -637,8 +650,8 @@ fn open(interface: &str, mtu: u16, listen_port: u16) -> Result<(Sockets, Tun), T
     Ok((sockets, tun))
 }
 
-fn bind(port: u16, mark: u32) -> Result<Sockets, TunnelError> {
-    Sockets::bind(port, mark).map_err(|error| match error.kind() {
+fn bind(port: u16, mark: u32, count: usize) -> Result<Vec<Sockets>, TunnelError> {
+    Sockets::bind_group(port, mark, count).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => TunnelError::PortTaken(port),
         io::ErrorKind::PermissionDenied => TunnelError::Permission,
         _ => TunnelError::Io("bind the UDP port", error),
@@ -683,7 +696,8 @@ fn tick_until_stopped(shared: &Shared) {
         std::thread::park_timeout(TICK);
         let now = Instant::now();
         let table = shared.table.load();
-        let sockets = shared.sockets.load();
+        let group = shared.sockets.load();
+        let sockets = &group[0];
         for peer in table.by_key.values() {
             let mut state = peer.lock();
             let endpoint = state.endpoint;
@@ -698,8 +712,8 @@ fn tick_until_stopped(shared: &Shared) {
                 sender.commit(length, endpoint);
             }
             drop(state);
-            sender.flush_if_full(&sockets, &shared.drops);
+            sender.flush_if_full(sockets, &shared.drops);
         }
-        sender.flush(&sockets, &shared.drops);
+        sender.flush(sockets, &shared.drops);
     }
 }

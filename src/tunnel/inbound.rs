@@ -1,4 +1,4 @@
-//! The `in` thread: from the peers to the TUN device.
+//! From the peers to the TUN device.
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use super::noise::{Identity, Message, Opened, room_for};
 use super::packet::Ip;
 use super::peer::Peer;
 use super::probe::{self, Probe};
+use super::tun::Tun;
 use super::udp::{Receiver, Sender, Sockets};
 
 /// Octets of opened packets waiting to be written at most.
@@ -25,58 +26,19 @@ const REVIVE: Duration = Duration::from_millis(50);
 /// And for one peer.
 const REVIVE_PEER: Duration = Duration::from_secs(1);
 
-/// Runs until the tunnel stops.
-pub(super) fn run(shared: &Shared) {
-    let mut receiver = Receiver::new();
-    let mut inbound = Inbound {
-        arena: vec![0; ARENA],
-        used: 0,
-        coalescer: Coalescer::new(shared.tun.merges_udp()),
-        sender: Sender::new(),
-        recent: None,
-    };
-    while !shared.stopping() {
-        let sockets = shared.sockets.load_full();
-        let [v4, v6] = sockets.descriptors();
-        if !wait(&[v4, v6, shared.wake_in()]) {
-            continue;
-        }
-        drain(shared.wake_in());
-        for fd in [v4, v6] {
-            let mut more = fd >= 0;
-            while more && !shared.stopping() {
-                let table = shared.table.load();
-                let batch = Batch {
-                    shared,
-                    table: &table,
-                    sockets: &sockets,
-                    now: Instant::now(),
-                };
-                more = match receiver.receive(fd, |datagram, source| {
-                    inbound.datagram(&batch, datagram, source)
-                }) {
-                    Ok(more) => more,
-                    Err(error) => {
-                        // An ICMP error about an earlier datagram, most often: the next call goes on.
-                        tracing::debug!(%error, "cannot receive");
-                        false
-                    }
-                };
-                inbound.flush(&batch);
-            }
-        }
-    }
-}
-
 /// What holds for one batch.
 struct Batch<'a> {
     shared: &'a Shared,
+    tun: &'a Tun,
     table: &'a Table,
     sockets: &'a Sockets,
     now: Instant,
 }
 
-struct Inbound {
+pub(super) struct Inbound {
+    /// Which of the device's queues is written, and which sockets are read.
+    queue: usize,
+    receiver: Option<Receiver>,
     arena: Vec<u8>,
     used: usize,
     coalescer: Coalescer,
@@ -86,6 +48,46 @@ struct Inbound {
 }
 
 impl Inbound {
+    pub(super) fn new(queue: usize, shared: &Shared) -> Self {
+        Self {
+            queue,
+            receiver: Some(Receiver::new()),
+            arena: vec![0; ARENA],
+            used: 0,
+            coalescer: Coalescer::new(shared.tun[queue].merges_udp()),
+            sender: Sender::new(),
+            recent: None,
+        }
+    }
+
+    /// Receives, opens and writes one batch from `fd`; gives whether more may be waiting.
+    pub(super) fn batch(&mut self, shared: &Shared, sockets: &Sockets, fd: RawFd) -> bool {
+        let Some(mut receiver) = self.receiver.take() else {
+            return false;
+        };
+        let table = shared.table.load();
+        let batch = Batch {
+            shared,
+            tun: &shared.tun[self.queue],
+            table: &table,
+            sockets,
+            now: Instant::now(),
+        };
+        let more = match receiver.receive(fd, |datagram, source| {
+            self.datagram(&batch, datagram, source)
+        }) {
+            Ok(more) => more,
+            Err(error) => {
+                // An ICMP error about an earlier datagram, most often: the next call goes on.
+                tracing::debug!(%error, "cannot receive");
+                false
+            }
+        };
+        self.receiver = Some(receiver);
+        self.flush(&batch);
+        more
+    }
+
     fn datagram(&mut self, batch: &Batch<'_>, datagram: &[u8], source: SocketAddr) {
         let drops = &batch.shared.drops;
         let message = match Message::parse(datagram) {
@@ -234,7 +236,7 @@ impl Inbound {
                     }
                     _ => {
                         drop(state);
-                        if batch.shared.tun.merges() {
+                        if batch.tun.merges() {
                             self.coalescer
                                 .push(&self.arena, self.used, self.used + length);
                         } else {
@@ -312,7 +314,7 @@ impl Inbound {
                 slices[count] = IoSlice::new(&arena[start..end]);
                 count += 1;
             }
-            if shared.tun.write(&slices[..count]).is_err() {
+            if batch.tun.write(&slices[..count]).is_err() {
                 shared.drops.add(Drop::WriteFailed);
             }
         });
@@ -322,49 +324,11 @@ impl Inbound {
     fn write_plain(&self, batch: &Batch<'_>, length: usize) {
         let packet = &self.arena[self.used..self.used + length];
         if batch
-            .shared
             .tun
             .write(&[IoSlice::new(&[]), IoSlice::new(packet)])
             .is_err()
         {
             batch.shared.drops.add(Drop::WriteFailed);
-        }
-    }
-}
-
-/// Waits until one of `descriptors` can be read; negative ones are passed over.
-pub(super) fn wait(descriptors: &[RawFd]) -> bool {
-    let mut polled = [libc::pollfd {
-        fd: -1,
-        events: libc::POLLIN,
-        revents: 0,
-    }; 4];
-    for (slot, fd) in polled.iter_mut().zip(descriptors) {
-        slot.fd = *fd;
-    }
-    // SAFETY: `polled` is an array of so many valid entries.
-    let ready = unsafe {
-        libc::poll(
-            polled.as_mut_ptr(),
-            descriptors.len().min(4) as libc::nfds_t,
-            -1,
-        )
-    };
-    ready > 0
-}
-
-/// Takes a pending wake-up away.
-pub(super) fn drain(event: RawFd) {
-    let mut polled = libc::pollfd {
-        fd: event,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one valid entry; an eventfd is read in 8 octets, for which there is room.
-    unsafe {
-        if libc::poll(&raw mut polled, 1, 0) > 0 {
-            let mut count = 0u64;
-            libc::read(event, (&raw mut count).cast(), 8);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The data plane: an ordinary WireGuard between a TUN device and two UDP sockets.
 //!
-//! Three threads of its own, no async runtime:
+//! Threads of its own, no async runtime:
 //!
 //! - `out` reads the TUN device, splits what the kernel left for offload, seals each segment straight into
 //!   the send buffer of its run, and hands whole runs to the kernel as one message each (UDP GSO);
@@ -9,7 +9,7 @@
 //! - `timer` ticks the peers that have a session: rekeys, keepalives, retries.
 //!
 //! Peers and routes are an immutable snapshot, read once per batch; a peer's lock is taken once per batch of
-//! packets for it. A panic in one of these threads ends the process: a silent half of a tunnel is worse.
+//! packets for it. On one core one thread does both directions; on many there are several pairs (`worker`). A panic in one of these threads ends the process: a silent half of a tunnel is worse.
 //!
 //! Sources: WireGuard (Donenfeld, NDSS 2017), virtio 1.2 section 5.1.6 (the offload header).
 
@@ -29,6 +29,7 @@ mod peer;
 mod probe;
 mod tun;
 mod udp;
+mod worker;
 
 pub use device::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError, Waiting, try_open};
 pub use drops::{Counters, Drop};

@@ -1,4 +1,4 @@
-//! The `out` thread: from the TUN device to the peers.
+//! From the TUN device to the peers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,24 +16,9 @@ const BUFFER: usize = VNET_HEADER + 65_536;
 /// Packets read before what was sealed is sent: bounds how long the first one waits.
 const BATCH: usize = 16;
 
-/// Runs until the tunnel stops.
-pub(super) fn run(shared: &Shared) {
-    let mut out = Outbound {
-        buffer: vec![0; BUFFER],
-        scratch: vec![0; 65_536 + 16],
-        sender: Sender::new(),
-    };
-    while !shared.stopping() {
-        let waiting = [shared.tun.descriptor(), shared.wake_out()];
-        if !super::inbound::wait(&waiting) {
-            continue;
-        }
-        super::inbound::drain(shared.wake_out());
-        while !shared.stopping() && out.batch(shared) {}
-    }
-}
-
-struct Outbound {
+pub(super) struct Outbound {
+    /// Which of the device's queues is read, and which sockets are sent from.
+    queue: usize,
     buffer: Vec<u8>,
     /// Where a segment is padded, if it is not a multiple of 16 octets.
     scratch: Vec<u8>,
@@ -41,21 +26,31 @@ struct Outbound {
 }
 
 impl Outbound {
+    pub(super) fn new(queue: usize) -> Self {
+        Self {
+            queue,
+            buffer: vec![0; BUFFER],
+            scratch: vec![0; 65_536 + 16],
+            sender: Sender::new(),
+        }
+    }
+
     /// Reads, seals and sends one batch; gives whether more may be waiting.
-    fn batch(&mut self, shared: &Shared) -> bool {
+    pub(super) fn batch(&mut self, shared: &Shared) -> bool {
         let table = shared.table.load();
-        let sockets = shared.sockets.load();
+        let group = shared.sockets.load();
+        let sockets = &group[self.queue];
         let now = Instant::now();
         let mut more = true;
         for _ in 0..BATCH {
-            match shared.tun.read(&mut self.buffer) {
+            match shared.tun[self.queue].read(&mut self.buffer) {
                 Ok(Some((header, range))) => {
                     let length = range.len();
                     // A split packet grows by its headers and what sealing adds: at most by half again.
                     if self.sender.is_full(length + length / 2 + 65_536 / 4) {
-                        self.sender.flush(&sockets, &shared.drops);
+                        self.sender.flush(sockets, &shared.drops);
                     }
-                    self.packet(shared, &table, &sockets, header, range, now);
+                    self.packet(shared, &table, sockets, header, range, now);
                 }
                 Ok(None) => {
                     more = false;
@@ -70,7 +65,7 @@ impl Outbound {
                 }
             }
         }
-        self.sender.flush(&sockets, &shared.drops);
+        self.sender.flush(sockets, &shared.drops);
         more
     }
 
@@ -87,6 +82,7 @@ impl Outbound {
             buffer,
             scratch,
             sender,
+            ..
         } = self;
         let packet = &mut buffer[range];
         let Some(ip) = Ip::parse(packet) else {

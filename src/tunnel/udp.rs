@@ -36,16 +36,33 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
+    /// `count` pairs on one `port`, or on any free one if it is 0. The kernel gives what comes from one address always
+    /// to the same pair.
+    pub(super) fn bind_group(port: u16, mark: u32, count: usize) -> io::Result<Vec<Self>> {
+        let first = Self::bind(port, mark, false)?;
+        if count < 2 {
+            return Ok(vec![first]);
+        }
+        // A socket that shares its port would be let in beside another program's that does; the first bind has shown
+        // that there is none.
+        let port = first.port;
+        drop(first);
+        (0..count).map(|_| Self::bind(port, mark, true)).collect()
+    }
+
     /// Binds `port`, or any free one if it is 0, in both families; without IPv6 in the kernel in one.
-    pub(super) fn bind(port: u16, mark: u32) -> io::Result<Self> {
+    fn bind(port: u16, mark: u32, shared: bool) -> io::Result<Self> {
         let mut last = io::Error::from(io::ErrorKind::AddrInUse);
         // A free port of one family may be taken in the other.
         for _ in 0..if port == 0 { 16 } else { 1 } {
             let v4 = open(Domain::IPV4, mark)?;
+            v4.set_reuse_port(shared)?;
             v4.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
             let bound = v4.local_addr()?.as_socket().map_or(port, |a| a.port());
             let v6 = match open(Domain::IPV6, mark) {
-                Ok(v6) => match v6.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, bound)).into()) {
+                Ok(v6) => match v6.set_reuse_port(shared).and_then(|()| {
+                    v6.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, bound)).into())
+                }) {
                     Ok(()) => Some(v6),
                     Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                         last = error;
@@ -501,8 +518,8 @@ mod tests {
     #[test]
     fn runs_arrive_as_the_datagrams_they_were() {
         let (a, b) = (
-            Sockets::bind(0, 0).expect("loopback"),
-            Sockets::bind(0, 0).expect("loopback"),
+            Sockets::bind(0, 0, false).expect("loopback"),
+            Sockets::bind(0, 0, false).expect("loopback"),
         );
         let drops = DropCounters::default();
         let mut sender = Sender::new();
