@@ -79,6 +79,7 @@ fn setting() -> Option<Setting> {
         .map(|name| world.host(name).expect("a host"))
         .into();
     let attacker = world.host("attacker").expect("a host");
+    hosts[0].inside(take_any_source).expect("a namespace");
     let target = hosts[0].v4();
     let endpoint = Some(SocketAddr::from((target, 51820)));
     let node = start(&hosts[0], 1, &[(2, None), (3, None)]);
@@ -94,6 +95,16 @@ fn setting() -> Option<Setting> {
         _hosts: hosts,
         _world: world,
     })
+}
+
+/// Has the kernel hand over packets from sources to which there is no way back.
+fn take_any_source() {
+    for device in std::fs::read_dir("/proc/sys/net/ipv4/conf").expect("a folder") {
+        let path = device.expect("an entry").path().join("rp_filter");
+        if let Err(error) = std::fs::write(&path, "0") {
+            eprintln!("{}: {error}", path.display());
+        }
+    }
 }
 
 #[test]
