@@ -122,7 +122,7 @@ fn datagrams_of_any_length_are_counted_and_the_tunnel_goes_on() {
                 for length in (0..1600).chain((1600..65_507).step_by(997)) {
                     sent += u64::from(socket.send_to(&octets[..length], target).is_ok());
                     // The receiver is to see all of them.
-                    if sent % 64 == 0 {
+                    if sent.is_multiple_of(64) {
                         std::thread::sleep(Duration::from_millis(2));
                     }
                 }
