@@ -21,14 +21,13 @@ use super::limiter::HandshakeLimiter;
 use super::noise::Identity;
 use super::peer::{Peer, PeerState};
 use super::probe;
+use super::timer::{self, Live};
 use super::tun::Tun;
 use super::udp::{Sender, Sockets};
 use super::worker::{self, Duty};
 
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5).
 const LEAST_MTU: u16 = 1280;
-/// How often the timers of peers with a session run.
-const TICK: Duration = Duration::from_millis(200);
 
 /// What a tunnel starts with.
 #[derive(Clone)]
@@ -125,6 +124,7 @@ pub(super) struct Shared {
     pub(super) tun: Vec<Tun>,
     pub(super) drops: DropCounters,
     pub(super) limiter: Mutex<HandshakeLimiter>,
+    pub(super) live: Arc<Live>,
     pub(super) mtu: AtomicU16,
     pub(super) started: Instant,
     /// Milliseconds since the start at which a lost session was last looked into.
@@ -177,14 +177,12 @@ impl Shared {
             self.drops.add(Drop::NoEndpoint);
             return;
         };
-        if let Some((length, _)) =
-            state
-                .noise(identity, peer.index, now)
-                .seal(packet, sender.space(), now)
-        {
+        let noise = state.noise(identity, peer.index, now);
+        if let Some((length, _)) = noise.seal(packet, sender.space(), now) {
             peer.count_tx(length);
             sender.commit(length, endpoint);
         }
+        self.drops.add_many(Drop::NoAnswer, noise.take_lost());
     }
 }
 
@@ -216,6 +214,9 @@ impl Tunnel {
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
                 .map_err(|e| TunnelError::Io("make an event", e.into()))
         };
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed)
+            .map_err(|e| TunnelError::Io("make a random number", e.into()))?;
         let shared = Arc::new(Shared {
             table: ArcSwap::from_pointee(Table {
                 identity: config.private_key.map(|key| Arc::new(Identity::new(key))),
@@ -227,7 +228,8 @@ impl Tunnel {
             local: ArcSwap::default(),
             tun,
             drops: DropCounters::default(),
-            limiter: Mutex::new(HandshakeLimiter::new(Instant::now())),
+            limiter: Mutex::new(HandshakeLimiter::new(seed, Instant::now())),
+            live: Arc::default(),
             mtu: AtomicU16::new(config.mtu),
             started: Instant::now(),
             revived: AtomicU64::new(0),
@@ -252,7 +254,7 @@ impl Tunnel {
                 worker::run(shared, worker, shared.wakes[n].as_fd().as_raw_fd());
             })?;
         }
-        tunnel.spawn("mesh-timer".to_owned(), tick_until_stopped)?;
+        tunnel.spawn("mesh-timer".to_owned(), timer::run)?;
         Ok(tunnel)
     }
 
@@ -354,7 +356,8 @@ impl Tunnel {
         let _one = self.change();
         let old = self.shared.table.load_full();
         for peer in old.by_key.values() {
-            peer.lock().noise = None;
+            let lost = peer.lock().forget();
+            self.shared.drops.add_many(Drop::NoAnswer, lost);
         }
         let identity = key.map(|key| Arc::new(Identity::new(key)));
         self.shared.table.store(Arc::new(Table {
@@ -365,7 +368,8 @@ impl Tunnel {
         }));
         // A session made between the two steps has the old key.
         for peer in old.by_key.values() {
-            peer.lock().noise = None;
+            let lost = peer.lock().forget();
+            self.shared.drops.add_many(Drop::NoAnswer, lost);
         }
     }
 
@@ -393,7 +397,8 @@ impl Tunnel {
                     if config.preshared_key != before.preshared_key
                         || config.persistent_keepalive != before.persistent_keepalive
                     {
-                        state.noise = None;
+                        let lost = state.forget();
+                        self.shared.drops.add_many(Drop::NoAnswer, lost);
                     }
                     state.config = config.clone();
                     drop(state);
@@ -402,7 +407,11 @@ impl Tunnel {
                 None => {
                     let index =
                         free_index(|i| by_index.contains_key(&i) || old.by_index.contains_key(&i));
-                    Arc::new(Peer::new(config.clone(), index))
+                    Arc::new(Peer::new(
+                        config.clone(),
+                        index,
+                        Arc::clone(&self.shared.live),
+                    ))
                 }
             };
             prefixes.extend(
@@ -608,10 +617,7 @@ impl std::ops::Drop for AbortOnPanic {
 
 fn status(peer: &Peer) -> PeerStatus {
     let state = peer.lock();
-    let session = state
-        .noise
-        .as_ref()
-        .and_then(super::noise::Noise::session_age);
+    let session = state.noise.as_ref().and_then(|noise| noise.session_age());
     PeerStatus {
         config: state.config.clone(),
         endpoint: state.endpoint,
@@ -688,32 +694,4 @@ fn rand_from_clock() -> u32 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |d| d.subsec_nanos())
-}
-
-fn tick_until_stopped(shared: &Shared) {
-    let mut sender = Sender::new_small();
-    while !shared.stopping() {
-        std::thread::park_timeout(TICK);
-        let now = Instant::now();
-        let table = shared.table.load();
-        let group = shared.sockets.load();
-        let sockets = &group[0];
-        for peer in table.by_key.values() {
-            let mut state = peer.lock();
-            let endpoint = state.endpoint;
-            let Some(noise) = &mut state.noise else {
-                continue;
-            };
-            let Some(length) = noise.tick(sender.space(), now) else {
-                continue;
-            };
-            if let Some(endpoint) = endpoint {
-                peer.count_tx(length);
-                sender.commit(length, endpoint);
-            }
-            drop(state);
-            sender.flush_if_full(sockets, &shared.drops);
-        }
-        sender.flush(sockets, &shared.drops);
-    }
 }

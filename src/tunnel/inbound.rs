@@ -1,5 +1,6 @@
 //! From the peers to the TUN device.
 
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -10,9 +11,10 @@ use std::time::{Duration, Instant};
 use super::coalesce::{Coalescer, MAX_SEGMENTS};
 use super::device::{Shared, Table};
 use super::drops::Drop;
-use super::noise::{Identity, Message, Opened, room_for};
+use super::limiter::Admission;
+use super::noise::{HANDSHAKE, Identity, Message, Opened, room_for};
 use super::packet::Ip;
-use super::peer::Peer;
+use super::peer::{Peer, PeerState};
 use super::probe::{self, Probe};
 use super::tun::Tun;
 use super::udp::{Receiver, Sender, Sockets};
@@ -25,6 +27,11 @@ const WAITING: usize = 512;
 const REVIVE: Duration = Duration::from_millis(50);
 /// And for one peer.
 const REVIVE_PEER: Duration = Duration::from_secs(1);
+/// Admitted handshakes that wait for their turn at most.
+const HANDSHAKES: usize = 512;
+/// Handshakes handled after a batch at most. Each costs what a hundred packets cost: more at once, and the packets that
+/// come meanwhile are lost.
+const HANDSHAKES_AT_ONCE: usize = 4;
 
 /// What holds for one batch.
 struct Batch<'a> {
@@ -45,6 +52,16 @@ pub(super) struct Inbound {
     sender: Sender,
     /// The peer of the last datagram: the next one is most often the same's.
     recent: Option<Arc<Peer>>,
+    /// Handshakes that were admitted: packets come first.
+    handshakes: VecDeque<Handshake>,
+}
+
+/// A handshake message that was admitted.
+struct Handshake {
+    message: Message,
+    octets: [u8; HANDSHAKE],
+    length: usize,
+    source: SocketAddr,
 }
 
 impl Inbound {
@@ -57,10 +74,11 @@ impl Inbound {
             coalescer: Coalescer::new(shared.tun[queue].merges_udp()),
             sender: Sender::new(),
             recent: None,
+            handshakes: VecDeque::new(),
         }
     }
 
-    /// Receives, opens and writes one batch from `fd`; gives whether more may be waiting.
+    /// Receives, opens and writes one batch from `fd`; gives whether more may be waiting, there or here.
     pub(super) fn batch(&mut self, shared: &Shared, sockets: &Sockets, fd: RawFd) -> bool {
         let Some(mut receiver) = self.receiver.take() else {
             return false;
@@ -85,7 +103,8 @@ impl Inbound {
         };
         self.receiver = Some(receiver);
         self.flush(&batch);
-        more
+        self.answer_handshakes(&batch);
+        more || !self.handshakes.is_empty()
     }
 
     fn datagram(&mut self, batch: &Batch<'_>, datagram: &[u8], source: SocketAddr) {
@@ -106,22 +125,76 @@ impl Inbound {
         match message {
             Message::Data(index) => self.data(batch, index, datagram, source),
             Message::Initiation | Message::Response(_) => {
-                let admitted = identity.is_for_us(datagram) && {
-                    let mut limiter = batch
-                        .shared
-                        .limiter
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
-                    limiter.admit(source.ip(), batch.now)
-                };
-                if admitted {
-                    self.handshake(batch, identity, message, datagram, source)
-                } else {
-                    drops.add(Drop::HandshakeLimit)
-                }
+                self.admit(batch, identity, message, datagram, source)
             }
             Message::Cookie(_) => self.handshake(batch, identity, message, datagram, source),
         }
+    }
+
+    /// Decides about a handshake message, at the cost of a hash or three: no peer is looked at.
+    fn admit(
+        &mut self,
+        batch: &Batch<'_>,
+        identity: &Identity,
+        message: Message,
+        datagram: &[u8],
+        source: SocketAddr,
+    ) {
+        let drops = &batch.shared.drops;
+        if !identity.is_for_us(datagram) {
+            return drops.add(Drop::NotAuthentic);
+        }
+        let admission = batch
+            .shared
+            .limiter
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .admit(identity.reply_key(), datagram, source, batch.now);
+        match admission {
+            Admission::Pass if self.handshakes.len() < HANDSHAKES => {
+                let mut octets = [0; HANDSHAKE];
+                let Some(place) = octets.get_mut(..datagram.len()) else {
+                    return drops.add(Drop::NotWireGuard);
+                };
+                place.copy_from_slice(datagram);
+                self.handshakes.push_back(Handshake {
+                    message,
+                    octets,
+                    length: datagram.len(),
+                    source,
+                });
+            }
+            Admission::Pass | Admission::Refuse => drops.add(Drop::HandshakeLimit),
+            Admission::Prove(reply) => {
+                self.sender.space()[..reply.len()].copy_from_slice(&reply);
+                self.sender.commit(reply.len(), source);
+                drops.add(Drop::Challenged);
+            }
+        }
+    }
+
+    /// Handles some of the handshakes that wait.
+    fn answer_handshakes(&mut self, batch: &Batch<'_>) {
+        for _ in 0..HANDSHAKES_AT_ONCE {
+            let Some(next) = self.handshakes.pop_front() else {
+                break;
+            };
+            let Some(identity) = &batch.table.identity else {
+                batch.shared.drops.add(Drop::NoSession);
+                continue;
+            };
+            if self.sender.is_full(room_for(HANDSHAKE)) {
+                self.sender.flush(batch.sockets, &batch.shared.drops);
+            }
+            self.handshake(
+                batch,
+                identity,
+                next.message,
+                &next.octets[..next.length],
+                next.source,
+            );
+        }
+        self.sender.flush(batch.sockets, &batch.shared.drops);
     }
 
     fn handshake(
@@ -132,18 +205,26 @@ impl Inbound {
         datagram: &[u8],
         source: SocketAddr,
     ) {
+        let drops = &batch.shared.drops;
         let peer = match message {
-            Message::Initiation => identity
-                .initiator(datagram)
-                .and_then(|key| batch.table.by_key.get(&key)),
+            Message::Initiation => {
+                let Some(key) = identity.initiator(datagram) else {
+                    return drops.add(Drop::NotAuthentic);
+                };
+                batch.table.by_key.get(&key)
+            }
             Message::Response(index) | Message::Cookie(index) | Message::Data(index) => {
                 batch.table.by_index.get(&index)
             }
         };
         let Some(peer) = peer else {
-            return batch.shared.drops.add(Drop::UnknownPeer);
+            return drops.add(Drop::UnknownPeer);
         };
         let mut state = peer.lock();
+        // Only an initiation begins anything: to anything else there was a question of ours before.
+        if message != Message::Initiation && state.noise.is_none() {
+            return drops.add(Drop::NoSession);
+        }
         let opened = state.noise(identity, peer.index, batch.now).open(
             message,
             datagram,
@@ -166,22 +247,33 @@ impl Inbound {
                 state.heard(source, batch.now);
                 state.last_handshake = Some(std::time::SystemTime::now());
                 self.sender.commit(length, source);
-                loop {
-                    if self.sender.is_full(room_for(65_536)) {
-                        self.sender.flush(batch.sockets, &batch.shared.drops);
-                    }
-                    let Some(length) = state
-                        .noise(identity, peer.index, batch.now)
-                        .next_waiting(self.sender.space())
-                    else {
-                        break;
-                    };
-                    peer.count_tx(length);
-                    self.sender.commit(length, source);
-                }
+                self.send_waiting(batch, peer, &mut state, source);
             }
-            Opened::Refused(reason) => batch.shared.drops.add(reason),
+            Opened::Refused(reason) => drops.add(reason),
             Opened::Packet(_) | Opened::Keepalive | Opened::Nothing => {}
+        }
+    }
+
+    /// Sends what waited for a session.
+    fn send_waiting(
+        &mut self,
+        batch: &Batch<'_>,
+        peer: &Peer,
+        state: &mut PeerState,
+        endpoint: SocketAddr,
+    ) {
+        let Some(noise) = &mut state.noise else {
+            return;
+        };
+        while noise.waiting() > 0 {
+            if self.sender.is_full(room_for(65_536)) {
+                self.sender.flush(batch.sockets, &batch.shared.drops);
+            }
+            let Some(length) = noise.next_waiting(self.sender.space()) else {
+                break;
+            };
+            peer.count_tx(length);
+            self.sender.commit(length, endpoint);
         }
     }
 
@@ -203,6 +295,8 @@ impl Inbound {
             Opened::Packet(length) => {
                 state.heard(source, batch.now);
                 peer.count_rx(datagram.len());
+                // The peer began the session that ours was to be.
+                self.send_waiting(batch, &peer, &mut state, source);
                 let packet = &mut self.arena[self.used..self.used + length];
                 let Some(ip) = Ip::parse(packet) else {
                     return drops.add(Drop::Malformed);
@@ -249,6 +343,7 @@ impl Inbound {
             Opened::Keepalive => {
                 state.heard(source, batch.now);
                 peer.count_rx(datagram.len());
+                self.send_waiting(batch, &peer, &mut state, source);
             }
             Opened::Refused(Drop::NoSession) => {
                 drop(state);
@@ -310,12 +405,13 @@ impl Inbound {
             let mut slices = [IoSlice::new(empty); MAX_SEGMENTS + 1];
             slices[0] = IoSlice::new(&header);
             let mut count = 1;
+            // The first part is a whole packet, each further one what another adds.
             for (start, end) in parts.take(MAX_SEGMENTS) {
                 slices[count] = IoSlice::new(&arena[start..end]);
                 count += 1;
             }
             if batch.tun.write(&slices[..count]).is_err() {
-                shared.drops.add(Drop::WriteFailed);
+                shared.drops.add_many(Drop::WriteFailed, count - 1);
             }
         });
         self.used = 0;

@@ -120,6 +120,7 @@ impl Outbound {
                 sender.commit(length, endpoint);
             }
         });
+        shared.drops.add_many(Drop::NoAnswer, noise.take_lost());
         drop(state);
         peer.count_tx(sent);
         if split.is_err() {

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::device::PeerConfig;
 use super::noise::{Identity, Noise};
+use super::timer::Live;
 
 /// What is fixed for a peer's life, and the state behind its lock.
 pub(super) struct Peer {
@@ -21,7 +22,10 @@ pub(super) struct Peer {
 pub(super) struct PeerState {
     pub(super) config: PeerConfig,
     /// Made on first use: a peer that nobody talks to costs nothing.
-    pub(super) noise: Option<Noise>,
+    pub(super) noise: Option<Box<Noise>>,
+    live: Arc<Live>,
+    /// Whether the timers know of the peer.
+    pub(super) is_live: bool,
     pub(super) endpoint: Option<SocketAddr>,
     pub(super) last_receive: Option<Instant>,
     pub(super) last_handshake: Option<SystemTime>,
@@ -33,7 +37,7 @@ pub(super) struct PeerState {
 }
 
 impl Peer {
-    pub(super) fn new(config: PeerConfig, index: u32) -> Self {
+    pub(super) fn new(config: PeerConfig, index: u32, live: Arc<Live>) -> Self {
         Self {
             public_key: config.public_key,
             index,
@@ -43,6 +47,8 @@ impl Peer {
                 endpoint: config.endpoint,
                 config,
                 noise: None,
+                live,
+                is_live: false,
                 last_receive: None,
                 last_handshake: None,
                 rtt: None,
@@ -69,19 +75,28 @@ impl Peer {
 }
 
 impl PeerState {
-    /// The Noise state, made now if there is none.
+    /// The Noise state, made now if there is none; its timers run from now on.
     pub(super) fn noise(&mut self, identity: &Identity, index: u32, now: Instant) -> &mut Noise {
+        if !self.is_live {
+            self.is_live = true;
+            self.live.add(index);
+        }
         let config = &self.config;
         self.noise.get_or_insert_with(|| {
-            Noise::new(
+            Box::new(Noise::new(
                 identity,
                 config.public_key,
                 config.preshared_key,
                 config.persistent_keepalive,
                 index,
                 now,
-            )
+            ))
         })
+    }
+
+    /// Ends all sessions; gives how many packets waited for one.
+    pub(super) fn forget(&mut self) -> usize {
+        self.noise.take().map_or(0, |noise| noise.waiting())
     }
 
     /// An authentic datagram came from `source`: the peer is there now (WireGuard section 2.1, roaming).

@@ -68,9 +68,10 @@ pub(super) fn parse(packet: &[u8], ip: &Ip) -> Option<Probe> {
     if echo.get(4..6)? != IDENTIFIER.to_be_bytes() || echo.get(8..16)? != MARK {
         return None;
     }
-    match (ip.protocol, echo.first()?) {
-        (ICMP, 8) | (ICMP6, 128) => Some(Probe::Request),
-        (ICMP, 0) | (ICMP6, 129) => {
+    // Each of the two belongs to one version of IP.
+    match (ip.source.is_ipv4(), ip.protocol, echo.first()?) {
+        (true, ICMP, 8) | (false, ICMP6, 128) => Some(Probe::Request),
+        (true, ICMP, 0) | (false, ICMP6, 129) => {
             let sent = u64::from_be_bytes(echo.get(16..24)?.try_into().ok()?);
             Some(Probe::Reply(Duration::from_micros(sent)))
         }

@@ -367,7 +367,7 @@ impl Sender {
         let mut rest = self.runs.as_slice();
         while let Some(first) = rest.first() {
             let Some(socket) = sockets.of(&first.endpoint) else {
-                drops.add(Drop::SendFailed);
+                drops.add_many(Drop::SendFailed, first.count);
                 rest = &rest[1..];
                 continue;
             };
@@ -435,7 +435,7 @@ impl Sender {
                 0
             }
             _ => {
-                drops.add(Drop::SendFailed);
+                drops.add_many(Drop::SendFailed, runs[0].count);
                 tracing::debug!(%error, endpoint = %runs[0].endpoint, "cannot send");
                 1
             }

@@ -62,60 +62,45 @@ pub(super) fn run(shared: &Shared, worker: Worker, wake: RawFd) {
             Some(_) => shared.tun[queue].descriptor(),
             None => -1,
         };
-        if !wait(&[v4, v6, tun, wake]) {
+        let Some(ready) = wait([v4, v6, tun, wake]) else {
             continue;
+        };
+        if ready[3] {
+            drain(wake);
         }
-        drain(wake);
-        // In turn, so that neither direction waits for the other to end.
-        let mut more = true;
-        while more && !shared.stopping() {
-            more = false;
+        // In turn, so that no direction waits for another to end.
+        let mut more = [ready[0], ready[1], ready[2]];
+        while more != [false; 3] && !shared.stopping() {
             if let Some(inbound) = &mut inbound {
-                for fd in [v4, v6] {
-                    more |= fd >= 0 && inbound.batch(shared, sockets, fd);
+                for (more, fd) in more.iter_mut().zip([v4, v6]) {
+                    *more = *more && inbound.batch(shared, sockets, fd);
                 }
             }
             if let Some(outbound) = &mut outbound {
-                more |= outbound.batch(shared);
+                more[2] = more[2] && outbound.batch(shared);
             }
         }
     }
 }
 
-/// Waits until one of `descriptors` can be read; negative ones are passed over.
-fn wait(descriptors: &[RawFd]) -> bool {
-    let mut polled = [libc::pollfd {
-        fd: -1,
+/// Waits until one of `descriptors` can be read, and gives which can; negative ones are passed over.
+fn wait(descriptors: [RawFd; 4]) -> Option<[bool; 4]> {
+    let mut polled = descriptors.map(|fd| libc::pollfd {
+        fd,
         events: libc::POLLIN,
         revents: 0,
-    }; 4];
-    for (slot, fd) in polled.iter_mut().zip(descriptors) {
-        slot.fd = *fd;
-    }
+    });
     // SAFETY: `polled` is an array of so many valid entries.
-    let ready = unsafe {
-        libc::poll(
-            polled.as_mut_ptr(),
-            descriptors.len().min(4) as libc::nfds_t,
-            -1,
-        )
-    };
-    ready > 0
+    let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) };
+    (ready > 0).then(|| polled.map(|entry| entry.revents != 0))
 }
 
-/// Takes a pending wake-up away.
+/// Takes the pending wake-up away.
 fn drain(event: RawFd) {
-    let mut polled = libc::pollfd {
-        fd: event,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one valid entry; an eventfd is read in 8 octets, for which there is room.
+    let mut count = 0u64;
+    // SAFETY: an eventfd is read in 8 octets, for which there is room.
     unsafe {
-        if libc::poll(&raw mut polled, 1, 0) > 0 {
-            let mut count = 0u64;
-            libc::read(event, (&raw mut count).cast(), 8);
-        }
+        libc::read(event, (&raw mut count).cast(), 8);
     }
 }
 

@@ -7,6 +7,7 @@ mod query;
 
 mod adversary;
 mod bad_input;
+mod flood;
 mod four_hosts;
 mod machine;
 mod restart;
