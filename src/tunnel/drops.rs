@@ -29,6 +29,8 @@ drops! {
     NoOwner = "no_owner",
     /// To a peer: no endpoint is known.
     NoEndpoint = "no_endpoint",
+    /// To a peer: larger than what the path to it carries; the sender was told.
+    TooBig = "too_big",
     /// The kernel refused to send.
     SendFailed = "send_failed",
     /// A datagram that is no WireGuard message.

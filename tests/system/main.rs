@@ -9,4 +9,5 @@ mod adversary;
 mod bad_input;
 mod four_hosts;
 mod machine;
+mod narrow_path;
 mod restart;
