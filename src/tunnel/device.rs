@@ -76,6 +76,8 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
     /// The last probe's round trip.
     pub rtt: Option<Duration>,
+    /// Octets of a packet in the tunnel that fit through the path, as set.
+    pub path_mtu: u16,
 }
 
 /// Why a tunnel cannot start or change.
@@ -471,11 +473,65 @@ impl Tunnel {
         self.with_peer(peer, |table, peer, state, sender, now| {
             let mut packet = [0; probe::MAX_PROBE];
             if let Some(length) =
-                probe::write(source, destination, shared.started, now, &mut packet)
+                probe::write(source, destination, shared.started, now, None, &mut packet)
             {
                 shared.send_own(table, peer, state, &packet[..length], sender, now);
             }
         });
+    }
+
+    /// Sends probes of these sizes, in octets of the packet in the tunnel, in datagrams that are not split on the way.
+    /// Without a session nothing is sent: what waits for one would not be sent so.
+    pub fn probe_sizes(&self, peer: &[u8; 32], source: IpAddr, destination: IpAddr, sizes: &[u16]) {
+        let shared = &self.shared;
+        let table = shared.table.load();
+        let Some(peer) = table.by_key.get(peer) else {
+            return;
+        };
+        let (mut packet, mut sender) = (vec![0; usize::from(u16::MAX)], Sender::new());
+        let now = Instant::now();
+        for size in sizes {
+            let mut state = peer.lock();
+            let session = state
+                .noise
+                .as_ref()
+                .and_then(|noise| noise.session_age());
+            if session.is_some()
+                && let Some(length) = probe::write(
+                    source,
+                    destination,
+                    shared.started,
+                    now,
+                    Some(*size),
+                    &mut packet,
+                )
+            {
+                shared.send_own(
+                    &table,
+                    peer,
+                    &mut state,
+                    &packet[..length],
+                    &mut sender,
+                    now,
+                );
+            }
+            drop(state);
+            sender.flush_whole(&shared.sockets.load()[0], &shared.drops);
+        }
+    }
+
+    /// The largest size of [`Tunnel::probe_sizes`] that was answered since this was last asked.
+    #[must_use]
+    pub fn take_answered_size(&self, peer: &[u8; 32]) -> Option<u16> {
+        let table = self.shared.table.load();
+        table.by_key.get(peer)?.lock().answered_size.take()
+    }
+
+    /// Refuses packets to `peer` of more than `octets` from now on; what the device's MTU is holds besides.
+    pub fn set_path_mtu(&self, peer: &[u8; 32], octets: u16) {
+        if let Some(peer) = self.shared.table.load().by_key.get(peer) {
+            peer.lock().path_mtu = octets;
+        }
     }
 
     /// As [`Tunnel::probe`], and waits for the answer elsewhere.
@@ -628,6 +684,7 @@ fn status(peer: &Peer) -> PeerStatus {
         rx_bytes: peer.rx_bytes.load(Ordering::Relaxed),
         tx_bytes: peer.tx_bytes.load(Ordering::Relaxed),
         rtt: state.rtt,
+        path_mtu: state.path_mtu,
     }
 }
 

@@ -31,6 +31,8 @@ drops! {
     NoEndpoint = "no_endpoint",
     /// To a peer that answers no handshake: too many packets waited for a session already, or for too long.
     NoAnswer = "no_answer",
+    /// To a peer: larger than what the path to it carries; the sender was told.
+    TooBig = "too_big",
     /// The kernel refused to send.
     SendFailed = "send_failed",
     /// A datagram that is no WireGuard message.

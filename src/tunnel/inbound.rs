@@ -311,17 +311,22 @@ impl Inbound {
                 }
                 match probe::parse(packet, &ip) {
                     Some(Probe::Request) if batch.shared.local.load().contains(&ip.destination) => {
-                        probe::answer(packet, &ip);
+                        let length = probe::answer(packet, &ip);
                         batch.shared.send_own(
                             batch.table,
                             &peer,
                             &mut state,
-                            packet,
+                            &packet[..length],
                             &mut self.sender,
                             batch.now,
                         );
                     }
-                    Some(Probe::Reply(sent))
+                    Some(Probe::Reply {
+                        size: Some(size), ..
+                    }) if batch.shared.local.load().contains(&ip.destination) => {
+                        state.answered_size = state.answered_size.max(Some(size));
+                    }
+                    Some(Probe::Reply { sent, size: None })
                         if batch.shared.local.load().contains(&ip.destination) =>
                     {
                         let elapsed = batch.now.saturating_duration_since(batch.shared.started);

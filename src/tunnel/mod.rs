@@ -21,6 +21,7 @@ pub mod limiter;
 pub mod noise;
 pub mod packet;
 pub mod split;
+pub mod too_big;
 pub mod uapi;
 
 #[cfg(test)]

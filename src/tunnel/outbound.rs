@@ -1,5 +1,6 @@
 //! From the TUN device to the peers.
 
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +9,8 @@ use super::drops::Drop;
 use super::noise::{padded, room_for};
 use super::packet::Ip;
 use super::peer::Peer;
-use super::split::{VNET_HEADER, split};
+use super::split::{VNET_HEADER, VnetHeader, largest_segment, split};
+use super::too_big::{self, ErrorLimit, MAX_ERROR};
 use super::udp::{Sender, Sockets};
 
 /// Octets of a packet from the device at most, its header included.
@@ -23,6 +25,7 @@ pub(super) struct Outbound {
     /// Where a segment is padded, if it is not a multiple of 16 octets.
     scratch: Vec<u8>,
     sender: Sender,
+    errors: ErrorLimit,
 }
 
 impl Outbound {
@@ -32,6 +35,7 @@ impl Outbound {
             buffer: vec![0; BUFFER],
             scratch: vec![0; 65_536 + 16],
             sender: Sender::new(),
+            errors: ErrorLimit::new(Instant::now()),
         }
     }
 
@@ -74,7 +78,7 @@ impl Outbound {
         shared: &Shared,
         table: &Table,
         sockets: &Sockets,
-        header: super::split::VnetHeader,
+        header: VnetHeader,
         range: std::ops::Range<usize>,
         now: Instant,
     ) {
@@ -82,6 +86,7 @@ impl Outbound {
             buffer,
             scratch,
             sender,
+            errors,
             ..
         } = self;
         let packet = &mut buffer[range];
@@ -100,8 +105,18 @@ impl Outbound {
             shared.drops.add(Drop::NoEndpoint);
             return;
         };
+        let mtu = shared.mtu().min(usize::from(state.path_mtu));
+        if mtu < shared.mtu()
+            && let Some(fits) = too_big::refused(packet, largest_segment(header, packet), mtu)
+        {
+            drop(state);
+            shared.drops.add(Drop::TooBig);
+            if errors.admit(now) {
+                refuse(shared, packet, &ip, fits);
+            }
+            return;
+        }
         let noise = state.noise(identity, peer.index, now);
-        let mtu = shared.mtu();
         let mut sent = 0;
         let split = split(header, packet, |segment| {
             let length = padded(segment.len(), mtu);
@@ -125,6 +140,18 @@ impl Outbound {
         peer.count_tx(sent);
         if split.is_err() {
             shared.drops.add(Drop::Malformed);
+        }
+    }
+}
+
+/// Tells the sender of `packet`, through the device it came from, what fits.
+fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, fits: u16) {
+    let mut error = [0; MAX_ERROR];
+    if let Some(length) = too_big::answer(packet, ip, fits, &mut error) {
+        let header = VnetHeader::default().octets();
+        let parts = [IoSlice::new(&header), IoSlice::new(&error[..length])];
+        if shared.tun[0].write(&parts).is_err() {
+            shared.drops.add(Drop::WriteFailed);
         }
     }
 }

@@ -30,6 +30,10 @@ pub(super) struct PeerState {
     pub(super) last_receive: Option<Instant>,
     pub(super) last_handshake: Option<SystemTime>,
     pub(super) rtt: Option<Duration>,
+    /// Octets of a packet that fit through the path; the device's own limit holds besides.
+    pub(super) path_mtu: u16,
+    /// The largest probe answered since somebody last asked.
+    pub(super) answered_size: Option<u16>,
     /// When the last probe was answered.
     pub(super) answered: Option<Instant>,
     /// When a handshake was last begun because the peer sent under a session we do not have.
@@ -52,6 +56,8 @@ impl Peer {
                 last_receive: None,
                 last_handshake: None,
                 rtt: None,
+                path_mtu: u16::MAX,
+                answered_size: None,
                 answered: None,
                 revived: None,
             }),

@@ -10,4 +10,5 @@ mod bad_input;
 mod flood;
 mod four_hosts;
 mod machine;
+mod narrow_path;
 mod restart;
