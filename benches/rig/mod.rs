@@ -21,7 +21,7 @@ pub(crate) use table::{median, print_table};
 /// The tunnel device's name.
 pub(crate) const DEVICE: &str = "wg0";
 /// UDP port of every daemon.
-const PORT: u16 = 51820;
+pub(crate) const PORT: u16 = 51820;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A key pair as `wg` writes it.
