@@ -4,7 +4,7 @@
 //! cargo bench --bench scale [-- peers | flood | mesh]
 //! ```
 //!
-//! Needs root, iperf3, ping and `wg`.
+//! Needs root, iperf3, ping and `wg`. `BIN_MESHD` names another build of meshd.
 
 mod flood;
 mod rig;
@@ -50,7 +50,9 @@ fn main() -> ExitCode {
 
 /// Starts meshd on `node`.
 fn start(node: &Node, peers: &[Peer], logs: &Path) -> Running {
-    let mut command = node.command(env!("CARGO_BIN_EXE_meshd"));
+    let program = std::env::var("BIN_MESHD");
+    let program = program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_meshd"));
+    let mut command = node.command(program);
     command.args(["wireguard", rig::DEVICE]);
     node.start(command, peers, logs)
 }
