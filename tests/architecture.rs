@@ -55,6 +55,7 @@ const SHELLS: &[&str] = &[
     "tunnel/device.rs",
     "tunnel/inbound.rs",
     "tunnel/outbound.rs",
+    "tunnel/timer.rs",
     "tunnel/tun.rs",
     "tunnel/udp.rs",
     "tunnel/uapi/server.rs",

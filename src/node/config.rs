@@ -50,6 +50,9 @@ pub enum Job {
     Wireguard {
         /// Name of the interface to make
         interface: String,
+        /// How many threads move packets (default: as many as the cores warrant)
+        #[arg(long, env = "MESHD_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+        workers: Option<u16>,
     },
 }
 
@@ -62,11 +65,18 @@ struct File {
     interface: Option<String>,
     listen_port: Option<u16>,
     mtu: Option<u16>,
+    tunnel: TunnelSection,
     join: JoinSection,
     dns: DnsSection,
     docker: DockerSection,
     metrics: MetricsSection,
     service: Vec<ServiceSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct TunnelSection {
+    workers: Option<u16>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -225,6 +235,8 @@ pub struct Config {
     pub listen_port: u16,
     /// Octets; absent: from the path.
     pub mtu: Option<u16>,
+    /// How many threads move packets; absent: as many as the machine's cores warrant.
+    pub workers: Option<usize>,
     /// A token to join with at the first start.
     pub token_file: Option<PathBuf>,
     /// Whether names are answered.
@@ -284,6 +296,9 @@ impl Config {
         if file.mtu.is_some_and(|mtu| !(1280..=9000).contains(&mtu)) {
             wrong.push("mtu: 1280 to 9000 octets are possible".into());
         }
+        if file.tunnel.workers.is_some_and(|n| !(1..=64).contains(&n)) {
+            wrong.push("[tunnel] workers: 1 to 64 threads are possible".into());
+        }
         let mut services: Vec<Registered> = Vec::new();
         for section in file.service {
             let shown = section.name.chars().take(70).collect::<String>();
@@ -333,6 +348,7 @@ impl Config {
             interface: file.interface.unwrap_or_else(|| "mesh0".into()),
             listen_port: file.listen_port.unwrap_or(51820),
             mtu: file.mtu,
+            workers: file.tunnel.workers.map(usize::from),
             token_file: file.join.token_file,
             dns: file.dns.enabled,
             dns_listen: file.dns.listen,

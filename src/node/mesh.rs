@@ -28,8 +28,10 @@ use crate::model::record::{Instance, MAX_INSTANCES, Node, Record, Service, Sourc
 use crate::model::service_address::ServiceAddresses;
 use crate::model::time::next_version;
 use crate::model::{PublicKey, ServiceName};
+use crate::path::PathMtu;
+use crate::path::mtu::{Sizes, Way};
 use crate::path::watch::{Action, Reach, Watch};
-use crate::tunnel::{PeerConfig, Tunnel, TunnelConfig, TunnelError};
+use crate::tunnel::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::Refusal;
 use crate::wire::ledger::Applied;
@@ -60,6 +62,7 @@ pub(super) struct Mesh {
     pub(super) registry: Registry,
     pub(super) tunnel: Tunnel,
     pub(super) watch: Watch,
+    pub(super) path_mtu: PathMtu,
     pub(super) reach: BTreeMap<PublicKey, Reach>,
     pub(super) round_trips: BTreeMap<PublicKey, Duration>,
     pub(super) zone: Arc<ArcSwap<Zone>>,
@@ -174,6 +177,7 @@ impl Mesh {
             mtu,
             listen_port: config.listen_port,
             private_key: Some(identity.keys.wireguard.clone()),
+            workers: config.workers,
         })
         .map_err(|error| ApiError::new(code_of(&error), error.to_string()))?;
         let own = [
@@ -257,6 +261,7 @@ impl Mesh {
             damaged: loaded.damaged,
             netmap: Netmap::default(),
             watch: Watch::default(),
+            path_mtu: PathMtu::new(mtu),
             reach: BTreeMap::new(),
             round_trips: BTreeMap::new(),
             stream: stream_state,
@@ -710,6 +715,7 @@ impl Mesh {
             if let Some(rtt) = peer.rtt {
                 round_trips.insert(*id, rtt);
             }
+            self.follow_path(*id, &peer, now);
         }
         let actions = self.watch.poll(now);
         let own = self.own_addresses()[0];
@@ -728,6 +734,13 @@ impl Mesh {
                 }
             }
         }
+        for Sizes(id, sizes) in self.path_mtu.poll(now) {
+            if let Some((_, key, address)) = members.iter().find(|(m, _, _)| *m == id) {
+                self.tunnel.probe_sizes(key, own, *address, &sizes);
+            }
+        }
+        self.path_mtu
+            .retain(|id| self.netmap.members.contains_key(id));
         let reach: BTreeMap<PublicKey, Reach> = members
             .iter()
             .map(|(id, _, _)| (*id, self.watch.reach(id, now)))
@@ -750,6 +763,32 @@ impl Mesh {
         }
         if self.docker.as_mut().is_some_and(|d| d.handle_time(now)) {
             self.containers_changed();
+        }
+    }
+
+    /// Tells what measures paths how the way to a peer is, and the data plane what was measured.
+    fn follow_path(&mut self, id: PublicKey, peer: &PeerStatus, now: Instant) {
+        let key = &peer.config.public_key;
+        self.path_mtu.handle_way(
+            id,
+            Way {
+                endpoint: peer.endpoint,
+                reachable: peer.last_handshake.is_some()
+                    && self.watch.reach(&id, now) == Reach::Reachable,
+                sent: peer.tx_bytes,
+            },
+        );
+        if self.path_mtu.is_searching(&id)
+            && let Some(size) = self.tunnel.take_answered_size(key)
+        {
+            self.path_mtu.handle_answer(&id, size);
+        }
+        let limit = self.path_mtu.limit(&id);
+        if limit != peer.path_mtu {
+            self.tunnel.set_path_mtu(key, limit);
+            if limit != self.plan.mtu || peer.path_mtu != u16::MAX {
+                tracing::info!(endpoint = ?peer.endpoint, octets = limit, "the path to a peer carries packets of another size");
+            }
         }
     }
 

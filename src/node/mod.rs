@@ -39,14 +39,16 @@ pub fn main() -> ExitCode {
         Err(error) => return crate::wire::usage::report("meshd", &error),
     };
     crate::wire::log::to_stderr();
-    if let Some(Job::Wireguard { interface }) = &arguments.job {
-        return finish(crate::tunnel::uapi::run(interface).map_err(|error| {
-            let code = match &error {
-                crate::tunnel::uapi::StandaloneError::Tunnel(error) => mesh::code_of(error),
-                _ => ErrorCode::Configuration,
-            };
-            ApiError::new(code, error.to_string())
-        }));
+    if let Some(Job::Wireguard { interface, workers }) = &arguments.job {
+        return finish(
+            crate::tunnel::uapi::run(interface, *workers).map_err(|error| {
+                let code = match &error {
+                    crate::tunnel::uapi::StandaloneError::Tunnel(error) => mesh::code_of(error),
+                    _ => ErrorCode::Configuration,
+                };
+                ApiError::new(code, error.to_string())
+            }),
+        );
     }
     finish(
         Config::load(&arguments)

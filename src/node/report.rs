@@ -14,6 +14,7 @@ use super::resolved::{ResolvedLink, State};
 use crate::dns::answer::{Verdict, answer};
 use crate::dns::zone::Standing;
 use crate::model::PublicKey;
+use crate::path::mtu::LEAST_IPV6;
 use crate::path::watch::Reach;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
@@ -137,6 +138,7 @@ fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
                     .and_then(|at| SystemTime::now().duration_since(at).ok())
                     .map(seconds),
                 rtt_ms: peer.as_ref().and_then(|p| p.rtt).map(milliseconds),
+                path_mtu: Some(mesh.path_mtu.limit(&member.id)),
                 rx_bytes: peer.as_ref().map_or(0, |p| p.rx_bytes),
                 tx_bytes: peer.as_ref().map_or(0, |p| p.tx_bytes),
             }
@@ -214,6 +216,7 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
             ));
         }
     }
+    problems.extend(narrow_paths(mesh));
     for text in &mesh.config.not_yet {
         problems.push(problem(
             "a setting has no effect",
@@ -222,6 +225,28 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         ));
     }
     problems
+}
+
+/// Peers behind a path that does not carry what IPv6 needs.
+fn narrow_paths(mesh: &Mesh) -> Option<Problem> {
+    let narrow: Vec<String> = mesh
+        .netmap
+        .members
+        .values()
+        .filter(|member| member.id != mesh.id())
+        .map(|member| (member.name.as_str(), mesh.path_mtu.limit(&member.id)))
+        .filter(|(_, limit)| *limit < LEAST_IPV6)
+        .map(|(name, limit)| format!("{name} ({limit} octets)"))
+        .collect();
+    (!narrow.is_empty()).then(|| Problem {
+        what: "large IPv6 packets to some peers may be lost".into(),
+        why: format!(
+            "the path carries less than the {LEAST_IPV6} octets of a packet that IPv6 needs: {}",
+            narrow.join(", ")
+        ),
+        fix: "raise the MTU on the way to at least 1360, or let fragments of UDP datagrams through"
+            .into(),
+    })
 }
 
 /// Everything meshd put on the machine.

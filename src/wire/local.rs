@@ -161,6 +161,9 @@ pub struct PeerStatus {
     pub last_handshake_seconds_ago: Option<f64>,
     /// Round trip in milliseconds.
     pub rtt_ms: Option<f64>,
+    /// Octets of a packet in the tunnel that fit through the path to it, as far as known.
+    #[serde(default)]
+    pub path_mtu: Option<u16>,
     /// Octets received in the tunnel.
     pub rx_bytes: u64,
     /// Octets sent in the tunnel.
