@@ -113,7 +113,8 @@ impl Responder<'_> {
         family: impl Fn(&IpAddr) -> bool,
     ) -> Vec<RData> {
         let mut data: Vec<RData> = Vec::new();
-        if let Some(address) = entry.service_address {
+        let balanced = |address: &Ipv4Addr| self.zone.balanced.contains(address);
+        if let Some(address) = entry.service_address.filter(balanced) {
             // In one family only: who gets nothing in the other takes this.
             let usable = !entry.answered.is_empty() && family(&address.into());
             data.extend(usable.then(|| address_data(address.into())));

@@ -299,6 +299,7 @@ mod tests {
             round_trips: &BTreeMap::new(),
             when_none_usable: Default::default(),
             lingering: &BTreeSet::new(),
+            balanced: &BTreeSet::new(),
             serial: 1,
         })
     }

@@ -40,6 +40,8 @@ pub struct ZoneInput<'a> {
     pub when_none_usable: WhenNoneUsable,
     /// Names, relative to the domain, whose last instance left less than a minute ago.
     pub lingering: &'a BTreeSet<String>,
+    /// Service addresses that the kernel balances here by now.
+    pub balanced: &'a BTreeSet<Ipv4Addr>,
     /// Grows with each change (RFC 1982).
     pub serial: u32,
 }
@@ -135,6 +137,8 @@ pub struct Zone {
     pub instances: Vec<ZoneInstance>,
     /// For SOA.
     pub serial: u32,
+    /// Service addresses that lead somewhere from this node; others are not answered.
+    pub balanced: BTreeSet<Ipv4Addr>,
     names: HashMap<String, Entry>,
     reverse: HashMap<IpAddr, String>,
 }
@@ -150,6 +154,7 @@ impl Zone {
             domain: mesh.domain.to_string(),
             addresses: Some(mesh.addresses),
             serial: input.serial,
+            balanced: input.balanced.clone(),
             ..Self::default()
         };
         for apex in ["", "svc", "node"] {

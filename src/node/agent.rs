@@ -1,5 +1,6 @@
 //! The agent: one task that owns the node and takes events in turn. It never waits for the network.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ enum Happened {
     Verdict(Key, bool),
     Engine(Vec<Report>),
     Probes(Vec<(ContainerId, bool)>),
+    Wired,
     JoinEnded(Box<JoinEnded>),
     Tick,
     Reconcile,
@@ -116,6 +118,7 @@ impl Agent {
                 }),
                 Happened::Engine(reports) => self.with_mesh(|mesh| mesh.handle_engine(reports)),
                 Happened::Probes(verdicts) => self.with_mesh(|mesh| mesh.handle_probes(verdicts)),
+                Happened::Wired => self.with_mesh(Mesh::handle_wired),
                 Happened::Tick => self.with_mesh(Mesh::tick),
                 Happened::Reconcile => {
                     if let Phase::Up(mesh, _) = &mut self.phase {
@@ -199,17 +202,21 @@ impl Agent {
                 registry.add(registered).map_err(refused)?;
                 Ok(name.into())
             }),
-            Command::RemoveService(name, reply) => self.change_services(reply, |registry| {
-                let name = parse_name(&name)?;
-                registry.remove(&name).map_err(refused)?;
-                Ok(name.into())
-            }),
+            Command::RemoveService(name, reply) => {
+                let contained = self.contained();
+                self.change_services(reply, |registry| {
+                    let name = parse_name(&name)?;
+                    match registry.remove(&name) {
+                        Err(RegistryError::Unknown(name)) if contained.contains(&name) => {
+                            Err(of_containers(&name))
+                        }
+                        result => result.map_err(refused),
+                    }?;
+                    Ok(name.into())
+                });
+            }
             Command::Drain(name, drained, reply) => {
-                let contained = match &self.phase {
-                    Phase::Up(mesh, _) => mesh.docker.as_ref().map(Docker::services),
-                    _ => None,
-                };
-                let contained = contained.unwrap_or_default();
+                let contained = self.contained();
                 self.change_services(reply, |registry| {
                     let name = ServiceName::parse(&name).map_err(bad_name)?;
                     registry
@@ -218,9 +225,10 @@ impl Agent {
                     Ok(name)
                 });
             }
-            Command::Checkup(reply) => {
-                let _ = reply.send(self.mesh().map(|mesh| report::checkup(mesh)));
-            }
+            Command::Checkup(reply) => match self.mesh() {
+                Ok(mesh) => report::checkup(mesh, reply),
+                Err(error) => drop(reply.send(Err(error))),
+            },
             Command::Ping(ping, reply) => match self.mesh() {
                 Ok(mesh) => report::ping(mesh, &ping, reply),
                 Err(error) => drop(reply.send(Err(error))),
@@ -230,6 +238,15 @@ impl Agent {
                 Err(error) => drop(reply.send(Err(error))),
             },
         }
+    }
+
+    /// The services of this node's containers.
+    fn contained(&self) -> BTreeSet<ServiceName> {
+        let docker = match &self.phase {
+            Phase::Up(mesh, _) => mesh.docker.as_ref(),
+            Phase::Unjoined | Phase::Joining => None,
+        };
+        docker.map(Docker::services).unwrap_or_default()
     }
 
     fn change_services(
@@ -394,6 +411,7 @@ async fn next_event(phase: &mut Phase) -> Option<Happened> {
             event = events.stream.recv() => event.map(Happened::Stream),
             verdict = events.verdicts.recv() => verdict.map(|(key, healthy)| Happened::Verdict(key, healthy)),
             happened = next_of_containers(&mut events.docker) => happened,
+            Ok(()) = events.firewall.changed() => Some(Happened::Wired),
         },
         Phase::Unjoined | Phase::Joining => std::future::pending().await,
     }
@@ -469,6 +487,15 @@ fn parse_service(add: AddService) -> Result<(Label, Registered), ApiError> {
             check: add.check,
         },
     ))
+}
+
+fn of_containers(name: &ServiceName) -> ApiError {
+    ApiError::new(
+        ErrorCode::Conflict,
+        format!(
+            "{name} is a service of containers; stop them, or start them without the label mesh.service"
+        ),
+    )
 }
 
 fn refused(error: RegistryError) -> ApiError {

@@ -13,7 +13,7 @@ use crate::discovery::check::Target;
 use crate::discovery::docker::engine::EngineFault;
 use crate::discovery::docker::inspect::Engine;
 use crate::discovery::docker::{
-    ContainerId, Containers, EngineTask, Mapping, Offer, Report, Surroundings,
+    ContainerId, Containers, EngineTask, Mapping, Offer, Report, Surroundings, Wired,
 };
 use crate::model::ServiceName;
 use crate::wire::local::{Check, CheckProbe, ContainerRow, Problem};
@@ -132,18 +132,43 @@ impl Docker {
         self.settled
     }
 
-    /// What to publish.
-    pub(super) fn offers(&self, drained: &BTreeSet<ServiceName>) -> BTreeMap<ServiceName, Offer> {
-        self.containers.offers(drained, Instant::now())
+    /// What to publish; `wired` is what the kernel does by now.
+    pub(super) fn offers(
+        &self,
+        drained: &BTreeSet<ServiceName>,
+        wired: Wired,
+    ) -> BTreeMap<ServiceName, Offer> {
+        let wired = if self.is_rootless() {
+            Wired::Impossible
+        } else {
+            wired
+        };
+        self.containers.offers(drained, &wired, Instant::now())
+    }
+
+    /// Whether there is an engine, as far as is known.
+    pub(super) fn is_followed(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    /// Whether the engine's networks are not those of this host.
+    fn is_rootless(&self) -> bool {
+        self.engine.as_ref().is_some_and(|engine| engine.rootless)
     }
 
     /// What to map.
     pub(super) fn mappings(&self) -> BTreeMap<Ipv4Addr, Mapping> {
+        if self.is_rootless() {
+            return BTreeMap::new();
+        }
         self.containers.mappings()
     }
 
     /// The bridges of the engine's networks.
     pub(super) fn bridges(&self) -> BTreeMap<String, Vec<ipnet::Ipv4Net>> {
+        if self.is_rootless() {
+            return BTreeMap::new();
+        }
         self.containers.bridges()
     }
 
@@ -183,11 +208,11 @@ impl Docker {
                 .as_ref()
                 .and_then(|fault| self.engine_problem(fault)),
         );
-        if self.engine.as_ref().is_some_and(|engine| engine.rootless) {
+        if self.is_rootless() {
             problems.push(Problem {
                 what: "containers are not reached at addresses of their own".into(),
                 why: "the engine runs rootless: its networks are not those of this host".into(),
-                fix: "publish their ports and name them with [[service]] in meshd.toml, or run the engine as root".into(),
+                fix: "publish their ports on this node's address, or run the engine as root".into(),
             });
         }
         problems

@@ -1,13 +1,13 @@
 //! A joined node at work: its ledger, tunnel, network, resolver and control stream, kept in step.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
-use tokio::sync::{mpsc, oneshot};
+use ipnet::{IpNet, Ipv4Net};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::config::Config;
 use super::control::stream::{Event, Position, Stream, StreamConfig};
@@ -20,7 +20,7 @@ use super::resolved::ResolvedLink;
 use super::state::records::RecordLog;
 use super::state::{Identity, StateDir};
 use crate::discovery::Checker;
-use crate::discovery::docker::{ContainerId, Report};
+use crate::discovery::docker::{ContainerId, Report, Wired};
 use crate::discovery::registry::{Key, Registry};
 use crate::dns::{Allowed, DnsServer, Inside, Resolver, Upstream, Zone, ZoneInput};
 use crate::model::netmap::Netmap;
@@ -35,7 +35,7 @@ use crate::tunnel::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::Refusal;
 use crate::wire::ledger::Applied;
-use crate::wire::local::{Inside as Container, Problem};
+use crate::wire::local::Problem;
 use crate::wire::{Envelope, Ledger};
 
 /// Seconds between datagrams to a peer in any case: keeps address translation on the way open.
@@ -75,6 +75,10 @@ pub(super) struct Mesh {
     pub(super) troubles: BTreeMap<&'static str, Problem>,
     pub(super) docker: Option<Docker>,
     pub(super) firewall: Firewall,
+    /// Service addresses that the kernel balances.
+    balanced: BTreeSet<Ipv4Addr>,
+    /// Subnets of the container engine.
+    subnets: Vec<Ipv4Net>,
     dir: StateDir,
     log: RecordLog,
     network: HostNetwork,
@@ -107,6 +111,7 @@ pub(super) struct Events {
     pub(super) stream: mpsc::Receiver<Event>,
     pub(super) verdicts: mpsc::Receiver<(Key, bool)>,
     pub(super) docker: Option<DockerEvents>,
+    pub(super) firewall: watch::Receiver<u64>,
 }
 
 /// The kind of failure a tunnel's is.
@@ -195,7 +200,7 @@ impl Mesh {
             .map_err(|e| internal(&e))?;
 
         let zone = Arc::new(ArcSwap::from_pointee(Zone::default()));
-        let allowed = Arc::new(ArcSwap::from_pointee(allowed(&addresses)));
+        let allowed = Arc::new(ArcSwap::from_pointee(allowed(&addresses, &[])));
         let upstream = Arc::new(Upstream::new());
         let dns = config.dns.then(|| {
             let resolver = Arc::new(Resolver::new(
@@ -254,9 +259,13 @@ impl Mesh {
                 (Some(docker), Some(events))
             }
         };
+        let firewall = Firewall::start(Some(addresses.prefix_v6));
+        let looks = firewall.looks();
         let mut mesh = Self {
             docker,
-            firewall: Firewall::start(Some(addresses.prefix_v6)),
+            firewall,
+            balanced: BTreeSet::new(),
+            subnets: Vec::new(),
             checker: Checker::new(verdict_events),
             damaged: loaded.damaged,
             netmap: Netmap::default(),
@@ -295,6 +304,7 @@ impl Mesh {
             stream,
             verdicts,
             docker: docker_events,
+            firewall: looks,
         };
         Ok((mesh, events))
     }
@@ -525,7 +535,8 @@ impl Mesh {
             let room = MAX_INSTANCES.saturating_sub(service.instances.len());
             service.instances.extend(instances.into_iter().take(room));
         };
-        if !docker.is_settled() {
+        let in_place = self.firewall.in_place();
+        let (true, Some(in_place)) = (docker.is_settled(), in_place) else {
             // What ran before a restart of meshd still does, as far as anybody knows.
             for held in self.ledger.services().filter(|s| s.node == id) {
                 let instances = held.instances.iter();
@@ -538,10 +549,16 @@ impl Mesh {
                 }
             }
             return wanted;
-        }
+        };
+        let wired = if self.firewall.in_force() {
+            let mappings = in_place.mappings.iter();
+            Wired::Mapped(mappings.map(|(a, mapped)| (*a, mapped.container)).collect())
+        } else {
+            Wired::Impossible
+        };
         let mut addresses = ServiceAddresses::assign(&self.netmap);
         let plan = self.ledger.mesh().map(|mesh| mesh.addresses);
-        for (name, offer) in docker.offers(self.registry.drained()) {
+        for (name, offer) in docker.offers(self.registry.drained(), wired) {
             let address = plan
                 .filter(|_| offer.service_address)
                 .and_then(|plan| addresses.choose(&plan, name.clone()));
@@ -566,11 +583,34 @@ impl Mesh {
         }
     }
 
+    /// The kernel has been brought to what is wanted: what is mapped now can be published, and a service address that is
+    /// balanced now can be answered.
+    pub(super) fn handle_wired(&mut self) {
+        let in_place = self
+            .firewall
+            .in_place()
+            .filter(|_| self.firewall.in_force());
+        let balanced = in_place.map_or_else(BTreeSet::new, |wiring| {
+            wiring.service_addresses.keys().copied().collect()
+        });
+        if balanced != self.balanced {
+            self.balanced = balanced;
+            self.rebuild_zone();
+        }
+        self.publish_own();
+    }
+
     /// Unmaps what is gone before anything else, and publishes nothing before it is mapped: an engine gives the address
     /// of a container that ended to the next at once.
     fn containers_changed(&mut self) {
         self.wire();
         self.publish_own();
+        let bridges = self.docker.as_ref().map(Docker::bridges);
+        let subnets: Vec<Ipv4Net> = bridges.into_iter().flatten().flat_map(|(_, s)| s).collect();
+        if subnets != self.subnets {
+            self.subnets = subnets;
+            self.refresh_allowed();
+        }
         let Some(docker) = &mut self.docker else {
             return;
         };
@@ -604,7 +644,11 @@ impl Mesh {
             prefix: mesh.addresses.prefix_v4,
             block: self.identity.block.v4,
             node: self.identity.block.node_v4(),
-            bridges: docker.map(Docker::bridges).unwrap_or_default(),
+            bridges: if docker.is_some_and(Docker::is_followed) {
+                docker.map(Docker::bridges).unwrap_or_default()
+            } else {
+                bridges_by_name()
+            },
             mappings: mappings.collect(),
             service_addresses: self.zone.load().service_addresses(),
         });
@@ -663,6 +707,7 @@ impl Mesh {
             .collect();
         let (netmap, own) = (&self.netmap, self.id());
         let (round_trips, when_none_usable) = (&self.round_trips, self.config.when_none_usable);
+        let balanced = &self.balanced;
         let input = |lingering: &BTreeSet<String>, serial| {
             Zone::build(&ZoneInput {
                 netmap,
@@ -671,6 +716,7 @@ impl Mesh {
                 round_trips,
                 when_none_usable,
                 lingering,
+                balanced,
                 serial,
             })
         };
@@ -852,14 +898,14 @@ impl Mesh {
             self.config.upstreams.clone()
         };
         self.upstream.set(&servers, &own);
-        if let Some(mesh) = self.ledger.mesh() {
-            self.allowed.store(Arc::new(allowed(&mesh.addresses)));
-        }
+        self.refresh_allowed();
     }
 
-    /// The running containers of this host, for a doctor. Until containers are discovered there are none to name.
-    pub(super) fn containers(&self) -> Vec<Container> {
-        Vec::new()
+    fn refresh_allowed(&self) {
+        if let Some(mesh) = self.ledger.mesh() {
+            let allowed = allowed(&mesh.addresses, &self.subnets);
+            self.allowed.store(Arc::new(allowed));
+        }
     }
 
     /// Takes this node's services out of the answers, before it leaves.
@@ -870,18 +916,36 @@ impl Mesh {
     }
 }
 
+/// Whether an interface is a bridge with containers, by its name: of an engine that is not followed that is all there is.
+fn is_bridge(name: &str) -> bool {
+    ["docker", "br-", "podman", "cni"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+fn bridges_by_name() -> BTreeMap<String, Vec<Ipv4Net>> {
+    let mut bridges: BTreeMap<String, Vec<Ipv4Net>> = BTreeMap::new();
+    for interface in host::interfaces() {
+        if let Some(IpNet::V4(net)) = interface.net
+            && is_bridge(&interface.name)
+        {
+            bridges.entry(interface.name).or_default().push(net.trunc());
+        }
+    }
+    bridges
+}
+
 /// Who may ask for names: the mesh, the host, its containers.
-fn allowed(addresses: &crate::model::MeshAddresses) -> Allowed {
+fn allowed(addresses: &crate::model::MeshAddresses, subnets: &[Ipv4Net]) -> Allowed {
     let mut nets: Vec<IpNet> = vec![addresses.prefix_v4.into(), addresses.prefix_v6.into()];
     nets.extend(
         ["127.0.0.0/8", "::1/128"]
             .iter()
             .filter_map(|net| net.parse::<IpNet>().ok()),
     );
+    nets.extend(subnets.iter().copied().map(IpNet::V4));
     for interface in host::interfaces() {
-        let bridge = ["docker", "br-", "podman", "cni"]
-            .iter()
-            .any(|prefix| interface.name.starts_with(prefix));
+        let bridge = is_bridge(&interface.name);
         // A container's bridge with all that is on it; of any other network only this machine itself.
         nets.push(match interface.net {
             Some(net) if bridge => net.trunc(),

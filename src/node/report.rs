@@ -5,12 +5,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, Record, RecordType};
+use tokio::time::timeout;
 
 use super::api::Reply;
 use super::config::Config;
 use super::docker::Docker;
 use super::mesh::{Dns, Mesh};
 use super::resolved::{ResolvedLink, State};
+use crate::discovery::docker::residents::residents;
 use crate::dns::answer::{Verdict, answer};
 use crate::dns::zone::Standing;
 use crate::model::PublicKey;
@@ -22,6 +24,9 @@ use crate::wire::local::{
     NodeStatus, PeerState, PeerStatus, Ping, Pong, Problem, Resolve, Resolved, SCHEMA,
     ServiceCounts, ServiceList, ServiceRow, Status, SystemEntry, SystemList,
 };
+
+/// How long the container engine may take to say what runs, for a doctor.
+const CHECKUP_WAIT: Duration = Duration::from_secs(5);
 
 /// The status of a node that is in no mesh.
 pub(super) fn bare_status(state: NodeState) -> Status {
@@ -160,7 +165,10 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
     };
     let mut problems: Vec<Problem> = mesh.troubles.values().cloned().collect();
     problems.extend(mesh.docker.iter().flat_map(Docker::problems));
-    problems.extend(mesh.firewall.problems());
+    // Without containers the guards alone are worth having, but nobody needs to install anything for them.
+    if mesh.docker.as_ref().is_some_and(Docker::is_followed) {
+        problems.extend(mesh.firewall.problems());
+    }
     if mesh.stream.revoked {
         problems.push(problem(
             "this node was removed from the mesh",
@@ -387,17 +395,34 @@ fn is_reachable(mesh: &Mesh, node: &PublicKey) -> bool {
 }
 
 /// What a doctor must know.
-pub(super) fn checkup(mesh: &Mesh) -> Checkup {
+pub(super) fn checkup(mesh: &Mesh, reply: Reply<Checkup>) {
     let domain = mesh.zone.load().domain.clone();
     let dns = mesh.dns.as_ref();
-    Checkup {
+    let checkup = Checkup {
         schema: SCHEMA,
         name: format!("{}.node.{domain}", mesh.identity.name),
         expected: mesh.identity.block.node_v4(),
         dns: dns.and_then(|_| mesh.ledger.mesh().map(|m| m.addresses.dns_v4())),
         split_dns: dns.map_or("none", split_dns).to_owned(),
-        containers: mesh.containers(),
-    }
+        containers: Vec::new(),
+    };
+    let sockets = mesh
+        .config
+        .docker
+        .as_ref()
+        .map(|docker| docker.sockets.clone());
+    tokio::spawn(async move {
+        let asked = timeout(
+            CHECKUP_WAIT,
+            residents(sockets.as_deref().unwrap_or_default()),
+        )
+        .await;
+        let containers = asked.unwrap_or_default();
+        let _ = reply.send(Ok(Checkup {
+            containers,
+            ..checkup
+        }));
+    });
 }
 
 /// Sends a probe and answers when its echo is back.

@@ -102,15 +102,20 @@ pub(super) fn parse(packet: &[u8], ip: &Ip) -> Option<Probe> {
 
 /// Makes a request its own answer, without the padding; gives its length.
 pub(super) fn answer(packet: &mut [u8], ip: &Ip) -> usize {
+    let packet = &mut packet[..ip.transport + ECHO];
+    write_length(packet, ip.transport);
+    turn(packet, ip);
+    packet.len()
+}
+
+/// Makes an echo request its own answer, of the same length (RFC 792, RFC 4443 section 4.2).
+pub(super) fn turn(packet: &mut [u8], ip: &Ip) {
     let v4 = ip.protocol == ICMP;
     let (first, length) = if v4 { (12, 4) } else { (8, 16) };
     let (left, right) = packet[first..].split_at_mut(length);
     left.swap_with_slice(&mut right[..length]);
     packet[ip.transport] = if v4 { 0 } else { 129 };
-    let packet = &mut packet[..ip.transport + ECHO];
-    write_length(packet, ip.transport);
     write_checksum(packet, ip.transport, ip.protocol);
-    packet.len()
 }
 
 /// Writes into the IP header how long `packet` is.

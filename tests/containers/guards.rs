@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::hosts::{ECHO, Hosts, PORT, Wired};
+use crate::hosts::{ECHO, Hosts, PORT};
 
 /// Datagrams of each kind.
 const COUNT: &str = "10000";
@@ -26,13 +26,12 @@ fn nobody_gets_through_with_an_address_of_somebody_else() {
         return;
     };
     for name in ["claimer", "neighbour"] {
-        hosts.run(0, name, "bridge");
+        hosts.serve(0, name, "bridge", name);
     }
-    hosts.run(1, "server", "bridge");
-    let wired: Vec<Wired> = hosts.nodes.iter().map(Wired::start).collect();
-    wired[0].set(hosts.wiring(0, &["claimer", "neighbour"]));
-    wired[1].set(hosts.wiring(1, &["server"]));
-    let server = hosts.instance(1, 0);
+    hosts.serve(1, "server", "bridge", "server");
+    let own_instance = hosts.wait_for(1, "claimer", 1)[0];
+    let other_instance = hosts.wait_for(1, "neighbour", 1)[0];
+    let server = hosts.wait_for(0, "server", 1)[0];
     let port = PORT.to_string();
     let to = server.to_string();
     let claim = |source: Ipv4Addr, count: &str| {
@@ -46,7 +45,7 @@ fn nobody_gets_through_with_an_address_of_somebody_else() {
 
     // With its own address a container gets through: what follows does not fail for another reason.
     claim(hosts.container_address(0, "claimer"), "500");
-    let own = hosts.instance(0, 0).to_string();
+    let own = own_instance.to_string();
     hosts.wait_until("its own datagrams arrive", || {
         counted(&hosts, server)
             .iter()
@@ -60,7 +59,7 @@ fn nobody_gets_through_with_an_address_of_somebody_else() {
     let neighbour = hosts.container_address(0, "neighbour");
     let foreign = [
         neighbour,
-        hosts.instance(0, 1),
+        other_instance,
         hosts.node(0),
         hosts.node(1),
         "10.210.99.9".parse().expect("a literal"),
@@ -83,7 +82,7 @@ fn nobody_gets_through_with_an_address_of_somebody_else() {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     };
     outside(&["ip", "route", "add", "10.210.0.0/16", "via", &below]);
-    for source in [hosts.node(0), hosts.instance(0, 0), hosts.outside.v4()] {
+    for source in [hosts.node(0), own_instance, hosts.outside.v4()] {
         let sent = outside(&[
             hosts.echo(),
             "claim",
@@ -114,7 +113,4 @@ fn nobody_gets_through_with_an_address_of_somebody_else() {
         own_count(counted(&hosts, server)) <= 500,
         "none under the claimer's own name either"
     );
-    for wired in wired {
-        wired.stop();
-    }
 }

@@ -1,20 +1,19 @@
-//! Two hosts with container engines, joined by meshd, and the kernel's wiring of one of them in a test's hands.
+//! Hosts with container engines, joined by meshd, and containers on them that become services by their labels.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use meshd::lab::{DockerHost, Host, Image, Running, World};
-use meshd::node::host::wiring::{Firewall, Mapped, Wiring};
-use meshd::wire::local::{Problem, Status, SystemEntry};
-use tokio::sync::{mpsc, oneshot};
+use meshd::model::record::Health;
+use meshd::wire::local::{InstanceRow, ServiceList, Status};
 
 /// How long anything that is waited for may take: only a hang takes that long.
 const PATIENCE: Duration = Duration::from_secs(60);
 const SOCKET: &str = "/run/meshd.sock";
+const CONFIG_FILE: &str = "/run/meshd.toml";
+/// These hosts have a plain resolv.conf.
+const CONFIG: &str = "[dns]\nmanage_resolv_conf = true\n";
 /// The image that every engine has, and the program in it.
 pub(crate) const IMAGE: &str = "box";
 pub(crate) const ECHO: &str = "/usr/local/bin/echo";
@@ -23,11 +22,12 @@ pub(crate) const PORT: u16 = 7777;
 
 /// A mesh of hosts with engines.
 pub(crate) struct Hosts {
-    daemons: Vec<Running>,
-    pub(crate) nodes: Vec<Arc<DockerHost>>,
+    _coordinator: Running,
+    daemons: Vec<Option<Running>>,
+    pub(crate) nodes: Vec<DockerHost>,
     /// The coordinator's host, and in the tests of guards the neighbour on the network below.
     pub(crate) outside: Host,
-    world: World,
+    _world: World,
     logs: tempfile::TempDir,
     echo: PathBuf,
 }
@@ -39,19 +39,26 @@ impl Hosts {
         for n in 0..count {
             hosts.join(n);
         }
-        hosts.wait_until("all nodes reach each other", || {
+        hosts.wait_for_peers();
+        Some(hosts)
+    }
+
+    /// Waits until all nodes reach each other.
+    pub(crate) fn wait_for_peers(&self) {
+        let count = self.nodes.len();
+        self.wait_until("all nodes reach each other", || {
             (0..count).all(|n| {
-                let peers = hosts.status(n).peers;
+                let peers = self.status(n).peers;
                 peers.len() == count - 1
                     && peers
                         .iter()
                         .all(|p| p.state == meshd::wire::local::PeerState::Direct)
             })
         });
-        Some(hosts)
     }
 
-    fn start(count: usize) -> Option<Self> {
+    /// `count` hosts in no mesh yet.
+    pub(crate) fn start(count: usize) -> Option<Self> {
         if let Err(why) = DockerHost::is_possible() {
             eprintln!("skipped: {why}");
             return None;
@@ -73,7 +80,8 @@ impl Hosts {
                     .docker_host(&format!("n{n}"), &[programs.to_owned()])
                     .expect("an engine that starts");
                 host.import(&image, IMAGE).expect("an image");
-                Arc::new(host)
+                std::fs::write(host.host().path(CONFIG_FILE), CONFIG).expect("its own file system");
+                host
             })
             .collect();
         let outside = world.host("outside").expect("a namespace");
@@ -90,10 +98,11 @@ impl Hosts {
             .start(&mut coordinator, &logs.path().join("coordinator"))
             .expect("a program");
         let hosts = Self {
-            daemons: vec![coordinator],
+            _coordinator: coordinator,
+            daemons: (0..count).map(|_| None).collect(),
             nodes,
             outside,
-            world,
+            _world: world,
             logs,
             echo,
         };
@@ -104,19 +113,32 @@ impl Hosts {
         Some(hosts)
     }
 
-    fn join(&mut self, n: usize) {
+    /// Joins node `n` to the mesh.
+    pub(crate) fn join(&mut self, n: usize) {
         let token = self.meshctl(&self.outside, &["token", "create"]);
+        self.start_daemon(n);
+        self.meshctl(self.nodes[n].host(), &["join", token.trim()]);
+    }
+
+    /// Starts meshd on node `n`.
+    pub(crate) fn start_daemon(&mut self, n: usize) {
         let host = self.nodes[n].host();
         let mut command = host.command(env!("CARGO_BIN_EXE_meshd")).expect("a host");
         command.args(["--state-dir", "/run/state", "--socket", SOCKET]);
+        command.args(["--config", CONFIG_FILE]);
         let log = self.logs.path().join(host.name());
-        let daemon = host.start(&mut command, &log).expect("a program");
+        self.daemons[n] = Some(host.start(&mut command, &log).expect("a program"));
         let socket = host.path(SOCKET);
         self.wait_until("meshd answers", || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
-        self.meshctl(host, &["join", token.trim()]);
-        self.daemons.push(daemon);
+    }
+
+    /// Stops meshd on node `n`, as its service manager does.
+    pub(crate) fn stop_daemon(&mut self, n: usize) {
+        let mut daemon = self.daemons[n].take().expect("it runs");
+        let status = daemon.stop().expect("it ends in time");
+        assert!(status.success(), "{status}");
     }
 
     /// Runs meshctl somewhere, and it must succeed.
@@ -151,24 +173,57 @@ impl Hosts {
         self.exec(n, &[&["docker"], words].concat())
     }
 
-    /// Starts a container that serves, on `network`.
-    pub(crate) fn run(&self, n: usize, name: &str, network: &str) {
+    /// Starts a container that serves, on `network`; with further arguments for the engine.
+    pub(crate) fn run(&self, n: usize, name: &str, network: &str, arguments: &[&str]) {
         let port = PORT.to_string();
-        self.docker(
-            n,
-            &[
-                "run",
-                "-d",
-                "--name",
-                name,
-                "--network",
-                network,
-                IMAGE,
-                ECHO,
-                "serve",
-                &port,
-            ],
-        );
+        let start = ["run", "-d", "--name", name, "--network", network];
+        let program = [IMAGE, ECHO, "serve", &port, "0"];
+        self.docker(n, &[&start, arguments, &program].concat());
+    }
+
+    /// The same, as a service of the mesh.
+    pub(crate) fn serve(&self, n: usize, name: &str, network: &str, service: &str) {
+        let service = format!("mesh.service={service}");
+        let port = format!("mesh.port={PORT}");
+        self.run(n, name, network, &["--label", &service, "--label", &port]);
+    }
+
+    /// The instances of a service that node `n` knows.
+    pub(crate) fn instances(&self, n: usize, service: &str) -> Vec<InstanceRow> {
+        let text = self.meshctl(self.nodes[n].host(), &["service", "list", "--json"]);
+        let list: ServiceList = serde_json::from_str(&text).expect("a list");
+        let (name, project) = match service.split_once('.') {
+            Some((name, project)) => (name, Some(project)),
+            None => (service, None),
+        };
+        list.services
+            .into_iter()
+            .filter(|row| row.name.as_str() == name)
+            .filter(|row| row.project.as_ref().map(|p| p.as_str()) == project)
+            .flat_map(|row| row.instances)
+            .collect()
+    }
+
+    /// Waits until node `n` knows `count` healthy instances of a service.
+    pub(crate) fn wait_for(&self, n: usize, service: &str, count: usize) -> Vec<Ipv4Addr> {
+        let mut found = Vec::new();
+        self.wait_until(&format!("{count} of {service} are up"), || {
+            found = self
+                .instances(n, service)
+                .into_iter()
+                .filter(|row| row.health == Health::Healthy)
+                .filter_map(|row| match row.address {
+                    IpAddr::V4(address) => Some(address),
+                    IpAddr::V6(_) => None,
+                })
+                .collect();
+            found.len() == count
+        });
+        found
+    }
+
+    pub(crate) fn node(&self, n: usize) -> Ipv4Addr {
+        self.status(n).node.expect("it has joined").address_v4
     }
 
     /// The address of a container on its one network, or on the last by name.
@@ -179,78 +234,29 @@ impl Hosts {
         last.and_then(|a| a.parse().ok()).expect("an address")
     }
 
-    fn container_pid(&self, n: usize, name: &str) -> Option<u32> {
-        let pid = self.docker(n, &["inspect", "-f", "{{.State.Pid}}", name]);
-        self.nodes[n].outer_pid(pid.parse().expect("a number"))
-    }
-
-    /// What the kernel of node `n` is to do so that `containers` have the node's addresses from host 2 up.
-    pub(crate) fn wiring(&self, n: usize, containers: &[&str]) -> Wiring {
-        let node = self.status(n).node.expect("it has joined");
-        let prefix = "10.210.0.0/16".parse().expect("the default");
-        let mut bridges = BTreeMap::new();
-        for id in self
-            .docker(n, &["network", "ls", "-q", "--filter", "driver=bridge"])
-            .lines()
-        {
-            let format = "{{.Name}} {{.ID}} {{range .IPAM.Config}}{{.Subnet}}{{end}}";
-            let shown = self.docker(n, &["network", "inspect", "-f", format, id]);
-            let words: Vec<&str> = shown.split(' ').collect();
-            let bridge = if words[0] == "bridge" {
-                "docker0".to_owned()
-            } else {
-                format!("br-{}", &words[1][..12])
-            };
-            bridges.insert(bridge, vec![words[2].parse().expect("a subnet")]);
-        }
-        let mapped = |name: &&str| Mapped {
-            container: self.container_address(n, name),
-            pid: self.container_pid(n, name),
-            name: (*name).to_owned(),
-        };
-        Wiring {
-            interface: "mesh0".into(),
-            prefix,
-            block: node.block_v4,
-            node: node.address_v4,
-            bridges,
-            mappings: containers
-                .iter()
-                .enumerate()
-                .map(|(i, name)| (self.instance(n, i), mapped(name)))
-                .collect(),
-            service_addresses: BTreeMap::new(),
-        }
-    }
-
-    /// The address of instance `i` of [`Hosts::wiring`].
-    pub(crate) fn instance(&self, n: usize, i: usize) -> Ipv4Addr {
-        let block = self.status(n).node.expect("it has joined").block_v4;
-        block.hosts().nth(i + 1).expect("the block is large")
-    }
-
-    pub(crate) fn node(&self, n: usize) -> Ipv4Addr {
-        self.status(n).node.expect("it has joined").address_v4
-    }
-
     /// Asks a server, from a host (`container` empty) or a container, what it calls the caller.
     pub(crate) fn ask(
         &self,
         n: usize,
         container: &str,
         protocol: &str,
-        server: Ipv4Addr,
+        server: impl std::fmt::Display,
     ) -> Result<String, String> {
         let server = format!("{server}:{PORT}");
-        let echo = self.echo.to_str().expect("a plain path");
-        let words: Vec<&str> = if container.is_empty() {
-            vec![echo, "ask", protocol, &server]
-        } else {
-            vec!["docker", "exec", container, ECHO, "ask", protocol, &server]
-        };
+        let ask = ["ask", protocol, &server];
         self.nodes[n]
-            .exec(&words)
+            .exec(&self.words(container, &ask))
             .map_err(|error| error.to_string())
+    }
+
+    /// What runs the test's program on a host, or in a container.
+    pub(crate) fn words<'a>(&'a self, container: &'a str, words: &[&'a str]) -> Vec<&'a str> {
+        let way = if container.is_empty() {
+            vec![self.echo()]
+        } else {
+            vec!["docker", "exec", container, ECHO]
+        };
+        [&way, words].concat()
     }
 
     /// The program that is in the image, on the machine.
@@ -258,11 +264,12 @@ impl Hosts {
         self.echo.to_str().expect("a plain path")
     }
 
-    /// Stops a node's engine with its containers, and starts it again.
-    pub(crate) fn restart_engine(&mut self, n: usize) {
-        let host = Arc::get_mut(&mut self.nodes[n]).expect("nobody else uses it now");
-        host.stop_engine();
-        host.start_engine(&[]).expect("it starts again");
+    /// Restarts a node's engine, with these arguments.
+    pub(crate) fn restart_engine(&mut self, n: usize, arguments: &[&str]) {
+        self.nodes[n].stop_engine();
+        self.nodes[n]
+            .start_engine(arguments)
+            .expect("it starts again");
     }
 
     /// Waits until `condition` holds; a hang shows the logs.
@@ -277,78 +284,6 @@ impl Hosts {
                 panic!("waited in vain until {what}");
             }
             std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// Pulls a node's cable, or plugs it in again.
-    #[expect(dead_code, reason = "for tests of hosts that are cut off")]
-    pub(crate) fn set_cable(&self, n: usize, plugged: bool) {
-        self.world
-            .set_cable(self.nodes[n].host(), plugged)
-            .expect("the kernel allows it");
-    }
-}
-
-enum Order {
-    Set(
-        Box<Wiring>,
-        oneshot::Sender<(bool, Vec<Problem>, Vec<SystemEntry>)>,
-    ),
-    Stop,
-}
-
-/// A firewall that runs inside a host's network.
-pub(crate) struct Wired {
-    orders: mpsc::UnboundedSender<Order>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Wired {
-    pub(crate) fn start(host: &Arc<DockerHost>) -> Self {
-        let (orders, mut receiver) = mpsc::unbounded_channel();
-        // Entered through a path of its own, so that the host is not kept.
-        let network = std::fs::File::open(format!("/proc/{}/ns/net", host.host().pid()))
-            .expect("a namespace");
-        let thread = std::thread::spawn(move || {
-            nix::sched::setns(&network, nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
-            runtime.block_on(async {
-                let firewall = Firewall::start("fd00:1:2::/48".parse().ok());
-                while let Some(Order::Set(wiring, reply)) = receiver.recv().await {
-                    firewall.set(*wiring);
-                    firewall.settled().await;
-                    let _ =
-                        reply.send((firewall.in_force(), firewall.problems(), firewall.entries()));
-                }
-                firewall.stop().await;
-            });
-        });
-        Self {
-            orders,
-            thread: Some(thread),
-        }
-    }
-
-    /// Carries a wiring out, without problems; gives what is on the machine then.
-    pub(crate) fn set(&self, wiring: Wiring) -> Vec<SystemEntry> {
-        let (reply, answer) = oneshot::channel();
-        let order = Order::Set(Box::new(wiring), reply);
-        self.orders
-            .send(order)
-            .unwrap_or_else(|_| panic!("it runs"));
-        let (in_force, problems, entries) = answer.blocking_recv().expect("it runs");
-        assert_eq!(problems, []);
-        assert!(in_force);
-        entries
-    }
-
-    pub(crate) fn stop(mut self) {
-        let _ = self.orders.send(Order::Stop);
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("no panic");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::hosts::{ECHO, Hosts, PORT, Wired};
+use crate::hosts::{ECHO, Hosts, PORT};
 
 /// Everything that the wiring might change, as text, without counters and times.
 fn shown(hosts: &Hosts, n: usize) -> String {
@@ -32,23 +32,27 @@ fn shown(hosts: &Hosts, n: usize) -> String {
 
 #[test]
 fn what_is_taken_away_comes_back_and_a_stop_leaves_the_machine_as_it_was() {
-    let Some(mut hosts) = Hosts::joined(2) else {
+    let Some(mut hosts) = Hosts::start(2) else {
         return;
     };
     hosts.docker(1, &["network", "create", "project"]);
-    hosts.run(1, "web", "project");
+    hosts.serve(1, "web", "project", "web");
     let before = shown(&hosts, 1);
-    let wired = Wired::start(&hosts.nodes[1]);
-    let entries = wired.set(hosts.wiring(1, &["web"]));
-    let kinds: Vec<&str> = entries.iter().map(|e| e.kind.as_str()).collect();
-    assert_eq!(
-        kinds,
-        ["rule", "rule", "rule", "rule", "link"],
-        "{entries:#?}"
-    );
+    hosts.join(0);
+    hosts.join(1);
+    hosts.wait_for_peers();
+    let web = hosts.wait_for(0, "web", 1)[0];
+    let system = hosts.meshctl(hosts.nodes[1].host(), &["status", "--system"]);
+    for entry in [
+        "table ip meshd",
+        "table bridge meshd",
+        "DOCKER-USER",
+        "hairpin",
+    ] {
+        assert!(system.contains(entry), "{entry}: {system}");
+    }
     let during = shown(&hosts, 1);
     assert_ne!(during, before);
-    let web = hosts.instance(1, 0);
     assert_eq!(hosts.ask(0, "", "tcp", web), Ok(hosts.node(0).to_string()));
 
     let rule = "-m conntrack --ctstate DNAT --ctorigdst 10.210.0.0/16 -m comment --comment meshd -j ACCEPT";
@@ -85,45 +89,54 @@ fn what_is_taken_away_comes_back_and_a_stop_leaves_the_machine_as_it_was() {
     hosts.docker(1, &["network", "rm", "another"]);
     assert_eq!(hosts.ask(0, "", "tcp", web), Ok(hosts.node(0).to_string()));
 
-    wired.stop();
+    hosts.stop_daemon(1);
     assert_eq!(shown(&hosts, 1), before);
 
-    let wired = Wired::start(&hosts.nodes[1]);
-    wired.set(hosts.wiring(1, &["web"]));
-    hosts.restart_engine(1);
-    hosts.exec(1, &["docker", "start", "web"]);
-    wired.set(hosts.wiring(1, &["web"]));
-    assert_eq!(hosts.ask(0, "", "tcp", web), Ok(hosts.node(0).to_string()));
+    // And again, as after a restart of the machine: with what was known before.
+    hosts.start_daemon(1);
+    hosts.wait_until("the container is reached again", || {
+        hosts.ask(0, "", "tcp", web) == Ok(hosts.node(0).to_string())
+    });
+    assert_eq!(hosts.status(1).problems, []);
     hosts.exec(1, &["nft", "flush", "ruleset"]);
     hosts.wait_until("our table is back", || {
         hosts
             .exec(1, &["nft", "list", "tables"])
             .contains("table ip meshd")
     });
-    assert_eq!(hosts.ask(0, "", "tcp", web), Ok(hosts.node(0).to_string()));
-    wired.stop();
+    // It took Docker's own rules with it, which come with a restart of Docker.
+    hosts.restart_engine(1, &[]);
+    hosts.docker(1, &["start", "web"]);
+    hosts.wait_until("the container is reached again", || {
+        hosts.ask(0, "", "tcp", web) == Ok(hosts.node(0).to_string())
+    });
 }
 
 #[test]
-fn a_flow_follows_an_instance_address_to_its_next_container() {
+fn a_flow_follows_an_instance_address_to_its_containers_next_address() {
     let Some(hosts) = Hosts::joined(2) else {
         return;
     };
-    for name in ["first", "second"] {
-        hosts.run(1, name, "bridge");
-    }
-    let wired = Wired::start(&hosts.nodes[1]);
-    let server = format!("{}:{PORT}", hosts.instance(1, 0));
+    hosts.serve(1, "web", "bridge", "web");
+    let web = hosts.wait_for(0, "web", 1)[0];
+    let server = format!("{web}:{PORT}");
     let counted = |name: &str| {
         let own = format!("127.0.0.1:{PORT}");
         hosts.docker(1, &["exec", name, ECHO, "report", &own])
     };
     let caller = format!("{} 1", hosts.node(0));
-    for name in ["first", "second"] {
-        wired.set(hosts.wiring(1, &[name]));
-        // One flow to the kernel: the port is the same.
-        hosts.exec(0, &[hosts.echo(), "ask", "udp", &server, "from", "5000"]);
-        assert!(counted(name).lines().any(|line| line == caller), "{name}");
-    }
-    wired.stop();
+    // One flow to the kernel: the port is the same.
+    let call = || hosts.exec(0, &[hosts.echo(), "ask", "udp", &server, "from", "5000"]);
+    call();
+    assert!(counted("web").lines().any(|line| line == caller));
+    let before = hosts.container_address(1, "web");
+    hosts.docker(1, &["stop", "web"]);
+    hosts.run(1, "next", "bridge", &[]);
+    assert_eq!(hosts.container_address(1, "next"), before);
+    hosts.docker(1, &["start", "web"]);
+    assert_ne!(hosts.container_address(1, "web"), before);
+    assert_eq!(hosts.wait_for(0, "web", 1), [web], "it keeps its address");
+    call();
+    assert!(counted("web").lines().any(|line| line == caller));
+    assert!(!counted("next").lines().any(|line| line == caller));
 }

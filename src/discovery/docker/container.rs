@@ -1,12 +1,13 @@
 //! One exposed container: its place on the network, its state, and what is said of it. Pure.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::inspect::{EngineHealth, Inspected, Status};
+use super::inspect::{EngineHealth, Inspected, Published, Status};
 use super::labels::{Exposed, HealthSource, printable};
 use crate::model::Label;
-use crate::model::record::{Health, Instance, Source};
+use crate::model::record::{Health, Instance, Port, Source};
 use crate::wire::local::Problem;
 
 /// A container that has not come up for this long is shown to the mesh as starting. Before, nothing is said: one that
@@ -55,6 +56,15 @@ pub enum Place {
     Host,
 }
 
+/// What the kernel does for instance addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wired {
+    /// It maps these to the containers' own addresses. One that it does not map yet is not published.
+    Mapped(BTreeMap<Ipv4Addr, Ipv4Addr>),
+    /// It cannot map any: containers are reached at ports that they publish, where they do.
+    Impossible,
+}
+
 /// An exposed container.
 #[derive(Debug, Clone)]
 pub struct Container {
@@ -66,6 +76,7 @@ pub struct Container {
     pub(super) pid: Option<u32>,
     pub(super) stop_signal: u32,
     pub(super) paused: bool,
+    published: Vec<Published>,
     state: State,
     engine_health: Option<EngineHealth>,
     probe: Option<bool>,
@@ -92,6 +103,7 @@ impl Container {
             pid: inspected.pid,
             stop_signal: inspected.stop_signal,
             paused: inspected.status == Status::Paused,
+            published: inspected.published.clone(),
             state: State::Starting,
             engine_health: inspected.health,
             probe: None,
@@ -123,6 +135,7 @@ impl Container {
         self.exposed = exposed;
         self.pid = inspected.pid;
         self.paused = inspected.status == Status::Paused;
+        self.published.clone_from(&inspected.published);
         self.engine_health = inspected.health;
         self.settle();
     }
@@ -253,6 +266,7 @@ impl Container {
         &self,
         drained: bool,
         node: &[IpAddr],
+        wired: &Wired,
         now: Instant,
     ) -> Option<Instance> {
         let young = now.saturating_duration_since(self.started) < SHOWN_AFTER;
@@ -267,10 +281,11 @@ impl Container {
             _ if drained => Health::Draining,
             health => health,
         };
+        let (addresses, ports) = self.reached_at(node, wired)?;
         Some(Instance {
             id: self.label.clone(),
-            addresses: self.addresses(node),
-            ports: self.exposed.ports.clone(),
+            addresses,
+            ports,
             health,
             weight: self.exposed.weight,
             priority: 0,
@@ -278,10 +293,32 @@ impl Container {
         })
     }
 
-    fn addresses(&self, node: &[IpAddr]) -> Vec<IpAddr> {
-        match self.place {
-            Place::Mapped { address, .. } => vec![address.into()],
-            Place::Host => node.to_vec(),
+    /// Its addresses and ports as others see them; none if there is no way to it.
+    fn reached_at(&self, node: &[IpAddr], wired: &Wired) -> Option<(Vec<IpAddr>, Vec<Port>)> {
+        let ports = self.exposed.ports.clone();
+        match (self.place, wired) {
+            (Place::Host, _) => Some((node.to_vec(), ports)),
+            (Place::Mapped { address, container }, Wired::Mapped(mapped)) => {
+                (mapped.get(&address) == Some(&container)).then(|| (vec![address.into()], ports))
+            }
+            (Place::Mapped { .. }, Wired::Impossible) => {
+                let own = *node.first()?;
+                let ports: Vec<Port> = ports
+                    .into_iter()
+                    .filter_map(|port| {
+                        let there = self.published.iter().find(|published| {
+                            published.protocol == port.protocol
+                                && published.port == port.number
+                                && published.address.is_none_or(|at| at == own)
+                        })?;
+                        Some(Port {
+                            number: there.host_port,
+                            ..port
+                        })
+                    })
+                    .collect();
+                (!ports.is_empty()).then(|| (vec![own], ports))
+            }
         }
     }
 

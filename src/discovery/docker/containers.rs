@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use ipnet::Ipv4Net;
 
-use super::container::{Container, Place, State};
+use super::container::{Container, Place, State, Wired};
 use super::inspect::{
     Action, ContainerId, EngineNetwork, Inspected, Network, SIGKILL, SIGTERM, Status,
 };
@@ -328,17 +328,20 @@ impl Containers {
             .fold(false, |changed, held| held.handle_time(now) | changed)
     }
 
-    /// What to publish, by service; `drained` are the services that are to get no new clients.
+    /// What to publish, by service; `drained` are the services that are to get no new clients, `wired` is what the kernel
+    /// does by now.
     #[must_use]
     pub fn offers(
         &self,
         drained: &BTreeSet<ServiceName>,
+        wired: &Wired,
         now: Instant,
     ) -> BTreeMap<ServiceName, Offer> {
         let mut offers: BTreeMap<ServiceName, Offer> = BTreeMap::new();
         for held in self.held.values() {
             let drained = held.exposed.services.iter().any(|s| drained.contains(s));
-            let Some(instance) = held.instance(drained, &self.surroundings.addresses, now) else {
+            let node = &self.surroundings.addresses;
+            let Some(instance) = held.instance(drained, node, wired, now) else {
                 continue;
             };
             for (index, service) in held.exposed.services.iter().enumerate() {

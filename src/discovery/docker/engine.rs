@@ -30,9 +30,9 @@ const STREAM_WAIT: Duration = Duration::from_millis(300);
 /// Questions to the engine at once.
 const AT_ONCE: usize = 8;
 /// Octets of a list at most: thousands of containers, some with labels of mebibytes.
-const MOST_LIST: usize = 64 << 20;
+pub(super) const MOST_LIST: usize = 64 << 20;
 /// Octets of a description at most.
-const MOST_DESCRIPTION: usize = 32 << 20;
+pub(super) const MOST_DESCRIPTION: usize = 32 << 20;
 /// Octets of an event at most: it carries the container's labels. One that is longer is made up for by a list.
 const MOST_EVENT: usize = 1 << 20;
 /// Images whose labels are remembered at most.
@@ -455,7 +455,10 @@ async fn describe(
     Ok(Some(Box::new(Described { inspected, image })))
 }
 
-async fn networks(socket: PathBuf, podman: bool) -> Result<Vec<EngineNetwork>, EngineFault> {
+pub(super) async fn networks(
+    socket: PathBuf,
+    podman: bool,
+) -> Result<Vec<EngineNetwork>, EngineFault> {
     // Podman tells the names of its bridges in its own API alone.
     let path = if podman {
         "/v4.0.0/libpod/networks/json"
@@ -467,7 +470,7 @@ async fn networks(socket: PathBuf, podman: bool) -> Result<Vec<EngineNetwork>, E
 }
 
 /// An answer to something that is always there.
-async fn whole(socket: &Path, path: &str, most: usize) -> Result<Bytes, EngineFault> {
+pub(super) async fn whole(socket: &Path, path: &str, most: usize) -> Result<Bytes, EngineFault> {
     let missing = || EngineFault::Status(404, path.to_owned());
     get(socket, path, most).await?.ok_or_else(missing)
 }

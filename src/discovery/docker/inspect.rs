@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 
 use ipnet::Ipv4Net;
@@ -131,6 +131,21 @@ pub struct Inspected {
     pub stop_signal: u32,
     /// Where it is.
     pub network: Network,
+    /// Its ports that are published on this host.
+    pub published: Vec<Published>,
+}
+
+/// A container's port published on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// Over what.
+    pub protocol: Protocol,
+    /// In the container.
+    pub port: NonZeroU16,
+    /// On which of the host's addresses; none: on all.
+    pub address: Option<IpAddr>,
+    /// On the host.
+    pub host_port: NonZeroU16,
 }
 
 /// A network of the engine.
@@ -262,9 +277,9 @@ pub fn container(text: &[u8]) -> Result<Inspected, serde_json::Error> {
     let state = raw.state.unwrap_or_default();
     let config = raw.config.unwrap_or_default();
     let mode = raw.host_config.unwrap_or_default().network_mode;
-    let attached: BTreeMap<String, Endpoint> = raw
-        .network_settings
-        .unwrap_or_default()
+    let settings = raw.network_settings.unwrap_or_default();
+    let published = published(settings.ports.unwrap_or_default());
+    let attached: BTreeMap<String, Endpoint> = settings
         .networks
         .unwrap_or_default()
         .into_iter()
@@ -316,6 +331,7 @@ pub fn container(text: &[u8]) -> Result<Inspected, serde_json::Error> {
         },
         stop_signal: signal(&config.stop_signal.unwrap_or_default()).unwrap_or(SIGTERM),
         network,
+        published,
     })
 }
 
@@ -404,6 +420,31 @@ fn health(text: &str) -> Option<EngineHealth> {
         "unhealthy" => Some(EngineHealth::Unhealthy),
         _ => None,
     }
+}
+
+fn published(ports: RawPorts) -> Vec<Published> {
+    let mut published = Vec::new();
+    for (port, bindings) in ports {
+        let Some((protocol, port)) = exposed_port(&port) else {
+            continue;
+        };
+        for binding in bindings.unwrap_or_default() {
+            let address = match binding.host_ip.parse::<IpAddr>() {
+                Ok(address) if !address.is_unspecified() => Some(address),
+                Err(_) if !binding.host_ip.is_empty() => continue,
+                _ => None,
+            };
+            if let Ok(host_port) = binding.host_port.parse() {
+                published.push(Published {
+                    protocol,
+                    port,
+                    address,
+                    host_port,
+                });
+            }
+        }
+    }
+    published
 }
 
 /// `5432/tcp`.
@@ -508,6 +549,17 @@ struct RawHostConfig {
 #[serde(default, rename_all = "PascalCase")]
 struct RawNetworkSettings {
     networks: Option<BTreeMap<String, Option<RawEndpoint>>>,
+    ports: Option<RawPorts>,
+}
+
+/// By the port in the container, such as `5432/tcp`.
+type RawPorts = BTreeMap<String, Option<Vec<RawBinding>>>;
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct RawBinding {
+    host_ip: String,
+    host_port: String,
 }
 
 #[derive(Default, Deserialize)]

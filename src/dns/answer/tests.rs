@@ -72,6 +72,16 @@ fn netmap(health: [Health; 3]) -> Netmap {
 }
 
 fn zone_of(netmap: &Netmap, unreachable: &[u8], when_none_usable: WhenNoneUsable) -> Zone {
+    let balanced = &["10.210.0.77".parse().expect("a literal")].into();
+    zone_with(netmap, unreachable, when_none_usable, balanced)
+}
+
+fn zone_with(
+    netmap: &Netmap,
+    unreachable: &[u8],
+    when_none_usable: WhenNoneUsable,
+    balanced: &BTreeSet<Ipv4Addr>,
+) -> Zone {
     Zone::build(&ZoneInput {
         netmap,
         own: id(1),
@@ -79,6 +89,7 @@ fn zone_of(netmap: &Netmap, unreachable: &[u8], when_none_usable: WhenNoneUsable
         round_trips: &BTreeMap::new(),
         when_none_usable,
         lingering: &BTreeSet::from(["gone.svc".to_owned()]),
+        balanced,
         serial: 7,
     })
 }
@@ -516,4 +527,11 @@ fn a_service_address_stands_for_the_instances_in_addresses_and_srv_keeps_them() 
         usable,
         ["10.210.0.77", "10.210.1.1", "10.210.2.1", "10.210.2.9"]
     );
+
+    // Until the kernel of this node balances it, it leads nowhere.
+    let zone = zone_with(&netmap, &[3], WhenNoneUsable::All, &BTreeSet::new());
+    let answer = ask_zone(&zone, "web.svc.mesh.", RecordType::A);
+    let mut addresses = data(&answer);
+    addresses.sort();
+    assert_eq!(addresses, ["10.210.1.1", "10.210.2.1", "10.210.2.9"]);
 }

@@ -59,6 +59,7 @@ fn web(n: u32, more: &[(&str, &str)]) -> Inspected {
         },
         stop_signal: SIGTERM,
         network: Network::Attached(BTreeMap::from([("shop_default".into(), endpoint)])),
+        published: Vec::new(),
     }
 }
 
@@ -91,7 +92,14 @@ impl World {
     }
 
     fn offers(&self) -> BTreeMap<ServiceName, Offer> {
-        self.containers.offers(&BTreeSet::new(), self.now)
+        self.containers
+            .offers(&BTreeSet::new(), &self.wired(), self.now)
+    }
+
+    /// A kernel that maps all it is to.
+    fn wired(&self) -> Wired {
+        let mappings = self.containers.mappings();
+        Wired::Mapped(mappings.iter().map(|(a, m)| (*a, m.container)).collect())
     }
 
     /// What is published of a service: instances with their health.
@@ -502,7 +510,7 @@ fn drained_services_are_drained_and_their_own_health_is_still_known() {
     let mut world = World::new();
     world.up(1);
     let drained = BTreeSet::from([service("web")]);
-    let offers = world.containers.offers(&drained, world.now);
+    let offers = world.containers.offers(&drained, &world.wired(), world.now);
     assert_eq!(
         offers[&service("web")].instances[0].health,
         Health::Draining

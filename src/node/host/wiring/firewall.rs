@@ -39,6 +39,7 @@ pub struct Firewall {
 #[derive(Debug, Default)]
 struct Report {
     in_force: bool,
+    in_place: Option<Arc<Wiring>>,
     problems: Vec<Problem>,
     entries: Vec<SystemEntry>,
 }
@@ -72,10 +73,26 @@ impl Firewall {
 
     /// Says what there is to be from now on. Does not wait; of several in a row the last counts.
     pub fn set(&self, wiring: Wiring) {
-        self.wanted.send_modify(|(number, wanted)| {
+        self.wanted.send_if_modified(|(number, wanted)| {
+            if wanted.as_deref() == Some(&wiring) {
+                return false;
+            }
             *number += 1;
             *wanted = Some(Arc::new(wiring));
+            true
         });
+    }
+
+    /// Changes whenever the kernel has been brought to what was set, or looked at.
+    #[must_use]
+    pub fn looks(&self) -> watch::Receiver<u64> {
+        self.settled.clone()
+    }
+
+    /// What was carried out last, or found impossible; none before the first.
+    #[must_use]
+    pub fn in_place(&self) -> Option<Arc<Wiring>> {
+        self.report().in_place.clone()
     }
 
     /// Returns when what was set last has been carried out, or found impossible.
@@ -194,8 +211,8 @@ impl<K: Kernel> Work<K> {
         }
         problems.sort();
         problems.dedup();
-        self.was.wiring = Some((wiring, sound));
-        self.tell(in_force, problems);
+        self.was.wiring = Some((Arc::clone(&wiring), sound));
+        self.tell(in_force, Some(wiring), problems);
     }
 
     /// Our tables and the ports of the bridges; gives whether the engine's tables let mapped connections pass.
@@ -393,7 +410,7 @@ impl<K: Kernel> Work<K> {
         ));
     }
 
-    fn tell(&self, in_force: bool, problems: Vec<Problem>) {
+    fn tell(&self, in_force: bool, in_place: Option<Arc<Wiring>>, problems: Vec<Problem>) {
         let mut entries = Vec::new();
         let mut entry = |kind: &str, what: String, why: &str| {
             entries.push(SystemEntry {
@@ -439,6 +456,7 @@ impl<K: Kernel> Work<K> {
         }
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Report {
             in_force,
+            in_place,
             problems,
             entries,
         };
@@ -462,7 +480,7 @@ impl<K: Kernel> Work<K> {
         if std::mem::take(&mut self.was.forwarding) {
             said(self.kernel.set_forwards(false));
         }
-        self.tell(false, Vec::new());
+        self.tell(false, None, Vec::new());
     }
 }
 
