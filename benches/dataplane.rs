@@ -7,7 +7,7 @@
 //! Each figure is the median of [`ROUNDS`] rounds. Gbit/s counts the octets of the packets in the tunnel.
 
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -338,13 +338,15 @@ fn lookups(peers: u32, v6: bool) -> impl FnMut() -> Took {
 
 fn limiting(sources: u32, gap: Duration) -> impl FnMut() -> Took {
     let mut now = Instant::now();
-    let mut limiter = HandshakeLimiter::new(now);
+    let mut limiter = HandshakeLimiter::new([7; 32], now);
+    let (node, datagram) = initiation();
     let mut source = 0u32;
     move || {
         timed(BATCH, |_| {
             now += gap;
             source = source.wrapping_add(1) % sources;
-            black_box(limiter.admit(Ipv4Addr::from(source).into(), now));
+            let from = SocketAddr::from((Ipv4Addr::from(source), 51820));
+            black_box(limiter.admit(node.reply_key(), &datagram, from, now));
         })
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -12,7 +11,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use x25519_dalek::StaticSecret;
 
 use super::allowed_ips::AllowedIps;
@@ -26,7 +24,7 @@ use super::split::VnetHeader;
 use super::timer::{self, Live};
 use super::tun::Tun;
 use super::udp::{Sender, Sockets};
-use super::worker::{self, Duty};
+use super::worker::{self, Duty, Pair, Worker};
 
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5).
 const LEAST_MTU: u16 = 1280;
@@ -135,7 +133,7 @@ pub(super) struct Shared {
     /// Milliseconds since the start at which a lost session was last looked into.
     pub(super) revived: AtomicU64,
     stop: AtomicBool,
-    wakes: Vec<EventFd>,
+    pub(super) pairs: Vec<Pair>,
 }
 
 impl Shared {
@@ -224,10 +222,16 @@ impl Tunnel {
         let index = tun[0]
             .index()
             .map_err(|e| TunnelError::Io("find the network device", e))?;
-        let event = || {
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
-                .map_err(|e| TunnelError::Io("make an event", e.into()))
-        };
+        let pairs = (0..queues)
+            .map(|queue| {
+                let second = Worker {
+                    duty: Duty::Out,
+                    queue,
+                };
+                Pair::new(queue, workers.contains(&second))
+            })
+            .collect::<Result<_, _>>()
+            .map_err(|e| TunnelError::Io("make an event", e.into()))?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed)
             .map_err(|e| TunnelError::Io("make a random number", e.into()))?;
@@ -249,7 +253,7 @@ impl Tunnel {
             started: Instant::now(),
             revived: AtomicU64::new(0),
             stop: AtomicBool::new(false),
-            wakes: workers.iter().map(|_| event()).collect::<Result<_, _>>()?,
+            pairs,
         });
         let mut tunnel = Self {
             shared,
@@ -259,15 +263,12 @@ impl Tunnel {
             threads: Vec::new(),
             changing: Mutex::new(()),
         };
-        for (n, worker) in workers.into_iter().enumerate() {
+        for worker in workers {
             let name = match worker.duty {
-                Duty::Both => "mesh-data".to_owned(),
+                Duty::Both => format!("mesh-data-{}", worker.queue),
                 Duty::Out => format!("mesh-out-{}", worker.queue),
-                Duty::In => format!("mesh-in-{}", worker.queue),
             };
-            tunnel.spawn(name, move |shared| {
-                worker::run(shared, worker, shared.wakes[n].as_fd().as_raw_fd());
-            })?;
+            tunnel.spawn(name, move |shared| worker::run(shared, worker))?;
         }
         tunnel.spawn("mesh-timer".to_owned(), timer::run)?;
         Ok(tunnel)
@@ -626,8 +627,8 @@ impl Tunnel {
     }
 
     fn wake(&self) {
-        for event in &self.shared.wakes {
-            let _ = event.write(1);
+        for pair in &self.shared.pairs {
+            pair.wake();
         }
     }
 }

@@ -1,15 +1,15 @@
 //! The data plane: an ordinary WireGuard between a TUN device and two UDP sockets.
 //!
-//! Threads of its own, no async runtime:
+//! Threads of its own, no async runtime (`worker` says how many there are and who does what):
 //!
-//! - `out` reads the TUN device, splits what the kernel left for offload, seals each segment straight into
+//! - outbound reads the TUN device, splits what the kernel left for offload, seals each segment straight into
 //!   the send buffer of its run, and hands whole runs to the kernel as one message each (UDP GSO);
-//! - `in` receives merged datagrams (UDP GRO), opens each into one dense arena, checks that the sender owns
+//! - inbound receives merged datagrams (UDP GRO), opens each into one dense arena, checks that the sender owns
 //!   the source address, and writes runs of a flow back to the device as one packet, with no copy;
 //! - `timer` ticks the peers that have a session or want one: rekeys, keepalives, retries. It sleeps while none has.
 //!
 //! Peers and routes are an immutable snapshot, read once per batch; a peer's lock is taken once per batch of
-//! packets for it. On one core one thread does both directions; on many there are several pairs (`worker`). A panic in one of these threads ends the process: a silent half of a tunnel is worse.
+//! packets for it. A panic in one of these threads ends the process: a silent half of a tunnel is worse.
 //!
 //! Sources: WireGuard (Donenfeld, NDSS 2017), virtio 1.2 section 5.1.6 (the offload header).
 

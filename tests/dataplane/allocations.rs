@@ -95,7 +95,7 @@ fn start(host: &Host, own: u8, keys: &[StaticSecret; 2], endpoint: IpAddr) -> Tu
         mtu: 1420,
         listen_port: 51820,
         private_key: Some(key(own).clone()),
-        workers: None,
+        workers: Some(2),
     };
     let tunnel = host
         .inside(|| Tunnel::start(config))

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How the names of the threads begin that carry packets.
-const DATA_THREADS: [&[u8]; 2] = [b"mesh-in", b"mesh-out"];
+const DATA_THREADS: [&[u8]; 2] = [b"mesh-data", b"mesh-out"];
 
 static WATCHED: AtomicBool = AtomicBool::new(false);
 static BY_DATA_THREADS: AtomicU64 = AtomicU64::new(0);

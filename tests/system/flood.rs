@@ -26,7 +26,7 @@ fn start(host: &Host, number: u8, peers: &[(u8, Option<SocketAddr>)]) -> Tunnel 
         mtu: 1420,
         listen_port: 51820,
         private_key: Some(key(number)),
-        workers: None,
+        workers: Some(2),
     };
     let tunnel = host
         .inside(|| Tunnel::start(config))
