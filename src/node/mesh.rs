@@ -855,6 +855,7 @@ impl Mesh {
         }
         self.refresh_surroundings();
         self.listen().await;
+        self.wire();
         self.publish_own();
     }
 
