@@ -6,6 +6,7 @@
 //!     echo ask tcp|udp NAME:PORT         prints what the server calls us, after 1 MiB there and back
 //!     echo ask bulk NAME:PORT MEBIBYTES  the same with more, over TCP
 //!     echo ask udp ADDRESS:PORT from PORT        one datagram there and back, from a port of one's own
+//!     echo look NAME:PORT                prints the addresses of a name
 //!     echo flood NAME:PORT COUNT A_SECOND CACHE  so many new connections, the name looked up again after CACHE
 //!                                        milliseconds; prints how many failed
 //!     echo flow NAME:PORT SECONDS        ten requests a second over one connection, and ten datagrams; prints what got no
@@ -35,6 +36,12 @@ fn main() -> io::Result<()> {
         ["ask", "tcp", server] => ask_tcp(look_up(server)?, BULK),
         ["ask", "bulk", server, size] => ask_tcp(look_up(server)?, parse::<usize>(size)? << 20),
         ["ask", "udp", server] => ask_udp(look_up(server)?),
+        ["look", server] => {
+            let mut addresses: Vec<IpAddr> = server.to_socket_addrs()?.map(|at| at.ip()).collect();
+            addresses.dedup();
+            addresses.iter().for_each(|address| println!("{address}"));
+            Ok(())
+        }
         ["flood", server, count, rate, cache] => flood(
             server,
             parse(count)?,

@@ -4,6 +4,10 @@
 
 mod hosts;
 
+mod clients;
+mod flows;
 mod guards;
+mod paths;
 mod positions;
 mod presence;
+mod rolling;
