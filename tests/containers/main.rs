@@ -5,9 +5,12 @@
 mod hosts;
 
 mod clients;
+mod compose;
 mod flows;
 mod guards;
 mod paths;
 mod positions;
 mod presence;
+mod projects;
+mod promptness;
 mod rolling;
