@@ -7,8 +7,10 @@ mod query;
 
 mod adversary;
 mod bad_input;
+mod copied;
 mod flood;
 mod four_hosts;
 mod machine;
 mod narrow_path;
 mod restart;
+mod restore;
