@@ -492,7 +492,10 @@ impl Tunnel {
         let now = Instant::now();
         for size in sizes {
             let mut state = peer.lock();
-            let session = state.noise.as_ref().and_then(|noise| noise.session_age());
+            let session = state
+                .noise
+                .as_ref()
+                .and_then(|noise| noise.session_age());
             if session.is_some()
                 && let Some(length) = probe::write(
                     source,
