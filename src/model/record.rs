@@ -10,6 +10,7 @@
 //! | `token` | mesh key | what a join token may admit |
 //! | `revocation` | mesh key | that a token or node is out |
 //! | `membership` | token key | that a node is in, its name and tags |
+//! | `departure` | node's identity key | that the node is out, for good |
 //! | `node` | node's identity key | WireGuard key, address block, endpoints |
 //! | `service` | node's identity key | the node's instances of one service |
 //!
@@ -80,6 +81,8 @@ pub enum Record {
     Revocation(Revocation),
     /// A node's membership certificate.
     Membership(Membership),
+    /// A node's own word that it is out.
+    Departure(Departure),
     /// A node's own account of itself.
     Node(Node),
     /// One service on one node.
@@ -147,6 +150,16 @@ pub struct Revocation {
     pub revoked: RevokedKind,
     /// Since when.
     pub at: UnixSeconds,
+}
+
+/// A node that is out by its own word, for good: its name and addresses are free. A node that may be removed when it
+/// stays away leaves one with its coordinator in advance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departure {
+    /// The node's identity key.
+    pub id: PublicKey,
+    /// Grows with each change.
+    pub version: u64,
 }
 
 /// A membership certificate: signed with a token's key by the node that joins with it.
@@ -399,6 +412,7 @@ impl Record {
                 .map_err(|e| RecordError::Malformed(e.to_string())),
             Self::Token(token) => bounded("tags", token.tags.len(), MAX_TAGS).and(id_is(&token.id)),
             Self::Revocation(revocation) => id_is(&revocation.id),
+            Self::Departure(departure) => id_is(&departure.id),
             Self::Membership(member) => {
                 bounded("tags", member.tags.len(), MAX_TAGS).and(id_is(&member.id))
             }

@@ -24,7 +24,7 @@ use crate::discovery::docker::{ContainerId, Report, Wired};
 use crate::discovery::registry::{Key, Registry};
 use crate::dns::{Allowed, DnsServer, Inside, Resolver, Upstream, Zone, ZoneInput};
 use crate::model::netmap::Netmap;
-use crate::model::record::{Instance, MAX_INSTANCES, Node, Record, Service, Source};
+use crate::model::record::{Departure, Instance, MAX_INSTANCES, Node, Record, Service, Source};
 use crate::model::service_address::ServiceAddresses;
 use crate::model::time::next_version;
 use crate::model::{PublicKey, ServiceName};
@@ -51,6 +51,8 @@ pub(super) struct StreamState {
     pub(super) synced: Option<Instant>,
     pub(super) refusal: Option<String>,
     pub(super) revoked: bool,
+    /// Another machine with this node's keys is connected: this one keeps off its peers.
+    pub(super) cloned: bool,
 }
 
 /// A joined node.
@@ -88,6 +90,8 @@ pub(super) struct Mesh {
     lingering: BTreeMap<String, Instant>,
     serial: u32,
     sequence: u64,
+    /// The last message of an offer of everything that the coordinator has not acknowledged yet.
+    owes: Option<u64>,
     waiting: HashMap<u64, oneshot::Sender<()>>,
 }
 
@@ -249,6 +253,7 @@ impl Mesh {
             synced: None,
             refusal: None,
             revoked: false,
+            cloned: false,
         };
         let (docker, docker_events) = match &config.docker {
             None => (None, None),
@@ -278,6 +283,7 @@ impl Mesh {
             lingering: BTreeMap::new(),
             serial: 1,
             sequence: 0,
+            owes: None,
             waiting: HashMap::new(),
             config,
             identity,
@@ -328,27 +334,27 @@ impl Mesh {
         match event {
             Event::Opened { url, store } => {
                 tracing::info!(%url, "connected to the coordinator");
-                let another = self.position.store.as_deref() != Some(&store);
+                let another = self.owes.is_some() || self.position.store.as_deref() != Some(&store);
+                let cloned = self.stream.cloned;
                 self.stream = StreamState {
                     url: url.to_string(),
                     connected: true,
                     synced: Some(now),
                     refusal: None,
                     revoked: false,
+                    cloned: false,
                 };
+                if cloned {
+                    self.refresh();
+                }
                 self.offer(another);
+                self.leave_farewell();
             }
             Event::Changes { records, position } => {
                 self.stream.synced = Some(now);
                 self.take_in(records);
                 self.position = position;
-                self.control.set_position(self.position.clone());
-                // What is not on disk must come again after a restart.
-                if self.log.is_whole()
-                    && let Err(error) = self.dir.set_position(&self.position)
-                {
-                    tracing::warn!(%error, "cannot note where this node stands; it will ask for more than it needs");
-                }
+                self.note_position();
             }
             Event::Published { sequence, refused } => {
                 self.stream.synced = Some(now);
@@ -357,6 +363,10 @@ impl Mesh {
                 }
                 if let Some(waiting) = self.waiting.remove(&sequence) {
                     let _ = waiting.send(());
+                }
+                if self.owes == Some(sequence) {
+                    self.owes = None;
+                    self.note_position();
                 }
             }
             Event::Alive => self.stream.synced = Some(now),
@@ -368,6 +378,14 @@ impl Mesh {
                 self.stream.connected = false;
                 self.stream.revoked = refusal == Some(Refusal::Revoked);
                 self.stream.refusal = Some(why);
+                // Who was connected since its start is the original, whatever a coordinator says.
+                if refusal == Some(Refusal::Clone)
+                    && self.stream.synced.is_none()
+                    && !self.stream.cloned
+                {
+                    self.stream.cloned = true;
+                    self.refresh();
+                }
                 self.waiting.clear();
             }
         }
@@ -383,9 +401,48 @@ impl Mesh {
             .filter(|e| everything || e.signer == id)
             .cloned()
             .collect();
+        let mut handed_over = true;
         for chunk in envelopes.chunks(crate::wire::control::MAX_RECORDS) {
             self.sequence += 1;
-            self.control.publish(self.sequence, chunk.to_vec());
+            handed_over &= self.control.publish(self.sequence, chunk.to_vec());
+        }
+        if everything {
+            self.owes = Some(self.sequence);
+            if handed_over {
+                self.control.told();
+            }
+        }
+    }
+
+    /// A node that may be removed when it stays away says so in advance: nobody else can sign for it.
+    fn leave_farewell(&self) {
+        let id = self.id();
+        let token = self
+            .ledger
+            .membership(&id)
+            .and_then(|membership| self.ledger.token(&membership.token));
+        if token.is_some_and(|token| token.ephemeral) {
+            let departure = Record::Departure(Departure {
+                id,
+                version: next_version(0, SystemTime::now()),
+            });
+            let departure = Envelope::seal(&departure, &self.identity.keys.identity);
+            self.control.leave_farewell(departure);
+        }
+    }
+
+    /// Notes how far this node has got in the coordinator's store. Not before that store has all this node owes it: by
+    /// the note it is known to have.
+    fn note_position(&mut self) {
+        if self.owes.is_some() {
+            return;
+        }
+        self.control.set_position(self.position.clone());
+        // What is not on disk must come again after a restart.
+        if self.log.is_whole()
+            && let Err(error) = self.dir.set_position(&self.position)
+        {
+            tracing::warn!(%error, "cannot note where this node stands; it will ask for more than it needs");
         }
     }
 
@@ -684,6 +741,7 @@ impl Mesh {
             now,
         );
         let peers = others
+            .filter(|_| !self.stream.cloned)
             .map(|member| PeerConfig {
                 public_key: member.wireguard_key.0,
                 preshared_key: None,

@@ -175,6 +175,12 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
             "the administrator removed it".into(),
             "run `meshctl leave`, and join again with a new token if that was a mistake",
         ));
+    } else if mesh.stream.cloned {
+        problems.push(problem(
+            "this machine is a copy of another node, which goes on; this one keeps off the mesh",
+            "another machine with the same keys is connected to the coordinator".into(),
+            "run `meshctl leave` here, and join with a new token",
+        ));
     } else if !mesh.stream.connected {
         let why = mesh
             .stream

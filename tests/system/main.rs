@@ -7,6 +7,7 @@ mod query;
 
 mod adversary;
 mod bad_input;
+mod copied;
 mod dns_address;
 mod flood;
 mod four_hosts;
@@ -14,3 +15,4 @@ mod host_dns;
 mod machine;
 mod narrow_path;
 mod restart;
+mod restore;
