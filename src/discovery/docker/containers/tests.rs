@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::discovery::docker::inspect::{Endpoint, EngineHealth};
+use crate::discovery::docker::inspect::{Endpoint, EngineHealth, Published};
 use crate::discovery::docker::labels::{Facts, Labels};
 use crate::model::record::Protocol;
 
@@ -503,6 +503,35 @@ fn one_that_dies_at_once_is_said_and_one_that_was_stopped_is_not() {
     let problems = world.problems();
     assert_eq!(problems.len(), 1);
     assert!(problems[0].contains("shop_web_1") && problems[0].contains("within seconds"));
+}
+
+#[test]
+fn what_is_not_mapped_is_not_published_and_without_maps_published_ports_are() {
+    let mut world = World::new();
+    let mut inspected = web(1, &[]);
+    let number = |n: u16| n.try_into().expect("not zero");
+    let published = |address: Option<&str>, host_port| Published {
+        protocol: Protocol::Tcp,
+        port: number(80),
+        address: address.map(|a| a.parse().expect("a literal")),
+        host_port: number(host_port),
+    };
+    inspected.published = vec![published(Some("192.0.2.1"), 81), published(None, 8080)];
+    world.inspected(&inspected);
+    world.inspected(&web(2, &[]));
+    for n in [1, 2] {
+        world.containers.handle_probe(&id(n), true);
+    }
+    let offers = |wired| world.containers.offers(&BTreeSet::new(), &wired, world.now);
+    assert_eq!(offers(Wired::Mapped(BTreeMap::new())), BTreeMap::new());
+
+    let offers = offers(Wired::Impossible);
+    let instances = &offers[&service("web")].instances;
+    let places: Vec<String> = instances
+        .iter()
+        .map(|i| format!("{} {}:{}", i.id, i.addresses[0], i.ports[0].number))
+        .collect();
+    assert_eq!(places, ["n1-shop-web-1 10.210.1.1:8080"]);
 }
 
 #[test]
