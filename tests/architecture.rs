@@ -59,6 +59,7 @@ const SHELLS: &[&str] = &[
     "tunnel/tun.rs",
     "tunnel/udp.rs",
     "tunnel/uapi/server.rs",
+    "tunnel/worker.rs",
     "dns/inside.rs",
     "dns/resolver.rs",
     "dns/server.rs",
@@ -256,7 +257,10 @@ fn depth_of(path: &str) -> usize {
 
 /// The lines of `text` without comments, and without the tests at its bottom.
 fn code_of(text: &str) -> Vec<&str> {
-    let code = match text.find("\n#[cfg(test)]\nmod ") {
+    let tests = ["mod ", "pub(in crate::tunnel) mod "]
+        .into_iter()
+        .find_map(|start| text.find(&format!("\n#[cfg(test)]\n{start}tests {{")));
+    let code = match tests {
         Some(end) => text.get(..end).unwrap_or_default(),
         None => text,
     };

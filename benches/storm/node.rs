@@ -125,6 +125,7 @@ fn service(key: &SigningKey, name: &str, address: IpAddr, version: u64) -> Envel
         source: Source::Docker,
     };
     let service = Service {
+        service_address: None,
         id: Service::id_of(&node, None, &name),
         version,
         node,

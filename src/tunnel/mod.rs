@@ -25,8 +25,6 @@ pub mod split;
 pub mod too_big;
 pub mod uapi;
 
-#[cfg(test)]
-mod bad_input;
 mod device;
 mod inbound;
 mod outbound;
@@ -36,6 +34,9 @@ mod timer;
 mod tun;
 mod udp;
 mod worker;
+
+#[cfg(test)]
+mod tests;
 
 pub use device::{
     Injector, PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError, Waiting, try_open,
