@@ -41,6 +41,7 @@ const PURE: &[&str] = &[
     "dns",
     "discovery",
     "node/host/plan.rs",
+    "node/host/wiring",
 ];
 
 /// Files inside the pure parts that do the input and output for them. A file that needs this no more is to be taken
@@ -54,15 +55,22 @@ const SHELLS: &[&str] = &[
     "tunnel/device.rs",
     "tunnel/inbound.rs",
     "tunnel/outbound.rs",
+    "tunnel/timer.rs",
     "tunnel/tun.rs",
     "tunnel/udp.rs",
     "tunnel/uapi/server.rs",
     "dns/datagrams.rs",
+    "tunnel/worker.rs",
     "dns/inside.rs",
     "dns/resolver.rs",
     "dns/server.rs",
     "dns/upstream.rs",
     "discovery/check.rs",
+    "discovery/docker/client.rs",
+    "discovery/docker/engine.rs",
+    "node/host/wiring/firewall.rs",
+    "node/host/wiring/kernel.rs",
+    "node/host/wiring/ports.rs",
 ];
 
 /// What only a shell may name: clocks, files, processes, sockets, randomness, runtimes.
@@ -250,7 +258,10 @@ fn depth_of(path: &str) -> usize {
 
 /// The lines of `text` without comments, and without the tests at its bottom.
 fn code_of(text: &str) -> Vec<&str> {
-    let code = match text.find("\n#[cfg(test)]\nmod ") {
+    let tests = ["mod ", "pub(in crate::tunnel) mod "]
+        .into_iter()
+        .find_map(|start| text.find(&format!("\n#[cfg(test)]\n{start}tests {{")));
+    let code = match tests {
         Some(end) => text.get(..end).unwrap_or_default(),
         None => text,
     };

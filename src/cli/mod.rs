@@ -12,6 +12,7 @@ mod mesh_key;
 mod node;
 mod ping;
 mod resolve;
+mod rollout;
 mod service;
 mod status;
 mod table;
@@ -111,6 +112,8 @@ enum Command {
     /// List the services of the mesh, add and change those of this node
     #[command(subcommand)]
     Service(service::Command),
+    /// Drain this node's containers, run a command that replaces them, publish them when healthy
+    Rollout(rollout::Arguments),
     /// Show what this node's DNS answers, and why
     Resolve(resolve::Arguments),
     /// Look a mesh name up from this host and from inside its containers, and say what to mend
@@ -159,6 +162,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
             Command::Status(arguments) => status::run(&arguments, &globals).await,
             Command::Ping(arguments) => ping::run(arguments, &globals).await,
             Command::Service(command) => service::run(command, &globals).await,
+            Command::Rollout(arguments) => rollout::run(arguments, &globals).await,
             Command::Resolve(arguments) => resolve::run(arguments, &globals).await,
             Command::Doctor(arguments) => doctor::run(&arguments, &globals).await,
             Command::Completions(_) | Command::Demo(_) => Ok(0),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 
@@ -19,7 +19,7 @@ const DEFAULT_FILE: &str = "/etc/meshd/coordinator.toml";
 #[command(name = "mesh-coordinator", version)]
 pub struct Arguments {
     /// Configuration file [default: /etc/meshd/coordinator.toml, if it exists]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where nodes connect (TCP, TLS) [default: 0.0.0.0:7443]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -28,7 +28,7 @@ pub struct Arguments {
     #[arg(long, value_name = "URL")]
     public_url: Vec<CoordinatorUrl>,
     /// Keys and records [default: /var/lib/mesh-coordinator]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Where meshctl connects [default: /run/mesh-coordinator/admin.sock]
     #[arg(long, value_name = "PATH")]
@@ -36,6 +36,24 @@ pub struct Arguments {
     /// Say whether the configuration is right, and exit
     #[arg(long)]
     pub check_config: bool,
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What a coordinator's program does besides running.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Write records, leases, spent tokens and the TLS key into one new file, also while the coordinator runs
+    Backup {
+        /// The file to be made
+        file: PathBuf,
+    },
+    /// Put a backup in the place of the state of a coordinator that does not run
+    Restore {
+        /// A file made by `backup`
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Default, Deserialize)]

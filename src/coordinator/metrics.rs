@@ -40,6 +40,7 @@ fn text(hub: &Hub) -> String {
         records,
         revision,
         connections,
+        refilling,
     } = hub.size();
     let counts = &hub.counts;
     let mut text = String::new();
@@ -66,6 +67,12 @@ fn text(hub: &Hub) -> String {
         "gauge",
         "Control streams open.",
         &[("", connections as u64)],
+    );
+    metric(
+        "refilling",
+        "gauge",
+        "Whether the store came from a backup and the nodes have not told everything yet.",
+        &[("", refilling.into())],
     );
     let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     metric(

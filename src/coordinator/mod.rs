@@ -5,6 +5,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | `backup` | one file of everything, and back |
 //! | `config` | coordinator.toml and the command line |
 //! | `running` | everything bound, served, and ended |
 //! | `server`, `control` | what nodes reach: the join call, the control stream |
@@ -14,6 +15,7 @@
 //! | [`store`] | records, leases and token uses on disk |
 
 mod admin;
+mod backup;
 mod config;
 mod control;
 mod enroll;
@@ -31,7 +33,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub use config::{Arguments, Config};
+pub use config::{Arguments, Command, Config};
 pub use running::Coordinator;
 
 use crate::wire::api::ErrorCode;
@@ -85,6 +87,11 @@ pub fn main() -> ExitCode {
             if arguments.check_config {
                 println!("the configuration is right");
                 return Ok(());
+            }
+            match &arguments.command {
+                Some(Command::Backup { file }) => return backup::backup(&config, file),
+                Some(Command::Restore { file }) => return backup::restore(&config, file),
+                None => {}
             }
             let runtime =
                 tokio::runtime::Runtime::new().map_err(|e| Failure::new(ErrorCode::Internal, e))?;

@@ -19,6 +19,8 @@ use crate::wire::url::CoordinatorUrl;
 
 /// How long streams get to take their last words when the coordinator stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+/// Time between looks for nodes that stay away.
+const DISMISSAL: Duration = Duration::from_secs(30);
 /// File descriptors for everything but connections of nodes.
 const RESERVED_FILES: u64 = 128;
 
@@ -81,6 +83,7 @@ impl Coordinator {
             config.admin_socket.clone(),
             Arc::clone(&hub),
         ))];
+        others.push(tokio::spawn(dismiss_absent(Arc::clone(&hub))));
         others.extend(metrics.map(|listener| tokio::spawn(metrics::serve(listener, hub))));
         Ok(Self {
             listen,
@@ -135,8 +138,21 @@ impl Coordinator {
     }
 }
 
+/// Looks for ephemeral nodes that stay away, until the coordinator ends.
+async fn dismiss_absent(hub: Arc<Hub>) {
+    loop {
+        tokio::time::sleep(DISMISSAL).await;
+        let hub = Arc::clone(&hub);
+        let dismissed =
+            tokio::task::spawn_blocking(move || hub.dismiss_absent(std::time::Instant::now()));
+        if let Ok(Err(error)) = dismissed.await {
+            tracing::warn!(%error, "nodes that stay away are not removed");
+        }
+    }
+}
+
 /// Two coordinators on one directory would each know half of what happened.
-fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
+pub(super) fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
     let path = state_dir.join("lock");
     let file = File::options()
         .create(true)
@@ -157,7 +173,7 @@ fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
 }
 
 fn open_hub(config: &Config, urls: &[CoordinatorUrl], pin: SpkiPin) -> Result<Hub, Failure> {
-    let path = config.state_dir.join("records.db");
+    let path = config.state_dir.join(store::FILE);
     let unusable = |error: store::StoreError| {
         Failure::new(
             ErrorCode::Configuration,

@@ -13,6 +13,8 @@ use crate::wire::api::ErrorCode;
 use crate::wire::file;
 use crate::wire::token::SpkiPin;
 
+/// The files in the state directory that nodes know the coordinator by.
+pub(super) const FILES: [&str; 2] = ["tls.crt", "tls.key"];
 const MAX_FILE: u64 = 64 * 1024;
 
 /// Key and certificate, ready to serve.

@@ -1,6 +1,7 @@
 //! Health checks: a verdict from a row of results, and the tasks that try.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::registry::Key;
 use crate::wire::local::{Check, CheckProbe};
 
 /// What a row of results means. Pure.
@@ -47,17 +47,37 @@ impl Verdict {
     }
 }
 
-/// Runs checks and tells of verdicts that change.
-#[derive(Debug)]
-pub struct Checker {
-    verdicts: mpsc::Sender<(Key, bool)>,
-    running: HashMap<Key, (SocketAddr, Check, JoinHandle<()>)>,
+/// What is tried, where, how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Where.
+    pub address: SocketAddr,
+    /// What, and how often.
+    pub check: Check,
+    /// Whether the first success is waited for with short steps: what was just started is wanted soon.
+    pub eager: bool,
 }
 
-impl Checker {
+/// Runs checks and tells of verdicts that change. Each target has a key of type `K`.
+#[derive(Debug)]
+pub struct Checker<K> {
+    verdicts: mpsc::Sender<(K, bool)>,
+    running: HashMap<K, (Target, Task)>,
+}
+
+#[derive(Debug)]
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<K: Clone + Eq + Hash + Send + 'static> Checker<K> {
     /// Verdicts go to `verdicts`.
     #[must_use]
-    pub fn new(verdicts: mpsc::Sender<(Key, bool)>) -> Self {
+    pub fn new(verdicts: mpsc::Sender<(K, bool)>) -> Self {
         Self {
             verdicts,
             running: HashMap::new(),
@@ -65,41 +85,34 @@ impl Checker {
     }
 
     /// Checks these from now on; those that stay as they were go on.
-    pub fn set(&mut self, targets: Vec<(Key, SocketAddr, Check)>) {
+    pub fn set(&mut self, targets: Vec<(K, Target)>) {
         let mut old = std::mem::take(&mut self.running);
-        for (key, address, check) in targets {
-            let same = old.remove(&key).and_then(|running| {
-                if running.0 == address && running.1 == check {
-                    return Some(running);
-                }
-                running.2.abort();
-                None
-            });
+        for (key, target) in targets {
+            let same = old.remove(&key).filter(|(running, _)| *running == target);
             let running = same.unwrap_or_else(|| {
-                let task = tokio::spawn(run(
-                    key.clone(),
-                    address,
-                    check.clone(),
-                    self.verdicts.clone(),
-                ));
-                (address, check, task)
+                let task = run(key.clone(), target.clone(), self.verdicts.clone());
+                (target, Task(tokio::spawn(task)))
             });
             self.running.insert(key, running);
         }
-        for (_, _, task) in old.into_values() {
-            task.abort();
-        }
     }
 }
 
-impl Drop for Checker {
-    fn drop(&mut self) {
-        self.running.values().for_each(|(_, _, task)| task.abort());
-    }
-}
+/// Steps to the first success of an eager target: short at first, for a program that is up at once, then less so.
+const EAGER_STEPS: [(Duration, Duration); 2] = [
+    (Duration::from_secs(5), Duration::from_millis(50)),
+    (Duration::from_secs(30), Duration::from_millis(250)),
+];
 
-async fn run(key: Key, address: SocketAddr, check: Check, verdicts: mpsc::Sender<(Key, bool)>) {
+async fn run<K: Clone>(key: K, target: Target, verdicts: mpsc::Sender<(K, bool)>) {
+    let Target {
+        address,
+        check,
+        eager,
+    } = target;
     let mut verdict = Verdict::default();
+    let mut waited = Duration::ZERO;
+    let mut wanted = eager;
     loop {
         let limit = Duration::from_millis(check.timeout_ms);
         let success = timeout(limit, attempt(address, &check))
@@ -110,7 +123,13 @@ async fn run(key: Key, address: SocketAddr, check: Check, verdicts: mpsc::Sender
         {
             return;
         }
-        sleep(jittered(check.interval_ms)).await;
+        wanted &= !success;
+        let step = EAGER_STEPS
+            .iter()
+            .find(|(until, _)| wanted && waited < *until);
+        let pause = step.map_or_else(|| jittered(check.interval_ms), |(_, step)| *step);
+        waited = waited.saturating_add(pause);
+        sleep(pause).await;
     }
 }
 
@@ -154,8 +173,6 @@ async fn http(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Label;
-    use crate::model::record::Protocol;
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpListener;
 
@@ -197,14 +214,6 @@ mod tests {
         assert_eq!(turns, [(0, true), (6, false), (12, true)]);
     }
 
-    fn key(port: u16) -> Key {
-        Key {
-            name: Label::parse("web").expect("a literal"),
-            port: port.try_into().expect("not zero"),
-            protocol: Protocol::Tcp,
-        }
-    }
-
     /// The first verdict on a server that answers every connection with `answer`.
     async fn verdict_on(answer: &'static str, probe: CheckProbe) -> bool {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
@@ -217,18 +226,41 @@ mod tests {
         first_verdict(address, probe).await
     }
 
+    fn target(address: SocketAddr, check: Check, eager: bool) -> Target {
+        Target {
+            address,
+            check,
+            eager,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_eager_check_does_not_wait_for_its_interval_before_the_first_success() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        drop(listener);
+        let (sender, mut verdicts) = mpsc::channel(8);
+        let mut checker = Checker::new(sender);
+        let check = Check {
+            interval_ms: 3_600_000,
+            ..Check::new(CheckProbe::Tcp)
+        };
+        checker.set(vec![("web", target(address, check, true))]);
+        assert_eq!(verdicts.recv().await, Some(("web", false)));
+        let _listener = TcpListener::bind(address).await.expect("free again");
+        let verdict = timeout(Duration::from_secs(60), verdicts.recv()).await;
+        assert_eq!(verdict.expect("long before the hour"), Some(("web", true)));
+    }
+
     async fn first_verdict(address: SocketAddr, probe: CheckProbe) -> bool {
         let (sender, mut verdicts) = mpsc::channel(8);
         let mut checker = Checker::new(sender);
-        checker.set(vec![(
-            key(address.port()),
-            address,
-            Check {
-                interval_ms: 50,
-                timeout_ms: 5000,
-                ..Check::new(probe)
-            },
-        )]);
+        let check = Check {
+            interval_ms: 50,
+            timeout_ms: 5000,
+            ..Check::new(probe)
+        };
+        checker.set(vec![("web", target(address, check, false))]);
         verdicts.recv().await.expect("the checker lives").1
     }
 

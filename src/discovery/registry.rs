@@ -6,8 +6,9 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
+use super::check::Target;
 use crate::model::record::{Health, Instance, Port, Protocol, Service, Source};
-use crate::model::{Label, PublicKey};
+use crate::model::{Label, PublicKey, ServiceName};
 use crate::wire::local::Check;
 
 /// Services of one node at most.
@@ -62,7 +63,7 @@ pub struct Stored {
     pub services: Vec<Registered>,
     /// Drained with `meshctl service drain`.
     #[serde(default)]
-    pub drained: BTreeSet<Label>,
+    pub drained: BTreeSet<ServiceName>,
 }
 
 /// Why a service cannot be registered or changed.
@@ -73,7 +74,7 @@ pub enum RegistryError {
     Configured(Label),
     /// There is none.
     #[error("this node has no service {0}; `meshctl service list` shows all")]
-    Unknown(Label),
+    Unknown(ServiceName),
     /// There are too many.
     #[error("this node has {MAX_SERVICES} services, as many as there may be")]
     Full,
@@ -83,7 +84,7 @@ pub enum RegistryError {
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
     entries: BTreeMap<(Key, Source), Entry>,
-    drained: BTreeSet<Label>,
+    drained: BTreeSet<ServiceName>,
 }
 
 impl Registry {
@@ -154,21 +155,28 @@ impl Registry {
             return Err(if self.has(name) {
                 RegistryError::Configured(name.clone())
             } else {
-                RegistryError::Unknown(name.clone())
+                RegistryError::Unknown(name.clone().into())
             });
         }
         if !self.has(name) {
-            self.drained.remove(name);
+            self.drained.remove(&name.clone().into());
         }
         Ok(())
     }
 
-    /// Sends no new clients to `name`, or sends them again.
+    /// Sends no new clients to `name`, or sends them again; `contained` are the services of containers, which are not
+    /// registered here.
     ///
     /// # Errors
     /// There is none.
-    pub fn set_drained(&mut self, name: &Label, drained: bool) -> Result<(), RegistryError> {
-        if !self.has(name) {
+    pub fn set_drained(
+        &mut self,
+        name: &ServiceName,
+        drained: bool,
+        contained: &BTreeSet<ServiceName>,
+    ) -> Result<(), RegistryError> {
+        let registered = name.project.is_none() && self.has(&name.name);
+        if !registered && !contained.contains(name) && (drained || !self.drained.contains(name)) {
             return Err(RegistryError::Unknown(name.clone()));
         }
         if drained {
@@ -177,6 +185,12 @@ impl Registry {
             self.drained.remove(name);
         }
         Ok(())
+    }
+
+    /// The services that are to get no new clients.
+    #[must_use]
+    pub fn drained(&self) -> &BTreeSet<ServiceName> {
+        &self.drained
     }
 
     fn has(&self, name: &Label) -> bool {
@@ -199,7 +213,7 @@ impl Registry {
 
     /// What is to be checked, where.
     #[must_use]
-    pub fn targets(&self, node: IpAddr) -> Vec<(Key, SocketAddr, Check)> {
+    pub fn targets(&self, node: IpAddr) -> Vec<(Key, Target)> {
         self.entries
             .values()
             .filter_map(|entry| {
@@ -207,7 +221,12 @@ impl Registry {
                 let key = entry.registered.key.clone();
                 let address =
                     SocketAddr::new(entry.registered.address.unwrap_or(node), key.port.get());
-                Some((key, address, check))
+                let target = Target {
+                    address,
+                    check,
+                    eager: false,
+                };
+                Some((key, target))
             })
             .collect()
     }
@@ -252,7 +271,7 @@ impl Registry {
         for entry in self.entries.values() {
             let key = &entry.registered.key;
             let id = Service::id_of(node, None, &key.name);
-            let drained = self.drained.contains(&key.name);
+            let drained = self.drained.contains(&key.name.clone().into());
             let instance = Instance {
                 id: instance_label(node_name, key),
                 addresses: entry
@@ -279,6 +298,7 @@ impl Registry {
                 node: *node,
                 name: key.name.clone(),
                 project: None,
+                service_address: None,
                 instances: Vec::new(),
             });
             // One instance, if the configuration and the command line both have it.
@@ -371,17 +391,27 @@ mod tests {
         let mut registry = Registry::default();
         registry.add(registered("web", 80, true)).expect("room");
         registry
-            .set_drained(&label("web"), true)
+            .set_drained(&label("web").into(), true, &BTreeSet::new())
             .expect("it is there");
         registry.set_health(&registered("web", 80, true).key, true);
         assert_eq!(health(&registry, "web")[0].1, Health::Draining);
         registry
-            .set_drained(&label("web"), false)
+            .set_drained(&label("web").into(), false, &BTreeSet::new())
             .expect("it is there");
         assert_eq!(health(&registry, "web")[0].1, Health::Healthy);
         assert_eq!(
-            registry.set_drained(&label("db"), true),
-            Err(RegistryError::Unknown(label("db")))
+            registry.set_drained(&label("db").into(), true, &BTreeSet::new()),
+            Err(RegistryError::Unknown(label("db").into()))
+        );
+        let contained = BTreeSet::from([label("db").into()]);
+        assert_eq!(
+            registry.set_drained(&label("db").into(), true, &contained),
+            Ok(())
+        );
+        assert_eq!(
+            registry.set_drained(&label("db").into(), false, &BTreeSet::new()),
+            Ok(()),
+            "its containers may be gone by then"
         );
     }
 
@@ -398,7 +428,7 @@ mod tests {
         );
         assert_eq!(
             registry.remove(&label("db")),
-            Err(RegistryError::Unknown(label("db")))
+            Err(RegistryError::Unknown(label("db").into()))
         );
     }
 
@@ -407,7 +437,7 @@ mod tests {
         let mut registry = Registry::default();
         registry.add(registered("web", 80, true)).expect("room");
         registry
-            .set_drained(&label("web"), true)
+            .set_drained(&label("web").into(), true, &BTreeSet::new())
             .expect("it is there");
         let again = Registry::new(vec![], registry.stored());
         assert_eq!(again.stored(), registry.stored());

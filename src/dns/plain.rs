@@ -3,7 +3,7 @@
 //!
 //! What is not plain is left to [`super::message`], which would say the same about what is.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::choice::{Found, Order, find};
 use super::message::{MAX_UDP, PLAIN_UDP, Transport};
@@ -321,6 +321,16 @@ impl Zone {
         let mut fixed = found.entry.addresses.iter().copied().filter(of_family);
         if !found.entry.has_addresses {
             // A node's: as many as there are.
+            fixed.all(take);
+            return;
+        }
+        let balanced = |address: &Ipv4Addr| self.balanced.contains(address);
+        if let Some(address) = found.entry.service_address.filter(balanced) {
+            // In one family only: who gets nothing in the other takes this.
+            let address = IpAddr::V4(address);
+            if !found.entry.answered.is_empty() && of_family(&address) && !take(address) {
+                return;
+            }
             fixed.all(take);
             return;
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::model::address::MeshAddresses;
 use crate::model::netmap::Netmap;
 use crate::model::record::{Health, Instance, Port, Service};
+use crate::model::service_address::ServiceAddresses;
 use crate::model::{Label, PublicKey};
 
 /// Seconds an answer may be kept.
@@ -43,6 +44,8 @@ pub struct ZoneInput<'a> {
     pub when_none_usable: WhenNoneUsable,
     /// Names, relative to the domain, whose last instance left less than a minute ago.
     pub lingering: &'a BTreeSet<String>,
+    /// Service addresses that the kernel balances here by now.
+    pub balanced: &'a BTreeSet<Ipv4Addr>,
     /// Grows with each change (RFC 1982).
     pub serial: u32,
     /// Addresses in an answer at most.
@@ -106,6 +109,8 @@ pub struct Entry {
     pub has_srv: bool,
     /// Addresses that are no instance's: a node's.
     pub addresses: Vec<IpAddr>,
+    /// Answered instead of the instances' addresses, if the service has one.
+    pub service_address: Option<Ipv4Addr>,
     /// Whether SOA and NS are here.
     pub apex: bool,
 }
@@ -140,6 +145,8 @@ pub struct Zone {
     pub serial: u32,
     /// Addresses in an answer at most.
     pub most_addresses: usize,
+    /// Service addresses that lead somewhere from this node; others are not answered.
+    pub balanced: BTreeSet<Ipv4Addr>,
     names: HashMap<String, Entry>,
     reverse: HashMap<IpAddr, String>,
 }
@@ -156,6 +163,7 @@ impl Zone {
             addresses: Some(mesh.addresses),
             serial: input.serial,
             most_addresses: input.most_addresses,
+            balanced: input.balanced.clone(),
             ..Self::default()
         };
         for apex in ["", "svc", "node"] {
@@ -175,8 +183,18 @@ impl Zone {
             }
             zone.entry(&name).addresses = addresses.to_vec();
         }
-        for service in input.netmap.services.values() {
+        // Those with a short name first: a reverse name is to be the short one.
+        let services = || input.netmap.services.values();
+        let (projects, short): (Vec<_>, Vec<_>) = services().partition(|s| s.project.is_some());
+        for service in short.into_iter().chain(projects) {
             zone.add_service(service, input);
+        }
+        for (name, address) in ServiceAddresses::assign(input.netmap).iter() {
+            let name = format!("{name}.svc");
+            if let Some(entry) = zone.names.get_mut(&name) {
+                entry.service_address = Some(address);
+                zone.reverse.insert(address.into(), name);
+            }
         }
         for name in input.lingering {
             zone.entry(name);
@@ -194,10 +212,7 @@ impl Zone {
         let Some(member) = input.netmap.members.get(&service.node) else {
             return;
         };
-        let base = match &service.project {
-            Some(project) => format!("{}.{project}.svc", service.name),
-            None => format!("{}.svc", service.name),
-        };
+        let base = format!("{}.svc", service.service_name());
         let on_node = format!("{}.svc.{}.node", service.name, member.name);
         let group = group(
             service.node == input.own,
@@ -233,7 +248,9 @@ impl Zone {
             let own = self.entry(&name);
             own.all.push(index);
             own.has_addresses = true;
-            for (name, srv) in [(&base, true), (&on_node, false)] {
+            // Every project has a `db`: below the node only those stand that were named on purpose.
+            let short = service.project.is_none().then_some((&on_node, false));
+            for (name, srv) in std::iter::once((&base, true)).chain(short) {
                 let entry = self.entry(name);
                 entry.all.push(index);
                 entry.has_addresses = true;
@@ -321,6 +338,21 @@ impl Zone {
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&Entry> {
         self.names.get(name)
+    }
+
+    /// The usable instances of each service that has a service address: its IPv4 addresses, the same that would be
+    /// answered without one.
+    #[must_use]
+    pub fn service_addresses(&self) -> BTreeMap<Ipv4Addr, Vec<Ipv4Addr>> {
+        let with_one = self.names.values().filter_map(|entry| {
+            let instances = entry.answered.iter();
+            let addresses: BTreeSet<Ipv4Addr> = instances
+                .filter_map(|i| self.instances.get(*i))
+                .flat_map(|instance| instance.v4.iter().copied())
+                .collect();
+            Some((entry.service_address?, addresses.into_iter().collect()))
+        });
+        with_one.collect()
     }
 
     /// The name, relative to the domain, of whoever has `address`.

@@ -24,30 +24,50 @@ pub(super) struct Namespace {
     network: File,
     mounts: File,
     uts: File,
+    /// The first process of a process namespace, if there is one.
+    init: Option<u32>,
 }
 
 impl Namespace {
+    /// Network, mounts and host name of its own.
     pub(super) fn new(name: &str) -> Result<Self, LabError> {
-        let mut command = Command::new("cat");
-        command.stdin(Stdio::piped()).stdout(Stdio::null());
-        let name = name.to_owned();
-        // SAFETY: the closure makes system calls only, on values made before the fork.
-        unsafe {
-            command.pre_exec(move || {
-                unshare(
-                    CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS,
-                )?;
-                nix::unistd::sethostname(&name)?;
-                private_mounts()
-            });
+        let holder = hold(&mut Command::new("cat"), name, private_mounts)?;
+        Self::open(holder, None)
+    }
+
+    /// The same with processes and a root of its own: the machine's files, of which nothing is changed. `shared` are
+    /// directories that are the machine's own.
+    pub(super) fn with_root(name: &str, shared: &[PathBuf]) -> Result<Self, LabError> {
+        let shared = shared.to_vec();
+        let mut command = Command::new("unshare");
+        command.args(["--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        // A shell that waits takes in processes that others left, as the first process of a machine must: an engine
+        // that is started again takes one that has ended but is still there for alive.
+        command.args(["sh", "-c", "cat; :"]);
+        let holder = hold(&mut command, name, move || super::root::own_root(&shared))?;
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let mounted = |pid: &u32| {
+                std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c == "sh\n")
+            };
+            if let Some(init) = child_of(holder.id()).filter(mounted) {
+                return Self::open(holder, Some(init));
+            }
+            if Instant::now() > end {
+                return Err(LabError::Io(
+                    "make a root for a host",
+                    io::ErrorKind::TimedOut.into(),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
-        let mut holder = command.spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => LabError::NoRights,
-            _ => LabError::Io("make a namespace", error),
-        })?;
+    }
+
+    fn open(mut holder: Child, init: Option<u32>) -> Result<Self, LabError> {
         let pipe = holder.stdin.take();
+        let inside = init.unwrap_or(holder.id());
         let open = |kind: &str| {
-            File::open(format!("/proc/{}/ns/{kind}", holder.id()))
+            File::open(format!("/proc/{inside}/ns/{kind}"))
                 .map_err(|e| LabError::Io("open a namespace", e))
         };
         let (network, mounts, uts) = (open("net")?, open("mnt")?, open("uts")?);
@@ -57,11 +77,12 @@ impl Namespace {
             network,
             mounts,
             uts,
+            init,
         })
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.holder.id()
+        self.init.unwrap_or(self.holder.id())
     }
 
     /// Runs `work` on a thread inside the network.
@@ -79,11 +100,46 @@ impl Namespace {
     }
 }
 
-impl Drop for Namespace {
-    fn drop(&mut self) {
+impl Namespace {
+    fn end(&mut self) {
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Starts the process that holds the namespaces, in them.
+fn hold(
+    command: &mut Command,
+    name: &str,
+    mut prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) -> Result<Child, LabError> {
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    let name = name.to_owned();
+    // SAFETY: the closure makes system calls on values made before the fork; the little it allocates is safe in a
+    // forked child, whose allocator the C library keeps whole.
+    unsafe {
+        command.pre_exec(move || {
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
+            nix::unistd::sethostname(&name)?;
+            prepare()
+        });
+    }
+    command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => LabError::NoRights,
+        _ => LabError::Io("make a namespace", error),
+    })
+}
+
+/// The first child of a process.
+fn child_of(pid: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
 }
 
 /// Own `/run` and `/var/lib`, and a `/sys` that shows the own network where the kernel allows it.
@@ -158,6 +214,11 @@ impl Host {
         &self.port
     }
 
+    /// Ends everything in it.
+    pub(super) fn end(&mut self) {
+        self.namespace.end();
+    }
+
     /// Adds an address to its interface on the bridge.
     ///
     /// # Errors
@@ -180,11 +241,21 @@ impl Host {
         Path::new(&format!("/proc/{}/root", self.pid())).join(path.trim_start_matches('/'))
     }
 
-    /// A command that will run in the host. It ends when the thread that starts it does.
+    /// A command that will run in the host. It ends when the thread that starts it does; in a host with processes of its
+    /// own, when the host does.
     ///
     /// # Errors
     /// The namespaces cannot be opened.
     pub fn command(&self, program: &str) -> Result<Command, LabError> {
+        if let Some(init) = self.namespace.init {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--target={init}"));
+            command.args([
+                "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd",
+            ]);
+            command.args(["--", program]);
+            return Ok(command);
+        }
         let copy = |file: &File| {
             file.try_clone()
                 .map_err(|e| LabError::Io("open a namespace", e))
@@ -230,6 +301,7 @@ impl Host {
         Ok(Running {
             child,
             log: log.to_owned(),
+            entered: self.namespace.init.is_some(),
         })
     }
 }
@@ -239,13 +311,23 @@ impl Host {
 pub struct Running {
     child: Child,
     log: PathBuf,
+    /// The child only entered the host: the program is its child.
+    entered: bool,
 }
 
 impl Running {
     /// Its process number.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        let child = self.child.id();
+        let end = Instant::now() + Duration::from_secs(5);
+        while self.entered && Instant::now() < end {
+            if let Some(pid) = child_of(child) {
+                return pid;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child
     }
 
     /// What it said so far.
@@ -260,6 +342,12 @@ impl Running {
 
     /// Ends it at once.
     pub fn kill(&mut self) {
+        if self.entered
+            && matches!(self.child.try_wait(), Ok(None))
+            && let Ok(pid) = i32::try_from(self.pid())
+        {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -267,7 +355,7 @@ impl Running {
     /// Asks it to end, and waits for at most ten seconds; gives how it ended, if it did.
     pub fn stop(&mut self) -> Option<ExitStatus> {
         let _ = kill(
-            Pid::from_raw(i32::try_from(self.child.id()).ok()?),
+            Pid::from_raw(i32::try_from(self.pid()).ok()?),
             Signal::SIGTERM,
         );
         self.wait(Duration::from_secs(10))
@@ -276,13 +364,15 @@ impl Running {
     /// Waits until it has ended, for at most `limit`.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         let end = Instant::now() + limit;
-        while Instant::now() < end {
+        loop {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Some(status);
             }
+            if Instant::now() >= end {
+                return None;
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
-        None
     }
 }
 

@@ -3,12 +3,16 @@
 //! A [`World`] is a bridge that nothing outside is connected to; each [`Host`] is a port of it with its own network,
 //! mounts and host name. All of it belongs to processes that end when this one does, whatever ends it, so nothing is
 //! ever left behind. Needs root, or user namespaces: [`as_root`] makes one.
+//!
+//! A [`DockerHost`] has processes and a root of its own besides, and a container engine on it; that needs root.
 
+mod docker;
 mod host;
 mod link;
 mod root;
 mod world;
 
+pub use docker::{DockerHost, Image};
 pub use host::{Host, Running};
 pub use root::{as_root, is_possible};
 pub use world::World;
@@ -24,6 +28,9 @@ pub enum LabError {
     /// The system refuses.
     #[error("cannot {0}: {1}")]
     Io(&'static str, std::io::Error),
+    /// A program failed.
+    #[error("{0}: {1}")]
+    Program(String, String),
     /// The kernel refuses a change of the network.
     #[error("cannot {0}: {1}")]
     Netlink(&'static str, rtnetlink::Error),

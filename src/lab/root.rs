@@ -1,11 +1,13 @@
-//! Root, or the next best thing: root of a user namespace.
+//! Root, or the next best thing: root of a user namespace. And a root directory of a host's own.
 
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::{getegid, geteuid, pivot_root};
 
 use super::LabError;
 
@@ -68,4 +70,82 @@ fn enter(command: &mut Command) {
             io::Result::Ok(())
         });
     }
+}
+
+/// Makes the machine's files, with all changes in memory, the root of this process. To be called in a mount namespace
+/// of one's own.
+pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    memory("/run", "mode=755")?;
+    for path in ["/run/changes", "/run/work", "/run/root"] {
+        std::fs::create_dir(path)?;
+    }
+    let layers = "lowerdir=/,upperdir=/run/changes,workdir=/run/work";
+    mount(
+        Some("overlay"),
+        "/run/root",
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(layers),
+    )?;
+    let root = Path::new("/run/root");
+    for path in [
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+        "etc/docker",
+        "var/lib/docker",
+        "var/lib/containerd",
+    ] {
+        std::fs::create_dir_all(root.join(path))?;
+    }
+    mount(
+        Some("proc"),
+        &root.join("proc"),
+        Some("proc"),
+        MsFlags::empty(),
+        none,
+    )?;
+    mount(
+        Some("sysfs"),
+        &root.join("sys"),
+        Some("sysfs"),
+        MsFlags::empty(),
+        none,
+    )?;
+    let shown = [PathBuf::from("/sys/fs/cgroup"), PathBuf::from("/dev")];
+    for path in shown.iter().chain(shared) {
+        let Ok(below) = path.strip_prefix("/") else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let there = root.join(below);
+        // The temporary files of the host are its own, but for what is shared.
+        if !there.exists() {
+            std::fs::create_dir_all(&there)?;
+        }
+        mount(
+            Some(path.as_path()),
+            &there,
+            none,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            none,
+        )?;
+    }
+    // The engine's layers cannot lie on an overlay.
+    for path in ["run", "etc/docker", "var/lib/docker", "var/lib/containerd"] {
+        memory(&root.join(path), "mode=755")?;
+    }
+    std::fs::write(root.join("etc/resolv.conf"), "")?;
+    std::env::set_current_dir(root)?;
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    std::env::set_current_dir("/")
+}
+
+fn memory<P: nix::NixPath + ?Sized>(path: &P, options: &str) -> io::Result<()> {
+    let kind = Some("tmpfs");
+    Ok(mount(kind, path, kind, MsFlags::empty(), Some(options))?)
 }

@@ -1,8 +1,10 @@
 //! The bridge that all hosts are ports of.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::docker::DockerHost;
 use super::host::{Host, Namespace};
 use super::{LabError, link};
 
@@ -34,12 +36,24 @@ impl World {
     /// # Errors
     /// The kernel refuses.
     pub fn host(&self, name: &str) -> Result<Host, LabError> {
+        self.connect(name, Namespace::new(name)?)
+    }
+
+    /// The same with a container engine. `shared` are directories that host and machine have in common.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the engine does not start.
+    pub fn docker_host(&self, name: &str, shared: &[PathBuf]) -> Result<DockerHost, LabError> {
+        let host = self.connect(name, Namespace::with_root(name, shared)?)?;
+        DockerHost::start(host)
+    }
+
+    fn connect(&self, name: &str, namespace: Namespace) -> Result<Host, LabError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (v4, v6) = (
             Ipv4Addr::new(198, 51, 100, number),
             Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, u16::from(number)),
         );
-        let namespace = Namespace::new(name)?;
         let (port, pid) = (format!("p{number}"), namespace.pid());
         self.wan.inside(|| link::plug(BRIDGE, &port, pid))??;
         namespace.inside(|| link::bring_up(&[(v4.into(), 24), (v6.into(), 64)]))??;

@@ -8,8 +8,9 @@ pub mod key;
 pub mod name;
 pub mod netmap;
 pub mod record;
+pub mod service_address;
 pub mod time;
 
 pub use address::MeshAddresses;
 pub use key::{PublicKey, SigningKey, WireGuardKey};
-pub use name::Label;
+pub use name::{Label, ServiceName};

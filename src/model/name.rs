@@ -26,7 +26,7 @@ pub enum LabelError {
     #[error("the name `{0}` has a dot; give one label, such as `{1}`")]
     Dot(String, String),
     /// Any other octet that is no letter, digit or hyphen.
-    #[error("the name `{0}` has `{1}` in it; letters a-z, digits and hyphens are allowed")]
+    #[error("the name `{0}` has `{odd}` in it; letters a-z, digits and hyphens are allowed", odd = .1.escape_debug())]
     Character(String, char),
     /// A hyphen at either end.
     #[error("the name `{0}` starts or ends with a hyphen; begin and end it with a letter or digit")]
@@ -81,6 +81,27 @@ impl Label {
         } else {
             Self(text)
         }
+    }
+
+    /// The nearest label to a name of another kind, such as a container's: odd characters made hyphens. Nothing, if no
+    /// letter or digit is in it or it is too long.
+    #[must_use]
+    pub fn nearest(text: &str) -> Option<Self> {
+        if text.len() > 4 * MAX_LABEL {
+            return None;
+        }
+        let mapped: String = text
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect();
+        Self::parse(mapped.trim_matches('-')).ok()
+    }
+
+    /// This label and `other` with a hyphen between them, if both fit into 63 octets.
+    #[must_use]
+    pub fn joined(&self, other: &Self) -> Option<Self> {
+        let text = format!("{self}-{other}");
+        (text.len() <= MAX_LABEL).then_some(Self(text))
     }
 
     /// This label with `suffix` behind a hyphen, the front cut so that both fit into 63 octets.
@@ -141,9 +162,88 @@ impl<'de> Deserialize<'de> for Label {
     }
 }
 
+/// What a service is called: `<name>.svc.<domain>`, or `<name>.<project>.svc.<domain>` for one of a Compose project.
+/// As text it is `<name>` or `<name>.<project>`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceName {
+    /// The first label.
+    pub name: Label,
+    /// The Compose project, if it is of one.
+    pub project: Option<Label>,
+}
+
+impl ServiceName {
+    /// Parses `<name>` or `<name>.<project>`.
+    ///
+    /// # Errors
+    /// Says which rule of the label syntax a part breaks.
+    pub fn parse(text: &str) -> Result<Self, LabelError> {
+        let (name, project) = match text.split_once('.') {
+            Some((name, project)) => (name, Some(Label::parse(project)?)),
+            None => (text, None),
+        };
+        Ok(Self {
+            name: Label::parse(name)?,
+            project,
+        })
+    }
+}
+
+impl From<Label> for ServiceName {
+    fn from(name: Label) -> Self {
+        Self {
+            name,
+            project: None,
+        }
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.project {
+            Some(project) => write!(f, "{}.{project}", self.name),
+            None => write!(f, "{}", self.name),
+        }
+    }
+}
+
+impl Serialize for ServiceName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ServiceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_name_is_one_label_or_two() {
+        for text in ["db", "web.shop"] {
+            assert_eq!(
+                ServiceName::parse(text).map(|name| name.to_string()),
+                Ok(text.to_owned())
+            );
+        }
+        for text in ["", "a.b.c", "a.", ".b", "a_b"] {
+            assert!(ServiceName::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_label_keeps_letters_and_digits() {
+        let nearest = |text| Label::nearest(text).map(|l| l.to_string());
+        assert_eq!(nearest("My_app.1"), Some("my-app-1".to_owned()));
+        assert_eq!(nearest("__"), None);
+        assert_eq!(nearest(&"a".repeat(64)), None);
+    }
 
     #[test]
     fn a_plain_name_is_folded_to_lower_case() {

@@ -10,13 +10,14 @@
 //! | `token` | mesh key | what a join token may admit |
 //! | `revocation` | mesh key | that a token or node is out |
 //! | `membership` | token key | that a node is in, its name and tags |
+//! | `departure` | node's identity key | that the node is out, for good |
 //! | `node` | node's identity key | WireGuard key, address block, endpoints |
 //! | `service` | node's identity key | the node's instances of one service |
 //!
 //! Each carries a version that only grows; of two versions the higher holds.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +81,8 @@ pub enum Record {
     Revocation(Revocation),
     /// A node's membership certificate.
     Membership(Membership),
+    /// A node's own word that it is out.
+    Departure(Departure),
     /// A node's own account of itself.
     Node(Node),
     /// One service on one node.
@@ -149,6 +152,16 @@ pub struct Revocation {
     pub at: UnixSeconds,
 }
 
+/// A node that is out by its own word, for good: its name and addresses are free. A node that may be removed when it
+/// stays away leaves one with its coordinator in advance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departure {
+    /// The node's identity key.
+    pub id: PublicKey,
+    /// Grows with each change.
+    pub version: u64,
+}
+
 /// A membership certificate: signed with a token's key by the node that joins with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
@@ -198,6 +211,9 @@ pub struct Service {
     /// The Compose project, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<Label>,
+    /// The service address this node takes it to have, if it asks for one; see [`super::service_address`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_address: Option<Ipv4Addr>,
     /// What runs here.
     pub instances: Vec<Instance>,
 }
@@ -396,6 +412,7 @@ impl Record {
                 .map_err(|e| RecordError::Malformed(e.to_string())),
             Self::Token(token) => bounded("tags", token.tags.len(), MAX_TAGS).and(id_is(&token.id)),
             Self::Revocation(revocation) => id_is(&revocation.id),
+            Self::Departure(departure) => id_is(&departure.id),
             Self::Membership(member) => {
                 bounded("tags", member.tags.len(), MAX_TAGS).and(id_is(&member.id))
             }
@@ -466,6 +483,7 @@ mod tests {
             node,
             name,
             project: None,
+            service_address: None,
             instances: vec![Instance {
                 id: Label::parse("n1-80").expect("a literal"),
                 addresses: vec!["10.210.1.1".parse().expect("a literal")],

@@ -39,6 +39,20 @@ pub fn next_version(last: u64, now: SystemTime) -> u64 {
         .max(u64::try_from(clock).unwrap_or(u64::MAX))
 }
 
+/// The milliseconds of a duration as people write it: `500ms`, `5s`, `2m`.
+#[must_use]
+pub fn milliseconds(text: &str) -> Option<u64> {
+    let at = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(at);
+    let factor = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

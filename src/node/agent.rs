@@ -1,5 +1,6 @@
 //! The agent: one task that owns the node and takes events in turn. It never waits for the network.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +9,17 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::api::{Command, Empty, Reply};
 use super::config::Config;
+use super::docker::{Docker, DockerEvents};
 use super::joining::{self, Admitted, Attempt};
 use super::mesh::{Events, Mesh};
 use super::report;
 use super::state::StateDir;
+use crate::discovery::docker::{ContainerId, Report};
 use crate::discovery::registry::{
     Key, Registered, Registry, RegistryError, Stored, default_weight,
 };
-use crate::model::Label;
+use crate::model::name::LabelError;
+use crate::model::{Label, ServiceName};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{AddService, Join, Joined, NodeState, SCHEMA, ServiceChanged};
 
@@ -50,6 +54,9 @@ enum Happened {
     Command(Box<Command>),
     Stream(super::control::stream::Event),
     Verdict(Key, bool),
+    Engine(Vec<Report>),
+    Probes(Vec<(ContainerId, bool)>),
+    Wired,
     JoinEnded(Box<JoinEnded>),
     Tick,
     Reconcile,
@@ -111,6 +118,9 @@ impl Agent {
                     mesh.registry.set_health(&key, healthy);
                     mesh.publish_own();
                 }),
+                Happened::Engine(reports) => self.with_mesh(|mesh| mesh.handle_engine(reports)),
+                Happened::Probes(verdicts) => self.with_mesh(|mesh| mesh.handle_probes(verdicts)),
+                Happened::Wired => self.with_mesh(Mesh::handle_wired),
                 Happened::Tick => self.with_mesh(Mesh::tick),
                 Happened::Reconcile => {
                     if let Phase::Up(mesh, _) = &mut self.phase {
@@ -121,10 +131,14 @@ impl Agent {
         }
     }
 
-    /// Takes back what another program was told.
-    pub(super) async fn say_farewell(&mut self) {
-        if let Phase::Up(mesh, _) = &mut self.phase {
-            mesh.say_farewell().await;
+    /// Takes back what was put on the machine.
+    pub(super) async fn stop(mut self) {
+        self.take_down().await;
+    }
+
+    async fn take_down(&mut self) {
+        if let Phase::Up(mesh, _) = std::mem::replace(&mut self.phase, Phase::Unjoined) {
+            mesh.stop().await;
         }
     }
 
@@ -182,24 +196,41 @@ impl Agent {
             Command::Services(reply) => {
                 let _ = reply.send(self.mesh().map(|mesh| report::services(mesh)));
             }
+            Command::Containers(reply) => {
+                let _ = reply.send(self.mesh().map(|mesh| report::containers(mesh)));
+            }
             Command::AddService(add, reply) => self.change_services(reply, |registry| {
                 let (name, registered) = parse_service(add)?;
                 registry.add(registered).map_err(refused)?;
-                Ok(name)
+                Ok(name.into())
             }),
-            Command::RemoveService(name, reply) => self.change_services(reply, |registry| {
-                let name = parse_name(&name)?;
-                registry.remove(&name).map_err(refused)?;
-                Ok(name)
-            }),
-            Command::Drain(name, drained, reply) => self.change_services(reply, |registry| {
-                let name = parse_name(&name)?;
-                registry.set_drained(&name, drained).map_err(refused)?;
-                Ok(name)
-            }),
-            Command::Checkup(reply) => {
-                let _ = reply.send(self.mesh().map(|mesh| report::checkup(mesh)));
+            Command::RemoveService(name, reply) => {
+                let contained = self.contained();
+                self.change_services(reply, |registry| {
+                    let name = parse_name(&name)?;
+                    match registry.remove(&name) {
+                        Err(RegistryError::Unknown(name)) if contained.contains(&name) => {
+                            Err(of_containers(&name))
+                        }
+                        result => result.map_err(refused),
+                    }?;
+                    Ok(name.into())
+                });
             }
+            Command::Drain(name, drained, reply) => {
+                let contained = self.contained();
+                self.change_services(reply, |registry| {
+                    let name = ServiceName::parse(&name).map_err(bad_name)?;
+                    registry
+                        .set_drained(&name, drained, &contained)
+                        .map_err(refused)?;
+                    Ok(name)
+                });
+            }
+            Command::Checkup(reply) => match self.mesh() {
+                Ok(mesh) => report::checkup(mesh, reply),
+                Err(error) => drop(reply.send(Err(error))),
+            },
             Command::Ping(ping, reply) => match self.mesh() {
                 Ok(mesh) => report::ping(mesh, &ping, reply),
                 Err(error) => drop(reply.send(Err(error))),
@@ -211,10 +242,19 @@ impl Agent {
         }
     }
 
+    /// The services of this node's containers.
+    fn contained(&self) -> BTreeSet<ServiceName> {
+        let docker = match &self.phase {
+            Phase::Up(mesh, _) => mesh.docker.as_ref(),
+            Phase::Unjoined | Phase::Joining => None,
+        };
+        docker.map(Docker::services).unwrap_or_default()
+    }
+
     fn change_services(
         &mut self,
         reply: Reply<ServiceChanged>,
-        change: impl FnOnce(&mut Registry) -> Result<Label, ApiError>,
+        change: impl FnOnce(&mut Registry) -> Result<ServiceName, ApiError>,
     ) {
         let result = self.mesh().and_then(|mesh| {
             let before = mesh.registry.clone();
@@ -224,16 +264,18 @@ impl Agent {
                 .services_changed()
                 .inspect_err(|_| mesh.registry = before)?;
             let domain = mesh.zone.load().domain.clone();
-            Ok((format!("{name}.svc.{domain}"), published))
+            let connected = mesh.stream.connected;
+            Ok((format!("{name}.svc.{domain}"), published, connected))
         });
         match result {
             Err(error) => drop(reply.send(Err(error))),
-            Ok((name, published)) => drop(tokio::spawn(async move {
+            Ok((name, published, connected)) => drop(tokio::spawn(async move {
                 let published = match published {
                     Some(published) => timeout(PUBLISH_WAIT, published)
                         .await
                         .is_ok_and(|word| word.is_ok()),
-                    None => false,
+                    // Nothing had to be said, or nobody hears it.
+                    None => connected,
                 };
                 let _ = reply.send(Ok(ServiceChanged {
                     schema: SCHEMA,
@@ -337,8 +379,7 @@ impl Agent {
         if let Some(word) = mesh.withdraw() {
             let _ = timeout(PUBLISH_WAIT, wait_for_word(word, &mut self.phase)).await;
         }
-        self.say_farewell().await;
-        self.phase = Phase::Unjoined;
+        self.take_down().await;
         self.dir.clear();
         tracing::info!("left the mesh");
         Ok(())
@@ -371,13 +412,40 @@ async fn next_event(phase: &mut Phase) -> Option<Happened> {
         Phase::Up(_, events) => tokio::select! {
             event = events.stream.recv() => event.map(Happened::Stream),
             verdict = events.verdicts.recv() => verdict.map(|(key, healthy)| Happened::Verdict(key, healthy)),
+            happened = next_of_containers(&mut events.docker) => happened,
+            Ok(()) = events.firewall.changed() => Some(Happened::Wired),
         },
         Phase::Unjoined | Phase::Joining => std::future::pending().await,
     }
 }
 
+/// What containers are told of at once at most: what comes in a burst is published in one go.
+const BURST: usize = 256;
+
+/// The next that is told of containers.
+async fn next_of_containers(events: &mut Option<DockerEvents>) -> Option<Happened> {
+    let Some(DockerEvents { reports, probes }) = events else {
+        return std::future::pending().await;
+    };
+    let (mut told, mut verdicts) = (Vec::new(), Vec::new());
+    tokio::select! {
+        biased;
+        1.. = reports.recv_many(&mut told, BURST) => Some(Happened::Engine(told)),
+        1.. = probes.recv_many(&mut verdicts, BURST) => Some(Happened::Probes(verdicts)),
+        else => std::future::pending().await,
+    }
+}
+
 fn parse_name(name: &str) -> Result<Label, ApiError> {
-    Label::parse(name).map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))
+    Label::parse(name).map_err(bad_name)
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it stands in for a closure in map_err"
+)]
+fn bad_name(error: LabelError) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, error.to_string())
 }
 
 fn parse_service(add: AddService) -> Result<(Label, Registered), ApiError> {
@@ -423,6 +491,15 @@ fn parse_service(add: AddService) -> Result<(Label, Registered), ApiError> {
             priority: 0,
         },
     ))
+}
+
+fn of_containers(name: &ServiceName) -> ApiError {
+    ApiError::new(
+        ErrorCode::Conflict,
+        format!(
+            "{name} is a service of containers; stop them, or start them without the label mesh.service"
+        ),
+    )
 }
 
 fn refused(error: RegistryError) -> ApiError {

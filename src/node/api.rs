@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
-    AddService, Checkup, Join, Joined, Ping, Pong, Resolve, Resolved, ServiceChanged, ServiceList,
-    Status, SystemList,
+    AddService, Checkup, ContainerList, Join, Joined, Ping, Pong, Resolve, Resolved,
+    ServiceChanged, ServiceList, Status, SystemList,
 };
 use crate::wire::unix_server::{self, failure};
 
@@ -38,6 +38,8 @@ pub enum Command {
     Leave(Reply<Empty>),
     /// All services of the mesh.
     Services(Reply<ServiceList>),
+    /// The exposed containers of this node.
+    Containers(Reply<ContainerList>),
     /// Register a service of this node.
     AddService(AddService, Reply<ServiceChanged>),
     /// Take one away.
@@ -76,6 +78,7 @@ pub async fn serve(
         .route("/v1/services/{name}", delete(remove_service))
         .route("/v1/services/{name}/drain", post(drain))
         .route("/v1/services/{name}/undrain", post(undrain))
+        .route("/v1/containers", get(containers))
         .route("/v1/ping", post(ping))
         .route("/v1/resolve", post(resolve))
         .route("/v1/checkup", get(checkup))
@@ -120,6 +123,10 @@ async fn drain(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
 
 async fn undrain(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
     ask(agent, |reply| Command::Drain(name, false, reply)).await
+}
+
+async fn containers(agent: Agent) -> Response {
+    ask(agent, Command::Containers).await
 }
 
 async fn ping(agent: Agent, body: axum::body::Bytes) -> Response {

@@ -7,14 +7,18 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
+use crate::discovery::docker::{Expose, Rules};
 use crate::discovery::registry::{Key, Registered, default_weight};
 use crate::dns::WhenNoneUsable;
 use crate::dns::zone::MOST_ADDRESSES;
 use crate::model::Label;
 use crate::model::record::Protocol;
+use crate::model::time::milliseconds;
 use crate::wire::config_file::{self, ConfigError};
 use crate::wire::local::{Check, CheckProbe};
 
+/// Where Docker listens, and where Podman does.
+const DOCKER_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
 const DEFAULT_FILE: &str = "/etc/meshd/meshd.toml";
 
 /// The daemon of a WireGuard overlay network with service discovery.
@@ -48,6 +52,9 @@ pub enum Job {
     Wireguard {
         /// Name of the interface to make
         interface: String,
+        /// How many threads move packets (default: as many as the cores warrant)
+        #[arg(long, env = "MESHD_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+        workers: Option<u16>,
     },
 }
 
@@ -60,11 +67,18 @@ struct File {
     interface: Option<String>,
     listen_port: Option<u16>,
     mtu: Option<u16>,
+    tunnel: TunnelSection,
     join: JoinSection,
     dns: DnsSection,
     docker: DockerSection,
     metrics: MetricsSection,
     service: Vec<ServiceSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct TunnelSection {
+    workers: Option<u16>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -128,14 +142,10 @@ enum NoneUsable {
 #[serde(default, deny_unknown_fields)]
 struct DockerSection {
     enabled: Enabled,
-    #[serde(rename = "socket")]
-    _socket: Option<PathBuf>,
-    #[serde(rename = "expose")]
-    _expose: Option<Expose>,
-    #[serde(rename = "addressing")]
-    _addressing: Option<Addressing>,
-    #[serde(rename = "trust_image_labels")]
-    _trust_image_labels: bool,
+    socket: Option<PathBuf>,
+    expose: ExposeWord,
+    addressing: Addressing,
+    trust_image_labels: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -170,16 +180,18 @@ impl From<EnabledValue> for Enabled {
     }
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Expose {
+enum ExposeWord {
+    #[default]
     Labelled,
     All,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Addressing {
+    #[default]
     Nat,
     Network,
 }
@@ -234,6 +246,8 @@ pub struct Config {
     pub listen_port: u16,
     /// Octets; absent: from the path.
     pub mtu: Option<u16>,
+    /// How many threads move packets; absent: as many as the machine's cores warrant.
+    pub workers: Option<usize>,
     /// A token to join with at the first start.
     pub token_file: Option<PathBuf>,
     /// Whether names are answered.
@@ -252,6 +266,8 @@ pub struct Config {
     pub when_none_usable: WhenNoneUsable,
     /// Addresses in an answer at most.
     pub most_addresses: usize,
+    /// How containers are adopted; absent: they are not.
+    pub docker: Option<Docker>,
     /// Where metrics are served.
     pub metrics_listen: SocketAddr,
     /// The services of the configuration.
@@ -293,6 +309,9 @@ impl Config {
         if file.mtu.is_some_and(|mtu| !(1280..=9000).contains(&mtu)) {
             wrong.push("mtu: 1280 to 9000 octets are possible".into());
         }
+        if file.tunnel.workers.is_some_and(|n| !(1..=64).contains(&n)) {
+            wrong.push("[tunnel] workers: 1 to 64 threads are possible".into());
+        }
         let mut services: Vec<Registered> = Vec::new();
         for section in file.service {
             let shown = section.name.chars().take(70).collect::<String>();
@@ -307,8 +326,10 @@ impl Config {
             }
         }
         let mut not_yet = Vec::new();
-        if file.docker.enabled == Enabled::Yes {
-            not_yet.push("[docker] enabled = true: containers are not adopted by this version");
+        if file.docker.addressing == Addressing::Network {
+            not_yet.push(
+                "[docker] addressing = \"network\": this version maps instance addresses (\"nat\")",
+            );
         }
         let needs_dns = [
             (
@@ -340,6 +361,7 @@ impl Config {
             interface: file.interface.unwrap_or_else(|| "mesh0".into()),
             listen_port: file.listen_port.unwrap_or(51820),
             mtu: file.mtu,
+            workers: file.tunnel.workers.map(usize::from),
             token_file: file.join.token_file,
             dns: file.dns.enabled,
             dns_listen: file.dns.listen,
@@ -363,6 +385,7 @@ impl Config {
                 .dns
                 .max_addresses
                 .map_or(MOST_ADDRESSES, |most| most.get().into()),
+            docker: docker(file.docker),
             metrics_listen: file
                 .metrics
                 .listen
@@ -371,6 +394,35 @@ impl Config {
             not_yet,
         }
     }
+}
+
+/// How containers are adopted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Docker {
+    /// The engine's sockets; the first that is there counts.
+    pub sockets: Vec<PathBuf>,
+    /// Whether it is a problem that there is none.
+    pub required: bool,
+    /// What of labels counts.
+    pub rules: Rules,
+}
+
+fn docker(section: DockerSection) -> Option<Docker> {
+    let sockets = match section.socket {
+        Some(socket) => vec![socket],
+        None => DOCKER_SOCKETS.map(PathBuf::from).to_vec(),
+    };
+    (section.enabled != Enabled::No).then(|| Docker {
+        sockets,
+        required: section.enabled == Enabled::Yes,
+        rules: Rules {
+            expose: match section.expose {
+                ExposeWord::Labelled => Expose::Labelled,
+                ExposeWord::All => Expose::All,
+            },
+            trust_image_labels: section.trust_image_labels,
+        },
+    })
 }
 
 fn service(section: ServiceSection) -> Result<Registered, String> {
@@ -452,19 +504,6 @@ fn status(text: &str) -> Option<(u16, u16)> {
     let (least, most) = text.split_once('-').unwrap_or((text, text));
     let (least, most) = (least.trim().parse().ok()?, most.trim().parse().ok()?);
     (100 <= least && least <= most && most <= 599).then_some((least, most))
-}
-
-/// `500ms`, `5s`, `2m`.
-fn milliseconds(text: &str) -> Option<u64> {
-    let at = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(at);
-    let factor = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
 #[cfg(test)]

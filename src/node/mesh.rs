@@ -1,35 +1,41 @@
 //! A joined node at work: its ledger, tunnel, network, resolver and control stream, kept in step.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
-use tokio::sync::{mpsc, oneshot};
+use ipnet::{IpNet, Ipv4Net};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::config::Config;
 use super::control::stream::{Event, Position, Stream, StreamConfig};
 use super::dns_address;
+use super::docker::{self, Docker, DockerEvents};
+use super::host::wiring::{Firewall, Mapped, Wiring};
 use super::host::{self, HostNetwork, Plan, ResolvConf, SplitDns};
 use super::resolv_conf::Keeper;
 use super::resolved::ResolvedLink;
 use super::state::records::RecordLog;
 use super::state::{Identity, StateDir};
 use crate::discovery::Checker;
+use crate::discovery::docker::{ContainerId, Report, Wired};
 use crate::discovery::registry::{Key, Registry};
 use crate::dns::{Allowed, DnsServer, Inside, Resolver, Upstream, Zone, ZoneInput};
-use crate::model::PublicKey;
 use crate::model::netmap::Netmap;
-use crate::model::record::{Node, Record, Service};
+use crate::model::record::{Departure, Instance, MAX_INSTANCES, Node, Record, Service, Source};
+use crate::model::service_address::ServiceAddresses;
 use crate::model::time::next_version;
+use crate::model::{PublicKey, ServiceName};
+use crate::path::PathMtu;
+use crate::path::mtu::{Sizes, Way};
 use crate::path::watch::{Action, Reach, Watch};
-use crate::tunnel::{PeerConfig, Tunnel, TunnelConfig, TunnelError};
+use crate::tunnel::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::Refusal;
 use crate::wire::ledger::Applied;
-use crate::wire::local::{Inside as Container, Problem};
+use crate::wire::local::Problem;
 use crate::wire::{Envelope, Ledger};
 
 /// Seconds between datagrams to a peer in any case: keeps address translation on the way open.
@@ -45,6 +51,8 @@ pub(super) struct StreamState {
     pub(super) synced: Option<Instant>,
     pub(super) refusal: Option<String>,
     pub(super) revoked: bool,
+    /// Another machine with this node's keys is connected: this one keeps off its peers.
+    pub(super) cloned: bool,
 }
 
 /// A joined node.
@@ -56,6 +64,7 @@ pub(super) struct Mesh {
     pub(super) registry: Registry,
     pub(super) tunnel: Tunnel,
     pub(super) watch: Watch,
+    pub(super) path_mtu: PathMtu,
     pub(super) reach: BTreeMap<PublicKey, Reach>,
     pub(super) round_trips: BTreeMap<PublicKey, Duration>,
     pub(super) zone: Arc<ArcSwap<Zone>>,
@@ -66,15 +75,23 @@ pub(super) struct Mesh {
     pub(super) position: Position,
     pub(super) damaged: usize,
     pub(super) troubles: BTreeMap<&'static str, Problem>,
+    pub(super) docker: Option<Docker>,
+    pub(super) firewall: Firewall,
+    /// Service addresses that the kernel balances.
+    balanced: BTreeSet<Ipv4Addr>,
+    /// Subnets of the container engine.
+    subnets: Vec<Ipv4Net>,
     dir: StateDir,
     log: RecordLog,
     network: HostNetwork,
     allowed: Arc<ArcSwap<Allowed>>,
-    checker: Checker,
+    checker: Checker<Key>,
     control: Stream,
     lingering: BTreeMap<String, Instant>,
     serial: u32,
     sequence: u64,
+    /// The last message of an offer of everything that the coordinator has not acknowledged yet.
+    owes: Option<u64>,
     waiting: HashMap<u64, oneshot::Sender<()>>,
 }
 
@@ -97,6 +114,8 @@ pub(super) struct Dns {
 pub(super) struct Events {
     pub(super) stream: mpsc::Receiver<Event>,
     pub(super) verdicts: mpsc::Receiver<(Key, bool)>,
+    pub(super) docker: Option<DockerEvents>,
+    pub(super) firewall: watch::Receiver<u64>,
 }
 
 /// The kind of failure a tunnel's is.
@@ -167,6 +186,7 @@ impl Mesh {
             mtu,
             listen_port: config.listen_port,
             private_key: Some(identity.keys.wireguard.clone()),
+            workers: config.workers,
         })
         .map_err(|error| ApiError::new(code_of(&error), error.to_string()))?;
         let own = [
@@ -184,7 +204,7 @@ impl Mesh {
             .map_err(|e| internal(&e))?;
 
         let zone = Arc::new(ArcSwap::from_pointee(Zone::default()));
-        let allowed = Arc::new(ArcSwap::from_pointee(allowed(&addresses)));
+        let allowed = Arc::new(ArcSwap::from_pointee(allowed(&addresses, &[])));
         let upstream = Arc::new(Upstream::new());
         let dns = config.dns.then(|| {
             let resolver = Arc::new(Resolver::new(
@@ -233,12 +253,29 @@ impl Mesh {
             synced: None,
             refusal: None,
             revoked: false,
+            cloned: false,
         };
+        let (docker, docker_events) = match &config.docker {
+            None => (None, None),
+            Some(settings) => {
+                let around =
+                    docker::surroundings(settings, &identity.name, &own, identity.block.v4);
+                let (docker, events) = Docker::start(settings, around, &dir);
+                (Some(docker), Some(events))
+            }
+        };
+        let firewall = Firewall::start(Some(addresses.prefix_v6));
+        let looks = firewall.looks();
         let mut mesh = Self {
+            docker,
+            firewall,
+            balanced: BTreeSet::new(),
+            subnets: Vec::new(),
             checker: Checker::new(verdict_events),
             damaged: loaded.damaged,
             netmap: Netmap::default(),
             watch: Watch::default(),
+            path_mtu: PathMtu::new(mtu),
             reach: BTreeMap::new(),
             round_trips: BTreeMap::new(),
             stream: stream_state,
@@ -246,6 +283,7 @@ impl Mesh {
             lingering: BTreeMap::new(),
             serial: 1,
             sequence: 0,
+            owes: None,
             waiting: HashMap::new(),
             config,
             identity,
@@ -268,7 +306,13 @@ impl Mesh {
         mesh.publish_own();
         mesh.refresh();
         mesh.checker.set(mesh.registry.targets(own[0]));
-        Ok((mesh, Events { stream, verdicts }))
+        let events = Events {
+            stream,
+            verdicts,
+            docker: docker_events,
+            firewall: looks,
+        };
+        Ok((mesh, events))
     }
 
     /// This node's addresses.
@@ -290,27 +334,27 @@ impl Mesh {
         match event {
             Event::Opened { url, store } => {
                 tracing::info!(%url, "connected to the coordinator");
-                let another = self.position.store.as_deref() != Some(&store);
+                let another = self.owes.is_some() || self.position.store.as_deref() != Some(&store);
+                let cloned = self.stream.cloned;
                 self.stream = StreamState {
                     url: url.to_string(),
                     connected: true,
                     synced: Some(now),
                     refusal: None,
                     revoked: false,
+                    cloned: false,
                 };
+                if cloned {
+                    self.refresh();
+                }
                 self.offer(another);
+                self.leave_farewell();
             }
             Event::Changes { records, position } => {
                 self.stream.synced = Some(now);
                 self.take_in(records);
                 self.position = position;
-                self.control.set_position(self.position.clone());
-                // What is not on disk must come again after a restart.
-                if self.log.is_whole()
-                    && let Err(error) = self.dir.set_position(&self.position)
-                {
-                    tracing::warn!(%error, "cannot note where this node stands; it will ask for more than it needs");
-                }
+                self.note_position();
             }
             Event::Published { sequence, refused } => {
                 self.stream.synced = Some(now);
@@ -319,6 +363,10 @@ impl Mesh {
                 }
                 if let Some(waiting) = self.waiting.remove(&sequence) {
                     let _ = waiting.send(());
+                }
+                if self.owes == Some(sequence) {
+                    self.owes = None;
+                    self.note_position();
                 }
             }
             Event::Alive => self.stream.synced = Some(now),
@@ -330,6 +378,14 @@ impl Mesh {
                 self.stream.connected = false;
                 self.stream.revoked = refusal == Some(Refusal::Revoked);
                 self.stream.refusal = Some(why);
+                // Who was connected since its start is the original, whatever a coordinator says.
+                if refusal == Some(Refusal::Clone)
+                    && self.stream.synced.is_none()
+                    && !self.stream.cloned
+                {
+                    self.stream.cloned = true;
+                    self.refresh();
+                }
                 self.waiting.clear();
             }
         }
@@ -345,9 +401,48 @@ impl Mesh {
             .filter(|e| everything || e.signer == id)
             .cloned()
             .collect();
+        let mut handed_over = true;
         for chunk in envelopes.chunks(crate::wire::control::MAX_RECORDS) {
             self.sequence += 1;
-            self.control.publish(self.sequence, chunk.to_vec());
+            handed_over &= self.control.publish(self.sequence, chunk.to_vec());
+        }
+        if everything {
+            self.owes = Some(self.sequence);
+            if handed_over {
+                self.control.told();
+            }
+        }
+    }
+
+    /// A node that may be removed when it stays away says so in advance: nobody else can sign for it.
+    fn leave_farewell(&self) {
+        let id = self.id();
+        let token = self
+            .ledger
+            .membership(&id)
+            .and_then(|membership| self.ledger.token(&membership.token));
+        if token.is_some_and(|token| token.ephemeral) {
+            let departure = Record::Departure(Departure {
+                id,
+                version: next_version(0, SystemTime::now()),
+            });
+            let departure = Envelope::seal(&departure, &self.identity.keys.identity);
+            self.control.leave_farewell(departure);
+        }
+    }
+
+    /// Notes how far this node has got in the coordinator's store. Not before that store has all this node owes it: by
+    /// the note it is known to have.
+    fn note_position(&mut self) {
+        if self.owes.is_some() {
+            return;
+        }
+        self.control.set_position(self.position.clone());
+        // What is not on disk must come again after a restart.
+        if self.log.is_whole()
+            && let Err(error) = self.dir.set_position(&self.position)
+        {
+            tracing::warn!(%error, "cannot note where this node stands; it will ask for more than it needs");
         }
     }
 
@@ -428,9 +523,7 @@ impl Mesh {
                 }));
             }
         }
-        let mut wanted = self
-            .registry
-            .records(&id, &self.identity.name, &self.own_addresses());
+        let mut wanted = self.wanted_services();
         for held in self.ledger.services().filter(|s| s.node == id) {
             let empty = || Service {
                 instances: Vec::new(),
@@ -475,6 +568,157 @@ impl Mesh {
         Some(receiver)
     }
 
+    /// The records of this node's services, by id, without a version.
+    fn wanted_services(&self) -> BTreeMap<String, Service> {
+        let id = self.id();
+        let mut wanted = self
+            .registry
+            .records(&id, &self.identity.name, &self.own_addresses());
+        let Some(docker) = &self.docker else {
+            return wanted;
+        };
+        let mut merge = |name: ServiceName, instances: Vec<Instance>, address| {
+            let id_of = Service::id_of(&id, name.project.as_ref(), &name.name);
+            let service = wanted.entry(id_of.clone()).or_insert_with(|| Service {
+                id: id_of,
+                version: 0,
+                node: id,
+                name: name.name,
+                project: name.project,
+                service_address: None,
+                instances: Vec::new(),
+            });
+            service.service_address = address;
+            let room = MAX_INSTANCES.saturating_sub(service.instances.len());
+            service.instances.extend(instances.into_iter().take(room));
+        };
+        let in_place = self.firewall.in_place();
+        let (true, Some(in_place)) = (docker.is_settled(), in_place) else {
+            // What ran before a restart of meshd still does, as far as anybody knows.
+            for held in self.ledger.services().filter(|s| s.node == id) {
+                let instances = held.instances.iter();
+                let from_containers: Vec<Instance> = instances
+                    .filter(|i| i.source == Source::Docker)
+                    .cloned()
+                    .collect();
+                if !from_containers.is_empty() {
+                    merge(held.service_name(), from_containers, held.service_address);
+                }
+            }
+            return wanted;
+        };
+        let wired = if self.firewall.in_force() {
+            let mappings = in_place.mappings.iter();
+            Wired::Mapped(mappings.map(|(a, mapped)| (*a, mapped.container)).collect())
+        } else {
+            Wired::Impossible
+        };
+        let mut addresses = ServiceAddresses::assign(&self.netmap);
+        let plan = self.ledger.mesh().map(|mesh| mesh.addresses);
+        for (name, offer) in docker.offers(self.registry.drained(), wired) {
+            let address = plan
+                .filter(|_| offer.service_address)
+                .and_then(|plan| addresses.choose(&plan, name.clone()));
+            merge(name, offer.instances, address);
+        }
+        wanted
+    }
+
+    /// The engine says something.
+    pub(super) fn handle_engine(&mut self, reports: Vec<Report>) {
+        if let Some(docker) = &mut self.docker {
+            docker.handle_reports(reports);
+            self.containers_changed();
+        }
+    }
+
+    /// Probes of containers came to verdicts.
+    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, bool)>) {
+        if let Some(docker) = &mut self.docker {
+            docker.handle_probes(verdicts);
+            self.containers_changed();
+        }
+    }
+
+    /// The kernel has been brought to what is wanted: what is mapped now can be published, and a service address that is
+    /// balanced now can be answered.
+    pub(super) fn handle_wired(&mut self) {
+        let in_place = self
+            .firewall
+            .in_place()
+            .filter(|_| self.firewall.in_force());
+        let balanced = in_place.map_or_else(BTreeSet::new, |wiring| {
+            wiring.service_addresses.keys().copied().collect()
+        });
+        if balanced != self.balanced {
+            self.balanced = balanced;
+            self.rebuild_zone();
+        }
+        self.publish_own();
+    }
+
+    /// Unmaps what is gone before anything else, and publishes nothing before it is mapped: an engine gives the address
+    /// of a container that ended to the next at once.
+    fn containers_changed(&mut self) {
+        self.wire();
+        self.publish_own();
+        let bridges = self.docker.as_ref().map(Docker::bridges);
+        let subnets: Vec<Ipv4Net> = bridges.into_iter().flatten().flat_map(|(_, s)| s).collect();
+        if subnets != self.subnets {
+            self.subnets = subnets;
+            self.refresh_allowed();
+        }
+        let Some(docker) = &mut self.docker else {
+            return;
+        };
+        match docker.keep(&self.dir) {
+            Ok(()) => drop(self.troubles.remove("leases")),
+            Err(error) => self.trouble("leases", "the addresses of containers are not kept on disk", error.to_string(), "make room on the file system of the state directory; without it containers get other addresses when meshd restarts"),
+        }
+    }
+
+    /// Hands the kernel's part over.
+    fn wire(&self) {
+        let Some(mesh) = self.ledger.mesh() else {
+            return;
+        };
+        let docker = self.docker.as_ref();
+        // Rules from before a restart of meshd are right until it is known what runs.
+        if docker.is_some_and(|docker| !docker.is_settled()) {
+            return;
+        }
+        let mappings = docker.map(Docker::mappings).unwrap_or_default();
+        let mappings = mappings.into_iter().map(|(address, mapping)| {
+            let mapped = Mapped {
+                container: mapping.container,
+                pid: mapping.pid,
+                name: mapping.name,
+            };
+            (address, mapped)
+        });
+        self.firewall.set(Wiring {
+            interface: self.config.interface.clone(),
+            prefix: mesh.addresses.prefix_v4,
+            block: self.identity.block.v4,
+            node: self.identity.block.node_v4(),
+            bridges: if docker.is_some_and(Docker::is_followed) {
+                docker.map(Docker::bridges).unwrap_or_default()
+            } else {
+                bridges_by_name()
+            },
+            mappings: mappings.collect(),
+            service_addresses: self.zone.load().service_addresses(),
+        });
+    }
+
+    /// Takes back what other programs were told, and what was put on the machine.
+    pub(super) async fn stop(mut self) {
+        if let Some(resolved) = self.dns.as_mut().and_then(|dns| dns.resolved.as_mut()) {
+            resolved.stop().await;
+        }
+        self.firewall.stop().await;
+    }
+
     /// The services of this node changed: keep them, check them, say so.
     pub(super) fn services_changed(&mut self) -> Result<Option<oneshot::Receiver<()>>, ApiError> {
         self.dir.set_services(&self.registry.stored())?;
@@ -497,6 +741,7 @@ impl Mesh {
             now,
         );
         let peers = others
+            .filter(|_| !self.stream.cloned)
             .map(|member| PeerConfig {
                 public_key: member.wireguard_key.0,
                 preshared_key: None,
@@ -520,6 +765,7 @@ impl Mesh {
             .collect();
         let (netmap, own) = (&self.netmap, self.id());
         let (round_trips, when_none_usable) = (&self.round_trips, self.config.when_none_usable);
+        let balanced = &self.balanced;
         let input = |lingering: &BTreeSet<String>, serial| {
             Zone::build(&ZoneInput {
                 netmap,
@@ -528,6 +774,7 @@ impl Mesh {
                 round_trips,
                 when_none_usable,
                 lingering,
+                balanced,
                 serial,
                 most_addresses: self.config.most_addresses,
             })
@@ -548,6 +795,7 @@ impl Mesh {
         drop(old);
         self.serial = self.serial.wrapping_add(1);
         self.zone.store(Arc::new(zone));
+        self.wire();
     }
 
     /// Hears from the data plane, probes, tries other endpoints. To be called twice a second.
@@ -572,6 +820,7 @@ impl Mesh {
             if let Some(rtt) = peer.rtt {
                 round_trips.insert(*id, rtt);
             }
+            self.follow_path(*id, &peer, now);
         }
         let actions = self.watch.poll(now);
         let own = self.own_addresses()[0];
@@ -590,6 +839,13 @@ impl Mesh {
                 }
             }
         }
+        for Sizes(id, sizes) in self.path_mtu.poll(now) {
+            if let Some((_, key, address)) = members.iter().find(|(m, _, _)| *m == id) {
+                self.tunnel.probe_sizes(key, own, *address, &sizes);
+            }
+        }
+        self.path_mtu
+            .retain(|id| self.netmap.members.contains_key(id));
         let reach: BTreeMap<PublicKey, Reach> = members
             .iter()
             .map(|(id, _, _)| (*id, self.watch.reach(id, now)))
@@ -610,6 +866,35 @@ impl Mesh {
         if moved || ended {
             self.rebuild_zone();
         }
+        if self.docker.as_mut().is_some_and(|d| d.handle_time(now)) {
+            self.containers_changed();
+        }
+    }
+
+    /// Tells what measures paths how the way to a peer is, and the data plane what was measured.
+    fn follow_path(&mut self, id: PublicKey, peer: &PeerStatus, now: Instant) {
+        let key = &peer.config.public_key;
+        self.path_mtu.handle_way(
+            id,
+            Way {
+                endpoint: peer.endpoint,
+                reachable: peer.last_handshake.is_some()
+                    && self.watch.reach(&id, now) == Reach::Reachable,
+                sent: peer.tx_bytes,
+            },
+        );
+        if self.path_mtu.is_searching(&id)
+            && let Some(size) = self.tunnel.take_answered_size(key)
+        {
+            self.path_mtu.handle_answer(&id, size);
+        }
+        let limit = self.path_mtu.limit(&id);
+        if limit != peer.path_mtu {
+            self.tunnel.set_path_mtu(key, limit);
+            if limit != self.plan.mtu || peer.path_mtu != u16::MAX {
+                tracing::info!(endpoint = ?peer.endpoint, octets = limit, "the path to a peer carries packets of another size");
+            }
+        }
     }
 
     /// Puts back what somebody took away, and notices what changed around: addresses, resolvers. To be called every few
@@ -629,6 +914,7 @@ impl Mesh {
         }
         self.refresh_surroundings();
         self.listen().await;
+        self.wire();
         self.publish_own();
     }
 
@@ -672,42 +958,54 @@ impl Mesh {
             self.config.upstreams.clone()
         };
         self.upstream.set(&servers, &own);
+        self.refresh_allowed();
+    }
+
+    fn refresh_allowed(&self) {
         if let Some(mesh) = self.ledger.mesh() {
-            self.allowed.store(Arc::new(allowed(&mesh.addresses)));
-        }
-    }
-
-    /// The running containers of this host, for a doctor. Until containers are discovered there are none to name.
-    pub(super) fn containers(&self) -> Vec<Container> {
-        Vec::new()
-    }
-
-    /// Takes back what another program was told of this node.
-    pub(super) async fn say_farewell(&mut self) {
-        if let Some(resolved) = self.dns.as_mut().and_then(|dns| dns.resolved.as_mut()) {
-            resolved.stop().await;
+            let allowed = allowed(&mesh.addresses, &self.subnets);
+            self.allowed.store(Arc::new(allowed));
         }
     }
 
     /// Takes this node's services out of the answers, before it leaves.
     pub(super) fn withdraw(&mut self) -> Option<oneshot::Receiver<()>> {
         self.registry = Registry::default();
+        self.docker = None;
         self.publish_own()
     }
 }
 
+/// Whether an interface is a bridge with containers, by its name: of an engine that is not followed that is all there is.
+fn is_bridge(name: &str) -> bool {
+    ["docker", "br-", "podman", "cni"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
+
+fn bridges_by_name() -> BTreeMap<String, Vec<Ipv4Net>> {
+    let mut bridges: BTreeMap<String, Vec<Ipv4Net>> = BTreeMap::new();
+    for interface in host::interfaces() {
+        if let Some(IpNet::V4(net)) = interface.net
+            && is_bridge(&interface.name)
+        {
+            bridges.entry(interface.name).or_default().push(net.trunc());
+        }
+    }
+    bridges
+}
+
 /// Who may ask for names: the mesh, the host, its containers.
-fn allowed(addresses: &crate::model::MeshAddresses) -> Allowed {
+fn allowed(addresses: &crate::model::MeshAddresses, subnets: &[Ipv4Net]) -> Allowed {
     let mut nets: Vec<IpNet> = vec![addresses.prefix_v4.into(), addresses.prefix_v6.into()];
     nets.extend(
         ["127.0.0.0/8", "::1/128"]
             .iter()
             .filter_map(|net| net.parse::<IpNet>().ok()),
     );
+    nets.extend(subnets.iter().copied().map(IpNet::V4));
     for interface in host::interfaces() {
-        let bridge = ["docker", "br-", "podman", "cni"]
-            .iter()
-            .any(|prefix| interface.name.starts_with(prefix));
+        let bridge = is_bridge(&interface.name);
         // A container's bridge with all that is on it; of any other network only this machine itself.
         nets.push(match interface.net {
             Some(net) if bridge => net.trunc(),

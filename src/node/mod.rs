@@ -9,6 +9,7 @@ pub mod api;
 pub mod config;
 pub mod control;
 mod dns_address;
+mod docker;
 pub mod host;
 mod joining;
 mod mesh;
@@ -38,14 +39,16 @@ pub fn main() -> ExitCode {
         Err(error) => return crate::wire::usage::report("meshd", &error),
     };
     crate::wire::log::to_stderr();
-    if let Some(Job::Wireguard { interface }) = &arguments.job {
-        return finish(crate::tunnel::uapi::run(interface).map_err(|error| {
-            let code = match &error {
-                crate::tunnel::uapi::StandaloneError::Tunnel(error) => mesh::code_of(error),
-                _ => ErrorCode::Configuration,
-            };
-            ApiError::new(code, error.to_string())
-        }));
+    if let Some(Job::Wireguard { interface, workers }) = &arguments.job {
+        return finish(
+            crate::tunnel::uapi::run(interface, *workers).map_err(|error| {
+                let code = match &error {
+                    crate::tunnel::uapi::StandaloneError::Tunnel(error) => mesh::code_of(error),
+                    _ => ErrorCode::Configuration,
+                };
+                ApiError::new(code, error.to_string())
+            }),
+        );
     }
     finish(
         Config::load(&arguments)
@@ -128,14 +131,13 @@ async fn run(config: Config) -> Result<(), ApiError> {
     });
 
     agent.run(receiver, stopped).await;
-    agent.say_farewell().await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     serve.abort();
     serve_metrics.abort();
     watchdog.abort();
     let _ = std::fs::remove_file(&config.socket);
-    drop(agent);
+    agent.stop().await;
     Ok(())
 }
 

@@ -5,22 +5,29 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, Record, RecordType};
+use tokio::time::timeout;
 
 use super::api::Reply;
 use super::config::Config;
+use super::docker::Docker;
 use super::mesh::{Dns, Mesh};
 use super::resolved::{ResolvedLink, State};
+use crate::discovery::docker::residents::residents;
 use crate::dns::answer::{Answer, Part, Verdict, answer, explain};
 use crate::dns::message::{Asked, Source};
 use crate::dns::zone::{Standing, Zone};
 use crate::model::PublicKey;
+use crate::path::mtu::LEAST_IPV6;
 use crate::path::watch::Reach;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
-    Checkup, CoordinatorStatus, DnsStatus, InstanceRow, InterfaceStatus, NodeState, NodeStatus,
-    PeerState, PeerStatus, Ping, Pong, Problem, Resolve, Resolved, SCHEMA, ServiceCounts,
-    ServiceList, ServiceRow, Status, SystemEntry, SystemList,
+    Checkup, ContainerList, CoordinatorStatus, DnsStatus, InstanceRow, InterfaceStatus, NodeState,
+    NodeStatus, PeerState, PeerStatus, Ping, Pong, Problem, Resolve, Resolved, SCHEMA,
+    ServiceCounts, ServiceList, ServiceRow, Status, SystemEntry, SystemList,
 };
+
+/// How long the container engine may take to say what runs, for a doctor.
+const CHECKUP_WAIT: Duration = Duration::from_secs(5);
 
 /// The status of a node that is in no mesh.
 pub(super) fn bare_status(state: NodeState) -> Status {
@@ -90,7 +97,7 @@ pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
         }),
         peers: peers(mesh, now),
         services: ServiceCounts {
-            local: mesh.registry.len(),
+            local: mesh.registry.len() + mesh.docker.as_ref().map_or(0, Docker::len),
             mesh: names.len(),
         },
         problems: problems(mesh, damaged_services, zone.flagged()),
@@ -137,6 +144,7 @@ fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
                     .and_then(|at| SystemTime::now().duration_since(at).ok())
                     .map(seconds),
                 rtt_ms: peer.as_ref().and_then(|p| p.rtt).map(milliseconds),
+                path_mtu: Some(mesh.path_mtu.limit(&member.id)),
                 rx_bytes: peer.as_ref().map_or(0, |p| p.rx_bytes),
                 tx_bytes: peer.as_ref().map_or(0, |p| p.tx_bytes),
             }
@@ -157,11 +165,22 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         fix: fix.into(),
     };
     let mut problems: Vec<Problem> = mesh.troubles.values().cloned().collect();
+    problems.extend(mesh.docker.iter().flat_map(Docker::problems));
+    // Without containers the guards alone are worth having, but nobody needs to install anything for them.
+    if mesh.docker.as_ref().is_some_and(Docker::is_followed) {
+        problems.extend(mesh.firewall.problems());
+    }
     if mesh.stream.revoked {
         problems.push(problem(
             "this node was removed from the mesh",
             "the administrator removed it".into(),
             "run `meshctl leave`, and join again with a new token if that was a mistake",
+        ));
+    } else if mesh.stream.cloned {
+        problems.push(problem(
+            "this machine is a copy of another node, which goes on; this one keeps off the mesh",
+            "another machine with the same keys is connected to the coordinator".into(),
+            "run `meshctl leave` here, and join with a new token",
         ));
     } else if !mesh.stream.connected {
         let why = mesh
@@ -212,6 +231,7 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
             ));
         }
     }
+    problems.extend(narrow_paths(mesh));
     for text in &mesh.config.not_yet {
         problems.push(problem(
             "a setting has no effect",
@@ -220,6 +240,28 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         ));
     }
     problems
+}
+
+/// Peers behind a path that does not carry what IPv6 needs.
+fn narrow_paths(mesh: &Mesh) -> Option<Problem> {
+    let narrow: Vec<String> = mesh
+        .netmap
+        .members
+        .values()
+        .filter(|member| member.id != mesh.id())
+        .map(|member| (member.name.as_str(), mesh.path_mtu.limit(&member.id)))
+        .filter(|(_, limit)| *limit < LEAST_IPV6)
+        .map(|(name, limit)| format!("{name} ({limit} octets)"))
+        .collect();
+    (!narrow.is_empty()).then(|| Problem {
+        what: "large IPv6 packets to some peers may be lost".into(),
+        why: format!(
+            "the path carries less than the {LEAST_IPV6} octets of a packet that IPv6 needs: {}",
+            narrow.join(", ")
+        ),
+        fix: "raise the MTU on the way to at least 1360, or let fragments of UDP datagrams through"
+            .into(),
+    })
 }
 
 /// Everything meshd put on the machine.
@@ -243,6 +285,7 @@ pub(super) fn system(config: &Config, mesh: Option<&Mesh>) -> SystemList {
     ];
     if let Some(mesh) = mesh {
         entries.extend(mesh.plan.entries());
+        entries.extend(mesh.firewall.entries());
         entries.push(entry(
             "socket",
             format!("UDP port {}", mesh.tunnel.listen_port()),
@@ -302,6 +345,17 @@ pub(super) fn system(config: &Config, mesh: Option<&Mesh>) -> SystemList {
     }
 }
 
+/// The exposed containers of this node.
+pub(super) fn containers(mesh: &Mesh) -> ContainerList {
+    let docker = mesh.docker.as_ref();
+    ContainerList {
+        schema: SCHEMA,
+        containers: docker
+            .map(|docker| docker.rows(mesh.registry.drained()))
+            .unwrap_or_default(),
+    }
+}
+
 /// All services of the mesh.
 pub(super) fn services(mesh: &Mesh) -> ServiceList {
     let mut rows: std::collections::BTreeMap<_, ServiceRow> = std::collections::BTreeMap::new();
@@ -348,17 +402,34 @@ fn is_reachable(mesh: &Mesh, node: &PublicKey) -> bool {
 }
 
 /// What a doctor must know.
-pub(super) fn checkup(mesh: &Mesh) -> Checkup {
+pub(super) fn checkup(mesh: &Mesh, reply: Reply<Checkup>) {
     let domain = mesh.zone.load().domain.clone();
     let dns = mesh.dns.as_ref();
-    Checkup {
+    let checkup = Checkup {
         schema: SCHEMA,
         name: format!("{}.node.{domain}", mesh.identity.name),
         expected: mesh.identity.block.node_v4(),
         dns: dns.and_then(|_| mesh.ledger.mesh().map(|m| m.addresses.dns_v4())),
         split_dns: dns.map_or("none", split_dns).to_owned(),
-        containers: mesh.containers(),
-    }
+        containers: Vec::new(),
+    };
+    let sockets = mesh
+        .config
+        .docker
+        .as_ref()
+        .map(|docker| docker.sockets.clone());
+    tokio::spawn(async move {
+        let asked = timeout(
+            CHECKUP_WAIT,
+            residents(sockets.as_deref().unwrap_or_default()),
+        )
+        .await;
+        let containers = asked.unwrap_or_default();
+        let _ = reply.send(Ok(Checkup {
+            containers,
+            ..checkup
+        }));
+    });
 }
 
 /// Sends a probe and answers when its echo is back.

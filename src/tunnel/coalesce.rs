@@ -496,6 +496,60 @@ mod tests {
         }
 
         #[test]
+        fn large_packets_split_and_interleaved_are_merged_to_what_they_were(
+            batches in prop::collection::vec((
+                prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), 1usize..1381, 2usize..=64, 0usize..1380), 1..=FLOWS),
+                any::<u64>(),
+            ), 1..4),
+        ) {
+            let mut sequences = [u32::MAX - 50_000; FLOWS];
+            for (flows, order) in batches {
+                let large: Vec<(VnetHeader, Vec<u8>)> = flows.iter().enumerate()
+                    .map(|(flow, (v6, tcp, push, segment, count, short))| {
+                        let protocol = if *tcp { TCP } else { UDP };
+                        let transport = if *v6 { 40 } else { 20 };
+                        let headers = transport + if *tcp { 32 } else { 8 };
+                        // As many whole segments as a packet holds, and perhaps a shorter one.
+                        let count = (*count).min((MAX_MERGED - headers) / segment);
+                        let octets = segment * count - short % segment;
+                        // Whether a short segment ended a write cannot be told from it: the merge says that it did.
+                        let push = *push || octets % segment != 0;
+                        let payload: Vec<u8> = (0..octets).map(|i| (i * 31 + flow) as u8).collect();
+                        let flags = if push { 0x18 } else { 0x10 };
+                        let mut packet = packet(*v6, protocol, 1000 + flow as u16, sequences[flow], flags, &payload);
+                        sequences[flow] = sequences[flow].wrapping_add(octets as u32);
+                        if octets <= *segment {
+                            return (VnetHeader::default(), packet);
+                        }
+                        // The kernel leaves the sum of the pseudo-header in the checksum's place.
+                        let length = packet.len() - transport;
+                        let at = transport + if *tcp { 16 } else { 6 };
+                        let pseudo = packet::fold(packet::pseudo_header_sum(&packet, protocol, length));
+                        packet[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
+                        (VnetHeader::merged(*v6, protocol, transport, headers, *segment), packet)
+                    })
+                    .collect();
+                let mut waiting: Vec<std::collections::VecDeque<Vec<u8>>> = large.iter()
+                    .map(|(header, packet)| {
+                        let mut segments = std::collections::VecDeque::new();
+                        split(*header, &mut packet.clone(), |segment| segments.push_back(segment.to_vec()))
+                            .expect("a valid packet");
+                        segments
+                    })
+                    .collect();
+                // The first segments in order, then whichever flow's turn it is by chance.
+                let mut packets: Vec<Vec<u8>> = waiting.iter_mut().filter_map(|flow| flow.pop_front()).collect();
+                let mut chance = order;
+                while waiting.iter().any(|flow| !flow.is_empty()) {
+                    chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let turn = (chance >> 33) as usize % waiting.len();
+                    packets.extend(waiting[turn].pop_front());
+                }
+                prop_assert_eq!(coalesce(&packets), large);
+            }
+        }
+
+        #[test]
         fn any_packet_and_offload_header_split_or_are_refused(
             header in any::<[u8; VNET_HEADER]>(),
             mut octets in prop::collection::vec(any::<u8>(), 0..400),

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -12,7 +11,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use x25519_dalek::StaticSecret;
 
 use super::allowed_ips::AllowedIps;
@@ -21,15 +19,15 @@ use super::here::{Here, write_datagram};
 use super::limiter::HandshakeLimiter;
 use super::noise::Identity;
 use super::peer::{Peer, PeerState};
+use super::probe;
 use super::split::VnetHeader;
+use super::timer::{self, Live};
 use super::tun::Tun;
 use super::udp::{Sender, Sockets};
-use super::{inbound, outbound, probe};
+use super::worker::{self, Duty, Pair, Worker};
 
-/// How often the timers of peers with a session run.
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5).
 const LEAST_MTU: u16 = 1280;
-const TICK: Duration = Duration::from_millis(200);
 
 /// What a tunnel starts with.
 #[derive(Clone)]
@@ -42,6 +40,8 @@ pub struct TunnelConfig {
     pub listen_port: u16,
     /// The node's key; without one nothing is sealed or opened.
     pub private_key: Option<StaticSecret>,
+    /// How many data threads; none: as many as the machine's cores warrant.
+    pub workers: Option<usize>,
 }
 
 /// A peer as configured.
@@ -76,6 +76,8 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
     /// The last probe's round trip.
     pub rtt: Option<Duration>,
+    /// Octets of a packet in the tunnel that fit through the path, as set.
+    pub path_mtu: u16,
 }
 
 /// Why a tunnel cannot start or change.
@@ -119,31 +121,24 @@ pub(super) struct Table {
 /// What the threads share.
 pub(super) struct Shared {
     pub(super) table: ArcSwap<Table>,
-    pub(super) sockets: ArcSwap<Sockets>,
+    /// One for each queue of the device, all on one port.
+    pub(super) sockets: ArcSwap<Vec<Sockets>>,
     pub(super) local: ArcSwap<Vec<IpAddr>>,
-    pub(super) tun: Tun,
+    pub(super) tun: Vec<Tun>,
     pub(super) drops: DropCounters,
     pub(super) limiter: Mutex<HandshakeLimiter>,
+    pub(super) live: Arc<Live>,
     pub(super) mtu: AtomicU16,
     pub(super) started: Instant,
     /// Milliseconds since the start at which a lost session was last looked into.
     pub(super) revived: AtomicU64,
     stop: AtomicBool,
-    wake_out: EventFd,
-    wake_in: EventFd,
+    pub(super) pairs: Vec<Pair>,
 }
 
 impl Shared {
     pub(super) fn stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn wake_out(&self) -> RawFd {
-        self.wake_out.as_fd().as_raw_fd()
-    }
-
-    pub(super) fn wake_in(&self) -> RawFd {
-        self.wake_in.as_fd().as_raw_fd()
     }
 
     pub(super) fn mtu(&self) -> usize {
@@ -154,7 +149,7 @@ impl Shared {
     pub(super) fn inject(&self, packet: &[u8]) {
         let header = VnetHeader::default().octets();
         let parts = [IoSlice::new(&header), IoSlice::new(packet)];
-        if self.tun.write(&parts).is_err() {
+        if self.tun[0].write(&parts).is_err() {
             self.drops.add(Drop::WriteFailed);
         }
     }
@@ -194,14 +189,12 @@ impl Shared {
             self.drops.add(Drop::NoEndpoint);
             return;
         };
-        if let Some((length, _)) =
-            state
-                .noise(identity, peer.index, now)
-                .seal(packet, sender.space(), now)
-        {
+        let noise = state.noise(identity, peer.index, now);
+        if let Some((length, _)) = noise.seal(packet, sender.space(), now) {
             peer.count_tx(length);
             sender.commit(length, endpoint);
         }
+        self.drops.add_many(Drop::NoAnswer, noise.take_lost());
     }
 }
 
@@ -222,14 +215,26 @@ impl Tunnel {
     /// # Errors
     /// Says what is missing or taken; nothing is left behind.
     pub fn start(config: TunnelConfig) -> Result<Self, TunnelError> {
-        let (sockets, tun) = open(&config.interface, config.mtu, config.listen_port)?;
-        let index = tun
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = worker::workers(config.workers, cores);
+        let queues = workers.len().div_ceil(2);
+        let (sockets, tun) = open(&config.interface, config.mtu, config.listen_port, queues)?;
+        let index = tun[0]
             .index()
             .map_err(|e| TunnelError::Io("find the network device", e))?;
-        let event = || {
-            EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
-                .map_err(|e| TunnelError::Io("make an event", e.into()))
-        };
+        let pairs = (0..queues)
+            .map(|queue| {
+                let second = Worker {
+                    duty: Duty::Out,
+                    queue,
+                };
+                Pair::new(queue, workers.contains(&second))
+            })
+            .collect::<Result<_, _>>()
+            .map_err(|e| TunnelError::Io("make an event", e.into()))?;
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed)
+            .map_err(|e| TunnelError::Io("make a random number", e.into()))?;
         let shared = Arc::new(Shared {
             table: ArcSwap::from_pointee(Table {
                 identity: config.private_key.map(|key| Arc::new(Identity::new(key))),
@@ -242,13 +247,13 @@ impl Tunnel {
             local: ArcSwap::default(),
             tun,
             drops: DropCounters::default(),
-            limiter: Mutex::new(HandshakeLimiter::new(Instant::now())),
+            limiter: Mutex::new(HandshakeLimiter::new(seed, Instant::now())),
+            live: Arc::default(),
             mtu: AtomicU16::new(config.mtu),
             started: Instant::now(),
             revived: AtomicU64::new(0),
             stop: AtomicBool::new(false),
-            wake_out: event()?,
-            wake_in: event()?,
+            pairs,
         });
         let mut tunnel = Self {
             shared,
@@ -258,16 +263,25 @@ impl Tunnel {
             threads: Vec::new(),
             changing: Mutex::new(()),
         };
-        tunnel.spawn("mesh-out", outbound::run)?;
-        tunnel.spawn("mesh-in", inbound::run)?;
-        tunnel.spawn("mesh-timer", tick_until_stopped)?;
+        for worker in workers {
+            let name = match worker.duty {
+                Duty::Both => format!("mesh-data-{}", worker.queue),
+                Duty::Out => format!("mesh-out-{}", worker.queue),
+            };
+            tunnel.spawn(name, move |shared| worker::run(shared, worker))?;
+        }
+        tunnel.spawn("mesh-timer".to_owned(), timer::run)?;
         Ok(tunnel)
     }
 
-    fn spawn(&mut self, name: &str, run: fn(&Shared)) -> Result<(), TunnelError> {
+    fn spawn(
+        &mut self,
+        name: String,
+        run: impl FnOnce(&Shared) + Send + 'static,
+    ) -> Result<(), TunnelError> {
         let shared = Arc::clone(&self.shared);
         let thread = std::thread::Builder::new()
-            .name(name.to_owned())
+            .name(name)
             .spawn(move || {
                 let _abort = AbortOnPanic;
                 run(&shared);
@@ -292,7 +306,7 @@ impl Tunnel {
     /// The UDP port.
     #[must_use]
     pub fn listen_port(&self) -> u16 {
-        self.shared.sockets.load().port()
+        self.shared.sockets.load()[0].port()
     }
 
     /// The firewall mark of outer packets; 0 for none.
@@ -317,8 +331,7 @@ impl Tunnel {
     /// # Errors
     /// The kernel refuses.
     pub fn set_mtu(&self, mtu: u16) -> Result<(), TunnelError> {
-        self.shared
-            .tun
+        self.shared.tun[0]
             .set_mtu(mtu)
             .map_err(|e| TunnelError::Io("set the MTU", e))?;
         self.shared.mtu.store(mtu, Ordering::Relaxed);
@@ -335,7 +348,7 @@ impl Tunnel {
         }
         self.shared
             .sockets
-            .store(Arc::new(bind(port, self.mark())?));
+            .store(Arc::new(bind(port, self.mark(), self.shared.tun.len())?));
         self.wake();
         Ok(())
     }
@@ -345,11 +358,11 @@ impl Tunnel {
     /// # Errors
     /// The kernel refuses.
     pub fn set_mark(&self, mark: u32) -> Result<(), TunnelError> {
-        self.shared
-            .sockets
-            .load()
-            .set_mark(mark)
-            .map_err(|e| TunnelError::Io("mark the sockets", e))?;
+        for sockets in self.shared.sockets.load().iter() {
+            sockets
+                .set_mark(mark)
+                .map_err(|e| TunnelError::Io("mark the sockets", e))?;
+        }
         self.mark.store(mark, Ordering::Relaxed);
         Ok(())
     }
@@ -359,7 +372,8 @@ impl Tunnel {
         let _one = self.change();
         let old = self.shared.table.load_full();
         for peer in old.by_key.values() {
-            peer.lock().noise = None;
+            let lost = peer.lock().forget();
+            self.shared.drops.add_many(Drop::NoAnswer, lost);
         }
         let identity = key.map(|key| Arc::new(Identity::new(key)));
         self.shared.table.store(Arc::new(Table {
@@ -371,7 +385,8 @@ impl Tunnel {
         }));
         // A session made between the two steps has the old key.
         for peer in old.by_key.values() {
-            peer.lock().noise = None;
+            let lost = peer.lock().forget();
+            self.shared.drops.add_many(Drop::NoAnswer, lost);
         }
     }
 
@@ -418,7 +433,8 @@ impl Tunnel {
                     if config.preshared_key != before.preshared_key
                         || config.persistent_keepalive != before.persistent_keepalive
                     {
-                        state.noise = None;
+                        let lost = state.forget();
+                        self.shared.drops.add_many(Drop::NoAnswer, lost);
                     }
                     state.config = config.clone();
                     drop(state);
@@ -427,7 +443,11 @@ impl Tunnel {
                 None => {
                     let index =
                         free_index(|i| by_index.contains_key(&i) || old.by_index.contains_key(&i));
-                    Arc::new(Peer::new(config.clone(), index))
+                    Arc::new(Peer::new(
+                        config.clone(),
+                        index,
+                        Arc::clone(&self.shared.live),
+                    ))
                 }
             };
             prefixes.extend(
@@ -462,9 +482,9 @@ impl Tunnel {
                     .initiate(&table, peer, &mut state, &mut sender, now);
             }
             drop(state);
-            sender.flush_if_full(&self.shared.sockets.load(), &self.shared.drops);
+            sender.flush_if_full(&self.shared.sockets.load()[0], &self.shared.drops);
         }
-        sender.flush(&self.shared.sockets.load(), &self.shared.drops);
+        sender.flush(&self.shared.sockets.load()[0], &self.shared.drops);
     }
 
     /// Sends to `endpoint` from now on.
@@ -488,11 +508,62 @@ impl Tunnel {
         self.with_peer(peer, |table, peer, state, sender, now| {
             let mut packet = [0; probe::MAX_PROBE];
             if let Some(length) =
-                probe::write(source, destination, shared.started, now, &mut packet)
+                probe::write(source, destination, shared.started, now, None, &mut packet)
             {
                 shared.send_own(table, peer, state, &packet[..length], sender, now);
             }
         });
+    }
+
+    /// Sends probes of these sizes, in octets of the packet in the tunnel, in datagrams that are not split on the way.
+    /// Without a session nothing is sent: what waits for one would not be sent so.
+    pub fn probe_sizes(&self, peer: &[u8; 32], source: IpAddr, destination: IpAddr, sizes: &[u16]) {
+        let shared = &self.shared;
+        let table = shared.table.load();
+        let Some(peer) = table.by_key.get(peer) else {
+            return;
+        };
+        let (mut packet, mut sender) = (vec![0; usize::from(u16::MAX)], Sender::new());
+        let now = Instant::now();
+        for size in sizes {
+            let mut state = peer.lock();
+            let session = state.noise.as_ref().and_then(|noise| noise.session_age());
+            if session.is_some()
+                && let Some(length) = probe::write(
+                    source,
+                    destination,
+                    shared.started,
+                    now,
+                    Some(*size),
+                    &mut packet,
+                )
+            {
+                shared.send_own(
+                    &table,
+                    peer,
+                    &mut state,
+                    &packet[..length],
+                    &mut sender,
+                    now,
+                );
+            }
+            drop(state);
+            sender.flush_whole(&shared.sockets.load()[0], &shared.drops);
+        }
+    }
+
+    /// The largest size of [`Tunnel::probe_sizes`] that was answered since this was last asked.
+    #[must_use]
+    pub fn take_answered_size(&self, peer: &[u8; 32]) -> Option<u16> {
+        let table = self.shared.table.load();
+        table.by_key.get(peer)?.lock().answered_size.take()
+    }
+
+    /// Refuses packets to `peer` of more than `octets` from now on; what the device's MTU is holds besides.
+    pub fn set_path_mtu(&self, peer: &[u8; 32], octets: u16) {
+        if let Some(peer) = self.shared.table.load().by_key.get(peer) {
+            peer.lock().path_mtu = octets;
+        }
     }
 
     /// As [`Tunnel::probe`], and waits for the answer elsewhere.
@@ -516,7 +587,7 @@ impl Tunnel {
         if let Some(peer) = table.by_key.get(peer) {
             let mut sender = Sender::new_small();
             act(&table, peer, &mut peer.lock(), &mut sender, Instant::now());
-            sender.flush(&self.shared.sockets.load(), &self.shared.drops);
+            sender.flush(&self.shared.sockets.load()[0], &self.shared.drops);
         }
     }
 
@@ -556,8 +627,8 @@ impl Tunnel {
     }
 
     fn wake(&self) {
-        for event in [&self.shared.wake_in, &self.shared.wake_out] {
-            let _ = event.write(1);
+        for pair in &self.shared.pairs {
+            pair.wake();
         }
     }
 }
@@ -661,10 +732,7 @@ impl std::ops::Drop for AbortOnPanic {
 
 fn status(peer: &Peer) -> PeerStatus {
     let state = peer.lock();
-    let session = state
-        .noise
-        .as_ref()
-        .and_then(super::noise::Noise::session_age);
+    let session = state.noise.as_ref().and_then(|noise| noise.session_age());
     PeerStatus {
         config: state.config.clone(),
         endpoint: state.endpoint,
@@ -675,6 +743,7 @@ fn status(peer: &Peer) -> PeerStatus {
         rx_bytes: peer.rx_bytes.load(Ordering::Relaxed),
         tx_bytes: peer.tx_bytes.load(Ordering::Relaxed),
         rtt: state.rtt,
+        path_mtu: state.path_mtu,
     }
 }
 
@@ -683,13 +752,18 @@ fn status(peer: &Peer) -> PeerStatus {
 /// # Errors
 /// What [`Tunnel::start`] would say.
 pub fn try_open(interface: &str, listen_port: u16) -> Result<(), TunnelError> {
-    open(interface, LEAST_MTU, listen_port).map(drop)
+    open(interface, LEAST_MTU, listen_port, 1).map(drop)
 }
 
-fn open(interface: &str, mtu: u16, listen_port: u16) -> Result<(Sockets, Tun), TunnelError> {
+fn open(
+    interface: &str,
+    mtu: u16,
+    listen_port: u16,
+    queues: usize,
+) -> Result<(Vec<Sockets>, Vec<Tun>), TunnelError> {
     check_name(interface)?;
-    let sockets = bind(listen_port, 0)?;
-    let tun = Tun::open(interface, mtu).map_err(|error| match error.raw_os_error() {
+    let sockets = bind(listen_port, 0, queues)?;
+    let tun = Tun::open(interface, mtu, queues).map_err(|error| match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => TunnelError::Permission,
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunnelError::NoTun,
         Some(libc::EBUSY) => TunnelError::InterfaceTaken(interface.to_owned()),
@@ -698,8 +772,8 @@ fn open(interface: &str, mtu: u16, listen_port: u16) -> Result<(Sockets, Tun), T
     Ok((sockets, tun))
 }
 
-fn bind(port: u16, mark: u32) -> Result<Sockets, TunnelError> {
-    Sockets::bind(port, mark).map_err(|error| match error.kind() {
+fn bind(port: u16, mark: u32, count: usize) -> Result<Vec<Sockets>, TunnelError> {
+    Sockets::bind_group(port, mark, count).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => TunnelError::PortTaken(port),
         io::ErrorKind::PermissionDenied => TunnelError::Permission,
         _ => TunnelError::Io("bind the UDP port", error),
@@ -736,31 +810,4 @@ fn rand_from_clock() -> u32 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |d| d.subsec_nanos())
-}
-
-fn tick_until_stopped(shared: &Shared) {
-    let mut sender = Sender::new_small();
-    while !shared.stopping() {
-        std::thread::park_timeout(TICK);
-        let now = Instant::now();
-        let table = shared.table.load();
-        let sockets = shared.sockets.load();
-        for peer in table.by_key.values() {
-            let mut state = peer.lock();
-            let endpoint = state.endpoint;
-            let Some(noise) = &mut state.noise else {
-                continue;
-            };
-            let Some(length) = noise.tick(sender.space(), now) else {
-                continue;
-            };
-            if let Some(endpoint) = endpoint {
-                peer.count_tx(length);
-                sender.commit(length, endpoint);
-            }
-            drop(state);
-            sender.flush_if_full(&sockets, &shared.drops);
-        }
-        sender.flush(&sockets, &shared.drops);
-    }
 }

@@ -23,12 +23,16 @@ macro_rules! drops {
 }
 
 drops! {
-    /// From the TUN device: no whole IP header, or lengths that lie.
+    /// From the TUN device or a peer: no whole IP header, or lengths that lie.
     Malformed = "malformed",
     /// From the TUN device: nobody owns the destination.
     NoOwner = "no_owner",
     /// To a peer: no endpoint is known.
     NoEndpoint = "no_endpoint",
+    /// To a peer that answers no handshake: too many packets waited for a session already, or for too long.
+    NoAnswer = "no_answer",
+    /// To a peer: larger than what the path to it carries; the sender was told.
+    TooBig = "too_big",
     /// The kernel refused to send.
     SendFailed = "send_failed",
     /// A datagram that is no WireGuard message.
@@ -41,6 +45,8 @@ drops! {
     NotAuthentic = "not_authentic",
     /// A handshake over the limit of its source or of the node.
     HandshakeLimit = "handshake_limit",
+    /// Under load, a handshake of a source that has not proven itself yet: it got a cookie.
+    Challenged = "challenged",
     /// A handshake of a key that is no peer's.
     UnknownPeer = "unknown_peer",
     /// From a peer: the source address belongs to somebody else.
@@ -62,8 +68,15 @@ pub struct DropCounters([AtomicU64; Drop::ALL.len()]);
 impl DropCounters {
     /// One more.
     pub fn add(&self, reason: Drop) {
-        if let Some(counter) = self.0.get(reason as usize) {
-            counter.fetch_add(1, Ordering::Relaxed);
+        self.add_many(reason, 1);
+    }
+
+    /// `count` more.
+    pub fn add_many(&self, reason: Drop, count: usize) {
+        if count > 0
+            && let Some(counter) = self.0.get(reason as usize)
+        {
+            counter.fetch_add(count as u64, Ordering::Relaxed);
         }
     }
 

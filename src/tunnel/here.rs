@@ -70,7 +70,7 @@ impl Here {
             (TCP, _) => nothing_yet(&self.local.segment(ip.source, packet)),
             (ICMP, true) | (ICMP6, false) if is_echo(packet, &ip) => {
                 out.extend_from_slice(packet);
-                probe::answer(out, &ip);
+                probe::turn(out, &ip);
                 Ok(true)
             }
             _ => Err(Drop::Unanswered),

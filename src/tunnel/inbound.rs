@@ -1,5 +1,6 @@
-//! The `in` thread: from the peers to the TUN device.
+//! From the peers to the TUN device.
 
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -10,10 +11,12 @@ use std::time::{Duration, Instant};
 use super::coalesce::{Coalescer, MAX_SEGMENTS};
 use super::device::{Shared, Table};
 use super::drops::Drop;
-use super::noise::{Identity, Message, Opened, room_for};
+use super::limiter::Admission;
+use super::noise::{HANDSHAKE, Identity, Message, Opened, room_for};
 use super::packet::Ip;
-use super::peer::Peer;
+use super::peer::{Peer, PeerState};
 use super::probe::{self, Probe};
+use super::tun::Tun;
 use super::udp::{Receiver, Sender, Sockets};
 
 /// Octets of opened packets waiting to be written at most.
@@ -24,68 +27,86 @@ const WAITING: usize = 512;
 const REVIVE: Duration = Duration::from_millis(50);
 /// And for one peer.
 const REVIVE_PEER: Duration = Duration::from_secs(1);
-
-/// Runs until the tunnel stops.
-pub(super) fn run(shared: &Shared) {
-    let mut receiver = Receiver::new();
-    let mut inbound = Inbound {
-        arena: vec![0; ARENA],
-        used: 0,
-        coalescer: Coalescer::new(shared.tun.merges_udp()),
-        sender: Sender::new(),
-        recent: None,
-    };
-    while !shared.stopping() {
-        let sockets = shared.sockets.load_full();
-        let [v4, v6] = sockets.descriptors();
-        if !wait(&[v4, v6, shared.wake_in()]) {
-            continue;
-        }
-        drain(shared.wake_in());
-        for fd in [v4, v6] {
-            let mut more = fd >= 0;
-            while more && !shared.stopping() {
-                let table = shared.table.load();
-                let batch = Batch {
-                    shared,
-                    table: &table,
-                    sockets: &sockets,
-                    now: Instant::now(),
-                };
-                more = match receiver.receive(fd, |datagram, source| {
-                    inbound.datagram(&batch, datagram, source)
-                }) {
-                    Ok(more) => more,
-                    Err(error) => {
-                        // An ICMP error about an earlier datagram, most often: the next call goes on.
-                        tracing::debug!(%error, "cannot receive");
-                        false
-                    }
-                };
-                inbound.flush(&batch);
-            }
-        }
-    }
-}
+/// Admitted handshakes that wait for their turn at most.
+const HANDSHAKES: usize = 512;
+/// Handshakes handled after a batch at most. Each costs what a hundred packets cost: more at once, and the packets that
+/// come meanwhile are lost.
+const HANDSHAKES_AT_ONCE: usize = 4;
 
 /// What holds for one batch.
 struct Batch<'a> {
     shared: &'a Shared,
+    tun: &'a Tun,
     table: &'a Table,
     sockets: &'a Sockets,
     now: Instant,
 }
 
-struct Inbound {
+pub(super) struct Inbound {
+    /// Which of the device's queues is written, and which sockets are read.
+    queue: usize,
+    receiver: Option<Receiver>,
     arena: Vec<u8>,
     used: usize,
     coalescer: Coalescer,
     sender: Sender,
     /// The peer of the last datagram: the next one is most often the same's.
     recent: Option<Arc<Peer>>,
+    /// Handshakes that were admitted: packets come first.
+    handshakes: VecDeque<Handshake>,
+}
+
+/// A handshake message that was admitted.
+struct Handshake {
+    message: Message,
+    octets: [u8; HANDSHAKE],
+    length: usize,
+    source: SocketAddr,
 }
 
 impl Inbound {
+    pub(super) fn new(queue: usize, shared: &Shared) -> Self {
+        Self {
+            queue,
+            receiver: Some(Receiver::new()),
+            arena: vec![0; ARENA],
+            used: 0,
+            coalescer: Coalescer::new(shared.tun[queue].merges_udp()),
+            sender: Sender::new(),
+            recent: None,
+            handshakes: VecDeque::new(),
+        }
+    }
+
+    /// Receives, opens and writes one batch from `fd`; gives whether more may be waiting, there or here.
+    pub(super) fn batch(&mut self, shared: &Shared, sockets: &Sockets, fd: RawFd) -> bool {
+        let Some(mut receiver) = self.receiver.take() else {
+            return false;
+        };
+        let table = shared.table.load();
+        let batch = Batch {
+            shared,
+            tun: &shared.tun[self.queue],
+            table: &table,
+            sockets,
+            now: Instant::now(),
+        };
+        let more = match receiver.receive(fd, |datagram, source| {
+            self.datagram(&batch, datagram, source)
+        }) {
+            Ok(more) => more,
+            Err(error) => {
+                // An ICMP error about an earlier datagram, most often: the next call goes on.
+                tracing::debug!(%error, "cannot receive");
+                false
+            }
+        };
+        self.receiver = Some(receiver);
+        self.flush(&batch);
+        self.answer_handshakes(&batch);
+        more || !self.handshakes.is_empty()
+    }
+
     fn datagram(&mut self, batch: &Batch<'_>, datagram: &[u8], source: SocketAddr) {
         let drops = &batch.shared.drops;
         let message = match Message::parse(datagram) {
@@ -104,22 +125,76 @@ impl Inbound {
         match message {
             Message::Data(index) => self.data(batch, index, datagram, source),
             Message::Initiation | Message::Response(_) => {
-                let admitted = identity.is_for_us(datagram) && {
-                    let mut limiter = batch
-                        .shared
-                        .limiter
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
-                    limiter.admit(source.ip(), batch.now)
-                };
-                if admitted {
-                    self.handshake(batch, identity, message, datagram, source)
-                } else {
-                    drops.add(Drop::HandshakeLimit)
-                }
+                self.admit(batch, identity, message, datagram, source)
             }
             Message::Cookie(_) => self.handshake(batch, identity, message, datagram, source),
         }
+    }
+
+    /// Decides about a handshake message, at the cost of a hash or three: no peer is looked at.
+    fn admit(
+        &mut self,
+        batch: &Batch<'_>,
+        identity: &Identity,
+        message: Message,
+        datagram: &[u8],
+        source: SocketAddr,
+    ) {
+        let drops = &batch.shared.drops;
+        if !identity.is_for_us(datagram) {
+            return drops.add(Drop::NotAuthentic);
+        }
+        let admission = batch
+            .shared
+            .limiter
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .admit(identity.reply_key(), datagram, source, batch.now);
+        match admission {
+            Admission::Pass if self.handshakes.len() < HANDSHAKES => {
+                let mut octets = [0; HANDSHAKE];
+                let Some(place) = octets.get_mut(..datagram.len()) else {
+                    return drops.add(Drop::NotWireGuard);
+                };
+                place.copy_from_slice(datagram);
+                self.handshakes.push_back(Handshake {
+                    message,
+                    octets,
+                    length: datagram.len(),
+                    source,
+                });
+            }
+            Admission::Pass | Admission::Refuse => drops.add(Drop::HandshakeLimit),
+            Admission::Prove(reply) => {
+                self.sender.space()[..reply.len()].copy_from_slice(&reply);
+                self.sender.commit(reply.len(), source);
+                drops.add(Drop::Challenged);
+            }
+        }
+    }
+
+    /// Handles some of the handshakes that wait.
+    fn answer_handshakes(&mut self, batch: &Batch<'_>) {
+        for _ in 0..HANDSHAKES_AT_ONCE {
+            let Some(next) = self.handshakes.pop_front() else {
+                break;
+            };
+            let Some(identity) = &batch.table.identity else {
+                batch.shared.drops.add(Drop::NoSession);
+                continue;
+            };
+            if self.sender.is_full(room_for(HANDSHAKE)) {
+                self.sender.flush(batch.sockets, &batch.shared.drops);
+            }
+            self.handshake(
+                batch,
+                identity,
+                next.message,
+                &next.octets[..next.length],
+                next.source,
+            );
+        }
+        self.sender.flush(batch.sockets, &batch.shared.drops);
     }
 
     fn handshake(
@@ -130,18 +205,26 @@ impl Inbound {
         datagram: &[u8],
         source: SocketAddr,
     ) {
+        let drops = &batch.shared.drops;
         let peer = match message {
-            Message::Initiation => identity
-                .initiator(datagram)
-                .and_then(|key| batch.table.by_key.get(&key)),
+            Message::Initiation => {
+                let Some(key) = identity.initiator(datagram) else {
+                    return drops.add(Drop::NotAuthentic);
+                };
+                batch.table.by_key.get(&key)
+            }
             Message::Response(index) | Message::Cookie(index) | Message::Data(index) => {
                 batch.table.by_index.get(&index)
             }
         };
         let Some(peer) = peer else {
-            return batch.shared.drops.add(Drop::UnknownPeer);
+            return drops.add(Drop::UnknownPeer);
         };
         let mut state = peer.lock();
+        // Only an initiation begins anything: to anything else there was a question of ours before.
+        if message != Message::Initiation && state.noise.is_none() {
+            return drops.add(Drop::NoSession);
+        }
         let opened = state.noise(identity, peer.index, batch.now).open(
             message,
             datagram,
@@ -164,22 +247,33 @@ impl Inbound {
                 state.heard(source, batch.now);
                 state.last_handshake = Some(std::time::SystemTime::now());
                 self.sender.commit(length, source);
-                loop {
-                    if self.sender.is_full(room_for(65_536)) {
-                        self.sender.flush(batch.sockets, &batch.shared.drops);
-                    }
-                    let Some(length) = state
-                        .noise(identity, peer.index, batch.now)
-                        .next_waiting(self.sender.space())
-                    else {
-                        break;
-                    };
-                    peer.count_tx(length);
-                    self.sender.commit(length, source);
-                }
+                self.send_waiting(batch, peer, &mut state, source);
             }
-            Opened::Refused(reason) => batch.shared.drops.add(reason),
+            Opened::Refused(reason) => drops.add(reason),
             Opened::Packet(_) | Opened::Keepalive | Opened::Nothing => {}
+        }
+    }
+
+    /// Sends what waited for a session.
+    fn send_waiting(
+        &mut self,
+        batch: &Batch<'_>,
+        peer: &Peer,
+        state: &mut PeerState,
+        endpoint: SocketAddr,
+    ) {
+        let Some(noise) = &mut state.noise else {
+            return;
+        };
+        while noise.waiting() > 0 {
+            if self.sender.is_full(room_for(65_536)) {
+                self.sender.flush(batch.sockets, &batch.shared.drops);
+            }
+            let Some(length) = noise.next_waiting(self.sender.space()) else {
+                break;
+            };
+            peer.count_tx(length);
+            self.sender.commit(length, endpoint);
         }
     }
 
@@ -201,6 +295,8 @@ impl Inbound {
             Opened::Packet(length) => {
                 state.heard(source, batch.now);
                 peer.count_rx(datagram.len());
+                // The peer began the session that ours was to be.
+                self.send_waiting(batch, &peer, &mut state, source);
                 let packet = &mut self.arena[self.used..self.used + length];
                 let Some(ip) = Ip::parse(packet) else {
                     return drops.add(Drop::Malformed);
@@ -223,17 +319,22 @@ impl Inbound {
                 }
                 match probe::parse(packet, &ip) {
                     Some(Probe::Request) if batch.shared.local.load().contains(&ip.destination) => {
-                        probe::answer(packet, &ip);
+                        let length = probe::answer(packet, &ip);
                         batch.shared.send_own(
                             batch.table,
                             &peer,
                             &mut state,
-                            packet,
+                            &packet[..length],
                             &mut self.sender,
                             batch.now,
                         );
                     }
-                    Some(Probe::Reply(sent))
+                    Some(Probe::Reply {
+                        size: Some(size), ..
+                    }) if batch.shared.local.load().contains(&ip.destination) => {
+                        state.answered_size = state.answered_size.max(Some(size));
+                    }
+                    Some(Probe::Reply { sent, size: None })
                         if batch.shared.local.load().contains(&ip.destination) =>
                     {
                         let elapsed = batch.now.saturating_duration_since(batch.shared.started);
@@ -242,7 +343,7 @@ impl Inbound {
                     }
                     _ => {
                         drop(state);
-                        if batch.shared.tun.merges() {
+                        if batch.tun.merges() {
                             self.coalescer
                                 .push(&self.arena, self.used, self.used + length);
                         } else {
@@ -255,6 +356,7 @@ impl Inbound {
             Opened::Keepalive => {
                 state.heard(source, batch.now);
                 peer.count_rx(datagram.len());
+                self.send_waiting(batch, &peer, &mut state, source);
             }
             Opened::Refused(Drop::NoSession) => {
                 drop(state);
@@ -316,12 +418,13 @@ impl Inbound {
             let mut slices = [IoSlice::new(empty); MAX_SEGMENTS + 1];
             slices[0] = IoSlice::new(&header);
             let mut count = 1;
+            // The first part is a whole packet, each further one what another adds.
             for (start, end) in parts.take(MAX_SEGMENTS) {
                 slices[count] = IoSlice::new(&arena[start..end]);
                 count += 1;
             }
-            if shared.tun.write(&slices[..count]).is_err() {
-                shared.drops.add(Drop::WriteFailed);
+            if batch.tun.write(&slices[..count]).is_err() {
+                shared.drops.add_many(Drop::WriteFailed, count - 1);
             }
         });
         self.used = 0;
@@ -330,49 +433,11 @@ impl Inbound {
     fn write_plain(&self, batch: &Batch<'_>, length: usize) {
         let packet = &self.arena[self.used..self.used + length];
         if batch
-            .shared
             .tun
             .write(&[IoSlice::new(&[]), IoSlice::new(packet)])
             .is_err()
         {
             batch.shared.drops.add(Drop::WriteFailed);
-        }
-    }
-}
-
-/// Waits until one of `descriptors` can be read; negative ones are passed over.
-pub(super) fn wait(descriptors: &[RawFd]) -> bool {
-    let mut polled = [libc::pollfd {
-        fd: -1,
-        events: libc::POLLIN,
-        revents: 0,
-    }; 4];
-    for (slot, fd) in polled.iter_mut().zip(descriptors) {
-        slot.fd = *fd;
-    }
-    // SAFETY: `polled` is an array of so many valid entries.
-    let ready = unsafe {
-        libc::poll(
-            polled.as_mut_ptr(),
-            descriptors.len().min(4) as libc::nfds_t,
-            -1,
-        )
-    };
-    ready > 0
-}
-
-/// Takes a pending wake-up away.
-pub(super) fn drain(event: RawFd) {
-    let mut polled = libc::pollfd {
-        fd: event,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one valid entry; an eventfd is read in 8 octets, for which there is room.
-    unsafe {
-        if libc::poll(&raw mut polled, 1, 0) > 0 {
-            let mut count = 0u64;
-            libc::read(event, (&raw mut count).cast(), 8);
         }
     }
 }

@@ -1,21 +1,44 @@
 //! Limits handshakes before any costly work is done for them.
 //!
-//! Two levels. While handshakes are few, all pass. When the node as a whole gets more than [`LOAD_RATE`] a
-//! second, each source has a bucket of its own, so that a flood from some sources leaves the others alone. The
-//! table of sources has a bound: when it is full, sources without a bucket share one.
+//! Two levels. While handshakes are few, all pass. When the node as a whole gets more than [`LOAD_RATE`] a second,
+//! only sources that have shown with a cookie that they are where they say ([`super::cookie`]) pass, each as often as
+//! its own bucket allows. Forged sources get a cookie they never see, and nothing is kept for them: they can neither
+//! fill the table of sources nor use up what the others have.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
+
+use super::cookie::{Cookies, REPLY};
 
 /// Handshakes a second that pass without a look at their source: a few percent of a core.
 pub const LOAD_RATE: f64 = 250.0;
-/// Handshakes a second of one source under load.
+/// Handshakes at once that pass so.
+pub const LOAD_BURST: f64 = 100.0;
+/// Handshakes a second of one proven source under load.
 pub const SOURCE_RATE: f64 = 10.0;
-/// Handshakes of one source at once under load.
+/// Handshakes of one proven source at once under load.
 pub const SOURCE_BURST: f64 = 20.0;
-/// Sources with a bucket at most.
+/// Handshakes a second of all proven sources together: whoever owns many addresses does not get the core.
+pub const PROVEN_RATE: f64 = 1000.0;
+/// Sources with a bucket at most; those beyond share one.
 pub const MAX_SOURCES: usize = 8192;
+/// Cookies a second. A newcomer's first message is one among the forged ones, and waits 5 s if it gets none: so this
+/// lies above the flood a node has to bear. A reply is smaller than what it answers and costs one or two microseconds.
+pub const COOKIE_RATE: f64 = 100_000.0;
+/// Cookies at once.
+pub const COOKIE_BURST: f64 = 10_000.0;
+
+/// What becomes of a handshake message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It may be handled.
+    Pass,
+    /// It may not; this goes back to its source.
+    Prove([u8; REPLY]),
+    /// It may not.
+    Refuse,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
@@ -40,30 +63,62 @@ impl Bucket {
 /// The limiter. It reads no clock.
 #[derive(Debug)]
 pub struct HandshakeLimiter {
+    cookies: Cookies,
     all: Bucket,
+    replies: Bucket,
+    proven: Bucket,
     others: Bucket,
     sources: HashMap<IpAddr, Bucket>,
     swept: Instant,
 }
 
 impl HandshakeLimiter {
-    /// A limiter with full buckets.
+    /// A limiter with full buckets. `seed` is secret and random: cookies are made from it.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub fn new(seed: [u8; 32], now: Instant) -> Self {
         let full = |tokens| Bucket { tokens, at: now };
         Self {
-            all: full(LOAD_RATE),
+            cookies: Cookies::new(seed, now),
+            all: full(LOAD_BURST),
+            replies: full(COOKIE_BURST),
+            proven: full(PROVEN_RATE),
             others: full(SOURCE_BURST),
             sources: HashMap::new(),
             swept: now,
         }
     }
 
-    /// Whether a handshake message from `source` may pass.
-    pub fn admit(&mut self, source: IpAddr, now: Instant) -> bool {
-        if self.all.take(LOAD_RATE, LOAD_RATE, now) {
-            return true;
+    /// Whether a handshake message from `source` may pass. Its first MAC is known to be right; cookies travel under
+    /// `reply_key`.
+    pub fn admit(
+        &mut self,
+        reply_key: &[u8; 32],
+        handshake: &[u8],
+        source: SocketAddr,
+        now: Instant,
+    ) -> Admission {
+        if self.all.take(LOAD_RATE, LOAD_BURST, now) {
+            return Admission::Pass;
         }
+        if self.cookies.proves(handshake, source, now) {
+            return if self.source(source.ip(), now)
+                && self.proven.take(PROVEN_RATE, PROVEN_RATE, now)
+            {
+                Admission::Pass
+            } else {
+                Admission::Refuse
+            };
+        }
+        if !self.replies.take(COOKIE_RATE, COOKIE_BURST, now) {
+            return Admission::Refuse;
+        }
+        self.cookies
+            .reply(reply_key, handshake, source, now)
+            .map_or(Admission::Refuse, Admission::Prove)
+    }
+
+    /// Whether the bucket of a proven source allows one more.
+    fn source(&mut self, source: IpAddr, now: Instant) -> bool {
         self.sweep(now);
         // A single machine owns a /64 as easily as one address.
         let source = match source {
@@ -96,37 +151,116 @@ impl HandshakeLimiter {
 
 #[cfg(test)]
 mod tests {
+    use x25519_dalek::StaticSecret;
+
+    use super::super::noise::{Identity, Message, Noise, Opened};
     use super::*;
 
-    #[test]
-    fn a_flood_from_some_sources_leaves_an_honest_one_alone() {
-        let start = Instant::now();
-        let mut limiter = HandshakeLimiter::new(start);
-        let (mut flood, mut honest) = (0, 0);
-        for i in 0..100_000u32 {
-            let now = start + Duration::from_micros(u64::from(i) * 20);
-            flood += u32::from(limiter.admit(IpAddr::from([10, 0, 0, (i % 16) as u8]), now));
-            if i % 10_000 == 0 {
-                honest += u32::from(limiter.admit(IpAddr::from([192, 0, 2, 1]), now));
-            }
-        }
-        assert_eq!(honest, 10, "five a second of one source");
-        assert!(
-            flood < 2 * 250 + 250 + 16 * (20 + 2 * 10) + 16,
-            "{flood} passed"
-        );
+    fn forged(n: u32) -> SocketAddr {
+        SocketAddr::from((n.wrapping_mul(2_654_435_761).to_be_bytes(), n as u16))
+    }
+
+    /// An initiation with a right first MAC, as anybody can make one who knows the public key.
+    fn initiation(from: u8, to: &Identity) -> (Noise, [u8; 148]) {
+        let from = Identity::new(StaticSecret::from([from; 32]));
+        let mut noise = Noise::new(&from, to.public(), None, None, 7, Instant::now());
+        let mut out = [0; 256];
+        let length = noise.initiate(&mut out).expect("none is under way");
+        (noise, out[..length].try_into().expect("an initiation"))
     }
 
     #[test]
-    fn a_flood_from_forged_sources_does_not_grow_the_table() {
+    fn a_newcomer_gets_in_through_a_flood_from_forged_sources_at_its_second_try() {
+        let (start, node) = (Instant::now(), Identity::new(StaticSecret::from([1; 32])));
+        let mut limiter = HandshakeLimiter::new([9; 32], start);
+        let (_, attack) = initiation(2, &node);
+        let (mut newcomer, first) = initiation(3, &node);
+        let home = SocketAddr::from(([192, 0, 2, 1], 4000));
+        let (mut out, mut passed, mut challenged) = ([0; 256], 0u32, 0u32);
+        let mut flood = |limiter: &mut HandshakeLimiter, from: Instant| {
+            for i in 0..2500u32 {
+                let now = from + Duration::from_micros(u64::from(i) * 20);
+                match limiter.admit(node.reply_key(), &attack, forged(i), now) {
+                    Admission::Pass => passed += 1,
+                    Admission::Prove(_) => challenged += 1,
+                    Admission::Refuse => {}
+                }
+            }
+            from + Duration::from_millis(50)
+        };
+        // 50,000 a second; the newcomer comes amid them, and 5 s later once more.
+        let now = flood(&mut limiter, start);
+        let Admission::Prove(reply) = limiter.admit(node.reply_key(), &first, home, now) else {
+            panic!("no cookie for the newcomer");
+        };
+        let message = Message::parse(&reply).expect("a cookie reply");
+        assert_eq!(newcomer.open(message, &reply, &mut out), Opened::Nothing);
+
+        let now = flood(&mut limiter, start + Duration::from_secs(5));
+        let length = newcomer.retry(&mut out).expect("an initiation");
+        assert!(node.is_for_us(&out[..length]));
+        let second = &out[..length];
+        let elsewhere = SocketAddr::from(([192, 0, 2, 1], 4001));
+        let admission = limiter.admit(node.reply_key(), second, elsewhere, now);
+        assert!(
+            matches!(admission, Admission::Prove(_)),
+            "from another port"
+        );
+        assert_eq!(
+            limiter.admit(node.reply_key(), second, home, now),
+            Admission::Pass
+        );
+        assert!(f64::from(passed) <= 2.0 * (LOAD_BURST + 0.05 * LOAD_RATE) + 2.0);
+        assert_eq!(passed + challenged, 5000, "all but those got a cookie");
+        assert_eq!(limiter.sources.len(), 1, "nothing is kept for the others");
+    }
+
+    #[test]
+    fn a_proven_source_has_a_bucket_of_its_own() {
         let start = Instant::now();
-        let mut limiter = HandshakeLimiter::new(start);
+        let mut limiter = HandshakeLimiter::new([9; 32], start);
+        let (greedy, honest) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let mut passed = (0, 0);
+        for i in 0..10_000u64 {
+            let now = start + Duration::from_micros(i * 100);
+            passed.0 += u32::from(limiter.source(greedy, now));
+            if i % 2000 == 0 {
+                passed.1 += u32::from(limiter.source(honest, now));
+            }
+        }
+        assert!(
+            (28..=30).contains(&passed.0),
+            "20 at once, 10 a second: {passed:?}"
+        );
+        assert_eq!(passed.1, 5);
+    }
+
+    #[test]
+    fn the_table_of_sources_has_a_bound() {
+        let start = Instant::now();
+        let mut limiter = HandshakeLimiter::new([9; 32], start);
         for i in 0..200_000u32 {
-            limiter.admit(
+            limiter.source(
                 IpAddr::V4(i.into()),
                 start + Duration::from_micros(u64::from(i)),
             );
         }
-        assert!(limiter.sources.len() <= MAX_SOURCES);
+        assert_eq!(limiter.sources.len(), MAX_SOURCES);
+        limiter.source(IpAddr::V4(1.into()), start + Duration::from_secs(10));
+        assert_eq!(limiter.sources.len(), 1, "and is swept");
+    }
+
+    #[test]
+    fn cookies_have_a_bound_too() {
+        let (start, node) = (Instant::now(), Identity::new(StaticSecret::from([1; 32])));
+        let mut limiter = HandshakeLimiter::new([9; 32], start);
+        let (_, attack) = initiation(2, &node);
+        let replies = (0..20_000u32)
+            .filter(|i| {
+                let admission = limiter.admit(node.reply_key(), &attack, forged(*i), start);
+                matches!(admission, Admission::Prove(_))
+            })
+            .count();
+        assert_eq!(replies, COOKIE_BURST as usize);
     }
 }

@@ -1,12 +1,12 @@
 //! The data plane: an ordinary WireGuard between a TUN device and two UDP sockets.
 //!
-//! Three threads of its own, no async runtime:
+//! Threads of its own, no async runtime (`worker` says how many there are and who does what):
 //!
-//! - `out` reads the TUN device, splits what the kernel left for offload, seals each segment straight into
+//! - outbound reads the TUN device, splits what the kernel left for offload, seals each segment straight into
 //!   the send buffer of its run, and hands whole runs to the kernel as one message each (UDP GSO);
-//! - `in` receives merged datagrams (UDP GRO), opens each into one dense arena, checks that the sender owns
+//! - inbound receives merged datagrams (UDP GRO), opens each into one dense arena, checks that the sender owns
 //!   the source address, and writes runs of a flow back to the device as one packet, with no copy;
-//! - `timer` ticks the peers that have a session: rekeys, keepalives, retries.
+//! - `timer` ticks the peers that have a session or want one: rekeys, keepalives, retries. It sleeps while none has.
 //!
 //! Peers and routes are an immutable snapshot, read once per batch; a peer's lock is taken once per batch of
 //! packets for it. A panic in one of these threads ends the process: a silent half of a tunnel is worse.
@@ -15,12 +15,14 @@
 
 pub mod allowed_ips;
 pub mod coalesce;
+pub mod cookie;
 pub mod drops;
 pub mod here;
 pub mod limiter;
 pub mod noise;
 pub mod packet;
 pub mod split;
+pub mod too_big;
 pub mod uapi;
 
 mod device;
@@ -28,8 +30,13 @@ mod inbound;
 mod outbound;
 mod peer;
 mod probe;
+mod timer;
 mod tun;
 mod udp;
+mod worker;
+
+#[cfg(test)]
+mod tests;
 
 pub use device::{
     Injector, PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError, Waiting, try_open,

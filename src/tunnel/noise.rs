@@ -16,6 +16,7 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use x25519_dalek::{PublicKey, StaticSecret};
 
+use super::cookie;
 use super::drops::Drop;
 
 /// Octets that sealing adds: header and tag.
@@ -36,12 +37,16 @@ pub const fn room_for(packet: usize) -> usize {
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 /// A gap after which the timers run before the session is used.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Packets that wait for a session at most: what a burst at the begin of a connection needs. boringtun would keep more,
+/// and drop what is beyond without a word.
+const MAX_WAITING: usize = 128;
 
 /// The node's own key, and what checks that a handshake is meant for it.
 pub struct Identity {
     secret: StaticSecret,
     public: PublicKey,
     gate: Arc<RateLimiter>,
+    reply_key: [u8; 32],
 }
 
 impl Identity {
@@ -53,7 +58,14 @@ impl Identity {
             secret,
             public,
             gate: Arc::new(RateLimiter::new(&public, u64::MAX)),
+            reply_key: cookie::reply_key(public.as_bytes()),
         }
+    }
+
+    /// The key under which this node's cookies travel.
+    #[must_use]
+    pub fn reply_key(&self) -> &[u8; 32] {
+        &self.reply_key
     }
 
     /// The public half.
@@ -159,10 +171,29 @@ pub enum Opened {
     Refused(Drop),
 }
 
+/// What the timers want.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ticked {
+    /// Send so many octets of the output.
+    Send(usize),
+    /// Nothing.
+    Nothing,
+    /// All sessions are forgotten: the peer was idle for three times what a session lasts (section 6.3), or has not
+    /// answered for 90 s. The timers rest until a handshake begins.
+    Expired,
+}
+
 /// The state towards one peer.
+///
+/// Once made, it stays: of an expired one only the time of the peer's last initiation is left, without which an old
+/// one could be sent again (section 5.1).
 pub struct Noise {
     tunn: Tunn,
     ticked: Instant,
+    /// Packets that wait for a session.
+    waiting: usize,
+    /// Packets that got none, and were not yet asked for.
+    lost: usize,
 }
 
 impl Noise {
@@ -184,7 +215,12 @@ impl Noise {
             index,
             Some(Arc::clone(&identity.gate)),
         );
-        Self { tunn, ticked: now }
+        Self {
+            tunn,
+            ticked: now,
+            waiting: 0,
+            lost: 0,
+        }
     }
 
     /// Seals `packet` into `output` of at least [`room_for`] octets. Without a session the packet waits, and a
@@ -200,11 +236,22 @@ impl Noise {
             // What the timers want to send is wanted again in a moment.
             let _ = self.tick(&mut scratch, now);
         }
+        if self.waiting >= MAX_WAITING && self.session_age().is_none() {
+            self.lost += 1;
+            return self.initiate(output).map(|length| (length, false));
+        }
         match self.tunn.encapsulate(packet, output) {
-            TunnResult::WriteToNetwork(datagram) => {
-                Some((datagram.len(), datagram.first() == Some(&4)))
+            TunnResult::WriteToNetwork(datagram) if datagram.first() == Some(&4) => {
+                Some((datagram.len(), true))
             }
-            _ => None,
+            TunnResult::WriteToNetwork(datagram) => {
+                self.waiting += 1;
+                Some((datagram.len(), false))
+            }
+            _ => {
+                self.waiting += 1;
+                None
+            }
         }
     }
 
@@ -223,30 +270,62 @@ impl Noise {
             TunnResult::Err(WireGuardError::NoCurrentSession | WireGuardError::WrongIndex) => {
                 Opened::Refused(Drop::NoSession)
             }
+            // It was parsed before: what is invalid is the packet inside.
+            TunnResult::Err(WireGuardError::InvalidPacket) => Opened::Refused(Drop::Malformed),
             TunnResult::Err(_) => Opened::Refused(Drop::NotAuthentic),
         }
+    }
+
+    /// How many packets wait for a session.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// How many packets waited in vain since this was last asked.
+    pub fn take_lost(&mut self) -> usize {
+        std::mem::take(&mut self.lost)
     }
 
     /// Seals the next packet that waited for a session.
     pub fn next_waiting(&mut self, output: &mut [u8]) -> Option<usize> {
         match self.tunn.decapsulate(None, &[], output) {
-            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
-            _ => None,
+            TunnResult::WriteToNetwork(datagram) => {
+                self.waiting = self.waiting.saturating_sub(1);
+                Some(datagram.len())
+            }
+            _ => {
+                self.waiting = 0;
+                None
+            }
         }
     }
 
-    /// Runs the timers; gives how many octets of `output` to send, if any. To be called several times a second.
-    pub fn tick(&mut self, output: &mut [u8], now: Instant) -> Option<usize> {
+    /// Runs the timers. To be called several times a second, until it says that they rest.
+    pub fn tick(&mut self, output: &mut [u8], now: Instant) -> Ticked {
         self.ticked = now;
         match self.tunn.update_timers(output) {
-            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
-            _ => None,
+            TunnResult::WriteToNetwork(datagram) => Ticked::Send(datagram.len()),
+            TunnResult::Err(WireGuardError::ConnectionExpired) => {
+                self.lost += std::mem::take(&mut self.waiting);
+                Ticked::Expired
+            }
+            _ => Ticked::Nothing,
         }
     }
 
     /// Begins a handshake, if none is under way.
     pub fn initiate(&mut self, output: &mut [u8]) -> Option<usize> {
         match self.tunn.format_handshake_initiation(output, false) {
+            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
+            _ => None,
+        }
+    }
+
+    /// Begins a handshake again, as the timers do when it was not answered.
+    #[cfg(test)]
+    pub(super) fn retry(&mut self, output: &mut [u8]) -> Option<usize> {
+        match self.tunn.format_handshake_initiation(output, true) {
             TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
             _ => None,
         }
@@ -274,7 +353,7 @@ pub fn padded(length: usize, mtu: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::tunnel) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -289,14 +368,14 @@ mod tests {
         (a, b, to_b, to_a)
     }
 
-    fn packet(n: u8) -> Vec<u8> {
+    pub(in crate::tunnel) fn packet(n: u8) -> Vec<u8> {
         let mut p = vec![n; 48];
         p[0] = 0x45;
         p[2..4].copy_from_slice(&48u16.to_be_bytes());
         p
     }
 
-    fn open(noise: &mut Noise, datagram: &[u8], output: &mut [u8]) -> Opened {
+    pub(in crate::tunnel) fn open(noise: &mut Noise, datagram: &[u8], output: &mut [u8]) -> Opened {
         match Message::parse(datagram) {
             Ok(message) => noise.open(message, datagram, output),
             Err(reason) => Opened::Refused(reason),
@@ -304,7 +383,7 @@ mod tests {
     }
 
     /// Both ends with a session; the first packet has arrived.
-    fn established() -> (Noise, Noise) {
+    pub(in crate::tunnel) fn established() -> (Noise, Noise) {
         let (_, b, mut to_b, mut to_a) = pair();
         let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
         let (n, data) = to_b
@@ -380,6 +459,46 @@ mod tests {
                     "type {kind}, {length} octets: {opened:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn packets_beyond_those_that_may_wait_are_lost_and_counted() {
+        let (_, _, mut to_b, mut to_a) = pair();
+        let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
+        let (n, _) = to_b
+            .seal(&packet(0), &mut x, Instant::now())
+            .expect("an initiation");
+        for _ in 1..MAX_WAITING + 5 {
+            assert_eq!(to_b.seal(&packet(0), &mut y, Instant::now()), None);
+        }
+        assert_eq!((to_b.waiting(), to_b.take_lost()), (MAX_WAITING, 5));
+        assert_eq!(to_b.take_lost(), 0);
+        let Opened::Reply(m) = open(&mut to_a, &x[..n], &mut y) else {
+            panic!("a response")
+        };
+        open(&mut to_b, &y[..m], &mut x);
+        let mut sent = 0;
+        while to_b.waiting() > 0 && to_b.next_waiting(&mut x).is_some() {
+            sent += 1;
+        }
+        assert_eq!(sent, MAX_WAITING);
+        let sealed = to_b.seal(&packet(0), &mut x, Instant::now());
+        assert!(sealed.is_some_and(|(_, data)| data), "and now none waits");
+    }
+
+    #[test]
+    fn a_packet_whose_length_lies_is_malformed_though_authentic() {
+        let (mut to_b, mut to_a) = established();
+        let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
+        let mut long = packet(1);
+        long[2..4].copy_from_slice(&49u16.to_be_bytes());
+        for lie in [long, vec![0xff; 48], vec![0x60; 39], vec![0x45]] {
+            let (n, _) = to_b.seal(&lie, &mut x, Instant::now()).expect("a session");
+            assert_eq!(
+                open(&mut to_a, &x[..n], &mut y),
+                Opened::Refused(Drop::Malformed)
+            );
         }
     }
 

@@ -1,4 +1,4 @@
-//! The `out` thread: from the TUN device to the peers.
+//! From the TUN device to the peers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +9,8 @@ use super::here::Here;
 use super::noise::{padded, room_for};
 use super::packet::Ip;
 use super::peer::Peer;
-use super::split::{VNET_HEADER, split};
+use super::split::{VNET_HEADER, VnetHeader, largest_segment, split};
+use super::too_big::{self, ErrorLimit, MAX_ERROR};
 use super::udp::{Sender, Sockets};
 
 /// Octets of a packet from the device at most, its header included.
@@ -17,49 +18,46 @@ const BUFFER: usize = VNET_HEADER + 65_536;
 /// Packets read before what was sealed is sent: bounds how long the first one waits.
 const BATCH: usize = 16;
 
-/// Runs until the tunnel stops.
-pub(super) fn run(shared: &Shared) {
-    let mut out = Outbound {
-        buffer: vec![0; BUFFER],
-        scratch: vec![0; 65_536 + 16],
-        answer: Vec::new(),
-        sender: Sender::new(),
-    };
-    while !shared.stopping() {
-        let waiting = [shared.tun.descriptor(), shared.wake_out()];
-        if !super::inbound::wait(&waiting) {
-            continue;
-        }
-        super::inbound::drain(shared.wake_out());
-        while !shared.stopping() && out.batch(shared) {}
-    }
-}
-
-struct Outbound {
+pub(super) struct Outbound {
+    /// Which of the device's queues is read, and which sockets are sent from.
+    queue: usize,
     buffer: Vec<u8>,
     /// Where a segment is padded, if it is not a multiple of 16 octets.
     scratch: Vec<u8>,
     /// What is answered here, before it is written back.
     answer: Vec<u8>,
     sender: Sender,
+    errors: ErrorLimit,
 }
 
 impl Outbound {
+    pub(super) fn new(queue: usize) -> Self {
+        Self {
+            queue,
+            buffer: vec![0; BUFFER],
+            scratch: vec![0; 65_536 + 16],
+            answer: Vec::new(),
+            sender: Sender::new(),
+            errors: ErrorLimit::new(Instant::now()),
+        }
+    }
+
     /// Reads, seals and sends one batch; gives whether more may be waiting.
-    fn batch(&mut self, shared: &Shared) -> bool {
+    pub(super) fn batch(&mut self, shared: &Shared) -> bool {
         let table = shared.table.load();
-        let sockets = shared.sockets.load();
+        let group = shared.sockets.load();
+        let sockets = &group[self.queue];
         let now = Instant::now();
         let mut more = true;
         for _ in 0..BATCH {
-            match shared.tun.read(&mut self.buffer) {
+            match shared.tun[self.queue].read(&mut self.buffer) {
                 Ok(Some((header, range))) => {
                     let length = range.len();
                     // A split packet grows by its headers and what sealing adds: at most by half again.
                     if self.sender.is_full(length + length / 2 + 65_536 / 4) {
-                        self.sender.flush(&sockets, &shared.drops);
+                        self.sender.flush(sockets, &shared.drops);
                     }
-                    self.packet(shared, &table, &sockets, header, range, now);
+                    self.packet(shared, &table, sockets, header, range, now);
                 }
                 Ok(None) => {
                     more = false;
@@ -74,7 +72,7 @@ impl Outbound {
                 }
             }
         }
-        self.sender.flush(&sockets, &shared.drops);
+        self.sender.flush(sockets, &shared.drops);
         more
     }
 
@@ -83,7 +81,7 @@ impl Outbound {
         shared: &Shared,
         table: &Table,
         sockets: &Sockets,
-        header: super::split::VnetHeader,
+        header: VnetHeader,
         range: std::ops::Range<usize>,
         now: Instant,
     ) {
@@ -92,6 +90,8 @@ impl Outbound {
             scratch,
             answer,
             sender,
+            errors,
+            ..
         } = self;
         let packet = &mut buffer[range];
         let Some(ip) = Ip::parse(packet) else {
@@ -115,8 +115,18 @@ impl Outbound {
             shared.drops.add(Drop::NoEndpoint);
             return;
         };
+        let mtu = shared.mtu().min(usize::from(state.path_mtu));
+        if mtu < shared.mtu()
+            && let Some(fits) = too_big::refused(packet, largest_segment(header, packet), mtu)
+        {
+            drop(state);
+            shared.drops.add(Drop::TooBig);
+            if errors.admit(now) {
+                refuse(shared, packet, &ip, fits);
+            }
+            return;
+        }
         let noise = state.noise(identity, peer.index, now);
-        let mtu = shared.mtu();
         let mut sent = 0;
         let split = split(header, packet, |segment| {
             let length = padded(segment.len(), mtu);
@@ -135,6 +145,7 @@ impl Outbound {
                 sender.commit(length, endpoint);
             }
         });
+        shared.drops.add_many(Drop::NoAnswer, noise.take_lost());
         drop(state);
         peer.count_tx(sent);
         if split.is_err() {
@@ -147,7 +158,7 @@ impl Outbound {
 fn answer_here(
     shared: &Shared,
     here: &Here,
-    header: super::split::VnetHeader,
+    header: VnetHeader,
     packet: &mut [u8],
     answer: &mut Vec<u8>,
 ) {
@@ -158,5 +169,13 @@ fn answer_here(
     });
     if split.is_err() {
         shared.drops.add(Drop::Malformed);
+    }
+}
+
+/// Tells the sender of `packet`, through the device it came from, what fits.
+fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, fits: u16) {
+    let mut error = [0; MAX_ERROR];
+    if let Some(length) = too_big::answer(packet, ip, fits, &mut error) {
+        shared.inject(&error[..length]);
     }
 }

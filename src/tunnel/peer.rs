@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::device::PeerConfig;
 use super::noise::{Identity, Noise};
+use super::timer::Live;
 
 /// What is fixed for a peer's life, and the state behind its lock.
 pub(super) struct Peer {
@@ -21,11 +22,18 @@ pub(super) struct Peer {
 pub(super) struct PeerState {
     pub(super) config: PeerConfig,
     /// Made on first use: a peer that nobody talks to costs nothing.
-    pub(super) noise: Option<Noise>,
+    pub(super) noise: Option<Box<Noise>>,
+    live: Arc<Live>,
+    /// Whether the timers know of the peer.
+    pub(super) is_live: bool,
     pub(super) endpoint: Option<SocketAddr>,
     pub(super) last_receive: Option<Instant>,
     pub(super) last_handshake: Option<SystemTime>,
     pub(super) rtt: Option<Duration>,
+    /// Octets of a packet that fit through the path; the device's own limit holds besides.
+    pub(super) path_mtu: u16,
+    /// The largest probe answered since somebody last asked.
+    pub(super) answered_size: Option<u16>,
     /// When the last probe was answered.
     pub(super) answered: Option<Instant>,
     /// When a handshake was last begun because the peer sent under a session we do not have.
@@ -33,7 +41,7 @@ pub(super) struct PeerState {
 }
 
 impl Peer {
-    pub(super) fn new(config: PeerConfig, index: u32) -> Self {
+    pub(super) fn new(config: PeerConfig, index: u32, live: Arc<Live>) -> Self {
         Self {
             public_key: config.public_key,
             index,
@@ -43,9 +51,13 @@ impl Peer {
                 endpoint: config.endpoint,
                 config,
                 noise: None,
+                live,
+                is_live: false,
                 last_receive: None,
                 last_handshake: None,
                 rtt: None,
+                path_mtu: u16::MAX,
+                answered_size: None,
                 answered: None,
                 revived: None,
             }),
@@ -69,19 +81,28 @@ impl Peer {
 }
 
 impl PeerState {
-    /// The Noise state, made now if there is none.
+    /// The Noise state, made now if there is none; its timers run from now on.
     pub(super) fn noise(&mut self, identity: &Identity, index: u32, now: Instant) -> &mut Noise {
+        if !self.is_live {
+            self.is_live = true;
+            self.live.add(index);
+        }
         let config = &self.config;
         self.noise.get_or_insert_with(|| {
-            Noise::new(
+            Box::new(Noise::new(
                 identity,
                 config.public_key,
                 config.preshared_key,
                 config.persistent_keepalive,
                 index,
                 now,
-            )
+            ))
         })
+    }
+
+    /// Ends all sessions; gives how many packets waited for one.
+    pub(super) fn forget(&mut self) -> usize {
+        self.noise.take().map_or(0, |noise| noise.waiting())
     }
 
     /// An authentic datagram came from `source`: the peer is there now (WireGuard section 2.1, roaming).

@@ -81,6 +81,22 @@ impl VnetHeader {
     }
 }
 
+/// Octets of the largest segment that `packet` will be split into.
+#[must_use]
+pub fn largest_segment(header: VnetHeader, packet: &[u8]) -> usize {
+    if header.gso_type & !GSO_ECN == GSO_NONE {
+        return packet.len();
+    }
+    let transport = usize::from(header.checksum_start);
+    let length = match header.gso_type & !GSO_ECN {
+        GSO_UDP => 8,
+        _ => packet
+            .get(transport + 12)
+            .map_or(0, |offset| usize::from(offset >> 4) * 4),
+    };
+    (transport + length + usize::from(header.segment)).min(packet.len())
+}
+
 /// A packet whose lengths and offload header do not go together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the packet and its offload header do not go together")]

@@ -11,7 +11,7 @@ use super::split::{VNET_HEADER, VnetHeader};
 /// Packets in the device's queue towards us at most. Each may be 64 KiB: a longer queue is only delay.
 const QUEUE: u32 = 32;
 
-/// An open device. It goes away with this value.
+/// A queue of an open device. The device goes away with its last queue.
 pub(super) struct Tun {
     device: SyncDevice,
     offload: bool,
@@ -19,13 +19,14 @@ pub(super) struct Tun {
 }
 
 impl Tun {
-    /// Makes the device `name`, down, with offloads where the kernel has them.
-    pub(super) fn open(name: &str, mtu: u16) -> io::Result<Self> {
+    /// Makes the device `name`, down, with `queues` queues, and offloads where the kernel has them.
+    pub(super) fn open(name: &str, mtu: u16, queues: usize) -> io::Result<Vec<Self>> {
         let build = |offload| {
             DeviceBuilder::new()
                 .name(name)
                 .mtu(mtu)
                 .offload(offload)
+                .multi_queue(queues > 1)
                 .enable(false)
                 .build_sync()
         };
@@ -38,6 +39,16 @@ impl Tun {
         };
         // Only a matter of delay, and refused in user namespaces.
         let _ = device.set_tx_queue_len(QUEUE);
+        let more: Vec<SyncDevice> = (1..queues)
+            .map(|_| device.try_clone())
+            .collect::<io::Result<_>>()?;
+        std::iter::once(device)
+            .chain(more)
+            .map(Self::queue)
+            .collect()
+    }
+
+    fn queue(device: SyncDevice) -> io::Result<Self> {
         let (offload, udp_offload) = (device.tcp_gso(), device.udp_gso());
         let tun = Self {
             device,

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -33,19 +34,40 @@ pub(super) struct Sockets {
     v6: Option<Socket>,
     port: u16,
     gso: AtomicBool,
+    /// Whether merged datagrams were ever sent.
+    gso_proven: AtomicBool,
+    /// One sender of unsplit datagrams at a time.
+    whole: Mutex<()>,
 }
 
 impl Sockets {
+    /// `count` pairs on one `port`, or on any free one if it is 0. The kernel gives what comes from one address always
+    /// to the same pair.
+    pub(super) fn bind_group(port: u16, mark: u32, count: usize) -> io::Result<Vec<Self>> {
+        let first = Self::bind(port, mark, false)?;
+        if count < 2 {
+            return Ok(vec![first]);
+        }
+        // A socket that shares its port would be let in beside another program's that does; the first bind has shown
+        // that there is none.
+        let port = first.port;
+        drop(first);
+        (0..count).map(|_| Self::bind(port, mark, true)).collect()
+    }
+
     /// Binds `port`, or any free one if it is 0, in both families; without IPv6 in the kernel in one.
-    pub(super) fn bind(port: u16, mark: u32) -> io::Result<Self> {
+    fn bind(port: u16, mark: u32, shared: bool) -> io::Result<Self> {
         let mut last = io::Error::from(io::ErrorKind::AddrInUse);
         // A free port of one family may be taken in the other.
         for _ in 0..if port == 0 { 16 } else { 1 } {
             let v4 = open(Domain::IPV4, mark)?;
+            v4.set_reuse_port(shared)?;
             v4.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
             let bound = v4.local_addr()?.as_socket().map_or(port, |a| a.port());
             let v6 = match open(Domain::IPV6, mark) {
-                Ok(v6) => match v6.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, bound)).into()) {
+                Ok(v6) => match v6.set_reuse_port(shared).and_then(|()| {
+                    v6.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, bound)).into())
+                }) {
                     Ok(()) => Some(v6),
                     Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                         last = error;
@@ -60,6 +82,8 @@ impl Sockets {
                 v6,
                 port: bound,
                 gso: AtomicBool::new(true),
+                gso_proven: AtomicBool::new(false),
+                whole: Mutex::new(()),
             });
         }
         Err(last)
@@ -82,6 +106,13 @@ impl Sockets {
         ]
     }
 
+    fn set_splitting(&self, allowed: bool) {
+        set_splitting(&self.v4, Domain::IPV4, allowed);
+        if let Some(v6) = &self.v6 {
+            set_splitting(v6, Domain::IPV6, allowed);
+        }
+    }
+
     fn of(&self, endpoint: &SocketAddr) -> Option<&Socket> {
         match endpoint {
             SocketAddr::V4(_) => Some(&self.v4),
@@ -95,21 +126,8 @@ fn open(domain: Domain, mark: u32) -> io::Result<Socket> {
     let fd = socket.as_raw_fd();
     if domain == Domain::IPV6 {
         socket.set_only_v6(true)?;
-        set_option(
-            fd,
-            libc::IPPROTO_IPV6,
-            libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_DONT,
-        );
-    } else {
-        // As every WireGuard does: an outer packet that is too large is split rather than lost.
-        set_option(
-            fd,
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_DONT,
-        );
     }
+    set_splitting(&socket, domain, true);
     for (forced, plain) in [
         (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
         (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
@@ -123,6 +141,37 @@ fn open(domain: Domain, mark: u32) -> io::Result<Socket> {
         socket.set_mark(mark)?;
     }
     Ok(socket)
+}
+
+/// Whether datagrams may be split on the way. They may, as with every WireGuard: one that is too large is split rather than
+/// lost.
+///
+/// In IPv4 that is `OMIT` rather than `DONT`: routers split all the same, and an ICMP error, which anybody can forge, does
+/// not make the kernel refuse merged datagrams. In IPv6 only the sender splits, and has to hear what is too large.
+fn set_splitting(socket: &Socket, domain: Domain, allowed: bool) {
+    let (level, name, value) = match (domain, allowed) {
+        (Domain::IPV6, true) => (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DONT,
+        ),
+        (Domain::IPV6, false) => (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_PROBE,
+        ),
+        (_, true) => (
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_OMIT,
+        ),
+        (_, false) => (
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_PROBE,
+        ),
+    };
+    set_option(socket.as_raw_fd(), level, name, value);
 }
 
 /// Sets an option whose absence costs speed only; says whether it took.
@@ -350,7 +399,7 @@ impl Sender {
         let mut rest = self.runs.as_slice();
         while let Some(first) = rest.first() {
             let Some(socket) = sockets.of(&first.endpoint) else {
-                drops.add(Drop::SendFailed);
+                drops.add_many(Drop::SendFailed, first.count);
                 rest = &rest[1..];
                 continue;
             };
@@ -365,6 +414,18 @@ impl Sender {
         }
         self.runs.clear();
         self.used = 0;
+    }
+
+    /// Sends everything so that it arrives whole or not at all.
+    ///
+    /// The kernel knows that for a whole socket only, and a socket of its own would be another endpoint to the peer. So the
+    /// socket is switched over for the call: a datagram that another thread sends meanwhile goes unsplit as well, and is
+    /// lost if it is larger than the path, as a datagram may be. That is a few microseconds at each probe, which are rare.
+    pub(super) fn flush_whole(&mut self, sockets: &Sockets, drops: &DropCounters) {
+        let _one = sockets.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.set_splitting(false);
+        self.flush(sockets, drops);
+        sockets.set_splitting(true);
     }
 
     /// Sends some of `runs`, at least one; gives how many are done with.
@@ -406,11 +467,21 @@ impl Sender {
         // SAFETY: the first `count` headers are valid, and all they point to lives until the call returns.
         let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), count as u32, 0) };
         if sent > 0 {
+            if runs[0].count > 1 && !sockets.gso_proven.load(Ordering::Relaxed) {
+                sockets.gso_proven.store(true, Ordering::Relaxed);
+            }
             return sent as usize;
         }
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
             Some(libc::EINTR) => 0,
+            // Merged datagrams were taken before: these are larger than what the kernel knows of their path.
+            Some(libc::EINVAL | libc::EMSGSIZE)
+                if runs[0].count > 1 && sockets.gso_proven.load(Ordering::Relaxed) =>
+            {
+                self.send_singly(fd, &runs[0], drops);
+                1
+            }
             Some(libc::EIO | libc::EINVAL) if runs[0].count > 1 => {
                 if sockets.gso.swap(false, Ordering::Relaxed) {
                     tracing::warn!(%error, "the network does not take merged datagrams (UDP GSO); sending them one by one");
@@ -418,7 +489,7 @@ impl Sender {
                 0
             }
             _ => {
-                drops.add(Drop::SendFailed);
+                drops.add_many(Drop::SendFailed, runs[0].count);
                 tracing::debug!(%error, endpoint = %runs[0].endpoint, "cannot send");
                 1
             }
@@ -501,8 +572,8 @@ mod tests {
     #[test]
     fn runs_arrive_as_the_datagrams_they_were() {
         let (a, b) = (
-            Sockets::bind(0, 0).expect("loopback"),
-            Sockets::bind(0, 0).expect("loopback"),
+            Sockets::bind(0, 0, false).expect("loopback"),
+            Sockets::bind(0, 0, false).expect("loopback"),
         );
         let drops = DropCounters::default();
         let mut sender = Sender::new();

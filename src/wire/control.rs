@@ -9,6 +9,7 @@
 //!                                <-  changes {revision, records}, as often as there are any
 //!   publish {sequence, records}  ->
 //!                                <-  published {sequence, ..}
+//!   told, once all it holds is published, if the store is new to it ->
 //! ```
 //!
 //! The node says which revision of which store it holds; it gets what changed since, or everything if
@@ -46,6 +47,9 @@ pub enum FromNode {
         store: Option<String>,
         /// The last revision of that store it holds.
         revision: u64,
+        /// A random name of this run of the node's program: two at once are two machines with the same keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instance: Option<String>,
     },
     /// Answers the challenge.
     Proof {
@@ -59,6 +63,13 @@ pub enum FromNode {
         /// At most [`MAX_RECORDS`].
         records: Vec<Envelope>,
     },
+    /// The departure of a node whose token is ephemeral: to be published when it stays away.
+    Farewell {
+        /// Signed by the node.
+        departure: Envelope,
+    },
+    /// All that the node holds has been published: it comes after the last `publish` to a store new to the node.
+    Told,
     /// A message of a later version.
     #[serde(other)]
     Unknown,
@@ -122,6 +133,8 @@ pub enum Refusal {
     NotAMember,
     /// The node was removed.
     Revoked,
+    /// Another machine with the same keys is connected.
+    Clone,
     /// The proof does not hold.
     Proof,
     /// A message that breaks the protocol.

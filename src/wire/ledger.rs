@@ -7,13 +7,14 @@
 //! - each kind has one rightful signer (see [`crate::model::record`]);
 //! - versions only grow: an older one is refused, and so is another text under the version held;
 //! - a token admits at most as many nodes as its certificate says, with its tags at most;
-//! - a revoked node is out for good, with all it said;
+//! - a node that was revoked, or says itself that it departs, is out for good, with all it said;
 //! - an address block and the mesh addresses in services belong to one node: who holds a block keeps it.
 //!
 //! What it never does: trust an order of arrival from the network for anything but the last rule, read a
 //! clock, or forget a revocation or a membership (a forgotten one could be spent again).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 
 use crate::model::netmap::{Member, Netmap};
 use crate::model::record::{
@@ -21,7 +22,11 @@ use crate::model::record::{
 };
 use crate::model::{Label, PublicKey};
 
-use super::envelope::Envelope;
+use super::envelope::{Envelope, MAX_PAYLOAD};
+
+mod holders;
+
+use self::holders::Holders;
 
 /// Records in a ledger at most: a mesh of thousands of nodes with many services each.
 pub const MAX_RECORDS: usize = 500_000;
@@ -43,6 +48,9 @@ pub struct Ledger {
     mesh_key: PublicKey,
     entries: BTreeMap<RecordKey, Entry>,
     admitted: HashMap<PublicKey, HashSet<PublicKey>>,
+    /// Nodes that are out.
+    out: HashSet<PublicKey>,
+    holders: Holders,
 }
 
 /// What became of a record that was not refused.
@@ -125,6 +133,8 @@ impl Ledger {
             mesh_key,
             entries: BTreeMap::new(),
             admitted: HashMap::new(),
+            out: HashSet::new(),
+            holders: Holders::default(),
         }
     }
 
@@ -139,6 +149,9 @@ impl Ledger {
     /// # Errors
     /// Says which rule it breaks; the ledger is then as before.
     pub fn apply(&mut self, envelope: Envelope) -> Result<Applied, Refused> {
+        if self.holds(&envelope) {
+            return Ok(Applied::Unchanged);
+        }
         let (key, header, record) = self.verify(&envelope)?;
         if self.is_held(&key, &header, &envelope)? {
             return Ok(Applied::Unchanged);
@@ -153,6 +166,20 @@ impl Ledger {
             },
         );
         Ok(Applied::Changed(key))
+    }
+
+    /// Whether this very envelope is held: its signature was checked when it came. Many nodes offer the same.
+    #[must_use]
+    pub fn holds(&self, envelope: &Envelope) -> bool {
+        if envelope.payload.len() > MAX_PAYLOAD {
+            return false;
+        }
+        let Ok(Header { kind, id, .. }) = serde_json::from_str(&envelope.payload) else {
+            return false;
+        };
+        self.entries
+            .get(&RecordKey { kind, id })
+            .is_some_and(|held| held.envelope == *envelope)
     }
 
     /// Whether [`Ledger::apply`] would take `envelope` in.
@@ -219,6 +246,9 @@ impl Ledger {
             Record::Membership(membership) => {
                 signed_by(&membership.token).and_then(|()| self.permit_membership(membership))
             }
+            Record::Departure(departure) => {
+                signed_by(&departure.id).and_then(|()| self.permit_member(&departure.id))
+            }
             Record::Node(node) => signed_by(&node.id).and_then(|()| self.permit_node(node)),
             Record::Service(service) => {
                 signed_by(&service.node).and_then(|()| self.permit_service(service))
@@ -282,12 +312,7 @@ impl Ledger {
         {
             return Err(Refused::ForeignAddress(endpoint.ip()));
         }
-        let taken = self.nodes().any(|other| {
-            other.id != node.id
-                && !self.is_revoked(&other.id)
-                && (other.block.overlaps(&node.block) || other.wireguard_key == node.wireguard_key)
-        });
-        if taken {
+        if self.holders.conflict(node) {
             Err(Refused::BlockTaken(node.block.v4.to_string()))
         } else {
             Ok(())
@@ -315,17 +340,30 @@ impl Ledger {
                     .insert(membership.id);
             }
             Record::Revocation(revocation) if revocation.revoked == RevokedKind::Node => {
-                let node = revocation.id;
-                self.entries.retain(|_, held| match &held.record {
-                    Record::Node(record) => record.id != node,
-                    Record::Service(record) => record.node != node,
-                    Record::Unknown => held.envelope.signer != node,
-                    _ => true,
-                });
+                self.forget_words_of(revocation.id);
+            }
+            Record::Departure(departure) => self.forget_words_of(departure.id),
+            Record::Node(node) => {
+                let before = self.node(&node.id).cloned();
+                self.holders.replace(before.as_ref(), node);
             }
             _ => {}
         }
         self.entries.insert(key, entry);
+    }
+
+    /// Drops what a node said that is out now, but for its departure.
+    fn forget_words_of(&mut self, node: PublicKey) {
+        self.out.insert(node);
+        if let Some(record) = self.node(&node).cloned() {
+            self.holders.remove(&record);
+        }
+        self.entries.retain(|_, held| match &held.record {
+            Record::Node(record) => record.id != node,
+            Record::Service(record) => record.node != node,
+            Record::Unknown => held.envelope.signer != node,
+            _ => true,
+        });
     }
 
     /// How many nodes `token` has admitted, removed ones included.
@@ -334,10 +372,10 @@ impl Ledger {
         self.admitted.get(token).map_or(0, HashSet::len)
     }
 
-    /// Whether the administrator took `key`, a node, back.
+    /// Whether `key`, a node, is out: the administrator took it back, or it departed.
     #[must_use]
     pub fn is_revoked(&self, key: &PublicKey) -> bool {
-        matches!(self.record("revocation", &key.to_string()), Some(Record::Revocation(r)) if r.revoked == RevokedKind::Node)
+        self.out.contains(key)
     }
 
     /// Whether the administrator took the token back.
@@ -457,6 +495,43 @@ impl Ledger {
             .map(|e| &e.envelope)
     }
 
+    /// What [`Ledger::envelopes`] gives, from behind `after`; that need not be held any more.
+    pub fn envelopes_after<'a>(
+        &'a self,
+        after: Option<&'a RecordKey>,
+    ) -> impl Iterator<Item = (&'a RecordKey, &'a Envelope)> {
+        let rank = |kind: &str| ORDER.iter().position(|known| *known == kind);
+        let reached = after.map(|key| rank(&key.kind).unwrap_or(ORDER.len()));
+        let ahead = ORDER
+            .iter()
+            .enumerate()
+            .skip(reached.unwrap_or(0))
+            .flat_map(move |(at, kind)| {
+                let first = || RecordKey {
+                    kind: (*kind).to_owned(),
+                    id: String::new(),
+                };
+                let from = match after {
+                    Some(key) if reached == Some(at) => Bound::Excluded(key.clone()),
+                    _ => Bound::Included(first()),
+                };
+                self.entries
+                    .range((from, Bound::Unbounded))
+                    .take_while(move |(key, _)| key.kind == *kind)
+            });
+        let unknown = match after {
+            Some(key) if reached == Some(ORDER.len()) => Bound::Excluded(key.clone()),
+            _ => Bound::Unbounded,
+        };
+        let unknown = self
+            .entries
+            .range((unknown, Bound::Unbounded))
+            .filter(|(_, entry)| entry.record == Record::Unknown);
+        ahead
+            .chain(unknown)
+            .map(|(key, entry)| (key, &entry.envelope))
+    }
+
     /// How many records are held.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -535,11 +610,12 @@ impl Ledger {
 
 /// Each kind after those it rests on. Memberships come before revocations: a removed node's membership
 /// must be held (its token's use counts) and would be refused after the removal.
-const ORDER: [&str; 6] = [
+const ORDER: [&str; 7] = [
     "mesh",
     "token",
     "membership",
     "revocation",
+    "departure",
     "node",
     "service",
 ];

@@ -10,6 +10,7 @@
 //! | `POST /v1/services` | [`AddService`] | [`ServiceChanged`] |
 //! | `DELETE /v1/services/NAME` | | [`ServiceChanged`] |
 //! | `POST /v1/services/NAME/drain`, `.../undrain` | | [`ServiceChanged`] |
+//! | `GET /v1/containers` | | [`ContainerList`] |
 //! | `POST /v1/ping` | [`Ping`] | [`Pong`] |
 //! | `POST /v1/resolve` | [`Resolve`] | [`Resolved`] |
 //! | `GET /v1/checkup` | | [`Checkup`] |
@@ -21,7 +22,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::model::record::{Health, Protocol, Source};
-use crate::model::{Label, PublicKey, WireGuardKey};
+use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
 
 /// The `schema` of every document here.
 pub const SCHEMA: u32 = 1;
@@ -160,6 +161,9 @@ pub struct PeerStatus {
     pub last_handshake_seconds_ago: Option<f64>,
     /// Round trip in milliseconds.
     pub rtt_ms: Option<f64>,
+    /// Octets of a packet in the tunnel that fit through the path to it, as far as known.
+    #[serde(default)]
+    pub path_mtu: Option<u16>,
     /// Octets received in the tunnel.
     pub rx_bytes: u64,
     /// Octets sent in the tunnel.
@@ -283,6 +287,48 @@ pub struct InstanceRow {
     pub reachable: bool,
     /// Who registered it.
     pub source: Source,
+}
+
+/// `GET /v1/containers`: the exposed containers of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerList {
+    /// 1.
+    pub schema: u32,
+    /// By id.
+    pub containers: Vec<ContainerRow>,
+}
+
+/// An exposed container that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRow {
+    /// The engine's id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its instance's label.
+    pub instance: Label,
+    /// Its services, the one it was labelled with first.
+    pub services: Vec<ServiceName>,
+    /// Its instance address; null if it is in the host's network.
+    pub address: Option<Ipv4Addr>,
+    /// What it is at.
+    pub state: ContainerState,
+    /// How it is, whether it is drained or not.
+    pub health: Health,
+    /// Whether one of its services is drained.
+    pub drained: bool,
+}
+
+/// What a container is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerState {
+    /// Not up yet.
+    Starting,
+    /// Up.
+    Ready,
+    /// Asked to end.
+    Draining,
 }
 
 /// Registers a service of this node, or changes one.

@@ -4,10 +4,12 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 
+/// boringtun calls it an error that the session of an idle peer ends.
+const DEFAULT: &str = "info,boringtun=off";
+
 /// Logs to stderr, at `info` unless `RUST_LOG` says otherwise. Under systemd the journal adds the time.
 pub fn to_stderr() {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,boringtun=error"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

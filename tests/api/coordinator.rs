@@ -1,7 +1,7 @@
 //! A coordinator on loopback with a mesh of its own.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,39 +17,48 @@ pub(crate) struct Coordinator {
 impl Coordinator {
     /// A running one, with a mesh.
     pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same, with more configuration.
+    pub(crate) fn start_with(configuration: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .expect("loopback")
             .port();
         let config = directory.path().join("coordinator.toml");
-        std::fs::write(&config, "[metrics]\nlisten = \"127.0.0.1:0\"\n").expect("writable");
-        let process = Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"))
-            .arg("--config")
-            .arg(&config)
-            .arg("--state-dir")
-            .arg(directory.path().join("state"))
-            .arg("--admin-socket")
-            .arg(directory.path().join("s"))
-            .arg("--listen")
-            .arg(format!("127.0.0.1:{port}"))
-            .arg("--public-url")
-            .arg(format!("https://127.0.0.1:{port}"))
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it is built");
+        let text = format!("[metrics]\nlisten = \"127.0.0.1:0\"\n{configuration}");
+        std::fs::write(&config, text).expect("writable");
         let coordinator = Self {
-            process,
+            process: spawn(directory.path(), port),
             directory,
             port,
         };
-        let end = Instant::now() + Duration::from_secs(30);
-        while std::os::unix::net::UnixStream::connect(coordinator.socket()).is_err() {
-            assert!(Instant::now() < end, "the coordinator does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        coordinator.await_socket();
         coordinator.admin(&["init"]);
         coordinator
+    }
+
+    /// Ends it as a loss of power would.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().expect("it runs");
+        self.process.wait().expect("it ends");
+    }
+
+    /// Starts it again with what is on disk.
+    pub(crate) fn restart(&mut self) {
+        let _ = std::fs::remove_file(self.socket());
+        self.process = spawn(self.directory.path(), self.port);
+        self.await_socket();
+    }
+
+    fn await_socket(&self) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
+            assert!(Instant::now() < end, "the coordinator does not start");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn socket(&self) -> PathBuf {
@@ -87,4 +96,21 @@ impl Drop for Coordinator {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn spawn(directory: &Path, port: u16) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"))
+        .arg("--config")
+        .arg(directory.join("coordinator.toml"))
+        .arg("--state-dir")
+        .arg(directory.join("state"))
+        .arg("--admin-socket")
+        .arg(directory.join("s"))
+        .arg("--listen")
+        .arg(format!("127.0.0.1:{port}"))
+        .arg("--public-url")
+        .arg(format!("https://127.0.0.1:{port}"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it is built")
 }

@@ -3,3 +3,4 @@
 mod coordinator;
 mod hostile;
 mod joins;
+mod kills;

@@ -5,3 +5,4 @@ mod daemon;
 mod failures;
 mod node_commands;
 mod program;
+mod rollout;

@@ -194,7 +194,7 @@ fn service_add_sends_what_was_given() {
     assert_eq!(ran_, ran(0, "", "web.svc.mesh is registered\n"));
     assert_eq!(
         asked,
-        r#"POST /v1/services {"name":"web","port":80,"protocol":"udp","address":"10.0.0.5","check":{"probe":{"http":"/healthz"},"interval_ms":5000,"timeout_ms":2000}}"#
+        r#"POST /v1/services {"name":"web","port":80,"protocol":"udp","address":"10.0.0.5","check":{"probe":{"http":"/healthz"},"interval_ms":5000,"timeout_ms":2000,"rise":1,"fall":2,"status":[200,399]}}"#
     );
     let (_, asked) = with_answer(
         200,

@@ -1,5 +1,6 @@
 //! What is installed and what is promised beside the programs: units, example configuration, the README's commands.
 
+mod fuzz;
 mod readme;
 mod units;
 

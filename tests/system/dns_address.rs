@@ -317,6 +317,7 @@ fn a_peer_gets_no_answer_at_an_address_that_every_node_answers_for_itself() {
             mtu: 1420,
             listen_port: 51_820,
             private_key: Some(keys[n].clone()),
+            workers: None,
         };
         let tunnel = host
             .inside(|| Tunnel::start(config))

@@ -2,11 +2,11 @@
 
 use crate::cli::Globals;
 use crate::cli::exit::CliError;
-use crate::model::Label;
+use crate::model::ServiceName;
 use crate::wire::local::ServiceChanged;
 
 pub(in crate::cli) async fn run(
-    name: &Label,
+    name: &ServiceName,
     drain: bool,
     globals: &Globals,
 ) -> Result<u8, CliError> {

@@ -9,7 +9,7 @@ use clap::Subcommand;
 
 use super::Globals;
 use super::exit::CliError;
-use crate::model::Label;
+use crate::model::{Label, ServiceName};
 use crate::wire::local::ServiceChanged;
 
 /// What to do with services.
@@ -31,15 +31,15 @@ pub(super) enum Command {
     },
     /// Send no new clients to a service of this node
     Drain {
-        /// The service
-        #[arg(value_parser = parse_name)]
-        name: Label,
+        /// The service, as `web` or `web.project`
+        #[arg(value_parser = parse_service)]
+        name: ServiceName,
     },
     /// Send clients to it again
     Undrain {
-        /// The service
-        #[arg(value_parser = parse_name)]
-        name: Label,
+        /// The service, as `web` or `web.project`
+        #[arg(value_parser = parse_service)]
+        name: ServiceName,
     },
 }
 
@@ -55,6 +55,10 @@ pub(super) async fn run(command: Command, globals: &Globals) -> Result<u8, CliEr
 
 fn parse_name(text: &str) -> Result<Label, String> {
     Label::parse(text).map_err(|error| error.to_string())
+}
+
+fn parse_service(text: &str) -> Result<ServiceName, String> {
+    ServiceName::parse(text).map_err(|error| error.to_string())
 }
 
 fn say(changed: &ServiceChanged, what: &str) -> u8 {

@@ -4,6 +4,7 @@
 //! its cursor; nothing is queued for it, so a slow reader holds nothing but its own connection.
 
 mod messages;
+mod seat;
 mod stranger;
 
 use std::convert::Infallible;
@@ -18,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::messages::{PATIENCE, read, receive, send, send_changes, send_frame};
+use self::seat::{Order, Seat, Seats};
 use self::stranger::{MAX_STRANGERS, Stranger};
 use super::admin::crashed;
 use super::hub::{Hub, Next, Standing};
@@ -33,6 +35,8 @@ use crate::wire::envelope::Purpose;
 
 /// Changes that come within this time travel together.
 const COALESCE: Duration = Duration::from_millis(3);
+/// Octets of each connection's buffers to begin with; they grow with a message. Most messages are far smaller.
+const BUFFER: usize = 4096;
 /// Writers that wait for the store at once at most; each has a thread, and they write one after the other.
 const MAX_WRITERS: usize = 16;
 
@@ -44,6 +48,7 @@ pub(super) struct Served {
     /// Turns true when the coordinator stops.
     stop: watch::Receiver<bool>,
     strangers: Arc<Semaphore>,
+    seats: Seats,
     writers: Arc<Semaphore>,
 }
 
@@ -53,6 +58,7 @@ impl Served {
             hub,
             stop,
             strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+            seats: Seats::default(),
             writers: Arc::new(Semaphore::new(MAX_WRITERS)),
         }
     }
@@ -79,6 +85,8 @@ pub(super) async fn upgrade(
     socket
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE)
+        .read_buffer_size(BUFFER)
+        .write_buffer_size(BUFFER)
         .on_upgrade(async move |socket| {
             run(served, socket).await;
             drop(slot);
@@ -94,10 +102,10 @@ enum End {
 }
 
 async fn run(served: Served, mut socket: WebSocket) {
-    let end = match open(&served.hub, &mut socket).await {
-        Ok(stream) => {
+    let end = match open(&served, &mut socket).await {
+        Ok(mut stream) => {
             served.hub.set_connected(stream.node, true);
-            let Err(end) = converse(&served, &mut socket, &stream).await;
+            let Err(end) = converse(&served, &mut socket, &mut stream).await;
             served.hub.set_connected(stream.node, false);
             end
         }
@@ -119,15 +127,19 @@ struct Stream {
     node: PublicKey,
     store: Option<String>,
     revision: u64,
+    /// Absent for a node of a version that does not name its instance.
+    seat: Option<Seat>,
 }
 
-async fn open(hub: &Hub, socket: &mut WebSocket) -> Result<Stream, End> {
+async fn open(served: &Served, socket: &mut WebSocket) -> Result<Stream, End> {
+    let hub = &served.hub;
     let refuse = |reason, message: &str| Err(End::Refuse(reason, message.to_owned()));
     let FromNode::Hello {
         protocol,
         node,
         store,
         revision,
+        instance,
         ..
     } = receive(socket).await?
     else {
@@ -167,10 +179,15 @@ async fn open(hub: &Hub, socket: &mut WebSocket) -> Result<Stream, End> {
     if hub.standing(&node) == Standing::Revoked {
         return Err(removed());
     }
+    let seat = match instance {
+        Some(instance) => Some(served.seats.take(node, &instance).await?),
+        None => None,
+    };
     Ok(Stream {
         node,
         store,
         revision,
+        seat,
     })
 }
 
@@ -190,13 +207,16 @@ struct Cursor {
 async fn converse(
     served: &Served,
     socket: &mut WebSocket,
-    stream: &Stream,
+    stream: &mut Stream,
 ) -> Result<Infallible, End> {
     let hub = &served.hub;
     // From here on no revision is missed: those up to now the position counts, later ones wake the loop.
     let mut revisions = hub.follow();
     let mut stop = served.stop.clone();
     let position = hub.position(stream.store.as_deref(), stream.revision);
+    if stream.store.as_deref() == Some(position.store.as_str()) {
+        hub.handle_told(&stream.node);
+    }
     let mut cursor = Cursor {
         revision: if position.snapshot {
             0
@@ -231,11 +251,30 @@ async fn converse(
         tokio::select! {
             message = socket.recv() => {
                 heard = Instant::now();
+                if let Some(seat) = &stream.seat {
+                    seat.handle_heard();
+                }
                 let message = message.ok_or(End::Gone)?.map_err(|_| End::Gone)?;
-                if let Some(FromNode::Publish { sequence, records }) = read(message)? {
-                    publish(served, socket, &mut stranger, sequence, records).await?;
+                match read(message)? {
+                    Some(FromNode::Publish { sequence, records }) => {
+                        publish(served, socket, &mut stranger, sequence, records).await?;
+                    }
+                    Some(FromNode::Farewell { departure }) => {
+                        let node = stream.node;
+                        // A farewell that cannot be kept is offered again with the next stream.
+                        if let Err(error) = served.write(move |hub| hub.keep_farewell(&node, &departure)).await {
+                            tracing::warn!(node = node.short(), %error, "a node's departure is not kept");
+                        }
+                    }
+                    Some(FromNode::Told) => hub.handle_told(&stream.node),
+                    _ => {}
                 }
             }
+            order = next_order(&mut stream.seat) => match order {
+                Order::Leave => return Err(End::Gone),
+                Order::Ping => send_frame(socket, Message::Ping(Default::default())).await?,
+                Order::None => {}
+            },
             changed = revisions.changed() => {
                 changed.map_err(|_| End::Gone)?;
                 tokio::time::sleep(COALESCE).await;
@@ -253,11 +292,35 @@ async fn converse(
     }
 }
 
+async fn next_order(seat: &mut Option<Seat>) -> Order {
+    match seat {
+        Some(seat) => seat.order().await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn catch_up(hub: &Hub, socket: &mut WebSocket, cursor: &mut Cursor) -> Result<(), End> {
     loop {
         if cursor.snapshot {
-            let (records, revision) = hub.snapshot();
-            send_changes(socket, records, 0, revision).await?;
+            // What changes while the parts are sent has a later revision, and comes after them.
+            let revision = hub.revision();
+            let mut after = None;
+            loop {
+                let (records, next) = hub.snapshot_part(after.as_ref());
+                let reached = if next.is_none() { revision } else { 0 };
+                send(
+                    socket,
+                    &FromCoordinator::Changes {
+                        revision: reached,
+                        records,
+                    },
+                )
+                .await?;
+                match next {
+                    Some(key) => after = Some(key),
+                    None => break,
+                }
+            }
             *cursor = Cursor {
                 revision,
                 snapshot: false,

@@ -10,11 +10,12 @@ const RECENT: usize = 16_384;
 
 /// Each kind after those it rests on, as [`crate::wire::Ledger::envelopes`] gives them: a change that is newer may be
 /// what an older one rests on, such as the second version of a membership.
-const ORDER: [&str; 6] = [
+const ORDER: [&str; 7] = [
     "mesh",
     "token",
     "membership",
     "revocation",
+    "departure",
     "node",
     "service",
 ];

@@ -18,6 +18,8 @@ pub struct Size {
     pub revision: u64,
     /// Control streams open.
     pub connections: usize,
+    /// Whether the store came from a backup and the nodes have not told everything yet.
+    pub refilling: bool,
 }
 
 impl Hub {
@@ -29,6 +31,7 @@ impl Hub {
             records: state.ledger.as_ref().map_or(0, Ledger::len),
             revision: state.revision,
             connections: state.connected.values().sum(),
+            refilling: state.refill.is_some(),
         }
     }
 

@@ -8,8 +8,10 @@
 //! A stream has no queue of its own: it has a cursor into the list of recent changes, so that a slow reader costs
 //! nobody anything, and one that fell behind the list's beginning gets a snapshot.
 
+mod absence;
 mod changes;
 mod listing;
+mod refill;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +23,7 @@ use tokio::sync::watch;
 
 use self::changes::Changes;
 pub use self::listing::Size;
+use self::refill::{Phase, Refill};
 use super::enroll;
 use super::store::{Admission, Effect, Store, StoreError, Write};
 use crate::model::record::{MESH_ID, Membership, Record, RecordKey, RevokedKind};
@@ -28,6 +31,7 @@ use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
 use crate::wire::admin::Submit;
 use crate::wire::api::{ApiError, ErrorCode};
+use crate::wire::control::MAX_RECORDS;
 use crate::wire::join::{JoinRequest, JoinResponse};
 use crate::wire::ledger::{Applied, Refused};
 use crate::wire::token::SpkiPin;
@@ -36,6 +40,11 @@ use crate::wire::{Envelope, Ledger};
 
 /// After a write that failed, how long no other is tried: going back to what is on disk takes a while in a large mesh.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(2);
+
+/// Octets of payload in a part of a snapshot at most: many nodes may take one at once.
+const SNAPSHOT_PART: usize = 64 * 1024;
+/// Records that a stream is given as changes at most. All are copied for it, while a snapshot goes part by part.
+const MAX_CHANGES: usize = 1024;
 
 /// What does not change while the coordinator runs.
 #[derive(Debug, Clone)]
@@ -100,6 +109,11 @@ struct State {
     revision: u64,
     changes: Changes,
     connected: HashMap<PublicKey, usize>,
+    /// Since when nodes have been away that were here.
+    absent: HashMap<PublicKey, Instant>,
+    started: Instant,
+    /// Set while a store that came from a backup waits for the nodes.
+    refill: Option<Refill>,
     unique_local_prefix: Ipv6Net,
 }
 
@@ -176,6 +190,9 @@ impl Hub {
             revision: 0,
             changes: Changes::new(),
             connected: HashMap::new(),
+            absent: HashMap::new(),
+            started: Instant::now(),
+            refill: None,
             unique_local_prefix: random_unique_local(),
         };
         state.load(&mut *store)?;
@@ -236,6 +253,7 @@ impl Hub {
     fn try_join(&self, request: &JoinRequest) -> Result<JoinResponse, ApiError> {
         let mut writer = self.writer();
         self.recover(&mut writer).map_err(fault)?;
+        self.permit_after_restore(&mut writer, request)?;
         let now = UnixSeconds::from_system(SystemTime::now());
         let (membership, admission) = {
             let state = self.read();
@@ -294,6 +312,74 @@ impl Hub {
             records,
             revision: admitted.revision,
         })
+    }
+
+    /// Whether a store that came from a backup can know that this join spends nothing twice.
+    fn permit_after_restore(
+        &self,
+        writer: &mut Writer,
+        request: &JoinRequest,
+    ) -> Result<(), ApiError> {
+        let busy = |text: String| Err(ApiError::new(ErrorCode::Busy, text));
+        match self.phase(Instant::now()) {
+            None => Ok(()),
+            Some(Phase::Over) => self.end_refill(writer),
+            // Who was granted the same before has it from the backup.
+            Some(_) if self.holds(&request.membership) => Ok(()),
+            Some(Phase::Nobody(left)) => busy(format!(
+                "the coordinator was restored from a backup and first hears from its nodes what has happened since; try again in {} s",
+                left.as_secs() + 1
+            )),
+            Some(Phase::NewTokens)
+                if writer
+                    .store
+                    .is_issued_here(&request.membership.signer)
+                    .map_err(fault)? =>
+            {
+                Ok(())
+            }
+            Some(Phase::NewTokens) => busy(
+                "the coordinator was restored from a backup and does not know yet whether this token was spent since; make a new one with `meshctl token create`, or try again when the nodes are back".to_owned(),
+            ),
+        }
+    }
+
+    /// Where a store that came from a backup stands; nothing, if it is like any other.
+    fn phase(&self, now: Instant) -> Option<Phase> {
+        let state = self.read();
+        let refill = state.refill.as_ref()?;
+        let members = state.ledger.iter().flat_map(|ledger| {
+            ledger
+                .memberships()
+                .map(|membership| membership.id)
+                .filter(|id| !ledger.is_revoked(id))
+        });
+        Some(refill.phase(members, now))
+    }
+
+    fn end_refill(&self, writer: &mut Writer) -> Result<(), ApiError> {
+        writer.store.set_refilled().map_err(fault)?;
+        self.write().refill = None;
+        tracing::info!("the nodes have told what happened since the backup; tokens admit as usual");
+        Ok(())
+    }
+
+    fn holds(&self, envelope: &Envelope) -> bool {
+        let state = self.read();
+        state
+            .ledger
+            .as_ref()
+            .is_some_and(|ledger| ledger.holds(envelope))
+    }
+
+    /// A node has offered all it holds: of this store, or of the one it knew before.
+    pub fn handle_told(&self, node: &PublicKey) {
+        if self.read().refill.is_none() || self.standing(node) != Standing::Member {
+            return;
+        }
+        if let Some(refill) = &mut self.write().refill {
+            refill.handle_told(*node);
+        }
     }
 
     /// Takes records in that a node offers. Waits for the disk.
@@ -407,6 +493,9 @@ impl Hub {
         envelope: Envelope,
         origin: Origin,
     ) -> Result<Result<Option<Write>, PublishRefused>, StoreError> {
+        if self.holds(&envelope) {
+            return Ok(Ok(None));
+        }
         if origin == Origin::Stream
             && let Some(membership) = self.unseen_membership(&envelope)
             && !writer
@@ -479,15 +568,49 @@ impl Hub {
         if !state.changes.reaches_back_to(cursor) {
             return Next::Snapshot;
         }
+        let keys = state.changes.after(cursor);
+        if keys.len() > MAX_CHANGES {
+            return Next::Snapshot;
+        }
         // A record that is gone was said by a node that is out.
-        let records = state.ledger.iter().flat_map(|ledger| {
-            let keys = state.changes.after(cursor);
-            keys.into_iter().filter_map(|key| ledger.entry(key))
-        });
+        let records = state
+            .ledger
+            .iter()
+            .flat_map(|ledger| keys.iter().filter_map(|key| ledger.entry(key)));
         Next::Changes(
             records.map(|entry| entry.envelope.clone()).collect(),
             state.revision,
         )
+    }
+
+    /// The part of everything that comes after `after`, in an order in which it can be taken in, and where the next
+    /// part begins, if there is one. A stream that sends all parts holds the revision there was before the first.
+    #[must_use]
+    pub fn snapshot_part(&self, after: Option<&RecordKey>) -> (Vec<Envelope>, Option<RecordKey>) {
+        let state = self.read();
+        let mut octets = 0;
+        let mut records = Vec::new();
+        let mut last = None;
+        for (key, envelope) in state
+            .ledger
+            .iter()
+            .flat_map(|ledger| ledger.envelopes_after(after))
+        {
+            octets += envelope.payload.len();
+            let full = records.len() >= MAX_RECORDS || octets > SNAPSHOT_PART;
+            if full && !records.is_empty() {
+                return (records, last);
+            }
+            records.push(envelope.clone());
+            last = Some(key.clone());
+        }
+        (records, None)
+    }
+
+    /// The last revision.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.read().revision
     }
 
     /// Everything, in an order in which it can be taken in, and the revision it stands for.
@@ -539,6 +662,15 @@ impl Hub {
         };
         if *count == 0 {
             state.connected.remove(&node);
+            if state
+                .ledger
+                .as_ref()
+                .is_some_and(|ledger| ledger.membership(&node).is_some())
+            {
+                state.absent.insert(node, Instant::now());
+            }
+        } else {
+            state.absent.remove(&node);
         }
     }
 
@@ -602,6 +734,12 @@ impl State {
                 tracing::warn!(record = %stored.key, %refused, "a record in the store does not verify and is left out");
             }
         }
+        if contents.restored && self.refill.is_none() {
+            tracing::warn!(
+                "the store was restored from a backup; nobody is admitted until the nodes have told what happened since"
+            );
+            self.refill = Some(Refill::new(Instant::now()));
+        }
         self.store_id = contents.id;
         self.ledger = ledger;
         self.changes = changes;
@@ -629,6 +767,7 @@ fn effect_of(ledger: &Ledger, key: &RecordKey, origin: Origin) -> Effect {
         Some(Record::Revocation(revocation)) if revocation.revoked == RevokedKind::Node => {
             Effect::Released(revocation.id)
         }
+        Some(Record::Departure(departure)) => Effect::Released(departure.id),
         _ => Effect::None,
     }
 }

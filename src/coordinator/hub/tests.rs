@@ -119,6 +119,7 @@ fn service(n: u8, name: &str, version: u64) -> Envelope {
         node: id,
         name,
         project: None,
+        service_address: None,
         instances: vec![],
     };
     Envelope::seal(&Record::Service(service), &key(n))
@@ -385,6 +386,20 @@ impl Store for Fillable {
     ) -> Result<bool, StoreError> {
         self.inner.may_have_admitted(token, node)
     }
+    fn is_issued_here(&mut self, token: &PublicKey) -> Result<bool, StoreError> {
+        self.inner.is_issued_here(token)
+    }
+    fn set_farewell(&mut self, node: &PublicKey, departure: &Envelope) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.set_farewell(node, departure)
+    }
+    fn farewell(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
+        self.inner.farewell(node)
+    }
+    fn set_refilled(&mut self) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.set_refilled()
+    }
 }
 
 #[test]
@@ -442,4 +457,279 @@ fn one_use_is_spent_once_by_many_at_once() {
         assert_eq!(joined, 5, "the token has 5 uses");
         assert_eq!(hub.nodes().nodes.len(), 5);
     }
+}
+
+/// A state directory with a mesh whose token has 5 uses.
+fn state_dir() -> (tempfile::TempDir, Hub) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for file in ["tls.crt", "tls.key"] {
+        std::fs::write(dir.path().join(file), file).expect("ours");
+    }
+    let store = Sqlite::open(&dir.path().join("records.db")).expect("writable");
+    let hub = hub_with(store, now() + HOUR);
+    (dir, hub)
+}
+
+fn restored(backup: &std::path::Path, dir: &std::path::Path) -> Hub {
+    crate::coordinator::store::restore(backup, dir, |_| Ok(())).expect("a backup");
+    open(&dir.join("records.db"))
+}
+
+/// Sets back the time at which the hub began to wait for the nodes.
+fn let_pass(hub: &Hub, time: Duration) {
+    let mut state = hub.write();
+    let refill = state.refill.as_mut().expect("it was restored");
+    *refill = Refill::new(Instant::now() - time);
+}
+
+#[test]
+fn after_an_old_backup_is_restored_nothing_is_given_twice() {
+    // A week ago: a mesh, a node.
+    let (dir, hub) = state_dir();
+    let join = |hub: &Hub, n: u8, name: &str| hub.join(&request(n, membership(n, name, 1, now())));
+    join(&hub, 10, "n10").expect("a use left");
+    hub.publish(vec![node(&hub, 10, 1, 1)]).expect("writable");
+    let backup = dir.path().join("backup");
+    crate::coordinator::store::back_up(dir.path(), &["tls.crt", "tls.key"], &backup)
+        .expect("a running store");
+    let store_before = hub.position(None, 0).store;
+
+    // Since: four nodes spent the rest of the token, one of them was removed, a service changed.
+    for n in 11..=14 {
+        join(&hub, n, &format!("n{n}")).expect("a use left");
+        hub.publish(vec![node(&hub, n, 1, u32::from(n) - 9)])
+            .expect("writable");
+    }
+    submit(&hub, None, revocation(12, RevokedKind::Node)).expect("signed by the mesh key");
+    hub.publish(vec![service(10, "web", 1)]).expect("writable");
+    let held_by_nodes = hub.snapshot().0;
+    drop(hub);
+
+    // Restored: it presents itself as another store, so that nodes offer all they hold.
+    let hub = restored(&backup, dir.path());
+    assert_ne!(hub.position(None, 0).store, store_before);
+    assert!(hub.position(Some(&store_before), 3).snapshot);
+
+    // At first nobody is admitted, but who asks for what it was granted before has it.
+    let early = join(&hub, 15, "n15").expect_err("too early");
+    assert_eq!(early.code, ErrorCode::Busy);
+    assert!(early.message.contains("try again in 30 s"), "{early}");
+
+    // Then the token that is older than the restoration admits nobody, and a new one does, from far away.
+    let_pass(&hub, super::refill::FIRST);
+    let unsure = join(&hub, 15, "n15").expect_err("maybe spent");
+    assert_eq!(unsure.code, ErrorCode::Busy);
+    assert!(unsure.message.contains("meshctl token create"), "{unsure}");
+    let fresh = Token {
+        id: key(3).public(),
+        version: 1,
+        tags: vec![],
+        uses: 1,
+        created_at: UnixSeconds(now()),
+        expires_at: UnixSeconds(now() + HOUR),
+        ephemeral: false,
+    };
+    submit(
+        &hub,
+        None,
+        Envelope::seal(&Record::Token(fresh), &key(MESH)),
+    )
+    .expect("signed");
+    let new = Membership {
+        id: key(16).public(),
+        version: 1,
+        token: key(3).public(),
+        name: Label::parse("n16").expect("a literal"),
+        wireguard_key: WireGuardKey([16; 32]),
+        tags: vec![],
+        issued_at: UnixSeconds(now()),
+    };
+    let new = Envelope::seal(&Record::Membership(new), &key(3));
+    let joined = hub.join(&request(16, new)).expect("its uses are known");
+    let block = block_index(&hub, &joined).expect("in the plan");
+    assert!(block >= 128, "block {block}");
+
+    // A node that joined since comes back: it proves that it belongs here, and brings the rest.
+    let published = hub.publish(held_by_nodes).expect("writable");
+    assert_eq!(published.refused, []);
+    for n in [10, 11, 13] {
+        assert_eq!(hub.standing(&key(n).public()), Standing::Member, "{n}");
+        hub.handle_told(&key(n).public());
+    }
+    assert_eq!(hub.standing(&key(12).public()), Standing::Revoked);
+    assert!(hub.snapshot().0.contains(&service(10, "web", 1)));
+
+    // All that are there have told, and the token turns out to be spent.
+    let_pass(&hub, super::refill::MOST);
+    hub.handle_told(&key(11).public());
+    let spent = join(&hub, 15, "n15").expect_err("spent");
+    assert_eq!(spent.code, ErrorCode::Forbidden);
+    assert!(spent.message.contains("spent"), "{spent}");
+    assert!(!hub.size().refilling);
+    drop(hub);
+    assert!(!open(&dir.path().join("records.db")).size().refilling);
+}
+
+#[test]
+fn a_backup_is_private_whole_and_never_written_over() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (dir, hub) = state_dir();
+    hub.join(&request(10, membership(10, "a", 1, now())))
+        .expect("a use left");
+    let backup = dir.path().join("backup");
+    let back_up = || crate::coordinator::store::back_up(dir.path(), &["tls.key"], &backup);
+    back_up().expect("a running store");
+    let mode = std::fs::metadata(&backup)
+        .expect("made")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(
+        back_up()
+            .expect_err("exists")
+            .to_string()
+            .contains("exists already")
+    );
+
+    drop(hub);
+    let other = tempfile::tempdir().expect("a temporary directory");
+    let mut files = Vec::new();
+    crate::coordinator::store::restore(&backup, other.path(), |found| {
+        files = found.to_vec();
+        Ok(())
+    })
+    .expect("a backup");
+    assert_eq!(files, [("tls.key".to_owned(), b"tls.key".to_vec())]);
+    assert_eq!(
+        open(&other.path().join("records.db")).nodes().nodes.len(),
+        1
+    );
+
+    // What is no backup leaves the store as it is.
+    let before = std::fs::read(dir.path().join("records.db")).expect("ours");
+    for garbage in [b"".to_vec(), vec![7; 9000], before.clone()] {
+        let file = dir.path().join("garbage");
+        std::fs::write(&file, garbage).expect("ours");
+        let error = crate::coordinator::store::restore(&file, dir.path(), |_| Ok(()))
+            .expect_err("no backup");
+        assert!(error.to_string().contains("no whole backup"), "{error}");
+    }
+    assert_eq!(
+        std::fs::read(dir.path().join("records.db")).expect("ours"),
+        before
+    );
+}
+
+fn departure(n: u8) -> Envelope {
+    let departure = crate::model::record::Departure {
+        id: key(n).public(),
+        version: 1,
+    };
+    Envelope::seal(&Record::Departure(departure), &key(n))
+}
+
+#[test]
+fn an_ephemeral_node_that_stays_away_is_out_by_its_own_word_and_no_other_is() {
+    let hub = hub();
+    let ephemeral = Token {
+        id: key(3).public(),
+        version: 1,
+        tags: vec![],
+        uses: 5,
+        created_at: UnixSeconds(0),
+        expires_at: UnixSeconds(now() + HOUR),
+        ephemeral: true,
+    };
+    submit(
+        &hub,
+        None,
+        Envelope::seal(&Record::Token(ephemeral), &key(MESH)),
+    )
+    .expect("signed");
+    let member = |n: u8, token: u8| {
+        let membership = Membership {
+            id: key(n).public(),
+            version: 1,
+            token: key(token).public(),
+            name: Label::parse(&format!("n{n}")).expect("a literal"),
+            wireguard_key: WireGuardKey([n; 32]),
+            tags: vec![],
+            issued_at: UnixSeconds(now()),
+        };
+        let membership = Envelope::seal(&Record::Membership(membership), &key(token));
+        hub.join(&request(n, membership)).expect("a use left");
+        hub.set_connected(key(n).public(), true);
+    };
+    member(10, TOKEN);
+    for n in [11, 12, 13] {
+        member(n, 3);
+    }
+    for n in [11, 12] {
+        hub.keep_farewell(&key(n).public(), &departure(n))
+            .expect("its own");
+    }
+    // Not of a node that came to stay, nor by another's hand.
+    let refused = |by: u8, of: u8| {
+        hub.keep_farewell(&key(by).public(), &departure(of))
+            .expect_err("not its own")
+            .code
+    };
+    assert_eq!(refused(10, 10), ErrorCode::Forbidden);
+    assert_eq!(refused(13, 11), ErrorCode::Forbidden);
+
+    for n in [10, 11, 13] {
+        hub.set_connected(key(n).public(), false);
+    }
+    let absence = super::absence::PATIENCE;
+    hub.dismiss_absent(Instant::now() + absence - Duration::from_secs(1))
+        .expect("writable");
+    assert_eq!(hub.standing(&key(11).public()), Standing::Member);
+    hub.dismiss_absent(Instant::now() + absence)
+        .expect("writable");
+    assert_eq!(hub.standing(&key(11).public()), Standing::Revoked);
+    for n in [10, 12, 13] {
+        assert_eq!(hub.standing(&key(n).public()), Standing::Member, "{n}");
+    }
+    let spent = hub
+        .tokens()
+        .tokens
+        .iter()
+        .find(|t| t.ephemeral)
+        .map(|t| t.used);
+    assert_eq!(spent, Some(3), "a use is spent for good");
+}
+
+#[test]
+fn a_snapshot_in_parts_is_the_whole_in_order() {
+    let hub = hub();
+    hub.join(&request(10, membership(10, "a", 1, now())))
+        .expect("a use left");
+    hub.publish(vec![node(&hub, 10, 1, 1)]).expect("writable");
+    let unknown = |n: usize| {
+        let text = format!(
+            r#"{{"kind":"weather","id":"{n}","version":1,"sky":"{}"}}"#,
+            "x".repeat(900)
+        );
+        Envelope::seal_payload(text, &key(10))
+    };
+    let services: Vec<_> = (0..1000)
+        .map(|n| service(10, &format!("s{n}"), 1))
+        .collect();
+    hub.publish(services).expect("writable");
+    hub.publish((0..100).map(unknown).collect())
+        .expect("writable");
+    let (mut all, mut after, mut parts) = (Vec::new(), None, 0);
+    loop {
+        let (records, next) = hub.snapshot_part(after.as_ref());
+        assert!(records.len() <= MAX_RECORDS);
+        all.extend(records);
+        parts += 1;
+        match next {
+            Some(key) => after = Some(key),
+            None => break,
+        }
+    }
+    assert_eq!(all, hub.snapshot().0);
+    assert!(parts >= 4, "{parts}");
+    assert_eq!(hub.next(1), Next::Snapshot, "too many to copy");
 }

@@ -5,8 +5,11 @@
 //! it returns. Which tokens were issued here is kept too: for those the admissions held are all there ever were. A
 //! store brought back from a backup must forget that (and take another id), since nodes may have joined after it.
 
+mod backup;
 mod sqlite;
 
+pub(super) use backup::FILE;
+pub use backup::{back_up, restore};
 pub use sqlite::Sqlite;
 
 use crate::model::record::RecordKey;
@@ -24,6 +27,8 @@ pub struct Contents {
     pub records: Vec<Stored>,
     /// The last revision.
     pub revision: u64,
+    /// It came from a backup, and the nodes have not yet told all that happened since.
+    pub restored: bool,
 }
 
 /// A record as stored.
@@ -157,6 +162,30 @@ pub trait Store: Send + 'static {
     /// # Errors
     /// Says which of these cannot be.
     fn admit(&mut self, admission: &Admission) -> Result<Admitted, StoreError>;
+
+    /// Whether the administrator issued the token to this very store: all its uses are known here then.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn is_issued_here(&mut self, token: &PublicKey) -> Result<bool, StoreError>;
+
+    /// Keeps a node's departure until it is due; a later one replaces it.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    fn set_farewell(&mut self, node: &PublicKey, departure: &Envelope) -> Result<(), StoreError>;
+
+    /// The departure kept for a node.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn farewell(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError>;
+
+    /// The nodes have told what happened between a backup and its restoration.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    fn set_refilled(&mut self) -> Result<(), StoreError>;
 
     /// Whether a membership that comes by itself, by this token, may be one that this store has not seen: not if
     /// the token was issued here and did not admit the node here.

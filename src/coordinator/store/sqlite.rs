@@ -11,7 +11,7 @@ use crate::model::record::RecordKey;
 use crate::model::{Label, PublicKey};
 use crate::wire::Envelope;
 
-const SCHEMA_VERSION: i64 = 1;
+pub(super) const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE records (
@@ -25,6 +25,8 @@ CREATE INDEX nodes_by_name ON names (name);
 CREATE TABLE leases (node TEXT PRIMARY KEY, block INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
 CREATE TABLE released (block INTEGER PRIMARY KEY, turn INTEGER NOT NULL);
 ";
+/// Not in the first files of this schema; earlier programs pass over it.
+const FAREWELLS: &str = "CREATE TABLE IF NOT EXISTS farewells (node TEXT PRIMARY KEY, envelope TEXT NOT NULL) WITHOUT ROWID";
 
 /// Records in a file.
 #[derive(Debug)]
@@ -71,9 +73,7 @@ impl Sqlite {
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             transaction.execute_batch(SCHEMA)?;
-            let mut id = [0u8; 16];
-            getrandom::fill(&mut id).map_err(|e| StoreError::Failed(e.to_string()))?;
-            let id: String = id.iter().map(|octet| format!("{octet:02x}")).collect();
+            let id = new_id()?;
             transaction.execute(
                 "INSERT INTO meta VALUES ('store_id', ?1), ('revision', '0')",
                 [id],
@@ -81,6 +81,7 @@ impl Sqlite {
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             transaction.commit()?;
         }
+        connection.execute(FAREWELLS, [])?;
         Ok(Self(connection))
     }
 
@@ -91,7 +92,14 @@ impl Sqlite {
     }
 }
 
-fn meta(connection: &Connection, key: &str) -> Result<Option<String>, StoreError> {
+/// A random name for a store.
+pub(super) fn new_id() -> Result<String, StoreError> {
+    let mut id = [0u8; 16];
+    getrandom::fill(&mut id).map_err(|e| StoreError::Failed(e.to_string()))?;
+    Ok(id.iter().map(|octet| format!("{octet:02x}")).collect())
+}
+
+pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<String>, StoreError> {
     Ok(connection
         .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
             row.get(0)
@@ -160,6 +168,7 @@ fn settle(transaction: &Transaction<'_>, effect: &Effect) -> Result<(), StoreErr
             let node = node.to_string();
             transaction.execute("DELETE FROM leases WHERE node = ?1", [&node])?;
             transaction.execute("DELETE FROM names WHERE node = ?1", [&node])?;
+            transaction.execute("DELETE FROM farewells WHERE node = ?1", [&node])?;
             transaction.execute(
                 "DELETE FROM records WHERE kind = 'node' AND id = ?1 OR kind = 'service' AND id >= ?1 || '/' AND id < ?1 || '0'",
                 [&node],
@@ -240,25 +249,44 @@ fn stored_as(
         .map(|(revision, _)| from_sql(revision)))
 }
 
-/// The lowest block never leased; else the one that has been free for longest.
+/// The lowest block never leased, from where leases begin; else the one that has been free for longest.
 fn free_block(transaction: &Transaction<'_>, blocks: u32) -> Result<Option<u32>, StoreError> {
-    let mut taken = transaction
+    let mut statement = transaction
         .prepare("SELECT block FROM leases UNION SELECT block FROM released ORDER BY 1")?;
-    let mut candidate = 1u32;
-    for block in taken.query_map([], |row| row.get::<_, u32>(0))? {
-        let block = block?;
-        if block > candidate {
-            break;
+    let taken: Vec<u32> = statement
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    for start in [lease_start(transaction, blocks)?, 1] {
+        let mut candidate = start;
+        for block in taken.iter().skip_while(|block| **block < start) {
+            if *block > candidate {
+                break;
+            }
+            candidate = block.saturating_add(1);
         }
-        candidate = candidate.max(block.saturating_add(1));
-    }
-    if candidate < blocks {
-        return Ok(Some(candidate));
+        if candidate < blocks {
+            return Ok(Some(candidate));
+        }
     }
     let oldest = "SELECT block FROM released WHERE block NOT IN (SELECT block FROM leases) AND block < ?1 ORDER BY turn, block LIMIT 1";
     Ok(transaction
         .query_row(oldest, [blocks], |row| row.get(0))
         .optional()?)
+}
+
+/// Where leases begin: at the first block, or in a store that came from a backup somewhere in the upper half of what
+/// was never leased. Leases given after the backup was taken lie right above those in it.
+fn lease_start(connection: &Connection, blocks: u32) -> Result<u32, StoreError> {
+    let number = |key| -> Result<Option<u32>, StoreError> {
+        Ok(meta(connection, key)?.and_then(|text| text.parse().ok()))
+    };
+    let (Some(above), Some(turn)) = (number("leases_above")?, number("leases_turn")?) else {
+        return Ok(1);
+    };
+    let first = u64::from(above) + 1;
+    let half = u64::from(blocks).saturating_sub(first) / 2;
+    let start = first + half + ((half * u64::from(turn)) >> 32);
+    Ok(u32::try_from(start).unwrap_or(1))
 }
 
 impl Store for Sqlite {
@@ -295,6 +323,7 @@ impl Store for Sqlite {
             mesh_key,
             records,
             revision: revision(connection)?,
+            restored: meta(connection, "restored")?.is_some(),
         })
     }
 
@@ -376,12 +405,43 @@ impl Store for Sqlite {
         token: &PublicKey,
         node: &PublicKey,
     ) -> Result<bool, StoreError> {
-        let issued: bool = self.0.query_row(
+        Ok(!self.is_issued_here(token)? || has_admitted(&self.0, token, node)?)
+    }
+
+    fn is_issued_here(&mut self, token: &PublicKey) -> Result<bool, StoreError> {
+        Ok(self.0.query_row(
             "SELECT EXISTS (SELECT 1 FROM issued WHERE token = ?1)",
             [token.to_string()],
             |row| row.get(0),
+        )?)
+    }
+
+    fn set_farewell(&mut self, node: &PublicKey, departure: &Envelope) -> Result<(), StoreError> {
+        let text =
+            serde_json::to_string(departure).map_err(|e| StoreError::Failed(e.to_string()))?;
+        self.0.execute(
+            "INSERT OR REPLACE INTO farewells VALUES (?1, ?2)",
+            [node.to_string(), text],
         )?;
-        Ok(!issued || has_admitted(&self.0, token, node)?)
+        Ok(())
+    }
+
+    fn farewell(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
+        let text: Option<String> = self
+            .0
+            .query_row(
+                "SELECT envelope FROM farewells WHERE node = ?1",
+                [node.to_string()],
+                |row| row.get(0),
+            )
+            .optional()?;
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    fn set_refilled(&mut self) -> Result<(), StoreError> {
+        self.0
+            .execute("DELETE FROM meta WHERE key = 'restored'", [])?;
+        Ok(())
     }
 }
 

@@ -55,6 +55,7 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
             node: id(n),
             name: label("web"),
             project: None,
+            service_address: None,
             instances: vec![Instance {
                 id: label(&format!("n{n}-80")),
                 addresses: vec![block.node_v4().into(), block.node_v6().into()],
@@ -75,6 +76,16 @@ pub(in crate::dns) fn zone_of(
     unreachable: &[u8],
     when_none_usable: WhenNoneUsable,
 ) -> Zone {
+    let balanced = &["10.210.0.77".parse().expect("a literal")].into();
+    zone_with(netmap, unreachable, when_none_usable, balanced)
+}
+
+fn zone_with(
+    netmap: &Netmap,
+    unreachable: &[u8],
+    when_none_usable: WhenNoneUsable,
+    balanced: &BTreeSet<Ipv4Addr>,
+) -> Zone {
     Zone::build(&ZoneInput {
         netmap,
         own: id(1),
@@ -82,6 +93,7 @@ pub(in crate::dns) fn zone_of(
         round_trips: &BTreeMap::new(),
         when_none_usable,
         lingering: &BTreeSet::from(["gone.svc".to_owned()]),
+        balanced,
         serial: 7,
         most_addresses: crate::dns::zone::MOST_ADDRESSES,
     })
@@ -474,4 +486,120 @@ pub(in crate::dns) fn crowd(instances: u8) -> Netmap {
             .collect();
     }
     netmap
+}
+/// The netmap, and a container on n2 that is `web` and `app` of the project `shop`, the one of `blog` on n3.
+fn with_containers() -> Netmap {
+    let mut netmap = netmap(HEALTHY);
+    for (node, name, project, address) in [
+        (2, "web", None, "10.210.2.9"),
+        (2, "app", Some("shop"), "10.210.2.9"),
+        (3, "app", Some("blog"), "10.210.3.9"),
+    ] {
+        let project = project.map(label);
+        let name = label(name);
+        let service_id = Service::id_of(&id(node), project.as_ref(), &name);
+        let instance = Instance {
+            id: label(&format!("n{node}-c")),
+            addresses: vec![address.parse().expect("a literal")],
+            ports: vec![Port {
+                number: 80.try_into().expect("not zero"),
+                protocol: Protocol::Tcp,
+                name: None,
+            }],
+            health: Health::Healthy,
+            weight: 10,
+            priority: 0,
+            source: Source::Docker,
+        };
+        let service = netmap.services.entry(service_id.clone());
+        let service = service.or_insert_with(|| Service {
+            id: service_id,
+            version: 1,
+            node: id(node),
+            name,
+            project,
+            service_address: None,
+            instances: vec![],
+        });
+        service.instances.push(instance);
+    }
+    netmap
+}
+
+#[test]
+fn services_of_two_projects_never_mix() {
+    let zone = zone_of(&with_containers(), &[], WhenNoneUsable::All);
+    let of = |name, record_type| data(&ask_zone(&zone, name, record_type));
+    assert_eq!(of("app.shop.svc.mesh.", RecordType::A), ["10.210.2.9"]);
+    assert_eq!(of("app.blog.svc.mesh.", RecordType::A), ["10.210.3.9"]);
+    assert_eq!(
+        of("app.shop.svc.mesh.", RecordType::SRV),
+        ["0 10 80 n2-c.app.shop.svc.mesh."]
+    );
+    assert_eq!(
+        of("_app._tcp.app.shop.svc.mesh.", RecordType::SRV),
+        ["0 10 80 n2-c.app.shop.svc.mesh."]
+    );
+    assert_eq!(of("n2-c.app.shop.svc.mesh.", RecordType::A), ["10.210.2.9"]);
+    for absent in [
+        "app.svc.mesh.",
+        "app.svc.n2.node.mesh.",
+        "app.other.svc.mesh.",
+    ] {
+        let answer = ask_zone(&zone, absent, RecordType::A);
+        assert_eq!(answer.code, ResponseCode::NXDomain, "{absent}");
+    }
+    assert_eq!(
+        ask_zone(&zone, "app.shop.svc.mesh.", RecordType::AAAA).code,
+        ResponseCode::NoError
+    );
+}
+
+#[test]
+fn the_reverse_name_of_a_container_is_its_short_one() {
+    let zone = zone_of(&with_containers(), &[], WhenNoneUsable::All);
+    let of = |name| data(&ask_zone(&zone, name, RecordType::PTR));
+    assert_eq!(of("9.2.210.10.in-addr.arpa."), ["n2-c.web.svc.mesh."]);
+    assert_eq!(of("9.3.210.10.in-addr.arpa."), ["n3-c.app.blog.svc.mesh."]);
+}
+
+#[test]
+fn a_service_address_stands_for_the_instances_in_addresses_and_srv_keeps_them() {
+    let mut netmap = with_containers();
+    for service in netmap.services.values_mut() {
+        if service.name.as_str() == "web" && service.node == id(2) {
+            service.service_address = Some("10.210.0.77".parse().expect("a literal"));
+        }
+    }
+    let zone = zone_of(&netmap, &[3], WhenNoneUsable::All);
+    let of = |name, record_type| data(&ask_zone(&zone, name, record_type));
+    assert_eq!(of("web.svc.mesh.", RecordType::A), ["10.210.0.77"]);
+    let none = ask_zone(&zone, "web.svc.mesh.", RecordType::AAAA);
+    assert_eq!((none.code, none.answers.len()), (ResponseCode::NoError, 0));
+    assert_eq!(of("web.svc.mesh.", RecordType::SRV).len(), 5);
+    assert_eq!(of("n2-c.web.svc.mesh.", RecordType::A), ["10.210.2.9"]);
+    assert_eq!(
+        of("77.0.210.10.in-addr.arpa.", RecordType::PTR),
+        ["web.svc.mesh."]
+    );
+    let usable: Vec<String> = zone
+        .service_addresses()
+        .into_iter()
+        .flat_map(|(address, instances)| {
+            std::iter::once(address)
+                .chain(instances)
+                .map(|a| a.to_string())
+        })
+        .collect();
+    assert_eq!(
+        usable,
+        ["10.210.0.77", "10.210.1.1", "10.210.2.1", "10.210.2.9"]
+    );
+
+    // Until the kernel of this node balances it, it leads nowhere.
+    let zone = zone_with(&netmap, &[3], WhenNoneUsable::All, &BTreeSet::new());
+    let answer = ask_zone(&zone, "web.svc.mesh.", RecordType::A);
+    let mut addresses = data(&answer);
+    addresses.sort();
+    assert_eq!(addresses, ["10.210.1.1", "10.210.2.1", "10.210.2.9"]);
 }

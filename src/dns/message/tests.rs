@@ -31,6 +31,7 @@ pub(super) fn zone() -> Zone {
         round_trips: &BTreeMap::new(),
         when_none_usable: Default::default(),
         lingering: &BTreeSet::new(),
+        balanced: &BTreeSet::new(),
         serial: 1,
         most_addresses: crate::dns::zone::MOST_ADDRESSES,
     })

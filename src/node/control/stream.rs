@@ -22,6 +22,7 @@ use crate::wire::control::{
     proof_message,
 };
 use crate::wire::envelope::{Purpose, Signature};
+use crate::wire::ledger::MAX_RECORDS as MAX_LEDGER;
 use crate::wire::token::SpkiPin;
 use crate::wire::url::CoordinatorUrl;
 
@@ -29,6 +30,10 @@ use crate::wire::url::CoordinatorUrl;
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 /// No wait is longer.
 const BACKOFF_MOST: Duration = Duration::from_secs(15);
+/// How long a copy of another machine waits: when a coordinator comes back, the original has to be there first.
+const CLONE_WAIT: Duration = Duration::from_secs(60);
+/// Messages that wait to be sent at most: as many as all the records that a ledger may hold take, and some more.
+const OUTGOING: usize = MAX_LEDGER / MAX_RECORDS + 64;
 /// How long one step of the opening exchange may take.
 const OPENING_LIMIT: Duration = Duration::from_secs(10);
 
@@ -92,7 +97,7 @@ pub enum Event {
 /// A running stream. Dropping it ends it.
 #[derive(Debug)]
 pub struct Stream {
-    publish: mpsc::Sender<(u64, Vec<Envelope>)>,
+    outgoing: mpsc::Sender<FromNode>,
     position: tokio::sync::watch::Sender<Position>,
     task: JoinHandle<()>,
 }
@@ -101,11 +106,11 @@ impl Stream {
     /// Starts at `position`; events go to `events`, which ends the stream when it is closed.
     #[must_use]
     pub fn start(config: StreamConfig, position: Position, events: mpsc::Sender<Event>) -> Self {
-        let (publish, outgoing) = mpsc::channel(64);
+        let (sender, outgoing) = mpsc::channel(OUTGOING);
         let (position, positions) = tokio::sync::watch::channel(position);
-        let task = tokio::spawn(run(config, positions, outgoing, events));
+        let task = tokio::spawn(run(config, instance(), positions, outgoing, events));
         Self {
-            publish,
+            outgoing: sender,
             position,
             task,
         }
@@ -114,7 +119,24 @@ impl Stream {
     /// Hands records over. False if the stream is closed or too far behind; they are published when it opens
     /// again, since the node then offers all of its own.
     pub fn publish(&self, sequence: u64, records: Vec<Envelope>) -> bool {
-        self.publish.try_send((sequence, records)).is_ok()
+        let mut parts = records.chunks(MAX_RECORDS).map(<[Envelope]>::to_vec);
+        parts.all(|records| {
+            self.outgoing
+                .try_send(FromNode::Publish { sequence, records })
+                .is_ok()
+        })
+    }
+
+    /// Leaves the node's departure with the coordinator. False as for [`Stream::publish`].
+    pub fn leave_farewell(&self, departure: Envelope) -> bool {
+        self.outgoing
+            .try_send(FromNode::Farewell { departure })
+            .is_ok()
+    }
+
+    /// Says that all this node holds was handed over. False as for [`Stream::publish`].
+    pub fn told(&self) -> bool {
+        self.outgoing.try_send(FromNode::Told).is_ok()
     }
 
     /// Says what is held, for the next time the stream opens.
@@ -131,8 +153,9 @@ impl Drop for Stream {
 
 async fn run(
     config: StreamConfig,
+    instance: String,
     positions: tokio::sync::watch::Receiver<Position>,
-    mut outgoing: mpsc::Receiver<(u64, Vec<Envelope>)>,
+    mut outgoing: mpsc::Receiver<FromNode>,
     events: mpsc::Sender<Event>,
 ) {
     let mut failures = 0u32;
@@ -145,7 +168,7 @@ async fn run(
         };
         let opened = Instant::now();
         let position = positions.borrow().clone();
-        let ended = converse(&config, url, position, &mut outgoing, &events).await;
+        let ended = converse(&config, &instance, url, position, &mut outgoing, &events).await;
         let (why, refusal) = match ended {
             Ok(()) => return,
             Err(Ended { why, refusal }) => (why, refusal),
@@ -167,7 +190,12 @@ async fn run(
         } else {
             failures.saturating_add(1)
         };
-        sleep(backoff(failures)).await;
+        sleep(if refusal == Some(Refusal::Clone) {
+            CLONE_WAIT
+        } else {
+            backoff(failures)
+        })
+        .await;
         // What was handed over meanwhile is offered again at the opening.
         while outgoing.try_recv().is_ok() {}
     }
@@ -181,6 +209,12 @@ fn backoff(failures: u32) -> Duration {
     Duration::from_millis(random_below(
         bound.as_millis().try_into().unwrap_or(u64::MAX).max(1),
     ))
+}
+
+/// A name for this run of the program.
+fn instance() -> String {
+    let [a, b] = [(); 2].map(|()| getrandom::u64().unwrap_or_default());
+    format!("{a:016x}{b:016x}")
 }
 
 fn random_below(bound: u64) -> u64 {
@@ -208,9 +242,10 @@ type Socket = WebSocketStream<TlsStream<TcpStream>>;
 /// One stream from opening to end. `Ok` means the receiver of the events is gone.
 async fn converse(
     config: &StreamConfig,
+    instance: &str,
     url: &CoordinatorUrl,
     position: Position,
-    outgoing: &mut mpsc::Receiver<(u64, Vec<Envelope>)>,
+    outgoing: &mut mpsc::Receiver<FromNode>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), Ended> {
     let tls = dial(url, config.pin).await?;
@@ -225,9 +260,12 @@ async fn converse(
     .await
     .map_err(|_| "the coordinator did not answer in time")??;
 
-    let (store, snapshot) = timeout(OPENING_LIMIT, open(&mut socket, config, &position))
-        .await
-        .map_err(|_| "the coordinator did not answer in time")??;
+    let (store, snapshot) = timeout(
+        OPENING_LIMIT,
+        open(&mut socket, config, instance, &position),
+    )
+    .await
+    .map_err(|_| "the coordinator did not answer in time")??;
     let mut position = Position {
         revision: if snapshot { 0 } else { position.revision },
         store: Some(store.clone()),
@@ -266,11 +304,9 @@ async fn converse(
                     return Ok(());
                 }
             }
-            publish = outgoing.recv() => {
-                let Some((sequence, records)) = publish else { return Ok(()) };
-                for chunk in records.chunks(MAX_RECORDS) {
-                    send(&mut socket, &FromNode::Publish { sequence, records: chunk.to_vec() }).await?;
-                }
+            message = outgoing.recv() => {
+                let Some(message) = message else { return Ok(()) };
+                send(&mut socket, &message).await?;
             }
             _ = pings.tick() => {
                 if heard.elapsed() > Duration::from_secs(3 * PING_SECONDS) {
@@ -288,6 +324,7 @@ async fn converse(
 async fn open(
     socket: &mut Socket,
     config: &StreamConfig,
+    instance: &str,
     position: &Position,
 ) -> Result<(String, bool), Ended> {
     let node: PublicKey = config.identity.public();
@@ -297,6 +334,7 @@ async fn open(
         node,
         store: position.store.clone(),
         revision: position.revision,
+        instance: Some(instance.to_owned()),
     };
     send(socket, &hello).await?;
     loop {

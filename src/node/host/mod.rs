@@ -6,6 +6,7 @@ mod resolv_conf;
 mod resolv_text;
 mod split_dns;
 mod underlay;
+pub mod wiring;
 
 pub use netlink::{HostNetwork, HostNetworkError};
 pub use plan::{Found, Overlap, Plan, overlap};

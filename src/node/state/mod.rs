@@ -6,10 +6,13 @@
 //! | `pending.json` | keys and certificate of a join under way | the join is begun afresh |
 //! | `records.jsonl` | every verified record, one envelope a line | damaged lines are left out and come again |
 //! | `position.json` | where the node stands in the coordinator's changes | everything is asked for again |
+//! | `instances.json` | the addresses of containers | they get new ones |
 //! | `services.json` | services added with `meshctl service add`, drains | said, kept aside as `services.json.damaged` |
 
 pub mod records;
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -17,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::control::stream::Position;
+use crate::discovery::docker::ContainerId;
 use crate::model::address::Block;
 use crate::model::{Label, PublicKey, SigningKey, WireGuardKey};
 use crate::wire::Envelope;
@@ -317,6 +321,23 @@ impl StateDir {
         self.write("services.json", services)
     }
 
+    /// The addresses of containers; none if they are not known.
+    #[must_use]
+    pub fn leases(&self) -> BTreeMap<ContainerId, Ipv4Addr> {
+        self.read_or_nothing("instances.json")
+            .ok()
+            .flatten()
+            .unwrap_or_default()
+    }
+
+    /// Writes the addresses of containers.
+    ///
+    /// # Errors
+    /// The disk refuses; the file is then as before.
+    pub fn set_leases(&self, leases: &BTreeMap<ContainerId, Ipv4Addr>) -> Result<(), StateError> {
+        self.write("instances.json", leases)
+    }
+
     /// Forgets the mesh: all files but the directory.
     pub fn clear(&self) {
         for name in [
@@ -325,6 +346,7 @@ impl StateDir {
             "records.jsonl",
             "position.json",
             "services.json",
+            "instances.json",
         ] {
             let _ = std::fs::remove_file(self.path(name));
         }

@@ -39,11 +39,11 @@ pub enum StandaloneError {
     Socket(PathBuf, io::Error),
 }
 
-/// Runs the device until SIGTERM, SIGINT, or until its socket or interface is deleted.
+/// Runs the device until SIGTERM, SIGINT, or until its socket or interface is deleted; with so many data `workers`.
 ///
 /// # Errors
 /// The device or its socket cannot be made.
-pub fn run(interface: &str) -> Result<(), StandaloneError> {
+pub fn run(interface: &str, workers: Option<u16>) -> Result<(), StandaloneError> {
     // Before any thread starts, so that all of them leave these signals to this one.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
@@ -59,6 +59,7 @@ pub fn run(interface: &str) -> Result<(), StandaloneError> {
         mtu: DEFAULT_MTU,
         listen_port: 0,
         private_key: None,
+        workers: workers.map(usize::from),
     };
     let tunnel = Arc::new(Tunnel::start(config)?);
     let listener = listen(&path)?;

@@ -94,6 +94,7 @@ fn service_record(node: u8, version: u64, address: &str) -> Service {
         node: id,
         name: label("web"),
         project: None,
+        service_address: None,
         instances: vec![Instance {
             id: label("i"),
             addresses: vec![address.parse().expect("a literal")],
@@ -383,4 +384,79 @@ fn of_two_nodes_with_one_name_the_earlier_keeps_it() {
         Some(key(10).public())
     );
     assert_eq!(netmap.members.len(), 2);
+}
+
+fn departure(of: u8, by: u8) -> Envelope {
+    let departure = crate::model::record::Departure {
+        id: key(of).public(),
+        version: 1,
+    };
+    Envelope::seal(&Record::Departure(departure), &key(by))
+}
+
+#[test]
+fn a_node_departs_by_its_own_word_and_what_it_held_is_free() {
+    let mut ledger = Ledger::new(key(MESH).public());
+    let token = Envelope::seal(&Record::Token(token_record(2, &[])), &key(MESH));
+    for envelope in [
+        mesh(),
+        token,
+        membership(10),
+        membership(11),
+        node(10, 1, 1),
+    ] {
+        ledger.apply(envelope).expect("by the rules");
+    }
+    assert_eq!(
+        ledger.apply(node(11, 1, 1)),
+        Err(Refused::BlockTaken(block(1).v4.to_string()))
+    );
+    for (of, by) in [(10, 11), (10, MESH), (10, TOKEN)] {
+        assert!(matches!(
+            ledger.apply(departure(of, by)),
+            Err(Refused::Signer(_))
+        ));
+    }
+    for stranger in [12, TOKEN] {
+        assert_eq!(
+            ledger.apply(departure(stranger, stranger)),
+            Err(Refused::NotAMember)
+        );
+    }
+    ledger.apply(departure(10, 10)).expect("its own word");
+    assert!(ledger.is_revoked(&key(10).public()));
+    assert_eq!(ledger.node(&key(10).public()), None);
+    assert_eq!(ledger.apply(node(10, 2, 1)), Err(Refused::NodeRevoked));
+    ledger.apply(node(11, 1, 1)).expect("the block is free");
+
+    // In the order in which it is passed on, another takes it all in.
+    let mut other = Ledger::new(key(MESH).public());
+    for envelope in ledger.envelopes() {
+        other.apply(envelope.clone()).expect("held by the first");
+    }
+    assert!(other.envelopes().eq(ledger.envelopes()));
+}
+
+#[test]
+fn a_node_that_moves_frees_the_block_and_the_key_it_had() {
+    let mut ledger = Ledger::new(key(MESH).public());
+    let token = Envelope::seal(&Record::Token(token_record(2, &[])), &key(MESH));
+    for envelope in [
+        mesh(),
+        token,
+        membership(10),
+        membership(11),
+        node(10, 1, 1),
+    ] {
+        ledger.apply(envelope).expect("by the rules");
+    }
+    ledger.apply(node(10, 2, 2)).expect("nobody's block");
+    let stolen_key = Node {
+        wireguard_key: WireGuardKey([10; 32]),
+        ..node_record(11, 1, 1)
+    };
+    let stolen_key = Envelope::seal(&Record::Node(stolen_key), &key(11));
+    assert!(ledger.apply(stolen_key).is_err());
+    assert!(ledger.apply(node(11, 1, 2)).is_err());
+    ledger.apply(node(11, 1, 1)).expect("free again");
 }

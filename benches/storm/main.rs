@@ -1,0 +1,249 @@
+//! A coordinator with a thousand nodes: simulated nodes over real TLS connections on loopback.
+//!
+//! ```text
+//! cargo bench --bench storm -- [NODES [SERVICES [MORE]]]      default: 1000 10 10000
+//! ```
+//!
+//! Each simulated node speaks through the very control stream that meshd has, and does nothing with what it hears. The
+//! coordinator is a process of its own, measured by what the kernel says of it (proc(5)). Printed are its memory, its
+//! CPU while nothing happens, how long one change takes to all nodes, how long all take to be back after `kill -9` and a
+//! restart, and what a change costs once the store holds the records of MORE nodes.
+
+mod coordinator;
+mod node;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use meshd::wire::JoinToken;
+use tokio::sync::mpsc;
+
+use crate::coordinator::Coordinator;
+use crate::node::{Heard, Member, Sim};
+
+/// Changes measured, one after the other.
+const CHANGES: usize = 60;
+/// How long idle CPU is measured: two rounds of pings.
+const IDLE: Duration = Duration::from_secs(20);
+/// Longer than anything that is waited for takes.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Joins at once.
+const JOINS: usize = 32;
+
+fn main() -> ExitCode {
+    let numbers: Vec<usize> = std::env::args()
+        .skip(1)
+        .filter_map(|argument| argument.parse().ok())
+        .collect();
+    let number = |n: usize, default| numbers.get(n).copied().unwrap_or(default);
+    let (nodes, services, more) = (number(0, 1000), number(1, 10), number(2, 10_000));
+    if let Err(error) = coordinator::raise_open_files() {
+        eprintln!("too few open files for {nodes} connections: {error}");
+        return ExitCode::FAILURE;
+    }
+    tokio::runtime::Runtime::new()
+        .expect("threads")
+        .block_on(storm(nodes, services, more));
+    ExitCode::SUCCESS
+}
+
+async fn storm(nodes: usize, services: usize, more: usize) {
+    let mut coordinator = Coordinator::start();
+    let token = coordinator.token(nodes.max(more) + 1);
+    let (heard, mut hearing) = mpsc::unbounded_channel();
+
+    let begun = Instant::now();
+    let members = join(&token, 0..nodes).await;
+    println!(
+        "{nodes} joins, {JOINS} at once: {:.1} s, {:.0} a second",
+        begun.elapsed().as_secs_f64(),
+        nodes as f64 / begun.elapsed().as_secs_f64()
+    );
+
+    // One publishes for all; then all connect as after a pause in which they missed nothing.
+    let publisher = Sim::connect(&token, &members[0], None, heard.clone());
+    fill(&publisher, &members, services, &mut hearing).await;
+    let mut sims = connect_others(publisher, &token, &members, &heard);
+    await_all(&mut hearing, nodes - 1, |heard| {
+        matches!(heard, Heard::Opened(_))
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    println!(
+        "{nodes} nodes with {services} services each are connected: {} MiB resident, {} MiB at most so far",
+        coordinator.resident() / 1024,
+        coordinator.most_resident() / 1024
+    );
+
+    let before = coordinator.cpu();
+    tokio::time::sleep(IDLE).await;
+    println!(
+        "idle: {:.2} % of a core",
+        (coordinator.cpu() - before).as_secs_f64() / IDLE.as_secs_f64() * 100.0
+    );
+
+    changes(&mut coordinator, &sims, &mut hearing, nodes).await;
+
+    let cut = Instant::now();
+    coordinator.kill_and_restart();
+    let restarted = cut.elapsed();
+    let back = await_all(&mut hearing, nodes, |heard| {
+        matches!(heard, Heard::Opened(_))
+    })
+    .await;
+    let mut times: Vec<Duration> = back.iter().map(|at| at.duration_since(cut)).collect();
+    println!(
+        "all cut by kill -9, the coordinator answers again after {:.2} s; nodes are back: {}",
+        restarted.as_secs_f64(),
+        summary(&mut times)
+    );
+    let refused = sims.iter().filter(|sim| sim.was_refused()).count();
+    println!("nodes that were refused: {refused}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    println!(
+        "after that: {} MiB resident, {} MiB at most",
+        coordinator.resident() / 1024,
+        coordinator.most_resident() / 1024
+    );
+
+    if more <= nodes {
+        return;
+    }
+    // Only one node is told of all that comes.
+    sims.truncate(1);
+    let publisher = sims.remove(0);
+    let begun = Instant::now();
+    let others = join(&token, nodes..more).await;
+    fill(&publisher, &others, services, &mut hearing).await;
+    println!(
+        "{} more joins, {} records published: {:.0} s",
+        more - nodes,
+        others.len() * (services + 1),
+        begun.elapsed().as_secs_f64()
+    );
+    let sims = connect_others(publisher, &token, &members, &heard);
+    await_all(&mut hearing, nodes - 1, |heard| {
+        matches!(heard, Heard::Opened(_))
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    println!(
+        "records of {more} nodes: {} MiB resident, {} MiB at most",
+        coordinator.resident() / 1024,
+        coordinator.most_resident() / 1024
+    );
+    changes(&mut coordinator, &sims, &mut hearing, nodes).await;
+}
+
+/// Connects all members but the first, which is there, as after a pause in which they missed nothing.
+fn connect_others(
+    first: Sim,
+    token: &JoinToken,
+    members: &[Member],
+    heard: &mpsc::UnboundedSender<Heard>,
+) -> Vec<Sim> {
+    let position = first.position();
+    let others = members.iter().skip(1);
+    std::iter::once(first)
+        .chain(
+            others.map(|member| Sim::connect(token, member, Some(position.clone()), heard.clone())),
+        )
+        .collect()
+}
+
+/// Lets nodes in.
+async fn join(token: &JoinToken, numbers: std::ops::Range<usize>) -> Vec<Member> {
+    let mut members = Vec::with_capacity(numbers.len());
+    let mut running = tokio::task::JoinSet::new();
+    for n in numbers {
+        if running.len() >= JOINS {
+            members.extend(running.join_next().await.map(|m| m.expect("no panic")));
+        }
+        running.spawn(Member::join(token.clone(), n));
+    }
+    while let Some(member) = running.join_next().await {
+        members.push(member.expect("no panic"));
+    }
+    members
+}
+
+/// Publishes what members have, and waits until all of it is stored.
+async fn fill(
+    publisher: &Sim,
+    members: &[Member],
+    services: usize,
+    hearing: &mut mpsc::UnboundedReceiver<Heard>,
+) {
+    let records: Vec<_> = members
+        .iter()
+        .flat_map(|member| member.records(services))
+        .collect();
+    let mut waiting = 0;
+    for chunk in records.chunks(meshd::wire::control::MAX_RECORDS) {
+        assert!(publisher.publish(chunk.to_vec()), "the stream takes it");
+        waiting += 1;
+    }
+    await_all(hearing, waiting, |heard| matches!(heard, Heard::Stored)).await;
+}
+
+/// Changes one service again and again, and measures how long each change takes to all nodes.
+async fn changes(
+    coordinator: &mut Coordinator,
+    sims: &[Sim],
+    hearing: &mut mpsc::UnboundedReceiver<Heard>,
+    nodes: usize,
+) {
+    let before = coordinator.cpu();
+    let (mut each, mut last) = (Vec::new(), Vec::new());
+    for n in 0..CHANGES {
+        let sim = &sims[n % sims.len()];
+        let begun = Instant::now();
+        assert!(sim.publish(vec![sim.change()]), "the stream takes it");
+        let arrivals = await_all(hearing, nodes, |heard| matches!(heard, Heard::Change(_))).await;
+        let times: Vec<Duration> = arrivals.iter().map(|at| at.duration_since(begun)).collect();
+        last.extend(times.iter().max());
+        each.extend(times);
+    }
+    let cost = (coordinator.cpu() - before).as_secs_f64() * 1e6 / (CHANGES * nodes) as f64;
+    println!("one change, to each node: {}", summary(&mut each));
+    println!("one change, to the last node: {}", summary(&mut last));
+    println!("the coordinator's CPU for one change: {cost:.1} us a node");
+}
+
+/// Waits for `count` events of a kind; gives when each came.
+async fn await_all(
+    hearing: &mut mpsc::UnboundedReceiver<Heard>,
+    count: usize,
+    wanted: impl Fn(&Heard) -> bool,
+) -> Vec<Instant> {
+    let mut times = Vec::with_capacity(count);
+    while times.len() < count {
+        let heard = tokio::time::timeout(PATIENCE, hearing.recv())
+            .await
+            .unwrap_or_else(|_| panic!("{} of {count} in {PATIENCE:?}", times.len()))
+            .expect("a sender is held");
+        if wanted(&heard) {
+            times.push(match heard {
+                Heard::Opened(at) | Heard::Change(at) => at,
+                Heard::Stored => Instant::now(),
+            });
+        }
+    }
+    times
+}
+
+fn summary(times: &mut [Duration]) -> String {
+    times.sort_unstable();
+    let at = |share: f64| {
+        let index = (times.len() as f64 * share).ceil() as usize;
+        times
+            .get(index.saturating_sub(1))
+            .map_or(0.0, |time| time.as_secs_f64() * 1e3)
+    };
+    format!(
+        "p50 {:.1} ms, p99 {:.1} ms, most {:.1} ms",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    )
+}

@@ -1,0 +1,19 @@
+//! Messages of the control stream, both ways: what is read can be written and read again as the same.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use meshd::wire::control::{FromCoordinator, FromNode};
+
+fuzz_target!(|octets: &[u8]| {
+    if let Ok(message) = serde_json::from_slice::<FromNode>(octets) {
+        let again = serde_json::to_vec(&message).expect("plain data");
+        assert_eq!(serde_json::from_slice::<FromNode>(&again).ok(), Some(message));
+    }
+    if let Ok(message) = serde_json::from_slice::<FromCoordinator>(octets) {
+        let again = serde_json::to_vec(&message).expect("plain data");
+        assert_eq!(
+            serde_json::from_slice::<FromCoordinator>(&again).ok(),
+            Some(message)
+        );
+    }
+});

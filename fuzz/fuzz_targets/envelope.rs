@@ -1,0 +1,16 @@
+//! Signed envelopes, and the records in them.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use meshd::model::record::Record;
+use meshd::wire::Envelope;
+
+fuzz_target!(|octets: &[u8]| {
+    if let Ok(envelope) = serde_json::from_slice::<Envelope>(octets) {
+        let _ = envelope.is_authentic();
+        let _ = Record::parse(&envelope.payload);
+    }
+    if let Ok(payload) = std::str::from_utf8(octets) {
+        let _ = Record::parse(payload);
+    }
+});

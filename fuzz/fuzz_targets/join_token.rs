@@ -1,0 +1,9 @@
+//! The word `meshctl join` takes.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use meshd::wire::JoinToken;
+
+fuzz_target!(|text: &str| {
+    let _ = JoinToken::parse(text);
+});

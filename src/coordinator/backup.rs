@@ -1,0 +1,58 @@
+//! `mesh-coordinator backup FILE` and `restore FILE`.
+
+use std::path::Path;
+
+use super::running::lock;
+use super::{Config, Failure, store, tls};
+use crate::wire::api::ErrorCode;
+use crate::wire::file;
+
+fn failure(error: store::StoreError) -> Failure {
+    match error {
+        store::StoreError::Failed(why) => Failure::new(ErrorCode::Configuration, why),
+        error => Failure::new(ErrorCode::Configuration, error),
+    }
+}
+
+/// Writes records, leases, spent tokens and the TLS key into one file. The coordinator may run.
+///
+/// # Errors
+/// One line on what is in the way.
+pub(super) fn backup(config: &Config, to: &Path) -> Result<(), Failure> {
+    store::back_up(&config.state_dir, &tls::FILES, to).map_err(failure)?;
+    eprintln!(
+        "{} holds the coordinator's TLS key: keep it as secret as {}",
+        to.display(),
+        config.state_dir.display()
+    );
+    Ok(())
+}
+
+/// Puts a backup in the place of the coordinator's state. The coordinator must not run.
+///
+/// # Errors
+/// One line on what is in the way.
+pub(super) fn restore(config: &Config, from: &Path) -> Result<(), Failure> {
+    if !from.is_file() {
+        return Err(Failure::new(
+            ErrorCode::NotFound,
+            format!("there is no file {}", from.display()),
+        ));
+    }
+    file::private_dir(&config.state_dir)?;
+    let _lock = lock(&config.state_dir)?;
+    store::restore(from, &config.state_dir, |files| {
+        for (name, content) in files {
+            if tls::FILES.contains(&name.as_str()) {
+                file::write_atomic(&config.state_dir.join(name), content, 0o600)
+                    .map_err(|e| store::StoreError::Failed(e.to_string()))?;
+            }
+        }
+        Ok(())
+    })
+    .map_err(failure)?;
+    eprintln!(
+        "restored; start mesh-coordinator, and the nodes tell it what has happened since the backup. Until they have, tokens older than this moment admit nobody"
+    );
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! Containers of Docker and Podman, adopted as they run.
+//!
+//! [`engine`] is the shell: it follows the engine's events, looks at what they are about, and lists everything now and
+//! then. What it reports goes through [`containers`], which says what to publish, map and probe. [`labels`] says what a
+//! container asks for, [`leases`] which address it has, [`inspect`] what the engine's words mean. [`residents`] says who
+//! is there besides, for a doctor.
+
+mod client;
+pub mod container;
+pub mod containers;
+pub mod engine;
+pub mod inspect;
+pub mod labels;
+pub mod leases;
+mod lines;
+mod refusal;
+pub mod residents;
+
+pub use container::Wired;
+pub use containers::{Containers, Mapping, Offer, Surroundings};
+pub use engine::{EngineTask, Report};
+pub use inspect::ContainerId;
+pub use labels::{Expose, Rules};

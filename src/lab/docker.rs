@@ -1,0 +1,334 @@
+//! A host with a container engine of its own, and images made of programs of this machine.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::LabError;
+use super::host::{Host, Running};
+
+/// How long the engine may take to start.
+const PATIENCE: Duration = Duration::from_secs(60);
+const SOCKET: &str = "/run/docker.sock";
+/// Where the engine writes what it does, in the host.
+const LOG: &str = "/run/dockerd.log";
+
+/// A host with a container engine. All of it ends with this value.
+#[derive(Debug)]
+pub struct DockerHost {
+    // Ends before the host does.
+    engine: Option<Running>,
+    host: Host,
+    group: String,
+}
+
+impl DockerHost {
+    /// Whether this machine has what it needs; says what is missing.
+    ///
+    /// # Errors
+    /// Names it.
+    pub fn is_possible() -> Result<(), String> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err("container hosts need root".into());
+        }
+        for program in [
+            "dockerd", "docker", "busybox", "iptables", "nsenter", "tar", "ldd",
+        ] {
+            let found = std::env::var_os("PATH")
+                .is_some_and(|path| std::env::split_paths(&path).any(|d| d.join(program).exists()));
+            if !found {
+                return Err(format!("{program} is not installed"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn start(host: Host) -> Result<Self, LabError> {
+        let group = format!("meshd-lab-{}", host.pid());
+        let mut host = Self {
+            engine: None,
+            host,
+            group,
+        };
+        host.start_engine(&[])?;
+        Ok(host)
+    }
+
+    /// Starts the engine, with further arguments, and waits until it answers.
+    ///
+    /// # Errors
+    /// It does not start; gives the end of what it said.
+    pub fn start_engine(&mut self, arguments: &[&str]) -> Result<(), LabError> {
+        let mut command = self.host.command("dockerd")?;
+        command.args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
+        command.args(["--cgroup-parent", &format!("/{}", self.group)]);
+        command.args(arguments);
+        let log = self.host.path(LOG);
+        let mut engine = self.host.start(&mut command, &log)?;
+        let end = Instant::now() + PATIENCE;
+        while !self.answers() {
+            if Instant::now() > end || engine.wait(Duration::ZERO).is_some() {
+                return Err(LabError::Program(
+                    "dockerd does not start".into(),
+                    engine.log(),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.engine = Some(engine);
+        Ok(())
+    }
+
+    /// Stops the engine, as a restart of its service does.
+    pub fn stop_engine(&mut self) {
+        if let Some(mut engine) = self.engine.take() {
+            let _ = engine.stop();
+        }
+        let _ = fs::remove_file(self.host.path("/run/docker.pid"));
+    }
+
+    fn answers(&self) -> bool {
+        let ask = || -> io::Result<bool> {
+            let mut stream = UnixStream::connect(self.host.path(SOCKET))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n")?;
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer)?;
+            Ok(answer.ends_with(b" 200"))
+        };
+        ask().unwrap_or(false)
+    }
+
+    /// The host.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Runs the engine's client; gives what it printed, without the line's end.
+    ///
+    /// # Errors
+    /// It fails; gives what it said.
+    pub fn docker(&self, arguments: &[&str]) -> Result<String, LabError> {
+        self.exec(&[&["docker"], arguments].concat())
+    }
+
+    /// Runs a program on the host; gives what it printed, without the line's end.
+    ///
+    /// # Errors
+    /// It fails; gives what it said.
+    pub fn exec(&self, words: &[&str]) -> Result<String, LabError> {
+        let output = self.output(words)?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout)
+                .trim_end()
+                .to_owned());
+        }
+        Err(LabError::Program(
+            words.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+                .trim_end()
+                .to_owned(),
+        ))
+    }
+
+    /// Runs a program on the host to its end, whatever that is.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn output(&self, words: &[&str]) -> Result<Output, LabError> {
+        let Some((program, arguments)) = words.split_first() else {
+            return Err(LabError::Io(
+                "run nothing",
+                io::ErrorKind::InvalidInput.into(),
+            ));
+        };
+        self.host
+            .command(program)?
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|e| LabError::Io("run a program", e))
+    }
+
+    /// Makes an image of the engine.
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub fn import(&self, image: &Image, name: &str) -> Result<(), LabError> {
+        let fault = |e| LabError::Io("import an image", e);
+        let file = fs::File::open(&image.file).map_err(fault)?;
+        let output = self
+            .host
+            .command("docker")?
+            .args(["import", "-", name])
+            .stdin(file)
+            .output()
+            .map_err(fault)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(LabError::Program("docker import".into(), said))
+    }
+
+    /// The process number that process `inner` of this host has on the machine.
+    #[must_use]
+    pub fn outer_pid(&self, inner: u32) -> Option<u32> {
+        let own = fs::read_link(format!("/proc/{}/ns/pid", self.host.pid())).ok()?;
+        fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let numbers = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
+            // Its numbers from the outside in; a container has namespaces further in.
+            let found = numbers.split_whitespace().any(|n| n.parse() == Ok(inner));
+            let within = || {
+                let mut at = pid;
+                for _ in 0..64 {
+                    if fs::read_link(format!("/proc/{at}/ns/pid")).ok() == Some(own.clone()) {
+                        return true;
+                    }
+                    let status = fs::read_to_string(format!("/proc/{at}/status")).ok();
+                    let parent = status.and_then(|s| {
+                        s.lines()
+                            .find_map(|l| l.strip_prefix("PPid:"))
+                            .and_then(|p| p.trim().parse().ok())
+                    });
+                    match parent {
+                        Some(0 | 1) | None => return false,
+                        Some(parent) => at = parent,
+                    }
+                }
+                false
+            };
+            (found && within()).then_some(pid)
+        })
+    }
+}
+
+impl Drop for DockerHost {
+    fn drop(&mut self) {
+        // The engine's containers end with the host's first process; their control groups stay unless they are removed.
+        self.engine = None;
+        self.host.end();
+        let end = Instant::now() + Duration::from_secs(5);
+        while !remove_groups(Path::new("/sys/fs/cgroup"), &self.group) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Removes the control groups called `name`, and those in them; gives whether none is left. They are at the root of
+/// the one hierarchy, or of each.
+fn remove_groups(root: &Path, name: &str) -> bool {
+    let mut roots = vec![root.to_owned()];
+    roots.extend(folders(root));
+    roots
+        .iter()
+        .map(|root| root.join(name))
+        .filter(|group| group.is_dir())
+        .all(|group| remove_group(&group))
+}
+
+fn remove_group(group: &Path) -> bool {
+    folders(group).iter().all(|inner| remove_group(inner)) && fs::remove_dir(group).is_ok()
+}
+
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(path) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// The files of an image: a small shell with its tools, and programs with the libraries they need.
+#[derive(Debug)]
+pub struct Image {
+    file: PathBuf,
+}
+
+impl Image {
+    /// Packs `programs` of this machine into the new file `file`, in `/usr/local/bin`.
+    ///
+    /// # Errors
+    /// A program is missing, or the disk is full.
+    pub fn pack(file: &Path, programs: &[&Path]) -> Result<Self, LabError> {
+        let fault = |e| LabError::Io("pack an image", e);
+        let folder = file.with_extension("files");
+        for path in [
+            "bin",
+            "dev",
+            "etc",
+            "proc",
+            "root",
+            "run",
+            "sys",
+            "tmp",
+            "usr/local/bin",
+            "var",
+        ] {
+            fs::create_dir_all(folder.join(path)).map_err(fault)?;
+        }
+        let shell = program("sh", &["-c", "command -v busybox"])?;
+        let shell = fs::canonicalize(shell.trim()).map_err(fault)?;
+        fs::copy(&shell, folder.join("bin/busybox")).map_err(fault)?;
+        for tool in program("busybox", &["--list"])?.lines() {
+            if tool != "busybox" {
+                std::os::unix::fs::symlink("busybox", folder.join("bin").join(tool))
+                    .map_err(fault)?;
+            }
+        }
+        let mut libraries = BTreeSet::new();
+        for path in programs.iter().copied().chain([shell.as_path()]) {
+            // One that is linked statically has none, and `ldd` fails.
+            let listed = Command::new("ldd").arg(path).output().map_err(fault)?;
+            let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+            libraries.extend(
+                listed
+                    .split_whitespace()
+                    .filter(|word| word.starts_with('/'))
+                    .map(|word| PathBuf::from(word.trim_end_matches(':'))),
+            );
+        }
+        for path in programs {
+            let name = path.file_name().unwrap_or_default();
+            fs::copy(path, folder.join("usr/local/bin").join(name)).map_err(fault)?;
+        }
+        for library in libraries {
+            let there = folder.join(library.strip_prefix("/").unwrap_or(&library));
+            if let Some(parent) = there.parent() {
+                fs::create_dir_all(parent).map_err(fault)?;
+            }
+            fs::copy(&library, there).map_err(fault)?;
+        }
+        fs::write(folder.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\n").map_err(fault)?;
+        fs::write(folder.join("etc/nsswitch.conf"), "hosts: files dns\n").map_err(fault)?;
+        let (from, to) = (folder.to_string_lossy(), file.to_string_lossy());
+        program("tar", &["-C", &from, "-cf", &to, "."])?;
+        fs::remove_dir_all(&folder).map_err(fault)?;
+        Ok(Self {
+            file: file.to_owned(),
+        })
+    }
+}
+
+/// Runs a program of this machine; gives what it printed.
+fn program(name: &str, arguments: &[&str]) -> Result<String, LabError> {
+    let output = Command::new(name)
+        .args(arguments)
+        .output()
+        .map_err(|e| LabError::Io("pack an image", e))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(LabError::Program(name.to_owned(), said))
+}

@@ -1,0 +1,173 @@
+//! The one rule among the container engine's: connections to mesh addresses that were translated may pass. Pure.
+//!
+//! Engines up to version 26 append a `RETURN` to `DOCKER-USER` whenever a network is made, so the rule stands first.
+
+use ipnet::Ipv4Net;
+
+/// The engine's chain for rules of others.
+pub(super) const CHAIN: &str = "DOCKER-USER";
+/// By which our rule is known.
+const COMMENT: &str = "meshd";
+
+/// What the filter table's listing (`iptables -S`) says about the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Engine {
+    /// No chain of Docker's.
+    None,
+    /// Docker's chains, with the one for others.
+    Docker,
+    /// Docker's chains, but not that one.
+    WithoutUserChain,
+}
+
+/// What to do about the rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Steps {
+    /// What is there of Docker's.
+    pub(super) engine: Engine,
+    /// Arguments of one `iptables` call each, in this order.
+    pub(super) calls: Vec<Vec<String>>,
+}
+
+/// The rule as arguments.
+pub(super) fn rule(prefix: Ipv4Net) -> Vec<String> {
+    let prefix = prefix.trunc().to_string();
+    [
+        "-m",
+        "conntrack",
+        "--ctstate",
+        "DNAT",
+        "--ctorigdst",
+        &prefix,
+        "-m",
+        "comment",
+        "--comment",
+        COMMENT,
+        "-j",
+        "ACCEPT",
+    ]
+    .map(ToOwned::to_owned)
+    .to_vec()
+}
+
+/// Compares the listing with what is wanted: the rule for `prefix`, or none.
+pub(super) fn steps(listing: &str, prefix: Option<Ipv4Net>) -> Steps {
+    let chains: Vec<&str> = listing
+        .lines()
+        .filter_map(|line| line.strip_prefix("-N "))
+        .map(str::trim)
+        .collect();
+    let engine = if chains.contains(&CHAIN) {
+        Engine::Docker
+    } else if chains.iter().any(|chain| chain.starts_with("DOCKER")) {
+        Engine::WithoutUserChain
+    } else {
+        Engine::None
+    };
+    let mut calls = Vec::new();
+    if engine != Engine::Docker {
+        return Steps { engine, calls };
+    }
+    let mut stands = false;
+    let mut ended = false;
+    for line in listing.lines() {
+        let Some(rule) = line.strip_prefix(&format!("-A {CHAIN} ")) else {
+            continue;
+        };
+        let words: Vec<&str> = rule
+            .split_whitespace()
+            .map(|w| w.trim_matches('"'))
+            .collect();
+        let has = |flag: &str, value: &str| {
+            words
+                .windows(2)
+                .any(|pair| pair.first() == Some(&flag) && pair.get(1) == Some(&value))
+        };
+        if has("--comment", COMMENT) {
+            let right = prefix
+                .is_some_and(|p| has("--ctorigdst", &p.trunc().to_string()) && has("-j", "ACCEPT"));
+            if right && !ended && !stands {
+                stands = true;
+            } else {
+                let mut call = vec!["-D".to_owned(), CHAIN.to_owned()];
+                call.extend(words.iter().map(ToString::to_string));
+                calls.push(call);
+            }
+        } else if let ["-j", _] = words.as_slice() {
+            ended = true;
+        }
+    }
+    if let Some(prefix) = prefix
+        && !stands
+    {
+        let mut call = vec!["-I".to_owned(), CHAIN.to_owned(), "1".to_owned()];
+        call.extend(rule(prefix));
+        calls.push(call);
+    }
+    Steps { engine, calls }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: &str = "-A DOCKER-USER -m conntrack --ctstate DNAT --ctorigdst 10.210.0.0/16 -m comment --comment meshd -j ACCEPT";
+
+    fn prefix() -> Option<Ipv4Net> {
+        "10.210.0.0/16".parse().ok()
+    }
+
+    fn calls(listing: &str, prefix: Option<Ipv4Net>) -> Vec<String> {
+        steps(listing, prefix)
+            .calls
+            .iter()
+            .map(|call| call.join(" "))
+            .collect()
+    }
+
+    #[test]
+    fn the_rule_is_put_first_where_there_is_a_chain_for_it() {
+        let insert = OURS.replace("-A DOCKER-USER", "-I DOCKER-USER 1");
+        let docker = "-P FORWARD DROP\n-N DOCKER\n-N DOCKER-USER\n";
+        let empty = format!("{docker}-A DOCKER-USER -j RETURN\n");
+        assert_eq!(calls(&empty, prefix()), std::slice::from_ref(&insert));
+        let there = format!("{docker}{OURS}\n-A DOCKER-USER -j RETURN\n");
+        assert!(calls(&there, prefix()).is_empty());
+        let behind = format!("{docker}-A DOCKER-USER -j RETURN\n{OURS}\n");
+        assert_eq!(calls(&behind, prefix()), [OURS.replace("-A", "-D"), insert]);
+    }
+
+    #[test]
+    fn another_prefix_a_second_copy_and_the_quotes_of_older_programs_are_seen() {
+        let docker = "-N DOCKER-USER\n";
+        let old = OURS.replace("210", "211");
+        let quoted = OURS.replace("--comment meshd", "--comment \"meshd\"");
+        let listing = format!("{docker}{quoted}\n{old}\n{OURS}\n");
+        assert_eq!(
+            calls(&listing, prefix()),
+            [old.replace("-A", "-D"), OURS.replace("-A", "-D")]
+        );
+        assert_eq!(
+            calls(&listing, None),
+            [
+                OURS.replace("-A", "-D"),
+                old.replace("-A", "-D"),
+                OURS.replace("-A", "-D")
+            ]
+        );
+    }
+
+    #[test]
+    fn rules_of_others_are_left_alone_and_no_chain_is_made() {
+        let others = "-N DOCKER-USER\n-A DOCKER-USER -s 192.0.2.0/24 -j DROP\n-A DOCKER-USER -m comment --comment meshdx -j ACCEPT\n";
+        assert!(calls(others, None).is_empty());
+        assert_eq!(calls(others, prefix()).len(), 1);
+        let none = steps("-P FORWARD ACCEPT\n-N ufw-user-forward\n", prefix());
+        assert_eq!((none.engine, none.calls.len()), (Engine::None, 0));
+        let partial = steps("-N DOCKER\n-N DOCKER-FORWARD\n", prefix());
+        assert_eq!(
+            (partial.engine, partial.calls.len()),
+            (Engine::WithoutUserChain, 0)
+        );
+    }
+}

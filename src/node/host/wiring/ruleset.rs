@@ -1,0 +1,372 @@
+//! The nftables tables as text, from the wiring. Pure.
+//!
+//! Each text replaces a whole table in one transaction: the kernel never has half of it, and connections that are under
+//! way are not touched, since their translation is kept by connection tracking.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::Wiring;
+
+/// The name of our tables.
+pub(super) const TABLE: &str = "meshd";
+/// The mark that Docker's nftables backend can be told to let through; a bit that the well-known overlays leave alone.
+pub(super) const MARK: u32 = 0x0200_0000;
+/// The first host of block 0 that is a service address.
+const FIRST_SERVICE: u32 = 64;
+/// The longest name of an interface, without the end mark of the kernel's `IFNAMSIZ`.
+const INTERFACE_NAME: usize = 15;
+
+/// The part of a wiring that makes sense, and what was left out.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Sound {
+    bridges: Vec<String>,
+    networks: Vec<Ipv4Net>,
+    containers: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    services: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
+    /// What was left out, and why.
+    pub(super) left_out: Vec<String>,
+}
+
+/// Whether `name` can stand in a rule: a plain interface name. The kernel allows more, but quotes and wildcards in it
+/// would mean something else to nftables.
+pub(super) fn is_plain(name: &str) -> bool {
+    (1..=INTERFACE_NAME).contains(&name.len())
+        && !name.starts_with(['.', '-'])
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+impl Sound {
+    pub(super) fn of(wiring: &Wiring) -> Self {
+        let mut sound = Self::default();
+        let mut networks = Vec::new();
+        for (bridge, subnets) in &wiring.bridges {
+            if !is_plain(bridge) || *bridge == wiring.interface {
+                sound
+                    .left_out
+                    .push(format!("the bridge {bridge:?}: its name is not plain"));
+                continue;
+            }
+            sound.bridges.push(bridge.clone());
+            for subnet in subnets {
+                if subnet.contains(&wiring.prefix) || wiring.prefix.contains(subnet) {
+                    sound.left_out.push(format!(
+                        "the subnet {subnet} of {bridge}: it overlaps the mesh prefix {}",
+                        wiring.prefix
+                    ));
+                } else {
+                    networks.push(subnet.trunc());
+                }
+            }
+        }
+        sound.networks = Ipv4Net::aggregate(&networks);
+        let mut taken = BTreeSet::new();
+        for (instance, mapped) in &wiring.mappings {
+            let to = mapped.container;
+            let usable = !(to.is_loopback()
+                || to.is_unspecified()
+                || to.is_multicast()
+                || to.is_broadcast()
+                || wiring.prefix.contains(&to));
+            if !wiring.block.contains(instance) || *instance == wiring.node || !usable {
+                sound.left_out.push(format!(
+                    "{} at {instance}: it cannot be mapped onto {to}",
+                    mapped.name.escape_debug()
+                ));
+            } else if taken.insert(to) {
+                sound.containers.insert(*instance, to);
+            } else {
+                sound.left_out.push(format!(
+                    "{} at {instance}: another instance has {to} already",
+                    mapped.name.escape_debug()
+                ));
+            }
+        }
+        for (service, instances) in &wiring.service_addresses {
+            if !service_range(wiring).contains(service) {
+                sound
+                    .left_out
+                    .push(format!("{service}: it is no service address"));
+                continue;
+            }
+            let targets: BTreeSet<Ipv4Addr> = instances
+                .iter()
+                .filter_map(|instance| sound.target(wiring, *instance))
+                .collect();
+            sound
+                .services
+                .insert(*service, targets.into_iter().collect());
+        }
+        sound
+    }
+
+    /// Where a packet to `instance` goes in the end: translation happens once per connection, so a service address must
+    /// lead to a container of this node straight away.
+    fn target(&self, wiring: &Wiring, instance: Ipv4Addr) -> Option<Ipv4Addr> {
+        if instance == wiring.node || !wiring.block.contains(&instance) {
+            let elsewhere = wiring.service_addresses.contains_key(&instance);
+            return (!elsewhere).then_some(instance);
+        }
+        self.containers.get(&instance).copied()
+    }
+
+    /// Instance addresses and the containers behind them.
+    pub(super) fn containers(&self) -> &BTreeMap<Ipv4Addr, Ipv4Addr> {
+        &self.containers
+    }
+
+    /// Service addresses and where they lead.
+    pub(super) fn services(&self) -> &BTreeMap<Ipv4Addr, Vec<Ipv4Addr>> {
+        &self.services
+    }
+
+    /// The table for IPv4. With `mark`, mapped connections carry [`MARK`].
+    pub(super) fn table(&self, wiring: &Wiring, mark: bool) -> String {
+        let Wiring {
+            interface,
+            prefix,
+            block,
+            node,
+            ..
+        } = wiring;
+        let range = service_range(wiring);
+        let services = format!("{}-{}", range.start(), range.end());
+        let mut text = replacing("ip");
+        let _ = writeln!(text, "table ip {TABLE} {{");
+        set(
+            &mut text,
+            "set bridges",
+            "type ifname",
+            self.bridges.iter().map(|b| format!("\"{b}\"")),
+        );
+        set(
+            &mut text,
+            "set networks",
+            "type ipv4_addr; flags interval",
+            self.networks.iter().map(ToString::to_string),
+        );
+        set(
+            &mut text,
+            "set instances",
+            "type ipv4_addr",
+            self.containers.keys().map(ToString::to_string),
+        );
+        set(
+            &mut text,
+            "map containers",
+            "type ipv4_addr : ipv4_addr",
+            self.containers.iter().map(|(i, c)| format!("{i} : {c}")),
+        );
+        set(
+            &mut text,
+            "map identities",
+            "type ipv4_addr : ipv4_addr",
+            self.containers.iter().map(|(i, c)| format!("{c} : {i}")),
+        );
+        let mut chain = |name: &str, hook: &str, rules: &[String]| {
+            let _ = writeln!(text, "\tchain {name} {{");
+            if !hook.is_empty() {
+                let _ = writeln!(text, "\t\ttype {hook}; policy accept;");
+            }
+            for rule in rules {
+                let _ = writeln!(text, "\t\t{rule}");
+            }
+            let _ = writeln!(text, "\t}}");
+        };
+        let lines = |rules: &[&str]| rules.iter().map(ToString::to_string).collect::<Vec<_>>();
+
+        chain(
+            "guard",
+            "filter hook prerouting priority -310",
+            &[
+                format!("iifname {{ \"lo\", \"{interface}\" }} accept"),
+                format!("ip saddr {prefix} drop"),
+                "iifname @bridges accept".into(),
+                format!("ip daddr {prefix} drop"),
+            ],
+        );
+        let balance: Vec<String> = self.services.iter().filter_map(balanced).collect();
+        chain("services", "", &balance);
+        chain(
+            "arriving",
+            "nat hook prerouting priority -105",
+            &[
+                "dnat to ip daddr map @containers".into(),
+                format!("iifname != \"{interface}\" ip daddr {services} jump services"),
+            ],
+        );
+        chain(
+            "from_host",
+            "nat hook output priority -105",
+            &[
+                "dnat to ip daddr map @containers".into(),
+                format!("ip daddr {services} jump services"),
+            ],
+        );
+        let ours = format!("ct status dnat ct original ip daddr {prefix}");
+        chain(
+            "leaving",
+            "nat hook postrouting priority 95",
+            &[
+                format!("oifname \"{interface}\" snat to ip saddr map @identities"),
+                format!("oifname \"{interface}\" ip saddr @networks snat to {node}"),
+                format!("{ours} snat to ip saddr map @identities"),
+                format!("{ours} ip saddr @networks snat to {node}"),
+            ],
+        );
+        chain(
+            "own_sources",
+            "filter hook postrouting priority 300",
+            &[format!("oifname \"{interface}\" ip saddr != {block} drop")],
+        );
+        let mut passing = vec![
+            format!(
+                "oifname \"{interface}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+            ),
+            "ip daddr @instances ct state invalid drop".into(),
+            format!("ip daddr {block} goto refuse"),
+            format!("ip daddr {services} goto refuse"),
+            format!("iifname \"{interface}\" ct state new ct status & dnat == 0 drop"),
+        ];
+        if mark {
+            passing.push(format!("{ours} meta mark set meta mark | {MARK:#010x}"));
+        }
+        chain("passing", "filter hook forward priority -150", &passing);
+        chain(
+            "to_nowhere",
+            "filter hook output priority 0",
+            &[
+                format!("ip daddr {node} accept"),
+                "ip daddr @instances ct state invalid drop".into(),
+                format!("ip daddr {block} goto refuse"),
+                format!("ip daddr {services} goto refuse"),
+            ],
+        );
+        chain(
+            "refuse",
+            "",
+            &lines(&[
+                "meta l4proto tcp reject with tcp reset",
+                "reject with icmp type host-unreachable",
+            ]),
+        );
+        text.push_str("}\n");
+        text
+    }
+
+    /// The table for IPv6: nobody but the tunnel brings packets from or to the mesh's prefix.
+    pub(super) fn guard_v6(&self, interface: &str, prefix: Ipv6Net) -> String {
+        let mut text = replacing("ip6");
+        let _ = writeln!(text, "table ip6 {TABLE} {{");
+        set(
+            &mut text,
+            "set bridges",
+            "type ifname",
+            self.bridges.iter().map(|b| format!("\"{b}\"")),
+        );
+        let _ = write!(
+            text,
+            "\tchain guard {{\n\
+             \t\ttype filter hook prerouting priority -310; policy accept;\n\
+             \t\tiifname {{ \"lo\", \"{interface}\" }} accept\n\
+             \t\tip6 saddr {prefix} drop\n\
+             \t\tiifname @bridges accept\n\
+             \t\tip6 daddr {prefix} drop\n\
+             \t}}\n\
+             }}\n"
+        );
+        text
+    }
+}
+
+/// The table for bridges: an exposed container's own address comes from its own ports alone, whichever neighbour on a
+/// bridge claims it. `ports` has those of each container whose ports are known.
+pub(super) fn guard_bridges(ports: &BTreeMap<Ipv4Addr, Vec<String>>) -> String {
+    let plain = || {
+        ports
+            .iter()
+            .filter(|(_, names)| names.iter().all(|name| is_plain(name)))
+    };
+    let mut text = replacing("bridge");
+    let _ = writeln!(text, "table bridge {TABLE} {{");
+    set(
+        &mut text,
+        "set addresses",
+        "type ipv4_addr",
+        plain().map(|(address, _)| address.to_string()),
+    );
+    set(
+        &mut text,
+        "set ports",
+        "type ifname . ipv4_addr",
+        plain().flat_map(|(address, names)| {
+            names
+                .iter()
+                .map(move |name| format!("\"{name}\" . {address}"))
+        }),
+    );
+    text.push_str(
+        "\tchain guard {\n\
+         \t\ttype filter hook prerouting priority -310; policy accept;\n\
+         \t\tip saddr @addresses iifname . ip saddr != @ports drop\n\
+         \t\tarp saddr ip @addresses iifname . arp saddr ip != @ports drop\n\
+         \t}\n\
+         }\n",
+    );
+    text
+}
+
+/// Takes our table of `family` away, whether it is there or not.
+pub(super) fn replacing(family: &str) -> String {
+    format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n")
+}
+
+/// The service addresses of the mesh: block 0 from host 64.
+fn service_range(wiring: &Wiring) -> std::ops::RangeInclusive<Ipv4Addr> {
+    let first = u32::from(wiring.prefix.network());
+    let size = 1u32
+        .checked_shl(32 - u32::from(wiring.block.prefix_len()))
+        .unwrap_or(u32::MAX);
+    let last = first.saturating_add(size.saturating_sub(1).max(FIRST_SERVICE));
+    Ipv4Addr::from(first.saturating_add(FIRST_SERVICE))..=Ipv4Addr::from(last)
+}
+
+fn balanced((service, targets): (&Ipv4Addr, &Vec<Ipv4Addr>)) -> Option<String> {
+    match targets.as_slice() {
+        [] => None,
+        [one] => Some(format!("ip daddr {service} dnat to {one}")),
+        many => {
+            let slots: Vec<String> = many
+                .iter()
+                .enumerate()
+                .map(|(slot, target)| format!("{slot} : {target}"))
+                .collect();
+            Some(format!(
+                "ip daddr {service} dnat to numgen random mod {} map {{ {} }}",
+                many.len(),
+                slots.join(", ")
+            ))
+        }
+    }
+}
+
+/// A named set or map; one without elements must not have the line.
+fn set(text: &mut String, what: &str, of: &str, elements: impl Iterator<Item = String>) {
+    let _ = writeln!(text, "\t{what} {{");
+    for line in of.split("; ") {
+        let _ = writeln!(text, "\t\t{line}");
+    }
+    let elements: Vec<String> = elements.collect();
+    if !elements.is_empty() {
+        let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(", "));
+    }
+    let _ = writeln!(text, "\t}}");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,406 @@
+//! How large a packet fits through the way to each peer: datagram packetization layer path MTU discovery (RFC 8899).
+//!
+//! Nothing that routers say is believed, since what they say is often lost and can be forged: only a probe of a size
+//! that the peer answers shows that the size fits (section 4.6 allows that). A *search* begins with one probe of the
+//! size hoped for; on most ways it is answered and that is all. If it stays unanswered, rungs between the least size
+//! and the one refused are sent at once, and the gap between the largest answered and the least refused is divided
+//! until it is small. Probes go out in whole, never split on the way.
+//!
+//! A path is searched at first contact, after its endpoint moved, and every [`RAISE_INTERVAL`] up to the widest; while
+//! packets are sent to the peer, what is in use is confirmed every [`CONFIRM_INTERVAL`], so that a path that became
+//! narrower is no black hole for longer. Until a search ends, what was known before is kept. A peer that answers no
+//! probe of any size shows nothing, and nothing is concluded.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::model::PublicKey;
+
+/// The least MTU of a link that carries IPv6 (RFC 8200 section 5), tried first: BASE_PLPMTU of RFC 8899 is as large.
+pub const LEAST_IPV6: u16 = 1280;
+/// What every IPv4 host takes (RFC 791 section 3.1): no path is looked at below.
+pub const LEAST: u16 = 576;
+/// How long an answer is waited for: the least that RFC 8899 section 5.1.1 allows.
+const PROBE_TIMER: Duration = Duration::from_secs(1);
+/// How often the size hoped for is sent (MAX_PROBES, section 5.1.2).
+const TRIES: u8 = 3;
+/// How often rungs are sent: one that is lost costs a few octets only.
+const RUNG_TRIES: u8 = 2;
+/// Rungs sent at once at most.
+const RUNGS: u16 = 8;
+/// Octets by which the result may be too low.
+const RESOLUTION: u16 = 20;
+/// How long after a search something wider is hoped for again (PMTU_RAISE_TIMER, section 5.1.1).
+pub const RAISE_INTERVAL: Duration = Duration::from_secs(600);
+/// How often the size in use is confirmed while the peer is sent to (CONFIRMATION_TIMER, section 5.1.1).
+pub const CONFIRM_INTERVAL: Duration = Duration::from_secs(30);
+/// Octets sent since the last search from which on it counts as sent to: keepalives and probes alone do not.
+const IN_USE: u64 = 64 * 1024;
+
+/// Probes of these sizes, in octets of the packet in the tunnel, are to be sent to this peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sizes(pub PublicKey, pub Vec<u16>);
+
+/// The data plane's view of the way to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Where the peer is sent to.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether it was heard lately.
+    pub reachable: bool,
+    /// Octets sent to it so far.
+    pub sent: u64,
+}
+
+#[derive(Debug)]
+struct Path {
+    way: Way,
+    limit: u16,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// To be searched as soon as the peer is reachable.
+    New,
+    Searching(Search),
+    /// A search ended.
+    Known {
+        raised: Instant,
+        confirmed: Instant,
+        sent: u64,
+    },
+}
+
+#[derive(Debug)]
+struct Search {
+    /// When something wider was last hoped for; nothing if that is what this search does.
+    raised: Option<Instant>,
+    fits: Option<u16>,
+    refused: Option<u16>,
+    /// What was sent, smallest first; never empty.
+    sizes: Vec<u16>,
+    tries: u8,
+    probed: Instant,
+}
+
+/// What a round of probes leads to.
+enum Next {
+    Rungs(Vec<u16>),
+    Found(u16),
+    Nothing,
+}
+
+/// The machine. It reads no clock: every call says what time it is.
+#[derive(Debug)]
+pub struct PathMtu {
+    widest: u16,
+    paths: BTreeMap<PublicKey, Path>,
+}
+
+impl PathMtu {
+    /// No packet is larger than `widest` octets: the tunnel device's MTU.
+    #[must_use]
+    pub fn new(widest: u16) -> Self {
+        Self {
+            widest,
+            paths: BTreeMap::new(),
+        }
+    }
+
+    /// Forgets all peers but those that are `known`.
+    pub fn retain(&mut self, known: impl Fn(&PublicKey) -> bool) {
+        self.paths.retain(|id, _| known(id));
+    }
+
+    /// How the way to `id` is now. One that moved or broke is searched again.
+    pub fn handle_way(&mut self, id: PublicKey, way: Way) {
+        let path = self.paths.entry(id).or_insert_with(|| Path {
+            way,
+            limit: self.widest,
+            state: State::New,
+        });
+        if way.endpoint != path.way.endpoint || !way.reachable {
+            path.state = State::New;
+        }
+        path.way = way;
+    }
+
+    /// `id` answered a probe of `size` octets.
+    pub fn handle_answer(&mut self, id: &PublicKey, size: u16) {
+        if let Some(State::Searching(search)) = self.paths.get_mut(id).map(|p| &mut p.state)
+            && search.sizes.contains(&size)
+        {
+            search.fits = search.fits.max(Some(size));
+        }
+    }
+
+    /// Octets of a packet that fit through the way to `id`, as far as known.
+    #[must_use]
+    pub fn limit(&self, id: &PublicKey) -> u16 {
+        self.paths.get(id).map_or(self.widest, |path| path.limit)
+    }
+
+    /// Whether answers of `id` are waited for.
+    #[must_use]
+    pub fn is_searching(&self, id: &PublicKey) -> bool {
+        self.paths
+            .get(id)
+            .is_some_and(|path| matches!(path.state, State::Searching(_)))
+    }
+
+    /// What to send now. To be called about every half second.
+    pub fn poll(&mut self, now: Instant) -> Vec<Sizes> {
+        let widest = self.widest;
+        self.paths
+            .iter_mut()
+            .filter_map(|(id, path)| path.poll(widest, now).map(|sizes| Sizes(*id, sizes)))
+            .collect()
+    }
+}
+
+impl Path {
+    fn poll(&mut self, widest: u16, now: Instant) -> Option<Vec<u16>> {
+        match &mut self.state {
+            State::New if !self.way.reachable => None,
+            State::New => Some(self.search(widest, None, now)),
+            State::Known { raised, .. } if now.duration_since(*raised) >= RAISE_INTERVAL => {
+                Some(self.search(widest, None, now))
+            }
+            State::Known {
+                raised,
+                confirmed,
+                sent,
+            } => {
+                let in_use = self.way.sent.saturating_sub(*sent) >= IN_USE;
+                let due = now.duration_since(*confirmed) >= CONFIRM_INTERVAL;
+                let raised = *raised;
+                (in_use && due).then(|| self.search(self.limit, Some(raised), now))
+            }
+            State::Searching(search) => {
+                if !search.is_over(now) {
+                    return search.again(now);
+                }
+                let raised = search.raised.unwrap_or(now);
+                match search.next() {
+                    Next::Rungs(sizes) => return Some(search.begin(sizes, now)),
+                    Next::Found(size) => self.limit = size,
+                    Next::Nothing => {}
+                }
+                self.state = State::Known {
+                    raised,
+                    confirmed: now,
+                    sent: self.way.sent,
+                };
+                None
+            }
+        }
+    }
+
+    fn search(&mut self, hoped: u16, raised: Option<Instant>, now: Instant) -> Vec<u16> {
+        let sizes = vec![hoped];
+        self.state = State::Searching(Search {
+            raised,
+            fits: None,
+            refused: None,
+            sizes: sizes.clone(),
+            tries: 1,
+            probed: now,
+        });
+        sizes
+    }
+}
+
+impl Search {
+    fn is_over(&self, now: Instant) -> bool {
+        let tries = if self.sizes.len() > 1 {
+            RUNG_TRIES
+        } else {
+            TRIES
+        };
+        let waited = now.duration_since(self.probed) >= PROBE_TIMER;
+        self.unanswered().next().is_none() || (waited && self.tries >= tries)
+    }
+
+    /// What is larger than anything answered.
+    fn unanswered(&self) -> impl Iterator<Item = u16> {
+        let fits = self.fits;
+        self.sizes
+            .iter()
+            .copied()
+            .filter(move |size| Some(*size) > fits)
+    }
+
+    fn again(&mut self, now: Instant) -> Option<Vec<u16>> {
+        if now.duration_since(self.probed) < PROBE_TIMER {
+            return None;
+        }
+        self.probed = now;
+        self.tries += 1;
+        Some(self.unanswered().collect())
+    }
+
+    fn begin(&mut self, sizes: Vec<u16>, now: Instant) -> Vec<u16> {
+        self.sizes.clone_from(&sizes);
+        self.tries = 1;
+        self.probed = now;
+        sizes
+    }
+
+    fn next(&mut self) -> Next {
+        self.refused = self.unanswered().min().or(self.refused);
+        match (self.fits, self.refused) {
+            (Some(fits), None) => Next::Found(fits),
+            (Some(fits), Some(refused)) if refused.saturating_sub(fits) <= RESOLUTION => {
+                Next::Found(fits)
+            }
+            (Some(fits), Some(refused)) => Next::Rungs(rungs(fits, refused).skip(1).collect()),
+            (None, Some(refused)) if refused > LEAST_IPV6 => {
+                Next::Rungs(rungs(LEAST_IPV6, refused).collect())
+            }
+            (None, Some(refused)) if refused > LEAST => {
+                Next::Rungs(rungs(LEAST, refused).collect())
+            }
+            (None, _) => Next::Nothing,
+        }
+    }
+}
+
+/// Evenly spaced sizes from `least`, below `refused`.
+fn rungs(least: u16, refused: u16) -> impl Iterator<Item = u16> {
+    let step = refused.saturating_sub(least).div_ceil(RUNGS).max(1);
+    (least..refused).step_by(usize::from(step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ID: PublicKey = PublicKey([7; 32]);
+
+    fn way(n: u8, reachable: bool, sent: u64) -> Way {
+        Way {
+            endpoint: Some(SocketAddr::from(([192, 0, 2, n], 51820))),
+            reachable,
+            sent,
+        }
+    }
+
+    /// Polls every half second from `from` for `seconds` over a path that `carries` so much; gives what was sent when.
+    fn run(
+        mtu: &mut PathMtu,
+        from: Instant,
+        seconds: u64,
+        carries: u16,
+    ) -> Vec<(Duration, Vec<u16>)> {
+        let mut log = Vec::new();
+        for half in 0..seconds * 2 {
+            let after = Duration::from_millis(half * 500);
+            for Sizes(id, sizes) in mtu.poll(from + after) {
+                for size in sizes.iter().filter(|size| **size <= carries) {
+                    mtu.handle_answer(&id, *size);
+                }
+                log.push((after, sizes));
+            }
+        }
+        log
+    }
+
+    #[test]
+    fn a_path_that_carries_everything_is_probed_once() {
+        let start = Instant::now();
+        let mut mtu = PathMtu::new(1420);
+        mtu.handle_way(ID, way(1, false, 0));
+        assert_eq!(run(&mut mtu, start, 5, 1420), [], "nobody is there");
+        mtu.handle_way(ID, way(1, true, 0));
+        let log = run(&mut mtu, start, 590, 1420);
+        assert_eq!(log, [(Duration::ZERO, vec![1420])]);
+        assert_eq!(mtu.limit(&ID), 1420);
+        let log = run(&mut mtu, start + RAISE_INTERVAL, 10, 1420);
+        assert_eq!(log.len(), 1, "once more after {RAISE_INTERVAL:?}");
+    }
+
+    #[test]
+    fn a_narrow_path_is_found_within_six_seconds() {
+        let start = Instant::now();
+        let mut mtu = PathMtu::new(1420);
+        mtu.handle_way(ID, way(1, true, 0));
+        let log = run(&mut mtu, start, 3, 1340);
+        assert_eq!(mtu.limit(&ID), 1420, "nothing is concluded too soon");
+        assert!(log.iter().all(|(_, sizes)| *sizes == [1420]), "{log:?}");
+        run(&mut mtu, start + Duration::from_secs(3), 3, 1340);
+        assert_eq!(mtu.limit(&ID), 1334);
+    }
+
+    #[test]
+    fn a_path_that_became_narrower_while_in_use_is_noticed() {
+        let start = Instant::now();
+        let mut mtu = PathMtu::new(1420);
+        mtu.handle_way(ID, way(1, true, 0));
+        run(&mut mtu, start, 60, 1420);
+        let later = start + Duration::from_secs(60);
+        assert_eq!(run(&mut mtu, later, 60, 1300), [], "nobody sends");
+        mtu.handle_way(ID, way(1, true, 1 << 20));
+        run(&mut mtu, later + Duration::from_secs(60), 8, 1300);
+        assert!((1280..=1300).contains(&mtu.limit(&ID)));
+    }
+
+    #[test]
+    fn a_path_that_became_wider_is_noticed_and_the_raise_is_not_put_off_by_confirmations() {
+        let start = Instant::now();
+        let mut mtu = PathMtu::new(1420);
+        let mut sent = 0;
+        for second in 0..602 {
+            sent += IN_USE;
+            mtu.handle_way(ID, way(1, true, sent));
+            let carries = if second < 100 { 1300 } else { 1420 };
+            run(&mut mtu, start + Duration::from_secs(second), 1, carries);
+            if second == 590 {
+                assert!(mtu.limit(&ID) <= 1300);
+            }
+        }
+        for second in 602..620 {
+            run(&mut mtu, start + Duration::from_secs(second), 1, 1420);
+        }
+        assert_eq!(mtu.limit(&ID), 1420);
+    }
+
+    #[test]
+    fn a_new_endpoint_is_searched_at_once_and_what_was_known_holds_until_then() {
+        let start = Instant::now();
+        let mut mtu = PathMtu::new(1420);
+        mtu.handle_way(ID, way(1, true, 0));
+        run(&mut mtu, start, 10, 1300);
+        let narrow = mtu.limit(&ID);
+        mtu.handle_way(ID, way(2, true, 0));
+        assert_eq!(mtu.limit(&ID), narrow);
+        let log = run(&mut mtu, start + Duration::from_secs(10), 2, 1420);
+        assert_eq!(log, [(Duration::ZERO, vec![1420])]);
+        assert_eq!(mtu.limit(&ID), 1420);
+    }
+
+    #[test]
+    fn a_peer_that_answers_nothing_shows_nothing() {
+        let start = Instant::now();
+        let mut mtu = PathMtu::new(1420);
+        mtu.handle_way(ID, way(1, true, 0));
+        let log = run(&mut mtu, start, 30, 0);
+        assert_eq!(mtu.limit(&ID), 1420);
+        assert_eq!(log.len(), usize::from(TRIES + 2 * RUNG_TRIES));
+        assert!(!mtu.is_searching(&ID));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_fits_and_is_nearly_all_that_fits(widest in 1280u16..=9000, carries in 576u16..=9000) {
+            let start = Instant::now();
+            let mut mtu = PathMtu::new(widest);
+            mtu.handle_way(ID, way(1, true, 0));
+            run(&mut mtu, start, 30, carries);
+            let (limit, best) = (mtu.limit(&ID), carries.min(widest));
+            prop_assert!(limit <= best && best - limit < RESOLUTION, "{} of {}", limit, best);
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Who holds which addresses and tunnel keys: an index, so that a node's record is checked without a look at all others.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::model::record::Node;
+use crate::model::{PublicKey, WireGuardKey};
+
+/// The blocks and tunnel keys of all nodes that are in. Blocks of two nodes never overlap.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Holders {
+    /// First address of a block, with its last and its node.
+    v4: BTreeMap<u32, (u32, PublicKey)>,
+    v6: BTreeMap<u128, (u128, PublicKey)>,
+    keys: HashMap<WireGuardKey, PublicKey>,
+}
+
+impl Holders {
+    /// Whether another node holds an address or the tunnel key of `node`.
+    pub(super) fn conflict(&self, node: &Node) -> bool {
+        let (v4, v6) = bounds(node);
+        let key = self.keys.get(&node.wireguard_key);
+        held_by_another(&self.v4, v4, &node.id)
+            || held_by_another(&self.v6, v6, &node.id)
+            || key.is_some_and(|holder| *holder != node.id)
+    }
+
+    /// Takes `node` in, in the place of what it said before.
+    pub(super) fn replace(&mut self, before: Option<&Node>, node: &Node) {
+        if let Some(before) = before {
+            self.remove(before);
+        }
+        let (v4, v6) = bounds(node);
+        self.v4.insert(v4.0, (v4.1, node.id));
+        self.v6.insert(v6.0, (v6.1, node.id));
+        self.keys.insert(node.wireguard_key, node.id);
+    }
+
+    /// What `node` had is free.
+    pub(super) fn remove(&mut self, node: &Node) {
+        let (v4, v6) = bounds(node);
+        self.v4.remove(&v4.0);
+        self.v6.remove(&v6.0);
+        self.keys.remove(&node.wireguard_key);
+    }
+}
+
+/// First and last address of a node's blocks.
+fn bounds(node: &Node) -> ((u32, u32), (u128, u128)) {
+    let (v4, v6) = (node.block.v4, node.block.v6);
+    (
+        (v4.network().into(), v4.broadcast().into()),
+        (v6.network().into(), v6.broadcast().into()),
+    )
+}
+
+fn held_by_another<A: Ord + Copy>(
+    held: &BTreeMap<A, (A, PublicKey)>,
+    (first, last): (A, A),
+    node: &PublicKey,
+) -> bool {
+    // Since none overlap, their ends are in the order of their beginnings.
+    held.range(..=last)
+        .rev()
+        .take_while(|(_, (end, _))| *end >= first)
+        .any(|(_, (_, holder))| holder != node)
+}

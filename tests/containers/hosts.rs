@@ -1,0 +1,289 @@
+//! Hosts with container engines, joined by meshd, and containers on them that become services by their labels.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use meshd::lab::{DockerHost, Host, Image, Running, World};
+use meshd::model::record::Health;
+use meshd::wire::local::{InstanceRow, ServiceList, Status};
+
+/// How long anything that is waited for may take: only a hang takes that long.
+const PATIENCE: Duration = Duration::from_secs(60);
+const SOCKET: &str = "/run/meshd.sock";
+const CONFIG_FILE: &str = "/run/meshd.toml";
+/// These hosts have a plain resolv.conf.
+const CONFIG: &str = "[dns]\nmanage_resolv_conf = true\n";
+/// The image that every engine has, and the program in it.
+pub(crate) const IMAGE: &str = "box";
+pub(crate) const ECHO: &str = "/usr/local/bin/echo";
+/// Where the program serves.
+pub(crate) const PORT: u16 = 7777;
+
+/// A mesh of hosts with engines.
+pub(crate) struct Hosts {
+    _coordinator: Running,
+    daemons: Vec<Option<Running>>,
+    pub(crate) nodes: Vec<DockerHost>,
+    /// The coordinator's host, and in the tests of guards the neighbour on the network below.
+    pub(crate) outside: Host,
+    _world: World,
+    logs: tempfile::TempDir,
+    echo: PathBuf,
+}
+
+impl Hosts {
+    /// `count` hosts that reach each other, or nothing where they cannot be.
+    pub(crate) fn joined(count: usize) -> Option<Self> {
+        let mut hosts = Self::start(count)?;
+        for n in 0..count {
+            hosts.join(n);
+        }
+        hosts.wait_for_peers();
+        Some(hosts)
+    }
+
+    /// Waits until all nodes reach each other.
+    pub(crate) fn wait_for_peers(&self) {
+        let count = self.nodes.len();
+        self.wait_until("all nodes reach each other", || {
+            (0..count).all(|n| {
+                let peers = self.status(n).peers;
+                peers.len() == count - 1
+                    && peers
+                        .iter()
+                        .all(|p| p.state == meshd::wire::local::PeerState::Direct)
+            })
+        });
+    }
+
+    /// `count` hosts in no mesh yet.
+    pub(crate) fn start(count: usize) -> Option<Self> {
+        if let Err(why) = DockerHost::is_possible() {
+            eprintln!("skipped: {why}");
+            return None;
+        }
+        let world = World::new().expect("root may make namespaces");
+        let logs = tempfile::tempdir().expect("a temporary directory");
+        let programs = Path::new(env!("CARGO_BIN_EXE_meshd"))
+            .parent()
+            .expect("a folder");
+        let echo = programs.join("examples/echo");
+        assert!(
+            echo.exists(),
+            "build the examples first: cargo build --examples"
+        );
+        let image = Image::pack(&logs.path().join("box.tar"), &[&echo]).expect("an image");
+        let nodes: Vec<_> = (1..=count)
+            .map(|n| {
+                let host = world
+                    .docker_host(&format!("n{n}"), &[programs.to_owned()])
+                    .expect("an engine that starts");
+                host.import(&image, IMAGE).expect("an image");
+                std::fs::write(host.host().path(CONFIG_FILE), CONFIG).expect("its own file system");
+                host
+            })
+            .collect();
+        let outside = world.host("outside").expect("a namespace");
+        let mut coordinator = outside
+            .command(env!("CARGO_BIN_EXE_mesh-coordinator"))
+            .expect("a namespace");
+        coordinator.args([
+            "--state-dir",
+            "/run/coordinator",
+            "--admin-socket",
+            "/run/admin.sock",
+        ]);
+        let coordinator = outside
+            .start(&mut coordinator, &logs.path().join("coordinator"))
+            .expect("a program");
+        let hosts = Self {
+            _coordinator: coordinator,
+            daemons: (0..count).map(|_| None).collect(),
+            nodes,
+            outside,
+            _world: world,
+            logs,
+            echo,
+        };
+        hosts.wait_until("the coordinator answers", || {
+            std::os::unix::net::UnixStream::connect(hosts.outside.path("/run/admin.sock")).is_ok()
+        });
+        hosts.meshctl(&hosts.outside, &["init"]);
+        Some(hosts)
+    }
+
+    /// Joins node `n` to the mesh.
+    pub(crate) fn join(&mut self, n: usize) {
+        let token = self.meshctl(&self.outside, &["token", "create"]);
+        self.start_daemon(n);
+        self.meshctl(self.nodes[n].host(), &["join", token.trim()]);
+    }
+
+    /// Starts meshd on node `n`.
+    pub(crate) fn start_daemon(&mut self, n: usize) {
+        let host = self.nodes[n].host();
+        let mut command = host.command(env!("CARGO_BIN_EXE_meshd")).expect("a host");
+        command.args(["--state-dir", "/run/state", "--socket", SOCKET]);
+        command.args(["--config", CONFIG_FILE]);
+        let log = self.logs.path().join(host.name());
+        self.daemons[n] = Some(host.start(&mut command, &log).expect("a program"));
+        let socket = host.path(SOCKET);
+        self.wait_until("meshd answers", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+    }
+
+    /// Stops meshd on node `n`, as its service manager does.
+    pub(crate) fn stop_daemon(&mut self, n: usize) {
+        let mut daemon = self.daemons[n].take().expect("it runs");
+        let status = daemon.stop().expect("it ends in time");
+        assert!(status.success(), "{status}");
+    }
+
+    /// Runs meshctl somewhere, and it must succeed.
+    pub(crate) fn meshctl(&self, host: &Host, arguments: &[&str]) -> String {
+        let output = host
+            .command(env!("CARGO_BIN_EXE_meshctl"))
+            .expect("a host")
+            .args(arguments)
+            .env("MESHD_SOCKET", SOCKET)
+            .env("MESH_ADMIN_SOCKET", "/run/admin.sock")
+            .env("MESH_KEY", "/run/mesh.key")
+            .output()
+            .expect("a program");
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub(crate) fn status(&self, n: usize) -> Status {
+        let text = self.meshctl(self.nodes[n].host(), &["status", "--json"]);
+        serde_json::from_str(&text).expect("a status")
+    }
+
+    /// Runs a program on a node; gives what it printed.
+    pub(crate) fn exec(&self, n: usize, words: &[&str]) -> String {
+        self.nodes[n]
+            .exec(words)
+            .unwrap_or_else(|error| panic!("on {n}: {error}"))
+    }
+
+    /// Runs the engine's client on a node; gives what it printed.
+    pub(crate) fn docker(&self, n: usize, words: &[&str]) -> String {
+        self.exec(n, &[&["docker"], words].concat())
+    }
+
+    /// Starts a container that serves, on `network`; with further arguments for the engine.
+    pub(crate) fn run(&self, n: usize, name: &str, network: &str, arguments: &[&str]) {
+        let port = PORT.to_string();
+        let start = ["run", "-d", "--name", name, "--network", network];
+        let program = [IMAGE, ECHO, "serve", &port, "0"];
+        self.docker(n, &[&start, arguments, &program].concat());
+    }
+
+    /// The same, as a service of the mesh.
+    pub(crate) fn serve(&self, n: usize, name: &str, network: &str, service: &str) {
+        let service = format!("mesh.service={service}");
+        let port = format!("mesh.port={PORT}");
+        self.run(n, name, network, &["--label", &service, "--label", &port]);
+    }
+
+    /// The instances of a service that node `n` knows.
+    pub(crate) fn instances(&self, n: usize, service: &str) -> Vec<InstanceRow> {
+        let text = self.meshctl(self.nodes[n].host(), &["service", "list", "--json"]);
+        let list: ServiceList = serde_json::from_str(&text).expect("a list");
+        let (name, project) = match service.split_once('.') {
+            Some((name, project)) => (name, Some(project)),
+            None => (service, None),
+        };
+        list.services
+            .into_iter()
+            .filter(|row| row.name.as_str() == name)
+            .filter(|row| row.project.as_ref().map(|p| p.as_str()) == project)
+            .flat_map(|row| row.instances)
+            .collect()
+    }
+
+    /// Waits until node `n` knows `count` healthy instances of a service.
+    pub(crate) fn wait_for(&self, n: usize, service: &str, count: usize) -> Vec<Ipv4Addr> {
+        let mut found = Vec::new();
+        self.wait_until(&format!("{count} of {service} are up"), || {
+            found = self
+                .instances(n, service)
+                .into_iter()
+                .filter(|row| row.health == Health::Healthy)
+                .filter_map(|row| match row.address {
+                    IpAddr::V4(address) => Some(address),
+                    IpAddr::V6(_) => None,
+                })
+                .collect();
+            found.len() == count
+        });
+        found
+    }
+
+    pub(crate) fn node(&self, n: usize) -> Ipv4Addr {
+        self.status(n).node.expect("it has joined").address_v4
+    }
+
+    /// The address of a container on its one network, or on the last by name.
+    pub(crate) fn container_address(&self, n: usize, name: &str) -> Ipv4Addr {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
+        let address = self.docker(n, &["inspect", "-f", format, name]);
+        let last = address.split(' ').next_back();
+        last.and_then(|a| a.parse().ok()).expect("an address")
+    }
+
+    /// Asks a server, from a host (`container` empty) or a container, what it calls the caller.
+    pub(crate) fn ask(
+        &self,
+        n: usize,
+        container: &str,
+        protocol: &str,
+        server: impl std::fmt::Display,
+    ) -> Result<String, String> {
+        let server = format!("{server}:{PORT}");
+        let ask = ["ask", protocol, &server];
+        self.nodes[n]
+            .exec(&self.words(container, &ask))
+            .map_err(|error| error.to_string())
+    }
+
+    /// What runs the test's program on a host, or in a container.
+    pub(crate) fn words<'a>(&'a self, container: &'a str, words: &[&'a str]) -> Vec<&'a str> {
+        let way = if container.is_empty() {
+            vec![self.echo()]
+        } else {
+            vec!["docker", "exec", container, ECHO]
+        };
+        [&way, words].concat()
+    }
+
+    /// The program that is in the image, on the machine.
+    pub(crate) fn echo(&self) -> &str {
+        self.echo.to_str().expect("a plain path")
+    }
+
+    /// Restarts a node's engine, with these arguments.
+    pub(crate) fn restart_engine(&mut self, n: usize, arguments: &[&str]) {
+        self.nodes[n].stop_engine();
+        self.nodes[n]
+            .start_engine(arguments)
+            .expect("it starts again");
+    }
+
+    /// Waits until `condition` holds; a hang shows the logs.
+    pub(crate) fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !condition() {
+            if Instant::now() > end {
+                for entry in std::fs::read_dir(self.logs.path()).expect("ours").flatten() {
+                    let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                    eprintln!("== {}\n{text}", entry.file_name().to_string_lossy());
+                }
+                panic!("waited in vain until {what}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}

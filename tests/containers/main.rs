@@ -1,0 +1,16 @@
+//! Containers of real engines on hosts that a mesh of real daemons joins.
+//!
+//! Without root or a container engine the tests are skipped, and say so.
+
+mod hosts;
+
+mod clients;
+mod compose;
+mod flows;
+mod guards;
+mod paths;
+mod positions;
+mod presence;
+mod projects;
+mod promptness;
+mod rolling;

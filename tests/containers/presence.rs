@@ -1,0 +1,142 @@
+//! The rules stay while they are wanted, and go without a trace.
+
+use std::time::{Duration, Instant};
+
+use crate::hosts::{ECHO, Hosts, PORT};
+
+/// Everything that the wiring might change, as text, without counters and times.
+fn shown(hosts: &Hosts, n: usize) -> String {
+    let lists = [
+        "nft -s list ruleset",
+        "iptables-save",
+        "ip route show table all",
+        "ip link",
+        "bridge -d link",
+        "sysctl net.ipv4.ip_forward",
+    ];
+    let mut text = String::new();
+    for list in lists {
+        text += &format!("== {list}\n");
+        let words: Vec<&str> = list.split(' ').collect();
+        // Link-local addresses come up on their own some time after their link.
+        let passing = |line: &&str| {
+            line.starts_with('#') || line.contains("fe80::") || line.contains("ff00::")
+        };
+        for line in hosts.exec(n, &words).lines().filter(|line| !passing(line)) {
+            text += line.split(" [").next().unwrap_or_default();
+            text.push('\n');
+        }
+    }
+    text
+}
+
+#[test]
+fn what_is_taken_away_comes_back_and_a_stop_leaves_the_machine_as_it_was() {
+    let Some(mut hosts) = Hosts::start(2) else {
+        return;
+    };
+    hosts.docker(1, &["network", "create", "project"]);
+    hosts.serve(1, "web", "project", "web");
+    let before = shown(&hosts, 1);
+    hosts.join(0);
+    hosts.join(1);
+    hosts.wait_for_peers();
+    let web = hosts.wait_for(0, "web", 1)[0];
+    let system = hosts.meshctl(hosts.nodes[1].host(), &["status", "--system"]);
+    for entry in [
+        "table ip meshd",
+        "table bridge meshd",
+        "DOCKER-USER",
+        "hairpin",
+    ] {
+        assert!(system.contains(entry), "{entry}: {system}");
+    }
+    let during = shown(&hosts, 1);
+    assert_ne!(during, before);
+    assert_eq!(hosts.ask(0, "", "tcp", web), Ok(hosts.node(0).to_string()));
+
+    let rule = "-m conntrack --ctstate DNAT --ctorigdst 10.210.0.0/16 -m comment --comment meshd -j ACCEPT";
+    for damage in [
+        "nft delete table ip meshd",
+        "nft flush table ip meshd",
+        "nft delete table bridge meshd",
+        "nft add rule ip meshd guard drop",
+        &format!("iptables -D DOCKER-USER {rule}"),
+        "iptables -F DOCKER-USER",
+        "docker network create another",
+    ] {
+        let began = Instant::now();
+        hosts.exec(1, &["sh", "-c", damage]);
+        // What Docker itself adds to its chain stays; ours is looked for in all that is shown.
+        let ours = |text: &str| {
+            let mut lines: Vec<String> = Vec::new();
+            let mut inside = false;
+            for line in text.lines() {
+                inside |= line.starts_with("table ") && line.contains(" meshd ");
+                if inside || (line.contains("--comment meshd") && line.contains("DOCKER-USER")) {
+                    lines.push(line.to_owned());
+                }
+                inside &= line != "}";
+            }
+            lines.sort();
+            lines
+        };
+        hosts.wait_until(damage, || ours(&shown(&hosts, 1)) == ours(&during));
+        let took = began.elapsed();
+        println!("{damage}: back after at most {} ms", took.as_millis());
+        assert!(took < Duration::from_secs(10), "before the regular look");
+    }
+    hosts.docker(1, &["network", "rm", "another"]);
+    assert_eq!(hosts.ask(0, "", "tcp", web), Ok(hosts.node(0).to_string()));
+
+    hosts.stop_daemon(1);
+    assert_eq!(shown(&hosts, 1), before);
+
+    // And again, as after a restart of the machine: with what was known before.
+    hosts.start_daemon(1);
+    hosts.wait_until("the container is reached again", || {
+        hosts.ask(0, "", "tcp", web) == Ok(hosts.node(0).to_string())
+    });
+    assert_eq!(hosts.status(1).problems, []);
+    hosts.exec(1, &["nft", "flush", "ruleset"]);
+    hosts.wait_until("our table is back", || {
+        hosts
+            .exec(1, &["nft", "list", "tables"])
+            .contains("table ip meshd")
+    });
+    // It took Docker's own rules with it, which come with a restart of Docker.
+    hosts.restart_engine(1, &[]);
+    hosts.docker(1, &["start", "web"]);
+    hosts.wait_until("the container is reached again", || {
+        hosts.ask(0, "", "tcp", web) == Ok(hosts.node(0).to_string())
+    });
+}
+
+#[test]
+fn a_flow_follows_an_instance_address_to_its_containers_next_address() {
+    let Some(hosts) = Hosts::joined(2) else {
+        return;
+    };
+    hosts.serve(1, "web", "bridge", "web");
+    let web = hosts.wait_for(0, "web", 1)[0];
+    let server = format!("{web}:{PORT}");
+    let counted = |name: &str| {
+        let own = format!("127.0.0.1:{PORT}");
+        hosts.docker(1, &["exec", name, ECHO, "report", &own])
+    };
+    let caller = format!("{} 1", hosts.node(0));
+    // One flow to the kernel: the port is the same.
+    let call = || hosts.exec(0, &[hosts.echo(), "ask", "udp", &server, "from", "5000"]);
+    call();
+    assert!(counted("web").lines().any(|line| line == caller));
+    let before = hosts.container_address(1, "web");
+    hosts.docker(1, &["stop", "web"]);
+    hosts.run(1, "next", "bridge", &[]);
+    assert_eq!(hosts.container_address(1, "next"), before);
+    hosts.docker(1, &["start", "web"]);
+    assert_ne!(hosts.container_address(1, "web"), before);
+    assert_eq!(hosts.wait_for(0, "web", 1), [web], "it keeps its address");
+    call();
+    assert!(counted("web").lines().any(|line| line == caller));
+    assert!(!counted("next").lines().any(|line| line == caller));
+}

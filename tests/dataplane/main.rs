@@ -1,0 +1,12 @@
+//! What the data plane promises of every packet: no allocation, no replay delivered, the right owner of each address.
+//!
+//! The whole program counts allocations, by thread.
+
+mod allocations;
+mod count;
+mod lookups;
+mod replays;
+mod session;
+
+#[global_allocator]
+static COUNTING: count::Counting = count::Counting;

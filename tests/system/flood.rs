@@ -1,0 +1,212 @@
+//! A running tunnel and what the network sends it: it counts all of it, and goes on.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use meshd::lab::{Host, World};
+use meshd::tunnel::noise::{Identity, Noise};
+use meshd::tunnel::{Drop, PeerConfig, Tunnel, TunnelConfig};
+use x25519_dalek::{PublicKey, StaticSecret};
+
+/// A hang limit.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The address of a host in the tunnel. The node everybody talks to is number 1.
+fn inside(number: u8) -> IpAddr {
+    Ipv4Addr::new(10, 99, 0, number).into()
+}
+
+fn key(number: u8) -> StaticSecret {
+    StaticSecret::from([number; 32])
+}
+
+fn start(host: &Host, number: u8, peers: &[(u8, Option<SocketAddr>)]) -> Tunnel {
+    let config = TunnelConfig {
+        interface: "mesh0".into(),
+        mtu: 1420,
+        listen_port: 51820,
+        private_key: Some(key(number)),
+        workers: Some(2),
+    };
+    let tunnel = host
+        .inside(|| Tunnel::start(config))
+        .expect("a namespace")
+        .expect("a tunnel");
+    tunnel.set_local_addresses(vec![inside(number)]);
+    let peers = peers.iter().map(|(peer, endpoint)| PeerConfig {
+        public_key: PublicKey::from(&key(*peer)).to_bytes(),
+        preshared_key: None,
+        endpoint: *endpoint,
+        allowed_ips: vec![inside(*peer).into()],
+        persistent_keepalive: None,
+    });
+    tunnel.set_peers(peers.collect());
+    tunnel
+}
+
+/// Whether a probe from `number` to the node is answered.
+fn answers(tunnel: &Tunnel, number: u8, limit: Duration) -> bool {
+    let node = PublicKey::from(&key(1)).to_bytes();
+    let end = Instant::now() + limit;
+    loop {
+        let answer = tunnel.ping(node, inside(number), inside(1));
+        if answer.wait(Duration::from_millis(500)).0.is_some() {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+    }
+}
+
+struct Setting {
+    node: Tunnel,
+    peer: Tunnel,
+    newcomer: Tunnel,
+    attacker: Host,
+    target: Ipv4Addr,
+    _hosts: Vec<Host>,
+    _world: World,
+}
+
+/// A node, a peer that has a session with it, and one that has none yet.
+fn setting() -> Option<Setting> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return None;
+    }
+    let world = World::new().expect("a network");
+    let hosts: Vec<Host> = ["node", "peer", "newcomer"]
+        .map(|name| world.host(name).expect("a host"))
+        .into();
+    let attacker = world.host("attacker").expect("a host");
+    hosts[0].inside(take_any_source).expect("a namespace");
+    let target = hosts[0].v4();
+    let endpoint = Some(SocketAddr::from((target, 51820)));
+    let node = start(&hosts[0], 1, &[(2, None), (3, None)]);
+    let peer = start(&hosts[1], 2, &[(1, endpoint)]);
+    let newcomer = start(&hosts[2], 3, &[(1, endpoint)]);
+    assert!(answers(&peer, 2, LIMIT));
+    Some(Setting {
+        node,
+        peer,
+        newcomer,
+        attacker,
+        target,
+        _hosts: hosts,
+        _world: world,
+    })
+}
+
+/// Has the kernel hand over packets from sources to which there is no way back.
+fn take_any_source() {
+    for device in std::fs::read_dir("/proc/sys/net/ipv4/conf").expect("a folder") {
+        let path = device.expect("an entry").path().join("rp_filter");
+        if let Err(error) = std::fs::write(&path, "0") {
+            eprintln!("{}: {error}", path.display());
+        }
+    }
+}
+
+#[test]
+fn datagrams_of_any_length_are_counted_and_the_tunnel_goes_on() {
+    let Some(setting) = setting() else { return };
+    let target = SocketAddr::from((setting.target, 51820));
+    let sent = setting
+        .attacker
+        .inside(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            let mut octets = vec![0u8; 65_507];
+            let mut sent = 0u64;
+            for kind in [0u8, 1, 2, 3, 4, 255] {
+                octets[0] = kind;
+                for length in (0..1600).chain((1600..65_507).step_by(997)) {
+                    sent += u64::from(socket.send_to(&octets[..length], target).is_ok());
+                    // The receiver is to see all of them.
+                    if sent.is_multiple_of(64) {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                }
+            }
+            sent
+        })
+        .expect("a namespace");
+    assert!(answers(&setting.peer, 2, LIMIT));
+    let counted = || -> u64 { setting.node.counters().0.iter().map(|(_, n)| n).sum() };
+    let end = Instant::now() + LIMIT;
+    while counted() < sent && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let drops = setting.node.counters();
+    assert_eq!(counted(), sent, "each one is counted, once: {drops:?}");
+    for reason in [Drop::NotWireGuard, Drop::NotAuthentic, Drop::NoSession] {
+        assert!(drops.of(reason) > 0, "{reason:?}");
+    }
+}
+
+#[test]
+fn a_peer_that_sends_from_an_address_it_does_not_own_is_not_heard() {
+    let Some(setting) = setting() else { return };
+    let node = PublicKey::from(&key(1)).to_bytes();
+    for foreign in [inside(3), inside(1), inside(77)] {
+        setting.peer.probe(&node, foreign, inside(1));
+    }
+    assert!(answers(&setting.peer, 2, LIMIT));
+    assert_eq!(setting.node.counters().of(Drop::ForeignSource), 3);
+}
+
+#[test]
+fn a_newcomer_gets_in_while_forged_handshakes_flood_the_node() {
+    let Some(setting) = setting() else { return };
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            setting
+                .attacker
+                .inside(|| forge(setting.target, &stop))
+                .expect("a namespace")
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        let came = answers(&setting.newcomer, 3, LIMIT);
+        let stays = answers(&setting.peer, 2, LIMIT);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let sent = flood.join().expect("it ends");
+        let drops = setting.node.counters();
+        assert!(came && stays, "{sent} forged; {drops:?}");
+        assert!(drops.of(Drop::Challenged) > 0, "{sent} forged; {drops:?}");
+    });
+}
+
+/// Forged handshakes a millisecond. A build without optimization takes tens of microseconds for a cookie.
+const FLOOD: u32 = if cfg!(debug_assertions) { 5 } else { 50 };
+
+/// Sends initiations with a right first MAC from forged sources until told to stop.
+fn forge(target: Ipv4Addr, stop: &std::sync::atomic::AtomicBool) -> u64 {
+    let (nobody, node) = (Identity::new(key(200)), Identity::new(key(1)));
+    let mut noise = Noise::new(&nobody, node.public(), None, None, 7, Instant::now());
+    let mut packet = [0u8; 28 + 256];
+    let length = noise.initiate(&mut packet[28..]).expect("an initiation");
+    let total = 28 + length;
+    packet[..10].copy_from_slice(&[0x45, 0, 0, total as u8, 0, 0, 0, 0, 64, 17]);
+    packet[16..20].copy_from_slice(&target.octets());
+    packet[22..24].copy_from_slice(&51820u16.to_be_bytes());
+    packet[24..26].copy_from_slice(&(8 + length as u16).to_be_bytes());
+    let socket = socket2::Socket::new(
+        socket2::Domain::IPV4,
+        socket2::Type::RAW,
+        Some(socket2::Protocol::from(libc::IPPROTO_RAW)),
+    )
+    .expect("root may");
+    let to = SocketAddr::from((target, 0)).into();
+    let (mut sent, begin) = (0u64, Instant::now());
+    while !stop.load(std::sync::atomic::Ordering::Relaxed) && begin.elapsed() < 3 * LIMIT {
+        for _ in 0..FLOOD {
+            let mixed = (sent as u32).wrapping_mul(2_654_435_761).to_be_bytes();
+            packet[12..16].copy_from_slice(&[11, mixed[0], mixed[1], mixed[2]]);
+            packet[20..22].copy_from_slice(&[mixed[3] | 4, mixed[1]]);
+            sent += u64::from(socket.send_to(&packet[..total], &to).is_ok());
+        }
+        std::thread::sleep(Duration::from_micros(900));
+    }
+    sent
+}
