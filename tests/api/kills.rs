@@ -37,7 +37,7 @@ async fn write(token: JoinToken, name: String, acknowledged: Arc<Mutex<Vec<(Publ
 
 async fn kill_under_writes(rounds: usize) {
     let mut coordinator = Coordinator::start_with(ROOM);
-    let token = coordinator.admin(&["token", "create", "--uses", "1000000"]);
+    let token = coordinator.admin(&["token", "create", "--uses", "100000"]);
     let token = JoinToken::parse(token.trim()).expect("a token");
     let acknowledged = Arc::new(Mutex::new(Vec::new()));
     for round in 0..rounds {

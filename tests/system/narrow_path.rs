@@ -17,7 +17,7 @@ fn narrow(mesh: &Mesh, n: usize) {
     let rules = format!(
         "table inet narrow {{ chain in {{ type filter hook prerouting priority -300; \
          udp dport 51820 meta length > {CARRIES} drop; \
-         ip frag-off & 0x1fff != 0 drop; }} }}"
+         ip frag-off & 0x1fff != 0 drop; }}; }}"
     );
     assert!(mesh.succeeds(n, "nft", &[&rules]), "nft {rules}");
 }
