@@ -42,6 +42,8 @@ use crate::wire::{Envelope, Ledger};
 const KEEPALIVE: u16 = 25;
 /// How long a name lingers after its last instance left.
 const LINGER: Duration = Duration::from_secs(60);
+/// How long a device or port that is taken is waited for.
+const TAKEN: Duration = Duration::from_secs(1);
 
 /// What the coordinator stream told last.
 #[derive(Debug, Clone)]
@@ -118,6 +120,22 @@ pub(super) struct Events {
     pub(super) firewall: watch::Receiver<u64>,
 }
 
+/// Starts the tunnel. A meshd that was killed leaves the device and the port to a program that it was just starting, for
+/// as long as that takes: what is taken is asked for again for a while.
+async fn start_tunnel(config: &TunnelConfig) -> Result<Tunnel, TunnelError> {
+    let end = Instant::now() + TAKEN;
+    loop {
+        match Tunnel::start(config.clone()) {
+            Err(TunnelError::InterfaceTaken(_) | TunnelError::PortTaken(_))
+                if Instant::now() < end =>
+            {
+                tokio::time::sleep(TAKEN / 20).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
 /// The kind of failure a tunnel's is.
 pub(super) fn code_of(error: &TunnelError) -> ErrorCode {
     match error {
@@ -181,14 +199,16 @@ impl Mesh {
         let mtu = config
             .mtu
             .unwrap_or_else(|| host::tunnel_mtu(&interfaces, &config.interface));
-        let tunnel = Tunnel::start(TunnelConfig {
+        let tunnel_config = TunnelConfig {
             interface: config.interface.clone(),
             mtu,
             listen_port: config.listen_port,
             private_key: Some(identity.keys.wireguard.clone()),
             workers: config.workers,
-        })
-        .map_err(|error| ApiError::new(code_of(&error), error.to_string()))?;
+        };
+        let tunnel = start_tunnel(&tunnel_config)
+            .await
+            .map_err(|error| ApiError::new(code_of(&error), error.to_string()))?;
         let own = [
             IpAddr::V4(identity.block.node_v4()),
             IpAddr::V6(identity.block.node_v6()),

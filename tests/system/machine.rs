@@ -272,7 +272,8 @@ fn a_join_that_is_killed_half_way_is_done_again_with_the_same_token() {
         let joined_before = ended.code == 1 && ended.stderr.contains("already");
         assert!(
             ended.code == 0 || joined_before,
-            "after {delay} ms: {ended:?}"
+            "after {delay} ms: {ended:?}\n{}",
+            mesh.nodes[0].daemon.as_ref().expect("it runs").log()
         );
         mesh.wait_until("the node is up", || {
             mesh.on(0, &["status", "--check", "ready"]).code == 0
