@@ -30,6 +30,7 @@ mod inbound;
 mod outbound;
 mod peer;
 mod probe;
+mod slice;
 mod timer;
 mod tun;
 mod udp;

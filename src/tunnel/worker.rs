@@ -18,6 +18,7 @@ use nix::sys::eventfd::EventFd;
 use super::device::Shared;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
+use super::slice;
 
 /// Pairs of threads chosen unasked at most: what one peer's crypto needs is one pair, and a server has other work.
 const PAIRS: usize = 4;
@@ -94,6 +95,7 @@ impl Pair {
 
 /// Runs until the tunnel stops.
 pub(super) fn run(shared: &Shared, worker: Worker) {
+    slice::lengthen();
     let pair = &shared.pairs[worker.queue];
     match worker.duty {
         Duty::Both => both(shared, pair, worker.queue),
