@@ -68,7 +68,6 @@ const SHELLS: &[&str] = &[
     "discovery/check.rs",
     "discovery/docker/client.rs",
     "discovery/docker/engine.rs",
-    "discovery/docker/network/keeper.rs",
     "node/host/wiring/firewall.rs",
     "node/host/wiring/kernel.rs",
     "node/host/wiring/native.rs",
