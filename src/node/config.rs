@@ -524,6 +524,17 @@ mod tests {
     }
 
     #[test]
+    fn containers_get_mesh_addresses_of_their_own_only_where_asked_for() {
+        let network = |text: &str| {
+            let config = load(text).expect("it is valid");
+            config.docker.expect("it is on").network
+        };
+        assert!(!network(""));
+        assert!(!network("[docker]\naddressing = \"nat\"\n"));
+        assert!(network("[docker]\naddressing = \"network\"\n"));
+    }
+
+    #[test]
     fn everything_wrong_is_said_at_once() {
         let error = load(
             "name = \"a.b\"\nmtu = 3\n[[service]]\nname = \"web\"\nport = 0\n[[service]]\nname = \"x\"\nport = 1\ncheck = { http = \"no\" }\n",
