@@ -70,6 +70,7 @@ const SHELLS: &[&str] = &[
     "discovery/docker/engine.rs",
     "node/host/wiring/firewall.rs",
     "node/host/wiring/kernel.rs",
+    "node/host/wiring/native.rs",
     "node/host/wiring/ports.rs",
 ];
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -14,6 +15,13 @@ use super::host::{Host, Running};
 /// How long the engine may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 const SOCKET: &str = "/run/docker.sock";
+/// Says which engine to take: `podman`, or Docker.
+const ENGINE: &str = "MESHD_LAB_ENGINE";
+/// What the engine's client is called by, where that is Podman: without a service manager it has to be told what else
+/// to take. The runtime is Docker's, which bears with the control groups of any machine.
+const PODMAN: &str = "#!/bin/sh\nexec podman --cgroup-manager=cgroupfs --runtime=runc \"$@\"\n";
+/// Any image may be used.
+const POLICY: &str = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
 /// Where the engine writes what it does, in the host.
 const LOG: &str = "/run/dockerd.log";
 
@@ -63,10 +71,15 @@ impl DockerHost {
     /// # Errors
     /// It does not start; gives the end of what it said.
     pub fn start_engine(&mut self, arguments: &[&str]) -> Result<(), LabError> {
-        let mut command = self.host.command("dockerd")?;
-        command.args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
-        command.args(["--cgroup-parent", &format!("/{}", self.group)]);
-        command.args(arguments);
+        let mut command = if std::env::var(ENGINE).is_ok_and(|engine| engine == "podman") {
+            self.podman()?
+        } else {
+            let mut command = self.host.command("dockerd")?;
+            command.args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
+            command.args(["--cgroup-parent", &format!("/{}", self.group)]);
+            command.args(arguments);
+            command
+        };
         let log = self.host.path(LOG);
         let mut engine = self.host.start(&mut command, &log)?;
         let end = Instant::now() + PATIENCE;
@@ -81,6 +94,20 @@ impl DockerHost {
         }
         self.engine = Some(engine);
         Ok(())
+    }
+
+    /// Podman's service, and its client by the name of Docker's.
+    fn podman(&self) -> Result<Command, LabError> {
+        let fault = |e| LabError::Io("set Podman up", e);
+        let client = self.host.path("/usr/local/bin/docker");
+        fs::write(&client, PODMAN).map_err(fault)?;
+        fs::set_permissions(&client, fs::Permissions::from_mode(0o755)).map_err(fault)?;
+        fs::create_dir_all(self.host.path("/etc/containers")).map_err(fault)?;
+        fs::write(self.host.path("/etc/containers/policy.json"), POLICY).map_err(fault)?;
+        let mut command = self.host.command("docker")?;
+        command.args(["system", "service", "--time=0"]);
+        command.arg(format!("unix://{SOCKET}"));
+        Ok(command)
     }
 
     /// Stops the engine, as a restart of its service does.

@@ -13,6 +13,9 @@ use super::LabError;
 
 /// Says to the second run of a program that it is the second.
 const INSIDE: &str = "MESHD_LAB_INSIDE";
+/// A directory with the root file system of hosts that have one of their own, instead of the machine's: so that another
+/// engine than the machine's is tried.
+const LOWER: &str = "MESHD_LAB_ROOT";
 
 /// Runs `body` as root. Without the rights, runs the whole program again as root of a user namespace, where this call
 /// runs `body`, and gives its exit status.
@@ -81,13 +84,14 @@ pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
     for path in ["/run/changes", "/run/work", "/run/root"] {
         std::fs::create_dir(path)?;
     }
-    let layers = "lowerdir=/,upperdir=/run/changes,workdir=/run/work";
+    let below = std::env::var(LOWER).unwrap_or_else(|_| "/".into());
+    let layers = format!("lowerdir={below},upperdir=/run/changes,workdir=/run/work");
     mount(
         Some("overlay"),
         "/run/root",
         Some("overlay"),
         MsFlags::empty(),
-        Some(layers),
+        Some(layers.as_str()),
     )?;
     let root = Path::new("/run/root");
     for path in [
@@ -99,6 +103,7 @@ pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
         "etc/docker",
         "var/lib/docker",
         "var/lib/containerd",
+        "var/lib/containers",
     ] {
         std::fs::create_dir_all(root.join(path))?;
     }
@@ -135,10 +140,19 @@ pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
         )?;
     }
     // The engine's layers cannot lie on an overlay.
-    for path in ["run", "etc/docker", "var/lib/docker", "var/lib/containerd"] {
+    for path in [
+        "run",
+        "etc/docker",
+        "var/lib/docker",
+        "var/lib/containerd",
+        "var/lib/containers",
+    ] {
         memory(&root.join(path), "mode=755")?;
     }
-    std::fs::write(root.join("etc/resolv.conf"), "")?;
+    // Where systemd-resolved is installed it is a link to nothing.
+    let resolv_conf = root.join("etc/resolv.conf");
+    let _ = std::fs::remove_file(&resolv_conf);
+    std::fs::write(resolv_conf, "")?;
     std::env::set_current_dir(root)?;
     pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;

@@ -364,11 +364,7 @@ impl Agent {
             name: admitted.identity.name,
             address_v4: admitted.identity.block.node_v4(),
             address_v6: admitted.identity.block.node_v6(),
-            notes: admitted
-                .notes
-                .into_iter()
-                .chain(mesh.config.not_yet.iter().map(ToString::to_string))
-                .collect(),
+            notes: admitted.notes,
         };
         self.phase = Phase::Up(Box::new(mesh), events);
         Ok(joined)

@@ -272,8 +272,6 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// The services of the configuration.
     pub services: Vec<Registered>,
-    /// Things asked for that this version does not do.
-    pub not_yet: Vec<&'static str>,
 }
 
 impl Config {
@@ -324,12 +322,6 @@ impl Config {
                 Ok(registered) => services.push(registered),
                 Err(error) => wrong.push(format!("[[service]] {shown}: {error}")),
             }
-        }
-        let mut not_yet = Vec::new();
-        if file.docker.addressing == Addressing::Network {
-            not_yet.push(
-                "[docker] addressing = \"network\": this version maps instance addresses (\"nat\")",
-            );
         }
         let needs_dns = [
             (
@@ -391,7 +383,6 @@ impl Config {
                 .listen
                 .unwrap_or_else(|| "127.0.0.1:9560".parse().expect("a literal")),
             services,
-            not_yet,
         }
     }
 }
@@ -405,6 +396,8 @@ pub struct Docker {
     pub required: bool,
     /// What of labels counts.
     pub rules: Rules,
+    /// Whether there is to be a network whose containers have mesh addresses of their own.
+    pub network: bool,
 }
 
 fn docker(section: DockerSection) -> Option<Docker> {
@@ -422,6 +415,7 @@ fn docker(section: DockerSection) -> Option<Docker> {
             },
             trust_image_labels: section.trust_image_labels,
         },
+        network: section.addressing == Addressing::Network,
     })
 }
 
@@ -527,7 +521,17 @@ mod tests {
             ("mesh0", 51820)
         );
         assert_eq!(config.services.len(), 1);
-        assert_eq!(config.not_yet, Vec::<&str>::new());
+    }
+
+    #[test]
+    fn containers_get_mesh_addresses_of_their_own_only_where_asked_for() {
+        let network = |text: &str| {
+            let config = load(text).expect("it is valid");
+            config.docker.expect("it is on").network
+        };
+        assert!(!network(""));
+        assert!(!network("[docker]\naddressing = \"nat\"\n"));
+        assert!(network("[docker]\naddressing = \"network\"\n"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::discovery::check::Target;
 use crate::discovery::docker::engine::EngineFault;
 use crate::discovery::docker::inspect::Engine;
 use crate::discovery::docker::{
-    ContainerId, Containers, EngineTask, Mapping, Offer, Report, Surroundings, Wired,
+    ContainerId, Containers, EngineTask, Mapping, Offer, Report, Surroundings, Wired, network,
 };
 use crate::model::ServiceName;
 use crate::wire::local::{Check, CheckProbe, ContainerRow, Problem};
@@ -30,6 +30,9 @@ pub(super) struct Docker {
     required: bool,
     engine: Option<Engine>,
     fault: Option<EngineFault>,
+    network: Option<network::Plan>,
+    /// Whether the network is there; none, as long as that is not known.
+    native: Option<Result<(), network::Unusable>>,
     settled: bool,
     started: Instant,
     kept: BTreeMap<ContainerId, Ipv4Addr>,
@@ -52,6 +55,7 @@ impl Docker {
         let (report, reports) = mpsc::channel(1024);
         let (verdict, probes) = mpsc::channel(256);
         let now = Instant::now();
+        let network = surroundings.network;
         let containers = Containers::new(surroundings, dir.leases(), now);
         let docker = Self {
             kept: containers.leases(),
@@ -60,9 +64,11 @@ impl Docker {
             required: config.required,
             engine: None,
             fault: None,
+            network,
+            native: None,
             settled: false,
             started: now,
-            _task: EngineTask::start(config.sockets.clone(), config.rules, report),
+            _task: EngineTask::start(config.sockets.clone(), config.rules, network, report),
         };
         (docker, DockerEvents { reports, probes })
     }
@@ -77,6 +83,16 @@ impl Docker {
                     self.fault = None;
                 }
                 Report::Networks(networks) => self.containers.handle_networks(networks),
+                Report::Native(native) => {
+                    self.containers.handle_native(native.clone().ok());
+                    let native = native.map(drop);
+                    if let Err(unusable) = &native
+                        && self.native.as_ref() != Some(&native)
+                    {
+                        tracing::warn!(why = %unusable.why, "there is no network of mesh addresses");
+                    }
+                    self.native = Some(native);
+                }
                 Report::Listed(existing) => self.containers.handle_listed(&existing, now),
                 Report::Inspected(inspected) => self.containers.handle_inspected(&inspected, now),
                 Report::Unreadable(id, why) => self.containers.handle_unreadable(&id, why, now),
@@ -172,6 +188,12 @@ impl Docker {
         self.containers.bridges()
     }
 
+    /// The network whose containers have mesh addresses of their own, if it is there.
+    pub(super) fn native(&self) -> Option<network::Plan> {
+        let there = matches!(self.native, Some(Ok(())));
+        self.network.filter(|_| there)
+    }
+
     /// The services here.
     pub(super) fn services(&self) -> BTreeSet<ServiceName> {
         self.containers.services()
@@ -208,6 +230,9 @@ impl Docker {
                 .as_ref()
                 .and_then(|fault| self.engine_problem(fault)),
         );
+        if let Some(Err(unusable)) = &self.native {
+            problems.push(unusable.problem());
+        }
         if self.is_rootless() {
             problems.push(Problem {
                 what: "containers are not reached at addresses of their own".into(),
@@ -247,11 +272,13 @@ pub(super) fn surroundings(
     node: &crate::model::Label,
     addresses: &[IpAddr],
     block: ipnet::Ipv4Net,
+    network: Option<network::Plan>,
 ) -> Surroundings {
     Surroundings {
         node: node.clone(),
         addresses: addresses.to_vec(),
         block,
         rules: config.rules,
+        network,
     }
 }

@@ -13,14 +13,14 @@ use super::config::Config;
 use super::control::stream::{Event, Position, Stream, StreamConfig};
 use super::dns_address;
 use super::docker::{self, Docker, DockerEvents};
-use super::host::wiring::{Firewall, Mapped, Wiring};
+use super::host::wiring::{Firewall, Mapped, Native, Wiring};
 use super::host::{self, HostNetwork, Plan, ResolvConf, SplitDns};
 use super::resolv_conf::Keeper;
 use super::resolved::ResolvedLink;
 use super::state::records::RecordLog;
 use super::state::{Identity, StateDir};
 use crate::discovery::Checker;
-use crate::discovery::docker::{ContainerId, Report, Wired};
+use crate::discovery::docker::{ContainerId, Report, Wired, network};
 use crate::discovery::registry::{Key, Registry};
 use crate::dns::{Allowed, DnsServer, Inside, Resolver, Upstream, Zone, ZoneInput};
 use crate::model::netmap::Netmap;
@@ -214,7 +214,17 @@ impl Mesh {
             IpAddr::V6(identity.block.node_v6()),
         ];
         tunnel.set_local_addresses(own.to_vec());
-        let plan = Plan::new(&config.interface, mtu, &identity.block, &addresses);
+        let mut plan = Plan::new(&config.interface, mtu, &identity.block, &addresses);
+        let native = config.docker.as_ref().filter(|d| d.network);
+        let native = native.map(|_| network::Plan {
+            prefix: addresses.prefix_v4,
+            block: identity.block.v4,
+            node: identity.block.node_v4(),
+            mtu,
+        });
+        if native.is_some() {
+            plan.halve();
+        }
         let internal =
             |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal, error.to_string());
         let network = HostNetwork::open().map_err(|e| internal(&e))?;
@@ -278,8 +288,8 @@ impl Mesh {
         let (docker, docker_events) = match &config.docker {
             None => (None, None),
             Some(settings) => {
-                let around =
-                    docker::surroundings(settings, &identity.name, &own, identity.block.v4);
+                let block = identity.block.v4;
+                let around = docker::surroundings(settings, &identity.name, &own, block, native);
                 let (docker, events) = Docker::start(settings, around, &dir);
                 (Some(docker), Some(events))
             }
@@ -728,6 +738,10 @@ impl Mesh {
             },
             mappings: mappings.collect(),
             service_addresses: self.zone.load().service_addresses(),
+            native: docker.and_then(Docker::native).map(|plan| Native {
+                bridge: network::BRIDGE.into(),
+                range: plan.range(),
+            }),
         });
     }
 
@@ -737,6 +751,10 @@ impl Mesh {
             resolved.stop().await;
         }
         self.firewall.stop().await;
+        drop(self.docker.take());
+        if let Some(docker) = self.config.docker.as_ref().filter(|d| d.network) {
+            network::take_away(&docker.sockets).await;
+        }
     }
 
     /// The services of this node changed: keep them, check them, say so.

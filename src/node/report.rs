@@ -232,13 +232,6 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         }
     }
     problems.extend(narrow_paths(mesh));
-    for text in &mesh.config.not_yet {
-        problems.push(problem(
-            "a setting has no effect",
-            (*text).into(),
-            "take it out of meshd.toml",
-        ));
-    }
     problems
 }
 

@@ -32,8 +32,11 @@ fn the_compose_example_leads_from_two_servers_to_a_name() {
     compose(0, "up -d app");
     hosts.wait_for(0, "db", 1);
     hosts.wait_for(0, "db.shop", 1);
+    // Compose's versions call it differently.
+    let label = "label=com.docker.compose.service=app";
+    let app = hosts.docker(0, &["ps", "-q", "--filter", label]);
     for name in ["db.svc.mesh:5432", "db.shop.svc.mesh:5432"] {
-        let called = hosts.exec(0, &hosts.words("shop_app_1", &["ask", "tcp", name]));
+        let called = hosts.exec(0, &hosts.words(&app, &["ask", "tcp", name]));
         assert_eq!(called, hosts.node(0).to_string(), "{name}");
     }
 }

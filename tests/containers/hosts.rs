@@ -113,6 +113,12 @@ impl Hosts {
         Some(hosts)
     }
 
+    /// Adds to the configuration of node `n`, for the next start of its meshd.
+    pub(crate) fn configure(&self, n: usize, more: &str) {
+        let path = self.nodes[n].host().path(CONFIG_FILE);
+        std::fs::write(path, format!("{CONFIG}{more}")).expect("its own file system");
+    }
+
     /// Joins node `n` to the mesh.
     pub(crate) fn join(&mut self, n: usize) {
         let token = self.meshctl(&self.outside, &["token", "create"]);

@@ -6,8 +6,10 @@ mod hosts;
 
 mod clients;
 mod compose;
+mod fallback;
 mod flows;
 mod guards;
+mod network;
 mod paths;
 mod positions;
 mod presence;

@@ -1,15 +1,15 @@
 //! Asks the engine: HTTP over its unix socket, every answer bounded in octets and time.
 //!
 //! A client library was looked at (bollard): it reads answers of any length whole, and its strict types refuse an answer
-//! for one field of a later version. Four GETs with hyper, which is here anyway, do neither.
+//! for one field of a later version. A few requests with hyper, which is here anyway, do neither.
 
 use std::path::Path;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::HOST;
-use hyper::{Response, StatusCode};
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -17,6 +17,9 @@ use tokio::time::timeout;
 
 /// How long an answer may take. A busy engine takes a second now and then.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
+
+/// Octets of a reason at most.
+const MOST_WORD: usize = 64 << 10;
 
 /// Why the engine gives no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +42,9 @@ pub enum EngineFault {
     /// It said no.
     #[error("it answers {0} to {1}")]
     Status(u16, String),
+    /// It said no, and why.
+    #[error("it says: {1} ({0})")]
+    Said(u16, String),
     /// An answer longer than any can be.
     #[error("its answer to {0} is longer than {1} octets")]
     TooLong(String, usize),
@@ -94,7 +100,7 @@ pub(super) async fn get(
         let Stream {
             response,
             connection,
-        } = open(socket, path).await?;
+        } = open(socket, Method::GET, path, Bytes::new()).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -126,7 +132,7 @@ pub(super) async fn get(
 /// # Errors
 /// The engine is away, silent, or says no.
 pub(super) async fn follow(socket: &Path, path: &str) -> Result<Stream, EngineFault> {
-    let stream = open(socket, path).await?;
+    let stream = open(socket, Method::GET, path, Bytes::new()).await?;
     let status = stream.response.status();
     if status.is_success() {
         Ok(stream)
@@ -135,7 +141,65 @@ pub(super) async fn follow(socket: &Path, path: &str) -> Result<Stream, EngineFa
     }
 }
 
-async fn open(socket: &Path, path: &str) -> Result<Stream, EngineFault> {
+/// What the engine is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    /// To make something.
+    Post,
+    /// To take something away.
+    Delete,
+}
+
+/// Asks the engine to do something; `text` is JSON that says more of it, or nothing.
+///
+/// # Errors
+/// The engine is away, silent, or says no and why.
+pub(super) async fn send(
+    socket: &Path,
+    verb: Verb,
+    path: &str,
+    text: String,
+) -> Result<(), EngineFault> {
+    let method = match verb {
+        Verb::Post => Method::POST,
+        Verb::Delete => Method::DELETE,
+    };
+    let whole = async {
+        let Stream {
+            response,
+            connection,
+        } = open(socket, method, path, text.into()).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MOST_WORD)
+            .collect()
+            .await;
+        drop(connection);
+        if status.is_success() {
+            return Ok(());
+        }
+        let word = body.ok().and_then(|body| word(&body.to_bytes()));
+        Err(match word {
+            Some(word) => EngineFault::Said(status.as_u16(), word),
+            None => EngineFault::Status(status.as_u16(), path.to_owned()),
+        })
+    };
+    timeout(LIMIT, whole)
+        .await
+        .unwrap_or(Err(EngineFault::Silent))
+}
+
+/// The engine's reason, on one line.
+fn word(text: &[u8]) -> Option<String> {
+    let said: serde_json::Value = serde_json::from_slice(text).ok()?;
+    Some(super::labels::printable(said.get("message")?.as_str()?))
+}
+
+async fn open(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Stream, EngineFault> {
     let broken = |error: &dyn std::fmt::Display| EngineFault::Broken(error.to_string());
     let stream = UnixStream::connect(socket)
         .await
@@ -147,10 +211,14 @@ async fn open(socket: &Path, path: &str) -> Result<Stream, EngineFault> {
         let _ = connection.await;
     }));
     // Without a version in the path the engine speaks its newest, whose fields here are those of all others.
-    let request = hyper::Request::get(path)
-        .header(HOST, "localhost")
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| broken(&e))?;
+    let mut request = hyper::Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, "localhost");
+    if !body.is_empty() {
+        request = request.header(CONTENT_TYPE, "application/json");
+    }
+    let request = request.body(Full::new(body)).map_err(|e| broken(&e))?;
     let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
     Ok(Stream {
         response,

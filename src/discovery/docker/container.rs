@@ -49,7 +49,7 @@ pub enum Place {
     Mapped {
         /// In the node's block.
         address: Ipv4Addr,
-        /// On its bridge.
+        /// On its bridge; the same, where the engine gives out mesh addresses.
         container: Ipv4Addr,
     },
     /// In the host's network.

@@ -20,6 +20,7 @@ use super::inspect::{
 };
 use super::labels::{self, Rules, printable};
 use super::leases::Leases;
+use super::network;
 use super::refusal::Refusal;
 use crate::model::record::{Health, Instance, MAX_INSTANCES};
 use crate::model::{Label, ServiceName};
@@ -36,6 +37,8 @@ pub struct Surroundings {
     pub block: Ipv4Net,
     /// What the configuration says of labels.
     pub rules: Rules,
+    /// The network whose containers have mesh addresses of their own, where there is to be one.
+    pub network: Option<network::Plan>,
 }
 
 /// A container's address as the kernel is to map it.
@@ -68,6 +71,8 @@ pub struct Containers {
     /// Sent their stop signal, and not known to have ended.
     stopping: BTreeSet<ContainerId>,
     networks: BTreeMap<String, EngineNetwork>,
+    /// The network whose containers have mesh addresses of their own, by its id.
+    native: Option<String>,
 }
 
 impl Containers {
@@ -78,14 +83,24 @@ impl Containers {
         leases: BTreeMap<ContainerId, Ipv4Addr>,
         now: Instant,
     ) -> Self {
+        let leased = match surroundings.network {
+            Some(network) => network.rest(),
+            None => surroundings.block,
+        };
         Self {
-            leases: Leases::new(surroundings.block, leases, now),
+            leases: Leases::new(leased, leases, now),
             surroundings,
             held: BTreeMap::new(),
             refused: BTreeMap::new(),
             stopping: BTreeSet::new(),
             networks: BTreeMap::new(),
+            native: None,
         }
+    }
+
+    /// The network whose containers have mesh addresses of their own has this id; or there is none.
+    pub fn handle_native(&mut self, native: Option<String>) {
+        self.native = native;
     }
 
     /// These networks are there.
@@ -158,8 +173,14 @@ impl Containers {
             Network::Shared => return Err(Refusal::Shared),
             Network::Attached(_) => {
                 let container = self.own_address(inspected, exposed.network.as_deref())?;
+                let native = self.is_native(inspected, container)?;
                 self.end_namesakes(id, container, now);
-                let address = self.leases.lease(id, now).map_err(Refusal::Full)?;
+                let address = if native {
+                    self.leases.release(id, now);
+                    container
+                } else {
+                    self.leases.lease(id, now).map_err(Refusal::Full)?
+                };
                 Place::Mapped { address, container }
             }
         };
@@ -217,6 +238,11 @@ impl Containers {
             self.usable(wanted, &endpoint.network)?;
             return Ok(endpoint.address);
         }
+        if let Some(native) = &self.native
+            && let Some(endpoint) = endpoints.values().find(|e| e.network == *native)
+        {
+            return Ok(endpoint.address);
+        }
         let mut refusal = Refusal::NoAddress;
         for (name, endpoint) in endpoints {
             match self.usable(name, &endpoint.network) {
@@ -225,6 +251,22 @@ impl Containers {
             }
         }
         Err(refusal)
+    }
+
+    /// Whether `address` is the container's on the network where it is a mesh address.
+    fn is_native(&self, inspected: &Inspected, address: Ipv4Addr) -> Result<bool, Refusal> {
+        let (Network::Attached(endpoints), Some(native), Some(plan)) =
+            (&inspected.network, &self.native, &self.surroundings.network)
+        else {
+            return Ok(false);
+        };
+        let on_it = endpoints
+            .values()
+            .any(|endpoint| endpoint.network == *native && endpoint.address == address);
+        match on_it {
+            true if !plan.is_own(address) => Err(Refusal::Foreign(address, plan.range())),
+            on_it => Ok(on_it),
+        }
     }
 
     fn usable(&self, name: &str, id: &str) -> Result<(), Refusal> {

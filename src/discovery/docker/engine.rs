@@ -19,6 +19,7 @@ use super::client::{Stream, follow, get};
 use super::inspect::{self, Action, ContainerId, Engine, EngineNetwork, Event, Inspected};
 use super::labels::{Labels, Rules, may_expose};
 use super::lines::{Lines, Overlong};
+use super::network::{self, Unusable, keeper};
 
 /// A list of everything, though nothing seems to have happened.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -47,6 +48,8 @@ pub enum Report {
     Engine(Engine),
     /// These networks are there.
     Networks(Vec<EngineNetwork>),
+    /// The id of the network whose containers have mesh addresses of their own, or why there is none.
+    Native(Result<String, Unusable>),
     /// These containers exist; all others are gone.
     Listed(BTreeSet<ContainerId>),
     /// What a container is like.
@@ -66,10 +69,17 @@ pub enum Report {
 pub struct EngineTask(JoinHandle<()>);
 
 impl EngineTask {
-    /// Follows the engine behind the first of `sockets` that is there; reports go to `reports`.
+    /// Follows the engine behind the first of `sockets` that is there; reports go to `reports`. With `network`, has the
+    /// engine make that.
     #[must_use]
-    pub fn start(sockets: Vec<PathBuf>, rules: Rules, reports: mpsc::Sender<Report>) -> Self {
-        Self(tokio::spawn(run(sockets, rules, reports)))
+    pub fn start(
+        sockets: Vec<PathBuf>,
+        rules: Rules,
+        network: Option<network::Plan>,
+        reports: mpsc::Sender<Report>,
+    ) -> Self {
+        let wanted = Wanted { rules, network };
+        Self(tokio::spawn(run(sockets, wanted, reports)))
     }
 }
 
@@ -77,6 +87,13 @@ impl Drop for EngineTask {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// What the configuration says.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    rules: Rules,
+    network: Option<network::Plan>,
 }
 
 /// Why a session ended.
@@ -100,7 +117,7 @@ struct Memory {
     processes: HashMap<ContainerId, u32>,
 }
 
-async fn run(sockets: Vec<PathBuf>, rules: Rules, reports: mpsc::Sender<Report>) {
+async fn run(sockets: Vec<PathBuf>, wanted: Wanted, reports: mpsc::Sender<Report>) {
     let mut memory = Memory::default();
     let mut wait = RETRY_FIRST;
     let mut said: Option<EngineFault> = None;
@@ -108,7 +125,7 @@ async fn run(sockets: Vec<PathBuf>, rules: Rules, reports: mpsc::Sender<Report>)
         let mut fault = None;
         for socket in &sockets {
             let mut settled = false;
-            match session(socket, rules, &reports, &mut memory, &mut settled).await {
+            match session(socket, wanted, &reports, &mut memory, &mut settled).await {
                 Ended::Unheard => return,
                 Ended::Fault(ended) => {
                     if settled {
@@ -159,14 +176,15 @@ fn runs(pid: u32) -> bool {
 /// One stream of events, from its opening to its end.
 async fn session(
     socket: &Path,
-    rules: Rules,
+    wanted: Wanted,
     reports: &mpsc::Sender<Report>,
     memory: &mut Memory,
     settled: &mut bool,
 ) -> Ended {
     let mut session = Session {
         socket: socket.to_owned(),
-        rules,
+        rules: wanted.rules,
+        network: wanted.network,
         reports,
         memory,
         asked: JoinSet::new(),
@@ -200,10 +218,13 @@ impl Events {
     }
 }
 
+/// The networks, and what has become of the one that is wanted.
+type Looked = (Vec<EngineNetwork>, Option<Result<String, Unusable>>);
+
 /// An answer of the engine's.
 enum Answer {
     List(Result<Vec<u8>, EngineFault>),
-    Networks(Result<Vec<EngineNetwork>, EngineFault>),
+    Networks(Box<Result<Looked, EngineFault>>),
     Container(ContainerId, Result<Option<Box<Described>>, EngineFault>),
 }
 
@@ -216,6 +237,7 @@ struct Described {
 struct Session<'a> {
     socket: PathBuf,
     rules: Rules,
+    network: Option<network::Plan>,
     reports: &'a mpsc::Sender<Report>,
     memory: &'a mut Memory,
     asked: JoinSet<Answer>,
@@ -230,10 +252,9 @@ impl Session<'_> {
     async fn follow(&mut self, settled: &mut bool) -> Result<std::convert::Infallible, Ended> {
         let engine = self.engine().await?;
         tracing::info!(version = %engine.version, podman = engine.podman, "connected to the container engine");
-        let podman = engine.podman;
-        self.report(Report::Engine(engine)).await?;
-        let networks = networks(self.socket.clone(), podman).await?;
-        self.report(Report::Networks(networks)).await?;
+        self.report(Report::Engine(engine.clone())).await?;
+        let networks = looked(self.socket.clone(), engine.clone(), self.network).await?;
+        self.report_networks(networks).await?;
 
         let socket = self.socket.clone();
         let mut events = Events::Opening(Box::pin(async move { follow(&socket, EVENTS).await }));
@@ -252,7 +273,7 @@ impl Session<'_> {
                 biased;
                 octets = events.next() => {
                     for line in lines.push(&octets?) {
-                        self.handle_line(line, podman).await?;
+                        self.handle_line(line, &engine).await?;
                     }
                 }
                 Some(answer) = self.asked.join_next() => {
@@ -261,7 +282,7 @@ impl Session<'_> {
                     }
                 }
                 _ = resync.tick() => {
-                    self.ask_for_networks(podman);
+                    self.ask_for_networks(&engine);
                     self.ask_for_list();
                 }
             }
@@ -289,7 +310,7 @@ impl Session<'_> {
     async fn handle_line(
         &mut self,
         line: Result<Vec<u8>, Overlong>,
-        podman: bool,
+        engine: &Engine,
     ) -> Result<(), Ended> {
         let Ok(line) = line else {
             self.ask_for_list();
@@ -299,7 +320,7 @@ impl Session<'_> {
             .map_err(|e| EngineFault::NotUnderstood("/events".into(), e.to_string()))?;
         match event {
             Event::Other => {}
-            Event::Networks => self.ask_for_networks(podman),
+            Event::Networks => self.ask_for_networks(engine),
             Event::Container(id, action) => {
                 if let Some(news) = &mut self.news {
                     news.insert(id.clone());
@@ -336,10 +357,18 @@ impl Session<'_> {
         }
     }
 
-    fn ask_for_networks(&mut self, podman: bool) {
-        let socket = self.socket.clone();
+    fn ask_for_networks(&mut self, engine: &Engine) {
+        let look = looked(self.socket.clone(), engine.clone(), self.network);
         self.asked
-            .spawn(async move { Answer::Networks(networks(socket, podman).await) });
+            .spawn(async move { Answer::Networks(Box::new(look.await)) });
+    }
+
+    async fn report_networks(&self, (networks, native): Looked) -> Result<(), Ended> {
+        self.report(Report::Networks(networks)).await?;
+        match native {
+            Some(native) => self.report(Report::Native(native)).await,
+            None => Ok(()),
+        }
     }
 
     fn ask_for_containers(&mut self) {
@@ -358,7 +387,7 @@ impl Session<'_> {
 
     async fn handle_answer(&mut self, answer: Answer) -> Result<(), Ended> {
         match answer {
-            Answer::Networks(networks) => self.report(Report::Networks(networks?)).await,
+            Answer::Networks(looked) => self.report_networks((*looked)?).await,
             Answer::List(text) => {
                 let news = self.news.take().unwrap_or_default();
                 let listed = inspect::list(&text?).map_err(|e| {
@@ -453,6 +482,20 @@ async fn describe(
         ),
     };
     Ok(Some(Box::new(Described { inspected, image })))
+}
+
+/// Looks at the networks, and brings the one that is wanted about.
+async fn looked(
+    socket: PathBuf,
+    engine: Engine,
+    wanted: Option<network::Plan>,
+) -> Result<Looked, EngineFault> {
+    let there = networks(socket.clone(), engine.podman).await?;
+    let Some(plan) = wanted else {
+        return Ok((there, None));
+    };
+    let (native, there) = keeper::keep(&socket, &engine, &plan, there).await?;
+    Ok((there, Some(native)))
 }
 
 pub(super) async fn networks(

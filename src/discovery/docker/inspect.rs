@@ -11,6 +11,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::labels::{Facts, Labels};
+use super::network::OWNER;
 use crate::model::record::Protocol;
 
 /// A container's id: hexadecimal, at most 64 octets. Names change, this does not.
@@ -149,7 +150,7 @@ pub struct Published {
 }
 
 /// A network of the engine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EngineNetwork {
     /// Its id.
     pub id: String,
@@ -163,6 +164,14 @@ pub struct EngineNetwork {
     pub bridge: Option<String>,
     /// Its subnets.
     pub subnets: Vec<Ipv4Net>,
+    /// What it gives addresses out of, if that is less than the subnet.
+    pub range: Option<Ipv4Net>,
+    /// Its own address there.
+    pub gateway: Option<Ipv4Addr>,
+    /// What its driver was told.
+    pub options: BTreeMap<String, String>,
+    /// Whether meshd made it.
+    pub ours: bool,
 }
 
 /// What the engine says of itself.
@@ -627,6 +636,8 @@ struct RawNetwork {
     ipam: Option<RawIpam>,
     network_interface: Option<String>,
     subnets: Option<Vec<RawSubnet>>,
+    #[serde(rename = "Labels")]
+    labels: Option<RawLabels>,
 }
 
 #[derive(Default, Deserialize)]
@@ -640,20 +651,33 @@ struct RawIpam {
 struct RawSubnet {
     #[serde(alias = "Subnet")]
     subnet: String,
+    #[serde(rename = "IPRange")]
+    range: Option<String>,
+    #[serde(alias = "Gateway")]
+    gateway: Option<String>,
 }
 
 impl RawNetwork {
     fn meant(self) -> EngineNetwork {
-        let named = self
-            .options
-            .and_then(|mut options| options.remove("com.docker.network.bridge.name"))
+        let options = self.options.unwrap_or_default();
+        let named = options
+            .get("com.docker.network.bridge.name")
+            .cloned()
             .or(self.network_interface);
         let bridge = (self.driver == "bridge").then(|| {
             // Docker's name for a bridge that nobody named.
             named.unwrap_or_else(|| format!("br-{}", self.id.get(..12).unwrap_or(&self.id)))
         });
         let subnets = self.ipam.and_then(|i| i.config).unwrap_or_default();
+        let v4 = subnets.iter().find(|s| s.subnet.parse::<Ipv4Net>().is_ok());
+        let (owner, value) = OWNER;
         EngineNetwork {
+            range: v4.and_then(|s| s.range.as_deref()?.parse().ok()),
+            gateway: v4.and_then(|s| s.gateway.as_deref()?.parse().ok()),
+            ours: self
+                .labels
+                .is_some_and(|labels| labels.0.get(owner).is_some_and(|by| by == value)),
+            options,
             bridge: bridge.filter(|name| is_interface_name(name)),
             subnets: subnets
                 .into_iter()

@@ -1,5 +1,9 @@
 //! Why a container that asks to be exposed is not. Pure.
 
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
 use super::labels::LabelError;
 use super::leases::Full;
 
@@ -24,6 +28,10 @@ pub(super) enum Refusal {
     Internal(String),
     #[error("its network `{0}` is of the driver `{1}`, which the host itself has no way into")]
     Driver(String, String),
+    #[error(
+        "its address {0} on the network mesh is not one that the engine gives out by itself on this node: {1}"
+    )]
+    Foreign(Ipv4Addr, Ipv4Net),
     #[error("the engine's description of it cannot be used: {0}")]
     Unreadable(String),
     #[error("Compose calls it `{0}`, which makes the same name as `{1}` does")]
@@ -47,6 +55,9 @@ impl Refusal {
                 "put the labels on that other container, with mesh.port.NAME for each port"
             }
             Self::NotThere(_) | Self::NoAddress => "attach it to a bridge network",
+            Self::Foreign(..) => {
+                "leave its address to the engine: take `ipv4_address` (or `--ip`) away, and start it anew"
+            }
             Self::Internal(_) | Self::Driver(..) => {
                 "attach it to an ordinary bridge network as well"
             }

@@ -108,7 +108,7 @@ mod tests {
                     driver: "bridge".into(),
                     internal: *internal,
                     bridge: None,
-                    subnets: Vec::new(),
+                    ..EngineNetwork::default()
                 };
                 ((*name).to_owned(), network)
             })

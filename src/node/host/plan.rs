@@ -34,6 +34,25 @@ impl Plan {
         }
     }
 
+    /// Leads to the IPv4 prefix by its two halves: an interface that has all of it on its link, as that of a container
+    /// engine's network may, takes none of it away.
+    pub fn halve(&mut self) {
+        let halved = |(net, source): (IpNet, IpAddr)| {
+            let halves = match net {
+                IpNet::V4(v4) => v4.subnets(v4.prefix_len().saturating_add(1)).ok(),
+                IpNet::V6(_) => None,
+            };
+            match halves {
+                Some(halves) => halves.map(|half| (half.into(), source)).collect(),
+                None => vec![(net, source)],
+            }
+        };
+        self.routes = std::mem::take(&mut self.routes)
+            .into_iter()
+            .flat_map(halved)
+            .collect();
+    }
+
     /// Each change, with its reason.
     #[must_use]
     pub fn entries(&self) -> Vec<SystemEntry> {
@@ -181,5 +200,22 @@ mod tests {
             ]
         );
         assert!(entries.iter().all(|e| !e.why.is_empty()));
+    }
+
+    #[test]
+    fn in_halves_the_prefix_is_as_whole_as_before() {
+        let block = mesh().block(5).expect("it is large");
+        let mut plan = Plan::new("mesh0", 1420, &block, &mesh());
+        plan.halve();
+        let routes: Vec<String> = plan.routes.iter().map(|(net, _)| net.to_string()).collect();
+        assert_eq!(
+            routes,
+            ["10.210.0.0/17", "10.210.128.0/17", "fd00:1:2::/48"]
+        );
+        assert!(
+            plan.routes
+                .iter()
+                .all(|(net, source)| net.addr().is_ipv4() == source.is_ipv4())
+        );
     }
 }

@@ -31,6 +31,7 @@ fn surroundings() -> Surroundings {
         addresses: vec!["10.210.1.1".parse().expect("a literal")],
         block: "10.210.1.0/24".parse().expect("a literal"),
         rules: Rules::default(),
+        network: None,
     }
 }
 
@@ -134,7 +135,7 @@ fn network(id: &str, driver: &str, internal: bool) -> EngineNetwork {
         driver: driver.into(),
         internal,
         bridge: Some("br-net".into()),
-        subnets: Vec::new(),
+        ..EngineNetwork::default()
     }
 }
 
@@ -604,5 +605,64 @@ fn instances_whose_names_make_one_label_are_told_apart_by_id() {
     assert_eq!(
         names,
         BTreeSet::from(["n1-shop-web-1".into(), "n1-000000000000".into()])
+    );
+}
+
+#[test]
+fn a_container_on_the_network_mesh_is_published_at_its_own_address() {
+    let mut world = World::new();
+    let plan = network::Plan {
+        prefix: "10.210.0.0/16".parse().expect("a literal"),
+        block: "10.210.1.0/24".parse().expect("a literal"),
+        node: "10.210.1.1".parse().expect("a literal"),
+        mtu: 1420,
+    };
+    let around = Surroundings {
+        network: Some(plan),
+        ..surroundings()
+    };
+    world.containers = Containers::new(around, BTreeMap::new(), world.now);
+    let networks = vec![
+        network("net", "bridge", false),
+        network("native", "bridge", false),
+    ];
+    world.containers.handle_networks(networks);
+    world.containers.handle_native(Some("native".into()));
+    let on = |n: u32, address: &str| {
+        let mut inspected = web(n, &[]);
+        let Network::Attached(endpoints) = &mut inspected.network else {
+            panic!("it is on a bridge");
+        };
+        let address = address.parse().expect("a literal");
+        let network = "native".into();
+        endpoints.insert("mesh".into(), Endpoint { address, network });
+        inspected
+    };
+    world.inspected(&on(1, "10.210.1.2"));
+    world.inspected(&web(2, &[]));
+    assert_eq!(
+        world.mapped(),
+        ["10.210.1.2 10.210.1.2", "10.210.1.130 172.18.0.4"]
+    );
+    world.containers.handle_probe(&id(1), true);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    // An address that somebody chose may be one that is mapped, or the node's.
+    world.inspected(&on(3, "10.210.1.130"));
+    let problems = world.problems();
+    assert!(problems[0].contains("10.210.1.0/25"), "{problems:?}");
+    // Told so, it is reached by another of its networks.
+    world.inspected(&web(1, &[("mesh.network", "shop_default")]));
+    assert!(
+        world.mapped().iter().any(|m| m.ends_with(" 172.18.0.3")),
+        "{:?}",
+        world.mapped()
+    );
+    // Without the network all are mapped.
+    world.containers.handle_native(None);
+    world.inspected(&web(4, &[]));
+    assert!(
+        world.mapped().iter().any(|m| m.ends_with(" 172.18.0.6")),
+        "{:?}",
+        world.mapped()
     );
 }

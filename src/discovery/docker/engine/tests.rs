@@ -75,6 +75,14 @@ async fn serve(
         }
     }
     let request = String::from_utf8_lossy(&request).into_owned();
+    let length = request
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .and_then(|length| length.parse().ok());
+    let mut body = vec![0; length.unwrap_or(0)];
+    if stream.read_exact(&mut body).await.is_err() {
+        return;
+    }
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
     let before = {
         let mut paths = paths.lock().expect("nobody panics with it");
@@ -107,8 +115,12 @@ struct Followed {
 }
 
 fn follow_engine(sockets: Vec<PathBuf>) -> Followed {
+    follow_with(sockets, None)
+}
+
+fn follow_with(sockets: Vec<PathBuf>, network: Option<network::Plan>) -> Followed {
     let (sender, reports) = mpsc::channel(64);
-    let _task = EngineTask::start(sockets, Rules::default(), sender);
+    let _task = EngineTask::start(sockets, Rules::default(), network, sender);
     Followed { reports, _task }
 }
 
@@ -145,6 +157,7 @@ fn show(report: &Report) -> String {
     match report {
         Report::Engine(engine) => format!("engine {}", engine.version),
         Report::Networks(networks) => format!("{} networks", networks.len()),
+        Report::Native(native) => format!("native {native:?}"),
         Report::Listed(ids) => format!("{} listed", ids.len()),
         Report::Inspected(inspected) => {
             let image = inspected.image_labels.as_ref().map(Labels::len);
@@ -358,4 +371,37 @@ async fn an_answer_without_end_is_cut_off() {
     });
     let fault = standin.follow().fault().await;
     assert!(matches!(fault, EngineFault::TooLong(..)), "{fault:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_does_not_make_the_network_is_quoted() {
+    let standin = Standin::new(|path, _| match path {
+        "/version" => Deed::Answer(r#"{"Version":"26.1.5"}"#.into()),
+        "/networks" => Deed::Answer("[]".into()),
+        "/networks/create" => {
+            let said = r#"{"message":"Pool overlaps with other one"}"#;
+            let head = format!("HTTP/1.1 403 x\r\ncontent-length: {}\r\n\r\n", said.len());
+            Deed::Octets(format!("{head}{said}").into_bytes())
+        }
+        "/info" => Deed::Answer("{}".into()),
+        path if path.starts_with("/containers/json") => Deed::Answer("[]".into()),
+        _ => Deed::Hang,
+    });
+    let plan = network::Plan {
+        prefix: "10.210.0.0/16".parse().expect("a literal"),
+        block: "10.210.1.0/24".parse().expect("a literal"),
+        node: "10.210.1.1".parse().expect("a literal"),
+        mtu: 1420,
+    };
+    let mut followed = follow_with(vec![standin.socket()], Some(plan));
+    loop {
+        match followed.next().await {
+            Report::Native(Err(unusable)) => {
+                assert!(unusable.why.contains("Pool overlaps"), "{}", unusable.why);
+                break;
+            }
+            Report::Native(Ok(_)) | Report::Settled => panic!("there is none"),
+            _ => {}
+        }
+    }
 }

@@ -155,6 +155,7 @@ mod tests {
                 .iter()
                 .map(|(service, to)| (ip(service), to.iter().map(|t| ip(t)).collect()))
                 .collect(),
+            native: None,
         }
     }
 

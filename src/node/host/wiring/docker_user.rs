@@ -20,6 +20,15 @@ pub(super) enum Engine {
     WithoutUserChain,
 }
 
+/// The rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// All IPv4 addresses of the mesh.
+    pub(super) prefix: Ipv4Net,
+    /// Whether connections pass that were not translated: to containers that have mesh addresses themselves.
+    pub(super) native: bool,
+}
+
 /// What to do about the rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Steps {
@@ -29,29 +38,33 @@ pub(super) struct Steps {
     pub(super) calls: Vec<Vec<String>>,
 }
 
-/// The rule as arguments.
-pub(super) fn rule(prefix: Ipv4Net) -> Vec<String> {
-    let prefix = prefix.trunc().to_string();
-    [
-        "-m",
-        "conntrack",
-        "--ctstate",
-        "DNAT",
-        "--ctorigdst",
-        &prefix,
-        "-m",
-        "comment",
-        "--comment",
-        COMMENT,
-        "-j",
-        "ACCEPT",
-    ]
-    .map(ToOwned::to_owned)
-    .to_vec()
+impl Rule {
+    /// The rule as arguments.
+    pub(super) fn words(self) -> Vec<String> {
+        let prefix = self.prefix.trunc().to_string();
+        let state: &[&str] = if self.native {
+            &[]
+        } else {
+            &["--ctstate", "DNAT"]
+        };
+        let to = [
+            "--ctorigdst",
+            &prefix,
+            "-m",
+            "comment",
+            "--comment",
+            COMMENT,
+        ];
+        [&["-m", "conntrack"], state, &to, &["-j", "ACCEPT"]]
+            .concat()
+            .into_iter()
+            .map(ToOwned::to_owned)
+            .collect()
+    }
 }
 
-/// Compares the listing with what is wanted: the rule for `prefix`, or none.
-pub(super) fn steps(listing: &str, prefix: Option<Ipv4Net>) -> Steps {
+/// Compares the listing with what is wanted: a rule, or none.
+pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
     let chains: Vec<&str> = listing
         .lines()
         .filter_map(|line| line.strip_prefix("-N "))
@@ -84,8 +97,11 @@ pub(super) fn steps(listing: &str, prefix: Option<Ipv4Net>) -> Steps {
                 .any(|pair| pair.first() == Some(&flag) && pair.get(1) == Some(&value))
         };
         if has("--comment", COMMENT) {
-            let right = prefix
-                .is_some_and(|p| has("--ctorigdst", &p.trunc().to_string()) && has("-j", "ACCEPT"));
+            let right = wanted.is_some_and(|rule| {
+                has("--ctorigdst", &rule.prefix.trunc().to_string())
+                    && has("--ctstate", "DNAT") != rule.native
+                    && has("-j", "ACCEPT")
+            });
             if right && !ended && !stands {
                 stands = true;
             } else {
@@ -97,11 +113,11 @@ pub(super) fn steps(listing: &str, prefix: Option<Ipv4Net>) -> Steps {
             ended = true;
         }
     }
-    if let Some(prefix) = prefix
+    if let Some(rule) = wanted
         && !stands
     {
         let mut call = vec!["-I".to_owned(), CHAIN.to_owned(), "1".to_owned()];
-        call.extend(rule(prefix));
+        call.extend(rule.words());
         calls.push(call);
     }
     Steps { engine, calls }
@@ -113,12 +129,14 @@ mod tests {
 
     const OURS: &str = "-A DOCKER-USER -m conntrack --ctstate DNAT --ctorigdst 10.210.0.0/16 -m comment --comment meshd -j ACCEPT";
 
-    fn prefix() -> Option<Ipv4Net> {
-        "10.210.0.0/16".parse().ok()
+    fn prefix() -> Option<Rule> {
+        let prefix = "10.210.0.0/16".parse().ok()?;
+        let native = false;
+        Some(Rule { prefix, native })
     }
 
-    fn calls(listing: &str, prefix: Option<Ipv4Net>) -> Vec<String> {
-        steps(listing, prefix)
+    fn calls(listing: &str, wanted: Option<Rule>) -> Vec<String> {
+        steps(listing, wanted)
             .calls
             .iter()
             .map(|call| call.join(" "))
@@ -169,5 +187,23 @@ mod tests {
             (partial.engine, partial.calls.len()),
             (Engine::WithoutUserChain, 0)
         );
+    }
+
+    #[test]
+    fn containers_with_mesh_addresses_are_let_through_untranslated() {
+        let native = prefix().map(|rule| Rule {
+            native: true,
+            ..rule
+        });
+        let untranslated = OURS.replace("--ctstate DNAT ", "");
+        let insert = untranslated.replace("-A DOCKER-USER", "-I DOCKER-USER 1");
+        let translated = format!("-N DOCKER-USER\n{OURS}\n");
+        assert_eq!(
+            calls(&translated, native),
+            [OURS.replace("-A", "-D"), insert]
+        );
+        let there = format!("-N DOCKER-USER\n{untranslated}\n");
+        assert!(calls(&there, native).is_empty());
+        assert_eq!(calls(&there, prefix()).len(), 2);
     }
 }

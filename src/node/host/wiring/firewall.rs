@@ -5,17 +5,17 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::Ipv6Net;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::Wiring;
 use super::conntrack::Gone;
-use super::docker_user::{self, Engine};
+use super::docker_user::{self, Engine, Rule};
 use super::kernel::{Kernel, Machine, Refused};
 use super::ports::Ports;
 use super::ruleset::{self, MARK, Sound, TABLE};
+use super::{Native, Wiring};
 use crate::wire::local::{Problem, SystemEntry};
 
 /// Everything is looked at this often, notified or not.
@@ -145,8 +145,10 @@ struct Was {
     wiring: Option<(Arc<Wiring>, Sound)>,
     /// By family: the script, and how the kernel shows what came of it.
     tables: BTreeMap<&'static str, (String, Option<String>)>,
-    /// The prefix of the rule in the engine's chain.
-    rule: Option<Ipv4Net>,
+    /// The rule in the engine's chain.
+    rule: Option<Rule>,
+    /// The network of the engine's that the mesh is led to, and the source of packets to it.
+    native: Option<(Native, Ipv4Addr)>,
     /// Ports that were set to turn packets around: index and name.
     hairpins: BTreeMap<u32, String>,
     /// Forwarding was off before.
@@ -193,7 +195,10 @@ impl<K: Kernel> Work<K> {
             ));
         }
         let in_force = match self.tables(&wiring, &sound, &mut problems).await {
-            Ok(passes) => self.rule(&wiring, &mut problems).await && passes,
+            Ok(passes) => {
+                self.lead(&wiring, &mut problems).await;
+                self.rule(&wiring, &mut problems).await && passes
+            }
             Err(refused) => {
                 problems.push(no_tables(&refused, wiring.node));
                 false
@@ -292,6 +297,25 @@ impl<K: Kernel> Work<K> {
         Ok(passes)
     }
 
+    /// Leads the mesh to containers that have addresses of it themselves, and no longer to others.
+    async fn lead(&mut self, wiring: &Wiring, problems: &mut Vec<Problem>) {
+        let wanted = wiring.native.clone().map(|native| (native, wiring.node));
+        if self.was.native != wanted
+            && let Some((old, _)) = self.was.native.take()
+        {
+            let _ = self.kernel.lead_away(&old).await;
+        }
+        let Some((native, node)) = wanted else { return };
+        match self.kernel.lead(&native, node).await {
+            Ok(()) => self.was.native = Some((native, node)),
+            Err(refused) => problems.push(problem(
+                "the containers that have mesh addresses of their own cannot be reached",
+                refused.to_string(),
+                "restart Docker, so that it makes its bridges again",
+            )),
+        }
+    }
+
     /// One table: written when its script is new, and when the kernel no longer shows what came of it.
     async fn table(&mut self, family: &'static str, script: String) -> Result<(), Refused> {
         if let Some((old, shown)) = self.was.tables.get(family)
@@ -339,7 +363,11 @@ impl<K: Kernel> Work<K> {
         if wiring.bridges.is_empty() && self.was.rule.is_none() {
             return true;
         }
-        let wanted = (!wiring.bridges.is_empty()).then_some(wiring.prefix);
+        let wanted = Rule {
+            prefix: wiring.prefix,
+            native: wiring.native.is_some(),
+        };
+        let wanted = Some(wanted).filter(|_| !wiring.bridges.is_empty());
         let result = self.set_rule(wanted).await;
         let (what, why, fix) = match result {
             Ok(Engine::Docker | Engine::None) => return true,
@@ -361,7 +389,7 @@ impl<K: Kernel> Work<K> {
                 format!(
                     "try `iptables -I {} 1 {}`",
                     docker_user::CHAIN,
-                    docker_user::rule(wiring.prefix).join(" ")
+                    wanted.map(|rule| rule.words().join(" ")).unwrap_or_default()
                 ),
             ),
         };
@@ -369,7 +397,7 @@ impl<K: Kernel> Work<K> {
         false
     }
 
-    async fn set_rule(&mut self, wanted: Option<Ipv4Net>) -> Result<Engine, Refused> {
+    async fn set_rule(&mut self, wanted: Option<Rule>) -> Result<Engine, Refused> {
         let listing = self.kernel.filter().await?;
         let steps = docker_user::steps(&listing, wanted);
         if self.was.rule.is_some() && self.was.rule == wanted && !steps.calls.is_empty() {
@@ -429,15 +457,26 @@ impl<K: Kernel> Work<K> {
             };
             entry("rule", format!("nftables table {family} {TABLE}"), why);
         }
-        if let Some(prefix) = self.was.rule {
+        if let Some(rule) = self.was.rule {
             entry(
                 "rule",
-                format!(
-                    "iptables {} {}",
-                    docker_user::CHAIN,
-                    docker_user::rule(prefix).join(" ")
-                ),
+                format!("iptables {} {}", docker_user::CHAIN, rule.words().join(" ")),
                 "lets connections to instance addresses pass the container engine's rules",
+            );
+        }
+        if let Some((native, node)) = &self.was.native {
+            entry(
+                "route",
+                format!("{} dev {} src {node}", native.range, native.bridge),
+                "leads to the containers that have mesh addresses of their own",
+            );
+            entry(
+                "sysctl",
+                format!(
+                    "net.ipv4.conf.{0}.proxy_arp = 1 (was 0), net.ipv4.neigh.{0}.proxy_delay = 0 (was 80)",
+                    native.bridge
+                ),
+                "those containers take the whole mesh for their neighbours",
             );
         }
         for name in self.was.hairpins.values() {
@@ -473,6 +512,10 @@ impl<K: Kernel> Work<K> {
         }
         if self.was.rule.is_some() {
             said(self.set_rule(None).await.map(drop));
+        }
+        if let Some((native, _)) = self.was.native.take() {
+            // It went with its bridge, if that is gone.
+            let _ = self.kernel.lead_away(&native).await;
         }
         for index in std::mem::take(&mut self.was.hairpins).into_keys() {
             let _ = self.kernel.set_hairpin(index, false).await;

@@ -1,6 +1,7 @@
 //! What the firewall does to the machine, behind a trait: the programs `nft` and `iptables`, netlink, one sysctl.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -10,11 +11,12 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
-use super::Wiring;
 use super::conntrack::{self, Gone};
+use super::native;
 use super::netfilter::{Touched, messages, touched};
 use super::ports::{self, Ports};
 use super::ruleset::TABLE;
+use super::{Native, Wiring};
 
 /// A program that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -61,6 +63,14 @@ pub(super) trait Kernel: Send + 'static {
         index: u32,
         on: bool,
     ) -> impl Future<Output = Result<(), Refused>> + Send;
+    /// Leads the mesh to a bridge whose containers have addresses of it; `node` is the source of the host's packets.
+    fn lead(
+        &mut self,
+        native: &Native,
+        node: Ipv4Addr,
+    ) -> impl Future<Output = Result<(), Refused>> + Send;
+    /// No longer does that.
+    fn lead_away(&mut self, native: &Native) -> impl Future<Output = Result<(), Refused>> + Send;
     /// Whether the machine forwards IPv4.
     fn forwards(&mut self) -> Result<bool, Refused>;
     /// Sets that.
@@ -137,6 +147,14 @@ impl Kernel for Machine {
     async fn set_hairpin(&mut self, index: u32, on: bool) -> Result<(), Refused> {
         let set = ports::set_hairpin(self.handle()?, index, on).await;
         set.map_err(|error| Refused::Said("set a port of a bridge", error.to_string()))
+    }
+
+    async fn lead(&mut self, native: &Native, node: Ipv4Addr) -> Result<(), Refused> {
+        native::lead(self.handle()?, native, node).await
+    }
+
+    async fn lead_away(&mut self, native: &Native) -> Result<(), Refused> {
+        native::lead_away(self.handle()?, native).await
     }
 
     fn forwards(&mut self) -> Result<bool, Refused> {

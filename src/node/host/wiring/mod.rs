@@ -10,6 +10,7 @@
 //!   overrides a drop in another;
 //! - guards drop packets that claim an address of somebody else: neighbours on the network below, containers, and
 //!   containers of one bridge among themselves;
+//! - where the engine gives mesh addresses out itself, a route leads to its bridge, which answers for the rest of the mesh;
 //! - a container's port of the bridge turns packets around, so that it reaches its own name.
 //!
 //! It never touches rules of others, and never flushes anything.
@@ -18,6 +19,7 @@ mod conntrack;
 mod docker_user;
 mod firewall;
 mod kernel;
+mod native;
 mod netfilter;
 mod ports;
 mod ruleset;
@@ -46,6 +48,18 @@ pub struct Wiring {
     pub mappings: BTreeMap<Ipv4Addr, Mapped>,
     /// Usable instance addresses by service address. With none, connections are refused.
     pub service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
+    /// The engine's network whose containers have mesh addresses of their own, if there is one.
+    pub native: Option<Native>,
+}
+
+/// A network of the engine's whose containers have mesh addresses of their own: instance addresses in its range are
+/// those of the containers themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Native {
+    /// Its bridge.
+    pub bridge: String,
+    /// The part of the block that it gives out.
+    pub range: Ipv4Net,
 }
 
 /// The container behind an instance address.

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::Wiring;
+use super::{Native, Wiring};
 
 /// The name of our tables.
 pub(super) const TABLE: &str = "meshd";
@@ -27,6 +27,8 @@ pub(super) struct Sound {
     networks: Vec<Ipv4Net>,
     containers: BTreeMap<Ipv4Addr, Ipv4Addr>,
     services: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
+    /// Exposed containers that have mesh addresses themselves.
+    natives: BTreeSet<Ipv4Addr>,
     /// What was left out, and why.
     pub(super) left_out: Vec<String>,
 }
@@ -53,6 +55,10 @@ impl Sound {
                 continue;
             }
             sound.bridges.push(bridge.clone());
+            let native = wiring.native.as_ref();
+            if native.is_some_and(|native| native.bridge == *bridge) {
+                continue;
+            }
             for subnet in subnets {
                 if subnet.contains(&wiring.prefix) || wiring.prefix.contains(subnet) {
                     sound.left_out.push(format!(
@@ -68,6 +74,12 @@ impl Sound {
         let mut taken = BTreeSet::new();
         for (instance, mapped) in &wiring.mappings {
             let to = mapped.container;
+            let native = wiring.native.as_ref();
+            if to == *instance && native.is_some_and(|n| n.range.contains(&to)) && to != wiring.node
+            {
+                sound.natives.insert(to);
+                continue;
+            }
             let usable = !(to.is_loopback()
                 || to.is_unspecified()
                 || to.is_multicast()
@@ -112,7 +124,8 @@ impl Sound {
             let elsewhere = wiring.service_addresses.contains_key(&instance);
             return (!elsewhere).then_some(instance);
         }
-        self.containers.get(&instance).copied()
+        let native = self.natives.get(&instance).copied();
+        native.or_else(|| self.containers.get(&instance).copied())
     }
 
     /// Instance addresses and the containers behind them.
@@ -168,6 +181,16 @@ impl Sound {
             "type ipv4_addr : ipv4_addr",
             self.containers.iter().map(|(i, c)| format!("{c} : {i}")),
         );
+        let native = wiring.native.as_ref().map(|n| native(n, wiring));
+        if native.is_some() {
+            set(
+                &mut text,
+                "set natives",
+                "type ipv4_addr",
+                self.natives.iter().map(ToString::to_string),
+            );
+        }
+        let native = native.unwrap_or_default();
         let mut chain = |name: &str, hook: &str, rules: &[String]| {
             let _ = writeln!(text, "\tchain {name} {{");
             if !hook.is_empty() {
@@ -184,11 +207,15 @@ impl Sound {
             "guard",
             "filter hook prerouting priority -310",
             &[
-                format!("iifname {{ \"lo\", \"{interface}\" }} accept"),
-                format!("ip saddr {prefix} drop"),
-                "iifname @bridges accept".into(),
-                format!("ip daddr {prefix} drop"),
-            ],
+                vec![format!("iifname {{ \"lo\", \"{interface}\" }} accept")],
+                native.guard,
+                vec![
+                    format!("ip saddr {prefix} drop"),
+                    "iifname @bridges accept".into(),
+                    format!("ip daddr {prefix} drop"),
+                ],
+            ]
+            .concat(),
         );
         let balance: Vec<String> = self.services.iter().filter_map(balanced).collect();
         chain("services", "", &balance);
@@ -213,11 +240,15 @@ impl Sound {
             "leaving",
             "nat hook postrouting priority 95",
             &[
-                format!("oifname \"{interface}\" snat to ip saddr map @identities"),
-                format!("oifname \"{interface}\" ip saddr @networks snat to {node}"),
-                format!("{ours} snat to ip saddr map @identities"),
-                format!("{ours} ip saddr @networks snat to {node}"),
-            ],
+                vec![
+                    format!("oifname \"{interface}\" snat to ip saddr map @identities"),
+                    format!("oifname \"{interface}\" ip saddr @networks snat to {node}"),
+                    format!("{ours} snat to ip saddr map @identities"),
+                    format!("{ours} ip saddr @networks snat to {node}"),
+                ],
+                native.leaving,
+            ]
+            .concat(),
         );
         chain(
             "own_sources",
@@ -229,10 +260,18 @@ impl Sound {
                 "oifname \"{interface}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
             ),
             "ip daddr @instances ct state invalid drop".into(),
+        ];
+        if mark && !native.passing.is_empty() {
+            passing.push(format!(
+                "ct original ip daddr @natives meta mark set meta mark | {MARK:#010x}"
+            ));
+        }
+        passing.extend(native.passing);
+        passing.extend([
             format!("ip daddr {block} goto refuse"),
             format!("ip daddr {services} goto refuse"),
             format!("iifname \"{interface}\" ct state new ct status & dnat == 0 drop"),
-        ];
+        ]);
         if mark {
             passing.push(format!("{ours} meta mark set meta mark | {MARK:#010x}"));
         }
@@ -241,11 +280,15 @@ impl Sound {
             "to_nowhere",
             "filter hook output priority 0",
             &[
-                format!("ip daddr {node} accept"),
-                "ip daddr @instances ct state invalid drop".into(),
-                format!("ip daddr {block} goto refuse"),
-                format!("ip daddr {services} goto refuse"),
-            ],
+                vec![format!("ip daddr {node} accept")],
+                native.from_host,
+                vec![
+                    "ip daddr @instances ct state invalid drop".into(),
+                    format!("ip daddr {block} goto refuse"),
+                    format!("ip daddr {services} goto refuse"),
+                ],
+            ]
+            .concat(),
         );
         chain(
             "refuse",
@@ -281,6 +324,55 @@ impl Sound {
              }}\n"
         );
         text
+    }
+}
+
+/// Rules besides, where the engine gives mesh addresses out itself.
+#[derive(Default)]
+struct NativeRules {
+    guard: Vec<String>,
+    leaving: Vec<String>,
+    passing: Vec<String>,
+    from_host: Vec<String>,
+}
+
+fn native(native: &Native, wiring: &Wiring) -> NativeRules {
+    let (bridge, prefix, node) = (&native.bridge, wiring.prefix, wiring.node);
+    let interface = &wiring.interface;
+    let first = u32::from(native.range.network()).saturating_add(2);
+    let own = format!("{}-{}", Ipv4Addr::from(first), native.range.broadcast());
+    NativeRules {
+        guard: vec![format!("iifname \"{bridge}\" ip saddr {own} accept")],
+        leaving: vec![
+            // Other containers of this host show themselves to these as to everybody in the mesh.
+            format!(
+                "oifname \"{bridge}\" ct original ip daddr {prefix} snat to ip saddr map @identities"
+            ),
+            format!(
+                "oifname \"{bridge}\" ct original ip daddr {prefix} ip saddr @networks snat to {node}"
+            ),
+            // A service address that leads back to their own bridge: the answer is to come by here.
+            format!(
+                "oifname \"{bridge}\" ct status dnat ct original ip daddr {prefix} ip saddr {own} snat to {node}"
+            ),
+            // Only outside the mesh nobody knows their addresses.
+            format!(
+                "oifname != {{ \"{interface}\", \"{bridge}\" }} ip saddr {own} ct original ip daddr != {prefix} masquerade"
+            ),
+        ],
+        passing: vec![
+            "ip daddr @natives accept".into(),
+            // Those that are not exposed are reached by their neighbours, at ports that they publish, and by answers.
+            format!("iifname \"{bridge}\" oifname \"{bridge}\" accept"),
+            format!("oifname \"{bridge}\" ct status dnat accept"),
+            format!("oifname \"{bridge}\" ct state established,related accept"),
+        ],
+        from_host: vec![
+            // What a service address stands for is on the same link, yet must come by here.
+            format!("oifname \"{bridge}\" icmp type redirect drop"),
+            "ip daddr @natives accept".into(),
+            format!("oifname \"{bridge}\" accept"),
+        ],
     }
 }
 

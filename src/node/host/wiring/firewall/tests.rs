@@ -1,5 +1,6 @@
 use std::time::Instant;
 
+use ipnet::Ipv4Net;
 use tokio::sync::Notify;
 
 use super::super::Mapped;
@@ -14,6 +15,7 @@ struct Memory {
     ports: Ports,
     forwards: bool,
     forgotten: usize,
+    led: Option<(String, Ipv4Net, Ipv4Addr)>,
     refuses: Option<Refused>,
     written: usize,
 }
@@ -103,6 +105,16 @@ impl Kernel for Twin {
         Ok(())
     }
 
+    async fn lead(&mut self, native: &Native, node: Ipv4Addr) -> Result<(), Refused> {
+        self.look(|m| m.led = Some((native.bridge.clone(), native.range, node)));
+        Ok(())
+    }
+
+    async fn lead_away(&mut self, _: &Native) -> Result<(), Refused> {
+        self.look(|m| m.led = None);
+        Ok(())
+    }
+
     async fn forget(&mut self, _: Gone) -> Result<usize, Refused> {
         self.look(|m| m.forgotten += 1);
         Ok(1)
@@ -134,6 +146,7 @@ fn wiring() -> Wiring {
         )]),
         mappings: BTreeMap::from([("10.210.1.2".parse().expect("a literal"), mapped)]),
         service_addresses: BTreeMap::new(),
+        native: None,
     }
 }
 
@@ -283,4 +296,36 @@ async fn what_is_in_the_way_is_said_with_its_remedy() {
     let kernel = docker();
     kernel.look(|m| m.ports.absent = vec!["docker0".into()]);
     assert!(what(kernel).await.1.why.contains("without root"));
+}
+
+#[tokio::test]
+async fn the_way_to_containers_with_mesh_addresses_comes_and_goes() {
+    let kernel = docker();
+    let firewall = Firewall::on(kernel.clone(), None);
+    let range: Ipv4Net = "10.210.1.0/25".parse().expect("a literal");
+    let mut native = wiring();
+    native.native = Some(Native {
+        bridge: "br-mesh".into(),
+        range,
+    });
+    firewall.set(native.clone());
+    firewall.settled().await;
+    let led = || kernel.look(|m| m.led.clone());
+    assert_eq!(led(), Some(("br-mesh".into(), range, native.node)));
+    let has_state = || kernel.look(|m| m.rules.iter().any(|r| r.contains("--ctstate")));
+    assert!(!has_state());
+    let entries = firewall.entries();
+    let shown: Vec<&str> = entries.iter().map(|e| e.what.as_str()).collect();
+    assert!(
+        shown.contains(&"10.210.1.0/25 dev br-mesh src 10.210.1.1"),
+        "{shown:?}"
+    );
+    firewall.set(wiring());
+    firewall.settled().await;
+    assert_eq!(led(), None);
+    assert!(has_state());
+    firewall.set(native);
+    firewall.settled().await;
+    firewall.stop().await;
+    assert_eq!(led(), None);
 }

@@ -28,6 +28,7 @@ fn bare() -> Wiring {
         bridges: BTreeMap::new(),
         mappings: BTreeMap::new(),
         service_addresses: BTreeMap::new(),
+        native: None,
     }
 }
 
@@ -169,5 +170,49 @@ fn a_service_address_never_leads_to_another_or_to_an_instance_that_is_gone() {
             (ip("10.210.0.64"), vec![ip("10.210.1.1")]),
             (ip("10.210.0.65"), vec![])
         ])
+    );
+}
+
+#[test]
+fn containers_with_mesh_addresses_of_their_own_are_not_translated() {
+    let mut wiring = wired();
+    wiring.native = Some(Native {
+        bridge: "br-mesh".into(),
+        range: net("10.210.1.0/25"),
+    });
+    wiring.bridges.insert("br-mesh".into(), vec![wiring.prefix]);
+    wiring.mappings = BTreeMap::from([
+        (ip("10.210.1.5"), mapped("10.210.1.5")),
+        (ip("10.210.1.130"), mapped("172.17.0.5")),
+        // Not of the range; and the node's.
+        (ip("10.210.1.140"), mapped("10.210.1.140")),
+        (ip("10.210.1.1"), mapped("10.210.1.1")),
+    ]);
+    let services = BTreeMap::from([(ip("10.210.0.64"), vec![ip("10.210.1.5")])]);
+    wiring.service_addresses = services;
+    let sound = Sound::of(&wiring);
+    assert_eq!(sound.left_out.len(), 2, "{:?}", sound.left_out);
+    let text = sound.table(&wiring, false);
+    let at = |rule: &str| {
+        let found = text.find(rule);
+        found.unwrap_or_else(|| panic!("{rule} is not in {text}"))
+    };
+    at("elements = { 172.17.0.0/16, 172.18.0.0/16 }");
+    at("elements = { 10.210.1.130 : 172.17.0.5 }");
+    at("ip daddr 10.210.0.64 dnat to 10.210.1.5");
+    assert!(
+        at("iifname \"br-mesh\" ip saddr 10.210.1.2-10.210.1.127 accept")
+            < at("ip saddr 10.210.0.0/16 drop")
+    );
+    assert!(at("ip daddr @natives accept") < at("ip daddr 10.210.1.0/24 goto refuse"));
+    assert!(
+        at(
+            "oifname != { \"mesh0\", \"br-mesh\" } ip saddr 10.210.1.2-10.210.1.127 ct original ip daddr != 10.210.0.0/16 masquerade"
+        ) < at("chain own_sources")
+    );
+    assert!(
+        sound
+            .table(&wiring, true)
+            .contains("ct original ip daddr @natives meta mark set")
     );
 }
