@@ -64,6 +64,7 @@ const SHELLS: &[&str] = &[
     "dns/inside.rs",
     "dns/resolver.rs",
     "dns/server.rs",
+    "dns/tls.rs",
     "dns/upstream.rs",
     "discovery/check.rs",
     "discovery/docker/client.rs",

@@ -7,7 +7,10 @@ use meshd::wire::control::{FromCoordinator, FromNode};
 fuzz_target!(|octets: &[u8]| {
     if let Ok(message) = serde_json::from_slice::<FromNode>(octets) {
         let again = serde_json::to_vec(&message).expect("plain data");
-        assert_eq!(serde_json::from_slice::<FromNode>(&again).ok(), Some(message));
+        assert_eq!(
+            serde_json::from_slice::<FromNode>(&again).ok(),
+            Some(message)
+        );
     }
     if let Ok(message) = serde_json::from_slice::<FromCoordinator>(octets) {
         let again = serde_json::to_vec(&message).expect("plain data");

@@ -85,19 +85,19 @@ pub fn explain<'a>(zone: &'a Zone, name: &Name) -> Vec<(&'a ZoneInstance, Part)>
         return Vec::new();
     };
     let answered = &found.entry.answered;
-    let chosen: Vec<&ZoneInstance> = Order::new(zone, found, 0).collect();
+    let chosen: Vec<&ZoneInstance> = Order::new(found, 0).collect();
     let more = chosen.len() > zone.most_addresses;
-    let all = found.entry.all.iter();
-    all.filter_map(|index| {
-        let instance = zone.instances.get(*index)?;
-        let meant = chosen.iter().any(|i| std::ptr::eq(*i, instance));
-        let part = match (meant, answered.contains(index)) {
+    let all = found.entry.all().map(AsRef::as_ref);
+    all.map(|instance| {
+        let is_it = |other: &ZoneInstance| std::ptr::eq(other, instance);
+        let meant = chosen.iter().any(|i| is_it(i));
+        let part = match (meant, answered.iter().any(|i| is_it(i))) {
             (true, _) if more => Part::InTurn,
             (true, _) => Part::Answered,
             (false, true) => Part::Farther,
             (false, false) => Part::Unusable,
         };
-        Some((instance, part))
+        (instance, part)
     })
     .collect()
 }
@@ -153,7 +153,7 @@ impl Responder<'_> {
     }
 
     fn order(&self) -> Order<'_> {
-        Order::new(self.zone, self.found, self.entropy)
+        Order::new(self.found, self.entropy)
     }
 
     fn services(&self, additional: &mut Vec<Record>) -> Vec<RData> {

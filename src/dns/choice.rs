@@ -1,5 +1,7 @@
 //! Which instances of a name are answered, and in which order. Pure: the caller brings the randomness.
 
+use std::sync::Arc;
+
 use super::zone::{Entry, Zone, ZoneInstance};
 
 /// The first label of a name that means only the nearest instances of the service below it.
@@ -32,10 +34,9 @@ pub(super) fn find<'a>(zone: &'a Zone, relative: &str) -> Option<Found<'a>> {
 
 /// The instances answered: nearest first, in random order among equals, worked out one at a time.
 pub(super) struct Order<'a> {
-    zone: &'a Zone,
-    few: [usize; FEW],
-    many: Vec<usize>,
-    length: usize,
+    answered: &'a [Arc<ZoneInstance>],
+    few: [u32; FEW],
+    many: Vec<u32>,
     next: usize,
     /// Where those as near as the next one end.
     group_end: usize,
@@ -44,21 +45,20 @@ pub(super) struct Order<'a> {
 }
 
 impl<'a> Order<'a> {
-    pub(super) fn new(zone: &'a Zone, found: Found<'_>, entropy: u64) -> Self {
-        let answered = found.entry.answered.as_slice();
+    pub(super) fn new(found: Found<'a>, entropy: u64) -> Self {
+        let answered = &*found.entry.answered;
         let mut few = [0; FEW];
         let many = match few.get_mut(..answered.len()) {
             Some(room) => {
-                room.copy_from_slice(answered);
+                room.iter_mut().zip(0..).for_each(|(place, n)| *place = n);
                 Vec::new()
             }
-            None => answered.to_vec(),
+            None => (0..).take(answered.len()).collect(),
         };
         Self {
-            zone,
+            answered,
             few,
             many,
-            length: answered.len(),
             next: 0,
             group_end: 0,
             nearest: found.nearest,
@@ -67,17 +67,17 @@ impl<'a> Order<'a> {
         }
     }
 
-    fn indices(&mut self) -> &mut [usize] {
+    fn places(&mut self) -> &mut [u32] {
         if self.many.is_empty() {
-            self.few.get_mut(..self.length).unwrap_or_default()
+            self.few.get_mut(..self.answered.len()).unwrap_or_default()
         } else {
             &mut self.many
         }
     }
 
     fn at(&mut self, place: usize) -> Option<&'a ZoneInstance> {
-        let index = *self.indices().get(place)?;
-        self.zone.instances.get(index)
+        let index = *self.places().get(place)?;
+        self.answered.get(index as usize).map(AsRef::as_ref)
     }
 
     /// xorshift64 (Marsaglia, 2003): the order need not be unpredictable, only even.
@@ -105,7 +105,7 @@ impl<'a> Iterator for Order<'a> {
             }
         }
         let other = here + self.below(self.group_end - here);
-        self.indices().swap(here, other);
+        self.places().swap(here, other);
         self.next += 1;
         self.at(here)
     }

@@ -339,7 +339,7 @@ impl Zone {
         let mut many = Vec::new();
         let most = self.most_addresses;
         let mut count = 0;
-        for instance in Order::new(self, found, entropy) {
+        for instance in Order::new(found, entropy) {
             let v4 = instance.v4.iter().copied().map(IpAddr::V4);
             let v6 = instance.v6.iter().copied().map(IpAddr::V6);
             for address in v4.chain(v6).filter(of_family) {

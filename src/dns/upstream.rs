@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::OnceCell;
@@ -20,6 +21,11 @@ use tokio::time::timeout;
 use super::cache::{Cache, Key};
 use super::exchange::{Question, Received};
 use super::message::{Asked, Forwarded, Source};
+use super::tls::Tls;
+
+mod server;
+
+pub use server::{Server, ServerError};
 
 /// How long one upstream may take.
 const TIMEOUT: Duration = Duration::from_millis(1_200);
@@ -37,11 +43,13 @@ type Answer = Arc<OnceCell<Forwarded>>;
 /// The resolvers everything else is asked of.
 #[derive(Default)]
 pub struct Upstream {
-    servers: ArcSwap<Vec<SocketAddr>>,
+    servers: ArcSwap<Vec<Server>>,
     /// The one that answered last: it is asked first.
     preferred: AtomicUsize,
     cache: Mutex<Cache>,
     under_way: Mutex<HashMap<Key, Weak<OnceCell<Forwarded>>>>,
+    /// Made when it is needed first, which is never on most nodes.
+    tls: OnceCell<Tls>,
 }
 
 impl Upstream {
@@ -52,9 +60,9 @@ impl Upstream {
     }
 
     /// Asks `servers` from now on, in turn; never those in `own`, which would be this node itself.
-    pub fn set(&self, servers: &[SocketAddr], own: &BTreeSet<IpAddr>) {
-        let others = servers.iter().filter(|s| !own.contains(&s.ip()));
-        self.servers.store(Arc::new(others.copied().collect()));
+    pub fn set(&self, servers: &[Server], own: &BTreeSet<IpAddr>) {
+        let others = servers.iter().filter(|s| !own.contains(&s.address.ip()));
+        self.servers.store(Arc::new(others.cloned().collect()));
     }
 
     /// Asks. A failure is an answer too: SERVFAIL.
@@ -106,10 +114,11 @@ impl Upstream {
         let first = self.preferred.load(Ordering::Relaxed);
         for place in (0..servers.len()).cycle().take(TRIES) {
             let place = (first + place) % servers.len();
-            let Some(server) = servers.get(place).copied() else {
+            let Some(Server { address, name }) = servers.get(place) else {
                 break;
             };
-            match timeout(TIMEOUT, exchange(server, asked)).await {
+            let (server, exchange) = (*address, self.exchange(*address, name.as_ref(), asked));
+            match timeout(TIMEOUT, exchange).await {
                 Ok(Ok(Some(mut answer))) => {
                     self.preferred.store(place, Ordering::Relaxed);
                     answer.source = Source::Upstream(server);
@@ -124,6 +133,44 @@ impl Upstream {
         Forwarded::failure()
     }
 
+    /// Asks one server; nothing if it cannot or will not say.
+    async fn exchange(
+        &self,
+        server: SocketAddr,
+        name: Option<&ServerName<'static>>,
+        asked: &Asked,
+    ) -> io::Result<Option<Forwarded>> {
+        for edns in [true, false] {
+            let random = [
+                getrandom::u64().map_err(io::Error::other)?,
+                getrandom::u64().map_err(io::Error::other)?,
+            ];
+            let Some(question) = Question::new(asked, random, edns) else {
+                return Ok(None);
+            };
+            let Some(octets) = question.octets() else {
+                return Ok(None);
+            };
+            let received = match name {
+                Some(name) => {
+                    let tls = self.tls.get_or_try_init(async || Tls::of_system()).await?;
+                    let reply = tls.exchange(server, name, &octets).await?;
+                    question.handle_reply(&reply, true)
+                }
+                None => match datagram(server, &question, &octets).await? {
+                    Received::Again => stream(server, &question, &octets).await?,
+                    received => received,
+                },
+            };
+            match received {
+                Received::Answer(answer) => return Ok(Some(answer)),
+                Received::NoEdns => {}
+                Received::Failed | Received::Again | Received::Stray => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
     fn lock_cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,32 +182,6 @@ impl std::fmt::Debug for Upstream {
             .field("servers", &self.servers)
             .finish_non_exhaustive()
     }
-}
-
-/// Asks one server; nothing if it cannot or will not say.
-async fn exchange(server: SocketAddr, asked: &Asked) -> io::Result<Option<Forwarded>> {
-    for edns in [true, false] {
-        let random = [
-            getrandom::u64().map_err(io::Error::other)?,
-            getrandom::u64().map_err(io::Error::other)?,
-        ];
-        let Some(question) = Question::new(asked, random, edns) else {
-            return Ok(None);
-        };
-        let Some(octets) = question.octets() else {
-            return Ok(None);
-        };
-        let mut received = datagram(server, &question, &octets).await?;
-        if matches!(received, Received::Again) {
-            received = stream(server, &question, &octets).await?;
-        }
-        match received {
-            Received::Answer(answer) => return Ok(Some(answer)),
-            Received::NoEdns => {}
-            Received::Failed | Received::Again | Received::Stray => return Ok(None),
-        }
-    }
-    Ok(None)
 }
 
 /// One socket a question: the system draws its port, and takes datagrams from the server alone.

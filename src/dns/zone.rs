@@ -1,12 +1,25 @@
-//! The zone: every mesh name and what this node answers for it, computed once per change.
+//! The zone: every mesh name and what this node answers for it, worked out when something changes.
+//!
+//! A zone never changes. The next one shares with it all that stays: a service that changes costs its own names, however
+//! many others there are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod entry;
+mod names;
+mod reverse;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
+
+pub use self::entry::{Entry, PortFilter, Standing, ZoneInstance};
+use self::entry::{Rank, Role};
+use self::names::Names;
+use self::reverse::Reverse;
 
 use crate::model::address::MeshAddresses;
 use crate::model::netmap::Netmap;
-use crate::model::record::{Health, Instance, Port, Service};
+use crate::model::record::{Health, Instance, Service};
 use crate::model::service_address::ServiceAddresses;
 use crate::model::{Label, PublicKey};
 
@@ -52,84 +65,13 @@ pub struct ZoneInput<'a> {
     pub most_addresses: usize,
 }
 
-/// Why an instance is answered or not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// Its owner says it is healthy, and this node can reach its owner.
-    Usable,
-    /// This node cannot reach its owner.
-    Unreachable,
-    /// Its owner says it is not healthy.
-    Unhealthy,
-    /// Its owner says it is not ready yet.
-    Starting,
-    /// Its owner wants no new clients for it.
-    Draining,
-}
-
-/// An instance as the zone holds it.
-#[derive(Debug, Clone)]
-pub struct ZoneInstance {
-    /// Its name, relative to the domain.
-    pub name: String,
-    /// Its node's name.
-    pub node: Label,
-    /// IPv4 addresses.
-    pub v4: Vec<Ipv4Addr>,
-    /// IPv6 addresses.
-    pub v6: Vec<Ipv6Addr>,
-    /// Its ports.
-    pub ports: Vec<Port>,
-    /// SRV weight.
-    pub weight: u16,
-    /// SRV priority.
-    pub priority: u16,
-    /// How far it is: equal numbers are equally near.
-    pub group: u8,
-    /// Whether it is answered.
-    pub standing: Standing,
-    /// Its owner's verdict.
-    pub health: Health,
-}
-
-/// What a name has.
-#[derive(Debug, Clone, Default)]
-pub struct Entry {
-    /// All instances, for an explanation.
-    pub all: Vec<usize>,
-    /// Those answered, nearest first.
-    pub answered: Vec<usize>,
-    /// Whether those answered are not usable, for want of any that are.
-    pub flagged: bool,
-    /// Of SRV: only ports of this name or number are meant; all if absent.
-    pub port: Option<PortFilter>,
-    /// Whether it answers addresses.
-    pub has_addresses: bool,
-    /// Whether it answers SRV.
-    pub has_srv: bool,
-    /// Addresses that are no instance's: a node's.
-    pub addresses: Vec<IpAddr>,
-    /// Answered instead of the instances' addresses, if the service has one.
-    pub service_address: Option<Ipv4Addr>,
-    /// Whether SOA and NS are here.
-    pub apex: bool,
-}
-
-/// Which ports an SRV name means.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortFilter {
-    /// The port's name; absent: ports without one.
-    pub name: Option<Label>,
-    /// `tcp` or `udp`.
-    pub protocol: crate::model::record::Protocol,
-}
-
-impl PortFilter {
-    /// Whether `port` is meant.
-    #[must_use]
-    pub fn matches(&self, port: &Port) -> bool {
-        port.protocol == self.protocol && port.name == self.name
-    }
+/// A service record that another one takes the place of.
+#[derive(Debug, Clone, Copy)]
+pub struct Replaced<'a> {
+    /// As it was; absent if there was none.
+    pub before: Option<&'a Service>,
+    /// As it is in the netmap now; absent if it is not there any more.
+    pub now: Option<&'a Service>,
 }
 
 /// An immutable zone.
@@ -139,20 +81,20 @@ pub struct Zone {
     pub domain: String,
     /// The mesh's addresses.
     pub addresses: Option<MeshAddresses>,
-    /// Instances, referred to by index.
-    pub instances: Vec<ZoneInstance>,
     /// For SOA.
     pub serial: u32,
     /// Addresses in an answer at most.
     pub most_addresses: usize,
     /// Service addresses that lead somewhere from this node; others are not answered.
-    pub balanced: BTreeSet<Ipv4Addr>,
-    names: HashMap<String, Entry>,
-    reverse: HashMap<IpAddr, String>,
+    pub balanced: Arc<BTreeSet<Ipv4Addr>>,
+    names: Names,
+    reverse: Reverse,
+    /// Service addresses, and the names that have them.
+    given: Arc<BTreeMap<Ipv4Addr, String>>,
 }
 
 impl Zone {
-    /// Computes the zone.
+    /// Computes the zone from nothing.
     #[must_use]
     pub fn build(input: &ZoneInput<'_>) -> Self {
         let Some(mesh) = &input.netmap.mesh else {
@@ -163,11 +105,11 @@ impl Zone {
             addresses: Some(mesh.addresses),
             serial: input.serial,
             most_addresses: input.most_addresses,
-            balanced: input.balanced.clone(),
+            balanced: Arc::new(input.balanced.clone()),
             ..Self::default()
         };
         for apex in ["", "svc", "node"] {
-            zone.entry(apex).apex = true;
+            zone.names.put(apex, |entry| entry.apex = true);
         }
         for member in input.netmap.members.values() {
             let name = format!("{}.node", member.name);
@@ -176,197 +118,207 @@ impl Zone {
                 IpAddr::V6(member.block.node_v6()),
             ];
             for address in addresses {
-                zone.reverse.insert(address, name.clone());
+                zone.reverse.give_to_node(address, &name);
             }
             if member.id == input.own {
-                zone.entry("ns").addresses = addresses.to_vec();
+                zone.names
+                    .put("ns", |entry| entry.addresses = addresses.into());
             }
-            zone.entry(&name).addresses = addresses.to_vec();
+            zone.names
+                .put(&name, |entry| entry.addresses = addresses.into());
         }
-        // Those with a short name first: a reverse name is to be the short one.
-        let services = || input.netmap.services.values();
-        let (projects, short): (Vec<_>, Vec<_>) = services().partition(|s| s.project.is_some());
-        for service in short.into_iter().chain(projects) {
-            zone.add_service(service, input);
+        let mut touched = BTreeSet::new();
+        for service in input.netmap.services.values() {
+            zone.add_service(service, input, &mut touched);
         }
-        for (name, address) in ServiceAddresses::assign(input.netmap).iter() {
-            let name = format!("{name}.svc");
-            if let Some(entry) = zone.names.get_mut(&name) {
-                entry.service_address = Some(address);
-                zone.reverse.insert(address.into(), name);
-            }
-        }
+        zone.settle(&touched, input.when_none_usable);
+        zone.give_service_addresses(input.netmap);
         for name in input.lingering {
-            zone.entry(name);
+            zone.linger(name);
         }
-        zone.add_parents();
-        zone.choose(input.when_none_usable);
         zone
     }
 
-    fn entry(&mut self, name: &str) -> &mut Entry {
-        self.names.entry(name.to_owned()).or_default()
+    /// The zone after some services changed and nothing else, members and reachability included. Gives the names of
+    /// services besides whose last instance left.
+    #[must_use]
+    pub fn replace(&self, input: &ZoneInput<'_>, services: &[Replaced<'_>]) -> (Self, Vec<String>) {
+        let mut zone = self.clone();
+        zone.serial = input.serial;
+        let mut touched = BTreeSet::new();
+        for service in services.iter().filter_map(|s| s.before) {
+            zone.remove_service(service, input, &mut touched);
+        }
+        for service in services.iter().filter_map(|s| s.now) {
+            zone.add_service(service, input, &mut touched);
+        }
+        zone.settle(&touched, input.when_none_usable);
+        let claims = |s: &Replaced<'_>| {
+            let claims = |service: &Service| service.service_address.is_some();
+            s.before.is_some_and(claims) || s.now.is_some_and(claims)
+        };
+        if services.iter().any(claims) {
+            zone.give_service_addresses(input.netmap);
+        }
+        let names = services.iter().filter_map(|s| s.before).map(base_of);
+        let left = names.filter(|name| !zone.serves(name)).collect();
+        for name in &touched {
+            zone.names.prune(name);
+        }
+        (zone, left)
     }
 
-    fn add_service(&mut self, service: &Service, input: &ZoneInput<'_>) {
+    /// Keeps `name`, without records, until [`Zone::forget`].
+    pub fn linger(&mut self, name: &str) {
+        self.names.put(name, |entry| entry.lingering = true);
+    }
+
+    /// Keeps `name` no more.
+    pub fn forget(&mut self, name: &str) {
+        self.names.change(name, |entry| entry.lingering = false);
+        self.names.prune(name);
+    }
+
+    fn add_service(
+        &mut self,
+        service: &Service,
+        input: &ZoneInput<'_>,
+        touched: &mut BTreeSet<String>,
+    ) {
         let Some(member) = input.netmap.members.get(&service.node) else {
             return;
         };
-        let base = format!("{}.svc", service.service_name());
-        let on_node = format!("{}.svc.{}.node", service.name, member.name);
-        let group = group(
-            service.node == input.own,
-            input.round_trips.get(&service.node),
-        );
-        let reachable = service.node == input.own || !input.unreachable.contains(&service.node);
-        for instance in &service.instances {
-            let index = self.instances.len();
-            let name = format!("{}.{base}", instance.id);
+        let base = base_of(service);
+        let own = service.node == input.own;
+        let group = group(own, input.round_trips.get(&service.node));
+        let reachable = own || !input.unreachable.contains(&service.node);
+        let record: Arc<str> = service.id.as_str().into();
+        for (place, instance) in (0..).zip(&service.instances) {
             let (v4, v6) = split_families(&instance.addresses);
-            for address in &instance.addresses {
-                if input
-                    .netmap
-                    .mesh
-                    .as_ref()
-                    .is_some_and(|mesh| mesh.addresses.contains(*address))
-                {
-                    self.reverse.entry(*address).or_insert_with(|| name.clone());
-                }
-            }
-            self.instances.push(ZoneInstance {
-                name: name.clone(),
+            let zoned = Arc::new(ZoneInstance {
+                name: format!("{}.{base}", instance.id).into(),
                 node: member.name.clone(),
-                v4,
-                v6,
-                ports: instance.ports.clone(),
+                v4: v4.into(),
+                v6: v6.into(),
+                ports: instance.ports.as_slice().into(),
                 weight: instance.weight,
                 priority: instance.priority,
                 group,
                 standing: standing(instance, reachable),
                 health: instance.health,
+                rank: Rank {
+                    of_project: service.project.is_some(),
+                    record: Arc::clone(&record),
+                    place,
+                },
             });
-            let own = self.entry(&name);
-            own.all.push(index);
-            own.has_addresses = true;
-            // Every project has a `db`: below the node only those stand that were named on purpose.
-            let short = service.project.is_none().then_some((&on_node, false));
-            for (name, srv) in std::iter::once((&base, true)).chain(short) {
-                let entry = self.entry(name);
-                entry.all.push(index);
-                entry.has_addresses = true;
-                entry.has_srv |= srv;
-            }
-            self.add_ports(service, instance, &base, index);
-        }
-    }
-
-    fn add_ports(&mut self, service: &Service, instance: &Instance, base: &str, index: usize) {
-        for port in &instance.ports {
-            let protocol = port.protocol.as_str();
-            let label = port.name.as_ref().unwrap_or(&service.name);
-            let mut names = vec![format!("_{label}._{protocol}.{base}")];
-            if port.name.is_none() && service.project.is_none() {
-                names.push(format!("_{}._{protocol}.svc", service.name));
-            }
-            for name in names {
-                let entry = self.entry(&name);
-                entry.has_srv = true;
-                entry.port = Some(PortFilter {
-                    name: port.name.clone(),
-                    protocol: port.protocol,
-                });
-                if entry.all.last() != Some(&index) {
-                    entry.all.push(index);
+            let mesh = self.addresses;
+            for address in &instance.addresses {
+                if mesh.is_some_and(|mesh| mesh.contains(*address)) {
+                    self.reverse.give_to_instance(*address, &zoned);
                 }
             }
-        }
-    }
-
-    /// Names that have nothing themselves but something below them exist (RFC 8020).
-    fn add_parents(&mut self) {
-        let names: Vec<String> = self.names.keys().cloned().collect();
-        for name in names {
-            let mut rest = name.as_str();
-            while let Some((_, parent)) = rest.split_once('.') {
-                if self.names.contains_key(parent) {
-                    break;
-                }
-                self.names.insert(parent.to_owned(), Entry::default());
-                rest = parent;
+            for (name, role) in names_of(service, instance, &base, &member.name) {
+                self.names.put(&name, |entry| entry.take_in(&zoned, role));
+                touched.insert(name);
             }
         }
     }
 
-    fn choose(&mut self, when_none: WhenNoneUsable) {
-        let instances = &self.instances;
-        for (name, entry) in &mut self.names {
-            let of = |standings: &[Standing]| -> Vec<usize> {
-                entry
-                    .all
-                    .iter()
-                    .copied()
-                    .filter(|i| {
-                        instances
-                            .get(*i)
-                            .is_some_and(|x| standings.contains(&x.standing))
-                    })
-                    .collect()
-            };
-            // An instance asked for by its own name is meant, whatever its state.
-            let by_own_name = entry.all.len() == 1
-                && entry
-                    .all
-                    .first()
-                    .and_then(|i| instances.get(*i))
-                    .is_some_and(|i| i.name == *name);
-            entry.answered = if by_own_name {
-                entry.all.clone()
-            } else {
-                of(&[Standing::Usable])
-            };
-            if entry.answered.is_empty() && when_none == WhenNoneUsable::All {
-                entry.answered = of(&[Standing::Unreachable, Standing::Unhealthy]);
-                entry.flagged = !entry.answered.is_empty();
+    fn remove_service(
+        &mut self,
+        service: &Service,
+        input: &ZoneInput<'_>,
+        touched: &mut BTreeSet<String>,
+    ) {
+        let Some(member) = input.netmap.members.get(&service.node) else {
+            return;
+        };
+        let base = base_of(service);
+        for instance in &service.instances {
+            for address in &instance.addresses {
+                self.reverse.take_from_record(*address, &service.id);
             }
-            entry
-                .answered
-                .sort_by_key(|i| instances.get(*i).map_or(u8::MAX, |x| x.group));
+            for (name, _) in names_of(service, instance, &base, &member.name) {
+                self.names.change(&name, |entry| entry.let_go(&service.id));
+                touched.insert(name);
+            }
+        }
+    }
+
+    fn settle(&mut self, touched: &BTreeSet<String>, when_none: WhenNoneUsable) {
+        for name in touched {
+            self.names
+                .change(name, |entry| entry.settle(name, when_none));
+        }
+    }
+
+    /// Brings the service addresses to what follows from the claims.
+    fn give_service_addresses(&mut self, netmap: &Netmap) {
+        let assigned = ServiceAddresses::assign(netmap);
+        let assigned = assigned.iter().map(|(name, a)| (a, format!("{name}.svc")));
+        let assigned = assigned.filter(|(_, name)| self.names.find(name).is_some());
+        let assigned: BTreeMap<Ipv4Addr, String> = assigned.collect();
+        if assigned == *self.given {
+            return;
+        }
+        let before = std::mem::replace(&mut self.given, Arc::new(assigned));
+        for (address, name) in before.iter() {
+            self.names
+                .change(name, |entry| entry.service_address = None);
+            self.reverse.take_from_service((*address).into());
+        }
+        for (address, name) in self.given.iter() {
+            self.names
+                .change(name, |entry| entry.service_address = Some(*address));
+            self.reverse.give_to_service((*address).into(), name);
         }
     }
 
     /// What `name`, relative to the domain, has.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&Entry> {
-        self.names.get(name)
+        self.names.find(name)
+    }
+
+    /// Whether instances stand under `name`, relative to the domain, in whatever state.
+    #[must_use]
+    pub fn serves(&self, name: &str) -> bool {
+        self.find(name).is_some_and(|entry| entry.all().len() > 0)
+    }
+
+    /// Whether `service` has an address of its own.
+    #[must_use]
+    pub fn is_balanced(&self, service: &Service) -> bool {
+        let entry = self.find(&base_of(service));
+        service.service_address.is_some() || entry.is_some_and(|e| e.service_address.is_some())
     }
 
     /// The usable instances of each service that has a service address: its IPv4 addresses, the same that would be
     /// answered without one.
     #[must_use]
     pub fn service_addresses(&self) -> BTreeMap<Ipv4Addr, Vec<Ipv4Addr>> {
-        let with_one = self.names.values().filter_map(|entry| {
-            let instances = entry.answered.iter();
-            let addresses: BTreeSet<Ipv4Addr> = instances
-                .filter_map(|i| self.instances.get(*i))
-                .flat_map(|instance| instance.v4.iter().copied())
-                .collect();
-            Some((entry.service_address?, addresses.into_iter().collect()))
-        });
-        with_one.collect()
+        let of = |(address, name): (&Ipv4Addr, &String)| {
+            let instances = self.find(name)?.answered.iter();
+            let addresses: BTreeSet<Ipv4Addr> =
+                instances.flat_map(|i| i.v4.iter().copied()).collect();
+            Some((*address, addresses.into_iter().collect()))
+        };
+        self.given.iter().filter_map(of).collect()
     }
 
     /// The name, relative to the domain, of whoever has `address`.
     #[must_use]
     pub fn find_address(&self, address: &IpAddr) -> Option<&str> {
-        self.reverse.get(address).map(String::as_str)
+        self.reverse.find(address)
     }
 
     /// How many names have records.
     #[must_use]
     pub fn len(&self) -> usize {
         self.names
-            .values()
-            .filter(|e| e.apex || e.has_addresses || e.has_srv || !e.addresses.is_empty())
+            .iter()
+            .filter(|(_, e)| e.apex || e.has_addresses || e.has_srv || !e.addresses.is_empty())
             .count()
     }
 
@@ -381,15 +333,51 @@ impl Zone {
     pub fn service_names(&self) -> impl Iterator<Item = &str> {
         self.names
             .iter()
-            .filter(|(name, entry)| !entry.all.is_empty() && name.ends_with(".svc"))
-            .map(|(name, _)| name.as_str())
+            .filter(|(name, entry)| entry.all().len() > 0 && name.ends_with(".svc"))
+            .map(|(name, _)| name)
     }
 
     /// How many names are answered with instances that are not usable.
     #[must_use]
     pub fn flagged(&self) -> usize {
-        self.names.values().filter(|entry| entry.flagged).count()
+        self.names.iter().filter(|(_, entry)| entry.flagged).count()
     }
+}
+
+/// The name of a service, relative to the domain.
+fn base_of(service: &Service) -> String {
+    format!("{}.svc", service.service_name())
+}
+
+/// Every name under which an instance stands, and what that is to it.
+fn names_of(
+    service: &Service,
+    instance: &Instance,
+    base: &str,
+    node: &Label,
+) -> Vec<(String, Role)> {
+    let mut names = vec![
+        (format!("{}.{base}", instance.id), Role::Own),
+        (base.to_owned(), Role::Service),
+    ];
+    // Every project has a `db`: below the node only those stand that were named on purpose.
+    let short = service.project.is_none();
+    if short {
+        names.push((format!("{}.svc.{node}.node", service.name), Role::OnNode));
+    }
+    for port in &instance.ports {
+        let protocol = port.protocol.as_str();
+        let label = port.name.as_ref().unwrap_or(&service.name);
+        let role = Role::Port(PortFilter {
+            name: port.name.clone(),
+            protocol: port.protocol,
+        });
+        if port.name.is_none() && short {
+            names.push((format!("_{}._{protocol}.svc", service.name), role.clone()));
+        }
+        names.push((format!("_{label}._{protocol}.{base}"), role));
+    }
+    names
 }
 
 fn standing(instance: &Instance, reachable: bool) -> Standing {
@@ -428,3 +416,6 @@ fn split_families(addresses: &[IpAddr]) -> (Vec<Ipv4Addr>, Vec<Ipv6Addr>) {
     }
     (v4, v6)
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,4 +42,18 @@ impl Netmap {
     pub fn by_name(&self, name: &Label) -> Option<&Member> {
         self.members.values().find(|m| m.name == *name)
     }
+
+    /// Whether `service` is one of the netmap's: a member's, and with instances.
+    #[must_use]
+    pub fn admits(&self, service: &Service) -> bool {
+        !service.instances.is_empty() && self.members.contains_key(&service.node)
+    }
+
+    /// Whether `node` serves anything.
+    #[must_use]
+    pub fn serves(&self, node: &PublicKey) -> bool {
+        let prefix = Service::ids_of(node);
+        let next = self.services.range(prefix.clone()..).next();
+        next.is_some_and(|(id, _)| id.starts_with(&prefix))
+    }
 }

@@ -219,6 +219,12 @@ pub struct Service {
 }
 
 impl Service {
+    /// What the ids of the services of `node` begin with.
+    #[must_use]
+    pub fn ids_of(node: &PublicKey) -> String {
+        format!("{node}/")
+    }
+
     /// The id of a service of `node`.
     #[must_use]
     pub fn id_of(node: &PublicKey, project: Option<&Label>, name: &Label) -> String {

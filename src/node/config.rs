@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::discovery::docker::{Expose, Rules};
 use crate::discovery::registry::{Key, Registered, default_weight};
 use crate::dns::WhenNoneUsable;
+use crate::dns::upstream::{Server, ServerError};
 use crate::dns::zone::MOST_ADDRESSES;
 use crate::model::Label;
 use crate::model::record::Protocol;
@@ -113,12 +114,17 @@ impl Default for DnsSection {
     }
 }
 
-/// An address, with a port or without.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(untagged)]
-enum Upstream {
-    Socket(SocketAddr),
-    Address(IpAddr),
+/// An upstream, as it is written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+struct Upstream(Server);
+
+impl TryFrom<String> for Upstream {
+    type Error = ServerError;
+
+    fn try_from(text: String) -> Result<Self, ServerError> {
+        text.parse().map(Self)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -261,7 +267,7 @@ pub struct Config {
     /// Whether /etc/resolv.conf is kept by meshd.
     pub manage_resolv_conf: bool,
     /// Resolvers for other names; empty: the host's.
-    pub upstreams: Vec<SocketAddr>,
+    pub upstreams: Vec<Server>,
     /// What is answered when nothing is usable.
     pub when_none_usable: WhenNoneUsable,
     /// Addresses in an answer at most.
@@ -363,11 +369,8 @@ impl Config {
             upstreams: file
                 .dns
                 .upstreams
-                .iter()
-                .map(|u| match u {
-                    Upstream::Socket(s) => *s,
-                    Upstream::Address(a) => SocketAddr::new(*a, 53),
-                })
+                .into_iter()
+                .map(|upstream| upstream.0)
                 .collect(),
             when_none_usable: match file.dns.when_none_usable {
                 NoneUsable::All => WhenNoneUsable::All,

@@ -22,9 +22,12 @@ use super::state::{Identity, StateDir};
 use crate::discovery::Checker;
 use crate::discovery::docker::{ContainerId, Report, Wired, network};
 use crate::discovery::registry::{Key, Registry};
-use crate::dns::{Allowed, DnsServer, Inside, Resolver, Upstream, Zone, ZoneInput};
+use crate::dns::upstream::Server;
+use crate::dns::{Allowed, DnsServer, Inside, Replaced, Resolver, Upstream, Zone, ZoneInput};
 use crate::model::netmap::Netmap;
-use crate::model::record::{Departure, Instance, MAX_INSTANCES, Node, Record, Service, Source};
+use crate::model::record::{
+    Departure, Instance, MAX_INSTANCES, Node, Record, RecordKey, Service, Source,
+};
 use crate::model::service_address::ServiceAddresses;
 use crate::model::time::next_version;
 use crate::model::{PublicKey, ServiceName};
@@ -479,14 +482,17 @@ impl Mesh {
     /// Verifies records, keeps those that hold, and acts on them.
     fn take_in(&mut self, records: Vec<Envelope>) {
         let id = self.id();
-        let mut new = Vec::new();
+        let (mut new, mut changed) = (Vec::new(), Vec::new());
         for envelope in records {
             // What this node said itself it knows best; an older word of its own comes back after a restore.
             if envelope.signer == id {
                 continue;
             }
             match self.ledger.apply(envelope.clone()) {
-                Ok(Applied::Changed(_)) => new.push(envelope),
+                Ok(Applied::Changed(key)) => {
+                    new.push(envelope);
+                    changed.push(key);
+                }
                 Ok(Applied::Unchanged) => {}
                 Err(refused) => {
                     tracing::warn!(%refused, "a record from the coordinator is refused")
@@ -497,7 +503,7 @@ impl Mesh {
             return;
         }
         self.keep(&new);
-        self.refresh();
+        self.refresh_after(&changed);
     }
 
     /// Writes records to disk. What cannot be written is still acted on, and said.
@@ -554,7 +560,7 @@ impl Mesh {
             }
         }
         let mut wanted = self.wanted_services();
-        for held in self.ledger.services().filter(|s| s.node == id) {
+        for held in self.ledger.services_of(&id) {
             let empty = || Service {
                 instances: Vec::new(),
                 ..held.clone()
@@ -579,16 +585,21 @@ impl Mesh {
         if changed.is_empty() {
             return None;
         }
-        let mut envelopes = Vec::new();
+        let (mut envelopes, mut keys) = (Vec::new(), Vec::new());
         for record in changed {
             let envelope = Envelope::seal(&record, key);
             match self.ledger.apply(envelope.clone()) {
-                Ok(_) => envelopes.push(envelope),
+                Ok(applied) => {
+                    envelopes.push(envelope);
+                    if let Applied::Changed(key) = applied {
+                        keys.push(key);
+                    }
+                }
                 Err(refused) => tracing::warn!(%refused, "this node's own record is refused"),
             }
         }
         self.keep(&envelopes);
-        self.refresh();
+        self.refresh_after(&keys);
         self.sequence += 1;
         if !(self.stream.connected && self.control.publish(self.sequence, envelopes)) {
             return None;
@@ -625,7 +636,7 @@ impl Mesh {
         let in_place = self.firewall.in_place();
         let (true, Some(in_place)) = (docker.is_settled(), in_place) else {
             // What ran before a restart of meshd still does, as far as anybody knows.
-            for held in self.ledger.services().filter(|s| s.node == id) {
+            for held in self.ledger.services_of(&id) {
                 let instances = held.instances.iter();
                 let from_containers: Vec<Instance> = instances
                     .filter(|i| i.source == Source::Docker)
@@ -792,48 +803,124 @@ impl Mesh {
         self.rebuild_zone();
     }
 
+    /// Brings everything in step with records that changed; if they are of services alone, at no more than their cost.
+    fn refresh_after(&mut self, changed: &[RecordKey]) {
+        if changed.iter().any(|key| key.kind != "service") {
+            return self.refresh();
+        }
+        let ids: BTreeSet<&str> = changed.iter().map(|key| key.id.as_str()).collect();
+        let mut replaced = Vec::new();
+        for id in ids {
+            let Some(node) = self.ledger.service(id).map(|service| service.node) else {
+                return self.refresh();
+            };
+            let served = self.netmap.serves(&node);
+            replaced.push((id, self.ledger.renew(&mut self.netmap, id)));
+            // Who serves is watched more closely.
+            if served != self.netmap.serves(&node) {
+                return self.refresh();
+            }
+        }
+        let replaced: Vec<Replaced<'_>> = replaced
+            .iter()
+            .map(|(id, before)| Replaced {
+                before: before.as_ref(),
+                now: self.netmap.services.get(*id),
+            })
+            .collect();
+        let unreachable = self.unreachable();
+        let old = self.zone.load();
+        let (mut zone, left) =
+            old.replace(&self.zone_input(&unreachable, &BTreeSet::new()), &replaced);
+        drop(old);
+        let wired = replaced
+            .iter()
+            .flat_map(|s| [s.before, s.now])
+            .flatten()
+            .any(|service| zone.is_balanced(service));
+        let back: Vec<String> = self
+            .lingering
+            .keys()
+            .filter(|name| zone.serves(name))
+            .cloned()
+            .collect();
+        for name in back {
+            self.lingering.remove(&name);
+            zone.forget(&name);
+        }
+        for name in left {
+            zone.linger(&name);
+            self.lingering.insert(name, Instant::now());
+        }
+        self.publish_zone(zone);
+        if wired {
+            self.wire();
+        }
+    }
+
+    fn unreachable(&self) -> BTreeSet<PublicKey> {
+        let lost = self.reach.iter().filter(|(_, r)| **r == Reach::Unreachable);
+        lost.map(|(id, _)| *id).collect()
+    }
+
+    fn zone_input<'a>(
+        &'a self,
+        unreachable: &'a BTreeSet<PublicKey>,
+        lingering: &'a BTreeSet<String>,
+    ) -> ZoneInput<'a> {
+        ZoneInput {
+            netmap: &self.netmap,
+            own: self.id(),
+            unreachable,
+            round_trips: &self.round_trips,
+            when_none_usable: self.config.when_none_usable,
+            lingering,
+            balanced: &self.balanced,
+            serial: self.serial,
+            most_addresses: self.config.most_addresses,
+        }
+    }
+
+    fn publish_zone(&mut self, zone: Zone) {
+        self.serial = self.serial.wrapping_add(1);
+        self.zone.store(Arc::new(zone));
+    }
+
+    /// Works the zone out from nothing: for when members, or what is known of them, changed.
     fn rebuild_zone(&mut self) {
         let now = Instant::now();
         let old = self.zone.load();
-        let unreachable: BTreeSet<PublicKey> = self
-            .reach
-            .iter()
-            .filter(|(_, r)| **r == Reach::Unreachable)
-            .map(|(id, _)| *id)
-            .collect();
-        let (netmap, own) = (&self.netmap, self.id());
-        let (round_trips, when_none_usable) = (&self.round_trips, self.config.when_none_usable);
-        let balanced = &self.balanced;
-        let input = |lingering: &BTreeSet<String>, serial| {
-            Zone::build(&ZoneInput {
-                netmap,
-                own,
-                unreachable: &unreachable,
-                round_trips,
-                when_none_usable,
-                lingering,
-                balanced,
-                serial,
-                most_addresses: self.config.most_addresses,
-            })
-        };
-        let bare = input(&BTreeSet::new(), self.serial);
+        let unreachable = self.unreachable();
+        let mut zone = Zone::build(&self.zone_input(&unreachable, &BTreeSet::new()));
         for name in old.service_names() {
-            if bare.find(name).is_none() {
+            if zone.find(name).is_none() {
                 self.lingering.entry(name.to_owned()).or_insert(now);
             }
         }
-        self.lingering
-            .retain(|name, since| now.duration_since(*since) < LINGER && bare.find(name).is_none());
-        let zone = if self.lingering.is_empty() {
-            bare
-        } else {
-            input(&self.lingering.keys().cloned().collect(), self.serial)
-        };
         drop(old);
-        self.serial = self.serial.wrapping_add(1);
-        self.zone.store(Arc::new(zone));
+        self.lingering
+            .retain(|name, since| now.duration_since(*since) < LINGER && zone.find(name).is_none());
+        for name in self.lingering.keys() {
+            zone.linger(name);
+        }
+        self.publish_zone(zone);
         self.wire();
+    }
+
+    /// Names that have lingered long enough go.
+    fn end_lingering(&mut self, now: Instant) {
+        let over = |since: &Instant| now.duration_since(*since) >= LINGER;
+        if !self.lingering.values().any(over) {
+            return;
+        }
+        let mut zone = Zone::clone(&self.zone.load());
+        self.lingering.retain(|name, since| {
+            if over(since) {
+                zone.forget(name);
+            }
+            !over(since)
+        });
+        self.publish_zone(zone);
     }
 
     /// Hears from the data plane, probes, tries other endpoints. To be called twice a second.
@@ -895,15 +982,12 @@ impl Mesh {
                 .collect::<Vec<_>>()
         };
         let moved = lost(&reach) != lost(&self.reach);
-        let ended = self
-            .lingering
-            .values()
-            .any(|since| now.duration_since(*since) >= LINGER);
         self.reach = reach;
         self.round_trips = round_trips;
-        if moved || ended {
+        if moved {
             self.rebuild_zone();
         }
+        self.end_lingering(now);
         if self.docker.as_mut().is_some_and(|d| d.handle_time(now)) {
             self.containers_changed();
         }
@@ -991,7 +1075,8 @@ impl Mesh {
                 .map(|at| at.ip()),
         );
         let servers = if self.config.upstreams.is_empty() {
-            host::resolvers(&ResolvConf::new(&self.config.state_dir))
+            let found = host::resolvers(&ResolvConf::new(&self.config.state_dir));
+            found.into_iter().map(Server::from).collect()
         } else {
             self.config.upstreams.clone()
         };

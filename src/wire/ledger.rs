@@ -476,6 +476,31 @@ impl Ledger {
         })
     }
 
+    /// A service record.
+    #[must_use]
+    pub fn service(&self, id: &str) -> Option<&Service> {
+        match self.record("service", id) {
+            Some(Record::Service(service)) => Some(service),
+            _ => None,
+        }
+    }
+
+    /// The service records of one node.
+    pub fn services_of(&self, node: &PublicKey) -> impl Iterator<Item = &Service> {
+        let prefix = Service::ids_of(node);
+        let first = RecordKey {
+            kind: "service".to_owned(),
+            id: prefix.clone(),
+        };
+        self.entries
+            .range(first..)
+            .take_while(move |(key, _)| key.kind == "service" && key.id.starts_with(&prefix))
+            .filter_map(|(_, entry)| match &entry.record {
+                Record::Service(service) => Some(service),
+                _ => None,
+            })
+    }
+
     /// What is held under `key`.
     #[must_use]
     pub fn entry(&self, key: &RecordKey) -> Option<&Entry> {
@@ -580,11 +605,19 @@ impl Ledger {
             );
         }
         for service in self.services() {
-            if !service.instances.is_empty() && netmap.members.contains_key(&service.node) {
+            if netmap.admits(service) {
                 netmap.services.insert(service.id.clone(), service.clone());
             }
         }
         netmap
+    }
+
+    /// Brings one service in `netmap` in step with its record; gives it as it was there. For when nothing else changed.
+    pub fn renew(&self, netmap: &mut Netmap, id: &str) -> Option<Service> {
+        match self.service(id).filter(|service| netmap.admits(service)) {
+            Some(service) => netmap.services.insert(id.to_owned(), service.clone()),
+            None => netmap.services.remove(id),
+        }
     }
 
     fn record(&self, kind: &str, id: &str) -> Option<&Record> {

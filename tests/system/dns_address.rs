@@ -298,6 +298,64 @@ fn containers_are_answered_and_neighbours_on_the_lan_are_not() {
     }
 }
 
+/// Queries to an address that the world reaches.
+const STRANGERS_QUERIES: u16 = 10_000;
+
+#[test]
+fn a_stranger_that_asks_at_the_underlay_address_gets_no_reply_at_all() {
+    let Some(mut mesh) = Mesh::start(1) else {
+        return;
+    };
+    mesh.kill_node(0);
+    // The worst that can be configured: to listen there.
+    let underlay = mesh.nodes[0].host.v4();
+    let text = format!("[dns]\nlisten = [\"{underlay}\"]\n");
+    let file = write(&mesh.nodes[0].host, "/run/meshd.toml", &text);
+    mesh.start_node_with(0, &["--config", &file]);
+    let token = mesh.token(&[]);
+    assert_eq!(mesh.on(0, &["join", &token]).code, 0);
+    let listen = mesh.status(0).dns.map(|dns| dns.listen).unwrap_or_default();
+    let address = SocketAddr::new(underlay.into(), 53);
+    assert!(listen.contains(&address), "{listen:?}");
+    let host = &mesh.nodes[0].host;
+    let own = ask(host, underlay.into(), "n1.node.mesh.", RecordType::A, false);
+    assert!(own.is_some(), "the host itself is answered there");
+    let names = ["n1.node.mesh.", "never.svc.mesh.", "example.org.", "."];
+    let replies = mesh
+        .coordinator_host
+        .inside(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            socket.set_nonblocking(true).expect("a socket of ours");
+            let (mut replies, mut buffer) = (0, [0; 4096]);
+            let mut take = || {
+                while socket.recv_from(&mut buffer).is_ok() {
+                    replies += 1;
+                }
+            };
+            for id in 0..STRANGERS_QUERIES {
+                let name = names[usize::from(id) % names.len()];
+                socket.send_to(&query(id, name), address).expect("sent");
+                if id % 64 == 0 {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                    take();
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            take();
+            replies
+        })
+        .expect("a namespace");
+    assert_eq!(replies, 0);
+    let streamed = ask(
+        &mesh.coordinator_host,
+        underlay.into(),
+        "n1.node.mesh.",
+        RecordType::A,
+        true,
+    );
+    assert_eq!(streamed, None);
+}
+
 struct Shout;
 
 impl Local for Shout {

@@ -9,6 +9,7 @@ mod adversary;
 mod bad_input;
 mod clients;
 mod copied;
+mod departures;
 mod dns_address;
 mod flood;
 mod four_hosts;

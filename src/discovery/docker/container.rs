@@ -288,7 +288,7 @@ impl Container {
             ports,
             health,
             weight: self.exposed.weight,
-            priority: 0,
+            priority: self.exposed.priority,
             source: Source::Docker,
         })
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use crate::discovery::registry::default_weight;
 use crate::model::record::{MAX_PORTS, Port, Protocol};
 use crate::model::time::milliseconds;
 use crate::model::{Label, ServiceName};
@@ -65,6 +66,8 @@ pub struct Exposed {
     pub ports: Vec<Port>,
     /// SRV weight (RFC 2782).
     pub weight: u16,
+    /// SRV priority (RFC 2782): clients use the lowest that answers.
+    pub priority: u16,
     /// The network to reach it on, if one is named.
     pub network: Option<String>,
     /// How its health is known.
@@ -201,7 +204,8 @@ pub fn exposed(
         compose,
         health: health(&own, &ports, facts)?,
         ports,
-        weight: weight(&own)?,
+        weight: number(&own, "mesh.weight")?.unwrap_or_else(default_weight),
+        priority: number(&own, "mesh.priority")?.unwrap_or(0),
         network: own.text("mesh.network")?.map(str::to_owned),
         drain: drain(&own)?,
         service_address: own.flag("mesh.vip")?.unwrap_or(false),
@@ -264,6 +268,7 @@ fn is_known(label: &str) -> bool {
             "mesh.service",
             "mesh.port",
             "mesh.weight",
+            "mesh.priority",
             "mesh.network",
             "mesh.check",
             "mesh.drain",
@@ -381,15 +386,15 @@ fn health(own: &Own<'_>, ports: &[Port], facts: &Facts) -> Result<HealthSource, 
     }
 }
 
-fn weight(own: &Own<'_>) -> Result<u16, LabelError> {
-    match own.text("mesh.weight")? {
-        None => Ok(10),
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|_| text.bytes().all(|c| c.is_ascii_digit()))
-            .ok_or_else(|| wrong("mesh.weight", text, "a number from 0 to 65535")),
-    }
+fn number(own: &Own<'_>, label: &str) -> Result<Option<u16>, LabelError> {
+    let Some(text) = own.text(label)? else {
+        return Ok(None);
+    };
+    let digits = text.bytes().all(|c| c.is_ascii_digit());
+    let number = text.parse().ok().filter(|_| digits);
+    number
+        .map(Some)
+        .ok_or_else(|| wrong(label, text, "a number from 0 to 65535"))
 }
 
 fn drain(own: &Own<'_>) -> Result<Option<Duration>, LabelError> {

@@ -99,7 +99,8 @@ fn asked() -> Asked {
 
 fn upstream(servers: &[SocketAddr]) -> Upstream {
     let upstream = Upstream::new();
-    upstream.set(servers, &BTreeSet::new());
+    let servers: Vec<Server> = servers.iter().copied().map(Server::from).collect();
+    upstream.set(&servers, &BTreeSet::new());
     upstream
 }
 
@@ -172,11 +173,92 @@ async fn without_an_answer_it_fails_and_what_was_known_is_answered_stale() {
     let (address, _) = server(good, silent).await;
     let upstream = upstream(&[address]);
     upstream.ask(&asked()).await;
-    upstream.set(&[address], &BTreeSet::from([address.ip()]));
+    upstream.set(&[address.into()], &BTreeSet::from([address.ip()]));
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     for _ in 0..2 {
         let stale = upstream.ask(&asked()).await;
         assert!(matches!(stale.source, Source::Stale { .. }));
         assert_eq!((stale.answers.len(), stale.answers[0].ttl), (1, 1));
     }
+}
+
+/// A server over TLS that says it is `dns.test`; whom to trust for that, and how often it was called.
+async fn tls_server() -> (SocketAddr, Tls, Arc<AtomicUsize>) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = rcgen::CertificateParams::new(vec!["dns.test".to_owned()])
+        .and_then(|parameters| parameters.self_signed(&key))
+        .expect("a certificate");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.der().clone()).expect("a certificate");
+    let private = rustls_pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("these versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], private.into())
+        .expect("a key that fits");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                while let Ok(length) = stream.read_u16().await {
+                    let mut octets = vec![0; length.into()];
+                    stream.read_exact(&mut octets).await.expect("a query");
+                    let reply =
+                        good(&Message::from_vec(&octets).expect("ours")).expect("an answer");
+                    let octets = reply.to_vec().expect("encodable");
+                    let length = u16::try_from(octets.len()).expect("short");
+                    let framed = [&length.to_be_bytes()[..], &octets].concat();
+                    stream.write_all(&framed).await.expect("it waits");
+                    stream.flush().await.expect("it waits");
+                }
+            });
+        }
+    });
+    (address, Tls::trusting(roots), calls)
+}
+
+/// Asks for two names over TLS of one who has to be `name`; gives the codes.
+async fn over_tls(address: SocketAddr, tls: Tls, name: &str) -> [ResponseCode; 2] {
+    let upstream = Upstream {
+        tls: OnceCell::new_with(Some(tls)),
+        ..Upstream::new()
+    };
+    let server = format!("tls://{name}@{address}")
+        .parse()
+        .expect("an upstream");
+    upstream.set(&[server], &BTreeSet::new());
+    let ask = async |name: &str| {
+        let name = Name::from_ascii(name).expect("a literal");
+        upstream.ask(&Asked::new(name, RecordType::A)).await.code
+    };
+    [ask("one.example.org.").await, ask("two.example.org.").await]
+}
+
+#[tokio::test]
+async fn over_tls_one_connection_serves_for_several_questions() {
+    let (address, tls, calls) = tls_server().await;
+    let codes = over_tls(address, tls, "dns.test").await;
+    assert_eq!(codes, [ResponseCode::NoError; 2]);
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_who_it_has_to_be_is_asked_nothing() {
+    let (address, tls, calls) = tls_server().await;
+    let codes = over_tls(address, tls, "other.test").await;
+    assert_eq!(codes, [ResponseCode::ServFail; 2]);
+    assert_eq!(calls.load(Ordering::Relaxed), 0, "no handshake ends");
+    let nobody = Tls::trusting(rustls::RootCertStore::empty());
+    let codes = over_tls(address, nobody, "dns.test").await;
+    assert_eq!(codes, [ResponseCode::ServFail; 2]);
 }

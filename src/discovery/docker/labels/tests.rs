@@ -58,6 +58,21 @@ fn one_label_is_enough() {
         HealthSource::Tcp(5432.try_into().expect("not zero"))
     );
     assert_eq!((exposed.weight, exposed.drain), (10, None));
+    assert_eq!(exposed.priority, 0);
+}
+
+#[test]
+fn weight_and_priority_are_as_labelled() {
+    let labels = [
+        ("mesh.service", "db"),
+        ("mesh.weight", "0"),
+        ("mesh.priority", "20"),
+    ];
+    let exposed = exposed_as(&labels, &facts(&[80]))
+        .expect("right")
+        .expect("exposed");
+    assert_eq!((exposed.weight, exposed.priority), (0, 20));
+    assert!(exposed.unknown.is_empty());
 }
 
 #[test]
@@ -189,6 +204,7 @@ fn everything_wrong_is_refused_and_named() {
     assert!(refused(&[], &[]).contains("mesh.port"));
     assert!(refused(&[], &[80, 443]).contains("exposes 2 ports"));
     assert!(refused(&[("mesh.weight", "heavy")], &[80]).contains("mesh.weight"));
+    assert!(refused(&[("mesh.priority", "-1")], &[80]).contains("mesh.priority"));
     assert!(refused(&[("mesh.drain", "3 days")], &[80]).contains("mesh.drain"));
     assert!(refused(&[("mesh.drain", "61m")], &[80]).contains("mesh.drain"));
     assert!(refused(&[("mesh.vip", "yes")], &[80]).contains("true or false"));
@@ -247,6 +263,7 @@ fn key() -> impl Strategy<Value = String> {
         Just("mesh.port".to_owned()),
         "mesh\\.port\\.[a-z0-9_.-]{0,8}",
         Just("mesh.weight".to_owned()),
+        Just("mesh.priority".to_owned()),
         Just("mesh.drain".to_owned()),
         Just("mesh.check".to_owned()),
         Just("mesh.vip".to_owned()),

@@ -1,0 +1,255 @@
+//! What the names of a large mesh cost a node: memory, and the time from a record that came to answers that show it.
+//!
+//! ```text
+//! cargo bench --bench names -- [SERVICES]...
+//! ```
+//!
+//! Without arguments 1,000 and 10,000 services, each of three instances on three of 100 nodes. The steps are those of a
+//! node: verify the record and keep it in the ledger, bring the map of the mesh in step, make the next zone, answer from
+//! it. Memory is the process's own (`RssAnon`, proc_pid_status(5)).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use meshd::dns::message::{Outcome, Transport, deal};
+use meshd::dns::{Replaced, WhenNoneUsable, Zone, ZoneInput};
+use meshd::model::netmap::Netmap;
+use meshd::model::record::{
+    Health, Instance, MESH_ID, Membership, Mesh, Node, Port, Protocol, Record, Service, Source,
+    Token,
+};
+use meshd::model::time::UnixSeconds;
+use meshd::model::{Label, MeshAddresses, SigningKey, WireGuardKey};
+use meshd::wire::{Envelope, Ledger};
+
+const NODES: u16 = 100;
+const INSTANCES: u16 = 3;
+/// Changes measured.
+const CHANGES: usize = 1_000;
+
+fn main() {
+    let asked: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
+    let asked = if asked.is_empty() {
+        vec![1_000, 10_000]
+    } else {
+        asked
+    };
+    println!(
+        "{:>9} {:>8} {:>12} {:>9} {:>10} {:>9} {:>15} {:>15}",
+        "services",
+        "names",
+        "records, MiB",
+        "map, MiB",
+        "zone, MiB",
+        "anew, ms",
+        "change p50, us",
+        "change p99, us"
+    );
+    for services in asked {
+        measure(services);
+    }
+}
+
+fn measure(services: usize) {
+    let empty = anonymous_kib();
+    let mut ledger = ledger(services);
+    let with_ledger = anonymous_kib();
+    let mut netmap = ledger.netmap();
+    let with_map = anonymous_kib();
+    let start = Instant::now();
+    let mut zone = build(&netmap);
+    let anew = start.elapsed();
+    let with_zone = anonymous_kib();
+    let names = zone.len();
+    let ids: Vec<String> = netmap.services.keys().cloned().collect();
+    let mut times = Vec::with_capacity(CHANGES);
+    for n in 0..CHANGES {
+        let id = &ids[n * 7919 % ids.len()];
+        let mut service = netmap.services[id].clone();
+        service.version += 1;
+        for instance in &mut service.instances {
+            instance.health = match instance.health {
+                Health::Healthy => Health::Draining,
+                _ => Health::Healthy,
+            };
+        }
+        let answers = u16::from(service.instances[0].health == Health::Healthy);
+        let query = query(&netmap, &service);
+        let owner = owner_of(&netmap, &service);
+        let envelope = Envelope::seal(&Record::Service(service), &key(owner));
+        let start = Instant::now();
+        ledger.apply(envelope).expect("a newer record");
+        let before = ledger.renew(&mut netmap, id);
+        let replaced = Replaced {
+            before: before.as_ref(),
+            now: netmap.services.get(id),
+        };
+        zone = with_input(&netmap, |input| zone.replace(input, &[replaced]).0);
+        let Outcome::Reply(reply) = deal(&zone, &query, Transport::Udp, 1) else {
+            panic!("a name of the mesh");
+        };
+        times.push(start.elapsed());
+        assert_eq!(reply[6..8], answers.to_be_bytes(), "the change shows");
+    }
+    times.sort_unstable();
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e6;
+    let mib = |more: u64, less: u64| more.saturating_sub(less) as f64 / 1024.0;
+    println!(
+        "{services:>9} {names:>8} {:>12.1} {:>9.1} {:>10.1} {:>9.1} {:>15.1} {:>15.1}",
+        mib(with_ledger, empty),
+        mib(with_map, with_ledger),
+        mib(with_zone, with_map),
+        anew.as_secs_f64() * 1e3,
+        at(0.5),
+        at(0.99),
+    );
+}
+
+fn build(netmap: &Netmap) -> Zone {
+    with_input(netmap, Zone::build)
+}
+
+fn with_input<T>(netmap: &Netmap, run: impl FnOnce(&ZoneInput<'_>) -> T) -> T {
+    run(&ZoneInput {
+        netmap,
+        own: key(1).public(),
+        unreachable: &BTreeSet::new(),
+        round_trips: &BTreeMap::from([(key(2).public(), Duration::from_millis(1))]),
+        when_none_usable: WhenNoneUsable::All,
+        lingering: &BTreeSet::new(),
+        balanced: &BTreeSet::new(),
+        serial: 1,
+        most_addresses: 8,
+    })
+}
+
+fn key(n: u16) -> SigningKey {
+    let mut seed = [0; 32];
+    seed[..2].copy_from_slice(&n.to_be_bytes());
+    SigningKey::from_seed(&seed)
+}
+
+fn label(text: &str) -> Label {
+    Label::parse(text).expect("made here")
+}
+
+/// The node whose service it is: their names tell.
+fn owner_of(netmap: &Netmap, service: &Service) -> u16 {
+    let name = netmap.members[&service.node].name.as_str();
+    name[1..].parse().expect("n and a number")
+}
+
+fn ledger(services: usize) -> Ledger {
+    let addresses = MeshAddresses {
+        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
+        prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
+        node_block_v4: 24,
+        node_block_v6: 64,
+    };
+    let (mesh_key, token_key) = (key(1_000), key(1_001));
+    let mut ledger = Ledger::new(mesh_key.public());
+    let mut say = |record: Record, key: &SigningKey| {
+        ledger
+            .apply(Envelope::seal(&record, key))
+            .expect("one that is due");
+    };
+    say(
+        Record::Mesh(Mesh {
+            id: MESH_ID.into(),
+            version: 1,
+            domain: label("mesh"),
+            addresses,
+        }),
+        &mesh_key,
+    );
+    say(
+        Record::Token(Token {
+            id: token_key.public(),
+            version: 1,
+            tags: vec![],
+            uses: NODES.into(),
+            created_at: UnixSeconds(0),
+            expires_at: UnixSeconds(1),
+            ephemeral: false,
+        }),
+        &mesh_key,
+    );
+    let keys: Vec<SigningKey> = (0..=NODES).map(key).collect();
+    for n in 1..=NODES {
+        let own = &keys[usize::from(n)];
+        let wireguard_key = WireGuardKey(own.public().0);
+        let membership = Membership {
+            id: own.public(),
+            version: 1,
+            token: token_key.public(),
+            name: label(&format!("n{n}")),
+            wireguard_key,
+            tags: vec![],
+            issued_at: UnixSeconds(0),
+        };
+        say(Record::Membership(membership), &token_key);
+        let node = Node {
+            id: own.public(),
+            version: 1,
+            wireguard_key,
+            block: addresses.block(n.into()).expect("in the plan"),
+            endpoints: vec![],
+        };
+        say(Record::Node(node), own);
+    }
+    for s in 0..services {
+        for i in 0..INSTANCES {
+            let place = s * usize::from(INSTANCES) + usize::from(i);
+            let node = 1 + (place % usize::from(NODES)) as u16;
+            let host = 2 + (place / usize::from(NODES) % 250) as u8;
+            let own = &keys[usize::from(node)];
+            let name = label(&format!("service-{s}"));
+            let instance = Instance {
+                id: label(&format!("n{node}-80")),
+                addresses: vec![IpAddr::from([10, 210, node as u8, host])],
+                ports: vec![Port {
+                    number: 80.try_into().expect("not zero"),
+                    protocol: Protocol::Tcp,
+                    name: None,
+                }],
+                health: Health::Healthy,
+                weight: 10,
+                priority: 0,
+                source: Source::Docker,
+            };
+            let service = Service {
+                id: Service::id_of(&own.public(), None, &name),
+                version: 1,
+                node: own.public(),
+                name,
+                project: None,
+                service_address: None,
+                instances: vec![instance],
+            };
+            say(Record::Service(service), own);
+        }
+    }
+    ledger
+}
+
+/// Asks for the addresses of the part of a service that is on its node.
+fn query(netmap: &Netmap, service: &Service) -> Vec<u8> {
+    let node = netmap.members[&service.node].name.as_str();
+    let mut octets = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in [service.name.as_str(), "svc", node, "node", "mesh"] {
+        octets.push(label.len() as u8);
+        octets.extend(label.as_bytes());
+    }
+    octets.extend([0, 0, 1, 0, 1]);
+    octets
+}
+
+fn anonymous_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.unwrap_or(0)
+}

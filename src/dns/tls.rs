@@ -1,0 +1,117 @@
+//! Questions over TLS (RFC 7858), to servers that prove who they are. A connection that is open is used again.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Where systems keep the authorities they trust.
+const BUNDLES: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+];
+/// Open connections kept to one server at most.
+const MAX_IDLE: usize = 8;
+/// How long one is kept that nobody uses.
+const IDLE: Duration = Duration::from_secs(20);
+
+type Connection = TlsStream<TcpStream>;
+
+/// What questions over TLS share: whom to trust, and connections that are open.
+pub(super) struct Tls {
+    connector: TlsConnector,
+    idle: Mutex<HashMap<SocketAddr, Vec<(Connection, Instant)>>>,
+}
+
+impl Tls {
+    /// Trusts whom the system trusts, at this moment.
+    pub(super) fn of_system() -> io::Result<Self> {
+        let there = BUNDLES.iter().map(Path::new).find(|path| path.exists());
+        let bundle = there.ok_or_else(|| {
+            io::Error::other(
+                "the system's list of trusted authorities is missing: install ca-certificates",
+            )
+        })?;
+        let mut roots = RootCertStore::empty();
+        let certificates = CertificateDer::pem_file_iter(bundle).map_err(io::Error::other)?;
+        roots.add_parsable_certificates(certificates.filter_map(Result::ok));
+        Ok(Self::trusting(roots))
+    }
+
+    pub(super) fn trusting(roots: RootCertStore) -> Self {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider has what these versions need")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self {
+            connector: TlsConnector::from(Arc::new(config)),
+            idle: Mutex::default(),
+        }
+    }
+
+    /// Asks `server`, which has to prove that it is `name`.
+    pub(super) async fn exchange(
+        &self,
+        server: SocketAddr,
+        name: &ServerName<'static>,
+        query: &[u8],
+    ) -> io::Result<Vec<u8>> {
+        // A server may hang up whenever it likes (RFC 7858 section 3.4): then it is called again.
+        while let Some(mut connection) = self.take(server) {
+            if let Ok(reply) = ask(&mut connection, query).await {
+                self.put(server, connection);
+                return Ok(reply);
+            }
+        }
+        let stream = TcpStream::connect(server).await?;
+        stream.set_nodelay(true)?;
+        let mut connection = self.connector.connect(name.clone(), stream).await?;
+        let reply = ask(&mut connection, query).await?;
+        self.put(server, connection);
+        Ok(reply)
+    }
+
+    fn take(&self, server: SocketAddr) -> Option<Connection> {
+        let mut idle = self.lock();
+        let connections = idle.get_mut(&server)?;
+        connections.retain(|(_, since)| since.elapsed() < IDLE);
+        connections.pop().map(|(connection, _)| connection)
+    }
+
+    fn put(&self, server: SocketAddr, connection: Connection) {
+        let mut idle = self.lock();
+        let connections = idle.entry(server).or_default();
+        if connections.len() < MAX_IDLE {
+            connections.push((connection, Instant::now()));
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Vec<(Connection, Instant)>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn ask(connection: &mut Connection, query: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u16::try_from(query.len()).map_err(io::Error::other)?;
+    let framed = [&length.to_be_bytes()[..], query].concat();
+    connection.write_all(&framed).await?;
+    connection.flush().await?;
+    let length = connection.read_u16().await?;
+    let mut reply = vec![0; length.into()];
+    connection.read_exact(&mut reply).await?;
+    Ok(reply)
+}

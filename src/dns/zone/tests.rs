@@ -1,0 +1,131 @@
+use super::*;
+use crate::dns::answer::tests::{HEALTHY, id, label, netmap};
+use crate::model::record::{Port, Protocol, Source};
+use proptest::prelude::*;
+
+/// Services of any of three nodes: with a project or without, with an address of their own or without.
+fn service(
+    node: u8,
+    name: &str,
+    project: Option<&str>,
+    claim: Option<u8>,
+    instances: &[(u8, u8)],
+) -> Service {
+    let project = project.map(label);
+    let port = |number: u16, name: Option<&str>| Port {
+        number: number.try_into().expect("not zero"),
+        protocol: Protocol::Tcp,
+        name: name.map(label),
+    };
+    let instances = instances.iter().map(|(n, health)| Instance {
+        id: label(&format!("i{n}")),
+        addresses: vec![
+            IpAddr::from([10, 210, node, *n]),
+            IpAddr::from([10, 50, 0, *n]),
+        ],
+        ports: vec![port(80, None), port(81, None), port(90, Some("a"))],
+        health: [Health::Healthy, Health::Unhealthy, Health::Draining][usize::from(health % 3)],
+        weight: 10,
+        priority: 0,
+        source: Source::Cli,
+    });
+    Service {
+        id: Service::id_of(&id(node), project.as_ref(), &label(name)),
+        version: 1,
+        node: id(node),
+        name: label(name),
+        project,
+        service_address: claim.map(|n| Ipv4Addr::new(10, 210, 0, 64 + n % 3)),
+        instances: instances.collect(),
+    }
+}
+
+fn any_service() -> impl Strategy<Value = Service> {
+    (
+        1u8..4,
+        prop::sample::select(vec!["a", "b", "i1"]),
+        prop::option::of(prop::sample::select(vec!["a", "p"])),
+        prop::option::of(0u8..3),
+        prop::collection::vec((1u8..5, 0u8..3), 0..4),
+    )
+        .prop_map(|(node, name, project, claim, mut instances)| {
+            instances.sort_unstable();
+            instances.dedup_by_key(|(n, _)| *n);
+            service(node, name, project, claim, &instances)
+        })
+}
+
+fn input<'a>(
+    netmap: &'a Netmap,
+    round_trips: &'a BTreeMap<PublicKey, Duration>,
+    nobody: &'a (BTreeSet<PublicKey>, BTreeSet<String>, BTreeSet<Ipv4Addr>),
+) -> ZoneInput<'a> {
+    ZoneInput {
+        netmap,
+        own: id(1),
+        unreachable: &nobody.0,
+        round_trips,
+        when_none_usable: WhenNoneUsable::All,
+        lingering: &nobody.1,
+        balanced: &nobody.2,
+        serial: 7,
+        most_addresses: MOST_ADDRESSES,
+    }
+}
+
+/// All of it, in an order.
+fn shown(zone: &Zone) -> (Vec<(&str, &Entry)>, Vec<Option<&str>>) {
+    let mut names: Vec<_> = zone.names.iter().collect();
+    names.sort_unstable_by_key(|(name, _)| *name);
+    let hosts = (0..4u8).flat_map(|node| (0..80u8).map(move |n| [10, 210, node, n]));
+    let reverse = hosts.map(|host| zone.find_address(&host.into()));
+    (names, reverse.collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #[test]
+    fn a_changed_zone_is_the_one_that_would_be_built_anew(
+        changes in prop::collection::vec((any_service(), any::<bool>()), 1..12),
+    ) {
+        let mut netmap = netmap(HEALTHY);
+        let round_trips = BTreeMap::from([(id(2), Duration::from_millis(9))]);
+        let nobody = Default::default();
+        let mut zone = Zone::build(&input(&netmap, &round_trips, &nobody));
+        for (service, gone) in changes {
+            let key = service.id.clone();
+            let before = match gone || service.instances.is_empty() {
+                true => netmap.services.remove(&key),
+                false => netmap.services.insert(key.clone(), service),
+            };
+            let old = zone.clone();
+            let as_before = format!("{:?}", shown(&old));
+            let replaced = Replaced { before: before.as_ref(), now: netmap.services.get(&key) };
+            let (next, left) = zone.replace(&input(&netmap, &round_trips, &nobody), &[replaced]);
+            let anew = Zone::build(&input(&netmap, &round_trips, &nobody));
+            prop_assert_eq!(shown(&next), shown(&anew));
+            prop_assert_eq!(&*next.given, &*anew.given);
+            for name in &left {
+                prop_assert!(old.serves(name) && !anew.serves(name));
+            }
+            // Who reads the old one sees nothing of it.
+            prop_assert_eq!(as_before, format!("{:?}", shown(&old)));
+            zone = next;
+        }
+    }
+}
+
+#[test]
+fn a_name_lingers_until_it_is_forgotten_and_so_do_its_parents() {
+    let netmap = netmap(HEALTHY);
+    let (round_trips, nobody) = Default::default();
+    let mut zone = Zone::build(&input(&netmap, &round_trips, &nobody));
+    zone.linger("db.shop.svc");
+    assert!(zone.find("db.shop.svc").is_some() && zone.find("shop.svc").is_some());
+    zone.forget("db.shop.svc");
+    assert!(zone.find("db.shop.svc").is_none() && zone.find("shop.svc").is_none());
+    assert!(zone.find("svc").is_some());
+    zone.linger("web.svc");
+    zone.forget("web.svc");
+    assert!(zone.serves("web.svc"), "it has instances");
+}
