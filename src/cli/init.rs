@@ -39,6 +39,7 @@ pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
         version: next_version(0, SystemTime::now()),
         domain: state.configured_domain,
         addresses: state.configured_addresses,
+        coordinators: state.urls.iter().map(ToString::to_string).collect(),
     };
     let submit = Submit {
         mesh_key: Some(key.public()),

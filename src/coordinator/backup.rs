@@ -19,6 +19,7 @@ fn failure(error: store::StoreError) -> Failure {
 /// # Errors
 /// One line on what is in the way.
 pub(super) fn backup(config: &Config, to: &Path) -> Result<(), Failure> {
+    refuse_etcd(config)?;
     store::back_up(&config.state_dir, &tls::FILES, to).map_err(failure)?;
     eprintln!(
         "{} holds the coordinator's TLS key: keep it as secret as {}",
@@ -33,6 +34,7 @@ pub(super) fn backup(config: &Config, to: &Path) -> Result<(), Failure> {
 /// # Errors
 /// One line on what is in the way.
 pub(super) fn restore(config: &Config, from: &Path) -> Result<(), Failure> {
+    refuse_etcd(config)?;
     if !from.is_file() {
         return Err(Failure::new(
             ErrorCode::NotFound,
@@ -55,4 +57,17 @@ pub(super) fn restore(config: &Config, from: &Path) -> Result<(), Failure> {
         "restored; start mesh-coordinator, and the nodes tell it what has happened since the backup. Until they have, tokens older than this moment admit nobody"
     );
     Ok(())
+}
+
+fn refuse_etcd(config: &Config) -> Result<(), Failure> {
+    if config.etcd.is_none() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ErrorCode::Configuration,
+        format!(
+            "the records are in etcd: save them with `etcdctl snapshot save FILE`, and keep tls.key and tls.crt of {} beside it",
+            config.state_dir.display()
+        ),
+    ))
 }

@@ -7,12 +7,18 @@ use clap::{Parser, Subcommand};
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 
+use super::store::EtcdSettings;
 use crate::model::Label;
 use crate::wire::config_file::{self, ConfigError};
 use crate::wire::url::CoordinatorUrl;
 
 /// Where the configuration is, if it is.
 const DEFAULT_FILE: &str = "/etc/meshd/coordinator.toml";
+/// What the keys in etcd begin with.
+const DEFAULT_PREFIX: &str = "/meshd/";
+/// What a build without etcd says.
+#[cfg(not(feature = "etcd"))]
+pub(super) const WITHOUT_ETCD: &str = "store.kind = \"etcd\" is not in this build; take a released package, or build with `cargo build --release --features etcd` (which needs protoc)";
 
 /// Admits nodes to a mesh, leases their addresses, and stores and forwards their signed records.
 #[derive(Debug, Parser)]
@@ -81,6 +87,12 @@ struct Mesh {
 struct Store {
     kind: StoreKind,
     endpoints: Vec<String>,
+    prefix: Option<String>,
+    user: Option<String>,
+    password_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
+    certificate_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -116,6 +128,8 @@ pub struct Config {
     pub node_block_v4: u8,
     /// Where metrics are served.
     pub metrics_listen: SocketAddr,
+    /// The store shared with other coordinators, in the place of SQLite.
+    pub etcd: Option<EtcdSettings>,
 }
 
 impl Config {
@@ -130,11 +144,7 @@ impl Config {
             .unwrap_or(Path::new(DEFAULT_FILE));
         let file: File = config_file::read(path, arguments.config.is_some())?;
         let mut wrong = Vec::new();
-        if file.store.kind == StoreKind::Etcd {
-            wrong.push("store.kind = \"etcd\" is not in this build; use \"sqlite\"".to_owned());
-        } else if !file.store.endpoints.is_empty() {
-            wrong.push("store.endpoints go with store.kind = \"etcd\" only".to_owned());
-        }
+        file.store.check(&mut wrong);
         let mut config = Self::meant(file, arguments);
         let plan = crate::model::MeshAddresses {
             prefix_v4: config.prefix_v4,
@@ -197,7 +207,68 @@ impl Config {
                 .metrics
                 .listen
                 .unwrap_or_else(|| default("127.0.0.1:9561")),
+            etcd: file.store.into_etcd(),
         }
+    }
+}
+
+impl Store {
+    /// Says what is wrong with it.
+    fn check(&self, wrong: &mut Vec<String>) {
+        if self.kind == StoreKind::Sqlite {
+            let given = [
+                ("endpoints", !self.endpoints.is_empty()),
+                ("prefix", self.prefix.is_some()),
+                ("user", self.user.is_some()),
+                ("password_file", self.password_file.is_some()),
+                ("ca_file", self.ca_file.is_some()),
+                ("certificate_file", self.certificate_file.is_some()),
+                ("key_file", self.key_file.is_some()),
+            ];
+            for (key, _) in given.into_iter().filter(|(_, given)| *given) {
+                wrong.push(format!("store.{key} goes with store.kind = \"etcd\" only"));
+            }
+            return;
+        }
+        #[cfg(not(feature = "etcd"))]
+        wrong.push(WITHOUT_ETCD.to_owned());
+        let scheme = |wanted| move |endpoint: &String| endpoint.starts_with(wanted);
+        let (plain, secure) = (scheme("http://"), scheme("https://"));
+        if self.endpoints.is_empty() || !self.endpoints.iter().all(|e| plain(e) || secure(e)) {
+            wrong.push("store.endpoints must name each member of the etcd cluster, such as [\"http://127.0.0.1:2379\"]".to_owned());
+        }
+        if self.ca_file.is_some() == self.endpoints.iter().any(plain) {
+            wrong.push(
+                "store.ca_file goes with https:// in all of store.endpoints, and they with it"
+                    .to_owned(),
+            );
+        }
+        if self.user.is_some() != self.password_file.is_some() {
+            wrong.push("store.user and store.password_file go together".to_owned());
+        }
+        if self.certificate_file.is_some() != self.key_file.is_some()
+            || self.certificate_file.is_some() && self.ca_file.is_none()
+        {
+            wrong.push(
+                "store.certificate_file and store.key_file go together, and with store.ca_file"
+                    .to_owned(),
+            );
+        }
+        if self.prefix.as_deref().is_some_and(|p| !p.ends_with('/')) {
+            wrong.push("store.prefix must end in /".to_owned());
+        }
+    }
+
+    fn into_etcd(self) -> Option<EtcdSettings> {
+        (self.kind == StoreKind::Etcd).then(|| EtcdSettings {
+            endpoints: self.endpoints,
+            prefix: self.prefix.unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
+            user: self.user,
+            password_file: self.password_file,
+            ca_file: self.ca_file,
+            certificate_file: self.certificate_file,
+            key_file: self.key_file,
+        })
     }
 }
 

@@ -21,6 +21,8 @@ use crate::wire::url::CoordinatorUrl;
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 /// Time between looks for nodes that stay away.
 const DISMISSAL: Duration = Duration::from_secs(30);
+/// Looks between two times that other coordinators are told who is connected here. Less than nodes may stay away.
+const PRESENCE: u64 = 8;
 /// File descriptors for everything but connections of nodes.
 const RESERVED_FILES: u64 = 128;
 
@@ -63,7 +65,11 @@ impl Coordinator {
                 "it is not known how nodes reach this coordinator; set public_urls, or no join token can be made"
             );
         }
-        let hub = Arc::new(open_hub(config, &urls, identity.pin)?);
+        let hub = {
+            let (config, urls, pin) = (config.clone(), urls.clone(), identity.pin);
+            let opened = tokio::task::spawn_blocking(move || open_hub(&config, &urls, pin)).await;
+            Arc::new(opened.map_err(|e| Failure::new(ErrorCode::Internal, e))??)
+        };
         let admin = admin::bind(&config.admin_socket)?;
         let metrics = metrics::bind(config.metrics_listen).await;
         let metrics_address = metrics.as_ref().and_then(|m| m.local_addr().ok());
@@ -84,6 +90,8 @@ impl Coordinator {
             Arc::clone(&hub),
         ))];
         others.push(tokio::spawn(dismiss_absent(Arc::clone(&hub))));
+        let news = hub.follow_others();
+        others.extend(news.map(|news| tokio::spawn(follow_others(Arc::clone(&hub), news))));
         others.extend(metrics.map(|listener| tokio::spawn(metrics::serve(listener, hub))));
         Ok(Self {
             listen,
@@ -140,14 +148,27 @@ impl Coordinator {
 
 /// Looks for ephemeral nodes that stay away, until the coordinator ends.
 async fn dismiss_absent(hub: Arc<Hub>) {
-    loop {
+    for look in 0u64.. {
         tokio::time::sleep(DISMISSAL).await;
         let hub = Arc::clone(&hub);
-        let dismissed =
-            tokio::task::spawn_blocking(move || hub.dismiss_absent(std::time::Instant::now()));
+        let dismissed = tokio::task::spawn_blocking(move || {
+            if look.is_multiple_of(PRESENCE) {
+                hub.tell_present()?;
+            }
+            hub.dismiss_absent(std::time::Instant::now())
+        });
         if let Ok(Err(error)) = dismissed.await {
             tracing::warn!(%error, "nodes that stay away are not removed");
         }
+    }
+}
+
+/// Takes in what other coordinators write, until the coordinator ends.
+async fn follow_others(hub: Arc<Hub>, mut news: watch::Receiver<u64>) {
+    while news.changed().await.is_ok() {
+        let hub = Arc::clone(&hub);
+        // A panic in it is in the log.
+        let _ = tokio::task::spawn_blocking(move || hub.handle_news()).await;
     }
 }
 
@@ -173,14 +194,6 @@ pub(super) fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
 }
 
 fn open_hub(config: &Config, urls: &[CoordinatorUrl], pin: SpkiPin) -> Result<Hub, Failure> {
-    let path = config.state_dir.join(store::FILE);
-    let unusable = |error: store::StoreError| {
-        Failure::new(
-            ErrorCode::Configuration,
-            format!("{}: {error}", path.display()),
-        )
-    };
-    let store = store::Sqlite::open(&path).map_err(unusable)?;
     let setup = Setup {
         urls: urls.to_vec(),
         pin,
@@ -188,5 +201,37 @@ fn open_hub(config: &Config, urls: &[CoordinatorUrl], pin: SpkiPin) -> Result<Hu
         prefix_v4: config.prefix_v4,
         node_block_v4: config.node_block_v4,
     };
-    Hub::open(Box::new(store), setup).map_err(unusable)
+    let opened = open_store(config).and_then(|mut store| {
+        let pin = format!("{pin:?}");
+        if store.note_pin(&pin)? == pin {
+            Hub::open(store, setup)
+        } else {
+            Err(store::StoreError::Failed(format!(
+                "the coordinators that share this store have another TLS key; copy tls.key and tls.crt from the state directory of one of them into {}",
+                config.state_dir.display()
+            )))
+        }
+    });
+    opened.map_err(|error| {
+        let place = match &config.etcd {
+            Some(_) => "etcd".to_owned(),
+            None => config.state_dir.join(store::FILE).display().to_string(),
+        };
+        Failure::new(ErrorCode::Configuration, format!("{place}: {error}"))
+    })
+}
+
+fn open_store(config: &Config) -> Result<Box<dyn store::Store>, store::StoreError> {
+    match &config.etcd {
+        None => Ok(Box::new(store::Sqlite::open(
+            &config.state_dir.join(store::FILE),
+        )?)),
+        #[cfg(feature = "etcd")]
+        Some(settings) => Ok(Box::new(store::Etcd::open(settings)?)),
+        // The configuration is refused before.
+        #[cfg(not(feature = "etcd"))]
+        Some(_) => Err(store::StoreError::Failed(
+            super::config::WITHOUT_ETCD.into(),
+        )),
+    }
 }

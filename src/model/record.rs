@@ -26,6 +26,8 @@ use super::key::{PublicKey, WireGuardKey};
 use super::name::Label;
 use super::time::UnixSeconds;
 
+/// Coordinators of a mesh at most.
+pub const MAX_COORDINATORS: usize = 16;
 /// Tags of a node at most.
 pub const MAX_TAGS: usize = 32;
 /// Endpoints in a node record at most.
@@ -104,6 +106,9 @@ pub struct Mesh {
     /// Who gets which addresses.
     #[serde(flatten)]
     pub addresses: MeshAddresses,
+    /// Where the coordinators are, as `https://host:port`; none: where the token of a node says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coordinators: Vec<String>,
 }
 
 /// The only id of a [`Mesh`] record.
@@ -412,10 +417,12 @@ impl Record {
         };
         match self {
             Self::Mesh(_) if header.id != MESH_ID => Err(RecordError::WrongId),
-            Self::Mesh(mesh) => mesh
-                .addresses
-                .check()
-                .map_err(|e| RecordError::Malformed(e.to_string())),
+            Self::Mesh(mesh) => {
+                bounded("coordinators", mesh.coordinators.len(), MAX_COORDINATORS)?;
+                mesh.addresses
+                    .check()
+                    .map_err(|e| RecordError::Malformed(e.to_string()))
+            }
             Self::Token(token) => bounded("tags", token.tags.len(), MAX_TAGS).and(id_is(&token.id)),
             Self::Revocation(revocation) => id_is(&revocation.id),
             Self::Departure(departure) => id_is(&departure.id),

@@ -148,6 +148,7 @@ mod tests {
             version: 1,
             domain: Label::parse("mesh").expect("a literal"),
             addresses: plan(),
+            coordinators: vec![],
         };
         let services = claims.iter().map(|(node, service, address)| {
             let node = PublicKey([*node; 32]);

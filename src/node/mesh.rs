@@ -39,6 +39,7 @@ use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::Refusal;
 use crate::wire::ledger::Applied;
 use crate::wire::local::Problem;
+use crate::wire::url::CoordinatorUrl;
 use crate::wire::{Envelope, Ledger};
 
 /// Seconds between datagrams to a peer in any case: keeps address translation on the way open.
@@ -269,7 +270,7 @@ impl Mesh {
         let (verdict_events, verdicts) = mpsc::channel(256);
         let control = Stream::start(
             StreamConfig {
-                urls: identity.urls.clone(),
+                urls: coordinators(&ledger, &identity),
                 pin: identity.pin,
                 identity: identity.keys.identity.clone(),
             },
@@ -503,6 +504,8 @@ impl Mesh {
             return;
         }
         self.keep(&new);
+        self.control
+            .set_urls(coordinators(&self.ledger, &self.identity));
         self.refresh_after(&changed);
     }
 
@@ -1097,6 +1100,19 @@ impl Mesh {
         self.docker = None;
         self.publish_own()
     }
+}
+
+/// Where the coordinators are: what the mesh says, and what this node's token said. The latter may be out of date, and is
+/// what is left if the former is wrong.
+fn coordinators(ledger: &Ledger, identity: &Identity) -> Vec<CoordinatorUrl> {
+    let said = ledger.mesh().map_or(&[][..], |mesh| &mesh.coordinators);
+    let mut urls: Vec<CoordinatorUrl> = said.iter().filter_map(|url| url.parse().ok()).collect();
+    for url in &identity.urls {
+        if !urls.contains(url) {
+            urls.push(url.clone());
+        }
+    }
+    urls
 }
 
 /// Whether an interface is a bridge with containers, by its name: of an engine that is not followed that is all there is.

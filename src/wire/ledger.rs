@@ -62,6 +62,21 @@ pub enum Applied {
     Unchanged,
 }
 
+/// A record that was taken in, and what was held in its place.
+#[derive(Debug)]
+pub struct Replaced {
+    key: RecordKey,
+    before: Option<Entry>,
+}
+
+impl Replaced {
+    /// Which record.
+    #[must_use]
+    pub fn key(&self) -> &RecordKey {
+        &self.key
+    }
+}
+
 /// Why a record was refused. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -149,23 +164,55 @@ impl Ledger {
     /// # Errors
     /// Says which rule it breaks; the ledger is then as before.
     pub fn apply(&mut self, envelope: Envelope) -> Result<Applied, Refused> {
+        Ok(match self.replace(envelope)? {
+            Some(replaced) => Applied::Changed(replaced.key),
+            None => Applied::Unchanged,
+        })
+    }
+
+    /// As [`Ledger::apply`]; gives what was held before, if the record is new.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn replace(&mut self, envelope: Envelope) -> Result<Option<Replaced>, Refused> {
         if self.holds(&envelope) {
-            return Ok(Applied::Unchanged);
+            return Ok(None);
         }
         let (key, header, record) = self.verify(&envelope)?;
         if self.is_held(&key, &header, &envelope)? {
-            return Ok(Applied::Unchanged);
+            return Ok(None);
         }
         self.permit(&envelope.signer, &key, &record)?;
-        self.insert(
-            key.clone(),
-            Entry {
-                envelope,
-                record,
-                version: header.version,
-            },
-        );
-        Ok(Applied::Changed(key))
+        let entry = Entry {
+            envelope,
+            record,
+            version: header.version,
+        };
+        let before = self.insert(key.clone(), entry);
+        Ok(Some(Replaced { key, before }))
+    }
+
+    /// Undoes the last [`Ledger::replace`]. False, and nothing changes, for kinds of records on which others rest.
+    pub fn put_back(&mut self, replaced: Replaced) -> bool {
+        let Replaced { key, before } = replaced;
+        let Some(held) = self.entries.remove(&key) else {
+            return false;
+        };
+        match (&held.record, before.as_ref().map(|entry| &entry.record)) {
+            (Record::Service(_), _) => {}
+            (Record::Node(node), Some(Record::Node(before))) => {
+                self.holders.replace(Some(node), before);
+            }
+            (Record::Node(node), _) => self.holders.remove(node),
+            _ => {
+                self.entries.insert(key, held);
+                return false;
+            }
+        }
+        if let Some(before) = before {
+            self.entries.insert(key, before);
+        }
+        true
     }
 
     /// Whether this very envelope is held: its signature was checked when it came. Many nodes offer the same.
@@ -331,7 +378,7 @@ impl Ledger {
         Ok(())
     }
 
-    fn insert(&mut self, key: RecordKey, entry: Entry) {
+    fn insert(&mut self, key: RecordKey, entry: Entry) -> Option<Entry> {
         match &entry.record {
             Record::Membership(membership) => {
                 self.admitted
@@ -349,7 +396,7 @@ impl Ledger {
             }
             _ => {}
         }
-        self.entries.insert(key, entry);
+        self.entries.insert(key, entry)
     }
 
     /// Drops what a node said that is out now, but for its departure.

@@ -15,6 +15,8 @@ mod flood;
 mod four_hosts;
 mod host_dns;
 mod machine;
+#[cfg(feature = "etcd")]
+mod many_coordinators;
 mod narrow_path;
 mod restart;
 mod restore;

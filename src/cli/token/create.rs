@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, mesh_key, table};
-use crate::model::record::{Record, Token};
+use crate::model::record::{MAX_COORDINATORS, Mesh, Record, Token};
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, SigningKey};
 use crate::wire::admin::{MeshState, Submit, Submitted};
@@ -108,9 +108,27 @@ pub(in crate::cli) async fn run(arguments: Arguments, globals: &Globals) -> Resu
         ephemeral: arguments.ephemeral,
     };
     let expires_at = record.expires_at;
+    let mut records = vec![Envelope::seal(&Record::Token(record), &key)];
+    // What nodes know of coordinators is signed: who has the key at hand says what has changed.
+    if let Some(mesh) = &state.mesh
+        && let coordinators = state
+            .urls
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+        && mesh.coordinators != coordinators
+        && coordinators.len() <= MAX_COORDINATORS
+    {
+        let mesh = Mesh {
+            version: next_version(mesh.version, now),
+            coordinators,
+            ..mesh.clone()
+        };
+        records.push(Envelope::seal(&Record::Mesh(mesh), &key));
+    }
     let submit = Submit {
         mesh_key: None,
-        records: vec![Envelope::seal(&Record::Token(record), &key)],
+        records,
     };
     let _: Submitted = coordinator.post("/v1/records", &submit).await?;
     let id = token_key.public();

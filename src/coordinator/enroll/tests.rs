@@ -35,6 +35,7 @@ fn ledger() -> Ledger {
         version: 1,
         domain: label("mesh"),
         addresses: addresses(),
+        coordinators: vec![],
     };
     let token = Token {
         id: key(TOKEN).public(),

@@ -57,7 +57,11 @@ impl Hub {
             return Ok(());
         }
         let mut writer = self.writer();
+        let elsewhere = writer.store.present().map_err(fault)?;
         for node in due {
+            if elsewhere.contains(&node) {
+                continue;
+            }
             let Some(departure) = writer.store.farewell(&node).map_err(fault)? else {
                 continue;
             };
@@ -70,6 +74,23 @@ impl Hub {
             }
         }
         Ok(())
+    }
+
+    /// Tells the other coordinators which ephemeral nodes are connected here. Waits for the store.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn tell_present(&self) -> Result<(), ApiError> {
+        let mut writer = self.writer();
+        let here: Vec<PublicKey> = {
+            let state = self.read();
+            let ephemeral = |id: &&PublicKey| {
+                let ledger = state.ledger.as_ref();
+                ledger.is_some_and(|ledger| is_ephemeral(ledger, id))
+            };
+            state.connected.keys().filter(ephemeral).copied().collect()
+        };
+        writer.store.set_present(&here).map_err(fault)
     }
 
     fn due(&self, now: Instant) -> Vec<PublicKey> {

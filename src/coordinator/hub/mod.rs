@@ -7,11 +7,16 @@
 //!
 //! A stream has no queue of its own: it has a cursor into the list of recent changes, so that a slow reader costs
 //! nobody anything, and one that fell behind the list's beginning gets a snapshot.
+//!
+//! A store may be shared with other coordinators. What they wrote is taken in as it becomes known, and before each
+//! write; one that was decided on too little is undone and decided again.
 
 mod absence;
 mod changes;
 mod listing;
+mod loaded;
 mod refill;
+mod shared;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,9 +28,11 @@ use tokio::sync::watch;
 
 use self::changes::Changes;
 pub use self::listing::Size;
+use self::loaded::Loaded;
 use self::refill::{Phase, Refill};
+use self::shared::Turns;
 use super::enroll;
-use super::store::{Admission, Effect, Store, StoreError, Write};
+use super::store::{Admission, Contents, Effect, Store, StoreError, Write};
 use crate::model::record::{MESH_ID, Membership, Record, RecordKey, RevokedKind};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
@@ -33,7 +40,7 @@ use crate::wire::admin::Submit;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::MAX_RECORDS;
 use crate::wire::join::{JoinRequest, JoinResponse};
-use crate::wire::ledger::{Applied, Refused};
+use crate::wire::ledger::{Refused, Replaced};
 use crate::wire::token::SpkiPin;
 use crate::wire::url::CoordinatorUrl;
 use crate::wire::{Envelope, Ledger};
@@ -184,6 +191,7 @@ impl Hub {
     /// # Errors
     /// The store cannot be read.
     pub fn open(mut store: Box<dyn Store>, setup: Setup) -> Result<Self, StoreError> {
+        let loaded = Loaded::from(store.load()?);
         let mut state = State {
             store_id: String::new(),
             ledger: None,
@@ -195,7 +203,7 @@ impl Hub {
             refill: None,
             unique_local_prefix: random_unique_local(),
         };
-        state.load(&mut *store)?;
+        state.take_over(loaded);
         let (revision, _) = watch::channel(state.revision);
         Ok(Self {
             setup,
@@ -255,27 +263,21 @@ impl Hub {
         self.recover(&mut writer).map_err(fault)?;
         self.permit_after_restore(&mut writer, request)?;
         let now = UnixSeconds::from_system(SystemTime::now());
-        let (membership, admission) = {
-            let state = self.read();
-            let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
-            let granted = enroll::check(request, ledger, now)?;
-            let admission = Admission {
-                node: granted.membership.id,
-                name: granted.membership.name.clone(),
-                token: granted.membership.token,
-                uses: granted.uses,
-                blocks: granted.addresses.block_count(),
-                key: key_of("membership", granted.membership.id.to_string()),
-                envelope: request.membership.clone(),
-            };
-            (granted.membership, admission)
-        };
-        let admitted = writer.store.admit(&admission).map_err(|error| {
-            if matches!(error, StoreError::Full | StoreError::Failed(_)) {
-                self.note_failure(&error);
+        let turns = Turns::begin();
+        let (membership, key, admitted) = loop {
+            self.catch_up(&mut writer).map_err(fault)?;
+            let (membership, admission) = self.examine(request, now)?;
+            match writer.store.admit(&admission) {
+                Ok(admitted) => break (membership, admission.key, admitted),
+                Err(StoreError::Behind) if turns.another() => {}
+                Err(error) => {
+                    if matches!(error, StoreError::Full | StoreError::Failed(_)) {
+                        self.note_failure(&error);
+                    }
+                    return Err(self.explain(error, &membership));
+                }
             }
-            self.explain(error, &membership)
-        })?;
+        };
         let mut state = self.write();
         let state = &mut *state;
         let ledger = state.ledger.as_mut().ok_or_else(no_mesh)?;
@@ -302,7 +304,7 @@ impl Hub {
         .map(|entry| entry.envelope.clone())
         .collect();
         if admitted.revision > state.revision {
-            state.changes.push(admitted.revision, admission.key);
+            state.changes.push(admitted.revision, key);
             state.revision = admitted.revision;
             self.revision.send_replace(state.revision);
             tracing::info!(node = %membership.name, id = membership.id.short(), block = %block.v4, "admitted");
@@ -312,6 +314,27 @@ impl Hub {
             records,
             revision: admitted.revision,
         })
+    }
+
+    /// What stands in the way of a join besides the store, and what is asked of that.
+    fn examine(
+        &self,
+        request: &JoinRequest,
+        now: UnixSeconds,
+    ) -> Result<(Membership, Admission), ApiError> {
+        let state = self.read();
+        let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
+        let granted = enroll::check(request, ledger, now)?;
+        let admission = Admission {
+            node: granted.membership.id,
+            name: granted.membership.name.clone(),
+            token: granted.membership.token,
+            uses: granted.uses,
+            blocks: granted.addresses.block_count(),
+            key: key_of("membership", granted.membership.id.to_string()),
+            envelope: request.membership.clone(),
+        };
+        Ok((granted.membership, admission))
     }
 
     /// Whether a store that came from a backup can know that this join spends nothing twice.
@@ -405,6 +428,7 @@ impl Hub {
     /// Says which record is refused and why.
     pub fn submit(&self, submit: Submit) -> Result<u64, ApiError> {
         let mut writer = self.writer();
+        self.catch_up(&mut writer).map_err(fault)?;
         let held = self.read().ledger.as_ref().map(Ledger::mesh_key);
         let new = match (held, submit.mesh_key) {
             (None, None) => return Err(no_mesh()),
@@ -447,33 +471,52 @@ impl Hub {
     ) -> Result<Published, ApiError> {
         self.recover(writer).map_err(fault)?;
         let mut published = Published::default();
-        let mut writes = Vec::new();
-        let attempt = || {
-            for envelope in records {
-                match self.apply(writer, envelope, origin)? {
-                    Ok(Some(write)) => writes.push(write),
-                    Ok(None) => {}
-                    Err(refused) => published.refused.push(refused),
+        for part in shared::parts(records, writer.store.bounds()) {
+            let turns = Turns::begin();
+            let taken = loop {
+                let attempt = self
+                    .catch_up(writer)
+                    .and_then(|()| self.take_in_part(writer, &part, origin));
+                match attempt {
+                    Err(StoreError::Behind) if turns.another() => {}
+                    taken => break taken,
                 }
+            };
+            let taken = taken.map_err(|error| self.fail(writer, error))?;
+            published.accepted += taken.accepted;
+            published.refused.extend(taken.refused);
+        }
+        Ok(published)
+    }
+
+    /// Takes in as many records as the store takes at once.
+    fn take_in_part(
+        &self,
+        writer: &mut Writer,
+        records: &[Envelope],
+        origin: Origin,
+    ) -> Result<Published, StoreError> {
+        let mut published = Published::default();
+        let (mut writes, mut replaced) = (Vec::new(), Vec::new());
+        for envelope in records {
+            match self.apply(writer, envelope, origin)? {
+                Ok(Some((write, before))) => {
+                    writes.push(write);
+                    replaced.push(before);
+                }
+                Ok(None) => {}
+                Err(refused) => published.refused.push(refused),
             }
-            if writes.is_empty() {
-                return Ok(None);
+        }
+        if writes.is_empty() {
+            return Ok(published);
+        }
+        let last = match writer.store.put(&writes) {
+            Err(StoreError::Behind) => {
+                self.undo(writer, replaced)?;
+                return Err(StoreError::Behind);
             }
-            writer.store.put(&writes).map(Some)
-        };
-        let last = match attempt() {
-            Ok(Some(last)) => last,
-            Ok(None) => return Ok(published),
-            Err(error) => {
-                self.note_failure(&error);
-                let reloaded = self.write().load(&mut *writer.store);
-                writer.health = Health::Failed {
-                    at: Instant::now(),
-                    error: error.clone(),
-                    ahead: reloaded.is_err(),
-                };
-                return Err(fault(error));
-            }
+            last => last?,
         };
         published.accepted = u32::try_from(writes.len()).unwrap_or(u32::MAX);
         let mut state = self.write();
@@ -486,18 +529,43 @@ impl Hub {
         Ok(published)
     }
 
-    /// Takes one record into memory; gives what is to be written, if it is new.
+    /// A write failed: memory goes back to what is on disk.
+    fn fail(&self, writer: &mut Writer, error: StoreError) -> ApiError {
+        self.note_failure(&error);
+        let reloaded = self.reload(writer);
+        writer.health = Health::Failed {
+            at: Instant::now(),
+            error: error.clone(),
+            ahead: reloaded.is_err(),
+        };
+        fault(error)
+    }
+
+    /// Takes everything from the store. Who reads meanwhile sees what was there before.
+    fn reload(&self, writer: &mut Writer) -> Result<(), StoreError> {
+        let loaded = Loaded::from(writer.store.load()?);
+        let mut state = self.write();
+        state.take_over(loaded);
+        self.revision.send_replace(state.revision);
+        Ok(())
+    }
+
+    /// Takes one record into memory; gives what is to be written, if it is new, and what was there.
+    #[expect(
+        clippy::type_complexity,
+        reason = "two kinds of failure: of the store, and of the record"
+    )]
     fn apply(
         &self,
         writer: &mut Writer,
-        envelope: Envelope,
+        envelope: &Envelope,
         origin: Origin,
-    ) -> Result<Result<Option<Write>, PublishRefused>, StoreError> {
-        if self.holds(&envelope) {
+    ) -> Result<Result<Option<(Write, Replaced)>, PublishRefused>, StoreError> {
+        if self.holds(envelope) {
             return Ok(Ok(None));
         }
         if origin == Origin::Stream
-            && let Some(membership) = self.unseen_membership(&envelope)
+            && let Some(membership) = self.unseen_membership(envelope)
             && !writer
                 .store
                 .may_have_admitted(&membership.token, &membership.id)?
@@ -508,14 +576,18 @@ impl Hub {
         let Some(ledger) = &mut state.ledger else {
             return Ok(Err(Refused::NoMesh.into()));
         };
-        Ok(match ledger.apply(envelope.clone()) {
-            Ok(Applied::Unchanged) => Ok(None),
+        Ok(match ledger.replace(envelope.clone()) {
+            Ok(None) => Ok(None),
             Err(refused) => Err(refused.into()),
-            Ok(Applied::Changed(key)) => Ok(Some(Write {
-                effect: effect_of(ledger, &key, origin),
-                key,
-                envelope,
-            })),
+            Ok(Some(replaced)) => {
+                let key = replaced.key().clone();
+                let write = Write {
+                    effect: effect_of(ledger, &key, origin),
+                    key,
+                    envelope: envelope.clone(),
+                };
+                Ok(Some((write, replaced)))
+            }
         })
     }
 
@@ -547,7 +619,7 @@ impl Hub {
             return Err(error);
         }
         if ahead {
-            self.write().load(&mut *writer.store)?;
+            self.reload(writer)?;
         }
         writer.health = Health::Good;
         Ok(())
@@ -688,6 +760,7 @@ impl Hub {
             }
             StoreError::TokenSpent(_) => ApiError::new(ErrorCode::Forbidden, error.to_string()),
             StoreError::NoBlock(_) => ApiError::new(ErrorCode::Conflict, error.to_string()),
+            StoreError::Behind => fault(error),
             StoreError::Full | StoreError::Failed(_) => {
                 tracing::error!(node = %membership.name, "a join failed");
                 fault(error)
@@ -712,39 +785,6 @@ impl Hub {
             .map(|number| name.with_suffix(&number.to_string()))
             .find(|candidate| !taken.contains(candidate))
             .expect("there are more numbers than nodes")
-    }
-}
-
-impl State {
-    /// Takes over what is in the store.
-    fn load(&mut self, store: &mut dyn Store) -> Result<(), StoreError> {
-        let contents = store.load()?;
-        let mut ledger = contents.mesh_key.map(Ledger::new);
-        let mut changes = Changes::new();
-        for stored in &contents.records {
-            changes.push(stored.revision, stored.key.clone());
-        }
-        // By revision, a record may come before what it rests on: that got a new version since.
-        let mut records = contents.records;
-        records.sort_by_key(|stored| changes::rank(&stored.key.kind));
-        for stored in records {
-            if let Some(ledger) = &mut ledger
-                && let Err(refused) = ledger.apply(stored.envelope)
-            {
-                tracing::warn!(record = %stored.key, %refused, "a record in the store does not verify and is left out");
-            }
-        }
-        if contents.restored && self.refill.is_none() {
-            tracing::warn!(
-                "the store was restored from a backup; nobody is admitted until the nodes have told what happened since"
-            );
-            self.refill = Some(Refill::new(Instant::now()));
-        }
-        self.store_id = contents.id;
-        self.ledger = ledger;
-        self.changes = changes;
-        self.revision = contents.revision;
-        Ok(())
     }
 }
 
@@ -803,7 +843,11 @@ fn no_mesh() -> ApiError {
 
 /// A failure of the store, for whoever asked.
 fn fault(error: StoreError) -> ApiError {
-    ApiError::new(ErrorCode::Internal, error.to_string())
+    let code = match error {
+        StoreError::Behind => ErrorCode::Busy,
+        _ => ErrorCode::Internal,
+    };
+    ApiError::new(code, error.to_string())
 }
 
 /// A random unique local prefix (RFC 4193 section 3.2.1).

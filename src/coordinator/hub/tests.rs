@@ -57,6 +57,7 @@ fn mesh(hub: &Hub) -> Envelope {
         version: 1,
         domain: state.configured_domain,
         addresses: state.configured_addresses,
+        coordinators: vec![],
     };
     Envelope::seal(&Record::Mesh(mesh), &key(MESH))
 }

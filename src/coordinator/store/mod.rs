@@ -4,12 +4,25 @@
 //! token's use, which name and which block is whose. Each call is one transaction, and what it did is on disk when
 //! it returns. Which tokens were issued here is kept too: for those the admissions held are all there ever were. A
 //! store brought back from a backup must forget that (and take another id), since nodes may have joined after it.
+//!
+//! A store that several coordinators share takes a write only from one that has seen all that is in it: any other is
+//! told [`StoreError::Behind`], takes in what is [`Store::news`] to it, looks at its write again, and comes back. So all
+//! hold the same records under the same revisions, and each decides on what is true.
 
 mod backup;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod sqlite;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use tokio::sync::watch;
 
 pub(super) use backup::FILE;
 pub use backup::{back_up, restore};
+#[cfg(feature = "etcd")]
+pub use etcd::Etcd;
 pub use sqlite::Sqlite;
 
 use crate::model::record::RecordKey;
@@ -108,6 +121,50 @@ pub struct Admitted {
     pub revision: u64,
 }
 
+/// What other coordinators wrote.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// What changed, up to this revision.
+    Changes {
+        /// What everything is verified up to.
+        mesh_key: Option<PublicKey>,
+        /// In the order of their revisions; of several versions of one only the last.
+        records: Vec<Stored>,
+        /// The last revision.
+        revision: u64,
+    },
+    /// What changed is not known any more.
+    Everything(Contents),
+}
+
+/// How much one [`Store::put`] takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Records at most.
+    pub records: usize,
+    /// Octets of their payloads at most; a single record may have more.
+    pub octets: usize,
+}
+
+/// Where an etcd cluster is, and how to speak to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EtcdSettings {
+    /// `http://` or `https://`, host and port of each member.
+    pub endpoints: Vec<String>,
+    /// All keys begin with it.
+    pub prefix: String,
+    /// Who the coordinator is, if etcd asks.
+    pub user: Option<String>,
+    /// Holds that user's password.
+    pub password_file: Option<PathBuf>,
+    /// Certificates (PEM) that etcd's are signed by.
+    pub ca_file: Option<PathBuf>,
+    /// The coordinator's own certificate (PEM), if etcd asks for one.
+    pub certificate_file: Option<PathBuf>,
+    /// Its key (PEM).
+    pub key_file: Option<PathBuf>,
+}
+
 /// Why a store does not do as asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -129,6 +186,9 @@ pub enum StoreError {
         "the disk with the coordinator's state is full; make room there and try again, nothing that was acknowledged is lost"
     )]
     Full,
+    /// Another coordinator wrote something that this one has not seen.
+    #[error("other coordinators write at the same time; try again")]
+    Behind,
     /// Anything else.
     #[error("the coordinator's store failed: {0}")]
     Failed(String),
@@ -197,6 +257,52 @@ pub trait Store: Send + 'static {
         token: &PublicKey,
         node: &PublicKey,
     ) -> Result<bool, StoreError>;
+
+    /// How much one [`Store::put`] takes.
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            records: usize::MAX,
+            octets: usize::MAX,
+        }
+    }
+
+    /// What others wrote since the last call, or since everything was loaded.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn news(&mut self) -> Result<Option<News>, StoreError> {
+        Ok(None)
+    }
+
+    /// Wakes who waits for news; absent if there never is any.
+    fn followed(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+
+    /// Tells the others which nodes are connected here. Holds for a few minutes.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    fn set_present(&mut self, _nodes: &[PublicKey]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Who is, or was minutes ago, connected to any of the coordinators that share the store.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn present(&mut self) -> Result<HashSet<PublicKey>, StoreError> {
+        Ok(HashSet::new())
+    }
+
+    /// Notes the hash of the TLS key that nodes know this coordinator by; gives the one noted first. All that
+    /// share a store have to have the same.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    fn note_pin(&mut self, pin: &str) -> Result<String, StoreError> {
+        Ok(pin.to_owned())
+    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,23 @@
 use super::*;
 use crate::model::SigningKey;
 
-/// The kinds of store, each new and empty.
+/// The kinds of store, each new and empty; without etcd where it is not installed.
 fn stores() -> Vec<Box<dyn Store>> {
-    vec![Box::new(Sqlite::in_memory().expect("memory"))]
+    let stores: Vec<Box<dyn Store>> = vec![Box::new(Sqlite::in_memory().expect("memory"))];
+    #[cfg(feature = "etcd")]
+    let stores = with_etcd(stores);
+    stores
+}
+
+#[cfg(feature = "etcd")]
+fn with_etcd(mut stores: Vec<Box<dyn Store>>) -> Vec<Box<dyn Store>> {
+    if let Some(rig) = etcd::rig::Rig::start() {
+        let mut store = Etcd::open(&rig.settings()).expect("it runs");
+        store.load().expect("readable");
+        store.keep(rig);
+        stores.push(Box::new(store));
+    }
+    stores
 }
 
 const TOKEN: PublicKey = PublicKey([0xaa; 32]);

@@ -28,6 +28,7 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
         version: 1,
         domain: label("mesh"),
         addresses,
+        coordinators: vec![],
     };
     let mut netmap = Netmap {
         mesh: Some(mesh),

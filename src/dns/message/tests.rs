@@ -21,6 +21,7 @@ pub(super) fn zone() -> Zone {
             version: 1,
             domain,
             addresses,
+            coordinators: vec![],
         }),
         ..Netmap::default()
     };

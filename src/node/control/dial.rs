@@ -11,6 +11,7 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest as _, Sha256};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -21,6 +22,10 @@ use crate::wire::url::CoordinatorUrl;
 
 /// How long TCP, and then TLS, may take each.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
+/// A connection on which nothing came for this long is looked at.
+const IDLE: Duration = Duration::from_secs(3);
+/// A machine that acknowledges nothing for this long is gone.
+const UNANSWERED: Duration = Duration::from_secs(5);
 
 /// Why there is no connection to a coordinator.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +75,13 @@ pub async fn dial(url: &CoordinatorUrl, pin: SpkiPin) -> Result<TlsStream<TcpStr
         .map_err(|e| unreachable(e.to_string()))?;
     // Small messages both ways: waiting to fill a segment only adds delay.
     let _ = tcp.set_nodelay(true);
+    // The kernel asks, and answers, without either program: a busy coordinator is not taken for one that is gone.
+    let socket = SockRef::from(&tcp);
+    let keepalive = TcpKeepalive::new()
+        .with_time(IDLE)
+        .with_interval(Duration::from_secs(1));
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(UNANSWERED));
     let name =
         ServerName::try_from(url.host().to_owned()).map_err(|e| unreachable(e.to_string()))?;
     let connector = TlsConnector::from(Arc::new(client_config(pin)));

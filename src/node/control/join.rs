@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
 use super::dial::{DialError, dial};
-use crate::wire::api::ApiError;
+use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::join::{JoinRequest, JoinResponse, PATH};
 use crate::wire::token::SpkiPin;
 use crate::wire::url::CoordinatorUrl;
@@ -41,35 +41,44 @@ pub enum JoinError {
     },
 }
 
-/// Asks the first coordinator of `urls` that can be reached.
+/// Asks the coordinators of `urls`, in a random order, until one answers: all are equal, and asking another again what
+/// one may have granted is safe.
 ///
 /// # Errors
-/// A refusal ends the search; a coordinator that cannot be reached does not.
+/// A refusal ends the search; a coordinator that cannot be reached, breaks off or cannot say now does not.
 pub async fn join(
     urls: &[CoordinatorUrl],
     pin: SpkiPin,
     request: &JoinRequest,
 ) -> Result<JoinResponse, JoinError> {
     let mut last = None;
-    for url in urls {
-        match dial(url, pin).await {
-            Ok(stream) => {
-                return timeout(ANSWER_LIMIT, ask(url, stream, request))
-                    .await
-                    .unwrap_or_else(|_| Err(broken(url, "no answer within 15 seconds")));
+    let first = super::stream::random_below(urls.len() as u64) as usize;
+    let (before, from) = urls.split_at(first.min(urls.len()));
+    for url in from.iter().chain(before) {
+        let answer = match dial(url, pin).await {
+            Ok(stream) => timeout(ANSWER_LIMIT, ask(url, stream, request))
+                .await
+                .unwrap_or_else(|_| Err(broken(url, "no answer within 15 seconds"))),
+            Err(error) => Err(error.into()),
+        };
+        match answer {
+            Ok(response) => return Ok(response),
+            Err(JoinError::Refused(refusal)) if !is_passing(&refusal) => {
+                return Err(refusal.into());
             }
+            // Of several failures one that tells more than that nobody answers is told.
+            Err(JoinError::Dial(_)) if last.is_some() => {}
             Err(error) => last = Some(error),
         }
     }
-    Err(last.map_or_else(
-        || {
-            JoinError::Refused(ApiError::new(
-                crate::wire::api::ErrorCode::BadRequest,
-                "the token names no coordinator",
-            ))
-        },
-        JoinError::Dial,
-    ))
+    Err(last.unwrap_or_else(|| {
+        ApiError::new(ErrorCode::BadRequest, "the token names no coordinator").into()
+    }))
+}
+
+/// Whether another coordinator may answer otherwise.
+fn is_passing(refusal: &ApiError) -> bool {
+    matches!(refusal.code, ErrorCode::Busy | ErrorCode::Internal)
 }
 
 async fn ask(

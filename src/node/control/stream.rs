@@ -99,6 +99,7 @@ pub enum Event {
 pub struct Stream {
     outgoing: mpsc::Sender<FromNode>,
     position: tokio::sync::watch::Sender<Position>,
+    urls: tokio::sync::watch::Sender<Vec<CoordinatorUrl>>,
     task: JoinHandle<()>,
 }
 
@@ -108,12 +109,19 @@ impl Stream {
     pub fn start(config: StreamConfig, position: Position, events: mpsc::Sender<Event>) -> Self {
         let (sender, outgoing) = mpsc::channel(OUTGOING);
         let (position, positions) = tokio::sync::watch::channel(position);
-        let task = tokio::spawn(run(config, instance(), positions, outgoing, events));
+        let (urls, all) = tokio::sync::watch::channel(config.urls.clone());
+        let task = tokio::spawn(run(config, all, instance(), positions, outgoing, events));
         Self {
             outgoing: sender,
             position,
+            urls,
             task,
         }
+    }
+
+    /// Says where the coordinators are, for the next time the stream opens.
+    pub fn set_urls(&self, urls: Vec<CoordinatorUrl>) {
+        self.urls.send_replace(urls);
     }
 
     /// Hands records over. False if the stream is closed or too far behind; they are published when it opens
@@ -153,19 +161,20 @@ impl Drop for Stream {
 
 async fn run(
     config: StreamConfig,
+    urls: tokio::sync::watch::Receiver<Vec<CoordinatorUrl>>,
     instance: String,
     positions: tokio::sync::watch::Receiver<Position>,
     mut outgoing: mpsc::Receiver<FromNode>,
     events: mpsc::Sender<Event>,
 ) {
     let mut failures = 0u32;
+    let mut failed = None;
     loop {
-        let Some(url) = config
-            .urls
-            .get(random_below(config.urls.len() as u64) as usize)
-        else {
+        let url = pick(&urls.borrow(), failed.as_ref()).cloned();
+        let Some(url) = url.as_ref() else {
             return;
         };
+        failed = Some(url.clone());
         let opened = Instant::now();
         let position = positions.borrow().clone();
         let ended = converse(&config, &instance, url, position, &mut outgoing, &events).await;
@@ -217,7 +226,20 @@ fn instance() -> String {
     format!("{a:016x}{b:016x}")
 }
 
-fn random_below(bound: u64) -> u64 {
+/// Which coordinator is next: any, but for the one that failed last, if there are others.
+fn pick<'a>(
+    urls: &'a [CoordinatorUrl],
+    failed: Option<&CoordinatorUrl>,
+) -> Option<&'a CoordinatorUrl> {
+    let others: Vec<&CoordinatorUrl> = urls.iter().filter(|url| Some(*url) != failed).collect();
+    match others.len() {
+        0 => urls.first(),
+        count => others.get(random_below(count as u64) as usize).copied(),
+    }
+}
+
+/// Anything below `bound`.
+pub(super) fn random_below(bound: u64) -> u64 {
     let random = getrandom::u64().unwrap_or_default();
     if bound == 0 { 0 } else { random % bound }
 }
@@ -380,7 +402,25 @@ fn read(message: Message) -> Result<Option<FromCoordinator>, Ended> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    #[test]
+    fn any_coordinator_but_the_one_that_failed_is_next() {
+        let urls: Vec<CoordinatorUrl> = ["https://a", "https://b", "https://c"]
+            .map(|url| url.parse().expect("a literal"))
+            .to_vec();
+        let picked = |count: usize, failed: Option<usize>| -> BTreeSet<Option<&CoordinatorUrl>> {
+            let failed = failed.map(|n| &urls[n]);
+            (0..200).map(|_| pick(&urls[..count], failed)).collect()
+        };
+        let [a, b, c] = [0, 1, 2].map(|n| Some(&urls[n]));
+        assert_eq!(picked(0, None), [None].into());
+        assert_eq!(picked(1, Some(0)), [a].into());
+        assert_eq!(picked(3, None), [a, b, c].into());
+        assert_eq!(picked(3, Some(1)), [a, c].into());
+    }
 
     #[test]
     fn waits_grow_up_to_a_bound_and_are_never_longer() {

@@ -37,6 +37,7 @@ fn mesh() -> Envelope {
         version: 1,
         domain: label("mesh"),
         addresses: addresses(),
+        coordinators: vec![],
     };
     Envelope::seal(&Record::Mesh(mesh), &key(MESH))
 }

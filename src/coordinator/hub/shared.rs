@@ -1,0 +1,154 @@
+//! A store that other coordinators write to as well.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::changes::rank;
+use super::{Health, Hub, Loaded, Writer};
+use crate::coordinator::store::{Bounds, News, StoreError};
+use crate::wire::Envelope;
+use crate::wire::Ledger;
+use crate::wire::ledger::Replaced;
+
+/// How long a write is tried again while others write.
+const CONTENTION: Duration = Duration::from_secs(8);
+/// The longest pause before the next attempt.
+const PAUSE: Duration = Duration::from_millis(15);
+
+/// Attempts of a write that others may be ahead of.
+pub(super) struct Turns(Instant);
+
+impl Turns {
+    pub(super) fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Whether there is another, after a pause of random length.
+    pub(super) fn another(&self) -> bool {
+        let share = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
+        std::thread::sleep(PAUSE.mul_f64(share));
+        self.0.elapsed() < CONTENTION
+    }
+}
+
+/// Cuts records into parts that the store takes, each at least one record.
+pub(super) fn parts(records: Vec<Envelope>, bounds: Bounds) -> Vec<Vec<Envelope>> {
+    let mut parts: Vec<Vec<Envelope>> = Vec::new();
+    let mut octets = 0usize;
+    for record in records {
+        octets = octets.saturating_add(record.payload.len());
+        match parts.last_mut() {
+            Some(part) if part.len() < bounds.records && octets <= bounds.octets => {
+                part.push(record);
+            }
+            _ => {
+                octets = record.payload.len();
+                parts.push(vec![record]);
+            }
+        }
+    }
+    parts
+}
+
+impl Hub {
+    /// Wakes who waits for what other coordinators write; absent if there are none.
+    #[must_use]
+    pub fn follow_others(&self) -> Option<watch::Receiver<u64>> {
+        self.writer().store.followed()
+    }
+
+    /// Takes in what other coordinators wrote. May wait for a write of this one.
+    pub fn handle_news(&self) {
+        let mut writer = self.writer();
+        if let Err(error) = self.catch_up(&mut writer) {
+            tracing::warn!(%error, "what other coordinators wrote is not taken in");
+        }
+    }
+
+    /// Takes in what other coordinators wrote.
+    pub(super) fn catch_up(&self, writer: &mut Writer) -> Result<(), StoreError> {
+        // What is ahead of the store is replaced by all that is in it, when it can be read again.
+        if matches!(writer.health, Health::Failed { ahead: true, .. }) {
+            return Ok(());
+        }
+        match writer.store.news()? {
+            None => {}
+            Some(News::Everything(contents)) => {
+                let loaded = Loaded::from(contents);
+                let mut state = self.write();
+                state.take_over(loaded);
+                self.revision.send_replace(state.revision);
+            }
+            Some(News::Changes {
+                mesh_key,
+                records,
+                revision,
+            }) => {
+                let mut state = self.write();
+                let state = &mut *state;
+                if state.ledger.is_none() {
+                    state.ledger = mesh_key.map(Ledger::new);
+                }
+                for stored in &records {
+                    state.changes.push(stored.revision, stored.key.clone());
+                }
+                let mut records = records;
+                records.sort_by_key(|stored| rank(&stored.key.kind));
+                for stored in records {
+                    if let Some(ledger) = &mut state.ledger
+                        && let Err(refused) = ledger.apply(stored.envelope)
+                    {
+                        tracing::warn!(record = %stored.key, %refused, "a record of another coordinator does not verify and is left out");
+                    }
+                }
+                state.revision = revision;
+                self.revision.send_replace(revision);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what was not written.
+    pub(super) fn undo(
+        &self,
+        writer: &mut Writer,
+        replaced: Vec<Replaced>,
+    ) -> Result<(), StoreError> {
+        let undone = {
+            let mut state = self.write();
+            state.ledger.as_mut().is_none_or(|ledger| {
+                replaced
+                    .into_iter()
+                    .rev()
+                    .all(|replaced| ledger.put_back(replaced))
+            })
+        };
+        if undone { Ok(()) } else { self.reload(writer) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SigningKey;
+
+    #[test]
+    fn parts_keep_to_the_bounds_and_to_the_order() {
+        let record =
+            |octets| Envelope::seal_payload("x".repeat(octets), &SigningKey::from_seed(&[1; 32]));
+        let sizes = |records: Vec<Envelope>| -> Vec<Vec<usize>> {
+            let bounds = Bounds {
+                records: 2,
+                octets: 10,
+            };
+            parts(records, bounds)
+                .iter()
+                .map(|part| part.iter().map(|r| r.payload.len()).collect())
+                .collect()
+        };
+        assert!(sizes(vec![]).is_empty());
+        let given = [3, 4, 5, 11, 1].map(record).to_vec();
+        assert_eq!(sizes(given), [vec![3, 4], vec![5], vec![11], vec![1]]);
+    }
+}

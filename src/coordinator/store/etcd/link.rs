@@ -1,0 +1,334 @@
+//! Calls to etcd: to one member at a time, and to the next when it does not answer.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error, GetOptions, Identity, TlsOptions, Txn, TxnResponse,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::super::{EtcdSettings, StoreError};
+use super::keys::Key;
+use super::view::Change;
+
+/// How long a member may take to answer before the next is asked. An election takes about as long.
+const ATTEMPT: Duration = Duration::from_millis(1500);
+/// How long all attempts may take: no longer than a node waits for its answer.
+const LIMIT: Duration = Duration::from_secs(9);
+/// A dead connection is noticed by pings that are not answered; etcd takes one in five seconds.
+const PING: Duration = Duration::from_secs(5);
+const PING_ANSWER: Duration = Duration::from_secs(2);
+/// Keys of a listing that come in one answer: of those with records, and of keys alone.
+const PAGE: i64 = 256;
+const PAGE_OF_KEYS: i64 = 8192;
+/// Octets of one answer at most; a page of the largest records has half of it.
+const MAX_ANSWER: usize = 64 << 20;
+const MAX_FILE: u64 = 1 << 20;
+
+/// A way to etcd.
+pub(super) struct Link {
+    endpoints: Vec<String>,
+    options: ConnectOptions,
+    prefix: String,
+    current: Mutex<Current>,
+}
+
+/// Which member is asked now.
+struct Current {
+    index: usize,
+    client: Option<Client>,
+}
+
+/// One of etcd's revisions, and all keys under the prefix as of it.
+pub(super) struct Listing {
+    pub(super) at: i64,
+    pub(super) entries: Vec<(Change, i64)>,
+}
+
+impl Link {
+    /// To the cluster that `settings` describe; nothing is asked yet.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub(super) fn new(settings: &EtcdSettings) -> Result<Self, StoreError> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(ATTEMPT)
+            .with_keep_alive(PING, PING_ANSWER)
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true);
+        if let (Some(user), Some(file)) = (&settings.user, &settings.password_file) {
+            let password = String::from_utf8_lossy(&read_secret(file)?)
+                .trim()
+                .to_owned();
+            options = options
+                .with_user(user, password)
+                .with_auto_token_refresh(true);
+        }
+        if let Some(file) = &settings.ca_file {
+            let ca = std::fs::read(file).map_err(|e| unreadable(file, e))?;
+            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
+            if let (Some(certificate), Some(key)) = (&settings.certificate_file, &settings.key_file)
+            {
+                let chain = std::fs::read(certificate).map_err(|e| unreadable(certificate, e))?;
+                tls = tls.identity(Identity::from_pem(chain, read_secret(key)?));
+            }
+            options = options.with_tls(tls);
+        }
+        let random = getrandom::u32().unwrap_or(0) as usize;
+        Ok(Self {
+            current: Mutex::new(Current {
+                index: random % settings.endpoints.len().max(1),
+                client: None,
+            }),
+            endpoints: settings.endpoints.clone(),
+            options,
+            prefix: settings.prefix.clone(),
+        })
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        // Nothing is done under the lock that could leave it half changed.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A key with the prefix.
+    pub(super) fn key(&self, text: &str) -> String {
+        format!("{}{text}", self.prefix)
+    }
+
+    /// The key behind the prefix, if it is one that is held in memory.
+    pub(super) fn parse(&self, key: &[u8]) -> Option<Key> {
+        Key::parse(std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?)
+    }
+
+    /// A connection to the member that is asked now, and which it is.
+    pub(super) async fn client(&self) -> Result<(usize, Client), Error> {
+        let (index, client) = {
+            let current = self.current();
+            (current.index, current.client.clone())
+        };
+        if let Some(client) = client {
+            return Ok((index, client));
+        }
+        let Some(endpoint) = self.endpoints.get(index) else {
+            return Err(Error::InvalidArgs("no endpoints".into()));
+        };
+        let client = match timeout(
+            ATTEMPT,
+            Client::connect([endpoint], Some(self.options.clone())),
+        )
+        .await
+        {
+            Ok(client) => client?,
+            Err(_) => return Err(silent()),
+        };
+        let mut current = self.current();
+        if current.index == index {
+            current.client = Some(client.clone());
+        }
+        Ok((index, client))
+    }
+
+    /// Asks another member from now on, unless that was decided already.
+    pub(super) fn leave(&self, index: usize) {
+        let mut current = self.current();
+        if current.index == index {
+            current.index = (index + 1) % self.endpoints.len().max(1);
+            current.client = None;
+        }
+    }
+
+    /// Which member is asked now.
+    pub(super) fn index(&self) -> usize {
+        self.current().index
+    }
+
+    /// Asks until a member answers. A call may be carried out more than once.
+    ///
+    /// # Errors
+    /// None answers in time, or the answer is that it may not be.
+    pub(super) async fn call<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let index = self.index();
+            let attempt = async {
+                let (_, client) = self.client().await?;
+                call(client).await
+            };
+            let error = match timeout(ATTEMPT, attempt).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => error,
+                Err(_) => silent(),
+            };
+            if is_final(&error) || Instant::now() >= end {
+                return Err(self.failed(&error));
+            }
+            tracing::debug!(endpoint = ?self.endpoints.get(index), %error, "an etcd member is passed over");
+            self.leave(index);
+            sleep(jitter(Duration::from_millis(100))).await;
+        }
+    }
+
+    fn failed(&self, error: &Error) -> StoreError {
+        let text = error.to_string();
+        let endpoints = self.endpoints.join(", ");
+        StoreError::Failed(if text.contains("database space exceeded") {
+            "etcd's database is full; compact and defragment it, raise its quota, and run `etcdctl alarm disarm`".to_owned()
+        } else if is_final(error) {
+            format!(
+                "etcd refuses the coordinator ({text}); check user, password_file, certificate_file and what the user may do under {}",
+                self.prefix
+            )
+        } else {
+            format!("no member of the etcd cluster answers ({endpoints}): {text}")
+        })
+    }
+
+    /// Runs a transaction.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub(super) async fn transact(&self, txn: Txn) -> Result<TxnResponse, StoreError> {
+        self.call(|client| {
+            let txn = txn.clone();
+            async move {
+                let mut client = client.kv_client().max_decoding_message_size(MAX_ANSWER);
+                client.txn(txn).await
+            }
+        })
+        .await
+    }
+
+    /// The value under one key and etcd's revision of it, as all members agree it is.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub(super) async fn read(&self, key: String) -> Result<Option<(Vec<u8>, i64)>, StoreError> {
+        let answer = self
+            .call(|client| {
+                let key = key.clone();
+                async move { client.kv_client().get(key, None).await }
+            })
+            .await?;
+        Ok(answer
+            .kvs()
+            .first()
+            .map(|kv| (kv.value().to_vec(), kv.mod_revision())))
+    }
+
+    /// All keys that are held in memory, with their values.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub(super) async fn list(&self) -> Result<Listing, StoreError> {
+        let mut entries = Vec::new();
+        let at = self
+            .pages(0, PAGE, GetOptions::new(), |key, value, marked| {
+                let value = Some(value.to_vec());
+                entries.push((Change { key, value }, marked));
+            })
+            .await?;
+        Ok(Listing { at, entries })
+    }
+
+    /// The keys there were at etcd's revision `at`, without values.
+    ///
+    /// # Errors
+    /// As [`Link::call`]; also if etcd has compacted that revision away.
+    pub(super) async fn marks(&self, at: i64) -> Result<Vec<(Key, i64)>, StoreError> {
+        let mut marks = Vec::new();
+        let keys_only = GetOptions::new().with_keys_only();
+        self.pages(at, PAGE_OF_KEYS, keys_only, |key, _, marked| {
+            marks.push((key, marked));
+        })
+        .await?;
+        Ok(marks)
+    }
+
+    /// Reads all pages as of one revision, which is `at` or the last; gives that.
+    async fn pages(
+        &self,
+        mut at: i64,
+        page: i64,
+        options: GetOptions,
+        mut found: impl FnMut(Key, &[u8], i64),
+    ) -> Result<i64, StoreError> {
+        let mut from = self.prefix.clone().into_bytes();
+        let end = end_of(&self.prefix);
+        loop {
+            let answer = self
+                .call(|client| {
+                    let (from, end) = (from.clone(), end.clone());
+                    let options = options
+                        .clone()
+                        .with_range(end)
+                        .with_limit(page)
+                        .with_revision(at);
+                    async move {
+                        let mut client = client.kv_client().max_decoding_message_size(MAX_ANSWER);
+                        client.get(from, Some(options)).await
+                    }
+                })
+                .await?;
+            if at == 0 {
+                at = answer
+                    .header()
+                    .map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            for kv in answer.kvs() {
+                if let Some(key) = self.parse(kv.key()) {
+                    found(key, kv.value(), kv.mod_revision());
+                }
+            }
+            match answer.kvs().last() {
+                Some(last) if answer.more() => from = [last.key(), b"\0"].concat(),
+                _ => return Ok(at),
+            }
+        }
+    }
+}
+
+/// The first key behind all that begin with `prefix`. That ends in a printable character.
+pub(super) fn end_of(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last = last.saturating_add(1);
+    }
+    end
+}
+
+/// Anything from nothing to `most`.
+pub(super) fn jitter(most: Duration) -> Duration {
+    most.mul_f64(f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX))
+}
+
+fn silent() -> Error {
+    Error::EndpointError("no answer in time".into())
+}
+
+/// Whether every other member would say the same.
+fn is_final(error: &Error) -> bool {
+    let Error::GRpcStatus(status) = error else {
+        return matches!(error, Error::InvalidArgs(_) | Error::InvalidUri(_));
+    };
+    let text = status.message();
+    text.contains("permission denied")
+        || text.contains("authentication failed")
+        || text.contains("user name is empty")
+        || text.contains("database space exceeded")
+        || text.contains("has been compacted")
+        || text.contains("too many operations")
+        || text.contains("request is too large")
+}
+
+fn read_secret(path: &std::path::Path) -> Result<Vec<u8>, StoreError> {
+    crate::wire::file::read_private(path, MAX_FILE).map_err(|e| StoreError::Failed(e.to_string()))
+}
+
+fn unreadable(path: &std::path::Path, error: std::io::Error) -> StoreError {
+    StoreError::Failed(format!("cannot read {}: {error}", path.display()))
+}

@@ -1,0 +1,216 @@
+//! What a write changes in etcd, given a view of it. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::super::{Admission, Admitted, Effect, StoreError, Write};
+use super::keys::{Key, Written};
+use super::view::{Change, View, digest};
+use crate::model::record::RecordKey;
+use crate::model::{Label, PublicKey};
+use crate::wire::Envelope;
+
+/// The changes of one transaction so far; each key has one.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    view: &'a View,
+    /// The last revision with this plan.
+    pub(super) revision: u64,
+    changes: BTreeMap<Key, Option<Vec<u8>>>,
+    /// Keys that must not be there yet.
+    pub(super) absent: Vec<Key>,
+    /// Nodes whose departure is needed no more.
+    pub(super) released: Vec<PublicKey>,
+    places: BTreeMap<RecordKey, Option<u64>>,
+    blocks: HashMap<PublicKey, Option<u32>>,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(view: &'a View) -> Self {
+        Self {
+            view,
+            revision: view.head.revision,
+            changes: BTreeMap::new(),
+            absent: Vec::new(),
+            released: Vec::new(),
+            places: BTreeMap::new(),
+            blocks: HashMap::new(),
+        }
+    }
+
+    /// Whether nothing is to be changed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// The changes, but for the head.
+    pub(super) fn into_changes(self) -> Vec<Change> {
+        self.changes
+            .into_iter()
+            .map(|(key, value)| Change { key, value })
+            .collect()
+    }
+
+    /// Sets the mesh key.
+    pub(super) fn set_mesh_key(&mut self, key: &PublicKey) {
+        self.put(Key::MeshKey, key.to_string());
+        self.absent.push(Key::MeshKey);
+    }
+
+    /// Stores a record, and what follows from it.
+    pub(super) fn write(&mut self, write: &Write) -> Result<(), StoreError> {
+        self.write_record(&write.key, &write.envelope)?;
+        match &write.effect {
+            Effect::None => {}
+            Effect::Issued(token) => self.put(Key::Issued(*token), String::new()),
+            Effect::Admitted { node, token, name } => {
+                self.put(Key::Use(*token, *node), String::new());
+                self.put(Key::Name(*node), name.as_str().to_owned());
+            }
+            Effect::Leased { node, block } => {
+                self.rest(node, Some(*block));
+                // Somebody may have been promised the block who never came to use it.
+                if let Some(other) = self.view.holders.get(block)
+                    && other != node
+                {
+                    self.blocks.insert(*other, None);
+                }
+                self.lease(node, *block);
+            }
+            Effect::Released(node) => self.release(node),
+        }
+        Ok(())
+    }
+
+    /// Admits a node, or says why not.
+    pub(super) fn admit(&mut self, admission: &Admission) -> Result<Admitted, StoreError> {
+        let Admission { token, node, .. } = admission;
+        let used = self.view.uses.get(token);
+        if !used.is_some_and(|nodes| nodes.contains(node)) {
+            if used.map_or(0, |nodes| nodes.len()) >= admission.uses as usize {
+                return Err(StoreError::TokenSpent(admission.uses));
+            }
+            self.put(Key::Use(*token, *node), String::new());
+            self.absent.push(Key::Use(*token, *node));
+        }
+        let taken = |(other, name): (&PublicKey, &Label)| other != node && *name == admission.name;
+        if self.view.names.iter().any(taken) {
+            return Err(StoreError::NameTaken(admission.name.clone()));
+        }
+        if self.view.names.get(node) != Some(&admission.name) {
+            self.put(Key::Name(*node), admission.name.as_str().to_owned());
+        }
+        let block = match self.view.blocks.get(node) {
+            Some(block) => *block,
+            None => {
+                let block = free_block(self.view, admission.blocks)
+                    .ok_or(StoreError::NoBlock(admission.blocks.saturating_sub(1)))?;
+                self.lease(node, block);
+                self.absent.push(Key::Block(block));
+                block
+            }
+        };
+        let held = self.view.place(&admission.key);
+        let revision = match held {
+            Some(place) if place.digest == Some(digest(&admission.envelope)) => place.revision,
+            _ => self.write_record(&admission.key, &admission.envelope)?,
+        };
+        Ok(Admitted { block, revision })
+    }
+
+    fn put(&mut self, key: Key, value: String) {
+        self.changes.insert(key, Some(value.into_bytes()));
+    }
+
+    fn delete(&mut self, key: Key) {
+        self.changes.insert(key, None);
+    }
+
+    fn write_record(&mut self, key: &RecordKey, envelope: &Envelope) -> Result<u64, StoreError> {
+        let before = match self.places.get(key) {
+            Some(place) => *place,
+            None => self.view.place(key).map(|place| place.revision),
+        };
+        if let Some(before) = before {
+            self.delete(Key::Record(before));
+        }
+        self.revision += 1;
+        let written = Written {
+            key: key.clone(),
+            envelope: envelope.clone(),
+        };
+        let text =
+            serde_json::to_string(&written).map_err(|e| StoreError::Failed(e.to_string()))?;
+        self.put(Key::Record(self.revision), text);
+        self.places.insert(key.clone(), Some(self.revision));
+        Ok(self.revision)
+    }
+
+    fn block_of(&self, node: &PublicKey) -> Option<u32> {
+        match self.blocks.get(node) {
+            Some(block) => *block,
+            None => self.view.blocks.get(node).copied(),
+        }
+    }
+
+    fn lease(&mut self, node: &PublicKey, block: u32) {
+        self.put(Key::Block(block), node.to_string());
+        self.blocks.insert(*node, Some(block));
+    }
+
+    /// Puts the node's block, unless it is `keeps`, among those that are free again and rest.
+    fn rest(&mut self, node: &PublicKey, keeps: Option<u32>) {
+        if let Some(block) = self.block_of(node)
+            && Some(block) != keeps
+        {
+            self.delete(Key::Block(block));
+            self.put(Key::Released(block), self.revision.to_string());
+        }
+    }
+
+    fn release(&mut self, node: &PublicKey) {
+        self.rest(node, None);
+        self.blocks.insert(*node, None);
+        self.delete(Key::Name(*node));
+        self.released.push(*node);
+        let key = |kind: &str, id: String| RecordKey {
+            kind: kind.to_owned(),
+            id,
+        };
+        let own = key("node", node.to_string());
+        // What comes after `/` is `0`.
+        let (first, end) = (
+            key("service", format!("{node}/")),
+            key("service", format!("{node}0")),
+        );
+        let mut gone: BTreeMap<RecordKey, u64> = self
+            .view
+            .between(first.clone(), end.clone())
+            .map(|(key, revision)| (key.clone(), revision))
+            .collect();
+        gone.extend(self.view.place(&own).map(|p| (own.clone(), p.revision)));
+        let planned = self.places.range(first..end);
+        for (key, revision) in planned.chain(self.places.get_key_value(&own)) {
+            match revision {
+                Some(revision) => gone.insert(key.clone(), *revision),
+                None => gone.remove(key),
+            };
+        }
+        for (key, revision) in gone {
+            self.delete(Key::Record(revision));
+            self.places.insert(key, None);
+        }
+    }
+}
+
+/// The lowest block never leased; else the one that has been free for longest.
+fn free_block(view: &View, blocks: u32) -> Option<u32> {
+    let never = (1..blocks)
+        .find(|block| !view.holders.contains_key(block) && !view.released.contains_key(block));
+    never.or_else(|| {
+        view.released
+            .iter()
+            .filter(|(block, _)| **block < blocks && !view.holders.contains_key(block))
+            .min_by_key(|(block, turn)| (**turn, **block))
+            .map(|(block, _)| *block)
+    })
+}

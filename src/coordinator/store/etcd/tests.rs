@@ -1,0 +1,247 @@
+//! What only a shared store does. What every store does is tested in `store/tests.rs`.
+
+use std::time::Instant;
+
+use super::rig::Rig;
+use super::*;
+use crate::coordinator::store::{Effect, Stored};
+use crate::model::record::RecordKey;
+use crate::model::{Label, SigningKey};
+
+/// Only a hang takes that long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn write(id: &str, effect: Effect) -> Write {
+    Write {
+        key: RecordKey {
+            kind: "node".into(),
+            id: id.into(),
+        },
+        envelope: Envelope::seal_payload("{}".into(), &SigningKey::from_seed(&[1; 32])),
+        effect,
+    }
+}
+
+fn admission(n: u8) -> Admission {
+    let node = PublicKey([n; 32]);
+    Admission {
+        node,
+        name: Label::parse(&format!("n{n}")).expect("a literal"),
+        token: PublicKey([0xaa; 32]),
+        uses: 1,
+        blocks: 256,
+        key: RecordKey {
+            kind: "membership".into(),
+            id: node.to_string(),
+        },
+        envelope: Envelope::seal_payload("{}".into(), &SigningKey::from_seed(&[n; 32])),
+    }
+}
+
+fn open(rig: &Rig) -> Etcd {
+    let mut store = Etcd::open(&rig.settings()).expect("it runs");
+    store.load().expect("readable");
+    store
+}
+
+/// Waits for news; whether they are everything, and the ids of the records.
+fn await_news(store: &mut Etcd) -> (bool, Vec<String>) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let ids = |records: Vec<Stored>| records.into_iter().map(|s| s.key.id).collect();
+        match store.news().expect("readable") {
+            Some(News::Changes { records, .. }) => return (false, ids(records)),
+            Some(News::Everything(contents)) => return (true, ids(contents.records)),
+            None => {
+                assert!(Instant::now() < end, "no news");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_one_coordinator_writes_is_news_to_another_before_it_can_write() {
+    let Some(rig) = Rig::start() else { return };
+    let (mut one, mut other) = (open(&rig), open(&rig));
+    assert_eq!(one.put(&[write("a", Effect::None)]).expect("alone"), 1);
+    assert!(matches!(
+        other.put(&[write("b", Effect::None)]),
+        Err(StoreError::Behind)
+    ));
+    assert_eq!(await_news(&mut other), (false, vec!["a".to_owned()]));
+    assert_eq!(other.put(&[write("b", Effect::None)]).expect("it knows"), 2);
+    assert_eq!(await_news(&mut one), (false, vec!["b".to_owned()]));
+    assert!(one.news().expect("readable").is_none());
+    assert_eq!(
+        one.load().expect("readable").id,
+        other.load().expect("readable").id
+    );
+}
+
+#[test]
+fn one_use_of_a_token_admits_one_node_whoever_is_asked() {
+    let Some(rig) = Rig::start() else { return };
+    let mut stores: Vec<Etcd> = (0..3).map(|_| open(&rig)).collect();
+    let ends: Vec<Result<Admitted, StoreError>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = stores
+            .iter_mut()
+            .zip(1u8..)
+            .map(|(store, n)| {
+                scope.spawn(move || {
+                    loop {
+                        match store.admit(&admission(n)) {
+                            Err(StoreError::Behind) => drop(store.news()),
+                            end => return end,
+                        }
+                    }
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("no panic"))
+            .collect()
+    });
+    assert_eq!(ends.iter().filter(|end| end.is_ok()).count(), 1, "{ends:?}");
+    assert!(
+        ends.iter()
+            .all(|end| matches!(end, Ok(_) | Err(StoreError::TokenSpent(1)))),
+        "{ends:?}"
+    );
+}
+
+#[test]
+fn a_transaction_whose_answer_was_lost_is_not_carried_out_twice() {
+    let Some(rig) = Rig::start() else { return };
+    let store = open(&rig);
+    let taken = store.shared.view().taken;
+    let change = || Change {
+        key: Key::Issued(PublicKey([1; 32])),
+        value: Some(Vec::new()),
+    };
+    for _ in 0..2 {
+        store.shared.view().own = Some("word".into());
+        store
+            .run(|shared| async move {
+                shared
+                    .commit(0, "word", &[], vec![change()], Vec::new(), taken)
+                    .await
+            })
+            .expect("the same");
+    }
+    let other = store.run(|shared| async move {
+        shared
+            .commit(0, "other", &[], vec![change()], Vec::new(), taken)
+            .await
+    });
+    assert!(matches!(other, Err(StoreError::Behind)));
+}
+
+#[test]
+fn a_watch_from_a_revision_that_is_compacted_away_is_replaced_by_a_listing() {
+    let Some(rig) = Rig::start() else { return };
+    let (mut one, mut other) = (open(&rig), open(&rig));
+    for id in ["a", "b"] {
+        one.put(&[write(id, Effect::None)]).expect("alone");
+    }
+    let _ = await_news(&mut other);
+    let end = Instant::now() + PATIENCE;
+    while other.shared.view().head != one.shared.view().head {
+        assert!(Instant::now() < end, "the watch tells nothing");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = other.news();
+    let at = one.shared.view().at;
+    one.run(|shared| async move {
+        let compact =
+            |mut client: etcd_client::Client| async move { client.compact(at, None).await };
+        shared.link.call(compact).await.map(drop)
+    })
+    .expect("it runs");
+    // As if the watch had stopped long ago.
+    other.shared.view().at = 1;
+    other.shared.deaf.notify_one();
+    assert_eq!(
+        await_news(&mut other),
+        (true, vec!["a".to_owned(), "b".to_owned()])
+    );
+}
+
+#[test]
+fn an_event_that_a_watch_lost_is_found_by_the_comparison() {
+    let Some(rig) = Rig::start() else { return };
+    let (mut one, mut other) = (open(&rig), open(&rig));
+    // The other knows the revision, and not what came with it.
+    let next = one.shared.view().at + 1;
+    other.shared.view().at = next;
+    one.put(&[write("a", Effect::None)]).expect("alone");
+    assert_eq!(one.shared.view().at, next);
+    other
+        .run(|shared| async move {
+            follow::compare(&shared).await;
+            Ok(())
+        })
+        .expect("it runs");
+    assert_eq!(await_news(&mut other), (true, vec!["a".to_owned()]));
+}
+
+#[test]
+fn a_cluster_that_is_away_is_said_to_be_and_comes_back() {
+    let Some(rig) = Rig::start() else { return };
+    let mut store = open(&rig);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(rig.pid()).expect("a process"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("ours");
+    let error = store.put(&[write("a", Effect::None)]).expect_err("away");
+    assert!(error.to_string().contains("no member"), "{error}");
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).expect("ours");
+    let end = Instant::now() + PATIENCE;
+    // As the hub does after a failure.
+    while store.put(&[]).is_err() || store.load().is_err() {
+        assert!(Instant::now() < end, "it does not come back");
+    }
+    loop {
+        match store.put(&[write("b", Effect::None)]) {
+            Err(StoreError::Behind) => drop(store.news()),
+            stored => break drop(stored.expect("it is back")),
+        }
+        assert!(Instant::now() < end);
+    }
+}
+
+#[test]
+fn a_node_with_more_services_than_a_transaction_takes_is_removed_with_all_of_them() {
+    let Some(rig) = Rig::start() else { return };
+    let mut store = open(&rig);
+    let node = PublicKey([1; 32]);
+    for n in 0..300 {
+        let mut service = write(&format!("{node}/s{n}"), Effect::None);
+        service.key.kind = "service".into();
+        store.put(&[service]).expect("alone");
+    }
+    let mut revocation = write(&node.to_string(), Effect::Released(node));
+    revocation.key.kind = "revocation".into();
+    store.put(&[revocation]).expect("alone");
+    let left = store.load().expect("readable").records;
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].key.kind, "revocation");
+}
+
+#[test]
+fn who_is_connected_to_one_coordinator_is_known_to_the_others() {
+    let Some(rig) = Rig::start() else { return };
+    let (mut one, mut other) = (open(&rig), open(&rig));
+    let nodes: Vec<PublicKey> = (0..200).map(|n| PublicKey([n; 32])).collect();
+    one.set_present(&nodes).expect("writable");
+    assert_eq!(
+        other.present().expect("readable"),
+        nodes.into_iter().collect()
+    );
+}
+
+#[test]
+fn the_first_coordinator_decides_which_tls_key_there_is() {
+    let Some(rig) = Rig::start() else { return };
+    assert_eq!(open(&rig).note_pin("one").expect("writable"), "one");
+    assert_eq!(open(&rig).note_pin("other").expect("writable"), "one");
+}
