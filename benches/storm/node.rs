@@ -72,6 +72,7 @@ impl Member {
         let membership = Envelope::seal(&Record::Membership(membership), &token.key);
         let request = JoinRequest {
             protocol: PROTOCOL,
+            oldest: None,
             proof: Signature::make(&identity, Purpose::Join, membership.payload.as_bytes()),
             membership,
         };

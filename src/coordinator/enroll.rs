@@ -7,7 +7,7 @@ use crate::model::record::{Membership, Record, RecordKey, Token};
 use crate::model::time::UnixSeconds;
 use crate::wire::Ledger;
 use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::control::PROTOCOL;
+use crate::wire::control::{agree, disagreement};
 use crate::wire::envelope::Purpose;
 use crate::wire::join::JoinRequest;
 use crate::wire::ledger::Refused;
@@ -32,12 +32,12 @@ pub(super) fn check(
     ledger: &Ledger,
     now: UnixSeconds,
 ) -> Result<Granted, ApiError> {
-    if request.protocol != PROTOCOL {
-        let text = format!(
-            "the node speaks protocol {}, this coordinator speaks {PROTOCOL}; upgrade the older of the two",
-            request.protocol
-        );
-        return Err(ApiError::new(ErrorCode::Version, text));
+    let oldest = request.oldest.unwrap_or(request.protocol);
+    if agree(oldest, request.protocol).is_none() {
+        return Err(ApiError::new(
+            ErrorCode::Version,
+            disagreement(oldest, request.protocol),
+        ));
     }
     let membership = proven_membership(request)?;
     let Some(mesh) = ledger.mesh() else {

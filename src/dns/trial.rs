@@ -307,6 +307,7 @@ fn netmap() -> Option<Netmap> {
             version: 1,
             domain: label("mesh")?,
             addresses,
+            coordinators: vec![],
         }),
         ..Netmap::default()
     };

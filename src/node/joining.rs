@@ -14,7 +14,7 @@ use crate::model::record::{Membership, Record};
 use crate::model::time::UnixSeconds;
 use crate::tunnel;
 use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::control::PROTOCOL;
+use crate::wire::control::{OLDEST, PROTOCOL};
 use crate::wire::envelope::{Purpose, Signature};
 use crate::wire::join::{JoinRequest, JoinResponse};
 use crate::wire::ledger::Refused;
@@ -71,6 +71,7 @@ pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
         let pending = prepare(&attempt.dir, &token, &name)?;
         let request = JoinRequest {
             protocol: PROTOCOL,
+            oldest: Some(OLDEST),
             proof: Signature::make(
                 &pending.keys.identity,
                 Purpose::Join,

@@ -404,7 +404,12 @@ impl Mesh {
                 }
             }
             Event::Alive => self.stream.synced = Some(now),
-            Event::Closed { url, why, refusal } => {
+            Event::Closed {
+                url,
+                why,
+                refusal,
+                copied,
+            } => {
                 if self.stream.connected || self.stream.refusal.as_deref() != Some(&why) {
                     tracing::warn!(%url, %why, "not connected to the coordinator; names and tunnels go on");
                 }
@@ -413,10 +418,7 @@ impl Mesh {
                 self.stream.revoked = refusal == Some(Refusal::Revoked);
                 self.stream.refusal = Some(why);
                 // Who was connected since its start is the original, whatever a coordinator says.
-                if refusal == Some(Refusal::Clone)
-                    && self.stream.synced.is_none()
-                    && !self.stream.cloned
-                {
+                if copied && self.stream.synced.is_none() && !self.stream.cloned {
                     self.stream.cloned = true;
                     self.refresh();
                 }

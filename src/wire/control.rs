@@ -14,6 +14,26 @@
 //!
 //! The node says which revision of which store it holds; it gets what changed since, or everything if
 //! the store is another one or has forgotten that far back. Either side pings at WebSocket level.
+//!
+//! # Versions
+//!
+//! The node says which versions of the protocol it speaks, from `oldest` to `protocol`; the coordinator picks the highest
+//! that both speak ([`agree`]) and says so in `welcome`, or refuses with `version`. Within one version fields and kinds of
+//! message may be added: who does not know them passes over them.
+//!
+//! # Copies
+//!
+//! Two machines with one node's keys are told apart by their `instance`. When another instance of a node that is connected
+//! comes, the coordinator asks the first with `copy`, and it signs the other's instance with the key they share. With that
+//! signature the other is refused: no coordinator can make it up, and a node never signs the instance it is itself.
+//!
+//! ```text
+//! original                           coordinator                               copy
+//!                                                          <- hello {instance: B}
+//!                                <-  copy {instance: B}
+//!   vouch {instance: B, signature} ->
+//!                                                           refuse {clone, proof} ->
+//! ```
 
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +42,10 @@ use crate::model::PublicKey;
 
 /// Path of the stream.
 pub const PATH: &str = "/v1/control";
-/// The version of this protocol.
+/// The version of this protocol, the newest that is spoken here.
 pub const PROTOCOL: u32 = 1;
+/// The oldest version that is spoken here.
+pub const OLDEST: u32 = 1;
 /// Octets of one message at most.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// Records in one message at most; a longer list comes in several messages.
@@ -37,8 +59,11 @@ pub const PING_SECONDS: u64 = 10;
 pub enum FromNode {
     /// The first message.
     Hello {
-        /// The protocol version the node speaks.
+        /// The newest protocol version the node speaks.
         protocol: u32,
+        /// The oldest; absent if it speaks one only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        oldest: Option<u32>,
         /// The program's version, for people.
         version: String,
         /// Who it is.
@@ -70,6 +95,13 @@ pub enum FromNode {
     },
     /// All that the node holds has been published: it comes after the last `publish` to a store new to the node.
     Told,
+    /// Answers `copy`: the other instance is not this one, and both have the same keys.
+    Vouch {
+        /// The other's.
+        instance: String,
+        /// Over [`copy_message`], with purpose `Copy`.
+        signature: Signature,
+    },
     /// A message of a later version.
     #[serde(other)]
     Unknown,
@@ -86,7 +118,7 @@ pub enum FromCoordinator {
     },
     /// The node is in; changes follow.
     Welcome {
-        /// The version of this protocol the coordinator speaks.
+        /// The version of this protocol that is spoken from here on.
         protocol: u32,
         /// Which store this is: a restored or new one has another name.
         store: String,
@@ -111,12 +143,21 @@ pub enum FromCoordinator {
         /// Why others were refused.
         refused: Vec<String>,
     },
+    /// Another instance of this node has come: is it another machine?
+    Copy {
+        /// The other's.
+        instance: String,
+    },
     /// The stream ends here, and why.
     Refuse {
         /// What kind of refusal it is.
         reason: Refusal,
         /// One line for people.
         message: String,
+        /// With `clone`: the other machine's signature over this node's instance, from `vouch`. Without it a node
+        /// does not believe that it is a copy.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proof: Option<Signature>,
     },
     /// A message of a later version.
     #[serde(other)]
@@ -151,4 +192,50 @@ pub enum Refusal {
 #[must_use]
 pub fn proof_message(nonce: &str, pin: &super::token::SpkiPin) -> Vec<u8> {
     [nonce.as_bytes(), b"\0", &pin.0].concat()
+}
+
+/// What the original signs (purpose `Copy`) of two machines with the same keys.
+#[must_use]
+pub fn copy_message(instance: &str) -> Vec<u8> {
+    instance.as_bytes().to_vec()
+}
+
+/// The version to speak with a side that speaks those from `oldest` to `newest`: the highest that both do, if any.
+#[must_use]
+pub fn agree(oldest: u32, newest: u32) -> Option<u32> {
+    let highest = newest.min(PROTOCOL);
+    (oldest <= highest && highest >= OLDEST).then_some(highest)
+}
+
+/// Why there is none, for people.
+#[must_use]
+pub fn disagreement(oldest: u32, newest: u32) -> String {
+    let spoken = |oldest: u32, newest: u32| {
+        if oldest == newest {
+            newest.to_string()
+        } else {
+            format!("{oldest} to {newest}")
+        }
+    };
+    format!(
+        "the node speaks protocol {}, this coordinator speaks {}; upgrade the older of the two",
+        spoken(oldest, newest),
+        spoken(OLDEST, PROTOCOL)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_version_both_speak_is_agreed_on() {
+        assert_eq!(agree(PROTOCOL, PROTOCOL), Some(PROTOCOL));
+        assert_eq!(agree(OLDEST, PROTOCOL + 5), Some(PROTOCOL));
+        assert_eq!(agree(0, PROTOCOL), Some(PROTOCOL));
+        assert_eq!(agree(PROTOCOL + 1, PROTOCOL + 1), None);
+        assert_eq!(agree(OLDEST - 1, OLDEST - 1), None);
+        assert_eq!(agree(PROTOCOL, OLDEST - 1), None);
+        assert_eq!(agree(u32::MAX, 0), None);
+    }
 }

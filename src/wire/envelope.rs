@@ -22,6 +22,10 @@ pub enum Purpose {
     Join,
     /// A node's answer to the challenge of a control stream.
     Control,
+    /// A node's word that another machine has its keys.
+    Copy,
+    /// A node's proof towards another node.
+    Peer,
 }
 
 impl Purpose {
@@ -30,6 +34,8 @@ impl Purpose {
             Self::Record => b"meshd record v1\0",
             Self::Join => b"meshd join v1\0",
             Self::Control => b"meshd control v1\0",
+            Self::Copy => b"meshd copy v1\0",
+            Self::Peer => b"meshd peer v1\0",
         }
     }
 }

@@ -11,8 +11,11 @@ pub const PATH: &str = "/v1/join";
 /// Asks to be admitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
-    /// The version of the control protocol that the node speaks.
+    /// The newest version of the control protocol that the node speaks.
     pub protocol: u32,
+    /// The oldest; absent if it speaks one only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest: Option<u32>,
     /// The membership certificate, signed with the token's key.
     pub membership: Envelope,
     /// The identity key's signature over the membership's payload: proof that the joiner holds it.

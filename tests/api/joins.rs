@@ -39,6 +39,7 @@ pub(crate) fn request(token: &JoinToken, name: &str) -> JoinRequest {
     let membership = Envelope::seal(&Record::Membership(membership), &token.key);
     JoinRequest {
         protocol: PROTOCOL,
+        oldest: None,
         proof: Signature::make(&identity, Purpose::Join, membership.payload.as_bytes()),
         membership,
     }

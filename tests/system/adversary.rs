@@ -18,6 +18,8 @@ use meshd::wire::{Envelope, JoinToken, Ledger};
 use rustls_pki_types::pem::PemObject as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::mesh::Mesh;
@@ -33,8 +35,20 @@ struct Deck {
     streams: usize,
 }
 
+/// A node's stream as an adversary has it.
+pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
 /// Serves the control protocol on the coordinator's port with the coordinator's TLS key.
 fn impersonate(mesh: &Mesh, deck: &Arc<Mutex<Deck>>) {
+    let deck = Arc::clone(deck);
+    stand_in(mesh, move |socket| stream(socket, Arc::clone(&deck)));
+}
+
+/// Takes the coordinator's place, with its TLS key; `serve` has each stream.
+pub(crate) fn stand_in<F>(mesh: &Mesh, serve: impl Fn(Socket) -> F + Send + 'static)
+where
+    F: Future<Output = Option<()>> + Send + 'static,
+{
     let pem = |name: &str| {
         let path = mesh.coordinator_host.path("/run/coordinator").join(name);
         std::fs::read(path).expect("the coordinator's own file")
@@ -57,7 +71,6 @@ fn impersonate(mesh: &Mesh, deck: &Arc<Mutex<Deck>>) {
         .expect("a namespace")
         .expect("the coordinator is dead");
     listener.set_nonblocking(true).expect("a socket");
-    let deck = Arc::clone(deck);
     // The thread ends with the test's process.
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -67,16 +80,19 @@ fn impersonate(mesh: &Mesh, deck: &Arc<Mutex<Deck>>) {
         runtime.block_on(async move {
             let listener = TcpListener::from_std(listener).expect("a socket");
             while let Ok((tcp, _)) = listener.accept().await {
-                tokio::spawn(stream(tcp, acceptor.clone(), Arc::clone(&deck)));
+                // What does not come so far was no node.
+                if let Ok(tls) = acceptor.accept(tcp).await
+                    && let Ok(socket) = tokio_tungstenite::accept_async(tls).await
+                {
+                    tokio::spawn(serve(socket));
+                }
             }
         });
     });
 }
 
 /// One node's stream, from its hello to its end.
-async fn stream(tcp: TcpStream, acceptor: TlsAcceptor, deck: Arc<Mutex<Deck>>) -> Option<()> {
-    let tls = acceptor.accept(tcp).await.ok()?;
-    let mut socket = tokio_tungstenite::accept_async(tls).await.ok()?;
+async fn stream(mut socket: Socket, deck: Arc<Mutex<Deck>>) -> Option<()> {
     let say = |message: &FromCoordinator| {
         Message::text(serde_json::to_string(message).expect("plain data"))
     };

@@ -1,8 +1,101 @@
 //! A machine whose disk was copied: two have the same keys.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::{SinkExt as _, StreamExt as _};
+use meshd::model::SigningKey;
+use meshd::wire::control::{FromCoordinator, FromNode, Refusal, copy_message};
+use meshd::wire::envelope::{Purpose, Signature};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::adversary::{Socket, stand_in};
 use crate::mesh::Mesh;
+
+/// What a coordinator that means harm has heard and done.
+#[derive(Default)]
+struct Ruse {
+    refusals: usize,
+}
+
+/// Asks the node to sign against itself, then says that it is a copy, with all the proofs that can be had.
+async fn claim_a_copy(mut socket: Socket, ruse: Arc<Mutex<Ruse>>) -> Option<()> {
+    let say = |message: &FromCoordinator| {
+        Message::Text(serde_json::to_string(message).expect("plain data").into())
+    };
+    let Message::Text(text) = socket.next().await?.ok()? else {
+        return None;
+    };
+    let Ok(FromNode::Hello {
+        instance: Some(instance),
+        ..
+    }) = serde_json::from_str(&text)
+    else {
+        return None;
+    };
+    let round = {
+        let mut ruse = ruse.lock().expect("no panic");
+        ruse.refusals += 1;
+        ruse.refusals
+    };
+    let stranger = SigningKey::from_seed(&[66; 32]);
+    let proof = match round % 3 {
+        0 => None,
+        1 => Some(Signature::make(
+            &stranger,
+            Purpose::Copy,
+            &copy_message(&instance),
+        )),
+        // What it signs for a coordinator in any case: an answer to a challenge that is its own instance.
+        _ => {
+            let nonce = instance.clone();
+            socket
+                .send(say(&FromCoordinator::Challenge { nonce }))
+                .await
+                .ok()?;
+            let Message::Text(text) = socket.next().await?.ok()? else {
+                return None;
+            };
+            match serde_json::from_str(&text) {
+                Ok(FromNode::Proof { signature }) => Some(signature),
+                _ => None,
+            }
+        }
+    };
+    let refuse = FromCoordinator::Refuse {
+        reason: Refusal::Clone,
+        message: "this one is a copy".into(),
+        proof,
+    };
+    socket.send(say(&refuse)).await.ok()
+}
+
+#[test]
+fn no_coordinator_can_cut_a_node_off_with_a_copy_that_is_not_there() {
+    let Some(mut mesh) = Mesh::joined(2) else {
+        return;
+    };
+    let address = mesh.addresses(0).0.to_string();
+    mesh.coordinator.take().expect("it runs").kill();
+    mesh.kill_node(0);
+    let ruse = Arc::new(Mutex::new(Ruse::default()));
+    let heard = Arc::clone(&ruse);
+    stand_in(&mesh, move |socket| {
+        claim_a_copy(socket, Arc::clone(&heard))
+    });
+
+    mesh.start_node(0);
+    mesh.wait_until("the node was told often that it is a copy", || {
+        ruse.lock().expect("no panic").refusals >= 9
+    });
+    assert!(mesh.pings(1, &address));
+    assert_eq!(mesh.reaches(0), 1);
+    let problems = mesh.status(0).problems;
+    assert!(
+        !problems.iter().any(|p| p.what.contains("copy of another")),
+        "{problems:?}"
+    );
+}
 
 #[test]
 fn a_copy_of_a_machine_is_refused_and_told_why_and_the_original_goes_on() {

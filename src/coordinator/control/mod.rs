@@ -28,10 +28,10 @@ use crate::model::PublicKey;
 use crate::wire::Envelope;
 use crate::wire::api::ApiError;
 use crate::wire::control::{
-    FromCoordinator, FromNode, MAX_MESSAGE, MAX_RECORDS, PING_SECONDS, PROTOCOL, Refusal,
-    proof_message,
+    FromCoordinator, FromNode, MAX_MESSAGE, MAX_RECORDS, PING_SECONDS, Refusal, agree,
+    disagreement, proof_message,
 };
-use crate::wire::envelope::Purpose;
+use crate::wire::envelope::{Purpose, Signature};
 
 /// Changes that come within this time travel together.
 const COALESCE: Duration = Duration::from_millis(3);
@@ -97,6 +97,8 @@ pub(super) async fn upgrade(
 enum End {
     /// The node is told.
     Refuse(Refusal, String),
+    /// The node is told that it is a copy, with the original's word, if it gave one.
+    Copy(Option<Signature>),
     /// It is gone.
     Gone,
 }
@@ -111,8 +113,18 @@ async fn run(served: Served, mut socket: WebSocket) {
         }
         Err(end) => end,
     };
-    if let End::Refuse(reason, message) = end {
-        let _ = send(&mut socket, &FromCoordinator::Refuse { reason, message }).await;
+    let refusal = match end {
+        End::Gone => None,
+        End::Refuse(reason, message) => Some((reason, message, None)),
+        End::Copy(proof) => Some((Refusal::Clone, seat::COPY.to_owned(), proof)),
+    };
+    if let Some((reason, message, proof)) = refusal {
+        let refuse = FromCoordinator::Refuse {
+            reason,
+            message,
+            proof,
+        };
+        let _ = send(&mut socket, &refuse).await;
         let _ = send_frame(&mut socket, Message::Close(None)).await;
         // The node closes in turn; a connection cut before could take the message along.
         let _ = tokio::time::timeout(PATIENCE.min(Duration::from_secs(1)), async {
@@ -125,6 +137,8 @@ async fn run(served: Served, mut socket: WebSocket) {
 /// A node that has proved who it is, and what it holds.
 struct Stream {
     node: PublicKey,
+    /// The version of the protocol that both speak.
+    protocol: u32,
     store: Option<String>,
     revision: u64,
     /// Absent for a node of a version that does not name its instance.
@@ -136,6 +150,7 @@ async fn open(served: &Served, socket: &mut WebSocket) -> Result<Stream, End> {
     let refuse = |reason, message: &str| Err(End::Refuse(reason, message.to_owned()));
     let FromNode::Hello {
         protocol,
+        oldest,
         node,
         store,
         revision,
@@ -145,12 +160,13 @@ async fn open(served: &Served, socket: &mut WebSocket) -> Result<Stream, End> {
     else {
         return refuse(Refusal::Protocol, "the first message must be `hello`");
     };
-    if protocol != PROTOCOL {
-        let text = format!(
-            "the node speaks protocol {protocol}, this coordinator speaks {PROTOCOL}; upgrade the older of the two"
-        );
-        return Err(End::Refuse(Refusal::Version, text));
-    }
+    let oldest = oldest.unwrap_or(protocol);
+    let Some(agreed) = agree(oldest, protocol) else {
+        return Err(End::Refuse(
+            Refusal::Version,
+            disagreement(oldest, protocol),
+        ));
+    };
     let mut nonce = [0u8; 32];
     if getrandom::fill(&mut nonce).is_err() {
         return refuse(
@@ -185,6 +201,7 @@ async fn open(served: &Served, socket: &mut WebSocket) -> Result<Stream, End> {
     };
     Ok(Stream {
         node,
+        protocol: agreed,
         store,
         revision,
         seat,
@@ -226,7 +243,7 @@ async fn converse(
         snapshot: position.snapshot,
     };
     let welcome = FromCoordinator::Welcome {
-        protocol: PROTOCOL,
+        protocol: stream.protocol,
         store: position.store,
         revision: position.revision,
         snapshot: position.snapshot,
@@ -267,12 +284,20 @@ async fn converse(
                         }
                     }
                     Some(FromNode::Told) => hub.handle_told(&stream.node),
+                    Some(FromNode::Vouch { instance, signature }) => {
+                        if let Some(seat) = &stream.seat {
+                            seat.handle_vouched(&instance, signature);
+                        }
+                    }
                     _ => {}
                 }
             }
             order = next_order(&mut stream.seat) => match order {
                 Order::Leave => return Err(End::Gone),
-                Order::Ping => send_frame(socket, Message::Ping(Default::default())).await?,
+                Order::Vouch(instance) => {
+                    send_frame(socket, Message::Ping(Default::default())).await?;
+                    send(socket, &FromCoordinator::Copy { instance }).await?;
+                }
                 Order::None => {}
             },
             changed = revisions.changed() => {

@@ -3,7 +3,9 @@
 //! Each start of a node's program draws a random name, its instance. A second stream of a node that comes from the same
 //! instance takes the first one's place: it is the same program, whose old connection broke. One from another instance
 //! is the node after a restart, if the old stream is dead, which a ping tells; else it is a clone: a copied disk or a
-//! machine restored twice. The clone is refused, and stays refused when the original is away for a moment.
+//! machine restored twice. The clone is refused, and stays refused when the original is away for a moment. What makes it
+//! believe that is the original's signature over its instance (see [`crate::wire::control`]); an original of a version
+//! that gives none keeps its seat all the same.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +16,8 @@ use tokio::time::timeout;
 
 use super::End;
 use crate::model::PublicKey;
-use crate::wire::control::Refusal;
+use crate::wire::control::{Refusal, copy_message};
+use crate::wire::envelope::{Purpose, Signature};
 
 /// How long a stream that is alive may take to answer a ping.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
@@ -30,25 +33,39 @@ pub(super) struct Seats(Arc<Mutex<Table>>);
 #[derive(Debug, Default)]
 struct Table {
     seats: HashMap<PublicKey, Taken>,
-    clones: VecDeque<(PublicKey, String)>,
+    clones: VecDeque<Copied>,
     last: u64,
+}
+
+/// A machine known to be a copy.
+#[derive(Debug)]
+struct Copied {
+    node: PublicKey,
+    instance: String,
+    /// The original's word.
+    proof: Option<Signature>,
 }
 
 #[derive(Debug, Clone)]
 struct Taken {
     number: u64,
+    node: PublicKey,
     instance: String,
     orders: watch::Sender<Order>,
     heard: watch::Receiver<u64>,
+    vouched: watch::Receiver<Option<Vouched>>,
 }
 
+/// An instance that is another machine, by the original's word.
+type Vouched = (String, Signature);
+
 /// What a stream is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Order {
     /// Go on.
     None,
-    /// Send a ping: somebody wants to know whether the node is there.
-    Ping,
+    /// Ask the node whether it is there, and whether this instance is another machine.
+    Vouch(String),
     /// End: the node has opened another stream.
     Leave,
 }
@@ -61,6 +78,7 @@ pub(super) struct Seat {
     number: u64,
     orders: watch::Receiver<Order>,
     heard: watch::Sender<u64>,
+    vouched: watch::Sender<Option<Vouched>>,
 }
 
 impl Seats {
@@ -77,12 +95,12 @@ impl Seats {
                 format!("an instance has at most {MAX_INSTANCE} characters"),
             ));
         }
-        let known = (node, instance.to_owned());
         loop {
             let mut other = {
                 let mut table = self.table();
-                if table.clones.contains(&known) {
-                    return Err(clone_refused());
+                let mut clones = table.clones.iter();
+                if let Some(known) = clones.find(|c| c.node == node && c.instance == instance) {
+                    return Err(End::Copy(known.proof));
                 }
                 match table.seats.get(&node) {
                     Some(taken) if taken.instance != instance => taken.clone(),
@@ -94,22 +112,26 @@ impl Seats {
                     }
                 }
             };
-            let alive = other.answers().await;
+            let answer = other.ask_about(instance).await;
             let mut table = self.table();
             // Somebody else may have come meanwhile; then all begins again.
             if table.seats.get(&node).map(|t| t.number) != Some(other.number) {
                 continue;
             }
-            if alive {
+            if let Answer::Alive(proof) = answer {
                 if table.clones.len() >= MAX_CLONES {
                     table.clones.pop_front();
                 }
-                table.clones.push_back(known);
+                table.clones.push_back(Copied {
+                    node,
+                    instance: instance.to_owned(),
+                    proof,
+                });
                 tracing::warn!(
                     node = node.short(),
                     "a second machine with this node's keys is refused"
                 );
-                return Err(clone_refused());
+                return Err(End::Copy(proof));
             }
             other.orders.send_replace(Order::Leave);
             return Ok(self.seat(&mut table, node, instance));
@@ -120,11 +142,14 @@ impl Seats {
         table.last += 1;
         let (order_sender, orders) = watch::channel(Order::None);
         let (heard, heard_receiver) = watch::channel(0);
+        let (vouched, vouched_receiver) = watch::channel(None);
         let taken = Taken {
             number: table.last,
+            node,
             instance: instance.to_owned(),
             orders: order_sender,
             heard: heard_receiver,
+            vouched: vouched_receiver,
         };
         table.seats.insert(node, taken);
         Seat {
@@ -133,19 +158,41 @@ impl Seats {
             number: table.last,
             orders,
             heard,
+            vouched,
         }
     }
 }
 
+/// What the node of a stream says to another instance of it.
+enum Answer {
+    /// Nothing.
+    Silent,
+    /// It is there, and signs that the other is not it, if it can.
+    Alive(Option<Signature>),
+}
+
 impl Taken {
-    /// Whether the stream's node answers now.
-    async fn answers(&mut self) -> bool {
+    /// Asks the stream's node whether it is there, and for its word that `instance` is another machine.
+    async fn ask_about(&mut self, instance: &str) -> Answer {
         self.heard.mark_unchanged();
-        self.orders.send_replace(Order::Ping);
-        matches!(
+        self.orders.send_replace(Order::Vouch(instance.to_owned()));
+        if !matches!(
             timeout(ANSWER_LIMIT, self.heard.changed()).await,
             Ok(Ok(()))
-        )
+        ) {
+            return Answer::Silent;
+        }
+        let is_meant = |vouched: &Option<Vouched>| {
+            vouched.as_ref().is_some_and(|(other, signature)| {
+                other == instance
+                    && signature.holds(&self.node, Purpose::Copy, &copy_message(other))
+            })
+        };
+        let vouched = timeout(ANSWER_LIMIT, self.vouched.wait_for(is_meant)).await;
+        Answer::Alive(match vouched {
+            Ok(Ok(vouched)) => vouched.as_ref().map(|(_, signature)| *signature),
+            _ => None,
+        })
     }
 }
 
@@ -156,10 +203,18 @@ impl Seat {
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
+    /// The node says that `instance` is another machine.
+    pub(super) fn handle_vouched(&self, instance: &str, signature: Signature) {
+        if instance.len() <= MAX_INSTANCE {
+            self.vouched
+                .send_replace(Some((instance.to_owned(), signature)));
+        }
+    }
+
     /// The next order; for a stream whose seat is gone, to leave.
     pub(super) async fn order(&mut self) -> Order {
         match self.orders.changed().await {
-            Ok(()) => *self.orders.borrow_and_update(),
+            Ok(()) => self.orders.borrow_and_update().clone(),
             Err(_) => Order::Leave,
         }
     }
@@ -178,46 +233,68 @@ impl Drop for Seat {
     }
 }
 
-fn clone_refused() -> End {
-    End::Refuse(
-        Refusal::Clone,
-        "another machine with this node's keys is connected and goes on; this one is a copy of it: run `meshctl leave` here and join with a new token".to_owned(),
-    )
-}
+/// What a copy is told.
+pub(super) const COPY: &str = "another machine with this node's keys is connected and goes on; this one is a copy of it: run `meshctl leave` here and join with a new token";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const NODE: PublicKey = PublicKey([1; 32]);
+    use crate::model::SigningKey;
 
-    /// A stream whose node answers pings, until it is told to leave.
-    fn answering(mut seat: Seat) -> tokio::task::JoinHandle<()> {
+    fn key() -> SigningKey {
+        SigningKey::from_seed(&[1; 32])
+    }
+
+    /// A stream whose node answers, until it is told to leave; `signs` with its key, or another's.
+    fn answering_with(mut seat: Seat, signs: Option<SigningKey>) -> tokio::task::JoinHandle<()> {
         tokio::spawn(async move {
-            while seat.order().await == Order::Ping {
+            while let Order::Vouch(instance) = seat.order().await {
                 seat.handle_heard();
+                if let Some(key) = &signs {
+                    let message = copy_message(&instance);
+                    seat.handle_vouched(&instance, Signature::make(key, Purpose::Copy, &message));
+                }
             }
         })
     }
 
+    fn answering(seat: Seat) -> tokio::task::JoinHandle<()> {
+        answering_with(seat, Some(key()))
+    }
+
     fn is_clone(result: Result<Seat, End>) -> bool {
-        matches!(result, Err(End::Refuse(Refusal::Clone, _)))
+        matches!(result, Err(End::Copy(Some(proof))) if proof.holds(&key().public(), Purpose::Copy, &copy_message("b")))
     }
 
     async fn seated(seats: &Seats, instance: &str) -> Seat {
-        seats.take(NODE, instance).await.ok().expect("no clone")
+        let node = key().public();
+        seats.take(node, instance).await.ok().expect("no clone")
+    }
+
+    #[tokio::test]
+    async fn an_original_that_does_not_sign_keeps_its_seat_and_nothing_is_made_up() {
+        let with = async |signs| {
+            let seats = Seats::default();
+            let original = answering_with(seated(&seats, "a").await, signs);
+            let refused = seats.take(key().public(), "b").await;
+            assert!(matches!(refused, Err(End::Copy(None))));
+            assert!(!original.is_finished());
+        };
+        let stranger = SigningKey::from_seed(&[2; 32]);
+        tokio::join!(with(None), with(Some(stranger)));
     }
 
     #[tokio::test]
     async fn a_clone_is_refused_and_the_original_goes_on() {
         let seats = Seats::default();
         let original = answering(seated(&seats, "a").await);
-        assert!(is_clone(seats.take(NODE, "b").await));
+        assert!(is_clone(seats.take(key().public(), "b").await));
         assert!(!original.is_finished());
         // The original is away for a moment, and its copy does not get the seat.
         original.abort();
         let _ = original.await;
-        assert!(is_clone(seats.take(NODE, "b").await));
+        assert!(is_clone(seats.take(key().public(), "b").await));
         // It was restarted.
         seated(&seats, "c").await;
     }

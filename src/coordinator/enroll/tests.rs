@@ -2,6 +2,7 @@ use super::*;
 use crate::model::record::{MESH_ID, Mesh, Revocation, RevokedKind};
 use crate::model::{Label, SigningKey, WireGuardKey};
 use crate::wire::Envelope;
+use crate::wire::control::PROTOCOL;
 use crate::wire::envelope::Signature;
 
 const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
@@ -83,6 +84,7 @@ fn request_by(membership: Membership, signer: u8, prover: u8) -> JoinRequest {
     let envelope = Envelope::seal(&Record::Membership(membership), &key(signer));
     JoinRequest {
         protocol: PROTOCOL,
+        oldest: None,
         proof: Signature::make(&key(prover), Purpose::Join, envelope.payload.as_bytes()),
         membership: envelope,
     }

@@ -91,6 +91,7 @@ fn membership(n: u8, name: &str, version: u64, issued_at: u64) -> Envelope {
 fn request(n: u8, membership: Envelope) -> JoinRequest {
     JoinRequest {
         protocol: crate::wire::control::PROTOCOL,
+        oldest: None,
         proof: Signature::make(
             &key(n),
             crate::wire::envelope::Purpose::Join,

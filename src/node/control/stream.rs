@@ -18,8 +18,8 @@ use super::dial::dial;
 use crate::model::{PublicKey, SigningKey};
 use crate::wire::Envelope;
 use crate::wire::control::{
-    FromCoordinator, FromNode, MAX_MESSAGE, MAX_RECORDS, PATH, PING_SECONDS, PROTOCOL, Refusal,
-    proof_message,
+    FromCoordinator, FromNode, MAX_MESSAGE, MAX_RECORDS, OLDEST, PATH, PING_SECONDS, PROTOCOL,
+    Refusal, copy_message, proof_message,
 };
 use crate::wire::envelope::{Purpose, Signature};
 use crate::wire::ledger::MAX_RECORDS as MAX_LEDGER;
@@ -91,6 +91,8 @@ pub enum Event {
         why: String,
         /// Set if the coordinator refused the node.
         refusal: Option<Refusal>,
+        /// Another machine has signed, with this node's key, that it is there.
+        copied: bool,
     },
 }
 
@@ -178,15 +180,20 @@ async fn run(
         let opened = Instant::now();
         let position = positions.borrow().clone();
         let ended = converse(&config, &instance, url, position, &mut outgoing, &events).await;
-        let (why, refusal) = match ended {
-            Ok(()) => return,
-            Err(Ended { why, refusal }) => (why, refusal),
+        let Err(Ended {
+            why,
+            refusal,
+            copied,
+        }) = ended
+        else {
+            return;
         };
         if events
             .send(Event::Closed {
                 url: url.clone(),
                 why,
                 refusal,
+                copied,
             })
             .await
             .is_err()
@@ -199,7 +206,7 @@ async fn run(
         } else {
             failures.saturating_add(1)
         };
-        sleep(if refusal == Some(Refusal::Clone) {
+        sleep(if copied {
             CLONE_WAIT
         } else {
             backoff(failures)
@@ -248,6 +255,7 @@ pub(super) fn random_below(bound: u64) -> u64 {
 struct Ended {
     why: String,
     refusal: Option<Refusal>,
+    copied: bool,
 }
 
 impl<E: std::fmt::Display> From<E> for Ended {
@@ -255,6 +263,7 @@ impl<E: std::fmt::Display> From<E> for Ended {
         Self {
             why: error.to_string(),
             refusal: None,
+            copied: false,
         }
     }
 }
@@ -317,8 +326,14 @@ async fn converse(
                         Event::Changes { records, position: position.clone() }
                     }
                     Some(FromCoordinator::Published { sequence, refused, .. }) => Event::Published { sequence, refused },
-                    Some(FromCoordinator::Refuse { reason, message }) => {
-                        return Err(Ended { why: message, refusal: Some(reason) });
+                    Some(FromCoordinator::Refuse { reason, message, proof }) => {
+                        return Err(refused(config, instance, reason, message, proof));
+                    }
+                    Some(FromCoordinator::Copy { instance: other }) => {
+                        if let Some(vouch) = vouch(config, instance, other) {
+                            send(&mut socket, &vouch).await?;
+                        }
+                        Event::Alive
                     }
                     _ => Event::Alive,
                 };
@@ -352,6 +367,7 @@ async fn open(
     let node: PublicKey = config.identity.public();
     let hello = FromNode::Hello {
         protocol: PROTOCOL,
+        oldest: Some(OLDEST),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node,
         store: position.store.clone(),
@@ -370,18 +386,50 @@ async fn open(
                 let signature = Signature::make(&config.identity, Purpose::Control, &message);
                 send(socket, &FromNode::Proof { signature }).await?;
             }
+            Some(FromCoordinator::Welcome { protocol, .. })
+                if !(OLDEST..=PROTOCOL).contains(&protocol) =>
+            {
+                return Err(format!("the coordinator wants to speak protocol {protocol}, which this node does not; upgrade the older of the two").into());
+            }
             Some(FromCoordinator::Welcome {
                 store, snapshot, ..
             }) => return Ok((store, snapshot)),
-            Some(FromCoordinator::Refuse { reason, message }) => {
-                return Err(Ended {
-                    why: message,
-                    refusal: Some(reason),
-                });
-            }
+            Some(FromCoordinator::Refuse {
+                reason,
+                message,
+                proof,
+            }) => return Err(refused(config, instance, reason, message, proof)),
             _ => {}
         }
     }
+}
+
+/// A refusal. That this node is a copy of another machine is only believed to that machine.
+fn refused(
+    config: &StreamConfig,
+    instance: &str,
+    reason: Refusal,
+    why: String,
+    proof: Option<Signature>,
+) -> Ended {
+    let copied = reason == Refusal::Clone
+        && proof.is_some_and(|proof| {
+            let message = copy_message(instance);
+            proof.holds(&config.identity.public(), Purpose::Copy, &message)
+        });
+    Ended {
+        why,
+        refusal: Some(reason),
+        copied,
+    }
+}
+
+/// This node's word that `other` is another machine, unless it is this very run.
+fn vouch(config: &StreamConfig, instance: &str, other: String) -> Option<FromNode> {
+    (other != instance).then(|| FromNode::Vouch {
+        signature: Signature::make(&config.identity, Purpose::Copy, &copy_message(&other)),
+        instance: other,
+    })
 }
 
 async fn send(socket: &mut Socket, message: &FromNode) -> Result<(), Ended> {
@@ -420,6 +468,32 @@ mod tests {
         assert_eq!(picked(1, Some(0)), [a].into());
         assert_eq!(picked(3, None), [a, b, c].into());
         assert_eq!(picked(3, Some(1)), [a, c].into());
+    }
+
+    #[test]
+    fn a_node_believes_only_its_own_key_that_it_is_a_copy_and_never_signs_against_itself() {
+        let config = StreamConfig {
+            urls: Vec::new(),
+            pin: SpkiPin([0; 32]),
+            identity: SigningKey::from_seed(&[1; 32]),
+        };
+        let word = |key: &SigningKey, instance: &str| {
+            Some(Signature::make(key, Purpose::Copy, &copy_message(instance)))
+        };
+        let is_copied = |reason, proof| refused(&config, "a", reason, String::new(), proof).copied;
+        let stranger = SigningKey::from_seed(&[2; 32]);
+        assert!(is_copied(Refusal::Clone, word(&config.identity, "a")));
+        assert!(!is_copied(Refusal::Clone, None));
+        assert!(!is_copied(Refusal::Clone, word(&config.identity, "b")));
+        assert!(!is_copied(Refusal::Clone, word(&stranger, "a")));
+        let control = Signature::make(&config.identity, Purpose::Control, &copy_message("a"));
+        assert!(!is_copied(Refusal::Clone, Some(control)));
+        assert!(!is_copied(Refusal::Busy, word(&config.identity, "a")));
+
+        assert_eq!(vouch(&config, "a", "a".into()), None);
+        assert!(
+            matches!(vouch(&config, "a", "b".into()), Some(FromNode::Vouch { instance, signature }) if instance == "b" && Some(signature) == word(&config.identity, "b"))
+        );
     }
 
     #[test]
