@@ -1,4 +1,5 @@
 /* Looks a name up with its C library: A, AAAA or BOTH by getaddrinfo, SRV by res_search. One answer a line. */
+#define _GNU_SOURCE /* EAI_NODATA */
 #include <arpa/inet.h>
 #include <arpa/nameser.h>
 #include <netdb.h>

@@ -15,7 +15,9 @@ async function answers() {
   }
   if (kind !== 'BOTH') return resolve(kind);
   const both = await Promise.allSettled([resolve('A'), resolve('AAAA')]);
-  return both.flatMap((one) => one.value ?? []);
+  const found = both.flatMap((one) => one.value ?? []);
+  if (found.length === 0) throw both[0].reason;
+  return found;
 }
 
 answers().then(

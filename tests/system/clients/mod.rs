@@ -242,9 +242,10 @@ fn start_resolved(mesh: &Mesh) -> Option<Running> {
     };
     let host = &mesh.nodes[0].host;
     let text = "[Resolve]\nDNS=10.210.0.53\nFallbackDNS=\nDomains=~.\nDNSSEC=no\nLLMNR=no\nMulticastDNS=no\n";
-    let script = "mkdir -p /etc/systemd /run/systemd/resolve && \
+    // Its own folder in /run it wants to make itself.
+    let script = "mkdir -p /etc/systemd /run/systemd && \
         { id systemd-resolve || echo systemd-resolve:x:990:990::/:/bin/false >> /etc/passwd; } && \
-        chown -R systemd-resolve /run/systemd/resolve && cat > /etc/systemd/resolved.conf";
+        cat > /etc/systemd/resolved.conf";
     let file = write(host, "/run/resolved.conf", text);
     let script = format!("{script} < {file}");
     assert!(mesh.succeeds(0, "sh", &["-c", &script]));
