@@ -89,28 +89,45 @@ impl Member {
 
     /// Its own record, and those of so many services.
     pub(crate) fn records(&self, services: usize) -> Vec<Envelope> {
-        let endpoint = |host: u8| SocketAddr::from(([192, 0, 2, host], 51820));
-        let node = Record::Node(Node {
-            id: self.identity.public(),
-            version: 1,
-            wireguard_key: self.wireguard_key,
-            block: self.block,
-            endpoints: vec![endpoint(1), endpoint(2)],
-        });
-        let own = Envelope::seal(&node, &self.identity);
-        let services = (0..services).map(|n| {
-            let name = format!("service-{}-{n}", self.number);
-            service(&self.identity, &name, self.block.node_v4().into(), 1)
-        });
-        std::iter::once(own).chain(services).collect()
+        own_records(
+            &self.identity,
+            self.wireguard_key,
+            self.block,
+            self.number,
+            services,
+        )
     }
 }
 
-fn label(text: &str) -> Label {
+/// The record of node number `number`, and those of its services.
+pub(crate) fn own_records(
+    identity: &SigningKey,
+    wireguard_key: WireGuardKey,
+    block: Block,
+    number: usize,
+    services: usize,
+) -> Vec<Envelope> {
+    let endpoint = |host: u8| SocketAddr::from(([192, 0, 2, host], 51820));
+    let node = Record::Node(Node {
+        id: identity.public(),
+        version: 1,
+        wireguard_key,
+        block,
+        endpoints: vec![endpoint(1), endpoint(2)],
+    });
+    let own = Envelope::seal(&node, identity);
+    let services = (0..services).map(|n| {
+        let name = format!("service-{number}-{n}");
+        service(identity, &name, block.node_v4().into(), 1)
+    });
+    std::iter::once(own).chain(services).collect()
+}
+
+pub(crate) fn label(text: &str) -> Label {
     Label::parse(text).expect("a name")
 }
 
-fn service(key: &SigningKey, name: &str, address: IpAddr, version: u64) -> Envelope {
+pub(crate) fn service(key: &SigningKey, name: &str, address: IpAddr, version: u64) -> Envelope {
     let (node, name) = (key.public(), label(name));
     let instance = |n: usize| Instance {
         id: label(&format!("web-{n}")),

@@ -333,6 +333,12 @@ fn lock(journal: &Mutex<Journal>) -> MutexGuard<'_, Journal> {
     journal.lock().expect("no panic")
 }
 
+fn note_join(journal: &Mutex<Journal>, member: &Member, began: Instant, block: String) {
+    let mut journal = lock(journal);
+    journal.last_join = Some(began);
+    journal.joined.insert(member.identity.public(), block);
+}
+
 async fn keep_joining(token: JoinToken, journal: Arc<Mutex<Journal>>, stop: Arc<AtomicBool>) {
     for n in 0.. {
         let member = Member::new(&token, &format!("j{n}"));
@@ -351,11 +357,7 @@ async fn keep_joining(token: JoinToken, journal: Arc<Mutex<Journal>>, stop: Arc<
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         };
-        let mut journal = lock(&journal);
-        journal.last_join = Some(granted.0);
-        let block = granted.1.block.v4.to_string();
-        journal.joined.insert(member.identity.public(), block);
-        drop(journal);
+        note_join(&journal, &member, granted.0, granted.1.block.v4.to_string());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -96,6 +96,8 @@ pub struct Hub {
 struct Writer {
     store: Box<dyn Store>,
     health: Health,
+    /// When all that others wrote was known.
+    synced: Option<Instant>,
 }
 
 /// How the store took the last write.
@@ -210,6 +212,7 @@ impl Hub {
             writer: Mutex::new(Writer {
                 store,
                 health: Health::Good,
+                synced: None,
             }),
             state: RwLock::new(state),
             revision,
@@ -266,7 +269,12 @@ impl Hub {
         let turns = Turns::begin();
         let (membership, key, admitted) = loop {
             self.catch_up(&mut writer).map_err(fault)?;
-            let (membership, admission) = self.examine(request, now)?;
+            let examined = match self.examine(request, now) {
+                // What is missing may be on its way from another coordinator.
+                Err(_) if self.sync(&mut writer).map_err(fault)? => self.examine(request, now),
+                examined => examined,
+            };
+            let (membership, admission) = examined?;
             match writer.store.admit(&admission) {
                 Ok(admitted) => break (membership, admission.key, admitted),
                 Err(StoreError::Behind) if turns.another() => {}

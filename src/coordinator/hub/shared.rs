@@ -16,6 +16,9 @@ const CONTENTION: Duration = Duration::from_secs(8);
 /// The longest pause before the next attempt.
 const PAUSE: Duration = Duration::from_millis(15);
 
+/// Time between two looks whether a watch lags, where a join would be refused.
+const SYNC_PAUSE: Duration = Duration::from_millis(100);
+
 /// Attempts of a write that others may be ahead of.
 pub(super) struct Turns(Instant);
 
@@ -64,6 +67,18 @@ impl Hub {
         if let Err(error) = self.catch_up(&mut writer) {
             tracing::warn!(%error, "what other coordinators wrote is not taken in");
         }
+    }
+
+    /// Waits until all that others wrote is known; whether that was looked at, which is not for every forged request.
+    pub(super) fn sync(&self, writer: &mut Writer) -> Result<bool, StoreError> {
+        let recently = |at: Instant| at.elapsed() < SYNC_PAUSE;
+        if writer.store.followed().is_none() || writer.synced.is_some_and(recently) {
+            return Ok(false);
+        }
+        writer.store.sync()?;
+        writer.synced = Some(Instant::now());
+        self.catch_up(writer)?;
+        Ok(true)
     }
 
     /// Takes in what other coordinators wrote.

@@ -735,3 +735,51 @@ fn a_snapshot_in_parts_is_the_whole_in_order() {
     assert!(parts >= 4, "{parts}");
     assert_eq!(hub.next(1), Next::Snapshot, "too many to copy");
 }
+
+#[cfg(feature = "etcd")]
+#[test]
+fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
+    use crate::coordinator::store::{Etcd, Rig};
+    let Some(rig) = Rig::start() else { return };
+    let open = || {
+        let store = Etcd::open(&rig.settings()).expect("it runs");
+        Hub::open(Box::new(store), setup()).expect("readable")
+    };
+    let (one, other) = (open(), open());
+    submit(&one, Some(MESH), mesh(&one)).expect("the first");
+    submit(&one, None, token(now() + HOUR)).expect("signed by the mesh key");
+    // Whom one coordinator gave a token, the other lets in at once.
+    let hubs = [&one, &other];
+    for (n, hub) in (10..14).zip([&other, &one, &other, &one]) {
+        let joined = hub.join(&request(n, membership(n, &format!("n{n}"), 1, now())));
+        assert_eq!(
+            block_index(hub, &joined.expect("a use left")),
+            Some(u32::from(n) - 9)
+        );
+    }
+    // Both write at once, and each is often behind.
+    std::thread::scope(|scope| {
+        for (hub, n) in hubs.into_iter().zip(10u8..) {
+            scope.spawn(move || {
+                for version in 1..=30 {
+                    let records = vec![
+                        node(hub, n, version, u32::from(n) - 9),
+                        service(n, "web", version),
+                    ];
+                    let published = hub.publish(records).expect("writable");
+                    assert_eq!((published.accepted, published.refused), (2, vec![]));
+                }
+            });
+        }
+    });
+    submit(&one, None, revocation(13, RevokedKind::Node)).expect("signed by the mesh key");
+    let end = Instant::now() + Duration::from_secs(30);
+    while other.revision() != one.revision() {
+        assert!(Instant::now() < end, "no news");
+        other.handle_news();
+        one.handle_news();
+    }
+    assert_eq!(one.snapshot(), other.snapshot());
+    assert_eq!(one.revision(), 2 + 4 + 2 * 60 + 1);
+    assert_eq!(one.snapshot(), open().snapshot());
+}

@@ -23,6 +23,8 @@ pub(super) use backup::FILE;
 pub use backup::{back_up, restore};
 #[cfg(feature = "etcd")]
 pub use etcd::Etcd;
+#[cfg(all(test, feature = "etcd"))]
+pub(crate) use etcd::rig::Rig;
 pub use sqlite::Sqlite;
 
 use crate::model::record::RecordKey;
@@ -272,6 +274,14 @@ pub trait Store: Send + 'static {
     /// The store cannot be read.
     fn news(&mut self) -> Result<Option<News>, StoreError> {
         Ok(None)
+    }
+
+    /// Waits until all that others have written is news.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn sync(&mut self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     /// Wakes who waits for news; absent if there never is any.

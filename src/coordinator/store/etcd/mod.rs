@@ -432,6 +432,18 @@ impl Store for Etcd {
         Ok(self.shared.view().take_news())
     }
 
+    fn sync(&mut self) -> Result<(), StoreError> {
+        let head = self.shared.link.key(&Key::Head.text());
+        self.run(|shared| async move {
+            let at = shared.link.read(head).await?.map_or(0, |(_, at)| at);
+            if !shared.wait_for(at, LAG).await {
+                shared.deaf.notify_one();
+                shared.list().await?;
+            }
+            Ok(())
+        })
+    }
+
     fn followed(&self) -> Option<watch::Receiver<u64>> {
         Some(self.shared.revision.subscribe())
     }

@@ -2,9 +2,8 @@
 
 use std::time::Instant;
 
-use super::rig::Rig;
 use super::*;
-use crate::coordinator::store::{Effect, Stored};
+use crate::coordinator::store::{Effect, Rig, Stored};
 use crate::model::record::RecordKey;
 use crate::model::{Label, SigningKey};
 

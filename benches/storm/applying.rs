@@ -1,0 +1,145 @@
+//! What records cost a node: a snapshot and a change, verified and made into what it acts on and answers from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use meshd::dns::zone::{MOST_ADDRESSES, WhenNoneUsable, Zone, ZoneInput};
+use meshd::model::netmap::Netmap;
+use meshd::model::record::{MESH_ID, Membership, Mesh, Record, Token};
+use meshd::model::time::{UnixSeconds, next_version};
+use meshd::model::{MeshAddresses, PublicKey, SigningKey, WireGuardKey};
+use meshd::wire::{Envelope, Ledger};
+
+use crate::node::{label, own_records, service};
+
+/// Changes applied, one after the other.
+const CHANGES: usize = 200;
+
+/// What a node holds in memory, besides its tunnel.
+struct Held {
+    ledger: Ledger,
+    netmap: Netmap,
+    zone: Zone,
+}
+
+/// Prints memory and times for a mesh of `nodes` with so many services each.
+pub(crate) fn measure(nodes: usize, services: usize) {
+    let (mesh_key, snapshot, first) = records(nodes, services);
+    let count = snapshot.len();
+    let before = resident();
+    let begun = Instant::now();
+    let mut ledger = Ledger::new(mesh_key);
+    for record in snapshot {
+        ledger.apply(record).expect("a record that holds");
+    }
+    let verified = begun.elapsed();
+    let (netmap, zone) = derived(&ledger, first.public());
+    let mut held = Held {
+        ledger,
+        netmap,
+        zone,
+    };
+    println!(
+        "a node applies a snapshot of {nodes} nodes ({count} records) in {:.1} ms ({:.1} ms of it to verify), and holds {} KiB more",
+        begun.elapsed().as_secs_f64() * 1e3,
+        verified.as_secs_f64() * 1e3,
+        resident().saturating_sub(before)
+    );
+    let address = held.netmap.members[&first.public()].block.node_v4().into();
+    let mut times: Vec<Duration> = Vec::with_capacity(CHANGES);
+    for version in 2..2 + CHANGES as u64 {
+        let change = service(&first, "service-0-0", address, version);
+        let begun = Instant::now();
+        held.ledger.apply(change).expect("a newer version");
+        (held.netmap, held.zone) = derived(&held.ledger, first.public());
+        times.push(begun.elapsed());
+    }
+    println!(
+        "a node applies one change to it: {}",
+        crate::summary(&mut times)
+    );
+    drop(held.zone);
+}
+
+/// What a node computes of its ledger whenever that changes.
+fn derived(ledger: &Ledger, own: PublicKey) -> (Netmap, Zone) {
+    let netmap = ledger.netmap();
+    let zone = Zone::build(&ZoneInput {
+        netmap: &netmap,
+        own,
+        unreachable: &BTreeSet::new(),
+        round_trips: &BTreeMap::new(),
+        when_none_usable: WhenNoneUsable::All,
+        lingering: &BTreeSet::new(),
+        balanced: &BTreeSet::new(),
+        serial: 1,
+        most_addresses: MOST_ADDRESSES,
+    });
+    (netmap, zone)
+}
+
+/// All records of a mesh, its key, and the key of its first node.
+fn records(nodes: usize, services: usize) -> (PublicKey, Vec<Envelope>, SigningKey) {
+    let key = || {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).expect("the system has randomness");
+        SigningKey::from_seed(&seed)
+    };
+    let (mesh_key, token_key) = (key(), key());
+    let now = SystemTime::now();
+    let addresses = MeshAddresses {
+        prefix_v4: "10.0.0.0/8".parse().expect("a literal"),
+        prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
+        node_block_v4: 24,
+        node_block_v6: 64,
+    };
+    let mesh = Record::Mesh(Mesh {
+        id: MESH_ID.to_owned(),
+        version: 1,
+        domain: label("mesh"),
+        addresses,
+        coordinators: Vec::new(),
+    });
+    let created_at = UnixSeconds::from_system(now);
+    let token = Record::Token(Token {
+        id: token_key.public(),
+        version: 1,
+        tags: Vec::new(),
+        uses: u32::try_from(nodes).expect("not that many"),
+        created_at,
+        expires_at: created_at.plus(Duration::from_secs(3600)),
+        ephemeral: false,
+    });
+    let mut records = vec![
+        Envelope::seal(&mesh, &mesh_key),
+        Envelope::seal(&token, &mesh_key),
+    ];
+    let keys: Vec<SigningKey> = (0..nodes).map(|_| key()).collect();
+    for (n, identity) in keys.iter().enumerate() {
+        let wireguard_key = WireGuardKey(identity.public().0);
+        let membership = Record::Membership(Membership {
+            id: identity.public(),
+            version: next_version(0, now),
+            token: token_key.public(),
+            name: label(&format!("n{n}")),
+            wireguard_key,
+            tags: Vec::new(),
+            issued_at: created_at,
+        });
+        records.push(Envelope::seal(&membership, &token_key));
+        let index = u32::try_from(n + 1).expect("not that many");
+        let block = addresses.block(index).expect("in the plan");
+        records.extend(own_records(identity, wireguard_key, block, n, services));
+    }
+    let first = keys.into_iter().next().expect("one node at least");
+    (mesh_key.public(), records, first)
+}
+
+/// Resident memory of this process in KiB.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("it runs");
+    text.lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|value| value.split_whitespace().next()?.parse().ok())
+        .expect("the kernel says it of every process")
+}
