@@ -255,10 +255,13 @@ impl Hub {
         self.recover(&mut writer).map_err(fault)?;
         self.permit_after_restore(&mut writer, request)?;
         let now = UnixSeconds::from_system(SystemTime::now());
-        let (membership, admission) = {
+        let (membership, admission, is_taken) = {
             let state = self.read();
             let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
             let granted = enroll::check(request, ledger, now)?;
+            // The store knows the names that nodes joined with, and not those they have now.
+            let is_taken =
+                ledger.is_name_of_another(&granted.membership.name, &granted.membership.id);
             let admission = Admission {
                 node: granted.membership.id,
                 name: granted.membership.name.clone(),
@@ -268,8 +271,12 @@ impl Hub {
                 key: key_of("membership", granted.membership.id.to_string()),
                 envelope: request.membership.clone(),
             };
-            (granted.membership, admission)
+            (granted.membership, admission, is_taken)
         };
+        if is_taken {
+            let name = membership.name.clone();
+            return Err(self.explain(StoreError::NameTaken(name), &membership));
+        }
         let admitted = writer.store.admit(&admission).map_err(|error| {
             if matches!(error, StoreError::Full | StoreError::Failed(_)) {
                 self.note_failure(&error);
@@ -641,6 +648,16 @@ impl Hub {
         }
     }
 
+    /// Whether there is a mesh to serve.
+    #[must_use]
+    pub fn has_mesh(&self) -> bool {
+        let state = self.read();
+        state
+            .ledger
+            .as_ref()
+            .is_some_and(|ledger| ledger.mesh().is_some())
+    }
+
     /// Whether `node` is a member, was removed, or neither.
     #[must_use]
     pub fn standing(&self, node: &PublicKey) -> Standing {
@@ -698,14 +715,15 @@ impl Hub {
     /// `name` with the lowest number behind it that nobody has.
     fn free_name(&self, name: &Label) -> Label {
         let state = self.read();
-        let taken: HashSet<&Label> = state
+        let taken: HashSet<Label> = state
             .ledger
             .iter()
             .flat_map(|ledger| {
-                ledger
+                let joined = ledger
                     .memberships()
                     .filter(|m| !ledger.is_revoked(&m.id))
-                    .map(|m| &m.name)
+                    .map(|m| m.name.clone());
+                joined.chain(ledger.names().into_values())
             })
             .collect();
         (2u64..)
