@@ -533,8 +533,7 @@ impl Mesh {
                     .get_or_insert_with(|| Arc::new(Holdings::of(ledger)));
                 let _ = reply.send(Arc::clone(held));
             }
-            // A removed node's or a copy's word counts for nothing, nor does it hear any.
-            Ask::Apply(..) | Ask::Records(..) if self.stream.revoked || self.stream.cloned => {}
+            Ask::Apply(..) | Ask::Records(..) if self.is_out() => {}
             Ask::Apply(records, reply) => {
                 let _ = reply.send(self.take_in(records, Origin::Peer));
             }
@@ -548,9 +547,14 @@ impl Mesh {
         }
     }
 
+    /// Whether this node is removed or a copy, by what is signed: a coordinator's word alone silences nobody.
+    fn is_out(&self) -> bool {
+        self.stream.cloned || self.ledger.is_revoked(&self.id())
+    }
+
     /// Brings those peers up to date that are due.
     fn dial_peers(&mut self, now: Instant) {
-        if self.stream.revoked || self.stream.cloned {
+        if self.is_out() {
             return;
         }
         let away = !self.stream.connected && self.stream.refusal.is_some();
