@@ -8,9 +8,10 @@
 //! | [`gate`] | how many conversations others may begin, pure |
 //! | [`session`] | carries a conversation over its socket |
 //!
-//! The sockets are bound to the tunnel device: nobody outside the tunnel can speak to them, nor can this machine's own
-//! programs. Who is on the other side follows from the address, since the tunnel delivers a packet only from the owner of its
-//! source; it is proved with the identity key besides.
+//! The sockets are bound to the tunnel device: nobody outside the tunnel can speak to them. Who is on the other side
+//! follows from the address, since the tunnel delivers a packet only from the owner of its source, and an address that is no
+//! peer's is not listened to; it is proved with the identity key besides. A firewall that drops what comes in from the tunnel
+//! leaves a node with the conversations it begins itself, which bring records both ways.
 
 mod exchange;
 mod gate;
