@@ -160,6 +160,7 @@ fn ledger(services: usize) -> Ledger {
             version: 1,
             domain: label("mesh"),
             addresses,
+            coordinators: vec![],
         }),
         &mesh_key,
     );

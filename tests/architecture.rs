@@ -42,6 +42,9 @@ const PURE: &[&str] = &[
     "discovery",
     "node/host/plan.rs",
     "node/host/wiring",
+    "node/peers/exchange.rs",
+    "node/peers/gate.rs",
+    "node/peers/rounds.rs",
 ];
 
 /// Files inside the pure parts that do the input and output for them. A file that needs this no more is to be taken

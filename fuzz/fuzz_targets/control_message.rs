@@ -1,8 +1,9 @@
-//! Messages of the control stream, both ways: what is read can be written and read again as the same.
+//! Messages of the control stream, both ways, and between nodes: what is read can be written and read again as the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use meshd::wire::control::{FromCoordinator, FromNode};
+use meshd::wire::peers::PeerMessage;
 
 fuzz_target!(|octets: &[u8]| {
     if let Ok(message) = serde_json::from_slice::<FromNode>(octets) {
@@ -16,6 +17,13 @@ fuzz_target!(|octets: &[u8]| {
         let again = serde_json::to_vec(&message).expect("plain data");
         assert_eq!(
             serde_json::from_slice::<FromCoordinator>(&again).ok(),
+            Some(message)
+        );
+    }
+    if let Ok(message) = serde_json::from_slice::<PeerMessage>(octets) {
+        let again = serde_json::to_vec(&message).expect("plain data");
+        assert_eq!(
+            serde_json::from_slice::<PeerMessage>(&again).ok(),
             Some(message)
         );
     }

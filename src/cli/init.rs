@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use super::exit::CliError;
 use super::{Globals, mesh_key};
+use crate::model::address::{MeshAddresses, unique_local_prefix};
 use crate::model::record::{MESH_ID, Mesh, Record};
 use crate::model::time::next_version;
 use crate::wire::Envelope;
@@ -38,7 +39,10 @@ pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
         id: MESH_ID.to_owned(),
         version: next_version(0, SystemTime::now()),
         domain: state.configured_domain,
-        addresses: state.configured_addresses,
+        addresses: MeshAddresses {
+            prefix_v6: unique_local_prefix(&key.public()),
+            ..state.configured_addresses
+        },
         coordinators: state.urls.iter().map(ToString::to_string).collect(),
     };
     let submit = Submit {

@@ -11,6 +11,7 @@ mod leave;
 mod mesh_key;
 mod node;
 mod ping;
+mod rename;
 mod resolve;
 mod rollout;
 mod service;
@@ -105,6 +106,8 @@ enum Command {
     Join(join::Arguments),
     /// Take this server out of its mesh
     Leave,
+    /// Give this server another name in the mesh
+    Rename(rename::Arguments),
     /// Show how this node is
     Status(status::Arguments),
     /// Measure round trips to a node through the tunnel
@@ -159,6 +162,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
             Command::Node(command) => node::run(command, &globals).await,
             Command::Join(arguments) => join::run(arguments, &globals).await,
             Command::Leave => leave::run(&globals).await,
+            Command::Rename(arguments) => rename::run(arguments, &globals).await,
             Command::Status(arguments) => status::run(&arguments, &globals).await,
             Command::Ping(arguments) => ping::run(arguments, &globals).await,
             Command::Service(command) => service::run(command, &globals).await,

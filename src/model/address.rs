@@ -7,6 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::key::PublicKey;
 
 /// The prefixes of a mesh and the size of the blocks they are cut into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +56,23 @@ pub enum AddressPlanError {
         /// The longest length that holds the fixed hosts.
         longest: u8,
     },
+}
+
+/// The unique local /48 (RFC 4193 section 3.2) of the mesh whose key this is. Its global ID comes from the key, which is
+/// random, so that a mesh that is made again with its key has the addresses its nodes have.
+#[must_use]
+pub fn unique_local_prefix(mesh_key: &PublicKey) -> Ipv6Net {
+    let hash = Sha256::new()
+        .chain_update(b"meshd unique local prefix v1\0")
+        .chain_update(mesh_key.0)
+        .finalize();
+    let mut octets = [0; 16];
+    octets[0] = 0xfd;
+    octets[1..6]
+        .iter_mut()
+        .zip(hash)
+        .for_each(|(to, from)| *to = from);
+    Ipv6Net::new(Ipv6Addr::from(octets), 48).expect("48 is a prefix length")
 }
 
 impl MeshAddresses {

@@ -12,6 +12,7 @@
 //! | `membership` | token key | that a node is in, its name and tags |
 //! | `departure` | node's identity key | that the node is out, for good |
 //! | `node` | node's identity key | WireGuard key, address block, endpoints |
+//! | `name` | node's identity key | another name than that of its membership |
 //! | `service` | node's identity key | the node's instances of one service |
 //!
 //! Each carries a version that only grows; of two versions the higher holds.
@@ -87,6 +88,8 @@ pub enum Record {
     Departure(Departure),
     /// A node's own account of itself.
     Node(Node),
+    /// Another name of a node.
+    Name(Name),
     /// One service on one node.
     Service(Service),
     /// A kind this version does not know; kept and forwarded.
@@ -200,6 +203,18 @@ pub struct Node {
     pub block: Block,
     /// Where its tunnel may be reached, best first.
     pub endpoints: Vec<SocketAddr>,
+}
+
+/// What a node wants to be called instead of the name it joined with. It gets that name where nobody else has it; the name of its
+/// membership stays its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Name {
+    /// The node's identity key.
+    pub id: PublicKey,
+    /// Grows with each change.
+    pub version: u64,
+    /// `<name>.node.<domain>`.
+    pub name: Label,
 }
 
 /// One service on one node. No instances: the service has left this node.
@@ -426,6 +441,7 @@ impl Record {
             Self::Token(token) => bounded("tags", token.tags.len(), MAX_TAGS).and(id_is(&token.id)),
             Self::Revocation(revocation) => id_is(&revocation.id),
             Self::Departure(departure) => id_is(&departure.id),
+            Self::Name(name) => id_is(&name.id),
             Self::Membership(member) => {
                 bounded("tags", member.tags.len(), MAX_TAGS).and(id_is(&member.id))
             }

@@ -21,7 +21,7 @@ use crate::discovery::registry::{
 use crate::model::name::LabelError;
 use crate::model::{Label, ServiceName};
 use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::local::{AddService, Join, Joined, NodeState, SCHEMA, ServiceChanged};
+use crate::wire::local::{AddService, Join, Joined, NodeState, Renamed, SCHEMA, ServiceChanged};
 
 const TICK: Duration = Duration::from_millis(500);
 const RECONCILE: Duration = Duration::from_secs(15);
@@ -57,6 +57,7 @@ enum Happened {
     Engine(Vec<Report>),
     Probes(Vec<(ContainerId, bool)>),
     Wired,
+    Peers(super::peers::Ask),
     JoinEnded(Box<JoinEnded>),
     Tick,
     Reconcile,
@@ -121,6 +122,7 @@ impl Agent {
                 Happened::Engine(reports) => self.with_mesh(|mesh| mesh.handle_engine(reports)),
                 Happened::Probes(verdicts) => self.with_mesh(|mesh| mesh.handle_probes(verdicts)),
                 Happened::Wired => self.with_mesh(Mesh::handle_wired),
+                Happened::Peers(ask) => self.with_mesh(|mesh| mesh.handle_ask(ask)),
                 Happened::Tick => self.with_mesh(Mesh::tick),
                 Happened::Reconcile => {
                     if let Phase::Up(mesh, _) = &mut self.phase {
@@ -192,6 +194,30 @@ impl Agent {
             Command::Leave(reply) => {
                 let result = self.leave().await;
                 let _ = reply.send(result.map(|()| Empty {}));
+            }
+            Command::Rename(rename, reply) => {
+                let result = self.mesh().and_then(|mesh| {
+                    let name = parse_name(&rename.name)?;
+                    let published = mesh.rename(name.clone())?;
+                    let domain = mesh.zone.load().domain.clone();
+                    Ok((format!("{name}.node.{domain}"), published))
+                });
+                match result {
+                    Err(error) => drop(reply.send(Err(error))),
+                    Ok((name, published)) => drop(tokio::spawn(async move {
+                        let published = match published {
+                            Some(word) => timeout(PUBLISH_WAIT, word)
+                                .await
+                                .is_ok_and(|word| word.is_ok()),
+                            None => false,
+                        };
+                        let _ = reply.send(Ok(Renamed {
+                            schema: SCHEMA,
+                            name,
+                            published,
+                        }));
+                    })),
+                }
             }
             Command::Services(reply) => {
                 let _ = reply.send(self.mesh().map(|mesh| report::services(mesh)));
@@ -410,6 +436,7 @@ async fn next_event(phase: &mut Phase) -> Option<Happened> {
             verdict = events.verdicts.recv() => verdict.map(|(key, healthy)| Happened::Verdict(key, healthy)),
             happened = next_of_containers(&mut events.docker) => happened,
             Ok(()) = events.firewall.changed() => Some(Happened::Wired),
+            Some(ask) = events.peers.recv() => Some(Happened::Peers(ask)),
         },
         Phase::Unjoined | Phase::Joining => std::future::pending().await,
     }

@@ -15,6 +15,7 @@ use super::dns_address;
 use super::docker::{self, Docker, DockerEvents};
 use super::host::wiring::{Firewall, Mapped, Native, Wiring};
 use super::host::{self, HostNetwork, Plan, ResolvConf, SplitDns};
+use super::peers::{Ask, Peers};
 use super::resolv_conf::Keeper;
 use super::resolved::ResolvedLink;
 use super::state::records::RecordLog;
@@ -26,18 +27,19 @@ use crate::dns::upstream::Server;
 use crate::dns::{Allowed, DnsServer, Inside, Replaced, Resolver, Upstream, Zone, ZoneInput};
 use crate::model::netmap::Netmap;
 use crate::model::record::{
-    Departure, Instance, MAX_INSTANCES, Node, Record, RecordKey, Service, Source,
+    Departure, Instance, MAX_INSTANCES, Name, Node, Record, RecordKey, Service, Source,
 };
 use crate::model::service_address::ServiceAddresses;
 use crate::model::time::next_version;
-use crate::model::{PublicKey, ServiceName};
+use crate::model::{Label, PublicKey, ServiceName};
 use crate::path::PathMtu;
 use crate::path::mtu::{Sizes, Way};
 use crate::path::watch::{Action, Reach, Watch};
 use crate::tunnel::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::Refusal;
-use crate::wire::ledger::Applied;
+use crate::wire::holdings::Holdings;
+use crate::wire::ledger::{Applied, Refused};
 use crate::wire::local::Problem;
 use crate::wire::url::CoordinatorUrl;
 use crate::wire::{Envelope, Ledger};
@@ -48,6 +50,8 @@ const KEEPALIVE: u16 = 25;
 const LINGER: Duration = Duration::from_secs(60);
 /// How long a device or port that is taken is waited for.
 const TAKEN: Duration = Duration::from_secs(1);
+/// How long the coordinator may take to confirm what this node says, before this node tells its peers itself.
+const CONFIRM: Duration = Duration::from_millis(500);
 
 /// What the coordinator stream told last.
 #[derive(Debug, Clone)]
@@ -93,6 +97,7 @@ pub(super) struct Mesh {
     allowed: Arc<ArcSwap<Allowed>>,
     checker: Checker<Key>,
     control: Stream,
+    peers: Peers,
     lingering: BTreeMap<String, Instant>,
     serial: u32,
     sequence: u64,
@@ -122,6 +127,7 @@ pub(super) struct Events {
     pub(super) verdicts: mpsc::Receiver<(Key, bool)>,
     pub(super) docker: Option<DockerEvents>,
     pub(super) firewall: watch::Receiver<u64>,
+    pub(super) peers: mpsc::Receiver<Ask>,
 }
 
 /// Starts the tunnel. A meshd that was killed leaves the device and the port to a program that it was just starting, for
@@ -277,6 +283,11 @@ impl Mesh {
             position.clone(),
             stream_events,
         );
+        let (peers, peer_asks) = Peers::start(
+            identity.keys.identity.clone(),
+            identity.block.node_v4(),
+            config.interface.clone(),
+        );
         let stream_state = StreamState {
             url: identity
                 .urls
@@ -334,6 +345,7 @@ impl Mesh {
             network,
             allowed,
             control,
+            peers,
         };
         mesh.refresh_surroundings();
         mesh.listen().await;
@@ -345,6 +357,7 @@ impl Mesh {
             verdicts,
             docker: docker_events,
             firewall: looks,
+            peers: peer_asks,
         };
         Ok((mesh, events))
     }
@@ -386,17 +399,21 @@ impl Mesh {
             }
             Event::Changes { records, position } => {
                 self.stream.synced = Some(now);
-                self.take_in(records);
+                self.take_in(records, Origin::Coordinator);
                 self.position = position;
                 self.note_position();
             }
             Event::Published { sequence, refused } => {
                 self.stream.synced = Some(now);
+                let stored = refused.is_empty();
                 for why in refused {
                     tracing::debug!(%why, "the coordinator refused a record");
                 }
                 if let Some(waiting) = self.waiting.remove(&sequence) {
                     let _ = waiting.send(());
+                }
+                if sequence == self.sequence && stored {
+                    self.peers.handle_confirmed();
                 }
                 if self.owes == Some(sequence) {
                     self.owes = None;
@@ -423,6 +440,10 @@ impl Mesh {
                     self.refresh();
                 }
                 self.waiting.clear();
+                if self.peers.unconfirmed.is_some() {
+                    self.peers.spread_news(now);
+                    self.dial_peers(now);
+                }
             }
         }
     }
@@ -482,13 +503,17 @@ impl Mesh {
         }
     }
 
-    /// Verifies records, keeps those that hold, and acts on them.
-    fn take_in(&mut self, records: Vec<Envelope>) {
+    /// Verifies records, keeps those that hold, and acts on them. Gives whether all signatures hold.
+    fn take_in(&mut self, records: Vec<Envelope>, from: Origin) -> bool {
         let id = self.id();
         let (mut new, mut changed) = (Vec::new(), Vec::new());
+        let mut sound = true;
         for envelope in records {
             // What this node said itself it knows best; an older word of its own comes back after a restore.
             if envelope.signer == id {
+                continue;
+            }
+            if from == Origin::Peer && is_membership(&envelope) {
                 continue;
             }
             match self.ledger.apply(envelope.clone()) {
@@ -497,18 +522,65 @@ impl Mesh {
                     changed.push(key);
                 }
                 Ok(Applied::Unchanged) => {}
+                // Peers compare by signer, and so bring older ones as well.
+                Err(Refused::Stale { .. }) if from == Origin::Peer => {}
                 Err(refused) => {
-                    tracing::warn!(%refused, "a record from the coordinator is refused")
+                    sound &= refused != Refused::Signature;
+                    tracing::warn!(%refused, ?from, "a record is refused");
                 }
             }
         }
-        if new.is_empty() {
+        if !new.is_empty() {
+            self.keep(&new);
+            self.control
+                .set_urls(coordinators(&self.ledger, &self.identity));
+            self.refresh_after(&changed);
+        }
+        sound
+    }
+
+    /// A conversation with a peer asks something.
+    pub(super) fn handle_ask(&mut self, ask: Ask) {
+        match ask {
+            Ask::Holdings(reply) => {
+                let ledger = &self.ledger;
+                let held = self
+                    .peers
+                    .holdings
+                    .get_or_insert_with(|| Arc::new(Holdings::of(ledger)));
+                let _ = reply.send(Arc::clone(held));
+            }
+            Ask::Apply(..) | Ask::Records(..) if self.is_out() => {}
+            Ask::Apply(records, reply) => {
+                let _ = reply.send(self.take_in(records, Origin::Peer));
+            }
+            Ask::Records(signers, reply) => {
+                let signers: BTreeSet<PublicKey> = signers.into_iter().collect();
+                let held = self.ledger.envelopes_for_peers();
+                let held = held.filter(|e| signers.contains(&e.signer));
+                let _ = reply.send(held.cloned().collect());
+            }
+            Ask::Ended(peer, well) => self.peers.handle_ended(&peer, well, Instant::now()),
+        }
+    }
+
+    /// Whether this node is removed or a copy, by what is signed: a coordinator's word alone silences nobody.
+    fn is_out(&self) -> bool {
+        self.stream.cloned || self.ledger.is_revoked(&self.id())
+    }
+
+    /// Brings those peers up to date that are due.
+    fn dial_peers(&mut self, now: Instant) {
+        if self.is_out() {
             return;
         }
-        self.keep(&new);
-        self.control
-            .set_urls(coordinators(&self.ledger, &self.identity));
-        self.refresh_after(&changed);
+        let away = !self.stream.connected && self.stream.refusal.is_some();
+        let ledger = &self.ledger;
+        self.peers.dial(away, now, |keys| {
+            keys.filter_map(|key| ledger.entry(key))
+                .map(|entry| entry.envelope.clone())
+                .collect()
+        });
     }
 
     /// Writes records to disk. What cannot be written is still acted on, and said.
@@ -540,7 +612,6 @@ impl Mesh {
     pub(super) fn publish_own(&mut self) -> Option<oneshot::Receiver<()>> {
         let now = SystemTime::now();
         let id = self.id();
-        let key = &self.identity.keys.identity;
         let mut changed = Vec::new();
         if let Some(mesh) = self.ledger.mesh() {
             let endpoints = host::candidates(
@@ -587,12 +658,49 @@ impl Mesh {
                 ..service
             })
         }));
+        self.publish(changed)
+    }
+
+    /// Calls this node `name` from now on. Gives what [`Mesh::publish_own`] does.
+    ///
+    /// # Errors
+    /// Somebody else is called so, or the disk refuses.
+    pub(super) fn rename(
+        &mut self,
+        name: Label,
+    ) -> Result<Option<oneshot::Receiver<()>>, ApiError> {
+        let id = self.id();
+        if self.ledger.is_name_of_another(&name, &id) {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("another node is called {name}, or joined with that name; choose another"),
+            ));
+        }
+        let identity = Identity {
+            name: name.clone(),
+            ..self.identity.clone()
+        };
+        self.dir.set_identity(&identity)?;
+        self.identity = identity;
+        let held = self.ledger.wanted_name(&id).map_or(0, |held| held.version);
+        let word = self.publish(vec![Record::Name(Name {
+            id,
+            version: next_version(held, SystemTime::now()),
+            name,
+        })]);
+        // Instances are called after their node.
+        Ok(self.publish_own().or(word))
+    }
+
+    /// Signs what this node says, keeps it and spreads it.
+    fn publish(&mut self, changed: Vec<Record>) -> Option<oneshot::Receiver<()>> {
         if changed.is_empty() {
             return None;
         }
+        let key = self.identity.keys.identity.clone();
         let (mut envelopes, mut keys) = (Vec::new(), Vec::new());
         for record in changed {
-            let envelope = Envelope::seal(&record, key);
+            let envelope = Envelope::seal(&record, &key);
             match self.ledger.apply(envelope.clone()) {
                 Ok(applied) => {
                     envelopes.push(envelope);
@@ -606,7 +714,14 @@ impl Mesh {
         self.keep(&envelopes);
         self.refresh_after(&keys);
         self.sequence += 1;
+        let now = Instant::now();
+        self.peers.note_news(keys.into_iter(), now);
         if !(self.stream.connected && self.control.publish(self.sequence, envelopes)) {
+            // At the start it is not known yet whether the coordinator is there.
+            if self.stream.refusal.is_some() {
+                self.peers.spread_news(now);
+                self.dial_peers(now);
+            }
             return None;
         }
         let (sender, receiver) = oneshot::channel();
@@ -784,6 +899,7 @@ impl Mesh {
     /// Brings tunnel, watch and zone in step with the ledger.
     fn refresh(&mut self) {
         self.netmap = self.ledger.netmap();
+        self.peers.holdings = None;
         let now = Instant::now();
         let id = self.id();
         let serving: BTreeSet<PublicKey> = self.netmap.services.values().map(|s| s.node).collect();
@@ -805,11 +921,15 @@ impl Mesh {
             })
             .collect();
         self.tunnel.set_peers(peers);
+        let members = self.netmap.members.values().filter(|m| m.id != id);
+        self.peers
+            .set_peers(members.map(|m| (m.block.node_v4(), m.id)).collect());
         self.rebuild_zone();
     }
 
     /// Brings everything in step with records that changed; if they are of services alone, at no more than their cost.
     fn refresh_after(&mut self, changed: &[RecordKey]) {
+        self.peers.holdings = None;
         if changed.iter().any(|key| key.kind != "service") {
             return self.refresh();
         }
@@ -987,6 +1107,19 @@ impl Mesh {
                 .collect::<Vec<_>>()
         };
         let moved = lost(&reach) != lost(&self.reach);
+        let away = !self.stream.connected && self.stream.refusal.is_some();
+        for (id, reach) in &reach {
+            self.peers
+                .handle_reach(id, *reach == Reach::Reachable, away, now);
+        }
+        if self
+            .peers
+            .unconfirmed
+            .is_some_and(|since| away || now.duration_since(since) >= CONFIRM)
+        {
+            self.peers.spread_news(now);
+        }
+        self.dial_peers(now);
         self.reach = reach;
         self.round_trips = round_trips;
         if moved {
@@ -1115,6 +1248,20 @@ fn coordinators(ledger: &Ledger, identity: &Identity) -> Vec<CoordinatorUrl> {
         }
     }
     urls
+}
+
+/// Who offers records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Coordinator,
+    Peer,
+}
+
+fn is_membership(envelope: &Envelope) -> bool {
+    matches!(
+        Record::parse(&envelope.payload),
+        Ok((_, Record::Membership(_)))
+    )
 }
 
 /// Whether an interface is a bridge with containers, by its name: of an engine that is not followed that is all there is.

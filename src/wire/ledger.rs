@@ -18,7 +18,8 @@ use std::ops::Bound;
 
 use crate::model::netmap::{Member, Netmap};
 use crate::model::record::{
-    Header, Membership, Mesh, Node, Record, RecordError, RecordKey, RevokedKind, Service, Token,
+    Header, Membership, Mesh, Name, Node, Record, RecordError, RecordKey, RevokedKind, Service,
+    Token,
 };
 use crate::model::{Label, PublicKey};
 
@@ -297,6 +298,7 @@ impl Ledger {
                 signed_by(&departure.id).and_then(|()| self.permit_member(&departure.id))
             }
             Record::Node(node) => signed_by(&node.id).and_then(|()| self.permit_node(node)),
+            Record::Name(name) => signed_by(&name.id).and_then(|()| self.permit_member(&name.id)),
             Record::Service(service) => {
                 signed_by(&service.node).and_then(|()| self.permit_service(service))
             }
@@ -407,6 +409,7 @@ impl Ledger {
         }
         self.entries.retain(|_, held| match &held.record {
             Record::Node(record) => record.id != node,
+            Record::Name(record) => record.id != node,
             Record::Service(record) => record.node != node,
             Record::Unknown => held.envelope.signer != node,
             _ => true,
@@ -604,6 +607,14 @@ impl Ledger {
             .map(|(key, entry)| (key, &entry.envelope))
     }
 
+    /// What nodes take from each other, in an order in which another ledger can take it in: all but memberships. A ledger
+    /// has no clock; whoever holds an old token could date one back, and only a coordinator would notice.
+    pub fn envelopes_for_peers(&self) -> impl Iterator<Item = &Envelope> {
+        self.envelopes_after(None)
+            .filter(|(key, _)| key.kind != MEMBERSHIP)
+            .map(|(_, envelope)| envelope)
+    }
+
     /// How many records are held.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -623,21 +634,12 @@ impl Ledger {
             mesh: self.mesh().cloned(),
             ..Netmap::default()
         };
-        let mut by_age: Vec<&Membership> = self
-            .memberships()
-            .filter(|m| !self.is_revoked(&m.id))
-            .collect();
-        by_age.sort_by_key(|m| (m.issued_at, m.id));
-        let mut names = HashSet::new();
-        for membership in by_age {
-            let unique = names.insert(&membership.name);
-            let Some(node) = self.node(&membership.id) else {
+        let mut names = self.names();
+        for membership in self.memberships() {
+            let (Some(name), Some(node)) =
+                (names.remove(&membership.id), self.node(&membership.id))
+            else {
                 continue;
-            };
-            let name = if unique {
-                membership.name.clone()
-            } else {
-                membership.name.with_suffix(&membership.id.short())
             };
             netmap.members.insert(
                 membership.id,
@@ -667,6 +669,56 @@ impl Ledger {
         }
     }
 
+    /// What members are called: of two that joined with one name the earlier has it. A member that wants another name
+    /// has it, unless somebody joined with it or an earlier member wants it too.
+    #[must_use]
+    pub fn names(&self) -> HashMap<PublicKey, Label> {
+        let mut by_age: Vec<&Membership> = self
+            .memberships()
+            .filter(|m| !self.is_revoked(&m.id))
+            .collect();
+        by_age.sort_by_key(|m| (m.issued_at, m.id));
+        let mut taken = HashSet::new();
+        let mut names = HashMap::new();
+        for membership in &by_age {
+            let name = if taken.insert(membership.name.clone()) {
+                membership.name.clone()
+            } else {
+                membership.name.with_suffix(&membership.id.short())
+            };
+            names.insert(membership.id, name);
+        }
+        for membership in by_age {
+            if let Some(wanted) = self.wanted_name(&membership.id)
+                && taken.insert(wanted.name.clone())
+            {
+                names.insert(membership.id, wanted.name.clone());
+            }
+        }
+        names
+    }
+
+    /// What a member wants to be called instead of the name it joined with.
+    #[must_use]
+    pub fn wanted_name(&self, id: &PublicKey) -> Option<&Name> {
+        match self.record("name", &id.to_string()) {
+            Some(Record::Name(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether another node than `id` joined as `name` or wants to be called so.
+    #[must_use]
+    pub fn is_name_of_another(&self, name: &Label, id: &PublicKey) -> bool {
+        let wanted = self.of_kind("name").any(
+            |entry| matches!(&entry.record, Record::Name(w) if w.name == *name && w.id != *id),
+        );
+        wanted
+            || self
+                .memberships()
+                .any(|m| m.name == *name && m.id != *id && !self.is_revoked(&m.id))
+    }
+
     fn record(&self, kind: &str, id: &str) -> Option<&Record> {
         self.entries
             .get(&RecordKey {
@@ -688,15 +740,18 @@ impl Ledger {
     }
 }
 
+const MEMBERSHIP: &str = "membership";
+
 /// Each kind after those it rests on. Memberships come before revocations: a removed node's membership
 /// must be held (its token's use counts) and would be refused after the removal.
-const ORDER: [&str; 7] = [
+const ORDER: [&str; 8] = [
     "mesh",
     "token",
-    "membership",
+    MEMBERSHIP,
     "revocation",
     "departure",
     "node",
+    "name",
     "service",
 ];
 

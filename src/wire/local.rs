@@ -229,6 +229,24 @@ impl std::fmt::Debug for Join {
     }
 }
 
+/// Gives this node another name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rename {
+    /// `<name>.node.<domain>`.
+    pub name: String,
+}
+
+/// The node's new name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renamed {
+    /// Version of this document.
+    pub schema: u32,
+    /// The whole name.
+    pub name: String,
+    /// Whether the coordinator has it.
+    pub published: bool,
+}
+
 /// The node is in and works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joined {

@@ -25,14 +25,23 @@ const ROUNDS: usize = 50;
 pub(crate) fn request(token: &JoinToken, name: &str) -> JoinRequest {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).expect("the system has randomness");
-    let identity = SigningKey::from_seed(&seed);
+    request_of(&SigningKey::from_seed(&seed), token, name)
+}
+
+/// A key that others of the test have not.
+pub(crate) fn identity_of(n: u8) -> SigningKey {
+    SigningKey::from_seed(&[n; 32])
+}
+
+/// The node with this key asks to be let in under `name`.
+pub(crate) fn request_of(identity: &SigningKey, token: &JoinToken, name: &str) -> JoinRequest {
     let now = SystemTime::now();
     let membership = Membership {
         id: identity.public(),
         version: next_version(0, now),
         token: token.key.public(),
         name: Label::parse(name).expect("a name"),
-        wireguard_key: WireGuardKey(seed),
+        wireguard_key: WireGuardKey(identity.public().0),
         tags: Vec::new(),
         issued_at: UnixSeconds::from_system(now),
     };
@@ -40,7 +49,7 @@ pub(crate) fn request(token: &JoinToken, name: &str) -> JoinRequest {
     JoinRequest {
         protocol: PROTOCOL,
         oldest: None,
-        proof: Signature::make(&identity, Purpose::Join, membership.payload.as_bytes()),
+        proof: Signature::make(identity, Purpose::Join, membership.payload.as_bytes()),
         membership,
     }
 }

@@ -1,6 +1,8 @@
 //! The coordinator's HTTPS API, as nodes and others on the network find it.
 
 mod coordinator;
+mod fixtures;
 mod hostile;
 mod joins;
 mod kills;
+mod versions;

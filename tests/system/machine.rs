@@ -248,6 +248,85 @@ fn a_clock_that_is_an_hour_off_is_named_where_it_matters() {
     });
 }
 
+/// Starts meshd on a node under a clock that is off by what the file `/run/clock` says, as `+3600`, from one second to
+/// the next; only the wall clock, as when somebody sets it.
+fn start_under_clock(mesh: &mut Mesh, n: usize) {
+    let host = &mesh.nodes[n].host;
+    let mut command = host.command("faketime").expect("a namespace");
+    command
+        .args(["-m", "-f", "+0", "env", "-u", "FAKETIME"])
+        .args([
+            "FAKETIME_TIMESTAMP_FILE=/run/clock",
+            "FAKETIME_CACHE_DURATION=1",
+            "FAKETIME_DONT_FAKE_MONOTONIC=1",
+            env!("CARGO_BIN_EXE_meshd"),
+            "--state-dir",
+            "/run/state",
+            "--socket",
+            SOCKET,
+        ]);
+    let daemon = host.start(&mut command, &mesh.log(n)).expect("a program");
+    mesh.nodes[n].daemon = Some(daemon);
+    let socket = mesh.nodes[n].host.path(SOCKET);
+    mesh.wait_until("meshd answers", || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    });
+}
+
+#[test]
+fn handshakes_and_records_survive_a_clock_that_jumps_an_hour_either_way() {
+    if Command::new("faketime").arg("--version").output().is_err() {
+        eprintln!("skipped: faketime is not installed");
+        return;
+    }
+    let Some(mut mesh) = Mesh::start(2) else {
+        return;
+    };
+    mesh.kill_node(0);
+    let set_clock = |mesh: &Mesh, offset: &str| {
+        write(&mesh.nodes[0].host, "/run/clock", offset);
+        // Until the program has read it.
+        std::thread::sleep(Duration::from_secs(2));
+    };
+    write(&mesh.nodes[0].host, "/run/clock", "+0");
+    start_under_clock(&mut mesh, 0);
+    for n in 0..2 {
+        let token = mesh.token(&[]);
+        assert_eq!(mesh.on(n, &["join", &token]).code, 0);
+    }
+    let addresses = [0, 1].map(|n| mesh.addresses(n).0.to_string());
+    let works = |mesh: &Mesh, port: &str| {
+        mesh.wait_until("packets pass both ways", || {
+            mesh.pings(0, &addresses[1]) && mesh.pings(1, &addresses[0])
+        });
+        let added = mesh.on(0, &["service", "add", "web", "--port", port]);
+        assert_eq!(added.code, 0, "{added:?}");
+        mesh.wait_until("the other node hears of it", || {
+            let listed = mesh.on(1, &["service", "list"]).stdout;
+            listed.contains(&format!(":{port}/"))
+        });
+    };
+    works(&mesh, "8000");
+    let mut port = 8000;
+    // Forward and back, twice an hour back at once, and right again.
+    for offset in ["+3600", "-3600", "+0"] {
+        set_clock(&mesh, offset);
+        port += 1;
+        works(&mesh, &port.to_string());
+        // Sessions are made anew, begun by either end, under the clock as it is now.
+        mesh.kill_node(1);
+        mesh.start_node(1);
+        port += 1;
+        works(&mesh, &port.to_string());
+        mesh.kill_node(0);
+        start_under_clock(&mut mesh, 0);
+        port += 1;
+        works(&mesh, &port.to_string());
+    }
+    let status = mesh.status(0);
+    assert!(status.coordinator.is_some_and(|c| c.connected));
+}
+
 #[test]
 fn a_join_that_is_killed_half_way_is_done_again_with_the_same_token() {
     let Some(mut mesh) = Mesh::start(1) else {

@@ -6,6 +6,7 @@ mod mesh;
 mod query;
 
 mod adversary;
+mod apart;
 mod bad_input;
 mod clients;
 mod copied;

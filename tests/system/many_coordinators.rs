@@ -254,6 +254,7 @@ impl Member {
         };
         let membership = Envelope::seal(&Record::Membership(membership), &token.key);
         let request = JoinRequest {
+            oldest: None,
             protocol: PROTOCOL,
             proof: Signature::make(&identity, Purpose::Join, membership.payload.as_bytes()),
             membership,

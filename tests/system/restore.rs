@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use meshd::wire::JoinToken;
 use meshd::wire::admin::NodeList;
 
 use crate::mesh::{Ended, Mesh, run};
@@ -40,14 +41,20 @@ fn a_coordinator_restored_from_an_old_backup_is_told_by_the_nodes_what_it_missed
         assert_eq!(mesh.on(n, &["join", &token]).code, 0);
     }
     let token = mesh.token(&[]);
+    let taken_back = mesh.token(&["--uses", "9"]);
     assert_eq!(program(&mesh, &["backup", "/run/backup"]).code, 0);
     let again = program(&mesh, &["backup", "/run/backup"]);
     assert_eq!(again.code, 78);
     assert!(again.stderr.contains("exists already"), "{again:?}");
 
-    // Since then: the token admitted a node, another was removed, services changed.
+    // Since then: the token admitted a node, another token was taken back, a node removed and one renamed, services changed.
     assert_eq!(mesh.on(3, &["join", &token]).code, 0);
+    let id = JoinToken::parse(&taken_back).expect("a token").key.public();
+    let revoked = mesh.admin(&["token", "revoke", &id.to_string()]);
+    assert_eq!(revoked.code, 0, "{revoked:?}");
     assert_eq!(mesh.admin(&["node", "remove", "n3"]).code, 0);
+    let renamed = mesh.on(1, &["rename", "store"]);
+    assert_eq!(renamed.code, 0, "{renamed:?}");
     let added = mesh.on(0, &["service", "add", "web", "--port", "80"]);
     assert_eq!(added.code, 0, "{added:?}");
     mesh.wait_until("all know the service", || {
@@ -57,6 +64,8 @@ fn a_coordinator_restored_from_an_old_backup_is_told_by_the_nodes_what_it_missed
     });
     let before = nodes(&mesh);
     assert_eq!(before.len(), 3);
+    assert!(before.iter().any(|(name, _)| name == "store"));
+    let removed = mesh.addresses(2).0.to_string();
 
     // No restoration under a running coordinator.
     let refused = program(&mesh, &["restore", "/run/backup"]);
@@ -86,9 +95,15 @@ fn a_coordinator_restored_from_an_old_backup_is_told_by_the_nodes_what_it_missed
     let took = started.elapsed();
     eprintln!("refilled {:.1} s after the start", took.as_secs_f64());
     assert!(took < REFILL, "{took:?}");
+    // Who was removed is told so again, and is nobody's peer.
     mesh.wait_until("the removed node is told again", || {
         mesh.status(2).coordinator.is_some_and(|c| !c.connected)
     });
+    for n in [0, 1, 3] {
+        let peers = mesh.status(n).peers;
+        assert_eq!(peers.len(), 2, "{peers:?}");
+        assert!(peers.iter().all(|p| p.address_v4.to_string() != removed));
+    }
 
     // Once they all have, the token is known to be spent, and another admits with an address of nobody's.
     let end = Instant::now() + 2 * REFILL;
@@ -102,6 +117,9 @@ fn a_coordinator_restored_from_an_old_backup_is_told_by_the_nodes_what_it_missed
         std::thread::sleep(Duration::from_secs(1));
     };
     assert!(spent.stderr.contains("spent"), "{spent:?}");
+    let refused = mesh.on(4, &["join", &taken_back]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains("revoked"), "{refused:?}");
     let token = mesh.token(&[]);
     assert_eq!(mesh.on(4, &["join", &token]).code, 0);
     let address = mesh.addresses(4).0.to_string();

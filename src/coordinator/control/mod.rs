@@ -192,6 +192,13 @@ async fn open(served: &Served, socket: &mut WebSocket) -> Result<Stream, End> {
             "the node does not prove that it holds its identity key",
         );
     }
+    if !hub.has_mesh() {
+        // What it offers would be refused, and not be offered again.
+        return refuse(
+            Refusal::Busy,
+            "the coordinator has no mesh; run `meshctl init` on it, with the mesh's key if there was one",
+        );
+    }
     if hub.standing(&node) == Standing::Revoked {
         return Err(removed());
     }

@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use super::{Hub, State};
-use crate::model::MeshAddresses;
 use crate::model::record::{Membership, Token};
 use crate::model::time::UnixSeconds;
+use crate::model::{Label, MeshAddresses};
 use crate::wire::Ledger;
 use crate::wire::admin::{MeshState, NodeList, NodeRow, TokenList, TokenRow, TokenState};
 
@@ -77,10 +77,14 @@ impl Hub {
             .ledger
             .iter()
             .flat_map(|ledger| {
+                let mut names = ledger.names();
                 ledger
                     .memberships()
-                    .filter(|membership| !ledger.is_revoked(&membership.id))
-                    .map(|membership| node_row(&state, ledger, membership))
+                    .filter_map(|membership| {
+                        let name = names.remove(&membership.id)?;
+                        Some(node_row(&state, ledger, membership, name))
+                    })
+                    .collect::<Vec<_>>()
             })
             .collect();
         nodes.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
@@ -111,11 +115,11 @@ fn token_row(ledger: &Ledger, token: &Token, now: UnixSeconds) -> TokenRow {
     }
 }
 
-fn node_row(state: &State, ledger: &Ledger, membership: &Membership) -> NodeRow {
+fn node_row(state: &State, ledger: &Ledger, membership: &Membership, name: Label) -> NodeRow {
     let node = ledger.node(&membership.id);
     NodeRow {
         id: membership.id,
-        name: membership.name.clone(),
+        name,
         tags: ledger.tags_of(membership),
         address_v4: node.map(|node| node.block.node_v4()),
         address_v6: node.map(|node| node.block.node_v6()),

@@ -274,7 +274,11 @@ impl Hub {
                 Err(_) if self.sync(&mut writer).map_err(fault)? => self.examine(request, now),
                 examined => examined,
             };
-            let (membership, admission) = examined?;
+            let (membership, admission, is_taken) = examined?;
+            if is_taken {
+                let name = membership.name.clone();
+                return Err(self.explain(StoreError::NameTaken(name), &membership));
+            }
             match writer.store.admit(&admission) {
                 Ok(admitted) => break (membership, admission.key, admitted),
                 Err(StoreError::Behind) if turns.another() => {}
@@ -329,10 +333,12 @@ impl Hub {
         &self,
         request: &JoinRequest,
         now: UnixSeconds,
-    ) -> Result<(Membership, Admission), ApiError> {
+    ) -> Result<(Membership, Admission, bool), ApiError> {
         let state = self.read();
         let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
         let granted = enroll::check(request, ledger, now)?;
+        // The store knows the names that nodes joined with, and not those they have now.
+        let is_taken = ledger.is_name_of_another(&granted.membership.name, &granted.membership.id);
         let admission = Admission {
             node: granted.membership.id,
             name: granted.membership.name.clone(),
@@ -342,7 +348,7 @@ impl Hub {
             key: key_of("membership", granted.membership.id.to_string()),
             envelope: request.membership.clone(),
         };
-        Ok((granted.membership, admission))
+        Ok((granted.membership, admission, is_taken))
     }
 
     /// Whether a store that came from a backup can know that this join spends nothing twice.
@@ -559,10 +565,6 @@ impl Hub {
     }
 
     /// Takes one record into memory; gives what is to be written, if it is new, and what was there.
-    #[expect(
-        clippy::type_complexity,
-        reason = "two kinds of failure: of the store, and of the record"
-    )]
     fn apply(
         &self,
         writer: &mut Writer,
@@ -721,6 +723,16 @@ impl Hub {
         }
     }
 
+    /// Whether there is a mesh to serve.
+    #[must_use]
+    pub fn has_mesh(&self) -> bool {
+        let state = self.read();
+        state
+            .ledger
+            .as_ref()
+            .is_some_and(|ledger| ledger.mesh().is_some())
+    }
+
     /// Whether `node` is a member, was removed, or neither.
     #[must_use]
     pub fn standing(&self, node: &PublicKey) -> Standing {
@@ -779,14 +791,15 @@ impl Hub {
     /// `name` with the lowest number behind it that nobody has.
     fn free_name(&self, name: &Label) -> Label {
         let state = self.read();
-        let taken: HashSet<&Label> = state
+        let taken: HashSet<Label> = state
             .ledger
             .iter()
             .flat_map(|ledger| {
-                ledger
+                let joined = ledger
                     .memberships()
                     .filter(|m| !ledger.is_revoked(&m.id))
-                    .map(|m| &m.name)
+                    .map(|m| m.name.clone());
+                joined.chain(ledger.names().into_values())
             })
             .collect();
         (2u64..)

@@ -461,3 +461,53 @@ fn a_node_that_moves_frees_the_block_and_the_key_it_had() {
     assert!(ledger.apply(node(11, 1, 2)).is_err());
     ledger.apply(node(11, 1, 1)).expect("free again");
 }
+
+fn name(of: u8, version: u64, name: &str) -> Envelope {
+    let record = Name {
+        id: key(of).public(),
+        version,
+        name: label(name),
+    };
+    Envelope::seal(&Record::Name(record), &key(of))
+}
+
+#[test]
+fn a_node_has_another_name_where_nobody_else_has_it() {
+    let mut ledger = Ledger::new(key(MESH).public());
+    let token = Envelope::seal(&Record::Token(token_record(3, &[])), &key(MESH));
+    let members = [10, 11, 12].map(membership);
+    let nodes = [node(10, 1, 1), node(11, 1, 2), node(12, 1, 3)];
+    for envelope in [mesh(), token].into_iter().chain(members).chain(nodes) {
+        ledger.apply(envelope).expect("by the rules");
+    }
+    let called = |ledger: &Ledger, n: u8| {
+        let netmap = ledger.netmap();
+        netmap.members[&key(n).public()].name.to_string()
+    };
+    ledger.apply(name(10, 1, "web")).expect("its own word");
+    assert_eq!(called(&ledger, 10), "web");
+    // Nobody takes the name another joined with, whoever came first, nor one that an earlier node wants.
+    ledger.apply(name(10, 2, "n11")).expect("its own word");
+    assert_eq!(called(&ledger, 10), "n10");
+    assert_eq!(called(&ledger, 11), "n11");
+    ledger.apply(name(11, 1, "db")).expect("its own word");
+    ledger.apply(name(12, 1, "db")).expect("its own word");
+    let both = [11, 12].map(|n| called(&ledger, n));
+    assert!(both.contains(&"db".to_owned()));
+    assert_ne!(both[0], both[1]);
+    assert!(ledger.is_name_of_another(&label("db"), &key(10).public()));
+    assert!(ledger.is_name_of_another(&label("n11"), &key(10).public()));
+    assert!(!ledger.is_name_of_another(&label("n10"), &key(10).public()));
+    // Nobody else speaks for it.
+    let forged = Name {
+        id: key(10).public(),
+        version: 9,
+        name: label("evil"),
+    };
+    let forged = Envelope::seal(&Record::Name(forged), &key(11));
+    assert!(matches!(ledger.apply(forged), Err(Refused::Signer(_))));
+    // A removed node's name is free.
+    ledger.apply(departure(11, 11)).expect("its own word");
+    ledger.apply(name(10, 3, "n11")).expect("its own word");
+    assert_eq!(called(&ledger, 10), "n11");
+}

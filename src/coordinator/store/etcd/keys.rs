@@ -22,7 +22,7 @@ pub(super) enum Key {
     /// The store's name.
     Id,
     /// The mesh key.
-    MeshKey,
+    Mesh,
     /// The record of a revision.
     Record(u64),
     /// The token was issued here.
@@ -51,7 +51,7 @@ impl Key {
         match self {
             Self::Head => "head".to_owned(),
             Self::Id => "id".to_owned(),
-            Self::MeshKey => "mesh".to_owned(),
+            Self::Mesh => "mesh".to_owned(),
             Self::Record(revision) => format!("record/{revision:020}"),
             Self::Issued(token) => format!("issued/{token}"),
             Self::Use(token, node) => format!("use/{token}/{node}"),
@@ -67,7 +67,7 @@ impl Key {
             None => match text {
                 "head" => Self::Head,
                 "id" => Self::Id,
-                "mesh" => Self::MeshKey,
+                "mesh" => Self::Mesh,
                 _ => return None,
             },
             Some(("record", revision)) => Self::Record(revision.parse().ok()?),
@@ -106,7 +106,7 @@ mod tests {
         for key in [
             Key::Head,
             Key::Id,
-            Key::MeshKey,
+            Key::Mesh,
             Key::Record(u64::MAX),
             Key::Issued(a),
             Key::Use(a, b),

@@ -52,8 +52,8 @@ impl<'a> Plan<'a> {
 
     /// Sets the mesh key.
     pub(super) fn set_mesh_key(&mut self, key: &PublicKey) {
-        self.put(Key::MeshKey, key.to_string());
-        self.absent.push(Key::MeshKey);
+        self.put(Key::Mesh, key.to_string());
+        self.absent.push(Key::Mesh);
     }
 
     /// Stores a record, and what follows from it.

@@ -202,7 +202,10 @@ fn a_cluster_that_is_away_is_said_to_be_and_comes_back() {
     loop {
         match store.put(&[write("b", Effect::None)]) {
             Err(StoreError::Behind) => drop(store.news()),
-            stored => break drop(stored.expect("it is back")),
+            stored => {
+                stored.expect("it is back");
+                break;
+            }
         }
         assert!(Instant::now() < end);
     }

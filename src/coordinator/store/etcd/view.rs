@@ -123,8 +123,8 @@ impl View {
                 }
             }
             (Key::Id, Some(value)) => self.id = String::from_utf8_lossy(value).into_owned(),
-            (Key::MeshKey, Some(value)) => self.mesh_key = parse(value),
-            (Key::Head | Key::Id | Key::MeshKey, None) => {}
+            (Key::Mesh, Some(value)) => self.mesh_key = parse(value),
+            (Key::Head | Key::Id | Key::Mesh, None) => {}
             (Key::Record(revision), Some(value)) => self.set_record(*revision, value, fresh),
             (Key::Record(revision), None) => {
                 self.fresh.remove(revision);

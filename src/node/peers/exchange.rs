@@ -1,0 +1,296 @@
+//! One conversation between two nodes, from its first message to its end (see [`crate::wire::peers`]). Pure: it takes
+//! messages and what the ledger says, and gives steps for its shell to take.
+//!
+//! The two take turns: nobody writes while the other does, so none waits for the other's buffers.
+
+use std::sync::Arc;
+
+use crate::model::{PublicKey, SigningKey};
+use crate::wire::Envelope;
+use crate::wire::envelope::{Purpose, Signature};
+use crate::wire::holdings::Holdings;
+use crate::wire::peers::{
+    MAX_RECORDS, MAX_SIGNERS, PROTOCOL, PeerMessage, messages, proof_message,
+};
+
+/// Records that one conversation brings at most; more come with the next.
+const MOST_RECORDS: usize = 65_536;
+/// Signers that one conversation compares at most.
+const MOST_SIGNERS: usize = 65_536;
+
+/// For the shell to do, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Send(PeerMessage),
+    /// Give these to the ledger; a forged one ends the conversation.
+    Apply(Vec<Envelope>),
+    /// Ask the ledger what it holds, for [`Exchange::handle_holdings`].
+    AskHoldings,
+    /// Ask the ledger for the records of these, for [`Exchange::handle_records`].
+    AskRecords(Vec<PublicKey>),
+    /// Both are up to date.
+    End,
+}
+
+/// Why a conversation broke.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Broken {
+    #[error("the other node speaks protocol {0}")]
+    Version(u32),
+    #[error("the other node is not the one at this address")]
+    WrongNode,
+    #[error("the other node does not prove that it holds its identity key")]
+    Proof,
+    #[error("the other node sends more than is taken")]
+    TooMuch,
+    #[error("the other node does not keep to the protocol")]
+    OutOfTurn,
+}
+
+/// Who began.
+#[derive(Debug)]
+enum Side {
+    /// This node, to say this first.
+    Dials(Vec<Envelope>),
+    IsDialled,
+}
+
+/// What is awaited from the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Hello,
+    Proof,
+    /// As who is dialled: news and a summary.
+    Summary,
+    /// As who dials: `same` or `signers`.
+    Verdict,
+    /// As who is dialled: records and `want`.
+    Want,
+    /// As who dials: records and `done`.
+    Rest,
+    Nothing,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    key: SigningKey,
+    other: PublicKey,
+    nonce: String,
+    side: Side,
+    turn: Turn,
+    summary: Option<crate::wire::holdings::Digest>,
+    theirs: Holdings,
+    wanted: Vec<PublicKey>,
+    records: usize,
+}
+
+impl Exchange {
+    /// Of who dials `other` with `news`; `nonce` is random.
+    pub(super) fn dial(
+        key: SigningKey,
+        other: PublicKey,
+        nonce: String,
+        news: Vec<Envelope>,
+    ) -> Self {
+        Self::new(key, other, nonce, Side::Dials(news))
+    }
+
+    /// Of who is dialled by `other`.
+    pub(super) fn answer(key: SigningKey, other: PublicKey, nonce: String) -> Self {
+        Self::new(key, other, nonce, Side::IsDialled)
+    }
+
+    fn new(key: SigningKey, other: PublicKey, nonce: String, side: Side) -> Self {
+        Self {
+            key,
+            other,
+            nonce,
+            side,
+            turn: Turn::Hello,
+            summary: None,
+            theirs: Holdings::default(),
+            wanted: Vec::new(),
+            records: 0,
+        }
+    }
+
+    /// The first steps.
+    pub(super) fn begin(&self) -> Vec<Step> {
+        match self.side {
+            Side::Dials(_) => vec![self.hello()],
+            Side::IsDialled => Vec::new(),
+        }
+    }
+
+    fn hello(&self) -> Step {
+        Step::Send(PeerMessage::Hello {
+            protocol: PROTOCOL,
+            node: self.key.public(),
+            nonce: self.nonce.clone(),
+        })
+    }
+
+    /// The other says something.
+    pub(super) fn handle_message(&mut self, message: PeerMessage) -> Result<Vec<Step>, Broken> {
+        match (self.turn, message) {
+            (_, PeerMessage::Unknown) => Ok(Vec::new()),
+            (
+                Turn::Hello,
+                PeerMessage::Hello {
+                    protocol,
+                    node,
+                    nonce,
+                },
+            ) => self.handle_hello(protocol, node, &nonce),
+            (Turn::Proof, PeerMessage::Proof { signature }) => self.handle_proof(signature),
+            (Turn::Summary | Turn::Want | Turn::Rest, PeerMessage::Records { records }) => {
+                self.records += records.len();
+                if records.len() > MAX_RECORDS || self.records > MOST_RECORDS {
+                    return Err(Broken::TooMuch);
+                }
+                Ok(vec![Step::Apply(records)])
+            }
+            (Turn::Summary, PeerMessage::Summary { digest }) => {
+                self.summary = Some(digest);
+                self.turn = Turn::Nothing;
+                Ok(vec![Step::AskHoldings])
+            }
+            (Turn::Verdict, PeerMessage::Same) | (Turn::Rest, PeerMessage::Done) => {
+                Ok(vec![Step::End])
+            }
+            (Turn::Verdict, PeerMessage::Signers { signers, last }) => {
+                self.theirs.0.extend(signers);
+                if self.theirs.0.len() > MOST_SIGNERS {
+                    return Err(Broken::TooMuch);
+                }
+                Ok(self.once(last, Step::AskHoldings))
+            }
+            (Turn::Want, PeerMessage::Want { signers, last }) => {
+                self.wanted.extend(signers);
+                if self.wanted.len() > MOST_SIGNERS {
+                    return Err(Broken::TooMuch);
+                }
+                let wanted = if last {
+                    std::mem::take(&mut self.wanted)
+                } else {
+                    Vec::new()
+                };
+                Ok(self.once(last, Step::AskRecords(wanted)))
+            }
+            _ => Err(Broken::OutOfTurn),
+        }
+    }
+
+    /// The step, once the other's turn is over.
+    fn once(&mut self, last: bool, step: Step) -> Vec<Step> {
+        if last {
+            self.turn = Turn::Nothing;
+            vec![step]
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn handle_hello(
+        &mut self,
+        protocol: u32,
+        node: PublicKey,
+        nonce: &str,
+    ) -> Result<Vec<Step>, Broken> {
+        if protocol != PROTOCOL {
+            return Err(Broken::Version(protocol));
+        }
+        if node != self.other {
+            return Err(Broken::WrongNode);
+        }
+        self.turn = Turn::Proof;
+        let message = proof_message(nonce, &self.key.public(), &self.other);
+        let proof = Step::Send(PeerMessage::Proof {
+            signature: Signature::make(&self.key, Purpose::Peer, &message),
+        });
+        Ok(match self.side {
+            Side::Dials(_) => vec![proof],
+            Side::IsDialled => vec![self.hello(), proof],
+        })
+    }
+
+    fn handle_proof(&mut self, signature: Signature) -> Result<Vec<Step>, Broken> {
+        let message = proof_message(&self.nonce, &self.other, &self.key.public());
+        if !signature.holds(&self.other, Purpose::Peer, &message) {
+            return Err(Broken::Proof);
+        }
+        match &mut self.side {
+            Side::Dials(news) => {
+                self.turn = Turn::Nothing;
+                let news = messages(std::mem::take(news)).into_iter();
+                Ok(news.map(Step::Send).chain([Step::AskHoldings]).collect())
+            }
+            Side::IsDialled => {
+                self.turn = Turn::Summary;
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// The ledger holds `ours`.
+    pub(super) fn handle_holdings(&mut self, ours: &Arc<Holdings>) -> Vec<Step> {
+        match (&self.side, self.summary) {
+            (Side::IsDialled, Some(theirs)) if theirs == ours.summary() => {
+                vec![Step::Send(PeerMessage::Same), Step::End]
+            }
+            (Side::IsDialled, _) => {
+                self.turn = Turn::Want;
+                let signers: Vec<_> = ours.0.iter().map(|(s, d)| (*s, *d)).collect();
+                cut(&signers, |part, last| PeerMessage::Signers {
+                    signers: part.iter().copied().collect(),
+                    last,
+                })
+            }
+            (Side::Dials(_), None) => {
+                let digest = ours.summary();
+                self.summary = Some(digest);
+                self.turn = Turn::Verdict;
+                vec![Step::Send(PeerMessage::Summary { digest })]
+            }
+            (Side::Dials(_), Some(_)) => {
+                self.wanted = ours.differing(&self.theirs);
+                vec![Step::AskRecords(self.wanted.clone())]
+            }
+        }
+    }
+
+    /// The ledger has `records` of those asked for.
+    pub(super) fn handle_records(&mut self, records: Vec<Envelope>) -> Vec<Step> {
+        let mut steps: Vec<Step> = messages(records).into_iter().map(Step::Send).collect();
+        match self.side {
+            Side::Dials(_) => {
+                self.turn = Turn::Rest;
+                steps.extend(cut(&std::mem::take(&mut self.wanted), |part, last| {
+                    PeerMessage::Want {
+                        signers: part.to_vec(),
+                        last,
+                    }
+                }));
+            }
+            Side::IsDialled => {
+                self.turn = Turn::Nothing;
+                steps.extend([Step::Send(PeerMessage::Done), Step::End]);
+            }
+        }
+        steps
+    }
+}
+
+/// A list in messages of bounded length; at least one.
+fn cut<T>(list: &[T], message: impl Fn(&[T], bool) -> PeerMessage) -> Vec<Step> {
+    let count = list.len().div_ceil(MAX_SIGNERS).max(1);
+    let parts = (0..count).map(|at| {
+        let part = list.chunks(MAX_SIGNERS).nth(at).unwrap_or_default();
+        Step::Send(message(part, at + 1 == count))
+    });
+    parts.collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+use std::collections::VecDeque;
+
+use super::*;
+use crate::model::record::{Record, Token};
+use crate::model::time::UnixSeconds;
+use crate::wire::Ledger;
+
+fn key(n: u8) -> SigningKey {
+    SigningKey::from_seed(&[n; 32])
+}
+
+const MESH: u8 = 1;
+
+fn token(n: u8, version: u64) -> Envelope {
+    let token = Token {
+        id: key(n).public(),
+        version,
+        tags: vec![],
+        uses: 1,
+        created_at: UnixSeconds(1),
+        expires_at: UnixSeconds(2),
+        ephemeral: false,
+    };
+    Envelope::seal(&Record::Token(token), &key(MESH))
+}
+
+/// A node: its conversation and its ledger.
+struct End {
+    exchange: Exchange,
+    ledger: Ledger,
+    steps: VecDeque<Step>,
+    ended: bool,
+}
+
+impl End {
+    fn new(exchange: Exchange, records: &[Envelope]) -> Self {
+        let mut ledger = Ledger::new(key(MESH).public());
+        for record in records {
+            ledger.apply(record.clone()).expect("sound");
+        }
+        let steps = exchange.begin().into();
+        Self {
+            exchange,
+            ledger,
+            steps,
+            ended: false,
+        }
+    }
+
+    /// Takes all steps; gives what it sends.
+    fn run(&mut self) -> Vec<PeerMessage> {
+        let mut sent = Vec::new();
+        while let Some(step) = self.steps.pop_front() {
+            let more = match step {
+                Step::Send(message) => {
+                    sent.push(message);
+                    continue;
+                }
+                Step::Apply(records) => {
+                    for record in records {
+                        let _ = self.ledger.apply(record);
+                    }
+                    continue;
+                }
+                Step::AskHoldings => self
+                    .exchange
+                    .handle_holdings(&Arc::new(Holdings::of(&self.ledger))),
+                Step::AskRecords(signers) => {
+                    let held = self.ledger.envelopes_for_peers();
+                    let held = held.filter(|e| signers.contains(&e.signer));
+                    self.exchange.handle_records(held.cloned().collect())
+                }
+                Step::End => {
+                    self.ended = true;
+                    continue;
+                }
+            };
+            self.steps.extend(more);
+        }
+        sent
+    }
+}
+
+/// Lets the two talk; gives how many messages that took.
+fn talk(dialler: &mut End, dialled: &mut End) -> Result<usize, Broken> {
+    let mut count = 0;
+    loop {
+        let mut silent = true;
+        for turn in [true, false] {
+            let (from, to) = if turn {
+                (&mut *dialler, &mut *dialled)
+            } else {
+                (&mut *dialled, &mut *dialler)
+            };
+            for message in from.run() {
+                silent = false;
+                count += 1;
+                to.steps.extend(to.exchange.handle_message(message)?);
+                // What is sent meanwhile is kept back till its turn.
+                let replies = to.run();
+                to.steps.extend(replies.into_iter().map(Step::Send));
+            }
+        }
+        if silent {
+            return Ok(count);
+        }
+    }
+}
+
+fn pair(ours: &[Envelope], theirs: &[Envelope], news: Vec<Envelope>) -> (End, End) {
+    let (a, b) = (key(10), key(11));
+    let dial = Exchange::dial(a.clone(), b.public(), "n1".into(), news);
+    let answer = Exchange::answer(b, a.public(), "n2".into());
+    (End::new(dial, ours), End::new(answer, theirs))
+}
+
+#[test]
+fn both_hold_the_newest_of_all_afterwards() {
+    let (mut a, mut b) = pair(
+        &[token(20, 5), token(21, 1)],
+        &[token(21, 7), token(22, 1)],
+        vec![],
+    );
+    talk(&mut a, &mut b).expect("both keep to the protocol");
+    assert!(a.ended && b.ended);
+    assert_eq!(Holdings::of(&a.ledger), Holdings::of(&b.ledger));
+    assert_eq!(a.ledger.len(), 3);
+    let id = key(21).public();
+    assert_eq!(a.ledger.token(&id).map(|t| t.version), Some(7));
+}
+
+#[test]
+fn news_alone_are_a_matter_of_seven_messages() {
+    let known = [token(20, 5)];
+    let news = token(21, 1);
+    let (mut a, mut b) = pair(&[known[0].clone(), news.clone()], &known, vec![news]);
+    let count = talk(&mut a, &mut b).expect("both keep to the protocol");
+    // Two hellos, two proofs, the news, the summary, and that it is the same.
+    assert_eq!(count, 7);
+    assert!(a.ended && b.ended);
+    assert_eq!(b.ledger.len(), 2);
+}
+
+#[test]
+fn who_cannot_prove_who_it_is_gets_nothing() {
+    let stranger = key(66);
+    let (_, b) = (key(10), key(11));
+    let a_key = key(10).public();
+    // It claims to be another.
+    let mut a = End::new(
+        Exchange::dial(
+            stranger.clone(),
+            b.public(),
+            "n1".into(),
+            vec![token(20, 1)],
+        ),
+        &[],
+    );
+    let mut answer = End::new(Exchange::answer(b.clone(), a_key, "n2".into()), &[]);
+    assert_eq!(talk(&mut a, &mut answer), Err(Broken::WrongNode));
+    // It names the other, and signs with its own key.
+    let mut answer = End::new(Exchange::answer(b.clone(), a_key, "n2".into()), &[]);
+    let hello = PeerMessage::Hello {
+        protocol: PROTOCOL,
+        node: a_key,
+        nonce: "n1".into(),
+    };
+    let steps = answer.exchange.handle_message(hello).expect("a hello");
+    assert_eq!(steps.len(), 2);
+    let message = proof_message("n2", &a_key, &b.public());
+    let signature = Signature::make(&stranger, Purpose::Peer, &message);
+    let proof = PeerMessage::Proof { signature };
+    assert_eq!(answer.exchange.handle_message(proof), Err(Broken::Proof));
+    // The answer to its own challenge does not serve it either.
+    let message = proof_message("n1", &b.public(), &a_key);
+    let signature = Signature::make(&b, Purpose::Peer, &message);
+    let proof = PeerMessage::Proof { signature };
+    assert_eq!(answer.exchange.handle_message(proof), Err(Broken::Proof));
+}
+
+#[test]
+fn nothing_is_taken_out_of_turn_or_beyond_the_bounds() {
+    let fresh = || Exchange::answer(key(11), key(10).public(), "n2".into());
+    for message in [
+        PeerMessage::Records { records: vec![] },
+        PeerMessage::Same,
+        PeerMessage::Done,
+        PeerMessage::Want {
+            signers: vec![],
+            last: true,
+        },
+    ] {
+        assert_eq!(fresh().handle_message(message), Err(Broken::OutOfTurn));
+    }
+    assert_eq!(
+        fresh().handle_message(PeerMessage::Hello {
+            protocol: PROTOCOL + 1,
+            node: key(10).public(),
+            nonce: String::new(),
+        }),
+        Err(Broken::Version(PROTOCOL + 1))
+    );
+    let mut flooded = fresh();
+    flooded.turn = Turn::Summary;
+    let records = vec![token(20, 1); MAX_RECORDS + 1];
+    assert_eq!(
+        flooded.handle_message(PeerMessage::Records { records }),
+        Err(Broken::TooMuch)
+    );
+    let records = vec![token(20, 1); MAX_RECORDS];
+    let taken = (0..=MOST_RECORDS / MAX_RECORDS)
+        .map_while(|_| {
+            let records = records.clone();
+            flooded
+                .handle_message(PeerMessage::Records { records })
+                .ok()
+        })
+        .count();
+    assert!(taken <= MOST_RECORDS / MAX_RECORDS);
+}

@@ -1,0 +1,284 @@
+//! Nodes carry the mesh: what a node has to say goes to its peers through the tunnel while the coordinator is away, and
+//! whoever was away is brought up to date by whom it reaches.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`exchange`] | one conversation, pure |
+//! | [`rounds`] | whom to dial when, pure |
+//! | [`gate`] | how many conversations others may begin, pure |
+//! | [`session`] | carries a conversation over its socket |
+//!
+//! The sockets are bound to the tunnel device: nobody outside the tunnel can speak to them. Who is on the other side
+//! follows from the address, since the tunnel delivers a packet only from the owner of its source, and an address that is no
+//! peer's is not listened to; it is proved with the identity key besides. A firewall that drops what comes in from the tunnel
+//! leaves a node with the conversations it begins itself, which bring records both ways.
+
+mod exchange;
+mod gate;
+mod rounds;
+mod session;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use self::exchange::Exchange;
+use self::gate::Gate;
+use self::rounds::Rounds;
+use crate::model::record::RecordKey;
+use crate::model::{PublicKey, SigningKey};
+use crate::wire::Envelope;
+use crate::wire::holdings::Holdings;
+use crate::wire::peers::PORT;
+
+/// How long a dialled peer may take to answer.
+const DIAL_LIMIT: Duration = Duration::from_secs(3);
+/// Between two attempts to listen: the address may be taken from the device for a moment.
+const LISTEN_AGAIN: Duration = Duration::from_secs(2);
+/// Questions to the agent that wait at most.
+const ASKS: usize = 16;
+/// News that travel ahead of the comparison at most; the rest is found by it.
+const MOST_NEWS: usize = 64;
+
+/// What a conversation asks of the agent.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// What the ledger holds.
+    Holdings(oneshot::Sender<Arc<Holdings>>),
+    /// Take these in; answers whether all signatures hold.
+    Apply(Vec<Envelope>, oneshot::Sender<bool>),
+    /// What it holds of these signers.
+    Records(Vec<PublicKey>, oneshot::Sender<Vec<Envelope>>),
+    /// A conversation begun here is over.
+    Ended(PublicKey, bool),
+}
+
+/// Whose which mesh address is.
+#[derive(Debug, Default)]
+struct Directory {
+    by_address: BTreeMap<Ipv4Addr, PublicKey>,
+    by_id: BTreeMap<PublicKey, Ipv4Addr>,
+}
+
+/// The conversations of this node.
+pub(super) struct Peers {
+    line: Line,
+    rounds: Rounds,
+    /// Own records that the coordinator has not confirmed.
+    pub(super) news: BTreeSet<RecordKey>,
+    /// Since when it has not, although it is connected.
+    pub(super) unconfirmed: Option<Instant>,
+    /// Of the ledger as it is; none if it changed since.
+    pub(super) holdings: Option<Arc<Holdings>>,
+    listener: JoinHandle<()>,
+}
+
+/// What a conversation needs.
+#[derive(Clone)]
+struct Line {
+    key: SigningKey,
+    own: Ipv4Addr,
+    interface: String,
+    directory: Arc<ArcSwap<Directory>>,
+    asks: mpsc::Sender<Ask>,
+}
+
+impl Peers {
+    /// Listens at `own` on the device `interface`; questions of conversations come out of the receiver.
+    pub(super) fn start(
+        key: SigningKey,
+        own: Ipv4Addr,
+        interface: String,
+    ) -> (Self, mpsc::Receiver<Ask>) {
+        let (asks, receiver) = mpsc::channel(ASKS);
+        let line = Line {
+            key,
+            own,
+            interface,
+            directory: Arc::default(),
+            asks,
+        };
+        let listener = tokio::spawn(listen(line.clone()));
+        let peers = Self {
+            line,
+            rounds: Rounds::default(),
+            news: BTreeSet::new(),
+            unconfirmed: None,
+            holdings: None,
+            listener,
+        };
+        (peers, receiver)
+    }
+
+    /// Who the peers are, and at which mesh addresses.
+    pub(super) fn set_peers(&mut self, peers: BTreeMap<Ipv4Addr, PublicKey>) {
+        let by_id: BTreeMap<_, _> = peers.iter().map(|(at, id)| (*id, *at)).collect();
+        self.rounds.set_peers(by_id.keys().copied());
+        self.line.directory.store(Arc::new(Directory {
+            by_address: peers,
+            by_id,
+        }));
+    }
+
+    /// This node said something new under these keys.
+    pub(super) fn note_news(&mut self, keys: impl Iterator<Item = RecordKey>, now: Instant) {
+        self.news.extend(keys);
+        self.unconfirmed.get_or_insert(now);
+    }
+
+    /// The coordinator does not spread the news: this node does.
+    pub(super) fn spread_news(&mut self, now: Instant) {
+        self.unconfirmed = None;
+        self.rounds.handle_news(now);
+    }
+
+    /// The coordinator has them.
+    pub(super) fn handle_confirmed(&mut self) {
+        self.news.clear();
+        self.unconfirmed = None;
+        self.rounds.handle_confirmed();
+    }
+
+    /// Whether a peer is reached.
+    pub(super) fn handle_reach(
+        &mut self,
+        id: &PublicKey,
+        reachable: bool,
+        away: bool,
+        now: Instant,
+    ) {
+        self.rounds.handle_reach(id, reachable, away, now);
+    }
+
+    /// A conversation begun here is over.
+    pub(super) fn handle_ended(&mut self, id: &PublicKey, well: bool, now: Instant) {
+        self.rounds.handle_ended(id, well, now);
+    }
+
+    /// Dials who is due, with the records `news` gives for a list of keys.
+    pub(super) fn dial(
+        &mut self,
+        away: bool,
+        now: Instant,
+        news: impl FnOnce(&mut dyn Iterator<Item = &RecordKey>) -> Vec<Envelope>,
+    ) {
+        let due = self.rounds.poll(away, now);
+        if due.is_empty() {
+            return;
+        }
+        let news = news(&mut self.news.iter().take(MOST_NEWS));
+        let directory = self.line.directory.load();
+        for id in due {
+            if let Some(address) = directory.by_id.get(&id) {
+                tokio::spawn(dial(self.line.clone(), id, *address, news.clone()));
+            }
+        }
+    }
+}
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+/// A socket that speaks through the tunnel device alone.
+fn socket(line: &Line, port: u16) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind_device(Some(line.interface.as_bytes()))?;
+    socket.bind(SocketAddrV4::new(line.own, port).into())?;
+    Ok(socket)
+}
+
+/// 32 random octets in hexadecimal.
+fn nonce() -> Result<String, String> {
+    let mut octets = [0; 32];
+    getrandom::fill(&mut octets).map_err(|e| e.to_string())?;
+    Ok(PublicKey(octets).to_string())
+}
+
+async fn dial(line: Line, peer: PublicKey, address: Ipv4Addr, news: Vec<Envelope>) {
+    let talked = async {
+        let socket = socket(&line, 0).map_err(|e| e.to_string())?;
+        let there = SocketAddrV4::new(address, PORT).into();
+        let stream = timeout(DIAL_LIMIT, socket.connect(there))
+            .await
+            .map_err(|_| "it does not answer".to_owned())?
+            .map_err(|e| e.to_string())?;
+        let exchange = Exchange::dial(line.key.clone(), peer, nonce()?, news);
+        session::run(stream, exchange, line.asks.clone()).await
+    }
+    .await;
+    if let Err(why) = &talked {
+        tracing::debug!(peer = peer.short(), %why, "a peer was not brought up to date");
+    }
+    let _ = line.asks.send(Ask::Ended(peer, talked.is_ok())).await;
+}
+
+async fn listen(line: Line) {
+    let gate = Arc::new(Mutex::new(Gate::default()));
+    let mut said = false;
+    loop {
+        match socket(&line, PORT).and_then(|socket| socket.listen(64)) {
+            Ok(listener) => {
+                said = false;
+                accept(&line, &gate, &listener).await;
+            }
+            Err(error) if !said => {
+                said = true;
+                tracing::warn!(%error, port = PORT, "peers cannot tell this node what is new while the coordinator is away");
+            }
+            Err(_) => {}
+        }
+        sleep(LISTEN_AGAIN).await;
+    }
+}
+
+/// Takes conversations until the listener breaks.
+async fn accept(line: &Line, gate: &Arc<Mutex<Gate>>, listener: &TcpListener) {
+    loop {
+        let (stream, source) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => return tracing::debug!(%error, "cannot take a peer's conversation"),
+        };
+        let directory = line.directory.load();
+        let peer = match source {
+            SocketAddr::V4(v4) => directory.by_address.get(v4.ip()).copied(),
+            SocketAddr::V6(_) => None,
+        };
+        let Some(peer) = peer else { continue };
+        let admitted = {
+            let mut gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
+            gate.retain(|id| directory.by_id.contains_key(id));
+            gate.admit(peer, Instant::now())
+        };
+        if admitted {
+            tokio::spawn(answer(line.clone(), Arc::clone(gate), peer, stream));
+        }
+    }
+}
+
+async fn answer(line: Line, gate: Arc<Mutex<Gate>>, peer: PublicKey, stream: TcpStream) {
+    let talked = match nonce() {
+        Ok(nonce) => {
+            let exchange = Exchange::answer(line.key.clone(), peer, nonce);
+            session::run(stream, exchange, line.asks.clone()).await
+        }
+        Err(why) => Err(why),
+    };
+    if let Err(why) = talked {
+        tracing::debug!(peer = peer.short(), %why, "a peer's conversation broke off");
+    }
+    gate.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .handle_ended(&peer);
+}

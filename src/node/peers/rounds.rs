@@ -1,0 +1,206 @@
+//! Whom to bring up to date, and when. Pure: every call says what time it is.
+//!
+//! Three things make a peer due: news of this node that the coordinator has not confirmed; the peer's return, while the
+//! coordinator is away; and its turn, one peer every [`ROUND`] while the coordinator is away, so that what one node knows
+//! reaches all in a few rounds even where some do not reach each other.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::time::{Duration, Instant};
+
+use crate::model::PublicKey;
+
+/// Between two peers' turns.
+pub(super) const ROUND: Duration = Duration::from_secs(5);
+/// Conversations begun here that are under way at most.
+const MOST: usize = 32;
+/// After a failure; it doubles with each further one, up to [`RETRY_MOST`].
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Default)]
+struct Peer {
+    due: Option<Instant>,
+    /// A conversation is under way.
+    busy: bool,
+    failures: u32,
+    reachable: bool,
+}
+
+/// The schedule.
+#[derive(Debug, Default)]
+pub(super) struct Rounds {
+    peers: BTreeMap<PublicKey, Peer>,
+    /// Whose turn was last.
+    last: Option<PublicKey>,
+    turned: Option<Instant>,
+}
+
+impl Rounds {
+    /// Who the peers are.
+    pub(super) fn set_peers(&mut self, peers: impl Iterator<Item = PublicKey>) {
+        let mut old = std::mem::take(&mut self.peers);
+        self.peers = peers
+            .map(|id| (id, old.remove(&id).unwrap_or_default()))
+            .collect();
+    }
+
+    /// This node has something to tell everybody.
+    pub(super) fn handle_news(&mut self, now: Instant) {
+        for peer in self.peers.values_mut() {
+            peer.due = Some(now);
+            peer.failures = 0;
+        }
+    }
+
+    /// The coordinator has confirmed all news: it tells everybody.
+    pub(super) fn handle_confirmed(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.due = None;
+        }
+    }
+
+    /// Whether a peer is reached now.
+    pub(super) fn handle_reach(
+        &mut self,
+        id: &PublicKey,
+        reachable: bool,
+        away: bool,
+        now: Instant,
+    ) {
+        if let Some(peer) = self.peers.get_mut(id) {
+            if reachable && !peer.reachable && (away || peer.due.is_some()) {
+                peer.due = Some(now);
+                peer.failures = 0;
+            }
+            peer.reachable = reachable;
+        }
+    }
+
+    /// A conversation ended.
+    pub(super) fn handle_ended(&mut self, id: &PublicKey, well: bool, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.busy = false;
+            peer.failures = if well { 0 } else { peer.failures + 1 };
+            if !well && peer.due.is_none() {
+                let wait = RETRY.saturating_mul(1 << (peer.failures - 1).min(5));
+                peer.due = Some(now + wait.min(RETRY_MOST));
+            }
+        }
+    }
+
+    /// Whom to dial now; `away` is whether the coordinator is.
+    pub(super) fn poll(&mut self, away: bool, now: Instant) -> Vec<PublicKey> {
+        if away
+            && self
+                .turned
+                .is_none_or(|at| now.saturating_duration_since(at) >= ROUND)
+        {
+            self.turned = Some(now);
+            if let Some(peer) = self.next_in_turn().and_then(|id| self.peers.get_mut(&id)) {
+                peer.due.get_or_insert(now);
+            }
+        }
+        let busy = self.peers.values().filter(|peer| peer.busy).count();
+        let mut due: Vec<(bool, PublicKey)> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| !peer.busy && peer.due.is_some_and(|at| at <= now))
+            .map(|(id, peer)| (!peer.reachable, *id))
+            .collect();
+        // Those that are not reached would keep the others waiting.
+        due.sort();
+        due.truncate(MOST.saturating_sub(busy));
+        for (_, id) in &due {
+            if let Some(peer) = self.peers.get_mut(id) {
+                peer.busy = true;
+                peer.due = None;
+            }
+        }
+        due.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// The next in turn, of those that are reached.
+    fn next_in_turn(&mut self) -> Option<PublicKey> {
+        let from = self.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let ahead = self.peers.range((from, Bound::Unbounded));
+        let next = ahead
+            .chain(self.peers.iter())
+            .find(|(_, peer)| peer.reachable)
+            .map(|(id, _)| *id);
+        self.last = next;
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> PublicKey {
+        PublicKey([n; 32])
+    }
+
+    fn rounds(count: u8) -> Rounds {
+        let mut rounds = Rounds::default();
+        rounds.set_peers((1..=count).map(id));
+        rounds
+    }
+
+    #[test]
+    fn news_go_to_all_at_once_and_again_where_they_failed() {
+        let now = Instant::now();
+        let mut rounds = rounds(3);
+        rounds.handle_news(now);
+        assert_eq!(rounds.poll(false, now), [id(1), id(2), id(3)]);
+        assert!(rounds.poll(false, now).is_empty());
+        rounds.handle_ended(&id(1), true, now);
+        rounds.handle_ended(&id(2), false, now);
+        // More news while one still listens to the last.
+        rounds.handle_news(now);
+        assert_eq!(rounds.poll(false, now), [id(1), id(2)]);
+        rounds.handle_ended(&id(3), true, now);
+        assert_eq!(rounds.poll(false, now), [id(3)]);
+        rounds.handle_ended(&id(2), false, now);
+        assert!(rounds.poll(false, now).is_empty());
+        assert_eq!(rounds.poll(false, now + RETRY), [id(2)]);
+        rounds.handle_ended(&id(2), false, now);
+        rounds.handle_confirmed();
+        assert!(rounds.poll(false, now + RETRY_MOST).is_empty());
+    }
+
+    #[test]
+    fn each_that_is_reached_has_its_turn_while_the_coordinator_is_away() {
+        let mut now = Instant::now();
+        let mut rounds = rounds(3);
+        for n in [1, 3] {
+            rounds.handle_reach(&id(n), true, false, now);
+        }
+        assert!(rounds.poll(false, now).is_empty());
+        let mut turns = Vec::new();
+        for _ in 0..3 {
+            let due = rounds.poll(true, now);
+            due.iter().for_each(|id| rounds.handle_ended(id, true, now));
+            turns.extend(due);
+            assert!(rounds.poll(true, now).is_empty());
+            now += ROUND;
+        }
+        assert_eq!(turns, [id(1), id(3), id(1)]);
+        // One that comes back is due at once.
+        rounds.turned = Some(now);
+        rounds.handle_reach(&id(2), true, true, now);
+        assert_eq!(rounds.poll(true, now), [id(2)]);
+    }
+
+    #[test]
+    fn no_more_than_some_conversations_are_under_way() {
+        let now = Instant::now();
+        let mut rounds = rounds(200);
+        rounds.handle_news(now);
+        let first = rounds.poll(true, now);
+        assert_eq!(first.len(), MOST);
+        assert!(rounds.poll(true, now).is_empty());
+        rounds.handle_ended(&first[0], true, now);
+        assert_eq!(rounds.poll(true, now).len(), 1);
+    }
+}
