@@ -58,6 +58,7 @@ const SHELLS: &[&str] = &[
     "tunnel/device.rs",
     "tunnel/inbound.rs",
     "tunnel/outbound.rs",
+    "tunnel/slice.rs",
     "tunnel/timer.rs",
     "tunnel/tun.rs",
     "tunnel/udp.rs",

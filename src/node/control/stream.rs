@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{Sink, SinkExt as _, StreamExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -34,6 +34,8 @@ const BACKOFF_MOST: Duration = Duration::from_secs(15);
 const CLONE_WAIT: Duration = Duration::from_secs(60);
 /// Messages that wait to be sent at most: as many as all the records that a ledger may hold take, and some more.
 const OUTGOING: usize = MAX_LEDGER / MAX_RECORDS + 64;
+/// Answers to the coordinator that wait to be sent at most.
+const WORDS: usize = 4;
 /// How long one step of the opening exchange may take.
 const OPENING_LIMIT: Duration = Duration::from_secs(10);
 
@@ -312,48 +314,68 @@ async fn converse(
         return Ok(());
     }
 
-    let mut pings = interval(Duration::from_secs(PING_SECONDS));
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard = Instant::now();
-    loop {
-        tokio::select! {
-            message = socket.next() => {
-                heard = Instant::now();
-                let message = message.ok_or("the coordinator closed the stream")??;
-                let event = match read(message)? {
-                    Some(FromCoordinator::Changes { revision, records }) => {
-                        position.revision = revision;
-                        Event::Changes { records, position: position.clone() }
-                    }
-                    Some(FromCoordinator::Published { sequence, refused, .. }) => Event::Published { sequence, refused },
-                    Some(FromCoordinator::Refuse { reason, message, proof }) => {
-                        return Err(refused(config, instance, reason, message, proof));
-                    }
-                    Some(FromCoordinator::Copy { instance: other }) => {
-                        if let Some(vouch) = vouch(config, instance, other) {
-                            send(&mut socket, &vouch).await?;
-                        }
-                        Event::Alive
-                    }
-                    _ => Event::Alive,
-                };
-                if events.send(event).await.is_err() {
-                    return Ok(());
+    // Written and read side by side: a coordinator that has as much to say as this node reads no more until it is heard.
+    let (mut sink, mut source) = socket.split();
+    let (words, mut to_say) = mpsc::channel(WORDS);
+    let write = async {
+        let mut pings = interval(Duration::from_secs(PING_SECONDS));
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = outgoing.recv() => {
+                    let Some(message) = message else { return Ok(()) };
+                    send(&mut sink, &message).await?;
                 }
-            }
-            message = outgoing.recv() => {
-                let Some(message) = message else { return Ok(()) };
-                send(&mut socket, &message).await?;
-            }
-            _ = pings.tick() => {
-                if heard.elapsed() > Duration::from_secs(3 * PING_SECONDS) {
-                    return Err("the coordinator fell silent".into());
+                Some(word) = to_say.recv() => send(&mut sink, &word).await?,
+                _ = pings.tick() => {
+                    timeout(OPENING_LIMIT, sink.send(Message::Ping(tungstenite::Bytes::new())))
+                        .await
+                        .map_err(|_| "the coordinator takes nothing in")??;
                 }
-                timeout(OPENING_LIMIT, socket.send(Message::Ping(tungstenite::Bytes::new())))
-                    .await
-                    .map_err(|_| "the coordinator takes nothing in")??;
             }
         }
+    };
+    let hear = async {
+        loop {
+            let message = timeout(Duration::from_secs(3 * PING_SECONDS), source.next())
+                .await
+                .map_err(|_| "the coordinator fell silent")?
+                .ok_or("the coordinator closed the stream")??;
+            let event = match read(message)? {
+                Some(FromCoordinator::Changes { revision, records }) => {
+                    position.revision = revision;
+                    Event::Changes {
+                        records,
+                        position: position.clone(),
+                    }
+                }
+                Some(FromCoordinator::Published {
+                    sequence, refused, ..
+                }) => Event::Published { sequence, refused },
+                Some(FromCoordinator::Refuse {
+                    reason,
+                    message,
+                    proof,
+                }) => {
+                    return Err(refused(config, instance, reason, message, proof));
+                }
+                Some(FromCoordinator::Copy { instance: other }) => {
+                    // One that asks faster than it listens is not answered each time.
+                    if let Some(vouch) = vouch(config, instance, other) {
+                        let _ = words.try_send(vouch);
+                    }
+                    Event::Alive
+                }
+                _ => Event::Alive,
+            };
+            if events.send(event).await.is_err() {
+                return Ok(());
+            }
+        }
+    };
+    tokio::select! {
+        ended = write => ended,
+        ended = hear => ended,
     }
 }
 
@@ -432,7 +454,10 @@ fn vouch(config: &StreamConfig, instance: &str, other: String) -> Option<FromNod
     })
 }
 
-async fn send(socket: &mut Socket, message: &FromNode) -> Result<(), Ended> {
+async fn send(
+    socket: &mut (impl Sink<Message, Error = tungstenite::Error> + Unpin),
+    message: &FromNode,
+) -> Result<(), Ended> {
     let text = serde_json::to_string(message)?;
     timeout(OPENING_LIMIT, socket.send(Message::Text(text.into())))
         .await
