@@ -532,8 +532,10 @@ impl Mesh {
         }
         if !new.is_empty() {
             self.keep(&new);
-            self.control
-                .set_urls(coordinators(&self.ledger, &self.identity));
+            if changed.iter().any(|key| key.kind == "mesh") {
+                self.control
+                    .set_urls(coordinators(&self.ledger, &self.identity));
+            }
             self.refresh_after(&changed);
         }
         sound
