@@ -13,8 +13,6 @@ use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{Label, SigningKey, WireGuardKey};
 use meshd::node::control::join::join;
 use meshd::node::control::stream::{Event, Position, Stream, StreamConfig};
-use meshd::wire::control::PROTOCOL;
-use meshd::wire::envelope::{Purpose, Signature};
 use meshd::wire::join::JoinRequest;
 use meshd::wire::{Envelope, JoinToken};
 use tokio::sync::mpsc;
@@ -70,12 +68,7 @@ impl Member {
             issued_at: UnixSeconds::from_system(now),
         };
         let membership = Envelope::seal(&Record::Membership(membership), &token.key);
-        let request = JoinRequest {
-            protocol: PROTOCOL,
-            oldest: None,
-            proof: Signature::make(&identity, Purpose::Join, membership.payload.as_bytes()),
-            membership,
-        };
+        let request = JoinRequest::make(membership, &identity);
         let response = join(&token.urls, token.pin, &request)
             .await
             .expect("a use left");

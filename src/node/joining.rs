@@ -14,8 +14,6 @@ use crate::model::record::{Membership, Record};
 use crate::model::time::UnixSeconds;
 use crate::tunnel;
 use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::control::{OLDEST, PROTOCOL};
-use crate::wire::envelope::{Purpose, Signature};
 use crate::wire::join::{JoinRequest, JoinResponse};
 use crate::wire::ledger::Refused;
 use crate::wire::local::Join;
@@ -69,16 +67,7 @@ pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
     let mut tries = 0;
     loop {
         let pending = prepare(&attempt.dir, &token, &name)?;
-        let request = JoinRequest {
-            protocol: PROTOCOL,
-            oldest: Some(OLDEST),
-            proof: Signature::make(
-                &pending.keys.identity,
-                Purpose::Join,
-                pending.membership.payload.as_bytes(),
-            ),
-            membership: pending.membership.clone(),
-        };
+        let request = JoinRequest::make(pending.membership.clone(), &pending.keys.identity);
         match join(&token.urls, token.pin, &request).await {
             Ok(response) => {
                 let admitted = accept(&attempt, &token, pending, name, response).await?;

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::envelope::{Envelope, Signature};
+use super::control::{OLDEST, PROTOCOL};
+use super::envelope::{Envelope, Purpose, Signature};
+use crate::model::SigningKey;
 use crate::model::address::Block;
 
 /// Path of the join call.
@@ -20,6 +22,19 @@ pub struct JoinRequest {
     pub membership: Envelope,
     /// The identity key's signature over the membership's payload: proof that the joiner holds it.
     pub proof: Signature,
+}
+
+impl JoinRequest {
+    /// Of the node that has the key `identity` and speaks what this version does.
+    #[must_use]
+    pub fn make(membership: Envelope, identity: &SigningKey) -> Self {
+        Self {
+            protocol: PROTOCOL,
+            oldest: Some(OLDEST),
+            proof: Signature::make(identity, Purpose::Join, membership.payload.as_bytes()),
+            membership,
+        }
+    }
 }
 
 /// The node is in. Asking again with the same membership gives the same answer.

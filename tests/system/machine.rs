@@ -227,12 +227,7 @@ fn a_clock_that_is_an_hour_off_is_named_where_it_matters() {
             "--socket",
             SOCKET,
         ]);
-        let daemon = host.start(&mut command, &mesh.log(n)).expect("a program");
-        mesh.nodes[n].daemon = Some(daemon);
-        let socket = mesh.nodes[n].host.path(SOCKET);
-        mesh.wait_until("meshd answers", || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
-        });
+        start_as(&mut mesh, n, command);
     }
     assert_refused(
         &mesh.on(0, &["join", &short]),
@@ -245,6 +240,17 @@ fn a_clock_that_is_an_hour_off_is_named_where_it_matters() {
     }
     mesh.wait_until("all nodes reach each other", || {
         (0..3).all(|n| mesh.reaches(n) == 2)
+    });
+}
+
+/// Starts meshd on a node with `command`, and waits until it answers.
+fn start_as(mesh: &mut Mesh, n: usize, mut command: Command) {
+    let host = &mesh.nodes[n].host;
+    let daemon = host.start(&mut command, &mesh.log(n)).expect("a program");
+    let socket = host.path(SOCKET);
+    mesh.nodes[n].daemon = Some(daemon);
+    mesh.wait_until("meshd answers", || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
     });
 }
 
@@ -265,12 +271,7 @@ fn start_under_clock(mesh: &mut Mesh, n: usize) {
             "--socket",
             SOCKET,
         ]);
-    let daemon = host.start(&mut command, &mesh.log(n)).expect("a program");
-    mesh.nodes[n].daemon = Some(daemon);
-    let socket = mesh.nodes[n].host.path(SOCKET);
-    mesh.wait_until("meshd answers", || {
-        std::os::unix::net::UnixStream::connect(&socket).is_ok()
-    });
+    start_as(mesh, n, command);
 }
 
 #[test]

@@ -15,8 +15,6 @@ use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{Label, PublicKey, SigningKey, WireGuardKey};
 use meshd::node::control::join::{JoinError, join};
 use meshd::node::control::stream::{Event, Position, Stream, StreamConfig};
-use meshd::wire::control::PROTOCOL;
-use meshd::wire::envelope::{Purpose, Signature};
 use meshd::wire::join::JoinRequest;
 use meshd::wire::{Envelope, JoinToken};
 use tokio::sync::mpsc;
@@ -253,12 +251,7 @@ impl Member {
             issued_at: UnixSeconds::from_system(now),
         };
         let membership = Envelope::seal(&Record::Membership(membership), &token.key);
-        let request = JoinRequest {
-            oldest: None,
-            protocol: PROTOCOL,
-            proof: Signature::make(&identity, Purpose::Join, membership.payload.as_bytes()),
-            membership,
-        };
+        let request = JoinRequest::make(membership, &identity);
         Self { identity, request }
     }
 
