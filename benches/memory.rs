@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 
 use meshd::lab::{Host, Running, World, as_root};
 
+use control::{ADMIN_SOCKET, SOCKET, meshctl, wait_for};
+
+#[path = "rig/control.rs"]
+mod control;
+
 const NODES: usize = 4;
 const SERVICES: usize = 10;
-const SOCKET: &str = "/run/meshd.sock";
-const ADMIN_SOCKET: &str = "/run/admin.sock";
 
 fn main() -> ExitCode {
     match as_root(|| {
@@ -84,33 +87,6 @@ fn measure() {
     for (host, daemon) in &nodes {
         print_memory(&format!("meshd on {}", host.name()), daemon);
     }
-}
-
-fn wait_for(host: &Host, socket: &str) {
-    let path = host.path(socket);
-    let end = Instant::now() + Duration::from_secs(30);
-    while std::os::unix::net::UnixStream::connect(&path).is_err() {
-        assert!(
-            Instant::now() < end,
-            "the daemon on {} does not start",
-            host.name()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn meshctl(host: &Host, arguments: &[&str]) -> String {
-    let output = host
-        .command(env!("CARGO_BIN_EXE_meshctl"))
-        .expect("a namespace")
-        .args(arguments)
-        .env("MESHD_SOCKET", SOCKET)
-        .env("MESH_ADMIN_SOCKET", ADMIN_SOCKET)
-        .env("MESH_KEY", "/run/mesh.key")
-        .output()
-        .expect("it is built");
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn print_memory(name: &str, process: &Running) {

@@ -64,6 +64,7 @@ const SHELLS: &[&str] = &[
     "tunnel/udp.rs",
     "tunnel/uapi/server.rs",
     "dns/datagrams.rs",
+    "dns/datagrams/batch.rs",
     "tunnel/worker.rs",
     "dns/inside.rs",
     "dns/resolver.rs",

@@ -1,9 +1,10 @@
 //! Datagrams by the batch: threads with a socket each, which answer names of the mesh themselves and leave the rest to
 //! others.
 
+mod batch;
+
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
-use std::os::fd::AsRawFd as _;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -12,11 +13,10 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
-use super::message::{MAX_QUERY, Transport};
+use self::batch::Batch;
+use super::message::Transport;
 use super::resolver::{Dealt, Forwarding, Resolver};
 
-/// Datagrams received and sent at once at most.
-const BATCH: usize = 64;
 /// Octets asked for as a socket's buffers: what comes while all cores are busy elsewhere for some milliseconds.
 const SOCKET_BUFFER: usize = 1024 * 1024;
 /// Sockets of one address at most, however many cores there are.
@@ -162,139 +162,5 @@ fn serve(
         }
         drop(sitting);
         batch.send(socket, count);
-    }
-}
-
-/// Room for a batch. The addresses of buffers in it are handed to the system once and do not change: nothing in it is
-/// ever moved or grown but the replies, of which the addresses are taken anew for each batch.
-struct Batch {
-    queries: Vec<[u8; MAX_QUERY + 1]>,
-    replies: Vec<Vec<u8>>,
-    names: Vec<libc::sockaddr_storage>,
-    receive_slices: Vec<libc::iovec>,
-    receive: Vec<libc::mmsghdr>,
-    send_slices: Vec<libc::iovec>,
-    send: Vec<libc::mmsghdr>,
-}
-
-impl Batch {
-    fn new() -> Self {
-        // SAFETY: all of these are plain data for which zeros are values.
-        let (name, header, slice) = unsafe {
-            (
-                std::mem::zeroed::<libc::sockaddr_storage>(),
-                std::mem::zeroed::<libc::mmsghdr>(),
-                std::mem::zeroed::<libc::iovec>(),
-            )
-        };
-        let mut batch = Self {
-            queries: vec![[0; MAX_QUERY + 1]; BATCH],
-            replies: (0..BATCH).map(|_| Vec::with_capacity(512)).collect(),
-            names: vec![name; BATCH],
-            receive_slices: vec![slice; BATCH],
-            receive: vec![header; BATCH],
-            send_slices: vec![slice; BATCH],
-            send: vec![header; BATCH],
-        };
-        let slices = batch.receive_slices.iter_mut().zip(&mut batch.queries);
-        let headers = batch.receive.iter_mut().zip(&mut batch.names);
-        for ((slice, query), (header, name)) in slices.zip(headers) {
-            slice.iov_base = query.as_mut_ptr().cast();
-            slice.iov_len = query.len();
-            header.msg_hdr.msg_iov = std::ptr::from_mut(slice);
-            header.msg_hdr.msg_iovlen = 1;
-            header.msg_hdr.msg_name = std::ptr::from_mut(name).cast();
-            header.msg_hdr.msg_namelen = NAME_LENGTH;
-        }
-        batch
-    }
-
-    /// Waits for a datagram and takes those that are there.
-    fn receive(&mut self, socket: &Socket) -> io::Result<usize> {
-        for reply in &mut self.replies {
-            reply.clear();
-        }
-        // SAFETY: each header points to a slice and a name, and each slice to a query, all of this batch, which are not
-        // moved and not used by anybody else meanwhile, with their true lengths.
-        let received = unsafe {
-            libc::recvmmsg(
-                socket.as_raw_fd(),
-                self.receive.as_mut_ptr(),
-                BATCH as u32,
-                libc::MSG_WAITFORONE,
-                std::ptr::null_mut(),
-            )
-        };
-        usize::try_from(received).map_err(|_| io::Error::last_os_error())
-    }
-
-    /// A datagram received, who sent it, and room for the reply.
-    fn at(&mut self, index: usize) -> Option<(&[u8], Option<SocketAddr>, &mut Vec<u8>)> {
-        let header = self.receive.get_mut(index)?;
-        header.msg_hdr.msg_namelen = NAME_LENGTH;
-        let query = self.queries.get(index)?.get(..header.msg_len as usize)?;
-        let client = address(self.names.get(index)?);
-        Some((query, client, self.replies.get_mut(index)?))
-    }
-
-    /// Sends the replies to the first `count` datagrams, each to where its query came from.
-    fn send(&mut self, socket: &Socket, count: usize) {
-        let mut filled = 0;
-        for (reply, name) in self.replies.iter_mut().zip(&mut self.names).take(count) {
-            if reply.is_empty() {
-                continue;
-            }
-            let (Some(slice), Some(header)) =
-                (self.send_slices.get_mut(filled), self.send.get_mut(filled))
-            else {
-                break;
-            };
-            slice.iov_base = reply.as_mut_ptr().cast();
-            slice.iov_len = reply.len();
-            header.msg_hdr.msg_iov = std::ptr::from_mut(slice);
-            header.msg_hdr.msg_iovlen = 1;
-            header.msg_hdr.msg_name = std::ptr::from_mut(name).cast();
-            header.msg_hdr.msg_namelen = match i32::from(name.ss_family) {
-                libc::AF_INET => size_of::<libc::sockaddr_in>() as libc::socklen_t,
-                _ => size_of::<libc::sockaddr_in6>() as libc::socklen_t,
-            };
-            filled += 1;
-        }
-        let mut from = 0;
-        while let Some(rest) = self.send.get_mut(from..filled).filter(|r| !r.is_empty()) {
-            // SAFETY: each of these headers was pointed above to a slice, a name and a reply of this batch, which have
-            // not been touched since, with their true lengths.
-            let sent = unsafe {
-                libc::sendmmsg(
-                    socket.as_raw_fd(),
-                    rest.as_mut_ptr(),
-                    rest.len() as u32,
-                    libc::MSG_DONTWAIT,
-                )
-            };
-            // One that cannot be sent, to a client that is gone, say, must not keep the others back.
-            from += usize::try_from(sent).unwrap_or(1).max(1);
-        }
-    }
-}
-
-const NAME_LENGTH: libc::socklen_t = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-
-fn address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
-    match i32::from(name.ss_family) {
-        libc::AF_INET => {
-            // SAFETY: of this family the storage holds this structure, and is large and aligned enough for all.
-            let v4 = unsafe { &*std::ptr::from_ref(name).cast::<libc::sockaddr_in>() };
-            let ip = u32::from_be(v4.sin_addr.s_addr).into();
-            Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
-        }
-        libc::AF_INET6 => {
-            // SAFETY: as above.
-            let v6 = unsafe { &*std::ptr::from_ref(name).cast::<libc::sockaddr_in6>() };
-            let port = u16::from_be(v6.sin6_port);
-            let ip = v6.sin6_addr.s6_addr.into();
-            Some(SocketAddrV6::new(ip, port, v6.sin6_flowinfo, v6.sin6_scope_id).into())
-        }
-        _ => None,
     }
 }

@@ -224,6 +224,7 @@ impl Mesh {
             IpAddr::V6(identity.block.node_v6()),
         ];
         tunnel.set_local_addresses(own.to_vec());
+        tunnel.set_own_networks(&[identity.block.v4.into(), identity.block.v6.into()]);
         let mut plan = Plan::new(&config.interface, mtu, &identity.block, &addresses);
         let native = config.docker.as_ref().filter(|d| d.network);
         let native = native.map(|_| network::Plan {

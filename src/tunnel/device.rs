@@ -116,6 +116,16 @@ pub(super) struct Table {
     pub(super) by_index: HashMap<u32, Arc<Peer>>,
     pub(super) allowed: AllowedIps<Arc<Peer>>,
     pub(super) here: Option<Arc<Here>>,
+    /// Where packets from peers may go; anywhere if empty.
+    pub(super) own: Arc<[IpNet]>,
+}
+
+impl Table {
+    pub(super) fn takes_in(&self, destination: IpAddr) -> bool {
+        let answered = self.here.as_ref().is_some_and(|here| here.has(destination));
+        let own = || self.own.is_empty() || self.own.iter().any(|net| net.contains(&destination));
+        !answered && own()
+    }
 }
 
 /// What the threads share.
@@ -242,6 +252,7 @@ impl Tunnel {
                 by_index: HashMap::new(),
                 allowed: AllowedIps::new([]),
                 here: None,
+                own: Arc::default(),
             }),
             sockets: ArcSwap::from_pointee(sockets),
             local: ArcSwap::default(),
@@ -382,6 +393,7 @@ impl Tunnel {
             by_index: old.by_index.clone(),
             allowed: old.allowed.clone(),
             here: old.here.clone(),
+            own: Arc::clone(&old.own),
         }));
         // A session made between the two steps has the old key.
         for peer in old.by_key.values() {
@@ -405,6 +417,22 @@ impl Tunnel {
             by_index: old.by_index.clone(),
             allowed: old.allowed.clone(),
             here: here.map(Arc::new),
+            own: Arc::clone(&old.own),
+        }));
+    }
+
+    /// The networks of this node: peers reach nothing else through it from now on, whatever the host would forward. An
+    /// empty list lets them send anywhere.
+    pub fn set_own_networks(&self, networks: &[IpNet]) {
+        let _one = self.change();
+        let old = self.shared.table.load_full();
+        self.shared.table.store(Arc::new(Table {
+            identity: old.identity.clone(),
+            by_key: old.by_key.clone(),
+            by_index: old.by_index.clone(),
+            allowed: old.allowed.clone(),
+            here: old.here.clone(),
+            own: networks.into(),
         }));
     }
 
@@ -466,6 +494,7 @@ impl Tunnel {
             by_index,
             allowed: AllowedIps::new(prefixes),
             here: old.here.clone(),
+            own: Arc::clone(&old.own),
         }));
         self.keep_alive();
     }

@@ -51,7 +51,7 @@ drops! {
     UnknownPeer = "unknown_peer",
     /// From a peer: the source address belongs to somebody else.
     ForeignSource = "foreign_source",
-    /// From a peer: the destination is one that every node answers for itself alone.
+    /// From a peer: the destination is not this node's, or one that every node answers for itself alone.
     ForeignDestination = "foreign_destination",
     /// From the TUN device: to an address answered inside it, but nothing that is answered.
     Unanswered = "unanswered",

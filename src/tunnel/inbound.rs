@@ -309,12 +309,7 @@ impl Inbound {
                 {
                     return drops.add(Drop::ForeignSource);
                 }
-                if batch
-                    .table
-                    .here
-                    .as_ref()
-                    .is_some_and(|here| here.has(ip.destination))
-                {
+                if !batch.table.takes_in(ip.destination) {
                     return drops.add(Drop::ForeignDestination);
                 }
                 match probe::parse(packet, &ip) {

@@ -369,7 +369,7 @@ impl Local for Shout {
 }
 
 #[test]
-fn a_peer_gets_no_answer_at_an_address_that_every_node_answers_for_itself() {
+fn a_peer_reaches_neither_what_every_node_answers_for_itself_nor_what_lies_behind_a_node() {
     let Some(world) = world() else { return };
     let hosts = ["a", "b"].map(|name| world.host(name).expect("a namespace"));
     let keys = [[1; 32], [2; 32]].map(StaticSecret::from);
@@ -437,4 +437,25 @@ fn a_peer_gets_no_answer_at_an_address_that_every_node_answers_for_itself() {
     );
     assert_eq!(shout(&hosts[1], "10.99.0.53"), None);
     assert!(answering.counters().of(Drop::ForeignDestination) > 0);
+
+    let foreign = || answering.counters().of(Drop::ForeignDestination);
+    let send = |to: &str| {
+        let sent = hosts[1].inside(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+            socket.send_to(b"hello", (to, 9)).expect("a route")
+        });
+        assert_eq!(sent.expect("a namespace"), 5);
+    };
+    let receiver = hosts[0]
+        .inside(|| UdpSocket::bind("10.99.1.1:9").expect("its address"))
+        .expect("a namespace");
+    let patience = std::time::Duration::from_secs(10);
+    receiver.set_read_timeout(Some(patience)).expect("a socket");
+    answering.set_own_networks(&["10.99.1.0/24".parse().expect("a literal")]);
+    let before = foreign();
+    send("10.99.7.7");
+    // What is sent later arrives later.
+    send("10.99.1.1");
+    assert_eq!(receiver.recv(&mut [0; 100]).expect("what was sent"), 5);
+    assert_eq!(foreign(), before + 1);
 }

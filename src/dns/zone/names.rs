@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use rpds::HashTrieMapSync;
 
 use super::entry::Entry;
@@ -9,7 +10,8 @@ use super::entry::Entry;
 /// Names, relative to the domain, and what they have. Above a name stand all its parents, down to one label (RFC 8020).
 #[derive(Debug, Clone, Default)]
 pub(super) struct Names {
-    entries: HashTrieMapSync<Arc<str>, Arc<Entry>>,
+    // Every query is looked up here: the hasher is seeded, so nobody can choose names that meet, and quick.
+    entries: HashTrieMapSync<Arc<str>, Arc<Entry>, RandomState>,
 }
 
 impl Names {

@@ -17,6 +17,8 @@ pub(super) const TABLE: &str = "meshd";
 pub(super) const MARK: u32 = 0x0200_0000;
 /// The first host of block 0 that is a service address.
 const FIRST_SERVICE: u32 = 64;
+/// The number of the loopback device, the same in every namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
 /// The longest name of an interface, without the end mark of the kernel's `IFNAMSIZ`.
 const INTERFACE_NAME: usize = 15;
 
@@ -138,6 +140,13 @@ impl Sound {
         &self.services
     }
 
+    /// Whether anything is translated. Where nothing is, no rule looks at connections: one that does has the kernel track
+    /// all connections of the host, which costs each of its packets.
+    fn translates(&self, wiring: &Wiring) -> bool {
+        let maps = !self.containers.is_empty() || !self.services.is_empty();
+        maps || !self.networks.is_empty() || wiring.native.is_some()
+    }
+
     /// The table for IPv4. With `mark`, mapped connections carry [`MARK`].
     pub(super) fn table(&self, wiring: &Wiring, mark: bool) -> String {
         let Wiring {
@@ -181,6 +190,7 @@ impl Sound {
             "type ipv4_addr : ipv4_addr",
             self.containers.iter().map(|(i, c)| format!("{c} : {i}")),
         );
+        let translates = self.translates(wiring);
         let native = wiring.native.as_ref().map(|n| native(n, wiring));
         if native.is_some() {
             set(
@@ -207,7 +217,11 @@ impl Sound {
             "guard",
             "filter hook prerouting priority -310",
             &[
-                vec![format!("iifname {{ \"lo\", \"{interface}\" }} accept")],
+                vec![
+                    // Most of all packets of some hosts, and cheaper to tell by its number.
+                    format!("iif {LOOPBACK} accept"),
+                    format!("iifname \"{interface}\" accept"),
+                ],
                 native.guard,
                 vec![
                     format!("ip saddr {prefix} drop"),
@@ -217,79 +231,86 @@ impl Sound {
             ]
             .concat(),
         );
-        let balance: Vec<String> = self.services.iter().filter_map(balanced).collect();
-        chain("services", "", &balance);
-        chain(
-            "arriving",
-            "nat hook prerouting priority -105",
-            &[
-                "dnat to ip daddr map @containers".into(),
-                format!("iifname != \"{interface}\" ip daddr {services} jump services"),
-            ],
-        );
-        chain(
-            "from_host",
-            "nat hook output priority -105",
-            &[
-                "dnat to ip daddr map @containers".into(),
-                format!("ip daddr {services} jump services"),
-            ],
-        );
         let ours = format!("ct status dnat ct original ip daddr {prefix}");
-        chain(
-            "leaving",
-            "nat hook postrouting priority 95",
-            &[
-                vec![
-                    format!("oifname \"{interface}\" snat to ip saddr map @identities"),
-                    format!("oifname \"{interface}\" ip saddr @networks snat to {node}"),
-                    format!("{ours} snat to ip saddr map @identities"),
-                    format!("{ours} ip saddr @networks snat to {node}"),
+        if translates {
+            chain(
+                "own_names",
+                "filter hook output priority -300",
+                // Nobody translates what this host asks itself, and to track it would be a fifth of what an answer costs.
+                &[
+                    format!("oif != {LOOPBACK} accept"),
+                    format!("udp dport 53 ip daddr {node} notrack"),
+                    format!("udp sport 53 ip saddr {node} notrack"),
                 ],
-                native.leaving,
-            ]
-            .concat(),
-        );
+            );
+            let balance: Vec<String> = self.services.iter().filter_map(balanced).collect();
+            chain("services", "", &balance);
+            chain(
+                "arriving",
+                "nat hook prerouting priority -105",
+                &[
+                    "dnat to ip daddr map @containers".into(),
+                    format!("iifname != \"{interface}\" ip daddr {services} jump services"),
+                ],
+            );
+            chain(
+                "from_host",
+                "nat hook output priority -105",
+                &[
+                    "dnat to ip daddr map @containers".into(),
+                    format!("ip daddr {services} jump services"),
+                ],
+            );
+            chain(
+                "leaving",
+                "nat hook postrouting priority 95",
+                &[
+                    vec![
+                        format!("oifname \"{interface}\" snat to ip saddr map @identities"),
+                        format!("oifname \"{interface}\" ip saddr @networks snat to {node}"),
+                        format!("{ours} snat to ip saddr map @identities"),
+                        format!("{ours} ip saddr @networks snat to {node}"),
+                    ],
+                    native.leaving,
+                ]
+                .concat(),
+            );
+        }
         chain(
             "own_sources",
             "filter hook postrouting priority 300",
             &[format!("oifname \"{interface}\" ip saddr != {block} drop")],
         );
-        let mut passing = vec![
-            format!(
-                "oifname \"{interface}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
-            ),
-            "ip daddr @instances ct state invalid drop".into(),
+        let refused = [
+            format!("ip daddr {block} goto refuse"),
+            format!("ip daddr {services} goto refuse"),
         ];
+        let gone = translates.then(|| "ip daddr @instances ct state invalid drop".to_owned());
+        let mut passing = vec![format!(
+            "oifname \"{interface}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+        )];
+        passing.extend(gone.clone());
         if mark && !native.passing.is_empty() {
             passing.push(format!(
                 "ct original ip daddr @natives meta mark set meta mark | {MARK:#010x}"
             ));
         }
         passing.extend(native.passing);
-        passing.extend([
-            format!("ip daddr {block} goto refuse"),
-            format!("ip daddr {services} goto refuse"),
-            format!("iifname \"{interface}\" ct state new ct status & dnat == 0 drop"),
-        ]);
-        if mark {
+        passing.extend(refused.clone());
+        if translates {
+            passing.push(format!(
+                "iifname \"{interface}\" ct state new ct status & dnat == 0 drop"
+            ));
+        }
+        if mark && translates {
             passing.push(format!("{ours} meta mark set meta mark | {MARK:#010x}"));
         }
         chain("passing", "filter hook forward priority -150", &passing);
-        chain(
-            "to_nowhere",
-            "filter hook output priority 0",
-            &[
-                vec![format!("ip daddr {node} accept")],
-                native.from_host,
-                vec![
-                    "ip daddr @instances ct state invalid drop".into(),
-                    format!("ip daddr {block} goto refuse"),
-                    format!("ip daddr {services} goto refuse"),
-                ],
-            ]
-            .concat(),
-        );
+        let mut to_nowhere = vec![format!("ip daddr {node} accept")];
+        to_nowhere.extend(native.from_host);
+        to_nowhere.extend(gone);
+        to_nowhere.extend(refused);
+        chain("to_nowhere", "filter hook output priority 0", &to_nowhere);
         chain(
             "refuse",
             "",
