@@ -14,6 +14,7 @@ mod ping;
 mod rename;
 mod resolve;
 mod rollout;
+mod rotate_key;
 mod service;
 mod status;
 mod table;
@@ -108,6 +109,8 @@ enum Command {
     Leave,
     /// Give this server another name in the mesh
     Rename(rename::Arguments),
+    /// Give this server's tunnel a new key; nothing is lost meanwhile
+    RotateKey,
     /// Show how this node is
     Status(status::Arguments),
     /// Measure round trips to a node through the tunnel
@@ -163,6 +166,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
             Command::Join(arguments) => join::run(arguments, &globals).await,
             Command::Leave => leave::run(&globals).await,
             Command::Rename(arguments) => rename::run(arguments, &globals).await,
+            Command::RotateKey => rotate_key::run(&globals).await,
             Command::Status(arguments) => status::run(&arguments, &globals).await,
             Command::Ping(arguments) => ping::run(arguments, &globals).await,
             Command::Service(command) => service::run(command, &globals).await,

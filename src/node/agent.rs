@@ -21,7 +21,9 @@ use crate::discovery::registry::{
 use crate::model::name::LabelError;
 use crate::model::{Label, ServiceName};
 use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::local::{AddService, Join, Joined, NodeState, Renamed, SCHEMA, ServiceChanged};
+use crate::wire::local::{
+    AddService, Join, Joined, KeyRotated, NodeState, Renamed, SCHEMA, ServiceChanged,
+};
 
 const TICK: Duration = Duration::from_millis(500);
 const RECONCILE: Duration = Duration::from_secs(15);
@@ -195,6 +197,16 @@ impl Agent {
                 let result = self.leave().await;
                 let _ = reply.send(result.map(|()| Empty {}));
             }
+            Command::RotateKey(reply) => match self.mesh().and_then(Mesh::rotate_key) {
+                Err(error) => drop(reply.send(Err(error))),
+                Ok((public_key, word)) => drop(tokio::spawn(async move {
+                    let _ = reply.send(Ok(KeyRotated {
+                        schema: SCHEMA,
+                        public_key,
+                        published: is_confirmed(word).await,
+                    }));
+                })),
+            },
             Command::Rename(rename, reply) => {
                 let result = self.mesh().and_then(|mesh| {
                     let name = parse_name(&rename.name)?;
@@ -205,12 +217,7 @@ impl Agent {
                 match result {
                     Err(error) => drop(reply.send(Err(error))),
                     Ok((name, published)) => drop(tokio::spawn(async move {
-                        let published = match published {
-                            Some(word) => timeout(PUBLISH_WAIT, word)
-                                .await
-                                .is_ok_and(|word| word.is_ok()),
-                            None => false,
-                        };
+                        let published = is_confirmed(published).await;
                         let _ = reply.send(Ok(Renamed {
                             schema: SCHEMA,
                             name,
@@ -456,6 +463,16 @@ async fn next_of_containers(events: &mut Option<DockerEvents>) -> Option<Happene
         1.. = reports.recv_many(&mut told, BURST) => Some(Happened::Engine(told)),
         1.. = probes.recv_many(&mut verdicts, BURST) => Some(Happened::Probes(verdicts)),
         else => std::future::pending().await,
+    }
+}
+
+/// Whether the coordinator confirms in time.
+async fn is_confirmed(word: Option<oneshot::Receiver<()>>) -> bool {
+    match word {
+        Some(word) => timeout(PUBLISH_WAIT, word)
+            .await
+            .is_ok_and(|word| word.is_ok()),
+        None => false,
     }
 }
 

@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
-    AddService, Checkup, ContainerList, Join, Joined, Ping, Pong, Rename, Renamed, Resolve,
-    Resolved, ServiceChanged, ServiceList, Status, SystemList,
+    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Ping, Pong, Rename, Renamed,
+    Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
 };
 use crate::wire::unix_server::{self, failure};
 
@@ -36,6 +36,8 @@ pub enum Command {
     Join(Join, Reply<Joined>),
     /// Leave it.
     Leave(Reply<Empty>),
+    /// Give the tunnel a new key.
+    RotateKey(Reply<KeyRotated>),
     /// Be called something else.
     Rename(Rename, Reply<Renamed>),
     /// All services of the mesh.
@@ -77,6 +79,7 @@ pub async fn serve(
         .route("/v1/join", post(join))
         .route("/v1/leave", post(leave))
         .route("/v1/rename", post(rename))
+        .route("/v1/rotate-key", post(rotate_key))
         .route("/v1/services", get(services).post(add_service))
         .route("/v1/services/{name}", delete(remove_service))
         .route("/v1/services/{name}/drain", post(drain))
@@ -106,6 +109,10 @@ async fn join(agent: Agent, body: axum::body::Bytes) -> Response {
 
 async fn leave(agent: Agent) -> Response {
     ask(agent, Command::Leave).await
+}
+
+async fn rotate_key(agent: Agent) -> Response {
+    ask(agent, Command::RotateKey).await
 }
 
 async fn rename(agent: Agent, body: axum::body::Bytes) -> Response {

@@ -180,6 +180,7 @@ async fn accept(
         block: response.block,
         urls: token.urls.clone(),
         pin: token.pin,
+        previous: None,
     };
     Ok(Admitted {
         identity,

@@ -19,7 +19,7 @@ use super::peers::{Ask, Peers};
 use super::resolv_conf::Keeper;
 use super::resolved::ResolvedLink;
 use super::state::records::RecordLog;
-use super::state::{Identity, StateDir};
+use super::state::{Identity, Keys, Previous, StateDir};
 use crate::discovery::Checker;
 use crate::discovery::docker::{ContainerId, Report, Wired, network};
 use crate::discovery::registry::{Key, Registry};
@@ -30,8 +30,8 @@ use crate::model::record::{
     Departure, Instance, MAX_INSTANCES, Name, Node, Record, RecordKey, Service, Source,
 };
 use crate::model::service_address::ServiceAddresses;
-use crate::model::time::next_version;
-use crate::model::{Label, PublicKey, ServiceName};
+use crate::model::time::{UnixSeconds, next_version};
+use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
 use crate::path::PathMtu;
 use crate::path::mtu::{Sizes, Way};
 use crate::path::watch::{Action, Reach, Watch};
@@ -209,11 +209,17 @@ impl Mesh {
         let mtu = config
             .mtu
             .unwrap_or_else(|| host::tunnel_mtu(&interfaces, &config.interface));
+        let wall = UnixSeconds::from_system(SystemTime::now());
+        let previous = identity
+            .previous
+            .as_ref()
+            .filter(|p| p.until > wall && p.until <= wall.plus(crate::tunnel::OVERLAP));
+        let first_key = previous.map_or(&identity.keys.wireguard, |p| &p.wireguard);
         let tunnel_config = TunnelConfig {
             interface: config.interface.clone(),
             mtu,
             listen_port: config.listen_port,
-            private_key: Some(identity.keys.wireguard.clone()),
+            private_key: Some(first_key.clone()),
             workers: config.workers,
         };
         let tunnel = start_tunnel(&tunnel_config)
@@ -352,6 +358,10 @@ impl Mesh {
         mesh.listen().await;
         mesh.publish_own();
         mesh.refresh();
+        if mesh.identity.previous.is_some() {
+            let key = mesh.identity.keys.wireguard.clone();
+            mesh.tunnel.rotate(key);
+        }
         mesh.checker.set(mesh.registry.targets(own[0]));
         let events = Events {
             stream,
@@ -695,6 +705,53 @@ impl Mesh {
         Ok(self.publish_own().or(word))
     }
 
+    /// Gives the tunnel a new key; the one before goes on for a while. Gives the key and what [`Mesh::publish_own`] does.
+    ///
+    /// # Errors
+    /// It was changed a moment ago, or the disk refuses.
+    pub(super) fn rotate_key(
+        &mut self,
+    ) -> Result<(WireGuardKey, Option<oneshot::Receiver<()>>), ApiError> {
+        if self.tunnel.is_rotating() {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!(
+                    "the key was changed less than {} min ago, and the one before still goes on; try again later",
+                    crate::tunnel::OVERLAP.as_secs() / 60
+                ),
+            ));
+        }
+        let fresh = Keys::generate().map_err(|e| {
+            ApiError::new(
+                ErrorCode::Internal,
+                format!("the system has no randomness to give: {e}"),
+            )
+        })?;
+        let mut identity = self.identity.clone();
+        let wireguard = std::mem::replace(&mut identity.keys.wireguard, fresh.wireguard);
+        identity.previous = Some(Previous {
+            wireguard,
+            until: UnixSeconds::from_system(SystemTime::now()).plus(crate::tunnel::OVERLAP),
+        });
+        self.dir.set_identity(&identity)?;
+        self.identity = identity;
+        // Before anybody hears of it: who does begins a session with it at once.
+        self.tunnel.rotate(self.identity.keys.wireguard.clone());
+        tracing::info!(key = %self.identity.keys.wireguard_public(), "the tunnel has a new key");
+        Ok((self.identity.keys.wireguard_public(), self.publish_own()))
+    }
+
+    /// Forgets the key before, once it does not go on any more.
+    fn end_rotation(&mut self, now: Instant) {
+        self.tunnel.settle(now);
+        if self.identity.previous.is_some() && !self.tunnel.is_rotating() {
+            self.identity.previous = None;
+            if let Err(error) = self.dir.set_identity(&self.identity) {
+                tracing::warn!(%error, "the tunnel's old key stays on disk");
+            }
+        }
+    }
+
     /// Signs what this node says, keeps it and spreads it.
     fn publish(&mut self, changed: Vec<Record>) -> Option<oneshot::Receiver<()>> {
         if changed.is_empty() {
@@ -901,10 +958,18 @@ impl Mesh {
 
     /// Brings tunnel, watch and zone in step with the ledger.
     fn refresh(&mut self) {
-        self.netmap = self.ledger.netmap();
+        let before = std::mem::replace(&mut self.netmap, self.ledger.netmap());
         self.peers.holdings = None;
         let now = Instant::now();
         let id = self.id();
+        for (id, member) in self.netmap.members.iter().filter(|(m, _)| **m != id) {
+            if let Some(before) = before.members.get(id)
+                && before.wireguard_key != member.wireguard_key
+            {
+                self.tunnel
+                    .replace_key(&before.wireguard_key.0, member.wireguard_key.0);
+            }
+        }
         let serving: BTreeSet<PublicKey> = self.netmap.services.values().map(|s| s.node).collect();
         let others = self.netmap.members.values().filter(|m| m.id != id);
         self.watch.set_peers(
@@ -1054,6 +1119,7 @@ impl Mesh {
     /// Hears from the data plane, probes, tries other endpoints. To be called twice a second.
     pub(super) fn tick(&mut self) {
         let now = Instant::now();
+        self.end_rotation(now);
         let id = self.id();
         let members: Vec<(PublicKey, [u8; 32], IpAddr)> = self
             .netmap

@@ -38,6 +38,22 @@ impl<T: Clone> AllowedIps<T> {
         table
     }
 
+    /// The same prefixes with other owners.
+    #[must_use]
+    pub fn map(&self, owner: impl Fn(&T) -> T) -> Self {
+        fn level<K: Copy + Eq + std::hash::Hash, T>(
+            levels: &[(K, HashMap<K, T>)],
+            owner: impl Fn(&T) -> T,
+        ) -> Vec<(K, HashMap<K, T>)> {
+            let nets = |nets: &HashMap<K, T>| nets.iter().map(|(k, t)| (*k, owner(t))).collect();
+            levels.iter().map(|(mask, of)| (*mask, nets(of))).collect()
+        }
+        Self {
+            v4: level(&self.v4, &owner),
+            v6: level(&self.v6, &owner),
+        }
+    }
+
     /// The owner of `address`.
     #[must_use]
     pub fn owner(&self, address: IpAddr) -> Option<&T> {

@@ -20,6 +20,7 @@ use super::limiter::HandshakeLimiter;
 use super::noise::Identity;
 use super::peer::{Peer, PeerState};
 use super::probe;
+use super::rotation::Elder;
 use super::split::VnetHeader;
 use super::timer::{self, Live};
 use super::tun::Tun;
@@ -110,8 +111,12 @@ pub enum TunnelError {
 }
 
 /// What the data threads read once per batch.
+#[derive(Clone)]
 pub(super) struct Table {
     pub(super) identity: Option<Arc<Identity>>,
+    /// The key before, while it goes on.
+    pub(super) previous: Option<Arc<Identity>>,
+    pub(super) elders: Vec<Elder>,
     pub(super) by_key: HashMap<[u8; 32], Arc<Peer>>,
     pub(super) by_index: HashMap<u32, Arc<Peer>>,
     pub(super) allowed: AllowedIps<Arc<Peer>>,
@@ -138,6 +143,8 @@ pub(super) struct Shared {
     pub(super) drops: DropCounters,
     pub(super) limiter: Mutex<HandshakeLimiter>,
     pub(super) live: Arc<Live>,
+    /// How many members there have been.
+    members: AtomicU64,
     pub(super) mtu: AtomicU16,
     pub(super) started: Instant,
     /// Milliseconds since the start at which a lost session was last looked into.
@@ -173,7 +180,7 @@ impl Shared {
         sender: &mut Sender,
         now: Instant,
     ) {
-        let (Some(identity), Some(endpoint)) = (&table.identity, state.endpoint) else {
+        let (Some(identity), Some(endpoint)) = (table.identity_of(peer), state.endpoint) else {
             return;
         };
         if let Some(length) = state
@@ -195,7 +202,7 @@ impl Shared {
         sender: &mut Sender,
         now: Instant,
     ) {
-        let (Some(identity), Some(endpoint)) = (&table.identity, state.endpoint) else {
+        let (Some(identity), Some(endpoint)) = (table.identity_of(peer), state.endpoint) else {
             self.drops.add(Drop::NoEndpoint);
             return;
         };
@@ -248,6 +255,8 @@ impl Tunnel {
         let shared = Arc::new(Shared {
             table: ArcSwap::from_pointee(Table {
                 identity: config.private_key.map(|key| Arc::new(Identity::new(key))),
+                previous: None,
+                elders: Vec::new(),
                 by_key: HashMap::new(),
                 by_index: HashMap::new(),
                 allowed: AllowedIps::new([]),
@@ -260,6 +269,7 @@ impl Tunnel {
             drops: DropCounters::default(),
             limiter: Mutex::new(HandshakeLimiter::new(seed, Instant::now())),
             live: Arc::default(),
+            members: AtomicU64::new(0),
             mtu: AtomicU16::new(config.mtu),
             started: Instant::now(),
             revived: AtomicU64::new(0),
@@ -389,11 +399,9 @@ impl Tunnel {
         let identity = key.map(|key| Arc::new(Identity::new(key)));
         self.shared.table.store(Arc::new(Table {
             identity,
-            by_key: old.by_key.clone(),
-            by_index: old.by_index.clone(),
-            allowed: old.allowed.clone(),
-            here: old.here.clone(),
-            own: Arc::clone(&old.own),
+            previous: None,
+            elders: Vec::new(),
+            ..(*old).clone()
         }));
         // A session made between the two steps has the old key.
         for peer in old.by_key.values() {
@@ -412,12 +420,8 @@ impl Tunnel {
         let _one = self.change();
         let old = self.shared.table.load_full();
         self.shared.table.store(Arc::new(Table {
-            identity: old.identity.clone(),
-            by_key: old.by_key.clone(),
-            by_index: old.by_index.clone(),
-            allowed: old.allowed.clone(),
             here: here.map(Arc::new),
-            own: Arc::clone(&old.own),
+            ..(*old).clone()
         }));
     }
 
@@ -427,12 +431,8 @@ impl Tunnel {
         let _one = self.change();
         let old = self.shared.table.load_full();
         self.shared.table.store(Arc::new(Table {
-            identity: old.identity.clone(),
-            by_key: old.by_key.clone(),
-            by_index: old.by_index.clone(),
-            allowed: old.allowed.clone(),
-            here: old.here.clone(),
             own: networks.into(),
+            ..(*old).clone()
         }));
     }
 
@@ -445,7 +445,7 @@ impl Tunnel {
     /// Makes `peers` the peers. Those that stay keep their sessions, and their endpoint unless another one is
     /// configured than before.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
-        let _one = self.change();
+        let one = self.change();
         let old = self.shared.table.load_full();
         let mut by_key = HashMap::with_capacity(peers.len());
         let mut by_index = HashMap::with_capacity(peers.len());
@@ -474,6 +474,7 @@ impl Tunnel {
                     Arc::new(Peer::new(
                         config.clone(),
                         index,
+                        self.shared.members.fetch_add(1, Ordering::Relaxed),
                         Arc::clone(&self.shared.live),
                     ))
                 }
@@ -487,20 +488,74 @@ impl Tunnel {
             by_index.insert(peer.index, Arc::clone(&peer));
             by_key.insert(peer.public_key, peer);
         }
-        let identity = old.identity.clone();
-        self.shared.table.store(Arc::new(Table {
-            identity,
+        self.store(Table {
             by_key,
             by_index,
             allowed: AllowedIps::new(prefixes),
-            here: old.here.clone(),
-            own: Arc::clone(&old.own),
-        }));
+            ..(*old).clone()
+        });
+        drop(one);
         self.keep_alive();
     }
 
+    /// The table as it is.
+    pub(super) fn table(&self) -> Arc<Table> {
+        self.shared.table.load_full()
+    }
+
+    /// Changes the table. `fresh` makes the heir of a peer, with another key.
+    pub(super) fn change_table(
+        &self,
+        change: impl FnOnce(&Table, &dyn Fn(&Peer, [u8; 32]) -> Arc<Peer>) -> Table,
+    ) {
+        let _one = self.change();
+        let old = self.table();
+        let made = std::cell::RefCell::new(std::collections::HashSet::new());
+        let fresh = |peer: &Peer, key: [u8; 32]| {
+            let taken = |i| old.by_index.contains_key(&i) || made.borrow().contains(&i);
+            let index = free_index(taken);
+            made.borrow_mut().insert(index);
+            let before = peer.lock();
+            let config = PeerConfig {
+                public_key: key,
+                endpoint: before.endpoint,
+                ..before.config.clone()
+            };
+            let heir = Peer::new(config, index, peer.member, Arc::clone(&self.shared.live));
+            heir.lock().path_mtu = before.path_mtu;
+            Arc::new(heir)
+        };
+        self.store(change(&old, &fresh));
+    }
+
+    /// Puts a table in force once its peers are indexed and each prefix is with who carries it.
+    fn store(&self, mut table: Table) {
+        let members: HashMap<u64, Arc<Peer>> = table
+            .by_key
+            .values()
+            .map(|peer| (peer.member, Arc::clone(peer)))
+            .collect();
+        table
+            .elders
+            .retain(|elder| members.contains_key(&elder.peer.member));
+        let elders = table.elders.iter().map(|elder| &elder.peer);
+        table.by_index = table
+            .by_key
+            .values()
+            .chain(elders)
+            .map(|peer| (peer.index, Arc::clone(peer)))
+            .collect();
+        if !table.elders.is_empty() || table.previous.is_some() {
+            table.allowed = table.allowed.map(|owner| {
+                let heir = members.get(&owner.member).unwrap_or(owner);
+                Arc::clone(table.carrier(heir))
+            });
+        }
+        self.shared.table.store(Arc::new(table));
+    }
+
     /// Peers that must be heard regularly have a session from the start.
-    fn keep_alive(&self) {
+    pub(super) fn keep_alive(&self) {
         let table = self.shared.table.load();
         let mut sender = Sender::new_small();
         let now = Instant::now();
@@ -518,8 +573,12 @@ impl Tunnel {
 
     /// Sends to `endpoint` from now on.
     pub fn set_endpoint(&self, peer: &[u8; 32], endpoint: SocketAddr) {
-        if let Some(peer) = self.shared.table.load().by_key.get(peer) {
+        let table = self.shared.table.load();
+        if let Some(peer) = table.by_key.get(peer) {
             peer.lock().endpoint = Some(endpoint);
+            if let Some(elder) = table.elder_of(peer) {
+                elder.lock().endpoint = Some(endpoint);
+            }
         }
     }
 
@@ -549,7 +608,7 @@ impl Tunnel {
     pub fn probe_sizes(&self, peer: &[u8; 32], source: IpAddr, destination: IpAddr, sizes: &[u16]) {
         let shared = &self.shared;
         let table = shared.table.load();
-        let Some(peer) = table.by_key.get(peer) else {
+        let Some(peer) = table.by_key.get(peer).map(|peer| table.carrier(peer)) else {
             return;
         };
         let (mut packet, mut sender) = (vec![0; usize::from(u16::MAX)], Sender::new());
@@ -585,13 +644,20 @@ impl Tunnel {
     #[must_use]
     pub fn take_answered_size(&self, peer: &[u8; 32]) -> Option<u16> {
         let table = self.shared.table.load();
-        table.by_key.get(peer)?.lock().answered_size.take()
+        let peer = table.by_key.get(peer)?;
+        let by_elder = table.elder_of(peer);
+        let by_elder = by_elder.and_then(|elder| elder.lock().answered_size.take());
+        peer.lock().answered_size.take().max(by_elder)
     }
 
     /// Refuses packets to `peer` of more than `octets` from now on; what the device's MTU is holds besides.
     pub fn set_path_mtu(&self, peer: &[u8; 32], octets: u16) {
-        if let Some(peer) = self.shared.table.load().by_key.get(peer) {
+        let table = self.shared.table.load();
+        if let Some(peer) = table.by_key.get(peer) {
             peer.lock().path_mtu = octets;
+            if let Some(elder) = table.elder_of(peer) {
+                elder.lock().path_mtu = octets;
+            }
         }
     }
 
@@ -613,7 +679,7 @@ impl Tunnel {
         act: impl FnOnce(&Table, &Peer, &mut PeerState, &mut Sender, Instant),
     ) {
         let table = self.shared.table.load();
-        if let Some(peer) = table.by_key.get(peer) {
+        if let Some(peer) = table.by_key.get(peer).map(|peer| table.carrier(peer)) {
             let mut sender = Sender::new_small();
             act(&table, peer, &mut peer.lock(), &mut sender, Instant::now());
             sender.flush(&self.shared.sockets.load()[0], &self.shared.drops);
@@ -623,24 +689,17 @@ impl Tunnel {
     /// All peers as they are.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerStatus> {
-        self.shared
-            .table
-            .load()
-            .by_key
-            .values()
-            .map(|peer| status(peer))
-            .collect()
+        let table = self.shared.table.load();
+        let peers = table.by_key.values();
+        peers.map(|peer| status_of(&table, peer)).collect()
     }
 
     /// One peer as it is.
     #[must_use]
     pub fn peer(&self, key: &[u8; 32]) -> Option<PeerStatus> {
-        self.shared
-            .table
-            .load()
-            .by_key
-            .get(key)
-            .map(|peer| status(peer))
+        let table = self.shared.table.load();
+        let peer = table.by_key.get(key)?;
+        Some(status_of(&table, peer))
     }
 
     /// What was dropped so far.
@@ -722,9 +781,10 @@ impl Waiting {
     pub fn wait(self, limit: Duration) -> (Option<Duration>, Option<SocketAddr>) {
         loop {
             let table = self.shared.table.load();
-            let Some(peer) = table.by_key.get(&self.peer) else {
+            let Some(heir) = table.by_key.get(&self.peer) else {
                 return (None, None);
             };
+            let peer = table.carrier(heir);
             let (answered, rtt, endpoint) = {
                 let state = peer.lock();
                 (state.answered, state.rtt, state.endpoint)
@@ -756,6 +816,22 @@ impl std::ops::Drop for AbortOnPanic {
         if std::thread::panicking() {
             std::process::abort();
         }
+    }
+}
+
+/// A peer's status, with what its elder adds.
+fn status_of(table: &Table, peer: &Peer) -> PeerStatus {
+    let status = status(peer);
+    let Some(elder) = table.elder_of(peer).map(|elder| self::status(elder)) else {
+        return status;
+    };
+    PeerStatus {
+        last_handshake: status.last_handshake.max(elder.last_handshake),
+        last_receive: status.last_receive.max(elder.last_receive),
+        rx_bytes: status.rx_bytes + elder.rx_bytes,
+        tx_bytes: status.tx_bytes + elder.tx_bytes,
+        rtt: status.rtt.or(elder.rtt),
+        ..status
     }
 }
 

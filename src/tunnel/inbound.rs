@@ -58,6 +58,8 @@ pub(super) struct Inbound {
 
 /// A handshake message that was admitted.
 struct Handshake {
+    /// Which of this node's keys it is for.
+    identity: Arc<Identity>,
     message: Message,
     octets: [u8; HANDSHAKE],
     length: usize,
@@ -113,9 +115,9 @@ impl Inbound {
             Ok(message) => message,
             Err(reason) => return drops.add(reason),
         };
-        let Some(identity) = &batch.table.identity else {
+        if batch.table.identity.is_none() {
             return drops.add(Drop::NoSession);
-        };
+        }
         if self.used + room_for(datagram.len()) > ARENA || self.coalescer.len() >= WAITING {
             self.flush(batch);
         }
@@ -125,25 +127,18 @@ impl Inbound {
         match message {
             Message::Data(index) => self.data(batch, index, datagram, source),
             Message::Initiation | Message::Response(_) => {
-                self.admit(batch, identity, message, datagram, source)
+                self.admit(batch, message, datagram, source)
             }
-            Message::Cookie(_) => self.handshake(batch, identity, message, datagram, source),
+            Message::Cookie(_) => self.handshake(batch, None, message, datagram, source),
         }
     }
 
     /// Decides about a handshake message, at the cost of a hash or three: no peer is looked at.
-    fn admit(
-        &mut self,
-        batch: &Batch<'_>,
-        identity: &Identity,
-        message: Message,
-        datagram: &[u8],
-        source: SocketAddr,
-    ) {
+    fn admit(&mut self, batch: &Batch<'_>, message: Message, datagram: &[u8], source: SocketAddr) {
         let drops = &batch.shared.drops;
-        if !identity.is_for_us(datagram) {
+        let Some(identity) = batch.table.meant(datagram) else {
             return drops.add(Drop::NotAuthentic);
-        }
+        };
         let admission = batch
             .shared
             .limiter
@@ -158,6 +153,7 @@ impl Inbound {
                 };
                 place.copy_from_slice(datagram);
                 self.handshakes.push_back(Handshake {
+                    identity: Arc::clone(identity),
                     message,
                     octets,
                     length: datagram.len(),
@@ -179,16 +175,12 @@ impl Inbound {
             let Some(next) = self.handshakes.pop_front() else {
                 break;
             };
-            let Some(identity) = &batch.table.identity else {
-                batch.shared.drops.add(Drop::NoSession);
-                continue;
-            };
             if self.sender.is_full(room_for(HANDSHAKE)) {
                 self.sender.flush(batch.sockets, &batch.shared.drops);
             }
             self.handshake(
                 batch,
-                identity,
+                Some(&next.identity),
                 next.message,
                 &next.octets[..next.length],
                 next.source,
@@ -200,7 +192,7 @@ impl Inbound {
     fn handshake(
         &mut self,
         batch: &Batch<'_>,
-        identity: &Identity,
+        meant: Option<&Arc<Identity>>,
         message: Message,
         datagram: &[u8],
         source: SocketAddr,
@@ -208,10 +200,12 @@ impl Inbound {
         let drops = &batch.shared.drops;
         let peer = match message {
             Message::Initiation => {
-                let Some(key) = identity.initiator(datagram) else {
+                let Some((meant, key)) =
+                    meant.and_then(|meant| Some((meant, meant.initiator(datagram)?)))
+                else {
                     return drops.add(Drop::NotAuthentic);
                 };
-                batch.table.by_key.get(&key)
+                batch.table.initiator(meant, &key)
             }
             Message::Response(index) | Message::Cookie(index) | Message::Data(index) => {
                 batch.table.by_index.get(&index)
@@ -219,6 +213,9 @@ impl Inbound {
         };
         let Some(peer) = peer else {
             return drops.add(Drop::UnknownPeer);
+        };
+        let Some(identity) = batch.table.identity_of(peer) else {
+            return drops.add(Drop::NoSession);
         };
         let mut state = peer.lock();
         // Only an initiation begins anything: to anything else there was a question of ours before.
@@ -305,7 +302,7 @@ impl Inbound {
                     .table
                     .allowed
                     .owner(ip.source)
-                    .is_none_or(|owner| !Arc::ptr_eq(owner, &peer))
+                    .is_none_or(|owner| !Arc::ptr_eq(owner, &peer) && owner.member != peer.member)
                 {
                     return drops.add(Drop::ForeignSource);
                 }

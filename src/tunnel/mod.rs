@@ -30,6 +30,7 @@ mod inbound;
 mod outbound;
 mod peer;
 mod probe;
+mod rotation;
 mod slice;
 mod timer;
 mod tun;
@@ -44,3 +45,4 @@ pub use device::{
 };
 pub use drops::{Counters, Drop};
 pub use here::{Here, Local, Taken};
+pub use rotation::OVERLAP;

@@ -98,7 +98,8 @@ impl Outbound {
             shared.drops.add(Drop::Malformed);
             return;
         };
-        let (Some(peer), Some(identity)) = (table.allowed.owner(ip.destination), &table.identity)
+        let owner = table.allowed.owner(ip.destination);
+        let (Some(peer), Some(identity)) = (owner, owner.and_then(|peer| table.identity_of(peer)))
         else {
             // Nobody owns what is answered here, so packets to peers are not looked at twice.
             match &table.here {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::device::PeerConfig;
@@ -14,6 +14,10 @@ pub(super) struct Peer {
     pub(super) public_key: [u8; 32],
     /// A random 24-bit number that no other peer of the device has: receiver indices begin with it.
     pub(super) index: u32,
+    /// Who it is, whatever its key: that of the peer it is the heir of.
+    pub(super) member: u64,
+    /// The key of this node that it speaks to, if that is not the present one.
+    pub(super) bound: OnceLock<Arc<Identity>>,
     pub(super) rx_bytes: AtomicU64,
     pub(super) tx_bytes: AtomicU64,
     state: Mutex<PeerState>,
@@ -41,10 +45,12 @@ pub(super) struct PeerState {
 }
 
 impl Peer {
-    pub(super) fn new(config: PeerConfig, index: u32, live: Arc<Live>) -> Self {
+    pub(super) fn new(config: PeerConfig, index: u32, member: u64, live: Arc<Live>) -> Self {
         Self {
             public_key: config.public_key,
             index,
+            member,
+            bound: OnceLock::new(),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
             state: Mutex::new(PeerState {

@@ -229,6 +229,17 @@ impl std::fmt::Debug for Join {
     }
 }
 
+/// The tunnel's new key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRotated {
+    /// Version of this document.
+    pub schema: u32,
+    /// Its public half.
+    pub public_key: WireGuardKey,
+    /// Whether the coordinator has it.
+    pub published: bool,
+}
+
 /// Gives this node another name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rename {

@@ -21,3 +21,4 @@ mod many_coordinators;
 mod narrow_path;
 mod restart;
 mod restore;
+mod rotation;

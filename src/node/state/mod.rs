@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::control::stream::Position;
 use crate::discovery::docker::ContainerId;
 use crate::model::address::Block;
+use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, SigningKey, WireGuardKey};
 use crate::wire::Envelope;
 use crate::wire::file::{self, FileError};
@@ -98,6 +99,23 @@ impl std::fmt::Debug for Keys {
     }
 }
 
+/// The tunnel's key before the present one, which goes on for a while.
+#[derive(Clone)]
+pub struct Previous {
+    /// The key.
+    pub wireguard: x25519_dalek::StaticSecret,
+    /// How long.
+    pub until: UnixSeconds,
+}
+
+impl std::fmt::Debug for Previous {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Previous")
+            .field("until", &self.until)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Who the node is and in which mesh: all it needs to start with no coordinator.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -113,6 +131,8 @@ pub struct Identity {
     pub urls: Vec<CoordinatorUrl>,
     /// The key they have.
     pub pin: SpkiPin,
+    /// Set for a while after the tunnel's key was changed.
+    pub previous: Option<Previous>,
 }
 
 /// A join that was begun: kept so that asking again is the same question.
@@ -173,6 +193,32 @@ struct StoredIdentity {
     block: Block,
     urls: Vec<CoordinatorUrl>,
     pin: SpkiPin,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    previous: Option<StoredPrevious>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredPrevious {
+    wireguard_secret: Zeroizing<String>,
+    until: UnixSeconds,
+}
+
+impl StoredPrevious {
+    fn new(previous: &Previous) -> Self {
+        Self {
+            wireguard_secret: Zeroizing::new(PublicKey(previous.wireguard.to_bytes()).to_string()),
+            until: previous.until,
+        }
+    }
+
+    /// Nothing rests on it for long: one that is damaged is gone.
+    fn open(&self) -> Option<Previous> {
+        let octets = self.wireguard_secret.parse::<PublicKey>().ok()?;
+        Some(Previous {
+            wireguard: x25519_dalek::StaticSecret::from(octets.0),
+            until: self.until,
+        })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -220,6 +266,7 @@ impl StateDir {
             block: stored.block,
             urls: stored.urls,
             pin: stored.pin,
+            previous: stored.previous.and_then(|previous| previous.open()),
         }))
     }
 
@@ -237,6 +284,7 @@ impl StateDir {
                 block: identity.block,
                 urls: identity.urls.clone(),
                 pin: identity.pin,
+                previous: identity.previous.as_ref().map(StoredPrevious::new),
             },
         )
     }

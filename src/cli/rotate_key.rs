@@ -1,0 +1,22 @@
+//! `meshctl rotate-key`.
+
+use super::Globals;
+use super::exit::CliError;
+use crate::wire::local::KeyRotated;
+
+pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
+    let rotated: KeyRotated = globals
+        .daemon()
+        .post("/v1/rotate-key", &serde_json::json!({}))
+        .await?;
+    let later = if rotated.published {
+        ""
+    } else {
+        "; the coordinator is away, the nodes that are reached hear of it"
+    };
+    eprintln!(
+        "the tunnel's key is {}; the one before goes on for a while{later}",
+        rotated.public_key
+    );
+    Ok(0)
+}

@@ -1,0 +1,142 @@
+//! A key is replaced, this node's own or a peer's, and no packet is lost.
+//!
+//! WireGuard binds a session to the keys of both ends. When one is replaced, the peer is there twice for a while: the *elder*
+//! with the session and the keys there were, and the *heir* with those there are. Both are the same member, so that what
+//! either receives is the owner's. The elder carries what is sent, and begins its sessions anew, until the heir has heard the
+//! peer; so it does not matter which of the two ends, or when, learns of the new key. After [`OVERLAP`] the elder goes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::device::{Table, Tunnel};
+use super::noise::Identity;
+use super::peer::Peer;
+
+/// How long an old key goes on: three times what a session lasts (WireGuard section 6.1), so that whoever has one has
+/// made a new one since.
+pub const OVERLAP: Duration = Duration::from_secs(600);
+
+/// A peer as it was before a key was replaced.
+#[derive(Clone)]
+pub(super) struct Elder {
+    pub(super) peer: Arc<Peer>,
+    /// When it goes.
+    pub(super) until: Instant,
+}
+
+impl Table {
+    /// The key that `peer` speaks to, if there is any.
+    pub(super) fn identity_of<'a>(&'a self, peer: &'a Peer) -> Option<&'a Arc<Identity>> {
+        peer.bound.get().or(self.identity.as_ref())
+    }
+
+    /// Which of this node's keys a handshake message is for: a hash for each.
+    pub(super) fn meant(&self, datagram: &[u8]) -> Option<&Arc<Identity>> {
+        let both = self.identity.iter().chain(&self.previous);
+        let mut both = both.filter(|identity| identity.is_for_us(datagram));
+        both.next()
+    }
+
+    /// The peer whose key is `key`, that speaks to `identity`.
+    pub(super) fn initiator(&self, identity: &Arc<Identity>, key: &[u8; 32]) -> Option<&Arc<Peer>> {
+        let elders = self.elders.iter().map(|elder| &elder.peer);
+        let elders = elders.filter(|peer| peer.public_key == *key);
+        let mut all = self.by_key.get(key).into_iter().chain(elders);
+        all.find(|peer| {
+            self.identity_of(peer)
+                .is_some_and(|of| Arc::ptr_eq(of, identity))
+        })
+    }
+
+    /// The elder of `peer`, if it has one.
+    pub(super) fn elder_of(&self, peer: &Peer) -> Option<&Arc<Peer>> {
+        let mut elders = self.elders.iter().map(|elder| &elder.peer);
+        elders.find(|elder| elder.member == peer.member && elder.index != peer.index)
+    }
+
+    /// Who carries what is sent to the member that `heir` is now.
+    pub(super) fn carrier<'a>(&'a self, heir: &'a Arc<Peer>) -> &'a Arc<Peer> {
+        match self.elder_of(heir) {
+            Some(elder) if heir.lock().last_receive.is_none() && elder.lock().noise.is_some() => {
+                elder
+            }
+            _ => heir,
+        }
+    }
+}
+
+impl Tunnel {
+    /// Replaces this node's key. Whoever does not know the new one speaks to the old one for [`OVERLAP`].
+    pub fn rotate(&self, key: x25519_dalek::StaticSecret) {
+        self.change_table(|old, fresh| {
+            let Some(identity) = &old.identity else {
+                return Table {
+                    identity: Some(Arc::new(Identity::new(key))),
+                    ..old.clone()
+                };
+            };
+            let until = Instant::now() + OVERLAP;
+            let heirs = old.by_key.iter().map(|(key, peer)| {
+                let heir = fresh(peer, *key);
+                (*key, heir)
+            });
+            let by_key = heirs.collect();
+            let mut elders = Vec::new();
+            for peer in old.by_key.values() {
+                // One that is bound already keeps its key.
+                let _ = peer.bound.set(Arc::clone(identity));
+                elders.push(Elder {
+                    peer: Arc::clone(peer),
+                    until,
+                });
+            }
+            Table {
+                identity: Some(Arc::new(Identity::new(key))),
+                previous: Some(Arc::clone(identity)),
+                by_key,
+                elders,
+                ..old.clone()
+            }
+        });
+        self.keep_alive();
+    }
+
+    /// A peer has a new key: it keeps its session until there is one with that.
+    pub fn replace_key(&self, before: &[u8; 32], key: [u8; 32]) {
+        self.change_table(|old, fresh| {
+            let mut new = old.clone();
+            if let Some(peer) = new.by_key.remove(before) {
+                let heir = fresh(&peer, key);
+                new.elders.retain(|elder| elder.peer.member != peer.member);
+                new.elders.push(Elder {
+                    peer,
+                    until: Instant::now() + OVERLAP,
+                });
+                new.by_key.entry(key).or_insert(heir);
+            }
+            new
+        });
+        self.keep_alive();
+    }
+
+    /// Whether a key that this node had goes on.
+    #[must_use]
+    pub fn is_rotating(&self) -> bool {
+        self.table().previous.is_some()
+    }
+
+    /// Lets heirs take over that have heard their peers, and elders go whose time is over. To be called now and then.
+    pub fn settle(&self, now: Instant) {
+        if self.table().elders.is_empty() {
+            return;
+        }
+        self.change_table(|old, _| {
+            let mut new = old.clone();
+            new.elders.retain(|elder| elder.until > now);
+            if new.elders.is_empty() {
+                new.previous = None;
+            }
+            new
+        });
+    }
+}

@@ -1,0 +1,131 @@
+//! The tunnel's key is changed, and no packet is lost.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::mesh::Mesh;
+
+/// Between two packets: 2,000 a second each way, far below what the machine carries, so that all that is lost is lost to the
+/// change of keys.
+const PACE: Duration = Duration::from_micros(500);
+
+/// Numbered packets from one node to another, until told to stop.
+struct Flow {
+    stop: Arc<AtomicBool>,
+    sender: std::thread::JoinHandle<u64>,
+    receiver: std::thread::JoinHandle<u64>,
+}
+
+impl Flow {
+    fn start(mesh: &Mesh, from: usize, to: usize) -> Self {
+        let at = |n: usize, port| SocketAddr::new(mesh.addresses(n).0.into(), port);
+        let bind = |n: usize, port| {
+            let address = at(n, port);
+            let host = &mesh.nodes[n].host;
+            host.inside(|| UdpSocket::bind(address))
+                .expect("a namespace")
+                .expect("a free port")
+        };
+        let (source, sink) = (bind(from, 0), bind(to, 9000));
+        let there = at(to, 9000);
+        socket2::SockRef::from(&sink)
+            .set_recv_buffer_size(4 << 20)
+            .expect("a socket");
+        sink.set_read_timeout(Some(Duration::from_secs(2)))
+            .expect("a socket");
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let sender = std::thread::spawn(move || {
+            let mut sent = 0u64;
+            while !stopped.load(Ordering::Relaxed) {
+                source
+                    .send_to(&sent.to_be_bytes(), there)
+                    .expect("the way is there");
+                sent += 1;
+                std::thread::sleep(PACE);
+            }
+            sent
+        });
+        let receiver = std::thread::spawn(move || {
+            let (mut received, mut buffer) = (0u64, [0; 64]);
+            while sink.recv_from(&mut buffer).is_ok() {
+                received += 1;
+            }
+            received
+        });
+        Self {
+            stop,
+            sender,
+            receiver,
+        }
+    }
+
+    /// Packets sent and received.
+    fn end(self) -> (u64, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().expect("no panic");
+        (sent, self.receiver.join().expect("no panic"))
+    }
+}
+
+#[test]
+fn a_key_is_changed_under_traffic_and_no_packet_is_lost() {
+    let Some(mut mesh) = Mesh::joined(3) else {
+        return;
+    };
+    let key = |mesh: &Mesh, n: usize| mesh.status(n).node.expect("it has joined").public_key;
+    let flows = [(0, 1), (1, 0), (0, 2)].map(|(from, to)| Flow::start(&mesh, from, to));
+    std::thread::sleep(Duration::from_secs(1));
+    let before = [0, 1].map(|n| key(&mesh, n));
+    let rotated = mesh.on(0, &["rotate-key"]);
+    assert_eq!(rotated.code, 0, "{rotated:?}");
+    assert_ne!(key(&mesh, 0), before[0]);
+    std::thread::sleep(Duration::from_secs(3));
+    // The other end as well, while the first one's old key goes on.
+    assert_eq!(mesh.on(1, &["rotate-key"]).code, 0);
+    std::thread::sleep(Duration::from_secs(3));
+    for flow in flows {
+        let (sent, received) = flow.end();
+        eprintln!("{sent} packets sent, {received} received");
+        assert!(sent > 2000);
+        assert_eq!(received, sent);
+    }
+    let again = mesh.on(0, &["rotate-key"]);
+    assert_eq!(again.code, 1);
+    assert!(again.stderr.contains("changed less than"), "{again:?}");
+
+    // Whoever starts now knows the new keys alone; and the one that was changed starts with both.
+    let addresses = [0, 1, 2].map(|n| mesh.addresses(n).0.to_string());
+    for n in [2, 0] {
+        mesh.kill_node(n);
+        mesh.start_node(n);
+        for other in [0, 1, 2].into_iter().filter(|other| *other != n) {
+            mesh.wait_until("the new keys work", || {
+                mesh.pings(n, &addresses[other]) && mesh.pings(other, &addresses[n])
+            });
+        }
+    }
+}
+
+#[test]
+fn a_key_is_changed_with_no_coordinator_and_while_a_peer_is_off() {
+    let Some(mut mesh) = Mesh::joined(3) else {
+        return;
+    };
+    let addresses = [0, 1, 2].map(|n| mesh.addresses(n).0.to_string());
+    mesh.coordinator.take().expect("it runs").kill();
+    mesh.kill_node(2);
+    let flow = Flow::start(&mesh, 1, 0);
+    assert_eq!(mesh.on(0, &["rotate-key"]).code, 0);
+    std::thread::sleep(Duration::from_secs(3));
+    let (sent, received) = flow.end();
+    eprintln!("{sent} packets sent, {received} received");
+    assert_eq!(received, sent);
+    // It comes back with the old key in mind, and hears of the new one through the old.
+    mesh.start_node(2);
+    mesh.wait_until("the one that was off is reached", || {
+        mesh.pings(2, &addresses[0]) && mesh.pings(0, &addresses[2])
+    });
+}
