@@ -1,6 +1,7 @@
 //! Hosts with a WireGuard each: started, configured with `wg`, loaded with iperf3, and read in `/proc`.
 
 mod load;
+mod median;
 mod read;
 mod table;
 
@@ -15,8 +16,9 @@ use meshd::lab::{Host, Running, World};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 pub(crate) use load::{Flow, listen, send};
+pub(crate) use median::median;
 pub(crate) use read::{machine_cpu, process_cpu, resident_kib};
-pub(crate) use table::{median, print_table};
+pub(crate) use table::print_table;
 
 /// The tunnel device's name.
 pub(crate) const DEVICE: &str = "wg0";
