@@ -360,7 +360,7 @@ impl Mesh {
         mesh.refresh();
         if mesh.identity.previous.is_some() {
             let key = mesh.identity.keys.wireguard.clone();
-            mesh.tunnel.rotate(key);
+            mesh.tunnel.rotate(key, Instant::now());
         }
         mesh.checker.set(mesh.registry.targets(own[0]));
         let events = Events {
@@ -736,7 +736,8 @@ impl Mesh {
         self.dir.set_identity(&identity)?;
         self.identity = identity;
         // Before anybody hears of it: who does begins a session with it at once.
-        self.tunnel.rotate(self.identity.keys.wireguard.clone());
+        let key = self.identity.keys.wireguard.clone();
+        self.tunnel.rotate(key, Instant::now());
         tracing::info!(key = %self.identity.keys.wireguard_public(), "the tunnel has a new key");
         Ok((self.identity.keys.wireguard_public(), self.publish_own()))
     }
@@ -967,7 +968,7 @@ impl Mesh {
                 && before.wireguard_key != member.wireguard_key
             {
                 self.tunnel
-                    .replace_key(&before.wireguard_key.0, member.wireguard_key.0);
+                    .replace_key(&before.wireguard_key.0, member.wireguard_key.0, now);
             }
         }
         let serving: BTreeSet<PublicKey> = self.netmap.services.values().map(|s| s.node).collect();

@@ -67,7 +67,7 @@ impl Table {
 
 impl Tunnel {
     /// Replaces this node's key. Whoever does not know the new one speaks to the old one for [`OVERLAP`].
-    pub fn rotate(&self, key: x25519_dalek::StaticSecret) {
+    pub fn rotate(&self, key: x25519_dalek::StaticSecret, now: Instant) {
         self.change_table(|old, fresh| {
             let Some(identity) = &old.identity else {
                 return Table {
@@ -75,7 +75,7 @@ impl Tunnel {
                     ..old.clone()
                 };
             };
-            let until = Instant::now() + OVERLAP;
+            let until = now + OVERLAP;
             let heirs = old.by_key.iter().map(|(key, peer)| {
                 let heir = fresh(peer, *key);
                 (*key, heir)
@@ -102,7 +102,7 @@ impl Tunnel {
     }
 
     /// A peer has a new key: it keeps its session until there is one with that.
-    pub fn replace_key(&self, before: &[u8; 32], key: [u8; 32]) {
+    pub fn replace_key(&self, before: &[u8; 32], key: [u8; 32], now: Instant) {
         self.change_table(|old, fresh| {
             let mut new = old.clone();
             if let Some(peer) = new.by_key.remove(before) {
@@ -110,7 +110,7 @@ impl Tunnel {
                 new.elders.retain(|elder| elder.peer.member != peer.member);
                 new.elders.push(Elder {
                     peer,
-                    until: Instant::now() + OVERLAP,
+                    until: now + OVERLAP,
                 });
                 new.by_key.entry(key).or_insert(heir);
             }

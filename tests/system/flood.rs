@@ -1,63 +1,17 @@
 //! A running tunnel and what the network sends it: it counts all of it, and goes on.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use meshd::lab::{Host, World};
 use meshd::tunnel::noise::{Identity, Noise};
-use meshd::tunnel::{Drop, PeerConfig, Tunnel, TunnelConfig};
-use x25519_dalek::{PublicKey, StaticSecret};
+use meshd::tunnel::{Drop, Tunnel};
+use x25519_dalek::PublicKey;
+
+use crate::tunnels::{answers, inside, key, start};
 
 /// A hang limit.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// The address of a host in the tunnel. The node everybody talks to is number 1.
-fn inside(number: u8) -> IpAddr {
-    Ipv4Addr::new(10, 99, 0, number).into()
-}
-
-fn key(number: u8) -> StaticSecret {
-    StaticSecret::from([number; 32])
-}
-
-fn start(host: &Host, number: u8, peers: &[(u8, Option<SocketAddr>)]) -> Tunnel {
-    let config = TunnelConfig {
-        interface: "mesh0".into(),
-        mtu: 1420,
-        listen_port: 51820,
-        private_key: Some(key(number)),
-        workers: Some(2),
-    };
-    let tunnel = host
-        .inside(|| Tunnel::start(config))
-        .expect("a namespace")
-        .expect("a tunnel");
-    tunnel.set_local_addresses(vec![inside(number)]);
-    let peers = peers.iter().map(|(peer, endpoint)| PeerConfig {
-        public_key: PublicKey::from(&key(*peer)).to_bytes(),
-        preshared_key: None,
-        endpoint: *endpoint,
-        allowed_ips: vec![inside(*peer).into()],
-        persistent_keepalive: None,
-    });
-    tunnel.set_peers(peers.collect());
-    tunnel
-}
-
-/// Whether a probe from `number` to the node is answered.
-fn answers(tunnel: &Tunnel, number: u8, limit: Duration) -> bool {
-    let node = PublicKey::from(&key(1)).to_bytes();
-    let end = Instant::now() + limit;
-    loop {
-        let answer = tunnel.ping(node, inside(number), inside(1));
-        if answer.wait(Duration::from_millis(500)).0.is_some() {
-            return true;
-        }
-        if Instant::now() > end {
-            return false;
-        }
-    }
-}
 
 struct Setting {
     node: Tunnel,
@@ -86,7 +40,7 @@ fn setting() -> Option<Setting> {
     let node = start(&hosts[0], 1, &[(2, None), (3, None)]);
     let peer = start(&hosts[1], 2, &[(1, endpoint)]);
     let newcomer = start(&hosts[2], 3, &[(1, endpoint)]);
-    assert!(answers(&peer, 2, LIMIT));
+    assert!(answers(&peer, 2, &key(1), LIMIT));
     Some(Setting {
         node,
         peer,
@@ -131,7 +85,7 @@ fn datagrams_of_any_length_are_counted_and_the_tunnel_goes_on() {
             sent
         })
         .expect("a namespace");
-    assert!(answers(&setting.peer, 2, LIMIT));
+    assert!(answers(&setting.peer, 2, &key(1), LIMIT));
     let counted = || -> u64 { setting.node.counters().0.iter().map(|(_, n)| n).sum() };
     let end = Instant::now() + LIMIT;
     while counted() < sent && Instant::now() < end {
@@ -151,7 +105,7 @@ fn a_peer_that_sends_from_an_address_it_does_not_own_is_not_heard() {
     for foreign in [inside(3), inside(1), inside(77)] {
         setting.peer.probe(&node, foreign, inside(1));
     }
-    assert!(answers(&setting.peer, 2, LIMIT));
+    assert!(answers(&setting.peer, 2, &key(1), LIMIT));
     assert_eq!(setting.node.counters().of(Drop::ForeignSource), 3);
 }
 
@@ -167,8 +121,8 @@ fn a_newcomer_gets_in_while_forged_handshakes_flood_the_node() {
                 .expect("a namespace")
         });
         std::thread::sleep(Duration::from_secs(1));
-        let came = answers(&setting.newcomer, 3, LIMIT);
-        let stays = answers(&setting.peer, 2, LIMIT);
+        let came = answers(&setting.newcomer, 3, &key(1), LIMIT);
+        let stays = answers(&setting.peer, 2, &key(1), LIMIT);
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let sent = flood.join().expect("it ends");
         let drops = setting.node.counters();

@@ -4,6 +4,7 @@
 
 mod mesh;
 mod query;
+mod tunnels;
 
 mod adversary;
 mod apart;
