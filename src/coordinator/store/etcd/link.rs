@@ -184,7 +184,12 @@ impl Link {
                 self.prefix
             )
         } else {
-            format!("no member of the etcd cluster answers ({endpoints}): {text}")
+            let secured = self.endpoints.iter().any(|e| e.starts_with("https:"));
+            let check = match secured {
+                true => "; if they run, check ca_file, certificate_file and key_file",
+                false => "",
+            };
+            format!("no member of the etcd cluster answers ({endpoints}): {text}{check}")
         })
     }
 

@@ -1,21 +1,53 @@
 //! A real etcd for tests.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::super::EtcdSettings;
+use super::link::{Link, end_of};
 
 /// One member, which ends with the value.
 pub(crate) struct Rig {
     process: Child,
     port: u16,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
+    secured: bool,
 }
+
+/// Of a secured member: the user that may use the prefix, and its password.
+const USER: &str = "mesh";
+const PASSWORD: &str = "correct horse battery staple";
+/// Where such a member's certificates and keys are, in its directory.
+const FILES: [&str; 6] = [
+    "ca.crt",
+    "server.crt",
+    "server.key",
+    "client.crt",
+    "client.key",
+    "password",
+];
 
 impl Rig {
     /// A running one with nothing in it; nothing, if etcd is not installed.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_as(false)
+    }
+
+    /// The same, for TLS alone, with certificates on both sides, and for one user within the prefix. What that user shows to
+    /// be let in is good for five seconds.
+    pub(crate) fn start_secured() -> Option<Self> {
+        let rig = Self::start_as(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a thread");
+        runtime.block_on(rig.set_users()).expect("etcd takes users");
+        Some(rig)
+    }
+
+    fn start_as(secured: bool) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let ports = [(); 2].map(|()| {
             TcpListener::bind("127.0.0.1:0")
@@ -23,10 +55,21 @@ impl Rig {
                 .expect("loopback")
                 .port()
         });
-        let [client, peer] = ports.map(|port| format!("http://127.0.0.1:{port}"));
-        let spawned = Command::new("etcd")
+        let peer = format!("http://127.0.0.1:{}", ports[1]);
+        let client = url(secured, ports[0]);
+        let mut command = Command::new("etcd");
+        if secured {
+            write_files(directory.path());
+            let [ca, certificate, key, ..] = FILES.map(|name| directory.path().join(name));
+            command.arg("--client-cert-auth");
+            command.arg("--trusted-ca-file").arg(ca);
+            command.arg("--cert-file").arg(certificate);
+            command.arg("--key-file").arg(key);
+            command.args(["--auth-token-ttl", "5"]);
+        }
+        let spawned = command
             .arg("--data-dir")
-            .arg(directory.path())
+            .arg(directory.path().join("data"))
             .args([
                 "--listen-client-urls",
                 &client,
@@ -51,7 +94,8 @@ impl Rig {
         let rig = Self {
             process,
             port: ports[0],
-            _directory: directory,
+            directory,
+            secured,
         };
         let end = Instant::now() + Duration::from_secs(60);
         while std::net::TcpStream::connect(("127.0.0.1", rig.port)).is_err() {
@@ -68,11 +112,92 @@ impl Rig {
 
     /// How to reach it.
     pub(crate) fn settings(&self) -> EtcdSettings {
-        EtcdSettings {
-            endpoints: vec![format!("http://127.0.0.1:{}", self.port)],
+        let plain = EtcdSettings {
+            endpoints: vec![url(self.secured, self.port)],
             prefix: "/meshd/".into(),
             ..EtcdSettings::default()
+        };
+        if !self.secured {
+            return plain;
         }
+        let [ca, _, _, certificate, key, password] =
+            FILES.map(|name| Some(self.directory.path().join(name)));
+        EtcdSettings {
+            user: Some(USER.into()),
+            password_file: password,
+            ca_file: ca,
+            certificate_file: certificate,
+            key_file: key,
+            ..plain
+        }
+    }
+
+    async fn set_users(&self) -> Result<(), etcd_client::Error> {
+        use etcd_client::{Client, Permission};
+
+        let anonymous = EtcdSettings {
+            user: None,
+            ..self.settings()
+        };
+        let link = Link::new(&anonymous).expect("its files are there");
+        let mut client: Client = link.client().await?.1;
+        client.role_add("root").await?;
+        client.user_add("root", "root", None).await?;
+        client.user_grant_role("root", "root").await?;
+        let (role, within) = ("meshd", end_of(&anonymous.prefix));
+        client.role_add(role).await?;
+        let all = Permission::read_write(anonymous.prefix).with_range_end(within);
+        client.role_grant_permission(role, all).await?;
+        client.user_add(USER, PASSWORD, None).await?;
+        client.user_grant_role(USER, role).await?;
+        client.auth_enable().await?;
+        Ok(())
+    }
+}
+
+fn url(secured: bool, port: u16) -> String {
+    let scheme = if secured { "https" } else { "http" };
+    format!("{scheme}://127.0.0.1:{port}")
+}
+
+/// Writes certificates of an authority of its own, their keys, and the password.
+fn write_files(directory: &Path) {
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+    let key = || KeyPair::generate().expect("a key");
+    let named = |common: &str, names: &[&str]| {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).expect("names");
+        params.distinguished_name.push(DnType::CommonName, common);
+        params
+    };
+    let ca_key = key();
+    let mut ca = named("authority", &[]);
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_certificate = ca.self_signed(&ca_key).expect("a certificate");
+    let issuer = Issuer::new(ca, ca_key);
+    let signed = |common, names| {
+        let key = key();
+        let certificate = named(common, names).signed_by(&key, &issuer);
+        [
+            certificate.expect("a certificate").pem(),
+            key.serialize_pem(),
+        ]
+    };
+    let [server, server_key] = signed("server", &["127.0.0.1"]);
+    // etcd takes the common name for the user's where there is no password: nobody is called so.
+    let [client, client_key] = signed("coordinator", &["coordinator"]);
+    let texts = [
+        ca_certificate.pem(),
+        server,
+        server_key,
+        client,
+        client_key,
+        format!("{PASSWORD}\n"),
+    ];
+    for (name, text) in FILES.into_iter().zip(texts) {
+        let path = directory.join(name);
+        crate::wire::file::write_atomic(&path, text.as_bytes(), 0o600).expect("writable");
     }
 }
 

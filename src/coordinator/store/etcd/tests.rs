@@ -247,3 +247,55 @@ fn the_first_coordinator_decides_which_tls_key_there_is() {
     assert_eq!(open(&rig).note_pin("one").expect("writable"), "one");
     assert_eq!(open(&rig).note_pin("other").expect("writable"), "one");
 }
+
+#[test]
+fn a_cluster_with_tls_and_passwords_takes_its_user_and_nobody_else() {
+    let Some(rig) = Rig::start_secured() else {
+        return;
+    };
+    let (mut one, mut other) = (open(&rig), open(&rig));
+    assert_eq!(one.put(&[write("a", Effect::None)]).expect("it may"), 1);
+    assert_eq!(await_news(&mut other), (false, vec!["a".to_owned()]));
+    // Longer than etcd lets anybody in for one proof.
+    std::thread::sleep(Duration::from_secs(7));
+    assert_eq!(other.put(&[write("b", Effect::None)]).expect("it may"), 2);
+    assert_eq!(await_news(&mut one), (false, vec!["b".to_owned()]));
+
+    let refused = |settings: EtcdSettings| match Etcd::open(&settings) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("{settings:?} is let in"),
+    };
+    let right = rig.settings();
+    let wrong = right
+        .password_file
+        .clone()
+        .expect("a file")
+        .with_extension("wrong");
+    crate::wire::file::write_atomic(&wrong, b"guess", 0o600).expect("writable");
+    let why = refused(EtcdSettings {
+        password_file: Some(wrong),
+        ..right.clone()
+    });
+    assert!(why.contains("check user, password_file"), "{why}");
+    let why = refused(EtcdSettings {
+        user: None,
+        ..right.clone()
+    });
+    assert!(why.contains("check user, password_file"), "{why}");
+    let why = refused(EtcdSettings {
+        prefix: "/elsewhere/".into(),
+        ..right.clone()
+    });
+    assert!(why.contains("may do under /elsewhere/"), "{why}");
+    let why = refused(EtcdSettings {
+        certificate_file: None,
+        ..right.clone()
+    });
+    assert!(why.contains("certificate_file"), "{why}");
+    let stranger = Rig::start_secured().expect("it is installed");
+    let why = refused(EtcdSettings {
+        ca_file: stranger.settings().ca_file,
+        ..right
+    });
+    assert!(why.contains("ca_file"), "{why}");
+}
