@@ -17,8 +17,6 @@ use super::udp::{Sender, Sockets};
 const BUFFER: usize = VNET_HEADER + 65_536;
 /// Packets read before what was sealed is sent: bounds how long the first one waits.
 const BATCH: usize = 16;
-/// Packets answered before the device is read again. To read one takes a small part of the time that its answer takes.
-const ANSWERS: usize = 16;
 
 pub(super) struct Outbound {
     /// Which of the device's queues is read, and which sockets are sent from.
@@ -26,8 +24,6 @@ pub(super) struct Outbound {
     buffer: Vec<u8>,
     /// Where a segment is padded, if it is not a multiple of 16 octets.
     scratch: Vec<u8>,
-    /// What is to be answered here. The device has room for few packets, and who asks may ask much at once.
-    asked: Asked,
     /// What is answered here, before it is written back.
     answer: Vec<u8>,
     sender: Sender,
@@ -40,7 +36,6 @@ impl Outbound {
             queue,
             buffer: vec![0; BUFFER],
             scratch: vec![0; 65_536 + 16],
-            asked: Asked::default(),
             answer: Vec::new(),
             sender: Sender::new(),
             errors: ErrorLimit::new(Instant::now()),
@@ -54,8 +49,7 @@ impl Outbound {
         let sockets = &group[self.queue];
         let now = Instant::now();
         let mut more = true;
-        let mut passed = 0;
-        while passed < BATCH && !self.asked.is_full() {
+        for _ in 0..BATCH {
             match shared.tun[self.queue].read(&mut self.buffer) {
                 Ok(Some((header, range))) => {
                     let length = range.len();
@@ -63,18 +57,7 @@ impl Outbound {
                     if self.sender.is_full(length + length / 2 + 65_536 / 4) {
                         self.sender.flush(sockets, &shared.drops);
                     }
-                    let Some(ip) = self.buffer.get(range.clone()).and_then(Ip::parse) else {
-                        passed += 1;
-                        shared.drops.add(Drop::Malformed);
-                        continue;
-                    };
-                    let here = table.here.as_ref();
-                    if here.is_some_and(|here| here.has(ip.destination)) {
-                        self.put_aside(shared, header, range);
-                    } else {
-                        passed += 1;
-                        self.packet(shared, &table, sockets, header, (range, ip), now);
-                    }
+                    self.packet(shared, &table, sockets, header, range, now);
                 }
                 Ok(None) => {
                     more = false;
@@ -90,28 +73,7 @@ impl Outbound {
             }
         }
         self.sender.flush(sockets, &shared.drops);
-        for _ in 0..ANSWERS {
-            let Some(question) = self.asked.next() else {
-                return more;
-            };
-            match &table.here {
-                Some(here) => answer_one(shared, here, question, &mut self.answer),
-                None => shared.drops.add(Drop::NoOwner),
-            }
-        }
-        more || !self.asked.is_empty()
-    }
-
-    /// Keeps what is to be answered here: one packet, or several that the kernel merged.
-    fn put_aside(&mut self, shared: &Shared, header: VnetHeader, range: std::ops::Range<usize>) {
-        let split = split(header, &mut self.buffer[range], |one| {
-            if !self.asked.put(one) {
-                shared.drops.add(Drop::AnswersWaiting);
-            }
-        });
-        if split.is_err() {
-            shared.drops.add(Drop::Malformed);
-        }
+        more
     }
 
     fn packet(
@@ -120,21 +82,32 @@ impl Outbound {
         table: &Table,
         sockets: &Sockets,
         header: VnetHeader,
-        (range, ip): (std::ops::Range<usize>, Ip),
+        range: std::ops::Range<usize>,
         now: Instant,
     ) {
         let Self {
             buffer,
             scratch,
+            answer,
             sender,
             errors,
             ..
         } = self;
         let packet = &mut buffer[range];
+        let Some(ip) = Ip::parse(packet) else {
+            shared.drops.add(Drop::Malformed);
+            return;
+        };
         let owner = table.allowed.owner(ip.destination);
         let (Some(peer), Some(identity)) = (owner, owner.and_then(|peer| table.identity_of(peer)))
         else {
-            shared.drops.add(Drop::NoOwner);
+            // Nobody owns what is answered here, so packets to peers are not looked at twice.
+            match &table.here {
+                Some(here) if here.has(ip.destination) => {
+                    answer_here(shared, here, header, packet, answer);
+                }
+                _ => shared.drops.add(Drop::NoOwner),
+            }
             return;
         };
         let peer: &Arc<Peer> = peer;
@@ -182,65 +155,21 @@ impl Outbound {
     }
 }
 
-/// Answers a packet, if there is an answer at once.
-fn answer_one(shared: &Shared, here: &Here, packet: &[u8], answer: &mut Vec<u8>) {
-    match here.answer(packet, answer) {
+/// Answers what `packet` holds: one packet, or several that the kernel merged.
+fn answer_here(
+    shared: &Shared,
+    here: &Here,
+    header: VnetHeader,
+    packet: &mut [u8],
+    answer: &mut Vec<u8>,
+) {
+    let split = split(header, packet, |one| match here.answer(one, answer) {
         Ok(true) => shared.inject(answer),
         Ok(false) => {}
         Err(reason) => shared.drops.add(reason),
-    }
-}
-
-/// Packets put aside at most.
-const QUESTIONS: usize = 512;
-
-/// Packets put aside, in a ring of buffers that grows to what was needed once.
-#[derive(Default)]
-struct Asked {
-    places: Vec<Vec<u8>>,
-    first: usize,
-    count: usize,
-}
-
-impl Asked {
-    fn is_full(&self) -> bool {
-        self.count == QUESTIONS
-    }
-
-    fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Takes a packet in; gives whether there was room.
-    fn put(&mut self, packet: &[u8]) -> bool {
-        if self.is_full() {
-            return false;
-        }
-        if self.count == self.places.len() {
-            // The ring grows at its seam.
-            self.places.rotate_left(self.first);
-            self.first = 0;
-            self.places.push(Vec::new());
-        }
-        let at = (self.first + self.count) % self.places.len();
-        let Some(place) = self.places.get_mut(at) else {
-            return false;
-        };
-        place.clear();
-        place.extend_from_slice(packet);
-        self.count += 1;
-        true
-    }
-
-    /// Takes out the packet that came first.
-    fn next(&mut self) -> Option<&[u8]> {
-        if self.count == 0 {
-            return None;
-        }
-        let place = self.places.get(self.first)?;
-        self.first = (self.first + 1) % self.places.len();
-        self.count -= 1;
-        Some(place)
+    });
+    if split.is_err() {
+        shared.drops.add(Drop::Malformed);
     }
 }
 
@@ -249,44 +178,5 @@ fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, fits: u16) {
     let mut error = [0; MAX_ERROR];
     if let Some(length) = too_big::answer(packet, ip, fits, &mut error) {
         shared.inject(&error[..length]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::VecDeque;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn what_is_put_aside_comes_out_in_order(steps in prop::collection::vec((any::<bool>(), 0..40usize), 1..60)) {
-            let (mut asked, mut model) = (Asked::default(), VecDeque::new());
-            let mut number = 0u32;
-            for (puts, count) in steps {
-                for _ in 0..count {
-                    if puts {
-                        number += 1;
-                        prop_assert!(asked.put(&number.to_be_bytes()));
-                        model.push_back(number);
-                    } else {
-                        let wanted = model.pop_front().map(u32::to_be_bytes);
-                        prop_assert_eq!(asked.next(), wanted.as_ref().map(|octets| &octets[..]));
-                    }
-                }
-                prop_assert_eq!(asked.is_empty(), model.is_empty());
-            }
-        }
-    }
-
-    #[test]
-    fn no_more_is_put_aside_than_there_is_room_for() {
-        let mut asked = Asked::default();
-        let taken = (0..=QUESTIONS).filter(|_| asked.put(b"one"));
-        assert_eq!(taken.count(), QUESTIONS);
-        let out = std::iter::from_fn(|| asked.next().map(<[u8]>::to_vec)).count();
-        assert_eq!(out, QUESTIONS);
     }
 }

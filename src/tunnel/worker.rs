@@ -149,10 +149,11 @@ fn out(shared: &Shared, pair: &Pair, queue: usize) {
             }
             continue;
         }
-        // What the other thread had put aside is not to be seen at the device.
-        while !shared.stopping() && pair.outbound().batch(shared) {}
         let tun = shared.tun[queue].descriptor();
-        if wait([tun, -1, -1, -1], IDLE_MS).is_none() {
+        if wait([tun, -1, -1, -1], IDLE_MS).is_some() {
+            let mut outbound = pair.outbound();
+            while !shared.stopping() && outbound.batch(shared) {}
+        } else {
             pair.lent.store(false, Ordering::Release);
             let _ = pair.wakes[0].write(1);
         }
