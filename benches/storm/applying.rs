@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use meshd::dns::zone::{MOST_ADDRESSES, WhenNoneUsable, Zone, ZoneInput};
+use meshd::dns::zone::{MOST_ADDRESSES, Replaced, WhenNoneUsable, Zone, ZoneInput};
 use meshd::model::netmap::Netmap;
-use meshd::model::record::{MESH_ID, Membership, Mesh, Record, Token};
+use meshd::model::record::{MESH_ID, Membership, Mesh, Record, Service, Token};
 use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{MeshAddresses, PublicKey, SigningKey, WireGuardKey};
 use meshd::wire::{Envelope, Ledger};
@@ -47,11 +47,19 @@ pub(crate) fn measure(nodes: usize, services: usize) {
     );
     let address = held.netmap.members[&first.public()].block.node_v4().into();
     let mut times: Vec<Duration> = Vec::with_capacity(CHANGES);
+    let id = Service::id_of(&first.public(), None, &label("service-0-0"));
     for version in 2..2 + CHANGES as u64 {
         let change = service(&first, "service-0-0", address, version);
         let begun = Instant::now();
         held.ledger.apply(change).expect("a newer version");
-        (held.netmap, held.zone) = derived(&held.ledger, first.public());
+        let before = held.ledger.renew(&mut held.netmap, &id);
+        let replaced = Replaced {
+            before: before.as_ref(),
+            now: held.netmap.services.get(&id),
+        };
+        held.zone = with_input(&held.netmap, first.public(), |input| {
+            held.zone.replace(input, &[replaced]).0
+        });
         times.push(begun.elapsed());
     }
     println!(
@@ -61,11 +69,16 @@ pub(crate) fn measure(nodes: usize, services: usize) {
     drop(held.zone);
 }
 
-/// What a node computes of its ledger whenever that changes.
+/// What a node computes of its ledger when it has a new one.
 fn derived(ledger: &Ledger, own: PublicKey) -> (Netmap, Zone) {
     let netmap = ledger.netmap();
-    let zone = Zone::build(&ZoneInput {
-        netmap: &netmap,
+    let zone = with_input(&netmap, own, Zone::build);
+    (netmap, zone)
+}
+
+fn with_input<T>(netmap: &Netmap, own: PublicKey, run: impl FnOnce(&ZoneInput<'_>) -> T) -> T {
+    run(&ZoneInput {
+        netmap,
         own,
         unreachable: &BTreeSet::new(),
         round_trips: &BTreeMap::new(),
@@ -74,8 +87,7 @@ fn derived(ledger: &Ledger, own: PublicKey) -> (Netmap, Zone) {
         balanced: &BTreeSet::new(),
         serial: 1,
         most_addresses: MOST_ADDRESSES,
-    });
-    (netmap, zone)
+    })
 }
 
 /// All records of a mesh, its key, and the key of its first node.
