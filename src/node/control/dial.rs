@@ -20,12 +20,14 @@ use tokio_rustls::client::TlsStream;
 use crate::wire::token::SpkiPin;
 use crate::wire::url::CoordinatorUrl;
 
-/// How long TCP, and then TLS, may take each.
-const STEP_LIMIT: Duration = Duration::from_secs(5);
+/// How long TCP may take: the first packet is sent a second time after one second. Another coordinator may answer at once.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// How long TLS may take: many nodes may come back to a coordinator together.
+const TLS_LIMIT: Duration = Duration::from_secs(5);
 /// A connection on which nothing came for this long is looked at.
-const IDLE: Duration = Duration::from_secs(3);
+const IDLE: Duration = Duration::from_secs(2);
 /// A machine that acknowledges nothing for this long is gone.
-const UNANSWERED: Duration = Duration::from_secs(5);
+const UNANSWERED: Duration = Duration::from_secs(4);
 
 /// Why there is no connection to a coordinator.
 #[derive(Debug, thiserror::Error)]
@@ -69,9 +71,9 @@ pub async fn dial(url: &CoordinatorUrl, pin: SpkiPin) -> Result<TlsStream<TcpStr
         url: url.clone(),
         why,
     };
-    let tcp = timeout(STEP_LIMIT, TcpStream::connect(url.authority()))
+    let tcp = timeout(CONNECT_LIMIT, TcpStream::connect(url.authority()))
         .await
-        .map_err(|_| unreachable("no answer within 5 seconds".into()))?
+        .map_err(|_| unreachable("no answer within 3 seconds".into()))?
         .map_err(|e| unreachable(e.to_string()))?;
     // Small messages both ways: waiting to fill a segment only adds delay.
     let _ = tcp.set_nodelay(true);
@@ -85,7 +87,7 @@ pub async fn dial(url: &CoordinatorUrl, pin: SpkiPin) -> Result<TlsStream<TcpStr
     let name =
         ServerName::try_from(url.host().to_owned()).map_err(|e| unreachable(e.to_string()))?;
     let connector = TlsConnector::from(Arc::new(client_config(pin)));
-    match timeout(STEP_LIMIT, connector.connect(name, tcp)).await {
+    match timeout(TLS_LIMIT, connector.connect(name, tcp)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if is_pin_mismatch(&error) => Err(DialError::Pin { url: url.clone() }),
         Ok(Err(error)) => Err(DialError::NotACoordinator {
