@@ -13,11 +13,11 @@ use super::link::{end_of, jitter};
 use super::view::{Change, hash_of};
 
 /// How often the head is looked at: a watch that has gone deaf is noticed within twice that.
-const PULSE: Duration = Duration::from_secs(2);
+const PULSE: Duration = Duration::from_secs(1);
 /// How long a watch may lag.
 const LAG: Duration = Duration::from_secs(1);
 /// Pulses between two comparisons of everything.
-const COMPARISON: u64 = 30;
+const COMPARISON: u64 = 60;
 /// How long a watch may take to begin.
 const BEGIN: Duration = Duration::from_secs(2);
 const MAX_EVENTS: usize = 64 << 20;
