@@ -6,11 +6,22 @@ use tokio::net::TcpListener;
 /// What a server of the test does with a query.
 type Reply = fn(&Message) -> Option<Message>;
 
+/// A port that is free for both; some that are free for UDP are not for TCP.
+async fn one_port() -> (UdpSocket, TcpListener) {
+    for _ in 0..100 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
+        let address = socket.local_addr().expect("bound");
+        if let Ok(listener) = TcpListener::bind(address).await {
+            return (socket, listener);
+        }
+    }
+    panic!("no port is free for UDP and TCP");
+}
+
 /// Serves UDP and TCP on one port; counts the queries.
 async fn server(udp: Reply, tcp: Reply) -> (SocketAddr, Arc<AtomicUsize>) {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
+    let (socket, listener) = one_port().await;
     let address = socket.local_addr().expect("bound");
-    let listener = TcpListener::bind(address).await.expect("the same port");
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
     tokio::spawn(async move {
