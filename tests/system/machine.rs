@@ -216,18 +216,7 @@ fn a_clock_that_is_an_hour_off_is_named_where_it_matters() {
     let long = mesh.token(&["--ttl", "3h", "--uses", "3"]);
     for (n, offset) in ["+1h", "-1h"].into_iter().enumerate() {
         mesh.kill_node(n);
-        let host = &mesh.nodes[n].host;
-        let mut command = host.command("faketime").expect("a namespace");
-        command.args([
-            "-f",
-            offset,
-            env!("CARGO_BIN_EXE_meshd"),
-            "--state-dir",
-            "/run/state",
-            "--socket",
-            SOCKET,
-        ]);
-        start_as(&mut mesh, n, command);
+        start_with(&mut mesh, n, &[&format!("FAKETIME={offset}")]);
     }
     assert_refused(
         &mesh.on(0, &["join", &short]),
@@ -243,9 +232,21 @@ fn a_clock_that_is_an_hour_off_is_named_where_it_matters() {
     });
 }
 
-/// Starts meshd on a node with `command`, and waits until it answers.
-fn start_as(mesh: &mut Mesh, n: usize, mut command: Command) {
+/// Starts meshd on a node under libfaketime with such variables, and waits until it answers. The program `faketime` would stay
+/// between, and be ended in its place.
+fn start_with(mesh: &mut Mesh, n: usize, variables: &[&str]) {
     let host = &mesh.nodes[n].host;
+    let mut command = host.command("env").expect("a namespace");
+    command
+        .arg("LD_PRELOAD=/usr/$LIB/faketime/libfaketimeMT.so.1")
+        .args(variables)
+        .args([
+            env!("CARGO_BIN_EXE_meshd"),
+            "--state-dir",
+            "/run/state",
+            "--socket",
+            SOCKET,
+        ]);
     let daemon = host.start(&mut command, &mesh.log(n)).expect("a program");
     let socket = host.path(SOCKET);
     mesh.nodes[n].daemon = Some(daemon);
@@ -257,21 +258,12 @@ fn start_as(mesh: &mut Mesh, n: usize, mut command: Command) {
 /// Starts meshd on a node under a clock that is off by what the file `/run/clock` says, as `+3600`, from one second to
 /// the next; only the wall clock, as when somebody sets it.
 fn start_under_clock(mesh: &mut Mesh, n: usize) {
-    let host = &mesh.nodes[n].host;
-    let mut command = host.command("faketime").expect("a namespace");
-    command
-        .args(["-m", "-f", "+0", "env", "-u", "FAKETIME"])
-        .args([
-            "FAKETIME_TIMESTAMP_FILE=/run/clock",
-            "FAKETIME_CACHE_DURATION=1",
-            "FAKETIME_DONT_FAKE_MONOTONIC=1",
-            env!("CARGO_BIN_EXE_meshd"),
-            "--state-dir",
-            "/run/state",
-            "--socket",
-            SOCKET,
-        ]);
-    start_as(mesh, n, command);
+    let variables = [
+        "FAKETIME_TIMESTAMP_FILE=/run/clock",
+        "FAKETIME_CACHE_DURATION=1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+    ];
+    start_with(mesh, n, &variables);
 }
 
 #[test]
