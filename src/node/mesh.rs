@@ -214,6 +214,7 @@ impl Mesh {
             .previous
             .as_ref()
             .filter(|p| p.until > wall && p.until <= wall.plus(crate::tunnel::OVERLAP));
+        let goes_on = previous.is_some();
         let first_key = previous.map_or(&identity.keys.wireguard, |p| &p.wireguard);
         let tunnel_config = TunnelConfig {
             interface: config.interface.clone(),
@@ -358,7 +359,7 @@ impl Mesh {
         mesh.listen().await;
         mesh.publish_own();
         mesh.refresh();
-        if mesh.identity.previous.is_some() {
+        if goes_on {
             let key = mesh.identity.keys.wireguard.clone();
             mesh.tunnel.rotate(key, Instant::now());
         }

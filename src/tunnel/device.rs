@@ -114,8 +114,8 @@ pub enum TunnelError {
 #[derive(Clone)]
 pub(super) struct Table {
     pub(super) identity: Option<Arc<Identity>>,
-    /// The key before, while it goes on.
-    pub(super) previous: Option<Arc<Identity>>,
+    /// The key before, while it goes on, and when it goes.
+    pub(super) previous: Option<(Arc<Identity>, Instant)>,
     pub(super) elders: Vec<Elder>,
     pub(super) by_key: HashMap<[u8; 32], Arc<Peer>>,
     pub(super) by_index: HashMap<u32, Arc<Peer>>,
@@ -545,12 +545,10 @@ impl Tunnel {
             .chain(elders)
             .map(|peer| (peer.index, Arc::clone(peer)))
             .collect();
-        if !table.elders.is_empty() || table.previous.is_some() {
-            table.allowed = table.allowed.map(|owner| {
-                let heir = members.get(&owner.member).unwrap_or(owner);
-                Arc::clone(table.carrier(heir))
-            });
-        }
+        table.allowed = table.allowed.map(|owner| {
+            let heir = members.get(&owner.member).unwrap_or(owner);
+            Arc::clone(table.carrier(heir))
+        });
         self.shared.table.store(Arc::new(table));
     }
 

@@ -86,6 +86,8 @@ impl Inbound {
             return false;
         };
         let table = shared.table.load();
+        // Who has left the table is not to be found by what was found before.
+        self.recent = None;
         let batch = Batch {
             shared,
             tun: &shared.tun[self.queue],

@@ -32,7 +32,8 @@ impl Table {
 
     /// Which of this node's keys a handshake message is for: a hash for each.
     pub(super) fn meant(&self, datagram: &[u8]) -> Option<&Arc<Identity>> {
-        let both = self.identity.iter().chain(&self.previous);
+        let previous = self.previous.iter().map(|(identity, _)| identity);
+        let both = self.identity.iter().chain(previous);
         let mut both = both.filter(|identity| identity.is_for_us(datagram));
         both.next()
     }
@@ -92,7 +93,7 @@ impl Tunnel {
             }
             Table {
                 identity: Some(Arc::new(Identity::new(key))),
-                previous: Some(Arc::clone(identity)),
+                previous: Some((Arc::clone(identity), until)),
                 by_key,
                 elders,
                 ..old.clone()
@@ -127,15 +128,14 @@ impl Tunnel {
 
     /// Lets heirs take over that have heard their peers, and elders go whose time is over. To be called now and then.
     pub fn settle(&self, now: Instant) {
-        if self.table().elders.is_empty() {
+        let table = self.table();
+        if table.elders.is_empty() && table.previous.is_none() {
             return;
         }
         self.change_table(|old, _| {
             let mut new = old.clone();
             new.elders.retain(|elder| elder.until > now);
-            if new.elders.is_empty() {
-                new.previous = None;
-            }
+            new.previous.take_if(|(_, until)| *until <= now);
             new
         });
     }

@@ -9,7 +9,7 @@ use meshd::tunnel::OVERLAP;
 use x25519_dalek::PublicKey;
 
 use crate::mesh::{Mesh, world};
-use crate::tunnels::{answers, key, start};
+use crate::tunnels::{answers, inside, key, start};
 
 /// Between two packets: 2,000 a second each way, far below what the machine carries, so that all that is lost is lost to the
 /// change of keys.
@@ -184,4 +184,20 @@ fn the_key_before_goes_on_until_its_time_is_over() {
     late.replace_key(&before, PublicKey::from(&fresh).to_bytes(), now);
     late.settle(over);
     assert!(answers(&late, 3, &fresh, LIMIT));
+    // What the node begins itself goes to the one that came late as well.
+    let to_late = node.ping(PublicKey::from(&key(3)).to_bytes(), inside(1), inside(3));
+    assert!(to_late.wait(LIMIT).0.is_some());
+}
+
+#[test]
+fn a_node_without_peers_forgets_the_key_before_like_any_other() {
+    let Some(world) = world() else { return };
+    let host = world.host("alone").expect("a namespace");
+    let alone = start(&host, 1, &[]);
+    let now = Instant::now();
+    alone.rotate(key(101), now);
+    alone.settle(now + OVERLAP / 2);
+    assert!(alone.is_rotating());
+    alone.settle(now + OVERLAP);
+    assert!(!alone.is_rotating());
 }

@@ -272,30 +272,25 @@ fn a_cluster_with_tls_and_passwords_takes_its_user_and_nobody_else() {
         .expect("a file")
         .with_extension("wrong");
     crate::wire::file::write_atomic(&wrong, b"guess", 0o600).expect("writable");
-    let why = refused(EtcdSettings {
-        password_file: Some(wrong),
-        ..right.clone()
-    });
-    assert!(why.contains("check user, password_file"), "{why}");
-    let why = refused(EtcdSettings {
-        user: None,
-        ..right.clone()
-    });
-    assert!(why.contains("check user, password_file"), "{why}");
-    let why = refused(EtcdSettings {
-        prefix: "/elsewhere/".into(),
-        ..right.clone()
-    });
-    assert!(why.contains("may do under /elsewhere/"), "{why}");
-    let why = refused(EtcdSettings {
-        certificate_file: None,
-        ..right.clone()
-    });
-    assert!(why.contains("certificate_file"), "{why}");
     let stranger = Rig::start_secured().expect("it is installed");
-    let why = refused(EtcdSettings {
-        ca_file: stranger.settings().ca_file,
-        ..right
-    });
-    assert!(why.contains("ca_file"), "{why}");
+    let mut guesses = right.clone();
+    guesses.password_file = Some(wrong);
+    let mut nobody = right.clone();
+    nobody.user = None;
+    let mut elsewhere = right.clone();
+    elsewhere.prefix = "/elsewhere/".into();
+    let mut bare = right.clone();
+    bare.certificate_file = None;
+    let mut misled = right;
+    misled.ca_file = stranger.settings().ca_file;
+    for (settings, wanted) in [
+        (guesses, "check user, password_file"),
+        (nobody, "check user, password_file"),
+        (elsewhere, "may do under /elsewhere/"),
+        (bare, "certificate_file"),
+        (misled, "ca_file"),
+    ] {
+        let why = refused(settings);
+        assert!(why.contains(wanted), "{why}");
+    }
 }

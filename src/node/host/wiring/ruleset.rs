@@ -236,7 +236,7 @@ impl Sound {
             chain(
                 "own_names",
                 "filter hook output priority -300",
-                // Nobody translates what this host asks itself, and to track it would be a fifth of what an answer costs.
+                // Nobody translates what this host asks itself, and to track it costs much for what an answer does.
                 &[
                     format!("oif != {LOOPBACK} accept"),
                     format!("udp dport 53 ip daddr {node} notrack"),
