@@ -53,6 +53,7 @@ const SHELLS: &[&str] = &[
     "wire/config_file.rs",
     "wire/file.rs",
     "wire/log.rs",
+    "wire/stop.rs",
     "wire/unix_server.rs",
     "wire/usage.rs",
     "tunnel/device.rs",

@@ -31,13 +31,13 @@ mod tls;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tokio::signal::unix::{SignalKind, signal};
 
 pub use config::{Arguments, Command, Config};
 pub use running::Coordinator;
 
 use crate::wire::api::ErrorCode;
 use crate::wire::file;
+use crate::wire::stop::StopSignals;
 
 /// A start that failed: what to say, and with which code to exit.
 #[derive(Debug, thiserror::Error)]
@@ -107,29 +107,21 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(config: &Config) -> Result<(), Failure> {
-    let coordinator = Coordinator::start(config).await?;
+    let mut signals = StopSignals::catch().map_err(|e| Failure::new(ErrorCode::Internal, e))?;
+    let coordinator = tokio::select! {
+        started = Coordinator::start(config) => started?,
+        // The store may be one that does not answer.
+        () = signals.received() => return Ok(()),
+    };
     let (listen, urls) = (coordinator.listen(), coordinator.urls());
     tracing::info!(%listen, ?urls, admin = %config.admin_socket.display(), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(crate::wire::log::feed_watchdog());
 
-    wait_for_stop().await;
+    signals.received().await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     coordinator.stop().await;
     watchdog.abort();
     Ok(())
-}
-
-async fn wait_for_stop() {
-    let (Ok(mut term), Ok(mut int)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
 }

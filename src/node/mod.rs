@@ -24,10 +24,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser as _;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::wire::api::{ApiError, ErrorCode};
+use crate::wire::stop::StopSignals;
 use crate::wire::unix_server;
 use config::{Arguments, Config, Job};
 use state::{StateDir, StateError};
@@ -108,6 +108,9 @@ fn finish(result: Result<(), ApiError>) -> ExitCode {
 
 async fn run(config: Config) -> Result<(), ApiError> {
     let config = Arc::new(config);
+    // Before anything is changed on the machine: who is ended while it starts takes back what it did.
+    let mut signals = StopSignals::catch()
+        .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
     let dir = StateDir::open(&config.state_dir)?;
     let listener = unix_server::bind(&config.socket)
         .map_err(|error| ApiError::new(error.code(), error.to_string()))?;
@@ -127,7 +130,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
     tracing::info!(socket = %config.socket.display(), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::spawn(async move {
-        wait_for_stop().await;
+        signals.received().await;
         let _ = stop.send(());
     });
 
@@ -140,19 +143,6 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let _ = std::fs::remove_file(&config.socket);
     agent.stop().await;
     Ok(())
-}
-
-async fn wait_for_stop() {
-    let (Ok(mut term), Ok(mut int)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
 }
 
 impl From<StateError> for ApiError {
