@@ -136,7 +136,7 @@ impl Table {
 /// What the threads share.
 pub(super) struct Shared {
     pub(super) table: ArcSwap<Table>,
-    /// One for each queue of the device, all on one port.
+    /// One for each pair of threads, all on one port.
     pub(super) sockets: ArcSwap<Vec<Sockets>>,
     pub(super) local: ArcSwap<Vec<IpAddr>>,
     pub(super) tun: Vec<Tun>,

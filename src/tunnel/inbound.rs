@@ -43,7 +43,7 @@ struct Batch<'a> {
 }
 
 pub(super) struct Inbound {
-    /// Which of the device's queues is written, and which sockets are read.
+    /// Whose lanes of the device are written, and which sockets are read.
     queue: usize,
     receiver: Option<Receiver>,
     arena: Vec<u8>,

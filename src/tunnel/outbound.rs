@@ -15,11 +15,12 @@ use super::udp::{Sender, Sockets};
 
 /// Octets of a packet from the device at most, its header included.
 const BUFFER: usize = VNET_HEADER + 65_536;
-/// Packets read before what was sealed is sent: bounds how long the first one waits.
+/// Packets read before what was sealed is sent, and before the lanes that had nothing are looked at again: bounds how long
+/// the first one waits.
 const BATCH: usize = 16;
 
 pub(super) struct Outbound {
-    /// Which of the device's queues is read, and which sockets are sent from.
+    /// Whose lanes of the device are read, and which sockets are sent from.
     queue: usize,
     buffer: Vec<u8>,
     /// Where a segment is padded, if it is not a multiple of 16 octets.
@@ -48,32 +49,33 @@ impl Outbound {
         let group = shared.sockets.load();
         let sockets = &group[self.queue];
         let now = Instant::now();
-        let mut more = true;
-        for _ in 0..BATCH {
-            match shared.tun[self.queue].read(&mut self.buffer) {
-                Ok(Some((header, range))) => {
-                    let length = range.len();
-                    // A split packet grows by its headers and what sealing adds: at most by half again.
-                    if self.sender.is_full(length + length / 2 + 65_536 / 4) {
-                        self.sender.flush(sockets, &shared.drops);
+        let tun = &shared.tun[self.queue];
+        let mut lanes = tun.ready();
+        let mut packets = 0;
+        while !lanes.is_empty() && packets < BATCH {
+            for lane in lanes {
+                match tun.read(lane, &mut self.buffer) {
+                    Ok(Some((header, range))) => {
+                        let length = range.len();
+                        packets += 1;
+                        // A split packet grows by its headers and what sealing adds: at most by half again.
+                        if self.sender.is_full(length + length / 2 + 65_536 / 4) {
+                            self.sender.flush(sockets, &shared.drops);
+                        }
+                        self.packet(shared, &table, sockets, header, range, now);
                     }
-                    self.packet(shared, &table, sockets, header, range, now);
-                }
-                Ok(None) => {
-                    more = false;
-                    break;
-                }
-                Err(error) => {
-                    // The device was taken away: nothing can be read until the process restarts.
-                    tracing::warn!(%error, "cannot read the tunnel device");
-                    std::thread::sleep(std::time::Duration::from_millis(100));
-                    more = false;
-                    break;
+                    Ok(None) => lanes.remove(lane),
+                    Err(error) => {
+                        // The device was taken away: nothing can be read until the process restarts.
+                        tracing::warn!(%error, "cannot read the tunnel device");
+                        std::thread::sleep(std::time::Duration::from_millis(100));
+                        lanes.remove(lane);
+                    }
                 }
             }
         }
         self.sender.flush(sockets, &shared.drops);
-        more
+        !lanes.is_empty()
     }
 
     fn packet(

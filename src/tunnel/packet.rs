@@ -68,6 +68,48 @@ impl Ip {
     }
 }
 
+/// Which flow a packet belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// Protocol number.
+    pub protocol: u8,
+    /// The same for all packets of a flow in one direction.
+    pub hash: u16,
+}
+
+/// Reads the flow from the headers alone: `packet` may end behind them. What is no packet is all one flow.
+#[must_use]
+pub fn flow(packet: &[u8]) -> Flow {
+    let (protocol, transport, addresses) = match packet {
+        [first, ..] if first >> 4 == 4 && packet.len() >= 20 => {
+            // The pieces of a fragmented packet but the first have no ports.
+            let whole = u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff == 0;
+            let transport = whole.then_some(usize::from(first & 15) * 4);
+            (packet[9], transport, &packet[12..20])
+        }
+        [first, ..] if first >> 4 == 6 && packet.len() >= 40 => {
+            (packet[6], Some(40), &packet[8..40])
+        }
+        _ => (0, None, &[][..]),
+    };
+    let ports = transport
+        .filter(|_| matches!(protocol, TCP | UDP))
+        .and_then(|transport| packet.get(transport..transport + 4))
+        .unwrap_or_default();
+    let words = addresses.chunks_exact(4).chain(ports.chunks_exact(4));
+    let hash = words.fold(0_u32, |hash, word| {
+        let word = word
+            .first_chunk()
+            .map_or(0, |word| u32::from_be_bytes(*word));
+        // Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+        (hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b1)
+    });
+    Flow {
+        protocol,
+        hash: (hash >> 16) as u16,
+    }
+}
+
 /// The sum of `octets` as big-endian 16-bit words on top of `sum`, not folded.
 #[must_use]
 pub fn sum(octets: &[u8], sum: u64) -> u64 {
@@ -177,9 +219,29 @@ mod tests {
         assert_eq!(Ip::parse(&packet), None, "a header too short");
     }
 
+    #[test]
+    fn a_flow_is_known_by_its_headers_whatever_follows() {
+        let mut packet = vec![0; 28];
+        packet[..12].copy_from_slice(&[0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, UDP, 0, 0]);
+        packet[12..].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2, 1, 2, 0, 53, 0, 8, 0, 0]);
+        let one = flow(&packet);
+        assert_eq!(one.protocol, UDP);
+        assert_eq!(flow(&[&packet[..], &[7; 99]].concat()), one);
+        packet[20] = 9;
+        assert_ne!(flow(&packet), one, "another port");
+        // Behind the first, a piece has data where the ports were: all go by the addresses.
+        packet[6] = 0x20;
+        let piece = flow(&packet);
+        packet[20] = 1;
+        assert_eq!(flow(&packet), piece);
+        packet[15] = 9;
+        assert_ne!(flow(&packet), piece, "another address");
+    }
+
     proptest! {
         #[test]
         fn any_octets_parse_or_not(octets in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = flow(&octets);
             if let Some(ip) = Ip::parse(&octets) {
                 prop_assert!(ip.total <= octets.len() && ip.transport <= ip.total);
             }

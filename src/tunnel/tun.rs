@@ -4,16 +4,27 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
+use super::packet::{TCP, flow};
 use super::split::{VNET_HEADER, VnetHeader};
 
-/// Packets in the device's queue towards us at most. Each may be 64 KiB: a longer queue is only delay.
+/// Packets in a lane towards us at most. Each may be 64 KiB: with more of them TCP only waits longer, in the lane or where
+/// its peer reads.
 const QUEUE: u32 = 32;
 
-/// A queue of an open device. The device goes away with its last queue.
+/// Queues of the device that one pair of threads reads in turn: what fills one is lost there, and the others go on.
+const LANES: usize = 16;
+
+/// The last so many are TCP's, which alone sends until something is lost.
+const TCP_LANES: usize = 4;
+
+/// What one pair of threads has of an open device. The device goes away with the last of them.
 pub(super) struct Tun {
-    device: SyncDevice,
+    lanes: Vec<SyncDevice>,
+    /// Tells which lanes have something.
+    ready: Epoll,
     offload: bool,
     udp_offload: bool,
 }
@@ -26,7 +37,7 @@ impl Tun {
                 .name(name)
                 .mtu(mtu)
                 .offload(offload)
-                .multi_queue(queues > 1)
+                .multi_queue(true)
                 .enable(false)
                 .build_sync()
         };
@@ -39,30 +50,44 @@ impl Tun {
         };
         // Only a matter of delay, and refused in user namespaces.
         let _ = device.set_tx_queue_len(QUEUE);
-        let more: Vec<SyncDevice> = (1..queues)
+        let mut lanes: Vec<SyncDevice> = (1..queues * LANES)
             .map(|_| device.try_clone())
             .collect::<io::Result<_>>()?;
-        std::iter::once(device)
-            .chain(more)
-            .map(Self::queue)
+        lanes.push(device);
+        (0..queues)
+            .map(|_| Self::gather(lanes.split_off(lanes.len() - LANES)))
             .collect()
     }
 
-    fn queue(device: SyncDevice) -> io::Result<Self> {
-        let (offload, udp_offload) = (device.tcp_gso(), device.udp_gso());
-        let tun = Self {
-            device,
+    fn gather(lanes: Vec<SyncDevice>) -> io::Result<Self> {
+        let (offload, udp_offload) = (lanes[0].tcp_gso(), lanes[0].udp_gso());
+        let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        for (lane, device) in lanes.iter().enumerate() {
+            // SAFETY: the descriptor lives as long as `device`.
+            let fd = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) };
+            fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_RDWR))?;
+            ready.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, lane as u64))?;
+        }
+        Ok(Self {
+            lanes,
+            ready,
             offload,
             udp_offload,
-        };
-        // SAFETY: the descriptor lives as long as `tun`.
-        let fd = unsafe { BorrowedFd::borrow_raw(tun.descriptor()) };
-        fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_RDWR))?;
-        Ok(tun)
+        })
     }
 
+    /// Readable when there is something in one of the lanes.
     pub(super) fn descriptor(&self) -> RawFd {
-        self.device.as_raw_fd()
+        self.ready.0.as_raw_fd()
+    }
+
+    /// The lanes that have something, a bit for each.
+    pub(super) fn ready(&self) -> Lanes {
+        let mut events = [EpollEvent::empty(); LANES];
+        // Only a signal ends a wait of no length, and then the next call tells.
+        let count = self.ready.wait(&mut events, EpollTimeout::ZERO);
+        let lanes = events.iter().take(count.unwrap_or_default());
+        Lanes(lanes.fold(0, |lanes, event| lanes | 1 << event.data()))
     }
 
     /// Whether the device takes merged UDP packets.
@@ -76,21 +101,22 @@ impl Tun {
     }
 
     pub(super) fn index(&self) -> io::Result<u32> {
-        self.device.if_index()
+        self.lanes[0].if_index()
     }
 
     pub(super) fn set_mtu(&self, mtu: u16) -> io::Result<()> {
-        self.device.set_mtu(mtu)
+        self.lanes[0].set_mtu(mtu)
     }
 
-    /// Reads one packet into `buffer`; gives its offload header and where it lies. Nothing if none is waiting.
+    /// Reads one packet of a lane into `buffer`; gives its offload header and where it lies. Nothing if none is waiting.
     pub(super) fn read(
         &self,
+        lane: Lane,
         buffer: &mut [u8],
     ) -> io::Result<Option<(VnetHeader, std::ops::Range<usize>)>> {
+        let fd = self.lanes[lane.0].as_raw_fd();
         // SAFETY: the pointer and length describe `buffer`.
-        let read =
-            unsafe { libc::read(self.descriptor(), buffer.as_mut_ptr().cast(), buffer.len()) };
+        let read = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
         if read < 0 {
             let error = io::Error::last_os_error();
             return match error.raw_os_error() {
@@ -110,20 +136,114 @@ impl Tun {
         }
     }
 
-    /// Writes one packet in `parts`, the first of which is room for the offload header.
+    /// Writes one packet in `parts`, the first of which is room for the offload header. The other direction of its flow
+    /// comes by the same lane from then on.
     pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let lane = parts.get(1).map_or(Lane(0), |packet| Lane::of(packet));
+        let fd = self.lanes[lane.0].as_raw_fd();
         let parts = if self.offload {
             parts
         } else {
             parts.get(1..).unwrap_or_default()
         };
         // SAFETY: IoSlice has the layout of iovec, and all parts outlive the call.
-        let written =
-            unsafe { libc::writev(self.descriptor(), parts.as_ptr().cast(), parts.len() as i32) };
+        let written = unsafe { libc::writev(fd, parts.as_ptr().cast(), parts.len() as i32) };
         if written < 0 {
             Err(io::Error::last_os_error())
         } else {
             Ok(())
         }
+    }
+}
+
+/// One lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lane(usize);
+
+impl Lane {
+    /// Where the answers to a packet come.
+    fn of(packet: &[u8]) -> Self {
+        const OTHERS: usize = LANES - TCP_LANES;
+        let flow = flow(packet);
+        let hash = usize::from(flow.hash);
+        Self(match flow.protocol {
+            TCP => OTHERS + hash % TCP_LANES,
+            _ => hash % OTHERS,
+        })
+    }
+}
+
+/// Some of the lanes, a bit for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lanes(u16);
+
+impl Lanes {
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(super) fn remove(&mut self, lane: Lane) {
+        self.0 &= !(1 << lane.0);
+    }
+}
+
+impl Iterator for Lanes {
+    type Item = Lane;
+
+    fn next(&mut self) -> Option<Lane> {
+        let lane = Lane(self.0.checked_ilog2()? as usize);
+        self.remove(lane);
+        Some(lane)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::packet::UDP;
+    use super::*;
+
+    /// An IPv4 packet with ports.
+    fn packet(protocol: u8, last: u8, port: u16) -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, protocol, 0, 0];
+        packet.extend([10, 210, 1, 1, 10, 210, 2, last]);
+        packet.extend(port.to_be_bytes());
+        packet.extend([0, 53, 0, 8, 0, 0]);
+        packet
+    }
+
+    #[test]
+    fn tcp_has_lanes_that_nothing_else_has() {
+        for port in 0..1000 {
+            assert!(Lane::of(&packet(TCP, 1, port)).0 >= LANES - TCP_LANES);
+            assert!(Lane::of(&packet(UDP, 1, port)).0 < LANES - TCP_LANES);
+        }
+    }
+
+    #[test]
+    fn flows_are_spread_evenly_by_their_ports_and_by_their_addresses() {
+        let by_port = (0..1200).map(|n| packet(UDP, 1, 32_768 + n)).collect();
+        let by_address = (0..240).map(|n| packet(UDP, n, 53)).collect();
+        let all: [Vec<Vec<u8>>; 2] = [by_port, by_address];
+        for packets in all {
+            let mut counts = [0; LANES - TCP_LANES];
+            for packet in &packets {
+                counts[Lane::of(packet).0] += 1;
+            }
+            let fair = packets.len() / counts.len();
+            let even = fair / 2..fair * 2;
+            assert!(
+                counts.iter().all(|count| even.contains(count)),
+                "{counts:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn lanes_are_gone_through_once_each() {
+        let mut lanes = Lanes(0b1000_0000_0000_0101);
+        assert_eq!(lanes.map(|lane| lane.0).collect::<Vec<_>>(), [15, 2, 0]);
+        lanes.remove(Lane(2));
+        assert_eq!(lanes, Lanes(0b1000_0000_0000_0001));
+        assert!(!lanes.is_empty() && Lanes(0).is_empty());
     }
 }

@@ -1,12 +1,12 @@
 //! The data threads: how many there are, and what each does.
 //!
-//! A pair of threads has a queue of the device, and sockets of its own on the common port. Its first thread serves both
+//! A pair of threads has some queues of the device, its lanes, and sockets of its own on the common port. Its first thread serves both
 //! directions: an answer that the kernel makes at once is then read without waking anybody, and two threads that
 //! take turns on one core only cost each other the cache. When both directions have more than it can do, it lends what
 //! leaves to the second thread, which gives it back when there was nothing to send for a while. On one core there is no
 //! second thread; with many cores there are several pairs.
 //!
-//! The kernel gives what comes from one address always to the same sockets, and steers a flow that leaves to the queue
+//! The kernel gives what comes from one address always to the same sockets, and steers a flow that leaves to the lane
 //! into which its other direction is written: so a pair has its own peers, and nobody else reads a flow.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
@@ -36,7 +36,7 @@ pub(super) enum Duty {
     Out,
 }
 
-/// A data thread: its duty, and the queue that it has.
+/// A data thread: its duty, and whose lanes and sockets it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Worker {
     pub(super) duty: Duty,

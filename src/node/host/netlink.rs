@@ -3,11 +3,16 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use super::plan::{Found, Plan};
@@ -44,6 +49,26 @@ impl HostNetwork {
             handle,
             connection: tokio::spawn(connection),
         })
+    }
+
+    /// Takes the queueing discipline from a device that never makes one wait, before it is up; where the kernel refuses, it
+    /// only costs time and memory.
+    pub async fn take_discipline(&self, index: u32) {
+        let mut message = TcMessage::with_index(i32::try_from(index).unwrap_or_default());
+        message.header.parent = TcHandle::ROOT;
+        message.attributes.push(TcAttribute::Kind("noqueue".into()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+        let Ok(mut answers) = self.handle.clone().request(request) else {
+            return;
+        };
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload
+                && error.code.is_some()
+            {
+                tracing::debug!(%error, "the tunnel device keeps its queueing discipline");
+            }
+        }
     }
 
     /// Brings the device of index `index` into the planned state; gives what was not as planned before.
