@@ -29,6 +29,7 @@ pub mod store;
 mod tls;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 
@@ -95,7 +96,10 @@ pub fn main() -> ExitCode {
             }
             let runtime =
                 tokio::runtime::Runtime::new().map_err(|e| Failure::new(ErrorCode::Internal, e))?;
-            runtime.block_on(run(&config))
+            let result = runtime.block_on(run(&config));
+            // A store that does not answer is waited for in a thread that nothing interrupts.
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            result
         });
     match result {
         Ok(()) => ExitCode::SUCCESS,

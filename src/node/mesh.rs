@@ -246,7 +246,7 @@ impl Mesh {
         let internal =
             |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal, error.to_string());
         let network = HostNetwork::open().map_err(|e| internal(&e))?;
-        network.take_discipline(tunnel.index()).await;
+        network.set_discipline(tunnel.index()).await;
         network
             .apply(&plan, tunnel.index())
             .await

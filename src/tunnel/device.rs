@@ -518,11 +518,13 @@ impl Tunnel {
             let before = peer.lock();
             let config = PeerConfig {
                 public_key: key,
-                endpoint: before.endpoint,
                 ..before.config.clone()
             };
             let heir = Peer::new(config, index, peer.member, Arc::clone(&self.shared.live));
-            heir.lock().path_mtu = before.path_mtu;
+            let mut state = heir.lock();
+            state.endpoint = before.endpoint;
+            state.path_mtu = before.path_mtu;
+            drop(state);
             Arc::new(heir)
         };
         self.store(change(&old, &fresh));
@@ -538,6 +540,17 @@ impl Tunnel {
         table
             .elders
             .retain(|elder| members.contains_key(&elder.peer.member));
+        let old = self.shared.table.load();
+        for Elder { peer, .. } in &old.elders {
+            let stays = |elder: &Elder| Arc::ptr_eq(&elder.peer, peer);
+            // What it carried was the member's, whose counts only grow.
+            if !table.elders.iter().any(stays)
+                && let Some(heir) = members.get(&peer.member)
+            {
+                heir.count_rx(peer.rx_bytes.load(Ordering::Relaxed) as usize);
+                heir.count_tx(peer.tx_bytes.load(Ordering::Relaxed) as usize);
+            }
+        }
         let elders = table.elders.iter().map(|elder| &elder.peer);
         table.by_index = table
             .by_key
@@ -574,7 +587,7 @@ impl Tunnel {
         let table = self.shared.table.load();
         if let Some(peer) = table.by_key.get(peer) {
             peer.lock().endpoint = Some(endpoint);
-            if let Some(elder) = table.elder_of(peer) {
+            for elder in table.elders_of(peer) {
                 elder.lock().endpoint = Some(endpoint);
             }
         }
@@ -643,8 +656,9 @@ impl Tunnel {
     pub fn take_answered_size(&self, peer: &[u8; 32]) -> Option<u16> {
         let table = self.shared.table.load();
         let peer = table.by_key.get(peer)?;
-        let by_elder = table.elder_of(peer);
-        let by_elder = by_elder.and_then(|elder| elder.lock().answered_size.take());
+        let by_elders = table.elders_of(peer);
+        let by_elder = by_elders.filter_map(|elder| elder.lock().answered_size.take());
+        let by_elder = by_elder.max();
         peer.lock().answered_size.take().max(by_elder)
     }
 
@@ -653,7 +667,7 @@ impl Tunnel {
         let table = self.shared.table.load();
         if let Some(peer) = table.by_key.get(peer) {
             peer.lock().path_mtu = octets;
-            if let Some(elder) = table.elder_of(peer) {
+            for elder in table.elders_of(peer) {
                 elder.lock().path_mtu = octets;
             }
         }
@@ -817,20 +831,17 @@ impl std::ops::Drop for AbortOnPanic {
     }
 }
 
-/// A peer's status, with what its elder adds.
+/// A peer's status, with what its elders add.
 fn status_of(table: &Table, peer: &Peer) -> PeerStatus {
-    let status = status(peer);
-    let Some(elder) = table.elder_of(peer).map(|elder| self::status(elder)) else {
-        return status;
-    };
-    PeerStatus {
+    let elders = table.elders_of(peer).map(|elder| status(elder));
+    elders.fold(status(peer), |status, elder| PeerStatus {
         last_handshake: status.last_handshake.max(elder.last_handshake),
         last_receive: status.last_receive.max(elder.last_receive),
         rx_bytes: status.rx_bytes + elder.rx_bytes,
         tx_bytes: status.tx_bytes + elder.tx_bytes,
         rtt: status.rtt.or(elder.rtt),
         ..status
-    }
+    })
 }
 
 fn status(peer: &Peer) -> PeerStatus {

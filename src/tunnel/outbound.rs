@@ -11,6 +11,7 @@ use super::packet::Ip;
 use super::peer::Peer;
 use super::split::{VNET_HEADER, VnetHeader, largest_segment, split};
 use super::too_big::{self, ErrorLimit, MAX_ERROR};
+use super::tun::Lanes;
 use super::udp::{Sender, Sockets};
 
 /// Octets of a packet from the device at most, its header included.
@@ -69,7 +70,8 @@ impl Outbound {
                         // The device was taken away: nothing can be read until the process restarts.
                         tracing::warn!(%error, "cannot read the tunnel device");
                         std::thread::sleep(std::time::Duration::from_millis(100));
-                        lanes.remove(lane);
+                        lanes = Lanes::NONE;
+                        break;
                     }
                 }
             }

@@ -3,7 +3,8 @@
 //! WireGuard binds a session to the keys of both ends. When one is replaced, the peer is there twice for a while: the *elder*
 //! with the session and the keys there were, and the *heir* with those there are. Both are the same member, so that what
 //! either receives is the owner's. The elder carries what is sent, and begins its sessions anew, until the heir has heard the
-//! peer; so it does not matter which of the two ends, or when, learns of the new key. After [`OVERLAP`] the elder goes.
+//! peer; so it does not matter which of the two ends, or when, learns of the new key. After [`OVERLAP`] the elder goes. When
+//! both ends replace their keys at the same time there are two elders, and the one with a session carries.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,10 @@ use super::peer::Peer;
 /// How long an old key goes on: three times what a session lasts (WireGuard section 6.1), so that whoever has one has
 /// made a new one since.
 pub const OVERLAP: Duration = Duration::from_secs(600);
+
+/// Elders of a member at most: one for either end's last key, and one to spare. Whoever changes its key more often than that
+/// loses what it had.
+const ELDERS: usize = 3;
 
 /// A peer as it was before a key was replaced.
 #[derive(Clone)]
@@ -49,20 +54,37 @@ impl Table {
         })
     }
 
-    /// The elder of `peer`, if it has one.
-    pub(super) fn elder_of(&self, peer: &Peer) -> Option<&Arc<Peer>> {
-        let mut elders = self.elders.iter().map(|elder| &elder.peer);
-        elders.find(|elder| elder.member == peer.member && elder.index != peer.index)
+    /// The elders of `peer`, the latest first.
+    pub(super) fn elders_of(&self, peer: &Peer) -> impl Iterator<Item = &Arc<Peer>> {
+        let elders = self.elders.iter().rev().map(|elder| &elder.peer);
+        elders.filter(move |elder| elder.member == peer.member && elder.index != peer.index)
     }
 
     /// Who carries what is sent to the member that `heir` is now.
     pub(super) fn carrier<'a>(&'a self, heir: &'a Arc<Peer>) -> &'a Arc<Peer> {
-        match self.elder_of(heir) {
-            Some(elder) if heir.lock().last_receive.is_none() && elder.lock().noise.is_some() => {
-                elder
-            }
-            _ => heir,
+        let has_session = |elder: &&Arc<Peer>| {
+            let state = elder.lock();
+            state
+                .noise
+                .as_ref()
+                .is_some_and(|noise| noise.session_age().is_some())
+        };
+        let mut elders = self.elders_of(heir).peekable();
+        if elders.peek().is_none() || heir.lock().last_receive.is_some() {
+            return heir;
         }
+        elders.find(has_session).unwrap_or(heir)
+    }
+
+    /// Makes `peer` an elder.
+    fn retire(&mut self, peer: Arc<Peer>, until: Instant) {
+        let of_member = |elder: &Elder| elder.peer.member == peer.member;
+        if self.elders.iter().filter(|elder| of_member(elder)).count() >= ELDERS
+            && let Some(first) = self.elders.iter().position(of_member)
+        {
+            self.elders.remove(first);
+        }
+        self.elders.push(Elder { peer, until });
     }
 }
 
@@ -81,23 +103,20 @@ impl Tunnel {
                 let heir = fresh(peer, *key);
                 (*key, heir)
             });
-            let by_key = heirs.collect();
-            let mut elders = Vec::new();
-            for peer in old.by_key.values() {
-                // One that is bound already keeps its key.
-                let _ = peer.bound.set(Arc::clone(identity));
-                elders.push(Elder {
-                    peer: Arc::clone(peer),
-                    until,
-                });
-            }
-            Table {
+            let mut new = Table {
                 identity: Some(Arc::new(Identity::new(key))),
                 previous: Some((Arc::clone(identity), until)),
-                by_key,
-                elders,
+                by_key: heirs.collect(),
                 ..old.clone()
+            };
+            for peer in old.by_key.values() {
+                new.retire(Arc::clone(peer), until);
             }
+            for elder in &new.elders {
+                // One that is bound already keeps its key.
+                let _ = elder.peer.bound.set(Arc::clone(identity));
+            }
+            new
         });
         self.keep_alive();
     }
@@ -108,11 +127,7 @@ impl Tunnel {
             let mut new = old.clone();
             if let Some(peer) = new.by_key.remove(before) {
                 let heir = fresh(&peer, key);
-                new.elders.retain(|elder| elder.peer.member != peer.member);
-                new.elders.push(Elder {
-                    peer,
-                    until: now + OVERLAP,
-                });
+                new.retire(peer, now + OVERLAP);
                 new.by_key.entry(key).or_insert(heir);
             }
             new

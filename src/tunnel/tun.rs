@@ -14,11 +14,11 @@ use super::split::{VNET_HEADER, VnetHeader};
 /// its peer reads.
 const QUEUE: u32 = 32;
 
-/// Queues of the device that one pair of threads reads in turn: what fills one is lost there, and the others go on.
+/// Queues of the device that one pair of threads reads in turn at most: what fills one is lost there, and the others go on.
 const LANES: usize = 16;
 
-/// The last so many are TCP's, which alone sends until something is lost.
-const TCP_LANES: usize = 4;
+/// Queues that the kernel gives a device (MAX_TAP_QUEUES).
+const QUEUES: usize = 256;
 
 /// What one pair of threads has of an open device. The device goes away with the last of them.
 pub(super) struct Tun {
@@ -50,12 +50,13 @@ impl Tun {
         };
         // Only a matter of delay, and refused in user namespaces.
         let _ = device.set_tx_queue_len(QUEUE);
-        let mut lanes: Vec<SyncDevice> = (1..queues * LANES)
+        let each = lanes_of_a_pair(queues);
+        let mut lanes: Vec<SyncDevice> = (1..queues * each)
             .map(|_| device.try_clone())
             .collect::<io::Result<_>>()?;
         lanes.push(device);
         (0..queues)
-            .map(|_| Self::gather(lanes.split_off(lanes.len() - LANES)))
+            .map(|_| Self::gather(lanes.split_off(lanes.len() - each)))
             .collect()
     }
 
@@ -139,7 +140,9 @@ impl Tun {
     /// Writes one packet in `parts`, the first of which is room for the offload header. The other direction of its flow
     /// comes by the same lane from then on.
     pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        let lane = parts.get(1).map_or(Lane(0), |packet| Lane::of(packet));
+        let lane = parts
+            .get(1)
+            .map_or(Lane(0), |packet| Lane::of(packet, self.lanes.len()));
         let fd = self.lanes[lane.0].as_raw_fd();
         let parts = if self.offload {
             parts
@@ -156,19 +159,24 @@ impl Tun {
     }
 }
 
+fn lanes_of_a_pair(pairs: usize) -> usize {
+    (QUEUES / pairs).clamp(1, LANES)
+}
+
 /// One lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lane(usize);
 
 impl Lane {
-    /// Where the answers to a packet come.
-    fn of(packet: &[u8]) -> Self {
-        const OTHERS: usize = LANES - TCP_LANES;
+    /// Where the answers to a packet come, of so many. The last quarter is TCP's, which alone sends until something is lost.
+    fn of(packet: &[u8], lanes: usize) -> Self {
+        let tcp = lanes / 4;
+        let others = lanes - tcp;
         let flow = flow(packet);
         let hash = usize::from(flow.hash);
         Self(match flow.protocol {
-            TCP => OTHERS + hash % TCP_LANES,
-            _ => hash % OTHERS,
+            TCP if tcp > 0 => others + hash % tcp,
+            _ => hash % others,
         })
     }
 }
@@ -178,6 +186,8 @@ impl Lane {
 pub(super) struct Lanes(u16);
 
 impl Lanes {
+    pub(super) const NONE: Self = Self(0);
+
     pub(super) fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -214,8 +224,9 @@ mod tests {
     #[test]
     fn tcp_has_lanes_that_nothing_else_has() {
         for port in 0..1000 {
-            assert!(Lane::of(&packet(TCP, 1, port)).0 >= LANES - TCP_LANES);
-            assert!(Lane::of(&packet(UDP, 1, port)).0 < LANES - TCP_LANES);
+            assert!(Lane::of(&packet(TCP, 1, port), 16).0 >= 12);
+            assert!(Lane::of(&packet(UDP, 1, port), 16).0 < 12);
+            assert_eq!(Lane::of(&packet(TCP, 1, port), 1), Lane(0));
         }
     }
 
@@ -225,9 +236,9 @@ mod tests {
         let by_address = (0..240).map(|n| packet(UDP, n, 53)).collect();
         let all: [Vec<Vec<u8>>; 2] = [by_port, by_address];
         for packets in all {
-            let mut counts = [0; LANES - TCP_LANES];
+            let mut counts = [0; 12];
             for packet in &packets {
-                counts[Lane::of(packet).0] += 1;
+                counts[Lane::of(packet, 16).0] += 1;
             }
             let fair = packets.len() / counts.len();
             let even = fair / 2..fair * 2;
@@ -235,6 +246,14 @@ mod tests {
                 counts.iter().all(|count| even.contains(count)),
                 "{counts:?}"
             );
+        }
+    }
+
+    #[test]
+    fn as_many_pairs_as_can_be_configured_find_room_in_the_device() {
+        for pairs in 1..=32 {
+            let each = lanes_of_a_pair(pairs);
+            assert!(each > 3 && pairs * each <= QUEUES, "{pairs} pairs: {each}");
         }
     }
 

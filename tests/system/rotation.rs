@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meshd::tunnel::OVERLAP;
-use x25519_dalek::PublicKey;
+use meshd::lab::Host;
+use meshd::tunnel::{OVERLAP, Tunnel};
+use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::mesh::{Mesh, world};
 use crate::tunnels::{answers, inside, key, start};
@@ -32,8 +33,10 @@ impl Flow {
                 .expect("a namespace")
                 .expect("a free port")
         };
-        let (source, sink) = (bind(from, 0), bind(to, 9000));
-        let there = at(to, 9000);
+        Self::between(bind(from, 0), bind(to, 9000), at(to, 9000))
+    }
+
+    fn between(source: UdpSocket, sink: UdpSocket, there: SocketAddr) -> Self {
         socket2::SockRef::from(&sink)
             .set_recv_buffer_size(4 << 20)
             .expect("a socket");
@@ -74,10 +77,16 @@ impl Flow {
     }
 }
 
+/// The hosts whose meshd runs.
+fn running(mesh: &Mesh) -> Vec<&Host> {
+    let nodes = mesh.nodes.iter().filter(|node| node.daemon.is_some());
+    nodes.map(|node| &node.host).collect()
+}
+
 /// Nothing was lost but what the kernel had no room for in the devices' queues: their reader may wait long for a core here.
-fn assert_lost_by_devices(mesh: &Mesh, lost: u64) {
-    let dropped = |n: usize| {
-        let mut command = mesh.nodes[n].host.command("ip").expect("a namespace");
+fn assert_lost_by_devices(hosts: &[&Host], lost: u64) {
+    let dropped = |host: &&Host| {
+        let mut command = host.command("ip").expect("a namespace");
         let output = command.args(["-s", "-j", "link", "show", "mesh0"]).output();
         let links: serde_json::Value =
             serde_json::from_slice(&output.expect("ip is there").stdout).expect("JSON");
@@ -85,8 +94,7 @@ fn assert_lost_by_devices(mesh: &Mesh, lost: u64) {
             .as_u64()
             .expect("a count")
     };
-    let running = (0..mesh.nodes.len()).filter(|n| mesh.nodes[*n].daemon.is_some());
-    let dropped: u64 = running.map(dropped).sum();
+    let dropped: u64 = hosts.iter().map(dropped).sum();
     assert!(lost <= dropped, "{lost} lost, {dropped} by the devices");
 }
 
@@ -113,7 +121,7 @@ fn a_key_is_changed_under_traffic_and_no_packet_is_lost() {
         assert!(sent > 2000);
         lost += sent - received;
     }
-    assert_lost_by_devices(&mesh, lost);
+    assert_lost_by_devices(&running(&mesh), lost);
     let again = mesh.on(0, &["rotate-key"]);
     assert_eq!(again.code, 1);
     assert!(again.stderr.contains("changed less than"), "{again:?}");
@@ -144,7 +152,7 @@ fn a_key_is_changed_with_no_coordinator_and_while_a_peer_is_off() {
     std::thread::sleep(Duration::from_secs(3));
     let (sent, received) = flow.end();
     eprintln!("{sent} packets sent, {received} received");
-    assert_lost_by_devices(&mesh, sent - received);
+    assert_lost_by_devices(&running(&mesh), sent - received);
     // It comes back with the old key in mind, and hears of the new one through the old.
     mesh.start_node(2);
     mesh.wait_until("the one that was off is reached", || {
@@ -187,6 +195,74 @@ fn the_key_before_goes_on_until_its_time_is_over() {
     // What the node begins itself goes to the one that came late as well.
     let to_late = node.ping(PublicKey::from(&key(3)).to_bytes(), inside(1), inside(3));
     assert!(to_late.wait(LIMIT).0.is_some());
+}
+
+#[test]
+fn both_ends_may_change_their_keys_at_the_same_time() {
+    const LIMIT: Duration = Duration::from_secs(20);
+    let Some(world) = world() else { return };
+    let hosts = ["one", "two"].map(|name| world.host(name).expect("a namespace"));
+    let place = |n: usize| Some(SocketAddr::new(hosts[n].v4().into(), 51820));
+    let one = start(&hosts[0], 1, &[(2, place(1))]);
+    let two = start(&hosts[1], 2, &[(1, place(0))]);
+    for (host, number) in hosts.iter().zip([1, 2]) {
+        let address = format!("{}/24", inside(number));
+        for arguments in [
+            &["link", "set", "mesh0", "up"][..],
+            &["address", "add", &address, "dev", "mesh0"],
+        ] {
+            let mut ip = host.command("ip").expect("a namespace");
+            assert!(ip.args(arguments).status().expect("ip").success());
+        }
+    }
+    assert!(answers(&two, 2, &key(1), LIMIT));
+    let bind = |n: usize, port| {
+        let address = SocketAddr::new(inside(n as u8 + 1), port);
+        let bound = hosts[n].inside(|| UdpSocket::bind(address));
+        bound.expect("a namespace").expect("a free port")
+    };
+    let flows = [(0, 1), (1, 0)].map(|(from, to)| {
+        let there = SocketAddr::new(inside(to as u8 + 1), 9000);
+        Flow::between(bind(from, 0), bind(to, 9000), there)
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let public = |key: &StaticSecret| PublicKey::from(key).to_bytes();
+    let (fresh_one, fresh_two) = (key(101), key(102));
+    let now = Instant::now();
+    // Each replaces its own key before it hears of the other's.
+    one.rotate(fresh_one.clone(), now);
+    two.rotate(fresh_two.clone(), now);
+    std::thread::sleep(Duration::from_millis(300));
+    one.replace_key(&public(&key(2)), public(&fresh_two), now);
+    std::thread::sleep(Duration::from_millis(300));
+    two.replace_key(&public(&key(1)), public(&fresh_one), now);
+    std::thread::sleep(Duration::from_millis(300));
+    let mut lost = 0;
+    for flow in flows {
+        let (sent, received) = flow.end();
+        eprintln!("{sent} packets sent, {received} received");
+        lost += sent - received;
+    }
+    assert_lost_by_devices(&hosts.iter().collect::<Vec<_>>(), lost);
+    assert!(answers(&two, 2, &fresh_one, LIMIT));
+    let (before, later) = (bytes(&one, &fresh_two), now + OVERLAP);
+    for tunnel in [&one, &two] {
+        tunnel.settle(later);
+        assert!(!tunnel.is_rotating());
+    }
+    let after = bytes(&one, &fresh_two);
+    assert!(
+        after.0 >= before.0 && after.1 >= before.1,
+        "{before:?} {after:?}"
+    );
+    assert!(answers(&two, 2, &fresh_one, LIMIT));
+}
+
+/// Octets received from a peer, and sent to it.
+fn bytes(tunnel: &Tunnel, peer: &StaticSecret) -> (u64, u64) {
+    let status = tunnel.peer(&PublicKey::from(peer).to_bytes());
+    let status = status.expect("a peer");
+    (status.rx_bytes, status.tx_bytes)
 }
 
 #[test]

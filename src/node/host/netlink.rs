@@ -51,12 +51,15 @@ impl HostNetwork {
         })
     }
 
-    /// Takes the queueing discipline from a device that never makes one wait, before it is up; where the kernel refuses, it
-    /// only costs time and memory.
-    pub async fn take_discipline(&self, index: u32) {
+    /// Gives a device that is not up yet the plainest queueing discipline, one for all its queues: the kernel would make one
+    /// for each queue there might be, and nothing ever waits in any, since the device always takes what it is given. Where it
+    /// refuses, that only costs memory.
+    pub async fn set_discipline(&self, index: u32) {
         let mut message = TcMessage::with_index(i32::try_from(index).unwrap_or_default());
         message.header.parent = TcHandle::ROOT;
-        message.attributes.push(TcAttribute::Kind("noqueue".into()));
+        message
+            .attributes
+            .push(TcAttribute::Kind("pfifo_fast".into()));
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
         let Ok(mut answers) = self.handle.clone().request(request) else {
