@@ -66,7 +66,7 @@ fn refuse_etcd(config: &Config) -> Result<(), Failure> {
     Err(Failure::new(
         ErrorCode::Configuration,
         format!(
-            "the records are in etcd: save them with `etcdctl snapshot save FILE`, and keep tls.key and tls.crt of {} beside it",
+            "the records are in etcd: save them with `etcdctl snapshot save FILE`, and keep tls.key and tls.crt of {} beside it; a coordinator notices when such a snapshot was put back",
             config.state_dir.display()
         ),
     ))

@@ -23,6 +23,9 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 const DISMISSAL: Duration = Duration::from_secs(30);
 /// Looks between two times that other coordinators are told who is connected here. Less than nodes may stay away.
 const PRESENCE: u64 = 8;
+/// File in the state directory that says how far this coordinator has seen etcd come.
+#[cfg(feature = "etcd")]
+const SEEN: &str = "etcd.seen";
 /// File descriptors for everything but connections of nodes.
 const RESERVED_FILES: u64 = 128;
 
@@ -227,7 +230,10 @@ fn open_store(config: &Config) -> Result<Box<dyn store::Store>, store::StoreErro
             &config.state_dir.join(store::FILE),
         )?)),
         #[cfg(feature = "etcd")]
-        Some(settings) => Ok(Box::new(store::Etcd::open(settings)?)),
+        Some(settings) => {
+            let seen = config.state_dir.join(SEEN);
+            Ok(Box::new(store::Etcd::open(settings, Some(seen))?))
+        }
         // The configuration is refused before.
         #[cfg(not(feature = "etcd"))]
         Some(_) => Err(store::StoreError::Failed(

@@ -249,9 +249,10 @@ async fn converse(
         },
         snapshot: position.snapshot,
     };
+    let store = position.store;
     let welcome = FromCoordinator::Welcome {
         protocol: stream.protocol,
-        store: position.store,
+        store: store.clone(),
         revision: position.revision,
         snapshot: position.snapshot,
     };
@@ -261,6 +262,11 @@ async fn converse(
     let mut heard = Instant::now();
     let mut stranger = None;
     loop {
+        if !hub.is_on(&store) {
+            // With the next stream the node tells the store what it misses.
+            let text = "the coordinator's store was restored from a backup".to_owned();
+            return Err(End::Refuse(Refusal::Busy, text));
+        }
         match hub.standing(&stream.node) {
             Standing::Revoked => return Err(removed()),
             Standing::Stranger => match &stranger {

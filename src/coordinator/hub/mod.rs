@@ -723,6 +723,12 @@ impl Hub {
         }
     }
 
+    /// Whether the store is the one of this name still.
+    #[must_use]
+    pub fn is_on(&self, store: &str) -> bool {
+        self.read().store_id == store
+    }
+
     /// Whether there is a mesh to serve.
     #[must_use]
     pub fn has_mesh(&self) -> bool {

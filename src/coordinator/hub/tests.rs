@@ -742,7 +742,7 @@ fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
     use crate::coordinator::store::{Etcd, Rig};
     let Some(rig) = Rig::start() else { return };
     let open = || {
-        let store = Etcd::open(&rig.settings()).expect("it runs");
+        let store = Etcd::open(&rig.settings(), None).expect("it runs");
         Hub::open(Box::new(store), setup()).expect("readable")
     };
     let (one, other) = (open(), open());
@@ -782,4 +782,34 @@ fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
     assert_eq!(one.snapshot(), other.snapshot());
     assert_eq!(one.revision(), 2 + 4 + 2 * 60 + 1);
     assert_eq!(one.snapshot(), open().snapshot());
+}
+
+#[cfg(feature = "etcd")]
+#[test]
+fn a_snapshot_put_back_under_a_running_coordinator_is_noticed_and_lets_nobody_in_twice() {
+    use crate::coordinator::store::{Etcd, Rig};
+    let Some(mut rig) = Rig::start() else { return };
+    let store = Etcd::open(&rig.settings(), None).expect("it runs");
+    let hub = Hub::open(Box::new(store), setup()).expect("readable");
+    submit(&hub, Some(MESH), mesh(&hub)).expect("the first");
+    submit(&hub, None, token(now() + HOUR)).expect("signed by the mesh key");
+    let name = hub.position(None, 0).store;
+    rig.save();
+    let request_of = |n: u8| request(n, membership(n, &format!("n{n}"), 1, now()));
+    let end = Instant::now() + Duration::from_secs(60);
+    // etcd was away for a moment.
+    while hub.join(&request_of(10)).is_err() {
+        assert!(Instant::now() < end, "it does not come back");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(hub.is_on(&name));
+    rig.restore();
+    while hub.is_on(&name) {
+        assert!(Instant::now() < end, "it is not noticed");
+        hub.handle_news();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // The same use again, for another node.
+    let refused = hub.join(&request_of(11)).expect_err("nobody has told yet");
+    assert_eq!(refused.code, ErrorCode::Busy, "{refused:?}");
 }

@@ -167,6 +167,26 @@ pub struct EtcdSettings {
     pub key_file: Option<PathBuf>,
 }
 
+/// Where leases begin in a store that came from a backup: somewhere in the upper half of what was never leased, since those
+/// given after the backup was taken lie right above those in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LeaseStart {
+    /// The highest block leased by then.
+    above: u32,
+    /// Random: from which of the blocks in that half.
+    turn: u32,
+}
+
+impl LeaseStart {
+    /// The first block to lease, of a mesh of so many.
+    fn block(self, blocks: u32) -> u32 {
+        let first = u64::from(self.above) + 1;
+        let half = u64::from(blocks).saturating_sub(first) / 2;
+        let start = first + half + ((half * u64::from(self.turn)) >> 32);
+        u32::try_from(start).unwrap_or(1)
+    }
+}
+
 /// Why a store does not do as asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {

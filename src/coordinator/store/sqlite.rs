@@ -6,7 +6,7 @@ use rusqlite::{
     Connection, ErrorCode, OptionalExtension as _, Transaction, TransactionBehavior, params,
 };
 
-use super::{Admission, Admitted, Contents, Effect, Store, StoreError, Stored, Write};
+use super::{Admission, Admitted, Contents, Effect, LeaseStart, Store, StoreError, Stored, Write};
 use crate::model::record::RecordKey;
 use crate::model::{Label, PublicKey};
 use crate::wire::Envelope;
@@ -274,8 +274,7 @@ fn free_block(transaction: &Transaction<'_>, blocks: u32) -> Result<Option<u32>,
         .optional()?)
 }
 
-/// Where leases begin: at the first block, or in a store that came from a backup somewhere in the upper half of what
-/// was never leased. Leases given after the backup was taken lie right above those in it.
+/// Where leases begin.
 fn lease_start(connection: &Connection, blocks: u32) -> Result<u32, StoreError> {
     let number = |key| -> Result<Option<u32>, StoreError> {
         Ok(meta(connection, key)?.and_then(|text| text.parse().ok()))
@@ -283,10 +282,7 @@ fn lease_start(connection: &Connection, blocks: u32) -> Result<u32, StoreError> 
     let (Some(above), Some(turn)) = (number("leases_above")?, number("leases_turn")?) else {
         return Ok(1);
     };
-    let first = u64::from(above) + 1;
-    let half = u64::from(blocks).saturating_sub(first) / 2;
-    let start = first + half + ((half * u64::from(turn)) >> 32);
-    Ok(u32::try_from(start).unwrap_or(1))
+    Ok(LeaseStart { above, turn }.block(blocks))
 }
 
 impl Store for Sqlite {

@@ -14,7 +14,7 @@ fn stores() -> Vec<Box<dyn Store>> {
 #[cfg(feature = "etcd")]
 fn with_etcd(mut stores: Vec<Box<dyn Store>>) -> Vec<Box<dyn Store>> {
     if let Some(rig) = Rig::start() {
-        let mut store = Etcd::open(&rig.settings()).expect("it runs");
+        let mut store = Etcd::open(&rig.settings(), None).expect("it runs");
         store.load().expect("readable");
         store.keep(rig);
         stores.push(Box::new(store));

@@ -31,10 +31,12 @@ pub(super) async fn follow(shared: Arc<Shared>) {
             () = shared.deaf.notified() => Err(Error::WatchError("it tells nothing".into())),
         };
         match watched {
-            Ok(Lost::Compacted) => {
-                tracing::warn!(
-                    "etcd has compacted what this coordinator has not seen; it lists everything anew"
-                );
+            Ok(lost @ (Lost::Compacted | Lost::Restored)) => {
+                if matches!(lost, Lost::Compacted) {
+                    tracing::warn!(
+                        "etcd has compacted what this coordinator has not seen; it lists everything anew"
+                    );
+                }
                 if let Err(error) = shared.list().await {
                     tracing::warn!(%error, "etcd cannot be read");
                 }
@@ -53,6 +55,8 @@ pub(super) async fn follow(shared: Arc<Shared>) {
 enum Lost {
     /// The revisions it was to begin with are gone.
     Compacted,
+    /// Another coordinator has found that the cluster was restored from a snapshot.
+    Restored,
     /// The member ended it.
     Ended,
 }
@@ -96,6 +100,12 @@ async fn watch(shared: &Shared) -> Result<Lost, Error> {
         if let Some((at, changes)) = revision {
             shared.apply(at, changes);
         }
+        if message.events().iter().any(|event| {
+            let key = event.kv().and_then(|kv| shared.link.parse(kv.key()));
+            key == Some(Key::Id)
+        }) {
+            return Ok(Lost::Restored);
+        }
     }
     Ok(Lost::Ended)
 }
@@ -106,11 +116,19 @@ pub(super) async fn look_after(shared: Arc<Shared>) {
     pulses.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for count in 1u64.. {
         pulses.tick().await;
+        shared.seen.save();
         let head = shared.link.key(&Key::Head.text());
+        let known = shared.view().head.at;
         let Ok(Some((_, at))) = shared.link.read(head).await else {
             continue;
         };
-        if !shared.wait_for(at, LAG).await {
+        if at < known {
+            tracing::warn!("etcd is behind what it was; all is read anew");
+            if let Err(error) = shared.list().await {
+                tracing::warn!(%error, "etcd cannot be read");
+            }
+            shared.deaf.notify_one();
+        } else if !shared.wait_for(at, LAG).await {
             shared.deaf.notify_one();
         } else if count.is_multiple_of(COMPARISON) {
             compare(&shared).await;

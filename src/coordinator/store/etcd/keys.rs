@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `head` | the last revision, and a random word of who wrote it |
 //! | `id`, `pin`, `mesh` | the store's name, the hash of the TLS key, the mesh key |
+//! | `restored`, `leases` | nodes have yet to tell what a restored snapshot misses; where leases begin since |
 //! | `record/REVISION` | a record, as [`Written`]; its next version lies under a revision of its own |
 //! | `issued/TOKEN`, `use/TOKEN/NODE`, `name/NODE`, `block/INDEX`, `released/INDEX` | what is decided once for all |
 //! | `farewell/NODE`, `present/NODE` | departures kept, and who is connected; read when they are needed |
@@ -23,6 +24,10 @@ pub(super) enum Key {
     Id,
     /// The mesh key.
     Mesh,
+    /// The nodes have not told yet what a restored snapshot misses.
+    Restored,
+    /// Where leases begin in a store that was restored.
+    Leases,
     /// The record of a revision.
     Record(u64),
     /// The token was issued here.
@@ -52,6 +57,8 @@ impl Key {
             Self::Head => "head".to_owned(),
             Self::Id => "id".to_owned(),
             Self::Mesh => "mesh".to_owned(),
+            Self::Restored => "restored".to_owned(),
+            Self::Leases => "leases".to_owned(),
             Self::Record(revision) => format!("record/{revision:020}"),
             Self::Issued(token) => format!("issued/{token}"),
             Self::Use(token, node) => format!("use/{token}/{node}"),
@@ -68,6 +75,8 @@ impl Key {
                 "head" => Self::Head,
                 "id" => Self::Id,
                 "mesh" => Self::Mesh,
+                "restored" => Self::Restored,
+                "leases" => Self::Leases,
                 _ => return None,
             },
             Some(("record", revision)) => Self::Record(revision.parse().ok()?),
@@ -83,6 +92,9 @@ impl Key {
         })
     }
 }
+
+/// Below this are the tokens issued here.
+pub(super) const ISSUED: &str = "issued/";
 
 /// Where a node's departure is kept.
 pub(super) fn farewell(node: &PublicKey) -> String {
@@ -107,6 +119,8 @@ mod tests {
             Key::Head,
             Key::Id,
             Key::Mesh,
+            Key::Restored,
+            Key::Leases,
             Key::Record(u64::MAX),
             Key::Issued(a),
             Key::Use(a, b),

@@ -13,6 +13,7 @@
 //! | `plan` | what a write changes |
 //! | `link` | calls, and which member takes them |
 //! | `follow` | how the view stays true |
+//! | `seen` | whether the cluster was restored from a snapshot |
 
 mod follow;
 mod keys;
@@ -20,14 +21,16 @@ mod link;
 mod plan;
 #[cfg(test)]
 pub(super) mod rig;
+mod seen;
 mod view;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::timeout;
@@ -35,9 +38,12 @@ use tokio::time::timeout;
 use self::keys::Key;
 use self::link::Link;
 use self::plan::Plan;
-use self::view::{Change, Head, View};
+use self::seen::Seen;
+use self::view::{Change, Head, View, lease_start_text};
 use super::sqlite::new_id;
-use super::{Admission, Admitted, Bounds, Contents, EtcdSettings, News, Store, StoreError, Write};
+use super::{
+    Admission, Admitted, Bounds, Contents, EtcdSettings, LeaseStart, News, Store, StoreError, Write,
+};
 use crate::model::PublicKey;
 use crate::wire::Envelope;
 
@@ -51,6 +57,8 @@ const OCTETS: usize = 512 * 1024;
 const LAG: Duration = Duration::from_millis(1500);
 /// How long a node counts as connected after it was said to be.
 const PRESENCE: Duration = Duration::from_secs(900);
+/// How often a restored snapshot is tried to be marked as one while others write.
+const TRIES: u32 = 5;
 
 /// Records in etcd.
 pub struct Etcd {
@@ -72,6 +80,7 @@ struct Shared {
     revision: watch::Sender<u64>,
     /// The watch has left something out.
     deaf: Notify,
+    seen: Seen,
 }
 
 impl Shared {
@@ -84,6 +93,7 @@ impl Shared {
         let (at, revision, news) = {
             let mut view = self.view();
             view.apply(at, changes);
+            self.seen.note(view.id(), view.head.revision);
             (view.at, view.head.revision, view.has_news())
         };
         self.at.send_replace(at);
@@ -94,15 +104,56 @@ impl Shared {
 
     /// Reads everything anew.
     async fn list(&self) -> Result<(), StoreError> {
-        let listing = self.link.list().await?;
-        let (at, revision) = {
-            let mut view = self.view();
-            view.replace(listing.at, listing.entries);
-            (view.at, view.head.revision)
-        };
+        let mut listed = self.read().await?;
+        for _ in 0..TRIES {
+            if !self.seen.is_behind(listed.id(), listed.head.revision) {
+                break;
+            }
+            self.mark_restored(&listed).await?;
+            listed = self.read().await?;
+        }
+        let (at, revision) = (listed.at, listed.head.revision);
+        self.seen.note(listed.id(), revision);
+        *self.view() = listed;
         self.at.send_replace(at);
         self.revision.send_replace(revision);
         Ok(())
+    }
+
+    async fn read(&self) -> Result<View, StoreError> {
+        let listing = self.link.list().await?;
+        Ok(View::listed(listing.at, listing.entries))
+    }
+
+    /// The cluster came from a snapshot that misses what has happened since. From now on it is another store, to which
+    /// nodes tell all they hold; tokens issued before may have been spent, and blocks leased, unknown to it.
+    async fn mark_restored(&self, listed: &View) -> Result<(), StoreError> {
+        tracing::warn!(
+            revision = listed.head.revision,
+            "etcd holds less than it did: it was restored from a snapshot"
+        );
+        let blocks = listed.holders.keys().chain(listed.released.keys());
+        let leases = LeaseStart {
+            above: blocks.max().copied().unwrap_or(0),
+            turn: getrandom::u32().map_err(|e| StoreError::Failed(e.to_string()))?,
+        };
+        let key = |key: Key| self.link.key(&key.text());
+        let put = |what: Key, value: String| TxnOp::put(key(what), value, None);
+        let all = DeleteOptions::new().with_prefix();
+        let txn = Txn::new()
+            .when([Compare::mod_revision(
+                key(Key::Head),
+                CompareOp::Equal,
+                listed.head.at,
+            )])
+            .and_then([
+                put(Key::Id, new_id()?),
+                put(Key::Restored, String::new()),
+                put(Key::Leases, lease_start_text(leases)),
+                put(Key::Head, Head::text(listed.head.revision, &new_id()?)),
+                TxnOp::delete(self.link.key(keys::ISSUED), Some(all)),
+            ]);
+        self.link.transact(txn).await.map(drop)
     }
 
     /// Whether the view reaches etcd's revision `at` in time.
@@ -191,7 +242,7 @@ impl Shared {
             self.apply(held.at, changes);
             return Ok(());
         }
-        if !self.wait_for(held.at, LAG).await || held.at == taken {
+        if held.at <= taken || !self.wait_for(held.at, LAG).await {
             self.deaf.notify_one();
             self.list().await?;
         }
@@ -200,11 +251,12 @@ impl Shared {
 }
 
 impl Etcd {
-    /// Connects, and makes a store if there is none under the prefix.
+    /// Connects, and makes a store if there is none under the prefix. `seen` is a file of this coordinator's, by which it
+    /// knows a store that was restored from a snapshot.
     ///
     /// # Errors
     /// No member answers, or the settings are of no use.
-    pub fn open(settings: &EtcdSettings) -> Result<Self, StoreError> {
+    pub fn open(settings: &EtcdSettings, seen: Option<PathBuf>) -> Result<Self, StoreError> {
         let failed = |e: std::io::Error| StoreError::Failed(e.to_string());
         let shared = Arc::new(Shared {
             link: Link::new(settings)?,
@@ -212,6 +264,7 @@ impl Etcd {
             at: watch::channel(0).0,
             revision: watch::channel(0).0,
             deaf: Notify::new(),
+            seen: Seen::load(seen),
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -416,9 +469,15 @@ impl Store for Etcd {
         Ok(held.and_then(|(text, _)| serde_json::from_slice(&text).ok()))
     }
 
-    /// etcd's own backups are put back with all of it.
     fn set_refilled(&mut self) -> Result<(), StoreError> {
-        Ok(())
+        let key = self.shared.link.key(&Key::Restored.text());
+        self.run(|shared| async move {
+            let delete = shared.link.call(|client| {
+                let key = key.clone();
+                async move { client.kv_client().delete(key, None).await }
+            });
+            delete.await.map(drop)
+        })
     }
 
     fn bounds(&self) -> Bounds {

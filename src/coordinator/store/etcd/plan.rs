@@ -202,15 +202,19 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The lowest block never leased; else the one that has been free for longest.
+/// The lowest block never leased, from where leases begin; else the one that has been free for longest.
 fn free_block(view: &View, blocks: u32) -> Option<u32> {
-    let never = (1..blocks)
-        .find(|block| !view.holders.contains_key(block) && !view.released.contains_key(block));
-    never.or_else(|| {
-        view.released
-            .iter()
-            .filter(|(block, _)| **block < blocks && !view.holders.contains_key(block))
-            .min_by_key(|(block, turn)| (**turn, **block))
-            .map(|(block, _)| *block)
-    })
+    let never =
+        |block: &u32| !view.holders.contains_key(block) && !view.released.contains_key(block);
+    let start = view.lease_start.map_or(1, |start| start.block(blocks));
+    (start..blocks)
+        .chain(1..start.min(blocks))
+        .find(never)
+        .or_else(|| {
+            view.released
+                .iter()
+                .filter(|(block, _)| **block < blocks && !view.holders.contains_key(block))
+                .min_by_key(|(block, turn)| (**turn, **block))
+                .map(|(block, _)| *block)
+        })
 }

@@ -11,7 +11,8 @@ use super::link::{Link, end_of};
 /// One member, which ends with the value.
 pub(crate) struct Rig {
     process: Child,
-    port: u16,
+    /// For clients, and for members.
+    ports: [u16; 2],
     directory: tempfile::TempDir,
     secured: bool,
 }
@@ -55,54 +56,48 @@ impl Rig {
                 .expect("loopback")
                 .port()
         });
-        let peer = format!("http://127.0.0.1:{}", ports[1]);
-        let client = url(secured, ports[0]);
-        let mut command = Command::new("etcd");
         if secured {
             write_files(directory.path());
-            let [ca, certificate, key, ..] = FILES.map(|name| directory.path().join(name));
-            command.arg("--client-cert-auth");
-            command.arg("--trusted-ca-file").arg(ca);
-            command.arg("--cert-file").arg(certificate);
-            command.arg("--key-file").arg(key);
-            command.args(["--auth-token-ttl", "5"]);
         }
-        let spawned = command
-            .arg("--data-dir")
-            .arg(directory.path().join("data"))
-            .args([
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            .arg("--unsafe-no-fsync")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let Ok(process) = spawned else {
-            eprintln!("skipped: etcd is not installed");
-            return None;
-        };
+        let process = spawn(directory.path(), ports, secured)?;
         let rig = Self {
             process,
-            port: ports[0],
+            ports,
             directory,
             secured,
         };
+        rig.wait();
+        Some(rig)
+    }
+
+    /// Keeps a copy of all it holds, as a snapshot does.
+    pub(crate) fn save(&mut self) {
+        self.copy("data", "saved");
+    }
+
+    /// Goes back to the copy.
+    pub(crate) fn restore(&mut self) {
+        self.copy("saved", "data");
+    }
+
+    fn copy(&mut self, from: &str, to: &str) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let [from, to] = [from, to].map(|name| self.directory.path().join(name));
+        let _ = std::fs::remove_dir_all(&to);
+        let copied = Command::new("cp").arg("-a").args([from, to]).status();
+        assert!(copied.expect("cp is there").success());
+        let spawned = spawn(self.directory.path(), self.ports, self.secured);
+        self.process = spawned.expect("it ran before");
+        self.wait();
+    }
+
+    fn wait(&self) {
         let end = Instant::now() + Duration::from_secs(60);
-        while std::net::TcpStream::connect(("127.0.0.1", rig.port)).is_err() {
+        while std::net::TcpStream::connect(("127.0.0.1", self.ports[0])).is_err() {
             assert!(Instant::now() < end, "etcd does not start");
             std::thread::sleep(Duration::from_millis(20));
         }
-        Some(rig)
     }
 
     /// Its process.
@@ -113,7 +108,7 @@ impl Rig {
     /// How to reach it.
     pub(crate) fn settings(&self) -> EtcdSettings {
         let plain = EtcdSettings {
-            endpoints: vec![url(self.secured, self.port)],
+            endpoints: vec![url(self.secured, self.ports[0])],
             prefix: "/meshd/".into(),
             ..EtcdSettings::default()
         };
@@ -153,6 +148,45 @@ impl Rig {
         client.auth_enable().await?;
         Ok(())
     }
+}
+
+/// Starts etcd on what is in `directory`; nothing, if it is not installed.
+fn spawn(directory: &Path, ports: [u16; 2], secured: bool) -> Option<Child> {
+    let peer = format!("http://127.0.0.1:{}", ports[1]);
+    let client = url(secured, ports[0]);
+    let mut command = Command::new("etcd");
+    if secured {
+        let [ca, certificate, key, ..] = FILES.map(|name| directory.join(name));
+        command.arg("--client-cert-auth");
+        command.arg("--trusted-ca-file").arg(ca);
+        command.arg("--cert-file").arg(certificate);
+        command.arg("--key-file").arg(key);
+        command.args(["--auth-token-ttl", "5"]);
+    }
+    let spawned = command
+        .arg("--data-dir")
+        .arg(directory.join("data"))
+        .args([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ])
+        .args(["--initial-cluster", &format!("default={peer}")])
+        .arg("--unsafe-no-fsync")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    if spawned.is_err() {
+        eprintln!("skipped: etcd is not installed");
+    }
+    spawned.ok()
 }
 
 fn url(secured: bool, port: u16) -> String {

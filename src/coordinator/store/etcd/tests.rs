@@ -38,7 +38,7 @@ fn admission(n: u8) -> Admission {
 }
 
 fn open(rig: &Rig) -> Etcd {
-    let mut store = Etcd::open(&rig.settings()).expect("it runs");
+    let mut store = Etcd::open(&rig.settings(), None).expect("it runs");
     store.load().expect("readable");
     store
 }
@@ -261,7 +261,7 @@ fn a_cluster_with_tls_and_passwords_takes_its_user_and_nobody_else() {
     assert_eq!(other.put(&[write("b", Effect::None)]).expect("it may"), 2);
     assert_eq!(await_news(&mut one), (false, vec!["b".to_owned()]));
 
-    let refused = |settings: EtcdSettings| match Etcd::open(&settings) {
+    let refused = |settings: EtcdSettings| match Etcd::open(&settings, None) {
         Err(error) => error.to_string(),
         Ok(_) => panic!("{settings:?} is let in"),
     };
@@ -293,4 +293,76 @@ fn a_cluster_with_tls_and_passwords_takes_its_user_and_nobody_else() {
         let why = refused(settings);
         assert!(why.contains(wanted), "{why}");
     }
+}
+
+#[test]
+fn a_cluster_that_was_restored_from_a_snapshot_is_another_store_until_the_nodes_have_told() {
+    let Some(mut rig) = Rig::start() else { return };
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let seen = directory.path().join("seen");
+    let open = |rig: &Rig| {
+        let mut store = Etcd::open(&rig.settings(), Some(seen.clone())).expect("it runs");
+        let contents = store.load().expect("readable");
+        (store, contents)
+    };
+    let admit = |store: &mut Etcd, n: u8| loop {
+        let several = Admission {
+            uses: 9,
+            ..admission(n)
+        };
+        match store.admit(&several) {
+            Err(StoreError::Behind) => drop(store.news()),
+            end => break end.expect("uses and blocks are left").block,
+        }
+    };
+    let token = PublicKey([0xaa; 32]);
+    let (mut store, first) = open(&rig);
+    assert!(!first.restored);
+    store
+        .put(&[write("token", Effect::Issued(token))])
+        .expect("writable");
+    assert_eq!(admit(&mut store, 1), 1);
+    drop(store);
+    rig.save();
+    let (mut store, _) = open(&rig);
+    assert_eq!(admit(&mut store, 2), 2);
+    store.shared.seen.save();
+    drop(store);
+
+    // While no coordinator runs.
+    rig.restore();
+    let (mut store, contents) = open(&rig);
+    assert!(contents.restored);
+    assert_ne!(contents.id, first.id);
+    assert!(!store.is_issued_here(&token).expect("readable"));
+    let block = admit(&mut store, 3);
+    assert!(block > 2, "{block} may be another's");
+    drop(store);
+    let (mut store, contents) = open(&rig);
+    assert!(contents.restored, "until the nodes have told");
+    store.set_refilled().expect("writable");
+    assert!(!store.load().expect("readable").restored);
+    drop(store);
+    assert!(!open(&rig).1.restored);
+
+    // While one runs, and another one is told.
+    let ((mut one, before), (mut other, _)) = (open(&rig), open(&rig));
+    rig.save();
+    admit(&mut one, 4);
+    await_news(&mut other);
+    rig.restore();
+    for store in [&mut one, &mut other] {
+        let end = Instant::now() + PATIENCE;
+        let contents = loop {
+            if let Some(News::Everything(contents)) = store.news().expect("readable")
+                && contents.restored
+            {
+                break contents;
+            }
+            assert!(Instant::now() < end, "it is not noticed");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_ne!(contents.id, before.id);
+    }
+    admit(&mut other, 5);
 }

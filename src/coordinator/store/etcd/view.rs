@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use sha2::{Digest as _, Sha256};
 
-use super::super::{Contents, News, Stored};
+use super::super::{Contents, LeaseStart, News, Stored};
 use super::keys::{Key, Written};
 use crate::model::record::RecordKey;
 use crate::model::{Label, PublicKey};
@@ -78,19 +78,23 @@ pub(super) struct View {
     pub(super) holders: BTreeMap<u32, PublicKey>,
     pub(super) blocks: HashMap<PublicKey, u32>,
     pub(super) released: BTreeMap<u32, u64>,
+    restored: bool,
+    /// Where leases begin, if the store was restored.
+    pub(super) lease_start: Option<LeaseStart>,
 }
 
 impl View {
     /// Of a listing: all keys with etcd's revision of each, as of `at`.
-    pub(super) fn replace(&mut self, at: i64, listing: Vec<(Change, i64)>) {
-        *self = Self {
+    pub(super) fn listed(at: i64, listing: Vec<(Change, i64)>) -> Self {
+        let mut view = Self {
             listed: true,
             ..Self::default()
         };
         for (change, marked) in listing {
-            self.set(marked, change, true);
+            view.set(marked, change, true);
         }
-        self.at = at;
+        view.at = at;
+        view
     }
 
     /// Takes over one of etcd's revisions; one that is known changes nothing.
@@ -125,6 +129,10 @@ impl View {
             (Key::Id, Some(value)) => self.id = String::from_utf8_lossy(value).into_owned(),
             (Key::Mesh, Some(value)) => self.mesh_key = parse(value),
             (Key::Head | Key::Id | Key::Mesh, None) => {}
+            (Key::Restored, value) => self.restored = value.is_some(),
+            (Key::Leases, value) => {
+                self.lease_start = value.as_deref().and_then(parse_lease_start);
+            }
             (Key::Record(revision), Some(value)) => self.set_record(*revision, value, fresh),
             (Key::Record(revision), None) => {
                 self.fresh.remove(revision);
@@ -249,7 +257,7 @@ impl View {
                 mesh_key: self.mesh_key,
                 records,
                 revision: self.head.revision,
-                restored: false,
+                restored: self.restored,
             })
         } else {
             News::Changes {
@@ -258,6 +266,11 @@ impl View {
                 revision: self.head.revision,
             }
         })
+    }
+
+    /// The store's name.
+    pub(super) fn id(&self) -> &str {
+        &self.id
     }
 
     /// The mesh key.
@@ -293,6 +306,19 @@ pub(super) fn digest(envelope: &Envelope) -> [u8; 32] {
     hash.update(envelope.signature.0);
     hash.update(&envelope.payload);
     hash.finalize().into()
+}
+
+/// The value of [`Key::Leases`].
+pub(super) fn lease_start_text(start: LeaseStart) -> String {
+    format!("{} {}", start.above, start.turn)
+}
+
+fn parse_lease_start(value: &[u8]) -> Option<LeaseStart> {
+    let (above, turn) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    Some(LeaseStart {
+        above: above.parse().ok()?,
+        turn: turn.parse().ok()?,
+    })
 }
 
 fn parse<T: std::str::FromStr>(value: &[u8]) -> Option<T> {
@@ -374,8 +400,7 @@ mod tests {
         let listing = vec![(head(2, "x"), 6), (record(2, "a"), 6)];
         let marks = listing.iter().map(|(c, at)| (c.key.clone(), *at)).collect();
         assert_eq!(followed.hash(), hash_of(marks));
-        let mut listed = View::default();
-        listed.replace(9, listing);
+        let mut listed = View::listed(9, listing);
         assert_eq!(listed.hash(), followed.hash());
         assert_eq!(news(&mut listed), Some((vec![2], 2)));
         listed.apply(10, vec![gone(Key::Record(2)), head(2, "x")]);
