@@ -57,7 +57,7 @@ const OCTETS: usize = 512 * 1024;
 const LAG: Duration = Duration::from_millis(1500);
 /// How long a node counts as connected after it was said to be.
 const PRESENCE: Duration = Duration::from_secs(900);
-/// How often a restored snapshot is tried to be marked as one while others write.
+/// Listings in a row at most that are older than what is known when they are there.
 const TRIES: u32 = 5;
 
 /// Records in etcd.
@@ -104,19 +104,26 @@ impl Shared {
 
     /// Reads everything anew.
     async fn list(&self) -> Result<(), StoreError> {
-        let mut listed = self.read().await?;
-        for _ in 0..TRIES {
-            if !self.seen.is_behind(listed.id(), listed.head.revision) {
-                break;
+        for left in (0..TRIES).rev() {
+            let listed = self.read().await?;
+            if self.seen.is_behind(listed.id(), listed.head.revision) && left > 0 {
+                self.mark_restored(&listed).await?;
+                continue;
             }
-            self.mark_restored(&listed).await?;
-            listed = self.read().await?;
+            let (at, revision) = (listed.at, listed.head.revision);
+            {
+                let mut view = self.view();
+                // The watch was faster, and would not tell again what lies between.
+                if left > 0 && at < view.at && listed.id() == view.id() {
+                    continue;
+                }
+                self.seen.note(listed.id(), revision);
+                *view = listed;
+            }
+            self.at.send_replace(at);
+            self.revision.send_replace(revision);
+            break;
         }
-        let (at, revision) = (listed.at, listed.head.revision);
-        self.seen.note(listed.id(), revision);
-        *self.view() = listed;
-        self.at.send_replace(at);
-        self.revision.send_replace(revision);
         Ok(())
     }
 
