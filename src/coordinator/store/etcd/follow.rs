@@ -117,12 +117,18 @@ pub(super) async fn look_after(shared: Arc<Shared>) {
     for count in 1u64.. {
         pulses.tick().await;
         shared.seen.save();
-        let head = shared.link.key(&Key::Head.text());
-        let known = shared.view().head.at;
-        let Ok(Some((_, at))) = shared.link.read(head).await else {
+        let [head, id] = [Key::Head, Key::Id].map(|key| shared.link.key(&key.text()));
+        let (known, name) = {
+            let view = shared.view();
+            (view.head.at, view.id().to_owned())
+        };
+        let (Ok(Some((_, at))), Ok(Some((id, _)))) =
+            (shared.link.read(head).await, shared.link.read(id).await)
+        else {
             continue;
         };
-        if at < known {
+        // A cluster that was restored counts from where it was, and may have come to where this view is since.
+        if at < known || id != name.as_bytes() {
             tracing::warn!("etcd is behind what it was; all is read anew");
             if let Err(error) = shared.list().await {
                 tracing::warn!(%error, "etcd cannot be read");

@@ -106,7 +106,10 @@ impl Shared {
     async fn list(&self) -> Result<(), StoreError> {
         for left in (0..TRIES).rev() {
             let listed = self.read().await?;
-            if self.seen.is_behind(listed.id(), listed.head.revision) && left > 0 {
+            if self.seen.is_behind(listed.id(), listed.head.revision) {
+                if left == 0 {
+                    return Err(StoreError::Behind);
+                }
                 self.mark_restored(&listed).await?;
                 continue;
             }
