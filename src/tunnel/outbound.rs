@@ -16,8 +16,8 @@ use super::udp::{Sender, Sockets};
 
 /// Octets of a packet from the device at most, its header included.
 const BUFFER: usize = VNET_HEADER + 65_536;
-/// Packets read before what was sealed is sent, and before the lanes that had nothing are looked at again: bounds how long
-/// the first one waits.
+/// Packets after which, once each lane has had its turn, what was sealed is sent and the lanes that had nothing are looked at
+/// again: bounds how long the first one waits.
 const BATCH: usize = 16;
 
 pub(super) struct Outbound {

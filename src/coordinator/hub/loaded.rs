@@ -46,7 +46,7 @@ impl From<Contents> for Loaded {
 impl State {
     /// Takes over what is in the store.
     pub(super) fn take_over(&mut self, loaded: Loaded) {
-        if loaded.restored && self.refill.is_none() {
+        if loaded.restored && (self.refill.is_none() || self.store_id != loaded.store_id) {
             tracing::warn!(
                 "the store was restored from a backup; nobody is admitted until the nodes have told what happened since"
             );

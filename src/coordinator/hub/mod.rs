@@ -279,6 +279,8 @@ impl Hub {
                 let name = membership.name.clone();
                 return Err(self.explain(StoreError::NameTaken(name), &membership));
             }
+            // That the store was restored may have come with what others wrote.
+            self.permit_after_restore(&mut writer, request)?;
             match writer.store.admit(&admission) {
                 Ok(admitted) => break (membership, admission.key, admitted),
                 Err(StoreError::Behind) if turns.another() => {}

@@ -99,9 +99,14 @@ impl Hub {
                 mesh_key,
                 records,
                 revision,
+                restored,
             }) => {
                 let mut state = self.write();
                 let state = &mut *state;
+                if !restored {
+                    // The nodes have told another coordinator.
+                    state.refill = None;
+                }
                 if state.ledger.is_none() {
                     state.ledger = mesh_key.map(Ledger::new);
                 }

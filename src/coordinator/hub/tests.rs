@@ -804,12 +804,14 @@ fn a_snapshot_put_back_under_a_running_coordinator_is_noticed_and_lets_nobody_in
     }
     assert!(hub.is_on(&name));
     rig.restore();
+    // The same use again, for another node, before anybody has noticed.
+    let refused = hub.join(&request_of(11));
+    assert!(refused.is_err(), "{refused:?}");
     while hub.is_on(&name) {
         assert!(Instant::now() < end, "it is not noticed");
         hub.handle_news();
         std::thread::sleep(Duration::from_millis(50));
     }
-    // The same use again, for another node.
     let refused = hub.join(&request_of(11)).expect_err("nobody has told yet");
     assert_eq!(refused.code, ErrorCode::Busy, "{refused:?}");
 }

@@ -134,6 +134,8 @@ pub enum News {
         records: Vec<Stored>,
         /// The last revision.
         revision: u64,
+        /// As in [`Contents`].
+        restored: bool,
     },
     /// What changed is not known any more.
     Everything(Contents),

@@ -84,6 +84,13 @@ async fn watch(shared: &Shared) -> Result<Lost, Error> {
         if message.canceled() {
             return Err(Error::WatchError(message.cancel_reason().to_owned()));
         }
+        let renamed = message.events().iter().any(|event| {
+            let key = event.kv().and_then(|kv| shared.link.parse(kv.key()));
+            key == Some(Key::Id)
+        });
+        if renamed {
+            return Ok(Lost::Restored);
+        }
         let mut revision: Option<(i64, Vec<Change>)> = None;
         for event in message.events() {
             let Some(kv) = event.kv() else { continue };
@@ -100,12 +107,6 @@ async fn watch(shared: &Shared) -> Result<Lost, Error> {
         if let Some((at, changes)) = revision {
             shared.apply(at, changes);
         }
-        if message.events().iter().any(|event| {
-            let key = event.kv().and_then(|kv| shared.link.parse(kv.key()));
-            key == Some(Key::Id)
-        }) {
-            return Ok(Lost::Restored);
-        }
     }
     Ok(Lost::Ended)
 }
@@ -120,16 +121,17 @@ pub(super) async fn look_after(shared: Arc<Shared>) {
         let [head, id] = [Key::Head, Key::Id].map(|key| shared.link.key(&key.text()));
         let (known, name) = {
             let view = shared.view();
-            (view.head.at, view.id().to_owned())
+            (view.at, view.id().to_owned())
         };
-        let (Ok(Some((_, at))), Ok(Some((id, _)))) =
-            (shared.link.read(head).await, shared.link.read(id).await)
-        else {
+        let (Ok((Some((_, at)), counted)), Ok(Some((id, _)))) = (
+            shared.link.read_counted(head).await,
+            shared.link.read(id).await,
+        ) else {
             continue;
         };
         // A cluster that was restored counts from where it was, and may have come to where this view is since.
-        if at < known || id != name.as_bytes() {
-            tracing::warn!("etcd is behind what it was; all is read anew");
+        if counted < known || id != name.as_bytes() {
+            tracing::warn!("etcd is not what it was; all is read anew");
             if let Err(error) = shared.list().await {
                 tracing::warn!(%error, "etcd cannot be read");
             }

@@ -213,16 +213,28 @@ impl Link {
     /// # Errors
     /// As [`Link::call`].
     pub(super) async fn read(&self, key: String) -> Result<Option<(Vec<u8>, i64)>, StoreError> {
+        Ok(self.read_counted(key).await?.0)
+    }
+
+    /// The same, and etcd's revision now.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub(super) async fn read_counted(
+        &self,
+        key: String,
+    ) -> Result<(Option<(Vec<u8>, i64)>, i64), StoreError> {
         let answer = self
             .call(|client| {
                 let key = key.clone();
                 async move { client.kv_client().get(key, None).await }
             })
             .await?;
-        Ok(answer
-            .kvs()
-            .first()
-            .map(|kv| (kv.value().to_vec(), kv.mod_revision())))
+        let now = answer
+            .header()
+            .map_or(0, etcd_client::ResponseHeader::revision);
+        let held = answer.kvs().first();
+        Ok((held.map(|kv| (kv.value().to_vec(), kv.mod_revision())), now))
     }
 
     /// All keys that are held in memory, with their values.

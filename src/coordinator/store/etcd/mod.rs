@@ -105,19 +105,20 @@ impl Shared {
     /// Reads everything anew.
     async fn list(&self) -> Result<(), StoreError> {
         for left in (0..TRIES).rev() {
+            let (mark, known) = (self.seen.mark(), self.view().at);
             let listed = self.read().await?;
-            if self.seen.is_behind(listed.id(), listed.head.revision) {
+            let (at, revision) = (listed.at, listed.head.revision);
+            if mark.is_ahead_of(listed.id(), revision) {
                 if left == 0 {
                     return Err(StoreError::Behind);
                 }
                 self.mark_restored(&listed).await?;
                 continue;
             }
-            let (at, revision) = (listed.at, listed.head.revision);
             {
                 let mut view = self.view();
                 // The watch was faster, and would not tell again what lies between.
-                if left > 0 && at < view.at && listed.id() == view.id() {
+                if left > 0 && (known..view.at).contains(&at) {
                     continue;
                 }
                 self.seen.note(listed.id(), revision);
@@ -138,10 +139,6 @@ impl Shared {
     /// The cluster came from a snapshot that misses what has happened since. From now on it is another store, to which
     /// nodes tell all they hold; tokens issued before may have been spent, and blocks leased, unknown to it.
     async fn mark_restored(&self, listed: &View) -> Result<(), StoreError> {
-        tracing::warn!(
-            revision = listed.head.revision,
-            "etcd holds less than it did: it was restored from a snapshot"
-        );
         let blocks = listed.holders.keys().chain(listed.released.keys());
         let leases = LeaseStart {
             above: blocks.max().copied().unwrap_or(0),
@@ -163,7 +160,13 @@ impl Shared {
                 put(Key::Head, Head::text(listed.head.revision, &new_id()?)),
                 TxnOp::delete(self.link.key(keys::ISSUED), Some(all)),
             ]);
-        self.link.transact(txn).await.map(drop)
+        if self.link.transact(txn).await?.succeeded() {
+            tracing::warn!(
+                revision = listed.head.revision,
+                "etcd holds less than it did: it was restored from a snapshot"
+            );
+        }
+        Ok(())
     }
 
     /// Whether the view reaches etcd's revision `at` in time.

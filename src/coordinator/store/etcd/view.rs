@@ -264,6 +264,7 @@ impl View {
                 mesh_key: self.mesh_key,
                 records,
                 revision: self.head.revision,
+                restored: self.restored,
             }
         })
     }
