@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
 use super::*;
 use crate::coordinator::store::{Effect, Rig, Stored};
 use crate::model::record::RecordKey;
@@ -191,6 +193,9 @@ fn a_cluster_that_is_away_is_said_to_be_and_comes_back() {
     let mut store = open(&rig);
     let pid = nix::unistd::Pid::from_raw(i32::try_from(rig.pid()).expect("a process"));
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("ours");
+    // Until then some of its threads may still answer.
+    let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("a child");
+    assert!(matches!(stopped, WaitStatus::Stopped(..)), "{stopped:?}");
     let error = store.put(&[write("a", Effect::None)]).expect_err("away");
     assert!(error.to_string().contains("no member"), "{error}");
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).expect("ours");
