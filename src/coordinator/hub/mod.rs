@@ -264,14 +264,15 @@ impl Hub {
     fn try_join(&self, request: &JoinRequest) -> Result<JoinResponse, ApiError> {
         let mut writer = self.writer();
         self.recover(&mut writer).map_err(fault)?;
-        self.permit_after_restore(&mut writer, request)?;
         let now = UnixSeconds::from_system(SystemTime::now());
         let turns = Turns::begin();
         let (membership, key, admitted) = loop {
             self.catch_up(&mut writer).map_err(fault)?;
-            let examined = match self.examine(request, now) {
+            let examined = match self.examine(&mut writer, request, now) {
                 // What is missing may be on its way from another coordinator.
-                Err(_) if self.sync(&mut writer).map_err(fault)? => self.examine(request, now),
+                Err(_) if self.sync(&mut writer).map_err(fault)? => {
+                    self.examine(&mut writer, request, now)
+                }
                 examined => examined,
             };
             let (membership, admission, is_taken) = examined?;
@@ -279,8 +280,6 @@ impl Hub {
                 let name = membership.name.clone();
                 return Err(self.explain(StoreError::NameTaken(name), &membership));
             }
-            // That the store was restored may have come with what others wrote.
-            self.permit_after_restore(&mut writer, request)?;
             match writer.store.admit(&admission) {
                 Ok(admitted) => break (membership, admission.key, admitted),
                 Err(StoreError::Behind) if turns.another() => {}
@@ -333,9 +332,11 @@ impl Hub {
     /// What stands in the way of a join besides the store, and what is asked of that.
     fn examine(
         &self,
+        writer: &mut Writer,
         request: &JoinRequest,
         now: UnixSeconds,
     ) -> Result<(Membership, Admission, bool), ApiError> {
+        self.permit_after_restore(writer, request)?;
         let state = self.read();
         let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
         let granted = enroll::check(request, ledger, now)?;
