@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::StoreError;
 use super::sqlite::{SCHEMA_VERSION, meta, new_id};
+use super::{LeaseStart, StoreError};
 
 /// The store's file in the state directory.
 pub(crate) const FILE: &str = "records.db";
@@ -153,13 +153,13 @@ fn take_over(
         [],
         |row| row.get(0),
     )?;
-    let turn = getrandom::u32().map_err(failed)?;
+    let leases = LeaseStart::beyond(highest)?;
     transaction.execute_batch("DROP TABLE backup_files; DELETE FROM issued;")?;
     for (key, value) in [
         ("store_id", new_id()?),
         ("restored", "1".to_owned()),
-        ("leases_above", highest.to_string()),
-        ("leases_turn", turn.to_string()),
+        ("leases_above", leases.above.to_string()),
+        ("leases_turn", leases.turn.to_string()),
     ] {
         transaction.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", [key, &value])?;
     }

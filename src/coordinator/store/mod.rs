@@ -180,6 +180,12 @@ struct LeaseStart {
 }
 
 impl LeaseStart {
+    /// For a store in which no block is leased beyond `above`.
+    fn beyond(above: u32) -> Result<Self, StoreError> {
+        let turn = getrandom::u32().map_err(|e| StoreError::Failed(e.to_string()))?;
+        Ok(Self { above, turn })
+    }
+
     /// The first block to lease, of a mesh of so many.
     fn block(self, blocks: u32) -> u32 {
         let first = u64::from(self.above) + 1;

@@ -31,12 +31,8 @@ pub(super) async fn follow(shared: Arc<Shared>) {
             () = shared.deaf.notified() => Err(Error::WatchError("it tells nothing".into())),
         };
         match watched {
-            Ok(lost @ (Lost::Compacted | Lost::Restored)) => {
-                if matches!(lost, Lost::Compacted) {
-                    tracing::warn!(
-                        "etcd has compacted what this coordinator has not seen; it lists everything anew"
-                    );
-                }
+            Ok(Lost::Track(why)) => {
+                tracing::warn!("{why}; this coordinator lists everything anew");
                 if let Err(error) = shared.list().await {
                     tracing::warn!(%error, "etcd cannot be read");
                 }
@@ -53,10 +49,8 @@ pub(super) async fn follow(shared: Arc<Shared>) {
 
 /// Why a watch is over.
 enum Lost {
-    /// The revisions it was to begin with are gone.
-    Compacted,
-    /// Another coordinator has found that the cluster was restored from a snapshot.
-    Restored,
+    /// What it would tell does not follow on what is known.
+    Track(&'static str),
     /// The member ended it.
     Ended,
 }
@@ -79,7 +73,7 @@ async fn watch(shared: &Shared) -> Result<Lost, Error> {
         .map_err(|_| Error::WatchError("it does not begin".into()))??;
     while let Some(message) = stream.message().await? {
         if message.compact_revision() > 0 {
-            return Ok(Lost::Compacted);
+            return Ok(Lost::Track("etcd has compacted what was not seen"));
         }
         if message.canceled() {
             return Err(Error::WatchError(message.cancel_reason().to_owned()));
@@ -89,7 +83,7 @@ async fn watch(shared: &Shared) -> Result<Lost, Error> {
             key == Some(Key::Id)
         });
         if renamed {
-            return Ok(Lost::Restored);
+            return Ok(Lost::Track("etcd was restored from a snapshot"));
         }
         let mut revision: Option<(i64, Vec<Change>)> = None;
         for event in message.events() {

@@ -140,10 +140,7 @@ impl Shared {
     /// nodes tell all they hold; tokens issued before may have been spent, and blocks leased, unknown to it.
     async fn mark_restored(&self, listed: &View) -> Result<(), StoreError> {
         let blocks = listed.holders.keys().chain(listed.released.keys());
-        let leases = LeaseStart {
-            above: blocks.max().copied().unwrap_or(0),
-            turn: getrandom::u32().map_err(|e| StoreError::Failed(e.to_string()))?,
-        };
+        let leases = LeaseStart::beyond(blocks.max().copied().unwrap_or(0))?;
         let key = |key: Key| self.link.key(&key.text());
         let put = |what: Key, value: String| TxnOp::put(key(what), value, None);
         let all = DeleteOptions::new().with_prefix();
