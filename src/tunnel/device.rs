@@ -540,17 +540,6 @@ impl Tunnel {
         table
             .elders
             .retain(|elder| members.contains_key(&elder.peer.member));
-        let old = self.shared.table.load();
-        for Elder { peer, .. } in &old.elders {
-            let stays = |elder: &Elder| Arc::ptr_eq(&elder.peer, peer);
-            // What it carried was the member's, whose counts only grow.
-            if !table.elders.iter().any(stays)
-                && let Some(heir) = members.get(&peer.member)
-            {
-                heir.count_rx(peer.rx_bytes.load(Ordering::Relaxed) as usize);
-                heir.count_tx(peer.tx_bytes.load(Ordering::Relaxed) as usize);
-            }
-        }
         let elders = table.elders.iter().map(|elder| &elder.peer);
         table.by_index = table
             .by_key
@@ -558,6 +547,16 @@ impl Tunnel {
             .chain(elders)
             .map(|peer| (peer.index, Arc::clone(peer)))
             .collect();
+        let old = self.shared.table.load();
+        for Elder { peer, .. } in &old.elders {
+            // What it carried was the member's, whose counts only grow.
+            if !table.by_index.contains_key(&peer.index)
+                && let Some(heir) = members.get(&peer.member)
+            {
+                heir.count_rx(peer.rx_bytes.load(Ordering::Relaxed) as usize);
+                heir.count_tx(peer.tx_bytes.load(Ordering::Relaxed) as usize);
+            }
+        }
         table.allowed = table.allowed.map(|owner| {
             let heir = members.get(&owner.member).unwrap_or(owner);
             Arc::clone(table.carrier(heir))

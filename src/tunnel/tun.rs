@@ -30,8 +30,8 @@ pub(super) struct Tun {
 }
 
 impl Tun {
-    /// Makes the device `name`, down, with `queues` queues, and offloads where the kernel has them.
-    pub(super) fn open(name: &str, mtu: u16, queues: usize) -> io::Result<Vec<Self>> {
+    /// Makes the device `name`, down, with lanes for `pairs` pairs of threads, and offloads where the kernel has them.
+    pub(super) fn open(name: &str, mtu: u16, pairs: usize) -> io::Result<Vec<Self>> {
         let build = |offload| {
             DeviceBuilder::new()
                 .name(name)
@@ -50,12 +50,12 @@ impl Tun {
         };
         // Only a matter of delay, and refused in user namespaces.
         let _ = device.set_tx_queue_len(QUEUE);
-        let each = lanes_of_a_pair(queues);
-        let mut lanes: Vec<SyncDevice> = (1..queues * each)
+        let each = lanes_of_a_pair(pairs);
+        let mut lanes: Vec<SyncDevice> = (1..pairs * each)
             .map(|_| device.try_clone())
             .collect::<io::Result<_>>()?;
         lanes.push(device);
-        (0..queues)
+        (0..pairs)
             .map(|_| Self::gather(lanes.split_off(lanes.len() - each)))
             .collect()
     }

@@ -1,8 +1,8 @@
 //! The data threads: how many there are, and what each does.
 //!
-//! A pair of threads has some queues of the device, its lanes, and sockets of its own on the common port. Its first thread serves both
-//! directions: an answer that the kernel makes at once is then read without waking anybody, and two threads that
-//! take turns on one core only cost each other the cache. When both directions have more than it can do, it lends what
+//! A pair of threads has some queues of the device, its lanes, and sockets of its own on the common port. Its first
+//! thread serves both directions: an answer that the kernel makes at once is then read without waking anybody, and two
+//! threads that take turns on one core only cost each other the cache. When both directions have more than it can do, it lends what
 //! leaves to the second thread, which gives it back when there was nothing to send for a while. On one core there is no
 //! second thread; with many cores there are several pairs.
 //!
