@@ -10,11 +10,13 @@ mod docker;
 mod host;
 mod link;
 mod root;
+mod skipped;
 mod world;
 
 pub use docker::{DockerHost, Image};
 pub use host::{Host, Running};
 pub use root::{as_root, is_possible};
+pub use skipped::{skip_part_of_test, skip_test};
 pub use world::World;
 
 /// Why there is no lab.

@@ -60,7 +60,7 @@ impl Hosts {
     /// `count` hosts in no mesh yet.
     pub(crate) fn start(count: usize) -> Option<Self> {
         if let Err(why) = DockerHost::is_possible() {
-            eprintln!("skipped: {why}");
+            meshd::lab::skip_test(&why);
             return None;
         }
         let world = World::new().expect("root may make namespaces");

@@ -1,6 +1,6 @@
 //! Containers of real engines on hosts that a mesh of real daemons joins.
 //!
-//! Without root or a container engine the tests are skipped, and say so.
+//! Without root or a container engine `tests/run` lists the tests as skipped.
 
 mod hosts;
 

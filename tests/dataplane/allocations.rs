@@ -155,7 +155,7 @@ fn stream(mut near: &TcpStream, mut far: &TcpStream, octets: usize) {
 #[test]
 fn the_threads_that_carry_packets_allocate_nothing_once_a_session_is_warm() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: network namespaces need root");
+        meshd::lab::skip_test("network namespaces need root");
         return;
     }
     count::watch_data_threads();

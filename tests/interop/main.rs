@@ -1,6 +1,6 @@
 //! `meshd wireguard` against wireguard-go and against itself, configured by the ordinary `wg` tool.
 //!
-//! Needs root, `wg` and `wireguard-go`; without them each test says that it is skipped.
+//! Needs root, `wg` and `wireguard-go`; without them `tests/run` lists each test as skipped.
 
 mod pair;
 

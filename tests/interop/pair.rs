@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use meshd::lab::{Host, Running, World};
+use meshd::lab::{Host, Running, World, skip_test};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -62,12 +62,12 @@ fn output(command: &mut Command, input: &str) -> String {
 impl Pair {
     pub(crate) fn start(a: Kind, b: Kind) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: network namespaces need root");
+            skip_test("network namespaces need root");
             return None;
         }
         for program in ["wg", "wireguard-go"] {
             if !installed(program) {
-                eprintln!("skipped: {program} is not installed");
+                skip_test(&format!("{program} is not installed"));
                 return None;
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{program, read};
+use crate::{program, read, repository};
 
 const PROGRAMS: [&str; 3] = ["meshctl", "mesh-coordinator", "meshd"];
 
@@ -21,6 +21,59 @@ fn every_command_of_the_readme_exists_with_its_options() {
             assert!(help.contains(option), "`{command}`: no {option} in\n{help}");
         }
     }
+}
+
+#[test]
+fn what_the_readme_installs_and_runs_was_built_and_installed_by_the_lines_before() {
+    assert_eq!(out_of_order(&read("README.md")), Vec::<String>::new());
+}
+
+#[test]
+fn a_program_that_nothing_built_or_installed_is_found() {
+    let text = "    cargo run --release --bin meshctl -- demo\n    sudo install target/release/meshctl target/release/meshd /usr/local/bin/\n    meshctl status\n    mesh-coordinator &\n    install systemd/nothing.service /etc\n";
+    assert_eq!(
+        out_of_order(text),
+        [
+            "target/release/meshd is not built yet",
+            "mesh-coordinator is not installed yet",
+            "systemd/nothing.service is not in the repository",
+        ]
+    );
+}
+
+/// What the indented commands of a README use before a command above made it, and files that are not there at all.
+fn out_of_order(readme: &str) -> Vec<String> {
+    let (mut built, mut installed) = (BTreeSet::new(), BTreeSet::new());
+    let mut faults = Vec::new();
+    let lines = readme.lines().filter_map(|line| line.strip_prefix("    "));
+    for line in lines.map(|code| code.split(" #").next().unwrap_or_default()) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let words = words.strip_prefix(&["sudo"]).unwrap_or(&words);
+        if words.starts_with(&["cargo"]) {
+            let chosen = words.windows(2).find(|pair| pair[0] == "--bin");
+            let programs = PROGRAMS.into_iter();
+            built.extend(programs.filter(|p| chosen.is_none_or(|pair| pair[1] == *p)));
+            continue;
+        }
+        for word in words {
+            if let Some(program) = word.strip_prefix("target/release/") {
+                if built.contains(program) {
+                    installed.insert(program);
+                } else {
+                    faults.push(format!("{word} is not built yet"));
+                }
+            } else if (word.starts_with("systemd/") || word.starts_with("config/"))
+                && !repository(word).exists()
+            {
+                faults.push(format!("{word} is not in the repository"));
+            }
+        }
+        let first = words.first().copied().unwrap_or_default();
+        if PROGRAMS.contains(&first) && !installed.contains(first) {
+            faults.push(format!("{first} is not installed yet"));
+        }
+    }
+    faults
 }
 
 #[test]

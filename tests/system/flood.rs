@@ -26,7 +26,7 @@ struct Setting {
 /// A node, a peer that has a session with it, and one that has none yet.
 fn setting() -> Option<Setting> {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: needs root");
+        meshd::lab::skip_test("network namespaces need root");
         return None;
     }
     let world = World::new().expect("a network");

@@ -1,6 +1,6 @@
 //! Whole meshes of real programs, in network namespaces.
 //!
-//! Each test makes its own world, so they run side by side. Without root they are skipped, and say so.
+//! Each test makes its own world, so they run side by side. Without root `tests/run` lists them as skipped.
 
 mod mesh;
 mod query;

@@ -37,7 +37,7 @@ pub(crate) struct Mesh {
 /// A world for a test, or nothing where the rights for one are missing.
 pub(crate) fn world() -> Option<World> {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: network namespaces need root");
+        meshd::lab::skip_test("network namespaces need root");
         return None;
     }
     Some(World::new().expect("root may make namespaces"))

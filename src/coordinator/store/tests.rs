@@ -13,7 +13,7 @@ fn stores() -> Vec<Box<dyn Store>> {
 
 #[cfg(feature = "etcd")]
 fn with_etcd(mut stores: Vec<Box<dyn Store>>) -> Vec<Box<dyn Store>> {
-    if let Some(rig) = Rig::start() {
+    if let Some(rig) = Rig::start_for_part() {
         let mut store = Etcd::open(&rig.settings(), None).expect("it runs");
         store.load().expect("readable");
         store.keep(rig);

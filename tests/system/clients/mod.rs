@@ -1,11 +1,12 @@
 //! The resolvers that programs bring with them, each asking for what programs ask for: those of glibc, musl and busybox,
-//! c-ares, Node's, dnspython, Go's, and systemd-resolved in between. One that is not installed is left out, and said so.
+//! c-ares, Node's, dnspython, Go's, and systemd-resolved in between. A resolver that is not
+//! installed is left out, and `tests/run` lists it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use meshd::lab::Running;
+use meshd::lab::{Running, skip_part_of_test};
 
 use crate::host_dns::own_etc;
 use crate::mesh::{Mesh, run, write};
@@ -118,7 +119,7 @@ fn is_there(client: &Client, programs: &Path) -> bool {
     let output = command.output();
     let there = output.as_ref().is_ok_and(|output| output.status.success());
     if !there {
-        println!("{} is not installed: left out", client.name);
+        skip_part_of_test(&format!("the client {} is not installed", client.name));
     }
     there
 }
@@ -237,7 +238,7 @@ fn go_through(mesh: &Mesh, clients: &[&Client], programs: &Path, by: &str) -> Ve
 /// systemd-resolved between the programs of a host and meshd.
 fn start_resolved(mesh: &Mesh) -> Option<Running> {
     let Some(program) = RESOLVED.iter().find(|path| Path::new(path).exists()) else {
-        println!("systemd-resolved is not installed: left out");
+        skip_part_of_test("systemd-resolved is not installed");
         return None;
     };
     let host = &mesh.nodes[0].host;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::super::EtcdSettings;
 use super::link::{Link, end_of};
+use crate::lab::{skip_part_of_test, skip_test};
 
 /// One member, which ends with the value.
 pub(crate) struct Rig {
@@ -33,13 +34,21 @@ const FILES: [&str; 6] = [
 impl Rig {
     /// A running one with nothing in it; nothing, if etcd is not installed.
     pub(crate) fn start() -> Option<Self> {
-        Self::start_as(false)
+        Self::start_as(false).or_else(skip)
+    }
+
+    /// The same for a test that has other parts, which run without etcd.
+    pub(crate) fn start_for_part() -> Option<Self> {
+        Self::start_as(false).or_else(|| {
+            skip_part_of_test("the store etcd: etcd is not installed");
+            None
+        })
     }
 
     /// The same, for TLS alone, with certificates on both sides, and for one user within the prefix. What that user shows to
     /// be let in is good for five seconds.
     pub(crate) fn start_secured() -> Option<Self> {
-        let rig = Self::start_as(true)?;
+        let rig = Self::start_as(true).or_else(skip)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -151,6 +160,11 @@ impl Rig {
 }
 
 /// Starts etcd on what is in `directory`; nothing, if it is not installed.
+fn skip() -> Option<Rig> {
+    skip_test("etcd is not installed");
+    None
+}
+
 fn spawn(directory: &Path, ports: [u16; 2], secured: bool) -> Option<Child> {
     let peer = format!("http://127.0.0.1:{}", ports[1]);
     let client = url(secured, ports[0]);
@@ -183,9 +197,6 @@ fn spawn(directory: &Path, ports: [u16; 2], secured: bool) -> Option<Child> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    if spawned.is_err() {
-        eprintln!("skipped: etcd is not installed");
-    }
     spawned.ok()
 }
 
