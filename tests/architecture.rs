@@ -64,6 +64,7 @@ const SHELLS: &[&str] = &[
     "tunnel/tun.rs",
     "tunnel/udp.rs",
     "tunnel/uapi/server.rs",
+    "dns/conversation.rs",
     "dns/datagrams.rs",
     "dns/datagrams/batch.rs",
     "tunnel/worker.rs",

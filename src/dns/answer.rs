@@ -7,6 +7,7 @@ use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::choice::{Found, Order, find};
+use super::local_names;
 use super::zone::{NEGATIVE_TTL, TTL, Zone, ZoneInstance};
 
 /// What to do with a question.
@@ -14,7 +15,7 @@ use super::zone::{NEGATIVE_TTL, TTL, Zone, ZoneInstance};
 pub enum Verdict {
     /// Answer it so.
     Answer(Answer),
-    /// It is not about the mesh: ask the upstreams.
+    /// It is neither about the mesh nor about a name for special use: ask the upstreams.
     Forward,
 }
 
@@ -47,7 +48,10 @@ enum Place {
 #[must_use]
 pub fn answer(zone: &Zone, name: &Name, record_type: RecordType, entropy: u64) -> Verdict {
     match place(zone, name) {
-        Place::Other => Verdict::Forward,
+        Place::Other => match local_names::answer(name, record_type) {
+            Some(answer) => Verdict::Answer(answer),
+            None => Verdict::Forward,
+        },
         Place::Reverse(address) => Verdict::Answer(reverse(zone, name, record_type, address)),
         Place::Mesh(relative) => Verdict::Answer(match find(zone, &relative) {
             Some(found) => Responder {

@@ -9,13 +9,12 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::message::{Asked, Forwarded, Source};
+use super::received::MAX_TTL;
 
 /// Answers kept at most.
 const MOST: usize = 8192;
 /// Records of an answer kept at most.
 const MOST_RECORDS: usize = 128;
-/// Seconds an answer is fresh at most (RFC 8767 section 4 says days; names move faster than they are written down to).
-const MAX_TTL: u32 = 86_400;
 /// Seconds a negative answer is fresh at most (RFC 2308 section 5).
 const MAX_NEGATIVE_TTL: u32 = 3_600;
 /// How long an answer may stand in for a fresh one (RFC 8767 section 5: one to three days).

@@ -39,9 +39,9 @@ impl Waiting {
     pub(super) async fn finish(self, resolver: Arc<Resolver>) {
         let reply = resolver.forward(self.forwarding).await;
         // A full socket buffer loses datagrams as the network does; the client asks again.
-        let _ = self
-            .socket
-            .send_to_with_flags(&reply, &self.client.into(), libc::MSG_DONTWAIT);
+        let _ =
+            self.socket
+                .send_to_with_flags(reply.octets(), &self.client.into(), libc::MSG_DONTWAIT);
     }
 }
 

@@ -8,6 +8,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::{Name, RData};
 
 use super::message::{Asked, Forwarded, MAX_UDP};
+use super::received::tidied;
 
 /// A question as it is sent.
 #[derive(Debug)]
@@ -89,7 +90,9 @@ impl Question {
             return Received::Again;
         }
         match code {
-            ResponseCode::NoError | ResponseCode::NXDomain => Received::Answer(self.answer(reply)),
+            ResponseCode::NoError | ResponseCode::NXDomain => {
+                Received::Answer(tidied(asked.name(), self.answer(reply)))
+            }
             ResponseCode::FormErr | ResponseCode::NotImp if self.message.edns.is_some() => {
                 Received::NoEdns
             }
@@ -202,5 +205,22 @@ mod tests {
             replied(|m| m.metadata.response_code = ResponseCode::FormErr),
             Received::NoEdns
         ));
+    }
+
+    #[test]
+    fn an_answer_is_taken_in_with_its_aliases_first_and_its_ttls_bounded() {
+        let name = |text: &str| Name::from_ascii(text).expect("a literal");
+        let received = replied(|m| {
+            let alias = RData::CNAME(hickory_proto::rr::rdata::CNAME(name("cdn.example.net.")));
+            m.answers[0].name = name("cdn.example.net.");
+            m.answers[0].ttl = u32::MAX;
+            m.add_answer(Record::from_rdata(asked().name, 60, alias));
+        });
+        let Received::Answer(answer) = received else {
+            panic!("{received:?}");
+        };
+        let shown = answer.answers.iter().map(|r| (r.record_type(), r.ttl));
+        let shown: Vec<_> = shown.collect();
+        assert_eq!(shown, [(RecordType::CNAME, 60), (RecordType::A, 0)]);
     }
 }

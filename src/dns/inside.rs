@@ -190,7 +190,7 @@ async fn forward(
         let (resolver, device) = (Arc::clone(&resolver), Arc::clone(&device));
         tokio::spawn(async move {
             let reply = resolver.forward(next.forwarding).await;
-            device.datagram(next.server, next.client, &reply);
+            device.datagram(next.server, next.client, reply.octets());
         });
     }
 }

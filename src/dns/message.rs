@@ -1,16 +1,15 @@
 //! From the octets of a query to the octets of a reply, or to what is to be done about it. Pure.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 
 use super::answer::{Verdict, answer};
 use super::plain::{Plain, options_hold};
 use super::zone::Zone;
-use crate::model::MeshAddresses;
 
 /// Octets of a UDP reply at most, whatever the client says it takes: what passes every path unsplit (RFC 9715).
 pub const MAX_UDP: u16 = 1232;
@@ -142,20 +141,6 @@ impl Forwarded {
         }
         self.source = source;
         self
-    }
-
-    /// Takes out addresses of the mesh: nobody outside may point into it. Gives how many there were.
-    pub fn strip(&mut self, mesh: &MeshAddresses) -> usize {
-        let before = self.answers.len();
-        self.answers.retain(|record| {
-            let address = match &record.data {
-                RData::A(a) => IpAddr::V4(a.0),
-                RData::AAAA(aaaa) => IpAddr::V6(aaaa.0),
-                _ => return true,
-            };
-            !mesh.contains(address.to_canonical())
-        });
-        before - self.answers.len()
     }
 }
 

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::choice::{Found, Order, find};
+use super::local_names::is_local;
 use super::message::{MAX_UDP, PLAIN_UDP, Transport};
 use super::zone::{NEGATIVE_TTL, TTL, Zone};
 
@@ -60,7 +61,8 @@ pub(super) fn answer(
     };
     let Some(relative) = relative else {
         // The mesh has reverse names too.
-        let elsewhere = question.recursion_desired(query) && !name.ends_with("arpa");
+        let elsewhere =
+            question.recursion_desired(query) && !name.ends_with("arpa") && !is_local(name);
         return if elsewhere {
             Plain::Elsewhere
         } else {

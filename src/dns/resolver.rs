@@ -1,7 +1,6 @@
 //! What every way in shares: the zone, who may ask, where other names are asked, counts, and conversations over streams.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use ipnet::IpNet;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::conversation::converse;
 use super::limits::{Limits, Refusal, Share};
-use super::message::{Forwarded, MAX_QUERY, Outcome, Pending, Silence, Transport, handle};
+use super::message::{Forwarded, Outcome, Pending, Silence, Transport, handle};
 use super::plain::{self, Plain};
 use super::upstream::Upstream;
 use super::zone::Zone;
@@ -22,8 +22,6 @@ use super::zone::Zone;
 /// Connections at once at most, of all clients and of one.
 pub(super) const MAX_CONNECTIONS: usize = 512;
 pub(super) const MAX_CONNECTIONS_OF_ONE: usize = 32;
-/// How long a connection may be quiet (RFC 7766 section 6.2.3).
-const IDLE: Duration = Duration::from_secs(10);
 /// How long a connection may live.
 const LIFE: Duration = Duration::from_secs(120);
 
@@ -46,7 +44,7 @@ pub struct Counts {
     pub queries: AtomicU64,
     /// Of them, forwarded.
     pub forwarded: AtomicU64,
-    /// Of them, with an answer that pointed into the mesh: those addresses were taken out.
+    /// Of them, with an answer that pointed into the mesh: what did was taken out.
     pub rebound: AtomicU64,
     drops: [AtomicU64; Drop::ALL.len()],
 }
@@ -145,6 +143,19 @@ pub(super) struct Forwarding {
     share: Share,
 }
 
+/// A reply to a query that was forwarded. The query has its place among those under way until this is dropped.
+#[derive(Debug)]
+pub(super) struct ForwardedReply {
+    octets: Vec<u8>,
+    _share: Share,
+}
+
+impl ForwardedReply {
+    pub(super) fn octets(&self) -> &[u8] {
+        &self.octets
+    }
+}
+
 impl Resolver {
     /// Answers from `zone`, for those in `allowed`; other names are asked of `upstream`.
     #[must_use]
@@ -200,16 +211,17 @@ impl Resolver {
     }
 
     /// Asks the upstreams, for a bounded time.
-    pub(super) async fn forward(&self, forwarding: Forwarding) -> Vec<u8> {
+    pub(super) async fn forward(&self, forwarding: Forwarding) -> ForwardedReply {
         self.counts.forwarded.fetch_add(1, Ordering::Relaxed);
         let Forwarding { pending, share } = forwarding;
         let mut forwarded = self.upstream.ask(&pending.asked).await;
-        let addresses = self.zone.load().addresses;
-        if addresses.is_some_and(|mesh| forwarded.strip(&mesh) > 0) {
+        if forwarded.strip(&self.zone.load()).is_any() {
             self.counts.rebound.fetch_add(1, Ordering::Relaxed);
         }
-        drop(share);
-        pending.finish(forwarded)
+        ForwardedReply {
+            octets: pending.finish(forwarded),
+            _share: share,
+        }
     }
 
     pub(super) fn count_queue(&self) {
@@ -388,36 +400,5 @@ impl std::ops::Drop for Place {
                 clients.remove(&self.client);
             }
         }
-    }
-}
-
-/// Queries one after another, each with its length in front (RFC 1035 section 4.2.2); those sent ahead wait in the
-/// stream (RFC 7766 section 6.2.1.1).
-async fn converse(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    client: IpAddr,
-    resolver: &Resolver,
-) -> io::Result<()> {
-    let mut buffer = vec![0; MAX_QUERY + 1];
-    let mut reply = Vec::new();
-    loop {
-        let length = usize::from(timeout(IDLE, stream.read_u16()).await??);
-        let Some(octets) = buffer.get_mut(..length) else {
-            return Ok(());
-        };
-        timeout(IDLE, stream.read_exact(octets)).await??;
-        let dealt = resolver
-            .sit()
-            .answer(octets, client, Transport::Tcp, &mut reply);
-        match dealt {
-            Dealt::Replied => {}
-            Dealt::Forward(forwarding) => reply = resolver.forward(*forwarding).await,
-            Dealt::Silent => return Ok(()),
-        }
-        let Ok(length) = u16::try_from(reply.len()) else {
-            return Ok(());
-        };
-        let framed = [&length.to_be_bytes()[..], &reply].concat();
-        timeout(IDLE, stream.write_all(&framed)).await??;
     }
 }

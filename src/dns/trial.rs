@@ -170,10 +170,10 @@ impl Trial {
         };
         let cut = octets.get(2).is_none_or(|flags| flags & 2 != 0);
         holds(stream || !cut, "what is cut counts as an answer")?;
-        answer.strip(&mesh_addresses());
+        answer.strip(&self.zone);
         holds(
-            answer.strip(&mesh_addresses()) == 0,
-            "addresses of the mesh are left",
+            !answer.strip(&self.zone).is_any(),
+            "something that points into the mesh is left",
         )?;
         let mut query = Message::new(4711, MessageType::Query, OpCode::Query);
         query.metadata.recursion_desired = true;

@@ -14,7 +14,9 @@ use super::mesh::{Dns, Mesh};
 use super::resolved::{ResolvedLink, State};
 use crate::discovery::docker::residents::residents;
 use crate::dns::answer::{Answer, Part, Verdict, answer, explain};
+use crate::dns::local_names::is_special;
 use crate::dns::message::{Asked, Source};
+use crate::dns::rebinding::Stripped;
 use crate::dns::zone::{Standing, Zone};
 use crate::model::PublicKey;
 use crate::path::mtu::LEAST_IPV6;
@@ -496,7 +498,11 @@ pub(super) fn resolve(mesh: &Mesh, resolve: Resolve, reply: Reply<Resolved>) {
     let entropy = getrandom::u64().unwrap_or_default();
     match answer(&zone, &name, record_type, entropy) {
         Verdict::Answer(found) => {
-            let why = why_so(&zone, &name, &found);
+            let why = if is_special(&name) {
+                vec!["a name for special use (RFC 6761): answered here, and asked of no upstream resolver".into()]
+            } else {
+                why_so(&zone, &name, &found)
+            };
             let _ = reply.send(Ok(resolved(shown, found.code, &found.answers, why)));
         }
         Verdict::Forward => {
@@ -504,10 +510,7 @@ pub(super) fn resolve(mesh: &Mesh, resolve: Resolve, reply: Reply<Resolved>) {
             tokio::spawn(async move {
                 let mut found = upstream.ask(&Asked::new(name, record_type)).await;
                 let mut why = vec![why_from(found.source)];
-                let stripped = zone.addresses.map_or(0, |mesh| found.strip(&mesh));
-                if stripped > 0 {
-                    why.push(format!("left out: {stripped} address(es) of the mesh, into which nobody outside may point"));
-                }
+                why.extend(why_stripped(found.strip(&zone)));
                 let _ = reply.send(Ok(resolved(shown, found.code, &found.answers, why)));
             });
         }
@@ -568,6 +571,25 @@ fn why_so(zone: &Zone, name: &Name, found: &Answer) -> Vec<String> {
             why.push(format!("that there is none may be kept for {} s", soa.ttl));
         }
         _ => {}
+    }
+    why
+}
+
+/// What was left out of an answer from outside.
+fn why_stripped(stripped: Stripped) -> Vec<String> {
+    let mut why = Vec::new();
+    if stripped.addresses > 0 {
+        why.push(format!(
+            "left out: {} record(s) with addresses of the mesh, into which nobody outside may point",
+            stripped.addresses
+        ));
+    }
+    if stripped.aliases > 0 {
+        why.push(format!(
+            "left out: {} alias(es) to a name of the mesh, which are not followed: whoever owns the public name could lead a \
+             browser to a service of the mesh (DNS rebinding); use the name of the mesh itself",
+            stripped.aliases
+        ));
     }
     why
 }

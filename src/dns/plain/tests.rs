@@ -92,6 +92,7 @@ fn what_is_not_plain_is_left_alone() {
     assert_eq!(of("1.1.210.10.in-addr.arpa.", RecordType::PTR), Plain::Odd);
     assert_eq!(of("example.org.", RecordType::A), Plain::Elsewhere);
     assert_eq!(of("notmesh.", RecordType::A), Plain::Elsewhere);
+    assert_eq!(of("localhost.", RecordType::A), Plain::Odd);
     let mut unasked = query("example.org.", RecordType::A, None);
     unasked[2] &= !1;
     assert_eq!(plain(&unasked), Plain::Odd, "no recursion is desired");

@@ -1,0 +1,157 @@
+//! Queries over one stream, each with its length in front (RFC 1035 section 4.2.2).
+//!
+//! Queries may be sent ahead of the replies; each is answered as soon as its answer is known, so the replies may come in
+//! another order (RFC 7766 section 6.2.1.1). A query that must be forwarded holds up no other. At most [`MAX_IN_FLIGHT`] of a
+//! connection are forwarded at once; while there are so many, no more is read from it.
+//!
+//! The forwarded queries run in tasks of their own: others may wait for the answer to the same question, and must not wait
+//! for a client that does not read.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::message::{MAX_QUERY, Transport};
+use super::resolver::{Dealt, Resolver};
+
+/// How long a connection may be quiet, with no query waiting for its answer (RFC 7766 section 6.2.3).
+const IDLE: Duration = Duration::from_secs(10);
+/// Queries of one connection that are forwarded and not answered at most: a quarter of what a client may have altogether.
+const MAX_IN_FLIGHT: usize = 64;
+/// Octets of replies that are gathered before they are written.
+const GATHERED: usize = 16 * 1024;
+
+/// Answers queries until the client ends, is quiet for too long or breaks the rules.
+pub(super) async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    client: IpAddr,
+    resolver: &Arc<Resolver>,
+) -> io::Result<()> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let mut received = Received::default();
+    let mut in_flight = JoinSet::new();
+    let (mut reply, mut replies) = (Vec::new(), Vec::new());
+    let mut reading = true;
+    let mut quiet_until = Instant::now() + IDLE;
+    loop {
+        while reading && in_flight.len() < MAX_IN_FLIGHT && replies.len() < GATHERED {
+            let query = match received.next() {
+                Next::Query(query) => query,
+                Next::Incomplete => break,
+                Next::TooLong => {
+                    reading = false;
+                    break;
+                }
+            };
+            quiet_until = Instant::now() + IDLE;
+            let dealt = resolver
+                .sit()
+                .answer(query, client, Transport::Tcp, &mut reply);
+            match dealt {
+                Dealt::Replied => put(&reply, &mut replies)?,
+                Dealt::Forward(forwarding) => {
+                    let resolver = Arc::clone(resolver);
+                    in_flight.spawn(async move { resolver.forward(*forwarding).await });
+                }
+                Dealt::Silent => reading = false,
+            }
+        }
+        if !replies.is_empty() {
+            timeout(IDLE, writer.write_all(&replies)).await??;
+            replies.clear();
+            quiet_until = Instant::now() + IDLE;
+            continue;
+        }
+        if !reading && in_flight.is_empty() {
+            return Ok(());
+        }
+        tokio::select! {
+            Some(forwarded) = in_flight.join_next() => {
+                let forwarded = forwarded.map_err(io::Error::other)?;
+                put(forwarded.octets(), &mut replies)?;
+            }
+            length = reader.read(received.room()), if reading && in_flight.len() < MAX_IN_FLIGHT => {
+                match length? {
+                    0 => reading = false,
+                    length => received.add(length),
+                }
+            }
+            () = sleep_until(quiet_until), if in_flight.is_empty() => return Ok(()),
+        }
+    }
+}
+
+/// Adds a reply with its length in front.
+fn put(reply: &[u8], replies: &mut Vec<u8>) -> io::Result<()> {
+    let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
+    replies.extend_from_slice(&length.to_be_bytes());
+    replies.extend_from_slice(reply);
+    Ok(())
+}
+
+/// Octets that came and are not answered. There is room for one query of any length, so that a query is always complete
+/// before the room is full.
+struct Received {
+    octets: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+enum Next<'a> {
+    Query(&'a [u8]),
+    Incomplete,
+    TooLong,
+}
+
+impl Default for Received {
+    fn default() -> Self {
+        Self {
+            // One octet more than a query may have: that such a one is too long is answered.
+            octets: vec![0; 2 + MAX_QUERY + 1].into(),
+            start: 0,
+            end: 0,
+        }
+    }
+}
+
+impl Received {
+    /// Takes the next query out.
+    fn next(&mut self) -> Next<'_> {
+        let waiting = self.octets.get(self.start..self.end).unwrap_or_default();
+        let Some(length) = waiting.first_chunk() else {
+            return Next::Incomplete;
+        };
+        let length = usize::from(u16::from_be_bytes(*length));
+        if 2 + length > self.octets.len() {
+            return Next::TooLong;
+        }
+        match waiting.get(2..2 + length) {
+            Some(query) => {
+                self.start += 2 + length;
+                Next::Query(query)
+            }
+            None => Next::Incomplete,
+        }
+    }
+
+    /// Where the next octets go.
+    fn room(&mut self) -> &mut [u8] {
+        self.octets.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        self.octets.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// So many came there.
+    fn add(&mut self, length: usize) {
+        self.end = self.octets.len().min(self.end + length);
+    }
+}
+
+#[cfg(test)]
+mod tests;
