@@ -162,6 +162,11 @@ impl Docker {
         self.containers.offers(drained, &wired, Instant::now())
     }
 
+    /// The node is called so from now on.
+    pub(super) fn set_node_name(&mut self, node: crate::model::Label) {
+        self.containers.handle_node_name(node);
+    }
+
     /// Whether there is an engine, as far as is known.
     pub(super) fn is_followed(&self) -> bool {
         self.engine.is_some()

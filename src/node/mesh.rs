@@ -697,6 +697,9 @@ impl Mesh {
         };
         self.dir.set_identity(&identity)?;
         self.identity = identity;
+        if let Some(docker) = &mut self.docker {
+            docker.set_node_name(name.clone());
+        }
         let held = self.ledger.wanted_name(&id).map_or(0, |held| held.version);
         let word = self.publish(vec![Record::Name(Name {
             id,

@@ -132,6 +132,7 @@ impl Container {
             self.probe = None;
         }
         self.place = place;
+        self.name.clone_from(&inspected.name);
         self.exposed = exposed;
         self.pid = inspected.pid;
         self.paused = inspected.status == Status::Paused;

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use ipnet::Ipv4Net;
 
+use self::names::served;
 use super::container::{Container, Place, State, Wired};
 use super::inspect::{
     Action, ContainerId, EngineNetwork, Inspected, Network, SIGKILL, SIGTERM, Status,
@@ -22,9 +23,11 @@ use super::labels::{self, Rules, printable};
 use super::leases::Leases;
 use super::network;
 use super::refusal::Refusal;
-use crate::model::record::{Health, Instance, MAX_INSTANCES};
+use crate::model::record::{Health, Instance};
 use crate::model::{Label, ServiceName};
 use crate::wire::local::{ContainerRow, ContainerState, Problem};
+
+mod names;
 
 /// What the machine around the containers is like.
 #[derive(Debug, Clone)]
@@ -114,12 +117,16 @@ impl Containers {
         self.refused.retain(|id, _| existing.contains(id));
         self.stopping.retain(|id| existing.contains(id));
         self.leases.retain(|id| existing.contains(id), now);
+        self.name_instances();
     }
 
     /// A container is described.
     pub fn handle_inspected(&mut self, inspected: &Inspected, now: Instant) {
         let id = &inspected.id;
         if matches!(inspected.status, Status::Stopped | Status::Restarting) {
+            if let Some(held) = self.held.get_mut(id) {
+                held.name.clone_from(&inspected.name);
+            }
             return self.handle_end(id, now);
         }
         let ended = |held: &Container| held.state() == State::Gone && held.run == inspected.run;
@@ -142,6 +149,7 @@ impl Containers {
             Err(refusal) => {
                 self.held.remove(id);
                 self.leases.idle(id, now);
+                self.name_instances();
                 let name = printable(&inspected.name);
                 if self.refused.get(id) != Some(&(name.clone(), refusal.clone())) {
                     tracing::warn!(container = %name, %refusal, "a container is not exposed");
@@ -190,11 +198,12 @@ impl Containers {
             }
             Some(held) => held.handle_next_run(inspected, exposed, place, now),
             None => {
-                let label = self.label(inspected);
+                let label = self.label_by_id(id);
                 let container = Container::new(inspected, exposed, label, place, now);
                 self.held.insert(id.clone(), container);
             }
         }
+        self.name_instances();
         if self.stopping.contains(id)
             && let Some(held) = self.held.get_mut(id)
         {
@@ -214,7 +223,8 @@ impl Containers {
         let mut others = self.held.iter().filter(|(other, _)| *other != id);
         let confused = others.find_map(|(_, held)| {
             let theirs = held.exposed.compose.as_ref()?;
-            (theirs.name == own.name && theirs != own).then(|| show(theirs))
+            let same = theirs.service == own.service && theirs.project == own.project;
+            (theirs.name == own.name && !same).then(|| show(theirs))
         });
         match confused {
             Some(other) => Err(Refusal::Confused(show(own), other)),
@@ -294,16 +304,6 @@ impl Containers {
         }
     }
 
-    /// `<node>-<container>`, so that it is one instance's in the whole mesh; with the id, where that is too long or taken.
-    fn label(&self, inspected: &Inspected) -> Label {
-        let node = &self.surroundings.node;
-        let taken = |label: &Label| self.held.values().any(|held| held.label == *label);
-        Label::nearest(&inspected.name)
-            .and_then(|name| node.joined(&name))
-            .filter(|label| !taken(label))
-            .unwrap_or_else(|| node.with_suffix(inspected.id.short()))
-    }
-
     /// Something happened to a container.
     pub fn handle_event(&mut self, id: &ContainerId, action: Action, now: Instant) {
         match action {
@@ -346,14 +346,17 @@ impl Containers {
         self.leases.idle(id, now);
         if let Some(held) = self.held.get_mut(id) {
             held.handle_end(now);
+            self.name_instances();
         }
     }
 
     fn forget(&mut self, id: &ContainerId, now: Instant) {
-        self.held.remove(id);
         self.refused.remove(id);
         self.stopping.remove(id);
         self.leases.idle(id, now);
+        if self.held.remove(id).is_some() {
+            self.name_instances();
+        }
     }
 
     /// A probe's verdict.
@@ -365,9 +368,14 @@ impl Containers {
 
     /// Time went by; gives whether that changed anything. To be called about twice a second.
     pub fn handle_time(&mut self, now: Instant) -> bool {
-        self.held
+        let changed = self
+            .held
             .values_mut()
-            .fold(false, |changed, held| held.handle_time(now) | changed)
+            .fold(false, |changed, held| held.handle_time(now) | changed);
+        if changed {
+            self.name_instances();
+        }
+        changed
     }
 
     /// What to publish, by service; `drained` are the services that are to get no new clients, `wired` is what the kernel
@@ -380,18 +388,17 @@ impl Containers {
         now: Instant,
     ) -> BTreeMap<ServiceName, Offer> {
         let mut offers: BTreeMap<ServiceName, Offer> = BTreeMap::new();
+        let contested = self.contested();
         for held in self.held.values() {
-            let drained = held.exposed.services.iter().any(|s| drained.contains(s));
+            let drained = served(held, &contested).any(|s| drained.contains(s));
             let node = &self.surroundings.addresses;
             let Some(instance) = held.instance(drained, node, wired, now) else {
                 continue;
             };
-            for (index, service) in held.exposed.services.iter().enumerate() {
+            for (index, service) in served(held, &contested).enumerate() {
                 let offer = offers.entry(service.clone()).or_default();
                 offer.service_address |= index == 0 && held.exposed.service_address;
-                if offer.instances.len() < MAX_INSTANCES {
-                    offer.instances.push(instance.clone());
-                }
+                offer.instances.push(instance.clone());
             }
         }
         offers
@@ -446,8 +453,10 @@ impl Containers {
     /// The names of all services here.
     #[must_use]
     pub fn services(&self) -> BTreeSet<ServiceName> {
-        let all = self.held.values().flat_map(|held| &held.exposed.services);
-        all.cloned().collect()
+        let contested = self.contested();
+        let all = self.held.values();
+        all.flat_map(|held| served(held, &contested).cloned())
+            .collect()
     }
 
     /// How many containers are exposed.
@@ -465,6 +474,7 @@ impl Containers {
     /// Each exposed container that runs, for people and for `meshctl rollout`.
     #[must_use]
     pub fn rows(&self, drained: &BTreeSet<ServiceName>) -> Vec<ContainerRow> {
+        let contested = self.contested();
         self.held
             .iter()
             .filter(|(_, held)| held.is_mapped())
@@ -472,7 +482,7 @@ impl Containers {
                 id: id.to_string(),
                 name: printable(&held.name),
                 instance: held.label.clone(),
-                services: held.exposed.services.clone(),
+                services: served(held, &contested).cloned().collect(),
                 address: match held.place {
                     Place::Mapped { address, .. } => Some(address),
                     Place::Host => None,
@@ -487,7 +497,7 @@ impl Containers {
                 } else {
                     held.health()
                 },
-                drained: held.exposed.services.iter().any(|s| drained.contains(s)),
+                drained: served(held, &contested).any(|s| drained.contains(s)),
             })
             .collect()
     }
@@ -501,7 +511,10 @@ impl Containers {
             fix: refusal.remedy().into(),
         });
         let faults = self.held.values().filter_map(|held| held.fault(now));
-        refused.chain(faults).collect()
+        refused
+            .chain(faults)
+            .chain(self.contested_names())
+            .collect()
     }
 }
 

@@ -791,6 +791,7 @@ mod tests {
             happened(Action::Kill(1))
         );
         assert_eq!(of("container", "died", ""), happened(Action::Die));
+        assert_eq!(of("container", "rename", ""), happened(Action::Changed));
         assert_eq!(
             of("container", "health_status: healthy", ""),
             happened(Action::Health(EngineHealth::Healthy))

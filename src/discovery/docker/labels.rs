@@ -89,6 +89,8 @@ pub struct Compose {
     pub project: String,
     /// The name that they make.
     pub name: ServiceName,
+    /// What the label `mesh.service` makes of it within the project, where that is another name.
+    pub labelled: Option<ServiceName>,
 }
 
 /// A label that cannot be followed.
@@ -180,10 +182,13 @@ pub fn exposed(
         services.push(name("mesh.service", text)?.into());
     }
     let compose = match labelled.is_some() || rules.expose == Expose::All {
-        true => compose(&own)?,
+        true => compose(&own, services.first())?,
         false => None,
     };
-    services.extend(compose.iter().map(|compose| compose.name.clone()));
+    if let Some(compose) = &compose {
+        services.push(compose.name.clone());
+        services.extend(compose.labelled.clone());
+    }
     if services.is_empty() {
         return Ok(None);
     }
@@ -278,7 +283,7 @@ fn is_known(label: &str) -> bool {
         .contains(&label)
 }
 
-fn compose(own: &Own<'_>) -> Result<Option<Compose>, LabelError> {
+fn compose(own: &Own<'_>, labelled: Option<&ServiceName>) -> Result<Option<Compose>, LabelError> {
     let (Some(project), Some(service), Some(_)) = (
         own.text(COMPOSE_PROJECT)?,
         own.text(COMPOSE_SERVICE)?,
@@ -293,9 +298,14 @@ fn compose(own: &Own<'_>) -> Result<Option<Compose>, LabelError> {
         name: nearest("service", service)?,
         project: Some(nearest("project", project)?),
     };
+    let labelled = labelled.map(|labelled| ServiceName {
+        name: labelled.name.clone(),
+        project: name.project.clone(),
+    });
     Ok(Some(Compose {
         service: service.to_owned(),
         project: project.to_owned(),
+        labelled: labelled.filter(|labelled| *labelled != name),
         name,
     }))
 }

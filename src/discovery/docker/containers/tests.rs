@@ -249,6 +249,63 @@ fn compose_v1_replaces_a_container() {
     assert_eq!(world.published("web"), [healthy("n1-shop-web-2")]);
 }
 
+/// A running container that is called `name`.
+fn called(n: u32, name: &str) -> Inspected {
+    Inspected {
+        name: name.into(),
+        ..web(n, &[])
+    }
+}
+
+#[test]
+fn a_container_that_replaces_another_has_its_name_whatever_it_was_called_for_a_moment() {
+    // Compose v1: the old one is renamed, the new one created and started, the old one removed. The engine's word on the old
+    // one may come last.
+    let mut world = World::new();
+    world.inspected(&called(1, "shop_web_1"));
+    world.containers.handle_probe(&id(1), true);
+    for action in [Action::Kill(15), Action::Die, Action::Changed] {
+        world.happened(1, action);
+    }
+    world.inspected(&called(2, "shop_web_1"));
+    world.containers.handle_probe(&id(2), true);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+
+    // A new one beside the old: it is looked at under its first name, and once more when it is renamed.
+    let mut world = World::new();
+    world.inspected(&called(1, "shop-web-1"));
+    world.containers.handle_probe(&id(1), true);
+    world.inspected(&called(2, "1e7d88581144_shop-web-1"));
+    world.containers.handle_probe(&id(2), true);
+    let names = |world: &World| -> Vec<String> {
+        let published = world.published("web").into_iter();
+        published.map(|(name, _)| name).collect()
+    };
+    assert_eq!(
+        names(&world),
+        ["n1-shop-web-1", "n1-1e7d88581144-shop-web-1"]
+    );
+    // The rename is known before the end of the old one.
+    world.inspected(&called(2, "shop-web-1"));
+    assert_eq!(names(&world), ["n1-shop-web-1", "n1-000000000000"]);
+    world.happened(1, Action::Die);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    assert_eq!(
+        world.containers.rows(&BTreeSet::new())[0].name,
+        "shop-web-1"
+    );
+    let mapped: Vec<Mapping> = world.containers.mappings().into_values().collect();
+    assert_eq!(mapped[0].name, "shop-web-1");
+}
+
+#[test]
+fn instances_are_called_after_the_node_as_it_is_called_now() {
+    let mut world = World::new();
+    world.up(1);
+    world.containers.handle_node_name(label("edge"));
+    assert_eq!(world.published("web"), [healthy("edge-shop-web-1")]);
+}
+
 #[test]
 fn the_stop_signal_counts_before_the_container_is_known() {
     let mut world = World::new();
@@ -573,7 +630,61 @@ fn a_compose_container_has_both_names_and_the_service_address_is_of_the_first() 
         .iter()
         .map(|(n, o)| (n.to_string(), o.service_address))
         .collect();
-    assert_eq!(shown, [("app.shop".into(), false), ("web".into(), true)]);
+    assert_eq!(
+        shown,
+        [
+            ("app.shop".into(), false),
+            ("web".into(), true),
+            ("web.shop".into(), false)
+        ]
+    );
+}
+
+#[test]
+fn a_name_in_a_project_is_the_compose_services_before_it_is_a_labels() {
+    let mut world = World::new();
+    let of = |service: &'static str, project: &'static str| {
+        [
+            ("com.docker.compose.service", service),
+            ("com.docker.compose.project", project),
+            ("com.docker.compose.container-number", "1"),
+        ]
+    };
+    let up = |world: &mut World, n: u32, labels: &[(&str, &str)]| {
+        world.inspected(&web(n, labels));
+        world.containers.handle_probe(&id(n), true);
+    };
+    up(&mut world, 1, &of("app", "shop"));
+    assert_eq!(world.published("web.shop"), [healthy("n1-shop-web-1")]);
+    // The service of Compose that is called `web` has another label.
+    let other = [&of("web", "shop")[..], &[("mesh.service", "front")]].concat();
+    up(&mut world, 2, &other);
+    assert_eq!(world.published("web.shop"), [healthy("n1-shop-web-2")]);
+    assert_eq!(world.published("app.shop"), [healthy("n1-shop-web-1")]);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    let problems = world.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("the container shop_web_1 does not have the name web.shop"));
+    world.happened(2, Action::Destroy);
+    assert_eq!(world.published("web.shop"), [healthy("n1-shop-web-1")]);
+    // Projects whose names make one label are two projects.
+    up(&mut world, 3, &of("x", "my_shop"));
+    up(&mut world, 4, &of("y", "my-shop"));
+    assert_eq!(world.published("web.my-shop"), []);
+    assert_eq!(world.published("y.my-shop"), [healthy("n1-shop-web-4")]);
+}
+
+#[test]
+fn a_container_of_which_only_the_label_changes_is_no_confusion() {
+    let mut world = World::new();
+    let labels = [&COMPOSE[..], &[("com.docker.compose.project", "shop")]].concat();
+    let next = [&labels[..], &[("mesh.service", "next")]].concat();
+    for (n, labels) in [(1, labels), (2, next)] {
+        world.inspected(&web(n, &labels));
+        world.containers.handle_probe(&id(n), true);
+    }
+    assert_eq!(world.published("app.shop").len(), 2);
+    assert_eq!(world.problems(), Vec::<String>::new());
 }
 
 #[test]

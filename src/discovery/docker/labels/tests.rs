@@ -76,7 +76,7 @@ fn weight_and_priority_are_as_labelled() {
 }
 
 #[test]
-fn a_labelled_compose_container_has_its_projects_name_too() {
+fn a_labelled_compose_container_has_its_name_in_the_project_under_both_names() {
     let mut pairs = COMPOSE.to_vec();
     assert_eq!(
         names(exposed_as(&pairs, &facts(&[80]))),
@@ -85,7 +85,13 @@ fn a_labelled_compose_container_has_its_projects_name_too() {
     pairs.push(("mesh.service", "db"));
     assert_eq!(
         names(exposed_as(&pairs, &facts(&[80]))),
-        ["db", "database.my-shop"]
+        ["db", "database.my-shop", "db.my-shop"]
+    );
+    pairs.pop();
+    pairs.push(("mesh.service", "database"));
+    assert_eq!(
+        names(exposed_as(&pairs, &facts(&[80]))),
+        ["database", "database.my-shop"]
     );
 }
 
@@ -145,7 +151,7 @@ fn what_compose_writes_into_images_it_built_is_believed_of_containers_with_a_num
     let of = |own: &Labels, image: &Labels| {
         names(exposed(own, Some(image), &facts(&[80]), Rules::default()))
     };
-    assert_eq!(of(&own, &image), ["db", "database.my-shop"]);
+    assert_eq!(of(&own, &image), ["db", "database.my-shop", "db.my-shop"]);
     assert_eq!(of(&own, &labels(&COMPOSE)), ["db"]);
 }
 
