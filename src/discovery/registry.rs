@@ -7,9 +7,10 @@ use std::num::NonZeroU16;
 use serde::{Deserialize, Serialize};
 
 use super::check::Target;
+use crate::model::address::Block;
 use crate::model::record::{Health, Instance, Port, Protocol, Service, Source};
 use crate::model::{Label, PublicKey, ServiceName};
-use crate::wire::local::Check;
+use crate::wire::local::{Check, Problem};
 
 /// Services of one node at most.
 pub const MAX_SERVICES: usize = 10_000;
@@ -40,6 +41,13 @@ pub struct Registered {
     /// SRV priority: the least is asked first.
     #[serde(default)]
     pub priority: u16,
+}
+
+impl Registered {
+    /// Its address, if it is none of those to which packets are carried on the node that has `block`.
+    fn uncarried(&self, block: &Block) -> Option<IpAddr> {
+        self.address.filter(|address| !block.contains(*address))
+    }
 }
 
 /// The SRV weight of what has none of its own.
@@ -75,6 +83,12 @@ pub enum RegistryError {
     /// There is none.
     #[error("this node has no service {0}; `meshctl service list` shows all")]
     Unknown(ServiceName),
+    /// Nothing carries packets to its address.
+    #[error(
+        "nothing carries packets to {0}: this node has {1} of the mesh; leave the address out, and have the program listen on \
+         the node's mesh address"
+    )]
+    NotCarried(IpAddr, String),
     /// There are too many.
     #[error("this node has {MAX_SERVICES} services, as many as there may be")]
     Full,
@@ -119,11 +133,15 @@ impl Registry {
         );
     }
 
-    /// Registers an instance by hand, or changes one.
+    /// Registers an instance by hand, or changes one, on the node that has `block`.
     ///
     /// # Errors
-    /// The configuration has it already, or there are too many.
-    pub fn add(&mut self, registered: Registered) -> Result<(), RegistryError> {
+    /// The configuration has it already, nothing carries packets to its address, or there are too many.
+    pub fn add(&mut self, registered: Registered, block: &Block) -> Result<(), RegistryError> {
+        if let Some(address) = registered.uncarried(block) {
+            let own = format!("{} and {}", block.v4, block.v6);
+            return Err(RegistryError::NotCarried(address, own));
+        }
         if self
             .entries
             .contains_key(&(registered.key.clone(), Source::Config))
@@ -211,11 +229,11 @@ impl Registry {
         }
     }
 
-    /// What is to be checked, where.
+    /// What is to be checked, where, on the node that has `block`.
     #[must_use]
-    pub fn targets(&self, node: IpAddr) -> Vec<(Key, Target)> {
-        self.entries
-            .values()
+    pub fn targets(&self, block: &Block) -> Vec<(Key, Target)> {
+        let node = IpAddr::V4(block.node_v4());
+        self.carried(block)
             .filter_map(|entry| {
                 let check = entry.registered.check.clone()?;
                 let key = entry.registered.key.clone();
@@ -258,17 +276,54 @@ impl Registry {
         self.entries.is_empty()
     }
 
+    fn carried<'a>(&'a self, block: &'a Block) -> impl Iterator<Item = &'a Entry> {
+        let entries = self.entries.values();
+        entries.filter(|entry| entry.registered.uncarried(block).is_none())
+    }
+
+    /// Services that were registered with an address to which nothing carries packets: a configuration may be older than the
+    /// node's block. They are not published.
+    #[must_use]
+    pub fn problems(&self, block: &Block) -> Vec<Problem> {
+        let entries = self.entries.values();
+        let uncarried =
+            entries.filter_map(|entry| Some((entry, entry.registered.uncarried(block)?)));
+        uncarried
+            .map(|(entry, address)| {
+                let name = &entry.registered.key.name;
+                Problem {
+                    what: format!("the service {name} on {address} is not answered"),
+                    why: format!(
+                        "nothing carries packets to {address}: this node has {} and {} of the mesh",
+                        block.v4, block.v6
+                    ),
+                    fix: match entry.source {
+                        Source::Config => format!(
+                            "take `address` out of the [[service]] {name} in meshd.toml, and have the program listen on {}",
+                            block.node_v4()
+                        ),
+                        Source::Cli | Source::Docker => format!(
+                            "have the program listen on {}; then `meshctl service remove {name}`, and add it without --address",
+                            block.node_v4()
+                        ),
+                    },
+                }
+            })
+            .collect()
+    }
+
     /// The records that say all this, by id, without a version. `node_name` names the instances, which are reached at
-    /// `addresses` unless they were registered with one.
+    /// `addresses`, of `block`, unless they were registered with one.
     #[must_use]
     pub fn records(
         &self,
         node: &PublicKey,
         node_name: &Label,
         addresses: &[IpAddr],
+        block: &Block,
     ) -> BTreeMap<String, Service> {
         let mut records = BTreeMap::new();
-        for entry in self.entries.values() {
+        for entry in self.carried(block) {
             let key = &entry.registered.key;
             let id = Service::id_of(node, None, &key.name);
             let drained = self.drained.contains(&key.name.clone().into());
@@ -344,11 +399,19 @@ mod tests {
 
     const NODE: PublicKey = PublicKey([1; 32]);
 
+    fn block() -> Block {
+        Block {
+            v4: "10.210.1.0/24".parse().expect("a literal"),
+            v6: "fd00:1:2:1::/64".parse().expect("a literal"),
+        }
+    }
+
     fn health(registry: &Registry, name: &str) -> Vec<(String, Health)> {
         let records = registry.records(
             &NODE,
             &label("n1"),
             &["10.210.1.1".parse().expect("a literal")],
+            &block(),
         );
         let id = Service::id_of(&NODE, None, &label(name));
         records
@@ -365,8 +428,12 @@ mod tests {
     #[test]
     fn instances_of_one_name_are_one_record() {
         let mut registry = Registry::default();
-        registry.add(registered("web", 80, false)).expect("room");
-        registry.add(registered("web", 81, true)).expect("room");
+        registry
+            .add(registered("web", 80, false), &block())
+            .expect("room");
+        registry
+            .add(registered("web", 81, true), &block())
+            .expect("room");
         assert_eq!(
             health(&registry, "web"),
             [
@@ -377,7 +444,7 @@ mod tests {
         registry.set_health(&registered("web", 81, true).key, true);
         assert_eq!(health(&registry, "web")[1].1, Health::Healthy);
         registry
-            .add(registered("web", 81, true))
+            .add(registered("web", 81, true), &block())
             .expect("the same again");
         assert_eq!(
             health(&registry, "web")[1].1,
@@ -389,7 +456,9 @@ mod tests {
     #[test]
     fn drained_is_drained_whatever_the_check_says() {
         let mut registry = Registry::default();
-        registry.add(registered("web", 80, true)).expect("room");
+        registry
+            .add(registered("web", 80, true), &block())
+            .expect("room");
         registry
             .set_drained(&label("web").into(), true, &BTreeSet::new())
             .expect("it is there");
@@ -419,7 +488,7 @@ mod tests {
     fn what_the_configuration_has_is_changed_there() {
         let mut registry = Registry::new(vec![registered("web", 80, false)], Stored::default());
         assert_eq!(
-            registry.add(registered("web", 80, true)),
+            registry.add(registered("web", 80, true), &block()),
             Err(RegistryError::Configured(label("web")))
         );
         assert_eq!(
@@ -433,9 +502,52 @@ mod tests {
     }
 
     #[test]
+    fn a_service_at_an_address_that_nothing_carries_is_refused_or_reported_and_never_published() {
+        let at = |name: &str, address: &str| Registered {
+            address: Some(address.parse().expect("a literal")),
+            ..registered(name, 80, true)
+        };
+        let mut registry = Registry::default();
+        for address in ["10.0.0.5", "10.210.2.1", "169.254.169.254", "2001:db8::5"] {
+            let refused = registry.add(at("web", address), &block());
+            assert!(
+                matches!(refused, Err(RegistryError::NotCarried(..))),
+                "{address}: {refused:?}"
+            );
+        }
+        for (name, address) in [("a", "10.210.1.1"), ("b", "fd00:1:2:1::1")] {
+            let carried = registry.add(at(name, address), &block());
+            assert_eq!(carried, Ok(()), "{address}");
+        }
+        assert_eq!(registry.problems(&block()), []);
+        // What stands in a file of an earlier version does not keep the node from its work.
+        let stored = Stored {
+            services: vec![at("old", "10.0.0.6"), registered("web", 80, false)],
+            drained: BTreeSet::new(),
+        };
+        let registry = Registry::new(vec![at("postgres", "10.0.0.5")], stored);
+        assert_eq!(health(&registry, "postgres"), []);
+        assert_eq!(health(&registry, "old"), []);
+        assert_eq!(health(&registry, "web").len(), 1);
+        assert_eq!(registry.targets(&block()).len(), 0);
+        let problems = registry.problems(&block());
+        let whats: Vec<&str> = problems.iter().map(|p| p.what.as_str()).collect();
+        assert_eq!(
+            whats,
+            [
+                "the service old on 10.0.0.6 is not answered",
+                "the service postgres on 10.0.0.5 is not answered"
+            ]
+        );
+        assert!(problems[1].fix.contains("meshd.toml"), "{problems:?}");
+    }
+
+    #[test]
     fn what_was_added_by_hand_survives_a_restart() {
         let mut registry = Registry::default();
-        registry.add(registered("web", 80, true)).expect("room");
+        registry
+            .add(registered("web", 80, true), &block())
+            .expect("room");
         registry
             .set_drained(&label("web").into(), true, &BTreeSet::new())
             .expect("it is there");

@@ -15,7 +15,7 @@ pub struct Netmap {
     pub mesh: Option<Mesh>,
     /// All members that have published a node record, by identity.
     pub members: BTreeMap<PublicKey, Member>,
-    /// Services by record id, those of members only and none without instances.
+    /// Services by record id, each as [`Netmap::admit`] gives it.
     pub services: BTreeMap<String, Service>,
 }
 
@@ -43,10 +43,20 @@ impl Netmap {
         self.members.values().find(|m| m.name == *name)
     }
 
-    /// Whether `service` is one of the netmap's: a member's, and with instances.
+    /// `service` as it stands in the netmap, if its node is a member: with the addresses of its node's block, to which the
+    /// mesh carries packets, and without the instances that have no other. Nobody can send who asks for a name of the mesh to
+    /// a machine that is not in it.
     #[must_use]
-    pub fn admits(&self, service: &Service) -> bool {
-        !service.instances.is_empty() && self.members.contains_key(&service.node)
+    pub fn admit(&self, service: &Service) -> Option<Service> {
+        let block = self.members.get(&service.node)?.block;
+        let mut service = service.clone();
+        service.instances.retain_mut(|instance| {
+            instance
+                .addresses
+                .retain(|address| block.contains(*address));
+            !instance.addresses.is_empty()
+        });
+        (!service.instances.is_empty()).then_some(service)
     }
 
     /// Whether `node` serves anything.

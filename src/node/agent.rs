@@ -232,11 +232,14 @@ impl Agent {
             Command::Containers(reply) => {
                 let _ = reply.send(self.mesh().map(|mesh| report::containers(mesh)));
             }
-            Command::AddService(add, reply) => self.change_services(reply, |registry| {
-                let (name, registered) = parse_service(add)?;
-                registry.add(registered).map_err(refused)?;
-                Ok(name.into())
-            }),
+            Command::AddService(add, reply) => {
+                let block = self.mesh().map(|mesh| mesh.identity.block);
+                self.change_services(reply, |registry| {
+                    let (name, registered) = parse_service(add)?;
+                    registry.add(registered, &block?).map_err(refused)?;
+                    Ok(name.into())
+                });
+            }
             Command::RemoveService(name, reply) => {
                 let contained = self.contained();
                 self.change_services(reply, |registry| {
@@ -545,6 +548,7 @@ fn of_containers(name: &ServiceName) -> ApiError {
 fn refused(error: RegistryError) -> ApiError {
     let code = match error {
         RegistryError::Unknown(_) => ErrorCode::NotFound,
+        RegistryError::NotCarried(..) => ErrorCode::BadRequest,
         RegistryError::Configured(_) | RegistryError::Full => ErrorCode::Conflict,
     };
     ApiError::new(code, error.to_string())

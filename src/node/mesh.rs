@@ -15,6 +15,7 @@ use super::dns_address;
 use super::docker::{self, Docker, DockerEvents};
 use super::host::wiring::{Firewall, Mapped, Native, Wiring};
 use super::host::{self, HostNetwork, Plan, ResolvConf, SplitDns};
+use super::own_records::OwnRecords;
 use super::peers::{Ask, Peers};
 use super::resolv_conf::Keeper;
 use super::resolved::ResolvedLink;
@@ -26,9 +27,7 @@ use crate::discovery::registry::{Key, Registry};
 use crate::dns::upstream::Server;
 use crate::dns::{Allowed, DnsServer, Inside, Replaced, Resolver, Upstream, Zone, ZoneInput};
 use crate::model::netmap::Netmap;
-use crate::model::record::{
-    Departure, Instance, MAX_INSTANCES, Name, Node, Record, RecordKey, Service, Source,
-};
+use crate::model::record::{Departure, Instance, Name, Node, Record, RecordKey, Service, Source};
 use crate::model::service_address::ServiceAddresses;
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
@@ -87,6 +86,7 @@ pub(super) struct Mesh {
     pub(super) troubles: BTreeMap<&'static str, Problem>,
     pub(super) docker: Option<Docker>,
     pub(super) firewall: Firewall,
+    pub(super) own_records: OwnRecords,
     /// Service addresses that the kernel balances.
     balanced: BTreeSet<Ipv4Addr>,
     /// Subnets of the container engine.
@@ -323,6 +323,7 @@ impl Mesh {
         let mut mesh = Self {
             docker,
             firewall,
+            own_records: OwnRecords::default(),
             balanced: BTreeSet::new(),
             subnets: Vec::new(),
             checker: Checker::new(verdict_events),
@@ -364,7 +365,11 @@ impl Mesh {
             let key = mesh.identity.keys.wireguard.clone();
             mesh.tunnel.rotate(key, Instant::now());
         }
-        mesh.checker.set(mesh.registry.targets(own[0]));
+        mesh.checker
+            .set(mesh.registry.targets(&mesh.identity.block));
+        for problem in mesh.registry.problems(&mesh.identity.block) {
+            tracing::warn!(why = %problem.why, "{}", problem.what);
+        }
         let events = Events {
             stream,
             verdicts,
@@ -472,9 +477,9 @@ impl Mesh {
             .cloned()
             .collect();
         let mut handed_over = true;
-        for chunk in envelopes.chunks(crate::wire::control::MAX_RECORDS) {
+        for part in crate::wire::control::parts(envelopes) {
             self.sequence += 1;
-            handed_over &= self.control.publish(self.sequence, chunk.to_vec());
+            handed_over &= self.control.publish(self.sequence, part);
         }
         if everything {
             self.owes = Some(self.sequence);
@@ -538,7 +543,7 @@ impl Mesh {
                 // Peers compare by signer, and so bring older ones as well.
                 Err(Refused::Stale { .. }) if from == Origin::Peer => {}
                 Err(refused) => {
-                    sound &= refused != Refused::Signature;
+                    sound &= !matches!(refused, Refused::Signature | Refused::TooLong(_));
                     tracing::warn!(%refused, ?from, "a record is refused");
                 }
             }
@@ -650,7 +655,9 @@ impl Mesh {
                 }));
             }
         }
-        let mut wanted = self.wanted_services();
+        let wanted = self.wanted_services();
+        let mut wanted = self.own_records.fit(wanted);
+        self.own_records.begin_round();
         for held in self.ledger.services_of(&id) {
             let empty = || Service {
                 instances: Vec::new(),
@@ -673,7 +680,9 @@ impl Mesh {
                 ..service
             })
         }));
-        self.publish(changed)
+        let word = self.publish(changed);
+        self.own_records.end_round();
+        word
     }
 
     /// Calls this node `name` from now on. Gives what [`Mesh::publish_own`] does.
@@ -771,11 +780,15 @@ impl Mesh {
                 Ok(applied) => {
                     envelopes.push(envelope);
                     if let Applied::Changed(key) = applied {
+                        self.own_records.handle_accepted(&key);
                         keys.push(key);
                     }
                 }
-                Err(refused) => tracing::warn!(%refused, "this node's own record is refused"),
+                Err(refused) => self.own_records.handle_refused(&envelope, refused),
             }
+        }
+        if envelopes.is_empty() {
+            return None;
         }
         self.keep(&envelopes);
         self.refresh_after(&keys);
@@ -798,9 +811,12 @@ impl Mesh {
     /// The records of this node's services, by id, without a version.
     fn wanted_services(&self) -> BTreeMap<String, Service> {
         let id = self.id();
-        let mut wanted = self
-            .registry
-            .records(&id, &self.identity.name, &self.own_addresses());
+        let mut wanted = self.registry.records(
+            &id,
+            &self.identity.name,
+            &self.own_addresses(),
+            &self.identity.block,
+        );
         let Some(docker) = &self.docker else {
             return wanted;
         };
@@ -816,8 +832,7 @@ impl Mesh {
                 instances: Vec::new(),
             });
             service.service_address = address;
-            let room = MAX_INSTANCES.saturating_sub(service.instances.len());
-            service.instances.extend(instances.into_iter().take(room));
+            service.instances.extend(instances);
         };
         let in_place = self.firewall.in_place();
         let (true, Some(in_place)) = (docker.is_settled(), in_place) else {
@@ -958,7 +973,7 @@ impl Mesh {
     pub(super) fn services_changed(&mut self) -> Result<Option<oneshot::Receiver<()>>, ApiError> {
         self.dir.set_services(&self.registry.stored())?;
         self.checker
-            .set(self.registry.targets(self.own_addresses()[0]));
+            .set(self.registry.targets(&self.identity.block));
         Ok(self.publish_own())
     }
 

@@ -14,6 +14,7 @@ pub mod host;
 mod joining;
 mod mesh;
 mod metrics;
+mod own_records;
 mod peers;
 mod report;
 mod resolv_conf;

@@ -167,6 +167,8 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         fix: fix.into(),
     };
     let mut problems: Vec<Problem> = mesh.troubles.values().cloned().collect();
+    problems.extend(mesh.own_records.problems());
+    problems.extend(mesh.registry.problems(&mesh.identity.block));
     problems.extend(mesh.docker.iter().flat_map(Docker::problems));
     // Without containers the guards alone are worth having, but nobody needs to install anything for them.
     if mesh.docker.as_ref().is_some_and(Docker::is_followed) {

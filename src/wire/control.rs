@@ -50,6 +50,9 @@ pub const OLDEST: u32 = 1;
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// Records in one message at most; a longer list comes in several messages.
 pub const MAX_RECORDS: usize = 256;
+/// Octets of payload in one message of several records at most. Quoting may double them, and signatures come on top: far
+/// below what a message may have, so that readers need no large buffers.
+const MAX_PAYLOADS: usize = 512 * 1024;
 /// Seconds between pings; a side that hears nothing for three times as long hangs up.
 pub const PING_SECONDS: u64 = 10;
 
@@ -224,9 +227,31 @@ pub fn disagreement(oldest: u32, newest: u32) -> String {
     )
 }
 
+/// Cuts a list of records into messages; at least one, which may be empty.
+#[must_use]
+pub fn parts(records: Vec<Envelope>) -> Vec<Vec<Envelope>> {
+    let mut parts = vec![Vec::new()];
+    let mut octets = 0;
+    for record in records {
+        octets += record.payload.len();
+        match parts.last_mut() {
+            Some(last) if last.is_empty() || last.len() < MAX_RECORDS && octets <= MAX_PAYLOADS => {
+                last.push(record);
+            }
+            _ => {
+                octets = record.payload.len();
+                parts.push(vec![record]);
+            }
+        }
+    }
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::SigningKey;
+    use crate::wire::envelope::MAX_PAYLOAD;
 
     #[test]
     fn the_highest_version_both_speak_is_agreed_on() {
@@ -237,5 +262,42 @@ mod tests {
         assert_eq!(agree(OLDEST - 1, OLDEST - 1), None);
         assert_eq!(agree(PROTOCOL, OLDEST - 1), None);
         assert_eq!(agree(u32::MAX, 0), None);
+    }
+
+    fn record(octets: usize) -> Envelope {
+        // Quotes are the worst that can be in a payload: each takes two octets on the way.
+        Envelope::seal_payload("\"".repeat(octets), &SigningKey::from_seed(&[1; 32]))
+    }
+
+    fn sizes(records: Vec<Envelope>) -> Vec<usize> {
+        parts(records).iter().map(Vec::len).collect()
+    }
+
+    #[test]
+    fn no_message_has_more_records_than_it_may() {
+        assert_eq!(sizes(vec![]), [0]);
+        assert_eq!(sizes(vec![record(1); 256]), [256]);
+        assert_eq!(sizes(vec![record(1); 600]), [256, 256, 88]);
+    }
+
+    #[test]
+    fn no_message_is_larger_than_a_reader_takes() {
+        let parts = parts(vec![record(MAX_PAYLOAD); 100]);
+        assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 100);
+        for records in parts {
+            let (revision, sequence) = (u64::MAX, u64::MAX);
+            let changes = FromCoordinator::Changes {
+                revision,
+                records: records.clone(),
+            };
+            let publish = FromNode::Publish { sequence, records };
+            for text in [
+                serde_json::to_string(&changes),
+                serde_json::to_string(&publish),
+            ] {
+                let text = text.expect("plain data");
+                assert!(text.len() < MAX_MESSAGE, "{}", text.len());
+            }
+        }
     }
 }

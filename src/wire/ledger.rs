@@ -81,9 +81,12 @@ impl Replaced {
 /// Why a record was refused. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The signature does not hold, or the payload is over its bound.
+    /// The signature does not hold.
     #[error("the signature does not hold")]
     Signature,
+    /// The payload is over its bound.
+    #[error("the record has {0} octets; {MAX_PAYLOAD} are the most")]
+    TooLong(usize),
     /// The payload breaks the rules of its kind.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -269,6 +272,9 @@ impl Ledger {
 
     /// Checks the signature and parses; looks at no other record.
     fn verify(&self, envelope: &Envelope) -> Result<(RecordKey, Header, Record), Refused> {
+        if envelope.payload.len() > MAX_PAYLOAD {
+            return Err(Refused::TooLong(envelope.payload.len()));
+        }
         if !envelope.is_authentic() {
             return Err(Refused::Signature);
         }
@@ -654,8 +660,8 @@ impl Ledger {
             );
         }
         for service in self.services() {
-            if netmap.admits(service) {
-                netmap.services.insert(service.id.clone(), service.clone());
+            if let Some(service) = netmap.admit(service) {
+                netmap.services.insert(service.id.clone(), service);
             }
         }
         netmap
@@ -663,8 +669,8 @@ impl Ledger {
 
     /// Brings one service in `netmap` in step with its record; gives it as it was there. For when nothing else changed.
     pub fn renew(&self, netmap: &mut Netmap, id: &str) -> Option<Service> {
-        match self.service(id).filter(|service| netmap.admits(service)) {
-            Some(service) => netmap.services.insert(id.to_owned(), service.clone()),
+        match self.service(id).and_then(|service| netmap.admit(service)) {
+            Some(service) => netmap.services.insert(id.to_owned(), service),
             None => netmap.services.remove(id),
         }
     }

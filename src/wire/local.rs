@@ -369,7 +369,7 @@ pub struct AddService {
     pub port: u16,
     /// Over what.
     pub protocol: Protocol,
-    /// Where it listens; by default the node's mesh addresses.
+    /// Where it listens, one of the addresses of the node in the mesh; by default its own addresses.
     pub address: Option<IpAddr>,
     /// How its health is known.
     pub check: Option<Check>,

@@ -23,7 +23,7 @@ pub(in crate::cli) struct Arguments {
     /// Over what
     #[arg(long, value_enum, default_value_t = Over::Tcp)]
     protocol: Over,
-    /// Where it listens [default: this node's mesh addresses]
+    /// Where it listens, one of this node's mesh addresses [default: both of them]
     #[arg(long, value_name = "IP")]
     address: Option<IpAddr>,
     /// Answer it only while its port takes TCP connections

@@ -54,8 +54,13 @@ impl Stranger {
     /// Looks at what it published.
     pub(super) fn handle_published(&mut self, published: &Published) -> Result<(), End> {
         self.publishes += 1;
-        let forged = PublishRefused::Ledger(Refused::Signature);
-        if published.refused.contains(&forged) {
+        let forged = |refused: &PublishRefused| {
+            matches!(
+                refused,
+                PublishRefused::Ledger(Refused::Signature | Refused::TooLong(_))
+            )
+        };
+        if published.refused.iter().any(forged) {
             return Err(End::Refuse(
                 Refusal::Protocol,
                 "a record's signature does not hold".to_owned(),

@@ -19,7 +19,7 @@ use crate::model::{PublicKey, SigningKey};
 use crate::wire::Envelope;
 use crate::wire::control::{
     FromCoordinator, FromNode, MAX_MESSAGE, MAX_RECORDS, OLDEST, PATH, PING_SECONDS, PROTOCOL,
-    Refusal, copy_message, proof_message,
+    Refusal, copy_message, parts, proof_message,
 };
 use crate::wire::envelope::{Purpose, Signature};
 use crate::wire::ledger::MAX_RECORDS as MAX_LEDGER;
@@ -131,8 +131,7 @@ impl Stream {
     /// Hands records over. False if the stream is closed or too far behind; they are published when it opens
     /// again, since the node then offers all of its own.
     pub fn publish(&self, sequence: u64, records: Vec<Envelope>) -> bool {
-        let mut parts = records.chunks(MAX_RECORDS).map(<[Envelope]>::to_vec);
-        parts.all(|records| {
+        parts(records).into_iter().all(|records| {
             self.outgoing
                 .try_send(FromNode::Publish { sequence, records })
                 .is_ok()

@@ -170,6 +170,45 @@ fn members_with_their_services_make_the_netmap() {
 }
 
 #[test]
+fn an_address_that_the_mesh_does_not_carry_is_in_nobodys_netmap() {
+    let mut ledger = two_nodes();
+    let mut record = service_record(10, 1, "10.210.1.1");
+    let address = |text: &str| text.parse().expect("a literal");
+    record.instances[0]
+        .addresses
+        .push(address("169.254.169.254"));
+    let mut outside = record.instances[0].clone();
+    outside.id = label("outside");
+    outside.addresses = vec![address("192.0.2.80"), address("2001:db8::80")];
+    record.instances.push(outside);
+    let seal = |record: Service| Envelope::seal(&Record::Service(record), &key(10));
+    ledger.apply(seal(record.clone())).expect("it is kept");
+    let mut netmap = ledger.netmap();
+    let shown = |netmap: &crate::model::netmap::Netmap| -> Vec<Vec<std::net::IpAddr>> {
+        let services = netmap.services.values();
+        let instances = services.flat_map(|s| &s.instances);
+        instances.map(|i| i.addresses.clone()).collect()
+    };
+    assert_eq!(shown(&netmap), [[address("10.210.1.1")]]);
+    record.instances.remove(0);
+    record.version = 2;
+    ledger.apply(seal(record.clone())).expect("it is newer");
+    assert!(ledger.renew(&mut netmap, &record.id).is_some());
+    assert_eq!(shown(&netmap), Vec::<Vec<std::net::IpAddr>>::new());
+    assert_eq!(netmap, ledger.netmap());
+}
+
+#[test]
+fn a_record_that_is_too_long_is_not_taken_for_a_forged_one() {
+    let mut ledger = two_nodes();
+    let mut record = service_record(10, 1, "10.210.1.1");
+    record.instances = vec![record.instances[0].clone(); MAX_PAYLOAD / 100];
+    let long = Envelope::seal(&Record::Service(record), &key(10));
+    let octets = long.payload.len();
+    assert_eq!(ledger.apply(long), Err(Refused::TooLong(octets)));
+}
+
+#[test]
 fn only_the_mesh_key_makes_tokens() {
     let mut ledger = ledger(1);
     let mut wider = token_record(1000, &["db", "admin"]);

@@ -3,6 +3,7 @@
 //! installed is left out, and `tests/run` lists it.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
@@ -181,9 +182,18 @@ impl Trial {
     }
 }
 
-fn trials(v4: &str, v6: &str) -> Vec<Trial> {
-    let many: Vec<String> = (1..=MANY).map(|n| format!("10.50.0.{n}")).collect();
+/// Addresses of the block of the node that has `v4`: those of the service `many`.
+fn addresses_of_many(v4: Ipv4Addr) -> Vec<String> {
+    let [a, b, c, _] = v4.octets();
+    let addresses = (1..=MANY).map(|n| Ipv4Addr::new(a, b, c, 100 + n).to_string());
+    addresses.collect()
+}
+
+fn trials(v4: Ipv4Addr, v6: &str) -> Vec<Trial> {
+    let many = addresses_of_many(v4);
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let v4 = v4.to_string();
+    let v4 = v4.as_str();
     vec![
         Trial::new("A", "A", "both.svc.mesh", &[v4]),
         Trial::new("AAAA", "AAAA", "both.svc.mesh", &[v6]),
@@ -209,7 +219,7 @@ fn trials(v4: &str, v6: &str) -> Vec<Trial> {
 /// Has `clients` go through everything; gives what went wrong, and prints the table.
 fn go_through(mesh: &Mesh, clients: &[&Client], programs: &Path, by: &str) -> Vec<String> {
     let (v4, v6) = mesh.addresses(0);
-    let trials = trials(&v4.to_string(), &v6.to_string());
+    let trials = trials(v4, &v6.to_string());
     let mut wrong = Vec::new();
     for client in clients {
         let mut line = String::new();
@@ -263,22 +273,18 @@ fn start_resolved(mesh: &Mesh) -> Option<Running> {
 
 #[test]
 fn every_client_is_answered_what_it_asks_for() {
-    let Some(mut mesh) = Mesh::start(1) else {
+    let Some(mut mesh) = Mesh::joined(1) else {
         return;
     };
+    let many = addresses_of_many(mesh.addresses(0).0);
     mesh.kill_node(0);
     let mut text = "[dns]\nmax_addresses = 100\nsplit_dns = \"none\"\n".to_owned();
-    for n in 1..=MANY {
-        let port = 8000 + u16::from(n);
-        text +=
-            &format!("[[service]]\nname = \"many\"\nport = {port}\naddress = \"10.50.0.{n}\"\n");
+    for (port, address) in (8001..).zip(many) {
+        text += &format!("[[service]]\nname = \"many\"\nport = {port}\naddress = \"{address}\"\n");
     }
     text += "[[service]]\nname = \"both\"\nport = 80\n";
     let file = write(&mesh.nodes[0].host, "/run/meshd.toml", &text);
     mesh.start_node_with(0, &["--config", &file]);
-    let token = mesh.token(&[]);
-    let ended = mesh.on(0, &["join", &token]);
-    assert_eq!(ended.code, 0, "{ended:?}");
     let programs = tempfile::tempdir().expect("a temporary directory");
     let clients = CLIENTS.iter().filter(|c| is_there(c, programs.path()));
     let clients: Vec<&Client> = clients.collect();
