@@ -19,7 +19,9 @@ mod host_dns;
 mod machine;
 #[cfg(feature = "etcd")]
 mod many_coordinators;
+mod names;
 mod narrow_path;
 mod restart;
 mod restore;
 mod rotation;
+mod uncarried;
