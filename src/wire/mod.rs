@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod local;
 pub mod log;
 pub mod peers;
+pub mod repeats;
 pub mod stop;
 pub mod token;
 pub mod unix_server;
