@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -11,19 +12,22 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use x25519_dalek::StaticSecret;
 
 use super::allowed_ips::AllowedIps;
 use super::drops::{Counters, Drop, DropCounters};
+use super::endpoint::Endpoint;
 use super::here::{Here, write_datagram};
 use super::limiter::HandshakeLimiter;
 use super::noise::Identity;
 use super::peer::{Peer, PeerState};
 use super::probe;
 use super::rotation::Elder;
+use super::routes::{self, Recheck};
 use super::split::VnetHeader;
 use super::timer::{self, Live};
-use super::tun::Tun;
+use super::tun::Device;
 use super::udp::{Sender, Sockets};
 use super::worker::{self, Duty, Pair, Worker};
 
@@ -139,7 +143,12 @@ pub(super) struct Shared {
     /// One for each pair of threads, all on one port.
     pub(super) sockets: ArcSwap<Vec<Sockets>>,
     pub(super) local: ArcSwap<Vec<IpAddr>>,
-    pub(super) tun: Vec<Tun>,
+    pub(super) device: ArcSwap<Device>,
+    /// Written to once for each device that the kernel removes.
+    gone: EventFd,
+    /// The firewall mark of outer packets.
+    pub(super) mark: AtomicU32,
+    pub(super) recheck: Arc<Recheck>,
     pub(super) drops: DropCounters,
     pub(super) limiter: Mutex<HandshakeLimiter>,
     pub(super) live: Arc<Live>,
@@ -162,11 +171,26 @@ impl Shared {
         usize::from(self.mtu.load(Ordering::Relaxed))
     }
 
+    /// The kernel has removed `device`.
+    pub(super) fn note_gone(&self, device: &Device) {
+        if device.note_gone() {
+            let _ = self.gone.write(1);
+        }
+    }
+
+    /// Takes over the MTU that somebody gave the device.
+    pub(super) fn follow_mtu(&self) {
+        let device = self.device.load();
+        if let Some(mtu) = device.mtu().filter(|_| !device.is_gone()) {
+            self.mtu.store(mtu, Ordering::Relaxed);
+        }
+    }
+
     /// Hands a packet made here to the kernel.
     pub(super) fn inject(&self, packet: &[u8]) {
         let header = VnetHeader::default().octets();
         let parts = [IoSlice::new(&header), IoSlice::new(packet)];
-        if self.tun[0].write(&parts).is_err() {
+        if self.device.load().queues[0].write(&parts).is_err() {
             self.drops.add(Drop::WriteFailed);
         }
     }
@@ -180,7 +204,7 @@ impl Shared {
         sender: &mut Sender,
         now: Instant,
     ) {
-        let (Some(identity), Some(endpoint)) = (table.identity_of(peer), state.endpoint) else {
+        let (Some(identity), Some(endpoint)) = (table.identity_of(peer), state.endpoint()) else {
             return;
         };
         if let Some(length) = state
@@ -202,7 +226,7 @@ impl Shared {
         sender: &mut Sender,
         now: Instant,
     ) {
-        let (Some(identity), Some(endpoint)) = (table.identity_of(peer), state.endpoint) else {
+        let (Some(identity), Some(endpoint)) = (table.identity_of(peer), state.endpoint()) else {
             self.drops.add(Drop::NoEndpoint);
             return;
         };
@@ -219,8 +243,6 @@ impl Shared {
 pub struct Tunnel {
     shared: Arc<Shared>,
     interface: String,
-    index: u32,
-    mark: AtomicU32,
     threads: Vec<JoinHandle<()>>,
     /// One change of the peers at a time.
     changing: Mutex<()>,
@@ -235,10 +257,16 @@ impl Tunnel {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = worker::workers(config.workers, cores);
         let queues = workers.len().div_ceil(2);
-        let (sockets, tun) = open(&config.interface, config.mtu, config.listen_port, queues)?;
-        let index = tun[0]
-            .index()
-            .map_err(|e| TunnelError::Io("find the network device", e))?;
+        let recheck = Recheck::new().map_err(|e| TunnelError::Io("make an event", e))?;
+        let (sockets, device) = open(
+            &config.interface,
+            config.mtu,
+            config.listen_port,
+            queues,
+            &recheck,
+        )?;
+        let gone = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| TunnelError::Io("make an event", e.into()))?;
         let pairs = (0..queues)
             .map(|queue| {
                 let second = Worker {
@@ -265,7 +293,10 @@ impl Tunnel {
             }),
             sockets: ArcSwap::from_pointee(sockets),
             local: ArcSwap::default(),
-            tun,
+            device: ArcSwap::from_pointee(device),
+            gone,
+            mark: AtomicU32::new(0),
+            recheck,
             drops: DropCounters::default(),
             limiter: Mutex::new(HandshakeLimiter::new(seed, Instant::now())),
             live: Arc::default(),
@@ -279,8 +310,6 @@ impl Tunnel {
         let mut tunnel = Self {
             shared,
             interface: config.interface,
-            index,
-            mark: AtomicU32::new(0),
             threads: Vec::new(),
             changing: Mutex::new(()),
         };
@@ -292,6 +321,7 @@ impl Tunnel {
             tunnel.spawn(name, move |shared| worker::run(shared, worker))?;
         }
         tunnel.spawn("mesh-timer".to_owned(), timer::run)?;
+        tunnel.spawn("mesh-routes".to_owned(), routes::run)?;
         Ok(tunnel)
     }
 
@@ -312,16 +342,49 @@ impl Tunnel {
         Ok(())
     }
 
-    /// The device's name.
+    /// The name that the device is made with.
     #[must_use]
     pub fn interface(&self) -> &str {
         &self.interface
     }
 
-    /// The device's index.
+    /// The device's index. It is another one after [`Tunnel::reopen`], and after a move to another namespace and back.
     #[must_use]
     pub fn index(&self) -> u32 {
-        self.index
+        self.shared.device.load().index()
+    }
+
+    /// Becomes readable, and counts one, when the kernel removes the device: somebody deleted it, or the namespace it
+    /// was moved to has ended. Reading resets it.
+    #[must_use]
+    pub fn gone_event(&self) -> BorrowedFd<'_> {
+        self.shared.gone.as_fd()
+    }
+
+    /// Whether the kernel has removed the device.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.shared.device.load().is_gone()
+    }
+
+    /// Whether the device is in another network namespace than this thread.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.shared.device.load().is_elsewhere()
+    }
+
+    /// Makes a removed device again, down and without addresses. Peers and sessions stay as they are.
+    ///
+    /// # Errors
+    /// Says what is missing or taken; the tunnel then stays without a device.
+    pub fn reopen(&self) -> Result<(), TunnelError> {
+        let _one = self.change();
+        let queues = self.shared.device.load().queues.len();
+        let mtu = self.shared.mtu.load(Ordering::Relaxed);
+        let device = open_device(&self.interface, mtu, queues)?;
+        self.shared.device.store(Arc::new(device));
+        self.wake();
+        Ok(())
     }
 
     /// The UDP port.
@@ -333,7 +396,7 @@ impl Tunnel {
     /// The firewall mark of outer packets; 0 for none.
     #[must_use]
     pub fn mark(&self) -> u32 {
-        self.mark.load(Ordering::Relaxed)
+        self.shared.mark.load(Ordering::Relaxed)
     }
 
     /// The private key.
@@ -352,7 +415,7 @@ impl Tunnel {
     /// # Errors
     /// The kernel refuses.
     pub fn set_mtu(&self, mtu: u16) -> Result<(), TunnelError> {
-        self.shared.tun[0]
+        self.shared.device.load().queues[0]
             .set_mtu(mtu)
             .map_err(|e| TunnelError::Io("set the MTU", e))?;
         self.shared.mtu.store(mtu, Ordering::Relaxed);
@@ -367,9 +430,9 @@ impl Tunnel {
         if port != 0 && port == self.listen_port() {
             return Ok(());
         }
-        self.shared
-            .sockets
-            .store(Arc::new(bind(port, self.mark(), self.shared.tun.len())?));
+        let queues = self.shared.pairs.len();
+        let sockets = bind(port, self.mark(), queues, &self.shared.recheck)?;
+        self.shared.sockets.store(Arc::new(sockets));
         self.wake();
         Ok(())
     }
@@ -384,7 +447,7 @@ impl Tunnel {
                 .set_mark(mark)
                 .map_err(|e| TunnelError::Io("mark the sockets", e))?;
         }
-        self.mark.store(mark, Ordering::Relaxed);
+        self.shared.mark.store(mark, Ordering::Relaxed);
         Ok(())
     }
 
@@ -455,7 +518,7 @@ impl Tunnel {
                 Some(peer) => {
                     let mut state = peer.lock();
                     if config.endpoint != state.config.endpoint && config.endpoint.is_some() {
-                        state.endpoint = config.endpoint;
+                        state.set_endpoint(config.endpoint.map(Endpoint::from));
                     }
                     let before = &state.config;
                     if config.preshared_key != before.preshared_key
@@ -522,12 +585,14 @@ impl Tunnel {
             };
             let heir = Peer::new(config, index, peer.member, Arc::clone(&self.shared.live));
             let mut state = heir.lock();
-            state.endpoint = before.endpoint;
+            state.set_endpoint(before.endpoint());
             state.path_mtu = before.path_mtu;
             drop(state);
             Arc::new(heir)
         };
         self.store(change(&old, &fresh));
+        // The heirs have sources whose routes nobody has asked for.
+        self.shared.recheck.wake();
     }
 
     /// Puts a table in force once its peers are indexed and each prefix is with who carries it.
@@ -581,13 +646,14 @@ impl Tunnel {
         sender.flush(&self.shared.sockets.load()[0], &self.shared.drops);
     }
 
-    /// Sends to `endpoint` from now on.
+    /// Sends to `endpoint` from now on, from the address that the kernel chooses.
     pub fn set_endpoint(&self, peer: &[u8; 32], endpoint: SocketAddr) {
         let table = self.shared.table.load();
         if let Some(peer) = table.by_key.get(peer) {
-            peer.lock().endpoint = Some(endpoint);
+            let endpoint = Some(Endpoint::from(endpoint));
+            peer.lock().set_endpoint(endpoint);
             for elder in table.elders_of(peer) {
-                elder.lock().endpoint = Some(endpoint);
+                elder.lock().set_endpoint(endpoint);
             }
         }
     }
@@ -736,6 +802,7 @@ impl std::ops::Drop for Tunnel {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.wake();
+        self.shared.recheck.wake();
         for thread in self.threads.drain(..) {
             thread.thread().unpark();
             let _ = thread.join();
@@ -798,7 +865,8 @@ impl Waiting {
             let peer = table.carrier(heir);
             let (answered, rtt, endpoint) = {
                 let state = peer.lock();
-                (state.answered, state.rtt, state.endpoint)
+                let endpoint = state.endpoint().map(|endpoint| endpoint.address);
+                (state.answered, state.rtt, endpoint)
             };
             if answered.is_some_and(|at| at >= self.since) {
                 return (rtt, endpoint);
@@ -848,7 +916,7 @@ fn status(peer: &Peer) -> PeerStatus {
     let session = state.noise.as_ref().and_then(|noise| noise.session_age());
     PeerStatus {
         config: state.config.clone(),
-        endpoint: state.endpoint,
+        endpoint: state.endpoint().map(|endpoint| endpoint.address),
         last_handshake: session
             .and_then(|age| SystemTime::now().checked_sub(age))
             .or(state.last_handshake),
@@ -865,7 +933,8 @@ fn status(peer: &Peer) -> PeerStatus {
 /// # Errors
 /// What [`Tunnel::start`] would say.
 pub fn try_open(interface: &str, listen_port: u16) -> Result<(), TunnelError> {
-    open(interface, LEAST_MTU, listen_port, 1).map(drop)
+    let recheck = Recheck::new().map_err(|e| TunnelError::Io("make an event", e))?;
+    open(interface, LEAST_MTU, listen_port, 1, &recheck).map(drop)
 }
 
 fn open(
@@ -873,20 +942,30 @@ fn open(
     mtu: u16,
     listen_port: u16,
     queues: usize,
-) -> Result<(Vec<Sockets>, Vec<Tun>), TunnelError> {
+    recheck: &Arc<Recheck>,
+) -> Result<(Vec<Sockets>, Device), TunnelError> {
     check_name(interface)?;
-    let sockets = bind(listen_port, 0, queues)?;
-    let tun = Tun::open(interface, mtu, queues).map_err(|error| match error.raw_os_error() {
+    let sockets = bind(listen_port, 0, queues, recheck)?;
+    Ok((sockets, open_device(interface, mtu, queues)?))
+}
+
+fn open_device(interface: &str, mtu: u16, queues: usize) -> Result<Device, TunnelError> {
+    check_name(interface)?;
+    Device::open(interface, mtu, queues).map_err(|error| match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => TunnelError::Permission,
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunnelError::NoTun,
         Some(libc::EBUSY) => TunnelError::InterfaceTaken(interface.to_owned()),
         _ => TunnelError::Io("make the network device", error),
-    })?;
-    Ok((sockets, tun))
+    })
 }
 
-fn bind(port: u16, mark: u32, count: usize) -> Result<Vec<Sockets>, TunnelError> {
-    Sockets::bind_group(port, mark, count).map_err(|error| match error.kind() {
+fn bind(
+    port: u16,
+    mark: u32,
+    count: usize,
+    recheck: &Arc<Recheck>,
+) -> Result<Vec<Sockets>, TunnelError> {
+    Sockets::bind_group(port, mark, count, recheck).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => TunnelError::PortTaken(port),
         io::ErrorKind::PermissionDenied => TunnelError::Permission,
         _ => TunnelError::Io("bind the UDP port", error),

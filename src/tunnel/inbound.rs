@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::coalesce::{Coalescer, MAX_SEGMENTS};
 use super::device::{Shared, Table};
 use super::drops::Drop;
+use super::endpoint::Endpoint;
 use super::limiter::Admission;
 use super::noise::{HANDSHAKE, Identity, Message, Opened, room_for};
 use super::packet::Ip;
@@ -42,6 +42,15 @@ struct Batch<'a> {
     now: Instant,
 }
 
+impl Batch<'_> {
+    /// An authentic datagram of a peer came from there.
+    fn heard(&self, state: &mut PeerState, from: Endpoint) {
+        if state.heard(from, self.now) {
+            self.shared.recheck.wake();
+        }
+    }
+}
+
 pub(super) struct Inbound {
     /// Whose lanes of the device are written, and which sockets are read.
     queue: usize,
@@ -63,7 +72,7 @@ struct Handshake {
     message: Message,
     octets: [u8; HANDSHAKE],
     length: usize,
-    source: SocketAddr,
+    from: Endpoint,
 }
 
 impl Inbound {
@@ -73,7 +82,7 @@ impl Inbound {
             receiver: Some(Receiver::new()),
             arena: vec![0; ARENA],
             used: 0,
-            coalescer: Coalescer::new(shared.tun[queue].merges_udp()),
+            coalescer: Coalescer::new(shared.device.load().queues[queue].merges_udp()),
             sender: Sender::new(),
             recent: None,
             handshakes: VecDeque::new(),
@@ -86,32 +95,32 @@ impl Inbound {
             return false;
         };
         let table = shared.table.load();
+        let device = shared.device.load();
         // Who has left the table is not to be found by what was found before.
         self.recent = None;
         let batch = Batch {
             shared,
-            tun: &shared.tun[self.queue],
+            tun: &device.queues[self.queue],
             table: &table,
             sockets,
             now: Instant::now(),
         };
-        let more = match receiver.receive(fd, |datagram, source| {
-            self.datagram(&batch, datagram, source)
-        }) {
-            Ok(more) => more,
-            Err(error) => {
-                // An ICMP error about an earlier datagram, most often: the next call goes on.
-                tracing::debug!(%error, "cannot receive");
-                false
-            }
-        };
+        let more =
+            match receiver.receive(fd, |datagram, from| self.datagram(&batch, datagram, from)) {
+                Ok(more) => more,
+                Err(error) => {
+                    // An ICMP error about an earlier datagram, most often: the next call goes on.
+                    tracing::debug!(%error, "cannot receive");
+                    false
+                }
+            };
         self.receiver = Some(receiver);
         self.flush(&batch);
         self.answer_handshakes(&batch);
         more || !self.handshakes.is_empty()
     }
 
-    fn datagram(&mut self, batch: &Batch<'_>, datagram: &[u8], source: SocketAddr) {
+    fn datagram(&mut self, batch: &Batch<'_>, datagram: &[u8], from: Endpoint) {
         let drops = &batch.shared.drops;
         let message = match Message::parse(datagram) {
             Ok(message) => message,
@@ -127,16 +136,16 @@ impl Inbound {
             self.sender.flush(batch.sockets, drops);
         }
         match message {
-            Message::Data(index) => self.data(batch, index, datagram, source),
+            Message::Data(index) => self.data(batch, index, datagram, from),
             Message::Initiation | Message::Response(_) => {
-                self.admit(batch, message, datagram, source)
+                self.admit(batch, message, datagram, from)
             }
-            Message::Cookie(_) => self.handshake(batch, None, message, datagram, source),
+            Message::Cookie(_) => self.handshake(batch, None, message, datagram, from),
         }
     }
 
     /// Decides about a handshake message, at the cost of a hash or three: no peer is looked at.
-    fn admit(&mut self, batch: &Batch<'_>, message: Message, datagram: &[u8], source: SocketAddr) {
+    fn admit(&mut self, batch: &Batch<'_>, message: Message, datagram: &[u8], from: Endpoint) {
         let drops = &batch.shared.drops;
         let Some(identity) = batch.table.meant(datagram) else {
             return drops.add(Drop::NotAuthentic);
@@ -146,7 +155,7 @@ impl Inbound {
             .limiter
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .admit(identity.reply_key(), datagram, source, batch.now);
+            .admit(identity.reply_key(), datagram, from.address, batch.now);
         match admission {
             Admission::Pass if self.handshakes.len() < HANDSHAKES => {
                 let mut octets = [0; HANDSHAKE];
@@ -159,13 +168,13 @@ impl Inbound {
                     message,
                     octets,
                     length: datagram.len(),
-                    source,
+                    from,
                 });
             }
             Admission::Pass | Admission::Refuse => drops.add(Drop::HandshakeLimit),
             Admission::Prove(reply) => {
                 self.sender.space()[..reply.len()].copy_from_slice(&reply);
-                self.sender.commit(reply.len(), source);
+                self.sender.commit(reply.len(), from);
                 drops.add(Drop::Challenged);
             }
         }
@@ -185,7 +194,7 @@ impl Inbound {
                 Some(&next.identity),
                 next.message,
                 &next.octets[..next.length],
-                next.source,
+                next.from,
             );
         }
         self.sender.flush(batch.sockets, &batch.shared.drops);
@@ -197,7 +206,7 @@ impl Inbound {
         meant: Option<&Arc<Identity>>,
         message: Message,
         datagram: &[u8],
-        source: SocketAddr,
+        from: Endpoint,
     ) {
         let drops = &batch.shared.drops;
         let peer = match message {
@@ -235,18 +244,18 @@ impl Inbound {
                 // with what it sends next, that it is there.
                 peer.count_rx(datagram.len());
                 peer.count_tx(length);
-                self.sender.commit(length, source);
-                if state.endpoint.is_none() {
-                    state.endpoint = Some(source);
+                self.sender.commit(length, from);
+                if state.endpoint().is_none() {
+                    state.set_endpoint(Some(from));
                 }
             }
             Opened::Established(length) => {
                 peer.count_rx(datagram.len());
                 peer.count_tx(length);
-                state.heard(source, batch.now);
+                batch.heard(&mut state, from);
                 state.last_handshake = Some(std::time::SystemTime::now());
-                self.sender.commit(length, source);
-                self.send_waiting(batch, peer, &mut state, source);
+                self.sender.commit(length, from);
+                self.send_waiting(batch, peer, &mut state, from);
             }
             Opened::Refused(reason) => drops.add(reason),
             Opened::Packet(_) | Opened::Keepalive | Opened::Nothing => {}
@@ -259,7 +268,7 @@ impl Inbound {
         batch: &Batch<'_>,
         peer: &Peer,
         state: &mut PeerState,
-        endpoint: SocketAddr,
+        endpoint: Endpoint,
     ) {
         let Some(noise) = &mut state.noise else {
             return;
@@ -276,14 +285,14 @@ impl Inbound {
         }
     }
 
-    fn data(&mut self, batch: &Batch<'_>, index: u32, datagram: &[u8], source: SocketAddr) {
+    fn data(&mut self, batch: &Batch<'_>, index: u32, datagram: &[u8], from: Endpoint) {
         let drops = &batch.shared.drops;
         if self.recent.as_ref().is_none_or(|peer| peer.index != index) {
             self.recent = batch.table.by_index.get(&index).cloned();
         }
         let Some(peer) = self.recent.clone() else {
             drops.add(Drop::NoSession);
-            return self.revive(batch, source);
+            return self.revive(batch, from);
         };
         let mut state = peer.lock();
         let opened = match &mut state.noise {
@@ -292,10 +301,10 @@ impl Inbound {
         };
         match opened {
             Opened::Packet(length) => {
-                state.heard(source, batch.now);
+                batch.heard(&mut state, from);
                 peer.count_rx(datagram.len());
                 // The peer began the session that ours was to be.
-                self.send_waiting(batch, &peer, &mut state, source);
+                self.send_waiting(batch, &peer, &mut state, from);
                 let packet = &mut self.arena[self.used..self.used + length];
                 let Some(ip) = Ip::parse(packet) else {
                     return drops.add(Drop::Malformed);
@@ -348,14 +357,14 @@ impl Inbound {
                 }
             }
             Opened::Keepalive => {
-                state.heard(source, batch.now);
+                batch.heard(&mut state, from);
                 peer.count_rx(datagram.len());
-                self.send_waiting(batch, &peer, &mut state, source);
+                self.send_waiting(batch, &peer, &mut state, from);
             }
             Opened::Refused(Drop::NoSession) => {
                 drop(state);
                 drops.add(Drop::NoSession);
-                self.revive(batch, source);
+                self.revive(batch, from);
             }
             Opened::Refused(reason) => drops.add(reason),
             Opened::Reply(_) | Opened::Established(_) | Opened::Nothing => {}
@@ -364,8 +373,8 @@ impl Inbound {
 
     /// Data came under a session we do not have: this end was restarted. If the source is a peer's endpoint, a new
     /// handshake tells it so at once, rather than after its 15 s. Anybody can forge such a datagram, so this is
-    /// rare by construction.
-    fn revive(&mut self, batch: &Batch<'_>, source: SocketAddr) {
+    /// rare by construction. The handshake leaves from the address that the datagram came to, if no other is known.
+    fn revive(&mut self, batch: &Batch<'_>, from: Endpoint) {
         let since = batch
             .now
             .saturating_duration_since(batch.shared.started)
@@ -377,12 +386,16 @@ impl Inbound {
         batch.shared.revived.store(since, Ordering::Relaxed);
         for peer in batch.table.by_key.values() {
             let mut state = peer.lock();
-            if state.endpoint == Some(source) {
+            let endpoint = state.endpoint();
+            if let Some(endpoint) = endpoint.filter(|known| known.address == from.address) {
                 if state
                     .revived
                     .is_none_or(|at| batch.now.saturating_duration_since(at) >= REVIVE_PEER)
                 {
                     state.revived = Some(batch.now);
+                    if endpoint.source.is_none() {
+                        state.set_endpoint(Some(from));
+                    }
                     batch.shared.initiate(
                         batch.table,
                         peer,

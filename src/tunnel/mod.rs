@@ -6,7 +6,8 @@
 //!   the send buffer of its run, and hands whole runs to the kernel as one message each (UDP GSO);
 //! - inbound receives merged datagrams (UDP GRO), opens each into one dense arena, checks that the sender owns
 //!   the source address, and writes runs of a flow back to the device as one packet, with no copy;
-//! - `timer` ticks the peers that have a session or want one: rekeys, keepalives, retries. It sleeps while none has.
+//! - `timer` ticks the peers that have a session or want one: rekeys, keepalives, retries. It sleeps while none has;
+//! - `routes` follows the kernel's notices of addresses and routes, and drops sources that do not hold any more.
 //!
 //! Peers and routes are an immutable snapshot, read once per batch; a peer's lock is taken once per batch of
 //! packets for it. A panic in one of these threads ends the process: a silent half of a tunnel is worse.
@@ -25,12 +26,15 @@ pub mod split;
 pub mod too_big;
 pub mod uapi;
 
+mod control;
 mod device;
+mod endpoint;
 mod inbound;
 mod outbound;
 mod peer;
 mod probe;
 mod rotation;
+mod routes;
 mod slice;
 mod timer;
 mod tun;

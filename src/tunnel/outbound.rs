@@ -11,7 +11,7 @@ use super::packet::Ip;
 use super::peer::Peer;
 use super::split::{VNET_HEADER, VnetHeader, largest_segment, split};
 use super::too_big::{self, ErrorLimit, MAX_ERROR};
-use super::tun::Lanes;
+use super::tun::{Lanes, is_removal};
 use super::udp::{Sender, Sockets};
 
 /// Octets of a packet from the device at most, its header included.
@@ -50,7 +50,8 @@ impl Outbound {
         let group = shared.sockets.load();
         let sockets = &group[self.queue];
         let now = Instant::now();
-        let tun = &shared.tun[self.queue];
+        let device = shared.device.load();
+        let tun = &device.queues[self.queue];
         let mut lanes = tun.ready();
         let mut packets = 0;
         while !lanes.is_empty() && packets < BATCH {
@@ -67,9 +68,12 @@ impl Outbound {
                     }
                     Ok(None) => lanes.remove(lane),
                     Err(error) => {
-                        // The device was taken away: nothing can be read until the process restarts.
-                        tracing::warn!(%error, "cannot read the tunnel device");
-                        std::thread::sleep(std::time::Duration::from_millis(100));
+                        if is_removal(&error) {
+                            shared.note_gone(&device);
+                        } else {
+                            tracing::warn!(%error, "cannot read the tunnel device");
+                            std::thread::sleep(std::time::Duration::from_millis(100));
+                        }
                         lanes = Lanes::NONE;
                         break;
                     }
@@ -116,7 +120,7 @@ impl Outbound {
         };
         let peer: &Arc<Peer> = peer;
         let mut state = peer.lock();
-        let Some(endpoint) = state.endpoint else {
+        let Some(endpoint) = state.endpoint() else {
             shared.drops.add(Drop::NoEndpoint);
             return;
         };

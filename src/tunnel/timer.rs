@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::device::{Shared, Table};
 use super::drops::Drop;
-use super::noise::Ticked;
+use super::noise::{Message, Ticked};
 use super::udp::Sender;
 
 /// How often timers run.
@@ -88,11 +88,16 @@ fn tick(shared: &Shared, table: &Table, peer: u32, sender: &mut Sender, now: Ins
         state.is_live = false;
         return false;
     };
+    let mut initiates = false;
     let length = match noise.tick(sender.space(), now) {
-        Ticked::Send(length) => Some(length),
+        Ticked::Send(length) => {
+            initiates = Message::parse(&sender.space()[..length]) == Ok(Message::Initiation);
+            Some(length)
+        }
         Ticked::Nothing => None,
         // Whoever must be heard regularly is tried for ever.
         Ticked::Expired if state.config.persistent_keepalive.is_some_and(|s| s > 0) => {
+            initiates = true;
             noise.initiate(sender.space())
         }
         Ticked::Expired => {
@@ -101,7 +106,10 @@ fn tick(shared: &Shared, table: &Table, peer: u32, sender: &mut Sender, now: Ins
         }
     };
     shared.drops.add_many(Drop::NoAnswer, noise.take_lost());
-    if let (Some(length), Some(endpoint)) = (length, state.endpoint) {
+    if initiates {
+        state.note_initiation();
+    }
+    if let (Some(length), Some(endpoint)) = (length, state.endpoint()) {
         peer.count_tx(length);
         sender.commit(length, endpoint);
     }

@@ -1,7 +1,9 @@
 //! The TUN device: made by `tun-rs`, read and written here, since the library's offload path copies.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -20,6 +22,85 @@ const LANES: usize = 16;
 /// Queues that the kernel gives a device (MAX_TAP_QUEUES).
 const QUEUES: usize = 256;
 
+/// `TUNGETDEVNETNS`: a descriptor of the network namespace that a device is in.
+const TUNGETDEVNETNS: u32 = 0x54e3;
+
+/// The namespace of this thread.
+const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
+
+/// An open device. It is known by its descriptors: its name, its index and its namespace may change while it is open.
+pub(super) struct Device {
+    /// One for each pair of threads.
+    pub(super) queues: Vec<Tun>,
+    /// The index that it was made with.
+    index: u32,
+    gone: AtomicBool,
+}
+
+impl Device {
+    /// Makes the device `name`, down, with lanes for `pairs` pairs of threads.
+    pub(super) fn open(name: &str, mtu: u16, pairs: usize) -> io::Result<Self> {
+        let queues = Tun::open(name, mtu, pairs)?;
+        let index = match queues.first() {
+            Some(tun) => tun.lanes[0].if_index()?,
+            None => 0,
+        };
+        Ok(Self {
+            queues,
+            index,
+            gone: AtomicBool::new(false),
+        })
+    }
+
+    /// Notes that the kernel has removed the device; gives whether this is new.
+    pub(super) fn note_gone(&self) -> bool {
+        !self.gone.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether the kernel has removed the device.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// The index that the device has, in this thread's namespace. It changes when a device is moved to another namespace and
+    /// back.
+    pub(super) fn index(&self) -> u32 {
+        match self.queues.first() {
+            Some(tun) if !self.is_elsewhere() => tun.lanes[0].if_index().unwrap_or(self.index),
+            _ => self.index,
+        }
+    }
+
+    /// The MTU that the device has, whoever set it; nothing if it is in another namespace.
+    pub(super) fn mtu(&self) -> Option<u16> {
+        let tun = self.queues.first().filter(|_| !self.is_elsewhere())?;
+        tun.lanes[0].mtu().ok()
+    }
+
+    /// Whether the device is in another network namespace than this thread. Kernels before 5.2 do not tell.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        let Some(tun) = self.queues.first() else {
+            return false;
+        };
+        // SAFETY: this request takes no argument and gives a new descriptor or an error.
+        let namespace = unsafe { libc::ioctl(tun.lanes[0].as_raw_fd(), TUNGETDEVNETNS as _) };
+        if namespace < 0 {
+            return false;
+        }
+        // SAFETY: the descriptor is new, and nobody else has it.
+        let namespace = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(namespace) });
+        match (namespace.metadata(), std::fs::metadata(OWN_NAMESPACE)) {
+            (Ok(its), Ok(own)) => (its.dev(), its.ino()) != (own.dev(), own.ino()),
+            _ => false,
+        }
+    }
+}
+
+/// Whether reading or writing failed because the kernel has removed the device.
+pub(super) fn is_removal(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBADFD)
+}
+
 /// What one pair of threads has of an open device. The device goes away with the last of them.
 pub(super) struct Tun {
     lanes: Vec<SyncDevice>,
@@ -31,7 +112,7 @@ pub(super) struct Tun {
 
 impl Tun {
     /// Makes the device `name`, down, with lanes for `pairs` pairs of threads, and offloads where the kernel has them.
-    pub(super) fn open(name: &str, mtu: u16, pairs: usize) -> io::Result<Vec<Self>> {
+    fn open(name: &str, mtu: u16, pairs: usize) -> io::Result<Vec<Self>> {
         let build = |offload| {
             DeviceBuilder::new()
                 .name(name)
@@ -99,10 +180,6 @@ impl Tun {
     /// Whether the device takes merged packets at all.
     pub(super) fn merges(&self) -> bool {
         self.offload
-    }
-
-    pub(super) fn index(&self) -> io::Result<u32> {
-        self.lanes[0].if_index()
     }
 
     pub(super) fn set_mtu(&self, mtu: u16) -> io::Result<()> {

@@ -1,14 +1,18 @@
-//! UDP sockets: received datagrams merged by the kernel (UDP_GRO), runs sent as one message (UDP_SEGMENT).
+//! UDP sockets: received datagrams merged by the kernel (UDP_GRO), runs sent as one message (UDP_SEGMENT), each way with
+//! the address of this host that the peer uses (IP_PKTINFO, IPV6_PKTINFO).
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::control::{Control, Received};
 use super::drops::{Drop, DropCounters};
+use super::endpoint::Endpoint;
+use super::routes::Recheck;
 
 /// Octets of a receive buffer: the largest merged datagram.
 const RECEIVE: usize = 65_536;
@@ -38,13 +42,20 @@ pub(super) struct Sockets {
     gso_proven: AtomicBool,
     /// One sender of unsplit datagrams at a time.
     whole: Mutex<()>,
+    /// Asked for when a source is refused.
+    recheck: Arc<Recheck>,
 }
 
 impl Sockets {
     /// `count` pairs on one `port`, or on any free one if it is 0. The kernel gives what comes from one address always
     /// to the same pair.
-    pub(super) fn bind_group(port: u16, mark: u32, count: usize) -> io::Result<Vec<Self>> {
-        let first = Self::bind(port, mark, false)?;
+    pub(super) fn bind_group(
+        port: u16,
+        mark: u32,
+        count: usize,
+        recheck: &Arc<Recheck>,
+    ) -> io::Result<Vec<Self>> {
+        let first = Self::bind(port, mark, false, recheck)?;
         if count < 2 {
             return Ok(vec![first]);
         }
@@ -52,11 +63,13 @@ impl Sockets {
         // that there is none.
         let port = first.port;
         drop(first);
-        (0..count).map(|_| Self::bind(port, mark, true)).collect()
+        (0..count)
+            .map(|_| Self::bind(port, mark, true, recheck))
+            .collect()
     }
 
     /// Binds `port`, or any free one if it is 0, in both families; without IPv6 in the kernel in one.
-    fn bind(port: u16, mark: u32, shared: bool) -> io::Result<Self> {
+    fn bind(port: u16, mark: u32, shared: bool, recheck: &Arc<Recheck>) -> io::Result<Self> {
         let mut last = io::Error::from(io::ErrorKind::AddrInUse);
         // A free port of one family may be taken in the other.
         for _ in 0..if port == 0 { 16 } else { 1 } {
@@ -84,6 +97,7 @@ impl Sockets {
                 gso: AtomicBool::new(true),
                 gso_proven: AtomicBool::new(false),
                 whole: Mutex::new(()),
+                recheck: Arc::clone(recheck),
             });
         }
         Err(last)
@@ -137,6 +151,11 @@ fn open(domain: Domain, mark: u32) -> io::Result<Socket> {
         }
     }
     set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+    let (level, name) = match domain {
+        Domain::IPV6 => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+        _ => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+    };
+    set_option(fd, level, name, 1);
     if mark != 0 {
         socket.set_mark(mark)?;
     }
@@ -174,7 +193,7 @@ fn set_splitting(socket: &Socket, domain: Domain, allowed: bool) {
     set_option(socket.as_raw_fd(), level, name, value);
 }
 
-/// Sets an option whose absence costs speed only; says whether it took.
+/// Sets an option without which everything still works, if slower or from another address; says whether it took.
 fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> bool {
     // SAFETY: the pointer and length describe `value`, which outlives the call.
     unsafe {
@@ -187,11 +206,6 @@ fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> bool {
         ) == 0
     }
 }
-
-/// Space for one ancillary message that holds an int.
-#[repr(C, align(8))]
-#[derive(Clone, Copy)]
-struct Control([u8; 64]);
 
 /// Receives batches into buffers that are reused for ever.
 pub(super) struct Receiver {
@@ -207,16 +221,16 @@ impl Receiver {
         Self {
             buffers: vec![0; RECEIVE * MESSAGES],
             names: [name; MESSAGES],
-            controls: [Control([0; 64]); MESSAGES],
+            controls: [Control::EMPTY; MESSAGES],
         }
     }
 
-    /// Receives what is there and calls `each` with every datagram and its source. Gives whether more may be
-    /// waiting.
+    /// Receives what is there and calls `each` with every datagram, where it came from and the address of this host that
+    /// it came to. Gives whether more may be waiting.
     pub(super) fn receive(
         &mut self,
         fd: RawFd,
-        mut each: impl FnMut(&[u8], SocketAddr),
+        mut each: impl FnMut(&[u8], Endpoint),
     ) -> io::Result<bool> {
         // SAFETY: an mmsghdr of zeros is a valid value; every pointer set below is into `self`, which outlives
         // the call.
@@ -234,8 +248,7 @@ impl Receiver {
             message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as u32;
             message.msg_hdr.msg_iov = &raw mut vectors[i];
             message.msg_hdr.msg_iovlen = 1;
-            message.msg_hdr.msg_control = (&raw mut self.controls[i]).cast();
-            message.msg_hdr.msg_controllen = size_of::<Control>();
+            self.controls[i].receive_into(&mut message.msg_hdr);
         }
         // SAFETY: `messages` holds MESSAGES valid headers.
         let count = unsafe {
@@ -257,37 +270,23 @@ impl Receiver {
         let count = count as usize;
         for (i, message) in messages.iter().enumerate().take(count) {
             let length = (message.msg_len as usize).min(RECEIVE);
-            let Some(source) = socket_address(&self.names[i]) else {
+            let Some(address) = socket_address(&self.names[i]) else {
                 continue;
             };
-            let segment = segment_size(&message.msg_hdr)
-                .filter(|s| *s > 0)
-                .unwrap_or(length.max(1));
+            let received = Received::read(&message.msg_hdr);
+            let from = Endpoint {
+                address,
+                source: received.source,
+            };
+            let segment = received.segment.filter(|s| *s > 0).unwrap_or(length.max(1));
             let datagram = &self.buffers[i * RECEIVE..i * RECEIVE + length];
             if datagram.is_empty() {
-                each(datagram, source);
+                each(datagram, from);
             }
-            datagram.chunks(segment).for_each(|d| each(d, source));
+            datagram.chunks(segment).for_each(|d| each(d, from));
         }
         Ok(count == MESSAGES)
     }
-}
-
-/// The size of merged datagrams, if the kernel merged any.
-fn segment_size(header: &libc::msghdr) -> Option<usize> {
-    // SAFETY: the header was filled in by the kernel, and its control buffer lives as long as `header`.
-    let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
-    while !control.is_null() {
-        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give valid headers or null; data of this type is an int.
-        unsafe {
-            if (*control).cmsg_level == libc::SOL_UDP && (*control).cmsg_type == libc::UDP_GRO {
-                let value: i32 = std::ptr::read_unaligned(libc::CMSG_DATA(control).cast());
-                return usize::try_from(value).ok();
-            }
-            control = libc::CMSG_NXTHDR(header, control);
-        }
-    }
-    None
 }
 
 fn socket_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
@@ -318,7 +317,7 @@ fn socket_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
 
 #[derive(Debug, Clone, Copy)]
 struct Run {
-    endpoint: SocketAddr,
+    endpoint: Endpoint,
     start: usize,
     end: usize,
     segment: usize,
@@ -369,7 +368,7 @@ impl Sender {
     }
 
     /// The first `length` octets of the space are a datagram to `endpoint`.
-    pub(super) fn commit(&mut self, length: usize, endpoint: SocketAddr) {
+    pub(super) fn commit(&mut self, length: usize, endpoint: Endpoint) {
         let start = self.used;
         self.used += length;
         if let Some(run) = self.runs.last_mut()
@@ -398,16 +397,16 @@ impl Sender {
     pub(super) fn flush(&mut self, sockets: &Sockets, drops: &DropCounters) {
         let mut rest = self.runs.as_slice();
         while let Some(first) = rest.first() {
-            let Some(socket) = sockets.of(&first.endpoint) else {
+            let Some(socket) = sockets.of(&first.endpoint.address) else {
                 drops.add_many(Drop::SendFailed, first.count);
                 rest = &rest[1..];
                 continue;
             };
-            let family = first.endpoint.is_ipv4();
+            let family = first.endpoint.address.is_ipv4();
             let same = rest
                 .iter()
                 .take(MESSAGES * 4)
-                .take_while(|r| r.endpoint.is_ipv4() == family)
+                .take_while(|r| r.endpoint.address.is_ipv4() == family)
                 .count();
             let sent = self.send(socket.as_raw_fd(), &rest[..same], sockets, drops);
             rest = &rest[sent..];
@@ -428,14 +427,62 @@ impl Sender {
         sockets.set_splitting(true);
     }
 
-    /// Sends some of `runs`, at least one; gives how many are done with.
+    /// Sends some of `runs`, at least one unless the kernel has to be asked again; gives how many are done with.
     fn send(&self, fd: RawFd, runs: &[Run], sockets: &Sockets, drops: &DropCounters) -> usize {
-        const BATCH: usize = MESSAGES * 4;
+        let Some(first) = runs.first() else { return 0 };
         let gso = sockets.gso.load(Ordering::Relaxed);
-        if !gso && runs[0].count > 1 {
-            self.send_singly(fd, &runs[0], drops);
+        if !gso && first.count > 1 {
+            self.send_singly(fd, first, sockets, drops);
             return 1;
         }
+        let mut error = match self.send_runs(fd, runs, gso) {
+            Ok(sent) => {
+                if first.count > 1 && !sockets.gso_proven.load(Ordering::Relaxed) {
+                    sockets.gso_proven.store(true, Ordering::Relaxed);
+                }
+                return sent;
+            }
+            Err(error) => error,
+        };
+        if first.endpoint.source.is_some() && refuses_source(&error) {
+            let run = Run {
+                endpoint: first.endpoint.without_source(),
+                ..*first
+            };
+            match self.send_runs(fd, &[run], gso) {
+                Ok(_) => {
+                    sockets.recheck.refuse(first.endpoint);
+                    return 1;
+                }
+                Err(other) => error = other,
+            }
+        }
+        match error.raw_os_error() {
+            Some(libc::EINTR) => 0,
+            // Merged datagrams were taken before: these are larger than what the kernel knows of their path.
+            Some(libc::EINVAL | libc::EMSGSIZE)
+                if first.count > 1 && sockets.gso_proven.load(Ordering::Relaxed) =>
+            {
+                self.send_singly(fd, first, sockets, drops);
+                1
+            }
+            Some(libc::EIO | libc::EINVAL) if first.count > 1 => {
+                if sockets.gso.swap(false, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the network does not take merged datagrams (UDP GSO); sending them one by one");
+                }
+                0
+            }
+            _ => {
+                drops.add_many(Drop::SendFailed, first.count);
+                tracing::debug!(%error, endpoint = %first.endpoint.address, "cannot send");
+                1
+            }
+        }
+    }
+
+    /// Hands some of `runs` to the kernel, of several datagrams only with `gso`; gives how many it took.
+    fn send_runs(&self, fd: RawFd, runs: &[Run], gso: bool) -> io::Result<usize> {
+        const BATCH: usize = MESSAGES * 4;
         // SAFETY: zeros are valid values of these C structures.
         let (mut messages, mut names): ([libc::mmsghdr; BATCH], [libc::sockaddr_storage; BATCH]) =
             unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
@@ -443,7 +490,7 @@ impl Sender {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
         }; BATCH];
-        let mut controls = [Control([0; 64]); BATCH];
+        let mut controls = [Control::EMPTY; BATCH];
         let mut count = 0;
         for (i, run) in runs.iter().enumerate().take(BATCH) {
             if !gso && run.count > 1 {
@@ -455,67 +502,74 @@ impl Sender {
                 iov_len: octets.len(),
             };
             let header = &mut messages[i].msg_hdr;
-            header.msg_namelen = write_address(&run.endpoint, &mut names[i]);
+            header.msg_namelen = write_address(&run.endpoint.address, &mut names[i]);
             header.msg_name = (&raw mut names[i]).cast();
             header.msg_iov = &raw mut vectors[i];
             header.msg_iovlen = 1;
-            if run.count > 1 {
-                write_segment_size(header, &mut controls[i], run.segment as u16);
-            }
+            let segment = (run.count > 1).then_some(run.segment as u16);
+            controls[i].attach(header, run.endpoint.source.as_ref(), segment);
             count += 1;
         }
         // SAFETY: the first `count` headers are valid, and all they point to lives until the call returns.
         let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), count as u32, 0) };
         if sent > 0 {
-            if runs[0].count > 1 && !sockets.gso_proven.load(Ordering::Relaxed) {
-                sockets.gso_proven.store(true, Ordering::Relaxed);
-            }
-            return sent as usize;
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR) => 0,
-            // Merged datagrams were taken before: these are larger than what the kernel knows of their path.
-            Some(libc::EINVAL | libc::EMSGSIZE)
-                if runs[0].count > 1 && sockets.gso_proven.load(Ordering::Relaxed) =>
-            {
-                self.send_singly(fd, &runs[0], drops);
-                1
-            }
-            Some(libc::EIO | libc::EINVAL) if runs[0].count > 1 => {
-                if sockets.gso.swap(false, Ordering::Relaxed) {
-                    tracing::warn!(%error, "the network does not take merged datagrams (UDP GSO); sending them one by one");
-                }
-                0
-            }
-            _ => {
-                drops.add_many(Drop::SendFailed, runs[0].count);
-                tracing::debug!(%error, endpoint = %runs[0].endpoint, "cannot send");
-                1
-            }
+            Ok(sent as usize)
+        } else {
+            Err(io::Error::last_os_error())
         }
     }
 
-    fn send_singly(&self, fd: RawFd, run: &Run, drops: &DropCounters) {
-        // SAFETY: zeros are a valid value.
-        let mut name: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
-        let length = write_address(&run.endpoint, &mut name);
+    fn send_singly(&self, fd: RawFd, run: &Run, sockets: &Sockets, drops: &DropCounters) {
+        let mut endpoint = run.endpoint;
         for datagram in self.arena[run.start..run.end].chunks(run.segment) {
-            // SAFETY: pointers and lengths describe `datagram` and `name`, which outlive the call.
-            let sent = unsafe {
-                libc::sendto(
-                    fd,
-                    datagram.as_ptr().cast(),
-                    datagram.len(),
-                    0,
-                    (&raw const name).cast(),
-                    length,
-                )
-            };
-            if sent < 0 {
+            let mut sent = send_one(fd, datagram, &endpoint);
+            if endpoint.source.is_some() && sent.as_ref().is_err_and(refuses_source) {
+                endpoint = endpoint.without_source();
+                sent = send_one(fd, datagram, &endpoint);
+                if sent.is_ok() {
+                    sockets.recheck.refuse(run.endpoint);
+                }
+            }
+            if sent.is_err() {
                 drops.add(Drop::SendFailed);
             }
         }
+    }
+}
+
+/// Whether the kernel may have refused to send because of the source: its address is gone, or no route begins there.
+fn refuses_source(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EINVAL
+                | libc::EADDRNOTAVAIL
+                | libc::ENETUNREACH
+                | libc::EHOSTUNREACH
+                | libc::ENODEV
+                | libc::ENXIO
+        )
+    )
+}
+
+fn send_one(fd: RawFd, datagram: &[u8], endpoint: &Endpoint) -> io::Result<()> {
+    // SAFETY: zeros are valid values of these C structures.
+    let (mut header, mut name): (libc::msghdr, libc::sockaddr_storage) =
+        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    let mut vector = libc::iovec {
+        iov_base: datagram.as_ptr().cast_mut().cast(),
+        iov_len: datagram.len(),
+    };
+    let mut control = Control::EMPTY;
+    header.msg_namelen = write_address(&endpoint.address, &mut name);
+    header.msg_name = (&raw mut name).cast();
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    control.attach(&mut header, endpoint.source.as_ref(), None);
+    // SAFETY: the header is valid, and all it points to lives until the call returns.
+    match unsafe { libc::sendmsg(fd, &raw const header, 0) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -551,60 +605,156 @@ fn write_address(endpoint: &SocketAddr, name: &mut libc::sockaddr_storage) -> u3
     }
 }
 
-fn write_segment_size(header: &mut libc::msghdr, control: &mut Control, segment: u16) {
-    header.msg_control = (&raw mut *control).cast();
-    // SAFETY: CMSG_SPACE of two octets is 24, which the control buffer has; CMSG_FIRSTHDR of a header with such a
-    // buffer is not null.
-    unsafe {
-        header.msg_controllen = libc::CMSG_SPACE(size_of::<u16>() as u32) as usize;
-        let message = libc::CMSG_FIRSTHDR(header);
-        (*message).cmsg_level = libc::SOL_UDP;
-        (*message).cmsg_type = libc::UDP_SEGMENT;
-        (*message).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as usize;
-        std::ptr::write_unaligned(libc::CMSG_DATA(message).cast(), segment);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use super::super::endpoint::Source;
     use super::*;
+
+    const LENGTHS: [usize; 12] = [100, 100, 100, 40, 1000, 1000, 1, 1, 1, 1400, 1401, 5];
+
+    fn sockets() -> Sockets {
+        let recheck = Recheck::new().expect("an event");
+        Sockets::bind(0, 0, false, &recheck).expect("loopback")
+    }
+
+    fn commit(sender: &mut Sender, endpoint: Endpoint) {
+        for (n, length) in LENGTHS.iter().enumerate() {
+            sender.space()[..*length].fill(n as u8);
+            sender.commit(*length, endpoint);
+        }
+    }
+
+    /// What of one family arrives, until there are as many datagrams as [`commit`] makes.
+    fn received(sockets: &Sockets, family: usize) -> Vec<(Vec<u8>, Endpoint)> {
+        let mut receiver = Receiver::new();
+        let mut got = Vec::new();
+        for _ in 0..500 {
+            receiver
+                .receive(sockets.descriptors()[family], |d, from| {
+                    got.push((d.to_vec(), from))
+                })
+                .expect("bound");
+            if got.len() >= LENGTHS.len() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        got
+    }
+
+    fn to(address: [u8; 4], sockets: &Sockets) -> SocketAddr {
+        SocketAddr::from((address, sockets.port()))
+    }
 
     #[test]
     fn runs_arrive_as_the_datagrams_they_were() {
-        let (a, b) = (
-            Sockets::bind(0, 0, false).expect("loopback"),
-            Sockets::bind(0, 0, false).expect("loopback"),
-        );
+        let (a, b) = (sockets(), sockets());
         let drops = DropCounters::default();
         let mut sender = Sender::new();
-        let endpoint = SocketAddr::from(([127, 0, 0, 1], b.port()));
-        let lengths = [100usize, 100, 100, 40, 1000, 1000, 1, 1, 1, 1400, 1401, 5];
         for gso in [true, false] {
             a.gso.store(gso, Ordering::Relaxed);
-            for (n, length) in lengths.iter().enumerate() {
-                sender.space()[..*length].fill(n as u8);
-                sender.commit(*length, endpoint);
-            }
+            commit(&mut sender, to([127, 0, 0, 1], &b).into());
             sender.flush(&a, &drops);
-            let mut receiver = Receiver::new();
-            let mut got = Vec::new();
-            for _ in 0..100 {
-                receiver
-                    .receive(b.descriptors()[0], |d, from| got.push((d.to_vec(), from)))
-                    .expect("bound");
-                if got.len() == lengths.len() {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-            let sent: Vec<Vec<u8>> = lengths
+            let got = received(&b, 0);
+            let sent: Vec<Vec<u8>> = LENGTHS
                 .iter()
                 .enumerate()
                 .map(|(n, length)| vec![n as u8; *length])
                 .collect();
             assert_eq!(got.iter().map(|(d, _)| d.clone()).collect::<Vec<_>>(), sent);
-            assert!(got.iter().all(|(_, from)| from.port() == a.port()));
+            assert!(got.iter().all(|(_, from)| from.address.port() == a.port()));
         }
         assert_eq!(drops.read().of(Drop::SendFailed), 0);
+    }
+
+    #[test]
+    fn what_is_sent_back_leaves_from_the_address_that_was_asked() {
+        let (a, b) = (sockets(), sockets());
+        let drops = DropCounters::default();
+        let mut sender = Sender::new();
+        for gso in [true, false] {
+            b.gso.store(gso, Ordering::Relaxed);
+            for asked in [[127, 0, 0, 2], [127, 77, 0, 3]] {
+                commit(&mut sender, to(asked, &b).into());
+                sender.flush(&a, &drops);
+                let from = received(&b, 0).first().expect("they arrive").1;
+                assert_eq!(from.source.expect("known").address, IpAddr::from(asked));
+                commit(&mut sender, from);
+                sender.flush(&b, &drops);
+                let back = received(&a, 0);
+                assert_eq!(back.len(), LENGTHS.len());
+                assert!(back.iter().all(|(_, from)| from.address == to(asked, &b)));
+            }
+        }
+        assert_eq!(drops.read().of(Drop::SendFailed), 0);
+    }
+
+    #[test]
+    fn a_run_holds_only_datagrams_of_one_source() {
+        let b = sockets();
+        let mut sender = Sender::new();
+        let from = |last| Endpoint {
+            address: to([127, 0, 0, 1], &b),
+            source: Some(Source {
+                address: IpAddr::from([127, 0, 0, last]),
+                interface: 1,
+            }),
+        };
+        for last in [1, 1, 2, 2, 1] {
+            sender.commit(100, from(last));
+        }
+        sender.commit(100, from(1).without_source());
+        let counts: Vec<usize> = sender.runs.iter().map(|run| run.count).collect();
+        assert_eq!(counts, [2, 2, 1, 1]);
+    }
+
+    #[test]
+    fn a_source_that_is_gone_is_left_out_and_reported_and_nothing_is_lost() {
+        let (a, b) = (sockets(), sockets());
+        let drops = DropCounters::default();
+        let mut sender = Sender::new();
+        let gone = |source: &str, to: SocketAddr| Endpoint {
+            address: to,
+            source: Some(Source {
+                address: source.parse().expect("a literal"),
+                interface: 1,
+            }),
+        };
+        let v4 = gone("203.0.113.9", to([127, 0, 0, 1], &b));
+        let v6 = gone(
+            "2001:db8::9",
+            SocketAddr::from((Ipv6Addr::LOCALHOST, b.port())),
+        );
+        for (family, endpoint) in [v4, v6].into_iter().enumerate() {
+            for gso in [true, false] {
+                a.gso.store(gso, Ordering::Relaxed);
+                commit(&mut sender, endpoint);
+                sender.flush(&a, &drops);
+                assert_eq!(received(&b, family).len(), LENGTHS.len(), "{endpoint:?}");
+                assert_eq!(a.recheck.refused(), [endpoint]);
+            }
+        }
+        assert_eq!(drops.read().of(Drop::SendFailed), 0);
+    }
+
+    #[test]
+    fn a_source_that_is_gone_and_a_peer_without_a_route_do_not_end_merging() {
+        let a = sockets();
+        let drops = DropCounters::default();
+        let mut sender = Sender::new();
+        // A broadcast is refused, whatever it leaves from.
+        let endpoint = Endpoint {
+            address: SocketAddr::from((Ipv4Addr::BROADCAST, 9)),
+            source: Some(Source {
+                address: IpAddr::from([203, 0, 113, 9]),
+                interface: 1,
+            }),
+        };
+        commit(&mut sender, endpoint);
+        sender.flush(&a, &drops);
+        assert!(a.gso.load(Ordering::Relaxed));
+        assert_eq!(drops.read().of(Drop::SendFailed), LENGTHS.len() as u64);
     }
 }

@@ -110,9 +110,11 @@ fn both(shared: &Shared, pair: &Pair, queue: usize) {
         let group = shared.sockets.load_full();
         let sockets = &group[queue];
         let [v4, v6] = sockets.descriptors();
-        let tun = match pair.lent.load(Ordering::Acquire) {
+        let device = shared.device.load_full();
+        // A removed device is ready for ever; whoever replaces it wakes this thread.
+        let tun = match pair.lent.load(Ordering::Acquire) || device.is_gone() {
             true => -1,
-            false => shared.tun[queue].descriptor(),
+            false => device.queues[queue].descriptor(),
         };
         let Some(ready) = wait([v4, v6, tun, pair.descriptor(0)], -1) else {
             continue;
@@ -149,7 +151,11 @@ fn out(shared: &Shared, pair: &Pair, queue: usize) {
             }
             continue;
         }
-        let tun = shared.tun[queue].descriptor();
+        let device = shared.device.load_full();
+        let tun = match device.is_gone() {
+            true => -1,
+            false => device.queues[queue].descriptor(),
+        };
         if wait([tun, -1, -1, -1], IDLE_MS).is_some() {
             let mut outbound = pair.outbound();
             while !shared.stopping() && outbound.batch(shared) {}

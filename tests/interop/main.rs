@@ -2,7 +2,9 @@
 //!
 //! Needs root, `wg` and `wireguard-go`; without them `tests/run` lists each test as skipped.
 
+mod device;
 mod pair;
+mod sources;
 
 use std::time::Duration;
 

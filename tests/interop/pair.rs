@@ -24,7 +24,11 @@ struct End {
     kind: Kind,
     host: Host,
     daemon: Option<Running>,
+    /// One that was started while the other still ran.
+    next: Option<Running>,
     keys: (String, String),
+    /// Another network namespace, for the interface alone.
+    namespace: Option<Running>,
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -79,7 +83,9 @@ impl Pair {
                 kind,
                 host: world.host(name).expect("a namespace"),
                 daemon: None,
+                next: None,
                 keys: (private, public),
+                namespace: None,
             }
         };
         let ends = [end(a, "a"), end(b, "b")];
@@ -95,6 +101,20 @@ impl Pair {
     }
 
     fn bring_up(&mut self, n: usize) {
+        let daemon = self.spawn(n);
+        let socket = self.ends[n].host.path("/run/wireguard/wg0.sock");
+        let limit = Instant::now() + PATIENCE;
+        // `wg` deletes a socket that does not listen yet; to look at the kernel's list is what rigs do.
+        while !socket.exists() {
+            assert!(Instant::now() < limit, "no socket: {}", daemon.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        self.configure(n);
+        self.ends[n].daemon = Some(daemon);
+    }
+
+    fn spawn(&self, n: usize) -> Running {
         let end = &self.ends[n];
         let mut command = match end.kind {
             Kind::Meshd => {
@@ -111,18 +131,12 @@ impl Pair {
                 command
             }
         };
-        let daemon = end
-            .host
+        end.host
             .start(&mut command, &self.logs.path().join(end.host.name()))
-            .expect("a program");
-        let socket = end.host.path("/run/wireguard/wg0.sock");
-        let limit = Instant::now() + PATIENCE;
-        // `wg` deletes a socket that does not listen yet; to look at the kernel's list is what rigs do.
-        while !socket.exists() {
-            assert!(Instant::now() < limit, "no socket: {}", daemon.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        std::thread::sleep(Duration::from_millis(50));
+            .expect("a program")
+    }
+
+    fn configure(&self, n: usize) {
         let other = &self.ends[1 - n];
         let psk = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
         let config = format!(
@@ -140,10 +154,9 @@ impl Pair {
         self.ip(n, &format!("addr add 10.9.0.{own}/24 dev wg0"));
         self.ip(n, &format!("addr add fd09::{own}/64 dev wg0 nodad"));
         self.ip(n, "link set wg0 mtu 1420 up");
-        self.ends[n].daemon = Some(daemon);
     }
 
-    fn ip(&self, n: usize, arguments: &str) {
+    pub(crate) fn ip(&self, n: usize, arguments: &str) {
         output(
             self.ends[n]
                 .host
@@ -230,6 +243,147 @@ impl Pair {
         if self.ends[n].kind == Kind::WireguardGo {
             self.wg(n, &["set", "wg0", "listen-port", "40405"]);
         }
+    }
+
+    /// The address of an end on the network below.
+    pub(crate) fn underlay(&self, n: usize) -> String {
+        self.ends[n].host.v4().to_string()
+    }
+
+    /// Where an end sends to.
+    pub(crate) fn endpoint(&self, n: usize) -> String {
+        let shown = self.wg(n, &["show", "wg0", "endpoints"]);
+        let endpoint = shown.split_whitespace().last();
+        endpoint.expect("one peer").to_owned()
+    }
+
+    /// Octets that an end has sent.
+    pub(crate) fn sent(&self, n: usize) -> u64 {
+        let shown = self.wg(n, &["show", "wg0", "transfer"]);
+        let sent = shown.split_whitespace().last();
+        sent.and_then(|word| word.parse().ok()).expect("a number")
+    }
+
+    /// Has an end send to `endpoint`.
+    pub(crate) fn set_endpoint(&self, n: usize, endpoint: &str) {
+        let peer = &self.ends[1 - n].keys.1;
+        self.wg(n, &["set", "wg0", "peer", peer, "endpoint", endpoint]);
+    }
+
+    /// Ends the sessions of an end.
+    pub(crate) fn renew_keys(&self, n: usize) {
+        let private = self.ends[n].host.path("/run/private");
+        std::fs::write(private, &self.ends[n].keys.0).expect("the host's own file system");
+        self.wg(n, &["set", "wg0", "private-key", "/run/private"]);
+    }
+
+    /// Gives an end a second interface in the network below, with the address 198.51.100.220.
+    pub(crate) fn second_interface(&self, n: usize) {
+        // Each interface speaks for its own addresses: what is sent to the first one's arrives there.
+        let script =
+            "cd /proc/sys/net/ipv4/conf/all && echo 1 > arp_ignore && echo 2 > arp_announce";
+        output(
+            self.ends[n]
+                .host
+                .command("sh")
+                .expect("a namespace")
+                .args(["-c", script]),
+            "",
+        );
+        self.ip(n, "link add link eth0 name other0 type macvlan mode bridge");
+        self.ip(n, "addr add 198.51.100.220/32 dev other0");
+        self.ip(n, "link set other0 up");
+    }
+
+    /// Leads to the other end through that.
+    pub(crate) fn second_way(&self, n: usize) {
+        self.second_interface(n);
+        let to = self.underlay(1 - n);
+        self.ip(
+            n,
+            &format!("route add {to}/32 dev other0 src 198.51.100.220"),
+        );
+    }
+
+    pub(crate) fn wait_until(&self, mut condition: impl FnMut() -> bool) {
+        let limit = Instant::now() + PATIENCE;
+        while !condition() {
+            assert!(Instant::now() < limit, "waited in vain");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Moves an interface of an end to a network namespace of its own.
+    pub(crate) fn move_device(&mut self, n: usize, name: &str) {
+        let mut command = self.ends[n].host.command("unshare").expect("a namespace");
+        command.args(["--net", "sleep", "1000"]);
+        let log = self.logs.path().join("namespace");
+        let namespace = self.ends[n]
+            .host
+            .start(&mut command, &log)
+            .expect("a program");
+        let pid = namespace.pid();
+        // Until the program is in it.
+        let of = |pid: String| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        let host = of(self.ends[n].host.pid().to_string());
+        self.wait_until(|| of(pid.to_string()) != host && of(pid.to_string()).is_some());
+        self.ip(n, &format!("link set {name} netns {pid}"));
+        self.ends[n].namespace = Some(namespace);
+    }
+
+    fn enter(&self, n: usize, program: &str) -> Command {
+        let pid = self.ends[n].namespace.as_ref().expect("made").pid();
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &pid.to_string(), "-n", program]);
+        command
+    }
+
+    pub(crate) fn ip_inside(&self, n: usize, arguments: &str) {
+        output(self.enter(n, "ip").args(arguments.split(' ')), "");
+    }
+
+    pub(crate) fn pings_inside(&self, n: usize, to: &str) -> bool {
+        let mut command = self.enter(n, "ping");
+        command.args(["-c", "1", "-w", "10", "-i", "0.2", to]);
+        command.output().is_ok_and(|o| o.status.success())
+    }
+
+    pub(crate) fn end_namespace(&mut self, n: usize) {
+        self.ends[n].namespace.take().expect("made").kill();
+    }
+
+    pub(crate) fn still_runs(&mut self, n: usize) -> bool {
+        let daemon = self.ends[n].daemon.as_mut().expect("started");
+        daemon.wait(Duration::ZERO).is_none()
+    }
+
+    /// Whether the daemon ends by itself, and in order.
+    pub(crate) fn ends_at_once(&mut self, n: usize) -> bool {
+        let daemon = self.ends[n].daemon.as_mut().expect("started");
+        daemon.wait(PATIENCE).is_some_and(|status| status.success())
+            && daemon.log().contains("the interface was deleted")
+    }
+
+    pub(crate) fn log(&self, n: usize) -> String {
+        let daemon = self.ends[n].daemon.as_ref().expect("started");
+        daemon.log()
+    }
+
+    /// Starts another daemon for the same interface.
+    pub(crate) fn start_beside(&mut self, n: usize) {
+        self.ends[n].next = Some(self.spawn(n));
+    }
+
+    /// Configures the daemon that was started beside the one that has ended.
+    pub(crate) fn take_over(&mut self, n: usize) {
+        self.ends[n].daemon = self.ends[n].next.take();
+        // Both write into one log.
+        self.wait_until(|| {
+            let log = self.log(n);
+            let ended = log.rfind("the interface was deleted");
+            log.rfind("ready for `wg set`") > ended
+        });
+        self.configure(n);
     }
 
     pub(crate) fn restart(&mut self, n: usize) {

@@ -1,5 +1,6 @@
 //! `meshd wireguard INTERFACE`: a device of its own, configured over its socket until it is told to stop.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -7,8 +8,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use x25519_dalek::StaticSecret;
@@ -20,6 +22,10 @@ use super::request::{MAX_REQUEST, PeerChange, Request, RequestError, SetRequest,
 const DIRECTORY: &str = "/var/run/wireguard";
 /// Connections at once at most.
 const MAX_CONNECTIONS: usize = 16;
+/// How long a socket that another process serves is waited for: that of a deleted interface is about to end.
+const TAKEN: Duration = Duration::from_secs(2);
+/// How often the file of the socket is looked for, in milliseconds.
+const LOOK_MS: i32 = 1000;
 /// How long a caller may take for a request.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The device's MTU until somebody sets another: what fits through 1,500 octets over IPv6.
@@ -39,7 +45,8 @@ pub enum StandaloneError {
     Socket(PathBuf, io::Error),
 }
 
-/// Runs the device until SIGTERM, SIGINT, or until its socket or interface is deleted; with so many data `workers`.
+/// Runs the device until SIGTERM, SIGINT, or until its socket or interface is deleted; with so many data `workers`. The
+/// interface may be renamed and moved to another network namespace; the UDP sockets stay in this one.
 ///
 /// # Errors
 /// The device or its socket cannot be made.
@@ -66,15 +73,27 @@ pub fn run(interface: &str, workers: Option<u16>) -> Result<(), StandaloneError>
     tracing::info!(interface, socket = %path.display(), "ready for `wg set`");
     let connections = Arc::new(AtomicUsize::new(0));
     loop {
-        let mut polled = [stop.as_raw_fd(), listener.as_raw_fd()].map(|fd| libc::pollfd {
+        let descriptors = [
+            stop.as_raw_fd(),
+            tunnel.gone_event().as_raw_fd(),
+            listener.as_raw_fd(),
+        ];
+        let mut polled = descriptors.map(|fd| libc::pollfd {
             fd,
             events: libc::POLLIN,
             revents: 0,
         });
-        // SAFETY: two valid entries.
-        unsafe { libc::poll(polled.as_mut_ptr(), 2, 1000) };
-        let gone = !path.exists() || nix::net::if_::if_nametoindex(interface).is_err();
-        if polled[0].revents != 0 || gone {
+        // SAFETY: `polled` is an array of so many valid entries.
+        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, LOOK_MS) };
+        if polled[0].revents != 0 {
+            break;
+        }
+        if tunnel.is_gone() {
+            tracing::info!(interface, "the interface was deleted; this process ends");
+            break;
+        }
+        if !path.exists() {
+            tracing::info!(interface, socket = %path.display(), "the socket was deleted; this process ends");
             break;
         }
         let Ok((stream, _)) = listener.accept() else {
@@ -90,15 +109,23 @@ pub fn run(interface: &str, workers: Option<u16>) -> Result<(), StandaloneError>
             connections.fetch_sub(1, Ordering::Relaxed);
         });
     }
+    // In this order: whoever starts an interface of the same name waits until the file is gone, and may then have the
+    // port. After that the file is somebody else's.
+    drop(tunnel);
     let _ = std::fs::remove_file(&path);
+    drop(listener);
     Ok(())
 }
 
 /// Binds the socket under its own name, by which tools look for it in the kernel's list.
 fn listen(path: &Path) -> Result<UnixListener, StandaloneError> {
     let fault = |error: io::Error| StandaloneError::Socket(path.to_owned(), error);
-    if UnixStream::connect(path).is_ok() {
-        return Err(StandaloneError::InUse(path.to_owned()));
+    let end = Instant::now() + TAKEN;
+    while UnixStream::connect(path).is_ok() {
+        if Instant::now() > end {
+            return Err(StandaloneError::InUse(path.to_owned()));
+        }
+        std::thread::sleep(TAKEN / 200);
     }
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -117,10 +144,14 @@ fn converse(mut stream: UnixStream, tunnel: &Tunnel) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut pending = Vec::new();
+    // Octets in which no end of a request was found.
+    let mut searched: usize = 0;
     let mut chunk = [0; 16 * 1024];
     loop {
-        let end = pending.windows(2).position(|w| w == b"\n\n");
-        let Some(end) = end else {
+        let rest = pending.get(searched..).unwrap_or_default();
+        let end = rest.windows(2).position(|w| w == b"\n\n");
+        let Some(end) = end.map(|at| searched + at) else {
+            searched = pending.len().saturating_sub(1);
             let read = stream.read(&mut chunk)?;
             if read == 0 || pending.len() + read > MAX_REQUEST {
                 return Ok(());
@@ -129,6 +160,7 @@ fn converse(mut stream: UnixStream, tunnel: &Tunnel) -> io::Result<()> {
             continue;
         };
         let request: Vec<u8> = pending.drain(..end + 2).collect();
+        searched = 0;
         let answer = std::str::from_utf8(&request)
             .map_err(|_| RequestError {
                 errno: libc::EINVAL,
@@ -185,15 +217,16 @@ fn change(set: SetRequest, tunnel: &Tunnel) -> Result<(), RequestError> {
     if !set.replace_peers && set.peers.is_empty() {
         return Ok(());
     }
-    let mut peers: Vec<PeerConfig> = if set.replace_peers {
+    let peers = if set.replace_peers {
         Vec::new()
     } else {
         tunnel.peers().into_iter().map(|peer| peer.config).collect()
     };
+    let mut changed = Changed::new(peers);
     for change in &set.peers {
-        apply(&mut peers, change);
+        changed.apply(change);
     }
-    tunnel.set_peers(peers);
+    tunnel.set_peers(changed.into_peers());
     // An endpoint that is given counts, also if it is the one given before and the peer has moved since.
     for change in &set.peers {
         if let Some(endpoint) = change.endpoint {
@@ -203,60 +236,122 @@ fn change(set: SetRequest, tunnel: &Tunnel) -> Result<(), RequestError> {
     Ok(())
 }
 
-fn apply(peers: &mut Vec<PeerConfig>, change: &PeerChange) {
-    if change.remove {
-        peers.retain(|peer| peer.public_key != change.public_key);
-        return;
-    }
-    let at = match peers
-        .iter()
-        .position(|peer| peer.public_key == change.public_key)
-    {
-        Some(at) => at,
-        None if change.update_only => return,
-        None => {
-            peers.push(PeerConfig {
-                public_key: change.public_key,
-                preshared_key: None,
-                endpoint: None,
-                allowed_ips: Vec::new(),
-                persistent_keepalive: None,
-            });
-            peers.len() - 1
+/// Peers as a request changes them, one after the other. A request may name more than 100,000 allowed IPs, so each is
+/// looked up.
+struct Changed {
+    /// In their order; a removed one leaves its place empty.
+    peers: Vec<Option<PeerConfig>>,
+    places: HashMap<[u8; 32], usize>,
+    owners: HashMap<IpNet, usize>,
+}
+
+impl Changed {
+    fn new(peers: Vec<PeerConfig>) -> Self {
+        let mut changed = Self {
+            peers: Vec::with_capacity(peers.len()),
+            places: HashMap::with_capacity(peers.len()),
+            owners: HashMap::new(),
+        };
+        for (place, peer) in peers.into_iter().enumerate() {
+            changed.places.insert(peer.public_key, place);
+            let nets = peer.allowed_ips.iter().map(|net| (*net, place));
+            changed.owners.extend(nets);
+            changed.peers.push(Some(peer));
         }
-    };
-    // An allowed IP belongs to one peer: the last to claim it.
-    for (net, add) in &change.allowed_ips {
-        if *add {
-            peers
-                .iter_mut()
-                .for_each(|peer| peer.allowed_ips.retain(|other| other != net));
+        changed
+    }
+
+    fn into_peers(self) -> Vec<PeerConfig> {
+        self.peers.into_iter().flatten().collect()
+    }
+
+    fn apply(&mut self, change: &PeerChange) {
+        if change.remove {
+            if let Some(place) = self.places.remove(&change.public_key)
+                && let Some(peer) = self.peers.get_mut(place).and_then(Option::take)
+            {
+                for net in &peer.allowed_ips {
+                    self.owners.remove(net);
+                }
+            }
+            return;
         }
+        let place = match self.places.get(&change.public_key) {
+            Some(place) => *place,
+            None if change.update_only => return,
+            None => self.add(change.public_key),
+        };
+        if let Some(Some(peer)) = self.peers.get_mut(place) {
+            if let Some(key) = change.preshared_key {
+                peer.preshared_key = (key != [0; 32]).then_some(key);
+            }
+            peer.endpoint = change.endpoint.or(peer.endpoint);
+            if let Some(seconds) = change.persistent_keepalive {
+                peer.persistent_keepalive = (seconds != 0).then_some(seconds);
+            }
+            if change.replace_allowed_ips {
+                for net in peer.allowed_ips.drain(..) {
+                    self.owners.remove(&net);
+                }
+            }
+        }
+        self.change_allowed(place, &change.allowed_ips);
     }
-    let Some(peer) = peers.get_mut(at) else {
-        return;
-    };
-    if let Some(key) = change.preshared_key {
-        peer.preshared_key = (key != [0; 32]).then_some(key);
+
+    fn add(&mut self, public_key: [u8; 32]) -> usize {
+        let place = self.peers.len();
+        self.peers.push(Some(PeerConfig {
+            public_key,
+            preshared_key: None,
+            endpoint: None,
+            allowed_ips: Vec::new(),
+            persistent_keepalive: None,
+        }));
+        self.places.insert(public_key, place);
+        place
     }
-    peer.endpoint = change.endpoint.or(peer.endpoint);
-    if let Some(seconds) = change.persistent_keepalive {
-        peer.persistent_keepalive = (seconds != 0).then_some(seconds);
-    }
-    if change.replace_allowed_ips {
-        peer.allowed_ips.clear();
-    }
-    for (net, add) in &change.allowed_ips {
-        peer.allowed_ips.retain(|other| other != net);
-        if *add {
-            peer.allowed_ips.push(*net);
+
+    /// Adds allowed IPs to the peer at `place` and takes others away. One belongs to one peer: the last to claim it.
+    fn change_allowed(&mut self, place: usize, nets: &[(IpNet, bool)]) {
+        let mut gained = Vec::new();
+        // Those who lose some look through their list once.
+        let mut losers = BTreeSet::new();
+        for (net, add) in nets {
+            let owner = self.owners.get(net).copied();
+            if *add && owner != Some(place) {
+                losers.extend(owner);
+                self.owners.insert(*net, place);
+                gained.push(*net);
+            } else if !*add && owner == Some(place) {
+                self.owners.remove(net);
+                losers.insert(place);
+            }
+        }
+        if let Some(Some(peer)) = self.peers.get_mut(place) {
+            peer.allowed_ips.extend(gained);
+        }
+        for loser in losers {
+            if let Some(Some(peer)) = self.peers.get_mut(loser) {
+                let mut kept = HashSet::new();
+                let owners = &self.owners;
+                peer.allowed_ips
+                    .retain(|net| owners.get(net) == Some(&loser) && kept.insert(*net));
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv6Addr};
+
     use super::*;
+
+    fn apply(peers: &mut Vec<PeerConfig>, change: &PeerChange) {
+        let mut changed = Changed::new(std::mem::take(peers));
+        changed.apply(change);
+        *peers = changed.into_peers();
+    }
 
     fn peer(n: u8, nets: &[&str]) -> PeerChange {
         PeerChange {
@@ -276,6 +371,45 @@ mod tests {
         apply(&mut peers, &peer(2, &["10.0.0.0/24"]));
         let nets: Vec<usize> = peers.iter().map(|peer| peer.allowed_ips.len()).collect();
         assert_eq!(nets, [1, 1]);
+    }
+
+    #[test]
+    fn an_allowed_ip_is_there_once_however_often_a_request_names_it() {
+        let net: IpNet = "10.0.0.0/24".parse().expect("a literal");
+        for (steps, count) in [
+            (&[true, true][..], 1),
+            (&[true, false], 0),
+            (&[false, true], 1),
+            (&[true, false, true], 1),
+        ] {
+            let mut peers = Vec::new();
+            let change = PeerChange {
+                allowed_ips: steps.iter().map(|add| (net, *add)).collect(),
+                ..peer(1, &[])
+            };
+            apply(&mut peers, &change);
+            assert_eq!(peers[0].allowed_ips.len(), count, "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_of_many_allowed_ips_costs_no_more_than_their_number() {
+        let nets: Vec<(IpNet, bool)> = (0..130_000u32)
+            .map(|n| {
+                let v6 = Ipv6Addr::from(u128::from(n));
+                (IpNet::from(IpAddr::V6(v6)), true)
+            })
+            .collect();
+        let mut peers = Vec::new();
+        for key in [1, 2] {
+            let change = PeerChange {
+                allowed_ips: nets.clone(),
+                ..peer(key, &[])
+            };
+            apply(&mut peers, &change);
+        }
+        let counts: Vec<usize> = peers.iter().map(|peer| peer.allowed_ips.len()).collect();
+        assert_eq!(counts, [0, 130_000]);
     }
 
     #[test]
