@@ -60,6 +60,7 @@ enum Happened {
     Probes(Vec<(ContainerId, bool)>),
     Wired,
     Peers(super::peers::Ask),
+    DeviceGone,
     JoinEnded(Box<JoinEnded>),
     Tick,
     Reconcile,
@@ -91,11 +92,14 @@ impl Agent {
     }
 
     /// Takes events in turn until told to stop.
+    ///
+    /// # Errors
+    /// The tunnel device was removed and cannot be made again.
     pub(super) async fn run(
         &mut self,
         mut commands: mpsc::Receiver<Command>,
         mut stop: oneshot::Receiver<()>,
-    ) {
+    ) -> Result<(), ApiError> {
         let (ended_sender, mut ended) = mpsc::channel(1);
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -113,7 +117,7 @@ impl Agent {
                 _ = reconciles.tick() => Happened::Reconcile,
             };
             match happened {
-                Happened::Stop => return,
+                Happened::Stop => return Ok(()),
                 Happened::Command(command) => self.handle_command(*command, &ended_sender).await,
                 Happened::JoinEnded(join) => self.handle_join_ended(*join).await,
                 Happened::Stream(event) => self.with_mesh(|mesh| mesh.handle_stream(event)),
@@ -125,6 +129,11 @@ impl Agent {
                 Happened::Probes(verdicts) => self.with_mesh(|mesh| mesh.handle_probes(verdicts)),
                 Happened::Wired => self.with_mesh(Mesh::handle_wired),
                 Happened::Peers(ask) => self.with_mesh(|mesh| mesh.handle_ask(ask)),
+                Happened::DeviceGone => {
+                    if let Phase::Up(mesh, _) = &mut self.phase {
+                        mesh.restore_device().await?;
+                    }
+                }
                 Happened::Tick => self.with_mesh(Mesh::tick),
                 Happened::Reconcile => {
                     if let Phase::Up(mesh, _) = &mut self.phase {
@@ -447,6 +456,7 @@ async fn next_event(phase: &mut Phase) -> Option<Happened> {
             happened = next_of_containers(&mut events.docker) => happened,
             Ok(()) = events.firewall.changed() => Some(Happened::Wired),
             Some(ask) = events.peers.recv() => Some(Happened::Peers(ask)),
+            () = events.device.gone() => Some(Happened::DeviceGone),
         },
         Phase::Unjoined | Phase::Joining => std::future::pending().await,
     }

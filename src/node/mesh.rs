@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::config::Config;
 use super::control::stream::{Event, Position, Stream, StreamConfig};
+use super::device::{self, DeviceEvents};
 use super::dns_address;
 use super::docker::{self, Docker, DockerEvents};
 use super::host::wiring::{Firewall, Mapped, Native, Wiring};
@@ -47,8 +48,6 @@ use crate::wire::{Envelope, Ledger};
 const KEEPALIVE: u16 = 25;
 /// How long a name lingers after its last instance left.
 const LINGER: Duration = Duration::from_secs(60);
-/// How long a device or port that is taken is waited for.
-const TAKEN: Duration = Duration::from_secs(1);
 /// How long the coordinator may take to confirm what this node says, before this node tells its peers itself.
 const CONFIRM: Duration = Duration::from_millis(500);
 
@@ -93,11 +92,11 @@ pub(super) struct Mesh {
     subnets: Vec<Ipv4Net>,
     dir: StateDir,
     log: RecordLog,
-    network: HostNetwork,
+    pub(super) network: HostNetwork,
     allowed: Arc<ArcSwap<Allowed>>,
     checker: Checker<Key>,
     control: Stream,
-    peers: Peers,
+    pub(super) peers: Peers,
     lingering: BTreeMap<String, Instant>,
     serial: u32,
     sequence: u64,
@@ -128,22 +127,7 @@ pub(super) struct Events {
     pub(super) docker: Option<DockerEvents>,
     pub(super) firewall: watch::Receiver<u64>,
     pub(super) peers: mpsc::Receiver<Ask>,
-}
-
-/// Starts the tunnel. A meshd that was killed leaves the device and the port to a program that it was just starting, for
-/// as long as that takes: what is taken is asked for again for a while.
-async fn start_tunnel(config: &TunnelConfig) -> Result<Tunnel, TunnelError> {
-    let end = Instant::now() + TAKEN;
-    loop {
-        match Tunnel::start(config.clone()) {
-            Err(TunnelError::InterfaceTaken(_) | TunnelError::PortTaken(_))
-                if Instant::now() < end =>
-            {
-                tokio::time::sleep(TAKEN / 20).await;
-            }
-            ended => return ended,
-        }
-    }
+    pub(super) device: DeviceEvents,
 }
 
 /// The kind of failure a tunnel's is.
@@ -223,9 +207,15 @@ impl Mesh {
             private_key: Some(first_key.clone()),
             workers: config.workers,
         };
-        let tunnel = start_tunnel(&tunnel_config)
+        let tunnel = device::when_free(|| Tunnel::start(tunnel_config.clone()))
             .await
             .map_err(|error| ApiError::new(code_of(&error), error.to_string()))?;
+        let device = DeviceEvents::of(&tunnel).map_err(|error| {
+            ApiError::new(
+                ErrorCode::Internal,
+                format!("cannot watch the tunnel device: {error}"),
+            )
+        })?;
         let own = [
             IpAddr::V4(identity.block.node_v4()),
             IpAddr::V6(identity.block.node_v6()),
@@ -376,6 +366,7 @@ impl Mesh {
             docker: docker_events,
             firewall: looks,
             peers: peer_asks,
+            device,
         };
         Ok((mesh, events))
     }
@@ -616,7 +607,7 @@ impl Mesh {
         }
     }
 
-    fn trouble(&mut self, key: &'static str, what: &str, why: String, fix: &str) {
+    pub(super) fn trouble(&mut self, key: &'static str, what: &str, why: String, fix: &str) {
         self.troubles.insert(
             key,
             Problem {
@@ -1250,6 +1241,8 @@ impl Mesh {
     /// Puts back what somebody took away, and notices what changed around: addresses, resolvers. To be called every few
     /// seconds.
     pub(super) async fn reconcile(&mut self) {
+        // A device that is gone is about to be made again.
+        let elsewhere = self.tunnel.is_gone() || self.is_device_elsewhere().await;
         match self.network.apply(&self.plan, self.tunnel.index()).await {
             Ok(changed) => {
                 self.troubles.remove("network");
@@ -1257,6 +1250,7 @@ impl Mesh {
                     tracing::warn!(?changed, "put back what somebody took away");
                 }
             }
+            Err(_) if elsewhere => drop(self.troubles.remove("network")),
             Err(error) => self.trouble("network", "the tunnel device is not as it should be", error.to_string(), "restart meshd; if that does not help, look for a program that manages all network interfaces"),
         }
         if !self.log.is_whole() {

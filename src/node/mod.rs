@@ -8,6 +8,7 @@ mod agent;
 pub mod api;
 pub mod config;
 pub mod control;
+mod device;
 mod dns_address;
 mod docker;
 pub mod host;
@@ -135,7 +136,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
         let _ = stop.send(());
     });
 
-    agent.run(receiver, stopped).await;
+    let ended = agent.run(receiver, stopped).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     serve.abort();
@@ -143,7 +144,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
     watchdog.abort();
     let _ = std::fs::remove_file(&config.socket);
     agent.stop().await;
-    Ok(())
+    ended
 }
 
 impl From<StateError> for ApiError {

@@ -44,7 +44,8 @@ pub(super) struct ResolvedLink {
 }
 
 impl ResolvedLink {
-    /// Begins, for the link of index `link`.
+    /// Begins, for the link of index `link`. Of a link that is gone there is nothing to take back: resolved has forgotten
+    /// it, and it is enough to drop the value.
     pub(super) fn start(link: u32, split: SplitDns) -> Self {
         let state = Arc::new(Mutex::new(State::Absent));
         let (stop, stopped) = oneshot::channel();

@@ -248,8 +248,9 @@ impl Recorder {
 #[zbus::interface(name = "org.freedesktop.resolve1.Manager")]
 impl Recorder {
     #[zbus(name = "SetLinkDNS")]
-    fn set_link_dns(&self, _link: i32, servers: Vec<(i32, Vec<u8>)>) {
+    fn set_link_dns(&self, link: i32, servers: Vec<(i32, Vec<u8>)>) {
         self.note(format!("SetLinkDNS {servers:?}"));
+        self.note(format!("link {link}"));
     }
 
     #[zbus(name = "SetLinkDomains")]
@@ -383,6 +384,19 @@ fn systemd_resolved_is_told_told_again_and_told_farewell() {
     let _resolved = serve();
     mesh.wait_until("a resolved that was restarted is told again", || {
         noted("FlushCaches") == 2
+    });
+    mesh.wait_until("status says so", || {
+        split(&mesh).as_deref() == Some("systemd-resolved")
+    });
+    let link = |mesh: &Mesh| {
+        let index = || nix::net::if_::if_nametoindex("mesh0");
+        let index = mesh.nodes[0].host.inside(index).expect("a namespace");
+        index.map(|index| format!("link {index}"))
+    };
+    assert_eq!(noted(&link(&mesh).expect("the device")), 2);
+    assert!(mesh.succeeds(0, "ip", &["link", "del", "mesh0"]));
+    mesh.wait_until("resolved is told of the device that was made again", || {
+        noted("FlushCaches") == 3 && link(&mesh).is_ok_and(|link| noted(&link) == 1)
     });
     mesh.wait_until("status says so", || {
         split(&mesh).as_deref() == Some("systemd-resolved")

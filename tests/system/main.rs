@@ -12,6 +12,7 @@ mod bad_input;
 mod clients;
 mod copied;
 mod departures;
+mod device;
 mod dns_address;
 mod flood;
 mod four_hosts;

@@ -118,6 +118,13 @@ impl Peers {
         (peers, receiver)
     }
 
+    /// Listens on the device anew: a socket stays bound to the one that it was made for, also when that is gone and
+    /// another has its name.
+    pub(super) fn listen_again(&mut self) {
+        self.listener.abort();
+        self.listener = tokio::spawn(listen(self.line.clone()));
+    }
+
     /// Who the peers are, and at which mesh addresses.
     pub(super) fn set_peers(&mut self, peers: BTreeMap<Ipv4Addr, PublicKey>) {
         let by_id: BTreeMap<_, _> = peers.iter().map(|(at, id)| (*id, *at)).collect();
