@@ -75,6 +75,7 @@ const SHELLS: &[&str] = &[
     "dns/server.rs",
     "dns/tls.rs",
     "dns/upstream.rs",
+    "dns/upstream/flight.rs",
     "discovery/check.rs",
     "discovery/docker/client.rs",
     "discovery/docker/engine.rs",

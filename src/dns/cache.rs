@@ -85,9 +85,10 @@ impl Cache {
         })
     }
 
-    /// Nobody answered.
+    /// Nobody answered. An answer that arrived meanwhile is not touched.
     pub(super) fn hold(&mut self, key: &Key, now: Instant) {
-        if let Some(kept) = self.answers.get_mut(key) {
+        let fresh = |kept: &Kept| now < kept.since + Duration::from_secs(kept.ttl.into());
+        if let Some(kept) = self.answers.get_mut(key).filter(|kept| !fresh(kept)) {
             kept.held = Some(now + HOLD);
         }
     }

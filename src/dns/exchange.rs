@@ -1,8 +1,8 @@
 //! One question to one upstream: what is sent, and whether what comes is its answer. Pure: the caller brings the
 //! randomness.
 //!
-//! A forger must guess the port, the number of the message and the case of each letter of the name (the "0x20" bits of
-//! draft-vixie-dnsext-dns0x20).
+//! A forger must guess the port, the ID of the message and the case of each letter of the name (the "0x20" bits of
+//! draft-vixie-dnsext-dns0x20). Some servers cannot take mixed case or EDNS: [`Form`] is how a question is written.
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData};
@@ -10,10 +10,20 @@ use hickory_proto::rr::{Name, RData};
 use super::message::{Asked, Forwarded, MAX_UDP};
 use super::received::tidied;
 
+/// How a question is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Form {
+    /// The case of each letter is random. Otherwise the name is as the client wrote it.
+    pub(super) mixed: bool,
+    /// The question has an OPT record (RFC 6891).
+    pub(super) edns: bool,
+}
+
 /// A question as it is sent.
 #[derive(Debug)]
 pub(super) struct Question {
     message: Message,
+    form: Form,
     dnssec_ok: bool,
 }
 
@@ -22,26 +32,31 @@ pub(super) struct Question {
 pub(super) enum Received {
     /// The answer.
     Answer(Forwarded),
-    /// The answer did not fit, or the name's case was lost on the way: a stream is to tell.
-    Again,
-    /// The upstream cannot or will not say.
+    /// The answer did not fit into a datagram.
+    Cut,
+    /// The reply has the name in another case than the question.
+    LostCase,
+    /// The upstream replied with an error, such as SERVFAIL or REFUSED.
     Failed,
-    /// The upstream does not know EDNS.
+    /// The upstream replied that it does not support EDNS.
     NoEdns,
     /// Something else: the answer may still come.
     Stray,
 }
 
 impl Question {
-    /// Asks `asked`; `random` makes its number and the case of its letters.
-    pub(super) fn new(asked: &Asked, random: [u64; 2], edns: bool) -> Option<Self> {
+    /// Asks `asked`; `random` makes its ID and the case of its letters.
+    pub(super) fn new(asked: &Asked, random: [u64; 2], form: Form) -> Option<Self> {
         let mut message = Message::new(random[0] as u16, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = true;
         message.metadata.checking_disabled = asked.checking_disabled;
         message.metadata.authentic_data = asked.authentic;
-        let name = mixed(&asked.name, random[1])?;
+        let name = match form.mixed {
+            true => mixed(&asked.name, random[1])?,
+            false => asked.name.clone(),
+        };
         message.add_query(Query::query(name, asked.record_type));
-        if edns {
+        if form.edns {
             let mut own = Edns::new();
             own.set_max_payload(MAX_UDP)
                 .set_version(0)
@@ -50,6 +65,7 @@ impl Question {
         }
         Some(Self {
             message,
+            form,
             dnssec_ok: asked.dnssec_ok,
         })
     }
@@ -74,28 +90,32 @@ impl Question {
             };
         };
         let code = reply.metadata.response_code;
+        // RFC 6891 section 7 names FORMERR, old servers also return NOTIMP. 16 is BADVERS, or BADSIG to a signed question.
+        let no_edns = matches!(code, ResponseCode::FormErr | ResponseCode::NotImp)
+            || u16::from(code) == u16::from(ResponseCode::BADVERS);
+        let no_edns = no_edns && self.form.edns;
         let ([asked], [repeated]) = (self.message.queries.as_slice(), reply.queries.as_slice())
         else {
-            // An old server repeats nothing when it is asked something that it cannot take apart.
-            let old = reply.queries.is_empty() && code == ResponseCode::FormErr;
-            return match (old, self.message.edns.is_some()) {
-                (true, true) => Received::NoEdns,
-                _ => Received::Stray,
+            // An old server does not repeat a question that it cannot parse.
+            return match reply.queries.is_empty() && no_edns {
+                true => Received::NoEdns,
+                false => Received::Stray,
             };
         };
         if asked != repeated {
             return Received::Stray;
         }
-        if !stream && (reply.metadata.truncation || !asked.name().eq_case(repeated.name())) {
-            return Received::Again;
+        if !stream && self.form.mixed && !asked.name().eq_case(repeated.name()) {
+            return Received::LostCase;
+        }
+        if !stream && reply.metadata.truncation {
+            return Received::Cut;
         }
         match code {
             ResponseCode::NoError | ResponseCode::NXDomain => {
                 Received::Answer(tidied(asked.name(), self.answer(reply)))
             }
-            ResponseCode::FormErr | ResponseCode::NotImp if self.message.edns.is_some() => {
-                Received::NoEdns
-            }
+            _ if no_edns => Received::NoEdns,
             _ => Received::Failed,
         }
     }
@@ -151,8 +171,13 @@ mod tests {
     }
 
     fn question() -> Question {
-        Question::new(&asked(), [4711, 0x5555_5555_5555_5555], true).expect("a name")
+        Question::new(&asked(), [4711, 0x5555_5555_5555_5555], FULL).expect("a name")
     }
+
+    const FULL: Form = Form {
+        mixed: true,
+        edns: true,
+    };
 
     /// The right reply, changed.
     fn replied(change: impl FnOnce(&mut Message)) -> Received {
@@ -168,7 +193,7 @@ mod tests {
     #[test]
     fn the_case_of_the_name_is_drawn_anew_for_each_question() {
         let name = |random| {
-            let question = Question::new(&asked(), [1, random], true).expect("a name");
+            let question = Question::new(&asked(), [1, random], FULL).expect("a name");
             question.message.queries[0].name().to_string()
         };
         assert_eq!(name(0), "www.example.org.");
@@ -191,11 +216,11 @@ mod tests {
         ));
         assert!(matches!(
             replied(|m| m.queries = vec![Query::query(asked().name, RecordType::A)]),
-            Received::Again
+            Received::LostCase
         ));
         assert!(matches!(
             replied(|m| m.metadata.truncation = true),
-            Received::Again
+            Received::Cut
         ));
         assert!(matches!(
             replied(|m| m.metadata.response_code = ResponseCode::Refused),
@@ -222,5 +247,58 @@ mod tests {
         let shown = answer.answers.iter().map(|r| (r.record_type(), r.ttl));
         let shown: Vec<_> = shown.collect();
         assert_eq!(shown, [(RecordType::CNAME, 60), (RecordType::A, 0)]);
+    }
+
+    #[test]
+    fn each_way_to_refuse_edns_is_recognised_and_only_for_a_question_with_edns() {
+        let plain = Form {
+            mixed: false,
+            edns: false,
+        };
+        for code in [
+            ResponseCode::FormErr,
+            ResponseCode::NotImp,
+            ResponseCode::BADVERS,
+        ] {
+            let refused = replied(|m| {
+                m.set_edns(Edns::new());
+                m.metadata.response_code = code;
+            });
+            assert!(matches!(refused, Received::NoEdns), "{code}");
+            let without_question = replied(|m| {
+                m.set_edns(Edns::new());
+                m.queries.clear();
+                m.metadata.response_code = code;
+            });
+            assert!(matches!(without_question, Received::NoEdns), "{code}");
+            let question = Question::new(&asked(), [4711, 0], plain).expect("a name");
+            let mut reply = Message::response(4711, OpCode::Query);
+            reply.queries.clone_from(&question.message.queries);
+            reply.metadata.response_code = code;
+            reply.set_edns(Edns::new());
+            let octets = reply.to_vec().expect("a small message");
+            let received = question.handle_reply(&octets, false);
+            assert!(matches!(received, Received::Failed), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_question_as_the_client_wrote_it_keeps_its_case_and_takes_a_reply_in_any() {
+        let written = Asked::new(
+            Name::from_ascii("Www.example.ORG.").expect("a literal"),
+            RecordType::A,
+        );
+        let plain = Form {
+            mixed: false,
+            edns: true,
+        };
+        let question = Question::new(&written, [4711, u64::MAX], plain).expect("a name");
+        let sent = question.message.queries[0].name();
+        assert_eq!(sent.to_string(), "Www.example.ORG.");
+        let mut reply = Message::response(4711, OpCode::Query);
+        reply.queries = vec![Query::query(asked().name, RecordType::A)];
+        let octets = reply.to_vec().expect("a small message");
+        let received = question.handle_reply(&octets, false);
+        assert!(matches!(received, Received::Answer(_)));
     }
 }

@@ -63,15 +63,17 @@ impl Tls {
         }
     }
 
-    /// Asks `server`, which has to prove that it is `name`.
+    /// Asks `server`, which has to prove that it is `name`: over an open connection if there is one, unless it has to
+    /// be a `new` one. A connection that a firewall has forgotten stays open and silent.
     pub(super) async fn exchange(
         &self,
         server: SocketAddr,
         name: &ServerName<'static>,
         query: &[u8],
+        new: bool,
     ) -> io::Result<Vec<u8>> {
         // A server may hang up whenever it likes (RFC 7858 section 3.4): then it is called again.
-        while let Some(mut connection) = self.take(server) {
+        while let Some(mut connection) = self.take(server).filter(|_| !new) {
             if let Ok(reply) = ask(&mut connection, query).await {
                 self.put(server, connection);
                 return Ok(reply);

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-use super::exchange::{Question, Received};
+use super::exchange::{Form, Question, Received};
 use super::message::{
     Asked, Forwarded, MAX_UDP, Outcome, PLAIN_UDP, Pending, Source, Transport, handle,
 };
@@ -162,8 +162,11 @@ impl Trial {
         let name = Name::from_ascii(ASKED).map_err(|e| e.to_string())?;
         let asked = Asked::new(name, RecordType::A);
         let number = octets.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
-        let edns = how >> ENTROPY != 0;
-        let question = Question::new(&asked, [number.into(), 0], edns).ok_or("no question")?;
+        let form = Form {
+            mixed: true,
+            edns: how >> ENTROPY != 0,
+        };
+        let question = Question::new(&asked, [number.into(), 0], form).ok_or("no question")?;
         let stream = how & TCP != 0;
         let Received::Answer(mut answer) = question.handle_reply(octets, stream) else {
             return Ok(());
