@@ -33,8 +33,8 @@ pub use server::{Server, ServerError};
 const OVERALL: Duration = schedule::PATIENCE.saturating_add(Duration::from_millis(100));
 /// How long a client waits for a fresh answer that can have a stale one (RFC 8767 section 5).
 const PATIENCE: Duration = Duration::from_millis(1_800);
-/// Sockets to upstreams at most, besides one for each question.
-const SOCKETS: usize = 512;
+/// Sockets to upstreams at most, besides one for each question. A process may have 1,024 open files by default.
+const SOCKETS: usize = 256;
 /// Questions at most that go on when no client waits for them.
 const BACKGROUND: usize = 128;
 

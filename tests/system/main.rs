@@ -15,6 +15,7 @@ mod departures;
 mod device;
 mod dns_address;
 mod flood;
+mod forwarding;
 mod four_hosts;
 mod host_dns;
 mod machine;

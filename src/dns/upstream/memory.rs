@@ -18,6 +18,8 @@ pub(super) const LATE: Duration = Duration::from_millis(1_200);
 const RETRY: Duration = Duration::from_secs(2);
 /// Error replies in a row, to questions that another upstream answered, after which an upstream is asked after the others.
 const MAX_FAILURES: u8 = 3;
+/// The same for an upstream that answered before, and is silent: one name may be slow.
+const MAX_SILENCES: u8 = 2;
 /// Contrary replies in a row after which a form that worked before is avoided.
 const MAX_CONTRARY: u8 = 4;
 /// How long a form is avoided the first time, and at most. Each time is four times as long as the one before.
@@ -57,8 +59,10 @@ impl Feature {
 pub(super) enum Lesson {
     /// It answered a question of this form.
     Answered { form: Form, round_trip: Duration },
-    /// It cannot be reached, or was silent while another one answered.
-    NoAnswer,
+    /// It cannot be reached.
+    Unreachable,
+    /// It did not answer a question from this time on, and another one did.
+    Silent { since: Instant },
     /// It replied with an error while another one answered.
     Failed,
     /// It answered only without this.
@@ -96,7 +100,9 @@ struct ServerState {
     round_trip: Option<Duration>,
     /// When it is to be asked again in parallel, if it is behind the others.
     behind: Option<Instant>,
+    last_answer: Option<Instant>,
     failures: u8,
+    silences: u8,
     mixed: Ability,
     edns: Ability,
 }
@@ -143,14 +149,19 @@ impl Memory {
             return;
         };
         match lesson {
-            Lesson::Answered { form, round_trip } => state.answered(form, round_trip),
-            Lesson::NoAnswer => {
-                state.behind.get_or_insert(now + RETRY);
+            Lesson::Answered { form, round_trip } => state.answered(form, round_trip, now),
+            Lesson::Unreachable => state.fall_behind(now),
+            Lesson::Silent { since } if state.last_answer.is_some_and(|at| at >= since) => {}
+            Lesson::Silent { .. } => {
+                state.silences = state.silences.saturating_add(1);
+                if state.silences >= MAX_SILENCES || state.last_answer.is_none() {
+                    state.fall_behind(now);
+                }
             }
             Lesson::Failed => {
                 state.failures = state.failures.saturating_add(1);
                 if state.failures >= MAX_FAILURES {
-                    state.behind.get_or_insert(now + RETRY);
+                    state.fall_behind(now);
                 }
             }
             Lesson::Without(Feature::Mixed) => state.mixed.contradict(now),
@@ -187,12 +198,18 @@ impl ServerState {
         }
     }
 
-    fn answered(&mut self, form: Form, round_trip: Duration) {
+    fn fall_behind(&mut self, now: Instant) {
+        self.behind.get_or_insert(now + RETRY);
+    }
+
+    fn answered(&mut self, form: Form, round_trip: Duration, now: Instant) {
         self.round_trip = Some(match self.round_trip {
             // RFC 6298 section 2.
             Some(smoothed) => (smoothed * 7 + round_trip) / 8,
             None => round_trip,
         });
+        self.last_answer = Some(now);
+        self.silences = 0;
         self.failures = 0;
         if round_trip < LATE {
             self.behind = None;
@@ -261,7 +278,7 @@ mod tests {
         let (servers, start, mut memory) = (servers(), Instant::now(), Memory::default());
         let first = servers[0].address;
         assert_eq!(places(&memory.plan(&servers, start)), [0, 1, 2]);
-        memory.learn(first, Lesson::NoAnswer, start);
+        memory.learn(first, Lesson::Silent { since: start }, start);
         let plan = memory.plan(&servers, start);
         assert_eq!(places(&plan), [1, 2, 0]);
         assert!(plan.iter().all(|c| !c.retry));
@@ -273,6 +290,27 @@ mod tests {
         assert_eq!(places(&memory.plan(&servers, due)), [1, 2, 0]);
         memory.learn(first, answered(5), due);
         assert_eq!(places(&memory.plan(&servers, due)), [0, 1, 2]);
+    }
+
+    #[test]
+    fn one_slow_name_does_not_change_the_order() {
+        let (servers, start, mut memory) = (servers(), Instant::now(), Memory::default());
+        let first = servers[0].address;
+        let silent = |since| Lesson::Silent { since };
+        memory.plan(&servers, start);
+        memory.learn(first, answered(5), start);
+        for seconds in 1..10 {
+            let now = start + Duration::from_secs(seconds);
+            memory.learn(first, answered(5), now);
+            memory.learn(first, silent(start), now);
+            memory.learn(first, silent(now), now);
+            assert_eq!(places(&memory.plan(&servers, now)), [0, 1, 2]);
+        }
+        let later = start + Duration::from_secs(20);
+        memory.learn(first, silent(later), later);
+        assert_eq!(places(&memory.plan(&servers, later)), [0, 1, 2]);
+        memory.learn(first, silent(later), later);
+        assert_eq!(places(&memory.plan(&servers, later)), [1, 2, 0]);
     }
 
     #[test]
@@ -331,7 +369,7 @@ mod tests {
         let (servers, now, mut memory) = (servers(), Instant::now(), Memory::default());
         memory.plan(&servers, now);
         memory.retain(&servers[1..]);
-        memory.learn(servers[0].address, Lesson::NoAnswer, now);
+        memory.learn(servers[0].address, Lesson::Unreachable, now);
         assert_eq!(memory.states.len(), 2);
     }
 }

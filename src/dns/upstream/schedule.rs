@@ -220,7 +220,9 @@ impl Schedule {
         match received {
             Received::Answer(answer) => self.handle_answer(attempt, answer, now),
             Received::Cut => {
-                self.end(attempt, End::Other);
+                self.learn_answer(attempt, false, now);
+                self.end(attempt, End::Answered);
+                self.learn_form(turn, attempt, false, now);
                 if let Some(turn) = self.turns.get_mut(turn) {
                     turn.due.clear();
                 }
@@ -276,7 +278,7 @@ impl Schedule {
         self.next_start = now;
         if !state.answered && !state.heard {
             state.judge_at = None;
-            let lesson = (state.candidate.place, Lesson::NoAnswer);
+            let lesson = (state.candidate.place, Lesson::Unreachable);
             self.lessons.push(lesson);
         }
     }
@@ -326,7 +328,7 @@ impl Schedule {
         }
     }
 
-    /// The answer's form works, and its round trip is known.
+    /// The form of an attempt works, and the round trip is known.
     fn learn_answer(&mut self, attempt: usize, negative: bool, now: Instant) {
         let Some(Attempt {
             turn,
@@ -454,10 +456,9 @@ impl Schedule {
 
     fn conclude(&mut self, now: Instant) {
         let late = now >= self.started + PATIENCE;
-        if late || self.held_until().is_none_or(|until| now >= until) {
-            if let Some((turn, answer)) = self.held.take() {
-                return self.finish(turn, answer, now);
-            }
+        let released = late || self.held_until().is_none_or(|until| now >= until);
+        if let Some((turn, answer)) = self.held.take_if(|_| released) {
+            return self.finish(turn, answer, now);
         }
         let waits = self.turns.iter().any(|t| t.started.is_none())
             || (0..self.turns.len()).any(|turn| self.is_open(turn));
@@ -499,8 +500,8 @@ impl Schedule {
             if turn.judge_at.is_some_and(|at| now >= at) {
                 turn.judge_at = None;
                 turn.due.clear();
-                if !turn.heard {
-                    self.lessons.push((place, Lesson::NoAnswer));
+                if let Some(since) = turn.started.filter(|_| !turn.heard) {
+                    self.lessons.push((place, Lesson::Silent { since }));
                 }
             }
             if let Some((_, doubted)) = turn.doubt.take_if(|(at, _)| now >= *at) {

@@ -200,7 +200,8 @@ async fn without_an_answer_it_fails_and_what_was_known_is_answered_stale() {
 }
 
 /// A server over TLS that says it is `dns.test`; whom to trust for that, and how often it was called.
-async fn tls_server() -> (SocketAddr, Tls, Arc<AtomicUsize>) {
+/// After `replies` on a connection it is silent there.
+async fn tls_server(replies: usize) -> (SocketAddr, Tls, Arc<AtomicUsize>) {
     let key = rcgen::KeyPair::generate().expect("a key");
     let certificate = rcgen::CertificateParams::new(vec!["dns.test".to_owned()])
         .and_then(|parameters| parameters.self_signed(&key))
@@ -227,9 +228,14 @@ async fn tls_server() -> (SocketAddr, Tls, Arc<AtomicUsize>) {
             };
             counted.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(async move {
+                let mut left = replies;
                 while let Ok(length) = stream.read_u16().await {
                     let mut octets = vec![0; length.into()];
                     stream.read_exact(&mut octets).await.expect("a query");
+                    if left == 0 {
+                        continue;
+                    }
+                    left -= 1;
                     let reply =
                         good(&Message::from_vec(&octets).expect("ours")).expect("an answer");
                     let octets = reply.to_vec().expect("encodable");
@@ -266,15 +272,23 @@ async fn over_tls(address: SocketAddr, tls: Tls, name: &str) -> [ResponseCode; 2
 
 #[tokio::test]
 async fn over_tls_one_connection_serves_for_several_questions() {
-    let (address, tls, calls) = tls_server().await;
+    let (address, tls, calls) = tls_server(usize::MAX).await;
     let codes = over_tls(address, tls, "dns.test").await;
     assert_eq!(codes, [ResponseCode::NoError; 2]);
     assert_eq!(calls.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
+async fn over_tls_a_connection_that_became_silent_is_replaced() {
+    let (address, tls, calls) = tls_server(1).await;
+    let codes = over_tls(address, tls, "dns.test").await;
+    assert_eq!(codes, [ResponseCode::NoError; 2]);
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_who_it_has_to_be_is_asked_nothing() {
-    let (address, tls, calls) = tls_server().await;
+    let (address, tls, calls) = tls_server(usize::MAX).await;
     let codes = over_tls(address, tls, "other.test").await;
     assert_eq!(codes, [ResponseCode::ServFail; 2]);
     assert_eq!(calls.load(Ordering::Relaxed), 0, "no handshake ends");

@@ -522,4 +522,29 @@ proptest! {
             );
         }
     }
+
+    /// Whatever it cannot take: it was dead, nothing is known about it, and the second one is good.
+    #[test]
+    fn the_first_upstream_comes_back_whatever_it_cannot_take(
+        mut first in behaviour(),
+        waits in prop::collection::vec(100..3_000u64, 8),
+    ) {
+        first = Behaviour { reach: Reach::Good, fails: false, lost: 0, delay: first.delay % 100, ..first };
+        if first.cuts {
+            first.stream = Reach::Good;
+        }
+        let mut world = World::new(&[SILENT, GOOD]);
+        prop_assert_eq!(world.ask(true).found, Some((1, true)));
+        world.behaviours[0] = first;
+        for wait in waits {
+            world.wait(wait);
+            prop_assert!(world.ask(true).found.is_some());
+        }
+        world.wait(2_000);
+        world.ask(true);
+        for _ in 0..3 {
+            let asked = world.ask(true);
+            prop_assert_eq!(asked.found, Some((0, true)), "{:#?}", asked);
+        }
+    }
 }
