@@ -191,6 +191,21 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_arrives_while_the_client_gets_the_stale_one_is_not_held() {
+        let (start, mut cache) = (Instant::now(), Cache::default());
+        let key = || Key::new(&asked("example.org."));
+        cache.keep(key(), &answer(60), FROM, start);
+        let later = start + Duration::from_secs(90);
+        cache.hold(&key(), later);
+        let held = cache.fresh(&key(), later).map(|f| f.source);
+        assert!(matches!(held, Some(Source::Stale { .. })));
+        cache.keep(key(), &answer(60), FROM, later);
+        cache.hold(&key(), later);
+        let fresh = cache.fresh(&key(), later).map(|f| f.source);
+        assert!(matches!(fresh, Some(Source::Cache { .. })));
+    }
+
+    #[test]
     fn failures_and_negative_answers_without_an_soa_are_not_kept() {
         let (now, mut cache) = (Instant::now(), Cache::default());
         let key = || Key::new(&asked("example.org."));

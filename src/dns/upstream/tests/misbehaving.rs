@@ -325,3 +325,39 @@ async fn flights_without_clients_are_bounded() {
     assert!(lock(&upstream.shared.flights).len() <= BACKGROUND);
     assert_eq!(upstream.shared.background.available_permits(), 0);
 }
+
+#[tokio::test]
+async fn questions_that_hang_have_a_bounded_number_of_sockets_and_do_not_keep_others_from_an_answer()
+ {
+    const HANGING: usize = 300;
+    let at = Ipv4Addr::LOCALHOST.into();
+    let open = || std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let server = Misbehaving::start(
+        at,
+        Behaviour {
+            delay: Duration::from_secs(60),
+            ..GOOD
+        },
+    )
+    .await;
+    let upstream = Arc::new(upstream(&[server.address]));
+    let before = open();
+    let mut hanging = tokio::task::JoinSet::new();
+    for n in 0..HANGING {
+        let upstream = Arc::clone(&upstream);
+        hanging.spawn(async move { code(&upstream, &format!("www{n}.example.org.")).await });
+    }
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    // The first form, two simpler ones and the simplest.
+    assert!(server.count() > 3 * HANGING, "{}", server.count());
+    let sockets = open() - before;
+    assert!(sockets <= HANGING + SOCKETS, "{sockets}");
+    server.behave(GOOD);
+    assert_eq!(
+        code(&upstream, "www.example.org.").await,
+        ResponseCode::NoError
+    );
+    for found in hanging.join_all().await {
+        assert_eq!(found, ResponseCode::ServFail);
+    }
+}
