@@ -20,6 +20,10 @@ use hickory_proto::rr::{RData, Record};
 use super::super::exchange::{Form, Received};
 use super::super::message::Forwarded;
 use super::memory::{Candidate, Feature, LATE, Lesson};
+use turn::{Attempt, End, Turn};
+
+mod learn;
+mod turn;
 
 /// How long the search for an answer may take: Docker's resolver gives up after 4 s, glibc and musl after 5 s.
 pub(super) const PATIENCE: Duration = Duration::from_millis(3_700);
@@ -29,8 +33,6 @@ const START_BY: Duration = Duration::from_millis(1_100);
 const MIN_NEXT: Duration = Duration::from_millis(50);
 /// How long a stream may take, after a datagram lost the case of the name, before a datagram without mixed case is sent.
 const STREAM_WAIT: Duration = Duration::from_millis(300);
-/// How long a reply to an earlier form may come after the one to a simpler form, at least.
-const SETTLE: Duration = Duration::from_millis(200);
 /// Questions to one upstream at most.
 const MAX_SENDS: usize = 8;
 
@@ -74,46 +76,6 @@ pub(super) struct Schedule {
     held: Option<(usize, Forwarded)>,
     outcome: Option<Outcome>,
     lessons: Vec<(usize, Lesson)>,
-}
-
-#[derive(Debug)]
-struct Turn {
-    candidate: Candidate,
-    started: Option<Instant>,
-    due: Vec<(Instant, Form, Transport)>,
-    /// A reply of any kind arrived.
-    heard: bool,
-    /// An answer arrived.
-    answered: bool,
-    /// It replied with an error.
-    failed: bool,
-    /// It was asked once more after that.
-    second_chance: bool,
-    /// It is silent if it has not answered by then.
-    judge_at: Option<Instant>,
-    /// It cannot take these if no reply to a question with them arrives by then.
-    doubt: Option<(Instant, Vec<Feature>)>,
-}
-
-#[derive(Debug)]
-struct Attempt {
-    turn: usize,
-    form: Form,
-    transport: Transport,
-    sent: Instant,
-    end: End,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    Open,
-    Answered,
-    /// A negative answer to mixed case that is not verified.
-    Denied,
-    LostCase,
-    NoEdns,
-    /// No reply that says anything about the form.
-    Other,
 }
 
 impl Schedule {
@@ -211,7 +173,7 @@ impl Schedule {
             return;
         };
         if let Some(turn) = self.turns.get_mut(turn) {
-            turn.heard = true;
+            turn.replied = true;
         }
         let plain = Form {
             mixed: false,
@@ -276,7 +238,7 @@ impl Schedule {
         }
         state.due.clear();
         self.next_start = now;
-        if !state.answered && !state.heard {
+        if !state.answered && !state.replied {
             state.judge_at = None;
             let lesson = (state.candidate.place, Lesson::Unreachable);
             self.lessons.push(lesson);
@@ -325,71 +287,6 @@ impl Schedule {
         let holder = self.held.as_ref().and_then(|(t, _)| self.turns.get(*t));
         if holder.is_none_or(|holder| place < holder.candidate.place) {
             self.held = Some((turn, answer));
-        }
-    }
-
-    /// The form of an attempt works, and the round trip is known.
-    fn learn_answer(&mut self, attempt: usize, negative: bool, now: Instant) {
-        let Some(Attempt {
-            turn,
-            form,
-            transport,
-            sent,
-            ..
-        }) = self.attempts.get(attempt)
-        else {
-            return;
-        };
-        let Some(state) = self.turns.get_mut(*turn) else {
-            return;
-        };
-        let form = Form {
-            // A case-sensitive server answers to mixed case too, but only that there is no such name.
-            mixed: form.mixed && !negative,
-            // A firewall may drop datagrams with EDNS and let streams pass.
-            edns: form.edns && *transport != Transport::Tcp,
-        };
-        if let Some((_, doubted)) = &mut state.doubt {
-            doubted.retain(|feature| !feature.is_in(form));
-        }
-        let round_trip = now.saturating_duration_since(*sent);
-        let lesson = Lesson::Answered { form, round_trip };
-        self.lessons.push((state.candidate.place, lesson));
-    }
-
-    /// An answer to a simpler form makes what it lacks doubtful: at once if an earlier reply showed it, else after a
-    /// while without a reply to the earlier form.
-    fn learn_form(&mut self, turn: usize, attempt: usize, negative: bool, now: Instant) {
-        let (Some(answered), Some(state)) = (self.attempts.get(attempt), self.turns.get(turn))
-        else {
-            return;
-        };
-        let (began, place) = (state.candidate.form, state.candidate.place);
-        let round_trip = now.saturating_duration_since(answered.sent);
-        let lacks = |f: &Feature| f.is_in(began) && !f.is_in(answered.form);
-        let (mut shown, mut doubted) = (Vec::new(), Vec::new());
-        for feature in Feature::ALL.into_iter().filter(lacks) {
-            let with = |wanted: fn(End) -> bool| {
-                self.ends(turn, |form, end| feature.is_in(form) && wanted(end))
-            };
-            let refused = match feature {
-                Feature::Mixed => {
-                    with(|end| end == End::LostCase) || (!negative && with(|e| e == End::Denied))
-                }
-                Feature::Edns => with(|end| end == End::NoEdns),
-            };
-            if refused {
-                shown.push((place, Lesson::Without(feature)));
-            } else if with(|end| end == End::Open) && !with(|end| end == End::Answered) {
-                doubted.push(feature);
-            }
-        }
-        self.lessons.extend(shown);
-        let at = now + (2 * round_trip).clamp(SETTLE, LATE);
-        if let Some(state) = self.turns.get_mut(turn)
-            && !doubted.is_empty()
-        {
-            state.doubt = Some((at, doubted));
         }
     }
 
@@ -494,23 +391,6 @@ impl Schedule {
         self.judge(now);
     }
 
-    fn judge(&mut self, now: Instant) {
-        for turn in &mut self.turns {
-            let place = turn.candidate.place;
-            if turn.judge_at.is_some_and(|at| now >= at) {
-                turn.judge_at = None;
-                turn.due.clear();
-                if let Some(since) = turn.started.filter(|_| !turn.heard) {
-                    self.lessons.push((place, Lesson::Silent { since }));
-                }
-            }
-            if let Some((_, doubted)) = turn.doubt.take_if(|(at, _)| now >= *at) {
-                let lesson = |feature| (place, Lesson::Without(feature));
-                self.lessons.extend(doubted.into_iter().map(lesson));
-            }
-        }
-    }
-
     /// Until when an answer of `turn` waits for an upstream before it.
     fn earlier_until(&self, turn: usize, now: Instant) -> Option<Instant> {
         let place = self.turns.get(turn)?.candidate.place;
@@ -579,58 +459,6 @@ impl Schedule {
                 turn.due.push((at, form, transport));
             }
         }
-    }
-}
-
-impl Turn {
-    fn new(candidate: Candidate) -> Self {
-        Self {
-            candidate,
-            started: None,
-            due: Vec::new(),
-            heard: false,
-            answered: false,
-            failed: false,
-            second_chance: false,
-            judge_at: None,
-            doubt: None,
-        }
-    }
-
-    fn start(&mut self, now: Instant) {
-        self.started = Some(now);
-        let Candidate { form, again, .. } = self.candidate;
-        if self.candidate.tls {
-            let ask = |at, new| (at, form, Transport::Tls { new });
-            self.due = vec![ask(now, false), ask(now + again, true)];
-            return;
-        }
-        let simplest = Form {
-            mixed: false,
-            edns: false,
-        };
-        let second = match form {
-            _ if self.candidate.proven => vec![form],
-            Form {
-                mixed: true,
-                edns: true,
-            } => vec![
-                Form {
-                    mixed: true,
-                    edns: false,
-                },
-                Form {
-                    mixed: false,
-                    edns: true,
-                },
-            ],
-            _ => vec![simplest],
-        };
-        let first = std::iter::once((now, form));
-        let second = second.into_iter().map(|form| (now + again, form));
-        let third = std::iter::once((now + 2 * again, simplest));
-        let all = first.chain(second).chain(third);
-        self.due = all.map(|(at, form)| (at, form, Transport::Udp)).collect();
     }
 }
 
