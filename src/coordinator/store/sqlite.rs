@@ -170,7 +170,7 @@ fn settle(transaction: &Transaction<'_>, effect: &Effect) -> Result<(), StoreErr
             transaction.execute("DELETE FROM names WHERE node = ?1", [&node])?;
             transaction.execute("DELETE FROM farewells WHERE node = ?1", [&node])?;
             transaction.execute(
-                "DELETE FROM records WHERE kind = 'node' AND id = ?1 OR kind = 'service' AND id >= ?1 || '/' AND id < ?1 || '0'",
+                "DELETE FROM records WHERE kind IN ('node', 'name') AND id = ?1 OR kind = 'service' AND id >= ?1 || '/' AND id < ?1 || '0'",
                 [&node],
             )?;
         }

@@ -107,6 +107,23 @@ fn a_token_admits_as_many_as_it_may_and_the_same_node_again() {
 }
 
 #[test]
+fn a_node_that_is_released_leaves_none_of_its_records() {
+    for mut store in stores() {
+        store.admit(&admission(1, "a", 1, 256)).expect("unspent");
+        let id = node(1).to_string();
+        let own = [
+            leased(1, 1),
+            write("name", &id, "{}", Effect::None),
+            write("service", &format!("{id}/web"), "{}", Effect::None),
+        ];
+        store.put(&own).expect("writable");
+        store.put(&[release(1)]).expect("writable");
+        let left: Vec<String> = kinds(&mut *store).into_iter().map(|(_, k)| k).collect();
+        assert_eq!(left, ["membership", "revocation"]);
+    }
+}
+
+#[test]
 fn a_refused_admission_spends_nothing() {
     for mut store in stores() {
         store.admit(&admission(1, "a", 2, 256)).expect("unspent");

@@ -176,7 +176,7 @@ impl<'a> Plan<'a> {
             kind: kind.to_owned(),
             id,
         };
-        let own = key("node", node.to_string());
+        let own = ["node", "name"].map(|kind| key(kind, node.to_string()));
         // What comes after `/` is `0`.
         let (first, end) = (
             key("service", format!("{node}/")),
@@ -187,9 +187,12 @@ impl<'a> Plan<'a> {
             .between(first.clone(), end.clone())
             .map(|(key, revision)| (key.clone(), revision))
             .collect();
-        gone.extend(self.view.place(&own).map(|p| (own.clone(), p.revision)));
+        for own in &own {
+            gone.extend(self.view.place(own).map(|p| (own.clone(), p.revision)));
+        }
         let planned = self.places.range(first..end);
-        for (key, revision) in planned.chain(self.places.get_key_value(&own)) {
+        let planned_own = own.iter().filter_map(|own| self.places.get_key_value(own));
+        for (key, revision) in planned.chain(planned_own) {
             match revision {
                 Some(revision) => gone.insert(key.clone(), *revision),
                 None => gone.remove(key),
