@@ -89,6 +89,7 @@ pub(super) async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route(join::PATH, post(join))
+        .route(join::CHECK_PATH, post(check_join))
         .route(crate::wire::control::PATH, get(control::upgrade))
         .fallback(|| async {
             failure(ApiError::new(
@@ -191,6 +192,14 @@ async fn join(State(served): State<Served>, request: Request) -> Response {
         Err(error) => return failure(error),
     };
     admin::answer(served.write(move |hub| hub.join(&request)).await)
+}
+
+async fn check_join(State(served): State<Served>, request: Request) -> Response {
+    let request: JoinRequest = match read_json(request).await {
+        Ok(request) => request,
+        Err(error) => return failure(error),
+    };
+    admin::answer(served.write(move |hub| hub.check_join(&request)).await)
 }
 
 /// Reads a request's body within bounds of size and time, and parses it.

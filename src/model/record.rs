@@ -160,14 +160,23 @@ pub struct Revocation {
     pub at: UnixSeconds,
 }
 
-/// A node that is out by its own word, for good: its name and addresses are free. A node that may be removed when it
-/// stays away leaves one with its coordinator in advance.
+/// A node that is out by its own word, for good: its name and addresses are free. A node signs one when it leaves, or when
+/// its join fails after it was admitted. A node that may be removed when it stays away leaves one with its coordinator in
+/// advance. A machine that joins again has another identity key, so a departure that is repeated removes nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Departure {
     /// The node's identity key.
     pub id: PublicKey,
     /// Grows with each change.
     pub version: u64,
+}
+
+impl Departure {
+    /// The departure of `id`. All departures of a node are one text, so that ledgers agree whichever came first.
+    #[must_use]
+    pub fn of(id: PublicKey) -> Self {
+        Self { id, version: 1 }
+    }
 }
 
 /// A membership certificate: signed with a token's key by the node that joins with it.

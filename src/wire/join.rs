@@ -9,6 +9,9 @@ use crate::model::address::Block;
 
 /// Path of the join call.
 pub const PATH: &str = "/v1/join";
+/// Path of the call that tries a join and changes nothing. It takes a [`JoinRequest`] and returns a [`JoinCheck`]; a
+/// coordinator of an earlier version answers that there is nothing at this path.
+pub const CHECK_PATH: &str = "/v1/join/check";
 
 /// Asks to be admitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,4 +49,11 @@ pub struct JoinResponse {
     pub records: Vec<Envelope>,
     /// The revision that admitted it.
     pub revision: u64,
+}
+
+/// The node would be admitted, as things stand. Nothing is spent or leased.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinCheck {
+    /// The mesh record and the token certificate, with which the node checks that the mesh's addresses fit its host.
+    pub records: Vec<Envelope>,
 }

@@ -521,6 +521,18 @@ impl Ledger {
         })
     }
 
+    /// The departures of nodes that the administrator did not remove besides.
+    pub fn departures(&self) -> impl Iterator<Item = &RecordKey> {
+        self.of_kind("departure")
+            .filter_map(|entry| match &entry.record {
+                Record::Departure(departure) => Some(departure.id.to_string()),
+                _ => None,
+            })
+            .filter(|id| self.record("revocation", id).is_none())
+            .filter_map(|id| self.entries.get_key_value(&key_of_departure(id)))
+            .map(|(key, _)| key)
+    }
+
     /// All service records.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.of_kind("service").filter_map(|e| {
@@ -743,6 +755,13 @@ impl Ledger {
             .range(first..)
             .take_while(move |(key, _)| key.kind == kind)
             .map(|(_, entry)| entry)
+    }
+}
+
+fn key_of_departure(id: String) -> RecordKey {
+    RecordKey {
+        kind: "departure".to_owned(),
+        id,
     }
 }
 

@@ -39,7 +39,7 @@ use crate::model::{Label, PublicKey};
 use crate::wire::admin::Submit;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::MAX_RECORDS;
-use crate::wire::join::{JoinRequest, JoinResponse};
+use crate::wire::join::{JoinCheck, JoinRequest, JoinResponse};
 use crate::wire::ledger::{Refused, Replaced};
 use crate::wire::token::SpkiPin;
 use crate::wire::url::CoordinatorUrl;
@@ -268,18 +268,7 @@ impl Hub {
         let turns = Turns::begin();
         let (membership, key, admitted) = loop {
             self.catch_up(&mut writer).map_err(fault)?;
-            let examined = match self.examine(&mut writer, request, now) {
-                // What is missing may be on its way from another coordinator.
-                Err(_) if self.sync(&mut writer).map_err(fault)? => {
-                    self.examine(&mut writer, request, now)
-                }
-                examined => examined,
-            };
-            let (membership, admission, is_taken) = examined?;
-            if is_taken {
-                let name = membership.name.clone();
-                return Err(self.explain(StoreError::NameTaken(name), &membership));
-            }
+            let (membership, admission) = self.examine_in_sync(&mut writer, request, now)?;
             match writer.store.admit(&admission) {
                 Ok(admitted) => break (membership, admission.key, admitted),
                 Err(StoreError::Behind) if turns.another() => {}
@@ -327,6 +316,49 @@ impl Hub {
             records,
             revision: admitted.revision,
         })
+    }
+
+    /// Whether a join would be granted now, but for the store's say on uses and blocks. Changes nothing.
+    ///
+    /// # Errors
+    /// As for [`Hub::join`].
+    pub fn check_join(&self, request: &JoinRequest) -> Result<JoinCheck, ApiError> {
+        let mut writer = self.writer();
+        self.catch_up(&mut writer).map_err(fault)?;
+        let now = UnixSeconds::from_system(SystemTime::now());
+        let (membership, _) = self.examine_in_sync(&mut writer, request, now)?;
+        let state = self.read();
+        let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
+        let keys = [
+            key_of("mesh", MESH_ID.to_owned()),
+            key_of("token", membership.token.to_string()),
+        ];
+        let entries = keys.iter().filter_map(|key| ledger.entry(key));
+        Ok(JoinCheck {
+            records: entries.map(|entry| entry.envelope.clone()).collect(),
+        })
+    }
+
+    /// What is asked of the store for a join that nothing else stands in the way of.
+    fn examine_in_sync(
+        &self,
+        writer: &mut Writer,
+        request: &JoinRequest,
+        now: UnixSeconds,
+    ) -> Result<(Membership, Admission), ApiError> {
+        let examined = match self.examine(writer, request, now) {
+            // What is missing, or frees the name, may be on its way from another coordinator.
+            Err(_) | Ok((_, _, true)) if self.sync(writer).map_err(fault)? => {
+                self.examine(writer, request, now)
+            }
+            examined => examined,
+        };
+        let (membership, admission, is_taken) = examined?;
+        if is_taken {
+            let taken = StoreError::NameTaken(membership.name.clone());
+            return Err(self.explain(taken, &membership));
+        }
+        Ok((membership, admission))
     }
 
     /// What stands in the way of a join besides the store, and what is asked of that.

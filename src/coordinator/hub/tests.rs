@@ -623,11 +623,103 @@ fn a_backup_is_private_whole_and_never_written_over() {
 }
 
 fn departure(n: u8) -> Envelope {
-    let departure = crate::model::record::Departure {
-        id: key(n).public(),
-        version: 1,
-    };
+    let departure = crate::model::record::Departure::of(key(n).public());
     Envelope::seal(&Record::Departure(departure), &key(n))
+}
+
+#[test]
+fn a_member_that_departs_frees_its_name_and_block_and_not_its_use_of_the_token() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("records.db");
+    let store = Sqlite::open(&path).expect("writable");
+    // Three blocks that can be leased.
+    let setup = Setup {
+        prefix_v4: "10.210.0.0/22".parse().expect("a literal"),
+        ..setup()
+    };
+    let hub = Hub::open(Box::new(store), setup).expect("readable");
+    submit(&hub, Some(MESH), mesh(&hub)).expect("the first");
+    submit(&hub, None, token(now() + HOUR)).expect("signed by the mesh key");
+    for (n, name) in [(10, "a"), (11, "b"), (12, "c")] {
+        hub.join(&request(n, membership(n, name, 1, now())))
+            .expect("a use left");
+    }
+    let own = vec![node(&hub, 10, 1, 1), service(10, "web", 1)];
+    hub.publish(own).expect("writable");
+    let again = request(13, membership(13, "a", 1, now()));
+    let refused = hub.join(&again).expect_err("the name is taken");
+    assert_eq!(refused.suggestion.as_deref(), Some("a-2"));
+    let forged = Record::Departure(crate::model::record::Departure::of(key(10).public()));
+    let forged = Envelope::seal(&forged, &key(11));
+    assert_eq!(hub.publish(vec![forged]).expect("writable").accepted, 0);
+
+    let published = hub.publish(vec![departure(10)]).expect("writable");
+    assert_eq!((published.accepted, published.refused), (1, vec![]));
+    let names = || -> Vec<String> {
+        let nodes = hub.nodes().nodes;
+        nodes.iter().map(|n| n.name.to_string()).collect()
+    };
+    assert_eq!(names(), ["b", "c"]);
+    assert!(
+        !kinds(&hub.snapshot().0).contains(&"service".to_owned()),
+        "its services are gone"
+    );
+    let joined = hub.join(&again).expect("name and block are free");
+    assert_eq!(block_index(&hub, &joined), Some(1));
+    // Who sends the old departure again removes nobody.
+    let replayed = hub.publish(vec![departure(10)]).expect("writable");
+    assert_eq!((replayed.accepted, replayed.refused), (0, vec![]));
+    assert_eq!(names(), ["a", "b", "c"]);
+    let used = hub.tokens().tokens.first().map(|t| t.used);
+    assert_eq!(used, Some(4), "two nodes never share one use");
+    let before = hub.snapshot();
+    drop(hub);
+    assert_eq!(open(&path).snapshot(), before);
+}
+
+#[test]
+fn a_join_that_is_only_tried_changes_nothing_and_says_what_a_join_would() {
+    let hub = hub();
+    let asked = request(10, membership(10, "a", 1, now()));
+    let before = (hub.snapshot(), hub.tokens());
+    let check = hub.check_join(&asked).expect("it would be granted");
+    assert_eq!(kinds(&check.records), ["mesh", "token"]);
+    assert_eq!((hub.snapshot(), hub.tokens()), before);
+    hub.join(&asked).expect("a use left");
+    let taken = request(11, membership(11, "a", 1, now()));
+    assert_eq!(
+        hub.check_join(&taken).expect_err("taken"),
+        hub.join(&taken).expect_err("taken")
+    );
+    submit(&hub, None, revocation(TOKEN, RevokedKind::Token)).expect("signed by the mesh key");
+    let late = request(11, membership(11, "b", 1, now()));
+    let refused = hub.check_join(&late).expect_err("revoked");
+    assert_eq!(refused, hub.join(&late).expect_err("revoked"));
+}
+
+#[cfg(feature = "etcd")]
+#[test]
+fn a_departure_at_one_coordinator_frees_the_name_at_the_other() {
+    use crate::coordinator::store::{Etcd, Rig};
+    let Some(rig) = Rig::start() else { return };
+    let open = || {
+        let store = Etcd::open(&rig.settings(), None).expect("it runs");
+        Hub::open(Box::new(store), setup()).expect("readable")
+    };
+    let (one, other) = (open(), open());
+    submit(&one, Some(MESH), mesh(&one)).expect("the first");
+    submit(&one, None, token(now() + HOUR)).expect("signed by the mesh key");
+    one.join(&request(10, membership(10, "a", 1, now())))
+        .expect("a use left");
+    one.publish(vec![node(&one, 10, 1, 1), service(10, "web", 1)])
+        .expect("writable");
+    let published = other.publish(vec![departure(10)]).expect("writable");
+    assert_eq!((published.accepted, published.refused), (1, vec![]));
+    one.join(&request(11, membership(11, "a", 1, now())))
+        .expect("the name is free");
+    one.handle_news();
+    assert_eq!(one.standing(&key(10).public()), Standing::Revoked);
+    assert_eq!(one.snapshot(), open().snapshot());
 }
 
 #[test]

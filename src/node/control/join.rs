@@ -7,11 +7,12 @@ use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::dial::{DialError, dial};
 use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::join::{JoinRequest, JoinResponse, PATH};
+use crate::wire::join::{CHECK_PATH, JoinCheck, JoinRequest, JoinResponse, PATH};
 use crate::wire::token::SpkiPin;
 use crate::wire::url::CoordinatorUrl;
 
@@ -51,12 +52,38 @@ pub async fn join(
     pin: SpkiPin,
     request: &JoinRequest,
 ) -> Result<JoinResponse, JoinError> {
+    ask_any(urls, pin, PATH, request).await
+}
+
+/// Asks the coordinators of `urls` whether they would grant `request`. Nothing is spent. None, if they are of a version
+/// that cannot say.
+///
+/// # Errors
+/// As for [`join`].
+pub async fn check(
+    urls: &[CoordinatorUrl],
+    pin: SpkiPin,
+    request: &JoinRequest,
+) -> Result<Option<JoinCheck>, JoinError> {
+    match ask_any(urls, pin, CHECK_PATH, request).await {
+        Ok(check) => Ok(Some(check)),
+        Err(JoinError::Refused(refusal)) if refusal.code == ErrorCode::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn ask_any<T: DeserializeOwned>(
+    urls: &[CoordinatorUrl],
+    pin: SpkiPin,
+    path: &'static str,
+    request: &JoinRequest,
+) -> Result<T, JoinError> {
     let mut last = None;
     let first = super::stream::random_below(urls.len() as u64) as usize;
     let (before, from) = urls.split_at(first.min(urls.len()));
     for url in from.iter().chain(before) {
         let answer = match dial(url, pin).await {
-            Ok(stream) => timeout(ANSWER_LIMIT, ask(url, stream, request))
+            Ok(stream) => timeout(ANSWER_LIMIT, ask(url, stream, path, request))
                 .await
                 .unwrap_or_else(|_| Err(broken(url, "no answer within 15 seconds"))),
             Err(error) => Err(error.into()),
@@ -81,11 +108,12 @@ fn is_passing(refusal: &ApiError) -> bool {
     matches!(refusal.code, ErrorCode::Busy | ErrorCode::Internal)
 }
 
-async fn ask(
+async fn ask<T: DeserializeOwned>(
     url: &CoordinatorUrl,
     stream: tokio_rustls::client::TlsStream<tokio::net::TcpStream>,
+    path: &'static str,
     request: &JoinRequest,
-) -> Result<JoinResponse, JoinError> {
+) -> Result<T, JoinError> {
     let body = serde_json::to_vec(request).map_err(|e| broken(url, e))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -93,7 +121,7 @@ async fn ask(
     let driver = tokio::spawn(connection);
     let request = Request::builder()
         .method(Method::POST)
-        .uri(PATH)
+        .uri(path)
         .header(HOST, url.authority())
         .header(CONTENT_TYPE, "application/json")
         .body(Full::<Bytes>::from(body))

@@ -478,6 +478,37 @@ fn a_node_departs_by_its_own_word_and_what_it_held_is_free() {
 }
 
 #[test]
+fn a_departure_that_is_repeated_leaves_the_machine_in_that_joined_again_by_the_same_name() {
+    let mut ledger = Ledger::new(key(MESH).public());
+    let token = Envelope::seal(&Record::Token(token_record(2, &[])), &key(MESH));
+    for envelope in [mesh(), token, membership(10), node(10, 1, 1)] {
+        ledger.apply(envelope).expect("by the rules");
+    }
+    let name = membership_record(10, "n10").name;
+    let departed = ledger.names().remove(&key(10).public()).expect("a member");
+    let departure = departure(10, 10);
+    ledger.apply(departure.clone()).expect("its own word");
+    assert!(!ledger.is_name_of_another(&departed, &key(11).public()));
+    let again = Membership {
+        name: departed.clone(),
+        ..membership_record(11, name.as_str())
+    };
+    ledger
+        .apply(Envelope::seal(&Record::Membership(again), &key(TOKEN)))
+        .expect("a use is left");
+    ledger.apply(node(11, 1, 1)).expect("the block is free");
+    assert_eq!(ledger.apply(departure), Ok(Applied::Unchanged));
+    let members: Vec<_> = ledger.netmap().members.into_values().collect();
+    let members: Vec<_> = members.iter().map(|m| (m.id, &m.name)).collect();
+    assert_eq!(members, [(key(11).public(), &departed)]);
+    assert_eq!(ledger.departures().count(), 1);
+    ledger
+        .apply(revocation(10, RevokedKind::Node, UnixSeconds(1)))
+        .expect("signed by the mesh key");
+    assert_eq!(ledger.departures().count(), 0, "the removal is enough");
+}
+
+#[test]
 fn a_node_that_moves_frees_the_block_and_the_key_it_had() {
     let mut ledger = Ledger::new(key(MESH).public());
     let token = Envelope::seal(&Record::Token(token_record(2, &[])), &key(MESH));
