@@ -4,23 +4,70 @@ use std::time::Duration;
 
 use super::Globals;
 use super::exit::CliError;
-use crate::wire::local::Status;
+use crate::wire::local::{DepartureState, Left, Status};
 
 /// How long taking everything back may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
     let status: Status = globals.daemon().get("/v1/status").await?;
-    let _: serde_json::Value = globals
+    let answer: serde_json::Value = globals
         .daemon()
         .within(LIMIT)
         .post("/v1/leave", &serde_json::json!({}))
         .await?;
-    let name = status
-        .node
-        .map_or_else(|| "NAME".to_owned(), |node| node.name.to_string());
-    eprintln!(
-        "left the mesh; `meshctl node remove {name}` where it is administered frees the name and addresses"
-    );
+    // A meshd of an earlier version returns an empty document, and signs no departure.
+    let left: Option<Left> = serde_json::from_value(answer).ok();
+    let name = left
+        .as_ref()
+        .and_then(|left| left.name.clone())
+        .or(status.node.map(|node| node.name));
+    let name = name.map_or_else(|| "its name".to_owned(), |name| name.to_string());
+    eprintln!("left the mesh; {}", outcome(left.as_ref(), &name));
     Ok(0)
+}
+
+fn outcome(left: Option<&Left>, name: &str) -> String {
+    let unsigned = || {
+        format!(
+            "`meshctl node remove {name}` where it is administered frees the name and addresses"
+        )
+    };
+    let Some(left) = left else {
+        return unsigned();
+    };
+    match left.departure {
+        DepartureState::Published => format!("{name} and its addresses are free"),
+        DepartureState::Pending => format!(
+            "no coordinator can be reached, so {name} stays taken until one is back: {} peer(s) and meshd here hand the departure over then",
+            left.peers_reached
+        ),
+        DepartureState::Copy => format!("the other machine with these keys goes on as {name}"),
+        DepartureState::Unneeded => "it had no place there".to_owned(),
+        DepartureState::Unknown => unsigned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_to_the_name_is_said() {
+        let left = |departure| Left {
+            schema: 1,
+            name: None,
+            departure,
+            peers_reached: 2,
+        };
+        let said = |departure| outcome(Some(&left(departure)), "web");
+        assert_eq!(
+            said(DepartureState::Published),
+            "web and its addresses are free"
+        );
+        assert!(said(DepartureState::Pending).contains("web stays taken"));
+        assert!(said(DepartureState::Pending).contains("2 peer(s)"));
+        assert!(said(DepartureState::Copy).contains("goes on as web"));
+        assert!(outcome(None, "web").contains("meshctl node remove web"));
+    }
 }

@@ -64,9 +64,10 @@ fn holds(check: Check, answer: Result<Status, CliError>) -> Result<u8, CliError>
         (Check::Live, Ok(_)) => Ok(0),
         (Check::Ready, Ok(status)) => match status.state {
             NodeState::Up => Ok(0),
-            NodeState::Unjoined => Err(not_ready(
-                "this node has not joined a mesh; run `meshctl join TOKEN`",
-            )),
+            NodeState::Unjoined => Err(not_ready(&match status.problems.first() {
+                Some(problem) => format!("{}: {}", problem.what, problem.why),
+                None => "this node has not joined a mesh; run `meshctl join TOKEN`".to_owned(),
+            })),
             NodeState::Joining => Err(not_ready("this node is being admitted")),
             NodeState::Leaving => Err(not_ready("this node is leaving the mesh")),
         },
@@ -79,6 +80,7 @@ fn print(status: &Status) {
             NodeState::Joining => "joining",
             _ => "this node has not joined a mesh; run `meshctl join TOKEN`",
         });
+        problems(status);
         return;
     };
     table::line(&format!(
@@ -128,6 +130,10 @@ fn print(status: &Status) {
             &rows,
         );
     }
+    problems(status);
+}
+
+fn problems(status: &Status) {
     for problem in &status.problems {
         table::line(&format!(
             "\nproblem: {}\n  why: {}\n  fix: {}",

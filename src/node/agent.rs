@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::api::{Command, Empty, Reply};
+use super::api::{Command, Reply};
 use super::config::Config;
+use super::departing::Courier;
 use super::docker::{Docker, DockerEvents};
-use super::joining::{self, Admitted, Attempt};
+use super::joining::{self, Admitted, Attempt, Ground};
 use super::mesh::{Events, Mesh};
 use super::report;
 use super::state::StateDir;
@@ -22,8 +24,13 @@ use crate::model::name::LabelError;
 use crate::model::{Label, ServiceName};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
-    AddService, Join, Joined, KeyRotated, NodeState, Renamed, SCHEMA, ServiceChanged,
+    AddService, Join, Joined, KeyRotated, NodeState, Problem, Renamed, SCHEMA, ServiceChanged,
 };
+
+mod leaving;
+
+/// What is returned to the caller of a join that `meshctl leave` ended.
+pub(super) const GIVEN_UP: &str = "the join was given up: somebody ran `meshctl leave`";
 
 const TICK: Duration = Duration::from_millis(500);
 const RECONCILE: Duration = Duration::from_secs(15);
@@ -37,18 +44,32 @@ pub(super) struct Agent {
     phase: Phase,
     /// What was wrong with the services' file.
     damaged_services: Option<String>,
+    courier: Courier,
+    /// What keeps this node from joining by itself.
+    join_problem: Option<Problem>,
+    /// Joins begun since the start.
+    joins: u64,
 }
 
 enum Phase {
     Unjoined,
-    Joining,
+    Joining(Joining),
     Up(Box<Mesh>, Events),
+}
+
+/// A join under way.
+struct Joining {
+    /// Which one: one that was given up may end all the same.
+    number: u64,
+    task: AbortHandle,
+    /// Who waits for it; nobody, if it goes on after a restart.
+    reply: Option<Reply<Joined>>,
 }
 
 /// A join that ended, one way or the other.
 struct JoinEnded {
+    number: u64,
     result: Result<Admitted, ApiError>,
-    reply: Reply<Joined>,
 }
 
 /// What happened next.
@@ -73,6 +94,7 @@ impl Agent {
     /// # Errors
     /// What is on disk cannot be used, or the machine does not allow it.
     pub(super) async fn start(config: Arc<Config>, dir: StateDir) -> Result<Self, ApiError> {
+        leaving::finish(&dir)?;
         let (stored, damaged_services) = dir.services::<Stored>();
         let phase = match dir.identity()? {
             None => Phase::Unjoined,
@@ -84,10 +106,13 @@ impl Agent {
             }
         };
         Ok(Self {
+            courier: Courier::start(dir.clone()),
             config,
             dir,
             phase,
             damaged_services,
+            join_problem: None,
+            joins: 0,
         })
     }
 
@@ -101,6 +126,7 @@ impl Agent {
         mut stop: oneshot::Receiver<()>,
     ) -> Result<(), ApiError> {
         let (ended_sender, mut ended) = mpsc::channel(1);
+        self.resume_join(&ended_sender);
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reconciles = interval(RECONCILE);
@@ -168,7 +194,7 @@ impl Agent {
                 ErrorCode::Conflict,
                 "this node has not joined a mesh; run `meshctl join TOKEN`",
             )),
-            Phase::Joining => Err(ApiError::new(
+            Phase::Joining(_) => Err(ApiError::new(
                 ErrorCode::Conflict,
                 "this node is joining; try again in a moment",
             )),
@@ -180,8 +206,8 @@ impl Agent {
             Command::Status(reply) => {
                 let status = match &self.phase {
                     Phase::Up(mesh, _) => report::status(mesh, self.damaged_services.as_deref()),
-                    Phase::Unjoined => report::bare_status(NodeState::Unjoined),
-                    Phase::Joining => report::bare_status(NodeState::Joining),
+                    Phase::Unjoined => self.bare_status(NodeState::Unjoined),
+                    Phase::Joining(_) => self.bare_status(NodeState::Joining),
                 };
                 let _ = reply.send(Ok(status));
             }
@@ -202,9 +228,11 @@ impl Agent {
                 let _ = reply.send(Ok(super::metrics::text(mesh)));
             }
             Command::Join(join, reply) => self.begin_join(join, reply, ended.clone()),
-            Command::Leave(reply) => {
-                let result = self.leave().await;
-                let _ = reply.send(result.map(|()| Empty {}));
+            Command::Leave(reply) => self.leave(reply).await,
+            Command::Unattended(problem) => {
+                if !matches!(self.phase, Phase::Up(..)) {
+                    self.join_problem = Some(problem);
+                }
             }
             Command::RotateKey(reply) => match self.mesh().and_then(Mesh::rotate_key) {
                 Err(error) => drop(reply.send(Err(error))),
@@ -291,7 +319,7 @@ impl Agent {
     fn contained(&self) -> BTreeSet<ServiceName> {
         let docker = match &self.phase {
             Phase::Up(mesh, _) => mesh.docker.as_ref(),
-            Phase::Unjoined | Phase::Joining => None,
+            Phase::Unjoined | Phase::Joining(_) => None,
         };
         docker.map(Docker::services).unwrap_or_default()
     }
@@ -334,7 +362,15 @@ impl Agent {
     fn begin_join(&mut self, join: Join, reply: Reply<Joined>, ended: mpsc::Sender<JoinEnded>) {
         let refusal = match &self.phase {
             Phase::Unjoined => None,
-            Phase::Joining => Some("this node is joining already; wait for that to end".to_owned()),
+            // What goes on after a restart gives way: it is the same join, or its place is given back.
+            Phase::Joining(joining) if joining.reply.is_none() => {
+                joining.task.abort();
+                self.join_problem = None;
+                None
+            }
+            Phase::Joining(_) => {
+                Some("this node is joining already; wait for that to end".to_owned())
+            }
             Phase::Up(mesh, _) => Some(format!(
                 "this node is {} of a mesh already; run `meshctl leave` first to join another",
                 mesh.identity.name
@@ -357,31 +393,86 @@ impl Agent {
             .and_then(|name| name.into_string().ok())
             .unwrap_or_default();
         let attempt = Attempt {
-            dir: self.dir.clone(),
+            ground: self.ground(),
             token: join.token,
             name,
             fallback: Label::from_host_name(&host),
-            interface: self.config.interface.clone(),
-            listen_port: self.config.listen_port,
         };
-        self.phase = Phase::Joining;
         let limit = Duration::try_from_secs_f64(join.timeout_seconds.clamp(1.0, 600.0))
             .unwrap_or(Duration::from_secs(30));
-        tokio::spawn(async move {
-            let result = timeout(limit, joining::run(attempt)).await.unwrap_or_else(|_| {
+        self.start_join(Some(reply), ended, async move {
+            timeout(limit, joining::run(attempt)).await.unwrap_or_else(|_| {
                 Err(ApiError::new(ErrorCode::Unreachable, format!("not joined within {} s; run the same command again, the token is not lost", limit.as_secs())))
-            });
-            let _ = ended.send(JoinEnded { result, reply }).await;
+            })
         });
     }
 
-    async fn handle_join_ended(&mut self, join: JoinEnded) {
+    fn ground(&self) -> Ground {
+        Ground {
+            dir: self.dir.clone(),
+            interface: self.config.interface.clone(),
+            listen_port: self.config.listen_port,
+        }
+    }
+
+    fn start_join(
+        &mut self,
+        reply: Option<Reply<Joined>>,
+        ended: mpsc::Sender<JoinEnded>,
+        join: impl Future<Output = Result<Admitted, ApiError>> + Send + 'static,
+    ) {
+        self.joins += 1;
+        let number = self.joins;
+        let task = tokio::spawn(async move {
+            let result = join.await;
+            let _ = ended.send(JoinEnded { number, result }).await;
+        });
+        self.phase = Phase::Joining(Joining {
+            number,
+            task: task.abort_handle(),
+            reply,
+        });
+    }
+
+    /// Goes on with a join that a restart cut off after the coordinator may have admitted this node.
+    fn resume_join(&mut self, ended: &mpsc::Sender<JoinEnded>) {
+        if !matches!(self.phase, Phase::Unjoined) {
+            return;
+        }
+        let Ok(Some(pending)) = self.dir.pending() else {
+            return;
+        };
+        if let (true, Some(way)) = (pending.asked, pending.way.clone()) {
+            tracing::info!("goes on with a join that was interrupted");
+            self.join_problem = Some(leaving::interrupted());
+            let join = joining::resume(self.ground(), pending, way);
+            self.start_join(None, ended.clone(), join);
+        }
+    }
+
+    async fn handle_join_ended(&mut self, ended: JoinEnded) {
+        let reply = match &mut self.phase {
+            Phase::Joining(joining) if joining.number == ended.number => joining.reply.take(),
+            _ => return,
+        };
         self.phase = Phase::Unjoined;
-        let result = match join.result {
-            Ok(admitted) => self.come_up(admitted).await,
+        let result = match ended.result {
+            Ok(admitted) => match self.come_up(admitted).await {
+                Err(error) => Err(self.give_back(error)),
+                joined => joined,
+            },
             Err(error) => Err(error),
         };
-        let _ = join.reply.send(result);
+        if result.is_ok() {
+            self.join_problem = None;
+        } else {
+            self.courier.wake();
+        }
+        match (reply, result) {
+            (Some(reply), result) => drop(reply.send(result)),
+            (None, Err(error)) => self.handle_not_resumed(error),
+            (None, Ok(_)) => {}
+        }
     }
 
     async fn come_up(&mut self, admitted: Admitted) -> Result<Joined, ApiError> {
@@ -397,7 +488,10 @@ impl Agent {
         )
         .await?;
         // Only now is there something worth starting from; until here the join can be asked for again.
-        self.dir.set_identity(&admitted.identity)?;
+        if let Err(error) = self.dir.set_identity(&admitted.identity) {
+            mesh.stop().await;
+            return Err(error.into());
+        }
         self.dir.clear_pending();
         let [v4, v6] = [
             admitted.identity.block.node_v4().to_string(),
@@ -414,37 +508,6 @@ impl Agent {
         self.phase = Phase::Up(Box::new(mesh), events);
         Ok(joined)
     }
-
-    async fn leave(&mut self) -> Result<(), ApiError> {
-        let mesh = self.mesh()?;
-        if let Some(word) = mesh.withdraw() {
-            let _ = timeout(PUBLISH_WAIT, wait_for_word(word, &mut self.phase)).await;
-        }
-        self.take_down().await;
-        self.dir.clear();
-        tracing::info!("left the mesh");
-        Ok(())
-    }
-}
-
-/// Takes stream events in until the coordinator has acknowledged.
-async fn wait_for_word(mut word: oneshot::Receiver<()>, phase: &mut Phase) {
-    loop {
-        tokio::select! {
-            _ = &mut word => return,
-            event = next_stream(phase) => match (event, &mut *phase) {
-                (Some(event), Phase::Up(mesh, _)) => mesh.handle_stream(event),
-                _ => return,
-            },
-        }
-    }
-}
-
-async fn next_stream(phase: &mut Phase) -> Option<super::control::stream::Event> {
-    match phase {
-        Phase::Up(_, events) => events.stream.recv().await,
-        Phase::Unjoined | Phase::Joining => std::future::pending().await,
-    }
 }
 
 /// The next thing that a joined node's other tasks tell.
@@ -458,7 +521,7 @@ async fn next_event(phase: &mut Phase) -> Option<Happened> {
             Some(ask) = events.peers.recv() => Some(Happened::Peers(ask)),
             () = events.device.gone() => Some(Happened::DeviceGone),
         },
-        Phase::Unjoined | Phase::Joining => std::future::pending().await,
+        Phase::Unjoined | Phase::Joining(_) => std::future::pending().await,
     }
 }
 

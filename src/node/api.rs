@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
-    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Ping, Pong, Rename, Renamed,
-    Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
+    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Ping, Pong, Problem,
+    Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
 };
 use crate::wire::unix_server::{self, failure};
 
@@ -35,7 +35,9 @@ pub enum Command {
     /// Join a mesh.
     Join(Join, Reply<Joined>),
     /// Leave it.
-    Leave(Reply<Empty>),
+    Leave(Reply<Left>),
+    /// What keeps this node from joining with its token file.
+    Unattended(Problem),
     /// Give the tunnel a new key.
     RotateKey(Reply<KeyRotated>),
     /// Be called something else.
@@ -59,10 +61,6 @@ pub enum Command {
     /// Counters, as text.
     Metrics(Reply<String>),
 }
-
-/// `{}`.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Empty {}
 
 /// Serves until `listener` or the agent is gone.
 ///

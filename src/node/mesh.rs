@@ -44,6 +44,10 @@ use crate::wire::local::Problem;
 use crate::wire::url::CoordinatorUrl;
 use crate::wire::{Envelope, Ledger};
 
+mod departing;
+
+use self::departing::Departures;
+
 /// Seconds between datagrams to a peer in any case: keeps address translation on the way open.
 const KEEPALIVE: u16 = 25;
 /// How long a name lingers after its last instance left.
@@ -61,6 +65,8 @@ pub(super) struct StreamState {
     pub(super) revoked: bool,
     /// Another machine with this node's keys is connected: this one keeps off its peers.
     pub(super) cloned: bool,
+    /// A coordinator claims that, and may have no proof of it.
+    pub(super) called_copy: bool,
 }
 
 /// A joined node.
@@ -103,6 +109,7 @@ pub(super) struct Mesh {
     /// The last message of an offer of everything that the coordinator has not acknowledged yet.
     owes: Option<u64>,
     waiting: HashMap<u64, oneshot::Sender<()>>,
+    departures: Departures,
 }
 
 /// The resolver at work.
@@ -298,6 +305,7 @@ impl Mesh {
             refusal: None,
             revoked: false,
             cloned: false,
+            called_copy: false,
         };
         let (docker, docker_events) = match &config.docker {
             None => (None, None),
@@ -330,6 +338,7 @@ impl Mesh {
             sequence: 0,
             owes: None,
             waiting: HashMap::new(),
+            departures: Departures::held_in(&ledger),
             config,
             identity,
             ledger,
@@ -399,12 +408,14 @@ impl Mesh {
                     refusal: None,
                     revoked: false,
                     cloned: false,
+                    called_copy: false,
                 };
                 if cloned {
                     self.refresh();
                 }
                 self.offer(another);
                 self.leave_farewell();
+                self.publish_departures();
             }
             Event::Changes { records, position } => {
                 self.stream.synced = Some(now);
@@ -415,6 +426,8 @@ impl Mesh {
             Event::Published { sequence, refused } => {
                 self.stream.synced = Some(now);
                 let stored = refused.is_empty();
+                let settled = super::departing::is_settled(&refused);
+                self.departures.handle_published(sequence, settled);
                 for why in refused {
                     tracing::debug!(%why, "the coordinator refused a record");
                 }
@@ -442,6 +455,8 @@ impl Mesh {
                 self.stream.url = url.to_string();
                 self.stream.connected = false;
                 self.stream.revoked = refusal == Some(Refusal::Revoked);
+                self.stream.called_copy |= refusal == Some(Refusal::Clone);
+                self.departures.handle_closed();
                 self.stream.refusal = Some(why);
                 // Who was connected since its start is the original, whatever a coordinator says.
                 if copied && self.stream.synced.is_none() && !self.stream.cloned {
@@ -488,10 +503,7 @@ impl Mesh {
             .membership(&id)
             .and_then(|membership| self.ledger.token(&membership.token));
         if token.is_some_and(|token| token.ephemeral) {
-            let departure = Record::Departure(Departure {
-                id,
-                version: next_version(0, SystemTime::now()),
-            });
+            let departure = Record::Departure(Departure::of(id));
             let departure = Envelope::seal(&departure, &self.identity.keys.identity);
             self.control.leave_farewell(departure);
         }
@@ -544,6 +556,10 @@ impl Mesh {
             if changed.iter().any(|key| key.kind == "mesh") {
                 self.control
                     .set_urls(coordinators(&self.ledger, &self.identity));
+            }
+            if from == Origin::Peer {
+                self.departures.handle_from_peer(&changed);
+                self.publish_departures();
             }
             self.refresh_after(&changed);
         }
@@ -1311,13 +1327,6 @@ impl Mesh {
             let allowed = allowed(&mesh.addresses, &self.subnets);
             self.allowed.store(Arc::new(allowed));
         }
-    }
-
-    /// Takes this node's services out of the answers, before it leaves.
-    pub(super) fn withdraw(&mut self) -> Option<oneshot::Receiver<()>> {
-        self.registry = Registry::default();
-        self.docker = None;
-        self.publish_own()
     }
 }
 

@@ -8,6 +8,7 @@ mod agent;
 pub mod api;
 pub mod config;
 pub mod control;
+mod departing;
 mod device;
 mod dns_address;
 mod docker;
@@ -21,6 +22,7 @@ mod report;
 mod resolv_conf;
 mod resolved;
 pub mod state;
+mod unattended;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -127,7 +129,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let serve_metrics = tokio::spawn(metrics::serve(config.metrics_listen, commands.clone()));
     let watchdog = tokio::spawn(crate::wire::log::feed_watchdog());
     if let Some(file) = config.token_file.clone() {
-        tokio::spawn(joining::join_unattended(file, commands));
+        tokio::spawn(unattended::run(file, commands));
     }
     tracing::info!(socket = %config.socket.display(), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

@@ -273,6 +273,36 @@ pub struct Joined {
     pub notes: Vec<String>,
 }
 
+/// The node is out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// 1.
+    pub schema: u32,
+    /// The name it had; absent if it was only joining.
+    pub name: Option<Label>,
+    /// Whether its name and addresses are free.
+    pub departure: DepartureState,
+    /// How many peers received the departure from this node itself, where no coordinator could be reached.
+    pub peers_reached: usize,
+}
+
+/// What became of a departure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DepartureState {
+    /// A coordinator has it: name and addresses are free.
+    Published,
+    /// No coordinator has it yet. meshd and the peers that have it hand it over.
+    Pending,
+    /// None was signed: another machine with the same keys goes on.
+    Copy,
+    /// None was needed: no coordinator had admitted the node, or it was removed before.
+    Unneeded,
+    /// A state of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
 /// `meshctl service list --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceList {

@@ -17,6 +17,9 @@
 //!                                       <-  records of those, done
 //! ```
 //!
+//! A node that leaves dials its peers as well. Its records are its departure; it compares nothing and hangs up when the
+//! other has sent `received`.
+//!
 //! Both prove that they hold the identity keys they name: any program on a member's machine can dial, since a container
 //! without an address of its own speaks from its node's. Records are verified by the ledger as always. Memberships do
 //! not travel this way: a ledger has no clock, and only a coordinator can tell one dated back from one that was granted.
@@ -89,6 +92,8 @@ pub enum PeerMessage {
     },
     /// That was all.
     Done,
+    /// The departure of who dialled has arrived. It is sent before the departure is applied, since that ends the tunnel.
+    Received,
     /// A message of a later version.
     #[serde(other)]
     Unknown,

@@ -288,6 +288,7 @@ fn from_peer() -> Vec<PeerMessage> {
             last: true,
         },
         PeerMessage::Done,
+        PeerMessage::Received,
     ]
 }
 

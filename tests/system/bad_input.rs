@@ -169,8 +169,10 @@ fn a_network_in_the_way_is_named_and_the_token_is_not_lost() {
     assert_refused(
         &mesh.on(0, &["join", &token]),
         78,
-        &["10.210.0.0/16", "10.210.77.", "eth0"],
+        &["10.210.0.0/16", "10.210.77.", "eth0", "token was not used"],
     );
+    let nodes = mesh.admin(&["node", "list"]).stdout;
+    assert!(!nodes.contains("\nn1"), "nobody was admitted: {nodes}");
     assert!(mesh.succeeds(0, "ip", &["addr", "del", "10.210.77.1/24", "dev", "eth0"]));
     assert_eq!(mesh.on(0, &["join", &token]).code, 0);
 }

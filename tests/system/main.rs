@@ -18,6 +18,7 @@ mod flood;
 mod forwarding;
 mod four_hosts;
 mod host_dns;
+mod leaving;
 mod machine;
 #[cfg(feature = "etcd")]
 mod many_coordinators;
@@ -26,4 +27,5 @@ mod narrow_path;
 mod restart;
 mod restore;
 mod rotation;
+mod unattended;
 mod uncarried;

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::model::record::Record;
 use crate::model::{PublicKey, SigningKey};
 use crate::wire::Envelope;
 use crate::wire::envelope::{Purpose, Signature};
@@ -24,6 +25,8 @@ pub(super) enum Step {
     Send(PeerMessage),
     /// Give these to the ledger; a forged one ends the conversation.
     Apply(Vec<Envelope>),
+    /// Wait a little until what was sent has arrived: what comes next ends the tunnel.
+    Flush,
     /// Ask the ledger what it holds, for [`Exchange::handle_holdings`].
     AskHoldings,
     /// Ask the ledger for the records of these, for [`Exchange::handle_records`].
@@ -149,6 +152,13 @@ impl Exchange {
                 if records.len() > MAX_RECORDS || self.records > MOST_RECORDS {
                     return Err(Broken::TooMuch);
                 }
+                if records.iter().any(|record| self.is_departure(record)) {
+                    return Ok(vec![
+                        Step::Send(PeerMessage::Received),
+                        Step::Flush,
+                        Step::Apply(records),
+                    ]);
+                }
                 Ok(vec![Step::Apply(records)])
             }
             (Turn::Summary, PeerMessage::Summary { digest }) => {
@@ -180,6 +190,15 @@ impl Exchange {
             }
             _ => Err(Broken::OutOfTurn),
         }
+    }
+
+    /// Whether the other node leaves by this record.
+    fn is_departure(&self, record: &Envelope) -> bool {
+        record.signer == self.other
+            && matches!(
+                Record::parse(&record.payload),
+                Ok((_, Record::Departure(departure))) if departure.id == self.other
+            )
     }
 
     /// The step, once the other's turn is over.

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use self::exchange::Exchange;
@@ -41,6 +41,8 @@ use crate::wire::peers::PORT;
 
 /// How long a dialled peer may take to answer.
 const DIAL_LIMIT: Duration = Duration::from_secs(3);
+/// How long peers may take to receive a departure.
+const DEPARTURE_LIMIT: Duration = Duration::from_secs(4);
 /// Between two attempts to listen: the address may be taken from the device for a moment.
 const LISTEN_AGAIN: Duration = Duration::from_secs(2);
 /// Questions to the agent that wait at most.
@@ -170,6 +172,35 @@ impl Peers {
         self.rounds.handle_ended(id, well, now);
     }
 
+    /// Hands this node's departure to `peers`, all at once. Gives how many have received it in time.
+    pub(super) fn hand_over(
+        &self,
+        departure: &Envelope,
+        peers: Vec<(PublicKey, Ipv4Addr)>,
+    ) -> impl Future<Output = usize> + use<> {
+        let (line, departure) = (self.line.clone(), departure.clone());
+        async move {
+            let mut dialled = JoinSet::new();
+            for (peer, address) in peers {
+                dialled.spawn(hand_over(line.clone(), peer, address, departure.clone()));
+            }
+            let mut received = 0;
+            let _ = timeout(DEPARTURE_LIMIT, async {
+                while let Some(ended) = dialled.join_next().await {
+                    match ended {
+                        Ok(Ok(())) => received += 1,
+                        Ok(Err(why)) => {
+                            tracing::debug!(%why, "a peer did not receive the departure")
+                        }
+                        Err(_) => {}
+                    }
+                }
+            })
+            .await;
+            received
+        }
+    }
+
     /// Dials who is due, with the records `news` gives for a list of keys.
     pub(super) fn dial(
         &mut self,
@@ -213,14 +244,29 @@ fn nonce() -> Result<String, String> {
     Ok(PublicKey(octets).to_string())
 }
 
+async fn connect(line: &Line, address: Ipv4Addr) -> Result<TcpStream, session::Failure> {
+    let socket = socket(line, 0).map_err(|e| e.to_string())?;
+    let there = SocketAddrV4::new(address, PORT).into();
+    timeout(DIAL_LIMIT, socket.connect(there))
+        .await
+        .map_err(|_| "it does not answer".to_owned())?
+        .map_err(|e| e.to_string())
+}
+
+async fn hand_over(
+    line: Line,
+    peer: PublicKey,
+    address: Ipv4Addr,
+    departure: Envelope,
+) -> Result<(), session::Failure> {
+    let stream = connect(&line, address).await?;
+    let exchange = Exchange::dial(line.key, peer, nonce()?, vec![departure]);
+    session::hand_over(stream, exchange).await
+}
+
 async fn dial(line: Line, peer: PublicKey, address: Ipv4Addr, news: Vec<Envelope>) {
     let talked = async {
-        let socket = socket(&line, 0).map_err(|e| e.to_string())?;
-        let there = SocketAddrV4::new(address, PORT).into();
-        let stream = timeout(DIAL_LIMIT, socket.connect(there))
-            .await
-            .map_err(|_| "it does not answer".to_owned())?
-            .map_err(|e| e.to_string())?;
+        let stream = connect(&line, address).await?;
         let exchange = Exchange::dial(line.key.clone(), peer, nonce()?, news);
         session::run(stream, exchange, line.asks.clone()).await
     }

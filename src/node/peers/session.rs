@@ -1,12 +1,13 @@
 //! Carries one conversation: messages on and off the socket, questions to the agent.
 
 use std::collections::VecDeque;
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Ask;
 use super::exchange::{Exchange, Step};
@@ -16,6 +17,11 @@ use crate::wire::peers::{MAX_FRAME, PeerMessage};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a conversation may last.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the other's kernel may take to acknowledge what is sent before the tunnel to it ends.
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
+/// Between two looks at what is not acknowledged yet.
+const OUTGOING_LOOK: Duration = Duration::from_millis(10);
 
 /// Why a conversation failed, for the log.
 pub(super) type Failure = String;
@@ -29,6 +35,49 @@ pub(super) async fn run(
     timeout(LIMIT, talk(stream, exchange, asks))
         .await
         .map_err(|_| "it takes too long".to_owned())?
+}
+
+/// Sends what `exchange` has to send first, and waits until the other side has received it.
+pub(super) async fn hand_over(
+    mut stream: TcpStream,
+    mut exchange: Exchange,
+) -> Result<(), Failure> {
+    let _ = stream.set_nodelay(true);
+    let mut steps: VecDeque<Step> = exchange.begin().into();
+    loop {
+        while let Some(step) = steps.pop_front() {
+            match step {
+                Step::Send(message) => send(&mut stream, &message).await?,
+                // All that comes before the comparison is sent.
+                _ => {
+                    return match receive(&mut stream).await? {
+                        PeerMessage::Received => Ok(()),
+                        _ => Err("the other node does not keep to the protocol".to_owned()),
+                    };
+                }
+            }
+        }
+        let message = receive(&mut stream).await?;
+        let more = exchange.handle_message(message);
+        steps.extend(more.map_err(|broken| broken.to_string())?);
+    }
+}
+
+/// Waits until the kernel has nothing to send again.
+async fn acknowledged(stream: &TcpStream) -> Result<(), Failure> {
+    loop {
+        let mut unacknowledged: libc::c_int = 0;
+        // SAFETY: the descriptor is open while `stream` is borrowed, and the call only writes to the integer.
+        let asked =
+            unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut unacknowledged) };
+        if asked != 0 {
+            return Err(std::io::Error::last_os_error().to_string());
+        }
+        if unacknowledged == 0 {
+            return Ok(());
+        }
+        sleep(OUTGOING_LOOK).await;
+    }
 }
 
 async fn talk(
@@ -47,6 +96,9 @@ async fn talk(
                     if !sound {
                         return Err("a record's signature does not hold".to_owned());
                     }
+                }
+                Step::Flush => {
+                    let _ = timeout(FLUSH_LIMIT, acknowledged(&stream)).await;
                 }
                 Step::AskHoldings => {
                     let held = ask(&asks, Ask::Holdings).await?;

@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | `identity.json` | the node's keys and its place in the mesh | meshd does not start: nothing can replace it |
 //! | `pending.json` | keys and certificate of a join under way | the join is begun afresh |
+//! | `departing-ID.json` | a departure that no coordinator has acknowledged | the name stays taken until it is removed |
 //! | `records.jsonl` | every verified record, one envelope a line | damaged lines are left out and come again |
 //! | `position.json` | where the node stands in the coordinator's changes | everything is asked for again |
 //! | `instances.json` | the addresses of containers | they get new ones |
 //! | `services.json` | services added with `meshctl service add`, drains | said, kept aside as `services.json.damaged` |
 
+pub mod departing;
 pub mod records;
 
 use std::collections::BTreeMap;
@@ -144,6 +146,21 @@ pub struct Pending {
     pub token: PublicKey,
     /// Signed with the token's key.
     pub membership: Envelope,
+    /// Whether a coordinator may have received the request: it may have admitted the node.
+    pub asked: bool,
+    /// Where the coordinators are, so that the join is finished after a restart; absent in a file of an earlier version.
+    pub way: Option<Way>,
+}
+
+/// How to reach the coordinators of a mesh and to verify what they say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// What everything is verified up to.
+    pub mesh_key: PublicKey,
+    /// Where coordinators are.
+    pub urls: Vec<CoordinatorUrl>,
+    /// The key they have.
+    pub pin: SpkiPin,
 }
 
 /// Keys as they stand in a file.
@@ -226,6 +243,10 @@ struct StoredPending {
     keys: StoredKeys,
     token: PublicKey,
     membership: Envelope,
+    #[serde(default)]
+    asked: bool,
+    #[serde(default)]
+    way: Option<Way>,
 }
 
 impl StateDir {
@@ -301,6 +322,8 @@ impl StateDir {
             keys,
             token: stored.token,
             membership: stored.membership,
+            asked: stored.asked,
+            way: stored.way,
         }))
     }
 
@@ -316,6 +339,8 @@ impl StateDir {
                 keys,
                 token: pending.token,
                 membership: pending.membership.clone(),
+                asked: pending.asked,
+                way: pending.way.clone(),
             },
         )
     }

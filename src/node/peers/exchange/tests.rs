@@ -56,6 +56,7 @@ impl End {
                     sent.push(message);
                     continue;
                 }
+                Step::Flush => continue,
                 Step::Apply(records) => {
                     for record in records {
                         let _ = self.ledger.apply(record);
@@ -217,4 +218,34 @@ fn nothing_is_taken_out_of_turn_or_beyond_the_bounds() {
         })
         .count();
     assert!(taken <= MOST_RECORDS / MAX_RECORDS);
+}
+
+#[test]
+fn a_departure_is_acknowledged_before_it_ends_the_tunnel() {
+    use crate::model::record::{Departure, Record};
+    let departure = |n: u8| {
+        let key = SigningKey::from_seed(&[n; 32]);
+        Envelope::seal(&Record::Departure(Departure::of(key.public())), &key)
+    };
+    let (here, there) = (
+        SigningKey::from_seed(&[1; 32]),
+        SigningKey::from_seed(&[2; 32]),
+    );
+    let steps_of = |records: Vec<Envelope>| {
+        let mut exchange = Exchange::answer(here.clone(), there.public(), "nonce".to_owned());
+        exchange.turn = Turn::Summary;
+        exchange.handle_message(PeerMessage::Records { records })
+    };
+    let own = vec![departure(2)];
+    assert_eq!(
+        steps_of(own.clone()),
+        Ok(vec![
+            Step::Send(PeerMessage::Received),
+            Step::Flush,
+            Step::Apply(own)
+        ])
+    );
+    // That of another node ends no tunnel to this one.
+    let others = vec![departure(3)];
+    assert_eq!(steps_of(others.clone()), Ok(vec![Step::Apply(others)]));
 }

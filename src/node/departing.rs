@@ -1,0 +1,130 @@
+//! Departures on their way to a coordinator, from a node that is out already: it left while no coordinator was there, or its
+//! join failed after it was admitted. They are in the state directory until a coordinator has them, through restarts.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
+
+use super::control::stream::{Event, Position, Stream, StreamConfig};
+use super::state::StateDir;
+use super::state::departing::Departing;
+use crate::model::time::UnixSeconds;
+use crate::wire::control::Refusal;
+use crate::wire::ledger::Refused;
+
+/// How long a coordinator is tried for one departure before the next one has its turn.
+const TURN: Duration = Duration::from_secs(30);
+/// The pause after a turn without success; it doubles with each further one.
+const PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(600);
+/// After this long nobody waits for the name any more: an administrator has removed the node.
+const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Wakes the task that brings departures to a coordinator. Dropping it ends the task.
+pub(super) struct Courier {
+    wake: Arc<Notify>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Courier {
+    /// Starts with the departures in `dir`.
+    pub(super) fn start(dir: StateDir) -> Self {
+        let wake = Arc::new(Notify::new());
+        let task = tokio::spawn(run(dir, Arc::clone(&wake)));
+        Self { wake, task }
+    }
+
+    /// There is a new departure in the directory.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+}
+
+impl Drop for Courier {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run(dir: StateDir, wake: Arc<Notify>) {
+    let mut pause = PAUSE;
+    loop {
+        for departing in dir.departing() {
+            let now = UnixSeconds::from_system(SystemTime::now());
+            let id = departing.id();
+            if now > departing.since.plus(MAX_AGE) {
+                tracing::warn!(
+                    node = id.short(),
+                    "no coordinator took a departure in 30 days; it is given up"
+                );
+                dir.remove_departing(&id);
+            } else if timeout(TURN, bring(&departing)).await.unwrap_or(false) {
+                tracing::info!(
+                    node = id.short(),
+                    "a coordinator has the departure; name and addresses are free"
+                );
+                dir.remove_departing(&id);
+            }
+        }
+        if dir.departing().is_empty() {
+            wake.notified().await;
+            pause = PAUSE;
+        } else if timeout(pause, wake.notified()).await.is_ok() {
+            pause = PAUSE;
+        } else {
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+}
+
+/// Brings one departure to a coordinator, over a stream of its own that is opened again when it breaks. False if that is of
+/// no use now.
+async fn bring(departing: &Departing) -> bool {
+    const SEQUENCE: u64 = 1;
+    let (sender, mut events) = mpsc::channel(16);
+    let config = StreamConfig {
+        urls: departing.way.urls.clone(),
+        pin: departing.way.pin,
+        identity: departing.identity.clone(),
+    };
+    let stream = Stream::start(config, Position::default(), sender);
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Opened { .. } => {
+                stream.publish(SEQUENCE, vec![departing.envelope()]);
+            }
+            Event::Published { sequence, refused } if sequence == SEQUENCE => {
+                return is_settled(&refused);
+            }
+            Event::Closed { refusal, .. } => match refusal {
+                Some(Refusal::Revoked) => return true,
+                Some(Refusal::Clone) => return false,
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Whether nothing is left to do for a departure that was published: it is stored, or it is of a node that the coordinator
+/// never admitted or removed already. A failure of the coordinator's store is neither.
+pub(super) fn is_settled(refused: &[String]) -> bool {
+    let settled = [Refused::NotAMember, Refused::NodeRevoked].map(|refused| refused.to_string());
+    refused.iter().all(|why| settled.contains(why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_departure_that_the_coordinator_could_not_store_is_brought_again() {
+        assert!(is_settled(&[]));
+        assert!(is_settled(&[Refused::NotAMember.to_string()]));
+        assert!(is_settled(&[Refused::NodeRevoked.to_string()]));
+        assert!(!is_settled(&["the coordinator's store failed".to_owned()]));
+    }
+}
