@@ -98,10 +98,25 @@ pub(super) fn bring_up(addresses: &[(IpAddr, u8)]) -> Result<(), LabError> {
                 .map_err(fault)?;
         }
         for (address, length) in addresses {
-            add_address(&handle, eth0, *address, *length).await?;
+            match add_address(&handle, eth0, *address, *length).await {
+                Err(LabError::Netlink(_, error))
+                    if address.is_ipv6() && is_without_ipv6(&error) => {}
+                added => added?,
+            }
         }
         Ok(())
     })
+}
+
+/// Whether the kernel refuses because this machine has no IPv6.
+fn is_without_ipv6(error: &rtnetlink::Error) -> bool {
+    let rtnetlink::Error::NetlinkError(error) = error else {
+        return false;
+    };
+    matches!(
+        error.raw_code().saturating_neg(),
+        libc::EACCES | libc::EAFNOSUPPORT | libc::EOPNOTSUPP
+    )
 }
 
 async fn add_address(

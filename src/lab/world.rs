@@ -68,3 +68,41 @@ impl World {
         self.wan.inside(|| link::set_up(host.port(), plugged))?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_ipv6_is_brought_up_with_ipv4_alone() {
+        if !nix::unistd::geteuid().is_root() {
+            return crate::lab::skip_test("network namespaces need root");
+        }
+        let wan = Namespace::new("wan").expect("root may make namespaces");
+        wan.inside(|| link::make_bridge(BRIDGE))
+            .expect("a namespace")
+            .expect("a bridge");
+        let host = Namespace::new("host").expect("root may make namespaces");
+        host.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"))
+            .expect("a namespace")
+            .expect("root");
+        wan.inside(|| link::plug(BRIDGE, "p1", host.pid()))
+            .expect("a namespace")
+            .expect("a cable");
+        let addresses = [
+            (Ipv4Addr::new(198, 51, 100, 9).into(), 24),
+            (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9).into(), 64),
+        ];
+        host.inside(|| link::bring_up(&addresses))
+            .expect("a namespace")
+            .expect("IPv4 is there");
+        let shown = host.inside(|| {
+            let found = nix::ifaddrs::getifaddrs().expect("a list");
+            let addresses = found.filter_map(|entry| entry.address);
+            addresses.map(|a| a.to_string()).collect::<Vec<_>>()
+        });
+        let shown = shown.expect("a namespace").join(" ");
+        assert!(shown.contains("198.51.100.9"), "{shown}");
+        assert!(!shown.contains("2001:db8::9"), "{shown}");
+    }
+}
