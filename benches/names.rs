@@ -196,6 +196,7 @@ fn ledger(services: usize) -> Ledger {
             wireguard_key,
             block: addresses.block(n.into()).expect("in the plan"),
             endpoints: vec![],
+            without_ipv6: false,
         };
         say(Record::Node(node), own);
     }

@@ -107,6 +107,7 @@ pub(crate) fn own_records(
         wireguard_key,
         block,
         endpoints: vec![endpoint(1), endpoint(2)],
+        without_ipv6: false,
     });
     let own = Envelope::seal(&node, identity);
     let services = (0..services).map(|n| {

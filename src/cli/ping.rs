@@ -21,6 +21,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
     let daemon = globals.daemon();
     let mut times = Vec::new();
+    let mut problems = Vec::new();
     for sequence in 1..=arguments.count {
         if sequence > 1 {
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -30,6 +31,7 @@ pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, C
             timeout_ms: 2000,
         };
         let pong: Pong = daemon.post("/v1/ping", &ping).await?;
+        problems = pong.problems;
         let endpoint = pong
             .endpoint
             .map_or_else(String::new, |e| format!(" over {e}"));
@@ -52,6 +54,12 @@ pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, C
         return Err(CliError::failed(format!(
             "{} does not answer; is meshd running there, and its UDP port open? `meshctl status` there and here tells more",
             arguments.node
+        )));
+    }
+    if let Some(problem) = problems.first() {
+        return Err(CliError::failed(format!(
+            "the tunnel to {} works, but {}: {}; {}",
+            arguments.node, problem.what, problem.why, problem.fix
         )));
     }
     eprintln!(

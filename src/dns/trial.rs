@@ -323,6 +323,7 @@ fn netmap() -> Option<Netmap> {
             wireguard_key: WireGuardKey([n; 32]),
             block,
             endpoints: vec![],
+            without_ipv6: false,
         };
         netmap.members.insert(id(n), member);
         let both: [IpAddr; 2] = [block.node_v4().into(), block.node_v6().into()];

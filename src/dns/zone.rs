@@ -113,16 +113,13 @@ impl Zone {
         }
         for member in input.netmap.members.values() {
             let name = format!("{}.node", member.name);
-            let addresses = [
-                IpAddr::V4(member.block.node_v4()),
-                IpAddr::V6(member.block.node_v6()),
-            ];
-            for address in addresses {
-                zone.reverse.give_to_node(address, &name);
+            let addresses = member.addresses();
+            for address in &addresses {
+                zone.reverse.give_to_node(*address, &name);
             }
             if member.id == input.own {
                 zone.names
-                    .put("ns", |entry| entry.addresses = addresses.into());
+                    .put("ns", |entry| entry.addresses = addresses.as_slice().into());
             }
             zone.names
                 .put(&name, |entry| entry.addresses = addresses.into());

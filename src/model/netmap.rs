@@ -1,7 +1,7 @@
 //! The mesh as a node sees it: who is in, where, and what they serve.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::address::Block;
 use super::key::{PublicKey, WireGuardKey};
@@ -34,6 +34,20 @@ pub struct Member {
     pub block: Block,
     /// Where its tunnel may be reached, best first.
     pub endpoints: Vec<SocketAddr>,
+    /// Whether nobody reaches its IPv6 address.
+    pub without_ipv6: bool,
+}
+
+impl Member {
+    /// The node's own addresses that can be reached, IPv4 first.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let v6 = (!self.without_ipv6).then(|| IpAddr::V6(self.block.node_v6()));
+        [IpAddr::V4(self.block.node_v4())]
+            .into_iter()
+            .chain(v6)
+            .collect()
+    }
 }
 
 impl Netmap {

@@ -212,6 +212,9 @@ pub struct Node {
     pub block: Block,
     /// Where its tunnel may be reached, best first.
     pub endpoints: Vec<SocketAddr>,
+    /// Whether IPv6 is switched off on its machine: nobody reaches its IPv6 address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_ipv6: bool,
 }
 
 /// What a node wants to be called instead of the name it joined with. It gets that name where nobody else has it; the name of its
@@ -564,6 +567,28 @@ mod tests {
             Record::parse(&payload).map(|(_, r)| r),
             Ok(Record::Service(service()))
         );
+    }
+
+    #[test]
+    fn what_a_node_is_without_is_written_only_where_it_is_without_it() {
+        let node = |without_ipv6| Node {
+            id: SigningKey::from_seed(&[3; 32]).public(),
+            version: 1,
+            wireguard_key: WireGuardKey([7; 32]),
+            block: Block {
+                v4: "10.210.1.0/24".parse().expect("a literal"),
+                v6: "fd00:1:2:1::/64".parse().expect("a literal"),
+            },
+            endpoints: Vec::new(),
+            without_ipv6,
+        };
+        // Versions that do not have the field read and write the same text.
+        let payload = Record::Node(node(false)).payload();
+        assert!(!payload.contains("ipv6"), "{payload}");
+        for without in [false, true] {
+            let record = Record::Node(node(without));
+            assert_eq!(Record::parse(&record.payload()).map(|(_, r)| r), Ok(record));
+        }
     }
 
     #[test]

@@ -80,6 +80,7 @@ enum Happened {
     Engine(Vec<Report>),
     Probes(Vec<(ContainerId, bool)>),
     Wired,
+    Host,
     Peers(super::peers::Ask),
     DeviceGone,
     JoinEnded(Box<JoinEnded>),
@@ -154,6 +155,11 @@ impl Agent {
                 Happened::Engine(reports) => self.with_mesh(|mesh| mesh.handle_engine(reports)),
                 Happened::Probes(verdicts) => self.with_mesh(|mesh| mesh.handle_probes(verdicts)),
                 Happened::Wired => self.with_mesh(Mesh::handle_wired),
+                Happened::Host => {
+                    if let Phase::Up(mesh, _) = &mut self.phase {
+                        mesh.handle_host().await;
+                    }
+                }
                 Happened::Peers(ask) => self.with_mesh(|mesh| mesh.handle_ask(ask)),
                 Happened::DeviceGone => {
                     if let Phase::Up(mesh, _) = &mut self.phase {
@@ -498,12 +504,14 @@ impl Agent {
             admitted.identity.block.node_v6().to_string(),
         ];
         tracing::info!(name = %admitted.identity.name, %v4, %v6, "joined");
+        let without = mesh.network.ipv6().problem(&self.config.interface);
+        let notes = without.map(|p| format!("{}: {}", p.what, p.why));
         let joined = Joined {
             schema: SCHEMA,
             name: admitted.identity.name,
             address_v4: admitted.identity.block.node_v4(),
             address_v6: admitted.identity.block.node_v6(),
-            notes: admitted.notes,
+            notes: admitted.notes.into_iter().chain(notes).collect(),
         };
         self.phase = Phase::Up(Box::new(mesh), events);
         Ok(joined)
@@ -518,6 +526,7 @@ async fn next_event(phase: &mut Phase) -> Option<Happened> {
             verdict = events.verdicts.recv() => verdict.map(|(key, healthy)| Happened::Verdict(key, healthy)),
             happened = next_of_containers(&mut events.docker) => happened,
             Ok(()) = events.firewall.changed() => Some(Happened::Wired),
+            Ok(()) = events.host.changed() => Some(Happened::Host),
             Some(ask) = events.peers.recv() => Some(Happened::Peers(ask)),
             () = events.device.gone() => Some(Happened::DeviceGone),
         },

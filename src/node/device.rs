@@ -112,7 +112,7 @@ impl Mesh {
     /// Puts on the device what nobody looks after later, and tells those who know it by its index.
     async fn refit_device(&mut self) {
         let index = self.tunnel.index();
-        self.network.set_discipline(index).await;
+        self.network.refit(index).await;
         if let (Some(dns), Some(mesh)) = (&mut self.dns, self.ledger.mesh())
             && dns.resolved.is_some()
         {

@@ -15,13 +15,14 @@ use super::device::{self, DeviceEvents};
 use super::dns_address;
 use super::docker::{self, Docker, DockerEvents};
 use super::host::wiring::{Firewall, Mapped, Native, Wiring};
-use super::host::{self, HostNetwork, Plan, ResolvConf, SplitDns};
+use super::host::{self, HostNetwork, Inward, Ipv6, Plan, ResolvConf, SplitDns, Upkeep, Wanted};
 use super::own_records::OwnRecords;
 use super::peers::{Ask, Peers};
 use super::resolv_conf::Keeper;
 use super::resolved::ResolvedLink;
 use super::state::records::RecordLog;
 use super::state::{Identity, Keys, Previous, StateDir};
+use super::unwritten::{Part, Unwritten};
 use crate::discovery::Checker;
 use crate::discovery::docker::{ContainerId, Report, Wired, network};
 use crate::discovery::registry::{Key, Registry};
@@ -94,11 +95,12 @@ pub(super) struct Mesh {
     pub(super) own_records: OwnRecords,
     /// Service addresses that the kernel balances.
     balanced: BTreeSet<Ipv4Addr>,
-    /// Subnets of the container engine.
-    subnets: Vec<Ipv4Net>,
+    /// Bridges of the container engine, with their subnets.
+    bridges: BTreeMap<String, Vec<Ipv4Net>>,
     dir: StateDir,
     log: RecordLog,
-    pub(super) network: HostNetwork,
+    pub(super) unwritten: Unwritten,
+    pub(super) network: Upkeep,
     allowed: Arc<ArcSwap<Allowed>>,
     checker: Checker<Key>,
     control: Stream,
@@ -133,6 +135,7 @@ pub(super) struct Events {
     pub(super) verdicts: mpsc::Receiver<(Key, bool)>,
     pub(super) docker: Option<DockerEvents>,
     pub(super) firewall: watch::Receiver<u64>,
+    pub(super) host: watch::Receiver<u64>,
     pub(super) peers: mpsc::Receiver<Ask>,
     pub(super) device: DeviceEvents,
 }
@@ -196,10 +199,14 @@ impl Mesh {
             dir.position()
         };
 
-        let interfaces = host::interfaces();
+        let internal =
+            |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal, error.to_string());
+        let network = HostNetwork::open().map_err(|e| internal(&e))?;
+        let survey = network.survey().await.map_err(|e| internal(&e))?;
+        let (interfaces, guests) = (host::interfaces(), survey.guest_bridges());
         let mtu = config
             .mtu
-            .unwrap_or_else(|| host::tunnel_mtu(&interfaces, &config.interface));
+            .unwrap_or_else(|| host::tunnel_mtu(&interfaces, &config.interface, &guests));
         let wall = UnixSeconds::from_system(SystemTime::now());
         let previous = identity
             .previous
@@ -240,17 +247,26 @@ impl Mesh {
         if native.is_some() {
             plan.halve();
         }
-        let internal =
-            |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal, error.to_string());
-        let network = HostNetwork::open().map_err(|e| internal(&e))?;
         network.set_discipline(tunnel.index()).await;
-        network
-            .apply(&plan, tunnel.index())
-            .await
-            .map_err(|e| internal(&e))?;
+        let applied = network.apply(&plan, tunnel.index()).await;
+        let applied = applied.map_err(|e| internal(&e))?;
+        let applied = applied.ok_or_else(|| internal(&"the tunnel device is gone already"))?;
+        // Without IPv4 there is no node; without IPv6 there is one, and a problem.
+        if let Some(refused) = applied.refused.iter().find(|refused| !refused.is_ipv6()) {
+            return Err(internal(refused));
+        }
+        let wanted = Wanted {
+            plan: plan.clone(),
+            index: tunnel.index(),
+            fitted: 0,
+            mesh: addresses,
+            block: identity.block,
+            peers: Vec::new(),
+        };
+        let network = Upkeep::start(network, wanted, &applied);
 
         let zone = Arc::new(ArcSwap::from_pointee(Zone::default()));
-        let allowed = Arc::new(ArcSwap::from_pointee(allowed(&addresses, &[])));
+        let allowed = Arc::new(ArcSwap::from_pointee(allowed(&addresses, &BTreeMap::new())));
         let upstream = Arc::new(Upstream::new());
         let dns = config.dns.then(|| {
             let resolver = Arc::new(Resolver::new(
@@ -316,14 +332,16 @@ impl Mesh {
                 (Some(docker), Some(events))
             }
         };
-        let firewall = Firewall::start(Some(addresses.prefix_v6));
-        let looks = firewall.looks();
+        // A kernel without IPv6 has nothing of it to guard.
+        let guarded = applied.ipv6 != Ipv6::Absent;
+        let firewall = Firewall::start(guarded.then_some(addresses.prefix_v6));
+        let (looks, host_looks) = (firewall.looks(), network.looks());
         let mut mesh = Self {
             docker,
             firewall,
             own_records: OwnRecords::default(),
             balanced: BTreeSet::new(),
-            subnets: Vec::new(),
+            bridges: BTreeMap::new(),
             checker: Checker::new(verdict_events),
             damaged: loaded.damaged,
             netmap: Netmap::default(),
@@ -351,11 +369,13 @@ impl Mesh {
             position,
             dir,
             log,
+            unwritten: Unwritten::default(),
             network,
             allowed,
             control,
             peers,
         };
+        mesh.keep_again();
         mesh.refresh_surroundings();
         mesh.listen().await;
         mesh.publish_own();
@@ -374,6 +394,7 @@ impl Mesh {
             verdicts,
             docker: docker_events,
             firewall: looks,
+            host: host_looks,
             peers: peer_asks,
             device,
         };
@@ -517,10 +538,9 @@ impl Mesh {
         }
         self.control.set_position(self.position.clone());
         // What is not on disk must come again after a restart.
-        if self.log.is_whole()
-            && let Err(error) = self.dir.set_position(&self.position)
-        {
-            tracing::warn!(%error, "cannot note where this node stands; it will ask for more than it needs");
+        if self.log.is_whole() {
+            let written = self.dir.set_position(&self.position);
+            self.unwritten.note(Part::Position, written);
         }
     }
 
@@ -612,15 +632,34 @@ impl Mesh {
 
     /// Writes records to disk. What cannot be written is still acted on, and said.
     fn keep(&mut self, new: &[Envelope]) {
-        match self.log.append(new, &self.ledger) {
-            Ok(()) => {
-                self.troubles.remove("disk");
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot keep records on disk");
-                self.trouble("disk", "records are not kept on disk", error.to_string(), "make room on the file system of the state directory; without it a restart goes back to older records");
-            }
+        let written = self.log.append(new, &self.ledger);
+        self.unwritten.note(Part::Records, written);
+    }
+
+    /// Writes what the disk refused before.
+    fn keep_again(&mut self) {
+        if !self.log.is_whole() {
+            self.keep(&[]);
         }
+        if self.unwritten.has(Part::Position) {
+            self.note_position();
+        }
+        if self.unwritten.has(Part::OldKey) {
+            self.forget_old_key();
+        }
+        self.keep_leases();
+    }
+
+    fn keep_leases(&mut self) {
+        if let Some(docker) = &mut self.docker {
+            let written = docker.keep(&self.dir);
+            self.unwritten.note(Part::Leases, written);
+        }
+    }
+
+    fn forget_old_key(&mut self) {
+        let written = self.dir.set_identity(&self.identity);
+        self.unwritten.note(Part::OldKey, written);
     }
 
     pub(super) fn trouble(&mut self, key: &'static str, what: &str, why: String, fix: &str) {
@@ -641,11 +680,17 @@ impl Mesh {
         let id = self.id();
         let mut changed = Vec::new();
         if let Some(mesh) = self.ledger.mesh() {
+            let bridges = self.docker.as_ref().map(Docker::bridges);
+            let inward = Inward {
+                engine: bridges.unwrap_or_default().into_keys().collect(),
+                guests: self.network.guest_bridges(),
+            };
             let endpoints = host::candidates(
                 &host::interfaces(),
                 &self.config.interface,
                 &mesh.addresses,
                 self.tunnel.listen_port(),
+                &inward,
             );
             let held = self.ledger.node(&id);
             let node = Node {
@@ -654,6 +699,7 @@ impl Mesh {
                 wireguard_key: self.identity.keys.wireguard_public(),
                 block: self.identity.block,
                 endpoints,
+                without_ipv6: self.network.ipv6() != Ipv6::On,
             };
             if held != Some(&node) {
                 changed.push(Record::Node(Node {
@@ -662,8 +708,9 @@ impl Mesh {
                 }));
             }
         }
-        let wanted = self.wanted_services();
-        let mut wanted = self.own_records.fit(wanted);
+        let mut services = self.wanted_services();
+        self.leave_out_ipv6(&mut services);
+        let mut wanted = self.own_records.fit(services);
         self.own_records.begin_round();
         for held in self.ledger.services_of(&id) {
             let empty = || Service {
@@ -690,6 +737,19 @@ impl Mesh {
         let word = self.publish(changed);
         self.own_records.end_round();
         word
+    }
+
+    /// Takes this node's IPv6 address out of services, where its machine has no IPv6.
+    fn leave_out_ipv6(&self, services: &mut BTreeMap<String, Service>) {
+        if self.network.ipv6() == Ipv6::On {
+            return;
+        }
+        let own = IpAddr::V6(self.identity.block.node_v6());
+        for instance in services.values_mut().flat_map(|s| &mut s.instances) {
+            if instance.addresses.iter().any(|address| *address != own) {
+                instance.addresses.retain(|address| *address != own);
+            }
+        }
     }
 
     /// Calls this node `name` from now on. Gives what [`Mesh::publish_own`] does.
@@ -768,9 +828,7 @@ impl Mesh {
         self.tunnel.settle(now);
         if self.identity.previous.is_some() && !self.tunnel.is_rotating() {
             self.identity.previous = None;
-            if let Err(error) = self.dir.set_identity(&self.identity) {
-                tracing::warn!(%error, "the tunnel's old key stays on disk");
-            }
+            self.forget_old_key();
         }
     }
 
@@ -911,19 +969,45 @@ impl Mesh {
     fn containers_changed(&mut self) {
         self.wire();
         self.publish_own();
-        let bridges = self.docker.as_ref().map(Docker::bridges);
-        let subnets: Vec<Ipv4Net> = bridges.into_iter().flatten().flat_map(|(_, s)| s).collect();
-        if subnets != self.subnets {
-            self.subnets = subnets;
+        self.follow_bridges();
+        self.keep_leases();
+    }
+
+    /// Lets those ask for names that are on the engine's bridges.
+    fn follow_bridges(&mut self) {
+        let (bridges, outer) = self.container_bridges();
+        if bridges != self.bridges {
+            self.bridges = bridges;
             self.refresh_allowed();
         }
-        let Some(docker) = &mut self.docker else {
+        if outer.is_empty() {
+            self.troubles.remove("bridges");
             return;
-        };
-        match docker.keep(&self.dir) {
-            Ok(()) => drop(self.troubles.remove("leases")),
-            Err(error) => self.trouble("leases", "the addresses of containers are not kept on disk", error.to_string(), "make room on the file system of the state directory; without it containers get other addresses when meshd restarts"),
         }
+        let what = format!(
+            "containers on {} have no way into the mesh, and no names of it",
+            outer.join(", ")
+        );
+        let why = "an interface that leads out of this machine is a port of the same bridge, so other machines would have them too".to_owned();
+        self.trouble(
+            "bridges",
+            &what,
+            why,
+            "give these containers a network with a bridge of its own",
+        );
+    }
+
+    /// The bridges of the engine's networks, with their subnets; and those left out, since other machines are on them.
+    fn container_bridges(&self) -> (BTreeMap<String, Vec<Ipv4Net>>, Vec<String>) {
+        let mut bridges = self
+            .docker
+            .as_ref()
+            .map(Docker::bridges)
+            .unwrap_or_default();
+        let outer = self.network.outer_bridges();
+        let left_out = bridges.extract_if(.., |name, _| outer.contains(name));
+        let left_out = left_out.map(|(name, _)| name).collect();
+        (bridges, left_out)
     }
 
     /// Hands the kernel's part over.
@@ -950,11 +1034,8 @@ impl Mesh {
             prefix: mesh.addresses.prefix_v4,
             block: self.identity.block.v4,
             node: self.identity.block.node_v4(),
-            bridges: if docker.is_some_and(Docker::is_followed) {
-                docker.map(Docker::bridges).unwrap_or_default()
-            } else {
-                bridges_by_name()
-            },
+            // Without an engine's word there are no container networks: the name of a bridge opens nothing.
+            bridges: self.container_bridges().0,
             mappings: mappings.collect(),
             service_addresses: self.zone.load().service_addresses(),
             native: docker.and_then(Docker::native).map(|plan| Native {
@@ -1017,9 +1098,11 @@ impl Mesh {
             })
             .collect();
         self.tunnel.set_peers(peers);
-        let members = self.netmap.members.values().filter(|m| m.id != id);
+        let members = || self.netmap.members.values().filter(|m| m.id != id);
         self.peers
-            .set_peers(members.map(|m| (m.block.node_v4(), m.id)).collect());
+            .set_peers(members().map(|m| (m.block.node_v4(), m.id)).collect());
+        let ways = members().map(|m| (m.name.to_string(), m.addresses()));
+        self.network.set(|wanted| wanted.peers = ways.collect());
         self.rebuild_zone();
     }
 
@@ -1258,30 +1341,32 @@ impl Mesh {
     /// seconds.
     pub(super) async fn reconcile(&mut self) {
         // A device that is gone is about to be made again.
-        let elsewhere = self.tunnel.is_gone() || self.is_device_elsewhere().await;
-        match self.network.apply(&self.plan, self.tunnel.index()).await {
-            Ok(changed) => {
-                self.troubles.remove("network");
-                if !changed.is_empty() {
-                    tracing::warn!(?changed, "put back what somebody took away");
-                }
-            }
-            Err(_) if elsewhere => drop(self.troubles.remove("network")),
-            Err(error) => self.trouble("network", "the tunnel device is not as it should be", error.to_string(), "restart meshd; if that does not help, look for a program that manages all network interfaces"),
+        if !self.tunnel.is_gone() {
+            self.is_device_elsewhere().await;
         }
-        if !self.log.is_whole() {
-            self.keep(&[]);
-        }
+        self.keep_again();
         self.refresh_surroundings();
+        self.follow_bridges();
         self.listen().await;
         self.wire();
+        self.publish_own();
+    }
+
+    /// Somebody changed something on this machine, and what is meshd's has been put back.
+    pub(super) async fn handle_host(&mut self) {
+        // Among it may be that the machine no longer forwards.
+        self.firewall.look();
+        self.listen().await;
         self.publish_own();
     }
 
     /// Listens wherever it does not yet, and says where it cannot. The DNS address needs none of that.
     async fn listen(&mut self) {
         let Some(dns) = &mut self.dns else { return };
-        let refused = dns.server.listen_on(&dns.wanted);
+        let v6 = IpAddr::V6(self.identity.block.node_v6());
+        let there = |at: &&SocketAddr| at.ip() != v6 || self.network.ipv6() == Ipv6::On;
+        let wanted: Vec<SocketAddr> = dns.wanted.iter().filter(there).copied().collect();
+        let refused = dns.server.listen_on(&wanted);
         if refused.is_empty() {
             self.troubles.remove("dns");
             return;
@@ -1324,7 +1409,7 @@ impl Mesh {
 
     fn refresh_allowed(&self) {
         if let Some(mesh) = self.ledger.mesh() {
-            let allowed = allowed(&mesh.addresses, &self.subnets);
+            let allowed = allowed(&mesh.addresses, &self.bridges);
             self.allowed.store(Arc::new(allowed));
         }
     }
@@ -1357,41 +1442,22 @@ fn is_membership(envelope: &Envelope) -> bool {
     )
 }
 
-/// Whether an interface is a bridge with containers, by its name: of an engine that is not followed that is all there is.
-fn is_bridge(name: &str) -> bool {
-    ["docker", "br-", "podman", "cni"]
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
-}
-
-fn bridges_by_name() -> BTreeMap<String, Vec<Ipv4Net>> {
-    let mut bridges: BTreeMap<String, Vec<Ipv4Net>> = BTreeMap::new();
-    for interface in host::interfaces() {
-        if let Some(IpNet::V4(net)) = interface.net
-            && is_bridge(&interface.name)
-        {
-            bridges.entry(interface.name).or_default().push(net.trunc());
-        }
-    }
-    bridges
-}
-
-/// Who may ask for names: the mesh, the host, its containers.
-fn allowed(addresses: &crate::model::MeshAddresses, subnets: &[Ipv4Net]) -> Allowed {
+/// Who may ask for names: the mesh, the host, its containers. `bridges` are those of the engine's networks, by its own word:
+/// of any other network only this machine itself may ask, whatever its interface is called.
+fn allowed(
+    addresses: &crate::model::MeshAddresses,
+    bridges: &BTreeMap<String, Vec<Ipv4Net>>,
+) -> Allowed {
     let mut nets: Vec<IpNet> = vec![addresses.prefix_v4.into(), addresses.prefix_v6.into()];
     nets.extend(
         ["127.0.0.0/8", "::1/128"]
             .iter()
             .filter_map(|net| net.parse::<IpNet>().ok()),
     );
-    nets.extend(subnets.iter().copied().map(IpNet::V4));
-    for interface in host::interfaces() {
-        let bridge = is_bridge(&interface.name);
-        // A container's bridge with all that is on it; of any other network only this machine itself.
-        nets.push(match interface.net {
-            Some(net) if bridge => net.trunc(),
-            _ => interface.address.into(),
-        });
-    }
+    nets.extend(bridges.values().flatten().copied().map(IpNet::V4));
+    nets.extend(host::interfaces().iter().map(|i| match i.net {
+        Some(net) if bridges.contains_key(&i.name) => net.trunc(),
+        _ => i.address.into(),
+    }));
     Allowed(nets)
 }

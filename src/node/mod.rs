@@ -23,6 +23,7 @@ mod resolv_conf;
 mod resolved;
 pub mod state;
 mod unattended;
+mod unwritten;
 
 use std::process::ExitCode;
 use std::sync::Arc;

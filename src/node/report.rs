@@ -167,11 +167,13 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         fix: fix.into(),
     };
     let mut problems: Vec<Problem> = mesh.troubles.values().cloned().collect();
+    problems.extend(mesh.network.problems());
+    problems.extend(mesh.unwritten.problems());
     problems.extend(mesh.own_records.problems());
     problems.extend(mesh.registry.problems(&mesh.identity.block));
     problems.extend(mesh.docker.iter().flat_map(Docker::problems));
     // Without containers the guards alone are worth having, but nobody needs to install anything for them.
-    if mesh.docker.as_ref().is_some_and(Docker::is_followed) {
+    if mesh.docker.as_ref().is_some_and(Docker::is_followed) || mesh.firewall.is_contested() {
         problems.extend(mesh.firewall.problems());
     }
     if mesh.stream.revoked {
@@ -281,7 +283,7 @@ pub(super) fn system(config: &Config, mesh: Option<&Mesh>) -> SystemList {
         ),
     ];
     if let Some(mesh) = mesh {
-        entries.extend(mesh.plan.entries());
+        entries.extend(mesh.network.entries());
         entries.extend(mesh.firewall.entries());
         entries.push(entry(
             "socket",
@@ -409,6 +411,7 @@ pub(super) fn checkup(mesh: &Mesh, reply: Reply<Checkup>) {
         dns: dns.and_then(|_| mesh.ledger.mesh().map(|m| m.addresses.dns_v4())),
         split_dns: dns.map_or("none", split_dns).to_owned(),
         containers: Vec::new(),
+        problems: mesh.network.ways(),
     };
     let sockets = mesh
         .config
@@ -457,6 +460,11 @@ pub(super) fn ping(mesh: &Mesh, ping: &Ping, reply: Reply<Pong>) {
         address: target,
         endpoint: None,
         rtt_ms: None,
+        problems: if mesh.network.is_astray(&member.addresses()) {
+            mesh.network.ways()
+        } else {
+            Vec::new()
+        },
     };
     if member.id == mesh.id() {
         return drop(reply.send(Ok(Pong {

@@ -668,6 +668,7 @@ impl Ledger {
                     wireguard_key: node.wireguard_key,
                     block: node.block,
                     endpoints: node.endpoints.clone(),
+                    without_ipv6: node.without_ipv6,
                 },
             );
         }

@@ -493,6 +493,9 @@ pub struct Pong {
     pub endpoint: Option<SocketAddr>,
     /// Milliseconds; null if no answer came in time.
     pub rtt_ms: Option<f64>,
+    /// What takes packets of this machine's programs to that node away from the tunnel, if anything does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
 }
 
 /// Asks what this node's DNS answers.
@@ -536,6 +539,9 @@ pub struct Checkup {
     pub split_dns: String,
     /// The running containers of this host.
     pub containers: Vec<Inside>,
+    /// What takes packets of this machine away from the tunnel.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
 }
 
 /// A running container, as far as its resolver is concerned.

@@ -132,6 +132,7 @@ fn records() -> Vec<Envelope> {
                     "192.0.2.7:51820".parse().expect("a literal"),
                     "[2001:db8::7]:51820".parse().expect("a literal"),
                 ],
+                without_ipv6: false,
             }),
             &node,
         ),

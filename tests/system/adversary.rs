@@ -267,6 +267,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         wireguard_key: WireGuardKey([9; 32]),
         block,
         endpoints: vec!["198.51.100.66:51820".parse().expect("a literal")],
+        without_ipv6: false,
     });
     let its_token = Record::Token(Token {
         id: evil_token.public(),

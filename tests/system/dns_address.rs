@@ -8,6 +8,7 @@ use meshd::lab::Host;
 use meshd::tunnel::{Drop, Here, Local, PeerConfig, Taken, Tunnel, TunnelConfig};
 use x25519_dalek::{PublicKey, StaticSecret};
 
+use crate::engine;
 use crate::mesh::{Mesh, world, write};
 use crate::query::{Answer, ask};
 
@@ -287,10 +288,15 @@ fn containers_are_answered_and_neighbours_on_the_lan_are_not() {
         neighbour,
         &format!("route add 10.210.0.0/16 via {}", host.v4()),
     );
+    // The bridge is one of containers by the engine's word, and by nothing else.
+    engine::start(host, "docker0", "172.17.0.0/16", None);
     let token = mesh.token(&[]);
     assert_eq!(mesh.on(0, &["join", &token]).code, 0);
     let own = mesh.addresses(0).0.to_string();
     let address = ADDRESS.parse().expect("a literal");
+    mesh.wait_until("the engine has named its networks", || {
+        ask(inside, address, "n1.node.mesh.", RecordType::A, false).is_some()
+    });
     for tcp in [false, true] {
         let ask = |from: &Host| ask(from, address, "n1.node.mesh.", RecordType::A, tcp);
         assert_eq!(ask(inside), found(std::slice::from_ref(&own)), "tcp: {tcp}");

@@ -11,7 +11,7 @@ use crate::bad_input::assert_refused;
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
 
 /// Puts an empty file system of `octets` over a directory of a node.
-fn cover(mesh: &Mesh, n: usize, path: &str, octets: &str) {
+pub(crate) fn cover(mesh: &Mesh, n: usize, path: &str, octets: &str) {
     let pid = mesh.nodes[n].host.pid().to_string();
     let done = Command::new("nsenter")
         .args(["-t", &pid, "-m", "mount", "-t", "tmpfs", "-o"])
@@ -21,14 +21,14 @@ fn cover(mesh: &Mesh, n: usize, path: &str, octets: &str) {
     assert!(done.is_ok_and(|status| status.success()));
 }
 
-fn fill(directory: &Path) {
+pub(crate) fn fill(directory: &Path) {
     let file = directory.join("ballast");
     // Until nothing more goes in.
     let _ = std::fs::write(&file, vec![0; 4 << 20]);
     let _ = std::fs::write(directory.join("more"), vec![0; 4096]);
 }
 
-fn empty(directory: &Path) {
+pub(crate) fn empty(directory: &Path) {
     for name in ["ballast", "more"] {
         let _ = std::fs::remove_file(directory.join(name));
     }

@@ -14,10 +14,12 @@ mod copied;
 mod departures;
 mod device;
 mod dns_address;
+mod engine;
 mod flood;
 mod forwarding;
 mod four_hosts;
 mod host_dns;
+mod host_network;
 mod leaving;
 mod machine;
 #[cfg(feature = "etcd")]

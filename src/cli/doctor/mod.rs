@@ -15,7 +15,7 @@ use self::explain::{Finding, Found, Machine, Outcome, Place, explain};
 use super::exit::CliError;
 use super::{Globals, table};
 use crate::wire::api::ErrorCode;
-use crate::wire::local::{Checkup, SCHEMA};
+use crate::wire::local::{Checkup, Problem, SCHEMA};
 
 /// How to show it.
 #[derive(Debug, Args)]
@@ -34,6 +34,8 @@ struct Report {
     /// The name looked up.
     name: String,
     places: Vec<Row>,
+    /// What takes packets away from the tunnel.
+    problems: Vec<Problem>,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,9 +97,10 @@ fn examine(checkup: &Checkup) -> Result<Report, CliError> {
     }
     Ok(Report {
         schema: SCHEMA,
-        ok: rows.iter().all(|row| row.finding.ok),
+        ok: rows.iter().all(|row| row.finding.ok) && checkup.problems.is_empty(),
         name: checkup.name.clone(),
         places: rows,
+        problems: checkup.problems.clone(),
     })
 }
 
@@ -140,5 +143,10 @@ fn print(report: &Report) {
         if let Some(fix) = &row.finding.fix {
             table::line(&format!("  fix: {fix}"));
         }
+    }
+    for problem in &report.problems {
+        table::line(&problem.what);
+        table::line(&format!("  why: {}", problem.why));
+        table::line(&format!("  fix: {}", problem.fix));
     }
 }

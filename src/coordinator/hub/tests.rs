@@ -109,6 +109,7 @@ fn node(hub: &Hub, n: u8, version: u64, block: u32) -> Envelope {
         wireguard_key: WireGuardKey([n; 32]),
         block: addresses.block(block).expect("in the plan"),
         endpoints: vec![],
+        without_ipv6: false,
     };
     Envelope::seal(&Record::Node(node), &key(n))
 }

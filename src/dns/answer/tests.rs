@@ -43,6 +43,7 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
             wireguard_key: WireGuardKey([n; 32]),
             block,
             endpoints: vec![],
+            without_ipv6: false,
         };
         netmap.members.insert(id(n), member);
         let port = |number: u16, name: Option<&str>| Port {

@@ -129,3 +129,20 @@ fn a_name_lingers_until_it_is_forgotten_and_so_do_its_parents() {
     zone.forget("web.svc");
     assert!(zone.serves("web.svc"), "it has instances");
 }
+
+#[test]
+fn a_node_without_ipv6_has_no_ipv6_address_and_the_others_keep_theirs() {
+    let mut netmap = netmap(HEALTHY);
+    let (round_trips, nobody) = Default::default();
+    let without = id(2);
+    if let Some(member) = netmap.members.get_mut(&without) {
+        member.without_ipv6 = true;
+    }
+    let zone = Zone::build(&input(&netmap, &round_trips, &nobody));
+    for member in netmap.members.values() {
+        let entry = zone.find(&format!("{}.node", member.name)).expect("a node");
+        let there = entry.addresses.iter().any(IpAddr::is_ipv6);
+        assert_eq!(there, member.id != without, "{}", member.name);
+        assert!(entry.addresses.iter().any(IpAddr::is_ipv4));
+    }
+}

@@ -8,14 +8,21 @@ use ipnet::IpNet;
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
-use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 
-use super::plan::{Found, Plan};
+use super::plan::{Device, Found, Ipv6, NO_TABLE, Plan, Step};
+use super::survey::{Link, LinkKind, Route, RouteKind, Survey};
+use super::ways::{Rule, Way};
 
 /// A refusal of the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +30,28 @@ use super::plan::{Found, Plan};
 pub struct HostNetworkError {
     action: String,
     source: rtnetlink::Error,
+    ipv6: bool,
+}
+
+impl HostNetworkError {
+    /// Whether only IPv6 is without what was refused.
+    #[must_use]
+    pub fn is_ipv6(&self) -> bool {
+        self.ipv6
+    }
+}
+
+/// What came of a plan.
+#[derive(Debug)]
+pub struct Applied {
+    /// Whether the device takes IPv6 addresses.
+    pub ipv6: Ipv6,
+    /// What was there before.
+    pub survey: Survey,
+    /// What was not as planned, and is now.
+    pub changed: Vec<Step>,
+    /// What the kernel refuses.
+    pub refused: Vec<HostNetworkError>,
 }
 
 /// The machine's network.
@@ -74,53 +103,62 @@ impl HostNetwork {
         }
     }
 
-    /// Brings the device of index `index` into the planned state; gives what was not as planned before.
+    /// Brings the device of index `index` into the planned state. A step that the kernel refuses leaves the others. Gives
+    /// nothing if there is no such device here.
     ///
     /// # Errors
-    /// The kernel refuses a change.
-    pub async fn apply(&self, plan: &Plan, index: u32) -> Result<Vec<String>, HostNetworkError> {
-        let fault = |action: String| move |source| HostNetworkError { action, source };
-        let mut changed = Vec::new();
-        let found = self.found().await?;
-        let has = |what: &str, net: &IpNet| {
-            found
-                .iter()
-                .any(|f| f.what == what && f.net == *net && f.interface == plan.interface)
+    /// The kernel does not list what there is.
+    pub async fn apply(
+        &self,
+        plan: &Plan,
+        index: u32,
+    ) -> Result<Option<Applied>, HostNetworkError> {
+        let survey = self.survey().await?;
+        let Some(device) = survey.device(index).copied() else {
+            return Ok(None);
         };
-        let up = LinkUnspec::new_with_index(index)
-            .mtu(u32::from(plan.mtu))
-            .up()
-            .build();
-        self.handle
-            .link()
-            .set(up)
-            .execute()
-            .await
-            .map_err(fault(format!("bring {} up", plan.interface)))?;
-        for net in plan.addresses.iter().filter(|net| !has("address", net)) {
-            let mut request = self
-                .handle
-                .address()
-                .add(index, net.addr(), net.prefix_len())
-                .replace();
-            if net.addr().is_ipv6() {
-                // Nobody else can have it: there is nobody to ask.
-                request.message_mut().header.flags |=
-                    rtnetlink::packet_route::address::AddressHeaderFlags::Nodad;
+        let mut applied = Applied {
+            ipv6: device.ipv6,
+            survey,
+            changed: Vec::new(),
+            refused: Vec::new(),
+        };
+        for step in plan.steps(&device, &applied.survey.found()) {
+            match self.take(step, plan, index).await {
+                Ok(()) => applied.changed.push(step),
+                Err(source) => applied.refused.push(HostNetworkError {
+                    action: step.to_string(),
+                    source,
+                    ipv6: step.is_ipv6(),
+                }),
             }
-            request
-                .execute()
-                .await
-                .map_err(fault(format!("add the address {net}")))?;
-            changed.push(format!("address {net}"));
         }
-        for (net, source) in plan.routes.iter().filter(|(net, _)| !has("route", net)) {
-            self.add_route(*net, *source, index)
-                .await
-                .map_err(fault(format!("add the route {net}")))?;
-            changed.push(format!("route {net}"));
+        Ok(Some(applied))
+    }
+
+    async fn take(&self, step: Step, plan: &Plan, index: u32) -> Result<(), rtnetlink::Error> {
+        match step {
+            Step::Link => {
+                let up = LinkUnspec::new_with_index(index)
+                    .mtu(u32::from(plan.mtu))
+                    .up()
+                    .build();
+                self.handle.link().set(up).execute().await
+            }
+            Step::Address(net) => {
+                let mut request = self
+                    .handle
+                    .address()
+                    .add(index, net.addr(), net.prefix_len())
+                    .replace();
+                if net.addr().is_ipv6() {
+                    // Nobody else can have it: there is nobody to ask.
+                    request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+                }
+                request.execute().await
+            }
+            Step::Route(net, source) => self.add_route(net, source, index).await,
         }
-        Ok(changed)
     }
 
     async fn add_route(
@@ -150,14 +188,15 @@ impl HostNetwork {
     /// # Errors
     /// The kernel refuses.
     pub async fn found(&self) -> Result<Vec<Found>, HostNetworkError> {
-        let fault = |action: &'static str| {
-            move |source| HostNetworkError {
-                action: action.into(),
-                source,
-            }
-        };
-        let mut names = HashMap::new();
-        let links: Vec<_> = self
+        Ok(self.survey().await?.found())
+    }
+
+    /// All interfaces, addresses and routes of the machine.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn survey(&self) -> Result<Survey, HostNetworkError> {
+        let links: Vec<LinkMessage> = self
             .handle
             .link()
             .get()
@@ -165,21 +204,13 @@ impl HostNetwork {
             .try_collect()
             .await
             .map_err(fault("list the interfaces"))?;
-        for link in links {
-            for attribute in &link.attributes {
-                if let LinkAttribute::IfName(name) = attribute {
-                    names.insert(link.header.index, name.clone());
-                }
-            }
-        }
-        let name = |index: u32| {
-            names
-                .get(&index)
-                .cloned()
-                .unwrap_or_else(|| format!("interface {index}"))
+        let links: Vec<Link> = links.iter().map(link_of).collect();
+        let names: HashMap<u32, &str> = links.iter().map(|l| (l.index, l.name.as_str())).collect();
+        let name = |index: u32| match names.get(&index) {
+            Some(name) => (*name).to_owned(),
+            None => format!("interface {index}"),
         };
-        let mut found = Vec::new();
-        let addresses: Vec<_> = self
+        let messages: Vec<AddressMessage> = self
             .handle
             .address()
             .get()
@@ -187,58 +218,222 @@ impl HostNetwork {
             .try_collect()
             .await
             .map_err(fault("list the addresses"))?;
-        for message in addresses {
+        let mut addresses = Vec::new();
+        for message in messages {
             for attribute in &message.attributes {
                 if let AddressAttribute::Address(address) = attribute
                     && let Ok(net) = IpNet::new(*address, message.header.prefix_len)
                 {
-                    found.push(Found {
+                    addresses.push(Found {
                         what: "address",
+                        table: NO_TABLE,
                         net,
                         interface: name(message.header.index),
                     });
                 }
             }
         }
+        let mut routes = Vec::new();
         for request in [
             RouteMessageBuilder::<Ipv4Addr>::new().build(),
             RouteMessageBuilder::<Ipv6Addr>::new().build(),
         ] {
-            let routes: Vec<RouteMessage> = self
-                .handle
-                .route()
-                .get(request)
-                .execute()
-                .try_collect()
-                .await
-                .map_err(fault("list the routes"))?;
-            found.extend(routes.iter().filter_map(|route| route_of(route, &name)));
+            let listed = self.handle.route().get(request).execute();
+            let listed: Result<Vec<RouteMessage>, _> = listed.try_collect().await;
+            match listed {
+                Ok(listed) => routes.extend(listed.iter().filter_map(|r| route_of(r, &name))),
+                Err(error) if is_without_family(&error) => {}
+                Err(error) => return Err(fault("list the routes")(error)),
+            }
         }
-        Ok(found)
+        Ok(Survey {
+            links,
+            addresses,
+            routes,
+        })
+    }
+
+    /// Which way the kernel sends a packet from `source` to `address`.
+    ///
+    /// # Errors
+    /// The kernel does not answer at all.
+    pub async fn way(
+        &self,
+        address: IpAddr,
+        source: IpAddr,
+        survey: &Survey,
+    ) -> Result<Way, HostNetworkError> {
+        let message = match (address, source) {
+            (IpAddr::V4(to), IpAddr::V4(from)) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to, 32)
+                .source_prefix(from, 32)
+                .build(),
+            (IpAddr::V6(to), IpAddr::V6(from)) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(to, 128)
+                .source_prefix(from, 128)
+                .build(),
+            _ => return Ok(Way::Refused("it is of another family".into())),
+        };
+        let mut request = self.handle.route().get(message);
+        let header = &mut request.message_mut().header;
+        // The entry of the table as it stands there, rather than what was made of it for this address.
+        header.flags = RouteFlags::LookupTable | RouteFlags::FibMatch;
+        let answer: Result<Option<RouteMessage>, _> = request.execute().try_next().await;
+        let name = |index: u32| survey.name(index);
+        match answer {
+            Ok(Some(route)) => Ok(route_of(&route, &name).map_or_else(
+                || Way::Refused("the answer is not a route".into()),
+                Way::Route,
+            )),
+            Ok(None) => Ok(Way::Refused("no answer".into())),
+            Err(rtnetlink::Error::NetlinkError(error)) => {
+                Ok(Way::Refused(error.to_io().to_string()))
+            }
+            Err(error) => Err(fault("ask for a way")(error)),
+        }
+    }
+
+    /// All rules that say which table of routes is asked.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn rules(&self) -> Result<Vec<Rule>, HostNetworkError> {
+        let mut rules = Vec::new();
+        for family in [IpVersion::V4, IpVersion::V6] {
+            let listed = self.handle.rule().get(family).execute();
+            let listed: Result<Vec<RuleMessage>, _> = listed.try_collect().await;
+            match listed {
+                Ok(listed) => rules.extend(listed.iter().map(rule_of)),
+                Err(error) if is_without_family(&error) => {}
+                Err(error) => return Err(fault("list the rules")(error)),
+            }
+        }
+        Ok(rules)
     }
 }
 
-fn route_of(route: &RouteMessage, name: &impl Fn(u32) -> String) -> Option<Found> {
-    // The kernel keeps local and multicast entries in tables of their own; addresses stand for those.
-    if route.header.kind != RouteType::Unicast {
-        return None;
+fn fault(action: &'static str) -> impl Fn(rtnetlink::Error) -> HostNetworkError {
+    move |source| HostNetworkError {
+        action: action.into(),
+        source,
+        ipv6: false,
     }
-    let (mut net, mut interface) = (None, None);
-    for attribute in &route.attributes {
+}
+
+/// Whether the kernel refuses because it runs without this family.
+fn is_without_family(error: &rtnetlink::Error) -> bool {
+    let rtnetlink::Error::NetlinkError(error) = error else {
+        return false;
+    };
+    matches!(
+        error.raw_code().saturating_neg(),
+        libc::EAFNOSUPPORT | libc::EOPNOTSUPP
+    )
+}
+
+fn link_of(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: LinkKind::Other,
+        controller: None,
+        device: Device {
+            mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
+            ipv6: Ipv6::Absent,
+        },
+    };
+    for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(v4)) => {
-                net = IpNet::new(IpAddr::V4(*v4), route.header.destination_prefix_length).ok()
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.device.mtu = *mtu,
+            LinkAttribute::Controller(index) => link.controller = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
+                        LinkInfo::Kind(InfoKind::Veth | InfoKind::Tun) => {
+                            link.kind = LinkKind::Guest;
+                        }
+                        _ => {}
+                    }
+                }
             }
-            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => {
-                net = IpNet::new(IpAddr::V6(*v6), route.header.destination_prefix_length).ok()
+            LinkAttribute::AfSpecUnspec(families) => {
+                let settings = families.iter().filter_map(|family| match family {
+                    AfSpecUnspec::Inet6(settings) => Some(settings),
+                    _ => None,
+                });
+                for setting in settings.flatten() {
+                    if let AfSpecInet6::DevConf(conf) = setting {
+                        link.device.ipv6 = if conf.disable_ipv6 == 0 {
+                            Ipv6::On
+                        } else {
+                            Ipv6::Off
+                        };
+                    }
+                }
             }
-            RouteAttribute::Oif(index) => interface = Some(name(*index)),
             _ => {}
         }
     }
-    Some(Found {
-        what: "route",
-        net: net?,
-        interface: interface?,
+    link
+}
+
+fn route_of(message: &RouteMessage, name: &impl Fn(u32) -> String) -> Option<Route> {
+    let header = &message.header;
+    let everything: IpAddr = match header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
+    let (mut to, mut interface, mut table) = (everything, None, u32::from(header.table));
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(v4)) => to = (*v4).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => to = (*v6).into(),
+            RouteAttribute::Oif(index) => interface = Some(name(*index)),
+            RouteAttribute::MultiPath(hops) if interface.is_none() => {
+                interface = hops.first().map(|hop| name(hop.interface_index));
+            }
+            RouteAttribute::Table(number) => table = *number,
+            _ => {}
+        }
+    }
+    let kind = match header.kind {
+        RouteType::Unicast => RouteKind::Unicast,
+        RouteType::Local => RouteKind::Local,
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit => RouteKind::Discard,
+        RouteType::Throw => RouteKind::Throw,
+        _ => RouteKind::Other,
+    };
+    Some(Route {
+        table,
+        kind,
+        net: IpNet::new(to, header.destination_prefix_length).ok()?,
+        interface,
     })
+}
+
+fn rule_of(message: &RuleMessage) -> Rule {
+    let (mut priority, mut to, mut table) = (0, None, u32::from(message.header.table));
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(number) => priority = *number,
+            RuleAttribute::Table(number) => table = *number,
+            RuleAttribute::Destination(address) => {
+                to = IpNet::new(*address, message.header.dst_len).ok();
+            }
+            _ => {}
+        }
+    }
+    let discards = matches!(
+        message.header.action,
+        RuleAction::Blackhole | RuleAction::Unreachable | RuleAction::Prohibit
+    );
+    Rule {
+        priority,
+        to,
+        table: (!discards).then_some(table),
+    }
 }

@@ -1,12 +1,13 @@
 //! What there is to be, and what is in its way. Pure.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
-use crate::wire::local::SystemEntry;
+use crate::wire::local::{Problem, SystemEntry};
 
 /// What the tunnel device is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,45 @@ impl Plan {
             .collect();
     }
 
+    /// The part of it that a device with this IPv6 can have.
+    #[must_use]
+    pub fn with_families(&self, ipv6: Ipv6) -> Self {
+        let there = |net: &IpNet| ipv6 == Ipv6::On || net.addr().is_ipv4();
+        let mut plan = self.clone();
+        plan.addresses.retain(there);
+        plan.routes.retain(|(net, _)| there(net));
+        plan
+    }
+
+    /// What remains to be done: `found` is all that the machine has. In an order in which each step can succeed; none
+    /// rests on a step of the other family.
+    #[must_use]
+    pub fn steps(&self, device: &Device, found: &[Found]) -> Vec<Step> {
+        let plan = self.with_families(device.ipv6);
+        let lacks = |what: &str, table: u32, net: &IpNet| {
+            !found.iter().any(|f| {
+                f.what == what && f.table == table && f.net == *net && f.interface == plan.interface
+            })
+        };
+        let mut steps = Vec::new();
+        if !device.up || device.mtu != u32::from(plan.mtu) {
+            steps.push(Step::Link);
+        }
+        let addresses = plan.addresses.iter().copied();
+        steps.extend(
+            addresses
+                .filter(|net| lacks("address", NO_TABLE, net))
+                .map(Step::Address),
+        );
+        let routes = plan.routes.iter().copied();
+        steps.extend(
+            routes
+                .filter(|(net, _)| lacks("route", MAIN_TABLE, net))
+                .map(|(net, source)| Step::Route(net, source)),
+        );
+        steps
+    }
+
     /// Each change, with its reason.
     #[must_use]
     pub fn entries(&self) -> Vec<SystemEntry> {
@@ -85,11 +125,99 @@ impl Plan {
     }
 }
 
+/// Whether a device takes IPv6 addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ipv6 {
+    /// It does.
+    #[default]
+    On,
+    /// Its sysctl `disable_ipv6` is set.
+    Off,
+    /// It has no IPv6 at all: the kernel runs without it (`ipv6.disable=1`).
+    Absent,
+}
+
+impl Ipv6 {
+    /// One line for people, where IPv6 is not there.
+    #[must_use]
+    pub fn problem(self, interface: &str) -> Option<Problem> {
+        let (why, fix) = match self {
+            Self::On => return None,
+            Self::Off => (
+                format!("IPv6 is switched off (net.ipv6.conf.{interface}.disable_ipv6 = 1)"),
+                format!(
+                    "nothing, if that is intended; else run `sysctl -w net.ipv6.conf.{interface}.disable_ipv6=0`, and look in /etc/sysctl.d for who sets it"
+                ),
+            ),
+            Self::Absent => (
+                format!("{interface} has no IPv6: the kernel was started without it (ipv6.disable=1)"),
+                "nothing, if that is intended; else take `ipv6.disable=1` off the kernel's command line"
+                    .to_owned(),
+            ),
+        };
+        Some(Problem {
+            what: "this node has only its IPv4 address in the mesh".into(),
+            why,
+            fix,
+        })
+    }
+}
+
+/// The tunnel device as the kernel shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    /// Octets.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// Whether it takes IPv6 addresses.
+    pub ipv6: Ipv6,
+}
+
+/// One change to the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Bring the device up, with the planned MTU.
+    Link,
+    /// Add an address.
+    Address(IpNet),
+    /// Add a route, with the source that packets to it get.
+    Route(IpNet, IpAddr),
+}
+
+impl Step {
+    /// Whether only IPv6 needs it.
+    #[must_use]
+    pub fn is_ipv6(&self) -> bool {
+        match self {
+            Self::Link => false,
+            Self::Address(net) | Self::Route(net, _) => net.addr().is_ipv6(),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link => f.write_str("bring the tunnel device up"),
+            Self::Address(net) => write!(f, "add the address {net}"),
+            Self::Route(net, _) => write!(f, "add the route {net}"),
+        }
+    }
+}
+
+/// The table of routes that the kernel asks unless a rule says otherwise (`RT_TABLE_MAIN`).
+pub(super) const MAIN_TABLE: u32 = 254;
+/// The table of an address.
+pub(super) const NO_TABLE: u32 = 0;
+
 /// An address or route that the machine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     /// `address` or `route`.
     pub what: &'static str,
+    /// The table of a route.
+    pub table: u32,
     /// Its prefix.
     pub net: IpNet,
     /// On which interface.
@@ -123,6 +251,7 @@ pub fn overlap(mesh: &MeshAddresses, found: &[Found], own: &str) -> Result<(), O
             what,
             net,
             interface,
+            ..
         }) = clash.cloned()
         {
             return Err(Overlap {
@@ -152,6 +281,7 @@ mod tests {
     fn found(net: &str, interface: &str) -> Found {
         Found {
             what: "route",
+            table: MAIN_TABLE,
             net: net.parse().expect("a literal"),
             interface: interface.into(),
         }
@@ -179,6 +309,103 @@ mod tests {
             found("10.210.0.0/16", "mesh0"),
         ];
         assert_eq!(overlap(&mesh(), &fine, "mesh0"), Ok(()));
+    }
+
+    const UP: Device = Device {
+        mtu: 1420,
+        up: true,
+        ipv6: Ipv6::On,
+    };
+
+    /// All that a plan wants, as it is found once it is there.
+    fn done(plan: &Plan) -> Vec<Found> {
+        let entry = |what, table, net| Found {
+            what,
+            table,
+            net,
+            interface: plan.interface.clone(),
+        };
+        let addresses = plan
+            .addresses
+            .iter()
+            .map(|net| entry("address", NO_TABLE, *net));
+        let routes = plan
+            .routes
+            .iter()
+            .map(|(net, _)| entry("route", MAIN_TABLE, *net));
+        addresses.chain(routes).collect()
+    }
+
+    fn shown(steps: &[Step]) -> Vec<String> {
+        steps.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn only_what_is_not_there_is_done() {
+        let block = mesh().block(3).expect("in the plan");
+        let plan = Plan::new("mesh0", 1420, &block, &mesh());
+        let all = done(&plan);
+        assert_eq!(plan.steps(&UP, &all), []);
+        let down = Device { up: false, ..UP };
+        assert_eq!(
+            shown(&plan.steps(&down, &[])),
+            [
+                "bring the tunnel device up",
+                "add the address 10.210.3.1/32",
+                "add the address fd00:1:2:3::1/128",
+                "add the route 10.210.0.0/16",
+                "add the route fd00:1:2::/48",
+            ]
+        );
+        assert_eq!(
+            plan.steps(&Device { mtu: 1280, ..UP }, &all),
+            [Step::Link],
+            "somebody set another MTU"
+        );
+        // A route in another table, or by another device, does not stand for ours.
+        let mut elsewhere = all.clone();
+        for found in &mut elsewhere {
+            match (found.what, found.net.addr().is_ipv4()) {
+                ("route", true) => found.table = 100,
+                ("address", true) => found.interface = "eth0".into(),
+                _ => {}
+            }
+        }
+        assert_eq!(
+            shown(&plan.steps(&UP, &elsewhere)),
+            [
+                "add the address 10.210.3.1/32",
+                "add the route 10.210.0.0/16"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_family_that_is_not_there_is_neither_wanted_nor_in_the_way_of_the_other() {
+        let block = mesh().block(3).expect("in the plan");
+        let plan = Plan::new("mesh0", 1420, &block, &mesh());
+        for ipv6 in [Ipv6::Off, Ipv6::Absent] {
+            let device = Device { ipv6, ..UP };
+            let steps = plan.steps(&device, &[]);
+            assert!(steps.iter().all(|step| !step.is_ipv6()), "{steps:?}");
+            assert_eq!(steps.len(), 2, "{steps:?}");
+            let entries = plan.with_families(ipv6).entries();
+            assert!(entries.iter().all(|e| !e.what.contains("fd00")));
+            let problem = ipv6.problem("mesh0").expect("it is shown");
+            assert!(problem.what.contains("only its IPv4"), "{problem:?}");
+        }
+        assert_eq!(Ipv6::On.problem("mesh0"), None);
+        // Switched on again, its part comes back.
+        let v4 = done(&plan.with_families(Ipv6::Off));
+        let steps = plan.steps(&UP, &v4);
+        assert_eq!(
+            shown(&steps),
+            [
+                "add the address fd00:1:2:3::1/128",
+                "add the route fd00:1:2::/48"
+            ]
+        );
+        assert!(steps.iter().all(Step::is_ipv6));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The network below: its MTU, this machine's addresses in it, its resolvers.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
@@ -53,11 +54,13 @@ pub fn interfaces() -> Vec<Interface> {
         .collect()
 }
 
-/// Whether an interface is a container engine's own, whose addresses no other machine reaches.
-fn is_container_bridge(name: &str) -> bool {
-    ["docker", "br-", "veth", "podman", "cni", "virbr", "lxc"]
-        .iter()
-        .any(|prefix| name.starts_with(prefix))
+/// Bridges whose addresses no other machine reaches.
+#[derive(Debug, Clone, Default)]
+pub struct Inward {
+    /// Those of the container engine's networks, by its API.
+    pub engine: BTreeSet<String>,
+    /// Those that lead to guests of this machine only, as the kernel shows.
+    pub guests: BTreeSet<String>,
 }
 
 /// Where other nodes may reach this one's tunnel: the machine's own addresses, IPv4 first.
@@ -67,6 +70,7 @@ pub fn candidates(
     own: &str,
     mesh: &MeshAddresses,
     port: u16,
+    inward: &Inward,
 ) -> Vec<SocketAddr> {
     let usable = |i: &&Interface| {
         let link_local = match i.address {
@@ -78,9 +82,18 @@ pub fn candidates(
             && !i.address.is_loopback()
             && !i.address.is_multicast()
             && !mesh.contains(i.address)
-            && !is_container_bridge(&i.name)
     };
-    let mut addresses: Vec<IpAddr> = found.iter().filter(usable).map(|i| i.address).collect();
+    let usable: Vec<&Interface> = found.iter().filter(usable).collect();
+    let of = |without: &BTreeSet<String>| {
+        let outward = usable.iter().filter(|i| !without.contains(&i.name));
+        outward.map(|i| i.address).collect::<Vec<IpAddr>>()
+    };
+    let mut addresses = of(&inward.guests);
+    // A machine must offer something. A bridge with guests alone may be all it has, if it is a guest itself. One of the
+    // engine's it made itself.
+    if addresses.is_empty() {
+        addresses = of(&inward.engine);
+    }
     addresses.sort_by_key(IpAddr::is_ipv6);
     addresses.dedup();
     addresses
@@ -90,12 +103,12 @@ pub fn candidates(
         .collect()
 }
 
-/// Octets of a packet in the tunnel at most: what the narrowest interface with a usable address leaves.
+/// Octets of a packet in the tunnel at most: what the narrowest interface with a usable address leaves, `guests` aside.
 #[must_use]
-pub fn tunnel_mtu(found: &[Interface], own: &str) -> u16 {
+pub fn tunnel_mtu(found: &[Interface], own: &str, guests: &BTreeSet<String>) -> u16 {
     let narrowest = found
         .iter()
-        .filter(|i| i.name != own && !i.address.is_loopback() && !is_container_bridge(&i.name))
+        .filter(|i| i.name != own && !i.address.is_loopback() && !guests.contains(&i.name))
         .filter_map(|i| mtu_of(&i.name))
         .min()
         .unwrap_or(1500);
@@ -147,32 +160,66 @@ pub fn resolvers(managed: &ResolvConf) -> Vec<SocketAddr> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn candidates_are_what_another_machine_can_reach() {
+    fn interface(name: &str, address: &str) -> Interface {
+        Interface {
+            name: name.into(),
+            address: address.parse().expect("a literal"),
+            net: None,
+        }
+    }
+
+    fn names(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(ToString::to_string).collect()
+    }
+
+    fn offered(found: &[Interface], inward: &Inward) -> Vec<String> {
         let mesh = MeshAddresses {
             prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
             prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
             node_block_v4: 24,
             node_block_v6: 64,
         };
-        let interface = |name: &str, address: &str| Interface {
-            name: name.into(),
-            address: address.parse().expect("a literal"),
-            net: None,
-        };
+        let offered = candidates(found, "mesh0", &mesh, 51820, inward);
+        offered.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn candidates_are_what_another_machine_can_reach() {
         let found = [
             interface("lo", "127.0.0.1"),
             interface("eth0", "2001:db8::5"),
             interface("eth0", "fe80::1"),
             interface("eth0", "198.51.100.5"),
             interface("docker0", "172.17.0.1"),
+            interface("backend", "172.18.0.1"),
             interface("mesh0", "10.210.1.1"),
             interface("eth1", "10.210.9.9"),
         ];
-        let shown: Vec<String> = candidates(&found, "mesh0", &mesh, 51820)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(shown, ["198.51.100.5:51820", "[2001:db8::5]:51820"]);
+        let inward = Inward {
+            engine: names(&["backend"]),
+            guests: names(&["docker0", "backend"]),
+        };
+        let both = ["198.51.100.5:51820", "[2001:db8::5]:51820"];
+        assert_eq!(offered(&found, &inward), both);
+    }
+
+    #[test]
+    fn a_bridge_is_offered_where_it_is_the_only_uplink_and_its_name_does_not_matter() {
+        let found = [
+            interface("br-lan", "192.0.2.5"),
+            interface("br-0a1b", "172.18.0.1"),
+        ];
+        let inward = |guests: &[&str]| Inward {
+            engine: names(&["br-0a1b"]),
+            guests: names(guests),
+        };
+        for guests in [&["br-0a1b"][..], &["br-0a1b", "br-lan"]] {
+            assert_eq!(offered(&found, &inward(guests)), ["192.0.2.5:51820"]);
+        }
+        assert_eq!(
+            offered(&found[1..], &inward(&["br-0a1b"])),
+            Vec::<String>::new(),
+            "the engine's word is not doubted"
+        );
     }
 }

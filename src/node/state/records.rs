@@ -96,8 +96,9 @@ impl RecordLog {
             whole: true,
         };
         // A line cut off in the middle would swallow the next one appended.
-        if !whole || loaded.damaged > 0 {
-            log.rewrite(&loaded.ledger)?;
+        if (!whole || loaded.damaged > 0) && log.rewrite(&loaded.ledger).is_err() {
+            // A full disk does not keep the node from starting: what was read holds, and is written later.
+            log.whole = false;
         }
         Ok((log, loaded))
     }

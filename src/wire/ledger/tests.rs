@@ -80,6 +80,7 @@ fn node_record(node: u8, version: u64, index: u32) -> Node {
         wireguard_key: WireGuardKey([node; 32]),
         block: block(index),
         endpoints: vec!["192.0.2.7:51820".parse().expect("a literal")],
+        without_ipv6: false,
     }
 }
 

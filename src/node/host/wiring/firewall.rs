@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv6Net;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::super::pace::Pace;
 use super::conntrack::Gone;
 use super::docker_user::{self, Engine, Rule};
 use super::kernel::{Kernel, Machine, Refused};
@@ -31,6 +32,7 @@ pub struct Firewall {
     wanted: watch::Sender<(u64, Option<Arc<Wiring>>)>,
     settled: watch::Receiver<u64>,
     report: Arc<Mutex<Report>>,
+    nudge: Arc<Notify>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -39,6 +41,7 @@ pub struct Firewall {
 #[derive(Debug, Default)]
 struct Report {
     in_force: bool,
+    contested: bool,
     in_place: Option<Arc<Wiring>>,
     problems: Vec<Problem>,
     entries: Vec<SystemEntry>,
@@ -56,18 +59,21 @@ impl Firewall {
         let (done, settled) = watch::channel(0);
         let (stop, stopped) = oneshot::channel();
         let report = Arc::default();
+        let nudge = Arc::new(Notify::new());
         let work = Work {
             kernel,
             prefix_v6,
             report: Arc::clone(&report),
             was: Was::default(),
+            pace: Pace::default(),
         };
         Self {
             wanted,
             settled,
             report,
             stop,
-            task: tokio::spawn(work.run(receiver, done, stopped)),
+            task: tokio::spawn(work.run(receiver, done, Arc::clone(&nudge), stopped)),
+            nudge,
         }
     }
 
@@ -81,6 +87,11 @@ impl Firewall {
             *wanted = Some(Arc::new(wiring));
             true
         });
+    }
+
+    /// Somebody changed something that may be ours: has it looked at soon.
+    pub fn look(&self) {
+        self.nudge.notify_one();
     }
 
     /// Changes whenever the kernel has been brought to what was set, or looked at.
@@ -106,6 +117,12 @@ impl Firewall {
     #[must_use]
     pub fn in_force(&self) -> bool {
         self.report().in_force
+    }
+
+    /// Whether somebody takes it away again and again.
+    #[must_use]
+    pub fn is_contested(&self) -> bool {
+        self.report().contested
     }
 
     /// What is in the way, with remedies.
@@ -137,6 +154,7 @@ struct Work<K> {
     prefix_v6: Option<Ipv6Net>,
     report: Arc<Mutex<Report>>,
     was: Was,
+    pace: Pace,
 }
 
 /// What was done so far.
@@ -160,17 +178,27 @@ impl<K: Kernel> Work<K> {
         mut self,
         mut wanted: watch::Receiver<(u64, Option<Arc<Wiring>>)>,
         done: watch::Sender<u64>,
+        nudge: Arc<Notify>,
         mut stop: oneshot::Receiver<()>,
     ) {
         let mut look = interval(RECONCILE);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let rest = self.pace.rest(Instant::now());
+            let others = async {
+                sleep(rest).await;
+                tokio::select! {
+                    () = self.kernel.changed() => {}
+                    () = nudge.notified() => {}
+                }
+                sleep(BURST).await;
+            };
             tokio::select! {
                 _ = &mut stop => break,
                 changed = wanted.changed() => if changed.is_err() {
                     break;
                 },
-                () = self.kernel.changed(), if self.was.wiring.is_some() => sleep(BURST).await,
+                () = others, if self.was.wiring.is_some() => {}
                 _ = look.tick() => {}
             }
             let (number, wiring) = wanted.borrow_and_update().clone();
@@ -212,6 +240,13 @@ impl<K: Kernel> Work<K> {
                 "connections to containers that are gone go on until they time out",
                 refused.to_string(),
                 "load the kernel module nf_conntrack_netlink",
+            ));
+        }
+        if self.pace.is_contested(Instant::now()) {
+            problems.push(problem(
+                "another program changes meshd's firewall rules or switches forwarding off, again and again",
+                "meshd puts them back, but not more often than every 15 s",
+                "find it with `nft monitor` or in /etc/sysctl.d, and have it leave the tables `meshd`, the chain DOCKER-USER and net.ipv4.ip_forward alone",
             ));
         }
         problems.sort();
@@ -325,7 +360,9 @@ impl<K: Kernel> Work<K> {
             if now == *shown {
                 return Ok(());
             }
-            tracing::warn!(family, "put back the table that somebody changed");
+            if self.pace.handle_put_back(Instant::now()) {
+                tracing::warn!(family, "put back the table that somebody changed");
+            }
         }
         self.kernel.nft(&script).await?;
         let shown = self.kernel.table(family, TABLE).await?;
@@ -400,7 +437,11 @@ impl<K: Kernel> Work<K> {
     async fn set_rule(&mut self, wanted: Option<Rule>) -> Result<Engine, Refused> {
         let listing = self.kernel.filter().await?;
         let steps = docker_user::steps(&listing, wanted);
-        if self.was.rule.is_some() && self.was.rule == wanted && !steps.calls.is_empty() {
+        if self.was.rule.is_some()
+            && self.was.rule == wanted
+            && !steps.calls.is_empty()
+            && self.pace.handle_put_back(Instant::now())
+        {
             tracing::warn!(
                 "put back the rule in {} that somebody changed",
                 docker_user::CHAIN
@@ -421,6 +462,10 @@ impl<K: Kernel> Work<K> {
         let why = match self.kernel.forwards() {
             Ok(false) => match self.kernel.set_forwards(true) {
                 Ok(()) => {
+                    // Unless it is set for the first time, somebody has switched it off again.
+                    if self.was.forwarding && self.pace.handle_put_back(Instant::now()) {
+                        tracing::warn!("put back net.ipv4.ip_forward, which somebody switched off");
+                    }
                     self.was.forwarding = true;
                     return;
                 }
@@ -495,6 +540,7 @@ impl<K: Kernel> Work<K> {
         }
         *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Report {
             in_force,
+            contested: self.pace.is_contested(Instant::now()),
             in_place,
             problems,
             entries,

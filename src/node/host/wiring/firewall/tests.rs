@@ -329,3 +329,28 @@ async fn the_way_to_containers_with_mesh_addresses_comes_and_goes() {
     firewall.stop().await;
     assert_eq!(led(), None);
 }
+
+#[tokio::test]
+async fn what_others_switch_off_for_ever_is_put_back_more_slowly_and_is_one_problem() {
+    let kernel = docker();
+    let firewall = Firewall::on(kernel.clone(), None);
+    firewall.set(wiring());
+    firewall.settled().await;
+    let switch_off = async || {
+        kernel.look(|m| m.forwards = false);
+        firewall.look();
+        until("it forwards again", || kernel.look(|m| m.forwards)).await;
+    };
+    for _ in 0..5 {
+        switch_off().await;
+    }
+    assert!(!firewall.is_contested());
+    switch_off().await;
+    until("it is a fight", || firewall.is_contested()).await;
+    let begun = Instant::now();
+    switch_off().await;
+    assert!(begun.elapsed() >= Duration::from_millis(900));
+    let problems = firewall.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].what.contains("again and again"), "{problems:?}");
+}

@@ -1,0 +1,301 @@
+//! The kernel's notices of changes to links, addresses, routes, rules and forwarding, as far as they concern the mesh.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols};
+
+/// What is listened to.
+const GROUPS: [MulticastGroup; 8] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv4Netconf,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv6Rule,
+];
+/// Octets of the header of a netlink message (`nlmsghdr`).
+const HEADER: usize = 16;
+/// `RTM_NEWLINK` and `RTM_DELLINK`.
+const NEW_LINK: u16 = 16;
+const DELETED_LINK: u16 = 17;
+/// Where the number of the interface stands in these (`ifinfomsg`).
+const LINK_INDEX: usize = HEADER + 4;
+/// `RTM_NEWNETCONF`.
+const NEW_NETCONF: u16 = 80;
+/// `struct netconfmsg`, padded.
+const NETCONF_HEADER: usize = 4;
+/// `NETCONFA_FORWARDING`.
+const NETCONF_FORWARDING: u16 = 2;
+
+/// What is of interest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Scope {
+    /// The number of the tunnel device.
+    pub(super) index: u32,
+    /// The prefixes of the mesh.
+    pub(super) prefixes: Vec<IpNet>,
+}
+
+/// A subscription.
+pub(super) struct Notices(io::Result<TokioSocket>);
+
+impl Notices {
+    /// Subscribes. To be called in a runtime.
+    pub(super) fn open() -> Self {
+        Self(subscribe())
+    }
+
+    /// Why nothing is noticed, if so.
+    pub(super) fn blind(&self) -> Option<String> {
+        self.0.as_ref().err().map(ToString::to_string)
+    }
+
+    /// Returns when something changed that is in `scope`. Never returns if that cannot be known. What came meanwhile is
+    /// not lost when the call is given up.
+    pub(super) async fn next(&mut self, scope: &Scope) {
+        loop {
+            let Ok(socket) = &mut self.0 else {
+                return std::future::pending().await;
+            };
+            match socket.recv_from_full().await {
+                Ok((datagram, _)) => {
+                    if concerns(&datagram, scope) {
+                        return;
+                    }
+                }
+                // More came than there was room for: it may have been in scope.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return,
+                Err(error) => self.0 = Err(error),
+            }
+        }
+    }
+}
+
+fn subscribe() -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocols::NETLINK_ROUTE)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+    for group in GROUPS {
+        socket.socket_mut().add_membership(group as u32)?;
+    }
+    Ok(socket)
+}
+
+/// Whether any of the notices in `datagram` is in `scope`.
+fn concerns(datagram: &[u8], scope: &Scope) -> bool {
+    let mut rest = datagram;
+    while let Some(length) = rest.first_chunk().map(|l: &[u8; 4]| u32::from_ne_bytes(*l)) {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let Some(message) = rest.get(..length).filter(|_| length >= HEADER) else {
+            return false;
+        };
+        if one_concerns(message, scope) {
+            return true;
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
+}
+
+fn one_concerns(message: &[u8], scope: &Scope) -> bool {
+    match half(message, 4) {
+        Some(NEW_NETCONF) => {
+            return stops_forwarding(message.get(HEADER + NETCONF_HEADER..).unwrap_or_default());
+        }
+        // Each container brings many of these, and they are long.
+        Some(NEW_LINK | DELETED_LINK) => {
+            let index = message.get(LINK_INDEX..LINK_INDEX + 4);
+            return index == Some(&scope.index.to_ne_bytes());
+        }
+        _ => {}
+    }
+    let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else {
+        return false;
+    };
+    let NetlinkPayload::InnerMessage(message) = message.payload else {
+        return false;
+    };
+    match message {
+        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+            scope.has_address(&address)
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            scope.has_route(&route)
+        }
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => true,
+        _ => false,
+    }
+}
+
+impl Scope {
+    fn has_address(&self, message: &AddressMessage) -> bool {
+        let within = |address: &IpAddr| self.prefixes.iter().any(|p| p.contains(address));
+        message.header.index == self.index
+            || message.attributes.iter().any(|attribute| match attribute {
+                AddressAttribute::Address(address) | AddressAttribute::Local(address) => {
+                    within(address)
+                }
+                _ => false,
+            })
+    }
+
+    /// Routes of the tunnel device, and those that lead to a part of the mesh or to more than all of it.
+    fn has_route(&self, message: &RouteMessage) -> bool {
+        let length = message.header.destination_prefix_length;
+        let overlaps = |to: IpAddr| {
+            IpNet::new(to, length).is_ok_and(|net| {
+                let mut prefixes = self.prefixes.iter();
+                prefixes.any(|p| p.contains(&net) || net.contains(p))
+            })
+        };
+        length == 0
+            || message.attributes.iter().any(|attribute| match attribute {
+                RouteAttribute::Oif(index) => *index == self.index,
+                RouteAttribute::Destination(RouteAddress::Inet(v4)) => overlaps((*v4).into()),
+                RouteAttribute::Destination(RouteAddress::Inet6(v6)) => overlaps((*v6).into()),
+                _ => false,
+            })
+    }
+}
+
+/// Whether attributes of a notice about settings (`netconf`) tell that an interface, or all, stopped forwarding.
+fn stops_forwarding(attributes: &[u8]) -> bool {
+    let mut rest = attributes;
+    while let (Some(length), Some(kind)) = (half(rest, 0), half(rest, 2)) {
+        let length = usize::from(length);
+        if length < 4 {
+            return false;
+        }
+        if kind == NETCONF_FORWARDING {
+            return rest.get(4..8) == Some(&[0; 4]);
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    let bytes = bytes.get(at..at.checked_add(2)?)?;
+    Some(u16::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+    use rtnetlink::packet_route::link::LinkMessage;
+    use rtnetlink::packet_route::rule::RuleMessage;
+    use rtnetlink::{AddressMessageBuilder, RouteMessageBuilder};
+
+    use super::*;
+
+    fn scope() -> Scope {
+        Scope {
+            index: 7,
+            prefixes: ["10.210.0.0/16", "fd00:1:2::/48"]
+                .map(|net| net.parse().expect("a literal"))
+                .to_vec(),
+        }
+    }
+
+    fn encoded(message: RouteNetlinkMessage) -> Vec<u8> {
+        let mut message = NetlinkMessage::from(message);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    fn route(net: &str, index: u32) -> Vec<u8> {
+        let net: IpNet = net.parse().expect("a literal");
+        let message = match net {
+            IpNet::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(v4.network(), v4.prefix_len())
+                .output_interface(index)
+                .build(),
+            IpNet::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(v6.network(), v6.prefix_len())
+                .output_interface(index)
+                .build(),
+        };
+        encoded(RouteNetlinkMessage::DelRoute(message))
+    }
+
+    fn address(text: &str, index: u32) -> Vec<u8> {
+        let address: Ipv4Addr = text.parse().expect("a literal");
+        let message = AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(index)
+            .address(address, 24)
+            .build();
+        encoded(RouteNetlinkMessage::NewAddress(message))
+    }
+
+    fn link(index: u32) -> Vec<u8> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        encoded(RouteNetlinkMessage::NewLink(message))
+    }
+
+    fn netconf(forwarding: u32) -> Vec<u8> {
+        let mut bytes = vec![0; HEADER];
+        bytes[4..6].copy_from_slice(&NEW_NETCONF.to_ne_bytes());
+        bytes.extend([2, 0, 0, 0]);
+        for (kind, value) in [(1u16, u32::MAX), (NETCONF_FORWARDING, forwarding)] {
+            bytes.extend(8u16.to_ne_bytes());
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(value.to_ne_bytes());
+        }
+        let length = u32::try_from(bytes.len()).expect("short");
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_touches_the_mesh_is_noticed_and_the_rest_is_passed_over() {
+        let noticed = [
+            link(7),
+            address("192.0.2.1", 7),
+            address("10.210.3.1", 2),
+            route("192.0.2.0/24", 7),
+            route("10.210.3.0/24", 2),
+            route("10.0.0.0/8", 2),
+            route("0.0.0.0/0", 2),
+            route("fd00:1:2:3::/64", 2),
+            encoded(RouteNetlinkMessage::NewRule(RuleMessage::default())),
+            netconf(0),
+        ];
+        for message in &noticed {
+            assert!(concerns(message, &scope()), "{message:?}");
+        }
+        let passed = [
+            link(2),
+            address("192.0.2.1", 2),
+            route("192.0.2.0/24", 2),
+            route("10.211.0.0/16", 2),
+            route("fd00:1:3::/48", 2),
+            netconf(1),
+        ];
+        for message in &passed {
+            assert!(!concerns(message, &scope()), "{message:?}");
+        }
+        assert!(!concerns(&passed.concat(), &scope()));
+        assert!(concerns(&[passed.concat(), link(7)].concat(), &scope()));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_is_received_makes_it_panic_or_go_on_for_ever(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = concerns(&bytes, &scope());
+            let _ = stops_forwarding(&bytes);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What of a node's state the disk refused to take, until it takes it. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use crate::wire::local::Problem;
+
+/// A part of the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// The verified records.
+    Records,
+    /// Where the node stands in the coordinator's changes.
+    Position,
+    /// The addresses of containers.
+    Leases,
+    /// The identity without the tunnel's old key.
+    OldKey,
+}
+
+impl Part {
+    /// What is wrong while it is not written, and what follows from that.
+    fn consequence(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Records => (
+                "records are not kept on disk",
+                "without it a restart goes back to older records",
+            ),
+            Self::Position => (
+                "where this node stands in the coordinator's changes is not kept on disk",
+                "without it a restart asks the coordinator for more than it needs",
+            ),
+            Self::Leases => (
+                "the addresses of containers are not kept on disk",
+                "without it containers get other addresses when meshd restarts",
+            ),
+            Self::OldKey => (
+                "the tunnel's old key stays on disk",
+                "until then the key that was replaced can be read there",
+            ),
+        }
+    }
+}
+
+/// What could not be written, and why.
+#[derive(Debug, Default)]
+pub(super) struct Unwritten(BTreeMap<Part, String>);
+
+impl Unwritten {
+    /// Notes how an attempt to write `part` ended. Logs a refusal once, until another reason or a success comes.
+    pub(super) fn note(&mut self, part: Part, result: Result<(), impl Display>) {
+        match result {
+            Ok(()) => {
+                if self.0.remove(&part).is_some() {
+                    tracing::info!(?part, "the disk takes it again");
+                }
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if self.0.get(&part) != Some(&why) {
+                    let (what, _) = part.consequence();
+                    tracing::error!(%error, "{what}");
+                }
+                self.0.insert(part, why);
+            }
+        }
+    }
+
+    /// Whether the last attempt to write `part` failed.
+    pub(super) fn has(&self, part: Part) -> bool {
+        self.0.contains_key(&part)
+    }
+
+    /// One for each part.
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        self.0.iter().map(|(part, why)| {
+            let (what, consequence) = part.consequence();
+            Problem {
+                what: what.into(),
+                why: why.clone(),
+                fix: format!("make room on the file system of the state directory; {consequence}"),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_disk_refuses_is_a_problem_until_it_is_written() {
+        let mut unwritten = Unwritten::default();
+        let full = || Err("No space left on device");
+        for part in [Part::Position, Part::Records, Part::Leases, Part::OldKey] {
+            unwritten.note(part, full());
+            unwritten.note(part, full());
+            assert!(unwritten.has(part));
+        }
+        let problems: Vec<Problem> = unwritten.problems().collect();
+        assert_eq!(problems.len(), 4);
+        assert!(
+            problems
+                .iter()
+                .all(|p| p.why.contains("No space left") && p.fix.contains("make room"))
+        );
+
+        unwritten.note(Part::Position, Ok::<(), &str>(()));
+        assert!(!unwritten.has(Part::Position) && unwritten.has(Part::Records));
+        assert_eq!(unwritten.problems().count(), 3);
+    }
+}

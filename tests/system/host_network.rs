@@ -1,0 +1,514 @@
+//! What others do to a node's machine: a family switched off, routes and addresses taken away or put in the way, bridges
+//! of any name, a full disk.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hickory_proto::rr::RecordType;
+
+use crate::engine;
+use crate::machine::{cover, empty, fill};
+use crate::mesh::{Mesh, SOCKET, write};
+use crate::query::ask;
+
+/// Less than one look of those that are made without a notice; the changes below need several.
+const WITHOUT_NOTICES: Duration = Duration::from_secs(15);
+
+fn set_ipv6(mesh: &Mesh, n: usize, on: bool) {
+    let value = if on { "0" } else { "1" };
+    for which in ["all", "default"] {
+        let setting = format!("net.ipv6.conf.{which}.disable_ipv6={value}");
+        assert!(mesh.succeeds(n, "sysctl", &["-qw", &setting]));
+    }
+}
+
+fn ip(mesh: &Mesh, n: usize, arguments: &str) {
+    let words: Vec<&str> = arguments.split(' ').collect();
+    assert!(mesh.succeeds(n, "ip", &words), "ip {arguments}");
+}
+
+/// What a program prints on a node.
+fn printed(mesh: &Mesh, n: usize, program: &str, arguments: &str) -> String {
+    let mut command = mesh.nodes[n].host.command(program).expect("a namespace");
+    let output = command.args(arguments.split(' ')).output();
+    String::from_utf8_lossy(&output.expect("a program").stdout).into_owned()
+}
+
+fn has_problem(mesh: &Mesh, n: usize, words: &[&str]) -> bool {
+    mesh.status(n).problems.iter().any(|problem| {
+        let text = format!("{} {} {}", problem.what, problem.why, problem.fix);
+        words.iter().all(|word| text.contains(word))
+    })
+}
+
+/// What `meshctl resolve` on a node answers for a name.
+fn answers(mesh: &Mesh, n: usize, name: &str, kind: &str) -> String {
+    mesh.on(n, &["resolve", name, kind]).stdout
+}
+
+#[test]
+fn a_node_joins_without_ipv6_and_nobody_is_sent_to_its_ipv6_address() {
+    let Some(mut mesh) = Mesh::start(2) else {
+        return;
+    };
+    set_ipv6(&mesh, 0, false);
+    for n in 0..2 {
+        let token = mesh.token(&[]);
+        let ended = mesh.on(n, &["join", &token]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+    let added = mesh.on(0, &["service", "add", "web", "--port", "80"]);
+    assert_eq!(added.code, 0, "{added:?}");
+    for restarted in [false, true] {
+        if restarted {
+            mesh.kill_node(0);
+            mesh.start_node(0);
+        }
+        mesh.wait_until("they reach each other", || {
+            mesh.reaches(0) == 1 && mesh.reaches(1) == 1
+        });
+        let [(v4, v6), (other, other_v6)] = [mesh.addresses(0), mesh.addresses(1)];
+        assert!(mesh.pings(0, &other.to_string()) && mesh.pings(1, &v4.to_string()));
+        let problems = mesh.status(0).problems;
+        assert!(has_problem(
+            &mesh,
+            0,
+            &["only its IPv4 address", "disable_ipv6"]
+        ));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        mesh.wait_until("the service is known", || {
+            answers(&mesh, 1, "web.svc.mesh", "A").contains(&v4.to_string())
+        });
+        for name in ["n1.node.mesh", "web.svc.mesh"] {
+            let answer = answers(&mesh, 1, name, "AAAA");
+            assert!(!answer.contains(&v6.to_string()), "{name}: {answer}");
+        }
+        let answer = answers(&mesh, 1, "n2.node.mesh", "AAAA");
+        assert!(answer.contains(&other_v6.to_string()), "{answer}");
+        let system = mesh.on(0, &["status", "--system"]).stdout;
+        assert!(!system.contains(&format!("{v6}/128")), "{system}");
+    }
+}
+
+/// Has a program that is started by `command` get no IPv6 sockets, as where the kernel was started with `ipv6.disable=1`.
+fn deny_ipv6_sockets(command: &mut Command) {
+    let step = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
+        code: u16::try_from(code).expect("a small constant"),
+        jt,
+        jf,
+        k,
+    };
+    let (load, equal, end) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    let number = u32::try_from(libc::SYS_socket).expect("a small number");
+    let family = u32::try_from(libc::AF_INET6).expect("a small number");
+    let refusal = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EAFNOSUPPORT).expect("small");
+    // `struct seccomp_data`: the call's number comes first, its first argument at 16.
+    let filter = [
+        step(load, 0, 0, 0),
+        step(equal, number, 0, 3),
+        step(load, 16, 0, 0),
+        step(equal, family, 0, 1),
+        step(end, refusal, 0, 0),
+        step(end, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    // SAFETY: the closure makes one system call, on a filter that it owns.
+    unsafe {
+        command.pre_exec(move || {
+            let program = libc::sock_fprog {
+                len: 6,
+                filter: filter.as_ptr().cast_mut(),
+            };
+            let mode = libc::c_ulong::from(libc::SECCOMP_MODE_FILTER);
+            let set = libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program);
+            if set == 0 {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            }
+        });
+    }
+}
+
+#[test]
+fn all_programs_run_where_the_kernel_gives_no_ipv6_sockets() {
+    let Some(mut mesh) = Mesh::start(2) else {
+        return;
+    };
+    set_ipv6(&mesh, 0, false);
+    mesh.coordinator.take().expect("it runs").stop();
+    let host = &mesh.coordinator_host;
+    let mut command = host
+        .command(env!("CARGO_BIN_EXE_mesh-coordinator"))
+        .expect("a namespace");
+    let arguments = [
+        "--state-dir",
+        "/run/coordinator",
+        "--admin-socket",
+        "/run/admin.sock",
+    ];
+    deny_ipv6_sockets(command.args(arguments));
+    let log = mesh.logs.path().join("coordinator");
+    mesh.coordinator = Some(host.start(&mut command, &log).expect("a program"));
+    mesh.wait_until("the coordinator answers", || {
+        mesh.admin(&["node", "list"]).code == 0
+    });
+
+    mesh.kill_node(0);
+    let host = &mesh.nodes[0].host;
+    let mut command = host
+        .command(env!("CARGO_BIN_EXE_meshd"))
+        .expect("a namespace");
+    deny_ipv6_sockets(command.args(["--state-dir", "/run/state", "--socket", SOCKET]));
+    let daemon = host.start(&mut command, &mesh.log(0)).expect("a program");
+    mesh.nodes[0].daemon = Some(daemon);
+    mesh.wait_until("meshd answers", || mesh.on(0, &["status"]).code == 0);
+    for n in 0..2 {
+        let token = mesh.token(&[]);
+        let ended = mesh.on(n, &["join", &token]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+    mesh.wait_until("they reach each other", || {
+        mesh.reaches(0) == 1 && mesh.reaches(1) == 1
+    });
+    let [(v4, _), (other, _)] = [mesh.addresses(0), mesh.addresses(1)];
+    assert!(mesh.pings(0, &other.to_string()) && mesh.pings(1, &v4.to_string()));
+    let problems = mesh.status(0).problems;
+    assert!(has_problem(&mesh, 0, &["only its IPv4 address"]));
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(mesh.on(0, &["status", "--check", "ready"]).code, 0);
+}
+
+#[test]
+fn ipv6_that_is_switched_off_while_a_node_runs_takes_nothing_else_with_it_and_comes_back() {
+    let Some(mesh) = Mesh::joined(2) else { return };
+    let [(v4, v6), (other, other_v6)] = [mesh.addresses(0), mesh.addresses(1)];
+    assert!(mesh.pings(1, &v6.to_string()));
+    set_ipv6(&mesh, 0, false);
+    mesh.wait_until("it is a problem", || {
+        has_problem(&mesh, 0, &["only its IPv4 address"])
+    });
+    mesh.wait_until("the other node no longer sends anybody there", || {
+        !answers(&mesh, 1, "n1.node.mesh", "AAAA").contains(&v6.to_string())
+    });
+    ip(&mesh, 0, "route del 10.210.0.0/16 dev mesh0");
+    mesh.wait_until("the IPv4 route is back", || {
+        printed(&mesh, 0, "ip", "route").contains("10.210.0.0/16 dev mesh0")
+    });
+    assert!(mesh.pings(0, &other.to_string()) && mesh.pings(1, &v4.to_string()));
+    assert!(!has_problem(&mesh, 0, &["not as it should be"]));
+
+    set_ipv6(&mesh, 0, true);
+    mesh.wait_until("its addresses come back", || {
+        mesh.pings(0, &other_v6.to_string()) && mesh.pings(1, &v6.to_string())
+    });
+    mesh.wait_until("the problem is gone", || {
+        !has_problem(&mesh, 0, &["only its IPv4 address"])
+    });
+    mesh.wait_until("the other node sends people there again", || {
+        answers(&mesh, 1, "n1.node.mesh", "AAAA").contains(&v6.to_string())
+    });
+}
+
+#[test]
+fn what_somebody_takes_away_is_back_by_the_kernels_notices() {
+    let Some(mesh) = Mesh::joined(2) else { return };
+    let [(v4, v6), (other, other_v6)] = [mesh.addresses(0), mesh.addresses(1)];
+    let begun = Instant::now();
+    for taken in [
+        format!("address del {v4}/32 dev mesh0"),
+        format!("-6 address del {v6}/128 dev mesh0"),
+        "route del 10.210.0.0/16 dev mesh0".to_owned(),
+        "link set mesh0 down".to_owned(),
+    ] {
+        ip(&mesh, 0, &taken);
+        mesh.wait_until(&format!("all is back after {taken}"), || {
+            let addresses = printed(&mesh, 0, "ip", "address show dev mesh0");
+            let routes = printed(&mesh, 0, "ip", "route") + &printed(&mesh, 0, "ip", "-6 route");
+            addresses.contains(&format!("{v4}/32"))
+                && addresses.contains(&format!("{v6}/128"))
+                && routes.contains("10.210.0.0/16 dev mesh0")
+                && routes.contains("/48 dev mesh0")
+        });
+    }
+    assert!(begun.elapsed() < WITHOUT_NOTICES, "{:?}", begun.elapsed());
+    assert!(mesh.pings(0, &other.to_string()) && mesh.pings(0, &other_v6.to_string()));
+    assert!(!has_problem(&mesh, 0, &["again and again"]));
+}
+
+#[test]
+fn a_program_that_takes_a_route_away_for_ever_is_one_problem_and_a_few_lines_in_the_log() {
+    let Some(mesh) = Mesh::joined(2) else { return };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                mesh.succeeds(0, "ip", &["route", "del", "10.210.0.0/16", "dev", "mesh0"]);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            mesh.wait_until("it is a problem", || {
+                has_problem(&mesh, 0, &["again and again", "mesh0"])
+            });
+        }));
+        done.store(true, Ordering::Relaxed);
+        found.expect("the fight is noticed");
+    });
+    let log = std::fs::read_to_string(mesh.log(0)).expect("our directory");
+    let lines = log.matches("put back what somebody took away").count();
+    assert!((1..=6).contains(&lines), "{lines}: {log}");
+    mesh.wait_until("the route is back after the fight", || {
+        printed(&mesh, 0, "ip", "route").contains("10.210.0.0/16 dev mesh0")
+    });
+}
+
+#[test]
+fn a_way_that_somebody_else_took_is_named_with_table_route_and_device() {
+    let Some(mesh) = Mesh::joined(2) else { return };
+    let (other, other_v6) = mesh.addresses(1);
+    let gateway = mesh.coordinator_host.v4();
+    assert_eq!(mesh.on(0, &["ping", "-c", "1", "n2"]).code, 0);
+    let rule = "rule add priority 100 to 10.210.0.0/16 lookup 100";
+    // What somebody does, how it is undone, and what is to be named.
+    let cases = [
+        (
+            vec!["route add 10.210.2.0/24 dev eth0".to_owned()],
+            vec!["route del 10.210.2.0/24 dev eth0".to_owned()],
+            vec!["n2", "dev eth0 in table main", "ip route del"],
+        ),
+        (
+            vec![
+                format!("route add default via {gateway} table 100"),
+                rule.to_owned(),
+            ],
+            vec!["rule del priority 100".to_owned()],
+            vec![
+                "n2",
+                "priority 100",
+                "default dev eth0 in table 100",
+                "ip rule del priority 100",
+            ],
+        ),
+        (
+            vec![format!("route add blackhole {other}/32")],
+            vec![format!("route del blackhole {other}/32")],
+            vec!["n2", "which discards", "table main"],
+        ),
+        (
+            vec![format!("address add {other}/32 dev eth0")],
+            vec![format!("address del {other}/32 dev eth0")],
+            vec!["n2", "of this machine", "ip address del"],
+        ),
+        (
+            vec![format!("-6 route add {other_v6}/128 dev eth0")],
+            vec![format!("-6 route del {other_v6}/128 dev eth0")],
+            vec!["n2", "dev eth0 in table main", "ip -6 route del"],
+        ),
+        (
+            // An address of a container there: not that of the node.
+            vec!["route add 10.210.2.77/32 dev eth0".to_owned()],
+            vec!["route del 10.210.2.77/32 dev eth0".to_owned()],
+            vec!["10.210.2.77", "dev eth0 in table main"],
+        ),
+    ];
+    for (done, undone, named) in &cases {
+        for arguments in done {
+            ip(&mesh, 0, arguments);
+        }
+        mesh.wait_until(
+            &format!("{done:?} is a problem that names {named:?}"),
+            || has_problem(&mesh, 0, named),
+        );
+        let doctor = mesh.on(0, &["doctor"]);
+        assert_ne!(doctor.code, 0, "{doctor:?}");
+        assert!(doctor.stdout.contains(named[1]), "{doctor:?}");
+        let ping = mesh.on(0, &["ping", "-c", "1", "n2"]);
+        if named[0] == "n2" {
+            assert_eq!(ping.code, 1, "{ping:?}");
+            assert!(ping.stderr.contains(named[1]), "{ping:?}");
+        }
+        for arguments in undone {
+            ip(&mesh, 0, arguments);
+        }
+        mesh.wait_until(&format!("after {undone:?} all is well"), || {
+            !has_problem(&mesh, 0, &["do not go into mesh0"])
+        });
+    }
+    assert_eq!(mesh.on(0, &["ping", "-c", "1", "n2"]).code, 0);
+}
+
+#[test]
+fn a_lan_behind_a_bridge_called_br_lan_is_not_taken_for_containers() {
+    assert_lan_is_kept_out(false);
+}
+
+#[test]
+fn a_lan_whose_bridge_the_engine_uses_as_well_is_not_taken_for_containers() {
+    assert_lan_is_kept_out(true);
+}
+
+/// A machine on the LAN of a node's bridge gets no names and no way into the mesh, also where the engine says, if `by_engine`,
+/// that it has a network on that bridge.
+fn assert_lan_is_kept_out(by_engine: bool) {
+    let Some(mut mesh) = Mesh::start(2) else {
+        return;
+    };
+    // The first node's only uplink becomes a bridge; the coordinator's host is the machine on its LAN.
+    let v4 = mesh.nodes[0].host.v4();
+    for arguments in [
+        "link add br-lan type bridge",
+        "link set br-lan up",
+        "address flush dev eth0",
+        "link set eth0 master br-lan",
+        &format!("address add {v4}/24 dev br-lan"),
+    ] {
+        ip(&mesh, 0, arguments);
+    }
+    if by_engine {
+        // What stands for a network card: the cables of these machines look like those of containers.
+        ip(&mesh, 0, "link add card type vxlan id 7 dstport 4789");
+        ip(&mesh, 0, "link set card master br-lan");
+        engine::start(&mesh.nodes[0].host, "br-lan", "198.51.100.0/24", None);
+    }
+    assert!(mesh.succeeds(0, "sysctl", &["-qw", "net.ipv4.ip_forward=1"]));
+    mesh.kill_node(0);
+    let text = format!("[dns]\nlisten = [\"{v4}\"]\n");
+    let file = write(&mesh.nodes[0].host, "/run/meshd.toml", &text);
+    mesh.start_node_with(0, &["--config", &file]);
+    for n in 0..2 {
+        let token = mesh.token(&[]);
+        let ended = mesh.on(n, &["join", &token]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+    mesh.wait_until("they reach each other", || {
+        mesh.reaches(0) == 1 && mesh.reaches(1) == 1
+    });
+    let records = std::fs::read_to_string(mesh.nodes[1].host.path("/run/state/records.jsonl"));
+    let endpoint = format!("{v4}:51820");
+    assert!(
+        records
+            .expect("the host's own file system")
+            .contains(&endpoint),
+        "the bridge's address is offered as an endpoint"
+    );
+
+    let lan = &mesh.coordinator_host;
+    let via = ["route", "add", "10.210.0.0/16", "via", &v4.to_string()];
+    let mut command = lan.command("ip").expect("a namespace");
+    assert!(
+        command
+            .args(via)
+            .status()
+            .is_ok_and(|status| status.success())
+    );
+    let own = &mesh.nodes[0].host;
+    let (at_lan, at_mesh) = (v4.into(), "10.210.0.53".parse().expect("a literal"));
+    mesh.wait_until("the host itself is answered", || {
+        ask(own, at_mesh, "n1.node.mesh.", RecordType::A, false).is_some()
+            && ask(own, at_lan, "n1.node.mesh.", RecordType::A, false).is_some()
+    });
+    if by_engine {
+        mesh.wait_until("the bridge is left out, and named", || {
+            has_problem(&mesh, 0, &["containers on br-lan", "a bridge of its own"])
+        });
+    }
+    for tcp in [false, true] {
+        // A name of the mesh, and one that would have to be asked for elsewhere.
+        for name in ["n1.node.mesh.", "example.org."] {
+            for address in [at_lan, at_mesh] {
+                let answer = ask(lan, address, name, RecordType::A, tcp);
+                assert_eq!(answer, None, "{name} at {address}, tcp: {tcp}");
+            }
+        }
+    }
+    let pings = |address: &str| {
+        let mut command = lan.command("ping").expect("a namespace");
+        command.args(["-c", "2", "-i", "0.2", "-w", "2", address]);
+        command.output().is_ok_and(|output| output.status.success())
+    };
+    let [(first, _), (second, _)] = [mesh.addresses(0), mesh.addresses(1)];
+    assert!(mesh.pings(0, &second.to_string()));
+    assert!(
+        !pings(&second.to_string()),
+        "packets are forwarded as the node's"
+    );
+    assert!(!pings(&first.to_string()));
+}
+
+#[test]
+fn forwarding_that_somebody_switches_off_is_back_by_the_kernels_notice() {
+    let Some(mut mesh) = Mesh::start(1) else {
+        return;
+    };
+    mesh.kill_node(0);
+    for arguments in [
+        "link add docker0 type bridge",
+        "address add 172.17.0.1/16 dev docker0",
+        "link set docker0 up",
+    ] {
+        ip(&mesh, 0, arguments);
+    }
+    engine::start(
+        &mesh.nodes[0].host,
+        "docker0",
+        "172.17.0.0/16",
+        Some("172.17.0.2"),
+    );
+    mesh.start_node(0);
+    let token = mesh.token(&[]);
+    assert_eq!(mesh.on(0, &["join", &token]).code, 0);
+    let forwards = || printed(&mesh, 0, "sysctl", "-n net.ipv4.ip_forward").trim() == "1";
+    mesh.wait_until("the machine forwards for its container", forwards);
+    let begun = Instant::now();
+    for _ in 0..3 {
+        assert!(mesh.succeeds(0, "sysctl", &["-qw", "net.ipv4.ip_forward=0"]));
+        mesh.wait_until("it forwards again", forwards);
+    }
+    assert!(begun.elapsed() < WITHOUT_NOTICES, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn whatever_part_of_its_state_a_full_disk_refuses_is_a_problem_until_it_is_written() {
+    let Some(mut mesh) = Mesh::start(2) else {
+        return;
+    };
+    mesh.kill_node(0);
+    cover(&mesh, 0, "/run/state", "256k");
+    mesh.start_node(0);
+    for n in 0..2 {
+        let token = mesh.token(&[]);
+        assert_eq!(mesh.on(n, &["join", &token]).code, 0);
+    }
+    let directory = mesh.nodes[0].host.path("/run/state");
+    let is_full = |mesh: &Mesh| has_problem(mesh, 0, &["No space left", "make room"]);
+    fill(&directory);
+    // One change, which the last page of the records may still take.
+    let ended = mesh.on(1, &["service", "add", "web", "--port", "80"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    mesh.wait_until("the full disk is a problem", || is_full(&mesh));
+    let log = std::fs::read_to_string(mesh.log(0)).expect("our directory");
+    empty(&directory);
+    mesh.wait_until("it is none any more, without another change", || {
+        !is_full(&mesh)
+    });
+    assert!(log.matches("not kept on disk").count() <= 2, "{log}");
+
+    // A line that was cut off, and no room to write the rest anew.
+    mesh.kill_node(0);
+    let records = directory.join("records.jsonl");
+    let octets = std::fs::read(&records).expect("the host's own file system");
+    std::fs::write(&records, &octets[..octets.len() - 20]).expect("it fits");
+    fill(&directory);
+    mesh.start_node(0);
+    mesh.wait_until("it starts all the same, and says so", || is_full(&mesh));
+    empty(&directory);
+    mesh.wait_until("it is well again", || {
+        !is_full(&mesh) && mesh.reaches(0) == 1
+    });
+}
