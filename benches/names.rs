@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use meshd::dns::message::{Outcome, Transport, deal};
 use meshd::dns::{Replaced, WhenNoneUsable, Zone, ZoneInput};
@@ -115,7 +115,7 @@ fn with_input<T>(netmap: &Netmap, run: impl FnOnce(&ZoneInput<'_>) -> T) -> T {
         netmap,
         own: key(1).public(),
         unreachable: &BTreeSet::new(),
-        round_trips: &BTreeMap::from([(key(2).public(), Duration::from_millis(1))]),
+        groups: &BTreeMap::from([(key(2).public(), 3)]),
         when_none_usable: WhenNoneUsable::All,
         lingering: &BTreeSet::new(),
         balanced: &BTreeSet::new(),

@@ -40,6 +40,7 @@ const PURE: &[&str] = &[
     "path",
     "dns",
     "discovery",
+    "node/contact.rs",
     "node/host/pace.rs",
     "node/host/plan.rs",
     "node/host/survey.rs",

@@ -81,7 +81,7 @@ fn with_input<T>(netmap: &Netmap, own: PublicKey, run: impl FnOnce(&ZoneInput<'_
         netmap,
         own,
         unreachable: &BTreeSet::new(),
-        round_trips: &BTreeMap::new(),
+        groups: &BTreeMap::new(),
         when_none_usable: WhenNoneUsable::All,
         lingering: &BTreeSet::new(),
         balanced: &BTreeSet::new(),

@@ -62,15 +62,9 @@ fn holds(check: Check, answer: Result<Status, CliError>) -> Result<u8, CliError>
         }
         (_, Err(error)) => Err(error),
         (Check::Live, Ok(_)) => Ok(0),
-        (Check::Ready, Ok(status)) => match status.state {
-            NodeState::Up => Ok(0),
-            NodeState::Unjoined => Err(not_ready(&match status.problems.first() {
-                Some(problem) => format!("{}: {}", problem.what, problem.why),
-                None => "this node has not joined a mesh; run `meshctl join TOKEN`".to_owned(),
-            })),
-            NodeState::Joining => Err(not_ready("this node is being admitted")),
-            NodeState::Leaving => Err(not_ready("this node is leaving the mesh")),
-        },
+        (Check::Ready, Ok(status)) => status
+            .why_not_ready()
+            .map_or(Ok(0), |why| Err(not_ready(&why))),
     }
 }
 
@@ -83,8 +77,12 @@ fn print(status: &Status) {
         problems(status);
         return;
     };
+    let removed = match status.state {
+        NodeState::Removed => "  REMOVED FROM THE MESH",
+        _ => "",
+    };
     table::line(&format!(
-        "{}.node.{}  {}  {}",
+        "{}.node.{}  {}  {}{removed}",
         node.name, node.domain, node.address_v4, node.address_v6
     ));
     if let Some(interface) = &status.interface {
@@ -125,10 +123,22 @@ fn print(status: &Status) {
         let rows: Vec<Vec<String>> = status.peers.iter().map(row).collect();
         table::table(
             &[
-                "PEER", "ADDRESS", "STATE", "RTT", "ENDPOINT", "RECEIVED", "SENT",
+                "PEER",
+                "ADDRESS",
+                "STATE",
+                "RTT",
+                "LAST HEARD",
+                "ENDPOINT",
+                "RECEIVED",
+                "SENT",
             ],
             &rows,
         );
+        for peer in &status.peers {
+            if let Some(reason) = &peer.reason {
+                table::line(&format!("{}: {reason}", peer.name));
+            }
+        }
     }
     problems(status);
 }
@@ -146,6 +156,7 @@ fn row(peer: &crate::wire::local::PeerStatus) -> Vec<String> {
     let state = match peer.state {
         PeerState::Direct => "direct",
         PeerState::Relay => "relay",
+        PeerState::Stream => "stream",
         PeerState::Connecting => "connecting",
         PeerState::Idle => "idle",
         PeerState::Unreachable => "unreachable",
@@ -156,6 +167,8 @@ fn row(peer: &crate::wire::local::PeerStatus) -> Vec<String> {
         state.to_owned(),
         peer.rtt_ms
             .map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
+        peer.last_heard_seconds_ago
+            .map_or_else(|| "never".into(), |ago| format!("{ago:.0} s ago")),
         peer.endpoint.map_or_else(|| "-".into(), |e| e.to_string()),
         octets(peer.rx_bytes),
         octets(peer.tx_bytes),

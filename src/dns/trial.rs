@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
@@ -54,7 +53,7 @@ impl Trial {
             netmap: &netmap,
             own: id(1),
             unreachable: &BTreeSet::from([id(3)]),
-            round_trips: &BTreeMap::from([(id(2), Duration::from_millis(3))]),
+            groups: &BTreeMap::from([(id(2), 4)]),
             when_none_usable: WhenNoneUsable::All,
             lingering: &BTreeSet::from(["gone.svc".to_owned()]),
             balanced: &BTreeSet::from([VIP]),

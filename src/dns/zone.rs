@@ -10,7 +10,6 @@ mod reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
 pub use self::entry::{Entry, PortFilter, Standing, ZoneInstance};
 use self::entry::{Rank, Role};
@@ -51,8 +50,8 @@ pub struct ZoneInput<'a> {
     pub own: PublicKey,
     /// Nodes that do not answer.
     pub unreachable: &'a BTreeSet<PublicKey>,
-    /// Measured round trips.
-    pub round_trips: &'a BTreeMap<PublicKey, Duration>,
+    /// How far other nodes are: equal numbers are equally near, a smaller one is nearer; absent if it was not measured.
+    pub groups: &'a BTreeMap<PublicKey, u8>,
     /// What to do for services without a usable instance.
     pub when_none_usable: WhenNoneUsable,
     /// Names, relative to the domain, whose last instance left less than a minute ago.
@@ -187,7 +186,11 @@ impl Zone {
         };
         let base = base_of(service);
         let own = service.node == input.own;
-        let group = group(own, input.round_trips.get(&service.node));
+        let group = match input.groups.get(&service.node) {
+            _ if own => 0,
+            Some(group) => *group,
+            None => u8::MAX,
+        };
         let reachable = own || !input.unreachable.contains(&service.node);
         let record: Arc<str> = service.id.as_str().into();
         for (place, instance) in (0..).zip(&service.instances) {
@@ -384,22 +387,6 @@ fn standing(instance: &Instance, reachable: bool) -> Standing {
         Health::Unhealthy => Standing::Unhealthy,
         Health::Healthy | Health::Unknown if reachable => Standing::Usable,
         Health::Healthy | Health::Unknown => Standing::Unreachable,
-    }
-}
-
-/// This node first, then by round trip in steps of a factor of two from half a millisecond; not measured last.
-fn group(own: bool, round_trip: Option<&Duration>) -> u8 {
-    match (own, round_trip) {
-        (true, _) => 0,
-        (false, None) => u8::MAX,
-        (false, Some(rtt)) => {
-            1 + u8::try_from(
-                (rtt.as_micros() / 500)
-                    .checked_ilog2()
-                    .map_or(0, |log| log + 1),
-            )
-            .unwrap_or(u8::MAX - 2)
-        }
     }
 }
 

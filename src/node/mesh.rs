@@ -33,9 +33,10 @@ use crate::model::record::{Departure, Instance, Name, Node, Record, RecordKey, S
 use crate::model::service_address::ServiceAddresses;
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
-use crate::path::PathMtu;
+use crate::path::distance::Seen;
 use crate::path::mtu::{Sizes, Way};
 use crate::path::watch::{Action, Reach, Watch};
+use crate::path::{Distances, PathMtu};
 use crate::tunnel::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::Refusal;
@@ -81,7 +82,7 @@ pub(super) struct Mesh {
     pub(super) watch: Watch,
     pub(super) path_mtu: PathMtu,
     pub(super) reach: BTreeMap<PublicKey, Reach>,
-    pub(super) round_trips: BTreeMap<PublicKey, Duration>,
+    pub(super) distances: Distances,
     pub(super) zone: Arc<ArcSwap<Zone>>,
     pub(super) dns: Option<Dns>,
     pub(super) upstream: Arc<Upstream>,
@@ -348,7 +349,7 @@ impl Mesh {
             watch: Watch::default(),
             path_mtu: PathMtu::new(mtu),
             reach: BTreeMap::new(),
-            round_trips: BTreeMap::new(),
+            distances: Distances::default(),
             stream: stream_state,
             troubles: BTreeMap::new(),
             lingering: BTreeMap::new(),
@@ -475,7 +476,8 @@ impl Mesh {
                 }
                 self.stream.url = url.to_string();
                 self.stream.connected = false;
-                self.stream.revoked = refusal == Some(Refusal::Revoked);
+                // Until a coordinator takes this node again: one that cannot be reached changes nothing.
+                self.stream.revoked |= refusal == Some(Refusal::Revoked);
                 self.stream.called_copy |= refusal == Some(Refusal::Clone);
                 self.departures.handle_closed();
                 self.stream.refusal = Some(why);
@@ -614,6 +616,11 @@ impl Mesh {
     /// Whether this node is removed or a copy, by what is signed: a coordinator's word alone silences nobody.
     fn is_out(&self) -> bool {
         self.stream.cloned || self.ledger.is_revoked(&self.id())
+    }
+
+    /// Whether this node was removed from the mesh, as far as it was told.
+    pub(super) fn is_removed(&self) -> bool {
+        self.stream.revoked || self.ledger.is_revoked(&self.id())
     }
 
     /// Brings those peers up to date that are due.
@@ -1176,7 +1183,7 @@ impl Mesh {
             netmap: &self.netmap,
             own: self.id(),
             unreachable,
-            round_trips: &self.round_trips,
+            groups: self.distances.groups(),
             when_none_usable: self.config.when_none_usable,
             lingering,
             balanced: &self.balanced,
@@ -1239,7 +1246,6 @@ impl Mesh {
             .filter(|m| m.id != id)
             .map(|m| (m.id, m.wireguard_key.0, m.block.node_v4().into()))
             .collect();
-        let mut round_trips = BTreeMap::new();
         for (id, key, _) in &members {
             let Some(peer) = self.tunnel.peer(key) else {
                 continue;
@@ -1247,12 +1253,23 @@ impl Mesh {
             if let Some(at) = peer.last_receive {
                 self.watch.handle_heard(id, at);
             }
-            if let Some(rtt) = peer.rtt {
-                round_trips.insert(*id, rtt);
+            if let Some(at) = peer.last_send {
+                self.watch.handle_sent(id, at);
             }
+            self.distances.handle_seen(
+                *id,
+                Seen {
+                    endpoint: peer.endpoint,
+                    heard: peer.last_receive,
+                    sent: peer.last_send,
+                    serves: self.netmap.serves(id),
+                    round_trip: peer.round_trip.map(|trip| (trip.at, trip.took)),
+                },
+            );
             self.follow_path(*id, &peer, now);
         }
-        let actions = self.watch.poll(now);
+        let measure = self.distances.poll(now).into_iter().map(Action::Probe);
+        let actions: Vec<Action> = self.watch.poll(now).into_iter().chain(measure).collect();
         let own = self.own_addresses()[0];
         for action in actions {
             match action {
@@ -1275,6 +1292,8 @@ impl Mesh {
             }
         }
         self.path_mtu
+            .retain(|id| self.netmap.members.contains_key(id));
+        self.distances
             .retain(|id| self.netmap.members.contains_key(id));
         let reach: BTreeMap<PublicKey, Reach> = members
             .iter()
@@ -1301,8 +1320,8 @@ impl Mesh {
         }
         self.dial_peers(now);
         self.reach = reach;
-        self.round_trips = round_trips;
-        if moved {
+        let regrouped = self.distances.publish(now);
+        if moved || regrouped {
             self.rebuild_zone();
         }
         self.end_lingering(now);

@@ -10,9 +10,10 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use tokio::sync::{mpsc, oneshot};
 
-use super::api::Command;
+use super::api::{Command, Reply};
 use super::mesh::Mesh;
 use crate::path::watch::Reach;
+use crate::wire::local::Status;
 
 /// Serves until the program ends. Without the port everything else goes on.
 pub(super) async fn serve(listen: SocketAddr, commands: mpsc::Sender<Command>) {
@@ -24,16 +25,23 @@ pub(super) async fn serve(listen: SocketAddr, commands: mpsc::Sender<Command>) {
     };
     let router = Router::new()
         .route("/metrics", get(scrape))
+        .route("/healthz", get(live))
+        .route("/readyz", get(ready))
         .with_state(commands);
     if let Err(error) = axum::serve(listener, router).await {
         tracing::warn!(%error, "metrics are not served any more");
     }
 }
 
-async fn scrape(State(commands): State<mpsc::Sender<Command>>) -> Result<String, StatusCode> {
+type Commands = State<mpsc::Sender<Command>>;
+
+async fn ask<T>(
+    State(commands): Commands,
+    command: impl FnOnce(Reply<T>) -> Command,
+) -> Result<T, StatusCode> {
     let (reply, answer) = oneshot::channel();
     commands
-        .send(Command::Metrics(reply))
+        .send(command(reply))
         .await
         .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
     answer
@@ -41,6 +49,26 @@ async fn scrape(State(commands): State<mpsc::Sender<Command>>) -> Result<String,
         .ok()
         .and_then(Result::ok)
         .ok_or(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+async fn scrape(commands: Commands) -> Result<String, StatusCode> {
+    ask(commands, Command::Metrics).await
+}
+
+/// As `meshctl status --check live`.
+async fn live(commands: Commands) -> Result<&'static str, StatusCode> {
+    ask(commands, Command::Status).await.map(|_| "ok\n")
+}
+
+/// As `meshctl status --check ready`.
+async fn ready(commands: Commands) -> Result<&'static str, (StatusCode, String)> {
+    let unavailable = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
+    let status: Status = ask(commands, Command::Status)
+        .await
+        .map_err(|_| unavailable("meshd is stopping"))?;
+    status
+        .why_not_ready()
+        .map_or(Ok("ok\n"), |why| Err(unavailable(&why)))
 }
 
 /// The metrics as text.
@@ -73,6 +101,12 @@ pub(super) fn text(mesh: Option<&Mesh>) -> String {
         &plain(u64::from(mesh.is_some())),
     );
     let Some(mesh) = mesh else { return text };
+    metric(
+        "ready",
+        "gauge",
+        "Whether `meshctl status --check ready` holds.",
+        &plain(u64::from(super::report::not_ready(mesh).is_none())),
+    );
     metric(
         "coordinator_connected",
         "gauge",

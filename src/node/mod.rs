@@ -7,6 +7,7 @@
 mod agent;
 pub mod api;
 pub mod config;
+mod contact;
 pub mod control;
 mod departing;
 mod device;

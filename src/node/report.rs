@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::api::Reply;
 use super::config::Config;
+use super::contact::{self, Contact};
 use super::docker::Docker;
 use super::mesh::{Dns, Mesh};
 use super::resolved::{ResolvedLink, State};
@@ -18,18 +19,22 @@ use crate::dns::local_names::is_special;
 use crate::dns::message::{Asked, Source};
 use crate::dns::rebinding::Stripped;
 use crate::dns::zone::{Standing, Zone};
-use crate::model::PublicKey;
+use crate::model::netmap::Member;
+use crate::model::{Label, PublicKey};
 use crate::path::mtu::LEAST_IPV6;
 use crate::path::watch::Reach;
+use crate::tunnel::{PeerStatus as TunnelPeer, Waiting};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
     Checkup, ContainerList, CoordinatorStatus, DnsStatus, InstanceRow, InterfaceStatus, NodeState,
     NodeStatus, PeerState, PeerStatus, Ping, Pong, Problem, Resolve, Resolved, SCHEMA,
-    ServiceCounts, ServiceList, ServiceRow, Status, SystemEntry, SystemList,
+    ServiceCounts, ServiceList, ServiceRow, Status, SystemEntry, SystemList, TunnelCheck,
 };
 
 /// How long the container engine may take to say what runs, for a doctor.
 const CHECKUP_WAIT: Duration = Duration::from_secs(5);
+/// How long a doctor's probe waits for its answer.
+const PROBE_WAIT: Duration = Duration::from_secs(2);
 
 /// The status of a node that is in no mesh.
 pub(super) fn bare_status(state: NodeState) -> Status {
@@ -37,6 +42,7 @@ pub(super) fn bare_status(state: NodeState) -> Status {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         state,
+        not_ready: None,
         node: None,
         interface: None,
         coordinator: None,
@@ -103,7 +109,12 @@ pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
             mesh: names.len(),
         },
         problems: problems(mesh, damaged_services, zone.flagged()),
-        ..bare_status(NodeState::Up)
+        not_ready: not_ready(mesh),
+        ..bare_status(if mesh.is_removed() {
+            NodeState::Removed
+        } else {
+            NodeState::Up
+        })
     }
 }
 
@@ -128,11 +139,11 @@ fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
         .map(|member| {
             let peer = mesh.tunnel.peer(&member.wireguard_key.0);
             let handshake = peer.as_ref().and_then(|p| p.last_handshake);
-            let state = match (mesh.watch.reach(&member.id, now), handshake) {
-                (Reach::Unreachable, _) => PeerState::Unreachable,
-                (Reach::Reachable, _) => PeerState::Direct,
-                (Reach::Unknown, Some(_)) => PeerState::Idle,
-                (Reach::Unknown, None) => PeerState::Connecting,
+            let contact = contact_of(mesh, member, peer.as_ref(), now);
+            let (state, reason) = contact.state();
+            let measured = match state {
+                PeerState::Connecting | PeerState::Unreachable => None,
+                _ => mesh.distances.round_trip(&member.id),
             };
             PeerStatus {
                 id: member.id,
@@ -141,11 +152,15 @@ fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
                 address_v4: member.block.node_v4(),
                 address_v6: member.block.node_v6(),
                 state,
+                via: None,
+                reason,
+                last_heard_seconds_ago: contact.heard.map(seconds),
+                version: None,
                 endpoint: peer.as_ref().and_then(|p| p.endpoint),
                 last_handshake_seconds_ago: handshake
                     .and_then(|at| SystemTime::now().duration_since(at).ok())
                     .map(seconds),
-                rtt_ms: peer.as_ref().and_then(|p| p.rtt).map(milliseconds),
+                rtt_ms: measured.map(milliseconds),
                 path_mtu: Some(mesh.path_mtu.limit(&member.id)),
                 rx_bytes: peer.as_ref().map_or(0, |p| p.rx_bytes),
                 tx_bytes: peer.as_ref().map_or(0, |p| p.tx_bytes),
@@ -154,6 +169,51 @@ fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
         .collect();
     peers.sort_by(|a, b| a.name.cmp(&b.name));
     peers
+}
+
+fn contact_of(mesh: &Mesh, member: &Member, peer: Option<&TunnelPeer>, now: Instant) -> Contact {
+    let id = &member.id;
+    let heard = mesh.watch.heard(id);
+    let mut endpoints = member.endpoints.clone();
+    if endpoints.is_empty() {
+        endpoints.extend(peer.and_then(|p| p.endpoint));
+    }
+    Contact {
+        reach: mesh.watch.reach(id, now),
+        heard: heard.map(|at| now.saturating_duration_since(at)),
+        silent: mesh.watch.is_silent(id, now),
+        handshake: peer.is_some_and(|p| p.last_handshake.is_some()),
+        received: peer.map_or(0, |p| p.rx_bytes),
+        endpoints,
+        port: mesh.tunnel.listen_port(),
+    }
+}
+
+/// The other members, in the order of their names.
+fn others(mesh: &Mesh) -> Vec<&Member> {
+    let own = mesh.id();
+    let members = mesh.netmap.members.values();
+    let mut others: Vec<&Member> = members.filter(|member| member.id != own).collect();
+    others.sort_by(|a, b| a.name.cmp(&b.name));
+    others
+}
+
+/// Why this node is not ready, if it is not.
+pub(super) fn not_ready(mesh: &Mesh) -> Option<String> {
+    let [own, _] = mesh.own_addresses();
+    let device = &mesh.config.interface;
+    contact::Standing {
+        removed: mesh.is_removed(),
+        copied: mesh.stream.cloned,
+        tunnel: super::host::interfaces()
+            .iter()
+            .any(|i| i.name == *device && i.address == own),
+        dns: mesh.dns.is_none() || mesh.zone.load().addresses.is_some(),
+        others: others(mesh).len(),
+        reached: mesh.watch.any_heard(),
+        port: mesh.tunnel.listen_port(),
+    }
+    .not_ready()
 }
 
 fn milliseconds(duration: Duration) -> f64 {
@@ -166,7 +226,17 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         why,
         fix: fix.into(),
     };
-    let mut problems: Vec<Problem> = mesh.troubles.values().cloned().collect();
+    let mut problems = Vec::new();
+    // First: it explains most of what follows.
+    if mesh.is_removed() {
+        problems.push(problem(
+            "this node was removed from the mesh",
+            "the administrator removed it: no peer takes its packets, and its names are gone"
+                .into(),
+            "run `meshctl leave`, then `meshctl join` with a new token if that was a mistake",
+        ));
+    }
+    problems.extend(mesh.troubles.values().cloned());
     problems.extend(mesh.network.problems());
     problems.extend(mesh.unwritten.problems());
     problems.extend(mesh.own_records.problems());
@@ -176,12 +246,8 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
     if mesh.docker.as_ref().is_some_and(Docker::is_followed) || mesh.firewall.is_contested() {
         problems.extend(mesh.firewall.problems());
     }
-    if mesh.stream.revoked {
-        problems.push(problem(
-            "this node was removed from the mesh",
-            "the administrator removed it".into(),
-            "run `meshctl leave`, and join again with a new token if that was a mistake",
-        ));
+    if mesh.is_removed() {
+        // Said above.
     } else if mesh.stream.cloned {
         problems.push(problem(
             "this machine is a copy of another node, which goes on; this one keeps off the mesh",
@@ -238,7 +304,22 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         }
     }
     problems.extend(narrow_paths(mesh));
+    problems.extend(never_heard(mesh));
     problems
+}
+
+/// Peers from which no packet came since the start.
+fn never_heard(mesh: &Mesh) -> Option<Problem> {
+    if mesh.is_removed() || mesh.stream.cloned {
+        return None;
+    }
+    let now = Instant::now();
+    let others = others(mesh).into_iter().map(|member| {
+        let peer = mesh.tunnel.peer(&member.wireguard_key.0);
+        let contact = contact_of(mesh, member, peer.as_ref(), now);
+        (member.name.as_str(), contact)
+    });
+    contact::never_heard(others, mesh.tunnel.listen_port())
 }
 
 /// Peers behind a path that does not carry what IPv6 needs.
@@ -412,7 +493,13 @@ pub(super) fn checkup(mesh: &Mesh, reply: Reply<Checkup>) {
         split_dns: dns.map_or("none", split_dns).to_owned(),
         containers: Vec::new(),
         problems: mesh.network.ways(),
+        removed: mesh.is_removed(),
+        tunnels: Vec::new(),
     };
+    let tunnels = tokio::task::spawn_blocking({
+        let probes = probe_all(mesh);
+        move || probes.into_iter().map(check_of).collect()
+    });
     let sockets = mesh
         .config
         .docker
@@ -427,9 +514,52 @@ pub(super) fn checkup(mesh: &Mesh, reply: Reply<Checkup>) {
         let containers = asked.unwrap_or_default();
         let _ = reply.send(Ok(Checkup {
             containers,
+            tunnels: tunnels.await.unwrap_or_default(),
             ..checkup
         }));
     });
+}
+
+/// A probe on its way to a peer, and what was known of the peer before.
+struct Probed {
+    name: Label,
+    contact: Contact,
+    waiting: Waiting,
+}
+
+/// Probes all other members at once.
+fn probe_all(mesh: &Mesh) -> Vec<Probed> {
+    let now = Instant::now();
+    let probe = |member: &Member| {
+        let key = member.wireguard_key.0;
+        let contact = contact_of(mesh, member, mesh.tunnel.peer(&key).as_ref(), now);
+        let [own, _] = mesh.own_addresses();
+        Probed {
+            name: member.name.clone(),
+            contact,
+            waiting: mesh.tunnel.ping(key, own, member.block.node_v4().into()),
+        }
+    };
+    others(mesh).into_iter().map(probe).collect()
+}
+
+/// Waits for the answer. All probes were sent at the same time, so all of them take no longer than one.
+fn check_of(probed: Probed) -> TunnelCheck {
+    let (rtt, endpoint) = probed.waiting.wait(PROBE_WAIT);
+    let (why, fix) = match rtt {
+        Some(_) => (None, None),
+        None => {
+            let (why, fix) = probed.contact.failure(probed.name.as_str());
+            (Some(why), Some(fix))
+        }
+    };
+    TunnelCheck {
+        peer: probed.name,
+        endpoint,
+        rtt_ms: rtt.map(milliseconds),
+        why,
+        fix,
+    }
 }
 
 /// Sends a probe and answers when its echo is back.

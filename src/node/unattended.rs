@@ -136,7 +136,7 @@ pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
     let mut attempts = Attempts::default();
     loop {
         match state(&commands).await {
-            None | Some(NodeState::Up | NodeState::Leaving) => return,
+            None | Some(NodeState::Up | NodeState::Leaving | NodeState::Removed) => return,
             Some(NodeState::Joining) => {
                 sleep(LOOK).await;
                 continue;

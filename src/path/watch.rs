@@ -1,8 +1,8 @@
 //! Watches peers: hears from the data plane who was heard when, says whom to probe and which endpoint to
 //! try, and answers whether a peer is reachable.
 //!
-//! A peer is *heard* by any authenticated datagram. One that is wanted (its names may be asked for) is probed
-//! when it was silent for [`PROBE_INTERVAL`], and is unreachable once it was silent for
+//! A peer is *heard* by any authenticated datagram. One that is wanted (its names may be asked for), or that packets were
+//! sent to since it was heard, is probed when it was silent for [`PROBE_INTERVAL`], and is unreachable once it was silent for
 //! [`UNREACHABLE_AFTER`] in spite of probes. A peer nobody wants is probed seldom: it costs next to nothing,
 //! and nobody claims to know its state. While a peer is silent its candidate endpoints are tried in turn;
 //! an endpoint that works is never given up for another.
@@ -23,6 +23,8 @@ pub const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(20);
 pub const UNREACHABLE_AFTER: Duration = Duration::from_secs(7);
 /// How long one candidate endpoint of a silent peer is tried before the next.
 pub const CANDIDATE_TRY: Duration = Duration::from_secs(3);
+/// How long an unanswered probe is waited for before the peer no longer counts as connected: until the next one is due.
+pub const ANSWER_LIMIT: Duration = PROBE_INTERVAL;
 /// A gap between two polls that means the machine slept: nothing can be concluded from silence.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -52,6 +54,8 @@ struct Peer {
     current: usize,
     wanted: bool,
     heard: Option<Instant>,
+    /// When a packet was last sent to it.
+    sent: Option<Instant>,
     probed: Option<Instant>,
     /// Since when silence counts: when it was first probed after it was last heard.
     silent_since: Option<Instant>,
@@ -63,6 +67,8 @@ struct Peer {
 pub struct Watch {
     peers: BTreeMap<PublicKey, Peer>,
     polled: Option<Instant>,
+    /// Whether any peer was heard since the start, even one that left since.
+    any_heard: bool,
 }
 
 impl Watch {
@@ -96,6 +102,7 @@ impl Watch {
                     current: 0,
                     wanted,
                     heard: None,
+                    sent: None,
                     probed: None,
                     silent_since: None,
                     tried_at: now,
@@ -119,7 +126,34 @@ impl Watch {
         {
             peer.heard = Some(at);
             peer.silent_since = None;
+            self.any_heard = true;
         }
+    }
+
+    /// The data plane last sent a packet to `id` at `at`; probes and keepalives do not count.
+    pub fn handle_sent(&mut self, id: &PublicKey, at: Instant) {
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.sent = peer.sent.max(Some(at));
+        }
+    }
+
+    /// Whether any peer was heard since the start.
+    #[must_use]
+    pub fn any_heard(&self) -> bool {
+        self.any_heard
+    }
+
+    /// When `id` was last heard.
+    #[must_use]
+    pub fn heard(&self, id: &PublicKey) -> Option<Instant> {
+        self.peers.get(id)?.heard
+    }
+
+    /// Whether probes to `id` were not answered for [`ANSWER_LIMIT`].
+    #[must_use]
+    pub fn is_silent(&self, id: &PublicKey, now: Instant) -> bool {
+        let since = self.peers.get(id).and_then(|peer| peer.silent_since);
+        since.is_some_and(|at| now.duration_since(at) >= ANSWER_LIMIT)
     }
 
     /// What to do now. To be called about every half second.
@@ -134,7 +168,7 @@ impl Watch {
                 peer.silent_since = None;
                 peer.tried_at = now;
             }
-            let interval = if peer.wanted {
+            let interval = if peer.wanted || peer.sent > peer.heard {
                 PROBE_INTERVAL
             } else {
                 IDLE_PROBE_INTERVAL
@@ -297,6 +331,30 @@ mod tests {
         let woke = start + Duration::from_secs(3600);
         watch.poll(woke);
         assert_ne!(watch.reach(&id(1), woke), Reach::Unreachable);
+    }
+
+    #[test]
+    fn a_peer_that_packets_are_sent_to_is_found_silent_though_it_serves_nothing() {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        watch.set_peers([(id(1), vec![endpoint(1)], false)], start);
+        watch.handle_heard(&id(1), start);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        run(&mut watch, start, 2);
+        assert!(!watch.is_silent(&id(1), at(2)));
+        // It was heard after the last packet: nothing is waited for.
+        watch.handle_sent(&id(1), start);
+        assert_eq!(run(&mut watch, at(2), 3), []);
+        watch.handle_sent(&id(1), at(5));
+        run(&mut watch, at(5), 3);
+        assert!(
+            watch.is_silent(&id(1), at(8)),
+            "the probe at 5 s got no answer"
+        );
+        run(&mut watch, at(8), 2);
+        assert_eq!(watch.reach(&id(1), at(10)), Reach::Unreachable);
+        watch.handle_heard(&id(1), at(10));
+        assert!(!watch.is_silent(&id(1), at(10)));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::here::{Here, write_datagram};
 use super::limiter::HandshakeLimiter;
 use super::noise::Identity;
 use super::peer::{Peer, PeerState};
-use super::probe;
+use super::probe::{self, RoundTrip};
 use super::rotation::Elder;
 use super::routes::{self, Recheck};
 use super::split::VnetHeader;
@@ -79,8 +79,10 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Octets sent, tunnel headers included.
     pub tx_bytes: u64,
-    /// The last probe's round trip.
-    pub rtt: Option<Duration>,
+    /// When a packet of the device was last sent to it, or waited for a session.
+    pub last_send: Option<Instant>,
+    /// The last round trip under a session: no handshake is in it.
+    pub round_trip: Option<RoundTrip>,
     /// Octets of a packet in the tunnel that fit through the path, as set.
     pub path_mtu: u16,
 }
@@ -216,7 +218,7 @@ impl Shared {
         }
     }
 
-    /// Seals a packet made here and sends it to `peer`.
+    /// Seals a packet made here and sends it to `peer`. Gives whether it left at once: without a session it waits for one.
     pub(super) fn send_own(
         &self,
         table: &Table,
@@ -225,17 +227,19 @@ impl Shared {
         packet: &[u8],
         sender: &mut Sender,
         now: Instant,
-    ) {
+    ) -> bool {
         let (Some(identity), Some(endpoint)) = (table.identity_of(peer), state.endpoint()) else {
             self.drops.add(Drop::NoEndpoint);
-            return;
+            return false;
         };
         let noise = state.noise(identity, peer.index, now);
-        if let Some((length, _)) = noise.seal(packet, sender.space(), now) {
+        let sealed = noise.seal(packet, sender.space(), now);
+        if let Some((length, _)) = sealed {
             peer.count_tx(length);
             sender.commit(length, endpoint);
         }
         self.drops.add_many(Drop::NoAnswer, noise.take_lost());
+        sealed.is_some_and(|(_, left)| left)
     }
 }
 
@@ -674,7 +678,9 @@ impl Tunnel {
             if let Some(length) =
                 probe::write(source, destination, shared.started, now, None, &mut packet)
             {
-                shared.send_own(table, peer, state, &packet[..length], sender, now);
+                let left = shared.send_own(table, peer, state, &packet[..length], sender, now);
+                let written = probe::written(shared.started, now);
+                state.round_trips.handle_probe(written, left);
             }
         });
     }
@@ -904,9 +910,13 @@ fn status_of(table: &Table, peer: &Peer) -> PeerStatus {
     elders.fold(status(peer), |status, elder| PeerStatus {
         last_handshake: status.last_handshake.max(elder.last_handshake),
         last_receive: status.last_receive.max(elder.last_receive),
+        last_send: status.last_send.max(elder.last_send),
         rx_bytes: status.rx_bytes + elder.rx_bytes,
         tx_bytes: status.tx_bytes + elder.tx_bytes,
-        rtt: status.rtt.or(elder.rtt),
+        round_trip: [status.round_trip, elder.round_trip]
+            .into_iter()
+            .flatten()
+            .max_by_key(|trip| trip.at),
         ..status
     })
 }
@@ -921,9 +931,10 @@ fn status(peer: &Peer) -> PeerStatus {
             .and_then(|age| SystemTime::now().checked_sub(age))
             .or(state.last_handshake),
         last_receive: state.last_receive,
+        last_send: state.last_send,
         rx_bytes: peer.rx_bytes.load(Ordering::Relaxed),
         tx_bytes: peer.tx_bytes.load(Ordering::Relaxed),
-        rtt: state.rtt,
+        round_trip: state.round_trips.last(),
         path_mtu: state.path_mtu,
     }
 }

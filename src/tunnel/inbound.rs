@@ -245,6 +245,7 @@ impl Inbound {
                 peer.count_rx(datagram.len());
                 peer.count_tx(length);
                 self.sender.commit(length, from);
+                state.round_trips.handle_handshake();
                 if state.endpoint().is_none() {
                     state.set_endpoint(Some(from));
                 }
@@ -254,6 +255,7 @@ impl Inbound {
                 peer.count_tx(length);
                 batch.heard(&mut state, from);
                 state.last_handshake = Some(std::time::SystemTime::now());
+                state.round_trips.handle_handshake();
                 self.sender.commit(length, from);
                 self.send_waiting(batch, peer, &mut state, from);
             }
@@ -342,6 +344,7 @@ impl Inbound {
                     {
                         let elapsed = batch.now.saturating_duration_since(batch.shared.started);
                         state.rtt = elapsed.checked_sub(sent).or(state.rtt);
+                        state.round_trips.handle_answer(sent, elapsed, batch.now);
                         state.answered = Some(batch.now);
                     }
                     _ => {

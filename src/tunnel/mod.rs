@@ -49,4 +49,5 @@ pub use device::{
 };
 pub use drops::{Counters, Drop};
 pub use here::{Here, Local, Taken};
+pub use probe::RoundTrip;
 pub use rotation::OVERLAP;

@@ -135,6 +135,7 @@ impl Outbound {
             }
             return;
         }
+        state.last_send = Some(now);
         let noise = state.noise(identity, peer.index, now);
         let mut sent = 0;
         let split = split(header, packet, |segment| {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::device::PeerConfig;
 use super::endpoint::Endpoint;
 use super::noise::{Identity, Noise};
+use super::probe::RoundTrips;
 use super::timer::Live;
 
 /// What is fixed for a peer's life, and the state behind its lock.
@@ -39,7 +40,11 @@ pub(super) struct PeerState {
     unanswered: bool,
     pub(super) last_receive: Option<Instant>,
     pub(super) last_handshake: Option<SystemTime>,
+    /// When a packet of the device was last sent to it, or waited for a session.
+    pub(super) last_send: Option<Instant>,
+    /// How long the last probe took, handshakes included.
     pub(super) rtt: Option<Duration>,
+    pub(super) round_trips: RoundTrips,
     /// Octets of a packet that fit through the path; the device's own limit holds besides.
     pub(super) path_mtu: u16,
     /// The largest probe answered since somebody last asked.
@@ -70,7 +75,9 @@ impl Peer {
                 is_live: false,
                 last_receive: None,
                 last_handshake: None,
+                last_send: None,
                 rtt: None,
+                round_trips: RoundTrips::default(),
                 path_mtu: u16::MAX,
                 answered_size: None,
                 answered: None,

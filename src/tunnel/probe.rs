@@ -35,6 +35,60 @@ pub(super) enum Probe {
     },
 }
 
+/// Measures round trips to a peer.
+///
+/// A probe counts only if it left at once under a session that stayed the one in use until the answer came. A probe that
+/// waits for a session measures the handshake instead of the path, and so does one whose session was replaced meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct RoundTrips {
+    /// When the last probe was sent, if its answer is a sample: time since the tunnel started.
+    pending: Option<Duration>,
+    last: Option<RoundTrip>,
+}
+
+/// A round trip to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoundTrip {
+    /// When the answer was received.
+    pub at: Instant,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl RoundTrips {
+    /// A probe that was written at `written` was sealed and sent, or waits for a session.
+    pub(super) fn handle_probe(&mut self, written: Duration, sealed: bool) {
+        self.pending = sealed.then_some(written);
+    }
+
+    /// A handshake message was processed: what is under way no longer measures the path alone.
+    pub(super) fn handle_handshake(&mut self) {
+        self.pending = None;
+    }
+
+    /// The answer to the probe that was written at `written` was received. Each probe counts once.
+    pub(super) fn handle_answer(&mut self, written: Duration, since_start: Duration, now: Instant) {
+        if self.pending != Some(written) {
+            return;
+        }
+        self.pending = None;
+        if let Some(took) = since_start.checked_sub(written) {
+            self.last = Some(RoundTrip { at: now, took });
+        }
+    }
+
+    /// The last round trip.
+    pub(super) fn last(&self) -> Option<RoundTrip> {
+        self.last
+    }
+}
+
+/// What a probe that is written `now` carries of the time: whole microseconds since the tunnel started.
+pub(super) fn written(started: Instant, now: Instant) -> Duration {
+    let micros = now.saturating_duration_since(started).as_micros() as u64;
+    Duration::from_micros(micros)
+}
+
 /// Writes a request from `source` to `destination`, padded to `size` octets if that is asked for; gives its length.
 /// Nothing if the families differ or there is no room.
 pub(super) fn write(
@@ -45,7 +99,7 @@ pub(super) fn write(
     size: Option<u16>,
     out: &mut [u8],
 ) -> Option<usize> {
-    let sent = now.saturating_duration_since(started).as_micros() as u64;
+    let sent = written(started, now).as_micros() as u64;
     let (transport, protocol, kind) = match source {
         IpAddr::V4(_) => (20, ICMP, 8),
         IpAddr::V6(_) => (IPV6_HEADER, ICMP6, 128),
@@ -186,6 +240,42 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn only_a_probe_that_left_at_once_under_a_session_that_lasted_is_a_round_trip() {
+        let start = Instant::now();
+        let at = Duration::from_millis;
+        let answer = |trips: &mut RoundTrips, written, now| {
+            trips.handle_answer(at(written), at(now), start + at(now));
+            trips.last().map(|last| last.took)
+        };
+        let mut trips = RoundTrips::default();
+        trips.handle_probe(at(10), false);
+        assert_eq!(
+            answer(&mut trips, 10, 13_255),
+            None,
+            "it waited for a session"
+        );
+        trips.handle_probe(at(20), true);
+        trips.handle_handshake();
+        assert_eq!(
+            answer(&mut trips, 20, 900),
+            None,
+            "its session was replaced"
+        );
+        trips.handle_probe(at(30), true);
+        assert_eq!(answer(&mut trips, 29, 31), None, "nobody sent such a probe");
+        assert_eq!(answer(&mut trips, 30, 32), Some(at(2)));
+        assert_eq!(answer(&mut trips, 30, 99), Some(at(2)), "a second answer");
+        trips.handle_probe(at(40), true);
+        trips.handle_probe(at(50), true);
+        assert_eq!(
+            answer(&mut trips, 40, 100),
+            Some(at(2)),
+            "a later probe took its place"
+        );
+        assert_eq!(answer(&mut trips, 50, 101), Some(at(51)));
     }
 
     #[test]

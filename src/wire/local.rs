@@ -39,6 +39,8 @@ pub enum NodeState {
     Up,
     /// Takes its changes back.
     Leaving,
+    /// The mesh removed it: no peer takes its packets any more.
+    Removed,
 }
 
 /// `meshctl status --json`. What an unjoined node has not got is null or empty.
@@ -50,6 +52,9 @@ pub struct Status {
     pub version: String,
     /// What the node is doing.
     pub state: NodeState,
+    /// Why a joined node is not ready; absent if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<String>,
     /// Who it is.
     pub node: Option<NodeStatus>,
     /// Its tunnel device.
@@ -64,6 +69,25 @@ pub struct Status {
     pub services: ServiceCounts,
     /// What is wrong, why, and what to do.
     pub problems: Vec<Problem>,
+}
+
+impl Status {
+    /// Why the node is not ready; nothing if it is: joined, not removed, tunnel and DNS up, and a peer reached since the start
+    /// where the mesh has others.
+    #[must_use]
+    pub fn why_not_ready(&self) -> Option<String> {
+        let why = match self.state {
+            NodeState::Up => return self.not_ready.clone(),
+            NodeState::Unjoined => match self.problems.first() {
+                Some(problem) => return Some(format!("{}: {}", problem.what, problem.why)),
+                None => "this node has not joined a mesh; run `meshctl join TOKEN`",
+            },
+            NodeState::Joining => "this node is being admitted",
+            NodeState::Leaving => "this node is leaving the mesh",
+            NodeState::Removed => "this node was removed from the mesh",
+        };
+        Some(self.not_ready.clone().unwrap_or_else(|| why.to_owned()))
+    }
 }
 
 /// This node.
@@ -132,6 +156,8 @@ pub enum PeerState {
     Direct,
     /// Through another node.
     Relay,
+    /// Through another node, over TLS.
+    Stream,
     /// A handshake is under way.
     Connecting,
     /// No traffic, and none needed.
@@ -155,11 +181,23 @@ pub struct PeerStatus {
     pub address_v6: Ipv6Addr,
     /// How it is reached.
     pub state: PeerState,
+    /// The node that relays to it.
+    #[serde(default)]
+    pub via: Option<Label>,
+    /// Why it is not reached.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Seconds since its last authentic datagram; null if there was none since the start.
+    #[serde(default)]
+    pub last_heard_seconds_ago: Option<f64>,
+    /// Its version of meshd; null if it is not known.
+    #[serde(default)]
+    pub version: Option<String>,
     /// Where its datagrams come from and go to.
     pub endpoint: Option<SocketAddr>,
     /// Seconds since the last handshake.
     pub last_handshake_seconds_ago: Option<f64>,
-    /// Round trip in milliseconds.
+    /// Smoothed round trip in milliseconds; null while the peer does not answer.
     pub rtt_ms: Option<f64>,
     /// Octets of a packet in the tunnel that fit through the path to it, as far as known.
     #[serde(default)]
@@ -525,7 +563,7 @@ pub struct Resolved {
 
 /// What `meshctl doctor` compares with what it finds: lookups are made where programs make them, with the caller's
 /// rights, since meshd has none to enter a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checkup {
     /// 1.
     pub schema: u32,
@@ -542,6 +580,27 @@ pub struct Checkup {
     /// What takes packets of this machine away from the tunnel.
     #[serde(default)]
     pub problems: Vec<Problem>,
+    /// Whether the mesh removed this node.
+    #[serde(default)]
+    pub removed: bool,
+    /// What a probe to each other node found.
+    #[serde(default)]
+    pub tunnels: Vec<TunnelCheck>,
+}
+
+/// A probe to another node, inside the tunnel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TunnelCheck {
+    /// The node's name.
+    pub peer: Label,
+    /// Where it is sent to.
+    pub endpoint: Option<SocketAddr>,
+    /// Milliseconds until the answer, a handshake included if there was none before; null if none came in time.
+    pub rtt_ms: Option<f64>,
+    /// Why it does not work; null if it does.
+    pub why: Option<String>,
+    /// What to do; null if there is nothing to do.
+    pub fix: Option<String>,
 }
 
 /// A running container, as far as its resolver is concerned.

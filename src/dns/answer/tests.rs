@@ -92,7 +92,7 @@ fn zone_with(
         netmap,
         own: id(1),
         unreachable: &unreachable.iter().map(|n| id(*n)).collect(),
-        round_trips: &BTreeMap::new(),
+        groups: &BTreeMap::new(),
         when_none_usable,
         lingering: &BTreeSet::from(["gone.svc".to_owned()]),
         balanced,

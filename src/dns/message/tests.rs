@@ -29,7 +29,7 @@ pub(super) fn zone() -> Zone {
         netmap: &netmap,
         own: PublicKey([1; 32]),
         unreachable: &BTreeSet::new(),
-        round_trips: &BTreeMap::new(),
+        groups: &BTreeMap::new(),
         when_none_usable: Default::default(),
         lingering: &BTreeSet::new(),
         balanced: &BTreeSet::new(),

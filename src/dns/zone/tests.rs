@@ -57,14 +57,14 @@ fn any_service() -> impl Strategy<Value = Service> {
 
 fn input<'a>(
     netmap: &'a Netmap,
-    round_trips: &'a BTreeMap<PublicKey, Duration>,
+    groups: &'a BTreeMap<PublicKey, u8>,
     nobody: &'a (BTreeSet<PublicKey>, BTreeSet<String>, BTreeSet<Ipv4Addr>),
 ) -> ZoneInput<'a> {
     ZoneInput {
         netmap,
         own: id(1),
         unreachable: &nobody.0,
-        round_trips,
+        groups,
         when_none_usable: WhenNoneUsable::All,
         lingering: &nobody.1,
         balanced: &nobody.2,
@@ -89,9 +89,9 @@ proptest! {
         changes in prop::collection::vec((any_service(), any::<bool>()), 1..12),
     ) {
         let mut netmap = netmap(HEALTHY);
-        let round_trips = BTreeMap::from([(id(2), Duration::from_millis(9))]);
+        let groups = BTreeMap::from([(id(2), 6)]);
         let nobody = Default::default();
-        let mut zone = Zone::build(&input(&netmap, &round_trips, &nobody));
+        let mut zone = Zone::build(&input(&netmap, &groups, &nobody));
         for (service, gone) in changes {
             let key = service.id.clone();
             let before = match gone || service.instances.is_empty() {
@@ -101,8 +101,8 @@ proptest! {
             let old = zone.clone();
             let as_before = format!("{:?}", shown(&old));
             let replaced = Replaced { before: before.as_ref(), now: netmap.services.get(&key) };
-            let (next, left) = zone.replace(&input(&netmap, &round_trips, &nobody), &[replaced]);
-            let anew = Zone::build(&input(&netmap, &round_trips, &nobody));
+            let (next, left) = zone.replace(&input(&netmap, &groups, &nobody), &[replaced]);
+            let anew = Zone::build(&input(&netmap, &groups, &nobody));
             prop_assert_eq!(shown(&next), shown(&anew));
             prop_assert_eq!(&*next.given, &*anew.given);
             for name in &left {
@@ -118,8 +118,8 @@ proptest! {
 #[test]
 fn a_name_lingers_until_it_is_forgotten_and_so_do_its_parents() {
     let netmap = netmap(HEALTHY);
-    let (round_trips, nobody) = Default::default();
-    let mut zone = Zone::build(&input(&netmap, &round_trips, &nobody));
+    let (groups, nobody) = Default::default();
+    let mut zone = Zone::build(&input(&netmap, &groups, &nobody));
     zone.linger("db.shop.svc");
     assert!(zone.find("db.shop.svc").is_some() && zone.find("shop.svc").is_some());
     zone.forget("db.shop.svc");

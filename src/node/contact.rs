@@ -1,0 +1,350 @@
+//! Whether this node reaches its peers, and what to mend if it does not. Pure: [`super::report`] collects the facts.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::path::watch::Reach;
+use crate::wire::local::{PeerState, Problem};
+
+/// Peers that one message names; of more it gives the number.
+const MAX_NAMED: usize = 5;
+/// Endpoints of a peer that one message names.
+const MAX_ENDPOINTS: usize = 3;
+
+/// What is known of the way to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Contact {
+    pub(super) reach: Reach,
+    /// How long ago its last authentic datagram was received, since the start of meshd.
+    pub(super) heard: Option<Duration>,
+    /// Whether probes are unanswered.
+    pub(super) silent: bool,
+    /// Whether there was a handshake.
+    pub(super) handshake: bool,
+    /// Octets received that belong to it, those of handshakes that were not completed included.
+    pub(super) received: u64,
+    /// Where it may be reached, best first.
+    pub(super) endpoints: Vec<SocketAddr>,
+    /// This node's own UDP port.
+    pub(super) port: u16,
+}
+
+impl Contact {
+    /// How the peer is reached, and why it is not.
+    pub(super) fn state(&self) -> (PeerState, Option<String>) {
+        let state = match self.reach {
+            Reach::Unreachable => PeerState::Unreachable,
+            _ if self.heard.is_none() && !self.handshake => PeerState::Connecting,
+            _ if self.silent => PeerState::Connecting,
+            Reach::Reachable => PeerState::Direct,
+            Reach::Unknown => PeerState::Idle,
+        };
+        let reason = match state {
+            PeerState::Connecting | PeerState::Unreachable => Some(self.reason()),
+            _ => None,
+        };
+        (state, reason)
+    }
+
+    /// Whether the peer had its time to answer and never did.
+    pub(super) fn is_never_heard(&self) -> bool {
+        self.heard.is_none() && self.reach == Reach::Unreachable
+    }
+
+    /// Why a probe to the peer got no answer, and what to do.
+    pub(super) fn failure(&self, name: &str) -> (String, String) {
+        let why = match self.heard {
+            Some(ago) if self.reach != Reach::Unreachable && !self.silent => format!(
+                "a probe got no answer within 2 s; its last packet came {} s ago",
+                ago.as_secs()
+            ),
+            _ => self.reason(),
+        };
+        let fix = format!(
+            "see that meshd runs on {name}, and open UDP port {} here and {}; a node that is gone for good is removed with `meshctl node remove {name}`",
+            self.port,
+            self.ports(name)
+        );
+        (why, fix)
+    }
+
+    fn reason(&self) -> String {
+        let port = self.port;
+        match (self.heard, self.addresses()) {
+            (Some(ago), _) => format!(
+                "its last packet came {} s ago, and it does not answer since: it is off, or the way to it broke",
+                ago.as_secs()
+            ),
+            (None, None) => {
+                "no packet came from it yet, and it has published no address to send to".to_owned()
+            }
+            (None, Some(there)) if self.received > 0 => format!(
+                "its handshakes arrive at UDP port {port} here, but the answers to UDP {there} are lost"
+            ),
+            (None, Some(there)) => format!(
+                "no packet came from it yet: UDP {there} or UDP port {port} here is blocked, or meshd does not run there"
+            ),
+        }
+    }
+
+    fn addresses(&self) -> Option<String> {
+        let shown = self.endpoints.iter().take(MAX_ENDPOINTS);
+        let shown: Vec<String> = shown.map(ToString::to_string).collect();
+        (!shown.is_empty()).then(|| shown.join(" or "))
+    }
+
+    /// The ports that are open where the peer can be reached.
+    fn ports(&self, name: &str) -> String {
+        match (self.endpoints.first(), self.addresses()) {
+            (Some(first), Some(all)) => format!("UDP port {} of {name} ({all})", first.port()),
+            _ => format!("the UDP port of {name}"),
+        }
+    }
+}
+
+/// The problem of the peers from which no packet ever came, with the ports to open.
+pub(super) fn never_heard<'a>(
+    peers: impl Iterator<Item = (&'a str, Contact)>,
+    port: u16,
+) -> Option<Problem> {
+    let silent: Vec<(&str, Contact)> = peers.filter(|(_, c)| c.is_never_heard()).collect();
+    if silent.is_empty() {
+        return None;
+    }
+    let names = listed(silent.iter().map(|(name, _)| (*name).to_owned()));
+    let reasons = silent
+        .iter()
+        .map(|(name, c)| format!("{name}: {}", c.reason()));
+    let ports = listed(silent.iter().map(|(name, c)| c.ports(name)));
+    Some(Problem {
+        what: format!("no packet ever came from {names}"),
+        why: listed(reasons),
+        fix: format!(
+            "open UDP port {port} of this host, in and out, and {ports}, in every firewall between them; this goes away by itself"
+        ),
+    })
+}
+
+/// At most [`MAX_NAMED`] of `items`, and how many more there are.
+fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
+    let more = items.len().saturating_sub(MAX_NAMED);
+    let mut shown: Vec<String> = items.take(MAX_NAMED).collect();
+    if more > 0 {
+        shown.push(format!("{more} more"));
+    }
+    shown.join(", ")
+}
+
+/// What readiness follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) removed: bool,
+    pub(super) copied: bool,
+    /// Whether the device is there, up, and has this node's address.
+    pub(super) tunnel: bool,
+    /// Whether names are answered, or need not be.
+    pub(super) dns: bool,
+    /// Other members of the mesh.
+    pub(super) others: usize,
+    /// Whether any was heard since the start.
+    pub(super) reached: bool,
+    pub(super) port: u16,
+}
+
+impl Standing {
+    /// Why a joined node is not ready; nothing if it is.
+    pub(super) fn not_ready(&self) -> Option<String> {
+        let why = if self.removed {
+            "this node was removed from the mesh; run `meshctl leave`, then `meshctl join` with a new token"
+                .to_owned()
+        } else if self.copied {
+            "this machine is a copy of another node; run `meshctl leave`, then `meshctl join` with a new token"
+                .to_owned()
+        } else if !self.tunnel {
+            "the tunnel device is not up with this node's address; `meshctl status` shows why, and restarting meshd makes it again"
+                .to_owned()
+        } else if !self.dns {
+            "names are not answered yet; look at `meshctl status`".to_owned()
+        } else if self.others > 0 && !self.reached {
+            format!(
+                "none of the {} other node(s) was reached since meshd started; open UDP port {} here and the ports of the others, `meshctl status` names them",
+                self.others, self.port
+            )
+        } else {
+            return None;
+        };
+        Some(why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contact() -> Contact {
+        Contact {
+            reach: Reach::Reachable,
+            heard: Some(Duration::from_secs(1)),
+            silent: false,
+            handshake: true,
+            received: 4096,
+            endpoints: vec![SocketAddr::from(([192, 0, 2, 7], 51821))],
+            port: 51820,
+        }
+    }
+
+    fn blocked() -> Contact {
+        Contact {
+            reach: Reach::Unreachable,
+            heard: None,
+            silent: true,
+            handshake: false,
+            received: 0,
+            ..contact()
+        }
+    }
+
+    #[test]
+    fn a_peer_that_does_not_answer_is_not_direct_and_says_when_it_was_heard() {
+        assert_eq!(contact().state(), (PeerState::Direct, None));
+        let lost = Contact {
+            silent: true,
+            heard: Some(Duration::from_millis(4_900)),
+            ..contact()
+        };
+        let (state, reason) = lost.state();
+        assert_eq!(state, PeerState::Connecting);
+        assert!(reason.is_some_and(|why| why.contains("came 4 s ago")));
+        let (state, reason) = Contact {
+            reach: Reach::Unreachable,
+            ..lost.clone()
+        }
+        .state();
+        assert_eq!(state, PeerState::Unreachable);
+        assert!(reason.is_some());
+        assert!(
+            !Contact {
+                reach: Reach::Unreachable,
+                ..lost.clone()
+            }
+            .is_never_heard()
+        );
+    }
+
+    #[test]
+    fn a_peer_from_which_no_packet_came_names_both_ports() {
+        let problem = never_heard([("n2", blocked()), ("n3", contact())].into_iter(), 51820);
+        let problem = problem.expect("one is blocked");
+        assert_eq!(problem.what, "no packet ever came from n2");
+        for part in ["192.0.2.7:51821", "51820"] {
+            assert!(
+                problem.why.contains(part) && problem.fix.contains(part),
+                "{problem:?}"
+            );
+        }
+        assert_eq!(never_heard([("n3", contact())].into_iter(), 51820), None);
+        let new = Contact {
+            reach: Reach::Unknown,
+            ..blocked()
+        };
+        assert_eq!(
+            never_heard([("n2", new.clone())].into_iter(), 51820),
+            None,
+            "it has some time"
+        );
+        assert_eq!(new.state().0, PeerState::Connecting);
+    }
+
+    #[test]
+    fn what_is_blocked_in_one_direction_is_told_from_what_is_blocked_in_both() {
+        let half = Contact {
+            received: 148,
+            ..blocked()
+        };
+        let (_, why) = half.state();
+        assert!(why.is_some_and(|why| why.contains("answers to UDP 192.0.2.7:51821 are lost")));
+        let nowhere = Contact {
+            endpoints: vec![],
+            ..blocked()
+        };
+        let problem = never_heard([("n2", nowhere)].into_iter(), 51820).expect("a problem");
+        assert!(problem.why.contains("no address"), "{problem:?}");
+    }
+
+    #[test]
+    fn a_hundred_silent_peers_are_one_problem_of_a_readable_length() {
+        let names: Vec<String> = (0..100).map(|n| format!("node-{n}")).collect();
+        let peers = names.iter().map(|name| (name.as_str(), blocked()));
+        let problem = never_heard(peers, 51820).expect("a problem");
+        assert!(problem.what.ends_with("node-4, 95 more"), "{problem:?}");
+        assert!(problem.why.len() + problem.fix.len() < 2000);
+    }
+
+    #[test]
+    fn ready_means_joined_not_removed_tunnel_and_names_up_and_a_peer_reached() {
+        let ready = Standing {
+            removed: false,
+            copied: false,
+            tunnel: true,
+            dns: true,
+            others: 2,
+            reached: true,
+            port: 51820,
+        };
+        assert_eq!(ready.not_ready(), None);
+        let alone = Standing {
+            others: 0,
+            reached: false,
+            ..ready
+        };
+        assert_eq!(
+            alone.not_ready(),
+            None,
+            "the first node has nobody to reach"
+        );
+        let not = [
+            (
+                Standing {
+                    removed: true,
+                    ..ready
+                },
+                "removed",
+            ),
+            (
+                Standing {
+                    copied: true,
+                    ..ready
+                },
+                "copy",
+            ),
+            (
+                Standing {
+                    tunnel: false,
+                    ..ready
+                },
+                "tunnel",
+            ),
+            (
+                Standing {
+                    dns: false,
+                    ..ready
+                },
+                "names",
+            ),
+            (
+                Standing {
+                    reached: false,
+                    ..ready
+                },
+                "UDP port 51820",
+            ),
+        ];
+        for (standing, part) in not {
+            let why = standing.not_ready();
+            assert!(
+                why.as_ref().is_some_and(|why| why.contains(part)),
+                "{part}: {why:?}"
+            );
+        }
+    }
+}
