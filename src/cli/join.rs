@@ -70,6 +70,7 @@ pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, C
         "joined as {} with {} and {}",
         joined.name, joined.address_v4, joined.address_v6
     );
+    super::reached::report(globals).await;
     Ok(0)
 }
 

@@ -11,6 +11,7 @@ mod leave;
 mod mesh_key;
 mod node;
 mod ping;
+mod reached;
 mod rename;
 mod resolve;
 mod rollout;

@@ -49,6 +49,8 @@ pub(super) struct Agent {
     join_problem: Option<Problem>,
     /// Joins begun since the start.
     joins: u64,
+    /// Whether the node was ready when the service manager was last told.
+    readiness: String,
 }
 
 enum Phase {
@@ -114,6 +116,7 @@ impl Agent {
             damaged_services,
             join_problem: None,
             joins: 0,
+            readiness: String::new(),
         })
     }
 
@@ -133,6 +136,7 @@ impl Agent {
         let mut reconciles = interval(RECONCILE);
         reconciles.set_missed_tick_behavior(MissedTickBehavior::Delay);
         reconciles.reset();
+        self.show_readiness();
         loop {
             let happened = tokio::select! {
                 biased;
@@ -171,8 +175,25 @@ impl Agent {
                     if let Phase::Up(mesh, _) = &mut self.phase {
                         mesh.reconcile().await;
                     }
+                    self.show_readiness();
                 }
             }
+        }
+    }
+
+    /// Shows the service manager, and the log, whether the node is ready, when that changed. The unit counts as started
+    /// before: meshd runs unjoined as well.
+    fn show_readiness(&mut self) {
+        let readiness = match &self.phase {
+            Phase::Up(mesh, _) => report::not_ready(mesh)
+                .map_or_else(|| "ready".to_owned(), |why| format!("not ready: {why}")),
+            Phase::Unjoined => "not joined to a mesh".to_owned(),
+            Phase::Joining(_) => "joining a mesh".to_owned(),
+        };
+        if readiness != self.readiness {
+            tracing::info!("{readiness}");
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&readiness)]);
+            self.readiness = readiness;
         }
     }
 

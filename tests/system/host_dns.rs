@@ -213,6 +213,8 @@ fn a_doctor_looks_inside_a_containers_network_by_its_own_resolv_conf() {
             pid: mesh.nodes[1].host.pid(),
         }],
         problems: Vec::new(),
+        removed: false,
+        tunnels: vec![],
     };
     stand_in(&mesh.nodes[0].host, "/run/doctor.sock", &checkup);
     let doctor = |mesh: &Mesh| mesh.on(0, &["--socket", "/run/doctor.sock", "doctor"]);

@@ -29,5 +29,6 @@ mod narrow_path;
 mod restart;
 mod restore;
 mod rotation;
+mod truth;
 mod unattended;
 mod uncarried;

@@ -1,10 +1,11 @@
-//! `meshctl doctor`: looks a mesh name up where programs do, and says what to mend.
+//! `meshctl doctor`: probes the tunnels, looks a mesh name up where programs do, and says what to mend.
 //!
 //! The lookups are made by this program and not by meshd: to enter a container's network takes rights over the whole
 //! machine, which the daemon does not have and an administrator does.
 
 mod explain;
 mod lookup;
+mod tunnels;
 
 use std::net::IpAddr;
 
@@ -15,7 +16,7 @@ use self::explain::{Finding, Found, Machine, Outcome, Place, explain};
 use super::exit::CliError;
 use super::{Globals, table};
 use crate::wire::api::ErrorCode;
-use crate::wire::local::{Checkup, Problem, SCHEMA};
+use crate::wire::local::{Checkup, Problem, SCHEMA, TunnelCheck};
 
 /// How to show it.
 #[derive(Debug, Args)]
@@ -33,6 +34,7 @@ struct Report {
     ok: bool,
     /// The name looked up.
     name: String,
+    tunnels: Vec<TunnelCheck>,
     places: Vec<Row>,
     /// What takes packets away from the tunnel.
     problems: Vec<Problem>,
@@ -56,6 +58,9 @@ struct Server {
 
 pub(super) async fn run(arguments: &Arguments, globals: &Globals) -> Result<u8, CliError> {
     let checkup: Checkup = globals.daemon().get("/v1/checkup").await?;
+    if checkup.removed {
+        return Err(CliError::new(ErrorCode::NotFound, tunnels::REMOVED));
+    }
     let report = tokio::task::spawn_blocking(move || examine(&checkup))
         .await
         .map_err(CliError::failed)??;
@@ -97,8 +102,11 @@ fn examine(checkup: &Checkup) -> Result<Report, CliError> {
     }
     Ok(Report {
         schema: SCHEMA,
-        ok: rows.iter().all(|row| row.finding.ok) && checkup.problems.is_empty(),
+        ok: rows.iter().all(|row| row.finding.ok)
+            && checkup.problems.is_empty()
+            && tunnels::all_work(&checkup.tunnels),
         name: checkup.name.clone(),
+        tunnels: checkup.tunnels.clone(),
         places: rows,
         problems: checkup.problems.clone(),
     })
@@ -127,6 +135,7 @@ fn row(place: &Place, found: Found, finding: Finding) -> Row {
 }
 
 fn print(report: &Report) {
+    tunnels::print(&report.tunnels);
     for row in &report.places {
         let network = row.network.as_ref();
         let network = network.map_or_else(String::new, |name| format!(" (network {name})"));

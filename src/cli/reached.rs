@@ -1,0 +1,157 @@
+//! Whom a node reaches right after it joined.
+
+use std::time::{Duration, Instant};
+
+use super::Globals;
+use crate::wire::local::{PeerStatus, Status};
+
+/// How long the first packets of peers are waited for.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How long the others are waited for once a peer was reached: one that is off must not make every join wait.
+const REST: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_millis(200);
+/// Peers that one line names.
+const MAX_NAMED: usize = 5;
+
+/// Waits for packets of the peers, and prints whom this node reaches. The node has joined in any case.
+pub(super) async fn report(globals: &Globals) {
+    let start = Instant::now();
+    loop {
+        let Ok(status) = globals.daemon().get::<Status>("/v1/status").await else {
+            return;
+        };
+        if is_settled(&status, start.elapsed()) {
+            return lines(&status).iter().for_each(|line| eprintln!("{line}"));
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Whether the members of the mesh are known: they come with the first records of the control stream.
+fn is_synced(status: &Status) -> bool {
+    let coordinator = status.coordinator.as_ref();
+    coordinator.is_some_and(|coordinator| coordinator.revision > 0)
+}
+
+fn is_reached(peer: &&PeerStatus) -> bool {
+    peer.last_heard_seconds_ago.is_some()
+}
+
+fn is_settled(status: &Status, waited: Duration) -> bool {
+    let reached = status.peers.iter().filter(is_reached).count();
+    waited >= LIMIT
+        || (is_synced(status) && reached == status.peers.len())
+        || (reached > 0 && waited >= REST)
+}
+
+fn lines(status: &Status) -> Vec<String> {
+    if !is_synced(status) {
+        return vec![
+            "warning: the coordinator has not sent the other nodes yet; `meshctl status` shows whom this node reaches"
+                .to_owned(),
+        ];
+    }
+    if status.peers.is_empty() {
+        return vec!["the mesh has no other node yet".to_owned()];
+    }
+    let (reached, silent): (Vec<&PeerStatus>, Vec<&PeerStatus>) =
+        status.peers.iter().partition(is_reached);
+    let mut lines = Vec::new();
+    if !reached.is_empty() {
+        let named = listed(&reached, |peer| match peer.endpoint {
+            Some(endpoint) => format!("{} directly at {endpoint}", peer.name),
+            None => peer.name.to_string(),
+        });
+        lines.push(format!(
+            "reached {} of {} other node(s): {named}",
+            reached.len(),
+            status.peers.len()
+        ));
+    }
+    for peer in silent.iter().take(MAX_NAMED) {
+        let reason = peer
+            .reason
+            .as_deref()
+            .unwrap_or("no packet came from it yet");
+        lines.push(format!("warning: {} is not reached: {reason}", peer.name));
+    }
+    if !silent.is_empty() {
+        let port = status.interface.as_ref().map_or(0, |i| i.listen_port);
+        lines.push(format!(
+            "warning: {} of {} other node(s) not reached yet; open UDP port {port} here, in and out, and theirs; `meshctl status` shows when they are reached",
+            silent.len(),
+            status.peers.len()
+        ));
+    }
+    lines
+}
+
+fn listed(peers: &[&PeerStatus], show: impl Fn(&PeerStatus) -> String) -> String {
+    let mut shown: Vec<String> = peers
+        .iter()
+        .take(MAX_NAMED)
+        .map(|peer| show(peer))
+        .collect();
+    let more = peers.len().saturating_sub(MAX_NAMED);
+    if more > 0 {
+        shown.push(format!("{more} more"));
+    }
+    shown.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(revision: u64, heard: &[Option<f64>]) -> Status {
+        let peers: Vec<serde_json::Value> = heard
+            .iter()
+            .zip(2..)
+            .map(|(heard, n)| {
+                serde_json::json!({
+                    "id": format!("{n:064x}"), "name": format!("n{n}"), "tags": [],
+                    "address_v4": "10.210.2.1", "address_v6": "fd00::1", "state": "direct",
+                    "endpoint": format!("192.0.2.{n}:51820"), "last_handshake_seconds_ago": null,
+                    "last_heard_seconds_ago": heard, "reason": "it is blocked",
+                    "rtt_ms": null, "rx_bytes": 0, "tx_bytes": 0
+                })
+            })
+            .collect();
+        let value = serde_json::json!({
+            "schema": 1, "version": "0", "state": "up", "node": null, "dns": null,
+            "interface": {"name": "mesh0", "mtu": 1420, "listen_port": 51820},
+            "coordinator": {"url": "https://c:7443", "connected": true, "revision": revision, "synced_seconds_ago": 0.1},
+            "peers": peers, "services": {"local": 0, "mesh": 0}, "problems": []
+        });
+        serde_json::from_value(value).expect("a status")
+    }
+
+    #[test]
+    fn those_reached_and_those_not_are_named_with_their_endpoints() {
+        assert_eq!(
+            lines(&status(7, &[Some(0.1), None])),
+            [
+                "reached 1 of 2 other node(s): n2 directly at 192.0.2.2:51820",
+                "warning: n3 is not reached: it is blocked",
+                "warning: 1 of 2 other node(s) not reached yet; open UDP port 51820 here, in and out, and theirs; `meshctl status` shows when they are reached",
+            ]
+        );
+        assert_eq!(lines(&status(7, &[])), ["the mesh has no other node yet"]);
+        let many = lines(&status(7, &[Some(1.0); 100]));
+        assert!(
+            many.concat().ends_with("192.0.2.6:51820, 95 more"),
+            "{many:?}"
+        );
+    }
+
+    #[test]
+    fn a_join_waits_for_all_then_for_one_and_never_long() {
+        let after = |revision, heard: &[Option<f64>], seconds| {
+            is_settled(&status(revision, heard), Duration::from_secs(seconds))
+        };
+        assert!(!after(0, &[], 1), "the members are not known yet");
+        assert!(after(7, &[], 0) && after(7, &[Some(0.1)], 0));
+        assert!(!after(7, &[Some(0.1), None], 1) && after(7, &[Some(0.1), None], 2));
+        assert!(!after(7, &[None], 4) && after(7, &[None], 5) && after(0, &[], 5));
+    }
+}
