@@ -196,6 +196,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn ready_fails_with_the_reason_and_live_does_not() {
+        let status = |state: NodeState, not_ready: Option<&str>| Status {
+            schema: 1,
+            version: "0".into(),
+            state,
+            not_ready: not_ready.map(str::to_owned),
+            node: None,
+            interface: None,
+            coordinator: None,
+            dns: None,
+            peers: Vec::new(),
+            services: crate::wire::local::ServiceCounts::default(),
+            problems: Vec::new(),
+        };
+        let code = |check, status| match holds(check, Ok(status)) {
+            Ok(code) => (code, String::new()),
+            Err(error) => (error.code, error.message),
+        };
+        let up = status(NodeState::Up, None);
+        assert_eq!(code(Check::Ready, up), (0, String::new()));
+        let alone = status(NodeState::Up, Some("no peer was reached"));
+        let (ended, why) = code(Check::Ready, alone.clone());
+        assert_eq!((ended, why.as_str()), (2, "not ready: no peer was reached"));
+        assert_eq!(code(Check::Live, alone).0, 0);
+        let (ended, why) = code(Check::Ready, status(NodeState::Removed, None));
+        assert!(ended == 2 && why.contains("removed"), "{why}");
+    }
+
+    #[test]
     fn octets_are_shown_with_their_unit() {
         assert_eq!(
             [0, 1023, 1536, 5 << 30].map(octets),

@@ -49,7 +49,7 @@ pub(super) struct Agent {
     join_problem: Option<Problem>,
     /// Joins begun since the start.
     joins: u64,
-    /// Whether the node was ready when the service manager was last told.
+    /// The readiness that the service manager was last sent.
     readiness: String,
 }
 
@@ -191,7 +191,7 @@ impl Agent {
             Phase::Joining(_) => "joining a mesh".to_owned(),
         };
         if readiness != self.readiness {
-            tracing::info!("{readiness}");
+            tracing::info!("the node is {readiness}");
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&readiness)]);
             self.readiness = readiness;
         }

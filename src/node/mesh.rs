@@ -618,7 +618,7 @@ impl Mesh {
         self.stream.cloned || self.ledger.is_revoked(&self.id())
     }
 
-    /// Whether this node was removed from the mesh, as far as it was told.
+    /// Whether this node was removed from the mesh, by its records or by the answer of a coordinator.
     pub(super) fn is_removed(&self) -> bool {
         self.stream.revoked || self.ledger.is_revoked(&self.id())
     }

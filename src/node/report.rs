@@ -131,6 +131,13 @@ fn seconds(duration: Duration) -> f64 {
 
 fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
     let id = mesh.id();
+    let out = if mesh.is_removed() {
+        Some("this node was removed from the mesh, so no peer takes its packets")
+    } else if mesh.stream.cloned {
+        Some("this machine is a copy of another node and keeps off its peers")
+    } else {
+        None
+    };
     let mut peers: Vec<PeerStatus> = mesh
         .netmap
         .members
@@ -141,6 +148,7 @@ fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
             let handshake = peer.as_ref().and_then(|p| p.last_handshake);
             let contact = contact_of(mesh, member, peer.as_ref(), now);
             let (state, reason) = contact.state();
+            let reason = reason.map(|why| out.map_or(why, str::to_owned));
             let measured = match state {
                 PeerState::Connecting | PeerState::Unreachable => None,
                 _ => mesh.distances.round_trip(&member.id),
@@ -247,7 +255,7 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         problems.extend(mesh.firewall.problems());
     }
     if mesh.is_removed() {
-        // Said above.
+        // It is the first problem, above.
     } else if mesh.stream.cloned {
         problems.push(problem(
             "this machine is a copy of another node, which goes on; this one keeps off the mesh",
