@@ -72,7 +72,7 @@ impl Contact {
         let port = self.port;
         match (self.heard, self.addresses()) {
             (Some(ago), _) => format!(
-                "its last packet came {} s ago, and it does not answer since: it is off, or the way to it broke",
+                "its last packet came {} s ago, and it has not answered since: it is off, or the way to it broke",
                 ago.as_secs()
             ),
             (None, None) => {
@@ -103,11 +103,9 @@ impl Contact {
 }
 
 /// The problem of the peers from which no packet ever came, with the ports to open.
-pub(super) fn never_heard<'a>(
-    peers: impl Iterator<Item = (&'a str, Contact)>,
-    port: u16,
-) -> Option<Problem> {
-    let silent: Vec<(&str, Contact)> = peers.filter(|(_, c)| c.is_never_heard()).collect();
+pub(super) fn never_heard<'a>(peers: &'a [(&'a str, Contact)], port: u16) -> Option<Problem> {
+    let silent = peers.iter().filter(|(_, c)| c.is_never_heard());
+    let silent: Vec<&(&str, Contact)> = silent.collect();
     if silent.is_empty() {
         return None;
     }
@@ -121,6 +119,19 @@ pub(super) fn never_heard<'a>(
         why: listed(reasons),
         fix: format!(
             "open UDP port {port} of this host, in and out, and {ports}, in every firewall between them; this goes away by itself"
+        ),
+    })
+}
+
+/// The problem of a node that reached peers and reaches none of them now.
+pub(super) fn cut_off(peers: &[(&str, Contact)], port: u16) -> Option<Problem> {
+    let lost = peers.iter().all(|(_, c)| c.reach == Reach::Unreachable);
+    let last = peers.iter().filter_map(|(_, c)| c.heard).min()?;
+    lost.then(|| Problem {
+        what: "no other node is reached any more".into(),
+        why: format!("the last packet of any of them came {} s ago", last.as_secs()),
+        fix: format!(
+            "check this host's network, and that no firewall blocks UDP port {port}, in or out; this goes away by itself"
         ),
     })
 }
@@ -233,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_peer_from_which_no_packet_came_names_both_ports() {
-        let problem = never_heard([("n2", blocked()), ("n3", contact())].into_iter(), 51820);
+        let problem = never_heard(&[("n2", blocked()), ("n3", contact())], 51820);
         let problem = problem.expect("one is blocked");
         assert_eq!(problem.what, "no packet ever came from n2");
         for part in ["192.0.2.7:51821", "51820"] {
@@ -242,13 +253,13 @@ mod tests {
                 "{problem:?}"
             );
         }
-        assert_eq!(never_heard([("n3", contact())].into_iter(), 51820), None);
+        assert_eq!(never_heard(&[("n3", contact())], 51820), None);
         let new = Contact {
             reach: Reach::Unknown,
             ..blocked()
         };
         assert_eq!(
-            never_heard([("n2", new.clone())].into_iter(), 51820),
+            never_heard(&[("n2", new.clone())], 51820),
             None,
             "it has some time"
         );
@@ -267,15 +278,33 @@ mod tests {
             endpoints: vec![],
             ..blocked()
         };
-        let problem = never_heard([("n2", nowhere)].into_iter(), 51820).expect("a problem");
+        let problem = never_heard(&[("n2", nowhere)], 51820).expect("a problem");
         assert!(problem.why.contains("no address"), "{problem:?}");
+    }
+
+    #[test]
+    fn a_node_that_lost_all_its_peers_is_cut_off_and_one_that_lost_some_is_not() {
+        let lost = |seconds| Contact {
+            reach: Reach::Unreachable,
+            heard: Some(Duration::from_secs(seconds)),
+            silent: true,
+            ..contact()
+        };
+        let all = [("n2", lost(40)), ("n3", lost(36)), ("n4", blocked())];
+        let problem = cut_off(&all, 51820).expect("a problem");
+        assert!(problem.why.contains("36 s ago") && problem.fix.contains("51820"));
+        assert_eq!(cut_off(&[("n2", lost(40)), ("n3", contact())], 51820), None);
+        let never = cut_off(&[("n2", blocked())], 51820);
+        assert_eq!(never, None, "that is another problem");
+        assert_eq!(cut_off(&[], 51820), None);
     }
 
     #[test]
     fn a_hundred_silent_peers_are_one_problem_of_a_readable_length() {
         let names: Vec<String> = (0..100).map(|n| format!("node-{n}")).collect();
         let peers = names.iter().map(|name| (name.as_str(), blocked()));
-        let problem = never_heard(peers, 51820).expect("a problem");
+        let peers: Vec<(&str, Contact)> = peers.collect();
+        let problem = never_heard(&peers, 51820).expect("a problem");
         assert!(problem.what.ends_with("node-4, 95 more"), "{problem:?}");
         assert!(problem.why.len() + problem.fix.len() < 2000);
     }

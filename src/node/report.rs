@@ -312,22 +312,30 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         }
     }
     problems.extend(narrow_paths(mesh));
-    problems.extend(never_heard(mesh));
+    problems.extend(unreached(mesh));
     problems
 }
 
-/// Peers from which no packet came since the start.
-fn never_heard(mesh: &Mesh) -> Option<Problem> {
+/// Peers from which no packet came since the start, or none any more from any.
+fn unreached(mesh: &Mesh) -> Vec<Problem> {
     if mesh.is_removed() || mesh.stream.cloned {
-        return None;
+        return Vec::new();
     }
     let now = Instant::now();
-    let others = others(mesh).into_iter().map(|member| {
-        let peer = mesh.tunnel.peer(&member.wireguard_key.0);
-        let contact = contact_of(mesh, member, peer.as_ref(), now);
-        (member.name.as_str(), contact)
-    });
-    contact::never_heard(others, mesh.tunnel.listen_port())
+    let contacts: Vec<(&str, Contact)> = others(mesh)
+        .into_iter()
+        .map(|member| {
+            let peer = mesh.tunnel.peer(&member.wireguard_key.0);
+            let contact = contact_of(mesh, member, peer.as_ref(), now);
+            (member.name.as_str(), contact)
+        })
+        .collect();
+    let port = mesh.tunnel.listen_port();
+    let never = contact::never_heard(&contacts, port);
+    never
+        .into_iter()
+        .chain(contact::cut_off(&contacts, port))
+        .collect()
 }
 
 /// Peers behind a path that does not carry what IPv6 needs.

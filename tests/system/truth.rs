@@ -255,9 +255,13 @@ fn a_peer_that_is_killed_while_it_is_sent_to_is_not_shown_as_direct_with_an_old_
         "{table}"
     );
     assert_eq!(ready(&mesh, 0).0, 0, "a peer was reached since the start");
+    let problems = mesh.status(0).problems;
+    let cut_off = |p: &meshd::wire::local::Problem| p.what == "no other node is reached any more";
+    assert!(problems.iter().any(cut_off), "{problems:?}");
     mesh.start_node(1);
     mesh.wait_until("it is direct again", || {
-        mesh.pings(0, &address) && peer(&mesh, 0).state == PeerState::Direct
+        let direct = mesh.pings(0, &address) && peer(&mesh, 0).state == PeerState::Direct;
+        direct && !mesh.status(0).problems.iter().any(cut_off)
     });
 }
 
