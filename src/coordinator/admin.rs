@@ -20,8 +20,10 @@ use crate::wire::unix_server::{self, failure};
 ///
 /// # Errors
 /// Says who or what is in the way.
-pub(super) fn bind(path: &Path) -> Result<UnixListener, Failure> {
-    unix_server::bind(path).map_err(|error| Failure::new(error.code(), error))
+pub(super) async fn bind(path: &Path) -> Result<UnixListener, Failure> {
+    unix_server::bind(path)
+        .await
+        .map_err(|error| Failure::new(error.code(), error))
 }
 
 /// Serves until the listener breaks.

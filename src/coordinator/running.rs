@@ -73,7 +73,7 @@ impl Coordinator {
             let opened = tokio::task::spawn_blocking(move || open_hub(&config, &urls, pin)).await;
             Arc::new(opened.map_err(|e| Failure::new(ErrorCode::Internal, e))??)
         };
-        let admin = admin::bind(&config.admin_socket)?;
+        let admin = admin::bind(&config.admin_socket).await?;
         let metrics = metrics::bind(config.metrics_listen).await;
         let metrics_address = metrics.as_ref().and_then(|m| m.local_addr().ok());
 

@@ -119,6 +119,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
         .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
     let dir = StateDir::open(&config.state_dir)?;
     let listener = unix_server::bind(&config.socket)
+        .await
         .map_err(|error| ApiError::new(error.code(), error.to_string()))?;
     let mut agent = agent::Agent::start(Arc::clone(&config), dir).await?;
 

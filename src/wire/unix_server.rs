@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::Router;
@@ -47,11 +48,27 @@ impl SocketError {
     }
 }
 
+/// How long a socket that somebody answers on is waited for. A program that a killed daemon was just starting holds the
+/// daemon's socket until it runs.
+const IN_USE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Binds `path` with mode 0660; a socket left by a process that is gone is replaced.
 ///
 /// # Errors
 /// Says who or what is in the way.
-pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+    let end = Instant::now() + IN_USE_TIMEOUT;
+    loop {
+        match bind_now(path) {
+            Err(SocketError::InUse(_)) if Instant::now() < end => {
+                tokio::time::sleep(IN_USE_TIMEOUT / 20).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+fn bind_now(path: &Path) -> Result<UnixListener, SocketError> {
     let io = |source| SocketError::Io {
         path: path.to_owned(),
         source,
@@ -145,4 +162,22 @@ pub fn failure(error: ApiError) -> Response {
     let status =
         StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, Json(error)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_is_let_go_a_moment_later_is_taken_and_one_that_is_held_is_not() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("socket");
+        let held = std::os::unix::net::UnixListener::bind(&path).expect("a free path");
+        assert!(matches!(bind(&path).await, Err(SocketError::InUse(_))));
+        let (taken, ()) = tokio::join!(bind(&path), async {
+            tokio::time::sleep(IN_USE_TIMEOUT / 10).await;
+            drop(held);
+        });
+        taken.expect("nobody holds it any more");
+    }
 }
