@@ -63,7 +63,7 @@ fn what_is_taken_away_comes_back_and_a_stop_leaves_the_machine_as_it_was() {
         "nft add rule ip meshd guard drop",
         &format!("iptables -D DOCKER-USER {rule}"),
         "iptables -F DOCKER-USER",
-        "docker network create another",
+        "docker network create --subnet 10.99.7.0/24 -o com.docker.network.bridge.name=another another",
     ] {
         let began = Instant::now();
         hosts.exec(1, &["sh", "-c", damage]);
@@ -71,6 +71,12 @@ fn what_is_taken_away_comes_back_and_a_stop_leaves_the_machine_as_it_was() {
         let ours = |text: &str| {
             let mut lines: Vec<String> = Vec::new();
             let mut inside = false;
+            // nft breaks long sets into lines. The network that is made below joins those of the engine.
+            let mut text = text.replace(",\n\t\t\t     ", ", ");
+            for its in ["\"another\"", "10.99.7.0/24"] {
+                text = text.replace(&format!("{its}, "), "");
+                text = text.replace(&format!(", {its}"), "");
+            }
             for line in text.lines() {
                 inside |= line.starts_with("table ") && line.contains(" meshd ");
                 if inside || (line.contains("--comment meshd") && line.contains("DOCKER-USER")) {
