@@ -120,9 +120,10 @@ fn configuration() -> String {
     let upstream = UPSTREAM.split(':').next().unwrap_or_default();
     let mut text = format!("[dns]\nupstreams = [\"{upstream}\"]\n");
     for n in 0..SERVICES {
-        let (high, low) = (n / 250, n % 250 + 1);
+        // The first node of a mesh has the block 10.210.1.0/24.
+        let last = n % 250 + 2;
         text +=
-            &format!("[[service]]\nname = \"s{n}\"\nport = 80\naddress = \"10.77.{high}.{low}\"\n");
+            &format!("[[service]]\nname = \"s{n}\"\nport = 80\naddress = \"10.210.1.{last}\"\n");
     }
     text
 }
