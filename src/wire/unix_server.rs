@@ -1,5 +1,6 @@
 //! A unix socket that HTTP is served on: bound safely, answered to permitted callers only.
 
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -52,6 +53,11 @@ impl SocketError {
 /// daemon's socket until it runs.
 const IN_USE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Supplementary groups that there is room for at first; most users have fewer.
+const FEW_GROUPS: usize = 32;
+/// Supplementary groups of a process at most (`NGROUPS_MAX`).
+const MAX_GROUPS: usize = 65_536;
+
 /// Binds `path` with mode 0660; a socket left by a process that is gone is replaced.
 ///
 /// # Errors
@@ -90,8 +96,8 @@ fn bind_now(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
-/// Serves `router` to root, this process's user and the socket's group, by the kernel's word on who calls
-/// (`SO_PEERCRED`).
+/// Serves `router` to root, this process's user and the members of the socket's group, by what the kernel recorded of
+/// the caller when it connected (`SO_PEERCRED`, `SO_PEERGROUPS`).
 ///
 /// # Errors
 /// The listener broke.
@@ -116,19 +122,55 @@ pub async fn serve(listener: UnixListener, path: &Path, router: Router) -> std::
     .await
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 struct Caller {
     user: Option<u32>,
-    group: Option<u32>,
+    /// The primary group and the supplementary ones.
+    groups: Vec<u32>,
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Caller {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let credentials = stream.io().peer_cred().ok();
+        let Ok(credentials) = stream.io().peer_cred() else {
+            return Self::default();
+        };
+        let mut groups = supplementary_groups(stream.io().as_fd());
+        groups.push(credentials.gid());
         Self {
-            user: credentials.map(|c| c.uid()),
-            group: credentials.map(|c| c.gid()),
+            user: Some(credentials.uid()),
+            groups,
         }
+    }
+}
+
+/// The caller's supplementary groups (`SO_PEERGROUPS`, Linux 4.13); none if the kernel does not return them.
+fn supplementary_groups(stream: BorrowedFd<'_>) -> Vec<u32> {
+    let mut groups = vec![0u32; FEW_GROUPS];
+    loop {
+        let octets = size_of_val(groups.as_slice());
+        let Ok(mut length) = libc::socklen_t::try_from(octets) else {
+            return Vec::new();
+        };
+        // SAFETY: the kernel writes at most `length` octets to `groups`, which has as many, and keeps neither pointer.
+        let result = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let too_small = std::io::Error::last_os_error().raw_os_error() == Some(libc::ERANGE);
+        let count = length as usize / size_of::<u32>();
+        if result == 0 {
+            groups.truncate(count);
+            return groups;
+        }
+        if !too_small || count <= groups.len() || count > MAX_GROUPS {
+            return Vec::new();
+        }
+        groups.resize(count, 0);
     }
 }
 
@@ -146,7 +188,7 @@ async fn only_permitted(
 ) -> Response {
     let permitted = caller.user == Some(0)
         || caller.user == Some(rights.user)
-        || caller.group == Some(rights.group);
+        || caller.groups.contains(&rights.group);
     if permitted {
         next.run(request).await
     } else {
@@ -179,5 +221,68 @@ mod tests {
             drop(held);
         });
         taken.expect("nobody holds it any more");
+    }
+    const GROUP: u32 = 4_242;
+    const USER: u32 = 65_534;
+
+    /// The status line that a caller with these supplementary groups gets, and with the user and primary group 65534.
+    /// None without the rights to become such a caller.
+    fn ask_as(path: &Path, groups: &[u32]) -> Option<String> {
+        use std::io::{BufRead as _, Write as _};
+        // The system calls change the credentials of this thread alone; the C library's functions change all threads'.
+        // SAFETY: the kernel reads `groups.len()` groups from a live slice; the other calls take numbers only.
+        let changed = unsafe {
+            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
+                && libc::syscall(libc::SYS_setresgid, USER, USER, USER) == 0
+                && libc::syscall(libc::SYS_setresuid, USER, USER, USER) == 0
+        };
+        if !changed {
+            return None;
+        }
+        let mut stream = match std::os::unix::net::UnixStream::connect(path) {
+            Ok(stream) => stream,
+            Err(error) => return Some(error.to_string()),
+        };
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: meshd\r\nConnection: close\r\n\r\n")
+            .expect("the server reads");
+        let mut line = String::new();
+        std::io::BufReader::new(stream)
+            .read_line(&mut line)
+            .expect("the server answers");
+        Some(line)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_member_of_the_sockets_group_is_served_whichever_of_its_groups_it_is() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let readable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), readable).expect("ours");
+        let path = directory.path().join("socket");
+        let listener = bind(&path).await.expect("a free path");
+        if std::os::unix::fs::chown(&path, None, Some(GROUP)).is_err() {
+            return crate::lab::skip_test("becoming another user needs root");
+        }
+        // The server decides, not the mode: callers outside the group come as far as it, too.
+        let open = std::fs::Permissions::from_mode(0o666);
+        std::fs::set_permissions(&path, open).expect("ours");
+        let router = Router::new().route("/", axum::routing::get(|| async { "in" }));
+        let served = path.clone();
+        let server = tokio::spawn(async move { serve(listener, &served, router).await });
+        let many: Vec<u32> = (5_000..5_100).collect();
+        for (groups, status) in [
+            (vec![], " 403 "),
+            (many.clone(), " 403 "),
+            (vec![GROUP], " 200 "),
+            ([many.as_slice(), &[GROUP]].concat(), " 200 "),
+        ] {
+            let path = path.clone();
+            let asked = std::thread::spawn(move || ask_as(&path, &groups));
+            let Some(line) = asked.join().expect("it does not panic") else {
+                return crate::lab::skip_test("becoming another user needs root");
+            };
+            assert!(line.contains(status), "{line} is not{status}");
+        }
+        server.abort();
     }
 }
