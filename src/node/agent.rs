@@ -231,11 +231,14 @@ impl Agent {
     async fn handle_command(&mut self, command: Command, ended: &mpsc::Sender<JoinEnded>) {
         match command {
             Command::Status(reply) => {
-                let status = match &self.phase {
+                let mut status = match &self.phase {
                     Phase::Up(mesh, _) => report::status(mesh, self.damaged_services.as_deref()),
                     Phase::Unjoined => self.bare_status(NodeState::Unjoined),
                     Phase::Joining(_) => self.bare_status(NodeState::Joining),
                 };
+                let token_file = self.config.token_file.as_deref();
+                let exposed = token_file.and_then(super::unattended::exposed);
+                status.problems.extend(exposed);
                 let _ = reply.send(Ok(status));
             }
             Command::System(reply) => {

@@ -131,9 +131,21 @@ fn problem_of(file: &Path, failed: &Failed) -> Problem {
     }
 }
 
+/// The problem of a token file that every user of the machine can read.
+pub(super) fn exposed(file: &Path) -> Option<Problem> {
+    let found = std::fs::metadata(file).ok()?;
+    let exposure = crate::wire::file::exposure(&found, file)?;
+    Some(Problem {
+        what: "the join token is readable by others".to_owned(),
+        why: exposure.why,
+        fix: exposure.fix,
+    })
+}
+
 /// Joins with the token in `file`, unless this node is a member already.
 pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
     let mut attempts = Attempts::default();
+    let mut warned = false;
     loop {
         match state(&commands).await {
             None | Some(NodeState::Up | NodeState::Leaving | NodeState::Removed) => return,
@@ -142,6 +154,10 @@ pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
                 continue;
             }
             Some(NodeState::Unjoined) => {}
+        }
+        if !warned && let Some(problem) = exposed(&file) {
+            warned = true;
+            tracing::warn!(why = %problem.why, fix = %problem.fix, "the join token is readable by others");
         }
         let content = read(&file);
         let failed = match content.clone() {
@@ -255,6 +271,23 @@ mod tests {
         };
         let problem = problem_of(file, &Failed::Join(taken));
         assert!(problem.fix.contains("another `name`"), "{}", problem.fix);
+    }
+
+    #[test]
+    fn a_token_file_that_every_user_can_read_is_a_problem_until_it_is_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let set = |mode| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(file.path(), mode).expect("ours");
+        };
+        set(0o604);
+        let problem = exposed(file.path()).expect("all can read it");
+        assert!(problem.why.contains("(mode 0604)"), "{problem:?}");
+        assert!(problem.fix.contains("chmod 600 "), "{problem:?}");
+        set(0o600);
+        assert_eq!(exposed(file.path()), None);
+        assert_eq!(exposed(Path::new("/nonexistent")), None);
     }
 
     #[test]

@@ -201,6 +201,36 @@ pub fn read_private(path: &Path, most: u64) -> Result<Vec<u8>, FileError> {
     Ok(octets)
 }
 
+/// That every user of the machine can read a file with a secret, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposure {
+    /// What was found.
+    pub why: String,
+    /// What to run.
+    pub fix: String,
+}
+
+/// Whether every user of the machine can read `file`, which was found at `path`. A group may: the owner chose it.
+#[must_use]
+pub fn exposure(file: &fs::Metadata, path: &Path) -> Option<Exposure> {
+    let mode = file.permissions().mode() & 0o7777;
+    if !file.is_file() || mode & 0o004 == 0 {
+        return None;
+    }
+    let user = nix::unistd::geteuid();
+    let path = path.display();
+    // This program has to be able to read it afterwards.
+    let own = if user.is_root() || user.as_raw() == file.uid() {
+        String::new()
+    } else {
+        format!("chown {user} {path} && ")
+    };
+    Some(Exposure {
+        why: format!("every user of this machine can read {path} (mode {mode:04o})"),
+        fix: format!("run: {own}chmod 600 {path}"),
+    })
+}
+
 fn write_new(path: &Path, octets: &[u8], mode: u32) -> Result<(), FileError> {
     let mut file = OpenOptions::new()
         .write(true)
@@ -235,6 +265,24 @@ mod tests {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).expect("a writable directory");
         let refused = read_private(&path, 10).expect_err("a pipe").to_string();
         assert!(refused.contains("not a regular file"), "{refused}");
+    }
+
+    #[test]
+    fn a_secret_that_every_user_can_read_is_found_with_the_remedy() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("token");
+        fs::write(&path, "secret").expect("room");
+        let found = |mode| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("ours");
+            exposure(&fs::metadata(&path).expect("just written"), &path)
+        };
+        assert_eq!(found(0o600), None);
+        assert_eq!(found(0o640), None, "a group was chosen");
+        let exposed = found(0o644).expect("readable by all");
+        assert!(exposed.why.contains("(mode 0644)"), "{exposed:?}");
+        assert_eq!(exposed.fix, format!("run: chmod 600 {}", path.display()));
+        let pipe = fs::metadata("/dev/null").expect("it is always there");
+        assert_eq!(exposure(&pipe, Path::new("/dev/null")), None);
     }
 
     #[test]
