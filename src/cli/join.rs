@@ -1,6 +1,8 @@
 //! `meshctl join`.
 
-use std::io::Read as _;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -9,18 +11,23 @@ use super::Globals;
 use super::exit::CliError;
 use crate::wire::JoinToken;
 use crate::wire::api::ErrorCode;
+use crate::wire::file::exposure;
 use crate::wire::local::{Join, Joined};
 
 /// What meshd may take beyond the time it was given, to say that the time is over.
 const GRACE: Duration = Duration::from_secs(10);
-/// Octets of a token on stdin at most; the longest is under 3 KiB.
+/// Octets of a token on stdin or in a file at most; the longest is under 3 KiB.
 const MAX_TOKEN: u64 = 16 * 1024;
 
 /// What to join with.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The word that `meshctl token create` printed; `-` reads it from stdin, where no other user sees it
-    token: String,
+    /// The word that `meshctl token create` printed; `-` reads it from stdin. Other users see what stands here
+    #[arg(required_unless_present = "token_file")]
+    token: Option<String>,
+    /// A file with the token, where no other user sees it
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
     /// The node's name [default: `name` in meshd.toml, else the host name]
     #[arg(long)]
     name: Option<String>,
@@ -52,7 +59,7 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
-    let token = read_token(arguments.token)?;
+    let token = read_token(arguments.token, arguments.token_file)?;
     JoinToken::parse(&token)
         .map_err(|error| CliError::new(ErrorCode::BadRequest, error.to_string()))?;
     let join = Join {
@@ -74,17 +81,42 @@ pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, C
     Ok(0)
 }
 
-fn read_token(argument: String) -> Result<String, CliError> {
-    if argument != "-" {
-        return Ok(argument);
+fn read_token(argument: Option<String>, file: Option<PathBuf>) -> Result<String, CliError> {
+    match (argument, file) {
+        (_, Some(path)) => read_file(&path),
+        (Some(token), None) if token != "-" => Ok(token),
+        (_, None) => read_bounded(std::io::stdin(), "stdin"),
     }
+}
+
+fn read_file(path: &Path) -> Result<String, CliError> {
+    let name = path.display().to_string();
+    let file = File::open(path).map_err(|error| unreadable(&name, &error))?;
+    if let Some(exposed) = file.metadata().ok().and_then(|f| exposure(&f, path)) {
+        eprintln!("warning: {}; {}", exposed.why, exposed.fix);
+    }
+    read_bounded(file, &name)
+}
+
+fn read_bounded(source: impl Read, name: &str) -> Result<String, CliError> {
     let mut token = String::new();
-    std::io::stdin()
-        .take(MAX_TOKEN)
+    source
+        .take(MAX_TOKEN + 1)
         .read_to_string(&mut token)
-        .map_err(|error| {
-            let text = format!("cannot read the token from stdin: {error}");
-            CliError::new(ErrorCode::BadRequest, text)
-        })?;
+        .map_err(|error| unreadable(name, &error))?;
+    if token.len() as u64 > MAX_TOKEN {
+        let text = format!(
+            "{name} has more than {MAX_TOKEN} octets, so it is no token; give what `meshctl token create` printed"
+        );
+        return Err(CliError::new(ErrorCode::BadRequest, text));
+    }
     Ok(token)
+}
+
+fn unreadable(name: &str, error: &std::io::Error) -> CliError {
+    let code = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => ErrorCode::Permission,
+        _ => ErrorCode::BadRequest,
+    };
+    CliError::new(code, format!("cannot read the token from {name}: {error}"))
 }

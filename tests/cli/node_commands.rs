@@ -78,6 +78,47 @@ fn join_reads_the_token_from_stdin_where_others_cannot_see_it() {
 }
 
 #[test]
+fn join_reads_the_token_from_a_file_and_warns_of_one_that_every_user_can_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let joined =
+        r#"{"schema":1,"name":"a","address_v4":"10.210.1.1","address_v6":"fd00::1","notes":[]}"#;
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), format!("{}\n", token())).expect("writable");
+    let path = file.path().to_str().expect("a plain path");
+    for (mode, warned) in [(0o600, false), (0o644, true)] {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(path, mode).expect("ours");
+        let (ran, asked) = with_answer(200, joined, &["join", "--token-file", path]);
+        assert_eq!(ran.status, 0, "{ran:?}");
+        assert!(asked.contains(&token()), "{asked}");
+        let remedy = format!("; run: chmod 600 {path}\n");
+        assert_eq!(ran.stderr.contains(&remedy), warned, "{ran:?}");
+        assert!(!ran.stderr.contains(&token()), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_token_file_that_cannot_be_one_is_one_line_and_asks_nobody() {
+    for (path, said) in [
+        (
+            "/nonexistent/token",
+            "cannot read the token from /nonexistent/token: ",
+        ),
+        ("/dev/zero", "/dev/zero has more than 16384 octets"),
+        ("/dev/null", "join token"),
+    ] {
+        let words = ["join", "--token-file", path];
+        let ran = meshctl(std::path::Path::new("/nonexistent/s"), &words);
+        assert_eq!(ran.status, 64, "{ran:?}");
+        assert!(ran.stderr.contains(said), "{ran:?}");
+        assert_eq!(ran.stderr.matches('\n').count(), 1, "{ran:?}");
+    }
+    let both = ["join", "mesh1_x", "--token-file", "/dev/null"];
+    let ran = meshctl(std::path::Path::new("/nonexistent/s"), &both);
+    assert_eq!(ran.status, 64, "{ran:?}");
+}
+
+#[test]
 fn a_refused_join_keeps_its_reason_and_its_exit_status() {
     let refused = r#"{"code":"conflict","message":"the name web is taken","suggestion":"web-2"}"#;
     let (ran_, _) = with_answer(409, refused, &["join", &token()]);
