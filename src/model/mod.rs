@@ -9,6 +9,7 @@ pub mod name;
 pub mod netmap;
 pub mod record;
 pub mod service_address;
+pub mod text;
 pub mod time;
 
 pub use address::MeshAddresses;

@@ -128,12 +128,8 @@ impl Label {
     }
 }
 
-/// What is safe to print of a text from outside.
 fn printable(text: &str) -> String {
-    text.chars()
-        .take(MAX_LABEL)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    super::text::printable(text, MAX_LABEL)
 }
 
 impl fmt::Display for Label {

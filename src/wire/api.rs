@@ -1,6 +1,8 @@
 //! Errors of the HTTP APIs (join, admin, local): one JSON shape, one code per thing a caller can do.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::model::text;
 
 /// Octets of a request body at most, on every API.
 pub const MAX_BODY: usize = 256 * 1024;
@@ -77,9 +79,14 @@ pub struct ApiError {
     /// What kind of failure it is.
     pub code: ErrorCode,
     /// One line: what happened and what to do.
+    #[serde(deserialize_with = "message")]
     pub message: String,
     /// A name that is free, where the failure is a name that is taken.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "optional_message"
+    )]
     pub suggestion: Option<String>,
 }
 
@@ -91,5 +98,54 @@ impl ApiError {
             message: message.into(),
             suggestion: None,
         }
+    }
+}
+
+/// A message for people, made printable where it is received.
+///
+/// # Errors
+/// It is no text.
+pub(super) fn message<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    String::deserialize(from).map(|message| text::message(&message))
+}
+
+/// The same for a message that may be absent.
+///
+/// # Errors
+/// It is no text.
+pub(super) fn optional_message<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<String>, D::Error> {
+    Option::<String>::deserialize(from)
+        .map(|message| message.map(|message| text::message(&message)))
+}
+
+/// The same for several messages.
+///
+/// # Errors
+/// It is no list of texts.
+pub(super) fn messages<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    Vec::<String>::deserialize(from).map(|messages| {
+        messages
+            .iter()
+            .map(|message| text::message(message))
+            .collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_from_another_program_forges_no_line() {
+        let body =
+            r#"{"code":"conflict","message":"no\nWARN forged \u001b[2J","suggestion":"a\rb"}"#;
+        let error: ApiError = serde_json::from_str(body).expect("an error");
+        assert_eq!(error.message, "no?WARN forged ?[2J");
+        assert_eq!(error.suggestion.as_deref(), Some("a?b"));
+        let body = r#"{"code":"busy","message":"later"}"#;
+        let error: ApiError = serde_json::from_str(body).expect("an error");
+        assert_eq!(error, ApiError::new(ErrorCode::Busy, "later"));
     }
 }

@@ -37,6 +37,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::api::{message, messages};
 use super::envelope::{Envelope, Signature};
 use crate::model::PublicKey;
 
@@ -124,6 +125,7 @@ pub enum FromCoordinator {
         /// The version of this protocol that is spoken from here on.
         protocol: u32,
         /// Which store this is: a restored or new one has another name.
+        #[serde(deserialize_with = "message")]
         store: String,
         /// The store's revision now.
         revision: u64,
@@ -144,6 +146,7 @@ pub enum FromCoordinator {
         /// How many were new.
         accepted: u32,
         /// Why others were refused.
+        #[serde(deserialize_with = "messages")]
         refused: Vec<String>,
     },
     /// Another instance of this node has come: is it another machine?
@@ -156,6 +159,7 @@ pub enum FromCoordinator {
         /// What kind of refusal it is.
         reason: Refusal,
         /// One line for people.
+        #[serde(deserialize_with = "message")]
         message: String,
         /// With `clone`: the other machine's signature over this node's instance, from `vouch`. Without it a node
         /// does not believe that it is a copy.
@@ -271,6 +275,30 @@ mod tests {
 
     fn sizes(records: Vec<Envelope>) -> Vec<usize> {
         parts(records).iter().map(Vec::len).collect()
+    }
+
+    #[test]
+    fn no_text_of_a_coordinator_forges_a_line() {
+        let read = |text: &str| serde_json::from_str::<FromCoordinator>(text).expect("a message");
+        let refuse =
+            read(r#"{"type":"refuse","reason":"busy","message":"no\nWARN forged \u001b[2J"}"#);
+        assert!(
+            matches!(&refuse, FromCoordinator::Refuse { message, .. } if message == "no?WARN forged ?[2J"),
+            "{refuse:?}"
+        );
+        let published =
+            read(r#"{"type":"published","sequence":1,"accepted":0,"refused":["a\nb","c"]}"#);
+        assert!(
+            matches!(&published, FromCoordinator::Published { refused, .. } if refused == &["a?b", "c"]),
+            "{published:?}"
+        );
+        let welcome =
+            r#"{"type":"welcome","protocol":1,"store":"a\nb","revision":1,"snapshot":true}"#;
+        let welcome = read(welcome);
+        assert!(
+            matches!(&welcome, FromCoordinator::Welcome { store, .. } if store == "a?b"),
+            "{welcome:?}"
+        );
     }
 
     #[test]

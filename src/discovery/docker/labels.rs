@@ -438,10 +438,7 @@ fn wrong(label: &str, value: &str, wanted: &'static str) -> LabelError {
 
 /// What is safe to print of a text from outside.
 pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .take(64)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    crate::model::text::printable(text, 64)
 }
 
 #[cfg(test)]

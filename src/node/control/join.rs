@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::dial::{DialError, dial};
+use crate::model::text::message;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::join::{CHECK_PATH, JoinCheck, JoinRequest, JoinResponse, PATH};
 use crate::wire::token::SpkiPin;
@@ -152,6 +153,6 @@ async fn ask<T: DeserializeOwned>(
 fn broken(url: &CoordinatorUrl, why: impl std::fmt::Display) -> JoinError {
     JoinError::Broken {
         url: url.clone(),
-        why: why.to_string(),
+        why: message(&why.to_string()),
     }
 }

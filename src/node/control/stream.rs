@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::dial::dial;
-use crate::model::{PublicKey, SigningKey};
+use crate::model::{PublicKey, SigningKey, text};
 use crate::wire::Envelope;
 use crate::wire::control::{
     FromCoordinator, FromNode, MAX_MESSAGE, MAX_RECORDS, OLDEST, PATH, PING_SECONDS, PROTOCOL,
@@ -262,7 +262,8 @@ struct Ended {
 impl<E: std::fmt::Display> From<E> for Ended {
     fn from(error: E) -> Self {
         Self {
-            why: error.to_string(),
+            // Errors of the parser and of the handshake quote what the coordinator sent.
+            why: text::message(&error.to_string()),
             refusal: None,
             copied: false,
         }

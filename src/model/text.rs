@@ -1,0 +1,53 @@
+//! Text from outside, made safe to print: on a terminal and in the log it is one line without control sequences.
+
+/// Characters of a message from another program at most.
+const MAX_MESSAGE: usize = 1024;
+
+/// At most `most` characters of `text`. What could start another line, control a terminal or hide or reorder the text
+/// around it is replaced by `?`.
+#[must_use]
+pub fn printable(text: &str, most: usize) -> String {
+    let replace = |c| if is_harmful(c) { '?' } else { c };
+    text.chars().take(most).map(replace).collect()
+}
+
+/// A message for people from another program: printable, and cut off visibly if it is too long.
+#[must_use]
+pub fn message(text: &str) -> String {
+    let mut message = printable(text, MAX_MESSAGE);
+    if text.chars().nth(MAX_MESSAGE).is_some() {
+        message.push('\u{2026}');
+    }
+    message
+}
+
+/// Control characters, and the invisible ones that separate lines, join characters or set the direction (UAX #9).
+fn is_harmful(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_stays_one_line_without_control_sequences() {
+        assert_eq!(
+            message("no\nWARN forged\r\u{1b}[2J\u{9b}m\u{202e}\u{2028}x\u{0}"),
+            "no?WARN forged??[2J?m??x?"
+        );
+        assert_eq!(
+            message("try again: \u{fc}ber 30\u{a0}s"),
+            "try again: \u{fc}ber 30\u{a0}s"
+        );
+    }
+
+    #[test]
+    fn a_message_has_a_bound_and_shows_that_it_was_cut_off() {
+        let whole = "\u{e4}".repeat(MAX_MESSAGE);
+        assert_eq!(message(&whole), whole);
+        let cut = message(&"\u{e4}".repeat(MAX_MESSAGE + 1));
+        assert_eq!(cut, format!("{whole}\u{2026}"));
+    }
+}
