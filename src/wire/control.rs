@@ -15,6 +15,9 @@
 //! The node says which revision of which store it holds; it gets what changed since, or everything if
 //! the store is another one or has forgotten that far back. Either side pings at WebSocket level.
 //!
+//! A node that is no member receives a `welcome` with a random name and revision 0 in place of the store's. It publishes what
+//! proves its membership, and then receives a second `welcome` with the store's own, before the changes.
+//!
 //! # Versions
 //!
 //! The node says which versions of the protocol it speaks, from `oldest` to `protocol`; the coordinator picks the highest

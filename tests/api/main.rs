@@ -5,4 +5,5 @@ mod fixtures;
 mod hostile;
 mod joins;
 mod kills;
+mod strangers;
 mod versions;

@@ -21,9 +21,9 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::coordinator::Coordinator;
 use crate::joins::{identity_of, request_of};
 
-type Socket = WebSocketStream<TlsStream<TcpStream>>;
+pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
-async fn open(token: &JoinToken) -> Socket {
+pub(crate) async fn open(token: &JoinToken) -> Socket {
     let tls = dial(&token.urls[0], token.pin).await.expect("it listens");
     let url = format!("wss://{}{PATH}", token.urls[0].authority());
     let opened = tokio_tungstenite::client_async(url, tls).await;
@@ -38,7 +38,7 @@ async fn say(socket: &mut Socket, message: Value) {
         .expect("it listens");
 }
 
-async fn hear(socket: &mut Socket) -> FromCoordinator {
+pub(crate) async fn hear(socket: &mut Socket) -> FromCoordinator {
     loop {
         let heard = tokio::time::timeout(Duration::from_secs(30), socket.next());
         let heard = heard.await.expect("no hang").expect("it goes on");
@@ -49,7 +49,7 @@ async fn hear(socket: &mut Socket) -> FromCoordinator {
 }
 
 /// Opens a stream with this hello; gives what the coordinator says to the proof, or instead of a challenge.
-async fn greet(
+pub(crate) async fn greet(
     socket: &mut Socket,
     token: &JoinToken,
     key: &SigningKey,
@@ -71,7 +71,7 @@ async fn greet(
     }
 }
 
-fn hello(node: PublicKey, oldest: Option<u32>, newest: u32) -> Value {
+pub(crate) fn hello(node: PublicKey, oldest: Option<u32>, newest: u32) -> Value {
     let mut hello = json!({
         "type": "hello", "protocol": newest, "version": "9.9.9", "node": node, "store": null,
         "revision": 0, "of_a_later_version": {"a": [1, 2]},

@@ -22,7 +22,7 @@ use self::messages::{PATIENCE, read, receive, send, send_changes, send_frame};
 use self::seat::{Order, Seat, Seats};
 use self::stranger::{MAX_STRANGERS, Stranger};
 use super::admin::crashed;
-use super::hub::{Hub, Next, Standing};
+use super::hub::{Hub, Next, Position, Standing};
 use super::server::Slot;
 use crate::model::PublicKey;
 use crate::wire::Envelope;
@@ -237,7 +237,13 @@ async fn converse(
     // From here on no revision is missed: those up to now the position counts, later ones wake the loop.
     let mut revisions = hub.follow();
     let mut stop = served.stop.clone();
-    let position = hub.position(stream.store.as_deref(), stream.revision);
+    // Members alone receive the store's name and revision.
+    let mut introduced = hub.standing(&stream.node) == Standing::Member;
+    let position = if introduced {
+        hub.position(stream.store.as_deref(), stream.revision)
+    } else {
+        hub.position(None, 0)
+    };
     if stream.store.as_deref() == Some(position.store.as_str()) {
         hub.handle_told(&stream.node);
     }
@@ -249,14 +255,13 @@ async fn converse(
         },
         snapshot: position.snapshot,
     };
-    let store = position.store;
-    let welcome = FromCoordinator::Welcome {
-        protocol: stream.protocol,
-        store: store.clone(),
-        revision: position.revision,
-        snapshot: position.snapshot,
+    let store = position.store.clone();
+    let shown = if introduced {
+        position
+    } else {
+        stranger::position()
     };
-    send(socket, &welcome).await?;
+    send(socket, &welcome(stream.protocol, shown)).await?;
     let mut pings = interval(Duration::from_secs(PING_SECONDS));
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
@@ -275,6 +280,15 @@ async fn converse(
             },
             Standing::Member => {
                 stranger = None;
+                if !introduced {
+                    introduced = true;
+                    let position = Position {
+                        store: store.clone(),
+                        revision: hub.revision(),
+                        snapshot: true,
+                    };
+                    send(socket, &welcome(stream.protocol, position)).await?;
+                }
                 catch_up(hub, socket, &mut cursor).await?;
             }
         }
@@ -327,6 +341,15 @@ async fn converse(
                 return Err(End::Refuse(Refusal::Busy, "the coordinator is stopping".to_owned()));
             }
         }
+    }
+}
+
+fn welcome(protocol: u32, position: Position) -> FromCoordinator {
+    FromCoordinator::Welcome {
+        protocol,
+        store: position.store,
+        revision: position.revision,
+        snapshot: position.snapshot,
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::{End, Served};
-use crate::coordinator::hub::{PublishRefused, Published};
+use crate::coordinator::hub::{Position, PublishRefused, Published};
 use crate::wire::control::Refusal;
 use crate::wire::ledger::Refused;
 
@@ -67,6 +67,16 @@ impl Stranger {
             ));
         }
         self.check()
+    }
+}
+
+/// What a stranger receives in place of the store's name and revision. The name is new each time: no node takes it for
+/// that of a store it knows, so it offers all that it holds.
+pub(super) fn position() -> Position {
+    Position {
+        store: format!("{:016x}", getrandom::u64().unwrap_or_default()),
+        revision: 0,
+        snapshot: true,
     }
 }
 

@@ -349,6 +349,11 @@ async fn converse(
                         position: position.clone(),
                     }
                 }
+                // The first one did not name the store: this node was no member there yet.
+                Some(FromCoordinator::Welcome { store, .. }) => {
+                    position.store = Some(store);
+                    Event::Alive
+                }
                 Some(FromCoordinator::Published {
                     sequence, refused, ..
                 }) => Event::Published { sequence, refused },
