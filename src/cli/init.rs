@@ -61,6 +61,8 @@ pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
         "its key is {}: keep a copy elsewhere, and let nobody else have it",
         path.display()
     );
-    eprintln!("next: `meshctl token create`, then `meshctl join TOKEN` on each server");
+    eprintln!(
+        "next: `meshctl token create`, then `meshctl join -` on each server, which reads the token from stdin"
+    );
     Ok(0)
 }

@@ -1,5 +1,7 @@
 //! Nodes that join by themselves, with the token in a file: what is in the way is said, and tried again.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use meshd::wire::local::{NodeState, Problem};
 
 use crate::mesh::{Mesh, write};
@@ -85,6 +87,18 @@ fn an_unattended_join_says_what_is_in_its_way_and_goes_on_when_it_is_mended() {
         status.node.map(|n| n.name.to_string()).as_deref(),
         Some("taken")
     );
+
+    // Others could use what is left of the token, also once this node is a member.
+    let exposed = |mesh: &Mesh, mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        let file = mesh.nodes[0].host.path("/run/join-token");
+        std::fs::set_permissions(file, mode).expect("ours");
+        let mut problems = mesh.status(0).problems.into_iter();
+        problems.find(|p| p.what == "the join token is readable by others")
+    };
+    let problem = exposed(&mesh, 0o644).expect("every user can read it");
+    assert!(problem.fix.contains("chmod 600 /run/join-token"));
+    assert_eq!(exposed(&mesh, 0o600), None);
 
     // Once it is a member the file may go.
     std::fs::remove_file(mesh.nodes[0].host.path("/run/join-token")).expect("it is there");
