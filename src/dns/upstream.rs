@@ -79,7 +79,9 @@ impl Upstream {
 
     /// Asks `servers` from now on, in this order; never those in `own`, which would be this node itself.
     pub fn set(&self, servers: &[Server], own: &BTreeSet<IpAddr>) {
-        let others = servers.iter().filter(|s| !own.contains(&s.address.ip()));
+        let others = servers
+            .iter()
+            .filter(|s| !own.contains(&s.address.ip().to_canonical()));
         let others: Vec<Server> = others.cloned().collect();
         lock(&self.shared.memory).retain(&others);
         self.shared.servers.store(Arc::new(others));

@@ -170,10 +170,11 @@ impl MeshAddresses {
         host_v6(self.prefix_v6, 53)
     }
 
-    /// Whether `address` is in either prefix.
+    /// Whether `address` is in either prefix, also if it is written as an IPv4-mapped IPv6 address. This is for rules that
+    /// keep addresses of the mesh out; [`Block::contains`] lets addresses in and does not match mapped ones.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        match address {
+        match address.to_canonical() {
             IpAddr::V4(v4) => self.prefix_v4.contains(&v4),
             IpAddr::V6(v6) => self.prefix_v6.contains(&v6),
         }
@@ -210,6 +211,26 @@ impl Block {
             || self.v6.contains(&other.v6)
             || other.v6.contains(&self.v6)
     }
+}
+
+/// Whether no other machine can have `address`: it is unspecified, loopback, multicast, broadcast or in 0.0.0.0/8. An
+/// IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) is judged as the IPv4 address to which the kernel sends.
+#[must_use]
+pub fn is_never_remote(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast() || v4.octets()[0] == 0);
+    address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast
+}
+
+/// Whether any node may send to `address` when another node names it. A link-local address means another machine on each
+/// link. An IPv4-mapped IPv6 address is a second form of an IPv4 address, which rules on IPv4 addresses do not match.
+#[must_use]
+pub fn is_routable(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !is_never_remote(address) && !link_local && address.to_canonical() == address
 }
 
 fn block_fits(
@@ -274,6 +295,41 @@ mod tests {
             v6: plan.block(2).expect("2 of 256").v6,
         };
         assert_eq!(plan.index_of(&mixed), None);
+    }
+
+    #[test]
+    fn an_ipv4_mapped_address_is_judged_as_the_ipv4_address_it_means() {
+        let parse = |text: &str| -> IpAddr { text.parse().expect("a literal") };
+        for never in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "224.0.0.1",
+            "255.255.255.255",
+        ] {
+            assert!(is_never_remote(parse(never)), "{never}");
+            assert!(
+                is_never_remote(parse(&format!("::ffff:{never}"))),
+                "{never}"
+            );
+            assert!(!is_routable(parse(never)), "{never}");
+        }
+        for unroutable in [
+            "169.254.169.254",
+            "fe80::1",
+            "::ffff:192.0.2.1",
+            "::",
+            "::1",
+            "ff02::1",
+        ] {
+            assert!(!is_routable(parse(unroutable)), "{unroutable}");
+        }
+        for routable in ["192.0.2.1", "10.0.0.1", "fd00::1", "2001:db8::1"] {
+            assert!(is_routable(parse(routable)), "{routable}");
+            assert!(!is_never_remote(parse(routable)), "{routable}");
+        }
+        assert!(plan().contains(parse("::ffff:10.210.2.1")));
+        assert!(!plan().contains(parse("::ffff:192.0.2.1")));
     }
 
     #[test]

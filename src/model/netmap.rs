@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use super::address::Block;
+use super::address::{Block, is_routable};
 use super::key::{PublicKey, WireGuardKey};
 use super::name::Label;
 use super::record::{Mesh, Service};
@@ -32,7 +32,7 @@ pub struct Member {
     pub wireguard_key: WireGuardKey,
     /// The addresses it owns.
     pub block: Block,
-    /// Where its tunnel may be reached, best first.
+    /// Where its tunnel may be reached, best first. Endpoints to which not every node can send are left out.
     pub endpoints: Vec<SocketAddr>,
     /// Whether nobody reaches its IPv6 address.
     pub without_ipv6: bool,
@@ -67,7 +67,7 @@ impl Netmap {
         service.instances.retain_mut(|instance| {
             instance
                 .addresses
-                .retain(|address| block.contains(*address));
+                .retain(|address| block.contains(*address) && is_routable(*address));
             !instance.addresses.is_empty()
         });
         (!service.instances.is_empty()).then_some(service)

@@ -22,7 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::address::{Block, MeshAddresses};
+use super::address::{Block, MeshAddresses, is_never_remote, is_routable};
 use super::key::{PublicKey, WireGuardKey};
 use super::name::Label;
 use super::time::UnixSeconds;
@@ -248,6 +248,15 @@ pub struct Service {
     pub service_address: Option<Ipv4Addr>,
     /// What runs here.
     pub instances: Vec<Instance>,
+}
+
+impl Node {
+    /// The endpoints to which every node can send.
+    #[must_use]
+    pub fn routable_endpoints(&self) -> Vec<SocketAddr> {
+        let endpoints = self.endpoints.iter().copied();
+        endpoints.filter(|e| is_routable(e.ip())).collect()
+    }
 }
 
 impl Service {
@@ -493,10 +502,10 @@ impl Instance {
     }
 }
 
-/// Refuses what is never another machine's unicast address.
+/// Refuses what is never another machine's unicast address. What is no use for another reason is left out of the netmap:
+/// versions that refuse different records never agree on what they hold.
 fn check_address(address: IpAddr) -> Result<(), RecordError> {
-    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast() || v4.octets()[0] == 0);
-    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast {
+    if is_never_remote(address) {
         return Err(RecordError::Address(address));
     }
     Ok(())
@@ -600,12 +609,14 @@ mod tests {
             Err(RecordError::WrongId)
         );
 
-        let mut loopback = service();
-        loopback.instances[0].addresses = vec!["127.0.0.1".parse().expect("a literal")];
-        assert!(matches!(
-            Record::parse(&Record::Service(loopback).payload()),
-            Err(RecordError::Address(_))
-        ));
+        for address in ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:0.0.0.0"] {
+            let mut loopback = service();
+            loopback.instances[0].addresses = vec![address.parse().expect("a literal")];
+            assert!(matches!(
+                Record::parse(&Record::Service(loopback).payload()),
+                Err(RecordError::Address(_))
+            ));
+        }
 
         let mut many = service();
         many.instances = vec![many.instances[0].clone(); MAX_INSTANCES + 1];

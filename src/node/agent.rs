@@ -20,6 +20,7 @@ use crate::discovery::docker::{ContainerId, Report};
 use crate::discovery::registry::{
     Key, Registered, Registry, RegistryError, Stored, default_weight,
 };
+use crate::model::address::is_never_remote;
 use crate::model::name::LabelError;
 use crate::model::{Label, ServiceName};
 use crate::wire::api::{ApiError, ErrorCode};
@@ -604,10 +605,8 @@ fn parse_service(add: AddService) -> Result<(Label, Registered), ApiError> {
         .port
         .try_into()
         .map_err(|_| bad("a port is a number from 1 to 65535"))?;
-    if add
-        .address
-        .is_some_and(|a| a.is_unspecified() || a.is_multicast() || a.is_loopback())
-    {
+    let address = add.address.map(|address| address.to_canonical());
+    if address.is_some_and(is_never_remote) {
         return Err(bad(
             "give an address that other nodes can reach, or none for this node's mesh address",
         ));
@@ -634,7 +633,7 @@ fn parse_service(add: AddService) -> Result<(Label, Registered), ApiError> {
         name,
         Registered {
             key,
-            address: add.address,
+            address,
             check: add.check,
             weight: default_weight(),
             priority: 0,

@@ -13,6 +13,7 @@ use crate::dns::WhenNoneUsable;
 use crate::dns::upstream::{Server, ServerError};
 use crate::dns::zone::MOST_ADDRESSES;
 use crate::model::Label;
+use crate::model::address::is_never_remote;
 use crate::model::record::Protocol;
 use crate::model::time::milliseconds;
 use crate::wire::config_file::{self, ConfigError};
@@ -431,10 +432,8 @@ fn service(section: ServiceSection) -> Result<Registered, String> {
             .map_err(|_| "port: 1 to 65535 are possible".to_owned())?,
         protocol: section.protocol.unwrap_or(Protocol::Tcp),
     };
-    if section
-        .address
-        .is_some_and(|a| a.is_unspecified() || a.is_multicast() || a.is_loopback())
-    {
+    let address = section.address.map(|address| address.to_canonical());
+    if address.is_some_and(is_never_remote) {
         return Err("address: give one that other nodes can reach".into());
     }
     let check = section.check.map(check).transpose()?;
@@ -443,7 +442,7 @@ fn service(section: ServiceSection) -> Result<Registered, String> {
     }
     Ok(Registered {
         key,
-        address: section.address,
+        address,
         check,
         weight: section.weight,
         priority: section.priority,
@@ -524,6 +523,21 @@ mod tests {
             ("mesh0", 51820)
         );
         assert_eq!(config.services.len(), 1);
+    }
+
+    #[test]
+    fn the_address_of_a_service_is_one_that_others_can_have_in_whatever_form() {
+        let service = |address: &str| {
+            load(&format!(
+                "[[service]]\nname = \"web\"\nport = 80\naddress = \"{address}\"\n"
+            ))
+        };
+        for refused in ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:0.0.0.0"] {
+            assert!(service(refused).is_err(), "{refused}");
+        }
+        let mapped = service("::ffff:10.210.1.1").expect("an address of the mesh");
+        let expected = "10.210.1.1".parse().ok();
+        assert_eq!(mapped.services.first().and_then(|s| s.address), expected);
     }
 
     #[test]

@@ -667,7 +667,7 @@ impl Ledger {
                     tags: self.tags_of(membership),
                     wireguard_key: node.wireguard_key,
                     block: node.block,
-                    endpoints: node.endpoints.clone(),
+                    endpoints: node.routable_endpoints(),
                     without_ipv6: node.without_ipv6,
                 },
             );

@@ -199,6 +199,18 @@ async fn without_an_answer_it_fails_and_what_was_known_is_answered_stale() {
     }
 }
 
+#[tokio::test]
+async fn this_node_is_not_asked_by_an_ipv4_mapped_address_either() {
+    let (address, _) = server(good, good).await;
+    let SocketAddr::V4(v4) = address else {
+        panic!("a server at 127.0.0.1");
+    };
+    let mapped = SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()));
+    let upstream = upstream(&[]);
+    upstream.set(&[mapped.into()], &BTreeSet::from([address.ip()]));
+    assert_eq!(upstream.ask(&asked()).await.code, ResponseCode::ServFail);
+}
+
 /// A server over TLS that says it is `dns.test`; whom to trust for that, and how often it was called.
 /// After `replies` on a connection it is silent there.
 async fn tls_server(replies: usize) -> (SocketAddr, Tls, Arc<AtomicUsize>) {

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::resolv_conf::{self, ResolvConf};
 use super::resolv_text::{is_ours, name_servers};
 use crate::model::MeshAddresses;
+use crate::model::address::is_routable;
 
 /// Octets that the tunnel adds over IPv6: 40 of IP, 8 of UDP, 32 of WireGuard. IPv4's is 20 less, but the same tunnel
 /// may go over either.
@@ -72,17 +73,8 @@ pub fn candidates(
     port: u16,
     inward: &Inward,
 ) -> Vec<SocketAddr> {
-    let usable = |i: &&Interface| {
-        let link_local = match i.address {
-            IpAddr::V4(v4) => v4.is_link_local(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        };
-        i.name != own
-            && !link_local
-            && !i.address.is_loopback()
-            && !i.address.is_multicast()
-            && !mesh.contains(i.address)
-    };
+    let usable =
+        |i: &&Interface| i.name != own && is_routable(i.address) && !mesh.contains(i.address);
     let usable: Vec<&Interface> = found.iter().filter(usable).collect();
     let of = |without: &BTreeSet<String>| {
         let outward = usable.iter().filter(|i| !without.contains(&i.name));

@@ -380,10 +380,42 @@ fn a_removed_node_is_out_with_all_it_said() {
 #[test]
 fn an_endpoint_inside_the_mesh_is_refused() {
     let mut ledger = two_nodes();
-    let mut inside = node_record(10, 6, 1);
-    inside.endpoints = vec!["10.210.2.1:51820".parse().expect("a literal")];
+    for endpoint in ["10.210.2.1:51820", "[::ffff:10.210.2.1]:51820"] {
+        let mut inside = node_record(10, 6, 1);
+        inside.endpoints = vec![endpoint.parse().expect("a literal")];
+        assert!(matches!(
+            ledger.apply(Envelope::seal(&Record::Node(inside), &key(10))),
+            Err(Refused::ForeignAddress(_))
+        ));
+    }
+}
+
+#[test]
+fn an_endpoint_to_which_not_every_node_can_send_is_left_out_of_the_netmap() {
+    let mut ledger = two_nodes();
+    let good = "192.0.2.7:51820".parse().expect("a literal");
+    let mut record = node_record(10, 6, 1);
+    record.endpoints = [
+        "169.254.169.254:53",
+        "[fe80::1]:53",
+        "[::ffff:192.0.2.9]:53",
+    ]
+    .map(|endpoint| endpoint.parse().expect("a literal"))
+    .to_vec();
+    record.endpoints.push(good);
+    ledger
+        .apply(Envelope::seal(&Record::Node(record), &key(10)))
+        .expect("versions that did not look at this may have sent it");
+    let netmap = ledger.netmap();
+    let member = netmap.by_name(&label("n10")).expect("a member");
+    assert_eq!(member.endpoints, [good]);
+}
+
+#[test]
+fn an_ipv4_mapped_address_of_another_node_is_no_instances() {
+    let mut ledger = two_nodes();
     assert!(matches!(
-        ledger.apply(Envelope::seal(&Record::Node(inside), &key(10))),
+        ledger.apply(service(10, 1, "::ffff:10.210.2.1")),
         Err(Refused::ForeignAddress(_))
     ));
 }
