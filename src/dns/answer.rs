@@ -164,6 +164,10 @@ impl Responder<'_> {
         let filter = self.found.entry.port.as_ref();
         let mut data = Vec::new();
         for instance in self.order() {
+            // A target that means something else would send clients there.
+            if !self.zone.has_own_name(instance) {
+                continue;
+            }
             let Some(target) = absolute(self.zone, &instance.name) else {
                 continue;
             };

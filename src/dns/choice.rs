@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use super::zone::{Entry, Zone, ZoneInstance};
+use super::zone::{Entry, NEAREST, Zone, ZoneInstance};
 
-/// The first label of a name that means only the nearest instances of the service below it.
-const NEAREST: &str = "nearest.";
 /// Instances of a name whose order is worked out without memory of its own.
 const FEW: usize = 64;
 
@@ -17,19 +15,18 @@ pub(super) struct Found<'a> {
     pub(super) nearest: bool,
 }
 
-/// Finds a name. One that stands in the zone means itself, even if it begins with `nearest`.
+/// Finds a name. One that begins with `nearest` belongs to the service below it; without such a service it means itself.
 pub(super) fn find<'a>(zone: &'a Zone, relative: &str) -> Option<Found<'a>> {
-    if let Some(entry) = zone.find(relative) {
-        let nearest = false;
+    let below = relative
+        .strip_prefix(NEAREST)
+        .and_then(|rest| zone.find(rest.strip_prefix('.')?));
+    if let Some(entry) = below.filter(|entry| entry.is_service) {
+        let nearest = true;
         return Some(Found { entry, nearest });
     }
-    let entry = zone.find(relative.strip_prefix(NEAREST)?)?;
-    // A service answers both; an instance, a node and a port's name do not.
-    let service = entry.has_addresses && entry.has_srv && entry.port.is_none();
-    service.then_some(Found {
-        entry,
-        nearest: true,
-    })
+    let entry = zone.find(relative)?;
+    let nearest = false;
+    Some(Found { entry, nearest })
 }
 
 /// The instances answered: nearest first, in random order among equals, worked out one at a time.

@@ -31,6 +31,9 @@ pub const NEGATIVE_TTL: u32 = 5;
 /// every path in one datagram.
 pub const MOST_ADDRESSES: usize = 8;
 
+/// The first label of a name that means only the nearest instances of the service below it. No instance has it as its own.
+pub(super) const NEAREST: &str = "nearest";
+
 /// What is answered for a service of which no instance can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WhenNoneUsable {
@@ -281,10 +284,17 @@ impl Zone {
         self.names.find(name)
     }
 
+    /// Whether the name of `instance` means that instance, and not a service that has the same name.
+    #[must_use]
+    pub fn has_own_name(&self, instance: &ZoneInstance) -> bool {
+        self.find(&instance.name)
+            .is_some_and(|entry| entry.has_addresses && !entry.is_service)
+    }
+
     /// Whether instances stand under `name`, relative to the domain, in whatever state.
     #[must_use]
     pub fn serves(&self, name: &str) -> bool {
-        self.find(name).is_some_and(|entry| entry.all().len() > 0)
+        self.find(name).is_some_and(Entry::has_instances)
     }
 
     /// Whether `service` has an address of its own.
@@ -310,7 +320,8 @@ impl Zone {
     /// The name, relative to the domain, of whoever has `address`.
     #[must_use]
     pub fn find_address(&self, address: &IpAddr) -> Option<&str> {
-        self.reverse.find(address)
+        self.reverse
+            .find(address, |instance| self.has_own_name(instance))
     }
 
     /// How many names have records.
@@ -333,7 +344,7 @@ impl Zone {
     pub fn service_names(&self) -> impl Iterator<Item = &str> {
         self.names
             .iter()
-            .filter(|(name, entry)| entry.all().len() > 0 && name.ends_with(".svc"))
+            .filter(|(name, entry)| entry.has_instances() && name.ends_with(".svc"))
             .map(|(name, _)| name)
     }
 
@@ -356,10 +367,10 @@ fn names_of(
     base: &str,
     node: &Label,
 ) -> Vec<(String, Role)> {
-    let mut names = vec![
-        (format!("{}.{base}", instance.id), Role::Own),
-        (base.to_owned(), Role::Service),
-    ];
+    let mut names = vec![(base.to_owned(), Role::Service)];
+    if instance.id.as_str() != NEAREST {
+        names.push((format!("{}.{base}", instance.id), Role::Own));
+    }
     // Every project has a `db`: below the node only those stand that were named on purpose.
     let short = service.project.is_none();
     if short {

@@ -448,6 +448,104 @@ fn the_addresses_answered_are_at_most_as_many_as_configured_and_others_each_time
     );
 }
 
+/// The netmap, and three that want names of others: an instance `nearest` of `web` on n3, and an instance `db` of the
+/// service `shop` on n2 beside the service `db` of the project `shop` on n3.
+pub(in crate::dns) fn clashing() -> Netmap {
+    let mut netmap = netmap(HEALTHY);
+    let web = netmap.services.values().find(|s| s.node == id(3));
+    let web = web.expect("on each node").clone();
+    for (node, name, project, instance, address) in [
+        (3, "web", None, "nearest", "10.210.3.9"),
+        (2, "shop", None, "db", "10.210.2.9"),
+        (3, "db", Some("shop"), "n3-db", "10.210.3.8"),
+    ] {
+        let (name, project) = (label(name), project.map(label));
+        let service_id = Service::id_of(&id(node), project.as_ref(), &name);
+        let instance = Instance {
+            id: label(instance),
+            addresses: vec![address.parse().expect("a literal")],
+            ..web.instances[0].clone()
+        };
+        let service = netmap.services.entry(service_id.clone());
+        let service = service.or_insert_with(|| Service {
+            id: service_id,
+            node: id(node),
+            name,
+            project,
+            instances: vec![],
+            ..web.clone()
+        });
+        service.instances.push(instance);
+    }
+    netmap
+}
+
+#[test]
+fn an_instance_called_nearest_does_not_own_the_name_of_the_nearest_instances() {
+    let zone = zone_of(&clashing(), &[], WhenNoneUsable::All);
+    let of = |name, record_type| data(&ask_zone(&zone, name, record_type));
+    assert_eq!(of("nearest.web.svc.mesh.", RecordType::A), ["10.210.1.1"]);
+    let all = of("web.svc.mesh.", RecordType::A);
+    assert!(all.contains(&"10.210.3.9".to_owned()), "it is one of all");
+    for name in ["web.svc.mesh.", "nearest.web.svc.mesh."] {
+        let targets = of(name, RecordType::SRV);
+        assert!(
+            !targets.iter().any(|t| t.contains("nearest")),
+            "{targets:?}"
+        );
+    }
+    let reverse = of("9.3.210.10.in-addr.arpa.", RecordType::PTR);
+    assert_eq!(reverse, Vec::<String>::new());
+}
+
+#[test]
+fn a_service_of_a_project_called_nearest_does_not_hide_the_nearest_instances() {
+    let mut netmap = clashing();
+    for service in netmap.services.values_mut() {
+        if service.project.is_some() {
+            service.name = label("nearest");
+            service.project = Some(label("web"));
+        }
+    }
+    let zone = zone_of(&netmap, &[], WhenNoneUsable::All);
+    let nearest = ask_zone(&zone, "nearest.web.svc.mesh.", RecordType::A);
+    assert_eq!(data(&nearest), ["10.210.1.1"]);
+}
+
+#[test]
+fn the_name_of_a_service_of_a_project_is_no_instances() {
+    let zone = zone_of(&clashing(), &[], WhenNoneUsable::All);
+    let of = |name, record_type| data(&ask_zone(&zone, name, record_type));
+    assert_eq!(of("db.shop.svc.mesh.", RecordType::A), ["10.210.3.8"]);
+    assert_eq!(of("shop.svc.mesh.", RecordType::A), ["10.210.2.9"]);
+    let targets = of("db.shop.svc.mesh.", RecordType::SRV);
+    assert!(!targets.is_empty());
+    assert!(
+        targets
+            .iter()
+            .all(|t| t.ends_with(" n3-db.db.shop.svc.mesh."))
+    );
+    assert_eq!(of("shop.svc.mesh.", RecordType::SRV), Vec::<String>::new());
+    let reverse = of("9.2.210.10.in-addr.arpa.", RecordType::PTR);
+    assert_eq!(reverse, Vec::<String>::new());
+    let name = Name::from_ascii("db.shop.svc.mesh.").expect("a literal");
+    let explained = explain(&zone, &name);
+    assert!(
+        explained
+            .iter()
+            .all(|(i, part)| *part == Part::Answered && i.node == label("n3"))
+    );
+    assert_eq!(explained.len(), 1);
+    // Without the project the instance has its name.
+    let mut alone = clashing();
+    alone
+        .services
+        .retain(|_, service| service.project.is_none());
+    let zone = zone_of(&alone, &[], WhenNoneUsable::All);
+    let own = ask_zone(&zone, "db.shop.svc.mesh.", RecordType::A);
+    assert_eq!(data(&own), ["10.210.2.9"]);
+}
+
 #[test]
 fn nearest_answers_the_instances_of_the_nearest_group_alone() {
     let netmap = netmap(HEALTHY);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::dns::answer::tests::{HEALTHY, crowd, netmap, zone_of};
+use crate::dns::answer::tests::{HEALTHY, clashing, crowd, netmap, zone_of};
 use crate::dns::message::{Forwarded, Outcome, handle};
 use crate::dns::zone::WhenNoneUsable;
 use crate::model::netmap::Netmap;
@@ -47,6 +47,7 @@ fn a_plain_question_gets_the_same_answer_the_short_way() {
         (netmap(HEALTHY), 3),
         (crowd(60), 3),
         (crowd(200), 3),
+        (clashing(), 3),
         (Netmap::default(), 0),
     ] {
         let zone = zone(&netmap);
@@ -55,6 +56,7 @@ fn a_plain_question_gets_the_same_answer_the_short_way() {
             "web.svc.mesh.",
             "WEB.svc.MESH.",
             "nearest.web.svc.mesh.",
+            "db.shop.svc.mesh.",
             "n2-80.web.svc.mesh.",
             "web.svc.n2.node.mesh.",
             "n2.node.mesh.",

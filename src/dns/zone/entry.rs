@@ -94,6 +94,8 @@ pub struct Entry {
     pub addresses: Box<[IpAddr]>,
     /// Answered instead of the instances' addresses, if the service has one.
     pub service_address: Option<Ipv4Addr>,
+    /// Whether it is the name of a service.
+    pub is_service: bool,
     /// Whether SOA and NS are here.
     pub apex: bool,
     /// Whether its last instance left lately.
@@ -122,9 +124,23 @@ impl PortFilter {
 }
 
 impl Entry {
-    /// All instances, for an explanation.
-    pub fn all(&self) -> impl ExactSizeIterator<Item = &Arc<ZoneInstance>> {
-        self.places.iter().map(|place| &place.instance)
+    /// All instances that the name means, for an explanation.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<ZoneInstance>> {
+        self.meant().map(|place| &place.instance)
+    }
+
+    /// Whether instances stand here, in whatever state.
+    #[must_use]
+    pub fn has_instances(&self) -> bool {
+        !self.places.is_empty()
+    }
+
+    /// What the name means. The service `db` of the project `shop` and the instance `db` of the service `shop` have one
+    /// name; it is the service's.
+    fn meant(&self) -> impl Iterator<Item = &Place> {
+        let is_service = self.places.iter().any(|place| place.role == Role::Service);
+        let places = self.places.iter();
+        places.filter(move |place| !is_service || place.role != Role::Own)
     }
 
     /// Whether nothing is here and nothing below.
@@ -163,7 +179,8 @@ impl Entry {
                 .collect()
         };
         // An instance asked for by its own name is meant, whatever its state.
-        let meant = match self.places.as_slice() {
+        let places: Vec<&Place> = self.meant().collect();
+        let meant = match places.as_slice() {
             [only] if *only.instance.name == *name => Some(vec![Arc::clone(&only.instance)]),
             _ => None,
         };
@@ -174,15 +191,20 @@ impl Entry {
             flagged = !answered.is_empty();
         }
         answered.sort_by_key(|instance| instance.group);
-        let roles = || self.places.iter().map(|place| &place.role);
-        self.has_addresses = roles().any(|role| !matches!(role, Role::Port(_)));
-        self.has_srv = roles().any(|role| matches!(role, Role::Service | Role::Port(_)));
-        self.port = roles()
+        let roles = || places.iter().map(|place| &place.role);
+        let is_service = roles().any(|role| *role == Role::Service);
+        let has_addresses = roles().any(|role| !matches!(role, Role::Port(_)));
+        let has_srv = roles().any(|role| matches!(role, Role::Service | Role::Port(_)));
+        let port = roles()
             .filter_map(|role| match role {
                 Role::Port(filter) => Some(filter.clone()),
                 _ => None,
             })
             .next_back();
+        self.is_service = is_service;
+        self.has_addresses = has_addresses;
+        self.has_srv = has_srv;
+        self.port = port;
         self.flagged = flagged;
         self.answered = answered.into();
     }

@@ -22,11 +22,16 @@ enum Claim {
 }
 
 impl Reverse {
-    pub(super) fn find(&self, address: &IpAddr) -> Option<&str> {
-        let first = self.claims.get(address)?.first()?;
-        Some(match first {
-            Claim::ServiceAddress(name) | Claim::Node(name) => name,
-            Claim::Instance(instance) => &instance.name,
+    /// The name of the first that has `address`. Instances that are not `named` have none to return.
+    pub(super) fn find(
+        &self,
+        address: &IpAddr,
+        named: impl Fn(&ZoneInstance) -> bool,
+    ) -> Option<&str> {
+        let mut claims = self.claims.get(address)?.iter();
+        claims.find_map(|claim| match claim {
+            Claim::ServiceAddress(name) | Claim::Node(name) => Some(name.as_ref()),
+            Claim::Instance(instance) => named(instance).then_some(&instance.name),
         })
     }
 
