@@ -8,7 +8,7 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::choice::{Found, Order, find};
 use super::local_names;
-use super::zone::{NEGATIVE_TTL, TTL, Zone, ZoneInstance};
+use super::zone::{MOST_RECORDS, NEGATIVE_TTL, TTL, Zone, ZoneInstance};
 
 /// What to do with a question.
 #[derive(Debug, Clone, PartialEq)]
@@ -164,6 +164,10 @@ impl Responder<'_> {
         let filter = self.found.entry.port.as_ref();
         let mut data = Vec::new();
         for instance in self.order() {
+            let room = MOST_RECORDS - data.len();
+            if room == 0 {
+                break;
+            }
             // A target that means something else would send clients there.
             if !self.zone.has_own_name(instance) {
                 continue;
@@ -175,6 +179,7 @@ impl Responder<'_> {
                 .ports
                 .iter()
                 .filter(|p| filter.is_none_or(|filter| filter.matches(p)))
+                .take(room)
             {
                 data.push(RData::SRV(SRV::new(
                     instance.priority,
@@ -195,6 +200,7 @@ impl Responder<'_> {
 
     fn texts(&self) -> Vec<RData> {
         self.order()
+            .take(MOST_RECORDS)
             .map(|instance| {
                 let ports = instance
                     .ports

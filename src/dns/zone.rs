@@ -31,6 +31,9 @@ pub const NEGATIVE_TTL: u32 = 5;
 /// every path in one datagram.
 pub const MOST_ADDRESSES: usize = 8;
 
+/// SRV or TXT records in an answer at most: with the addresses of their targets they fit into one message.
+pub const MOST_RECORDS: usize = 32;
+
 /// The first label of a name that means only the nearest instances of the service below it. No instance has it as its own.
 pub(super) const NEAREST: &str = "nearest";
 

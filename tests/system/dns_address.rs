@@ -1,5 +1,6 @@
 //! The DNS address: the same on every node, answered inside the tunnel device, whatever else is on the machine.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
@@ -129,10 +130,9 @@ fn names_are_answered_at_the_dns_address_whatever_is_on_the_machine() {
         "the host must not own it: {routes}"
     );
 
-    let mut ports: Vec<String> = (1..=60)
+    let ports: BTreeSet<String> = (1..=60)
         .map(|port| format!("0 10 {port} n2-{port}.web.svc.mesh."))
         .collect();
-    ports.sort();
     for server in [ADDRESS.parse().expect("a literal"), address_v6] {
         mesh.wait_until("the last instance is known", || {
             ask(host, server, "n2-60.web.svc.mesh.", RecordType::A, false)
@@ -158,12 +158,14 @@ fn names_are_answered_at_the_dns_address_whatever_is_on_the_machine() {
                 "{server} tcp: {tcp}"
             );
             let all = ask("web.svc.mesh.", RecordType::SRV).expect("an answer");
+            let different: BTreeSet<&String> = all.data.iter().collect();
+            assert_eq!(different.len(), all.data.len(), "{all:?}");
+            assert!(all.data.iter().all(|one| ports.contains(one)), "{all:?}");
             if tcp {
-                assert_eq!(Some(all), found(&ports));
+                assert_eq!(all.data.len(), 32, "{all:?}");
             } else {
                 // A datagram has what fits, and is marked as cut.
-                assert!((1..60).contains(&all.data.len()), "{all:?}");
-                assert!(all.data.iter().all(|one| ports.contains(one)), "{all:?}");
+                assert!((1..32).contains(&all.data.len()), "{all:?}");
             }
         }
     }

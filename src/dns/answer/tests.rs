@@ -1,6 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use hickory_proto::op::{Message, MessageType, OpCode, Query};
+
 use super::*;
+use crate::dns::message::{Outcome, Transport, handle};
 use crate::dns::zone::{WhenNoneUsable, ZoneInput};
 use crate::model::address::MeshAddresses;
 use crate::model::netmap::{Member, Netmap};
@@ -444,8 +447,41 @@ fn the_addresses_answered_are_at_most_as_many_as_configured_and_others_each_time
         ask_zone(&zone, "web.svc.mesh.", RecordType::SRV)
             .answers
             .len(),
-        60
+        32
     );
+}
+
+#[test]
+fn srv_and_txt_answers_of_the_largest_service_fit_whole_into_a_message_over_tcp() {
+    let mut netmap = crowd(250);
+    for service in netmap.services.values_mut() {
+        for (n, instance) in service.instances.iter_mut().enumerate() {
+            instance.id = label(&format!("{}-{n:03}", "i".repeat(59)));
+            instance.addresses = (1..=4)
+                .map(|host| IpAddr::from([0xfd00, 1, 2, 2, 0, 0, n as u16, host]))
+                .collect();
+            let first = instance.ports[0].clone();
+            instance.ports = (60_001..60_017)
+                .map(|number: u16| Port {
+                    number: number.try_into().expect("not zero"),
+                    ..first.clone()
+                })
+                .collect();
+        }
+    }
+    let zone = zone_of(&netmap, &[], WhenNoneUsable::All);
+    for record_type in [RecordType::SRV, RecordType::TXT] {
+        let mut query = Message::new(1, MessageType::Query, OpCode::Query);
+        let name = Name::from_ascii("web.svc.mesh.").expect("a literal");
+        query.add_query(Query::query(name, record_type));
+        let octets = query.to_vec().expect("a small message");
+        let Outcome::Reply(reply) = handle(&zone, &octets, Transport::Tcp, 42) else {
+            panic!("a name of the mesh");
+        };
+        let reply = Message::from_vec(&reply).expect("a reply that parses");
+        assert!(!reply.metadata.truncation, "{record_type}");
+        assert_eq!(reply.answers.len(), 32, "{record_type}");
+    }
 }
 
 /// The netmap, and three that want names of others: an instance `nearest` of `web` on n3, and an instance `db` of the
