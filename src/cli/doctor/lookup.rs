@@ -1,14 +1,16 @@
 //! Lookups where programs make them: in a container's network, by its own resolv.conf.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::Mode;
 
 use super::explain::{Found, Outcome};
 
@@ -37,14 +39,21 @@ fn inside(
     name: &str,
     expected: Ipv4Addr,
 ) -> io::Result<Vec<(IpAddr, Outcome)>> {
-    let (path, network) = match process {
-        None => (PathBuf::from("/etc/resolv.conf"), None),
-        Some(pid) => (
-            format!("/proc/{pid}/root/etc/resolv.conf").into(),
-            Some(File::open(format!("/proc/{pid}/ns/net"))?),
-        ),
+    let (root, network) = match process {
+        None => (root_of(None)?, None),
+        Some(pid) => {
+            // Both are of one process, also if another one gets its number meanwhile.
+            let process = directory(AT_FDCWD, format!("/proc/{pid}").as_str())?;
+            let network = openat(
+                &process,
+                "ns/net",
+                OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            )?;
+            (root_of(Some(&process))?, Some(network))
+        }
     };
-    let servers = servers(&path)?;
+    let servers = servers(&root)?;
     if let Some(network) = network {
         setns(network, CloneFlags::CLONE_NEWNET)?;
     }
@@ -57,17 +66,31 @@ fn inside(
         .collect())
 }
 
-/// The servers of a resolv.conf(5). Its text is the container's own, and may be anything.
-fn servers(path: &std::path::Path) -> io::Result<Vec<IpAddr>> {
-    use std::io::Read as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
+/// The root directory of a process, or that of this one.
+fn root_of(process: Option<&OwnedFd>) -> io::Result<OwnedFd> {
+    match process {
+        Some(process) => directory(process, "root"),
+        None => directory(AT_FDCWD, "/"),
+    }
+}
+
+fn directory(parent: impl AsFd, path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    Ok(openat(parent, path, flags, Mode::empty())?)
+}
+
+/// The servers of the resolv.conf(5) below `root`. The file is the container's own: its text may be anything, and a link may
+/// lead to any path, which means a path in the container.
+fn servers(root: &OwnedFd) -> io::Result<Vec<IpAddr>> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    // To open a device or a pipe has effects. A file opened as a path has none until its type is known.
+    let found = File::from(openat2(root, "etc/resolv.conf", how)?);
+    if !found.metadata()?.is_file() {
         return Err(io::Error::other("its resolv.conf is no regular file"));
     }
+    let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?;
     let mut octets = Vec::new();
     file.take(MOST).read_to_end(&mut octets)?;
     Ok(parse(&String::from_utf8_lossy(&octets)))
@@ -135,6 +158,9 @@ fn outcome(reply: &Message, expected: Ipv4Addr) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -142,5 +168,49 @@ mod tests {
         let text = "nameserver 127.0.0.11\n  nameserver\tfd00::1 x\n#nameserver 1.1.1.1\nnameservers 2.2.2.2\nnameserver z\n\0\n";
         let found: Vec<String> = parse(text).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["127.0.0.11", "fd00::1"]);
+    }
+
+    /// A directory that stands for a container's root, with this as its etc/resolv.conf.
+    fn with_resolv_conf(make: impl FnOnce(&Path, &Path)) -> io::Result<Vec<IpAddr>> {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let etc = root.path().join("etc");
+        std::fs::create_dir(&etc).expect("writable");
+        make(root.path(), &etc.join("resolv.conf"));
+        let path = root.path().to_str().expect("a plain path");
+        servers(&directory(AT_FDCWD, path)?)
+    }
+
+    #[test]
+    fn an_absolute_link_in_a_container_leads_to_a_file_of_the_container() {
+        let outside = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(outside.path(), "nameserver 192.0.2.66\n").expect("writable");
+        let found = with_resolv_conf(|_, conf| {
+            symlink(outside.path(), conf).expect("writable");
+        });
+        assert!(found.is_err(), "{found:?}");
+        let climbing = with_resolv_conf(|_, conf| {
+            let up = Path::new("../../../../../../..")
+                .join(outside.path().strip_prefix("/").expect("an absolute path"));
+            symlink(up, conf).expect("writable");
+        });
+        assert!(climbing.is_err(), "{climbing:?}");
+        let found = with_resolv_conf(|root, conf| {
+            std::fs::create_dir(root.join("run")).expect("writable");
+            std::fs::write(root.join("run/made.conf"), "nameserver 192.0.2.1\n").expect("writable");
+            symlink("/run/made.conf", conf).expect("writable");
+        });
+        let expected: IpAddr = "192.0.2.1".parse().expect("a literal");
+        assert_eq!(found.expect("in the container"), [expected]);
+    }
+
+    #[test]
+    fn a_resolv_conf_that_is_no_regular_file_is_not_read() {
+        let pipe = with_resolv_conf(|_, conf| {
+            nix::unistd::mkfifo(conf, Mode::S_IRWXU).expect("writable");
+        });
+        let error = pipe.expect_err("a pipe").to_string();
+        assert!(error.contains("no regular file"), "{error}");
+        let folder = with_resolv_conf(|_, conf| std::fs::create_dir(conf).expect("writable"));
+        assert!(folder.is_err(), "{folder:?}");
     }
 }
