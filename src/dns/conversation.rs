@@ -147,7 +147,7 @@ impl Received {
         self.octets.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// So many came there.
+    /// `length` octets were read into the free space.
     fn add(&mut self, length: usize) {
         self.end = self.octets.len().min(self.end + length);
     }

@@ -11,7 +11,7 @@
 //! These are forwarded all the same, since the upstreams are the resolvers of this host's own network, which may have them:
 //! `local` (RFC 6762 gives it to multicast DNS; many a company has it as a domain), `test` (RFC 6761 section 6.2 leaves it
 //! to the tester), `home.arpa` (RFC 8375: the router's), `internal`, and the reverse names of private addresses (RFC 6303).
-//! A resolver that does not have them answers so without asking anybody.
+//! An upstream without such a name answers from its own empty zones (RFC 6303) and forwards nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

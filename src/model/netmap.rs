@@ -58,8 +58,8 @@ impl Netmap {
     }
 
     /// `service` as it stands in the netmap, if its node is a member: with the addresses of its node's block, to which the
-    /// mesh carries packets, and without the instances that have no other. Nobody can send who asks for a name of the mesh to
-    /// a machine that is not in it.
+    /// mesh carries packets, and without the instances that have no other. So no record makes a name of the mesh
+    /// lead to a machine outside the mesh.
     #[must_use]
     pub fn admit(&self, service: &Service) -> Option<Service> {
         let block = self.members.get(&service.node)?.block;

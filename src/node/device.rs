@@ -109,7 +109,8 @@ impl Mesh {
         true
     }
 
-    /// Puts on the device what nobody looks after later, and tells those who know it by its index.
+    /// Sets up a device that was made again. The queueing discipline, the link settings of systemd-resolved and the
+    /// listener of the peers belong to the device's index, and nothing else renews them.
     async fn refit_device(&mut self) {
         let index = self.tunnel.index();
         self.network.refit(index).await;

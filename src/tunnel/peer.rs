@@ -207,11 +207,12 @@ impl PeerState {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::tunnel) mod tests {
     use super::super::endpoint::Source;
     use super::*;
 
-    fn peer() -> Peer {
+    /// A peer without an endpoint.
+    pub(in crate::tunnel) fn peer() -> Peer {
         let config = PeerConfig {
             public_key: [1; 32],
             preshared_key: None,

@@ -312,7 +312,7 @@ fn open(flags: SockFlag, groups: u32) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Reads all notices away; gives whether there were any. That some were lost is one, too.
+/// Reads and discards all notices; returns whether there were any. A report that the kernel lost some counts as one.
 fn drain(notices: &OwnedFd) -> bool {
     let mut buffer = [0; 1024];
     let mut any = false;
@@ -430,7 +430,7 @@ fn read(route: &RouteMessage) -> Option<Route> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::device::PeerConfig;
+    use super::super::peer::tests::peer;
     use super::*;
 
     /// A host with these addresses, on which every route leaves by one interface.
@@ -490,14 +490,7 @@ mod tests {
 
     /// A peer that was heard from `from`, about whose source the kernel was asked.
     fn heard(from: Endpoint, kernel: &mut Host) -> Peer {
-        let config = PeerConfig {
-            public_key: [1; 32],
-            preshared_key: None,
-            endpoint: None,
-            allowed_ips: Vec::new(),
-            persistent_keepalive: None,
-        };
-        let peer = Peer::new(config, 1, 1, Arc::default());
+        let peer = peer();
         assert!(peer.lock().heard(from, Instant::now()));
         verifier(kernel).verify(&peer, Pass::Learnt);
         peer

@@ -193,7 +193,7 @@ fn set_splitting(socket: &Socket, domain: Domain, allowed: bool) {
     set_option(socket.as_raw_fd(), level, name, value);
 }
 
-/// Sets an option without which everything still works, if slower or from another address; says whether it took.
+/// Sets an option without which everything still works, if slower or from another address; returns whether the kernel accepted it.
 fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> bool {
     // SAFETY: the pointer and length describe `value`, which outlives the call.
     unsafe {

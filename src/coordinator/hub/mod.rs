@@ -318,7 +318,8 @@ impl Hub {
         })
     }
 
-    /// Whether a join would be granted now, but for the store's say on uses and blocks. Changes nothing.
+    /// Examines a join as [`Hub::join`] does, and changes nothing. Only the store decides whether the token has uses left
+    /// and whether a block is free, so a join that passes here may still be refused.
     ///
     /// # Errors
     /// As for [`Hub::join`].

@@ -239,7 +239,8 @@ async fn attempt(
         getrandom::u64().map_err(io::Error::other)?,
         getrandom::u64().map_err(io::Error::other)?,
     ];
-    // A stream cannot be forged from aside, and not every server can take mixed case.
+    // Mixed case protects against forged datagrams. A stream cannot be forged from off the path, and not every server
+    // takes mixed case.
     let form = Form {
         mixed: send.form.mixed && send.transport == Transport::Udp,
         ..send.form

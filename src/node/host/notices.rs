@@ -166,7 +166,7 @@ impl Scope {
     }
 }
 
-/// Whether attributes of a notice about settings (`netconf`) tell that an interface, or all, stopped forwarding.
+/// Whether the attributes of a notice about settings (`netconf`) report that one interface, or all of them, stopped forwarding.
 fn stops_forwarding(attributes: &[u8]) -> bool {
     let mut rest = attributes;
     while let (Some(length), Some(kind)) = (half(rest, 0), half(rest, 2)) {

@@ -17,8 +17,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Something that others had taken away was put back. Gives whether that is worth a line in the log: of a fight only
-    /// its beginning is.
+    /// Something that others had taken away was put back. Returns whether to log it: of a fight, only the first times are
+    /// logged.
     pub(super) fn handle_put_back(&mut self, now: Instant) -> bool {
         if !self.is_recent(now) {
             self.times = 0;

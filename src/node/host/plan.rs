@@ -128,7 +128,7 @@ impl Plan {
 /// Whether a device takes IPv6 addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Ipv6 {
-    /// It does.
+    /// The device takes IPv6 addresses.
     #[default]
     On,
     /// Its sysctl `disable_ipv6` is set.

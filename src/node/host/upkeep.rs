@@ -1,8 +1,9 @@
 //! Keeps the tunnel device as planned, and the ways to the mesh's addresses under watch. One task; what it found is read
 //! without waiting for it.
 //!
-//! The kernel's notices tell at once when somebody changed something; everything is looked at every 15 s in any case. A
-//! program that takes the same away for ever is answered more and more slowly, and is a problem.
+//! The kernel sends a notice when somebody changes something, and it is put back at once. Everything is compared every 15 s
+//! as well. Where a program removes the same thing again and again, it is put back more and more slowly, and the status
+//! shows a problem.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
