@@ -197,6 +197,8 @@ fn ledger(services: usize) -> Ledger {
             block: addresses.block(n.into()).expect("in the plan"),
             endpoints: vec![],
             without_ipv6: false,
+            key_proof: None,
+            services_from: 0,
         };
         say(Record::Node(node), own);
     }

@@ -108,6 +108,8 @@ pub(crate) fn own_records(
         block,
         endpoints: vec![endpoint(1), endpoint(2)],
         without_ipv6: false,
+        key_proof: None,
+        services_from: 0,
     });
     let own = Envelope::seal(&node, identity);
     let services = (0..services).map(|n| {

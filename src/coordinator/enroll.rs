@@ -122,6 +122,9 @@ fn permit(
             span(now.0 - token.expires_at.0)
         )));
     }
+    if ledger.is_revoked(&membership.id) {
+        return Err(removed());
+    }
     ledger
         .check(&request.membership)
         .map_err(|refused| match refused {
@@ -129,7 +132,6 @@ fn permit(
             Refused::TokenSpent(uses) => forbidden(format!(
                 "the token is spent: it has admitted {uses} node(s), all it may; make another with `meshctl token create`"
             )),
-            Refused::NodeRevoked => removed(),
             Refused::Stale { .. } | Refused::Forked(_) => ApiError::new(
                 ErrorCode::Conflict,
                 "the coordinator holds a newer membership certificate of this node; run `meshctl leave` on it, then join again",

@@ -1,11 +1,15 @@
-//! Keys: Ed25519 for signatures (RFC 8032), Curve25519 for WireGuard (RFC 7748).
+//! Keys: Ed25519 for signatures (RFC 8032), Curve25519 for WireGuard (RFC 7748), and the proof that a node holds the private
+//! half of its WireGuard key: an XEdDSA signature ("The XEdDSA and VXEdDSA Signature Schemes", Perrin 2016, section 2).
 
 use std::fmt;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use ed25519_dalek::Signer as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use curve25519_dalek::MontgomeryPoint;
+use ed25519_dalek::hazmat::{ExpandedSecretKey, raw_sign};
+use ed25519_dalek::{Signer as _, VerifyingKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha512};
 use zeroize::Zeroizing;
 
 /// The public half of an Ed25519 key, written as 64 hexadecimal digits. A node, a token and a mesh are
@@ -158,9 +162,144 @@ impl<'de> Deserialize<'de> for WireGuardKey {
     }
 }
 
+/// A node's proof that it holds the private half of the WireGuard key in its record, base64 without padding in text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyProof(pub [u8; 64]);
+
+impl KeyProof {
+    /// The proof of `node` for the WireGuard key whose private half is `secret`. `random` has to be new for each proof.
+    #[must_use]
+    pub fn make(secret: &[u8; 32], node: &PublicKey, random: &[u8; 32]) -> Self {
+        let nonce_key = Sha512::new()
+            .chain_update(XEDDSA_NONCE)
+            .chain_update(secret)
+            .chain_update(random)
+            .finalize();
+        let mut octets = Zeroizing::new([0u8; 64]);
+        let nonce_key = nonce_key.iter().copied();
+        (octets
+            .iter_mut()
+            .zip(secret.iter().copied().chain(nonce_key)))
+        .for_each(|(to, from)| *to = from);
+        let mut key = ExpandedSecretKey::from_bytes(&octets);
+        let mut public = VerifyingKey::from(&key);
+        // XEdDSA signs with the one of the two Edwards keys whose sign bit is 0.
+        if is_negative(&public) {
+            key.scalar = -key.scalar;
+            public = VerifyingKey::from(&key);
+        }
+        let wireguard = WireGuardKey(public.to_montgomery().to_bytes());
+        let message = key_proof_message(node, &wireguard);
+        Self(raw_sign::<Sha512>(&key, &message, &public).to_bytes())
+    }
+
+    /// Whether `node` holds the private half of `key`.
+    #[must_use]
+    pub fn holds(&self, node: &PublicKey, key: &WireGuardKey) -> bool {
+        let Some(edwards) = MontgomeryPoint(key.0).to_edwards(0) else {
+            return false;
+        };
+        // Only the canonical form of a key: another form of the same point would be another key to compare with.
+        edwards.to_montgomery().to_bytes() == key.0
+            && PublicKey(edwards.compress().to_bytes())
+                .verifies(&key_proof_message(node, key), &self.0)
+    }
+}
+
+/// XEdDSA's hash_1 begins with 2^256 - 2, little-endian, so that no other hash has the same input.
+const XEDDSA_NONCE: [u8; 32] = {
+    let mut prefix = [0xff; 32];
+    prefix[0] = 0xfe;
+    prefix
+};
+
+fn is_negative(key: &VerifyingKey) -> bool {
+    key.as_bytes()[31] & 0x80 != 0
+}
+
+/// What is signed: the purpose, and both keys that belong together.
+fn key_proof_message(node: &PublicKey, key: &WireGuardKey) -> Vec<u8> {
+    [&b"meshd key v1\0"[..], &node.0, &key.0].concat()
+}
+
+impl fmt::Debug for KeyProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD_NO_PAD.encode(self.0))
+    }
+}
+
+impl Serialize for KeyProof {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD_NO_PAD.encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyProof {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD_NO_PAD
+            .decode(&text)
+            .ok()
+            .and_then(|octets| octets.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("a key proof is 86 characters of base64"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A WireGuard key of a private half made of `octet`.
+    fn wireguard(octet: u8) -> ([u8; 32], WireGuardKey) {
+        let secret = x25519_dalek::StaticSecret::from([octet; 32]);
+        let public = x25519_dalek::PublicKey::from(&secret);
+        (secret.to_bytes(), WireGuardKey(public.to_bytes()))
+    }
+
+    #[test]
+    fn a_key_proof_holds_for_its_node_and_key_only() {
+        let (mut positive, mut negative) = (0, 0);
+        for octet in 1..20 {
+            let (secret, key) = wireguard(octet);
+            let node = SigningKey::from_seed(&[7; 32]).public();
+            let proof = KeyProof::make(&secret, &node, &[octet; 32]);
+            assert!(proof.holds(&node, &key), "{octet}");
+            assert!(!proof.holds(&SigningKey::from_seed(&[8; 32]).public(), &key));
+            assert!(!proof.holds(&node, &wireguard(octet + 1).1));
+            let mut changed = proof;
+            changed.0[3] ^= 1;
+            assert!(!changed.holds(&node, &key));
+            let scalar = ExpandedSecretKey::from_bytes(&{
+                let mut octets = [0; 64];
+                octets[..32].copy_from_slice(&secret);
+                octets
+            });
+            if is_negative(&VerifyingKey::from(&scalar)) {
+                negative += 1;
+            } else {
+                positive += 1;
+            }
+        }
+        // Keys of both signs were among them.
+        assert!(positive > 0 && negative > 0, "{positive} {negative}");
+    }
+
+    #[test]
+    fn no_proof_holds_for_keys_of_small_order_or_another_form() {
+        let node = SigningKey::from_seed(&[7; 32]).public();
+        let (secret, key) = wireguard(5);
+        let proof = KeyProof::make(&secret, &node, &[1; 32]);
+        let mut high_bit = key;
+        high_bit.0[31] |= 0x80;
+        assert!(!proof.holds(&node, &high_bit));
+        for weak in [0u8, 1] {
+            let mut octets = [0; 32];
+            octets[0] = weak;
+            assert!(!proof.holds(&node, &WireGuardKey(octets)));
+            assert!(!KeyProof([0; 64]).holds(&node, &WireGuardKey(octets)));
+        }
+    }
 
     #[test]
     fn keys_survive_their_text_form() {

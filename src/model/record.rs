@@ -23,7 +23,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::address::{Block, MeshAddresses, is_never_remote, is_routable};
-use super::key::{PublicKey, WireGuardKey};
+use super::key::{KeyProof, PublicKey, WireGuardKey};
 use super::name::Label;
 use super::time::UnixSeconds;
 
@@ -158,6 +158,21 @@ pub struct Revocation {
     pub revoked: RevokedKind,
     /// Since when.
     pub at: UnixSeconds,
+    /// For a token: the nodes it admitted that stay. Those it does not name are out, whatever the date in their certificates,
+    /// which their holder wrote. Absent in revocations of earlier versions: nodes admitted before `at` stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stays: Option<Vec<PublicKey>>,
+}
+
+impl Revocation {
+    /// Whether the membership of a node, by the token that this takes back, stays in force.
+    #[must_use]
+    pub fn spares(&self, membership: &Membership) -> bool {
+        match &self.stays {
+            Some(stays) => stays.contains(&membership.id),
+            None => membership.issued_at < self.at,
+        }
+    }
 }
 
 /// A node that is out by its own word, for good: its name and addresses are free. A node signs one when it leaves, or when
@@ -207,6 +222,9 @@ pub struct Node {
     pub version: u64,
     /// The key its tunnel speaks with.
     pub wireguard_key: WireGuardKey,
+    /// Proves that the node holds the private half of that key. Absent in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_proof: Option<KeyProof>,
     /// The addresses it owns.
     #[serde(flatten)]
     pub block: Block,
@@ -215,6 +233,17 @@ pub struct Node {
     /// Whether IPv6 is switched off on its machine: nobody reaches its IPv6 address.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub without_ipv6: bool,
+    /// Service records of this node with a lower version are void. So a node clears away the services it has withdrawn.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub services_from: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What a node wants to be called instead of the name it joined with. It gets that name where nobody else has it; the name of its
@@ -590,6 +619,8 @@ mod tests {
             },
             endpoints: Vec::new(),
             without_ipv6,
+            key_proof: None,
+            services_from: 0,
         };
         // Versions that do not have the field read and write the same text.
         let payload = Record::Node(node(false)).payload();

@@ -707,6 +707,8 @@ impl Mesh {
                 block: self.identity.block,
                 endpoints,
                 without_ipv6: self.network.ipv6() != Ipv6::On,
+                key_proof: None,
+                services_from: held.map_or(0, |n| n.services_from),
             };
             if held != Some(&node) {
                 changed.push(Record::Node(Node {

@@ -142,7 +142,7 @@ fn remedy(why: &Refused) -> &'static str {
         Refused::BlockTaken(_) | Refused::ForeignBlock(_) | Refused::ForeignAddress(_) => {
             "another node has these addresses: run `meshctl leave` here, and join again with a new token"
         }
-        Refused::Full => "remove nodes and services of the mesh that are not used",
+        Refused::Full(_) => "run fewer services on this node",
         _ => {
             "restart meshd; if that does not help, report it with the output of `meshctl status --json`"
         }

@@ -5,21 +5,29 @@
 //!
 //! - an envelope's signature is checked before its payload is looked at;
 //! - each kind has one rightful signer (see [`crate::model::record`]);
-//! - versions only grow: an older one is refused, and so is another text under the version held;
+//! - versions only grow; of two texts under one version the greater holds, so that ledgers agree whichever came first;
+//! - of two memberships of a node the one with the later date holds, so that no node signs itself an earlier one, and the
+//!   later one brings the node no name that another has;
 //! - a token admits at most as many nodes as its certificate says, with its tags at most;
 //! - a node that was revoked, or says itself that it departs, is out for good, with all it said;
-//! - an address block and the mesh addresses in services belong to one node: who holds a block keeps it.
+//! - a revoked token admits no node that the revocation does not spare, and those it admitted before are out as well;
+//! - an address block and a name belong to one node: the node that holds it keeps it;
+//! - a WireGuard key belongs to the node that proves that it has the private half, or else to the one that holds it;
+//! - each node has bounds of its own ([`usage`]): no node fills the ledger for others, and the mesh key has no bound.
 //!
-//! What it never does: trust an order of arrival from the network for anything but the last rule, read a
-//! clock, or forget a revocation or a membership (a forgotten one could be spent again).
+//! Two ledgers that hold the same records are in the same state, whatever the order in which the records came. The order
+//! decides only between nodes that claim one block, one name or the last use of a token: the first one holds it.
+//!
+//! What it never does: read a clock, or forget a revocation or a membership (a forgotten one could be spent again).
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
 use crate::model::netmap::{Member, Netmap};
 use crate::model::record::{
-    Header, Membership, Mesh, Name, Node, Record, RecordError, RecordKey, RevokedKind, Service,
-    Token,
+    Header, Membership, Mesh, Name, Node, Record, RecordError, RecordKey, Revocation, RevokedKind,
+    Service, Token,
 };
 use crate::model::{Label, PublicKey};
 
@@ -27,11 +35,10 @@ use super::envelope::{Envelope, MAX_PAYLOAD};
 
 mod holders;
 mod rights;
+pub mod usage;
 
 use self::holders::Holders;
-
-/// Records in a ledger at most: a mesh of thousands of nodes with many services each.
-pub const MAX_RECORDS: usize = 500_000;
+use self::usage::Usages;
 
 /// A record as held.
 #[derive(Debug, Clone)]
@@ -53,6 +60,7 @@ pub struct Ledger {
     /// Nodes that are out.
     out: HashSet<PublicKey>,
     holders: Holders,
+    usages: Usages,
 }
 
 /// What became of a record that was not refused.
@@ -69,6 +77,8 @@ pub enum Applied {
 pub struct Replaced {
     key: RecordKey,
     before: Option<Entry>,
+    /// Whether other records went with it.
+    dropped_others: bool,
 }
 
 impl Replaced {
@@ -104,9 +114,21 @@ pub enum Refused {
         /// The version held.
         held: u64,
     },
-    /// Two texts under one version.
+    /// Another text under the version held, which holds.
     #[error("the record {0} exists in two forms with one version")]
     Forked(RecordKey),
+    /// A membership that was made before its token.
+    #[error("the membership is dated before its token was made")]
+    BeforeToken,
+    /// A name that another node has.
+    #[error("the name {0} belongs to another node")]
+    NameTaken(String),
+    /// The proof of a WireGuard key does not hold.
+    #[error("the node does not prove that it holds its WireGuard key")]
+    KeyProof,
+    /// A WireGuard key that another node has.
+    #[error("the WireGuard key belongs to another node")]
+    KeyTaken,
     /// The token of a membership is not known.
     #[error("the membership's token is not known")]
     UnknownToken,
@@ -140,9 +162,9 @@ pub enum Refused {
     /// An instance or endpoint address inside the mesh that is not the node's own.
     #[error("the address {0} belongs to another node")]
     ForeignAddress(std::net::IpAddr),
-    /// The ledger is full.
-    #[error("there are {MAX_RECORDS} records, as many as are kept")]
-    Full,
+    /// The node has said as much as is kept of one node.
+    #[error("the node's records are over their bound: {0}")]
+    Full(usage::Bound),
 }
 
 impl Ledger {
@@ -155,6 +177,7 @@ impl Ledger {
             admitted: HashMap::new(),
             out: HashSet::new(),
             holders: Holders::default(),
+            usages: Usages::default(),
         }
     }
 
@@ -184,22 +207,34 @@ impl Ledger {
             return Ok(None);
         }
         let (key, header, record) = self.verify(&envelope)?;
-        if self.is_held(&key, &header, &envelope)? {
+        if self.is_held(&key, &header, &record, &envelope)? {
             return Ok(None);
         }
-        self.permit(&envelope.signer, &key, &record)?;
+        self.permit(&envelope, &key, &record)?;
         let entry = Entry {
             envelope,
             record,
             version: header.version,
         };
-        let before = self.insert(key.clone(), entry);
-        Ok(Some(Replaced { key, before }))
+        let (before, dropped_others) = self.insert(key.clone(), entry);
+        Ok(Some(Replaced {
+            key,
+            before,
+            dropped_others,
+        }))
     }
 
-    /// Undoes the last [`Ledger::replace`]. False, and nothing changes, for kinds of records on which others rest.
+    /// Undoes the last [`Ledger::replace`]. False, and nothing changes, for kinds of records on which others rest, and where
+    /// others went with it.
     pub fn put_back(&mut self, replaced: Replaced) -> bool {
-        let Replaced { key, before } = replaced;
+        let Replaced {
+            key,
+            before,
+            dropped_others,
+        } = replaced;
+        if dropped_others {
+            return false;
+        }
         let Some(held) = self.entries.remove(&key) else {
             return false;
         };
@@ -214,7 +249,9 @@ impl Ledger {
                 return false;
             }
         }
+        self.usages.remove(&held);
         if let Some(before) = before {
+            self.usages.add(&before);
             self.entries.insert(key, before);
         }
         true
@@ -226,12 +263,26 @@ impl Ledger {
         if envelope.payload.len() > MAX_PAYLOAD {
             return false;
         }
-        let Ok(Header { kind, id, .. }) = serde_json::from_str(&envelope.payload) else {
+        let Ok(header) = serde_json::from_str::<Header>(&envelope.payload) else {
             return false;
         };
         self.entries
-            .get(&RecordKey { kind, id })
+            .get(&self.key_of(&header, &envelope.signer))
             .is_some_and(|held| held.envelope == *envelope)
+    }
+
+    /// Under which key a record is held. A kind that this version does not know may be anybody's: each signer has its own
+    /// records of that kind, so that no member takes the place of a record of the mesh key or of another node.
+    #[must_use]
+    pub fn key_of(&self, header: &Header, signer: &PublicKey) -> RecordKey {
+        let kind = header.kind.clone();
+        let is_known = ORDER.contains(&kind.as_str());
+        let id = if is_known || *signer == self.mesh_key {
+            header.id.clone()
+        } else {
+            format!("{signer}/{}", header.id)
+        };
+        RecordKey { kind, id }
     }
 
     /// Whether [`Ledger::apply`] would take `envelope` in.
@@ -240,34 +291,42 @@ impl Ledger {
     /// Says which rule it breaks.
     pub fn check(&self, envelope: &Envelope) -> Result<(), Refused> {
         let (key, header, record) = self.verify(envelope)?;
-        if self.is_held(&key, &header, envelope)? {
+        if self.is_held(&key, &header, &record, envelope)? {
             Ok(())
         } else {
-            self.permit(&envelope.signer, &key, &record)
+            self.permit(envelope, &key, &record)
         }
     }
 
-    /// Whether this very record is held.
+    /// Whether this very record is held; an error if what is held stays in force.
     fn is_held(
         &self,
         key: &RecordKey,
         header: &Header,
+        record: &Record,
         envelope: &Envelope,
     ) -> Result<bool, Refused> {
-        match self.entries.get(key) {
-            Some(held) if held.version > header.version => Err(Refused::Stale {
+        let Some(held) = self.entries.get(key) else {
+            return Ok(false);
+        };
+        if held.envelope.payload == envelope.payload {
+            return Ok(true);
+        }
+        let date = |record: &Record| match record {
+            Record::Membership(membership) => Some(membership.issued_at),
+            _ => None,
+        };
+        let offered = (date(record), header.version);
+        match offered.cmp(&(date(&held.record), held.version)) {
+            Ordering::Less => Err(Refused::Stale {
                 key: key.clone(),
                 offered: header.version,
                 held: held.version,
             }),
-            Some(held)
-                if held.version == header.version && held.envelope.payload == envelope.payload =>
-            {
-                Ok(true)
+            Ordering::Equal if envelope.payload < held.envelope.payload => {
+                Err(Refused::Forked(key.clone()))
             }
-            Some(held) if held.version == header.version => Err(Refused::Forked(key.clone())),
-            None if self.entries.len() >= MAX_RECORDS => Err(Refused::Full),
-            _ => Ok(false),
+            Ordering::Equal | Ordering::Greater => Ok(false),
         }
     }
 
@@ -280,46 +339,136 @@ impl Ledger {
             return Err(Refused::Signature);
         }
         let (header, record) = Record::parse(&envelope.payload)?;
-        let key = RecordKey {
-            kind: header.kind.clone(),
-            id: header.id.clone(),
-        };
+        let key = self.key_of(&header, &envelope.signer);
         Ok((key, header, record))
     }
 
-    fn insert(&mut self, key: RecordKey, entry: Entry) -> Option<Entry> {
+    /// Stores a permitted record. Gives the one it replaces, and whether others were dropped.
+    fn insert(&mut self, key: RecordKey, entry: Entry) -> (Option<Entry>, bool) {
+        let mut dropped_others = false;
         match &entry.record {
             Record::Membership(membership) => {
+                let before = self.membership(&membership.id).cloned();
+                if let Some(before) = before {
+                    self.holders.unname(&before.wireguard_key, &before.id);
+                }
                 self.admitted
                     .entry(membership.token)
                     .or_default()
                     .insert(membership.id);
+                self.holders.name(membership.wireguard_key, membership.id);
             }
-            Record::Revocation(revocation) if revocation.revoked == RevokedKind::Node => {
-                self.forget_words_of(revocation.id);
+            Record::Revocation(revocation) => {
+                match revocation.revoked {
+                    RevokedKind::Node => self.expel(revocation.id),
+                    RevokedKind::Token => self.withdraw_memberships(revocation),
+                }
+                dropped_others = true;
             }
-            Record::Departure(departure) => self.forget_words_of(departure.id),
+            Record::Departure(departure) => {
+                self.expel(departure.id);
+                dropped_others = true;
+            }
             Record::Node(node) => {
+                dropped_others = self.make_way_for(node);
                 let before = self.node(&node.id).cloned();
                 self.holders.replace(before.as_ref(), node);
             }
             _ => {}
         }
-        self.entries.insert(key, entry)
+        self.usages.add(&entry);
+        let before = self.entries.insert(key, entry);
+        if let Some(before) = &before {
+            self.usages.remove(before);
+        }
+        (before, dropped_others)
     }
 
-    /// Drops what a node said that is out now, but for its departure.
-    fn forget_words_of(&mut self, node: PublicKey) {
-        self.out.insert(node);
-        if let Some(record) = self.node(&node).cloned() {
-            self.holders.remove(&record);
+    /// Drops what a new node record voids: the record of a node that holds the WireGuard key without a proof, and the services
+    /// that its node has cleared away.
+    fn make_way_for(&mut self, node: &Node) -> bool {
+        let before = self.entries.len();
+        let holder = self.holders.holder_of_key(&node.wireguard_key);
+        if let Some(other) = holder.filter(|holder| *holder != node.id) {
+            self.drop_records(|entry| matches!(&entry.record, Record::Node(n) if n.id == other));
         }
-        self.entries.retain(|_, held| match &held.record {
-            Record::Node(record) => record.id != node,
-            Record::Name(record) => record.id != node,
-            Record::Service(record) => record.node != node,
-            Record::Unknown => held.envelope.signer != node,
-            _ => true,
+        let floor = self.node(&node.id).map_or(0, |held| held.services_from);
+        if node.services_from > floor {
+            self.drop_records(|entry| {
+                matches!(&entry.record, Record::Service(s) if s.node == node.id && s.version < node.services_from)
+            });
+        }
+        self.entries.len() < before
+    }
+
+    /// Puts a node out, and drops what it said but for its departure.
+    fn expel(&mut self, node: PublicKey) {
+        self.out.insert(node);
+        self.forget_words_of(node);
+    }
+
+    /// Drops the memberships that the revocation of their token does not spare, with all that their nodes said.
+    fn withdraw_memberships(&mut self, revocation: &Revocation) {
+        // A revocation of an earlier version names no nodes. Its date alone puts out nobody who is in: the date of a
+        // membership is by the clock of its node.
+        if revocation.stays.is_none() {
+            return;
+        }
+        let withdrawn: Vec<Membership> = self
+            .memberships()
+            .filter(|m| m.token == revocation.id && !revocation.spares(m))
+            .cloned()
+            .collect();
+        for membership in withdrawn {
+            self.forget_words_of(membership.id);
+            self.forget_admission(&membership);
+            let id = membership.id;
+            self.drop_records(|entry| match &entry.record {
+                Record::Membership(m) => m.id == id,
+                Record::Departure(d) => d.id == id,
+                _ => false,
+            });
+            if !self.is_revoked_by_administrator(&id) {
+                self.out.remove(&id);
+            }
+        }
+    }
+
+    fn forget_admission(&mut self, membership: &Membership) {
+        self.holders
+            .unname(&membership.wireguard_key, &membership.id);
+        if let Some(nodes) = self.admitted.get_mut(&membership.token) {
+            nodes.remove(&membership.id);
+        }
+    }
+
+    fn forget_words_of(&mut self, node: PublicKey) {
+        self.drop_records(|held| match &held.record {
+            Record::Node(record) => record.id == node,
+            Record::Name(record) => record.id == node,
+            Record::Service(record) => record.node == node,
+            Record::Unknown => held.envelope.signer == node,
+            _ => false,
+        });
+    }
+
+    /// Drops all records that `is_void`, with what is kept of them.
+    fn drop_records(&mut self, is_void: impl Fn(&Entry) -> bool) {
+        let Self {
+            entries,
+            holders,
+            usages,
+            ..
+        } = self;
+        entries.retain(|_, held| {
+            if !is_void(held) {
+                return true;
+            }
+            if let Record::Node(node) = &held.record {
+                holders.remove(node);
+            }
+            usages.remove(held);
+            false
         });
     }
 
@@ -333,6 +482,16 @@ impl Ledger {
     #[must_use]
     pub fn is_revoked(&self, key: &PublicKey) -> bool {
         self.out.contains(key)
+    }
+
+    fn is_revoked_by_administrator(&self, node: &PublicKey) -> bool {
+        matches!(self.record("revocation", &node.to_string()), Some(Record::Revocation(r)) if r.revoked == RevokedKind::Node)
+    }
+
+    /// What the node `id` has said, in records and octets.
+    #[must_use]
+    pub fn usage_of(&self, id: &PublicKey) -> usage::Usage {
+        self.usages.of(id)
     }
 
     /// Whether the administrator took the token back.

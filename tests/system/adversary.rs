@@ -268,6 +268,8 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         block,
         endpoints: vec!["198.51.100.66:51820".parse().expect("a literal")],
         without_ipv6: false,
+        key_proof: None,
+        services_from: 0,
     });
     let its_token = Record::Token(Token {
         id: evil_token.public(),
@@ -386,6 +388,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         version: 1,
         revoked: RevokedKind::Node,
         at: now,
+        stays: None,
     });
     let remove = own.map(|key| Envelope::seal(&remove, key)).to_vec();
     vec![

@@ -51,6 +51,7 @@ pub(super) async fn revoke(
         version: next_version(0, now),
         revoked,
         at: UnixSeconds::from_system(now),
+        stays: None,
     };
     let submit = Submit {
         mesh_key: None,

@@ -61,6 +61,7 @@ fn revoke(ledger: &mut Ledger, of: u8, revoked: RevokedKind) {
         version: 1,
         revoked,
         at: NOW,
+        stays: None,
     };
     ledger
         .apply(Envelope::seal(&Record::Revocation(revocation), &key(MESH)))

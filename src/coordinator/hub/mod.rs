@@ -622,6 +622,12 @@ impl Hub {
         let Some(ledger) = &mut state.ledger else {
             return Ok(Err(Refused::NoMesh.into()));
         };
+        // The ledger holds the membership of a node that is out: its token's use counts. It must not take a name again.
+        if let Ok((_, Record::Membership(membership))) = Record::parse(&envelope.payload)
+            && ledger.is_revoked(&membership.id)
+        {
+            return Ok(Err(Refused::NodeRevoked.into()));
+        }
         Ok(match ledger.replace(envelope.clone()) {
             Ok(None) => Ok(None),
             Err(refused) => Err(refused.into()),

@@ -18,11 +18,10 @@ use super::dial::dial;
 use crate::model::{PublicKey, SigningKey, text};
 use crate::wire::Envelope;
 use crate::wire::control::{
-    FromCoordinator, FromNode, MAX_MESSAGE, MAX_RECORDS, OLDEST, PATH, PING_SECONDS, PROTOCOL,
-    Refusal, copy_message, parts, proof_message,
+    FromCoordinator, FromNode, MAX_MESSAGE, OLDEST, PATH, PING_SECONDS, PROTOCOL, Refusal,
+    copy_message, parts, proof_message,
 };
 use crate::wire::envelope::{Purpose, Signature};
-use crate::wire::ledger::MAX_RECORDS as MAX_LEDGER;
 use crate::wire::token::SpkiPin;
 use crate::wire::url::CoordinatorUrl;
 
@@ -32,8 +31,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MOST: Duration = Duration::from_secs(15);
 /// How long a copy of another machine waits: when a coordinator comes back, the original has to be there first.
 const CLONE_WAIT: Duration = Duration::from_secs(60);
-/// Messages that wait to be sent at most: as many as all the records that a ledger may hold take, and some more.
-const OUTGOING: usize = MAX_LEDGER / MAX_RECORDS + 64;
+/// Messages that wait to be sent at most: enough for all that a node of a large mesh offers to a new store.
+const OUTGOING: usize = 2048;
 /// Answers to the coordinator that wait to be sent at most.
 const WORDS: usize = 4;
 /// How long one step of the opening exchange may take.

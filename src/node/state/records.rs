@@ -13,6 +13,7 @@ use crate::model::PublicKey;
 use crate::model::record::Record;
 use crate::wire::envelope::MAX_PAYLOAD;
 use crate::wire::file::{self, FileError};
+use crate::wire::ledger::Refused;
 use crate::wire::{Envelope, Ledger};
 
 /// Octets of a line at most: a payload with every character escaped, and the signature.
@@ -78,15 +79,13 @@ impl RecordLog {
             let envelope = serde_json::from_slice::<Envelope>(&line)
                 .ok()
                 .filter(|_| whole);
+            // What a rule refuses is whole: a later line, or a rule of a later version, has overtaken it.
             match envelope.map(|envelope| loaded.ledger.apply(envelope)) {
-                Some(
-                    Ok(_)
-                    | Err(
-                        crate::wire::ledger::Refused::Stale { .. }
-                        | crate::wire::ledger::Refused::NodeRevoked,
-                    ),
-                ) => {}
-                _ => loaded.damaged += 1,
+                Some(Ok(_)) => {}
+                None | Some(Err(Refused::Signature | Refused::TooLong(_) | Refused::Record(_))) => {
+                    loaded.damaged += 1;
+                }
+                Some(Err(refused)) => tracing::debug!(%refused, "a record on disk is left out"),
             }
         }
         let mut log = Self {

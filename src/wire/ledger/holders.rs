@@ -1,6 +1,6 @@
 //! Who holds which addresses and tunnel keys: an index, so that a node's record is checked without a look at all others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::model::record::Node;
 use crate::model::{PublicKey, WireGuardKey};
@@ -12,16 +12,42 @@ pub(super) struct Holders {
     v4: BTreeMap<u32, (u32, PublicKey)>,
     v6: BTreeMap<u128, (u128, PublicKey)>,
     keys: HashMap<WireGuardKey, PublicKey>,
+    /// The nodes whose memberships name a tunnel key.
+    named: HashMap<WireGuardKey, BTreeSet<PublicKey>>,
 }
 
 impl Holders {
-    /// Whether another node holds an address or the tunnel key of `node`.
-    pub(super) fn conflict(&self, node: &Node) -> bool {
+    /// Whether another node holds an address of `node`.
+    pub(super) fn block_is_taken(&self, node: &Node) -> bool {
         let (v4, v6) = bounds(node);
-        let key = self.keys.get(&node.wireguard_key);
-        held_by_another(&self.v4, v4, &node.id)
-            || held_by_another(&self.v6, v6, &node.id)
-            || key.is_some_and(|holder| *holder != node.id)
+        held_by_another(&self.v4, v4, &node.id) || held_by_another(&self.v6, v6, &node.id)
+    }
+
+    /// The node whose record has the tunnel key.
+    pub(super) fn holder_of_key(&self, key: &WireGuardKey) -> Option<PublicKey> {
+        self.keys.get(key).copied()
+    }
+
+    /// The membership of `node` names `key`.
+    pub(super) fn name(&mut self, key: WireGuardKey, node: PublicKey) {
+        self.named.entry(key).or_default().insert(node);
+    }
+
+    /// The membership of `node` that names `key` is gone.
+    pub(super) fn unname(&mut self, key: &WireGuardKey, node: &PublicKey) {
+        if let Some(nodes) = self.named.get_mut(key) {
+            nodes.remove(node);
+            if nodes.is_empty() {
+                self.named.remove(key);
+            }
+        }
+    }
+
+    /// Whether memberships name `key`, and that of `node` does not.
+    pub(super) fn is_named_by_another(&self, key: &WireGuardKey, node: &PublicKey) -> bool {
+        self.named
+            .get(key)
+            .is_some_and(|nodes| !nodes.contains(node))
     }
 
     /// Takes `node` in, in the place of what it said before.

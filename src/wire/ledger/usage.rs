@@ -1,0 +1,167 @@
+//! How much each node has in a ledger, and its bounds. A node spends its own share and nobody else's.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use super::Entry;
+use crate::model::PublicKey;
+use crate::model::record::Record;
+
+/// Records of one node at most, its membership included. Services that were withdrawn count until the node clears them away.
+pub const MAX_RECORDS: usize = 4096;
+/// Octets of payload of one node's records at most.
+pub const MAX_OCTETS: usize = 512 * 1024;
+/// Records of one node at most of kinds that this version does not know.
+pub const MAX_UNKNOWN_RECORDS: usize = 16;
+/// Octets of payload at most of those.
+pub const MAX_UNKNOWN_OCTETS: usize = 64 * 1024;
+
+/// Which bound a record is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// [`MAX_RECORDS`].
+    Records,
+    /// [`MAX_OCTETS`].
+    Octets,
+    /// [`MAX_UNKNOWN_RECORDS`].
+    UnknownRecords,
+    /// [`MAX_UNKNOWN_OCTETS`].
+    UnknownOctets,
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Records => write!(f, "{MAX_RECORDS} records"),
+            Self::Octets => write!(f, "{MAX_OCTETS} octets"),
+            Self::UnknownRecords => {
+                write!(
+                    f,
+                    "{MAX_UNKNOWN_RECORDS} records of kinds that are not known"
+                )
+            }
+            Self::UnknownOctets => {
+                write!(f, "{MAX_UNKNOWN_OCTETS} octets of kinds that are not known")
+            }
+        }
+    }
+}
+
+/// What is held of one node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Records.
+    pub records: usize,
+    /// Octets of their payloads.
+    pub octets: usize,
+    /// Records of kinds that are not known.
+    pub unknown_records: usize,
+    /// Octets of their payloads.
+    pub unknown_octets: usize,
+}
+
+impl Usage {
+    fn of_entry(octets: usize, record: &Record) -> Self {
+        let unknown = usize::from(*record == Record::Unknown);
+        Self {
+            records: 1,
+            octets,
+            unknown_records: unknown,
+            unknown_octets: unknown * octets,
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            records: self.records.saturating_add(other.records),
+            octets: self.octets.saturating_add(other.octets),
+            unknown_records: self.unknown_records.saturating_add(other.unknown_records),
+            unknown_octets: self.unknown_octets.saturating_add(other.unknown_octets),
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            records: self.records.saturating_sub(other.records),
+            octets: self.octets.saturating_sub(other.octets),
+            unknown_records: self.unknown_records.saturating_sub(other.unknown_records),
+            unknown_octets: self.unknown_octets.saturating_sub(other.unknown_octets),
+        }
+    }
+
+    fn exceeded(self) -> Option<Bound> {
+        [
+            (self.records > MAX_RECORDS, Bound::Records),
+            (self.octets > MAX_OCTETS, Bound::Octets),
+            (
+                self.unknown_records > MAX_UNKNOWN_RECORDS,
+                Bound::UnknownRecords,
+            ),
+            (
+                self.unknown_octets > MAX_UNKNOWN_OCTETS,
+                Bound::UnknownOctets,
+            ),
+        ]
+        .into_iter()
+        .find_map(|(is_over, bound)| is_over.then_some(bound))
+    }
+}
+
+/// Of which node a record is. A membership is signed by a token, and is its node's. Nothing, for what the mesh key says, which
+/// has no bound.
+fn owner(signer: &PublicKey, record: &Record) -> Option<PublicKey> {
+    match record {
+        Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) => None,
+        Record::Membership(membership) => Some(membership.id),
+        Record::Departure(departure) => Some(departure.id),
+        Record::Node(node) => Some(node.id),
+        Record::Name(name) => Some(name.id),
+        Record::Service(service) => Some(service.node),
+        Record::Unknown => Some(*signer),
+    }
+}
+
+/// What is held of each node.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Usages(HashMap<PublicKey, Usage>);
+
+impl Usages {
+    pub(super) fn of(&self, node: &PublicKey) -> Usage {
+        self.0.get(node).copied().unwrap_or_default()
+    }
+
+    pub(super) fn add(&mut self, entry: &Entry) {
+        if let Some(owner) = owner(&entry.envelope.signer, &entry.record) {
+            let usage = self.0.entry(owner).or_default();
+            *usage = usage.plus(Usage::of_entry(entry.envelope.payload.len(), &entry.record));
+        }
+    }
+
+    pub(super) fn remove(&mut self, entry: &Entry) {
+        let Some(owner) = owner(&entry.envelope.signer, &entry.record) else {
+            return;
+        };
+        if let Some(usage) = self.0.get_mut(&owner) {
+            *usage = usage.minus(Usage::of_entry(entry.envelope.payload.len(), &entry.record));
+            if *usage == Usage::default() {
+                self.0.remove(&owner);
+            }
+        }
+    }
+
+    /// Which bound a record would be over, in the place of `before`.
+    pub(super) fn exceeded_with(
+        &self,
+        signer: &PublicKey,
+        octets: usize,
+        record: &Record,
+        before: Option<&Entry>,
+    ) -> Option<Bound> {
+        let owner = owner(signer, record)?;
+        let before = before.map_or_else(Usage::default, |entry| {
+            Usage::of_entry(entry.envelope.payload.len(), &entry.record)
+        });
+        let added = Usage::of_entry(octets, record);
+        self.of(&owner).minus(before).plus(added).exceeded()
+    }
+}
