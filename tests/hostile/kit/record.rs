@@ -1,0 +1,188 @@
+//! Records of every kind, as JSON that is signed as it is.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use meshd::model::address::{Block, MeshAddresses};
+use meshd::model::record::{MESH_ID, RecordKey};
+use meshd::model::time::{UnixSeconds, next_version};
+use meshd::model::{PublicKey, SigningKey, WireGuardKey};
+use meshd::wire::Envelope;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::Identity;
+
+/// A payload in the making.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft(Map<String, Value>);
+
+impl Draft {
+    /// Of any kind. The version is above that of every draft before.
+    pub(crate) fn new(kind: &str, id: impl ToString) -> Self {
+        let Value::Object(fields) =
+            json!({"kind": kind, "id": id.to_string(), "version": new_version()})
+        else {
+            unreachable!("an object")
+        };
+        Self(fields)
+    }
+
+    /// With this in place of what the field had.
+    pub(crate) fn with(mut self, field: &str, value: impl Serialize) -> Self {
+        let value = serde_json::to_value(value).expect("plain data");
+        self.0.insert(field.to_owned(), value);
+        self
+    }
+
+    /// Without the field.
+    pub(crate) fn without(mut self, field: &str) -> Self {
+        self.0.remove(field);
+        self
+    }
+
+    pub(crate) fn version(self, version: u64) -> Self {
+        self.with("version", version)
+    }
+
+    pub(crate) fn payload(&self) -> String {
+        serde_json::to_string(&self.0).expect("plain data")
+    }
+
+    /// With a field of so many octets.
+    pub(crate) fn padded(self, octets: usize) -> Self {
+        self.with("padding", "x".repeat(octets))
+    }
+
+    pub(crate) fn key(&self) -> RecordKey {
+        let text = |field: &str| self.0[field].as_str().expect("a text").to_owned();
+        RecordKey {
+            kind: text("kind"),
+            id: text("id"),
+        }
+    }
+
+    /// Signed by `key`, whether or not that may say it.
+    pub(crate) fn signed_by(&self, key: &SigningKey) -> Envelope {
+        Envelope::seal_payload(self.payload(), key)
+    }
+
+    /// Signed by `key` and passed off as signed by `signer`.
+    pub(crate) fn forged(&self, key: &SigningKey, signer: PublicKey) -> Envelope {
+        Envelope {
+            signer,
+            ..self.signed_by(key)
+        }
+    }
+}
+
+/// The text of a held record, with other words in it.
+pub(crate) fn changed(held: &Envelope) -> Draft {
+    match serde_json::from_str(&held.payload) {
+        Ok(Value::Object(fields)) => Draft(fields),
+        other => panic!("no record: {other:?}"),
+    }
+}
+
+/// A version above those given before, as [`next_version`] makes them.
+pub(crate) fn new_version() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let next = |last| Some(next_version(last, SystemTime::now()));
+    let last = LAST.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
+    next_version(last.unwrap_or_else(|last| last), SystemTime::now())
+}
+
+/// The clock, as it stands in records.
+pub(crate) fn now() -> u64 {
+    UnixSeconds::from_system(SystemTime::now()).0
+}
+
+pub(crate) fn mesh(addresses: &MeshAddresses) -> Draft {
+    let mut draft = Draft::new("mesh", MESH_ID).with("domain", "mesh");
+    let Ok(Value::Object(plan)) = serde_json::to_value(addresses) else {
+        unreachable!("an object")
+    };
+    draft.0.extend(plan);
+    draft
+}
+
+/// A token for one node, valid for an hour.
+pub(crate) fn token(id: PublicKey) -> Draft {
+    Draft::new("token", id)
+        .with("tags", [""; 0])
+        .with("uses", 1)
+        .with("created_at", now())
+        .with("expires_at", now() + 3600)
+}
+
+/// What `member` joins with, by its own WireGuard key and the clock.
+pub(crate) fn membership(token: PublicKey, member: &Identity, name: &str) -> Draft {
+    Draft::new("membership", member.id())
+        .with("token", token)
+        .with("name", name)
+        .with("wireguard_key", member.wireguard_key())
+        .with("tags", [""; 0])
+        .with("issued_at", now())
+}
+
+pub(crate) fn revocation_of_token(token: PublicKey) -> Draft {
+    Draft::new("revocation", token)
+        .with("revoked", "token")
+        .with("at", now())
+}
+
+pub(crate) fn revocation_of_node(node: PublicKey) -> Draft {
+    Draft::new("revocation", node)
+        .with("revoked", "node")
+        .with("at", now())
+}
+
+/// All departures of a node are one text, with version 1.
+pub(crate) fn departure(node: PublicKey) -> Draft {
+    Draft::new("departure", node).version(1)
+}
+
+pub(crate) fn node(node: PublicKey, key: WireGuardKey, block: &Block) -> Draft {
+    Draft::new("node", node)
+        .with("wireguard_key", key)
+        .with("v4", block.v4)
+        .with("v6", block.v6)
+        .with("endpoints", [""; 0])
+}
+
+pub(crate) fn name(node: PublicKey, name: &str) -> Draft {
+    Draft::new("name", node).with("name", name)
+}
+
+/// A service of `node` with these instances (see [`instance`]); none: it has left.
+pub(crate) fn service(node: PublicKey, name: &str, instances: &[Value]) -> Draft {
+    Draft::new("service", format!("{node}/{name}"))
+        .with("node", node)
+        .with("name", name)
+        .with("instances", instances)
+}
+
+/// A healthy instance with one TCP port.
+pub(crate) fn instance(id: &str, address: impl Into<IpAddr>, port: u16) -> Value {
+    json!({
+        "id": id, "addresses": [address.into()], "ports": [{"number": port, "protocol": "tcp"}],
+        "health": "healthy", "weight": 10, "priority": 0, "source": "cli",
+    })
+}
+
+/// A record of a kind that no program knows.
+pub(crate) fn unknown(kind: &str, id: impl ToString) -> Draft {
+    Draft::new(kind, id)
+}
+
+/// So many small records of an unknown kind, all by `key`.
+pub(crate) fn many_unknown(kind: &str, count: usize, key: &SigningKey) -> Vec<Envelope> {
+    let records = (0..count).map(|n| unknown(kind, n).signed_by(key));
+    records.collect()
+}
+
+/// An endpoint that nobody has.
+pub(crate) fn endpoint() -> SocketAddr {
+    "198.51.100.66:51820".parse().expect("a literal")
+}

@@ -1,0 +1,12 @@
+//! Those who mean harm: strangers, members, containers, neighbours and stolen coordinators, played by hand-made messages.
+//!
+//! Each file holds what must not work, named after the promise it tests. The attacker's tools are in [`kit`].
+
+mod kit;
+
+/// Whole meshes of real programs, as the system tests have them.
+#[path = "../system/mesh.rs"]
+#[allow(dead_code, reason = "the system tests use what these do not")]
+mod mesh;
+
+mod forged_memberships;
