@@ -9,4 +9,14 @@ mod kit;
 #[allow(dead_code, reason = "the system tests use what these do not")]
 mod mesh;
 
+/// Questions to a resolver from inside a host.
+#[path = "../system/query.rs"]
+#[allow(dead_code, reason = "the system tests use what these do not")]
+mod query;
+
+/// What stands for a container engine.
+#[path = "../system/engine.rs"]
+#[allow(dead_code, reason = "the system tests use what these do not")]
+mod engine;
+
 mod forged_memberships;

@@ -23,6 +23,23 @@ use serde::de::DeserializeOwned;
 use super::record::{self, Draft};
 use super::{Identity, Member, PATIENCE, Stolen, identity};
 
+/// Where a coordinator is, and the pin of its TLS key.
+pub(crate) trait At {
+    fn at(&self) -> (SocketAddr, SpkiPin);
+}
+
+impl At for Coordinator {
+    fn at(&self) -> (SocketAddr, SpkiPin) {
+        (self.address(), self.pin())
+    }
+}
+
+impl At for (SocketAddr, SpkiPin) {
+    fn at(&self) -> (SocketAddr, SpkiPin) {
+        *self
+    }
+}
+
 /// The programs of a version, this one by default.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use x25519_dalek::StaticSecret;
 
 use super::record::{self, Draft};
-use super::{Coordinator, Hello, Stream};
+use super::{At, Hello, Stream};
 
 /// The secret keys of a node.
 #[derive(Clone)]
@@ -89,7 +89,7 @@ impl Member {
     }
 
     /// Its control stream, open as a member's, with an instance.
-    pub(crate) async fn stream(&self, coordinator: &Coordinator) -> Stream {
+    pub(crate) async fn stream(&self, coordinator: &impl At) -> Stream {
         Stream::open(coordinator, self.key(), &Hello::default())
             .await
             .expect("a member is welcome")

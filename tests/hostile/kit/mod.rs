@@ -24,12 +24,12 @@ mod coordinator;
 mod identity;
 mod ledger;
 mod peer_link;
-mod raw;
+pub(crate) mod raw;
 pub(crate) mod record;
 mod stolen;
 mod stream;
 
-pub(crate) use coordinator::{Coordinator, Snapshot};
+pub(crate) use coordinator::{At, Coordinator, Snapshot, copy};
 pub(crate) use identity::{Identity, Member};
 pub(crate) use ledger::{apply_all, ledger_of, taken};
 pub(crate) use peer_link::PeerLink;

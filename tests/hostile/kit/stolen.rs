@@ -33,6 +33,10 @@ struct Deck {
     streams: usize,
     /// The nodes that have a stream, by opening.
     nodes: Vec<PublicKey>,
+    /// For every stream, again and again.
+    flood: Option<String>,
+    /// Octets of the flood that were sent.
+    flooded: u64,
 }
 
 /// Speaks as the coordinator until the test's process ends.
@@ -106,6 +110,16 @@ impl Stolen {
         self.0.lock().expect("no panic").messages.push(text.into());
     }
 
+    /// Sends a message on every stream again and again, as fast as the node takes it.
+    pub(crate) fn flood(&self, text: impl Into<String>) {
+        self.0.lock().expect("no panic").flood = Some(text.into());
+    }
+
+    /// Octets of the flood that were sent so far.
+    pub(crate) fn flooded(&self) -> u64 {
+        self.0.lock().expect("no panic").flooded
+    }
+
     /// All records that nodes published to it so far.
     pub(crate) fn published(&self) -> Vec<Envelope> {
         self.0.lock().expect("no panic").published.clone()
@@ -163,6 +177,15 @@ impl Stolen {
             sent += more.len();
             for text in more {
                 socket.send(Message::text(text)).await.ok()?;
+            }
+            let flood = self.0.lock().expect("no panic").flood.clone();
+            if let Some(text) = flood {
+                let octets = text.len() as u64;
+                socket.send(Message::text(text)).await.ok()?;
+                self.0.lock().expect("no panic").flooded += octets;
+                // What the node says meanwhile is not read.
+                tokio::task::yield_now().await;
+                continue;
             }
             let Ok(message) = tokio::time::timeout(TICK, socket.next()).await else {
                 continue;

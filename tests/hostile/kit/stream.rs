@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{Coordinator, PATIENCE, identity, raw};
+use super::{At, PATIENCE, identity, raw};
 
 /// What the first message says besides who speaks.
 #[derive(Debug, Clone)]
@@ -104,14 +104,14 @@ pub(crate) struct Stream {
 
 impl Stream {
     /// A WebSocket on which nothing has been said. None: the coordinator does not take it.
-    pub(crate) async fn silent(coordinator: &Coordinator) -> Option<Self> {
-        Self::silent_from(coordinator, Ipv4Addr::LOCALHOST.into()).await
+    pub(crate) async fn silent(coordinator: &impl At) -> Option<Self> {
+        Self::silent_from(coordinator, Ipv4Addr::UNSPECIFIED.into()).await
     }
 
     /// The same, from any address of 127.0.0.0/8.
-    pub(crate) async fn silent_from(coordinator: &Coordinator, source: IpAddr) -> Option<Self> {
+    pub(crate) async fn silent_from(coordinator: &impl At, source: IpAddr) -> Option<Self> {
         let open = async {
-            let tcp = raw::tcp(source, coordinator.address()).await.ok()?;
+            let tcp = raw::tcp(source, coordinator.at().0).await.ok()?;
             let tls = raw::tls(tcp).await.ok()?;
             let url = format!("wss://localhost{PATH}");
             let opened = tokio_tungstenite::client_async(url, tls).await;
@@ -133,12 +133,12 @@ impl Stream {
     /// # Errors
     /// The coordinator refuses, or hangs up.
     pub(crate) async fn open(
-        coordinator: &Coordinator,
+        coordinator: &impl At,
         key: &SigningKey,
         hello: &Hello,
     ) -> Result<Self, End> {
         let mut stream = Self::silent(coordinator).await.ok_or(End(None))?;
-        stream.greet(coordinator.pin(), key, hello).await?;
+        stream.greet(coordinator.at().1, key, hello).await?;
         Ok(stream)
     }
 
@@ -152,7 +152,7 @@ impl Stream {
         self.say(&hello.message(key.public())).await?;
         let nonce = match self.hear().await? {
             FromCoordinator::Challenge { nonce } => nonce,
-            other => panic!("no challenge: {other:?}"),
+            _ => return Err(End(None)),
         };
         self.say(&proof(key, &nonce, pin)).await?;
         while self.store.is_none() {
