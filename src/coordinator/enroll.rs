@@ -2,6 +2,8 @@
 //!
 //! Uses of the token, the name and the block are decided by the store, in one transaction.
 
+use std::time::Duration;
+
 use crate::model::MeshAddresses;
 use crate::model::record::{Membership, Record, RecordKey, Token};
 use crate::model::time::UnixSeconds;
@@ -11,6 +13,10 @@ use crate::wire::control::{agree, disagreement};
 use crate::wire::envelope::Purpose;
 use crate::wire::join::JoinRequest;
 use crate::wire::ledger::Refused;
+
+/// How far the clock of a node may be from the coordinator's. Nodes hold a membership back that was made longer before they
+/// received it, and names go by the time of the membership.
+pub(super) const CLOCK_SLACK: Duration = Duration::from_secs(600);
 
 /// Nothing stands against the join but what the store decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,10 +131,10 @@ fn permit(
     if ledger.is_revoked(&membership.id) {
         return Err(removed());
     }
+    compare_clocks(membership.issued_at, now)?;
     ledger
         .check(&request.membership)
         .map_err(|refused| match refused {
-            Refused::TokenExpired => clocks_differ(membership, now),
             Refused::TokenSpent(uses) => forbidden(format!(
                 "the token is spent: it has admitted {uses} node(s), all it may; make another with `meshctl token create`"
             )),
@@ -136,20 +142,30 @@ fn permit(
                 ErrorCode::Conflict,
                 "the coordinator holds a newer membership certificate of this node; run `meshctl leave` on it, then join again",
             ),
+            Refused::TokenExpired => {
+                forbidden("the token expires before this membership was made; make another with `meshctl token create`")
+            }
             refused => forbidden(format!("the membership certificate is refused: {refused}")),
         })
 }
 
-/// The token is valid by the coordinator's clock, and its end is past by the node's.
-fn clocks_differ(membership: &Membership, now: UnixSeconds) -> ApiError {
-    let ahead = membership.issued_at.0.saturating_sub(now.0);
-    ApiError::new(
-        ErrorCode::Configuration,
+/// Whether the certificate was made now, by the node's clock and the coordinator's.
+fn compare_clocks(made: UnixSeconds, now: UnixSeconds) -> Result<(), ApiError> {
+    let remedy = "set both clocks right (for example with systemd-timesyncd) and join again";
+    let text = if made > now.plus(CLOCK_SLACK) {
         format!(
-            "the node's clock is {} ahead of the coordinator's, so that the token seems expired; set the clocks right (for example with systemd-timesyncd) and join again",
-            span(ahead)
-        ),
-    )
+            "the node's clock is {} ahead of the coordinator's; {remedy}",
+            span(made.0 - now.0)
+        )
+    } else if now > made.plus(CLOCK_SLACK) {
+        format!(
+            "the node's clock is {} behind the coordinator's; {remedy}. If they are right, this join was begun that long ago: run `meshctl leave` before",
+            span(now.0 - made.0)
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::new(ErrorCode::Configuration, text))
 }
 
 fn removed() -> ApiError {

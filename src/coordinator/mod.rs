@@ -11,6 +11,7 @@
 //! | `server`, `control` | what nodes reach: the join call, the control stream |
 //! | `admin`, `metrics` | what administrators and their monitoring reach |
 //! | `enroll` | whether a join is granted |
+//! | `marks` | what a member returns to prove that it was one |
 //! | [`hub`] | the ledger in memory, and the changes that streams follow |
 //! | [`store`] | records, leases and token uses on disk |
 
@@ -21,6 +22,7 @@ mod control;
 mod enroll;
 pub mod hub;
 mod limits;
+mod marks;
 mod metrics;
 mod public_url;
 mod running;
@@ -34,6 +36,7 @@ use std::time::Duration;
 use clap::Parser as _;
 
 pub use config::{Arguments, Command, Config};
+pub use marks::MarkKey;
 pub use running::Coordinator;
 
 use crate::wire::api::ErrorCode;

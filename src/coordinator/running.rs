@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::hub::{Hub, Setup};
-use super::{Config, Failure, admin, limits, metrics, public_url, server, store, tls};
+use super::{Config, Failure, MarkKey, admin, limits, metrics, public_url, server, store, tls};
 use crate::wire::api::ErrorCode;
 use crate::wire::file;
 use crate::wire::token::SpkiPin;
@@ -69,8 +69,10 @@ impl Coordinator {
             );
         }
         let hub = {
-            let (config, urls, pin) = (config.clone(), urls.clone(), identity.pin);
-            let opened = tokio::task::spawn_blocking(move || open_hub(&config, &urls, pin)).await;
+            let (config, urls) = (config.clone(), urls.clone());
+            let (pin, marks) = (identity.pin, identity.marks);
+            let open = move || open_hub(&config, &urls, pin, marks);
+            let opened = tokio::task::spawn_blocking(open).await;
             Arc::new(opened.map_err(|e| Failure::new(ErrorCode::Internal, e))??)
         };
         let admin = admin::bind(&config.admin_socket).await?;
@@ -196,10 +198,16 @@ pub(super) fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
     })
 }
 
-fn open_hub(config: &Config, urls: &[CoordinatorUrl], pin: SpkiPin) -> Result<Hub, Failure> {
+fn open_hub(
+    config: &Config,
+    urls: &[CoordinatorUrl],
+    pin: SpkiPin,
+    marks: MarkKey,
+) -> Result<Hub, Failure> {
     let setup = Setup {
         urls: urls.to_vec(),
         pin,
+        marks,
         domain: config.domain.clone(),
         prefix_v4: config.prefix_v4,
         node_block_v4: config.node_block_v4,

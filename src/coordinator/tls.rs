@@ -8,7 +8,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
 
-use super::Failure;
+use super::{Failure, MarkKey};
 use crate::wire::api::ErrorCode;
 use crate::wire::file;
 use crate::wire::token::SpkiPin;
@@ -23,6 +23,8 @@ pub(super) struct Identity {
     pub config: Arc<ServerConfig>,
     /// What join tokens carry.
     pub pin: SpkiPin,
+    /// Follows from the key.
+    pub marks: MarkKey,
 }
 
 /// Reads the key in `state_dir`, or makes one (ECDSA P-256).
@@ -52,6 +54,7 @@ pub(super) fn load_or_make(state_dir: &Path) -> Result<Identity, Failure> {
     let certificate = file::read_private(&certificate_path, MAX_FILE)?;
     let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| damaged(&e))?;
     let certificate = CertificateDer::from_pem_slice(&certificate).map_err(|e| damaged(&e))?;
+    let marks = MarkKey::derive(key.secret_der());
     let pin = pin_of(&certificate).ok_or_else(|| damaged(&"not a certificate"))?;
     let config =
         ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -63,6 +66,7 @@ pub(super) fn load_or_make(state_dir: &Path) -> Result<Identity, Failure> {
     Ok(Identity {
         config: Arc::new(config),
         pin,
+        marks,
     })
 }
 

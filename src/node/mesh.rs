@@ -29,7 +29,9 @@ use crate::discovery::registry::{Key, Registry};
 use crate::dns::upstream::Server;
 use crate::dns::{Allowed, DnsServer, Inside, Replaced, Resolver, Upstream, Zone, ZoneInput};
 use crate::model::netmap::Netmap;
-use crate::model::record::{Departure, Instance, Name, Node, Record, RecordKey, Service, Source};
+use crate::model::record::{
+    Departure, Instance, Membership, Name, Node, Record, RecordKey, Service, Source,
+};
 use crate::model::service_address::ServiceAddresses;
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
@@ -499,12 +501,17 @@ impl Mesh {
     /// the one known: a restored or emptied one is filled up again.
     fn offer(&mut self, everything: bool) {
         let id = self.id();
-        let envelopes: Vec<Envelope> = self
+        let mut envelopes: Vec<Envelope> = self
             .ledger
             .envelopes()
             .filter(|e| everything || e.signer == id)
             .cloned()
             .collect();
+        if everything {
+            // First what makes this node a member there: then it vouches for the other members.
+            let own = self.ledger.membership(&id);
+            envelopes.sort_by_cached_key(|e| !own.is_some_and(|own| is_of_membership(e, own)));
+        }
         let mut handed_over = true;
         for part in crate::wire::control::parts(envelopes) {
             self.sequence += 1;
@@ -1454,6 +1461,15 @@ fn coordinators(ledger: &Ledger, identity: &Identity) -> Vec<CoordinatorUrl> {
 enum Origin {
     Coordinator,
     Peer,
+}
+
+/// Whether it is this membership, or the token certificate it rests on.
+fn is_of_membership(envelope: &Envelope, membership: &Membership) -> bool {
+    match Record::parse(&envelope.payload) {
+        Ok((_, Record::Token(token))) => token.id == membership.token,
+        Ok((_, Record::Membership(found))) => found.id == membership.id,
+        _ => false,
+    }
 }
 
 fn is_membership(envelope: &Envelope) -> bool {

@@ -10,6 +10,8 @@
 //!   publish {sequence, records}  ->
 //!                                <-  published {sequence, ..}
 //!   told, once all it holds is published, if the store is new to it ->
+//!                                <-  mark {mark}, to a member, now and then
+//!   mark {mark}, first of all after `welcome`, if the node has one ->
 //! ```
 //!
 //! The node says which revision of which store it holds; it gets what changed since, or everything if
@@ -17,6 +19,11 @@
 //!
 //! A node that is no member receives a `welcome` with a random name and revision 0 in place of the store's. It publishes what
 //! proves its membership, and then receives a second `welcome` with the store's own, before the changes.
+//!
+//! # Marks
+//!
+//! A coordinator whose store was lost, or went back in time, no longer knows who its members were. Each member holds the
+//! proof: a mark, which only the coordinator can make and which it recognizes when the node returns it.
 //!
 //! # Versions
 //!
@@ -57,6 +64,8 @@ pub const MAX_RECORDS: usize = 256;
 /// Octets of payload in one message of several records at most. Quoting may double them, and signatures come on top: far
 /// below what a message may have, so that readers need no large buffers.
 const MAX_PAYLOADS: usize = 512 * 1024;
+/// Bytes of a mark at most. Who receives a longer one passes over it.
+pub const MAX_MARK: usize = 256;
 /// Seconds between pings; a side that hears nothing for three times as long hangs up.
 pub const PING_SECONDS: u64 = 10;
 
@@ -102,6 +111,11 @@ pub enum FromNode {
     },
     /// All that the node holds has been published: it comes after the last `publish` to a store new to the node.
     Told,
+    /// The last mark that a coordinator gave this node. It comes before every `publish` of a stream.
+    Mark {
+        /// As it was received.
+        mark: String,
+    },
     /// Answers `copy`: the other instance is not this one, and both have the same keys.
     Vouch {
         /// The other's.
@@ -151,6 +165,13 @@ pub enum FromCoordinator {
         /// Why others were refused.
         #[serde(deserialize_with = "messages")]
         refused: Vec<String>,
+    },
+    /// Proves to the coordinator that the node was a member of its store when that had a certain revision. The node stores
+    /// the last one and returns it with its next stream.
+    Mark {
+        /// At most [`MAX_MARK`] bytes, for nobody but the coordinator to read.
+        #[serde(deserialize_with = "message")]
+        mark: String,
     },
     /// Another instance of this node has come: is it another machine?
     Copy {

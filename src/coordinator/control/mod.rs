@@ -222,6 +222,10 @@ fn removed() -> End {
     )
 }
 
+fn is_member(hub: &Hub, node: &PublicKey) -> bool {
+    hub.standing(node) == Standing::Member
+}
+
 /// Where a stream stands.
 struct Cursor {
     revision: u64,
@@ -238,7 +242,7 @@ async fn converse(
     let mut revisions = hub.follow();
     let mut stop = served.stop.clone();
     // Members alone receive the store's name and revision.
-    let mut introduced = hub.standing(&stream.node) == Standing::Member;
+    let mut introduced = is_member(hub, &stream.node);
     let position = if introduced {
         hub.position(stream.store.as_deref(), stream.revision)
     } else {
@@ -262,6 +266,8 @@ async fn converse(
         stranger::position()
     };
     send(socket, &welcome(stream.protocol, shown)).await?;
+    let mut marking = Marking::default();
+    marking.send(hub, socket, &stream.node).await?;
     let mut pings = interval(Duration::from_secs(PING_SECONDS));
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
@@ -288,6 +294,7 @@ async fn converse(
                         snapshot: true,
                     };
                     send(socket, &welcome(stream.protocol, position)).await?;
+                    marking.send(hub, socket, &stream.node).await?;
                 }
                 catch_up(hub, socket, &mut cursor).await?;
             }
@@ -301,7 +308,7 @@ async fn converse(
                 let message = message.ok_or(End::Gone)?.map_err(|_| End::Gone)?;
                 match read(message)? {
                     Some(FromNode::Publish { sequence, records }) => {
-                        publish(served, socket, &mut stranger, sequence, records).await?;
+                        publish(served, socket, stream.node, &mut stranger, sequence, records).await?;
                     }
                     Some(FromNode::Farewell { departure }) => {
                         let node = stream.node;
@@ -310,7 +317,13 @@ async fn converse(
                             tracing::warn!(node = node.short(), %error, "a node's departure is not kept");
                         }
                     }
-                    Some(FromNode::Told) => hub.handle_told(&stream.node),
+                    Some(FromNode::Told) => {
+                        hub.handle_told(&stream.node);
+                        if let Some(stranger) = stranger.as_ref().filter(|_| !is_member(hub, &stream.node)) {
+                            stranger.handle_told()?;
+                        }
+                    }
+                    Some(FromNode::Mark { mark }) => marking.handle(served, &stream.node, mark).await,
                     Some(FromNode::Vouch { instance, signature }) => {
                         if let Some(seat) = &stream.seat {
                             seat.handle_vouched(&instance, signature);
@@ -336,10 +349,53 @@ async fn converse(
                     return Err(End::Gone);
                 }
                 send_frame(socket, Message::Ping(Default::default())).await?;
+                marking.send(hub, socket, &stream.node).await?;
             }
             _ = stop.changed() => {
                 return Err(End::Refuse(Refusal::Busy, "the coordinator is stopping".to_owned()));
             }
+        }
+    }
+}
+
+/// The marks of one stream. A new one is sent at the beginning and with pings, not with each change: it is stored by the
+/// node.
+#[derive(Default)]
+struct Marking {
+    sent: Option<u64>,
+    returned: bool,
+}
+
+impl Marking {
+    /// Gives a member its mark, if the store has another revision than with the last one.
+    async fn send(
+        &mut self,
+        hub: &Hub,
+        socket: &mut WebSocket,
+        node: &PublicKey,
+    ) -> Result<(), End> {
+        let revision = hub.revision();
+        if self.sent == Some(revision) {
+            return Ok(());
+        }
+        if let Some(mark) = hub.mark_of(node) {
+            self.sent = Some(revision);
+            send(socket, &FromCoordinator::Mark { mark }).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the mark that the node returned; at the first one only.
+    async fn handle(&mut self, served: &Served, node: &PublicKey, mark: String) {
+        if std::mem::replace(&mut self.returned, true) || !served.hub.handle_mark(node, &mark) {
+            return;
+        }
+        let node = *node;
+        if let Err(error) = served
+            .write(move |hub| hub.examine_loss(&node, &mark))
+            .await
+        {
+            tracing::warn!(node = node.short(), %error, "a node's mark is not examined");
         }
     }
 }
@@ -401,6 +457,7 @@ async fn catch_up(hub: &Hub, socket: &mut WebSocket, cursor: &mut Cursor) -> Res
 async fn publish(
     served: &Served,
     socket: &mut WebSocket,
+    node: PublicKey,
     stranger: &mut Option<Stranger>,
     sequence: u64,
     records: Vec<Envelope>,
@@ -411,7 +468,7 @@ async fn publish(
             format!("a message carries at most {MAX_RECORDS} records"),
         ));
     }
-    let answer = match served.write(move |hub| hub.publish(records)).await {
+    let answer = match served.write(move |hub| hub.publish(&node, records)).await {
         Ok(published) => {
             if let Some(stranger) = stranger {
                 stranger.handle_published(&published)?;

@@ -24,6 +24,8 @@ const MAX_PUBLISHES: u32 = 64;
 pub(super) struct Stranger {
     since: Instant,
     publishes: u32,
+    /// Why a record is not taken yet.
+    later: Option<String>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -39,6 +41,7 @@ impl Stranger {
         Ok(Self {
             since: Instant::now(),
             publishes: 0,
+            later: None,
             _slot: slot,
         })
     }
@@ -46,7 +49,7 @@ impl Stranger {
     /// Whether it may stay a little longer.
     pub(super) fn check(&self) -> Result<(), End> {
         if self.since.elapsed() > PATIENCE || self.publishes > MAX_PUBLISHES {
-            return Err(not_a_member());
+            return Err(self.end());
         }
         Ok(())
     }
@@ -66,7 +69,27 @@ impl Stranger {
                 "a record's signature does not hold".to_owned(),
             ));
         }
+        let later = |refused: &&PublishRefused| matches!(refused, PublishRefused::NotYet(_));
+        if let Some(later) = published.refused.iter().find(later) {
+            self.later = Some(later.to_string());
+        }
         self.check()
+    }
+
+    /// It has published all that it holds. Where that is to be taken later, it comes again: a stream that waits would hold
+    /// the place of another.
+    pub(super) fn handle_told(&self) -> Result<(), End> {
+        match &self.later {
+            Some(_) => Err(self.end()),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&self) -> End {
+        match &self.later {
+            Some(why) => End::Refuse(Refusal::Busy, why.clone()),
+            None => not_a_member(),
+        }
     }
 }
 

@@ -65,7 +65,7 @@ impl Hub {
             let Some(departure) = writer.store.farewell(&node).map_err(fault)? else {
                 continue;
             };
-            let published = self.take_in(&mut writer, vec![departure], Origin::Stream)?;
+            let published = self.take_in(&mut writer, vec![departure], Origin::Stream(node))?;
             if published.accepted > 0 {
                 tracing::info!(
                     node = node.short(),

@@ -5,7 +5,10 @@ use std::time::Instant;
 use super::changes::{Changes, rank};
 use super::refill::Refill;
 use super::{Contents, State};
+use crate::coordinator::store::{Effect, Store, StoreError, Stored, Write};
+use crate::model::record::RecordKey;
 use crate::wire::Ledger;
+use crate::wire::ledger::{Applied, Refused};
 
 /// Verified, and ready to be taken over.
 pub(super) struct Loaded {
@@ -14,6 +17,54 @@ pub(super) struct Loaded {
     revision: u64,
     changes: Changes,
     restored: bool,
+    leftovers: Leftovers,
+}
+
+/// What a store of an earlier version holds otherwise than this one would.
+#[derive(Default)]
+struct Leftovers {
+    /// Records of nodes that are out.
+    gone: Vec<RecordKey>,
+    /// Records under another key than the ledger's.
+    moved: Vec<(RecordKey, Write)>,
+}
+
+impl Loaded {
+    /// Everything in `store`, from which what an earlier version left behind is deleted first.
+    pub(super) fn cleaned(store: &mut dyn Store) -> Result<Self, StoreError> {
+        let loaded = Self::from(store.load()?);
+        if loaded.leftovers.is_empty() {
+            return Ok(loaded);
+        }
+        let count = loaded.leftovers.gone.len() + loaded.leftovers.moved.len();
+        match loaded.leftovers.clean(store) {
+            Ok(()) => tracing::info!(records = count, "cleaned the store of an earlier version"),
+            // They do no harm but that they take room.
+            Err(error) => tracing::warn!(%error, records = count, "the store is not cleaned"),
+        }
+        Ok(Self::from(store.load()?))
+    }
+}
+
+impl Leftovers {
+    fn is_empty(&self) -> bool {
+        self.gone.is_empty() && self.moved.is_empty()
+    }
+
+    fn clean(self, store: &mut dyn Store) -> Result<(), StoreError> {
+        let mut gone = self.gone;
+        // Written first: a coordinator that is killed in between finds both, and goes on.
+        let mut writes = Vec::new();
+        for (before, write) in self.moved {
+            gone.push(before);
+            writes.push(write);
+        }
+        let most = store.bounds().records;
+        for part in writes.chunks(most) {
+            store.put(part)?;
+        }
+        store.forget(&gone)
+    }
 }
 
 impl From<Contents> for Loaded {
@@ -26,11 +77,10 @@ impl From<Contents> for Loaded {
         // By revision, a record may come before what it rests on: that got a new version since.
         let mut records = contents.records;
         records.sort_by_key(|stored| rank(&stored.key.kind));
-        for stored in records {
-            if let Some(ledger) = &mut ledger
-                && let Err(refused) = ledger.apply(stored.envelope)
-            {
-                tracing::warn!(record = %stored.key, %refused, "a record in the store does not verify and is left out");
+        let mut leftovers = Leftovers::default();
+        if let Some(ledger) = &mut ledger {
+            for stored in records {
+                take(ledger, stored, &mut leftovers);
             }
         }
         Self {
@@ -39,6 +89,28 @@ impl From<Contents> for Loaded {
             revision: contents.revision,
             changes,
             restored: contents.restored,
+            leftovers,
+        }
+    }
+}
+
+fn take(ledger: &mut Ledger, stored: Stored, leftovers: &mut Leftovers) {
+    let Stored { key, envelope, .. } = stored;
+    match ledger.apply(envelope.clone()) {
+        Ok(Applied::Changed(held)) if held != key => {
+            let write = Write {
+                key: held,
+                envelope,
+                effect: Effect::None,
+            };
+            leftovers.moved.push((key, write));
+        }
+        Ok(Applied::Changed(_)) => {}
+        // The same under two keys: it was written under the right one, and not deleted under the other.
+        Ok(Applied::Unchanged) => leftovers.gone.push(key),
+        Err(Refused::NodeRevoked | Refused::NotAMember) => leftovers.gone.push(key),
+        Err(refused) => {
+            tracing::warn!(record = %key, %refused, "a record in the store does not verify and is left out");
         }
     }
 }
@@ -48,7 +120,7 @@ impl State {
     pub(super) fn take_over(&mut self, loaded: Loaded) {
         if loaded.restored && (self.refill.is_none() || self.store_id != loaded.store_id) {
             tracing::warn!(
-                "the store was restored from a backup; nobody is admitted until the nodes have told what happened since"
+                "the store misses what happened after it was saved; nobody is admitted until the nodes have told"
             );
             self.refill = Some(Refill::new(Instant::now()));
         }

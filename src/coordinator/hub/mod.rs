@@ -13,8 +13,10 @@
 
 mod absence;
 mod changes;
+mod claims;
 mod listing;
 mod loaded;
+mod loss;
 mod refill;
 mod shared;
 
@@ -31,6 +33,7 @@ pub use self::listing::Size;
 use self::loaded::Loaded;
 use self::refill::{Phase, Refill};
 use self::shared::Turns;
+use super::MarkKey;
 use super::enroll;
 use super::store::{Admission, Contents, Effect, Store, StoreError, Write};
 use crate::model::record::{MESH_ID, Membership, Record, RecordKey, RevokedKind};
@@ -60,6 +63,8 @@ pub struct Setup {
     pub urls: Vec<CoordinatorUrl>,
     /// The key they find there.
     pub pin: SpkiPin,
+    /// Makes what members return to prove that they were members.
+    pub marks: MarkKey,
     /// Domain of a new mesh.
     pub domain: Label,
     /// IPv4 prefix of a new mesh.
@@ -121,8 +126,10 @@ struct State {
     /// Since when nodes have been away that were here.
     absent: HashMap<PublicKey, Instant>,
     started: Instant,
-    /// Set while a store that came from a backup waits for the nodes.
+    /// Set while a store that misses something waits for the nodes.
     refill: Option<Refill>,
+    /// Nodes that are no members here, and were by their marks. Each was admitted by a coordinator once.
+    former: HashSet<PublicKey>,
     unique_local_prefix: Ipv6Net,
 }
 
@@ -152,16 +159,26 @@ pub enum PublishRefused {
     /// It breaks a rule of the ledger.
     #[error(transparent)]
     Ledger(#[from] Refused),
-    /// A membership that did not come through a join, of a token that was issued here. The ledger has no clock: a
+    /// A membership that did not come through a join, and for which nothing else stands. The ledger has no clock: a
     /// certificate dated back would outlive its token's end and revocation.
     #[error("the token has not admitted this node; it has to join")]
     NeverJoined,
+    /// A membership that may be taken later, after this time.
+    #[error("{}", claims::not_yet(.0))]
+    NotYet(Duration),
+    /// Another membership of a node that has one.
+    #[error("a membership changes when its node joins, and its name with `meshctl rename`")]
+    ChangedMembership,
+    /// A node record with a block that is leased to another node, or in place of the node's own.
+    #[error("the address block {0} is not leased to this node")]
+    Leased(String),
 }
 
 /// Where records come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    Stream,
+    /// A stream of this node.
+    Stream(PublicKey),
     Administrator,
 }
 
@@ -193,7 +210,7 @@ impl Hub {
     /// # Errors
     /// The store cannot be read.
     pub fn open(mut store: Box<dyn Store>, setup: Setup) -> Result<Self, StoreError> {
-        let loaded = Loaded::from(store.load()?);
+        let loaded = Loaded::cleaned(&mut *store)?;
         let mut state = State {
             store_id: String::new(),
             ledger: None,
@@ -203,6 +220,7 @@ impl Hub {
             absent: HashMap::new(),
             started: Instant::now(),
             refill: None,
+            former: HashSet::new(),
             unique_local_prefix: random_unique_local(),
         };
         state.take_over(loaded);
@@ -403,7 +421,7 @@ impl Hub {
                 "the coordinator was restored from a backup and first hears from its nodes what has happened since; try again in {} s",
                 left.as_secs() + 1
             )),
-            Some(Phase::NewTokens)
+            Some(Phase::NewTokens(_) | Phase::Alone)
                 if writer
                     .store
                     .is_issued_here(&request.membership.signer)
@@ -411,7 +429,7 @@ impl Hub {
             {
                 Ok(())
             }
-            Some(Phase::NewTokens) => busy(
+            Some(Phase::NewTokens(_) | Phase::Alone) => busy(
                 "the coordinator was restored from a backup and does not know yet whether this token was spent since; make a new one with `meshctl token create`, or try again when the nodes are back".to_owned(),
             ),
         }
@@ -455,13 +473,14 @@ impl Hub {
         }
     }
 
-    /// Takes records in that a node offers. Waits for the disk.
+    /// Takes records in that a stream of the node `who` offers. Waits for the disk.
     ///
     /// # Errors
     /// The store cannot be written; none was taken in then.
-    pub fn publish(&self, records: Vec<Envelope>) -> Result<Published, ApiError> {
+    pub fn publish(&self, who: &PublicKey, records: Vec<Envelope>) -> Result<Published, ApiError> {
         let mut writer = self.writer();
-        let published = self.take_in(&mut writer, records, Origin::Stream)?;
+        self.notice_loss(&mut writer, &records)?;
+        let published = self.take_in(&mut writer, records, Origin::Stream(*who))?;
         let counts = &self.counts;
         counts
             .published
@@ -610,13 +629,10 @@ impl Hub {
         if self.holds(envelope) {
             return Ok(Ok(None));
         }
-        if origin == Origin::Stream
-            && let Some(membership) = self.unseen_membership(envelope)
-            && !writer
-                .store
-                .may_have_admitted(&membership.token, &membership.id)?
+        if let Origin::Stream(who) = origin
+            && let Err(refused) = self.permit_on_stream(writer, &who, envelope)?
         {
-            return Ok(Err(PublishRefused::NeverJoined));
+            return Ok(Err(refused));
         }
         let mut state = self.write();
         let Some(ledger) = &mut state.ledger else {
@@ -641,16 +657,6 @@ impl Hub {
                 Ok(Some((write, replaced)))
             }
         })
-    }
-
-    /// The membership in `envelope`, if it is authentic and its node was no member by that token so far.
-    fn unseen_membership(&self, envelope: &Envelope) -> Option<Membership> {
-        let Ok((_, Record::Membership(membership))) = Record::parse(&envelope.payload) else {
-            return None;
-        };
-        let state = self.read();
-        let held = state.ledger.as_ref()?.membership(&membership.id);
-        (held.is_none_or(|held| held.token != membership.token)).then_some(membership)
     }
 
     /// After a write that failed: waits a little, then finds out whether the store can be written again.

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::sqlite::{SCHEMA_VERSION, meta, new_id};
-use super::{LeaseStart, StoreError};
+use super::StoreError;
+use super::sqlite::{SCHEMA_VERSION, mark_restored, meta};
 
 /// The store's file in the state directory.
 pub(crate) const FILE: &str = "records.db";
@@ -148,21 +148,8 @@ fn take_over(
             from.display()
         )));
     }
-    let highest: u32 = transaction.query_row(
-        "SELECT COALESCE(MAX(block), 0) FROM (SELECT block FROM leases UNION SELECT block FROM released)",
-        [],
-        |row| row.get(0),
-    )?;
-    let leases = LeaseStart::beyond(highest)?;
-    transaction.execute_batch("DROP TABLE backup_files; DELETE FROM issued;")?;
-    for (key, value) in [
-        ("store_id", new_id()?),
-        ("restored", "1".to_owned()),
-        ("leases_above", leases.above.to_string()),
-        ("leases_turn", leases.turn.to_string()),
-    ] {
-        transaction.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", [key, &value])?;
-    }
+    transaction.execute("DROP TABLE backup_files", [])?;
+    mark_restored(&transaction)?;
     transaction.commit()?;
     close(connection)?;
     Ok(files)

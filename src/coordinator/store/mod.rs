@@ -91,8 +91,12 @@ pub enum Effect {
         /// Index of the block.
         block: u32,
     },
-    /// A node is out: its name and block are free, its own records are gone. Its token's use stays spent.
+    /// A node is out: its name and block are free, and all that it signed is gone but its departure. Its token's use
+    /// stays spent.
     Released(PublicKey),
+    /// These nodes never were members, for their token is revoked without them: they are out like those released, and
+    /// their memberships are gone as well.
+    Dropped(Vec<PublicKey>),
 }
 
 /// A node to be admitted.
@@ -276,6 +280,25 @@ pub trait Store: Send + 'static {
     /// # Errors
     /// The store cannot be written.
     fn set_refilled(&mut self) -> Result<(), StoreError>;
+
+    /// The store turns out to miss something that its nodes know of. From now on it is another store, restored from a
+    /// backup by [`Contents::restored`]: nodes tell it all they hold, and it does not rely on knowing all uses of tokens.
+    ///
+    /// # Errors
+    /// The store cannot be written; nothing changed then.
+    fn set_restored(&mut self) -> Result<(), StoreError>;
+
+    /// Whether the block can be the node's: it is leased to the node, or the node has no lease and nobody has the block.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn may_lease(&mut self, node: &PublicKey, block: u32) -> Result<bool, StoreError>;
+
+    /// Deletes records that the ledger does not hold, without a revision. One that is not there is passed over.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError>;
 
     /// Whether a membership that comes by itself, by this token, may be one that this store has not seen: not if
     /// the token was issued here and did not admit the node here.

@@ -28,6 +28,9 @@ CREATE TABLE released (block INTEGER PRIMARY KEY, turn INTEGER NOT NULL);
 /// Not in the first files of this schema; earlier programs pass over it.
 const FAREWELLS: &str = "CREATE TABLE IF NOT EXISTS farewells (node TEXT PRIMARY KEY, envelope TEXT NOT NULL) WITHOUT ROWID";
 
+/// Who signed a record, by its envelope. Not a column: earlier programs write the same table.
+const SIGNER: &str = "CASE WHEN json_valid(envelope) THEN json_extract(envelope, '$.signer') END";
+
 /// Records in a file.
 #[derive(Debug)]
 pub struct Sqlite(Connection);
@@ -82,6 +85,9 @@ impl Sqlite {
             transaction.commit()?;
         }
         connection.execute(FAREWELLS, [])?;
+        let by_signer =
+            format!("CREATE INDEX IF NOT EXISTS records_by_signer ON records ({SIGNER})");
+        connection.execute(&by_signer, [])?;
         Ok(Self(connection))
     }
 
@@ -163,17 +169,51 @@ fn settle(transaction: &Transaction<'_>, effect: &Effect) -> Result<(), StoreErr
             )?;
             lease(transaction, node, *block)?;
         }
-        Effect::Released(node) => {
-            rest(transaction, node, None)?;
-            let node = node.to_string();
-            transaction.execute("DELETE FROM leases WHERE node = ?1", [&node])?;
-            transaction.execute("DELETE FROM names WHERE node = ?1", [&node])?;
-            transaction.execute("DELETE FROM farewells WHERE node = ?1", [&node])?;
-            transaction.execute(
-                "DELETE FROM records WHERE kind IN ('node', 'name') AND id = ?1 OR kind = 'service' AND id >= ?1 || '/' AND id < ?1 || '0'",
-                [&node],
-            )?;
+        Effect::Released(node) => release(transaction, node)?,
+        Effect::Dropped(nodes) => {
+            for node in nodes {
+                release(transaction, node)?;
+                transaction.execute(
+                    "DELETE FROM records WHERE kind = 'membership' AND id = ?1",
+                    [node.to_string()],
+                )?;
+            }
         }
+    }
+    Ok(())
+}
+
+/// Frees the name and block of a node that is out, and deletes all that it signed but its departure.
+fn release(transaction: &Transaction<'_>, node: &PublicKey) -> Result<(), StoreError> {
+    rest(transaction, node, None)?;
+    let node = node.to_string();
+    transaction.execute("DELETE FROM leases WHERE node = ?1", [&node])?;
+    transaction.execute("DELETE FROM names WHERE node = ?1", [&node])?;
+    transaction.execute("DELETE FROM farewells WHERE node = ?1", [&node])?;
+    transaction.execute(
+        &format!("DELETE FROM records WHERE {SIGNER} = ?1 AND kind <> 'departure'"),
+        [&node],
+    )?;
+    Ok(())
+}
+
+/// Makes a store that misses something another store: nodes offer all they hold to one they do not know. It no longer
+/// claims to know all uses of the tokens issued here, and leases blocks from elsewhere.
+pub(super) fn mark_restored(transaction: &Transaction<'_>) -> Result<(), StoreError> {
+    let highest: u32 = transaction.query_row(
+        "SELECT COALESCE(MAX(block), 0) FROM (SELECT block FROM leases UNION SELECT block FROM released)",
+        [],
+        |row| row.get(0),
+    )?;
+    let leases = LeaseStart::beyond(highest)?;
+    transaction.execute("DELETE FROM issued", [])?;
+    for (key, value) in [
+        ("store_id", new_id()?),
+        ("restored", "1".to_owned()),
+        ("leases_above", leases.above.to_string()),
+        ("leases_turn", leases.turn.to_string()),
+    ] {
+        transaction.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", [key, &value])?;
     }
     Ok(())
 }
@@ -438,6 +478,30 @@ impl Store for Sqlite {
         self.0
             .execute("DELETE FROM meta WHERE key = 'restored'", [])?;
         Ok(())
+    }
+
+    fn set_restored(&mut self) -> Result<(), StoreError> {
+        let transaction = self.begin()?;
+        mark_restored(&transaction)?;
+        Ok(transaction.commit()?)
+    }
+
+    fn may_lease(&mut self, node: &PublicKey, block: u32) -> Result<bool, StoreError> {
+        Ok(self.0.query_row(
+            "SELECT NOT EXISTS (SELECT 1 FROM leases WHERE (node = ?1) <> (block = ?2))",
+            params![node.to_string(), block],
+            |row| row.get(0),
+        )?)
+    }
+
+    fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {
+        let transaction = self.begin()?;
+        for key in records {
+            transaction
+                .prepare_cached("DELETE FROM records WHERE kind = ?1 AND id = ?2")?
+                .execute([&key.kind, &key.id])?;
+        }
+        Ok(transaction.commit()?)
     }
 }
 

@@ -18,8 +18,8 @@ use super::dial::dial;
 use crate::model::{PublicKey, SigningKey, text};
 use crate::wire::Envelope;
 use crate::wire::control::{
-    FromCoordinator, FromNode, MAX_MESSAGE, OLDEST, PATH, PING_SECONDS, PROTOCOL, Refusal,
-    copy_message, parts, proof_message,
+    FromCoordinator, FromNode, MAX_MARK, MAX_MESSAGE, OLDEST, PATH, PING_SECONDS, PROTOCOL,
+    Refusal, copy_message, parts, proof_message,
 };
 use crate::wire::envelope::{Purpose, Signature};
 use crate::wire::token::SpkiPin;
@@ -56,6 +56,9 @@ pub struct Position {
     pub store: Option<String>,
     /// The last revision of it that is held.
     pub revision: u64,
+    /// The last mark received from a coordinator, which is returned to the next as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
 }
 
 /// What the stream tells.
@@ -298,9 +301,15 @@ async fn converse(
     )
     .await
     .map_err(|_| "the coordinator did not answer in time")??;
+    // It comes before all records: what the coordinator makes of these depends on it.
+    if let Some(mark) = &position.mark {
+        let mark = mark.clone();
+        send(&mut socket, &FromNode::Mark { mark }).await?;
+    }
     let mut position = Position {
         revision: if snapshot { 0 } else { position.revision },
         store: Some(store.clone()),
+        mark: position.mark,
     };
     if events
         .send(Event::Opened {
@@ -345,6 +354,13 @@ async fn converse(
                     position.revision = revision;
                     Event::Changes {
                         records,
+                        position: position.clone(),
+                    }
+                }
+                Some(FromCoordinator::Mark { mark }) if mark.len() <= MAX_MARK => {
+                    position.mark = Some(mark);
+                    Event::Changes {
+                        records: Vec::new(),
                         position: position.clone(),
                     }
                 }

@@ -45,6 +45,7 @@ use super::{
     Admission, Admitted, Bounds, Contents, EtcdSettings, LeaseStart, News, Store, StoreError, Write,
 };
 use crate::model::PublicKey;
+use crate::model::record::RecordKey;
 use crate::wire::Envelope;
 
 /// Operations in a transaction at most; etcd takes 128 unless told otherwise.
@@ -160,7 +161,7 @@ impl Shared {
         if self.link.transact(txn).await?.succeeded() {
             tracing::warn!(
                 revision = listed.head.revision,
-                "etcd holds less than it did: it was restored from a snapshot"
+                "etcd holds less than it did: it is taken for restored from a snapshot"
             );
         }
         Ok(())
@@ -488,6 +489,32 @@ impl Store for Etcd {
             });
             delete.await.map(drop)
         })
+    }
+
+    fn set_restored(&mut self) -> Result<(), StoreError> {
+        self.run(|shared| async move {
+            let listed = shared.read().await?;
+            shared.mark_restored(&listed).await?;
+            shared.list().await
+        })
+    }
+
+    fn may_lease(&mut self, node: &PublicKey, block: u32) -> Result<bool, StoreError> {
+        let view = self.shared.view();
+        Ok(match (view.blocks.get(node), view.holders.get(&block)) {
+            (Some(held), _) => *held == block,
+            (None, holder) => holder.is_none(),
+        })
+    }
+
+    fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {
+        for part in records.chunks(OPERATIONS - 1) {
+            self.write(|plan| {
+                part.iter().for_each(|key| plan.forget(key));
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     fn bounds(&self) -> Bounds {

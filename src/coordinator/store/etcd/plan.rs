@@ -20,7 +20,8 @@ pub(super) struct Plan<'a> {
     pub(super) absent: Vec<Key>,
     /// Nodes whose departure is needed no more.
     pub(super) released: Vec<PublicKey>,
-    places: BTreeMap<RecordKey, Option<u64>>,
+    /// Where records are with this plan, and who signed them; those that are gone have no place.
+    places: BTreeMap<RecordKey, Option<(u64, PublicKey)>>,
     blocks: HashMap<PublicKey, Option<u32>>,
 }
 
@@ -77,6 +78,15 @@ impl<'a> Plan<'a> {
                 self.lease(node, *block);
             }
             Effect::Released(node) => self.release(node),
+            Effect::Dropped(nodes) => {
+                for node in nodes {
+                    self.release(node);
+                    self.forget(&RecordKey {
+                        kind: "membership".to_owned(),
+                        id: node.to_string(),
+                    });
+                }
+            }
         }
         Ok(())
     }
@@ -126,13 +136,7 @@ impl<'a> Plan<'a> {
     }
 
     fn write_record(&mut self, key: &RecordKey, envelope: &Envelope) -> Result<u64, StoreError> {
-        let before = match self.places.get(key) {
-            Some(place) => *place,
-            None => self.view.place(key).map(|place| place.revision),
-        };
-        if let Some(before) = before {
-            self.delete(Key::Record(before));
-        }
+        self.forget(key);
         self.revision += 1;
         let written = Written {
             key: key.clone(),
@@ -141,8 +145,21 @@ impl<'a> Plan<'a> {
         let text =
             serde_json::to_string(&written).map_err(|e| StoreError::Failed(e.to_string()))?;
         self.put(Key::Record(self.revision), text);
-        self.places.insert(key.clone(), Some(self.revision));
+        let place = (self.revision, envelope.signer);
+        self.places.insert(key.clone(), Some(place));
         Ok(self.revision)
+    }
+
+    /// Deletes a record, if it is there.
+    pub(super) fn forget(&mut self, key: &RecordKey) {
+        let held = match self.places.get(key) {
+            Some(place) => place.map(|(revision, _)| revision),
+            None => self.view.place(key).map(|place| place.revision),
+        };
+        if let Some(revision) = held {
+            self.delete(Key::Record(revision));
+            self.places.insert(key.clone(), None);
+        }
     }
 
     fn block_of(&self, node: &PublicKey) -> Option<u32> {
@@ -172,35 +189,18 @@ impl<'a> Plan<'a> {
         self.blocks.insert(*node, None);
         self.delete(Key::Name(*node));
         self.released.push(*node);
-        let key = |kind: &str, id: String| RecordKey {
-            kind: kind.to_owned(),
-            id,
-        };
-        let own = ["node", "name"].map(|kind| key(kind, node.to_string()));
-        // What comes after `/` is `0`.
-        let (first, end) = (
-            key("service", format!("{node}/")),
-            key("service", format!("{node}0")),
-        );
-        let mut gone: BTreeMap<RecordKey, u64> = self
-            .view
-            .between(first.clone(), end.clone())
-            .map(|(key, revision)| (key.clone(), revision))
+        let held = self.view.signed_by(*node).map(|(key, _)| key);
+        let planned = self
+            .places
+            .iter()
+            .filter(|(_, place)| matches!(place, Some((_, signer)) if signer == node));
+        let gone: Vec<RecordKey> = held
+            .chain(planned.map(|(key, _)| key))
+            .filter(|key| key.kind != "departure")
+            .cloned()
             .collect();
-        for own in &own {
-            gone.extend(self.view.place(own).map(|p| (own.clone(), p.revision)));
-        }
-        let planned = self.places.range(first..end);
-        let planned_own = own.iter().filter_map(|own| self.places.get_key_value(own));
-        for (key, revision) in planned.chain(planned_own) {
-            match revision {
-                Some(revision) => gone.insert(key.clone(), *revision),
-                None => gone.remove(key),
-            };
-        }
-        for (key, revision) in gone {
-            self.delete(Key::Record(revision));
-            self.places.insert(key, None);
+        for key in gone {
+            self.forget(&key);
         }
     }
 }

@@ -45,10 +45,11 @@ impl Head {
     }
 }
 
-/// Where a record is, and for memberships what it is.
+/// Where a record is, who signed it, and for memberships what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) revision: u64,
+    pub(super) signer: PublicKey,
     pub(super) digest: Option<[u8; 32]>,
 }
 
@@ -194,6 +195,7 @@ impl View {
         };
         let place = Place {
             revision,
+            signer: envelope.signer,
             digest: (key.kind == "membership").then(|| digest(&envelope)),
         };
         if let Some(before) = self.places.insert(key.clone(), place) {
@@ -228,15 +230,10 @@ impl View {
         self.places.get(key).copied()
     }
 
-    /// Records whose keys are from `first` up to, but not including, `end`.
-    pub(super) fn between(
-        &self,
-        first: RecordKey,
-        end: RecordKey,
-    ) -> impl Iterator<Item = (&RecordKey, u64)> {
-        self.places
-            .range(first..end)
-            .map(|(key, place)| (key, place.revision))
+    /// The records that `signer` signed.
+    pub(super) fn signed_by(&self, signer: PublicKey) -> impl Iterator<Item = (&RecordKey, Place)> {
+        let places = self.places.iter().map(|(key, place)| (key, *place));
+        places.filter(move |(_, place)| place.signer == signer)
     }
 
     /// Whether there is something the hub has not taken in.

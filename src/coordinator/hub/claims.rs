@@ -1,0 +1,138 @@
+//! What a stream may claim beside the rules of the ledger, which has no clock and knows neither joins nor leases.
+//!
+//! - A membership that is new to the store is taken on the terms in [`super::refill`]. One that changes a membership held
+//!   is not taken, but for a store that misses something; and the name of a node never changes that way.
+//! - A node has the block that it was leased when it joined. A node record with another node's block, or with another
+//!   than the node's own, is not taken, but for a store that misses something, which may not know all leases.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::refill::{Bringer, Phase, Terms, terms};
+use super::{Hub, PublishRefused, State, Writer};
+use crate::coordinator::enroll::CLOCK_SLACK;
+use crate::coordinator::store::StoreError;
+use crate::model::PublicKey;
+use crate::model::record::{Membership, Node, Record};
+use crate::model::time::UnixSeconds;
+use crate::wire::{Envelope, Ledger};
+
+impl Hub {
+    /// Whether a stream of `who` may bring this record. Its signature is not verified here, nor what the ledger asks.
+    pub(super) fn permit_on_stream(
+        &self,
+        writer: &mut Writer,
+        who: &PublicKey,
+        envelope: &Envelope,
+    ) -> Result<Result<(), PublishRefused>, StoreError> {
+        match Record::parse(&envelope.payload) {
+            Ok((_, Record::Membership(membership))) => {
+                self.permit_membership(writer, who, &membership)
+            }
+            Ok((_, Record::Node(node))) => self.permit_node(writer, &node),
+            _ => Ok(Ok(())),
+        }
+    }
+
+    fn permit_membership(
+        &self,
+        writer: &mut Writer,
+        who: &PublicKey,
+        membership: &Membership,
+    ) -> Result<Result<(), PublishRefused>, StoreError> {
+        let phase = self.phase(Instant::now());
+        let clock = UnixSeconds::from_system(SystemTime::now());
+        let (bringer, terms) = {
+            let state = self.read();
+            let Some(ledger) = &state.ledger else {
+                return Ok(Ok(()));
+            };
+            if let Some(held) = ledger.membership(&membership.id)
+                && (held.name != membership.name || !misses_something(phase))
+            {
+                return Ok(Err(PublishRefused::ChangedMembership));
+            }
+            let bringer = state.bringer(ledger, who, membership);
+            let terms = terms(phase, bringer);
+            let may_bring = bringer == Bringer::Member || membership.id == *who;
+            if terms == Terms::ByClock && !(may_bring && admits_now(ledger, membership, clock)) {
+                return Ok(Err(PublishRefused::NeverJoined));
+            }
+            (bringer, terms)
+        };
+        if let Terms::Later(left) = terms {
+            return Ok(Err(PublishRefused::NotYet(left)));
+        }
+        // The mark proves that the node was admitted, whatever the store knows.
+        let admitted = bringer == Bringer::Former
+            || writer
+                .store
+                .may_have_admitted(&membership.token, &membership.id)?;
+        Ok(if admitted {
+            Ok(())
+        } else {
+            Err(PublishRefused::NeverJoined)
+        })
+    }
+
+    fn permit_node(
+        &self,
+        writer: &mut Writer,
+        node: &Node,
+    ) -> Result<Result<(), PublishRefused>, StoreError> {
+        if misses_something(self.phase(Instant::now())) {
+            return Ok(Ok(()));
+        }
+        let block = {
+            let state = self.read();
+            let Some(ledger) = &state.ledger else {
+                return Ok(Ok(()));
+            };
+            let held = ledger.node(&node.id);
+            if held.is_some_and(|held| held.block == node.block) {
+                return Ok(Ok(()));
+            }
+            // The ledger refuses a block outside the plan.
+            ledger
+                .mesh()
+                .and_then(|mesh| mesh.addresses.index_of(&node.block))
+        };
+        Ok(match block {
+            Some(block) if !writer.store.may_lease(&node.id, block)? => {
+                Err(PublishRefused::Leased(node.block.v4.to_string()))
+            }
+            _ => Ok(()),
+        })
+    }
+}
+
+impl State {
+    fn bringer(&self, ledger: &Ledger, who: &PublicKey, membership: &Membership) -> Bringer {
+        if ledger.membership(who).is_some() && !ledger.is_revoked(who) {
+            Bringer::Member
+        } else if membership.id == *who && self.former.contains(who) {
+            Bringer::Former
+        } else {
+            Bringer::Stranger
+        }
+    }
+}
+
+fn misses_something(phase: Option<Phase>) -> bool {
+    !matches!(phase, None | Some(Phase::Over))
+}
+
+/// Whether the membership's token admits nodes by the coordinator's clock, and the membership was not made in the future.
+fn admits_now(ledger: &Ledger, membership: &Membership, clock: UnixSeconds) -> bool {
+    let token = ledger.token(&membership.token);
+    token.is_some_and(|token| clock < token.expires_at)
+        && !ledger.is_token_revoked(&membership.token)
+        && membership.issued_at <= clock.plus(CLOCK_SLACK)
+}
+
+/// Why a stranger is to come again, for people.
+pub(super) fn not_yet(left: &Duration) -> String {
+    format!(
+        "the coordinator lost what happened lately and first hears from its members; try again in {} s",
+        left.as_secs() + 1
+    )
+}
