@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path as UrlPath, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use tokio::net::UnixListener;
@@ -32,6 +32,7 @@ pub(super) async fn serve(listener: UnixListener, path: PathBuf, hub: Arc<Hub>) 
         .route("/v1/mesh", get(mesh).post(submit))
         .route("/v1/records", post(submit))
         .route("/v1/tokens", get(tokens))
+        .route("/v1/tokens/{id}/memberships", get(memberships))
         .route("/v1/nodes", get(nodes))
         .with_state(hub);
     if let Err(error) = unix_server::serve(listener, &path, router).await {
@@ -63,6 +64,16 @@ async fn submit(State(hub): State<Arc<Hub>>, body: axum::body::Bytes) -> Respons
 
 async fn tokens(State(hub): State<Arc<Hub>>) -> Response {
     document(hub.tokens())
+}
+
+async fn memberships(State(hub): State<Arc<Hub>>, UrlPath(id): UrlPath<String>) -> Response {
+    match id.parse() {
+        Ok(token) => document(hub.memberships_by(&token)),
+        Err(_) => failure(ApiError::new(
+            ErrorCode::BadRequest,
+            "the token's id is no key; `meshctl token list --json` shows whole ids",
+        )),
+    }
 }
 
 async fn nodes(State(hub): State<Arc<Hub>>) -> Response {

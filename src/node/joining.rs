@@ -21,6 +21,8 @@ use crate::wire::{Envelope, JoinToken, Ledger};
 
 /// How often a name that is taken is replaced by the one suggested.
 const NAME_TRIES: usize = 5;
+/// How old a certificate may be that a coordinator has refused for its date, to be offered again.
+const FRESH: Duration = Duration::from_secs(60);
 /// The longest pause between two attempts to finish an interrupted join.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
@@ -74,8 +76,9 @@ pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
         .clone()
         .unwrap_or_else(|| attempt.fallback.clone());
     let mut tries = 0;
+    let mut oldest = Duration::MAX;
     loop {
-        let pending = prepare(&ground.dir, &token, &name)?;
+        let pending = prepare(&ground.dir, &token, &name, oldest)?;
         let asked = match try_first(ground, &token, &pending).await {
             Ok(()) => ask(ground, &pending, &way_of(&token)).await,
             Err(failed) => Err(failed),
@@ -91,6 +94,10 @@ pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
                         )];
                         tries += 1;
                         name = free;
+                    }
+                    // A coordinator admits by a certificate that was made just now; this one may be of a join begun long ago.
+                    _ if refusal.code == ErrorCode::Configuration && oldest > FRESH => {
+                        oldest = FRESH;
                     }
                     _ => return Err(refusal),
                 }
@@ -257,8 +264,16 @@ fn way_of(token: &JoinToken) -> Way {
     }
 }
 
-/// The keys and certificate of a join with this token and name: those on disk, if there are any, or new ones.
-fn prepare(dir: &StateDir, token: &JoinToken, name: &Label) -> Result<Pending, ApiError> {
+/// The keys and certificate of a join with this token and name: those on disk, if there are any that are not older than
+/// `oldest`, or new ones.
+fn prepare(
+    dir: &StateDir,
+    token: &JoinToken,
+    name: &Label,
+    oldest: Duration,
+) -> Result<Pending, ApiError> {
+    let now = SystemTime::now();
+    let clock = UnixSeconds::from_system(now);
     let token_id = token.key.public();
     let begun = match dir.pending()? {
         Some(pending) if pending.token != token_id => {
@@ -268,7 +283,9 @@ fn prepare(dir: &StateDir, token: &JoinToken, name: &Label) -> Result<Pending, A
         begun => begun,
     };
     if let Some(pending) = &begun
-        && name_in(&pending.membership).as_ref() == Some(name)
+        && let Some(membership) = membership_in(&pending.membership)
+        && membership.name == *name
+        && membership.issued_at.plus(oldest) >= clock
     {
         return Ok(pending.clone());
     }
@@ -283,7 +300,6 @@ fn prepare(dir: &StateDir, token: &JoinToken, name: &Label) -> Result<Pending, A
             )
         })?,
     };
-    let now = SystemTime::now();
     let membership = Record::Membership(Membership {
         id: keys.identity.public(),
         version: crate::model::time::next_version(0, now),
@@ -291,7 +307,7 @@ fn prepare(dir: &StateDir, token: &JoinToken, name: &Label) -> Result<Pending, A
         name: name.clone(),
         wireguard_key: keys.wireguard_public(),
         tags: Vec::new(),
-        issued_at: UnixSeconds::from_system(now),
+        issued_at: clock,
     });
     let pending = Pending {
         keys,
@@ -304,10 +320,9 @@ fn prepare(dir: &StateDir, token: &JoinToken, name: &Label) -> Result<Pending, A
     Ok(pending)
 }
 
-/// The name in a membership.
-fn name_in(membership: &Envelope) -> Option<Label> {
-    match Record::parse(&membership.payload) {
-        Ok((_, Record::Membership(membership))) => Some(membership.name),
+fn membership_in(envelope: &Envelope) -> Option<Membership> {
+    match Record::parse(&envelope.payload) {
+        Ok((_, Record::Membership(membership))) => Some(membership),
         _ => None,
     }
 }

@@ -6,6 +6,7 @@
 //! | `POST /v1/mesh` | [`Submit`] with a mesh record | [`Submitted`] |
 //! | `POST /v1/records` | [`Submit`] with token certificates or revocations | [`Submitted`] |
 //! | `GET /v1/tokens` | | [`TokenList`] |
+//! | `GET /v1/tokens/{id}/memberships` | | [`TokenMemberships`] |
 //! | `GET /v1/nodes` | | [`NodeList`] |
 //!
 //! The mesh key never comes here: the caller signs, the coordinator verifies as everybody does.
@@ -61,6 +62,21 @@ pub struct TokenList {
     pub schema: u32,
     /// Newest first.
     pub tokens: Vec<TokenRow>,
+}
+
+/// The members that a token admitted, by their certificates, which the caller verifies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenMemberships {
+    /// 1.
+    pub schema: u32,
+    /// Of the nodes that are in.
+    pub memberships: Vec<Envelope>,
+}
+
+/// Where the memberships by the token `id` are.
+#[must_use]
+pub fn memberships_path(id: &PublicKey) -> String {
+    format!("/v1/tokens/{id}/memberships")
 }
 
 /// A token as `meshctl token list` shows it.

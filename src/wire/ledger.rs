@@ -77,8 +77,8 @@ pub enum Applied {
 pub struct Replaced {
     key: RecordKey,
     before: Option<Entry>,
-    /// Whether other records went with it.
-    dropped_others: bool,
+    /// Other records that went with it.
+    dropped: Vec<RecordKey>,
 }
 
 impl Replaced {
@@ -86,6 +86,18 @@ impl Replaced {
     #[must_use]
     pub fn key(&self) -> &RecordKey {
         &self.key
+    }
+
+    /// Whether no version of it was held before.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.before.is_none()
+    }
+
+    /// The other records that the ledger dropped for it.
+    #[must_use]
+    pub fn dropped(&self) -> &[RecordKey] {
+        &self.dropped
     }
 }
 
@@ -216,11 +228,11 @@ impl Ledger {
             record,
             version: header.version,
         };
-        let (before, dropped_others) = self.insert(key.clone(), entry);
+        let (before, dropped) = self.insert(key.clone(), entry);
         Ok(Some(Replaced {
             key,
             before,
-            dropped_others,
+            dropped,
         }))
     }
 
@@ -230,9 +242,9 @@ impl Ledger {
         let Replaced {
             key,
             before,
-            dropped_others,
+            dropped,
         } = replaced;
-        if dropped_others {
+        if !dropped.is_empty() {
             return false;
         }
         let Some(held) = self.entries.remove(&key) else {
@@ -343,9 +355,9 @@ impl Ledger {
         Ok((key, header, record))
     }
 
-    /// Stores a permitted record. Gives the one it replaces, and whether others were dropped.
-    fn insert(&mut self, key: RecordKey, entry: Entry) -> (Option<Entry>, bool) {
-        let mut dropped_others = false;
+    /// Stores a permitted record. Gives the one it replaces, and the others that were dropped.
+    fn insert(&mut self, key: RecordKey, entry: Entry) -> (Option<Entry>, Vec<RecordKey>) {
+        let mut dropped = Vec::new();
         match &entry.record {
             Record::Membership(membership) => {
                 let before = self.membership(&membership.id).cloned();
@@ -359,18 +371,16 @@ impl Ledger {
                 self.holders.name(membership.wireguard_key, membership.id);
             }
             Record::Revocation(revocation) => {
-                match revocation.revoked {
+                dropped = match revocation.revoked {
                     RevokedKind::Node => self.expel(revocation.id),
                     RevokedKind::Token => self.withdraw_memberships(revocation),
-                }
-                dropped_others = true;
+                };
             }
             Record::Departure(departure) => {
-                self.expel(departure.id);
-                dropped_others = true;
+                dropped = self.expel(departure.id);
             }
             Record::Node(node) => {
-                dropped_others = self.make_way_for(node);
+                dropped = self.make_way_for(node);
                 let before = self.node(&node.id).cloned();
                 self.holders.replace(before.as_ref(), node);
             }
@@ -381,57 +391,60 @@ impl Ledger {
         if let Some(before) = &before {
             self.usages.remove(before);
         }
-        (before, dropped_others)
+        (before, dropped)
     }
 
     /// Drops what a new node record voids: the record of a node that holds the WireGuard key without a proof, and the services
     /// that its node has cleared away.
-    fn make_way_for(&mut self, node: &Node) -> bool {
-        let before = self.entries.len();
+    fn make_way_for(&mut self, node: &Node) -> Vec<RecordKey> {
+        let mut dropped = Vec::new();
         let holder = self.holders.holder_of_key(&node.wireguard_key);
         if let Some(other) = holder.filter(|holder| *holder != node.id) {
-            self.drop_records(|entry| matches!(&entry.record, Record::Node(n) if n.id == other));
+            dropped = self
+                .drop_records(|entry| matches!(&entry.record, Record::Node(n) if n.id == other));
         }
         let floor = self.node(&node.id).map_or(0, |held| held.services_from);
         if node.services_from > floor {
-            self.drop_records(|entry| {
+            dropped.extend(self.drop_records(|entry| {
                 matches!(&entry.record, Record::Service(s) if s.node == node.id && s.version < node.services_from)
-            });
+            }));
         }
-        self.entries.len() < before
+        dropped
     }
 
     /// Puts a node out, and drops what it said but for its departure.
-    fn expel(&mut self, node: PublicKey) {
+    fn expel(&mut self, node: PublicKey) -> Vec<RecordKey> {
         self.out.insert(node);
-        self.forget_words_of(node);
+        self.forget_words_of(node)
     }
 
     /// Drops the memberships that the revocation of their token does not spare, with all that their nodes said.
-    fn withdraw_memberships(&mut self, revocation: &Revocation) {
+    fn withdraw_memberships(&mut self, revocation: &Revocation) -> Vec<RecordKey> {
         // A revocation of an earlier version names no nodes. Its date alone puts out nobody who is in: the date of a
         // membership is by the clock of its node.
         if revocation.stays.is_none() {
-            return;
+            return Vec::new();
         }
         let withdrawn: Vec<Membership> = self
             .memberships()
             .filter(|m| m.token == revocation.id && !revocation.spares(m))
             .cloned()
             .collect();
+        let mut dropped = Vec::new();
         for membership in withdrawn {
-            self.forget_words_of(membership.id);
+            dropped.extend(self.forget_words_of(membership.id));
             self.forget_admission(&membership);
             let id = membership.id;
-            self.drop_records(|entry| match &entry.record {
+            dropped.extend(self.drop_records(|entry| match &entry.record {
                 Record::Membership(m) => m.id == id,
                 Record::Departure(d) => d.id == id,
                 _ => false,
-            });
+            }));
             if !self.is_revoked_by_administrator(&id) {
                 self.out.remove(&id);
             }
         }
+        dropped
     }
 
     fn forget_admission(&mut self, membership: &Membership) {
@@ -442,25 +455,26 @@ impl Ledger {
         }
     }
 
-    fn forget_words_of(&mut self, node: PublicKey) {
+    fn forget_words_of(&mut self, node: PublicKey) -> Vec<RecordKey> {
         self.drop_records(|held| match &held.record {
             Record::Node(record) => record.id == node,
             Record::Name(record) => record.id == node,
             Record::Service(record) => record.node == node,
             Record::Unknown => held.envelope.signer == node,
             _ => false,
-        });
+        })
     }
 
-    /// Drops all records that `is_void`, with what is kept of them.
-    fn drop_records(&mut self, is_void: impl Fn(&Entry) -> bool) {
+    /// Drops all records that `is_void`, with what is kept of them. Gives their keys.
+    fn drop_records(&mut self, is_void: impl Fn(&Entry) -> bool) -> Vec<RecordKey> {
         let Self {
             entries,
             holders,
             usages,
             ..
         } = self;
-        entries.retain(|_, held| {
+        let mut dropped = Vec::new();
+        entries.retain(|key, held| {
             if !is_void(held) {
                 return true;
             }
@@ -468,8 +482,10 @@ impl Ledger {
                 holders.remove(node);
             }
             usages.remove(held);
+            dropped.push(key.clone());
             false
         });
+        dropped
     }
 
     /// How many nodes `token` has admitted, removed ones included.
@@ -568,6 +584,13 @@ impl Ledger {
                 None
             }
         })
+    }
+
+    /// The memberships by `token` of nodes that are in.
+    pub fn members_by(&self, token: &PublicKey) -> impl Iterator<Item = &Membership> {
+        let token = *token;
+        self.memberships()
+            .filter(move |m| m.token == token && !self.is_revoked(&m.id))
     }
 
     /// All node records.

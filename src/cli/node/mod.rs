@@ -38,10 +38,12 @@ pub(super) async fn run(command: Command, globals: &Globals) -> Result<u8, CliEr
     }
 }
 
-/// Takes a token or node back.
+/// Takes a token or node back. Of the nodes that a token admitted those in `stays` stay; if it is absent, those that joined
+/// before now by their own clocks.
 pub(super) async fn revoke(
     id: PublicKey,
     revoked: RevokedKind,
+    stays: Option<Vec<PublicKey>>,
     globals: &Globals,
 ) -> Result<(), CliError> {
     let key = mesh_key::read(&globals.mesh_key)?;
@@ -51,7 +53,7 @@ pub(super) async fn revoke(
         version: next_version(0, now),
         revoked,
         at: UnixSeconds::from_system(now),
-        stays: None,
+        stays,
     };
     let submit = Submit {
         mesh_key: None,

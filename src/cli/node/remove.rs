@@ -17,7 +17,7 @@ pub(in crate::cli) async fn run(name: &str, globals: &Globals) -> Result<u8, Cli
         .collect();
     match found.as_slice() {
         [node] => {
-            revoke(node.id, RevokedKind::Node, globals).await?;
+            revoke(node.id, RevokedKind::Node, None, globals).await?;
             eprintln!(
                 "{} is removed: the others drop it as they hear of it",
                 node.name

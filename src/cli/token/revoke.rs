@@ -1,11 +1,24 @@
 //! `meshctl token revoke`.
+//!
+//! The revocation names the nodes that stay, since nothing else tells them from nodes that somebody adds later with a copy
+//! of the token: the date in a membership is written by whoever holds the token. The coordinator lists these nodes; their
+//! certificates are verified here.
+
+use std::collections::BTreeMap;
 
 use crate::cli::Globals;
 use crate::cli::exit::CliError;
 use crate::cli::node::revoke;
-use crate::model::record::RevokedKind;
-use crate::wire::admin::TokenList;
+use crate::model::record::{Record, RevokedKind};
+use crate::model::{Label, PublicKey};
+use crate::wire::Envelope;
+use crate::wire::admin::{TokenList, TokenMemberships, memberships_path};
 use crate::wire::api::ErrorCode;
+
+/// How often it is tried: a node that joins after the nodes were listed has to be on the list.
+const TRIES: usize = 5;
+/// Nodes in a revocation at most: a record has 64 KiB.
+const MAX_STAYS: usize = 900;
 
 pub(in crate::cli) async fn run(id: &str, globals: &Globals) -> Result<u8, CliError> {
     let list: TokenList = globals.coordinator().get("/v1/tokens").await?;
@@ -16,14 +29,7 @@ pub(in crate::cli) async fn run(id: &str, globals: &Globals) -> Result<u8, CliEr
         .filter(|token| token.id.to_string().starts_with(&wanted))
         .collect();
     match found.as_slice() {
-        [token] => {
-            revoke(token.id, RevokedKind::Token, globals).await?;
-            eprintln!(
-                "token {} is revoked: it admits nobody any more; nodes it admitted stay",
-                token.id.short()
-            );
-            Ok(0)
-        }
+        [token] => take_back(token.id, globals).await,
         [] => Err(CliError::new(
             ErrorCode::NotFound,
             format!("there is no token {id}; `meshctl token list` shows all"),
@@ -32,5 +38,118 @@ pub(in crate::cli) async fn run(id: &str, globals: &Globals) -> Result<u8, CliEr
             ErrorCode::BadRequest,
             format!("several tokens begin with {id}; give more of the id"),
         )),
+    }
+}
+
+async fn take_back(token: PublicKey, globals: &Globals) -> Result<u8, CliError> {
+    let mut members = members_by(token, globals).await?;
+    let mut tries = 1;
+    loop {
+        let stays = members
+            .as_ref()
+            .filter(|members| members.len() <= MAX_STAYS)
+            .map(|members| members.keys().copied().collect());
+        let Err(error) = revoke(token, RevokedKind::Token, stays, globals).await else {
+            break;
+        };
+        let now = members_by(token, globals).await?;
+        if now == members || tries == TRIES {
+            return Err(error);
+        }
+        members = now;
+        tries += 1;
+    }
+    let short = token.short();
+    match members {
+        Some(members) if members.is_empty() => {
+            eprintln!(
+                "token {short} is revoked: it admits nobody any more, and has admitted no node that is in"
+            );
+        }
+        Some(members) if members.len() <= MAX_STAYS => {
+            let names: Vec<&str> = members.values().map(Label::as_str).collect();
+            eprintln!(
+                "token {short} is revoked: it admits nobody any more; of the nodes it admitted these stay: {}",
+                names.join(", ")
+            );
+        }
+        _ => eprintln!(
+            "token {short} is revoked: it admits nobody any more; nodes it admitted stay. They are not named in the revocation, so a copy of the token may pass a node off as one of them until each node knows of it"
+        ),
+    }
+    Ok(0)
+}
+
+/// The nodes that the token admitted and that are in, with their names; none, if the coordinator is of an earlier version
+/// and cannot list them.
+async fn members_by(
+    token: PublicKey,
+    globals: &Globals,
+) -> Result<Option<BTreeMap<PublicKey, Label>>, CliError> {
+    let path = memberships_path(&token);
+    let listed: TokenMemberships = match globals.coordinator().get(&path).await {
+        Err(error) if error.code == ErrorCode::NotFound.exit_code() => return Ok(None),
+        listed => listed?,
+    };
+    let members = listed
+        .memberships
+        .iter()
+        .map(|envelope| member(token, envelope));
+    members.collect::<Option<_>>().map(Some).ok_or_else(|| {
+        CliError::failed("the coordinator lists a node that the token did not admit; it is not to be trusted, ask who runs it")
+    })
+}
+
+/// The node that `token` admitted by this membership.
+fn member(token: PublicKey, envelope: &Envelope) -> Option<(PublicKey, Label)> {
+    if envelope.signer != token || !envelope.is_authentic() {
+        return None;
+    }
+    match Record::parse(&envelope.payload) {
+        Ok((_, Record::Membership(membership))) if membership.token == token => {
+            Some((membership.id, membership.name))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::record::Membership;
+    use crate::model::time::UnixSeconds;
+    use crate::model::{SigningKey, WireGuardKey};
+
+    #[test]
+    fn only_a_membership_by_the_token_itself_puts_a_node_on_the_list() {
+        let key = |n| SigningKey::from_seed(&[n; 32]);
+        let (token, other) = (key(1), key(2));
+        let membership = |by: &SigningKey, signer: &SigningKey| {
+            let membership = Membership {
+                id: key(3).public(),
+                version: 1,
+                token: by.public(),
+                name: Label::parse("n1").expect("a literal"),
+                wireguard_key: WireGuardKey([3; 32]),
+                tags: Vec::new(),
+                issued_at: UnixSeconds(1),
+            };
+            Envelope::seal(&Record::Membership(membership), signer)
+        };
+        let honest = membership(&token, &token);
+        let mut forged = membership(&token, &other);
+        forged.signer = token.public();
+        assert_eq!(
+            member(token.public(), &honest).map(|(id, _)| id),
+            Some(key(3).public())
+        );
+        for wrong in [
+            forged,
+            membership(&other, &other),
+            membership(&other, &token),
+            membership(&token, &other),
+        ] {
+            assert_eq!(member(token.public(), &wrong), None, "{wrong:?}");
+        }
     }
 }

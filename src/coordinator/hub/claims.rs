@@ -11,9 +11,9 @@ use super::refill::{Bringer, Phase, Terms, terms};
 use super::{Hub, PublishRefused, State, Writer};
 use crate::coordinator::enroll::CLOCK_SLACK;
 use crate::coordinator::store::StoreError;
-use crate::model::PublicKey;
 use crate::model::record::{Membership, Node, Record};
 use crate::model::time::UnixSeconds;
+use crate::model::{Label, PublicKey};
 use crate::wire::{Envelope, Ledger};
 
 impl Hub {
@@ -102,6 +102,21 @@ impl Hub {
             }
             _ => Ok(()),
         })
+    }
+}
+
+impl Hub {
+    /// A member that the token in a revocation admitted, and that the revocation does not name among those that stay: it
+    /// joined after the administrator listed them.
+    pub(super) fn left_out(&self, envelope: &Envelope) -> Option<Label> {
+        let Ok((_, Record::Revocation(revocation))) = Record::parse(&envelope.payload) else {
+            return None;
+        };
+        let stays = revocation.stays.as_ref()?;
+        let state = self.read();
+        let mut members = state.ledger.as_ref()?.members_by(&revocation.id);
+        let left_out = members.find(|member| !stays.contains(&member.id))?;
+        Some(left_out.name.clone())
     }
 }
 

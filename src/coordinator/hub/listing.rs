@@ -2,12 +2,14 @@
 
 use std::time::SystemTime;
 
-use super::{Hub, State};
+use super::{Hub, State, key_of};
 use crate::model::record::{Membership, Token};
 use crate::model::time::UnixSeconds;
-use crate::model::{Label, MeshAddresses};
+use crate::model::{Label, MeshAddresses, PublicKey};
 use crate::wire::Ledger;
-use crate::wire::admin::{MeshState, NodeList, NodeRow, TokenList, TokenRow, TokenState};
+use crate::wire::admin::{
+    MeshState, NodeList, NodeRow, TokenList, TokenMemberships, TokenRow, TokenState,
+};
 
 /// How much there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,22 @@ impl Hub {
             .collect();
         tokens.sort_by_key(|token| (std::cmp::Reverse(token.created_at), token.id));
         TokenList { schema: 1, tokens }
+    }
+
+    /// The members that `token` admitted.
+    #[must_use]
+    pub fn memberships_by(&self, token: &PublicKey) -> TokenMemberships {
+        let state = self.read();
+        let ledger = state.ledger.iter();
+        let memberships = ledger.flat_map(|ledger| {
+            ledger
+                .members_by(token)
+                .filter_map(|member| ledger.entry(&key_of("membership", member.id.to_string())))
+        });
+        TokenMemberships {
+            schema: 1,
+            memberships: memberships.map(|entry| entry.envelope.clone()).collect(),
+        }
     }
 
     /// All members, by name.

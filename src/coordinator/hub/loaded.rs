@@ -23,7 +23,7 @@ pub(super) struct Loaded {
 /// What a store of an earlier version holds otherwise than this one would.
 #[derive(Default)]
 struct Leftovers {
-    /// Records of nodes that are out.
+    /// Records of nodes that are out, that are over a bound, or that have given way to others.
     gone: Vec<RecordKey>,
     /// Records under another key than the ledger's.
     moved: Vec<(RecordKey, Write)>,
@@ -79,9 +79,12 @@ impl From<Contents> for Loaded {
         records.sort_by_key(|stored| rank(&stored.key.kind));
         let mut leftovers = Leftovers::default();
         if let Some(ledger) = &mut ledger {
+            let mut taken = Vec::new();
             for stored in records {
-                take(ledger, stored, &mut leftovers);
+                taken.extend(take(ledger, stored, &mut leftovers));
             }
+            let dropped = |key: &RecordKey| ledger.entry(key).is_none();
+            leftovers.gone.extend(taken.into_iter().filter(dropped));
         }
         Self {
             store_id: contents.id,
@@ -94,23 +97,36 @@ impl From<Contents> for Loaded {
     }
 }
 
-fn take(ledger: &mut Ledger, stored: Stored, leftovers: &mut Leftovers) {
+/// Takes one record into the ledger; gives its key, if it is there under that.
+fn take(ledger: &mut Ledger, stored: Stored, leftovers: &mut Leftovers) -> Option<RecordKey> {
     let Stored { key, envelope, .. } = stored;
     match ledger.apply(envelope.clone()) {
         Ok(Applied::Changed(held)) if held != key => {
             let write = Write {
                 key: held,
                 envelope,
+                gone: Vec::new(),
                 effect: Effect::None,
             };
             leftovers.moved.push((key, write));
+            None
         }
-        Ok(Applied::Changed(_)) => {}
-        // The same under two keys: it was written under the right one, and not deleted under the other.
-        Ok(Applied::Unchanged) => leftovers.gone.push(key),
-        Err(Refused::NodeRevoked | Refused::NotAMember) => leftovers.gone.push(key),
+        Ok(Applied::Changed(key)) => Some(key),
+        // It was written under the right key, and not deleted under another one.
+        Ok(Applied::Unchanged)
+        | Err(
+            Refused::NodeRevoked
+            | Refused::NotAMember
+            | Refused::Full(_)
+            | Refused::Stale { .. }
+            | Refused::Forked(_),
+        ) => {
+            leftovers.gone.push(key);
+            None
+        }
         Err(refused) => {
             tracing::warn!(record = %key, %refused, "a record in the store does not verify and is left out");
+            None
         }
     }
 }

@@ -172,6 +172,11 @@ pub enum PublishRefused {
     /// A node record with a block that is leased to another node, or in place of the node's own.
     #[error("the address block {0} is not leased to this node")]
     Leased(String),
+    /// The revocation of a token does not name this member, which the token admitted.
+    #[error(
+        "the node {0} has joined with the token and is not in the list of those that stay; try again"
+    )]
+    LeftOut(Label),
 }
 
 /// Where records come from.
@@ -634,25 +639,24 @@ impl Hub {
         {
             return Ok(Err(refused));
         }
+        if origin == Origin::Administrator
+            && let Some(member) = self.left_out(envelope)
+        {
+            return Ok(Err(PublishRefused::LeftOut(member)));
+        }
         let mut state = self.write();
         let Some(ledger) = &mut state.ledger else {
             return Ok(Err(Refused::NoMesh.into()));
         };
-        // The ledger holds the membership of a node that is out: its token's use counts. It must not take a name again.
-        if let Ok((_, Record::Membership(membership))) = Record::parse(&envelope.payload)
-            && ledger.is_revoked(&membership.id)
-        {
-            return Ok(Err(Refused::NodeRevoked.into()));
-        }
         Ok(match ledger.replace(envelope.clone()) {
             Ok(None) => Ok(None),
             Err(refused) => Err(refused.into()),
             Ok(Some(replaced)) => {
-                let key = replaced.key().clone();
                 let write = Write {
-                    effect: effect_of(ledger, &key, origin),
-                    key,
+                    effect: effect_of(ledger, &replaced, origin),
+                    key: replaced.key().clone(),
                     envelope: envelope.clone(),
+                    gone: replaced.dropped().to_vec(),
                 };
                 Ok(Some((write, replaced)))
             }
@@ -864,9 +868,18 @@ impl Hub {
 }
 
 /// What follows for tokens, names and blocks from a record just taken in.
-fn effect_of(ledger: &Ledger, key: &RecordKey, origin: Origin) -> Effect {
-    match ledger.entry(key).map(|entry| &entry.record) {
-        Some(Record::Token(token)) if origin == Origin::Administrator => Effect::Issued(token.id),
+fn effect_of(ledger: &Ledger, replaced: &Replaced, origin: Origin) -> Effect {
+    match ledger.entry(replaced.key()).map(|entry| &entry.record) {
+        // Another version of a token that came from elsewhere does not tell whom it has admitted.
+        Some(Record::Token(token)) if origin == Origin::Administrator && replaced.is_first() => {
+            Effect::Issued(token.id)
+        }
+        Some(Record::Membership(membership)) if ledger.is_revoked(&membership.id) => {
+            Effect::Spent {
+                node: membership.id,
+                token: membership.token,
+            }
+        }
         Some(Record::Membership(membership)) => Effect::Admitted {
             node: membership.id,
             token: membership.token,
@@ -880,9 +893,21 @@ fn effect_of(ledger: &Ledger, key: &RecordKey, origin: Origin) -> Effect {
                 block,
             }),
         Some(Record::Revocation(revocation)) if revocation.revoked == RevokedKind::Node => {
-            Effect::Released(revocation.id)
+            Effect::Released(vec![revocation.id])
         }
-        Some(Record::Departure(departure)) => Effect::Released(departure.id),
+        Some(Record::Revocation(_)) => {
+            let members = replaced
+                .dropped()
+                .iter()
+                .filter(|key| key.kind == "membership");
+            let nodes: Vec<PublicKey> = members.filter_map(|key| key.id.parse().ok()).collect();
+            if nodes.is_empty() {
+                Effect::None
+            } else {
+                Effect::Released(nodes)
+            }
+        }
+        Some(Record::Departure(departure)) => Effect::Released(vec![departure.id]),
         _ => Effect::None,
     }
 }

@@ -1,3 +1,8 @@
+//! The hub's tests. Those of what streams may claim, and of stores that lost something, have files of their own.
+
+mod claims;
+mod loss;
+
 use super::*;
 use crate::coordinator::store::{Admitted, Contents, Sqlite};
 use crate::model::record::{Mesh, Node, Revocation, Service, Token};
@@ -20,6 +25,7 @@ fn setup() -> Setup {
     Setup {
         urls: vec![],
         pin: SpkiPin([0; 32]),
+        marks: MarkKey::derive(b"the TLS key"),
         domain: Label::parse("mesh").expect("a literal"),
         prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
         node_block_v4: 24,
@@ -29,6 +35,16 @@ fn setup() -> Setup {
 fn open(path: &std::path::Path) -> Hub {
     let store = Sqlite::open(path).expect("writable");
     Hub::open(Box::new(store), setup()).expect("readable")
+}
+
+fn id(n: u8) -> PublicKey {
+    key(n).public()
+}
+
+/// What becomes of records on the stream of whoever signed the last of them.
+fn publish(hub: &Hub, records: Vec<Envelope>) -> Result<Published, ApiError> {
+    let who = records.last().map(|record| record.signer);
+    hub.publish(&who.unwrap_or(id(10)), records)
 }
 
 /// A hub whose mesh has a token with 5 uses.
@@ -68,7 +84,7 @@ fn token(expires_at: u64) -> Envelope {
         version: 1,
         tags: vec![],
         uses: 5,
-        created_at: UnixSeconds(0),
+        created_at: UnixSeconds(now() - HOUR),
         expires_at: UnixSeconds(expires_at),
         ephemeral: false,
     };
@@ -159,7 +175,7 @@ fn all_records_are_there_again_after_a_restart_whatever_order_they_changed_in() 
     hub.join(&request(10, membership(10, "a", 1, now())))
         .expect("a use left");
     let own = vec![node(&hub, 10, 1, 1), service(10, "web", 1)];
-    assert_eq!(hub.publish(own).expect("writable").accepted, 2);
+    assert_eq!(publish(&hub, own).expect("writable").accepted, 2);
     // What the others rest on now has the highest revision.
     hub.join(&request(10, membership(10, "b", 2, now())))
         .expect("its own");
@@ -216,7 +232,9 @@ fn a_certificate_dated_back_does_not_outlive_its_token() {
     let expired = hub_with(Sqlite::in_memory().expect("memory"), now() - 10);
     for hub in [revoked, expired] {
         let dated_back = membership(10, "a", 1, now() - 100);
-        let published = hub.publish(vec![dated_back.clone()]).expect("writable");
+        let published = hub
+            .publish(&id(10), vec![dated_back.clone()])
+            .expect("writable");
         assert_eq!(published.refused, [PublishRefused::NeverJoined]);
         let error = hub.join(&request(10, dated_back)).expect_err("too late");
         assert_eq!(error.code, ErrorCode::Forbidden);
@@ -225,47 +243,62 @@ fn a_certificate_dated_back_does_not_outlive_its_token() {
 }
 
 #[test]
-fn an_emptied_coordinator_is_refilled_by_what_nodes_publish() {
-    let full = hub();
-    for n in [10, 11] {
-        full.join(&request(n, membership(n, &format!("n{n}"), 1, now())))
-            .expect("a use left");
-        let own = vec![node(&full, n, 1, u32::from(n) - 9), service(n, "web", 1)];
-        full.publish(own).expect("writable");
-    }
-    submit(&full, None, revocation(11, RevokedKind::Node)).expect("signed by the mesh key");
-    submit(&full, None, revocation(TOKEN, RevokedKind::Token)).expect("signed by the mesh key");
-
-    let store = Sqlite::in_memory().expect("memory");
-    let empty = Hub::open(Box::new(store), setup()).expect("readable");
-    let (records, _) = full.snapshot();
-    let mesh_record = records.first().expect("the mesh").clone();
-    submit(&empty, Some(MESH), mesh_record).expect("`init` with the same key");
-    let published = empty.publish(records).expect("writable");
-    assert_eq!(published.refused, []);
-    assert_eq!(empty.snapshot().0, full.snapshot().0);
-    assert_eq!(empty.standing(&key(11).public()), Standing::Revoked);
-    assert_eq!(empty.tokens().tokens.first().map(|t| t.used), Some(2));
-}
-
-#[test]
 fn blocks_that_nodes_say_they_have_are_leased_to_nobody_else() {
     let full = hub();
-    let store = Sqlite::in_memory().expect("memory");
-    let empty = Hub::open(Box::new(store), setup()).expect("readable");
-    submit(&empty, Some(MESH), mesh(&full)).expect("the first");
+    let empty = emptied(&full);
+    let_pass(&empty, super::refill::MOST);
     let records = vec![
         token(now() + HOUR),
         membership(10, "web", 1, now()),
         membership(11, "web", 1, now()),
-        node(&empty, 10, 1, 1),
         node(&empty, 11, 1, 2),
+        node(&empty, 10, 1, 1),
     ];
-    assert_eq!(empty.publish(records).expect("writable").accepted, 5);
+    assert_eq!(publish(&empty, records).expect("writable").accepted, 4);
+    submit(&empty, None, other_token(3)).expect("signed by the mesh key");
     let third = empty
-        .join(&request(12, membership(12, "db", 1, now())))
+        .join(&request(12, membership_by(3, 12, "db")))
         .expect("a use left");
-    assert_eq!(block_index(&empty, &third), Some(3));
+    let block = block_index(&empty, &third).expect("in the plan");
+    assert!(block > 2, "{block}");
+}
+
+/// A new store under the mesh key of another one, to which a node has told that there was one before.
+fn emptied(full: &Hub) -> Hub {
+    let store = Sqlite::in_memory().expect("memory");
+    let empty = Hub::open(Box::new(store), setup()).expect("readable");
+    let mesh_record = full.snapshot().0.first().expect("the mesh").clone();
+    submit(&empty, Some(MESH), mesh_record).expect("`init` with the same key");
+    publish(&empty, vec![token(now() + HOUR)]).expect("writable");
+    assert!(empty.size().refilling);
+    empty
+}
+
+/// Another token, for 5 nodes.
+fn other_token(n: u8) -> Envelope {
+    let token = Token {
+        id: id(n),
+        version: 1,
+        tags: vec![],
+        uses: 5,
+        created_at: UnixSeconds(now()),
+        expires_at: UnixSeconds(now() + HOUR),
+        ephemeral: false,
+    };
+    Envelope::seal(&Record::Token(token), &key(MESH))
+}
+
+fn membership_by(token: u8, n: u8, name: &str) -> Envelope {
+    let membership = Membership {
+        id: id(n),
+        version: 1,
+        token: id(token),
+        name: Label::parse(name).expect("a literal"),
+        wireguard_key: WireGuardKey([n; 32]),
+        tags: vec![],
+        issued_at: UnixSeconds(now()),
+    };
+    Envelope::seal(&Record::Membership(membership), &key(token))
 }
 
 #[test]
@@ -292,7 +325,7 @@ fn a_removed_node_frees_its_name_and_leaves_no_changes_to_send() {
     hub.join(&request(10, membership(10, "web", 1, now())))
         .expect("a use left");
     let own = vec![node(&hub, 10, 1, 1), service(10, "web", 1)];
-    hub.publish(own).expect("writable");
+    publish(&hub, own).expect("writable");
     submit(&hub, None, revocation(10, RevokedKind::Node)).expect("signed by the mesh key");
     let Next::Changes(records, revision) = hub.next(2) else {
         panic!("all changes are known");
@@ -312,8 +345,7 @@ fn a_reader_that_lags_gets_each_record_once_in_its_newest_form() {
         .expect("a use left");
     let from = hub.size().revision;
     for version in 1..=50 {
-        hub.publish(vec![service(10, "web", version)])
-            .expect("writable");
+        publish(&hub, vec![service(10, "web", version)]).expect("writable");
     }
     assert_eq!(
         hub.next(from),
@@ -406,6 +438,17 @@ impl Store for Fillable {
         self.check()?;
         self.inner.set_refilled()
     }
+    fn set_restored(&mut self) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.set_restored()
+    }
+    fn may_lease(&mut self, node: &PublicKey, block: u32) -> Result<bool, StoreError> {
+        self.inner.may_lease(node, block)
+    }
+    fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {
+        self.check()?;
+        self.inner.forget(records)
+    }
 }
 
 #[test]
@@ -422,7 +465,7 @@ fn on_a_full_disk_nothing_is_half_taken_in_reads_go_on_and_room_is_noticed() {
 
     full.store(true, Ordering::Relaxed);
     let error = hub
-        .publish(vec![service(10, "web", 1)])
+        .publish(&id(10), vec![service(10, "web", 1)])
         .expect_err("no room");
     assert!(error.message.contains("disk") && error.message.contains("full"));
     assert_eq!(hub.snapshot(), before, "what is not on disk is not told");
@@ -435,7 +478,7 @@ fn on_a_full_disk_nothing_is_half_taken_in_reads_go_on_and_room_is_noticed() {
 
     full.store(false, Ordering::Relaxed);
     std::thread::sleep(PAUSE_AFTER_FAILURE + Duration::from_millis(50));
-    let published = hub.publish(vec![service(10, "web", 1)]).expect("room");
+    let published = publish(&hub, vec![service(10, "web", 1)]).expect("room");
     assert_eq!(published.accepted, 1);
     hub.join(&asked).expect("room");
 }
@@ -494,7 +537,7 @@ fn after_an_old_backup_is_restored_nothing_is_given_twice() {
     let (dir, hub) = state_dir();
     let join = |hub: &Hub, n: u8, name: &str| hub.join(&request(n, membership(n, name, 1, now())));
     join(&hub, 10, "n10").expect("a use left");
-    hub.publish(vec![node(&hub, 10, 1, 1)]).expect("writable");
+    publish(&hub, vec![node(&hub, 10, 1, 1)]).expect("writable");
     let backup = dir.path().join("backup");
     crate::coordinator::store::back_up(dir.path(), &["tls.crt", "tls.key"], &backup)
         .expect("a running store");
@@ -503,11 +546,10 @@ fn after_an_old_backup_is_restored_nothing_is_given_twice() {
     // Since: four nodes spent the rest of the token, one of them was removed, a service changed.
     for n in 11..=14 {
         join(&hub, n, &format!("n{n}")).expect("a use left");
-        hub.publish(vec![node(&hub, n, 1, u32::from(n) - 9)])
-            .expect("writable");
+        publish(&hub, vec![node(&hub, n, 1, u32::from(n) - 9)]).expect("writable");
     }
     submit(&hub, None, revocation(12, RevokedKind::Node)).expect("signed by the mesh key");
-    hub.publish(vec![service(10, "web", 1)]).expect("writable");
+    publish(&hub, vec![service(10, "web", 1)]).expect("writable");
     let held_by_nodes = hub.snapshot().0;
     drop(hub);
 
@@ -526,37 +568,14 @@ fn after_an_old_backup_is_restored_nothing_is_given_twice() {
     let unsure = join(&hub, 15, "n15").expect_err("maybe spent");
     assert_eq!(unsure.code, ErrorCode::Busy);
     assert!(unsure.message.contains("meshctl token create"), "{unsure}");
-    let fresh = Token {
-        id: key(3).public(),
-        version: 1,
-        tags: vec![],
-        uses: 1,
-        created_at: UnixSeconds(now()),
-        expires_at: UnixSeconds(now() + HOUR),
-        ephemeral: false,
-    };
-    submit(
-        &hub,
-        None,
-        Envelope::seal(&Record::Token(fresh), &key(MESH)),
-    )
-    .expect("signed");
-    let new = Membership {
-        id: key(16).public(),
-        version: 1,
-        token: key(3).public(),
-        name: Label::parse("n16").expect("a literal"),
-        wireguard_key: WireGuardKey([16; 32]),
-        tags: vec![],
-        issued_at: UnixSeconds(now()),
-    };
-    let new = Envelope::seal(&Record::Membership(new), &key(3));
+    submit(&hub, None, other_token(3)).expect("signed");
+    let new = membership_by(3, 16, "n16");
     let joined = hub.join(&request(16, new)).expect("its uses are known");
     let block = block_index(&hub, &joined).expect("in the plan");
     assert!(block >= 128, "block {block}");
 
-    // A node that joined since comes back: it proves that it belongs here, and brings the rest.
-    let published = hub.publish(held_by_nodes).expect("writable");
+    // A member comes back, and vouches for those that joined since.
+    let published = hub.publish(&id(10), held_by_nodes).expect("writable");
     assert_eq!(published.refused, []);
     for n in [10, 11, 13] {
         assert_eq!(hub.standing(&key(n).public()), Standing::Member, "{n}");
@@ -649,15 +668,15 @@ fn a_member_that_departs_frees_its_name_and_block_and_not_its_use_of_the_token()
             .expect("a use left");
     }
     let own = vec![node(&hub, 10, 1, 1), service(10, "web", 1)];
-    hub.publish(own).expect("writable");
+    publish(&hub, own).expect("writable");
     let again = request(13, membership(13, "a", 1, now()));
     let refused = hub.join(&again).expect_err("the name is taken");
     assert_eq!(refused.suggestion.as_deref(), Some("a-2"));
     let forged = Record::Departure(crate::model::record::Departure::of(key(10).public()));
     let forged = Envelope::seal(&forged, &key(11));
-    assert_eq!(hub.publish(vec![forged]).expect("writable").accepted, 0);
+    assert_eq!(publish(&hub, vec![forged]).expect("writable").accepted, 0);
 
-    let published = hub.publish(vec![departure(10)]).expect("writable");
+    let published = publish(&hub, vec![departure(10)]).expect("writable");
     assert_eq!((published.accepted, published.refused), (1, vec![]));
     let names = || -> Vec<String> {
         let nodes = hub.nodes().nodes;
@@ -671,7 +690,7 @@ fn a_member_that_departs_frees_its_name_and_block_and_not_its_use_of_the_token()
     let joined = hub.join(&again).expect("name and block are free");
     assert_eq!(block_index(&hub, &joined), Some(1));
     // Who sends the old departure again removes nobody.
-    let replayed = hub.publish(vec![departure(10)]).expect("writable");
+    let replayed = publish(&hub, vec![departure(10)]).expect("writable");
     assert_eq!((replayed.accepted, replayed.refused), (0, vec![]));
     assert_eq!(names(), ["a", "b", "c"]);
     let used = hub.tokens().tokens.first().map(|t| t.used);
@@ -715,9 +734,8 @@ fn a_departure_at_one_coordinator_frees_the_name_at_the_other() {
     submit(&one, None, token(now() + HOUR)).expect("signed by the mesh key");
     one.join(&request(10, membership(10, "a", 1, now())))
         .expect("a use left");
-    one.publish(vec![node(&one, 10, 1, 1), service(10, "web", 1)])
-        .expect("writable");
-    let published = other.publish(vec![departure(10)]).expect("writable");
+    publish(&one, vec![node(&one, 10, 1, 1), service(10, "web", 1)]).expect("writable");
+    let published = publish(&other, vec![departure(10)]).expect("writable");
     assert_eq!((published.accepted, published.refused), (1, vec![]));
     one.join(&request(11, membership(11, "a", 1, now())))
         .expect("the name is free");
@@ -734,7 +752,7 @@ fn an_ephemeral_node_that_stays_away_is_out_by_its_own_word_and_no_other_is() {
         version: 1,
         tags: vec![],
         uses: 5,
-        created_at: UnixSeconds(0),
+        created_at: UnixSeconds(now() - HOUR),
         expires_at: UnixSeconds(now() + HOUR),
         ephemeral: true,
     };
@@ -802,7 +820,7 @@ fn a_snapshot_in_parts_is_the_whole_in_order() {
     let hub = hub();
     hub.join(&request(10, membership(10, "a", 1, now())))
         .expect("a use left");
-    hub.publish(vec![node(&hub, 10, 1, 1)]).expect("writable");
+    publish(&hub, vec![node(&hub, 10, 1, 1)]).expect("writable");
     let unknown = |n: usize| {
         let text = format!(
             r#"{{"kind":"weather","id":"{n}","version":1,"sky":"{}"}}"#,
@@ -814,9 +832,8 @@ fn a_snapshot_in_parts_is_the_whole_in_order() {
     let services: Vec<_> = (0..1000)
         .map(|n| service(10, &format!("s{n}"), 1))
         .collect();
-    hub.publish(services).expect("writable");
-    hub.publish((0..100).map(unknown).collect())
-        .expect("writable");
+    publish(&hub, services).expect("writable");
+    publish(&hub, (0..100).map(unknown).collect()).expect("writable");
     let (mut all, mut after, mut parts) = (Vec::new(), None, 0);
     loop {
         let (records, next) = hub.snapshot_part(after.as_ref());
@@ -863,7 +880,7 @@ fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
                         node(hub, n, version, u32::from(n) - 9),
                         service(n, "web", version),
                     ];
-                    let published = hub.publish(records).expect("writable");
+                    let published = publish(&hub, records).expect("writable");
                     assert_eq!((published.accepted, published.refused), (2, vec![]));
                 }
             });

@@ -64,6 +64,8 @@ pub struct Write {
     pub key: RecordKey,
     /// What travels.
     pub envelope: Envelope,
+    /// Other records that the ledger dropped for it. They are deleted in the same transaction.
+    pub gone: Vec<RecordKey>,
     /// Takes effect in the same transaction.
     pub effect: Effect,
 }
@@ -75,6 +77,13 @@ pub enum Effect {
     None,
     /// The administrator issued this token here.
     Issued(PublicKey),
+    /// A node that is out was a member: it counts as a use of its token.
+    Spent {
+        /// Who.
+        node: PublicKey,
+        /// By which token.
+        token: PublicKey,
+    },
     /// A node is a member that did not join here: it counts as a use of its token, and has its name.
     Admitted {
         /// Who.
@@ -91,12 +100,8 @@ pub enum Effect {
         /// Index of the block.
         block: u32,
     },
-    /// A node is out: its name and block are free, and all that it signed is gone but its departure. Its token's use
-    /// stays spent.
-    Released(PublicKey),
-    /// These nodes never were members, for their token is revoked without them: they are out like those released, and
-    /// their memberships are gone as well.
-    Dropped(Vec<PublicKey>),
+    /// These nodes are out: their names and blocks are free. Their uses of a token stay spent.
+    Released(Vec<PublicKey>),
 }
 
 /// A node to be admitted.

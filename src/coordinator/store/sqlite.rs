@@ -28,9 +28,6 @@ CREATE TABLE released (block INTEGER PRIMARY KEY, turn INTEGER NOT NULL);
 /// Not in the first files of this schema; earlier programs pass over it.
 const FAREWELLS: &str = "CREATE TABLE IF NOT EXISTS farewells (node TEXT PRIMARY KEY, envelope TEXT NOT NULL) WITHOUT ROWID";
 
-/// Who signed a record, by its envelope. Not a column: earlier programs write the same table.
-const SIGNER: &str = "CASE WHEN json_valid(envelope) THEN json_extract(envelope, '$.signer') END";
-
 /// Records in a file.
 #[derive(Debug)]
 pub struct Sqlite(Connection);
@@ -85,9 +82,6 @@ impl Sqlite {
             transaction.commit()?;
         }
         connection.execute(FAREWELLS, [])?;
-        let by_signer =
-            format!("CREATE INDEX IF NOT EXISTS records_by_signer ON records ({SIGNER})");
-        connection.execute(&by_signer, [])?;
         Ok(Self(connection))
     }
 
@@ -156,6 +150,7 @@ fn settle(transaction: &Transaction<'_>, effect: &Effect) -> Result<(), StoreErr
                 [token.to_string()],
             )?;
         }
+        Effect::Spent { node, token } => spend(transaction, token, node)?,
         Effect::Admitted { node, token, name } => {
             spend(transaction, token, node)?;
             rename(transaction, node, name)?;
@@ -169,31 +164,31 @@ fn settle(transaction: &Transaction<'_>, effect: &Effect) -> Result<(), StoreErr
             )?;
             lease(transaction, node, *block)?;
         }
-        Effect::Released(node) => release(transaction, node)?,
-        Effect::Dropped(nodes) => {
+        Effect::Released(nodes) => {
             for node in nodes {
                 release(transaction, node)?;
-                transaction.execute(
-                    "DELETE FROM records WHERE kind = 'membership' AND id = ?1",
-                    [node.to_string()],
-                )?;
             }
         }
     }
     Ok(())
 }
 
-/// Frees the name and block of a node that is out, and deletes all that it signed but its departure.
+/// Frees the name and block of a node that is out.
 fn release(transaction: &Transaction<'_>, node: &PublicKey) -> Result<(), StoreError> {
     rest(transaction, node, None)?;
     let node = node.to_string();
     transaction.execute("DELETE FROM leases WHERE node = ?1", [&node])?;
     transaction.execute("DELETE FROM names WHERE node = ?1", [&node])?;
     transaction.execute("DELETE FROM farewells WHERE node = ?1", [&node])?;
-    transaction.execute(
-        &format!("DELETE FROM records WHERE {SIGNER} = ?1 AND kind <> 'departure'"),
-        [&node],
-    )?;
+    Ok(())
+}
+
+fn delete(transaction: &Transaction<'_>, records: &[RecordKey]) -> Result<(), StoreError> {
+    for key in records {
+        transaction
+            .prepare_cached("DELETE FROM records WHERE kind = ?1 AND id = ?2")?
+            .execute([&key.kind, &key.id])?;
+    }
     Ok(())
 }
 
@@ -383,6 +378,7 @@ impl Store for Sqlite {
         }
         for item in writes {
             last = write(&transaction, &item.key, &item.envelope)?;
+            delete(&transaction, &item.gone)?;
             settle(&transaction, &item.effect)?;
         }
         transaction.commit()?;
@@ -496,11 +492,7 @@ impl Store for Sqlite {
 
     fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {
         let transaction = self.begin()?;
-        for key in records {
-            transaction
-                .prepare_cached("DELETE FROM records WHERE kind = ?1 AND id = ?2")?
-                .execute([&key.kind, &key.id])?;
-        }
+        delete(&transaction, records)?;
         Ok(transaction.commit()?)
     }
 }

@@ -47,6 +47,7 @@ fn write(kind: &str, id: &str, text: &str, effect: Effect) -> Write {
     Write {
         key,
         envelope,
+        gone: Vec::new(),
         effect,
     }
 }
@@ -64,13 +65,24 @@ fn admission(n: u8, name: &str, uses: u32, blocks: u32) -> Admission {
     }
 }
 
+fn key(kind: &str, id: &str) -> RecordKey {
+    RecordKey {
+        kind: kind.into(),
+        id: id.into(),
+    }
+}
+
 fn release(n: u8) -> Write {
-    write(
-        "revocation",
-        &node(n).to_string(),
-        "{}",
-        Effect::Released(node(n)),
-    )
+    release_with(n, vec![])
+}
+
+/// A removal, with the records that the ledger drops for it.
+fn release_with(n: u8, gone: Vec<RecordKey>) -> Write {
+    let effect = Effect::Released(vec![node(n)]);
+    Write {
+        gone,
+        ..write("revocation", &node(n).to_string(), "{}", effect)
+    }
 }
 
 fn leased(n: u8, block: u32) -> Write {
@@ -115,9 +127,11 @@ fn a_node_that_is_released_leaves_none_of_its_records() {
             leased(1, 1),
             write("name", &id, "{}", Effect::None),
             write("service", &format!("{id}/web"), "{}", Effect::None),
+            write("weather", &format!("{id}/here"), "{}", Effect::None),
         ];
         store.put(&own).expect("writable");
-        store.put(&[release(1)]).expect("writable");
+        let gone = own.into_iter().map(|write| write.key).collect();
+        store.put(&[release_with(1, gone)]).expect("writable");
         let left: Vec<String> = kinds(&mut *store).into_iter().map(|(_, k)| k).collect();
         assert_eq!(left, ["membership", "revocation"]);
     }
@@ -242,7 +256,10 @@ fn a_removed_nodes_own_records_are_gone_and_others_stay() {
                 leased(1, 1),
                 write("service", &format!("{one}/web"), "{}", Effect::None),
                 write("service", &format!("{two}/web"), "{}", Effect::None),
-                release(1),
+                release_with(
+                    1,
+                    vec![key("node", &one), key("service", &format!("{one}/web"))],
+                ),
             ])
             .expect("writable");
         let left = [(1, "membership"), (4, "service"), (5, "revocation")];
@@ -287,5 +304,82 @@ fn each_write_has_a_revision_and_a_new_version_a_later_one() {
             .collect();
         assert_eq!(held, [(2, "b", "1"), (3, "a", "2")]);
         assert_eq!(contents.revision, 3);
+    }
+}
+
+#[test]
+fn the_node_that_a_block_is_leased_to_may_have_it_and_no_other() {
+    for mut store in stores() {
+        let may = |store: &mut dyn Store, n: u8, block| {
+            store.may_lease(&node(n), block).expect("readable")
+        };
+        assert_eq!(
+            store.admit(&admission(1, "a", 9, 256)).expect("room").block,
+            1
+        );
+        assert!(may(&mut *store, 1, 1), "its own");
+        assert!(!may(&mut *store, 1, 2), "it has another");
+        assert!(!may(&mut *store, 2, 1), "another node's");
+        assert!(may(&mut *store, 2, 2), "nobody's, and it has none");
+        store.put(&[release(1)]).expect("writable");
+        assert!(may(&mut *store, 2, 1), "free again");
+    }
+}
+
+#[test]
+fn records_that_nobody_holds_any_more_are_forgotten_without_a_revision() {
+    for mut store in stores() {
+        store
+            .put(&[
+                write("weather", "a", "{}", Effect::None),
+                write("weather", "b", "{}", Effect::None),
+            ])
+            .expect("writable");
+        let before = store.load().expect("readable").revision;
+        store
+            .forget(&[key("weather", "a"), key("weather", "never")])
+            .expect("writable");
+        assert_eq!(kinds(&mut *store), [(2, "weather".to_owned())]);
+        assert_eq!(store.load().expect("readable").revision, before);
+        store
+            .put(&[write("weather", "a", "{}", Effect::None)])
+            .expect("writable");
+        assert_eq!(kinds(&mut *store).len(), 2);
+    }
+}
+
+#[test]
+fn a_node_that_is_out_counts_as_a_use_of_its_token_and_has_no_name() {
+    for mut store in stores() {
+        let effect = Effect::Spent {
+            node: node(1),
+            token: TOKEN,
+        };
+        store
+            .put(&[write("membership", &node(1).to_string(), "{}", effect)])
+            .expect("writable");
+        assert!(matches!(
+            store.admit(&admission(2, "a", 1, 256)),
+            Err(StoreError::TokenSpent(1))
+        ));
+        store.admit(&admission(2, "a", 2, 256)).expect("a use left");
+    }
+}
+
+#[test]
+fn a_store_that_misses_something_is_another_and_knows_no_token() {
+    for mut store in stores() {
+        let issued = write("token", &TOKEN.to_string(), "{}", Effect::Issued(TOKEN));
+        store.put(&[issued]).expect("writable");
+        let first = store.admit(&admission(1, "a", 9, 256)).expect("unspent");
+        let before = store.load().expect("readable");
+        store.set_restored().expect("writable");
+        let after = store.load().expect("readable");
+        assert!(!before.restored && after.restored);
+        assert_ne!(before.id, after.id);
+        assert_eq!(before.records, after.records);
+        assert!(!store.is_issued_here(&TOKEN).expect("readable"));
+        let block = store.admit(&admission(2, "b", 9, 256)).expect("room").block;
+        assert!(block > 100, "{block} is right above {}", first.block);
     }
 }

@@ -26,7 +26,7 @@ fn name(text: &str) -> Label {
 fn asked(dir: &StateDir, n: u8) -> Pending {
     let pending = Pending {
         asked: true,
-        ..prepare(dir, &token(n), &name("a")).expect("room on the disk")
+        ..prepare(dir, &token(n), &name("a"), Duration::MAX).expect("room on the disk")
     };
     dir.set_pending(&pending).expect("room on the disk");
     pending
@@ -36,9 +36,9 @@ fn asked(dir: &StateDir, n: u8) -> Pending {
 fn the_same_join_is_asked_for_again_with_the_same_keys() {
     let (_parent, dir) = dir();
     let first = asked(&dir, 2);
-    let again = prepare(&dir, &token(2), &name("a")).expect("readable");
+    let again = prepare(&dir, &token(2), &name("a"), Duration::MAX).expect("readable");
     assert_eq!(again.membership, first.membership);
-    let renamed = prepare(&dir, &token(2), &name("b")).expect("readable");
+    let renamed = prepare(&dir, &token(2), &name("b"), Duration::MAX).expect("readable");
     assert_eq!(
         (renamed.keys.identity.public(), renamed.asked),
         (first.keys.identity.public(), true)
@@ -47,10 +47,41 @@ fn the_same_join_is_asked_for_again_with_the_same_keys() {
 }
 
 #[test]
+fn a_certificate_that_is_too_old_for_a_coordinator_is_made_anew_with_the_same_keys() {
+    let (_parent, dir) = dir();
+    let first = asked(&dir, 2);
+    let key = &token(2).key;
+    let Some(Record::Membership(held)) = Record::parse(&first.membership.payload)
+        .ok()
+        .map(|(_, record)| record)
+    else {
+        panic!("a membership");
+    };
+    let long_ago = Membership {
+        issued_at: UnixSeconds(held.issued_at.0 - 3600),
+        version: held.version - 3_600_000,
+        ..held
+    };
+    let pending = Pending {
+        membership: Envelope::seal(&Record::Membership(long_ago.clone()), key),
+        ..first
+    };
+    dir.set_pending(&pending).expect("room on the disk");
+    let prepare = |oldest| prepare(&dir, &token(2), &name("a"), oldest).expect("readable");
+    assert_eq!(prepare(Duration::MAX).membership, pending.membership);
+    let anew = prepare(FRESH);
+    assert!(anew.asked);
+    let made = membership_in(&anew.membership).expect("a membership");
+    assert_eq!(made.id, long_ago.id);
+    assert!(made.issued_at > long_ago.issued_at && made.version > long_ago.version);
+    assert_eq!(prepare(FRESH).membership, anew.membership);
+}
+
+#[test]
 fn a_join_with_another_token_leaves_no_member_behind_that_the_first_may_have_made() {
     let (_parent, dir) = dir();
     let first = asked(&dir, 2);
-    let second = prepare(&dir, &token(3), &name("a")).expect("readable");
+    let second = prepare(&dir, &token(3), &name("a"), Duration::MAX).expect("readable");
     assert_ne!(second.keys.identity.public(), first.keys.identity.public());
     let departing = dir.departing();
     let departed: Vec<_> = departing.iter().map(|d| (d.id(), d.way.pin)).collect();
@@ -60,7 +91,7 @@ fn a_join_with_another_token_leaves_no_member_behind_that_the_first_may_have_mad
 #[test]
 fn a_join_that_no_coordinator_received_has_nothing_to_give_back() {
     let (_parent, dir) = dir();
-    let pending = prepare(&dir, &token(2), &name("a")).expect("room on the disk");
+    let pending = prepare(&dir, &token(2), &name("a"), Duration::MAX).expect("room on the disk");
     abandon(&dir, &pending).expect("room on the disk");
     assert!(dir.departing().is_empty());
     assert!(dir.pending().expect("readable").is_none());
@@ -102,7 +133,7 @@ async fn a_coordinator_that_cannot_be_reached_decides_nothing_about_an_earlier_r
     for before in [false, true] {
         let pending = Pending {
             asked: before,
-            ..prepare(&dir, &token(2), &name("a")).expect("room on the disk")
+            ..prepare(&dir, &token(2), &name("a"), Duration::MAX).expect("room on the disk")
         };
         assert!(ask(&ground, &pending, &way).await.is_err());
         let kept = dir.pending().expect("readable").expect("it was written");

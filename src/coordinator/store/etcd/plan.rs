@@ -20,8 +20,8 @@ pub(super) struct Plan<'a> {
     pub(super) absent: Vec<Key>,
     /// Nodes whose departure is needed no more.
     pub(super) released: Vec<PublicKey>,
-    /// Where records are with this plan, and who signed them; those that are gone have no place.
-    places: BTreeMap<RecordKey, Option<(u64, PublicKey)>>,
+    /// Where records are with this plan; those that are gone have no place.
+    places: BTreeMap<RecordKey, Option<u64>>,
     blocks: HashMap<PublicKey, Option<u32>>,
 }
 
@@ -60,9 +60,13 @@ impl<'a> Plan<'a> {
     /// Stores a record, and what follows from it.
     pub(super) fn write(&mut self, write: &Write) -> Result<(), StoreError> {
         self.write_record(&write.key, &write.envelope)?;
+        write.gone.iter().for_each(|key| self.forget(key));
         match &write.effect {
             Effect::None => {}
             Effect::Issued(token) => self.put(Key::Issued(*token), String::new()),
+            Effect::Spent { node, token } => {
+                self.put(Key::Use(*token, *node), String::new());
+            }
             Effect::Admitted { node, token, name } => {
                 self.put(Key::Use(*token, *node), String::new());
                 self.put(Key::Name(*node), name.as_str().to_owned());
@@ -77,16 +81,7 @@ impl<'a> Plan<'a> {
                 }
                 self.lease(node, *block);
             }
-            Effect::Released(node) => self.release(node),
-            Effect::Dropped(nodes) => {
-                for node in nodes {
-                    self.release(node);
-                    self.forget(&RecordKey {
-                        kind: "membership".to_owned(),
-                        id: node.to_string(),
-                    });
-                }
-            }
+            Effect::Released(nodes) => nodes.iter().for_each(|node| self.release(node)),
         }
         Ok(())
     }
@@ -145,15 +140,14 @@ impl<'a> Plan<'a> {
         let text =
             serde_json::to_string(&written).map_err(|e| StoreError::Failed(e.to_string()))?;
         self.put(Key::Record(self.revision), text);
-        let place = (self.revision, envelope.signer);
-        self.places.insert(key.clone(), Some(place));
+        self.places.insert(key.clone(), Some(self.revision));
         Ok(self.revision)
     }
 
     /// Deletes a record, if it is there.
     pub(super) fn forget(&mut self, key: &RecordKey) {
         let held = match self.places.get(key) {
-            Some(place) => place.map(|(revision, _)| revision),
+            Some(place) => *place,
             None => self.view.place(key).map(|place| place.revision),
         };
         if let Some(revision) = held {
@@ -189,19 +183,6 @@ impl<'a> Plan<'a> {
         self.blocks.insert(*node, None);
         self.delete(Key::Name(*node));
         self.released.push(*node);
-        let held = self.view.signed_by(*node).map(|(key, _)| key);
-        let planned = self
-            .places
-            .iter()
-            .filter(|(_, place)| matches!(place, Some((_, signer)) if signer == node));
-        let gone: Vec<RecordKey> = held
-            .chain(planned.map(|(key, _)| key))
-            .filter(|key| key.kind != "departure")
-            .cloned()
-            .collect();
-        for key in gone {
-            self.forget(&key);
-        }
     }
 }
 

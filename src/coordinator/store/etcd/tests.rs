@@ -19,6 +19,7 @@ fn write(id: &str, effect: Effect) -> Write {
             id: id.into(),
         },
         envelope: Envelope::seal_payload("{}".into(), &SigningKey::from_seed(&[1; 32])),
+        gone: Vec::new(),
         effect,
     }
 }
@@ -221,13 +222,16 @@ fn a_node_with_more_services_than_a_transaction_takes_is_removed_with_all_of_the
     let Some(rig) = Rig::start() else { return };
     let mut store = open(&rig);
     let node = PublicKey([1; 32]);
+    let mut gone = Vec::new();
     for n in 0..300 {
         let mut service = write(&format!("{node}/s{n}"), Effect::None);
         service.key.kind = "service".into();
+        gone.push(service.key.clone());
         store.put(&[service]).expect("alone");
     }
-    let mut revocation = write(&node.to_string(), Effect::Released(node));
+    let mut revocation = write(&node.to_string(), Effect::Released(vec![node]));
     revocation.key.kind = "revocation".into();
+    revocation.gone = gone;
     store.put(&[revocation]).expect("alone");
     let left = store.load().expect("readable").records;
     assert_eq!(left.len(), 1);

@@ -45,11 +45,10 @@ impl Head {
     }
 }
 
-/// Where a record is, who signed it, and for memberships what it is.
+/// Where a record is, and for memberships what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) revision: u64,
-    pub(super) signer: PublicKey,
     pub(super) digest: Option<[u8; 32]>,
 }
 
@@ -195,7 +194,6 @@ impl View {
         };
         let place = Place {
             revision,
-            signer: envelope.signer,
             digest: (key.kind == "membership").then(|| digest(&envelope)),
         };
         if let Some(before) = self.places.insert(key.clone(), place) {
@@ -228,12 +226,6 @@ impl View {
     /// Where a record is.
     pub(super) fn place(&self, key: &RecordKey) -> Option<Place> {
         self.places.get(key).copied()
-    }
-
-    /// The records that `signer` signed.
-    pub(super) fn signed_by(&self, signer: PublicKey) -> impl Iterator<Item = (&RecordKey, Place)> {
-        let places = self.places.iter().map(|(key, place)| (key, *place));
-        places.filter(move |(_, place)| place.signer == signer)
     }
 
     /// Whether there is something the hub has not taken in.
