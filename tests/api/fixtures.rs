@@ -201,6 +201,9 @@ fn from_node() -> Vec<FromNode> {
             instance: "other".into(),
             signature: sign(Purpose::Copy, &copy_message("other")),
         },
+        FromNode::Mark {
+            mark: "17.a store.00ff".into(),
+        },
     ]
 }
 
@@ -240,6 +243,9 @@ fn from_coordinator() -> Vec<FromCoordinator> {
         refuse(Refusal::Proof, None),
         refuse(Refusal::Protocol, None),
         refuse(Refusal::Busy, None),
+        FromCoordinator::Mark {
+            mark: "17.a store.00ff".into(),
+        },
     ]
 }
 

@@ -20,3 +20,8 @@ mod query;
 mod engine;
 
 mod forged_memberships;
+mod n01_tokens_after_restore;
+mod n03_store;
+mod n05_names;
+mod n06_leases;
+mod n07_back_in_time;

@@ -9,6 +9,9 @@ use crate::mesh::Mesh;
 use crate::query::ask;
 
 const NODES: usize = 20;
+/// How long an emptied coordinator may take to have its members back: it waits half a minute, and nodes come back within
+/// another quarter.
+const REFILL: Duration = Duration::from_secs(90);
 
 /// Whether node `n` answers `name` with an address.
 fn resolves(mesh: &Mesh, n: usize, own: std::net::Ipv4Addr, name: &str) -> bool {
@@ -73,7 +76,9 @@ fn services_change_and_nodes_restart_with_no_coordinator_and_an_emptied_one_is_f
     mesh.start_coordinator();
     let began = Instant::now();
     assert_eq!(mesh.admin(&["init"]).code, 0);
-    mesh.wait_until(
+    // At first it only learns who was removed.
+    mesh.wait_within(
+        REFILL,
         "the coordinator knows all nodes and their blocks again",
         || {
             let listed = mesh.admin(&["node", "list"]).stdout;
@@ -82,7 +87,7 @@ fn services_change_and_nodes_restart_with_no_coordinator_and_an_emptied_one_is_f
         },
     );
     eprintln!("refilled {:?} after its start", began.elapsed());
-    mesh.wait_until("all are connected", || {
+    mesh.wait_within(REFILL, "all are connected", || {
         (0..NODES).all(|n| mesh.status(n).coordinator.is_some_and(|c| c.connected))
     });
     let token = mesh.token(&[]);

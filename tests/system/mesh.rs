@@ -180,8 +180,18 @@ impl Mesh {
     }
 
     /// Waits until `condition` holds; a hang shows the logs.
-    pub(crate) fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        let end = Instant::now() + PATIENCE;
+    pub(crate) fn wait_until(&self, what: &str, condition: impl FnMut() -> bool) {
+        self.wait_within(PATIENCE, what, condition);
+    }
+
+    /// For what takes longer than usual when all is well.
+    pub(crate) fn wait_within(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut condition: impl FnMut() -> bool,
+    ) {
+        let end = Instant::now() + limit;
         while !condition() {
             if Instant::now() > end {
                 self.show_logs();

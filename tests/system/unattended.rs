@@ -1,10 +1,14 @@
 //! Nodes that join by themselves, with the token in a file: what is in the way is said, and tried again.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
 use meshd::wire::local::{NodeState, Problem};
 
 use crate::mesh::{Mesh, write};
+
+/// How long an emptied coordinator may take to have its members back.
+const REFILL: Duration = Duration::from_secs(90);
 
 /// The one thing that keeps node 0 from joining.
 fn problem(mesh: &Mesh) -> Option<Problem> {
@@ -72,7 +76,7 @@ fn an_unattended_join_says_what_is_in_its_way_and_goes_on_when_it_is_mended() {
     put(&mesh, "garbage again\n");
     mesh.start_node(1);
     // The other node fills the coordinator up again, and its name is taken.
-    mesh.wait_until("the other node is a member again", || {
+    mesh.wait_within(REFILL, "the other node is a member again", || {
         mesh.admin(&["node", "list"]).stdout.contains("taken")
     });
     put(&mesh, &mesh.token(&[]));

@@ -11,7 +11,7 @@
 //!   until removals and revocations have been told. Others wait until the members have told, and are then held to
 //!   the coordinator's clock.
 //!
-//! If no member comes back in all that time, there is none who could vouch: nodes of a version without marks, whose
+//! If there is no member in all that time, there is none who could vouch: nodes of a version without marks, whose
 //! coordinator was emptied, are believed as they come.
 
 use std::collections::HashSet;
@@ -38,7 +38,7 @@ pub(super) enum Phase {
     Nobody(Duration),
     /// Who has a token issued since. For so long the members that were there may come back.
     NewTokens(Duration),
-    /// The same, and no member has come back in time.
+    /// The same, in a store without members, to which none has come in time.
     Alone,
     /// Everybody.
     Over,
@@ -95,10 +95,10 @@ impl Refill {
         }
         if told > 0 && (silent == 0 || elapsed >= MOST) {
             Phase::Over
-        } else if elapsed >= MOST {
+        } else if elapsed >= MOST && silent == 0 {
             Phase::Alone
         } else {
-            Phase::NewTokens(MOST - elapsed)
+            Phase::NewTokens(MOST.saturating_sub(elapsed))
         }
     }
 }
@@ -149,11 +149,17 @@ mod tests {
         let start = Instant::now();
         let mut refill = Refill::new(start);
         refill.handle_told(node(9));
-        for members in [vec![], vec![node(1)]] {
-            let phase = |after| refill.phase(members.clone().into_iter(), start + after);
-            assert_eq!(phase(MOST - SECOND), Phase::NewTokens(SECOND));
-            assert_eq!(phase(MOST * 9), Phase::Alone);
+        let phase =
+            |members: &[PublicKey], after| refill.phase(members.iter().copied(), start + after);
+        for members in [&[][..], &[node(1)]] {
+            assert_eq!(phase(members, MOST - SECOND), Phase::NewTokens(SECOND));
         }
+        assert_eq!(phase(&[], MOST * 9), Phase::Alone);
+        assert_eq!(
+            phase(&[node(1)], MOST * 9),
+            Phase::NewTokens(Duration::ZERO),
+            "a member that stays away may still vouch"
+        );
     }
 
     #[test]
