@@ -880,7 +880,7 @@ fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
                         node(hub, n, version, u32::from(n) - 9),
                         service(n, "web", version),
                     ];
-                    let published = publish(&hub, records).expect("writable");
+                    let published = publish(hub, records).expect("writable");
                     assert_eq!((published.accepted, published.refused), (2, vec![]));
                 }
             });
