@@ -187,6 +187,42 @@ async fn a_revocation_that_leaves_a_member_out_is_refused_so_that_nobody_is_cut_
     assert!(coordinator.has_node(&one.id()) && coordinator.has_node(&two.id()));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_join_while_their_token_is_revoked_are_in_or_refused_and_never_cut() {
+    let coordinator = std::sync::Arc::new(Coordinator::start());
+    let token = coordinator.token_for(500);
+    let id = token.key.public().to_string();
+    let first = coordinator.join_as(&Identity::new(), &token, "n0").await;
+    let mut joined = vec![first.expect("a use left").id()];
+    let revoking = {
+        let coordinator = std::sync::Arc::clone(&coordinator);
+        tokio::task::spawn_blocking(move || coordinator.admin(&["token", "revoke", &id]))
+    };
+    for n in 1..500 {
+        let member = coordinator
+            .join_as(&Identity::new(), &token, &format!("n{n}"))
+            .await;
+        match member {
+            Ok(member) => joined.push(member.id()),
+            Err(JoinError::Refused(error)) => {
+                assert!(error.message.contains("revoked"), "{error}");
+                break;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let revoked = revoking.await.expect("no panic");
+    // Nodes may join faster than they are listed; then nothing was done, and it says so.
+    let text = String::from_utf8_lossy(&revoked.stderr);
+    assert!(
+        revoked.status.success() || text.contains("try again"),
+        "{text}"
+    );
+    for node in joined {
+        assert!(coordinator.has_node(&node));
+    }
+}
+
 #[tokio::test]
 async fn a_join_whose_date_is_not_now_is_refused_with_the_difference() {
     let coordinator = Coordinator::start();

@@ -67,7 +67,8 @@ async fn take_back(token: PublicKey, globals: &Globals) -> Result<u8, CliError> 
             );
         }
         Some(members) if members.len() <= MAX_STAYS => {
-            let names: Vec<&str> = members.values().map(Label::as_str).collect();
+            let mut names: Vec<&str> = members.values().map(Label::as_str).collect();
+            names.sort_unstable();
             eprintln!(
                 "token {short} is revoked: it admits nobody any more; of the nodes it admitted these stay: {}",
                 names.join(", ")
