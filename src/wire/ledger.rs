@@ -368,7 +368,10 @@ impl Ledger {
                     .entry(membership.token)
                     .or_default()
                     .insert(membership.id);
-                self.holders.name(membership.wireguard_key, membership.id);
+                // The key of a node that is out is free.
+                if !self.out.contains(&membership.id) {
+                    self.holders.name(membership.wireguard_key, membership.id);
+                }
             }
             Record::Revocation(revocation) => {
                 dropped = match revocation.revoked {
@@ -415,6 +418,9 @@ impl Ledger {
     /// Puts a node out, and drops what it said but for its departure.
     fn expel(&mut self, node: PublicKey) -> Vec<RecordKey> {
         self.out.insert(node);
+        if let Some(key) = self.membership(&node).map(|m| m.wireguard_key) {
+            self.holders.unname(&key, &node);
+        }
         self.forget_words_of(node)
     }
 

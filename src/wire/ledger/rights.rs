@@ -3,7 +3,7 @@
 use super::{Ledger, Refused};
 use crate::model::PublicKey;
 use crate::model::record::{
-    Departure, Membership, Name, Node, Record, RecordError, RecordKey, RevokedKind, Service,
+    Departure, Membership, Name, Node, Record, RecordKey, RevokedKind, Service,
 };
 use crate::wire::Envelope;
 
@@ -33,7 +33,7 @@ impl Ledger {
                 signed_by(&membership.token).and_then(|()| self.permit_membership(membership))
             }
             Record::Departure(departure) => {
-                signed_by(&departure.id).and_then(|()| self.permit_departure(departure, envelope))
+                signed_by(&departure.id).and_then(|()| self.permit_departure(departure))
             }
             Record::Node(node) => signed_by(&node.id).and_then(|()| self.permit_node(node)),
             Record::Name(name) => signed_by(&name.id).and_then(|()| self.permit_name(name)),
@@ -99,10 +99,7 @@ impl Ledger {
     }
 
     /// A departure of a node that was removed as well is held like any other, so that their order does not matter.
-    fn permit_departure(&self, departure: &Departure, envelope: &Envelope) -> Result<(), Refused> {
-        if envelope.payload != Record::Departure(Departure::of(departure.id)).payload() {
-            return Err(RecordError::WrongId.into());
-        }
+    fn permit_departure(&self, departure: &Departure) -> Result<(), Refused> {
         self.membership(&departure.id)
             .map(drop)
             .ok_or(Refused::NotAMember)

@@ -184,7 +184,7 @@ fn revoked_by(n: u8, by: u8) -> Envelope {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn any_order_of_arrival_leads_to_the_same_state(

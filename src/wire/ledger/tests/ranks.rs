@@ -235,3 +235,24 @@ fn nobody_takes_the_place_of_a_record_whose_kind_is_not_known_yet() {
         2
     );
 }
+
+#[test]
+fn the_wireguard_key_of_a_node_that_is_out_is_free_whichever_came_first() {
+    let claim = Node {
+        wireguard_key: WireGuardKey([11; 32]),
+        ..node_record(10, 6, 1)
+    };
+    let (claim, removal) = (sealed(claim, 10), revocation(11, RevokedKind::Node, NOW));
+    for order in [
+        [membership(11), removal.clone(), claim.clone()],
+        [removal.clone(), membership(11), claim.clone()],
+        [membership(11), claim.clone(), removal.clone()],
+    ] {
+        let mut ledger = ledger(2);
+        for envelope in [membership(10), node(10, 1, 1)].into_iter().chain(order) {
+            let _ = ledger.apply(envelope);
+        }
+        let _ = ledger.apply(claim.clone());
+        assert!(ledger.holds(&claim));
+    }
+}
