@@ -19,6 +19,7 @@ use meshd::model::record::{
     Health, Instance, MESH_ID, Membership, Mesh, Node, Port, Protocol, Record, Service, Source,
     Token,
 };
+use meshd::model::service_address::ServiceAddresses;
 use meshd::model::time::UnixSeconds;
 use meshd::model::{Label, MeshAddresses, SigningKey, WireGuardKey};
 use meshd::wire::{Envelope, Ledger};
@@ -119,6 +120,7 @@ fn with_input<T>(netmap: &Netmap, run: impl FnOnce(&ZoneInput<'_>) -> T) -> T {
         when_none_usable: WhenNoneUsable::All,
         lingering: &BTreeSet::new(),
         balanced: &BTreeSet::new(),
+        held: &ServiceAddresses::default(),
         serial: 1,
         most_addresses: 8,
     })

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use meshd::dns::zone::{MOST_ADDRESSES, Replaced, WhenNoneUsable, Zone, ZoneInput};
 use meshd::model::netmap::Netmap;
 use meshd::model::record::{MESH_ID, Membership, Mesh, Record, Service, Token};
+use meshd::model::service_address::ServiceAddresses;
 use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{MeshAddresses, PublicKey, SigningKey, WireGuardKey};
 use meshd::wire::{Envelope, Ledger};
@@ -85,6 +86,7 @@ fn with_input<T>(netmap: &Netmap, own: PublicKey, run: impl FnOnce(&ZoneInput<'_
         when_none_usable: WhenNoneUsable::All,
         lingering: &BTreeSet::new(),
         balanced: &BTreeSet::new(),
+        held: &ServiceAddresses::default(),
         serial: 1,
         most_addresses: MOST_ADDRESSES,
     })

@@ -6,9 +6,10 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-use super::choice::{Found, Order, find};
+use super::choice::{Allocation, Found, Weighted, divide_weights, element, find};
 use super::local_names;
-use super::zone::{MOST_RECORDS, NEGATIVE_TTL, TTL, Zone, ZoneInstance};
+use super::zone::{MOST_RECORDS, NEGATIVE_TTL, Share, TTL, Zone, ZoneInstance};
+use crate::model::record::Port;
 
 /// What to do with a question.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,17 +90,17 @@ pub fn explain<'a>(zone: &'a Zone, name: &Name) -> Vec<(&'a ZoneInstance, Part)>
         return Vec::new();
     };
     let answered = &found.entry.answered;
-    let chosen: Vec<&ZoneInstance> = Order::new(found, 0).collect();
-    let more = chosen.len() > zone.most_addresses;
+    let nearest = answered.first().map(|instance| instance.group);
+    let is_meant = |i: &ZoneInstance| !found.nearest || Some(i.group) == nearest;
+    let more = answered.iter().filter(|i| is_meant(i)).count() > zone.most_addresses;
     let all = found.entry.all().map(AsRef::as_ref);
-    all.map(|instance| {
-        let is_it = |other: &ZoneInstance| std::ptr::eq(other, instance);
-        let meant = chosen.iter().any(|i| is_it(i));
-        let part = match (meant, answered.iter().any(|i| is_it(i))) {
-            (true, _) if more => Part::InTurn,
-            (true, _) => Part::Answered,
-            (false, true) => Part::Farther,
-            (false, false) => Part::Unusable,
+    all.map(|instance: &ZoneInstance| {
+        let is_answered = answered.iter().any(|i| std::ptr::eq(&**i, instance));
+        let part = match (is_answered, is_meant(instance)) {
+            (true, true) if more => Part::InTurn,
+            (true, true) => Part::Answered,
+            (true, false) => Part::Farther,
+            (false, _) => Part::Unusable,
         };
         (instance, part)
     })
@@ -156,38 +157,48 @@ impl Responder<'_> {
         data
     }
 
-    fn order(&self) -> Order<'_> {
-        Order::new(self.found, self.entropy)
-    }
-
     fn services(&self, additional: &mut Vec<Record>) -> Vec<RData> {
         let filter = self.found.entry.port.as_ref();
-        let mut data = Vec::new();
-        for instance in self.order() {
-            let room = MOST_RECORDS - data.len();
-            if room == 0 {
-                break;
-            }
-            // A target that means something else would send clients there.
-            if !self.zone.has_own_name(instance) {
-                continue;
-            }
-            let Some(target) = absolute(self.zone, &instance.name) else {
-                continue;
+        let is_meant = |port: &&Port| filter.is_none_or(|filter| filter.matches(port));
+        let wants = |share: Share<'_>| {
+            let ports = share.instances.iter().flat_map(|i| &i.ports);
+            ports.filter(is_meant).take(MOST_RECORDS).count()
+        };
+        let mut weighted: Vec<Weighted> = Vec::new();
+        let mut found: Vec<(u16, Name)> = Vec::new();
+        let mut named: Vec<(&ZoneInstance, Name)> = Vec::new();
+        let places = Allocation::allocate(self.found, self.entropy, MOST_RECORDS, wants);
+        places.each(|share, place, random| {
+            let instances = (0..share.instances.len())
+                .filter_map(|at| element(share.instances, at, random).map(AsRef::as_ref));
+            let mut ports = instances
+                .flat_map(|i: &ZoneInstance| i.ports.iter().filter(is_meant).map(move |p| (i, p)));
+            let Some((instance, port)) = ports.nth(place) else {
+                return true;
             };
-            for port in instance
-                .ports
-                .iter()
-                .filter(|p| filter.is_none_or(|filter| filter.matches(p)))
-                .take(room)
-            {
-                data.push(RData::SRV(SRV::new(
-                    instance.priority,
-                    instance.weight,
-                    port.number.get(),
-                    target.clone(),
-                )));
-            }
+            let known = named.iter().find(|(i, _)| std::ptr::eq(*i, instance));
+            let target = match known {
+                Some((_, target)) => target.clone(),
+                None => {
+                    // A target that means something else would send clients there.
+                    let name = self.zone.own_name(instance);
+                    let Some(target) = name.and_then(|name| absolute(self.zone, &name)) else {
+                        return true;
+                    };
+                    named.push((instance, target.clone()));
+                    target
+                }
+            };
+            weighted.push(Weighted {
+                node: instance.owner.id,
+                priority: instance.priority,
+                weight: instance.weight,
+            });
+            found.push((port.number.get(), target));
+            true
+        });
+        divide_weights(&mut weighted);
+        for (instance, target) in named {
             let v4 = instance.v4.iter().map(|a| address_data((*a).into()));
             let v6 = instance.v6.iter().map(|a| address_data((*a).into()));
             additional.extend(
@@ -195,28 +206,43 @@ impl Responder<'_> {
                     .map(|data| Record::from_rdata(target.clone(), TTL, data)),
             );
         }
-        data
+        let records = weighted.into_iter().zip(found);
+        records
+            .map(|(record, (port, target))| {
+                RData::SRV(SRV::new(record.priority, record.weight, port, target))
+            })
+            .collect()
     }
 
     fn texts(&self) -> Vec<RData> {
-        self.order()
-            .take(MOST_RECORDS)
-            .map(|instance| {
-                let ports = instance
-                    .ports
-                    .iter()
-                    .map(|p| format!("{}/{}", p.number, p.protocol.as_str()))
-                    .collect::<Vec<_>>()
-                    .join(",");
-                let id = instance.name.split('.').next().unwrap_or_default();
-                RData::TXT(TXT::new(vec![
-                    format!("instance={id}"),
-                    format!("node={}", instance.node),
-                    format!("ports={ports}"),
-                    format!("health={}", instance.health.as_str()),
-                ]))
-            })
-            .collect()
+        let mut texts = Vec::new();
+        let wants = |share: Share<'_>| share.instances.len();
+        let places = Allocation::allocate(self.found, self.entropy, MOST_RECORDS, wants);
+        places.each(|share, place, random| {
+            if let Some(instance) = element(share.instances, place, random) {
+                texts.push(self.text(instance));
+            }
+            true
+        });
+        texts
+    }
+
+    fn text(&self, instance: &ZoneInstance) -> RData {
+        let ports = instance
+            .ports
+            .iter()
+            .map(|p| format!("{}/{}", p.number, p.protocol.as_str()))
+            .collect::<Vec<_>>()
+            .join(",");
+        let name = self.zone.own_name(instance);
+        let name = name.as_deref().unwrap_or(&instance.name);
+        let id = name.split('.').next().unwrap_or_default();
+        RData::TXT(TXT::new(vec![
+            format!("instance={id}"),
+            format!("node={}", instance.node),
+            format!("ports={ports}"),
+            format!("health={}", instance.health.as_str()),
+        ]))
     }
 }
 
@@ -320,7 +346,7 @@ fn plain(name: &Name) -> Option<String> {
 
 fn reverse(zone: &Zone, name: &Name, record_type: RecordType, address: Option<IpAddr>) -> Answer {
     let found = address.and_then(|address| zone.find_address(&address));
-    let target = found.and_then(|relative| absolute(zone, relative));
+    let target = found.and_then(|relative| absolute(zone, &relative));
     match (target, record_type) {
         (Some(target), RecordType::PTR) => Answer {
             code: ResponseCode::NoError,

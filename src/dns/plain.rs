@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::choice::{Found, Order, find};
+use super::choice::{Allocation, Found, address_at, count_addresses, find};
 use super::local_names::is_local;
 use super::message::{MAX_UDP, PLAIN_UDP, Transport};
 use super::zone::{NEGATIVE_TTL, TTL, Zone};
@@ -336,33 +336,18 @@ impl Zone {
             fixed.all(take);
             return;
         }
-        // Several instances of one host share its address.
-        let mut few = [None; 32];
-        let mut many = Vec::new();
-        let most = self.most_addresses;
-        let mut count = 0;
-        for instance in Order::new(found, entropy) {
-            let v4 = instance.v4.iter().copied().map(IpAddr::V4);
-            let v6 = instance.v6.iter().copied().map(IpAddr::V6);
-            for address in v4.chain(v6).filter(of_family) {
-                if count == most {
-                    return;
-                }
-                let known = few.iter().take(count).any(|a| *a == Some(address));
-                if known || many.contains(&address) {
-                    continue;
-                }
-                match few.get_mut(count) {
-                    Some(room) => *room = Some(address),
-                    None => many.push(address),
-                }
-                count += 1;
-                if !take(address) {
-                    return;
-                }
-            }
+        let wants = |share| count_addresses(share, of_family);
+        let mut stopped = false;
+        Allocation::allocate(found, entropy, self.most_addresses, wants).each(
+            |share, place, random| {
+                let address = address_at(share, of_family, place, random);
+                stopped = !address.is_none_or(&mut take);
+                !stopped
+            },
+        );
+        if !stopped {
+            fixed.all(take);
         }
-        fixed.all(take);
     }
 }
 

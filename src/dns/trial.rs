@@ -22,6 +22,8 @@ use super::zone::{MOST_ADDRESSES, WhenNoneUsable, Zone, ZoneInput};
 use crate::model::address::MeshAddresses;
 use crate::model::netmap::{Member, Netmap};
 use crate::model::record::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service};
+use crate::model::service_address::ServiceAddresses;
+use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, WireGuardKey};
 
 /// The query came over TCP, not UDP.
@@ -57,6 +59,7 @@ impl Trial {
             when_none_usable: WhenNoneUsable::All,
             lingering: &BTreeSet::from(["gone.svc".to_owned()]),
             balanced: &BTreeSet::from([VIP]),
+            held: &ServiceAddresses::default(),
             serial: 7,
             most_addresses: MOST_ADDRESSES,
         }));
@@ -318,6 +321,7 @@ fn netmap() -> Option<Netmap> {
         let member = Member {
             id: id(n),
             name: label(&format!("n{n}"))?,
+            issued_at: UnixSeconds(n.into()),
             tags: vec![],
             wireguard_key: WireGuardKey([n; 32]),
             block,

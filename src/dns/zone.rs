@@ -7,10 +7,12 @@ mod entry;
 mod names;
 mod reverse;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+pub(super) use self::entry::Share;
 pub use self::entry::{Entry, PortFilter, Standing, ZoneInstance};
 use self::entry::{Rank, Role};
 use self::names::Names;
@@ -64,6 +66,8 @@ pub struct ZoneInput<'a> {
     pub lingering: &'a BTreeSet<String>,
     /// Service addresses that the kernel balances here by now.
     pub balanced: &'a BTreeSet<Ipv4Addr>,
+    /// The service addresses that this node has assigned before; [`Zone::replace`] takes those of its own zone.
+    pub held: &'a ServiceAddresses,
     /// Grows with each change (RFC 1982).
     pub serial: u32,
     /// Addresses in an answer at most.
@@ -96,6 +100,8 @@ pub struct Zone {
     reverse: Reverse,
     /// Service addresses, and the names that have them.
     given: Arc<BTreeMap<Ipv4Addr, String>>,
+    /// The assignment that `given` follows from.
+    held: Arc<ServiceAddresses>,
 }
 
 impl Zone {
@@ -111,6 +117,7 @@ impl Zone {
             serial: input.serial,
             most_addresses: input.most_addresses,
             balanced: Arc::new(input.balanced.clone()),
+            held: Arc::new(input.held.clone()),
             ..Self::default()
         };
         for apex in ["", "svc", "node"] {
@@ -133,6 +140,7 @@ impl Zone {
         for service in input.netmap.services.values() {
             zone.add_service(service, input, &mut touched);
         }
+        zone.qualify(&mut touched);
         zone.settle(&touched, input.when_none_usable);
         zone.give_service_addresses(input.netmap);
         for name in input.lingering {
@@ -148,12 +156,17 @@ impl Zone {
         let mut zone = self.clone();
         zone.serial = input.serial;
         let mut touched = BTreeSet::new();
+        for service in services.iter().flat_map(|s| [s.before, s.now]).flatten() {
+            zone.touch_service(service, input, &mut touched);
+        }
+        zone.unqualify(&mut touched);
         for service in services.iter().filter_map(|s| s.before) {
-            zone.remove_service(service, input, &mut touched);
+            zone.remove_service(service, input);
         }
         for service in services.iter().filter_map(|s| s.now) {
             zone.add_service(service, input, &mut touched);
         }
+        zone.qualify(&mut touched);
         zone.settle(&touched, input.when_none_usable);
         let claims = |s: &Replaced<'_>| {
             let claims = |service: &Service| service.service_address.is_some();
@@ -204,6 +217,7 @@ impl Zone {
             let zoned = Arc::new(ZoneInstance {
                 name: format!("{}.{base}", instance.id).into(),
                 node: member.name.clone(),
+                owner: member.rank(),
                 v4: v4.into(),
                 v6: v6.into(),
                 ports: instance.ports.as_slice().into(),
@@ -231,12 +245,24 @@ impl Zone {
         }
     }
 
-    fn remove_service(
-        &mut self,
+    /// Notes all names under which instances of `service` stand.
+    fn touch_service(
+        &self,
         service: &Service,
         input: &ZoneInput<'_>,
         touched: &mut BTreeSet<String>,
     ) {
+        let Some(member) = input.netmap.members.get(&service.node) else {
+            return;
+        };
+        let base = base_of(service);
+        for instance in &service.instances {
+            let names = names_of(service, instance, &base, &member.name);
+            touched.extend(names.into_iter().map(|(name, _)| name));
+        }
+    }
+
+    fn remove_service(&mut self, service: &Service, input: &ZoneInput<'_>) {
         let Some(member) = input.netmap.members.get(&service.node) else {
             return;
         };
@@ -247,9 +273,37 @@ impl Zone {
             }
             for (name, _) in names_of(service, instance, &base, &member.name) {
                 self.names.change(&name, |entry| entry.let_go(&service.id));
-                touched.insert(name);
             }
         }
+    }
+
+    /// Gives each instance whose own name belongs to another instance or to a service a name with the key of its node in it.
+    /// Notes these names in `touched`.
+    fn qualify(&mut self, touched: &mut BTreeSet<String>) {
+        for (name, instance) in self.displaced(touched) {
+            self.names
+                .put(&name, |entry| entry.take_in(&instance, Role::Own));
+            touched.insert(name);
+        }
+    }
+
+    /// Takes the names of [`Zone::qualify`] away again, before the instances that have them change.
+    fn unqualify(&mut self, touched: &mut BTreeSet<String>) {
+        for (name, instance) in self.displaced(touched) {
+            self.names.change(&name, |entry| entry.dismiss(&instance));
+            touched.insert(name);
+        }
+    }
+
+    /// The instances that do not have the name of their own which is among `names`, each with its other name.
+    fn displaced(&self, names: &BTreeSet<String>) -> Vec<(String, Arc<ZoneInstance>)> {
+        let entries = names
+            .iter()
+            .filter_map(|name| Some((name, self.find(name)?)));
+        entries
+            .flat_map(|(name, entry)| entry.displaced(name))
+            .filter_map(|instance| Some((instance.qualified_name()?, Arc::clone(instance))))
+            .collect()
     }
 
     fn settle(&mut self, touched: &BTreeSet<String>, when_none: WhenNoneUsable) {
@@ -261,7 +315,11 @@ impl Zone {
 
     /// Brings the service addresses to what follows from the claims.
     fn give_service_addresses(&mut self, netmap: &Netmap) {
-        let assigned = ServiceAddresses::assign(netmap);
+        let held = ServiceAddresses::assign(netmap, &self.held);
+        if held != *self.held {
+            self.held = Arc::new(held);
+        }
+        let assigned = Arc::clone(&self.held);
         let assigned = assigned.iter().map(|(name, a)| (a, format!("{name}.svc")));
         let assigned = assigned.filter(|(_, name)| self.names.find(name).is_some());
         let assigned: BTreeMap<Ipv4Addr, String> = assigned.collect();
@@ -287,11 +345,25 @@ impl Zone {
         self.names.find(name)
     }
 
-    /// Whether the name of `instance` means that instance, and not a service that has the same name.
+    /// The name, relative to the domain, that means this instance and nothing else: the one its node gave it, or one with
+    /// the key of its node in it where another instance or a service has that.
     #[must_use]
-    pub fn has_own_name(&self, instance: &ZoneInstance) -> bool {
-        self.find(&instance.name)
-            .is_some_and(|entry| entry.has_addresses && !entry.is_service)
+    pub fn own_name<'a>(&self, instance: &'a ZoneInstance) -> Option<Cow<'a, str>> {
+        let means_it = |name: &str| {
+            let entry = self.find(name);
+            entry.is_some_and(|entry| entry.means_only(instance))
+        };
+        if means_it(&instance.name) {
+            return Some(Cow::Borrowed(&instance.name));
+        }
+        let qualified = instance.qualified_name().filter(|name| means_it(name));
+        qualified.map(Cow::Owned)
+    }
+
+    /// The service addresses as this node has assigned them.
+    #[must_use]
+    pub fn held_addresses(&self) -> &Arc<ServiceAddresses> {
+        &self.held
     }
 
     /// Whether instances stand under `name`, relative to the domain, in whatever state.
@@ -322,9 +394,9 @@ impl Zone {
 
     /// The name, relative to the domain, of whoever has `address`.
     #[must_use]
-    pub fn find_address(&self, address: &IpAddr) -> Option<&str> {
+    pub fn find_address(&self, address: &IpAddr) -> Option<Cow<'_, str>> {
         self.reverse
-            .find(address, |instance| self.has_own_name(instance))
+            .find(address, |instance| self.own_name(instance))
     }
 
     /// How many names have records.

@@ -1,12 +1,13 @@
 //! The mesh as a node sees it: who is in, where, and what they serve.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::address::{Block, is_routable};
 use super::key::{PublicKey, WireGuardKey};
-use super::name::Label;
+use super::name::{Label, ServiceName};
 use super::record::{Mesh, Service};
+use super::time::UnixSeconds;
 
 /// A verified view of the mesh.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct Member {
     pub id: PublicKey,
     /// Unique within the netmap: of two claimants the earlier keeps the name.
     pub name: Label,
+    /// When its membership was made. A member cannot move this date back, so it ranks members that claim the same thing.
+    pub issued_at: UnixSeconds,
     /// What its token granted.
     pub tags: Vec<Label>,
     /// The key its tunnel speaks with.
@@ -38,7 +41,26 @@ pub struct Member {
     pub without_ipv6: bool,
 }
 
+/// The order of members that claim the same thing: who joined first comes first. Neither a name nor a key of one's own
+/// choice makes a member earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// When its membership was made.
+    pub issued_at: UnixSeconds,
+    /// Identity key.
+    pub id: PublicKey,
+}
+
 impl Member {
+    /// Where it stands among members that claim the same thing.
+    #[must_use]
+    pub fn rank(&self) -> Rank {
+        Rank {
+            issued_at: self.issued_at,
+            id: self.id,
+        }
+    }
+
     /// The node's own addresses that can be reached, IPv4 first.
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
@@ -50,7 +72,51 @@ impl Member {
     }
 }
 
+/// A service that nodes serve which have no tag in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contested<'a> {
+    /// The service.
+    pub service: ServiceName,
+    /// The names of all nodes that serve it, in alphabetical order.
+    pub nodes: Vec<&'a Label>,
+}
+
 impl Netmap {
+    /// The services that are served by two nodes without a common tag. Two nodes without any tag are alike: in a mesh
+    /// whose tokens carry no tags nothing is contested.
+    #[must_use]
+    pub fn contested(&self) -> Vec<Contested<'_>> {
+        let mut served: BTreeMap<(&Label, Option<&Label>), Vec<&Member>> = BTreeMap::new();
+        for service in self.services.values() {
+            if let Some(member) = self.members.get(&service.node) {
+                let name = (&service.name, service.project.as_ref());
+                served.entry(name).or_default().push(member);
+            }
+        }
+        let mut contested = Vec::new();
+        for ((name, project), members) in served {
+            // Many nodes have few different sets of tags, and only these are compared with each other.
+            let sets: BTreeSet<&[Label]> = members.iter().map(|m| m.tags.as_slice()).collect();
+            let apart = |a: &[Label]| {
+                sets.iter()
+                    .any(|b| a != *b && !a.iter().any(|tag| b.contains(tag)))
+            };
+            if !sets.iter().any(|set| apart(set)) {
+                continue;
+            }
+            let mut nodes: Vec<&Label> = members.iter().map(|member| &member.name).collect();
+            nodes.sort();
+            contested.push(Contested {
+                service: ServiceName {
+                    name: name.clone(),
+                    project: project.cloned(),
+                },
+                nodes,
+            });
+        }
+        contested
+    }
+
     /// The member called `name`.
     #[must_use]
     pub fn by_name(&self, name: &Label) -> Option<&Member> {
@@ -79,5 +145,72 @@ impl Netmap {
         let prefix = Service::ids_of(node);
         let next = self.services.range(prefix.clone()..).next();
         next.is_some_and(|(id, _)| id.starts_with(&prefix))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(text: &str) -> Label {
+        Label::parse(text).expect("a literal")
+    }
+
+    /// Nodes with tags, all of which serve `db`.
+    fn serving(nodes: &[(u8, &[&str])]) -> Netmap {
+        let mut netmap = Netmap::default();
+        for (n, tags) in nodes {
+            let id = PublicKey([*n; 32]);
+            let block = Block {
+                v4: format!("10.210.{n}.0/24").parse().expect("a literal"),
+                v6: format!("fd00:0:0:{n}::/64").parse().expect("a literal"),
+            };
+            let member = Member {
+                id,
+                name: label(&format!("n{n}")),
+                issued_at: UnixSeconds(0),
+                tags: tags.iter().map(|tag| label(tag)).collect(),
+                wireguard_key: WireGuardKey([*n; 32]),
+                block,
+                endpoints: vec![],
+                without_ipv6: false,
+            };
+            netmap.members.insert(id, member);
+            let service = Service {
+                id: Service::id_of(&id, None, &label("db")),
+                version: 1,
+                node: id,
+                name: label("db"),
+                project: None,
+                service_address: None,
+                instances: vec![],
+            };
+            netmap.services.insert(service.id.clone(), service);
+        }
+        netmap
+    }
+
+    #[test]
+    fn a_service_of_nodes_without_a_common_tag_is_contested_and_all_its_nodes_are_named() {
+        let netmap = serving(&[(1, &["db"]), (2, &["db", "web"]), (3, &["ci"])]);
+        let contested = netmap.contested();
+        assert_eq!(contested.len(), 1);
+        assert_eq!(contested[0].service.to_string(), "db");
+        let nodes: Vec<&str> = contested[0].nodes.iter().map(|n| n.as_str()).collect();
+        assert_eq!(nodes, ["n1", "n2", "n3"]);
+        // No tag is none in common either.
+        assert_eq!(serving(&[(1, &["db"]), (2, &[])]).contested().len(), 1);
+    }
+
+    #[test]
+    fn nodes_that_are_alike_or_share_a_tag_contest_nothing() {
+        for nodes in [
+            &[(1, &[][..]), (2, &[][..])][..],
+            &[(1, &["db"][..]), (2, &["web", "db"][..])][..],
+            &[(1, &["db"][..])][..],
+            &[][..],
+        ] {
+            assert_eq!(serving(nodes).contested(), []);
+        }
     }
 }

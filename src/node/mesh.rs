@@ -98,6 +98,9 @@ pub(super) struct Mesh {
     pub(super) own_records: OwnRecords,
     /// Service addresses that the kernel balances.
     balanced: BTreeSet<Ipv4Addr>,
+    /// Which service has which service address here, and whether the file of it is out of date.
+    service_addresses: Arc<ServiceAddresses>,
+    service_addresses_unwritten: bool,
     /// Bridges of the container engine, with their subnets.
     bridges: BTreeMap<String, Vec<Ipv4Net>>,
     dir: StateDir,
@@ -344,6 +347,8 @@ impl Mesh {
             firewall,
             own_records: OwnRecords::default(),
             balanced: BTreeSet::new(),
+            service_addresses: Arc::new(dir.service_addresses()),
+            service_addresses_unwritten: false,
             bridges: BTreeMap::new(),
             checker: Checker::new(verdict_events),
             damaged: loaded.damaged,
@@ -936,7 +941,7 @@ impl Mesh {
         } else {
             Wired::Impossible
         };
-        let mut addresses = ServiceAddresses::assign(&self.netmap);
+        let mut addresses = ServiceAddresses::clone(&self.service_addresses);
         let plan = self.ledger.mesh().map(|mesh| mesh.addresses);
         for (name, offer) in docker.offers(self.registry.drained(), wired) {
             let address = plan
@@ -1063,6 +1068,7 @@ impl Mesh {
 
     /// Takes back what other programs were told, and what was put on the machine.
     pub(super) async fn stop(mut self) {
+        self.keep_service_addresses();
         if let Some(resolved) = self.dns.as_mut().and_then(|dns| dns.resolved.as_mut()) {
             resolved.stop().await;
         }
@@ -1196,6 +1202,7 @@ impl Mesh {
             when_none_usable: self.config.when_none_usable,
             lingering,
             balanced: &self.balanced,
+            held: &self.service_addresses,
             serial: self.serial,
             most_addresses: self.config.most_addresses,
         }
@@ -1203,6 +1210,11 @@ impl Mesh {
 
     fn publish_zone(&mut self, zone: Zone) {
         self.serial = self.serial.wrapping_add(1);
+        let held = zone.held_addresses();
+        if !Arc::ptr_eq(held, &self.service_addresses) {
+            self.service_addresses_unwritten |= **held != *self.service_addresses;
+            self.service_addresses = Arc::clone(held);
+        }
         self.zone.store(Arc::new(zone));
     }
 
@@ -1368,6 +1380,7 @@ impl Mesh {
     /// Puts back what somebody took away, and notices what changed around: addresses, resolvers. To be called every few
     /// seconds.
     pub(super) async fn reconcile(&mut self) {
+        self.keep_service_addresses();
         // A device that is gone is about to be made again.
         if !self.tunnel.is_gone() {
             self.is_device_elsewhere().await;
@@ -1378,6 +1391,18 @@ impl Mesh {
         self.listen().await;
         self.wire();
         self.publish_own();
+    }
+
+    /// Writes which service has which address, so that none moves when meshd starts again. Not at each change: other members
+    /// can cause changes, and each write waits for the disk.
+    fn keep_service_addresses(&mut self) {
+        if self.service_addresses_unwritten {
+            let written = self.dir.set_service_addresses(&self.service_addresses);
+            if let Err(error) = &written {
+                tracing::warn!(%error, "cannot keep the service addresses");
+            }
+            self.service_addresses_unwritten = written.is_err();
+        }
     }
 
     /// Somebody changed something on this machine, and what is meshd's has been put back.

@@ -19,7 +19,7 @@ use crate::dns::local_names::is_special;
 use crate::dns::message::{Asked, Source};
 use crate::dns::rebinding::Stripped;
 use crate::dns::zone::{Standing, Zone};
-use crate::model::netmap::Member;
+use crate::model::netmap::{Member, Netmap};
 use crate::model::{Label, PublicKey};
 use crate::path::mtu::LEAST_IPV6;
 use crate::path::watch::Reach;
@@ -311,9 +311,45 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
             ));
         }
     }
+    problems.extend(contested(&mesh.netmap));
     problems.extend(narrow_paths(mesh));
     problems.extend(unreached(mesh));
     problems
+}
+
+/// Contested services that are named one by one at most, and nodes of each.
+const MAX_CONTESTED: usize = 8;
+
+/// Services that are served by nodes without a common tag: one of them may be there by mistake, or mean harm.
+fn contested(netmap: &Netmap) -> Vec<Problem> {
+    let contested = netmap.contested();
+    let named = contested.iter().take(MAX_CONTESTED);
+    let more = contested.len().saturating_sub(MAX_CONTESTED);
+    let more = (more > 0).then(|| Problem {
+        what: format!("{more} more services are served by nodes that have no tag in common"),
+        why: "their clients are sent to all of these nodes alike".into(),
+        fix: "look at `meshctl service list` for who serves them".into(),
+    });
+    let problems = named.map(|contested| {
+        let nodes = contested.nodes.iter().take(MAX_CONTESTED);
+        let mut nodes: Vec<String> = nodes.map(ToString::to_string).collect();
+        let others = contested.nodes.len().saturating_sub(nodes.len());
+        if others > 0 {
+            nodes.push(format!("{others} more"));
+        }
+        Problem {
+            what: format!(
+                "the service {} is served by nodes that have no tag in common: {}",
+                contested.service,
+                nodes.join(", ")
+            ),
+            why: "its clients are sent to all of these nodes alike, and tags are what tells which nodes belong together"
+                .into(),
+            fix: "end the service on the nodes that are not to serve it, or join its nodes with tokens that have a tag in common"
+                .into(),
+        }
+    });
+    problems.chain(more).collect()
 }
 
 /// Peers from which no packet came since the start, or none any more from any.
@@ -508,7 +544,7 @@ pub(super) fn checkup(mesh: &Mesh, reply: Reply<Checkup>) {
         dns: dns.and_then(|_| mesh.ledger.mesh().map(|m| m.addresses.dns_v4())),
         split_dns: dns.map_or("none", split_dns).to_owned(),
         containers: Vec::new(),
-        problems: mesh.network.ways(),
+        problems: [mesh.network.ways(), contested(&mesh.netmap)].concat(),
         removed: mesh.is_removed(),
         tunnels: Vec::new(),
     };

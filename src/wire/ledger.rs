@@ -753,6 +753,7 @@ impl Ledger {
                 Member {
                     id: membership.id,
                     name,
+                    issued_at: membership.issued_at,
                     tags: self.tags_of(membership),
                     wireguard_key: node.wireguard_key,
                     block: node.block,

@@ -25,3 +25,4 @@ mod n03_store;
 mod n05_names;
 mod n06_leases;
 mod n07_back_in_time;
+mod n12_service_names;

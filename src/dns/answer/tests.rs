@@ -7,7 +7,9 @@ use crate::dns::message::{Outcome, Transport, handle};
 use crate::dns::zone::{WhenNoneUsable, ZoneInput};
 use crate::model::address::MeshAddresses;
 use crate::model::netmap::{Member, Netmap};
-use crate::model::record::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service, Source};
+use crate::model::record::{Health, Instance, MESH_ID, Mesh, Protocol, Service, Source};
+use crate::model::service_address::ServiceAddresses;
+use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, WireGuardKey};
 
 pub(in crate::dns) fn label(text: &str) -> Label {
@@ -42,6 +44,7 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
         let member = Member {
             id: id(n),
             name: label(&format!("n{n}")),
+            issued_at: UnixSeconds(n.into()),
             tags: vec![],
             wireguard_key: WireGuardKey([n; 32]),
             block,
@@ -99,6 +102,7 @@ fn zone_with(
         when_none_usable,
         lingering: &BTreeSet::from(["gone.svc".to_owned()]),
         balanced,
+        held: &ServiceAddresses::default(),
         serial: 7,
         most_addresses: crate::dns::zone::MOST_ADDRESSES,
     })
@@ -561,9 +565,14 @@ fn the_name_of_a_service_of_a_project_is_no_instances() {
             .iter()
             .all(|t| t.ends_with(" n3-db.db.shop.svc.mesh."))
     );
-    assert_eq!(of("shop.svc.mesh.", RecordType::SRV), Vec::<String>::new());
+    // The instance stays reachable by a name with the key of its node in it, which nobody else can have.
+    let qualified = "db-020202020202.shop.svc.mesh.";
+    let srv = of("shop.svc.mesh.", RecordType::SRV);
+    assert_eq!(srv.len(), 2);
+    assert!(srv.iter().all(|t| t.ends_with(&format!(" {qualified}"))));
+    assert_eq!(of(qualified, RecordType::A), ["10.210.2.9"]);
     let reverse = of("9.2.210.10.in-addr.arpa.", RecordType::PTR);
-    assert_eq!(reverse, Vec::<String>::new());
+    assert_eq!(reverse, [qualified]);
     let name = Name::from_ascii("db.shop.svc.mesh.").expect("a literal");
     let explained = explain(&zone, &name);
     assert!(
@@ -738,4 +747,234 @@ fn a_service_address_stands_for_the_instances_in_addresses_and_srv_keeps_them() 
     let mut addresses = data(&answer);
     addresses.sort();
     assert_eq!(addresses, ["10.210.1.1", "10.210.2.1", "10.210.2.9"]);
+}
+
+/// The netmap with one instance of `web` on n1 and n2, and this many on n3, all with ids of n1's taste.
+fn hostile(instances: u8) -> Netmap {
+    let mut netmap = netmap(HEALTHY);
+    for service in netmap.services.values_mut() {
+        let first = service.instances[0].clone();
+        if service.node == id(3) {
+            service.instances = (0..instances)
+                .map(|n| Instance {
+                    id: label(&format!("n1-{}", 80 + u16::from(n))),
+                    addresses: vec![[10, 210, 3, n].into()],
+                    ports: vec![first.ports[0].clone(); 16],
+                    weight: u16::MAX,
+                    ..first.clone()
+                })
+                .collect();
+        } else {
+            service.instances[0].ports.truncate(1);
+        }
+    }
+    netmap
+}
+
+fn ask_with(zone: &Zone, name: &str, record_type: RecordType, entropy: u64) -> Answer {
+    let name = Name::from_ascii(name).expect("a literal");
+    let entropy = entropy.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    match answer(zone, &name, record_type, entropy) {
+        Verdict::Answer(answer) => answer,
+        Verdict::Forward => panic!("a name of the mesh"),
+    }
+}
+
+#[test]
+fn each_node_that_serves_a_name_has_an_equal_share_of_the_places() {
+    let mut netmap = hostile(254);
+    // The own node comes first in any case.
+    netmap.services.retain(|_, service| service.node != id(1));
+    let zone = zone_of(&netmap, &[], WhenNoneUsable::All);
+    let (mut first, mut targets) = (0, 0);
+    for entropy in 0..400 {
+        let answer = ask_with(&zone, "web.svc.mesh.", RecordType::A, entropy);
+        let addresses = data(&answer);
+        assert_eq!(addresses.len(), 8);
+        assert!(
+            addresses.contains(&"10.210.2.1".to_owned()),
+            "{addresses:?}"
+        );
+        first += usize::from(answer.answers[0].data.to_string() == "10.210.2.1");
+        let srv = data(&ask_with(&zone, "web.svc.mesh.", RecordType::SRV, entropy));
+        assert_eq!(srv.len(), 32);
+        let honest: Vec<&String> = srv.iter().filter(|s| s.contains(" n2-80.")).collect();
+        targets += honest.len();
+        // Weights are claims as well.
+        let weight = |text: &str| -> u64 {
+            let mut words = text.split(' ');
+            words.nth(1).and_then(|w| w.parse().ok()).expect("a weight")
+        };
+        let all: u64 = srv.iter().map(|s| weight(s)).sum();
+        let own: u64 = honest.iter().map(|s| weight(s)).sum();
+        assert!(own * 11 >= all, "{own} of {all}");
+        let txt = data(&ask_with(&zone, "web.svc.mesh.", RecordType::TXT, entropy));
+        assert!(txt.iter().any(|text| text.contains("node=n2")), "{txt:?}");
+    }
+    assert!((150..=250).contains(&first), "{first} of 400");
+    assert_eq!(targets, 400);
+}
+
+#[test]
+fn with_more_nodes_than_places_each_node_is_answered_as_often_as_another() {
+    let mut netmap = netmap(HEALTHY);
+    let (member, service) = (
+        netmap.members[&id(2)].clone(),
+        netmap.services.values().find(|s| s.node == id(2)).cloned(),
+    );
+    let service = service.expect("on each node");
+    netmap.services.retain(|_, s| s.node != id(1));
+    for n in 4..=100u8 {
+        let member = Member {
+            id: id(n),
+            name: label(&format!("n{n}")),
+            ..member.clone()
+        };
+        netmap.members.insert(id(n), member);
+        // Every tenth node has many instances.
+        let count = if n % 10 == 0 { 20 } else { 1 };
+        let instances = (0..count).map(|i| Instance {
+            id: label(&format!("n{n}-{i}")),
+            addresses: vec![[10, 210, n, i].into()],
+            ..service.instances[0].clone()
+        });
+        let service = Service {
+            id: Service::id_of(&id(n), None, &service.name),
+            node: id(n),
+            instances: instances.collect(),
+            ..service.clone()
+        };
+        netmap.services.insert(service.id.clone(), service);
+    }
+    let zone = zone_of(&netmap, &[], WhenNoneUsable::All);
+    let mut answered: BTreeMap<u8, usize> = BTreeMap::new();
+    for entropy in 0..4000 {
+        let answer = ask_with(&zone, "web.svc.mesh.", RecordType::A, entropy);
+        assert_eq!(answer.answers.len(), 8);
+        for record in &answer.answers {
+            let RData::A(address) = &record.data else {
+                panic!("an address")
+            };
+            *answered.entry(address.0.octets()[2]).or_default() += 1;
+        }
+    }
+    // 99 nodes, 32,000 places: 323 each.
+    assert_eq!(answered.len(), 99);
+    let (least, most) = (answered.values().min(), answered.values().max());
+    assert!(least >= Some(&220) && most <= Some(&440), "{answered:?}");
+}
+
+#[test]
+fn nearer_nodes_come_first_and_do_not_take_the_places_of_others() {
+    // n3 is as near as anybody can be, and has many instances.
+    let netmap = hostile(254);
+    let zone = Zone::build(&ZoneInput {
+        netmap: &netmap,
+        own: id(9),
+        unreachable: &BTreeSet::new(),
+        groups: &BTreeMap::from([(id(3), 1), (id(1), 5), (id(2), 6)]),
+        when_none_usable: WhenNoneUsable::All,
+        lingering: &BTreeSet::new(),
+        balanced: &BTreeSet::new(),
+        held: &ServiceAddresses::default(),
+        serial: 1,
+        most_addresses: 8,
+    });
+    for entropy in 0..50 {
+        let answer = ask_with(&zone, "web.svc.mesh.", RecordType::A, entropy);
+        let addresses: Vec<String> = answer.answers.iter().map(|r| r.data.to_string()).collect();
+        assert!(addresses[..6].iter().all(|a| a.starts_with("10.210.3.")));
+        assert_eq!(addresses[6..], ["10.210.1.1", "10.210.2.1"]);
+        let nearest = data(&ask_with(
+            &zone,
+            "nearest.web.svc.mesh.",
+            RecordType::A,
+            entropy,
+        ));
+        assert!(nearest.iter().all(|a| a.starts_with("10.210.3.")));
+    }
+}
+
+#[test]
+fn an_instance_with_the_id_of_another_nodes_does_not_get_its_name_and_stays_reachable() {
+    // n3 copies the ids of n1; and n1 is so called by the name of its node, or joined first.
+    for (earlier, renamed) in [(1, false), (3, false), (1, true)] {
+        let mut netmap = hostile(3);
+        let joined = UnixSeconds(0);
+        netmap
+            .members
+            .get_mut(&id(earlier))
+            .expect("there")
+            .issued_at = joined;
+        let name = if renamed { "other-1" } else { "n1-80" };
+        if renamed {
+            for service in netmap.services.values_mut() {
+                service.instances[0].id = label(name);
+            }
+        }
+        let zone = zone_of(&netmap, &[], WhenNoneUsable::All);
+        let of = |name: &str, record_type| data(&ask_zone(&zone, name, record_type));
+        assert_eq!(
+            of(&format!("{name}.web.svc.mesh."), RecordType::A),
+            ["10.210.1.1"]
+        );
+        let qualified = format!("{name}-030303030303.web.svc.mesh.");
+        let reverse = of("0.3.210.10.in-addr.arpa.", RecordType::PTR);
+        assert_eq!(reverse, [qualified.as_str()]);
+        assert_eq!(of(&qualified, RecordType::A), ["10.210.3.0"]);
+        for entropy in 0..20 {
+            let answer = ask_with(&zone, "web.svc.mesh.", RecordType::SRV, entropy);
+            for record in &answer.answers {
+                let RData::SRV(srv) = &record.data else {
+                    panic!("a service")
+                };
+                let address = ask_zone(&zone, &srv.target.to_string(), RecordType::A);
+                let of_n1 = srv.target.to_string() == format!("{name}.web.svc.mesh.");
+                assert_eq!(data(&address)[0] == "10.210.1.1", of_n1, "{srv}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_name_with_the_key_of_a_node_is_that_nodes() {
+    // n1 and n2 have one id, so n2's has its key in it; n3 claims that one too, and joined first.
+    let mut netmap = hostile(1);
+    netmap.members.get_mut(&id(3)).expect("there").issued_at = UnixSeconds(0);
+    for service in netmap.services.values_mut() {
+        let id = if service.node == id(3) {
+            "x-1-020202020202"
+        } else {
+            "x-1"
+        };
+        service.instances[0].id = label(id);
+    }
+    let zone = zone_of(&netmap, &[], WhenNoneUsable::All);
+    let of = |name: &str| data(&ask_zone(&zone, name, RecordType::A));
+    assert_eq!(of("x-1.web.svc.mesh."), ["10.210.1.1"]);
+    assert_eq!(of("x-1-020202020202.web.svc.mesh."), ["10.210.2.1"]);
+}
+
+#[test]
+fn a_service_of_a_project_does_not_take_the_instances_of_a_service_out_of_its_answers() {
+    // n3 calls a service of the project `web` as the instance of n2 is called.
+    let mut netmap = netmap(HEALTHY);
+    let mut taken = netmap
+        .services
+        .values()
+        .find(|s| s.node == id(3))
+        .cloned()
+        .expect("there");
+    taken.name = label("n2-80");
+    taken.project = Some(label("web"));
+    taken.id = Service::id_of(&id(3), taken.project.as_ref(), &taken.name);
+    netmap.services.insert(taken.id.clone(), taken);
+    let zone = zone_of(&netmap, &[], WhenNoneUsable::All);
+    let srv = data(&ask_zone(&zone, "_web._tcp.web.svc.mesh.", RecordType::SRV));
+    assert_eq!(srv.len(), 3, "{srv:?}");
+    assert!(
+        srv.iter()
+            .any(|s| s.ends_with(" 80 n2-80-020202020202.web.svc.mesh.")),
+        "{srv:?}"
+    );
 }

@@ -2,6 +2,7 @@ use super::*;
 use crate::dns::zone::ZoneInput;
 use crate::model::netmap::Netmap;
 use crate::model::record::{MESH_ID, Mesh};
+use crate::model::service_address::ServiceAddresses;
 use crate::model::{Label, MeshAddresses, PublicKey};
 use hickory_proto::op::{OpCode, Query};
 use proptest::prelude::*;
@@ -33,6 +34,7 @@ pub(super) fn zone() -> Zone {
         when_none_usable: Default::default(),
         lingering: &BTreeSet::new(),
         balanced: &BTreeSet::new(),
+        held: &ServiceAddresses::default(),
         serial: 1,
         most_addresses: crate::dns::zone::MOST_ADDRESSES,
     })

@@ -1,10 +1,13 @@
 //! What a name of the zone has, and how it follows from the instances that stand under it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::WhenNoneUsable;
 use crate::model::Label;
+use crate::model::netmap;
 use crate::model::record::{Health, Port};
 
 /// Why an instance is answered or not.
@@ -29,6 +32,8 @@ pub struct ZoneInstance {
     pub name: Arc<str>,
     /// Its node's name.
     pub node: Label,
+    /// Its node, as it ranks among members that claim the same name.
+    pub owner: netmap::Rank,
     /// IPv4 addresses.
     pub v4: Box<[Ipv4Addr]>,
     /// IPv6 addresses.
@@ -80,8 +85,10 @@ pub(super) struct Place {
 /// What a name has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entry {
-    /// Those answered, nearest first.
+    /// Those answered, nearest first, and those of one node side by side.
     pub answered: Box<[Arc<ZoneInstance>]>,
+    /// The parts of several nodes in `answered`; absent if there is at most one instance.
+    pub(super) spread: Option<Box<Spread>>,
     /// Whether those answered are not usable, for want of any that are.
     pub flagged: bool,
     /// Of SRV: only ports of this name or number are meant; all if absent.
@@ -96,6 +103,8 @@ pub struct Entry {
     pub service_address: Option<Ipv4Addr>,
     /// Whether it is the name of a service.
     pub is_service: bool,
+    /// Whether it is the own name of an instance.
+    pub(super) is_own: bool,
     /// Whether SOA and NS are here.
     pub apex: bool,
     /// Whether its last instance left lately.
@@ -126,21 +135,66 @@ impl PortFilter {
 impl Entry {
     /// All instances that the name means, for an explanation.
     pub fn all(&self) -> impl Iterator<Item = &Arc<ZoneInstance>> {
-        self.meant().map(|place| &place.instance)
+        let own = self.is_own.then_some(&self.answered).into_iter().flatten();
+        let places = self.places.iter().filter(|_| !self.is_own);
+        let others = places.filter(|place| place.role != Role::Own);
+        own.chain(others.map(|place| &place.instance))
+    }
+
+    /// The part of a node in the answers, by its place among those of all nodes.
+    pub(in crate::dns) fn share(&self, at: usize) -> Option<Share<'_>> {
+        let Some(spread) = &self.spread else {
+            let instance = self.answered.get(at)?;
+            return Some(Share {
+                group: instance.group,
+                instances: self.answered.get(at..=at)?,
+                v4: &instance.v4,
+                v6: &instance.v6,
+            });
+        };
+        let part = spread.parts.get(at)?;
+        Some(Share {
+            group: part.group,
+            instances: self.answered.get(part.instances.clone())?,
+            v4: spread.v4.get(part.v4.clone())?,
+            v6: spread.v6.get(part.v6.clone())?,
+        })
+    }
+
+    /// How many nodes have a part in the answers.
+    pub(in crate::dns) fn shares(&self) -> usize {
+        let spread = self.spread.as_ref();
+        spread.map_or(self.answered.len(), |spread| spread.parts.len())
+    }
+
+    /// Whether this is the own name of `instance`.
+    pub(super) fn means_only(&self, instance: &ZoneInstance) -> bool {
+        let answered = self.answered.first();
+        self.is_own && answered.is_some_and(|holder| holder.rank == instance.rank)
+    }
+
+    /// The instances that were called `name` by their nodes, and do not have it: it is a service's or another instance's.
+    pub(super) fn displaced<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> impl Iterator<Item = &'a Arc<ZoneInstance>> {
+        let called = move |place: &&Place| place.role == Role::Own && *place.instance.name == *name;
+        let is_service = self.places.iter().any(|place| place.role == Role::Service);
+        let holder = match is_service {
+            true => None,
+            false => holder(self.places.iter().filter(called), name),
+        };
+        let holder = holder.map(|place| &place.instance.rank);
+        let places = self.places.iter().filter(called);
+        places
+            .map(|place| &place.instance)
+            .filter(move |instance| Some(&instance.rank) != holder)
     }
 
     /// Whether instances stand here, in whatever state.
     #[must_use]
     pub fn has_instances(&self) -> bool {
         !self.places.is_empty()
-    }
-
-    /// What the name means. The service `db` of the project `shop` and the instance `db` of the service `shop` have one
-    /// name; it is the service's.
-    fn meant(&self) -> impl Iterator<Item = &Place> {
-        let is_service = self.places.iter().any(|place| place.role == Role::Service);
-        let places = self.places.iter();
-        places.filter(move |place| !is_service || place.role != Role::Own)
     }
 
     /// Whether nothing is here and nothing below.
@@ -170,29 +224,43 @@ impl Entry {
             .retain(|place| *place.instance.rank.record != *record);
     }
 
-    /// Works out what follows from the instances that are here now.
+    /// Lets go of one instance.
+    pub(super) fn dismiss(&mut self, instance: &ZoneInstance) {
+        self.places
+            .retain(|place| place.instance.rank != instance.rank);
+    }
+
+    /// Works out what follows from the instances that are here now. The service `db` of the project `shop` and the instance
+    /// `db` of the service `shop` have one name; it is the service's. Of several instances with one name one has it.
     pub(super) fn settle(&mut self, name: &str, when_none: WhenNoneUsable) {
+        let has = |role: &Role| self.places.iter().any(|place| place.role == *role);
+        let is_service = has(&Role::Service);
+        let is_own = !is_service && has(&Role::Own);
+        let owns = self.places.iter().filter(|place| place.role == Role::Own);
+        // An instance asked for by its own name is meant, whatever its state.
+        let own = is_own.then(|| holder(owns, name)).flatten();
+        let meant: Vec<&Place> = match own {
+            Some(own) => vec![own],
+            None => {
+                let places = self.places.iter();
+                places.filter(|place| place.role != Role::Own).collect()
+            }
+        };
         let of = |standings: &[Standing]| -> Vec<Arc<ZoneInstance>> {
-            let all = self.all();
-            all.filter(|instance| standings.contains(&instance.standing))
+            let instances = meant.iter().map(|place| &place.instance);
+            instances
+                .filter(|instance| own.is_some() || standings.contains(&instance.standing))
                 .cloned()
                 .collect()
         };
-        // An instance asked for by its own name is meant, whatever its state.
-        let places: Vec<&Place> = self.meant().collect();
-        let meant = match places.as_slice() {
-            [only] if *only.instance.name == *name => Some(vec![Arc::clone(&only.instance)]),
-            _ => None,
-        };
-        let mut answered = meant.unwrap_or_else(|| of(&[Standing::Usable]));
+        let mut answered = of(&[Standing::Usable]);
         let mut flagged = false;
         if answered.is_empty() && when_none == WhenNoneUsable::All {
             answered = of(&[Standing::Unreachable, Standing::Unhealthy]);
             flagged = !answered.is_empty();
         }
-        answered.sort_by_key(|instance| instance.group);
-        let roles = || places.iter().map(|place| &place.role);
-        let is_service = roles().any(|role| *role == Role::Service);
+        answered.sort_by_key(|instance| (instance.group, instance.owner));
+        let roles = || meant.iter().map(|place| &place.role);
         let has_addresses = roles().any(|role| !matches!(role, Role::Port(_)));
         let has_srv = roles().any(|role| matches!(role, Role::Service | Role::Port(_)));
         let port = roles()
@@ -202,10 +270,118 @@ impl Entry {
             })
             .next_back();
         self.is_service = is_service;
+        self.is_own = is_own;
         self.has_addresses = has_addresses;
         self.has_srv = has_srv;
         self.port = port;
         self.flagged = flagged;
+        self.spread = (answered.len() > 1).then(|| Box::new(Spread::of(&answered)));
         self.answered = answered.into();
+    }
+}
+
+/// The part that the instances of one node have in the answers.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::dns) struct Share<'a> {
+    pub(in crate::dns) group: u8,
+    pub(in crate::dns) instances: &'a [Arc<ZoneInstance>],
+    /// Their addresses, each once.
+    pub(in crate::dns) v4: &'a [Ipv4Addr],
+    pub(in crate::dns) v6: &'a [Ipv6Addr],
+}
+
+/// The parts of several nodes in the answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Spread {
+    parts: Box<[Part]>,
+    v4: Box<[Ipv4Addr]>,
+    v6: Box<[Ipv6Addr]>,
+}
+
+/// The part of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Part {
+    group: u8,
+    instances: Range<usize>,
+    v4: Range<usize>,
+    v6: Range<usize>,
+}
+
+impl Spread {
+    fn of(answered: &[Arc<ZoneInstance>]) -> Self {
+        let (mut parts, mut v4, mut v6) = (Vec::new(), Vec::new(), Vec::new());
+        let mut start = 0;
+        for of_node in answered.chunk_by(|a, b| (a.group, a.owner) == (b.group, b.owner)) {
+            let instances = start..start + of_node.len();
+            start = instances.end;
+            parts.push(Part {
+                group: of_node.first().map_or(u8::MAX, |instance| instance.group),
+                instances,
+                v4: append(&mut v4, of_node.iter().flat_map(|i| i.v4.iter())),
+                v6: append(&mut v6, of_node.iter().flat_map(|i| i.v6.iter())),
+            });
+        }
+        Self {
+            parts: parts.into(),
+            v4: v4.into(),
+            v6: v6.into(),
+        }
+    }
+}
+
+/// Appends addresses, each once; returns where they are.
+fn append<'a, A: Ord + Copy + 'a>(
+    to: &mut Vec<A>,
+    addresses: impl Iterator<Item = &'a A>,
+) -> Range<usize> {
+    let start = to.len();
+    to.extend(addresses.copied().collect::<BTreeSet<A>>());
+    start..to.len()
+}
+
+/// Of the instances in `owns`, which claim `name` as their own, the one that has it.
+fn holder<'a>(mut owns: impl Iterator<Item = &'a Place>, name: &str) -> Option<&'a Place> {
+    let first = owns.next()?;
+    let Some(second) = owns.next() else {
+        return Some(first);
+    };
+    let label = name.split('.').next().unwrap_or_default();
+    [first, second]
+        .into_iter()
+        .chain(owns)
+        .min_by_key(|place| place.instance.claim(label))
+}
+
+impl ZoneInstance {
+    /// The name that this instance has where its own belongs to another: with the key of its node in it.
+    pub(super) fn qualified_name(&self) -> Option<String> {
+        let (label, base) = self.name.split_once('.')?;
+        let label = Label::parse(label).ok()?;
+        Some(format!("{}.{base}", label.with_suffix(&self.key_text())))
+    }
+
+    fn key_text(&self) -> String {
+        self.owner.id.short()
+    }
+
+    /// Where this instance stands among those that claim `label`; the least has it. A label that ends with the key of its
+    /// node is its node's by right. One that begins with the name of its node, as meshd makes them, comes before others.
+    fn claim(&self, label: &str) -> (u8, netmap::Rank, &Rank) {
+        let begins = |with: &str| {
+            let rest = label.strip_prefix(with);
+            rest.is_some_and(|rest| rest.starts_with('-'))
+        };
+        let ends = |with: &str| {
+            let rest = label.strip_suffix(with);
+            rest.is_some_and(|rest| rest.ends_with('-'))
+        };
+        let right = if ends(&self.key_text()) {
+            0
+        } else if begins(self.node.as_str()) {
+            1
+        } else {
+            2
+        };
+        (right, self.owner, &self.rank)
     }
 }

@@ -1,5 +1,6 @@
 //! Whose an address is, for the reverse names.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -22,16 +23,16 @@ enum Claim {
 }
 
 impl Reverse {
-    /// The name of the first that has `address`. Instances that are not `named` have none to return.
-    pub(super) fn find(
-        &self,
+    /// The name of the first that has `address`; `name_of` returns that of an instance.
+    pub(super) fn find<'a>(
+        &'a self,
         address: &IpAddr,
-        named: impl Fn(&ZoneInstance) -> bool,
-    ) -> Option<&str> {
+        name_of: impl Fn(&'a ZoneInstance) -> Option<Cow<'a, str>>,
+    ) -> Option<Cow<'a, str>> {
         let mut claims = self.claims.get(address)?.iter();
         claims.find_map(|claim| match claim {
-            Claim::ServiceAddress(name) | Claim::Node(name) => Some(name.as_ref()),
-            Claim::Instance(instance) => named(instance).then_some(&instance.name),
+            Claim::ServiceAddress(name) | Claim::Node(name) => Some(Cow::Borrowed(name.as_ref())),
+            Claim::Instance(instance) => name_of(instance),
         })
     }
 

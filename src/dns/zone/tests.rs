@@ -55,10 +55,18 @@ fn any_service() -> impl Strategy<Value = Service> {
         })
 }
 
+/// Unreachable nodes, lingering names, balanced addresses, addresses held.
+type Nobody = (
+    BTreeSet<PublicKey>,
+    BTreeSet<String>,
+    BTreeSet<Ipv4Addr>,
+    ServiceAddresses,
+);
+
 fn input<'a>(
     netmap: &'a Netmap,
     groups: &'a BTreeMap<PublicKey, u8>,
-    nobody: &'a (BTreeSet<PublicKey>, BTreeSet<String>, BTreeSet<Ipv4Addr>),
+    nobody: &'a Nobody,
 ) -> ZoneInput<'a> {
     ZoneInput {
         netmap,
@@ -68,13 +76,17 @@ fn input<'a>(
         when_none_usable: WhenNoneUsable::All,
         lingering: &nobody.1,
         balanced: &nobody.2,
+        held: &nobody.3,
         serial: 7,
         most_addresses: MOST_ADDRESSES,
     }
 }
 
+/// Names with what they have, and the names of addresses.
+type Shown<'a> = (Vec<(&'a str, &'a Entry)>, Vec<Option<Cow<'a, str>>>);
+
 /// All of it, in an order.
-fn shown(zone: &Zone) -> (Vec<(&str, &Entry)>, Vec<Option<&str>>) {
+fn shown(zone: &Zone) -> Shown<'_> {
     let mut names: Vec<_> = zone.names.iter().collect();
     names.sort_unstable_by_key(|(name, _)| *name);
     let hosts = (0..4u8).flat_map(|node| (0..80u8).map(move |n| [10, 210, node, n]));
@@ -90,7 +102,7 @@ proptest! {
     ) {
         let mut netmap = netmap(HEALTHY);
         let groups = BTreeMap::from([(id(2), 6)]);
-        let nobody = Default::default();
+        let mut nobody = Nobody::default();
         let mut zone = Zone::build(&input(&netmap, &groups, &nobody));
         for (service, gone) in changes {
             let key = service.id.clone();
@@ -102,7 +114,10 @@ proptest! {
             let as_before = format!("{:?}", shown(&old));
             let replaced = Replaced { before: before.as_ref(), now: netmap.services.get(&key) };
             let (next, left) = zone.replace(&input(&netmap, &groups, &nobody), &[replaced]);
+            // Service addresses stay with those that have them, so they follow from what was before.
+            nobody.3 = ServiceAddresses::clone(old.held_addresses());
             let anew = Zone::build(&input(&netmap, &groups, &nobody));
+            prop_assert_eq!(next.held_addresses(), anew.held_addresses());
             prop_assert_eq!(shown(&next), shown(&anew));
             prop_assert_eq!(&*next.given, &*anew.given);
             for name in &left {

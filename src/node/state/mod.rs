@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 use super::control::stream::Position;
 use crate::discovery::docker::ContainerId;
 use crate::model::address::Block;
+use crate::model::service_address::ServiceAddresses;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, SigningKey, WireGuardKey};
 use crate::wire::Envelope;
@@ -411,6 +412,23 @@ impl StateDir {
         self.write("instances.json", leases)
     }
 
+    /// Which service has which service address on this node; nothing if it is not known.
+    #[must_use]
+    pub fn service_addresses(&self) -> ServiceAddresses {
+        self.read_or_nothing("service-addresses.json")
+            .ok()
+            .flatten()
+            .unwrap_or_default()
+    }
+
+    /// Writes which service has which service address.
+    ///
+    /// # Errors
+    /// The disk refuses; the file is then as before.
+    pub fn set_service_addresses(&self, addresses: &ServiceAddresses) -> Result<(), StateError> {
+        self.write("service-addresses.json", addresses)
+    }
+
     /// Forgets the mesh: all files but the directory.
     pub fn clear(&self) {
         for name in [
@@ -420,6 +438,7 @@ impl StateDir {
             "position.json",
             "services.json",
             "instances.json",
+            "service-addresses.json",
         ] {
             let _ = std::fs::remove_file(self.path(name));
         }

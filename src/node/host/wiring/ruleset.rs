@@ -29,6 +29,8 @@ pub(super) struct Sound {
     networks: Vec<Ipv4Net>,
     containers: BTreeMap<Ipv4Addr, Ipv4Addr>,
     services: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
+    /// The same, with the instances of each node apart.
+    shares: BTreeMap<Ipv4Addr, Vec<Vec<Ipv4Addr>>>,
     /// Exposed containers that have mesh addresses themselves.
     natives: BTreeSet<Ipv4Addr>,
     /// What was left out, and why.
@@ -108,23 +110,37 @@ impl Sound {
                     .push(format!("{service}: it is no service address"));
                 continue;
             }
-            let targets: BTreeSet<Ipv4Addr> = instances
-                .iter()
-                .filter_map(|instance| sound.target(wiring, *instance))
-                .collect();
+            let mut targets = BTreeSet::new();
+            let mut by_node: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+            for instance in instances {
+                if let Some(target) = sound.target(wiring, *instance) {
+                    targets.insert(target);
+                    let node = block_of(*instance, wiring.block.prefix_len());
+                    by_node.entry(node).or_default().insert(target);
+                }
+            }
             sound
                 .services
                 .insert(*service, targets.into_iter().collect());
+            let shares = by_node.into_values();
+            let shares = shares.map(|of_node| of_node.into_iter().collect());
+            sound.shares.insert(*service, shares.collect());
         }
         sound
     }
 
     /// Where a packet to `instance` goes in the end: translation happens once per connection, so a service address must
-    /// lead to a container of this node straight away.
+    /// lead to a container of this node straight away. It leads to addresses of node blocks alone: another node's record
+    /// must not send clients of this node to a machine outside the mesh, to a network of containers that has no part in it,
+    /// or to another service address.
     fn target(&self, wiring: &Wiring, instance: Ipv4Addr) -> Option<Ipv4Addr> {
+        let block_zero = block_of(wiring.prefix.network(), wiring.block.prefix_len());
+        let in_block_zero = block_of(instance, wiring.block.prefix_len()) == block_zero;
+        if !wiring.prefix.contains(&instance) || in_block_zero {
+            return None;
+        }
         if instance == wiring.node || !wiring.block.contains(&instance) {
-            let elsewhere = wiring.service_addresses.contains_key(&instance);
-            return (!elsewhere).then_some(instance);
+            return Some(instance);
         }
         let native = self.natives.get(&instance).copied();
         native.or_else(|| self.containers.get(&instance).copied())
@@ -243,7 +259,7 @@ impl Sound {
                     format!("udp sport 53 ip saddr {node} notrack"),
                 ],
             );
-            let balance: Vec<String> = self.services.iter().filter_map(balanced).collect();
+            let balance: Vec<String> = self.shares.iter().filter_map(balanced).collect();
             chain("services", "", &balance);
             chain(
                 "arriving",
@@ -449,23 +465,46 @@ fn service_range(wiring: &Wiring) -> std::ops::RangeInclusive<Ipv4Addr> {
     Ipv4Addr::from(first.saturating_add(FIRST_SERVICE))..=Ipv4Addr::from(last)
 }
 
-fn balanced((service, targets): (&Ipv4Addr, &Vec<Ipv4Addr>)) -> Option<String> {
-    match targets.as_slice() {
-        [] => None,
-        [one] => Some(format!("ip daddr {service} dnat to {one}")),
-        many => {
-            let slots: Vec<String> = many
-                .iter()
-                .enumerate()
-                .map(|(slot, target)| format!("{slot} : {target}"))
-                .collect();
-            Some(format!(
-                "ip daddr {service} dnat to numgen random mod {} map {{ {} }}",
-                many.len(),
-                slots.join(", ")
-            ))
+/// The block of a node that `address` is in, by its first address. All blocks of a mesh have one length.
+fn block_of(address: Ipv4Addr, block_length: u8) -> Ipv4Addr {
+    Ipv4Net::new(address, block_length).map_or(address, |net| net.network())
+}
+
+/// How many numbers of the map of a service address lead to one node.
+const NODE_NUMBERS: u32 = 1 << 16;
+
+/// The rule of a service address: each node gets an equal share of the connections, which its instances divide among them.
+fn balanced((service, nodes): (&Ipv4Addr, &Vec<Vec<Ipv4Addr>>)) -> Option<String> {
+    let mut targets: Vec<Ipv4Addr> = nodes.iter().flatten().copied().collect();
+    targets.sort_unstable();
+    let lengths: BTreeSet<usize> = nodes.iter().map(Vec::len).collect();
+    let (numbers, slots): (usize, Vec<String>) = match targets.as_slice() {
+        [] => return None,
+        [one] => return Some(format!("ip daddr {service} dnat to {one}")),
+        // All weigh the same: one number for each is enough.
+        many if lengths.len() == 1 => {
+            let slots = many.iter().enumerate();
+            let slots = slots.map(|(slot, target)| format!("{slot} : {target}"));
+            (many.len(), slots.collect())
         }
-    }
+        _ => {
+            let mut slots = Vec::new();
+            let mut first = 0;
+            for of_node in nodes {
+                let end = first + NODE_NUMBERS as usize;
+                for (place, target) in of_node.iter().enumerate() {
+                    let at = |place| first + NODE_NUMBERS as usize * place / of_node.len();
+                    slots.push(format!("{}-{} : {target}", at(place), at(place + 1) - 1));
+                }
+                first = end;
+            }
+            (first, slots)
+        }
+    };
+    Some(format!(
+        "ip daddr {service} dnat to numgen random mod {numbers} map {{ {} }}",
+        slots.join(", ")
+    ))
 }
 
 /// A named set or map; one without elements must not have the line.

@@ -216,3 +216,44 @@ fn containers_with_mesh_addresses_of_their_own_are_not_translated() {
             .contains("ct original ip daddr @natives meta mark set")
     );
 }
+
+#[test]
+fn each_node_has_an_equal_share_of_a_service_address() {
+    let mut wiring = wired();
+    wiring.mappings.clear();
+    let service = ip("10.210.0.64");
+    wiring.service_addresses = BTreeMap::from([(
+        service,
+        vec![
+            ip("10.210.2.7"),
+            ip("10.210.3.4"),
+            ip("10.210.3.5"),
+            ip("10.210.3.6"),
+        ],
+    )]);
+    let text = Sound::of(&wiring).table(&wiring, false);
+    let rule = "ip daddr 10.210.0.64 dnat to numgen random mod 131072 map { 0-65535 : 10.210.2.7, 65536-87380 : 10.210.3.4, 87381-109225 : 10.210.3.5, 109226-131071 : 10.210.3.6 }";
+    assert!(text.contains(rule), "{text}");
+}
+
+#[test]
+fn a_service_address_never_leads_out_of_the_mesh_or_to_containers_that_are_not_exposed() {
+    let mut wiring = wired();
+    let outside = [
+        "169.254.169.254",
+        "172.17.0.9",
+        "172.18.0.2",
+        "192.168.1.1",
+        "8.8.8.8",
+        "127.0.0.1",
+        // Block 0: the DNS address, and service addresses of which this node knows nothing.
+        "10.210.0.53",
+        "10.210.0.200",
+    ];
+    wiring.service_addresses = BTreeMap::from([(
+        ip("10.210.0.64"),
+        outside.into_iter().chain(["10.210.2.7"]).map(ip).collect(),
+    )]);
+    let sound = Sound::of(&wiring);
+    assert_eq!(sound.services()[&ip("10.210.0.64")], [ip("10.210.2.7")]);
+}
