@@ -123,12 +123,10 @@ async fn run(config: &Config) -> Result<(), Failure> {
     let (listen, urls) = (coordinator.listen(), coordinator.urls());
     tracing::info!(%listen, ?urls, admin = %config.admin_socket.display(), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let watchdog = tokio::spawn(crate::wire::log::feed_watchdog());
 
     signals.received().await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     coordinator.stop().await;
-    watchdog.abort();
     Ok(())
 }

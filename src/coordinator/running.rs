@@ -14,6 +14,7 @@ use super::hub::{Hub, Setup};
 use super::{Config, Failure, MarkKey, admin, limits, metrics, public_url, server, store, tls};
 use crate::wire::api::ErrorCode;
 use crate::wire::file;
+use crate::wire::log::feed_watchdog;
 use crate::wire::token::SpkiPin;
 use crate::wire::url::CoordinatorUrl;
 
@@ -95,6 +96,11 @@ impl Coordinator {
             Arc::clone(&hub),
         ))];
         others.push(tokio::spawn(dismiss_absent(Arc::clone(&hub))));
+        let watched = Arc::clone(&hub);
+        // All that nodes ask for reads the state: who holds it for ever has stopped the coordinator.
+        others.push(tokio::spawn(feed_watchdog(move || {
+            let _ = watched.revision();
+        })));
         let news = hub.follow_others();
         others.extend(news.map(|news| tokio::spawn(follow_others(Arc::clone(&hub), news))));
         others.extend(metrics.map(|listener| tokio::spawn(metrics::serve(listener, hub))));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -23,10 +23,12 @@ use crate::discovery::registry::{
 use crate::model::address::is_never_remote;
 use crate::model::name::LabelError;
 use crate::model::{Label, ServiceName};
+use crate::tunnel::Tunnel;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::local::{
     AddService, Join, Joined, KeyRotated, NodeState, Problem, Renamed, SCHEMA, ServiceChanged,
 };
+use crate::wire::watchdog::{Look, Watchdog};
 
 mod leaving;
 
@@ -52,6 +54,10 @@ pub(super) struct Agent {
     joins: u64,
     /// The readiness that the service manager was last sent.
     readiness: String,
+    /// Absent if the service manager waits for no sign of life.
+    watchdog: Option<Watchdog>,
+    /// The loops that did not go round at the last look.
+    stuck: Vec<String>,
 }
 
 enum Phase {
@@ -118,6 +124,9 @@ impl Agent {
             join_problem: None,
             joins: 0,
             readiness: String::new(),
+            watchdog: sd_notify::watchdog_enabled()
+                .map(|interval| Watchdog::new(interval, Instant::now())),
+            stuck: Vec::new(),
         })
     }
 
@@ -139,6 +148,7 @@ impl Agent {
         reconciles.reset();
         self.show_readiness();
         loop {
+            self.feed_watchdog();
             let happened = tokio::select! {
                 biased;
                 _ = &mut stop => Happened::Stop,
@@ -180,6 +190,35 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Sends the service manager a sign of life while the loops that do the work go round: this one, by calling it, and the
+    /// threads of the tunnel.
+    fn feed_watchdog(&mut self) {
+        let now = Instant::now();
+        let Some(watchdog) = self.watchdog.as_mut().filter(|w| w.is_due(now)) else {
+            return;
+        };
+        let tunnel = match &self.phase {
+            Phase::Up(mesh, _) => Some(&mesh.tunnel),
+            Phase::Unjoined | Phase::Joining(_) => None,
+        };
+        let loops = tunnel.map_or(&[][..], Tunnel::progress);
+        let stuck = match watchdog.look(loops, now) {
+            Look::Alive => {
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                Vec::new()
+            }
+            Look::Stuck(stuck) => stuck,
+        };
+        if let Some(tunnel) = tunnel {
+            tunnel.wake_threads();
+        }
+        if stuck != self.stuck && !stuck.is_empty() {
+            let threads = stuck.join(", ");
+            tracing::error!(%threads, "threads do not go on; if that lasts, the service manager ends meshd");
+        }
+        self.stuck = stuck;
     }
 
     /// Shows the service manager, and the log, whether the node is ready, when that changed. The unit counts as started

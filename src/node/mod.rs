@@ -130,7 +130,6 @@ async fn run(config: Config) -> Result<(), ApiError> {
         async move { api::serve(listener, &path, commands).await }
     });
     let serve_metrics = tokio::spawn(metrics::serve(config.metrics_listen, commands.clone()));
-    let watchdog = tokio::spawn(crate::wire::log::feed_watchdog());
     if let Some(file) = config.token_file.clone() {
         tokio::spawn(unattended::run(file, commands));
     }
@@ -146,7 +145,6 @@ async fn run(config: Config) -> Result<(), ApiError> {
     tracing::info!("stopping");
     serve.abort();
     serve_metrics.abort();
-    watchdog.abort();
     let _ = std::fs::remove_file(&config.socket);
     agent.stop().await;
     ended

@@ -30,6 +30,7 @@ use super::timer::{self, Live};
 use super::tun::Device;
 use super::udp::{Sender, Sockets};
 use super::worker::{self, Duty, Pair, Worker};
+use crate::wire::watchdog::Progress;
 
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5).
 const LEAST_MTU: u16 = 1280;
@@ -248,6 +249,8 @@ pub struct Tunnel {
     shared: Arc<Shared>,
     interface: String,
     threads: Vec<JoinHandle<()>>,
+    /// That of each data thread and of the timers.
+    progress: Vec<Arc<Progress>>,
     /// One change of the peers at a time.
     changing: Mutex<()>,
 }
@@ -315,6 +318,7 @@ impl Tunnel {
             shared,
             interface: config.interface,
             threads: Vec::new(),
+            progress: Vec::new(),
             changing: Mutex::new(()),
         };
         for worker in workers {
@@ -322,11 +326,34 @@ impl Tunnel {
                 Duty::Both => format!("mesh-data-{}", worker.queue),
                 Duty::Out => format!("mesh-out-{}", worker.queue),
             };
-            tunnel.spawn(name, move |shared| worker::run(shared, worker))?;
+            let progress = tunnel.watched(&name);
+            tunnel.spawn(name, move |shared| worker::run(shared, worker, &progress))?;
         }
-        tunnel.spawn("mesh-timer".to_owned(), timer::run)?;
+        let progress = tunnel.watched("mesh-timer");
+        tunnel.spawn("mesh-timer".to_owned(), move |shared| {
+            timer::run(shared, &progress);
+        })?;
         tunnel.spawn("mesh-routes".to_owned(), routes::run)?;
         Ok(tunnel)
+    }
+
+    fn watched(&mut self, name: &str) -> Arc<Progress> {
+        let progress = Arc::new(Progress::new(name));
+        self.progress.push(Arc::clone(&progress));
+        progress
+    }
+
+    /// The progress of the data threads and of the timers. An idle thread sleeps without an end, until
+    /// [`Tunnel::wake_threads`].
+    #[must_use]
+    pub fn progress(&self) -> &[Arc<Progress>] {
+        &self.progress
+    }
+
+    /// Has each thread of [`Tunnel::progress`] go round once, also if it has nothing to do.
+    pub fn wake_threads(&self) {
+        self.wake();
+        self.shared.live.wake();
     }
 
     fn spawn(

@@ -11,6 +11,7 @@ use super::device::{Shared, Table};
 use super::drops::Drop;
 use super::noise::{Message, Ticked};
 use super::udp::Sender;
+use crate::wire::watchdog::Progress;
 
 /// How often timers run.
 const TICK: Duration = Duration::from_millis(200);
@@ -32,9 +33,14 @@ impl Live {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         added.push(peer);
         // The first one wakes the thread, which takes all that have come by then.
-        if added.len() == 1
-            && let Some(thread) = self.thread.get()
-        {
+        if added.len() == 1 {
+            self.wake();
+        }
+    }
+
+    /// Has the thread look around.
+    pub(super) fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
     }
@@ -49,12 +55,13 @@ impl Live {
 }
 
 /// Runs until the tunnel stops.
-pub(super) fn run(shared: &Shared) {
+pub(super) fn run(shared: &Shared, progress: &Progress) {
     // Before the first look: whoever adds a peer after it finds a thread to wake.
     shared.live.thread.get_or_init(std::thread::current);
     let mut sender = Sender::new_small();
     let mut live = Vec::new();
     while !shared.stopping() {
+        progress.raise();
         shared.live.take(&mut live);
         let now = Instant::now();
         // Loaded after the list: a peer in it was in a table before.

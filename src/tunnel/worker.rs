@@ -19,6 +19,7 @@ use super::device::Shared;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::slice;
+use crate::wire::watchdog::Progress;
 
 /// Pairs of threads chosen unasked at most: what one peer's crypto needs is one pair, and a server has other work.
 const PAIRS: usize = 4;
@@ -94,19 +95,20 @@ impl Pair {
 }
 
 /// Runs until the tunnel stops.
-pub(super) fn run(shared: &Shared, worker: Worker) {
+pub(super) fn run(shared: &Shared, worker: Worker, progress: &Progress) {
     slice::lengthen();
     let pair = &shared.pairs[worker.queue];
     match worker.duty {
-        Duty::Both => both(shared, pair, worker.queue),
-        Duty::Out => out(shared, pair, worker.queue),
+        Duty::Both => both(shared, pair, worker.queue, progress),
+        Duty::Out => out(shared, pair, worker.queue, progress),
     }
 }
 
-fn both(shared: &Shared, pair: &Pair, queue: usize) {
+fn both(shared: &Shared, pair: &Pair, queue: usize, progress: &Progress) {
     let mut inbound = Inbound::new(queue, shared);
     let mut busy = 0;
     while !shared.stopping() {
+        progress.raise();
         let group = shared.sockets.load_full();
         let sockets = &group[queue];
         let [v4, v6] = sockets.descriptors();
@@ -125,6 +127,7 @@ fn both(shared: &Shared, pair: &Pair, queue: usize) {
         // In turn, so that no direction waits for another to end.
         let mut more = [ready[0], ready[1], ready[2]];
         while more != [false; 3] && !shared.stopping() {
+            progress.raise();
             for (more, fd) in more.iter_mut().zip([v4, v6]) {
                 *more = *more && inbound.batch(shared, sockets, fd);
             }
@@ -143,8 +146,9 @@ fn both(shared: &Shared, pair: &Pair, queue: usize) {
     }
 }
 
-fn out(shared: &Shared, pair: &Pair, queue: usize) {
+fn out(shared: &Shared, pair: &Pair, queue: usize, progress: &Progress) {
     while !shared.stopping() {
+        progress.raise();
         if !pair.lent.load(Ordering::Acquire) {
             if wait([pair.descriptor(1), -1, -1, -1], -1).is_some() {
                 let _ = pair.wakes[1].read();
@@ -158,7 +162,9 @@ fn out(shared: &Shared, pair: &Pair, queue: usize) {
         };
         if wait([tun, -1, -1, -1], IDLE_MS).is_some() {
             let mut outbound = pair.outbound();
-            while !shared.stopping() && outbound.batch(shared) {}
+            while !shared.stopping() && outbound.batch(shared) {
+                progress.raise();
+            }
         } else {
             pair.lent.store(false, Ordering::Release);
             let _ = pair.wakes[0].write(1);

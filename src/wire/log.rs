@@ -1,7 +1,7 @@
 //! What every daemon says, and to whom: its log on stderr, its watchdog to systemd.
 
 use std::io::IsTerminal as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tracing::callsite::Identifier;
@@ -56,21 +56,25 @@ pub fn to_stderr() {
     let _ = result;
 }
 
-/// Tells systemd at half the interval it set that the program's runtime turns. Without a watchdog, waits for ever.
-pub async fn feed_watchdog() {
+/// Sends the service manager signs of life, each after `works` has returned once more. Without a watchdog, waits for ever.
+pub async fn feed_watchdog(works: impl Fn() + Send + Sync + 'static) {
     let Some(interval) = sd_notify::watchdog_enabled() else {
         return std::future::pending().await;
     };
+    let works = Arc::new(works);
     loop {
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-        tokio::time::sleep(interval / 2).await;
+        let works = Arc::clone(&works);
+        // In a thread of its own, since it may wait for a lock. If it waits for ever, no sign follows.
+        if tokio::task::spawn_blocking(move || works()).await.is_ok() {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+        tokio::time::sleep(interval / 3).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{self, Write};
-    use std::sync::Arc;
 
     use super::super::repeats::BURST;
     use super::*;

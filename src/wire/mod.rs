@@ -18,6 +18,7 @@ pub mod token;
 pub mod unix_server;
 pub mod url;
 pub mod usage;
+pub mod watchdog;
 
 pub use envelope::Envelope;
 pub use ledger::Ledger;
