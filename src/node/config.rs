@@ -58,6 +58,21 @@ pub enum Job {
         #[arg(long, env = "MESHD_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
         workers: Option<u16>,
     },
+    /// Write /etc/resolv.conf for a meshd that may not write there itself
+    ResolvConf {
+        /// What to do
+        #[command(subcommand)]
+        what: ResolvConfJob,
+    },
+}
+
+/// What is to be done with /etc/resolv.conf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum ResolvConfJob {
+    /// What the running meshd asks for in its runtime directory (`[dns] manage_resolv_conf`)
+    Apply,
+    /// Put it back as it was before meshd
+    Restore,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -282,6 +297,13 @@ pub struct Config {
 }
 
 impl Config {
+    /// The directory of the socket, where meshd and the helper that writes /etc/resolv.conf meet.
+    #[must_use]
+    pub fn runtime_dir(&self) -> &Path {
+        let parent = self.socket.parent();
+        parent.unwrap_or(Path::new("/"))
+    }
+
     /// From the command line and the file it names, the former first.
     ///
     /// # Errors

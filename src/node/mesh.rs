@@ -293,9 +293,10 @@ impl Mesh {
                 resolved: config.split_dns.then(|| {
                     ResolvedLink::start(tunnel.index(), SplitDns::new(&domain, &addresses))
                 }),
-                keeper: config
-                    .manage_resolv_conf
-                    .then(|| Keeper::start(&config.state_dir, addresses.dns_v4().into())),
+                keeper: config.manage_resolv_conf.then(|| {
+                    let runtime_dir = config.runtime_dir();
+                    Keeper::start(&config.state_dir, runtime_dir, addresses.dns_v4().into())
+                }),
                 resolver,
             }
         });

@@ -35,7 +35,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::stop::StopSignals;
 use crate::wire::unix_server;
-use config::{Arguments, Config, Job};
+use config::{Arguments, Config, Job, ResolvConfJob};
 use state::{StateDir, StateError};
 
 /// The program.
@@ -68,6 +68,12 @@ pub fn main() -> ExitCode {
                 if arguments.restore_resolv_conf {
                     return restore_resolv_conf(&config);
                 }
+                if let Some(Job::ResolvConf { what }) = arguments.job {
+                    return match what {
+                        ResolvConfJob::Apply => apply_resolv_conf(&config),
+                        ResolvConfJob::Restore => restore_resolv_conf(&config),
+                    };
+                }
                 let runtime = tokio::runtime::Builder::new_multi_thread()
                     .worker_threads(2)
                     .enable_all()
@@ -79,18 +85,8 @@ pub fn main() -> ExitCode {
 }
 
 fn restore_resolv_conf(config: &Config) -> Result<(), ApiError> {
-    let restored = host::ResolvConf::new(&config.state_dir)
-        .restore()
-        .map_err(|error| {
-            let permission =
-                matches!(&error, host::ResolvConfError::File(file) if file.is_permission());
-            let code = if permission {
-                ErrorCode::Permission
-            } else {
-                ErrorCode::Configuration
-            };
-            ApiError::new(code, error.to_string())
-        })?;
+    let restored = host::ResolvConf::new(&config.state_dir).restore();
+    let restored = restored.map_err(of_resolv_conf)?;
     eprintln!(
         "meshd: {}",
         if restored {
@@ -100,6 +96,28 @@ fn restore_resolv_conf(config: &Config) -> Result<(), ApiError> {
         }
     );
     Ok(())
+}
+
+/// The helper's job. It is root's, so it is done without anything that meshd's user could have written but the request.
+fn apply_resolv_conf(config: &Config) -> Result<(), ApiError> {
+    let changed = host::ResolvConf::of_helper().follow_request(config.runtime_dir());
+    if changed.map_err(of_resolv_conf)? {
+        eprintln!("meshd: /etc/resolv.conf is as meshd asks for");
+    }
+    Ok(())
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it stands in for a closure in map_err"
+)]
+fn of_resolv_conf(error: host::ResolvConfError) -> ApiError {
+    let code = if error.is_permission() {
+        ErrorCode::Permission
+    } else {
+        ErrorCode::Configuration
+    };
+    ApiError::new(code, error.to_string())
 }
 
 fn finish(result: Result<(), ApiError>) -> ExitCode {

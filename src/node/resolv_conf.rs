@@ -1,13 +1,13 @@
 //! Keeps /etc/resolv.conf in meshd's hands while it runs, and gives it back.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::host::{ResolvConf, ResolvConfError};
+use super::host::{ResolvConf, ResolvConfError, resolv_request};
 use crate::wire::local::Problem;
 
 /// How often the file is looked at in any case.
@@ -15,9 +15,14 @@ const LOOK: Duration = Duration::from_secs(15);
 /// How long a program that writes it is left to finish: also bounds how fast two can take turns.
 const PAUSE: Duration = Duration::from_millis(300);
 
+/// How often the helper is asked at most: two programs that both want the file must not start it without an end.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
+
 /// The task that keeps it. Dropping it puts back what stood there before.
 pub(super) struct Keeper {
     conf: ResolvConf,
+    /// Where the helper finds what it is to do.
+    runtime_dir: PathBuf,
     problem: Arc<Mutex<Option<Problem>>>,
     /// Whether the file may still be taken: held while it is written.
     open: Arc<Mutex<bool>>,
@@ -25,19 +30,21 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Makes `server` the machine's resolver from now on.
-    pub(super) fn start(state_dir: &Path, server: IpAddr) -> Self {
+    /// Makes `server` the machine's resolver from now on, by itself or by asking the helper in `runtime_dir`.
+    pub(super) fn start(state_dir: &Path, runtime_dir: &Path, server: IpAddr) -> Self {
         let conf = ResolvConf::new(state_dir);
         let problem = Arc::new(Mutex::new(None));
         let open = Arc::new(Mutex::new(true));
         let task = tokio::spawn(keep(
             conf.clone(),
+            runtime_dir.to_owned(),
             server,
             Arc::clone(&problem),
             Arc::clone(&open),
         ));
         Self {
             conf,
+            runtime_dir: runtime_dir.to_owned(),
             problem,
             open,
             task,
@@ -58,6 +65,12 @@ impl Drop for Keeper {
         match self.conf.restore() {
             Ok(true) => tracing::info!("put /etc/resolv.conf back as it was"),
             Ok(false) => {}
+            Err(error)
+                if error.is_permission()
+                    && resolv_request::ask(&self.runtime_dir, None).is_ok() =>
+            {
+                tracing::info!("asked for /etc/resolv.conf to be put back as it was");
+            }
             Err(error) => {
                 tracing::error!(%error, "cannot put /etc/resolv.conf back; run `meshd --restore-resolv-conf` as root")
             }
@@ -72,6 +85,7 @@ fn lock<T>(held: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 async fn keep(
     conf: ResolvConf,
+    runtime_dir: PathBuf,
     server: IpAddr,
     problem: Arc<Mutex<Option<Problem>>>,
     open: Arc<Mutex<bool>>,
@@ -82,7 +96,9 @@ async fn keep(
             |error| tracing::warn!(%error, "/etc/resolv.conf is not watched, only looked at"),
         )
         .ok();
+    let mut asked = false;
     loop {
+        let mut pause = PAUSE;
         let taken = {
             let open = lock(&open);
             if !*open {
@@ -91,12 +107,25 @@ async fn keep(
             conf.take(server)
         };
         match taken {
-            Ok(false) => *lock(&problem) = None,
-            Ok(true) => {
-                tracing::info!(%server, "is the only resolver in /etc/resolv.conf now");
+            Ok(changed) => {
+                if changed || asked {
+                    tracing::info!(%server, "is the only resolver in /etc/resolv.conf now");
+                }
+                asked = false;
                 *lock(&problem) = None;
             }
-            Err(error) => *lock(&problem) = Some(explain(&error, server)),
+            Err(error) => {
+                // The helper has the time until the next look before it is missed.
+                if asked || !error.is_permission() {
+                    *lock(&problem) = Some(explain(&error, server));
+                }
+                if error.is_permission() {
+                    asked = resolv_request::ask(&runtime_dir, Some(server))
+                        .inspect_err(|error| tracing::warn!(%error, "cannot ask for /etc/resolv.conf to be written"))
+                        .is_ok();
+                    pause = ASK_AGAIN;
+                }
+            }
         }
         let told = async {
             match &mut changes {
@@ -108,7 +137,7 @@ async fn keep(
             tracing::warn!(%error, "/etc/resolv.conf is not watched any more, only looked at");
             changes = None;
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -120,10 +149,10 @@ fn explain(error: &ResolvConfError, server: IpAddr) -> Problem {
         ResolvConfError::Link(..) => format!(
             "make {server} the first server in the configuration of that program, or replace the link by a file"
         ),
-        ResolvConfError::File(error) if error.is_permission() => {
-            "let meshd write there: install systemd/meshd-resolv-conf.conf as /etc/systemd/system/meshd.service.d/resolv-conf.conf".to_owned()
+        error if error.is_permission() => {
+            "have it written for meshd: install systemd/meshd-resolv-conf.path and systemd/meshd-resolv-conf.service in /etc/systemd/system, then `systemctl enable --now meshd-resolv-conf.path`".to_owned()
         }
-        ResolvConfError::File(_) => format!("write `nameserver {server}` into it by hand, and take `manage_resolv_conf` out of meshd.toml"),
+        ResolvConfError::Request(_) | ResolvConfError::File(_) => format!("write `nameserver {server}` into it by hand, and take `manage_resolv_conf` out of meshd.toml"),
     };
     Problem {
         what: "/etc/resolv.conf is not kept by meshd".into(),

@@ -26,4 +26,5 @@ mod n05_names;
 mod n06_leases;
 mod n07_back_in_time;
 mod n12_service_names;
+mod n19_resolv_conf;
 mod n24_watchdog;

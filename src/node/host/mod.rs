@@ -5,6 +5,7 @@ mod notices;
 mod pace;
 mod plan;
 mod resolv_conf;
+pub mod resolv_request;
 mod resolv_text;
 mod split_dns;
 mod survey;

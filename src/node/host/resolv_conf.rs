@@ -1,8 +1,11 @@
 //! /etc/resolv.conf, where the administrator has given it into meshd's hands (`[dns] manage_resolv_conf`).
 //!
-//! What stood there is kept twice, in the state directory and beside the file, so that a person finds it and
+//! What stood there is kept twice, beside the file and in the state directory, so that a person finds it and
 //! `meshd --restore-resolv-conf` works whatever else is lost. meshd's own server stands alone: musl asks all that are
 //! listed at once, and takes the first word of any.
+//!
+//! Where meshd may not write in /etc, a helper does it as root ([`super::resolv_request`]). Then the copy in the state
+//! directory is another user's: root opens it without following links and uses only its lines about resolvers.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,7 +15,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
 
-use super::resolv_text::{Step, is_ours, plan};
+use super::resolv_request::{self, RequestError};
+use super::resolv_text::{Step, about_resolvers, is_ours, plan};
 use crate::wire::file::{FileError, write_atomic};
 
 /// The file.
@@ -30,16 +34,34 @@ pub enum ResolvConfError {
     /// Another program's work.
     #[error("{0} is a link to {1}, which another program writes")]
     Link(PathBuf, PathBuf),
+    /// What meshd asks for is not followed.
+    #[error("{0}")]
+    Request(#[from] RequestError),
     /// The system refuses.
     #[error("{0}")]
     File(#[from] FileError),
+}
+
+impl ResolvConfError {
+    /// Whether the right to write there is missing, also since the service manager made /etc read-only.
+    #[must_use]
+    pub fn is_permission(&self) -> bool {
+        let Self::File(FileError::Io { source, .. }) = self else {
+            return false;
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+        )
+    }
 }
 
 /// The file, and where what stood there before is kept.
 #[derive(Debug, Clone)]
 pub struct ResolvConf {
     path: PathBuf,
-    kept: [PathBuf; 2],
+    /// The first that can be read counts.
+    kept: Vec<PathBuf>,
 }
 
 impl ResolvConf {
@@ -54,7 +76,26 @@ impl ResolvConf {
         let name = format!("{name}.{BEFORE}");
         Self {
             path: path.to_owned(),
-            kept: [state_dir.join(&name), path.with_file_name(&name)],
+            kept: vec![path.with_file_name(&name), state_dir.join(&name)],
+        }
+    }
+
+    /// The machine's, for the helper: it touches nothing but the file and the copy beside it.
+    #[must_use]
+    pub fn of_helper() -> Self {
+        let mut conf = Self::at(Path::new(PATH), Path::new("/"));
+        conf.kept.truncate(1);
+        conf
+    }
+
+    /// Does what is asked for in meshd's runtime directory; gives whether anything had to be changed.
+    ///
+    /// # Errors
+    /// The request is not to be followed, the file is not one to be written, or the system refuses.
+    pub fn follow_request(&self, runtime_dir: &Path) -> Result<bool, ResolvConfError> {
+        match resolv_request::read(runtime_dir)? {
+            Some(server) => self.take(server),
+            None => self.restore(),
         }
     }
 
@@ -108,7 +149,9 @@ impl ResolvConf {
     /// What stood there before meshd's, if meshd's stands there or has stood.
     #[must_use]
     pub fn before(&self) -> Option<String> {
-        self.kept.iter().find_map(|kept| read(kept).ok().flatten())
+        self.kept
+            .iter()
+            .find_map(|kept| read_kept(kept).ok().flatten())
     }
 
     /// Tells of changes to the file from now on.
@@ -185,6 +228,31 @@ fn read(path: &Path) -> Result<Option<String>, FileError> {
         .read_to_end(&mut octets)
         .map_err(|e| FileError::io("read", path, e))?;
     Ok(Some(String::from_utf8_lossy(&octets).into_owned()))
+}
+
+/// The text of a copy; none if there is no regular file. Of a file of another user, such as meshd's for root, only the lines
+/// about resolvers count.
+fn read_kept(path: &Path) -> Result<Option<String>, FileError> {
+    use std::io::Read as _;
+    use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+    let failed = |error| FileError::io("read", path, error);
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let file = match opened {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed)?,
+    };
+    let found = file.metadata().map_err(failed)?;
+    if !found.is_file() {
+        return Ok(None);
+    }
+    let mut octets = Vec::new();
+    file.take(MOST).read_to_end(&mut octets).map_err(failed)?;
+    let text = String::from_utf8_lossy(&octets).into_owned();
+    let own = found.uid() == nix::unistd::geteuid().as_raw();
+    Ok(Some(if own { text } else { about_resolvers(&text) }))
 }
 
 /// Writes a file that everybody may read: whole, unless it is another user's, who keeps it, or is mounted by itself, as
@@ -275,6 +343,64 @@ mod tests {
         assert!(refused.contains("is a link to"), "{refused}");
         assert!(!conf.restore().expect("nothing to do"));
         assert_eq!(text(&stub), "nameserver 127.0.0.53\n");
+    }
+
+    #[test]
+    fn a_copy_that_is_a_link_is_not_followed() {
+        let (dir, conf) = place();
+        std::fs::write(&conf.path, "nameserver 192.0.2.1\n").expect("ours");
+        conf.take(SERVER).expect("ours");
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "nameserver 192.0.2.66\n").expect("ours");
+        for kept in &conf.kept {
+            std::fs::remove_file(kept).expect("there");
+            std::os::unix::fs::symlink(&secret, kept).expect("ours");
+        }
+        assert_eq!(conf.before(), None);
+        conf.restore().expect("nothing to put back");
+        assert!(!text(&conf.path).contains("192.0.2.66"));
+    }
+
+    #[test]
+    fn of_a_copy_of_another_user_only_lines_about_resolvers_are_used() {
+        if !nix::unistd::geteuid().is_root() {
+            return crate::lab::skip_test("only root can make a file of another user");
+        }
+        let (_dir, conf) = place();
+        std::fs::write(&conf.path, "nameserver 192.0.2.1\n").expect("ours");
+        conf.take(SERVER).expect("ours");
+        std::fs::remove_file(&conf.kept[0]).expect("there");
+        std::fs::write(
+            &conf.kept[1],
+            "root::0:0::/:/bin/sh\n# as it was\nnameserver 192.0.2.1\noptions ndots:2\n",
+        )
+        .expect("ours");
+        std::os::unix::fs::chown(&conf.kept[1], Some(65_534), None).expect("root");
+        assert!(conf.restore().expect("ours"));
+        assert_eq!(
+            text(&conf.path),
+            "# as it was\nnameserver 192.0.2.1\noptions ndots:2\n"
+        );
+    }
+
+    #[test]
+    fn the_helper_does_what_is_asked_for_and_keeps_one_copy() {
+        let (dir, mut conf) = place();
+        conf.kept.truncate(1);
+        let runtime = dir.path().join("run");
+        std::fs::create_dir(&runtime).expect("ours");
+        std::fs::write(&conf.path, "nameserver 192.0.2.1\nsearch a\n").expect("ours");
+        resolv_request::ask(&runtime, Some(SERVER)).expect("ours");
+        assert!(conf.follow_request(&runtime).expect("ours"));
+        assert!(!conf.follow_request(&runtime).expect("it is done"));
+        assert!(text(&conf.path).ends_with("\nnameserver 10.210.0.53\nsearch a\n"));
+        // A request that is none changes nothing.
+        std::fs::write(runtime.join("resolv.conf"), "search evil\n").expect("ours");
+        assert!(conf.follow_request(&runtime).is_err());
+        resolv_request::ask(&runtime, None).expect("ours");
+        assert!(conf.follow_request(&runtime).expect("ours"));
+        assert_eq!(text(&conf.path), "nameserver 192.0.2.1\nsearch a\n");
+        assert!(!conf.kept[0].exists());
     }
 
     #[tokio::test]

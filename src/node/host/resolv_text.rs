@@ -62,6 +62,26 @@ fn ours(before: &str, server: IpAddr) -> String {
     text
 }
 
+/// The lines of `text` that a resolv.conf(5) may have.
+#[must_use]
+pub(super) fn about_resolvers(text: &str) -> String {
+    const WORDS: [&str; 5] = ["nameserver", "search", "domain", "options", "sortlist"];
+    let is_plain = |line: &&str| {
+        line.bytes()
+            .all(|b| (b' '..=b'~').contains(&b) || b == b'\t')
+    };
+    let is_about_resolvers = |line: &&str| {
+        let word = line.split_whitespace().next().unwrap_or_default();
+        line.is_empty() || line.starts_with(['#', ';']) || WORDS.contains(&word)
+    };
+    let mut kept = String::new();
+    for line in text.lines().filter(is_plain).filter(is_about_resolvers) {
+        kept.push_str(line);
+        kept.push('\n');
+    }
+    kept
+}
+
 /// The `nameserver` lines, in order.
 #[must_use]
 pub(super) fn name_servers(text: &str) -> Vec<SocketAddr> {
@@ -97,6 +117,15 @@ mod tests {
                 "192.0.2.1:53".parse().expect("a literal"),
                 "[2001:db8::1]:53".parse().expect("a literal")
             ]
+        );
+    }
+
+    #[test]
+    fn lines_that_are_not_about_resolvers_are_left_out() {
+        let text = "; old\n\nnameserver 192.0.2.1\nroot:x:0:0\nsearch a b\nsudo ALL\noptions\tndots:1\nsearch \u{1b}[2J\n";
+        assert_eq!(
+            about_resolvers(text),
+            "; old\n\nnameserver 192.0.2.1\nsearch a b\noptions\tndots:1\n"
         );
     }
 
