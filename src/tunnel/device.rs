@@ -614,7 +614,8 @@ impl Tunnel {
                 public_key: key,
                 ..before.config.clone()
             };
-            let heir = Peer::new(config, index, peer.member, Arc::clone(&self.shared.live));
+            let mut heir = Peer::new(config, index, peer.member, Arc::clone(&self.shared.live));
+            heir.probes = Arc::clone(&peer.probes);
             let mut state = heir.lock();
             state.set_endpoint(before.endpoint());
             state.path_mtu = before.path_mtu;
@@ -702,12 +703,11 @@ impl Tunnel {
         let shared = &self.shared;
         self.with_peer(peer, |table, peer, state, sender, now| {
             let mut packet = [0; probe::MAX_PROBE];
-            if let Some(length) =
-                probe::write(source, destination, shared.started, now, None, &mut packet)
+            if let Ok(nonce) = getrandom::u64()
+                && let Some(length) = probe::write(source, destination, nonce, None, &mut packet)
             {
                 let left = shared.send_own(table, peer, state, &packet[..length], sender, now);
-                let written = probe::written(shared.started, now);
-                state.round_trips.handle_probe(written, left);
+                peer.probes().handle_probe(nonce, now, left);
             }
         });
     }
@@ -726,15 +726,11 @@ impl Tunnel {
             let mut state = peer.lock();
             let session = state.noise.as_ref().and_then(|noise| noise.session_age());
             if session.is_some()
-                && let Some(length) = probe::write(
-                    source,
-                    destination,
-                    shared.started,
-                    now,
-                    Some(*size),
-                    &mut packet,
-                )
+                && let Ok(nonce) = getrandom::u64()
+                && let Some(length) =
+                    probe::write(source, destination, nonce, Some(*size), &mut packet)
             {
+                peer.probes().handle_sized_probe(nonce, now, *size);
                 shared.send_own(
                     &table,
                     peer,
@@ -753,11 +749,7 @@ impl Tunnel {
     #[must_use]
     pub fn take_answered_size(&self, peer: &[u8; 32]) -> Option<u16> {
         let table = self.shared.table.load();
-        let peer = table.by_key.get(peer)?;
-        let by_elders = table.elders_of(peer);
-        let by_elder = by_elders.filter_map(|elder| elder.lock().answered_size.take());
-        let by_elder = by_elder.max();
-        peer.lock().answered_size.take().max(by_elder)
+        table.by_key.get(peer)?.probes().take_answered_size()
     }
 
     /// Refuses packets to `peer` of more than `octets` from now on; what the device's MTU is holds besides.
@@ -896,13 +888,10 @@ impl Waiting {
                 return (None, None);
             };
             let peer = table.carrier(heir);
-            let (answered, rtt, endpoint) = {
-                let state = peer.lock();
-                let endpoint = state.endpoint().map(|endpoint| endpoint.address);
-                (state.answered, state.rtt, endpoint)
-            };
-            if answered.is_some_and(|at| at >= self.since) {
-                return (rtt, endpoint);
+            let endpoint = peer.lock().endpoint().map(|endpoint| endpoint.address);
+            let answered = peer.probes().answered();
+            if let Some(trip) = answered.filter(|trip| trip.at >= self.since) {
+                return (Some(trip.took), endpoint);
             }
             if self.since.elapsed() >= limit || self.shared.stopping() {
                 return (None, endpoint);
@@ -940,10 +929,6 @@ fn status_of(table: &Table, peer: &Peer) -> PeerStatus {
         last_send: status.last_send.max(elder.last_send),
         rx_bytes: status.rx_bytes + elder.rx_bytes,
         tx_bytes: status.tx_bytes + elder.tx_bytes,
-        round_trip: [status.round_trip, elder.round_trip]
-            .into_iter()
-            .flatten()
-            .max_by_key(|trip| trip.at),
         ..status
     })
 }
@@ -961,7 +946,7 @@ fn status(peer: &Peer) -> PeerStatus {
         last_send: state.last_send,
         rx_bytes: peer.rx_bytes.load(Ordering::Relaxed),
         tx_bytes: peer.tx_bytes.load(Ordering::Relaxed),
-        round_trip: state.round_trips.last(),
+        round_trip: peer.probes().sample(),
         path_mtu: state.path_mtu,
     }
 }

@@ -245,7 +245,7 @@ impl Inbound {
                 peer.count_rx(datagram.len());
                 peer.count_tx(length);
                 self.sender.commit(length, from);
-                state.round_trips.handle_handshake();
+                peer.probes().handle_handshake();
                 if state.endpoint().is_none() {
                     state.set_endpoint(Some(from));
                 }
@@ -255,7 +255,7 @@ impl Inbound {
                 peer.count_tx(length);
                 batch.heard(&mut state, from);
                 state.last_handshake = Some(std::time::SystemTime::now());
-                state.round_trips.handle_handshake();
+                peer.probes().handle_handshake();
                 self.sender.commit(length, from);
                 self.send_waiting(batch, peer, &mut state, from);
             }
@@ -334,18 +334,11 @@ impl Inbound {
                             batch.now,
                         );
                     }
-                    Some(Probe::Reply {
-                        size: Some(size), ..
-                    }) if batch.shared.local.load().contains(&ip.destination) => {
-                        state.answered_size = state.answered_size.max(Some(size));
-                    }
-                    Some(Probe::Reply { sent, size: None })
+                    Some(Probe::Reply(nonce))
                         if batch.shared.local.load().contains(&ip.destination) =>
                     {
-                        let elapsed = batch.now.saturating_duration_since(batch.shared.started);
-                        state.rtt = elapsed.checked_sub(sent).or(state.rtt);
-                        state.round_trips.handle_answer(sent, elapsed, batch.now);
-                        state.answered = Some(batch.now);
+                        drop(state);
+                        peer.probes().handle_answer(nonce, batch.now);
                     }
                     _ => {
                         drop(state);

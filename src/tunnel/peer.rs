@@ -2,12 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use super::device::PeerConfig;
 use super::endpoint::Endpoint;
 use super::noise::{Identity, Noise};
-use super::probe::RoundTrips;
+use super::probe::Probes;
 use super::timer::Live;
 
 /// What is fixed for a peer's life, and the state behind its lock.
@@ -21,6 +21,8 @@ pub(super) struct Peer {
     pub(super) bound: OnceLock<Arc<Identity>>,
     pub(super) rx_bytes: AtomicU64,
     pub(super) tx_bytes: AtomicU64,
+    /// Those of the member, whatever its key. Locked after the state, if both are.
+    pub(super) probes: Arc<Mutex<Probes>>,
     state: Mutex<PeerState>,
 }
 
@@ -42,15 +44,8 @@ pub(super) struct PeerState {
     pub(super) last_handshake: Option<SystemTime>,
     /// When a packet of the device was last sent to it, or waited for a session.
     pub(super) last_send: Option<Instant>,
-    /// How long the last probe took, handshakes included.
-    pub(super) rtt: Option<Duration>,
-    pub(super) round_trips: RoundTrips,
     /// Octets of a packet that fit through the path; the device's own limit holds besides.
     pub(super) path_mtu: u16,
-    /// The largest probe answered since somebody last asked.
-    pub(super) answered_size: Option<u16>,
-    /// When the last probe was answered.
-    pub(super) answered: Option<Instant>,
     /// When a handshake was last begun because the peer sent under a session we do not have.
     pub(super) revived: Option<Instant>,
 }
@@ -64,6 +59,7 @@ impl Peer {
             bound: OnceLock::new(),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
+            probes: Arc::default(),
             state: Mutex::new(PeerState {
                 endpoint: config.endpoint.map(Endpoint::from),
                 leaves_by: None,
@@ -76,11 +72,7 @@ impl Peer {
                 last_receive: None,
                 last_handshake: None,
                 last_send: None,
-                rtt: None,
-                round_trips: RoundTrips::default(),
                 path_mtu: u16::MAX,
-                answered_size: None,
-                answered: None,
                 revived: None,
             }),
         }
@@ -89,6 +81,13 @@ impl Peer {
     /// The state. A thread that panicked with it has ended the process.
     pub(super) fn lock(&self) -> MutexGuard<'_, PeerState> {
         self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The probes of the member.
+    pub(super) fn probes(&self) -> MutexGuard<'_, Probes> {
+        self.probes
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }

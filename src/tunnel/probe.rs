@@ -5,7 +5,11 @@
 //!
 //! A probe may ask whether a packet of its size fits through: its sequence number is then the size. The answer is
 //! short, so that a narrow way back does not hide that the question came through.
+//!
+//! Anybody who may send packets from one of the peer's addresses can send echo replies, a container too. So nothing is read
+//! from an answer but a random number, by which [`Probes`] finds when the probe was sent and which size it asked for.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -16,34 +20,43 @@ const IDENTIFIER: u16 = 0x6d65;
 /// Octets of a probe that asks for no size at most.
 pub(super) const MAX_PROBE: usize = IPV6_HEADER + ECHO;
 const IPV6_HEADER: usize = 40;
-/// Octets of an echo without padding: header, mark, time.
+/// Octets of an echo without padding: header, mark, nonce.
 const ECHO: usize = 8 + 16;
 /// The sequence number of a probe that asks for no size.
 const NO_SIZE: u16 = 1;
+/// Probes of one peer that wait for an answer at most: those of a search for the path's size, and some pings.
+const MAX_PENDING: usize = 16;
 
 /// What a packet is to the probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Probe {
     /// To be answered.
     Request,
-    /// An answer.
-    Reply {
-        /// When the question was sent.
-        sent: Duration,
-        /// What size was asked for.
-        size: Option<u16>,
-    },
+    /// An answer, with the nonce it carries.
+    Reply(u64),
 }
 
-/// Measures round trips to a peer.
+/// The probes of a peer that wait for an answer, and what the answers showed.
 ///
-/// A probe counts only if it left at once under a session that stayed the one in use until the answer came. A probe that
-/// waits for a session measures the handshake instead of the path, and so does one whose session was replaced meanwhile.
+/// A round trip counts as a sample only if its probe left at once under a session that stayed the one in use until the answer
+/// came. A probe that waits for a session measures the handshake instead of the path, and so does one whose session was
+/// replaced meanwhile.
 #[derive(Debug, Default)]
-pub(super) struct RoundTrips {
-    /// When the last probe was sent, if its answer is a sample: time since the tunnel started.
-    pending: Option<Duration>,
-    last: Option<RoundTrip>,
+pub(super) struct Probes {
+    /// The oldest first.
+    pending: VecDeque<Pending>,
+    sample: Option<RoundTrip>,
+    answered: Option<RoundTrip>,
+    answered_size: Option<u16>,
+}
+
+/// A probe that was sent.
+#[derive(Debug)]
+struct Pending {
+    nonce: u64,
+    sent: Instant,
+    size: Option<u16>,
+    is_sample: bool,
 }
 
 /// A round trip to a peer.
@@ -55,51 +68,88 @@ pub struct RoundTrip {
     pub took: Duration,
 }
 
-impl RoundTrips {
-    /// A probe that was written at `written` was sealed and sent, or waits for a session.
-    pub(super) fn handle_probe(&mut self, written: Duration, sealed: bool) {
-        self.pending = sealed.then_some(written);
+impl Probes {
+    /// A probe with `nonce` was sealed and sent at `sent`, or waits for a session. It takes the place of those before it as the
+    /// next sample.
+    pub(super) fn handle_probe(&mut self, nonce: u64, sent: Instant, sealed: bool) {
+        self.handle_handshake();
+        self.add(Pending {
+            nonce,
+            sent,
+            size: None,
+            is_sample: sealed,
+        });
+    }
+
+    /// A probe with `nonce` that asks for `size` was sent.
+    pub(super) fn handle_sized_probe(&mut self, nonce: u64, sent: Instant, size: u16) {
+        self.add(Pending {
+            nonce,
+            sent,
+            size: Some(size),
+            is_sample: false,
+        });
+    }
+
+    fn add(&mut self, probe: Pending) {
+        if self.pending.len() >= MAX_PENDING {
+            self.pending.pop_front();
+        }
+        self.pending.push_back(probe);
     }
 
     /// A handshake message was processed: what is under way no longer measures the path alone.
     pub(super) fn handle_handshake(&mut self) {
-        self.pending = None;
+        for probe in &mut self.pending {
+            probe.is_sample = false;
+        }
     }
 
-    /// The answer to the probe that was written at `written` was received. Each probe counts once.
-    pub(super) fn handle_answer(&mut self, written: Duration, since_start: Duration, now: Instant) {
-        if self.pending != Some(written) {
+    /// An answer with `nonce` was received. Each probe is answered once; an answer to no probe changes nothing.
+    pub(super) fn handle_answer(&mut self, nonce: u64, now: Instant) {
+        let asked = self.pending.iter().position(|probe| probe.nonce == nonce);
+        let Some(probe) = asked.and_then(|at| self.pending.remove(at)) else {
+            return;
+        };
+        if let Some(size) = probe.size {
+            self.answered_size = self.answered_size.max(Some(size));
             return;
         }
-        self.pending = None;
-        if let Some(took) = since_start.checked_sub(written) {
-            self.last = Some(RoundTrip { at: now, took });
+        let trip = RoundTrip {
+            at: now,
+            took: now.saturating_duration_since(probe.sent),
+        };
+        self.answered = Some(trip);
+        if probe.is_sample {
+            self.sample = Some(trip);
         }
     }
 
-    /// The last round trip.
-    pub(super) fn last(&self) -> Option<RoundTrip> {
-        self.last
+    /// The last round trip that measures the path.
+    pub(super) fn sample(&self) -> Option<RoundTrip> {
+        self.sample
+    }
+
+    /// The last round trip, with the handshakes it waited for.
+    pub(super) fn answered(&self) -> Option<RoundTrip> {
+        self.answered
+    }
+
+    /// The largest size that was answered since this was last asked.
+    pub(super) fn take_answered_size(&mut self) -> Option<u16> {
+        self.answered_size.take()
     }
 }
 
-/// What a probe that is written `now` carries of the time: whole microseconds since the tunnel started.
-pub(super) fn written(started: Instant, now: Instant) -> Duration {
-    let micros = now.saturating_duration_since(started).as_micros() as u64;
-    Duration::from_micros(micros)
-}
-
-/// Writes a request from `source` to `destination`, padded to `size` octets if that is asked for; gives its length.
+/// Writes a request with `nonce` from `source` to `destination`, padded to `size` octets if that is asked for; gives its length.
 /// Nothing if the families differ or there is no room.
 pub(super) fn write(
     source: IpAddr,
     destination: IpAddr,
-    started: Instant,
-    now: Instant,
+    nonce: u64,
     size: Option<u16>,
     out: &mut [u8],
 ) -> Option<usize> {
-    let sent = written(started, now).as_micros() as u64;
     let (transport, protocol, kind) = match source {
         IpAddr::V4(_) => (20, ICMP, 8),
         IpAddr::V6(_) => (IPV6_HEADER, ICMP6, 128),
@@ -125,7 +175,7 @@ pub(super) fn write(
     out[transport + 4..transport + 6].copy_from_slice(&IDENTIFIER.to_be_bytes());
     out[transport + 6..transport + 8].copy_from_slice(&size.unwrap_or(NO_SIZE).to_be_bytes());
     out[transport + 8..transport + 16].copy_from_slice(&MARK);
-    out[transport + 16..transport + ECHO].copy_from_slice(&sent.to_be_bytes());
+    out[transport + 16..transport + ECHO].copy_from_slice(&nonce.to_be_bytes());
     write_checksum(out, transport, protocol);
     Some(end)
 }
@@ -143,12 +193,8 @@ pub(super) fn parse(packet: &[u8], ip: &Ip) -> Option<Probe> {
     match (ip.source.is_ipv4(), ip.protocol, echo.first()?) {
         (true, ICMP, 8) | (false, ICMP6, 128) => Some(Probe::Request),
         (true, ICMP, 0) | (false, ICMP6, 129) => {
-            let sent = u64::from_be_bytes(echo.get(16..24)?.try_into().ok()?);
-            let size = u16::from_be_bytes(echo.get(6..8)?.try_into().ok()?);
-            Some(Probe::Reply {
-                sent: Duration::from_micros(sent),
-                size: (size != NO_SIZE).then_some(size),
-            })
+            let nonce = u64::from_be_bytes(echo.get(16..24)?.try_into().ok()?);
+            Some(Probe::Reply(nonce))
         }
         _ => None,
     }
@@ -214,14 +260,12 @@ mod tests {
 
     #[test]
     fn a_probe_and_its_answer_are_valid_echoes_and_the_answer_is_short() {
-        let started = Instant::now();
         for (a, b) in [("10.210.1.1", "10.210.2.1"), ("fd00::1", "fd00::2")] {
             let (a, b): (IpAddr, IpAddr) =
                 (a.parse().expect("a literal"), b.parse().expect("a literal"));
             for size in [None, Some(1280), Some(1401), Some(9000)] {
                 let mut out = vec![1; 9000];
-                let now = started + Duration::from_micros(77);
-                let length = write(a, b, started, now, size, &mut out).expect("one family");
+                let length = write(a, b, 77, size, &mut out).expect("one family");
                 let short = if a.is_ipv4() { 44 } else { 64 };
                 assert_eq!(length, size.map_or(short, usize::from));
                 let ip = Ip::parse(&out[..length]).expect("a whole packet");
@@ -233,58 +277,86 @@ mod tests {
                 let ip = Ip::parse(&out[..length]).expect("a whole packet");
                 assert_eq!((ip.source, ip.destination), (b, a));
                 assert!(is_valid(&out[..length], &ip));
-                let sent = Duration::from_micros(77);
-                assert_eq!(
-                    parse(&out[..length], &ip),
-                    Some(Probe::Reply { sent, size })
-                );
+                assert_eq!(parse(&out[..length], &ip), Some(Probe::Reply(77)));
             }
         }
     }
 
     #[test]
-    fn only_a_probe_that_left_at_once_under_a_session_that_lasted_is_a_round_trip() {
+    fn only_a_probe_that_left_at_once_under_a_session_that_lasted_is_a_sample() {
         let start = Instant::now();
-        let at = Duration::from_millis;
-        let answer = |trips: &mut RoundTrips, written, now| {
-            trips.handle_answer(at(written), at(now), start + at(now));
-            trips.last().map(|last| last.took)
-        };
-        let mut trips = RoundTrips::default();
-        trips.handle_probe(at(10), false);
+        let at = |ms| start + Duration::from_millis(ms);
+        let took = |trip: Option<RoundTrip>| trip.map(|trip| trip.took.as_millis());
+        let mut probes = Probes::default();
+        probes.handle_probe(1, at(10), false);
+        probes.handle_answer(1, at(13_265));
+        assert_eq!(probes.sample(), None, "it waited for a session");
+        assert_eq!(took(probes.answered()), Some(13_255));
+        probes.handle_probe(2, at(20), true);
+        probes.handle_handshake();
+        probes.handle_answer(2, at(900));
+        assert_eq!(probes.sample(), None, "its session was replaced");
+        assert_eq!(took(probes.answered()), Some(880));
+        probes.handle_probe(3, at(30), true);
+        probes.handle_answer(3, at(32));
+        assert_eq!(took(probes.sample()), Some(2));
+        probes.handle_probe(4, at(40), true);
+        probes.handle_probe(5, at(50), true);
+        probes.handle_answer(4, at(100));
         assert_eq!(
-            answer(&mut trips, 10, 13_255),
-            None,
-            "it waited for a session"
-        );
-        trips.handle_probe(at(20), true);
-        trips.handle_handshake();
-        assert_eq!(
-            answer(&mut trips, 20, 900),
-            None,
-            "its session was replaced"
-        );
-        trips.handle_probe(at(30), true);
-        assert_eq!(answer(&mut trips, 29, 31), None, "nobody sent such a probe");
-        assert_eq!(answer(&mut trips, 30, 32), Some(at(2)));
-        assert_eq!(answer(&mut trips, 30, 99), Some(at(2)), "a second answer");
-        trips.handle_probe(at(40), true);
-        trips.handle_probe(at(50), true);
-        assert_eq!(
-            answer(&mut trips, 40, 100),
-            Some(at(2)),
+            took(probes.sample()),
+            Some(2),
             "a later probe took its place"
         );
-        assert_eq!(answer(&mut trips, 50, 101), Some(at(51)));
+        probes.handle_answer(5, at(101));
+        assert_eq!(took(probes.sample()), Some(51));
+    }
+
+    #[test]
+    fn an_answer_that_nobody_asked_for_or_that_is_repeated_changes_nothing() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut probes = Probes::default();
+        probes.handle_answer(0, at(1));
+        assert_eq!((probes.sample(), probes.answered()), (None, None));
+        probes.handle_probe(7, at(10), true);
+        probes.handle_sized_probe(8, at(11), 1280);
+        probes.handle_answer(6, at(12));
+        assert_eq!((probes.sample(), probes.answered()), (None, None));
+        assert_eq!(probes.take_answered_size(), None);
+        probes.handle_answer(8, at(13));
+        assert_eq!(probes.take_answered_size(), Some(1280));
+        assert_eq!(probes.answered(), None, "that was about a size");
+        probes.handle_answer(7, at(14));
+        let first = probes.answered();
+        assert_eq!((probes.sample(), first.is_some()), (first, true));
+        for nonce in [7, 8] {
+            probes.handle_answer(nonce, at(5000));
+        }
+        assert_eq!((probes.sample(), probes.answered()), (first, first));
+        assert_eq!(probes.take_answered_size(), None);
+    }
+
+    #[test]
+    fn probes_without_answers_are_bounded_and_the_oldest_are_forgotten() {
+        let now = Instant::now();
+        let mut probes = Probes::default();
+        for nonce in 0..1000 {
+            probes.handle_probe(nonce, now, true);
+        }
+        assert_eq!(probes.pending.len(), MAX_PENDING);
+        probes.handle_answer(0, now);
+        assert_eq!(probes.answered(), None);
+        probes.handle_answer(999, now);
+        assert!(probes.answered().is_some() && probes.sample().is_some());
     }
 
     #[test]
     fn a_probe_without_room_or_of_two_families_is_not_written() {
-        let now = Instant::now();
         let address = |text: &str| text.parse::<IpAddr>().expect("a literal");
         let mut out = [0; 100];
         let (v4, v6) = (address("10.0.0.1"), address("fd00::1"));
-        assert_eq!(write(v4, v4, now, now, Some(101), &mut out), None);
-        assert_eq!(write(v4, v6, now, now, None, &mut out), None);
+        assert_eq!(write(v4, v4, 1, Some(101), &mut out), None);
+        assert_eq!(write(v4, v6, 1, None, &mut out), None);
     }
 }
