@@ -28,3 +28,4 @@ mod n07_back_in_time;
 mod n12_service_names;
 mod n19_resolv_conf;
 mod n24_watchdog;
+mod n09_lan_bridges;
