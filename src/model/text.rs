@@ -21,10 +21,30 @@ pub fn message(text: &str) -> String {
     message
 }
 
-/// Control characters, and the invisible ones that separate lines, join characters or set the direction (UAX #9).
+/// Control characters, and the invisible ones that separate lines, join characters, carry other text or set the direction
+/// (UAX #9; `Default_Ignorable_Code_Point` in UAX #44).
 fn is_harmful(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        || matches!(
+            c,
+            '\u{ad}'
+                | '\u{34f}'
+                | '\u{61c}'
+                | '\u{115f}'..='\u{1160}'
+                | '\u{17b4}'..='\u{17b5}'
+                | '\u{180b}'..='\u{180f}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{3164}'
+                | '\u{fe00}'..='\u{fe0f}'
+                | '\u{feff}'
+                | '\u{ffa0}'
+                | '\u{fff0}'..='\u{fffb}'
+                | '\u{1bca0}'..='\u{1bca3}'
+                | '\u{1d173}'..='\u{1d17a}'
+                | '\u{e0000}'..='\u{e0fff}'
+        )
 }
 
 #[cfg(test)]
@@ -37,6 +57,7 @@ mod tests {
             message("no\nWARN forged\r\u{1b}[2J\u{9b}m\u{202e}\u{2028}x\u{0}"),
             "no?WARN forged??[2J?m??x?"
         );
+        assert_eq!(message("a\u{61c}b\u{e0041}c\u{ad}d\u{fff9}e"), "a?b?c?d?e");
         assert_eq!(
             message("try again: \u{fc}ber 30\u{a0}s"),
             "try again: \u{fc}ber 30\u{a0}s"
