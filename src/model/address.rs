@@ -223,14 +223,28 @@ pub fn is_never_remote(address: IpAddr) -> bool {
 }
 
 /// Whether any node may send to `address` when another node names it. A link-local address means another machine on each
-/// link. An IPv4-mapped IPv6 address is a second form of an IPv4 address, which rules on IPv4 addresses do not match.
+/// link. An IPv6 address that stands for an IPv4 address is a second form of it, which rules on IPv4 addresses do not match.
 #[must_use]
 pub fn is_routable(address: IpAddr) -> bool {
-    let link_local = match address {
+    let is_excluded = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || stands_for_ipv4(v6),
     };
-    !is_never_remote(address) && !link_local && address.to_canonical() == address
+    !is_never_remote(address) && !is_excluded
+}
+
+/// Whether `address` leads to an IPv4 address that it contains: it is IPv4-mapped or IPv4-compatible (RFC 4291 section 2.5.5),
+/// in the well-known prefix of translators (RFC 6052 section 2.1), or 6to4 (RFC 3056) with an address that 6to4 may not have.
+fn stands_for_ipv4(address: Ipv6Addr) -> bool {
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => true,
+        [0x2002, ..] => {
+            let [_, _, c, d, e, f, ..] = address.octets();
+            let within = Ipv4Addr::new(c, d, e, f);
+            within.is_private() || !is_routable(within.into())
+        }
+        _ => false,
+    }
 }
 
 fn block_fits(
@@ -318,13 +332,23 @@ mod tests {
             "169.254.169.254",
             "fe80::1",
             "::ffff:192.0.2.1",
+            "::192.0.2.1",
+            "64:ff9b::192.0.2.1",
+            "2002:a00:1::1",
+            "2002:a9fe:a9fe::",
             "::",
             "::1",
             "ff02::1",
         ] {
             assert!(!is_routable(parse(unroutable)), "{unroutable}");
         }
-        for routable in ["192.0.2.1", "10.0.0.1", "fd00::1", "2001:db8::1"] {
+        for routable in [
+            "192.0.2.1",
+            "10.0.0.1",
+            "fd00::1",
+            "2001:db8::1",
+            "2002:c000:201::1",
+        ] {
             assert!(is_routable(parse(routable)), "{routable}");
             assert!(!is_never_remote(parse(routable)), "{routable}");
         }
