@@ -131,12 +131,12 @@ fn problem_of(file: &Path, failed: &Failed) -> Problem {
     }
 }
 
-/// The problem of a token file that every user of the machine can read.
+/// The problem of a token file that every user of the machine can read or change.
 pub(super) fn exposed(file: &Path) -> Option<Problem> {
     let found = std::fs::metadata(file).ok()?;
     let exposure = crate::wire::file::exposure(&found, file)?;
     Some(Problem {
-        what: "the join token is readable by others".to_owned(),
+        what: format!("the join token {}", exposure.what),
         why: exposure.why,
         fix: exposure.fix,
     })
@@ -157,7 +157,7 @@ pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
         }
         if !warned && let Some(problem) = exposed(&file) {
             warned = true;
-            tracing::warn!(why = %problem.why, fix = %problem.fix, "the join token is readable by others");
+            tracing::warn!(why = %problem.why, fix = %problem.fix, "{}", problem.what);
         }
         let content = read(&file);
         let failed = match content.clone() {

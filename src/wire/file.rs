@@ -201,22 +201,30 @@ pub fn read_private(path: &Path, most: u64) -> Result<Vec<u8>, FileError> {
     Ok(octets)
 }
 
-/// That every user of the machine can read a file with a secret, and what to do.
+/// That every user of the machine can read or change a file with a secret, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposure {
+    /// What others can do with it, as the end of a sentence.
+    pub what: &'static str,
     /// What was found.
     pub why: String,
     /// What to run.
     pub fix: String,
 }
 
-/// Whether every user of the machine can read `file`, which was found at `path`. A group may: the owner chose it.
+/// Whether every user of the machine can read `file`, which was found at `path`, or put another text in its place. A group may:
+/// the owner chose it.
 #[must_use]
 pub fn exposure(file: &fs::Metadata, path: &Path) -> Option<Exposure> {
-    let mode = file.permissions().mode() & 0o7777;
-    if !file.is_file() || mode & 0o004 == 0 {
+    if !file.is_file() {
         return None;
     }
+    let mode = file.permissions().mode() & 0o7777;
+    let (what, verb) = match mode & 0o006 {
+        0 => return replaceable(path),
+        0o004 => ("is readable by others", "read"),
+        _ => ("can be changed by others", "change"),
+    };
     let user = nix::unistd::geteuid();
     let path = path.display();
     // This program has to be able to read it afterwards.
@@ -226,8 +234,31 @@ pub fn exposure(file: &fs::Metadata, path: &Path) -> Option<Exposure> {
         format!("chown {user} {path} && ")
     };
     Some(Exposure {
-        why: format!("every user of this machine can read {path} (mode {mode:04o})"),
+        what,
+        why: format!("every user of this machine can {verb} {path} (mode {mode:04o})"),
         fix: format!("run: {own}chmod 600 {path}"),
+    })
+}
+
+/// Whether every user can put another file at `path`: a directory on the way to it is writable by all, and not sticky, so that
+/// not only owners may rename what is in it.
+fn replaceable(path: &Path) -> Option<Exposure> {
+    let whole = fs::canonicalize(path).unwrap_or_default();
+    let beside = path.parent();
+    let mut directories = beside.into_iter().chain(whole.ancestors().skip(1));
+    let open = directories.find_map(|directory| {
+        let found = fs::metadata(directory).ok()?;
+        let mode = found.permissions().mode() & 0o7777;
+        (found.is_dir() && mode & 0o1002 == 0o002).then(|| (directory.display(), mode))
+    });
+    let (directory, mode) = open?;
+    Some(Exposure {
+        what: "can be changed by others",
+        why: format!(
+            "every user of this machine can replace {}: the directory {directory} is writable by all (mode {mode:04o})",
+            path.display()
+        ),
+        fix: format!("run: chmod o-w {directory}"),
     })
 }
 
@@ -278,7 +309,10 @@ mod tests {
         };
         assert_eq!(found(0o600), None);
         assert_eq!(found(0o640), None, "a group was chosen");
+        let changeable = found(0o602).expect("writable by all");
+        assert_eq!(changeable.what, "can be changed by others");
         let exposed = found(0o644).expect("readable by all");
+        assert_eq!(exposed.what, "is readable by others");
         assert!(exposed.why.contains("(mode 0644)"), "{exposed:?}");
         assert_eq!(exposed.fix, format!("run: chmod 600 {}", path.display()));
         let pipe = fs::metadata("/dev/null").expect("it is always there");
