@@ -16,6 +16,7 @@ use super::exit::CliError;
 use super::table;
 use crate::lab::{Host, LabError, Running, World, as_root};
 use crate::wire::api::ErrorCode;
+use crate::wire::file::create_private_new;
 use crate::wire::local::{PeerState, Status};
 
 /// How large.
@@ -34,6 +35,7 @@ const PAGE_PORT: u16 = 8080;
 const SOCKET: &str = "/run/meshd.sock";
 const ADMIN_SOCKET: &str = "/run/admin.sock";
 const MESH_KEY: &str = "/run/mesh.key";
+const TOKEN_FILE: &str = "/run/join-token";
 /// How long anything that is waited for may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -197,7 +199,10 @@ fn play(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
     steps.done("meshctl init: made the mesh key");
     for (host, _) in &stage.nodes {
         let token = administer(stage, &["token", "create"])?;
-        on(host, &["join", token.trim()])?;
+        // A file that only root reads: on the command line every user of this machine would see the token.
+        create_private_new(&host.path(TOKEN_FILE), token.as_bytes())
+            .map_err(|error| Failure::Said(error.to_string()))?;
+        on(host, &["join", "--token-file", TOKEN_FILE])?;
         steps.done(&format!(
             "meshctl token create; meshctl join on {}",
             host.name()
