@@ -284,17 +284,20 @@ impl Ledger {
     }
 
     /// Under which key a record is held. A kind that this version does not know may be anybody's: each signer has its own
-    /// records of that kind, so that no member takes the place of a record of the mesh key or of another node.
+    /// records of that kind, so that no member takes the place of a record of the mesh key or of another node. No kind is as
+    /// long as one with a signer's name, and ids may be any text: so the name stands in the kind.
     #[must_use]
     pub fn key_of(&self, header: &Header, signer: &PublicKey) -> RecordKey {
-        let kind = header.kind.clone();
-        let is_known = ORDER.contains(&kind.as_str());
-        let id = if is_known || *signer == self.mesh_key {
-            header.id.clone()
+        let is_known = ORDER.contains(&header.kind.as_str());
+        let kind = if is_known || *signer == self.mesh_key {
+            header.kind.clone()
         } else {
-            format!("{signer}/{}", header.id)
+            format!("{} of {signer}", header.kind)
         };
-        RecordKey { kind, id }
+        RecordKey {
+            kind,
+            id: header.id.clone(),
+        }
     }
 
     /// Whether [`Ledger::apply`] would take `envelope` in.
