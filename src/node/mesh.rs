@@ -1408,8 +1408,10 @@ impl Mesh {
 
     /// Somebody changed something on this machine, and what is meshd's has been put back.
     pub(super) async fn handle_host(&mut self) {
-        // Among it may be that the machine no longer forwards.
+        // Among it may be that the machine no longer forwards, or that another machine is on a bridge of containers.
         self.firewall.look();
+        self.follow_bridges();
+        self.wire();
         self.listen().await;
         self.publish_own();
     }

@@ -27,14 +27,22 @@ const HEADER: usize = 16;
 /// `RTM_NEWLINK` and `RTM_DELLINK`.
 const NEW_LINK: u16 = 16;
 const DELETED_LINK: u16 = 17;
-/// Where the number of the interface stands in these (`ifinfomsg`).
+/// Where the number of the interface stands in these (`ifinfomsg`), and where that header ends.
 const LINK_INDEX: usize = HEADER + 4;
+const LINK_HEADER: usize = 16;
+/// `IFLA_MASTER`, `IFLA_LINKINFO` and, inside that, `IFLA_INFO_KIND`.
+const LINK_CONTROLLER: u16 = 10;
+const LINK_INFO: u16 = 18;
+const LINK_INFO_KIND: u16 = 1;
 /// `RTM_NEWNETCONF`.
 const NEW_NETCONF: u16 = 80;
 /// `struct netconfmsg`, padded.
 const NETCONF_HEADER: usize = 4;
 /// `NETCONFA_FORWARDING`.
 const NETCONF_FORWARDING: u16 = 2;
+/// Octets of an attribute's header, to which attributes are padded as well, and `NLA_F_NESTED`.
+const ATTRIBUTE_HEADER: usize = 4;
+const NESTED: u16 = 1 << 15;
 
 /// What is of interest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +121,8 @@ fn one_concerns(message: &[u8], scope: &Scope) -> bool {
         // Each container brings many of these, and they are long.
         Some(NEW_LINK | DELETED_LINK) => {
             let index = message.get(LINK_INDEX..LINK_INDEX + 4);
-            return index == Some(&scope.index.to_ne_bytes());
+            return index == Some(&scope.index.to_ne_bytes())
+                || is_outer_port(message.get(HEADER + LINK_HEADER..).unwrap_or_default());
         }
         _ => {}
     }
@@ -166,20 +175,38 @@ impl Scope {
     }
 }
 
-/// Whether the attributes of a notice about settings (`netconf`) report that one interface, or all of them, stopped forwarding.
-fn stops_forwarding(attributes: &[u8]) -> bool {
-    let mut rest = attributes;
-    while let (Some(length), Some(kind)) = (half(rest, 0), half(rest, 2)) {
-        let length = usize::from(length);
-        if length < 4 {
-            return false;
+/// Whether the attributes of a link are those of a port of a bridge that leads out of this machine: the bridge is none of
+/// containers any more. Ports of containers and virtual machines come and go all the time (`veth`, `tun`).
+fn is_outer_port(link: &[u8]) -> bool {
+    let (mut has_controller, mut is_guest) = (false, false);
+    for (kind, value) in attributes(link) {
+        has_controller |= kind == LINK_CONTROLLER;
+        if kind == LINK_INFO {
+            is_guest |= attributes(value)
+                .any(|(kind, name)| kind == LINK_INFO_KIND && matches!(name, b"veth\0" | b"tun\0"));
         }
-        if kind == NETCONF_FORWARDING {
-            return rest.get(4..8) == Some(&[0; 4]);
-        }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    false
+    has_controller && !is_guest
+}
+
+/// Whether the attributes of a notice about settings (`netconf`) report that one interface, or all of them, stopped forwarding.
+fn stops_forwarding(settings: &[u8]) -> bool {
+    attributes(settings)
+        .find(|(kind, _)| *kind == NETCONF_FORWARDING)
+        .is_some_and(|(_, value)| value.get(..4) == Some(&[0; 4]))
+}
+
+/// The attributes (`nlattr`) in `bytes`, up to the first that is none: kind and value.
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let (length, kind) = (usize::from(half(rest, 0)?), half(rest, 2)?);
+        let value = rest.get(ATTRIBUTE_HEADER..length)?;
+        rest = rest
+            .get(length.next_multiple_of(ATTRIBUTE_HEADER)..)
+            .unwrap_or_default();
+        Some((kind & !NESTED, value))
+    })
 }
 
 fn half(bytes: &[u8], at: usize) -> Option<u16> {
@@ -192,7 +219,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use proptest::prelude::*;
-    use rtnetlink::packet_route::link::LinkMessage;
+    use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
     use rtnetlink::packet_route::rule::RuleMessage;
     use rtnetlink::{AddressMessageBuilder, RouteMessageBuilder};
 
@@ -245,6 +272,19 @@ mod tests {
         encoded(RouteNetlinkMessage::NewLink(message))
     }
 
+    /// A port of bridge 3, of this kind.
+    fn port(kind: Option<InfoKind>) -> Vec<u8> {
+        let mut message = LinkMessage::default();
+        message.header.index = 2;
+        message.attributes = vec![
+            LinkAttribute::IfName("port0".into()),
+            LinkAttribute::Controller(3),
+        ];
+        let infos = kind.map(|kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+        message.attributes.extend(infos);
+        encoded(RouteNetlinkMessage::NewLink(message))
+    }
+
     fn netconf(forwarding: u32) -> Vec<u8> {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&NEW_NETCONF.to_ne_bytes());
@@ -263,6 +303,8 @@ mod tests {
     fn what_touches_the_mesh_is_noticed_and_the_rest_is_passed_over() {
         let noticed = [
             link(7),
+            port(None),
+            port(Some(InfoKind::Vxlan)),
             address("192.0.2.1", 7),
             address("10.210.3.1", 2),
             route("192.0.2.0/24", 7),
@@ -278,6 +320,8 @@ mod tests {
         }
         let passed = [
             link(2),
+            port(Some(InfoKind::Veth)),
+            port(Some(InfoKind::Tun)),
             address("192.0.2.1", 2),
             route("192.0.2.0/24", 2),
             route("10.211.0.0/16", 2),
@@ -295,7 +339,7 @@ mod tests {
         #[test]
         fn nothing_that_is_received_makes_it_panic_or_go_on_for_ever(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = concerns(&bytes, &scope());
-            let _ = stops_forwarding(&bytes);
+            let _ = (stops_forwarding(&bytes), is_outer_port(&bytes));
         }
     }
 }
