@@ -19,8 +19,21 @@ mod query;
 #[allow(dead_code, reason = "the system tests use what these do not")]
 mod engine;
 
+/// What stands for meshd, for its command line.
+#[path = "../cli/daemon.rs"]
+#[allow(dead_code, reason = "the command line's tests use what these do not")]
+mod daemon;
+
+/// Runs of the command line.
+#[path = "../cli/program.rs"]
+#[allow(dead_code, reason = "the command line's tests use what these do not")]
+mod program;
+
+mod small_mesh;
+
 mod forged_memberships;
 mod n01_tokens_after_restore;
+mod n02_share_of_the_ledger;
 mod n03_store;
 mod n05_names;
 mod n06_leases;
@@ -29,3 +42,13 @@ mod n12_service_names;
 mod n19_resolv_conf;
 mod n24_watchdog;
 mod n09_lan_bridges;
+mod n13_round_trips;
+mod n14_forms_of_addresses;
+mod n15_service_bindings;
+mod n17_unknown_kinds;
+mod n18_groups_of_the_socket;
+mod n20_links_of_containers;
+mod n21_texts_of_coordinators;
+mod n22_tokens_in_the_process_list;
+mod n23_token_files;
+mod n26_strangers;

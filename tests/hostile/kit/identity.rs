@@ -45,7 +45,7 @@ impl Identity {
         let text = std::fs::read_to_string(path).expect("the node has joined");
         let stored: Value = serde_json::from_str(&text).expect("JSON");
         let seed = |field: &str| {
-            let text = stored[field].as_str().unwrap_or_default();
+            let text = stored["keys"][field].as_str().unwrap_or_default();
             text.parse::<PublicKey>().expect("a seed in hexadecimal").0
         };
         Self {

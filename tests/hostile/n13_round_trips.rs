@@ -1,0 +1,281 @@
+//! No echo reply that a node did not ask for says anything about a peer: neither that it is there nor how far it is.
+
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use meshd::lab::{Host, Running};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::kit::Identity;
+use crate::mesh::Mesh;
+
+/// What a probe of meshd's begins with, behind the ICMP header.
+const MARK: &[u8] = b"meshprob";
+const IDENTIFIER: u16 = 0x6d65;
+const NO_SIZE: u16 = 1;
+/// Octets of an echo with a mark and what it carries.
+const ECHO: usize = 24;
+
+/// An ICMP or ICMPv6 echo reply that carries `carried`. For ICMPv6 the kernel writes the checksum.
+fn reply(v6: bool, identifier: u16, sequence: u16, carried: [u8; 8]) -> Vec<u8> {
+    let mut echo = vec![if v6 { 129 } else { 0 }, 0, 0, 0];
+    echo.extend(identifier.to_be_bytes());
+    echo.extend(sequence.to_be_bytes());
+    echo.extend(MARK);
+    echo.extend(carried);
+    if !v6 {
+        let words = echo
+            .chunks(2)
+            .map(|w| u32::from(w[0]) << 8 | u32::from(w[1]));
+        let mut sum: u32 = words.sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        let checksum = !(sum as u16);
+        echo[2..4].copy_from_slice(&checksum.to_be_bytes());
+    }
+    echo
+}
+
+/// What an attacker does who has the peer's keys and sees its probes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Plan {
+    /// Sends replies to no probe: with any time, with those of probes it saw before, and with some next to them.
+    Forge,
+    /// Answers each probe as it should be, and forges besides.
+    Answer,
+    Stop,
+}
+
+/// A WireGuard end with a node's keys whose machine answers no echo. It forges replies from two addresses of the node, its own
+/// and one that a container would have, and from its IPv6 address.
+struct Attacker<'a> {
+    host: &'a Host,
+    victim: (Ipv4Addr, Ipv6Addr),
+    plan: AtomicU8,
+    /// What the probes carried that it saw.
+    seen: Mutex<Vec<[u8; 8]>>,
+}
+
+impl Attacker<'_> {
+    fn set(&self, plan: Plan) {
+        self.plan.store(plan as u8, Ordering::SeqCst);
+    }
+
+    fn is(&self, plan: Plan) -> bool {
+        self.plan.load(Ordering::SeqCst) == plan as u8
+    }
+
+    fn run(&self, own: (Ipv4Addr, Ipv6Addr), container: Ipv4Addr) {
+        let socket = |domain, protocol, from: IpAddr| {
+            let socket = Socket::new(domain, Type::RAW, Some(protocol)).expect("root");
+            socket
+                .bind(&SocketAddr::new(from, 0).into())
+                .expect("an address of this machine");
+            socket
+        };
+        let work = || {
+            let v4 = |from: Ipv4Addr| socket(Domain::IPV4, Protocol::ICMPV4, from.into());
+            let listening = v4(own.0);
+            listening
+                .set_read_timeout(Some(Duration::from_millis(2)))
+                .expect("a socket");
+            let sending = [
+                (v4(container), false),
+                (v4(own.0), false),
+                (socket(Domain::IPV6, Protocol::ICMPV6, own.1.into()), true),
+            ];
+            let mut buffer = [MaybeUninit::uninit(); 2048];
+            while !self.is(Plan::Stop) {
+                if let Ok(length) = listening.recv(&mut buffer) {
+                    // SAFETY: the kernel has written `length` octets.
+                    let packet = unsafe { buffer[..length].assume_init_ref() };
+                    self.handle_packet(packet, &sending[1].0);
+                }
+                for carried in self.forgeries() {
+                    for (socket, v6) in &sending {
+                        for sequence in [NO_SIZE, 1280, 1400] {
+                            self.send(socket, *v6, sequence, carried);
+                        }
+                    }
+                }
+            }
+        };
+        self.host.inside(work).expect("a namespace");
+    }
+
+    /// Notes what a probe carries, and answers it if that is the plan.
+    fn handle_packet(&self, packet: &[u8], from: &Socket) {
+        // An IPv4 header without options.
+        let Some(echo) = packet.get(20..).filter(|echo| echo.len() >= ECHO) else {
+            return;
+        };
+        if echo[0] != 8 || &echo[8..16] != MARK {
+            return;
+        }
+        let carried = echo[16..24].try_into().expect("8 octets");
+        if self.is(Plan::Answer) {
+            let sequence = u16::from_be_bytes([echo[6], echo[7]]);
+            self.send(from, false, sequence, carried);
+        }
+        self.seen.lock().expect("no panic").push(carried);
+    }
+
+    /// Times from the start of the victim's tunnel on, in microseconds, and neighbours of what was seen. What probes carry that
+    /// are not answered yet is never among them.
+    fn forgeries(&self) -> Vec<[u8; 8]> {
+        let times = [0u64, 1, 1_000_000, 2_000_000, u64::MAX];
+        let mut forgeries: Vec<[u8; 8]> = times.map(u64::to_be_bytes).to_vec();
+        let seen = self.seen.lock().expect("no panic");
+        if let Some(last) = seen.last() {
+            let last = u64::from_be_bytes(*last);
+            let near = [
+                last.wrapping_add(1),
+                last.wrapping_sub(1),
+                last.swap_bytes(),
+            ];
+            forgeries.extend(near.map(u64::to_be_bytes));
+        }
+        if self.is(Plan::Answer) {
+            // All of them were answered.
+            forgeries.extend(seen.iter().rev().take(8));
+        }
+        forgeries
+    }
+
+    fn send(&self, socket: &Socket, v6: bool, sequence: u16, carried: [u8; 8]) {
+        let to: IpAddr = match v6 {
+            true => self.victim.1.into(),
+            false => self.victim.0.into(),
+        };
+        let echo = reply(v6, IDENTIFIER, sequence, carried);
+        let _ = socket.send_to(&echo, &SocketAddr::new(to, 0).into());
+    }
+}
+
+fn ip(mesh: &Mesh, n: usize, arguments: &str) {
+    let words: Vec<&str> = arguments.split(' ').collect();
+    assert!(mesh.succeeds(n, "ip", &words), "ip {arguments}");
+}
+
+/// Puts a plain WireGuard end with the keys of the second node in the place of its meshd.
+fn take_place_of_second(mesh: &mut Mesh) -> Running {
+    use std::fmt::Write as _;
+    use std::io::{Read as _, Write as _};
+    let own = mesh.addresses(1);
+    let victim = mesh.status(0).node.expect("it has joined");
+    let keys = Identity::stolen_from(&mesh.nodes[1].host.path("/run/state"));
+    mesh.kill_node(1);
+    let host = &mesh.nodes[1].host;
+    let mut command = host
+        .command(env!("CARGO_BIN_EXE_meshd"))
+        .expect("a namespace");
+    let log = mesh.logs.path().join("attacker");
+    // Called so, since the rules that the killed meshd left let the mesh's addresses come by no other device.
+    let running = host
+        .start(command.args(["wireguard", "mesh0"]), &log)
+        .expect("a program");
+    let path = host.path("/run/wireguard/mesh0.sock");
+    let mut socket = None;
+    mesh.wait_until("the attacker's device is there", || {
+        socket = std::os::unix::net::UnixStream::connect(&path).ok();
+        socket.is_some()
+    });
+    let hex = |octets: [u8; 32]| meshd::model::PublicKey(octets).to_string();
+    let mut set = String::from("set=1\n");
+    writeln!(set, "private_key={}", hex(keys.wireguard.to_bytes())).expect("memory");
+    writeln!(
+        set,
+        "listen_port=51820\npublic_key={}",
+        hex(victim.public_key.0)
+    )
+    .expect("memory");
+    writeln!(set, "endpoint={}:51820", mesh.nodes[0].host.v4()).expect("memory");
+    writeln!(
+        set,
+        "allowed_ip={}\nallowed_ip={}\n",
+        victim.block_v4, victim.block_v6
+    )
+    .expect("memory");
+    let mut socket = socket.expect("just connected");
+    socket.write_all(set.as_bytes()).expect("it listens");
+    let mut answer = [0; 9];
+    socket.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"errno=0\n\n");
+    let (v4, v6) = own;
+    ip(mesh, 1, &format!("address add {v4}/16 dev mesh0"));
+    ip(
+        mesh,
+        1,
+        &format!("address add {}/16 dev mesh0", container_of(v4)),
+    );
+    ip(mesh, 1, &format!("address add {v6}/48 dev mesh0 nodad"));
+    ip(mesh, 1, "link set mesh0 mtu 1420 up");
+    for setting in [
+        "net.ipv4.icmp_echo_ignore_all=1",
+        "net.ipv6.icmp.echo_ignore_all=1",
+    ] {
+        assert!(mesh.succeeds(1, "sysctl", &["-qw", setting]));
+    }
+    running
+}
+
+/// An address that a container of the node with address `node` would have.
+fn container_of(node: Ipv4Addr) -> Ipv4Addr {
+    let [a, b, c, _] = node.octets();
+    Ipv4Addr::new(a, b, c, 7)
+}
+
+#[test]
+fn no_reply_that_nobody_asked_for_and_no_replay_of_a_true_one_is_a_round_trip() {
+    let Some(mut mesh) = Mesh::joined(2) else {
+        return;
+    };
+    let own = mesh.addresses(1);
+    let victim = mesh.addresses(0);
+    let _device = take_place_of_second(&mut mesh);
+    let attacker = Attacker {
+        host: &mesh.nodes[1].host,
+        victim,
+        plan: AtomicU8::new(Plan::Forge as u8),
+        seen: Mutex::default(),
+    };
+    let seen = || attacker.seen.lock().expect("no panic").len();
+    let ping = || mesh.on(0, &["ping", "-c", "1", "n2"]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| attacker.run(own, container_of(own.0)));
+        let checks = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            // Its probes come, so the tunnel is there, and what is forged comes as well.
+            mesh.wait_until("probes come to the attacker", || {
+                ping();
+                seen() > 0
+            });
+            let received = mesh.status(0).peers[0].rx_bytes;
+            let before = seen();
+            let unanswered = ping();
+            assert_eq!(unanswered.code, 1, "{unanswered:?}");
+            assert!(unanswered.stdout.contains("no answer"), "{unanswered:?}");
+            assert!(seen() > before, "the probe came to the attacker");
+            let after = mesh.status(0).peers[0].rx_bytes;
+            assert!(after > received + 10_000, "{received} and {after}");
+
+            // With true answers among the forged ones, and many replays of them.
+            attacker.set(Plan::Answer);
+            mesh.wait_until("a true answer counts", || ping().code == 0);
+            for _ in 0..5 {
+                let answered = ping();
+                assert_eq!(answered.code, 0, "{answered:?}");
+            }
+            // Replies with old nonces that come on are no answers to a new probe.
+            attacker.set(Plan::Forge);
+            let unanswered = ping();
+            assert_eq!(unanswered.code, 1, "{unanswered:?}");
+        }));
+        attacker.set(Plan::Stop);
+        checks.expect("what is asserted above");
+    });
+}
