@@ -1,18 +1,26 @@
 //! What the upstreams said, for as long as they said; and longer when none of them answers (RFC 8767). Pure: the caller
 //! brings the time.
+//!
+//! The cache is bounded in octets, and what an entry holds is known to the octet, since an answer is kept as it is sent: as a
+//! message. The one that was of no use for longest goes first. Large answers have a part of the cache to themselves: a flood of
+//! them pushes out no small ones.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::ResponseCode;
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::message::{Asked, Forwarded, Source};
 use super::received::MAX_TTL;
 
-/// Answers kept at most.
-const MOST: usize = 8192;
+/// Octets of the answers kept at most, with their keys and their places in the tables: of small and of large ones.
+const SMALL: usize = 6 * 1024 * 1024;
+const LARGE: usize = 2 * 1024 * 1024;
+/// Octets of a small answer at most.
+const MAX_SMALL: usize = 4096;
 /// Records of an answer kept at most.
 const MOST_RECORDS: usize = 128;
 /// Seconds a negative answer is fresh at most (RFC 2308 section 5).
@@ -46,42 +54,84 @@ impl Key {
 
 #[derive(Debug)]
 struct Kept {
-    answer: Forwarded,
+    message: Arc<[u8]>,
     from: SocketAddr,
     since: Instant,
     ttl: u32,
     /// Until when nobody is asked, since nobody answered.
     held: Option<Instant>,
+    /// When it was of use last, as a number that only grows.
+    used: u64,
+}
+
+/// An answer found. What it takes to read it need not be done with the cache locked.
+#[derive(Debug)]
+pub(super) struct Hit {
+    message: Arc<[u8]>,
+    left: Left,
+    source: Source,
+}
+
+/// What is left of a TTL.
+#[derive(Debug)]
+enum Left {
+    /// What of it is longer than these seconds.
+    After(u32),
+    /// No more than a stale answer may be kept.
+    Stale,
 }
 
 /// The answers kept.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
-    answers: HashMap<Key, Kept>,
+    answers: HashMap<Arc<Key>, Kept>,
+    small: Part,
+    large: Part,
+    uses: u64,
+}
+
+/// One part of the cache: its entries by when they were of use last, and what they hold.
+#[derive(Debug, Default)]
+struct Part {
+    order: BTreeMap<u64, Arc<Key>>,
+    octets: usize,
+}
+
+impl Hit {
+    /// The answer.
+    pub(super) fn answer(self) -> Option<Forwarded> {
+        let left = |ttl: u32| match self.left {
+            Left::After(seconds) => ttl.min(MAX_TTL).saturating_sub(seconds),
+            Left::Stale => ttl.min(STALE_TTL),
+        };
+        Some(unpacked(&self.message)?.aged(left, self.source))
+    }
 }
 
 impl Cache {
     /// A fresh answer, or a stale one while there is no use in asking.
-    pub(super) fn fresh(&self, key: &Key, now: Instant) -> Option<Forwarded> {
-        let kept = self.answers.get(key)?;
-        let age = now.saturating_duration_since(kept.since);
-        let seconds = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-        let left = |ttl: u32| ttl.min(MAX_TTL).saturating_sub(seconds);
-        let from = kept.from;
+    pub(super) fn fresh(&mut self, key: &Key, now: Instant) -> Option<Hit> {
+        let kept = self.touch(key)?;
         if kept.held.is_some_and(|until| now < until) {
             return self.stale(key, now);
         }
-        (seconds < kept.ttl).then(|| kept.answer.clone().aged(left, Source::Cache { from, age }))
+        let (from, age) = (kept.from, now.saturating_duration_since(kept.since));
+        let seconds = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
+        (seconds < kept.ttl).then(|| Hit {
+            message: Arc::clone(&kept.message),
+            left: Left::After(seconds),
+            source: Source::Cache { from, age },
+        })
     }
 
     /// An answer that was fresh a day ago at the longest, for want of a better one.
-    pub(super) fn stale(&self, key: &Key, now: Instant) -> Option<Forwarded> {
+    pub(super) fn stale(&self, key: &Key, now: Instant) -> Option<Hit> {
         let kept = self.answers.get(key)?;
-        let age = now.saturating_duration_since(kept.since);
-        let from = kept.from;
-        (age < STALE + Duration::from_secs(kept.ttl.into())).then(|| {
-            let left = |ttl: u32| ttl.min(STALE_TTL);
-            kept.answer.clone().aged(left, Source::Stale { from, age })
+        let (from, age) = (kept.from, now.saturating_duration_since(kept.since));
+        (age < STALE + Duration::from_secs(kept.ttl.into())).then(|| Hit {
+            message: Arc::clone(&kept.message),
+            left: Left::Stale,
+            source: Source::Stale { from, age },
         })
     }
 
@@ -96,30 +146,107 @@ impl Cache {
     /// Keeps an answer, if it may be kept.
     pub(super) fn keep(&mut self, key: Key, answer: &Forwarded, from: SocketAddr, now: Instant) {
         let records = answer.answers.len() + answer.authority.len();
-        let Some(ttl) = ttl(answer).filter(|ttl| *ttl > 0 && records <= MOST_RECORDS) else {
+        let ttl = ttl(answer).filter(|ttl| *ttl > 0 && records <= MOST_RECORDS);
+        let (Some(ttl), Some(message)) = (ttl, packed(answer)) else {
             return;
         };
-        if self.answers.len() >= MOST && !self.answers.contains_key(&key) {
-            self.make_room(now);
+        if let Some(before) = self.answers.remove(&key) {
+            let part = self.part(is_large(&before.message));
+            part.order.remove(&before.used);
+            part.octets -= octets_of(&key, &before);
         }
+        self.uses += 1;
         let kept = Kept {
-            answer: answer.clone(),
+            message: message.into(),
             from,
             since: now,
             ttl,
             held: None,
+            used: self.uses,
         };
+        let (key, large) = (Arc::new(key), is_large(&kept.message));
+        let part = self.part(large);
+        part.octets += octets_of(&key, &kept);
+        part.order.insert(kept.used, Arc::clone(&key));
         self.answers.insert(key, kept);
+        self.make_room(large);
     }
 
-    /// Lets an eighth go: those that have been of no use for longest, or will be first.
-    fn make_room(&mut self, now: Instant) {
-        let end = |kept: &Kept| kept.since + Duration::from_secs(kept.ttl.into());
-        let mut ends: Vec<Instant> = self.answers.values().map(end).collect();
-        let (_, limit, _) = ends.select_nth_unstable(MOST / 8);
-        let limit = (*limit).max(now.checked_sub(STALE).unwrap_or(*limit));
-        self.answers.retain(|_, kept| end(kept) > limit);
+    fn part(&mut self, large: bool) -> &mut Part {
+        match large {
+            true => &mut self.large,
+            false => &mut self.small,
+        }
     }
+
+    /// Lets go of those that were of no use for longest, until the part is no larger than it may be.
+    fn make_room(&mut self, large: bool) {
+        let (part, most) = match large {
+            true => (&mut self.large, LARGE),
+            false => (&mut self.small, SMALL),
+        };
+        while part.octets > most
+            && let Some((_, oldest)) = part.order.pop_first()
+        {
+            if let Some(gone) = self.answers.remove(&*oldest) {
+                part.octets -= octets_of(&oldest, &gone);
+            }
+        }
+    }
+
+    /// Finds an entry, which is of use now.
+    fn touch(&mut self, key: &Key) -> Option<&Kept> {
+        let kept = self.answers.get_mut(key)?;
+        self.uses += 1;
+        let before = std::mem::replace(&mut kept.used, self.uses);
+        let part = match is_large(&kept.message) {
+            true => &mut self.large,
+            false => &mut self.small,
+        };
+        if let Some(key) = part.order.remove(&before) {
+            part.order.insert(self.uses, key);
+        }
+        Some(kept)
+    }
+}
+
+fn is_large(message: &[u8]) -> bool {
+    message.len() > MAX_SMALL
+}
+
+/// What an entry holds: the message, the name, and its places in the tables. Of a hash table up to half is empty.
+fn octets_of(key: &Key, kept: &Kept) -> usize {
+    const COUNTS: usize = 2 * size_of::<usize>();
+    const ALLOCATOR: usize = 16;
+    const PLACES: usize = 2 * size_of::<(Arc<Key>, Kept)>() + 2 * size_of::<(u64, Arc<Key>)>();
+    const ENTRY: usize = PLACES + size_of::<Key>() + 2 * (COUNTS + ALLOCATOR);
+    ENTRY + kept.message.len() + 2 * key.name.len()
+}
+
+/// An answer as a message without a question.
+fn packed(answer: &Forwarded) -> Option<Vec<u8>> {
+    let mut message = Message::new(0, MessageType::Response, OpCode::Query);
+    message.metadata.response_code = answer.code;
+    message.metadata.authentic_data = answer.authentic;
+    message.answers.clone_from(&answer.answers);
+    message.authorities.clone_from(&answer.authority);
+    let octets = message.to_vec().ok()?;
+    // What has no room in a message was left out.
+    octets
+        .get(2)
+        .is_some_and(|flags| flags & 2 == 0)
+        .then_some(octets)
+}
+
+fn unpacked(octets: &[u8]) -> Option<Forwarded> {
+    let message = Message::from_vec(octets).ok()?;
+    Some(Forwarded {
+        code: message.metadata.response_code,
+        authentic: message.metadata.authentic_data,
+        answers: message.answers,
+        authority: message.authorities,
+        ..Forwarded::default()
+    })
 }
 
 /// How long an answer is fresh: the least of its records, or as RFC 2308 section 5 has it.
@@ -150,7 +277,7 @@ fn ttl(answer: &Forwarded) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::rr::rdata::{A, SOA};
+    use hickory_proto::rr::rdata::{A, SOA, TXT};
 
     fn asked(name: &str) -> Asked {
         Asked {
@@ -174,8 +301,12 @@ mod tests {
     const FROM: SocketAddr =
         SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 53);
 
-    fn ttls(found: Option<Forwarded>) -> Option<u32> {
-        found.map(|f| f.answers[0].ttl)
+    fn ttls(found: Option<Hit>) -> Option<u32> {
+        found.and_then(Hit::answer).map(|f| f.answers[0].ttl)
+    }
+
+    fn source(found: Option<Hit>) -> Option<Source> {
+        found.and_then(Hit::answer).map(|f| f.source)
     }
 
     #[test]
@@ -197,11 +328,11 @@ mod tests {
         cache.keep(key(), &answer(60), FROM, start);
         let later = start + Duration::from_secs(90);
         cache.hold(&key(), later);
-        let held = cache.fresh(&key(), later).map(|f| f.source);
+        let held = source(cache.fresh(&key(), later));
         assert!(matches!(held, Some(Source::Stale { .. })));
         cache.keep(key(), &answer(60), FROM, later);
         cache.hold(&key(), later);
-        let fresh = cache.fresh(&key(), later).map(|f| f.source);
+        let fresh = source(cache.fresh(&key(), later));
         assert!(matches!(fresh, Some(Source::Cache { .. })));
     }
 
@@ -224,14 +355,86 @@ mod tests {
         assert!(cache.fresh(&key(), now + Duration::from_secs(20)).is_none());
     }
 
-    #[test]
-    fn the_cache_is_bounded() {
-        let (now, mut cache) = (Instant::now(), Cache::default());
-        for n in 0..3 * MOST as u32 {
-            let key = Key::new(&asked(&format!("n{n}.example.org.")));
-            cache.keep(key, &answer(60 + n), FROM, now);
-            assert!(cache.answers.len() <= MOST);
+    fn named(n: u32) -> Key {
+        Key::new(&asked(&format!("n{n}.example.org.")))
+    }
+
+    /// What the cache holds, counted anew.
+    fn held(cache: &Cache) -> usize {
+        let kept = cache.answers.iter();
+        let all = kept.map(|(key, kept)| octets_of(key, kept)).sum();
+        assert_eq!(cache.small.octets + cache.large.octets, all);
+        let places = cache.small.order.len() + cache.large.order.len();
+        assert_eq!(places, cache.answers.len());
+        all
+    }
+
+    /// An answer of about `octets`.
+    fn text(octets: usize) -> Forwarded {
+        let name = Name::from_ascii("example.org.").expect("a literal");
+        let records = octets.div_ceil(1_000);
+        let record = |n: usize| {
+            let strings = (0..4).map(|_| format!("{n:0>245}")).collect();
+            Record::from_rdata(name.clone(), 60, RData::TXT(TXT::new(strings)))
+        };
+        Forwarded {
+            answers: (0..records).map(record).collect(),
+            ..Forwarded::default()
         }
-        assert!(cache.answers.len() > MOST / 2);
+    }
+
+    #[test]
+    fn the_cache_is_bounded_in_octets_and_what_was_of_use_lately_stays() {
+        let (now, mut cache) = (Instant::now(), Cache::default());
+        for n in 0..40_000 {
+            cache.keep(named(n), &answer(60), FROM, now);
+            assert!(cache.fresh(&named(0), now).is_some(), "asked all the time");
+            assert!(cache.small.octets <= SMALL);
+        }
+        assert!(held(&cache) > SMALL / 2);
+        assert!(cache.stale(&named(1), now).is_none(), "the oldest is gone");
+        assert!(cache.stale(&named(39_999), now).is_some());
+    }
+
+    #[test]
+    fn large_answers_are_bounded_and_push_out_no_small_ones() {
+        let (now, mut cache) = (Instant::now(), Cache::default());
+        for n in 0..1_000 {
+            cache.keep(named(n), &answer(60), FROM, now);
+        }
+        let before = cache.small.octets;
+        for n in 1_000..2_500 {
+            cache.keep(named(n), &text(58_000), FROM, now);
+            assert!(cache.large.octets <= LARGE);
+        }
+        assert!(held(&cache) <= SMALL + LARGE);
+        assert_eq!(cache.small.octets, before);
+        assert!((0..1_000).all(|n| cache.fresh(&named(n), now).is_some()));
+        assert!(cache.fresh(&named(2_499), now).is_some());
+    }
+
+    #[test]
+    fn an_answer_that_takes_the_place_of_another_leaves_nothing_of_it() {
+        let (now, mut cache) = (Instant::now(), Cache::default());
+        for octets in [100, 30_000, 2_000, 60_000, 100] {
+            cache.keep(named(1), &text(octets), FROM, now);
+            held(&cache);
+            assert_eq!(cache.answers.len(), 1);
+        }
+        assert_eq!(cache.large.octets, 0);
+    }
+
+    #[test]
+    fn an_answer_comes_out_as_it_went_in() {
+        let (now, mut cache) = (Instant::now(), Cache::default());
+        let given = Forwarded {
+            authentic: true,
+            ..text(58_000)
+        };
+        cache.keep(named(1), &given, FROM, now);
+        let found = cache.fresh(&named(1), now).and_then(Hit::answer);
+        let found = found.expect("it was kept");
+        assert_eq!((found.code, found.authentic), (given.code, true));
+        assert_eq!(found.answers, given.answers);
     }
 }

@@ -1,10 +1,11 @@
 //! Queries over one stream, each with its length in front (RFC 1035 section 4.2.2).
 //!
 //! Queries may be sent ahead of the replies; each is answered as soon as its answer is known, so the replies may come in
-//! another order (RFC 7766 section 6.2.1.1). A query that must be forwarded holds up no other. At most [`MAX_IN_FLIGHT`] of a
-//! connection are forwarded at once; while there are so many, no more is read from it.
+//! another order (RFC 7766 section 6.2.1.1). A query that takes the full path, or must be forwarded, holds up no other. At most
+//! [`MAX_IN_FLIGHT`] of a connection are under way at once; while there are so many, or the client has no place for more, no
+//! more is read from it: over a stream a client that asks too much waits, and loses nothing.
 //!
-//! The forwarded queries run in tasks of their own: others may wait for the answer to the same question, and must not wait
+//! What is forwarded runs in tasks of its own: others may wait for the answer to the same question, and must not wait
 //! for a client that does not read.
 
 use std::io;
@@ -13,16 +14,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::message::{MAX_QUERY, Transport};
-use super::resolver::{Dealt, Resolver};
+use super::resolver::{Dealt, Reply, Resolver};
 
 /// How long a connection may be quiet, with no query waiting for its answer (RFC 7766 section 6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
-/// Queries of one connection that are forwarded and not answered at most: a quarter of what a client may have altogether.
+/// Queries of one connection that are under way at most: a quarter of those that a client may have forwarded altogether.
 const MAX_IN_FLIGHT: usize = 64;
+/// How long a query waits before it is tried again to find a place for it.
+const RETRY: Duration = Duration::from_millis(5);
 /// Octets of replies that are gathered before they are written.
 const GATHERED: usize = 16 * 1024;
 
@@ -39,6 +43,7 @@ pub(super) async fn converse(
     let mut reading = true;
     let mut quiet_until = Instant::now() + IDLE;
     loop {
+        let mut busy = false;
         while reading && in_flight.len() < MAX_IN_FLIGHT && replies.len() < GATHERED {
             let query = match received.next() {
                 Next::Query(query) => query,
@@ -54,12 +59,20 @@ pub(super) async fn converse(
                 .answer(query, client, Transport::Tcp, &mut reply);
             match dealt {
                 Dealt::Replied => put(&reply, &mut replies)?,
-                Dealt::Forward(forwarding) => {
-                    let resolver = Arc::clone(resolver);
-                    in_flight.spawn(async move { resolver.forward(*forwarding).await });
+                Dealt::Left(admitted) => {
+                    let (sender, made) = oneshot::channel::<Reply>();
+                    // A connection that has ended wants no reply.
+                    let deliver = |reply| drop(sender.send(reply));
+                    resolver.leave(query, Transport::Tcp, admitted, Box::new(deliver));
+                    in_flight.spawn(made);
+                }
+                Dealt::Busy => {
+                    busy = true;
+                    break;
                 }
                 Dealt::Silent => reading = false,
             }
+            received.consume();
         }
         if !replies.is_empty() {
             timeout(IDLE, writer.write_all(&replies)).await??;
@@ -70,17 +83,22 @@ pub(super) async fn converse(
         if !reading && in_flight.is_empty() {
             return Ok(());
         }
+        let may_read = reading && !busy && in_flight.len() < MAX_IN_FLIGHT;
         tokio::select! {
-            Some(forwarded) = in_flight.join_next() => {
-                let forwarded = forwarded.map_err(io::Error::other)?;
-                put(forwarded.octets(), &mut replies)?;
+            Some(made) = in_flight.join_next() => {
+                match made.map_err(io::Error::other)? {
+                    Ok(made) => put(made.octets(), &mut replies)?,
+                    // There is none to this one.
+                    Err(_) => reading = false,
+                }
             }
-            length = reader.read(received.room()), if reading && in_flight.len() < MAX_IN_FLIGHT => {
+            length = reader.read(received.room()), if may_read => {
                 match length? {
                     0 => reading = false,
                     length => received.add(length),
                 }
             }
+            () = sleep(RETRY), if busy => {}
             () = sleep_until(quiet_until), if in_flight.is_empty() => return Ok(()),
         }
     }
@@ -120,8 +138,8 @@ impl Default for Received {
 }
 
 impl Received {
-    /// Takes the next query out.
-    fn next(&mut self) -> Next<'_> {
+    /// The next query.
+    fn next(&self) -> Next<'_> {
         let waiting = self.octets.get(self.start..self.end).unwrap_or_default();
         let Some(length) = waiting.first_chunk() else {
             return Next::Incomplete;
@@ -131,11 +149,15 @@ impl Received {
             return Next::TooLong;
         }
         match waiting.get(2..2 + length) {
-            Some(query) => {
-                self.start += 2 + length;
-                Next::Query(query)
-            }
+            Some(query) => Next::Query(query),
             None => Next::Incomplete,
+        }
+    }
+
+    /// Takes the next query out.
+    fn consume(&mut self) {
+        if let Next::Query(query) = self.next() {
+            self.start += 2 + query.len();
         }
     }
 

@@ -11,11 +11,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::mpsc;
 
 use self::batch::Batch;
 use super::message::Transport;
-use super::resolver::{Dealt, Forwarding, Resolver};
+use super::resolver::{Dealt, Reply, Resolver};
 
 /// Octets asked for as a socket's buffers: what comes while all cores are busy elsewhere for some milliseconds.
 const SOCKET_BUFFER: usize = 1024 * 1024;
@@ -27,24 +26,6 @@ const CORES_A_SOCKET: usize = 2;
 /// How long a thread rests when the system refuses to receive.
 const REST: Duration = Duration::from_millis(20);
 
-/// A query that is forwarded, and where its reply goes.
-pub(super) struct Waiting {
-    forwarding: Forwarding,
-    client: SocketAddr,
-    socket: Arc<Socket>,
-}
-
-impl Waiting {
-    /// Waits for the upstreams and replies.
-    pub(super) async fn finish(self, resolver: Arc<Resolver>) {
-        let reply = resolver.forward(self.forwarding).await;
-        // A full socket buffer loses datagrams as the network does; the client asks again.
-        let _ =
-            self.socket
-                .send_to_with_flags(reply.octets(), &self.client.into(), libc::MSG_DONTWAIT);
-    }
-}
-
 /// The threads that answer at one address. Dropping it ends them.
 pub(super) struct Datagrams {
     stopped: Arc<AtomicBool>,
@@ -52,12 +33,8 @@ pub(super) struct Datagrams {
 }
 
 impl Datagrams {
-    /// Begins to answer at `address`; what must be forwarded goes to `forwards`, or is lost if that is full.
-    pub(super) fn start(
-        address: SocketAddr,
-        resolver: &Arc<Resolver>,
-        forwards: &mpsc::Sender<Waiting>,
-    ) -> io::Result<Self> {
+    /// Begins to answer at `address`.
+    pub(super) fn start(address: SocketAddr, resolver: &Arc<Resolver>) -> io::Result<Self> {
         // A port that others share among themselves could be shared unnoticed: so it is first taken alone.
         open(address, false)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -69,10 +46,10 @@ impl Datagrams {
         for _ in 0..(cores / CORES_A_SOCKET).clamp(1, MAX_SOCKETS) {
             let socket = Arc::new(open(address, true)?);
             let (own, stopped) = (Arc::clone(&socket), Arc::clone(&stopped));
-            let (resolver, forwards) = (Arc::clone(resolver), forwards.clone());
+            let resolver = Arc::clone(resolver);
             let thread = std::thread::Builder::new()
                 .name("dns".into())
-                .spawn(move || serve(&own, &resolver, &forwards, &stopped))?;
+                .spawn(move || serve(&own, &resolver, &stopped))?;
             datagrams.threads.push((socket, thread));
         }
         Ok(datagrams)
@@ -117,12 +94,7 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn serve(
-    socket: &Arc<Socket>,
-    resolver: &Arc<Resolver>,
-    forwards: &mpsc::Sender<Waiting>,
-    stopped: &AtomicBool,
-) {
+fn serve(socket: &Arc<Socket>, resolver: &Arc<Resolver>, stopped: &AtomicBool) {
     let mut batch = Batch::new();
     while !stopped.load(Ordering::Acquire) {
         let count = match batch.receive(socket) {
@@ -146,17 +118,15 @@ fn serve(
                 continue;
             };
             match sitting.answer(query, client.ip(), Transport::Udp, reply) {
-                Dealt::Replied | Dealt::Silent => {}
-                Dealt::Forward(forwarding) => {
+                Dealt::Replied | Dealt::Silent | Dealt::Busy => {}
+                Dealt::Left(admitted) => {
                     let socket = Arc::clone(socket);
-                    let waiting = Waiting {
-                        forwarding: *forwarding,
-                        client,
-                        socket,
+                    let deliver = move |reply: Reply| {
+                        // A full socket buffer loses datagrams as the network does; the client asks again.
+                        let flags = libc::MSG_DONTWAIT;
+                        let _ = socket.send_to_with_flags(reply.octets(), &client.into(), flags);
                     };
-                    if forwards.try_send(waiting).is_err() {
-                        resolver.count_queue();
-                    }
+                    resolver.leave(query, Transport::Udp, admitted, Box::new(deliver));
                 }
             }
         }

@@ -1,5 +1,11 @@
-//! Answers queries that come inside the tunnel device: datagrams at once, from the snapshot; what must be forwarded,
-//! and streams, by a task behind a bounded queue.
+//! Answers queries that come inside the tunnel device.
+//!
+//! A data thread calls in here, so a datagram has the fast path there and nothing else: everything but a plain name with few
+//! instances goes to the thread of the full path. Segments of TCP go to a task with a small stack. Both wait in queues in
+//! which each client has few places.
+//!
+//! Only the host and its containers ask here. The tunnel drops packets of other nodes to the DNS address: they reach this
+//! node's resolver at its own addresses, through sockets.
 
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
@@ -12,18 +18,18 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::access::Client;
+use super::limits::{Pool, Share};
 use super::message::Transport;
-use super::resolver::{Dealt, Forwarding, Resolver};
+use super::resolver::{Dealt, Reply, Resolver};
 use super::stack::{ConnectionId, Stack};
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
 
 /// The port of DNS.
 const PORT: u16 = 53;
-/// Queries to be forwarded that wait for the task at most.
-const FORWARDS: usize = 1024;
-/// Segments that wait for the task at most.
-const SEGMENTS: usize = 1024;
+/// Octets of a packet with a segment at most. The stack asks for smaller ones, and those that wait are counted, not weighed.
+const MAX_SEGMENT: usize = 2048;
 /// Octets between a connection and who answers it, in each direction.
 const PIPE: usize = 8 * 1024;
 /// Octets that most replies fit.
@@ -52,10 +58,11 @@ pub enum Taken {
     Overload,
 }
 
-struct Waiting {
-    forwarding: Forwarding,
-    client: SocketAddr,
-    server: SocketAddr,
+/// A segment that waits for the stack.
+struct Segment {
+    client: Client,
+    packet: Vec<u8>,
+    _share: Share,
 }
 
 /// The mesh's DNS addresses, answered.
@@ -63,9 +70,9 @@ pub struct Inside {
     resolver: Arc<Resolver>,
     mesh: MeshAddresses,
     block: Block,
-    forwards: mpsc::Sender<Waiting>,
-    segments: mpsc::Sender<Vec<u8>>,
-    tasks: [JoinHandle<()>; 2],
+    device: Arc<dyn Device>,
+    segments: mpsc::Sender<Segment>,
+    task: JoinHandle<()>,
 }
 
 impl Inside {
@@ -77,8 +84,8 @@ impl Inside {
         block: Block,
         device: Arc<dyn Device>,
     ) -> Self {
-        let (forwards, waiting) = mpsc::channel(FORWARDS);
-        let (segments, received) = mpsc::channel(SEGMENTS);
+        resolver.start_full_path();
+        let (segments, received) = mpsc::channel(Pool::Segments.size());
         let streams = Streams {
             stack: Stack::new(
                 &Self::addresses(&mesh),
@@ -91,17 +98,14 @@ impl Inside {
             device: Arc::clone(&device),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         };
-        let tasks = [
-            tokio::spawn(forward(waiting, Arc::clone(&resolver), device)),
-            tokio::spawn(streams.run(received)),
-        ];
+        let task = tokio::spawn(streams.run(received));
         Self {
             resolver,
             mesh,
             block,
-            forwards,
+            device,
             segments,
-            tasks,
+            task,
         }
     }
 
@@ -131,32 +135,40 @@ impl Inside {
         match dealt {
             Dealt::Replied => Taken::Reply(reply),
             Dealt::Silent => Taken::Refused,
-            Dealt::Forward(forwarding) => {
-                let waiting = Waiting {
-                    forwarding: *forwarding,
-                    client,
-                    server,
-                };
-                self.queued(self.forwards.try_send(waiting).is_ok())
+            Dealt::Busy => Taken::Overload,
+            Dealt::Left(admitted) => {
+                let device = Arc::clone(&self.device);
+                let deliver = move |reply: Reply| device.datagram(server, client, reply.octets());
+                self.resolver
+                    .leave(payload, Transport::Udp, admitted, Box::new(deliver));
+                Taken::Later
             }
         }
     }
 
     /// Deals with a packet that holds a TCP segment, without waiting.
     #[must_use]
-    pub fn segment(&self, client: IpAddr, packet: &[u8]) -> Taken {
-        if self.is_forged(client) || !self.resolver.admits(client) {
+    pub fn segment(&self, source: IpAddr, packet: &[u8]) -> Taken {
+        if self.is_forged(source) || packet.len() > MAX_SEGMENT {
             return Taken::Refused;
         }
-        self.queued(self.segments.try_send(packet.to_vec()).is_ok())
-    }
-
-    fn queued(&self, queued: bool) -> Taken {
-        if queued {
-            Taken::Later
-        } else {
-            self.resolver.count_queue();
-            Taken::Overload
+        let Some(client) = self.resolver.admits(source) else {
+            return Taken::Refused;
+        };
+        let Some(share) = self.resolver.admit_segment(client) else {
+            return Taken::Overload;
+        };
+        let segment = Segment {
+            client,
+            packet: packet.to_vec(),
+            _share: share,
+        };
+        match self.segments.try_send(segment) {
+            Ok(()) => Taken::Later,
+            Err(_) => {
+                self.resolver.count_queue();
+                Taken::Overload
+            }
         }
     }
 
@@ -169,7 +181,7 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.task.abort();
     }
 }
 
@@ -178,20 +190,6 @@ impl std::fmt::Debug for Inside {
         f.debug_struct("Inside")
             .field("listen", &self.listen())
             .finish_non_exhaustive()
-    }
-}
-
-async fn forward(
-    mut waiting: mpsc::Receiver<Waiting>,
-    resolver: Arc<Resolver>,
-    device: Arc<dyn Device>,
-) {
-    while let Some(next) = waiting.recv().await {
-        let (resolver, device) = (Arc::clone(&resolver), Arc::clone(&device));
-        tokio::spawn(async move {
-            let reply = resolver.forward(next.forwarding).await;
-            device.datagram(next.server, next.client, reply.octets());
-        });
     }
 }
 
@@ -215,17 +213,17 @@ struct Conversation {
 }
 
 impl Streams {
-    async fn run(mut self, mut segments: mpsc::Receiver<Vec<u8>>) {
+    async fn run(mut self, mut segments: mpsc::Receiver<Segment>) {
         poll_fn(|task| self.poll(&mut segments, task)).await;
     }
 
     /// Ready once nobody sends segments any more.
-    fn poll(&mut self, segments: &mut mpsc::Receiver<Vec<u8>>, task: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, segments: &mut mpsc::Receiver<Segment>, task: &mut Context<'_>) -> Poll<()> {
         loop {
             let mut progress = false;
             for _ in 0..BATCH {
                 match segments.poll_recv(task) {
-                    Poll::Ready(Some(packet)) => self.take_in(packet),
+                    Poll::Ready(Some(segment)) => self.take_in(segment),
                     Poll::Ready(None) => return Poll::Ready(()),
                     Poll::Pending => break,
                 }
@@ -255,15 +253,16 @@ impl Streams {
         }
     }
 
-    fn take_in(&mut self, packet: Vec<u8>) {
-        let Some((id, client)) = self.stack.handle_segment(packet, Instant::now()) else {
+    fn take_in(&mut self, segment: Segment) {
+        let Segment { client, packet, .. } = segment;
+        let Some((id, source)) = self.stack.handle_segment(packet, client, Instant::now()) else {
             return;
         };
-        let Some(place) = self.resolver.place(client.ip()) else {
+        let Some(place) = self.resolver.place(client) else {
             return self.stack.close(id, Instant::now());
         };
         let (pipe, end) = tokio::io::duplex(PIPE);
-        tokio::spawn(place.converse(end));
+        tokio::spawn(place.converse(source.ip(), end));
         self.conversations.push(Conversation {
             id,
             pipe,

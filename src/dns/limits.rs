@@ -1,23 +1,100 @@
-//! What one client may have of the resolver: a rate of queries, a rate of those that are forwarded, and a share of those
-//! under way. Pure: the caller brings the time.
+//! What one client may have of the resolver: rates of queries, a share of a core for those that the fast path leaves, and
+//! places in pools of bounded size. Pure: the caller brings the time.
 //!
-//! The clients are cells of a table of fixed size, found by a keyed hash of the address. Two that meet in a cell share
-//! what one may have; nobody can choose with whom, and nobody can make the table grow.
+//! - Work is charged by cost, not by the number of queries: by [`Work`], the records that were walked and the octets that
+//!   were written. A client that has spent its share is not served until time has paid for it.
+//! - A pool never gives a client, or a network of clients, more places than are left for all others. So each client that takes
+//!   what it can halves what is left, and a newcomer finds a place whatever the others do.
+//! - Another node is one client with small bounds, and all other nodes together are one network.
+//!
+//! Local clients are cells of a table of fixed size, found by a keyed hash of the address. Two that meet in a cell share
+//! what one may have; nobody can choose with whom, and nobody can make the table grow. Other nodes have cells of their own,
+//! by the number of their block.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Cells of the table: some hundred containers hardly ever meet.
-const CELLS: usize = 4096;
-/// Queries forwarded and not answered yet at most, of all clients and of one.
-pub(super) const UNDER_WAY: u32 = 1024;
-pub(super) const UNDER_WAY_OF_ONE: u32 = 256;
-/// Queries of one client a second at most, whatever the answer: far above what any software asks for in earnest,
+use super::access::Client;
+
+/// Cells of local clients: some hundred containers hardly ever meet.
+const LOCAL_CELLS: usize = 4096;
+/// Cells of other nodes: blocks are numbered from 1 in the order of joins, so the nodes of most meshes never meet.
+const PEER_CELLS: usize = 1024;
+/// Networks of local clients that are told apart.
+const NETWORKS: usize = 256;
+
+/// Queries of one local client a second at most, whatever the answer: far above what any software asks for in earnest,
 /// far below what a core can answer to others besides.
 const QUERIES: Rate = Rate::new(250_000, 100_000);
-/// Of one client, queries forwarded.
+/// The same of another node: about a twentieth of a core.
+const PEER_QUERIES: Rate = Rate::new(5_000, 5_000);
+/// Of one local client, queries forwarded.
 const FORWARDS: Rate = Rate::new(1_000, 2_000);
+/// The part of a core that a client may have, one in so many, and the time that it may have at once.
+const WORK: Rate = Rate::part_of_a_core(10, 100);
+/// The same for all clients of a network together.
+const NETWORK_WORK: Rate = Rate::part_of_a_core(2, 500);
+/// The same for another node, and for all other nodes together.
+const PEER_WORK: Rate = Rate::part_of_a_core(50, 20);
+const PEERS_WORK: Rate = Rate::part_of_a_core(20, 50);
+
+/// What there is a bounded number of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pool {
+    /// Queries that wait for the full path, or whose reply it has made and which are not sent yet.
+    FullPath,
+    /// Queries forwarded and not answered yet.
+    Forwards,
+    /// Connections.
+    Connections,
+    /// TCP segments that wait for the stack inside the tunnel device.
+    Segments,
+    /// KiB of large answers of upstreams that are under way.
+    Memory,
+}
+
+/// Places of a pool at most.
+struct Bounds {
+    /// Altogether.
+    all: u32,
+    /// Of one local client.
+    local: u32,
+    /// Of another node.
+    peer: u32,
+    /// Of all other nodes.
+    peers: u32,
+}
+
+impl Pool {
+    const COUNT: usize = 5;
+
+    /// Places altogether.
+    pub(super) const fn size(self) -> usize {
+        self.bounds().all as usize
+    }
+
+    const fn bounds(self) -> Bounds {
+        match self {
+            Self::FullPath => Bounds::new(512, 32, 8, 64),
+            // Other nodes get no recursion, and nothing of them comes out of the tunnel device.
+            Self::Forwards => Bounds::new(1024, 256, 0, 0),
+            Self::Connections => Bounds::new(512, 32, 8, 64),
+            Self::Segments => Bounds::new(1024, 128, 0, 0),
+            Self::Memory => Bounds::new(8 * 1024, 2 * 1024, 0, 0),
+        }
+    }
+}
+
+impl Bounds {
+    const fn new(all: u32, local: u32, peer: u32, peers: u32) -> Self {
+        Self {
+            all,
+            local,
+            peer,
+            peers,
+        }
+    }
+}
 
 /// A token bucket's size and speed, as the time a token takes and the time a full bucket is worth.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +112,14 @@ impl Rate {
         }
     }
 
+    /// Of which a token is a nanosecond of work.
+    const fn part_of_a_core(one_in: u64, at_once_ms: u64) -> Self {
+        Self {
+            token_ns: one_in,
+            full_ns: one_in * at_once_ms * 1_000_000,
+        }
+    }
+
     /// Takes a token if there is one. `bucket` is the time at which it is full again: the generic cell rate algorithm
     /// (ITU-T I.371), which needs one number a bucket and no refilling.
     fn take(self, bucket: &AtomicU64, now_ns: u64) -> bool {
@@ -44,110 +129,293 @@ impl Rate {
         });
         taken.is_ok()
     }
+
+    /// Whether there is a token.
+    fn has(self, bucket: &AtomicU64, now_ns: u64) -> bool {
+        bucket.load(Ordering::Relaxed).saturating_sub(now_ns) < self.full_ns
+    }
+
+    /// Takes `tokens` whether they are there or not: what is missing is paid for first.
+    fn charge(self, bucket: &AtomicU64, tokens: u64, now_ns: u64) {
+        let charged = |full_at: u64| {
+            let more = tokens.saturating_mul(self.token_ns);
+            Some(full_at.max(now_ns).saturating_add(more))
+        };
+        // It always succeeds, since the closure always gives a value.
+        let _ = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charged);
+    }
 }
+
+/// What it took to answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Work {
+    /// Instances and ports of the zone that were looked at.
+    pub(super) walked: usize,
+    /// Octets of the reply.
+    pub(super) written: usize,
+}
+
+impl Work {
+    /// The time on a core, about: to take a query apart and send a reply, for each instance or port, and for each octet, which
+    /// is encoded from records and, in a datagram, up to four times until the reply fits.
+    pub(super) fn nanoseconds(self) -> u64 {
+        const QUERY: u64 = 20_000;
+        const WALKED: u64 = 100;
+        const WRITTEN: u64 = 50;
+        let [walked, written] = [self.walked, self.written].map(|n| n as u64);
+        QUERY + walked.saturating_mul(WALKED) + written.saturating_mul(WRITTEN)
+    }
+}
+
+/// The time that the stack takes for a TCP segment, about.
+const SEGMENT_NS: u64 = 5_000;
+/// The time that a query over a stream takes which the fast path answers, about: its task shares threads with all others.
+const STREAMED_NS: u64 = 2_000;
 
 #[derive(Debug, Default)]
 struct Cell {
     queries: AtomicU64,
     forwards: AtomicU64,
-    under_way: AtomicU32,
+    work: AtomicU64,
+    held: [AtomicU32; Pool::COUNT],
 }
 
-/// Why a query is not forwarded.
+#[derive(Debug, Default)]
+struct Network {
+    work: AtomicU64,
+    held: [AtomicU32; Pool::COUNT],
+}
+
+/// Why a query is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// The client asks too fast.
+    /// The client asks too fast for what must be forwarded.
     Rate,
-    /// Too many are under way, of the client's or altogether.
-    Share,
+    /// The client, or its network, has spent its share of a core.
+    Work,
+    /// There is no place in this pool, for the client or altogether.
+    Full(Pool),
 }
 
 /// The table.
 #[derive(Debug)]
 pub(super) struct Limits {
     key: u64,
-    cells: Box<[Cell]>,
-    under_way: AtomicU32,
+    locals: Box<[Cell]>,
+    peers: Box<[Cell]>,
+    networks: Box<[Network]>,
+    all_peers: Network,
+    held: [AtomicU32; Pool::COUNT],
 }
 
 impl Limits {
     /// `key` should be random.
     pub(super) fn new(key: u64) -> Self {
+        let cells = |count| (0..count).map(|_| Cell::default()).collect();
         Self {
             key,
-            cells: (0..CELLS).map(|_| Cell::default()).collect(),
-            under_way: AtomicU32::new(0),
+            locals: cells(LOCAL_CELLS),
+            peers: cells(PEER_CELLS),
+            networks: (0..NETWORKS).map(|_| Network::default()).collect(),
+            all_peers: Network::default(),
+            held: Default::default(),
         }
     }
 
     /// Whether `client` may ask at all.
-    pub(super) fn admits(&self, client: IpAddr, now_ns: u64) -> bool {
+    pub(super) fn admits(&self, client: Client, now_ns: u64) -> bool {
+        let rate = match client {
+            Client::Local { .. } => QUERIES,
+            Client::Peer { .. } => PEER_QUERIES,
+        };
         self.cell(client)
-            .is_none_or(|cell| QUERIES.take(&cell.queries, now_ns))
+            .is_none_or(|cell| rate.take(&cell.queries, now_ns))
     }
 
-    /// A place among those under way for a query of `client`.
-    pub(super) fn admit_forward(
+    /// A place in the queue of the full path, if `client` has not spent its share of a core.
+    pub(super) fn admit_full_path(
         self: &Arc<Self>,
-        client: IpAddr,
+        client: Client,
         now_ns: u64,
     ) -> Result<Share, Refusal> {
-        let index = self.index(client);
-        let cell = self.cells.get(index).ok_or(Refusal::Share)?;
-        if !FORWARDS.take(&cell.forwards, now_ns) {
+        if !self.may_work(client, now_ns) {
+            return Err(Refusal::Work);
+        }
+        self.place(Pool::FullPath, client)
+    }
+
+    /// The same for a query that is to be forwarded, with its place among those under way.
+    pub(super) fn admit_forward(
+        self: &Arc<Self>,
+        client: Client,
+        now_ns: u64,
+    ) -> Result<Share, Refusal> {
+        if !self.may_work(client, now_ns) {
+            return Err(Refusal::Work);
+        }
+        let forwards = self.cell(client).map(|cell| &cell.forwards);
+        if !forwards.is_some_and(|bucket| FORWARDS.take(bucket, now_ns)) {
             return Err(Refusal::Rate);
         }
-        if !take_one(&cell.under_way, UNDER_WAY_OF_ONE) {
-            return Err(Refusal::Share);
+        self.place(Pool::Forwards, client)
+    }
+
+    /// A place among the segments that wait for the stack. A segment is paid for at once.
+    pub(super) fn admit_segment(
+        self: &Arc<Self>,
+        client: Client,
+        now_ns: u64,
+    ) -> Result<Share, Refusal> {
+        if !self.may_work(client, now_ns) {
+            return Err(Refusal::Work);
         }
-        if !take_one(&self.under_way, UNDER_WAY) {
-            cell.under_way.fetch_sub(1, Ordering::Relaxed);
-            return Err(Refusal::Share);
+        let share = self.place(Pool::Segments, client)?;
+        self.charge_ns(client, SEGMENT_NS, now_ns);
+        Ok(share)
+    }
+
+    /// Whether `client` may have a query over a stream answered, which is paid for at once.
+    pub(super) fn admit_streamed(&self, client: Client, now_ns: u64) -> Result<(), Refusal> {
+        if !self.may_work(client, now_ns) {
+            return Err(Refusal::Work);
         }
-        Ok(Share {
+        self.charge_ns(client, STREAMED_NS, now_ns);
+        Ok(())
+    }
+
+    /// Charges `client` for work that was done.
+    pub(super) fn charge(&self, client: Client, work: Work, now_ns: u64) {
+        self.charge_ns(client, work.nanoseconds(), now_ns);
+    }
+
+    fn place(self: &Arc<Self>, pool: Pool, client: Client) -> Result<Share, Refusal> {
+        self.take(pool, client, 1).ok_or(Refusal::Full(pool))
+    }
+
+    /// Takes `amount` places for `client`, if there are so many.
+    pub(super) fn take(self: &Arc<Self>, pool: Pool, client: Client, amount: u32) -> Option<Share> {
+        let bounds = pool.bounds();
+        let index = pool as usize;
+        let all = self.held.get(index)?;
+        let of_client = self.cell(client)?.held.get(index)?;
+        let of_network = self.network(client)?.held.get(index)?;
+        let (client_bound, network_bound) = match client {
+            Client::Local { .. } => (bounds.local, bounds.all),
+            Client::Peer { .. } => (bounds.peer, bounds.peers),
+        };
+        let left = bounds.all.saturating_sub(all.load(Ordering::Relaxed));
+        let counts = [
+            (of_client, client_bound.min(left)),
+            (of_network, network_bound.min(left)),
+            (all, bounds.all),
+        ];
+        for (taken, (count, bound)) in counts.iter().enumerate() {
+            if !take_some(count, amount, *bound) {
+                for (count, _) in counts.iter().take(taken) {
+                    count.fetch_sub(amount, Ordering::Relaxed);
+                }
+                return None;
+            }
+        }
+        Some(Share {
             limits: Arc::clone(self),
-            index,
+            pool,
+            client,
+            amount,
         })
     }
 
-    fn cell(&self, client: IpAddr) -> Option<&Cell> {
-        self.cells.get(self.index(client))
+    fn may_work(&self, client: Client, now_ns: u64) -> bool {
+        let (of_client, of_network) = work_rates(client);
+        let has = |rate: Rate, bucket: Option<&AtomicU64>| {
+            bucket.is_none_or(|bucket| rate.has(bucket, now_ns))
+        };
+        has(of_client, self.cell(client).map(|cell| &cell.work))
+            && has(
+                of_network,
+                self.network(client).map(|network| &network.work),
+            )
     }
 
-    /// Of IPv6 the /64 counts: a container may take any address in it.
-    fn index(&self, client: IpAddr) -> usize {
-        let number = match client.to_canonical() {
-            IpAddr::V4(v4) => u64::from(u32::from(v4)),
-            IpAddr::V6(v6) => (u128::from(v6) >> 64) as u64,
-        };
+    fn charge_ns(&self, client: Client, work_ns: u64, now_ns: u64) {
+        let (of_client, of_network) = work_rates(client);
+        if let Some(cell) = self.cell(client) {
+            of_client.charge(&cell.work, work_ns, now_ns);
+        }
+        if let Some(network) = self.network(client) {
+            of_network.charge(&network.work, work_ns, now_ns);
+        }
+    }
+
+    fn cell(&self, client: Client) -> Option<&Cell> {
+        match client {
+            Client::Local { address, .. } => self.locals.get(self.hash(address) % LOCAL_CELLS),
+            Client::Peer { block } => self.peers.get(block as usize % PEER_CELLS),
+        }
+    }
+
+    fn network(&self, client: Client) -> Option<&Network> {
+        match client {
+            Client::Local { network, .. } => self.networks.get(self.hash(network) % NETWORKS),
+            Client::Peer { .. } => Some(&self.all_peers),
+        }
+    }
+
+    fn hash(&self, number: u64) -> usize {
         // The mixing step of SplitMix64 (Steele, Lea and Flood, 2014), keyed before and after.
         let mut mixed = number ^ self.key;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed = (mixed ^ (mixed >> 31)).wrapping_mul(self.key | 1);
-        (mixed >> 40) as usize % CELLS
+        (mixed >> 40) as usize
     }
 }
 
-fn take_one(count: &AtomicU32, most: u32) -> bool {
-    let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-        (n < most).then_some(n + 1)
+fn work_rates(client: Client) -> (Rate, Rate) {
+    match client {
+        Client::Local { .. } => (WORK, NETWORK_WORK),
+        Client::Peer { .. } => (PEER_WORK, PEERS_WORK),
+    }
+}
+
+fn take_some(count: &AtomicU32, amount: u32, most: u32) -> bool {
+    let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+        held.checked_add(amount).filter(|held| *held <= most)
     });
     taken.is_ok()
 }
 
-/// A place among those under way, until it is dropped.
+/// Places in a pool, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     limits: Arc<Limits>,
-    index: usize,
+    pool: Pool,
+    client: Client,
+    amount: u32,
+}
+
+impl Share {
+    /// Whose it is.
+    pub(super) fn client(&self) -> Client {
+        self.client
+    }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.limits.under_way.fetch_sub(1, Ordering::Relaxed);
-        if let Some(cell) = self.limits.cells.get(self.index) {
-            cell.under_way.fetch_sub(1, Ordering::Relaxed);
+        let index = self.pool as usize;
+        let limits = &self.limits;
+        let counts = [
+            limits.cell(self.client).map(|cell| &cell.held),
+            limits.network(self.client).map(|network| &network.held),
+            Some(&limits.held),
+        ];
+        for count in counts
+            .into_iter()
+            .flatten()
+            .filter_map(|held| held.get(index))
+        {
+            count.fetch_sub(self.amount, Ordering::Relaxed);
         }
     }
 }
@@ -155,48 +423,223 @@ impl Drop for Share {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
 
-    fn client(n: u8) -> IpAddr {
-        Ipv4Addr::new(10, 210, 1, n).into()
+    /// A container of the network `network`.
+    fn container(network: u64, n: u64) -> Client {
+        let address = network << 16 | n;
+        Client::Local { address, network }
     }
+
+    fn peer(block: u32) -> Client {
+        Client::Peer { block }
+    }
+
+    fn take_all(limits: &Arc<Limits>, pool: Pool, client: Client) -> Vec<Share> {
+        std::iter::from_fn(|| limits.take(pool, client, 1))
+            .take(10_000)
+            .collect()
+    }
+
+    const SECOND: u64 = 1_000_000_000;
 
     #[test]
     fn a_client_has_a_burst_and_then_its_rate_and_takes_nothing_of_anothers() {
         let limits = Arc::new(Limits::new(7));
-        let forwarded = |who: u8, now_ns| limits.admit_forward(client(who), now_ns).is_ok();
+        let forwarded = |n, now_ns| limits.admit_forward(container(1, n), now_ns).is_ok();
         let at_once = (0..3_000).filter(|_| forwarded(1, 0)).count();
         assert_eq!(at_once, 2_000);
         assert_eq!(
-            limits.admit_forward(client(1), 0).err(),
+            limits.admit_forward(container(1, 1), 0).err(),
             Some(Refusal::Rate)
         );
         assert!(forwarded(2, 0));
-        let a_second_later = (0..3_000).filter(|_| forwarded(1, 1_000_000_000)).count();
+        let a_second_later = (0..3_000).filter(|_| forwarded(1, SECOND)).count();
         assert_eq!(a_second_later, 1_000);
     }
 
-    #[test]
-    fn a_client_has_a_share_of_those_under_way_and_gives_it_back() {
-        let limits = Arc::new(Limits::new(7));
-        let forward = |who: u8| limits.admit_forward(client(who), 0);
-        let mut shares: Vec<Share> = (0..300).filter_map(|_| forward(1).ok()).collect();
-        assert_eq!(shares.len(), UNDER_WAY_OF_ONE as usize);
-        assert_eq!(forward(1).err(), Some(Refusal::Share));
-        for who in 2..=9 {
-            shares.extend((0..300).filter_map(|_| forward(who).ok()));
+    /// How many replies of `work` a client gets made in a second from `now_ns` on, asking all the time.
+    fn served(limits: &Arc<Limits>, client: Client, work: Work, from_ns: u64) -> u64 {
+        let mut served = 0;
+        for now_ns in (from_ns..from_ns + SECOND).step_by(20_000) {
+            if limits.admit_full_path(client, now_ns).is_ok() {
+                limits.charge(client, work, now_ns);
+                served += 1;
+            }
         }
-        assert_eq!(shares.len(), UNDER_WAY as usize);
-        shares.clear();
-        assert!(forward(1).is_ok());
+        served
     }
 
     #[test]
-    fn addresses_of_one_ipv6_network_are_one_client() {
+    fn a_client_is_charged_by_what_its_answers_take_and_not_by_their_number() {
+        let (small, large) = (
+            Work {
+                walked: 3,
+                written: 200,
+            },
+            Work {
+                walked: 105 * 17,
+                written: 12_000,
+            },
+        );
+        assert!(large.nanoseconds() > 20 * small.nanoseconds());
+        for work in [small, large] {
+            let limits = Arc::new(Limits::new(7));
+            served(&limits, container(1, 1), work, 0);
+            // The burst is spent: what is left is a tenth of a core.
+            let a_second = served(&limits, container(1, 1), work, SECOND);
+            let spent = a_second * work.nanoseconds();
+            let tenth = SECOND / 10;
+            assert!(
+                (tenth * 9 / 10..=tenth * 11 / 10).contains(&spent),
+                "{spent}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_has_spent_its_share_takes_nothing_of_anothers() {
+        let limits = Arc::new(Limits::new(7));
+        let large = Work {
+            walked: 2_000,
+            written: 12_000,
+        };
+        served(&limits, container(1, 1), large, 0);
+        assert_eq!(
+            limits.admit_full_path(container(1, 1), SECOND - 1).err(),
+            Some(Refusal::Work)
+        );
+        assert!(limits.admit_full_path(container(1, 2), SECOND - 1).is_ok());
+        assert!(limits.admit_forward(container(1, 2), SECOND - 1).is_ok());
+    }
+
+    #[test]
+    fn many_addresses_of_one_network_take_no_more_than_the_network_may() {
+        let limits = Arc::new(Limits::new(7));
+        let large = Work {
+            walked: 2_000,
+            written: 12_000,
+        };
+        let mut spent = 0;
+        for second in 0..10 {
+            for n in 0..10_000 {
+                let now_ns = second * SECOND + n * 100_000;
+                if limits.admit_full_path(container(1, n), now_ns).is_ok() {
+                    limits.charge(container(1, n), large, now_ns);
+                    spent += large.nanoseconds();
+                }
+            }
+        }
+        let half = 10 * SECOND / 2;
+        assert!(spent < half + half / 5, "{spent}");
+        let now_ns = 10 * SECOND - 1;
+        assert!(limits.admit_full_path(container(1, 77), now_ns).is_err());
+        assert!(limits.admit_full_path(container(2, 1), now_ns).is_ok());
+    }
+
+    #[test]
+    fn a_segment_is_paid_for_when_it_is_taken() {
+        let limits = Arc::new(Limits::new(7));
+        let client = container(1, 1);
+        let taken = (0..100_000)
+            .filter(|_| limits.admit_segment(client, 0).is_ok())
+            .count() as u64;
+        assert_eq!(taken, 100_000_000 / SEGMENT_NS);
+        assert_eq!(limits.admit_segment(client, 0).err(), Some(Refusal::Work));
+        let waiting: Vec<Share> = (0..1_000)
+            .filter_map(|_| limits.admit_segment(container(1, 2), 0).ok())
+            .collect();
+        assert_eq!(waiting.len(), Pool::Segments.bounds().local as usize);
+    }
+
+    #[test]
+    fn a_query_over_a_stream_is_paid_for_even_if_it_is_a_plain_one() {
         let limits = Limits::new(7);
-        let index = |text: &str| limits.index(text.parse().expect("a literal"));
-        assert_eq!(index("fd00::1"), index("fd00::2"));
-        assert_ne!(index("fd00::1"), index("fd00:0:0:1::1"));
-        assert_eq!(index("10.0.0.1"), index("::ffff:10.0.0.1"));
+        let answered = (0..200_000)
+            .filter(|_| limits.admit_streamed(container(1, 1), 0).is_ok())
+            .count() as u64;
+        assert_eq!(answered, 100_000_000 / STREAMED_NS);
+        assert!(limits.admit_streamed(container(1, 2), 0).is_ok());
+    }
+
+    #[test]
+    fn a_client_has_a_share_of_a_pool_and_gives_it_back() {
+        for pool in [
+            Pool::FullPath,
+            Pool::Forwards,
+            Pool::Connections,
+            Pool::Segments,
+            Pool::Memory,
+        ] {
+            let limits = Arc::new(Limits::new(7));
+            let shares = take_all(&limits, pool, container(1, 1));
+            assert_eq!(shares.len(), pool.bounds().local as usize, "{pool:?}");
+            assert!(limits.take(pool, container(1, 2), 1).is_some(), "{pool:?}");
+            drop(shares);
+            assert!(limits.take(pool, container(1, 1), 1).is_some(), "{pool:?}");
+            let counts = limits.held.iter().map(|n| n.load(Ordering::Relaxed));
+            assert_eq!(counts.sum::<u32>(), 0, "{pool:?}");
+        }
+    }
+
+    #[test]
+    fn however_many_take_what_they_can_a_newcomer_finds_a_place() {
+        for pool in [Pool::FullPath, Pool::Forwards, Pool::Connections] {
+            let limits = Arc::new(Limits::new(7));
+            let mut shares = Vec::new();
+            // A thousand addresses of one bridge, as a container may forge them, and then a few more bridges.
+            for n in 0..1_000 {
+                shares.extend(take_all(&limits, pool, container(1, n)));
+            }
+            let half = pool.bounds().all as usize / 2;
+            assert_eq!(shares.len(), half, "{pool:?}");
+            for network in 2..6 {
+                for n in 0..50 {
+                    shares.extend(take_all(&limits, pool, container(network, n)));
+                }
+            }
+            assert!(
+                limits.take(pool, container(7, 1), 1).is_some(),
+                "{pool:?}: {} taken",
+                shares.len()
+            );
+        }
+    }
+
+    #[test]
+    fn other_nodes_have_few_places_and_their_own() {
+        let limits = Arc::new(Limits::new(7));
+        let mut shares = take_all(&limits, Pool::Connections, peer(2));
+        assert_eq!(shares.len(), 8);
+        for block in 3..500 {
+            shares.extend(take_all(&limits, Pool::Connections, peer(block)));
+        }
+        assert_eq!(shares.len(), 64);
+        let local = take_all(&limits, Pool::Connections, container(1, 1));
+        assert_eq!(local.len(), 32);
+        assert!(limits.take(Pool::Forwards, peer(2), 1).is_none());
+        let asked = (0..20_000).filter(|_| limits.admits(peer(2), 0)).count();
+        assert_eq!(asked, 5_000);
+        assert!(limits.admits(peer(3), 0));
+    }
+
+    #[test]
+    fn other_nodes_together_have_a_small_part_of_a_core() {
+        let limits = Arc::new(Limits::new(7));
+        let work = Work {
+            walked: 2_000,
+            written: 12_000,
+        };
+        let of_one = served(&limits, peer(2), work, 0) * work.nanoseconds();
+        assert!(of_one < SECOND / 20, "{of_one}");
+        let mut of_all = 0;
+        for now_ns in (10 * SECOND..20 * SECOND).step_by(100_000) {
+            for block in 2..12 {
+                if limits.admit_full_path(peer(block), now_ns).is_ok() {
+                    limits.charge(peer(block), work, now_ns);
+                    of_all += work.nanoseconds();
+                }
+            }
+        }
+        assert!(of_all < 10 * SECOND / 20 + SECOND / 10, "{of_all}");
     }
 }

@@ -2,12 +2,15 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
+use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 
 use super::answer::{Verdict, answer};
+use super::limits::Share;
 use super::plain::{Plain, options_hold};
 use super::zone::Zone;
 
@@ -17,6 +20,10 @@ pub const MAX_UDP: u16 = 1232;
 pub(super) const PLAIN_UDP: u16 = 512;
 /// Octets of a query at most.
 pub const MAX_QUERY: usize = 4096;
+/// The option of an extended error (RFC 8914 section 2), and the error of a client that may not ask this (section 4.19).
+pub(super) const EXTENDED_ERROR: u16 = 15;
+pub(super) const PROHIBITED: u16 = 18;
+pub(super) const PROHIBITED_TEXT: &str = "other nodes are answered names of the mesh only";
 
 /// How a query came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +129,8 @@ pub struct Forwarded {
     pub authority: Vec<Record>,
     /// Where it is from.
     pub source: Source,
+    /// Its place among the large answers under way, if it is one.
+    pub(super) held: Option<Arc<Share>>,
 }
 
 impl Forwarded {
@@ -245,9 +254,23 @@ pub fn handle(zone: &Zone, octets: &[u8], transport: Transport, entropy: u64) ->
 }
 
 impl Pending {
+    /// The reply to a client that gets no recursion.
+    #[must_use]
+    pub fn refuse(&self) -> Vec<u8> {
+        let mut message = begin(&self.query, ResponseCode::Refused);
+        message.metadata.recursion_available = false;
+        if let Some(edns) = &mut message.edns {
+            let mut error = PROHIBITED.to_be_bytes().to_vec();
+            error.extend_from_slice(PROHIBITED_TEXT.as_bytes());
+            let option = EdnsOption::Unknown(EXTENDED_ERROR, error);
+            edns.options_mut().insert(option);
+        }
+        reply_of(message, &self.query, self.transport)
+    }
+
     /// The reply.
     #[must_use]
-    pub fn finish(self, mut forwarded: Forwarded) -> Vec<u8> {
+    pub fn finish(&self, mut forwarded: Forwarded) -> Vec<u8> {
         // The name stands there as the upstream was asked; some clients look for it as they asked (RFC 4343).
         for record in &mut forwarded.answers {
             if record.name == self.asked.name {
@@ -260,10 +283,7 @@ impl Pending {
         message.metadata.authentic_data = forwarded.authentic && understood;
         message.answers = forwarded.answers;
         message.authorities = forwarded.authority;
-        match finish(message, &self.query, self.transport) {
-            Outcome::Reply(octets) => octets,
-            Outcome::Forward(_) | Outcome::Silence(_) => Vec::new(),
-        }
+        reply_of(message, &self.query, self.transport)
     }
 }
 
@@ -281,7 +301,7 @@ fn reply(
     message.answers = answers;
     message.authorities = authority;
     message.additionals = additional;
-    finish(message, query, transport)
+    Outcome::Reply(reply_of(message, query, transport))
 }
 
 /// The beginning of a reply: what it has of the query.
@@ -304,16 +324,20 @@ fn begin(query: &Message, code: ResponseCode) -> Message {
     message
 }
 
-fn finish(message: Message, query: &Message, transport: Transport) -> Outcome {
+/// The octets of a reply: cut to what a client takes in a datagram, and whole over a stream.
+fn reply_of(message: Message, query: &Message, transport: Transport) -> Vec<u8> {
     let client = query.edns.as_ref().map(Edns::max_payload);
-    let most = match transport {
-        Transport::Udp => client.map_or(PLAIN_UDP, |most| most.clamp(PLAIN_UDP, MAX_UDP)),
-        Transport::Tcp => u16::MAX,
+    let fitting = match transport {
+        Transport::Udp => {
+            let most = client.map_or(PLAIN_UDP, |most| most.clamp(PLAIN_UDP, MAX_UDP));
+            fit(message, most.into())
+        }
+        Transport::Tcp => whole(message),
     };
-    match fit(message, most.into()) {
-        Some(octets) => Outcome::Reply(octets),
-        None => bare(&header_of(query), ResponseCode::ServFail),
-    }
+    let failure = || begin(query, ResponseCode::ServFail).to_vec().ok();
+    fitting
+        .or_else(failure)
+        .unwrap_or_else(|| bare_octets(&header_of(query), ResponseCode::ServFail))
 }
 
 /// Takes the options out of a query's OPT record. None of them is understood here, and what is in those that others
@@ -375,6 +399,19 @@ fn fit(mut message: Message, most: usize) -> Option<Vec<u8>> {
     }
 }
 
+/// Encodes a message for a stream, without the additional section if need be. Nothing if it is longer than a message can be:
+/// a client that finds it cut would ask the same again over a stream, and again.
+fn whole(mut message: Message) -> Option<Vec<u8>> {
+    // The encoder leaves out what has no room in 65,535 octets, and marks that.
+    let is_whole = |octets: &Vec<u8>| octets.get(2).is_some_and(|flags| flags & 2 == 0);
+    let first = message.to_vec().ok()?;
+    if is_whole(&first) {
+        return Some(first);
+    }
+    message.additionals.clear();
+    message.to_vec().ok().filter(is_whole)
+}
+
 fn header_of(query: &Message) -> [u8; 12] {
     let [a, b] = query.metadata.id.to_be_bytes();
     [
@@ -395,12 +432,16 @@ fn header_of(query: &Message) -> [u8; 12] {
 
 /// A reply of a header alone, to a query that cannot be repeated in it.
 fn bare(header: &[u8; 12], code: ResponseCode) -> Outcome {
+    Outcome::Reply(bare_octets(header, code))
+}
+
+fn bare_octets(header: &[u8; 12], code: ResponseCode) -> Vec<u8> {
     let mut octets = [0u8; 12];
     octets[..2].copy_from_slice(&header[..2]);
     // QR, and of the query: OPCODE and RD.
     octets[2] = 0x80 | (header[2] & 0x79);
     octets[3] = 0x80 | code.low();
-    Outcome::Reply(octets.to_vec())
+    octets.to_vec()
 }
 
 /// Whether `message` is a well-formed reply to `query`: for tests and fuzzing.

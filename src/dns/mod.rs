@@ -2,10 +2,11 @@
 //!
 //! [`zone`] makes an immutable zone of what this node knows; [`answer`] answers a question from it; [`message`] does so
 //! for the octets of a query, and decides what is to be forwarded; `plain` does the same for the bulk of queries without
-//! taking them apart. `limits` bounds what one client may have, `local_names` has the names that are nobody's, `received` and
-//! [`rebinding`] look over what comes from outside. These are pure. [`upstream`] forwards and caches, over `tls` if told so;
-//! [`resolver`] is what all ways in share: [`server`] listens on sockets, `datagrams` being the threads for UDP, and
-//! [`inside`] answers what comes in the tunnel device, with a TCP of its own. `conversation` answers the queries of a stream.
+//! taking them apart. `access` says who may ask and as which client, `limits` bounds what one client may have, `local_names` has
+//! the names that are nobody's, `received` and [`rebinding`] look over what comes from outside. These are pure. [`upstream`]
+//! forwards and caches, over `tls` if told so; [`resolver`] is what all ways in share: [`server`] listens on sockets,
+//! `datagrams` being the threads for UDP, and [`inside`] answers what comes in the tunnel device, with a TCP of its own.
+//! `full_path` is the thread for what these leave, and `conversation` answers the queries of a stream.
 //!
 //! Messages are hickory-proto's. Its server crate is not used: it spawns a task for every datagram, without a bound,
 //! and answers cannot be had from it without a socket, which the tunnel needs.
@@ -13,12 +14,14 @@
 //! Sources: RFC 1034, 1035, 2181, 2308 (negative answers), 2782 (SRV), 4343 (case), 6761 (special names), 6891 (EDNS), 7766 (TCP), 7858 (TLS), 8020
 //! (NXDOMAIN), 8482 (ANY), 8767 (stale answers), 8906 (probes).
 
+mod access;
 pub mod answer;
 mod cache;
 mod choice;
 mod conversation;
 mod datagrams;
 mod exchange;
+mod full_path;
 pub mod inside;
 mod limits;
 pub mod local_names;
@@ -35,8 +38,9 @@ pub mod zone;
 
 mod stack;
 
+pub use access::Allowed;
 pub use inside::Inside;
-pub use resolver::{Allowed, Resolver};
+pub use resolver::Resolver;
 pub use server::{DnsError, DnsServer};
 pub use upstream::Upstream;
 pub use zone::{Replaced, WhenNoneUsable, Zone, ZoneInput};

@@ -1,13 +1,14 @@
 //! Plain questions, the bulk of all: addresses of a name of the mesh, answered from the octets of the query into the
 //! octets of the reply, without taking the message apart and without memory of their own. Pure.
 //!
-//! What is not plain is left to [`super::message`], which would say the same about what is.
+//! What is not plain is left to [`super::message`], which would say the same about what is. So is a name with more instances
+//! than the caller wants walked: the threads that carry packets have time for a few only, whatever the zone holds.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::choice::{Allocation, Found, address_at, count_addresses, find};
 use super::local_names::is_local;
-use super::message::{MAX_UDP, PLAIN_UDP, Transport};
+use super::message::{EXTENDED_ERROR, MAX_UDP, PLAIN_UDP, PROHIBITED, PROHIBITED_TEXT, Transport};
 use super::zone::{NEGATIVE_TTL, TTL, Zone};
 
 const HEADER: usize = 12;
@@ -20,8 +21,11 @@ const OPT: u16 = 41;
 const IN: u16 = 1;
 const NXDOMAIN: u8 = 3;
 const SERVFAIL: u8 = 2;
+const REFUSED: u8 = 5;
 /// A pointer to a name earlier in the message (RFC 1035 section 4.1.4).
 const POINTER: u16 = 0xc000;
+/// Instances of a name that are walked at most where packets must not wait. An instance has at most four addresses.
+pub(super) const FEW_INSTANCES: usize = 64;
 
 /// What a query is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +46,18 @@ pub(super) fn answer(
     entropy: u64,
     reply: &mut Vec<u8>,
 ) -> Plain {
+    answer_within(usize::MAX, zone, query, transport, entropy, reply)
+}
+
+/// The same, if it takes no more than `most` instances of the zone.
+pub(super) fn answer_within(
+    most: usize,
+    zone: &Zone,
+    query: &[u8],
+    transport: Transport,
+    entropy: u64,
+    reply: &mut Vec<u8>,
+) -> Plain {
     let mut text = [0; MAX_NAME];
     let Some(question) = Question::parse(query, &mut text) else {
         return Plain::Odd;
@@ -49,17 +65,7 @@ pub(super) fn answer(
     let Some(name) = question.name(&text) else {
         return Plain::Odd;
     };
-    let relative = match name.strip_suffix(zone.domain.as_str()) {
-        Some(rest) if !zone.domain.is_empty() => {
-            if rest.is_empty() {
-                Some("")
-            } else {
-                rest.strip_suffix('.')
-            }
-        }
-        _ => None,
-    };
-    let Some(relative) = relative else {
+    let Some(relative) = zone.relative(name) else {
         // The mesh has reverse names too.
         let elsewhere =
             question.recursion_desired(query) && !name.ends_with("arpa") && !is_local(name);
@@ -75,6 +81,9 @@ pub(super) fn answer(
         _ => return Plain::Odd,
     };
     let found = find(zone, relative);
+    if found.is_some_and(|found| found.entry.answered.len() > most) {
+        return Plain::Odd;
+    }
     question.begin(query, reply);
     let count = found.map_or(0, |found| {
         question.addresses(zone, found, entropy, of_family, reply)
@@ -86,7 +95,7 @@ pub(super) fn answer(
         }
     }
     set_count(reply, 6, count);
-    question.end(reply);
+    question.end(&[], reply);
     if transport == Transport::Udp && reply.len() > question.room() {
         return Plain::Odd;
     }
@@ -95,6 +104,25 @@ pub(super) fn answer(
 
 /// Says into `reply` that a query which is [`Plain::Elsewhere`] could not be answered.
 pub(super) fn fail(query: &[u8], reply: &mut Vec<u8>) {
+    without_records(query, SERVFAIL, &[], reply);
+}
+
+/// Says into `reply` that a query which is [`Plain::Elsewhere`] is not answered to this client, and why (RFC 8914).
+pub(super) fn refuse(query: &[u8], reply: &mut Vec<u8>) {
+    let mut option = Vec::with_capacity(64);
+    let length = 2 + PROHIBITED_TEXT.len() as u16;
+    for number in [EXTENDED_ERROR, length, PROHIBITED] {
+        put16(&mut option, number);
+    }
+    option.extend_from_slice(PROHIBITED_TEXT.as_bytes());
+    without_records(query, REFUSED, &option, reply);
+    if let Some(flags) = reply.get_mut(3) {
+        // No recursion is available to this client.
+        *flags &= !0x80;
+    }
+}
+
+fn without_records(query: &[u8], code: u8, options: &[u8], reply: &mut Vec<u8>) {
     let mut text = [0; MAX_NAME];
     let Some(question) = Question::parse(query, &mut text) else {
         return reply.clear();
@@ -104,8 +132,22 @@ pub(super) fn fail(query: &[u8], reply: &mut Vec<u8>) {
         // Nothing is said with authority.
         *flags &= !4;
     }
-    set_code(reply, SERVFAIL);
-    question.end(reply);
+    set_code(reply, code);
+    question.end(options, reply);
+}
+
+/// Instances and ports that an answer to `query` may have to look at, whatever it asks for.
+pub(super) fn walked(zone: &Zone, query: &[u8]) -> usize {
+    let mut text = [0; MAX_NAME];
+    let found = Question::parse(query, &mut text).and_then(|question| {
+        let name = question.name(&text)?;
+        find(zone, zone.relative(name)?)
+    });
+    let answered = found.map_or(&[][..], |found| &*found.entry.answered);
+    answered
+        .iter()
+        .map(|instance| 1 + instance.ports.len())
+        .sum()
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -268,13 +310,14 @@ impl Question {
     }
 
     /// Answers EDNS with EDNS (RFC 6891 section 6.1.1).
-    fn end(&self, reply: &mut Vec<u8>) {
+    fn end(&self, options: &[u8], reply: &mut Vec<u8>) {
         let Some(edns) = self.edns else { return };
         reply.push(0);
         put16(reply, OPT);
         put16(reply, MAX_UDP);
         put32(reply, if edns.dnssec_ok { 0x8000 } else { 0 });
-        put16(reply, 0);
+        put16(reply, options.len() as u16);
+        reply.extend_from_slice(options);
         set_count(reply, 10, 1);
     }
 }
@@ -311,6 +354,17 @@ pub(super) fn options_hold(mut options: &[u8]) -> bool {
 }
 
 impl Zone {
+    /// What of `name`, in lower case and without the last dot, stands before the domain, if it is under it.
+    fn relative<'a>(&self, name: &'a str) -> Option<&'a str> {
+        if self.domain.is_empty() {
+            return None;
+        }
+        match name.strip_suffix(self.domain.as_str())? {
+            "" => Some(""),
+            rest => rest.strip_suffix('.'),
+        }
+    }
+
     /// Gives the addresses of a name in one family, each once, nearest first and in random order among equals, until
     /// there are enough or `take` has enough.
     pub(super) fn each_address(

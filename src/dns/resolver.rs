@@ -1,41 +1,32 @@
 //! What every way in shares: the zone, who may ask, where other names are asked, counts, and conversations over streams.
+//!
+//! A query takes the fast path, where it comes in: bounded work, whatever the zone holds. What is left over takes the full
+//! path, in a thread of its own ([`super::full_path`]), if the limits admit it.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
-use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::access::{Allowed, Client};
 use super::conversation::converse;
-use super::limits::{Limits, Refusal, Share};
-use super::message::{Forwarded, Outcome, Pending, Silence, Transport, handle};
-use super::plain::{self, Plain};
-use super::upstream::Upstream;
+use super::full_path::{Deliver, FullPath, Job};
+use super::limits::{Limits, Pool, Refusal, Share, Work};
+use super::message::{Forwarded, MAX_QUERY, Outcome, Pending, Silence, Transport, handle};
+use super::plain::{self, FEW_INSTANCES, Plain};
+use super::upstream::{Asker, Upstream};
 use super::zone::Zone;
 
-/// Connections at once at most, of all clients and of one.
-pub(super) const MAX_CONNECTIONS: usize = 512;
-pub(super) const MAX_CONNECTIONS_OF_ONE: usize = 32;
 /// How long a connection may live.
 const LIFE: Duration = Duration::from_secs(120);
-
-/// Who may ask.
-#[derive(Debug, Clone, Default)]
-pub struct Allowed(pub Vec<IpNet>);
-
-impl Allowed {
-    fn admits(&self, source: IpAddr) -> bool {
-        self.0
-            .iter()
-            .any(|net| net.contains(&source.to_canonical()))
-    }
-}
+/// Octets of a reply of which those that wait to be sent are counted in [`Pool::Memory`]. Smaller ones are bounded by their number.
+const LARGE: usize = 4 * 1024;
+/// What a forwarded record takes to be received, looked over and encoded again, in instances walked.
+const FORWARDED_RECORD: usize = 10;
 
 /// Counts since the start.
 #[derive(Debug, Default)]
@@ -78,22 +69,31 @@ pub enum Drop {
     ForwardRate,
     /// Too many forwarded queries are under way, of the client or altogether: it is told so.
     ForwardShare,
-    /// Too many wait: no reply.
+    /// The client has spent its share of a core: no reply, or a failure for what must be forwarded.
+    Work,
+    /// Another node asks for a name that is not the mesh's: it is told that it gets none.
+    Recursion,
+    /// Too many wait, of the client or altogether: no reply.
     Queue,
     /// Too many connections, of the client or altogether.
     Connections,
+    /// The reply is large, and too many large ones are under way: a failure instead.
+    Memory,
 }
 
 impl Drop {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::Foreign,
         Self::Malformed,
         Self::Reply,
         Self::Rate,
         Self::ForwardRate,
         Self::ForwardShare,
+        Self::Work,
+        Self::Recursion,
         Self::Queue,
         Self::Connections,
+        Self::Memory,
     ];
 
     /// The reason's name in metrics.
@@ -106,8 +106,11 @@ impl Drop {
             Self::Rate => "rate",
             Self::ForwardRate => "forward_rate",
             Self::ForwardShare => "forward_share",
+            Self::Work => "work",
+            Self::Recursion => "recursion",
             Self::Queue => "queue",
             Self::Connections => "connections",
+            Self::Memory => "memory",
         }
     }
 }
@@ -119,19 +122,39 @@ pub struct Resolver {
     upstream: Arc<Upstream>,
     counts: Counts,
     limits: Arc<Limits>,
+    full_path: OnceLock<FullPath>,
     started: Instant,
     random: AtomicU64,
-    connections: Arc<Semaphore>,
-    clients: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// What became of a query.
+/// What became of a query on the fast path.
 #[derive(Debug)]
 pub(super) enum Dealt {
     /// The reply is written.
     Replied,
+    /// [`Resolver::leave`] it to the full path.
+    Left(Admitted),
+    /// There is no place on the full path now.
+    Busy,
+    /// There will be no reply.
+    Silent,
+}
+
+/// A query's place on the full path.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    share: Share,
+    /// Whether the place is one among those forwarded.
+    forward: bool,
+}
+
+/// What became of a query on the full path.
+#[derive(Debug)]
+pub(super) enum InFull {
+    /// The reply.
+    Reply(Reply),
     /// [`Resolver::forward`] it.
-    Forward(Box<Forwarding>),
+    Forward(Forwarding),
     /// There will be no reply.
     Silent,
 }
@@ -143,14 +166,23 @@ pub(super) struct Forwarding {
     share: Share,
 }
 
-/// A reply to a query that was forwarded. The query has its place among those under way until this is dropped.
+/// A reply that took the full path. The query has its place until this is dropped.
 #[derive(Debug)]
-pub(super) struct ForwardedReply {
+pub(super) struct Reply {
     octets: Vec<u8>,
     _share: Share,
+    _memory: Option<Share>,
 }
 
-impl ForwardedReply {
+impl Reply {
+    fn new(octets: Vec<u8>, share: Share) -> Self {
+        Self {
+            octets,
+            _share: share,
+            _memory: None,
+        }
+    }
+
     pub(super) fn octets(&self) -> &[u8] {
         &self.octets
     }
@@ -171,10 +203,9 @@ impl Resolver {
             upstream,
             counts: Counts::default(),
             limits: Arc::new(Limits::new(random())),
+            full_path: OnceLock::new(),
             started: Instant::now(),
             random: AtomicU64::new(random()),
-            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            clients: Mutex::default(),
         }
     }
 
@@ -184,13 +215,13 @@ impl Resolver {
         &self.counts
     }
 
-    /// Whether `source` may ask; counts one who may not.
-    pub(super) fn admits(&self, source: IpAddr) -> bool {
-        let admitted = self.allowed.load().admits(source);
-        if !admitted {
+    /// The client that `source` is of, if it may ask; counts one who may not.
+    pub(super) fn admits(&self, source: IpAddr) -> Option<Client> {
+        let client = self.allowed.load().client(source);
+        if client.is_none() {
             self.counts.drop(Drop::Foreign);
         }
-        admitted
+        client
     }
 
     /// Takes what a few queries are answered from. Not to be kept: changes are not seen in it.
@@ -199,33 +230,153 @@ impl Resolver {
             resolver: self,
             zone: self.zone.load(),
             allowed: self.allowed.load(),
-            now_ns: self
-                .started
-                .elapsed()
-                .as_nanos()
-                .try_into()
-                .unwrap_or(u64::MAX / 2),
+            now_ns: self.now_ns(),
             entropy: self.entropy(),
             queries: 0,
         }
     }
 
+    /// Starts the full path if it is not started yet. To be called inside the runtime.
+    pub(super) fn start_full_path(self: &Arc<Self>) -> &FullPath {
+        self.full_path.get_or_init(|| FullPath::start(self))
+    }
+
+    /// Leaves a query to the full path; `deliver` is called there with the reply, if there is one.
+    pub(super) fn leave(
+        self: &Arc<Self>,
+        query: &[u8],
+        transport: Transport,
+        admitted: Admitted,
+        deliver: Deliver,
+    ) {
+        // One octet too many is enough to see that a query is too long.
+        let query = query.get(..=MAX_QUERY).unwrap_or(query).into();
+        let job = Job {
+            query,
+            transport,
+            admitted,
+            deliver,
+        };
+        if !self.start_full_path().push(job) {
+            self.counts.drop(Drop::Queue);
+        }
+    }
+
+    /// Answers a query whatever it takes, and charges its client for it.
+    pub(super) fn answer_in_full(
+        &self,
+        query: &[u8],
+        transport: Transport,
+        admitted: Admitted,
+    ) -> InFull {
+        let (zone, entropy) = (self.zone.load(), self.entropy());
+        let Admitted { share, forward } = admitted;
+        let client = share.client();
+        let walked = plain::walked(&zone, query);
+        let charge = |written| {
+            let work = Work { walked, written };
+            self.limits.charge(client, work, self.now_ns());
+        };
+        let reply = |octets: Vec<u8>, share| {
+            self.counts.queries.fetch_add(1, Ordering::Relaxed);
+            charge(octets.len());
+            InFull::Reply(Reply::new(octets, share))
+        };
+        let mut octets = Vec::new();
+        if !forward
+            && plain::answer(&zone, query, transport, entropy, &mut octets) == Plain::Replied
+        {
+            return reply(octets, share);
+        }
+        let pending = match handle(&zone, query, transport, entropy) {
+            Outcome::Reply(octets) => return reply(octets, share),
+            Outcome::Silence(why) => {
+                charge(0);
+                self.counts.drop(match why {
+                    Silence::NoHeader => Drop::Malformed,
+                    Silence::IsReply => Drop::Reply,
+                });
+                return InFull::Silent;
+            }
+            Outcome::Forward(pending) => *pending,
+        };
+        if !client.may_recurse() {
+            self.counts.drop(Drop::Recursion);
+            return reply(pending.refuse(), share);
+        }
+        let admitted = match forward {
+            true => Ok(share),
+            false => self
+                .limits
+                .admit_forward(client, self.now_ns())
+                .map_err(|why| {
+                    self.count_refusal(why);
+                    share
+                }),
+        };
+        match admitted {
+            Ok(share) => {
+                self.counts.queries.fetch_add(1, Ordering::Relaxed);
+                charge(0);
+                InFull::Forward(Forwarding { pending, share })
+            }
+            Err(share) => reply(pending.finish(Forwarded::failure()), share),
+        }
+    }
+
     /// Asks the upstreams, for a bounded time.
-    pub(super) async fn forward(&self, forwarding: Forwarding) -> ForwardedReply {
+    pub(super) async fn forward(&self, forwarding: Forwarding) -> Reply {
         self.counts.forwarded.fetch_add(1, Ordering::Relaxed);
         let Forwarding { pending, share } = forwarding;
-        let mut forwarded = self.upstream.ask(&pending.asked).await;
+        let client = share.client();
+        let asker = Asker {
+            limits: Arc::clone(&self.limits),
+            client,
+        };
+        let mut forwarded = self.upstream.ask_as(&pending.asked, Some(asker)).await;
         if forwarded.strip(&self.zone.load()).is_any() {
             self.counts.rebound.fetch_add(1, Ordering::Relaxed);
         }
-        ForwardedReply {
-            octets: pending.finish(forwarded),
-            _share: share,
+        let records = forwarded.answers.len() + forwarded.authority.len();
+        let mut reply = Reply::new(pending.finish(forwarded), share);
+        let work = Work {
+            walked: records * FORWARDED_RECORD,
+            written: reply.octets.len(),
+        };
+        self.limits.charge(client, work, self.now_ns());
+        if reply.octets.len() > LARGE {
+            let kib = reply.octets.len() as u32 / 1024;
+            reply._memory = self.limits.take(Pool::Memory, client, kib);
+            if reply._memory.is_none() {
+                self.counts.drop(Drop::Memory);
+                reply.octets = pending.finish(Forwarded::failure());
+            }
         }
+        reply
+    }
+
+    /// Admits a TCP segment of `client` to the queue of the stack inside the tunnel device.
+    pub(super) fn admit_segment(&self, client: Client) -> Option<Share> {
+        let admitted = self.limits.admit_segment(client, self.now_ns());
+        admitted.inspect_err(|why| self.count_refusal(*why)).ok()
     }
 
     pub(super) fn count_queue(&self) {
         self.counts.drop(Drop::Queue);
+    }
+
+    fn count_refusal(&self, why: Refusal) {
+        self.counts.drop(match why {
+            Refusal::Rate => Drop::ForwardRate,
+            Refusal::Work => Drop::Work,
+            Refusal::Full(Pool::Forwards) => Drop::ForwardShare,
+            Refusal::Full(_) => Drop::Queue,
+        });
+    }
+
+    fn now_ns(&self) -> u64 {
+        let elapsed = self.started.elapsed().as_nanos();
+        elapsed.try_into().unwrap_or(u64::MAX / 2)
     }
 
     fn entropy(&self) -> u64 {
@@ -233,34 +384,15 @@ impl Resolver {
     }
 
     /// A place for one more connection of `client`, if there is one.
-    pub(super) fn place(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
-        let taken = self.try_place(client);
-        if taken.is_none() {
+    pub(super) fn place(self: &Arc<Self>, client: Client) -> Option<Place> {
+        let share = self.limits.take(Pool::Connections, client, 1);
+        if share.is_none() {
             self.counts.drop(Drop::Connections);
         }
-        taken
-    }
-
-    fn try_place(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
-        let slot = Arc::clone(&self.connections).try_acquire_owned().ok()?;
-        let mut clients = self.lock_clients();
-        let count = clients.entry(client).or_default();
-        if *count >= MAX_CONNECTIONS_OF_ONE {
-            return None;
-        }
-        *count += 1;
-        drop(clients);
         Some(Place {
             resolver: Arc::clone(self),
-            client,
-            _slot: slot,
+            share: share?,
         })
-    }
-
-    fn lock_clients(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.clients
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -283,73 +415,67 @@ pub(super) struct Sitting<'a> {
 }
 
 impl Sitting<'_> {
-    /// Deals with a query, without waiting.
+    /// Deals with a query, without waiting, and with bounded work.
     pub(super) fn answer(
         &mut self,
         query: &[u8],
-        client: IpAddr,
+        source: IpAddr,
         transport: Transport,
         reply: &mut Vec<u8>,
     ) -> Dealt {
-        if !self.allowed.admits(client) {
-            return self.silent(Drop::Foreign);
-        }
         let resolver = self.resolver;
+        let Some(client) = self.allowed.client(source) else {
+            return self.silent(Drop::Foreign);
+        };
         if !resolver.limits.admits(client, self.now_ns) {
             return self.silent(Drop::Rate);
         }
+        if transport == Transport::Tcp
+            && let Err(why) = resolver.limits.admit_streamed(client, self.now_ns)
+        {
+            resolver.count_refusal(why);
+            return Dealt::Busy;
+        }
         self.entropy = mix(self.entropy.wrapping_add(STEP));
-        let plain = plain::answer(&self.zone, query, transport, self.entropy, reply);
-        let share = match plain {
+        let (most, entropy) = (FEW_INSTANCES, self.entropy);
+        match plain::answer_within(most, &self.zone, query, transport, entropy, reply) {
             Plain::Replied => {
                 self.queries += 1;
-                return Dealt::Replied;
-            }
-            // Whether it is forwarded at all is known before the message is taken apart.
-            Plain::Elsewhere => match self.admit_forward(client) {
-                Some(share) => Some(share),
-                None => {
-                    self.queries += 1;
-                    plain::fail(query, reply);
-                    return Dealt::Replied;
-                }
-            },
-            Plain::Odd => None,
-        };
-        let pending = match handle(&self.zone, query, transport, self.entropy) {
-            Outcome::Reply(octets) => {
-                self.queries += 1;
-                *reply = octets;
-                return Dealt::Replied;
-            }
-            Outcome::Silence(why) => {
-                reply.clear();
-                return self.silent(match why {
-                    Silence::NoHeader => Drop::Malformed,
-                    Silence::IsReply => Drop::Reply,
-                });
-            }
-            Outcome::Forward(pending) => *pending,
-        };
-        self.queries += 1;
-        reply.clear();
-        match share.or_else(|| self.admit_forward(client)) {
-            Some(share) => Dealt::Forward(Box::new(Forwarding { pending, share })),
-            None => {
-                *reply = pending.finish(Forwarded::failure());
                 Dealt::Replied
             }
+            Plain::Elsewhere if !client.may_recurse() => {
+                self.queries += 1;
+                resolver.counts.drop(Drop::Recursion);
+                plain::refuse(query, reply);
+                Dealt::Replied
+            }
+            // Whether it is forwarded at all is known before the message is taken apart.
+            Plain::Elsewhere => match resolver.limits.admit_forward(client, self.now_ns) {
+                Ok(share) => {
+                    let forward = true;
+                    Dealt::Left(Admitted { share, forward })
+                }
+                Err(why) => {
+                    resolver.count_refusal(why);
+                    self.queries += 1;
+                    plain::fail(query, reply);
+                    Dealt::Replied
+                }
+            },
+            Plain::Odd => {
+                reply.clear();
+                match resolver.limits.admit_full_path(client, self.now_ns) {
+                    Ok(share) => {
+                        let forward = false;
+                        Dealt::Left(Admitted { share, forward })
+                    }
+                    Err(why) => {
+                        resolver.count_refusal(why);
+                        Dealt::Busy
+                    }
+                }
+            }
         }
-    }
-
-    fn admit_forward(&self, client: IpAddr) -> Option<Share> {
-        let counts = &self.resolver.counts;
-        let admitted = self.resolver.limits.admit_forward(client, self.now_ns);
-        let refused = |why: &Refusal| match why {
-            Refusal::Rate => counts.drop(Drop::ForwardRate),
-            Refusal::Share => counts.drop(Drop::ForwardShare),
-        };
-        admitted.inspect_err(refused).ok()
     }
 
     fn silent(&self, reason: Drop) -> Dealt {
@@ -379,26 +505,19 @@ fn mix(number: u64) -> u64 {
 /// One of a client's connections.
 pub(super) struct Place {
     resolver: Arc<Resolver>,
-    client: IpAddr,
-    _slot: OwnedSemaphorePermit,
+    share: Share,
 }
 
 impl Place {
-    /// Answers queries until the client ends, or is quiet for too long.
-    pub(super) async fn converse(self, stream: impl AsyncRead + AsyncWrite + Unpin) {
+    /// Answers queries of `source` until the client ends, or is quiet for too long.
+    pub(super) async fn converse(
+        self,
+        source: IpAddr,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+    ) {
+        let Self { resolver, share } = self;
         // However it ends, there is nobody left to tell.
-        let _ = timeout(LIFE, converse(stream, self.client, &self.resolver)).await;
-    }
-}
-
-impl std::ops::Drop for Place {
-    fn drop(&mut self) {
-        let mut clients = self.resolver.lock_clients();
-        if let Some(count) = clients.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                clients.remove(&self.client);
-            }
-        }
+        let _ = timeout(LIFE, converse(stream, source, &resolver)).await;
+        drop(share);
     }
 }

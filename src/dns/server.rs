@@ -6,14 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::datagrams::{self, Datagrams, Waiting};
+use super::datagrams::{self, Datagrams};
 use super::resolver::Resolver;
 
-/// Queries to be forwarded that wait for the task at most.
-const FORWARDS: usize = 1024;
 /// How long accepting rests when the system has no more files to give.
 const REST: Duration = Duration::from_millis(50);
 
@@ -37,7 +34,6 @@ pub struct DnsServer {
     listen: Vec<SocketAddr>,
     datagrams: Vec<Datagrams>,
     tasks: Vec<JoinHandle<()>>,
-    forwards: Option<mpsc::Sender<Waiting>>,
 }
 
 impl DnsServer {
@@ -49,7 +45,6 @@ impl DnsServer {
             listen: Vec::new(),
             datagrams: Vec::new(),
             tasks: Vec::new(),
-            forwards: None,
         }
     }
 
@@ -76,16 +71,8 @@ impl DnsServer {
         };
         let streams = datagrams::listen(address).and_then(TcpListener::from_std);
         let streams = streams.map_err(explain)?;
-        let forwards = match &self.forwards {
-            Some(forwards) => forwards.clone(),
-            None => {
-                let (forwards, waiting) = mpsc::channel(FORWARDS);
-                self.tasks
-                    .push(tokio::spawn(forward(waiting, Arc::clone(&self.resolver))));
-                self.forwards.insert(forwards).clone()
-            }
-        };
-        let datagrams = Datagrams::start(address, &self.resolver, &forwards).map_err(explain)?;
+        self.resolver.start_full_path();
+        let datagrams = Datagrams::start(address, &self.resolver).map_err(explain)?;
         self.datagrams.push(datagrams);
         self.tasks
             .push(tokio::spawn(accept(streams, Arc::clone(&self.resolver))));
@@ -105,24 +92,15 @@ impl Drop for DnsServer {
     }
 }
 
-/// How many tasks there are is bounded by the shares that the queries hold.
-async fn forward(mut waiting: mpsc::Receiver<Waiting>, resolver: Arc<Resolver>) {
-    while let Some(next) = waiting.recv().await {
-        tokio::spawn(next.finish(Arc::clone(&resolver)));
-    }
-}
-
 async fn accept(listener: TcpListener, resolver: Arc<Resolver>) {
     loop {
         let Ok((stream, source)) = listener.accept().await else {
             tokio::time::sleep(REST).await;
             continue;
         };
-        if !resolver.admits(source.ip()) {
-            continue;
-        }
-        if let Some(place) = resolver.place(source.ip()) {
-            tokio::spawn(place.converse(stream));
+        let client = resolver.admits(source.ip());
+        if let Some(place) = client.and_then(|client| resolver.place(client)) {
+            tokio::spawn(place.converse(source.ip(), stream));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! TCP for an address that no kernel has: smoltcp behind bounds of our own.
 //!
 //! Segments go in, segments come out, and in between are connections with octets to read and to write. A connection
-//! is made for a SYN and takes a place from then on: so many of one client, so many altogether. One more is
-//! answered with a reset. Pure: the caller brings the time.
+//! is made for a SYN and takes a place from then on: so many of one client, never more than are left for others, and so many
+//! altogether. One more is answered with a reset. Pure: the caller brings the time, and says which client a segment is of.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +14,8 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::wire::{
     HardwareAddress, IpAddress, IpCidr, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket,
 };
+
+use super::access::Client;
 
 /// Connections at once at most, of all clients and of one, those that are only half open included.
 const MAX_CONNECTIONS: usize = 256;
@@ -36,6 +38,7 @@ pub(super) struct ConnectionId(u64);
 struct Connection {
     id: ConnectionId,
     handle: SocketHandle,
+    owner: Client,
     client: SocketAddr,
     server: SocketAddr,
     /// Since when this end has been closed.
@@ -85,14 +88,15 @@ impl Stack {
         }
     }
 
-    /// Takes a segment in. Gives the connection it begins, if it does, and its client.
+    /// Takes a segment of `owner` in. Gives the connection it begins, if it does, and its client's end.
     pub(super) fn handle_segment(
         &mut self,
         packet: Vec<u8>,
+        owner: Client,
         now: Instant,
     ) -> Option<(ConnectionId, SocketAddr)> {
         let opens = opening(&packet).filter(|(_, server)| server.port() == self.port);
-        let new = opens.and_then(|(client, server)| self.listen(client, server));
+        let new = opens.and_then(|(client, server)| self.listen(owner, client, server));
         self.link.received = Some(packet);
         let now = self.time(now);
         self.interface
@@ -107,7 +111,12 @@ impl Stack {
     }
 
     /// Makes a socket for a SYN, if there is a place for it.
-    fn listen(&mut self, client: SocketAddr, server: SocketAddr) -> Option<ConnectionId> {
+    fn listen(
+        &mut self,
+        owner: Client,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> Option<ConnectionId> {
         let same = self
             .connections
             .iter()
@@ -121,14 +130,12 @@ impl Stack {
             }
             self.remove(id);
         }
-        let of_one = |c: &&Connection| c.client.ip() == client.ip();
-        if self.connections.len() >= MAX_CONNECTIONS
-            || self.connections.iter().filter(of_one).count() >= MAX_CONNECTIONS_OF_ONE
-        {
+        while !self.has_place(owner) {
             let waiting = |c: &&Connection| {
                 self.sockets.get::<Socket<'_>>(c.handle).state() == State::TimeWait
             };
-            let id = self.connections.iter().find(waiting)?.id;
+            let waiting = self.connections.iter().filter(waiting);
+            let id = waiting.min_by_key(|c| c.owner != owner)?.id;
             self.remove(id);
         }
         let buffer = |octets| SocketBuffer::new(vec![0; octets]);
@@ -141,11 +148,24 @@ impl Stack {
         self.connections.push(Connection {
             id,
             handle: self.sockets.add(socket),
+            owner,
             client,
             server,
             closed: None,
         });
         Some(id)
+    }
+
+    /// Whether there is a place for one more connection of `owner`. Neither it nor its network has more than are left.
+    fn has_place(&self, owner: Client) -> bool {
+        let count = |same: &dyn Fn(Client) -> bool| {
+            let mut owners = self.connections.iter().map(|c| c.owner);
+            owners.by_ref().filter(|other| same(*other)).count()
+        };
+        let left = MAX_CONNECTIONS.saturating_sub(self.connections.len());
+        let of_one = count(&|other| other == owner);
+        let of_network = count(&|other| other.is_near(owner));
+        of_one < MAX_CONNECTIONS_OF_ONE.min(left) && of_network < left
     }
 
     /// Sends what is due; gives the segments.

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use super::upstream::{Asker, Streamed, exchange};
 
 /// Where systems keep the authorities they trust.
 const BUNDLES: &[&str] = &[
@@ -70,11 +71,12 @@ impl Tls {
         server: SocketAddr,
         name: &ServerName<'static>,
         query: &[u8],
+        asker: Option<&Asker>,
         new: bool,
-    ) -> io::Result<Vec<u8>> {
+    ) -> io::Result<Streamed> {
         // A server may hang up whenever it likes (RFC 7858 section 3.4): then it is called again.
         while let Some(mut connection) = self.take(server).filter(|_| !new) {
-            if let Ok(reply) = ask(&mut connection, query).await {
+            if let Ok(reply) = exchange(&mut connection, query, asker).await {
                 self.put(server, connection);
                 return Ok(reply);
             }
@@ -82,7 +84,7 @@ impl Tls {
         let stream = TcpStream::connect(server).await?;
         stream.set_nodelay(true)?;
         let mut connection = self.connector.connect(name.clone(), stream).await?;
-        let reply = ask(&mut connection, query).await?;
+        let reply = exchange(&mut connection, query, asker).await?;
         self.put(server, connection);
         Ok(reply)
     }
@@ -105,15 +107,4 @@ impl Tls {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Vec<(Connection, Instant)>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn ask(connection: &mut Connection, query: &[u8]) -> io::Result<Vec<u8>> {
-    let length = u16::try_from(query.len()).map_err(io::Error::other)?;
-    let framed = [&length.to_be_bytes()[..], query].concat();
-    connection.write_all(&framed).await?;
-    connection.flush().await?;
-    let length = connection.read_u16().await?;
-    let mut reply = vec![0; length.into()];
-    connection.read_exact(&mut reply).await?;
-    Ok(reply)
 }

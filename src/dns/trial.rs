@@ -10,13 +10,15 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use ipnet::IpNet;
 
+use super::access::Allowed;
 use super::exchange::{Form, Question, Received};
 use super::message::{
     Asked, Forwarded, MAX_UDP, Outcome, PLAIN_UDP, Pending, Source, Transport, handle,
 };
 use super::plain::{self, Plain};
-use super::resolver::{Allowed, Dealt, Resolver};
+use super::resolver::{Dealt, InFull, Resolver};
 use super::upstream::Upstream;
 use super::zone::{MOST_ADDRESSES, WhenNoneUsable, Zone, ZoneInput};
 use crate::model::address::MeshAddresses;
@@ -63,10 +65,17 @@ impl Trial {
             serial: 7,
             most_addresses: MOST_ADDRESSES,
         }));
-        let clients = mesh_addresses().prefix_v4.into();
+        // Many networks, so that none of them asks for more than it may have.
+        let network = |n| {
+            Some(IpNet::from(
+                ipnet::Ipv4Net::new([10, 210, n, 0].into(), 24).ok()?,
+            ))
+        };
         let resolver = Resolver::new(
             Arc::new(ArcSwap::new(Arc::clone(&zone))),
-            Arc::new(ArcSwap::from_pointee(Allowed(vec![clients]))),
+            Arc::new(ArcSwap::from_pointee(Allowed::new(
+                (0..=255).filter_map(network).collect(),
+            ))),
             Arc::new(Upstream::new()),
         );
         Self { zone, resolver }
@@ -106,18 +115,21 @@ impl Trial {
             !stranger || matches!(dealt, Dealt::Silent),
             "a stranger is answered",
         )?;
+        let due = !stranger && query.len() >= 12 && query.get(2).is_some_and(|f| f & 0x80 == 0);
         match dealt {
             Dealt::Replied => check(query, &reply, transport),
             Dealt::Silent => {
                 holds(reply.is_empty(), "silence, and a reply")?;
-                let due =
-                    !stranger && query.len() >= 12 && query.get(2).is_some_and(|f| f & 0x80 == 0);
                 holds(!due, "no reply to a query")
             }
-            Dealt::Forward(forwarding) => {
+            Dealt::Busy => holds(reply.is_empty(), "no place, and a reply"),
+            Dealt::Left(admitted) => {
                 holds(reply.is_empty(), "a reply, and another one to come")?;
-                drop(forwarding);
-                self.forwarded(how, query, transport)
+                match self.resolver.answer_in_full(query, transport, admitted) {
+                    InFull::Reply(reply) => check(query, reply.octets(), transport),
+                    InFull::Silent => holds(!due, "no reply to a query"),
+                    InFull::Forward(_) => self.forwarded(how, query, transport),
+                }
             }
         }?;
         self.same_both_ways(how, query, transport)
@@ -147,7 +159,19 @@ impl Trial {
             Plain::Odd => Ok(()),
             Plain::Elsewhere => {
                 plain::fail(query, &mut short);
-                check(query, &short, transport)
+                check(query, &short, transport)?;
+                plain::refuse(query, &mut short);
+                check(query, &short, transport)?;
+                match handle(&self.zone, query, transport, entropy) {
+                    Outcome::Forward(pending) => {
+                        let full = pending.refuse();
+                        let (short, full) = (Message::from_vec(&short), Message::from_vec(&full));
+                        holds(short.ok() == full.ok(), "two ways, two refusals")
+                    }
+                    // Of a type that is asked of nobody.
+                    Outcome::Reply(_) => Ok(()),
+                    Outcome::Silence(_) => Err("a refusal, and silence".into()),
+                }
             }
             Plain::Replied => match handle(&self.zone, query, transport, entropy) {
                 Outcome::Reply(full) => {

@@ -16,16 +16,21 @@ use arc_swap::ArcSwap;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::timeout;
 
-use super::cache::{Cache, Key};
+use super::access::Client;
+use super::cache::{Cache, Hit, Key};
+use super::limits::{Limits, Pool, Share};
 use super::message::{Asked, Forwarded, Source};
 use super::tls::Tls;
-use flight::{Client, Flight};
+use flight::{Flight, Passenger};
 use memory::Memory;
 
 mod flight;
 mod memory;
 mod schedule;
 mod server;
+mod streamed;
+
+pub(super) use streamed::{Streamed, exchange};
 
 pub use server::{Server, ServerError};
 
@@ -37,6 +42,21 @@ const PATIENCE: Duration = Duration::from_millis(1_800);
 const SOCKETS: usize = 256;
 /// Questions at most that go on when no client waits for them.
 const BACKGROUND: usize = 128;
+
+/// Who a question is asked for. What its answer takes while it is under way is counted as this client's.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    pub(super) limits: Arc<Limits>,
+    pub(super) client: Client,
+}
+
+impl Asker {
+    /// Room for `octets`, in the pool that bounds the large answers under way.
+    fn hold(&self, octets: usize) -> Option<Share> {
+        let kib = u32::try_from(octets.div_ceil(1024)).ok()?;
+        self.limits.take(Pool::Memory, self.client, kib)
+    }
+}
 
 /// The resolvers everything else is asked of.
 #[derive(Default)]
@@ -87,39 +107,46 @@ impl Upstream {
         self.shared.servers.store(Arc::new(others));
     }
 
-    /// Asks. A failure is an answer too: SERVFAIL.
+    /// Asks for the node's own sake. A failure is an answer too: SERVFAIL.
     pub async fn ask(&self, asked: &Asked) -> Forwarded {
+        self.ask_as(asked, None).await
+    }
+
+    /// Asks for a client. A failure is an answer too: SERVFAIL.
+    pub(super) async fn ask_as(&self, asked: &Asked, asker: Option<Asker>) -> Forwarded {
         let key = Key::new(asked);
         let (fresh, stale) = {
-            let (cache, now) = (lock(&self.shared.cache), Instant::now());
+            let (mut cache, now) = (lock(&self.shared.cache), Instant::now());
             (cache.fresh(&key, now), cache.stale(&key, now))
         };
-        if let Some(fresh) = fresh {
+        if let Some(fresh) = fresh.and_then(Hit::answer) {
             return fresh;
         }
         let patience = if stale.is_some() { PATIENCE } else { OVERALL };
-        let client = self.join(&key, asked);
-        match timeout(patience, client.answer()).await {
-            Ok(found) if found.source != Source::Nobody => found,
+        let passenger = self.join(&key, asked, asker);
+        match timeout(patience, passenger.answer()).await {
+            // Those who wait for the same have it in common.
+            Ok(Some(found)) if found.source != Source::Nobody => Arc::unwrap_or_clone(found),
             _ => {
                 lock(&self.shared.cache).hold(&key, Instant::now());
+                let stale = stale.and_then(Hit::answer);
                 stale.unwrap_or_else(Forwarded::failure)
             }
         }
     }
 
     /// A place among those who ask the same now.
-    fn join(&self, key: &Key, asked: &Asked) -> Client {
+    fn join(&self, key: &Key, asked: &Asked, asker: Option<Asker>) -> Passenger {
         let mut flights = lock(&self.shared.flights);
         if let Some(flight) = flights.get(key) {
             return flight.join();
         }
-        let flight = Flight::new();
-        let client = flight.join();
+        let flight = Flight::new(asker);
+        let passenger = flight.join();
         flights.insert(key.clone(), Arc::clone(&flight));
         let shared = Arc::clone(&self.shared);
         tokio::spawn(flight::run(shared, flight, key.clone(), asked.clone()));
-        client
+        passenger
     }
 }
 

@@ -272,7 +272,8 @@ impl Mesh {
         let network = Upkeep::start(network, wanted, &applied);
 
         let zone = Arc::new(ArcSwap::from_pointee(Zone::default()));
-        let allowed = Arc::new(ArcSwap::from_pointee(allowed(&addresses, &BTreeMap::new())));
+        let allowed = allowed(&addresses, &identity.block, &BTreeMap::new());
+        let allowed = Arc::new(ArcSwap::from_pointee(allowed));
         let upstream = Arc::new(Upstream::new());
         let dns = config.dns.then(|| {
             let resolver = Arc::new(Resolver::new(
@@ -1465,7 +1466,7 @@ impl Mesh {
 
     fn refresh_allowed(&self) {
         if let Some(mesh) = self.ledger.mesh() {
-            let allowed = allowed(&mesh.addresses, &self.bridges);
+            let allowed = allowed(&mesh.addresses, &self.identity.block, &self.bridges);
             self.allowed.store(Arc::new(allowed));
         }
     }
@@ -1507,22 +1508,19 @@ fn is_membership(envelope: &Envelope) -> bool {
     )
 }
 
-/// Who may ask for names: the mesh, the host, its containers. `bridges` are those of the engine's networks, by its own word:
+/// Who may ask for names: the mesh, the host, its containers. `block` is this node's. `bridges` are those of the engine's networks, by its own word:
 /// of any other network only this machine itself may ask, whatever its interface is called.
 fn allowed(
     addresses: &crate::model::MeshAddresses,
+    block: &crate::model::address::Block,
     bridges: &BTreeMap<String, Vec<Ipv4Net>>,
 ) -> Allowed {
-    let mut nets: Vec<IpNet> = vec![addresses.prefix_v4.into(), addresses.prefix_v6.into()];
-    nets.extend(
-        ["127.0.0.0/8", "::1/128"]
-            .iter()
-            .filter_map(|net| net.parse::<IpNet>().ok()),
-    );
+    let loopback = ["127.0.0.0/8", "::1/128"].iter();
+    let mut nets: Vec<IpNet> = loopback.filter_map(|net| net.parse().ok()).collect();
     nets.extend(bridges.values().flatten().copied().map(IpNet::V4));
     nets.extend(host::interfaces().iter().map(|i| match i.net {
         Some(net) if bridges.contains_key(&i.name) => net.trunc(),
         _ => i.address.into(),
     }));
-    Allowed(nets)
+    Allowed::new(nets).with_mesh(*addresses, *block)
 }

@@ -19,10 +19,14 @@ use crate::dns::{Allowed, Upstream};
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 210, 1, 7));
 
 fn query(id: u16, name: &str) -> Vec<u8> {
+    typed_query(id, name, RecordType::A)
+}
+
+fn typed_query(id: u16, name: &str, record_type: RecordType) -> Vec<u8> {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     let name = Name::from_ascii(name).expect("a literal");
-    message.add_query(Query::query(name, RecordType::A));
+    message.add_query(Query::query(name, record_type));
     let octets = message.to_vec().expect("a small message");
     let length = u16::try_from(octets.len()).expect("short");
     [&length.to_be_bytes()[..], &octets].concat()
@@ -33,7 +37,7 @@ fn connect(upstream: SocketAddr) -> DuplexStream {
     let zone = zone_of(&netmap(HEALTHY), &[], WhenNoneUsable::All);
     let servers = Upstream::new();
     servers.set(&[Server::from(upstream)], &BTreeSet::new());
-    let all = Allowed(vec!["10.210.0.0/16".parse().expect("a literal")]);
+    let all = Allowed::new(vec!["10.210.0.0/16".parse().expect("a literal")]);
     let resolver = Arc::new(Resolver::new(
         Arc::new(ArcSwap::from_pointee(zone)),
         Arc::new(ArcSwap::from_pointee(all)),
@@ -144,6 +148,33 @@ async fn so_many_queries_of_a_connection_are_forwarded_at_once_and_no_more() {
         MAX_IN_FLIGHT,
         "all at once, and not one more"
     );
+}
+
+#[tokio::test]
+async fn over_a_stream_a_client_without_a_place_waits_and_loses_nothing() {
+    let (_socket, upstream) = socket().await;
+    let mut stream = connect(upstream);
+    // Of another type than the fast path answers, and more than a client has places for.
+    let count = 500;
+    let queries = (0..count).flat_map(|id| typed_query(id, "web.svc.mesh.", RecordType::SRV));
+    let queries: Vec<u8> = queries.collect();
+    let (mut reader, mut writer) = tokio::io::split(&mut stream);
+    let send = async { writer.write_all(&queries).await.expect("a pipe") };
+    let receive = async {
+        let mut replied = BTreeSet::new();
+        while replied.len() < usize::from(count) {
+            let length = reader.read_u16().await.expect("the connection stays");
+            let mut octets = vec![0; length.into()];
+            reader.read_exact(&mut octets).await.expect("a pipe");
+            let reply = Message::from_vec(&octets).expect("a reply that parses");
+            assert!(!reply.answers.is_empty() && !reply.metadata.truncation);
+            replied.insert(reply.metadata.id);
+        }
+    };
+    let both = async { tokio::join!(send, receive) };
+    timeout(Duration::from_secs(60), both)
+        .await
+        .expect("a reply to each");
 }
 
 #[tokio::test]

@@ -154,6 +154,83 @@ fn what_does_not_fit_into_a_datagram_is_marked_as_cut() {
     assert!(!whole.metadata.truncation && whole.answers.len() == 100);
 }
 
+/// An answer from elsewhere whose SRV records point to long names, which are not compressed (RFC 2782).
+fn services(count: u16) -> Forwarded {
+    let owner = Name::from_ascii("_x._tcp.example.org.").expect("a literal");
+    let target = |n: u16| {
+        let labels = format!("{n}.{0}.{0}.{0}.example.org.", "t".repeat(60));
+        Name::from_ascii(labels).expect("a literal")
+    };
+    let record = |n| {
+        let data = hickory_proto::rr::rdata::SRV::new(0, 0, n, target(n));
+        Record::from_rdata(owner.clone(), 60, hickory_proto::rr::RData::SRV(data))
+    };
+    Forwarded {
+        answers: (0..count).map(record).collect(),
+        ..Forwarded::default()
+    }
+}
+
+#[test]
+fn over_a_stream_a_reply_is_whole_or_a_failure_and_never_cut() {
+    let octets = query("_x._tcp.example.org.", RecordType::SRV)
+        .to_vec()
+        .expect("a small message");
+    for (records, whole) in [(10, true), (250, true), (400, false), (5_000, false)] {
+        let Outcome::Forward(pending) = handle(&zone(), &octets, Transport::Tcp, 1) else {
+            panic!("a name of elsewhere");
+        };
+        let reply = pending.finish(services(records));
+        let reply = Message::from_vec(&reply).expect("it parses");
+        assert!(!reply.metadata.truncation, "{records}");
+        assert_eq!(reply.queries.len(), 1, "{records}");
+        let (code, count) = match whole {
+            true => (ResponseCode::NoError, usize::from(records)),
+            false => (ResponseCode::ServFail, 0),
+        };
+        assert_eq!(
+            (reply.metadata.response_code, reply.answers.len()),
+            (code, count)
+        );
+        // A datagram says that it is cut, and over a stream the client learns that it fails.
+        let Outcome::Forward(pending) = handle(&zone(), &octets, Transport::Udp, 1) else {
+            panic!("a name of elsewhere");
+        };
+        let reply = pending.finish(services(records));
+        assert!(
+            Message::from_vec(&reply)
+                .expect("it parses")
+                .metadata
+                .truncation
+        );
+    }
+}
+
+#[test]
+fn another_node_is_told_why_it_gets_no_recursion() {
+    let mut message = query("www.example.org.", RecordType::A);
+    for edns in [false, true] {
+        if edns {
+            message.set_edns(Edns::new());
+        }
+        let octets = message.to_vec().expect("a small message");
+        let Outcome::Forward(pending) = handle(&zone(), &octets, Transport::Udp, 1) else {
+            panic!("a name of elsewhere");
+        };
+        let reply = Message::from_vec(&pending.refuse()).expect("it parses");
+        assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
+        assert!(!reply.metadata.recursion_available && !reply.metadata.authoritative);
+        let error = reply.edns.as_ref().and_then(|own| {
+            own.option(EXTENDED_ERROR.into())
+                .map(|option| match option {
+                    EdnsOption::Unknown(_, octets) => octets[..2].to_vec(),
+                    other => panic!("{other:?}"),
+                })
+        });
+        assert_eq!(error, edns.then(|| vec![0, 18]));
+    }
+}
+
 /// A zone with services, made once.
 static FULL: std::sync::LazyLock<Zone> = std::sync::LazyLock::new(|| {
     use crate::dns::answer::tests::{HEALTHY, netmap, zone_of};

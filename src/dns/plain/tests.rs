@@ -146,3 +146,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_name_with_many_instances_is_left_to_the_full_path() {
+    let mut reply = Vec::new();
+    for (instances, plain) in [
+        (FEW_INSTANCES, Plain::Replied),
+        (FEW_INSTANCES + 1, Plain::Odd),
+    ] {
+        let zone = zone(&crowd(instances as u8));
+        let query = query("web.svc.mesh.", RecordType::A, None);
+        let most = FEW_INSTANCES;
+        let got = answer_within(most, &zone, &query, Transport::Udp, 1, &mut reply);
+        assert_eq!(got, plain, "{instances} instances");
+        assert_eq!(walked(&zone, &query), 2 * instances, "each has a port");
+    }
+}
+
+#[test]
+fn the_short_refusal_is_the_same_as_in_full() {
+    let zone = zone(&netmap(HEALTHY));
+    for payload in [None, Some(512), Some(4096)] {
+        let query = query("www.example.org.", RecordType::A, payload);
+        let Outcome::Forward(pending) = handle(&zone, &query, Transport::Udp, 1) else {
+            panic!("a name of elsewhere");
+        };
+        let mut short = Vec::new();
+        refuse(&query, &mut short);
+        let [short, full] = [short, pending.refuse()].map(|octets| Message::from_vec(&octets).ok());
+        assert!(short.is_some() && short == full, "{payload:?}");
+    }
+}

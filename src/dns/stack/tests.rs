@@ -1,8 +1,10 @@
 use super::*;
+use crate::dns::access::{Allowed, Client as Owner};
 use proptest::prelude::*;
 
 /// Another smoltcp, as clients have it.
 struct Client {
+    owner: Owner,
     interface: Interface,
     sockets: SocketSet<'static>,
     link: Link,
@@ -26,6 +28,7 @@ impl Client {
             IpAddr::V6(v6) => drop(interface.routes_mut().add_default_ipv6_route(v6)),
         }
         Self {
+            owner: owner(ip),
             interface,
             sockets: SocketSet::new(Vec::new()),
             link,
@@ -47,6 +50,14 @@ impl Client {
     }
 }
 
+/// Two bridges, one of them with IPv6.
+fn owner(address: IpAddr) -> Owner {
+    let networks = ["172.18.0.0/16", "172.19.0.0/16", "fd00::/16"];
+    let networks = networks.map(|net| net.parse().expect("a literal"));
+    let allowed = Allowed::new(networks.to_vec());
+    allowed.client(address).expect("of one of the bridges")
+}
+
 /// Carries segments to and fro until nothing moves; gives the connections that came to be.
 fn exchange(stack: &mut Stack, client: &mut Client, now: Instant) -> Vec<ConnectionId> {
     let mut opened = Vec::new();
@@ -60,7 +71,11 @@ fn exchange(stack: &mut Stack, client: &mut Client, now: Instant) -> Vec<Connect
         let out: Vec<Vec<u8>> = client.link.sent.drain(..).collect();
         let mut moved = !out.is_empty();
         for packet in out {
-            opened.extend(stack.handle_segment(packet, now).map(|(id, _)| id));
+            opened.extend(
+                stack
+                    .handle_segment(packet, client.owner, now)
+                    .map(|(id, _)| id),
+            );
         }
         for packet in stack.poll(now).collect::<Vec<_>>() {
             moved = true;
@@ -153,6 +168,39 @@ fn a_client_has_so_many_connections_and_others_have_theirs() {
 }
 
 #[test]
+fn all_addresses_of_an_ipv6_network_have_one_clients_connections() {
+    let now = Instant::now();
+    let mut stack = stack(now);
+    let mut opened = 0;
+    for n in 1..=10 {
+        let mut greedy = Client::new(&format!("fd00:1::{n}"));
+        for port in 0..20 {
+            greedy.connect("[fd00::35]:53", 4000 + port);
+        }
+        opened += exchange(&mut stack, &mut greedy, now).len();
+    }
+    assert_eq!(opened, MAX_CONNECTIONS_OF_ONE);
+}
+
+#[test]
+fn however_many_connections_one_bridge_opens_another_finds_a_place() {
+    let now = Instant::now();
+    let mut stack = stack(now);
+    let mut opened = 0;
+    for n in 1..=40 {
+        let mut greedy = Client::new(&format!("172.18.0.{n}"));
+        for port in 0..20 {
+            greedy.connect("10.210.0.53:53", 4000 + port);
+        }
+        opened += exchange(&mut stack, &mut greedy, now).len();
+    }
+    assert_eq!(opened, MAX_CONNECTIONS / 2);
+    let mut other = Client::new("172.19.0.4");
+    other.connect("10.210.0.53:53", 4000);
+    assert_eq!(exchange(&mut stack, &mut other, now).len(), 1);
+}
+
+#[test]
 fn another_port_is_refused_with_a_reset() {
     let now = Instant::now();
     let mut stack = stack(now);
@@ -173,7 +221,7 @@ fn half_open_and_half_closed_connections_end_by_themselves() {
         .interface
         .poll_egress(time, &mut client.link, &mut client.sockets);
     let syn = client.link.sent.pop_front().expect("a SYN");
-    assert!(stack.handle_segment(syn, start).is_some());
+    assert!(stack.handle_segment(syn, client.owner, start).is_some());
     // Nothing of what it says arrives any more.
     let mut now = start;
     while stack.connections.iter().any(|_| true) && now < start + Duration::from_secs(60) {
@@ -211,7 +259,7 @@ proptest! {
             let length = packet.len();
             packet[0] = first;
             (packet[2], packet[3], packet[9]) = (0, length as u8, 6);
-            let _ = stack.handle_segment(packet, now);
+            let _ = stack.handle_segment(packet, owner([172, 18, 0, 3].into()), now);
             stack.poll(now).for_each(drop);
             stack.sweep(now);
         }

@@ -14,7 +14,6 @@ use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, abortable};
 use futures_util::stream::FuturesUnordered;
 use hickory_proto::rr::Name;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::sleep_until;
@@ -26,47 +25,48 @@ use super::super::tls::Tls;
 use super::memory::Lesson;
 use super::schedule::{Outcome, Schedule, Send, Transport, may_be_case};
 use super::server::Server;
-use super::{Shared, lock};
+use super::streamed::exchange;
+use super::{Asker, Shared, lock};
 
 /// What the clients of one question share.
 #[derive(Debug)]
 pub(super) struct Flight {
-    answer: watch::Sender<Option<Forwarded>>,
+    answer: watch::Sender<Option<Arc<Forwarded>>>,
+    /// Who asked first; the node itself if absent.
+    asker: Option<Asker>,
     clients: AtomicUsize,
     left: Notify,
 }
 
 /// A client that waits. Dropped when it waits no more.
-pub(super) struct Client(Arc<Flight>);
+pub(super) struct Passenger(Arc<Flight>);
 
 impl Flight {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(asker: Option<Asker>) -> Arc<Self> {
         Arc::new(Self {
             answer: watch::Sender::new(None),
+            asker,
             clients: AtomicUsize::new(0),
             left: Notify::new(),
         })
     }
 
     /// One more client. To be called with the list of flights locked.
-    pub(super) fn join(self: &Arc<Self>) -> Client {
+    pub(super) fn join(self: &Arc<Self>) -> Passenger {
         self.clients.fetch_add(1, Ordering::Relaxed);
-        Client(Arc::clone(self))
+        Passenger(Arc::clone(self))
     }
 }
 
-impl Client {
-    pub(super) async fn answer(&self) -> Forwarded {
+impl Passenger {
+    pub(super) async fn answer(&self) -> Option<Arc<Forwarded>> {
         let mut answer = self.0.answer.subscribe();
-        let found = answer.wait_for(Option::is_some).await;
-        found
-            .ok()
-            .and_then(|found| found.clone())
-            .unwrap_or_else(Forwarded::failure)
+        let found = answer.wait_for(Option::is_some).await.ok()?;
+        found.clone()
     }
 }
 
-impl Drop for Client {
+impl Drop for Passenger {
     fn drop(&mut self) {
         if self.0.clients.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.left.notify_one();
@@ -97,8 +97,9 @@ pub(super) async fn run(shared: Arc<Shared>, flight: Arc<Flight>, key: Key, aske
                 handles.drain(..).for_each(|handle| handle.abort());
             }
             let (shared, asked) = (Arc::clone(&shared), Arc::clone(&asked));
+            let asker = flight.asker.clone();
             let server = servers.get(send.place).cloned();
-            let (attempt, handle) = abortable(attempt(shared, server, asked, send, permit));
+            let (attempt, handle) = abortable(attempt(shared, server, asked, asker, send, permit));
             handles.push(handle);
             attempts.push(async move { (send, attempt.await) });
         }
@@ -158,7 +159,7 @@ impl Listed<'_> {
             Outcome::Failed => Forwarded::failure(),
         };
         self.remove(&mut lock(&self.shared.flights));
-        self.flight.answer.send_replace(Some(answer));
+        self.flight.answer.send_replace(Some(Arc::new(answer)));
     }
 
     /// The flight goes on without clients if it may; a client may also have joined since.
@@ -230,6 +231,7 @@ async fn attempt(
     shared: Arc<Shared>,
     server: Option<Server>,
     asked: Arc<Asked>,
+    asker: Option<Asker>,
     send: Send,
     _permit: Option<OwnedSemaphorePermit>,
 ) -> io::Result<Received> {
@@ -249,15 +251,21 @@ async fn attempt(
     let octets = question.octets().ok_or_else(cannot)?;
     match (send.transport, name) {
         (Transport::Udp, _) => datagram(address, &question, &octets).await,
-        (Transport::Tcp, _) => stream(address, &question, &octets).await,
+        (Transport::Tcp, _) => {
+            let mut stream = TcpStream::connect(address).await?;
+            let reply = exchange(&mut stream, &octets, asker.as_ref()).await?;
+            Ok(reply.read(&question))
+        }
         (Transport::Tls { .. }, None) => Err(cannot()),
         (Transport::Tls { new }, Some(name)) => {
             let tls = shared
                 .tls
                 .get_or_try_init(async || Tls::of_system())
                 .await?;
-            let reply = tls.exchange(address, &name, &octets, new).await?;
-            Ok(question.handle_reply(&reply, true))
+            let reply = tls
+                .exchange(address, &name, &octets, asker.as_ref(), new)
+                .await?;
+            Ok(reply.read(&question))
         }
     }
 }
@@ -279,18 +287,6 @@ async fn datagram(server: SocketAddr, question: &Question, octets: &[u8]) -> io:
             received => return Ok(received),
         }
     }
-}
-
-async fn stream(server: SocketAddr, question: &Question, octets: &[u8]) -> io::Result<Received> {
-    let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(octets.len()).map_err(io::Error::other)?;
-    stream
-        .write_all(&[&length.to_be_bytes()[..], octets].concat())
-        .await?;
-    let length = stream.read_u16().await?;
-    let mut reply = vec![0; length.into()];
-    stream.read_exact(&mut reply).await?;
-    Ok(question.handle_reply(&reply, true))
 }
 
 fn is_lowercase(name: &Name) -> bool {
