@@ -75,7 +75,7 @@ impl Pool {
 
     const fn bounds(self) -> Bounds {
         match self {
-            Self::FullPath => Bounds::new(512, 32, 8, 64),
+            Self::FullPath => Bounds::new(1024, 64, 8, 64),
             // Other nodes get no recursion, and nothing of them comes out of the tunnel device.
             Self::Forwards => Bounds::new(1024, 256, 0, 0),
             Self::Connections => Bounds::new(512, 32, 8, 64),
@@ -156,12 +156,12 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// The time on a core, about: to take a query apart and send a reply, for each instance or port, and for each octet, which
-    /// is encoded from records and, in a datagram, up to four times until the reply fits.
+    /// The time on a core, about: to take a query apart and send a reply, for each instance or port, and for each octet, which is
+    /// encoded from records, and for a datagram several times until the reply fits.
     pub(super) fn nanoseconds(self) -> u64 {
         const QUERY: u64 = 20_000;
         const WALKED: u64 = 100;
-        const WRITTEN: u64 = 50;
+        const WRITTEN: u64 = 20;
         let [walked, written] = [self.walked, self.written].map(|n| n as u64);
         QUERY + walked.saturating_mul(WALKED) + written.saturating_mul(WRITTEN)
     }
@@ -481,7 +481,7 @@ mod tests {
                 written: 12_000,
             },
         );
-        assert!(large.nanoseconds() > 20 * small.nanoseconds());
+        assert!(large.nanoseconds() > 10 * small.nanoseconds());
         for work in [small, large] {
             let limits = Arc::new(Limits::new(7));
             served(&limits, container(1, 1), work, 0);

@@ -30,6 +30,8 @@ mod daemon;
 mod program;
 
 mod small_mesh;
+/// A resolver in this process, and clients of every kind.
+mod resolver;
 
 mod forged_memberships;
 mod n01_tokens_after_restore;
@@ -52,3 +54,5 @@ mod n21_texts_of_coordinators;
 mod n22_tokens_in_the_process_list;
 mod n23_token_files;
 mod n26_strangers;
+mod n10_dns_cost;
+mod n11_dns_places;

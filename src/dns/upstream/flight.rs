@@ -69,6 +69,10 @@ impl Passenger {
 impl Drop for Passenger {
     fn drop(&mut self) {
         if self.0.clients.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // Unless another one has joined since.
+            let is_left = || self.0.clients.load(Ordering::Relaxed) == 0;
+            let answer = &self.0.answer;
+            answer.send_if_modified(|answer| is_left() && answer.take().is_some());
             self.0.left.notify_one();
         }
     }
@@ -104,7 +108,7 @@ pub(super) async fn run(shared: Arc<Shared>, flight: Arc<Flight>, key: Key, aske
             attempts.push(async move { (send, attempt.await) });
         }
         learn(&shared, &servers, schedule.lessons(), now);
-        if let Some(outcome) = schedule.outcome().filter(|_| !delivered) {
+        if !delivered && let Some(outcome) = schedule.take_outcome() {
             listed.deliver(outcome, &servers, &asked, now);
             delivered = true;
         }
@@ -142,11 +146,10 @@ struct Listed<'a> {
 struct Full;
 
 impl Listed<'_> {
-    fn deliver(&self, outcome: &Outcome, servers: &[Server], asked: &Asked, now: Instant) {
+    fn deliver(&self, outcome: Outcome, servers: &[Server], asked: &Asked, now: Instant) {
         let answer = match outcome {
-            Outcome::Answer { place, answer } => {
-                let mut answer = answer.clone();
-                if let Some(Server { address, .. }) = servers.get(*place) {
+            Outcome::Answer { place, mut answer } => {
+                if let Some(Server { address, .. }) = servers.get(place) {
                     answer.source = Source::Upstream(*address);
                     // The cache does not distinguish case, but some servers do: a name that the client wrote with capital
                     // letters may exist in small ones.
@@ -159,7 +162,10 @@ impl Listed<'_> {
             Outcome::Failed => Forwarded::failure(),
         };
         self.remove(&mut lock(&self.shared.flights));
-        self.flight.answer.send_replace(Some(Arc::new(answer)));
+        // Nobody joins any more. Without clients it is not kept until the flight ends.
+        if self.flight.clients.load(Ordering::Relaxed) > 0 {
+            self.flight.answer.send_replace(Some(Arc::new(answer)));
+        }
     }
 
     /// The flight goes on without clients if it may; a client may also have joined since.

@@ -148,8 +148,20 @@ impl Schedule {
     }
 
     /// How it ended, once it has.
+    #[cfg(test)]
     pub(super) fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()
+    }
+
+    /// How it ended, once it has. Nothing is kept of an answer that was taken.
+    pub(super) fn take_outcome(&mut self) -> Option<Outcome> {
+        Some(match self.outcome.as_mut()? {
+            Outcome::Failed => Outcome::Failed,
+            Outcome::Answer { place, answer } => Outcome::Answer {
+                place: *place,
+                answer: std::mem::take(answer),
+            },
+        })
     }
 
     /// Whether there is nothing left to learn either.

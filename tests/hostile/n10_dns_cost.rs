@@ -1,0 +1,191 @@
+//! A question costs the threads that carry packets a bounded time, whatever the zone holds, and costs others nothing: each
+//! client pays for its own from a share of a core.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{RData, RecordType};
+use meshd::dns::Inside;
+use meshd::dns::inside::Taken;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::timeout;
+
+use crate::resolver::{LIMIT, Lab, an_address, container, next_id, query, reply};
+
+const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 210, 0, 53);
+
+/// Asks as a data thread does.
+fn ask(inside: &Inside, from: Ipv4Addr, name: &str, record_type: RecordType) -> (u16, Taken) {
+    let id = next_id();
+    let query = query(id, name, record_type);
+    let client = SocketAddr::new(from.into(), 4_000);
+    let taken = inside.datagram(client, SocketAddr::new(DNS_ADDRESS.into(), 53), &query);
+    (id, taken)
+}
+
+/// The reply with this number; others are passed over.
+async fn reply_of(
+    id: u16,
+    replies: &mut UnboundedReceiver<(SocketAddr, Vec<u8>)>,
+) -> Option<Message> {
+    let found = async {
+        while let Some((_, octets)) = replies.recv().await {
+            if octets.first_chunk() == Some(&id.to_be_bytes()) {
+                return Message::from_vec(&octets).ok();
+            }
+        }
+        None
+    };
+    timeout(LIMIT, found).await.ok()?
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_thread_hands_over_all_but_plain_names_with_few_instances() {
+    let lab = Lab::start(an_address).await;
+    let (inside, mut replies) = lab.inside();
+    let client = container(1, 2);
+    for (name, record_type, at_least) in [
+        ("many.svc.mesh.", RecordType::SRV, 8),
+        ("_many._tcp.svc.mesh.", RecordType::SRV, 8),
+        ("many.svc.mesh.", RecordType::TXT, 4),
+        // The variants: addresses of more instances than are walked there, names of elsewhere, and other types.
+        ("many.svc.mesh.", RecordType::A, 8),
+        ("large.svc.mesh.", RecordType::A, 8),
+        ("www.example.org.", RecordType::A, 1),
+        ("2.1.210.127.in-addr.arpa.", RecordType::PTR, 1),
+        ("web.svc.mesh.", RecordType::ANY, 1),
+    ] {
+        let (id, taken) = ask(&inside, client, name, record_type);
+        assert_eq!(taken, Taken::Later, "{name} {record_type}");
+        let reply = reply_of(id, &mut replies).await.expect("a reply");
+        assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+        assert!(reply.answers.len() >= at_least, "{name}: {reply:?}");
+    }
+    for name in ["web.svc.mesh.", "n1.node.mesh.", "never.svc.mesh."] {
+        let (_, taken) = ask(&inside, client, name, RecordType::A);
+        assert!(matches!(taken, Taken::Reply(_)), "{name}: {taken:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_asks_for_large_answers_spends_its_own_share() {
+    let lab = Lab::start(an_address).await;
+    let (inside, mut replies) = lab.inside();
+    let (greedy, other) = (container(1, 2), container(1, 3));
+    let begin = Instant::now();
+    let mut taken = 0;
+    for _ in 0..20_000 {
+        let (_, one) = ask(&inside, greedy, "many.svc.mesh.", RecordType::SRV);
+        taken += usize::from(one == Taken::Later);
+        assert!(matches!(one, Taken::Later | Taken::Overload), "{one:?}");
+    }
+    // A tenth of a core, at 0.2 ms and more for each, and what may be had at once: 100 ms of it.
+    let milliseconds = begin.elapsed().as_millis() as usize;
+    assert!(
+        taken <= 100 * 5 + milliseconds,
+        "{taken} in {milliseconds} ms"
+    );
+    for (name, record_type) in [
+        ("many.svc.mesh.", RecordType::SRV),
+        ("www.example.org.", RecordType::A),
+    ] {
+        let (id, taken) = ask(&inside, other, name, record_type);
+        assert_eq!(taken, Taken::Later, "{name}");
+        let reply = reply_of(id, &mut replies).await.expect("a reply");
+        assert!(!reply.answers.is_empty(), "{name}");
+    }
+    // What costs next to nothing is answered to both.
+    for client in [greedy, other] {
+        let (_, taken) = ask(&inside, client, "web.svc.mesh.", RecordType::A);
+        assert!(matches!(taken, Taken::Reply(_)), "{taken:?}");
+    }
+}
+
+/// A variant: Docker lets a container forge the addresses of all others on its bridge.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bridge_of_forged_addresses_spends_what_one_bridge_may() {
+    let lab = Lab::start(an_address).await;
+    let (inside, mut replies) = lab.inside();
+    for n in 0..20_000 {
+        let (_, taken) = ask(&inside, container(1, n), "many.svc.mesh.", RecordType::TXT);
+        assert!(matches!(taken, Taken::Later | Taken::Overload), "{taken:?}");
+    }
+    let (id, taken) = ask(&inside, container(2, 2), "many.svc.mesh.", RecordType::SRV);
+    assert_eq!(taken, Taken::Later);
+    assert!(reply_of(id, &mut replies).await.is_some());
+}
+
+/// A variant: over a stream the answers are made in the same thread, and a client that asks on loses none of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_answers_over_streams_spend_the_same_share() {
+    let lab = Lab::start(an_address).await;
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        let mut stream = lab.connect(container(1, 2)).await.expect("a place");
+        let query = query(next_id(), "many.svc.mesh.", RecordType::SRV);
+        let many = crate::resolver::framed(&query).repeat(500);
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &many)
+            .await
+            .expect("a connection");
+        streams.push(stream);
+    }
+    let one = query(next_id(), "many.svc.mesh.", RecordType::SRV);
+    for from in [container(1, 3), container(2, 2)] {
+        let reply = lab.ask(from, &one).await.expect("a reply");
+        assert!(!reply.answers.is_empty());
+        let reply = lab.ask_streamed(from, &one).await.expect("a reply");
+        assert_eq!(reply.answers.len(), 32);
+    }
+}
+
+/// SRV records whose long targets are compressed, which a re-encoded message must not do: 30 kB become 300 kB.
+fn compressed(query: &Message, streamed: bool) -> Option<Vec<u8>> {
+    let mut reply = reply(query);
+    reply.metadata.truncation = !streamed;
+    let mut octets = reply.to_vec().ok()?;
+    if !streamed {
+        return Some(octets);
+    }
+    let count: u16 = 1_400;
+    octets.get_mut(6..8)?.copy_from_slice(&count.to_be_bytes());
+    let mut target = 0xc000;
+    for n in 0..count {
+        octets.extend_from_slice(&[0xc0, 12, 0, 33, 0, 1, 0, 0, 0, 60]);
+        let name = match n {
+            0 => {
+                target |= octets.len() as u16 + 8;
+                let label = |byte| [&[63][..], &[byte; 63]].concat();
+                [label(b'a'), label(b'b'), label(b'c'), vec![0]].concat()
+            }
+            _ => target.to_be_bytes().to_vec(),
+        };
+        octets.extend_from_slice(&(6 + name.len() as u16).to_be_bytes());
+        octets.extend_from_slice(&[0, 0, 0, 0]);
+        octets.extend_from_slice(&n.to_be_bytes());
+        octets.extend_from_slice(&name);
+    }
+    Some(octets)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_a_stream_nothing_is_cut_so_no_client_asks_for_ever() {
+    let lab = Lab::start(compressed).await;
+    let query = query(next_id(), "_x._tcp.example.org.", RecordType::SRV);
+    let cut = lab.ask(container(1, 2), &query).await.expect("a reply");
+    assert!(cut.metadata.truncation, "it does not fit a datagram");
+    let reply = lab.ask_streamed(container(1, 2), &query).await;
+    let reply = reply.expect("a reply");
+    assert!(!reply.metadata.truncation, "{:?}", reply.metadata);
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    // The largest answers of the mesh fit.
+    let many = crate::resolver::query(next_id(), "many.svc.mesh.", RecordType::SRV);
+    let reply = lab.ask_streamed(container(1, 2), &many).await;
+    let reply = reply.expect("a reply");
+    assert!(!reply.metadata.truncation);
+    let targets = reply.answers.iter();
+    assert_eq!(
+        targets.filter(|r| matches!(r.data, RData::SRV(_))).count(),
+        32
+    );
+}
