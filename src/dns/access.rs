@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_container_is_a_client_of_its_network_and_its_ipv6_network_is_one_client() {
-        let [a, b, other] = ["172.18.0.2", "172.18.0.3", "172.19.0.2"].map(|s| client(s));
+        let [a, b, other] = ["172.18.0.2", "172.18.0.3", "172.19.0.2"].map(client);
         assert_ne!(a, b);
         let network = |client| match client {
             Some(Client::Local { network, .. }) => network,
