@@ -275,12 +275,12 @@ impl Limits {
     }
 
     /// Whether `client` may have a query over a stream answered, which is paid for at once.
-    pub(super) fn admit_streamed(&self, client: Client, now_ns: u64) -> Result<(), Refusal> {
-        if !self.may_work(client, now_ns) {
-            return Err(Refusal::Work);
+    pub(super) fn admit_streamed(&self, client: Client, now_ns: u64) -> bool {
+        let admitted = self.may_work(client, now_ns);
+        if admitted {
+            self.charge_ns(client, STREAMED_NS, now_ns);
         }
-        self.charge_ns(client, STREAMED_NS, now_ns);
-        Ok(())
+        admitted
     }
 
     /// Charges `client` for work that was done.
@@ -555,10 +555,10 @@ mod tests {
     fn a_query_over_a_stream_is_paid_for_even_if_it_is_a_plain_one() {
         let limits = Limits::new(7);
         let answered = (0..200_000)
-            .filter(|_| limits.admit_streamed(container(1, 1), 0).is_ok())
+            .filter(|_| limits.admit_streamed(container(1, 1), 0))
             .count() as u64;
         assert_eq!(answered, 100_000_000 / STREAMED_NS);
-        assert!(limits.admit_streamed(container(1, 2), 0).is_ok());
+        assert!(limits.admit_streamed(container(1, 2), 0));
     }
 
     #[test]

@@ -134,7 +134,7 @@ pub(super) enum Dealt {
     Replied,
     /// [`Resolver::leave`] it to the full path.
     Left(Admitted),
-    /// There is no place on the full path now.
+    /// There is no place for it now, or its client has spent its share.
     Busy,
     /// There will be no reply.
     Silent,
@@ -430,10 +430,8 @@ impl Sitting<'_> {
         if !resolver.limits.admits(client, self.now_ns) {
             return self.silent(Drop::Rate);
         }
-        if transport == Transport::Tcp
-            && let Err(why) = resolver.limits.admit_streamed(client, self.now_ns)
-        {
-            resolver.count_refusal(why);
+        let streamed = transport == Transport::Tcp;
+        if streamed && !resolver.limits.admit_streamed(client, self.now_ns) {
             return Dealt::Busy;
         }
         self.entropy = mix(self.entropy.wrapping_add(STEP));
@@ -470,7 +468,10 @@ impl Sitting<'_> {
                         Dealt::Left(Admitted { share, forward })
                     }
                     Err(why) => {
-                        resolver.count_refusal(why);
+                        // Over a stream nothing is lost: it waits.
+                        if !streamed {
+                            resolver.count_refusal(why);
+                        }
                         Dealt::Busy
                     }
                 }
