@@ -27,8 +27,8 @@ pub(super) enum Client {
     Local {
         /// Its IPv4 address, or the first half of its IPv6 address.
         address: u64,
-        /// The network that it is in: [`HOST`] for this machine itself.
-        network: u64,
+        /// The network that it is in, by its place in the list: [`HOST`] for this machine itself.
+        network: usize,
     },
     /// Another node, with all that it hosts.
     Peer {
@@ -37,8 +37,12 @@ pub(super) enum Client {
     },
 }
 
-/// The network of the addresses that are this machine's own.
-const HOST: u64 = 0;
+/// The network of the addresses that are this machine's own, and that of containers which have addresses of the mesh
+/// themselves.
+const HOST: usize = 0;
+const OWN_BLOCK: usize = 1;
+/// The number of the first one in the list.
+const FIRST: usize = 2;
 
 impl Client {
     /// Whether the other one is in the same network. All other nodes are in one.
@@ -83,19 +87,20 @@ impl Allowed {
             let is_node = source == own.node_v4() || source == own.node_v6();
             return Some(match own.contains(source) {
                 true if is_node => local(source, HOST),
-                true => local(source, number(own.v4.network().into())),
+                true => local(source, OWN_BLOCK),
                 false => Client::Peer { block },
             });
         }
-        let network = self.networks.iter().find(|net| net.contains(&source))?;
+        let mut numbered = (FIRST..).zip(&self.networks);
+        let (place, network) = numbered.find(|(_, net)| net.contains(&source))?;
         Some(match network.prefix_len() == network.max_prefix_len() {
             true => local(source, HOST),
-            false => local(source, number(network.network())),
+            false => local(source, place),
         })
     }
 }
 
-fn local(source: IpAddr, network: u64) -> Client {
+fn local(source: IpAddr, network: usize) -> Client {
     let address = number(source);
     Client::Local { address, network }
 }

@@ -8,8 +8,8 @@
 //! - Another node is one client with small bounds, and all other nodes together are one network.
 //!
 //! Local clients are cells of a table of fixed size, found by a keyed hash of the address. Two that meet in a cell share
-//! what one may have; nobody can choose with whom, and nobody can make the table grow. Other nodes have cells of their own,
-//! by the number of their block.
+//! what one may have; nobody can choose with whom, and nobody can make the table grow. Networks and other nodes have cells of
+//! their own, by the place of the network in the list and the number of the node's block.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use super::access::Client;
 const LOCAL_CELLS: usize = 4096;
 /// Cells of other nodes: blocks are numbered from 1 in the order of joins, so the nodes of most meshes never meet.
 const PEER_CELLS: usize = 1024;
-/// Networks of local clients that are told apart.
+/// Networks of local clients that are told apart: a container engine makes some dozens.
 const NETWORKS: usize = 256;
 
 /// Queries of one local client a second at most, whatever the answer: far above what any software asks for in earnest,
@@ -156,10 +156,10 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// The time on a core, about: to take a query apart and send a reply, for each instance or port, and for each octet, which is
+    /// The time on a core, about: to hand a query over and send a reply, for each instance or port, and for each octet, which is
     /// encoded from records, and for a datagram several times until the reply fits.
     pub(super) fn nanoseconds(self) -> u64 {
-        const QUERY: u64 = 20_000;
+        const QUERY: u64 = 5_000;
         const WALKED: u64 = 100;
         const WRITTEN: u64 = 20;
         let [walked, written] = [self.walked, self.written].map(|n| n as u64);
@@ -356,7 +356,7 @@ impl Limits {
 
     fn network(&self, client: Client) -> Option<&Network> {
         match client {
-            Client::Local { network, .. } => self.networks.get(self.hash(network) % NETWORKS),
+            Client::Local { network, .. } => self.networks.get(network % NETWORKS),
             Client::Peer { .. } => Some(&self.all_peers),
         }
     }
@@ -425,8 +425,8 @@ mod tests {
     use super::*;
 
     /// A container of the network `network`.
-    fn container(network: u64, n: u64) -> Client {
-        let address = network << 16 | n;
+    fn container(network: usize, n: u64) -> Client {
+        let address = (network as u64) << 16 | n;
         Client::Local { address, network }
     }
 

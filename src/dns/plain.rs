@@ -136,18 +136,21 @@ fn without_records(query: &[u8], code: u8, options: &[u8], reply: &mut Vec<u8>) 
     question.end(options, reply);
 }
 
-/// Instances and ports that an answer to `query` may have to look at, whatever it asks for.
+/// Instances, and unless addresses are asked for their ports, that an answer to `query` may have to look at.
 pub(super) fn walked(zone: &Zone, query: &[u8]) -> usize {
     let mut text = [0; MAX_NAME];
-    let found = Question::parse(query, &mut text).and_then(|question| {
-        let name = question.name(&text)?;
-        find(zone, zone.relative(name)?)
-    });
-    let answered = found.map_or(&[][..], |found| &*found.entry.answered);
-    answered
-        .iter()
-        .map(|instance| 1 + instance.ports.len())
-        .sum()
+    let Some(question) = Question::parse(query, &mut text) else {
+        return 0;
+    };
+    let relative = question.name(&text).and_then(|name| zone.relative(name));
+    let Some(found) = relative.and_then(|relative| find(zone, relative)) else {
+        return 0;
+    };
+    let answered = found.entry.answered.iter();
+    match question.record_type {
+        A | AAAA => answered.len(),
+        _ => answered.map(|instance| 1 + instance.ports.len()).sum(),
+    }
 }
 
 #[derive(Debug, Clone, Copy)]

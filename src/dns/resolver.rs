@@ -25,6 +25,8 @@ use super::zone::Zone;
 const LIFE: Duration = Duration::from_secs(120);
 /// Octets of a reply of which those that wait to be sent are counted in [`Pool::Memory`]. Smaller ones are bounded by their number.
 const LARGE: usize = 4 * 1024;
+/// What it takes to take a message apart and put one together, in instances walked.
+const MESSAGE: usize = 150;
 /// What a forwarded record takes to be received, looked over and encoded again, in instances walked.
 const FORWARDED_RECORD: usize = 10;
 
@@ -272,26 +274,27 @@ impl Resolver {
         let (zone, entropy) = (self.zone.load(), self.entropy());
         let Admitted { share, forward } = admitted;
         let client = share.client();
-        let walked = plain::walked(&zone, query);
-        let charge = |written| {
+        let charge = |walked, written| {
             let work = Work { walked, written };
             self.limits.charge(client, work, self.now_ns());
         };
-        let reply = |octets: Vec<u8>, share| {
+        let reply = |octets: Vec<u8>, walked, share| {
             self.counts.queries.fetch_add(1, Ordering::Relaxed);
-            charge(octets.len());
+            charge(walked, octets.len());
             InFull::Reply(Reply::new(octets, share))
         };
+        let walked = plain::walked(&zone, query);
         let mut octets = Vec::new();
         if !forward
             && plain::answer(&zone, query, transport, entropy, &mut octets) == Plain::Replied
         {
-            return reply(octets, share);
+            return reply(octets, walked, share);
         }
+        let walked = walked + MESSAGE;
         let pending = match handle(&zone, query, transport, entropy) {
-            Outcome::Reply(octets) => return reply(octets, share),
+            Outcome::Reply(octets) => return reply(octets, walked, share),
             Outcome::Silence(why) => {
-                charge(0);
+                charge(walked, 0);
                 self.counts.drop(match why {
                     Silence::NoHeader => Drop::Malformed,
                     Silence::IsReply => Drop::Reply,
@@ -302,7 +305,7 @@ impl Resolver {
         };
         if !client.may_recurse() {
             self.counts.drop(Drop::Recursion);
-            return reply(pending.refuse(), share);
+            return reply(pending.refuse(), walked, share);
         }
         let admitted = match forward {
             true => Ok(share),
@@ -317,10 +320,10 @@ impl Resolver {
         match admitted {
             Ok(share) => {
                 self.counts.queries.fetch_add(1, Ordering::Relaxed);
-                charge(0);
+                charge(walked, 0);
                 InFull::Forward(Forwarding { pending, share })
             }
-            Err(share) => reply(pending.finish(Forwarded::failure()), share),
+            Err(share) => reply(pending.finish(Forwarded::failure()), walked, share),
         }
     }
 
@@ -340,7 +343,7 @@ impl Resolver {
         let records = forwarded.answers.len() + forwarded.authority.len();
         let mut reply = Reply::new(pending.finish(forwarded), share);
         let work = Work {
-            walked: records * FORWARDED_RECORD,
+            walked: MESSAGE + records * FORWARDED_RECORD,
             written: reply.octets.len(),
         };
         self.limits.charge(client, work, self.now_ns());
