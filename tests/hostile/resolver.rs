@@ -271,6 +271,7 @@ fn zone() -> Zone {
         block: own_block(),
         endpoints: vec![],
         without_ipv6: false,
+        issued_at: meshd::model::time::UnixSeconds(1),
     };
     let mut netmap = Netmap {
         mesh: Some(mesh),
@@ -305,6 +306,7 @@ fn zone() -> Zone {
     }
     Zone::build(&ZoneInput {
         netmap: &netmap,
+        held: &meshd::model::service_address::ServiceAddresses::default(),
         own: id,
         unreachable: &BTreeSet::new(),
         groups: &BTreeMap::new(),
