@@ -50,6 +50,7 @@ use serde::{Deserialize, Serialize};
 use super::api::{message, messages};
 use super::envelope::{Envelope, Signature};
 use crate::model::PublicKey;
+use crate::model::record::RecordKey;
 
 /// Path of the stream.
 pub const PATH: &str = "/v1/control";
@@ -165,6 +166,9 @@ pub enum FromCoordinator {
         /// Why others were refused.
         #[serde(deserialize_with = "messages")]
         refused: Vec<String>,
+        /// Which records those are. A coordinator of an earlier version does not name them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        refused_records: Vec<RefusedRecord>,
     },
     /// Proves to the coordinator that the node was a member of its store when that had a certain revision. The node stores
     /// the last one and returns it with its next stream.
@@ -193,6 +197,57 @@ pub enum FromCoordinator {
     /// A message of a later version.
     #[serde(other)]
     Unknown,
+}
+
+/// A record of a `publish` that the coordinator refuses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedRecord {
+    /// Which record.
+    #[serde(flatten)]
+    pub key: RecordKey,
+    /// One line for people.
+    #[serde(deserialize_with = "message")]
+    pub message: String,
+    /// What the node can do about it.
+    #[serde(default, skip_serializing_if = "RefusedReason::is_other")]
+    pub reason: RefusedReason,
+}
+
+impl RefusedRecord {
+    /// Characters of a record's kind and id that are sent back at most: those that a node makes are shorter.
+    const MAX_KEY: usize = 512;
+
+    /// The refusal of the record under `key`; none, if the key is longer than any that a node makes.
+    #[must_use]
+    pub fn new(key: RecordKey, message: String, reason: RefusedReason) -> Option<Self> {
+        (key.kind.len() + key.id.len() <= Self::MAX_KEY).then_some(Self {
+            key,
+            message,
+            reason,
+        })
+    }
+}
+
+/// Reasons to refuse a record on which its node acts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedReason {
+    /// The coordinator holds a newer version, or another text under the same one.
+    Stale,
+    /// Another node has the address block.
+    Block,
+    /// Any other, also one of a later version.
+    #[default]
+    #[serde(other)]
+    Other,
+}
+
+impl RefusedReason {
+    /// Whether it says nothing that the message does not.
+    #[must_use]
+    pub fn is_other(&self) -> bool {
+        *self == Self::Other
+    }
 }
 
 /// Why a stream is refused.
@@ -322,6 +377,36 @@ mod tests {
         assert!(
             matches!(&welcome, FromCoordinator::Welcome { store, .. } if store == "a?b"),
             "{welcome:?}"
+        );
+    }
+
+    #[test]
+    fn refused_records_are_named_and_those_of_other_versions_are_understood() {
+        let old = r#"{"type":"published","sequence":1,"accepted":0,"refused":["a"]}"#;
+        let read = |text: &str| serde_json::from_str::<FromCoordinator>(text).expect("a message");
+        assert!(
+            matches!(read(old), FromCoordinator::Published { refused_records, .. } if refused_records.is_empty())
+        );
+        let later = r#"{"type":"published","sequence":1,"accepted":0,"refused":["a"],"refused_records":[{"kind":"node","id":"x","message":"a\nb","reason":"moonlight"}]}"#;
+        let FromCoordinator::Published {
+            refused_records, ..
+        } = read(later)
+        else {
+            panic!("published")
+        };
+        let key = RecordKey {
+            kind: "node".into(),
+            id: "x".into(),
+        };
+        let named = RefusedRecord::new(key.clone(), "a?b".into(), RefusedReason::Other);
+        assert_eq!(refused_records, Vec::from_iter(named));
+        let long = RecordKey {
+            id: "x".repeat(64 * 1024),
+            ..key
+        };
+        assert_eq!(
+            RefusedRecord::new(long, String::new(), RefusedReason::Stale),
+            None
         );
     }
 

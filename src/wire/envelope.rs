@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::record::Record;
+use crate::model::record::{Header, Record, RecordKey};
 use crate::model::{PublicKey, SigningKey};
 
 /// Octets of a payload at most.
@@ -109,6 +109,22 @@ impl Envelope {
             signer: key.public(),
             signature,
         }
+    }
+
+    /// What every payload says of itself, if this one does. Nothing of it is verified.
+    #[must_use]
+    pub fn header(&self) -> Option<Header> {
+        if self.payload.len() > MAX_PAYLOAD {
+            return None;
+        }
+        serde_json::from_str(&self.payload).ok()
+    }
+
+    /// Which record it claims to be. Nothing of it is verified.
+    #[must_use]
+    pub fn key(&self) -> Option<RecordKey> {
+        self.header()
+            .map(|Header { kind, id, .. }| RecordKey { kind, id })
     }
 
     /// Whether the signature is the signer's over this very payload.

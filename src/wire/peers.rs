@@ -9,7 +9,9 @@
 //!                                       <-  hello {node, nonce}, proof {signature}
 //!   proof {signature}                   ->
 //!   records, the newest of its own      ->
+//!   ask {nodes it holds back}           ->
 //!   summary {of all it holds}           ->
+//!                                       <-  vouch {memberships of those}
 //!                                       <-  same, and that is all; or
 //!                                       <-  signers {digest of each one's records}
 //!   records of those that differ        ->
@@ -21,8 +23,13 @@
 //! other has sent `received`.
 //!
 //! Both prove that they hold the identity keys they name: any program on a member's machine can dial, since a container
-//! without an address of its own speaks from its node's. Records are verified by the ledger as always. Memberships do
-//! not travel this way: a ledger has no clock, and only a coordinator can tell one dated back from one that was granted.
+//! without an address of its own speaks from its node's. Records are verified by the ledger as always.
+//!
+//! Claims to what only one node can have come through a coordinator: a membership, a node's block, its name. Between peers
+//! such records renew what the receiver holds already, and are passed over otherwise. A ledger has no clock, so a node
+//! compares the date of a membership that is new to it with the time when it was last in step with a coordinator. One that
+//! is too old is held back, and the node asks its peers for it with `ask`. A peer answers with `vouch`: the memberships
+//! that it received when they were made. A peer of an earlier version passes over `ask`, and vouches for nobody.
 
 use std::collections::BTreeMap;
 
@@ -45,6 +52,10 @@ pub const MAX_RECORDS: usize = 256;
 const MAX_PAYLOADS: usize = 256 * 1024;
 /// Signers in a message at most.
 pub const MAX_SIGNERS: usize = 4096;
+/// Nodes in an `ask`, and memberships in a `vouch`, at most.
+pub const MAX_ASKED: usize = 32;
+/// Octets of a message at most until the sender has proved who it is.
+pub const MAX_UNPROVEN_FRAME: usize = 4096;
 
 /// From either to the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +79,16 @@ pub enum PeerMessage {
     Records {
         /// At most [`MAX_RECORDS`].
         records: Vec<Envelope>,
+    },
+    /// Asks for the memberships of these nodes, which the sender holds back. It is sent before `summary`.
+    Ask {
+        /// At most [`MAX_ASKED`].
+        nodes: Vec<PublicKey>,
+    },
+    /// Answers `ask`, before what answers `summary`: the sender received these memberships when they were made.
+    Vouch {
+        /// At most as many as were asked for.
+        memberships: Vec<Envelope>,
     },
     /// A digest of all that the sender holds.
     Summary {

@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use meshd::model::address::{MeshAddresses, unique_local_prefix};
 use meshd::model::record::{
     Departure, Health, Instance, MESH_ID, Membership, Mesh, Name, Node, Port, Protocol, Record,
-    Revocation, RevokedKind, Service, Source, Token,
+    RecordKey, Revocation, RevokedKind, Service, Source, Token,
 };
 use meshd::model::time::UnixSeconds;
 use meshd::model::{Label, SigningKey, WireGuardKey};
 use meshd::wire::control::{
-    FromCoordinator, FromNode, OLDEST, PROTOCOL, Refusal, copy_message, proof_message,
+    FromCoordinator, FromNode, OLDEST, PROTOCOL, Refusal, RefusedReason, RefusedRecord,
+    copy_message, proof_message,
 };
 use meshd::wire::envelope::{Purpose, Signature};
 use meshd::wire::holdings::Holdings;
@@ -232,6 +233,7 @@ fn from_coordinator() -> Vec<FromCoordinator> {
             sequence: 1,
             accepted: 2,
             refused: vec!["why".into()],
+            refused_records: vec![],
         },
         FromCoordinator::Copy {
             instance: "other".into(),
@@ -245,6 +247,21 @@ fn from_coordinator() -> Vec<FromCoordinator> {
         refuse(Refusal::Busy, None),
         FromCoordinator::Mark {
             mark: "17.a store.00ff".into(),
+        },
+        FromCoordinator::Published {
+            sequence: 1,
+            accepted: 0,
+            refused: vec!["why".into(), "why not".into()],
+            refused_records: [RefusedReason::Stale, RefusedReason::Other]
+                .into_iter()
+                .filter_map(|reason| {
+                    let key = RecordKey {
+                        kind: "node".into(),
+                        id: key(3).public().to_string(),
+                    };
+                    RefusedRecord::new(key, "why".into(), reason)
+                })
+                .collect(),
         },
     ]
 }
@@ -299,6 +316,12 @@ fn from_peer() -> Vec<PeerMessage> {
         },
         PeerMessage::Done,
         PeerMessage::Received,
+        PeerMessage::Ask {
+            nodes: vec![node.public()],
+        },
+        PeerMessage::Vouch {
+            memberships: records()[2..3].to_vec(),
+        },
     ]
 }
 

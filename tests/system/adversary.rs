@@ -132,6 +132,7 @@ async fn stream(mut socket: Socket, deck: Arc<Mutex<Deck>>) -> Option<()> {
                 sequence,
                 accepted,
                 refused: vec![],
+                refused_records: vec![],
             };
             socket.send(say(&published)).await.ok()?;
         }

@@ -6,8 +6,9 @@ use axum::extract::ws::{Message, WebSocket};
 use tokio::time::timeout;
 
 use super::End;
+use crate::coordinator::hub::Published;
 use crate::wire::Envelope;
-use crate::wire::control::{FromCoordinator, FromNode, Refusal, parts};
+use crate::wire::control::{FromCoordinator, FromNode, Refusal, RefusedRecord, parts};
 
 /// How long a node may take for one step of the opening, or to take a message in.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
@@ -76,4 +77,12 @@ pub(super) async fn send_changes(
         send(socket, &FromCoordinator::Changes { revision, records }).await?;
     }
     Ok(())
+}
+
+/// Names the records that were refused.
+pub(super) fn refused_records(published: Published) -> Vec<RefusedRecord> {
+    let refused = published.refused.into_iter().zip(published.refused_keys);
+    refused
+        .filter_map(|(why, key)| RefusedRecord::new(key?, why.to_string(), why.reason()))
+        .collect()
 }

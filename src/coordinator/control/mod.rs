@@ -477,12 +477,14 @@ async fn publish(
                 sequence,
                 accepted: published.accepted,
                 refused: published.refused.iter().map(ToString::to_string).collect(),
+                refused_records: messages::refused_records(published),
             }
         }
         Err(error) => FromCoordinator::Published {
             sequence,
             accepted: 0,
             refused: vec![error.message],
+            refused_records: Vec::new(),
         },
     };
     send(socket, &answer).await

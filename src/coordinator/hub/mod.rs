@@ -41,7 +41,7 @@ use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
 use crate::wire::admin::Submit;
 use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::control::MAX_RECORDS;
+use crate::wire::control::{MAX_RECORDS, RefusedReason};
 use crate::wire::join::{JoinCheck, JoinRequest, JoinResponse};
 use crate::wire::ledger::{Refused, Replaced};
 use crate::wire::token::SpkiPin;
@@ -151,6 +151,8 @@ pub struct Published {
     pub accepted: u32,
     /// Why others were refused.
     pub refused: Vec<PublishRefused>,
+    /// Which those are, where their payload says so.
+    pub refused_keys: Vec<Option<RecordKey>>,
 }
 
 /// Why a published record is refused.
@@ -177,6 +179,20 @@ pub enum PublishRefused {
         "the node {0} has joined with the token and is not in the list of those that stay; try again"
     )]
     LeftOut(Label),
+}
+
+impl PublishRefused {
+    /// What the node that published the record can do about it.
+    #[must_use]
+    pub fn reason(&self) -> RefusedReason {
+        match self {
+            Self::Ledger(Refused::Stale { .. } | Refused::Forked(_)) => RefusedReason::Stale,
+            Self::Ledger(Refused::BlockTaken(_) | Refused::ForeignBlock(_)) | Self::Leased(_) => {
+                RefusedReason::Block
+            }
+            _ => RefusedReason::Other,
+        }
+    }
 }
 
 /// Where records come from.
@@ -559,6 +575,7 @@ impl Hub {
             let taken = taken.map_err(|error| self.fail(writer, error))?;
             published.accepted += taken.accepted;
             published.refused.extend(taken.refused);
+            published.refused_keys.extend(taken.refused_keys);
         }
         Ok(published)
     }
@@ -579,7 +596,10 @@ impl Hub {
                     replaced.push(before);
                 }
                 Ok(None) => {}
-                Err(refused) => published.refused.push(refused),
+                Err(refused) => {
+                    published.refused.push(refused);
+                    published.refused_keys.push(envelope.key());
+                }
             }
         }
         if writes.is_empty() {

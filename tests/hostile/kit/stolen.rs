@@ -200,6 +200,7 @@ impl Stolen {
                     sequence,
                     accepted,
                     refused: vec![],
+                    refused_records: vec![],
                 };
                 socket.send(say(&published)).await.ok()?;
             }

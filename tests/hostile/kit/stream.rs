@@ -227,6 +227,7 @@ impl Stream {
                     sequence: answered,
                     accepted,
                     refused,
+                    ..
                 }) if answered == sequence => return Answer::Published { accepted, refused },
                 Ok(_) => {}
                 Err(end) => return Answer::Ended(end),
