@@ -46,8 +46,13 @@ const PURE: &[&str] = &[
     "node/host/survey.rs",
     "node/host/ways.rs",
     "node/host/wiring",
+    "node/newcomers.rs",
+    "node/own_records.rs",
+    "node/own_word.rs",
     "node/peers/exchange.rs",
     "node/peers/gate.rs",
+    "node/peers/refusals.rs",
+    "node/peers/renewal.rs",
     "node/peers/rounds.rs",
 ];
 

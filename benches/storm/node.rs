@@ -248,7 +248,7 @@ async fn listen(
                 }
                 None
             }
-            Event::Alive => None,
+            Event::Alive | Event::Admitted { .. } => None,
         };
         if word.is_some_and(|word| heard.send(word).is_err()) {
             return;

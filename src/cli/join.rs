@@ -77,6 +77,10 @@ pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, C
         "joined as {} with {} and {}",
         joined.name, joined.address_v4, joined.address_v6
     );
+    if !joined.published {
+        // The node is in, and of no use yet: scripts should notice.
+        return Ok(ErrorCode::Unreachable.exit_code());
+    }
     super::reached::report(globals).await;
     Ok(0)
 }

@@ -20,7 +20,7 @@ use crate::discovery::docker::{ContainerId, Report};
 use crate::discovery::registry::{
     Key, Registered, Registry, RegistryError, Stored, default_weight,
 };
-use crate::model::address::is_never_remote;
+use crate::model::address::{Block, is_never_remote};
 use crate::model::name::LabelError;
 use crate::model::{Label, ServiceName};
 use crate::tunnel::Tunnel;
@@ -39,6 +39,8 @@ const TICK: Duration = Duration::from_millis(500);
 const RECONCILE: Duration = Duration::from_secs(15);
 /// How long a change of a service waits for the coordinator's word before it is said that it follows later.
 const PUBLISH_WAIT: Duration = Duration::from_secs(2);
+/// How long a join waits until the coordinator has where this node is reached.
+const TAKEN_WAIT: Duration = Duration::from_secs(8);
 
 /// The node, joined or not.
 pub(super) struct Agent {
@@ -92,6 +94,7 @@ enum Happened {
     Host,
     Peers(super::peers::Ask),
     DeviceGone,
+    Leased(Block),
     JoinEnded(Box<JoinEnded>),
     Tick,
     Reconcile,
@@ -181,6 +184,7 @@ impl Agent {
                         mesh.restore_device().await?;
                     }
                 }
+                Happened::Leased(block) => self.handle_lease(block).await?,
                 Happened::Tick => self.with_mesh(Mesh::tick),
                 Happened::Reconcile => {
                     if let Phase::Up(mesh, _) = &mut self.phase {
@@ -539,10 +543,49 @@ impl Agent {
             self.courier.wake();
         }
         match (reply, result) {
-            (Some(reply), result) => drop(reply.send(result)),
+            (Some(reply), Ok(joined)) => self.reply_when_taken(joined, reply),
+            (Some(reply), failed) => drop(reply.send(failed)),
             (None, Err(error)) => self.handle_not_resumed(error),
             (None, Ok(_)) => {}
         }
+    }
+
+    /// Replies to who joins once the coordinator has this node's record: without it no other node knows where this one is.
+    fn reply_when_taken(&mut self, mut joined: Joined, reply: Reply<Joined>) {
+        let Ok(mesh) = self.mesh() else {
+            return drop(reply.send(Ok(joined)));
+        };
+        let taken = mesh.when_taken(TAKEN_WAIT);
+        tokio::spawn(async move {
+            let why = match taken.await {
+                Ok(outcome) => outcome.err(),
+                Err(_) => Some("meshd stops, or this node left".to_owned()),
+            };
+            joined.published = why.is_none();
+            joined.notes.extend(why.map(|why| {
+                format!(
+                    "the coordinator has not accepted where this node is reached, so no other node reaches it yet: {why}; it is offered again, and `meshctl status` shows what is wrong"
+                )
+            }));
+            let _ = reply.send(Ok(joined));
+        });
+    }
+
+    /// The coordinator says which block is leased to this node. If it is another one, all is set up anew with that.
+    async fn handle_lease(&mut self, block: Block) -> Result<(), ApiError> {
+        let Phase::Up(mesh, _) = &mut self.phase else {
+            return Ok(());
+        };
+        let Some(identity) = mesh.handle_lease(block) else {
+            return Ok(());
+        };
+        let registry = mesh.registry.clone();
+        self.dir.set_identity(&identity)?;
+        self.take_down().await;
+        let (config, dir) = (Arc::clone(&self.config), self.dir.clone());
+        let (mesh, events) = Mesh::start(config, dir, identity, registry, None).await?;
+        self.phase = Phase::Up(Box::new(mesh), events);
+        Ok(())
     }
 
     async fn come_up(&mut self, admitted: Admitted) -> Result<Joined, ApiError> {
@@ -576,6 +619,7 @@ impl Agent {
             address_v4: admitted.identity.block.node_v4(),
             address_v6: admitted.identity.block.node_v6(),
             notes: admitted.notes.into_iter().chain(notes).collect(),
+            published: false,
         };
         self.phase = Phase::Up(Box::new(mesh), events);
         Ok(joined)
@@ -593,6 +637,7 @@ async fn next_event(phase: &mut Phase) -> Option<Happened> {
             Ok(()) = events.host.changed() => Some(Happened::Host),
             Some(ask) = events.peers.recv() => Some(Happened::Peers(ask)),
             () = events.device.gone() => Some(Happened::DeviceGone),
+            Some(block) = events.leases.recv() => Some(Happened::Leased(block)),
         },
         Phase::Unjoined | Phase::Joining(_) => std::future::pending().await,
     }

@@ -95,7 +95,9 @@ async fn bring(departing: &Departing) -> bool {
             Event::Opened { .. } => {
                 stream.publish(SEQUENCE, vec![departing.envelope()]);
             }
-            Event::Published { sequence, refused } if sequence == SEQUENCE => {
+            Event::Published {
+                sequence, refused, ..
+            } if sequence == SEQUENCE => {
                 return is_settled(&refused);
             }
             Event::Closed { refusal, .. } => match refusal {

@@ -16,7 +16,10 @@ use super::dns_address;
 use super::docker::{self, Docker, DockerEvents};
 use super::host::wiring::{Firewall, Mapped, Native, Wiring};
 use super::host::{self, HostNetwork, Inward, Ipv6, Plan, ResolvConf, SplitDns, Upkeep, Wanted};
-use super::own_records::OwnRecords;
+use super::newcomers::Newcomers;
+use super::own_records::{self, OwnRecords};
+use super::own_word::OwnWord;
+use super::peers::refusals::PeerRefusals;
 use super::peers::{Ask, Peers};
 use super::resolv_conf::Keeper;
 use super::resolved::ResolvedLink;
@@ -28,10 +31,9 @@ use crate::discovery::docker::{ContainerId, Report, Wired, network};
 use crate::discovery::registry::{Key, Registry};
 use crate::dns::upstream::Server;
 use crate::dns::{Allowed, DnsServer, Inside, Replaced, Resolver, Upstream, Zone, ZoneInput};
+use crate::model::address::Block;
 use crate::model::netmap::Netmap;
-use crate::model::record::{
-    Departure, Instance, Membership, Name, Node, Record, RecordKey, Service, Source,
-};
+use crate::model::record::{Departure, Instance, Name, Node, Record, RecordKey, Service, Source};
 use crate::model::service_address::ServiceAddresses;
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
@@ -42,15 +44,18 @@ use crate::path::{Distances, PathMtu};
 use crate::tunnel::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::Refusal;
-use crate::wire::holdings::Holdings;
-use crate::wire::ledger::{Applied, Refused};
+use crate::wire::ledger::Applied;
 use crate::wire::local::Problem;
 use crate::wire::url::CoordinatorUrl;
 use crate::wire::{Envelope, Ledger};
 
 mod departing;
+mod intake;
+mod lease;
+mod offer;
 
 use self::departing::Departures;
+use self::lease::Lease;
 
 /// Seconds between datagrams to a peer in any case: keeps address translation on the way open.
 const KEEPALIVE: u16 = 25;
@@ -118,6 +123,16 @@ pub(super) struct Mesh {
     owes: Option<u64>,
     waiting: HashMap<u64, oneshot::Sender<()>>,
     departures: Departures,
+    /// Memberships that are new to this node.
+    pub(super) newcomers: Newcomers,
+    /// Whether what this node says counts elsewhere.
+    pub(super) own_word: OwnWord,
+    peer_refusals: PeerRefusals,
+    lease: Lease,
+    /// When all records were last asked for again.
+    asked_again: Option<Instant>,
+    /// Who waits until the coordinator has this node's record, and for how long.
+    first_word: Option<(Instant, oneshot::Sender<Result<(), String>>)>,
 }
 
 /// The resolver at work.
@@ -144,6 +159,8 @@ pub(super) struct Events {
     pub(super) host: watch::Receiver<u64>,
     pub(super) peers: mpsc::Receiver<Ask>,
     pub(super) device: DeviceEvents,
+    /// What the coordinator says when it is asked for this node's lease again.
+    pub(super) leases: mpsc::Receiver<Block>,
 }
 
 /// The kind of failure a tunnel's is.
@@ -331,6 +348,14 @@ impl Mesh {
             cloned: false,
             called_copy: false,
         };
+        // What was lost on disk is no older than what this node knew: it is accepted again like all that is new at a join.
+        let is_new = loaded.damaged > 0 || fresh.is_some();
+        let newcomers = dir.newcomers(is_new, Instant::now());
+        let own_word = OwnWord::new(
+            &identity.keys.identity.public(),
+            next_version(0, SystemTime::now()),
+        );
+        let (lease, leases) = Lease::new();
         let (docker, docker_events) = match &config.docker {
             None => (None, None),
             Some(settings) => {
@@ -367,6 +392,12 @@ impl Mesh {
             owes: None,
             waiting: HashMap::new(),
             departures: Departures::held_in(&ledger),
+            newcomers,
+            own_word,
+            peer_refusals: PeerRefusals::default(),
+            lease,
+            asked_again: None,
+            first_word: None,
             config,
             identity,
             ledger,
@@ -407,6 +438,7 @@ impl Mesh {
             host: host_looks,
             peers: peer_asks,
             device,
+            leases,
         };
         Ok((mesh, events))
     }
@@ -428,8 +460,14 @@ impl Mesh {
     pub(super) fn handle_stream(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Opened { url, store } => {
+            Event::Opened {
+                url,
+                store,
+                revision,
+            } => {
                 tracing::info!(%url, "connected to the coordinator");
+                self.newcomers.handle_opened(revision);
+                self.own_word.handle_opened(now);
                 let another = self.owes.is_some() || self.position.store.as_deref() != Some(&store);
                 let cloned = self.stream.cloned;
                 self.stream = StreamState {
@@ -450,19 +488,28 @@ impl Mesh {
             }
             Event::Changes { records, position } => {
                 self.stream.synced = Some(now);
-                self.take_in(records, Origin::Coordinator);
+                self.take_in_of_coordinator(records);
                 self.position = position;
                 self.note_position();
+                self.note_in_step();
             }
-            Event::Published { sequence, refused } => {
+            Event::Admitted { revision } => {
                 self.stream.synced = Some(now);
+                self.newcomers.handle_opened(revision);
+            }
+            Event::Published {
+                sequence,
+                refused,
+                refused_records,
+            } => {
+                self.stream.synced = Some(now);
+                self.handle_answer(sequence, &refused, refused_records);
+                self.note_in_step();
                 let stored = refused.is_empty();
                 let settled = super::departing::is_settled(&refused);
                 self.departures.handle_published(sequence, settled);
-                for why in refused {
-                    tracing::debug!(%why, "the coordinator refused a record");
-                }
-                if let Some(waiting) = self.waiting.remove(&sequence) {
+                // Who waits for records that were refused waits in vain.
+                if let Some(waiting) = self.waiting.remove(&sequence).filter(|_| stored) {
                     let _ = waiting.send(());
                 }
                 if sequence == self.sequence && stored {
@@ -473,7 +520,10 @@ impl Mesh {
                     self.note_position();
                 }
             }
-            Event::Alive => self.stream.synced = Some(now),
+            Event::Alive => {
+                self.stream.synced = Some(now);
+                self.note_in_step();
+            }
             Event::Closed {
                 url,
                 why,
@@ -489,6 +539,8 @@ impl Mesh {
                 self.stream.revoked |= refusal == Some(Refusal::Revoked);
                 self.stream.called_copy |= refusal == Some(Refusal::Clone);
                 self.departures.handle_closed();
+                self.newcomers.handle_closed();
+                self.own_word.handle_closed();
                 self.stream.refusal = Some(why);
                 // Who was connected since its start is the original, whatever a coordinator says.
                 if copied && self.stream.synced.is_none() && !self.stream.cloned {
@@ -500,34 +552,6 @@ impl Mesh {
                     self.peers.spread_news(now);
                     self.dial_peers(now);
                 }
-            }
-        }
-    }
-
-    /// Offers the coordinator this node's own records, or all that it holds if the coordinator has another store than
-    /// the one known: a restored or emptied one is filled up again.
-    fn offer(&mut self, everything: bool) {
-        let id = self.id();
-        let mut envelopes: Vec<Envelope> = self
-            .ledger
-            .envelopes()
-            .filter(|e| everything || e.signer == id)
-            .cloned()
-            .collect();
-        if everything {
-            // First what makes this node a member there: then it vouches for the other members.
-            let own = self.ledger.membership(&id);
-            envelopes.sort_by_cached_key(|e| !own.is_some_and(|own| is_of_membership(e, own)));
-        }
-        let mut handed_over = true;
-        for part in crate::wire::control::parts(envelopes) {
-            self.sequence += 1;
-            handed_over &= self.control.publish(self.sequence, part);
-        }
-        if everything {
-            self.owes = Some(self.sequence);
-            if handed_over {
-                self.control.told();
             }
         }
     }
@@ -557,73 +581,6 @@ impl Mesh {
         if self.log.is_whole() {
             let written = self.dir.set_position(&self.position);
             self.unwritten.note(Part::Position, written);
-        }
-    }
-
-    /// Verifies records, keeps those that hold, and acts on them. Gives whether all signatures hold.
-    fn take_in(&mut self, records: Vec<Envelope>, from: Origin) -> bool {
-        let id = self.id();
-        let (mut new, mut changed) = (Vec::new(), Vec::new());
-        let mut sound = true;
-        for envelope in records {
-            // What this node said itself it knows best; an older word of its own comes back after a restore.
-            if envelope.signer == id {
-                continue;
-            }
-            if from == Origin::Peer && is_membership(&envelope) {
-                continue;
-            }
-            match self.ledger.apply(envelope.clone()) {
-                Ok(Applied::Changed(key)) => {
-                    new.push(envelope);
-                    changed.push(key);
-                }
-                Ok(Applied::Unchanged) => {}
-                // Peers compare by signer, and so bring older ones as well.
-                Err(Refused::Stale { .. }) if from == Origin::Peer => {}
-                Err(refused) => {
-                    sound &= !matches!(refused, Refused::Signature | Refused::TooLong(_));
-                    tracing::warn!(%refused, ?from, "a record is refused");
-                }
-            }
-        }
-        if !new.is_empty() {
-            self.keep(&new);
-            if changed.iter().any(|key| key.kind == "mesh") {
-                self.control
-                    .set_urls(coordinators(&self.ledger, &self.identity));
-            }
-            if from == Origin::Peer {
-                self.departures.handle_from_peer(&changed);
-                self.publish_departures();
-            }
-            self.refresh_after(&changed);
-        }
-        sound
-    }
-
-    /// A conversation with a peer asks something.
-    pub(super) fn handle_ask(&mut self, ask: Ask) {
-        match ask {
-            Ask::Holdings(reply) => {
-                let ledger = &self.ledger;
-                let held = self
-                    .peers
-                    .holdings
-                    .get_or_insert_with(|| Arc::new(Holdings::of(ledger)));
-                let _ = reply.send(Arc::clone(held));
-            }
-            Ask::Apply(..) | Ask::Records(..) if self.is_out() => {}
-            Ask::Apply(records, reply) => {
-                let _ = reply.send(self.take_in(records, Origin::Peer));
-            }
-            Ask::Records(signers, reply) => {
-                let signers: BTreeSet<PublicKey> = signers.into_iter().collect();
-                let held = self.ledger.envelopes_for_peers();
-                let held = held.filter(|e| signers.contains(&e.signer));
-                let _ = reply.send(held.cloned().collect());
-            }
-            Ask::Ended(peer, well) => self.peers.handle_ended(&peer, well, Instant::now()),
         }
     }
 
@@ -668,6 +625,8 @@ impl Mesh {
         if self.unwritten.has(Part::OldKey) {
             self.forget_old_key();
         }
+        self.forget_newcomers();
+        self.keep_newcomers();
         self.keep_leases();
     }
 
@@ -697,9 +656,9 @@ impl Mesh {
     /// Says what this node has and serves, where that has changed. Gives an event for when the coordinator has it, if
     /// it is connected and there was anything to say.
     pub(super) fn publish_own(&mut self) -> Option<oneshot::Receiver<()>> {
-        let now = SystemTime::now();
+        let (now, wall) = (Instant::now(), SystemTime::now());
         let id = self.id();
-        let mut changed = Vec::new();
+        let mut own_node = None;
         if let Some(mesh) = self.ledger.mesh() {
             let bridges = self.docker.as_ref().map(Docker::bridges);
             let inward = Inward {
@@ -714,49 +673,36 @@ impl Mesh {
                 &inward,
             );
             let held = self.ledger.node(&id);
+            let wireguard_key = self.identity.keys.wireguard_public();
+            let proof = held.filter(|held| held.wireguard_key == wireguard_key);
+            let proof = proof.and_then(|held| held.key_proof);
             let node = Node {
                 id,
                 version: held.map_or(0, |n| n.version),
-                wireguard_key: self.identity.keys.wireguard_public(),
+                wireguard_key,
                 block: self.identity.block,
                 endpoints,
                 without_ipv6: self.network.ipv6() != Ipv6::On,
-                key_proof: None,
+                key_proof: proof.or_else(|| self.identity.keys.prove_wireguard()),
                 services_from: held.map_or(0, |n| n.services_from),
             };
-            if held != Some(&node) {
-                changed.push(Record::Node(Node {
-                    version: next_version(node.version, now),
-                    ..node
-                }));
-            }
+            let is_new = held != Some(&node);
+            own_node = Some((node, is_new));
         }
         let mut services = self.wanted_services();
         self.leave_out_ipv6(&mut services);
-        let mut wanted = self.own_records.fit(services);
+        let wanted = self.own_records.fit(services);
         self.own_records.begin_round();
-        for held in self.ledger.services_of(&id) {
-            let empty = || Service {
-                instances: Vec::new(),
-                ..held.clone()
-            };
-            let service = Service {
-                version: held.version,
-                ..wanted.remove(&held.id).unwrap_or_else(empty)
-            };
-            if service != *held {
-                changed.push(Record::Service(Service {
-                    version: next_version(held.version, now),
-                    ..service
-                }));
+        let changed = {
+            let floor = self.ledger.node(&id).map_or(0, |held| held.services_from);
+            let mut draft = own_records::Draft::new(id, floor, &self.own_word, now, wall);
+            draft.services(self.ledger.services_of(&id), wanted);
+            if let Some((node, is_new)) = own_node {
+                draft.node(node, is_new);
             }
-        }
-        changed.extend(wanted.into_values().map(|service| {
-            Record::Service(Service {
-                version: next_version(0, now),
-                ..service
-            })
-        }));
+            draft.name(self.ledger.wanted_name(&id), &self.identity.name);
+            draft.finish()
+        };
         let word = self.publish(changed);
         self.own_records.end_round();
         word
@@ -800,6 +746,9 @@ impl Mesh {
             docker.set_node_name(name.clone());
         }
         let held = self.ledger.wanted_name(&id).map_or(0, |held| held.version);
+        let held = self
+            .own_word
+            .last_version(&own_records::key_of("name", &id), held);
         let word = self.publish(vec![Record::Name(Name {
             id,
             version: next_version(held, SystemTime::now()),
@@ -861,6 +810,7 @@ impl Mesh {
             return None;
         }
         let key = self.identity.keys.identity.clone();
+        let now = Instant::now();
         let (mut envelopes, mut keys) = (Vec::new(), Vec::new());
         for record in changed {
             let envelope = Envelope::seal(&record, &key);
@@ -869,10 +819,15 @@ impl Mesh {
                     envelopes.push(envelope);
                     if let Applied::Changed(key) = applied {
                         self.own_records.handle_accepted(&key);
+                        let version = self.ledger.entry(&key).map_or(0, |entry| entry.version);
+                        self.own_word.handle_published(&key, version, now);
                         keys.push(key);
                     }
                 }
-                Err(refused) => self.own_records.handle_refused(&envelope, refused),
+                Err(refused) => {
+                    self.own_word.handle_unpublished(now);
+                    self.own_records.handle_refused(&envelope, refused);
+                }
             }
         }
         if envelopes.is_empty() {
@@ -880,10 +835,8 @@ impl Mesh {
         }
         self.keep(&envelopes);
         self.refresh_after(&keys);
-        self.sequence += 1;
-        let now = Instant::now();
         self.peers.note_news(keys.into_iter(), now);
-        if !(self.stream.connected && self.control.publish(self.sequence, envelopes)) {
+        if !(self.stream.connected && self.offer_own(envelopes)) {
             // At the start it is not known yet whether the coordinator is there.
             if self.stream.refusal.is_some() {
                 self.peers.spread_news(now);
@@ -1341,6 +1294,7 @@ impl Mesh {
         {
             self.peers.spread_news(now);
         }
+        self.follow_word(now);
         self.dial_peers(now);
         self.reach = reach;
         let regrouped = self.distances.publish(now);
@@ -1483,29 +1437,6 @@ fn coordinators(ledger: &Ledger, identity: &Identity) -> Vec<CoordinatorUrl> {
         }
     }
     urls
-}
-
-/// Who offers records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    Coordinator,
-    Peer,
-}
-
-/// Whether it is this membership, or the token certificate it rests on.
-fn is_of_membership(envelope: &Envelope, membership: &Membership) -> bool {
-    match Record::parse(&envelope.payload) {
-        Ok((_, Record::Token(token))) => token.id == membership.token,
-        Ok((_, Record::Membership(found))) => found.id == membership.id,
-        _ => false,
-    }
-}
-
-fn is_membership(envelope: &Envelope) -> bool {
-    matches!(
-        Record::parse(&envelope.payload),
-        Ok((_, Record::Membership(_)))
-    )
 }
 
 /// Who may ask for names: the mesh, the host, its containers. `block` is this node's. `bridges` are those of the engine's networks, by its own word:

@@ -1,13 +1,20 @@
-//! What of this node's own records cannot be published, and why. Pure.
+//! This node's own records: which are published, which cannot be, and why. Pure.
+//!
+//! [`Draft`] says which of its records this node publishes anew, and with which version.
 //!
 //! A record has bounds (instances, octets). A service that is larger than they allow is published with as many of its
 //! instances as fit, in the order in which they are given: what is left out is a problem that names the service. Any other
 //! record of this node that its own ledger refuses is a problem too, for as long as it is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Instant, SystemTime};
 
-use crate::model::ServiceName;
-use crate::model::record::{Header, Health, Instance, MAX_INSTANCES, Record, RecordKey, Service};
+use super::own_word::OwnWord;
+use crate::model::record::{
+    Header, Health, Instance, MAX_INSTANCES, Name, Node, Record, RecordKey, Service,
+};
+use crate::model::time::next_version;
+use crate::model::{Label, PublicKey, ServiceName};
 use crate::wire::Envelope;
 use crate::wire::envelope::MAX_PAYLOAD;
 use crate::wire::ledger::Refused;
@@ -15,6 +22,169 @@ use crate::wire::local::Problem;
 
 /// Refused records that are named one by one at most.
 const MAX_NAMED: usize = 8;
+/// Services that this node has no longer and that stay in the mesh as records without instances. With more than these the
+/// node clears them away: they count among its records.
+const MAX_WITHDRAWN: usize = 256;
+
+/// The records that this node publishes anew.
+pub(super) struct Draft<'a> {
+    id: PublicKey,
+    word: &'a OwnWord,
+    now: Instant,
+    wall: SystemTime,
+    /// The lowest version that a service of this node may have.
+    floor: u64,
+    /// The floor that clears withdrawn services away, if there are too many.
+    raised: Option<u64>,
+    services: Vec<Service>,
+    node: Option<Node>,
+    name: Option<Name>,
+}
+
+impl<'a> Draft<'a> {
+    /// Of the node `id`, whose node record has this `floor` for its services.
+    pub(super) fn new(
+        id: PublicKey,
+        floor: u64,
+        word: &'a OwnWord,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Self {
+        Self {
+            id,
+            word,
+            now,
+            wall,
+            floor,
+            raised: None,
+            services: Vec::new(),
+            node: None,
+            name: None,
+        }
+    }
+
+    fn version_of_service(&self, id: &str, held: u64) -> u64 {
+        let key = service_key(id);
+        let last = self.word.last_version(&key, held);
+        next_version(last.max(self.floor.saturating_sub(1)), self.wall)
+    }
+
+    /// Brings the services that are `held` in step with those that are wanted, by id.
+    pub(super) fn services<'s>(
+        &mut self,
+        held: impl Iterator<Item = &'s Service>,
+        mut wanted: BTreeMap<String, Service>,
+    ) {
+        let (mut known, mut live, mut withdrawn) = (BTreeSet::new(), Vec::new(), 0);
+        let mut highest = 0;
+        for held in held {
+            known.insert(held.id.clone());
+            let empty = || Service {
+                instances: Vec::new(),
+                service_address: None,
+                ..held.clone()
+            };
+            let service = Service {
+                version: held.version,
+                ..wanted.remove(&held.id).unwrap_or_else(empty)
+            };
+            highest = highest.max(self.word.last_version(&service_key(&held.id), held.version));
+            if service.instances.is_empty() {
+                withdrawn += 1;
+            } else {
+                live.push(service.clone());
+            }
+            if service != *held || self.word.is_overruled(&service_key(&held.id), self.now) {
+                let version = self.version_of_service(&held.id, held.version);
+                self.services.push(Service { version, ..service });
+            }
+        }
+        for service in wanted.into_values() {
+            known.insert(service.id.clone());
+            let version = self.version_of_service(&service.id, 0);
+            if !service.instances.is_empty() {
+                live.push(service.clone());
+            }
+            self.services.push(Service { version, ..service });
+        }
+        for service in self.word.foreign_services(&self.id, &known, self.now) {
+            let version = self.version_of_service(&service.id, 0);
+            withdrawn += 1;
+            self.services.push(Service { version, ..service });
+        }
+        let highest = self.services.iter().fold(highest, |h, s| h.max(s.version));
+        if withdrawn > MAX_WITHDRAWN && highest < u64::MAX - 1 {
+            // Every service that stays is above the new floor before that is published.
+            let floor = next_version(highest, self.wall);
+            self.raised = Some(floor);
+            let live = live.into_iter();
+            self.services = live
+                .map(|service| Service {
+                    version: floor,
+                    ..service
+                })
+                .collect();
+        }
+    }
+
+    /// Where this node is reached; `is_new` if that is another record than the one held.
+    pub(super) fn node(&mut self, node: Node, is_new: bool) {
+        let key = key_of("node", &node.id);
+        if is_new || self.raised.is_some() || self.word.is_overruled(&key, self.now) {
+            let last = self.word.last_version(&key, node.version);
+            self.node = Some(Node {
+                version: next_version(last, self.wall),
+                services_from: self.raised.unwrap_or(node.services_from),
+                ..node
+            });
+        }
+    }
+
+    /// The name of this node, which is published only once it is not that of its membership, or where another machine
+    /// has published one.
+    pub(super) fn name(&mut self, held: Option<&Name>, own: &Label) {
+        let key = key_of("name", &self.id);
+        if self.word.is_overruled(&key, self.now) {
+            let last = self
+                .word
+                .last_version(&key, held.map_or(0, |held| held.version));
+            self.name = Some(Name {
+                id: self.id,
+                version: next_version(last, self.wall),
+                name: held.map_or(own, |held| &held.name).clone(),
+            });
+        }
+    }
+
+    /// The records, in the order in which they are published.
+    pub(super) fn finish(self) -> Vec<Record> {
+        let node = self.node.map(Record::Node);
+        let (first, last) = if self.raised.is_some() {
+            (None, node)
+        } else {
+            (node, None)
+        };
+        let services = self.services.into_iter().map(Record::Service);
+        let name = self.name.map(Record::Name);
+        let all = first.into_iter().chain(services).chain(last);
+        all.chain(name).collect()
+    }
+}
+
+/// The key of a record of which a node has one.
+pub(super) fn key_of(kind: &str, node: &PublicKey) -> RecordKey {
+    RecordKey {
+        kind: kind.to_owned(),
+        id: node.to_string(),
+    }
+}
+
+fn service_key(id: &str) -> RecordKey {
+    RecordKey {
+        kind: "service".to_owned(),
+        id: id.to_owned(),
+    }
+}
 
 /// What is wrong with this node's own records.
 #[derive(Debug, Default)]
@@ -122,7 +292,7 @@ impl OwnRecords {
 }
 
 /// A record as people call it.
-fn name_of(key: &RecordKey) -> String {
+pub(super) fn name_of(key: &RecordKey) -> String {
     match (key.kind.as_str(), key.id.split_once('/')) {
         ("service", Some((_, name))) => {
             let name: Vec<&str> = name.rsplit('/').collect();
@@ -184,8 +354,9 @@ fn octets(instance: &Instance) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::address::Block;
     use crate::model::record::{MAX_PORTS, Port, Protocol, Source};
-    use crate::model::{Label, PublicKey, SigningKey};
+    use crate::model::{Label, PublicKey, SigningKey, WireGuardKey};
     use crate::wire::Ledger;
 
     fn label(text: &str) -> Label {
@@ -299,5 +470,161 @@ mod tests {
             refuse(&mut own, &format!("s{n}"));
         }
         assert_eq!(own.problems().len(), MAX_NAMED + 1);
+    }
+
+    fn word() -> OwnWord {
+        OwnWord::new(&PublicKey([1; 32]), 1_800_000_000_000)
+    }
+
+    /// What is published, given what is held.
+    fn drafted(
+        word: &OwnWord,
+        held: &[Service],
+        wanted: Vec<Service>,
+        node: &Node,
+        clock: SystemTime,
+    ) -> Vec<Record> {
+        let now = Instant::now();
+        let mut draft = Draft::new(node.id, node.services_from, word, now, clock);
+        let wanted = wanted.into_iter().map(|s| (s.id.clone(), s));
+        draft.services(held.iter(), wanted.collect());
+        draft.node(node.clone(), false);
+        draft.name(None, &label("n1"));
+        draft.finish()
+    }
+
+    fn node() -> Node {
+        Node {
+            id: PublicKey([1; 32]),
+            version: 5,
+            wireguard_key: WireGuardKey([7; 32]),
+            key_proof: None,
+            block: Block {
+                v4: "10.210.1.0/24".parse().expect("a literal"),
+                v6: "fd00:1:2:1::/64".parse().expect("a literal"),
+            },
+            endpoints: Vec::new(),
+            without_ipv6: false,
+            services_from: 0,
+        }
+    }
+
+    fn empty(name: &str, version: u64) -> Service {
+        Service {
+            version,
+            service_address: None,
+            instances: Vec::new(),
+            ..service(name, 1, 1)
+        }
+    }
+
+    #[test]
+    fn only_what_changed_is_published_and_with_a_version_above() {
+        let clock = SystemTime::UNIX_EPOCH;
+        let held = [
+            Service {
+                version: 40,
+                ..service("db", 1, 1)
+            },
+            Service {
+                version: 50,
+                ..service("web", 1, 1)
+            },
+        ];
+        let same = drafted(&word(), &held, held.to_vec(), &node(), clock);
+        assert_eq!(same, []);
+        let published = drafted(&word(), &held, vec![held[0].clone()], &node(), clock);
+        assert_eq!(published, [Record::Service(empty("web", 51))]);
+    }
+
+    #[test]
+    fn withdrawn_services_are_cleared_away_once_they_are_many_and_live_ones_stay() {
+        let clock = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(700);
+        let mut held: Vec<Service> = (0..MAX_WITHDRAWN as u64)
+            .map(|n| empty(&format!("gone{n}"), n + 1))
+            .collect();
+        held.push(Service {
+            version: 900,
+            ..service("db", 1, 1)
+        });
+        held.push(Service {
+            version: 1000,
+            ..service("web", 1, 1)
+        });
+        let wanted = held[MAX_WITHDRAWN..].to_vec();
+        assert_eq!(drafted(&word(), &held, wanted, &node(), clock), []);
+        // One more is withdrawn, and one is new.
+        let wanted = vec![held[MAX_WITHDRAWN].clone(), service("new", 1, 1)];
+        let published = drafted(&word(), &held, wanted, &node(), clock);
+        let [
+            Record::Service(db),
+            Record::Service(new),
+            Record::Node(node),
+        ] = &published[..]
+        else {
+            panic!("{published:?}")
+        };
+        // The one withdrawn had version 1001 in the draft that this replaces.
+        let floor = node.services_from;
+        assert_eq!((floor, db.version, new.version), (1002, 1002, 1002));
+        assert_eq!(db.instances, held[MAX_WITHDRAWN].instances);
+        assert!(node.version > 5);
+
+        // With a clock that went back the next service is above the floor as well.
+        let held = [db.clone(), new.clone()];
+        let wanted = vec![db.clone(), new.clone(), service("later", 1, 1)];
+        let published = drafted(&word(), &held, wanted, node, SystemTime::UNIX_EPOCH);
+        let [Record::Service(later)] = &published[..] else {
+            panic!("{published:?}")
+        };
+        assert!(later.version >= floor);
+    }
+
+    #[test]
+    fn what_another_machine_published_is_published_again_with_a_version_above() {
+        let now = Instant::now();
+        let (mut word, node) = (word(), node());
+        let mut stolen = |kind: &str, record: &Record, version| {
+            let key = match record {
+                Record::Service(service) => service_key(&service.id),
+                _ => key_of(kind, &node.id),
+            };
+            word.handle_foreign(key, record, version, node.wireguard_key, now);
+        };
+        stolen("node", &Record::Node(node.clone()), 70);
+        stolen("service", &Record::Service(service("db", 3, 1)), 71);
+        stolen("service", &Record::Service(service("evil", 1, 1)), 72);
+        let name = Name {
+            id: node.id,
+            version: 73,
+            name: label("thief"),
+        };
+        stolen("name", &Record::Name(name), 73);
+        let held = [Service {
+            version: 40,
+            ..service("db", 1, 1)
+        }];
+        let published = drafted(&word, &held, held.to_vec(), &node, SystemTime::UNIX_EPOCH);
+        let db = Service {
+            version: 72,
+            ..held[0].clone()
+        };
+        let evil = empty("evil", 73);
+        assert_eq!(
+            published,
+            [
+                Record::Node(Node {
+                    version: 71,
+                    ..node.clone()
+                }),
+                Record::Service(db),
+                Record::Service(evil),
+                Record::Name(Name {
+                    id: node.id,
+                    version: 74,
+                    name: label("n1")
+                }),
+            ]
+        );
     }
 }

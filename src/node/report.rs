@@ -248,6 +248,9 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
     problems.extend(mesh.network.problems());
     problems.extend(mesh.unwritten.problems());
     problems.extend(mesh.own_records.problems());
+    let now = Instant::now();
+    problems.extend(mesh.own_word.problems(now));
+    problems.extend(mesh.newcomers.problem(now));
     problems.extend(mesh.registry.problems(&mesh.identity.block));
     problems.extend(mesh.docker.iter().flat_map(Docker::problems));
     // Without containers the guards alone are worth having, but nobody needs to install anything for them.

@@ -14,6 +14,8 @@ pub(super) enum Part {
     Position,
     /// The addresses of containers.
     Leases,
+    /// When this node was in step with a coordinator, and which memberships it held back.
+    Newcomers,
     /// The identity without the tunnel's old key.
     OldKey,
 }
@@ -33,6 +35,10 @@ impl Part {
             Self::Leases => (
                 "the addresses of containers are not kept on disk",
                 "without it containers get other addresses when meshd restarts",
+            ),
+            Self::Newcomers => (
+                "when this node was in step with the coordinator is not kept on disk",
+                "without it a restart accepts memberships that are older than it should",
             ),
             Self::OldKey => (
                 "the tunnel's old key stays on disk",

@@ -309,6 +309,13 @@ pub struct Joined {
     pub address_v6: Ipv6Addr,
     /// What the person should know, such as a name that had to be changed.
     pub notes: Vec<String>,
+    /// Whether the coordinator has accepted where the node is reached. A meshd of an earlier version does not wait for that.
+    #[serde(default = "yes")]
+    pub published: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// The node is out.

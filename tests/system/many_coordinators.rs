@@ -378,7 +378,7 @@ async fn keep_changing(
                     stream.publish(version, vec![member.mark(version)]);
                 }
                 Event::Changes { position, .. } => stream.set_position(position),
-                Event::Published { sequence, refused } if refused.is_empty() => {
+                Event::Published { sequence, refused, .. } if refused.is_empty() => {
                     let mut journal = lock(&journal);
                     journal.acknowledged = journal.acknowledged.max(sequence);
                 }

@@ -2,11 +2,12 @@
 //!
 //! One task owns the socket. It takes records to publish and gives events; it holds no state of the mesh.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Sink, SinkExt as _, StreamExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::client::TlsStream;
@@ -19,7 +20,7 @@ use crate::model::{PublicKey, SigningKey, text};
 use crate::wire::Envelope;
 use crate::wire::control::{
     FromCoordinator, FromNode, MAX_MARK, MAX_MESSAGE, OLDEST, PATH, PING_SECONDS, PROTOCOL,
-    Refusal, copy_message, parts, proof_message,
+    Refusal, RefusedRecord, copy_message, parts, proof_message,
 };
 use crate::wire::envelope::{Purpose, Signature};
 use crate::wire::token::SpkiPin;
@@ -70,6 +71,13 @@ pub enum Event {
         url: CoordinatorUrl,
         /// The name of its store.
         store: String,
+        /// The store's revision now; 0 if the coordinator does not take this node for a member yet.
+        revision: u64,
+    },
+    /// The coordinator takes this node for a member now.
+    Admitted {
+        /// The store's revision now.
+        revision: u64,
     },
     /// Records, and the position once they are held.
     Changes {
@@ -84,6 +92,8 @@ pub enum Event {
         sequence: u64,
         /// Why some were refused.
         refused: Vec<String>,
+        /// Which those are, if the coordinator names them.
+        refused_records: Vec<RefusedRecord>,
     },
     /// The other side was heard: the stream is whole.
     Alive,
@@ -106,6 +116,7 @@ pub struct Stream {
     outgoing: mpsc::Sender<FromNode>,
     position: tokio::sync::watch::Sender<Position>,
     urls: tokio::sync::watch::Sender<Vec<CoordinatorUrl>>,
+    reopen: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -116,11 +127,18 @@ impl Stream {
         let (sender, outgoing) = mpsc::channel(OUTGOING);
         let (position, positions) = tokio::sync::watch::channel(position);
         let (urls, all) = tokio::sync::watch::channel(config.urls.clone());
-        let task = tokio::spawn(run(config, all, instance(), positions, outgoing, events));
+        let reopen = Arc::new(Notify::new());
+        let all = Asked {
+            urls: all,
+            position: positions,
+            reopen: Arc::clone(&reopen),
+        };
+        let task = tokio::spawn(run(config, all, instance(), outgoing, events));
         Self {
             outgoing: sender,
             position,
             urls,
+            reopen,
             task,
         }
     }
@@ -156,6 +174,18 @@ impl Stream {
     pub fn set_position(&self, position: Position) {
         self.position.send_replace(position);
     }
+
+    /// Closes the stream if it is open, so that it opens again at the position last said.
+    pub fn reopen(&self) {
+        self.reopen.notify_waiters();
+    }
+}
+
+/// What the node asks of the task meanwhile.
+struct Asked {
+    urls: tokio::sync::watch::Receiver<Vec<CoordinatorUrl>>,
+    position: tokio::sync::watch::Receiver<Position>,
+    reopen: Arc<Notify>,
 }
 
 impl Drop for Stream {
@@ -166,23 +196,21 @@ impl Drop for Stream {
 
 async fn run(
     config: StreamConfig,
-    urls: tokio::sync::watch::Receiver<Vec<CoordinatorUrl>>,
+    asked: Asked,
     instance: String,
-    positions: tokio::sync::watch::Receiver<Position>,
     mut outgoing: mpsc::Receiver<FromNode>,
     events: mpsc::Sender<Event>,
 ) {
     let mut failures = 0u32;
     let mut failed = None;
     loop {
-        let url = pick(&urls.borrow(), failed.as_ref()).cloned();
+        let url = pick(&asked.urls.borrow(), failed.as_ref()).cloned();
         let Some(url) = url.as_ref() else {
             return;
         };
         failed = Some(url.clone());
         let opened = Instant::now();
-        let position = positions.borrow().clone();
-        let ended = converse(&config, &instance, url, position, &mut outgoing, &events).await;
+        let ended = converse(&config, &instance, url, &asked, &mut outgoing, &events).await;
         let Err(Ended {
             why,
             refusal,
@@ -279,10 +307,11 @@ async fn converse(
     config: &StreamConfig,
     instance: &str,
     url: &CoordinatorUrl,
-    position: Position,
+    asked: &Asked,
     outgoing: &mut mpsc::Receiver<FromNode>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), Ended> {
+    let position = asked.position.borrow().clone();
     let tls = dial(url, config.pin).await?;
     let limits = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE))
@@ -295,7 +324,7 @@ async fn converse(
     .await
     .map_err(|_| "the coordinator did not answer in time")??;
 
-    let (store, snapshot) = timeout(
+    let (store, revision, snapshot) = timeout(
         OPENING_LIMIT,
         open(&mut socket, config, instance, &position),
     )
@@ -315,6 +344,7 @@ async fn converse(
         .send(Event::Opened {
             url: url.clone(),
             store,
+            revision,
         })
         .await
         .is_err()
@@ -365,13 +395,22 @@ async fn converse(
                     }
                 }
                 // The first one did not name the store: this node was no member there yet.
-                Some(FromCoordinator::Welcome { store, .. }) => {
+                Some(FromCoordinator::Welcome {
+                    store, revision, ..
+                }) => {
                     position.store = Some(store);
-                    Event::Alive
+                    Event::Admitted { revision }
                 }
                 Some(FromCoordinator::Published {
-                    sequence, refused, ..
-                }) => Event::Published { sequence, refused },
+                    sequence,
+                    refused,
+                    refused_records,
+                    ..
+                }) => Event::Published {
+                    sequence,
+                    refused,
+                    refused_records,
+                },
                 Some(FromCoordinator::Refuse {
                     reason,
                     message,
@@ -396,16 +435,17 @@ async fn converse(
     tokio::select! {
         ended = write => ended,
         ended = hear => ended,
+        () = asked.reopen.notified() => Err("this node asks again for all records".into()),
     }
 }
 
-/// The opening exchange; gives the store's name and whether everything follows.
+/// The opening exchange; gives the store's name, its revision and whether everything follows.
 async fn open(
     socket: &mut Socket,
     config: &StreamConfig,
     instance: &str,
     position: &Position,
-) -> Result<(String, bool), Ended> {
+) -> Result<(String, u64, bool), Ended> {
     let node: PublicKey = config.identity.public();
     let hello = FromNode::Hello {
         protocol: PROTOCOL,
@@ -434,8 +474,11 @@ async fn open(
                 return Err(format!("the coordinator wants to speak protocol {protocol}, which this node does not; upgrade the older of the two").into());
             }
             Some(FromCoordinator::Welcome {
-                store, snapshot, ..
-            }) => return Ok((store, snapshot)),
+                store,
+                revision,
+                snapshot,
+                ..
+            }) => return Ok((store, revision, snapshot)),
             Some(FromCoordinator::Refuse {
                 reason,
                 message,

@@ -11,7 +11,7 @@ use crate::wire::Envelope;
 use crate::wire::envelope::{Purpose, Signature};
 use crate::wire::holdings::Holdings;
 use crate::wire::peers::{
-    MAX_RECORDS, MAX_SIGNERS, PROTOCOL, PeerMessage, messages, proof_message,
+    MAX_ASKED, MAX_RECORDS, MAX_SIGNERS, PROTOCOL, PeerMessage, messages, proof_message,
 };
 
 /// Records that one conversation brings at most; more come with the next.
@@ -23,8 +23,14 @@ const MOST_SIGNERS: usize = 65_536;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Send(PeerMessage),
+    /// The other has proved who it is.
+    Proven,
     /// Give these to the ledger; a forged one ends the conversation.
     Apply(Vec<Envelope>),
+    /// The other vouches for these memberships, which this node holds back.
+    Vouched(Vec<Envelope>),
+    /// Ask the ledger for the memberships of these for which this node vouches, for [`Exchange::handle_memberships`].
+    AskMemberships(Vec<PublicKey>),
     /// Wait a little until what was sent has arrived: what comes next ends the tunnel.
     Flush,
     /// Ask the ledger what it holds, for [`Exchange::handle_holdings`].
@@ -44,7 +50,7 @@ pub(super) enum Broken {
     WrongNode,
     #[error("the other node does not prove that it holds its identity key")]
     Proof,
-    #[error("the other node sends more than is taken")]
+    #[error("the other node sends more than is accepted")]
     TooMuch,
     #[error("the other node does not keep to the protocol")]
     OutOfTurn,
@@ -54,8 +60,17 @@ pub(super) enum Broken {
 #[derive(Debug)]
 enum Side {
     /// This node, to say this first.
-    Dials(Vec<Envelope>),
+    Dials(Opening),
     IsDialled,
+}
+
+/// What who dials begins with.
+#[derive(Debug, Default)]
+pub(super) struct Opening {
+    /// The newest of its own records.
+    pub(super) news: Vec<Envelope>,
+    /// Nodes whose memberships it holds back.
+    pub(super) asks: Vec<PublicKey>,
 }
 
 /// What is awaited from the other.
@@ -86,17 +101,20 @@ pub(super) struct Exchange {
     theirs: Holdings,
     wanted: Vec<PublicKey>,
     records: usize,
+    /// As who dials: memberships asked for at most. As who is dialled: nodes asked about.
+    asked: Vec<PublicKey>,
 }
 
 impl Exchange {
-    /// Of who dials `other` with `news`; `nonce` is random.
+    /// Of who dials `other`; `nonce` is random.
     pub(super) fn dial(
         key: SigningKey,
         other: PublicKey,
         nonce: String,
-        news: Vec<Envelope>,
+        mut opening: Opening,
     ) -> Self {
-        Self::new(key, other, nonce, Side::Dials(news))
+        opening.asks.truncate(MAX_ASKED);
+        Self::new(key, other, nonce, Side::Dials(opening))
     }
 
     /// Of who is dialled by `other`.
@@ -115,6 +133,7 @@ impl Exchange {
             theirs: Holdings::default(),
             wanted: Vec::new(),
             records: 0,
+            asked: Vec::new(),
         }
     }
 
@@ -161,10 +180,27 @@ impl Exchange {
                 }
                 Ok(vec![Step::Apply(records)])
             }
+            (Turn::Summary, PeerMessage::Ask { nodes }) => {
+                if nodes.len() > MAX_ASKED || !self.asked.is_empty() {
+                    return Err(Broken::TooMuch);
+                }
+                self.asked = nodes;
+                Ok(Vec::new())
+            }
             (Turn::Summary, PeerMessage::Summary { digest }) => {
                 self.summary = Some(digest);
                 self.turn = Turn::Nothing;
-                Ok(vec![Step::AskHoldings])
+                let asked = std::mem::take(&mut self.asked);
+                let asked = (!asked.is_empty()).then_some(Step::AskMemberships(asked));
+                Ok(asked.into_iter().chain([Step::AskHoldings]).collect())
+            }
+            (Turn::Verdict, PeerMessage::Vouch { memberships }) => {
+                if memberships.len() > self.asked.len() {
+                    return Err(Broken::TooMuch);
+                }
+                // There is one answer.
+                self.asked.clear();
+                Ok(vec![Step::Vouched(memberships)])
             }
             (Turn::Verdict, PeerMessage::Same) | (Turn::Rest, PeerMessage::Done) => {
                 Ok(vec![Step::End])
@@ -240,16 +276,31 @@ impl Exchange {
             return Err(Broken::Proof);
         }
         match &mut self.side {
-            Side::Dials(news) => {
+            Side::Dials(opening) => {
                 self.turn = Turn::Nothing;
-                let news = messages(std::mem::take(news)).into_iter();
-                Ok(news.map(Step::Send).chain([Step::AskHoldings]).collect())
+                let Opening { news, asks } = std::mem::take(opening);
+                let mut steps = vec![Step::Proven];
+                steps.extend(messages(news).into_iter().map(Step::Send));
+                if !asks.is_empty() {
+                    self.asked.clone_from(&asks);
+                    steps.push(Step::Send(PeerMessage::Ask { nodes: asks }));
+                }
+                steps.push(Step::AskHoldings);
+                Ok(steps)
             }
             Side::IsDialled => {
                 self.turn = Turn::Summary;
-                Ok(Vec::new())
+                Ok(vec![Step::Proven])
             }
         }
+    }
+
+    /// This node vouches for `memberships`, of those it was asked about.
+    pub(super) fn handle_memberships(&mut self, memberships: Vec<Envelope>) -> Vec<Step> {
+        if memberships.is_empty() {
+            return Vec::new();
+        }
+        vec![Step::Send(PeerMessage::Vouch { memberships })]
     }
 
     /// The ledger holds `ours`.

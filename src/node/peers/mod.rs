@@ -5,7 +5,9 @@
 //! |---|---|
 //! | [`exchange`] | one conversation, pure |
 //! | [`rounds`] | whom to dial when, pure |
-//! | [`gate`] | how many conversations others may begin, pure |
+//! | [`gate`] | how many conversations others may begin, and what a peer may cost, pure |
+//! | [`renewal`] | what is accepted from a peer, pure |
+//! | [`refusals`] | what is not, counted, pure |
 //! | [`session`] | carries a conversation over its socket |
 //!
 //! The sockets are bound to the tunnel device: nobody outside the tunnel can speak to them. Who is on the other side
@@ -15,6 +17,8 @@
 
 mod exchange;
 mod gate;
+pub(super) mod refusals;
+pub(super) mod renewal;
 mod rounds;
 mod session;
 
@@ -27,11 +31,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use self::exchange::Exchange;
-use self::gate::Gate;
+use self::exchange::{Exchange, Opening};
+use self::gate::{Cost, Gate, Proved};
+use self::refusals::Verdict;
+pub(super) use self::rounds::ROUND;
 use self::rounds::Rounds;
 use crate::model::record::RecordKey;
 use crate::model::{PublicKey, SigningKey};
@@ -55,8 +61,12 @@ const MOST_NEWS: usize = 64;
 pub(super) enum Ask {
     /// What the ledger holds.
     Holdings(oneshot::Sender<Arc<Holdings>>),
-    /// Take these in; answers whether all signatures hold.
-    Apply(Vec<Envelope>, oneshot::Sender<bool>),
+    /// Take these in, which a peer sent.
+    Apply(PublicKey, Vec<Envelope>, oneshot::Sender<Verdict>),
+    /// A peer vouches for these memberships.
+    Vouched(PublicKey, Vec<Envelope>, oneshot::Sender<()>),
+    /// The memberships of these nodes for which this node vouches.
+    Memberships(Vec<PublicKey>, oneshot::Sender<Vec<Envelope>>),
     /// What it holds of these signers.
     Records(Vec<PublicKey>, oneshot::Sender<Vec<Envelope>>),
     /// A conversation begun here is over.
@@ -80,6 +90,8 @@ pub(super) struct Peers {
     pub(super) unconfirmed: Option<Instant>,
     /// Of the ledger as it is; none if it changed since.
     pub(super) holdings: Option<Arc<Holdings>>,
+    /// Nodes whose memberships peers are asked for.
+    asks: Vec<PublicKey>,
     listener: JoinHandle<()>,
 }
 
@@ -91,6 +103,73 @@ struct Line {
     interface: String,
     directory: Arc<ArcSwap<Directory>>,
     asks: mpsc::Sender<Ask>,
+    toll_gate: Arc<TollGate>,
+}
+
+/// The gate, and the tasks of those that are inside.
+#[derive(Debug, Default)]
+struct TollGate(Mutex<(Gate, BTreeMap<u64, AbortHandle>)>);
+
+impl TollGate {
+    fn with<T>(&self, act: impl FnOnce(&mut Gate, &mut BTreeMap<u64, AbortHandle>) -> T) -> T {
+        // Nothing is done under the lock that could leave the two half changed.
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (gate, tasks) = &mut *held;
+        act(gate, tasks)
+    }
+
+    /// Ends a conversation: another one takes its place.
+    fn end(tasks: &mut BTreeMap<u64, AbortHandle>, number: Option<u64>) {
+        if let Some(task) = number.and_then(|number| tasks.remove(&number)) {
+            task.abort();
+        }
+    }
+}
+
+/// What a conversation with a peer costs, and its place if the peer began it. The place is free when this is dropped.
+struct Toll {
+    gate: Arc<TollGate>,
+    peer: PublicKey,
+    place: Option<u64>,
+}
+
+impl Toll {
+    fn peer(&self) -> PublicKey {
+        self.peer
+    }
+
+    /// The peer has proved who it is.
+    fn handle_proven(&self) -> Result<(), session::Failure> {
+        let Some(number) = self.place else {
+            return Ok(());
+        };
+        self.gate.with(
+            |gate, tasks| match gate.prove(number, self.peer, Instant::now()) {
+                Proved::GoesOn { ends } => {
+                    TollGate::end(tasks, ends);
+                    Ok(())
+                }
+                Proved::Refused => Err("it begins too many conversations".to_owned()),
+            },
+        )
+    }
+
+    /// How long to wait before the peer may send more.
+    fn charge(&self, cost: Cost) -> Duration {
+        let now = Instant::now();
+        self.gate.with(|gate, _| gate.charge(self.peer, cost, now))
+    }
+}
+
+impl Drop for Toll {
+    fn drop(&mut self) {
+        if let Some(number) = self.place {
+            self.gate.with(|gate, tasks| {
+                gate.handle_ended(number);
+                tasks.remove(&number);
+            });
+        }
+    }
 }
 
 impl Peers {
@@ -107,6 +186,7 @@ impl Peers {
             interface,
             directory: Arc::default(),
             asks,
+            toll_gate: Arc::default(),
         };
         let listener = tokio::spawn(listen(line.clone()));
         let peers = Self {
@@ -115,6 +195,7 @@ impl Peers {
             news: BTreeSet::new(),
             unconfirmed: None,
             holdings: None,
+            asks: Vec::new(),
             listener,
         };
         (peers, receiver)
@@ -201,6 +282,11 @@ impl Peers {
         }
     }
 
+    /// This node holds memberships back: its peers have their turns, to be asked for them.
+    pub(super) fn ask_about(&mut self, nodes: Vec<PublicKey>) {
+        self.asks = nodes;
+    }
+
     /// Dials who is due, with the records `news` gives for a list of keys.
     pub(super) fn dial(
         &mut self,
@@ -208,7 +294,7 @@ impl Peers {
         now: Instant,
         news: impl FnOnce(&mut dyn Iterator<Item = &RecordKey>) -> Vec<Envelope>,
     ) {
-        let due = self.rounds.poll(away, now);
+        let due = self.rounds.poll(away || !self.asks.is_empty(), now);
         if due.is_empty() {
             return;
         }
@@ -216,7 +302,17 @@ impl Peers {
         let directory = self.line.directory.load();
         for id in due {
             if let Some(address) = directory.by_id.get(&id) {
-                tokio::spawn(dial(self.line.clone(), id, *address, news.clone()));
+                let opening = Opening {
+                    news: news.clone(),
+                    // Nobody vouches for itself.
+                    asks: self
+                        .asks
+                        .iter()
+                        .filter(|node| **node != id)
+                        .copied()
+                        .collect(),
+                };
+                tokio::spawn(dial(self.line.clone(), id, *address, opening));
             }
         }
     }
@@ -260,15 +356,24 @@ async fn hand_over(
     departure: Envelope,
 ) -> Result<(), session::Failure> {
     let stream = connect(&line, address).await?;
-    let exchange = Exchange::dial(line.key, peer, nonce()?, vec![departure]);
+    let opening = Opening {
+        news: vec![departure],
+        asks: Vec::new(),
+    };
+    let exchange = Exchange::dial(line.key, peer, nonce()?, opening);
     session::hand_over(stream, exchange).await
 }
 
-async fn dial(line: Line, peer: PublicKey, address: Ipv4Addr, news: Vec<Envelope>) {
+async fn dial(line: Line, peer: PublicKey, address: Ipv4Addr, opening: Opening) {
     let talked = async {
         let stream = connect(&line, address).await?;
-        let exchange = Exchange::dial(line.key.clone(), peer, nonce()?, news);
-        session::run(stream, exchange, line.asks.clone()).await
+        let exchange = Exchange::dial(line.key.clone(), peer, nonce()?, opening);
+        let toll = Toll {
+            gate: Arc::clone(&line.toll_gate),
+            peer,
+            place: None,
+        };
+        session::run(stream, exchange, line.asks.clone(), toll).await
     }
     .await;
     if let Err(why) = &talked {
@@ -278,13 +383,12 @@ async fn dial(line: Line, peer: PublicKey, address: Ipv4Addr, news: Vec<Envelope
 }
 
 async fn listen(line: Line) {
-    let gate = Arc::new(Mutex::new(Gate::default()));
     let mut said = false;
     loop {
         match socket(&line, PORT).and_then(|socket| socket.listen(64)) {
             Ok(listener) => {
                 said = false;
-                accept(&line, &gate, &listener).await;
+                accept(&line, &listener).await;
             }
             Err(error) if !said => {
                 said = true;
@@ -297,7 +401,7 @@ async fn listen(line: Line) {
 }
 
 /// Takes conversations until the listener breaks.
-async fn accept(line: &Line, gate: &Arc<Mutex<Gate>>, listener: &TcpListener) {
+async fn accept(line: &Line, listener: &TcpListener) {
     loop {
         let (stream, source) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -309,29 +413,38 @@ async fn accept(line: &Line, gate: &Arc<Mutex<Gate>>, listener: &TcpListener) {
             SocketAddr::V6(_) => None,
         };
         let Some(peer) = peer else { continue };
-        let admitted = {
-            let mut gate = gate.lock().unwrap_or_else(PoisonError::into_inner);
-            gate.retain(|id| directory.by_id.contains_key(id));
-            gate.admit(peer, Instant::now())
-        };
-        if admitted {
-            tokio::spawn(answer(line.clone(), Arc::clone(gate), peer, stream));
-        }
+        let now = Instant::now();
+        line.toll_gate.with(|gate, tasks| {
+            gate.retain(|id| directory.by_id.contains_key(id), now);
+            let Some(admitted) = gate.admit(peer, now) else {
+                return;
+            };
+            TollGate::end(tasks, admitted.ends);
+            let toll = Toll {
+                gate: Arc::clone(&line.toll_gate),
+                peer,
+                place: Some(admitted.number),
+            };
+            // It waits for the lock, if it begins before its handle is kept.
+            let task = tokio::spawn(answer(line.clone(), stream, toll));
+            tasks.insert(admitted.number, task.abort_handle());
+        });
     }
 }
 
-async fn answer(line: Line, gate: Arc<Mutex<Gate>>, peer: PublicKey, stream: TcpStream) {
+async fn answer(line: Line, stream: TcpStream, toll: Toll) {
+    let peer = toll.peer();
     let talked = match nonce() {
         Ok(nonce) => {
             let exchange = Exchange::answer(line.key.clone(), peer, nonce);
-            session::run(stream, exchange, line.asks.clone()).await
+            session::run(stream, exchange, line.asks.clone(), toll).await
         }
         Err(why) => Err(why),
     };
     if let Err(why) = talked {
         tracing::debug!(peer = peer.short(), %why, "a peer's conversation broke off");
     }
-    gate.lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .handle_ended(&peer);
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::model::PublicKey;
 
 /// Between two peers' turns.
-pub(super) const ROUND: Duration = Duration::from_secs(5);
+pub(in crate::node) const ROUND: Duration = Duration::from_secs(5);
 /// Conversations begun here that are under way at most.
 const MOST: usize = 32;
 /// After a failure; it doubles with each further one, up to [`RETRY_MOST`].

@@ -7,11 +7,13 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::Ask;
 use super::exchange::{Exchange, Step};
-use crate::wire::peers::{MAX_FRAME, PeerMessage};
+use super::gate::{Cost, PROOF_LIMIT};
+use super::refusals::Offences;
+use super::{Ask, Toll};
+use crate::wire::peers::{MAX_FRAME, MAX_UNPROVEN_FRAME, PeerMessage};
 
 /// How long the other may take for one message, in or out.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,8 +33,9 @@ pub(super) async fn run(
     stream: TcpStream,
     exchange: Exchange,
     asks: mpsc::Sender<Ask>,
+    toll: Toll,
 ) -> Result<(), Failure> {
-    timeout(LIMIT, talk(stream, exchange, asks))
+    timeout(LIMIT, talk(stream, exchange, asks, toll))
         .await
         .map_err(|_| "it takes too long".to_owned())?
 }
@@ -48,16 +51,17 @@ pub(super) async fn hand_over(
         while let Some(step) = steps.pop_front() {
             match step {
                 Step::Send(message) => send(&mut stream, &message).await?,
+                Step::Proven => {}
                 // All that comes before the comparison is sent.
                 _ => {
-                    return match receive(&mut stream).await? {
+                    return match receive(&mut stream, MAX_UNPROVEN_FRAME).await?.0 {
                         PeerMessage::Received => Ok(()),
                         _ => Err("the other node does not keep to the protocol".to_owned()),
                     };
                 }
             }
         }
-        let message = receive(&mut stream).await?;
+        let (message, _) = receive(&mut stream, MAX_UNPROVEN_FRAME).await?;
         let more = exchange.handle_message(message);
         steps.extend(more.map_err(|broken| broken.to_string())?);
     }
@@ -80,25 +84,58 @@ async fn acknowledged(stream: &TcpStream) -> Result<(), Failure> {
     }
 }
 
+/// How far the other is trusted.
+enum Trust {
+    /// It has to prove who it is by then.
+    Unproven(Instant),
+    Proven,
+}
+
 async fn talk(
     mut stream: TcpStream,
     mut exchange: Exchange,
     asks: mpsc::Sender<Ask>,
+    toll: Toll,
 ) -> Result<(), Failure> {
     let _ = stream.set_nodelay(true);
+    let mut trust = Trust::Unproven(Instant::now() + PROOF_LIMIT);
+    let mut offences = Offences::default();
     let mut steps: VecDeque<Step> = exchange.begin().into();
     loop {
         while let Some(step) = steps.pop_front() {
             match step {
                 Step::Send(message) => send(&mut stream, &message).await?,
+                Step::Proven => {
+                    toll.handle_proven()?;
+                    trust = Trust::Proven;
+                }
                 Step::Apply(records) => {
-                    let sound = ask(&asks, |reply| Ask::Apply(records, reply)).await?;
-                    if !sound {
+                    let peer = toll.peer();
+                    let verdict = ask(&asks, |reply| Ask::Apply(peer, records, reply)).await?;
+                    if verdict.forged {
                         return Err("a record's signature does not hold".to_owned());
                     }
+                    offences.add(&verdict);
+                    if offences.is_over() {
+                        return Err("it sends records that break the rules".to_owned());
+                    }
+                    let cost = Cost {
+                        signatures: verdict.verified,
+                        writes: u64::from(verdict.changed),
+                        ..Cost::default()
+                    };
+                    sleep(toll.charge(cost)).await;
+                }
+                Step::Vouched(memberships) => {
+                    let peer = toll.peer();
+                    ask(&asks, |reply| Ask::Vouched(peer, memberships, reply)).await?;
                 }
                 Step::Flush => {
                     let _ = timeout(FLUSH_LIMIT, acknowledged(&stream)).await;
+                }
+                Step::AskMemberships(nodes) => {
+                    let held = ask(&asks, |reply| Ask::Memberships(nodes, reply)).await?;
+                    steps.extend(exchange.handle_memberships(held));
                 }
                 Step::AskHoldings => {
                     let held = ask(&asks, Ask::Holdings).await?;
@@ -114,9 +151,25 @@ async fn talk(
                 }
             }
         }
-        let message = receive(&mut stream).await?;
-        let more = exchange.handle_message(message);
-        steps.extend(more.map_err(|broken| broken.to_string())?);
+        match trust {
+            Trust::Unproven(until) => {
+                let (message, _) = timeout_at(until, receive(&mut stream, MAX_UNPROVEN_FRAME))
+                    .await
+                    .map_err(|_| "the other node does not prove who it is".to_owned())??;
+                let more = exchange.handle_message(message);
+                steps.extend(more.map_err(|broken| broken.to_string())?);
+            }
+            Trust::Proven => {
+                let (message, octets) = receive(&mut stream, MAX_FRAME).await?;
+                let more = exchange.handle_message(message);
+                steps.extend(more.map_err(|broken| broken.to_string())?);
+                let cost = Cost {
+                    octets,
+                    ..Cost::default()
+                };
+                sleep(toll.charge(cost)).await;
+            }
+        }
     }
 }
 
@@ -140,10 +193,11 @@ async fn send(stream: &mut TcpStream, message: &PeerMessage) -> Result<(), Failu
         .map_err(|e| e.to_string())
 }
 
-async fn receive(stream: &mut TcpStream) -> Result<PeerMessage, Failure> {
+/// The next message of `most` octets at most, and how many it has.
+async fn receive(stream: &mut TcpStream, most: usize) -> Result<(PeerMessage, u64), Failure> {
     let read = async {
         let length = stream.read_u32().await.map_err(|e| e.to_string())? as usize;
-        if length > MAX_FRAME {
+        if length > most {
             return Err("a message is too long".to_owned());
         }
         // Memory comes with what is read, not with what is announced.
@@ -155,7 +209,9 @@ async fn receive(stream: &mut TcpStream) -> Result<PeerMessage, Failure> {
         if text.len() < length {
             return Err("the other node hung up".to_owned());
         }
-        serde_json::from_slice(&text).map_err(|e| format!("a message cannot be read: {e}"))
+        let message = serde_json::from_slice(&text);
+        let message = message.map_err(|e| format!("a message cannot be read: {e}"))?;
+        Ok((message, length as u64))
     };
     timeout(PATIENCE, read)
         .await

@@ -7,6 +7,8 @@
 //! | `departing-ID.json` | a departure that no coordinator has acknowledged | the name stays taken until it is removed |
 //! | `records.jsonl` | every verified record, one envelope a line | damaged lines are left out and come again |
 //! | `position.json` | where the node stands in the coordinator's changes | everything is asked for again |
+//! | `in_step.json` | when the node was last in step with a coordinator | memberships of any date are accepted once |
+//! | `newcomers.json` | memberships held back, and those accepted on trust | the former come again, and the latter are vouched for |
 //! | `instances.json` | the addresses of containers | they get new ones |
 //! | `services.json` | services added with `meshctl service add`, drains | said, kept aside as `services.json.damaged` |
 
@@ -16,22 +18,26 @@ pub mod records;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::control::stream::Position;
+use super::newcomers::{self, Newcomers};
 use crate::discovery::docker::ContainerId;
 use crate::model::address::Block;
 use crate::model::service_address::ServiceAddresses;
 use crate::model::time::UnixSeconds;
-use crate::model::{Label, PublicKey, SigningKey, WireGuardKey};
+use crate::model::{KeyProof, Label, PublicKey, SigningKey, WireGuardKey};
 use crate::wire::Envelope;
 use crate::wire::file::{self, FileError};
 use crate::wire::token::SpkiPin;
 use crate::wire::url::CoordinatorUrl;
 
+const IN_STEP: &str = "in_step.json";
+const NEWCOMERS: &str = "newcomers.json";
 /// Octets of a state file at most, the records aside.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
@@ -90,6 +96,15 @@ impl Keys {
     #[must_use]
     pub fn wireguard_public(&self) -> WireGuardKey {
         WireGuardKey(x25519_dalek::PublicKey::from(&self.wireguard).to_bytes())
+    }
+
+    /// The proof that the node holds the tunnel's key; none, if the system has no randomness to give.
+    #[must_use]
+    pub fn prove_wireguard(&self) -> Option<KeyProof> {
+        let mut random = Zeroizing::new([0; 32]);
+        getrandom::fill(random.as_mut_slice()).ok()?;
+        let secret = Zeroizing::new(self.wireguard.to_bytes());
+        Some(KeyProof::make(&secret, &self.identity.public(), &random))
     }
 }
 
@@ -368,6 +383,39 @@ impl StateDir {
         self.write("position.json", position)
     }
 
+    /// What is known of memberships that are new. With `is_new` the node has just joined, or has lost records: it accepts
+    /// what is sent to it once.
+    pub(in crate::node) fn newcomers(&self, is_new: bool, now: Instant) -> Newcomers {
+        if is_new {
+            let _ = std::fs::remove_file(self.path(IN_STEP));
+        }
+        let in_step = self.read_or_nothing(IN_STEP).ok().flatten();
+        let lists = self.read_or_nothing(NEWCOMERS).ok().flatten();
+        Newcomers::new(in_step.unwrap_or_default(), lists.unwrap_or_default(), now)
+    }
+
+    /// Writes when the node was last in step with a coordinator.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(in crate::node) fn set_in_step(
+        &self,
+        stored: &newcomers::Stored,
+    ) -> Result<(), StateError> {
+        self.write(IN_STEP, stored)
+    }
+
+    /// Writes which memberships are held back, and which were accepted on trust.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(in crate::node) fn set_newcomers(
+        &self,
+        lists: &newcomers::StoredLists,
+    ) -> Result<(), StateError> {
+        self.write(NEWCOMERS, lists)
+    }
+
     /// The services added by hand, and what is wrong with their file if anything is.
     #[must_use]
     pub fn services<T: DeserializeOwned + Default>(&self) -> (T, Option<String>) {
@@ -436,6 +484,8 @@ impl StateDir {
             "pending.json",
             "records.jsonl",
             "position.json",
+            IN_STEP,
+            NEWCOMERS,
             "services.json",
             "instances.json",
             "service-addresses.json",

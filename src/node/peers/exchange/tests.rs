@@ -30,6 +30,10 @@ struct End {
     ledger: Ledger,
     steps: VecDeque<Step>,
     ended: bool,
+    /// Memberships for which it vouches.
+    witnessed: Vec<Envelope>,
+    /// Those for which the other did.
+    vouched: Vec<Envelope>,
 }
 
 impl End {
@@ -44,6 +48,8 @@ impl End {
             ledger,
             steps,
             ended: false,
+            witnessed: Vec::new(),
+            vouched: Vec::new(),
         }
     }
 
@@ -56,7 +62,15 @@ impl End {
                     sent.push(message);
                     continue;
                 }
-                Step::Flush => continue,
+                Step::Flush | Step::Proven => continue,
+                Step::Vouched(memberships) => {
+                    self.vouched.extend(memberships);
+                    continue;
+                }
+                Step::AskMemberships(nodes) => {
+                    assert!(nodes.len() <= MAX_ASKED);
+                    self.exchange.handle_memberships(self.witnessed.clone())
+                }
                 Step::Apply(records) => {
                     for record in records {
                         let _ = self.ledger.apply(record);
@@ -108,9 +122,16 @@ fn talk(dialler: &mut End, dialled: &mut End) -> Result<usize, Broken> {
     }
 }
 
+fn with(news: Vec<Envelope>) -> Opening {
+    Opening {
+        news,
+        asks: Vec::new(),
+    }
+}
+
 fn pair(ours: &[Envelope], theirs: &[Envelope], news: Vec<Envelope>) -> (End, End) {
     let (a, b) = (key(10), key(11));
-    let dial = Exchange::dial(a.clone(), b.public(), "n1".into(), news);
+    let dial = Exchange::dial(a.clone(), b.public(), "n1".into(), with(news));
     let answer = Exchange::answer(b, a.public(), "n2".into());
     (End::new(dial, ours), End::new(answer, theirs))
 }
@@ -153,7 +174,7 @@ fn who_cannot_prove_who_it_is_gets_nothing() {
             stranger.clone(),
             b.public(),
             "n1".into(),
-            vec![token(20, 1)],
+            with(vec![token(20, 1)]),
         ),
         &[],
     );
@@ -248,4 +269,100 @@ fn a_departure_is_acknowledged_before_it_ends_the_tunnel() {
     // That of another node ends no tunnel to this one.
     let others = vec![departure(3)];
     assert_eq!(steps_of(others.clone()), Ok(vec![Step::Apply(others)]));
+}
+
+/// As [`pair`], where the one that dials holds the memberships of these nodes back.
+fn asking(asks: Vec<PublicKey>, ours: &[Envelope], theirs: &[Envelope]) -> (End, End) {
+    let (a, b) = (key(10), key(11));
+    let opening = Opening {
+        news: Vec::new(),
+        asks,
+    };
+    let dial = Exchange::dial(a.clone(), b.public(), "n1".into(), opening);
+    let answer = Exchange::answer(b, a.public(), "n2".into());
+    (End::new(dial, ours), End::new(answer, theirs))
+}
+
+#[test]
+fn a_peer_is_asked_for_memberships_and_vouches_before_the_records_are_compared() {
+    let held_back = key(30).public();
+    for theirs in [vec![token(20, 5)], vec![token(21, 1)]] {
+        let (mut a, mut b) = asking(vec![held_back], &[token(20, 5)], &theirs);
+        let membership = token(99, 1);
+        b.witnessed = vec![membership.clone()];
+        talk(&mut a, &mut b).expect("both keep to the protocol");
+        assert!(a.ended && b.ended);
+        assert_eq!(a.vouched, [membership]);
+        assert_eq!(Holdings::of(&a.ledger), Holdings::of(&b.ledger));
+        // It vouches for nobody: all goes on as without the question.
+        let (mut a, mut b) = asking(vec![held_back], &[token(20, 5)], &theirs);
+        talk(&mut a, &mut b).expect("both keep to the protocol");
+        assert!(a.ended && b.ended && a.vouched.is_empty());
+    }
+}
+
+#[test]
+fn nobody_vouches_unasked_or_for_more_than_was_asked() {
+    let vouch = |count| PeerMessage::Vouch {
+        memberships: vec![token(20, 1); count],
+    };
+    let asked = |count: u8| {
+        let asks = (0..count).map(|n| key(n).public()).collect();
+        let (mut a, _) = asking(asks, &[], &[]);
+        a.exchange.asked = match &a.exchange.side {
+            Side::Dials(opening) => opening.asks.clone(),
+            Side::IsDialled => Vec::new(),
+        };
+        a.exchange.turn = Turn::Verdict;
+        a.exchange
+    };
+    assert_eq!(asked(0).handle_message(vouch(1)), Err(Broken::TooMuch));
+    assert_eq!(asked(2).handle_message(vouch(3)), Err(Broken::TooMuch));
+    let mut once = asked(200);
+    assert_eq!(once.asked.len(), MAX_ASKED);
+    assert!(once.handle_message(vouch(MAX_ASKED)).is_ok());
+    assert_eq!(once.handle_message(vouch(1)), Err(Broken::TooMuch));
+    // Who is dialled is not vouched for, and answers one question of bounded length.
+    let fresh = || {
+        let mut exchange = Exchange::answer(key(11), key(10).public(), "n2".into());
+        exchange.turn = Turn::Summary;
+        exchange
+    };
+    assert_eq!(fresh().handle_message(vouch(1)), Err(Broken::OutOfTurn));
+    let ask = |count| PeerMessage::Ask {
+        nodes: vec![key(1).public(); count],
+    };
+    assert_eq!(
+        fresh().handle_message(ask(MAX_ASKED + 1)),
+        Err(Broken::TooMuch)
+    );
+    let mut twice = fresh();
+    assert_eq!(twice.handle_message(ask(1)), Ok(vec![]));
+    assert_eq!(twice.handle_message(ask(1)), Err(Broken::TooMuch));
+}
+
+#[test]
+fn who_dials_a_peer_of_an_earlier_version_is_not_kept_waiting() {
+    let (mut a, mut b) = asking(vec![key(30).public()], &[token(20, 5)], &[token(20, 5)]);
+    // That version passes over what it does not know.
+    let mut messages = VecDeque::new();
+    loop {
+        for message in a.run() {
+            let message = match message {
+                PeerMessage::Ask { .. } => PeerMessage::Unknown,
+                other => other,
+            };
+            messages.push_back(message);
+        }
+        let Some(message) = messages.pop_front() else {
+            break;
+        };
+        b.steps
+            .extend(b.exchange.handle_message(message).expect("in turn"));
+        for reply in b.run() {
+            a.steps
+                .extend(a.exchange.handle_message(reply).expect("in turn"));
+        }
+    }
+    assert!(a.ended && b.ended);
 }

@@ -1,0 +1,228 @@
+use super::*;
+use crate::model::{SigningKey, WireGuardKey};
+
+const DAY: u64 = 24 * 3600;
+const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
+
+fn key(n: u8) -> SigningKey {
+    SigningKey::from_seed(&[n; 32])
+}
+
+fn ago(seconds: u64) -> UnixSeconds {
+    UnixSeconds(NOW.0 - seconds)
+}
+
+fn membership(node: u8, token: u8, issued_at: UnixSeconds) -> (Membership, Envelope) {
+    let token = key(token);
+    let membership = Membership {
+        id: key(node).public(),
+        version: 1,
+        token: token.public(),
+        name: Label::parse(&format!("n{node}")).expect("a literal"),
+        wireguard_key: WireGuardKey([node; 32]),
+        tags: vec![],
+        issued_at,
+    };
+    let envelope = Envelope::seal(&Record::Membership(membership.clone()), &token);
+    (membership, envelope)
+}
+
+fn token(expires_at: UnixSeconds) -> Token {
+    Token {
+        id: key(200).public(),
+        version: 1,
+        tags: vec![],
+        uses: 5,
+        created_at: ago(90 * DAY),
+        expires_at,
+        ephemeral: false,
+    }
+}
+
+fn in_step(at: Option<UnixSeconds>) -> Newcomers {
+    Newcomers::new(
+        Stored { in_step: at },
+        StoredLists::default(),
+        Instant::now(),
+    )
+}
+
+fn judged(newcomers: &Newcomers, issued: u64, token: &Token) -> Verdict {
+    let circumstances = Circumstances {
+        token: Some(token),
+        is_revoked: false,
+        is_name_taken: false,
+    };
+    let (membership, _) = membership(1, 200, ago(issued));
+    newcomers.judge(&membership, NOW, || circumstances)
+}
+
+#[test]
+fn a_membership_dated_before_this_node_was_in_step_is_held_back_once_its_token_is_over() {
+    let over = token(ago(30 * DAY));
+    let newcomers = in_step(Some(ago(DAY)));
+    assert_eq!(judged(&newcomers, 0, &over), Verdict::Witnessed);
+    assert_eq!(judged(&newcomers, 300, &over), Verdict::Witnessed);
+    assert_eq!(judged(&newcomers, 3600, &over), Verdict::OnTrust);
+    assert_eq!(judged(&newcomers, DAY + 300, &over), Verdict::OnTrust);
+    assert_eq!(judged(&newcomers, DAY + 700, &over), Verdict::HeldBack);
+    assert_eq!(judged(&newcomers, 60 * DAY, &over), Verdict::HeldBack);
+    // After a long absence two nodes find each other again.
+    let absent = in_step(Some(ago(60 * DAY)));
+    assert_eq!(judged(&absent, 40 * DAY, &over), Verdict::OnTrust);
+    assert_eq!(judged(&absent, 61 * DAY, &over), Verdict::HeldBack);
+    // A node that has just joined has nothing to compare with.
+    assert_eq!(judged(&in_step(None), 60 * DAY, &over), Verdict::OnTrust);
+}
+
+#[test]
+fn a_clock_that_is_wrong_holds_no_node_back_that_has_a_token_which_holds() {
+    let newcomers = in_step(Some(ago(0)));
+    let holds = token(UnixSeconds(NOW.0 + 60));
+    assert_eq!(judged(&newcomers, 5 * 3600, &holds), Verdict::OnTrust);
+    let (membership, _) = membership(1, 200, ago(5 * 3600));
+    for (is_revoked, is_name_taken) in [(true, false), (false, true)] {
+        let circumstances = Circumstances {
+            token: Some(&holds),
+            is_revoked,
+            is_name_taken,
+        };
+        assert_eq!(
+            newcomers.judge(&membership, NOW, || circumstances),
+            Verdict::HeldBack
+        );
+    }
+    // A clock that went back does not bring an old token to life again.
+    let circumstances = Circumstances {
+        token: Some(&holds),
+        is_revoked: false,
+        is_name_taken: false,
+    };
+    let ahead = in_step(Some(UnixSeconds(NOW.0 + DAY)));
+    let (dated_back, _) = self::membership(1, 200, ago(DAY));
+    assert_eq!(
+        ahead.judge(&dated_back, NOW, || circumstances),
+        Verdict::HeldBack
+    );
+}
+
+#[test]
+fn a_membership_is_released_by_a_peer_and_not_by_its_own_node_or_with_another_text() {
+    let now = Instant::now();
+    let mut newcomers = in_step(Some(ago(0)));
+    let (held, envelope) = membership(1, 200, ago(60 * DAY));
+    assert!(newcomers.hold_back(&envelope, &held, now));
+    assert!(!newcomers.hold_back(&envelope, &held, now));
+    assert_eq!(newcomers.asks(now), [held.id]);
+    assert!(!newcomers.may_release(&envelope, &held.id));
+    assert!(!newcomers.may_release(&membership(1, 200, ago(50 * DAY)).1, &key(2).public()));
+    assert!(!newcomers.may_release(&membership(3, 200, ago(60 * DAY)).1, &key(2).public()));
+    assert!(newcomers.may_release(&envelope, &key(2).public()));
+
+    // Both lists survive a restart.
+    let lists = newcomers.unwritten().expect("it changed");
+    let stored = Stored {
+        in_step: Some(ago(0)),
+    };
+    let mut newcomers = Newcomers::new(stored, lists, now);
+    assert_eq!(newcomers.unwritten(), None);
+    assert!(newcomers.may_release(&envelope, &key(2).public()));
+    assert!(newcomers.problem(now).is_none());
+    let problem = newcomers.problem(now + PROBLEM_AFTER).expect("a problem");
+    assert!(problem.what.contains("1 node(s)") && problem.what.contains("n1"));
+
+    newcomers.handle_accepted(&held.id, false);
+    assert!(newcomers.problem(now + PROBLEM_AFTER).is_none());
+    assert!(!newcomers.vouches_for(&held.id), "it saw nothing itself");
+    newcomers.handle_accepted(&held.id, true);
+    assert!(newcomers.vouches_for(&held.id));
+    assert!(newcomers.unwritten().is_some());
+    newcomers.handle_written();
+    assert!(newcomers.unwritten().is_none());
+}
+
+#[test]
+fn one_token_fills_its_own_share_of_what_is_held_back() {
+    let now = Instant::now();
+    let mut newcomers = in_step(Some(ago(0)));
+    for node in 1..100 {
+        let (held, envelope) = membership(node, 200, ago(60 * DAY));
+        newcomers.hold_back(&envelope, &held, now);
+    }
+    assert_eq!(newcomers.held.len(), MAX_HELD_OF_TOKEN);
+    let (held, envelope) = membership(150, 201, ago(60 * DAY));
+    assert!(newcomers.hold_back(&envelope, &held, now + PROBLEM_AFTER));
+    let asks = newcomers.asks(now + PROBLEM_AFTER);
+    assert_eq!((asks[0], asks.len()), (held.id, MAX_HELD_OF_TOKEN));
+    let problem = newcomers
+        .problem(now + 2 * PROBLEM_AFTER)
+        .expect("a problem");
+    assert!(problem.what.ends_with("more"), "{}", problem.what);
+    // Those left out are asked for again when there is room, and not before.
+    assert!(!newcomers.take_overflowed());
+    newcomers.retain(|_, _| false);
+    assert!(newcomers.take_overflowed());
+    assert!(!newcomers.take_overflowed());
+    assert!(newcomers.asks(now).is_empty());
+    // One that is larger than any node makes takes no room at all.
+    let mut large = envelope;
+    large.payload = format!("{}{}", large.payload, " ".repeat(MAX_OCTETS));
+    assert!(!newcomers.hold_back(&large, &held, now));
+}
+
+#[test]
+fn a_node_is_in_step_once_it_holds_all_that_the_coordinator_had_when_the_stream_opened() {
+    let mut newcomers = in_step(Some(ago(DAY)));
+    let over = token(ago(30 * DAY));
+    assert_eq!(
+        newcomers.handle_heard(900, NOW, || NOW),
+        None,
+        "no stream is open"
+    );
+    newcomers.handle_opened(0);
+    assert_eq!(
+        newcomers.handle_heard(900, NOW, || NOW),
+        None,
+        "no member there"
+    );
+    newcomers.handle_opened(1000);
+    assert_eq!(newcomers.handle_heard(0, NOW, || NOW), None);
+    assert_eq!(newcomers.handle_heard(999, NOW, || NOW), None);
+    assert_eq!(judged(&newcomers, 3600, &over), Verdict::OnTrust);
+    assert_eq!(
+        newcomers.handle_heard(1000, NOW, || NOW),
+        Some(Stored { in_step: Some(NOW) })
+    );
+    assert_eq!(judged(&newcomers, 3600, &over), Verdict::HeldBack);
+    // Written once a minute.
+    let writes = (1..=600).filter(|n| {
+        newcomers
+            .handle_heard(1001, UnixSeconds(NOW.0 + n), || NOW)
+            .is_some()
+    });
+    assert_eq!(writes.count(), 10);
+    newcomers.handle_closed();
+    assert_eq!(
+        newcomers.handle_heard(2000, UnixSeconds(NOW.0 + DAY), || NOW),
+        None
+    );
+    // A clock that was far ahead is right again with the next stream.
+    newcomers.handle_opened(1);
+    let back = UnixSeconds(NOW.0 - DAY);
+    assert!(newcomers.handle_heard(1, back, || NOW).is_some());
+    assert_eq!(newcomers.in_step, Some(back));
+    // One that starts in 1970 is not believed.
+    assert_eq!(newcomers.handle_heard(1, UnixSeconds(9), || NOW), None);
+    assert_eq!(newcomers.in_step, Some(back));
+    let (old, _) = membership(1, 200, ago(2 * DAY));
+    let verdict = in_step(Some(ago(DAY))).judge(&old, UnixSeconds(9), || Circumstances {
+        token: Some(&over),
+        is_revoked: false,
+        is_name_taken: false,
+    });
+    assert_eq!(verdict, Verdict::HeldBack);
+    let (new, _) = membership(1, 200, ago(0));
+    let verdict =
+        in_step(Some(ago(DAY))).judge(&new, UnixSeconds(9), || panic!("the date decides"));
+    assert_eq!(verdict, Verdict::Witnessed);
+}

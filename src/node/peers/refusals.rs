@@ -1,0 +1,158 @@
+//! What peers sent that was refused: counted, and one line a minute for each peer. Pure: the clock is an argument.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::model::PublicKey;
+use crate::wire::ledger::Refused;
+
+/// Between two lines about one peer.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Records that break a rule in one conversation, before it ends. A peer of another version may hold some that another
+/// node said, which this version does not accept.
+const MAX_OFFENCES: u32 = 64;
+/// The same where the peer said them itself.
+const MAX_OWN_OFFENCES: u32 = 4;
+
+/// The refused records of a peer since the last line about it.
+#[derive(Debug)]
+struct Refusals {
+    count: u64,
+    first: String,
+    logged: Option<Instant>,
+}
+
+/// The refused records of all peers.
+#[derive(Debug, Default)]
+pub(in crate::node) struct PeerRefusals(BTreeMap<PublicKey, Refusals>);
+
+impl PeerRefusals {
+    /// A record that `peer` sent was refused.
+    pub(in crate::node) fn note(&mut self, peer: PublicKey, why: &Refused) {
+        let held = self.0.entry(peer).or_insert(Refusals {
+            count: 0,
+            first: String::new(),
+            logged: None,
+        });
+        if held.count == 0 {
+            held.first = why.to_string();
+        }
+        held.count += 1;
+    }
+
+    /// For the log: the peers of which records were refused, how many, and why the first.
+    pub(in crate::node) fn poll(&mut self, now: Instant) -> Vec<(PublicKey, u64, String)> {
+        let is_due = |held: &Refusals| {
+            let logged = held.logged;
+            logged.is_none_or(|at| now.saturating_duration_since(at) >= INTERVAL)
+        };
+        self.0.retain(|_, held| held.count > 0 || !is_due(held));
+        let due = self.0.iter_mut().filter(|(_, held)| held.count > 0);
+        due.filter_map(|(peer, held)| {
+            is_due(held).then(|| {
+                held.logged = Some(now);
+                let count = std::mem::take(&mut held.count);
+                (*peer, count, std::mem::take(&mut held.first))
+            })
+        })
+        .collect()
+    }
+}
+
+/// The refused records of one conversation.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Offences {
+    all: u32,
+    own: u32,
+}
+
+impl Offences {
+    /// Adds those of a message.
+    pub(super) fn add(&mut self, verdict: &Verdict) {
+        self.all = self.all.saturating_add(verdict.offences);
+        self.own = self.own.saturating_add(verdict.own_offences);
+    }
+
+    /// Whether the conversation ends.
+    pub(super) fn is_over(&self) -> bool {
+        self.all > MAX_OFFENCES || self.own >= MAX_OWN_OFFENCES
+    }
+}
+
+/// What became of the records of one message.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(in crate::node) struct Verdict {
+    /// One has no signature that holds: nothing that follows it was looked at.
+    pub(in crate::node) forged: bool,
+    /// Signatures that were verified.
+    pub(in crate::node) verified: u64,
+    /// Whether any was new.
+    pub(in crate::node) changed: bool,
+    /// Records that no rule of this version accepts from anybody.
+    pub(in crate::node) offences: u32,
+    /// Those of them that the peer signed itself.
+    pub(in crate::node) own_offences: u32,
+}
+
+impl Verdict {
+    /// Adds a record that `peer` sent, signed by `signer`, and that was refused.
+    pub(in crate::node) fn add(&mut self, peer: &PublicKey, signer: &PublicKey, why: &Refused) {
+        match why {
+            Refused::Signature | Refused::TooLong(_) => self.forged = true,
+            Refused::Record(_) | Refused::Signer(_) | Refused::ForeignAddress(_) => {
+                self.offences += 1;
+                self.own_offences += u32::from(peer == signer);
+            }
+            // The two may know different things.
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::record::RecordKey;
+
+    #[test]
+    fn a_peer_whose_records_are_refused_for_ever_is_a_line_a_minute_and_all_are_counted() {
+        let (mut refusals, start) = (PeerRefusals::default(), Instant::now());
+        let peer = PublicKey([1; 32]);
+        let mut lines = Vec::new();
+        for n in 0..55_000 {
+            refusals.note(peer, &Refused::NotAMember);
+            lines.extend(refusals.poll(start + Duration::from_millis(4) * n));
+        }
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        lines.extend(refusals.poll(start + Duration::from_secs(3600)));
+        assert_eq!(lines.iter().map(|(_, count, _)| count).sum::<u64>(), 55_000);
+        assert_eq!(lines[0].2, Refused::NotAMember.to_string());
+        refusals.poll(start + Duration::from_secs(7200));
+        assert!(refusals.0.is_empty(), "a quiet peer is forgotten");
+    }
+
+    #[test]
+    fn a_conversation_ends_after_few_records_that_break_rules_and_not_for_what_two_nodes_know_differently()
+     {
+        let (peer, other) = (PublicKey([1; 32]), PublicKey([2; 32]));
+        let signer = Refused::Signer(RecordKey {
+            kind: "node".into(),
+            id: "x".into(),
+        });
+        let messages_until_over = |signed_by: &PublicKey, why: &Refused| {
+            let mut offences = Offences::default();
+            (1..1000).find(|_| {
+                let mut verdict = Verdict::default();
+                verdict.add(&peer, signed_by, why);
+                offences.add(&verdict);
+                offences.is_over()
+            })
+        };
+        assert_eq!(messages_until_over(&peer, &signer), Some(4));
+        assert_eq!(messages_until_over(&other, &signer), Some(65));
+        assert_eq!(messages_until_over(&peer, &Refused::NodeRevoked), None);
+        let mut verdict = Verdict::default();
+        verdict.add(&peer, &other, &Refused::Signature);
+        assert!(verdict.forged);
+    }
+}

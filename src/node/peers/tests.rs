@@ -1,0 +1,246 @@
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+use crate::model::record::{Record, Token};
+use crate::model::time::UnixSeconds;
+use crate::wire::Ledger;
+use crate::wire::peers::{PROTOCOL, PeerMessage};
+
+/// Only a hang takes that long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn key(n: u8) -> SigningKey {
+    SigningKey::from_seed(&[n; 32])
+}
+
+/// A node whose peer, with key 2, is at 127.0.0.1; and what its conversations ask.
+async fn node() -> (Line, SocketAddr, mpsc::Receiver<Ask>) {
+    let (asks, receiver) = mpsc::channel(ASKS);
+    let address = Ipv4Addr::LOCALHOST;
+    let peer = key(2).public();
+    let directory = Directory {
+        by_address: [(address, peer)].into(),
+        by_id: [(peer, address)].into(),
+    };
+    let line = Line {
+        key: key(1),
+        own: address,
+        interface: "lo".into(),
+        directory: Arc::new(ArcSwap::from_pointee(directory)),
+        asks,
+        toll_gate: Arc::default(),
+    };
+    let listener = TcpListener::bind((address, 0)).await.expect("loopback");
+    let at = listener.local_addr().expect("bound");
+    let listening = line.clone();
+    tokio::spawn(async move { accept(&listening, &listener).await });
+    (line, at, receiver)
+}
+
+/// Answers what conversations ask from an empty ledger; counts the messages with records.
+fn agent(mut asks: mpsc::Receiver<Ask>) -> tokio::sync::watch::Receiver<usize> {
+    let (sender, receiver) = tokio::sync::watch::channel(0);
+    tokio::spawn(async move {
+        let mut ledger = Ledger::new(key(9).public());
+        while let Some(ask) = asks.recv().await {
+            match ask {
+                Ask::Holdings(reply) => drop(reply.send(Arc::new(Holdings::of(&ledger)))),
+                Ask::Apply(peer, records, reply) => {
+                    let mut verdict = Verdict::default();
+                    for record in records {
+                        verdict.verified += 1;
+                        if let Err(why) = ledger.apply(record.clone()) {
+                            verdict.add(&peer, &record.signer, &why);
+                        }
+                    }
+                    sender.send_modify(|count| *count += 1);
+                    let _ = reply.send(verdict);
+                }
+                Ask::Records(_, reply) | Ask::Memberships(_, reply) => drop(reply.send(vec![])),
+                Ask::Vouched(_, _, reply) => drop(reply.send(())),
+                Ask::Ended(..) => {}
+            }
+        }
+    });
+    receiver
+}
+
+async fn connect_to(at: SocketAddr) -> TcpStream {
+    TcpStream::connect(at).await.expect("it listens")
+}
+
+/// A conversation of the peer, to its end.
+async fn talk_to(at: SocketAddr, news: Vec<Envelope>) -> Result<(), session::Failure> {
+    let (asks, receiver) = mpsc::channel(ASKS);
+    let _agent = agent(receiver);
+    let opening = Opening {
+        news,
+        asks: Vec::new(),
+    };
+    let toll = Toll {
+        gate: Arc::default(),
+        peer: key(1).public(),
+        place: None,
+    };
+    let exchange = Exchange::dial(key(2), key(1).public(), nonce()?, opening);
+    session::run(connect_to(at).await, exchange, asks, toll).await
+}
+
+/// Whether the other side hangs up.
+async fn is_ended(stream: &mut TcpStream) -> bool {
+    let mut octets = [0; 1];
+    let read = timeout(PATIENCE, stream.read(&mut octets)).await;
+    !matches!(read.expect("no hang"), Ok(1..))
+}
+
+async fn say(stream: &mut TcpStream, message: &PeerMessage) -> io::Result<()> {
+    let text = serde_json::to_vec(message).expect("plain data");
+    let length = u32::try_from(text.len()).expect("short");
+    stream.write_all(&length.to_be_bytes()).await?;
+    stream.write_all(&text).await
+}
+
+#[tokio::test]
+async fn silent_connections_from_a_peers_address_do_not_keep_its_own_conversation_waiting() {
+    let (line, at, asks) = node().await;
+    let _agent = agent(asks);
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(connect_to(at).await);
+    }
+    let begun = Instant::now();
+    talk_to(at, vec![]).await.expect("it is heard");
+    assert!(
+        begun.elapsed() < gate::PROOF_LIMIT,
+        "it did not wait for those that are silent to be given up"
+    );
+    // They end by themselves, and nothing of them is left.
+    for stream in &mut silent {
+        assert!(is_ended(stream).await);
+    }
+    let end = Instant::now() + PATIENCE;
+    while line.toll_gate.with(|_, tasks| !tasks.is_empty()) {
+        assert!(Instant::now() < end, "conversations are still there");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn one_that_says_hello_slowly_is_given_up_by_one_limit_for_all_of_it() {
+    let (_line, at, asks) = node().await;
+    let _agent = agent(asks);
+    let mut slow = connect_to(at).await;
+    let begun = Instant::now();
+    // An octet at a time, for ever.
+    let mut octets = 1000u32
+        .to_be_bytes()
+        .into_iter()
+        .chain(std::iter::repeat(b' '));
+    let (mut read, mut write) = slow.split();
+    let written = async {
+        while let Some(octet) = octets.next()
+            && write.write_all(&[octet]).await.is_ok()
+        {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let mut answer = Vec::new();
+    tokio::select! {
+        () = written => {}
+        _ = read.read_to_end(&mut answer) => {}
+        () = sleep(PATIENCE) => panic!("it is listened to for ever"),
+    }
+    assert!(answer.is_empty());
+    assert!(begun.elapsed() >= gate::PROOF_LIMIT / 2);
+}
+
+#[tokio::test]
+async fn who_has_not_proved_who_it_is_is_not_listened_to_at_length() {
+    let (_line, at, asks) = node().await;
+    let _agent = agent(asks);
+    let mut stream = connect_to(at).await;
+    let announced = 1024u32 * 1024;
+    stream
+        .write_all(&announced.to_be_bytes())
+        .await
+        .expect("room");
+    let begun = Instant::now();
+    assert!(is_ended(&mut stream).await);
+    assert!(begun.elapsed() < gate::PROOF_LIMIT);
+    // Nor is one that names another node.
+    let mut stream = connect_to(at).await;
+    let hello = PeerMessage::Hello {
+        protocol: PROTOCOL,
+        node: key(3).public(),
+        nonce: "n".into(),
+    };
+    say(&mut stream, &hello).await.expect("room");
+    assert!(is_ended(&mut stream).await);
+}
+
+#[tokio::test]
+async fn a_peer_that_sends_what_breaks_the_rules_is_heard_out_for_few_messages() {
+    let (_line, at, asks) = node().await;
+    let messages = agent(asks);
+    // Signed by the peer, and to be signed by the mesh key.
+    let claims: Vec<Envelope> = (10..110)
+        .map(|n| {
+            let token = Token {
+                id: key(n).public(),
+                version: 1,
+                tags: vec![],
+                uses: 1,
+                created_at: UnixSeconds(1),
+                expires_at: UnixSeconds(2),
+                ephemeral: false,
+            };
+            Envelope::seal(&Record::Token(token), &key(2))
+        })
+        .collect();
+    assert!(talk_to(at, claims.clone()).await.is_err());
+    assert_eq!(*messages.borrow(), 1, "all were in one message");
+    // Forged ones end it as well.
+    let mut forged = claims[0].clone();
+    forged.payload.push(' ');
+    assert!(talk_to(at, vec![forged]).await.is_err());
+    // What is sound is heard from the same peer afterwards.
+    talk_to(at, vec![]).await.expect("it is heard");
+}
+
+#[tokio::test]
+async fn the_newest_conversation_of_a_peer_is_the_one() {
+    let (line, at, asks) = node().await;
+    let _agent = agent(asks);
+    let mut first = connect_to(at).await;
+    let mut exchange = Exchange::dial(key(2), key(1).public(), "n".into(), Opening::default());
+    // It proves who it is, and says nothing more.
+    for step in exchange.begin() {
+        if let exchange::Step::Send(message) = step {
+            say(&mut first, &message).await.expect("room");
+        }
+    }
+    let hello = {
+        let length = first.read_u32().await.expect("its hello") as usize;
+        let mut text = vec![0; length];
+        first.read_exact(&mut text).await.expect("its hello");
+        serde_json::from_slice(&text).expect("a message")
+    };
+    for step in exchange.handle_message(hello).expect("in turn") {
+        if let exchange::Step::Send(message) = step {
+            say(&mut first, &message).await.expect("room");
+        }
+    }
+    let end = Instant::now() + PATIENCE;
+    let proven = || {
+        line.toll_gate
+            .with(|gate, _| gate.has_proven(&key(2).public()))
+    };
+    while !proven() {
+        assert!(Instant::now() < end, "its proof is not accepted");
+        sleep(Duration::from_millis(10)).await;
+    }
+    talk_to(at, vec![]).await.expect("it is heard");
+    let mut rest = Vec::new();
+    let ended = timeout(PATIENCE, first.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "the first one is still there");
+}
