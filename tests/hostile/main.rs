@@ -29,30 +29,35 @@ mod daemon;
 #[allow(dead_code, reason = "the command line's tests use what these do not")]
 mod program;
 
-mod small_mesh;
 /// A resolver in this process, and clients of every kind.
 mod resolver;
+mod small_mesh;
 
 mod forged_memberships;
+mod n01_node_clock;
 mod n01_tokens_after_restore;
 mod n02_share_of_the_ledger;
 mod n03_store;
 mod n05_names;
+mod n06_join_waits;
 mod n06_leases;
 mod n07_back_in_time;
-mod n12_service_names;
-mod n19_resolv_conf;
-mod n24_watchdog;
+mod n08_own_word;
 mod n09_lan_bridges;
+mod n10_dns_cost;
+mod n11_dns_places;
+mod n12_service_names;
 mod n13_round_trips;
 mod n14_forms_of_addresses;
 mod n15_service_bindings;
+mod n16_peers_port;
 mod n17_unknown_kinds;
 mod n18_groups_of_the_socket;
+mod n19_resolv_conf;
 mod n20_links_of_containers;
 mod n21_texts_of_coordinators;
 mod n22_tokens_in_the_process_list;
 mod n23_token_files;
+mod n24_watchdog;
 mod n26_strangers;
-mod n10_dns_cost;
-mod n11_dns_places;
+mod node_kit;

@@ -26,6 +26,7 @@ mod machine;
 mod many_coordinators;
 mod names;
 mod narrow_path;
+mod own_word;
 mod restart;
 mod restore;
 mod rotation;

@@ -1,0 +1,105 @@
+//! Attackers of a mesh of real nodes: members that are nothing but keys, and what an intruder finds on a node.
+
+use std::net::SocketAddr;
+
+use meshd::model::SigningKey;
+use meshd::model::address::Block;
+use meshd::node::control::join::join;
+use meshd::node::state::{Identity as Stored, StateDir};
+use meshd::wire::JoinToken;
+use meshd::wire::join::JoinRequest;
+use meshd::wire::token::SpkiPin;
+
+use crate::kit::{Identity, Stream, record};
+use crate::mesh::Mesh;
+
+/// Runs `work` in the network of the coordinator.
+pub(crate) fn beside_the_coordinator<T: Send>(
+    mesh: &Mesh,
+    work: impl AsyncFnOnce() -> T + Send,
+) -> T {
+    mesh.coordinator_host
+        .inside(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(work())
+        })
+        .expect("a namespace")
+}
+
+/// A token that admits one node.
+pub(crate) fn token(mesh: &Mesh) -> JoinToken {
+    JoinToken::parse(&mesh.token(&[])).expect("just made")
+}
+
+/// Where the coordinator of a mesh is.
+pub(crate) fn at(mesh: &Mesh, token: &JoinToken) -> (SocketAddr, SpkiPin) {
+    let address = SocketAddr::new(mesh.coordinator_host.v4().into(), 7443);
+    (address, token.pin)
+}
+
+/// A member that is nothing but keys; its block, and where the coordinator is.
+pub(crate) struct Intruder {
+    pub(crate) identity: Identity,
+    pub(crate) block: Block,
+    pub(crate) at: (SocketAddr, SpkiPin),
+}
+
+impl Intruder {
+    /// Joins in the ordinary way.
+    pub(crate) fn join(mesh: &Mesh, name: &str) -> Self {
+        let token = token(mesh);
+        let identity = Identity::new();
+        let membership =
+            record::membership(token.key.public(), &identity, name).signed_by(&token.key);
+        let request = JoinRequest::make(membership, identity.key());
+        let response =
+            beside_the_coordinator(mesh, async || join(&token.urls, token.pin, &request).await);
+        Self {
+            identity,
+            block: response.expect("an unspent token").block,
+            at: at(mesh, &token),
+        }
+    }
+
+    /// Publishes records on a stream of its own.
+    pub(crate) fn publish(&self, mesh: &Mesh, records: Vec<meshd::wire::Envelope>) -> u32 {
+        beside_the_coordinator(mesh, async || {
+            let mut stream = Stream::open(&self.at, self.identity.key(), &Default::default())
+                .await
+                .expect("a member is welcome");
+            stream.publish(records).await.accepted()
+        })
+    }
+}
+
+/// The keys of a node, as an intruder finds them in its state directory.
+pub(crate) fn stolen_keys(mesh: &Mesh, n: usize) -> Stored {
+    StateDir::open(&mesh.nodes[n].host.path("/run/state"))
+        .and_then(|dir| dir.identity())
+        .expect("its own directory")
+        .expect("it has joined")
+}
+
+/// The mesh key, which the administrator has.
+pub(crate) fn mesh_key(mesh: &Mesh) -> SigningKey {
+    let text = std::fs::read_to_string(mesh.coordinator_host.path("/run/mesh.key"));
+    let seed = text.expect("the administrator's file");
+    let seed: meshd::model::PublicKey = seed.trim().parse().expect("a seed in hexadecimal");
+    SigningKey::from_seed(&seed.0)
+}
+
+/// The problems of a node, by what they say.
+pub(crate) fn problems(mesh: &Mesh, n: usize) -> Vec<String> {
+    let problems = mesh.status(n).problems;
+    problems
+        .into_iter()
+        .map(|p| format!("{}: {} ({})", p.what, p.why, p.fix))
+        .collect()
+}
+
+pub(crate) fn has_problem(mesh: &Mesh, n: usize, text: &str) -> bool {
+    problems(mesh, n).iter().any(|p| p.contains(text))
+}
