@@ -65,9 +65,14 @@ async fn storm(nodes: usize, services: usize, more: usize) {
         nodes as f64 / begun.elapsed().as_secs_f64()
     );
 
-    // One publishes for all; then all connect as after a pause in which they missed nothing.
+    // All publish what they have, one after the other; then all connect as after a pause in which they missed nothing.
     let publisher = Sim::connect(&token, &members[0], None, heard.clone());
-    fill(&publisher, &members, services, &mut hearing).await;
+    assert!(
+        publisher.publish(members[0].records(services)),
+        "the stream takes it"
+    );
+    await_all(&mut hearing, 1, |heard| matches!(heard, Heard::Stored)).await;
+    fill(&publisher, &token, &members[1..], services).await;
     let mut sims = connect_others(publisher, &token, &members, &heard);
     await_all(&mut hearing, nodes - 1, |heard| {
         matches!(heard, Heard::Opened(_))
@@ -119,7 +124,7 @@ async fn storm(nodes: usize, services: usize, more: usize) {
     let publisher = sims.remove(0);
     let begun = Instant::now();
     let others = join(&token, nodes..more).await;
-    fill(&publisher, &others, services, &mut hearing).await;
+    fill(&publisher, &token, &others, services).await;
     println!(
         "{} more joins, {} records published: {:.0} s",
         more - nodes,
@@ -172,23 +177,31 @@ async fn join(token: &JoinToken, numbers: std::ops::Range<usize>) -> Vec<Member>
     members
 }
 
-/// Publishes what members have, and waits until all of it is stored.
-async fn fill(
-    publisher: &Sim,
-    members: &[Member],
-    services: usize,
-    hearing: &mut mpsc::UnboundedReceiver<Heard>,
-) {
-    let records: Vec<_> = members
-        .iter()
-        .flat_map(|member| member.records(services))
-        .collect();
-    let mut waiting = 0;
-    for chunk in records.chunks(meshd::wire::control::MAX_RECORDS) {
-        assert!(publisher.publish(chunk.to_vec()), "the stream takes it");
-        waiting += 1;
+/// Publishes what members have, each over a stream of its own, and waits until all of it is stored: one node's allowance is
+/// not enough for the records of thousands.
+async fn fill(follower: &Sim, token: &JoinToken, members: &[Member], services: usize) {
+    let mut running = tokio::task::JoinSet::new();
+    for member in members {
+        if running.len() >= JOINS {
+            running
+                .join_next()
+                .await
+                .expect("some run")
+                .expect("no panic");
+        }
+        let (heard, mut hearing) = mpsc::unbounded_channel();
+        // As one that has missed nothing.
+        let sim = Sim::connect(token, member, Some(follower.position()), heard);
+        let records = member.records(services);
+        running.spawn(async move {
+            await_all(&mut hearing, 1, |heard| matches!(heard, Heard::Opened(_))).await;
+            assert!(sim.publish(records), "the stream takes it");
+            await_all(&mut hearing, 1, |heard| matches!(heard, Heard::Stored)).await;
+        });
     }
-    await_all(hearing, waiting, |heard| matches!(heard, Heard::Stored)).await;
+    while let Some(filled) = running.join_next().await {
+        filled.expect("no panic");
+    }
 }
 
 /// Changes one service again and again, and measures how long each change takes to all nodes.

@@ -10,7 +10,7 @@ use crate::model::time::UnixSeconds;
 use crate::wire::Ledger;
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::{agree, disagreement};
-use crate::wire::envelope::Purpose;
+use crate::wire::envelope::{Authentic, Purpose};
 use crate::wire::join::JoinRequest;
 use crate::wire::ledger::Refused;
 
@@ -29,15 +29,26 @@ pub(super) struct Granted {
     pub addresses: MeshAddresses,
 }
 
-/// Checks a request; the same request is granted again, whatever became of its token since.
+/// A membership that is signed by the key it names as its token's, for a node that holds the identity it names. Whether
+/// there is such a token is another question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Proven {
+    membership: Membership,
+    envelope: Authentic,
+}
+
+impl Proven {
+    /// The membership as it is signed.
+    pub(super) fn envelope(&self) -> &Authentic {
+        &self.envelope
+    }
+}
+
+/// Verifies what a request says of itself. That takes longer than all the rest, and needs nothing else.
 ///
 /// # Errors
-/// What is wrong, and what to do about it.
-pub(super) fn check(
-    request: &JoinRequest,
-    ledger: &Ledger,
-    now: UnixSeconds,
-) -> Result<Granted, ApiError> {
+/// What is wrong with the request.
+pub(super) fn prove(request: &JoinRequest) -> Result<Proven, ApiError> {
     let oldest = request.oldest.unwrap_or(request.protocol);
     if agree(oldest, request.protocol).is_none() {
         return Err(ApiError::new(
@@ -45,7 +56,19 @@ pub(super) fn check(
             disagreement(oldest, request.protocol),
         ));
     }
-    let membership = proven_membership(request)?;
+    proven_membership(request)
+}
+
+/// Checks a request; the same request is granted again, whatever became of its token since.
+///
+/// # Errors
+/// What is wrong, and what to do about it.
+pub(super) fn check(
+    proven: &Proven,
+    ledger: &Ledger,
+    now: UnixSeconds,
+) -> Result<Granted, ApiError> {
+    let membership = proven.membership.clone();
     let Some(mesh) = ledger.mesh() else {
         return Err(ApiError::new(
             ErrorCode::Conflict,
@@ -60,8 +83,8 @@ pub(super) fn check(
     if ledger.is_revoked(&membership.id) {
         return Err(removed());
     }
-    if !is_held(request, &membership, ledger) {
-        permit(request, &membership, token, ledger, now)?;
+    if !is_held(proven, ledger) {
+        permit(proven, token, ledger, now)?;
     }
     Ok(Granted {
         uses: token.uses,
@@ -71,48 +94,42 @@ pub(super) fn check(
 }
 
 /// The membership in the request, if its node holds the identity it names.
-fn proven_membership(request: &JoinRequest) -> Result<Membership, ApiError> {
-    let envelope = &request.membership;
+fn proven_membership(request: &JoinRequest) -> Result<Proven, ApiError> {
+    let bad = |text: &str| ApiError::new(ErrorCode::BadRequest, text);
+    let none = || bad("the request carries no membership certificate");
+    let envelope = Authentic::verify(request.membership.clone()).ok_or_else(none)?;
     let membership = match Record::parse(&envelope.payload) {
-        Ok((_, Record::Membership(membership)))
-            if envelope.is_authentic() && envelope.signer == membership.token =>
-        {
+        Ok((_, Record::Membership(membership))) if envelope.signer == membership.token => {
             membership
         }
-        _ => {
-            return Err(ApiError::new(
-                ErrorCode::BadRequest,
-                "the request carries no membership certificate",
-            ));
-        }
+        _ => return Err(none()),
     };
-    let proven = request
-        .proof
-        .holds(&membership.id, Purpose::Join, envelope.payload.as_bytes());
-    if proven {
-        Ok(membership)
+    let payload = envelope.payload.as_bytes();
+    if request.proof.holds(&membership.id, Purpose::Join, payload) {
+        Ok(Proven {
+            membership,
+            envelope,
+        })
     } else {
-        Err(ApiError::new(
-            ErrorCode::BadRequest,
+        Err(bad(
             "the node does not prove that it holds its identity key",
         ))
     }
 }
 
 /// Whether this very certificate was granted before: its answer may have got lost.
-fn is_held(request: &JoinRequest, membership: &Membership, ledger: &Ledger) -> bool {
+fn is_held(proven: &Proven, ledger: &Ledger) -> bool {
     let key = RecordKey {
         kind: "membership".into(),
-        id: membership.id.to_string(),
+        id: proven.membership.id.to_string(),
     };
     ledger
         .entry(&key)
-        .is_some_and(|held| held.envelope.payload == request.membership.payload)
+        .is_some_and(|held| held.envelope.payload == proven.envelope.payload)
 }
 
 fn permit(
-    request: &JoinRequest,
-    membership: &Membership,
+    proven: &Proven,
     token: &Token,
     ledger: &Ledger,
     now: UnixSeconds,
@@ -128,12 +145,12 @@ fn permit(
             span(now.0 - token.expires_at.0)
         )));
     }
-    if ledger.is_revoked(&membership.id) {
+    if ledger.is_revoked(&proven.membership.id) {
         return Err(removed());
     }
-    compare_clocks(membership.issued_at, now)?;
+    compare_clocks(proven.membership.issued_at, now)?;
     ledger
-        .check(&request.membership)
+        .check_authentic(&proven.envelope)
         .map_err(|refused| match refused {
             Refused::TokenSpent(uses) => forbidden(format!(
                 "the token is spent: it has admitted {uses} node(s), all it may; make another with `meshctl token create`"

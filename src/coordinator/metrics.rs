@@ -4,11 +4,15 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::hub::{Hub, Size};
 
@@ -22,7 +26,14 @@ pub(super) async fn bind(listen: SocketAddr) -> Option<TcpListener> {
         .ok()
 }
 
-/// Serves until the program ends.
+/// Connections at once at most. A monitoring program needs one.
+const MAX_CONNECTIONS: usize = 16;
+/// How long one may take, from its first byte to the end of the answer.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+/// Bytes of a request's head at most.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// Serves until the program ends. Each connection serves one request, and takes no file descriptor from the nodes for long.
 pub(super) async fn serve(listener: TcpListener, hub: Arc<Hub>) {
     let router = Router::new()
         .route(
@@ -30,8 +41,28 @@ pub(super) async fn serve(listener: TcpListener, hub: Arc<Hub>) {
             get(|State(hub): State<Arc<Hub>>| async move { text(&hub) }),
         )
         .with_state(hub);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::warn!(%error, "metrics are not served any more");
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let tcp = match listener.accept().await {
+            Ok((tcp, _)) => tcp,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection for metrics");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let served = hyper::server::conn::http1::Builder::new()
+            .keep_alive(false)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(TokioIo::new(tcp), service);
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(TIME_LIMIT, served).await;
+            drop(place);
+        });
     }
 }
 

@@ -9,6 +9,7 @@
 //! | `config` | coordinator.toml and the command line |
 //! | `running` | everything bound, served, and ended |
 //! | `server`, `control` | what nodes reach: the join call, the control stream |
+//! | `slots`, `rate` | how many connections, and how much of what |
 //! | `admin`, `metrics` | what administrators and their monitoring reach |
 //! | `enroll` | whether a join is granted |
 //! | `marks` | what a member returns to prove that it was one |
@@ -25,8 +26,10 @@ mod limits;
 mod marks;
 mod metrics;
 mod public_url;
+mod rate;
 mod running;
 mod server;
+mod slots;
 pub mod store;
 mod tls;
 

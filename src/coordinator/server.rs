@@ -1,31 +1,36 @@
 //! What nodes reach: HTTP over TLS 1.3 on one TCP port.
 //!
-//! Each connection holds one of a bounded number of slots from its first octet to its last, as a stream too. Until it
-//! has become a stream it may not dawdle: handshake, head and body each have a limit.
+//! Each connection holds one of a bounded number of slots from its first byte to its last, as a stream too (see
+//! [`super::slots`]). Everything up to the end of a stream's opening, or to the answer of another request, has one deadline,
+//! which nothing that is sent renews. A connection serves one request.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use hyper::service::Service as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::sleep_until;
 use tokio_rustls::TlsAcceptor;
 
 use super::control::{self, Served};
 use super::hub::Hub;
-use super::{Failure, admin};
-use crate::wire::api::{ApiError, ErrorCode, MAX_BODY};
+use super::slots::{Slot, Slots};
+use super::{Failure, admin, enroll};
+use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::join::{self, JoinRequest};
 use crate::wire::unix_server::failure;
 
@@ -34,14 +39,12 @@ pub(super) const MAX_CONNECTIONS: usize = 8192;
 /// Connections that wait to be accepted at most, of which the kernel may allow fewer. All nodes come at once when a
 /// coordinator is back, and one that finds the queue full waits a second.
 const BACKLOG: u32 = 4096;
-/// How long a TLS handshake, the head of a request, or its body may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A connection's place among those there may be; given back when the last copy goes.
-#[derive(Debug, Clone)]
-pub(super) struct Slot {
-    _permit: Arc<OwnedSemaphorePermit>,
-}
+/// Bytes of a request's head at most, and of the buffer it is read into.
+const MAX_HEAD: usize = 16 * 1024;
+/// Bytes of a join request at most: a certificate and a signature.
+const MAX_JOIN: usize = 32 * 1024;
+/// Bytes that the kernel holds for a node that does not read, besides those on their way.
+const MAX_UNSENT: u32 = 64 * 1024;
 
 /// Binds the port.
 ///
@@ -99,13 +102,13 @@ pub(super) async fn serve(
         })
         .with_state(Served::new(hub, stop.clone()));
     let acceptor = TlsAcceptor::from(tls);
-    let slots = Arc::new(Semaphore::new(most));
+    let slots = Slots::new(most);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stop.changed() => break,
         };
-        let (tcp, _) = match accepted {
+        let (tcp, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most often: others will be closed.
@@ -114,25 +117,20 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+        let Some(slot) = slots.arrive(peer.ip()) else {
             continue;
         };
-        let slot = Slot {
-            _permit: Arc::new(slot),
-        };
-        tokio::spawn(connection(
-            tcp,
-            acceptor.clone(),
-            router.clone(),
-            slot,
-            stop.clone(),
-        ));
+        let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = connection(tcp, acceptor, router, slot.clone(), stop) => {}
+                () = sleep_until(slot.deadline()) => {}
+                () = slot.revoked() => {}
+            }
+        });
     }
     drop(listener);
-    // All slots are back when all connections have ended.
-    let _ = slots
-        .acquire_many(u32::try_from(most).unwrap_or(u32::MAX))
-        .await;
+    slots.emptied().await;
 }
 
 async fn connection(
@@ -143,22 +141,37 @@ async fn connection(
     mut stop: watch::Receiver<bool>,
 ) {
     let _ = tcp.set_nodelay(true);
+    let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(MAX_UNSENT);
     let tls = tokio::select! {
-        accepted = timeout(PATIENCE, acceptor.accept(tcp)) => accepted,
+        tls = async {
+            if slot.served().await {
+                acceptor.accept(tcp).await.ok()
+            } else {
+                None
+            }
+        } => tls,
         _ = stop.changed() => return,
     };
-    let Ok(Ok(tls)) = tls else { return };
+    let Some(tls) = tls else { return };
     let router = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
         // A stream goes on when this connection has been handed over, and takes the slot along.
         request.extensions_mut().insert(slot.clone());
-        router.call(request)
+        let answer = router.call(request);
+        async move {
+            let mut answer = answer.await?;
+            if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(CONNECTION, close);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut served = pin!(
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(PATIENCE)
-            .max_buf_size(64 * 1024)
+            .header_read_timeout(None)
+            .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(tls), service)
             .with_upgrades()
     );
@@ -186,37 +199,62 @@ async fn ready(State(served): State<Served>) -> Response {
     }
 }
 
-async fn join(State(served): State<Served>, request: Request) -> Response {
-    let request: JoinRequest = match read_json(request).await {
-        Ok(request) => request,
-        Err(error) => return failure(error),
+async fn join(
+    State(served): State<Served>,
+    Extension(slot): Extension<Slot>,
+    request: Request,
+) -> Response {
+    let joined = async {
+        let request = join_request(&served, &slot, request).await?;
+        served
+            .write_for_stranger(move |hub| hub.join(&request))
+            .await
     };
-    admin::answer(served.write(move |hub| hub.join(&request)).await)
+    let joined = joined.await;
+    if joined.is_ok() {
+        slot.handle_joined();
+    }
+    admin::answer(joined)
 }
 
-async fn check_join(State(served): State<Served>, request: Request) -> Response {
-    let request: JoinRequest = match read_json(request).await {
-        Ok(request) => request,
-        Err(error) => return failure(error),
+async fn check_join(
+    State(served): State<Served>,
+    Extension(slot): Extension<Slot>,
+    request: Request,
+) -> Response {
+    let checked = async {
+        let request = join_request(&served, &slot, request).await?;
+        served
+            .write_for_stranger(move |hub| hub.check_join(&request))
+            .await
     };
-    admin::answer(served.write(move |hub| hub.check_join(&request)).await)
+    admin::answer(checked.await)
 }
 
-/// Reads a request's body within bounds of size and time, and parses it.
+/// Reads a join. One with a token that is known here need not hurry any more.
+async fn join_request(
+    served: &Served,
+    slot: &Slot,
+    request: Request,
+) -> Result<JoinRequest, ApiError> {
+    let request: JoinRequest = read_json(request).await?;
+    if served.hub.knows_token(&request.membership.signer) && enroll::prove(&request).is_ok() {
+        slot.handle_joining();
+    }
+    Ok(request)
+}
+
+/// Reads a request's body and parses it.
 async fn read_json<T: serde::de::DeserializeOwned>(request: Request) -> Result<T, ApiError> {
     let bad = |message: String| ApiError::new(ErrorCode::BadRequest, message);
-    let body = timeout(
-        PATIENCE,
-        axum::body::to_bytes(request.into_body(), MAX_BODY),
-    )
-    .await
-    .map_err(|_| bad("the request did not arrive in time".into()))?
-    .map_err(|_| {
-        bad(format!(
-            "the request cannot be read, or has more than {} KiB",
-            MAX_BODY / 1024
-        ))
-    })?;
+    let body = axum::body::to_bytes(request.into_body(), MAX_JOIN)
+        .await
+        .map_err(|_| {
+            bad(format!(
+                "the request cannot be read, or has more than {} KiB",
+                MAX_JOIN / 1024
+            ))
+        })?;
     serde_json::from_slice(&body)
         .map_err(|error| bad(format!("the request cannot be read: {error}")))
 }

@@ -60,6 +60,11 @@ pub const PROTOCOL: u32 = 1;
 pub const OLDEST: u32 = 1;
 /// Octets of one message at most.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// Octets of one message that a coordinator takes of a member. No node sends a larger one (see [`parts`]); a stranger, and
+/// who has not proved its identity, may send less.
+pub const MAX_FROM_NODE: usize = 1280 * 1024;
+/// Octets of a message that is no `publish` at most.
+const MAX_OTHER: usize = 64 * 1024;
 /// Records in one message at most; a longer list comes in several messages.
 pub const MAX_RECORDS: usize = 256;
 /// Octets of payload in one message of several records at most. Quoting may double them, and signatures come on top: far
@@ -127,6 +132,35 @@ pub enum FromNode {
     /// A message of a later version.
     #[serde(other)]
     Unknown,
+}
+
+impl FromNode {
+    /// Reads a message. A message that is told apart by a field in it is kept in pieces while it is read, which take many
+    /// times its size. So only what may be large is read into what it is at once, and other large messages are passed over.
+    ///
+    /// # Errors
+    /// It is not JSON, or not as its kind is.
+    pub fn read(text: &str) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Kind<'a> {
+            #[serde(rename = "type", borrow)]
+            kind: std::borrow::Cow<'a, str>,
+        }
+        #[derive(Deserialize)]
+        struct Published {
+            sequence: u64,
+            records: Vec<Envelope>,
+        }
+        let Kind { kind } = serde_json::from_str(text)?;
+        match kind.as_ref() {
+            "publish" => {
+                let Published { sequence, records } = serde_json::from_str(text)?;
+                Ok(Self::Publish { sequence, records })
+            }
+            _ if text.len() > MAX_OTHER => Ok(Self::Unknown),
+            _ => serde_json::from_str(text),
+        }
+    }
 }
 
 /// From coordinator to node.
@@ -428,13 +462,38 @@ mod tests {
                 records: records.clone(),
             };
             let publish = FromNode::Publish { sequence, records };
-            for text in [
-                serde_json::to_string(&changes),
-                serde_json::to_string(&publish),
-            ] {
-                let text = text.expect("plain data");
-                assert!(text.len() < MAX_MESSAGE, "{}", text.len());
-            }
+            let text = serde_json::to_string(&changes).expect("plain data");
+            assert!(text.len() < MAX_MESSAGE, "{}", text.len());
+            let text = serde_json::to_string(&publish).expect("plain data");
+            assert!(text.len() < MAX_FROM_NODE, "{}", text.len());
+            assert_eq!(FromNode::read(&text).ok(), Some(publish));
+        }
+    }
+
+    #[test]
+    fn messages_are_read_as_their_kinds_are_and_large_ones_of_other_kinds_are_passed_over() {
+        let read = |text: &str| FromNode::read(text).ok();
+        assert_eq!(read(r#"{"type":"told"}"#), Some(FromNode::Told));
+        assert_eq!(read(r#"{"a":[1],"type":"sing"}"#), Some(FromNode::Unknown));
+        let publish = r#"{"records":[],"new":{"a":1},"type":"publish","sequence":3}"#;
+        assert!(matches!(
+            read(publish),
+            Some(FromNode::Publish { sequence: 3, records }) if records.is_empty()
+        ));
+        let large = format!(
+            r#"{{"type":"hello","store":[{}0]}}"#,
+            "0,".repeat(MAX_OTHER)
+        );
+        assert_eq!(read(&large), Some(FromNode::Unknown));
+        for text in [
+            "",
+            "{}",
+            "[]",
+            r#"{"type":1}"#,
+            r#"{"type":"publish"}"#,
+            r#"{"type":"publish","sequence":1,"records":[0]}"#,
+        ] {
+            assert_eq!(read(text), None, "{text}");
         }
     }
 }

@@ -137,6 +137,33 @@ impl Envelope {
     }
 }
 
+/// An envelope whose signature was verified. A ledger takes it without another verification, which takes longer than all
+/// else that it does: so that can be done where nobody waits for the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authentic(Envelope);
+
+impl Authentic {
+    /// Verifies the signature; none, if it does not hold.
+    #[must_use]
+    pub fn verify(envelope: Envelope) -> Option<Self> {
+        envelope.is_authentic().then_some(Self(envelope))
+    }
+
+    /// The envelope alone.
+    #[must_use]
+    pub fn into_envelope(self) -> Envelope {
+        self.0
+    }
+}
+
+impl std::ops::Deref for Authentic {
+    type Target = Envelope;
+
+    fn deref(&self) -> &Envelope {
+        &self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -31,7 +31,7 @@ use crate::model::record::{
 };
 use crate::model::{Label, PublicKey};
 
-use super::envelope::{Envelope, MAX_PAYLOAD};
+use super::envelope::{Authentic, Envelope, MAX_PAYLOAD};
 
 mod holders;
 mod rights;
@@ -218,13 +218,21 @@ impl Ledger {
         if self.holds(&envelope) {
             return Ok(None);
         }
-        let (key, header, record) = self.verify(&envelope)?;
+        self.replace_authentic(verified(envelope)?)
+    }
+
+    /// As [`Ledger::replace`], for a record whose signature was verified before.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn replace_authentic(&mut self, envelope: Authentic) -> Result<Option<Replaced>, Refused> {
+        let (key, header, record) = self.parse(&envelope)?;
         if self.is_held(&key, &header, &record, &envelope)? {
             return Ok(None);
         }
         self.permit(&envelope, &key, &record)?;
         let entry = Entry {
-            envelope,
+            envelope: envelope.into_envelope(),
             record,
             version: header.version,
         };
@@ -305,7 +313,15 @@ impl Ledger {
     /// # Errors
     /// Says which rule it breaks.
     pub fn check(&self, envelope: &Envelope) -> Result<(), Refused> {
-        let (key, header, record) = self.verify(envelope)?;
+        self.check_authentic(&verified(envelope.clone())?)
+    }
+
+    /// As [`Ledger::check`], for a record whose signature was verified before.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_authentic(&self, envelope: &Authentic) -> Result<(), Refused> {
+        let (key, header, record) = self.parse(envelope)?;
         if self.is_held(&key, &header, &record, envelope)? {
             Ok(())
         } else {
@@ -345,14 +361,8 @@ impl Ledger {
         }
     }
 
-    /// Checks the signature and parses; looks at no other record.
-    fn verify(&self, envelope: &Envelope) -> Result<(RecordKey, Header, Record), Refused> {
-        if envelope.payload.len() > MAX_PAYLOAD {
-            return Err(Refused::TooLong(envelope.payload.len()));
-        }
-        if !envelope.is_authentic() {
-            return Err(Refused::Signature);
-        }
+    /// Parses an envelope; looks at no other record.
+    fn parse(&self, envelope: &Authentic) -> Result<(RecordKey, Header, Record), Refused> {
         let (header, record) = Record::parse(&envelope.payload)?;
         let key = self.key_of(&header, &envelope.signer);
         Ok((key, header, record))
@@ -849,6 +859,17 @@ impl Ledger {
             .range(first..)
             .take_while(move |(key, _)| key.kind == kind)
             .map(|(_, entry)| entry)
+    }
+}
+
+/// Verifies a signature.
+///
+/// # Errors
+/// Says what is wrong with the envelope.
+pub fn verified(envelope: Envelope) -> Result<Authentic, Refused> {
+    match envelope.payload.len() {
+        ..=MAX_PAYLOAD => Authentic::verify(envelope).ok_or(Refused::Signature),
+        length => Err(Refused::TooLong(length)),
     }
 }
 

@@ -2,35 +2,39 @@
 
 use std::time::Duration;
 
-use axum::extract::ws::{Message, WebSocket};
+use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
 
 use super::End;
+use super::upgrade::Socket;
 use crate::coordinator::hub::Published;
-use crate::wire::Envelope;
-use crate::wire::control::{FromCoordinator, FromNode, Refusal, RefusedRecord, parts};
+use crate::wire::control::{FromCoordinator, FromNode, Refusal, RefusedRecord};
 
-/// How long a node may take for one step of the opening, or to take a message in.
+/// How long a node may take to take a message in.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+/// Frames that a node may send in the opening at most. Pings are frames.
+const MAX_OPENING_FRAMES: usize = 32;
 
-/// The next message in the opening exchange.
-pub(super) async fn receive(socket: &mut WebSocket) -> Result<FromNode, End> {
-    loop {
-        let message = timeout(PATIENCE, socket.recv())
-            .await
-            .map_err(|_| End::Gone)?
-            .ok_or(End::Gone)?
-            .map_err(|_| End::Gone)?;
-        if let Some(message) = read(message)? {
+/// The next message in the opening exchange, which as a whole has a deadline.
+pub(super) async fn receive(socket: &mut Socket) -> Result<FromNode, End> {
+    for _ in 0..MAX_OPENING_FRAMES {
+        if let Some(message) = read(next(socket).await?)? {
             return Ok(message);
         }
     }
+    Err(End::Gone)
+}
+
+/// The next frame.
+pub(super) async fn next(socket: &mut Socket) -> Result<Message, End> {
+    socket.next().await.ok_or(End::Gone)?.map_err(|_| End::Gone)
 }
 
 /// What a frame says; nothing, if it is a ping or pong.
 pub(super) fn read(message: Message) -> Result<Option<FromNode>, End> {
     match message {
-        Message::Text(text) => serde_json::from_str(&text).map(Some).map_err(|error| {
+        Message::Text(text) => FromNode::read(&text).map(Some).map_err(|error| {
             End::Refuse(
                 Refusal::Protocol,
                 format!("a message cannot be read: {error}"),
@@ -41,42 +45,22 @@ pub(super) fn read(message: Message) -> Result<Option<FromNode>, End> {
             "messages are text".to_owned(),
         )),
         Message::Close(_) => Err(End::Gone),
-        Message::Ping(_) | Message::Pong(_) => Ok(None),
+        Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(None),
     }
 }
 
 /// Sends one message. A reader that does not take it in time is cut; it resumes where it was.
-pub(super) async fn send(socket: &mut WebSocket, message: &FromCoordinator) -> Result<(), End> {
+pub(super) async fn send(socket: &mut Socket, message: &FromCoordinator) -> Result<(), End> {
     let text = serde_json::to_string(message).map_err(|_| End::Gone)?;
     send_frame(socket, Message::Text(text.into())).await
 }
 
 /// Sends one frame, as [`send`] does.
-pub(super) async fn send_frame(socket: &mut WebSocket, frame: Message) -> Result<(), End> {
+pub(super) async fn send_frame(socket: &mut Socket, frame: Message) -> Result<(), End> {
     timeout(PATIENCE, socket.send(frame))
         .await
         .map_err(|_| End::Gone)?
         .map_err(|_| End::Gone)
-}
-
-/// Sends `records` in as many messages as they need. Only with the last does the reader hold `revision`; one that is
-/// cut off before is still at `before`.
-pub(super) async fn send_changes(
-    socket: &mut WebSocket,
-    records: Vec<Envelope>,
-    before: u64,
-    revision: u64,
-) -> Result<(), End> {
-    let mut parts = parts(records).into_iter().peekable();
-    while let Some(records) = parts.next() {
-        let revision = if parts.peek().is_none() {
-            revision
-        } else {
-            before
-        };
-        send(socket, &FromCoordinator::Changes { revision, records }).await?;
-    }
-    Ok(())
 }
 
 /// Names the records that were refused.

@@ -1,44 +1,66 @@
 //! One node's control stream, from its first message to its end. The exchange is in [`crate::wire::control`].
 //!
 //! A stream is one task. It is woken by what the node sends and by new revisions, and asks the hub what comes after
-//! its cursor; nothing is queued for it, so a slow reader holds nothing but its own connection.
+//! its cursor; nothing is queued for it, so a slow reader holds nothing but its own connection and one part of what it
+//! is to receive.
+//!
+//! What a node may send depends on who it is: little until it has proved its identity ([`frames`]), what proves its
+//! membership until it is a member ([`stranger`]), and then as much as its allowance permits ([`allowance`]).
 
+mod allowance;
+mod frames;
+mod intake;
 mod messages;
 mod seat;
 mod stranger;
+mod upgrade;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::State;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::Message;
 
-use self::messages::{PATIENCE, read, receive, send, send_changes, send_frame};
+use self::allowance::Allowances;
+use self::frames::Bound;
+use self::intake::{Intake, Step};
+use self::messages::{next, read, receive, send, send_frame};
 use self::seat::{Order, Seat, Seats};
-use self::stranger::{MAX_STRANGERS, Stranger};
+use self::stranger::Stranger;
+use self::upgrade::Socket;
 use super::admin::crashed;
-use super::hub::{Hub, Next, Position, Standing};
-use super::server::Slot;
+use super::hub::{Cursor, Hub, Position, Standing};
+use super::slots::Slot;
 use crate::model::PublicKey;
-use crate::wire::Envelope;
 use crate::wire::api::ApiError;
 use crate::wire::control::{
-    FromCoordinator, FromNode, MAX_MESSAGE, MAX_RECORDS, PING_SECONDS, Refusal, agree,
-    disagreement, proof_message,
+    FromCoordinator, FromNode, MAX_FROM_NODE, PING_SECONDS, Refusal, agree, disagreement,
+    proof_message,
 };
 use crate::wire::envelope::{Purpose, Signature};
+use crate::wire::unix_server::failure;
 
 /// Changes that come within this time travel together.
 const COALESCE: Duration = Duration::from_millis(3);
-/// Octets of each connection's buffers to begin with; they grow with a message. Most messages are far smaller.
-const BUFFER: usize = 4096;
 /// Writers that wait for the store at once at most; each has a thread, and they write one after the other.
 const MAX_WRITERS: usize = 16;
+/// Of these for nodes that are no members: joins, and what strangers publish.
+const MAX_STRANGE_WRITERS: usize = 4;
+/// Bytes of a message in the opening: a hello and a proof are far smaller.
+const MAX_OPENING: usize = 16 * 1024;
+/// How long one message of a member may take. It is also how long a member may be silent.
+const MESSAGE_LIMIT: Duration = Duration::from_secs(3 * PING_SECONDS);
+/// How long one message of a stranger may take. Nodes of this version send a short one.
+const STRANGER_MESSAGE_LIMIT: Duration = Duration::from_secs(10);
+/// Large messages of strangers at once, at most: those of nodes of an earlier version that offer all they hold.
+const MAX_LARGE: usize = 3;
+/// How long a node may take to take in that it is refused.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 
 /// What every connection is served with.
 #[derive(Clone)]
@@ -47,9 +69,12 @@ pub(super) struct Served {
     pub hub: Arc<Hub>,
     /// Turns true when the coordinator stops.
     stop: watch::Receiver<bool>,
-    strangers: Arc<Semaphore>,
     seats: Seats,
+    allowances: Allowances,
     writers: Arc<Semaphore>,
+    strange_writers: Arc<Semaphore>,
+    /// Permits for large messages of strangers.
+    large: Arc<Semaphore>,
 }
 
 impl Served {
@@ -57,13 +82,15 @@ impl Served {
         Self {
             hub,
             stop,
-            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
             seats: Seats::default(),
+            allowances: Allowances::default(),
             writers: Arc::new(Semaphore::new(MAX_WRITERS)),
+            strange_writers: Arc::new(Semaphore::new(MAX_STRANGE_WRITERS)),
+            large: Arc::new(Semaphore::new(MAX_LARGE)),
         }
     }
 
-    /// Does what waits for the disk where nobody else waits with it.
+    /// Does for a member what waits for the disk, where nobody else waits with it.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         write: impl FnOnce(&Hub) -> Result<T, ApiError> + Send + 'static,
@@ -74,23 +101,60 @@ impl Served {
             .await
             .unwrap_or_else(|_| Err(crashed()))
     }
+
+    /// The same for a node that is no member. All of these together take a few of the writers' turns.
+    pub(super) async fn write_for_stranger<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Hub) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let _turn = self
+            .strange_writers
+            .acquire()
+            .await
+            .map_err(|_| crashed())?;
+        self.write(write).await
+    }
+
+    fn bound_of_member() -> Bound {
+        Bound {
+            message: MAX_FROM_NODE,
+            time: MESSAGE_LIMIT,
+            large: None,
+        }
+    }
+
+    fn bound_of_stranger(&self) -> Bound {
+        Bound {
+            message: MAX_FROM_NODE,
+            time: STRANGER_MESSAGE_LIMIT,
+            large: Some(Arc::clone(&self.large)),
+        }
+    }
 }
 
 /// Turns a request into a stream.
 pub(super) async fn upgrade(
     State(served): State<Served>,
     Extension(slot): Extension<Slot>,
-    socket: WebSocketUpgrade,
+    mut request: Request,
 ) -> Response {
-    socket
-        .max_message_size(MAX_MESSAGE)
-        .max_frame_size(MAX_MESSAGE)
-        .read_buffer_size(BUFFER)
-        .write_buffer_size(BUFFER)
-        .on_upgrade(async move |socket| {
-            run(served, socket).await;
-            drop(slot);
-        })
+    let (response, upgraded) = match upgrade::accept(&mut request) {
+        Ok(accepted) => accepted,
+        Err(refused) => return failure(refused),
+    };
+    tokio::spawn(async move {
+        let Ok(Ok(upgraded)) = timeout_at(slot.deadline(), upgraded).await else {
+            return;
+        };
+        let bound = Bound {
+            message: MAX_OPENING,
+            time: MESSAGE_LIMIT,
+            large: None,
+        };
+        let socket = upgrade::socket(upgraded, bound).await;
+        run(served, slot, socket).await;
+    });
+    response
 }
 
 /// Why a stream ends.
@@ -103,34 +167,74 @@ enum End {
     Gone,
 }
 
-async fn run(served: Served, mut socket: WebSocket) {
-    let end = match open(&served, &mut socket).await {
-        Ok(mut stream) => {
-            served.hub.set_connected(stream.node, true);
-            let Err(end) = converse(&served, &mut socket, &mut stream).await;
-            served.hub.set_connected(stream.node, false);
-            end
-        }
-        Err(end) => end,
+async fn run(served: Served, slot: Slot, mut socket: Socket) {
+    let ended = tokio::select! {
+        ended = serve(&served, &slot, &mut socket) => ended,
+        () = slot.revoked() => Err(End::Gone),
     };
-    let refusal = match end {
-        End::Gone => None,
-        End::Refuse(reason, message) => Some((reason, message, None)),
-        End::Copy(proof) => Some((Refusal::Clone, seat::COPY.to_owned(), proof)),
+    let Err(end) = ended;
+    let (reason, message, proof) = match end {
+        End::Gone => return,
+        End::Refuse(reason, message) => (reason, message, None),
+        End::Copy(proof) => (Refusal::Clone, seat::COPY.to_owned(), proof),
     };
-    if let Some((reason, message, proof)) = refusal {
-        let refuse = FromCoordinator::Refuse {
-            reason,
-            message,
-            proof,
-        };
-        let _ = send(&mut socket, &refuse).await;
-        let _ = send_frame(&mut socket, Message::Close(None)).await;
+    let refuse = FromCoordinator::Refuse {
+        reason,
+        message,
+        proof,
+    };
+    let farewell = async {
+        send(&mut socket, &refuse).await?;
+        send_frame(&mut socket, Message::Close(None)).await?;
         // The node closes in turn; a connection cut before could take the message along.
-        let _ = tokio::time::timeout(PATIENCE.min(Duration::from_secs(1)), async {
-            while let Some(Ok(_)) = socket.recv().await {}
-        })
-        .await;
+        while next(&mut socket).await.is_ok() {}
+        Ok::<(), End>(())
+    };
+    let _ = timeout(FAREWELL_LIMIT, farewell).await;
+}
+
+/// Everything from the first message to the end.
+async fn serve(served: &Served, slot: &Slot, socket: &mut Socket) -> Result<Infallible, End> {
+    let opened = timeout_at(slot.deadline(), open(served, slot, socket));
+    let stream = opened.await.map_err(|_| End::Gone)??;
+    let node = stream.node;
+    let mut lost = stream.seat.lost();
+    let connected = Connected::new(&served.hub, node);
+    let conversation = Conversation {
+        served,
+        slot,
+        socket,
+        stream,
+        intake: None,
+        paused: None,
+        heard: Instant::now(),
+        marking: Marking::default(),
+    };
+    let ended = tokio::select! {
+        ended = conversation.run() => ended,
+        // Also while something is sent that the node does not take in.
+        _ = lost.wait_for(|lost| *lost) => Err(End::Gone),
+    };
+    drop(connected);
+    ended
+}
+
+/// The hub knows that the node is connected for as long as this lives.
+struct Connected<'a> {
+    hub: &'a Hub,
+    node: PublicKey,
+}
+
+impl<'a> Connected<'a> {
+    fn new(hub: &'a Hub, node: PublicKey) -> Self {
+        hub.set_connected(node, true);
+        Self { hub, node }
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.hub.set_connected(self.node, false);
     }
 }
 
@@ -139,14 +243,82 @@ struct Stream {
     node: PublicKey,
     /// The version of the protocol that both speak.
     protocol: u32,
-    store: Option<String>,
-    revision: u64,
-    /// Absent for a node of a version that does not name its instance.
-    seat: Option<Seat>,
+    seat: Seat,
+    /// The name of the store that the stream is about.
+    store: String,
+    cursor: Cursor,
+    /// Wakes the stream when there is something new.
+    revisions: watch::Receiver<u64>,
+    /// Set until the node is a member.
+    stranger: Option<Stranger>,
 }
 
-async fn open(served: &Served, socket: &mut WebSocket) -> Result<Stream, End> {
+/// What a node says of itself.
+struct Greeting {
+    protocol: u32,
+    node: PublicKey,
+    store: Option<String>,
+    revision: u64,
+    instance: String,
+}
+
+async fn open(served: &Served, slot: &Slot, socket: &mut Socket) -> Result<Stream, End> {
     let hub = &served.hub;
+    let greeting = greet(hub, socket).await?;
+    let node = greeting.node;
+    if !hub.has_mesh() {
+        // What it offers would be refused, and not be offered again.
+        return Err(End::Refuse(
+            Refusal::Busy,
+            "the coordinator has no mesh; run `meshctl init` on it, with the mesh's key if there was one".to_owned(),
+        ));
+    }
+    let standing = hub.standing(&node);
+    match standing {
+        Standing::Revoked => return Err(removed()),
+        Standing::Stranger if !slot.handle_stranger() => return Err(stranger::too_many()),
+        Standing::Stranger => {}
+        Standing::Member => handle_member(served, slot, node)?,
+    }
+    let seat = served.seats.take(node, &greeting.instance).await?;
+    // From here on no revision is missed: those up to now the position counts, later ones wake the loop.
+    let revisions = hub.follow();
+    let is_member = standing == Standing::Member;
+    let position = if is_member {
+        hub.position(greeting.store.as_deref(), greeting.revision)
+    } else {
+        hub.position(None, 0)
+    };
+    if greeting.store.as_deref() == Some(position.store.as_str()) {
+        hub.handle_told(&node);
+    }
+    let store = position.store.clone();
+    let cursor = if position.snapshot {
+        Cursor::start()
+    } else {
+        Cursor::at(greeting.revision)
+    };
+    // Members alone receive the store's name and revision.
+    let (shown, bound) = if is_member {
+        (position, Served::bound_of_member())
+    } else {
+        (stranger::position(), served.bound_of_stranger())
+    };
+    socket.get_mut().set_bound(bound);
+    send(socket, &welcome(greeting.protocol, shown)).await?;
+    Ok(Stream {
+        node,
+        protocol: greeting.protocol,
+        seat,
+        store,
+        cursor,
+        revisions,
+        stranger: (!is_member).then(Stranger::new),
+    })
+}
+
+/// The exchange up to the proof of the identity.
+async fn greet(hub: &Hub, socket: &mut Socket) -> Result<Greeting, End> {
     let refuse = |reason, message: &str| Err(End::Refuse(reason, message.to_owned()));
     let FromNode::Hello {
         protocol,
@@ -161,7 +333,7 @@ async fn open(served: &Served, socket: &mut WebSocket) -> Result<Stream, End> {
         return refuse(Refusal::Protocol, "the first message must be `hello`");
     };
     let oldest = oldest.unwrap_or(protocol);
-    let Some(agreed) = agree(oldest, protocol) else {
+    let Some(protocol) = agree(oldest, protocol) else {
         return Err(End::Refuse(
             Refusal::Version,
             disagreement(oldest, protocol),
@@ -176,13 +348,10 @@ async fn open(served: &Served, socket: &mut WebSocket) -> Result<Stream, End> {
     }
     // 32 octets in hexadecimal, as a key is written.
     let nonce = PublicKey(nonce).to_string();
-    send(
-        socket,
-        &FromCoordinator::Challenge {
-            nonce: nonce.clone(),
-        },
-    )
-    .await?;
+    let challenge = FromCoordinator::Challenge {
+        nonce: nonce.clone(),
+    };
+    send(socket, &challenge).await?;
     let FromNode::Proof { signature } = receive(socket).await? else {
         return refuse(Refusal::Protocol, "the second message must be `proof`");
     };
@@ -192,27 +361,25 @@ async fn open(served: &Served, socket: &mut WebSocket) -> Result<Stream, End> {
             "the node does not prove that it holds its identity key",
         );
     }
-    if !hub.has_mesh() {
-        // What it offers would be refused, and not be offered again.
-        return refuse(
-            Refusal::Busy,
-            "the coordinator has no mesh; run `meshctl init` on it, with the mesh's key if there was one",
-        );
-    }
-    if hub.standing(&node) == Standing::Revoked {
-        return Err(removed());
-    }
-    let seat = match instance {
-        Some(instance) => Some(served.seats.take(node, &instance).await?),
-        None => None,
-    };
-    Ok(Stream {
+    Ok(Greeting {
+        protocol,
         node,
-        protocol: agreed,
         store,
         revision,
-        seat,
+        instance: instance.unwrap_or_default(),
     })
+}
+
+/// The sender is a member: its connection is one of those kept for members.
+fn handle_member(served: &Served, slot: &Slot, node: PublicKey) -> Result<(), End> {
+    if !served.allowances.open(node, std::time::Instant::now()) {
+        return Err(End::Refuse(
+            Refusal::Busy,
+            "this node opens streams too often; try again".to_owned(),
+        ));
+    }
+    slot.handle_member();
+    Ok(())
 }
 
 fn removed() -> End {
@@ -220,184 +387,6 @@ fn removed() -> End {
         Refusal::Revoked,
         "this node was removed from the mesh; run `meshctl leave` on it".to_owned(),
     )
-}
-
-fn is_member(hub: &Hub, node: &PublicKey) -> bool {
-    hub.standing(node) == Standing::Member
-}
-
-/// Where a stream stands.
-struct Cursor {
-    revision: u64,
-    snapshot: bool,
-}
-
-async fn converse(
-    served: &Served,
-    socket: &mut WebSocket,
-    stream: &mut Stream,
-) -> Result<Infallible, End> {
-    let hub = &served.hub;
-    // From here on no revision is missed: those up to now the position counts, later ones wake the loop.
-    let mut revisions = hub.follow();
-    let mut stop = served.stop.clone();
-    // Members alone receive the store's name and revision.
-    let mut introduced = is_member(hub, &stream.node);
-    let position = if introduced {
-        hub.position(stream.store.as_deref(), stream.revision)
-    } else {
-        hub.position(None, 0)
-    };
-    if stream.store.as_deref() == Some(position.store.as_str()) {
-        hub.handle_told(&stream.node);
-    }
-    let mut cursor = Cursor {
-        revision: if position.snapshot {
-            0
-        } else {
-            stream.revision
-        },
-        snapshot: position.snapshot,
-    };
-    let store = position.store.clone();
-    let shown = if introduced {
-        position
-    } else {
-        stranger::position()
-    };
-    send(socket, &welcome(stream.protocol, shown)).await?;
-    let mut marking = Marking::default();
-    marking.send(hub, socket, &stream.node).await?;
-    let mut pings = interval(Duration::from_secs(PING_SECONDS));
-    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard = Instant::now();
-    let mut stranger = None;
-    loop {
-        if !hub.is_on(&store) {
-            // With the next stream the node tells the store what it misses.
-            let text = "the coordinator's store was restored from a backup".to_owned();
-            return Err(End::Refuse(Refusal::Busy, text));
-        }
-        match hub.standing(&stream.node) {
-            Standing::Revoked => return Err(removed()),
-            Standing::Stranger => match &stranger {
-                None => stranger = Some(Stranger::admit(served)?),
-                Some(stranger) => stranger.check()?,
-            },
-            Standing::Member => {
-                stranger = None;
-                if !introduced {
-                    introduced = true;
-                    let position = Position {
-                        store: store.clone(),
-                        revision: hub.revision(),
-                        snapshot: true,
-                    };
-                    send(socket, &welcome(stream.protocol, position)).await?;
-                    marking.send(hub, socket, &stream.node).await?;
-                }
-                catch_up(hub, socket, &mut cursor).await?;
-            }
-        }
-        tokio::select! {
-            message = socket.recv() => {
-                heard = Instant::now();
-                if let Some(seat) = &stream.seat {
-                    seat.handle_heard();
-                }
-                let message = message.ok_or(End::Gone)?.map_err(|_| End::Gone)?;
-                match read(message)? {
-                    Some(FromNode::Publish { sequence, records }) => {
-                        publish(served, socket, stream.node, &mut stranger, sequence, records).await?;
-                    }
-                    Some(FromNode::Farewell { departure }) => {
-                        let node = stream.node;
-                        // A farewell that cannot be kept is offered again with the next stream.
-                        if let Err(error) = served.write(move |hub| hub.keep_farewell(&node, &departure)).await {
-                            tracing::warn!(node = node.short(), %error, "a node's departure is not kept");
-                        }
-                    }
-                    Some(FromNode::Told) => {
-                        hub.handle_told(&stream.node);
-                        if let Some(stranger) = stranger.as_ref().filter(|_| !is_member(hub, &stream.node)) {
-                            stranger.handle_told()?;
-                        }
-                    }
-                    Some(FromNode::Mark { mark }) => marking.handle(served, &stream.node, mark).await,
-                    Some(FromNode::Vouch { instance, signature }) => {
-                        if let Some(seat) = &stream.seat {
-                            seat.handle_vouched(&instance, signature);
-                        }
-                    }
-                    _ => {}
-                }
-            }
-            order = next_order(&mut stream.seat) => match order {
-                Order::Leave => return Err(End::Gone),
-                Order::Vouch(instance) => {
-                    send_frame(socket, Message::Ping(Default::default())).await?;
-                    send(socket, &FromCoordinator::Copy { instance }).await?;
-                }
-                Order::None => {}
-            },
-            changed = revisions.changed() => {
-                changed.map_err(|_| End::Gone)?;
-                tokio::time::sleep(COALESCE).await;
-            }
-            _ = pings.tick() => {
-                if heard.elapsed() > Duration::from_secs(3 * PING_SECONDS) {
-                    return Err(End::Gone);
-                }
-                send_frame(socket, Message::Ping(Default::default())).await?;
-                marking.send(hub, socket, &stream.node).await?;
-            }
-            _ = stop.changed() => {
-                return Err(End::Refuse(Refusal::Busy, "the coordinator is stopping".to_owned()));
-            }
-        }
-    }
-}
-
-/// The marks of one stream. A new one is sent at the beginning and with pings, not with each change: it is stored by the
-/// node.
-#[derive(Default)]
-struct Marking {
-    sent: Option<u64>,
-    returned: bool,
-}
-
-impl Marking {
-    /// Gives a member its mark, if the store has another revision than with the last one.
-    async fn send(
-        &mut self,
-        hub: &Hub,
-        socket: &mut WebSocket,
-        node: &PublicKey,
-    ) -> Result<(), End> {
-        let revision = hub.revision();
-        if self.sent == Some(revision) {
-            return Ok(());
-        }
-        if let Some(mark) = hub.mark_of(node) {
-            self.sent = Some(revision);
-            send(socket, &FromCoordinator::Mark { mark }).await?;
-        }
-        Ok(())
-    }
-
-    /// Looks at the mark that the node returned; at the first one only.
-    async fn handle(&mut self, served: &Served, node: &PublicKey, mark: String) {
-        if std::mem::replace(&mut self.returned, true) || !served.hub.handle_mark(node, &mark) {
-            return;
-        }
-        let node = *node;
-        if let Err(error) = served
-            .write(move |hub| hub.examine_loss(&node, &mark))
-            .await
-        {
-            tracing::warn!(node = node.short(), %error, "a node's mark is not examined");
-        }
-    }
 }
 
 fn welcome(protocol: u32, position: Position) -> FromCoordinator {
@@ -409,83 +398,243 @@ fn welcome(protocol: u32, position: Position) -> FromCoordinator {
     }
 }
 
-async fn next_order(seat: &mut Option<Seat>) -> Order {
-    match seat {
-        Some(seat) => seat.order().await,
-        None => std::future::pending().await,
-    }
+/// An open stream.
+struct Conversation<'a> {
+    served: &'a Served,
+    slot: &'a Slot,
+    socket: &'a mut Socket,
+    stream: Stream,
+    /// The `publish` that is on its way into the store. Nothing is read meanwhile.
+    intake: Option<Intake>,
+    /// Nothing is read, and nothing of the intake done, until then.
+    paused: Option<Instant>,
+    heard: Instant,
+    marking: Marking,
 }
 
-async fn catch_up(hub: &Hub, socket: &mut WebSocket, cursor: &mut Cursor) -> Result<(), End> {
-    loop {
-        if cursor.snapshot {
-            // What changes while the parts are sent has a later revision, and comes after them.
-            let revision = hub.revision();
-            let mut after = None;
-            loop {
-                let (records, next) = hub.snapshot_part(after.as_ref());
-                let reached = if next.is_none() { revision } else { 0 };
-                send(
-                    socket,
-                    &FromCoordinator::Changes {
-                        revision: reached,
-                        records,
-                    },
-                )
-                .await?;
-                match next {
-                    Some(key) => after = Some(key),
-                    None => break,
+/// The marks of one stream. A new one is sent at the beginning and with pings, not with each change: it is stored by the
+/// node.
+#[derive(Default)]
+struct Marking {
+    sent: Option<u64>,
+    returned: bool,
+}
+
+impl Conversation<'_> {
+    async fn run(mut self) -> Result<Infallible, End> {
+        let hub = Arc::clone(&self.served.hub);
+        let mut stop = self.served.stop.clone();
+        let mut pings = interval(Duration::from_secs(PING_SECONDS));
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.send_mark(&hub).await?;
+        loop {
+            self.check_standing(&hub).await?;
+            let has_more = self.send_part(&hub).await?;
+            let waits = self.intake.is_some() || self.paused.is_some();
+            let resume = self.paused.unwrap_or_else(Instant::now);
+            let end = self.stream.stranger.as_ref().map(Stranger::end);
+            tokio::select! {
+                message = next(self.socket), if !waits => self.handle_frame(message?).await?,
+                () = sleep_until(resume), if waits => self.resume().await?,
+                order = self.stream.seat.order() => self.handle_order(order).await?,
+                changed = self.stream.revisions.changed(), if !has_more => {
+                    changed.map_err(|_| End::Gone)?;
+                    tokio::time::sleep(COALESCE).await;
+                }
+                () = std::future::ready(()), if has_more => {}
+                _ = pings.tick() => {
+                    if !waits && self.heard.elapsed() > MESSAGE_LIMIT {
+                        return Err(End::Gone);
+                    }
+                    send_frame(self.socket, Message::Ping(Default::default())).await?;
+                    self.send_mark(&hub).await?;
+                }
+                () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => {
+                    return Err(self.stream.stranger.as_ref().map_or(End::Gone, Stranger::refusal));
+                }
+                _ = stop.changed() => {
+                    return Err(End::Refuse(Refusal::Busy, "the coordinator is stopping".to_owned()));
                 }
             }
-            *cursor = Cursor {
-                revision,
-                snapshot: false,
-            };
-        }
-        match hub.next(cursor.revision) {
-            Next::UpToDate => return Ok(()),
-            Next::Snapshot => cursor.snapshot = true,
-            Next::Changes(records, revision) => {
-                send_changes(socket, records, cursor.revision, revision).await?;
-                cursor.revision = revision;
-            }
         }
     }
-}
 
-async fn publish(
-    served: &Served,
-    socket: &mut WebSocket,
-    node: PublicKey,
-    stranger: &mut Option<Stranger>,
-    sequence: u64,
-    records: Vec<Envelope>,
-) -> Result<(), End> {
-    if records.len() > MAX_RECORDS {
-        return Err(End::Refuse(
-            Refusal::Protocol,
-            format!("a message carries at most {MAX_RECORDS} records"),
-        ));
-    }
-    let answer = match served.write(move |hub| hub.publish(&node, records)).await {
-        Ok(published) => {
-            if let Some(stranger) = stranger {
-                stranger.handle_published(&published)?;
+    /// Whether the stream may go on, and as what.
+    async fn check_standing(&mut self, hub: &Hub) -> Result<(), End> {
+        if !hub.is_on(&self.stream.store) {
+            // With the next stream the node tells the store what it misses.
+            let text = "the coordinator's store was restored from a backup".to_owned();
+            return Err(End::Refuse(Refusal::Busy, text));
+        }
+        let node = self.stream.node;
+        match hub.standing(&node) {
+            Standing::Revoked => Err(removed()),
+            Standing::Member if self.stream.stranger.take().is_some() => {
+                handle_member(self.served, self.slot, node)?;
+                self.socket.get_mut().set_bound(Served::bound_of_member());
+                let position = Position {
+                    store: self.stream.store.clone(),
+                    revision: hub.revision(),
+                    snapshot: true,
+                };
+                send(self.socket, &welcome(self.stream.protocol, position)).await?;
+                self.send_mark(hub).await
             }
-            FromCoordinator::Published {
-                sequence,
-                accepted: published.accepted,
-                refused: published.refused.iter().map(ToString::to_string).collect(),
-                refused_records: messages::refused_records(published),
+            Standing::Member | Standing::Stranger => Ok(()),
+        }
+    }
+
+    /// Sends a member the next part of what it has not received; whether there may be another.
+    async fn send_part(&mut self, hub: &Hub) -> Result<bool, End> {
+        if self.stream.stranger.is_some() {
+            return Ok(false);
+        }
+        let Some(part) = hub.read_part(&mut self.stream.cursor) else {
+            return Ok(false);
+        };
+        let changes = FromCoordinator::Changes {
+            revision: part.revision,
+            records: part.records,
+        };
+        send(self.socket, &changes).await?;
+        Ok(true)
+    }
+
+    /// Gives a member its mark, if the store has another revision than with the last one.
+    async fn send_mark(&mut self, hub: &Hub) -> Result<(), End> {
+        let revision = hub.revision();
+        if self.marking.sent == Some(revision) {
+            return Ok(());
+        }
+        if let Some(mark) = hub.mark_of(&self.stream.node) {
+            self.marking.sent = Some(revision);
+            send(self.socket, &FromCoordinator::Mark { mark }).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the mark that the node returned; at the first one only.
+    async fn handle_mark(&mut self, mark: String) {
+        let node = self.stream.node;
+        if std::mem::replace(&mut self.marking.returned, true)
+            || !self.served.hub.handle_mark(&node, &mark)
+        {
+            return;
+        }
+        let examined = self.served.write(move |hub| hub.examine_loss(&node, &mark));
+        if let Err(error) = examined.await {
+            tracing::warn!(node = node.short(), %error, "a node's mark is not examined");
+        }
+    }
+
+    async fn handle_order(&mut self, order: Order) -> Result<(), End> {
+        if let Order::Vouch(instance) = order {
+            send_frame(self.socket, Message::Ping(Default::default())).await?;
+            send(self.socket, &FromCoordinator::Copy { instance }).await?;
+        }
+        Ok(())
+    }
+
+    async fn handle_frame(&mut self, frame: Message) -> Result<(), End> {
+        self.heard = Instant::now();
+        self.stream.seat.handle_heard();
+        let node = self.stream.node;
+        match &mut self.stream.stranger {
+            Some(stranger) => stranger.handle_message(frame.len())?,
+            None => {
+                let allowances = &self.served.allowances;
+                let now = std::time::Instant::now();
+                let next = allowances.handle_message(node, frame.len(), now);
+                self.pause_until(next);
             }
         }
-        Err(error) => FromCoordinator::Published {
-            sequence,
-            accepted: 0,
-            refused: vec![error.message],
-            refused_records: Vec::new(),
-        },
-    };
-    send(socket, &answer).await
+        match read(frame)? {
+            Some(FromNode::Publish { sequence, records }) => {
+                let stranger = self.stream.stranger.as_mut();
+                let hub = &self.served.hub;
+                self.intake = Some(Intake::new(hub, node, sequence, records, stranger)?);
+                if self.paused.is_none() {
+                    self.advance().await?;
+                }
+            }
+            Some(FromNode::Farewell { departure }) if self.stream.stranger.is_none() => {
+                let next = self
+                    .served
+                    .allowances
+                    .charge(node, std::time::Instant::now());
+                self.pause_until(next);
+                let kept = self
+                    .served
+                    .write(move |hub| hub.keep_farewell(&node, &departure));
+                // A farewell that cannot be kept is offered again with the next stream.
+                if let Err(error) = kept.await {
+                    tracing::warn!(node = node.short(), %error, "a node's departure is not kept");
+                }
+            }
+            Some(FromNode::Told) => {
+                let hub = &self.served.hub;
+                hub.handle_told(&node);
+                if hub.standing(&node) != Standing::Member
+                    && let Some(stranger) = &self.stream.stranger
+                {
+                    stranger.handle_told()?;
+                }
+            }
+            Some(FromNode::Mark { mark }) => self.handle_mark(mark).await,
+            Some(FromNode::Vouch {
+                instance,
+                signature,
+            }) => self.stream.seat.handle_vouched(&instance, signature),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn pause_until(&mut self, next: std::time::Instant) {
+        let next = Instant::from_std(next);
+        if next > Instant::now() {
+            self.paused = Some(self.paused.map_or(next, |paused| paused.max(next)));
+            self.stream.seat.set_paused(true);
+        }
+    }
+
+    /// Goes on after a pause.
+    async fn resume(&mut self) -> Result<(), End> {
+        self.paused = None;
+        if self.intake.is_some() {
+            self.advance().await?;
+        }
+        if self.intake.is_none() && self.paused.is_none() {
+            self.heard = Instant::now();
+            self.socket.get_mut().resume(self.heard);
+            self.stream.seat.set_paused(false);
+        }
+        Ok(())
+    }
+
+    /// Takes more of a `publish` in, and answers it when all is done: what it does to the node's standing comes after.
+    async fn advance(&mut self) -> Result<(), End> {
+        while let Some(intake) = &mut self.intake {
+            match intake.advance(self.served).await? {
+                Step::Again => {
+                    if let Some(stranger) = &mut self.stream.stranger
+                        && let Some(why) = intake.later()
+                    {
+                        stranger.handle_later(why);
+                    }
+                }
+                Step::Wait(next) => {
+                    self.pause_until(next);
+                    // A pause that is over already is one, so that other things are done in between.
+                    self.paused.get_or_insert_with(Instant::now);
+                    return Ok(());
+                }
+                Step::Done(answer) => {
+                    self.intake = None;
+                    send(self.socket, &answer).await?;
+                }
+            }
+        }
+        Ok(())
+    }
 }

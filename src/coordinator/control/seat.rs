@@ -6,6 +6,9 @@
 //! machine restored twice. The clone is refused, and stays refused when the original is away for a moment. What makes it
 //! believe that is the original's signature over its instance (see [`crate::wire::control`]); an original of a version
 //! that gives none keeps its seat all the same.
+//!
+//! A stream that names no instance, as those of early versions, counts as one of an instance without a name: the next one
+//! takes its place. So a node has one stream, whatever it says.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,8 +55,11 @@ struct Taken {
     node: PublicKey,
     instance: String,
     orders: watch::Sender<Order>,
+    /// Turns true when another stream of the node takes the seat.
+    lost: watch::Sender<bool>,
     heard: watch::Receiver<u64>,
     vouched: watch::Receiver<Option<Vouched>>,
+    paused: watch::Receiver<bool>,
 }
 
 /// An instance that is another machine, by the original's word.
@@ -66,8 +72,6 @@ pub(super) enum Order {
     None,
     /// Ask the node whether it is there, and whether this instance is another machine.
     Vouch(String),
-    /// End: the node has opened another stream.
-    Leave,
 }
 
 /// A stream's seat; free again when it is dropped.
@@ -77,8 +81,10 @@ pub(super) struct Seat {
     node: PublicKey,
     number: u64,
     orders: watch::Receiver<Order>,
+    lost: watch::Receiver<bool>,
     heard: watch::Sender<u64>,
     vouched: watch::Sender<Option<Vouched>>,
+    paused: watch::Sender<bool>,
 }
 
 impl Seats {
@@ -106,7 +112,7 @@ impl Seats {
                     Some(taken) if taken.instance != instance => taken.clone(),
                     taken => {
                         if let Some(taken) = taken {
-                            taken.orders.send_replace(Order::Leave);
+                            taken.lost.send_replace(true);
                         }
                         return Ok(self.seat(&mut table, node, instance));
                     }
@@ -118,22 +124,32 @@ impl Seats {
             if table.seats.get(&node).map(|t| t.number) != Some(other.number) {
                 continue;
             }
+            if let Answer::Unknown = answer {
+                return Err(End::Refuse(
+                    Refusal::Busy,
+                    "another stream of this node is open, and the coordinator is not done with what it sent; try again"
+                        .to_owned(),
+                ));
+            }
             if let Answer::Alive(proof) = answer {
-                if table.clones.len() >= MAX_CLONES {
-                    table.clones.pop_front();
+                // One without a name may be another machine the next time.
+                if !instance.is_empty() {
+                    if table.clones.len() >= MAX_CLONES {
+                        table.clones.pop_front();
+                    }
+                    table.clones.push_back(Copied {
+                        node,
+                        instance: instance.to_owned(),
+                        proof,
+                    });
                 }
-                table.clones.push_back(Copied {
-                    node,
-                    instance: instance.to_owned(),
-                    proof,
-                });
                 tracing::warn!(
                     node = node.short(),
                     "a second machine with this node's keys is refused"
                 );
                 return Err(End::Copy(proof));
             }
-            other.orders.send_replace(Order::Leave);
+            other.lost.send_replace(true);
             return Ok(self.seat(&mut table, node, instance));
         }
     }
@@ -141,15 +157,19 @@ impl Seats {
     fn seat(&self, table: &mut Table, node: PublicKey, instance: &str) -> Seat {
         table.last += 1;
         let (order_sender, orders) = watch::channel(Order::None);
+        let (lost_sender, lost) = watch::channel(false);
         let (heard, heard_receiver) = watch::channel(0);
         let (vouched, vouched_receiver) = watch::channel(None);
+        let (paused, paused_receiver) = watch::channel(false);
         let taken = Taken {
             number: table.last,
             node,
             instance: instance.to_owned(),
             orders: order_sender,
+            lost: lost_sender,
             heard: heard_receiver,
             vouched: vouched_receiver,
+            paused: paused_receiver,
         };
         table.seats.insert(node, taken);
         Seat {
@@ -157,8 +177,10 @@ impl Seats {
             node,
             number: table.last,
             orders,
+            lost,
             heard,
             vouched,
+            paused,
         }
     }
 }
@@ -167,6 +189,8 @@ impl Seats {
 enum Answer {
     /// Nothing.
     Silent,
+    /// The coordinator does not read what it says, since it has used up its allowance.
+    Unknown,
     /// It is there, and signs that the other is not it, if it can.
     Alive(Option<Signature>),
 }
@@ -180,7 +204,11 @@ impl Taken {
             timeout(ANSWER_LIMIT, self.heard.changed()).await,
             Ok(Ok(()))
         ) {
-            return Answer::Silent;
+            return if *self.paused.borrow() {
+                Answer::Unknown
+            } else {
+                Answer::Silent
+            };
         }
         let is_meant = |vouched: &Option<Vouched>| {
             vouched.as_ref().is_some_and(|(other, signature)| {
@@ -211,12 +239,24 @@ impl Seat {
         }
     }
 
-    /// The next order; for a stream whose seat is gone, to leave.
+    /// Whether the coordinator does not read from the stream for now.
+    pub(super) fn set_paused(&self, paused: bool) {
+        self.paused
+            .send_if_modified(|was| std::mem::replace(was, paused) != paused);
+    }
+
+    /// The next order.
     pub(super) async fn order(&mut self) -> Order {
         match self.orders.changed().await {
             Ok(()) => self.orders.borrow_and_update().clone(),
-            Err(_) => Order::Leave,
+            // Another stream has the seat; this one ends.
+            Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Turns true when another stream of the node has the seat.
+    pub(super) fn lost(&self) -> watch::Receiver<bool> {
+        self.lost.clone()
     }
 }
 
@@ -249,12 +289,20 @@ mod tests {
     /// A stream whose node answers, until it is told to leave; `signs` with its key, or another's.
     fn answering_with(mut seat: Seat, signs: Option<SigningKey>) -> tokio::task::JoinHandle<()> {
         tokio::spawn(async move {
-            while let Order::Vouch(instance) = seat.order().await {
-                seat.handle_heard();
-                if let Some(key) = &signs {
-                    let message = copy_message(&instance);
-                    seat.handle_vouched(&instance, Signature::make(key, Purpose::Copy, &message));
+            let mut lost = seat.lost();
+            let answer = async {
+                while let Order::Vouch(instance) = seat.order().await {
+                    seat.handle_heard();
+                    if let Some(key) = &signs {
+                        let message = copy_message(&instance);
+                        let signature = Signature::make(key, Purpose::Copy, &message);
+                        seat.handle_vouched(&instance, signature);
+                    }
                 }
+            };
+            tokio::select! {
+                () = answer => {}
+                _ = lost.wait_for(|lost| *lost) => {}
             }
         })
     }
@@ -302,13 +350,45 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_lost_its_connection_gets_its_seat_back() {
         let seats = Seats::default();
-        let mut silent = seated(&seats, "a").await;
+        let silent = seated(&seats, "a").await;
         let again = seated(&seats, "a").await;
-        assert_eq!(silent.order().await, Order::Leave);
+        assert!(*silent.lost().borrow());
         drop(silent);
         // Restarted after a loss of power: the old stream hears nothing any more.
         let _restarted = seated(&seats, "b").await;
         drop(again);
         assert!(!seats.table().seats.is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_streams_without_an_instance_the_last_has_the_seat_and_no_copy_is_remembered() {
+        let seats = Seats::default();
+        let mut taken = vec![seated(&seats, "").await];
+        for _ in 0..12 {
+            taken.push(seated(&seats, "").await);
+        }
+        let lost = taken.iter().filter(|seat| *seat.lost().borrow()).count();
+        assert_eq!(lost, 12);
+        drop(taken);
+        let original = answering(seated(&seats, "a").await);
+        assert!(matches!(
+            seats.take(key().public(), "").await,
+            Err(End::Copy(_))
+        ));
+        original.abort();
+        let _ = original.await;
+        seated(&seats, "").await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_not_read_from_keeps_its_seat_until_it_is() {
+        let seats = Seats::default();
+        let original = seated(&seats, "a").await;
+        original.set_paused(true);
+        let refused = seats.take(key().public(), "b").await;
+        assert!(matches!(refused, Err(End::Refuse(Refusal::Busy, _))));
+        original.set_paused(false);
+        seated(&seats, "b").await;
+        assert!(*original.lost().borrow());
     }
 }

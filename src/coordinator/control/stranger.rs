@@ -4,93 +4,101 @@
 
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{End, Served};
-use crate::coordinator::hub::{Position, PublishRefused, Published};
+use super::End;
+use crate::coordinator::hub::{Hub, Position, Proof};
+use crate::model::PublicKey;
+use crate::wire::Envelope;
 use crate::wire::control::Refusal;
-use crate::wire::ledger::Refused;
 
-/// Strangers at once at most. One that belongs here is a member within some round trips.
-pub(super) const MAX_STRANGERS: usize = 64;
 /// How long a stranger may stay one.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Messages with records from a stranger at most.
-const MAX_PUBLISHES: u32 = 64;
+/// Messages from a stranger at most, of any kind.
+const MAX_MESSAGES: u32 = 64;
+/// Bytes of them at most: a node of an earlier version offers all it holds, what proves its membership among the first.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Memberships that a stranger may show at most. Each is verified.
+const MAX_MEMBERSHIPS: u32 = 8;
 
 /// What a stranger has left.
 #[derive(Debug)]
 pub(super) struct Stranger {
     since: Instant,
-    publishes: u32,
-    /// Why a record is not taken yet.
+    messages: u32,
+    bytes: usize,
+    memberships: u32,
+    /// Why its membership is not taken yet.
     later: Option<String>,
-    _slot: OwnedSemaphorePermit,
 }
 
 impl Stranger {
-    /// One more stranger, if there may be.
-    pub(super) fn admit(served: &Served) -> Result<Self, End> {
-        let slot = served.strangers.clone().try_acquire_owned().map_err(|_| {
-            End::Refuse(
-                Refusal::Busy,
-                "too many nodes that are not members here are connected; try again".to_owned(),
-            )
-        })?;
-        Ok(Self {
+    pub(super) fn new() -> Self {
+        Self {
             since: Instant::now(),
-            publishes: 0,
+            messages: 0,
+            bytes: 0,
+            memberships: 0,
             later: None,
-            _slot: slot,
-        })
+        }
     }
 
-    /// Whether it may stay a little longer.
-    pub(super) fn check(&self) -> Result<(), End> {
-        if self.since.elapsed() > PATIENCE || self.publishes > MAX_PUBLISHES {
-            return Err(self.end());
+    /// Until when it may stay.
+    pub(super) fn end(&self) -> Instant {
+        self.since + PATIENCE
+    }
+
+    /// Counts a message.
+    pub(super) fn handle_message(&mut self, bytes: usize) -> Result<(), End> {
+        self.messages += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.messages > MAX_MESSAGES || self.bytes > MAX_BYTES {
+            return Err(self.refusal());
         }
         Ok(())
     }
 
-    /// Looks at what it published.
-    pub(super) fn handle_published(&mut self, published: &Published) -> Result<(), End> {
-        self.publishes += 1;
-        let forged = |refused: &PublishRefused| {
-            matches!(
-                refused,
-                PublishRefused::Ledger(Refused::Signature | Refused::TooLong(_))
-            )
-        };
-        if published.refused.iter().any(forged) {
-            return Err(End::Refuse(
-                Refusal::Protocol,
-                "a record's signature does not hold".to_owned(),
-            ));
-        }
-        let later = |refused: &&PublishRefused| matches!(refused, PublishRefused::NotYet(_));
-        if let Some(later) = published.refused.iter().find(later) {
-            self.later = Some(later.to_string());
-        }
-        self.check()
+    /// A record of it is to be taken later.
+    pub(super) fn handle_later(&mut self, why: String) {
+        self.later = Some(why);
     }
 
     /// It has published all that it holds. Where that is to be taken later, it comes again: a stream that waits would hold
     /// the place of another.
     pub(super) fn handle_told(&self) -> Result<(), End> {
         match &self.later {
-            Some(_) => Err(self.end()),
+            Some(_) => Err(self.refusal()),
             None => Ok(()),
         }
     }
 
-    fn end(&self) -> End {
+    /// Why it may not stay.
+    pub(super) fn refusal(&self) -> End {
         match &self.later {
             Some(why) => End::Refuse(Refusal::Busy, why.clone()),
             None => not_a_member(),
         }
     }
+
+    /// Whether a record may prove that the node belongs here. Others are not worth a verification.
+    pub(super) fn may_prove(&mut self, hub: &Hub, node: &PublicKey, record: &Envelope) -> bool {
+        match hub.proof(node, record) {
+            Proof::None => false,
+            Proof::MeshKey => true,
+            Proof::Membership => {
+                self.memberships += 1;
+                self.memberships <= MAX_MEMBERSHIPS
+            }
+        }
+    }
+}
+
+/// Refuses a stream to one more stranger than there may be.
+pub(super) fn too_many() -> End {
+    End::Refuse(
+        Refusal::Busy,
+        "too many nodes that are not members here are connected; try again".to_owned(),
+    )
 }
 
 /// What a stranger receives in place of the store's name and revision. The name is new each time: no node takes it for

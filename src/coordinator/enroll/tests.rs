@@ -1,4 +1,9 @@
 use super::*;
+
+/// Proves a request and checks it.
+fn check(request: &JoinRequest, ledger: &Ledger, now: UnixSeconds) -> Result<Granted, ApiError> {
+    super::check(&prove(request)?, ledger, now)
+}
 use crate::model::record::{MESH_ID, Mesh, Revocation, RevokedKind};
 use crate::model::{Label, SigningKey, WireGuardKey};
 use crate::wire::Envelope;

@@ -10,6 +10,7 @@ use super::{Hub, Origin, Standing, fault};
 use crate::model::PublicKey;
 use crate::model::record::Record;
 use crate::wire::api::{ApiError, ErrorCode};
+use crate::wire::envelope::Authentic;
 use crate::wire::{Envelope, Ledger};
 
 /// How long an ephemeral node may be away: a restart, a move to another machine, a coordinator's upgrade are shorter.
@@ -62,7 +63,8 @@ impl Hub {
             if elsewhere.contains(&node) {
                 continue;
             }
-            let Some(departure) = writer.store.farewell(&node).map_err(fault)? else {
+            let departure = writer.store.farewell(&node).map_err(fault)?;
+            let Some(departure) = departure.and_then(Authentic::verify) else {
                 continue;
             };
             let published = self.take_in(&mut writer, vec![departure], Origin::Stream(node))?;

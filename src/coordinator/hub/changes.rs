@@ -52,20 +52,26 @@ impl Changes {
         revision >= self.forgotten
     }
 
-    /// What changed after `revision`, each record once, in an order in which it can be taken in.
-    pub(super) fn after(&self, revision: u64) -> Vec<&RecordKey> {
-        let first = self.recent.partition_point(|(at, _)| *at <= revision);
+    /// What changed after revision `from` up to `until`, each record once, in an order in which it can be taken in.
+    pub(super) fn between(&self, from: u64, until: u64) -> Vec<&RecordKey> {
+        let first = self.recent.partition_point(|(at, _)| *at <= from);
         let mut seen = HashSet::new();
         let mut keys: Vec<&RecordKey> = self
             .recent
             .iter()
             .skip(first)
+            .take_while(|(at, _)| *at <= until)
             .map(|(_, key)| key)
             .filter(|key| seen.insert(*key))
             .collect();
-        keys.sort_by_key(|key| rank(&key.kind));
+        keys.sort_unstable_by_key(|key| order(key));
         keys
     }
+}
+
+/// Where a record stands among those that changed.
+pub(super) fn order(key: &RecordKey) -> (usize, &RecordKey) {
+    (rank(&key.kind), key)
 }
 
 /// Where a kind stands in the order; kinds of later versions come last.
@@ -102,7 +108,7 @@ mod tests {
             changes.push(revision, key(kind, id));
         }
         assert_eq!(
-            changes.after(1),
+            changes.between(1, 7),
             [
                 &key("token", "t"),
                 &key("membership", "a"),
@@ -111,8 +117,9 @@ mod tests {
                 &key("weather", "x"),
             ]
         );
-        assert_eq!(changes.after(6), [&key("token", "t")]);
-        assert!(changes.after(7).is_empty());
+        assert_eq!(changes.between(6, 7), [&key("token", "t")]);
+        assert_eq!(changes.between(1, 2), [&key("node", "a")]);
+        assert!(changes.between(7, 7).is_empty());
     }
 
     #[test]

@@ -13,9 +13,8 @@ use crate::coordinator::marks::Mark;
 use crate::coordinator::store::StoreError;
 use crate::model::PublicKey;
 use crate::model::record::Record;
-use crate::wire::Envelope;
 use crate::wire::api::ApiError;
-use crate::wire::ledger::Refused;
+use crate::wire::envelope::Authentic;
 
 impl Hub {
     /// The mark of `node`, if it is a member.
@@ -72,7 +71,7 @@ impl Hub {
     pub(super) fn notice_loss(
         &self,
         writer: &mut Writer,
-        records: &[Envelope],
+        records: &[Authentic],
     ) -> Result<(), ApiError> {
         if self.lacked(records).is_none() {
             return Ok(());
@@ -91,7 +90,7 @@ impl Hub {
     }
 
     /// The first of `records` that the mesh key signed and that the store should have had.
-    fn lacked(&self, records: &[Envelope]) -> Option<String> {
+    fn lacked(&self, records: &[Authentic]) -> Option<String> {
         let state = self.read();
         // Until the nodes have told, it is known to lack something.
         if state.refill.is_some() {
@@ -102,14 +101,9 @@ impl Hub {
             if ledger.holds(record) {
                 continue;
             }
-            match ledger.check(record) {
-                Ok(()) => {
-                    let (header, _) = Record::parse(&record.payload).ok()?;
-                    return Some(format!("{} {}", header.kind, header.id));
-                }
-                // Whoever forges once is not verified further.
-                Err(Refused::Signature) => return None,
-                Err(_) => {}
+            if ledger.check_authentic(record).is_ok() {
+                let (header, _) = Record::parse(&record.payload).ok()?;
+                return Some(format!("{} {}", header.kind, header.id));
             }
         }
         None

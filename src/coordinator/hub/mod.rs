@@ -17,7 +17,9 @@ mod claims;
 mod listing;
 mod loaded;
 mod loss;
+mod reading;
 mod refill;
+mod screening;
 mod shared;
 
 use std::collections::{HashMap, HashSet};
@@ -31,30 +33,28 @@ use tokio::sync::watch;
 use self::changes::Changes;
 pub use self::listing::Size;
 use self::loaded::Loaded;
+pub use self::reading::{Cursor, Part};
 use self::refill::{Phase, Refill};
+pub use self::screening::{Proof, Screened};
 use self::shared::Turns;
 use super::MarkKey;
-use super::enroll;
+use super::enroll::{self, Proven};
 use super::store::{Admission, Contents, Effect, Store, StoreError, Write};
 use crate::model::record::{MESH_ID, Membership, Record, RecordKey, RevokedKind};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
 use crate::wire::admin::Submit;
 use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::control::{MAX_RECORDS, RefusedReason};
+use crate::wire::control::RefusedReason;
+use crate::wire::envelope::Authentic;
 use crate::wire::join::{JoinCheck, JoinRequest, JoinResponse};
-use crate::wire::ledger::{Refused, Replaced};
+use crate::wire::ledger::{Refused, Replaced, verified};
 use crate::wire::token::SpkiPin;
 use crate::wire::url::CoordinatorUrl;
 use crate::wire::{Envelope, Ledger};
 
 /// After a write that failed, how long no other is tried: going back to what is on disk takes a while in a large mesh.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(2);
-
-/// Octets of payload in a part of a snapshot at most: many nodes may take one at once.
-const SNAPSHOT_PART: usize = 64 * 1024;
-/// Records that a stream is given as changes at most. All are copied for it, while a snapshot goes part by part.
-const MAX_CHANGES: usize = 1024;
 
 /// What does not change while the coordinator runs.
 #[derive(Debug, Clone)]
@@ -131,17 +131,6 @@ struct State {
     /// Nodes that are no members here, and were by their marks. Each was admitted by a coordinator once.
     former: HashSet<PublicKey>,
     unique_local_prefix: Ipv6Net,
-}
-
-/// What a stream sends next.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    /// Nothing: it is up to date.
-    UpToDate,
-    /// These, in this order, and then it is at this revision.
-    Changes(Vec<Envelope>, u64),
-    /// It is too far behind: everything.
-    Snapshot,
 }
 
 /// What became of published records.
@@ -301,13 +290,16 @@ impl Hub {
     }
 
     fn try_join(&self, request: &JoinRequest) -> Result<JoinResponse, ApiError> {
+        // Signatures are verified while nobody waits.
+        let proven = enroll::prove(request)?;
         let mut writer = self.writer();
         self.recover(&mut writer).map_err(fault)?;
         let now = UnixSeconds::from_system(SystemTime::now());
         let turns = Turns::begin();
         let (membership, key, admitted) = loop {
             self.catch_up(&mut writer).map_err(fault)?;
-            let (membership, admission) = self.examine_in_sync(&mut writer, request, now)?;
+            let (membership, admission) =
+                self.examine_in_sync(&mut writer, request, &proven, now)?;
             match writer.store.admit(&admission) {
                 Ok(admitted) => break (membership, admission.key, admitted),
                 Err(StoreError::Behind) if turns.another() => {}
@@ -324,7 +316,7 @@ impl Hub {
         let ledger = state.ledger.as_mut().ok_or_else(no_mesh)?;
         // Nobody else writes: what was permitted above is permitted now.
         ledger
-            .apply(request.membership.clone())
+            .replace_authentic(proven.envelope().clone())
             .map_err(|why| ApiError::new(ErrorCode::Internal, why.to_string()))?;
         let block = ledger
             .mesh()
@@ -363,10 +355,11 @@ impl Hub {
     /// # Errors
     /// As for [`Hub::join`].
     pub fn check_join(&self, request: &JoinRequest) -> Result<JoinCheck, ApiError> {
+        let proven = enroll::prove(request)?;
         let mut writer = self.writer();
         self.catch_up(&mut writer).map_err(fault)?;
         let now = UnixSeconds::from_system(SystemTime::now());
-        let (membership, _) = self.examine_in_sync(&mut writer, request, now)?;
+        let (membership, _) = self.examine_in_sync(&mut writer, request, &proven, now)?;
         let state = self.read();
         let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
         let keys = [
@@ -384,12 +377,13 @@ impl Hub {
         &self,
         writer: &mut Writer,
         request: &JoinRequest,
+        proven: &Proven,
         now: UnixSeconds,
     ) -> Result<(Membership, Admission), ApiError> {
-        let examined = match self.examine(writer, request, now) {
+        let examined = match self.examine(writer, request, proven, now) {
             // What is missing, or frees the name, may be on its way from another coordinator.
             Err(_) | Ok((_, _, true)) if self.sync(writer).map_err(fault)? => {
-                self.examine(writer, request, now)
+                self.examine(writer, request, proven, now)
             }
             examined => examined,
         };
@@ -406,12 +400,13 @@ impl Hub {
         &self,
         writer: &mut Writer,
         request: &JoinRequest,
+        proven: &Proven,
         now: UnixSeconds,
     ) -> Result<(Membership, Admission, bool), ApiError> {
         self.permit_after_restore(writer, request)?;
         let state = self.read();
         let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
-        let granted = enroll::check(request, ledger, now)?;
+        let granted = enroll::check(proven, ledger, now)?;
         // The store knows the names that nodes joined with, and not those they have now.
         let is_taken = ledger.is_name_of_another(&granted.membership.name, &granted.membership.id);
         let admission = Admission {
@@ -494,14 +489,26 @@ impl Hub {
         }
     }
 
-    /// Takes records in that a stream of the node `who` offers. Waits for the disk.
+    /// Takes records in that a stream of the node `who` offers. Verifies their signatures, then waits for the disk.
     ///
     /// # Errors
     /// The store cannot be written; none was taken in then.
     pub fn publish(&self, who: &PublicKey, records: Vec<Envelope>) -> Result<Published, ApiError> {
+        let mut forged = Vec::new();
+        // A verification takes longer than all the rest, so no writer waits for it.
+        let records: Vec<Authentic> = records
+            .into_iter()
+            .filter(|record| !self.holds(record))
+            .filter_map(|record| verified(record).map_err(|why| forged.push(why)).ok())
+            .collect();
         let mut writer = self.writer();
         self.notice_loss(&mut writer, &records)?;
-        let published = self.take_in(&mut writer, records, Origin::Stream(*who))?;
+        let mut published = self.take_in(&mut writer, records, Origin::Stream(*who))?;
+        drop(writer);
+        let forged = forged.into_iter().map(PublishRefused::Ledger);
+        published.refused.extend(forged);
+        // The stream of whoever forges ends, so nobody asks which record it was.
+        published.refused_keys.resize(published.refused.len(), None);
         let counts = &self.counts;
         counts
             .published
@@ -546,7 +553,10 @@ impl Hub {
                 .map_err(fault)?;
             self.write().ledger = Some(ledger);
         }
-        let published = self.take_in(&mut writer, submit.records, Origin::Administrator)?;
+        let records = submit.records.into_iter().map(verified);
+        let records: Result<Vec<Authentic>, Refused> = records.collect();
+        let records = records.map_err(is_refused)?;
+        let published = self.take_in(&mut writer, records, Origin::Administrator)?;
         match published.refused.into_iter().next() {
             Some(why) => Err(ApiError::new(ErrorCode::Conflict, why.to_string())),
             None => Ok(self.read().revision),
@@ -556,7 +566,7 @@ impl Hub {
     fn take_in(
         &self,
         writer: &mut Writer,
-        records: Vec<Envelope>,
+        records: Vec<Authentic>,
         origin: Origin,
     ) -> Result<Published, ApiError> {
         self.recover(writer).map_err(fault)?;
@@ -584,7 +594,7 @@ impl Hub {
     fn take_in_part(
         &self,
         writer: &mut Writer,
-        records: &[Envelope],
+        records: &[Authentic],
         origin: Origin,
     ) -> Result<Published, StoreError> {
         let mut published = Published::default();
@@ -648,7 +658,7 @@ impl Hub {
     fn apply(
         &self,
         writer: &mut Writer,
-        envelope: &Envelope,
+        envelope: &Authentic,
         origin: Origin,
     ) -> Result<Result<Option<(Write, Replaced)>, PublishRefused>, StoreError> {
         if self.holds(envelope) {
@@ -668,14 +678,14 @@ impl Hub {
         let Some(ledger) = &mut state.ledger else {
             return Ok(Err(Refused::NoMesh.into()));
         };
-        Ok(match ledger.replace(envelope.clone()) {
+        Ok(match ledger.replace_authentic(envelope.clone()) {
             Ok(None) => Ok(None),
             Err(refused) => Err(refused.into()),
             Ok(Some(replaced)) => {
                 let write = Write {
                     effect: effect_of(ledger, &replaced, origin),
                     key: replaced.key().clone(),
-                    envelope: envelope.clone(),
+                    envelope: Envelope::clone(envelope),
                     gone: replaced.dropped().to_vec(),
                 };
                 Ok(Some((write, replaced)))
@@ -710,55 +720,6 @@ impl Hub {
     fn note_failure(&self, error: &StoreError) {
         self.counts.store_failures.fetch_add(1, Ordering::Relaxed);
         tracing::error!(%error, "a write to the store failed");
-    }
-
-    /// What a stream at `cursor` sends next.
-    #[must_use]
-    pub fn next(&self, cursor: u64) -> Next {
-        let state = self.read();
-        if cursor >= state.revision {
-            return Next::UpToDate;
-        }
-        if !state.changes.reaches_back_to(cursor) {
-            return Next::Snapshot;
-        }
-        let keys = state.changes.after(cursor);
-        if keys.len() > MAX_CHANGES {
-            return Next::Snapshot;
-        }
-        // A record that is gone was said by a node that is out.
-        let records = state
-            .ledger
-            .iter()
-            .flat_map(|ledger| keys.iter().filter_map(|key| ledger.entry(key)));
-        Next::Changes(
-            records.map(|entry| entry.envelope.clone()).collect(),
-            state.revision,
-        )
-    }
-
-    /// The part of everything that comes after `after`, in an order in which it can be taken in, and where the next
-    /// part begins, if there is one. A stream that sends all parts holds the revision there was before the first.
-    #[must_use]
-    pub fn snapshot_part(&self, after: Option<&RecordKey>) -> (Vec<Envelope>, Option<RecordKey>) {
-        let state = self.read();
-        let mut octets = 0;
-        let mut records = Vec::new();
-        let mut last = None;
-        for (key, envelope) in state
-            .ledger
-            .iter()
-            .flat_map(|ledger| ledger.envelopes_after(after))
-        {
-            octets += envelope.payload.len();
-            let full = records.len() >= MAX_RECORDS || octets > SNAPSHOT_PART;
-            if full && !records.is_empty() {
-                return (records, last);
-            }
-            records.push(envelope.clone());
-            last = Some(key.clone());
-        }
-        (records, None)
     }
 
     /// The last revision.
@@ -934,17 +895,19 @@ fn effect_of(ledger: &Ledger, replaced: &Replaced, origin: Origin) -> Effect {
 
 /// Whether `ledger` would take all of `records` in.
 fn rehearse(ledger: &Ledger, records: &[Envelope]) -> Result<(), ApiError> {
-    let refused =
-        |why: Refused| ApiError::new(ErrorCode::Conflict, format!("a record is refused: {why}"));
     if let [record] = records {
-        return ledger.check(record).map_err(refused);
+        return ledger.check(record).map_err(is_refused);
     }
     // Several may rest on each other.
     let mut rehearsal = ledger.clone();
     for record in records {
-        rehearsal.apply(record.clone()).map_err(refused)?;
+        rehearsal.apply(record.clone()).map_err(is_refused)?;
     }
     Ok(())
+}
+
+fn is_refused(why: Refused) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, format!("a record is refused: {why}"))
 }
 
 fn key_of(kind: &str, id: String) -> RecordKey {

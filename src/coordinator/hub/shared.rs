@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use super::changes::rank;
 use super::{Health, Hub, Loaded, Writer};
 use crate::coordinator::store::{Bounds, News, StoreError};
-use crate::wire::Envelope;
 use crate::wire::Ledger;
+use crate::wire::envelope::Authentic;
 use crate::wire::ledger::Replaced;
 
 /// How long a write is tried again while others write.
@@ -36,8 +36,8 @@ impl Turns {
 }
 
 /// Cuts records into parts that the store takes, each at least one record.
-pub(super) fn parts(records: Vec<Envelope>, bounds: Bounds) -> Vec<Vec<Envelope>> {
-    let mut parts: Vec<Vec<Envelope>> = Vec::new();
+pub(super) fn parts(records: Vec<Authentic>, bounds: Bounds) -> Vec<Vec<Authentic>> {
+    let mut parts: Vec<Vec<Authentic>> = Vec::new();
     let mut octets = 0usize;
     for record in records {
         octets = octets.saturating_add(record.payload.len());
@@ -152,12 +152,16 @@ impl Hub {
 mod tests {
     use super::*;
     use crate::model::SigningKey;
+    use crate::wire::Envelope;
 
     #[test]
     fn parts_keep_to_the_bounds_and_to_the_order() {
-        let record =
-            |octets| Envelope::seal_payload("x".repeat(octets), &SigningKey::from_seed(&[1; 32]));
-        let sizes = |records: Vec<Envelope>| -> Vec<Vec<usize>> {
+        let record = |octets| {
+            let key = SigningKey::from_seed(&[1; 32]);
+            let record = Envelope::seal_payload("x".repeat(octets), &key);
+            Authentic::verify(record).expect("just signed")
+        };
+        let sizes = |records: Vec<Authentic>| -> Vec<Vec<usize>> {
             let bounds = Bounds {
                 records: 2,
                 octets: 10,

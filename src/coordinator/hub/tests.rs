@@ -66,6 +66,16 @@ fn submit(hub: &Hub, mesh: Option<u8>, record: Envelope) -> Result<u64, ApiError
     })
 }
 
+/// All that a stream at `cursor` reads, and the revision it holds then.
+fn read_from(hub: &Hub, mut cursor: Cursor) -> (Vec<Envelope>, u64) {
+    let (mut records, mut revision) = (Vec::new(), 0);
+    while let Some(part) = hub.read_part(&mut cursor) {
+        records.extend(part.records);
+        revision = part.revision;
+    }
+    (records, revision)
+}
+
 fn mesh(hub: &Hub) -> Envelope {
     let state = hub.mesh_state();
     let mesh = Mesh {
@@ -184,9 +194,7 @@ fn all_records_are_there_again_after_a_restart_whatever_order_they_changed_in() 
 
     let hub = open(&path);
     assert_eq!(hub.snapshot(), before);
-    let Next::Changes(records, _) = hub.next(2) else {
-        panic!("all changes are known");
-    };
+    let (records, _) = read_from(&hub, Cursor::at(2));
     assert_eq!(kinds(&records), ["membership", "node", "service"]);
 }
 
@@ -327,11 +335,9 @@ fn a_removed_node_frees_its_name_and_leaves_no_changes_to_send() {
     let own = vec![node(&hub, 10, 1, 1), service(10, "web", 1)];
     publish(&hub, own).expect("writable");
     submit(&hub, None, revocation(10, RevokedKind::Node)).expect("signed by the mesh key");
-    let Next::Changes(records, revision) = hub.next(2) else {
-        panic!("all changes are known");
-    };
+    let (records, revision) = read_from(&hub, Cursor::at(2));
     assert_eq!(kinds(&records), ["membership", "revocation"]);
-    assert_eq!(hub.next(revision), Next::UpToDate);
+    assert_eq!(hub.read_part(&mut Cursor::at(revision)), None);
     let second = hub
         .join(&request(11, membership(11, "web", 1, now())))
         .expect("the name is free");
@@ -348,8 +354,8 @@ fn a_reader_that_lags_gets_each_record_once_in_its_newest_form() {
         publish(&hub, vec![service(10, "web", version)]).expect("writable");
     }
     assert_eq!(
-        hub.next(from),
-        Next::Changes(vec![service(10, "web", 50)], from + 50)
+        read_from(&hub, Cursor::at(from)),
+        (vec![service(10, "web", 50)], from + 50)
     );
 }
 
@@ -471,10 +477,7 @@ fn on_a_full_disk_nothing_is_half_taken_in_reads_go_on_and_room_is_noticed() {
     assert_eq!(hub.snapshot(), before, "what is not on disk is not told");
     let asked = request(11, membership(11, "b", 1, now()));
     assert!(hub.join(&asked).is_err());
-    assert_eq!(hub.next(0), {
-        let (records, revision) = before.clone();
-        Next::Changes(records, revision)
-    });
+    assert_eq!(read_from(&hub, Cursor::at(0)), before);
 
     full.store(false, Ordering::Relaxed);
     std::thread::sleep(PAUSE_AFTER_FAILURE + Duration::from_millis(50));
@@ -834,20 +837,97 @@ fn a_snapshot_in_parts_is_the_whole_in_order() {
         .collect();
     publish(&hub, services).expect("writable");
     publish(&hub, (0..100).map(unknown).collect()).expect("writable");
-    let (mut all, mut after, mut parts) = (Vec::new(), None, 0);
-    loop {
-        let (records, next) = hub.snapshot_part(after.as_ref());
-        assert!(records.len() <= MAX_RECORDS);
-        all.extend(records);
+    let (mut all, mut cursor, mut parts) = (Vec::new(), Cursor::start(), 0);
+    let revision = hub.revision();
+    while let Some(part) = hub.read_part(&mut cursor) {
+        assert!(part.records.len() <= crate::wire::control::MAX_RECORDS);
+        all.extend(part.records);
         parts += 1;
-        match next {
-            Some(key) => after = Some(key),
-            None => break,
-        }
+        let held = if all.len() == hub.snapshot().0.len() {
+            revision
+        } else {
+            0
+        };
+        assert_eq!(part.revision, held, "a stream that is cut off begins again");
     }
     assert_eq!(all, hub.snapshot().0);
     assert!(parts >= 4, "{parts}");
-    assert_eq!(hub.next(1), Next::Snapshot, "too many to copy");
+    let too_far_behind = read_from(&hub, Cursor::at(1));
+    assert_eq!(too_far_behind, hub.snapshot());
+}
+
+#[test]
+fn a_reader_of_changes_holds_one_part_and_gets_what_changes_meanwhile_afterwards() {
+    let hub = hub();
+    hub.join(&request(10, membership(10, "a", 1, now())))
+        .expect("a use left");
+    let from = hub.revision();
+    publish(&hub, vec![node(&hub, 10, 1, 1)]).expect("writable");
+    let services: Vec<_> = (0..900).map(|n| service(10, &format!("s{n}"), 1)).collect();
+    publish(&hub, services).expect("writable");
+    let reached = hub.revision();
+    let mut cursor = Cursor::at(from);
+    let mut records = Vec::new();
+    for part in 0.. {
+        let read = hub.read_part(&mut cursor).expect("there is more");
+        let bytes: usize = read.records.iter().map(|r| r.payload.len()).sum();
+        assert!(bytes <= 64 * 1024, "{bytes}");
+        records.extend(read.records);
+        if part == 0 {
+            // One that was sent, and one that was not.
+            let again = ["s0", "s99"].map(|name| service(10, name, 2));
+            publish(&hub, again.to_vec()).expect("writable");
+        }
+        if read.revision == reached {
+            break;
+        }
+        assert_eq!(read.revision, from);
+    }
+    assert_eq!(records.len(), 901);
+    assert_eq!(kinds(&records[..2]), ["node", "service"]);
+    let last = hub.read_part(&mut cursor).expect("what changed meanwhile");
+    assert_eq!(last.revision, reached + 2);
+    assert_eq!(last.records, ["s0", "s99"].map(|name| service(10, name, 2)));
+    assert_eq!(hub.read_part(&mut cursor), None);
+}
+
+#[test]
+fn what_is_held_or_older_than_that_is_sorted_out_without_a_verification() {
+    let hub = hub();
+    hub.join(&request(10, membership(10, "a", 1, now())))
+        .expect("a use left");
+    let (held, older) = (service(10, "web", 2), service(10, "web", 1));
+    publish(&hub, vec![held.clone()]).expect("writable");
+    assert_eq!(hub.screen(&held), Screened::Held);
+    assert!(matches!(
+        hub.screen(&older),
+        Screened::Refused(Refused::Stale { held: 2, .. })
+    ));
+    // Whoever signs it may be wrong about it, but decides for nobody else.
+    let foreign = Envelope::seal_payload(older.payload, &key(11));
+    assert_eq!(hub.screen(&foreign), Screened::Unverified);
+    let forged = Envelope {
+        signature: foreign.signature,
+        ..held
+    };
+    assert_eq!(hub.screen(&forged), Screened::Unverified);
+    assert_eq!(hub.screen(&service(10, "web", 3)), Screened::Unverified);
+    submit(&hub, None, revocation(10, RevokedKind::Node)).expect("signed by the mesh key");
+    assert_eq!(
+        hub.screen(&service(10, "web", 3)),
+        Screened::Refused(Refused::NodeRevoked)
+    );
+}
+
+#[test]
+fn of_a_strangers_records_its_own_membership_and_those_of_the_mesh_key_prove_something() {
+    let hub = hub();
+    let node = key(10).public();
+    let own = membership(10, "a", 1, now());
+    assert_eq!(hub.proof(&node, &own), Proof::Membership);
+    assert_eq!(hub.proof(&key(11).public(), &own), Proof::None);
+    assert_eq!(hub.proof(&node, &token(now() + HOUR)), Proof::MeshKey);
+    assert_eq!(hub.proof(&node, &service(10, "web", 1)), Proof::None);
 }
 
 #[cfg(feature = "etcd")]

@@ -38,6 +38,9 @@ const OUTGOING: usize = 2048;
 const WORDS: usize = 4;
 /// How long one step of the opening exchange may take.
 const OPENING_LIMIT: Duration = Duration::from_secs(10);
+/// How long a coordinator may take to take one message in. It reads no more for a while from a node that has sent much;
+/// whether it is still there, the pings tell that come from it.
+const SEND_LIMIT: Duration = Duration::from_secs(120);
 
 /// Whom the stream speaks for and with.
 #[derive(Debug, Clone)]
@@ -366,7 +369,7 @@ async fn converse(
                 }
                 Some(word) = to_say.recv() => send(&mut sink, &word).await?,
                 _ = pings.tick() => {
-                    timeout(OPENING_LIMIT, sink.send(Message::Ping(tungstenite::Bytes::new())))
+                    timeout(SEND_LIMIT, sink.send(Message::Ping(tungstenite::Bytes::new())))
                         .await
                         .map_err(|_| "the coordinator takes nothing in")??;
                 }
@@ -522,7 +525,7 @@ async fn send(
     message: &FromNode,
 ) -> Result<(), Ended> {
     let text = serde_json::to_string(message)?;
-    timeout(OPENING_LIMIT, socket.send(Message::Text(text.into())))
+    timeout(SEND_LIMIT, socket.send(Message::Text(text.into())))
         .await
         .map_err(|_| "the coordinator takes nothing in")??;
     Ok(())

@@ -1,0 +1,213 @@
+//! One `publish` on its way into the store, in as many steps as the node's allowance needs.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::allowance::{Allowances, Signer};
+use super::messages::refused_records;
+use super::stranger::Stranger;
+use super::{End, Served};
+use crate::coordinator::hub::{Hub, PublishRefused, Published, Screened, Standing};
+use crate::model::PublicKey;
+use crate::wire::Envelope;
+use crate::wire::api::ApiError;
+use crate::wire::control::{FromCoordinator, MAX_RECORDS, Refusal};
+use crate::wire::envelope::MAX_PAYLOAD;
+use crate::wire::ledger::Refused;
+
+/// Records verified and written at once at most.
+const STEP: usize = 64;
+
+/// What is left of a `publish`, and what became of the rest.
+#[derive(Debug)]
+pub(super) struct Intake {
+    node: PublicKey,
+    sequence: u64,
+    /// Records to verify and to write.
+    queue: VecDeque<Envelope>,
+    /// Records of a stranger that do not prove that it belongs here: looked at once it is a member.
+    rest: Vec<Envelope>,
+    published: Published,
+    /// The store could not be written.
+    failed: Option<ApiError>,
+}
+
+/// What one step came to.
+pub(super) enum Step {
+    /// There is more.
+    Again,
+    /// The node has used up its allowance until then.
+    Wait(Instant),
+    /// All is done.
+    Done(FromCoordinator),
+}
+
+impl Intake {
+    /// Begins with the records of a message.
+    ///
+    /// # Errors
+    /// The message ends the stream.
+    pub(super) fn new(
+        hub: &Hub,
+        node: PublicKey,
+        sequence: u64,
+        records: Vec<Envelope>,
+        stranger: Option<&mut Stranger>,
+    ) -> Result<Self, End> {
+        if records.len() > MAX_RECORDS {
+            return Err(protocol(format!(
+                "a message carries at most {MAX_RECORDS} records"
+            )));
+        }
+        if let Some(long) = records
+            .iter()
+            .find(|record| record.payload.len() > MAX_PAYLOAD)
+        {
+            return Err(protocol(Refused::TooLong(long.payload.len()).to_string()));
+        }
+        let mut intake = Self {
+            node,
+            sequence,
+            queue: VecDeque::new(),
+            rest: Vec::new(),
+            published: Published::default(),
+            failed: None,
+        };
+        match stranger {
+            None => intake.screen(hub, records),
+            Some(stranger) => {
+                let (proofs, rest) = records
+                    .into_iter()
+                    .partition(|record| stranger.may_prove(hub, &node, record));
+                intake.rest = rest;
+                intake.screen(hub, proofs);
+            }
+        }
+        Ok(intake)
+    }
+
+    /// Sorts out what costs next to nothing.
+    fn screen(&mut self, hub: &Hub, records: Vec<Envelope>) {
+        for record in records {
+            match hub.screen(&record) {
+                Screened::Held => {}
+                Screened::Refused(why) => self.note_refused(&record, why),
+                Screened::Unverified => self.queue.push_back(record),
+            }
+        }
+    }
+
+    fn note_refused(&mut self, record: &Envelope, why: Refused) {
+        self.published.refused.push(PublishRefused::Ledger(why));
+        self.published.refused_keys.push(record.key());
+    }
+
+    /// Does as much as the allowance permits now.
+    ///
+    /// # Errors
+    /// A record ends the stream.
+    pub(super) async fn advance(&mut self, served: &Served) -> Result<Step, End> {
+        let hub = &served.hub;
+        if self.queue.is_empty() && !self.rest.is_empty() {
+            let rest = std::mem::take(&mut self.rest);
+            if hub.standing(&self.node) == Standing::Member {
+                self.screen(hub, rest);
+            } else {
+                rest.iter()
+                    .for_each(|record| self.note_refused(record, Refused::NotAMember));
+            }
+        }
+        let is_member = hub.standing(&self.node) == Standing::Member;
+        let now = Instant::now();
+        let mut step = Vec::new();
+        while let Some(next) = self.queue.front()
+            && step.len() < STEP
+        {
+            // A stranger's allowance is the number of records that may prove something.
+            if is_member && let Err(later) = self.take(&served.allowances, next, now) {
+                if step.is_empty() {
+                    return Ok(Step::Wait(later));
+                }
+                break;
+            }
+            step.extend(self.queue.pop_front());
+        }
+        if step.is_empty() {
+            return Ok(Step::Done(self.answer()));
+        }
+        let node = self.node;
+        let write = move |hub: &Hub| hub.publish(&node, step);
+        let taken = if is_member {
+            served.write(write).await
+        } else {
+            served.write_for_stranger(write).await
+        };
+        match taken {
+            Ok(published) if published.refused.iter().any(is_forged) => {
+                return Err(protocol("a record's signature does not hold".to_owned()));
+            }
+            Ok(published) => {
+                self.published.accepted += published.accepted;
+                self.published.refused.extend(published.refused);
+                self.published.refused_keys.extend(published.refused_keys);
+            }
+            Err(error) => {
+                self.failed = Some(error);
+                self.queue.clear();
+                self.rest.clear();
+            }
+        }
+        Ok(Step::Again)
+    }
+
+    fn take(
+        &self,
+        allowances: &Allowances,
+        record: &Envelope,
+        now: Instant,
+    ) -> Result<(), Instant> {
+        let signer = if record.signer == self.node {
+            Signer::Itself
+        } else {
+            Signer::Another
+        };
+        allowances.take(self.node, signer, now)
+    }
+
+    /// Why a record is to be taken later, if one is.
+    pub(super) fn later(&self) -> Option<String> {
+        let is_later = |refused: &&PublishRefused| matches!(refused, PublishRefused::NotYet(_));
+        let later = self.published.refused.iter().find(is_later);
+        later.map(ToString::to_string)
+    }
+
+    fn answer(&mut self) -> FromCoordinator {
+        let published = std::mem::take(&mut self.published);
+        match self.failed.take() {
+            None => FromCoordinator::Published {
+                sequence: self.sequence,
+                accepted: published.accepted,
+                refused: published.refused.iter().map(ToString::to_string).collect(),
+                refused_records: refused_records(published),
+            },
+            Some(error) => FromCoordinator::Published {
+                sequence: self.sequence,
+                accepted: 0,
+                refused: vec![error.message],
+                refused_records: Vec::new(),
+            },
+        }
+    }
+}
+
+/// Whether a record is refused for which its sender is not heard further.
+fn is_forged(refused: &PublishRefused) -> bool {
+    matches!(
+        refused,
+        PublishRefused::Ledger(Refused::Signature | Refused::TooLong(_))
+    )
+}
+
+fn protocol(message: String) -> End {
+    End::Refuse(Refusal::Protocol, message)
+}

@@ -1,0 +1,105 @@
+//! A token bucket. Pure: the clock is an argument.
+
+use std::time::{Duration, Instant};
+
+/// How fast a bucket fills, and how much it holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rate {
+    /// Tokens a second.
+    pub per_second: f64,
+    /// Tokens in a full bucket.
+    pub burst: f64,
+}
+
+/// Tokens that are left of a rate. It may be in debt: a cost that is only known afterwards is charged in full.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bucket {
+    rate: Rate,
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    pub(super) fn full(rate: Rate, now: Instant) -> Self {
+        Self {
+            rate,
+            tokens: rate.burst,
+            at: now,
+        }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + elapsed * self.rate.per_second).min(self.rate.burst);
+        self.at = self.at.max(now);
+    }
+
+    /// Takes one token, if there is one.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        self.fill(now);
+        let is_there = self.tokens >= 1.0;
+        if is_there {
+            self.tokens -= 1.0;
+        }
+        is_there
+    }
+
+    /// Takes `cost` tokens, whether or not they are there.
+    pub(super) fn charge(&mut self, cost: f64, now: Instant) {
+        self.fill(now);
+        self.tokens -= cost;
+    }
+
+    /// Returns a token that was taken.
+    pub(super) fn give_back(&mut self) {
+        self.tokens = (self.tokens + 1.0).min(self.rate.burst);
+    }
+
+    /// When there will be `tokens`.
+    pub(super) fn ready(&self, tokens: f64) -> Instant {
+        let missing = (tokens - self.tokens).max(0.0) / self.rate.per_second;
+        self.at + Duration::try_from_secs_f64(missing).unwrap_or(Duration::MAX / 4)
+    }
+
+    /// Whether it is as good as a new one.
+    pub(super) fn is_full(&mut self, now: Instant) -> bool {
+        self.fill(now);
+        self.tokens >= self.rate.burst
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate {
+        per_second: 2.0,
+        burst: 3.0,
+    };
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let start = Instant::now();
+        let mut bucket = Bucket::full(RATE, start);
+        let taken = (0..10).filter(|_| bucket.take(start)).count();
+        assert_eq!(taken, 3);
+        assert_eq!(bucket.ready(1.0), start + Duration::from_millis(500));
+        let later = start + Duration::from_secs(1);
+        assert_eq!((0..10).filter(|_| bucket.take(later)).count(), 2);
+        let much_later = start + Duration::from_secs(1000);
+        assert!(bucket.is_full(much_later));
+        assert_eq!((0..10).filter(|_| bucket.take(much_later)).count(), 3);
+    }
+
+    #[test]
+    fn a_debt_is_waited_for_and_a_clock_that_stands_still_or_goes_back_gives_nothing() {
+        let start = Instant::now() + Duration::from_secs(10);
+        let mut bucket = Bucket::full(RATE, start);
+        bucket.charge(13.0, start);
+        assert_eq!(bucket.ready(0.0), start + Duration::from_secs(5));
+        assert!(!bucket.take(start - Duration::from_secs(5)));
+        assert!(!bucket.take(start));
+        bucket.give_back();
+        assert_eq!(bucket.ready(1.0), start + Duration::from_secs(5));
+    }
+}
