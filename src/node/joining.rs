@@ -286,6 +286,7 @@ fn prepare(
         && let Some(membership) = membership_in(&pending.membership)
         && membership.name == *name
         && membership.issued_at.plus(oldest) >= clock
+        && membership.issued_at <= clock.plus(oldest)
     {
         return Ok(pending.clone());
     }
