@@ -1,0 +1,193 @@
+//! One member at full effort.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use meshd::wire::Envelope;
+use meshd::wire::control::{FromCoordinator, MAX_RECORDS};
+use serde_json::json;
+use tokio::time::{sleep, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::kit::{Hello, Member, Stream, record};
+use crate::setting::Ground;
+
+/// Octets of a large record's padding: a record may have 64 KiB.
+const LARGE: usize = 60_000;
+/// Streams at once, of those that are not read.
+const STREAMS: usize = 64;
+
+/// How long an opening may take before the next is tried.
+const OPENING: Duration = Duration::from_millis(500);
+
+/// What became of what was published.
+#[derive(Debug, Default)]
+struct Count {
+    accepted: u64,
+    refused: u64,
+    /// Streams that the coordinator ended, or did not open.
+    ended: u64,
+}
+
+impl Count {
+    fn shown(&self) -> String {
+        format!(
+            "{} accepted, {} refused, {} streams ended",
+            self.accepted, self.refused, self.ended
+        )
+    }
+}
+
+/// Publishes without waiting for answers until the attack is over; a stream that ends is opened again.
+async fn publish(
+    ground: &Ground<'_>,
+    member: &Member,
+    mut records: impl FnMut(u64) -> Vec<Envelope>,
+) -> Count {
+    let mut count = Count::default();
+    let mut sequence = 0;
+    while !ground.is_over() {
+        let hello = Hello::default();
+        let opened = Stream::open(&ground.setting.target, member.key(), &hello);
+        let Ok(Ok(stream)) = timeout_at(ground.deadline(), opened).await else {
+            count.ended += 1;
+            sleep(Duration::from_millis(5)).await;
+            continue;
+        };
+        let (mut sink, mut source) = stream.socket.split();
+        let counted = &mut count;
+        let reading = async move {
+            while let Some(Ok(frame)) = source.next().await {
+                if let Message::Text(text) = frame
+                    && text.starts_with(r#"{"type":"published""#)
+                    && let Ok(FromCoordinator::Published {
+                        accepted, refused, ..
+                    }) = serde_json::from_str(&text)
+                {
+                    counted.accepted += u64::from(accepted);
+                    counted.refused += refused.len() as u64;
+                }
+            }
+        };
+        let writing = async {
+            loop {
+                sequence += 1;
+                let message =
+                    json!({"type": "publish", "sequence": sequence, "records": records(sequence)});
+                if sink.send(Message::text(message.to_string())).await.is_err() {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let ended = timeout_at(ground.deadline(), async {
+            tokio::select! {
+                () = reading => {}
+                () = writing => {}
+            }
+        });
+        if ended.await.is_ok() {
+            count.ended += 1;
+        }
+    }
+    count
+}
+
+/// A member whose node record is held, so that it may say where services are.
+async fn at_full_right(ground: &Ground<'_>) -> Member {
+    let member = ground.member("thief").await;
+    let mut stream = member.stream(&ground.setting.target).await;
+    let node = member.node().signed_by(member.key());
+    stream.publish(vec![node]).await;
+    member
+}
+
+/// Publishes what `make` gives for the member and a number.
+fn attack(
+    ground: &Ground,
+    records: usize,
+    make: impl Fn(&Member, u64) -> Envelope + Send + Sync,
+) -> String {
+    ground.run(async || {
+        let member = at_full_right(ground).await;
+        let count = publish(ground, &member, |sequence| {
+            (0..records as u64)
+                .map(|n| make(&member, sequence * records as u64 + n))
+                .collect()
+        });
+        count.await.shown()
+    })
+}
+
+/// Services, each of another name.
+pub(crate) fn small(ground: &Ground) -> String {
+    attack(ground, MAX_RECORDS, |member, n| {
+        member.service(&format!("s{n}")).signed_by(member.key())
+    })
+}
+
+/// The same, as large as they may be.
+pub(crate) fn large(ground: &Ground) -> String {
+    attack(ground, 16, |member, n| {
+        let service = member.service(&format!("s{n}")).padded(LARGE);
+        service.signed_by(member.key())
+    })
+}
+
+pub(crate) fn unknown(ground: &Ground) -> String {
+    attack(ground, MAX_RECORDS, |member, n| {
+        member.unknown("weather", n)
+    })
+}
+
+/// Services at another node's address, rightly signed.
+pub(crate) fn refused(ground: &Ground) -> String {
+    attack(ground, MAX_RECORDS, |member, n| {
+        let elsewhere = record::instance("web-1", std::net::Ipv4Addr::new(10, 210, 1, 1), 80);
+        record::service(member.id(), &format!("s{n}"), &[elsewhere]).signed_by(member.key())
+    })
+}
+
+pub(crate) fn forged(ground: &Ground) -> String {
+    // Of one signature, since the coordinator verifies each and the attacker need not sign.
+    let member = crate::kit::Identity::of(9);
+    let signature = record::unknown("weather", 0)
+        .signed_by(member.key())
+        .signature;
+    attack(ground, MAX_RECORDS, move |member, n| Envelope {
+        payload: record::unknown("weather", n).payload(),
+        signer: member.id(),
+        signature,
+    })
+}
+
+/// Streams that hold what the coordinator sends, while another publishes all that it may.
+pub(crate) fn unread(ground: &Ground) -> String {
+    ground.run(async || {
+        let member = at_full_right(ground).await;
+        let hold = async {
+            let (mut held, mut opened) = (std::collections::VecDeque::new(), 0);
+            while !ground.is_over() {
+                let hello = Hello::without_instance();
+                let stream = Stream::open(&ground.setting.target, member.key(), &hello);
+                match timeout(OPENING, stream).await {
+                    Ok(Ok(stream)) => {
+                        opened += 1;
+                        held.push_back(stream);
+                        if held.len() > STREAMS {
+                            held.pop_front();
+                        }
+                    }
+                    _ => sleep(Duration::from_millis(5)).await,
+                }
+            }
+            opened
+        };
+        let large = |sequence: u64| {
+            let service = member.service(&format!("s{}", sequence % 8)).padded(LARGE);
+            vec![service.signed_by(member.key())]
+        };
+        let (opened, count) = tokio::join!(hold, publish(ground, &member, large));
+        format!("{opened} streams opened, {}", count.shown())
+    })
+}

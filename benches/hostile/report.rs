@@ -1,0 +1,124 @@
+//! The tables.
+
+use std::time::Duration;
+
+use crate::usage::Usage;
+
+/// How long something took, each time.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Times(Vec<Duration>);
+
+impl Times {
+    pub(crate) fn new(mut times: Vec<Duration>) -> Self {
+        times.sort_unstable();
+        Self(times)
+    }
+
+    /// The time that this part of all did not exceed.
+    fn quantile(&self, part: f64) -> Option<Duration> {
+        let last = self.0.len().checked_sub(1)?;
+        self.0.get((last as f64 * part).round() as usize).copied()
+    }
+
+    fn shown(&self, part: f64) -> String {
+        self.quantile(part).map_or_else(
+            || "-".to_owned(),
+            |time| format!("{:.1}", time.as_secs_f64() * 1000.0),
+        )
+    }
+
+    fn pair(&self) -> String {
+        format!("{} / {}", self.shown(0.5), self.shown(0.99))
+    }
+}
+
+/// What one attack cost.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    /// What the attacker achieved, in words.
+    pub(crate) came_through: String,
+    /// None: there was no coordinator but the attacker.
+    pub(crate) coordinator: Option<Usage>,
+    pub(crate) node: Usage,
+    /// From publishing to receiving.
+    pub(crate) quiet: Times,
+    pub(crate) attacked: Times,
+    pub(crate) joins: Times,
+    /// Joins of others that failed under attack.
+    pub(crate) failed_joins: usize,
+    /// Queries of others that were not answered under attack; none of a row about changes.
+    pub(crate) lost_queries: Option<usize>,
+}
+
+impl Row {
+    pub(crate) fn failed(name: &'static str) -> Self {
+        Self {
+            name,
+            came_through: "not measured: the attack's own program failed".to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+fn usage(usage: Option<Usage>) -> String {
+    match usage {
+        None => "-".to_owned(),
+        Some(usage) => format!(
+            "{:+.1} MiB, {:.1} %, {:+.1} MiB",
+            usage.memory as f64 / MIB,
+            usage.cpu * 100.0,
+            usage.disk as f64 / MIB
+        ),
+    }
+}
+
+/// Attacks whose others publish and join.
+pub(crate) fn print_changes(rows: &[Row]) {
+    let rows: Vec<&Row> = rows.iter().filter(|r| r.lost_queries.is_none()).collect();
+    if rows.is_empty() {
+        return;
+    }
+    println!(
+        "\n| attack | what came through | coordinator: memory, core, disk | node: memory, core, disk | others' changes, quiet (p50 / p99 ms) | under attack | joins of others (p50 / p99 ms) | failed |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for row in rows {
+        println!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
+            row.name,
+            row.came_through,
+            usage(row.coordinator),
+            usage(Some(row.node)),
+            row.quiet.pair(),
+            row.attacked.pair(),
+            row.joins.pair(),
+            row.failed_joins
+        );
+    }
+}
+
+/// Attacks whose others ask for names.
+pub(crate) fn print_queries(rows: &[Row]) {
+    let rows: Vec<&Row> = rows.iter().filter(|r| r.lost_queries.is_some()).collect();
+    if rows.is_empty() {
+        return;
+    }
+    println!(
+        "\n| attack | what came through | node: memory, core, disk | others' queries, quiet (p50 / p99 ms) | under attack | not answered |"
+    );
+    println!("|---|---|---|---|---|---|");
+    for row in rows {
+        println!(
+            "| {} | {} | {} | {} | {} | {} |",
+            row.name,
+            row.came_through,
+            usage(Some(row.node)),
+            row.quiet.pair(),
+            row.attacked.pair(),
+            row.lost_queries.unwrap_or(0)
+        );
+    }
+}

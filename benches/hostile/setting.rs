@@ -1,0 +1,273 @@
+//! A mesh, its honest members, and the order of a measurement.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use meshd::lab::Host;
+use meshd::wire::JoinToken;
+use meshd::wire::token::SpkiPin;
+
+use crate::kit::{Identity, Member, Stolen};
+use crate::mesh::Mesh;
+use crate::others::{Observed, observe};
+use crate::report::{Row, Times};
+use crate::usage::{Watch, give_way};
+use crate::{ATTACK, GRACE, QUIET, container};
+
+/// The node that is attacked.
+const NODE: usize = 0;
+/// The host of honest members, or a container of the node.
+const OTHERS: usize = 1;
+const ATTACKER: usize = 2;
+
+/// Everything an attack needs.
+pub(crate) struct Setting {
+    pub(crate) mesh: Mesh,
+    /// Where the coordinator is.
+    pub(crate) target: (SocketAddr, SpkiPin),
+    /// Admits any number.
+    pub(crate) token: JoinToken,
+}
+
+/// What an attacker works with.
+pub(crate) struct Ground<'a> {
+    pub(crate) setting: &'a Setting,
+    pub(crate) until: Instant,
+}
+
+impl Setting {
+    /// A coordinator, a node that has joined, and hosts.
+    fn new() -> Self {
+        let mut mesh = Mesh::start(3).expect("root has a world");
+        // These hosts are for programs that speak by hand.
+        mesh.kill_node(OTHERS);
+        mesh.kill_node(ATTACKER);
+        let token = mesh.token(&["--uses", "100000"]);
+        let ended = mesh.on(NODE, &["join", &token]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        let token = JoinToken::parse(&token).expect("just made");
+        let address = token.urls[0].authority().parse().expect("an address");
+        Self {
+            mesh,
+            target: (address, token.pin),
+            token,
+        }
+    }
+
+    pub(crate) fn node(&self) -> &Host {
+        &self.mesh.nodes[NODE].host
+    }
+
+    pub(crate) fn others(&self) -> &Host {
+        &self.mesh.nodes[OTHERS].host
+    }
+
+    fn attacker(&self) -> &Host {
+        &self.mesh.nodes[ATTACKER].host
+    }
+
+    /// Runs an attacker's program to its end, on a thread that gives way.
+    pub(crate) fn run<T: Send>(&self, host: &Host, work: impl AsyncFnOnce() -> T + Send) -> T {
+        let run = || {
+            give_way();
+            runtime().block_on(work())
+        };
+        host.inside(run).expect("a namespace")
+    }
+
+    fn watch_node(&self) -> Watch {
+        let pid = self.mesh.nodes[NODE]
+            .daemon
+            .as_ref()
+            .expect("it runs")
+            .pid();
+        Watch::begin(pid, &self.node().path("/run/state"))
+    }
+
+    fn watch_coordinator(&self) -> Watch {
+        let pid = self.mesh.coordinator.as_ref().expect("it runs").pid();
+        Watch::begin(pid, &self.mesh.coordinator_host.path("/run/coordinator"))
+    }
+}
+
+impl Ground<'_> {
+    /// A member that the attacker is.
+    pub(crate) async fn member(&self, name: &str) -> Member {
+        let joined = join(&self.setting.token, name).await;
+        joined.expect("a token with uses left")
+    }
+
+    /// Runs the attack from its host.
+    pub(crate) fn run<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
+        self.setting.run(self.setting.attacker(), work)
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    pub(crate) fn deadline(&self) -> tokio::time::Instant {
+        self.until.into()
+    }
+}
+
+/// Ends the honest as well when an attack fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Joins as an honest node does.
+pub(crate) async fn join(token: &JoinToken, name: &str) -> Option<Member> {
+    use crate::kit::record;
+    use meshd::wire::join::JoinRequest;
+    let identity = Identity::new();
+    let membership = record::membership(token.key.public(), &identity, name).signed_by(&token.key);
+    let request = JoinRequest::make(membership.clone(), identity.key());
+    let joined = meshd::node::control::join::join(&token.urls, token.pin, &request).await;
+    let block = joined.ok()?.block;
+    Some(Member {
+        identity,
+        name: name.to_owned(),
+        token: token.clone(),
+        membership,
+        block,
+    })
+}
+
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// Others publish and join, first undisturbed, then while `attack` runs.
+pub(crate) fn measure(name: &'static str, attack: fn(&Ground) -> String) -> Row {
+    let setting = Setting::new();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let observer = scope.spawn(|| {
+            let observe = || runtime().block_on(observe(&setting, &stop));
+            setting.others().inside(observe).expect("a namespace")
+        });
+        let _stop = Stop(&stop);
+        // The first changes are slower: the store's files are made.
+        std::thread::sleep(GRACE);
+        let quiet = (Instant::now(), Instant::now() + QUIET);
+        std::thread::sleep(QUIET);
+        let (coordinator, node) = (setting.watch_coordinator(), setting.watch_node());
+        let ground = Ground {
+            setting: &setting,
+            until: Instant::now() + ATTACK,
+        };
+        let attacked = (Instant::now(), ground.until);
+        let came_through = attack(&ground);
+        std::thread::sleep(ground.until.saturating_duration_since(Instant::now()));
+        let (coordinator, node) = (coordinator.end(), node.end());
+        std::thread::sleep(GRACE);
+        stop.store(true, Ordering::Relaxed);
+        let observed: Observed = observer.join().expect("an observer does not panic");
+        Row {
+            name,
+            came_through,
+            coordinator: Some(coordinator),
+            node,
+            quiet: observed.changes_in(quiet),
+            attacked: observed.changes_in(attacked),
+            joins: observed.joins_in(attacked),
+            failed_joins: observed.failed_joins_in(attacked),
+            lost_queries: None,
+        }
+    })
+}
+
+/// A thief has taken the coordinator's place and sends to the node.
+pub(crate) fn measure_stolen(name: &'static str, attack: fn(&Stolen)) -> Row {
+    let mut setting = Setting::new();
+    // There is something to hold.
+    let stop = AtomicBool::new(true);
+    let observe = || runtime().block_on(observe(&setting, &stop));
+    let _: Observed = setting.others().inside(observe).expect("a namespace");
+    let stolen = Stolen::coordinator_of(&mut setting.mesh);
+    stolen.await_streams(1);
+    std::thread::sleep(GRACE);
+    let node = setting.watch_node();
+    attack(&stolen);
+    std::thread::sleep(ATTACK);
+    let node = node.end();
+    Row {
+        name,
+        came_through: format!(
+            "{:.0} MiB on {} streams",
+            stolen.flooded() as f64 / (1024.0 * 1024.0),
+            stolen.streams()
+        ),
+        node,
+        ..Row::default()
+    }
+}
+
+/// The node's host asks for names, first undisturbed, then while one of its containers runs `attack`.
+pub(crate) fn measure_queries(name: &'static str, attack: fn(&Ground) -> String) -> Row {
+    let setting = Setting::new();
+    container::attach(&setting);
+    measure_node(name, &setting, attack)
+}
+
+/// The same, while a peer of the node runs `attack` through the tunnel.
+pub(crate) fn measure_neighbour(name: &'static str, attack: fn(&Ground) -> String) -> Row {
+    let mut setting = Setting::new();
+    setting.mesh.start_node(OTHERS);
+    let token = setting.token.to_string();
+    let ended = setting.mesh.on(OTHERS, &["join", &token]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let mesh = &setting.mesh;
+    mesh.wait_until("the tunnel is there", || mesh.reaches(OTHERS) == 1);
+    measure_node(name, &setting, attack)
+}
+
+fn measure_node(name: &'static str, setting: &Setting, attack: fn(&Ground) -> String) -> Row {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let prober = scope.spawn(|| {
+            let probe = || container::probe(&stop);
+            setting.node().inside(probe).expect("a namespace")
+        });
+        let _stop = Stop(&stop);
+        std::thread::sleep(GRACE);
+        let quiet = (Instant::now(), Instant::now() + QUIET);
+        std::thread::sleep(QUIET);
+        let node = setting.watch_node();
+        let ground = Ground {
+            setting,
+            until: Instant::now() + ATTACK,
+        };
+        let attacked = (Instant::now(), ground.until);
+        let came_through = attack(&ground);
+        std::thread::sleep(ground.until.saturating_duration_since(Instant::now()));
+        let node = node.end();
+        stop.store(true, Ordering::Relaxed);
+        let probes = prober.join().expect("a prober does not panic");
+        let times = |(from, to): (Instant, Instant)| {
+            let within = probes.iter().filter(move |p| p.0 >= from && p.0 < to);
+            Times::new(within.filter_map(|p| p.1).collect())
+        };
+        let is_lost = |p: &&(Instant, Option<std::time::Duration>)| {
+            p.0 >= attacked.0 && p.0 < attacked.1 && p.1.is_none()
+        };
+        Row {
+            name,
+            came_through,
+            node,
+            quiet: times(quiet),
+            attacked: times(attacked),
+            lost_queries: Some(probes.iter().filter(is_lost).count()),
+            ..Row::default()
+        }
+    })
+}
