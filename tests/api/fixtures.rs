@@ -370,7 +370,10 @@ fn directories() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(all).expect("fixtures");
     entries
         .map(|entry| entry.expect("a readable directory").path())
-        .filter(|path| path.is_dir())
+        .filter(|path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with("protocol-"))
+        })
         .collect()
 }
 

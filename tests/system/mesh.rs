@@ -32,6 +32,14 @@ pub(crate) struct Mesh {
     /// Held, since everything ends with it.
     _world: World,
     pub(crate) logs: tempfile::TempDir,
+    /// Where the programs are that are started next: of this version, or of an earlier one.
+    pub(crate) programs: PathBuf,
+}
+
+/// Where this version's programs are.
+pub(crate) fn programs() -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_meshd"));
+    program.parent().expect("in a directory").to_owned()
 }
 
 /// A world for a test, or nothing where the rights for one are missing.
@@ -46,6 +54,22 @@ pub(crate) fn world() -> Option<World> {
 impl Mesh {
     /// A coordinator with a mesh, and `count` nodes that have not joined.
     pub(crate) fn start(count: usize) -> Option<Self> {
+        Self::start_from(programs(), count)
+    }
+
+    /// The same with the programs in this directory.
+    pub(crate) fn start_from(programs: PathBuf, count: usize) -> Option<Self> {
+        let mut mesh = Self::hosts(programs, count)?;
+        mesh.start_coordinator();
+        for n in 0..count {
+            mesh.start_node(n);
+        }
+        assert_eq!(mesh.admin(&["init"]).code, 0);
+        Some(mesh)
+    }
+
+    /// The hosts of a coordinator and `count` nodes, on which nothing runs.
+    pub(crate) fn hosts(programs: PathBuf, count: usize) -> Option<Self> {
         let world = world()?;
         let logs = tempfile::tempdir().expect("a temporary directory");
         let coordinator_host = world.host("coordinator").expect("a namespace");
@@ -55,19 +79,14 @@ impl Mesh {
                 daemon: None,
             })
             .collect();
-        let mut mesh = Self {
+        Some(Self {
             coordinator: None,
             coordinator_host,
             nodes,
             _world: world,
             logs,
-        };
-        mesh.start_coordinator();
-        for n in 0..count {
-            mesh.start_node(n);
-        }
-        assert_eq!(mesh.admin(&["init"]).code, 0);
-        Some(mesh)
+            programs,
+        })
     }
 
     /// The same, and all of them have joined and reach each other.
@@ -87,7 +106,7 @@ impl Mesh {
     pub(crate) fn start_coordinator(&mut self) {
         let mut command = self
             .coordinator_host
-            .command(env!("CARGO_BIN_EXE_mesh-coordinator"))
+            .command(self.program("mesh-coordinator"))
             .expect("a namespace");
         command.args([
             "--state-dir",
@@ -124,12 +143,17 @@ impl Mesh {
     pub(crate) fn spawn_node(&self, n: usize, arguments: &[&str]) -> Running {
         let host = &self.nodes[n].host;
         let mut command = host
-            .command(env!("CARGO_BIN_EXE_meshd"))
+            .command(self.program("meshd"))
             .expect("a namespace");
         command
             .args(["--state-dir", "/run/state", "--socket", SOCKET])
             .args(arguments);
         host.start(&mut command, &self.log(n)).expect("a program")
+    }
+
+    fn program(&self, name: &str) -> String {
+        let path = self.programs.join(name);
+        path.into_os_string().into_string().expect("a plain path")
     }
 
     pub(crate) fn log(&self, n: usize) -> PathBuf {
