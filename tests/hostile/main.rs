@@ -33,6 +33,7 @@ mod program;
 mod resolver;
 mod small_mesh;
 
+mod earlier_stores;
 mod forged_memberships;
 mod n01_node_clock;
 mod n01_tokens_after_restore;
@@ -63,3 +64,6 @@ mod n23_token_files;
 mod n24_watchdog;
 mod n26_strangers;
 mod node_kit;
+mod n10_dns_cost;
+mod n11_dns_places;
+mod upgrade;

@@ -104,9 +104,14 @@ impl Mesh {
     }
 
     pub(crate) fn start_coordinator(&mut self) {
+        self.coordinator = Some(self.spawn_coordinator());
+    }
+
+    /// Starts a coordinator and waits until it answers.
+    pub(crate) fn spawn_coordinator(&self) -> Running {
         let mut command = self
             .coordinator_host
-            .command(self.program("mesh-coordinator"))
+            .command(&self.program("mesh-coordinator"))
             .expect("a namespace");
         command.args([
             "--state-dir",
@@ -115,15 +120,15 @@ impl Mesh {
             "/run/admin.sock",
         ]);
         let log = self.logs.path().join("coordinator");
-        self.coordinator = Some(
-            self.coordinator_host
-                .start(&mut command, &log)
-                .expect("a program"),
-        );
+        let coordinator = self
+            .coordinator_host
+            .start(&mut command, &log)
+            .expect("a program");
         let socket = self.coordinator_host.path("/run/admin.sock");
         self.wait_until("the coordinator answers", || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
+        coordinator
     }
 
     pub(crate) fn start_node(&mut self, n: usize) {
@@ -142,9 +147,7 @@ impl Mesh {
     /// Starts meshd and does not wait for it.
     pub(crate) fn spawn_node(&self, n: usize, arguments: &[&str]) -> Running {
         let host = &self.nodes[n].host;
-        let mut command = host
-            .command(self.program("meshd"))
-            .expect("a namespace");
+        let mut command = host.command(&self.program("meshd")).expect("a namespace");
         command
             .args(["--state-dir", "/run/state", "--socket", SOCKET])
             .args(arguments);

@@ -1,8 +1,9 @@
 //! A real coordinator on loopback, its mesh key, and its administrator.
 
+use std::fs::Permissions;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -117,16 +118,7 @@ impl Coordinator {
 
     fn write_mesh_key(&self) {
         let path = self.directory.path().join("mesh.key");
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)
-            .expect("writable");
-        let seed = PublicKey(*self.mesh_key.seed());
-        writeln!(file, "{seed}").expect("writable");
+        write_mesh_key(&path, &self.mesh_key);
     }
 
     fn init(&mut self) {
@@ -415,34 +407,47 @@ impl Coordinator {
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
-        self.ask(&format!("GET {path} HTTP/1.1\r\n"), b"")
+        get(&self.socket(), path)
     }
 
     fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
-        let body = serde_json::to_vec(body).expect("plain data");
-        self.ask(&format!("POST {path} HTTP/1.1\r\n"), &body)
+        post(&self.socket(), path, body)
     }
+}
 
-    /// One request on the admin socket.
-    fn ask<T: DeserializeOwned>(&self, line: &str, body: &[u8]) -> Result<T, ApiError> {
-        let mut socket = UnixStream::connect(self.socket()).expect("it runs");
-        socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
-        let head = format!(
-            "{line}Host: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        socket
-            .write_all(&[head.as_bytes(), body].concat())
-            .expect("it reads");
-        let mut answer = Vec::new();
-        socket.read_to_end(&mut answer).expect("an answer");
-        let text = String::from_utf8(answer).expect("JSON");
-        let (head, body) = text.split_once("\r\n\r\n").expect("HTTP");
-        if head.starts_with("HTTP/1.1 2") {
-            return Ok(serde_json::from_str(body).expect("a document"));
-        }
-        Err(serde_json::from_str(body).expect("an error"))
+/// Asks a coordinator by its admin socket.
+pub(crate) fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ApiError> {
+    ask(socket, &format!("GET {path} HTTP/1.1\r\n"), b"")
+}
+
+pub(crate) fn post<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<T, ApiError> {
+    let body = serde_json::to_vec(body).expect("plain data");
+    ask(socket, &format!("POST {path} HTTP/1.1\r\n"), &body)
+}
+
+/// One request on an admin socket.
+fn ask<T: DeserializeOwned>(socket: &Path, line: &str, body: &[u8]) -> Result<T, ApiError> {
+    let mut socket = UnixStream::connect(socket).expect("it runs");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let head = format!(
+        "{line}Host: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    socket
+        .write_all(&[head.as_bytes(), body].concat())
+        .expect("it reads");
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).expect("an answer");
+    let text = String::from_utf8(answer).expect("JSON");
+    let (head, body) = text.split_once("\r\n\r\n").expect("HTTP");
+    if head.starts_with("HTTP/1.1 2") {
+        return Ok(serde_json::from_str(body).expect("a document"));
     }
+    Err(serde_json::from_str(body).expect("an error"))
 }
 
 impl Drop for Coordinator {
@@ -451,14 +456,28 @@ impl Drop for Coordinator {
     }
 }
 
-/// Copies the files of a directory.
+/// Writes the file that `meshctl` finds the mesh key in.
+pub(crate) fn write_mesh_key(path: &Path, key: &SigningKey) {
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .expect("writable");
+    writeln!(file, "{}", PublicKey(*key.seed())).expect("writable");
+}
+
+/// Copies the files of a directory, for their owner only.
 pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("writable");
     for file in std::fs::read_dir(from).expect("a directory").flatten() {
         if file.file_type().is_ok_and(|kind| kind.is_file()) {
-            std::fs::copy(file.path(), to.join(file.file_name())).expect("writable");
+            let copy = to.join(file.file_name());
+            std::fs::copy(file.path(), &copy).expect("writable");
+            std::fs::set_permissions(copy, Permissions::from_mode(0o600)).expect("its owner");
         }
     }
-    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    std::fs::set_permissions(to, private).expect("its owner");
+    std::fs::set_permissions(to, Permissions::from_mode(0o700)).expect("its owner");
 }

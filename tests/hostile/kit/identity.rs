@@ -1,7 +1,7 @@
 //! Nodes that are nothing but keys.
 
 use meshd::model::address::Block;
-use meshd::model::{PublicKey, SigningKey, WireGuardKey};
+use meshd::model::{KeyProof, PublicKey, SigningKey, WireGuardKey};
 use meshd::wire::{Envelope, JoinToken};
 use serde_json::Value;
 use x25519_dalek::StaticSecret;
@@ -95,8 +95,15 @@ impl Member {
             .expect("a member is welcome")
     }
 
-    /// Its node record, as an honest node makes it.
+    /// Its node record, as an honest node makes it: with the proof that the WireGuard key is its own.
     pub(crate) fn node(&self) -> Draft {
+        let secret = self.identity.wireguard.to_bytes();
+        let proof = KeyProof::make(&secret, &self.id(), &random());
+        self.unproved_node().with("key_proof", proof)
+    }
+
+    /// The same, as nodes of earlier versions make it.
+    pub(crate) fn unproved_node(&self) -> Draft {
         record::node(self.id(), self.identity.wireguard_key(), &self.block)
     }
 

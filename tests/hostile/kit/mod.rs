@@ -20,7 +20,7 @@
     reason = "a kit has tools for tests to come"
 )]
 
-mod coordinator;
+pub(crate) mod coordinator;
 mod identity;
 mod ledger;
 mod peer_link;

@@ -10,35 +10,36 @@ use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{PublicKey, SigningKey, WireGuardKey};
 use meshd::wire::Envelope;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Identity;
 
-/// A payload in the making.
+/// A payload in the making: fields in the order in which they will stand, kind, id and version first, as programs write them.
 #[derive(Debug, Clone)]
-pub(crate) struct Draft(Map<String, Value>);
+pub(crate) struct Draft(Vec<(String, Value)>);
 
 impl Draft {
     /// Of any kind. The version is above that of every draft before.
     pub(crate) fn new(kind: &str, id: impl ToString) -> Self {
-        let Value::Object(fields) =
-            json!({"kind": kind, "id": id.to_string(), "version": new_version()})
-        else {
-            unreachable!("an object")
-        };
-        Self(fields)
+        Self(Vec::new())
+            .with("kind", kind)
+            .with("id", id.to_string())
+            .with("version", new_version())
     }
 
     /// With this in place of what the field had.
     pub(crate) fn with(mut self, field: &str, value: impl Serialize) -> Self {
         let value = serde_json::to_value(value).expect("plain data");
-        self.0.insert(field.to_owned(), value);
+        match self.0.iter_mut().find(|(name, _)| name == field) {
+            Some((_, held)) => *held = value,
+            None => self.0.push((field.to_owned(), value)),
+        }
         self
     }
 
     /// Without the field.
     pub(crate) fn without(mut self, field: &str) -> Self {
-        self.0.remove(field);
+        self.0.retain(|(name, _)| name != field);
         self
     }
 
@@ -47,7 +48,17 @@ impl Draft {
     }
 
     pub(crate) fn payload(&self) -> String {
-        serde_json::to_string(&self.0).expect("plain data")
+        let fields = self
+            .0
+            .iter()
+            .map(|(name, value)| format!("{name:?}:{value}"));
+        format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+    }
+
+    fn text(&self, field: &str) -> &str {
+        let found = self.0.iter().find(|(name, _)| name == field);
+        let text = found.and_then(|(_, value)| value.as_str());
+        text.expect("a text")
     }
 
     /// With a field of so many octets.
@@ -56,10 +67,9 @@ impl Draft {
     }
 
     pub(crate) fn key(&self) -> RecordKey {
-        let text = |field: &str| self.0[field].as_str().expect("a text").to_owned();
         RecordKey {
-            kind: text("kind"),
-            id: text("id"),
+            kind: self.text("kind").to_owned(),
+            id: self.text("id").to_owned(),
         }
     }
 
@@ -77,10 +87,10 @@ impl Draft {
     }
 }
 
-/// The text of a held record, with other words in it.
+/// The fields of a held record, by name.
 pub(crate) fn changed(held: &Envelope) -> Draft {
     match serde_json::from_str(&held.payload) {
-        Ok(Value::Object(fields)) => Draft(fields),
+        Ok(Value::Object(fields)) => Draft(fields.into_iter().collect()),
         other => panic!("no record: {other:?}"),
     }
 }
@@ -138,7 +148,7 @@ pub(crate) fn revocation_of_node(node: PublicKey) -> Draft {
         .with("at", now())
 }
 
-/// All departures of a node are one text, with version 1.
+/// All departures of a node are one text.
 pub(crate) fn departure(node: PublicKey) -> Draft {
     Draft::new("departure", node).version(1)
 }

@@ -177,9 +177,13 @@ impl Stream {
 
     /// The next message. Pings are answered meanwhile, records and positions noted.
     pub(crate) async fn hear(&mut self) -> Result<FromCoordinator, End> {
+        let heard = tokio::time::timeout(PATIENCE, self.hear_at_all());
+        heard.await.expect("no hang")
+    }
+
+    async fn hear_at_all(&mut self) -> Result<FromCoordinator, End> {
         loop {
-            let next = tokio::time::timeout(PATIENCE, self.socket.next());
-            let Some(Ok(frame)) = next.await.expect("no hang") else {
+            let Some(Ok(frame)) = self.socket.next().await else {
                 return Err(End(None));
             };
             let Message::Text(text) = frame else {
