@@ -66,4 +66,5 @@ mod n26_strangers;
 mod node_kit;
 mod n10_dns_cost;
 mod n11_dns_places;
+mod threat_model;
 mod upgrade;
