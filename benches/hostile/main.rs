@@ -8,7 +8,7 @@
 //! Needs root. Each attack has a mesh of its own in network namespaces: a coordinator, a node, and a host with honest members
 //! that speak by hand. They publish changes and join, first undisturbed and then under attack. The attacker is another
 //! host; its threads give way to all others (nice 19), since a real one brings a processor of its own. Prints tables in
-//! Markdown. Memory is the most that was resident during the attack over what was before. A change that takes longer than
+//! Markdown. Processor time is what comes on top of the time for the same work without the attack. Memory is the most that was resident during the attack over what was before. A change that takes longer than
 //! the time that is left counts with that time. A connection that is cut off is opened again at once.
 
 #[path = "../../tests/system/engine.rs"]

@@ -9,6 +9,10 @@ use crate::usage::Usage;
 pub(crate) struct Times(Vec<Duration>);
 
 impl Times {
+    fn joined<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
+        Self::new(all.flat_map(|times| times.0.iter().copied()).collect())
+    }
+
     pub(crate) fn new(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
         Self(times)
@@ -67,11 +71,20 @@ fn usage(usage: Option<Usage>) -> String {
     match usage {
         None => "-".to_owned(),
         Some(usage) => format!(
-            "{:+.1} MiB, {:.1} %, {:+.1} MiB",
+            "{:+.1} MiB, {:+.1} %, {:+.1} MiB",
             usage.memory as f64 / MIB,
             usage.cpu * 100.0,
             usage.disk as f64 / MIB
         ),
+    }
+}
+
+fn ratio(attacked: Option<Duration>, quiet: Option<Duration>) -> String {
+    match (attacked, quiet) {
+        (Some(attacked), Some(quiet)) => {
+            format!("{:.1}", attacked.as_secs_f64() / quiet.as_secs_f64())
+        }
+        _ => "-".to_owned(),
     }
 }
 
@@ -82,18 +95,20 @@ pub(crate) fn print_changes(rows: &[Row]) {
         return;
     }
     println!(
-        "\n| attack | what came through | coordinator: memory, core, disk | node: memory, core, disk | others' changes, quiet (p50 / p99 ms) | under attack | joins of others (p50 / p99 ms) | failed |"
+        "\n| attack | what came through | coordinator: memory, core, disk | node: memory, core, disk | others' changes, quiet (p50 / p99 ms) | under attack | times the p99 of all quiet times | joins of others (p50 / p99 ms) | failed |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let quiet = Times::joined(rows.iter().map(|row| &row.quiet)).quantile(0.99);
     for row in rows {
         println!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             row.name,
             row.came_through,
             usage(row.coordinator),
             usage(Some(row.node)),
             row.quiet.pair(),
             row.attacked.pair(),
+            ratio(row.attacked.quantile(0.99), quiet),
             row.joins.pair(),
             row.failed_joins
         );

@@ -158,8 +158,10 @@ pub(crate) fn measure(name: &'static str, attack: fn(&Ground) -> String) -> Row 
         let _stop = Stop(&stop);
         // The first changes are slower: the store's files are made.
         std::thread::sleep(GRACE);
+        let before = (setting.watch_coordinator(), setting.watch_node());
         let quiet = (Instant::now(), Instant::now() + QUIET);
         std::thread::sleep(QUIET);
+        let before = (before.0.end(), before.1.end());
         let (coordinator, node) = (setting.watch_coordinator(), setting.watch_node());
         let ground = Ground {
             setting: &setting,
@@ -168,7 +170,8 @@ pub(crate) fn measure(name: &'static str, attack: fn(&Ground) -> String) -> Row 
         let attacked = (Instant::now(), ground.until);
         let came_through = attack(&ground);
         std::thread::sleep(ground.until.saturating_duration_since(Instant::now()));
-        let (coordinator, node) = (coordinator.end(), node.end());
+        let coordinator = coordinator.end().over(before.0);
+        let node = node.end().over(before.1);
         std::thread::sleep(GRACE);
         stop.store(true, Ordering::Relaxed);
         let observed: Observed = observer.join().expect("an observer does not panic");
@@ -240,8 +243,10 @@ fn measure_node(name: &'static str, setting: &Setting, attack: fn(&Ground) -> St
         });
         let _stop = Stop(&stop);
         std::thread::sleep(GRACE);
+        let before = setting.watch_node();
         let quiet = (Instant::now(), Instant::now() + QUIET);
         std::thread::sleep(QUIET);
+        let before = before.end();
         let node = setting.watch_node();
         let ground = Ground {
             setting,
@@ -250,7 +255,7 @@ fn measure_node(name: &'static str, setting: &Setting, attack: fn(&Ground) -> St
         let attacked = (Instant::now(), ground.until);
         let came_through = attack(&ground);
         std::thread::sleep(ground.until.saturating_duration_since(Instant::now()));
-        let node = node.end();
+        let node = node.end().over(before);
         stop.store(true, Ordering::Relaxed);
         let probes = prober.join().expect("a prober does not panic");
         let times = |(from, to): (Instant, Instant)| {

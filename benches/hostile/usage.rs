@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Usage {
     /// Resident octets at most, over those at the beginning.
     pub(crate) memory: i64,
-    /// Part of a core.
+    /// Part of a core, over that without the attack.
     pub(crate) cpu: f64,
     /// Octets of its state directory, over those at the beginning.
     pub(crate) disk: i64,
@@ -22,6 +22,16 @@ pub(crate) struct Watch {
     resident: u64,
     cpu: Duration,
     disk: u64,
+}
+
+impl Usage {
+    /// With the processor time of the same work without the attack taken off.
+    pub(crate) fn over(self, quiet: Self) -> Self {
+        Self {
+            cpu: self.cpu - quiet.cpu,
+            ..self
+        }
+    }
 }
 
 impl Watch {
