@@ -290,6 +290,10 @@ fn publish_there(
 #[ignore = "writes the fixtures, with the programs in the directory MESHD_EARLIER"]
 fn writes_the_stores_of_the_version_before() {
     let earlier = std::env::var_os("MESHD_EARLIER").expect("the programs of the version before");
+    assert!(
+        !fixture("").exists(),
+        "what a version wrote is never written again"
+    );
     let mesh_key = key(MESH_KEY);
     let mut mesh = Mesh::hosts(earlier.into(), 1).expect("root");
     mesh.start_coordinator();
