@@ -64,7 +64,5 @@ mod n23_token_files;
 mod n24_watchdog;
 mod n26_strangers;
 mod node_kit;
-mod n10_dns_cost;
-mod n11_dns_places;
 mod threat_model;
 mod upgrade;
