@@ -140,11 +140,11 @@ pub(crate) fn unknown(ground: &Ground) -> String {
     attack(ground, SMALL, |member, n| member.unknown("weather", n))
 }
 
-/// Services at another node's address, rightly signed.
+/// Names for another node, signed by the member.
 pub(crate) fn refused(ground: &Ground) -> String {
-    attack(ground, SMALL, |member, n| {
-        let elsewhere = record::instance("web-1", std::net::Ipv4Addr::new(10, 210, 1, 1), 80);
-        record::service(member.id(), &format!("s{n}"), &[elsewhere]).signed_by(member.key())
+    let victim = crate::kit::Identity::of(8).id();
+    attack(ground, SMALL, move |member, n| {
+        record::name(victim, &format!("s{n}")).signed_by(member.key())
     })
 }
 
