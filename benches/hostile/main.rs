@@ -91,7 +91,7 @@ const ATTACKS: &[Attack] = &[
         run: |name| setting::measure(name, member::forged),
     },
     Attack {
-        name: "a member opens streams that it does not read",
+        name: "a member opens streams, publishes large records on them and does not read",
         run: |name| setting::measure(name, member::unread),
     },
     Attack {
