@@ -52,18 +52,29 @@ fn record(octets: [u8; 5]) -> Envelope {
     let id = key(about).public();
     let date = 1_000_000 + u64::from(detail) * 100;
     let value = match what % 8 {
-        0 => json!({"kind": "membership", "id": id, "version": version, "token": key(1 + detail % 2).public(),
-            "name": format!("n{}", about % 8), "wireguard_key": wireguard(about), "tags": [], "issued_at": date}),
-        1 => json!({"kind": "node", "id": id, "version": version, "wireguard_key": wireguard(about),
+        0 => {
+            json!({"kind": "membership", "id": id, "version": version, "token": key(1 + detail % 2).public(),
+            "name": format!("n{}", about % 8), "wireguard_key": wireguard(about), "tags": [], "issued_at": date})
+        }
+        1 => {
+            json!({"kind": "node", "id": id, "version": version, "wireguard_key": wireguard(about),
             "v4": format!("10.210.{}.0/24", about % 8 + 1), "v6": format!("fd00:1:2:{}::/64", about % 8 + 1),
-            "endpoints": [], "services_from": detail % 4}),
-        2 => json!({"kind": "service", "id": format!("{id}/s{}", detail % 4), "version": version, "node": id,
-            "name": format!("s{}", detail % 4), "instances": []}),
-        3 => json!({"kind": "revocation", "id": id, "version": 1, "revoked": "node", "at": date}),
+            "endpoints": [], "services_from": detail % 4})
+        }
+        2 => {
+            json!({"kind": "service", "id": format!("{id}/s{}", detail % 4), "version": version, "node": id,
+            "name": format!("s{}", detail % 4), "instances": []})
+        }
+        // Never a token's key: the administrator takes a key back either as a node's or as a token's.
+        3 => {
+            json!({"kind": "revocation", "id": key(3 + about % 5).public(), "version": 1, "revoked": "node", "at": date})
+        }
         4 => json!({"kind": "departure", "id": id, "version": 1}),
         5 => json!({"kind": "weather", "id": format!("{}", detail % 20), "version": version}),
-        6 => json!({"kind": "revocation", "id": key(2).public(), "version": version, "revoked": "token", "at": date,
-            "stays": [key(detail).public()]}),
+        6 => {
+            json!({"kind": "revocation", "id": key(2).public(), "version": version, "revoked": "token", "at": date,
+            "stays": [key(detail).public()]})
+        }
         _ => json!({"kind": "policy", "id": "mesh", "version": version, "detail": detail}),
     };
     sealed(&value, by)
