@@ -9,10 +9,10 @@
 //! | `config` | coordinator.toml and the command line |
 //! | `running` | everything bound, served, and ended |
 //! | `server`, `control` | what nodes reach: the join call, the control stream |
-//! | `slots`, `rate` | how many connections, and how much of what |
+//! | `slots`, `rate` | how many connections there may be, and token buckets for all that is limited by rate |
 //! | `admin`, `metrics` | what administrators and their monitoring reach |
 //! | `enroll` | whether a join is granted |
-//! | `marks` | what a member returns to prove that it was one |
+//! | `marks` | the text that a member returns to prove that it was a member |
 //! | [`hub`] | the ledger in memory, and the changes that streams follow |
 //! | [`store`] | records, leases and token uses on disk |
 
@@ -26,7 +26,6 @@ mod limits;
 mod marks;
 mod metrics;
 mod public_url;
-mod rate;
 mod running;
 mod server;
 mod slots;

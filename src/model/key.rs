@@ -4,7 +4,7 @@
 use std::fmt;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use base64::engine::general_purpose::STANDARD;
 use curve25519_dalek::MontgomeryPoint;
 use ed25519_dalek::hazmat::{ExpandedSecretKey, raw_sign};
 use ed25519_dalek::{Signer as _, VerifyingKey};
@@ -163,8 +163,8 @@ impl<'de> Deserialize<'de> for WireGuardKey {
 }
 
 /// A node's proof that it holds the private half of the WireGuard key in its record, base64 without padding in text.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct KeyProof(pub [u8; 64]);
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyProof(#[serde(with = "signature_text")] pub [u8; 64]);
 
 impl KeyProof {
     /// The proof of `node` for the WireGuard key whose private half is `secret`. `random` has to be new for each proof.
@@ -224,25 +224,37 @@ fn key_proof_message(node: &PublicKey, key: &WireGuardKey) -> Vec<u8> {
 
 impl fmt::Debug for KeyProof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&STANDARD_NO_PAD.encode(self.0))
+        f.write_str(&signature_text::encode(&self.0))
     }
 }
 
-impl Serialize for KeyProof {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&STANDARD_NO_PAD.encode(self.0))
-    }
-}
+/// The text form of Ed25519 signatures: base64 without padding.
+pub(crate) mod signature_text {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD_NO_PAD;
+    use serde::{Deserialize, Deserializer, Serializer};
 
-impl<'de> Deserialize<'de> for KeyProof {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    /// The 86 characters of a signature.
+    pub(crate) fn encode(octets: &[u8; 64]) -> String {
+        STANDARD_NO_PAD.encode(octets)
+    }
+
+    pub(crate) fn serialize<S: Serializer>(
+        octets: &[u8; 64],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&encode(octets))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<[u8; 64], D::Error> {
         let text = String::deserialize(deserializer)?;
         STANDARD_NO_PAD
             .decode(&text)
             .ok()
             .and_then(|octets| octets.try_into().ok())
-            .map(Self)
-            .ok_or_else(|| serde::de::Error::custom("a key proof is 86 characters of base64"))
+            .ok_or_else(|| serde::de::Error::custom("a signature is 86 characters of base64"))
     }
 }
 

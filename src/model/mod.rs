@@ -7,6 +7,7 @@ pub mod address;
 pub mod key;
 pub mod name;
 pub mod netmap;
+pub(crate) mod rate;
 pub mod record;
 pub mod service_address;
 pub mod text;

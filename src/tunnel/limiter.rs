@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::cookie::{Cookies, REPLY};
+use crate::model::rate::{Bucket, Rate};
 
 /// Handshakes a second that pass without a look at their source: a few percent of a core.
 pub const LOAD_RATE: f64 = 250.0;
@@ -29,6 +30,11 @@ pub const COOKIE_RATE: f64 = 100_000.0;
 /// Cookies at once.
 pub const COOKIE_BURST: f64 = 10_000.0;
 
+const SOURCE: Rate = Rate {
+    per_second: SOURCE_RATE,
+    burst: SOURCE_BURST,
+};
+
 /// What becomes of a handshake message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
@@ -38,26 +44,6 @@ pub enum Admission {
     Prove([u8; REPLY]),
     /// It may not.
     Refuse,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    tokens: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn take(&mut self, rate: f64, burst: f64, now: Instant) -> bool {
-        let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + elapsed * rate).min(burst);
-        self.at = now;
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
-            true
-        } else {
-            false
-        }
-    }
 }
 
 /// The limiter. It reads no clock.
@@ -76,13 +62,13 @@ impl HandshakeLimiter {
     /// A limiter with full buckets. `seed` is secret and random: cookies are made from it.
     #[must_use]
     pub fn new(seed: [u8; 32], now: Instant) -> Self {
-        let full = |tokens| Bucket { tokens, at: now };
+        let full = |per_second, burst| Bucket::full(Rate { per_second, burst }, now);
         Self {
             cookies: Cookies::new(seed, now),
-            all: full(LOAD_BURST),
-            replies: full(COOKIE_BURST),
-            proven: full(PROVEN_RATE),
-            others: full(SOURCE_BURST),
+            all: full(LOAD_RATE, LOAD_BURST),
+            replies: full(COOKIE_RATE, COOKIE_BURST),
+            proven: full(PROVEN_RATE, PROVEN_RATE),
+            others: Bucket::full(SOURCE, now),
             sources: HashMap::new(),
             swept: now,
         }
@@ -97,19 +83,17 @@ impl HandshakeLimiter {
         source: SocketAddr,
         now: Instant,
     ) -> Admission {
-        if self.all.take(LOAD_RATE, LOAD_BURST, now) {
+        if self.all.take(now) {
             return Admission::Pass;
         }
         if self.cookies.proves(handshake, source, now) {
-            return if self.source(source.ip(), now)
-                && self.proven.take(PROVEN_RATE, PROVEN_RATE, now)
-            {
+            return if self.source(source.ip(), now) && self.proven.take(now) {
                 Admission::Pass
             } else {
                 Admission::Refuse
             };
         }
-        if !self.replies.take(COOKIE_RATE, COOKIE_BURST, now) {
+        if !self.replies.take(now) {
             return Admission::Refuse;
         }
         self.cookies
@@ -126,15 +110,12 @@ impl HandshakeLimiter {
             IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
         };
         if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
-            return self.others.take(SOURCE_RATE, SOURCE_BURST, now);
+            return self.others.take(now);
         }
         self.sources
             .entry(source)
-            .or_insert(Bucket {
-                tokens: SOURCE_BURST,
-                at: now,
-            })
-            .take(SOURCE_RATE, SOURCE_BURST, now)
+            .or_insert(Bucket::full(SOURCE, now))
+            .take(now)
     }
 
     /// Forgets sources whose bucket has filled up again.
@@ -142,9 +123,7 @@ impl HandshakeLimiter {
         const EVERY: Duration = Duration::from_secs(1);
         if now.saturating_duration_since(self.swept) >= EVERY {
             self.swept = now;
-            let full = Duration::from_secs_f64(SOURCE_BURST / SOURCE_RATE);
-            self.sources
-                .retain(|_, bucket| now.saturating_duration_since(bucket.at) < full);
+            self.sources.retain(|_, bucket| !bucket.is_full(now));
         }
     }
 }

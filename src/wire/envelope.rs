@@ -3,10 +3,9 @@
 //! Nothing is re-encoded on the way, so there is no canonical form to agree on and fields of later
 //! versions survive every hop. Signatures are Ed25519 (RFC 8032) over a context prefix and the payload.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
+use crate::model::key::signature_text;
 use crate::model::record::{Header, Record, RecordKey};
 use crate::model::{PublicKey, SigningKey};
 
@@ -41,8 +40,8 @@ impl Purpose {
 }
 
 /// An Ed25519 signature, base64 without padding in text.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Signature(pub [u8; 64]);
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature(#[serde(with = "signature_text")] pub [u8; 64]);
 
 impl Signature {
     /// Signs `message` for `purpose`.
@@ -60,25 +59,7 @@ impl Signature {
 
 impl std::fmt::Debug for Signature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&STANDARD_NO_PAD.encode(self.0))
-    }
-}
-
-impl Serialize for Signature {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&STANDARD_NO_PAD.encode(self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Signature {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        STANDARD_NO_PAD
-            .decode(&text)
-            .ok()
-            .and_then(|octets| octets.try_into().ok())
-            .map(Self)
-            .ok_or_else(|| serde::de::Error::custom("a signature is 86 characters of base64"))
+        f.write_str(&signature_text::encode(&self.0))
     }
 }
 

@@ -1,44 +1,44 @@
-//! What each member may have the coordinator do, whatever number of streams it opens one after the other. Pure: the clock
-//! is an argument.
+//! The allowance of each member: how much work the coordinator does for it. The allowance belongs to the node and not to a
+//! stream, so that new streams do not renew it. This module is pure: the clock is an argument.
 //!
-//! Nothing over an allowance is refused: the coordinator waits before it takes more in, so that a node with much to say
-//! takes longer and loses nothing. What counts is the work: a record that is held already costs only its bytes.
+//! The coordinator refuses nothing because of an allowance. It waits before it reads more, so that a node that sends much
+//! takes longer and loses nothing. A record that the store already holds costs only its bytes, since it causes no other work.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::coordinator::rate::{Bucket, Rate};
 use crate::model::PublicKey;
+use crate::model::rate::{Bucket, Rate};
 
-/// Records that the node itself signed: each is verified, written, and sent to every other node.
+/// The rate of records that the node itself signed. Each is verified, written, and sent to every other node.
 const OWN: Rate = Rate {
     per_second: 20.0,
     burst: 100.0,
 };
-/// Records that others signed. Each can be new only once, so the burst may be large: as many records as one node may have.
-/// An emptied store is refilled without a wait.
+/// The rate of records that others signed. Each can be new only once, so the burst may be large: it is the number of records
+/// that one node may have. So an emptied store is refilled without a wait.
 const OTHERS: Rate = Rate {
     per_second: 20.0,
     burst: 4096.0,
 };
-/// Bytes of messages: each is decrypted, parsed, and compared with what is held. The burst is what a node of a large mesh
-/// offers to a store new to it.
+/// The rate of bytes of messages. Each message is decrypted, parsed, and compared with the records held. The burst is as large
+/// as everything that a node of a large mesh offers to a store that is new to the node.
 const BYTES: Rate = Rate {
     per_second: 512.0 * 1024.0,
     burst: 16.0 * 1024.0 * 1024.0,
 };
-/// Streams. A node that loses its connection again and again waits longer each time.
+/// The rate of new streams. A node that often loses its connection has to wait once the burst is used up.
 const STREAMS: Rate = Rate {
     per_second: 0.2,
     burst: 20.0,
 };
-/// Bytes that the smallest message counts.
+/// A smaller message is charged as if it had this many bytes.
 const MIN_MESSAGE: usize = 1024;
-/// Nodes whose allowances are remembered at most. One that has used nothing lately is not.
+/// The maximum number of nodes whose allowances are stored. A node whose allowance is full again needs no entry.
 const MAX_NODES: usize = 16_384;
 
-/// The allowances of all members.
+/// The allowances of all members, shared by their streams.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Allowances(Arc<Mutex<HashMap<PublicKey, Allowance>>>);
 
@@ -50,12 +50,12 @@ struct Allowance {
     streams: Bucket,
 }
 
-/// Who signed a record.
+/// The signer of a record, seen from its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signer {
-    /// The node that sends it.
+    /// The node that sends the record.
     Itself,
-    /// Another one.
+    /// A node other than the sender, a token, or the mesh key.
     Another,
 }
 
@@ -65,7 +65,7 @@ impl Allowances {
         self.with(node, now, |allowance| allowance.streams.take(now))
     }
 
-    /// A message came; gives when the next one may be read.
+    /// Charges a message that was received. Returns when the next one may be read.
     pub(super) fn handle_message(&self, node: PublicKey, bytes: usize, now: Instant) -> Instant {
         let cost = bytes.max(MIN_MESSAGE) as f64;
         self.with(node, now, |allowance| {
@@ -74,10 +74,10 @@ impl Allowances {
         })
     }
 
-    /// Takes a record in.
+    /// Spends the cost of one record, if the allowance covers it now.
     ///
     /// # Errors
-    /// When that is allowed, if not now.
+    /// The time from which the allowance covers it.
     pub(super) fn take(
         &self,
         node: PublicKey,
@@ -97,7 +97,7 @@ impl Allowances {
         })
     }
 
-    /// Something else was done for the node that costs what a record does; gives when the next message may be read.
+    /// Charges other work that costs as much as a record of the node's own. Returns when the next message may be read.
     pub(super) fn charge(&self, node: PublicKey, now: Instant) -> Instant {
         self.with(node, now, |allowance| {
             allowance.own.charge(1.0, now);
@@ -124,7 +124,7 @@ impl Allowances {
     }
 
     fn nodes(&self) -> MutexGuard<'_, HashMap<PublicKey, Allowance>> {
-        // Nothing is done under the lock that could leave the table half changed.
+        // A panic under the lock leaves no entry half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -159,7 +159,7 @@ mod tests {
     const NODE: PublicKey = PublicKey([1; 32]);
     const OTHER: PublicKey = PublicKey([2; 32]);
 
-    /// How long the node takes to have `count` records taken in.
+    /// How long the node has to wait until `count` records are permitted.
     fn time_of(allowances: &Allowances, signer: Signer, count: usize, start: Instant) -> Duration {
         let mut now = start;
         for _ in 0..count {
@@ -184,7 +184,7 @@ mod tests {
             "{slow:?}"
         );
         assert_eq!(allowances.take(OTHER, Signer::Itself, now), Ok(()));
-        // What others signed is counted apart.
+        // Records that others signed have a bucket of their own.
         assert_eq!(
             time_of(&allowances, Signer::Another, 4096, now),
             Duration::ZERO

@@ -1,5 +1,5 @@
-//! The places of connections. Each connection has one from its first byte to its last, as a stream too; the rules are in
-//! [`table`].
+//! The slots of connections. Each connection holds one from its first byte to its last, also after it became a stream. The rules
+//! are in [`table`].
 
 mod table;
 
@@ -12,13 +12,13 @@ use tokio::time::{Instant, sleep_until};
 
 use self::table::{Bounds, Number, Order, Source, Table};
 
-/// How long the whole opening may take, from the accepted TCP connection to the welcome: TLS, HTTP, hello and proof. For
-/// a request that opens no stream it is the time until the answer is sent. A node gives up earlier.
+/// How long the whole opening may take, from the accepted TCP connection to the `welcome`: TLS, HTTP, `hello` and `proof`. A
+/// request that opens no stream has this time until its answer is sent. A node gives up earlier.
 const OPENING_LIMIT: Duration = Duration::from_secs(15);
-/// How long a connection waits to be served at most. A node gives a TLS handshake 5 seconds.
+/// The longest time that a connection waits to be served. A node gives up a TLS handshake after 5 seconds.
 const WAIT_LIMIT: Duration = Duration::from_secs(4);
 
-/// All places.
+/// All slots.
 #[derive(Debug, Clone)]
 pub(super) struct Slots(Arc<Shared>);
 
@@ -29,7 +29,7 @@ struct Shared {
     empty: Notify,
 }
 
-/// A connection's place; given back when the last copy goes.
+/// A connection's slot. It is free again when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub(super) struct Slot(Arc<Held>);
 
@@ -38,12 +38,12 @@ struct Held {
     slots: Slots,
     number: Number,
     orders: watch::Receiver<Order>,
-    /// The end of the opening.
+    /// When the opening must be over.
     deadline: Instant,
 }
 
 impl Slots {
-    /// Places for `all` connections.
+    /// Slots for `all` connections.
     pub(super) fn new(all: usize) -> Self {
         Self(Arc::new(Shared {
             table: Mutex::new(Table::new(Bounds::of(all))),
@@ -52,11 +52,11 @@ impl Slots {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // A panic under the lock is a bug in a count; serving goes on.
+        // A panic under the lock leaves at most a wrong count, so the coordinator continues to serve.
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a connection from `address`, if there is one.
+    /// Takes a slot for a connection from `address`, if one is free or can be freed.
     pub(super) fn arrive(&self, address: IpAddr) -> Option<Slot> {
         let now = Instant::now();
         let source = Source::of(address);
@@ -69,7 +69,7 @@ impl Slots {
         })))
     }
 
-    /// Waits until all connections are closed. None may arrive any more.
+    /// Waits until all connections are closed. The caller accepts no new ones.
     pub(super) async fn emptied(&self) {
         loop {
             let emptied = self.0.empty.notified();
@@ -82,7 +82,7 @@ impl Slots {
 }
 
 impl Slot {
-    /// Waits until the connection is to be served; false if it is not.
+    /// Waits for the connection's turn to be served. False if it has to close instead.
     pub(super) async fn served(&self) -> bool {
         let held = &self.0;
         let mut orders = held.orders.clone();
@@ -103,7 +103,7 @@ impl Slot {
         }
     }
 
-    /// Waits until the connection has to leave for another one. A member's never has to.
+    /// Waits until the connection has to close so that another one gets its slot. A member's connection never has to.
     pub(super) async fn revoked(&self) {
         let mut orders = self.0.orders.clone();
         if orders
@@ -120,7 +120,7 @@ impl Slot {
         self.0.deadline
     }
 
-    /// The sender has proved an identity and is no member; false, if there are too many of these.
+    /// The sender has proved its identity and is not a member. False if too many such senders are connected.
     pub(super) fn handle_stranger(&self) -> bool {
         let held = &self.0;
         let now = std::time::Instant::now();
@@ -134,7 +134,7 @@ impl Slot {
         held.slots.table().handle_member(held.number, now);
     }
 
-    /// The sender asks to join, and has a token.
+    /// The sender asks to join, and has a token that the coordinator knows.
     pub(super) fn handle_joining(&self) {
         let now = std::time::Instant::now();
         self.0.slots.table().handle_joining(self.0.number, now);

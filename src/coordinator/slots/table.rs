@@ -1,15 +1,16 @@
-//! Who has a place among the coordinator's connections, who waits for one, and who has to leave. Pure: the clock is an
-//! argument.
+//! Decides which of the coordinator's connections are served, which ones wait, and which ones have to close. This module is
+//! pure: the clock is an argument.
 //!
-//! A connection is *waiting* until it is read from, *opening* until its sender has proved who it is, then a *stranger's* or
-//! a *member's*, or *joining* if it shows a token. Of all but a member's little more is known than the source, so they have
-//! bounds: for all of a kind, and for each source. What is left of all connections is for members alone.
+//! A connection is *waiting* until the coordinator reads from it, and *opening* until its sender has proved its identity. Then
+//! it is a *stranger's* or a *member's*, or it is *joining* if its sender presents a token. Except for members, the coordinator
+//! knows little more about a sender than its source. So each of these kinds has two bounds: one for all sources together, and
+//! one for each source. The remaining connections are reserved for members.
 //!
-//! - Of a source that has as many opening connections as it may, further ones wait. They are served as places become
-//!   free, the newest first: the sender of an older one may have given up. An opening connection that takes longer than
-//!   [`GRACE`] leaves if another one of its source waits.
-//! - Where a bound for all is reached, the source that has the most loses its oldest. So a source that opens few
-//!   connections gets in, whatever others do.
+//! - If a source has the maximum number of opening connections, its further connections wait. They are served when slots become
+//!   free, the newest first, because the sender of an older one may have given up. An opening connection that takes longer
+//!   than [`GRACE`] has to close if another one of its source waits.
+//! - If the bound for all sources is reached, the source with the most connections loses its oldest one. So a source that opens
+//!   few connections is served, even if others open many.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -17,27 +18,28 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::coordinator::rate::{Bucket, Rate};
+use crate::model::rate::{Bucket, Rate};
 
-/// How long an opening connection may keep others of its source waiting: several round trips to the other end of the
-/// world.
+/// How long an opening connection may keep others of its source waiting. It is several times the round trip to the most distant
+/// node.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long a stranger is not sent away for another one.
+/// How long a stranger's connection is protected from being closed for another stranger's.
 const STRANGER_GRACE: Duration = Duration::from_secs(5);
-/// Connections of one source that are begun to be served. One that turns out to be a member's, or a join that is granted,
-/// does not count: handshakes for nothing are what is limited.
+/// The rate at which connections of one source begin to be served. A connection that turns out to be a member's is not counted,
+/// and neither is a join that is granted: the rate limits handshakes that lead to nothing.
 const BEGUN: Rate = Rate {
     per_second: 100.0,
     burst: 512.0,
 };
-/// The shortest pause between two looks at those that wait.
+/// The shortest time between two attempts to serve the connections that wait.
 const SOON: Duration = Duration::from_millis(1);
-/// Sources whose rate is remembered at most.
+/// The maximum number of sources whose rate is stored.
 const MAX_RATES: usize = 4096;
-/// Connections that have to leave and are not closed yet, at most.
+/// The maximum number of connections that were ordered to close and are still open.
 const MAX_LEAVING: usize = 64;
 
-/// Where a connection comes from: an IPv4 address, or the 64 bits of an IPv6 address that one customer has at least.
+/// The origin of a connection: an IPv4 address, or the first 64 bits of an IPv6 address, since one customer has at least such a
+/// prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Source(IpAddr);
 
@@ -54,9 +56,10 @@ impl Source {
     }
 }
 
-/// How many connections there may be.
+/// The maximum numbers of connections.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
+    /// All connections together.
     pub all: usize,
     pub waiting: Bound,
     pub opening: Bound,
@@ -64,7 +67,7 @@ pub(super) struct Bounds {
     pub strangers: Bound,
 }
 
-/// How many of a kind there may be.
+/// The maximum number of connections of one kind.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bound {
     pub all: usize,
@@ -72,7 +75,7 @@ pub(super) struct Bound {
 }
 
 impl Bounds {
-    /// More than half of all connections are for members.
+    /// The bounds for `all` connections. More than half of these are reserved for members.
     pub(super) fn of(all: usize) -> Self {
         let bound = |all: usize, per_source: usize| Bound {
             all: all.max(1),
@@ -88,7 +91,7 @@ impl Bounds {
     }
 }
 
-/// What a connection is told.
+/// What a connection has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
     Wait,
@@ -96,7 +99,7 @@ pub(super) enum Order {
     Leave,
 }
 
-/// All connections.
+/// All connections, with the queues of those that are not members'.
 #[derive(Debug)]
 pub(super) struct Table {
     bounds: Bounds,
@@ -109,7 +112,7 @@ pub(super) struct Table {
     begun: HashMap<Source, Bucket>,
 }
 
-/// Which connection it is.
+/// Identifies a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Number {
     source: Source,
@@ -135,7 +138,7 @@ impl Table {
         }
     }
 
-    /// A connection came; none, if there is no place for it.
+    /// A connection was accepted. Returns none if there is no slot for it.
     pub(super) fn handle_arrived(
         &mut self,
         source: Source,
@@ -170,7 +173,7 @@ impl Table {
         Some((number, order))
     }
 
-    /// Serves those of `source` that wait, as far as there is room; gives when to look again, if some still wait.
+    /// Serves as many waiting connections of `source` as there is room for. Returns when to try again if some still wait.
     pub(super) fn poll(&mut self, source: Source, now: Instant) -> Option<Instant> {
         while self.waiting.of(source) > 0 {
             if !self.begin(source, now) {
@@ -179,7 +182,7 @@ impl Table {
                 let bucket = self.begun.get(&source);
                 let next = oldest.map(|since| since + GRACE);
                 let next = next.max(bucket.map(|bucket| bucket.ready(1.0)));
-                // Not at once again, whatever a rounded fraction of a token says.
+                // The caller has to pause even if a rounded fraction of a token makes the time `now`.
                 return next.map(|next| next.max(now) + SOON);
             }
             if let Some(newest) = self.waiting.pop_newest(source) {
@@ -196,7 +199,7 @@ impl Table {
         None
     }
 
-    /// Makes room for one opening connection of `source`, if there may be one.
+    /// Whether one more connection of `source` may begin to be served. If so, room for it is made.
     fn begin(&mut self, source: Source, now: Instant) -> bool {
         if self.opening.of(source) >= self.opening.bound.per_source {
             let oldest = self.opening.oldest(source);
@@ -218,7 +221,7 @@ impl Table {
         begins
     }
 
-    /// The sender has proved who it is, and is no member; false, if there is no place for another one.
+    /// The sender has proved its identity and is not a member. Returns false if there is no slot for another stranger.
     pub(super) fn handle_stranger(&mut self, number: Number, now: Instant) -> bool {
         let Number { source, number } = number;
         let is_full = self.strangers.count >= self.strangers.bound.all;
@@ -248,7 +251,7 @@ impl Table {
         true
     }
 
-    /// The sender is a member.
+    /// The sender has proved that it is a member, so its connection is in no queue from now on.
     pub(super) fn handle_member(&mut self, number: Number, now: Instant) {
         let Number { source, number } = number;
         if self.opening.remove(source, number).is_some()
@@ -259,7 +262,8 @@ impl Table {
         }
     }
 
-    /// The sender asks to join, and has a token. The rest takes as long as the disk does.
+    /// The sender asks to join, and has a known token. Its connection no longer counts as opening: what is left to do depends on
+    /// the disk, and not on the sender.
     pub(super) fn handle_joining(&mut self, number: Number, now: Instant) {
         let Number { source, number } = number;
         if let Some(entry) = self.opening.remove(source, number) {
@@ -269,18 +273,19 @@ impl Table {
         }
     }
 
-    /// The sender was let in by a join.
+    /// The sender's join was granted.
     pub(super) fn handle_joined(&mut self, number: Number) {
         self.give_back(number.source);
     }
 
+    /// Cancels the charge of one connection of `source`.
     fn give_back(&mut self, source: Source) {
         if let Some(bucket) = self.begun.get_mut(&source) {
             bucket.give_back();
         }
     }
 
-    /// A connection is closed.
+    /// A connection was closed.
     pub(super) fn handle_closed(&mut self, number: Number, now: Instant) {
         self.all = self.all.saturating_sub(1);
         let Number { source, number } = number;
@@ -357,7 +362,7 @@ impl Queue {
         removed
     }
 
-    /// One more of `source` may be pushed without going over a bound.
+    /// Orders a connection to close if one more of `source` would exceed a bound.
     fn make_room_for(&mut self, source: Source) {
         if self.of(source) >= self.bound.per_source {
             self.end_oldest(source);
@@ -366,6 +371,7 @@ impl Queue {
         }
     }
 
+    /// Orders the oldest connection of the source with the most to close. False if there is none.
     fn end_of_greediest(&mut self) -> bool {
         match self.greediest() {
             Some(source) => self.end_oldest(source),
@@ -391,7 +397,7 @@ impl Queue {
         self.oldest(self.greediest()?)
     }
 
-    /// The source that has the most; of several, the one whose oldest is the oldest.
+    /// The source with the most connections. Of several such sources it is the one whose oldest connection is the oldest.
     fn greediest(&self) -> Option<Source> {
         let oldest = |entries: &VecDeque<Entry>| entries.front().map(|entry| entry.since);
         self.by_source
@@ -462,7 +468,7 @@ mod tests {
             members += served.len();
         }
         assert_eq!(count(&nodes, Order::Leave), 0);
-        // Members' connections do not count for their source any more.
+        // Members' connections no longer count against their source.
         assert_eq!(count(&arrive(&mut table, 1, 32, now), Order::Serve), 32);
     }
 
@@ -479,7 +485,7 @@ mod tests {
     fn joins_that_wait_for_the_disk_keep_no_others_of_their_source_waiting() {
         let (mut table, now) = (table(), Instant::now());
         let joins = arrive(&mut table, 1, 200, now);
-        // Each pass begins with those that are served by then.
+        // Each pass handles the connections that are served by then.
         for _ in 0..joins.len() {
             for (number, _) in &joins {
                 table.handle_joining(*number, now);
@@ -562,7 +568,7 @@ mod tests {
         let later = start + STRANGER_GRACE;
         assert!(admit(&mut table, 100, later).is_some());
         assert_eq!(count(&strangers, Order::Leave), 1);
-        // One that leaves is closed without effect on the others.
+        // A connection that was ordered to close is closed without effect on the others.
         let gone = strangers
             .iter()
             .find(|(_, orders)| *orders.borrow() == Order::Leave);

@@ -1,82 +1,57 @@
-//! How many conversations others may begin with this node, and what one peer may cost. Pure: the clock is an argument.
+//! Limits how many conversations others may begin with this node, and what one peer may cost. Pure: the clock is an
+//! argument.
 //!
-//! A connection comes from a peer's address, and any program on that peer's machine can open one: until its sender has
-//! proved who it is, it has a place of its own kind, for a short time. These places are few for each address, and the
-//! newest connection takes the place of the oldest, so that connections which prove nothing keep no other out. One that is
-//! proved moves to the places of the proven, one for each peer.
+//! A connection comes from a peer's address, and any program on that peer's machine can open one. Until the sender has
+//! proved its identity, the connection is counted as unproven, and it may stay so only for a short time. There are few
+//! places for unproven connections from one address, and the newest connection takes the place of the oldest. So
+//! connections that prove nothing never block others. After the proof the connection counts as the conversation of the
+//! peer. A peer has one conversation.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::model::PublicKey;
+use crate::model::rate::{Bucket, Rate};
 
-/// How long a connection may take until its sender has proved who it is.
+/// How long a connection may take until its sender has proved its identity.
 pub(super) const PROOF_LIMIT: Duration = Duration::from_secs(4);
-/// Unproven connections at once at most.
+/// The maximum number of unproven connections at once.
 const MAX_UNPROVEN: usize = 64;
-/// Of these, from one peer's address.
+/// The maximum number of unproven connections from one peer's address.
 const MAX_UNPROVEN_OF_ONE: usize = 4;
-/// Conversations with peers that have proved who they are at once at most.
+/// The maximum number of conversations at once with peers that have proved their identity.
 const MAX_PROVEN: usize = 64;
 
-/// Connections from one peer's address: so many at once, and so many a second.
-const CONNECTIONS: Rate = Rate::new(64, 32);
-/// Conversations of one peer.
-const CONVERSATIONS: Rate = Rate::new(20, 4);
-/// Octets that one peer sends.
-const OCTETS: Rate = Rate::new(8 * 1024 * 1024, 256 * 1024);
-/// Signatures that are verified for one peer. One takes about 70 µs, so that a peer costs 2 % of a core at most.
-const SIGNATURES: Rate = Rate::new(8192, 300);
-/// Messages of one peer that bring something new: each is written to disk, and names are worked out again.
-const WRITES: Rate = Rate::new(64, 5);
-/// What a conversation waits at once at most. It ends before that by its own limit.
+/// The rate of connections from one peer's address.
+const CONNECTIONS: Rate = rate(64, 32);
+/// The rate of conversations that one peer begins.
+const CONVERSATIONS: Rate = rate(20, 4);
+/// The rate of octets that one peer sends.
+const OCTETS: Rate = rate(8 * 1024 * 1024, 256 * 1024);
+/// The rate of signatures that are verified for one peer. One takes about 70 µs, so that a peer costs at most 2 % of a core.
+const SIGNATURES: Rate = rate(8192, 300);
+/// The rate of messages of one peer that change the ledger: each change is written to disk, and the zone is rebuilt.
+const WRITES: Rate = rate(64, 5);
+/// The longest single wait of a conversation. The time limit of the conversation ends it before.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// So many at once after a pause, and so many in each second.
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    burst: u64,
-    a_second: u64,
-}
-
-impl Rate {
-    const fn new(burst: u64, a_second: u64) -> Self {
-        Self { burst, a_second }
-    }
-
-    /// What `count` take, in time.
-    fn time_of(self, count: u64) -> Duration {
-        let nanoseconds = u128::from(count) * 1_000_000_000 / u128::from(self.a_second.max(1));
-        Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+const fn rate(burst: u32, per_second: u32) -> Rate {
+    Rate {
+        per_second: per_second as f64,
+        burst: burst as f64,
     }
 }
 
-/// What was spent of one rate, as the time at which all is there again (generic cell rate algorithm, ITU-T I.371).
-#[derive(Debug, Clone, Copy)]
-struct Spent(Instant);
-
-impl Spent {
-    /// Whether one more may be spent now; then it is.
-    fn admit(&mut self, rate: Rate, now: Instant) -> bool {
-        let full = self.0.max(now) + rate.time_of(1);
-        let admitted = full.saturating_duration_since(now) <= rate.time_of(rate.burst);
-        if admitted {
-            self.0 = full;
-        }
-        admitted
-    }
-
-    /// Spends `count`, which may be more than there is. Gives how long to wait until the debt is paid.
-    fn charge(&mut self, rate: Rate, count: u64, now: Instant) -> Duration {
-        let most = rate.time_of(rate.burst) + MAX_WAIT;
-        self.0 = (self.0.max(now) + rate.time_of(count).min(most)).min(now + most);
-        self.0
-            .saturating_duration_since(now)
-            .saturating_sub(rate.time_of(rate.burst))
-    }
+/// Spends `count`, which may be more than there is. Returns how long to wait until the debt is paid.
+fn spend(bucket: &mut Bucket, count: u64, now: Instant) -> Duration {
+    bucket.charge(count as f64, now);
+    bucket.limit_debt(MAX_WAIT);
+    let wait = bucket.ready(0.0).saturating_duration_since(now);
+    wait.min(MAX_WAIT)
 }
 
-/// What a message cost.
+/// What the processing of a message cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Cost {
     pub(super) octets: u64,
@@ -86,53 +61,52 @@ pub(super) struct Cost {
 
 #[derive(Debug)]
 struct Guest {
-    connections: Spent,
-    conversations: Spent,
-    octets: Spent,
-    signatures: Spent,
-    writes: Spent,
+    connections: Bucket,
+    conversations: Bucket,
+    octets: Bucket,
+    signatures: Bucket,
+    writes: Bucket,
 }
 
 impl Guest {
     fn new(now: Instant) -> Self {
-        let none = Spent(now);
         Self {
-            connections: none,
-            conversations: none,
-            octets: none,
-            signatures: none,
-            writes: none,
+            connections: Bucket::full(CONNECTIONS, now),
+            conversations: Bucket::full(CONVERSATIONS, now),
+            octets: Bucket::full(OCTETS, now),
+            signatures: Bucket::full(SIGNATURES, now),
+            writes: Bucket::full(WRITES, now),
         }
     }
 
-    /// Whether nothing is known of it that matters.
-    fn is_fresh(&self, now: Instant) -> bool {
+    /// Whether it can be forgotten, since each rate allows the full burst again.
+    fn is_fresh(&mut self, now: Instant) -> bool {
         let all = [
-            self.connections,
-            self.conversations,
-            self.octets,
-            self.signatures,
-            self.writes,
+            &mut self.connections,
+            &mut self.conversations,
+            &mut self.octets,
+            &mut self.signatures,
+            &mut self.writes,
         ];
-        all.iter().all(|spent| spent.0 <= now)
+        all.into_iter().all(|bucket| bucket.is_full(now))
     }
 }
 
 /// A connection that was admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Admitted {
-    /// Which one.
+    /// The number of the connection.
     pub(super) number: u64,
-    /// The connection that loses its place to it, and ends.
+    /// The number of the connection that ends because this one takes its place.
     pub(super) ends: Option<u64>,
 }
 
-/// What becomes of a connection whose sender has proved who it is.
+/// The decision about a connection whose sender has proved its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Proved {
-    /// It goes on. The peer's conversation before, if there was one, ends.
+    /// The conversation goes on. The earlier conversation of the peer ends, if there is one.
     GoesOn { ends: Option<u64> },
-    /// The peer begins too many, or too many peers speak.
+    /// The peer begins conversations too often, or too many peers have one.
     Refused,
 }
 
@@ -140,7 +114,7 @@ pub(super) enum Proved {
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     guests: BTreeMap<PublicKey, Guest>,
-    /// By number, so in the order in which they came.
+    /// The unproven connections by number, and so in the order in which they came.
     unproven: BTreeMap<u64, PublicKey>,
     proven: BTreeMap<PublicKey, u64>,
     last: u64,
@@ -151,16 +125,17 @@ impl Gate {
         self.guests.entry(peer).or_insert_with(|| Guest::new(now))
     }
 
-    /// Whether a connection from the address of `peer` may try to prove who it is; then [`Gate::handle_ended`] is owed.
+    /// Admits a connection from the address of `peer`, if its rate allows that. The caller calls [`Gate::handle_ended`] when an
+    /// admitted connection ends.
     pub(super) fn admit(&mut self, peer: PublicKey, now: Instant) -> Option<Admitted> {
-        if !self.guest(peer, now).connections.admit(CONNECTIONS, now) {
+        if !self.guest(peer, now).connections.take(now) {
             return None;
         }
         let count = |of: &PublicKey| self.unproven.values().filter(|id| *id == of).count();
         let from = if count(&peer) >= MAX_UNPROVEN_OF_ONE {
             Some(peer)
         } else if self.unproven.len() >= MAX_UNPROVEN {
-            // The address with most of them gives one up, and of two such the one that came first.
+            // The address with the most connections loses its oldest one.
             let from_newest = self.unproven.values().rev();
             from_newest.max_by_key(|id| count(id)).copied()
         } else {
@@ -181,15 +156,12 @@ impl Gate {
         })
     }
 
-    /// The sender of a connection has proved that it is `peer`.
+    /// The sender of the connection has proved that it is `peer`.
     pub(super) fn prove(&mut self, number: u64, peer: PublicKey, now: Instant) -> Proved {
         self.unproven.remove(&number);
         let before = self.proven.get(&peer).copied();
         if before.is_none() && self.proven.len() >= MAX_PROVEN
-            || !self
-                .guest(peer, now)
-                .conversations
-                .admit(CONVERSATIONS, now)
+            || !self.guest(peer, now).conversations.take(now)
         {
             return Proved::Refused;
         }
@@ -197,10 +169,15 @@ impl Gate {
         Proved::GoesOn { ends: before }
     }
 
-    /// Whether a conversation with `peer` is under way that it began.
+    /// Whether a conversation is open that `peer` began.
     #[cfg(test)]
     pub(super) fn has_proven(&self, peer: &PublicKey) -> bool {
         self.proven.contains_key(peer)
+    }
+
+    /// Whether the connection with this number is admitted and has not ended.
+    pub(super) fn is_open(&self, number: u64) -> bool {
+        self.unproven.contains_key(&number) || self.proven.values().any(|held| *held == number)
     }
 
     /// A connection ended.
@@ -209,16 +186,16 @@ impl Gate {
         self.proven.retain(|_, held| *held != number);
     }
 
-    /// A message of `peer` was received. Gives how long to wait before the next one is.
+    /// A message of `peer` was processed. Returns how long to wait before the next one is read.
     pub(super) fn charge(&mut self, peer: PublicKey, cost: Cost, now: Instant) -> Duration {
         let guest = self.guest(peer, now);
-        let octets = guest.octets.charge(OCTETS, cost.octets, now);
-        let signatures = guest.signatures.charge(SIGNATURES, cost.signatures, now);
-        let writes = guest.writes.charge(WRITES, cost.writes, now);
+        let octets = spend(&mut guest.octets, cost.octets, now);
+        let signatures = spend(&mut guest.signatures, cost.signatures, now);
+        let writes = spend(&mut guest.writes, cost.writes, now);
         octets.max(signatures).max(writes)
     }
 
-    /// Forgets those that are no peers any more, once nothing is left to pay.
+    /// Forgets nodes that are no longer peers, once each rate allows them the full burst again.
     pub(super) fn retain(&mut self, is_peer: impl Fn(&PublicKey) -> bool, now: Instant) {
         self.guests
             .retain(|id, guest| is_peer(id) || !guest.is_fresh(now));
@@ -248,7 +225,7 @@ mod tests {
             gate.prove(own.number, id(1), now),
             Proved::GoesOn { ends: None }
         );
-        // What is silent afterwards does not end it.
+        // Silent connections that come afterwards do not end it.
         for _ in 0..10 {
             let admitted = gate.admit(id(1), now).expect("a place");
             assert_ne!(admitted.ends, Some(own.number));
@@ -269,8 +246,9 @@ mod tests {
         );
         gate.handle_ended(first);
         assert_eq!(gate.proven.get(&id(1)), Some(&second));
+        assert!(gate.is_open(second) && !gate.is_open(first));
         gate.handle_ended(second);
-        assert!(gate.proven.is_empty());
+        assert!(gate.proven.is_empty() && !gate.is_open(second));
     }
 
     #[test]
@@ -285,7 +263,7 @@ mod tests {
         assert_eq!(gate.unproven.len(), MAX_UNPROVEN);
         let honest = gate.admit(id(250), now).expect("a place");
         assert!(honest.ends.is_some());
-        // Each further one ends one of those that have more.
+        // Each further connection ends one from an address that has more of them.
         for peer in 201..230 {
             let admitted = gate.admit(id(peer), now).expect("a place");
             assert_ne!(admitted.ends, Some(honest.number));
@@ -307,10 +285,10 @@ mod tests {
             });
             begun.count() as u64
         };
-        assert_eq!(begun(1, now), CONVERSATIONS.burst);
-        assert_eq!(begun(2, now), CONVERSATIONS.burst);
+        assert_eq!(begun(1, now), CONVERSATIONS.burst as u64);
+        assert_eq!(begun(2, now), CONVERSATIONS.burst as u64);
         let later = now + Duration::from_secs(2);
-        assert_eq!(begun(1, later), 2 * CONVERSATIONS.a_second);
+        assert_eq!(begun(1, later), 2 * CONVERSATIONS.per_second as u64);
         gate.retain(|_| false, later);
         assert!(gate.guests.contains_key(&id(1)), "it has spent");
         gate.retain(|_| false, later + Duration::from_secs(60));
@@ -351,13 +329,16 @@ mod tests {
                 now += gate.charge(id(1), cost, now);
                 spent += unit;
             }
-            let most = rate.burst + 61 * rate.a_second + 2 * unit;
+            let most = rate.burst as u64 + 61 * rate.per_second as u64 + 2 * unit;
             assert!(spent <= most, "{spent} of {most}");
-            assert!(spent >= rate.burst + 50 * rate.a_second, "{spent}");
-            // Another peer's are its own.
+            assert!(
+                spent >= rate.burst as u64 + 50 * rate.per_second as u64,
+                "{spent}"
+            );
+            // Another peer has its own rates.
             assert_eq!(gate.charge(id(2), cost, now), Duration::ZERO);
         }
-        // However large, a debt is paid some day.
+        // The wait is bounded for any cost.
         let (mut gate, now) = (Gate::default(), Instant::now());
         let cost = Cost {
             octets: u64::MAX,

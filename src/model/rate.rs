@@ -1,26 +1,26 @@
-//! A token bucket. Pure: the clock is an argument.
+//! A token bucket. This module is pure: the clock is an argument.
 
 use std::time::{Duration, Instant};
 
-/// How fast a bucket fills, and how much it holds.
+/// How fast a bucket fills, and the most that it holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Rate {
-    /// Tokens a second.
+pub(crate) struct Rate {
+    /// Tokens that are added each second.
     pub per_second: f64,
     /// Tokens in a full bucket.
     pub burst: f64,
 }
 
-/// Tokens that are left of a rate. It may be in debt: a cost that is only known afterwards is charged in full.
+/// A token bucket. Its tokens may become negative, because a cost that is known only afterwards is charged in full.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     rate: Rate,
     tokens: f64,
     at: Instant,
 }
 
 impl Bucket {
-    pub(super) fn full(rate: Rate, now: Instant) -> Self {
+    pub(crate) fn full(rate: Rate, now: Instant) -> Self {
         Self {
             rate,
             tokens: rate.burst,
@@ -35,7 +35,7 @@ impl Bucket {
     }
 
     /// Takes one token, if there is one.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
         self.fill(now);
         let is_there = self.tokens >= 1.0;
         if is_there {
@@ -45,24 +45,29 @@ impl Bucket {
     }
 
     /// Takes `cost` tokens, whether or not they are there.
-    pub(super) fn charge(&mut self, cost: f64, now: Instant) {
+    pub(crate) fn charge(&mut self, cost: f64, now: Instant) {
         self.fill(now);
         self.tokens -= cost;
     }
 
+    /// Forgives what would take longer than `wait` to pay back.
+    pub(crate) fn limit_debt(&mut self, wait: Duration) {
+        self.tokens = self.tokens.max(-wait.as_secs_f64() * self.rate.per_second);
+    }
+
     /// Returns a token that was taken.
-    pub(super) fn give_back(&mut self) {
+    pub(crate) fn give_back(&mut self) {
         self.tokens = (self.tokens + 1.0).min(self.rate.burst);
     }
 
-    /// When there will be `tokens`.
-    pub(super) fn ready(&self, tokens: f64) -> Instant {
+    /// When the bucket will hold `tokens`.
+    pub(crate) fn ready(&self, tokens: f64) -> Instant {
         let missing = (tokens - self.tokens).max(0.0) / self.rate.per_second;
         self.at + Duration::try_from_secs_f64(missing).unwrap_or(Duration::MAX / 4)
     }
 
-    /// Whether it is as good as a new one.
-    pub(super) fn is_full(&mut self, now: Instant) -> bool {
+    /// Whether the bucket holds its full burst.
+    pub(crate) fn is_full(&mut self, now: Instant) -> bool {
         self.fill(now);
         self.tokens >= self.rate.burst
     }
