@@ -78,7 +78,7 @@ pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, C
         joined.name, joined.address_v4, joined.address_v6
     );
     if !joined.published {
-        // The node is in, and of no use yet: scripts should notice.
+        // The node is a member, but others cannot reach it yet. The exit code lets scripts notice that.
         return Ok(ErrorCode::Unreachable.exit_code());
     }
     super::reached::report(globals).await;

@@ -71,7 +71,7 @@ async fn memberships(State(hub): State<Arc<Hub>>, UrlPath(id): UrlPath<String>) 
         Ok(token) => document(hub.memberships_by(&token)),
         Err(_) => failure(ApiError::new(
             ErrorCode::BadRequest,
-            "the token's id is no key; `meshctl token list --json` shows whole ids",
+            "the token's id is not a key; `meshctl token list --json` shows whole ids",
         )),
     }
 }

@@ -14,8 +14,8 @@ use crate::wire::envelope::{Authentic, Purpose};
 use crate::wire::join::JoinRequest;
 use crate::wire::ledger::Refused;
 
-/// How far the clock of a node may be from the coordinator's. Nodes hold a membership back that was made longer before they
-/// received it, and names go by the time of the membership.
+/// The maximum difference between a node's clock and the coordinator's at a join. The date of a membership has to be right:
+/// other nodes hold a membership back if they receive it much later, and of two nodes with one name the earlier keeps it.
 pub(super) const CLOCK_SLACK: Duration = Duration::from_secs(600);
 
 /// Nothing stands against the join but what the store decides.
@@ -29,8 +29,8 @@ pub(super) struct Granted {
     pub addresses: MeshAddresses,
 }
 
-/// A membership that is signed by the key it names as its token's, for a node that holds the identity it names. Whether
-/// there is such a token is another question.
+/// A membership that is signed by the key of the token that it names, for a node that proved to hold the identity key that it
+/// names. The token itself may be unknown to the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Proven {
     membership: Membership,
@@ -38,16 +38,17 @@ pub(super) struct Proven {
 }
 
 impl Proven {
-    /// The membership as it is signed.
+    /// The signed envelope of the membership.
     pub(super) fn envelope(&self) -> &Authentic {
         &self.envelope
     }
 }
 
-/// Verifies what a request says of itself. That takes longer than all the rest, and needs nothing else.
+/// Verifies the signatures of a request, and its version of the protocol. That needs no ledger, and takes longer than all other
+/// checks.
 ///
 /// # Errors
-/// What is wrong with the request.
+/// The error says what is wrong with the request.
 pub(super) fn prove(request: &JoinRequest) -> Result<Proven, ApiError> {
     let oldest = request.oldest.unwrap_or(request.protocol);
     if agree(oldest, request.protocol).is_none() {
@@ -59,10 +60,10 @@ pub(super) fn prove(request: &JoinRequest) -> Result<Proven, ApiError> {
     proven_membership(request)
 }
 
-/// Checks a request; the same request is granted again, whatever became of its token since.
+/// Checks a request. A request that was granted before is granted again, even if its token has expired or was revoked since.
 ///
 /// # Errors
-/// What is wrong, and what to do about it.
+/// The error says what is wrong, and what to do about it.
 pub(super) fn check(
     proven: &Proven,
     ledger: &Ledger,
@@ -166,7 +167,7 @@ fn permit(
         })
 }
 
-/// Whether the certificate was made now, by the node's clock and the coordinator's.
+/// Whether the date of the certificate, by the node's clock, is close enough to the coordinator's time.
 fn compare_clocks(made: UnixSeconds, now: UnixSeconds) -> Result<(), ApiError> {
     let remedy = "set both clocks right (for example with systemd-timesyncd) and join again";
     let text = if made > now.plus(CLOCK_SLACK) {

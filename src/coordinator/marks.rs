@@ -1,11 +1,11 @@
-//! Marks: what a coordinator gives each member to return later.
+//! Marks: text that a coordinator sends to each member, and that the member returns when it connects again.
 //!
-//! A mark says that a node was a member of a store when that store had a certain revision. The coordinator authenticates
-//! it (HMAC, RFC 2104) with a key derived from its TLS key, which nodes pin: so the marks of a store that was lost, or went
-//! back in time, still verify, and those of coordinators that share a TLS key verify at each other. Nodes store a mark as
-//! it is and return it when they connect. A mark is bound to its node: one member cannot use that of another.
+//! A mark states that a node was a member of a store when that store had a certain revision. The coordinator authenticates
+//! it (HMAC, RFC 2104) with a key derived from its TLS key, which nodes pin. So the marks of a store that was lost, or that
+//! went back in time, still verify, and coordinators that share a TLS key verify each other's marks. Nodes store a mark
+//! unchanged and return it when they connect. A mark is bound to its node: one member cannot use the mark of another.
 //!
-//! What a mark proves, a member cannot make up: it cannot claim a revision that its store never had.
+//! A member cannot forge a mark, so it cannot claim a revision that its store never had.
 
 use ring::hmac;
 
@@ -14,28 +14,29 @@ use crate::wire::control::MAX_MARK;
 
 /// Separates this use of the TLS key from any other.
 const CONTEXT: &[u8] = b"meshd marks v1";
-/// Makes and verifies marks. `Debug` shows nothing of the key.
+
+/// Makes and verifies marks. `Debug` does not show the key.
 #[derive(Clone)]
 pub struct MarkKey(hmac::Key);
 
-/// What an authentic mark says.
+/// The contents of an authentic mark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
     /// The store's name.
     pub store: String,
-    /// The revision it had.
+    /// The revision that the store had when the mark was made.
     pub revision: u64,
 }
 
 impl MarkKey {
-    /// The key that follows from `secret`, the coordinator's TLS key.
+    /// Derives the key from `secret`, the coordinator's TLS key.
     #[must_use]
     pub fn derive(secret: &[u8]) -> Self {
         let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), CONTEXT);
         Self(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()))
     }
 
-    /// The mark of `node`, a member of `store`, which has `revision`.
+    /// Makes a mark which states that `node` is a member of `store` at `revision`.
     #[must_use]
     pub fn make(&self, node: &PublicKey, store: &str, revision: u64) -> String {
         let said = format!("{revision}.{store}");
@@ -44,7 +45,7 @@ impl MarkKey {
         format!("{said}.{digits}")
     }
 
-    /// What the mark of `node` says, if this coordinator made it.
+    /// Verifies a mark for `node` and returns its contents; none, if it was not made for `node` with this key.
     #[must_use]
     pub fn read(&self, node: &PublicKey, mark: &str) -> Option<Mark> {
         if mark.len() > MAX_MARK {

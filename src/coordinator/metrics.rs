@@ -26,14 +26,15 @@ pub(super) async fn bind(listen: SocketAddr) -> Option<TcpListener> {
         .ok()
 }
 
-/// Connections at once at most. A monitoring program needs one.
+/// The maximum number of connections at once. A monitoring program needs one.
 const MAX_CONNECTIONS: usize = 16;
-/// How long one may take, from its first byte to the end of the answer.
+/// How long one connection may take, from its first byte to the end of the answer.
 const TIME_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of a request's head at most.
+/// The maximum size of a request's head, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Serves until the program ends. Each connection serves one request, and takes no file descriptor from the nodes for long.
+/// Serves until the program ends. Each connection serves one request and is closed soon, so that its file descriptor is free
+/// for a node.
 pub(super) async fn serve(listener: TcpListener, hub: Arc<Hub>) {
     let router = Router::new()
         .route(

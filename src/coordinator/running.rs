@@ -97,7 +97,7 @@ impl Coordinator {
         ))];
         others.push(tokio::spawn(dismiss_absent(Arc::clone(&hub))));
         let watched = Arc::clone(&hub);
-        // All that nodes ask for reads the state: who holds it for ever has stopped the coordinator.
+        // Every request of a node reads the state. If its lock is never released, the coordinator serves nobody any more.
         others.push(tokio::spawn(feed_watchdog(move || {
             let _ = watched.revision();
         })));

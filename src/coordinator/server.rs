@@ -1,8 +1,8 @@
 //! What nodes reach: HTTP over TLS 1.3 on one TCP port.
 //!
-//! Each connection holds one of a bounded number of slots from its first byte to its last, as a stream too (see
-//! [`super::slots`]). Everything up to the end of a stream's opening, or to the answer of another request, has one deadline,
-//! which nothing that is sent renews. A connection serves one request.
+//! Each connection holds one of a limited number of slots from its first byte to its last, also after it became a stream (see
+//! [`super::slots`]). A stream's opening has one deadline, and so has any other request up to its answer. Nothing that the
+//! sender sends extends it. A connection serves one request.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -39,11 +39,11 @@ pub(super) const MAX_CONNECTIONS: usize = 8192;
 /// Connections that wait to be accepted at most, of which the kernel may allow fewer. All nodes come at once when a
 /// coordinator is back, and one that finds the queue full waits a second.
 const BACKLOG: u32 = 4096;
-/// Bytes of a request's head at most, and of the buffer it is read into.
+/// The maximum size of a request's head, and of the buffer that it is read into, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
-/// Bytes of a join request at most: a certificate and a signature.
+/// The maximum size of a join request, in bytes. It carries a certificate and a signature.
 const MAX_JOIN: usize = 32 * 1024;
-/// Bytes that the kernel holds for a node that does not read, besides those on their way.
+/// How many unsent bytes the kernel queues for a node that does not read, besides those that are in flight.
 const MAX_UNSENT: u32 = 64 * 1024;
 
 /// Binds the port.
@@ -231,7 +231,7 @@ async fn check_join(
     admin::answer(checked.await)
 }
 
-/// Reads a join. One with a token that is known here need not hurry any more.
+/// Reads a join request. A connection whose request carries a known token and valid proofs no longer counts as opening.
 async fn join_request(
     served: &Served,
     slot: &Slot,

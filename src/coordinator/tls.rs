@@ -23,7 +23,7 @@ pub(super) struct Identity {
     pub config: Arc<ServerConfig>,
     /// What join tokens carry.
     pub pin: SpkiPin,
-    /// Follows from the key.
+    /// The key for marks, which is derived from the TLS key.
     pub marks: MarkKey,
 }
 

@@ -64,16 +64,16 @@ pub struct TokenList {
     pub tokens: Vec<TokenRow>,
 }
 
-/// The members that a token admitted, by their certificates, which the caller verifies.
+/// The members that a token admitted, as their membership certificates. The caller verifies these.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenMemberships {
     /// 1.
     pub schema: u32,
-    /// Of the nodes that are in.
+    /// The memberships of nodes that were not removed.
     pub memberships: Vec<Envelope>,
 }
 
-/// Where the memberships by the token `id` are.
+/// The path that returns [`TokenMemberships`] for the token `id`.
 #[must_use]
 pub fn memberships_path(id: &PublicKey) -> String {
     format!("/v1/tokens/{id}/memberships")

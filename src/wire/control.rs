@@ -10,8 +10,8 @@
 //!   publish {sequence, records}  ->
 //!                                <-  published {sequence, ..}
 //!   told, once all it holds is published, if the store is new to it ->
-//!                                <-  mark {mark}, to a member, now and then
-//!   mark {mark}, first of all after `welcome`, if the node has one ->
+//!                                <-  mark {mark}, to a member, after `welcome` and with some pings
+//!   mark {mark}, before any `publish`, if the node has one ->
 //! ```
 //!
 //! The node says which revision of which store it holds; it gets what changed since, or everything if
@@ -22,8 +22,8 @@
 //!
 //! # Marks
 //!
-//! A coordinator whose store was lost, or went back in time, no longer knows who its members were. Each member holds the
-//! proof: a mark, which only the coordinator can make and which it recognizes when the node returns it.
+//! A coordinator whose store was lost, or went back in time, no longer knows who its members were. So each member stores a
+//! proof of its membership: a mark. Only the coordinator can make marks, and it verifies a mark that a node returns.
 //!
 //! # Versions
 //!
@@ -60,17 +60,17 @@ pub const PROTOCOL: u32 = 1;
 pub const OLDEST: u32 = 1;
 /// Octets of one message at most.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
-/// Octets of one message that a coordinator takes of a member. No node sends a larger one (see [`parts`]); a stranger, and
-/// who has not proved its identity, may send less.
+/// The maximum size of one message that a coordinator accepts from a member, in octets. No node sends a larger one (see
+/// [`parts`]). The limit is lower for a sender that has not proved its identity.
 pub const MAX_FROM_NODE: usize = 1280 * 1024;
-/// Octets of a message that is no `publish` at most.
+/// The maximum size of a message that is not a `publish`, in octets.
 const MAX_OTHER: usize = 64 * 1024;
 /// Records in one message at most; a longer list comes in several messages.
 pub const MAX_RECORDS: usize = 256;
 /// Octets of payload in one message of several records at most. Quoting may double them, and signatures come on top: far
 /// below what a message may have, so that readers need no large buffers.
 const MAX_PAYLOADS: usize = 512 * 1024;
-/// Bytes of a mark at most. Who receives a longer one passes over it.
+/// The maximum size of a mark, in bytes. A receiver ignores a longer one.
 pub const MAX_MARK: usize = 256;
 /// Seconds between pings; a side that hears nothing for three times as long hangs up.
 pub const PING_SECONDS: u64 = 10;
@@ -117,9 +117,9 @@ pub enum FromNode {
     },
     /// All that the node holds has been published: it comes after the last `publish` to a store new to the node.
     Told,
-    /// The last mark that a coordinator gave this node. It comes before every `publish` of a stream.
+    /// The last mark that this node received from a coordinator. The node sends it before any `publish` of a stream.
     Mark {
-        /// As it was received.
+        /// The mark as it was received.
         mark: String,
     },
     /// Answers `copy`: the other instance is not this one, and both have the same keys.
@@ -135,11 +135,12 @@ pub enum FromNode {
 }
 
 impl FromNode {
-    /// Reads a message. A message that is told apart by a field in it is kept in pieces while it is read, which take many
-    /// times its size. So only what may be large is read into what it is at once, and other large messages are passed over.
+    /// Parses a message. To parse an enum whose tag is one of its fields, the JSON library first buffers all fields, and that takes
+    /// many times the size of the message. So a `publish`, which may be large, is parsed directly, and any other message over
+    /// a size limit is ignored.
     ///
     /// # Errors
-    /// It is not JSON, or not as its kind is.
+    /// The text is not JSON, or it lacks a field that its kind of message needs.
     pub fn read(text: &str) -> Result<Self, serde_json::Error> {
         #[derive(Deserialize)]
         struct Kind<'a> {
@@ -200,14 +201,14 @@ pub enum FromCoordinator {
         /// Why others were refused.
         #[serde(deserialize_with = "messages")]
         refused: Vec<String>,
-        /// Which records those are. A coordinator of an earlier version does not name them.
+        /// The refused records by key. A coordinator of an earlier version does not send this field.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         refused_records: Vec<RefusedRecord>,
     },
-    /// Proves to the coordinator that the node was a member of its store when that had a certain revision. The node stores
-    /// the last one and returns it with its next stream.
+    /// A mark, which proves to the coordinator that the node was a member of its store at a certain revision. The node stores
+    /// the last mark and returns it with its next stream.
     Mark {
-        /// At most [`MAX_MARK`] bytes, for nobody but the coordinator to read.
+        /// The mark has at most [`MAX_MARK`] bytes. Only the coordinator interprets it.
         #[serde(deserialize_with = "message")]
         mark: String,
     },
@@ -236,7 +237,7 @@ pub enum FromCoordinator {
 /// A record of a `publish` that the coordinator refuses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedRecord {
-    /// Which record.
+    /// The key of the refused record.
     #[serde(flatten)]
     pub key: RecordKey,
     /// One line for people.
@@ -248,10 +249,10 @@ pub struct RefusedRecord {
 }
 
 impl RefusedRecord {
-    /// Characters of a record's kind and id that are sent back at most: those that a node makes are shorter.
+    /// The maximum length of a kind and an id together that the coordinator sends back. Those that a node makes are shorter.
     const MAX_KEY: usize = 512;
 
-    /// The refusal of the record under `key`; none, if the key is longer than any that a node makes.
+    /// Makes the refusal of the record with this key; none, if the key is longer than any that a node makes.
     #[must_use]
     pub fn new(key: RecordKey, message: String, reason: RefusedReason) -> Option<Self> {
         (key.kind.len() + key.id.len() <= Self::MAX_KEY).then_some(Self {
@@ -262,22 +263,22 @@ impl RefusedRecord {
     }
 }
 
-/// Reasons to refuse a record on which its node acts.
+/// The reason why a record is refused, as far as its node acts on it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusedReason {
-    /// The coordinator holds a newer version, or another text under the same one.
+    /// The coordinator holds a newer version, or another payload with the same version.
     Stale,
     /// Another node has the address block.
     Block,
-    /// Any other, also one of a later version.
+    /// Any other reason, including reasons that only later versions know.
     #[default]
     #[serde(other)]
     Other,
 }
 
 impl RefusedReason {
-    /// Whether it says nothing that the message does not.
+    /// Whether the reason adds nothing to the message, so that it need not be sent.
     #[must_use]
     pub fn is_other(&self) -> bool {
         *self == Self::Other

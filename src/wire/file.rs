@@ -201,10 +201,10 @@ pub fn read_private(path: &Path, most: u64) -> Result<Vec<u8>, FileError> {
     Ok(octets)
 }
 
-/// That every user of the machine can read or change a file with a secret, and what to do.
+/// A file with a secret that every user of the machine can read or change, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposure {
-    /// What others can do with it, as the end of a sentence.
+    /// What others can do with the file, as the end of a sentence.
     pub what: &'static str,
     /// What was found.
     pub why: String,
@@ -212,8 +212,8 @@ pub struct Exposure {
     pub fix: String,
 }
 
-/// Whether every user of the machine can read `file`, which was found at `path`, or put another text in its place. A group may:
-/// the owner chose it.
+/// Whether every user of the machine can read `file`, which was found at `path`, change it or replace it. Access for the file's
+/// group is not reported, since the owner chose the group.
 #[must_use]
 pub fn exposure(file: &fs::Metadata, path: &Path) -> Option<Exposure> {
     if !file.is_file() {
@@ -240,8 +240,8 @@ pub fn exposure(file: &fs::Metadata, path: &Path) -> Option<Exposure> {
     })
 }
 
-/// Whether every user can put another file at `path`: a directory on the way to it is writable by all, and not sticky, so that
-/// not only owners may rename what is in it.
+/// Whether every user can put another file at `path`. That is so if a directory on the path is writable by all and not sticky: in
+/// a sticky directory only owners may rename or delete files.
 fn replaceable(path: &Path) -> Option<Exposure> {
     let whole = fs::canonicalize(path).unwrap_or_default();
     let beside = path.parent();

@@ -5,20 +5,24 @@
 //!
 //! - an envelope's signature is checked before its payload is looked at;
 //! - each kind has one rightful signer (see [`crate::model::record`]);
-//! - versions only grow; of two texts under one version the greater holds, so that ledgers agree whichever came first;
-//! - of two memberships of a node the one with the later date holds, so that no node signs itself an earlier one, and the
-//!   later one brings the node no name that another has;
+//! - of two versions of a record the higher one is kept; of two payloads with one version the ledger keeps the greater one in
+//!   byte order, so that all ledgers keep the same one;
+//! - of two memberships of a node the one with the later date is kept, so that no node can give itself an earlier date; the
+//!   later one must not give the node a name that another node has;
 //! - a token admits at most as many nodes as its certificate says, with its tags at most;
 //! - a node that was revoked, or says itself that it departs, is out for good, with all it said;
-//! - a revoked token admits no node that the revocation does not spare, and those it admitted before are out as well;
-//! - an address block and a name belong to one node: the node that holds it keeps it;
-//! - a WireGuard key belongs to the node that proves that it has the private half, or else to the one that holds it;
-//! - each node has bounds of its own ([`usage`]): no node fills the ledger for others, and the mesh key has no bound.
+//! - after a token's revocation only memberships that the revocation spares are accepted; if it lists the nodes that stay, the
+//!   ledger drops the memberships of all others;
+//! - an address block and a name belong to one node, and the node that has it keeps it;
+//! - a WireGuard key belongs to the node that proves that it has the private half; without a proof it belongs to the nodes whose
+//!   memberships name it, or to the node that already has it;
+//! - each node has bounds of its own ([`usage`]), so that no node uses up the space of others; the mesh key has no bound.
 //!
-//! Two ledgers that hold the same records are in the same state, whatever the order in which the records came. The order
-//! decides only between nodes that claim one block, one name or the last use of a token: the first one holds it.
+//! Two ledgers that received the same records are in the same state, even if the order was different. The order decides only
+//! between nodes that claim one block, one name or the last use of a token: the first one gets it.
 //!
-//! What it never does: read a clock, or forget a revocation or a membership (a forgotten one could be spent again).
+//! The ledger never reads a clock, and it never drops a revocation. It keeps the memberships of removed nodes, since a forgotten
+//! use of a token could be spent again, and drops a membership only when its token is revoked.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -38,7 +42,7 @@ mod rights;
 pub mod usage;
 
 use self::holders::Holders;
-use self::usage::Usages;
+use self::usage::{Usages, owner};
 
 /// A record as held.
 #[derive(Debug, Clone)]
@@ -77,7 +81,7 @@ pub enum Applied {
 pub struct Replaced {
     key: RecordKey,
     before: Option<Entry>,
-    /// Other records that went with it.
+    /// Other records that were dropped because of it.
     dropped: Vec<RecordKey>,
 }
 
@@ -88,13 +92,13 @@ impl Replaced {
         &self.key
     }
 
-    /// Whether no version of it was held before.
+    /// Whether no version of the record was held before.
     #[must_use]
     pub fn is_first(&self) -> bool {
         self.before.is_none()
     }
 
-    /// The other records that the ledger dropped for it.
+    /// The other records that the ledger dropped because of it.
     #[must_use]
     pub fn dropped(&self) -> &[RecordKey] {
         &self.dropped
@@ -126,10 +130,10 @@ pub enum Refused {
         /// The version held.
         held: u64,
     },
-    /// Another text under the version held, which holds.
+    /// Another payload with the version held. The one held is kept.
     #[error("the record {0} exists in two forms with one version")]
     Forked(RecordKey),
-    /// A membership that was made before its token.
+    /// A membership that is dated before its token was made.
     #[error("the membership is dated before its token was made")]
     BeforeToken,
     /// A name that another node has.
@@ -174,7 +178,7 @@ pub enum Refused {
     /// An instance or endpoint address inside the mesh that is not the node's own.
     #[error("the address {0} belongs to another node")]
     ForeignAddress(std::net::IpAddr),
-    /// The node has said as much as is kept of one node.
+    /// The record would exceed a bound on the records of its node.
     #[error("the node's records are over their bound: {0}")]
     Full(usage::Bound),
 }
@@ -221,10 +225,10 @@ impl Ledger {
         self.replace_authentic(verified(envelope)?)
     }
 
-    /// As [`Ledger::replace`], for a record whose signature was verified before.
+    /// Does what [`Ledger::replace`] does, for a record whose signature was verified before.
     ///
     /// # Errors
-    /// As there.
+    /// The errors are those of [`Ledger::replace`], except for the signature.
     pub fn replace_authentic(&mut self, envelope: Authentic) -> Result<Option<Replaced>, Refused> {
         let (key, header, record) = self.parse(&envelope)?;
         if self.is_held(&key, &header, &record, &envelope)? {
@@ -244,8 +248,8 @@ impl Ledger {
         }))
     }
 
-    /// Undoes the last [`Ledger::replace`]. False, and nothing changes, for kinds of records on which others rest, and where
-    /// others went with it.
+    /// Undoes the last [`Ledger::replace`]. Returns false and changes nothing if other records depend on records of this kind, or if
+    /// other records were dropped with it.
     pub fn put_back(&mut self, replaced: Replaced) -> bool {
         let Replaced {
             key,
@@ -280,10 +284,7 @@ impl Ledger {
     /// Whether this very envelope is held: its signature was checked when it came. Many nodes offer the same.
     #[must_use]
     pub fn holds(&self, envelope: &Envelope) -> bool {
-        if envelope.payload.len() > MAX_PAYLOAD {
-            return false;
-        }
-        let Ok(header) = serde_json::from_str::<Header>(&envelope.payload) else {
+        let Some(header) = envelope.header() else {
             return false;
         };
         self.entries
@@ -291,9 +292,9 @@ impl Ledger {
             .is_some_and(|held| held.envelope == *envelope)
     }
 
-    /// Under which key a record is held. A kind that this version does not know may be anybody's: each signer has its own
-    /// records of that kind, so that no member takes the place of a record of the mesh key or of another node. No kind is as
-    /// long as one with a signer's name, and ids may be any text: so the name stands in the kind.
+    /// The key under which a record is held. Any member may sign records of a kind that this version does not know. Each signer
+    /// has records of its own of such a kind, so that no member replaces a record of the mesh key or of another node. The signer is
+    /// a part of the kind and not of the id, because an id may be any text, while no kind is as long as one with a signer in it.
     #[must_use]
     pub fn key_of(&self, header: &Header, signer: &PublicKey) -> RecordKey {
         let is_known = ORDER.contains(&header.kind.as_str());
@@ -316,10 +317,10 @@ impl Ledger {
         self.check_authentic(&verified(envelope.clone())?)
     }
 
-    /// As [`Ledger::check`], for a record whose signature was verified before.
+    /// Does what [`Ledger::check`] does, for a record whose signature was verified before.
     ///
     /// # Errors
-    /// As there.
+    /// The errors are those of [`Ledger::check`], except for the signature.
     pub fn check_authentic(&self, envelope: &Authentic) -> Result<(), Refused> {
         let (key, header, record) = self.parse(envelope)?;
         if self.is_held(&key, &header, &record, envelope)? {
@@ -329,7 +330,7 @@ impl Ledger {
         }
     }
 
-    /// Whether this very record is held; an error if what is held stays in force.
+    /// Whether this record is held already. An error says that the record held is newer or greater, and is kept.
     fn is_held(
         &self,
         key: &RecordKey,
@@ -361,14 +362,14 @@ impl Ledger {
         }
     }
 
-    /// Parses an envelope; looks at no other record.
+    /// Parses an envelope, and reads no other record.
     fn parse(&self, envelope: &Authentic) -> Result<(RecordKey, Header, Record), Refused> {
         let (header, record) = Record::parse(&envelope.payload)?;
         let key = self.key_of(&header, &envelope.signer);
         Ok((key, header, record))
     }
 
-    /// Stores a permitted record. Gives the one it replaces, and the others that were dropped.
+    /// Stores a permitted record. Returns the record that it replaces, and the keys of others that were dropped.
     fn insert(&mut self, key: RecordKey, entry: Entry) -> (Option<Entry>, Vec<RecordKey>) {
         let mut dropped = Vec::new();
         match &entry.record {
@@ -381,7 +382,7 @@ impl Ledger {
                     .entry(membership.token)
                     .or_default()
                     .insert(membership.id);
-                // The key of a node that is out is free.
+                // The WireGuard key of a removed node is free.
                 if !self.out.contains(&membership.id) {
                     self.holders.name(membership.wireguard_key, membership.id);
                 }
@@ -410,37 +411,42 @@ impl Ledger {
         (before, dropped)
     }
 
-    /// Drops what a new node record voids: the record of a node that holds the WireGuard key without a proof, and the services
-    /// that its node has cleared away.
+    /// Drops the records that a new node record makes void: the record of another node that has the WireGuard key without a proof,
+    /// and the node's own services with versions below `services_from`.
     fn make_way_for(&mut self, node: &Node) -> Vec<RecordKey> {
         let mut dropped = Vec::new();
         let holder = self.holders.holder_of_key(&node.wireguard_key);
         if let Some(other) = holder.filter(|holder| *holder != node.id) {
-            dropped = self
-                .drop_records(|entry| matches!(&entry.record, Record::Node(n) if n.id == other));
+            dropped.extend(self.drop_record(record_key("node", other.to_string())));
         }
         let floor = self.node(&node.id).map_or(0, |held| held.services_from);
         if node.services_from > floor {
-            dropped.extend(self.drop_records(|entry| {
-                matches!(&entry.record, Record::Service(s) if s.node == node.id && s.version < node.services_from)
-            }));
+            let cleared: Vec<RecordKey> = self
+                .services_of(&node.id)
+                .filter(|service| service.version < node.services_from)
+                .map(|service| record_key("service", service.id.clone()))
+                .collect();
+            dropped.extend(cleared.into_iter().filter_map(|key| self.drop_record(key)));
         }
         dropped
     }
 
-    /// Puts a node out, and drops what it said but for its departure.
+    /// Removes a node, and drops its records except for its membership and its departure.
     fn expel(&mut self, node: PublicKey) -> Vec<RecordKey> {
         self.out.insert(node);
         if let Some(key) = self.membership(&node).map(|m| m.wireguard_key) {
             self.holders.unname(&key, &node);
         }
-        self.forget_words_of(node)
+        self.drop_records(|held| {
+            let stays = matches!(held.record, Record::Membership(_) | Record::Departure(_));
+            !stays && owner(&held.envelope.signer, &held.record) == Some(node)
+        })
     }
 
-    /// Drops the memberships that the revocation of their token does not spare, with all that their nodes said.
+    /// Drops the memberships that the revocation of their token does not spare, with all other records of their nodes.
     fn withdraw_memberships(&mut self, revocation: &Revocation) -> Vec<RecordKey> {
-        // A revocation of an earlier version names no nodes. Its date alone puts out nobody who is in: the date of a
-        // membership is by the clock of its node.
+        // A revocation of an earlier version lists no nodes. Such a revocation removes no member: its date would have to be
+        // compared with the date of a membership, which comes from the clock of a node.
         if revocation.stays.is_none() {
             return Vec::new();
         }
@@ -449,21 +455,16 @@ impl Ledger {
             .filter(|m| m.token == revocation.id && !revocation.spares(m))
             .cloned()
             .collect();
-        let mut dropped = Vec::new();
-        for membership in withdrawn {
-            dropped.extend(self.forget_words_of(membership.id));
-            self.forget_admission(&membership);
-            let id = membership.id;
-            dropped.extend(self.drop_records(|entry| match &entry.record {
-                Record::Membership(m) => m.id == id,
-                Record::Departure(d) => d.id == id,
-                _ => false,
-            }));
-            if !self.is_revoked_by_administrator(&id) {
-                self.out.remove(&id);
+        for membership in &withdrawn {
+            self.forget_admission(membership);
+            if !self.is_revoked_by_administrator(&membership.id) {
+                self.out.remove(&membership.id);
             }
         }
-        dropped
+        let nodes: HashSet<PublicKey> = withdrawn.iter().map(|m| m.id).collect();
+        self.drop_records(|held| {
+            owner(&held.envelope.signer, &held.record).is_some_and(|node| nodes.contains(&node))
+        })
     }
 
     fn forget_admission(&mut self, membership: &Membership) {
@@ -474,37 +475,24 @@ impl Ledger {
         }
     }
 
-    fn forget_words_of(&mut self, node: PublicKey) -> Vec<RecordKey> {
-        self.drop_records(|held| match &held.record {
-            Record::Node(record) => record.id == node,
-            Record::Name(record) => record.id == node,
-            Record::Service(record) => record.node == node,
-            Record::Unknown => held.envelope.signer == node,
-            _ => false,
-        })
+    /// Drops all records that are void. Returns their keys.
+    fn drop_records(&mut self, is_void: impl Fn(&Entry) -> bool) -> Vec<RecordKey> {
+        let held = self.entries.iter();
+        let void = held.filter(|(_, held)| is_void(held));
+        let void: Vec<RecordKey> = void.map(|(key, _)| key.clone()).collect();
+        void.into_iter()
+            .filter_map(|key| self.drop_record(key))
+            .collect()
     }
 
-    /// Drops all records that `is_void`, with what is kept of them. Gives their keys.
-    fn drop_records(&mut self, is_void: impl Fn(&Entry) -> bool) -> Vec<RecordKey> {
-        let Self {
-            entries,
-            holders,
-            usages,
-            ..
-        } = self;
-        let mut dropped = Vec::new();
-        entries.retain(|key, held| {
-            if !is_void(held) {
-                return true;
-            }
-            if let Record::Node(node) = &held.record {
-                holders.remove(node);
-            }
-            usages.remove(held);
-            dropped.push(key.clone());
-            false
-        });
-        dropped
+    /// Drops a record from the ledger and its indexes. Returns its key if it was held.
+    fn drop_record(&mut self, key: RecordKey) -> Option<RecordKey> {
+        let held = self.entries.remove(&key)?;
+        if let Record::Node(node) = &held.record {
+            self.holders.remove(node);
+        }
+        self.usages.remove(&held);
+        Some(key)
     }
 
     /// How many nodes `token` has admitted, removed ones included.
@@ -523,7 +511,7 @@ impl Ledger {
         matches!(self.record("revocation", &node.to_string()), Some(Record::Revocation(r)) if r.revoked == RevokedKind::Node)
     }
 
-    /// What the node `id` has said, in records and octets.
+    /// How many records and octets are held of the node `id`.
     #[must_use]
     pub fn usage_of(&self, id: &PublicKey) -> usage::Usage {
         self.usages.of(id)
@@ -605,7 +593,7 @@ impl Ledger {
         })
     }
 
-    /// The memberships by `token` of nodes that are in.
+    /// The memberships of the nodes that `token` admitted and that were not removed.
     pub fn members_by(&self, token: &PublicKey) -> impl Iterator<Item = &Membership> {
         let token = *token;
         self.memberships()
@@ -631,7 +619,7 @@ impl Ledger {
                 _ => None,
             })
             .filter(|id| self.record("revocation", id).is_none())
-            .filter_map(|id| self.entries.get_key_value(&key_of_departure(id)))
+            .filter_map(|id| self.entries.get_key_value(&record_key("departure", id)))
             .map(|(key, _)| key)
     }
 
@@ -690,13 +678,12 @@ impl Ledger {
             .map(|e| &e.envelope)
     }
 
-    /// What [`Ledger::envelopes`] gives, from behind `after`; that need not be held any more.
+    /// The records of [`Ledger::envelopes`] that follow the key `after`, which need not be held any more.
     pub fn envelopes_after<'a>(
         &'a self,
         after: Option<&'a RecordKey>,
     ) -> impl Iterator<Item = (&'a RecordKey, &'a Envelope)> {
-        let rank = |kind: &str| ORDER.iter().position(|known| *known == kind);
-        let reached = after.map(|key| rank(&key.kind).unwrap_or(ORDER.len()));
+        let reached = after.map(|key| rank(&key.kind));
         let ahead = ORDER
             .iter()
             .enumerate()
@@ -862,10 +849,10 @@ impl Ledger {
     }
 }
 
-/// Verifies a signature.
+/// Verifies the length and the signature of an envelope.
 ///
 /// # Errors
-/// Says what is wrong with the envelope.
+/// The payload is too long, or the signature does not hold.
 pub fn verified(envelope: Envelope) -> Result<Authentic, Refused> {
     match envelope.payload.len() {
         ..=MAX_PAYLOAD => Authentic::verify(envelope).ok_or(Refused::Signature),
@@ -873,17 +860,16 @@ pub fn verified(envelope: Envelope) -> Result<Authentic, Refused> {
     }
 }
 
-fn key_of_departure(id: String) -> RecordKey {
+fn record_key(kind: &str, id: String) -> RecordKey {
     RecordKey {
-        kind: "departure".to_owned(),
+        kind: kind.to_owned(),
         id,
     }
 }
 
 const MEMBERSHIP: &str = "membership";
 
-/// Each kind after those it rests on. Memberships come before revocations: a removed node's membership
-/// must be held (its token's use counts) and would be refused after the removal.
+/// The kinds in an order in which another ledger can accept their records: each kind comes after those on which it depends.
 const ORDER: [&str; 8] = [
     "mesh",
     "token",
@@ -894,6 +880,15 @@ const ORDER: [&str; 8] = [
     "name",
     "service",
 ];
+
+/// The position of a kind in [`ORDER`]. Kinds that this version does not know come last.
+#[must_use]
+pub fn rank(kind: &str) -> usize {
+    ORDER
+        .iter()
+        .position(|known| *known == kind)
+        .unwrap_or(ORDER.len())
+}
 
 #[cfg(test)]
 mod tests;

@@ -309,7 +309,8 @@ pub struct Joined {
     pub address_v6: Ipv6Addr,
     /// What the person should know, such as a name that had to be changed.
     pub notes: Vec<String>,
-    /// Whether the coordinator has accepted where the node is reached. A meshd of an earlier version does not wait for that.
+    /// Whether the coordinator has accepted the node record, which tells others how to reach the node. A meshd of an earlier
+    /// version does not wait for that and does not send this field.
     #[serde(default = "yes")]
     pub published: bool,
 }

@@ -56,7 +56,8 @@ pub fn to_stderr() {
     let _ = result;
 }
 
-/// Sends the service manager signs of life, each after `works` has returned once more. Without a watchdog, waits for ever.
+/// Notifies the service manager's watchdog again and again, each time after a call of `works` has returned. If no watchdog is
+/// configured, this function waits forever.
 pub async fn feed_watchdog(works: impl Fn() + Send + Sync + 'static) {
     let Some(interval) = sd_notify::watchdog_enabled() else {
         return std::future::pending().await;
@@ -64,7 +65,7 @@ pub async fn feed_watchdog(works: impl Fn() + Send + Sync + 'static) {
     let works = Arc::new(works);
     loop {
         let works = Arc::clone(&works);
-        // In a thread of its own, since it may wait for a lock. If it waits for ever, no sign follows.
+        // The call has a thread of its own, since it may wait for a lock. If it never returns, no further notification is sent.
         if tokio::task::spawn_blocking(move || works()).await.is_ok() {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }

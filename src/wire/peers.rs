@@ -23,13 +23,14 @@
 //! other has sent `received`.
 //!
 //! Both prove that they hold the identity keys they name: any program on a member's machine can dial, since a container
-//! without an address of its own speaks from its node's. Records are verified by the ledger as always.
+//! without an address of its own sends from its node's. The ledger verifies all records as always.
 //!
-//! Claims to what only one node can have come through a coordinator: a membership, a node's block, its name. Between peers
-//! such records renew what the receiver holds already, and are passed over otherwise. A ledger has no clock, so a node
-//! compares the date of a membership that is new to it with the time when it was last in step with a coordinator. One that
-//! is too old is held back, and the node asks its peers for it with `ask`. A peer answers with `vouch`: the memberships
-//! that it received when they were made. A peer of an earlier version passes over `ask`, and vouches for nobody.
+//! A membership, a block and a name are claims that can conflict with those of other nodes. A node accepts new claims only from
+//! a coordinator. From a peer it accepts such a record only if the record renews a claim that it holds already, and ignores it
+//! otherwise. A ledger has no clock, so a node compares the date of a membership that is new to it with the time when it was last
+//! in step with a coordinator. It holds a membership back that is too old, and asks its peers for that membership with `ask`. A
+//! peer answers with `vouch`, which carries the memberships that it received when they were made. A peer of an earlier version
+//! ignores `ask`, and vouches for no node.
 
 use std::collections::BTreeMap;
 
@@ -52,9 +53,9 @@ pub const MAX_RECORDS: usize = 256;
 const MAX_PAYLOADS: usize = 256 * 1024;
 /// Signers in a message at most.
 pub const MAX_SIGNERS: usize = 4096;
-/// Nodes in an `ask`, and memberships in a `vouch`, at most.
+/// The maximum number of nodes in an `ask`, and of memberships in a `vouch`.
 pub const MAX_ASKED: usize = 32;
-/// Octets of a message at most until the sender has proved who it is.
+/// The maximum size of a message until the sender has proved its identity, in octets.
 pub const MAX_UNPROVEN_FRAME: usize = 4096;
 
 /// From either to the other.
@@ -85,9 +86,9 @@ pub enum PeerMessage {
         /// At most [`MAX_ASKED`].
         nodes: Vec<PublicKey>,
     },
-    /// Answers `ask`, before what answers `summary`: the sender received these memberships when they were made.
+    /// Answers `ask`: the sender received these memberships when they were made. It is sent before the answer to `summary`.
     Vouch {
-        /// At most as many as were asked for.
+        /// At most one for each node in the `ask`.
         memberships: Vec<Envelope>,
     },
     /// A digest of all that the sender holds.

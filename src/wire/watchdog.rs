@@ -1,20 +1,23 @@
-//! The watchdog: whether the loops of a program still go round. The rule is pure; [`Progress`] is what a loop raises.
+//! The watchdog: it checks whether the loops of a program still make progress. The check is pure. Each loop has a [`Progress`],
+//! which it raises.
 //!
-//! The service manager ends a program that does not send it a sign of life in time. That sign is worth something only if it
-//! depends on the loops that do the work. So each loop raises a number whenever it goes round, and the sign of life is sent
-//! only while all numbers grow. A loop that has nothing to do sleeps without an end; it is woken after each look, so that it
-//! has gone round before the next.
+//! The service manager kills a program that does not notify it in time. The notification is useful only if it depends on the
+//! loops that do the work. So each loop increments a counter in each of its rounds, and the program notifies the service manager
+//! only while all counters grow. An idle loop sleeps without a timeout. The caller wakes it after each check, so that it
+//! completes a round before the next check.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Looks in one interval of the service manager.
+/// The number of checks in one interval of the service manager.
 const LOOKS: u32 = 6;
-/// Looks in a row at which a loop may stand where it stood before: one, since it may have been woken just before.
+/// The number of checks in a row at which a counter may be unchanged. It is one, since the loop may have been woken only just
+/// before the check.
 const MAX_MISSED: u32 = 1;
 
-/// How often a loop has gone round. Only the loop raises it, and on its own cache lines: that costs it a plain store.
+/// Counts the rounds of one loop. Only that loop writes the counter, which has cache lines of its own, so that a round costs only a
+/// plain store.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Progress {
@@ -23,7 +26,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// That of a loop which people know as `name`.
+    /// A counter for the loop that messages call `name`.
     #[must_use]
     pub fn new(name: &str) -> Self {
         Self {
@@ -32,41 +35,42 @@ impl Progress {
         }
     }
 
-    /// The loop goes round. To be called by one thread alone.
+    /// Counts one more round. Only one thread may call this.
     pub fn raise(&self) {
         let rounds = self.rounds.load(Ordering::Relaxed);
         self.rounds.store(rounds.wrapping_add(1), Ordering::Relaxed);
     }
 }
 
-/// What follows from a look at the loops.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Look {
-    /// All go round: send the sign of life.
+    /// All loops make progress: notify the service manager.
     Alive,
-    /// These do not: send none.
+    /// The named loops make no progress: do not notify the service manager.
     Stuck(Vec<String>),
 }
 
-/// Looks at loops from time to time.
+/// Checks loops at regular times.
 #[derive(Debug)]
 pub struct Watchdog {
-    /// Between two looks.
+    /// The time between two checks.
     pause: Duration,
     next: Instant,
     watched: Vec<Watched>,
 }
 
-/// A loop as it was at the last look.
+/// A loop as it was at the last check.
 #[derive(Debug)]
 struct Watched {
     progress: Arc<Progress>,
     rounds: u64,
+    /// The number of checks in a row at which the counter was unchanged.
     missed: u32,
 }
 
 impl Watchdog {
-    /// One for a service manager that waits for `interval`. It is time for the first look.
+    /// A watchdog for a service manager that expects a notification in each `interval`. The first check is due at once.
     #[must_use]
     pub fn new(interval: Duration, now: Instant) -> Self {
         Self {
@@ -76,19 +80,19 @@ impl Watchdog {
         }
     }
 
-    /// Whether it is time for a look.
+    /// Whether the next check is due.
     #[must_use]
     pub fn is_due(&self, now: Instant) -> bool {
         now >= self.next
     }
 
-    /// Looks at `loops`, which are all that there are now. Those that are idle must be woken after it.
+    /// Checks `loops`, which have to be all loops of the program. The caller has to wake idle loops afterwards.
     pub fn look<'a>(
         &mut self,
         loops: impl IntoIterator<Item = &'a Arc<Progress>>,
         now: Instant,
     ) -> Look {
-        // After the machine stood still, the missed looks are not made up for: nothing went round meanwhile.
+        // After the machine was suspended, the missed checks are skipped: no loop could make progress in that time.
         self.next = now + self.pause;
         let mut before = std::mem::take(&mut self.watched);
         for progress in loops {
@@ -157,7 +161,7 @@ mod tests {
         }
         let stuck = Look::Stuck(vec!["two".into()]);
         assert_eq!(looks, [Look::Alive, stuck.clone(), stuck.clone(), stuck]);
-        // It may go on, or its thread may end with what it was part of.
+        // The loop may continue, or its thread may end.
         loops[1].raise();
         assert_eq!(watchdog.look(&loops, now), Look::Alive);
         for _ in 0..4 {
@@ -174,7 +178,7 @@ mod tests {
         assert_eq!(watchdog.look(&loops, now), Look::Alive);
         now += Duration::from_secs(3600);
         assert_eq!(watchdog.look(&loops, now), Look::Alive);
-        // Woken by that look, it has gone round before the next.
+        // The loop was woken after that check, so it has completed a round before the next one.
         assert!(!watchdog.is_due(now));
         loops[0].raise();
         now += INTERVAL / LOOKS;

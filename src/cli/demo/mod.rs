@@ -199,7 +199,7 @@ fn play(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
     steps.done("meshctl init: made the mesh key");
     for (host, _) in &stage.nodes {
         let token = administer(stage, &["token", "create"])?;
-        // A file that only root reads: on the command line every user of this machine would see the token.
+        // The token is passed in a file that only root can read: every user of this machine can see command lines.
         create_private_new(&host.path(TOKEN_FILE), token.as_bytes())
             .map_err(|error| Failure::Said(error.to_string()))?;
         on(host, &["join", "--token-file", TOKEN_FILE])?;

@@ -38,8 +38,8 @@ pub(super) async fn run(command: Command, globals: &Globals) -> Result<u8, CliEr
     }
 }
 
-/// Takes a token or node back. Of the nodes that a token admitted those in `stays` stay; if it is absent, those that joined
-/// before now by their own clocks.
+/// Revokes a token or a node. Of the nodes that the token admitted, those listed in `stays` stay members. If `stays` is absent, the
+/// nodes stay that joined before now by their own clocks.
 pub(super) async fn revoke(
     id: PublicKey,
     revoked: RevokedKind,

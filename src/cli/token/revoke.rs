@@ -1,8 +1,8 @@
 //! `meshctl token revoke`.
 //!
-//! The revocation names the nodes that stay, since nothing else tells them from nodes that somebody adds later with a copy
-//! of the token: the date in a membership is written by whoever holds the token. The coordinator lists these nodes; their
-//! certificates are verified here.
+//! The revocation lists the nodes that stay. Without the list they could not be distinguished from nodes that somebody adds later
+//! with a copy of the token, because any holder of the token can choose the date in a membership. The coordinator sends the
+//! certificates of these nodes, and this command verifies them.
 
 use std::collections::BTreeMap;
 
@@ -15,9 +15,9 @@ use crate::wire::Envelope;
 use crate::wire::admin::{TokenList, TokenMemberships, memberships_path};
 use crate::wire::api::ErrorCode;
 
-/// How often it is tried: a node that joins after the nodes were listed has to be on the list.
+/// The maximum number of attempts. The coordinator refuses the revocation if a node has joined since the nodes were listed.
 const TRIES: usize = 5;
-/// Nodes in a revocation at most: a record has 64 KiB.
+/// The maximum number of nodes in a revocation, since a record has at most 64 KiB.
 const MAX_STAYS: usize = 900;
 
 pub(in crate::cli) async fn run(id: &str, globals: &Globals) -> Result<u8, CliError> {
@@ -52,37 +52,39 @@ async fn take_back(token: PublicKey, globals: &Globals) -> Result<u8, CliError> 
         let Err(error) = revoke(token, RevokedKind::Token, stays, globals).await else {
             break;
         };
-        let now = members_by(token, globals).await?;
-        if now == members || tries == TRIES {
-            return Err(error);
+        // If the list cannot be read again, the first error is the one that matters.
+        match members_by(token, globals).await {
+            Ok(now) if now != members && tries < TRIES => members = now,
+            _ => return Err(error),
         }
-        members = now;
         tries += 1;
     }
     let short = token.short();
     match members {
         Some(members) if members.is_empty() => {
             eprintln!(
-                "token {short} is revoked: it admits nobody any more, and has admitted no node that is in"
+                "token {short} is revoked: it admits nobody any more, and no present member was admitted by it"
             );
         }
         Some(members) if members.len() <= MAX_STAYS => {
             let mut names: Vec<&str> = members.values().map(Label::as_str).collect();
             names.sort_unstable();
             eprintln!(
-                "token {short} is revoked: it admits nobody any more; of the nodes it admitted these stay: {}",
+                "token {short} is revoked: it admits nobody any more; these nodes, which it admitted, stay: {}",
                 names.join(", ")
             );
         }
         _ => eprintln!(
-            "token {short} is revoked: it admits nobody any more; nodes it admitted stay. They are not named in the revocation, so a copy of the token may pass a node off as one of them until each node knows of it"
+            "token {short} is revoked: it admits nobody any more; nodes it admitted stay. \
+             The revocation does not list them, so until every node has received it, the holder of a copy of the token \
+             may still add a node with an earlier date"
         ),
     }
     Ok(0)
 }
 
-/// The nodes that the token admitted and that are in, with their names; none, if the coordinator is of an earlier version
-/// and cannot list them.
+/// The present members that the token admitted, with their names; none, if the coordinator is of an earlier version and cannot
+/// list them.
 async fn members_by(
     token: PublicKey,
     globals: &Globals,
@@ -97,11 +99,13 @@ async fn members_by(
         .iter()
         .map(|envelope| member(token, envelope));
     members.collect::<Option<_>>().map(Some).ok_or_else(|| {
-        CliError::failed("the coordinator lists a node that the token did not admit; it is not to be trusted, ask who runs it")
+        CliError::failed(
+            "the coordinator lists a node that the token did not admit; do not trust this coordinator, and ask the person who runs it",
+        )
     })
 }
 
-/// The node that `token` admitted by this membership.
+/// The node that `token` admitted with this membership; none, if the membership is not authentic or of another token.
 fn member(token: PublicKey, envelope: &Envelope) -> Option<(PublicKey, Label)> {
     if envelope.signer != token || !envelope.is_authentic() {
         return None;

@@ -1,9 +1,9 @@
-//! The bound on what a sender may send, below the WebSocket side.
+//! Limits the size and the duration of received WebSocket messages, below the WebSocket library.
 //!
-//! How large a message may be depends on who sends it, and that changes while the connection is open. The WebSocket library
-//! has one bound for a connection's life, and keeps what it has read of an unfinished message. So the frames are counted
-//! where they are read: a message over the bound ends the connection at the frame header that exceeds it, and an unfinished
-//! one ends it after a while, whatever else comes in between.
+//! The permitted size of a message depends on its sender, and changes while the connection is open. The WebSocket library
+//! has one limit for the life of a connection, and buffers an unfinished message. So this module follows the frame headers in
+//! the bytes that are read. A message over the limit ends the connection at the frame header that exceeds it. A message that
+//! stays unfinished for too long ends the connection as well, even if control frames arrive in between.
 
 use std::future::Future;
 use std::io;
@@ -16,30 +16,30 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// What a sender may send.
+/// The limits on what a sender may send.
 #[derive(Debug, Clone)]
 pub(super) struct Bound {
-    /// Bytes of a message at most.
+    /// The maximum size of a message, in bytes.
     pub message: usize,
     /// How long a message may take from its first byte to its last.
     pub time: Duration,
-    /// Set if larger messages than [`SMALL`] are limited in number, over all connections that share this.
+    /// If set, each message larger than [`SMALL`] needs a permit of this semaphore, which several connections share.
     pub large: Option<Arc<Semaphore>>,
 }
 
-/// Bytes of a message that needs no permit.
+/// A message up to this many bytes needs no permit.
 const SMALL: u64 = 64 * 1024;
-/// What each frame of a message counts at least, so that one in many tiny frames is no cheaper than in one.
+/// The fewest bytes that a frame counts as. So a message in many tiny frames counts as more than its payload.
 const MIN_FRAME: u64 = 64;
-/// Bytes that a control frame carries at most (RFC 6455 section 5.5).
+/// The maximum payload of a control frame, in bytes (RFC 6455 section 5.5).
 const MAX_CONTROL: u64 = 125;
 
-/// A connection that is read up to a bound.
+/// A connection whose received messages are limited.
 pub(super) struct Bounded<S> {
     stream: S,
     bound: Bound,
     frames: Frames,
-    /// When the unfinished message began.
+    /// When the unfinished message began; absent between messages.
     begun: Option<Instant>,
     permit: Permit,
 }
@@ -63,18 +63,18 @@ impl<S> Bounded<S> {
         }
     }
 
-    /// Sets the bound from here on, also for the message that is being read.
+    /// Sets the bound for all further bytes, including the rest of an unfinished message.
     pub(super) fn set_bound(&mut self, bound: Bound) {
         self.bound = bound;
         self.permit = Permit::None;
     }
 
-    /// The time in which nothing was read by choice does not count for an unfinished message.
+    /// Restarts the time limit of an unfinished message. The caller uses it after a time in which it chose not to read.
     pub(super) fn resume(&mut self, now: Instant) {
         self.begun = self.begun.map(|_| now);
     }
 
-    /// Looks at bytes that were read.
+    /// Follows bytes that were just read, and checks the limits.
     fn handle_read(&mut self, bytes: &[u8], now: Instant) -> io::Result<()> {
         let most = u64::try_from(self.bound.message).unwrap_or(u64::MAX);
         self.frames
@@ -106,7 +106,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.frames.is_between_messages() {
-            // The message that needed it has been handed over.
+            // The message that needed the permit has been passed on.
             this.permit = Permit::None;
         }
         if let Permit::Asked(permit) = &mut this.permit {
@@ -139,21 +139,22 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
     }
 }
 
-/// A message is over the bound.
+/// A message exceeds the bound.
 #[derive(Debug, PartialEq, Eq)]
 struct TooLarge;
 
-/// Follows the frames (RFC 6455 section 5.2) in a sequence of bytes. Pure.
+/// Follows the frames (RFC 6455 section 5.2) in a sequence of bytes. It does no I/O.
 #[derive(Debug, Default)]
 struct Frames {
-    /// The frame header as far as it has come.
+    /// The bytes of the frame header received so far.
     header: [u8; 14],
+    /// How many bytes of `header` are valid.
     have: usize,
     /// Bytes of the frame's payload that are still to come.
     left: u64,
-    /// Bytes of the unfinished message, with those of its current frame that are still to come.
+    /// Bytes that the unfinished message counts as, including the rest of its current frame.
     message: u64,
-    /// The frame is the last of its message, or none of a message.
+    /// Whether the most recent data frame is the last one of its message.
     ends_message: bool,
     is_control: bool,
 }
@@ -219,7 +220,7 @@ impl Frames {
         Ok(())
     }
 
-    /// Whether nothing of an unfinished message or frame has come.
+    /// Whether no message and no frame is unfinished.
     fn is_between_messages(&self) -> bool {
         self.have == 0 && self.left == 0 && self.message == 0
     }
@@ -261,7 +262,7 @@ mod tests {
     const LAST: u8 = 0x80;
     const PING: u8 = 0x89;
 
-    /// What becomes of `bytes`, read in pieces of each size.
+    /// Reads `bytes` in pieces of several sizes. Returns whether no message is unfinished at the end.
     fn follow(bytes: &[u8]) -> Result<bool, TooLarge> {
         let results: Vec<_> = [1, 2, 3, 7, 1000, usize::MAX]
             .into_iter()
@@ -336,7 +337,7 @@ mod tests {
         };
         let half = frame(TEXT_GOES_ON, 500, 500);
         read(&mut receiver, &half, 0).expect("its beginning");
-        // Nothing was read by choice.
+        // The receiver chose not to read for a minute.
         let now = read(&mut receiver, &[], 5).expect("in time");
         receiver.resume(now + Duration::from_secs(60));
         read(&mut receiver, &[], 60).expect("in time");

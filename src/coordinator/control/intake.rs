@@ -1,4 +1,4 @@
-//! One `publish` on its way into the store, in as many steps as the node's allowance needs.
+//! Processes the records of one `publish`, in steps that the node's allowance permits.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -15,38 +15,38 @@ use crate::wire::control::{FromCoordinator, MAX_RECORDS, Refusal};
 use crate::wire::envelope::MAX_PAYLOAD;
 use crate::wire::ledger::Refused;
 
-/// Records verified and written at once at most.
+/// The maximum number of records that are verified and written in one step.
 const STEP: usize = 64;
 
-/// What is left of a `publish`, and what became of the rest.
+/// The records of a `publish` that are not processed yet, and the results for those that are.
 #[derive(Debug)]
 pub(super) struct Intake {
     node: PublicKey,
     sequence: u64,
-    /// Records to verify and to write.
+    /// Records that have to be verified and written.
     queue: VecDeque<Envelope>,
-    /// Records of a stranger that do not prove that it belongs here: looked at once it is a member.
+    /// Records of a stranger that do not prove its membership. They are processed once it is a member.
     rest: Vec<Envelope>,
     published: Published,
-    /// The store could not be written.
+    /// Set if the store could not be written.
     failed: Option<ApiError>,
 }
 
-/// What one step came to.
+/// The result of one step.
 pub(super) enum Step {
-    /// There is more.
+    /// More records are left.
     Again,
-    /// The node has used up its allowance until then.
+    /// The node has used up its allowance until this time.
     Wait(Instant),
-    /// All is done.
+    /// All records are processed; this is the answer.
     Done(FromCoordinator),
 }
 
 impl Intake {
-    /// Begins with the records of a message.
+    /// Begins to process the records of a message.
     ///
     /// # Errors
-    /// The message ends the stream.
+    /// The message breaks a limit of the protocol, so the stream ends.
     pub(super) fn new(
         hub: &Hub,
         node: PublicKey,
@@ -86,7 +86,7 @@ impl Intake {
         Ok(intake)
     }
 
-    /// Sorts out what costs next to nothing.
+    /// Drops or refuses the records for which that takes no verification, and queues the others.
     fn screen(&mut self, hub: &Hub, records: Vec<Envelope>) {
         for record in records {
             match hub.screen(&record) {
@@ -102,10 +102,10 @@ impl Intake {
         self.published.refused_keys.push(record.key());
     }
 
-    /// Does as much as the allowance permits now.
+    /// Processes as many records as the allowance permits now.
     ///
     /// # Errors
-    /// A record ends the stream.
+    /// A record is forged, so the stream ends.
     pub(super) async fn advance(&mut self, served: &Served) -> Result<Step, End> {
         let hub = &served.hub;
         if self.queue.is_empty() && !self.rest.is_empty() {
@@ -123,7 +123,7 @@ impl Intake {
         while let Some(next) = self.queue.front()
             && step.len() < STEP
         {
-            // A stranger's allowance is the number of records that may prove something.
+            // For a stranger, `Stranger::may_prove` has limited the number of records in the queue.
             if is_member && let Err(later) = self.take(&served.allowances, next, now) {
                 if step.is_empty() {
                     return Ok(Step::Wait(later));
@@ -174,7 +174,7 @@ impl Intake {
         allowances.take(self.node, signer, now)
     }
 
-    /// Why a record is to be taken later, if one is.
+    /// The reason why a record may be accepted only later, if there is such a record.
     pub(super) fn later(&self) -> Option<String> {
         let is_later = |refused: &&PublishRefused| matches!(refused, PublishRefused::NotYet(_));
         let later = self.published.refused.iter().find(is_later);
@@ -200,7 +200,7 @@ impl Intake {
     }
 }
 
-/// Whether a record is refused for which its sender is not heard further.
+/// Whether the stream ends because of this refusal: the sender did not verify what it sent.
 fn is_forged(refused: &PublishRefused) -> bool {
     matches!(
         refused,

@@ -11,12 +11,12 @@ use super::upgrade::Socket;
 use crate::coordinator::hub::Published;
 use crate::wire::control::{FromCoordinator, FromNode, Refusal, RefusedRecord};
 
-/// How long a node may take to take a message in.
+/// How long a node may take to receive a message.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
-/// Frames that a node may send in the opening at most. Pings are frames.
+/// The maximum number of frames that a node may send in the opening, pings included.
 const MAX_OPENING_FRAMES: usize = 32;
 
-/// The next message in the opening exchange, which as a whole has a deadline.
+/// Receives the next message of the opening exchange. The caller sets a deadline for the whole exchange.
 pub(super) async fn receive(socket: &mut Socket) -> Result<FromNode, End> {
     for _ in 0..MAX_OPENING_FRAMES {
         if let Some(message) = read(next(socket).await?)? {
@@ -26,7 +26,7 @@ pub(super) async fn receive(socket: &mut Socket) -> Result<FromNode, End> {
     Err(End::Gone)
 }
 
-/// The next frame.
+/// Receives the next frame. The stream is over if there is none.
 pub(super) async fn next(socket: &mut Socket) -> Result<Message, End> {
     socket.next().await.ok_or(End::Gone)?.map_err(|_| End::Gone)
 }
@@ -63,7 +63,7 @@ pub(super) async fn send_frame(socket: &mut Socket, frame: Message) -> Result<()
         .map_err(|_| End::Gone)
 }
 
-/// Names the records that were refused.
+/// Lists the refused records whose payload says which record it is.
 pub(super) fn refused_records(published: Published) -> Vec<RefusedRecord> {
     let refused = published.refused.into_iter().zip(published.refused_keys);
     refused

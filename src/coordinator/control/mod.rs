@@ -1,11 +1,12 @@
 //! One node's control stream, from its first message to its end. The exchange is in [`crate::wire::control`].
 //!
 //! A stream is one task. It is woken by what the node sends and by new revisions, and asks the hub what comes after
-//! its cursor; nothing is queued for it, so a slow reader holds nothing but its own connection and one part of what it
-//! is to receive.
+//! its cursor. The coordinator queues nothing for a stream, so a slow reader holds only its own connection and one part of
+//! the records that it has yet to receive.
 //!
-//! What a node may send depends on who it is: little until it has proved its identity ([`frames`]), what proves its
-//! membership until it is a member ([`stranger`]), and then as much as its allowance permits ([`allowance`]).
+//! What a node may send depends on its standing. Until it has proved its identity, its messages have to be small ([`frames`]).
+//! Until it is a member, it may send the records that prove its membership ([`stranger`]). A member may send as much as its
+//! allowance permits ([`allowance`]).
 
 mod allowance;
 mod frames;
@@ -45,29 +46,30 @@ use crate::wire::control::{
 use crate::wire::envelope::{Purpose, Signature};
 use crate::wire::unix_server::failure;
 
-/// Changes that come within this time travel together.
+/// Changes that are written within this time are sent together.
 const COALESCE: Duration = Duration::from_millis(3);
-/// Writers that wait for the store at once at most; each has a thread, and they write one after the other.
+/// The maximum number of writers that wait for the store at once. Each has a thread, and they write one after the other.
 const MAX_WRITERS: usize = 16;
-/// Of these for nodes that are no members: joins, and what strangers publish.
+/// The maximum number of these writers that work for nodes that are not members: for joins, and for records of strangers.
 const MAX_STRANGE_WRITERS: usize = 4;
-/// Bytes of a message in the opening: a hello and a proof are far smaller.
+/// The maximum size of a message in the opening, in bytes. A `hello` and a `proof` are far smaller.
 const MAX_OPENING: usize = 16 * 1024;
-/// How long one message of a member may take. It is also how long a member may be silent.
+/// How long one message of a member may take, and how long a member may send nothing.
 const MESSAGE_LIMIT: Duration = Duration::from_secs(3 * PING_SECONDS);
-/// How long one message of a stranger may take. Nodes of this version send a short one.
+/// How long one message of a stranger may take. Nodes of this version send short messages until they are members.
 const STRANGER_MESSAGE_LIMIT: Duration = Duration::from_secs(10);
-/// Large messages of strangers at once, at most: those of nodes of an earlier version that offer all they hold.
+/// The maximum number of large messages of strangers that are received at once. Nodes of earlier versions send these: they
+/// offer all records that they hold.
 const MAX_LARGE: usize = 3;
-/// How long a node may take to take in that it is refused.
+/// How long a refused node may take to receive the refusal.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 
-/// What every connection is served with.
+/// The state that all connections share.
 #[derive(Clone)]
 pub(super) struct Served {
     /// The coordinator's state.
     pub hub: Arc<Hub>,
-    /// Turns true when the coordinator stops.
+    /// Becomes true when the coordinator stops.
     stop: watch::Receiver<bool>,
     seats: Seats,
     allowances: Allowances,
@@ -90,29 +92,35 @@ impl Served {
         }
     }
 
-    /// Does for a member what waits for the disk, where nobody else waits with it.
+    /// Runs a write for a member in a thread of its own, since it waits for the disk. The write keeps its turn until it ends,
+    /// even if the connection that it is for ends before.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         write: impl FnOnce(&Hub) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let _turn = self.writers.acquire().await.map_err(|_| crashed())?;
+        let writers = Arc::clone(&self.writers);
+        let turn = writers.acquire_owned().await.map_err(|_| crashed())?;
         let hub = Arc::clone(&self.hub);
-        tokio::task::spawn_blocking(move || write(&hub))
-            .await
-            .unwrap_or_else(|_| Err(crashed()))
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            write(&hub)
+        })
+        .await
+        .unwrap_or_else(|_| Err(crashed()))
     }
 
-    /// The same for a node that is no member. All of these together take a few of the writers' turns.
+    /// Runs a write for a node that is not a member. All of these writes together use only a few of the writers' turns.
     pub(super) async fn write_for_stranger<T: Send + 'static>(
         &self,
         write: impl FnOnce(&Hub) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let _turn = self
-            .strange_writers
-            .acquire()
-            .await
-            .map_err(|_| crashed())?;
-        self.write(write).await
+        let writers = Arc::clone(&self.strange_writers);
+        let turn = writers.acquire_owned().await.map_err(|_| crashed())?;
+        self.write(move |hub| {
+            let _turn = turn;
+            write(hub)
+        })
+        .await
     }
 
     fn bound_of_member() -> Bound {
@@ -193,7 +201,7 @@ async fn run(served: Served, slot: Slot, mut socket: Socket) {
     let _ = timeout(FAREWELL_LIMIT, farewell).await;
 }
 
-/// Everything from the first message to the end.
+/// Serves a connection from its first message to its end.
 async fn serve(served: &Served, slot: &Slot, socket: &mut Socket) -> Result<Infallible, End> {
     let opened = timeout_at(slot.deadline(), open(served, slot, socket));
     let stream = opened.await.map_err(|_| End::Gone)??;
@@ -212,14 +220,14 @@ async fn serve(served: &Served, slot: &Slot, socket: &mut Socket) -> Result<Infa
     };
     let ended = tokio::select! {
         ended = conversation.run() => ended,
-        // Also while something is sent that the node does not take in.
+        // The stream also ends while it waits for a node that does not read.
         _ = lost.wait_for(|lost| *lost) => Err(End::Gone),
     };
     drop(connected);
     ended
 }
 
-/// The hub knows that the node is connected for as long as this lives.
+/// Counts the node as connected in the hub until this value is dropped.
 struct Connected<'a> {
     hub: &'a Hub,
     node: PublicKey,
@@ -238,22 +246,22 @@ impl Drop for Connected<'_> {
     }
 }
 
-/// A node that has proved who it is, and what it holds.
+/// The stream of a node that has proved its identity.
 struct Stream {
     node: PublicKey,
-    /// The version of the protocol that both speak.
+    /// The version of the protocol that both sides use.
     protocol: u32,
     seat: Seat,
-    /// The name of the store that the stream is about.
+    /// The name that the store had when the stream was opened.
     store: String,
     cursor: Cursor,
-    /// Wakes the stream when there is something new.
+    /// Wakes the stream at each new revision.
     revisions: watch::Receiver<u64>,
-    /// Set until the node is a member.
+    /// Set while the node is not a member.
     stranger: Option<Stranger>,
 }
 
-/// What a node says of itself.
+/// The contents of a node's `hello`, after the node has proved its identity.
 struct Greeting {
     protocol: u32,
     node: PublicKey,
@@ -267,7 +275,7 @@ async fn open(served: &Served, slot: &Slot, socket: &mut Socket) -> Result<Strea
     let greeting = greet(hub, socket).await?;
     let node = greeting.node;
     if !hub.has_mesh() {
-        // What it offers would be refused, and not be offered again.
+        // A coordinator without a mesh would refuse the node's records, and the node would not offer them again.
         return Err(End::Refuse(
             Refusal::Busy,
             "the coordinator has no mesh; run `meshctl init` on it, with the mesh's key if there was one".to_owned(),
@@ -281,7 +289,7 @@ async fn open(served: &Served, slot: &Slot, socket: &mut Socket) -> Result<Strea
         Standing::Member => handle_member(served, slot, node)?,
     }
     let seat = served.seats.take(node, &greeting.instance).await?;
-    // From here on no revision is missed: those up to now the position counts, later ones wake the loop.
+    // From this point on the stream misses no revision: the position includes the earlier ones, and later ones wake the loop.
     let revisions = hub.follow();
     let is_member = standing == Standing::Member;
     let position = if is_member {
@@ -298,7 +306,7 @@ async fn open(served: &Served, slot: &Slot, socket: &mut Socket) -> Result<Strea
     } else {
         Cursor::at(greeting.revision)
     };
-    // Members alone receive the store's name and revision.
+    // Only members receive the store's name and revision.
     let (shown, bound) = if is_member {
         (position, Served::bound_of_member())
     } else {
@@ -317,7 +325,7 @@ async fn open(served: &Served, slot: &Slot, socket: &mut Socket) -> Result<Strea
     })
 }
 
-/// The exchange up to the proof of the identity.
+/// Runs the exchange up to the proof of the identity.
 async fn greet(hub: &Hub, socket: &mut Socket) -> Result<Greeting, End> {
     let refuse = |reason, message: &str| Err(End::Refuse(reason, message.to_owned()));
     let FromNode::Hello {
@@ -346,7 +354,7 @@ async fn greet(hub: &Hub, socket: &mut Socket) -> Result<Greeting, End> {
             "the coordinator has no randomness; try again later",
         );
     }
-    // 32 octets in hexadecimal, as a key is written.
+    // The nonce has the text form of a key: 32 bytes in hexadecimal.
     let nonce = PublicKey(nonce).to_string();
     let challenge = FromCoordinator::Challenge {
         nonce: nonce.clone(),
@@ -370,7 +378,7 @@ async fn greet(hub: &Hub, socket: &mut Socket) -> Result<Greeting, End> {
     })
 }
 
-/// The sender is a member: its connection is one of those kept for members.
+/// Charges a member for a new stream, and counts its connection as a member's.
 fn handle_member(served: &Served, slot: &Slot, node: PublicKey) -> Result<(), End> {
     if !served.allowances.open(node, std::time::Instant::now()) {
         return Err(End::Refuse(
@@ -398,25 +406,28 @@ fn welcome(protocol: u32, position: Position) -> FromCoordinator {
     }
 }
 
-/// An open stream.
+/// An open stream with the state that it needs to be served.
 struct Conversation<'a> {
     served: &'a Served,
     slot: &'a Slot,
     socket: &'a mut Socket,
     stream: Stream,
-    /// The `publish` that is on its way into the store. Nothing is read meanwhile.
+    /// The `publish` that is being processed. Nothing is read until it is done.
     intake: Option<Intake>,
-    /// Nothing is read, and nothing of the intake done, until then.
+    /// Until this time nothing is read, and the intake waits.
     paused: Option<Instant>,
+    /// When the node last sent a frame, or when reading resumed after a pause.
     heard: Instant,
     marking: Marking,
 }
 
-/// The marks of one stream. A new one is sent at the beginning and with pings, not with each change: it is stored by the
-/// node.
+/// The marks of one stream. The coordinator sends a new mark at the beginning and with pings, and not with each change, since
+/// the node writes each mark to its disk.
 #[derive(Default)]
 struct Marking {
+    /// The revision in the mark that was sent last.
     sent: Option<u64>,
+    /// Whether the node has returned a mark.
     returned: bool,
 }
 
@@ -459,10 +470,10 @@ impl Conversation<'_> {
         }
     }
 
-    /// Whether the stream may go on, and as what.
+    /// Ends the stream if the node or the store no longer permits it, and begins to serve a stranger that became a member.
     async fn check_standing(&mut self, hub: &Hub) -> Result<(), End> {
         if !hub.is_on(&self.stream.store) {
-            // With the next stream the node tells the store what it misses.
+            // With its next stream the node offers all records that it holds to the restored store.
             let text = "the coordinator's store was restored from a backup".to_owned();
             return Err(End::Refuse(Refusal::Busy, text));
         }
@@ -484,7 +495,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// Sends a member the next part of what it has not received; whether there may be another.
+    /// Sends a member the next part of the records that it has not received. Returns whether another part may follow.
     async fn send_part(&mut self, hub: &Hub) -> Result<bool, End> {
         if self.stream.stranger.is_some() {
             return Ok(false);
@@ -500,7 +511,7 @@ impl Conversation<'_> {
         Ok(true)
     }
 
-    /// Gives a member its mark, if the store has another revision than with the last one.
+    /// Sends a member a new mark, if the store's revision has changed since the last one.
     async fn send_mark(&mut self, hub: &Hub) -> Result<(), End> {
         let revision = hub.revision();
         if self.marking.sent == Some(revision) {
@@ -513,7 +524,7 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    /// Looks at the mark that the node returned; at the first one only.
+    /// Checks the mark that the node returned. Only the first mark of a stream is checked, since that may take a write.
     async fn handle_mark(&mut self, mark: String) {
         let node = self.stream.node;
         if std::mem::replace(&mut self.marking.returned, true)
@@ -523,7 +534,7 @@ impl Conversation<'_> {
         }
         let examined = self.served.write(move |hub| hub.examine_loss(&node, &mark));
         if let Err(error) = examined.await {
-            tracing::warn!(node = node.short(), %error, "a node's mark is not examined");
+            tracing::warn!(node = node.short(), %error, "a node's mark could not be checked");
         }
     }
 
@@ -566,9 +577,9 @@ impl Conversation<'_> {
                 let kept = self
                     .served
                     .write(move |hub| hub.keep_farewell(&node, &departure));
-                // A farewell that cannot be kept is offered again with the next stream.
+                // The node offers its departure again with its next stream, if this one cannot store it.
                 if let Err(error) = kept.await {
-                    tracing::warn!(node = node.short(), %error, "a node's departure is not kept");
+                    tracing::warn!(node = node.short(), %error, "a node's departure could not be stored");
                 }
             }
             Some(FromNode::Told) => {
@@ -590,6 +601,7 @@ impl Conversation<'_> {
         Ok(())
     }
 
+    /// Stops reading until `next`, if that is in the future.
     fn pause_until(&mut self, next: std::time::Instant) {
         let next = Instant::from_std(next);
         if next > Instant::now() {
@@ -598,7 +610,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// Goes on after a pause.
+    /// Continues after a pause.
     async fn resume(&mut self) -> Result<(), End> {
         self.paused = None;
         if self.intake.is_some() {
@@ -612,7 +624,8 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    /// Takes more of a `publish` in, and answers it when all is done: what it does to the node's standing comes after.
+    /// Processes more of a `publish`, and answers it once all its records are processed. The answer is sent before anything that
+    /// follows from a changed standing of the node.
     async fn advance(&mut self) -> Result<(), End> {
         while let Some(intake) = &mut self.intake {
             match intake.advance(self.served).await? {
@@ -625,7 +638,7 @@ impl Conversation<'_> {
                 }
                 Step::Wait(next) => {
                     self.pause_until(next);
-                    // A pause that is over already is one, so that other things are done in between.
+                    // Even if the time has passed already, the loop gets a turn for its other work.
                     self.paused.get_or_insert_with(Instant::now);
                     return Ok(());
                 }

@@ -7,8 +7,8 @@
 //! believe that is the original's signature over its instance (see [`crate::wire::control`]); an original of a version
 //! that gives none keeps its seat all the same.
 //!
-//! A stream that names no instance, as those of early versions, counts as one of an instance without a name: the next one
-//! takes its place. So a node has one stream, whatever it says.
+//! Streams of early versions name no instance. All of them count as one instance whose name is empty, so the next such stream
+//! takes the place of the one before. So a node always has at most one stream.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,10 +55,11 @@ struct Taken {
     node: PublicKey,
     instance: String,
     orders: watch::Sender<Order>,
-    /// Turns true when another stream of the node takes the seat.
+    /// Becomes true when another stream of the node takes the seat.
     lost: watch::Sender<bool>,
     heard: watch::Receiver<u64>,
     vouched: watch::Receiver<Option<Vouched>>,
+    /// Whether the coordinator does not read from the stream at present.
     paused: watch::Receiver<bool>,
 }
 
@@ -127,12 +128,12 @@ impl Seats {
             if let Answer::Unknown = answer {
                 return Err(End::Refuse(
                     Refusal::Busy,
-                    "another stream of this node is open, and the coordinator is not done with what it sent; try again"
+                    "another stream of this node is open, and the coordinator has not processed all of its messages; try again"
                         .to_owned(),
                 ));
             }
             if let Answer::Alive(proof) = answer {
-                // One without a name may be another machine the next time.
+                // An empty name is not remembered: the next stream without a name may come from the original.
                 if !instance.is_empty() {
                     if table.clones.len() >= MAX_CLONES {
                         table.clones.pop_front();
@@ -189,7 +190,7 @@ impl Seats {
 enum Answer {
     /// Nothing.
     Silent,
-    /// The coordinator does not read what it says, since it has used up its allowance.
+    /// The coordinator does not read the node's answer now, since the node has used up its allowance.
     Unknown,
     /// It is there, and signs that the other is not it, if it can.
     Alive(Option<Signature>),
@@ -239,22 +240,22 @@ impl Seat {
         }
     }
 
-    /// Whether the coordinator does not read from the stream for now.
+    /// Records whether the coordinator does not read from the stream at present.
     pub(super) fn set_paused(&self, paused: bool) {
         self.paused
             .send_if_modified(|was| std::mem::replace(was, paused) != paused);
     }
 
-    /// The next order.
+    /// Waits for the next order.
     pub(super) async fn order(&mut self) -> Order {
         match self.orders.changed().await {
             Ok(()) => self.orders.borrow_and_update().clone(),
-            // Another stream has the seat; this one ends.
+            // Another stream has taken the seat, so this stream ends.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Turns true when another stream of the node has the seat.
+    /// A receiver that becomes true when another stream of the node takes the seat.
     pub(super) fn lost(&self) -> watch::Receiver<bool> {
         self.lost.clone()
     }

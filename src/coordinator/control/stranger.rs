@@ -1,6 +1,6 @@
-//! A node that proved its identity and is no member: it may publish what proves that it belongs here, since this store
-//! may be an emptied or restored one, and nothing else. Its time, its messages and the number of its kind are bounded:
-//! anybody can make a key and open a stream.
+//! A stranger is a node that has proved its identity and is not a member. It may publish records that prove its membership,
+//! since this store may have been emptied or restored, and no other records. Anybody can make a key and open a stream, so a
+//! stranger's time and messages are limited, and so is the number of strangers.
 
 use std::time::Duration;
 
@@ -12,23 +12,24 @@ use crate::model::PublicKey;
 use crate::wire::Envelope;
 use crate::wire::control::Refusal;
 
-/// How long a stranger may stay one.
+/// How long a stranger may stay connected without becoming a member.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Messages from a stranger at most, of any kind.
+/// The maximum number of messages of any kind from one stranger.
 const MAX_MESSAGES: u32 = 64;
-/// Bytes of them at most: a node of an earlier version offers all it holds, what proves its membership among the first.
+/// The maximum size of these messages together, in bytes. A node of an earlier version offers all records that it holds, and
+/// those that prove its membership come first.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
-/// Memberships that a stranger may show at most. Each is verified.
+/// The maximum number of memberships that one stranger may present, since each is verified.
 const MAX_MEMBERSHIPS: u32 = 8;
 
-/// What a stranger has left.
+/// How much of its limits one stranger has used.
 #[derive(Debug)]
 pub(super) struct Stranger {
     since: Instant,
     messages: u32,
     bytes: usize,
     memberships: u32,
-    /// Why its membership is not taken yet.
+    /// The reason why its membership is not accepted yet, if there is one.
     later: Option<String>,
 }
 
@@ -43,12 +44,12 @@ impl Stranger {
         }
     }
 
-    /// Until when it may stay.
+    /// The time when the stream ends unless the node is a member by then.
     pub(super) fn end(&self) -> Instant {
         self.since + PATIENCE
     }
 
-    /// Counts a message.
+    /// Counts a message. Returns the end of the stream if the message exceeds a limit.
     pub(super) fn handle_message(&mut self, bytes: usize) -> Result<(), End> {
         self.messages += 1;
         self.bytes = self.bytes.saturating_add(bytes);
@@ -58,13 +59,13 @@ impl Stranger {
         Ok(())
     }
 
-    /// A record of it is to be taken later.
+    /// Stores the reason why one of its records may be accepted only later.
     pub(super) fn handle_later(&mut self, why: String) {
         self.later = Some(why);
     }
 
-    /// It has published all that it holds. Where that is to be taken later, it comes again: a stream that waits would hold
-    /// the place of another.
+    /// Handles that the node has published all records that it holds. If one of them may be accepted only later, the stream ends
+    /// and the node tries again: a stream that waits would occupy the place of another.
     pub(super) fn handle_told(&self) -> Result<(), End> {
         match &self.later {
             Some(_) => Err(self.refusal()),
@@ -72,7 +73,7 @@ impl Stranger {
         }
     }
 
-    /// Why it may not stay.
+    /// The refusal that the node receives when it may not stay.
     pub(super) fn refusal(&self) -> End {
         match &self.later {
             Some(why) => End::Refuse(Refusal::Busy, why.clone()),
@@ -80,7 +81,7 @@ impl Stranger {
         }
     }
 
-    /// Whether a record may prove that the node belongs here. Others are not worth a verification.
+    /// Whether a record may prove the node's membership. The coordinator verifies no other records of a stranger.
     pub(super) fn may_prove(&mut self, hub: &Hub, node: &PublicKey, record: &Envelope) -> bool {
         match hub.proof(node, record) {
             Proof::None => false,
@@ -93,7 +94,7 @@ impl Stranger {
     }
 }
 
-/// Refuses a stream to one more stranger than there may be.
+/// The refusal for a stranger when the maximum number of strangers is connected.
 pub(super) fn too_many() -> End {
     End::Refuse(
         Refusal::Busy,
@@ -101,8 +102,8 @@ pub(super) fn too_many() -> End {
     )
 }
 
-/// What a stranger receives in place of the store's name and revision. The name is new each time: no node takes it for
-/// that of a store it knows, so it offers all that it holds.
+/// The position that a stranger receives in place of the store's own. Its name is random, so no node knows a store of that
+/// name, and each node offers all records that it holds.
 pub(super) fn position() -> Position {
     Position {
         store: format!("{:016x}", getrandom::u64().unwrap_or_default()),

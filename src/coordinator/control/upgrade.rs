@@ -1,4 +1,4 @@
-//! From an HTTP request to a WebSocket stream (RFC 6455 section 4.2).
+//! Accepts the HTTP request that opens a WebSocket (RFC 6455 section 4.2).
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -14,13 +14,13 @@ use super::frames::{Bound, Bounded};
 use crate::wire::api::{ApiError, ErrorCode};
 use crate::wire::control::MAX_MESSAGE;
 
-/// Bytes of each connection's buffers to begin with; they grow with a message. Most messages are far smaller.
+/// The initial size of each connection's buffers, in bytes. They grow with a larger message, and most messages are smaller.
 const BUFFER: usize = 4096;
 
-/// A node's connection as messages.
+/// A connection of a node that sends and receives WebSocket messages.
 pub(super) type Socket = WebSocketStream<Bounded<TokioIo<Upgraded>>>;
 
-/// Accepts the request; gives the answer, and what becomes the stream once the answer is sent.
+/// Accepts a request for a WebSocket. Returns the answer, and a future of the connection, which is ready once the answer is sent.
 pub(super) fn accept(request: &mut Request) -> Result<(Response, OnUpgrade), ApiError> {
     let key = requested(request.headers())
         .ok_or_else(|| ApiError::new(ErrorCode::BadRequest, "this path is a WebSocket"))?;
@@ -42,7 +42,7 @@ pub(super) fn accept(request: &mut Request) -> Result<(Response, OnUpgrade), Api
     Ok((response, hyper::upgrade::on(request)))
 }
 
-/// The key of a request for a WebSocket; none, if it is another request.
+/// The `Sec-WebSocket-Key` of a request for a WebSocket; none, if the request asks for something else.
 fn requested(headers: &HeaderMap) -> Option<String> {
     let has = |name: HeaderName, wanted: &str| {
         let mut values = headers.get_all(name).iter();
@@ -60,7 +60,7 @@ fn requested(headers: &HeaderMap) -> Option<String> {
     is_wanted.then(|| key.to_owned())
 }
 
-/// The stream of an accepted request.
+/// Makes the WebSocket of an accepted request.
 pub(super) async fn socket(upgraded: Upgraded, bound: Bound) -> Socket {
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE))

@@ -236,7 +236,7 @@ fn a_removed_node_stays_out_even_with_the_request_that_let_it_in() {
     assert!(message.contains("removed"), "{message}");
 }
 
-/// What becomes of a join by a node whose clock is off by so many seconds.
+/// Checks a join of a node whose clock is wrong by `by` seconds.
 fn with_clock_off(by: i64, ledger: &Ledger) -> Result<(), ApiError> {
     let skewed = Membership {
         issued_at: UnixSeconds(NOW.0.saturating_add_signed(by)),
@@ -265,7 +265,7 @@ fn a_clock_further_off_is_told_with_the_difference_and_never_admits() {
             -86_400 * 3,
             "the node's clock is 3 days behind the coordinator's",
         ),
-        // A machine without a battery starts in 1970.
+        // The clock of a machine without a battery starts in 1970.
         (
             i64::MIN,
             "the node's clock is 20833 days behind the coordinator's",

@@ -4,21 +4,10 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::model::record::RecordKey;
+use crate::wire::ledger::rank;
 
 /// Changes kept for streams that resume.
 const RECENT: usize = 16_384;
-
-/// Each kind after those it rests on, as [`crate::wire::Ledger::envelopes`] gives them: a change that is newer may be
-/// what an older one rests on, such as the second version of a membership.
-const ORDER: [&str; 7] = [
-    "mesh",
-    "token",
-    "membership",
-    "revocation",
-    "departure",
-    "node",
-    "service",
-];
 
 /// Which records changed lately.
 #[derive(Debug)]
@@ -52,7 +41,7 @@ impl Changes {
         revision >= self.forgotten
     }
 
-    /// What changed after revision `from` up to `until`, each record once, in an order in which it can be taken in.
+    /// The records that changed after revision `from` up to `until`, each once, in an order in which a ledger accepts them.
     pub(super) fn between(&self, from: u64, until: u64) -> Vec<&RecordKey> {
         let first = self.recent.partition_point(|(at, _)| *at <= from);
         let mut seen = HashSet::new();
@@ -69,17 +58,9 @@ impl Changes {
     }
 }
 
-/// Where a record stands among those that changed.
+/// The sort key of a changed record: first its kind's rank, then its key.
 pub(super) fn order(key: &RecordKey) -> (usize, &RecordKey) {
     (rank(&key.kind), key)
-}
-
-/// Where a kind stands in the order; kinds of later versions come last.
-pub(super) fn rank(kind: &str) -> usize {
-    ORDER
-        .iter()
-        .position(|known| *known == kind)
-        .unwrap_or(ORDER.len())
 }
 
 #[cfg(test)]

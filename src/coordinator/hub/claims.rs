@@ -1,9 +1,11 @@
-//! What a stream may claim beside the rules of the ledger, which has no clock and knows neither joins nor leases.
+//! Rules for records that come on a stream, in addition to those of the ledger. The ledger has no clock and knows neither
+//! joins nor leases.
 //!
-//! - A membership that is new to the store is taken on the terms in [`super::refill`]. One that changes a membership held
-//!   is not taken, but for a store that misses something; and the name of a node never changes that way.
-//! - A node has the block that it was leased when it joined. A node record with another node's block, or with another
-//!   than the node's own, is not taken, but for a store that misses something, which may not know all leases.
+//! - A membership that is new to the store is accepted on the terms in [`super::refill`]. One that changes a membership held
+//!   is accepted only by a store that has lost records, and the name in it must be the same.
+//! - A node keeps the block that was leased to it when it joined. A node record with any other block is refused if that block
+//!   belongs to another node or if the node has a lease of its own. A store that has lost records may not know all leases, so
+//!   it accepts such a record.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,7 +19,7 @@ use crate::model::{Label, PublicKey};
 use crate::wire::{Envelope, Ledger};
 
 impl Hub {
-    /// Whether a stream of `who` may bring this record. Its signature is not verified here, nor what the ledger asks.
+    /// Whether a stream of `who` may bring this record. The caller verifies the signature, and the ledger its own rules.
     pub(super) fn permit_on_stream(
         &self,
         writer: &mut Writer,
@@ -62,7 +64,7 @@ impl Hub {
         if let Terms::Later(left) = terms {
             return Ok(Err(PublishRefused::NotYet(left)));
         }
-        // The mark proves that the node was admitted, whatever the store knows.
+        // A mark proves that the node was admitted, even if the store has no record of that.
         let admitted = bringer == Bringer::Former
             || writer
                 .store
@@ -106,8 +108,8 @@ impl Hub {
 }
 
 impl Hub {
-    /// A member that the token in a revocation admitted, and that the revocation does not name among those that stay: it
-    /// joined after the administrator listed them.
+    /// The name of a member that the revocation of its token does not list among the nodes that stay. Such a member joined
+    /// after `meshctl` had listed the nodes.
     pub(super) fn left_out(&self, envelope: &Envelope) -> Option<Label> {
         let Ok((_, Record::Revocation(revocation))) = Record::parse(&envelope.payload) else {
             return None;
@@ -136,7 +138,7 @@ fn misses_something(phase: Option<Phase>) -> bool {
     !matches!(phase, None | Some(Phase::Over))
 }
 
-/// Whether the membership's token admits nodes by the coordinator's clock, and the membership was not made in the future.
+/// Whether the membership's token admits nodes now, by the coordinator's clock, and the membership is not dated in the future.
 fn admits_now(ledger: &Ledger, membership: &Membership, clock: UnixSeconds) -> bool {
     let token = ledger.token(&membership.token);
     token.is_some_and(|token| clock < token.expires_at)
@@ -144,10 +146,10 @@ fn admits_now(ledger: &Ledger, membership: &Membership, clock: UnixSeconds) -> b
         && membership.issued_at <= clock.plus(CLOCK_SLACK)
 }
 
-/// Why a stranger is to come again, for people.
+/// The message for people that tells when a refused stranger may try again.
 pub(super) fn not_yet(left: &Duration) -> String {
     format!(
-        "the coordinator lost what happened lately and first hears from its members; try again in {} s",
+        "the coordinator's store has lost recent records, and its members send these first; try again in {} s",
         left.as_secs() + 1
     )
 }

@@ -71,7 +71,7 @@ impl Hub {
         TokenList { schema: 1, tokens }
     }
 
-    /// The members that `token` admitted.
+    /// The membership certificates of the present members that `token` admitted.
     #[must_use]
     pub fn memberships_by(&self, token: &PublicKey) -> TokenMemberships {
         let state = self.read();

@@ -2,15 +2,15 @@
 
 use std::time::Instant;
 
-use super::changes::{Changes, rank};
+use super::changes::Changes;
 use super::refill::Refill;
 use super::{Contents, State};
 use crate::coordinator::store::{Effect, Store, StoreError, Stored, Write};
 use crate::model::record::RecordKey;
 use crate::wire::Ledger;
-use crate::wire::ledger::{Applied, Refused};
+use crate::wire::ledger::{Applied, Refused, rank};
 
-/// Verified, and ready to be taken over.
+/// The verified contents of a store, ready to replace the hub's state.
 pub(super) struct Loaded {
     store_id: String,
     ledger: Option<Ledger>,
@@ -20,17 +20,17 @@ pub(super) struct Loaded {
     leftovers: Leftovers,
 }
 
-/// What a store of an earlier version holds otherwise than this one would.
+/// Records of an earlier version that this version would delete or store under another key.
 #[derive(Default)]
 struct Leftovers {
-    /// Records of nodes that are out, that are over a bound, or that have given way to others.
+    /// Records of nodes that were removed, records that exceed a bound, and records that other records replace.
     gone: Vec<RecordKey>,
-    /// Records under another key than the ledger's.
+    /// Records that are stored under a key other than the ledger's, with the write that stores them under that.
     moved: Vec<(RecordKey, Write)>,
 }
 
 impl Loaded {
-    /// Everything in `store`, from which what an earlier version left behind is deleted first.
+    /// Loads `store`, after deleting the records that an earlier version left behind.
     pub(super) fn cleaned(store: &mut dyn Store) -> Result<Self, StoreError> {
         let loaded = Self::from(store.load()?);
         if loaded.leftovers.is_empty() {
@@ -39,8 +39,10 @@ impl Loaded {
         let count = loaded.leftovers.gone.len() + loaded.leftovers.moved.len();
         match loaded.leftovers.clean(store) {
             Ok(()) => tracing::info!(records = count, "cleaned the store of an earlier version"),
-            // They do no harm but that they take room.
-            Err(error) => tracing::warn!(%error, records = count, "the store is not cleaned"),
+            // The leftovers only take space, so the coordinator starts anyway.
+            Err(error) => {
+                tracing::warn!(%error, records = count, "the records that an earlier version left behind could not be deleted")
+            }
         }
         Ok(Self::from(store.load()?))
     }
@@ -53,7 +55,8 @@ impl Leftovers {
 
     fn clean(self, store: &mut dyn Store) -> Result<(), StoreError> {
         let mut gone = self.gone;
-        // Written first: a coordinator that is killed in between finds both, and goes on.
+        // The moved records are written before the old ones are deleted. If the coordinator is killed in between, its next start
+        // finds both and continues.
         let mut writes = Vec::new();
         for (before, write) in self.moved {
             gone.push(before);
@@ -74,11 +77,14 @@ impl From<Contents> for Loaded {
         for stored in &contents.records {
             changes.push(stored.revision, stored.key.clone());
         }
-        // By revision, a record may come before what it rests on: that got a new version since.
-        let mut records = contents.records;
-        records.sort_by_key(|stored| rank(&stored.key.kind));
         let mut leftovers = Leftovers::default();
         if let Some(ledger) = &mut ledger {
+            let mut records = contents.records;
+            // By revision, a record may come before one that it depends on, if that got a new version since. And a coordinator
+            // that is killed while it cleans the store leaves copies under other keys, which must not replace the records.
+            records.sort_by_cached_key(|stored| {
+                (rank(&stored.key.kind), is_misplaced(ledger, stored))
+            });
             let mut taken = Vec::new();
             for stored in records {
                 taken.extend(take(ledger, stored, &mut leftovers));
@@ -97,7 +103,13 @@ impl From<Contents> for Loaded {
     }
 }
 
-/// Takes one record into the ledger; gives its key, if it is there under that.
+/// Whether a record is stored under a key other than the ledger's.
+fn is_misplaced(ledger: &Ledger, stored: &Stored) -> bool {
+    let header = stored.envelope.header();
+    header.is_some_and(|header| ledger.key_of(&header, &stored.envelope.signer) != stored.key)
+}
+
+/// Applies one record to the ledger. Returns its key if the ledger holds it under the key that the store has.
 fn take(ledger: &mut Ledger, stored: Stored, leftovers: &mut Leftovers) -> Option<RecordKey> {
     let Stored { key, envelope, .. } = stored;
     match ledger.apply(envelope.clone()) {
@@ -112,7 +124,7 @@ fn take(ledger: &mut Ledger, stored: Stored, leftovers: &mut Leftovers) -> Optio
             None
         }
         Ok(Applied::Changed(key)) => Some(key),
-        // It was written under the right key, and not deleted under another one.
+        // A record that is held already is stored under the right key as well, and was applied before this copy.
         Ok(Applied::Unchanged)
         | Err(
             Refused::NodeRevoked
@@ -136,7 +148,7 @@ impl State {
     pub(super) fn take_over(&mut self, loaded: Loaded) {
         if loaded.restored && (self.refill.is_none() || self.store_id != loaded.store_id) {
             tracing::warn!(
-                "the store misses what happened after it was saved; nobody is admitted until the nodes have told"
+                "the store lacks what happened after it was saved; nobody is admitted until the nodes have sent the records they hold"
             );
             self.refill = Some(Refill::new(Instant::now()));
         }
@@ -144,5 +156,87 @@ impl State {
         self.ledger = loaded.ledger;
         self.changes = loaded.changes;
         self.revision = loaded.revision;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::model::record::{Membership, Record, Token};
+    use crate::model::time::UnixSeconds;
+    use crate::model::{Label, SigningKey, WireGuardKey};
+    use crate::wire::Envelope;
+
+    fn key(n: u8) -> SigningKey {
+        SigningKey::from_seed(&[n; 32])
+    }
+
+    fn stored(revision: u64, key: RecordKey, envelope: Envelope) -> Stored {
+        Stored {
+            revision,
+            key,
+            envelope,
+        }
+    }
+
+    /// A member's record of a kind that this version does not know.
+    fn weather(version: u64) -> Envelope {
+        let text = format!(r#"{{"kind":"weather","id":"here","version":{version}}}"#);
+        Envelope::seal_payload(text, &key(3))
+    }
+
+    #[test]
+    fn a_copy_under_another_key_does_not_replace_the_record_under_the_right_key() {
+        let token = Token {
+            id: key(2).public(),
+            version: 1,
+            tags: Vec::new(),
+            uses: 1,
+            created_at: UnixSeconds(1),
+            expires_at: UnixSeconds(100),
+            ephemeral: false,
+        };
+        let membership = Membership {
+            id: key(3).public(),
+            version: 1,
+            token: key(2).public(),
+            name: Label::parse("n3").expect("a literal"),
+            wireguard_key: WireGuardKey([3; 32]),
+            tags: Vec::new(),
+            issued_at: UnixSeconds(2),
+        };
+        let token = Envelope::seal(&Record::Token(token), &key(1));
+        let membership = Envelope::seal(&Record::Membership(membership), &key(2));
+        let misplaced = RecordKey {
+            kind: "weather".into(),
+            id: "here".into(),
+        };
+        let right = RecordKey {
+            kind: format!("weather of {}", key(3).public()),
+            id: "here".into(),
+        };
+        for version in [1, 2] {
+            let loaded = Loaded::from(Contents {
+                id: String::new(),
+                mesh_key: Some(key(1).public()),
+                records: vec![
+                    stored(1, token.key().expect("it has a header"), token.clone()),
+                    stored(
+                        2,
+                        membership.key().expect("it has a header"),
+                        membership.clone(),
+                    ),
+                    stored(3, misplaced.clone(), weather(1)),
+                    stored(4, right.clone(), weather(version)),
+                ],
+                revision: 4,
+                restored: false,
+            });
+            assert_eq!(loaded.leftovers.gone, std::slice::from_ref(&misplaced));
+            assert!(loaded.leftovers.moved.is_empty());
+            let ledger = loaded.ledger.expect("there is a mesh key");
+            assert!(ledger.holds(&weather(version)));
+        }
     }
 }

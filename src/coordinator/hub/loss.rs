@@ -1,12 +1,12 @@
-//! Notices that the store has lost something: its file was replaced by an older copy, the machine's disk went back to a
-//! snapshot, or the file was deleted. SQLite says nothing of that. Two things prove it, and nobody can make them up:
+//! Detects that the store has lost records: its file was replaced by an older copy, the machine's disk was reset to a
+//! snapshot, or the file was deleted. SQLite does not report that. Either of two things proves it, and no node can forge them:
 //!
-//! - a member's mark, which says that this very store had a later revision;
-//! - a record signed by the mesh key that the store does not hold: all such records come through the administrator's call,
-//!   so the store had it before any node did.
+//! - a member's mark, which states that this store had a later revision;
+//! - a record signed by the mesh key that the store does not hold. All such records come from the administrator through the
+//!   coordinator, so the store held this one before any node did.
 //!
-//! The store is then what it would be after `mesh-coordinator restore` of a backup: another store, to which nodes tell all
-//! they hold. Marks of the store that it was prove nothing more, so one loss is noticed once.
+//! The store is then treated as one restored from a backup with `mesh-coordinator restore`. It gets a new name, so nodes offer
+//! all records that they hold. Marks that carry the old name prove nothing more, so each loss is detected only once.
 
 use super::{Hub, Standing, Writer, fault};
 use crate::coordinator::marks::Mark;
@@ -17,7 +17,7 @@ use crate::wire::api::ApiError;
 use crate::wire::envelope::Authentic;
 
 impl Hub {
-    /// The mark of `node`, if it is a member.
+    /// A mark for `node` at the store's present revision, if `node` is a member.
     #[must_use]
     pub fn mark_of(&self, node: &PublicKey) -> Option<String> {
         let state = self.read();
@@ -26,8 +26,8 @@ impl Hub {
             .then(|| self.setup.marks.make(node, &state.store_id, state.revision))
     }
 
-    /// A stream of `node` returned its mark. True if the mark may prove that the store went back, which
-    /// [`Hub::examine_loss`] is to find out.
+    /// Handles a mark that a stream of `node` returned. True if the mark states a later revision than the hub knows; then
+    /// [`Hub::examine_loss`] has to find out whether the store has lost records.
     pub fn handle_mark(&self, node: &PublicKey, mark: &str) -> bool {
         let Some(mark) = self.setup.marks.read(node, mark) else {
             return false;
@@ -38,7 +38,7 @@ impl Hub {
         self.is_behind(&mark)
     }
 
-    /// Makes the store another one if it went back in time by this mark. Waits for the disk.
+    /// Treats the store as restored from a backup, if this mark proves that it went back in time. Waits for the disk.
     ///
     /// # Errors
     /// The store cannot be read or written.
@@ -67,7 +67,7 @@ impl Hub {
         mark.store == state.store_id && mark.revision > state.revision
     }
 
-    /// Makes the store another one if it lacks what the mesh key signed.
+    /// Treats the store as restored from a backup, if it lacks one of `records` that the mesh key signed.
     pub(super) fn notice_loss(
         &self,
         writer: &mut Writer,
@@ -84,15 +84,15 @@ impl Hub {
         };
         tracing::error!(
             record = lacked,
-            "the store lacks what the administrator signed: was its file deleted, or replaced by an older copy?"
+            "the store lacks a record that the administrator signed: was its file deleted, or replaced by an older copy?"
         );
         self.begin_again(writer)
     }
 
-    /// The first of `records` that the mesh key signed and that the store should have had.
+    /// The first of `records` that the mesh key signed and that the store should hold and does not.
     fn lacked(&self, records: &[Authentic]) -> Option<String> {
         let state = self.read();
-        // Until the nodes have told, it is known to lack something.
+        // During a refill the store is known to lack records, so a further one proves nothing new.
         if state.refill.is_some() {
             return None;
         }
@@ -109,7 +109,7 @@ impl Hub {
         None
     }
 
-    /// What other coordinators wrote is no loss.
+    /// Reads all that other coordinators wrote, since records that only they know of are not lost.
     fn see_all(&self, writer: &mut Writer) -> Result<(), StoreError> {
         if writer.store.followed().is_some() {
             writer.store.sync()?;
@@ -117,6 +117,7 @@ impl Hub {
         self.catch_up(writer)
     }
 
+    /// Gives the store a new name and the state of one restored from a backup.
     fn begin_again(&self, writer: &mut Writer) -> Result<(), ApiError> {
         writer
             .store

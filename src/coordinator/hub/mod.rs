@@ -63,7 +63,7 @@ pub struct Setup {
     pub urls: Vec<CoordinatorUrl>,
     /// The key they find there.
     pub pin: SpkiPin,
-    /// Makes what members return to prove that they were members.
+    /// Makes and verifies the marks, which prove that a node was a member.
     pub marks: MarkKey,
     /// Domain of a new mesh.
     pub domain: Label,
@@ -126,9 +126,9 @@ struct State {
     /// Since when nodes have been away that were here.
     absent: HashMap<PublicKey, Instant>,
     started: Instant,
-    /// Set while a store that misses something waits for the nodes.
+    /// Set while the store has lost records and waits for the nodes to offer them.
     refill: Option<Refill>,
-    /// Nodes that are no members here, and were by their marks. Each was admitted by a coordinator once.
+    /// Nodes that are not members and were members according to their marks. A coordinator has admitted each of them once.
     former: HashSet<PublicKey>,
     unique_local_prefix: Ipv6Net,
 }
@@ -140,7 +140,7 @@ pub struct Published {
     pub accepted: u32,
     /// Why others were refused.
     pub refused: Vec<PublishRefused>,
-    /// Which those are, where their payload says so.
+    /// The key of each refused record in the same order; absent where the payload does not tell it.
     pub refused_keys: Vec<Option<RecordKey>>,
 }
 
@@ -150,20 +150,20 @@ pub enum PublishRefused {
     /// It breaks a rule of the ledger.
     #[error(transparent)]
     Ledger(#[from] Refused),
-    /// A membership that did not come through a join, and for which nothing else stands. The ledger has no clock: a
+    /// A membership that did not come through a join, and that nothing else proves. The ledger has no clock: a
     /// certificate dated back would outlive its token's end and revocation.
     #[error("the token has not admitted this node; it has to join")]
     NeverJoined,
-    /// A membership that may be taken later, after this time.
+    /// A membership that may be accepted after this time.
     #[error("{}", claims::not_yet(.0))]
     NotYet(Duration),
-    /// Another membership of a node that has one.
+    /// A membership that differs from the one held of the same node.
     #[error("a membership changes when its node joins, and its name with `meshctl rename`")]
     ChangedMembership,
-    /// A node record with a block that is leased to another node, or in place of the node's own.
+    /// A node record with a block that is leased to another node, or of a node to which another block is leased.
     #[error("the address block {0} is not leased to this node")]
     Leased(String),
-    /// The revocation of a token does not name this member, which the token admitted.
+    /// The revocation of a token does not list this member, which the token admitted.
     #[error(
         "the node {0} has joined with the token and is not in the list of those that stay; try again"
     )]
@@ -187,7 +187,7 @@ impl PublishRefused {
 /// Where records come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// A stream of this node.
+    /// They come on a stream of this node.
     Stream(PublicKey),
     Administrator,
 }
@@ -290,7 +290,7 @@ impl Hub {
     }
 
     fn try_join(&self, request: &JoinRequest) -> Result<JoinResponse, ApiError> {
-        // Signatures are verified while nobody waits.
+        // The signatures are verified before the lock is taken, so that nobody waits for that.
         let proven = enroll::prove(request)?;
         let mut writer = self.writer();
         self.recover(&mut writer).map_err(fault)?;
@@ -489,13 +489,13 @@ impl Hub {
         }
     }
 
-    /// Takes records in that a stream of the node `who` offers. Verifies their signatures, then waits for the disk.
+    /// Handles records that a stream of the node `who` offers. Verifies their signatures, then waits for the disk.
     ///
     /// # Errors
     /// The store cannot be written; none was taken in then.
     pub fn publish(&self, who: &PublicKey, records: Vec<Envelope>) -> Result<Published, ApiError> {
         let mut forged = Vec::new();
-        // A verification takes longer than all the rest, so no writer waits for it.
+        // A verification takes longer than all other steps, so it is done before the writer's lock is taken.
         let records: Vec<Authentic> = records
             .into_iter()
             .filter(|record| !self.holds(record))
@@ -507,7 +507,7 @@ impl Hub {
         drop(writer);
         let forged = forged.into_iter().map(PublishRefused::Ledger);
         published.refused.extend(forged);
-        // The stream of whoever forges ends, so nobody asks which record it was.
+        // A forged record ends the stream, so its key is not needed.
         published.refused_keys.resize(published.refused.len(), None);
         let counts = &self.counts;
         counts
@@ -851,7 +851,7 @@ impl Hub {
 /// What follows for tokens, names and blocks from a record just taken in.
 fn effect_of(ledger: &Ledger, replaced: &Replaced, origin: Origin) -> Effect {
     match ledger.entry(replaced.key()).map(|entry| &entry.record) {
-        // Another version of a token that came from elsewhere does not tell whom it has admitted.
+        // A later version of a token that came on a stream says nothing about the nodes that the token has admitted.
         Some(Record::Token(token)) if origin == Origin::Administrator && replaced.is_first() => {
             Effect::Issued(token.id)
         }

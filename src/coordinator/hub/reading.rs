@@ -1,45 +1,46 @@
-//! What streams read: parts of all records, or of what changed. A part is looked up when it is sent. A stream keeps no
-//! records between two parts but the key of the last one, so a slow reader holds next to nothing.
+//! How streams read records: in parts, either of all records or of those that changed. The hub collects a part when it is sent.
+//! Between two parts a stream stores only the key of the last record, so a slow reader needs little memory.
 
 use super::{Hub, State};
 use crate::model::record::RecordKey;
 use crate::wire::Envelope;
 use crate::wire::control::MAX_RECORDS;
 
-/// Bytes of payload in a part at most, if it has more than one record: many nodes may read at once.
+/// The maximum payload of a part of more than one record, in bytes. It is small because many nodes may read at once.
 const MAX_PART: usize = 64 * 1024;
-/// Changes that are read as such at most. A stream that is further behind reads everything.
+/// The maximum number of changed records that a stream reads as changes. A stream that is further behind reads all records.
 const MAX_CHANGES: usize = 1024;
 
 /// How far a stream has read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// It holds all up to this revision; none, if it begins with everything.
+    /// The stream has received all records up to this revision; absent if it has to read all records.
     revision: Option<u64>,
-    /// What it is in the middle of.
+    /// The read that has begun and has parts left.
     reading: Option<Reading>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Reading {
-    /// The revision it holds after the last part. What changes while the parts are sent has a later one.
+    /// The revision that the stream has reached after the last part. A change during the read has a later revision.
     until: u64,
+    /// Whether all records are read, and not only those that changed.
     everything: bool,
-    /// The last record of the part before.
+    /// The last record of the previous part.
     after: Option<RecordKey>,
 }
 
-/// Some of what a stream is to receive.
+/// Some of the records that a stream has to receive.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Part {
-    /// In an order in which they can be taken in.
+    /// The records, in an order in which a ledger accepts them.
     pub records: Vec<Envelope>,
-    /// The revision that the stream holds with them: the one it had before, unless it is the last part.
+    /// The revision that the stream has reached with this part. It changes only with the last part of a read.
     pub revision: u64,
 }
 
 impl Cursor {
-    /// Behind `revision`.
+    /// A cursor of a stream that has received all records up to `revision`.
     #[must_use]
     pub fn at(revision: u64) -> Self {
         Self {
@@ -48,7 +49,7 @@ impl Cursor {
         }
     }
 
-    /// Before everything.
+    /// A cursor of a stream that has received nothing.
     #[must_use]
     pub fn start() -> Self {
         Self {
@@ -59,7 +60,7 @@ impl Cursor {
 }
 
 impl Hub {
-    /// The next part for a stream at `cursor`, which moves behind it; none, if the stream is up to date.
+    /// Returns the next part for the stream, and moves its cursor past the part; none, if the stream is up to date.
     #[must_use]
     pub fn read_part(&self, cursor: &mut Cursor) -> Option<Part> {
         let state = self.read();
@@ -105,7 +106,7 @@ impl Hub {
 }
 
 impl State {
-    /// What changed after `from` up to `until`; none, if that is too much or not known any more.
+    /// The records that changed after revision `from` up to `until`; none, if they are too many or not known any more.
     fn changed_keys(&self, from: u64, until: u64) -> Option<Vec<&RecordKey>> {
         if !self.changes.reaches_back_to(from) {
             return None;
@@ -114,7 +115,7 @@ impl State {
         (keys.len() <= MAX_CHANGES).then_some(keys)
     }
 
-    /// The part of `keys` that comes behind `after`, and its last key, if there is another part.
+    /// The part of `keys` that follows `after`, and its last key if another part follows.
     fn part_of(
         &self,
         keys: &[&RecordKey],
@@ -123,7 +124,7 @@ impl State {
         let begin = after.map_or(0, |after| {
             keys.partition_point(|key| super::changes::order(key) <= super::changes::order(after))
         });
-        // A record that is gone was said by a node that is out.
+        // A record is missing if its node was removed since, or if it gave way to another record.
         let entries = keys.iter().skip(begin).filter_map(|key| {
             let entry = self.ledger.as_ref()?.entry(key)?;
             Some((*key, &entry.envelope))
@@ -131,7 +132,7 @@ impl State {
         part(entries)
     }
 
-    /// The part of all records that comes behind `after`, and its last key, if there is another part.
+    /// The part of all records that follows `after`, and its last key if another part follows.
     fn part_of_all(&self, after: Option<&RecordKey>) -> (Vec<Envelope>, Option<RecordKey>) {
         part(
             self.ledger
@@ -141,7 +142,7 @@ impl State {
     }
 }
 
-/// As many records as a part may have, and the key of the last one, if there are more.
+/// As many records as fit into a part, and the key of the last one if more records are left.
 fn part<'a>(
     records: impl Iterator<Item = (&'a RecordKey, &'a Envelope)>,
 ) -> (Vec<Envelope>, Option<RecordKey>) {

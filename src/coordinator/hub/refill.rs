@@ -1,30 +1,32 @@
-//! What a coordinator whose store misses something waits for before it admits nodes as usual: the store came from a
-//! backup, went back in time, or was emptied. Pure: the clock is an argument.
+//! The refill: the time in which a coordinator whose store has lost records waits for its nodes to offer them. The store came
+//! from a backup, went back in time, or was emptied. This module is pure: the clock is an argument.
 //!
-//! What the store misses are joins (tokens were spent, blocks leased), removals and revocations. The nodes tell: each
-//! offers all it holds to a store it does not know. There are two ways to become a member, and both wait:
+//! The store may lack joins (which spent tokens and leased blocks), removals and revocations. The nodes hold these records,
+//! and each node offers all that it holds to a store that it does not know. A node can become a member in two ways. Both are
+//! limited during the refill:
 //!
-//! - A join is refused at first, while the members come back. Then it takes a token issued since, whose uses are all known.
-//!   It is as before once every member has told, or one has and the others had time to.
-//! - A membership that comes on a stream is nobody's word but that of whoever holds the token, who may have dated it back.
-//!   So a member has to vouch for it, by bringing it; or its node was a member of the lost store by its mark, which waits
-//!   until removals and revocations have been told. Others wait until the members have told, and are then held to
-//!   the coordinator's clock.
+//! - A join is refused at first, while the members reconnect. After that, a join needs a token that was issued since the loss,
+//!   because the store knows all uses of such a token. Joins are permitted as usual once every member has offered its records,
+//!   or once one has and the time for the others is over.
+//! - A membership that comes on a stream is signed by the token's key, and whoever holds that key may have dated it back. So
+//!   the store accepts it if a member sends it, which vouches for it, or if a mark of its node proves that the node was a
+//!   member of the lost store. A mark counts only after the first wait, when removals and revocations have been offered. All
+//!   other memberships wait until the members have offered their records, and then have to be valid by the coordinator's clock.
 //!
-//! If there is no member in all that time, there is none who could vouch: nodes of a version without marks, whose
-//! coordinator was emptied, are believed as they come.
+//! If no member connects in all that time, nobody can vouch. Nodes of a version without marks, whose coordinator was emptied,
+//! are in this state, so their memberships are then accepted without proof.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use crate::model::PublicKey;
 
-/// Nobody is admitted for this long after the start: twice the longest wait between two attempts of a node.
+/// How long nobody is admitted after the start: twice the longest wait between two connection attempts of a node.
 pub(super) const FIRST: Duration = Duration::from_secs(30);
-/// Members that have told nothing by then are taken to be away.
+/// Members that have not offered their records after this time are assumed to be offline.
 pub(super) const MOST: Duration = Duration::from_secs(300);
 
-/// Who has told.
+/// Which members have offered all records that they hold.
 #[derive(Debug)]
 pub(super) struct Refill {
     since: Instant,
@@ -34,35 +36,35 @@ pub(super) struct Refill {
 /// Who may be admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Nobody, for so long.
+    /// Nobody, for the given time.
     Nobody(Duration),
-    /// Who has a token issued since. For so long the members that were there may come back.
+    /// Only nodes with a token issued since the loss. The members have the given time to reconnect.
     NewTokens(Duration),
-    /// The same, in a store without members, to which none has come in time.
+    /// The same nodes. The store has no members, and none has connected in time.
     Alone,
     /// Everybody.
     Over,
 }
 
-/// Who brings a membership that is new to the store.
+/// The node that sends a membership which is new to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bringer {
     /// A member.
     Member,
-    /// A node that is no member, and was one by its mark. It brings its own.
+    /// A node that sends its own membership, is not a member, and was one according to its mark.
     Former,
-    /// Anybody else.
+    /// Any other node.
     Stranger,
 }
 
-/// On what terms a membership is taken that is new to the store.
+/// The terms on which the store accepts a membership that is new to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Terms {
-    /// Not yet; it may be brought again after so long.
+    /// It is refused now, and may be sent again after the given time.
     Later(Duration),
-    /// Whatever became of its token.
+    /// It is accepted even if its token is expired or revoked by now.
     Vouched,
-    /// If its token admits nodes now, by the coordinator's clock.
+    /// It is accepted if its token admits nodes now, by the coordinator's clock.
     ByClock,
 }
 
@@ -74,12 +76,12 @@ impl Refill {
         }
     }
 
-    /// A member has offered all it holds.
+    /// Notes that a member has offered all records that it holds.
     pub(super) fn handle_told(&mut self, node: PublicKey) {
         self.told.insert(node);
     }
 
-    /// Where things stand, given all members that are not removed.
+    /// The phase at `now`, given all members that are not removed.
     pub(super) fn phase(&self, members: impl Iterator<Item = PublicKey>, now: Instant) -> Phase {
         let elapsed = now.saturating_duration_since(self.since);
         if elapsed < FIRST {
@@ -103,7 +105,7 @@ impl Refill {
     }
 }
 
-/// On what terms `bringer` may bring a membership; `phase` is absent in a store that misses nothing.
+/// The terms on which a membership from `bringer` is accepted; `phase` is absent if the store is not being refilled.
 pub(super) fn terms(phase: Option<Phase>, bringer: Bringer) -> Terms {
     match (phase, bringer) {
         (None | Some(Phase::Over), Bringer::Member | Bringer::Stranger) => Terms::ByClock,
@@ -158,7 +160,7 @@ mod tests {
         assert_eq!(
             phase(&[node(1)], MOST * 9),
             Phase::NewTokens(Duration::ZERO),
-            "a member that stays away may still vouch"
+            "a member that is offline may still vouch"
         );
     }
 

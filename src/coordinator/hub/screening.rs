@@ -1,42 +1,41 @@
-//! What can be said of an offered record without a verification, and without waiting for a writer.
+//! Decisions about an offered record that need neither a verification nor the writer's lock.
 
 use std::sync::atomic::Ordering;
 
 use super::Hub;
 use crate::model::PublicKey;
-use crate::model::record::{Header, RecordKey};
 use crate::wire::Envelope;
 use crate::wire::ledger::Refused;
 
-/// What becomes of a record that is offered.
+/// The result of screening an offered record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Screened {
-    /// This very record is held.
+    /// The store holds this record already.
     Held,
-    /// It would be refused, whether or not its signature holds.
+    /// The record would be refused even if its signature holds.
     Refused(Refused),
-    /// Its signature decides.
+    /// The record has to be verified.
     Unverified,
 }
 
-/// What a record may prove for a node that is no member.
+/// What a record may prove for a node that is not a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
     /// Nothing.
     None,
-    /// It says that the mesh key signed it.
+    /// The record names the mesh key as its signer.
     MeshKey,
-    /// It says that it is the node's membership.
+    /// The record claims to be the node's membership.
     Membership,
 }
 
 const MEMBERSHIP: &str = "membership";
 
 impl Hub {
-    /// Compares a record with what is held.
+    /// Compares a record with the records held. The caller has checked the length of the payload.
     #[must_use]
     pub fn screen(&self, record: &Envelope) -> Screened {
-        let Ok(header) = serde_json::from_str::<Header>(&record.payload) else {
+        let Some(header) = record.header() else {
             return Screened::Unverified;
         };
         let state = self.read();
@@ -49,13 +48,10 @@ impl Hub {
         let refused = if ledger.is_revoked(&record.signer) {
             Some(Refused::NodeRevoked)
         } else if header.kind == MEMBERSHIP {
-            // Their versions do not decide alone.
+            // Of two memberships the date decides before the version does.
             None
         } else {
-            let key = RecordKey {
-                kind: header.kind,
-                id: header.id,
-            };
+            let key = ledger.key_of(&header, &record.signer);
             let held = ledger.entry(&key).filter(|held| {
                 held.envelope.signer == record.signer && held.version > header.version
             });
@@ -75,7 +71,7 @@ impl Hub {
         }
     }
 
-    /// What `record` may prove for `node`, by what it says.
+    /// What `record` may prove for `node`, judged by its unverified contents.
     #[must_use]
     pub fn proof(&self, node: &PublicKey, record: &Envelope) -> Proof {
         let state = self.read();
@@ -87,8 +83,8 @@ impl Hub {
             return Proof::MeshKey;
         }
         drop(state);
-        match serde_json::from_str::<Header>(&record.payload) {
-            Ok(header) if header.kind == MEMBERSHIP && header.id == node.to_string() => {
+        match record.header() {
+            Some(header) if header.kind == MEMBERSHIP && header.id == node.to_string() => {
                 Proof::Membership
             }
             _ => Proof::None,

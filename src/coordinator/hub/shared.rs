@@ -4,12 +4,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::changes::rank;
 use super::{Health, Hub, Loaded, Writer};
 use crate::coordinator::store::{Bounds, News, StoreError};
 use crate::wire::Ledger;
 use crate::wire::envelope::Authentic;
-use crate::wire::ledger::Replaced;
+use crate::wire::ledger::{Replaced, rank};
 
 /// How long a write is tried again while others write.
 const CONTENTION: Duration = Duration::from_secs(8);

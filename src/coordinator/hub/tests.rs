@@ -177,6 +177,22 @@ fn kinds(records: &[Envelope]) -> Vec<String> {
     records.iter().map(|e| header(e).kind).collect()
 }
 
+/// A coordinator on an etcd.
+#[cfg(feature = "etcd")]
+fn on_etcd(rig: &crate::coordinator::store::Rig) -> Hub {
+    let store = crate::coordinator::store::Etcd::open(&rig.settings(), None).expect("it runs");
+    Hub::open(Box::new(store), setup()).expect("readable")
+}
+
+/// Two coordinators that share an etcd, with a mesh and a token.
+#[cfg(feature = "etcd")]
+fn two_on_one_store(rig: &crate::coordinator::store::Rig) -> (Hub, Hub) {
+    let (one, other) = (on_etcd(rig), on_etcd(rig));
+    submit(&one, Some(MESH), mesh(&one)).expect("the first");
+    submit(&one, None, token(now() + HOUR)).expect("signed by the mesh key");
+    (one, other)
+}
+
 #[test]
 fn all_records_are_there_again_after_a_restart_whatever_order_they_changed_in() {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -726,15 +742,10 @@ fn a_join_that_is_only_tried_changes_nothing_and_says_what_a_join_would() {
 #[cfg(feature = "etcd")]
 #[test]
 fn a_departure_at_one_coordinator_frees_the_name_at_the_other() {
-    use crate::coordinator::store::{Etcd, Rig};
-    let Some(rig) = Rig::start() else { return };
-    let open = || {
-        let store = Etcd::open(&rig.settings(), None).expect("it runs");
-        Hub::open(Box::new(store), setup()).expect("readable")
+    let Some(rig) = crate::coordinator::store::Rig::start() else {
+        return;
     };
-    let (one, other) = (open(), open());
-    submit(&one, Some(MESH), mesh(&one)).expect("the first");
-    submit(&one, None, token(now() + HOUR)).expect("signed by the mesh key");
+    let (one, other) = two_on_one_store(&rig);
     one.join(&request(10, membership(10, "a", 1, now())))
         .expect("a use left");
     publish(&one, vec![node(&one, 10, 1, 1), service(10, "web", 1)]).expect("writable");
@@ -744,7 +755,7 @@ fn a_departure_at_one_coordinator_frees_the_name_at_the_other() {
         .expect("the name is free");
     one.handle_news();
     assert_eq!(one.standing(&key(10).public()), Standing::Revoked);
-    assert_eq!(one.snapshot(), open().snapshot());
+    assert_eq!(one.snapshot(), on_etcd(&rig).snapshot());
 }
 
 #[test]
@@ -933,15 +944,10 @@ fn of_a_strangers_records_its_own_membership_and_those_of_the_mesh_key_prove_som
 #[cfg(feature = "etcd")]
 #[test]
 fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
-    use crate::coordinator::store::{Etcd, Rig};
-    let Some(rig) = Rig::start() else { return };
-    let open = || {
-        let store = Etcd::open(&rig.settings(), None).expect("it runs");
-        Hub::open(Box::new(store), setup()).expect("readable")
+    let Some(rig) = crate::coordinator::store::Rig::start() else {
+        return;
     };
-    let (one, other) = (open(), open());
-    submit(&one, Some(MESH), mesh(&one)).expect("the first");
-    submit(&one, None, token(now() + HOUR)).expect("signed by the mesh key");
+    let (one, other) = two_on_one_store(&rig);
     // Whom one coordinator gave a token, the other lets in at once.
     let hubs = [&one, &other];
     for (n, hub) in (10..14).zip([&other, &one, &other, &one]) {
@@ -975,7 +981,7 @@ fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
     }
     assert_eq!(one.snapshot(), other.snapshot());
     assert_eq!(one.revision(), 2 + 4 + 2 * 60 + 1);
-    assert_eq!(one.snapshot(), open().snapshot());
+    assert_eq!(one.snapshot(), on_etcd(&rig).snapshot());
 }
 
 #[cfg(feature = "etcd")]

@@ -64,7 +64,7 @@ pub struct Write {
     pub key: RecordKey,
     /// What travels.
     pub envelope: Envelope,
-    /// Other records that the ledger dropped for it. They are deleted in the same transaction.
+    /// Other records that the ledger dropped because of this one. They are deleted in the same transaction.
     pub gone: Vec<RecordKey>,
     /// Takes effect in the same transaction.
     pub effect: Effect,
@@ -77,11 +77,11 @@ pub enum Effect {
     None,
     /// The administrator issued this token here.
     Issued(PublicKey),
-    /// A node that is out was a member: it counts as a use of its token.
+    /// A removed node was a member, so it counts as a use of its token.
     Spent {
-        /// Who.
+        /// The removed node.
         node: PublicKey,
-        /// By which token.
+        /// The token that admitted it.
         token: PublicKey,
     },
     /// A node is a member that did not join here: it counts as a use of its token, and has its name.
@@ -100,7 +100,7 @@ pub enum Effect {
         /// Index of the block.
         block: u32,
     },
-    /// These nodes are out: their names and blocks are free. Their uses of a token stay spent.
+    /// These nodes are not members any more: their names and blocks are free. Their uses of a token stay spent.
     Released(Vec<PublicKey>),
 }
 
@@ -286,20 +286,20 @@ pub trait Store: Send + 'static {
     /// The store cannot be written.
     fn set_refilled(&mut self) -> Result<(), StoreError>;
 
-    /// The store turns out to miss something that its nodes know of. From now on it is another store, restored from a
-    /// backup by [`Contents::restored`]: nodes tell it all they hold, and it does not rely on knowing all uses of tokens.
+    /// Marks a store that has lost records as restored from a backup ([`Contents::restored`]), and gives it a new name. So nodes
+    /// offer all records that they hold, and the store no longer relies on knowing all uses of tokens.
     ///
     /// # Errors
-    /// The store cannot be written; nothing changed then.
+    /// The store cannot be written, and nothing has changed.
     fn set_restored(&mut self) -> Result<(), StoreError>;
 
-    /// Whether the block can be the node's: it is leased to the node, or the node has no lease and nobody has the block.
+    /// Whether the node may have the block: the block is leased to it, or the node has no lease and the block is leased to nobody.
     ///
     /// # Errors
     /// The store cannot be read.
     fn may_lease(&mut self, node: &PublicKey, block: u32) -> Result<bool, StoreError>;
 
-    /// Deletes records that the ledger does not hold, without a revision. One that is not there is passed over.
+    /// Deletes records that the ledger does not hold, without a new revision. A record that is not stored is skipped.
     ///
     /// # Errors
     /// The store cannot be written.

@@ -173,7 +173,7 @@ fn settle(transaction: &Transaction<'_>, effect: &Effect) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Frees the name and block of a node that is out.
+/// Frees the name and the block of a removed node, and deletes its stored departure.
 fn release(transaction: &Transaction<'_>, node: &PublicKey) -> Result<(), StoreError> {
     rest(transaction, node, None)?;
     let node = node.to_string();
@@ -192,8 +192,8 @@ fn delete(transaction: &Transaction<'_>, records: &[RecordKey]) -> Result<(), St
     Ok(())
 }
 
-/// Makes a store that misses something another store: nodes offer all they hold to one they do not know. It no longer
-/// claims to know all uses of the tokens issued here, and leases blocks from elsewhere.
+/// Gives a store that has lost records a new name, so that nodes offer all records that they hold. The store no longer claims to
+/// know all uses of its tokens, and it leases blocks far above those that it knows, since others may be leased already.
 pub(super) fn mark_restored(transaction: &Transaction<'_>) -> Result<(), StoreError> {
     let highest: u32 = transaction.query_row(
         "SELECT COALESCE(MAX(block), 0) FROM (SELECT block FROM leases UNION SELECT block FROM released)",

@@ -76,7 +76,7 @@ fn release(n: u8) -> Write {
     release_with(n, vec![])
 }
 
-/// A removal, with the records that the ledger drops for it.
+/// A removal, with the records that the ledger drops because of it.
 fn release_with(n: u8, gone: Vec<RecordKey>) -> Write {
     let effect = Effect::Released(vec![node(n)]);
     Write {

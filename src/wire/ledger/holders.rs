@@ -12,12 +12,12 @@ pub(super) struct Holders {
     v4: BTreeMap<u32, (u32, PublicKey)>,
     v6: BTreeMap<u128, (u128, PublicKey)>,
     keys: HashMap<WireGuardKey, PublicKey>,
-    /// The nodes whose memberships name a tunnel key.
+    /// For each tunnel key, the nodes whose memberships name it.
     named: HashMap<WireGuardKey, BTreeSet<PublicKey>>,
 }
 
 impl Holders {
-    /// Whether another node holds an address of `node`.
+    /// Whether the block of `node` overlaps the block of another node.
     pub(super) fn block_is_taken(&self, node: &Node) -> bool {
         let (v4, v6) = bounds(node);
         held_by_another(&self.v4, v4, &node.id) || held_by_another(&self.v6, v6, &node.id)
@@ -28,12 +28,12 @@ impl Holders {
         self.keys.get(key).copied()
     }
 
-    /// The membership of `node` names `key`.
+    /// Notes that the membership of `node` names `key`.
     pub(super) fn name(&mut self, key: WireGuardKey, node: PublicKey) {
         self.named.entry(key).or_default().insert(node);
     }
 
-    /// The membership of `node` that names `key` is gone.
+    /// Notes that the membership of `node` no longer names `key`, or that `node` was removed.
     pub(super) fn unname(&mut self, key: &WireGuardKey, node: &PublicKey) {
         if let Some(nodes) = self.named.get_mut(key) {
             nodes.remove(node);
@@ -43,7 +43,7 @@ impl Holders {
         }
     }
 
-    /// Whether memberships name `key`, and that of `node` does not.
+    /// Whether the membership of another node names `key`, and the membership of `node` does not.
     pub(super) fn is_named_by_another(&self, key: &WireGuardKey, node: &PublicKey) -> bool {
         self.named
             .get(key)

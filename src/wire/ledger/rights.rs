@@ -1,4 +1,4 @@
-//! Who may say what, given all that a ledger holds.
+//! Whether a signer may publish a record, given all records that a ledger holds.
 
 use super::{Ledger, Refused};
 use crate::model::PublicKey;
@@ -7,12 +7,12 @@ use crate::model::record::{
 };
 use crate::wire::Envelope;
 
-/// How far the clocks of the machines where a token and a membership are made may be apart. A coordinator is stricter when
-/// the node joins: it has a clock.
+/// The maximum difference between the clock of the machine that made a token and the clock of a machine that made a membership.
+/// When a node joins, a coordinator permits less, since it can compare with its own clock.
 const CLOCK_SLACK_SECONDS: u64 = 24 * 3600;
 
 impl Ledger {
-    /// Whether `signer` may say `record`, given all that is held.
+    /// Checks that the signer of `envelope` may publish `record`, given all records held.
     pub(super) fn permit(
         &self,
         envelope: &Envelope,
@@ -76,7 +76,7 @@ impl Ledger {
         if let Some(tag) = membership.tags.iter().find(|tag| !token.tags.contains(tag)) {
             return Err(Refused::Tag(tag.to_string()));
         }
-        // A node that joins again must not shed the certificate it is known by for a stranger's token.
+        // A node that joins again with another token replaces its certificate only if that token has a use left.
         if let Some(held) = self.membership(&membership.id)
             && held.token != membership.token
             && self.admitted_by(&membership.token) >= token.uses as usize
@@ -98,7 +98,7 @@ impl Ledger {
         self.membership(node).map(drop).ok_or(Refused::NotAMember)
     }
 
-    /// A departure of a node that was removed as well is held like any other, so that their order does not matter.
+    /// The departure of a removed node is accepted as well, so that the order of departure and removal does not matter.
     fn permit_departure(&self, departure: &Departure) -> Result<(), Refused> {
         self.membership(&departure.id)
             .map(drop)
@@ -119,7 +119,7 @@ impl Ledger {
         if mesh.addresses.index_of(&node.block).is_none() {
             return Err(Refused::ForeignBlock(node.block.v4.to_string()));
         }
-        // Outer packets to an address inside the mesh would go round in circles.
+        // Packets of the tunnel to an address inside the mesh would be sent through the tunnel again.
         if let Some(endpoint) = node
             .endpoints
             .iter()
@@ -133,7 +133,8 @@ impl Ledger {
         self.permit_key(node)
     }
 
-    /// A proof decides; without one the key is that of the node whose membership names it, or which holds it.
+    /// A node with a proof gets the key, unless another node has proved it before. Without a proof a node gets the key only if no
+    /// other node has it and no membership of other nodes alone names it.
     fn permit_key(&self, node: &Node) -> Result<(), Refused> {
         let key = &node.wireguard_key;
         let holder = self.holders.holder_of_key(key);
@@ -157,8 +158,8 @@ impl Ledger {
 
     fn permit_service(&self, service: &Service) -> Result<(), Refused> {
         self.permit_member(&service.node)?;
-        // Addresses outside the node's block are left out of the netmap. They are no reason to refuse the record: ledgers that
-        // learn of a node's block at different times would hold different records.
+        // The netmap leaves out addresses outside the node's block. The record is accepted all the same: otherwise ledgers that
+        // receive the node's block at different times would hold different records.
         self.mesh().ok_or(Refused::NoMesh)?;
         let floor = self.node(&service.node).map_or(0, |n| n.services_from);
         if service.version < floor {

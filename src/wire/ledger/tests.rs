@@ -580,7 +580,7 @@ fn a_node_has_another_name_where_nobody_else_has_it() {
     };
     ledger.apply(name(10, 1, "web")).expect("its own word");
     assert_eq!(called(&ledger, 10), "web");
-    // Nobody takes the name another joined with, nor one that another has already, whichever node is older.
+    // No node gets a name that another node joined with or already has, even if the other node is younger.
     let taken = |name: &str| Err(Refused::NameTaken(name.into()));
     assert_eq!(ledger.apply(name(10, 2, "n11")), taken("n11"));
     assert_eq!(called(&ledger, 10), "web");

@@ -1,4 +1,4 @@
-//! How much each node has in a ledger, and its bounds. A node spends its own share and nobody else's.
+//! Counts the records of each node in a ledger, and limits them. A node that reaches a limit leaves the space of others untouched.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,25 +7,26 @@ use super::Entry;
 use crate::model::PublicKey;
 use crate::model::record::Record;
 
-/// Records of one node at most, its membership included. Services that were withdrawn count until the node clears them away.
+/// The maximum number of records of one node, its membership included. A withdrawn service counts until the node record's
+/// `services_from` clears it.
 pub const MAX_RECORDS: usize = 4096;
-/// Octets of payload of one node's records at most.
+/// The maximum payload of all records of one node, in octets.
 pub const MAX_OCTETS: usize = 512 * 1024;
-/// Records of one node at most of kinds that this version does not know.
+/// The maximum number of records of one node whose kinds this version does not know.
 pub const MAX_UNKNOWN_RECORDS: usize = 16;
-/// Octets of payload at most of those.
+/// The maximum payload of all records of one node whose kinds this version does not know, in octets.
 pub const MAX_UNKNOWN_OCTETS: usize = 64 * 1024;
 
-/// Which bound a record is over.
+/// The bound that a record would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
-    /// [`MAX_RECORDS`].
+    /// The bound is [`MAX_RECORDS`].
     Records,
-    /// [`MAX_OCTETS`].
+    /// The bound is [`MAX_OCTETS`].
     Octets,
-    /// [`MAX_UNKNOWN_RECORDS`].
+    /// The bound is [`MAX_UNKNOWN_RECORDS`].
     UnknownRecords,
-    /// [`MAX_UNKNOWN_OCTETS`].
+    /// The bound is [`MAX_UNKNOWN_OCTETS`].
     UnknownOctets,
 }
 
@@ -47,16 +48,16 @@ impl fmt::Display for Bound {
     }
 }
 
-/// What is held of one node.
+/// How much a ledger holds of one node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Records.
+    /// The number of records.
     pub records: usize,
-    /// Octets of their payloads.
+    /// The size of their payloads, in octets.
     pub octets: usize,
-    /// Records of kinds that are not known.
+    /// The number of those whose kinds this version does not know.
     pub unknown_records: usize,
-    /// Octets of their payloads.
+    /// The size of the payloads of these, in octets.
     pub unknown_octets: usize,
 }
 
@@ -107,9 +108,9 @@ impl Usage {
     }
 }
 
-/// Of which node a record is. A membership is signed by a token, and is its node's. Nothing, for what the mesh key says, which
-/// has no bound.
-fn owner(signer: &PublicKey, record: &Record) -> Option<PublicKey> {
+/// The node that a record counts for. A membership is signed by a token and counts for its node. Records of the kinds that only
+/// the mesh key may sign count for nobody, since the mesh key has no bound.
+pub(super) fn owner(signer: &PublicKey, record: &Record) -> Option<PublicKey> {
     match record {
         Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) => None,
         Record::Membership(membership) => Some(membership.id),
@@ -121,7 +122,7 @@ fn owner(signer: &PublicKey, record: &Record) -> Option<PublicKey> {
     }
 }
 
-/// What is held of each node.
+/// How much a ledger holds of each node.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Usages(HashMap<PublicKey, Usage>);
 
@@ -149,7 +150,7 @@ impl Usages {
         }
     }
 
-    /// Which bound a record would be over, in the place of `before`.
+    /// The bound that the ledger would exceed with a record in the place of `before`, if there is one.
     pub(super) fn exceeded_with(
         &self,
         signer: &PublicKey,

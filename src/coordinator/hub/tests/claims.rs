@@ -178,15 +178,10 @@ fn a_block_leased_at_a_join_is_kept_for_the_node_and_no_node_moves() {
 #[cfg(feature = "etcd")]
 #[test]
 fn a_block_leased_by_one_coordinator_is_kept_by_the_other() {
-    use crate::coordinator::store::{Etcd, Rig};
-    let Some(rig) = Rig::start() else { return };
-    let open = || {
-        let store = Etcd::open(&rig.settings(), None).expect("it runs");
-        Hub::open(Box::new(store), setup()).expect("readable")
+    let Some(rig) = crate::coordinator::store::Rig::start() else {
+        return;
     };
-    let (one, other) = (open(), open());
-    submit(&one, Some(MESH), mesh(&one)).expect("the first");
-    submit(&one, None, token(now() + HOUR)).expect("signed by the mesh key");
+    let (one, other) = two_on_one_store(&rig);
     leases_are_kept(&one, &other);
 }
 

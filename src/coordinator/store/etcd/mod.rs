@@ -161,7 +161,7 @@ impl Shared {
         if self.link.transact(txn).await?.succeeded() {
             tracing::warn!(
                 revision = listed.head.revision,
-                "etcd holds less than it did: it is taken for restored from a snapshot"
+                "etcd holds fewer records than before, and is treated as restored from a snapshot"
             );
         }
         Ok(())

@@ -20,7 +20,7 @@ pub(super) struct Plan<'a> {
     pub(super) absent: Vec<Key>,
     /// Nodes whose departure is needed no more.
     pub(super) released: Vec<PublicKey>,
-    /// Where records are with this plan; those that are gone have no place.
+    /// The revision of each record after this plan; absent for a record that the plan deletes.
     places: BTreeMap<RecordKey, Option<u64>>,
     blocks: HashMap<PublicKey, Option<u32>>,
 }
@@ -144,7 +144,7 @@ impl<'a> Plan<'a> {
         Ok(self.revision)
     }
 
-    /// Deletes a record, if it is there.
+    /// Deletes a record, if it is stored.
     pub(super) fn forget(&mut self, key: &RecordKey) {
         let held = match self.places.get(key) {
             Some(place) => *place,

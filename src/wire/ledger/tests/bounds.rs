@@ -1,4 +1,4 @@
-//! The bounds of one node, and that they are nobody else's.
+//! Tests of the bounds of one node, which do not affect other nodes.
 
 use super::*;
 use crate::wire::ledger::usage::{
@@ -37,7 +37,7 @@ fn unknown(node: u8, n: usize, octets: usize) -> Envelope {
     Envelope::seal_payload(text, &key(node))
 }
 
-/// How many are taken in before one is refused, and why that is.
+/// The number of records that are accepted before one is refused, and the reason for the refusal.
 fn taken(ledger: &mut Ledger, records: impl Iterator<Item = Envelope>) -> (usize, Refused) {
     let mut count = 0;
     for record in records.take(2 * MAX_RECORDS) {
@@ -49,7 +49,7 @@ fn taken(ledger: &mut Ledger, records: impl Iterator<Item = Envelope>) -> (usize
     panic!("nothing was refused");
 }
 
-/// Whether the administrator and the other node still have their way.
+/// Checks that records of the administrator and of the other node are still accepted.
 fn others_go_on(mut ledger: Ledger) {
     let mut record = token_record(9, &["db"]);
     record.id = key(50).public();
@@ -90,7 +90,7 @@ fn a_node_has_so_many_octets_and_no_more() {
     let (count, why) = taken(&mut ledger, (0..).map(|n| large(10, n, 60_000)));
     assert_eq!(why, Refused::Full(Bound::Octets));
     assert_eq!(count, 8);
-    // A record that grows in its place is bounded as well, and one that shrinks makes room.
+    // The bound applies to a new version that is larger as well, and a smaller version makes room.
     let grown = large(10, 0, 64_000)
         .payload
         .replace("\"version\":1", "\"version\":2");
@@ -129,7 +129,7 @@ fn a_node_has_few_records_of_kinds_that_are_not_known() {
             Refused::Full(Bound::UnknownOctets)
         )
     );
-    // Kinds that are known are not their concern.
+    // The bounds of unknown kinds do not apply to known kinds.
     ledger.apply(service(10, 1, "10.210.1.1")).expect("its own");
     others_go_on(ledger);
 }

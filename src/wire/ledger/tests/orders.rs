@@ -1,4 +1,4 @@
-//! For any order in which honest and hostile records arrive, ledgers come to the same state.
+//! Tests that ledgers reach the same state for any order in which honest and hostile records arrive.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::model::KeyProof;
 use crate::model::netmap::Netmap;
 
-/// What others act on.
+/// The parts of a ledger's state that the rest of the program uses.
 #[derive(Debug, PartialEq)]
 struct State {
     envelopes: Vec<Envelope>,
@@ -64,7 +64,7 @@ fn honest_membership(n: u8) -> Envelope {
     Envelope::seal(&Record::Membership(record), &key(TOKEN))
 }
 
-/// What the administrator says, which is always in.
+/// The administrator's records, all of which are always accepted.
 fn administration() -> Vec<Envelope> {
     let spare = Token {
         id: key(3).public(),
@@ -90,7 +90,7 @@ fn administration() -> Vec<Envelope> {
     ]
 }
 
-/// Nodes 10 to 13 joined with one token; 12 was removed, 13 departs. 14 and 15 joined with a token that was revoked and
+/// Nodes 10 to 13 joined with one token; 12 was removed, 13 departs. Nodes 14 and 15 joined with another token, whose revocation
 /// spares 14.
 fn honest() -> Vec<Envelope> {
     let mut records: Vec<Envelope> = (10..14).map(honest_membership).collect();
@@ -112,8 +112,8 @@ fn honest() -> Vec<Envelope> {
     records
 }
 
-/// What node 11 and strangers may try. Claims to a block, a name or a use of a token that nobody holds yet are not among them:
-/// there the first one holds.
+/// Records with which node 11 and strangers attack. Claims to a block, a name or a use of a token that nobody holds yet are not
+/// among them, because the first such claim is accepted.
 fn hostile() -> impl Strategy<Value = Vec<Envelope>> {
     let one = prop_oneof![
         (any::<u64>(), any::<u8>(), 0u64..9).prop_map(|(version, id, fill)| {
@@ -165,7 +165,7 @@ fn hostile() -> impl Strategy<Value = Vec<Envelope>> {
             }
         }),
     ];
-    // Its own departure would be its own right.
+    // The node is permitted to publish its own departure.
     proptest::collection::vec(one, 0..24).prop_map(|records| {
         let own = departure(11, 11);
         records.into_iter().filter(|e| *e != own).collect()
@@ -208,7 +208,7 @@ proptest! {
         settle(&mut other, &shuffled);
         prop_assert_eq!(state(&one), state(&other));
 
-        // What the administrator said is in, and no honest node lost anything.
+        // The administrator's records are held, and no honest node has lost a record.
         for envelope in &administration {
             prop_assert!(one.holds(envelope), "{}", envelope.payload);
         }
@@ -224,7 +224,7 @@ proptest! {
         prop_assert!(one.is_revoked(&key(12).public()) && one.is_revoked(&key(13).public()));
         prop_assert_eq!(one.membership(&key(15).public()), None);
 
-        // A ledger that takes over what another holds is in its state.
+        // A ledger that receives all records of another one reaches the same state.
         let held: Vec<Envelope> = one.envelopes().cloned().collect();
         let mut third = Ledger::new(key(MESH).public());
         for envelope in &held {

@@ -1,4 +1,4 @@
-//! Who holds what, where two nodes or two texts claim one thing.
+//! Tests of conflicts: two nodes or two payloads claim the same thing.
 
 use super::*;
 use crate::model::KeyProof;
@@ -89,7 +89,7 @@ fn a_membership_is_not_dated_before_its_token() {
     for (issued_at, permitted) in [
         (0, false),
         (NOW.0 - 24 * 3600 - 1, false),
-        // The clocks of two machines.
+        // The clocks of two machines may differ by this much.
         (NOW.0 - 600, true),
     ] {
         let dated = Membership {
@@ -139,7 +139,7 @@ fn a_proof_takes_a_key_back_from_a_node_that_claims_it_without_one() {
         };
         assert_eq!(key_of(10), Some(wireguard(12).1));
         assert_ne!(key_of(11), Some(wireguard(12).1));
-        // The node without a key of its own is back with its next record.
+        // The node that lost the key is a peer again once it publishes a key of its own.
         ledger.apply(node(11, 7, 2)).expect("its own key");
     }
 }
@@ -193,7 +193,7 @@ fn a_revocation_that_names_the_nodes_that_stay_puts_all_others_out_in_any_order(
         assert!(ledger.membership(&key(10).public()).is_some());
         assert_eq!(ledger.membership(&key(11).public()), None);
         assert_eq!(ledger.apply(membership(11)), Err(Refused::TokenRevoked));
-        // Its date does not help a membership that its holder dates back.
+        // A membership that is dated back is refused as well.
         let dated_back = Membership {
             issued_at: UnixSeconds(NOW.0 - 3600),
             ..membership_record(12, "n12")
