@@ -1,11 +1,11 @@
-//! Who may ask, and which client a source belongs to. Pure.
+//! Which sources may ask, and which client each source belongs to. This module is pure.
 //!
-//! A client is what the limits count by, and it must not have more places by having more addresses. So one client is a single
-//! IPv4 address of this machine or of a container, the /64 of an IPv6 address, or everything that another node owns: its
-//! IPv4 and its IPv6 block together.
+//! The limits count per client, and a client must not get more places because it has more addresses. So a client is one of
+//! these: a single IPv4 address of this machine or of a container, the /64 network of an IPv6 address, or all addresses of
+//! another node, which are its IPv4 block and its IPv6 block together.
 //!
-//! A container that may send from any address of its bridge could still pass for many clients. So local clients belong
-//! to a network besides, the one by which they are allowed, and the limits bound the network too.
+//! A container that can send from any address of its bridge could still pass for many clients. So each local client also
+//! belongs to a network, which is the one that allows it to ask, and the limits bound the network too.
 
 use std::net::IpAddr;
 
@@ -13,39 +13,39 @@ use ipnet::IpNet;
 
 use crate::model::address::{Block, MeshAddresses};
 
-/// Who may ask.
+/// The sources that may ask.
 #[derive(Debug, Clone, Default)]
 pub struct Allowed {
     networks: Vec<IpNet>,
     mesh: Option<(MeshAddresses, Block)>,
 }
 
-/// Who asks, as the limits count.
+/// A client, as the limits count clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Client {
     /// A program of this machine or of one of its containers.
     Local {
         /// Its IPv4 address, or the first half of its IPv6 address.
         address: u64,
-        /// The network that it is in, by its place in the list: [`HOST`] for this machine itself.
+        /// The number of the client's network: [`HOST`], [`OWN_BLOCK`], or from [`FIRST`] on the position in the list.
         network: usize,
     },
-    /// Another node, with all that it hosts.
+    /// Another node, with all containers that it hosts.
     Peer {
-        /// The number of its block.
+        /// The number of the node's block in the prefixes of the mesh.
         block: u32,
     },
 }
 
-/// The network of the addresses that are this machine's own, and that of containers which have addresses of the mesh
-/// themselves.
+/// The network of this machine's own addresses.
 const HOST: usize = 0;
+/// The network of containers that have addresses of this node's block themselves.
 const OWN_BLOCK: usize = 1;
-/// The number of the first one in the list.
+/// The number of the first network in the list.
 const FIRST: usize = 2;
 
 impl Client {
-    /// Whether the other one is in the same network. All other nodes are in one.
+    /// Whether both clients are in the same network. All other nodes together form one network.
     pub(super) fn is_near(self, other: Self) -> bool {
         match (self, other) {
             (Self::Local { network, .. }, Self::Local { network: other, .. }) => network == other,
@@ -54,14 +54,14 @@ impl Client {
         }
     }
 
-    /// Whether names of others than the mesh are asked of the upstreams for it. Another node has upstreams of its own.
+    /// Whether names outside the mesh are forwarded for this client. Another node has upstreams of its own.
     pub(super) fn may_recurse(self) -> bool {
         matches!(self, Self::Local { .. })
     }
 }
 
 impl Allowed {
-    /// Those of `networks` may ask. A network of a single address is this machine itself.
+    /// Sources in `networks` may ask. A network with a single address stands for this machine itself.
     #[must_use]
     pub fn new(networks: Vec<IpNet>) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl Allowed {
         }
     }
 
-    /// All of the mesh may ask besides; `own` is this node's block.
+    /// All addresses of the mesh may ask too. `own` is this node's block.
     #[must_use]
     pub fn with_mesh(self, mesh: MeshAddresses, own: Block) -> Self {
         Self {
@@ -79,7 +79,7 @@ impl Allowed {
         }
     }
 
-    /// The client that `source` belongs to, if it may ask.
+    /// Returns the client that `source` belongs to, or `None` if `source` may not ask.
     pub(super) fn client(&self, source: IpAddr) -> Option<Client> {
         let source = source.to_canonical();
         if let Some((mesh, own)) = self.mesh.as_ref().filter(|(mesh, _)| mesh.contains(source)) {
@@ -105,7 +105,7 @@ fn local(source: IpAddr, network: usize) -> Client {
     Client::Local { address, network }
 }
 
-/// Of IPv6 the first half: a machine may have any address in it.
+/// Returns the IPv4 address, or the first half of the IPv6 address: a machine may use every address of a /64 network.
 fn number(address: IpAddr) -> u64 {
     match address {
         IpAddr::V4(v4) => u32::from(v4).into(),
@@ -209,7 +209,7 @@ mod tests {
         assert_ne!(network(a), network(other));
         assert_eq!(client("fd18::2"), client("fd18::ffff:2"));
         assert_eq!(client("172.18.0.2"), client("::ffff:172.18.0.2"));
-        // One that has a mesh address itself is no part of the host either.
+        // A container that has a mesh address itself is not in the network of the host.
         assert_ne!(network(client("10.210.1.2")), network(client("10.210.1.1")));
         assert!(a.expect("a container").may_recurse());
     }

@@ -180,7 +180,7 @@ impl Responder<'_> {
             let target = match known {
                 Some((_, target)) => target.clone(),
                 None => {
-                    // A target that means something else would send clients there.
+                    // A name that belongs to another instance or to a service would lead clients to that one.
                     let name = self.zone.own_name(instance);
                     let Some(target) = name.and_then(|name| absolute(self.zone, &name)) else {
                         return true;

@@ -1,9 +1,9 @@
 //! What the upstreams said, for as long as they said; and longer when none of them answers (RFC 8767). Pure: the caller
 //! brings the time.
 //!
-//! The cache is bounded in octets, and what an entry holds is known to the octet, since an answer is kept as it is sent: as a
-//! message. The one that was of no use for longest goes first. Large answers have a part of the cache to themselves: a flood of
-//! them pushes out no small ones.
+//! The cache is bounded in bytes. An answer is stored as an encoded message, so the size of an entry is known. The entry that
+//! has not been used for the longest time is removed first. Large answers have a part of the cache of their own, so a flood
+//! of large answers removes no small ones.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -16,10 +16,10 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use super::message::{Asked, Forwarded, Source};
 use super::received::MAX_TTL;
 
-/// Octets of the answers kept at most, with their keys and their places in the tables: of small and of large ones.
+/// The most bytes that the small answers and the large answers hold, with their keys and their slots in the tables.
 const SMALL: usize = 6 * 1024 * 1024;
 const LARGE: usize = 2 * 1024 * 1024;
-/// Octets of a small answer at most.
+/// The most bytes that a small answer has.
 const MAX_SMALL: usize = 4096;
 /// Records of an answer kept at most.
 const MOST_RECORDS: usize = 128;
@@ -60,11 +60,11 @@ struct Kept {
     ttl: u32,
     /// Until when nobody is asked, since nobody answered.
     held: Option<Instant>,
-    /// When it was of use last, as a number that only grows.
+    /// When the entry was used last, as a number that only grows.
     used: u64,
 }
 
-/// An answer found. What it takes to read it need not be done with the cache locked.
+/// An answer that was found. It can be parsed after the lock of the cache is released.
 #[derive(Debug)]
 pub(super) struct Hit {
     message: Arc<[u8]>,
@@ -72,12 +72,12 @@ pub(super) struct Hit {
     source: Source,
 }
 
-/// What is left of a TTL.
+/// How the TTL of a cached record is answered.
 #[derive(Debug)]
 enum Left {
-    /// What of it is longer than these seconds.
+    /// As the TTL minus this number of seconds.
     After(u32),
-    /// No more than a stale answer may be kept.
+    /// As the TTL, but at most [`STALE_TTL`].
     Stale,
 }
 
@@ -90,7 +90,7 @@ pub(super) struct Cache {
     uses: u64,
 }
 
-/// One part of the cache: its entries by when they were of use last, and what they hold.
+/// One part of the cache: the keys of its entries in the order of their last use, and the bytes that the entries hold.
 #[derive(Debug, Default)]
 struct Part {
     order: BTreeMap<u64, Arc<Key>>,
@@ -98,7 +98,7 @@ struct Part {
 }
 
 impl Hit {
-    /// The answer.
+    /// Parses the answer and adjusts the TTLs of its records.
     pub(super) fn answer(self) -> Option<Forwarded> {
         let left = |ttl: u32| match self.left {
             Left::After(seconds) => ttl.min(MAX_TTL).saturating_sub(seconds),
@@ -179,7 +179,7 @@ impl Cache {
         }
     }
 
-    /// Lets go of those that were of no use for longest, until the part is no larger than it may be.
+    /// Removes the entries that have not been used for the longest time, until the part is within its bound.
     fn make_room(&mut self, large: bool) {
         let (part, most) = match large {
             true => (&mut self.large, LARGE),
@@ -194,7 +194,7 @@ impl Cache {
         }
     }
 
-    /// Finds an entry, which is of use now.
+    /// Finds an entry and records that it is used now.
     fn touch(&mut self, key: &Key) -> Option<&Kept> {
         let kept = self.answers.get_mut(key)?;
         self.uses += 1;
@@ -214,7 +214,7 @@ fn is_large(message: &[u8]) -> bool {
     message.len() > MAX_SMALL
 }
 
-/// What an entry holds: the message, the name, and its places in the tables. Of a hash table up to half is empty.
+/// The bytes of an entry: the message, the name, and its slots in the tables. Up to half of a hash table's slots are empty.
 fn octets_of(key: &Key, kept: &Kept) -> usize {
     const COUNTS: usize = 2 * size_of::<usize>();
     const ALLOCATOR: usize = 16;
@@ -223,7 +223,7 @@ fn octets_of(key: &Key, kept: &Kept) -> usize {
     ENTRY + kept.message.len() + 2 * key.name.len()
 }
 
-/// An answer as a message without a question.
+/// Encodes an answer as a message without a question. Returns `None` if the answer does not fit into a message.
 fn packed(answer: &Forwarded) -> Option<Vec<u8>> {
     let mut message = Message::new(0, MessageType::Response, OpCode::Query);
     message.metadata.response_code = answer.code;
@@ -231,7 +231,7 @@ fn packed(answer: &Forwarded) -> Option<Vec<u8>> {
     message.answers.clone_from(&answer.answers);
     message.authorities.clone_from(&answer.authority);
     let octets = message.to_vec().ok()?;
-    // What has no room in a message was left out.
+    // The encoder leaves out records that do not fit, and sets the TC flag.
     octets
         .get(2)
         .is_some_and(|flags| flags & 2 == 0)
@@ -359,7 +359,7 @@ mod tests {
         Key::new(&asked(&format!("n{n}.example.org.")))
     }
 
-    /// What the cache holds, counted anew.
+    /// The bytes that the cache holds, counted again from its entries.
     fn held(cache: &Cache) -> usize {
         let kept = cache.answers.iter();
         let all = kept.map(|(key, kept)| octets_of(key, kept)).sum();
@@ -369,7 +369,7 @@ mod tests {
         all
     }
 
-    /// An answer of about `octets`.
+    /// An answer of about this size in bytes.
     fn text(octets: usize) -> Forwarded {
         let name = Name::from_ascii("example.org.").expect("a literal");
         let records = octets.div_ceil(1_000);

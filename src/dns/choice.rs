@@ -1,19 +1,19 @@
 //! Which instances of a name are answered, and in which order. Pure: the caller brings the randomness.
 //!
-//! The places of an answer are shared among the nodes that serve the name, not among instances: how many instances a node
-//! publishes, and how many addresses and ports each has, takes no place from another node. Each node gets one place after the
-//! other in turn, the nearest node first, until all have what they have or no place is left. The answer then lists the
-//! nearest nodes first, in random order among equals.
+//! The places of an answer are shared among the nodes that serve the name, not among instances. A node takes no place from
+//! another node, however many instances it publishes and however many addresses and ports each of them has. The nodes get
+//! one place each in turn, the nearest node first, until every node has all the places that it can fill or no place is left.
+//! The answer then lists the nearest nodes first, and nodes at the same distance in random order.
 
 use std::net::IpAddr;
 
 use super::zone::{Entry, NEAREST, Share, Zone};
 use crate::model::PublicKey;
 
-/// Nodes of a name to which places are allocated without memory of its own.
+/// The most nodes of a name to which places are allocated without memory from the heap.
 const FEW: usize = 64;
 
-/// How many times the weight of another node that serves a name the weight of one node may count.
+/// The largest ratio of the weights of two nodes that serve a name.
 const MAX_ADVANTAGE: u64 = 10;
 
 /// What a name, relative to the domain, means.
@@ -41,10 +41,11 @@ pub(super) fn find<'a>(zone: &'a Zone, relative: &str) -> Option<Found<'a>> {
 /// A node's part in one answer.
 #[derive(Debug, Clone, Copy, Default)]
 struct NodePlaces {
-    /// Which of the entry's shares.
+    /// The index of the node's share in the entry.
     share: u32,
-    /// How many places it could fill, and how many it has.
+    /// How many places the node could fill.
     wants: u16,
+    /// How many places the node has.
     has: u16,
 }
 
@@ -99,8 +100,8 @@ impl<'a> Allocation<'a> {
         allocation
     }
 
-    /// Moves nodes that can fill a place to the front, as many as there are places: nearest first, at random among equals.
-    /// Returns how many.
+    /// Moves the nodes that get a place to the front, at most `limit` of them: the nearest nodes first, and nodes at the same
+    /// distance in random order. Returns how many nodes get a place.
     fn choose_nodes(
         &mut self,
         shares: usize,
@@ -159,8 +160,8 @@ impl<'a> Allocation<'a> {
         }
     }
 
-    /// Gives each place to `take`, in the order of the answer, until it has enough: the share of its node, which of the
-    /// node's places it is, and a number that is the same for all places of the node.
+    /// Calls `take` for each place in the order of the answer, until `take` returns false. The arguments are the share of the
+    /// place's node, which of the node's places it is, and a random number that is the same for all places of the node.
     pub(super) fn each(self, mut take: impl FnMut(Share<'a>, usize, u64) -> bool) {
         let mut rest = self.all();
         rest = rest.split(|node| node.has == 0).next().unwrap_or_default();
@@ -194,8 +195,9 @@ impl<'a> Allocation<'a> {
     }
 }
 
-/// The element for place `place` of a node: from a random one on, with a random step that visits each element once before
-/// it visits one again. None if `elements` is empty.
+/// The element for place `place` of a node. The first element is random, and so is the step from one element to the next. The
+/// step is coprime to the number of elements, so each element is visited once before any is visited again. Returns `None` if
+/// `elements` is empty.
 pub(super) fn element<T>(elements: &[T], place: usize, random: u64) -> Option<&T> {
     let count = elements.len();
     if count < 2 {
@@ -218,14 +220,14 @@ fn are_coprime(mut a: usize, mut b: usize) -> bool {
     a == 1
 }
 
-/// The finalizer of splitmix64 (Steele, Lea, Flood, 2014).
-fn mixed(mut number: u64) -> u64 {
+/// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
+pub(super) fn mixed(mut number: u64) -> u64 {
     number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     number ^ (number >> 31)
 }
 
-/// The addresses of one family that a node can fill places with.
+/// How many places a node can fill with addresses of one family.
 pub(super) fn count_addresses(share: Share<'_>, of_family: fn(&IpAddr) -> bool) -> usize {
     if of_family(&IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)) {
         share.v4.len()
@@ -248,19 +250,19 @@ pub(super) fn address_at(
     }
 }
 
-/// One SRV record of an answer, for the weights of all.
+/// One SRV record of an answer, as [`divide_weights`] needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Weighted {
-    /// Which node it is of.
+    /// The node that publishes it.
     pub(super) node: PublicKey,
     pub(super) priority: u16,
-    /// SRV weight as published, then as answered.
+    /// The weight: as published before [`divide_weights`], and as answered after it.
     pub(super) weight: u16,
 }
 
-/// Divides the weight of each node among its records. A node weighs as much as its heaviest record of a priority, however
-/// many it has, and at most [`MAX_ADVANTAGE`] times as much as another node. Weights that are in these proportions already
-/// are answered as published.
+/// Divides the weight of each node among its records. Within a priority, a node weighs as much as its heaviest record,
+/// however many records it has, and at most [`MAX_ADVANTAGE`] times as much as another node. Weights that are in these
+/// proportions already are answered as published.
 pub(super) fn divide_weights(records: &mut [Weighted]) {
     let mut priorities: Vec<u16> = records.iter().map(|record| record.priority).collect();
     priorities.sort_unstable();
@@ -271,7 +273,7 @@ pub(super) fn divide_weights(records: &mut [Weighted]) {
 }
 
 fn divide_weights_of(records: &mut [Weighted], priority: u16) {
-    // Node, sum of its weights, its heaviest.
+    // Each node, with the sum of its weights and its heaviest weight.
     let mut nodes: Vec<(PublicKey, u64, u64)> = Vec::new();
     for record in records.iter().filter(|r| r.priority == priority) {
         let weight = u64::from(record.weight);
@@ -291,7 +293,7 @@ fn divide_weights_of(records: &mut [Weighted], priority: u16) {
     let Some((_, first_sum, first_due)) = nodes.first().copied() else {
         return;
     };
-    // At most 32 records of 16 bits each: no product is near 64 bits.
+    // There are at most 32 weights of 16 bits each, so no product comes near 64 bits.
     let in_proportion = |(_, sum, due): &(PublicKey, u64, u64)| sum * first_due == first_sum * due;
     if nodes.iter().all(in_proportion) {
         return;
@@ -330,7 +332,7 @@ mod tests {
     fn weights_of_one_record_a_node_are_answered_as_published() {
         assert_eq!(weights(&[(0, 0, 10), (1, 0, 30)]), [10, 30]);
         assert_eq!(weights(&[(0, 0, 10), (0, 0, 20)]), [10, 20]);
-        // Two ports of each instance.
+        // Each instance has two ports.
         let ports = [(0, 0, 10), (0, 0, 10), (1, 0, 10), (1, 0, 10)];
         assert_eq!(weights(&ports), [10; 4]);
         assert_eq!(weights(&[(0, 0, 0), (1, 0, 0)]), [0, 0]);
@@ -345,7 +347,7 @@ mod tests {
         let (honest, others) = answered.split_last().expect("32 records");
         let others: u32 = others.iter().map(|weight| u32::from(*weight)).sum();
         assert!(others.abs_diff(u32::from(*honest)) <= 31, "{answered:?}");
-        // A node divides its own weight as it likes.
+        // The records of one node keep the proportions of their weights.
         assert_eq!(
             weights(&[(0, 0, 30), (0, 0, 10), (1, 0, 30)]),
             [2250, 750, 3000]
@@ -355,9 +357,9 @@ mod tests {
     #[test]
     fn no_weight_counts_more_than_ten_times_that_of_another_node() {
         assert_eq!(weights(&[(0, 0, u16::MAX), (1, 0, 10)]), [10_000, 1000]);
-        // A node that says 0 asks for nothing as long as there is another (RFC 2782).
+        // Clients hardly ever select a record of weight 0 while another record has a weight (RFC 2782).
         assert_eq!(weights(&[(0, 0, 10), (1, 0, 0)]), [10, 0]);
-        // Records of another priority are another choice.
+        // The weights of different priorities are not compared.
         assert_eq!(weights(&[(0, 0, u16::MAX), (1, 1, 10)]), [u16::MAX, 10]);
     }
 

@@ -2,20 +2,22 @@
 //!
 //! Queries may be sent ahead of the replies; each is answered as soon as its answer is known, so the replies may come in
 //! another order (RFC 7766 section 6.2.1.1). A query that takes the full path, or must be forwarded, holds up no other. At most
-//! [`MAX_IN_FLIGHT`] of a connection are under way at once; while there are so many, or the client has no place for more, no
-//! more is read from it: over a stream a client that asks too much waits, and loses nothing.
+//! [`MAX_IN_FLIGHT`] queries of a connection are in progress at once. While there are so many, or while the client has no
+//! place for more or has spent its share of a core, nothing more is read from the connection. So a client that asks for too
+//! much work over a stream waits and loses no reply. A client that exceeds its rate of queries loses the connection.
 //!
-//! What is forwarded runs in tasks of its own: others may wait for the answer to the same question, and must not wait
-//! for a client that does not read.
+//! Queries are forwarded in tasks of their own: other clients may wait for the answer to the same question, and they must not
+//! wait for a client that does not read.
 
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::message::{MAX_QUERY, Transport};
@@ -23,9 +25,9 @@ use super::resolver::{Dealt, Reply, Resolver};
 
 /// How long a connection may be quiet, with no query waiting for its answer (RFC 7766 section 6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
-/// Queries of one connection that are under way at most: a quarter of those that a client may have forwarded altogether.
+/// The most queries of one connection that are in progress: a quarter of the forwarded queries that a client may have.
 const MAX_IN_FLIGHT: usize = 64;
-/// How long a query waits before it is tried again to find a place for it.
+/// How long a query without a place waits before it is tried again.
 const RETRY: Duration = Duration::from_millis(5);
 /// Octets of replies that are gathered before they are written.
 const GATHERED: usize = 16 * 1024;
@@ -38,7 +40,7 @@ pub(super) async fn converse(
 ) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut received = Received::default();
-    let mut in_flight = JoinSet::new();
+    let mut in_flight = FuturesUnordered::new();
     let (mut reply, mut replies) = (Vec::new(), Vec::new());
     let mut reading = true;
     let mut quiet_until = Instant::now() + IDLE;
@@ -61,10 +63,10 @@ pub(super) async fn converse(
                 Dealt::Replied => put(&reply, &mut replies)?,
                 Dealt::Left(admitted) => {
                     let (sender, made) = oneshot::channel::<Reply>();
-                    // A connection that has ended wants no reply.
+                    // If the connection has ended, nothing receives the reply.
                     let deliver = |reply| drop(sender.send(reply));
                     resolver.leave(query, Transport::Tcp, admitted, Box::new(deliver));
-                    in_flight.spawn(made);
+                    in_flight.push(made);
                 }
                 Dealt::Busy => {
                     busy = true;
@@ -85,10 +87,10 @@ pub(super) async fn converse(
         }
         let may_read = reading && !busy && in_flight.len() < MAX_IN_FLIGHT;
         tokio::select! {
-            Some(made) = in_flight.join_next() => {
-                match made.map_err(io::Error::other)? {
+            Some(made) = in_flight.next() => {
+                match made {
                     Ok(made) => put(made.octets(), &mut replies)?,
-                    // There is none to this one.
+                    // This query gets no reply.
                     Err(_) => reading = false,
                 }
             }
@@ -138,7 +140,7 @@ impl Default for Received {
 }
 
 impl Received {
-    /// The next query.
+    /// Returns the next query without removing it.
     fn next(&self) -> Next<'_> {
         let waiting = self.octets.get(self.start..self.end).unwrap_or_default();
         let Some(length) = waiting.first_chunk() else {
@@ -154,7 +156,7 @@ impl Received {
         }
     }
 
-    /// Takes the next query out.
+    /// Removes the next query.
     fn consume(&mut self) {
         if let Next::Query(query) = self.next() {
             self.start += 2 + query.len();

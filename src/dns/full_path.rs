@@ -1,10 +1,11 @@
-//! One thread for the queries that the fast path leaves: answers of many records, messages that have to be taken apart, and
-//! names of elsewhere before they are forwarded.
+//! One thread for the queries that the fast path does not answer: answers with many records, messages that need a full
+//! parse, and names outside the mesh before they are forwarded.
 //!
-//! The threads that carry packets and those that receive datagrams hand such a query over and go on; nothing of it is done
-//! there, whatever the zone holds. The queue has a place for each query that the limits admit, so that it is never full: each
-//! client has few places of its own, and a share of the core ([`super::limits`]).
+//! The threads that carry packets and the threads that receive datagrams put such a query in a queue and go on. They do no
+//! other work for it, whatever the zone holds. The queue has room for every query that the limits admit, so it is never
+//! full. Each client has few places of its own, and a share of a core ([`super::limits`]).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 
@@ -14,10 +15,10 @@ use super::limits::Pool;
 use super::message::Transport;
 use super::resolver::{Admitted, InFull, Reply, Resolver};
 
-/// What sends the reply, once there is one.
+/// Sends the reply when it is ready.
 pub(super) type Deliver = Box<dyn FnOnce(Reply) + Send>;
 
-/// A query that waits.
+/// A query that waits for the thread.
 pub(super) struct Job {
     pub(super) query: Box<[u8]>,
     pub(super) transport: Transport,
@@ -25,13 +26,13 @@ pub(super) struct Job {
     pub(super) deliver: Deliver,
 }
 
-/// The way to the thread. The thread ends when this is dropped.
+/// The sending side of the queue. The thread ends when this is dropped.
 pub(super) struct FullPath {
     jobs: SyncSender<Job>,
 }
 
 impl FullPath {
-    /// Starts the thread. What it forwards, the runtime does that this is called in.
+    /// Starts the thread. Queries are forwarded by the runtime in which this function is called.
     pub(super) fn start(resolver: &Arc<Resolver>) -> Self {
         let (jobs, waiting) = sync_channel(Pool::FullPath.size() + Pool::Forwards.size());
         let (resolver, runtime) = (Arc::downgrade(resolver), Handle::try_current().ok());
@@ -42,7 +43,7 @@ impl FullPath {
         Self { jobs }
     }
 
-    /// Gives whether the query was taken.
+    /// Puts a query in the queue. Returns whether the queue took it.
     pub(super) fn push(&self, job: Job) -> bool {
         self.jobs.try_send(job).is_ok()
     }
@@ -50,15 +51,25 @@ impl FullPath {
 
 fn serve(waiting: &Receiver<Job>, resolver: &Weak<Resolver>, runtime: Option<&Handle>) {
     while let (Ok(job), Some(resolver)) = (waiting.recv(), resolver.upgrade()) {
-        let deliver = job.deliver;
-        match resolver.answer_in_full(&job.query, job.transport, job.admitted) {
-            InFull::Reply(reply) => deliver(reply),
-            InFull::Forward(forwarding) => {
+        let Job {
+            query,
+            transport,
+            admitted,
+            deliver,
+        } = job;
+        // A defect that one query meets must not take the answers of all others. The panic itself is written to the log.
+        let answer = AssertUnwindSafe(|| resolver.answer_in_full(&query, transport, admitted));
+        match catch_unwind(answer) {
+            Ok(InFull::Reply(reply)) => deliver(reply),
+            Ok(InFull::Forward(forwarding)) => {
                 if let Some(runtime) = runtime {
                     runtime.spawn(async move { deliver(resolver.forward(forwarding).await) });
                 }
             }
-            InFull::Silent => {}
+            Ok(InFull::Silent) => {}
+            Err(_) => {
+                tracing::error!("a query could not be answered, because of a defect in meshd")
+            }
         }
     }
 }

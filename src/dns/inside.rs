@@ -1,11 +1,11 @@
 //! Answers queries that come inside the tunnel device.
 //!
-//! A data thread calls in here, so a datagram has the fast path there and nothing else: everything but a plain name with few
-//! instances goes to the thread of the full path. Segments of TCP go to a task with a small stack. Both wait in queues in
-//! which each client has few places.
+//! The data threads of the tunnel call this module, so only the fast path runs here: a query for anything but a plain name
+//! with few instances goes to the thread of the full path. TCP segments go to a task with a small TCP stack. Both wait in
+//! queues in which each client has few places.
 //!
-//! Only the host and its containers ask here. The tunnel drops packets of other nodes to the DNS address: they reach this
-//! node's resolver at its own addresses, through sockets.
+//! Only the host and its containers send queries this way. The tunnel drops packets of other nodes to the DNS address. Other
+//! nodes reach this node's resolver at the node's own addresses, through sockets.
 
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,6 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::access::Client;
 use super::limits::{Pool, Share};
 use super::message::Transport;
 use super::resolver::{Dealt, Reply, Resolver};
@@ -28,7 +27,8 @@ use crate::model::address::Block;
 
 /// The port of DNS.
 const PORT: u16 = 53;
-/// Octets of a packet with a segment at most. The stack asks for smaller ones, and those that wait are counted, not weighed.
+/// The most bytes of a packet with a segment. The stack announces a smaller maximum segment size. The queue is bounded by the
+/// number of segments only, so this bounds its memory.
 const MAX_SEGMENT: usize = 2048;
 /// Octets between a connection and who answers it, in each direction.
 const PIPE: usize = 8 * 1024;
@@ -60,9 +60,8 @@ pub enum Taken {
 
 /// A segment that waits for the stack.
 struct Segment {
-    client: Client,
     packet: Vec<u8>,
-    _share: Share,
+    share: Share,
 }
 
 /// The mesh's DNS addresses, answered.
@@ -159,9 +158,8 @@ impl Inside {
             return Taken::Overload;
         };
         let segment = Segment {
-            client,
             packet: packet.to_vec(),
-            _share: share,
+            share,
         };
         match self.segments.try_send(segment) {
             Ok(()) => Taken::Later,
@@ -254,7 +252,8 @@ impl Streams {
     }
 
     fn take_in(&mut self, segment: Segment) {
-        let Segment { client, packet, .. } = segment;
+        let Segment { packet, share } = segment;
+        let client = share.client();
         let Some((id, source)) = self.stack.handle_segment(packet, client, Instant::now()) else {
             return;
         };

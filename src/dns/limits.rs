@@ -1,47 +1,49 @@
-//! What one client may have of the resolver: rates of queries, a share of a core for those that the fast path leaves, and
-//! places in pools of bounded size. Pure: the caller brings the time.
+//! How much of the resolver one client may use: rates of queries, a share of a core for queries that the fast path does not
+//! answer, and places in pools of bounded size. Pure: the clock is an argument.
 //!
 //! - Work is charged by cost, not by the number of queries: by [`Work`], the records that were walked and the octets that
-//!   were written. A client that has spent its share is not served until time has paid for it.
-//! - A pool never gives a client, or a network of clients, more places than are left for all others. So each client that takes
-//!   what it can halves what is left, and a newcomer finds a place whatever the others do.
+//!   were written. A client that has spent its share is not served until its token bucket has filled up again.
+//! - A pool never gives a client, or a network of clients, more places than are left for all others. So a client that takes
+//!   as many places as it can takes at most half of the free ones, and there is always a place for another client.
 //! - Another node is one client with small bounds, and all other nodes together are one network.
 //!
-//! Local clients are cells of a table of fixed size, found by a keyed hash of the address. Two that meet in a cell share
-//! what one may have; nobody can choose with whom, and nobody can make the table grow. Networks and other nodes have cells of
-//! their own, by the place of the network in the list and the number of the node's block.
+//! Local clients have cells in a table of fixed size, which a keyed hash of the address selects. Two clients with the same cell
+//! share the limits of one. Since the key is secret, no client can choose the cell of another one, and the table does not
+//! grow. Networks and other nodes have cells of their own, by the position of the network in the list and the number of the
+//! node's block.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::access::Client;
 
-/// Cells of local clients: some hundred containers hardly ever meet.
+/// Cells of local clients: of some hundred containers, hardly any two have the same cell.
 const LOCAL_CELLS: usize = 4096;
-/// Cells of other nodes: blocks are numbered from 1 in the order of joins, so the nodes of most meshes never meet.
+/// Cells of other nodes: blocks are numbered from 1 in the order of joins, so in most meshes no two nodes have the same cell.
 const PEER_CELLS: usize = 1024;
-/// Networks of local clients that are told apart: a container engine makes some dozens.
+/// Networks of local clients that have cells of their own: a container engine makes some dozens.
 const NETWORKS: usize = 256;
 
-/// Queries of one local client a second at most, whatever the answer: far above what any software asks for in earnest,
-/// far below what a core can answer to others besides.
+/// The maximum rate of queries of one local client, whatever the answer is: far more than programs send in normal use, and few
+/// enough that a core can answer other clients as well.
 const QUERIES: Rate = Rate::new(250_000, 100_000);
-/// The same of another node: about a twentieth of a core.
+/// The maximum rate of queries of another node: about a twentieth of a core.
 const PEER_QUERIES: Rate = Rate::new(5_000, 5_000);
-/// Of one local client, queries forwarded.
+/// The maximum rate of queries that are forwarded for one local client.
 const FORWARDS: Rate = Rate::new(1_000, 2_000);
-/// The part of a core that a client may have, one in so many, and the time that it may have at once.
+/// The part of a core that a local client may use, as one in so many, and the milliseconds that it may use at once.
 const WORK: Rate = Rate::part_of_a_core(10, 100);
-/// The same for all clients of a network together.
+/// The part of a core that all clients of a network may use together.
 const NETWORK_WORK: Rate = Rate::part_of_a_core(2, 500);
-/// The same for another node, and for all other nodes together.
+/// The part of a core that another node may use.
 const PEER_WORK: Rate = Rate::part_of_a_core(50, 20);
+/// The part of a core that all other nodes may use together.
 const PEERS_WORK: Rate = Rate::part_of_a_core(20, 50);
 
-/// What there is a bounded number of.
+/// Resources of which there is a bounded number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pool {
-    /// Queries that wait for the full path, or whose reply it has made and which are not sent yet.
+    /// Queries that wait for the full path, or whose reply is made and not sent yet.
     FullPath,
     /// Queries forwarded and not answered yet.
     Forwards,
@@ -53,22 +55,22 @@ pub(super) enum Pool {
     Memory,
 }
 
-/// Places of a pool at most.
+/// The maximum number of places in a pool.
 struct Bounds {
-    /// Altogether.
+    /// For all clients together.
     all: u32,
-    /// Of one local client.
+    /// For one local client.
     local: u32,
-    /// Of another node.
+    /// For another node.
     peer: u32,
-    /// Of all other nodes.
+    /// For all other nodes together.
     peers: u32,
 }
 
 impl Pool {
-    const COUNT: usize = 5;
+    const COUNT: usize = Self::Memory as usize + 1;
 
-    /// Places altogether.
+    /// The number of places for all clients together.
     pub(super) const fn size(self) -> usize {
         self.bounds().all as usize
     }
@@ -76,7 +78,7 @@ impl Pool {
     const fn bounds(self) -> Bounds {
         match self {
             Self::FullPath => Bounds::new(1024, 64, 8, 64),
-            // Other nodes get no recursion, and nothing of them comes out of the tunnel device.
+            // Other nodes get no recursion, and their packets do not come from the tunnel device.
             Self::Forwards => Bounds::new(1024, 256, 0, 0),
             Self::Connections => Bounds::new(512, 32, 8, 64),
             Self::Segments => Bounds::new(1024, 128, 0, 0),
@@ -112,7 +114,7 @@ impl Rate {
         }
     }
 
-    /// Of which a token is a nanosecond of work.
+    /// A rate whose tokens are nanoseconds of work.
     const fn part_of_a_core(one_in: u64, at_once_ms: u64) -> Self {
         Self {
             token_ns: one_in,
@@ -120,7 +122,7 @@ impl Rate {
         }
     }
 
-    /// Takes a token if there is one. `bucket` is the time at which it is full again: the generic cell rate algorithm
+    /// Takes a token if there is one. `bucket` holds the time at which the bucket is full again: the generic cell rate algorithm
     /// (ITU-T I.371), which needs one number a bucket and no refilling.
     fn take(self, bucket: &AtomicU64, now_ns: u64) -> bool {
         let taken = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
@@ -135,7 +137,7 @@ impl Rate {
         bucket.load(Ordering::Relaxed).saturating_sub(now_ns) < self.full_ns
     }
 
-    /// Takes `tokens` whether they are there or not: what is missing is paid for first.
+    /// Takes `tokens` even if there are fewer. The bucket then has to fill up by the missing ones before it gives another.
     fn charge(self, bucket: &AtomicU64, tokens: u64, now_ns: u64) {
         let charged = |full_at: u64| {
             let more = tokens.saturating_mul(self.token_ns);
@@ -146,10 +148,10 @@ impl Rate {
     }
 }
 
-/// What it took to answer.
+/// The cost of an answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Work {
-    /// Instances and ports of the zone that were looked at.
+    /// Instances and ports of the zone that were examined.
     pub(super) walked: usize,
     /// Octets of the reply.
     pub(super) written: usize,
@@ -186,14 +188,14 @@ struct Network {
     held: [AtomicU32; Pool::COUNT],
 }
 
-/// Why a query is not taken.
+/// Why a query is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// The client asks too fast for what must be forwarded.
+    /// The client exceeds its rate of forwarded queries.
     Rate,
     /// The client, or its network, has spent its share of a core.
     Work,
-    /// There is no place in this pool, for the client or altogether.
+    /// There is no place in this pool, either for the client or for any client.
     Full(Pool),
 }
 
@@ -222,7 +224,7 @@ impl Limits {
         }
     }
 
-    /// Whether `client` may ask at all.
+    /// Whether the rate of queries of `client` permits one more.
     pub(super) fn admits(&self, client: Client, now_ns: u64) -> bool {
         let rate = match client {
             Client::Local { .. } => QUERIES,
@@ -238,21 +240,17 @@ impl Limits {
         client: Client,
         now_ns: u64,
     ) -> Result<Share, Refusal> {
-        if !self.may_work(client, now_ns) {
-            return Err(Refusal::Work);
-        }
+        self.check_work(client, now_ns)?;
         self.place(Pool::FullPath, client)
     }
 
-    /// The same for a query that is to be forwarded, with its place among those under way.
+    /// A place among the forwarded queries, if `client` has not spent its share of a core and its rate permits one more.
     pub(super) fn admit_forward(
         self: &Arc<Self>,
         client: Client,
         now_ns: u64,
     ) -> Result<Share, Refusal> {
-        if !self.may_work(client, now_ns) {
-            return Err(Refusal::Work);
-        }
+        self.check_work(client, now_ns)?;
         let forwards = self.cell(client).map(|cell| &cell.forwards);
         if !forwards.is_some_and(|bucket| FORWARDS.take(bucket, now_ns)) {
             return Err(Refusal::Rate);
@@ -266,9 +264,7 @@ impl Limits {
         client: Client,
         now_ns: u64,
     ) -> Result<Share, Refusal> {
-        if !self.may_work(client, now_ns) {
-            return Err(Refusal::Work);
-        }
+        self.check_work(client, now_ns)?;
         let share = self.place(Pool::Segments, client)?;
         self.charge_ns(client, SEGMENT_NS, now_ns);
         Ok(share)
@@ -286,6 +282,12 @@ impl Limits {
     /// Charges `client` for work that was done.
     pub(super) fn charge(&self, client: Client, work: Work, now_ns: u64) {
         self.charge_ns(client, work.nanoseconds(), now_ns);
+    }
+
+    fn check_work(&self, client: Client, now_ns: u64) -> Result<(), Refusal> {
+        self.may_work(client, now_ns)
+            .then_some(())
+            .ok_or(Refusal::Work)
     }
 
     fn place(self: &Arc<Self>, pool: Pool, client: Client) -> Result<Share, Refusal> {
@@ -385,7 +387,7 @@ fn take_some(count: &AtomicU32, amount: u32, most: u32) -> bool {
     taken.is_ok()
 }
 
-/// Places in a pool, until it is dropped.
+/// Places in a pool, which are free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     limits: Arc<Limits>,
@@ -395,7 +397,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Whose it is.
+    /// The client that holds the places.
     pub(super) fn client(&self) -> Client {
         self.client
     }

@@ -20,7 +20,7 @@ pub const MAX_UDP: u16 = 1232;
 pub(super) const PLAIN_UDP: u16 = 512;
 /// Octets of a query at most.
 pub const MAX_QUERY: usize = 4096;
-/// The option of an extended error (RFC 8914 section 2), and the error of a client that may not ask this (section 4.19).
+/// The EDNS option for extended errors (RFC 8914 section 2), and the error code Prohibited with its text (section 4.19).
 pub(super) const EXTENDED_ERROR: u16 = 15;
 pub(super) const PROHIBITED: u16 = 18;
 pub(super) const PROHIBITED_TEXT: &str = "other nodes are answered names of the mesh only";
@@ -129,7 +129,7 @@ pub struct Forwarded {
     pub authority: Vec<Record>,
     /// Where it is from.
     pub source: Source,
-    /// Its place among the large answers under way, if it is one.
+    /// The memory that is reserved for the answer in the limits, if the answer is large.
     pub(super) held: Option<Arc<Share>>,
 }
 
@@ -324,7 +324,7 @@ fn begin(query: &Message, code: ResponseCode) -> Message {
     message
 }
 
-/// The octets of a reply: cut to what a client takes in a datagram, and whole over a stream.
+/// Encodes a reply: truncated to what the client accepts in a datagram, and complete over a stream.
 fn reply_of(message: Message, query: &Message, transport: Transport) -> Vec<u8> {
     let client = query.edns.as_ref().map(Edns::max_payload);
     let fitting = match transport {
@@ -399,10 +399,10 @@ fn fit(mut message: Message, most: usize) -> Option<Vec<u8>> {
     }
 }
 
-/// Encodes a message for a stream, without the additional section if need be. Nothing if it is longer than a message can be:
-/// a client that finds it cut would ask the same again over a stream, and again.
+/// Encodes a message for a stream. The additional section is left out if the message does not fit with it. Returns `None` if
+/// the message does not fit at all: after a truncated reply over a stream, the client would repeat the query over a stream.
 fn whole(mut message: Message) -> Option<Vec<u8>> {
-    // The encoder leaves out what has no room in 65,535 octets, and marks that.
+    // The encoder leaves out what does not fit into 65,535 bytes, and sets the TC flag.
     let is_whole = |octets: &Vec<u8>| octets.get(2).is_some_and(|flags| flags & 2 == 0);
     let first = message.to_vec().ok()?;
     if is_whole(&first) {

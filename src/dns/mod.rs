@@ -2,11 +2,12 @@
 //!
 //! [`zone`] makes an immutable zone of what this node knows; [`answer`] answers a question from it; [`message`] does so
 //! for the octets of a query, and decides what is to be forwarded; `plain` does the same for the bulk of queries without
-//! taking them apart. `access` says who may ask and as which client, `limits` bounds what one client may have, `local_names` has
-//! the names that are nobody's, `received` and [`rebinding`] look over what comes from outside. These are pure. [`upstream`]
-//! forwards and caches, over `tls` if told so; [`resolver`] is what all ways in share: [`server`] listens on sockets,
-//! `datagrams` being the threads for UDP, and [`inside`] answers what comes in the tunnel device, with a TCP of its own.
-//! `full_path` is the thread for what these leave, and `conversation` answers the queries of a stream.
+//! taking them apart. `access` decides which sources may ask and which client each belongs to, and `limits` bounds what one
+//! client may use. `local_names` answers names for special use, and `received` and [`rebinding`] filter the replies of
+//! upstreams. These are pure. [`upstream`] forwards and caches, over `tls` if the server is configured so. [`resolver`] holds
+//! what the servers share: [`server`] listens on sockets, `datagrams` has the threads for UDP, and [`inside`] answers queries in
+//! the tunnel device, with a TCP stack of its own. `full_path` is the thread for queries that the fast path does not answer, and
+//! `conversation` answers the queries of a stream.
 //!
 //! Messages are hickory-proto's. Its server crate is not used: it spawns a task for every datagram, without a bound,
 //! and answers cannot be had from it without a socket, which the tunnel needs.

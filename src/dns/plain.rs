@@ -1,8 +1,9 @@
 //! Plain questions, the bulk of all: addresses of a name of the mesh, answered from the octets of the query into the
 //! octets of the reply, without taking the message apart and without memory of their own. Pure.
 //!
-//! What is not plain is left to [`super::message`], which would say the same about what is. So is a name with more instances
-//! than the caller wants walked: the threads that carry packets have time for a few only, whatever the zone holds.
+//! Queries that are not plain are left to [`super::message`], which would answer plain queries in the same way. A name with
+//! more instances than the caller permits is left to it too: the threads that carry packets have time for a few instances
+//! only.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -24,7 +25,7 @@ const SERVFAIL: u8 = 2;
 const REFUSED: u8 = 5;
 /// A pointer to a name earlier in the message (RFC 1035 section 4.1.4).
 const POINTER: u16 = 0xc000;
-/// Instances of a name that are walked at most where packets must not wait. An instance has at most four addresses.
+/// The most instances of a name that are visited in threads that carry packets. An instance has at most four addresses.
 pub(super) const FEW_INSTANCES: usize = 64;
 
 /// What a query is.
@@ -49,7 +50,7 @@ pub(super) fn answer(
     answer_within(usize::MAX, zone, query, transport, entropy, reply)
 }
 
-/// The same, if it takes no more than `most` instances of the zone.
+/// Like [`answer`], but a name with more than `most` instances is [`Plain::Odd`].
 pub(super) fn answer_within(
     most: usize,
     zone: &Zone,
@@ -102,12 +103,12 @@ pub(super) fn answer_within(
     Plain::Replied
 }
 
-/// Says into `reply` that a query which is [`Plain::Elsewhere`] could not be answered.
+/// Writes SERVFAIL into `reply`, for a query that is [`Plain::Elsewhere`].
 pub(super) fn fail(query: &[u8], reply: &mut Vec<u8>) {
     without_records(query, SERVFAIL, &[], reply);
 }
 
-/// Says into `reply` that a query which is [`Plain::Elsewhere`] is not answered to this client, and why (RFC 8914).
+/// Writes REFUSED into `reply` with the reason (RFC 8914), for a query that is [`Plain::Elsewhere`].
 pub(super) fn refuse(query: &[u8], reply: &mut Vec<u8>) {
     let mut option = Vec::with_capacity(64);
     let length = 2 + PROHIBITED_TEXT.len() as u16;
@@ -136,7 +137,7 @@ fn without_records(query: &[u8], code: u8, options: &[u8], reply: &mut Vec<u8>) 
     question.end(options, reply);
 }
 
-/// Instances, and unless addresses are asked for their ports, that an answer to `query` may have to look at.
+/// How many instances an answer to `query` may visit. If the query is not for addresses, their ports are counted too.
 pub(super) fn walked(zone: &Zone, query: &[u8]) -> usize {
     let mut text = [0; MAX_NAME];
     let Some(question) = Question::parse(query, &mut text) else {
@@ -357,7 +358,8 @@ pub(super) fn options_hold(mut options: &[u8]) -> bool {
 }
 
 impl Zone {
-    /// What of `name`, in lower case and without the last dot, stands before the domain, if it is under it.
+    /// The part of `name` in front of the domain, or `None` if `name` is not in the domain. `name` is in lower case and has no
+    /// dot at its end.
     fn relative<'a>(&self, name: &'a str) -> Option<&'a str> {
         if self.domain.is_empty() {
             return None;

@@ -1,7 +1,8 @@
 //! What every way in shares: the zone, who may ask, where other names are asked, counts, and conversations over streams.
 //!
-//! A query takes the fast path, where it comes in: bounded work, whatever the zone holds. What is left over takes the full
-//! path, in a thread of its own ([`super::full_path`]), if the limits admit it.
+//! A query first takes the fast path, in the thread that received it. The fast path does a bounded amount of work, whatever
+//! the zone holds. A query that it does not answer takes the full path, in a thread of its own ([`super::full_path`]), if
+//! the limits admit it.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::access::{Allowed, Client};
+use super::choice::mixed;
 use super::conversation::converse;
 use super::full_path::{Deliver, FullPath, Job};
 use super::limits::{Limits, Pool, Refusal, Share, Work};
@@ -23,11 +25,11 @@ use super::zone::Zone;
 
 /// How long a connection may live.
 const LIFE: Duration = Duration::from_secs(120);
-/// Octets of a reply of which those that wait to be sent are counted in [`Pool::Memory`]. Smaller ones are bounded by their number.
+/// A forwarded reply with more bytes than this has a place in [`Pool::Memory`]. Smaller replies are bounded by their number.
 const LARGE: usize = 4 * 1024;
-/// What it takes to take a message apart and put one together, in instances walked.
+/// The work to parse a message and encode another one, in visited instances.
 const MESSAGE: usize = 150;
-/// What a forwarded record takes to be received, looked over and encoded again, in instances walked.
+/// The work to receive, filter and encode a forwarded record, in visited instances.
 const FORWARDED_RECORD: usize = 10;
 
 /// Counts since the start.
@@ -71,15 +73,15 @@ pub enum Drop {
     ForwardRate,
     /// Too many forwarded queries are under way, of the client or altogether: it is told so.
     ForwardShare,
-    /// The client has spent its share of a core: no reply, or a failure for what must be forwarded.
+    /// The client has spent its share of a core. It gets no reply, or SERVFAIL for a query that must be forwarded.
     Work,
-    /// Another node asks for a name that is not the mesh's: it is told that it gets none.
+    /// Another node asks for a name outside the mesh. It gets REFUSED.
     Recursion,
-    /// Too many wait, of the client or altogether: no reply.
+    /// Too many queries wait, of this client or of all clients. There is no reply.
     Queue,
     /// Too many connections, of the client or altogether.
     Connections,
-    /// The reply is large, and too many large ones are under way: a failure instead.
+    /// The reply is large, and there is no memory for it among the large replies in progress. The client gets SERVFAIL.
     Memory,
 }
 
@@ -129,14 +131,14 @@ pub struct Resolver {
     random: AtomicU64,
 }
 
-/// What became of a query on the fast path.
+/// The outcome of a query on the fast path.
 #[derive(Debug)]
 pub(super) enum Dealt {
     /// The reply is written.
     Replied,
-    /// [`Resolver::leave`] it to the full path.
+    /// The query has to be handed over to the full path ([`Resolver::leave`]).
     Left(Admitted),
-    /// There is no place for it now, or its client has spent its share.
+    /// There is no place for the query now, or its client has spent its share of a core.
     Busy,
     /// There will be no reply.
     Silent,
@@ -146,16 +148,16 @@ pub(super) enum Dealt {
 #[derive(Debug)]
 pub(super) struct Admitted {
     share: Share,
-    /// Whether the place is one among those forwarded.
+    /// Whether the place is in [`Pool::Forwards`]. Otherwise it is in [`Pool::FullPath`].
     forward: bool,
 }
 
-/// What became of a query on the full path.
+/// The outcome of a query on the full path.
 #[derive(Debug)]
 pub(super) enum InFull {
     /// The reply.
     Reply(Reply),
-    /// [`Resolver::forward`] it.
+    /// The query has to be forwarded ([`Resolver::forward`]).
     Forward(Forwarding),
     /// There will be no reply.
     Silent,
@@ -168,12 +170,12 @@ pub(super) struct Forwarding {
     share: Share,
 }
 
-/// A reply that took the full path. The query has its place until this is dropped.
+/// A reply from the full path. The query keeps its place until the reply is dropped.
 #[derive(Debug)]
 pub(super) struct Reply {
     octets: Vec<u8>,
     _share: Share,
-    _memory: Option<Share>,
+    memory: Option<Share>,
 }
 
 impl Reply {
@@ -181,7 +183,7 @@ impl Reply {
         Self {
             octets,
             _share: share,
-            _memory: None,
+            memory: None,
         }
     }
 
@@ -217,7 +219,7 @@ impl Resolver {
         &self.counts
     }
 
-    /// The client that `source` is of, if it may ask; counts one who may not.
+    /// Returns the client that `source` belongs to. Counts a drop if `source` may not ask.
     pub(super) fn admits(&self, source: IpAddr) -> Option<Client> {
         let client = self.allowed.load().client(source);
         if client.is_none() {
@@ -238,12 +240,12 @@ impl Resolver {
         }
     }
 
-    /// Starts the full path if it is not started yet. To be called inside the runtime.
+    /// Starts the full path if it is not started yet. The first call has to be made inside the runtime.
     pub(super) fn start_full_path(self: &Arc<Self>) -> &FullPath {
         self.full_path.get_or_init(|| FullPath::start(self))
     }
 
-    /// Leaves a query to the full path; `deliver` is called there with the reply, if there is one.
+    /// Hands a query over to the full path, which calls `deliver` with the reply, if there is one.
     pub(super) fn leave(
         self: &Arc<Self>,
         query: &[u8],
@@ -251,7 +253,7 @@ impl Resolver {
         admitted: Admitted,
         deliver: Deliver,
     ) {
-        // One octet too many is enough to see that a query is too long.
+        // One byte more than the maximum is enough to detect that a query is too long.
         let query = query.get(..=MAX_QUERY).unwrap_or(query).into();
         let job = Job {
             query,
@@ -264,7 +266,7 @@ impl Resolver {
         }
     }
 
-    /// Answers a query whatever it takes, and charges its client for it.
+    /// Answers a query without a bound on the work, and charges its client for the work.
     pub(super) fn answer_in_full(
         &self,
         query: &[u8],
@@ -349,8 +351,8 @@ impl Resolver {
         self.limits.charge(client, work, self.now_ns());
         if reply.octets.len() > LARGE {
             let kib = reply.octets.len() as u32 / 1024;
-            reply._memory = self.limits.take(Pool::Memory, client, kib);
-            if reply._memory.is_none() {
+            reply.memory = self.limits.take(Pool::Memory, client, kib);
+            if reply.memory.is_none() {
                 self.counts.drop(Drop::Memory);
                 reply.octets = pending.finish(Forwarded::failure());
             }
@@ -383,7 +385,7 @@ impl Resolver {
     }
 
     fn entropy(&self) -> u64 {
-        mix(self.random.fetch_add(STEP, Ordering::Relaxed))
+        mixed(self.random.fetch_add(STEP, Ordering::Relaxed))
     }
 
     /// A place for one more connection of `client`, if there is one.
@@ -418,7 +420,7 @@ pub(super) struct Sitting<'a> {
 }
 
 impl Sitting<'_> {
-    /// Deals with a query, without waiting, and with bounded work.
+    /// Processes a query on the fast path, without waiting and with a bounded amount of work.
     pub(super) fn answer(
         &mut self,
         query: &[u8],
@@ -437,7 +439,7 @@ impl Sitting<'_> {
         if streamed && !resolver.limits.admit_streamed(client, self.now_ns) {
             return Dealt::Busy;
         }
-        self.entropy = mix(self.entropy.wrapping_add(STEP));
+        self.entropy = mixed(self.entropy.wrapping_add(STEP));
         let (most, entropy) = (FEW_INSTANCES, self.entropy);
         match plain::answer_within(most, &self.zone, query, transport, entropy, reply) {
             Plain::Replied => {
@@ -471,7 +473,7 @@ impl Sitting<'_> {
                         Dealt::Left(Admitted { share, forward })
                     }
                     Err(why) => {
-                        // Over a stream nothing is lost: it waits.
+                        // Over a stream the query waits and is not lost.
                         if !streamed {
                             resolver.count_refusal(why);
                         }
@@ -499,13 +501,6 @@ impl std::ops::Drop for Sitting<'_> {
 /// Flood, 2014).
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-fn mix(number: u64) -> u64 {
-    let mut mixed = number;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
-}
-
 /// One of a client's connections.
 pub(super) struct Place {
     resolver: Arc<Resolver>,
@@ -513,7 +508,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Answers queries of `source` until the client ends, or is quiet for too long.
+    /// Answers queries of `source` until the client closes the stream or is quiet for too long.
     pub(super) async fn converse(
         self,
         source: IpAddr,

@@ -1,8 +1,9 @@
 //! TCP for an address that no kernel has: smoltcp behind bounds of our own.
 //!
 //! Segments go in, segments come out, and in between are connections with octets to read and to write. A connection
-//! is made for a SYN and takes a place from then on: so many of one client, never more than are left for others, and so many
-//! altogether. One more is answered with a reset. Pure: the caller brings the time, and says which client a segment is of.
+//! is made for a SYN and has a place from then on. The places are bounded for each client and for all clients together, and
+//! neither a client nor its network has more places than are left for others. A SYN without a place is answered with a reset.
+//! This module is pure: the caller passes the time, and the client of each segment.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -88,7 +89,7 @@ impl Stack {
         }
     }
 
-    /// Takes a segment of `owner` in. Gives the connection it begins, if it does, and its client's end.
+    /// Processes a segment of `owner`. If the segment opens a connection, returns the connection and the client's address.
     pub(super) fn handle_segment(
         &mut self,
         packet: Vec<u8>,
@@ -156,11 +157,12 @@ impl Stack {
         Some(id)
     }
 
-    /// Whether there is a place for one more connection of `owner`. Neither it nor its network has more than are left.
+    /// Whether there is a place for one more connection of `owner`. Neither `owner` nor its network may have more places than
+    /// are left.
     fn has_place(&self, owner: Client) -> bool {
         let count = |same: &dyn Fn(Client) -> bool| {
-            let mut owners = self.connections.iter().map(|c| c.owner);
-            owners.by_ref().filter(|other| same(*other)).count()
+            let owners = self.connections.iter().map(|c| c.owner);
+            owners.filter(|other| same(*other)).count()
         };
         let left = MAX_CONNECTIONS.saturating_sub(self.connections.len());
         let of_one = count(&|other| other == owner);

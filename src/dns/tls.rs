@@ -76,9 +76,14 @@ impl Tls {
     ) -> io::Result<Streamed> {
         // A server may hang up whenever it likes (RFC 7858 section 3.4): then it is called again.
         while let Some(mut connection) = self.take(server).filter(|_| !new) {
-            if let Ok(reply) = exchange(&mut connection, query, asker).await {
-                self.put(server, connection);
-                return Ok(reply);
+            match exchange(&mut connection, query, asker).await {
+                Ok(reply) => {
+                    self.put(server, connection);
+                    return Ok(reply);
+                }
+                // The asker has no memory left for the reply: no other connection would help.
+                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => return Err(error),
+                Err(_) => {}
             }
         }
         let stream = TcpStream::connect(server).await?;

@@ -65,7 +65,7 @@ impl Trial {
             serial: 7,
             most_addresses: MOST_ADDRESSES,
         }));
-        // Many networks, so that none of them asks for more than it may have.
+        // There are many networks, so that none of them exceeds its share.
         let network = |n| {
             Some(IpNet::from(
                 ipnet::Ipv4Net::new([10, 210, n, 0].into(), 24).ok()?,
@@ -168,7 +168,7 @@ impl Trial {
                         let (short, full) = (Message::from_vec(&short), Message::from_vec(&full));
                         holds(short.ok() == full.ok(), "two ways, two refusals")
                     }
-                    // Of a type that is asked of nobody.
+                    // Queries of this type are not forwarded.
                     Outcome::Reply(_) => Ok(()),
                     Outcome::Silence(_) => Err("a refusal, and silence".into()),
                 }

@@ -43,7 +43,7 @@ const SOCKETS: usize = 256;
 /// Questions at most that go on when no client waits for them.
 const BACKGROUND: usize = 128;
 
-/// Who a question is asked for. What its answer takes while it is under way is counted as this client's.
+/// The client for which a question is asked. The memory of the answer counts as this client's while it is in use.
 #[derive(Debug, Clone)]
 pub(super) struct Asker {
     pub(super) limits: Arc<Limits>,
@@ -51,7 +51,7 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    /// Room for `octets`, in the pool that bounds the large answers under way.
+    /// Takes room for this many bytes from the pool that bounds the large answers in progress.
     fn hold(&self, octets: usize) -> Option<Share> {
         let kib = u32::try_from(octets.div_ceil(1024)).ok()?;
         self.limits.take(Pool::Memory, self.client, kib)
@@ -107,12 +107,12 @@ impl Upstream {
         self.shared.servers.store(Arc::new(others));
     }
 
-    /// Asks for the node's own sake. A failure is an answer too: SERVFAIL.
+    /// Asks for the node itself. A failure is returned as an answer: SERVFAIL.
     pub async fn ask(&self, asked: &Asked) -> Forwarded {
         self.ask_as(asked, None).await
     }
 
-    /// Asks for a client. A failure is an answer too: SERVFAIL.
+    /// Asks for a client, or for the node itself if `asker` is `None`. A failure is returned as an answer: SERVFAIL.
     pub(super) async fn ask_as(&self, asked: &Asked, asker: Option<Asker>) -> Forwarded {
         let key = Key::new(asked);
         let (fresh, stale) = {
@@ -125,7 +125,7 @@ impl Upstream {
         let patience = if stale.is_some() { PATIENCE } else { OVERALL };
         let passenger = self.join(&key, asked, asker);
         match timeout(patience, passenger.answer()).await {
-            // Those who wait for the same have it in common.
+            // Clients that wait for the answer to the same question share it.
             Ok(Some(found)) if found.source != Source::Nobody => Arc::unwrap_or_clone(found),
             _ => {
                 lock(&self.shared.cache).hold(&key, Instant::now());

@@ -66,7 +66,7 @@ pub struct ZoneInput<'a> {
     pub lingering: &'a BTreeSet<String>,
     /// Service addresses that the kernel balances here by now.
     pub balanced: &'a BTreeSet<Ipv4Addr>,
-    /// The service addresses that this node has assigned before; [`Zone::replace`] takes those of its own zone.
+    /// The service addresses that this node assigned before. [`Zone::replace`] uses those of the zone that it replaces instead.
     pub held: &'a ServiceAddresses,
     /// Grows with each change (RFC 1982).
     pub serial: u32,
@@ -100,7 +100,7 @@ pub struct Zone {
     reverse: Reverse,
     /// Service addresses, and the names that have them.
     given: Arc<BTreeMap<Ipv4Addr, String>>,
-    /// The assignment that `given` follows from.
+    /// The assignment from which `given` is derived.
     held: Arc<ServiceAddresses>,
 }
 
@@ -245,7 +245,7 @@ impl Zone {
         }
     }
 
-    /// Notes all names under which instances of `service` stand.
+    /// Adds all names under which instances of `service` are listed to `touched`.
     fn touch_service(
         &self,
         service: &Service,
@@ -277,8 +277,8 @@ impl Zone {
         }
     }
 
-    /// Gives each instance whose own name belongs to another instance or to a service a name with the key of its node in it.
-    /// Notes these names in `touched`.
+    /// Adds a name with the key of the node in it for each instance whose own name belongs to another instance or to a service.
+    /// Adds these names to `touched`.
     fn qualify(&mut self, touched: &mut BTreeSet<String>) {
         for (name, instance) in self.displaced(touched) {
             self.names
@@ -287,7 +287,7 @@ impl Zone {
         }
     }
 
-    /// Takes the names of [`Zone::qualify`] away again, before the instances that have them change.
+    /// Removes the names that [`Zone::qualify`] added, before the instances that have them change. Adds these names to `touched`.
     fn unqualify(&mut self, touched: &mut BTreeSet<String>) {
         for (name, instance) in self.displaced(touched) {
             self.names.change(&name, |entry| entry.dismiss(&instance));
@@ -295,7 +295,8 @@ impl Zone {
         }
     }
 
-    /// The instances that do not have the name of their own which is among `names`, each with its other name.
+    /// The instances whose own name is among `names` but belongs to another instance or to a service, each with its qualified
+    /// name.
     fn displaced(&self, names: &BTreeSet<String>) -> Vec<(String, Arc<ZoneInstance>)> {
         let entries = names
             .iter()
@@ -345,8 +346,8 @@ impl Zone {
         self.names.find(name)
     }
 
-    /// The name, relative to the domain, that means this instance and nothing else: the one its node gave it, or one with
-    /// the key of its node in it where another instance or a service has that.
+    /// The name, relative to the domain, that means this instance only. It is the name that the instance's node gave it or, if
+    /// that belongs to another instance or to a service, the name with the key of the node in it.
     #[must_use]
     pub fn own_name<'a>(&self, instance: &'a ZoneInstance) -> Option<Cow<'a, str>> {
         let means_it = |name: &str| {
@@ -392,7 +393,7 @@ impl Zone {
         self.given.iter().filter_map(of).collect()
     }
 
-    /// The name, relative to the domain, of whoever has `address`.
+    /// The name, relative to the domain, of the node, instance or service that has `address`.
     #[must_use]
     pub fn find_address(&self, address: &IpAddr) -> Option<Cow<'_, str>> {
         self.reverse

@@ -565,7 +565,7 @@ fn the_name_of_a_service_of_a_project_is_no_instances() {
             .iter()
             .all(|t| t.ends_with(" n3-db.db.shop.svc.mesh."))
     );
-    // The instance stays reachable by a name with the key of its node in it, which nobody else can have.
+    // The instance stays reachable by a name with the key of its node in it, which no other node can have.
     let qualified = "db-020202020202.shop.svc.mesh.";
     let srv = of("shop.svc.mesh.", RecordType::SRV);
     assert_eq!(srv.len(), 2);
@@ -749,7 +749,7 @@ fn a_service_address_stands_for_the_instances_in_addresses_and_srv_keeps_them() 
     assert_eq!(addresses, ["10.210.1.1", "10.210.2.1", "10.210.2.9"]);
 }
 
-/// The netmap with one instance of `web` on n1 and n2, and this many on n3, all with ids of n1's taste.
+/// The netmap with one instance of `web` on n1 and on n2, and with this many on n3, whose ids begin with the name of n1.
 fn hostile(instances: u8) -> Netmap {
     let mut netmap = netmap(HEALTHY);
     for service in netmap.services.values_mut() {
@@ -783,7 +783,7 @@ fn ask_with(zone: &Zone, name: &str, record_type: RecordType, entropy: u64) -> A
 #[test]
 fn each_node_that_serves_a_name_has_an_equal_share_of_the_places() {
     let mut netmap = hostile(254);
-    // The own node comes first in any case.
+    // The own node always comes first, so it is left out.
     netmap.services.retain(|_, service| service.node != id(1));
     let zone = zone_of(&netmap, &[], WhenNoneUsable::All);
     let (mut first, mut targets) = (0, 0);
@@ -800,7 +800,7 @@ fn each_node_that_serves_a_name_has_an_equal_share_of_the_places() {
         assert_eq!(srv.len(), 32);
         let honest: Vec<&String> = srv.iter().filter(|s| s.contains(" n2-80.")).collect();
         targets += honest.len();
-        // Weights are claims as well.
+        // A node chooses the weights that it publishes, so they must not enlarge its share.
         let weight = |text: &str| -> u64 {
             let mut words = text.split(' ');
             words.nth(1).and_then(|w| w.parse().ok()).expect("a weight")
@@ -858,7 +858,7 @@ fn with_more_nodes_than_places_each_node_is_answered_as_often_as_another() {
             *answered.entry(address.0.octets()[2]).or_default() += 1;
         }
     }
-    // 99 nodes, 32,000 places: 323 each.
+    // There are 99 nodes and 32,000 places, so each node gets about 323.
     assert_eq!(answered.len(), 99);
     let (least, most) = (answered.values().min(), answered.values().max());
     assert!(least >= Some(&220) && most <= Some(&440), "{answered:?}");
@@ -866,7 +866,7 @@ fn with_more_nodes_than_places_each_node_is_answered_as_often_as_another() {
 
 #[test]
 fn nearer_nodes_come_first_and_do_not_take_the_places_of_others() {
-    // n3 is as near as anybody can be, and has many instances.
+    // n3 is as near as a node can be, and has many instances.
     let netmap = hostile(254);
     let zone = Zone::build(&ZoneInput {
         netmap: &netmap,
@@ -897,7 +897,7 @@ fn nearer_nodes_come_first_and_do_not_take_the_places_of_others() {
 
 #[test]
 fn an_instance_with_the_id_of_another_nodes_does_not_get_its_name_and_stays_reachable() {
-    // n3 copies the ids of n1; and n1 is so called by the name of its node, or joined first.
+    // n3 copies the ids of n1. The name is n1's because it begins with the name of n1, or because n1 joined first.
     for (earlier, renamed) in [(1, false), (3, false), (1, true)] {
         let mut netmap = hostile(3);
         let joined = UnixSeconds(0);
@@ -938,7 +938,7 @@ fn an_instance_with_the_id_of_another_nodes_does_not_get_its_name_and_stays_reac
 
 #[test]
 fn a_name_with_the_key_of_a_node_is_that_nodes() {
-    // n1 and n2 have one id, so n2's has its key in it; n3 claims that one too, and joined first.
+    // n1 and n2 use the same id, so the name of n2's instance has the key of n2 in it. n3 claims that name too, and joined first.
     let mut netmap = hostile(1);
     netmap.members.get_mut(&id(3)).expect("there").issued_at = UnixSeconds(0);
     for service in netmap.services.values_mut() {
@@ -957,7 +957,7 @@ fn a_name_with_the_key_of_a_node_is_that_nodes() {
 
 #[test]
 fn a_service_of_a_project_does_not_take_the_instances_of_a_service_out_of_its_answers() {
-    // n3 calls a service of the project `web` as the instance of n2 is called.
+    // n3 gives a service of the project `web` the name of n2's instance.
     let mut netmap = netmap(HEALTHY);
     let mut taken = netmap
         .services

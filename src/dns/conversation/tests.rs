@@ -154,7 +154,7 @@ async fn so_many_queries_of_a_connection_are_forwarded_at_once_and_no_more() {
 async fn over_a_stream_a_client_without_a_place_waits_and_loses_nothing() {
     let (_socket, upstream) = socket().await;
     let mut stream = connect(upstream);
-    // Of another type than the fast path answers, and more than a client has places for.
+    // The fast path does not answer this type, and there are more queries than a client has places.
     let count = 500;
     let queries = (0..count).flat_map(|id| typed_query(id, "web.svc.mesh.", RecordType::SRV));
     let queries: Vec<u8> = queries.collect();

@@ -154,7 +154,7 @@ fn what_does_not_fit_into_a_datagram_is_marked_as_cut() {
     assert!(!whole.metadata.truncation && whole.answers.len() == 100);
 }
 
-/// An answer from elsewhere whose SRV records point to long names, which are not compressed (RFC 2782).
+/// An answer from outside the mesh whose SRV records point to long names, which are not compressed (RFC 2782).
 fn services(count: u16) -> Forwarded {
     let owner = Name::from_ascii("_x._tcp.example.org.").expect("a literal");
     let target = |n: u16| {
@@ -192,7 +192,7 @@ fn over_a_stream_a_reply_is_whole_or_a_failure_and_never_cut() {
             (reply.metadata.response_code, reply.answers.len()),
             (code, count)
         );
-        // A datagram says that it is cut, and over a stream the client learns that it fails.
+        // A reply in a datagram is truncated, so the client asks again over a stream and gets the failure there.
         let Outcome::Forward(pending) = handle(&zone(), &octets, Transport::Udp, 1) else {
             panic!("a name of elsewhere");
         };

@@ -50,7 +50,7 @@ impl Client {
     }
 }
 
-/// Two bridges, one of them with IPv6.
+/// The client that an address belongs to: there are two bridges with IPv4 and one with IPv6.
 fn owner(address: IpAddr) -> Owner {
     let networks = ["172.18.0.0/16", "172.19.0.0/16", "fd00::/16"];
     let networks = networks.map(|net| net.parse().expect("a literal"));

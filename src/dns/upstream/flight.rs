@@ -32,7 +32,7 @@ use super::{Asker, Shared, lock};
 #[derive(Debug)]
 pub(super) struct Flight {
     answer: watch::Sender<Option<Arc<Forwarded>>>,
-    /// Who asked first; the node itself if absent.
+    /// The client that asked first, or `None` if that was the node itself.
     asker: Option<Asker>,
     clients: AtomicUsize,
     left: Notify,
@@ -69,7 +69,7 @@ impl Passenger {
 impl Drop for Passenger {
     fn drop(&mut self) {
         if self.0.clients.fetch_sub(1, Ordering::Relaxed) == 1 {
-            // Unless another one has joined since.
+            // Without clients the answer is dropped, unless another client has joined since.
             let is_left = || self.0.clients.load(Ordering::Relaxed) == 0;
             let answer = &self.0.answer;
             answer.send_if_modified(|answer| is_left() && answer.take().is_some());
@@ -162,7 +162,7 @@ impl Listed<'_> {
             Outcome::Failed => Forwarded::failure(),
         };
         self.remove(&mut lock(&self.shared.flights));
-        // Nobody joins any more. Without clients it is not kept until the flight ends.
+        // No client can join any more. If there are none, the answer is not kept until the flight ends.
         if self.flight.clients.load(Ordering::Relaxed) > 0 {
             self.flight.answer.send_replace(Some(Arc::new(answer)));
         }

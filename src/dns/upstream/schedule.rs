@@ -153,7 +153,7 @@ impl Schedule {
         self.outcome.as_ref()
     }
 
-    /// How it ended, once it has. Nothing is kept of an answer that was taken.
+    /// Takes the outcome, once there is one. The schedule stays ended, but does not keep the answer.
     pub(super) fn take_outcome(&mut self) -> Option<Outcome> {
         Some(match self.outcome.as_mut()? {
             Outcome::Failed => Outcome::Failed,

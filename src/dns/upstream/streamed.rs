@@ -1,4 +1,4 @@
-//! A question over a stream, and its reply, which may be large: it has a place in the pool for that before it is read.
+//! Sends a question over a stream and reads the reply. A reply may be large, so memory for it is reserved before it is read.
 
 use std::io;
 use std::sync::Arc;
@@ -9,15 +9,16 @@ use super::super::exchange::{Question, Received};
 use super::super::limits::Share;
 use super::Asker;
 
-/// Octets of a reply that is taken without a place: about what a datagram may have.
+/// The most bytes of memory that a reply may take without a reservation: about as much as a reply in a datagram.
 const SMALL: usize = 4096;
-/// Octets that a record takes, once with the flight and once with who gets the answer, beside those that it has in the message.
+/// The bytes of memory that a record takes when it is parsed, beside its bytes in the message. It is held twice: by the flight,
+/// and by the client that gets the answer.
 const RECORD: usize = 640;
-/// Octets that a record has in a message at least: a name of one octet, type, class, TTL and a length of zero.
+/// The fewest bytes that a record has in a message: a name of one byte, the type, the class, the TTL and a length of zero.
 const LEAST_RECORD: usize = 11;
 const HEADER: usize = 12;
 
-/// A reply as it came, with its place.
+/// A reply as it was received, with the memory that is reserved for it.
 #[derive(Debug)]
 pub(in crate::dns) struct Streamed {
     octets: Vec<u8>,
@@ -25,7 +26,7 @@ pub(in crate::dns) struct Streamed {
 }
 
 impl Streamed {
-    /// What it says. The answer keeps the place for as long as it is under way.
+    /// Parses the reply. The answer keeps the reservation until it is dropped.
     pub(super) fn read(self, question: &Question) -> Received {
         match question.handle_reply(&self.octets, true) {
             Received::Answer(mut answer) => {
@@ -65,7 +66,7 @@ pub(in crate::dns) async fn exchange(
     Ok(Streamed { octets, held })
 }
 
-/// Records that a message says it has.
+/// The number of records that the header of a message states.
 fn records(header: &[u8]) -> usize {
     let count = |at| match header.get(at..at + 2) {
         Some([high, low]) => usize::from(u16::from_be_bytes([*high, *low])),

@@ -32,7 +32,7 @@ pub struct ZoneInstance {
     pub name: Arc<str>,
     /// Its node's name.
     pub node: Label,
-    /// Its node, as it ranks among members that claim the same name.
+    /// The rank of its node among members that claim the same name.
     pub owner: netmap::Rank,
     /// IPv4 addresses.
     pub v4: Box<[Ipv4Addr]>,
@@ -85,9 +85,9 @@ pub(super) struct Place {
 /// What a name has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entry {
-    /// Those answered, nearest first, and those of one node side by side.
+    /// The instances that are answered: the nearest first, and the instances of one node next to each other.
     pub answered: Box<[Arc<ZoneInstance>]>,
-    /// The parts of several nodes in `answered`; absent if there is at most one instance.
+    /// The parts that nodes have in `answered`. It is absent if there is at most one instance.
     pub(super) spread: Option<Box<Spread>>,
     /// Whether those answered are not usable, for want of any that are.
     pub flagged: bool,
@@ -103,7 +103,7 @@ pub struct Entry {
     pub service_address: Option<Ipv4Addr>,
     /// Whether it is the name of a service.
     pub is_service: bool,
-    /// Whether it is the own name of an instance.
+    /// Whether the name is the own name of an instance.
     pub(super) is_own: bool,
     /// Whether SOA and NS are here.
     pub apex: bool,
@@ -141,7 +141,7 @@ impl Entry {
         own.chain(others.map(|place| &place.instance))
     }
 
-    /// The part of a node in the answers, by its place among those of all nodes.
+    /// The part of a node in the answers. `at` counts the nodes that have a part.
     pub(in crate::dns) fn share(&self, at: usize) -> Option<Share<'_>> {
         let Some(spread) = &self.spread else {
             let instance = self.answered.get(at)?;
@@ -173,7 +173,8 @@ impl Entry {
         self.is_own && answered.is_some_and(|holder| holder.rank == instance.rank)
     }
 
-    /// The instances that were called `name` by their nodes, and do not have it: it is a service's or another instance's.
+    /// The instances to which their nodes gave `name`, and which do not have it because it belongs to a service or to another
+    /// instance.
     pub(super) fn displaced<'a>(
         &'a self,
         name: &'a str,
@@ -224,20 +225,21 @@ impl Entry {
             .retain(|place| *place.instance.rank.record != *record);
     }
 
-    /// Lets go of one instance.
+    /// Removes one instance.
     pub(super) fn dismiss(&mut self, instance: &ZoneInstance) {
         self.places
             .retain(|place| place.instance.rank != instance.rank);
     }
 
-    /// Works out what follows from the instances that are here now. The service `db` of the project `shop` and the instance
-    /// `db` of the service `shop` have one name; it is the service's. Of several instances with one name one has it.
+    /// Derives the other fields from the instances that are listed here now. The service `db` of the project `shop` and the
+    /// instance `db` of the service `shop` claim the same name, which belongs to the service. If several instances claim a name,
+    /// it belongs to the one that [`holder`] returns.
     pub(super) fn settle(&mut self, name: &str, when_none: WhenNoneUsable) {
         let has = |role: &Role| self.places.iter().any(|place| place.role == *role);
         let is_service = has(&Role::Service);
         let is_own = !is_service && has(&Role::Own);
         let owns = self.places.iter().filter(|place| place.role == Role::Own);
-        // An instance asked for by its own name is meant, whatever its state.
+        // An instance is answered to its own name in every state.
         let own = is_own.then(|| holder(owns, name)).flatten();
         let meant: Vec<&Place> = match own {
             Some(own) => vec![own],
@@ -285,7 +287,7 @@ impl Entry {
 pub(in crate::dns) struct Share<'a> {
     pub(in crate::dns) group: u8,
     pub(in crate::dns) instances: &'a [Arc<ZoneInstance>],
-    /// Their addresses, each once.
+    /// The addresses of these instances, each once.
     pub(in crate::dns) v4: &'a [Ipv4Addr],
     pub(in crate::dns) v6: &'a [Ipv6Addr],
 }
@@ -329,7 +331,7 @@ impl Spread {
     }
 }
 
-/// Appends addresses, each once; returns where they are.
+/// Appends addresses, each once. Returns the range that they have in `to`.
 fn append<'a, A: Ord + Copy + 'a>(
     to: &mut Vec<A>,
     addresses: impl Iterator<Item = &'a A>,
@@ -339,7 +341,7 @@ fn append<'a, A: Ord + Copy + 'a>(
     start..to.len()
 }
 
-/// Of the instances in `owns`, which claim `name` as their own, the one that has it.
+/// Returns the instance that has `name`. The instances in `owns` claim it as their own name.
 fn holder<'a>(mut owns: impl Iterator<Item = &'a Place>, name: &str) -> Option<&'a Place> {
     let first = owns.next()?;
     let Some(second) = owns.next() else {
@@ -353,7 +355,7 @@ fn holder<'a>(mut owns: impl Iterator<Item = &'a Place>, name: &str) -> Option<&
 }
 
 impl ZoneInstance {
-    /// The name that this instance has where its own belongs to another: with the key of its node in it.
+    /// The name that this instance has if its own name belongs to another instance or to a service. It contains the node's key.
     pub(super) fn qualified_name(&self) -> Option<String> {
         let (label, base) = self.name.split_once('.')?;
         let label = Label::parse(label).ok()?;
@@ -364,8 +366,9 @@ impl ZoneInstance {
         self.owner.id.short()
     }
 
-    /// Where this instance stands among those that claim `label`; the least has it. A label that ends with the key of its
-    /// node is its node's by right. One that begins with the name of its node, as meshd makes them, comes before others.
+    /// The position of this instance among those that claim `label`; the least one has it. An instance comes first if the label
+    /// ends with the key of its node. Next come instances whose node's name begins the label, as in the labels that meshd makes.
+    /// Otherwise the rank of the node decides.
     fn claim(&self, label: &str) -> (u8, netmap::Rank, &Rank) {
         let begins = |with: &str| {
             let rest = label.strip_prefix(with);

@@ -23,7 +23,7 @@ enum Claim {
 }
 
 impl Reverse {
-    /// The name of the first that has `address`; `name_of` returns that of an instance.
+    /// The name of the first claim to `address` that has a name. `name_of` returns the name of an instance.
     pub(super) fn find<'a>(
         &'a self,
         address: &IpAddr,

@@ -55,7 +55,7 @@ fn any_service() -> impl Strategy<Value = Service> {
         })
 }
 
-/// Unreachable nodes, lingering names, balanced addresses, addresses held.
+/// The unreachable nodes, the lingering names, the balanced addresses, and the service addresses that were assigned before.
 type Nobody = (
     BTreeSet<PublicKey>,
     BTreeSet<String>,
@@ -82,7 +82,7 @@ fn input<'a>(
     }
 }
 
-/// Names with what they have, and the names of addresses.
+/// The names with their entries, and the names of addresses.
 type Shown<'a> = (Vec<(&'a str, &'a Entry)>, Vec<Option<Cow<'a, str>>>);
 
 /// All of it, in an order.
@@ -114,7 +114,7 @@ proptest! {
             let as_before = format!("{:?}", shown(&old));
             let replaced = Replaced { before: before.as_ref(), now: netmap.services.get(&key) };
             let (next, left) = zone.replace(&input(&netmap, &groups, &nobody), &[replaced]);
-            // Service addresses stay with those that have them, so they follow from what was before.
+            // A service keeps its address, so the assignment depends on the one before.
             nobody.3 = ServiceAddresses::clone(old.held_addresses());
             let anew = Zone::build(&input(&netmap, &groups, &nobody));
             prop_assert_eq!(next.held_addresses(), anew.held_addresses());
