@@ -223,7 +223,8 @@ pub fn is_never_remote(address: IpAddr) -> bool {
 }
 
 /// Whether any node may send to `address` when another node names it. A link-local address means another machine on each
-/// link. An IPv6 address that stands for an IPv4 address is a second form of it, which rules on IPv4 addresses do not match.
+/// link. An IPv6 address that contains an IPv4 address is a second form of that address, and rules on IPv4 addresses do not
+/// match it.
 #[must_use]
 pub fn is_routable(address: IpAddr) -> bool {
     let is_excluded = match address {
@@ -233,8 +234,9 @@ pub fn is_routable(address: IpAddr) -> bool {
     !is_never_remote(address) && !is_excluded
 }
 
-/// Whether `address` leads to an IPv4 address that it contains: it is IPv4-mapped or IPv4-compatible (RFC 4291 section 2.5.5),
-/// in the well-known prefix of translators (RFC 6052 section 2.1), or 6to4 (RFC 3056) with an address that 6to4 may not have.
+/// Whether packets to `address` may be delivered to an IPv4 address that it contains. This holds for IPv4-mapped and
+/// IPv4-compatible addresses (RFC 4291 section 2.5.5), for addresses in the well-known prefix of translators (RFC 6052
+/// section 2.1), and for 6to4 addresses (RFC 3056) that contain an IPv4 address which is not public.
 fn stands_for_ipv4(address: Ipv6Addr) -> bool {
     match address.segments() {
         [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => true,

@@ -27,7 +27,8 @@ pub struct Member {
     pub id: PublicKey,
     /// Unique within the netmap: of two claimants the earlier keeps the name.
     pub name: Label,
-    /// When its membership was made. A member cannot move this date back, so it ranks members that claim the same thing.
+    /// When the membership was issued. A member cannot move this date back, so the date ranks members that claim the same
+    /// thing.
     pub issued_at: UnixSeconds,
     /// What its token granted.
     pub tags: Vec<Label>,
@@ -41,18 +42,18 @@ pub struct Member {
     pub without_ipv6: bool,
 }
 
-/// The order of members that claim the same thing: who joined first comes first. Neither a name nor a key of one's own
-/// choice makes a member earlier.
+/// The order of members that claim the same thing: the member that joined first comes first. A member gains nothing by its
+/// choice of a name. Its key counts only among members with the same date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
-    /// When its membership was made.
+    /// When the membership was issued.
     pub issued_at: UnixSeconds,
-    /// Identity key.
+    /// The identity key, which decides between members with the same date.
     pub id: PublicKey,
 }
 
 impl Member {
-    /// Where it stands among members that claim the same thing.
+    /// The member's position among members that claim the same thing.
     #[must_use]
     pub fn rank(&self) -> Rank {
         Rank {
@@ -72,18 +73,18 @@ impl Member {
     }
 }
 
-/// A service that nodes serve which have no tag in common.
+/// A service that is served by at least two nodes without a common tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contested<'a> {
-    /// The service.
+    /// The name of the service and of its project.
     pub service: ServiceName,
     /// The names of all nodes that serve it, in alphabetical order.
     pub nodes: Vec<&'a Label>,
 }
 
 impl Netmap {
-    /// The services that are served by two nodes without a common tag. Two nodes without any tag are alike: in a mesh
-    /// whose tokens carry no tags nothing is contested.
+    /// Returns the services that are served by two nodes without a common tag. Nodes with equal sets of tags do not contest a
+    /// service, even if the sets are empty: in a mesh whose tokens carry no tags, no service is contested.
     #[must_use]
     pub fn contested(&self) -> Vec<Contested<'_>> {
         let mut served: BTreeMap<(&Label, Option<&Label>), Vec<&Member>> = BTreeMap::new();
@@ -95,7 +96,7 @@ impl Netmap {
         }
         let mut contested = Vec::new();
         for ((name, project), members) in served {
-            // Many nodes have few different sets of tags, and only these are compared with each other.
+            // Many nodes share few different sets of tags, so the sets are compared instead of the nodes.
             let sets: BTreeSet<&[Label]> = members.iter().map(|m| m.tags.as_slice()).collect();
             let apart = |a: &[Label]| {
                 sets.iter()
@@ -156,7 +157,7 @@ mod tests {
         Label::parse(text).expect("a literal")
     }
 
-    /// Nodes with tags, all of which serve `db`.
+    /// A netmap of nodes with these tags. All of the nodes serve `db`.
     fn serving(nodes: &[(u8, &[&str])]) -> Netmap {
         let mut netmap = Netmap::default();
         for (n, tags) in nodes {
@@ -198,7 +199,7 @@ mod tests {
         assert_eq!(contested[0].service.to_string(), "db");
         let nodes: Vec<&str> = contested[0].nodes.iter().map(|n| n.as_str()).collect();
         assert_eq!(nodes, ["n1", "n2", "n3"]);
-        // No tag is none in common either.
+        // A node without tags has no tag in common with another node either.
         assert_eq!(serving(&[(1, &["db"]), (2, &[])]).contested().len(), 1);
     }
 

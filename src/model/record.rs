@@ -158,14 +158,15 @@ pub struct Revocation {
     pub revoked: RevokedKind,
     /// Since when.
     pub at: UnixSeconds,
-    /// For a token: the nodes it admitted that stay. Those it does not name are out, whatever the date in their certificates,
-    /// which their holder wrote. Absent in revocations of earlier versions: nodes admitted before `at` stay.
+    /// For a token: the nodes admitted by it that stay members. All other nodes that it admitted are removed, whatever date
+    /// their certificates have, since the holder of the token chose that date. Revocations of earlier versions do not have
+    /// this field: the nodes admitted before `at` stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stays: Option<Vec<PublicKey>>,
 }
 
 impl Revocation {
-    /// Whether the membership of a node, by the token that this takes back, stays in force.
+    /// Whether `membership`, which was signed with the revoked token, stays in force.
     #[must_use]
     pub fn spares(&self, membership: &Membership) -> bool {
         match &self.stays {
@@ -222,7 +223,7 @@ pub struct Node {
     pub version: u64,
     /// The key its tunnel speaks with.
     pub wireguard_key: WireGuardKey,
-    /// Proves that the node holds the private half of that key. Absent in records of earlier versions.
+    /// The proof that the node holds the private key of `wireguard_key`. Records of earlier versions do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_proof: Option<KeyProof>,
     /// The addresses it owns.
@@ -233,7 +234,8 @@ pub struct Node {
     /// Whether IPv6 is switched off on its machine: nobody reaches its IPv6 address.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub without_ipv6: bool,
-    /// Service records of this node with a lower version are void. So a node clears away the services it has withdrawn.
+    /// Service records of this node with a lower version are void. A node raises this version to remove the records of
+    /// services that it has withdrawn.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub services_from: u64,
 }

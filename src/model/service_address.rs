@@ -3,13 +3,15 @@
 //! No node allocates them. A node with instances of a service that asks for an address claims one in its record. A service
 //! address is translated at the node of the client, so it has a meaning only inside one node: two nodes may give different
 //! addresses to a service without harm, but one node must never move an address from a service to another while clients
-//! still use it. Therefore [`ServiceAddresses::assign`] takes what the node has assigned before:
+//! still use it. Therefore [`ServiceAddresses::assign`] takes the earlier assignment of the node into account:
 //!
-//! - a service that has an address keeps it as long as a node claims an address for it, whatever others claim;
-//! - an address that became free is kept for the service that had it, as long as others are free;
-//! - where nothing is held yet, the claims of earlier members come first. The order is that of names: by the date of the
-//!   membership, then by the node's key. A name or a key of one's own choice gives no advantage;
-//! - one node's claims take an eighth of the addresses from the others. Beyond that they have what is left over.
+//! - a service that has an address keeps it as long as a node claims an address for it within its share, whatever other
+//!   nodes claim;
+//! - an address that became free is kept for the service that had it, as long as other addresses are free;
+//! - where no address is assigned yet, the claims of earlier members come first. Members are ordered as for names: by the
+//!   date of the membership, then by the node's key;
+//! - the share of a node is an eighth of the addresses. Services beyond the share of their nodes get the addresses that no
+//!   other service needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -24,7 +26,7 @@ use super::record::Service;
 
 /// The first host of block 0 that is a service's.
 const FIRST_HOST: u32 = 64;
-/// The part of the addresses that the claims of one node take from those of others is one in so many.
+/// The share of one node is the number of addresses divided by this. Only claims within the share displace those of others.
 const SHARES: u32 = 8;
 
 /// Services with the address each has.
@@ -33,11 +35,11 @@ const SHARES: u32 = 8;
 pub struct ServiceAddresses {
     of: BTreeMap<ServiceName, Ipv4Addr>,
     holders: BTreeMap<Ipv4Addr, ServiceName>,
-    /// Addresses that are free, with the service that had each last.
+    /// Addresses that no service has now, each with the service that had it last.
     released: BTreeMap<Ipv4Addr, ServiceName>,
 }
 
-/// [`ServiceAddresses`] as a file has them.
+/// The form in which [`ServiceAddresses`] are stored in a file.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     held: BTreeMap<Ipv4Addr, ServiceName>,
@@ -45,25 +47,25 @@ struct Stored {
     released: BTreeMap<Ipv4Addr, ServiceName>,
 }
 
-/// A node's claim for a service.
+/// A node's claim to an address for a service.
 struct Claim {
     rank: Rank,
     address: Ipv4Addr,
 }
 
-/// How much an address may be wanted by others for it to be given away all the same.
+/// How much other services may need an address. Addresses with a lower value are assigned first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Use {
-    /// Nobody's, or this service's own before.
+    /// No service had it before, or this service had it.
     Free,
-    /// Another service had it.
+    /// Another service had it last.
     Released,
-    /// A service has it that is beyond its nodes' share.
+    /// A service that is beyond its nodes' share has it.
     Surplus,
 }
 
 impl ServiceAddresses {
-    /// What follows from the claims in `netmap`, for a node that has assigned `held` before.
+    /// Assigns addresses by the claims in `netmap`, on a node that has assigned `held` before.
     #[must_use]
     pub fn assign(netmap: &Netmap, held: &Self) -> Self {
         let Some(plan) = netmap.mesh.as_ref().map(|mesh| &mesh.addresses) else {
@@ -86,7 +88,7 @@ impl ServiceAddresses {
         for (address, name) in &held.holders {
             assigned.released.insert(*address, name.clone());
         }
-        // Whoever is within its share keeps its address. The others do as long as it is not needed.
+        // A service within the share keeps its address. A service beyond it does so as long as no other service needs it.
         let keeps = |name: &ServiceName| {
             let address = held.of.get(name).copied();
             address.filter(|address| is_service_address(plan, *address))
@@ -129,7 +131,7 @@ impl ServiceAddresses {
         }
     }
 
-    /// Gives `name` an address that is not held: the one it had, else one that is claimed, else any.
+    /// Assigns `name` an address that no service has: the one that `name` had, else one that is claimed for it, else any.
     fn pick(
         &mut self,
         plan: &MeshAddresses,
@@ -221,9 +223,9 @@ impl From<ServiceAddresses> for Stored {
 
 type Claims = Vec<(ServiceName, Vec<Claim>)>;
 
-/// The services in the order of their first claimants, those apart that are beyond the share of all nodes that claim an
-/// address for them. Each is charged to the node that is charged with the fewest: a node cannot use up the share of
-/// another by claiming for the same services.
+/// Sorts the services by their first claimants, and separates those that are beyond the share of every node that claims an
+/// address for them. A service is charged to that claimant which has the fewest charges, so a node cannot use up the share
+/// of another node by claiming addresses for the same services.
 fn shared(plan: &MeshAddresses, claims: BTreeMap<ServiceName, Vec<Claim>>) -> (Claims, Claims) {
     let share = range(plan).map_or(0, |(_, count)| count.div_ceil(SHARES));
     let mut services: Claims = claims.into_iter().collect();
@@ -367,7 +369,7 @@ mod tests {
     fn a_service_keeps_its_address_whoever_claims_it_later() {
         let address = "10.210.0.99";
         let before = assign(&netmap(&[(5, "db", address)]));
-        // An earlier member, a name that sorts first, and a lower address for the same service.
+        // The rivals are an earlier member, a name that sorts first, and a lower address for the same service.
         let later = netmap(&[
             (5, "db", address),
             (1, "a", address),
@@ -376,7 +378,7 @@ mod tests {
         let assigned = ServiceAddresses::assign(&later, &before);
         assert_eq!(address_of(&assigned, "db").as_deref(), Some(address));
         assert!(address_of(&assigned, "a").is_some_and(|other| other != address));
-        // Also after a restart, with what is on disk.
+        // The same holds after a restart, with the addresses from the disk.
         let stored = serde_json::to_string(&assigned).expect("plain values");
         let stored: ServiceAddresses = serde_json::from_str(&stored).expect("just written");
         assert_eq!(ServiceAddresses::assign(&later, &stored), assigned);
@@ -423,7 +425,7 @@ mod tests {
             .iter()
             .map(|(service, address)| (1, service.as_str(), address.as_str()))
             .collect();
-        // It also claims for the services of the other.
+        // Node 1 also claims addresses for the services of node 9.
         claims.extend([(1, "db", "10.210.0.200"), (1, "late", "10.210.0.201")]);
         let hog = assign(&netmap(&claims));
         assert_eq!(hog.iter().count(), 191);

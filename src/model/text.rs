@@ -21,8 +21,8 @@ pub fn message(text: &str) -> String {
     message
 }
 
-/// Control characters, and the invisible ones that separate lines, join characters, carry other text or set the direction
-/// (UAX #9; `Default_Ignorable_Code_Point` in UAX #44).
+/// Whether `c` is a control character, or an invisible one that separates lines, joins characters, carries other text or sets
+/// the direction (UAX #9; `Default_Ignorable_Code_Point` in UAX #44).
 fn is_harmful(c: char) -> bool {
     c.is_control()
         || matches!(

@@ -39,7 +39,7 @@ const TICK: Duration = Duration::from_millis(500);
 const RECONCILE: Duration = Duration::from_secs(15);
 /// How long a change of a service waits for the coordinator's word before it is said that it follows later.
 const PUBLISH_WAIT: Duration = Duration::from_secs(2);
-/// How long a join waits until the coordinator has where this node is reached.
+/// How long a join waits until the coordinator has accepted this node's record.
 const TAKEN_WAIT: Duration = Duration::from_secs(8);
 
 /// The node, joined or not.
@@ -56,9 +56,9 @@ pub(super) struct Agent {
     joins: u64,
     /// The readiness that the service manager was last sent.
     readiness: String,
-    /// Absent if the service manager waits for no sign of life.
+    /// None if the service manager expects no watchdog messages.
     watchdog: Option<Watchdog>,
-    /// The loops that did not go round at the last look.
+    /// The threads that had made no progress at the last check.
     stuck: Vec<String>,
 }
 
@@ -196,8 +196,8 @@ impl Agent {
         }
     }
 
-    /// Sends the service manager a sign of life while the loops that do the work go round: this one, by calling it, and the
-    /// threads of the tunnel.
+    /// Sends the service manager a watchdog message while the loops that do the work make progress: the loop of the agent, which
+    /// calls this, and the threads of the tunnel.
     fn feed_watchdog(&mut self) {
         let now = Instant::now();
         let Some(watchdog) = self.watchdog.as_mut().filter(|w| w.is_due(now)) else {
@@ -220,7 +220,7 @@ impl Agent {
         }
         if stuck != self.stuck && !stuck.is_empty() {
             let threads = stuck.join(", ");
-            tracing::error!(%threads, "threads do not go on; if that lasts, the service manager ends meshd");
+            tracing::error!(%threads, "threads make no progress; if this lasts, the service manager ends meshd");
         }
         self.stuck = stuck;
     }
@@ -550,7 +550,7 @@ impl Agent {
         }
     }
 
-    /// Replies to who joins once the coordinator has this node's record: without it no other node knows where this one is.
+    /// Replies to a join once the coordinator has accepted this node's record, without which no other node can reach it.
     fn reply_when_taken(&mut self, mut joined: Joined, reply: Reply<Joined>) {
         let Ok(mesh) = self.mesh() else {
             return drop(reply.send(Ok(joined)));
@@ -559,19 +559,19 @@ impl Agent {
         tokio::spawn(async move {
             let why = match taken.await {
                 Ok(outcome) => outcome.err(),
-                Err(_) => Some("meshd stops, or this node left".to_owned()),
+                Err(_) => Some("meshd stopped, or this node left the mesh".to_owned()),
             };
             joined.published = why.is_none();
             joined.notes.extend(why.map(|why| {
                 format!(
-                    "the coordinator has not accepted where this node is reached, so no other node reaches it yet: {why}; it is offered again, and `meshctl status` shows what is wrong"
+                    "the coordinator has not accepted the record with this node's addresses, so no other node reaches this node yet: {why}; meshd offers the record again, and `meshctl status` shows what is wrong"
                 )
             }));
             let _ = reply.send(Ok(joined));
         });
     }
 
-    /// The coordinator says which block is leased to this node. If it is another one, all is set up anew with that.
+    /// The coordinator answered which block is leased to this node. If the node moves to that block, the mesh is set up anew.
     async fn handle_lease(&mut self, block: Block) -> Result<(), ApiError> {
         let Phase::Up(mesh, _) = &mut self.phase else {
             return Ok(());
@@ -579,8 +579,12 @@ impl Agent {
         let Some(identity) = mesh.handle_lease(block) else {
             return Ok(());
         };
+        // The coordinator is asked again a minute later.
+        if let Err(error) = self.dir.set_identity(&identity) {
+            tracing::warn!(%error, "this node does not move to another address block, since its state cannot be written");
+            return Ok(());
+        }
         let registry = mesh.registry.clone();
-        self.dir.set_identity(&identity)?;
         self.take_down().await;
         let (config, dir) = (Arc::clone(&self.config), self.dir.clone());
         let (mesh, events) = Mesh::start(config, dir, identity, registry, None).await?;

@@ -60,16 +60,16 @@ pub enum Job {
     },
     /// Write /etc/resolv.conf for a meshd that may not write there itself
     ResolvConf {
-        /// What to do
+        /// Whether to write the file or to restore it
         #[command(subcommand)]
         what: ResolvConfJob,
     },
 }
 
-/// What is to be done with /etc/resolv.conf.
+/// The ways in which `meshd resolv-conf` changes /etc/resolv.conf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 pub enum ResolvConfJob {
-    /// What the running meshd asks for in its runtime directory (`[dns] manage_resolv_conf`)
+    /// Write what the running meshd requests in its runtime directory (`[dns] manage_resolv_conf`)
     Apply,
     /// Put it back as it was before meshd
     Restore,
@@ -297,7 +297,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The directory of the socket, where meshd and the helper that writes /etc/resolv.conf meet.
+    /// The directory of the socket. In it meshd leaves its requests for the helper that writes /etc/resolv.conf.
     #[must_use]
     pub fn runtime_dir(&self) -> &Path {
         let parent = self.socket.parent();

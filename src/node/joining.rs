@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use super::control::join::{JoinError, check, join};
 use super::host::{HostNetwork, overlap};
+use super::newcomers::membership_in;
 use super::state::departing::Departing;
 use super::state::{Identity, Keys, Pending, StateDir, Way};
 use crate::model::Label;
@@ -21,7 +22,7 @@ use crate::wire::{Envelope, JoinToken, Ledger};
 
 /// How often a name that is taken is replaced by the one suggested.
 const NAME_TRIES: usize = 5;
-/// How old a certificate may be that a coordinator has refused for its date, to be offered again.
+/// How old a certificate may be that is offered again after a coordinator may have refused it for its date.
 const FRESH: Duration = Duration::from_secs(60);
 /// The longest pause between two attempts to finish an interrupted join.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
@@ -95,7 +96,7 @@ pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
                         tries += 1;
                         name = free;
                     }
-                    // A coordinator admits by a certificate that was made just now; this one may be of a join begun long ago.
+                    // A coordinator accepts only a new certificate. This one may be from a join that began long ago.
                     _ if refusal.code == ErrorCode::Configuration && oldest > FRESH => {
                         oldest = FRESH;
                     }
@@ -264,8 +265,8 @@ fn way_of(token: &JoinToken) -> Way {
     }
 }
 
-/// The keys and certificate of a join with this token and name: those on disk, if there are any that are not older than
-/// `oldest`, or new ones.
+/// The keys and certificate of a join with this token and name. They are taken from the disk if the certificate there is not
+/// older than `oldest`, and made anew otherwise.
 fn prepare(
     dir: &StateDir,
     token: &JoinToken,
@@ -319,13 +320,6 @@ fn prepare(
     };
     dir.set_pending(&pending)?;
     Ok(pending)
-}
-
-fn membership_in(envelope: &Envelope) -> Option<Membership> {
-    match Record::parse(&envelope.payload) {
-        Ok((_, Record::Membership(membership))) => Some(membership),
-        _ => None,
-    }
 }
 
 /// Verifies what the coordinator says, and that its addresses can be used here.

@@ -103,8 +103,9 @@ pub(super) struct Mesh {
     pub(super) own_records: OwnRecords,
     /// Service addresses that the kernel balances.
     balanced: BTreeSet<Ipv4Addr>,
-    /// Which service has which service address here, and whether the file of it is out of date.
+    /// Which service has which service address on this node.
     service_addresses: Arc<ServiceAddresses>,
+    /// Whether the file of the service addresses is out of date.
     service_addresses_unwritten: bool,
     /// Bridges of the container engine, with their subnets.
     bridges: BTreeMap<String, Vec<Ipv4Net>>,
@@ -123,15 +124,18 @@ pub(super) struct Mesh {
     owes: Option<u64>,
     waiting: HashMap<u64, oneshot::Sender<()>>,
     departures: Departures,
-    /// Memberships that are new to this node.
+    /// Decides about memberships that are new to this node.
     pub(super) newcomers: Newcomers,
-    /// Whether what this node says counts elsewhere.
+    /// Whether this node's own records are in force elsewhere.
     pub(super) own_word: OwnWord,
     peer_refusals: PeerRefusals,
     lease: Lease,
-    /// When all records were last asked for again.
+    /// When this node last requested all records again.
     asked_again: Option<Instant>,
-    /// Who waits until the coordinator has this node's record, and for how long.
+    /// Whether all records were requested and the stream has not closed since. What this stream still brings does not
+    /// change the position, or the request would be lost.
+    resync: bool,
+    /// Until when a join waits for the coordinator to accept this node's record, and where the outcome is sent.
     first_word: Option<(Instant, oneshot::Sender<Result<(), String>>)>,
 }
 
@@ -159,7 +163,7 @@ pub(super) struct Events {
     pub(super) host: watch::Receiver<u64>,
     pub(super) peers: mpsc::Receiver<Ask>,
     pub(super) device: DeviceEvents,
-    /// What the coordinator says when it is asked for this node's lease again.
+    /// The answers of the coordinator to requests for this node's lease.
     pub(super) leases: mpsc::Receiver<Block>,
 }
 
@@ -348,9 +352,10 @@ impl Mesh {
             cloned: false,
             called_copy: false,
         };
-        // What was lost on disk is no older than what this node knew: it is accepted again like all that is new at a join.
+        // Records that were lost on disk are sent again with old dates: they are accepted like all records at a join.
         let is_new = loaded.damaged > 0 || fresh.is_some();
-        let newcomers = dir.newcomers(is_new, Instant::now());
+        let members = ledger.memberships().map(|m| m.id);
+        let newcomers = dir.newcomers(is_new, members, Instant::now());
         let own_word = OwnWord::new(
             &identity.keys.identity.public(),
             next_version(0, SystemTime::now()),
@@ -397,6 +402,7 @@ impl Mesh {
             peer_refusals: PeerRefusals::default(),
             lease,
             asked_again: None,
+            resync: false,
             first_word: None,
             config,
             identity,
@@ -489,9 +495,11 @@ impl Mesh {
             Event::Changes { records, position } => {
                 self.stream.synced = Some(now);
                 self.take_in_of_coordinator(records);
-                self.position = position;
-                self.note_position();
-                self.note_in_step();
+                if !self.resync {
+                    self.position = position;
+                    self.note_position();
+                    self.note_in_step();
+                }
             }
             Event::Admitted { revision } => {
                 self.stream.synced = Some(now);
@@ -508,7 +516,7 @@ impl Mesh {
                 let stored = refused.is_empty();
                 let settled = super::departing::is_settled(&refused);
                 self.departures.handle_published(sequence, settled);
-                // Who waits for records that were refused waits in vain.
+                // Dropping the sender tells the waiting task that the records were refused.
                 if let Some(waiting) = self.waiting.remove(&sequence).filter(|_| stored) {
                     let _ = waiting.send(());
                 }
@@ -535,6 +543,7 @@ impl Mesh {
                 }
                 self.stream.url = url.to_string();
                 self.stream.connected = false;
+                self.resync = false;
                 // Until a coordinator takes this node again: one that cannot be reached changes nothing.
                 self.stream.revoked |= refusal == Some(Refusal::Revoked);
                 self.stream.called_copy |= refusal == Some(Refusal::Clone);
@@ -1349,13 +1358,13 @@ impl Mesh {
         self.publish_own();
     }
 
-    /// Writes which service has which address, so that none moves when meshd starts again. Not at each change: other members
-    /// can cause changes, and each write waits for the disk.
+    /// Writes which service has which address, so that no address moves when meshd starts again. This is not done at each
+    /// change: other members can cause changes, and each write waits for the disk.
     fn keep_service_addresses(&mut self) {
         if self.service_addresses_unwritten {
             let written = self.dir.set_service_addresses(&self.service_addresses);
             if let Err(error) = &written {
-                tracing::warn!(%error, "cannot keep the service addresses");
+                tracing::warn!(%error, "cannot write the service addresses to disk");
             }
             self.service_addresses_unwritten = written.is_err();
         }
@@ -1363,7 +1372,7 @@ impl Mesh {
 
     /// Somebody changed something on this machine, and what is meshd's has been put back.
     pub(super) async fn handle_host(&mut self) {
-        // Among it may be that the machine no longer forwards, or that another machine is on a bridge of containers.
+        // For example, the machine may no longer forward, or a bridge of containers may have got a port to another machine.
         self.firewall.look();
         self.follow_bridges();
         self.wire();
@@ -1439,11 +1448,12 @@ fn coordinators(ledger: &Ledger, identity: &Identity) -> Vec<CoordinatorUrl> {
     urls
 }
 
-/// Who may ask for names: the mesh, the host, its containers. `block` is this node's. `bridges` are those of the engine's networks, by its own word:
-/// of any other network only this machine itself may ask, whatever its interface is called.
+/// Who may ask for names: the mesh, the host and its containers. `block` is the block of this node. `bridges` are those
+/// that the engine reports for its networks. From any other network only this machine itself may ask, whatever name the
+/// interface has.
 fn allowed(
     addresses: &crate::model::MeshAddresses,
-    block: &crate::model::address::Block,
+    block: &Block,
     bridges: &BTreeMap<String, Vec<Ipv4Net>>,
 ) -> Allowed {
     let loopback = ["127.0.0.0/8", "::1/128"].iter();

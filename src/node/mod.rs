@@ -100,11 +100,11 @@ fn restore_resolv_conf(config: &Config) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The helper's job. It is root's, so it is done without anything that meshd's user could have written but the request.
+/// Does the job of the helper. It runs as root, so it uses nothing that meshd's user can write except the request.
 fn apply_resolv_conf(config: &Config) -> Result<(), ApiError> {
     let changed = host::ResolvConf::of_helper().follow_request(config.runtime_dir());
     if changed.map_err(of_resolv_conf)? {
-        eprintln!("meshd: /etc/resolv.conf is as meshd asks for");
+        eprintln!("meshd: wrote /etc/resolv.conf as meshd requests");
     }
     Ok(())
 }

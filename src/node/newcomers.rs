@@ -1,13 +1,14 @@
-//! Which memberships that are new to this node it accepts from its coordinator. Pure: the clock is an argument.
+//! Decides which memberships that are new to this node are accepted from its coordinator. Pure: the clock is an argument.
 //!
-//! A ledger has no clock: by its rules a membership of a token that ended long ago holds, if it bears a date from before
-//! that. Whoever has such a token, or found one, and a coordinator that does not look at the date, could add a node years
-//! later. So a node compares the date with what it knows itself. It keeps on disk when it was last in step with a
-//! coordinator: a node that was admitted before then, it would know. A membership that is dated well before, and is new all
-//! the same, is held back until a peer vouches for it.
+//! A ledger has no clock. By its rules a membership by a token that expired long ago is valid if its date is before the
+//! expiry. An attacker who has such a token, and a coordinator that does not check the date, could therefore add a node
+//! years later. So a node compares the date with its own knowledge. It stores on disk when it was last in step with a
+//! coordinator, and it should have received every membership that was issued before that time. A membership that is dated
+//! well before that time, and is nevertheless new to the node, is held back until a peer vouches for it.
 //!
-//! A peer vouches only for memberships that it received when they were made. One that it accepted on trust, with all that
-//! it received at its own join or after a long absence, it does not know to be true, so one deceived node deceives no other.
+//! A peer vouches only for memberships that it received when they were issued. It does not vouch for memberships that it
+//! accepted on trust, at its own join or after a long absence, because it cannot verify their dates. So one deceived node
+//! deceives no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -20,62 +21,62 @@ use crate::model::{Label, PublicKey};
 use crate::wire::Envelope;
 use crate::wire::local::Problem;
 
-/// How far the clocks of two machines and of a coordinator may differ, together with the time that a join takes.
+/// The allowed difference between the clocks of two nodes and of a coordinator, including the time that a join takes.
 const TOLERANCE: Duration = Duration::from_secs(600);
-/// A clock that is behind the newest membership by more is wrong.
+/// A clock that is behind the newest membership by more than this is wrong.
 const CLOCK_LAG: Duration = Duration::from_secs(24 * 3600);
-/// Memberships held back at most. Each was signed with a token's key.
+/// The maximum number of memberships that are held back. Each of them was signed with a token's key.
 const MAX_HELD: usize = 512;
-/// The same of one token.
+/// The maximum number of memberships by one token that are held back.
 const MAX_HELD_OF_TOKEN: usize = 32;
-/// Octets of a membership that is held back, or vouched for, at most. One with 32 tags has less than 3 KiB.
+/// The maximum octets of a membership that is held back or vouched for. A membership with 32 tags has less than 3 KiB.
 pub(super) const MAX_OCTETS: usize = 4096;
-/// Peers are asked in turn without a pause for this long, and in one turn a minute from then on.
+/// For this long, peers are asked about a membership in each round. From then on, they are asked in one round a minute.
 const EAGER: Duration = Duration::from_secs(300);
-/// What is held back for this long is a problem: most peers had their turn.
+/// A membership that is held back for this long is a problem, since several peers were asked about it by then.
 const PROBLEM_AFTER: Duration = Duration::from_secs(15);
-/// The time in step is written to disk when it is older by this.
+/// The time in step is written to disk when it differs from the time on disk by this many seconds.
 const WRITE_EVERY: u64 = 60;
-/// Nodes that are named in a problem at most.
+/// The maximum number of nodes that a problem names.
 const MAX_NAMED: usize = 8;
 
-/// What of it is on disk.
+/// The part of the state on disk that changes often.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Stored {
     /// When this node was last in step with a coordinator, by its own clock.
     pub(super) in_step: Option<UnixSeconds>,
 }
 
-/// The lists that go with it. They change seldom.
+/// The part of the state on disk that changes seldom.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StoredLists {
     /// Memberships that are held back.
     #[serde(default)]
     pub(super) held_back: Vec<Envelope>,
-    /// Nodes whose memberships this node accepted without knowing when they were made.
+    /// Nodes whose memberships this node accepted without knowing when they were issued.
     #[serde(default)]
     pub(super) on_trust: BTreeSet<PublicKey>,
 }
 
-/// What is to be done with a membership.
+/// The decision about a membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is new: this node can vouch for it.
+    /// It was issued just now. It is accepted, and this node vouches for it.
     Witnessed,
-    /// It is as old as what this node did not see.
+    /// It may have been issued while this node was not in step. It is accepted, but this node does not vouch for it.
     OnTrust,
-    /// This node would know it.
+    /// This node should have received it earlier. It is held back.
     HeldBack,
 }
 
 /// What the ledger knows that matters for a membership.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Circumstances<'a> {
-    /// Its token, if it is known.
+    /// The token of the membership, if the ledger holds it.
     pub(super) token: Option<&'a Token>,
-    /// Whether that was revoked.
+    /// Whether the token was revoked.
     pub(super) is_revoked: bool,
-    /// Whether another node has its name.
+    /// Whether another node has the name that the membership asks for.
     pub(super) is_name_taken: bool,
 }
 
@@ -87,24 +88,24 @@ struct HeldBack {
     since: Instant,
 }
 
-/// The state.
+/// The memberships that were held back or accepted on trust, and when this node was last in step with a coordinator.
 #[derive(Debug)]
 pub(super) struct Newcomers {
-    /// None before the first time.
+    /// When this node was last in step. None if it never was.
     in_step: Option<UnixSeconds>,
     written: Option<UnixSeconds>,
-    /// The revision from which on this node is in step with the coordinator it is connected to.
+    /// The revision from which on this node is in step with the coordinator to which it is connected.
     target: Option<u64>,
     held: BTreeMap<PublicKey, HeldBack>,
     on_trust: BTreeSet<PublicKey>,
-    /// Whether the lists are as on disk.
+    /// Whether the lists on disk are up to date.
     is_kept: bool,
-    /// Tokens of which one was left out for want of room.
+    /// The tokens of memberships that were left out because there was no room for them.
     overflowed: BTreeSet<PublicKey>,
 }
 
 impl Newcomers {
-    /// From what is on disk.
+    /// Restores the state from the disk.
     pub(super) fn new(stored: Stored, lists: StoredLists, now: Instant) -> Self {
         let held = lists.held_back.into_iter().filter_map(|envelope| {
             let membership = membership_in(&envelope)?;
@@ -121,7 +122,7 @@ impl Newcomers {
         }
     }
 
-    /// Whether `membership`, which is new to this node and comes from its coordinator, is accepted.
+    /// Decides whether `membership` is accepted, which is new to this node and was sent by its coordinator.
     pub(super) fn judge<'c>(
         &self,
         membership: &Membership,
@@ -129,7 +130,7 @@ impl Newcomers {
         circumstances: impl FnOnce() -> Circumstances<'c>,
     ) -> Verdict {
         let issued = membership.issued_at.plus(TOLERANCE);
-        // A machine without a clock of its own starts in the past.
+        // A machine without a battery-backed clock starts with a time in the past, so the later of the two times counts.
         if issued >= self.in_step.map_or(wall, |in_step| in_step.max(wall)) {
             return Verdict::Witnessed;
         }
@@ -139,20 +140,21 @@ impl Newcomers {
         if issued >= in_step {
             return Verdict::OnTrust;
         }
-        // Whoever has a token that holds could as well sign a membership of today. Only the name goes by the date.
+        // The holder of a valid token can also sign a membership with today's date. An earlier date helps it only to get a
+        // name before another node.
         let circumstances = circumstances();
         let holds = circumstances
             .token
             .is_some_and(|token| wall.max(in_step) < token.expires_at);
         let could_be_of_today = holds && !circumstances.is_revoked && !circumstances.is_name_taken;
-        if issued >= in_step || could_be_of_today {
+        if could_be_of_today {
             Verdict::OnTrust
         } else {
             Verdict::HeldBack
         }
     }
 
-    /// Holds a membership back. Gives whether it is the first of its node.
+    /// Holds a membership back if there is room. Returns whether it is the first one of its node that is held back.
     pub(super) fn hold_back(
         &mut self,
         envelope: &Envelope,
@@ -164,21 +166,27 @@ impl Newcomers {
         {
             return false;
         }
-        let is_first = !self.held.contains_key(&membership.id);
+        let before = self.held.get(&membership.id);
+        let is_first = before.is_none();
+        let is_first_of_token = before.is_none_or(|held| held.token != membership.token);
         if envelope.payload.len() > MAX_OCTETS {
             return false;
         }
         let of_token = self.count_of(&membership.token);
-        if is_first && (self.held.len() >= MAX_HELD || of_token >= MAX_HELD_OF_TOKEN) {
+        let is_over = is_first && self.held.len() >= MAX_HELD
+            || is_first_of_token && of_token >= MAX_HELD_OF_TOKEN;
+        if is_over {
             if self.overflowed.len() < MAX_HELD {
                 self.overflowed.insert(membership.token);
             }
             return false;
         }
+        // A further membership of the same node does not postpone the problem.
+        let since = self.held.get(&membership.id).map_or(now, |held| held.since);
         self.is_kept = false;
         self.held.insert(
             membership.id,
-            HeldBack::new(envelope.clone(), membership, now),
+            HeldBack::new(envelope.clone(), membership, since),
         );
         is_first
     }
@@ -188,7 +196,7 @@ impl Newcomers {
         self.held.contains_key(node)
     }
 
-    /// Whether this very membership is held back, and `peer` may vouch for it.
+    /// Whether exactly this membership is held back, and `peer` may vouch for it. No node vouches for itself.
     pub(super) fn may_release(&self, envelope: &Envelope, peer: &PublicKey) -> bool {
         self.held
             .iter()
@@ -211,14 +219,22 @@ impl Newcomers {
         !self.on_trust.contains(node)
     }
 
-    /// Forgets those that the ledger would not accept whoever vouched.
+    /// Keeps only the memberships for which `is_open` returns true. The ledger would refuse the others even if a peer vouched
+    /// for them.
     pub(super) fn retain(&mut self, mut is_open: impl FnMut(&Envelope, &PublicKey) -> bool) {
         let before = self.held.len();
         self.held.retain(|id, held| is_open(&held.envelope, id));
         self.is_kept &= self.held.len() == before;
     }
 
-    /// The nodes whose memberships peers are to be asked for now.
+    /// Forgets which memberships were accepted on trust, for nodes that `is_member` does not know.
+    pub(super) fn retain_members(&mut self, is_member: impl Fn(&PublicKey) -> bool) {
+        let before = self.on_trust.len();
+        self.on_trust.retain(is_member);
+        self.is_kept &= self.on_trust.len() == before;
+    }
+
+    /// The nodes about whose memberships peers are to be asked now.
     pub(super) fn asks(&self, now: Instant) -> Vec<PublicKey> {
         let age = |held: &HeldBack| now.saturating_duration_since(held.since);
         let mut due: Vec<(Instant, PublicKey)> = self
@@ -230,7 +246,7 @@ impl Newcomers {
             })
             .map(|(id, held)| (held.since, *id))
             .collect();
-        // The newest first: what nobody vouches for must not keep the others out.
+        // The newest come first, so that memberships for which no peer vouches do not displace the others.
         due.sort_by(|a, b| b.cmp(a));
         due.truncate(crate::wire::peers::MAX_ASKED);
         due.into_iter().map(|(_, id)| id).collect()
@@ -240,7 +256,8 @@ impl Newcomers {
         self.held.values().filter(|h| h.token == *token).count()
     }
 
-    /// Whether memberships were left out for want of room, and there is room now: all are asked for again then.
+    /// Whether memberships were left out because there was no room, and there is room for them now. The caller then requests
+    /// all records again.
     pub(super) fn take_overflowed(&mut self) -> bool {
         if self.held.len() >= MAX_HELD / 2 {
             return false;
@@ -252,7 +269,7 @@ impl Newcomers {
         self.overflowed.len() < before
     }
 
-    /// The stream to a coordinator opened, whose store has `revision`; 0, if it does not take this node for a member.
+    /// The stream to a coordinator opened. Its store has `revision`, which is 0 if this node is not a member in that store.
     pub(super) fn handle_opened(&mut self, revision: u64) {
         self.target = (revision > 0).then_some(revision);
     }
@@ -262,8 +279,8 @@ impl Newcomers {
         self.target = None;
     }
 
-    /// The coordinator was heard, and this node holds its `revision`; `newest` is the date of its newest membership. Gives
-    /// what is to be written to disk, if anything.
+    /// A message of the coordinator was received, and this node holds the records up to `revision`. `newest` returns the date
+    /// of the newest membership. Returns the time to write to disk, if the time on disk is too old.
     pub(super) fn handle_heard(
         &mut self,
         revision: u64,
@@ -273,7 +290,7 @@ impl Newcomers {
         if self.target.is_none_or(|target| revision < target) {
             return None;
         }
-        // A clock that was ahead and is right now is believed, and one that is behind what others wrote is not.
+        // A clock that went back was ahead before and is right now, unless it is behind the dates that others wrote.
         let went_back = self.in_step.is_some_and(|at| wall < at);
         if went_back && wall.plus(CLOCK_LAG) < newest() {
             return None;
@@ -290,7 +307,7 @@ impl Newcomers {
         })
     }
 
-    /// The lists, if they are not as on disk.
+    /// Returns the lists if those on disk are out of date.
     pub(super) fn unwritten(&self) -> Option<StoredLists> {
         (!self.is_kept).then(|| StoredLists {
             held_back: self.held.values().map(|h| h.envelope.clone()).collect(),
@@ -298,12 +315,12 @@ impl Newcomers {
         })
     }
 
-    /// The lists are on disk.
+    /// The lists were written to disk.
     pub(super) fn handle_written(&mut self) {
         self.is_kept = true;
     }
 
-    /// What is held back, once peers had time to vouch.
+    /// The problem of memberships that are held back although peers had time to vouch for them.
     pub(super) fn problem(&self, now: Instant) -> Option<Problem> {
         let held: Vec<&HeldBack> = self
             .held
@@ -324,12 +341,12 @@ impl Newcomers {
         };
         Some(Problem {
             what: format!(
-                "{} node(s) are not let in here, since no peer vouches for them: {}{more}",
+                "this node does not accept {} node(s), since no peer vouches for them: {}{more}",
                 held.len(),
                 names.join(", ")
             ),
-            why: "the coordinator sends memberships that are dated before this node was last in step with it, so this node should have known them: a clock is wrong, or somebody who has the coordinator and an old token adds nodes".into(),
-            fix: "compare the clocks of this machine, of those nodes and of the coordinator; join a node that is wanted again with a new token, remove one that is not with `meshctl node remove`".into(),
+            why: "the coordinator sends memberships that are dated before this node was last in step with it, so this node should have received them earlier: a clock is wrong, or an attacker who has the coordinator and an old token adds nodes".into(),
+            fix: "compare the clocks of this machine, of those nodes and of the coordinator; if a node is wanted, let it join again with a new token; otherwise remove it with `meshctl node remove`".into(),
         })
     }
 }
@@ -345,7 +362,7 @@ impl HeldBack {
     }
 }
 
-/// The membership in `envelope`, if it is one. Nothing is verified.
+/// The membership in `envelope`, if its payload is one. No signature is verified.
 pub(super) fn membership_in(envelope: &Envelope) -> Option<Membership> {
     match Record::parse(&envelope.payload) {
         Ok((_, Record::Membership(membership))) => Some(membership),

@@ -1,6 +1,6 @@
-//! This node's own records: which are published, which cannot be, and why. Pure.
+//! Decides which of this node's own records are published, and keeps which cannot be published and why. Pure.
 //!
-//! [`Draft`] says which of its records this node publishes anew, and with which version.
+//! [`Draft`] collects the records that this node publishes anew, with their versions.
 //!
 //! A record has bounds (instances, octets). A service that is larger than they allow is published with as many of its
 //! instances as fit, in the order in which they are given: what is left out is a problem that names the service. Any other
@@ -22,8 +22,8 @@ use crate::wire::local::Problem;
 
 /// Refused records that are named one by one at most.
 const MAX_NAMED: usize = 8;
-/// Services that this node has no longer and that stay in the mesh as records without instances. With more than these the
-/// node clears them away: they count among its records.
+/// The maximum number of services that this node has withdrawn, and that stay in the mesh as records without instances. With
+/// more of them the node removes their records, which count towards its bound of records.
 const MAX_WITHDRAWN: usize = 256;
 
 /// The records that this node publishes anew.
@@ -34,7 +34,7 @@ pub(super) struct Draft<'a> {
     wall: SystemTime,
     /// The lowest version that a service of this node may have.
     floor: u64,
-    /// The floor that clears withdrawn services away, if there are too many.
+    /// The new floor that removes the withdrawn services, if there are too many.
     raised: Option<u64>,
     services: Vec<Service>,
     node: Option<Node>,
@@ -42,7 +42,7 @@ pub(super) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    /// Of the node `id`, whose node record has this `floor` for its services.
+    /// Starts a draft for the node `id`, whose node record has `services_from` equal to `floor`.
     pub(super) fn new(
         id: PublicKey,
         floor: u64,
@@ -69,7 +69,7 @@ impl<'a> Draft<'a> {
         next_version(last.max(self.floor.saturating_sub(1)), self.wall)
     }
 
-    /// Brings the services that are `held` in step with those that are wanted, by id.
+    /// Adds the services whose records in the ledger, `held`, differ from those in `wanted`, which has them by id.
     pub(super) fn services<'s>(
         &mut self,
         held: impl Iterator<Item = &'s Service>,
@@ -114,7 +114,7 @@ impl<'a> Draft<'a> {
         }
         let highest = self.services.iter().fold(highest, |h, s| h.max(s.version));
         if withdrawn > MAX_WITHDRAWN && highest < u64::MAX - 1 {
-            // Every service that stays is above the new floor before that is published.
+            // Every service that stays gets the version of the new floor, and is published before the node record.
             let floor = next_version(highest, self.wall);
             self.raised = Some(floor);
             let live = live.into_iter();
@@ -127,7 +127,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Where this node is reached; `is_new` if that is another record than the one held.
+    /// Adds the node record if it has to be published. With `is_new` it differs from the record in the ledger.
     pub(super) fn node(&mut self, node: Node, is_new: bool) {
         let key = key_of("node", &node.id);
         if is_new || self.raised.is_some() || self.word.is_overruled(&key, self.now) {
@@ -140,8 +140,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The name of this node, which is published only once it is not that of its membership, or where another machine
-    /// has published one.
+    /// Adds the name record if another machine published one with this node's key. `held` is the record in the ledger, and
+    /// `own` is the name of this node where there is none.
     pub(super) fn name(&mut self, held: Option<&Name>, own: &Label) {
         let key = key_of("name", &self.id);
         if self.word.is_overruled(&key, self.now) {
@@ -156,7 +156,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// The records, in the order in which they are published.
+    /// Returns the records in the order in which they are to be published.
     pub(super) fn finish(self) -> Vec<Record> {
         let node = self.node.map(Record::Node);
         let (first, last) = if self.raised.is_some() {
@@ -171,7 +171,7 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// The key of a record of which a node has one.
+/// The key of the record of a kind of which each node has one record.
 pub(super) fn key_of(kind: &str, node: &PublicKey) -> RecordKey {
     RecordKey {
         kind: kind.to_owned(),
@@ -476,7 +476,7 @@ mod tests {
         OwnWord::new(&PublicKey([1; 32]), 1_800_000_000_000)
     }
 
-    /// What is published, given what is held.
+    /// The records that a node with the records in `held` publishes for the services in `wanted`.
     fn drafted(
         word: &OwnWord,
         held: &[Service],
@@ -553,7 +553,7 @@ mod tests {
         });
         let wanted = held[MAX_WITHDRAWN..].to_vec();
         assert_eq!(drafted(&word(), &held, wanted, &node(), clock), []);
-        // One more is withdrawn, and one is new.
+        // One more service is withdrawn, and one is new.
         let wanted = vec![held[MAX_WITHDRAWN].clone(), service("new", 1, 1)];
         let published = drafted(&word(), &held, wanted, &node(), clock);
         let [
@@ -564,13 +564,13 @@ mod tests {
         else {
             panic!("{published:?}")
         };
-        // The one withdrawn had version 1001 in the draft that this replaces.
+        // The record that withdraws `web` would have had version 1001.
         let floor = node.services_from;
         assert_eq!((floor, db.version, new.version), (1002, 1002, 1002));
         assert_eq!(db.instances, held[MAX_WITHDRAWN].instances);
         assert!(node.version > 5);
 
-        // With a clock that went back the next service is above the floor as well.
+        // The next service is above the floor even if the clock went back.
         let held = [db.clone(), new.clone()];
         let wanted = vec![db.clone(), new.clone(), service("later", 1, 1)];
         let published = drafted(&word(), &held, wanted, node, SystemTime::UNIX_EPOCH);

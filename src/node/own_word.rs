@@ -1,12 +1,13 @@
-//! Whether what this node says of itself counts elsewhere. Pure: the clock is an argument.
+//! Detects whether this node's own records are in force elsewhere. Pure: the clock is an argument.
 //!
-//! Two things keep a node's own record from counting, and both would be silent. A record that is signed with this node's
-//! keys and that this node did not make may have a higher version than its own: another machine has the keys, or the state
-//! directory is older than what this node once published. The node then publishes its own record again with a version
-//! above, no faster than [`MIN_PAUSE`] allows, so that two machines with the same keys do not answer each other at full
-//! speed. And a coordinator may refuse a record: the node offers it again.
+//! Two things can keep a record of this node from being in force, and the node would not notice either of them. First, a
+//! record that is signed with this node's key, and that this node did not make, may have a higher version: another machine
+//! has the keys, or the state directory is older than the last published record. The node then publishes its own record
+//! again with a higher version. It makes a pause between two such publications, which starts with [`MIN_PAUSE`], so that two
+//! machines with the same keys do not answer each other at full speed. Second, a coordinator may refuse a record. The node
+//! then offers it again.
 //!
-//! Both are problems, with what the coordinator says where it says something.
+//! Both are reported as problems. The problem of a refused record quotes the coordinator.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -18,32 +19,33 @@ use crate::wire::local::Problem;
 
 use super::own_records::name_of;
 
-/// The pause after this node has published above a record of another machine. It doubles each time that follows soon.
+/// The pause after this node has published above a record of another machine. It doubles if that happens again within
+/// [`QUIET`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// After a time this long without such a record the pause is the shortest again.
+/// After this time without such a publication the pause is the shortest again.
 const QUIET: Duration = Duration::from_secs(600);
-/// The pause before a refused record is offered again; it doubles with each further refusal.
+/// The pause before a refused record is offered again. The pause doubles with each further refusal.
 const MIN_AGAIN: Duration = Duration::from_secs(5);
 const MAX_AGAIN: Duration = Duration::from_secs(300);
-/// How long a record that another machine made stays a problem after it was seen last.
+/// How long a record that another machine made stays a problem after it was last received.
 const SHOWN: Duration = Duration::from_secs(24 * 3600);
-/// The same for one that this node itself seems to have made before its state directory was restored.
+/// How long a record stays a problem that this node seems to have made before its state directory was restored.
 const SHOWN_OLDER: Duration = Duration::from_secs(600);
-/// Records of another machine that are remembered at most: as many as the mesh keeps of one node.
+/// The maximum number of another machine's records that are kept. A ledger holds as many records of one node.
 const MAX_FOREIGN: usize = 4096;
-/// Publications without an answer that are remembered at most.
+/// The maximum number of publications without an answer that are kept.
 const MAX_OFFERED: usize = 1024;
-/// Refused records that are named one by one at most.
+/// The maximum number of refused records that get a problem of their own.
 const MAX_NAMED: usize = 4;
-/// How long a coordinator may take to answer the first publication before that is a problem.
+/// A coordinator that has not answered the first publication for this long is a problem.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
-/// A record signed with this node's keys, that this node did not make.
+/// A record that is signed with this node's key and that this node did not make.
 #[derive(Debug)]
 struct Foreign {
     version: u64,
-    /// What a service is called, so that it can be withdrawn where this node has none of that name.
+    /// The name and project of a service, so that it can be withdrawn if this node has no such service.
     service: Option<(Label, Option<Label>)>,
     overtaken: bool,
 }
@@ -65,25 +67,25 @@ pub(super) struct Due {
     pub(super) failures: u32,
 }
 
-/// Whether the coordinator has this node's record.
+/// What the coordinator answered about this node's node record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// It did not answer yet.
+    /// It has not answered yet.
     NotYet,
-    /// It has it.
+    /// It accepted the record.
     Yes,
-    /// It refuses it, in these words.
+    /// It refused the record with this message.
     Refused(String),
 }
 
-/// The state.
+/// The records of other machines with this node's key, and the records of this node that were refused.
 #[derive(Debug)]
 pub(super) struct OwnWord {
     node: RecordKey,
-    /// The version of a record that was made when this program started.
+    /// The version that a record gets which is made when this program starts.
     started: u64,
     foreign: BTreeMap<RecordKey, Foreign>,
-    /// Set once another machine's record was seen: when, and whether that machine speaks now.
+    /// What is reported about records of another machine. None until such a record was received.
     shown: Option<Shown>,
     pause: Duration,
     overtaken_at: Option<Instant>,
@@ -93,19 +95,19 @@ pub(super) struct OwnWord {
     opened: Option<Instant>,
 }
 
-/// What is said of another machine's records.
+/// What a problem reports about another machine's records.
 #[derive(Debug)]
 struct Shown {
     seen: Instant,
-    /// One was made after this program started.
+    /// Whether one of the records was made after this program started.
     is_live: bool,
-    /// The largest version.
+    /// The largest version among the records.
     version: u64,
     what: String,
 }
 
 impl OwnWord {
-    /// Of the node `id`; `started` is the version that a record has which is made now.
+    /// Creates the state of the node `id`. `started` is the version that a record gets which is made now.
     pub(super) fn new(id: &PublicKey, started: u64) -> Self {
         Self {
             node: RecordKey {
@@ -124,8 +126,9 @@ impl OwnWord {
         }
     }
 
-    /// A record came that is signed with this node's key, verified, and newer than what this node holds under `key`, or
-    /// another text of the same version. Gives a line for the log, if it is the first after a while.
+    /// A record was received and verified that is signed with this node's key. It is newer than the record that this node
+    /// holds under `key`, or it has the same version and another text. Returns a line for the log if it is the first such
+    /// record, or the first that was made after this program started.
     pub(super) fn handle_foreign(
         &mut self,
         key: RecordKey,
@@ -160,7 +163,7 @@ impl OwnWord {
             };
             self.foreign.insert(key, foreign);
         }
-        // A version is the time in milliseconds at which it was made, or one more than the last.
+        // A version is the time in milliseconds at which the record was made, or one more than the last version.
         let is_live = version >= self.started;
         let before = self.shown.take();
         let was_live = before.as_ref().is_some_and(|shown| shown.is_live);
@@ -183,19 +186,19 @@ impl OwnWord {
         is_first.then(|| format!("{what}, version {version}"))
     }
 
-    /// The version that a record of this node has to exceed: `held` is that of its own.
+    /// The version that the next record of this node under `key` has to exceed. `held` is the version of its own record.
     pub(super) fn last_version(&self, key: &RecordKey, held: u64) -> u64 {
         self.foreign
             .get(key)
             .map_or(held, |foreign| foreign.version.max(held))
     }
 
-    /// Whether this node's own record under `key` is to be published again though nothing of it changed.
+    /// Whether this node's own record under `key` is to be published again although it did not change.
     pub(super) fn is_overruled(&self, key: &RecordKey, now: Instant) -> bool {
         self.may_overtake(now) && self.foreign.get(key).is_some_and(Foreign::is_open)
     }
 
-    /// Services under this node's name that another machine published, besides those in `known`.
+    /// The services that another machine published with this node's key, except those in `known`, without instances.
     pub(super) fn foreign_services(
         &self,
         id: &PublicKey,
@@ -228,12 +231,12 @@ impl OwnWord {
             .is_none_or(|at| now.saturating_duration_since(at) >= self.pause)
     }
 
-    /// Whether something of another machine is to be overtaken now.
+    /// Whether this node is to publish now above a record of another machine.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.may_overtake(now) && self.foreign.values().any(Foreign::is_open)
     }
 
-    /// This node has published a record.
+    /// This node published its record under `key` with `version`.
     pub(super) fn handle_published(&mut self, key: &RecordKey, version: u64, now: Instant) {
         let Some(foreign) = self.foreign.get_mut(key) else {
             return;
@@ -245,7 +248,7 @@ impl OwnWord {
         self.slow_down(now);
     }
 
-    /// This node's own ledger refused what it wants to publish: it tries again later.
+    /// This node's own ledger refused a record that was to be published. The node tries again after a pause.
     pub(super) fn handle_unpublished(&mut self, now: Instant) {
         if self.is_due(now) {
             self.slow_down(now);
@@ -254,7 +257,7 @@ impl OwnWord {
 
     fn slow_down(&mut self, now: Instant) {
         match self.overtaken_at {
-            // One round overtakes all that there is.
+            // All records of one round count as one publication.
             Some(at) if at == now => {}
             Some(at) if now.saturating_duration_since(at) < QUIET => {
                 self.pause = (self.pause * 2).min(MAX_PAUSE);
@@ -264,19 +267,19 @@ impl OwnWord {
         self.overtaken_at = Some(now);
     }
 
-    /// The stream opened; what this node said is offered anew.
+    /// The stream opened. This node's records are offered again.
     pub(super) fn handle_opened(&mut self, now: Instant) {
         self.offered.clear();
         self.opened = Some(now);
     }
 
-    /// The stream closed: what was not answered will not be.
+    /// The stream closed. The open publications get no answer.
     pub(super) fn handle_closed(&mut self) {
         self.offered.clear();
         self.opened = None;
     }
 
-    /// These records were published with `sequence`, and no others.
+    /// Exactly these records were published with the number `sequence`.
     pub(super) fn handle_offered(&mut self, sequence: u64, keys: Vec<RecordKey>) {
         if self.offered.len() >= MAX_OFFERED {
             self.offered.pop_first();
@@ -284,7 +287,8 @@ impl OwnWord {
         self.offered.insert(sequence, keys);
     }
 
-    /// The coordinator has answered. Gives a line for the log for each record that it did not refuse like this before.
+    /// The coordinator answered the publication `sequence`. Returns a line for the log for each record that it refused for a
+    /// new reason.
     pub(super) fn handle_answer(
         &mut self,
         sequence: u64,
@@ -301,7 +305,7 @@ impl OwnWord {
             .map(|refused| (refused.key, (refused.message, refused.reason)))
             .collect();
         if named.is_empty() && !texts.is_empty() {
-            // Which of them the coordinator does not say.
+            // The coordinator does not name the refused records, so all records of the publication count as refused.
             let why = texts.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>();
             let why = (why.join("; "), RefusedReason::Other);
             named.extend(keys.iter().map(|key| (key.clone(), why.clone())));
@@ -309,7 +313,7 @@ impl OwnWord {
         let mut lines = Vec::new();
         for key in keys {
             match named.remove(&key) {
-                // Another machine's record was in the way, and this node has published above it since.
+                // The refusal is out of date: this node has since published above the other machine's record.
                 Some((_, RefusedReason::Stale)) if self.has_overtaken(&key) => {}
                 None => {
                     if key == self.node {
@@ -360,7 +364,7 @@ impl OwnWord {
     pub(super) fn poll_again(&mut self, now: Instant) -> Vec<Due> {
         let due = self.refused.iter_mut().filter(|(_, r)| r.again <= now);
         due.map(|(key, refusal)| {
-            // The coordinator's answer says when the next time is; there may be none.
+            // An answer of the coordinator sets the next time. There may be no answer.
             refusal.again = now + MAX_AGAIN;
             Due {
                 key: key.clone(),
@@ -371,17 +375,17 @@ impl OwnWord {
         .collect()
     }
 
-    /// Forgets refusals of records that this node does not have any more.
+    /// Forgets refusals of records that this node no longer has.
     pub(super) fn retain(&mut self, mut is_held: impl FnMut(&RecordKey) -> bool) {
         self.refused.retain(|key, _| is_held(key));
     }
 
-    /// Whether the coordinator has this node's record.
+    /// What the coordinator answered about this node's node record.
     pub(super) fn taken(&self) -> &Taken {
         &self.taken
     }
 
-    /// What is wrong, with remedies.
+    /// The problems with this node's own records.
     pub(super) fn problems(&self, now: Instant) -> Vec<Problem> {
         let mut problems = Vec::new();
         if let Some(shown) = &self.shown {
@@ -403,8 +407,8 @@ impl OwnWord {
         if more > 0 {
             problems.push(Problem {
                 what: format!("the coordinator does not accept {more} more records of this node"),
-                why: "they are refused as well".into(),
-                fix: "mend the others first".into(),
+                why: "the coordinator refuses these records as well".into(),
+                fix: "solve the other problems first".into(),
             });
         }
         if let (Taken::NotYet, Some(opened)) = (&self.taken, self.opened)
@@ -412,7 +416,8 @@ impl OwnWord {
         {
             problems.push(Problem {
                 what: "the coordinator has not confirmed where this node is reached".into(),
-                why: "it is connected, and does not answer what this node publishes".into(),
+                why: "a stream to it is open, but it does not answer what this node publishes"
+                    .into(),
                 fix: "look at the log of mesh-coordinator; its disk may be slow or full".into(),
             });
         }
@@ -421,7 +426,7 @@ impl OwnWord {
 }
 
 impl Foreign {
-    /// Whether this node has yet to publish above it. Nothing is above the largest version.
+    /// Whether this node still has to publish above it. No version is above the largest one.
     fn is_open(&self) -> bool {
         !self.overtaken && self.version < u64::MAX
     }
@@ -430,9 +435,9 @@ impl Foreign {
 impl Shown {
     fn another_machine(&self, hopeless: bool) -> Problem {
         let outcome = if hopeless {
-            "no version is above it, so this node cannot speak for itself any more"
+            "no version is above it, so this node cannot publish that record any more"
         } else {
-            "this node publishes its own again"
+            "this node publishes its own record again"
         };
         Problem {
             what: "another machine speaks with this node's keys".into(),
@@ -440,7 +445,7 @@ impl Shown {
                 "a record that this node did not make is signed with its key: {}, version {}; {outcome}",
                 self.what, self.version
             ),
-            fix: "find the copy of this machine's disk or state directory and stop meshd there; if the keys were stolen, run `meshctl leave` here and join again with a new token, so that the old keys are worth nothing".into(),
+            fix: "find the copy of this machine's disk or state directory and stop meshd there; if the keys were stolen, run `meshctl leave` here and join again with a new token, so that the old keys are of no use".into(),
         }
     }
 
@@ -448,10 +453,10 @@ impl Shown {
         Problem {
             what: "this node's state directory is older than what it published".into(),
             why: format!(
-                "the mesh has a newer record with this node's keys: {}, version {}; this node publishes its own again",
+                "the mesh has a newer record with this node's keys: {}, version {}; this node publishes its own record again",
                 self.what, self.version
             ),
-            fix: "nothing, if the state directory or this machine was restored from a copy; otherwise another machine has this node's keys: run `meshctl leave` here and join again with a new token".into(),
+            fix: "do nothing if the state directory or this machine was restored from a copy; otherwise another machine has this node's keys: run `meshctl leave` here and join again with a new token".into(),
         }
     }
 }
@@ -462,10 +467,10 @@ fn remedy(reason: RefusedReason) -> &'static str {
             "another node has these addresses; this node asks the coordinator for its lease again: if that does not help, find that node in `meshctl node list`, or run `meshctl leave` here and join again with a new token"
         }
         RefusedReason::Stale => {
-            "nothing at first: this node asks for the newer record and publishes above it; if it stays, another machine has this node's keys"
+            "do nothing at first: this node asks for the newer record and publishes above it; if the problem stays, another machine has this node's keys"
         }
         RefusedReason::Other => {
-            "it is offered again by itself; if it stays refused, look at the log of mesh-coordinator, or upgrade the older of the two"
+            "this node offers the record again by itself; if it stays refused, look at the log of mesh-coordinator, or upgrade the older of the two"
         }
     }
 }

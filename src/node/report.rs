@@ -320,18 +320,18 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
     problems
 }
 
-/// Contested services that are named one by one at most, and nodes of each.
+/// The maximum number of contested services that get a problem of their own, and of nodes that such a problem names.
 const MAX_CONTESTED: usize = 8;
 
-/// Services that are served by nodes without a common tag: one of them may be there by mistake, or mean harm.
+/// The problems of services that are served by nodes without a common tag: one of the nodes may serve by mistake or be hostile.
 fn contested(netmap: &Netmap) -> Vec<Problem> {
     let contested = netmap.contested();
     let named = contested.iter().take(MAX_CONTESTED);
     let more = contested.len().saturating_sub(MAX_CONTESTED);
     let more = (more > 0).then(|| Problem {
         what: format!("{more} more services are served by nodes that have no tag in common"),
-        why: "their clients are sent to all of these nodes alike".into(),
-        fix: "look at `meshctl service list` for who serves them".into(),
+        why: "clients of these services are sent to all of their nodes alike".into(),
+        fix: "see `meshctl service list` for the nodes that serve them".into(),
     });
     let problems = named.map(|contested| {
         let nodes = contested.nodes.iter().take(MAX_CONTESTED);
@@ -346,9 +346,9 @@ fn contested(netmap: &Netmap) -> Vec<Problem> {
                 contested.service,
                 nodes.join(", ")
             ),
-            why: "its clients are sent to all of these nodes alike, and tags are what tells which nodes belong together"
+            why: "clients of the service are sent to all of these nodes alike, although their tags do not show that they belong together"
                 .into(),
-            fix: "end the service on the nodes that are not to serve it, or join its nodes with tokens that have a tag in common"
+            fix: "end the service on the nodes that must not serve it, or join its nodes with tokens that have a tag in common"
                 .into(),
         }
     });

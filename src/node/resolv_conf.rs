@@ -15,13 +15,14 @@ const LOOK: Duration = Duration::from_secs(15);
 /// How long a program that writes it is left to finish: also bounds how fast two can take turns.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// How often the helper is asked at most: two programs that both want the file must not start it without an end.
+/// The shortest time between two requests to the helper. Without it, two programs that both write the file could start the
+/// helper without end.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 /// The task that keeps it. Dropping it puts back what stood there before.
 pub(super) struct Keeper {
     conf: ResolvConf,
-    /// Where the helper finds what it is to do.
+    /// The directory in which the helper finds the request.
     runtime_dir: PathBuf,
     problem: Arc<Mutex<Option<Problem>>>,
     /// Whether the file may still be taken: held while it is written.
@@ -30,7 +31,8 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Makes `server` the machine's resolver from now on, by itself or by asking the helper in `runtime_dir`.
+    /// Makes `server` the machine's resolver from now on. If this process may not write the file, it asks the helper by a request
+    /// in `runtime_dir`.
     pub(super) fn start(state_dir: &Path, runtime_dir: &Path, server: IpAddr) -> Self {
         let conf = ResolvConf::new(state_dir);
         let problem = Arc::new(Mutex::new(None));
@@ -69,7 +71,7 @@ impl Drop for Keeper {
                 if error.is_permission()
                     && resolv_request::ask(&self.runtime_dir, None).is_ok() =>
             {
-                tracing::info!("asked for /etc/resolv.conf to be put back as it was");
+                tracing::info!("asked the helper to put /etc/resolv.conf back as it was");
             }
             Err(error) => {
                 tracing::error!(%error, "cannot put /etc/resolv.conf back; run `meshd --restore-resolv-conf` as root")
@@ -115,13 +117,13 @@ async fn keep(
                 *lock(&problem) = None;
             }
             Err(error) => {
-                // The helper has the time until the next look before it is missed.
+                // The helper has time until the next look. Only then its absence is a problem.
                 if asked || !error.is_permission() {
                     *lock(&problem) = Some(explain(&error, server));
                 }
                 if error.is_permission() {
                     asked = resolv_request::ask(&runtime_dir, Some(server))
-                        .inspect_err(|error| tracing::warn!(%error, "cannot ask for /etc/resolv.conf to be written"))
+                        .inspect_err(|error| tracing::warn!(%error, "cannot ask the helper to write /etc/resolv.conf"))
                         .is_ok();
                     pause = ASK_AGAIN;
                 }
@@ -150,7 +152,7 @@ fn explain(error: &ResolvConfError, server: IpAddr) -> Problem {
             "make {server} the first server in the configuration of that program, or replace the link by a file"
         ),
         error if error.is_permission() => {
-            "have it written for meshd: install systemd/meshd-resolv-conf.path and systemd/meshd-resolv-conf.service in /etc/systemd/system, then `systemctl enable --now meshd-resolv-conf.path`".to_owned()
+            "let the helper write it for meshd: install systemd/meshd-resolv-conf.path and systemd/meshd-resolv-conf.service in /etc/systemd/system, then `systemctl enable --now meshd-resolv-conf.path`".to_owned()
         }
         ResolvConfError::Request(_) | ResolvConfError::File(_) => format!("write `nameserver {server}` into it by hand, and take `manage_resolv_conf` out of meshd.toml"),
     };

@@ -14,7 +14,7 @@ pub(super) enum Part {
     Position,
     /// The addresses of containers.
     Leases,
-    /// When this node was in step with a coordinator, and which memberships it held back.
+    /// When this node was last in step with a coordinator, and which memberships it held back or accepted on trust.
     Newcomers,
     /// The identity without the tunnel's old key.
     OldKey,
@@ -37,8 +37,8 @@ impl Part {
                 "without it containers get other addresses when meshd restarts",
             ),
             Self::Newcomers => (
-                "when this node was in step with the coordinator is not kept on disk",
-                "without it a restart accepts memberships that are older than it should",
+                "the time at which this node was last in step with the coordinator is not kept on disk",
+                "without it, meshd accepts memberships after a restart that it should hold back",
             ),
             Self::OldKey => (
                 "the tunnel's old key stays on disk",

@@ -249,7 +249,7 @@ pub struct Tunnel {
     shared: Arc<Shared>,
     interface: String,
     threads: Vec<JoinHandle<()>>,
-    /// That of each data thread and of the timers.
+    /// The progress of each data thread and of the timer thread.
     progress: Vec<Arc<Progress>>,
     /// One change of the peers at a time.
     changing: Mutex<()>,
@@ -337,20 +337,21 @@ impl Tunnel {
         Ok(tunnel)
     }
 
+    /// Adds the progress of a thread that is about to start.
     fn watched(&mut self, name: &str) -> Arc<Progress> {
         let progress = Arc::new(Progress::new(name));
         self.progress.push(Arc::clone(&progress));
         progress
     }
 
-    /// The progress of the data threads and of the timers. An idle thread sleeps without an end, until
-    /// [`Tunnel::wake_threads`].
+    /// The progress of the data threads and of the timer thread. An idle thread sleeps until there is work, or until
+    /// [`Tunnel::wake_threads`] wakes it.
     #[must_use]
     pub fn progress(&self) -> &[Arc<Progress>] {
         &self.progress
     }
 
-    /// Has each thread of [`Tunnel::progress`] go round once, also if it has nothing to do.
+    /// Wakes each thread of [`Tunnel::progress`], so that it runs its loop once even if it has nothing to do.
     pub fn wake_threads(&self) {
         self.wake();
         self.shared.live.wake();

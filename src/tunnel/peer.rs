@@ -21,7 +21,8 @@ pub(super) struct Peer {
     pub(super) bound: OnceLock<Arc<Identity>>,
     pub(super) rx_bytes: AtomicU64,
     pub(super) tx_bytes: AtomicU64,
-    /// Those of the member, whatever its key. Locked after the state, if both are.
+    /// The probes of the member, which its current and its retired peers share. A thread that needs both locks takes the
+    /// lock of the state first.
     pub(super) probes: Arc<Mutex<Probes>>,
     state: Mutex<PeerState>,
 }
@@ -85,7 +86,7 @@ impl Peer {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The probes of the member.
+    /// Locks the probes of the member.
     pub(super) fn probes(&self) -> MutexGuard<'_, Probes> {
         self.probes
             .lock()

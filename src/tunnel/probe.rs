@@ -6,8 +6,9 @@
 //! A probe may ask whether a packet of its size fits through: its sequence number is then the size. The answer is
 //! short, so that a narrow way back does not hide that the question came through.
 //!
-//! Anybody who may send packets from one of the peer's addresses can send echo replies, a container too. So nothing is read
-//! from an answer but a random number, by which [`Probes`] finds when the probe was sent and which size it asked for.
+//! Any program that may send packets from one of the peer's addresses can send echo replies, for example one in a container.
+//! So only a random number is read from an answer. By this number [`Probes`] finds when the probe was sent and which size
+//! it asked for.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -24,7 +25,7 @@ const IPV6_HEADER: usize = 40;
 const ECHO: usize = 8 + 16;
 /// The sequence number of a probe that asks for no size.
 const NO_SIZE: u16 = 1;
-/// Probes of one peer that wait for an answer at most: those of a search for the path's size, and some pings.
+/// The maximum number of probes of one peer that wait for an answer: those of a search for the path's MTU, and some pings.
 const MAX_PENDING: usize = 16;
 
 /// What a packet is to the probe.
@@ -32,18 +33,18 @@ const MAX_PENDING: usize = 16;
 pub(super) enum Probe {
     /// To be answered.
     Request,
-    /// An answer, with the nonce it carries.
+    /// An answer with this nonce.
     Reply(u64),
 }
 
-/// The probes of a peer that wait for an answer, and what the answers showed.
+/// The probes of a peer that wait for an answer, and the results of those that were answered.
 ///
 /// A round trip counts as a sample only if its probe left at once under a session that stayed the one in use until the answer
 /// came. A probe that waits for a session measures the handshake instead of the path, and so does one whose session was
 /// replaced meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
-    /// The oldest first.
+    /// The probes without an answer, from the oldest to the newest.
     pending: VecDeque<Pending>,
     sample: Option<RoundTrip>,
     answered: Option<RoundTrip>,
@@ -69,8 +70,8 @@ pub struct RoundTrip {
 }
 
 impl Probes {
-    /// A probe with `nonce` was sealed and sent at `sent`, or waits for a session. It takes the place of those before it as the
-    /// next sample.
+    /// A probe with `nonce` was made at `sent`. With `sealed` it left at once, otherwise it waits for a session. The probes
+    /// before it no longer count as samples.
     pub(super) fn handle_probe(&mut self, nonce: u64, sent: Instant, sealed: bool) {
         self.handle_handshake();
         self.add(Pending {
@@ -98,14 +99,14 @@ impl Probes {
         self.pending.push_back(probe);
     }
 
-    /// A handshake message was processed: what is under way no longer measures the path alone.
+    /// A handshake message was processed. The pending probes no longer measure the path alone, so none of them is a sample.
     pub(super) fn handle_handshake(&mut self) {
         for probe in &mut self.pending {
             probe.is_sample = false;
         }
     }
 
-    /// An answer with `nonce` was received. Each probe is answered once; an answer to no probe changes nothing.
+    /// An answer with `nonce` was received. Each probe counts once. An answer without a pending probe changes nothing.
     pub(super) fn handle_answer(&mut self, nonce: u64, now: Instant) {
         let asked = self.pending.iter().position(|probe| probe.nonce == nonce);
         let Some(probe) = asked.and_then(|at| self.pending.remove(at)) else {
@@ -130,19 +131,19 @@ impl Probes {
         self.sample
     }
 
-    /// The last round trip, with the handshakes it waited for.
+    /// The last round trip, including the time in which its probe waited for a handshake.
     pub(super) fn answered(&self) -> Option<RoundTrip> {
         self.answered
     }
 
-    /// The largest size that was answered since this was last asked.
+    /// Returns the largest size that was answered since the last call.
     pub(super) fn take_answered_size(&mut self) -> Option<u16> {
         self.answered_size.take()
     }
 }
 
-/// Writes a request with `nonce` from `source` to `destination`, padded to `size` octets if that is asked for; gives its length.
-/// Nothing if the families differ or there is no room.
+/// Writes a request with `nonce` from `source` to `destination`, padded to `size` octets if a size is given, and returns its
+/// length. Returns none if the families differ or there is no room.
 pub(super) fn write(
     source: IpAddr,
     destination: IpAddr,

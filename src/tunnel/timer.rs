@@ -38,7 +38,7 @@ impl Live {
         }
     }
 
-    /// Has the thread look around.
+    /// Wakes the timer thread.
     pub(super) fn wake(&self) {
         if let Some(thread) = self.thread.get() {
             thread.unpark();

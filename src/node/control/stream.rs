@@ -32,14 +32,14 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 const BACKOFF_MOST: Duration = Duration::from_secs(15);
 /// How long a copy of another machine waits: when a coordinator comes back, the original has to be there first.
 const CLONE_WAIT: Duration = Duration::from_secs(60);
-/// Messages that wait to be sent at most: enough for all that a node of a large mesh offers to a new store.
+/// The maximum number of messages that wait to be sent. They hold all that a node of a large mesh offers to a new store.
 const OUTGOING: usize = 2048;
 /// Answers to the coordinator that wait to be sent at most.
 const WORDS: usize = 4;
 /// How long one step of the opening exchange may take.
 const OPENING_LIMIT: Duration = Duration::from_secs(10);
-/// How long a coordinator may take to take one message in. It reads no more for a while from a node that has sent much;
-/// whether it is still there, the pings tell that come from it.
+/// How long a coordinator may take to receive one message. A coordinator makes a pause before it reads more from a node that
+/// has sent much. Whether it is still there is known from its pings.
 const SEND_LIMIT: Duration = Duration::from_secs(120);
 
 /// Whom the stream speaks for and with.
@@ -60,7 +60,7 @@ pub struct Position {
     pub store: Option<String>,
     /// The last revision of it that is held.
     pub revision: u64,
-    /// The last mark received from a coordinator, which is returned to the next as it is.
+    /// The last mark that was received from a coordinator. It is sent unchanged when a stream opens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,
 }
@@ -74,12 +74,12 @@ pub enum Event {
         url: CoordinatorUrl,
         /// The name of its store.
         store: String,
-        /// The store's revision now; 0 if the coordinator does not take this node for a member yet.
+        /// The current revision of the store. It is 0 if this node is not a member in that store yet.
         revision: u64,
     },
-    /// The coordinator takes this node for a member now.
+    /// This node became a member in the coordinator's store.
     Admitted {
-        /// The store's revision now.
+        /// The current revision of the store.
         revision: u64,
     },
     /// Records, and the position once they are held.
@@ -95,7 +95,7 @@ pub enum Event {
         sequence: u64,
         /// Why some were refused.
         refused: Vec<String>,
-        /// Which those are, if the coordinator names them.
+        /// The refused records, if the coordinator names them.
         refused_records: Vec<RefusedRecord>,
     },
     /// The other side was heard: the stream is whole.
@@ -178,13 +178,13 @@ impl Stream {
         self.position.send_replace(position);
     }
 
-    /// Closes the stream if it is open, so that it opens again at the position last said.
+    /// Closes the stream if it is open or opening, so that it opens again at the position of [`Stream::set_position`].
     pub fn reopen(&self) {
         self.reopen.notify_waiters();
     }
 }
 
-/// What the node asks of the task meanwhile.
+/// What the node requests of the task while it runs.
 struct Asked {
     urls: tokio::sync::watch::Receiver<Vec<CoordinatorUrl>>,
     position: tokio::sync::watch::Receiver<Position>,
@@ -314,6 +314,8 @@ async fn converse(
     outgoing: &mut mpsc::Receiver<FromNode>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), Ended> {
+    // Created before the position is read, so that no request is lost that comes while the stream opens.
+    let reopen = asked.reopen.notified();
     let position = asked.position.borrow().clone();
     let tls = dial(url, config.pin).await?;
     let limits = WebSocketConfig::default()
@@ -333,7 +335,7 @@ async fn converse(
     )
     .await
     .map_err(|_| "the coordinator did not answer in time")??;
-    // It comes before all records: what the coordinator makes of these depends on it.
+    // The mark is sent before all records, since the coordinator treats the records by it.
     if let Some(mark) = &position.mark {
         let mark = mark.clone();
         send(&mut socket, &FromNode::Mark { mark }).await?;
@@ -438,11 +440,11 @@ async fn converse(
     tokio::select! {
         ended = write => ended,
         ended = hear => ended,
-        () = asked.reopen.notified() => Err("this node asks again for all records".into()),
+        () = reopen => Err("this node requests all records again".into()),
     }
 }
 
-/// The opening exchange; gives the store's name, its revision and whether everything follows.
+/// The opening exchange. Returns the name of the store, its revision, and whether a snapshot follows.
 async fn open(
     socket: &mut Socket,
     config: &StreamConfig,

@@ -27,7 +27,7 @@ const HEADER: usize = 16;
 /// `RTM_NEWLINK` and `RTM_DELLINK`.
 const NEW_LINK: u16 = 16;
 const DELETED_LINK: u16 = 17;
-/// Where the number of the interface stands in these (`ifinfomsg`), and where that header ends.
+/// The offset of the interface's number in these messages (`ifinfomsg`), and the length of that header.
 const LINK_INDEX: usize = HEADER + 4;
 const LINK_HEADER: usize = 16;
 /// `IFLA_MASTER`, `IFLA_LINKINFO` and, inside that, `IFLA_INFO_KIND`.
@@ -40,7 +40,7 @@ const NEW_NETCONF: u16 = 80;
 const NETCONF_HEADER: usize = 4;
 /// `NETCONFA_FORWARDING`.
 const NETCONF_FORWARDING: u16 = 2;
-/// Octets of an attribute's header, to which attributes are padded as well, and `NLA_F_NESTED`.
+/// The octets of an attribute's header, which are also the alignment of attributes, and `NLA_F_NESTED`.
 const ATTRIBUTE_HEADER: usize = 4;
 const NESTED: u16 = 1 << 15;
 
@@ -175,8 +175,9 @@ impl Scope {
     }
 }
 
-/// Whether the attributes of a link are those of a port of a bridge that leads out of this machine: the bridge is none of
-/// containers any more. Ports of containers and virtual machines come and go all the time (`veth`, `tun`).
+/// Whether a link with these attributes is a port of a bridge that leads out of this machine. A bridge with such a port is not
+/// a bridge of containers alone. Ports of containers and virtual machines (`veth`, `tun`) do not count, since they come and go
+/// all the time.
 fn is_outer_port(link: &[u8]) -> bool {
     let (mut has_controller, mut is_guest) = (false, false);
     for (kind, value) in attributes(link) {
@@ -196,7 +197,7 @@ fn stops_forwarding(settings: &[u8]) -> bool {
         .is_some_and(|(_, value)| value.get(..4) == Some(&[0; 4]))
 }
 
-/// The attributes (`nlattr`) in `bytes`, up to the first that is none: kind and value.
+/// The kinds and values of the attributes (`nlattr`) in `bytes`, up to the first malformed one.
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -272,7 +273,7 @@ mod tests {
         encoded(RouteNetlinkMessage::NewLink(message))
     }
 
-    /// A port of bridge 3, of this kind.
+    /// A notice of a port of bridge 3. `kind` is the kind of its link.
     fn port(kind: Option<InfoKind>) -> Vec<u8> {
         let mut message = LinkMessage::default();
         message.header.index = 2;

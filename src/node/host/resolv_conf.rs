@@ -1,11 +1,12 @@
 //! /etc/resolv.conf, where the administrator has given it into meshd's hands (`[dns] manage_resolv_conf`).
 //!
-//! What stood there is kept twice, beside the file and in the state directory, so that a person finds it and
+//! The text before meshd's is kept twice, beside the file and in the state directory, so that a person finds it and
 //! `meshd --restore-resolv-conf` works whatever else is lost. meshd's own server stands alone: musl asks all that are
 //! listed at once, and takes the first word of any.
 //!
-//! Where meshd may not write in /etc, a helper does it as root ([`super::resolv_request`]). Then the copy in the state
-//! directory is another user's: root opens it without following links and uses only its lines about resolvers.
+//! Where meshd may not write in /etc, a helper writes the file as root ([`super::resolv_request`]). For root, the copy in the
+//! state directory is the file of another user. Root opens it without following links, and uses only its lines about
+//! resolvers.
 
 use std::io;
 use std::net::IpAddr;
@@ -34,7 +35,7 @@ pub enum ResolvConfError {
     /// Another program's work.
     #[error("{0} is a link to {1}, which another program writes")]
     Link(PathBuf, PathBuf),
-    /// What meshd asks for is not followed.
+    /// The request of meshd is not followed.
     #[error("{0}")]
     Request(#[from] RequestError),
     /// The system refuses.
@@ -43,7 +44,7 @@ pub enum ResolvConfError {
 }
 
 impl ResolvConfError {
-    /// Whether the right to write there is missing, also since the service manager made /etc read-only.
+    /// Whether this process may not write the file. The service manager may also have made /etc read-only.
     #[must_use]
     pub fn is_permission(&self) -> bool {
         let Self::File(FileError::Io { source, .. }) = self else {
@@ -60,7 +61,7 @@ impl ResolvConfError {
 #[derive(Debug, Clone)]
 pub struct ResolvConf {
     path: PathBuf,
-    /// The first that can be read counts.
+    /// The copies of the text before meshd's. The first one that can be read counts.
     kept: Vec<PathBuf>,
 }
 
@@ -80,7 +81,7 @@ impl ResolvConf {
         }
     }
 
-    /// The machine's, for the helper: it touches nothing but the file and the copy beside it.
+    /// The machine's file for the helper, which accesses nothing but the file and the copy beside it.
     #[must_use]
     pub fn of_helper() -> Self {
         let mut conf = Self::at(Path::new(PATH), Path::new("/"));
@@ -88,10 +89,10 @@ impl ResolvConf {
         conf
     }
 
-    /// Does what is asked for in meshd's runtime directory; gives whether anything had to be changed.
+    /// Follows the request in meshd's runtime directory. Returns whether the file had to be changed.
     ///
     /// # Errors
-    /// The request is not to be followed, the file is not one to be written, or the system refuses.
+    /// The request must not be followed, the file must not be written, or the system refuses.
     pub fn follow_request(&self, runtime_dir: &Path) -> Result<bool, ResolvConfError> {
         match resolv_request::read(runtime_dir)? {
             Some(server) => self.take(server),
@@ -230,8 +231,8 @@ fn read(path: &Path) -> Result<Option<String>, FileError> {
     Ok(Some(String::from_utf8_lossy(&octets).into_owned()))
 }
 
-/// The text of a copy; none if there is no regular file. Of a file of another user, such as meshd's for root, only the lines
-/// about resolvers count.
+/// The text of a copy. None if there is no regular file. If the file belongs to another user, as meshd's does for root, only
+/// its lines about resolvers count.
 fn read_kept(path: &Path) -> Result<Option<String>, FileError> {
     use std::io::Read as _;
     use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -394,7 +395,7 @@ mod tests {
         assert!(conf.follow_request(&runtime).expect("ours"));
         assert!(!conf.follow_request(&runtime).expect("it is done"));
         assert!(text(&conf.path).ends_with("\nnameserver 10.210.0.53\nsearch a\n"));
-        // A request that is none changes nothing.
+        // A malformed request changes nothing.
         std::fs::write(runtime.join("resolv.conf"), "search evil\n").expect("ours");
         assert!(conf.follow_request(&runtime).is_err());
         resolv_request::ask(&runtime, None).expect("ours");

@@ -1,9 +1,9 @@
-//! The request by which meshd has its helper write /etc/resolv.conf, where it may not write there itself.
+//! The file with which meshd requests that a helper writes /etc/resolv.conf, where meshd may not write it itself.
 //!
-//! The right to write into /etc is the right to become root, so meshd does not have it. A unit of its own does
-//! (systemd/meshd-resolv-conf.service), which runs for a moment whenever this file changes. The file says no more than which
-//! server is to be asked. Everything else the helper takes from /etc, so that a meshd that was broken into can choose the
-//! server of this machine, as it may anyway, and nothing else. The helper takes nothing in the file or about it on trust.
+//! A process that may write in /etc can become root, so meshd does not have that right. A separate unit has it
+//! (systemd/meshd-resolv-conf.service), which runs for a moment whenever the request file changes. The request names only the
+//! server of the machine. The helper takes everything else from /etc. So an attacker who controls meshd can choose the server
+//! of this machine, which meshd decides anyway, but nothing else. The helper verifies the text of the request and the file.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -19,39 +19,40 @@ use crate::wire::file::{FileError, write_atomic};
 
 /// The name of the file in meshd's runtime directory.
 const NAME: &str = "resolv.conf";
-/// Bytes of a request at most.
+/// The maximum number of bytes of a request.
 const MAX_REQUEST: u64 = 4096;
 
 /// Why a request is not followed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The file is not one that only meshd can have written.
+    /// The file may have been written by somebody other than meshd.
     #[error("{0} is not followed: {1}")]
     Untrusted(PathBuf, &'static str),
-    /// The text is no request.
-    #[error("{0} is not followed: line {1} is not a comment or the one `nameserver` line")]
+    /// The text is not a request.
+    #[error("{0} is not followed: line {1} is neither a comment nor the single `nameserver` line")]
     Malformed(PathBuf, usize),
     /// The system refuses.
     #[error("{0}")]
     File(#[from] FileError),
 }
 
-/// Asks for `server` to be the only one of this machine, or for the file as it was before.
+/// Requests that `server` is the only server of this machine or, with none, that the file is restored.
 ///
 /// # Errors
 /// The system refuses.
 pub fn ask(directory: &Path, server: Option<IpAddr>) -> Result<(), FileError> {
     let path = directory.join(NAME);
     write_atomic(&path, text(server).as_bytes(), 0o644)?;
-    // Whatever meshd's own umask is: the helper is root without any of root's rights over files of others.
+    // This does not depend on the umask of meshd. The helper is root without capabilities, so it needs the right to read.
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))
         .map_err(|e| FileError::io("open to everybody", &path, e))
 }
 
-/// What is asked for: a server, or the file as it was before. No request is that as well: meshd has stopped.
+/// Reads the request. Returns the server, or none if the file is to be restored. The latter also holds if there is no request,
+/// since meshd has stopped then.
 ///
 /// # Errors
-/// The request is not to be followed, or cannot be read.
+/// The request must not be followed, or cannot be read.
 pub fn read(directory: &Path) -> Result<Option<IpAddr>, RequestError> {
     let path = directory.join(NAME);
     let untrusted = |why| RequestError::Untrusted(path.clone(), why);
@@ -65,7 +66,7 @@ pub fn read(directory: &Path) -> Result<Option<IpAddr>, RequestError> {
         opened => opened.map_err(failed)?,
     };
     let owner = opened.metadata().map_err(failed)?.uid();
-    // A pipe would be waited for, and a link may lead to a file that only root can read.
+    // Opening a pipe must not block, and a link may lead to a file that only root can read.
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = match openat(opened.as_fd(), NAME, flags, Mode::empty()) {
         Ok(file) => File::from(file),
@@ -78,7 +79,9 @@ pub fn read(directory: &Path) -> Result<Option<IpAddr>, RequestError> {
         return Err(untrusted("it is not a regular file"));
     }
     if found.uid() != owner || found.nlink() != 1 {
-        return Err(untrusted("it is another user's file than the directory"));
+        return Err(untrusted(
+            "it is another user's file, or it has a second link",
+        ));
     }
     if found.mode() & 0o022 != 0 {
         return Err(untrusted("other users can write it"));
@@ -102,10 +105,10 @@ fn text(server: Option<IpAddr>) -> String {
     }
 }
 
-/// Reads a request: comments, and one line `nameserver` with an address that a server can have.
+/// Parses a request, which has comments and at most one `nameserver` line with an address that a server can have.
 ///
 /// # Errors
-/// The number of the first line that is something else.
+/// The number of the first line that is neither of them.
 fn parse(text: &str) -> Result<Option<IpAddr>, usize> {
     let mut server = None;
     for (number, line) in (1..).zip(text.lines()) {

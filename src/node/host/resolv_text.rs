@@ -62,7 +62,7 @@ fn ours(before: &str, server: IpAddr) -> String {
     text
 }
 
-/// The lines of `text` that a resolv.conf(5) may have.
+/// Returns the lines of `text` that are empty, comments or directives of resolv.conf(5).
 #[must_use]
 pub(super) fn about_resolvers(text: &str) -> String {
     const WORDS: [&str; 5] = ["nameserver", "search", "domain", "options", "sortlist"];

@@ -1,4 +1,4 @@
-//! Records that come from the coordinator and from peers: what is verified, held back or passed over, and what follows.
+//! Receives records from the coordinator and from peers: verifies them, holds memberships back, and applies the rest.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use crate::wire::ledger::{Applied, Refused};
 use crate::wire::peers::MAX_ASKED;
 
 const MEMBERSHIP: &str = "membership";
-/// All records are asked for again no more often, where a peer has vouched for a node.
+/// The shortest time between two requests for all records that follow because a peer vouched for a node.
 const AGAIN_AFTER_VOUCH: Duration = Duration::from_secs(30);
 
-/// Who offers records.
+/// The kind of sender from which records were received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Coordinator,
     Peer,
 }
 
-/// Records that were accepted, in order.
+/// The records of one message that were accepted, in their order.
 #[derive(Debug, Default)]
 struct Accepted {
     envelopes: Vec<Envelope>,
@@ -44,14 +44,14 @@ impl Accepted {
 }
 
 impl Mesh {
-    /// Verifies records of the coordinator, keeps those that hold, and acts on them.
+    /// Verifies records of the coordinator, stores the valid ones, and acts on them.
     pub(super) fn take_in_of_coordinator(&mut self, records: Vec<Envelope>) {
         let now = Instant::now();
         let wall = UnixSeconds::from_system(SystemTime::now());
         let id = self.id();
         let mut accepted = Accepted::default();
         for envelope in records {
-            // What this node said itself it knows best.
+            // This node's own records are not replaced by those of others.
             if envelope.signer == id {
                 self.take_in_own(&envelope, now);
                 continue;
@@ -79,7 +79,8 @@ impl Mesh {
         }
     }
 
-    /// Whether a membership is accepted, if `envelope` is one that is new to this node and that the ledger would accept.
+    /// Decides about a membership that is new to this node. Returns none for other records, and for a membership that would be
+    /// held back but that the ledger refuses.
     fn judge(&self, envelope: &Envelope, wall: UnixSeconds) -> Option<Verdict> {
         let header = envelope.header().filter(|h| h.kind == MEMBERSHIP)?;
         if header.id == self.id().to_string() || self.ledger.holds(envelope) {
@@ -93,7 +94,7 @@ impl Mesh {
                 .ledger
                 .is_name_of_another(&membership.name, &membership.id),
         });
-        // One that the ledger refuses is said to be refused, whatever its date.
+        // A membership that the ledger refuses is logged as refused, whatever its date.
         let is_refused = verdict == Verdict::HeldBack && self.ledger.check(envelope).is_err();
         (!is_refused).then_some(verdict)
     }
@@ -107,10 +108,10 @@ impl Mesh {
         }
     }
 
-    /// The coordinator sent a record that is refused.
+    /// Handles a record of the coordinator that the ledger refused.
     fn note_refused(&mut self, envelope: &Envelope, refused: &Refused) {
         match refused {
-            // All that a node says that is held back comes again once a peer has vouched for it.
+            // All records are requested again once a peer has vouched for the signer.
             Refused::NotAMember if self.newcomers.is_held_back(&envelope.signer) => {}
             Refused::BlockTaken(_) => {
                 if let Ok((_, Record::Node(node))) = Record::parse(&envelope.payload) {
@@ -122,9 +123,9 @@ impl Mesh {
         }
     }
 
-    /// A record came that is signed with this node's key. One that this node did not make, and that would hold in the place
-    /// of its own, is another machine's, or this node's from before its state directory was restored. Gives whether a
-    /// signature was verified.
+    /// Handles a received record that is signed with this node's key. If it would replace the record that this node holds,
+    /// another machine made it, or this node made it before its state directory was restored. Returns whether a signature
+    /// was verified.
     fn take_in_own(&mut self, envelope: &Envelope, now: Instant) -> bool {
         let id = self.id();
         let Some(header) = envelope.header() else {
@@ -151,7 +152,7 @@ impl Mesh {
             Record::Node(node) => node.id == id,
             Record::Name(name) => name.id == id,
             Record::Service(service) => service.node == id,
-            // A departure is for good, and what a later version of meshd said is not known here.
+            // A departure cannot be overtaken, and this version does not know the kinds of records of later versions.
             _ => false,
         };
         if is_of_this_node {
@@ -160,13 +161,13 @@ impl Mesh {
                 .own_word
                 .handle_foreign(key, &record, header.version, own, now);
             if let Some(record) = line {
-                tracing::warn!(%record, "a record that this node did not make is signed with its key; it publishes its own again");
+                tracing::warn!(%record, "a record that this node did not make is signed with its key; this node publishes its own record again");
             }
         }
         true
     }
 
-    /// Verifies records of a peer, keeps those that hold and claim nothing new, and acts on them.
+    /// Verifies records of a peer, stores the valid ones that claim nothing new, and acts on them.
     fn take_in_of_peer(&mut self, peer: PublicKey, records: Vec<Envelope>) -> refusals::Verdict {
         let now = Instant::now();
         let id = self.id();
@@ -188,7 +189,7 @@ impl Mesh {
             verdict.verified += 1;
             match self.ledger.apply(envelope.clone()) {
                 Ok(Applied::Changed(key)) => accepted.add(envelope, key),
-                // Peers compare by signer, and so bring older ones as well.
+                // Peers compare records by signer, and therefore send older ones as well.
                 Ok(Applied::Unchanged) | Err(Refused::Stale { .. } | Refused::Forked(_)) => {}
                 Err(refused) => {
                     verdict.add(&peer, &envelope.signer, &refused);
@@ -207,7 +208,7 @@ impl Mesh {
         verdict
     }
 
-    /// What is to be done with a record of a peer, before anything is verified.
+    /// Decides about a record of a peer before any signature is verified.
     fn look_at(&self, envelope: &Envelope) -> Look {
         let Some(header) = envelope.header() else {
             return Look::Verify;
@@ -219,7 +220,7 @@ impl Mesh {
                 _ => {}
             },
             "service" => {}
-            // Each of these has rules of its own about who signs it.
+            // The signer of a record of another kind need not be a member.
             _ => return Look::Verify,
         }
         let held = self
@@ -236,14 +237,15 @@ impl Mesh {
             }
             return Look::NotAMember;
         }
-        // The peer does not know yet that its node is out.
+        // The peer may not know yet that the signer was removed.
         if self.ledger.is_revoked(&envelope.signer) {
             return Look::PassOver;
         }
         Look::Verify
     }
 
-    /// A peer vouches for memberships. Those that are held back are accepted; then all is asked for again that rests on them.
+    /// A peer vouches for memberships. Those that are held back are accepted. Then all records are requested again, since those
+    /// that depend on these memberships were refused.
     fn release(&mut self, peer: PublicKey, memberships: Vec<Envelope>) {
         if !self.netmap.members.contains_key(&peer) {
             return;
@@ -274,7 +276,7 @@ impl Mesh {
         self.ask_again(AGAIN_AFTER_VOUCH);
     }
 
-    /// Keeps what was accepted, and brings everything in step with it.
+    /// Writes the accepted records to disk, and updates everything that depends on them.
     fn act_on(&mut self, accepted: Accepted, from: Origin) {
         let Accepted { envelopes, keys } = accepted;
         if keys.is_empty() {
@@ -292,7 +294,7 @@ impl Mesh {
         self.refresh_after(&keys);
     }
 
-    /// A conversation with a peer asks something.
+    /// Answers a request of a conversation with a peer.
     pub(in crate::node) fn handle_ask(&mut self, ask: Ask) {
         match ask {
             Ask::Holdings(reply) => {
@@ -325,7 +327,7 @@ impl Mesh {
         }
     }
 
-    /// The memberships of `nodes` that this node received when they were made.
+    /// Those memberships of `nodes` for which this node vouches.
     fn vouched(&self, nodes: Vec<PublicKey>) -> Vec<Envelope> {
         let own = self.id();
         let nodes = nodes.into_iter().take(MAX_ASKED);
@@ -338,7 +340,7 @@ impl Mesh {
             .collect()
     }
 
-    /// The coordinator was heard: this node may be in step with it.
+    /// A message of the coordinator was received, so this node may be in step with it.
     pub(super) fn note_in_step(&mut self) {
         let wall = UnixSeconds::from_system(SystemTime::now());
         let ledger = &self.ledger;
@@ -354,7 +356,7 @@ impl Mesh {
         self.keep_newcomers();
     }
 
-    /// Forgets memberships that are held back and that nobody's word would bring in.
+    /// Forgets memberships that are held back and that the ledger would refuse even if a peer vouched for them.
     pub(super) fn forget_newcomers(&mut self) {
         let ledger = &self.ledger;
         self.newcomers.retain(|envelope, node| {
@@ -364,9 +366,11 @@ impl Mesh {
                     !ledger.is_token_revoked(&m.token) || ledger.check(envelope).is_ok()
                 })
         });
+        self.newcomers
+            .retain_members(|node| ledger.membership(node).is_some());
     }
 
-    /// Writes which memberships are held back, where that changed.
+    /// Writes to disk which memberships are held back or accepted on trust, if that changed.
     pub(super) fn keep_newcomers(&mut self) {
         if let Some(lists) = self.newcomers.unwritten() {
             let written = self.dir.set_newcomers(&lists);
@@ -378,11 +382,11 @@ impl Mesh {
     }
 }
 
-/// What is to be done with a record of a peer.
+/// The decision about a record of a peer.
 #[derive(Debug, PartialEq, Eq)]
 enum Look {
     Verify,
-    /// It is known, or claims what only a coordinator brings.
+    /// It is known, or claims something for which only a coordinator's record counts.
     PassOver,
     NotAMember,
 }

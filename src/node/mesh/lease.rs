@@ -1,9 +1,10 @@
-//! This node's address block, where the coordinator does not accept its record for it: the node asks for its lease again.
+//! Requests the lease of this node's address block again, if the coordinator does not accept the node's record because of
+//! the block.
 //!
-//! A lease is kept for the node that joined, so the answer is the same block, and the record is accepted once whoever took
-//! the block is out. Where a coordinator lost a lease, it may have given the block to another node. Then this node moves to
-//! the block that it is given now; but a coordinator alone does not move it: there has to be a record in which another
-//! member claims the block.
+//! A coordinator keeps the lease of a node that joined. Then the answer names the same block, and the record is accepted
+//! once the node that took the block is removed. A coordinator that lost the lease may have given the block to another node.
+//! Then this node moves to the block in the answer. A coordinator alone cannot move it: there has to be a signed record in
+//! which another member claims the block.
 
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,10 @@ use crate::node::own_records::key_of;
 use crate::node::state::Identity;
 use crate::wire::join::JoinRequest;
 
-/// A coordinator is asked no more often.
+/// The shortest time between two requests to a coordinator.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// What is known of the lease.
+/// The state of the requests for the lease.
 #[derive(Debug)]
 pub(super) struct Lease {
     answers: mpsc::Sender<Block>,
@@ -31,7 +32,7 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// With the answers of the coordinator.
+    /// Returns the state, and the channel on which the answers of the coordinator arrive.
     pub(super) fn new() -> (Self, mpsc::Receiver<Block>) {
         let (answers, receiver) = mpsc::channel(1);
         let lease = Self {
@@ -42,14 +43,14 @@ impl Lease {
         (lease, receiver)
     }
 
-    /// The ledger verified a member's record and refuses it, since it claims a block that another node holds.
+    /// The ledger refused the record of `node`, which is authentic, since its block belongs to another node.
     pub(super) fn handle_rival(&mut self, own: &Block, node: &Node) {
         if overlaps(own, &node.block) {
             self.rival = Some(node.id);
         }
     }
 
-    /// Whether a coordinator may be asked now; then it is.
+    /// Whether a coordinator may be asked now. If so, the pause begins.
     fn may_ask(&mut self, now: Instant) -> bool {
         let is_recent = |at: Instant| now.saturating_duration_since(at) < PAUSE;
         if self.asked.is_some_and(is_recent) {
@@ -68,34 +69,37 @@ fn overlaps(one: &Block, other: &Block) -> bool {
 }
 
 impl Mesh {
-    /// Asks a coordinator which block is leased to this node. The answer is an event.
+    /// Asks a coordinator which block is leased to this node. The answer arrives as an event.
     pub(super) fn ask_for_lease(&mut self, now: Instant) {
         let id = self.id();
         let Some(membership) = self.ledger.entry(&key_of("membership", &id)) else {
             return;
         };
-        let request = JoinRequest::make(membership.envelope.clone(), &self.identity.keys.identity);
         if !self.lease.may_ask(now) {
             return;
         }
+        let request = JoinRequest::make(membership.envelope.clone(), &self.identity.keys.identity);
         let urls = coordinators(&self.ledger, &self.identity);
         let (pin, answers) = (self.identity.pin, self.lease.answers.clone());
         tokio::spawn(async move {
             match join(&urls, pin, &request).await {
                 Ok(response) => drop(answers.send(response.block).await),
                 Err(error) => {
-                    tracing::debug!(%error, "the coordinator does not say which block is leased")
+                    tracing::debug!(%error, "the coordinator does not answer which block is leased to this node")
                 }
             }
         });
     }
 
-    /// The coordinator says that `block` is leased to this node. Gives what this node is from now on, if it moves.
+    /// The coordinator answered that `block` is leased to this node. Returns the new identity if the node moves to that block.
     pub(in crate::node) fn handle_lease(&mut self, block: Block) -> Option<Identity> {
         if block == self.identity.block {
             return None;
         }
-        let rival = self.lease.rival?;
+        // Once the other node is out, nothing but the coordinator's word is left for a move.
+        let rival = self.lease.rival.filter(|rival| {
+            self.ledger.membership(rival).is_some() && !self.ledger.is_revoked(rival)
+        })?;
         let id = self.id();
         let mesh = self.ledger.mesh()?;
         let is_free = self
@@ -103,10 +107,10 @@ impl Mesh {
             .nodes()
             .all(|node| node.id == id || !overlaps(&node.block, &block));
         if mesh.addresses.index_of(&block).is_none() || !is_free {
-            tracing::warn!(block = %block.v4, "the coordinator leases a block to this node that is not free");
+            tracing::warn!(block = %block.v4, "the coordinator leases a block to this node that is not free; this node keeps its block");
             return None;
         }
-        tracing::warn!(from = %self.identity.block.v4, to = %block.v4, rival = rival.short(), "another node has this node's address block; it moves to the one that is leased to it now");
+        tracing::warn!(from = %self.identity.block.v4, to = %block.v4, rival = rival.short(), "another node has this node's address block; this node moves to the block that is leased to it now");
         Some(Identity {
             block,
             ..self.identity.clone()

@@ -1,4 +1,4 @@
-//! What this node publishes to the coordinator, and what becomes of it.
+//! Publishes records to the coordinator, and handles its answers.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,15 @@ use crate::node::own_word::Taken;
 use crate::wire::Envelope;
 use crate::wire::control::{RefusedReason, RefusedRecord, parts};
 
-/// All records are asked for again no more often, where one of this node's is refused: that is as much as the mesh has.
+/// The shortest time between two requests for all records that follow because a record of this node was refused. Such a
+/// request transfers all records of the mesh.
 const AGAIN_AFTER_REFUSAL: Duration = Duration::from_secs(600);
-/// Refusals of one record before all are asked for again.
+/// All records are requested again once one record was refused this often.
 const REFUSALS: u32 = 2;
 
 impl Mesh {
-    /// Offers the coordinator this node's own records, or all that it holds if the coordinator has another store than
-    /// the one known: a restored or emptied one is filled up again.
+    /// Offers the coordinator this node's own records. With `everything` it offers all records that this node holds, since the
+    /// coordinator has another store than before: a restored or emptied store is filled up again.
     pub(super) fn offer(&mut self, everything: bool) {
         let id = self.id();
         let (own, others): (Vec<&Envelope>, Vec<&Envelope>) =
@@ -26,7 +27,7 @@ impl Mesh {
         let mut handed_over = true;
         if everything {
             let mut others: Vec<Envelope> = others.into_iter().cloned().collect();
-            // First what makes this node a member there: then it vouches for the other members.
+            // The records that make this node a member come first: only a member vouches for other members.
             let member = self.ledger.membership(&id);
             others.sort_by_cached_key(|e| !member.is_some_and(|own| is_of_membership(e, own)));
             for part in parts(others) {
@@ -34,7 +35,8 @@ impl Mesh {
                 handed_over &= self.control.publish(self.sequence, part);
             }
         }
-        // After those of others, on which they rest; and apart from them, so that each answer is about this node's.
+        // This node's records come after those of others on which they depend. They are in messages of their own, so that the
+        // answers to these messages are about them alone.
         handed_over &= self.offer_own(own);
         if everything {
             self.owes = Some(self.sequence);
@@ -44,7 +46,7 @@ impl Mesh {
         }
     }
 
-    /// Publishes records of this node. False, if the stream does not take all of them.
+    /// Publishes records of this node. Returns false if the queue of the stream had no room for all of them.
     pub(super) fn offer_own(&mut self, records: Vec<Envelope>) -> bool {
         let mut handed_over = true;
         for part in parts(records) {
@@ -56,7 +58,7 @@ impl Mesh {
         handed_over
     }
 
-    /// The coordinator has answered a publication.
+    /// The coordinator answered the publication with the number `sequence`.
     pub(super) fn handle_answer(
         &mut self,
         sequence: u64,
@@ -68,16 +70,16 @@ impl Mesh {
         }
         let now = Instant::now();
         for refused in self.own_word.handle_answer(sequence, texts, records, now) {
-            tracing::warn!(%refused, "the coordinator does not accept a record of this node; it is offered again");
+            tracing::warn!(%refused, "the coordinator does not accept a record of this node; this node offers the record again");
         }
         self.tell_first_word(now);
     }
 
-    /// Follows up what this node said: overtakes another machine that speaks with its keys, offers again what was refused,
-    /// and has peers asked for memberships that are held back. To be called twice a second.
+    /// Publishes above the records of another machine that has this node's keys, offers refused records again, and sets about
+    /// which memberships peers are asked. It is called twice a second.
     pub(super) fn follow_word(&mut self, now: Instant) {
         for (peer, count, why) in self.peer_refusals.poll(now) {
-            tracing::warn!(peer = peer.short(), count, %why, "records that a peer sent were refused; this is the first reason");
+            tracing::warn!(peer = peer.short(), count, %why, "records that a peer sent were refused; `why` is the reason of the first refusal");
         }
         self.tell_first_word(now);
         if self.is_out() {
@@ -109,13 +111,13 @@ impl Mesh {
         {
             self.ask_for_lease(now);
         }
-        // The newer record may have come before this node noticed such records, and is not sent a second time.
+        // A newer record with this node's key may have come in an earlier revision, which the coordinator does not send again.
         if due.iter().any(|due| due.failures >= REFUSALS) {
             self.ask_again(AGAIN_AFTER_REFUSAL);
         }
     }
 
-    /// Has the coordinator send all records again, unless that was less than `pause` ago.
+    /// Makes the coordinator send all records again, unless the last such request was less than `pause` ago.
     pub(super) fn ask_again(&mut self, pause: Duration) {
         let now = Instant::now();
         let is_recent = |at: Instant| now.saturating_duration_since(at) < pause;
@@ -123,13 +125,14 @@ impl Mesh {
             return;
         }
         self.asked_again = Some(now);
+        self.resync = self.stream.connected;
         self.position.revision = 0;
         self.note_position();
         self.control.reopen();
     }
 
-    /// Gives an event for when the coordinator has this node's record, or refuses it, or `limit` is over; the latter two
-    /// with a reason.
+    /// Returns an event that fires when the coordinator has accepted or refused this node's record, or when `limit` is over.
+    /// In the last two cases it carries the reason.
     pub(in crate::node) fn when_taken(
         &mut self,
         limit: Duration,
@@ -147,7 +150,7 @@ impl Mesh {
         };
         let outcome = match self.own_word.taken() {
             Taken::Yes => Ok(()),
-            Taken::Refused(why) => Err(format!("the coordinator refuses it: {why}")),
+            Taken::Refused(why) => Err(format!("the coordinator refuses the record: {why}")),
             Taken::NotYet if now >= until => Err(self
                 .stream
                 .refusal
@@ -162,7 +165,7 @@ impl Mesh {
     }
 }
 
-/// Whether it is this membership, or the token certificate it rests on.
+/// Whether `envelope` is a membership of the same node as `membership`, or the certificate of its token.
 fn is_of_membership(envelope: &Envelope, membership: &Membership) -> bool {
     match Record::parse(&envelope.payload) {
         Ok((_, Record::Token(token))) => token.id == membership.token,

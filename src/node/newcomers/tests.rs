@@ -67,7 +67,7 @@ fn a_membership_dated_before_this_node_was_in_step_is_held_back_once_its_token_i
     assert_eq!(judged(&newcomers, DAY + 300, &over), Verdict::OnTrust);
     assert_eq!(judged(&newcomers, DAY + 700, &over), Verdict::HeldBack);
     assert_eq!(judged(&newcomers, 60 * DAY, &over), Verdict::HeldBack);
-    // After a long absence two nodes find each other again.
+    // A node that was away for long accepts the nodes that joined meanwhile.
     let absent = in_step(Some(ago(60 * DAY)));
     assert_eq!(judged(&absent, 40 * DAY, &over), Verdict::OnTrust);
     assert_eq!(judged(&absent, 61 * DAY, &over), Verdict::HeldBack);
@@ -92,7 +92,7 @@ fn a_clock_that_is_wrong_holds_no_node_back_that_has_a_token_which_holds() {
             Verdict::HeldBack
         );
     }
-    // A clock that went back does not bring an old token to life again.
+    // An expired token does not become valid again because the clock went back.
     let circumstances = Circumstances {
         token: Some(&holds),
         is_revoked: false,
@@ -142,6 +142,17 @@ fn a_membership_is_released_by_a_peer_and_not_by_its_own_node_or_with_another_te
 }
 
 #[test]
+fn a_further_membership_of_a_node_does_not_postpone_the_problem() {
+    let now = Instant::now();
+    let mut newcomers = in_step(Some(ago(0)));
+    let (first, envelope) = membership(1, 200, ago(60 * DAY));
+    assert!(newcomers.hold_back(&envelope, &first, now));
+    let (further, envelope) = membership(1, 200, ago(50 * DAY));
+    assert!(!newcomers.hold_back(&envelope, &further, now + PROBLEM_AFTER));
+    assert!(newcomers.problem(now + PROBLEM_AFTER).is_some());
+}
+
+#[test]
 fn one_token_fills_its_own_share_of_what_is_held_back() {
     let now = Instant::now();
     let mut newcomers = in_step(Some(ago(0)));
@@ -158,13 +169,13 @@ fn one_token_fills_its_own_share_of_what_is_held_back() {
         .problem(now + 2 * PROBLEM_AFTER)
         .expect("a problem");
     assert!(problem.what.ends_with("more"), "{}", problem.what);
-    // Those left out are asked for again when there is room, and not before.
+    // Memberships that were left out are requested again when there is room, and not before.
     assert!(!newcomers.take_overflowed());
     newcomers.retain(|_, _| false);
     assert!(newcomers.take_overflowed());
     assert!(!newcomers.take_overflowed());
     assert!(newcomers.asks(now).is_empty());
-    // One that is larger than any node makes takes no room at all.
+    // A membership that is larger than any that a node makes is not held back at all.
     let mut large = envelope;
     large.payload = format!("{}{}", large.payload, " ".repeat(MAX_OCTETS));
     assert!(!newcomers.hold_back(&large, &held, now));
@@ -194,7 +205,7 @@ fn a_node_is_in_step_once_it_holds_all_that_the_coordinator_had_when_the_stream_
         Some(Stored { in_step: Some(NOW) })
     );
     assert_eq!(judged(&newcomers, 3600, &over), Verdict::HeldBack);
-    // Written once a minute.
+    // The time is written to disk once a minute.
     let writes = (1..=600).filter(|n| {
         newcomers
             .handle_heard(1001, UnixSeconds(NOW.0 + n), || NOW)
@@ -206,12 +217,12 @@ fn a_node_is_in_step_once_it_holds_all_that_the_coordinator_had_when_the_stream_
         newcomers.handle_heard(2000, UnixSeconds(NOW.0 + DAY), || NOW),
         None
     );
-    // A clock that was far ahead is right again with the next stream.
+    // A clock that was far ahead may be corrected.
     newcomers.handle_opened(1);
     let back = UnixSeconds(NOW.0 - DAY);
     assert!(newcomers.handle_heard(1, back, || NOW).is_some());
     assert_eq!(newcomers.in_step, Some(back));
-    // One that starts in 1970 is not believed.
+    // A clock that starts in 1970 is wrong.
     assert_eq!(newcomers.handle_heard(1, UnixSeconds(9), || NOW), None);
     assert_eq!(newcomers.in_step, Some(back));
     let (old, _) = membership(1, 200, ago(2 * DAY));

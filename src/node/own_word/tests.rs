@@ -4,7 +4,7 @@ use crate::model::time::next_version;
 use crate::model::{SigningKey, address::Block};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// In seconds.
+/// The start of this program, in seconds since 1970.
 const START: u64 = 1_800_000_000;
 const OWN: WireGuardKey = WireGuardKey([7; 32]);
 
@@ -95,7 +95,7 @@ fn a_record_of_another_machine_is_a_problem_and_is_overtaken() {
     );
     assert!(problem.fix.contains("meshctl leave"));
     assert_eq!(whats(&word, now + SHOWN), Vec::<String>::new());
-    // The coordinator's refusal of what this node said before comes late, and is no problem any more.
+    // A late refusal of the record that this node published before is no longer a problem.
     word.handle_offered(1, vec![key("node", "")]);
     let stale = refused(
         key("node", ""),
@@ -107,7 +107,7 @@ fn a_record_of_another_machine_is_a_problem_and_is_overtaken() {
             .is_empty()
     );
     assert_eq!(whats(&word, now + SHOWN), Vec::<String>::new());
-    // What comes again from the coordinator is known.
+    // The same record is known when the coordinator sends it again.
     assert_eq!(
         word.handle_foreign(key("node", ""), &node(OWN), foreign, OWN, now + SHOWN),
         None
@@ -122,7 +122,7 @@ fn two_machines_with_the_same_keys_answer_each_other_more_and_more_slowly() {
     let (mut version, mut published) = (millis(0), 0);
     for tick in 0..2 * 3600 {
         let now = start + Duration::from_millis(500) * tick;
-        // The other is always there before.
+        // The other machine always publishes first.
         version += 1;
         word.handle_foreign(key("node", ""), &node(OWN), version, OWN, now);
         if word.is_due(now) {
@@ -135,7 +135,7 @@ fn two_machines_with_the_same_keys_answer_each_other_more_and_more_slowly() {
         }
     }
     assert!((60..75).contains(&published), "{published} in an hour");
-    // After a quiet time an answer comes at once, and so does the one after that.
+    // After a quiet time this node answers at once, and answers the next record after the shortest pause.
     let later = start + Duration::from_secs(2 * 3600);
     word.handle_foreign(key("node", ""), &node(OWN), version + 1, OWN, later);
     assert!(word.is_due(later));
@@ -183,7 +183,7 @@ fn services_that_another_machine_made_up_are_withdrawn() {
         (withdrawn[0].name.as_str(), withdrawn[0].instances.len()),
         ("db", 0)
     );
-    // Both in one round.
+    // This node publishes both records in one round.
     word.handle_published(&key("service", "db"), millis(6), now);
     assert!(!word.is_overruled(&key("service", "db"), now));
     word.handle_published(&key("service", "web"), millis(6), now);
@@ -251,7 +251,7 @@ fn a_record_that_the_coordinator_refuses_is_a_problem_in_its_words_and_is_offere
             "the moon is full"
         )
     );
-    // Again, and more and more seldom.
+    // The record is offered again, at growing intervals.
     assert!(word.poll_again(now).is_empty());
     let mut at = now;
     let mut pauses = Vec::new();
@@ -288,7 +288,7 @@ fn a_coordinator_that_names_no_record_is_quoted_for_all_that_were_offered() {
         failures: 1,
     };
     assert_eq!(word.poll_again(now + MIN_AGAIN), [due]);
-    // An answer to what this node did not ask says nothing.
+    // An answer to a publication that this node did not make changes nothing.
     word.handle_answer(7, &["nonsense".into()], vec![], now);
     assert_eq!(word.problems(now).len(), 1);
     word.retain(|_| false);

@@ -23,13 +23,13 @@ const MOST_SIGNERS: usize = 65_536;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Send(PeerMessage),
-    /// The other has proved who it is.
+    /// The other node has proved its identity.
     Proven,
     /// Give these to the ledger; a forged one ends the conversation.
     Apply(Vec<Envelope>),
-    /// The other vouches for these memberships, which this node holds back.
+    /// The other node vouches for these memberships, about which this node asked.
     Vouched(Vec<Envelope>),
-    /// Ask the ledger for the memberships of these for which this node vouches, for [`Exchange::handle_memberships`].
+    /// Ask the agent for the memberships of these nodes for which this node vouches, for [`Exchange::handle_memberships`].
     AskMemberships(Vec<PublicKey>),
     /// Wait a little until what was sent has arrived: what comes next ends the tunnel.
     Flush,
@@ -64,12 +64,12 @@ enum Side {
     IsDialled,
 }
 
-/// What who dials begins with.
+/// What the node that dials sends first.
 #[derive(Debug, Default)]
 pub(super) struct Opening {
-    /// The newest of its own records.
+    /// Records that the other node may not have yet.
     pub(super) news: Vec<Envelope>,
-    /// Nodes whose memberships it holds back.
+    /// Nodes whose memberships the dialling node holds back.
     pub(super) asks: Vec<PublicKey>,
 }
 
@@ -101,12 +101,13 @@ pub(super) struct Exchange {
     theirs: Holdings,
     wanted: Vec<PublicKey>,
     records: usize,
-    /// As who dials: memberships asked for at most. As who is dialled: nodes asked about.
+    /// On the side that dials: the nodes about which this node asked and got no answer yet. On the other side: the nodes about
+    /// which it was asked.
     asked: Vec<PublicKey>,
 }
 
 impl Exchange {
-    /// Of who dials `other`; `nonce` is random.
+    /// The side that dials `other`. `nonce` is random.
     pub(super) fn dial(
         key: SigningKey,
         other: PublicKey,
@@ -198,7 +199,7 @@ impl Exchange {
                 if memberships.len() > self.asked.len() {
                     return Err(Broken::TooMuch);
                 }
-                // There is one answer.
+                // A second answer is refused.
                 self.asked.clear();
                 Ok(vec![Step::Vouched(memberships)])
             }
@@ -295,7 +296,7 @@ impl Exchange {
         }
     }
 
-    /// This node vouches for `memberships`, of those it was asked about.
+    /// This node vouches for `memberships`, which are some of those about which it was asked.
     pub(super) fn handle_memberships(&mut self, memberships: Vec<Envelope>) -> Vec<Step> {
         if memberships.is_empty() {
             return Vec::new();

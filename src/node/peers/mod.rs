@@ -5,9 +5,9 @@
 //! |---|---|
 //! | [`exchange`] | one conversation, pure |
 //! | [`rounds`] | whom to dial when, pure |
-//! | [`gate`] | how many conversations others may begin, and what a peer may cost, pure |
-//! | [`renewal`] | what is accepted from a peer, pure |
-//! | [`refusals`] | what is not, counted, pure |
+//! | [`gate`] | limits how many conversations others may begin and what a peer may cost, pure |
+//! | [`renewal`] | which records are accepted from a peer, pure |
+//! | [`refusals`] | counts the records of peers that were refused, pure |
 //! | [`session`] | carries a conversation over its socket |
 //!
 //! The sockets are bound to the tunnel device: nobody outside the tunnel can speak to them. Who is on the other side
@@ -61,11 +61,11 @@ const MOST_NEWS: usize = 64;
 pub(super) enum Ask {
     /// What the ledger holds.
     Holdings(oneshot::Sender<Arc<Holdings>>),
-    /// Take these in, which a peer sent.
+    /// Apply these records, which the peer sent.
     Apply(PublicKey, Vec<Envelope>, oneshot::Sender<Verdict>),
-    /// A peer vouches for these memberships.
+    /// The peer vouches for these memberships.
     Vouched(PublicKey, Vec<Envelope>, oneshot::Sender<()>),
-    /// The memberships of these nodes for which this node vouches.
+    /// Return those memberships of these nodes for which this node vouches.
     Memberships(Vec<PublicKey>, oneshot::Sender<Vec<Envelope>>),
     /// What it holds of these signers.
     Records(Vec<PublicKey>, oneshot::Sender<Vec<Envelope>>),
@@ -90,7 +90,7 @@ pub(super) struct Peers {
     pub(super) unconfirmed: Option<Instant>,
     /// Of the ledger as it is; none if it changed since.
     pub(super) holdings: Option<Arc<Holdings>>,
-    /// Nodes whose memberships peers are asked for.
+    /// Nodes about whose memberships peers are asked.
     asks: Vec<PublicKey>,
     listener: JoinHandle<()>,
 }
@@ -106,19 +106,19 @@ struct Line {
     toll_gate: Arc<TollGate>,
 }
 
-/// The gate, and the tasks of those that are inside.
+/// The gate, and the tasks of the connections that it admitted.
 #[derive(Debug, Default)]
 struct TollGate(Mutex<(Gate, BTreeMap<u64, AbortHandle>)>);
 
 impl TollGate {
     fn with<T>(&self, act: impl FnOnce(&mut Gate, &mut BTreeMap<u64, AbortHandle>) -> T) -> T {
-        // Nothing is done under the lock that could leave the two half changed.
+        // A panic under the lock cannot leave the gate and the tasks half changed.
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (gate, tasks) = &mut *held;
         act(gate, tasks)
     }
 
-    /// Ends a conversation: another one takes its place.
+    /// Ends the conversation with this number, since another one takes its place.
     fn end(tasks: &mut BTreeMap<u64, AbortHandle>, number: Option<u64>) {
         if let Some(task) = number.and_then(|number| tasks.remove(&number)) {
             task.abort();
@@ -126,7 +126,7 @@ impl TollGate {
     }
 }
 
-/// What a conversation with a peer costs, and its place if the peer began it. The place is free when this is dropped.
+/// Charges a conversation to its peer, and holds its place in the gate if the peer began it. Dropping it frees the place.
 struct Toll {
     gate: Arc<TollGate>,
     peer: PublicKey,
@@ -138,7 +138,7 @@ impl Toll {
         self.peer
     }
 
-    /// The peer has proved who it is.
+    /// The peer has proved its identity.
     fn handle_proven(&self) -> Result<(), session::Failure> {
         let Some(number) = self.place else {
             return Ok(());
@@ -149,12 +149,12 @@ impl Toll {
                     TollGate::end(tasks, ends);
                     Ok(())
                 }
-                Proved::Refused => Err("it begins too many conversations".to_owned()),
+                Proved::Refused => Err("the other node begins too many conversations".to_owned()),
             },
         )
     }
 
-    /// How long to wait before the peer may send more.
+    /// Charges `cost` to the peer. Returns how long to wait before the next message is read.
     fn charge(&self, cost: Cost) -> Duration {
         let now = Instant::now();
         self.gate.with(|gate, _| gate.charge(self.peer, cost, now))
@@ -282,7 +282,7 @@ impl Peers {
         }
     }
 
-    /// This node holds memberships back: its peers have their turns, to be asked for them.
+    /// Sets the nodes whose memberships this node holds back. Peers are dialled in turn to be asked about them.
     pub(super) fn ask_about(&mut self, nodes: Vec<PublicKey>) {
         self.asks = nodes;
     }
@@ -304,7 +304,7 @@ impl Peers {
             if let Some(address) = directory.by_id.get(&id) {
                 let opening = Opening {
                     news: news.clone(),
-                    // Nobody vouches for itself.
+                    // No node vouches for itself.
                     asks: self
                         .asks
                         .iter()
@@ -414,20 +414,25 @@ async fn accept(line: &Line, listener: &TcpListener) {
         };
         let Some(peer) = peer else { continue };
         let now = Instant::now();
-        line.toll_gate.with(|gate, tasks| {
+        let place = line.toll_gate.with(|gate, tasks| {
             gate.retain(|id| directory.by_id.contains_key(id), now);
-            let Some(admitted) = gate.admit(peer, now) else {
-                return;
-            };
+            let admitted = gate.admit(peer, now)?;
             TollGate::end(tasks, admitted.ends);
-            let toll = Toll {
-                gate: Arc::clone(&line.toll_gate),
-                peer,
-                place: Some(admitted.number),
-            };
-            // It waits for the lock, if it begins before its handle is kept.
-            let task = tokio::spawn(answer(line.clone(), stream, toll));
-            tasks.insert(admitted.number, task.abort_handle());
+            Some(admitted.number)
+        });
+        let Some(number) = place else { continue };
+        let toll = Toll {
+            gate: Arc::clone(&line.toll_gate),
+            peer,
+            place,
+        };
+        // Not under the lock: a runtime that stops drops the task at once, and dropping the toll takes the lock.
+        let task = tokio::spawn(answer(line.clone(), stream, toll)).abort_handle();
+        line.toll_gate.with(|gate, tasks| {
+            // The conversation may have ended already.
+            if gate.is_open(number) {
+                tasks.insert(number, task);
+            }
         });
     }
 }

@@ -1,4 +1,4 @@
-//! What peers sent that was refused: counted, and one line a minute for each peer. Pure: the clock is an argument.
+//! Counts the records of peers that were refused, for one log line a minute about each peer. Pure: the clock is an argument.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use crate::model::PublicKey;
 use crate::wire::ledger::Refused;
 
-/// Between two lines about one peer.
+/// The shortest time between two log lines about one peer.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Records that break a rule in one conversation, before it ends. A peer of another version may hold some that another
-/// node said, which this version does not accept.
+/// A conversation ends after more than this many records that break a rule. A peer of another version may hold records of
+/// other nodes that this version does not accept.
 const MAX_OFFENCES: u32 = 64;
-/// The same where the peer said them itself.
+/// A conversation ends after this many records that break a rule and that the peer signed itself.
 const MAX_OWN_OFFENCES: u32 = 4;
 
-/// The refused records of a peer since the last line about it.
+/// The refused records of a peer since the last log line about it.
 #[derive(Debug)]
 struct Refusals {
     count: u64,
@@ -40,7 +40,7 @@ impl PeerRefusals {
         held.count += 1;
     }
 
-    /// For the log: the peers of which records were refused, how many, and why the first.
+    /// Returns what is to be logged now: each peer, the number of its refused records, and the reason of the first refusal.
     pub(in crate::node) fn poll(&mut self, now: Instant) -> Vec<(PublicKey, u64, String)> {
         let is_due = |held: &Refusals| {
             let logged = held.logged;
@@ -67,35 +67,35 @@ pub(super) struct Offences {
 }
 
 impl Offences {
-    /// Adds those of a message.
+    /// Adds the offences of a message.
     pub(super) fn add(&mut self, verdict: &Verdict) {
         self.all = self.all.saturating_add(verdict.offences);
         self.own = self.own.saturating_add(verdict.own_offences);
     }
 
-    /// Whether the conversation ends.
+    /// Whether the conversation has to end.
     pub(super) fn is_over(&self) -> bool {
         self.all > MAX_OFFENCES || self.own >= MAX_OWN_OFFENCES
     }
 }
 
-/// What became of the records of one message.
+/// The result of applying the records of one message.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(in crate::node) struct Verdict {
-    /// One has no signature that holds: nothing that follows it was looked at.
+    /// One record has no valid signature. The records after it were not processed.
     pub(in crate::node) forged: bool,
-    /// Signatures that were verified.
+    /// The number of signatures that were verified.
     pub(in crate::node) verified: u64,
-    /// Whether any was new.
+    /// Whether any record changed the ledger.
     pub(in crate::node) changed: bool,
-    /// Records that no rule of this version accepts from anybody.
+    /// The number of records that this version accepts from no node.
     pub(in crate::node) offences: u32,
-    /// Those of them that the peer signed itself.
+    /// The number of those that the peer signed itself.
     pub(in crate::node) own_offences: u32,
 }
 
 impl Verdict {
-    /// Adds a record that `peer` sent, signed by `signer`, and that was refused.
+    /// Adds the refusal of a record that `peer` sent and `signer` signed.
     pub(in crate::node) fn add(&mut self, peer: &PublicKey, signer: &PublicKey, why: &Refused) {
         match why {
             Refused::Signature | Refused::TooLong(_) => self.forged = true,
@@ -103,7 +103,7 @@ impl Verdict {
                 self.offences += 1;
                 self.own_offences += u32::from(peer == signer);
             }
-            // The two may know different things.
+            // The ledgers of the two nodes may differ.
             _ => {}
         }
     }

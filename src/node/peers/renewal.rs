@@ -1,13 +1,13 @@
-//! What a node accepts from its peers. Pure.
+//! Which records a node accepts from its peers. Pure.
 //!
-//! A membership, a block and a name are claims to what one node alone can have, and whoever spreads such a claim first must
-//! not profit from that. So they come through a coordinator; peers bring newer versions of what is held already, and all
-//! that claims nothing.
+//! A membership, a block and a name are claims to something that only one node can have, and a node must not profit from
+//! spreading such a claim first. So these claims come only through a coordinator. Peers bring newer versions of records that
+//! are held already, and records that claim nothing.
 
 use crate::model::record::Record;
 use crate::wire::Ledger;
 
-/// Whether `record` claims nothing that its signer does not have by what `ledger` holds.
+/// Whether `record` claims nothing that its signer does not have already by the records in `ledger`.
 pub(in crate::node) fn is_renewal(ledger: &Ledger, record: &Record) -> bool {
     match record {
         Record::Membership(_) => false,
@@ -122,7 +122,7 @@ mod tests {
         });
         let accepted = [
             node(3, 1, 2, 3),
-            // A new tunnel key, or where it is reached, is its own affair.
+            // A node may change its tunnel key and its endpoints.
             node(3, 1, 2, 33),
             name(3, 2, "web"),
             revocation,

@@ -84,9 +84,9 @@ async fn acknowledged(stream: &TcpStream) -> Result<(), Failure> {
     }
 }
 
-/// How far the other is trusted.
+/// Whether the other node has proved its identity.
 enum Trust {
-    /// It has to prove who it is by then.
+    /// It has to prove its identity by this time.
     Unproven(Instant),
     Proven,
 }
@@ -117,7 +117,7 @@ async fn talk(
                     }
                     offences.add(&verdict);
                     if offences.is_over() {
-                        return Err("it sends records that break the rules".to_owned());
+                        return Err("the other node sends records that break the rules".to_owned());
                     }
                     let cost = Cost {
                         signatures: verdict.verified,
@@ -193,7 +193,7 @@ async fn send(stream: &mut TcpStream, message: &PeerMessage) -> Result<(), Failu
         .map_err(|e| e.to_string())
 }
 
-/// The next message of `most` octets at most, and how many it has.
+/// Reads the next message, which may have at most `most` octets. Returns it with its number of octets.
 async fn receive(stream: &mut TcpStream, most: usize) -> Result<(PeerMessage, u64), Failure> {
     let read = async {
         let length = stream.read_u32().await.map_err(|e| e.to_string())? as usize;

@@ -6,14 +6,15 @@ use crate::model::time::UnixSeconds;
 use crate::wire::Ledger;
 use crate::wire::peers::{PROTOCOL, PeerMessage};
 
-/// Only a hang takes that long.
+/// Only a hang lasts this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn key(n: u8) -> SigningKey {
     SigningKey::from_seed(&[n; 32])
 }
 
-/// A node whose peer, with key 2, is at 127.0.0.1; and what its conversations ask.
+/// A node whose peer has key 2 and the address 127.0.0.1, with the address on which it listens and the requests of its
+/// conversations.
 async fn node() -> (Line, SocketAddr, mpsc::Receiver<Ask>) {
     let (asks, receiver) = mpsc::channel(ASKS);
     let address = Ipv4Addr::LOCALHOST;
@@ -37,7 +38,7 @@ async fn node() -> (Line, SocketAddr, mpsc::Receiver<Ask>) {
     (line, at, receiver)
 }
 
-/// Answers what conversations ask from an empty ledger; counts the messages with records.
+/// Answers the requests of conversations from an empty ledger, and counts the messages with records.
 fn agent(mut asks: mpsc::Receiver<Ask>) -> tokio::sync::watch::Receiver<usize> {
     let (sender, receiver) = tokio::sync::watch::channel(0);
     tokio::spawn(async move {
@@ -69,7 +70,7 @@ async fn connect_to(at: SocketAddr) -> TcpStream {
     TcpStream::connect(at).await.expect("it listens")
 }
 
-/// A conversation of the peer, to its end.
+/// Runs a conversation that the peer begins, to its end.
 async fn talk_to(at: SocketAddr, news: Vec<Envelope>) -> Result<(), session::Failure> {
     let (asks, receiver) = mpsc::channel(ASKS);
     let _agent = agent(receiver);
@@ -114,7 +115,7 @@ async fn silent_connections_from_a_peers_address_do_not_keep_its_own_conversatio
         begun.elapsed() < gate::PROOF_LIMIT,
         "it did not wait for those that are silent to be given up"
     );
-    // They end by themselves, and nothing of them is left.
+    // The silent connections end by themselves, and no state of them remains.
     for stream in &mut silent {
         assert!(is_ended(stream).await);
     }
@@ -131,7 +132,7 @@ async fn one_that_says_hello_slowly_is_given_up_by_one_limit_for_all_of_it() {
     let _agent = agent(asks);
     let mut slow = connect_to(at).await;
     let begun = Instant::now();
-    // An octet at a time, for ever.
+    // It sends one octet at a time without end.
     let mut octets = 1000u32
         .to_be_bytes()
         .into_iter()
@@ -167,7 +168,7 @@ async fn who_has_not_proved_who_it_is_is_not_listened_to_at_length() {
     let begun = Instant::now();
     assert!(is_ended(&mut stream).await);
     assert!(begun.elapsed() < gate::PROOF_LIMIT);
-    // Nor is one that names another node.
+    // A connection that names another node ends as well.
     let mut stream = connect_to(at).await;
     let hello = PeerMessage::Hello {
         protocol: PROTOCOL,
@@ -182,7 +183,7 @@ async fn who_has_not_proved_who_it_is_is_not_listened_to_at_length() {
 async fn a_peer_that_sends_what_breaks_the_rules_is_heard_out_for_few_messages() {
     let (_line, at, asks) = node().await;
     let messages = agent(asks);
-    // Signed by the peer, and to be signed by the mesh key.
+    // The peer signed these tokens, which only the mesh key may sign.
     let claims: Vec<Envelope> = (10..110)
         .map(|n| {
             let token = Token {
@@ -199,11 +200,11 @@ async fn a_peer_that_sends_what_breaks_the_rules_is_heard_out_for_few_messages()
         .collect();
     assert!(talk_to(at, claims.clone()).await.is_err());
     assert_eq!(*messages.borrow(), 1, "all were in one message");
-    // Forged ones end it as well.
+    // A forged record ends a conversation as well.
     let mut forged = claims[0].clone();
     forged.payload.push(' ');
     assert!(talk_to(at, vec![forged]).await.is_err());
-    // What is sound is heard from the same peer afterwards.
+    // A valid conversation of the same peer is accepted afterwards.
     talk_to(at, vec![]).await.expect("it is heard");
 }
 
@@ -213,7 +214,7 @@ async fn the_newest_conversation_of_a_peer_is_the_one() {
     let _agent = agent(asks);
     let mut first = connect_to(at).await;
     let mut exchange = Exchange::dial(key(2), key(1).public(), "n".into(), Opening::default());
-    // It proves who it is, and says nothing more.
+    // It proves its identity and sends nothing more.
     for step in exchange.begin() {
         if let exchange::Step::Send(message) = step {
             say(&mut first, &message).await.expect("room");

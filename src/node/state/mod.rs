@@ -8,8 +8,9 @@
 //! | `records.jsonl` | every verified record, one envelope a line | damaged lines are left out and come again |
 //! | `position.json` | where the node stands in the coordinator's changes | everything is asked for again |
 //! | `in_step.json` | when the node was last in step with a coordinator | memberships of any date are accepted once |
-//! | `newcomers.json` | memberships held back, and those accepted on trust | the former come again, and the latter are vouched for |
+//! | `newcomers.json` | memberships held back, and those accepted on trust | the former come again, and this node vouches for the latter |
 //! | `instances.json` | the addresses of containers | they get new ones |
+//! | `service-addresses.json` | which service has which service address here | services may get other addresses |
 //! | `services.json` | services added with `meshctl service add`, drains | said, kept aside as `services.json.damaged` |
 
 pub mod departing;
@@ -98,7 +99,7 @@ impl Keys {
         WireGuardKey(x25519_dalek::PublicKey::from(&self.wireguard).to_bytes())
     }
 
-    /// The proof that the node holds the tunnel's key; none, if the system has no randomness to give.
+    /// The proof that the node holds the private key of the tunnel. None if the system returns no random octets.
     #[must_use]
     pub fn prove_wireguard(&self) -> Option<KeyProof> {
         let mut random = Zeroizing::new([0; 32]);
@@ -383,15 +384,30 @@ impl StateDir {
         self.write("position.json", position)
     }
 
-    /// What is known of memberships that are new. With `is_new` the node has just joined, or has lost records: it accepts
-    /// what is sent to it once.
-    pub(in crate::node) fn newcomers(&self, is_new: bool, now: Instant) -> Newcomers {
+    /// Reads the state that decides about new memberships. With `is_new` the node has just joined or has lost records. Then
+    /// it accepts memberships of any date once.
+    /// If the list of those that were accepted on trust cannot be read, all `members` count as such.
+    pub(in crate::node) fn newcomers(
+        &self,
+        is_new: bool,
+        members: impl Iterator<Item = PublicKey>,
+        now: Instant,
+    ) -> Newcomers {
         if is_new {
             let _ = std::fs::remove_file(self.path(IN_STEP));
         }
         let in_step = self.read_or_nothing(IN_STEP).ok().flatten();
-        let lists = self.read_or_nothing(NEWCOMERS).ok().flatten();
-        Newcomers::new(in_step.unwrap_or_default(), lists.unwrap_or_default(), now)
+        let lists = match self.read_or_nothing(NEWCOMERS) {
+            Ok(lists) => lists.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%error, "this node vouches for no member, since it cannot read which ones it accepted on trust");
+                newcomers::StoredLists {
+                    on_trust: members.collect(),
+                    ..Default::default()
+                }
+            }
+        };
+        Newcomers::new(in_step.unwrap_or_default(), lists, now)
     }
 
     /// Writes when the node was last in step with a coordinator.
@@ -460,7 +476,7 @@ impl StateDir {
         self.write("instances.json", leases)
     }
 
-    /// Which service has which service address on this node; nothing if it is not known.
+    /// Which service has which service address on this node. It is empty if the file is missing or damaged.
     #[must_use]
     pub fn service_addresses(&self) -> ServiceAddresses {
         self.read_or_nothing("service-addresses.json")

@@ -79,13 +79,15 @@ impl RecordLog {
             let envelope = serde_json::from_slice::<Envelope>(&line)
                 .ok()
                 .filter(|_| whole);
-            // What a rule refuses is whole: a later line, or a rule of a later version, has overtaken it.
+            // A record that a rule refuses is not damaged: a later record, or a rule of a later version, made it invalid.
             match envelope.map(|envelope| loaded.ledger.apply(envelope)) {
                 Some(Ok(_)) => {}
                 None | Some(Err(Refused::Signature | Refused::TooLong(_) | Refused::Record(_))) => {
                     loaded.damaged += 1;
                 }
-                Some(Err(refused)) => tracing::debug!(%refused, "a record on disk is left out"),
+                Some(Err(refused)) => {
+                    tracing::debug!(%refused, "a record on disk is not loaded, since the ledger refuses it");
+                }
             }
         }
         let mut log = Self {

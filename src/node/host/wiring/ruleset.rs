@@ -29,7 +29,7 @@ pub(super) struct Sound {
     networks: Vec<Ipv4Net>,
     containers: BTreeMap<Ipv4Addr, Ipv4Addr>,
     services: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
-    /// The same, with the instances of each node apart.
+    /// The same targets, grouped by the node that has them.
     shares: BTreeMap<Ipv4Addr, Vec<Vec<Ipv4Addr>>>,
     /// Exposed containers that have mesh addresses themselves.
     natives: BTreeSet<Ipv4Addr>,
@@ -130,9 +130,9 @@ impl Sound {
     }
 
     /// Where a packet to `instance` goes in the end: translation happens once per connection, so a service address must
-    /// lead to a container of this node straight away. It leads to addresses of node blocks alone: another node's record
-    /// must not send clients of this node to a machine outside the mesh, to a network of containers that has no part in it,
-    /// or to another service address.
+    /// lead to a container of this node straight away. Only addresses in node blocks are allowed: another node's record must
+    /// not send clients of this node to a machine outside the mesh, to a container network that is not part of the mesh, or
+    /// to another service address.
     fn target(&self, wiring: &Wiring, instance: Ipv4Addr) -> Option<Ipv4Addr> {
         let block_zero = block_of(wiring.prefix.network(), wiring.block.prefix_len());
         let in_block_zero = block_of(instance, wiring.block.prefix_len()) == block_zero;
@@ -465,15 +465,16 @@ fn service_range(wiring: &Wiring) -> std::ops::RangeInclusive<Ipv4Addr> {
     Ipv4Addr::from(first.saturating_add(FIRST_SERVICE))..=Ipv4Addr::from(last)
 }
 
-/// The block of a node that `address` is in, by its first address. All blocks of a mesh have one length.
+/// The first address of the node block that contains `address`. All node blocks of a mesh have the same length.
 fn block_of(address: Ipv4Addr, block_length: u8) -> Ipv4Addr {
     Ipv4Net::new(address, block_length).map_or(address, |net| net.network())
 }
 
-/// How many numbers of the map of a service address lead to one node.
+/// The count of numbers in the map of a service address that lead to one node, if the nodes have different counts of
+/// instances.
 const NODE_NUMBERS: u32 = 1 << 16;
 
-/// The rule of a service address: each node gets an equal share of the connections, which its instances divide among them.
+/// The rule of a service address. Each node gets an equal share of the connections, which its instances divide equally.
 fn balanced((service, nodes): (&Ipv4Addr, &Vec<Vec<Ipv4Addr>>)) -> Option<String> {
     let mut targets: Vec<Ipv4Addr> = nodes.iter().flatten().copied().collect();
     targets.sort_unstable();
@@ -481,7 +482,7 @@ fn balanced((service, nodes): (&Ipv4Addr, &Vec<Vec<Ipv4Addr>>)) -> Option<String
     let (numbers, slots): (usize, Vec<String>) = match targets.as_slice() {
         [] => return None,
         [one] => return Some(format!("ip daddr {service} dnat to {one}")),
-        // All weigh the same: one number for each is enough.
+        // All nodes have the same count of instances, so one number for each instance is enough.
         many if lengths.len() == 1 => {
             let slots = many.iter().enumerate();
             let slots = slots.map(|(slot, target)| format!("{slot} : {target}"));

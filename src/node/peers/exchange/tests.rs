@@ -30,9 +30,9 @@ struct End {
     ledger: Ledger,
     steps: VecDeque<Step>,
     ended: bool,
-    /// Memberships for which it vouches.
+    /// Memberships for which this end vouches.
     witnessed: Vec<Envelope>,
-    /// Those for which the other did.
+    /// Memberships for which the other end vouched.
     vouched: Vec<Envelope>,
 }
 
@@ -271,7 +271,7 @@ fn a_departure_is_acknowledged_before_it_ends_the_tunnel() {
     assert_eq!(steps_of(others.clone()), Ok(vec![Step::Apply(others)]));
 }
 
-/// As [`pair`], where the one that dials holds the memberships of these nodes back.
+/// Like [`pair`]. The end that dials holds back the memberships of the nodes in `asks`.
 fn asking(asks: Vec<PublicKey>, ours: &[Envelope], theirs: &[Envelope]) -> (End, End) {
     let (a, b) = (key(10), key(11));
     let opening = Opening {
@@ -294,7 +294,7 @@ fn a_peer_is_asked_for_memberships_and_vouches_before_the_records_are_compared()
         assert!(a.ended && b.ended);
         assert_eq!(a.vouched, [membership]);
         assert_eq!(Holdings::of(&a.ledger), Holdings::of(&b.ledger));
-        // It vouches for nobody: all goes on as without the question.
+        // If the other end vouches for no membership, the conversation goes on as without the question.
         let (mut a, mut b) = asking(vec![held_back], &[token(20, 5)], &theirs);
         talk(&mut a, &mut b).expect("both keep to the protocol");
         assert!(a.ended && b.ended && a.vouched.is_empty());
@@ -322,7 +322,7 @@ fn nobody_vouches_unasked_or_for_more_than_was_asked() {
     assert_eq!(once.asked.len(), MAX_ASKED);
     assert!(once.handle_message(vouch(MAX_ASKED)).is_ok());
     assert_eq!(once.handle_message(vouch(1)), Err(Broken::TooMuch));
-    // Who is dialled is not vouched for, and answers one question of bounded length.
+    // The dialled end accepts no vouching, and answers only one question, of bounded length.
     let fresh = || {
         let mut exchange = Exchange::answer(key(11), key(10).public(), "n2".into());
         exchange.turn = Turn::Summary;
@@ -344,7 +344,7 @@ fn nobody_vouches_unasked_or_for_more_than_was_asked() {
 #[test]
 fn who_dials_a_peer_of_an_earlier_version_is_not_kept_waiting() {
     let (mut a, mut b) = asking(vec![key(30).public()], &[token(20, 5)], &[token(20, 5)]);
-    // That version passes over what it does not know.
+    // That version ignores messages that it does not know.
     let mut messages = VecDeque::new();
     loop {
         for message in a.run() {

@@ -246,7 +246,7 @@ fn a_service_address_never_leads_out_of_the_mesh_or_to_containers_that_are_not_e
         "192.168.1.1",
         "8.8.8.8",
         "127.0.0.1",
-        // Block 0: the DNS address, and service addresses of which this node knows nothing.
+        // These are in block 0: the DNS address, and a service address that this node does not know.
         "10.210.0.53",
         "10.210.0.200",
     ];
