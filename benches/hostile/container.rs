@@ -1,4 +1,4 @@
-//! One container of the node: it reaches the resolver.
+//! The attacks of one container of the node, which can reach the node's resolver.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
-use meshd::lab::Host;
 
 use crate::engine;
 use crate::kit::record;
@@ -14,11 +13,11 @@ use crate::setting::{Ground, Setting};
 use crate::usage::give_way;
 
 const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 210, 0, 53)), 53);
-/// How long an answer is awaited.
+/// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Between two queries of others.
+/// The time between two queries of the node's host.
 const PACE: Duration = Duration::from_millis(10);
-/// The largest service that the records allow on one node.
+/// How many instances, each with how many ports, the attacker's service has: a node may publish no larger one.
 const INSTANCES: usize = 100;
 const PORTS: u16 = 16;
 
@@ -30,33 +29,10 @@ fn query(id: u16, name: &str, kind: RecordType) -> Vec<u8> {
     query.to_vec().expect("a small message")
 }
 
-/// Makes the second host a container of the node: a port of a bridge that is the engine's.
+/// Makes the second host a container of the node, on a bridge of the node's container engine.
 pub(crate) fn attach(setting: &Setting) {
     let (node, container) = (setting.node(), setting.others());
-    let on = |host: &Host, arguments: &str| {
-        let mut ip = host.command("ip").expect("a namespace");
-        let done = ip.args(arguments.split(' ')).status();
-        assert!(done.is_ok_and(|status| status.success()), "{arguments}");
-    };
-    for arguments in [
-        "link add docker0 type bridge",
-        "address add 172.17.0.1/16 dev docker0",
-        "link set docker0 up",
-        "link add v0 type veth peer name ct0",
-        "link set v0 master docker0 up",
-        &format!("link set ct0 netns {}", container.pid()),
-    ] {
-        on(node, arguments);
-    }
-    for arguments in [
-        "address add 172.17.0.2/16 dev ct0",
-        "link set ct0 up",
-        "route add 10.210.0.0/16 via 172.17.0.1",
-    ] {
-        on(container, arguments);
-    }
-    let forward = || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1");
-    node.inside(forward).expect("a namespace").expect("root");
+    engine::attach(node, container);
     engine::start(node, "docker0", "172.17.0.0/16", None);
     let asks = || asks(&query(1, "n1.node.mesh.", RecordType::A)).is_some();
     setting.mesh.wait_until("the container is answered", || {
@@ -74,7 +50,7 @@ fn asks(octets: &[u8]) -> Option<Vec<u8>> {
     Some(buffer)
 }
 
-/// Asks for the node's name at an even pace until `stop`.
+/// Asks for the node's name every [`PACE`] until `stop`.
 pub(crate) fn probe(stop: &AtomicBool) -> Vec<(Instant, Option<Duration>)> {
     let mut probes = Vec::new();
     let octets = query(2, "n1.node.mesh.", RecordType::A);
@@ -87,7 +63,7 @@ pub(crate) fn probe(stop: &AtomicBool) -> Vec<(Instant, Option<Duration>)> {
     probes
 }
 
-/// Sends the queries that `make` gives as fast as it can; counts them and the replies.
+/// Sends the queries that `make` makes as fast as it can. Returns a text with the numbers of queries and replies.
 pub(crate) fn flood(
     ground: &Ground,
     resolver: SocketAddr,
@@ -117,7 +93,7 @@ pub(crate) fn mesh_names(ground: &Ground) -> String {
     flood(ground, RESOLVER, move |_| octets.clone())
 }
 
-/// A member offers the largest service there can be, and the container asks for it.
+/// A member publishes a service of the greatest size, and the container asks for it.
 pub(crate) fn services(ground: &Ground) -> String {
     let published = ground.run(async || {
         let member = ground.member("large").await;
@@ -149,7 +125,7 @@ pub(crate) fn names_outside(ground: &Ground) -> String {
     flood(ground, RESOLVER, name_outside)
 }
 
-/// The `n`-th of names that nobody answers for.
+/// The query for the `n`-th of the names that no server answers for.
 pub(crate) fn name_outside(n: u64) -> Vec<u8> {
     query(n as u16, &format!("n{n}.example.org."), RecordType::A)
 }

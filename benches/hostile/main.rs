@@ -1,23 +1,30 @@
-//! What one stranger, one container, one member and one stolen coordinator can cost: memory, processor time and disk of a
+//! Measures what one stranger, one container, one member and one stolen coordinator can cost: memory, processor time and disk of a
 //! coordinator and a node, and the time of others.
 //!
 //! ```text
 //! cargo bench --bench hostile --features etcd [-- WORDS OF THE NAMES OF ATTACKS]
 //! ```
 //!
-//! Needs root. Each attack has a mesh of its own in network namespaces: a coordinator, a node, and a host with honest members
-//! that speak by hand. They publish changes and join, first undisturbed and then under attack. The attacker is another
-//! host; its threads give way to all others (nice 19), since a real one brings a processor of its own. Prints tables in
-//! Markdown. Processor time is what comes on top of the time for the same work without the attack. Memory is the most that was resident during the attack over what was before. A change that takes longer than
-//! the time that is left counts with that time. A connection that is cut off is opened again at once.
+//! The benchmark needs root and prints tables in Markdown. Each attack has its own mesh in network namespaces: a coordinator, a node,
+//! and a host with honest members, which are clients in this process. They publish changes and join, first undisturbed and then under
+//! attack. The attacker has a host of its own. Its threads have the lowest priority (nice 19), since a real attacker has a
+//! processor of its own.
+//!
+//! The processor time is the time above that for the same work without the attack. The memory is the greatest resident size during
+//! the attack above the resident size before it. A change that is not received before the end of the measurement counts with
+//! the time until that end. An attacker whose connection is closed opens another one at once.
 
 #[path = "../../tests/system/engine.rs"]
+#[allow(dead_code, reason = "the system tests use what this bench does not")]
 mod engine;
 #[path = "../../tests/hostile/kit/mod.rs"]
 mod kit;
 #[path = "../../tests/system/mesh.rs"]
 #[allow(dead_code, reason = "the system tests use what this bench does not")]
 mod mesh;
+#[path = "../../tests/system/stand_in.rs"]
+#[allow(dead_code, reason = "the system tests use what this bench does not")]
+mod stand_in;
 
 mod container;
 mod member;
@@ -36,11 +43,11 @@ use meshd::lab::as_root;
 
 use report::{Row, print_changes, print_queries};
 
-/// How long others are measured without an attack, for each attack.
+/// How long others are measured before each attack.
 const QUIET: Duration = Duration::from_secs(3);
 /// How long an attack lasts.
 const ATTACK: Duration = Duration::from_secs(7);
-/// How long an answer that is on its way is awaited after it.
+/// How long the measurement waits, after an attack, for answers to what was sent before its end.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// One attack of many.
@@ -147,7 +154,7 @@ fn main() -> ExitCode {
         let mut rows = Vec::new();
         for attack in ATTACKS.iter().filter(|attack| wanted(attack.name)) {
             eprintln!("{}", attack.name);
-            // One that fails leaves the others' figures.
+            // The figures of the other attacks are printed even if one attack fails.
             let row = std::panic::catch_unwind(|| (attack.run)(attack.name));
             rows.push(row.unwrap_or_else(|_| Row::failed(attack.name)));
         }

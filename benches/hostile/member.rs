@@ -1,4 +1,4 @@
-//! One member at full effort.
+//! The attacks of one member.
 
 use std::time::Duration;
 
@@ -12,22 +12,23 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::kit::{Hello, Member, Stream, record};
 use crate::setting::Ground;
 
-/// Small records in a message. More would be answered after the attack, since the coordinator takes few a second.
+/// How many small records a message has. The coordinator accepts few records a second, so it would answer a message with more of them
+/// only after the attack.
 const SMALL: usize = 32;
-/// Octets of a large record's padding: a record may have 64 KiB.
+/// The size in bytes of a large record's padding. A record may have 64 KiB.
 const LARGE: usize = 60_000;
-/// Streams at once, of those that are not read.
+/// How many streams the attacker that reads nothing holds open.
 const STREAMS: usize = 64;
 
-/// How long an opening may take before the next is tried.
+/// How long the attacker waits for a stream to open before it tries the next one.
 const OPENING: Duration = Duration::from_millis(500);
 
-/// What became of what was published.
+/// How many records and streams had which outcome.
 #[derive(Debug, Default)]
 struct Count {
     accepted: u64,
     refused: u64,
-    /// Streams that the coordinator ended, or did not open.
+    /// Streams that the coordinator ended or did not accept.
     ended: u64,
 }
 
@@ -40,7 +41,7 @@ impl Count {
     }
 }
 
-/// Publishes without waiting for answers until the attack is over; a stream that ends is opened again.
+/// Publishes without waiting for answers until the attack is over. When the stream ends, it opens another one.
 async fn publish(
     ground: &Ground<'_>,
     member: &Member,
@@ -95,7 +96,7 @@ async fn publish(
     count
 }
 
-/// A member whose node record is held, so that it may say where services are.
+/// Joins a member and publishes its node record, so that it may publish services.
 async fn at_full_right(ground: &Ground<'_>) -> Member {
     let member = ground.member("thief").await;
     let mut stream = member.stream(&ground.setting.target).await;
@@ -104,7 +105,7 @@ async fn at_full_right(ground: &Ground<'_>) -> Member {
     member
 }
 
-/// Publishes what `make` gives for the member and a number.
+/// Publishes the records that `make` makes of the member and a number.
 fn attack(
     ground: &Ground,
     records: usize,
@@ -121,14 +122,14 @@ fn attack(
     })
 }
 
-/// Services, each of another name.
+/// Publishes services, each with another name.
 pub(crate) fn small(ground: &Ground) -> String {
     attack(ground, SMALL, |member, n| {
         member.service(&format!("s{n}")).signed_by(member.key())
     })
 }
 
-/// The same, as large as they may be.
+/// Publishes services as large as a record may be.
 pub(crate) fn large(ground: &Ground) -> String {
     attack(ground, 16, |member, n| {
         let service = member.service(&format!("s{n}")).padded(LARGE);
@@ -140,7 +141,7 @@ pub(crate) fn unknown(ground: &Ground) -> String {
     attack(ground, SMALL, |member, n| member.unknown("weather", n))
 }
 
-/// Names for another node, signed by the member.
+/// Publishes names for another node, signed by the member.
 pub(crate) fn refused(ground: &Ground) -> String {
     let victim = crate::kit::Identity::of(8).id();
     attack(ground, SMALL, move |member, n| {
@@ -149,7 +150,7 @@ pub(crate) fn refused(ground: &Ground) -> String {
 }
 
 pub(crate) fn forged(ground: &Ground) -> String {
-    // Of one signature, since the coordinator verifies each and the attacker need not sign.
+    // All records have the same signature, so the attacker does not spend time on signing. The coordinator verifies each of them.
     let member = crate::kit::Identity::of(9);
     let signature = record::unknown("weather", 0)
         .signed_by(member.key())
@@ -161,7 +162,7 @@ pub(crate) fn forged(ground: &Ground) -> String {
     })
 }
 
-/// Streams on each of which the member publishes large records and reads nothing.
+/// Opens streams, publishes large records on each of them and reads nothing.
 pub(crate) fn unread(ground: &Ground) -> String {
     ground.run(async || {
         let member = at_full_right(ground).await;
@@ -179,7 +180,7 @@ pub(crate) fn unread(ground: &Ground) -> String {
                 service.signed_by(member.key())
             });
             let services: Vec<Envelope> = services.collect();
-            // Waits no longer than for a coordinator that reads.
+            // A coordinator that reads has taken the records by then.
             let _ = timeout(OPENING, stream.send_records(&services)).await;
             held.push_back(stream);
             if held.len() > STREAMS {

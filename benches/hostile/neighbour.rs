@@ -1,4 +1,4 @@
-//! A member as its peers meet it: through the tunnel.
+//! The attacks of one member on a peer, through the tunnel.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use crate::kit::{Identity, PeerLink, record};
 use crate::setting::Ground;
 use crate::usage::give_way;
 
-/// Connections that are held at most.
+/// The greatest number of connections that are held open.
 const HELD: usize = 4096;
 
-/// The keys that the peer's machine has.
+/// The keys of the attacking peer.
 fn keys(ground: &Ground) -> Identity {
     Identity::stolen_from(&ground.setting.others().path("/run/state"))
 }
 
-/// The node's mesh address and id.
+/// The mesh address and id of the attacked node.
 fn node(ground: &Ground) -> (std::net::IpAddr, meshd::model::PublicKey) {
     let (v4, _) = ground.setting.mesh.addresses(0);
     let id = Identity::stolen_from(&ground.setting.node().path("/run/state")).id();
     (v4.into(), id)
 }
 
-/// Proves its key and sends records of an unknown kind and forged ones, in one conversation after the other.
+/// Opens one conversation after the other. In each it proves its key and sends records of an unknown kind and forged ones.
 pub(crate) fn records(ground: &Ground) -> String {
     let (thief, (address, id)) = (keys(ground), node(ground));
     let host = ground.setting.others();

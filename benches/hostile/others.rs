@@ -1,4 +1,4 @@
-//! Honest members: they publish changes, receive each other's, and others join.
+//! Honest members, which publish changes, and one of which receives all of them, while new members join.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,19 +11,19 @@ use tokio::time::{interval, sleep, timeout};
 
 use crate::kit::{Hello, Member, Stream, record};
 use crate::report::Times;
-use crate::setting::{Setting, join};
+use crate::setting::Setting;
 
-/// Members that publish.
+/// How many members publish.
 const PUBLISHERS: usize = 4;
-/// Between two changes of one of them.
+/// The time between two changes of one member.
 const PACE: Duration = Duration::from_millis(100);
-/// Between two joins.
+/// The time between two joins.
 const JOINS: Duration = Duration::from_millis(500);
 
-/// When something was begun and how long it took; nothing, if it did not come to an end.
+/// When something began, and how long it took. `None` means that it did not end.
 type Timed = (Instant, Option<Duration>);
 
-/// All that was seen.
+/// The times of all changes and joins.
 #[derive(Debug, Default)]
 pub(crate) struct Observed {
     changes: Vec<Timed>,
@@ -57,7 +57,7 @@ impl Observed {
     }
 }
 
-/// Changes that are on their way, by their signature.
+/// When each change was due that has not been received yet, by the signature of the change.
 type OnTheWay = Rc<RefCell<HashMap<[u8; 64], Instant>>>;
 
 /// Publishes and joins until `stop`.
@@ -67,7 +67,7 @@ pub(crate) async fn observe(setting: &Setting, stop: &AtomicBool) -> Observed {
     let joins = Rc::new(RefCell::new(Vec::new()));
     let mut members = Vec::new();
     for n in 0..=PUBLISHERS {
-        let member = join(&setting.token, &format!("honest{n}")).await;
+        let member = Member::join(&setting.token, &format!("honest{n}")).await;
         members.push(member.expect("nobody attacks yet"));
     }
     let witness = members.pop().expect("one more than publishers");
@@ -98,7 +98,7 @@ pub(crate) async fn observe(setting: &Setting, stop: &AtomicBool) -> Observed {
     }
 }
 
-/// A stream that is open, for ever tried.
+/// Opens a stream, and tries again until it succeeds.
 async fn open(setting: &Setting, member: &Member) -> Stream {
     loop {
         let hello = Hello::default();
@@ -122,7 +122,7 @@ async fn publish(setting: &Setting, member: &Member, on_the_way: &OnTheWay) {
                 let change = member.service("web").version(record::new_version());
                 let change = change.signed_by(member.key());
                 let Signature(signature) = change.signature;
-                // From when it was due: a member that has to wait publishes late.
+                // The time counts from when the change was due, since a member that has to wait publishes it later.
                 on_the_way.borrow_mut().insert(signature, due.into_std());
                 if stream.send_records(&[change]).await.is_err() {
                     stream = open(setting, member).await;
@@ -164,8 +164,8 @@ async fn join_others(setting: &Setting, joins: &RefCell<Vec<Timed>>) {
         ticks.tick().await;
         let began = Instant::now();
         let name = format!("new{n}");
-        let joined = timeout(Duration::from_secs(5), join(&setting.token, &name)).await;
-        let took = matches!(joined, Ok(Some(_))).then(|| began.elapsed());
+        let joined = timeout(Duration::from_secs(5), Member::join(&setting.token, &name)).await;
+        let took = matches!(joined, Ok(Ok(_))).then(|| began.elapsed());
         joins.borrow_mut().push((began, took));
     }
 }

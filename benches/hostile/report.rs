@@ -1,10 +1,10 @@
-//! The tables.
+//! The tables of results.
 
 use std::time::Duration;
 
 use crate::usage::Usage;
 
-/// How long something took, each time.
+/// The durations of a repeated action, sorted.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Times(Vec<Duration>);
 
@@ -18,7 +18,7 @@ impl Times {
         Self(times)
     }
 
-    /// The time that this part of all did not exceed.
+    /// The quantile `part` of the durations, for example the median for 0.5.
     fn quantile(&self, part: f64) -> Option<Duration> {
         let last = self.0.len().checked_sub(1)?;
         self.0.get((last as f64 * part).round() as usize).copied()
@@ -36,22 +36,22 @@ impl Times {
     }
 }
 
-/// What one attack cost.
+/// The results of one attack.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// What the attacker achieved, in words.
     pub(crate) came_through: String,
-    /// None: there was no coordinator but the attacker.
+    /// `None` if the attacker was in the place of the coordinator.
     pub(crate) coordinator: Option<Usage>,
     pub(crate) node: Usage,
-    /// From publishing to receiving.
+    /// The times from publishing a change to receiving it, or those of queries, before the attack.
     pub(crate) quiet: Times,
     pub(crate) attacked: Times,
     pub(crate) joins: Times,
-    /// Joins of others that failed under attack.
+    /// How many joins of others failed during the attack.
     pub(crate) failed_joins: usize,
-    /// Queries of others that were not answered under attack; none of a row about changes.
+    /// How many queries of others were not answered during the attack. `None` if others published changes and sent no queries.
     pub(crate) lost_queries: Option<usize>,
 }
 
@@ -88,14 +88,15 @@ fn ratio(attacked: Option<Duration>, quiet: Option<Duration>) -> String {
     }
 }
 
-/// Attacks whose others publish and join.
+/// Prints the table of attacks during which others publish and join.
 pub(crate) fn print_changes(rows: &[Row]) {
     let rows: Vec<&Row> = rows.iter().filter(|r| r.lost_queries.is_none()).collect();
     if rows.is_empty() {
         return;
     }
     println!(
-        "\n| attack | what came through | coordinator: memory, core, disk | node: memory, core, disk | others' changes, quiet (p50 / p99 ms) | under attack | times the p99 of all quiet times | joins of others (p50 / p99 ms) | failed |"
+        "\n| attack | what came through | coordinator: memory, core, disk | node: memory, core, disk \
+         | others' changes, quiet (p50 / p99 ms) | under attack | times the p99 of all quiet times | joins of others (p50 / p99 ms) | failed |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     let quiet = Times::joined(rows.iter().map(|row| &row.quiet)).quantile(0.99);
@@ -115,7 +116,7 @@ pub(crate) fn print_changes(rows: &[Row]) {
     }
 }
 
-/// Attacks whose others ask for names.
+/// Prints the table of attacks during which others ask for names.
 pub(crate) fn print_queries(rows: &[Row]) {
     let rows: Vec<&Row> = rows.iter().filter(|r| r.lost_queries.is_some()).collect();
     if rows.is_empty() {

@@ -1,4 +1,4 @@
-//! A mesh, its honest members, and the order of a measurement.
+//! The mesh that is attacked, and the steps of a measurement.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use meshd::lab::Host;
 use meshd::wire::JoinToken;
 use meshd::wire::token::SpkiPin;
 
-use crate::kit::{Identity, Member, Stolen};
+use crate::kit::{Member, Stolen};
 use crate::mesh::Mesh;
 use crate::others::{Observed, observe};
 use crate::report::{Row, Times};
@@ -21,26 +21,26 @@ const NODE: usize = 0;
 const OTHERS: usize = 1;
 const ATTACKER: usize = 2;
 
-/// Everything an attack needs.
+/// The mesh of one attack.
 pub(crate) struct Setting {
     pub(crate) mesh: Mesh,
-    /// Where the coordinator is.
+    /// The address of the coordinator, and the pin of its TLS key.
     pub(crate) target: (SocketAddr, SpkiPin),
-    /// Admits any number.
+    /// A token that admits more members than a measurement needs.
     pub(crate) token: JoinToken,
 }
 
-/// What an attacker works with.
+/// What an attack is given: the mesh, and the time at which the attack ends.
 pub(crate) struct Ground<'a> {
     pub(crate) setting: &'a Setting,
     pub(crate) until: Instant,
 }
 
 impl Setting {
-    /// A coordinator, a node that has joined, and hosts.
+    /// Starts a coordinator and a node that joins, and makes two more hosts.
     fn new() -> Self {
         let mut mesh = Mesh::start(3).expect("root has a world");
-        // These hosts are for programs that speak by hand.
+        // The clients on these hosts run in this process.
         mesh.kill_node(OTHERS);
         mesh.kill_node(ATTACKER);
         let token = mesh.token(&["--uses", "100000"]);
@@ -67,7 +67,7 @@ impl Setting {
         &self.mesh.nodes[ATTACKER].host
     }
 
-    /// Runs an attacker's program to its end, on a thread that gives way.
+    /// Runs an attacker's code to its end, on a thread with the lowest priority.
     pub(crate) fn run<T: Send>(&self, host: &Host, work: impl AsyncFnOnce() -> T + Send) -> T {
         let run = || {
             give_way();
@@ -92,13 +92,13 @@ impl Setting {
 }
 
 impl Ground<'_> {
-    /// A member that the attacker is.
+    /// Joins a member that the attacker controls.
     pub(crate) async fn member(&self, name: &str) -> Member {
-        let joined = join(&self.setting.token, name).await;
+        let joined = Member::join(&self.setting.token, name).await;
         joined.expect("a token with uses left")
     }
 
-    /// Runs the attack from its host.
+    /// Runs `work` in the network namespace of the attacker's host.
     pub(crate) fn run<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
         self.setting.run(self.setting.attacker(), work)
     }
@@ -112,31 +112,13 @@ impl Ground<'_> {
     }
 }
 
-/// Ends the honest as well when an attack fails.
+/// Stops the honest members when it is dropped, so that they end when an attack panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// Joins as an honest node does.
-pub(crate) async fn join(token: &JoinToken, name: &str) -> Option<Member> {
-    use crate::kit::record;
-    use meshd::wire::join::JoinRequest;
-    let identity = Identity::new();
-    let membership = record::membership(token.key.public(), &identity, name).signed_by(&token.key);
-    let request = JoinRequest::make(membership.clone(), identity.key());
-    let joined = meshd::node::control::join::join(&token.urls, token.pin, &request).await;
-    let block = joined.ok()?.block;
-    Some(Member {
-        identity,
-        name: name.to_owned(),
-        token: token.clone(),
-        membership,
-        block,
-    })
 }
 
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
@@ -146,7 +128,7 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
         .expect("a runtime")
 }
 
-/// Others publish and join, first undisturbed, then while `attack` runs.
+/// Measures how others publish and join, first undisturbed, and then while `attack` runs.
 pub(crate) fn measure(name: &'static str, attack: fn(&Ground) -> String) -> Row {
     let setting = Setting::new();
     let stop = AtomicBool::new(false);
@@ -156,7 +138,7 @@ pub(crate) fn measure(name: &'static str, attack: fn(&Ground) -> String) -> Row 
             setting.others().inside(observe).expect("a namespace")
         });
         let _stop = Stop(&stop);
-        // The first changes are slower: the store's files are made.
+        // The first changes are slower, since the coordinator creates the files of its store.
         std::thread::sleep(GRACE);
         let before = (setting.watch_coordinator(), setting.watch_node());
         let quiet = (Instant::now(), Instant::now() + QUIET);
@@ -189,10 +171,10 @@ pub(crate) fn measure(name: &'static str, attack: fn(&Ground) -> String) -> Row 
     })
 }
 
-/// A thief has taken the coordinator's place and sends to the node.
+/// Measures what it costs the node when a thief in the coordinator's place sends to it.
 pub(crate) fn measure_stolen(name: &'static str, attack: fn(&Stolen)) -> Row {
     let mut setting = Setting::new();
-    // There is something to hold.
+    // Others publish once, so that the node holds their records.
     let stop = AtomicBool::new(true);
     let observe = || runtime().block_on(observe(&setting, &stop));
     let _: Observed = setting.others().inside(observe).expect("a namespace");
@@ -215,14 +197,14 @@ pub(crate) fn measure_stolen(name: &'static str, attack: fn(&Stolen)) -> Row {
     }
 }
 
-/// The node's host asks for names, first undisturbed, then while one of its containers runs `attack`.
+/// Measures how the node's host resolves names, first undisturbed, and then while one of its containers runs `attack`.
 pub(crate) fn measure_queries(name: &'static str, attack: fn(&Ground) -> String) -> Row {
     let setting = Setting::new();
     container::attach(&setting);
     measure_node(name, &setting, attack)
 }
 
-/// The same, while a peer of the node runs `attack` through the tunnel.
+/// Measures the same while a peer of the node runs `attack` through the tunnel.
 pub(crate) fn measure_neighbour(name: &'static str, attack: fn(&Ground) -> String) -> Row {
     let mut setting = Setting::new();
     setting.mesh.start_node(OTHERS);

@@ -1,4 +1,4 @@
-//! A stolen coordinator: it has the TLS key and every record, and no key that signs.
+//! The attacks of a stolen coordinator, which has the TLS key and all records, but no key that signs records.
 
 use meshd::wire::Envelope;
 use meshd::wire::control::FromCoordinator;
@@ -16,7 +16,7 @@ pub(crate) fn forged(stolen: &Stolen) {
     stolen.flood(changes(forged.collect()));
 }
 
-/// What the node itself has published.
+/// Sends the records that the node itself has published, again and again.
 pub(crate) fn repeated(stolen: &Stolen) {
     let held = stolen.published();
     let records = held.iter().cycle().take(256).cloned().collect();

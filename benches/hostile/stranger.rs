@@ -1,4 +1,4 @@
-//! One stranger: it reaches the coordinator's port, from one address, and has no token.
+//! The attacks of one stranger, which reaches the coordinator's port from one address and has no token.
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,15 +15,15 @@ use crate::kit::raw::{Raw, TEXT, tcp, tls};
 use crate::kit::{Hello, Identity, Stream, frame_header, record};
 use crate::setting::Ground;
 
-/// Connections that are opened at the same time.
+/// How many connections are opened at the same time.
 const AT_ONCE: usize = 64;
-/// Connections at most.
+/// The greatest number of connections.
 const MOST: usize = 8_000;
-/// Octets sent at most in messages without an end: the machine of the bench has others on it.
+/// The greatest number of bytes that are sent in unfinished messages. It protects the machine on which the benchmark runs.
 const MOST_SENT: u64 = 1 << 30;
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// Half of them say nothing after TLS, half are WebSockets that ping.
+/// Opens connections. Half of them send nothing after the TLS handshake, and half are WebSockets that send pings.
 pub(crate) fn connections(ground: &Ground) -> String {
     let (open, refused) = (Cell::new(0u64), Cell::new(0u64));
     let shown = ground.run(async move || {
@@ -64,7 +64,7 @@ pub(crate) fn connections(ground: &Ground) -> String {
     format!("{} opened, {} refused", shown.0, shown.1)
 }
 
-/// Messages of 4 MiB, all but the last octet.
+/// Sends all but the last part of messages of 4 MiB.
 pub(crate) fn unfinished(ground: &Ground) -> String {
     let (opened, sent) = ground.run(async || {
         let (opened, sent) = (Cell::new(0u64), Cell::new(0u64));
@@ -103,7 +103,7 @@ pub(crate) fn unfinished(ground: &Ground) -> String {
     format!("{opened} streams, {} MiB sent", sent >> 20)
 }
 
-/// Each with a key of its own, records of which are refused.
+/// Opens streams, each with its own key, and publishes records that the coordinator refuses.
 pub(crate) fn unknown_keys(ground: &Ground) -> String {
     let (welcome, refused) = ground.run(async || {
         let (welcome, refused) = (Cell::new(0u64), Cell::new(0u64));

@@ -1,20 +1,20 @@
-//! What a process and a directory use, as the kernel counts it.
+//! The memory and processor time of a process and the size of a directory, as the kernel counts them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What a process used since it was begun to be watched.
+/// What a process used between the beginning and the end of a measurement.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Usage {
-    /// Resident octets at most, over those at the beginning.
+    /// The greatest resident size in bytes, above that at the beginning.
     pub(crate) memory: i64,
-    /// Part of a core, over that without the attack.
+    /// The processor time as a part of one core.
     pub(crate) cpu: f64,
-    /// Octets of its state directory, over those at the beginning.
+    /// The size in bytes of its state directory, above that at the beginning.
     pub(crate) disk: i64,
 }
 
-/// A process and its state directory at one moment.
+/// A process and its state directory at the beginning of a measurement.
 pub(crate) struct Watch {
     pid: u32,
     directory: std::path::PathBuf,
@@ -25,7 +25,7 @@ pub(crate) struct Watch {
 }
 
 impl Usage {
-    /// With the processor time of the same work without the attack taken off.
+    /// Subtracts the processor time for the same work without the attack.
     pub(crate) fn over(self, quiet: Self) -> Self {
         Self {
             cpu: self.cpu - quiet.cpu,
@@ -35,7 +35,7 @@ impl Usage {
 }
 
 impl Watch {
-    /// Begins to watch. The kernel forgets the most that was resident before.
+    /// Begins a measurement, and resets the kernel's peak of the resident size.
     pub(crate) fn begin(pid: u32, directory: &Path) -> Self {
         let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
         Self {
@@ -63,7 +63,7 @@ fn difference(now: u64, before: u64) -> i64 {
     i64::try_from(now).unwrap_or(i64::MAX) - i64::try_from(before).unwrap_or(i64::MAX)
 }
 
-/// Octets under this key of `/proc/PID/status`.
+/// The value in bytes of this key of `/proc/PID/status`.
 fn status(pid: u32, key: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(key));
@@ -71,7 +71,7 @@ fn status(pid: u32, key: &str) -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
-/// Processor time of all threads; those that ended are left out, and the daemons' do not end.
+/// The processor time of all running threads. The threads of the daemons do not end, so none is missed.
 fn cpu(pid: u32) -> Duration {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
     let nanoseconds = threads
@@ -84,7 +84,7 @@ fn cpu(pid: u32) -> Duration {
     Duration::from_nanos(nanoseconds)
 }
 
-/// Octets of the files in a directory.
+/// The size in bytes of the files in a directory.
 fn size(directory: &Path) -> u64 {
     let files = std::fs::read_dir(directory);
     let metadata = files
@@ -98,13 +98,13 @@ fn size(directory: &Path) -> u64 {
         .sum()
 }
 
-/// Has this thread give way to all others.
+/// Gives this thread the lowest priority.
 pub(crate) fn give_way() {
-    // SAFETY: the call takes and gives plain numbers; 0 is the calling thread.
+    // SAFETY: the arguments and the result are plain numbers. 0 stands for the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
 
-/// Asks for as many open files as this process may have; children inherit it.
+/// Raises the limit of open files as far as this process may. Child processes inherit the limit.
 pub(crate) fn raise_open_files() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

@@ -65,7 +65,7 @@ async fn storm(nodes: usize, services: usize, more: usize) {
         nodes as f64 / begun.elapsed().as_secs_f64()
     );
 
-    // All publish what they have, one after the other; then all connect as after a pause in which they missed nothing.
+    // All members publish their records. Then all connect as nodes that have received all changes so far.
     let publisher = Sim::connect(&token, &members[0], None, heard.clone());
     assert!(
         publisher.publish(members[0].records(services)),
@@ -177,8 +177,8 @@ async fn join(token: &JoinToken, numbers: std::ops::Range<usize>) -> Vec<Member>
     members
 }
 
-/// Publishes what members have, each over a stream of its own, and waits until all of it is stored: one node's allowance is
-/// not enough for the records of thousands.
+/// Publishes the records of the members, each over its own stream, and waits until all records are stored. The rate at which one
+/// node may publish is too low for the records of thousands.
 async fn fill(follower: &Sim, token: &JoinToken, members: &[Member], services: usize) {
     let mut running = tokio::task::JoinSet::new();
     for member in members {
@@ -190,7 +190,7 @@ async fn fill(follower: &Sim, token: &JoinToken, members: &[Member], services: u
                 .expect("no panic");
         }
         let (heard, mut hearing) = mpsc::unbounded_channel();
-        // As one that has missed nothing.
+        // The member connects as a node that has received all changes so far.
         let sim = Sim::connect(token, member, Some(follower.position()), heard);
         let records = member.records(services);
         running.spawn(async move {

@@ -18,8 +18,8 @@ use crate::coordinator::Coordinator;
 
 /// Joins with one token at once.
 const JOINS: usize = 200;
-/// Tokens, one after the other. Most joins here are refused, and a coordinator takes only so many of these of one source.
-const ROUNDS: usize = 12;
+/// How many tokens are used, one after the other. A coordinator limits the refused joins of one source, which slows them down.
+const ROUNDS: usize = 50;
 
 /// A new node that asks to be let in under `name`.
 pub(crate) fn request(token: &JoinToken, name: &str) -> JoinRequest {

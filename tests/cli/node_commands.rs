@@ -1,10 +1,8 @@
 //! The commands that speak to meshd, against prepared answers.
 
 use crate::daemon::Daemon;
-use crate::program::{Ran, command, meshctl};
-use meshd::model::{Label, PublicKey, SigningKey};
-use meshd::wire::JoinToken;
-use meshd::wire::token::SpkiPin;
+use crate::program::{Ran, command, meshctl, token};
+use meshd::model::Label;
 
 const UNJOINED: &str = r#"{"schema":1,"version":"9.9.9","state":"unjoined","node":null,"interface":null,
     "coordinator":null,"dns":null,"peers":[],"services":{"local":0,"mesh":0},"problems":[]}"#;
@@ -25,16 +23,6 @@ fn ran(status: i32, stdout: &str, stderr: &str) -> Ran {
         stdout: stdout.to_owned(),
         stderr: stderr.to_owned(),
     }
-}
-
-fn token() -> String {
-    JoinToken {
-        urls: vec!["https://192.0.2.1:7443".parse().expect("a literal")],
-        pin: SpkiPin([1; 32]),
-        mesh_key: PublicKey([2; 32]),
-        key: SigningKey::from_seed(&[3; 32]),
-    }
-    .to_string()
 }
 
 #[test]

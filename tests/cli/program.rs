@@ -3,6 +3,21 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use meshd::model::{PublicKey, SigningKey};
+use meshd::wire::JoinToken;
+use meshd::wire::token::SpkiPin;
+
+/// A join token of a mesh that is not there.
+pub(crate) fn token() -> String {
+    JoinToken {
+        urls: vec!["https://192.0.2.1:7443".parse().expect("a literal")],
+        pin: SpkiPin([1; 32]),
+        mesh_key: PublicKey([2; 32]),
+        key: SigningKey::from_seed(&[3; 32]),
+    }
+    .to_string()
+}
+
 /// What a run of meshctl gave.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ran {

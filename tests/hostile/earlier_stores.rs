@@ -1,13 +1,14 @@
-//! What programs of an earlier version left on disk is opened by those of this one, with all that is in it.
+//! The programs of this version open the state directories of an earlier version, and lose nothing that is in them.
 //!
 //! `tests/fixtures/store-860eb80` has the state directories of a coordinator and of a node, as the version of that commit
-//! wrote them, and the records that the coordinator sent to a member, one a line. Its README says how it was made.
+//! wrote them. Its file `held.jsonl` has the records that the coordinator sent to a member, one a line. Its README says how
+//! the fixture was made.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use hickory_proto::rr::RecordType;
-use meshd::model::address::{MeshAddresses, unique_local_prefix};
+use meshd::model::address::unique_local_prefix;
 use meshd::model::record::{Record, RecordKey};
 use meshd::model::{PublicKey, SigningKey};
 use meshd::node::control::join::{JoinError, join};
@@ -22,30 +23,32 @@ use crate::kit::coordinator::{copy, get, post, write_mesh_key};
 use crate::kit::record::{self, Draft};
 use crate::kit::{Coordinator, End, Hello, Identity, Member, Stream};
 use crate::mesh::{Mesh, programs};
+use crate::node_kit::beside_the_coordinator;
 use crate::query::ask;
 
-/// Each is known by its seed.
+/// The keys of the fixture: all bytes of a key's seed are this number.
 const MESH_KEY: u8 = 1;
-/// Admits some more nodes, with two tags.
+/// The key of a token with uses left. It has two tags.
 const OPEN: u8 = 2;
-/// Admitted all that it may: the node with meshd.
+/// The key of a token whose only use was spent by the node with meshd.
 const SPENT: u8 = 3;
-/// Admitted one of three, and was revoked.
+/// The key of a token for three nodes that admitted one and was revoked.
 const REVOKED: u8 = 4;
-/// Admitted nobody before its end.
+/// The key of a token that expired before any node joined with it.
 const EXPIRED: u8 = 5;
 const EPHEMERAL: u8 = 6;
 
-/// Members: with another name, a service and a record of an unknown kind; by the revoked token; removed; departed; ephemeral.
+/// The members of the fixture. The first has a second name, a service and a record of an unknown kind. The second joined with the
+/// revoked token. The others were removed, have departed, and joined as ephemeral.
 const NAMED: u8 = 12;
 const STAYS: u8 = 13;
 const REMOVED: u8 = 14;
 const DEPARTED: u8 = 15;
 const GUEST: u8 = 16;
 
-/// In a hundred years.
+/// How far ahead the tokens expire, in seconds: a hundred years.
 const LATER: u64 = 100 * 365 * 86_400;
-/// Where the coordinator is in a world.
+/// The URL of the coordinator in the network of a test.
 const URL: &str = "https://198.51.100.10:7443";
 
 fn key(n: u8) -> SigningKey {
@@ -65,7 +68,7 @@ fn lines(path: &Path) -> Vec<Envelope> {
         .collect()
 }
 
-/// A member of the fixture; its block is in its node record, if it has one.
+/// A member of the fixture, with its membership and the block in its node record.
 fn member(n: u8) -> Member {
     let identity = Identity::of(n);
     let held = lines(&fixture("held.jsonl"));
@@ -108,7 +111,7 @@ async fn a_coordinator_opens_the_store_of_the_version_before_and_holds_all_of_it
                 panic!("start {start}: {} does not come: {end:?}", record.payload)
             });
         }
-        // It goes on from there.
+        // The coordinator accepts new records as well.
         let change = named.service(&format!("new{start}"));
         let change = change.signed_by(named.key());
         assert_eq!(stream.publish(vec![change]).await.accepted(), 1);
@@ -128,7 +131,7 @@ async fn a_coordinator_opens_the_store_of_the_version_before_and_holds_all_of_it
                 .find(|t| t.id == id)
                 .map(|t| (t.state, t.used))
         };
-        // Its uses: the member, the removed, the departed one, and those that joined here.
+        // The uses of the token are the member, the removed node, the departed node, and those that joined in this test.
         assert_eq!(state(OPEN), Some((TokenState::Valid, 3 + start)));
         assert_eq!(state(SPENT), Some((TokenState::Spent, 1)));
         assert_eq!(state(REVOKED), Some((TokenState::Revoked, 1)));
@@ -175,7 +178,7 @@ fn a_node_opens_its_state_directory_of_the_version_before_and_holds_all_of_it() 
     let host = &mesh.nodes[0].host;
     let resolver = "10.210.0.53".parse().expect("a literal");
     for name in ["db-host.node.mesh.", "n13.node.mesh.", "db.svc.mesh."] {
-        mesh.wait_until("its resolver answers", || {
+        mesh.wait_until("the node's resolver answers", || {
             let answer = ask(host, resolver, name, RecordType::A, false);
             answer.is_some_and(|answer| answer.data.len() == 1)
         });
@@ -183,14 +186,14 @@ fn a_node_opens_its_state_directory_of_the_version_before_and_holds_all_of_it() 
     let gone = ask(host, resolver, "n14.node.mesh.", RecordType::A, false);
     assert!(gone.is_none_or(|answer| answer.data.is_empty()));
 
-    // The coordinator comes back, as this version as well.
+    // The coordinator is started on its state directory, with the program of this version as well.
     copy(
         &fixture("coordinator"),
         &mesh.coordinator_host.path("/run/coordinator"),
     );
     write_mesh_key(&mesh.coordinator_host.path("/run/mesh.key"), &key(MESH_KEY));
     mesh.start_coordinator();
-    mesh.wait_until("they are connected", || {
+    mesh.wait_until("the node is connected", || {
         mesh.status(0).coordinator.is_some_and(|c| c.connected)
     });
     assert_eq!(
@@ -202,7 +205,7 @@ fn a_node_opens_its_state_directory_of_the_version_before_and_holds_all_of_it() 
     mesh.nodes[0].daemon.take().expect("it runs").stop();
     let kept: Vec<Envelope> = lines(&state.join("records.jsonl"));
     for record in lines(&fixture("node/records.jsonl")) {
-        // The node's own are replaced by newer ones.
+        // The node has replaced its own records by newer ones.
         let is_kept = kept.contains(&record) || kept.iter().any(|newer| replaces(newer, &record));
         assert!(is_kept, "{} is lost", record.payload);
     }
@@ -221,15 +224,14 @@ fn replaces(newer: &Envelope, older: &Envelope) -> bool {
     newer.signer == older.signer && newer_key == older_key && newer_version > older_version
 }
 
-/// Joins in the network of the coordinator.
+/// Joins from the network namespace of the coordinator.
 fn join_there(mesh: &Mesh, token: u8, n: u8, state: &MeshState, tags: &[&str]) -> Member {
     let (identity, token) = (Identity::of(n), key(token));
     let membership = record::membership(token.public(), &identity, &format!("n{n}"));
     let membership = membership.with("tags", tags).signed_by(&token);
     let request = JoinRequest::make(membership.clone(), identity.key());
     let urls = [URL.parse().expect("a literal")];
-    let work = || runtime().block_on(join(&urls, state.pin, &request));
-    let joined = mesh.coordinator_host.inside(work).expect("a namespace");
+    let joined = beside_the_coordinator(mesh, async || join(&urls, state.pin, &request).await);
     Member {
         name: format!("n{n}"),
         token: JoinToken {
@@ -244,14 +246,7 @@ fn join_there(mesh: &Mesh, token: u8, n: u8, state: &MeshState, tags: &[&str]) -
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
-}
-
-/// Publishes as a member, and says what else it says; gives all records that came.
+/// Publishes `records` as a member, and sends the message `last` after them. Returns all the records that were received.
 fn publish_there(
     mesh: &Mesh,
     state: &MeshState,
@@ -260,30 +255,27 @@ fn publish_there(
     last: Option<serde_json::Value>,
 ) -> Vec<Envelope> {
     let target = ("198.51.100.10:7443".parse().expect("a literal"), state.pin);
-    let work = || {
-        runtime().block_on(async {
-            let mut stream = member.stream(&target).await;
-            let count = u32::try_from(records.len()).expect("few");
-            let answer = stream.publish(records).await;
-            assert_eq!(answer.accepted(), count, "{answer:?}");
-            if let Some(last) = last {
-                stream.say(&last).await.expect("a stream");
-                if last["type"] == "publish" {
-                    stream.end().await;
-                    return stream.received;
-                }
+    beside_the_coordinator(mesh, async || {
+        let mut stream = member.stream(&target).await;
+        let count = u32::try_from(records.len()).expect("few");
+        let answer = stream.publish(records).await;
+        assert_eq!(answer.accepted(), count, "{answer:?}");
+        if let Some(last) = last {
+            stream.say(&last).await.expect("a stream");
+            if last["type"] == "publish" {
+                stream.end().await;
+                return stream.received;
             }
-            // All that was held comes before the answer to this.
-            let done = member.service("done").signed_by(member.key());
-            stream.publish(vec![done.clone()]).await;
-            stream.await_record(&done).await.expect("a stream");
-            let gone = record::service(member.id(), "done", &[]).signed_by(member.key());
-            stream.publish(vec![gone.clone()]).await;
-            stream.await_record(&gone).await.expect("a stream");
-            stream.received
-        })
-    };
-    mesh.coordinator_host.inside(work).expect("a namespace")
+        }
+        // The coordinator sends all records that it held before it sends this one.
+        let done = member.service("done").signed_by(member.key());
+        stream.publish(vec![done.clone()]).await;
+        stream.await_record(&done).await.expect("a stream");
+        let gone = record::service(member.id(), "done", &[]).signed_by(member.key());
+        stream.publish(vec![gone.clone()]).await;
+        stream.await_record(&gone).await.expect("a stream");
+        stream.received
+    })
 }
 
 #[test]
@@ -292,7 +284,7 @@ fn writes_the_stores_of_the_version_before() {
     let earlier = std::env::var_os("MESHD_EARLIER").expect("the programs of the version before");
     assert!(
         !fixture("").exists(),
-        "what a version wrote is never written again"
+        "the fixture of a version must not be written again"
     );
     let mesh_key = key(MESH_KEY);
     let mut mesh = Mesh::hosts(earlier.into(), 1).expect("root");
@@ -305,12 +297,7 @@ fn writes_the_stores_of_the_version_before() {
         let submitted: Result<Submitted, _> = post(&socket, path, &submit);
         submitted.expect("signed by the mesh key");
     };
-    let addresses = MeshAddresses {
-        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
-        prefix_v6: unique_local_prefix(&mesh_key.public()),
-        node_block_v4: 24,
-        node_block_v6: 64,
-    };
+    let addresses = record::plan(unique_local_prefix(&mesh_key.public()));
     let record_of_mesh = record::mesh(&addresses).with("coordinators", [URL]);
     submit("/v1/mesh", Some(mesh_key.public()), &[record_of_mesh]);
     let token = |n: u8| record::token(key(n).public()).with("expires_at", record::now() + LATER);
@@ -379,12 +366,12 @@ fn writes_the_stores_of_the_version_before() {
             .signed_by(named.key()),
     ];
     let mut held: Vec<Envelope> = publish_there(&mesh, &state, &named, records, None);
-    // Of what was replaced the last holds.
+    // Only the newest of several versions of a record is kept.
     let all = held.clone();
     held.retain(|record| !all.iter().any(|newer| replaces(newer, record)));
     held.dedup();
     let kept = mesh.nodes[0].host.path("/run/state/records.jsonl");
-    mesh.wait_until("the node holds all", || {
+    mesh.wait_until("the node holds all records", || {
         let kept = lines(&kept);
         held.iter().all(|record| kept.contains(record))
     });

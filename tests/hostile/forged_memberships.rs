@@ -1,4 +1,4 @@
-//! Nobody is admitted by a membership that no token signed.
+//! A membership that no valid token has signed admits nobody.
 
 use meshd::model::SigningKey;
 use meshd::node::control::join::JoinError;
@@ -34,7 +34,7 @@ async fn a_forged_membership_is_refused_at_a_join_and_on_a_stream() {
     }
     assert!(!coordinator.has_node(&stranger.id()));
 
-    // The same by the token's key is what it takes.
+    // The same membership is accepted when the token's key has signed it.
     let joined = coordinator.join_with(&stranger, &token, &draft).await;
     let member = joined.expect("an unspent token");
     let node = member.node().signed_by(member.key());

@@ -1,35 +1,41 @@
-//! Those who mean harm: strangers, members, containers, neighbours and stolen coordinators, played by hand-made messages.
+//! Attacks on a mesh by strangers, members, containers, neighbours on a LAN and stolen coordinators. The tests send the messages of
+//! these attackers themselves.
 //!
-//! Each file holds what must not work, named after the promise it tests. The attacker's tools are in [`kit`].
+//! Each file tests one promise of the threat model and is named after it. The attacker's tools are in [`kit`].
 
 mod kit;
 
-/// Whole meshes of real programs, as the system tests have them.
+/// Whole meshes of real programs in network namespaces, which the system tests use as well.
 #[path = "../system/mesh.rs"]
 #[allow(dead_code, reason = "the system tests use what these do not")]
 mod mesh;
 
-/// Questions to a resolver from inside a host.
+/// Queries to a resolver from inside a host.
 #[path = "../system/query.rs"]
 #[allow(dead_code, reason = "the system tests use what these do not")]
 mod query;
 
-/// What stands for a container engine.
+/// A server that takes a coordinator's place with its TLS key.
+#[path = "../system/stand_in.rs"]
+#[allow(dead_code, reason = "the system tests use what these do not")]
+mod stand_in;
+
+/// A socket that answers as a container engine does.
 #[path = "../system/engine.rs"]
 #[allow(dead_code, reason = "the system tests use what these do not")]
 mod engine;
 
-/// What stands for meshd, for its command line.
+/// A socket that answers `meshctl` in the place of meshd.
 #[path = "../cli/daemon.rs"]
 #[allow(dead_code, reason = "the command line's tests use what these do not")]
 mod daemon;
 
-/// Runs of the command line.
+/// Runs of `meshctl`.
 #[path = "../cli/program.rs"]
 #[allow(dead_code, reason = "the command line's tests use what these do not")]
 mod program;
 
-/// A resolver in this process, and clients of every kind.
+/// A resolver in the test's process, and clients of every kind.
 mod resolver;
 mod small_mesh;
 

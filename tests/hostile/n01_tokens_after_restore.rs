@@ -1,4 +1,4 @@
-//! A token that is revoked or expired admits nobody, after a restoration of the coordinator either.
+//! A token that is revoked or expired admits nobody, even after the coordinator was restored from a backup.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use meshd::wire::control::Refusal;
 
 use crate::kit::{Answer, Coordinator, End, Hello, Identity, Member, PATIENCE, Stream, record};
 
-/// Longer than the coordinator waits for its members at first.
+/// A time longer than a restored coordinator waits for its members.
 const WAIT: Duration = Duration::from_secs(60);
 
 fn program(coordinator: &Coordinator, words: &[&str]) {
@@ -23,7 +23,8 @@ fn program(coordinator: &Coordinator, words: &[&str]) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// What a node does that comes to a store it does not know: it offers what it holds, and says so.
+/// Does what a node does when the coordinator has a store that is new to the node: offers what the node holds, and says when
+/// all of it was offered.
 async fn offer(
     coordinator: &Coordinator,
     who: &Identity,
@@ -75,7 +76,7 @@ async fn after_a_restore_neither_revoked_nor_expired_tokens_admit_a_node_by_a_st
     };
     let by_expired = dated_back(&expired, now - 5000);
     let by_revoked = dated_back(&revoked, now - 5);
-    // While nobody is admitted, and the thief is told to come again.
+    // The restored coordinator still waits for its members, admits nobody, and tells the thief when to try again.
     let (answer, mut stream) = offer(
         &coordinator,
         &thief,
@@ -89,10 +90,10 @@ async fn after_a_restore_neither_revoked_nor_expired_tokens_admit_a_node_by_a_st
         matches!(&refusal, Some((Refusal::Busy, why)) if why.contains("try again in")),
         "{refusal:?}"
     );
-    // The member comes back, with the revocation that the backup misses.
+    // The member comes back and brings the revocation, which is not in the backup.
     let (answer, _open) = offer(&coordinator, &member.identity, &[revocation]).await;
     assert_eq!(answer.accepted(), 1, "{answer:?}");
-    // Once all members have told, the clock and the revocation decide.
+    // When all members have offered what they hold, the coordinator decides by its clock and by the revocation.
     let end = Instant::now() + WAIT;
     loop {
         let (answer, _) = offer(
@@ -109,7 +110,7 @@ async fn after_a_restore_neither_revoked_nor_expired_tokens_admit_a_node_by_a_st
         assert!(Instant::now() < end, "{answer:?}");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    // Not even for a member that means harm and vouches.
+    // The coordinator does not accept the memberships from a malicious member either.
     let mut stream = member.stream(&coordinator).await;
     let answer = stream.publish(vec![by_expired, by_revoked]).await;
     assert_eq!(answer.accepted(), 0, "{answer:?}");
@@ -149,7 +150,7 @@ async fn meshctl_names_the_nodes_that_stay_and_no_other_is_ever_admitted_by_the_
     for member in [&one, &two] {
         assert!(revocation.payload.contains(&member.id().to_string()));
     }
-    // Dated back to before those that stay.
+    // The membership is dated before those of the nodes that stay.
     let thief = Identity::new();
     let membership = record::membership(token.key.public(), &thief, "thief")
         .with("issued_at", record::now() - 3000)
@@ -212,7 +213,7 @@ async fn nodes_that_join_while_their_token_is_revoked_are_in_or_refused_and_neve
         }
     }
     let revoked = revoking.await.expect("no panic");
-    // Nodes may join faster than they are listed; then nothing was done, and it says so.
+    // Nodes may join faster than `meshctl` lists them. Then it revokes nothing and tells the administrator to try again.
     let text = String::from_utf8_lossy(&revoked.stderr);
     assert!(
         revoked.status.success() || text.contains("try again"),

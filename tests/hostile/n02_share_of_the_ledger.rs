@@ -1,4 +1,4 @@
-//! A member that fills its share of the ledger takes nothing from anybody else.
+//! A member that fills its share of the ledger leaves the shares of all others free.
 
 use meshd::model::SigningKey;
 use meshd::wire::ledger::Refused;
@@ -8,7 +8,7 @@ use meshd::wire::{Envelope, JoinToken, Ledger};
 use crate::kit::{Coordinator, Identity, Member, apply_all, record, taken};
 use crate::small_mesh::{SmallMesh, assert_taken};
 
-/// The ways to fill a share. Each is endless.
+/// Makes the `n`-th of an endless row of records that fill the share of a member.
 type Filling = fn(&Member, usize) -> Envelope;
 
 fn small_unknown(thief: &Member, n: usize) -> Envelope {
@@ -34,7 +34,7 @@ fn large_services(thief: &Member, n: usize) -> Envelope {
     service.signed_by(thief.key())
 }
 
-/// One service that grows with each version, and others beside it.
+/// Services of which each has eight versions, every one larger than the one before.
 fn services_that_grow(thief: &Member, n: usize) -> Envelope {
     let service = thief.service(&format!("s{}", n / 8));
     service.padded(n % 8 * 8_000).signed_by(thief.key())
@@ -49,7 +49,7 @@ const FILLINGS: [(&str, Filling); 6] = [
     ("services that grow", services_that_grow),
 ];
 
-/// Fills the share of `thief` until nothing more is taken in.
+/// Fills the share of `thief` until the ledger refuses a record for lack of room.
 fn fill(ledger: &mut Ledger, thief: &Member, filling: Filling) {
     for n in 0..2 * MAX_RECORDS {
         match ledger.apply(filling(thief, n)) {
@@ -61,7 +61,8 @@ fn fill(ledger: &mut Ledger, thief: &Member, filling: Filling) {
     panic!("a member has no bound");
 }
 
-/// The administrator, the other members and a new one go on in `ledger`, the `thieves` filled and are removed.
+/// Asserts that a ledger whose shares of `thieves` are full accepts records of the administrator, of another member and of a new
+/// one, and that the thieves' records are gone once the thieves are removed.
 fn assert_others_go_on(mesh: &SmallMesh, ledger: &mut Ledger, thieves: &[Member], what: &str) {
     let honest = &mesh.members[2];
     let token = SigningKey::from_seed(&[7; 32]);
@@ -75,7 +76,7 @@ fn assert_others_go_on(mesh: &SmallMesh, ledger: &mut Ledger, thieves: &[Member]
     assert_taken(ledger.apply(newcomer.membership.clone()));
     assert_taken(ledger.apply(newcomer.node().signed_by(newcomer.key())));
     assert_taken(ledger.apply(newcomer.service("web").signed_by(newcomer.key())));
-    // The mesh key is refused nothing for room, of whatever kind.
+    // No record of the mesh key is refused for lack of room, whatever its kind.
     let tokens = (0..600u32).map(|n| {
         let seed: [u8; 32] = std::array::from_fn(|at| n.to_be_bytes()[at % 4]);
         mesh.by_mesh_key(&record::token(SigningKey::from_seed(&seed).public()))
@@ -102,7 +103,7 @@ fn whatever_a_member_fills_its_share_with_a_ledger_takes_in_what_others_say() {
         let mut mesh = SmallMesh::new(3);
         let thieves = mesh.members[..1].to_vec();
         fill(&mut mesh.ledger, &thieves[0], filling);
-        // The ledger of a node, which holds what the coordinator holds.
+        // A node's ledger holds what the coordinator's ledger holds.
         let mut of_node = mesh.copy();
         let mut of_coordinator = mesh.ledger.clone();
         assert_others_go_on(&mesh, &mut of_coordinator, &thieves, what);
@@ -137,7 +138,7 @@ fn no_member_spends_the_share_of_another() {
         ];
         let results = apply_all(&mut mesh.ledger, forgeries);
         assert_eq!(taken(&results), 0, "{results:?}");
-        // Its own, whose ids look as if they were the victim's.
+        // These are the thief's own records, with ids that look like the victim's.
         let own = thief.unknown("weather", format!("{}/{n}", victim.id()));
         let _ = mesh.ledger.apply(own);
     }
@@ -182,7 +183,7 @@ async fn a_coordinator_whose_members_filled_their_shares_admits_removes_and_stor
     for mut stream in streams {
         stream.end().await;
     }
-    // What the removed ones said is not given to those who come later.
+    // A node that connects later does not receive records of the removed members.
     let mut later = newcomer.stream(&coordinator).await;
     later.await_record(&own[1]).await.expect("a snapshot");
     let said = |by: &Identity| later.received.iter().any(|r| r.signer == by.id());

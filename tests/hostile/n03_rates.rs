@@ -1,18 +1,18 @@
-//! What a member may write is limited in time, and nothing of it is lost; a forgery ends its stream.
+//! A member writes at a limited rate, and none of its records is lost. A forged record ends the stream of the member that sent it.
 
 use std::time::{Duration, Instant};
 
 use meshd::wire::Envelope;
-use meshd::wire::control::{FromCoordinator, Refusal};
+use meshd::wire::control::Refusal;
 use meshd::wire::token::SpkiPin;
 use serde_json::json;
 
 use crate::kit::{Answer, Coordinator, End, Hello, Member, Stream, record};
 
-/// Records that a member may write at once, and each second after that.
+/// How many records a member may write at once, and how many each second after that.
 const BURST: usize = 100;
 const RATE: usize = 20;
-/// Only a hang takes that long, and a bound that counts what it must not.
+/// Only a hang takes that long, or a limit that counts records which it should not count.
 const GENEROUS: Duration = Duration::from_secs(40);
 
 fn services(member: &Member, count: usize) -> Vec<Envelope> {
@@ -20,9 +20,9 @@ fn services(member: &Member, count: usize) -> Vec<Envelope> {
     services.collect()
 }
 
-/// The least time in which so many records are taken in.
+/// The shortest time in which the coordinator may accept `count` records.
 fn least(count: usize) -> Duration {
-    // What has come before the first of them is a little more than nothing.
+    // The allowance grows a little before the first of them is sent.
     Duration::from_secs_f64((count - BURST) as f64 / RATE as f64 * 0.95)
 }
 
@@ -55,7 +55,7 @@ async fn a_member_with_many_records_takes_longer_loses_none_and_holds_up_nobody(
     assert_eq!(answered, 50);
     assert!(
         done.duration_since(begun) < time,
-        "the other one waited for it"
+        "the other member had to wait for the busy one"
     );
     for record in records {
         others.await_record(&record).await.expect("it is passed on");
@@ -68,7 +68,7 @@ async fn another_stream_is_no_second_allowance() {
     let member = coordinator.join("member").await;
     let begun = Instant::now();
     for n in 0..4 {
-        // Each as a restart of the node, or without an instance.
+        // Each stream is one of a restarted node or one without an instance.
         let hello = if n % 2 == 0 {
             Hello::default()
         } else {
@@ -90,7 +90,7 @@ async fn refused_records_cost_as_much_as_others_and_held_ones_nothing() {
     let member = coordinator.join("member").await;
     let victim = coordinator.join("victim").await;
     let mut stream = member.stream(&coordinator).await;
-    // Held, again and again, as after each time a node connects.
+    // The coordinator holds these records. A node offers such records again each time it connects.
     let held = services(&member, 50);
     assert_eq!(stream.publish(held.clone()).await.accepted(), 50);
     let begun = Instant::now();
@@ -99,7 +99,7 @@ async fn refused_records_cost_as_much_as_others_and_held_ones_nothing() {
         assert!(answer.refused().is_empty(), "{answer:?}");
     }
     assert!(begun.elapsed() < GENEROUS, "{:?}", begun.elapsed());
-    // The signatures hold, and the member may not say it.
+    // The signatures are valid, but the member may not sign services of another node.
     let foreign = |n: usize| {
         let service = record::service(victim.id(), &format!("f{n}"), &[]);
         service.signed_by(member.key())
@@ -136,7 +136,7 @@ async fn a_forged_or_oversized_record_ends_a_members_stream_with_the_reason() {
         };
         assert!(message.contains(why), "{message}");
     }
-    // It may come back, and its own records are taken.
+    // The member may connect again, and its own records are accepted.
     let mut stream = member.stream(&coordinator).await;
     let better = member.service("good").signed_by(member.key());
     assert_eq!(stream.publish(vec![better]).await.accepted(), 1);
@@ -150,7 +150,7 @@ async fn a_store_is_filled_again_without_a_wait() {
     for n in 0..16 {
         let member = full.join(&format!("n{n}")).await;
         let mut stream = member.stream(&full).await;
-        marks.push(mark_of(&mut stream).await);
+        marks.push(stream.mark().await);
         let mut own = services(&member, 90);
         own.push(member.node().signed_by(member.key()));
         assert_eq!(stream.publish(own).await.accepted(), 91);
@@ -168,7 +168,7 @@ async fn a_store_is_filled_again_without_a_wait() {
 
     let emptied = empty_store_of(&full);
     let at = (emptied.address(), full.pin());
-    // Each proves its own membership, and one of them offers all it has of the others.
+    // Each member proves its own membership, and then one of them offers all the records of the others.
     for (member, mark) in members.iter().zip(&marks) {
         let token = format!("\"id\":\"{}\"", member.token.key.public());
         let token = records.iter().find(|r| r.payload.contains(&token));
@@ -185,21 +185,12 @@ async fn a_store_is_filled_again_without_a_wait() {
         assert!(!answer.has_ended(), "{answer:?}");
         accepted += answer.accepted();
     }
-    // At the rate of a node's own records it would take a minute and more.
+    // At the rate for a node's own records this would take more than a minute.
     assert!(begun.elapsed() < GENEROUS, "{:?}", begun.elapsed());
     assert!(accepted >= 16 * 91, "{accepted}");
 }
 
-/// The mark that the coordinator gives a member at the beginning of its stream.
-pub(crate) async fn mark_of(stream: &mut Stream) -> String {
-    loop {
-        if let FromCoordinator::Mark { mark } = stream.hear().await.expect("it goes on") {
-            return mark;
-        }
-    }
-}
-
-/// A coordinator with the keys of `full`, and with nothing in its store but the mesh.
+/// Starts a coordinator with the keys of `full` and a store that holds only the mesh record.
 pub(crate) fn empty_store_of(full: &Coordinator) -> Coordinator {
     let state = tempfile::tempdir().expect("a temporary directory");
     for file in ["tls.key", "tls.crt"] {
@@ -211,7 +202,7 @@ pub(crate) fn empty_store_of(full: &Coordinator) -> Coordinator {
     emptied
 }
 
-/// Offers records as a node that was a member, again and again until the coordinator has heard enough to take it.
+/// Offers records as a former member, again and again, until the coordinator has enough records to admit it.
 pub(crate) async fn offer(
     coordinator: &Coordinator,
     pin: SpkiPin,
@@ -229,7 +220,7 @@ pub(crate) async fn offer(
         if coordinator.has_node(&member.id()) {
             return answer;
         }
-        // A node waits as long between two attempts.
+        // A node waits as long as this between two attempts.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     panic!("{} is not taken again", member.name);

@@ -1,4 +1,4 @@
-//! What a node wrote leaves the store with the node.
+//! When a node is removed or departs, the coordinator deletes the node's records from its store.
 
 use meshd::coordinator::store::{Effect, Sqlite, Store as _, Stored, Write};
 use meshd::model::record::{Departure, Record, RecordKey};
@@ -6,7 +6,7 @@ use meshd::wire::Envelope;
 
 use crate::kit::{Coordinator, Member};
 
-/// Records of an unknown kind that one node publishes: as many as it may.
+/// How many records of an unknown kind one node publishes. It may not publish more.
 const UNKNOWN: usize = 16;
 
 fn stored(coordinator: &Coordinator) -> Vec<Stored> {
@@ -15,7 +15,7 @@ fn stored(coordinator: &Coordinator) -> Vec<Stored> {
     store.load().expect("readable").records
 }
 
-/// Kinds of the records in the store that `member` signed.
+/// The kinds of the records in the store that `member` has signed.
 fn kinds(coordinator: &Coordinator, member: &Member) -> Vec<String> {
     let all = stored(coordinator).into_iter();
     let own = all.filter(|stored| stored.envelope.signer == member.id());
@@ -73,7 +73,7 @@ async fn what_an_earlier_version_kept_of_a_removed_node_is_deleted_at_the_start_
     coordinator.remove_node(removed.id());
     coordinator.kill();
     let before = stored(&coordinator).len();
-    // Under keys without the signer.
+    // The earlier version stored these records under keys without the signer.
     let weather = |n: usize| {
         let id = format!("place {n}");
         Write {

@@ -1,4 +1,4 @@
-//! Connections cost little until their sender has proved who it is, and a node has one stream.
+//! A connection costs little until the client has proved a key, and a node has one stream.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -14,12 +14,12 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::client::TlsStream;
 
-use super::n03_rates::{empty_store_of, mark_of, offer};
+use super::n03_rates::{empty_store_of, offer};
 use crate::kit::{
     Coordinator, Hello, Identity, Member, PATIENCE, Raw, Stream, frame, frame_header, raw, record,
 };
 
-/// Longer than an opening may take, and shorter than three silent rounds of pings.
+/// A time longer than the deadline of an opening, and shorter than three intervals of the coordinator's pings.
 const OPENING: Duration = Duration::from_secs(25);
 const MIB: u64 = 1024 * 1024;
 
@@ -27,7 +27,7 @@ fn loopback(third: u8, last: u8) -> IpAddr {
     Ipv4Addr::new(127, 0, third, last).into()
 }
 
-/// Its memory is at most so many MiB above `before`.
+/// Asserts that the coordinator's memory has grown by less than `most` MiB since it was `before` bytes.
 fn assert_grown(coordinator: &Coordinator, before: u64, most: u64) {
     let grown = coordinator.memory().saturating_sub(before);
     println!("{} KiB more than before", grown / 1024);
@@ -44,7 +44,7 @@ async fn websocket_from(source: IpAddr, coordinator: &Coordinator) -> Option<Raw
     Raw::upgrade(tls_from(source, coordinator).await?).await
 }
 
-/// Sends `bytes` again and again; true, if the coordinator ends the connection in the time of an opening.
+/// Sends `bytes` again and again. Returns whether the coordinator closes the connection within [`OPENING`].
 async fn ends_though_sent(mut tls: TlsStream<TcpStream>, bytes: &[u8]) -> bool {
     let talk = async {
         let mut buffer = [0; 4096];
@@ -108,7 +108,7 @@ async fn nothing_that_is_sent_renews_the_deadline_of_an_opening() {
         let tcp = raw::tcp(loopback(0, 8), coordinator.address())
             .await
             .expect("it listens");
-        // The head of a TLS record that does not come.
+        // This is the header of a TLS record whose content is never sent.
         let mut tcp = tcp;
         tcp.write_all(&[0x16, 3, 1, 0x20, 0])
             .await
@@ -117,7 +117,7 @@ async fn nothing_that_is_sent_renews_the_deadline_of_an_opening() {
         let ended = tokio::time::timeout(OPENING, tcp.read(&mut buffer)).await;
         matches!(ended, Ok(Ok(0) | Err(_)))
     };
-    // It said who it is, and goes no further.
+    // This client names a key and never answers the challenge.
     let challenge = async {
         let mut stream = Stream::silent_from(&coordinator, loopback(0, 9))
             .await
@@ -132,7 +132,7 @@ async fn nothing_that_is_sent_renews_the_deadline_of_an_opening() {
     assert_eq!(ended, (true, true, true, true, true, true, true, true));
 }
 
-/// Connections that say nothing, each held for as long as the test.
+/// Opens `count` connections on which nothing is sent. The caller holds them open.
 async fn silent(coordinator: &Coordinator, source: IpAddr, count: usize) -> Vec<TcpStream> {
     let opened = (0..count).map(|_| raw::tcp(source, coordinator.address()));
     join_all(opened).await.into_iter().flatten().collect()
@@ -143,13 +143,14 @@ async fn connections_of_one_source_and_of_many_keep_nobody_out() {
     let coordinator = Coordinator::start();
     let member = coordinator.join("early").await;
     let mut held = silent(&coordinator, loopback(1, 1), 3000).await;
+    assert!(held.len() >= 1000, "{}", held.len());
     coordinator.join("other-source").await;
     member.stream(&coordinator).await;
-    // From the very address of the honest ones.
+    // These come from the address of the honest nodes.
     held.extend(silent(&coordinator, loopback(0, 1), 1000).await);
     coordinator.join("same-source").await;
     member.stream(&coordinator).await;
-    // From many addresses at once, none of which is over its own bound.
+    // These come from many addresses, none of which reaches the limit of one source.
     for last in 1..200 {
         held.extend(silent(&coordinator, loopback(2, last), 30).await);
     }
@@ -178,7 +179,7 @@ async fn strangers_that_prove_a_key_do_not_keep_out_a_node_that_lost_its_coordin
         }
     }
     assert!(strangers.len() >= 60, "{}", strangers.len());
-    // One place is given to a newcomer after five seconds; real nodes try again as well.
+    // After five seconds the coordinator gives the place of one stranger to a newcomer. Real nodes try again as well.
     let identity = Identity::new();
     let mut open = Stream::open(&coordinator, identity.key(), &Hello::default()).await;
     for _ in 0..20 {
@@ -192,7 +193,7 @@ async fn strangers_that_prove_a_key_do_not_keep_out_a_node_that_lost_its_coordin
     drop(strangers);
 }
 
-/// Real streams of so many members, from one address; gives when all are open.
+/// Opens the streams of all `members` from one address, as meshd does, and waits until all are open.
 async fn all_open(coordinator: &Coordinator, members: &[Member]) -> Vec<NodeStream> {
     let (sender, mut opened) = mpsc::unbounded_channel();
     let streams: Vec<NodeStream> = members
@@ -233,7 +234,7 @@ async fn two_hundred_nodes_behind_one_address_join_and_come_back_together() {
     let mut coordinator = Coordinator::start();
     let token = coordinator.token_for(200);
     let identities: Vec<Identity> = (0..200).map(|_| Identity::new()).collect();
-    // A join is not tried again: each gets in at once.
+    // Each node tries to join once, so each must be admitted at its first attempt.
     let joins = identities.iter().enumerate().map(|(n, identity)| {
         let (coordinator, token) = (&coordinator, &token);
         async move { coordinator.join_as(identity, token, &format!("n{n}")).await }
@@ -257,7 +258,7 @@ async fn unfinished_messages_hold_next_to_no_memory() {
     let before = coordinator.memory();
     let piece = vec![b' '; 1000 * 1000];
     let mut held = Vec::new();
-    // Before a proof.
+    // These clients send a large message before they have proved a key.
     for last in 1..=60 {
         let mut socket = websocket_from(loopback(4, last), &coordinator)
             .await
@@ -269,7 +270,7 @@ async fn unfinished_messages_hold_next_to_no_memory() {
     }
     assert_grown(&coordinator, before, 12);
     drop(held);
-    // Of strangers, whose messages may be larger; in one frame and in many.
+    // These strangers have proved a key, so their messages may be larger. They send them in one frame and in several.
     let mut strangers = Vec::new();
     for last in 1..=60 {
         let mut stream = Stream::silent_from(&coordinator, loopback(5, last))
@@ -289,7 +290,7 @@ async fn unfinished_messages_hold_next_to_no_memory() {
             let _ = raw.write(&head).await;
             let _ = raw.write(&piece).await;
         };
-        // Those that have to wait for a place are not read from.
+        // The coordinator does not read from a stranger that waits for a place.
         let _ = tokio::time::timeout(Duration::from_millis(100), sent).await;
         strangers.push(raw);
     }
@@ -308,7 +309,10 @@ async fn a_message_that_takes_many_times_its_size_to_parse_is_not_kept_in_pieces
         let sent = stream
             .send(tokio_tungstenite::tungstenite::Message::text(text))
             .await;
-        if kind != "publish" {
+        if kind == "publish" {
+            // A `publish` without its fields ends the stream, and the coordinator has parsed it by then.
+            stream.end().await;
+        } else {
             sent.expect("it is passed over");
             let service = member.service(kind).signed_by(member.key());
             assert_eq!(stream.publish(vec![service]).await.accepted(), 1, "{kind}");
@@ -317,7 +321,7 @@ async fn a_message_that_takes_many_times_its_size_to_parse_is_not_kept_in_pieces
     assert_grown(&coordinator, before, 12);
 }
 
-/// Members with as many records as there may be of each.
+/// Joins members that publish nearly as many bytes as one member may.
 async fn fill(coordinator: &Coordinator, members: usize) {
     for n in 0..members {
         let member = coordinator.join(&format!("full-{n}")).await;
@@ -358,7 +362,7 @@ async fn a_node_has_one_stream_whether_or_not_it_names_an_instance_and_readers_t
         }
         let service = member.service("web").signed_by(member.key());
         assert_eq!(last.publish(vec![service]).await.accepted(), 1);
-        // Gone before the next kind of stream comes, as a process that ends.
+        // The stream is closed before the next kind of stream is opened, as when a process ends.
         last.socket.close(None).await.expect("it is open");
         last.end().await;
     }
@@ -375,7 +379,7 @@ async fn a_node_that_opens_streams_all_the_time_is_told_to_wait() {
         refused += usize::from(stream.is_err());
     }
     assert!(refused >= 10, "{refused}");
-    // Others are not held up by it.
+    // Other members do not have to wait.
     let other = coordinator.join("other").await;
     other.stream(&coordinator).await;
 }
@@ -385,7 +389,7 @@ async fn a_node_of_an_earlier_version_gets_in_again_after_the_store_was_emptied(
     let before = Coordinator::start();
     let member = before.join("member").await;
     let mut stream = member.stream(&before).await;
-    let mark = mark_of(&mut stream).await;
+    let mark = stream.mark().await;
     stream
         .await_record(&member.membership)
         .await
@@ -401,7 +405,7 @@ async fn a_node_of_an_earlier_version_gets_in_again_after_the_store_was_emptied(
 
     let emptied = empty_store_of(&before);
     let (pin, at) = (before.pin(), (emptied.address(), before.pin()));
-    // Others like it that never finish their large message.
+    // Two other clients in the same state never finish their large message.
     let mut slow = Vec::new();
     for last in 1..=2 {
         let mut stream = Stream::silent_from(&at, loopback(6, last))
@@ -420,7 +424,7 @@ async fn a_node_of_an_earlier_version_gets_in_again_after_the_store_was_emptied(
         slow.push(raw);
     }
     let answer = offer(&emptied, pin, &member, &mark, &records).await;
-    // `init` has made a newer mesh record, and the token was taken before.
+    // The mesh record that `init` has made is newer, and the token was accepted in an earlier attempt.
     assert!(
         answer.accepted() as usize >= records.len() - 2,
         "{answer:?}"
@@ -433,7 +437,7 @@ async fn joins_that_prove_nothing_do_not_hold_up_others() {
     let coordinator = Coordinator::start();
     let token = coordinator.token();
     let stranger = Identity::new();
-    // The signatures hold, and there is no such token.
+    // The signatures are valid, but the coordinator holds no such token.
     let own_token = Identity::new();
     let draft = record::membership(own_token.id(), &stranger, "thief");
     let membership = draft.signed_by(own_token.key());
@@ -444,8 +448,12 @@ async fn joins_that_prove_nothing_do_not_hold_up_others() {
         body.len()
     );
     let target = &coordinator;
+    let flood_is_under_way = tokio::sync::Notify::new();
     let flood = async {
-        loop {
+        for round in 0u64.. {
+            if round == 4 {
+                flood_is_under_way.notify_one();
+            }
             let joins = (0..16).map(|n| async move { (n, tls_from(loopback(7, n), target).await) });
             for (_, tls) in join_all(joins).await {
                 if let Some(mut tls) = tls {
@@ -456,6 +464,7 @@ async fn joins_that_prove_nothing_do_not_hold_up_others() {
         }
     };
     let honest = async {
+        flood_is_under_way.notified().await;
         let identity = Identity::new();
         coordinator.join_as(&identity, &token, "honest").await
     };

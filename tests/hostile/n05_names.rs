@@ -1,4 +1,4 @@
-//! The name of a node stays with the node: the coordinator's part.
+//! No other member takes the name of a node at the coordinator.
 
 use meshd::node::control::join::JoinError;
 use meshd::wire::api::ErrorCode;
@@ -17,7 +17,8 @@ async fn no_membership_on_a_stream_changes_the_name_of_a_node() {
     };
     let now = record::now();
     let mut stream = thief.stream(&coordinator).await;
-    // Earlier than the victim's, later, in the future; the victim's name, a free one, and its own with another key.
+    // The victim's name is claimed with dates before and after the victim's, one of them far in the future. A free name and the
+    // thief's own name are claimed as well.
     for membership in [
         again("victim", now - 3000),
         again("victim", now + 60),

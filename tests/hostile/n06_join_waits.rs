@@ -1,9 +1,9 @@
-//! New nodes cannot be kept out, and a join says whether the mesh knows where the new node is.
+//! No member keeps a new node out, and `meshctl join` reports whether the coordinator accepted the new node's record.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use meshd::model::address::{Block, MeshAddresses};
+use meshd::model::address::Block;
 use meshd::model::record::{Membership, Record};
 use meshd::wire::JoinToken;
 use tokio::net::{TcpListener, TcpStream};
@@ -11,14 +11,14 @@ use tokio::sync::watch;
 
 use crate::kit::{PATIENCE, Stream, record};
 use crate::mesh::Mesh;
-use crate::node_kit::{Intruder, beside_the_coordinator, has_problem};
+use crate::node_kit::{Intruder, beside_the_coordinator};
 
-/// Where the coordinator is reached by who is slow.
+/// The port of a proxy that makes connections to the coordinator slow.
 const SLOW_PORT: u16 = 7555;
-/// How long each connection takes to open there: the thief is faster.
+/// How long the proxy delays each connection. The thief, who does not use the proxy, is faster.
 const SLOWNESS: Duration = Duration::from_millis(300);
 
-/// Passes connections on to the coordinator, each after a while.
+/// Forwards connections to the coordinator, each after [`SLOWNESS`].
 async fn be_slow(mut stop: watch::Receiver<bool>) {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, SLOW_PORT))
         .await
@@ -37,9 +37,9 @@ async fn be_slow(mut stop: watch::Receiver<bool>) {
     }
 }
 
-/// Has a member claim what `claims` makes of the membership of node 1 and of the block after its own, as soon as node 1 is
-/// admitted and before it says where it is. Then node 1 is in, or its join says that it is not and why; and it is in once
-/// the thief is removed, without a restart.
+/// A thief publishes the record that `claim` makes of the membership of node 1 and of the block after the thief's own. It
+/// does so as soon as node 1 is admitted, before node 1 has published its own record. Then either node 1 is reached, or its join
+/// fails and gives the reason. When the thief is removed, node 1 is reached in both cases, without a restart.
 fn join_under(claim: impl Fn(&Intruder, &Membership, Block) -> record::Draft + Sync) {
     let Some(mesh) = Mesh::start(2) else { return };
     assert_eq!(mesh.on(0, &["join", &mesh.token(&[])]).code, 0);
@@ -77,26 +77,26 @@ fn join_under(claim: impl Fn(&Intruder, &Membership, Block) -> record::Draft + S
                     .accepted()
             })
         });
-        is_watched.recv().expect("the thief is there");
+        is_watched.recv().expect("the thief has a stream");
         let joined = mesh.on(1, &["join", &token.to_string()]);
         let accepted = attacking.join().expect("no panic");
         eprintln!("claims accepted: {accepted}; {joined:?}");
         if joined.code == 0 {
             let address = mesh.addresses(1).0.to_string();
-            mesh.wait_until("the joiner is reached", || mesh.pings(0, &address));
+            mesh.wait_until("the new node is reached", || mesh.pings(0, &address));
         } else {
             assert!(
                 joined.stderr.contains("no other node reaches it yet"),
                 "{joined:?}"
             );
-            assert!(has_problem(mesh, 1, "where this node is reached"));
+            assert!(mesh.has_problem(1, &["where this node is reached"]));
         }
         assert_eq!(mesh.admin(&["node", "remove", "thief"]).code, 0);
-        mesh.wait_until("both reach each other without the thief", || {
+        mesh.wait_until("the nodes reach each other without the thief", || {
             mesh.reaches(0) == 1 && mesh.reaches(1) == 1
         });
         let address = mesh.addresses(1).0.to_string();
-        mesh.wait_until("the joiner is reached", || mesh.pings(0, &address));
+        mesh.wait_until("the new node is reached", || mesh.pings(0, &address));
         let _ = stop.send(true);
     });
 }
@@ -115,15 +115,10 @@ async fn membership_of_n2(stream: &mut Stream) -> Membership {
     }
 }
 
-/// The block after that of the thief: they are given in order.
+/// The block after the thief's own. The coordinator leases blocks in order.
 fn next_block(thief: &Intruder) -> Block {
     let prefix_v6 = ipnet::Ipv6Net::new(thief.block.v6.network(), 48);
-    let plan = MeshAddresses {
-        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
-        prefix_v6: prefix_v6.expect("a length").trunc(),
-        node_block_v4: 24,
-        node_block_v6: 64,
-    };
+    let plan = record::plan(prefix_v6.expect("a length").trunc());
     let own = plan.index_of(&thief.block).expect("in the plan");
     plan.block(own + 1).expect("in the plan")
 }
@@ -147,7 +142,7 @@ fn a_join_ends_when_the_coordinator_has_the_record_of_the_node() {
     let Some(mesh) = Mesh::start(1) else { return };
     let watcher = Intruder::join(&mesh, "watcher");
     assert_eq!(mesh.on(0, &["join", &mesh.token(&[])]).code, 0);
-    // At once, with no wait in between.
+    // The coordinator has the record when `join` returns, so nothing is awaited here.
     let id = mesh.status(0).node.expect("it has joined").id;
     let received = beside_the_coordinator(&mesh, async || {
         let mut stream = Stream::open(&watcher.at, watcher.identity.key(), &Default::default())

@@ -1,4 +1,4 @@
-//! A block that was leased to a node at its join is kept for it: the coordinator's part.
+//! The coordinator keeps the block that it leased to a node at its join for that node.
 
 use crate::kit::{Coordinator, Member, record};
 
@@ -13,7 +13,7 @@ async fn no_member_takes_the_block_of_a_node_that_has_joined_and_said_nothing_ye
     let thief = coordinator.join("thief").await;
     let mut stream = thief.stream(&coordinator).await;
     let own = node_at(&thief, &thief.block);
-    // Both ways: at once, and after it has said where it is.
+    // The thief claims the block before and after it has published its own record.
     let joiner = coordinator.join("joiner").await;
     for records in [
         vec![node_at(&thief, &joiner.block)],

@@ -1,22 +1,13 @@
-//! A coordinator on SQLite whose disk went back to a snapshot notices it, and gives nothing twice.
+//! A coordinator on SQLite notices that its disk was put back to a snapshot, and gives out no address and no use of a token twice.
 
 use std::time::Instant;
 
 use meshd::node::control::join::JoinError;
 use meshd::wire::api::ErrorCode;
-use meshd::wire::control::{FromCoordinator, Refusal};
+use meshd::wire::control::Refusal;
 use serde_json::json;
 
 use crate::kit::{Coordinator, End, Hello, Identity, Member, PATIENCE, Stream, record};
-
-/// The mark that the coordinator gives a member on its stream.
-async fn mark(stream: &mut Stream) -> String {
-    loop {
-        if let FromCoordinator::Mark { mark } = stream.hear().await.expect("it goes on") {
-            return mark;
-        }
-    }
-}
 
 async fn store_of(coordinator: &Coordinator, member: &Member) -> String {
     let stream = member.stream(coordinator).await;
@@ -32,7 +23,7 @@ async fn return_mark(coordinator: &Coordinator, who: &Identity, mark: &str) -> S
     stream
 }
 
-/// Waits until the stream ends since the store is another one.
+/// Waits until the coordinator ends the stream because its store was restored.
 async fn await_another_store(stream: &mut Stream) {
     let End(refusal) = stream.end().await;
     assert!(
@@ -52,7 +43,7 @@ async fn a_mark_proves_that_the_store_went_back_and_a_spent_token_stays_spent() 
         .await
         .expect("an unspent token");
     let mut stream = late.stream(&coordinator).await;
-    let proof = mark(&mut stream).await;
+    let proof = stream.mark().await;
     let before = store_of(&coordinator, &early).await;
 
     coordinator.go_back(&snapshot);
@@ -60,14 +51,14 @@ async fn a_mark_proves_that_the_store_went_back_and_a_spent_token_stays_spent() 
     let mut stream = return_mark(&coordinator, &late.identity, &proof).await;
     await_another_store(&mut stream).await;
     assert_ne!(store_of(&coordinator, &early).await, before);
-    // The use that it has forgotten is not spent again.
+    // The use of the token that the coordinator no longer knows is not given to another node.
     let again = coordinator.join_as(&Identity::new(), &token, "thief").await;
     assert!(
         matches!(&again, Err(JoinError::Refused(error)) if error.code == ErrorCode::Busy),
         "{:?}",
         again.map(|member| member.name)
     );
-    // A member that comes back brings the one that was forgotten.
+    // A member that connects again brings the membership that the coordinator had lost.
     let mut stream = early.stream(&coordinator).await;
     let answer = stream.publish(vec![late.membership.clone()]).await;
     assert_eq!(answer.accepted(), 1, "{answer:?}");
@@ -88,7 +79,7 @@ async fn a_record_of_the_administrator_proves_the_same_for_nodes_without_marks()
     coordinator.go_back(&snapshot);
     let before = store_of(&coordinator, &early).await;
     let mut stream = early.stream(&coordinator).await;
-    // Forged, it proves nothing.
+    // A forged record proves nothing.
     let forged = record::token(key.public()).forged(early.key(), coordinator.mesh_key().public());
     stream.publish(vec![forged]).await;
     assert_eq!(store_of(&coordinator, &early).await, before);
@@ -108,8 +99,8 @@ async fn no_member_puts_the_coordinator_back_to_waiting_by_claims() {
     let liar = coordinator.join("liar").await;
     let other = coordinator.join("other").await;
     let mut stream = liar.stream(&coordinator).await;
-    let own = mark(&mut stream).await;
-    let of_other = mark(&mut other.stream(&coordinator).await).await;
+    let own = stream.mark().await;
+    let of_other = other.stream(&coordinator).await.mark().await;
     let store = store_of(&coordinator, &other).await;
     let greatest = 1u64 << 63;
     let mut changed = own.clone();
@@ -135,19 +126,21 @@ async fn no_member_puts_the_coordinator_back_to_waiting_by_claims() {
         assert!(opened.is_ok_and(|stream| stream.snapshot));
         assert_eq!(store_of(&coordinator, &other).await, store);
     }
-    // Others join as if nothing had been claimed.
+    // Other nodes join as if nothing had been claimed.
     let end = Instant::now() + PATIENCE;
     coordinator.join("third").await;
     assert!(Instant::now() < end);
-    // Nor by a mark of a store that went back before.
+    // A mark that has proved that the store went back proves it only once.
     let snapshot = coordinator.snapshot();
     let fourth = coordinator.join("fourth").await;
-    let late = mark(&mut fourth.stream(&coordinator).await).await;
+    let late = fourth.stream(&coordinator).await.mark().await;
     coordinator.go_back(&snapshot);
     await_another_store(&mut return_mark(&coordinator, &fourth.identity, &late).await).await;
     let after = store_of(&coordinator, &other).await;
     assert_ne!(after, store);
-    let again = return_mark(&coordinator, &fourth.identity, &late).await;
-    drop(again);
+    let mut again = return_mark(&coordinator, &fourth.identity, &late).await;
+    // The coordinator has read the mark when it answers this.
+    let answer = again.publish(vec![]).await;
+    assert!(!answer.has_ended(), "{answer:?}");
     assert_eq!(store_of(&coordinator, &other).await, after);
 }

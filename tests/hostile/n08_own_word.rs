@@ -1,10 +1,10 @@
-//! A node notices when its own word does not count, says so, and makes it count again.
+//! A node notices when newer records with its signature displace its own, shows a problem, and publishes its own records again.
 
 use meshd::model::time::next_version;
 
 use crate::kit::{Identity, record};
 use crate::mesh::Mesh;
-use crate::node_kit::{Intruder, has_problem, problems, stolen_keys};
+use crate::node_kit::{Intruder, problems, stolen_keys};
 
 #[test]
 fn a_node_whose_keys_were_stolen_says_so_and_is_not_silenced() {
@@ -14,7 +14,7 @@ fn a_node_whose_keys_were_stolen_says_so_and_is_not_silenced() {
     let (id, block) = (keys.public(), stolen_keys(&mesh, 0).block);
     let address = block.node_v4().to_string();
     assert!(mesh.pings(1, &address));
-    // A minute ahead: no change that the node makes by itself is above that.
+    // The version is a minute ahead, so no record that the node makes by the clock is newer.
     let version = next_version(0, std::time::SystemTime::now()) + 60_000;
     let elsewhere = record::node(id, Identity::new().wireguard_key(), &block)
         .with("endpoints", [record::endpoint()])
@@ -29,22 +29,22 @@ fn a_node_whose_keys_were_stolen_says_so_and_is_not_silenced() {
     .signed_by(&keys);
     assert_eq!(thief.publish(&mesh, vec![elsewhere, made_up]), 2);
     mesh.wait_until("the node says that another machine has its keys", || {
-        has_problem(&mesh, 0, "another machine speaks with this node's keys")
+        mesh.has_problem(0, &["another machine speaks with this node's keys"])
     });
-    assert!(has_problem(&mesh, 0, "meshctl leave"));
-    mesh.wait_until("the other node reaches it again", || {
+    assert!(mesh.has_problem(0, &["meshctl leave"]));
+    mesh.wait_until("the other node reaches the node again", || {
         mesh.reaches(1) == 1 && mesh.pings(1, &address)
     });
-    mesh.wait_until("the service that it does not have is gone", || {
+    mesh.wait_until("the service of the thief is gone", || {
         !mesh.on(1, &["service", "list"]).stdout.contains("evil")
     });
-    // Once more, as a copy that goes on would.
+    // The thief publishes once more, as a copy of the node that goes on running would.
     let again = record::node(id, Identity::new().wireguard_key(), &block)
         .with("endpoints", [record::endpoint()])
         .version(version + 120_000)
         .signed_by(&keys);
     assert_eq!(thief.publish(&mesh, vec![again]), 1);
-    mesh.wait_until("the other node reaches it again", || {
+    mesh.wait_until("the other node reaches the node again", || {
         mesh.pings(1, &address)
     });
 }
@@ -78,13 +78,13 @@ fn a_state_directory_from_before_a_key_rotation_comes_back_by_itself_and_says_wh
     assert_eq!(
         mesh.status(0).node.expect("it has joined").public_key,
         before,
-        "it has the old key again"
+        "the node has the old key again"
     );
-    mesh.wait_until("the cause is in its status", || {
-        has_problem(&mesh, 0, "older than what it published")
+    mesh.wait_until("the status shows the cause", || {
+        mesh.has_problem(0, &["older than what it published"])
     });
     assert!(
-        has_problem(&mesh, 0, "WireGuard key"),
+        mesh.has_problem(0, &["WireGuard key"]),
         "{:?}",
         problems(&mesh, 0)
     );

@@ -1,5 +1,5 @@
-//! A question costs the threads that carry packets a bounded time, whatever the zone holds, and costs others nothing: each
-//! client pays for its own from a share of a core.
+//! A query costs the threads that carry packets a bounded time, whatever the zone holds. The work for large answers is taken from
+//! the client's own share of a core, so that it costs other clients nothing.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::resolver::{LIMIT, Lab, an_address, container, next_id, query, reply};
 
 const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 210, 0, 53);
 
-/// Asks as a data thread does.
+/// Passes a query to the resolver as a data thread does.
 fn ask(inside: &Inside, from: Ipv4Addr, name: &str, record_type: RecordType) -> (u16, Taken) {
     let id = next_id();
     let query = query(id, name, record_type);
@@ -24,7 +24,7 @@ fn ask(inside: &Inside, from: Ipv4Addr, name: &str, record_type: RecordType) -> 
     (id, taken)
 }
 
-/// The reply with this number; others are passed over.
+/// Waits for the reply with this message id. Other replies are dropped.
 async fn reply_of(
     id: u16,
     replies: &mut UnboundedReceiver<(SocketAddr, Vec<u8>)>,
@@ -49,7 +49,7 @@ async fn a_data_thread_hands_over_all_but_plain_names_with_few_instances() {
         ("many.svc.mesh.", RecordType::SRV, 8),
         ("_many._tcp.svc.mesh.", RecordType::SRV, 8),
         ("many.svc.mesh.", RecordType::TXT, 4),
-        // The variants: addresses of more instances than are walked there, names of elsewhere, and other types.
+        // These are addresses of services with more instances than a data thread visits, names outside the mesh, and another type.
         ("many.svc.mesh.", RecordType::A, 8),
         ("large.svc.mesh.", RecordType::A, 8),
         ("www.example.org.", RecordType::A, 1),
@@ -80,7 +80,7 @@ async fn a_container_that_asks_for_large_answers_spends_its_own_share() {
         taken += usize::from(one == Taken::Later);
         assert!(matches!(one, Taken::Later | Taken::Overload), "{one:?}");
     }
-    // A tenth of a core, at 0.2 ms and more for each, and what may be had at once: 100 ms of it.
+    // The share is a tenth of a core with a burst of 100 ms, and each answer costs at least 0.2 ms.
     let milliseconds = begin.elapsed().as_millis() as usize;
     assert!(
         taken <= 100 * 5 + milliseconds,
@@ -95,14 +95,14 @@ async fn a_container_that_asks_for_large_answers_spends_its_own_share() {
         let reply = reply_of(id, &mut replies).await.expect("a reply");
         assert!(!reply.answers.is_empty(), "{name}");
     }
-    // What costs next to nothing is answered to both.
+    // A query that costs next to nothing is answered for both clients.
     for client in [greedy, other] {
         let (_, taken) = ask(&inside, client, "web.svc.mesh.", RecordType::A);
         assert!(matches!(taken, Taken::Reply(_)), "{taken:?}");
     }
 }
 
-/// A variant: Docker lets a container forge the addresses of all others on its bridge.
+/// Docker lets a container forge the addresses of all others on its bridge, so a bridge has a share of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bridge_of_forged_addresses_spends_what_one_bridge_may() {
     let lab = Lab::start(an_address).await;
@@ -116,7 +116,7 @@ async fn a_bridge_of_forged_addresses_spends_what_one_bridge_may() {
     assert!(reply_of(id, &mut replies).await.is_some());
 }
 
-/// A variant: over a stream the answers are made in the same thread, and a client that asks on loses none of them.
+/// Answers over TCP are taken from the same shares, so connections with many queries do not delay other clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_answers_over_streams_spend_the_same_share() {
     let lab = Lab::start(an_address).await;
@@ -139,7 +139,8 @@ async fn large_answers_over_streams_spend_the_same_share() {
     }
 }
 
-/// SRV records whose long targets are compressed, which a re-encoded message must not do: 30 kB become 300 kB.
+/// Makes a reply whose SRV targets are long and compressed. SRV targets must not be compressed when a message is encoded again, so
+/// 30 kB become 300 kB.
 fn compressed(query: &Message, streamed: bool) -> Option<Vec<u8>> {
     let mut reply = reply(query);
     reply.metadata.truncation = !streamed;
@@ -178,7 +179,7 @@ async fn over_a_stream_nothing_is_cut_so_no_client_asks_for_ever() {
     let reply = reply.expect("a reply");
     assert!(!reply.metadata.truncation, "{:?}", reply.metadata);
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
-    // The largest answers of the mesh fit.
+    // The largest answers about names of the mesh fit into a message.
     let many = crate::resolver::query(next_id(), "many.svc.mesh.", RecordType::SRV);
     let reply = lab.ask_streamed(container(1, 2), &many).await;
     let reply = reply.expect("a reply");

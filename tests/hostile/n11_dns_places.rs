@@ -1,5 +1,5 @@
-//! The places of a resolver are its node's and its containers': another node is one client with few of them however many
-//! addresses it has, gets names of the mesh only, and no client fills the memory.
+//! The connections and forwarded queries of a resolver are for its own node and its containers. Another node counts as one client,
+//! however many addresses it has: it may hold few connections and gets answers about names of the mesh only. No client fills the memory.
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
@@ -28,7 +28,7 @@ async fn another_node_is_answered_names_of_the_mesh_and_nothing_is_asked_for_it(
     let peer = of_peer(7, 2);
     for (name, record_type) in [
         ("www.example.org.", RecordType::A),
-        // The variants: what the fast path leaves, and reverse names of elsewhere.
+        // These are queries that the fast path does not answer, and a reverse name outside the mesh.
         ("www.example.org.", RecordType::ANY),
         ("*.example.org.", RecordType::TXT),
         ("1.2.0.192.in-addr.arpa.", RecordType::PTR),
@@ -64,7 +64,7 @@ async fn another_node_is_answered_names_of_the_mesh_and_nothing_is_asked_for_it(
     assert_eq!(reply.answers.len(), 1, "containers have recursion");
 }
 
-/// Whether the server still holds the connection: a query over it is answered.
+/// Whether the server still holds the connection open, so that a query on it is answered.
 async fn is_held(stream: &mut TcpStream) -> bool {
     let query = query(next_id(), "web.svc.mesh.", RecordType::A);
     if stream.write_all(&framed(&query)).await.is_err() {
@@ -82,7 +82,7 @@ async fn a_nodes_idle_connections_are_few_from_however_many_addresses() {
             streams.extend(lab.connect(of_peer(7, n)).await);
         }
     }
-    // The host and its containers, and other nodes, find a place.
+    // A container and other nodes can still connect.
     let query = query(next_id(), "web.svc.mesh.", RecordType::A);
     for from in [container(1, 2), of_peer(1, 1), of_peer(8, 1)] {
         let reply = lab.ask_streamed(from, &query).await;
@@ -95,7 +95,7 @@ async fn a_nodes_idle_connections_are_few_from_however_many_addresses() {
     assert!((1..=8).contains(&held), "{held} of {}", streams.len());
 }
 
-/// A variant: many containers together leave places as well.
+/// All containers of one bridge together leave room for forwarded queries of others.
 #[tokio::test(flavor = "multi_thread")]
 async fn hanging_queries_of_a_whole_bridge_leave_forwarding_to_others() {
     let lab = Lab::start(an_address).await;
@@ -111,14 +111,17 @@ async fn hanging_queries_of_a_whole_bridge_leave_forwarding_to_others() {
             sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    timeout(LIMIT, hanging).await.expect("they are under way");
+    timeout(LIMIT, hanging)
+        .await
+        .expect("the queries are forwarded");
     let query = query(next_id(), "www.example.org.", RecordType::A);
     let reply = lab.ask(container(2, 2), &query).await.expect("a reply");
     assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
     assert_eq!(reply.answers.len(), 1);
 }
 
-/// 58 kB of text for names that begin with `text`, else a hundred addresses, over streams only.
+/// Replies over TCP with 57 kB of text for names that begin with `text`, and with 120 addresses for other names. Replies over UDP
+/// are truncated.
 fn large(query: &Message, streamed: bool) -> Option<Vec<u8>> {
     let mut reply = reply(query);
     reply.metadata.truncation = !streamed;
@@ -139,7 +142,7 @@ fn large(query: &Message, streamed: bool) -> Option<Vec<u8>> {
     reply.to_vec().ok()
 }
 
-/// Has `count` names looked up over streams by eight clients; gives how many were answered.
+/// Looks up `count` names over TCP from eight clients. Returns how many were answered.
 async fn look_up(lab: &std::sync::Arc<Lab>, start: &'static str, count: u16) -> usize {
     let mut clients = JoinSet::new();
     for client in 0..8 {
@@ -167,7 +170,7 @@ async fn large_answers_do_not_fill_the_memory() {
     assert!(look_up(&lab, "text", 40).await > 0);
     assert!(look_up(&lab, "addresses", 40).await > 0);
     let before = resident_kib();
-    // The variant: many small records, which take ten times as much in memory as in a message.
+    // The second kind of answer has many small records, which take ten times as much memory as they take in a message.
     for start in ["text", "addresses"] {
         let answered = look_up(&lab, start, 1_500).await;
         let grown = resident_kib().saturating_sub(before);
@@ -177,7 +180,7 @@ async fn large_answers_do_not_fill_the_memory() {
     }
 }
 
-/// A variant: a client that asks for large answers over many connections, and reads none.
+/// A client sends queries for large answers over many connections and reads no reply.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_answers_that_nobody_reads_do_not_fill_the_memory() {
     let lab = std::sync::Arc::new(Lab::start(large).await);
@@ -194,7 +197,7 @@ async fn large_answers_that_nobody_reads_do_not_fill_the_memory() {
         stream.write_all(&queries).await.expect("a connection");
         streams.push(stream);
     }
-    // Others are answered, and what the first ones have waiting is bounded.
+    // Another client is answered, and the replies that wait for the first client are bounded.
     let one = query(next_id(), "text1.example.org.", RecordType::TXT);
     let reply = lab.ask_streamed(container(2, 2), &one).await;
     assert_eq!(reply.map(|r| r.answers.len()), Some(57));

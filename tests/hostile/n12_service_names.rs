@@ -1,5 +1,5 @@
-//! A name, an address and the places of an answer stay with who has them: what a member writes into its own records moves
-//! nobody else's.
+//! Whatever a member writes into its own records, other members keep the names of their instances, the addresses of their services
+//! and their share of every answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::kit::{Identity, ledger_of, record};
 
-/// A mesh in this process: nodes n1, n2, ... that joined one after the other, each with a tag of its own if it has one.
+/// A mesh in the test's process. Its nodes n1, n2, ... joined one after the other, each with its own list of tags.
 struct Mesh {
     plan: MeshAddresses,
     nodes: Vec<Identity>,
@@ -26,12 +26,7 @@ struct Mesh {
 impl Mesh {
     fn of(tags: &[&[&str]]) -> Self {
         let mesh_key = SigningKey::from_seed(&[200; 32]);
-        let plan = MeshAddresses {
-            prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
-            prefix_v6: unique_local_prefix(&mesh_key.public()),
-            node_block_v4: 24,
-            node_block_v6: 64,
-        };
+        let plan = record::plan(unique_local_prefix(&mesh_key.public()));
         let mut records = vec![record::mesh(&plan).signed_by(&mesh_key)];
         let mut nodes = Vec::new();
         for (n, tags) in (1u8..).zip(tags) {
@@ -73,7 +68,7 @@ impl Mesh {
         self.nodes[usize::from(n) - 1].id()
     }
 
-    /// Node `n` says this.
+    /// Node `n` signs the draft, and the ledger accepts it.
     fn say(&mut self, n: u8, draft: &record::Draft) {
         let signed: Envelope = draft.signed_by(self.nodes[usize::from(n) - 1].key());
         self.ledger.apply(signed).expect("it is its own");
@@ -83,14 +78,14 @@ impl Mesh {
         self.say(n, &record::service(self.id(n), service, instances));
     }
 
-    /// A service that claims an address, with one instance.
+    /// Node `n` publishes a service with one instance that claims `address` as its service address.
     fn claim(&mut self, n: u8, service: &str, address: &str) {
         let instance = record::instance(&format!("n{n}-80"), self.block(n).node_v4(), 80);
         let draft = record::service(self.id(n), service, &[instance]);
         self.say(n, &draft.with("service_address", address));
     }
 
-    /// What a node that serves nothing and has held these addresses answers.
+    /// The zone of a node that serves nothing and has given out the service addresses in `held` before.
     fn zone(&self, held: &ServiceAddresses) -> Zone {
         let netmap: Netmap = self.ledger.netmap();
         let every: BTreeSet<Ipv4Addr> = (64..255)
@@ -130,7 +125,7 @@ fn addresses(zone: &Zone, name: &str, turn: u64) -> Vec<Ipv4Addr> {
         .collect()
 }
 
-/// Port, weight and target.
+/// The port, weight and target of each SRV record in the answer.
 fn services(zone: &Zone, name: &str, turn: u64) -> Vec<(u16, u64, String)> {
     let answered = ask(zone, name, RecordType::SRV, turn).into_iter();
     answered
@@ -187,14 +182,14 @@ fn neither_many_ports_nor_a_large_weight_take_srv_records_from_another_node() {
         let all: u64 = answered.iter().map(|(_, weight, _)| weight).sum();
         let own = answered.iter().find(|(port, _, _)| *port == 5432);
         let (_, weight, _) = own.expect("in every answer");
-        // One of three nodes, each of which counts ten times as much at most.
+        // The honest node is one of three, and a weight makes another node count at most ten times as much.
         assert!(weight * 22 >= all, "{weight} of {all}");
     }
 }
 
 #[test]
 fn an_instance_with_another_nodes_id_does_not_get_its_name_and_both_are_reached() {
-    // n1 joined before the node whose id it copies, and names of nodes are what ids begin with.
+    // Ids of instances begin with the name of their node. n1 joined before n2, whose id it copies.
     let mut mesh = Mesh::untagged(2);
     let (thief, honest) = (mesh.block(1).node_v4(), mesh.block(2).node_v4());
     mesh.serve(1, "db", &[record::instance("n2-app-db-1", thief, 6666)]);
@@ -211,8 +206,8 @@ fn an_instance_with_another_nodes_id_does_not_get_its_name_and_both_are_reached(
 
 #[test]
 fn two_nodes_with_containers_of_one_name_are_both_reached_whoever_claims_what() {
-    // Ids that no node's name begins, of a program that makes its own: who joined first has the name. And a third node
-    // that claims both names, the short one and the one with the key of n2.
+    // The ids do not begin with a node's name, so the node that joined first has the name. A third node claims both names, the
+    // short one and the one that has the key of n2 in it.
     let mut mesh = Mesh::untagged(3);
     for n in [1, 2] {
         mesh.serve(
@@ -268,13 +263,14 @@ fn a_service_address_stays_with_its_service_whoever_claims_it() {
     let before = mesh.zone(&ServiceAddresses::default());
     let address = addresses(&before, "db.svc.mesh.", 0);
     assert_eq!(address, [Ipv4Addr::new(10, 210, 0, 99)]);
-    // By a name that sorts before, by a member that joined before, and by a later one for the same service.
+    // A member that joined earlier claims the address for a service whose name sorts before `db`. A member that joined later claims
+    // another address for `db`.
     mesh.claim(1, "aa", "10.210.0.99");
     mesh.claim(3, "db", "10.210.0.64");
     let after = mesh.zone(before.held_addresses());
     assert_eq!(addresses(&after, "db.svc.mesh.", 0), address);
     assert_ne!(addresses(&after, "aa.svc.mesh.", 0), address);
-    // A node that starts with nothing held gives the address to one of them, and never to both.
+    // A node that has given out no addresses yet gives this one to one of the services, and never to both.
     let fresh = mesh.zone(&ServiceAddresses::default());
     let both = ["aa", "db"].map(|name| addresses(&fresh, &format!("{name}.svc.mesh."), 0));
     assert_ne!(both[0], both[1]);

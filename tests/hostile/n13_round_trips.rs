@@ -1,4 +1,4 @@
-//! No echo reply that a node did not ask for says anything about a peer: neither that it is there nor how far it is.
+//! A node ignores echo replies that answer none of its probes: they change neither whether a peer is reached nor its round-trip time.
 
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,14 +12,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::kit::Identity;
 use crate::mesh::Mesh;
 
-/// What a probe of meshd's begins with, behind the ICMP header.
+/// The first bytes of meshd's probes after the ICMP header.
 const MARK: &[u8] = b"meshprob";
 const IDENTIFIER: u16 = 0x6d65;
 const NO_SIZE: u16 = 1;
-/// Octets of an echo with a mark and what it carries.
+/// The length in bytes of an echo message with the mark and the nonce.
 const ECHO: usize = 24;
 
-/// An ICMP or ICMPv6 echo reply that carries `carried`. For ICMPv6 the kernel writes the checksum.
+/// Makes an ICMP or ICMPv6 echo reply that carries `carried`. The kernel writes the checksum of an ICMPv6 message.
 fn reply(v6: bool, identifier: u16, sequence: u16, carried: [u8; 8]) -> Vec<u8> {
     let mut echo = vec![if v6 { 129 } else { 0 }, 0, 0, 0];
     echo.extend(identifier.to_be_bytes());
@@ -40,25 +40,28 @@ fn reply(v6: bool, identifier: u16, sequence: u16, carried: [u8; 8]) -> Vec<u8> 
     echo
 }
 
-/// What an attacker does who has the peer's keys and sees its probes.
+/// What the attacker does. It has the keys of a peer, so it receives the probes that are sent to that peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Plan {
-    /// Sends replies to no probe: with any time, with those of probes it saw before, and with some next to them.
+    /// Sends replies that answer no probe. They carry times, numbers next to what the last probe carried, and what probes carried that
+    /// were answered before.
     Forge,
-    /// Answers each probe as it should be, and forges besides.
+    /// Answers each probe correctly, and sends forged replies as well.
     Answer,
     Stop,
 }
 
-/// A WireGuard end with a node's keys whose machine answers no echo. It forges replies from two addresses of the node, its own
-/// and one that a container would have, and from its IPv6 address.
+/// A WireGuard device with a node's keys, on a machine that answers no echo request. It forges replies from three addresses: the
+/// node's own IPv4 address, one that a container would have, and the node's IPv6 address.
 struct Attacker<'a> {
     host: &'a Host,
     victim: (Ipv4Addr, Ipv6Addr),
     plan: AtomicU8,
-    /// What the probes carried that it saw.
+    /// What the probes that it received carried.
     seen: Mutex<Vec<[u8; 8]>>,
+    /// What the probes that it answered carried.
+    answered: Mutex<Vec<[u8; 8]>>,
 }
 
 impl Attacker<'_> {
@@ -108,9 +111,9 @@ impl Attacker<'_> {
         self.host.inside(work).expect("a namespace");
     }
 
-    /// Notes what a probe carries, and answers it if that is the plan.
+    /// Stores what a probe carries, and answers it if that is the plan.
     fn handle_packet(&self, packet: &[u8], from: &Socket) {
-        // An IPv4 header without options.
+        // The IPv4 header has no options, so it is 20 bytes long.
         let Some(echo) = packet.get(20..).filter(|echo| echo.len() >= ECHO) else {
             return;
         };
@@ -121,12 +124,13 @@ impl Attacker<'_> {
         if self.is(Plan::Answer) {
             let sequence = u16::from_be_bytes([echo[6], echo[7]]);
             self.send(from, false, sequence, carried);
+            self.answered.lock().expect("no panic").push(carried);
         }
         self.seen.lock().expect("no panic").push(carried);
     }
 
-    /// Times from the start of the victim's tunnel on, in microseconds, and neighbours of what was seen. What probes carry that
-    /// are not answered yet is never among them.
+    /// What forged replies carry: times in microseconds since the start of the victim's tunnel, numbers next to what the last probe
+    /// carried, and what answered probes carried. What an unanswered probe carries is never among them.
     fn forgeries(&self) -> Vec<[u8; 8]> {
         let times = [0u64, 1, 1_000_000, 2_000_000, u64::MAX];
         let mut forgeries: Vec<[u8; 8]> = times.map(u64::to_be_bytes).to_vec();
@@ -140,10 +144,9 @@ impl Attacker<'_> {
             ];
             forgeries.extend(near.map(u64::to_be_bytes));
         }
-        if self.is(Plan::Answer) {
-            // All of them were answered.
-            forgeries.extend(seen.iter().rev().take(8));
-        }
+        // These probes were answered, so the replies to them are replays.
+        let answered = self.answered.lock().expect("no panic");
+        forgeries.extend(answered.iter().rev().take(8));
         forgeries
     }
 
@@ -157,12 +160,7 @@ impl Attacker<'_> {
     }
 }
 
-fn ip(mesh: &Mesh, n: usize, arguments: &str) {
-    let words: Vec<&str> = arguments.split(' ').collect();
-    assert!(mesh.succeeds(n, "ip", &words), "ip {arguments}");
-}
-
-/// Puts a plain WireGuard end with the keys of the second node in the place of its meshd.
+/// Puts a plain WireGuard device with the keys of the second node in the place of its meshd.
 fn take_place_of_second(mesh: &mut Mesh) -> Running {
     use std::fmt::Write as _;
     use std::io::{Read as _, Write as _};
@@ -175,7 +173,7 @@ fn take_place_of_second(mesh: &mut Mesh) -> Running {
         .command(env!("CARGO_BIN_EXE_meshd"))
         .expect("a namespace");
     let log = mesh.logs.path().join("attacker");
-    // Called so, since the rules that the killed meshd left let the mesh's addresses come by no other device.
+    // The device has the name of meshd's: the firewall rules that the killed meshd left accept the mesh's addresses on no other one.
     let running = host
         .start(command.args(["wireguard", "mesh0"]), &log)
         .expect("a program");
@@ -207,14 +205,10 @@ fn take_place_of_second(mesh: &mut Mesh) -> Running {
     socket.read_exact(&mut answer).expect("an answer");
     assert_eq!(&answer, b"errno=0\n\n");
     let (v4, v6) = own;
-    ip(mesh, 1, &format!("address add {v4}/16 dev mesh0"));
-    ip(
-        mesh,
-        1,
-        &format!("address add {}/16 dev mesh0", container_of(v4)),
-    );
-    ip(mesh, 1, &format!("address add {v6}/48 dev mesh0 nodad"));
-    ip(mesh, 1, "link set mesh0 mtu 1420 up");
+    mesh.ip(1, &format!("address add {v4}/16 dev mesh0"));
+    mesh.ip(1, &format!("address add {}/16 dev mesh0", container_of(v4)));
+    mesh.ip(1, &format!("address add {v6}/48 dev mesh0 nodad"));
+    mesh.ip(1, "link set mesh0 mtu 1420 up");
     for setting in [
         "net.ipv4.icmp_echo_ignore_all=1",
         "net.ipv6.icmp.echo_ignore_all=1",
@@ -243,13 +237,14 @@ fn no_reply_that_nobody_asked_for_and_no_replay_of_a_true_one_is_a_round_trip() 
         victim,
         plan: AtomicU8::new(Plan::Forge as u8),
         seen: Mutex::default(),
+        answered: Mutex::default(),
     };
     let seen = || attacker.seen.lock().expect("no panic").len();
     let ping = || mesh.on(0, &["ping", "-c", "1", "n2"]);
     std::thread::scope(|scope| {
         scope.spawn(|| attacker.run(own, container_of(own.0)));
         let checks = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            // Its probes come, so the tunnel is there, and what is forged comes as well.
+            // The attacker receives the victim's probes, so the tunnel works and the forged replies arrive as well.
             mesh.wait_until("probes come to the attacker", || {
                 ping();
                 seen() > 0
@@ -263,14 +258,14 @@ fn no_reply_that_nobody_asked_for_and_no_replay_of_a_true_one_is_a_round_trip() 
             let after = mesh.status(0).peers[0].rx_bytes;
             assert!(after > received + 10_000, "{received} and {after}");
 
-            // With true answers among the forged ones, and many replays of them.
+            // Now there are correct answers among the forged ones, and many replays of them.
             attacker.set(Plan::Answer);
             mesh.wait_until("a true answer counts", || ping().code == 0);
             for _ in 0..5 {
                 let answered = ping();
                 assert_eq!(answered.code, 0, "{answered:?}");
             }
-            // Replies with old nonces that come on are no answers to a new probe.
+            // Replies with nonces of earlier probes do not answer a new probe.
             attacker.set(Plan::Forge);
             let unanswered = ping();
             assert_eq!(unanswered.code, 1, "{unanswered:?}");

@@ -1,4 +1,4 @@
-//! No form of an address passes a rule that another form of it breaks: in services and in endpoints.
+//! Rules on addresses in services and endpoints hold for every form in which an address can be written.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::kit::{Coordinator, Member, record};
 use crate::small_mesh::{SmallMesh, assert_taken};
 
-/// IPv6 forms in which `text`, an IPv4 address, may come.
+/// The IPv6 addresses that contain the IPv4 address `text`.
 fn forms(text: &str) -> Vec<String> {
     let [a, b, c, d] = text.parse::<std::net::Ipv4Addr>().expect("one").octets();
     vec![
@@ -19,7 +19,8 @@ fn forms(text: &str) -> Vec<String> {
     ]
 }
 
-/// Addresses that no node may make others send to: of another's block, link-local, of nobody, in all their forms.
+/// Addresses that a member must not make other nodes send to, in all their forms: addresses of another node, of the DNS service, of
+/// the link, of the host itself, and multicast addresses.
 fn forbidden(victim: &Member) -> Vec<String> {
     let of_ipv4 = [
         victim.block.node_v4().to_string(),
@@ -38,13 +39,12 @@ fn forbidden(victim: &Member) -> Vec<String> {
     forms.chain(of_ipv4.clone()).chain(of_ipv6).collect()
 }
 
-/// An instance with one of these addresses and, if the record is taken in, one of the member's own.
+/// An instance with `address` and with the member's own address.
 fn instance(member: &Member, address: &str) -> Value {
-    json!({
-        "id": "web-1", "addresses": [address, member.block.node_v4()],
-        "ports": [{"number": 80, "protocol": "tcp"}],
-        "health": "healthy", "weight": 10, "priority": 0, "source": "cli",
-    })
+    let own = member.block.node_v4();
+    let mut instance = record::instance("web-1", own, 80);
+    instance["addresses"] = json!([address, own]);
+    instance
 }
 
 fn service(member: &Member, n: usize, address: &str) -> Envelope {
@@ -58,7 +58,7 @@ fn endpoints(member: &Member, endpoints: &[SocketAddr]) -> Envelope {
     node.signed_by(member.key())
 }
 
-/// The addresses that names of `member` lead to.
+/// All addresses of the services of `member`.
 fn served(ledger: &Ledger, member: &Member) -> Vec<IpAddr> {
     let netmap = ledger.netmap();
     let services = netmap.services.values().filter(|s| s.node == member.id());
@@ -75,7 +75,7 @@ fn a_service_leads_only_to_addresses_of_its_nodes_block_in_their_one_form() {
     let mut mesh = SmallMesh::new(2);
     let [thief, victim] = [mesh.members[0].clone(), mesh.members[1].clone()];
     let mut addresses = forbidden(&victim);
-    // Also its own address in another form: rules on IPv4 addresses do not match it.
+    // The thief's own address in another form is refused as well, since rules on IPv4 addresses do not match it.
     addresses.extend(forms(&thief.block.node_v4().to_string()));
     for (n, address) in addresses.iter().enumerate() {
         let _ = mesh.ledger.apply(service(&thief, n, address));
@@ -83,7 +83,7 @@ fn a_service_leads_only_to_addresses_of_its_nodes_block_in_their_one_form() {
         let served = served(&mesh.ledger, &thief);
         assert!(served.iter().all(|a| *a == own), "{address}: {served:?}");
     }
-    // The rule leaves what is right.
+    // An IPv6 address of the node's own block is accepted.
     let v6 = thief.block.node_v6();
     assert_taken(mesh.ledger.apply(service(&thief, 999, &v6.to_string())));
     assert!(served(&mesh.ledger, &thief).contains(&v6.into()));

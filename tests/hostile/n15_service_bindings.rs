@@ -1,4 +1,5 @@
-//! No HTTPS or SVCB record from outside leads into the mesh: by its hints, by its target, or by way of others.
+//! No HTTPS or SVCB record from outside leads into the mesh: neither by its address hints, nor by its target, nor through other
+//! records.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use meshd::lab::Host;
 
 use crate::mesh::{Mesh, write};
+use crate::query::serve_answers;
 
 const DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 210, 0, 53));
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
@@ -44,7 +46,7 @@ fn binding(priority: u16, target: &str, hints: &[IpAddr]) -> SVCB {
 #[derive(Debug, Clone, Copy)]
 struct Target(Ipv4Addr, Ipv6Addr);
 
-/// What the attacker's server says of a name; the first label says which trick it is. Answers first, additional records second.
+/// Makes the reply of the attacker's server: the answers, and the additional records. The first label of the name selects the trick.
 fn said(asked: &Name, target: Target) -> (Vec<Record>, Vec<Record>) {
     let https = |owner: &Name, binding: SVCB| {
         Record::from_rdata(owner.clone(), 60, RData::HTTPS(HTTPS(binding)))
@@ -58,7 +60,7 @@ fn said(asked: &Name, target: Target) -> (Vec<Record>, Vec<Record>) {
         "hint4" => vec![https(asked, binding(1, ".", &[PUBLIC.into(), v4]))],
         "hint6" => vec![https(asked, binding(1, ".", &[PUBLIC.into(), v6]))],
         "mapped" => vec![https(asked, binding(1, ".", &[mapped]))],
-        // AliasMode (RFC 9460 section 2.4.2): the target's own records are asked for next.
+        // In AliasMode (RFC 9460 section 2.4.2) a client asks for the records of the target next.
         "alias" => vec![https(asked, binding(0, "web.svc.mesh.", &[]))],
         "alias-hint" => vec![https(asked, binding(0, "cdn.example.net.", &[v4]))],
         "target" => vec![https(asked, binding(1, "Web.Svc.MESH.", &[PUBLIC.into()]))],
@@ -85,37 +87,14 @@ fn said(asked: &Name, target: Target) -> (Vec<Record>, Vec<Record>) {
     (answers, additional)
 }
 
-/// Serves that on port 5300 of `host` until the test ends.
+/// Serves these replies on port 5300 of `host` until the test ends.
 fn serve(host: &Host, target: Target) {
-    let socket = host
-        .inside(|| UdpSocket::bind("0.0.0.0:5300"))
-        .expect("a namespace")
-        .expect("a free port");
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
-            let Ok(query) = Message::from_vec(&buffer[..length]) else {
-                continue;
-            };
-            let Some(question) = query.queries.first() else {
-                continue;
-            };
-            let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
-            reply.metadata.recursion_available = true;
-            reply.add_query(question.clone());
-            let (answers, additional) = said(question.name(), target);
-            answers.into_iter().for_each(|record| {
-                reply.add_answer(record);
-            });
-            additional.into_iter().for_each(|record| {
-                reply.add_additional(record);
-            });
-            let _ = socket.send_to(&reply.to_vec().expect("a small message"), client);
-        }
+    serve_answers(host, ("0.0.0.0", 5300), move |question| {
+        said(question.name(), target)
     });
 }
 
-/// What the node's resolver answers.
+/// Asks the node's resolver from the node's own host.
 fn ask(host: &Host, text: &str, record_type: RecordType) -> Message {
     let mut query = Message::new(7, MessageType::Query, OpCode::Query);
     query.metadata.recursion_desired = true;
@@ -168,7 +147,7 @@ fn a_service_binding_from_outside_leads_nowhere_into_the_mesh() {
         "honest",
     ] {
         for record_type in [RecordType::HTTPS, RecordType::SVCB, RecordType::ANY] {
-            // From the upstream, and then from the cache.
+            // The first answer comes from the upstream, the second from the cache.
             for _ in 0..2 {
                 let reply = ask(host, &format!("{trick}.example.org."), record_type);
                 let all = reply.answers.iter().chain(&reply.authorities);

@@ -1,11 +1,11 @@
-//! No member takes the place of a record of a kind that this version does not know.
+//! No member's record displaces another signer's record of a kind that this version does not know.
 
 use meshd::wire::{Envelope, Ledger};
 
 use crate::kit::{Coordinator, apply_all, record, taken};
 use crate::small_mesh::{SmallMesh, assert_taken};
 
-/// The records of the kind `grant` that a ledger gives to others.
+/// The records of the kind `grant` that a ledger offers to others, sorted.
 fn grants(ledger: &Ledger) -> Vec<Envelope> {
     let envelopes = ledger.envelopes().cloned();
     let mut grants: Vec<Envelope> = envelopes
@@ -28,8 +28,8 @@ fn a_claim_by_a_member_keeps_no_record_of_the_mesh_key_out() {
         let draft = record::unknown("grant", id).version(u64::MAX);
         draft.signed_by(thief.key())
     };
-    // The id as such, one that names the thief, and one that names the thief and the kind: in whatever way ledgers keep the
-    // records of members apart, the administrator's next kind may have such ids.
+    // The administrator's next kind may have any ids: plain ones, and ones that look like the keys under which a ledger keeps the
+    // records of members apart.
     let ids = [
         "db".to_owned(),
         format!("{}/db", thief.id()),
@@ -47,13 +47,13 @@ fn a_claim_by_a_member_keeps_no_record_of_the_mesh_key_out() {
         let results = apply_all(&mut ledger, first.iter().chain(second).cloned());
         assert_eq!(taken(&results), 2 * ids.len(), "{results:?}");
         assert_eq!(grants(&ledger), all);
-        // Both travel.
+        // A peer receives both records of each id.
         let mut peer = mesh.ledger.clone();
         for envelope in ledger.envelopes_for_peers() {
             peer.apply(envelope.clone()).expect("what was held there");
         }
         assert_eq!(grants(&peer), all);
-        // A later version of the administrator's is taken in, too.
+        // The ledger also accepts a later version of the administrator's record.
         let next = mesh.by_mesh_key(&record::unknown("grant", "db").version(2));
         assert_taken(ledger.apply(next.clone()));
         assert!(grants(&ledger).contains(&next));
@@ -81,7 +81,7 @@ fn two_members_that_claim_each_others_records_keep_nothing_from_each_other() {
     let results = apply_all(&mut ledger, claims.iter().chain(&own).cloned());
     assert_eq!(taken(&results), claims.len() + own.len(), "{results:?}");
 
-    // The removal of one takes its records away, and leaves the other's.
+    // The removal of one member drops its records, and leaves those of the other.
     assert_taken(ledger.apply(mesh.by_mesh_key(&record::revocation_of_node(a.id()))));
     assert_eq!(
         grants(&ledger),

@@ -1,4 +1,4 @@
-//! The local sockets serve the members of their group, in whatever way they are members, and nobody else.
+//! The local sockets serve the members of their group, whether it is their primary group or a supplementary one, and nobody else.
 
 use std::io::{BufRead as _, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use crate::kit::Coordinator;
 
 const GROUP: u32 = 4_242;
-/// Of the callers.
+/// The user id of the callers, and their primary group unless it is said otherwise.
 const USER: u32 = 65_534;
 
-/// Who calls: primary group, and supplementary groups when it connects and when it asks.
+/// A program that connects to the socket: its primary group, and its supplementary groups when it connects and when it sends a
+/// request.
 #[derive(Debug, Clone)]
 struct Caller {
     primary: u32,
@@ -29,16 +30,16 @@ impl Caller {
     }
 }
 
-/// Sets the supplementary groups of this thread alone; the C library's function changes those of all threads.
+/// Sets the supplementary groups of this thread alone. The function of the C library sets those of all threads.
 fn set_groups(groups: &[u32]) -> bool {
     // SAFETY: the kernel reads `groups.len()` groups from a live slice.
     unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0 }
 }
 
-/// The status line that the caller gets, or why it cannot connect.
+/// Returns the status line that the caller receives, or the reason why it cannot connect.
 fn ask_as(path: &Path, caller: &Caller) -> String {
     let set = set_groups(&caller.connecting);
-    // The saved user id stays root's, so that the groups can be changed once more.
+    // The saved user id stays that of root, so that the groups can be changed once more.
     // SAFETY: the calls take numbers only.
     let changed = unsafe {
         libc::syscall(libc::SYS_setresgid, caller.primary, caller.primary, 0) == 0
@@ -62,7 +63,7 @@ fn ask_as(path: &Path, caller: &Caller) -> String {
     line
 }
 
-/// The same on a thread of its own, which ends with it.
+/// Calls [`ask_as`] on a thread of its own, since the thread's user and groups stay changed.
 fn answer(path: &Path, caller: &Caller) -> String {
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| ask_as(path, caller));
@@ -97,7 +98,7 @@ fn a_member_of_the_sockets_group_is_served_however_it_is_one_and_nobody_else() {
             primary: GROUP,
             ..Caller::with(&many)
         },
-        // What counts is who connected: a program that gives up its groups afterwards keeps its connection.
+        // The groups at the time of the connection count: a program that gives them up afterwards keeps its connection.
         Caller {
             asking: vec![],
             ..Caller::with(&[GROUP])
@@ -113,14 +114,14 @@ fn a_member_of_the_sockets_group_is_served_however_it_is_one_and_nobody_else() {
         assert!(line.contains("Permission denied"), "{line}");
     }
 
-    // The server decides as well, where the mode lets everybody connect.
+    // The server verifies the group as well, where the mode of the socket lets everybody connect.
     let open = std::fs::Permissions::from_mode(0o666);
     std::fs::set_permissions(&socket, open).expect("root");
     for caller in &strangers {
         let line = answer(&socket, caller);
         assert!(line.contains(" 403 "), "{line}");
     }
-    // Nor does a group help that the caller takes only when it is connected.
+    // A group that the caller takes after it has connected does not count.
     let late = Caller {
         asking: vec![GROUP],
         ..Caller::with(&[])

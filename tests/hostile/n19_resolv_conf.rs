@@ -1,5 +1,5 @@
-//! meshd has /etc/resolv.conf written without a right to write in /etc, and whoever takes meshd over can choose a server with
-//! that, and nothing else.
+//! meshd has no right to write in /etc, and asks a helper to write /etc/resolv.conf. An intruder who controls meshd can choose the
+//! server in that file, and change nothing else.
 
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
@@ -10,10 +10,10 @@ use meshd::lab::{Host, Running};
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
 
 const BEFORE: &str = "nameserver 198.51.100.9\noptions timeout:2\n";
-/// The directory of the socket, and in it the request.
+/// The request to the helper, in the directory of the socket.
 const REQUEST: &str = "/run/resolv.conf";
 
-/// Gives the host an /etc of its own: the lab's hosts share the machine's.
+/// Gives the host its own /etc, since all hosts of a test share that of the machine.
 fn own_etc(host: &Host) {
     let script = "cp -a /etc /run/etc && mount --bind /run/etc /etc && rm -f /etc/resolv.conf /etc/resolv.conf.before-meshd && cat > /etc/resolv.conf";
     let mut child = Command::new("nsenter")
@@ -31,7 +31,7 @@ fn resolv_conf(host: &Host) -> String {
     std::fs::read_to_string(host.path("/run/etc/resolv.conf")).unwrap_or_default()
 }
 
-/// meshd as its unit runs it: /etc is read-only to it.
+/// Starts meshd with a read-only /etc, as its unit does.
 fn start_confined(mesh: &Mesh, config: &str) -> Running {
     let host = &mesh.nodes[0].host;
     let mut command = host.command("unshare").expect("a namespace");
@@ -49,7 +49,7 @@ fn start_confined(mesh: &Mesh, config: &str) -> Running {
     host.start(&mut command, &mesh.log(0)).expect("a program")
 }
 
-/// What the unit of the helper runs.
+/// Runs the command of the helper's unit.
 fn helper(host: &Host) -> Ended {
     let mut command = host
         .command(env!("CARGO_BIN_EXE_meshd"))
@@ -66,12 +66,9 @@ fn helper(host: &Host) -> Ended {
 
 #[test]
 fn a_helper_writes_what_meshd_asks_for_and_follows_nothing_that_an_intruder_puts_there() {
-    let Some(mut mesh) = Mesh::start(1) else {
+    let Some(mut mesh) = Mesh::joined(1) else {
         return;
     };
-    let token = mesh.token(&[]);
-    let joined = mesh.on(0, &["join", &token]);
-    assert_eq!(joined.code, 0, "{joined:?}");
     mesh.kill_node(0);
     let host = &mesh.nodes[0].host;
     own_etc(host);
@@ -82,10 +79,14 @@ fn a_helper_writes_what_meshd_asks_for_and_follows_nothing_that_an_intruder_puts
     );
     let mut daemon = start_confined(&mesh, &config);
     let request = host.path(REQUEST);
-    mesh.wait_until("meshd asks", || request.exists());
-    assert_eq!(resolv_conf(host), BEFORE, "it cannot write there itself");
+    mesh.wait_until("meshd writes a request", || request.exists());
+    assert_eq!(
+        resolv_conf(host),
+        BEFORE,
+        "meshd cannot write in /etc itself"
+    );
 
-    // With the helper it works, to and fro.
+    // The helper writes the file that meshd asks for.
     let applied = helper(host);
     assert_eq!(applied.code, 0, "{applied:?}");
     let ours = resolv_conf(host);
@@ -93,14 +94,14 @@ fn a_helper_writes_what_meshd_asks_for_and_follows_nothing_that_an_intruder_puts
         ours.contains("\nnameserver 10.210.0.53\noptions timeout:2\n"),
         "{ours}"
     );
-    mesh.wait_until("meshd has nothing to complain about", || {
+    mesh.wait_until("meshd shows no problem about resolv.conf", || {
         let problems = mesh.status(0).problems;
         !problems
             .iter()
             .any(|problem| problem.what.contains("resolv.conf"))
     });
 
-    // Whoever is meshd may write in its directories, so it plants what root would follow.
+    // An intruder who controls meshd can write in its directories, and puts a link there which root could follow.
     let secret = host.path("/run/secret");
     std::fs::write(&secret, "nameserver 192.0.2.66\nroot:$6$secret:0:0\n").expect("ours");
     std::fs::remove_file(&request).expect("there");
@@ -126,7 +127,7 @@ fn a_helper_writes_what_meshd_asks_for_and_follows_nothing_that_an_intruder_puts
     assert_eq!(resolv_conf(host), ours);
     std::fs::remove_file(&request).expect("there");
 
-    // At the end meshd asks for the file as it was.
+    // When meshd ends, it asks for the file as it was before.
     assert!(daemon.stop().is_some_and(|status| status.success()));
     assert!(request.exists(), "it asks");
     assert_eq!(resolv_conf(host), ours);
@@ -160,7 +161,7 @@ fn what_the_unit_runs_as_root_at_the_end_follows_no_link_in_meshds_directory() {
         "{}",
         resolv_conf(host)
     );
-    // A copy of another user gives back what a resolv.conf can have.
+    // From a copy that belongs to another user, only lines that a resolv.conf can have are restored.
     let _ = std::fs::remove_file(&copy);
     std::fs::write(&copy, format!("root:$6$secret:0:0\n{BEFORE}")).expect("ours");
     std::os::unix::fs::chown(&copy, Some(65_534), None).expect("root");

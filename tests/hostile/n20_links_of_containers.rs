@@ -1,4 +1,5 @@
-//! `meshctl doctor` reads a container's resolv.conf inside the container, wherever its links lead, and never waits for it.
+//! `meshctl doctor` resolves the links of a container's resolv.conf inside the container, wherever they lead, and no file of a
+//! container makes it wait.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -16,13 +17,13 @@ use crate::mesh::world;
 
 /// Only a hang takes that long.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What a container would learn of the host if its link were followed there.
+/// The server in a file of the host. It must not be in the report about a container.
 const OF_HOST: &str = "192.0.2.66";
-/// Nobody answers there, and nobody can be asked: the hosts of these tests have no way out.
+/// The server in a container's file. Nobody answers at this address, since the hosts of these tests have no route to it.
 const OF_CONTAINER: &str = "192.0.2.1";
 
-/// A thread in a mount namespace of its own with `root` as its root and a /proc in it: what a container's process looks like
-/// from outside. It ends with the value.
+/// A thread that looks like a container's process from outside: it has its own mount namespace, another root directory and a
+/// /proc in it. The thread ends when the value is dropped.
 struct Container {
     thread: i32,
     _end: Sender<()>,
@@ -33,7 +34,7 @@ impl Container {
         let (end, ended) = channel::<()>();
         let (tell, told) = channel();
         let (network, root) = (host.pid(), root.to_owned());
-        // It cannot be joined while it waits, so it is not scoped: it ends when the sender is dropped.
+        // The thread waits until the sender is dropped, so it is neither scoped nor joined.
         std::thread::spawn(move || {
             enter(network, &root).expect("root may make containers");
             tell.send(nix::unistd::gettid().as_raw())
@@ -45,7 +46,7 @@ impl Container {
     }
 }
 
-/// Makes this thread a container's process with the network of process `network`.
+/// Makes this thread look like a container's process, with the network namespace of the process `network`.
 fn enter(network: u32, root: &Path) -> std::io::Result<()> {
     let file = std::fs::File::open(format!("/proc/{network}/ns/net"))?;
     nix::sched::setns(file, CloneFlags::CLONE_NEWNET)?;
@@ -60,7 +61,8 @@ fn enter(network: u32, root: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What doctor says of a container whose root `make` has filled; it is given the path of the container's resolv.conf too.
+/// Runs `meshctl doctor` with one container and returns the container's row of the report. `make` fills the container's root: its
+/// arguments are the paths of the root and of the resolv.conf in it.
 fn examined(host: &Host, make: impl FnOnce(&Path, &Path)) -> Value {
     let root = tempfile::tempdir().expect("a temporary directory");
     std::fs::create_dir(root.path().join("etc")).expect("writable");
@@ -90,7 +92,7 @@ fn examined(host: &Host, make: impl FnOnce(&Path, &Path)) -> Value {
     row.expect("the container is examined").clone()
 }
 
-/// The servers that were asked for a container.
+/// The servers that doctor found in a container's resolv.conf.
 fn servers(row: &Value) -> Vec<&str> {
     let servers = row["servers"].as_array().expect("a list");
     let addresses = servers.iter().map(|server| server["address"].as_str());
@@ -103,12 +105,12 @@ fn servers(row: &Value) -> Vec<&str> {
 fn links_of_a_container_lead_to_its_own_files_and_to_nothing_that_waits_or_acts() {
     let Some(world) = world() else { return };
     let host = world.host("n1").expect("a namespace");
-    // A file of the host, of which doctor may tell nothing.
+    // This is a file of the host. Doctor must not report anything from it.
     let secret = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(secret.path(), format!("nameserver {OF_HOST}\n")).expect("writable");
     let outside = secret.path().strip_prefix("/").expect("an absolute path");
 
-    // A link that stays inside is followed, also when it is absolute and comes by another one.
+    // A link to a file of the container is followed, even if it is absolute and leads to another link.
     let row = examined(&host, |root, conf| {
         std::fs::create_dir(root.join("run")).expect("writable");
         let text = format!("nameserver {OF_CONTAINER}\n");
@@ -122,7 +124,7 @@ fn links_of_a_container_lead_to_its_own_files_and_to_nothing_that_waits_or_acts(
     let magic = ["proc/self/root", "proc/1/root", "proc/self/cwd"];
     let mut links = vec![secret.path().to_owned(), up.join(outside)];
     links.extend(magic.map(|link| Path::new("/").join(link).join(outside)));
-    // The same with more steps in between.
+    // This link has more steps.
     links.push(
         Path::new("/proc/self/root/proc/1/root")
             .join(up)
@@ -138,14 +140,14 @@ fn links_of_a_container_lead_to_its_own_files_and_to_nothing_that_waits_or_acts(
         assert!(!row.to_string().contains(OF_HOST), "{row}");
     }
 
-    // A directory on the way that is a link to the host's.
+    // A directory on the path is a link to one of the host.
     let row = examined(&host, |root, _| {
         std::fs::remove_dir(root.join("etc")).expect("empty");
         symlink("/proc/1/root/etc", root.join("etc")).expect("writable");
     });
     assert_eq!(servers(&row), [""; 0], "{row}");
 
-    // What would wait, act, or never end.
+    // Reading these files would wait, connect to a program, or never end.
     let pipe: fn(&Path, &Path) = |root, conf| {
         nix::unistd::mkfifo(&root.join("pipe"), Mode::S_IRWXU).expect("writable");
         symlink("/pipe", conf).expect("writable");
@@ -156,7 +158,7 @@ fn links_of_a_container_lead_to_its_own_files_and_to_nothing_that_waits_or_acts(
     let directory: fn(&Path, &Path) = |_, conf| std::fs::create_dir(conf).expect("writable");
     let circle: fn(&Path, &Path) = |_, conf| symlink("/etc/resolv.conf", conf).expect("writable");
     let endless: fn(&Path, &Path) = |_, conf| {
-        // Sparse, and far larger than what is read.
+        // The file is sparse, and far larger than what doctor reads.
         let file = std::fs::File::create(conf).expect("writable");
         file.set_len(1 << 40).expect("sparse");
     };

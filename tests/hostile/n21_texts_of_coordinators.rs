@@ -1,28 +1,26 @@
-//! No text from a coordinator forges a line, controls a terminal or hides what stands beside it: in the status, in the log and
-//! in the errors of a join.
+//! No text from a coordinator forges a line, controls a terminal or hides the text next to it, neither in the status nor in the log
+//! nor in the errors of a join.
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::Arc;
 
 use meshd::node::control::join::join;
 use meshd::wire::join::JoinRequest;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 
 use crate::kit::{Coordinator, Identity, Stolen, record};
 use crate::mesh::Mesh;
+use crate::stand_in::acceptor;
 
-/// What begins a line that the attacker would like to be in the log.
+/// The beginning of a log line that the attacker tries to forge.
 const FORGED: &str = "WARN forged";
-/// Characters of a line of a log or a status at most; a text of a coordinator is cut off long before.
+/// The greatest length of a line in a log or a status. A text from a coordinator is cut off long before.
 const MAX_LINE: usize = 8_000;
 
-/// A text with all that does harm: new lines, escapes of both kinds, directions (UAX #9, the one for Arabic too), characters
-/// that nobody sees, among them such as carry another text, and more than anybody reads.
+/// A very long text with all characters that do harm: line ends, escape sequences with 7-bit and 8-bit introducers, directional
+/// characters (UAX #9, the Arabic letter mark among them), and invisible characters, some of which can carry another text.
 fn evil() -> String {
     let harm = [
         "\r\n",
@@ -53,7 +51,7 @@ fn evil() -> String {
     text
 }
 
-/// Whether a character may stand in what is shown: the line ends are the program's own.
+/// Whether a character may be in a text that is shown. Line ends are allowed, since the program writes them itself.
 fn is_shown(c: char) -> bool {
     let hidden = [
         '\u{ad}',
@@ -87,15 +85,15 @@ fn no_text_of_a_stolen_coordinator_forges_a_line_in_the_status_or_in_the_log_of_
     };
     let log = |mesh: &Mesh| std::fs::read_to_string(mesh.log(0)).expect("a log");
     let stolen = Stolen::coordinator_of(&mut mesh);
-    mesh.wait_until("the node comes to the thief", || stolen.streams() >= 1);
-    // The node's own records were refused, in these words.
+    mesh.wait_until("the node connects to the thief", || stolen.streams() >= 1);
+    // These messages refuse the node's own records with the harmful text as the reason.
     for sequence in 1..=4 {
         let published = json!({
             "type": "published", "sequence": sequence, "accepted": 0, "refused": [evil(), evil()],
         });
         stolen.send_text(published.to_string());
     }
-    // A store with such a name, a message of such a kind, and no message at all.
+    // The harmful text is the name of a store, the type of a message, an instance and the reason of a refusal.
     let welcome = json!({
         "type": "welcome", "protocol": 1, "store": evil(), "revision": 1, "snapshot": false,
     });
@@ -106,14 +104,14 @@ fn no_text_of_a_stolen_coordinator_forges_a_line_in_the_status_or_in_the_log_of_
     stolen.send_text(refuse.to_string());
     mesh.wait_until("the refusal is in the log", || log(&mesh).contains(FORGED));
     let streams = stolen.streams();
-    mesh.wait_until("it comes again", || stolen.streams() > streams);
+    mesh.wait_until("the node connects again", || stolen.streams() > streams);
 
     let shown = mesh.on(0, &["status"]);
     assert_harmless("status", &shown.stdout);
     assert_harmless("status", &shown.stderr);
     let shown = mesh.on(0, &["status", "--json"]).stdout;
     assert_harmless("status --json", &shown);
-    // JSON has its own escapes: what they stand for is as harmless.
+    // JSON escapes characters. The texts without the escapes are harmless as well.
     let status = mesh.status(0);
     for problem in &status.problems {
         let text = [&problem.what, &problem.why, &problem.fix];
@@ -135,28 +133,18 @@ fn what_is_no_message_at_all_is_not_quoted_raw_in_the_log_either() {
         return;
     };
     let stolen = Stolen::coordinator_of(&mut mesh);
-    // The parser's error quotes what it found in the place of a number.
+    // The parser's error quotes the text that it found in the place of a number.
     let published = json!({"type": "published", "sequence": evil(), "accepted": 0, "refused": []});
     stolen.send_text(published.to_string());
-    mesh.wait_until("the node comes again", || stolen.streams() >= 2);
+    mesh.wait_until("the node connects again", || stolen.streams() >= 2);
     let log = std::fs::read_to_string(mesh.log(0)).expect("a log");
     assert_harmless("log", &log);
     assert_harmless("status", &mesh.on(0, &["status"]).stdout);
 }
 
-/// Serves one answer, whatever is asked, with the TLS key found in `state`.
+/// Answers every request with `answer`, over TLS with the key in the state directory `state`.
 fn serve(listener: TcpListener, state: &Path, answer: Vec<u8>) -> JoinHandle<()> {
-    let pem = |name: &str| std::fs::read(state.join(name)).expect("its own file");
-    let certificate = CertificateDer::from_pem_slice(&pem("tls.crt")).expect("a certificate");
-    let key = PrivateKeyDer::from_pem_slice(&pem("tls.key")).expect("a key");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .expect("a pair");
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let acceptor = acceptor(state);
     listener.set_nonblocking(true).expect("a socket");
     let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
     tokio::spawn(async move {

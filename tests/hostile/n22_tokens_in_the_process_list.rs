@@ -1,5 +1,5 @@
-//! No join token stands where every user of a machine sees it: in the process list. What the programs and the README propose
-//! keeps it out of there.
+//! No join token is in the process list, which every user of a machine can read. The commands that the programs and the documents
+//! propose keep it out of the process list.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -7,26 +7,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use meshd::model::{PublicKey, SigningKey};
-use meshd::wire::JoinToken;
-use meshd::wire::token::{PREFIX, SpkiPin};
+use meshd::wire::token::PREFIX;
 
 use crate::kit::Coordinator;
+use crate::program::token;
 
 /// Only a hang takes that long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn token() -> String {
-    JoinToken {
-        urls: vec!["https://192.0.2.1:7443".parse().expect("a literal")],
-        pin: SpkiPin([1; 32]),
-        mesh_key: PublicKey([2; 32]),
-        key: SigningKey::from_seed(&[3; 32]),
-    }
-    .to_string()
-}
-
-/// What `ps` shows of a process to every user, and what it shows to its own.
+/// All that `ps` can show of a process: the command line and the name, which every user sees, and the environment, which the
+/// process's own user sees.
 fn shown(pid: u32) -> String {
     let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
     let octets = [read("cmdline"), read("comm"), read("environ")].concat();
@@ -54,7 +44,7 @@ fn a_join_by_stdin_or_by_a_file_shows_no_token_in_the_process_list() {
         let mut stdin = meshctl.stdin.take().expect("a pipe");
         stdin.write_all(token().as_bytes()).expect("it reads");
         drop(stdin);
-        // It has read the token by the time it asks meshd, and waits for an answer now.
+        // meshctl has read the token before it sends the request, and now it waits for an answer.
         let (mut asking, _) = listener.accept().expect("it asks");
         let mut request = Vec::new();
         while !String::from_utf8_lossy(&request).contains(&token()) {
@@ -71,7 +61,7 @@ fn a_join_by_stdin_or_by_a_file_shows_no_token_in_the_process_list() {
     }
 }
 
-/// The processes that `pid` started, and those that these did.
+/// Adds all descendants of the process `pid` to `found`.
 fn descendants(pid: u32, found: &mut BTreeSet<u32>) {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
         return;
@@ -119,11 +109,10 @@ fn the_demo_joins_its_nodes_without_a_token_in_the_process_list() {
     assert!(joins > 0, "the joins were not seen");
 }
 
-/// Lines of a text that propose a command with a token on its command line.
+/// The lines of a text that propose a command with a token on its command line.
 fn proposals(text: &str) -> Vec<&str> {
-    let mut lines = text.lines();
     let mut found = Vec::new();
-    for line in lines.by_ref() {
+    for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         for pair in words.windows(2) {
             let argument = pair[1].trim_matches(|c: char| "`\"'.,;:)".contains(c));
@@ -161,10 +150,10 @@ fn neither_the_documents_nor_the_programs_propose_a_token_on_the_command_line() 
     let readme = std::fs::read_to_string(root.join("README.md")).expect("it is there");
     assert!(
         readme.contains("meshctl join -"),
-        "the README shows the way"
+        "the README proposes a join that reads the token from stdin"
     );
 
-    // What the administrator's commands print beside the token itself.
+    // The administrator's commands print a token on stdout only, and only when it is created.
     let coordinator = Coordinator::start();
     let created = coordinator.admin(&["token", "create"]);
     assert!(created.status.success(), "{created:?}");

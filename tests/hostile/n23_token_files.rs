@@ -1,33 +1,20 @@
-//! A token file that others can read or change is not taken without a word.
+//! `meshctl join` and meshd warn of a token file that others can read, change or replace.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use meshd::model::{PublicKey, SigningKey};
-use meshd::wire::JoinToken;
 use meshd::wire::local::Problem;
-use meshd::wire::token::SpkiPin;
 
 use crate::daemon::Daemon;
 use crate::mesh::{Mesh, write};
-use crate::program::meshctl;
-
-fn token() -> String {
-    JoinToken {
-        urls: vec!["https://192.0.2.1:7443".parse().expect("a literal")],
-        pin: SpkiPin([1; 32]),
-        mesh_key: PublicKey([2; 32]),
-        key: SigningKey::from_seed(&[3; 32]),
-    }
-    .to_string()
-}
+use crate::program::{meshctl, token};
 
 fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("ours");
 }
 
-/// What `meshctl join --token-file` says besides that it joined; the token never.
+/// The warnings of `meshctl join --token-file`. Asserts that it joins and does not print the token.
 fn said(path: &Path) -> String {
     let joined =
         r#"{"schema":1,"name":"a","address_v4":"10.210.1.1","address_v6":"fd00::1","notes":[]}"#;
@@ -44,7 +31,7 @@ fn said(path: &Path) -> String {
     warnings.collect::<Vec<_>>().join("\n")
 }
 
-/// A directory with this mode, and a private token file in it.
+/// Makes a directory with this mode, and a private token file in it.
 fn token_in(mode: u32) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("token");
@@ -63,7 +50,7 @@ fn join_warns_of_a_file_that_others_can_read_or_change_and_of_no_other() {
         (0o660, None),
         (0o604, Some("can read")),
         (0o644, Some("can read")),
-        // Others would have this machine join a mesh of theirs.
+        // Other users could make this machine join a mesh of their own.
         (0o602, Some("can change")),
         (0o622, Some("can change")),
         (0o666, Some("can change")),
@@ -95,7 +82,7 @@ fn join_warns_of_a_private_file_that_others_can_replace() {
         let fix = format!("chmod o-w {}", directory.path().display());
         assert_eq!(said.contains(&fix), is_warned, "{said}");
     }
-    // Further up, and behind a link.
+    // The directory that others can write in is further up, or the file is a link into such a directory.
     let (open, path) = token_in(0o777);
     let below = open.path().join("below");
     std::fs::create_dir(&below).expect("writable");

@@ -1,4 +1,4 @@
-//! A meshd of which one loop hangs sends the service manager no sign of life, so that it is ended and started again.
+//! A meshd in which one loop hangs sends no keep-alive message to the service manager, which then ends it and starts it again.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 use crate::kit::PATIENCE;
 use crate::mesh::{Mesh, SOCKET};
 
-/// What the service manager waits for.
+/// The watchdog interval of the service manager.
 const INTERVAL: Duration = Duration::from_millis(1200);
-/// As long as this without a sign of life is no chance: it is sent six times in an interval.
+/// A pause that is too long for chance: meshd sends a keep-alive message several times in an interval.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// The service manager's end.
+/// The service manager's end of the notification socket.
 struct Manager(UnixDatagram);
 
 impl Manager {
-    /// Waits for a sign of life; false if there is none for so long.
+    /// Waits for a keep-alive message. Returns whether one was received within `limit`.
     fn receives_a_sign(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         let mut message = [0; 4096];
@@ -35,7 +35,7 @@ impl Manager {
         }
     }
 
-    /// Whether the signs end: some were on their way.
+    /// Whether the keep-alive messages end. Some may still be in the socket.
     fn falls_silent(&self) -> bool {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
@@ -47,13 +47,13 @@ impl Manager {
     }
 }
 
-/// A thread of another process that stands still until this is dropped.
+/// A thread of another process that is stopped until this value is dropped.
 struct Held(libc::pid_t);
 
 impl Held {
     fn stop(thread: libc::pid_t) -> Option<Self> {
         let nothing = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: these calls are about another process alone, and take no memory of this one but `status`.
+        // SAFETY: these calls act on another process. The only memory of this process that they write is `status`.
         unsafe {
             if libc::ptrace(libc::PTRACE_SEIZE, thread, nothing, nothing) != 0 {
                 return None;
@@ -77,7 +77,7 @@ impl Drop for Held {
     }
 }
 
-/// The thread of `process` that is called `name`; its first thread, if that is empty.
+/// The thread of `process` that is called `name`, or its first thread if `name` is empty.
 fn thread_of(process: u32, name: &str) -> libc::pid_t {
     let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
     for thread in threads.flatten() {
@@ -96,12 +96,9 @@ fn thread_of(process: u32, name: &str) -> libc::pid_t {
 
 #[test]
 fn a_data_thread_the_timers_or_the_agent_that_hang_end_the_signs_of_life() {
-    let Some(mut mesh) = Mesh::start(1) else {
+    let Some(mut mesh) = Mesh::joined(1) else {
         return;
     };
-    let token = mesh.token(&[]);
-    let joined = mesh.on(0, &["join", &token]);
-    assert_eq!(joined.code, 0, "{joined:?}");
     mesh.kill_node(0);
 
     let host = &mesh.nodes[0].host;
@@ -121,7 +118,7 @@ fn a_data_thread_the_timers_or_the_agent_that_hang_end_the_signs_of_life() {
         ended.code == 0
     });
 
-    // Idle threads, on a node without a peer, count as threads that go on.
+    // The threads of a node without a peer are idle. Idle threads must not count as threads that hang.
     let end = Instant::now() + SILENCE;
     while Instant::now() < end {
         assert!(manager.receives_a_sign(PATIENCE));

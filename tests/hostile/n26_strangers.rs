@@ -1,12 +1,10 @@
-//! Strangers learn neither the name nor the revision of the coordinator's store.
+//! The coordinator sends neither the name nor the revision of its store to strangers.
 
-use meshd::wire::control::{FromCoordinator, Refusal, proof_message};
-use meshd::wire::envelope::{Purpose, Signature};
+use meshd::wire::control::{FromCoordinator, Refusal};
 use meshd::wire::join::{CHECK_PATH, PATH};
-use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::kit::{Coordinator, End, Hello, Identity, Stream, raw, record};
+use crate::kit::{Coordinator, End, Hello, Identity, Stream, proof, raw, record};
 
 /// The name of the store and its revision, as a member receives them.
 async fn store_of(coordinator: &Coordinator) -> (String, u64) {
@@ -20,13 +18,7 @@ async fn store_of(coordinator: &Coordinator) -> (String, u64) {
     (store, stream.revision)
 }
 
-fn proof(identity: &Identity, nonce: &str, coordinator: &Coordinator) -> Value {
-    let message = proof_message(nonce, &coordinator.pin());
-    let signature = Signature::make(identity.key(), Purpose::Control, &message);
-    json!({"type": "proof", "signature": signature})
-}
-
-/// A stranger's hello that claims to know `store`.
+/// The hello of a stranger that names `store` as the store it knows.
 fn knowing(store: &str) -> Hello {
     Hello {
         store: Some(store.to_owned()),
@@ -54,7 +46,7 @@ async fn a_stranger_receives_a_random_name_and_revision_0_whatever_it_claims_to_
             FromCoordinator::Challenge { nonce } => nonce,
             other => panic!("{other:?}"),
         };
-        let message = proof(&stranger, &nonce, &coordinator);
+        let message = proof(stranger.key(), &nonce, coordinator.pin());
         stream.say(&message).await.expect("a proof");
         let shown = loop {
             match stream.hear().await.expect("a welcome") {
@@ -71,7 +63,7 @@ async fn a_stranger_receives_a_random_name_and_revision_0_whatever_it_claims_to_
         assert_ne!(shown.0, store);
         assert!(!names.contains(&shown.0), "a name is given twice");
         names.push(shown.0);
-        // What it publishes and asks shows no more: not by the answers, and no changes come.
+        // The answer to what the stranger publishes does not contain the name, and the stranger receives no records.
         let forged = record::membership(coordinator.token().key.public(), &stranger, "thief");
         let answer = stream.publish(vec![forged.signed_by(stranger.key())]).await;
         assert!(!format!("{answer:?}").contains(&store), "{answer:?}");
@@ -94,7 +86,7 @@ async fn who_was_removed_and_who_proves_nothing_is_told_no_more_than_that() {
     };
     assert!(!why.contains(&store), "{why}");
 
-    // Somebody who knows a member's identity and not its key.
+    // This client knows a member's id but does not have its key.
     let member = coordinator.join("another").await;
     let mut stream = Stream::silent(&coordinator).await.expect("it listens");
     let hello = knowing(&store).message(member.id());
@@ -102,7 +94,7 @@ async fn who_was_removed_and_who_proves_nothing_is_told_no_more_than_that() {
     let FromCoordinator::Challenge { nonce } = stream.hear().await.expect("a challenge") else {
         panic!("no challenge");
     };
-    let message = proof(&Identity::new(), &nonce, &coordinator);
+    let message = proof(Identity::new().key(), &nonce, coordinator.pin());
     stream.say(&message).await.expect("a proof");
     let End(Some((Refusal::Proof, why))) = stream.end().await else {
         panic!("a proof by another key holds");
@@ -113,7 +105,7 @@ async fn who_was_removed_and_who_proves_nothing_is_told_no_more_than_that() {
 #[tokio::test]
 async fn no_page_of_the_public_port_shows_the_store() {
     let coordinator = Coordinator::start();
-    // A revision that no text has by chance.
+    // The revision has to be a number that no text contains by chance.
     for _ in 0..60 {
         coordinator.token();
     }
@@ -141,7 +133,7 @@ async fn no_page_of_the_public_port_shows_the_store() {
         );
         tls.write_all(head.as_bytes()).await.expect("it reads");
         let mut answer = Vec::new();
-        // It may hang up in the middle of what it does not like.
+        // The coordinator may close the connection in the middle of a request that it does not accept.
         let _ = tls.read_to_end(&mut answer).await;
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.contains(&store), "{request}: {answer}");

@@ -1,7 +1,8 @@
-//! Attackers of a mesh of real nodes: members that are nothing but keys, and what an intruder finds on a node.
+//! Attackers of a mesh of real nodes: members without a meshd, and the secrets that an intruder finds on a node.
 
 use std::net::SocketAddr;
 
+use meshd::lab::Host;
 use meshd::model::SigningKey;
 use meshd::model::address::Block;
 use meshd::node::control::join::join;
@@ -13,20 +14,24 @@ use meshd::wire::token::SpkiPin;
 use crate::kit::{Identity, Stream, record};
 use crate::mesh::Mesh;
 
-/// Runs `work` in the network of the coordinator.
+/// Runs `work` in the network namespace of a host.
+pub(crate) fn run_on<T: Send>(host: &Host, work: impl AsyncFnOnce() -> T + Send) -> T {
+    host.inside(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(work())
+    })
+    .expect("a namespace")
+}
+
+/// Runs `work` in the network namespace of the coordinator.
 pub(crate) fn beside_the_coordinator<T: Send>(
     mesh: &Mesh,
     work: impl AsyncFnOnce() -> T + Send,
 ) -> T {
-    mesh.coordinator_host
-        .inside(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
-            runtime.block_on(work())
-        })
-        .expect("a namespace")
+    run_on(&mesh.coordinator_host, work)
 }
 
 /// A token that admits one node.
@@ -34,13 +39,13 @@ pub(crate) fn token(mesh: &Mesh) -> JoinToken {
     JoinToken::parse(&mesh.token(&[])).expect("just made")
 }
 
-/// Where the coordinator of a mesh is.
+/// The address of a mesh's coordinator, and the pin of its TLS key.
 pub(crate) fn at(mesh: &Mesh, token: &JoinToken) -> (SocketAddr, SpkiPin) {
     let address = SocketAddr::new(mesh.coordinator_host.v4().into(), 7443);
     (address, token.pin)
 }
 
-/// A member that is nothing but keys; its block, and where the coordinator is.
+/// A member without a meshd: its keys, its block, and the address and pin of the coordinator.
 pub(crate) struct Intruder {
     pub(crate) identity: Identity,
     pub(crate) block: Block,
@@ -48,7 +53,7 @@ pub(crate) struct Intruder {
 }
 
 impl Intruder {
-    /// Joins in the ordinary way.
+    /// Joins as every node does.
     pub(crate) fn join(mesh: &Mesh, name: &str) -> Self {
         let token = token(mesh);
         let identity = Identity::new();
@@ -64,7 +69,7 @@ impl Intruder {
         }
     }
 
-    /// Publishes records on a stream of its own.
+    /// Publishes records on a new stream. Returns how many of them were accepted.
     pub(crate) fn publish(&self, mesh: &Mesh, records: Vec<meshd::wire::Envelope>) -> u32 {
         beside_the_coordinator(mesh, async || {
             let mut stream = Stream::open(&self.at, self.identity.key(), &Default::default())
@@ -75,7 +80,7 @@ impl Intruder {
     }
 }
 
-/// The keys of a node, as an intruder finds them in its state directory.
+/// Reads the keys of a node, as an intruder does, from its state directory.
 pub(crate) fn stolen_keys(mesh: &Mesh, n: usize) -> Stored {
     StateDir::open(&mesh.nodes[n].host.path("/run/state"))
         .and_then(|dir| dir.identity())
@@ -83,7 +88,7 @@ pub(crate) fn stolen_keys(mesh: &Mesh, n: usize) -> Stored {
         .expect("it has joined")
 }
 
-/// The mesh key, which the administrator has.
+/// Reads the mesh key from the administrator's file.
 pub(crate) fn mesh_key(mesh: &Mesh) -> SigningKey {
     let text = std::fs::read_to_string(mesh.coordinator_host.path("/run/mesh.key"));
     let seed = text.expect("the administrator's file");
@@ -91,15 +96,11 @@ pub(crate) fn mesh_key(mesh: &Mesh) -> SigningKey {
     SigningKey::from_seed(&seed.0)
 }
 
-/// The problems of a node, by what they say.
+/// The texts of the problems that a node shows in its status.
 pub(crate) fn problems(mesh: &Mesh, n: usize) -> Vec<String> {
     let problems = mesh.status(n).problems;
     problems
         .into_iter()
         .map(|p| format!("{}: {} ({})", p.what, p.why, p.fix))
         .collect()
-}
-
-pub(crate) fn has_problem(mesh: &Mesh, n: usize, text: &str) -> bool {
-    problems(mesh, n).iter().any(|p| p.contains(text))
 }

@@ -1,7 +1,7 @@
-//! A resolver in this process, and clients of every kind: each is an address of the loopback network.
+//! A resolver in the test's process, and clients of every kind. Each client has its own address of the loopback network.
 //!
-//! The mesh is 127.210.0.0/16. The node has the block 127.210.1.0/24 and answers at its first address; all other blocks are
-//! other nodes'. The networks 127.18.0.0/16 and 127.19.0.0/16 are bridges of containers.
+//! The mesh is 127.210.0.0/16. The node has the block 127.210.1.0/24 and answers at the first address of it. All other blocks
+//! belong to other nodes. The networks 127.18.0.0/16 and 127.19.0.0/16 are bridges of containers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -25,20 +25,20 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// How long anything may take that must happen.
+/// How long a test waits for something that has to happen.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// The resolver, at work.
+/// A running resolver.
 pub(crate) struct Lab {
     pub(crate) resolver: Arc<Resolver>,
-    /// Where it answers over sockets.
+    /// The address at which it answers on sockets.
     pub(crate) at: SocketAddr,
     /// Names that the upstream was asked for, in lower case.
     pub(crate) asked: Arc<Mutex<BTreeSet<String>>>,
     _server: DnsServer,
 }
 
-/// A container of the first bridge or the second.
+/// The address of a container on bridge 1 or 2.
 pub(crate) fn container(bridge: u8, n: u16) -> Ipv4Addr {
     let [high, low] = n.to_be_bytes();
     Ipv4Addr::new(127, 17 + bridge, high, low)
@@ -62,11 +62,11 @@ pub(crate) fn own_block() -> Block {
     mesh_addresses().block(1).expect("a block")
 }
 
-/// What an upstream says to a question, over a stream or in a datagram; nothing, if it is silent.
+/// Makes the upstream's reply to a query. The second argument is whether the query came over a stream. `None` means no reply.
 pub(crate) type Said = fn(&Message, bool) -> Option<Vec<u8>>;
 
 impl Lab {
-    /// Starts a resolver whose upstream says what `said` gives.
+    /// Starts a resolver whose upstream sends the replies that `said` makes.
     pub(crate) async fn start(said: Said) -> Self {
         let asked = Arc::new(Mutex::new(BTreeSet::new()));
         let upstream = serve(said, Arc::clone(&asked)).await;
@@ -99,7 +99,8 @@ impl Lab {
         }
     }
 
-    /// The DNS address inside the tunnel device, and what it sends back: to whom, and what.
+    /// Starts the resolver's DNS address inside the tunnel device. Returns it with a channel of the datagrams that it sends: to
+    /// whom, and the payload.
     pub(crate) fn inside(&self) -> (Inside, mpsc::UnboundedReceiver<(SocketAddr, Vec<u8>)>) {
         let (sender, sent) = mpsc::unbounded_channel();
         let device = Arc::new(Wire(sender));
@@ -108,7 +109,7 @@ impl Lab {
         (inside, sent)
     }
 
-    /// Asks in datagrams, several times if need be, as clients do.
+    /// Sends a query over UDP, and again if no reply comes, as clients do.
     pub(crate) async fn ask(&self, from: Ipv4Addr, query: &[u8]) -> Option<Message> {
         let socket = UdpSocket::bind((from, 0)).await.expect("loopback");
         socket.connect(self.at).await.expect("loopback");
@@ -124,7 +125,7 @@ impl Lab {
         None
     }
 
-    /// Asks over a stream.
+    /// Sends a query over TCP.
     pub(crate) async fn ask_streamed(&self, from: Ipv4Addr, query: &[u8]) -> Option<Message> {
         let mut stream = self.connect(from).await?;
         let asked = async {
@@ -143,7 +144,7 @@ impl Lab {
         socket.connect(self.at).await.ok()
     }
 
-    /// How often the upstream was asked for names that begin with `start`.
+    /// How many different names that begin with `start` the upstream was asked for.
     pub(crate) fn asked_for(&self, start: &str) -> usize {
         let asked = self.asked.lock().expect("nobody panics with it");
         asked.iter().filter(|name| name.starts_with(start)).count()
@@ -154,7 +155,7 @@ struct Wire(mpsc::UnboundedSender<(SocketAddr, Vec<u8>)>);
 
 impl Device for Wire {
     fn datagram(&self, _: SocketAddr, destination: SocketAddr, payload: &[u8]) {
-        // Nobody may be left to look.
+        // The test may have dropped the receiver.
         let _ = self.0.send((destination, payload.to_vec()));
     }
 
@@ -185,13 +186,13 @@ pub(crate) fn reply(query: &Message) -> Message {
     reply
 }
 
-/// The name asked for, in lower case.
+/// The name that a query asks for, in lower case.
 pub(crate) fn name_of(query: &Message) -> String {
     let name = query.queries.first().map(|q| q.name().to_lowercase());
     name.map(|name| name.to_string()).unwrap_or_default()
 }
 
-/// One address for every name, and silence for those that begin with `hang`.
+/// Replies with one address for every name. There is no reply for names that begin with `hang`.
 pub(crate) fn an_address(query: &Message, _: bool) -> Option<Vec<u8>> {
     if name_of(query).starts_with("hang") {
         return None;
@@ -247,12 +248,13 @@ fn label(text: &str) -> Label {
     Label::parse(text).expect("a literal")
 }
 
-/// Instances of the services `many` and `large`, and ports of each instance of `many`.
+/// How many instances the services `many` and `large` have, and how many ports each instance of `many` has.
 pub(crate) const MANY: u8 = 105;
 pub(crate) const LARGE: u8 = 200;
 const PORTS: u16 = 16;
 
-/// `web` with one instance, `many` with many ports on each of many instances, and `large` with one port on each of more.
+/// A zone with three services: `web` has one instance, `many` has [`MANY`] with [`PORTS`] ports each, and `large` has [`LARGE`]
+/// with one port each.
 fn zone() -> Zone {
     let id = PublicKey([1; 32]);
     let addresses = mesh_addresses();
@@ -318,14 +320,14 @@ fn zone() -> Zone {
     })
 }
 
-/// KiB of memory that this process has.
+/// The resident memory of the test's process in KiB.
 pub(crate) fn resident_kib() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").expect("procfs");
     let pages = text.split(' ').nth(1).and_then(|n| n.parse::<usize>().ok());
     pages.expect("a number") * 4
 }
 
-/// Counts up, one for each call.
+/// Returns the next message id. Ids count up.
 pub(crate) fn next_id() -> u16 {
     static NEXT: AtomicUsize = AtomicUsize::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed) as u16

@@ -1,4 +1,4 @@
-//! A mesh that is a ledger in this process: the mesh record, one token, and members with their node records.
+//! A mesh that is only a ledger in the test's process: the mesh record, one token, and members with their node records.
 
 use meshd::model::SigningKey;
 use meshd::model::address::{MeshAddresses, unique_local_prefix};
@@ -13,22 +13,17 @@ pub(crate) struct SmallMesh {
     pub(crate) key: SigningKey,
     pub(crate) plan: MeshAddresses,
     pub(crate) token: JoinToken,
-    /// Those that have joined, `m1` first.
+    /// The members, in the order in which they joined. The first is called `m1`.
     pub(crate) members: Vec<Member>,
     pub(crate) ledger: Ledger,
 }
 
 impl SmallMesh {
-    /// With so many members.
+    /// Makes a mesh with `count` members.
     pub(crate) fn new(count: u8) -> Self {
         let key = SigningKey::from_seed(&[201; 32]);
         let token_key = SigningKey::from_seed(&[202; 32]);
-        let plan = MeshAddresses {
-            prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
-            prefix_v6: unique_local_prefix(&key.public()),
-            node_block_v4: 24,
-            node_block_v6: 64,
-        };
+        let plan = record::plan(unique_local_prefix(&key.public()));
         let certificate = record::token(token_key.public()).with("uses", 200);
         let ledger = ledger_of(
             key.public(),
@@ -60,7 +55,7 @@ impl SmallMesh {
         mesh
     }
 
-    /// One that would be the next to join with `token`; none of its records is in the ledger.
+    /// Makes the member that would be the next to join with `token`. None of its records is in the ledger.
     pub(crate) fn next_member(&self, token: &JoinToken) -> Member {
         let number = u8::try_from(self.members.len() + 1).expect("few members");
         let (identity, name) = (Identity::of(number), format!("m{number}"));
@@ -74,12 +69,12 @@ impl SmallMesh {
         }
     }
 
-    /// A record of the administrator's.
+    /// Signs a record with the mesh key.
     pub(crate) fn by_mesh_key(&self, draft: &Draft) -> Envelope {
         draft.signed_by(&self.key)
     }
 
-    /// Another ledger that was given all that this one holds, in the order in which nodes get it.
+    /// Makes another ledger of all that this one holds, in the order in which nodes receive the records.
     pub(crate) fn copy(&self) -> Ledger {
         let mut copy = Ledger::new(self.key.public());
         for envelope in self.ledger.envelopes() {
@@ -89,7 +84,7 @@ impl SmallMesh {
     }
 }
 
-/// That a record was new and is held now.
+/// Asserts that the record was new and is held now.
 #[track_caller]
 pub(crate) fn assert_taken(result: Result<Applied, Refused>) {
     assert!(matches!(result, Ok(Applied::Changed(_))), "{result:?}");

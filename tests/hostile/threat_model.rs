@@ -1,4 +1,4 @@
-//! `docs/threat-model.md` promises what tests hold: each promise names at least one, and each that is named exists.
+//! Every promise of `docs/threat-model.md` names at least one test, and every test that the document names exists.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,13 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What stands between backticks.
+/// The parts of a line that are between backticks.
 fn quoted(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
 
-/// Where a test of this path may be: in a test binary, in a file of its own beside the code, or in the code's file.
+/// The files in which a test of this module path may be: a file of a test binary, a file of tests beside the code, or the file
+/// of the code.
 fn files(modules: &[&str]) -> Vec<PathBuf> {
     let without_tests = match modules {
         [modules @ .., "tests"] => modules,
@@ -28,7 +29,7 @@ fn files(modules: &[&str]) -> Vec<PathBuf> {
     files
 }
 
-/// Whether this text has a test of this name; those of proptest have their attribute in front as well.
+/// Whether this source text has a test of this name. Tests inside `proptest!` have the attribute `#[test]` as well.
 fn has_test(text: &str, name: &str) -> bool {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let heads = [format!("fn {name}("), format!("async fn {name}(")];
@@ -67,7 +68,7 @@ fn every_promise_names_tests_and_every_test_that_is_named_exists() {
                 missing.push(format!("no test holds: {line}"));
             }
         }
-        // The module that this is.
+        // The document names this module itself, which is not a test.
         let named = tests.into_iter().filter(|t| *t != "hostile::threat_model");
         missing.extend(
             named

@@ -1,6 +1,7 @@
-//! A mesh of an earlier version is upgraded program by program while it is attacked, and the others notice nothing.
+//! The programs of a mesh of an earlier version are replaced one by one while the mesh is attacked, and the tunnels and names of the
+//! other nodes go on working.
 //!
-//! Needs the programs of that version:
+//! The tests need the programs of that version:
 //!
 //! ```text
 //! MESHD_EARLIER=directory cargo nextest run --features etcd --test hostile --run-ignored only -E 'test(upgrade)'
@@ -12,37 +13,29 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
-use meshd::node::control::join::join;
 use meshd::wire::JoinToken;
-use meshd::wire::join::JoinRequest;
 use meshd::wire::token::SpkiPin;
 
 use crate::kit::{Hello, Identity, Member, Stream, record};
 use crate::mesh::{Mesh, SOCKET, programs};
+use crate::node_kit::run_on;
 use crate::query::ask;
 
 const NODES: usize = 3;
-/// The host of those who attack the coordinator; no meshd runs on it.
+/// The host from which the coordinator is attacked. No meshd runs on it.
 const ATTACKERS: usize = NODES;
-/// Between two looks whether nodes reach each other.
+/// The time between two checks whether one node reaches another.
 const LOOK: Duration = Duration::from_millis(100);
-/// Before each upgrade, and after the last: attacks have their effect.
+/// How long the attacks go on before each upgrade and after the last one.
 const PAUSE: Duration = Duration::from_secs(3);
-/// Looks in a row that may be missing between two programs that both run: the first handshake after a start
-/// may be lost.
+/// How many checks in a row may fail while both nodes run: the first handshake after a start may be lost.
 const MOST_MISSED: usize = 10;
 
-/// Nodes that are being restarted: an echo to or from them may be lost.
+/// The node that is being restarted, if there is one. An echo to it or from it may be lost.
 type Restarting = Mutex<Option<usize>>;
 
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
-}
-
-/// A member that does what it may not, a stranger, and connections without a word; until `stop`.
+/// Attacks the coordinator until `stop`: as a member that publishes what it must not, as a stranger, and with connections on which
+/// nothing is sent. Returns how many records were sent.
 async fn attack(token: &JoinToken, stop: &AtomicBool) -> usize {
     let target: (SocketAddr, SpkiPin) = (
         token.urls[0].authority().parse().expect("an address"),
@@ -57,7 +50,7 @@ async fn attack(token: &JoinToken, stop: &AtomicBool) -> usize {
                 return;
             }
             let Some(member) = &joined else {
-                joined = join_once(token, "thief").await;
+                joined = Member::join(token, "thief").await.ok();
                 continue;
             };
             let hello = Hello::without_instance();
@@ -103,22 +96,8 @@ async fn attack(token: &JoinToken, stop: &AtomicBool) -> usize {
     attempts.into_inner()
 }
 
-async fn join_once(token: &JoinToken, name: &str) -> Option<Member> {
-    let identity = Identity::new();
-    let membership = record::membership(token.key.public(), &identity, name).signed_by(&token.key);
-    let request = JoinRequest::make(membership.clone(), identity.key());
-    let block = join(&token.urls, token.pin, &request).await.ok()?.block;
-    Some(Member {
-        identity,
-        name: name.to_owned(),
-        token: token.clone(),
-        membership,
-        block,
-    })
-}
-
-/// Asks `from` for the name of `to` and sends it an echo, again and again until `stop`; gives the most that were missing in a
-/// row while neither was being restarted.
+/// Until `stop`, resolves names of `to` and of a service on `from` and sends an echo from `from` to `to`. Returns the greatest number
+/// of checks that failed in a row while neither node was being restarted.
 fn look(mesh: &Mesh, from: usize, to: usize, restarting: &Restarting, stop: &AtomicBool) -> usize {
     let resolver = IpAddr::V4(Ipv4Addr::new(10, 210, 0, 53));
     let (name, host) = (format!("n{}.node.mesh.", to + 1), &mesh.nodes[from].host);
@@ -148,7 +127,7 @@ fn look(mesh: &Mesh, from: usize, to: usize, restarting: &Restarting, stop: &Ato
     most
 }
 
-/// Ends the others as well when one fails.
+/// Stops the other threads when it is dropped, so that they end when one of them panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -157,7 +136,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Replaces programs in this order: a node, or the coordinator.
+/// Replaces the programs in this order. `Some` is a node, `None` is the coordinator.
 fn upgrade(order: &[Option<usize>]) {
     let earlier = std::env::var_os("MESHD_EARLIER").expect("the programs of the version before");
     let mut mesh = Mesh::start_from(earlier.into(), NODES + 1).expect("root");
@@ -177,7 +156,7 @@ fn upgrade(order: &[Option<usize>]) {
     };
     reach_each_other(&mesh);
     let token = JoinToken::parse(&mesh.token(&["--uses", "1000"])).expect("a token");
-    // From here on all that is started is of this version.
+    // All programs that are started from here on are of this version.
     mesh.programs = programs();
     let mut daemons: Vec<_> = mesh.nodes.iter_mut().map(|n| n.daemon.take()).collect();
     let mut coordinator = mesh.coordinator.take();
@@ -186,11 +165,9 @@ fn upgrade(order: &[Option<usize>]) {
     let (most, attempts) = std::thread::scope(|scope| {
         let _stop = Stop(&stop);
         let attackers = scope.spawn(|| {
-            let attack = || runtime().block_on(attack(&token, &stop));
-            mesh.nodes[ATTACKERS]
-                .host
-                .inside(attack)
-                .expect("a namespace")
+            run_on(&mesh.nodes[ATTACKERS].host, async || {
+                Box::pin(attack(&token, &stop)).await
+            })
         });
         let pairs = (0..NODES).flat_map(|from| (0..NODES).map(move |to| (from, to)));
         let lookers: Vec<_> = pairs
@@ -233,7 +210,7 @@ fn upgrade(order: &[Option<usize>]) {
     eprintln!("{attempts} hostile records, {most} looks missed in a row at most");
     assert!(attempts > 1000, "{attempts}");
     assert!(most <= MOST_MISSED, "{most}");
-    // And what is said now comes to all.
+    // A service that is added after the upgrade reaches all nodes.
     assert_eq!(
         mesh.on(1, &["service", "add", "late", "--port", "81"]).code,
         0

@@ -75,7 +75,7 @@ fn what_lets_meshd_change_the_hosts_resolver_is_there_and_asks_for_no_more() {
             .any(|line| line == "ExecStopPost=-+/usr/local/bin/meshd --restore-resolv-conf"),
         "{unit}"
     );
-    // The right to write in /etc is the right to become root: no unit that runs for long has it.
+    // A program that can write in /etc can become root, so no unit that runs for long has this right.
     for name in DAEMONS {
         let unit = read(&format!("systemd/{name}.service"));
         for right in [
@@ -113,7 +113,7 @@ fn the_helper_that_writes_resolv_conf_runs_for_a_moment_without_rights_or_networ
         "ReadWritePaths=/etc",
         "PrivateNetwork=yes",
         "RestrictAddressFamilies=none",
-        // Two programs that both want the file must not end in a unit that has failed.
+        // Two programs that write the file by turns start the unit often. The unit must not fail for that reason.
         "StartLimitIntervalSec=0",
     ] {
         assert!(settings.contains(&line), "no {line}");
@@ -121,7 +121,7 @@ fn the_helper_that_writes_resolv_conf_runs_for_a_moment_without_rights_or_networ
     let capabilities = settings.iter().filter(|l| l.contains("CAP_"));
     assert_eq!(capabilities.count(), 0, "{helper}");
     let path = read("systemd/meshd-resolv-conf.path");
-    // The default socket's directory, where meshd asks.
+    // meshd writes its request into the directory of the default socket.
     assert!(
         path.contains("\nPathChanged=/run/meshd/resolv.conf\n"),
         "{path}"

@@ -13,17 +13,13 @@ use meshd::model::record::{
 };
 use meshd::model::time::UnixSeconds;
 use meshd::model::{Label, PublicKey, SigningKey, WireGuardKey};
-use meshd::wire::control::{FromCoordinator, FromNode, PROTOCOL};
+use meshd::wire::control::{FromCoordinator, FromNode};
 use meshd::wire::{Envelope, JoinToken, Ledger};
-use rustls_pki_types::pem::PemObject as _;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::mesh::Mesh;
 use crate::query::ask;
+use crate::stand_in::{Socket, acknowledge, frame, greet, stand_in};
 
 /// How often an adversary looks for what to pass on.
 const TICK: Duration = Duration::from_millis(10);
@@ -35,80 +31,15 @@ struct Deck {
     streams: usize,
 }
 
-/// A node's stream as an adversary has it.
-pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
-
 /// Serves the control protocol on the coordinator's port with the coordinator's TLS key.
 fn impersonate(mesh: &Mesh, deck: &Arc<Mutex<Deck>>) {
     let deck = Arc::clone(deck);
     stand_in(mesh, move |socket| stream(socket, Arc::clone(&deck)));
 }
 
-/// Takes the coordinator's place, with its TLS key; `serve` has each stream.
-pub(crate) fn stand_in<F>(mesh: &Mesh, serve: impl Fn(Socket) -> F + Send + 'static)
-where
-    F: Future<Output = Option<()>> + Send + 'static,
-{
-    let pem = |name: &str| {
-        let path = mesh.coordinator_host.path("/run/coordinator").join(name);
-        std::fs::read(path).expect("the coordinator's own file")
-    };
-    let certificate =
-        rustls_pki_types::CertificateDer::from_pem_slice(&pem("tls.crt")).expect("a certificate");
-    let key = rustls_pki_types::PrivateKeyDer::from_pem_slice(&pem("tls.key")).expect("a key");
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(
-        rustls::crypto::ring::default_provider(),
-    ))
-    .with_protocol_versions(&[&rustls::version::TLS13])
-    .expect("TLS 1.3")
-    .with_no_client_auth()
-    .with_single_cert(vec![certificate], key)
-    .expect("a pair");
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = mesh
-        .coordinator_host
-        .inside(|| std::net::TcpListener::bind("0.0.0.0:7443"))
-        .expect("a namespace")
-        .expect("the coordinator is dead");
-    listener.set_nonblocking(true).expect("a socket");
-    // The thread ends with the test's process.
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(async move {
-            let listener = TcpListener::from_std(listener).expect("a socket");
-            while let Ok((tcp, _)) = listener.accept().await {
-                // What does not come so far was no node.
-                if let Ok(tls) = acceptor.accept(tcp).await
-                    && let Ok(socket) = tokio_tungstenite::accept_async(tls).await
-                {
-                    tokio::spawn(serve(socket));
-                }
-            }
-        });
-    });
-}
-
 /// One node's stream, from its hello to its end.
 async fn stream(mut socket: Socket, deck: Arc<Mutex<Deck>>) -> Option<()> {
-    let say = |message: &FromCoordinator| {
-        Message::text(serde_json::to_string(message).expect("plain data"))
-    };
-    socket.next().await?.ok()?;
-    let challenge = FromCoordinator::Challenge {
-        nonce: PublicKey([7; 32]).to_string(),
-    };
-    socket.send(say(&challenge)).await.ok()?;
-    socket.next().await?.ok()?;
-    let welcome = FromCoordinator::Welcome {
-        protocol: PROTOCOL,
-        store: "another".into(),
-        revision: 1,
-        snapshot: true,
-    };
-    socket.send(say(&welcome)).await.ok()?;
+    greet(&mut socket).await?;
     deck.lock().expect("no panic").streams += 1;
     let mut sent = 0;
     loop {
@@ -117,7 +48,7 @@ async fn stream(mut socket: Socket, deck: Arc<Mutex<Deck>>) -> Option<()> {
             sent += records.len();
             let revision = sent as u64;
             let changes = FromCoordinator::Changes { revision, records };
-            socket.send(say(&changes)).await.ok()?;
+            socket.send(frame(&changes)).await.ok()?;
         }
         let Ok(message) = tokio::time::timeout(TICK, socket.next()).await else {
             continue;
@@ -126,15 +57,9 @@ async fn stream(mut socket: Socket, deck: Arc<Mutex<Deck>>) -> Option<()> {
             continue;
         };
         if let Ok(FromNode::Publish { sequence, records }) = serde_json::from_str(&text) {
-            let accepted = u32::try_from(records.len()).expect("few");
+            let accepted = records.len();
             deck.lock().expect("no panic").records.extend(records);
-            let published = FromCoordinator::Published {
-                sequence,
-                accepted,
-                refused: vec![],
-                refused_records: vec![],
-            };
-            socket.send(say(&published)).await.ok()?;
+            acknowledge(&mut socket, sequence, accepted).await?;
         }
     }
 }

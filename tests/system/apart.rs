@@ -9,8 +9,8 @@ use crate::mesh::Mesh;
 use crate::query::ask;
 
 const NODES: usize = 20;
-/// How long an emptied coordinator may take to have its members back: it waits half a minute, and nodes come back within
-/// another quarter.
+/// How long a coordinator whose store was emptied may take until it holds its members again. It waits half a minute for them, and
+/// nodes connect again within another quarter of a minute.
 const REFILL: Duration = Duration::from_secs(90);
 
 /// Whether node `n` answers `name` with an address.
@@ -76,7 +76,7 @@ fn services_change_and_nodes_restart_with_no_coordinator_and_an_emptied_one_is_f
     mesh.start_coordinator();
     let began = Instant::now();
     assert_eq!(mesh.admin(&["init"]).code, 0);
-    // At first it only learns who was removed.
+    // For some time the coordinator admits nobody and only learns which nodes were removed.
     mesh.wait_within(
         REFILL,
         "the coordinator knows all nodes and their blocks again",

@@ -9,8 +9,8 @@ use meshd::wire::control::{FromCoordinator, FromNode, Refusal, copy_message};
 use meshd::wire::envelope::{Purpose, Signature};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::adversary::{Socket, stand_in};
 use crate::mesh::Mesh;
+use crate::stand_in::{Socket, frame, stand_in};
 
 /// What a coordinator that means harm has heard and done.
 #[derive(Default)]
@@ -20,9 +20,6 @@ struct Ruse {
 
 /// Asks the node to sign against itself, then says that it is a copy, with all the proofs that can be had.
 async fn claim_a_copy(mut socket: Socket, ruse: Arc<Mutex<Ruse>>) -> Option<()> {
-    let say = |message: &FromCoordinator| {
-        Message::Text(serde_json::to_string(message).expect("plain data").into())
-    };
     let Message::Text(text) = socket.next().await?.ok()? else {
         return None;
     };
@@ -50,7 +47,7 @@ async fn claim_a_copy(mut socket: Socket, ruse: Arc<Mutex<Ruse>>) -> Option<()> 
         _ => {
             let nonce = instance.clone();
             socket
-                .send(say(&FromCoordinator::Challenge { nonce }))
+                .send(frame(&FromCoordinator::Challenge { nonce }))
                 .await
                 .ok()?;
             let Message::Text(text) = socket.next().await?.ok()? else {
@@ -67,7 +64,7 @@ async fn claim_a_copy(mut socket: Socket, ruse: Arc<Mutex<Ruse>>) -> Option<()> 
         message: "this one is a copy".into(),
         proof,
     };
-    socket.send(say(&refuse)).await.ok()
+    socket.send(frame(&refuse)).await.ok()
 }
 
 #[test]

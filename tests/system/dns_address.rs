@@ -4,42 +4,21 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RecordType};
 use meshd::lab::Host;
 use meshd::tunnel::{Drop, Here, Local, PeerConfig, Taken, Tunnel, TunnelConfig};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::engine;
 use crate::mesh::{Mesh, world, write};
-use crate::query::{Answer, ask};
+use crate::query::{Answer, ask, serve_address};
 
 const ADDRESS: &str = "10.210.0.53";
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
 
 /// A resolver of the world outside: every name is [`ELSEWHERE`].
 fn serve_elsewhere(host: &Host) {
-    let socket = host
-        .inside(|| UdpSocket::bind("0.0.0.0:5300"))
-        .expect("a namespace")
-        .expect("a free port");
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
-            let Ok(query) = Message::from_vec(&buffer[..length]) else {
-                continue;
-            };
-            let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
-            reply.metadata.recursion_available = true;
-            for question in &query.queries {
-                reply.add_query(question.clone());
-                if question.query_type() == RecordType::A {
-                    let data = RData::A(ELSEWHERE.into());
-                    reply.add_answer(Record::from_rdata(question.name().clone(), 60, data));
-                }
-            }
-            let _ = socket.send_to(&reply.to_vec().expect("a small message"), client);
-        }
-    });
+    serve_address(host, ("0.0.0.0", 5300), ELSEWHERE, 60);
 }
 
 /// A host that lets nothing in but the tunnel and replies, and has another resolver on all its addresses.
@@ -257,36 +236,10 @@ fn queries_sent_ahead_over_tcp_are_answered_in_order() {
 #[test]
 fn containers_are_answered_and_neighbours_on_the_lan_are_not() {
     let Some(mesh) = Mesh::start(2) else { return };
-    // The second host is a container: a port of the first one's bridge.
-    let container = mesh.nodes[1].host.pid().to_string();
-    let on = |host: &Host, arguments: &str| {
-        let mut ip = host.command("ip").expect("a namespace");
-        let done = ip.args(arguments.split(' ')).status();
-        assert!(done.is_ok_and(|status| status.success()), "{arguments}");
-    };
     let [host, inside] = [&mesh.nodes[0].host, &mesh.nodes[1].host];
-    for arguments in [
-        "link add docker0 type bridge",
-        "address add 172.17.0.1/16 dev docker0",
-        "link set docker0 up",
-        "link add v0 type veth peer name ct0",
-        "link set v0 master docker0 up",
-        &format!("link set ct0 netns {container}"),
-    ] {
-        on(host, arguments);
-    }
-    for arguments in [
-        "address add 172.17.0.2/16 dev ct0",
-        "link set ct0 up",
-        "route add 10.210.0.0/16 via 172.17.0.1",
-    ] {
-        on(inside, arguments);
-    }
-    host.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))
-        .expect("a namespace")
-        .expect("root");
+    engine::attach(host, inside);
     let neighbour = &mesh.coordinator_host;
-    on(
+    engine::ip(
         neighbour,
         &format!("route add 10.210.0.0/16 via {}", host.v4()),
     );

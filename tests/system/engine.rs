@@ -10,6 +10,56 @@ fn id() -> String {
     "c".repeat(64)
 }
 
+/// Runs `ip` on a host and asserts that it succeeds.
+pub(crate) fn ip(host: &Host, arguments: &str) {
+    let mut command = host.command("ip").expect("a namespace");
+    let status = command.args(arguments.split(' ')).status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "ip {arguments}"
+    );
+}
+
+/// Makes the bridge `docker0` on a host.
+fn make_docker0(host: &Host) {
+    for arguments in [
+        "link add docker0 type bridge",
+        "address add 172.17.0.1/16 dev docker0",
+        "link set docker0 up",
+    ] {
+        ip(host, arguments);
+    }
+}
+
+/// Makes the bridge `docker0` on a host, and starts an engine with a container of the service `web` on that bridge, at 172.17.0.2.
+pub(crate) fn start_on_docker0(host: &Host) {
+    make_docker0(host);
+    start(host, "docker0", "172.17.0.0/16", Some("172.17.0.2"));
+}
+
+/// Makes the host `container` a container of `host`: it is connected to the bridge `docker0` with the address 172.17.0.2, and sends
+/// to the mesh through `host`.
+pub(crate) fn attach(host: &Host, container: &Host) {
+    make_docker0(host);
+    for arguments in [
+        "link add v0 type veth peer name ct0",
+        "link set v0 master docker0 up",
+        &format!("link set ct0 netns {}", container.pid()),
+    ] {
+        ip(host, arguments);
+    }
+    for arguments in [
+        "address add 172.17.0.2/16 dev ct0",
+        "link set ct0 up",
+        "route add 10.210.0.0/16 via 172.17.0.1",
+    ] {
+        ip(container, arguments);
+    }
+    host.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1"))
+        .expect("a namespace")
+        .expect("root");
+}
+
 /// Answers at a host's `/run/docker.sock` for as long as the test runs: there is a network on `bridge` with `subnet`, and a
 /// container of the service `web` on it at `address`, if that is given.
 pub(crate) fn start(host: &Host, bridge: &str, subnet: &str, address: Option<&str>) {

@@ -1,43 +1,20 @@
 //! The host's own lookups: /etc/resolv.conf in meshd's hands, systemd-resolved told over D-Bus, and what a doctor says.
 
 use std::io::{Read as _, Write as _};
-use std::net::UdpSocket;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use hickory_proto::op::Message;
-use hickory_proto::rr::{RData, Record, RecordType};
 use meshd::lab::Host;
 use meshd::wire::local::{Checkup, Inside, NetworkKind};
 
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
+use crate::query::serve_address;
 
 /// A resolver of the world outside, on port 53: every name is `address`.
 fn serve_elsewhere(host: &Host, listen: &str, address: [u8; 4]) {
-    let socket = host
-        .inside(|| UdpSocket::bind((listen, 53)))
-        .expect("a namespace")
-        .expect("a free port");
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
-            let Ok(query) = Message::from_vec(&buffer[..length]) else {
-                continue;
-            };
-            let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
-            reply.metadata.recursion_available = true;
-            for question in &query.queries {
-                reply.add_query(question.clone());
-                if question.query_type() == RecordType::A {
-                    let data = RData::A(std::net::Ipv4Addr::from(address).into());
-                    reply.add_answer(Record::from_rdata(question.name().clone(), 1, data));
-                }
-            }
-            let _ = socket.send_to(&reply.to_vec().expect("a small message"), client);
-        }
-    });
+    serve_address(host, (listen, 53), address.into(), 1);
 }
 
 /// Gives a node an /etc of its own with `resolv_conf` in it: the lab's hosts share the machine's.

@@ -21,23 +21,11 @@ fn set_ipv6(mesh: &Mesh, n: usize, on: bool) {
     }
 }
 
-fn ip(mesh: &Mesh, n: usize, arguments: &str) {
-    let words: Vec<&str> = arguments.split(' ').collect();
-    assert!(mesh.succeeds(n, "ip", &words), "ip {arguments}");
-}
-
 /// What a program prints on a node.
 fn printed(mesh: &Mesh, n: usize, program: &str, arguments: &str) -> String {
     let mut command = mesh.nodes[n].host.command(program).expect("a namespace");
     let output = command.args(arguments.split(' ')).output();
     String::from_utf8_lossy(&output.expect("a program").stdout).into_owned()
-}
-
-fn has_problem(mesh: &Mesh, n: usize, words: &[&str]) -> bool {
-    mesh.status(n).problems.iter().any(|problem| {
-        let text = format!("{} {} {}", problem.what, problem.why, problem.fix);
-        words.iter().all(|word| text.contains(word))
-    })
 }
 
 /// What `meshctl resolve` on a node answers for a name.
@@ -69,11 +57,7 @@ fn a_node_joins_without_ipv6_and_nobody_is_sent_to_its_ipv6_address() {
         let [(v4, v6), (other, other_v6)] = [mesh.addresses(0), mesh.addresses(1)];
         assert!(mesh.pings(0, &other.to_string()) && mesh.pings(1, &v4.to_string()));
         let problems = mesh.status(0).problems;
-        assert!(has_problem(
-            &mesh,
-            0,
-            &["only its IPv4 address", "disable_ipv6"]
-        ));
+        assert!(mesh.has_problem(0, &["only its IPv4 address", "disable_ipv6"]));
         assert_eq!(problems.len(), 1, "{problems:?}");
         mesh.wait_until("the service is known", || {
             answers(&mesh, 1, "web.svc.mesh", "A").contains(&v4.to_string())
@@ -176,7 +160,7 @@ fn all_programs_run_where_the_kernel_gives_no_ipv6_sockets() {
     let [(v4, _), (other, _)] = [mesh.addresses(0), mesh.addresses(1)];
     assert!(mesh.pings(0, &other.to_string()) && mesh.pings(1, &v4.to_string()));
     let problems = mesh.status(0).problems;
-    assert!(has_problem(&mesh, 0, &["only its IPv4 address"]));
+    assert!(mesh.has_problem(0, &["only its IPv4 address"]));
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert_eq!(mesh.on(0, &["status", "--check", "ready"]).code, 0);
 }
@@ -188,24 +172,24 @@ fn ipv6_that_is_switched_off_while_a_node_runs_takes_nothing_else_with_it_and_co
     assert!(mesh.pings(1, &v6.to_string()));
     set_ipv6(&mesh, 0, false);
     mesh.wait_until("it is a problem", || {
-        has_problem(&mesh, 0, &["only its IPv4 address"])
+        mesh.has_problem(0, &["only its IPv4 address"])
     });
     mesh.wait_until("the other node no longer sends anybody there", || {
         !answers(&mesh, 1, "n1.node.mesh", "AAAA").contains(&v6.to_string())
     });
-    ip(&mesh, 0, "route del 10.210.0.0/16 dev mesh0");
+    mesh.ip(0, "route del 10.210.0.0/16 dev mesh0");
     mesh.wait_until("the IPv4 route is back", || {
         printed(&mesh, 0, "ip", "route").contains("10.210.0.0/16 dev mesh0")
     });
     assert!(mesh.pings(0, &other.to_string()) && mesh.pings(1, &v4.to_string()));
-    assert!(!has_problem(&mesh, 0, &["not as it should be"]));
+    assert!(!mesh.has_problem(0, &["not as it should be"]));
 
     set_ipv6(&mesh, 0, true);
     mesh.wait_until("its addresses come back", || {
         mesh.pings(0, &other_v6.to_string()) && mesh.pings(1, &v6.to_string())
     });
     mesh.wait_until("the problem is gone", || {
-        !has_problem(&mesh, 0, &["only its IPv4 address"])
+        !mesh.has_problem(0, &["only its IPv4 address"])
     });
     mesh.wait_until("the other node sends people there again", || {
         answers(&mesh, 1, "n1.node.mesh", "AAAA").contains(&v6.to_string())
@@ -223,7 +207,7 @@ fn what_somebody_takes_away_is_back_by_the_kernels_notices() {
         "route del 10.210.0.0/16 dev mesh0".to_owned(),
         "link set mesh0 down".to_owned(),
     ] {
-        ip(&mesh, 0, &taken);
+        mesh.ip(0, &taken);
         mesh.wait_until(&format!("all is back after {taken}"), || {
             let addresses = printed(&mesh, 0, "ip", "address show dev mesh0");
             let routes = printed(&mesh, 0, "ip", "route") + &printed(&mesh, 0, "ip", "-6 route");
@@ -235,7 +219,7 @@ fn what_somebody_takes_away_is_back_by_the_kernels_notices() {
     }
     assert!(begun.elapsed() < WITHOUT_NOTICES, "{:?}", begun.elapsed());
     assert!(mesh.pings(0, &other.to_string()) && mesh.pings(0, &other_v6.to_string()));
-    assert!(!has_problem(&mesh, 0, &["again and again"]));
+    assert!(!mesh.has_problem(0, &["again and again"]));
 }
 
 #[test]
@@ -251,7 +235,7 @@ fn a_program_that_takes_a_route_away_for_ever_is_one_problem_and_a_few_lines_in_
         });
         let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             mesh.wait_until("it is a problem", || {
-                has_problem(&mesh, 0, &["again and again", "mesh0"])
+                mesh.has_problem(0, &["again and again", "mesh0"])
             });
         }));
         done.store(true, Ordering::Relaxed);
@@ -316,11 +300,11 @@ fn a_way_that_somebody_else_took_is_named_with_table_route_and_device() {
     ];
     for (done, undone, named) in &cases {
         for arguments in done {
-            ip(&mesh, 0, arguments);
+            mesh.ip(0, arguments);
         }
         mesh.wait_until(
             &format!("{done:?} is a problem that names {named:?}"),
-            || has_problem(&mesh, 0, named),
+            || mesh.has_problem(0, named),
         );
         let doctor = mesh.on(0, &["doctor"]);
         assert_ne!(doctor.code, 0, "{doctor:?}");
@@ -331,10 +315,10 @@ fn a_way_that_somebody_else_took_is_named_with_table_route_and_device() {
             assert!(ping.stderr.contains(named[1]), "{ping:?}");
         }
         for arguments in undone {
-            ip(&mesh, 0, arguments);
+            mesh.ip(0, arguments);
         }
         mesh.wait_until(&format!("after {undone:?} all is well"), || {
-            !has_problem(&mesh, 0, &["do not go into mesh0"])
+            !mesh.has_problem(0, &["do not go into mesh0"])
         });
     }
     assert_eq!(mesh.on(0, &["ping", "-c", "1", "n2"]).code, 0);
@@ -346,19 +330,7 @@ fn forwarding_that_somebody_switches_off_is_back_by_the_kernels_notice() {
         return;
     };
     mesh.kill_node(0);
-    for arguments in [
-        "link add docker0 type bridge",
-        "address add 172.17.0.1/16 dev docker0",
-        "link set docker0 up",
-    ] {
-        ip(&mesh, 0, arguments);
-    }
-    engine::start(
-        &mesh.nodes[0].host,
-        "docker0",
-        "172.17.0.0/16",
-        Some("172.17.0.2"),
-    );
+    engine::start_on_docker0(&mesh.nodes[0].host);
     mesh.start_node(0);
     let token = mesh.token(&[]);
     assert_eq!(mesh.on(0, &["join", &token]).code, 0);
@@ -385,7 +357,7 @@ fn whatever_part_of_its_state_a_full_disk_refuses_is_a_problem_until_it_is_writt
         assert_eq!(mesh.on(n, &["join", &token]).code, 0);
     }
     let directory = mesh.nodes[0].host.path("/run/state");
-    let is_full = |mesh: &Mesh| has_problem(mesh, 0, &["No space left", "make room"]);
+    let is_full = |mesh: &Mesh| mesh.has_problem(0, &["No space left", "make room"]);
     fill(&directory);
     // One change, which the last page of the records may still take.
     let ended = mesh.on(1, &["service", "add", "web", "--port", "80"]);

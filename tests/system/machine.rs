@@ -235,7 +235,7 @@ fn a_clock_that_is_an_hour_off_is_named_where_it_matters() {
     }
     let all_reach = |mesh: &Mesh| (0..3).all(|n| mesh.reaches(n) == 2);
     mesh.wait_until("all nodes reach each other", || all_reach(&mesh));
-    // A clock that goes wrong later ends no tunnel.
+    // A clock that becomes wrong after the join ends no tunnel.
     restart(&mut mesh, ["+1h", "-1h"]);
     mesh.wait_until("all nodes reach each other again", || all_reach(&mesh));
 }

@@ -4,6 +4,7 @@
 
 mod mesh;
 mod query;
+mod stand_in;
 mod tunnels;
 
 mod adversary;

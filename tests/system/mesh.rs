@@ -32,11 +32,11 @@ pub(crate) struct Mesh {
     /// Held, since everything ends with it.
     _world: World,
     pub(crate) logs: tempfile::TempDir,
-    /// Where the programs are that are started next: of this version, or of an earlier one.
+    /// The directory of the programs that are started next. They can be of this version or of an earlier one.
     pub(crate) programs: PathBuf,
 }
 
-/// Where this version's programs are.
+/// The directory of this version's programs.
 pub(crate) fn programs() -> PathBuf {
     let program = Path::new(env!("CARGO_BIN_EXE_meshd"));
     program.parent().expect("in a directory").to_owned()
@@ -57,7 +57,7 @@ impl Mesh {
         Self::start_from(programs(), count)
     }
 
-    /// The same with the programs in this directory.
+    /// Does the same as [`Mesh::start`] with the programs in the directory `programs`.
     pub(crate) fn start_from(programs: PathBuf, count: usize) -> Option<Self> {
         let mut mesh = Self::hosts(programs, count)?;
         mesh.start_coordinator();
@@ -68,7 +68,7 @@ impl Mesh {
         Some(mesh)
     }
 
-    /// The hosts of a coordinator and `count` nodes, on which nothing runs.
+    /// Makes the hosts of a coordinator and of `count` nodes, and starts no program on them.
     pub(crate) fn hosts(programs: PathBuf, count: usize) -> Option<Self> {
         let world = world()?;
         let logs = tempfile::tempdir().expect("a temporary directory");
@@ -211,7 +211,7 @@ impl Mesh {
         self.wait_within(PATIENCE, what, condition);
     }
 
-    /// For what takes longer than usual when all is well.
+    /// Does the same as [`Mesh::wait_until`] for a condition that may take longer than a test usually waits.
     pub(crate) fn wait_within(
         &self,
         limit: Duration,
@@ -245,6 +245,20 @@ impl Mesh {
             .args(arguments)
             .output()
             .is_ok_and(|output| output.status.success())
+    }
+
+    /// Runs `ip` on a node, which has to succeed.
+    pub(crate) fn ip(&self, n: usize, arguments: &str) {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        assert!(self.succeeds(n, "ip", &words), "ip {arguments}");
+    }
+
+    /// Whether the status of a node has a problem with all of `words` in its text.
+    pub(crate) fn has_problem(&self, n: usize, words: &[&str]) -> bool {
+        self.status(n).problems.iter().any(|problem| {
+            let text = format!("{} {} {}", problem.what, problem.why, problem.fix);
+            words.iter().all(|word| text.contains(word))
+        })
     }
 
     /// Whether an echo from node `from` to `address` is answered within five tries.

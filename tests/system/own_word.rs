@@ -1,14 +1,14 @@
-//! A coordinator that does not accept what a node says: the node says so, in the coordinator's words, and offers it again.
+//! When a coordinator refuses a node's own record, the node shows a problem with the coordinator's reason and publishes the record
+//! again.
 
 use std::sync::{Arc, Mutex};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use meshd::model::PublicKey;
-use meshd::wire::control::{FromCoordinator, FromNode, PROTOCOL, RefusedReason, RefusedRecord};
+use meshd::wire::control::{FromCoordinator, FromNode, RefusedReason, RefusedRecord};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::adversary::{Socket, stand_in};
 use crate::mesh::Mesh;
+use crate::stand_in::{Socket, frame, greet, stand_in};
 
 const WORDS: &str = "the moon is full";
 
@@ -16,30 +16,14 @@ const WORDS: &str = "the moon is full";
 #[derive(Default)]
 struct Mood {
     refuses: bool,
-    /// Whether it names the records that it refuses; those of earlier versions do not.
+    /// Whether it names the records that it refuses. Coordinators of earlier versions do not.
     names: bool,
     refused: usize,
     accepted: usize,
 }
 
 async fn serve(mut socket: Socket, mood: Arc<Mutex<Mood>>) -> Option<()> {
-    let say = |message: &FromCoordinator| {
-        Message::text(serde_json::to_string(message).expect("plain data"))
-    };
-    socket.next().await?.ok()?;
-    let nonce = PublicKey([7; 32]).to_string();
-    socket
-        .send(say(&FromCoordinator::Challenge { nonce }))
-        .await
-        .ok()?;
-    socket.next().await?.ok()?;
-    let welcome = FromCoordinator::Welcome {
-        protocol: PROTOCOL,
-        store: "another".into(),
-        revision: 1,
-        snapshot: true,
-    };
-    socket.send(say(&welcome)).await.ok()?;
+    greet(&mut socket).await?;
     loop {
         let Message::Text(text) = socket.next().await?.ok()? else {
             continue;
@@ -69,7 +53,7 @@ async fn serve(mut socket: Socket, mood: Arc<Mutex<Mood>>) -> Option<()> {
             refused,
             refused_records,
         };
-        socket.send(say(&published)).await.ok()?;
+        socket.send(frame(&published)).await.ok()?;
     }
 }
 
@@ -92,7 +76,7 @@ fn a_record_that_the_coordinator_refuses_is_a_problem_in_its_words_and_is_offere
             names,
             ..Mood::default()
         };
-        // It publishes all that it says when the stream opens.
+        // A node publishes all its own records when its stream opens.
         mesh.kill_node(0);
         mesh.start_node(0);
         let is_quoted = |mesh: &Mesh| {
@@ -102,12 +86,12 @@ fn a_record_that_the_coordinator_refuses_is_a_problem_in_its_words_and_is_offere
                 .any(|p| p.what.contains("where this node is reached") && p.why.contains(WORDS))
         };
         mesh.wait_until("the refusal is a problem", || is_quoted(&mesh));
-        mesh.wait_until("it is offered again", || {
+        mesh.wait_until("the node offers the record again", || {
             mood.lock().expect("no panic").refused >= 2
         });
         assert!(is_quoted(&mesh));
         mood.lock().expect("no panic").refuses = false;
-        mesh.wait_until("it is accepted, and no problem any more", || {
+        mesh.wait_until("the record is accepted and the problem is gone", || {
             mood.lock().expect("no panic").accepted > 0 && !is_quoted(&mesh)
         });
     }

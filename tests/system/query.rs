@@ -1,11 +1,11 @@
 //! Asks a resolver, over UDP and TCP, and fetches pages, from inside a host.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{Name, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use meshd::lab::Host;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -122,4 +122,47 @@ pub(crate) fn fetch(host: &Host, server: SocketAddr) -> io::Result<String> {
             .unwrap_or_default())
     })
     .expect("a namespace")
+}
+
+/// Answers every query that is sent to `listen` on `host`, as a resolver outside the mesh does, until the test ends. `said` makes the
+/// answers and the additional records.
+pub(crate) fn serve_answers(
+    host: &Host,
+    listen: (&str, u16),
+    said: impl Fn(&Query) -> (Vec<Record>, Vec<Record>) + Send + 'static,
+) {
+    let socket = host
+        .inside(|| UdpSocket::bind(listen))
+        .expect("a namespace")
+        .expect("a free port");
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer) {
+            let Ok(query) = Message::from_vec(&buffer[..length]) else {
+                continue;
+            };
+            let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
+            reply.metadata.recursion_available = true;
+            for question in &query.queries {
+                reply.add_query(question.clone());
+                let (answers, additional) = said(question);
+                for record in answers {
+                    reply.add_answer(record);
+                }
+                for record in additional {
+                    reply.add_additional(record);
+                }
+            }
+            let _ = socket.send_to(&reply.to_vec().expect("a small message"), client);
+        }
+    });
+}
+
+/// Does the same with one address for every name.
+pub(crate) fn serve_address(host: &Host, listen: (&str, u16), address: Ipv4Addr, ttl: u32) {
+    serve_answers(host, listen, move |question| {
+        let record = || Record::from_rdata(question.name().clone(), ttl, RData::A(address.into()));
+        let asked = question.query_type() == RecordType::A;
+        (asked.then(record).into_iter().collect(), vec![])
+    });
 }

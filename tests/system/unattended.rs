@@ -7,7 +7,7 @@ use meshd::wire::local::{NodeState, Problem};
 
 use crate::mesh::{Mesh, write};
 
-/// How long an emptied coordinator may take to have its members back.
+/// How long a coordinator whose store was emptied may take until it holds its members again.
 const REFILL: Duration = Duration::from_secs(90);
 
 /// The one thing that keeps node 0 from joining.

@@ -1,4 +1,4 @@
-//! A real coordinator on loopback, its mesh key, and its administrator.
+//! A real coordinator process on loopback, with the mesh key and the commands of its administrator.
 
 use std::fs::Permissions;
 use std::io::{Read as _, Write as _};
@@ -22,9 +22,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::record::{self, Draft};
-use super::{Identity, Member, PATIENCE, Stolen, identity};
+use super::{Identity, Member, PATIENCE, identity};
 
-/// Where a coordinator is, and the pin of its TLS key.
+/// Something that has the address of a coordinator and the pin of its TLS key.
 pub(crate) trait At {
     fn at(&self) -> (SocketAddr, SpkiPin);
 }
@@ -41,51 +41,31 @@ impl At for (SocketAddr, SpkiPin) {
     }
 }
 
-/// The programs of a version, this one by default.
-#[derive(Debug, Clone)]
-pub(crate) struct Programs {
-    pub(crate) coordinator: PathBuf,
-}
-
-impl Default for Programs {
-    fn default() -> Self {
-        Self {
-            coordinator: env!("CARGO_BIN_EXE_mesh-coordinator").into(),
-        }
-    }
-}
-
-/// Ends with the value.
+/// A running coordinator process. Dropping the value kills the process.
 pub(crate) struct Coordinator {
     process: Child,
     directory: tempfile::TempDir,
-    programs: Programs,
     port: u16,
     mesh_key: SigningKey,
-    /// Absent until it has a mesh.
+    /// `None` until the coordinator has a mesh.
     state: Option<MeshState>,
 }
 
-/// A copy of a state directory at one moment.
+/// A copy of a coordinator's state directory, made while the coordinator was stopped.
 pub(crate) struct Snapshot(tempfile::TempDir);
 
 impl Coordinator {
-    /// A running one, with a mesh.
+    /// Starts a coordinator and makes a mesh on it.
     pub(crate) fn start() -> Self {
-        Self::start_with("")
-    }
-
-    /// The same, with more configuration.
-    pub(crate) fn start_with(configuration: &str) -> Self {
-        let mut coordinator = Self::prepare(configuration);
+        let mut coordinator = Self::prepare();
         coordinator.launch();
         coordinator.init();
         coordinator
     }
 
-    /// One that runs on a copy of `state`, whose mesh key is known.
+    /// Starts a coordinator on a copy of the state directory `state`. `mesh_key` is the key of the mesh in it.
     pub(crate) fn start_on(state: &Path, mesh_key: SigningKey) -> Self {
-        let mut coordinator = Self::prepare("");
+        let mut coordinator = Self::prepare();
         copy(state, &coordinator.state_directory());
         coordinator.mesh_key = mesh_key;
         coordinator.write_mesh_key();
@@ -94,20 +74,19 @@ impl Coordinator {
         coordinator
     }
 
-    fn prepare(configuration: &str) -> Self {
+    fn prepare() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .expect("loopback")
             .port();
-        let text = format!("[metrics]\nlisten = \"127.0.0.1:0\"\n{configuration}");
+        let text = "[metrics]\nlisten = \"127.0.0.1:0\"\n";
         std::fs::write(directory.path().join("coordinator.toml"), text).expect("writable");
-        // Stands in until the program is started.
+        // This process takes the place of the coordinator's until that one is started.
         let process = Command::new("true").spawn().expect("a program");
         let coordinator = Self {
             process,
             directory,
-            programs: Programs::default(),
             port,
             mesh_key: SigningKey::from_seed(&identity::random()),
             state: None,
@@ -146,7 +125,7 @@ impl Coordinator {
             .append(true)
             .open(self.log_path())
             .expect("writable");
-        self.process = Command::new(&self.programs.coordinator)
+        self.process = Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"))
             .arg("--config")
             .arg(self.directory.path().join("coordinator.toml"))
             .arg("--state-dir")
@@ -171,25 +150,19 @@ impl Coordinator {
         }
     }
 
-    /// Ends it as a loss of power would.
+    /// Kills the process, so that it writes nothing more, as at a loss of power.
     pub(crate) fn kill(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 
-    /// Starts it again with what is on disk.
+    /// Kills the coordinator and starts it again on its state directory.
     pub(crate) fn restart(&mut self) {
         self.kill();
         self.launch();
     }
 
-    /// The same with the program of another version.
-    pub(crate) fn restart_as(&mut self, program: impl Into<PathBuf>) {
-        self.programs.coordinator = program.into();
-        self.restart();
-    }
-
-    /// Copies the state directory of a coordinator that is killed for it and started again.
+    /// Kills the coordinator, copies its state directory and starts it again.
     pub(crate) fn snapshot(&mut self) -> Snapshot {
         self.kill();
         let copied = tempfile::tempdir().expect("a temporary directory");
@@ -198,28 +171,13 @@ impl Coordinator {
         Snapshot(copied)
     }
 
-    /// Puts it back to what it was, as a snapshot of a virtual machine does, and starts it.
+    /// Kills the coordinator, puts the state directory of the snapshot in the place of its own, and starts it, as when a virtual
+    /// machine is put back to a snapshot.
     pub(crate) fn go_back(&mut self, snapshot: &Snapshot) {
         self.kill();
         std::fs::remove_dir_all(self.state_directory()).expect("its own directory");
         copy(snapshot.0.path(), &self.state_directory());
         self.launch();
-    }
-
-    /// Its place is taken by a thief with its TLS key; it is killed for that.
-    pub(crate) fn stolen(&mut self) -> Stolen {
-        self.kill();
-        let listener = TcpListener::bind(self.address()).expect("the coordinator is dead");
-        Stolen::serve(listener, &self.state_directory())
-    }
-
-    /// Whether the process still runs.
-    pub(crate) fn runs(&mut self) -> bool {
-        matches!(self.process.try_wait(), Ok(None))
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.id()
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -240,7 +198,7 @@ impl Coordinator {
         state.mesh.as_ref().expect("it has a mesh").addresses
     }
 
-    /// The administrator's.
+    /// The mesh key, which only the administrator has.
     pub(crate) fn mesh_key(&self) -> &SigningKey {
         &self.mesh_key
     }
@@ -257,31 +215,21 @@ impl Coordinator {
         self.directory.path().join("log")
     }
 
-    /// What it has logged since the first start.
+    /// All that the coordinator has logged since its first start.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// Resident memory in octets.
+    /// The resident memory of the process in bytes.
     pub(crate) fn memory(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.pid());
+        let path = format!("/proc/{}/status", self.process.id());
         let text = std::fs::read_to_string(path).expect("it runs");
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
         kib.expect("a process has memory") * 1024
     }
 
-    /// Octets of the files in its state directory.
-    pub(crate) fn disk(&self) -> u64 {
-        let files = std::fs::read_dir(self.state_directory()).expect("its own directory");
-        files
-            .flatten()
-            .filter_map(|file| file.metadata().ok())
-            .map(|metadata| metadata.len())
-            .sum()
-    }
-
-    /// Runs an administrator's command of this version.
+    /// Runs `meshctl` of this version as the administrator.
     pub(crate) fn admin(&self, words: &[&str]) -> std::process::Output {
         Command::new(env!("CARGO_BIN_EXE_meshctl"))
             .args(words)
@@ -291,7 +239,7 @@ impl Coordinator {
             .expect("it is built")
     }
 
-    /// Gives records to the coordinator as the administrator does: all or none.
+    /// Submits records as the administrator does. The coordinator accepts all of them or none.
     pub(crate) fn submit(&self, records: Vec<Envelope>) -> Result<u64, ApiError> {
         let submit = Submit {
             mesh_key: None,
@@ -317,17 +265,17 @@ impl Coordinator {
         self.nodes().nodes.iter().any(|row| row.id == *node)
     }
 
-    /// A token for one node, valid for an hour.
+    /// Makes a token for one node that is valid for an hour.
     pub(crate) fn token(&self) -> JoinToken {
         self.token_with(|draft| draft)
     }
 
-    /// A token for so many nodes.
+    /// Makes a token for `uses` nodes.
     pub(crate) fn token_for(&self, uses: u32) -> JoinToken {
         self.token_with(|draft| draft.with("uses", uses))
     }
 
-    /// The same, changed before the mesh key signs it.
+    /// Makes a token whose certificate `change` alters before the mesh key signs it.
     pub(crate) fn token_with(&self, change: impl FnOnce(Draft) -> Draft) -> JoinToken {
         let key = SigningKey::from_seed(&identity::random());
         let draft = change(record::token(key.public()));
@@ -346,26 +294,20 @@ impl Coordinator {
         }
     }
 
-    /// Takes a token back.
-    pub(crate) fn revoke_token(&self, token: PublicKey) {
-        let revocation = record::revocation_of_token(token).signed_by(&self.mesh_key);
-        self.submit(vec![revocation]).expect("a revocation");
-    }
-
-    /// Removes a node.
+    /// Revokes a node, as `meshctl node remove` does.
     pub(crate) fn remove_node(&self, node: PublicKey) {
         let revocation = record::revocation_of_node(node).signed_by(&self.mesh_key);
         self.submit(vec![revocation]).expect("a revocation");
     }
 
-    /// A new member with a token of its own, as an honest node joins.
+    /// Joins a new member with a token of its own, as an honest node does.
     pub(crate) async fn join(&self, name: &str) -> Member {
         let token = self.token();
         let joined = self.join_as(&Identity::new(), &token, name).await;
         joined.expect("an unspent token")
     }
 
-    /// Joins with these keys and this token.
+    /// Joins with the keys of `identity` and with `token`.
     pub(crate) async fn join_as(
         &self,
         identity: &Identity,
@@ -376,7 +318,7 @@ impl Coordinator {
         self.join_with(identity, token, &draft).await
     }
 
-    /// Joins with a membership made by hand, which the token's key signs.
+    /// Joins with the membership `membership`, which the token's key signs as it is.
     pub(crate) async fn join_with(
         &self,
         identity: &Identity,
@@ -396,7 +338,7 @@ impl Coordinator {
         })
     }
 
-    /// Sends any envelope as a join.
+    /// Sends any envelope as the membership of a join.
     pub(crate) async fn join_by(
         &self,
         identity: &Identity,
@@ -415,7 +357,7 @@ impl Coordinator {
     }
 }
 
-/// Asks a coordinator by its admin socket.
+/// Sends a GET request to a coordinator's admin socket.
 pub(crate) fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ApiError> {
     ask(socket, &format!("GET {path} HTTP/1.1\r\n"), b"")
 }
@@ -429,7 +371,7 @@ pub(crate) fn post<T: DeserializeOwned>(
     ask(socket, &format!("POST {path} HTTP/1.1\r\n"), &body)
 }
 
-/// One request on an admin socket.
+/// Sends one request to an admin socket and parses the answer.
 fn ask<T: DeserializeOwned>(socket: &Path, line: &str, body: &[u8]) -> Result<T, ApiError> {
     let mut socket = UnixStream::connect(socket).expect("it runs");
     socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
@@ -456,7 +398,7 @@ impl Drop for Coordinator {
     }
 }
 
-/// Writes the file that `meshctl` finds the mesh key in.
+/// Writes the file from which `meshctl` reads the mesh key.
 pub(crate) fn write_mesh_key(path: &Path, key: &SigningKey) {
     let mut options = std::fs::OpenOptions::new();
     let mut file = options
@@ -469,7 +411,7 @@ pub(crate) fn write_mesh_key(path: &Path, key: &SigningKey) {
     writeln!(file, "{}", PublicKey(*key.seed())).expect("writable");
 }
 
-/// Copies the files of a directory, for their owner only.
+/// Copies the files of a directory. Only their owner can read the copies.
 pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("writable");
     for file in std::fs::read_dir(from).expect("a directory").flatten() {

@@ -1,10 +1,10 @@
-//! Ledgers in this process, for rules that need no network.
+//! Ledgers in the test's process, for rules that can be tested without a network.
 
 use meshd::model::PublicKey;
 use meshd::wire::ledger::{Applied, Refused};
 use meshd::wire::{Envelope, Ledger};
 
-/// What becomes of each record, in this order.
+/// Applies the records in their order and returns the result of each.
 pub(crate) fn apply_all(
     ledger: &mut Ledger,
     records: impl IntoIterator<Item = Envelope>,
@@ -13,7 +13,7 @@ pub(crate) fn apply_all(
     records.map(|record| ledger.apply(record)).collect()
 }
 
-/// A ledger that takes all of these in.
+/// Makes a ledger of these records, each of which it has to accept as new.
 pub(crate) fn ledger_of(
     mesh_key: PublicKey,
     records: impl IntoIterator<Item = Envelope>,
@@ -25,7 +25,7 @@ pub(crate) fn ledger_of(
     ledger
 }
 
-/// How many of the results are changes.
+/// Counts the results that are changes.
 pub(crate) fn taken(results: &[Result<Applied, Refused>]) -> usize {
     let changed = |result: &&Result<_, _>| matches!(result, Ok(Applied::Changed(_)));
     results.iter().filter(changed).count()

@@ -1,4 +1,4 @@
-//! The link between nodes, port 7444 inside the tunnel, spoken by hand.
+//! The link between nodes (port 7444 inside the tunnel), as a client that sends any message.
 
 use meshd::lab::Host;
 use meshd::model::{PublicKey, SigningKey};
@@ -10,11 +10,11 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use super::{PATIENCE, identity};
 
-/// A conversation with a node.
+/// A connection to a node's port 7444.
 pub(crate) struct PeerLink(pub(crate) TcpStream);
 
 impl PeerLink {
-    /// Connects from `host` to the node at mesh address `to` and says nothing.
+    /// Connects from `host` to the node at the mesh address `to` and sends nothing.
     pub(crate) fn connect(host: &Host, to: IpAddr) -> std::io::Result<Self> {
         let address = SocketAddr::new(to, PORT);
         let stream = host
@@ -24,7 +24,7 @@ impl PeerLink {
         Ok(Self(stream))
     }
 
-    /// Proves `key` to the node `other`. An error: it hangs up.
+    /// Proves `key` to the node `other`. An error means that the node closes the connection.
     pub(crate) fn greet(&mut self, key: &SigningKey, other: PublicKey) -> std::io::Result<()> {
         self.say(&PeerMessage::Hello {
             protocol: PROTOCOL,

@@ -1,4 +1,4 @@
-//! Connections below the protocol: TCP from any loopback address, TLS that checks nothing, WebSocket frames octet by octet.
+//! Connections below the protocol: TCP from any loopback address, TLS that verifies no certificate, and WebSocket frames as bytes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use tokio_rustls::client::TlsStream;
 
 use super::PATIENCE;
 
-/// A WebSocket as octets, after its HTTP upgrade.
+/// A WebSocket connection as bytes, after its HTTP upgrade.
 pub(crate) struct Raw(pub(crate) TlsStream<TcpStream>);
 
-/// Opens TCP from `source`, any address of 127.0.0.0/8.
+/// Opens a TCP connection from `source`, which can be any address of 127.0.0.0/8.
 pub(crate) async fn tcp(source: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((source, 0).into())?;
@@ -26,7 +26,7 @@ pub(crate) async fn tcp(source: IpAddr, to: SocketAddr) -> std::io::Result<TcpSt
     Ok(stream)
 }
 
-/// TLS over it, whatever the certificate.
+/// Opens TLS on a connection and accepts any certificate.
 pub(crate) async fn tls(stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
@@ -41,7 +41,7 @@ pub(crate) async fn tls(stream: TcpStream) -> std::io::Result<TlsStream<TcpStrea
 }
 
 impl Raw {
-    /// Asks for the control stream over `tls`. None: it is refused or cut.
+    /// Asks for the control stream over `tls`. Returns `None` if the coordinator refuses it or closes the connection.
     pub(crate) async fn upgrade(mut tls: TlsStream<TcpStream>) -> Option<Self> {
         let request = format!(
             "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -62,7 +62,7 @@ impl Raw {
         self.0.flush().await
     }
 
-    /// Reads and drops all that comes; true if the other side ends the connection within `limit`.
+    /// Reads and drops all data. Returns whether the other side closes the connection within `limit`.
     pub(crate) async fn ends_within(&mut self, limit: Duration) -> bool {
         let mut buffer = vec![0; 65_536];
         let read = async { while matches!(self.0.read(&mut buffer).await, Ok(1..)) {} };
@@ -74,7 +74,7 @@ pub(crate) const TEXT: u8 = 1;
 pub(crate) const CONTINUATION: u8 = 0;
 pub(crate) const PING: u8 = 9;
 
-/// The head of a client's frame that announces `length` octets; the mask is zero, so that the octets are as they are.
+/// The header of a client's frame with a payload of `length` bytes. The masking key is zero, so the payload is sent unchanged.
 pub(crate) fn frame_header(opcode: u8, last: bool, length: u64) -> Vec<u8> {
     let mut head = vec![opcode | if last { 0x80 } else { 0 }];
     match length {
@@ -92,7 +92,7 @@ pub(crate) fn frame_header(opcode: u8, last: bool, length: u64) -> Vec<u8> {
     head
 }
 
-/// A whole frame.
+/// A frame with its payload.
 pub(crate) fn frame(opcode: u8, text: &[u8]) -> Vec<u8> {
     [
         frame_header(opcode, true, text.len() as u64).as_slice(),
@@ -101,7 +101,7 @@ pub(crate) fn frame(opcode: u8, text: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// An attacker does not care whom it attacks.
+/// Accepts every certificate and every signature: an attacker need not know to whom it connects.
 #[derive(Debug)]
 struct TrustsAnybody;
 

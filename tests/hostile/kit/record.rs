@@ -1,9 +1,10 @@
-//! Records of every kind, as JSON that is signed as it is.
+//! Records of every kind, as JSON. A key signs the JSON as it is, valid or not.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use ipnet::Ipv6Net;
 use meshd::model::address::{Block, MeshAddresses};
 use meshd::model::record::{MESH_ID, RecordKey};
 use meshd::model::time::{UnixSeconds, next_version};
@@ -14,12 +15,13 @@ use serde_json::{Value, json};
 
 use super::Identity;
 
-/// A payload in the making: fields in the order in which they will stand, kind, id and version first, as programs write them.
+/// A payload that is not signed yet: its fields in the order in which they are written. Kind, id and version are first, as the
+/// programs write them.
 #[derive(Debug, Clone)]
 pub(crate) struct Draft(Vec<(String, Value)>);
 
 impl Draft {
-    /// Of any kind. The version is above that of every draft before.
+    /// Makes a draft of any kind. Its version is above that of every draft before it.
     pub(crate) fn new(kind: &str, id: impl ToString) -> Self {
         Self(Vec::new())
             .with("kind", kind)
@@ -27,19 +29,13 @@ impl Draft {
             .with("version", new_version())
     }
 
-    /// With this in place of what the field had.
+    /// Sets a field, which may exist already.
     pub(crate) fn with(mut self, field: &str, value: impl Serialize) -> Self {
         let value = serde_json::to_value(value).expect("plain data");
         match self.0.iter_mut().find(|(name, _)| name == field) {
             Some((_, held)) => *held = value,
             None => self.0.push((field.to_owned(), value)),
         }
-        self
-    }
-
-    /// Without the field.
-    pub(crate) fn without(mut self, field: &str) -> Self {
-        self.0.retain(|(name, _)| name != field);
         self
     }
 
@@ -61,7 +57,7 @@ impl Draft {
         text.expect("a text")
     }
 
-    /// With a field of so many octets.
+    /// Adds a field `padding` of `octets` bytes.
     pub(crate) fn padded(self, octets: usize) -> Self {
         self.with("padding", "x".repeat(octets))
     }
@@ -73,12 +69,12 @@ impl Draft {
         }
     }
 
-    /// Signed by `key`, whether or not that may say it.
+    /// Signs the draft with `key`, whether or not a receiver accepts such a record from that key.
     pub(crate) fn signed_by(&self, key: &SigningKey) -> Envelope {
         Envelope::seal_payload(self.payload(), key)
     }
 
-    /// Signed by `key` and passed off as signed by `signer`.
+    /// Signs the draft with `key` and names `signer` as its signer.
     pub(crate) fn forged(&self, key: &SigningKey, signer: PublicKey) -> Envelope {
         Envelope {
             signer,
@@ -87,15 +83,7 @@ impl Draft {
     }
 }
 
-/// The fields of a held record, by name.
-pub(crate) fn changed(held: &Envelope) -> Draft {
-    match serde_json::from_str(&held.payload) {
-        Ok(Value::Object(fields)) => Draft(fields.into_iter().collect()),
-        other => panic!("no record: {other:?}"),
-    }
-}
-
-/// A version above those given before, as [`next_version`] makes them.
+/// Returns a version above all that it returned before, as [`next_version`] makes them.
 pub(crate) fn new_version() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let next = |last| Some(next_version(last, SystemTime::now()));
@@ -103,9 +91,19 @@ pub(crate) fn new_version() -> u64 {
     next_version(last.unwrap_or_else(|last| last), SystemTime::now())
 }
 
-/// The clock, as it stands in records.
+/// The time now, as records have it.
 pub(crate) fn now() -> u64 {
     UnixSeconds::from_system(SystemTime::now()).0
+}
+
+/// The address plan of the meshes in these tests, which is the default one with the IPv6 prefix `prefix_v6`.
+pub(crate) fn plan(prefix_v6: Ipv6Net) -> MeshAddresses {
+    MeshAddresses {
+        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
+        prefix_v6,
+        node_block_v4: 24,
+        node_block_v6: 64,
+    }
 }
 
 pub(crate) fn mesh(addresses: &MeshAddresses) -> Draft {
@@ -126,7 +124,7 @@ pub(crate) fn token(id: PublicKey) -> Draft {
         .with("expires_at", now() + 3600)
 }
 
-/// What `member` joins with, by its own WireGuard key and the clock.
+/// The membership with which `member` joins, with its own WireGuard key and the time now.
 pub(crate) fn membership(token: PublicKey, member: &Identity, name: &str) -> Draft {
     Draft::new("membership", member.id())
         .with("token", token)
@@ -148,7 +146,7 @@ pub(crate) fn revocation_of_node(node: PublicKey) -> Draft {
         .with("at", now())
 }
 
-/// All departures of a node are one text.
+/// The departure of a node. A node always makes the same one, so its version is 1.
 pub(crate) fn departure(node: PublicKey) -> Draft {
     Draft::new("departure", node).version(1)
 }
@@ -165,7 +163,7 @@ pub(crate) fn name(node: PublicKey, name: &str) -> Draft {
     Draft::new("name", node).with("name", name)
 }
 
-/// A service of `node` with these instances (see [`instance`]); none: it has left.
+/// A service of `node` with these instances (see [`instance`]). Without instances the service is withdrawn.
 pub(crate) fn service(node: PublicKey, name: &str, instances: &[Value]) -> Draft {
     Draft::new("service", format!("{node}/{name}"))
         .with("node", node)
@@ -186,13 +184,13 @@ pub(crate) fn unknown(kind: &str, id: impl ToString) -> Draft {
     Draft::new(kind, id)
 }
 
-/// So many small records of an unknown kind, all by `key`.
+/// Makes `count` small records of an unknown kind, all signed by `key`.
 pub(crate) fn many_unknown(kind: &str, count: usize, key: &SigningKey) -> Vec<Envelope> {
     let records = (0..count).map(|n| unknown(kind, n).signed_by(key));
     records.collect()
 }
 
-/// An endpoint that nobody has.
+/// An endpoint at which no node can be reached.
 pub(crate) fn endpoint() -> SocketAddr {
     "198.51.100.66:51820".parse().expect("a literal")
 }

@@ -1,45 +1,36 @@
-//! A coordinator's place, taken with its TLS key: it sends to every node what the thief likes.
+//! A server that takes the place of a coordinator with its TLS key, and sends any message to the nodes that connect.
 
-use std::net::TcpListener;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use meshd::model::PublicKey;
 use meshd::wire::Envelope;
-use meshd::wire::control::{FromCoordinator, FromNode, PROTOCOL};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use tokio_tungstenite::WebSocketStream;
+use meshd::wire::control::{FromCoordinator, FromNode};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{PATIENCE, identity};
+use super::PATIENCE;
 use crate::mesh::Mesh;
+use crate::stand_in::{Socket, acknowledge, greet, stand_in};
 
-/// How often a stream looks for more to send.
+/// How often a stream checks whether there is more to send.
 const TICK: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Default)]
 struct Deck {
-    /// For every stream, in this order.
+    /// The messages that are sent on every stream, in this order.
     messages: Vec<String>,
     revision: u64,
-    /// All that nodes published.
+    /// All records that nodes have published.
     published: Vec<Envelope>,
-    /// Streams that were opened so far.
+    /// How many streams have been opened.
     streams: usize,
-    /// The nodes that have a stream, by opening.
-    nodes: Vec<PublicKey>,
-    /// For every stream, again and again.
+    /// A message that is sent on every stream again and again.
     flood: Option<String>,
-    /// Octets of the flood that were sent.
+    /// How many bytes of the flood were sent.
     flooded: u64,
 }
 
-/// Speaks as the coordinator until the test's process ends.
+/// A server in the coordinator's place. It runs until the test's process ends.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stolen(Arc<Mutex<Deck>>);
 
@@ -49,51 +40,13 @@ impl Stolen {
         if let Some(mut coordinator) = mesh.coordinator.take() {
             coordinator.kill();
         }
-        let listener = mesh
-            .coordinator_host
-            .inside(|| TcpListener::bind("0.0.0.0:7443"))
-            .expect("a namespace")
-            .expect("the coordinator is dead");
-        Self::serve(listener, &mesh.coordinator_host.path("/run/coordinator"))
-    }
-
-    /// Serves the control protocol with the TLS key found in `state_directory`.
-    pub(crate) fn serve(listener: TcpListener, state_directory: &Path) -> Self {
-        let pem = |name: &str| std::fs::read(state_directory.join(name)).expect("its own file");
-        let certificate = CertificateDer::from_pem_slice(&pem("tls.crt")).expect("a certificate");
-        let key = PrivateKeyDer::from_pem_slice(&pem("tls.key")).expect("a key");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], key)
-            .expect("a pair");
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        listener.set_nonblocking(true).expect("a socket");
         let stolen = Self::default();
         let serving = stolen.clone();
-        // The thread ends with the test's process.
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
-            runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).expect("a socket");
-                while let Ok((tcp, _)) = listener.accept().await {
-                    if let Ok(tls) = acceptor.accept(tcp).await
-                        && let Ok(socket) = tokio_tungstenite::accept_async(tls).await
-                    {
-                        tokio::spawn(serving.clone().stream(socket));
-                    }
-                }
-            });
-        });
+        stand_in(mesh, move |socket| serving.clone().stream(socket));
         stolen
     }
 
-    /// Sends `records` on every stream, those to come as well.
+    /// Sends `records` on every stream that is open now or is opened later.
     pub(crate) fn send(&self, records: Vec<Envelope>) {
         let mut deck = self.0.lock().expect("no panic");
         deck.revision += 1;
@@ -105,7 +58,7 @@ impl Stolen {
         deck.messages.push(text);
     }
 
-    /// Sends a message as it is.
+    /// Sends a message on every stream, as it is.
     pub(crate) fn send_text(&self, text: impl Into<String>) {
         self.0.lock().expect("no panic").messages.push(text.into());
     }
@@ -115,7 +68,7 @@ impl Stolen {
         self.0.lock().expect("no panic").flood = Some(text.into());
     }
 
-    /// Octets of the flood that were sent so far.
+    /// How many bytes of the flood were sent so far.
     pub(crate) fn flooded(&self) -> u64 {
         self.0.lock().expect("no panic").flooded
     }
@@ -130,47 +83,18 @@ impl Stolen {
         self.0.lock().expect("no panic").streams
     }
 
-    /// Waits until nodes have opened so many streams.
+    /// Waits until nodes have opened `count` streams.
     pub(crate) fn await_streams(&self, count: usize) {
         let end = Instant::now() + PATIENCE;
         while self.streams() < count {
-            assert!(Instant::now() < end, "the nodes do not come");
+            assert!(Instant::now() < end, "the nodes do not connect");
             std::thread::sleep(TICK);
         }
     }
 
-    async fn stream(
-        self,
-        mut socket: WebSocketStream<TlsStream<tokio::net::TcpStream>>,
-    ) -> Option<()> {
-        let say = |message: &FromCoordinator| {
-            Message::text(serde_json::to_string(message).expect("plain data"))
-        };
-        let node = match socket.next().await?.ok()? {
-            Message::Text(text) => match serde_json::from_str(&text) {
-                Ok(FromNode::Hello { node, .. }) => node,
-                _ => return None,
-            },
-            _ => return None,
-        };
-        let nonce = PublicKey(identity::random()).to_string();
-        socket
-            .send(say(&FromCoordinator::Challenge { nonce }))
-            .await
-            .ok()?;
-        socket.next().await?.ok()?;
-        let welcome = FromCoordinator::Welcome {
-            protocol: PROTOCOL,
-            store: "another".into(),
-            revision: 1,
-            snapshot: true,
-        };
-        socket.send(say(&welcome)).await.ok()?;
-        {
-            let mut deck = self.0.lock().expect("no panic");
-            deck.streams += 1;
-            deck.nodes.push(node);
-        }
+    async fn stream(self, mut socket: Socket) -> Option<()> {
+        greet(&mut socket).await?;
+        self.0.lock().expect("no panic").streams += 1;
         let mut sent = 0;
         loop {
             let more = self.0.lock().expect("no panic").messages[sent..].to_vec();
@@ -183,7 +107,7 @@ impl Stolen {
                 let octets = text.len() as u64;
                 socket.send(Message::text(text)).await.ok()?;
                 self.0.lock().expect("no panic").flooded += octets;
-                // What the node says meanwhile is not read.
+                // The messages of the node are not read during a flood.
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -194,15 +118,9 @@ impl Stolen {
                 continue;
             };
             if let Ok(FromNode::Publish { sequence, records }) = serde_json::from_str(&text) {
-                let accepted = u32::try_from(records.len()).expect("few");
+                let accepted = records.len();
                 self.0.lock().expect("no panic").published.extend(records);
-                let published = FromCoordinator::Published {
-                    sequence,
-                    accepted,
-                    refused: vec![],
-                    refused_records: vec![],
-                };
-                socket.send(say(&published)).await.ok()?;
+                acknowledge(&mut socket, sequence, accepted).await?;
             }
         }
     }

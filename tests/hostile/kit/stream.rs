@@ -1,4 +1,4 @@
-//! A control stream, spoken by hand.
+//! A control stream as a client that sends any message.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -16,10 +16,10 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::{At, PATIENCE, identity, raw};
 
-/// What the first message says besides who speaks.
+/// The fields of the first message besides the node's id.
 #[derive(Debug, Clone)]
 pub(crate) struct Hello {
-    /// Random by default; none: as nodes of earlier versions.
+    /// Random by default. `None` means that the field is left out, as nodes of earlier versions do.
     pub(crate) instance: Option<String>,
     pub(crate) store: Option<String>,
     pub(crate) revision: u64,
@@ -55,11 +55,11 @@ impl Hello {
     }
 }
 
-/// How a stream ended: with a refusal, or without a word.
+/// How a stream ended: with a `refuse` message, or without one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct End(pub(crate) Option<(Refusal, String)>);
 
-/// What became of a `publish`.
+/// The outcome of a `publish`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// The coordinator answered.
@@ -69,7 +69,7 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    /// How many records were new; none of a stream that ended.
+    /// How many records were new. It is 0 if the stream ended.
     pub(crate) fn accepted(&self) -> u32 {
         match self {
             Self::Published { accepted, .. } => *accepted,
@@ -89,26 +89,26 @@ impl Answer {
     }
 }
 
-/// An open stream, and all that came on it.
+/// An open stream, and what was received on it.
 pub(crate) struct Stream {
     pub(crate) socket: WebSocketStream<TlsStream<TcpStream>>,
     sequence: u64,
-    /// The records that came, in order.
+    /// The records that were received, in order.
     pub(crate) received: Vec<Envelope>,
-    /// As in the last `changes`.
+    /// The revision in the last `changes`.
     pub(crate) revision: u64,
-    /// As in the last `welcome`.
+    /// The store in the last `welcome`, if one was received.
     pub(crate) store: Option<String>,
     pub(crate) snapshot: bool,
 }
 
 impl Stream {
-    /// A WebSocket on which nothing has been said. None: the coordinator does not take it.
+    /// Opens a WebSocket and sends nothing on it. Returns `None` if the coordinator does not accept it.
     pub(crate) async fn silent(coordinator: &impl At) -> Option<Self> {
         Self::silent_from(coordinator, Ipv4Addr::UNSPECIFIED.into()).await
     }
 
-    /// The same, from any address of 127.0.0.0/8.
+    /// Does the same from `source`, which can be any address of 127.0.0.0/8.
     pub(crate) async fn silent_from(coordinator: &impl At, source: IpAddr) -> Option<Self> {
         let open = async {
             let tcp = raw::tcp(source, coordinator.at().0).await.ok()?;
@@ -128,10 +128,10 @@ impl Stream {
         })
     }
 
-    /// Proves `key`.
+    /// Opens a stream and proves `key` on it.
     ///
     /// # Errors
-    /// The coordinator refuses, or hangs up.
+    /// The coordinator refuses the stream or closes it.
     pub(crate) async fn open(
         coordinator: &impl At,
         key: &SigningKey,
@@ -142,7 +142,7 @@ impl Stream {
         Ok(stream)
     }
 
-    /// Hello and proof on a silent stream, up to the `welcome`.
+    /// Sends `hello` and `proof` on a stream on which nothing was sent, and waits for the `welcome`.
     pub(crate) async fn greet(
         &mut self,
         pin: SpkiPin,
@@ -166,7 +166,7 @@ impl Stream {
         self.send(Message::Text(message.to_string().into())).await
     }
 
-    /// Sends one frame. A stream that has ended gives how, if the coordinator said so.
+    /// Sends one frame. The error of a stream that has ended has the coordinator's refusal, if there was one.
     pub(crate) async fn send(&mut self, frame: Message) -> Result<(), End> {
         let sent = tokio::time::timeout(PATIENCE, self.socket.send(frame));
         match sent.await.expect("no hang") {
@@ -175,7 +175,7 @@ impl Stream {
         }
     }
 
-    /// The next message. Pings are answered meanwhile, records and positions noted.
+    /// Receives the next message, and keeps its records, revision and store. Pings are answered meanwhile.
     pub(crate) async fn hear(&mut self) -> Result<FromCoordinator, End> {
         let heard = tokio::time::timeout(PATIENCE, self.hear_at_all());
         heard.await.expect("no hang")
@@ -210,6 +210,15 @@ impl Stream {
         }
     }
 
+    /// Waits for the mark that the coordinator sends to a member at the beginning of its stream.
+    pub(crate) async fn mark(&mut self) -> String {
+        loop {
+            if let FromCoordinator::Mark { mark } = self.hear().await.expect("it goes on") {
+                return mark;
+            }
+        }
+    }
+
     /// Reads until the stream ends.
     pub(crate) async fn end(&mut self) -> End {
         loop {
@@ -219,7 +228,7 @@ impl Stream {
         }
     }
 
-    /// Publishes `records`, at most 256, and waits for the answer.
+    /// Publishes `records`, of which there may be 256, and waits for the answer.
     pub(crate) async fn publish(&mut self, records: Vec<Envelope>) -> Answer {
         let sequence = match self.send_records(&records).await {
             Ok(sequence) => sequence,
@@ -239,7 +248,7 @@ impl Stream {
         }
     }
 
-    /// Sends a `publish` and waits for nothing; gives its sequence number.
+    /// Sends a `publish` without waiting for the answer. Returns its sequence number.
     pub(crate) async fn send_records(&mut self, records: &[Envelope]) -> Result<u64, End> {
         self.sequence += 1;
         let message = json!({"type": "publish", "sequence": self.sequence, "records": records});
@@ -247,12 +256,12 @@ impl Stream {
         Ok(self.sequence)
     }
 
-    /// That all it holds has been offered.
+    /// Sends the message that says that the node has offered all the records it holds.
     pub(crate) async fn told(&mut self) -> Result<(), End> {
         self.say(&json!({"type": "told"})).await
     }
 
-    /// Waits until this very record has come.
+    /// Waits until this record was received.
     pub(crate) async fn await_record(&mut self, record: &Envelope) -> Result<(), End> {
         while !self.received.contains(record) {
             self.hear().await?;
@@ -261,7 +270,7 @@ impl Stream {
     }
 }
 
-/// Answers a challenge.
+/// Makes the `proof` message that answers a challenge.
 pub(crate) fn proof(key: &SigningKey, nonce: &str, pin: SpkiPin) -> Value {
     let message = proof_message(nonce, &pin);
     json!({"type": "proof", "signature": Signature::make(key, Purpose::Control, &message)})
