@@ -1,5 +1,5 @@
-//! Sequences of signed records: two ledgers that receive the same ones in opposite orders come to the same state, the mesh
-//! key's records are always held, and no node has more than its share.
+//! Sequences of signed records. Two ledgers that receive the same records in opposite orders reach the same state, they always
+//! hold the records of the mesh key, and no node has more than its share.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -29,7 +29,7 @@ fn sealed(value: &Value, by: u8) -> Envelope {
     Envelope::seal_payload(value.to_string(), key(by))
 }
 
-/// What the administrator says: each token has a use for every node, so that none is claimed twice.
+/// The records of the administrator. Each token has a use for every node, so that no use is claimed twice.
 fn administration() -> Vec<Envelope> {
     let mut records = vec![sealed(
         &json!({"kind": "mesh", "id": "mesh", "version": 1, "domain": "mesh", "prefix_v4": "10.210.0.0/16",
@@ -46,7 +46,7 @@ fn administration() -> Vec<Envelope> {
     records
 }
 
-/// A record of five octets: any signer may claim to say it, so most are refused.
+/// A record made from five bytes. One of them selects the signer, who often has no right to sign it, so most records are refused.
 fn record(octets: [u8; 5]) -> Envelope {
     let [what, by, about, version, detail] = octets;
     let id = key(about).public();
@@ -65,7 +65,7 @@ fn record(octets: [u8; 5]) -> Envelope {
             json!({"kind": "service", "id": format!("{id}/s{}", detail % 4), "version": version, "node": id,
             "name": format!("s{}", detail % 4), "instances": []})
         }
-        // Never a token's key: the administrator takes a key back either as a node's or as a token's.
+        // It never names a token's key: the administrator revokes a key either as a node's or as a token's.
         3 => {
             json!({"kind": "revocation", "id": key(3 + about % 5).public(), "version": 1, "revoked": "node", "at": date})
         }
@@ -80,7 +80,7 @@ fn record(octets: [u8; 5]) -> Envelope {
     sealed(&value, by)
 }
 
-/// Offers all records again and again, until nothing changes.
+/// Applies all records repeatedly until nothing changes.
 fn settle<'a>(records: impl Iterator<Item = &'a Envelope> + Clone) -> Ledger {
     let mut ledger = Ledger::new(key(0).public());
     let mut turns = 0;
@@ -108,7 +108,7 @@ fuzz_target!(|octets: &[u8]| {
             .copied()
             .map(record),
     );
-    // A node that takes part with two tokens has spent a use of each: which one it holds is not compared.
+    // Both ledgers hold the same envelopes, also for a node that has a membership by each of the two tokens.
     let one = settle(records.iter());
     let other = settle(records.iter().rev());
     assert_eq!(one.netmap(), other.netmap());
