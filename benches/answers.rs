@@ -15,8 +15,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meshd::lab::{Host, Running, World, as_root};
-use meshd::wire::local::Status;
+use meshd::protocol::local::Status;
+use meshd::testbed::{Host, Running, World, as_root};
 
 use control::{ADMIN_SOCKET, SOCKET, meshctl, wait_for};
 

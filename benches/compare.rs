@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
-use meshd::lab::{Running, World, as_root};
+use meshd::testbed::{Running, World, as_root};
 
 use rig::{Flow, Node, listen, machine_cpu, median, print_table, process_cpu, resident_kib, send};
 

@@ -10,7 +10,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use meshd::lab::{Host, Running, World, as_root};
+use meshd::testbed::{Host, Running, World, as_root};
 
 use control::{ADMIN_SOCKET, SOCKET, meshctl, wait_for};
 

@@ -14,15 +14,15 @@ use std::time::Instant;
 
 use meshd::dns::message::{Outcome, Transport, deal};
 use meshd::dns::{Replaced, WhenNoneUsable, Zone, ZoneInput};
-use meshd::model::netmap::Netmap;
-use meshd::model::record::{
+use meshd::model::time::UnixSeconds;
+use meshd::model::{Label, MeshAddresses, SigningKey, WireGuardKey};
+use meshd::records::kinds::{
     Health, Instance, MESH_ID, Membership, Mesh, Node, Port, Protocol, Record, Service, Source,
     Token,
 };
-use meshd::model::service_address::ServiceAddresses;
-use meshd::model::time::UnixSeconds;
-use meshd::model::{Label, MeshAddresses, SigningKey, WireGuardKey};
-use meshd::wire::{Envelope, Ledger};
+use meshd::records::netmap::Netmap;
+use meshd::records::service_address::ServiceAddresses;
+use meshd::records::{Envelope, Ledger};
 
 const NODES: u16 = 100;
 const INSTANCES: u16 = 3;

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use meshd::lab::{Running, World, as_root};
+use meshd::testbed::{Running, World, as_root};
 
 use flood::Flood;
 use rig::{

@@ -4,29 +4,38 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`model`] | what every part speaks: names, keys, addresses, records, the map of the mesh |
-//! | [`wire`] | what travels: join token, signed envelope, ledger, control stream, APIs |
+//! | [`model`] | values that every part uses: names, keys, addresses, time, rates |
+//! | [`records`] | signed records, the ledger that verifies them, and the map of the mesh computed from it |
+//! | [`protocol`] | messages: join token, join, control stream, gossip between nodes, administration, local API |
+//! | [`os`] | files, logs, signals, Unix sockets, configuration files |
 //! | [`tunnel`] | the data plane: WireGuard between a TUN device and UDP sockets |
-//! | [`path`] | which way to a peer, and whether there is one |
+//! | [`path`] | which path leads to a peer, and whether there is one |
 //! | [`dns`] | zone, answers, forwarding, server |
-//! | [`discovery`] | where services come from, and their health |
+//! | [`containers`] | containers of the engine: which exist, and which address and name each one has |
+//! | [`services`] | services from the configuration and the command line, and health checks |
+//! | [`firewall`] | packet filter rules and address mapping in the kernel |
 //! | [`coordinator`] | admits nodes, leases addresses, stores and forwards records |
-//! | [`node`] | meshd: carries values between tunnel, path, dns, discovery and the coordinator |
+//! | [`node`] | meshd: carries values between the parts above and the coordinator |
 //! | [`cli`] | meshctl, one file per command |
-//! | [`lab`] | hosts in network namespaces, for the demo, the tests and the benches |
+//! | [`testbed`] | hosts in network namespaces, for the demo, the tests and the benches |
 //!
-//! Imports run one way: programs to `cli`, `node`, `coordinator` and `lab`; those to `tunnel`, `path`, `dns` and
-//! `discovery`; those to `wire`; and `wire` to `model`. `tests/architecture.rs` holds that.
+//! Imports run one way: programs import `cli`, `node`, `coordinator` and `testbed`; those import `tunnel`, `path`, `dns`,
+//! `containers`, `services` and `firewall`; those import `protocol`, then `records`, then `model`. `os` serves all parts that do
+//! input and output. `tests/architecture.rs` holds that.
 //!
-//! Start reading at [`wire::ledger`], the gate that every fact passes, then at [`node`].
+//! Start reading at [`records::ledger`], which verifies every record, then at [`node`].
 
 pub mod cli;
+pub mod containers;
 pub mod coordinator;
-pub mod discovery;
 pub mod dns;
-pub mod lab;
+pub mod firewall;
 pub mod model;
 pub mod node;
+pub mod os;
 pub mod path;
+pub mod protocol;
+pub mod records;
+pub mod services;
+pub mod testbed;
 pub mod tunnel;
-pub mod wire;

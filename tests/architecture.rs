@@ -8,44 +8,69 @@ use std::path::{Path, PathBuf};
 /// Each part of the crate and the parts it may import; every part may import itself.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("model", &[]),
-    ("wire", &["model"]),
-    ("tunnel", &["wire", "model"]),
-    ("path", &["wire", "model"]),
-    ("dns", &["wire", "model"]),
-    ("discovery", &["wire", "model"]),
-    (
-        "node",
-        &["tunnel", "path", "dns", "discovery", "wire", "model"],
-    ),
-    (
-        "coordinator",
-        &["tunnel", "path", "dns", "discovery", "wire", "model"],
-    ),
-    (
-        "cli",
-        &["lab", "tunnel", "path", "dns", "discovery", "wire", "model"],
-    ),
-    (
-        "lab",
-        &["tunnel", "path", "dns", "discovery", "wire", "model"],
-    ),
-    ("bin", &["cli", "node", "coordinator", "lab"]),
+    ("records", &["model"]),
+    ("protocol", &["records", "model"]),
+    ("os", &["protocol", "records", "model"]),
+    ("tunnel", LOWER),
+    ("path", LOWER),
+    ("dns", LOWER),
+    ("containers", LOWER),
+    ("services", LOWER),
+    ("firewall", LOWER),
+    ("node", MIDDLE),
+    ("coordinator", MIDDLE),
+    ("testbed", MIDDLE),
+    ("cli", UPPER),
+    ("bin", &["cli", "node", "coordinator", "testbed"]),
+];
+
+/// The parts below those in the middle.
+const LOWER: &[&str] = &["os", "protocol", "records", "model"];
+
+/// The parts in the middle, which do not import each other, and those below.
+const MIDDLE: &[&str] = &[
+    "tunnel",
+    "path",
+    "dns",
+    "containers",
+    "services",
+    "firewall",
+    "os",
+    "protocol",
+    "records",
+    "model",
+];
+
+/// What the command line imports.
+const UPPER: &[&str] = &[
+    "testbed",
+    "tunnel",
+    "path",
+    "dns",
+    "containers",
+    "services",
+    "firewall",
+    "os",
+    "protocol",
+    "records",
+    "model",
 ];
 
 /// Parts that are pure, but for the [`SHELLS`].
 const PURE: &[&str] = &[
     "model",
-    "wire",
+    "records",
+    "protocol",
     "tunnel",
     "path",
     "dns",
-    "discovery",
+    "containers",
+    "services",
+    "firewall",
     "node/contact.rs",
-    "node/host/pace.rs",
     "node/host/plan.rs",
     "node/host/survey.rs",
     "node/host/ways.rs",
-    "node/host/wiring",
     "node/newcomers.rs",
     "node/own_records.rs",
     "node/own_word.rs",
@@ -54,17 +79,13 @@ const PURE: &[&str] = &[
     "node/peers/refusals.rs",
     "node/peers/renewal.rs",
     "node/peers/rounds.rs",
+    "os/repeats.rs",
+    "os/watchdog.rs",
 ];
 
 /// Files inside the pure parts that do the input and output for them. A file that needs this no more is to be taken
 /// off the list.
 const SHELLS: &[&str] = &[
-    "wire/config_file.rs",
-    "wire/file.rs",
-    "wire/log.rs",
-    "wire/stop.rs",
-    "wire/unix_server.rs",
-    "wire/usage.rs",
     "tunnel/control.rs",
     "tunnel/device.rs",
     "tunnel/inbound.rs",
@@ -87,13 +108,13 @@ const SHELLS: &[&str] = &[
     "dns/upstream.rs",
     "dns/upstream/flight.rs",
     "dns/upstream/streamed.rs",
-    "discovery/check.rs",
-    "discovery/docker/client.rs",
-    "discovery/docker/engine.rs",
-    "node/host/wiring/firewall.rs",
-    "node/host/wiring/kernel.rs",
-    "node/host/wiring/native.rs",
-    "node/host/wiring/ports.rs",
+    "services/checks.rs",
+    "containers/client.rs",
+    "containers/engine.rs",
+    "firewall/reconciler.rs",
+    "firewall/kernel.rs",
+    "firewall/native.rs",
+    "firewall/ports.rs",
 ];
 
 /// What only a shell may name: clocks, files, processes, sockets, randomness, runtimes.
@@ -355,8 +376,8 @@ fn report(faults: &[String]) {
 fn a_planted_import_is_found() {
     let faults = |path: &str, text: &str| imports(path, &code_of(text));
     assert_eq!(
-        faults("wire/x.rs", "//! x\nuse crate::node::config;\n"),
-        ["src/wire/x.rs:2: wire imports node"]
+        faults("records/x.rs", "//! x\nuse crate::node::config;\n"),
+        ["src/records/x.rs:2: records imports node"]
     );
     assert_eq!(
         faults("dns/x.rs", "fn f() { crate::path::watch(); }"),

@@ -39,7 +39,7 @@ mod usage;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use meshd::lab::as_root;
+use meshd::testbed::as_root;
 
 use report::{Row, print_changes, print_queries};
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use meshd::wire::Envelope;
-use meshd::wire::control::FromCoordinator;
+use meshd::protocol::control::FromCoordinator;
+use meshd::records::Envelope;
 use serde_json::json;
 use tokio::time::{sleep, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::Message;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use meshd::wire::peers::PORT;
+use meshd::protocol::gossip::PORT;
 
 use crate::container::{flood, name_outside};
 use crate::kit::{Identity, PeerLink, record};

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meshd::wire::envelope::Signature;
+use meshd::records::envelope::Signature;
 use tokio::time::{interval, sleep, timeout};
 
 use crate::kit::{Hello, Member, Stream, record};

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use meshd::lab::Host;
-use meshd::wire::JoinToken;
-use meshd::wire::token::SpkiPin;
+use meshd::protocol::JoinToken;
+use meshd::protocol::token::SpkiPin;
+use meshd::testbed::Host;
 
 use crate::kit::{Member, Stolen};
 use crate::mesh::Mesh;

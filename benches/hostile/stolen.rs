@@ -1,7 +1,7 @@
 //! The attacks of a stolen coordinator, which has the TLS key and all records, but no key that signs records.
 
-use meshd::wire::Envelope;
-use meshd::wire::control::FromCoordinator;
+use meshd::protocol::control::FromCoordinator;
+use meshd::records::Envelope;
 
 use crate::kit::{Identity, Stolen, record};
 

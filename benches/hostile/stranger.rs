@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use meshd::model::SigningKey;
-use meshd::wire::JoinToken;
-use meshd::wire::join::JoinRequest;
+use meshd::protocol::JoinToken;
+use meshd::protocol::join::JoinRequest;
 use tokio::time::{sleep, timeout_at};
 use tokio_tungstenite::tungstenite::Message;
 

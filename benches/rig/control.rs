@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use meshd::lab::Host;
+use meshd::testbed::Host;
 
 pub(crate) const SOCKET: &str = "/run/meshd.sock";
 pub(crate) const ADMIN_SOCKET: &str = "/run/admin.sock";

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use meshd::lab::Running;
+use meshd::testbed::Running;
 
 use super::Node;
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use meshd::lab::{Host, Running, World};
+use meshd::testbed::{Host, Running, World};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 pub(crate) use load::{Flow, listen, send};

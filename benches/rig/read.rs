@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use meshd::lab::Running;
+use meshd::testbed::Running;
 
 /// Ticks a second of `/proc/stat`.
 fn ticks_per_second() -> f64 {

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use meshd::dns::zone::{MOST_ADDRESSES, Replaced, WhenNoneUsable, Zone, ZoneInput};
-use meshd::model::netmap::Netmap;
-use meshd::model::record::{MESH_ID, Membership, Mesh, Record, Service, Token};
-use meshd::model::service_address::ServiceAddresses;
 use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{MeshAddresses, PublicKey, SigningKey, WireGuardKey};
-use meshd::wire::{Envelope, Ledger};
+use meshd::records::kinds::{MESH_ID, Membership, Mesh, Record, Service, Token};
+use meshd::records::netmap::Netmap;
+use meshd::records::service_address::ServiceAddresses;
+use meshd::records::{Envelope, Ledger};
 
 use crate::node::{label, own_records, service};
 

@@ -17,7 +17,7 @@ mod node;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use meshd::wire::JoinToken;
+use meshd::protocol::JoinToken;
 use tokio::sync::mpsc;
 
 use crate::coordinator::Coordinator;

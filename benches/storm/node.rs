@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
 use meshd::model::address::Block;
-use meshd::model::record::{
-    Health, Instance, Membership, Node, Port, Protocol, Record, Service, Source,
-};
 use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{Label, SigningKey, WireGuardKey};
 use meshd::node::control::join::join;
 use meshd::node::control::stream::{Event, Position, Stream, StreamConfig};
-use meshd::wire::join::JoinRequest;
-use meshd::wire::{Envelope, JoinToken};
+use meshd::protocol::JoinToken;
+use meshd::protocol::join::JoinRequest;
+use meshd::records::Envelope;
+use meshd::records::kinds::{
+    Health, Instance, Membership, Node, Port, Protocol, Record, Service, Source,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use meshd::wire::control::{FromCoordinator, FromNode};
-use meshd::wire::peers::PeerMessage;
+use meshd::protocol::control::{FromCoordinator, FromNode};
+use meshd::protocol::gossip::PeerMessage;
 
 fuzz_target!(|octets: &[u8]| {
     if let Ok(message) = serde_json::from_slice::<FromNode>(octets) {

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use meshd::model::record::Record;
-use meshd::wire::Envelope;
+use meshd::records::kinds::Record;
+use meshd::records::Envelope;
 
 fuzz_target!(|octets: &[u8]| {
     if let Ok(envelope) = serde_json::from_slice::<Envelope>(octets) {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use meshd::wire::JoinToken;
+use meshd::protocol::JoinToken;
 
 fuzz_target!(|text: &str| {
     let _ = JoinToken::parse(text);

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use meshd::model::{PublicKey, SigningKey};
-use meshd::wire::ledger::usage::{MAX_OCTETS, MAX_RECORDS};
-use meshd::wire::{Envelope, Ledger};
+use meshd::records::ledger::usage::{MAX_OCTETS, MAX_RECORDS};
+use meshd::records::{Envelope, Ledger};
 use serde_json::{Value, json};
 
 /// Key 0 is the mesh key, 1 and 2 are tokens, the others are nodes.

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::exit::CliError;
-use crate::wire::api::{ApiError, ErrorCode};
+use crate::protocol::api::{ApiError, ErrorCode};
 
 /// How long an answer may take, unless the caller says otherwise. The daemons answer within milliseconds.
 const LIMIT: Duration = Duration::from_secs(30);

@@ -1,7 +1,7 @@
 //! How a command ends: 0 done, 1 failed, 2 not found or not true, 64 usage, 69 nobody to ask, 77 no right, 78
 //! configuration (after BSD's sysexits).
 
-use crate::wire::api::{ApiError, ErrorCode};
+use crate::protocol::api::{ApiError, ErrorCode};
 
 /// A failure: one line, and the exit code.
 #[derive(Debug)]

@@ -5,11 +5,11 @@ use std::time::SystemTime;
 use super::exit::CliError;
 use super::{Globals, mesh_key};
 use crate::model::address::{MeshAddresses, unique_local_prefix};
-use crate::model::record::{MESH_ID, Mesh, Record};
 use crate::model::time::next_version;
-use crate::wire::Envelope;
-use crate::wire::admin::{MeshState, Submit, Submitted};
-use crate::wire::api::ErrorCode;
+use crate::protocol::admin::{MeshState, Submit, Submitted};
+use crate::protocol::api::ErrorCode;
+use crate::records::Envelope;
+use crate::records::kinds::{MESH_ID, Mesh, Record};
 
 pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
     let coordinator = globals.coordinator();

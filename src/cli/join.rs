@@ -9,10 +9,10 @@ use clap::Args;
 
 use super::Globals;
 use super::exit::CliError;
-use crate::wire::JoinToken;
-use crate::wire::api::ErrorCode;
-use crate::wire::file::exposure;
-use crate::wire::local::{Join, Joined};
+use crate::os::file::exposure;
+use crate::protocol::JoinToken;
+use crate::protocol::api::ErrorCode;
+use crate::protocol::local::{Join, Joined};
 
 /// What meshd may take beyond the time it was given, to say that the time is over.
 const GRACE: Duration = Duration::from_secs(10);

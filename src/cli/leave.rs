@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Globals;
 use super::exit::CliError;
-use crate::wire::local::{DepartureState, Left, Status};
+use crate::protocol::local::{DepartureState, Left, Status};
 
 /// How long taking everything back may take.
 const LIMIT: Duration = Duration::from_secs(60);

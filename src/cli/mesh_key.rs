@@ -6,8 +6,9 @@ use zeroize::Zeroizing;
 
 use super::exit::CliError;
 use crate::model::{PublicKey, SigningKey};
-use crate::wire::api::ErrorCode;
-use crate::wire::file::{self, FileError};
+use crate::os::file;
+use crate::os::file::FileError;
+use crate::protocol::api::ErrorCode;
 
 const MAX_FILE: u64 = 4096;
 

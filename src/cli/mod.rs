@@ -136,7 +136,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return crate::wire::usage::report("meshctl", &error),
+        Err(error) => return crate::os::usage::report("meshctl", &error),
     };
     match run(cli) {
         Ok(code) => ExitCode::from(code),

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::exit::CliError;
 use super::{Globals, table};
-use crate::wire::local::{Ping, Pong};
+use crate::protocol::local::{Ping, Pong};
 
 /// Whom to ping.
 #[derive(Debug, Args)]

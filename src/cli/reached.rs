@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Globals;
-use crate::wire::local::{PeerStatus, Status};
+use crate::protocol::local::{PeerStatus, Status};
 
 /// How long the first packets of peers are waited for.
 const LIMIT: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::Globals;
 use super::exit::CliError;
-use crate::wire::local::{Rename, Renamed};
+use crate::protocol::local::{Rename, Renamed};
 
 /// The command line.
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::exit::CliError;
 use super::{Globals, table};
-use crate::wire::local::{Resolve, Resolved};
+use crate::protocol::local::{Resolve, Resolved};
 
 /// What to look up.
 #[derive(Debug, Args)]

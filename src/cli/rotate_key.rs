@@ -2,7 +2,7 @@
 
 use super::Globals;
 use super::exit::CliError;
-use crate::wire::local::KeyRotated;
+use crate::protocol::local::KeyRotated;
 
 pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
     let rotated: KeyRotated = globals

@@ -4,8 +4,8 @@ use clap::{Args, ValueEnum};
 
 use super::exit::CliError;
 use super::{Globals, table};
-use crate::wire::api::ErrorCode;
-use crate::wire::local::{NodeState, PeerState, Status, SystemList};
+use crate::protocol::api::ErrorCode;
+use crate::protocol::local::{NodeState, PeerState, Status, SystemList};
 
 /// What to show.
 #[derive(Debug, Args)]
@@ -152,7 +152,7 @@ fn problems(status: &Status) {
     }
 }
 
-fn row(peer: &crate::wire::local::PeerStatus) -> Vec<String> {
+fn row(peer: &crate::protocol::local::PeerStatus) -> Vec<String> {
     let state = match peer.state {
         PeerState::Direct => "direct",
         PeerState::Relay => "relay",
@@ -207,7 +207,7 @@ mod tests {
             coordinator: None,
             dns: None,
             peers: Vec::new(),
-            services: crate::wire::local::ServiceCounts::default(),
+            services: crate::protocol::local::ServiceCounts::default(),
             problems: Vec::new(),
         };
         let code = |check, status| match holds(check, Ok(status)) {

@@ -1,4 +1,4 @@
-//! The admin API. Its calls are in [`crate::wire::admin`].
+//! The admin API. Its calls are in [`crate::protocol::admin`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +12,10 @@ use tokio::net::UnixListener;
 use super::Failure;
 use super::hub::Hub;
 use super::server::document;
-use crate::wire::admin::{Submit, Submitted};
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::unix_server::{self, failure};
+use crate::os::unix_server;
+use crate::os::unix_server::failure;
+use crate::protocol::admin::{Submit, Submitted};
+use crate::protocol::api::{ApiError, ErrorCode};
 
 /// Binds the socket.
 ///

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::running::lock;
 use super::{Config, Failure, store, tls};
-use crate::wire::api::ErrorCode;
-use crate::wire::file;
+use crate::os::file;
+use crate::protocol::api::ErrorCode;
 
 fn failure(error: store::StoreError) -> Failure {
     match error {

@@ -9,8 +9,9 @@ use serde::Deserialize;
 
 use super::store::EtcdSettings;
 use crate::model::Label;
-use crate::wire::config_file::{self, ConfigError};
-use crate::wire::url::CoordinatorUrl;
+use crate::os::config_file;
+use crate::os::config_file::ConfigError;
+use crate::protocol::url::CoordinatorUrl;
 
 /// Where the configuration is, if it is.
 const DEFAULT_FILE: &str = "/etc/meshd/coordinator.toml";
@@ -158,11 +159,11 @@ impl Config {
         if !arguments.public_url.is_empty() {
             config.public_urls.clone_from(&arguments.public_url);
         }
-        if config.public_urls.len() > crate::wire::token::MAX_URLS {
+        if config.public_urls.len() > crate::protocol::token::MAX_URLS {
             wrong.push(format!(
                 "public_urls has {} entries; at most {} fit into a token",
                 config.public_urls.len(),
-                crate::wire::token::MAX_URLS
+                crate::protocol::token::MAX_URLS
             ));
         }
         if wrong.is_empty() {

@@ -5,14 +5,14 @@
 use std::time::Duration;
 
 use crate::model::MeshAddresses;
-use crate::model::record::{Membership, Record, RecordKey, Token};
 use crate::model::time::UnixSeconds;
-use crate::wire::Ledger;
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::control::{agree, disagreement};
-use crate::wire::envelope::{Authentic, Purpose};
-use crate::wire::join::JoinRequest;
-use crate::wire::ledger::Refused;
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::control::{agree, disagreement};
+use crate::protocol::join::JoinRequest;
+use crate::records::Ledger;
+use crate::records::envelope::{Authentic, Purpose};
+use crate::records::kinds::{Membership, Record, RecordKey, Token};
+use crate::records::ledger::Refused;
 
 /// The maximum difference between a node's clock and the coordinator's at a join. The date of a membership has to be right:
 /// other nodes hold a membership back if they receive it much later, and of two nodes with one name the earlier keeps it.

@@ -10,7 +10,7 @@
 use ring::hmac;
 
 use crate::model::PublicKey;
-use crate::wire::control::MAX_MARK;
+use crate::protocol::control::MAX_MARK;
 
 /// Separates this use of the TLS key from any other.
 const CONTEXT: &[u8] = b"meshd marks v1";

@@ -1,7 +1,7 @@
 //! The coordinator: admits nodes by join token, leases addresses, stores and forwards signed records.
 //!
 //! It is never in the data path and never trusted with keys. Everything it takes in passes the same
-//! [`crate::wire::ledger`] that nodes use; what it forwards, they verify again.
+//! [`crate::records::ledger`] that nodes use; what it forwards, they verify again.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -41,9 +41,9 @@ pub use config::{Arguments, Command, Config};
 pub use marks::MarkKey;
 pub use running::Coordinator;
 
-use crate::wire::api::ErrorCode;
-use crate::wire::file;
-use crate::wire::stop::StopSignals;
+use crate::os::file;
+use crate::os::signals::StopSignals;
+use crate::protocol::api::ErrorCode;
 
 /// A start that failed: what to say, and with which code to exit.
 #[derive(Debug, thiserror::Error)]
@@ -84,9 +84,9 @@ impl From<file::FileError> for Failure {
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return crate::wire::usage::report("mesh-coordinator", &error),
+        Err(error) => return crate::os::usage::report("mesh-coordinator", &error),
     };
-    crate::wire::log::to_stderr();
+    crate::os::log::to_stderr();
     let result = Config::load(&arguments)
         .map_err(|e| Failure::new(ErrorCode::Configuration, e))
         .and_then(|config| {

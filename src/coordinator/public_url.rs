@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use crate::wire::url::CoordinatorUrl;
+use crate::protocol::url::CoordinatorUrl;
 
 /// The address listened on, or where that is all of them, the one this machine would use to reach others. Nothing
 /// if there is none.

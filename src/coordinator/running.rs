@@ -12,11 +12,11 @@ use tokio::task::JoinHandle;
 
 use super::hub::{Hub, Setup};
 use super::{Config, Failure, MarkKey, admin, limits, metrics, public_url, server, store, tls};
-use crate::wire::api::ErrorCode;
-use crate::wire::file;
-use crate::wire::log::feed_watchdog;
-use crate::wire::token::SpkiPin;
-use crate::wire::url::CoordinatorUrl;
+use crate::os::file;
+use crate::os::log::feed_watchdog;
+use crate::protocol::api::ErrorCode;
+use crate::protocol::token::SpkiPin;
+use crate::protocol::url::CoordinatorUrl;
 
 /// How long streams get to take their last words when the coordinator stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);

@@ -30,9 +30,10 @@ use super::control::{self, Served};
 use super::hub::Hub;
 use super::slots::{Slot, Slots};
 use super::{Failure, admin, enroll};
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::join::{self, JoinRequest};
-use crate::wire::unix_server::failure;
+use crate::os::unix_server::failure;
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::join;
+use crate::protocol::join::JoinRequest;
 
 /// Connections at once at most.
 pub(super) const MAX_CONNECTIONS: usize = 8192;
@@ -93,7 +94,7 @@ pub(super) async fn serve(
         .route("/readyz", get(ready))
         .route(join::PATH, post(join))
         .route(join::CHECK_PATH, post(check_join))
-        .route(crate::wire::control::PATH, get(control::upgrade))
+        .route(crate::protocol::control::PATH, get(control::upgrade))
         .fallback(|| async {
             failure(ApiError::new(
                 ErrorCode::NotFound,

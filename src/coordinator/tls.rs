@@ -9,9 +9,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
 
 use super::{Failure, MarkKey};
-use crate::wire::api::ErrorCode;
-use crate::wire::file;
-use crate::wire::token::SpkiPin;
+use crate::os::file;
+use crate::protocol::api::ErrorCode;
+use crate::protocol::token::SpkiPin;
 
 /// The files in the state directory that nodes know the coordinator by.
 pub(super) const FILES: [&str; 2] = ["tls.crt", "tls.key"];

@@ -9,7 +9,7 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use super::choice::{Allocation, Found, Weighted, divide_weights, element, find};
 use super::local_names;
 use super::zone::{MOST_RECORDS, NEGATIVE_TTL, Share, TTL, Zone, ZoneInstance};
-use crate::model::record::Port;
+use crate::records::kinds::Port;
 
 /// What to do with a question.
 #[derive(Debug, Clone, PartialEq)]

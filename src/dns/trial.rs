@@ -22,11 +22,11 @@ use super::resolver::{Dealt, InFull, Resolver};
 use super::upstream::Upstream;
 use super::zone::{MOST_ADDRESSES, WhenNoneUsable, Zone, ZoneInput};
 use crate::model::address::MeshAddresses;
-use crate::model::netmap::{Member, Netmap};
-use crate::model::record::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service};
-use crate::model::service_address::ServiceAddresses;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, WireGuardKey};
+use crate::records::kinds::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service};
+use crate::records::netmap::{Member, Netmap};
+use crate::records::service_address::ServiceAddresses;
 
 /// The query came over TCP, not UDP.
 const TCP: u8 = 1;
@@ -413,7 +413,7 @@ fn instance(node: u8, place: u16, addresses: Vec<IpAddr>, health: Health) -> Opt
         health,
         weight: 10,
         priority: 0,
-        source: crate::model::record::Source::Cli,
+        source: crate::records::kinds::Source::Cli,
     })
 }
 

@@ -19,10 +19,10 @@ use self::names::Names;
 use self::reverse::Reverse;
 
 use crate::model::address::MeshAddresses;
-use crate::model::netmap::Netmap;
-use crate::model::record::{Health, Instance, Service};
-use crate::model::service_address::ServiceAddresses;
 use crate::model::{Label, PublicKey};
+use crate::records::kinds::{Health, Instance, Service};
+use crate::records::netmap::Netmap;
+use crate::records::service_address::ServiceAddresses;
 
 /// Seconds an answer may be kept.
 pub const TTL: u32 = 5;

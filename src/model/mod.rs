@@ -6,10 +6,8 @@
 pub mod address;
 pub mod key;
 pub mod name;
-pub mod netmap;
+pub(crate) mod pace;
 pub(crate) mod rate;
-pub mod record;
-pub mod service_address;
 pub mod text;
 pub mod time;
 

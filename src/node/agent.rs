@@ -16,19 +16,18 @@ use super::joining::{self, Admitted, Attempt, Ground};
 use super::mesh::{Events, Mesh};
 use super::report;
 use super::state::StateDir;
-use crate::discovery::docker::{ContainerId, Report};
-use crate::discovery::registry::{
-    Key, Registered, Registry, RegistryError, Stored, default_weight,
-};
+use crate::containers::{ContainerId, Report};
 use crate::model::address::{Block, is_never_remote};
 use crate::model::name::LabelError;
 use crate::model::{Label, ServiceName};
-use crate::tunnel::Tunnel;
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::local::{
+use crate::os::watchdog::{Look, Watchdog};
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::{
     AddService, Join, Joined, KeyRotated, NodeState, Problem, Renamed, SCHEMA, ServiceChanged,
 };
-use crate::wire::watchdog::{Look, Watchdog};
+use crate::records::kinds::default_weight;
+use crate::services::registry::{Key, Registered, Registry, RegistryError, Stored};
+use crate::tunnel::Tunnel;
 
 mod leaving;
 
@@ -707,7 +706,7 @@ fn parse_service(add: AddService) -> Result<(Label, Registered), ApiError> {
                 "a check's interval is 100 ms to 1 h, its timeout 100 ms to 60 s",
             ));
         }
-        if matches!(&check.probe, crate::wire::local::CheckProbe::Http(path) if !path.starts_with('/'))
+        if matches!(&check.probe, crate::protocol::local::CheckProbe::Http(path) if !path.starts_with('/'))
         {
             return Err(bad("the path of an HTTP check begins with `/`"));
         }

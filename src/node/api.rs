@@ -15,12 +15,13 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::local::{
+use crate::os::unix_server;
+use crate::os::unix_server::failure;
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::{
     AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Ping, Pong, Problem,
     Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
 };
-use crate::wire::unix_server::{self, failure};
 
 /// Where an answer goes.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;

@@ -7,17 +7,19 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
-use crate::discovery::docker::{Expose, Rules};
-use crate::discovery::registry::{Key, Registered, default_weight};
+use crate::containers::{Expose, Rules};
 use crate::dns::WhenNoneUsable;
 use crate::dns::upstream::{Server, ServerError};
 use crate::dns::zone::MOST_ADDRESSES;
 use crate::model::Label;
 use crate::model::address::is_never_remote;
-use crate::model::record::Protocol;
 use crate::model::time::milliseconds;
-use crate::wire::config_file::{self, ConfigError};
-use crate::wire::local::{Check, CheckProbe};
+use crate::os::config_file;
+use crate::os::config_file::ConfigError;
+use crate::protocol::local::{Check, CheckProbe};
+use crate::records::kinds::Protocol;
+use crate::records::kinds::default_weight;
+use crate::services::registry::{Key, Registered};
 
 /// Where Docker listens, and where Podman does.
 const DOCKER_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];

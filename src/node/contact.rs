@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::path::watch::Reach;
-use crate::wire::local::{PeerState, Problem};
+use crate::protocol::local::{PeerState, Problem};
 
 /// Peers that one message names; of more it gives the number.
 const MAX_NAMED: usize = 5;

@@ -11,8 +11,8 @@ use super::control::stream::{Event, Position, Stream, StreamConfig};
 use super::state::StateDir;
 use super::state::departing::Departing;
 use crate::model::time::UnixSeconds;
-use crate::wire::control::Refusal;
-use crate::wire::ledger::Refused;
+use crate::protocol::control::Refusal;
+use crate::records::ledger::Refused;
 
 /// How long a coordinator is tried for one departure before the next one has its turn.
 const TURN: Duration = Duration::from_secs(30);

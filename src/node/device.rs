@@ -11,8 +11,8 @@ use tokio::io::unix::AsyncFd;
 use super::host::SplitDns;
 use super::mesh::{Mesh, code_of};
 use super::resolved::ResolvedLink;
+use crate::protocol::api::ApiError;
 use crate::tunnel::{Tunnel, TunnelError};
-use crate::wire::api::ApiError;
 
 /// How long a device or port that is taken is waited for.
 const TAKEN: Duration = Duration::from_secs(1);

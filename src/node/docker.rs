@@ -8,15 +8,15 @@ use tokio::sync::mpsc;
 
 use super::config;
 use super::state::StateDir;
-use crate::discovery::Checker;
-use crate::discovery::check::Target;
-use crate::discovery::docker::engine::EngineFault;
-use crate::discovery::docker::inspect::Engine;
-use crate::discovery::docker::{
+use crate::containers::engine::EngineFault;
+use crate::containers::inspect::Engine;
+use crate::containers::{
     ContainerId, Containers, EngineTask, Mapping, Offer, Report, Surroundings, Wired, network,
 };
 use crate::model::ServiceName;
-use crate::wire::local::{Check, CheckProbe, ContainerRow, Problem};
+use crate::protocol::local::{Check, CheckProbe, ContainerRow, Problem};
+use crate::services::Checker;
+use crate::services::checks::Target;
 
 /// How long what was published before the start is left as it is, while the engine has not said what runs.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -12,13 +12,14 @@ use super::newcomers::membership_in;
 use super::state::departing::Departing;
 use super::state::{Identity, Keys, Pending, StateDir, Way};
 use crate::model::Label;
-use crate::model::record::{Membership, Record};
 use crate::model::time::UnixSeconds;
+use crate::protocol::JoinToken;
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::join::{JoinRequest, JoinResponse};
+use crate::records::kinds::{Membership, Record};
+use crate::records::ledger::Refused;
+use crate::records::{Envelope, Ledger};
 use crate::tunnel;
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::join::{JoinRequest, JoinResponse};
-use crate::wire::ledger::Refused;
-use crate::wire::{Envelope, JoinToken, Ledger};
 
 /// How often a name that is taken is replaced by the one suggested.
 const NAME_TRIES: usize = 5;

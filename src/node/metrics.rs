@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::api::{Command, Reply};
 use super::mesh::Mesh;
 use crate::path::watch::Reach;
-use crate::wire::local::Status;
+use crate::protocol::local::Status;
 
 /// Serves until the program ends. Without the port everything else goes on.
 pub(super) async fn serve(listen: SocketAddr, commands: mpsc::Sender<Command>) {

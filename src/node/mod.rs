@@ -34,9 +34,9 @@ use std::sync::Arc;
 use clap::Parser as _;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::stop::StopSignals;
-use crate::wire::unix_server;
+use crate::os::signals::StopSignals;
+use crate::os::unix_server;
+use crate::protocol::api::{ApiError, ErrorCode};
 use config::{Arguments, Config, Job, ResolvConfJob};
 use state::{StateDir, StateError};
 
@@ -45,9 +45,9 @@ use state::{StateDir, StateError};
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return crate::wire::usage::report("meshd", &error),
+        Err(error) => return crate::os::usage::report("meshd", &error),
     };
-    crate::wire::log::to_stderr();
+    crate::os::log::to_stderr();
     if let Some(Job::Wireguard { interface, workers }) = &arguments.job {
         return finish(
             crate::tunnel::uapi::run(interface, *workers).map_err(|error| {

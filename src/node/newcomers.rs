@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::record::{Membership, Record, Token};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
-use crate::wire::Envelope;
-use crate::wire::local::Problem;
+use crate::protocol::local::Problem;
+use crate::records::Envelope;
+use crate::records::kinds::{Membership, Record, Token};
 
 /// The allowed difference between the clocks of two nodes and of a coordinator, including the time that a join takes.
 const TOLERANCE: Duration = Duration::from_secs(600);
@@ -248,7 +248,7 @@ impl Newcomers {
             .collect();
         // The newest come first, so that memberships for which no peer vouches do not displace the others.
         due.sort_by(|a, b| b.cmp(a));
-        due.truncate(crate::wire::peers::MAX_ASKED);
+        due.truncate(crate::protocol::gossip::MAX_ASKED);
         due.into_iter().map(|(_, id)| id).collect()
     }
 

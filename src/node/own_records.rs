@@ -10,15 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
 
 use super::own_word::OwnWord;
-use crate::model::record::{
-    Header, Health, Instance, MAX_INSTANCES, Name, Node, Record, RecordKey, Service,
-};
 use crate::model::time::next_version;
 use crate::model::{Label, PublicKey, ServiceName};
-use crate::wire::Envelope;
-use crate::wire::envelope::MAX_PAYLOAD;
-use crate::wire::ledger::Refused;
-use crate::wire::local::Problem;
+use crate::protocol::local::Problem;
+use crate::records::Envelope;
+use crate::records::envelope::MAX_PAYLOAD;
+use crate::records::kinds::{
+    Header, Health, Instance, MAX_INSTANCES, Name, Node, Record, RecordKey, Service,
+};
+use crate::records::ledger::Refused;
 
 /// Refused records that are named one by one at most.
 const MAX_NAMED: usize = 8;
@@ -355,9 +355,9 @@ fn octets(instance: &Instance) -> usize {
 mod tests {
     use super::*;
     use crate::model::address::Block;
-    use crate::model::record::{MAX_PORTS, Port, Protocol, Source};
     use crate::model::{Label, PublicKey, SigningKey, WireGuardKey};
-    use crate::wire::Ledger;
+    use crate::records::Ledger;
+    use crate::records::kinds::{MAX_PORTS, Port, Protocol, Source};
 
     fn label(text: &str) -> Label {
         Label::parse(text).expect("a literal")

@@ -12,10 +12,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::model::record::{Record, RecordKey, Service};
 use crate::model::{Label, PublicKey, WireGuardKey};
-use crate::wire::control::{RefusedReason, RefusedRecord};
-use crate::wire::local::Problem;
+use crate::protocol::control::{RefusedReason, RefusedRecord};
+use crate::protocol::local::Problem;
+use crate::records::kinds::{Record, RecordKey, Service};
 
 use super::own_records::name_of;
 

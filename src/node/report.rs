@@ -13,23 +13,23 @@ use super::contact::{self, Contact};
 use super::docker::Docker;
 use super::mesh::{Dns, Mesh};
 use super::resolved::{ResolvedLink, State};
-use crate::discovery::docker::residents::residents;
+use crate::containers::residents::residents;
 use crate::dns::answer::{Answer, Part, Verdict, answer, explain};
 use crate::dns::local_names::is_special;
 use crate::dns::message::{Asked, Source};
 use crate::dns::rebinding::Stripped;
 use crate::dns::zone::{Standing, Zone};
-use crate::model::netmap::{Member, Netmap};
 use crate::model::{Label, PublicKey};
 use crate::path::mtu::LEAST_IPV6;
 use crate::path::watch::Reach;
-use crate::tunnel::{PeerStatus as TunnelPeer, Waiting};
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::local::{
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::{
     Checkup, ContainerList, CoordinatorStatus, DnsStatus, InstanceRow, InterfaceStatus, NodeState,
     NodeStatus, PeerState, PeerStatus, Ping, Pong, Problem, Resolve, Resolved, SCHEMA,
     ServiceCounts, ServiceList, ServiceRow, Status, SystemEntry, SystemList, TunnelCheck,
 };
+use crate::records::netmap::{Member, Netmap};
+use crate::tunnel::{PeerStatus as TunnelPeer, Waiting};
 
 /// How long the container engine may take to say what runs, for a doctor.
 const CHECKUP_WAIT: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::host::{ResolvConf, ResolvConfError, resolv_request};
-use crate::wire::local::Problem;
+use crate::protocol::local::Problem;
 
 /// How often the file is looked at in any case.
 const LOOK: Duration = Duration::from_secs(15);

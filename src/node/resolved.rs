@@ -14,7 +14,7 @@ use zbus::Connection;
 use zbus::fdo::DBusProxy;
 
 use super::host::SplitDns;
-use crate::wire::local::Problem;
+use crate::protocol::local::Problem;
 
 const NAME: &str = "org.freedesktop.resolve1";
 const PATH: &str = "/org/freedesktop/resolve1";

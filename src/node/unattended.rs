@@ -8,8 +8,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::api::Command;
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::local::{Join, NodeState, Problem};
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::{Join, NodeState, Problem};
 
 /// The first pause after a failure that somebody else has to mend; it doubles with each further one, until the file changes.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -134,7 +134,7 @@ fn problem_of(file: &Path, failed: &Failed) -> Problem {
 /// The problem of a token file that every user of the machine can read or change.
 pub(super) fn exposed(file: &Path) -> Option<Problem> {
     let found = std::fs::metadata(file).ok()?;
-    let exposure = crate::wire::file::exposure(&found, file)?;
+    let exposure = crate::os::file::exposure(&found, file)?;
     Some(Problem {
         what: format!("the join token {}", exposure.what),
         why: exposure.why,

@@ -30,7 +30,7 @@ use super::timer::{self, Live};
 use super::tun::Device;
 use super::udp::{Sender, Sockets};
 use super::worker::{self, Duty, Pair, Worker};
-use crate::wire::watchdog::Progress;
+use crate::os::watchdog::Progress;
 
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5).
 const LEAST_MTU: u16 = 1280;

@@ -11,7 +11,7 @@ use super::device::{Shared, Table};
 use super::drops::Drop;
 use super::noise::{Message, Ticked};
 use super::udp::Sender;
-use crate::wire::watchdog::Progress;
+use crate::os::watchdog::Progress;
 
 /// How often timers run.
 const TICK: Duration = Duration::from_millis(200);

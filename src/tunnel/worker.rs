@@ -19,7 +19,7 @@ use super::device::Shared;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::slice;
-use crate::wire::watchdog::Progress;
+use crate::os::watchdog::Progress;
 
 /// Pairs of threads chosen unasked at most: what one peer's crypto needs is one pair, and a server has other work.
 const PAIRS: usize = 4;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use meshd::wire::JoinToken;
+use meshd::protocol::JoinToken;
 
 /// Ends with the value.
 pub(crate) struct Coordinator {

@@ -6,23 +6,24 @@
 use std::path::PathBuf;
 
 use meshd::model::address::{MeshAddresses, unique_local_prefix};
-use meshd::model::record::{
-    Departure, Health, Instance, MESH_ID, Membership, Mesh, Name, Node, Port, Protocol, Record,
-    RecordKey, Revocation, RevokedKind, Service, Source, Token,
-};
 use meshd::model::time::UnixSeconds;
 use meshd::model::{Label, SigningKey, WireGuardKey};
-use meshd::wire::control::{
+use meshd::protocol::control::{
     FromCoordinator, FromNode, OLDEST, PROTOCOL, Refusal, RefusedReason, RefusedRecord,
     copy_message, proof_message,
 };
-use meshd::wire::envelope::{Purpose, Signature};
-use meshd::wire::holdings::Holdings;
-use meshd::wire::join::{JoinRequest, JoinResponse};
-use meshd::wire::ledger::Applied;
-use meshd::wire::peers::{self, PeerMessage};
-use meshd::wire::token::SpkiPin;
-use meshd::wire::{Envelope, Ledger};
+use meshd::protocol::gossip;
+use meshd::protocol::gossip::PeerMessage;
+use meshd::protocol::join::{JoinRequest, JoinResponse};
+use meshd::protocol::token::SpkiPin;
+use meshd::records::digest::Holdings;
+use meshd::records::envelope::{Purpose, Signature};
+use meshd::records::kinds::{
+    Departure, Health, Instance, MESH_ID, Membership, Mesh, Name, Node, Port, Protocol, Record,
+    RecordKey, Revocation, RevokedKind, Service, Source, Token,
+};
+use meshd::records::ledger::Applied;
+use meshd::records::{Envelope, Ledger};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -291,10 +292,10 @@ fn join_responses() -> Vec<JoinResponse> {
 fn from_peer() -> Vec<PeerMessage> {
     let (node, other) = (key(3), key(5).public());
     let holdings = Holdings::of(&ledger(&records()));
-    let message = peers::proof_message("abc", &node.public(), &other);
+    let message = gossip::proof_message("abc", &node.public(), &other);
     vec![
         PeerMessage::Hello {
-            protocol: peers::PROTOCOL,
+            protocol: gossip::PROTOCOL,
             node: node.public(),
             nonce: "abc".into(),
         },

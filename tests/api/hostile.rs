@@ -10,7 +10,7 @@ use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use meshd::node::control::dial::dial;
 use meshd::node::control::join::join;
-use meshd::wire::JoinToken;
+use meshd::protocol::JoinToken;
 
 use crate::coordinator::Coordinator;
 use crate::joins::request;
@@ -79,7 +79,8 @@ async fn bodies_that_are_too_large_too_deep_or_garbage_are_refused_in_one_line()
         // A body over the bound may find the connection closed before all of it is sent.
         if let Some((status, text)) = ask(&token, Method::POST, "/v1/join", body).await {
             assert_eq!(status, 400, "body {number}: {text}");
-            let error: meshd::wire::api::ApiError = serde_json::from_str(&text).expect("an error");
+            let error: meshd::protocol::api::ApiError =
+                serde_json::from_str(&text).expect("an error");
             assert_eq!(error.message.lines().count(), 1, "body {number}: {text}");
         }
     }

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use meshd::model::record::{Membership, Record};
 use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{Label, SigningKey, WireGuardKey};
 use meshd::node::control::join::{JoinError, join};
-use meshd::wire::api::ErrorCode;
-use meshd::wire::control::PROTOCOL;
-use meshd::wire::envelope::{Purpose, Signature};
-use meshd::wire::join::JoinRequest;
-use meshd::wire::{Envelope, JoinToken};
+use meshd::protocol::JoinToken;
+use meshd::protocol::api::ErrorCode;
+use meshd::protocol::control::PROTOCOL;
+use meshd::protocol::join::JoinRequest;
+use meshd::records::Envelope;
+use meshd::records::envelope::{Purpose, Signature};
+use meshd::records::kinds::{Membership, Record};
 use tokio::sync::Barrier;
 
 use crate::coordinator::Coordinator;
@@ -91,7 +92,7 @@ async fn of_many_joins_with_one_token_exactly_one_succeeds() {
             }
         }
     }
-    let nodes: meshd::wire::admin::NodeList =
+    let nodes: meshd::protocol::admin::NodeList =
         serde_json::from_str(&coordinator.admin(&["node", "list", "--json"])).expect("a list");
     assert_eq!(nodes.nodes.len(), ROUNDS);
 }

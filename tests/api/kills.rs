@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use meshd::model::PublicKey;
-use meshd::model::record::Record;
 use meshd::node::control::join::join;
-use meshd::wire::JoinToken;
-use meshd::wire::admin::{NodeList, TokenList};
+use meshd::protocol::JoinToken;
+use meshd::protocol::admin::{NodeList, TokenList};
+use meshd::records::kinds::Record;
 
 use crate::coordinator::Coordinator;
 use crate::joins::request;

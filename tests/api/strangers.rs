@@ -1,7 +1,7 @@
 //! Nodes that prove an identity and no membership.
 
 use meshd::node::control::join::join;
-use meshd::wire::control::{FromCoordinator, PROTOCOL};
+use meshd::protocol::control::{FromCoordinator, PROTOCOL};
 use serde_json::json;
 
 use crate::coordinator::Coordinator;

@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use meshd::model::record::Record;
 use meshd::model::{PublicKey, SigningKey};
 use meshd::node::control::dial::dial;
 use meshd::node::control::join::{JoinError, join};
-use meshd::wire::api::ErrorCode;
-use meshd::wire::control::{FromCoordinator, OLDEST, PATH, PROTOCOL, Refusal, proof_message};
-use meshd::wire::envelope::{Purpose, Signature};
-use meshd::wire::join::JoinRequest;
-use meshd::wire::{Envelope, JoinToken};
+use meshd::protocol::JoinToken;
+use meshd::protocol::api::ErrorCode;
+use meshd::protocol::control::{FromCoordinator, OLDEST, PATH, PROTOCOL, Refusal, proof_message};
+use meshd::protocol::join::JoinRequest;
+use meshd::records::Envelope;
+use meshd::records::envelope::{Purpose, Signature};
+use meshd::records::kinds::Record;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;

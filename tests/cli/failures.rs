@@ -47,7 +47,7 @@ fn a_meshd_that_is_not_running_is_neither_live_nor_ready() {
 #[test]
 fn a_socket_of_others_is_a_matter_of_permission() {
     if !nix::unistd::geteuid().is_root() {
-        meshd::lab::skip_test("only root can become another user");
+        meshd::testbed::skip_test("only root can become another user");
         return;
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -219,7 +219,7 @@ fn a_reader_that_stops_reading_causes_no_panic() {
 #[test]
 fn a_full_disk_under_stdout_is_a_failure() {
     let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else {
-        meshd::lab::skip_test("there is no /dev/full");
+        meshd::testbed::skip_test("there is no /dev/full");
         return;
     };
     let output = command(Path::new("/nonexistent/s"), &["completions", "bash"])

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use meshd::model::{PublicKey, SigningKey};
-use meshd::wire::JoinToken;
-use meshd::wire::token::SpkiPin;
+use meshd::protocol::JoinToken;
+use meshd::protocol::token::SpkiPin;
 
 /// A join token of a mesh that is not there.
 pub(crate) fn token() -> String {

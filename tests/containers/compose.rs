@@ -16,7 +16,7 @@ fn the_compose_example_leads_from_two_servers_to_a_name() {
         return;
     };
     if hosts.nodes[0].exec(&["docker-compose", "version"]).is_err() {
-        meshd::lab::skip_test("docker-compose is not installed");
+        meshd::testbed::skip_test("docker-compose is not installed");
         return;
     }
     let compose = |n: usize, words: &str| {

@@ -38,7 +38,7 @@ fn has(hosts: &Hosts, program: &str) -> bool {
     let there = hosts.nodes[1].output(&["sh", "-c", &format!("command -v {program}")]);
     let there = there.is_ok_and(|output| output.status.success());
     if !there {
-        meshd::lab::skip_test(&format!("{program} is not installed"));
+        meshd::testbed::skip_test(&format!("{program} is not installed"));
     }
     there
 }

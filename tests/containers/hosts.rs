@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use meshd::lab::{DockerHost, Host, Image, Running, World};
-use meshd::model::record::Health;
-use meshd::wire::local::{InstanceRow, ServiceList, Status};
+use meshd::protocol::local::{InstanceRow, ServiceList, Status};
+use meshd::records::kinds::Health;
+use meshd::testbed::{DockerHost, Host, Image, Running, World};
 
 /// How long anything that is waited for may take: only a hang takes that long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,7 +52,7 @@ impl Hosts {
                 peers.len() == count - 1
                     && peers
                         .iter()
-                        .all(|p| p.state == meshd::wire::local::PeerState::Direct)
+                        .all(|p| p.state == meshd::protocol::local::PeerState::Direct)
             })
         });
     }
@@ -60,7 +60,7 @@ impl Hosts {
     /// `count` hosts in no mesh yet.
     pub(crate) fn start(count: usize) -> Option<Self> {
         if let Err(why) = DockerHost::is_possible() {
-            meshd::lab::skip_test(&why);
+            meshd::testbed::skip_test(&why);
             return None;
         }
         let world = World::new().expect("root may make namespaces");

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use meshd::lab::{Host, World};
+use meshd::testbed::{Host, World};
 use meshd::tunnel::coalesce::Coalescer;
 use meshd::tunnel::drops::Drop;
 use meshd::tunnel::noise::{Opened, room_for};
@@ -155,7 +155,7 @@ fn stream(mut near: &TcpStream, mut far: &TcpStream, octets: usize) {
 #[test]
 fn the_threads_that_carry_packets_allocate_nothing_once_a_session_is_warm() {
     if !nix::unistd::geteuid().is_root() {
-        meshd::lab::skip_test("network namespaces need root");
+        meshd::testbed::skip_test("network namespaces need root");
         return;
     }
     count::watch_data_threads();

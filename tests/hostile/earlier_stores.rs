@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 
 use hickory_proto::rr::RecordType;
 use meshd::model::address::unique_local_prefix;
-use meshd::model::record::{Record, RecordKey};
 use meshd::model::{PublicKey, SigningKey};
 use meshd::node::control::join::{JoinError, join};
-use meshd::wire::admin::{MeshState, Submit, Submitted, TokenState};
-use meshd::wire::control::Refusal;
-use meshd::wire::join::JoinRequest;
-use meshd::wire::local::{NodeState, Status};
-use meshd::wire::{Envelope, JoinToken};
+use meshd::protocol::JoinToken;
+use meshd::protocol::admin::{MeshState, Submit, Submitted, TokenState};
+use meshd::protocol::control::Refusal;
+use meshd::protocol::join::JoinRequest;
+use meshd::protocol::local::{NodeState, Status};
+use meshd::records::Envelope;
+use meshd::records::kinds::{Record, RecordKey};
 use serde_json::json;
 
 use crate::kit::coordinator::{copy, get, post, write_mesh_key};
@@ -88,7 +89,7 @@ fn member(n: u8) -> Member {
         name: String::new(),
         token: JoinToken {
             urls: Vec::new(),
-            pin: meshd::wire::token::SpkiPin([0; 32]),
+            pin: meshd::protocol::token::SpkiPin([0; 32]),
             mesh_key: key(MESH_KEY).public(),
             key: key(OPEN),
         },

@@ -2,7 +2,7 @@
 
 use meshd::model::SigningKey;
 use meshd::node::control::join::JoinError;
-use meshd::wire::api::ErrorCode;
+use meshd::protocol::api::ErrorCode;
 
 use crate::kit::{Coordinator, Hello, Identity, Stream, apply_all, ledger_of, record};
 

@@ -1,7 +1,7 @@
 //! With a stolen coordinator and an expired token, an attacker adds no node to a mesh whose nodes were connected before.
 
 use meshd::model::SigningKey;
-use meshd::wire::Envelope;
+use meshd::records::Envelope;
 use serde_json::json;
 
 use crate::kit::{Identity, Stolen, record};

@@ -4,9 +4,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use meshd::node::control::join::JoinError;
-use meshd::wire::Envelope;
-use meshd::wire::api::ErrorCode;
-use meshd::wire::control::Refusal;
+use meshd::protocol::api::ErrorCode;
+use meshd::protocol::control::Refusal;
+use meshd::records::Envelope;
 
 use crate::kit::{Answer, Coordinator, End, Hello, Identity, Member, PATIENCE, Stream, record};
 
@@ -69,7 +69,7 @@ async fn after_a_restore_neither_revoked_nor_expired_tokens_admit_a_node_by_a_st
     coordinator.restart();
 
     let thief = Identity::new();
-    let dated_back = |token: &meshd::wire::JoinToken, at| {
+    let dated_back = |token: &meshd::protocol::JoinToken, at| {
         record::membership(token.key.public(), &thief, "thief")
             .with("issued_at", at)
             .signed_by(&token.key)
@@ -118,7 +118,7 @@ async fn after_a_restore_neither_revoked_nor_expired_tokens_admit_a_node_by_a_st
     assert!(coordinator.has_node(&member.id()));
 }
 
-async fn two_by(coordinator: &Coordinator, token: &meshd::wire::JoinToken) -> [Member; 2] {
+async fn two_by(coordinator: &Coordinator, token: &meshd::protocol::JoinToken) -> [Member; 2] {
     let mut members = Vec::new();
     for name in ["one", "two"] {
         let joined = coordinator.join_as(&Identity::new(), token, name).await;

@@ -1,9 +1,10 @@
 //! A member that fills its share of the ledger leaves the shares of all others free.
 
 use meshd::model::SigningKey;
-use meshd::wire::ledger::Refused;
-use meshd::wire::ledger::usage::{MAX_RECORDS, MAX_UNKNOWN_RECORDS};
-use meshd::wire::{Envelope, JoinToken, Ledger};
+use meshd::protocol::JoinToken;
+use meshd::records::ledger::Refused;
+use meshd::records::ledger::usage::{MAX_RECORDS, MAX_UNKNOWN_RECORDS};
+use meshd::records::{Envelope, Ledger};
 
 use crate::kit::{Coordinator, Identity, Member, apply_all, record, taken};
 use crate::small_mesh::{SmallMesh, assert_taken};

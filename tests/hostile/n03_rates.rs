@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use meshd::wire::Envelope;
-use meshd::wire::control::Refusal;
-use meshd::wire::token::SpkiPin;
+use meshd::protocol::control::Refusal;
+use meshd::protocol::token::SpkiPin;
+use meshd::records::Envelope;
 use serde_json::json;
 
 use crate::kit::{Answer, Coordinator, End, Hello, Member, Stream, record};

@@ -1,8 +1,8 @@
 //! When a node is removed or departs, the coordinator deletes the node's records from its store.
 
 use meshd::coordinator::store::{Effect, Sqlite, Store as _, Stored, Write};
-use meshd::model::record::{Departure, Record, RecordKey};
-use meshd::wire::Envelope;
+use meshd::records::Envelope;
+use meshd::records::kinds::{Departure, Record, RecordKey};
 
 use crate::kit::{Coordinator, Member};
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use meshd::node::control::stream::{Event, Position, Stream as NodeStream, StreamConfig};
-use meshd::wire::Envelope;
-use meshd::wire::control::MAX_MESSAGE;
-use meshd::wire::envelope::{Purpose, Signature};
+use meshd::protocol::control::MAX_MESSAGE;
+use meshd::records::Envelope;
+use meshd::records::envelope::{Purpose, Signature};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

@@ -1,7 +1,7 @@
 //! No other member takes the name of a node at the coordinator.
 
 use meshd::node::control::join::JoinError;
-use meshd::wire::api::ErrorCode;
+use meshd::protocol::api::ErrorCode;
 
 use crate::kit::{Coordinator, Identity, record};
 

@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use meshd::model::address::Block;
-use meshd::model::record::{Membership, Record};
-use meshd::wire::JoinToken;
+use meshd::protocol::JoinToken;
+use meshd::records::kinds::{Membership, Record};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -154,6 +154,6 @@ fn a_join_ends_when_the_coordinator_has_the_record_of_the_node() {
         stream.received
     });
     let key = record::node(id, watcher.identity.wireguard_key(), &watcher.block).key();
-    let mut keys = received.iter().filter_map(meshd::wire::Envelope::key);
+    let mut keys = received.iter().filter_map(meshd::records::Envelope::key);
     assert!(keys.any(|held| held == key), "the snapshot has the record");
 }

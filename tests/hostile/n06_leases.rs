@@ -2,7 +2,7 @@
 
 use crate::kit::{Coordinator, Member, record};
 
-fn node_at(member: &Member, block: &meshd::model::address::Block) -> meshd::wire::Envelope {
+fn node_at(member: &Member, block: &meshd::model::address::Block) -> meshd::records::Envelope {
     let key = member.identity.wireguard_key();
     record::node(member.id(), key, block).signed_by(member.key())
 }

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use meshd::node::control::join::JoinError;
-use meshd::wire::api::ErrorCode;
-use meshd::wire::control::Refusal;
+use meshd::protocol::api::ErrorCode;
+use meshd::protocol::control::Refusal;
 use serde_json::json;
 
 use crate::kit::{Coordinator, End, Hello, Identity, Member, PATIENCE, Stream, record};

@@ -2,7 +2,7 @@
 //! none of its packets.
 
 use hickory_proto::rr::RecordType;
-use meshd::lab::Host;
+use meshd::testbed::Host;
 
 use crate::engine;
 use crate::mesh::{Mesh, write};

@@ -8,10 +8,10 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use meshd::dns::answer::{Verdict, answer};
 use meshd::dns::{Zone, ZoneInput};
 use meshd::model::address::{Block, MeshAddresses, unique_local_prefix};
-use meshd::model::netmap::Netmap;
-use meshd::model::service_address::ServiceAddresses;
 use meshd::model::{PublicKey, ServiceName, SigningKey};
-use meshd::wire::{Envelope, Ledger};
+use meshd::records::netmap::Netmap;
+use meshd::records::service_address::ServiceAddresses;
+use meshd::records::{Envelope, Ledger};
 use serde_json::{Value, json};
 
 use crate::kit::{Identity, ledger_of, record};

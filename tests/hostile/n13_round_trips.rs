@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use meshd::lab::{Host, Running};
+use meshd::testbed::{Host, Running};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::kit::Identity;

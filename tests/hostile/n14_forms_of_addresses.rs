@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use meshd::wire::{Envelope, Ledger};
+use meshd::records::{Envelope, Ledger};
 use serde_json::{Value, json};
 
 use crate::kit::{Coordinator, Member, record};

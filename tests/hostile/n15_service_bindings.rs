@@ -8,7 +8,7 @@ use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::rdata::svcb::{IpHint, SvcParamKey, SvcParamValue};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS, SVCB};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use meshd::lab::Host;
+use meshd::testbed::Host;
 
 use crate::mesh::{Mesh, write};
 use crate::query::serve_answers;

@@ -1,6 +1,6 @@
 //! No member's record displaces another signer's record of a kind that this version does not know.
 
-use meshd::wire::{Envelope, Ledger};
+use meshd::records::{Envelope, Ledger};
 
 use crate::kit::{Coordinator, apply_all, record, taken};
 use crate::small_mesh::{SmallMesh, assert_taken};

@@ -87,7 +87,7 @@ fn with_group() -> (Coordinator, PathBuf) {
 #[test]
 fn a_member_of_the_sockets_group_is_served_however_it_is_one_and_nobody_else() {
     if !nix::unistd::geteuid().is_root() {
-        return meshd::lab::skip_test("becoming another user needs root");
+        return meshd::testbed::skip_test("becoming another user needs root");
     }
     let (_coordinator, socket) = with_group();
     let many: Vec<u32> = (5_000..6_000).collect();

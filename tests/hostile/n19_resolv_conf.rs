@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
-use meshd::lab::{Host, Running};
+use meshd::testbed::{Host, Running};
 
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
 

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use meshd::node::control::join::join;
-use meshd::wire::join::JoinRequest;
+use meshd::protocol::join::JoinRequest;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;

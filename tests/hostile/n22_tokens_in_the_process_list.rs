@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use meshd::wire::token::PREFIX;
+use meshd::protocol::token::PREFIX;
 
 use crate::kit::Coordinator;
 use crate::program::token;
@@ -27,7 +27,7 @@ fn shown(pid: u32) -> String {
 fn a_join_by_stdin_or_by_a_file_shows_no_token_in_the_process_list() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("token");
-    meshd::wire::file::create_private_new(&file, token().as_bytes()).expect("writable");
+    meshd::os::file::create_private_new(&file, token().as_bytes()).expect("writable");
     let path = file.to_str().expect("a plain path");
     for words in [vec!["join", "-"], vec!["join", "--token-file", path]] {
         let socket = directory.path().join("s");
@@ -79,7 +79,7 @@ fn descendants(pid: u32, found: &mut BTreeSet<u32>) {
 #[test]
 fn the_demo_joins_its_nodes_without_a_token_in_the_process_list() {
     if !nix::unistd::geteuid().is_root() {
-        return meshd::lab::skip_test("network namespaces need root");
+        return meshd::testbed::skip_test("network namespaces need root");
     }
     let mut demo = Command::new(env!("CARGO_BIN_EXE_meshctl"))
         .args(["demo", "--nodes", "2"])

@@ -4,7 +4,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use meshd::wire::local::Problem;
+use meshd::protocol::local::Problem;
 
 use crate::daemon::Daemon;
 use crate::mesh::{Mesh, write};

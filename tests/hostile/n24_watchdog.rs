@@ -125,7 +125,7 @@ fn a_data_thread_the_timers_or_the_agent_that_hang_end_the_signs_of_life() {
     }
     for name in ["mesh-data-0", "mesh-timer", ""] {
         let Some(held) = Held::stop(thread_of(daemon.pid(), name)) else {
-            meshd::lab::skip_part_of_test("threads of other processes cannot be stopped here");
+            meshd::testbed::skip_part_of_test("threads of other processes cannot be stopped here");
             return;
         };
         assert!(manager.falls_silent(), "{name:?} hangs and nobody notices");

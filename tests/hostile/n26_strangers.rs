@@ -1,7 +1,7 @@
 //! The coordinator sends neither the name nor the revision of its store to strangers.
 
-use meshd::wire::control::{FromCoordinator, Refusal};
-use meshd::wire::join::{CHECK_PATH, PATH};
+use meshd::protocol::control::{FromCoordinator, Refusal};
+use meshd::protocol::join::{CHECK_PATH, PATH};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::kit::{Coordinator, End, Hello, Identity, Stream, proof, raw, record};

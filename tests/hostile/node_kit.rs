@@ -2,14 +2,14 @@
 
 use std::net::SocketAddr;
 
-use meshd::lab::Host;
 use meshd::model::SigningKey;
 use meshd::model::address::Block;
 use meshd::node::control::join::join;
 use meshd::node::state::{Identity as Stored, StateDir};
-use meshd::wire::JoinToken;
-use meshd::wire::join::JoinRequest;
-use meshd::wire::token::SpkiPin;
+use meshd::protocol::JoinToken;
+use meshd::protocol::join::JoinRequest;
+use meshd::protocol::token::SpkiPin;
+use meshd::testbed::Host;
 
 use crate::kit::{Identity, Stream, record};
 use crate::mesh::Mesh;
@@ -70,7 +70,7 @@ impl Intruder {
     }
 
     /// Publishes records on a new stream. Returns how many of them were accepted.
-    pub(crate) fn publish(&self, mesh: &Mesh, records: Vec<meshd::wire::Envelope>) -> u32 {
+    pub(crate) fn publish(&self, mesh: &Mesh, records: Vec<meshd::records::Envelope>) -> u32 {
         beside_the_coordinator(mesh, async || {
             let mut stream = Stream::open(&self.at, self.identity.key(), &Default::default())
                 .await

@@ -17,9 +17,9 @@ use meshd::dns::upstream::Server;
 use meshd::dns::zone::MOST_ADDRESSES;
 use meshd::dns::{Allowed, DnsServer, Inside, Resolver, Upstream, WhenNoneUsable, Zone, ZoneInput};
 use meshd::model::address::{Block, MeshAddresses};
-use meshd::model::netmap::{Member, Netmap};
-use meshd::model::record::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service, Source};
 use meshd::model::{Label, PublicKey, WireGuardKey};
+use meshd::records::kinds::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service, Source};
+use meshd::records::netmap::{Member, Netmap};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
@@ -308,7 +308,7 @@ fn zone() -> Zone {
     }
     Zone::build(&ZoneInput {
         netmap: &netmap,
-        held: &meshd::model::service_address::ServiceAddresses::default(),
+        held: &meshd::records::service_address::ServiceAddresses::default(),
         own: id,
         unreachable: &BTreeSet::new(),
         groups: &BTreeMap::new(),

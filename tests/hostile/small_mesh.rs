@@ -2,9 +2,10 @@
 
 use meshd::model::SigningKey;
 use meshd::model::address::{MeshAddresses, unique_local_prefix};
-use meshd::wire::ledger::{Applied, Refused};
-use meshd::wire::token::SpkiPin;
-use meshd::wire::{Envelope, JoinToken, Ledger};
+use meshd::protocol::JoinToken;
+use meshd::protocol::token::SpkiPin;
+use meshd::records::ledger::{Applied, Refused};
+use meshd::records::{Envelope, Ledger};
 
 use crate::kit::record::Draft;
 use crate::kit::{Identity, Member, ledger_of, record};

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
-use meshd::wire::JoinToken;
-use meshd::wire::token::SpkiPin;
+use meshd::protocol::JoinToken;
+use meshd::protocol::token::SpkiPin;
 
 use crate::kit::{Hello, Identity, Member, Stream, record};
 use crate::mesh::{Mesh, SOCKET, programs};

@@ -22,7 +22,7 @@ fn the_units_expose_no_more_than_they_must() {
         .output()
         .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("--offline"));
     if !able {
-        meshd::lab::skip_test("there is no systemd-analyze that works offline");
+        meshd::testbed::skip_test("there is no systemd-analyze that works offline");
         return;
     }
     for (name, most) in UNITS {
@@ -137,7 +137,7 @@ fn the_units_are_ones_that_systemd_understands() {
         .stderr(Stdio::null())
         .status();
     if able.is_err() {
-        meshd::lab::skip_test("there is no systemd-analyze");
+        meshd::testbed::skip_test("there is no systemd-analyze");
         return;
     }
     let files = UNITS.map(|(name, _)| repository(&format!("systemd/{name}.service")));

@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use hickory_proto::rr::RecordType;
-use meshd::model::record::{
-    MESH_ID, Membership, Node, Record, Revocation, RevokedKind, Service, Token,
-};
 use meshd::model::time::UnixSeconds;
 use meshd::model::{Label, PublicKey, SigningKey, WireGuardKey};
-use meshd::wire::control::{FromCoordinator, FromNode};
-use meshd::wire::{Envelope, JoinToken, Ledger};
+use meshd::protocol::JoinToken;
+use meshd::protocol::control::{FromCoordinator, FromNode};
+use meshd::records::kinds::{
+    MESH_ID, Membership, Node, Record, Revocation, RevokedKind, Service, Token,
+};
+use meshd::records::{Envelope, Ledger};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::mesh::Mesh;
@@ -163,7 +164,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
     let own = [&evil, &evil_token];
     let now = UnixSeconds::from_system(SystemTime::now());
     let held = |kind: &str, id: String| {
-        let key = meshd::model::record::RecordKey {
+        let key = meshd::records::kinds::RecordKey {
             kind: kind.into(),
             id,
         };

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hickory_proto::rr::RecordType;
-use meshd::wire::peers::PORT;
+use meshd::protocol::gossip::PORT;
 
 use crate::mesh::Mesh;
 use crate::query::ask;

@@ -40,7 +40,7 @@ fn a_token_that_cannot_be_used_is_refused_and_says_why() {
 
     let revoked = mesh.token(&["--ttl", "2h"]);
     let listed = mesh.admin(&["token", "list", "--json"]).stdout;
-    let list: meshd::wire::admin::TokenList = serde_json::from_str(&listed).expect("a list");
+    let list: meshd::protocol::admin::TokenList = serde_json::from_str(&listed).expect("a list");
     let id = list
         .tokens
         .iter()

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use meshd::model::SigningKey;
-use meshd::wire::control::{FromCoordinator, FromNode, Refusal, copy_message};
-use meshd::wire::envelope::{Purpose, Signature};
+use meshd::protocol::control::{FromCoordinator, FromNode, Refusal, copy_message};
+use meshd::records::envelope::{Purpose, Signature};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::mesh::Mesh;

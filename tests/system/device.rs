@@ -135,7 +135,7 @@ fn peers_and_their_sessions_are_kept_when_a_device_is_made_again() {
         world.host("a").expect("a namespace"),
         world.host("b").expect("a namespace"),
     );
-    let at = |host: &meshd::lab::Host| Some((host.v4(), 51820).into());
+    let at = |host: &meshd::testbed::Host| Some((host.v4(), 51820).into());
     let one = tunnels::start(&a, 1, &[(2, at(&b))]);
     let two = tunnels::start(&b, 2, &[(1, at(&a))]);
     let limit = Duration::from_secs(10);

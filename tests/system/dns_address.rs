@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
-use meshd::lab::Host;
+use meshd::testbed::Host;
 use meshd::tunnel::{Drop, Here, Local, PeerConfig, Taken, Tunnel, TunnelConfig};
 use x25519_dalek::{PublicKey, StaticSecret};
 

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use meshd::lab::Host;
+use meshd::testbed::Host;
 
 /// The id of the container.
 fn id() -> String {

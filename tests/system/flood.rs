@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use meshd::lab::{Host, World};
+use meshd::testbed::{Host, World};
 use meshd::tunnel::noise::{Identity, Noise};
 use meshd::tunnel::{Drop, Tunnel};
 use x25519_dalek::PublicKey;
@@ -26,7 +26,7 @@ struct Setting {
 /// A node, a peer that has a session with it, and one that has none yet.
 fn setting() -> Option<Setting> {
     if !nix::unistd::geteuid().is_root() {
-        meshd::lab::skip_test("network namespaces need root");
+        meshd::testbed::skip_test("network namespaces need root");
         return None;
     }
     let world = World::new().expect("a network");

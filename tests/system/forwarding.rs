@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, Record, RecordType};
-use meshd::lab::Host;
+use meshd::testbed::Host;
 
 use crate::mesh::{Mesh, write};
 use crate::query::{Answer, ask};

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use meshd::lab::Host;
-use meshd::wire::local::{Checkup, Inside, NetworkKind};
+use meshd::protocol::local::{Checkup, Inside, NetworkKind};
+use meshd::testbed::Host;
 
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
 use crate::query::serve_address;
@@ -280,7 +280,7 @@ impl Bus {
             .arg(&config)
             .spawn();
         let Ok(daemon) = daemon else {
-            meshd::lab::skip_test("there is no dbus-daemon");
+            meshd::testbed::skip_test("there is no dbus-daemon");
             return None;
         };
         Some(Self { daemon, address })

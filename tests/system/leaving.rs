@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use meshd::wire::local::NodeState;
+use meshd::protocol::local::NodeState;
 
 use crate::bad_input::assert_refused;
 use crate::mesh::{Mesh, SOCKET};
@@ -11,7 +11,8 @@ use crate::mesh::{Mesh, SOCKET};
 fn members(mesh: &Mesh) -> Vec<String> {
     let listed = mesh.admin(&["node", "list", "--json"]);
     assert_eq!(listed.code, 0, "{listed:?}");
-    let list: meshd::wire::admin::NodeList = serde_json::from_str(&listed.stdout).expect("a list");
+    let list: meshd::protocol::admin::NodeList =
+        serde_json::from_str(&listed.stdout).expect("a list");
     list.nodes.iter().map(|n| n.name.to_string()).collect()
 }
 
@@ -230,7 +231,7 @@ fn forget_the_answer(mesh: &mut Mesh, n: usize) {
     let records = read("records.jsonl");
     let membership = records
         .lines()
-        .filter_map(|line| serde_json::from_str::<meshd::wire::Envelope>(line).ok())
+        .filter_map(|line| serde_json::from_str::<meshd::records::Envelope>(line).ok())
         .find(|e| e.payload.contains("\"kind\":\"membership\"") && e.payload.contains(own))
         .expect("its membership");
     let pending = serde_json::json!({

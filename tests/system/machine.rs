@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use meshd::wire::local::NodeState;
+use meshd::protocol::local::NodeState;
 
 use crate::bad_input::assert_refused;
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
@@ -208,7 +208,7 @@ fn a_full_disk_at_the_coordinator_is_said_and_passes() {
 #[test]
 fn a_clock_that_is_an_hour_off_is_named_where_it_matters() {
     if Command::new("faketime").arg("--version").output().is_err() {
-        meshd::lab::skip_test("faketime is not installed");
+        meshd::testbed::skip_test("faketime is not installed");
         return;
     }
     let Some(mut mesh) = Mesh::start(3) else {
@@ -277,7 +277,7 @@ fn start_under_clock(mesh: &mut Mesh, n: usize) {
 #[test]
 fn handshakes_and_records_survive_a_clock_that_jumps_an_hour_either_way() {
     if Command::new("faketime").arg("--version").output().is_err() {
-        meshd::lab::skip_test("faketime is not installed");
+        meshd::testbed::skip_test("faketime is not installed");
         return;
     }
     let Some(mut mesh) = Mesh::start(2) else {

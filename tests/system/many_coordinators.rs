@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use meshd::lab::{Host, Running, World};
-use meshd::model::record::{Membership, Record, RecordKey, Service};
 use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{Label, PublicKey, SigningKey, WireGuardKey};
 use meshd::node::control::join::{JoinError, join};
 use meshd::node::control::stream::{Event, Position, Stream, StreamConfig};
-use meshd::wire::join::JoinRequest;
-use meshd::wire::{Envelope, JoinToken};
+use meshd::protocol::JoinToken;
+use meshd::protocol::join::JoinRequest;
+use meshd::records::Envelope;
+use meshd::records::kinds::{Membership, Record, RecordKey, Service};
+use meshd::testbed::{Host, Running, World};
 use tokio::sync::mpsc;
 
 use crate::mesh::{run, world};
@@ -475,7 +476,7 @@ fn any_of_three_coordinators_and_etcd_members_may_die_or_be_cut_off() {
         .output()
         .is_ok_and(|output| output.status.success())
     {
-        meshd::lab::skip_test("etcd is not installed");
+        meshd::testbed::skip_test("etcd is not installed");
         return;
     }
     let mut sites = Sites::start(world);

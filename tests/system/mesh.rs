@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use meshd::lab::{Host, Running, World};
-use meshd::wire::local::{PeerState, Status};
+use meshd::protocol::local::{PeerState, Status};
+use meshd::testbed::{Host, Running, World};
 
 /// How long anything that is waited for may take: only a hang takes that long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,7 +45,7 @@ pub(crate) fn programs() -> PathBuf {
 /// A world for a test, or nothing where the rights for one are missing.
 pub(crate) fn world() -> Option<World> {
     if !nix::unistd::geteuid().is_root() {
-        meshd::lab::skip_test("network namespaces need root");
+        meshd::testbed::skip_test("network namespaces need root");
         return None;
     }
     Some(World::new().expect("root may make namespaces"))

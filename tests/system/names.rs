@@ -9,7 +9,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{CNAME, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use meshd::lab::Host;
+use meshd::testbed::Host;
 
 use crate::host_dns::own_etc;
 use crate::mesh::{Mesh, run, write};

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use meshd::wire::control::{FromCoordinator, FromNode, RefusedReason, RefusedRecord};
+use meshd::protocol::control::{FromCoordinator, FromNode, RefusedReason, RefusedRecord};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::mesh::Mesh;

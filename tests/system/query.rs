@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use meshd::lab::Host;
+use meshd::testbed::Host;
 
 const LIMIT: Duration = Duration::from_secs(5);
 

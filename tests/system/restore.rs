@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use meshd::wire::JoinToken;
-use meshd::wire::admin::NodeList;
+use meshd::protocol::JoinToken;
+use meshd::protocol::admin::NodeList;
 
 use crate::mesh::{Ended, Mesh, run};
 

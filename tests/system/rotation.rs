@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meshd::lab::Host;
+use meshd::testbed::Host;
 use meshd::tunnel::{OVERLAP, Tunnel};
 use x25519_dalek::{PublicKey, StaticSecret};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use meshd::model::PublicKey;
-use meshd::wire::control::{FromCoordinator, FromNode, PROTOCOL};
+use meshd::protocol::control::{FromCoordinator, FromNode, PROTOCOL};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meshd::wire::local::{NodeState, PeerState, PeerStatus};
+use meshd::protocol::local::{NodeState, PeerState, PeerStatus};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -54,7 +54,7 @@ fn peer(mesh: &Mesh, n: usize) -> PeerStatus {
     peers.into_iter().next().expect("one")
 }
 
-fn never_heard(mesh: &Mesh, n: usize) -> Option<meshd::wire::local::Problem> {
+fn never_heard(mesh: &Mesh, n: usize) -> Option<meshd::protocol::local::Problem> {
     let problems = mesh.status(n).problems.into_iter();
     let mut found = problems.filter(|p| p.what.contains("no packet ever came"));
     found.next()
@@ -256,7 +256,8 @@ fn a_peer_that_is_killed_while_it_is_sent_to_is_not_shown_as_direct_with_an_old_
     );
     assert_eq!(ready(&mesh, 0).0, 0, "a peer was reached since the start");
     let problems = mesh.status(0).problems;
-    let cut_off = |p: &meshd::wire::local::Problem| p.what == "no other node is reached any more";
+    let cut_off =
+        |p: &meshd::protocol::local::Problem| p.what == "no other node is reached any more";
     assert!(problems.iter().any(cut_off), "{problems:?}");
     mesh.start_node(1);
     mesh.wait_until("it is direct again", || {

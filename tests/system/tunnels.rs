@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use meshd::lab::Host;
+use meshd::testbed::Host;
 use meshd::tunnel::{PeerConfig, Tunnel, TunnelConfig};
 use x25519_dalek::{PublicKey, StaticSecret};
 

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use meshd::wire::local::{NodeState, Problem};
+use meshd::protocol::local::{NodeState, Problem};
 
 use crate::mesh::{Mesh, write};
 
@@ -53,7 +53,7 @@ fn an_unattended_join_says_what_is_in_its_way_and_goes_on_when_it_is_mended() {
     // A token that is revoked, and one that is spent.
     let revoked = mesh.token(&["--ttl", "2h"]);
     let listed = mesh.admin(&["token", "list", "--json"]).stdout;
-    let list: meshd::wire::admin::TokenList = serde_json::from_str(&listed).expect("a list");
+    let list: meshd::protocol::admin::TokenList = serde_json::from_str(&listed).expect("a list");
     let last = list.tokens.iter().max_by_key(|t| t.expires_at);
     let id = last.expect("two tokens").id.to_string();
     assert_eq!(mesh.admin(&["token", "revoke", &id[..10]]).code, 0);

@@ -14,10 +14,10 @@ use clap::Args;
 
 use super::exit::CliError;
 use super::table;
-use crate::lab::{Host, LabError, Running, World, as_root};
-use crate::wire::api::ErrorCode;
-use crate::wire::file::create_private_new;
-use crate::wire::local::{PeerState, Status};
+use crate::os::file::create_private_new;
+use crate::protocol::api::ErrorCode;
+use crate::protocol::local::{PeerState, Status};
+use crate::testbed::{Host, LabError, Running, World, as_root};
 
 /// How large.
 #[derive(Debug, Args)]

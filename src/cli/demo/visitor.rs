@@ -7,7 +7,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
 
-use crate::lab::{Host, LabError};
+use crate::testbed::{Host, LabError};
 
 const LIMIT: Duration = Duration::from_secs(5);
 

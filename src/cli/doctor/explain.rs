@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::Serialize;
 
-use crate::wire::local::NetworkKind;
+use crate::protocol::local::NetworkKind;
 
 /// Docker's own resolver, inside every container on a user's network.
 const EMBEDDED: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));

@@ -15,8 +15,8 @@ use serde::Serialize;
 use self::explain::{Finding, Found, Machine, Outcome, Place, explain};
 use super::exit::CliError;
 use super::{Globals, table};
-use crate::wire::api::ErrorCode;
-use crate::wire::local::{Checkup, Problem, SCHEMA, TunnelCheck};
+use crate::protocol::api::ErrorCode;
+use crate::protocol::local::{Checkup, Problem, SCHEMA, TunnelCheck};
 
 /// How to show it.
 #[derive(Debug, Args)]

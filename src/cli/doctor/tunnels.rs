@@ -1,7 +1,7 @@
 //! The tunnels to the other nodes, in a doctor's report.
 
 use super::table;
-use crate::wire::local::TunnelCheck;
+use crate::protocol::local::TunnelCheck;
 
 /// What a doctor says of a node that the mesh removed: nothing else matters then.
 pub(super) const REMOVED: &str = "this node was removed from the mesh: no peer takes its packets; run `meshctl leave`, then `meshctl join` with a new token";

@@ -2,7 +2,7 @@
 
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, table};
-use crate::wire::admin::NodeList;
+use crate::protocol::admin::NodeList;
 
 pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
     let list: NodeList = globals.coordinator().get("/v1/nodes").await?;

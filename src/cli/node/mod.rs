@@ -10,10 +10,10 @@ use clap::Subcommand;
 use super::exit::CliError;
 use super::{Globals, mesh_key};
 use crate::model::PublicKey;
-use crate::model::record::{Record, Revocation, RevokedKind};
 use crate::model::time::{UnixSeconds, next_version};
-use crate::wire::Envelope;
-use crate::wire::admin::{Submit, Submitted};
+use crate::protocol::admin::{Submit, Submitted};
+use crate::records::Envelope;
+use crate::records::kinds::{Record, Revocation, RevokedKind};
 
 /// What to do with nodes.
 #[derive(Debug, Subcommand)]

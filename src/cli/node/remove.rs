@@ -3,9 +3,9 @@
 use super::revoke;
 use crate::cli::Globals;
 use crate::cli::exit::CliError;
-use crate::model::record::RevokedKind;
-use crate::wire::admin::NodeList;
-use crate::wire::api::ErrorCode;
+use crate::protocol::admin::NodeList;
+use crate::protocol::api::ErrorCode;
+use crate::records::kinds::RevokedKind;
 
 pub(in crate::cli) async fn run(name: &str, globals: &Globals) -> Result<u8, CliError> {
     let list: NodeList = globals.coordinator().get("/v1/nodes").await?;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::super::Client;
 use super::super::exit::CliError;
 use crate::model::{Label, ServiceName};
-use crate::wire::local::{PeerState, Status};
+use crate::protocol::local::{PeerState, Status};
 
 /// How long all nodes have to hear of it. It takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(15);

@@ -16,8 +16,8 @@ use super::exit::CliError;
 use super::{Client, Globals};
 use crate::model::ServiceName;
 use crate::model::time::milliseconds;
-use crate::wire::api::ErrorCode;
-use crate::wire::local::{ContainerList, ServiceChanged, ServiceList, Status};
+use crate::protocol::api::ErrorCode;
+use crate::protocol::local::{ContainerList, ServiceChanged, ServiceList, Status};
 use plan::{Plan, Progress};
 
 /// How long clients may keep an answer (the TTL of answers), and a second for those that take it late.

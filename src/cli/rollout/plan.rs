@@ -5,8 +5,8 @@ use std::fmt;
 
 use super::super::exit::CliError;
 use crate::model::{Label, ServiceName};
-use crate::wire::api::ErrorCode;
-use crate::wire::local::{ContainerRow, ContainerState, ServiceRow};
+use crate::protocol::api::ErrorCode;
+use crate::protocol::local::{ContainerRow, ContainerState, ServiceRow};
 
 /// What a rollout is about.
 #[derive(Debug, PartialEq, Eq)]
@@ -127,8 +127,8 @@ impl fmt::Display for Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::{Health, Protocol, Source};
-    use crate::wire::local::InstanceRow;
+    use crate::protocol::local::InstanceRow;
+    use crate::records::kinds::{Health, Protocol, Source};
 
     fn label(text: &str) -> Label {
         Label::parse(text).expect("a literal")

@@ -8,8 +8,8 @@ use super::parse_name;
 use crate::cli::Globals;
 use crate::cli::exit::CliError;
 use crate::model::Label;
-use crate::model::record::Protocol;
-use crate::wire::local::{AddService, Check, CheckProbe, ServiceChanged};
+use crate::protocol::local::{AddService, Check, CheckProbe, ServiceChanged};
+use crate::records::kinds::Protocol;
 
 /// The service.
 #[derive(Debug, Args)]

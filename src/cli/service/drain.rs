@@ -3,7 +3,7 @@
 use crate::cli::Globals;
 use crate::cli::exit::CliError;
 use crate::model::ServiceName;
-use crate::wire::local::ServiceChanged;
+use crate::protocol::local::ServiceChanged;
 
 pub(in crate::cli) async fn run(
     name: &ServiceName,

@@ -2,7 +2,7 @@
 
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, table};
-use crate::wire::local::ServiceList;
+use crate::protocol::local::ServiceList;
 
 pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
     let list: ServiceList = globals.daemon().get("/v1/services").await?;

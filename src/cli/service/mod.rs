@@ -10,7 +10,7 @@ use clap::Subcommand;
 use super::Globals;
 use super::exit::CliError;
 use crate::model::{Label, ServiceName};
-use crate::wire::local::ServiceChanged;
+use crate::protocol::local::ServiceChanged;
 
 /// What to do with services.
 #[derive(Debug, Subcommand)]

@@ -8,13 +8,14 @@ use zeroize::Zeroizing;
 
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, mesh_key, table};
-use crate::model::record::{MAX_COORDINATORS, Mesh, Record, Token};
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, SigningKey};
-use crate::wire::admin::{MeshState, Submit, Submitted};
-use crate::wire::api::ErrorCode;
-use crate::wire::token::MAX_URLS;
-use crate::wire::{Envelope, JoinToken};
+use crate::protocol::JoinToken;
+use crate::protocol::admin::{MeshState, Submit, Submitted};
+use crate::protocol::api::ErrorCode;
+use crate::protocol::token::MAX_URLS;
+use crate::records::Envelope;
+use crate::records::kinds::{MAX_COORDINATORS, Mesh, Record, Token};
 
 /// Options of the new token.
 #[derive(Debug, Args)]

@@ -3,7 +3,7 @@
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, table};
 use crate::model::time::UnixSeconds;
-use crate::wire::admin::{TokenList, TokenState};
+use crate::protocol::admin::{TokenList, TokenState};
 
 pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
     let list: TokenList = globals.coordinator().get("/v1/tokens").await?;

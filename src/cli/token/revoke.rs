@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use crate::cli::Globals;
 use crate::cli::exit::CliError;
 use crate::cli::node::revoke;
-use crate::model::record::{Record, RevokedKind};
 use crate::model::{Label, PublicKey};
-use crate::wire::Envelope;
-use crate::wire::admin::{TokenList, TokenMemberships, memberships_path};
-use crate::wire::api::ErrorCode;
+use crate::protocol::admin::{TokenList, TokenMemberships, memberships_path};
+use crate::protocol::api::ErrorCode;
+use crate::records::Envelope;
+use crate::records::kinds::{Record, RevokedKind};
 
 /// The maximum number of attempts. The coordinator refuses the revocation if a node has joined since the nodes were listed.
 const TRIES: usize = 5;
@@ -121,9 +121,9 @@ fn member(token: PublicKey, envelope: &Envelope) -> Option<(PublicKey, Label)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::Membership;
     use crate::model::time::UnixSeconds;
     use crate::model::{SigningKey, WireGuardKey};
+    use crate::records::kinds::Membership;
 
     #[test]
     fn only_a_membership_by_the_token_itself_puts_a_node_on_the_list() {

@@ -9,11 +9,11 @@ use super::stranger::Stranger;
 use super::{End, Served};
 use crate::coordinator::hub::{Hub, PublishRefused, Published, Screened, Standing};
 use crate::model::PublicKey;
-use crate::wire::Envelope;
-use crate::wire::api::ApiError;
-use crate::wire::control::{FromCoordinator, MAX_RECORDS, Refusal};
-use crate::wire::envelope::MAX_PAYLOAD;
-use crate::wire::ledger::Refused;
+use crate::protocol::api::ApiError;
+use crate::protocol::control::{FromCoordinator, MAX_RECORDS, Refusal};
+use crate::records::Envelope;
+use crate::records::envelope::MAX_PAYLOAD;
+use crate::records::ledger::Refused;
 
 /// The maximum number of records that are verified and written in one step.
 const STEP: usize = 64;

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::End;
 use super::upgrade::Socket;
 use crate::coordinator::hub::Published;
-use crate::wire::control::{FromCoordinator, FromNode, Refusal, RefusedRecord};
+use crate::protocol::control::{FromCoordinator, FromNode, Refusal, RefusedRecord};
 
 /// How long a node may take to receive a message.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);

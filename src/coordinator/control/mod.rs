@@ -1,4 +1,4 @@
-//! One node's control stream, from its first message to its end. The exchange is in [`crate::wire::control`].
+//! One node's control stream, from its first message to its end. The exchange is in [`crate::protocol::control`].
 //!
 //! A stream is one task. It is woken by what the node sends and by new revisions, and asks the hub what comes after
 //! its cursor. The coordinator queues nothing for a stream, so a slow reader holds only its own connection and one part of
@@ -38,13 +38,13 @@ use super::admin::crashed;
 use super::hub::{Cursor, Hub, Position, Standing};
 use super::slots::Slot;
 use crate::model::PublicKey;
-use crate::wire::api::ApiError;
-use crate::wire::control::{
+use crate::os::unix_server::failure;
+use crate::protocol::api::ApiError;
+use crate::protocol::control::{
     FromCoordinator, FromNode, MAX_FROM_NODE, PING_SECONDS, Refusal, agree, disagreement,
     proof_message,
 };
-use crate::wire::envelope::{Purpose, Signature};
-use crate::wire::unix_server::failure;
+use crate::records::envelope::{Purpose, Signature};
 
 /// Changes that are written within this time are sent together.
 const COALESCE: Duration = Duration::from_millis(3);

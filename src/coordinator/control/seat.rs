@@ -4,7 +4,7 @@
 //! instance takes the first one's place: it is the same program, whose old connection broke. One from another instance
 //! is the node after a restart, if the old stream is dead, which a ping tells; else it is a clone: a copied disk or a
 //! machine restored twice. The clone is refused, and stays refused when the original is away for a moment. What makes it
-//! believe that is the original's signature over its instance (see [`crate::wire::control`]); an original of a version
+//! believe that is the original's signature over its instance (see [`crate::protocol::control`]); an original of a version
 //! that gives none keeps its seat all the same.
 //!
 //! Streams of early versions name no instance. All of them count as one instance whose name is empty, so the next such stream
@@ -19,8 +19,8 @@ use tokio::time::timeout;
 
 use super::End;
 use crate::model::PublicKey;
-use crate::wire::control::{Refusal, copy_message};
-use crate::wire::envelope::{Purpose, Signature};
+use crate::protocol::control::{Refusal, copy_message};
+use crate::records::envelope::{Purpose, Signature};
 
 /// How long a stream that is alive may take to answer a ping.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);

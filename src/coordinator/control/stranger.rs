@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use super::End;
 use crate::coordinator::hub::{Hub, Position, Proof};
 use crate::model::PublicKey;
-use crate::wire::Envelope;
-use crate::wire::control::Refusal;
+use crate::protocol::control::Refusal;
+use crate::records::Envelope;
 
 /// How long a stranger may stay connected without becoming a member.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -11,8 +11,8 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::frames::{Bound, Bounded};
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::control::MAX_MESSAGE;
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::control::MAX_MESSAGE;
 
 /// The initial size of each connection's buffers, in bytes. They grow with a larger message, and most messages are smaller.
 const BUFFER: usize = 4096;

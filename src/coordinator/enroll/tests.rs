@@ -4,11 +4,11 @@ use super::*;
 fn check(request: &JoinRequest, ledger: &Ledger, now: UnixSeconds) -> Result<Granted, ApiError> {
     super::check(&prove(request)?, ledger, now)
 }
-use crate::model::record::{MESH_ID, Mesh, Revocation, RevokedKind};
 use crate::model::{Label, SigningKey, WireGuardKey};
-use crate::wire::Envelope;
-use crate::wire::control::PROTOCOL;
-use crate::wire::envelope::Signature;
+use crate::protocol::control::PROTOCOL;
+use crate::records::Envelope;
+use crate::records::envelope::Signature;
+use crate::records::kinds::{MESH_ID, Mesh, Revocation, RevokedKind};
 
 const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
 const END: UnixSeconds = UnixSeconds(1_800_003_600);

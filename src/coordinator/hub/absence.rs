@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::{Hub, Origin, Standing, fault};
 use crate::model::PublicKey;
-use crate::model::record::Record;
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::envelope::Authentic;
-use crate::wire::{Envelope, Ledger};
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::records::envelope::Authentic;
+use crate::records::kinds::Record;
+use crate::records::{Envelope, Ledger};
 
 /// How long an ephemeral node may be away: a restart, a move to another machine, a coordinator's upgrade are shorter.
 pub(super) const PATIENCE: Duration = Duration::from_secs(600);

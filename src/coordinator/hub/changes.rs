@@ -3,8 +3,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use crate::model::record::RecordKey;
-use crate::wire::ledger::rank;
+use crate::records::kinds::RecordKey;
+use crate::records::ledger::rank;
 
 /// Changes kept for streams that resume.
 const RECENT: usize = 16_384;

@@ -13,10 +13,10 @@ use super::refill::{Bringer, Phase, Terms, terms};
 use super::{Hub, PublishRefused, State, Writer};
 use crate::coordinator::enroll::CLOCK_SLACK;
 use crate::coordinator::store::StoreError;
-use crate::model::record::{Membership, Node, Record};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
-use crate::wire::{Envelope, Ledger};
+use crate::records::kinds::{Membership, Node, Record};
+use crate::records::{Envelope, Ledger};
 
 impl Hub {
     /// Whether a stream of `who` may bring this record. The caller verifies the signature, and the ledger its own rules.

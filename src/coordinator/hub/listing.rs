@@ -3,13 +3,13 @@
 use std::time::SystemTime;
 
 use super::{Hub, State, key_of};
-use crate::model::record::{Membership, Token};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, MeshAddresses, PublicKey};
-use crate::wire::Ledger;
-use crate::wire::admin::{
+use crate::protocol::admin::{
     MeshState, NodeList, NodeRow, TokenList, TokenMemberships, TokenRow, TokenState,
 };
+use crate::records::Ledger;
+use crate::records::kinds::{Membership, Token};
 
 /// How much there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use super::changes::Changes;
 use super::refill::Refill;
 use super::{Contents, State};
 use crate::coordinator::store::{Effect, Store, StoreError, Stored, Write};
-use crate::model::record::RecordKey;
-use crate::wire::Ledger;
-use crate::wire::ledger::{Applied, Refused, rank};
+use crate::records::Ledger;
+use crate::records::kinds::RecordKey;
+use crate::records::ledger::{Applied, Refused, rank};
 
 /// The verified contents of a store, ready to replace the hub's state.
 pub(super) struct Loaded {
@@ -163,10 +163,10 @@ impl State {
 mod tests {
     use super::*;
 
-    use crate::model::record::{Membership, Record, Token};
     use crate::model::time::UnixSeconds;
     use crate::model::{Label, SigningKey, WireGuardKey};
-    use crate::wire::Envelope;
+    use crate::records::Envelope;
+    use crate::records::kinds::{Membership, Record, Token};
 
     fn key(n: u8) -> SigningKey {
         SigningKey::from_seed(&[n; 32])

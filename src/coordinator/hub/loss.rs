@@ -12,9 +12,9 @@ use super::{Hub, Standing, Writer, fault};
 use crate::coordinator::marks::Mark;
 use crate::coordinator::store::StoreError;
 use crate::model::PublicKey;
-use crate::model::record::Record;
-use crate::wire::api::ApiError;
-use crate::wire::envelope::Authentic;
+use crate::protocol::api::ApiError;
+use crate::records::envelope::Authentic;
+use crate::records::kinds::Record;
 
 impl Hub {
     /// A mark for `node` at the store's present revision, if `node` is a member.

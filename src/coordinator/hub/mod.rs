@@ -40,18 +40,18 @@ use self::shared::Turns;
 use super::MarkKey;
 use super::enroll::{self, Proven};
 use super::store::{Admission, Contents, Effect, Store, StoreError, Write};
-use crate::model::record::{MESH_ID, Membership, Record, RecordKey, RevokedKind};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
-use crate::wire::admin::Submit;
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::control::RefusedReason;
-use crate::wire::envelope::Authentic;
-use crate::wire::join::{JoinCheck, JoinRequest, JoinResponse};
-use crate::wire::ledger::{Refused, Replaced, verified};
-use crate::wire::token::SpkiPin;
-use crate::wire::url::CoordinatorUrl;
-use crate::wire::{Envelope, Ledger};
+use crate::protocol::admin::Submit;
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::control::RefusedReason;
+use crate::protocol::join::{JoinCheck, JoinRequest, JoinResponse};
+use crate::protocol::token::SpkiPin;
+use crate::protocol::url::CoordinatorUrl;
+use crate::records::envelope::Authentic;
+use crate::records::kinds::{MESH_ID, Membership, Record, RecordKey, RevokedKind};
+use crate::records::ledger::{Refused, Replaced, verified};
+use crate::records::{Envelope, Ledger};
 
 /// After a write that failed, how long no other is tried: going back to what is on disk takes a while in a large mesh.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(2);

@@ -2,9 +2,9 @@
 //! Between two parts a stream stores only the key of the last record, so a slow reader needs little memory.
 
 use super::{Hub, State};
-use crate::model::record::RecordKey;
-use crate::wire::Envelope;
-use crate::wire::control::MAX_RECORDS;
+use crate::protocol::control::MAX_RECORDS;
+use crate::records::Envelope;
+use crate::records::kinds::RecordKey;
 
 /// The maximum payload of a part of more than one record, in bytes. It is small because many nodes may read at once.
 const MAX_PART: usize = 64 * 1024;

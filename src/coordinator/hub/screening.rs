@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::Hub;
 use crate::model::PublicKey;
-use crate::wire::Envelope;
-use crate::wire::ledger::Refused;
+use crate::records::Envelope;
+use crate::records::ledger::Refused;
 
 /// The result of screening an offered record.
 #[derive(Debug, Clone, PartialEq, Eq)]

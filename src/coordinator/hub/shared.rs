@@ -6,9 +6,9 @@ use tokio::sync::watch;
 
 use super::{Health, Hub, Loaded, Writer};
 use crate::coordinator::store::{Bounds, News, StoreError};
-use crate::wire::Ledger;
-use crate::wire::envelope::Authentic;
-use crate::wire::ledger::{Replaced, rank};
+use crate::records::Ledger;
+use crate::records::envelope::Authentic;
+use crate::records::ledger::{Replaced, rank};
 
 /// How long a write is tried again while others write.
 const CONTENTION: Duration = Duration::from_secs(8);
@@ -151,7 +151,7 @@ impl Hub {
 mod tests {
     use super::*;
     use crate::model::SigningKey;
-    use crate::wire::Envelope;
+    use crate::records::Envelope;
 
     #[test]
     fn parts_keep_to_the_bounds_and_to_the_order() {

@@ -5,9 +5,9 @@ mod loss;
 
 use super::*;
 use crate::coordinator::store::{Admitted, Contents, Sqlite};
-use crate::model::record::{Mesh, Node, Revocation, Service, Token};
 use crate::model::{SigningKey, WireGuardKey};
-use crate::wire::envelope::Signature;
+use crate::records::envelope::Signature;
+use crate::records::kinds::{Mesh, Node, Revocation, Service, Token};
 
 const MESH: u8 = 1;
 const TOKEN: u8 = 2;
@@ -116,11 +116,11 @@ fn membership(n: u8, name: &str, version: u64, issued_at: u64) -> Envelope {
 
 fn request(n: u8, membership: Envelope) -> JoinRequest {
     JoinRequest {
-        protocol: crate::wire::control::PROTOCOL,
+        protocol: crate::protocol::control::PROTOCOL,
         oldest: None,
         proof: Signature::make(
             &key(n),
-            crate::wire::envelope::Purpose::Join,
+            crate::records::envelope::Purpose::Join,
             membership.payload.as_bytes(),
         ),
         membership,
@@ -665,7 +665,7 @@ fn a_backup_is_private_whole_and_never_written_over() {
 }
 
 fn departure(n: u8) -> Envelope {
-    let departure = crate::model::record::Departure::of(key(n).public());
+    let departure = crate::records::kinds::Departure::of(key(n).public());
     Envelope::seal(&Record::Departure(departure), &key(n))
 }
 
@@ -691,7 +691,7 @@ fn a_member_that_departs_frees_its_name_and_block_and_not_its_use_of_the_token()
     let again = request(13, membership(13, "a", 1, now()));
     let refused = hub.join(&again).expect_err("the name is taken");
     assert_eq!(refused.suggestion.as_deref(), Some("a-2"));
-    let forged = Record::Departure(crate::model::record::Departure::of(key(10).public()));
+    let forged = Record::Departure(crate::records::kinds::Departure::of(key(10).public()));
     let forged = Envelope::seal(&forged, &key(11));
     assert_eq!(publish(&hub, vec![forged]).expect("writable").accepted, 0);
 
@@ -851,7 +851,7 @@ fn a_snapshot_in_parts_is_the_whole_in_order() {
     let (mut all, mut cursor, mut parts) = (Vec::new(), Cursor::start(), 0);
     let revision = hub.revision();
     while let Some(part) = hub.read_part(&mut cursor) {
-        assert!(part.records.len() <= crate::wire::control::MAX_RECORDS);
+        assert!(part.records.len() <= crate::protocol::control::MAX_RECORDS);
         all.extend(part.records);
         parts += 1;
         let held = if all.len() == hub.snapshot().0.len() {

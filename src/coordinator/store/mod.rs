@@ -27,9 +27,9 @@ pub use etcd::Etcd;
 pub(crate) use etcd::rig::Rig;
 pub use sqlite::Sqlite;
 
-use crate::model::record::RecordKey;
 use crate::model::{Label, PublicKey};
-use crate::wire::Envelope;
+use crate::records::Envelope;
+use crate::records::kinds::RecordKey;
 
 /// Everything in the store.
 #[derive(Debug, Clone)]

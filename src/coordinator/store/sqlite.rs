@@ -7,9 +7,9 @@ use rusqlite::{
 };
 
 use super::{Admission, Admitted, Contents, Effect, LeaseStart, Store, StoreError, Stored, Write};
-use crate::model::record::RecordKey;
 use crate::model::{Label, PublicKey};
-use crate::wire::Envelope;
+use crate::records::Envelope;
+use crate::records::kinds::RecordKey;
 
 pub(super) const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = "

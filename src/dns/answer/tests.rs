@@ -6,11 +6,11 @@ use super::*;
 use crate::dns::message::{Outcome, Transport, handle};
 use crate::dns::zone::{WhenNoneUsable, ZoneInput};
 use crate::model::address::MeshAddresses;
-use crate::model::netmap::{Member, Netmap};
-use crate::model::record::{Health, Instance, MESH_ID, Mesh, Protocol, Service, Source};
-use crate::model::service_address::ServiceAddresses;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, WireGuardKey};
+use crate::records::kinds::{Health, Instance, MESH_ID, Mesh, Protocol, Service, Source};
+use crate::records::netmap::{Member, Netmap};
+use crate::records::service_address::ServiceAddresses;
 
 pub(in crate::dns) fn label(text: &str) -> Label {
     Label::parse(text).expect("a literal")

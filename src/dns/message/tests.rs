@@ -1,9 +1,9 @@
 use super::*;
 use crate::dns::zone::ZoneInput;
-use crate::model::netmap::Netmap;
-use crate::model::record::{MESH_ID, Mesh};
-use crate::model::service_address::ServiceAddresses;
 use crate::model::{Label, MeshAddresses, PublicKey};
+use crate::records::kinds::{MESH_ID, Mesh};
+use crate::records::netmap::Netmap;
+use crate::records::service_address::ServiceAddresses;
 use hickory_proto::op::{OpCode, Query};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};

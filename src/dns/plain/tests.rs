@@ -2,7 +2,7 @@ use super::*;
 use crate::dns::answer::tests::{HEALTHY, clashing, crowd, netmap, zone_of};
 use crate::dns::message::{Forwarded, Outcome, handle};
 use crate::dns::zone::WhenNoneUsable;
-use crate::model::netmap::Netmap;
+use crate::records::netmap::Netmap;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use proptest::prelude::*;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::WhenNoneUsable;
 use crate::model::Label;
-use crate::model::netmap;
-use crate::model::record::{Health, Port};
+use crate::records::kinds::{Health, Port};
+use crate::records::netmap;
 
 /// Why an instance is answered or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +121,7 @@ pub struct PortFilter {
     /// The port's name; absent: ports without one.
     pub name: Option<Label>,
     /// `tcp` or `udp`.
-    pub protocol: crate::model::record::Protocol,
+    pub protocol: crate::records::kinds::Protocol,
 }
 
 impl PortFilter {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::dns::answer::tests::{HEALTHY, id, label, netmap};
-use crate::model::record::{Port, Protocol, Source};
+use crate::records::kinds::{Port, Protocol, Source};
 use proptest::prelude::*;
 
 /// Services of any of three nodes: with a project or without, with an address of their own or without.

@@ -15,9 +15,9 @@ use crate::node::joining;
 use crate::node::report;
 use crate::node::state::StateDir;
 use crate::node::state::departing::Departing;
-use crate::wire::Envelope;
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::local::{DepartureState, Left, NodeState, Problem, SCHEMA, Status};
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::{DepartureState, Left, NodeState, Problem, SCHEMA, Status};
+use crate::records::Envelope;
 
 /// How long the coordinator may take to acknowledge a departure.
 const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(5);

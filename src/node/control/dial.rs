@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::wire::token::SpkiPin;
-use crate::wire::url::CoordinatorUrl;
+use crate::protocol::token::SpkiPin;
+use crate::protocol::url::CoordinatorUrl;
 
 /// How long TCP may take: the first packet is sent a second time after one second. Another coordinator may answer at once.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);

@@ -12,10 +12,10 @@ use tokio::time::timeout;
 
 use super::dial::{DialError, dial};
 use crate::model::text::message;
-use crate::wire::api::{ApiError, ErrorCode};
-use crate::wire::join::{CHECK_PATH, JoinCheck, JoinRequest, JoinResponse, PATH};
-use crate::wire::token::SpkiPin;
-use crate::wire::url::CoordinatorUrl;
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::join::{CHECK_PATH, JoinCheck, JoinRequest, JoinResponse, PATH};
+use crate::protocol::token::SpkiPin;
+use crate::protocol::url::CoordinatorUrl;
 
 /// How long the coordinator may take to answer: it waits for its disk.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);

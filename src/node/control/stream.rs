@@ -17,14 +17,14 @@ use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::dial::dial;
 use crate::model::{PublicKey, SigningKey, text};
-use crate::wire::Envelope;
-use crate::wire::control::{
+use crate::protocol::control::{
     FromCoordinator, FromNode, MAX_MARK, MAX_MESSAGE, OLDEST, PATH, PING_SECONDS, PROTOCOL,
     Refusal, RefusedRecord, copy_message, parts, proof_message,
 };
-use crate::wire::envelope::{Purpose, Signature};
-use crate::wire::token::SpkiPin;
-use crate::wire::url::CoordinatorUrl;
+use crate::protocol::token::SpkiPin;
+use crate::protocol::url::CoordinatorUrl;
+use crate::records::Envelope;
+use crate::records::envelope::{Purpose, Signature};
 
 /// The first wait after a failure is up to this long; it doubles with each further failure.
 const BACKOFF_FIRST: Duration = Duration::from_millis(500);

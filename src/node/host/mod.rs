@@ -2,7 +2,6 @@
 
 mod netlink;
 mod notices;
-mod pace;
 mod plan;
 mod resolv_conf;
 pub mod resolv_request;
@@ -12,7 +11,6 @@ mod survey;
 mod underlay;
 mod upkeep;
 mod ways;
-pub mod wiring;
 
 pub use netlink::{Applied, HostNetwork, HostNetworkError};
 pub use plan::{Found, Ipv6, Overlap, Plan, overlap};

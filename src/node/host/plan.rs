@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
-use crate::wire::local::{Problem, SystemEntry};
+use crate::protocol::local::{Problem, SystemEntry};
 
 /// What the tunnel device is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::resolv_request::{self, RequestError};
 use super::resolv_text::{Step, about_resolvers, is_ours, plan};
-use crate::wire::file::{FileError, write_atomic};
+use crate::os::file::{FileError, write_atomic};
 
 /// The file.
 pub(super) const PATH: &str = "/etc/resolv.conf";
@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn of_a_copy_of_another_user_only_lines_about_resolvers_are_used() {
         if !nix::unistd::geteuid().is_root() {
-            return crate::lab::skip_test("only root can make a file of another user");
+            return crate::testbed::skip_test("only root can make a file of another user");
         }
         let (_dir, conf) = place();
         std::fs::write(&conf.path, "nameserver 192.0.2.1\n").expect("ours");

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-use crate::wire::file::{FileError, write_atomic};
+use crate::os::file::{FileError, write_atomic};
 
 /// The name of the file in meshd's runtime directory.
 const NAME: &str = "resolv.conf";

@@ -90,7 +90,7 @@ pub fn candidates(
     addresses.dedup();
     addresses
         .into_iter()
-        .take(crate::model::record::MAX_ENDPOINTS)
+        .take(crate::records::kinds::MAX_ENDPOINTS)
         .map(|ip| SocketAddr::new(ip, port))
         .collect()
 }

@@ -17,13 +17,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::netlink::{Applied, HostNetwork, HostNetworkError};
 use super::notices::{Notices, Scope};
-use super::pace::Pace;
 use super::plan::{Ipv6, Plan};
 use super::survey::Survey;
 use super::ways::{self, Rule, Target};
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
-use crate::wire::local::{Problem, SystemEntry};
+use crate::model::pace::Pace;
+use crate::protocol::local::{Problem, SystemEntry};
 
 /// Everything is looked at this often, noticed or not.
 const LOOK: Duration = Duration::from_secs(15);

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::plan::MAIN_TABLE;
 use super::survey::{Route, RouteKind};
-use crate::wire::local::Problem;
+use crate::protocol::local::Problem;
 
 /// Addresses named in one problem at most.
 const MAX_NAMED: usize = 5;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::PublicKey;
 use crate::model::SigningKey;
-use crate::wire::token::SpkiPin;
+use crate::protocol::token::SpkiPin;
 
 fn dir() -> (tempfile::TempDir, StateDir) {
     let parent = tempfile::tempdir().expect("a temporary directory");

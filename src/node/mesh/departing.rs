@@ -10,12 +10,12 @@ use tokio::sync::oneshot;
 
 use super::{Mesh, coordinators};
 use crate::model::PublicKey;
-use crate::model::record::RecordKey;
 use crate::model::time::UnixSeconds;
 use crate::node::state::departing::Departing;
 use crate::path::watch::Reach;
-use crate::wire::local::DepartureState;
-use crate::wire::{Envelope, Ledger};
+use crate::protocol::local::DepartureState;
+use crate::records::kinds::RecordKey;
+use crate::records::{Envelope, Ledger};
 
 const KIND: &str = "departure";
 /// Peers that a node hands its departure to when it leaves. Each costs a socket; the others receive it from these.

@@ -6,17 +6,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::{Mesh, coordinators};
 use crate::model::PublicKey;
-use crate::model::record::{Record, RecordKey};
 use crate::model::time::UnixSeconds;
 use crate::node::newcomers::{Circumstances, MAX_OCTETS, Verdict, membership_in};
 use crate::node::own_records::key_of;
 use crate::node::peers::renewal::is_renewal;
 use crate::node::peers::{Ask, refusals};
 use crate::node::unwritten::Part;
-use crate::wire::Envelope;
-use crate::wire::holdings::Holdings;
-use crate::wire::ledger::{Applied, Refused};
-use crate::wire::peers::MAX_ASKED;
+use crate::protocol::gossip::MAX_ASKED;
+use crate::records::Envelope;
+use crate::records::digest::Holdings;
+use crate::records::kinds::{Record, RecordKey};
+use crate::records::ledger::{Applied, Refused};
 
 const MEMBERSHIP: &str = "membership";
 /// The shortest time between two requests for all records that follow because a peer vouched for a node.

@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 use super::{Mesh, coordinators};
 use crate::model::PublicKey;
 use crate::model::address::Block;
-use crate::model::record::Node;
 use crate::node::control::join::join;
 use crate::node::own_records::key_of;
 use crate::node::state::Identity;
-use crate::wire::join::JoinRequest;
+use crate::protocol::join::JoinRequest;
+use crate::records::kinds::Node;
 
 /// The shortest time between two requests to a coordinator.
 const PAUSE: Duration = Duration::from_secs(60);

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Mesh;
-use crate::model::record::{Membership, Record};
 use crate::node::own_word::Taken;
-use crate::wire::Envelope;
-use crate::wire::control::{RefusedReason, RefusedRecord, parts};
+use crate::protocol::control::{RefusedReason, RefusedRecord, parts};
+use crate::records::Envelope;
+use crate::records::kinds::{Membership, Record};
 
 /// The shortest time between two requests for all records that follow because a record of this node was refused. Such a
 /// request transfers all records of the mesh.

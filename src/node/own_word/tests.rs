@@ -1,7 +1,7 @@
 use super::*;
-use crate::model::record::{Node, RecordKey};
 use crate::model::time::next_version;
 use crate::model::{SigningKey, address::Block};
+use crate::records::kinds::{Node, RecordKey};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The start of this program, in seconds since 1970.

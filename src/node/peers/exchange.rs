@@ -1,18 +1,18 @@
-//! One conversation between two nodes, from its first message to its end (see [`crate::wire::peers`]). Pure: it takes
+//! One conversation between two nodes, from its first message to its end (see [`crate::protocol::gossip`]). Pure: it takes
 //! messages and what the ledger says, and gives steps for its shell to take.
 //!
 //! The two take turns: nobody writes while the other does, so none waits for the other's buffers.
 
 use std::sync::Arc;
 
-use crate::model::record::Record;
 use crate::model::{PublicKey, SigningKey};
-use crate::wire::Envelope;
-use crate::wire::envelope::{Purpose, Signature};
-use crate::wire::holdings::Holdings;
-use crate::wire::peers::{
+use crate::protocol::gossip::{
     MAX_ASKED, MAX_RECORDS, MAX_SIGNERS, PROTOCOL, PeerMessage, messages, proof_message,
 };
+use crate::records::Envelope;
+use crate::records::digest::Holdings;
+use crate::records::envelope::{Purpose, Signature};
+use crate::records::kinds::Record;
 
 /// Records that one conversation brings at most; more come with the next.
 const MOST_RECORDS: usize = 65_536;
@@ -97,7 +97,7 @@ pub(super) struct Exchange {
     nonce: String,
     side: Side,
     turn: Turn,
-    summary: Option<crate::wire::holdings::Digest>,
+    summary: Option<crate::records::digest::Digest>,
     theirs: Holdings,
     wanted: Vec<PublicKey>,
     records: usize,

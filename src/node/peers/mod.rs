@@ -39,11 +39,11 @@ use self::gate::{Cost, Gate, Proved};
 use self::refusals::Verdict;
 pub(super) use self::rounds::ROUND;
 use self::rounds::Rounds;
-use crate::model::record::RecordKey;
 use crate::model::{PublicKey, SigningKey};
-use crate::wire::Envelope;
-use crate::wire::holdings::Holdings;
-use crate::wire::peers::PORT;
+use crate::protocol::gossip::PORT;
+use crate::records::Envelope;
+use crate::records::digest::Holdings;
+use crate::records::kinds::RecordKey;
 
 /// How long a dialled peer may take to answer.
 const DIAL_LIMIT: Duration = Duration::from_secs(3);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::model::PublicKey;
-use crate::wire::ledger::Refused;
+use crate::records::ledger::Refused;
 
 /// The shortest time between two log lines about one peer.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -112,7 +112,7 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::record::RecordKey;
+    use crate::records::kinds::RecordKey;
 
     #[test]
     fn a_peer_whose_records_are_refused_for_ever_is_a_line_a_minute_and_all_are_counted() {

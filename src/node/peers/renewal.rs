@@ -4,8 +4,8 @@
 //! spreading such a claim first. So these claims come only through a coordinator. Peers bring newer versions of records that
 //! are held already, and records that claim nothing.
 
-use crate::model::record::Record;
-use crate::wire::Ledger;
+use crate::records::Ledger;
+use crate::records::kinds::Record;
 
 /// Whether `record` claims nothing that its signer does not have already by the records in `ledger`.
 pub(in crate::node) fn is_renewal(ledger: &Ledger, record: &Record) -> bool {
@@ -30,12 +30,12 @@ pub(in crate::node) fn is_renewal(ledger: &Ledger, record: &Record) -> bool {
 mod tests {
     use super::*;
     use crate::model::address::{MeshAddresses, unique_local_prefix};
-    use crate::model::record::{
-        Departure, MESH_ID, Membership, Mesh, Name, Node, Revocation, RevokedKind, Token,
-    };
     use crate::model::time::UnixSeconds;
     use crate::model::{Label, SigningKey, WireGuardKey};
-    use crate::wire::Envelope;
+    use crate::records::Envelope;
+    use crate::records::kinds::{
+        Departure, MESH_ID, Membership, Mesh, Name, Node, Revocation, RevokedKind, Token,
+    };
 
     fn key(n: u8) -> SigningKey {
         SigningKey::from_seed(&[n; 32])

@@ -13,7 +13,7 @@ use super::exchange::{Exchange, Step};
 use super::gate::{Cost, PROOF_LIMIT};
 use super::refusals::Offences;
 use super::{Ask, Toll};
-use crate::wire::peers::{MAX_FRAME, MAX_UNPROVEN_FRAME, PeerMessage};
+use crate::protocol::gossip::{MAX_FRAME, MAX_UNPROVEN_FRAME, PeerMessage};
 
 /// How long the other may take for one message, in or out.
 const PATIENCE: Duration = Duration::from_secs(5);

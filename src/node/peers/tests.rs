@@ -1,10 +1,10 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::model::record::{Record, Token};
 use crate::model::time::UnixSeconds;
-use crate::wire::Ledger;
-use crate::wire::peers::{PROTOCOL, PeerMessage};
+use crate::protocol::gossip::{PROTOCOL, PeerMessage};
+use crate::records::Ledger;
+use crate::records::kinds::{Record, Token};
 
 /// Only a hang lasts this long.
 const PATIENCE: Duration = Duration::from_secs(30);

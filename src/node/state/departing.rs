@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{Identity, Pending, StateDir, StateError, Way};
-use crate::model::record::{Departure, Record};
 use crate::model::time::UnixSeconds;
 use crate::model::{PublicKey, SigningKey};
-use crate::wire::Envelope;
+use crate::records::Envelope;
+use crate::records::kinds::{Departure, Record};
 
 const PREFIX: &str = "departing-";
 const SUFFIX: &str = ".json";
@@ -125,7 +125,7 @@ fn name_of(id: &PublicKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::token::SpkiPin;
+    use crate::protocol::token::SpkiPin;
 
     fn departing(n: u8) -> Departing {
         Departing {

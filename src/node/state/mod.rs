@@ -27,15 +27,16 @@ use zeroize::Zeroizing;
 
 use super::control::stream::Position;
 use super::newcomers::{self, Newcomers};
-use crate::discovery::docker::ContainerId;
+use crate::containers::ContainerId;
 use crate::model::address::Block;
-use crate::model::service_address::ServiceAddresses;
 use crate::model::time::UnixSeconds;
 use crate::model::{KeyProof, Label, PublicKey, SigningKey, WireGuardKey};
-use crate::wire::Envelope;
-use crate::wire::file::{self, FileError};
-use crate::wire::token::SpkiPin;
-use crate::wire::url::CoordinatorUrl;
+use crate::os::file;
+use crate::os::file::FileError;
+use crate::protocol::token::SpkiPin;
+use crate::protocol::url::CoordinatorUrl;
+use crate::records::Envelope;
+use crate::records::service_address::ServiceAddresses;
 
 const IN_STEP: &str = "in_step.json";
 const NEWCOMERS: &str = "newcomers.json";

@@ -10,11 +10,12 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::model::PublicKey;
-use crate::model::record::Record;
-use crate::wire::envelope::MAX_PAYLOAD;
-use crate::wire::file::{self, FileError};
-use crate::wire::ledger::Refused;
-use crate::wire::{Envelope, Ledger};
+use crate::os::file;
+use crate::os::file::FileError;
+use crate::records::envelope::MAX_PAYLOAD;
+use crate::records::kinds::Record;
+use crate::records::ledger::Refused;
+use crate::records::{Envelope, Ledger};
 
 /// Octets of a line at most: a payload with every character escaped, and the signature.
 const MAX_LINE: u64 = (MAX_PAYLOAD * 6 + 1024) as u64;
@@ -182,8 +183,8 @@ fn is_foundation(envelope: &Envelope) -> bool {
 mod tests {
     use super::*;
     use crate::model::SigningKey;
-    use crate::model::record::Token;
     use crate::model::time::UnixSeconds;
+    use crate::records::kinds::Token;
 
     const MESH: [u8; 32] = [1; 32];
 

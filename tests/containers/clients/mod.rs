@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::hosts::{Hosts, PORT};
-use meshd::lab::Image;
+use meshd::testbed::Image;
 
 /// Compiles a client, if there is the compiler.
 fn compile(into: &Path, program: &str, arguments: &[&str]) -> Option<PathBuf> {
@@ -21,7 +21,9 @@ fn compile(into: &Path, program: &str, arguments: &[&str]) -> Option<PathBuf> {
             Some(into.to_owned())
         }
         Err(error) => {
-            meshd::lab::skip_part_of_test(&format!("the client that {program} compiles: {error}"));
+            meshd::testbed::skip_part_of_test(&format!(
+                "the client that {program} compiles: {error}"
+            ));
             None
         }
     }

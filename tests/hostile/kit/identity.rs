@@ -3,8 +3,9 @@
 use meshd::model::address::Block;
 use meshd::model::{KeyProof, PublicKey, SigningKey, WireGuardKey};
 use meshd::node::control::join::{JoinError, join};
-use meshd::wire::join::JoinRequest;
-use meshd::wire::{Envelope, JoinToken};
+use meshd::protocol::JoinToken;
+use meshd::protocol::join::JoinRequest;
+use meshd::records::Envelope;
 use serde_json::Value;
 use x25519_dalek::StaticSecret;
 

@@ -1,8 +1,8 @@
 //! Ledgers in the test's process, for rules that can be tested without a network.
 
 use meshd::model::PublicKey;
-use meshd::wire::ledger::{Applied, Refused};
-use meshd::wire::{Envelope, Ledger};
+use meshd::records::ledger::{Applied, Refused};
+use meshd::records::{Envelope, Ledger};
 
 /// Applies the records in their order and returns the result of each.
 pub(crate) fn apply_all(

@@ -1,10 +1,10 @@
 //! The link between nodes (port 7444 inside the tunnel), as a client that sends any message.
 
-use meshd::lab::Host;
 use meshd::model::{PublicKey, SigningKey};
-use meshd::wire::Envelope;
-use meshd::wire::envelope::{Purpose, Signature};
-use meshd::wire::peers::{MAX_FRAME, PORT, PROTOCOL, PeerMessage, proof_message};
+use meshd::protocol::gossip::{MAX_FRAME, PORT, PROTOCOL, PeerMessage, proof_message};
+use meshd::records::Envelope;
+use meshd::records::envelope::{Purpose, Signature};
+use meshd::testbed::Host;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 

@@ -46,7 +46,7 @@ impl Raw {
         let request = format!(
             "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-            meshd::wire::control::PATH
+            meshd::protocol::control::PATH
         );
         tls.write_all(request.as_bytes()).await.ok()?;
         let mut head = Vec::new();

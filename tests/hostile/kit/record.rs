@@ -6,10 +6,10 @@ use std::time::SystemTime;
 
 use ipnet::Ipv6Net;
 use meshd::model::address::{Block, MeshAddresses};
-use meshd::model::record::{MESH_ID, RecordKey};
 use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{PublicKey, SigningKey, WireGuardKey};
-use meshd::wire::Envelope;
+use meshd::records::Envelope;
+use meshd::records::kinds::{MESH_ID, RecordKey};
 use serde::Serialize;
 use serde_json::{Value, json};
 

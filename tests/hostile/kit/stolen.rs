@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use meshd::wire::Envelope;
-use meshd::wire::control::{FromCoordinator, FromNode};
+use meshd::protocol::control::{FromCoordinator, FromNode};
+use meshd::records::Envelope;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::PATIENCE;

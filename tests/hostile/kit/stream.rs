@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use meshd::model::{PublicKey, SigningKey};
-use meshd::wire::Envelope;
-use meshd::wire::control::{FromCoordinator, PATH, PROTOCOL, Refusal, proof_message};
-use meshd::wire::envelope::{Purpose, Signature};
-use meshd::wire::token::SpkiPin;
+use meshd::protocol::control::{FromCoordinator, PATH, PROTOCOL, Refusal, proof_message};
+use meshd::protocol::token::SpkiPin;
+use meshd::records::Envelope;
+use meshd::records::envelope::{Purpose, Signature};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
-use meshd::lab::{Running, skip_part_of_test};
+use meshd::testbed::{Running, skip_part_of_test};
 
 use crate::host_dns::own_etc;
 use crate::mesh::{Mesh, run, write};

@@ -212,7 +212,7 @@ fn a_revocation_that_leaves_out_a_member_is_a_conflict_and_cuts_nobody() {
     assert!(is_member(&hub, 11));
     assert!(matches!(
         hub.tokens().tokens.first(),
-        Some(token) if token.state == crate::wire::admin::TokenState::Valid
+        Some(token) if token.state == crate::protocol::admin::TokenState::Valid
     ));
     submit(&hub, None, revocation_that_spares(&[10, 11])).expect("all are named");
     assert!(is_member(&hub, 10) && is_member(&hub, 11));

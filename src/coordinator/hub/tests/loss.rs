@@ -299,7 +299,7 @@ fn a_store_of_an_earlier_version_is_cleaned_at_the_start() {
     let count = |kind: &str| kinds(&held).iter().filter(|k| *k == kind).count();
     assert_eq!(
         count("weather"),
-        crate::wire::ledger::usage::MAX_UNKNOWN_RECORDS + 1
+        crate::records::ledger::usage::MAX_UNKNOWN_RECORDS + 1
     );
     assert_eq!(count("service"), 1);
     let stored = |path| {

@@ -12,8 +12,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::PublicKey;
-use crate::model::record::RecordKey;
-use crate::wire::Envelope;
+use crate::records::Envelope;
+use crate::records::kinds::RecordKey;
 
 /// A key whose value every coordinator holds in memory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -343,7 +343,7 @@ fn is_final(error: &Error) -> bool {
 }
 
 fn read_secret(path: &std::path::Path) -> Result<Vec<u8>, StoreError> {
-    crate::wire::file::read_private(path, MAX_FILE).map_err(|e| StoreError::Failed(e.to_string()))
+    crate::os::file::read_private(path, MAX_FILE).map_err(|e| StoreError::Failed(e.to_string()))
 }
 
 fn unreadable(path: &std::path::Path, error: std::io::Error) -> StoreError {

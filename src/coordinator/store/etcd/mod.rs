@@ -45,8 +45,8 @@ use super::{
     Admission, Admitted, Bounds, Contents, EtcdSettings, LeaseStart, News, Store, StoreError, Write,
 };
 use crate::model::PublicKey;
-use crate::model::record::RecordKey;
-use crate::wire::Envelope;
+use crate::records::Envelope;
+use crate::records::kinds::RecordKey;
 
 /// Operations in a transaction at most; etcd takes 128 unless told otherwise.
 const OPERATIONS: usize = 120;

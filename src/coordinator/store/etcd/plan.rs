@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use super::super::{Admission, Admitted, Effect, StoreError, Write};
 use super::keys::{Key, Written};
 use super::view::{Change, View, digest};
-use crate::model::record::RecordKey;
 use crate::model::{Label, PublicKey};
-use crate::wire::Envelope;
+use crate::records::Envelope;
+use crate::records::kinds::RecordKey;
 
 /// The changes of one transaction so far; each key has one.
 #[derive(Debug)]

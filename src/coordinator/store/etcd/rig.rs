@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::super::EtcdSettings;
 use super::link::{Link, end_of};
-use crate::lab::{skip_part_of_test, skip_test};
+use crate::testbed::{skip_part_of_test, skip_test};
 
 /// One member, which ends with the value.
 pub(crate) struct Rig {
@@ -242,7 +242,7 @@ fn write_files(directory: &Path) {
     ];
     for (name, text) in FILES.into_iter().zip(texts) {
         let path = directory.join(name);
-        crate::wire::file::write_atomic(&path, text.as_bytes(), 0o600).expect("writable");
+        crate::os::file::write_atomic(&path, text.as_bytes(), 0o600).expect("writable");
     }
 }
 

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::wire::file::write_atomic;
+use crate::os::file::write_atomic;
 
 /// Names remembered at most: a store has another one after each restoration.
 const NAMES: usize = 8;

@@ -6,8 +6,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::*;
 use crate::coordinator::store::{Effect, Rig, Stored};
-use crate::model::record::RecordKey;
 use crate::model::{Label, SigningKey};
+use crate::records::kinds::RecordKey;
 
 /// Only a hang takes that long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -280,7 +280,7 @@ fn a_cluster_with_tls_and_passwords_takes_its_user_and_nobody_else() {
         .clone()
         .expect("a file")
         .with_extension("wrong");
-    crate::wire::file::write_atomic(&wrong, b"guess", 0o600).expect("writable");
+    crate::os::file::write_atomic(&wrong, b"guess", 0o600).expect("writable");
     let stranger = Rig::start_secured().expect("it is installed");
     let mut guesses = right.clone();
     guesses.password_file = Some(wrong);

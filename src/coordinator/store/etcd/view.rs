@@ -9,9 +9,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::super::{Contents, LeaseStart, News, Stored};
 use super::keys::{Key, Written};
-use crate::model::record::RecordKey;
 use crate::model::{Label, PublicKey};
-use crate::wire::Envelope;
+use crate::records::Envelope;
+use crate::records::kinds::RecordKey;
 
 /// A key and its new value; no value: it is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]

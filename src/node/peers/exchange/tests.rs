@@ -1,9 +1,9 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::model::record::{Record, Token};
 use crate::model::time::UnixSeconds;
-use crate::wire::Ledger;
+use crate::records::Ledger;
+use crate::records::kinds::{Record, Token};
 
 fn key(n: u8) -> SigningKey {
     SigningKey::from_seed(&[n; 32])
@@ -243,7 +243,7 @@ fn nothing_is_taken_out_of_turn_or_beyond_the_bounds() {
 
 #[test]
 fn a_departure_is_acknowledged_before_it_ends_the_tunnel() {
-    use crate::model::record::{Departure, Record};
+    use crate::records::kinds::{Departure, Record};
     let departure = |n: u8| {
         let key = SigningKey::from_seed(&[n; 32]);
         Envelope::seal(&Record::Departure(Departure::of(key.public())), &key)

@@ -1,0 +1,444 @@
+//! What a container's labels ask for. Pure; the labels are anybody's text.
+//!
+//! A label that the image carries with the same value is the image's, not the container's: whoever built an image is not
+//! to decide what becomes a service here. `mesh.enable=false` alone counts from either.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use crate::model::time::milliseconds;
+use crate::model::{Label, ServiceName};
+use crate::records::kinds::{MAX_PORTS, Port, Protocol, default_weight};
+
+/// Labels by name.
+pub type Labels = BTreeMap<String, String>;
+
+/// Octets of a label's value at most, of those that mean something here.
+const MAX_VALUE: usize = 256;
+/// The longest drain.
+const MAX_DRAIN: Duration = Duration::from_secs(3600);
+
+const COMPOSE_PROJECT: &str = "com.docker.compose.project";
+const COMPOSE_SERVICE: &str = "com.docker.compose.service";
+const COMPOSE_NUMBER: &str = "com.docker.compose.container-number";
+const COMPOSE_ONE_OFF: &str = "com.docker.compose.oneoff";
+
+/// Which containers are exposed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Expose {
+    /// Those with `mesh.service`.
+    #[default]
+    Labelled,
+    /// Those of Compose as well, as `<service>.<project>` only.
+    All,
+}
+
+/// What the configuration says of labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rules {
+    /// Which containers are exposed.
+    pub expose: Expose,
+    /// Whether labels that the image carries count.
+    pub trust_image_labels: bool,
+}
+
+/// How a container's health is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HealthSource {
+    /// Its HEALTHCHECK, which the engine runs.
+    Engine,
+    /// A TCP connection to this port.
+    Tcp(NonZeroU16),
+    /// Not at all.
+    None,
+}
+
+/// What a container is exposed as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposed {
+    /// Its services, the one it was labelled with first.
+    pub services: Vec<ServiceName>,
+    /// What Compose calls it, if it is of Compose.
+    pub compose: Option<Compose>,
+    /// What it listens on, the main port first.
+    pub ports: Vec<Port>,
+    /// SRV weight (RFC 2782).
+    pub weight: u16,
+    /// SRV priority (RFC 2782): clients use the lowest that answers.
+    pub priority: u16,
+    /// The network to reach it on, if one is named.
+    pub network: Option<String>,
+    /// How its health is known.
+    pub health: HealthSource,
+    /// How long after its stop signal it is unmapped, if it has not ended before.
+    pub drain: Option<Duration>,
+    /// Whether its first service is to have a service address.
+    pub service_address: bool,
+    /// Labels that look like ours and mean nothing.
+    pub unknown: Vec<String>,
+}
+
+/// Compose's own words for a container, which may have characters that no name has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compose {
+    /// The service.
+    pub service: String,
+    /// The project.
+    pub project: String,
+    /// The name that they make.
+    pub name: ServiceName,
+    /// What the label `mesh.service` makes of it within the project, where that is another name.
+    pub labelled: Option<ServiceName>,
+}
+
+/// A label that cannot be followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// Longer than any value that means something.
+    #[error("its label {0} has {1} octets; {MAX_VALUE} are the most")]
+    TooLong(String, usize),
+    /// The value is not one of those possible.
+    #[error("its label {label} is `{value}`; write {wanted}")]
+    Value {
+        /// Which label.
+        label: String,
+        /// Its value, fit to print.
+        value: String,
+        /// What would be right.
+        wanted: &'static str,
+    },
+    /// Not a name.
+    #[error("its label {0}: {1}")]
+    Name(String, crate::model::name::LabelError),
+    /// Compose's name for it cannot become one.
+    #[error("its Compose {0} `{1}` has no letter or digit, or is too long for a DNS label")]
+    ComposeName(&'static str, String),
+    /// Two labels for one port.
+    #[error("its labels name port {0}/{1} twice")]
+    DuplicatePort(NonZeroU16, &'static str),
+    /// Too many ports.
+    #[error("its labels name {0} ports; {MAX_PORTS} are the most")]
+    TooManyPorts(usize),
+    /// No port is known.
+    #[error("its image exposes no port; name one with the label mesh.port")]
+    NoPort,
+    /// Several could be meant.
+    #[error("its image exposes {0} ports; say which is meant with the label mesh.port")]
+    WhichPort(usize),
+    /// The health it asks for is not there.
+    #[error("its label mesh.check is `docker`, but it has no HEALTHCHECK")]
+    NoHealthcheck,
+    /// There is nothing to connect to.
+    #[error("its label mesh.check is `tcp`, but it has no TCP port")]
+    NoTcpPort,
+    /// Without the image's labels the container's own cannot be told.
+    #[error("its image cannot be inspected, so that nobody knows which labels are its own")]
+    ImageUnknown,
+}
+
+/// What is known of a container besides its labels.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The ports that its image or definition exposes.
+    pub exposed: BTreeSet<(Protocol, NonZeroU16)>,
+    /// Whether it has a HEALTHCHECK.
+    pub has_healthcheck: bool,
+}
+
+/// Whether labels may expose a container at all: what is worth a closer look.
+#[must_use]
+pub fn may_expose(labels: &Labels, rules: Rules) -> bool {
+    labels.contains_key("mesh.service")
+        || (rules.expose == Expose::All && labels.contains_key(COMPOSE_PROJECT))
+}
+
+/// What a container with these labels is exposed as; `image` are those its image carries, if they are known.
+///
+/// # Errors
+/// A label that cannot be followed: the container is then not exposed at all.
+pub fn exposed(
+    labels: &Labels,
+    image: Option<&Labels>,
+    facts: &Facts,
+    rules: Rules,
+) -> Result<Option<Exposed>, LabelError> {
+    if !may_expose(labels, rules) || labels.get("mesh.enable").is_some_and(|v| v == "false") {
+        return Ok(None);
+    }
+    let own = Own::new(labels, image, rules)?;
+    if own
+        .text(COMPOSE_ONE_OFF)?
+        .is_some_and(|v| v.eq_ignore_ascii_case("true"))
+    {
+        // `docker compose run`: a second client of the definition, not a second server.
+        return Ok(None);
+    }
+    own.flag("mesh.enable")?;
+    let labelled = own.text("mesh.service")?;
+    let mut services: Vec<ServiceName> = Vec::new();
+    if let Some(text) = labelled {
+        services.push(name("mesh.service", text)?.into());
+    }
+    let compose = match labelled.is_some() || rules.expose == Expose::All {
+        true => compose(&own, services.first())?,
+        false => None,
+    };
+    if let Some(compose) = &compose {
+        services.push(compose.name.clone());
+        services.extend(compose.labelled.clone());
+    }
+    if services.is_empty() {
+        return Ok(None);
+    }
+    let ports = match ports(&own, facts, labelled.is_some()) {
+        // A container of Compose that serves nothing is none to speak of.
+        Err(LabelError::NoPort) if labelled.is_none() => return Ok(None),
+        ports => ports?,
+    };
+    let unknown = own
+        .labels
+        .keys()
+        .filter(|key| key.starts_with("mesh.") && !is_known(key))
+        .map(|key| printable(key))
+        .take(8)
+        .collect();
+    Ok(Some(Exposed {
+        services,
+        compose,
+        health: health(&own, &ports, facts)?,
+        ports,
+        weight: number(&own, "mesh.weight")?.unwrap_or_else(default_weight),
+        priority: number(&own, "mesh.priority")?.unwrap_or(0),
+        network: own.text("mesh.network")?.map(str::to_owned),
+        drain: drain(&own)?,
+        service_address: own.flag("mesh.vip")?.unwrap_or(false),
+        unknown,
+    }))
+}
+
+/// The labels that count.
+struct Own<'a> {
+    labels: BTreeMap<&'a str, &'a str>,
+}
+
+impl<'a> Own<'a> {
+    fn new(labels: &'a Labels, image: Option<&Labels>, rules: Rules) -> Result<Self, LabelError> {
+        let image = match image {
+            _ if rules.trust_image_labels => None,
+            Some(image) => Some(image),
+            None => return Err(LabelError::ImageUnknown),
+        };
+        let own = labels
+            .iter()
+            .filter(|(key, value)| image.is_none_or(|image| image.get(*key) != Some(value)))
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .collect();
+        // Compose writes project and service into the images that it builds, too; the number it gives to containers
+        // alone.
+        let mut own = Self { labels: own };
+        if own.labels.contains_key(COMPOSE_NUMBER) {
+            for key in [COMPOSE_PROJECT, COMPOSE_SERVICE] {
+                if let Some((key, value)) = labels.get_key_value(key) {
+                    own.labels.insert(key, value);
+                }
+            }
+        }
+        Ok(own)
+    }
+
+    fn text(&self, label: &str) -> Result<Option<&'a str>, LabelError> {
+        match self.labels.get(label) {
+            Some(value) if value.len() > MAX_VALUE => {
+                Err(LabelError::TooLong(printable(label), value.len()))
+            }
+            value => Ok(value.copied()),
+        }
+    }
+
+    fn flag(&self, label: &str) -> Result<Option<bool>, LabelError> {
+        match self.text(label)? {
+            None => Ok(None),
+            Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(other) => Err(wrong(label, other, "true or false")),
+        }
+    }
+}
+
+fn is_known(label: &str) -> bool {
+    label.starts_with("mesh.port.")
+        || [
+            "mesh.service",
+            "mesh.port",
+            "mesh.weight",
+            "mesh.priority",
+            "mesh.network",
+            "mesh.check",
+            "mesh.drain",
+            "mesh.vip",
+            "mesh.enable",
+        ]
+        .contains(&label)
+}
+
+fn compose(own: &Own<'_>, labelled: Option<&ServiceName>) -> Result<Option<Compose>, LabelError> {
+    let (Some(project), Some(service), Some(_)) = (
+        own.text(COMPOSE_PROJECT)?,
+        own.text(COMPOSE_SERVICE)?,
+        own.text(COMPOSE_NUMBER)?,
+    ) else {
+        return Ok(None);
+    };
+    let nearest = |what, text: &str| {
+        Label::nearest(text).ok_or_else(|| LabelError::ComposeName(what, printable(text)))
+    };
+    let name = ServiceName {
+        name: nearest("service", service)?,
+        project: Some(nearest("project", project)?),
+    };
+    let labelled = labelled.map(|labelled| ServiceName {
+        name: labelled.name.clone(),
+        project: name.project.clone(),
+    });
+    Ok(Some(Compose {
+        service: service.to_owned(),
+        project: project.to_owned(),
+        labelled: labelled.filter(|labelled| *labelled != name),
+        name,
+    }))
+}
+
+fn ports(own: &Own<'_>, facts: &Facts, labelled: bool) -> Result<Vec<Port>, LabelError> {
+    let mut ports: Vec<Port> = Vec::new();
+    if let Some(text) = own.text("mesh.port")? {
+        ports.push(port("mesh.port", text, None)?);
+    }
+    let named: Vec<&str> = own
+        .labels
+        .keys()
+        .copied()
+        .filter(|key| key.starts_with("mesh.port."))
+        .collect();
+    if named.len() + ports.len() > MAX_PORTS {
+        return Err(LabelError::TooManyPorts(named.len() + ports.len()));
+    }
+    for label in named {
+        let text = own.text(label)?.unwrap_or_default();
+        let called = name(label, label.trim_start_matches("mesh.port."))?;
+        ports.push(port(label, text, Some(called))?);
+    }
+    let mut seen = BTreeSet::new();
+    for port in &ports {
+        if !seen.insert((port.number, port.protocol)) {
+            return Err(LabelError::DuplicatePort(
+                port.number,
+                port.protocol.as_str(),
+            ));
+        }
+    }
+    if !ports.is_empty() {
+        return Ok(ports);
+    }
+    match facts.exposed.len() {
+        0 => Err(LabelError::NoPort),
+        // Which of several is the service's is for whoever names the service to say.
+        several if several > 1 && labelled => Err(LabelError::WhichPort(several)),
+        _ => Ok(facts
+            .exposed
+            .iter()
+            .take(MAX_PORTS)
+            .map(|(protocol, number)| Port {
+                number: *number,
+                protocol: *protocol,
+                name: None,
+            })
+            .collect()),
+    }
+}
+
+fn port(label: &str, text: &str, name: Option<Label>) -> Result<Port, LabelError> {
+    let (number, protocol) = match text.split_once('/') {
+        None => (text, Some(Protocol::Tcp)),
+        Some((number, "tcp")) => (number, Some(Protocol::Tcp)),
+        Some((number, "udp")) => (number, Some(Protocol::Udp)),
+        Some((number, _)) => (number, None),
+    };
+    let digits = number.bytes().all(|c| c.is_ascii_digit());
+    match (number.parse(), protocol) {
+        (Ok(number), Some(protocol)) if digits => Ok(Port {
+            number,
+            protocol,
+            name,
+        }),
+        _ => Err(wrong(
+            label,
+            text,
+            "a number from 1 to 65535, with /udp behind it if it is UDP",
+        )),
+    }
+}
+
+fn health(own: &Own<'_>, ports: &[Port], facts: &Facts) -> Result<HealthSource, LabelError> {
+    let tcp = ports
+        .iter()
+        .find(|port| port.protocol == Protocol::Tcp)
+        .map(|port| HealthSource::Tcp(port.number));
+    match own.text("mesh.check")? {
+        None if facts.has_healthcheck => Ok(HealthSource::Engine),
+        None => Ok(tcp.unwrap_or(HealthSource::None)),
+        Some("docker") if facts.has_healthcheck => Ok(HealthSource::Engine),
+        Some("docker") => Err(LabelError::NoHealthcheck),
+        Some("tcp") => tcp.ok_or(LabelError::NoTcpPort),
+        Some("none") => Ok(HealthSource::None),
+        Some(other) => Err(wrong("mesh.check", other, "docker, tcp or none")),
+    }
+}
+
+fn number(own: &Own<'_>, label: &str) -> Result<Option<u16>, LabelError> {
+    let Some(text) = own.text(label)? else {
+        return Ok(None);
+    };
+    let digits = text.bytes().all(|c| c.is_ascii_digit());
+    let number = text.parse().ok().filter(|_| digits);
+    number
+        .map(Some)
+        .ok_or_else(|| wrong(label, text, "a number from 0 to 65535"))
+}
+
+fn drain(own: &Own<'_>) -> Result<Option<Duration>, LabelError> {
+    let Some(text) = own.text("mesh.drain")? else {
+        return Ok(None);
+    };
+    milliseconds(text)
+        .map(Duration::from_millis)
+        .filter(|drain| *drain <= MAX_DRAIN)
+        .map(Some)
+        .ok_or_else(|| {
+            wrong(
+                "mesh.drain",
+                text,
+                "a duration of an hour at most, such as 10s",
+            )
+        })
+}
+
+fn name(label: &str, text: &str) -> Result<Label, LabelError> {
+    Label::parse(text).map_err(|error| LabelError::Name(printable(label), error))
+}
+
+fn wrong(label: &str, value: &str, wanted: &'static str) -> LabelError {
+    LabelError::Value {
+        label: printable(label),
+        value: printable(value),
+        wanted,
+    }
+}
+
+/// What is safe to print of a text from outside.
+pub(super) fn printable(text: &str) -> String {
+    crate::model::text::printable(text, 64)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Who lives on this host: every running container, exposed or not, with the network whose resolver it uses.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::client::{EngineFault, get};
+use super::engine::{MOST_DESCRIPTION, MOST_LIST, networks, whole};
+use super::inspect::{self, EngineNetwork, Inspected, Network};
+use super::labels::printable;
+use crate::protocol::local::{Inside, NetworkKind};
+
+/// Containers looked at, at most.
+const MOST: usize = 256;
+
+/// The running containers of the engine behind the first of `sockets` that answers.
+pub async fn residents(sockets: &[PathBuf]) -> Vec<Inside> {
+    for socket in sockets {
+        match ask(socket).await {
+            Ok(residents) => return residents,
+            Err(fault) => tracing::debug!(%fault, "no containers to look into"),
+        }
+    }
+    Vec::new()
+}
+
+async fn ask(socket: &Path) -> Result<Vec<Inside>, EngineFault> {
+    let not_understood = |path: &str, error: serde_json::Error| {
+        EngineFault::NotUnderstood(path.to_owned(), error.to_string())
+    };
+    let version = whole(socket, "/version", 1 << 20).await?;
+    let engine = inspect::engine(&version, None).map_err(|e| not_understood("/version", e))?;
+    let networks: BTreeMap<String, EngineNetwork> = networks(socket.to_owned(), engine.podman)
+        .await?
+        .into_iter()
+        .map(|network| (network.id.clone(), network))
+        .collect();
+    let path = "/containers/json";
+    let list = whole(socket, path, MOST_LIST).await?;
+    let listed = inspect::list(&list).map_err(|e| not_understood(path, e))?;
+    let mut residents = Vec::new();
+    for (id, _) in listed.into_iter().take(MOST) {
+        // One that ended meanwhile, or cannot be read, is left out.
+        let path = format!("/containers/{id}/json");
+        if let Ok(Some(text)) = get(socket, &path, MOST_DESCRIPTION).await
+            && let Ok(inspected) = inspect::container(&text)
+        {
+            residents.extend(resident(&inspected, &networks));
+        }
+    }
+    Ok(residents)
+}
+
+/// A container and the network that decides how it resolves names. None if it has no network of its own.
+fn resident(inspected: &Inspected, networks: &BTreeMap<String, EngineNetwork>) -> Option<Inside> {
+    let (network, kind) = match &inspected.network {
+        Network::Host => ("host".to_owned(), NetworkKind::Host),
+        Network::Isolated | Network::Shared => return None,
+        Network::Attached(endpoints) => {
+            let kinds = endpoints.iter().map(|(name, endpoint)| {
+                let internal = networks.get(&endpoint.network).is_some_and(|n| n.internal);
+                let kind = match name.as_str() {
+                    _ if internal => NetworkKind::Internal,
+                    "bridge" | "podman" => NetworkKind::Default,
+                    _ => NetworkKind::User,
+                };
+                (name.clone(), kind)
+            });
+            // On one network of the user's is enough for the engine's own resolver.
+            let rank = |kind: NetworkKind| match kind {
+                NetworkKind::User => 0,
+                NetworkKind::Default => 1,
+                NetworkKind::Internal => 2,
+                NetworkKind::Host => 3,
+            };
+            kinds.min_by_key(|(_, kind)| rank(*kind))?
+        }
+    };
+    Some(Inside {
+        name: printable(&inspected.name),
+        network: printable(&network),
+        kind,
+        pid: inspected.pid?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind_of(networks: &[(&str, bool)], mode: &str) -> Option<(String, NetworkKind)> {
+        let attached: Vec<String> = networks
+            .iter()
+            .map(|(name, _)| {
+                format!(r#""{name}":{{"IPAddress":"172.18.0.2","NetworkID":"{name}"}}"#)
+            })
+            .collect();
+        let text = format!(
+            r#"{{"Id":"aa","Name":"/web","State":{{"Running":true,"Pid":7}},"HostConfig":{{"NetworkMode":"{mode}"}},
+               "NetworkSettings":{{"Networks":{{{}}}}}}}"#,
+            attached.join(",")
+        );
+        let known = networks
+            .iter()
+            .map(|(name, internal)| {
+                let network = EngineNetwork {
+                    id: (*name).into(),
+                    name: (*name).into(),
+                    driver: "bridge".into(),
+                    internal: *internal,
+                    bridge: None,
+                    ..EngineNetwork::default()
+                };
+                ((*name).to_owned(), network)
+            })
+            .collect();
+        let inspected = inspect::container(text.as_bytes()).expect("a description");
+        resident(&inspected, &known).map(|inside| (inside.network, inside.kind))
+    }
+
+    #[test]
+    fn the_network_that_decides_about_names_is_named() {
+        let user = |name: &str| Some((name.to_owned(), NetworkKind::User));
+        assert_eq!(
+            kind_of(&[("shop_default", false)], "shop_default"),
+            user("shop_default")
+        );
+        assert_eq!(
+            kind_of(&[("bridge", false), ("zoo", false)], "bridge"),
+            user("zoo")
+        );
+        let default = Some(("bridge".to_owned(), NetworkKind::Default));
+        assert_eq!(kind_of(&[("bridge", false)], "default"), default);
+        assert_eq!(
+            kind_of(&[("back", true), ("bridge", false)], "bridge"),
+            default
+        );
+        let internal = Some(("back".to_owned(), NetworkKind::Internal));
+        assert_eq!(kind_of(&[("back", true)], "back"), internal);
+        let host = Some(("host".to_owned(), NetworkKind::Host));
+        assert_eq!(kind_of(&[], "host"), host);
+        assert_eq!(kind_of(&[], "none"), None);
+    }
+}

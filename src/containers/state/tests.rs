@@ -1,0 +1,779 @@
+//! Sequences of events as engines send them, on a virtual clock.
+
+use std::time::Duration;
+
+use super::*;
+use crate::containers::inspect::{Endpoint, EngineHealth, Published};
+use crate::containers::labels::{Facts, Labels};
+use crate::records::kinds::Protocol;
+
+/// A node with an engine, and a clock.
+struct World {
+    containers: Containers,
+    now: Instant,
+}
+
+fn id(n: u32) -> ContainerId {
+    ContainerId::parse(&format!("{n:064x}")).expect("hexadecimal")
+}
+
+fn label(text: &str) -> Label {
+    Label::parse(text).expect("a literal")
+}
+
+fn service(text: &str) -> ServiceName {
+    ServiceName::parse(text).expect("a literal")
+}
+
+fn surroundings() -> Surroundings {
+    Surroundings {
+        node: label("n1"),
+        addresses: vec!["10.210.1.1".parse().expect("a literal")],
+        block: "10.210.1.0/24".parse().expect("a literal"),
+        rules: Rules::default(),
+        network: None,
+    }
+}
+
+/// A running container with `mesh.service=web` on a bridge, and `more` labels.
+fn web(n: u32, more: &[(&str, &str)]) -> Inspected {
+    let mut labels = Labels::from([("mesh.service".to_owned(), "web".to_owned())]);
+    labels.extend(more.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+    let address = Ipv4Addr::from(0xac12_0000 + n + 2);
+    let endpoint = Endpoint {
+        address,
+        network: "net".into(),
+    };
+    Inspected {
+        id: id(n),
+        name: format!("shop_web_{n}"),
+        image: "sha256:1".into(),
+        labels,
+        image_labels: Some(Labels::new()),
+        run: "first".into(),
+        status: Status::Running,
+        pid: Some(1000 + n),
+        health: None,
+        facts: Facts {
+            exposed: BTreeSet::from([(Protocol::Tcp, 80.try_into().expect("not zero"))]),
+            has_healthcheck: false,
+        },
+        stop_signal: SIGTERM,
+        network: Network::Attached(BTreeMap::from([("shop_default".into(), endpoint)])),
+        published: Vec::new(),
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Instant::now();
+        let mut containers = Containers::new(surroundings(), BTreeMap::new(), now);
+        containers.handle_networks(vec![network("net", "bridge", false)]);
+        Self { containers, now }
+    }
+
+    fn wait(&mut self, seconds: u64) -> bool {
+        self.now += Duration::from_secs(seconds);
+        self.containers.handle_time(self.now)
+    }
+
+    fn inspected(&mut self, inspected: &Inspected) {
+        self.containers.handle_inspected(inspected, self.now);
+    }
+
+    fn happened(&mut self, n: u32, action: Action) {
+        self.containers.handle_event(&id(n), action, self.now);
+    }
+
+    /// A container comes up.
+    fn up(&mut self, n: u32) {
+        self.happened(n, Action::Start);
+        self.inspected(&web(n, &[]));
+        self.containers.handle_probe(&id(n), true);
+    }
+
+    fn offers(&self) -> BTreeMap<ServiceName, Offer> {
+        self.containers
+            .offers(&BTreeSet::new(), &self.wired(), self.now)
+    }
+
+    /// A kernel that maps all it is to.
+    fn wired(&self) -> Wired {
+        let mappings = self.containers.mappings();
+        Wired::Mapped(mappings.iter().map(|(a, m)| (*a, m.container)).collect())
+    }
+
+    /// What is published of a service: instances with their health.
+    fn published(&self, name: &str) -> Vec<(String, Health)> {
+        let offers = self.offers();
+        let offer = offers.get(&service(name)).cloned().unwrap_or_default();
+        let instances = offer.instances.iter();
+        instances.map(|i| (i.id.to_string(), i.health)).collect()
+    }
+
+    fn mapped(&self) -> Vec<String> {
+        let mappings = self.containers.mappings();
+        mappings
+            .iter()
+            .map(|(address, mapping)| format!("{address} {}", mapping.container))
+            .collect()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let problems = self.containers.problems(self.now);
+        problems
+            .iter()
+            .map(|p| format!("{}: {}", p.what, p.why))
+            .collect()
+    }
+}
+
+fn network(id: &str, driver: &str, internal: bool) -> EngineNetwork {
+    EngineNetwork {
+        id: id.into(),
+        name: id.into(),
+        driver: driver.into(),
+        internal,
+        bridge: Some("br-net".into()),
+        ..EngineNetwork::default()
+    }
+}
+
+fn healthy(id: &str) -> (String, Health) {
+    (id.to_owned(), Health::Healthy)
+}
+
+#[test]
+fn a_container_is_mapped_from_the_start_and_published_when_its_port_accepts() {
+    let mut world = World::new();
+    world.happened(1, Action::Start);
+    world.inspected(&web(1, &[]));
+    assert_eq!(world.mapped(), ["10.210.1.2 172.18.0.3"]);
+    assert_eq!(world.published("web"), []);
+    let probes = world.containers.probes();
+    assert_eq!(probes[0].1.to_string(), "172.18.0.3:80");
+    world.containers.handle_probe(&id(1), false);
+    assert_eq!(world.published("web"), []);
+    world.containers.handle_probe(&id(1), true);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    world.containers.handle_probe(&id(1), false);
+    assert_eq!(
+        world.published("web"),
+        [("n1-shop-web-1".into(), Health::Unhealthy)]
+    );
+}
+
+#[test]
+fn a_slow_start_is_shown_as_starting_after_a_while_and_a_problem_after_a_longer_one() {
+    let mut world = World::new();
+    world.inspected(&web(1, &[]));
+    assert!(world.wait(2));
+    assert_eq!(
+        world.published("web"),
+        [("n1-shop-web-1".into(), Health::Starting)]
+    );
+    assert_eq!(world.problems(), Vec::<String>::new());
+    world.wait(30);
+    assert!(
+        world.problems()[0].contains("port 80"),
+        "{:?}",
+        world.problems()
+    );
+}
+
+#[test]
+fn a_healthcheck_is_believed_and_its_starting_is_not_an_answer() {
+    let mut world = World::new();
+    let mut checked = web(1, &[]);
+    checked.facts.has_healthcheck = true;
+    checked.health = Some(EngineHealth::Starting);
+    world.inspected(&checked);
+    assert_eq!(world.containers.probes(), []);
+    assert_eq!(world.published("web"), []);
+    world.happened(1, Action::Health(EngineHealth::Healthy));
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    world.happened(1, Action::Health(EngineHealth::Unhealthy));
+    assert_eq!(world.published("web")[0].1, Health::Unhealthy);
+}
+
+#[test]
+fn compose_v2_replaces_a_container() {
+    let mut world = World::new();
+    world.up(1);
+    // create <hash>_web-1, kill, die, stop, destroy, rename, start.
+    world.happened(1, Action::Kill(15));
+    assert_eq!(
+        world.published("web"),
+        [("n1-shop-web-1".into(), Health::Draining)]
+    );
+    assert_eq!(world.mapped(), ["10.210.1.2 172.18.0.3"]);
+    // A look at it between the signal and its end still says that it runs.
+    world.inspected(&web(1, &[]));
+    assert_eq!(world.published("web")[0].1, Health::Draining);
+    world.wait(2);
+    world.happened(1, Action::Die);
+    assert_eq!((world.mapped(), world.published("web")), (vec![], vec![]));
+    world.inspected(&web(1, &[]));
+    assert_eq!(
+        world.mapped(),
+        Vec::<String>::new(),
+        "a run that ended does not come back"
+    );
+    world.happened(1, Action::Destroy);
+    world.happened(2, Action::Changed);
+    world.happened(2, Action::Start);
+    world.inspected(&Inspected {
+        name: "shop_web_1".into(),
+        ..web(2, &[])
+    });
+    world.containers.handle_probe(&id(2), true);
+    assert_eq!(
+        world.mapped(),
+        ["10.210.1.3 172.18.0.4"],
+        "the old address rests"
+    );
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+}
+
+#[test]
+fn compose_v1_replaces_a_container() {
+    let mut world = World::new();
+    world.up(1);
+    // kill, die, stop, rename, create, start, destroy: the old one goes last.
+    for action in [Action::Kill(15), Action::Die, Action::Changed] {
+        world.happened(1, action);
+    }
+    world.up(2);
+    world.happened(1, Action::Destroy);
+    assert_eq!(world.mapped(), ["10.210.1.3 172.18.0.4"]);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-2")]);
+}
+
+/// A running container that is called `name`.
+fn called(n: u32, name: &str) -> Inspected {
+    Inspected {
+        name: name.into(),
+        ..web(n, &[])
+    }
+}
+
+#[test]
+fn a_container_that_replaces_another_has_its_name_whatever_it_was_called_for_a_moment() {
+    // Compose v1: the old one is renamed, the new one created and started, the old one removed. The engine's word on the old
+    // one may come last.
+    let mut world = World::new();
+    world.inspected(&called(1, "shop_web_1"));
+    world.containers.handle_probe(&id(1), true);
+    for action in [Action::Kill(15), Action::Die, Action::Changed] {
+        world.happened(1, action);
+    }
+    world.inspected(&called(2, "shop_web_1"));
+    world.containers.handle_probe(&id(2), true);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+
+    // A new one beside the old: it is looked at under its first name, and once more when it is renamed.
+    let mut world = World::new();
+    world.inspected(&called(1, "shop-web-1"));
+    world.containers.handle_probe(&id(1), true);
+    world.inspected(&called(2, "1e7d88581144_shop-web-1"));
+    world.containers.handle_probe(&id(2), true);
+    let names = |world: &World| -> Vec<String> {
+        let published = world.published("web").into_iter();
+        published.map(|(name, _)| name).collect()
+    };
+    assert_eq!(
+        names(&world),
+        ["n1-shop-web-1", "n1-1e7d88581144-shop-web-1"]
+    );
+    // The rename is known before the end of the old one.
+    world.inspected(&called(2, "shop-web-1"));
+    assert_eq!(names(&world), ["n1-shop-web-1", "n1-000000000000"]);
+    world.happened(1, Action::Die);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    assert_eq!(
+        world.containers.rows(&BTreeSet::new())[0].name,
+        "shop-web-1"
+    );
+    let mapped: Vec<Mapping> = world.containers.mappings().into_values().collect();
+    assert_eq!(mapped[0].name, "shop-web-1");
+}
+
+#[test]
+fn instances_are_called_after_the_node_as_it_is_called_now() {
+    let mut world = World::new();
+    world.up(1);
+    world.containers.handle_node_name(label("edge"));
+    assert_eq!(world.published("web"), [healthy("edge-shop-web-1")]);
+}
+
+#[test]
+fn the_stop_signal_counts_before_the_container_is_known() {
+    let mut world = World::new();
+    world.happened(1, Action::Start);
+    world.happened(1, Action::Kill(15));
+    world.inspected(&web(1, &[]));
+    world.containers.handle_probe(&id(1), true);
+    assert_eq!(
+        world.published("web"),
+        [("n1-shop-web-1".into(), Health::Draining)]
+    );
+}
+
+#[test]
+fn other_signals_are_the_applications_business_unless_they_are_its_stop_signal() {
+    let mut world = World::new();
+    world.up(1);
+    for signal in [1, 10, 28] {
+        world.happened(1, Action::Kill(signal));
+    }
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    let mut quits = web(2, &[]);
+    quits.stop_signal = 3;
+    world.inspected(&quits);
+    world.containers.handle_probe(&id(2), true);
+    world.happened(2, Action::Kill(3));
+    world.happened(1, Action::Kill(9));
+    let health: Vec<Health> = world.published("web").iter().map(|i| i.1).collect();
+    assert_eq!(health, [Health::Draining, Health::Draining]);
+}
+
+#[test]
+fn podman_says_nothing_before_the_end() {
+    let mut world = World::new();
+    world.up(1);
+    world.happened(1, Action::Die);
+    world.happened(1, Action::Destroy);
+    assert_eq!((world.mapped(), world.published("web")), (vec![], vec![]));
+}
+
+#[test]
+fn a_restarted_container_keeps_its_address_and_is_probed_afresh() {
+    let mut world = World::new();
+    world.up(1);
+    for action in [Action::Kill(15), Action::Die, Action::Start] {
+        world.happened(1, action);
+    }
+    world.wait(300);
+    let again = Inspected {
+        run: "second".into(),
+        ..web(1, &[])
+    };
+    world.inspected(&again);
+    assert_eq!(world.mapped(), ["10.210.1.2 172.18.0.3"]);
+    assert_eq!(world.published("web"), []);
+    world.containers.handle_probe(&id(1), true);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+}
+
+#[test]
+fn a_drain_ends_after_its_time_though_the_process_lives_on() {
+    let mut world = World::new();
+    world.inspected(&web(1, &[("mesh.drain", "3s")]));
+    world.containers.handle_probe(&id(1), true);
+    world.happened(1, Action::Kill(15));
+    assert!(!world.wait(2));
+    assert_eq!(world.mapped().len(), 1);
+    assert!(world.wait(1));
+    assert_eq!(world.mapped(), Vec::<String>::new());
+    world.inspected(&web(1, &[("mesh.drain", "3s")]));
+    assert_eq!(world.mapped(), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_list_does_not_have_is_gone() {
+    let mut world = World::new();
+    world.up(1);
+    world.up(2);
+    world
+        .containers
+        .handle_listed(&BTreeSet::from([id(2)]), world.now);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-2")]);
+    assert_eq!(world.containers.leases().len(), 1);
+}
+
+#[test]
+fn an_address_that_the_engine_gave_to_another_is_the_others() {
+    let mut world = World::new();
+    world.up(1);
+    let Network::Attached(same) = web(1, &[]).network else {
+        panic!("on a bridge")
+    };
+    let next = Inspected {
+        network: Network::Attached(same),
+        ..web(2, &[])
+    };
+    world.inspected(&next);
+    assert_eq!(world.mapped(), ["10.210.1.3 172.18.0.3"]);
+}
+
+#[test]
+fn of_300_containers_on_a_slash_24_those_past_the_last_address_are_refused_by_name() {
+    let mut world = World::new();
+    for n in 0..300 {
+        world.up(n);
+    }
+    assert_eq!(world.mapped().len(), 253);
+    assert_eq!(world.published("web").len(), 253);
+    let problems = world.problems();
+    assert_eq!(problems.len(), 47);
+    assert!(
+        problems
+            .iter()
+            .any(|p| p.contains("shop_web_253") && p.contains("all 253"))
+    );
+    // When others have gone and their addresses have rested, the next look at it succeeds.
+    for n in 0..10 {
+        world.happened(n, Action::Die);
+        world.happened(n, Action::Destroy);
+    }
+    world.wait(60);
+    world.inspected(&web(253, &[]));
+    assert_eq!(world.mapped().len(), 244);
+    assert_eq!(world.problems().len(), 46);
+}
+
+#[test]
+fn addresses_survive_a_restart_of_meshd() {
+    let mut world = World::new();
+    for n in [3, 1, 2] {
+        world.up(n);
+    }
+    let before = world.mapped();
+    let kept = world.containers.leases();
+    world.containers = Containers::new(surroundings(), kept, world.now);
+    world
+        .containers
+        .handle_listed(&BTreeSet::from([id(1), id(2), id(3)]), world.now);
+    for n in [1, 2, 3] {
+        world.up(n);
+    }
+    assert_eq!(world.mapped(), before);
+}
+
+#[test]
+fn containers_that_cannot_be_reached_are_named_and_the_rest_works() {
+    let mut world = World::new();
+    world.containers.handle_networks(vec![
+        network("net", "bridge", false),
+        network("inside", "bridge", true),
+        network("mac", "macvlan", false),
+    ]);
+    let on = |n: u32, network: Network| Inspected {
+        network,
+        ..web(n, &[])
+    };
+    let attached = |ids: &[&str]| {
+        let endpoint = |network: &&str| Endpoint {
+            address: "172.30.0.9".parse().expect("a literal"),
+            network: (*network).to_owned(),
+        };
+        Network::Attached(ids.iter().map(|i| ((*i).to_owned(), endpoint(i))).collect())
+    };
+    world.inspected(&on(1, attached(&["inside"])));
+    world.inspected(&on(2, attached(&["mac"])));
+    world.inspected(&on(3, Network::Isolated));
+    world.inspected(&on(4, Network::Shared));
+    world.inspected(&on(5, attached(&[])));
+    world.inspected(&web(6, &[("mesh.network", "elsewhere")]));
+    world.inspected(&web(7, &[("mesh.port", "0")]));
+    let mut unknown = web(8, &[]);
+    unknown.image_labels = None;
+    world.inspected(&unknown);
+    world
+        .containers
+        .handle_unreadable(&id(9), "its answer is too long".into(), world.now);
+    assert_eq!(world.mapped(), Vec::<String>::new());
+    let problems = world.problems().join("\n");
+    for part in [
+        "`inside` is internal",
+        "driver `macvlan`",
+        "network_mode: none",
+        "network of another container",
+        "no IPv4 address",
+        "`elsewhere`",
+        "mesh.port is `0`",
+        "image cannot be inspected",
+        "too long",
+    ] {
+        assert!(problems.contains(part), "{part} in\n{problems}");
+    }
+    assert_eq!(problems.lines().count(), 9);
+    world.inspected(&on(1, attached(&["inside", "net"])));
+    assert_eq!(world.mapped(), ["10.210.1.2 172.30.0.9"]);
+    world.up(10);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-10")]);
+}
+
+#[test]
+fn a_container_in_the_hosts_network_is_at_the_nodes_address() {
+    let mut world = World::new();
+    world.inspected(&Inspected {
+        network: Network::Host,
+        ..web(1, &[])
+    });
+    assert_eq!(world.mapped(), Vec::<String>::new());
+    assert_eq!(world.containers.probes()[0].1.to_string(), "10.210.1.1:80");
+    world.containers.handle_probe(&id(1), true);
+    let offers = world.offers();
+    let instances = &offers[&service("web")].instances;
+    assert_eq!(instances[0].addresses, surroundings().addresses);
+}
+
+#[test]
+fn a_paused_container_is_out_of_the_answers_and_said() {
+    let mut world = World::new();
+    world.up(1);
+    world.happened(1, Action::Pause);
+    assert_eq!((world.published("web"), world.mapped().len()), (vec![], 1));
+    assert!(world.problems()[0].contains("paused"));
+    world.happened(1, Action::Unpause);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+}
+
+#[test]
+fn a_restart_loop_keeps_nobody_busy_and_is_said() {
+    let mut world = World::new();
+    for run in 0..4 {
+        world.happened(1, Action::Start);
+        world.inspected(&Inspected {
+            run: run.to_string(),
+            ..web(1, &[])
+        });
+        assert_eq!(world.published("web"), []);
+        world.now += Duration::from_millis(300);
+        world.happened(1, Action::Die);
+    }
+    assert!(
+        world.problems()[0].contains("ended 4 times"),
+        "{:?}",
+        world.problems()
+    );
+}
+
+#[test]
+fn one_that_dies_at_once_is_said_and_one_that_was_stopped_is_not() {
+    let mut world = World::new();
+    world.up(1);
+    world.happened(1, Action::Die);
+    world.up(2);
+    world.happened(2, Action::Kill(15));
+    world.happened(2, Action::Die);
+    let problems = world.problems();
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].contains("shop_web_1") && problems[0].contains("within seconds"));
+}
+
+#[test]
+fn what_is_not_mapped_is_not_published_and_without_maps_published_ports_are() {
+    let mut world = World::new();
+    let mut inspected = web(1, &[]);
+    let number = |n: u16| n.try_into().expect("not zero");
+    let published = |address: Option<&str>, host_port| Published {
+        protocol: Protocol::Tcp,
+        port: number(80),
+        address: address.map(|a| a.parse().expect("a literal")),
+        host_port: number(host_port),
+    };
+    inspected.published = vec![published(Some("192.0.2.1"), 81), published(None, 8080)];
+    world.inspected(&inspected);
+    world.inspected(&web(2, &[]));
+    for n in [1, 2] {
+        world.containers.handle_probe(&id(n), true);
+    }
+    let offers = |wired| world.containers.offers(&BTreeSet::new(), &wired, world.now);
+    assert_eq!(offers(Wired::Mapped(BTreeMap::new())), BTreeMap::new());
+
+    let offers = offers(Wired::Impossible);
+    let instances = &offers[&service("web")].instances;
+    let places: Vec<String> = instances
+        .iter()
+        .map(|i| format!("{} {}:{}", i.id, i.addresses[0], i.ports[0].number))
+        .collect();
+    assert_eq!(places, ["n1-shop-web-1 10.210.1.1:8080"]);
+}
+
+#[test]
+fn drained_services_are_drained_and_their_own_health_is_still_known() {
+    let mut world = World::new();
+    world.up(1);
+    let drained = BTreeSet::from([service("web")]);
+    let offers = world.containers.offers(&drained, &world.wired(), world.now);
+    assert_eq!(
+        offers[&service("web")].instances[0].health,
+        Health::Draining
+    );
+    let rows = world.containers.rows(&drained);
+    assert_eq!(
+        (rows[0].state, rows[0].health, rows[0].drained),
+        (ContainerState::Ready, Health::Healthy, true)
+    );
+    assert_eq!(world.mapped().len(), 1);
+}
+
+const COMPOSE: [(&str, &str); 2] = [
+    ("com.docker.compose.service", "app"),
+    ("com.docker.compose.container-number", "1"),
+];
+
+#[test]
+fn a_compose_container_has_both_names_and_the_service_address_is_of_the_first() {
+    let mut world = World::new();
+    let labels = [
+        &COMPOSE[..],
+        &[("com.docker.compose.project", "shop"), ("mesh.vip", "true")],
+    ]
+    .concat();
+    world.inspected(&web(1, &labels));
+    world.containers.handle_probe(&id(1), true);
+    let offers = world.offers();
+    let shown: Vec<_> = offers
+        .iter()
+        .map(|(n, o)| (n.to_string(), o.service_address))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("app.shop".into(), false),
+            ("web".into(), true),
+            ("web.shop".into(), false)
+        ]
+    );
+}
+
+#[test]
+fn a_name_in_a_project_is_the_compose_services_before_it_is_a_labels() {
+    let mut world = World::new();
+    let of = |service: &'static str, project: &'static str| {
+        [
+            ("com.docker.compose.service", service),
+            ("com.docker.compose.project", project),
+            ("com.docker.compose.container-number", "1"),
+        ]
+    };
+    let up = |world: &mut World, n: u32, labels: &[(&str, &str)]| {
+        world.inspected(&web(n, labels));
+        world.containers.handle_probe(&id(n), true);
+    };
+    up(&mut world, 1, &of("app", "shop"));
+    assert_eq!(world.published("web.shop"), [healthy("n1-shop-web-1")]);
+    // The service of Compose that is called `web` has another label.
+    let other = [&of("web", "shop")[..], &[("mesh.service", "front")]].concat();
+    up(&mut world, 2, &other);
+    assert_eq!(world.published("web.shop"), [healthy("n1-shop-web-2")]);
+    assert_eq!(world.published("app.shop"), [healthy("n1-shop-web-1")]);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    let problems = world.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("the container shop_web_1 does not have the name web.shop"));
+    world.happened(2, Action::Destroy);
+    assert_eq!(world.published("web.shop"), [healthy("n1-shop-web-1")]);
+    // Projects whose names make one label are two projects.
+    up(&mut world, 3, &of("x", "my_shop"));
+    up(&mut world, 4, &of("y", "my-shop"));
+    assert_eq!(world.published("web.my-shop"), []);
+    assert_eq!(world.published("y.my-shop"), [healthy("n1-shop-web-4")]);
+}
+
+#[test]
+fn a_container_of_which_only_the_label_changes_is_no_confusion() {
+    let mut world = World::new();
+    let labels = [&COMPOSE[..], &[("com.docker.compose.project", "shop")]].concat();
+    let next = [&labels[..], &[("mesh.service", "next")]].concat();
+    for (n, labels) in [(1, labels), (2, next)] {
+        world.inspected(&web(n, &labels));
+        world.containers.handle_probe(&id(n), true);
+    }
+    assert_eq!(world.published("app.shop").len(), 2);
+    assert_eq!(world.problems(), Vec::<String>::new());
+}
+
+#[test]
+fn two_projects_whose_names_make_one_label_are_not_mixed() {
+    let mut world = World::new();
+    for (n, project) in [(1, "my_shop"), (2, "my-shop")] {
+        let labels = [&COMPOSE[..], &[("com.docker.compose.project", project)]].concat();
+        world.inspected(&web(n, &labels));
+        world.containers.handle_probe(&id(n), true);
+    }
+    assert_eq!(world.published("app.my-shop"), [healthy("n1-shop-web-1")]);
+    assert!(
+        world.problems()[0].contains("my_shop"),
+        "{:?}",
+        world.problems()
+    );
+}
+
+#[test]
+fn instances_whose_names_make_one_label_are_told_apart_by_id() {
+    let mut world = World::new();
+    world.up(1);
+    world.inspected(&Inspected {
+        name: "shop-web-1".into(),
+        ..web(2, &[])
+    });
+    world.containers.handle_probe(&id(2), true);
+    let names: BTreeSet<String> = world.published("web").into_iter().map(|(n, _)| n).collect();
+    assert_eq!(
+        names,
+        BTreeSet::from(["n1-shop-web-1".into(), "n1-000000000000".into()])
+    );
+}
+
+#[test]
+fn a_container_on_the_network_mesh_is_published_at_its_own_address() {
+    let mut world = World::new();
+    let plan = network::Plan {
+        prefix: "10.210.0.0/16".parse().expect("a literal"),
+        block: "10.210.1.0/24".parse().expect("a literal"),
+        node: "10.210.1.1".parse().expect("a literal"),
+        mtu: 1420,
+    };
+    let around = Surroundings {
+        network: Some(plan),
+        ..surroundings()
+    };
+    world.containers = Containers::new(around, BTreeMap::new(), world.now);
+    let networks = vec![
+        network("net", "bridge", false),
+        network("native", "bridge", false),
+    ];
+    world.containers.handle_networks(networks);
+    world.containers.handle_native(Some("native".into()));
+    let on = |n: u32, address: &str| {
+        let mut inspected = web(n, &[]);
+        let Network::Attached(endpoints) = &mut inspected.network else {
+            panic!("it is on a bridge");
+        };
+        let address = address.parse().expect("a literal");
+        let network = "native".into();
+        endpoints.insert("mesh".into(), Endpoint { address, network });
+        inspected
+    };
+    world.inspected(&on(1, "10.210.1.2"));
+    world.inspected(&web(2, &[]));
+    assert_eq!(
+        world.mapped(),
+        ["10.210.1.2 10.210.1.2", "10.210.1.130 172.18.0.4"]
+    );
+    world.containers.handle_probe(&id(1), true);
+    assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
+    // An address that somebody chose may be one that is mapped, or the node's.
+    world.inspected(&on(3, "10.210.1.130"));
+    let problems = world.problems();
+    assert!(problems[0].contains("10.210.1.0/25"), "{problems:?}");
+    // Told so, it is reached by another of its networks.
+    world.inspected(&web(1, &[("mesh.network", "shop_default")]));
+    assert!(
+        world.mapped().iter().any(|m| m.ends_with(" 172.18.0.3")),
+        "{:?}",
+        world.mapped()
+    );
+    // Without the network all are mapped.
+    world.containers.handle_native(None);
+    world.inspected(&web(4, &[]));
+    assert!(
+        world.mapped().iter().any(|m| m.ends_with(" 172.18.0.6")),
+        "{:?}",
+        world.mapped()
+    );
+}

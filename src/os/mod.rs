@@ -1,0 +1,10 @@
+//! What the programs need of the operating system: files, configuration files, logs, signals, Unix sockets, the watchdog.
+
+pub mod config_file;
+pub mod file;
+pub mod log;
+pub mod repeats;
+pub mod signals;
+pub mod unix_server;
+pub mod usage;
+pub mod watchdog;

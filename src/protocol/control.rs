@@ -1,0 +1,500 @@
+//! The control stream: WebSocket (RFC 6455) text frames over TLS, one JSON message each.
+//!
+//! ```text
+//! node                               coordinator
+//!   hello {protocol, node, ...}  ->
+//!                                <-  challenge {nonce}        or  refuse {..}
+//!   proof {signature}            ->
+//!                                <-  welcome {revision, ..}   or  refuse {..}
+//!                                <-  changes {revision, records}, as often as there are any
+//!   publish {sequence, records}  ->
+//!                                <-  published {sequence, ..}
+//!   told, once all it holds is published, if the store is new to it ->
+//!                                <-  mark {mark}, to a member, after `welcome` and with some pings
+//!   mark {mark}, before any `publish`, if the node has one ->
+//! ```
+//!
+//! The node says which revision of which store it holds; it gets what changed since, or everything if
+//! the store is another one or has forgotten that far back. Either side pings at WebSocket level.
+//!
+//! A node that is no member receives a `welcome` with a random name and revision 0 in place of the store's. It publishes what
+//! proves its membership, and then receives a second `welcome` with the store's own, before the changes.
+//!
+//! # Marks
+//!
+//! A coordinator whose store was lost, or went back in time, no longer knows who its members were. So each member stores a
+//! proof of its membership: a mark. Only the coordinator can make marks, and it verifies a mark that a node returns.
+//!
+//! # Versions
+//!
+//! The node says which versions of the protocol it speaks, from `oldest` to `protocol`; the coordinator picks the highest
+//! that both speak ([`agree`]) and says so in `welcome`, or refuses with `version`. Within one version fields and kinds of
+//! message may be added: who does not know them passes over them.
+//!
+//! # Copies
+//!
+//! Two machines with one node's keys are told apart by their `instance`. When another instance of a node that is connected
+//! comes, the coordinator asks the first with `copy`, and it signs the other's instance with the key they share. With that
+//! signature the other is refused: no coordinator can make it up, and a node never signs the instance it is itself.
+//!
+//! ```text
+//! original                           coordinator                               copy
+//!                                                          <- hello {instance: B}
+//!                                <-  copy {instance: B}
+//!   vouch {instance: B, signature} ->
+//!                                                           refuse {clone, proof} ->
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use super::api::{message, messages};
+use crate::model::PublicKey;
+use crate::records::envelope::{Envelope, Signature};
+use crate::records::kinds::RecordKey;
+
+/// Path of the stream.
+pub const PATH: &str = "/v1/control";
+/// The version of this protocol, the newest that is spoken here.
+pub const PROTOCOL: u32 = 1;
+/// The oldest version that is spoken here.
+pub const OLDEST: u32 = 1;
+/// Octets of one message at most.
+pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// The maximum size of one message that a coordinator accepts from a member, in octets. No node sends a larger one (see
+/// [`parts`]). The limit is lower for a sender that has not proved its identity.
+pub const MAX_FROM_NODE: usize = 1280 * 1024;
+/// The maximum size of a message that is not a `publish`, in octets.
+const MAX_OTHER: usize = 64 * 1024;
+/// Records in one message at most; a longer list comes in several messages.
+pub const MAX_RECORDS: usize = 256;
+/// Octets of payload in one message of several records at most. Quoting may double them, and signatures come on top: far
+/// below what a message may have, so that readers need no large buffers.
+const MAX_PAYLOADS: usize = 512 * 1024;
+/// The maximum size of a mark, in bytes. A receiver ignores a longer one.
+pub const MAX_MARK: usize = 256;
+/// Seconds between pings; a side that hears nothing for three times as long hangs up.
+pub const PING_SECONDS: u64 = 10;
+
+/// From node to coordinator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromNode {
+    /// The first message.
+    Hello {
+        /// The newest protocol version the node speaks.
+        protocol: u32,
+        /// The oldest; absent if it speaks one only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        oldest: Option<u32>,
+        /// The program's version, for people.
+        version: String,
+        /// Who it is.
+        node: PublicKey,
+        /// The store it last heard of.
+        store: Option<String>,
+        /// The last revision of that store it holds.
+        revision: u64,
+        /// A random name of this run of the node's program: two at once are two machines with the same keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instance: Option<String>,
+    },
+    /// Answers the challenge.
+    Proof {
+        /// Over [`proof_message`].
+        signature: Signature,
+    },
+    /// New versions of records, the node's own or others' it holds.
+    Publish {
+        /// Comes back in `published`.
+        sequence: u64,
+        /// At most [`MAX_RECORDS`].
+        records: Vec<Envelope>,
+    },
+    /// The departure of a node whose token is ephemeral: to be published when it stays away.
+    Farewell {
+        /// Signed by the node.
+        departure: Envelope,
+    },
+    /// All that the node holds has been published: it comes after the last `publish` to a store new to the node.
+    Told,
+    /// The last mark that this node received from a coordinator. The node sends it before any `publish` of a stream.
+    Mark {
+        /// The mark as it was received.
+        mark: String,
+    },
+    /// Answers `copy`: the other instance is not this one, and both have the same keys.
+    Vouch {
+        /// The other's.
+        instance: String,
+        /// Over [`copy_message`], with purpose `Copy`.
+        signature: Signature,
+    },
+    /// A message of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+impl FromNode {
+    /// Parses a message. To parse an enum whose tag is one of its fields, the JSON library first buffers all fields, and that takes
+    /// many times the size of the message. So a `publish`, which may be large, is parsed directly, and any other message over
+    /// a size limit is ignored.
+    ///
+    /// # Errors
+    /// The text is not JSON, or it lacks a field that its kind of message needs.
+    pub fn read(text: &str) -> Result<Self, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Kind<'a> {
+            #[serde(rename = "type", borrow)]
+            kind: std::borrow::Cow<'a, str>,
+        }
+        #[derive(Deserialize)]
+        struct Published {
+            sequence: u64,
+            records: Vec<Envelope>,
+        }
+        let Kind { kind } = serde_json::from_str(text)?;
+        match kind.as_ref() {
+            "publish" => {
+                let Published { sequence, records } = serde_json::from_str(text)?;
+                Ok(Self::Publish { sequence, records })
+            }
+            _ if text.len() > MAX_OTHER => Ok(Self::Unknown),
+            _ => serde_json::from_str(text),
+        }
+    }
+}
+
+/// From coordinator to node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromCoordinator {
+    /// Asks the node to prove who it is.
+    Challenge {
+        /// 32 random octets in hexadecimal.
+        nonce: String,
+    },
+    /// The node is in; changes follow.
+    Welcome {
+        /// The version of this protocol that is spoken from here on.
+        protocol: u32,
+        /// Which store this is: a restored or new one has another name.
+        #[serde(deserialize_with = "message")]
+        store: String,
+        /// The store's revision now.
+        revision: u64,
+        /// Whether the changes that follow are everything, rather than what came since the node's revision.
+        snapshot: bool,
+    },
+    /// What changed, in order.
+    Changes {
+        /// The node holds this revision once it has applied the records.
+        revision: u64,
+        /// At most [`MAX_RECORDS`].
+        records: Vec<Envelope>,
+    },
+    /// An answer to `publish`: it is on disk.
+    Published {
+        /// Of the `publish`.
+        sequence: u64,
+        /// How many were new.
+        accepted: u32,
+        /// Why others were refused.
+        #[serde(deserialize_with = "messages")]
+        refused: Vec<String>,
+        /// The refused records by key. A coordinator of an earlier version does not send this field.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        refused_records: Vec<RefusedRecord>,
+    },
+    /// A mark, which proves to the coordinator that the node was a member of its store at a certain revision. The node stores
+    /// the last mark and returns it with its next stream.
+    Mark {
+        /// The mark has at most [`MAX_MARK`] bytes. Only the coordinator interprets it.
+        #[serde(deserialize_with = "message")]
+        mark: String,
+    },
+    /// Another instance of this node has come: is it another machine?
+    Copy {
+        /// The other's.
+        instance: String,
+    },
+    /// The stream ends here, and why.
+    Refuse {
+        /// What kind of refusal it is.
+        reason: Refusal,
+        /// One line for people.
+        #[serde(deserialize_with = "message")]
+        message: String,
+        /// With `clone`: the other machine's signature over this node's instance, from `vouch`. Without it a node
+        /// does not believe that it is a copy.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proof: Option<Signature>,
+    },
+    /// A message of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A record of a `publish` that the coordinator refuses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedRecord {
+    /// The key of the refused record.
+    #[serde(flatten)]
+    pub key: RecordKey,
+    /// One line for people.
+    #[serde(deserialize_with = "message")]
+    pub message: String,
+    /// What the node can do about it.
+    #[serde(default, skip_serializing_if = "RefusedReason::is_other")]
+    pub reason: RefusedReason,
+}
+
+impl RefusedRecord {
+    /// The maximum length of a kind and an id together that the coordinator sends back. Those that a node makes are shorter.
+    const MAX_KEY: usize = 512;
+
+    /// Makes the refusal of the record with this key; none, if the key is longer than any that a node makes.
+    #[must_use]
+    pub fn new(key: RecordKey, message: String, reason: RefusedReason) -> Option<Self> {
+        (key.kind.len() + key.id.len() <= Self::MAX_KEY).then_some(Self {
+            key,
+            message,
+            reason,
+        })
+    }
+}
+
+/// The reason why a record is refused, as far as its node acts on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedReason {
+    /// The coordinator holds a newer version, or another payload with the same version.
+    Stale,
+    /// Another node has the address block.
+    Block,
+    /// Any other reason, including reasons that only later versions know.
+    #[default]
+    #[serde(other)]
+    Other,
+}
+
+impl RefusedReason {
+    /// Whether the reason adds nothing to the message, so that it need not be sent.
+    #[must_use]
+    pub fn is_other(&self) -> bool {
+        *self == Self::Other
+    }
+}
+
+/// Why a stream is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The protocol version is not spoken here.
+    Version,
+    /// The node is not a member here (yet): it may publish what proves that it is.
+    NotAMember,
+    /// The node was removed.
+    Revoked,
+    /// Another machine with the same keys is connected.
+    Clone,
+    /// The proof does not hold.
+    Proof,
+    /// A message that breaks the protocol.
+    Protocol,
+    /// The reader is too slow, or there are too many.
+    Busy,
+    /// A reason of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a node signs (purpose `Control`): the nonce and the pin of the TLS key it sees, so that a
+/// coordinator cannot pass another's challenge on.
+#[must_use]
+pub fn proof_message(nonce: &str, pin: &super::token::SpkiPin) -> Vec<u8> {
+    [nonce.as_bytes(), b"\0", &pin.0].concat()
+}
+
+/// What the original signs (purpose `Copy`) of two machines with the same keys.
+#[must_use]
+pub fn copy_message(instance: &str) -> Vec<u8> {
+    instance.as_bytes().to_vec()
+}
+
+/// The version to speak with a side that speaks those from `oldest` to `newest`: the highest that both do, if any.
+#[must_use]
+pub fn agree(oldest: u32, newest: u32) -> Option<u32> {
+    let highest = newest.min(PROTOCOL);
+    (oldest <= highest && highest >= OLDEST).then_some(highest)
+}
+
+/// Why there is none, for people.
+#[must_use]
+pub fn disagreement(oldest: u32, newest: u32) -> String {
+    let spoken = |oldest: u32, newest: u32| {
+        if oldest == newest {
+            newest.to_string()
+        } else {
+            format!("{oldest} to {newest}")
+        }
+    };
+    format!(
+        "the node speaks protocol {}, this coordinator speaks {}; upgrade the older of the two",
+        spoken(oldest, newest),
+        spoken(OLDEST, PROTOCOL)
+    )
+}
+
+/// Cuts a list of records into messages; at least one, which may be empty.
+#[must_use]
+pub fn parts(records: Vec<Envelope>) -> Vec<Vec<Envelope>> {
+    let mut parts = vec![Vec::new()];
+    let mut octets = 0;
+    for record in records {
+        octets += record.payload.len();
+        match parts.last_mut() {
+            Some(last) if last.is_empty() || last.len() < MAX_RECORDS && octets <= MAX_PAYLOADS => {
+                last.push(record);
+            }
+            _ => {
+                octets = record.payload.len();
+                parts.push(vec![record]);
+            }
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SigningKey;
+    use crate::records::envelope::MAX_PAYLOAD;
+
+    #[test]
+    fn the_highest_version_both_speak_is_agreed_on() {
+        assert_eq!(agree(PROTOCOL, PROTOCOL), Some(PROTOCOL));
+        assert_eq!(agree(OLDEST, PROTOCOL + 5), Some(PROTOCOL));
+        assert_eq!(agree(0, PROTOCOL), Some(PROTOCOL));
+        assert_eq!(agree(PROTOCOL + 1, PROTOCOL + 1), None);
+        assert_eq!(agree(OLDEST - 1, OLDEST - 1), None);
+        assert_eq!(agree(PROTOCOL, OLDEST - 1), None);
+        assert_eq!(agree(u32::MAX, 0), None);
+    }
+
+    fn record(octets: usize) -> Envelope {
+        // Quotes are the worst that can be in a payload: each takes two octets on the way.
+        Envelope::seal_payload("\"".repeat(octets), &SigningKey::from_seed(&[1; 32]))
+    }
+
+    fn sizes(records: Vec<Envelope>) -> Vec<usize> {
+        parts(records).iter().map(Vec::len).collect()
+    }
+
+    #[test]
+    fn no_text_of_a_coordinator_forges_a_line() {
+        let read = |text: &str| serde_json::from_str::<FromCoordinator>(text).expect("a message");
+        let refuse =
+            read(r#"{"type":"refuse","reason":"busy","message":"no\nWARN forged \u001b[2J"}"#);
+        assert!(
+            matches!(&refuse, FromCoordinator::Refuse { message, .. } if message == "no?WARN forged ?[2J"),
+            "{refuse:?}"
+        );
+        let published =
+            read(r#"{"type":"published","sequence":1,"accepted":0,"refused":["a\nb","c"]}"#);
+        assert!(
+            matches!(&published, FromCoordinator::Published { refused, .. } if refused == &["a?b", "c"]),
+            "{published:?}"
+        );
+        let welcome =
+            r#"{"type":"welcome","protocol":1,"store":"a\nb","revision":1,"snapshot":true}"#;
+        let welcome = read(welcome);
+        assert!(
+            matches!(&welcome, FromCoordinator::Welcome { store, .. } if store == "a?b"),
+            "{welcome:?}"
+        );
+    }
+
+    #[test]
+    fn refused_records_are_named_and_those_of_other_versions_are_understood() {
+        let old = r#"{"type":"published","sequence":1,"accepted":0,"refused":["a"]}"#;
+        let read = |text: &str| serde_json::from_str::<FromCoordinator>(text).expect("a message");
+        assert!(
+            matches!(read(old), FromCoordinator::Published { refused_records, .. } if refused_records.is_empty())
+        );
+        let later = r#"{"type":"published","sequence":1,"accepted":0,"refused":["a"],"refused_records":[{"kind":"node","id":"x","message":"a\nb","reason":"moonlight"}]}"#;
+        let FromCoordinator::Published {
+            refused_records, ..
+        } = read(later)
+        else {
+            panic!("published")
+        };
+        let key = RecordKey {
+            kind: "node".into(),
+            id: "x".into(),
+        };
+        let named = RefusedRecord::new(key.clone(), "a?b".into(), RefusedReason::Other);
+        assert_eq!(refused_records, Vec::from_iter(named));
+        let long = RecordKey {
+            id: "x".repeat(64 * 1024),
+            ..key
+        };
+        assert_eq!(
+            RefusedRecord::new(long, String::new(), RefusedReason::Stale),
+            None
+        );
+    }
+
+    #[test]
+    fn no_message_has_more_records_than_it_may() {
+        assert_eq!(sizes(vec![]), [0]);
+        assert_eq!(sizes(vec![record(1); 256]), [256]);
+        assert_eq!(sizes(vec![record(1); 600]), [256, 256, 88]);
+    }
+
+    #[test]
+    fn no_message_is_larger_than_a_reader_takes() {
+        let parts = parts(vec![record(MAX_PAYLOAD); 100]);
+        assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 100);
+        for records in parts {
+            let (revision, sequence) = (u64::MAX, u64::MAX);
+            let changes = FromCoordinator::Changes {
+                revision,
+                records: records.clone(),
+            };
+            let publish = FromNode::Publish { sequence, records };
+            let text = serde_json::to_string(&changes).expect("plain data");
+            assert!(text.len() < MAX_MESSAGE, "{}", text.len());
+            let text = serde_json::to_string(&publish).expect("plain data");
+            assert!(text.len() < MAX_FROM_NODE, "{}", text.len());
+            assert_eq!(FromNode::read(&text).ok(), Some(publish));
+        }
+    }
+
+    #[test]
+    fn messages_are_read_as_their_kinds_are_and_large_ones_of_other_kinds_are_passed_over() {
+        let read = |text: &str| FromNode::read(text).ok();
+        assert_eq!(read(r#"{"type":"told"}"#), Some(FromNode::Told));
+        assert_eq!(read(r#"{"a":[1],"type":"sing"}"#), Some(FromNode::Unknown));
+        let publish = r#"{"records":[],"new":{"a":1},"type":"publish","sequence":3}"#;
+        assert!(matches!(
+            read(publish),
+            Some(FromNode::Publish { sequence: 3, records }) if records.is_empty()
+        ));
+        let large = format!(
+            r#"{{"type":"hello","store":[{}0]}}"#,
+            "0,".repeat(MAX_OTHER)
+        );
+        assert_eq!(read(&large), Some(FromNode::Unknown));
+        for text in [
+            "",
+            "{}",
+            "[]",
+            r#"{"type":1}"#,
+            r#"{"type":"publish"}"#,
+            r#"{"type":"publish","sequence":1,"records":[0]}"#,
+        ] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+}

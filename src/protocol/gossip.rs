@@ -1,0 +1,197 @@
+//! Records from node to node, inside the tunnel, while the coordinator is away.
+//!
+//! A conversation is short: one node dials another at its mesh address over TCP, they bring each other up to date, and
+//! hang up. Messages are JSON texts, each behind its length in four octets, the most significant first.
+//!
+//! ```text
+//! who dials                                who is dialled
+//!   hello {node, nonce}                 ->
+//!                                       <-  hello {node, nonce}, proof {signature}
+//!   proof {signature}                   ->
+//!   records, the newest of its own      ->
+//!   ask {nodes it holds back}           ->
+//!   summary {of all it holds}           ->
+//!                                       <-  vouch {memberships of those}
+//!                                       <-  same, and that is all; or
+//!                                       <-  signers {digest of each one's records}
+//!   records of those that differ        ->
+//!   want {those that differ}            ->
+//!                                       <-  records of those, done
+//! ```
+//!
+//! A node that leaves dials its peers as well. Its records are its departure; it compares nothing and hangs up when the
+//! other has sent `received`.
+//!
+//! Both prove that they hold the identity keys they name: any program on a member's machine can dial, since a container
+//! without an address of its own sends from its node's. The ledger verifies all records as always.
+//!
+//! A membership, a block and a name are claims that can conflict with those of other nodes. A node accepts new claims only from
+//! a coordinator. From a peer it accepts such a record only if the record renews a claim that it holds already, and ignores it
+//! otherwise. A ledger has no clock, so a node compares the date of a membership that is new to it with the time when it was last
+//! in step with a coordinator. It holds a membership back that is too old, and asks its peers for that membership with `ask`. A
+//! peer answers with `vouch`, which carries the memberships that it received when they were made. A peer of an earlier version
+//! ignores `ask`, and vouches for no node.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::PublicKey;
+use crate::records::digest::Digest;
+use crate::records::envelope::{Envelope, Signature};
+
+/// The TCP port, at each node's mesh address and on the tunnel device alone. The packet path never holds it to policy:
+/// what comes this way is believed for its signatures.
+pub const PORT: u16 = 7444;
+/// The version of this protocol.
+pub const PROTOCOL: u32 = 1;
+/// Octets of a message at most.
+pub const MAX_FRAME: usize = 1024 * 1024;
+/// Records in a message at most.
+pub const MAX_RECORDS: usize = 256;
+/// Octets of payload in a message at most; quoting may double them.
+const MAX_PAYLOADS: usize = 256 * 1024;
+/// Signers in a message at most.
+pub const MAX_SIGNERS: usize = 4096;
+/// The maximum number of nodes in an `ask`, and of memberships in a `vouch`.
+pub const MAX_ASKED: usize = 32;
+/// The maximum size of a message until the sender has proved its identity, in octets.
+pub const MAX_UNPROVEN_FRAME: usize = 4096;
+
+/// From either to the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum PeerMessage {
+    /// The first message.
+    Hello {
+        /// The version of the protocol.
+        protocol: u32,
+        /// Who speaks.
+        node: PublicKey,
+        /// 32 random octets in hexadecimal, for the other to sign.
+        nonce: String,
+    },
+    /// Proves who speaks.
+    Proof {
+        /// Over [`proof_message`], with purpose `Peer`.
+        signature: Signature,
+    },
+    /// Records, verified by nobody yet.
+    Records {
+        /// At most [`MAX_RECORDS`].
+        records: Vec<Envelope>,
+    },
+    /// Asks for the memberships of these nodes, which the sender holds back. It is sent before `summary`.
+    Ask {
+        /// At most [`MAX_ASKED`].
+        nodes: Vec<PublicKey>,
+    },
+    /// Answers `ask`: the sender received these memberships when they were made. It is sent before the answer to `summary`.
+    Vouch {
+        /// At most one for each node in the `ask`.
+        memberships: Vec<Envelope>,
+    },
+    /// A digest of all that the sender holds.
+    Summary {
+        /// See [`crate::records::digest::Holdings::summary`].
+        digest: Digest,
+    },
+    /// Both hold the same.
+    Same,
+    /// A digest of each signer's records.
+    Signers {
+        /// At most [`MAX_SIGNERS`].
+        signers: BTreeMap<PublicKey, Digest>,
+        /// Whether these were the last.
+        last: bool,
+    },
+    /// Asks for the records of these signers.
+    Want {
+        /// At most [`MAX_SIGNERS`].
+        signers: Vec<PublicKey>,
+        /// Whether these were the last.
+        last: bool,
+    },
+    /// That was all.
+    Done,
+    /// The departure of who dialled has arrived. It is sent before the departure is applied, since that ends the tunnel.
+    Received,
+    /// A message of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What `node` signs (purpose `Peer`) for `other`, who gave `nonce`.
+#[must_use]
+pub fn proof_message(nonce: &str, node: &PublicKey, other: &PublicKey) -> Vec<u8> {
+    [nonce.as_bytes(), b"\0", &node.0, &other.0].concat()
+}
+
+/// Cuts a list of records into messages; none if it is empty.
+#[must_use]
+pub fn messages(records: Vec<Envelope>) -> Vec<PeerMessage> {
+    let mut parts: Vec<Vec<Envelope>> = Vec::new();
+    let mut octets = 0;
+    for record in records {
+        octets += record.payload.len();
+        match parts.last_mut() {
+            Some(last) if last.len() < MAX_RECORDS && octets <= MAX_PAYLOADS => last.push(record),
+            _ => {
+                octets = record.payload.len();
+                parts.push(vec![record]);
+            }
+        }
+    }
+    let parts = parts.into_iter();
+    parts
+        .map(|records| PeerMessage::Records { records })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SigningKey;
+    use crate::records::envelope::MAX_PAYLOAD;
+
+    #[test]
+    fn no_message_is_larger_than_a_reader_takes() {
+        let key = SigningKey::from_seed(&[1; 32]);
+        let large = Envelope::seal_payload("\"".repeat(MAX_PAYLOAD), &key);
+        let small = Envelope::seal_payload("{}".into(), &key);
+        for records in [vec![large; 40], vec![small; 1000]] {
+            let count = records.len();
+            let mut found = 0;
+            for message in messages(records) {
+                let text = serde_json::to_string(&message).expect("plain data");
+                assert!(text.len() <= MAX_FRAME, "{}", text.len());
+                let PeerMessage::Records { records } = message else {
+                    panic!("records")
+                };
+                assert!(records.len() <= MAX_RECORDS);
+                found += records.len();
+            }
+            assert_eq!(found, count);
+        }
+        let id = key.public();
+        let signers: BTreeMap<PublicKey, Digest> = (0..MAX_SIGNERS)
+            .map(|n| {
+                let mut id = id;
+                id.0[..8].copy_from_slice(&n.to_be_bytes());
+                (id, Digest([0xff; 16]))
+            })
+            .collect();
+        let last = false;
+        let text = serde_json::to_string(&PeerMessage::Signers { signers, last });
+        assert!(text.expect("plain data").len() <= MAX_FRAME);
+    }
+
+    #[test]
+    fn a_message_of_a_later_version_is_passed_over() {
+        let text = r#"{"type":"gossip","about":"weather"}"#;
+        assert_eq!(
+            serde_json::from_str::<PeerMessage>(text).ok(),
+            Some(PeerMessage::Unknown)
+        );
+    }
+}

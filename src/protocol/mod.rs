@@ -1,0 +1,12 @@
+//! The messages that programs exchange: join token, join, control stream, gossip between nodes, administration, local API.
+
+pub mod admin;
+pub mod api;
+pub mod control;
+pub mod gossip;
+pub mod join;
+pub mod local;
+pub mod token;
+pub mod url;
+
+pub use token::JoinToken;

@@ -1,0 +1,148 @@
+//! What a ledger holds, in short: two nodes compare it to find out whose records one has and the other has not.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
+
+use super::Ledger;
+use crate::model::PublicKey;
+
+/// The first 16 octets of a SHA-256, hexadecimal in text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Digest(pub [u8; 16]);
+
+impl Digest {
+    fn of(hash: Sha256) -> Self {
+        let mut octets = [0; 16];
+        octets
+            .iter_mut()
+            .zip(hash.finalize())
+            .for_each(|(to, from)| *to = from);
+        Self(octets)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{self:?}"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u128::from_str_radix(&text, 16)
+            .ok()
+            .filter(|_| text.len() == 32 && !text.starts_with('+'))
+            .map(|number| Self(number.to_be_bytes()))
+            .ok_or_else(|| serde::de::Error::custom("a digest is 32 hexadecimal digits"))
+    }
+}
+
+/// A digest of each signer's records. Memberships are left out: nodes do not take them from each other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holdings(pub BTreeMap<PublicKey, Digest>);
+
+impl Holdings {
+    /// Those of `ledger`.
+    #[must_use]
+    pub fn of(ledger: &Ledger) -> Self {
+        let mut hashes: BTreeMap<PublicKey, Sha256> = BTreeMap::new();
+        for envelope in ledger.envelopes_for_peers() {
+            // A signature stands for its text, and is shorter.
+            let hash = hashes.entry(envelope.signer).or_default();
+            hash.update(envelope.signature.0);
+        }
+        let digests = hashes
+            .into_iter()
+            .map(|(signer, hash)| (signer, Digest::of(hash)));
+        Self(digests.collect())
+    }
+
+    /// One digest of all.
+    #[must_use]
+    pub fn summary(&self) -> Digest {
+        let mut hash = Sha256::new();
+        for (signer, digest) in &self.0 {
+            hash.update(signer.0);
+            hash.update(digest.0);
+        }
+        Digest::of(hash)
+    }
+
+    /// The signers of whom the two hold other records.
+    #[must_use]
+    pub fn differing(&self, other: &Self) -> Vec<PublicKey> {
+        let mine = self.0.keys();
+        let theirs = other.0.keys().filter(|key| !self.0.contains_key(key));
+        mine.chain(theirs)
+            .filter(|key| self.0.get(key) != other.0.get(key))
+            .copied()
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SigningKey;
+    use crate::model::time::UnixSeconds;
+    use crate::records::Envelope;
+    use crate::records::kinds::{Record, Token};
+
+    fn ledger(versions: &[u64]) -> Ledger {
+        let mesh = SigningKey::from_seed(&[1; 32]);
+        let mut ledger = Ledger::new(mesh.public());
+        for version in versions {
+            let token = Token {
+                id: SigningKey::from_seed(&[2; 32]).public(),
+                version: *version,
+                tags: vec![],
+                uses: 1,
+                created_at: UnixSeconds(1),
+                expires_at: UnixSeconds(2),
+                ephemeral: false,
+            };
+            ledger
+                .apply(Envelope::seal(&Record::Token(token), &mesh))
+                .expect("newer");
+        }
+        ledger
+    }
+
+    #[test]
+    fn holdings_are_equal_when_the_records_are_however_they_came() {
+        let direct = Holdings::of(&ledger(&[3]));
+        assert_eq!(direct, Holdings::of(&ledger(&[1, 2, 3])));
+        assert_eq!(direct.summary(), Holdings::of(&ledger(&[2, 3])).summary());
+        let older = Holdings::of(&ledger(&[2]));
+        assert_ne!(direct.summary(), older.summary());
+        let mesh = SigningKey::from_seed(&[1; 32]).public();
+        assert_eq!(direct.differing(&older), [mesh]);
+        assert_eq!(Holdings::default().differing(&older), [mesh]);
+        assert!(direct.differing(&direct).is_empty());
+    }
+
+    #[test]
+    fn a_digest_survives_its_text_and_nothing_else_is_one() {
+        let digest = Holdings::of(&ledger(&[1])).summary();
+        let text = serde_json::to_string(&digest).expect("plain data");
+        assert_eq!(serde_json::from_str::<Digest>(&text).ok(), Some(digest));
+        for wrong in [
+            "\"\"",
+            "\"+0000000000000000000000000000000\"",
+            "7",
+            "\"zz\"",
+        ] {
+            assert!(serde_json::from_str::<Digest>(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The signed envelope: an opaque payload, who signed it, and the signature over its exact octets.
+//!
+//! Nothing is re-encoded on the way, so there is no canonical form to agree on and fields of later
+//! versions survive every hop. Signatures are Ed25519 (RFC 8032) over a context prefix and the payload.
+
+use serde::{Deserialize, Serialize};
+
+use super::kinds::{Header, Record, RecordKey};
+use crate::model::key::signature_text;
+use crate::model::{PublicKey, SigningKey};
+
+/// Octets of a payload at most.
+pub const MAX_PAYLOAD: usize = 64 * 1024;
+
+/// Keeps a signature made for one purpose from being used for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A record in an envelope.
+    Record,
+    /// A node's proof, at its join, that it holds the identity it claims.
+    Join,
+    /// A node's answer to the challenge of a control stream.
+    Control,
+    /// A node's word that another machine has its keys.
+    Copy,
+    /// A node's proof towards another node.
+    Peer,
+}
+
+impl Purpose {
+    fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::Record => b"meshd record v1\0",
+            Self::Join => b"meshd join v1\0",
+            Self::Control => b"meshd control v1\0",
+            Self::Copy => b"meshd copy v1\0",
+            Self::Peer => b"meshd peer v1\0",
+        }
+    }
+}
+
+/// An Ed25519 signature, base64 without padding in text.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature(#[serde(with = "signature_text")] pub [u8; 64]);
+
+impl Signature {
+    /// Signs `message` for `purpose`.
+    #[must_use]
+    pub fn make(key: &SigningKey, purpose: Purpose, message: &[u8]) -> Self {
+        Self(key.sign(&[purpose.prefix(), message].concat()))
+    }
+
+    /// Whether `signer` signed `message` for `purpose`.
+    #[must_use]
+    pub fn holds(&self, signer: &PublicKey, purpose: Purpose, message: &[u8]) -> bool {
+        signer.verifies(&[purpose.prefix(), message].concat(), &self.0)
+    }
+}
+
+impl std::fmt::Debug for Signature {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&signature_text::encode(&self.0))
+    }
+}
+
+/// A signed payload. Holding one proves nothing: [`Envelope::is_authentic`] does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// JSON text of a record.
+    pub payload: String,
+    /// Who signed it.
+    pub signer: PublicKey,
+    /// Over the payload's octets.
+    pub signature: Signature,
+}
+
+impl Envelope {
+    /// Signs a record.
+    #[must_use]
+    pub fn seal(record: &Record, key: &SigningKey) -> Self {
+        Self::seal_payload(record.payload(), key)
+    }
+
+    /// Signs a payload as it is.
+    #[must_use]
+    pub fn seal_payload(payload: String, key: &SigningKey) -> Self {
+        let signature = Signature::make(key, Purpose::Record, payload.as_bytes());
+        Self {
+            payload,
+            signer: key.public(),
+            signature,
+        }
+    }
+
+    /// What every payload says of itself, if this one does. Nothing of it is verified.
+    #[must_use]
+    pub fn header(&self) -> Option<Header> {
+        if self.payload.len() > MAX_PAYLOAD {
+            return None;
+        }
+        serde_json::from_str(&self.payload).ok()
+    }
+
+    /// Which record it claims to be. Nothing of it is verified.
+    #[must_use]
+    pub fn key(&self) -> Option<RecordKey> {
+        self.header()
+            .map(|Header { kind, id, .. }| RecordKey { kind, id })
+    }
+
+    /// Whether the signature is the signer's over this very payload.
+    #[must_use]
+    pub fn is_authentic(&self) -> bool {
+        self.payload.len() <= MAX_PAYLOAD
+            && self
+                .signature
+                .holds(&self.signer, Purpose::Record, self.payload.as_bytes())
+    }
+}
+
+/// An envelope whose signature was verified. A ledger takes it without another verification, which takes longer than all
+/// else that it does: so that can be done where nobody waits for the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authentic(Envelope);
+
+impl Authentic {
+    /// Verifies the signature; none, if it does not hold.
+    #[must_use]
+    pub fn verify(envelope: Envelope) -> Option<Self> {
+        envelope.is_authentic().then_some(Self(envelope))
+    }
+
+    /// The envelope alone.
+    #[must_use]
+    pub fn into_envelope(self) -> Envelope {
+        self.0
+    }
+}
+
+impl std::ops::Deref for Authentic {
+    type Target = Envelope;
+
+    fn deref(&self) -> &Envelope {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_is_authentic_until_one_octet_changes() {
+        let key = SigningKey::from_seed(&[5; 32]);
+        let envelope = Envelope::seal_payload("{\"kind\":\"x\"}".into(), &key);
+        assert!(envelope.is_authentic());
+        let travelled: Envelope =
+            serde_json::from_str(&serde_json::to_string(&envelope).expect("plain data"))
+                .expect("just written");
+        assert_eq!(travelled, envelope);
+        let mut changed = envelope.clone();
+        changed.payload = changed.payload.replace('x', "y");
+        assert!(!changed.is_authentic());
+        let mut other = envelope;
+        other.signer = SigningKey::from_seed(&[6; 32]).public();
+        assert!(!other.is_authentic());
+    }
+
+    #[test]
+    fn a_signature_for_one_purpose_is_none_for_another() {
+        let key = SigningKey::from_seed(&[5; 32]);
+        let signature = Signature::make(&key, Purpose::Control, b"nonce");
+        assert!(signature.holds(&key.public(), Purpose::Control, b"nonce"));
+        assert!(!signature.holds(&key.public(), Purpose::Record, b"nonce"));
+    }
+
+    #[test]
+    fn a_payload_over_the_bound_is_never_authentic() {
+        let key = SigningKey::from_seed(&[5; 32]);
+        assert!(!Envelope::seal_payload("x".repeat(MAX_PAYLOAD + 1), &key).is_authentic());
+    }
+}

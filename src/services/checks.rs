@@ -1,0 +1,290 @@
+//! Health checks: a verdict from a row of results, and the tasks that try.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper::header::{HOST, USER_AGENT};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::protocol::local::{Check, CheckProbe};
+
+/// What a row of results means. Pure.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verdict {
+    healthy: Option<bool>,
+    /// Results in a row that speak against the verdict.
+    against: u32,
+}
+
+impl Verdict {
+    /// Takes a result in; gives the verdict if it has changed. The first result decides at once: an instance that was
+    /// never seen to work has no credit. After that, `rise` successes in a row or `fall` failures turn it.
+    pub fn handle_result(&mut self, success: bool, rise: u32, fall: u32) -> Option<bool> {
+        if self.healthy == Some(success) {
+            self.against = 0;
+            return None;
+        }
+        self.against = self.against.saturating_add(1);
+        let needed = match self.healthy {
+            None => 1,
+            Some(true) => fall,
+            Some(false) => rise,
+        };
+        if self.against < needed {
+            return None;
+        }
+        self.against = 0;
+        self.healthy = Some(success);
+        self.healthy
+    }
+}
+
+/// What is tried, where, how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Where.
+    pub address: SocketAddr,
+    /// What, and how often.
+    pub check: Check,
+    /// Whether the first success is waited for with short steps: what was just started is wanted soon.
+    pub eager: bool,
+}
+
+/// Runs checks and tells of verdicts that change. Each target has a key of type `K`.
+#[derive(Debug)]
+pub struct Checker<K> {
+    verdicts: mpsc::Sender<(K, bool)>,
+    running: HashMap<K, (Target, Task)>,
+}
+
+#[derive(Debug)]
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<K: Clone + Eq + Hash + Send + 'static> Checker<K> {
+    /// Verdicts go to `verdicts`.
+    #[must_use]
+    pub fn new(verdicts: mpsc::Sender<(K, bool)>) -> Self {
+        Self {
+            verdicts,
+            running: HashMap::new(),
+        }
+    }
+
+    /// Checks these from now on; those that stay as they were go on.
+    pub fn set(&mut self, targets: Vec<(K, Target)>) {
+        let mut old = std::mem::take(&mut self.running);
+        for (key, target) in targets {
+            let same = old.remove(&key).filter(|(running, _)| *running == target);
+            let running = same.unwrap_or_else(|| {
+                let task = run(key.clone(), target.clone(), self.verdicts.clone());
+                (target, Task(tokio::spawn(task)))
+            });
+            self.running.insert(key, running);
+        }
+    }
+}
+
+/// Steps to the first success of an eager target: short at first, for a program that is up at once, then less so.
+const EAGER_STEPS: [(Duration, Duration); 2] = [
+    (Duration::from_secs(5), Duration::from_millis(50)),
+    (Duration::from_secs(30), Duration::from_millis(250)),
+];
+
+async fn run<K: Clone>(key: K, target: Target, verdicts: mpsc::Sender<(K, bool)>) {
+    let Target {
+        address,
+        check,
+        eager,
+    } = target;
+    let mut verdict = Verdict::default();
+    let mut waited = Duration::ZERO;
+    let mut wanted = eager;
+    loop {
+        let limit = Duration::from_millis(check.timeout_ms);
+        let success = timeout(limit, attempt(address, &check))
+            .await
+            .is_ok_and(|healthy| healthy);
+        if let Some(healthy) = verdict.handle_result(success, check.rise, check.fall)
+            && verdicts.send((key.clone(), healthy)).await.is_err()
+        {
+            return;
+        }
+        wanted &= !success;
+        let step = EAGER_STEPS
+            .iter()
+            .find(|(until, _)| wanted && waited < *until);
+        let pause = step.map_or_else(|| jittered(check.interval_ms), |(_, step)| *step);
+        waited = waited.saturating_add(pause);
+        sleep(pause).await;
+    }
+}
+
+/// The interval, a tenth more or less: checks that started together drift apart.
+fn jittered(interval_ms: u64) -> Duration {
+    let span = (interval_ms / 5).max(1);
+    let random = getrandom::u64().unwrap_or_default() % span;
+    Duration::from_millis(interval_ms - interval_ms / 10 + random)
+}
+
+async fn attempt(address: SocketAddr, check: &Check) -> bool {
+    let Ok(stream) = TcpStream::connect(address).await else {
+        return false;
+    };
+    match &check.probe {
+        CheckProbe::Tcp => true,
+        CheckProbe::Http(path) => {
+            let status = http(stream, address, path).await.unwrap_or_default();
+            (check.status.0..=check.status.1).contains(&status)
+        }
+    }
+}
+
+async fn http(
+    stream: TcpStream,
+    address: SocketAddr,
+    path: &str,
+) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let request = hyper::Request::get(path)
+        .header(HOST, address.to_string())
+        .header(USER_AGENT, concat!("meshd/", env!("CARGO_PKG_VERSION")))
+        .body(Empty::<Bytes>::new())?;
+    let status = sender.send_request(request).await?.status();
+    driver.abort();
+    Ok(status.as_u16())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    #[test]
+    fn the_first_result_decides_and_then_two_failures_in_a_row() {
+        let mut verdict = Verdict::default();
+        let results = [true, true, false, true, false, false, false, true];
+        let verdicts: Vec<_> = results
+            .iter()
+            .map(|r| verdict.handle_result(*r, 1, 2))
+            .collect();
+        assert_eq!(
+            verdicts,
+            [
+                Some(true),
+                None,
+                None,
+                None,
+                None,
+                Some(false),
+                None,
+                Some(true)
+            ]
+        );
+        assert_eq!(Verdict::default().handle_result(false, 3, 3), Some(false));
+    }
+
+    #[test]
+    fn rise_and_fall_are_counted_in_a_row() {
+        let mut verdict = Verdict::default();
+        let results = [
+            true, false, false, true, false, false, false, true, true, false, true, true, true,
+        ];
+        let turns: Vec<(usize, bool)> = results
+            .iter()
+            .enumerate()
+            .filter_map(|(at, r)| Some((at, verdict.handle_result(*r, 3, 3)?)))
+            .collect();
+        assert_eq!(turns, [(0, true), (6, false), (12, true)]);
+    }
+
+    /// The first verdict on a server that answers every connection with `answer`.
+    async fn verdict_on(answer: &'static str, probe: CheckProbe) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        first_verdict(address, probe).await
+    }
+
+    fn target(address: SocketAddr, check: Check, eager: bool) -> Target {
+        Target {
+            address,
+            check,
+            eager,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_eager_check_does_not_wait_for_its_interval_before_the_first_success() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        drop(listener);
+        let (sender, mut verdicts) = mpsc::channel(8);
+        let mut checker = Checker::new(sender);
+        let check = Check {
+            interval_ms: 3_600_000,
+            ..Check::new(CheckProbe::Tcp)
+        };
+        checker.set(vec![("web", target(address, check, true))]);
+        assert_eq!(verdicts.recv().await, Some(("web", false)));
+        let _listener = TcpListener::bind(address).await.expect("free again");
+        let verdict = timeout(Duration::from_secs(60), verdicts.recv()).await;
+        assert_eq!(verdict.expect("long before the hour"), Some(("web", true)));
+    }
+
+    async fn first_verdict(address: SocketAddr, probe: CheckProbe) -> bool {
+        let (sender, mut verdicts) = mpsc::channel(8);
+        let mut checker = Checker::new(sender);
+        let check = Check {
+            interval_ms: 50,
+            timeout_ms: 5000,
+            ..Check::new(probe)
+        };
+        checker.set(vec![("web", target(address, check, false))]);
+        verdicts.recv().await.expect("the checker lives").1
+    }
+
+    #[tokio::test]
+    async fn http_counts_by_its_status_and_tcp_by_the_connection() {
+        let http = || CheckProbe::Http("/healthz".into());
+        assert!(verdict_on("HTTP/1.1 204 No Content\r\n\r\n", http()).await);
+        assert!(verdict_on("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n", http()).await);
+        assert!(
+            !verdict_on(
+                "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+                http()
+            )
+            .await
+        );
+        assert!(!verdict_on("garbage\r\n\r\n", http()).await);
+        assert!(verdict_on("garbage", CheckProbe::Tcp).await);
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_unhealthy() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        drop(listener);
+        assert!(!first_verdict(address, CheckProbe::Tcp).await);
+    }
+}

@@ -1,0 +1,108 @@
+//! The bridge that all hosts are ports of.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::docker::DockerHost;
+use super::host::{Host, Namespace};
+use super::{LabError, link};
+
+const BRIDGE: &str = "wan";
+
+/// A network of its own, with hosts. Dropping it ends everything in it.
+#[derive(Debug)]
+pub struct World {
+    wan: Namespace,
+    next: AtomicU8,
+}
+
+impl World {
+    /// Makes the bridge.
+    ///
+    /// # Errors
+    /// The rights are missing, or the kernel refuses.
+    pub fn new() -> Result<Self, LabError> {
+        let wan = Namespace::new("wan")?;
+        wan.inside(|| link::make_bridge(BRIDGE))??;
+        Ok(Self {
+            wan,
+            next: AtomicU8::new(10),
+        })
+    }
+
+    /// Makes a host called `name`, with the next free address (RFC 5737, RFC 3849).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn host(&self, name: &str) -> Result<Host, LabError> {
+        self.connect(name, Namespace::new(name)?)
+    }
+
+    /// The same with a container engine. `shared` are directories that host and machine have in common.
+    ///
+    /// # Errors
+    /// The kernel refuses, or the engine does not start.
+    pub fn docker_host(&self, name: &str, shared: &[PathBuf]) -> Result<DockerHost, LabError> {
+        let host = self.connect(name, Namespace::with_root(name, shared)?)?;
+        DockerHost::start(host)
+    }
+
+    fn connect(&self, name: &str, namespace: Namespace) -> Result<Host, LabError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (v4, v6) = (
+            Ipv4Addr::new(198, 51, 100, number),
+            Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, u16::from(number)),
+        );
+        let (port, pid) = (format!("p{number}"), namespace.pid());
+        self.wan.inside(|| link::plug(BRIDGE, &port, pid))??;
+        namespace.inside(|| link::bring_up(&[(v4.into(), 24), (v6.into(), 64)]))??;
+        Ok(Host::new(namespace, name, v4, v6, port))
+    }
+
+    /// Pulls the cable of `host`, or plugs it in again.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_cable(&self, host: &Host, plugged: bool) -> Result<(), LabError> {
+        self.wan.inside(|| link::set_up(host.port(), plugged))?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_ipv6_is_brought_up_with_ipv4_alone() {
+        if !nix::unistd::geteuid().is_root() {
+            return crate::testbed::skip_test("network namespaces need root");
+        }
+        let wan = Namespace::new("wan").expect("root may make namespaces");
+        wan.inside(|| link::make_bridge(BRIDGE))
+            .expect("a namespace")
+            .expect("a bridge");
+        let host = Namespace::new("host").expect("root may make namespaces");
+        host.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"))
+            .expect("a namespace")
+            .expect("root");
+        wan.inside(|| link::plug(BRIDGE, "p1", host.pid()))
+            .expect("a namespace")
+            .expect("a cable");
+        let addresses = [
+            (Ipv4Addr::new(198, 51, 100, 9).into(), 24),
+            (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9).into(), 64),
+        ];
+        host.inside(|| link::bring_up(&addresses))
+            .expect("a namespace")
+            .expect("IPv4 is there");
+        let shown = host.inside(|| {
+            let found = nix::ifaddrs::getifaddrs().expect("a list");
+            let addresses = found.filter_map(|entry| entry.address);
+            addresses.map(|a| a.to_string()).collect::<Vec<_>>()
+        });
+        let shown = shown.expect("a namespace").join(" ");
+        assert!(shown.contains("198.51.100.9"), "{shown}");
+        assert!(!shown.contains("2001:db8::9"), "{shown}");
+    }
+}
