@@ -21,7 +21,7 @@
 //!
 //! Imports run one way: programs import `cli`, `node`, `coordinator` and `testbed`; those import `tunnel`, `path`, `dns`,
 //! `containers`, `services` and `firewall`; those import `protocol`, then `records`, then `model`. `os` serves all parts that do
-//! input and output. `tests/architecture.rs` holds that.
+//! input and output. `tests/architecture` holds that.
 //!
 //! Start reading at [`records::ledger`], which verifies every record, then at [`node`].
 

@@ -187,7 +187,7 @@ fn every_part_of_the_crate_has_its_place() {
         .iter()
         .map(|path| part_of(path))
         .filter(|part| *part != "lib.rs" && !known.contains(part))
-        .map(|part| format!("src/{part} is in no rule of tests/architecture.rs"))
+        .map(|part| format!("src/{part} is in no rule of tests/architecture"))
         .collect();
     report(&strangers);
 }
