@@ -91,7 +91,7 @@ enum Happened {
     Probes(Vec<(ContainerId, bool)>),
     Wired,
     Host,
-    Peers(super::peers::Ask),
+    Peers(super::gossip::Ask),
     DeviceGone,
     Leased(Block),
     JoinEnded(Box<JoinEnded>),

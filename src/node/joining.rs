@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use super::control::join::{JoinError, check, join};
 use super::host::{HostNetwork, overlap};
-use super::newcomers::membership_in;
+use super::replica::newcomers::membership_in;
 use super::state::departing::Departing;
 use super::state::{Identity, Keys, Pending, StateDir, Way};
 use crate::model::Label;

@@ -14,12 +14,12 @@ use super::control::stream::{Event, Position, Stream, StreamConfig};
 use super::device::{self, DeviceEvents};
 use super::dns_address;
 use super::docker::{self, Docker, DockerEvents};
+use super::gossip::{Ask, Peers};
 use super::host::{self, HostNetwork, Inward, Ipv6, Plan, ResolvConf, SplitDns, Upkeep, Wanted};
-use super::newcomers::Newcomers;
 use super::own_records::{self, OwnRecords};
-use super::own_word::OwnWord;
-use super::peers::refusals::PeerRefusals;
-use super::peers::{Ask, Peers};
+use super::replica::acceptance::Acceptance;
+use super::replica::newcomers::Newcomers;
+use super::replica::refusals::PeerRefusals;
 use super::resolv_conf::Keeper;
 use super::resolved::ResolvedLink;
 use super::state::records::RecordLog;
@@ -127,7 +127,7 @@ pub(super) struct Mesh {
     /// Decides about memberships that are new to this node.
     pub(super) newcomers: Newcomers,
     /// Whether this node's own records are in force elsewhere.
-    pub(super) own_word: OwnWord,
+    pub(super) own_word: Acceptance,
     peer_refusals: PeerRefusals,
     lease: Lease,
     /// When this node last requested all records again.
@@ -356,7 +356,7 @@ impl Mesh {
         let is_new = loaded.damaged > 0 || fresh.is_some();
         let members = ledger.memberships().map(|m| m.id);
         let newcomers = dir.newcomers(is_new, members, Instant::now());
-        let own_word = OwnWord::new(
+        let own_word = Acceptance::new(
             &identity.keys.identity.public(),
             next_version(0, SystemTime::now()),
         );

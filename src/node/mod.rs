@@ -13,14 +13,15 @@ mod departing;
 mod device;
 mod dns_address;
 mod docker;
+mod gossip;
 pub mod host;
 mod joining;
 mod mesh;
 mod metrics;
-mod newcomers;
+
 mod own_records;
-mod own_word;
-mod peers;
+
+mod replica;
 mod report;
 mod resolv_conf;
 mod resolved;

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
 
-use super::own_word::OwnWord;
+use super::replica::acceptance::Acceptance;
 use crate::model::time::next_version;
 use crate::model::{Label, PublicKey, ServiceName};
 use crate::protocol::local::Problem;
@@ -29,7 +29,7 @@ const MAX_WITHDRAWN: usize = 256;
 /// The records that this node publishes anew.
 pub(super) struct Draft<'a> {
     id: PublicKey,
-    word: &'a OwnWord,
+    word: &'a Acceptance,
     now: Instant,
     wall: SystemTime,
     /// The lowest version that a service of this node may have.
@@ -46,7 +46,7 @@ impl<'a> Draft<'a> {
     pub(super) fn new(
         id: PublicKey,
         floor: u64,
-        word: &'a OwnWord,
+        word: &'a Acceptance,
         now: Instant,
         wall: SystemTime,
     ) -> Self {
@@ -472,13 +472,13 @@ mod tests {
         assert_eq!(own.problems().len(), MAX_NAMED + 1);
     }
 
-    fn word() -> OwnWord {
-        OwnWord::new(&PublicKey([1; 32]), 1_800_000_000_000)
+    fn word() -> Acceptance {
+        Acceptance::new(&PublicKey([1; 32]), 1_800_000_000_000)
     }
 
     /// The records that a node with the records in `held` publishes for the services in `wanted`.
     fn drafted(
-        word: &OwnWord,
+        word: &Acceptance,
         held: &[Service],
         wanted: Vec<Service>,
         node: &Node,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Mesh;
-use crate::node::own_word::Taken;
+use crate::node::replica::acceptance::Taken;
 use crate::protocol::control::{RefusedReason, RefusedRecord, parts};
 use crate::records::Envelope;
 use crate::records::kinds::{Membership, Record};

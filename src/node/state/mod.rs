@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::control::stream::Position;
-use super::newcomers::{self, Newcomers};
+use super::replica::newcomers::{self, Newcomers};
 use crate::containers::ContainerId;
 use crate::model::address::Block;
 use crate::model::time::UnixSeconds;

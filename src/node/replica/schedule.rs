@@ -29,16 +29,16 @@ struct Peer {
 
 /// The schedule.
 #[derive(Debug, Default)]
-pub(super) struct Rounds {
+pub(in crate::node) struct SyncSchedule {
     peers: BTreeMap<PublicKey, Peer>,
     /// Whose turn was last.
     last: Option<PublicKey>,
     turned: Option<Instant>,
 }
 
-impl Rounds {
+impl SyncSchedule {
     /// Who the peers are.
-    pub(super) fn set_peers(&mut self, peers: impl Iterator<Item = PublicKey>) {
+    pub(in crate::node) fn set_peers(&mut self, peers: impl Iterator<Item = PublicKey>) {
         let mut old = std::mem::take(&mut self.peers);
         self.peers = peers
             .map(|id| (id, old.remove(&id).unwrap_or_default()))
@@ -46,7 +46,7 @@ impl Rounds {
     }
 
     /// This node has something to tell everybody.
-    pub(super) fn handle_news(&mut self, now: Instant) {
+    pub(in crate::node) fn handle_news(&mut self, now: Instant) {
         for peer in self.peers.values_mut() {
             peer.due = Some(now);
             peer.failures = 0;
@@ -54,14 +54,14 @@ impl Rounds {
     }
 
     /// The coordinator has confirmed all news: it tells everybody.
-    pub(super) fn handle_confirmed(&mut self) {
+    pub(in crate::node) fn handle_confirmed(&mut self) {
         for peer in self.peers.values_mut() {
             peer.due = None;
         }
     }
 
     /// Whether a peer is reached now.
-    pub(super) fn handle_reach(
+    pub(in crate::node) fn handle_reach(
         &mut self,
         id: &PublicKey,
         reachable: bool,
@@ -78,7 +78,7 @@ impl Rounds {
     }
 
     /// A conversation ended.
-    pub(super) fn handle_ended(&mut self, id: &PublicKey, well: bool, now: Instant) {
+    pub(in crate::node) fn handle_ended(&mut self, id: &PublicKey, well: bool, now: Instant) {
         if let Some(peer) = self.peers.get_mut(id) {
             peer.busy = false;
             peer.failures = if well { 0 } else { peer.failures + 1 };
@@ -90,7 +90,7 @@ impl Rounds {
     }
 
     /// Whom to dial now; `away` is whether the coordinator is.
-    pub(super) fn poll(&mut self, away: bool, now: Instant) -> Vec<PublicKey> {
+    pub(in crate::node) fn poll(&mut self, away: bool, now: Instant) -> Vec<PublicKey> {
         if away
             && self
                 .turned
@@ -141,8 +141,8 @@ mod tests {
         PublicKey([n; 32])
     }
 
-    fn rounds(count: u8) -> Rounds {
-        let mut rounds = Rounds::default();
+    fn rounds(count: u8) -> SyncSchedule {
+        let mut rounds = SyncSchedule::default();
         rounds.set_peers((1..=count).map(id));
         rounds
     }

@@ -30,7 +30,7 @@ const MAX_HELD: usize = 512;
 /// The maximum number of memberships by one token that are held back.
 const MAX_HELD_OF_TOKEN: usize = 32;
 /// The maximum octets of a membership that is held back or vouched for. A membership with 32 tags has less than 3 KiB.
-pub(super) const MAX_OCTETS: usize = 4096;
+pub(in crate::node) const MAX_OCTETS: usize = 4096;
 /// For this long, peers are asked about a membership in each round. From then on, they are asked in one round a minute.
 const EAGER: Duration = Duration::from_secs(300);
 /// A membership that is held back for this long is a problem, since several peers were asked about it by then.
@@ -42,25 +42,25 @@ const MAX_NAMED: usize = 8;
 
 /// The part of the state on disk that changes often.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stored {
+pub(in crate::node) struct Stored {
     /// When this node was last in step with a coordinator, by its own clock.
-    pub(super) in_step: Option<UnixSeconds>,
+    pub(in crate::node) in_step: Option<UnixSeconds>,
 }
 
 /// The part of the state on disk that changes seldom.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct StoredLists {
+pub(in crate::node) struct StoredLists {
     /// Memberships that are held back.
     #[serde(default)]
-    pub(super) held_back: Vec<Envelope>,
+    pub(in crate::node) held_back: Vec<Envelope>,
     /// Nodes whose memberships this node accepted without knowing when they were issued.
     #[serde(default)]
-    pub(super) on_trust: BTreeSet<PublicKey>,
+    pub(in crate::node) on_trust: BTreeSet<PublicKey>,
 }
 
 /// The decision about a membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(in crate::node) enum Verdict {
     /// It was issued just now. It is accepted, and this node vouches for it.
     Witnessed,
     /// It may have been issued while this node was not in step. It is accepted, but this node does not vouch for it.
@@ -71,13 +71,13 @@ pub(super) enum Verdict {
 
 /// What the ledger knows that matters for a membership.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Circumstances<'a> {
+pub(in crate::node) struct Circumstances<'a> {
     /// The token of the membership, if the ledger holds it.
-    pub(super) token: Option<&'a Token>,
+    pub(in crate::node) token: Option<&'a Token>,
     /// Whether the token was revoked.
-    pub(super) is_revoked: bool,
+    pub(in crate::node) is_revoked: bool,
     /// Whether another node has the name that the membership asks for.
-    pub(super) is_name_taken: bool,
+    pub(in crate::node) is_name_taken: bool,
 }
 
 #[derive(Debug)]
@@ -90,7 +90,7 @@ struct HeldBack {
 
 /// The memberships that were held back or accepted on trust, and when this node was last in step with a coordinator.
 #[derive(Debug)]
-pub(super) struct Newcomers {
+pub(in crate::node) struct Newcomers {
     /// When this node was last in step. None if it never was.
     in_step: Option<UnixSeconds>,
     written: Option<UnixSeconds>,
@@ -106,7 +106,7 @@ pub(super) struct Newcomers {
 
 impl Newcomers {
     /// Restores the state from the disk.
-    pub(super) fn new(stored: Stored, lists: StoredLists, now: Instant) -> Self {
+    pub(in crate::node) fn new(stored: Stored, lists: StoredLists, now: Instant) -> Self {
         let held = lists.held_back.into_iter().filter_map(|envelope| {
             let membership = membership_in(&envelope)?;
             Some((membership.id, HeldBack::new(envelope, &membership, now)))
@@ -123,7 +123,7 @@ impl Newcomers {
     }
 
     /// Decides whether `membership` is accepted, which is new to this node and was sent by its coordinator.
-    pub(super) fn judge<'c>(
+    pub(in crate::node) fn judge<'c>(
         &self,
         membership: &Membership,
         wall: UnixSeconds,
@@ -155,7 +155,7 @@ impl Newcomers {
     }
 
     /// Holds a membership back if there is room. Returns whether it is the first one of its node that is held back.
-    pub(super) fn hold_back(
+    pub(in crate::node) fn hold_back(
         &mut self,
         envelope: &Envelope,
         membership: &Membership,
@@ -192,19 +192,19 @@ impl Newcomers {
     }
 
     /// Whether the membership of `node` is held back.
-    pub(super) fn is_held_back(&self, node: &PublicKey) -> bool {
+    pub(in crate::node) fn is_held_back(&self, node: &PublicKey) -> bool {
         self.held.contains_key(node)
     }
 
     /// Whether exactly this membership is held back, and `peer` may vouch for it. No node vouches for itself.
-    pub(super) fn may_release(&self, envelope: &Envelope, peer: &PublicKey) -> bool {
+    pub(in crate::node) fn may_release(&self, envelope: &Envelope, peer: &PublicKey) -> bool {
         self.held
             .iter()
             .any(|(id, held)| id != peer && held.envelope == *envelope)
     }
 
     /// The ledger has accepted a membership of `node`.
-    pub(super) fn handle_accepted(&mut self, node: &PublicKey, witnessed: bool) {
+    pub(in crate::node) fn handle_accepted(&mut self, node: &PublicKey, witnessed: bool) {
         let changed = if witnessed {
             self.on_trust.remove(node)
         } else {
@@ -215,34 +215,37 @@ impl Newcomers {
     }
 
     /// Whether this node vouches for the membership that it holds of `node`.
-    pub(super) fn vouches_for(&self, node: &PublicKey) -> bool {
+    pub(in crate::node) fn vouches_for(&self, node: &PublicKey) -> bool {
         !self.on_trust.contains(node)
     }
 
     /// Keeps only the memberships for which `is_open` returns true. The ledger would refuse the others even if a peer vouched
     /// for them.
-    pub(super) fn retain(&mut self, mut is_open: impl FnMut(&Envelope, &PublicKey) -> bool) {
+    pub(in crate::node) fn retain(
+        &mut self,
+        mut is_open: impl FnMut(&Envelope, &PublicKey) -> bool,
+    ) {
         let before = self.held.len();
         self.held.retain(|id, held| is_open(&held.envelope, id));
         self.is_kept &= self.held.len() == before;
     }
 
     /// Forgets which memberships were accepted on trust, for nodes that `is_member` does not know.
-    pub(super) fn retain_members(&mut self, is_member: impl Fn(&PublicKey) -> bool) {
+    pub(in crate::node) fn retain_members(&mut self, is_member: impl Fn(&PublicKey) -> bool) {
         let before = self.on_trust.len();
         self.on_trust.retain(is_member);
         self.is_kept &= self.on_trust.len() == before;
     }
 
     /// The nodes about whose memberships peers are to be asked now.
-    pub(super) fn asks(&self, now: Instant) -> Vec<PublicKey> {
+    pub(in crate::node) fn asks(&self, now: Instant) -> Vec<PublicKey> {
         let age = |held: &HeldBack| now.saturating_duration_since(held.since);
         let mut due: Vec<(Instant, PublicKey)> = self
             .held
             .iter()
             .filter(|(_, held)| {
                 let age = age(held);
-                age < EAGER || age.as_secs() % 60 < super::peers::ROUND.as_secs() + 1
+                age < EAGER || age.as_secs() % 60 < super::schedule::ROUND.as_secs() + 1
             })
             .map(|(id, held)| (held.since, *id))
             .collect();
@@ -258,7 +261,7 @@ impl Newcomers {
 
     /// Whether memberships were left out because there was no room, and there is room for them now. The caller then requests
     /// all records again.
-    pub(super) fn take_overflowed(&mut self) -> bool {
+    pub(in crate::node) fn take_overflowed(&mut self) -> bool {
         if self.held.len() >= MAX_HELD / 2 {
             return false;
         }
@@ -270,18 +273,18 @@ impl Newcomers {
     }
 
     /// The stream to a coordinator opened. Its store has `revision`, which is 0 if this node is not a member in that store.
-    pub(super) fn handle_opened(&mut self, revision: u64) {
+    pub(in crate::node) fn handle_opened(&mut self, revision: u64) {
         self.target = (revision > 0).then_some(revision);
     }
 
     /// The stream closed.
-    pub(super) fn handle_closed(&mut self) {
+    pub(in crate::node) fn handle_closed(&mut self) {
         self.target = None;
     }
 
     /// A message of the coordinator was received, and this node holds the records up to `revision`. `newest` returns the date
     /// of the newest membership. Returns the time to write to disk, if the time on disk is too old.
-    pub(super) fn handle_heard(
+    pub(in crate::node) fn handle_heard(
         &mut self,
         revision: u64,
         wall: UnixSeconds,
@@ -308,7 +311,7 @@ impl Newcomers {
     }
 
     /// Returns the lists if those on disk are out of date.
-    pub(super) fn unwritten(&self) -> Option<StoredLists> {
+    pub(in crate::node) fn unwritten(&self) -> Option<StoredLists> {
         (!self.is_kept).then(|| StoredLists {
             held_back: self.held.values().map(|h| h.envelope.clone()).collect(),
             on_trust: self.on_trust.clone(),
@@ -316,12 +319,12 @@ impl Newcomers {
     }
 
     /// The lists were written to disk.
-    pub(super) fn handle_written(&mut self) {
+    pub(in crate::node) fn handle_written(&mut self) {
         self.is_kept = true;
     }
 
     /// The problem of memberships that are held back although peers had time to vouch for them.
-    pub(super) fn problem(&self, now: Instant) -> Option<Problem> {
+    pub(in crate::node) fn problem(&self, now: Instant) -> Option<Problem> {
         let held: Vec<&HeldBack> = self
             .held
             .values()
@@ -363,7 +366,7 @@ impl HeldBack {
 }
 
 /// The membership in `envelope`, if its payload is one. No signature is verified.
-pub(super) fn membership_in(envelope: &Envelope) -> Option<Membership> {
+pub(in crate::node) fn membership_in(envelope: &Envelope) -> Option<Membership> {
     match Record::parse(&envelope.payload) {
         Ok((_, Record::Membership(membership))) => Some(membership),
         _ => None,

@@ -17,7 +17,7 @@ use crate::protocol::control::{RefusedReason, RefusedRecord};
 use crate::protocol::local::Problem;
 use crate::records::kinds::{Record, RecordKey, Service};
 
-use super::own_records::name_of;
+use crate::node::own_records::name_of;
 
 /// The pause after this node has published above a record of another machine. It doubles if that happens again within
 /// [`QUIET`].
@@ -60,16 +60,16 @@ struct Refusal {
 
 /// A refused record that is to be offered again.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Due {
-    pub(super) key: RecordKey,
-    pub(super) reason: RefusedReason,
+pub(in crate::node) struct Due {
+    pub(in crate::node) key: RecordKey,
+    pub(in crate::node) reason: RefusedReason,
     /// How often it was refused.
-    pub(super) failures: u32,
+    pub(in crate::node) failures: u32,
 }
 
 /// What the coordinator answered about this node's node record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(in crate::node) enum Taken {
     /// It has not answered yet.
     NotYet,
     /// It accepted the record.
@@ -80,7 +80,7 @@ pub(super) enum Taken {
 
 /// The records of other machines with this node's key, and the records of this node that were refused.
 #[derive(Debug)]
-pub(super) struct OwnWord {
+pub(in crate::node) struct Acceptance {
     node: RecordKey,
     /// The version that a record gets which is made when this program starts.
     started: u64,
@@ -106,9 +106,9 @@ struct Shown {
     what: String,
 }
 
-impl OwnWord {
+impl Acceptance {
     /// Creates the state of the node `id`. `started` is the version that a record gets which is made now.
-    pub(super) fn new(id: &PublicKey, started: u64) -> Self {
+    pub(in crate::node) fn new(id: &PublicKey, started: u64) -> Self {
         Self {
             node: RecordKey {
                 kind: "node".to_owned(),
@@ -129,7 +129,7 @@ impl OwnWord {
     /// A record was received and verified that is signed with this node's key. It is newer than the record that this node
     /// holds under `key`, or it has the same version and another text. Returns a line for the log if it is the first such
     /// record, or the first that was made after this program started.
-    pub(super) fn handle_foreign(
+    pub(in crate::node) fn handle_foreign(
         &mut self,
         key: RecordKey,
         record: &Record,
@@ -187,19 +187,19 @@ impl OwnWord {
     }
 
     /// The version that the next record of this node under `key` has to exceed. `held` is the version of its own record.
-    pub(super) fn last_version(&self, key: &RecordKey, held: u64) -> u64 {
+    pub(in crate::node) fn last_version(&self, key: &RecordKey, held: u64) -> u64 {
         self.foreign
             .get(key)
             .map_or(held, |foreign| foreign.version.max(held))
     }
 
     /// Whether this node's own record under `key` is to be published again although it did not change.
-    pub(super) fn is_overruled(&self, key: &RecordKey, now: Instant) -> bool {
+    pub(in crate::node) fn is_overruled(&self, key: &RecordKey, now: Instant) -> bool {
         self.may_overtake(now) && self.foreign.get(key).is_some_and(Foreign::is_open)
     }
 
     /// The services that another machine published with this node's key, except those in `known`, without instances.
-    pub(super) fn foreign_services(
+    pub(in crate::node) fn foreign_services(
         &self,
         id: &PublicKey,
         known: &BTreeSet<String>,
@@ -232,12 +232,17 @@ impl OwnWord {
     }
 
     /// Whether this node is to publish now above a record of another machine.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    pub(in crate::node) fn is_due(&self, now: Instant) -> bool {
         self.may_overtake(now) && self.foreign.values().any(Foreign::is_open)
     }
 
     /// This node published its record under `key` with `version`.
-    pub(super) fn handle_published(&mut self, key: &RecordKey, version: u64, now: Instant) {
+    pub(in crate::node) fn handle_published(
+        &mut self,
+        key: &RecordKey,
+        version: u64,
+        now: Instant,
+    ) {
         let Some(foreign) = self.foreign.get_mut(key) else {
             return;
         };
@@ -249,7 +254,7 @@ impl OwnWord {
     }
 
     /// This node's own ledger refused a record that was to be published. The node tries again after a pause.
-    pub(super) fn handle_unpublished(&mut self, now: Instant) {
+    pub(in crate::node) fn handle_unpublished(&mut self, now: Instant) {
         if self.is_due(now) {
             self.slow_down(now);
         }
@@ -268,19 +273,19 @@ impl OwnWord {
     }
 
     /// The stream opened. This node's records are offered again.
-    pub(super) fn handle_opened(&mut self, now: Instant) {
+    pub(in crate::node) fn handle_opened(&mut self, now: Instant) {
         self.offered.clear();
         self.opened = Some(now);
     }
 
     /// The stream closed. The open publications get no answer.
-    pub(super) fn handle_closed(&mut self) {
+    pub(in crate::node) fn handle_closed(&mut self) {
         self.offered.clear();
         self.opened = None;
     }
 
     /// Exactly these records were published with the number `sequence`.
-    pub(super) fn handle_offered(&mut self, sequence: u64, keys: Vec<RecordKey>) {
+    pub(in crate::node) fn handle_offered(&mut self, sequence: u64, keys: Vec<RecordKey>) {
         if self.offered.len() >= MAX_OFFERED {
             self.offered.pop_first();
         }
@@ -289,7 +294,7 @@ impl OwnWord {
 
     /// The coordinator answered the publication `sequence`. Returns a line for the log for each record that it refused for a
     /// new reason.
-    pub(super) fn handle_answer(
+    pub(in crate::node) fn handle_answer(
         &mut self,
         sequence: u64,
         texts: &[String],
@@ -361,7 +366,7 @@ impl OwnWord {
     }
 
     /// The refused records that are to be offered again now.
-    pub(super) fn poll_again(&mut self, now: Instant) -> Vec<Due> {
+    pub(in crate::node) fn poll_again(&mut self, now: Instant) -> Vec<Due> {
         let due = self.refused.iter_mut().filter(|(_, r)| r.again <= now);
         due.map(|(key, refusal)| {
             // An answer of the coordinator sets the next time. There may be no answer.
@@ -376,17 +381,17 @@ impl OwnWord {
     }
 
     /// Forgets refusals of records that this node no longer has.
-    pub(super) fn retain(&mut self, mut is_held: impl FnMut(&RecordKey) -> bool) {
+    pub(in crate::node) fn retain(&mut self, mut is_held: impl FnMut(&RecordKey) -> bool) {
         self.refused.retain(|key, _| is_held(key));
     }
 
     /// What the coordinator answered about this node's node record.
-    pub(super) fn taken(&self) -> &Taken {
+    pub(in crate::node) fn taken(&self) -> &Taken {
         &self.taken
     }
 
     /// The problems with this node's own records.
-    pub(super) fn problems(&self, now: Instant) -> Vec<Problem> {
+    pub(in crate::node) fn problems(&self, now: Instant) -> Vec<Problem> {
         let mut problems = Vec::new();
         if let Some(shown) = &self.shown {
             let age = now.saturating_duration_since(shown.seen);

@@ -12,8 +12,8 @@ fn id() -> PublicKey {
     SigningKey::from_seed(&[1; 32]).public()
 }
 
-fn word() -> OwnWord {
-    OwnWord::new(&id(), START * 1000)
+fn word() -> Acceptance {
+    Acceptance::new(&id(), START * 1000)
 }
 
 fn key(kind: &str, name: &str) -> RecordKey {
@@ -59,7 +59,7 @@ fn millis(seconds_after_start: i64) -> u64 {
     START.saturating_add_signed(seconds_after_start) * 1000
 }
 
-fn whats(word: &OwnWord, now: Instant) -> Vec<String> {
+fn whats(word: &Acceptance, now: Instant) -> Vec<String> {
     word.problems(now).into_iter().map(|p| p.what).collect()
 }
 

@@ -10,9 +10,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::exchange::{Exchange, Step};
-use super::gate::{Cost, PROOF_LIMIT};
-use super::refusals::Offences;
+use super::inbound_limit::{Cost, PROOF_LIMIT};
 use super::{Ask, Toll};
+use crate::node::replica::refusals::Offences;
 use crate::protocol::gossip::{MAX_FRAME, MAX_UNPROVEN_FRAME, PeerMessage};
 
 /// How long the other may take for one message, in or out.

@@ -60,7 +60,7 @@ pub(super) struct Cost {
 }
 
 #[derive(Debug)]
-struct Guest {
+struct PeerQuota {
     connections: Bucket,
     conversations: Bucket,
     octets: Bucket,
@@ -68,7 +68,7 @@ struct Guest {
     writes: Bucket,
 }
 
-impl Guest {
+impl PeerQuota {
     fn new(now: Instant) -> Self {
         Self {
             connections: Bucket::full(CONNECTIONS, now),
@@ -110,25 +110,27 @@ pub(super) enum Proved {
     Refused,
 }
 
-/// The gate. It knows as many guests as there are members at most: nobody else is asked about.
+/// The gate. It knows as many quotas as there are members at most: nobody else is asked about.
 #[derive(Debug, Default)]
-pub(super) struct Gate {
-    guests: BTreeMap<PublicKey, Guest>,
+pub(super) struct InboundLimit {
+    quotas: BTreeMap<PublicKey, PeerQuota>,
     /// The unproven connections by number, and so in the order in which they came.
     unproven: BTreeMap<u64, PublicKey>,
     proven: BTreeMap<PublicKey, u64>,
     last: u64,
 }
 
-impl Gate {
-    fn guest(&mut self, peer: PublicKey, now: Instant) -> &mut Guest {
-        self.guests.entry(peer).or_insert_with(|| Guest::new(now))
+impl InboundLimit {
+    fn quota(&mut self, peer: PublicKey, now: Instant) -> &mut PeerQuota {
+        self.quotas
+            .entry(peer)
+            .or_insert_with(|| PeerQuota::new(now))
     }
 
-    /// Admits a connection from the address of `peer`, if its rate allows that. The caller calls [`Gate::handle_ended`] when an
+    /// Admits a connection from the address of `peer`, if its rate allows that. The caller calls [`InboundLimit::handle_ended`] when an
     /// admitted connection ends.
     pub(super) fn admit(&mut self, peer: PublicKey, now: Instant) -> Option<Admitted> {
-        if !self.guest(peer, now).connections.take(now) {
+        if !self.quota(peer, now).connections.take(now) {
             return None;
         }
         let count = |of: &PublicKey| self.unproven.values().filter(|id| *id == of).count();
@@ -161,7 +163,7 @@ impl Gate {
         self.unproven.remove(&number);
         let before = self.proven.get(&peer).copied();
         if before.is_none() && self.proven.len() >= MAX_PROVEN
-            || !self.guest(peer, now).conversations.take(now)
+            || !self.quota(peer, now).conversations.take(now)
         {
             return Proved::Refused;
         }
@@ -188,17 +190,17 @@ impl Gate {
 
     /// A message of `peer` was processed. Returns how long to wait before the next one is read.
     pub(super) fn charge(&mut self, peer: PublicKey, cost: Cost, now: Instant) -> Duration {
-        let guest = self.guest(peer, now);
-        let octets = spend(&mut guest.octets, cost.octets, now);
-        let signatures = spend(&mut guest.signatures, cost.signatures, now);
-        let writes = spend(&mut guest.writes, cost.writes, now);
+        let quota = self.quota(peer, now);
+        let octets = spend(&mut quota.octets, cost.octets, now);
+        let signatures = spend(&mut quota.signatures, cost.signatures, now);
+        let writes = spend(&mut quota.writes, cost.writes, now);
         octets.max(signatures).max(writes)
     }
 
     /// Forgets nodes that are no longer peers, once each rate allows them the full burst again.
     pub(super) fn retain(&mut self, is_peer: impl Fn(&PublicKey) -> bool, now: Instant) {
-        self.guests
-            .retain(|id, guest| is_peer(id) || !guest.is_fresh(now));
+        self.quotas
+            .retain(|id, quota| is_peer(id) || !quota.is_fresh(now));
     }
 }
 
@@ -210,14 +212,14 @@ mod tests {
         PublicKey([n; 32])
     }
 
-    fn number(gate: &mut Gate, peer: u8, now: Instant) -> u64 {
+    fn number(gate: &mut InboundLimit, peer: u8, now: Instant) -> u64 {
         gate.admit(id(peer), now).expect("a place").number
     }
 
     #[test]
     fn silent_connections_from_a_nodes_address_keep_its_own_conversation_out_for_no_moment() {
         let now = Instant::now();
-        let mut gate = Gate::default();
+        let mut gate = InboundLimit::default();
         let silent: Vec<u64> = (0..10).map(|_| number(&mut gate, 1, now)).collect();
         let own = gate.admit(id(1), now).expect("a place");
         assert_eq!(own.ends, Some(silent[10 - MAX_UNPROVEN_OF_ONE]));
@@ -236,7 +238,7 @@ mod tests {
     #[test]
     fn a_peer_has_one_conversation_and_the_newest_is_the_one() {
         let now = Instant::now();
-        let mut gate = Gate::default();
+        let mut gate = InboundLimit::default();
         let first = number(&mut gate, 1, now);
         assert_eq!(gate.prove(first, id(1), now), Proved::GoesOn { ends: None });
         let second = number(&mut gate, 1, now);
@@ -254,7 +256,7 @@ mod tests {
     #[test]
     fn unproven_connections_from_many_addresses_take_nothing_from_one_that_has_few() {
         let now = Instant::now();
-        let mut gate = Gate::default();
+        let mut gate = InboundLimit::default();
         for peer in 1..=200 {
             for _ in 0..MAX_UNPROVEN_OF_ONE {
                 number(&mut gate, peer, now);
@@ -273,7 +275,7 @@ mod tests {
     #[test]
     fn a_peer_that_asks_too_often_waits_and_keeps_nobody_else_out() {
         let now = Instant::now();
-        let mut gate = Gate::default();
+        let mut gate = InboundLimit::default();
         let mut begun = |peer, now| {
             let begun = (0..200).filter(|_| {
                 let Some(admitted) = gate.admit(id(peer), now) else {
@@ -290,9 +292,9 @@ mod tests {
         let later = now + Duration::from_secs(2);
         assert_eq!(begun(1, later), 2 * CONVERSATIONS.per_second as u64);
         gate.retain(|_| false, later);
-        assert!(gate.guests.contains_key(&id(1)), "it has spent");
+        assert!(gate.quotas.contains_key(&id(1)), "it has spent");
         gate.retain(|_| false, later + Duration::from_secs(60));
-        assert!(gate.guests.is_empty());
+        assert!(gate.quotas.is_empty());
     }
 
     #[test]
@@ -321,7 +323,7 @@ mod tests {
             ),
         ] {
             let unit = cost.signatures + cost.octets + cost.writes;
-            let mut gate = Gate::default();
+            let mut gate = InboundLimit::default();
             let start = Instant::now();
             let (mut now, mut spent) = (start, 0);
             let minute = Duration::from_secs(60);
@@ -339,7 +341,7 @@ mod tests {
             assert_eq!(gate.charge(id(2), cost, now), Duration::ZERO);
         }
         // The wait is bounded for any cost.
-        let (mut gate, now) = (Gate::default(), Instant::now());
+        let (mut gate, now) = (InboundLimit::default(), Instant::now());
         let cost = Cost {
             octets: u64::MAX,
             ..Cost::default()

@@ -4,10 +4,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | [`exchange`] | one conversation, pure |
-//! | [`rounds`] | whom to dial when, pure |
-//! | [`gate`] | limits how many conversations others may begin and what a peer may cost, pure |
-//! | [`renewal`] | which records are accepted from a peer, pure |
-//! | [`refusals`] | counts the records of peers that were refused, pure |
+//! | [`inbound_limit`] | limits how many conversations others may begin and what a peer may cost, pure |
 //! | [`session`] | carries a conversation over its socket |
 //!
 //! The sockets are bound to the tunnel device: nobody outside the tunnel can speak to them. Who is on the other side
@@ -16,10 +13,8 @@
 //! leaves a node with the conversations it begins itself, which bring records both ways.
 
 mod exchange;
-mod gate;
-pub(super) mod refusals;
-pub(super) mod renewal;
-mod rounds;
+mod inbound_limit;
+
 mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,10 +30,10 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use self::exchange::{Exchange, Opening};
-use self::gate::{Cost, Gate, Proved};
-use self::refusals::Verdict;
-pub(super) use self::rounds::ROUND;
-use self::rounds::Rounds;
+use self::inbound_limit::{Cost, InboundLimit, Proved};
+use super::replica::refusals::Verdict;
+
+use super::replica::schedule::SyncSchedule;
 use crate::model::{PublicKey, SigningKey};
 use crate::protocol::gossip::PORT;
 use crate::records::Envelope;
@@ -83,7 +78,7 @@ struct Directory {
 /// The conversations of this node.
 pub(super) struct Peers {
     line: Line,
-    rounds: Rounds,
+    rounds: SyncSchedule,
     /// Own records that the coordinator has not confirmed.
     pub(super) news: BTreeSet<RecordKey>,
     /// Since when it has not, although it is connected.
@@ -108,10 +103,13 @@ struct Line {
 
 /// The gate, and the tasks of the connections that it admitted.
 #[derive(Debug, Default)]
-struct TollGate(Mutex<(Gate, BTreeMap<u64, AbortHandle>)>);
+struct TollGate(Mutex<(InboundLimit, BTreeMap<u64, AbortHandle>)>);
 
 impl TollGate {
-    fn with<T>(&self, act: impl FnOnce(&mut Gate, &mut BTreeMap<u64, AbortHandle>) -> T) -> T {
+    fn with<T>(
+        &self,
+        act: impl FnOnce(&mut InboundLimit, &mut BTreeMap<u64, AbortHandle>) -> T,
+    ) -> T {
         // A panic under the lock cannot leave the gate and the tasks half changed.
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (gate, tasks) = &mut *held;
@@ -191,7 +189,7 @@ impl Peers {
         let listener = tokio::spawn(listen(line.clone()));
         let peers = Self {
             line,
-            rounds: Rounds::default(),
+            rounds: SyncSchedule::default(),
             news: BTreeSet::new(),
             unconfirmed: None,
             holdings: None,

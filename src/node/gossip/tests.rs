@@ -112,7 +112,7 @@ async fn silent_connections_from_a_peers_address_do_not_keep_its_own_conversatio
     let begun = Instant::now();
     talk_to(at, vec![]).await.expect("it is heard");
     assert!(
-        begun.elapsed() < gate::PROOF_LIMIT,
+        begun.elapsed() < inbound_limit::PROOF_LIMIT,
         "it did not wait for those that are silent to be given up"
     );
     // The silent connections end by themselves, and no state of them remains.
@@ -152,7 +152,7 @@ async fn one_that_says_hello_slowly_is_given_up_by_one_limit_for_all_of_it() {
         () = sleep(PATIENCE) => panic!("it is listened to for ever"),
     }
     assert!(answer.is_empty());
-    assert!(begun.elapsed() >= gate::PROOF_LIMIT / 2);
+    assert!(begun.elapsed() >= inbound_limit::PROOF_LIMIT / 2);
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn who_has_not_proved_who_it_is_is_not_listened_to_at_length() {
         .expect("room");
     let begun = Instant::now();
     assert!(is_ended(&mut stream).await);
-    assert!(begun.elapsed() < gate::PROOF_LIMIT);
+    assert!(begun.elapsed() < inbound_limit::PROOF_LIMIT);
     // A connection that names another node ends as well.
     let mut stream = connect_to(at).await;
     let hello = PeerMessage::Hello {

@@ -61,20 +61,20 @@ impl PeerRefusals {
 
 /// The refused records of one conversation.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Offences {
+pub(in crate::node) struct Offences {
     all: u32,
     own: u32,
 }
 
 impl Offences {
     /// Adds the offences of a message.
-    pub(super) fn add(&mut self, verdict: &Verdict) {
+    pub(in crate::node) fn add(&mut self, verdict: &Verdict) {
         self.all = self.all.saturating_add(verdict.offences);
         self.own = self.own.saturating_add(verdict.own_offences);
     }
 
     /// Whether the conversation has to end.
-    pub(super) fn is_over(&self) -> bool {
+    pub(in crate::node) fn is_over(&self) -> bool {
         self.all > MAX_OFFENCES || self.own >= MAX_OWN_OFFENCES
     }
 }
