@@ -68,6 +68,7 @@ mod n21_texts_of_coordinators;
 mod n22_tokens_in_the_process_list;
 mod n23_token_files;
 mod n24_watchdog;
+mod n25_overflow_checks;
 mod n26_strangers;
 mod node_kit;
 mod threat_model;
