@@ -128,7 +128,7 @@ fn configuration() -> String {
     text
 }
 
-/// What one client saw.
+/// The measurements of one client.
 struct Figures {
     sent: u64,
     /// Microseconds, sorted.

@@ -34,7 +34,7 @@ struct Arguments {
     /// Takes the offloads of the network between the ends away.
     #[arg(long)]
     plain_nic: bool,
-    /// What to measure beside meshd: raw, wireguard-go, boringtun, gotatun.
+    /// The programs to measure beside meshd: raw, wireguard-go, boringtun, gotatun.
     peers: Vec<String>,
     /// What `cargo bench` adds.
     #[arg(long, hide = true)]
@@ -49,7 +49,7 @@ const PROGRAMS: [(&str, &str, &[&str]); 4] = [
     ("gotatun", "BIN_GOTATUN", &["gotatun", "gotatun-cli"]),
 ];
 
-/// What is measured, in the table's order.
+/// The measurements, in the order of the table.
 const FIGURES: [&str; 12] = [
     "TCP one stream, Gbit/s",
     "TCP four streams, Gbit/s",

@@ -1,4 +1,4 @@
-//! What the steps of the data plane cost, one core, no system calls.
+//! The cost of each step of the data plane, on one core and without system calls.
 //!
 //! ```text
 //! cargo bench --bench dataplane

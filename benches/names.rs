@@ -1,4 +1,4 @@
-//! What the names of a large mesh cost a node: memory, and the time from a record that came to answers that show it.
+//! The cost of the names of a large mesh for a node: memory, and the time from a received record to answers that contain it.
 //!
 //! ```text
 //! cargo bench --bench names -- [SERVICES]...

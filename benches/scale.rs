@@ -1,4 +1,4 @@
-//! What many peers, forged handshakes and many nodes at once do to `meshd wireguard`.
+//! `meshd wireguard` with many peers, with forged handshakes, and among many nodes at once.
 //!
 //! ```text
 //! cargo bench --bench scale [-- peers | flood | mesh]

@@ -19,7 +19,7 @@ const PACKET: usize = 28 + INITIATION;
 /// Packets for one system call.
 const BATCH: usize = 50;
 
-/// What is sent.
+/// The kind of packets that are sent.
 pub(crate) struct Flood {
     initiations: Vec<Vec<u8>>,
     victim: Ipv4Addr,

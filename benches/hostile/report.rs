@@ -40,7 +40,7 @@ impl Times {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
-    /// What the attacker achieved, in words.
+    /// A description of the attacker's result.
     pub(crate) came_through: String,
     /// `None` if the attacker was in the place of the coordinator.
     pub(crate) coordinator: Option<Usage>,

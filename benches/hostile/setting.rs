@@ -30,7 +30,7 @@ pub(crate) struct Setting {
     pub(crate) token: JoinToken,
 }
 
-/// What an attack is given: the mesh, and the time at which the attack ends.
+/// The input of an attack: the mesh, and the time at which the attack ends.
 pub(crate) struct Ground<'a> {
     pub(crate) setting: &'a Setting,
     pub(crate) until: Instant,

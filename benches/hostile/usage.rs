@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What a process used between the beginning and the end of a measurement.
+/// The resources that a process used during a measurement.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Usage {
     /// The greatest resident size in bytes, above that at the beginning.

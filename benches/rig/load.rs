@@ -8,7 +8,7 @@ use meshd::testbed::Running;
 
 use super::Node;
 
-/// What came through.
+/// The load that arrived.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flow {
     /// Octets of payload received.

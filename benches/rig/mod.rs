@@ -52,7 +52,7 @@ pub(crate) struct Node {
     pub(crate) address: Ipv4Addr,
 }
 
-/// A peer as another node is told of it.
+/// A peer as another node's configuration has it.
 pub(crate) struct Peer {
     pub(crate) key: PublicKey,
     pub(crate) endpoint: Option<Ipv4Addr>,

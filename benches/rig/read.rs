@@ -1,4 +1,4 @@
-//! What the kernel counts: CPU time and memory (proc(5)).
+//! CPU time and memory as the kernel counts them (proc(5)).
 
 use std::fs;
 use std::time::Duration;

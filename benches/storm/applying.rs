@@ -1,4 +1,4 @@
-//! What records cost a node: a snapshot and a change, verified and made into what it acts on and answers from.
+//! The cost of records for a node: it verifies a snapshot and a change, and computes its map and its zone from them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
@@ -16,7 +16,7 @@ use crate::node::{label, own_records, service};
 /// Changes applied, one after the other.
 const CHANGES: usize = 200;
 
-/// What a node holds in memory, besides its tunnel.
+/// The parts of a node in memory, without its tunnel.
 struct Held {
     ledger: Ledger,
     netmap: Netmap,
@@ -70,7 +70,7 @@ pub(crate) fn measure(nodes: usize, services: usize) {
     drop(held.zone);
 }
 
-/// What a node computes of its ledger when it has a new one.
+/// The values that a node computes from a new ledger.
 fn derived(ledger: &Ledger, own: PublicKey) -> (Netmap, Zone) {
     let netmap = ledger.netmap();
     let zone = with_input(&netmap, own, Zone::build);

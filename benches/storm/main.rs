@@ -4,7 +4,7 @@
 //! cargo bench --bench storm -- [NODES [SERVICES [MORE]]]      default: 1000 10 10000
 //! ```
 //!
-//! Each simulated node speaks through the very control stream that meshd has, and does nothing with what it hears. The
+//! Each simulated node uses the control stream of meshd itself, and ignores the records that it receives. The
 //! coordinator is a process of its own, measured by what the kernel says of it (proc(5)). Printed are its memory, its
 //! CPU while nothing happens, how long one change takes to all nodes, how long all take to be back after `kill -9` and a
 //! restart, and what a change costs once the store holds the records of MORE nodes; before all that, what the records of
@@ -119,7 +119,7 @@ async fn storm(nodes: usize, services: usize, more: usize) {
     if more <= nodes {
         return;
     }
-    // Only one node is told of all that comes.
+    // Only one node counts everything that it receives.
     sims.truncate(1);
     let publisher = sims.remove(0);
     let begun = Instant::now();

@@ -30,13 +30,13 @@ pub(crate) struct Member {
     block: Block,
 }
 
-/// What simulated nodes hear.
+/// The messages that simulated nodes receive.
 pub(crate) enum Heard {
     /// A stream is open.
     Opened(Instant),
     /// The service that is measured has changed.
     Change(Instant),
-    /// What was published is on disk.
+    /// The published record is on disk.
     Stored,
 }
 

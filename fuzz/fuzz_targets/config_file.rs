@@ -1,4 +1,4 @@
-//! `meshd.toml`: whatever is wrong with it is said in one line.
+//! `meshd.toml`: every fault in it is reported in one line.
 #![no_main]
 
 use clap::Parser as _;

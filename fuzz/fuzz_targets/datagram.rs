@@ -1,4 +1,4 @@
-//! WireGuard messages: told apart by their type and length, and opened by a state that waits for an answer.
+//! WireGuard messages: classified by type and length, then decrypted by a state that waits for an answer.
 #![no_main]
 
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! What programs of a version said, as files: read by those of this version for ever, and written by it as it is.
+//! Messages of each protocol version, as files. Every later version reads them, and this version writes exactly the same.
 //!
 //! `tests/fixtures/protocol-N` holds one message a line. A change that is meant to stay within a version adds lines; to write
 //! those of this version anew after one, set `UPDATE_FIXTURES=1`. Those of former versions are never written again.
@@ -357,7 +357,7 @@ where
     for (line, message) in lines.iter().zip(messages) {
         assert_eq!(&read::<M>(line), message);
     }
-    // What each version said is understood, whatever else.
+    // This version understands the messages of each version.
     for other in directories() {
         let path = other.join(format!("{name}.jsonl"));
         let text = std::fs::read_to_string(&path).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What is no request, or none this API takes: refused, and the coordinator goes on.
+//! The coordinator refuses input that is no valid request, and continues.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

@@ -43,7 +43,7 @@ const MIDDLE: &[&str] = &[
     "model",
 ];
 
-/// What the command line imports.
+/// The parts that the command line imports.
 const UPPER: &[&str] = &[
     "testbed",
     "tunnel",
@@ -115,7 +115,7 @@ const SHELLS: &[&str] = &[
     "firewall/ports.rs",
 ];
 
-/// What only a shell may name: clocks, files, processes, sockets, randomness, runtimes.
+/// The words that only a shell may use: clocks, files, processes, sockets, randomness, runtimes.
 const EFFECTS: &[&str] = &[
     "Instant::now",
     "SystemTime::now",

@@ -89,7 +89,7 @@ fn the_files_of_a_folder_do_not_use_each_other_in_a_circle() {
 
 /// Something over its limit.
 struct Fault {
-    /// What it is called in the list of exceptions: the file, and the name inside the file if the fault is not the file's.
+    /// Its name in the list of exceptions: the file, and the name inside the file unless the whole file is over its limit.
     name: String,
     has: usize,
     limit: usize,
@@ -291,7 +291,7 @@ fn circles(sources: &[Source]) -> Vec<String> {
     found
 }
 
-/// What the `mod.rs` of each folder re-exports from its modules: by folder and name, the module's path.
+/// The re-exports in the `mod.rs` of each folder: the module's path by folder and name.
 type Exports = BTreeMap<(Vec<String>, String), Vec<String>>;
 
 fn exports(sources: &[Source]) -> Exports {

@@ -1,4 +1,4 @@
-//! What goes wrong before there is an answer: each is one line and the right exit status.
+//! Failures before an answer arrives: each one prints one line and exits with the right status.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;

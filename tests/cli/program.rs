@@ -18,7 +18,7 @@ pub(crate) fn token() -> String {
     .to_string()
 }
 
-/// What a run of meshctl gave.
+/// The output and the exit status of a run of meshctl.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ran {
     /// Exit status.

@@ -1,4 +1,4 @@
-//! A machine whose kernel cannot be told to map addresses.
+//! A machine whose kernel cannot map addresses.
 
 use crate::hosts::Hosts;
 

@@ -7,7 +7,7 @@ use crate::hosts::{ECHO, Hosts, PORT};
 /// Datagrams of each kind.
 const COUNT: &str = "10000";
 
-/// What the server counted, by source.
+/// The requests that the server counted for each source address.
 fn counted(hosts: &Hosts, server: Ipv4Addr) -> Vec<(String, u64)> {
     let server = format!("{server}:{PORT}");
     hosts

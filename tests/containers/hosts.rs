@@ -255,7 +255,7 @@ impl Hosts {
             .map_err(|error| error.to_string())
     }
 
-    /// What runs the test's program on a host, or in a container.
+    /// The place where the test's program runs: a host, or a container.
     pub(crate) fn words<'a>(&'a self, container: &'a str, words: &[&'a str]) -> Vec<&'a str> {
         let way = if container.is_empty() {
             vec![self.echo()]

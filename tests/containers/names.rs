@@ -1,4 +1,4 @@
-//! What instances of containers are called: as the container and its node are called now, whatever they were called before.
+//! The names of instances follow the present names of their container and of their node.
 
 use crate::hosts::{ECHO, Hosts, IMAGE, PORT};
 

@@ -83,7 +83,7 @@ fn a_container_on_the_network_mesh_knows_its_address_and_is_known_by_it() {
         let block = hosts.status(n).node.expect("it has joined").block_v4;
         assert!(block.contains(&instance), "{instance} of {block}");
     }
-    // What the software itself sees.
+    // The address that the software finds on its own interface.
     let shown = hosts.docker(1, &["exec", "own", "ip", "-4", "-o", "addr", "show"]);
     assert!(shown.contains(&format!("inet {own_1}/")), "{shown}");
 

@@ -78,7 +78,7 @@ fn from_every_position_a_service_is_reached_by_name_and_sees_who_calls() {
     println!("{} of {} ways work", shown.len() - wrong.len(), shown.len());
     assert!(wrong.is_empty(), "{wrong:#?}");
 
-    // What leads nowhere says so at once, which a client sees as a refusal and not as its own time limit.
+    // An address without an instance refuses connections at once, so a client does not have to wait for its own time limit.
     let block = hosts.status(1).node.expect("it has joined").block_v4;
     let dead = block.hosts().nth(200).expect("the block is large");
     for (position, n, container, _) in positions {

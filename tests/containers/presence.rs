@@ -67,7 +67,7 @@ fn what_is_taken_away_comes_back_and_a_stop_leaves_the_machine_as_it_was() {
     ] {
         let began = Instant::now();
         hosts.exec(1, &["sh", "-c", damage]);
-        // What Docker itself adds to its chain stays; ours is looked for in all that is shown.
+        // Docker's own rules stay in its chain, so the test searches for our rule among all rules.
         let ours = |text: &str| {
             let mut lines: Vec<String> = Vec::new();
             let mut inside = false;

@@ -13,7 +13,7 @@ const STARTS: (usize, usize) = (100, 34);
 /// Only a hang takes that long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What happens to containers, with the nanosecond at which the engine says that it did.
+/// The events of containers, with the time in nanoseconds that the engine reports for each one.
 fn events(hosts: &Hosts, n: usize) -> mpsc::Receiver<(String, u128)> {
     let (sender, receiver) = mpsc::channel();
     let socket = hosts.nodes[n].host().path("/run/docker.sock");

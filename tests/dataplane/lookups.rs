@@ -1,4 +1,4 @@
-//! Who owns an address, against trying every prefix.
+//! The owner of an address, compared with the result of a search through all prefixes.
 
 use std::net::IpAddr;
 

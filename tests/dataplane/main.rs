@@ -1,4 +1,4 @@
-//! What the data plane promises of every packet: no allocation, no replay delivered, the right owner of each address.
+//! The promises of the data plane for every packet: no allocation, no delivery of a replay, the right owner of each address.
 //!
 //! The whole program counts allocations, by thread.
 

@@ -77,7 +77,7 @@ fn assert_others_go_on(mesh: &SmallMesh, ledger: &mut Ledger, thieves: &[Member]
     assert_taken(ledger.apply(newcomer.membership.clone()));
     assert_taken(ledger.apply(newcomer.node().signed_by(newcomer.key())));
     assert_taken(ledger.apply(newcomer.service("web").signed_by(newcomer.key())));
-    // No record of the mesh key is refused for lack of room, whatever its kind.
+    // No record of the mesh key is refused for lack of room. Its kind makes no difference.
     let tokens = (0..600u32).map(|n| {
         let seed: [u8; 32] = std::array::from_fn(|at| n.to_be_bytes()[at % 4]);
         mesh.by_mesh_key(&record::token(SigningKey::from_seed(&seed).public()))

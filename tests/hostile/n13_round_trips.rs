@@ -40,7 +40,7 @@ fn reply(v6: bool, identifier: u16, sequence: u16, carried: [u8; 8]) -> Vec<u8> 
     echo
 }
 
-/// What the attacker does. It has the keys of a peer, so it receives the probes that are sent to that peer.
+/// The state of the attacker. It has the keys of a peer, so it receives the probes that are sent to that peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Plan {
@@ -58,9 +58,9 @@ struct Attacker<'a> {
     host: &'a Host,
     victim: (Ipv4Addr, Ipv6Addr),
     plan: AtomicU8,
-    /// What the probes that it received carried.
+    /// The contents of the probes that it received.
     seen: Mutex<Vec<[u8; 8]>>,
-    /// What the probes that it answered carried.
+    /// The contents of the probes that it answered.
     answered: Mutex<Vec<[u8; 8]>>,
 }
 
@@ -129,7 +129,7 @@ impl Attacker<'_> {
         self.seen.lock().expect("no panic").push(carried);
     }
 
-    /// What forged replies carry: times in microseconds since the start of the victim's tunnel, numbers next to what the last probe
+    /// The contents of forged replies: times in microseconds since the start of the victim's tunnel, numbers next to what the last probe
     /// carried, and what answered probes carried. What an unanswered probe carries is never among them.
     fn forgeries(&self) -> Vec<[u8; 8]> {
         let times = [0u64, 1, 1_000_000, 2_000_000, u64::MAX];

@@ -1,4 +1,4 @@
-//! What becomes of `meshd wireguard` when its interface is moved, renamed or deleted.
+//! `meshd wireguard` continues when its interface is moved or renamed, and ends when it is deleted.
 
 use std::time::Duration;
 

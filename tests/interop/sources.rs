@@ -80,7 +80,7 @@ fn the_source_is_chosen_anew_when_the_route_changes_or_an_endpoint_is_set() {
 #[test]
 fn an_address_of_another_interface_in_the_same_network_is_answered_from() {
     let Some(pair) = meshd() else { return };
-    // The route to the network stays that of the first interface, whatever the second one hears.
+    // The route to the network stays that of the first interface, although the second one receives the packets.
     pair.second_interface(0);
     for _ in 0..2 {
         pair.set_endpoint(1, &port("198.51.100.220"));

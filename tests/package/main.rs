@@ -1,4 +1,4 @@
-//! What is installed and what is promised beside the programs: units, example configuration, the README's commands.
+//! The files beside the programs: units, example configurations, and the commands of the README.
 
 mod fuzz;
 mod readme;

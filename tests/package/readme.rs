@@ -41,7 +41,7 @@ fn a_program_that_nothing_built_or_installed_is_found() {
     );
 }
 
-/// What the indented commands of a README use before a command above made it, and files that are not there at all.
+/// Programs that the indented commands of a README use before a command above built or installed them, and files that do not exist.
 fn out_of_order(readme: &str) -> Vec<String> {
     let (mut built, mut installed) = (BTreeSet::new(), BTreeSet::new());
     let mut faults = Vec::new();

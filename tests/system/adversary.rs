@@ -148,7 +148,7 @@ fn forge(held: &Envelope, change: impl Fn(&mut Record), own: &[&SigningKey]) -> 
 }
 
 struct Stolen {
-    /// What the real coordinator has, verified.
+    /// The records of the real coordinator, verified.
     ledger: Ledger,
     /// A service record that has been replaced since.
     outdated: Envelope,
@@ -376,7 +376,7 @@ fn nodes_accept_nothing_from_a_coordinator_that_lies() {
 
     let mesh_key = JoinToken::parse(&tokens[0]).expect("a token").mesh_key;
     let mut ledger = Ledger::new(mesh_key);
-    // In whatever order they stand in the store: those that rest on others come in when those are there.
+    // The records come in any order. Records that depend on others are accepted once those are held.
     for _ in 0..4 {
         for envelope in &truth {
             let _ = ledger.apply(envelope.clone());
@@ -408,7 +408,7 @@ fn nodes_accept_nothing_from_a_coordinator_that_lies() {
             && (0..3).all(|n| mesh.status(n).coordinator.is_some_and(|c| c.connected))
     });
 
-    // What is true still comes through, after all the lies: so the lies have been read.
+    // A true record still arrives after all forged ones, which shows that the node has read the forged ones.
     let ended = mesh.on(2, &["service", "add", "cache", "--port", "11211"]);
     assert_eq!(ended.code, 0, "{ended:?}");
     mesh.wait_until("the truth comes through", || {

@@ -1,4 +1,4 @@
-//! What people get wrong: each is one clear line and the right exit code, and nothing is lost by it.
+//! Mistakes of users: each one gives one clear line and the right exit code, and loses nothing.
 
 use std::io::Write as _;
 use std::net::TcpListener;

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::mesh::Mesh;
 use crate::stand_in::{Socket, frame, stand_in};
 
-/// What a coordinator that means harm has heard and done.
+/// The messages that a hostile coordinator received, and its actions.
 #[derive(Default)]
 struct Ruse {
     refusals: usize,
@@ -43,7 +43,7 @@ async fn claim_a_copy(mut socket: Socket, ruse: Arc<Mutex<Ruse>>) -> Option<()> 
             Purpose::Copy,
             &copy_message(&instance),
         )),
-        // What it signs for a coordinator in any case: an answer to a challenge that is its own instance.
+        // A node signs this for any coordinator: the answer to a challenge that equals its own instance number.
         _ => {
             let nonce = instance.clone();
             socket

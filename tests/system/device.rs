@@ -8,7 +8,7 @@ use meshd::tunnel::Tunnel;
 use crate::mesh::{Mesh, world, write};
 use crate::{host_dns, query, tunnels};
 
-/// What is on the device of a node: addresses, routes, whether it is up, and the firewall that names it.
+/// The state of a node's tunnel device: addresses, routes, whether it is up, and the firewall rules that name it.
 fn device(mesh: &Mesh, n: usize) -> Vec<String> {
     let shown = |program: &str, arguments: &str| {
         let mut command = mesh.nodes[n].host.command(program).expect("a namespace");
@@ -38,7 +38,7 @@ fn discipline(mesh: &Mesh) -> String {
     command.args(["qdisc", "show", "dev", "mesh0"]);
     let output = command.output().expect("a program");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // What follows is a number of its own each time.
+    // The text after it is a different number each time.
     text.split_whitespace().take(2).collect()
 }
 

@@ -1,4 +1,4 @@
-//! The DNS address: the same on every node, answered inside the tunnel device, whatever else is on the machine.
+//! The DNS address is the same on every node, and meshd answers it inside the tunnel device, independent of other programs.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -417,7 +417,7 @@ fn a_peer_reaches_neither_what_every_node_answers_for_itself_nor_what_lies_behin
     answering.set_own_networks(&["10.99.1.0/24".parse().expect("a literal")]);
     let before = foreign();
     send("10.99.7.7");
-    // What is sent later arrives later.
+    // A packet that is sent later arrives later.
     send("10.99.1.1");
     assert_eq!(receiver.recv(&mut [0; 100]).expect("what was sent"), 5);
     assert_eq!(foreign(), before + 1);

@@ -1,4 +1,4 @@
-//! What stands for a container engine: a socket that gives fixed answers.
+//! A stand-in for a container engine: a socket that gives fixed answers.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};

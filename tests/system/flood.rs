@@ -134,7 +134,7 @@ fn a_newcomer_gets_in_while_forged_handshakes_flood_the_node() {
 /// Forged handshakes a millisecond. A build without optimization takes tens of microseconds for a cookie.
 const FLOOD: u32 = if cfg!(debug_assertions) { 5 } else { 50 };
 
-/// Sends initiations with a right first MAC from forged sources until told to stop.
+/// Sends handshake initiations with a valid first MAC from forged source addresses until `stop` is set.
 fn forge(target: Ipv4Addr, stop: &std::sync::atomic::AtomicBool) -> u64 {
     let (nobody, node) = (Identity::new(key(200)), Identity::new(key(1)));
     let mut noise = Noise::new(&nobody, node.public(), None, None, 7, Instant::now());

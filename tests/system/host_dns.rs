@@ -1,4 +1,4 @@
-//! The host's own lookups: /etc/resolv.conf in meshd's hands, systemd-resolved told over D-Bus, and what a doctor says.
+//! Lookups of the host itself: meshd manages /etc/resolv.conf, configures systemd-resolved over D-Bus, and `doctor` checks both.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
@@ -214,7 +214,7 @@ fn a_doctor_looks_inside_a_containers_network_by_its_own_resolv_conf() {
     }
 }
 
-/// What was asked of a resolved that only writes down.
+/// The calls that a stand-in for systemd-resolved recorded.
 type Calls = Arc<Mutex<Vec<String>>>;
 
 struct Recorder(Calls);

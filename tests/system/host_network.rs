@@ -21,7 +21,7 @@ fn set_ipv6(mesh: &Mesh, n: usize, on: bool) {
     }
 }
 
-/// What a program prints on a node.
+/// The output of a program on a node.
 fn printed(mesh: &Mesh, n: usize, program: &str, arguments: &str) -> String {
     let mut command = mesh.nodes[n].host.command(program).expect("a namespace");
     let output = command.args(arguments.split(' ')).output();
@@ -256,7 +256,7 @@ fn a_way_that_somebody_else_took_is_named_with_table_route_and_device() {
     let gateway = mesh.coordinator_host.v4();
     assert_eq!(mesh.on(0, &["ping", "-c", "1", "n2"]).code, 0);
     let rule = "rule add priority 100 to 10.210.0.0/16 lookup 100";
-    // What somebody does, how it is undone, and what is to be named.
+    // A change of another program, the command that undoes it, and the text that the report must contain.
     let cases = [
         (
             vec!["route add 10.210.2.0/24 dev eth0".to_owned()],

@@ -135,7 +135,7 @@ fn a_full_disk_on_a_node_is_said_and_costs_nothing() {
     assert_eq!(add("80").code, 0);
     fill(&directory);
     assert_refused(&add("81"), 78, &["/run/state", "No space left"]);
-    // Others' changes still come in, and are told to be at risk. The last page of a file has some room yet.
+    // The node still accepts changes of others, and reports that they are not on disk. The last page of the file may have some room left.
     for n in 0..30 {
         let name = format!("db-{n}");
         let ended = mesh.on(1, &["service", "add", &name, "--port", "5432"]);
@@ -187,7 +187,7 @@ fn a_full_disk_at_the_coordinator_is_said_and_passes() {
         assert_ne!(ended.code, 0);
         assert!(ended.stderr.contains("full"), "{ended:?}");
     };
-    // What is written fits into space that the store holds already, for a while.
+    // For a while, writes fit into space that the store already has.
     let mut full = mesh.admin(&["token", "create"]);
     for _ in 0..200 {
         if full.code != 0 {

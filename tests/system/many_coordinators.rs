@@ -297,7 +297,7 @@ fn mark_in(records: &[Envelope]) -> Option<u64> {
         .max()
 }
 
-/// What goes on while coordinators die.
+/// The traffic and the changes that continue while coordinators die.
 #[derive(Default)]
 struct Journal {
     /// When the last join began that was granted, and all that were.

@@ -17,7 +17,7 @@ pub(crate) struct Node {
     pub(crate) daemon: Option<Running>,
 }
 
-/// What a program that has ended leaves.
+/// The files and interfaces that a program leaves after its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) code: i32,

@@ -26,7 +26,7 @@ fn alias(of: &Name, to: &str) -> Record {
     Record::from_rdata(of.clone(), 60, RData::CNAME(CNAME(name(to))))
 }
 
-/// What the upstream of the test says; nothing of what begins with `dead`.
+/// The answers of the upstream of this test. It does not answer names that begin with `dead`.
 fn said(query: &Message) -> Option<Message> {
     let question = query.queries.first()?;
     let asked = question.name();

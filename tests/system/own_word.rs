@@ -12,7 +12,7 @@ use crate::stand_in::{Socket, frame, greet, stand_in};
 
 const WORDS: &str = "the moon is full";
 
-/// What the coordinator does with node records.
+/// How the coordinator treats node records.
 #[derive(Default)]
 struct Mood {
     refuses: bool,

@@ -105,7 +105,7 @@ pub(crate) fn serve_page(host: &Host, port: u16, page: &'static str) {
     });
 }
 
-/// What an HTTP GET from `host` brings.
+/// The body of the answer to an HTTP GET from `host`.
 pub(crate) fn fetch(host: &Host, server: SocketAddr) -> io::Result<String> {
     host.inside(|| {
         let mut stream = TcpStream::connect_timeout(&server, LIMIT)?;

@@ -95,7 +95,7 @@ fn a_coordinator_restored_from_an_old_backup_is_told_by_the_nodes_what_it_missed
     let took = started.elapsed();
     eprintln!("refilled {:.1} s after the start", took.as_secs_f64());
     assert!(took < REFILL, "{took:?}");
-    // Who was removed is told so again, and is nobody's peer.
+    // The coordinator tells the removed node again that it is removed, and no node has it as a peer.
     mesh.wait_until("the removed node is told again", || {
         mesh.status(2).coordinator.is_some_and(|c| !c.connected)
     });

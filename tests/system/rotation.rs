@@ -16,7 +16,7 @@ use crate::tunnels::{answers, inside, key, start};
 /// change of keys.
 const PACE: Duration = Duration::from_micros(500);
 
-/// Numbered packets from one node to another, until told to stop.
+/// Sends numbered packets from one node to another until it is stopped.
 struct Flow {
     stop: Arc<AtomicBool>,
     sender: std::thread::JoinHandle<u64>,
@@ -153,7 +153,7 @@ fn a_key_is_changed_with_no_coordinator_and_while_a_peer_is_off() {
     let (sent, received) = flow.end();
     eprintln!("{sent} packets sent, {received} received");
     assert_lost_by_devices(&running(&mesh), sent - received);
-    // It comes back with the old key in mind, and hears of the new one through the old.
+    // The node comes back with the old key of its peer, and receives the new one through the tunnel of the old one.
     mesh.start_node(2);
     mesh.wait_until("the one that was off is reached", || {
         mesh.pings(2, &addresses[0]) && mesh.pings(0, &addresses[2])
@@ -176,7 +176,7 @@ fn the_key_before_goes_on_until_its_time_is_over() {
     let now = Instant::now();
     node.rotate(fresh.clone(), now);
     assert!(node.is_rotating());
-    // Neither was told yet.
+    // Neither node has received the other's new key yet.
     assert!(answers(&told, 2, &key(1), LIMIT));
     assert!(answers(&late, 3, &key(1), LIMIT));
     told.replace_key(&before, PublicKey::from(&fresh).to_bytes(), now);
@@ -192,7 +192,7 @@ fn the_key_before_goes_on_until_its_time_is_over() {
     late.replace_key(&before, PublicKey::from(&fresh).to_bytes(), now);
     late.settle(over);
     assert!(answers(&late, 3, &fresh, LIMIT));
-    // What the node begins itself goes to the one that came late as well.
+    // Packets that the node sends first reach the late node, too.
     let to_late = node.ping(PublicKey::from(&key(3)).to_bytes(), inside(1), inside(3));
     assert!(to_late.wait(LIMIT).0.is_some());
 }
@@ -229,7 +229,7 @@ fn both_ends_may_change_their_keys_at_the_same_time() {
     let public = |key: &StaticSecret| PublicKey::from(key).to_bytes();
     let (fresh_one, fresh_two) = (key(101), key(102));
     let now = Instant::now();
-    // Each replaces its own key before it hears of the other's.
+    // Each node replaces its own key before it receives the other's new key.
     one.rotate(fresh_one.clone(), now);
     two.rotate(fresh_two.clone(), now);
     std::thread::sleep(Duration::from_millis(300));

@@ -1,4 +1,4 @@
-//! What a node reports of itself and its peers is so: blocked ports, removed nodes, lost peers, distances.
+//! A node reports the truth about itself and its peers: blocked ports, removed nodes, lost peers, distances.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

@@ -38,7 +38,7 @@ struct Client {
     /// A shell command that looks a name up, `$2`, for A, AAAA, SRV or BOTH, `$1`, and prints an answer a line: an
     /// address, the data of an SRV record, or else NXDOMAIN, NODATA, or NONE from one who does not tell these apart.
     command: &'static str,
-    /// What it cannot do.
+    /// The features that this client does not have.
     cannot: &'static [Ability],
 }
 
@@ -125,7 +125,7 @@ fn is_there(client: &Client, programs: &Path) -> bool {
     there
 }
 
-/// What a client prints, without repetitions.
+/// The lines that a client prints, without repetitions.
 fn printed(
     mesh: &Mesh,
     client: &Client,
