@@ -1,4 +1,4 @@
-//! The coordinator's admin API: HTTP over a unix socket, checked by peer credentials.
+//! The coordinator's administration API: HTTP over a Unix socket. The coordinator checks the credentials of the caller's process.
 //!
 //! | call | body | answer |
 //! |---|---|---|
@@ -9,7 +9,7 @@
 //! | `GET /v1/tokens/{id}/memberships` | | [`TokenMemberships`] |
 //! | `GET /v1/nodes` | | [`NodeList`] |
 //!
-//! The mesh key never comes here: the caller signs, the coordinator verifies as everybody does.
+//! The mesh key is never sent to the coordinator. The caller signs, and the coordinator verifies the signature as every node does.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,54 +20,53 @@ use crate::model::{Label, MeshAddresses, PublicKey};
 use crate::records::envelope::Envelope;
 use crate::records::kinds::Mesh;
 
-/// What an administrator's command needs to know of the coordinator.
+/// The state of the coordinator that an administrator's command needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshState {
-    /// The mesh's public key; absent before `meshctl init`.
+    /// The mesh's public key. It is absent before `meshctl init`.
     pub mesh_key: Option<PublicKey>,
-    /// The mesh record; absent before `meshctl init`.
+    /// The mesh record. It is absent before `meshctl init`.
     pub mesh: Option<Mesh>,
-    /// Where nodes reach this coordinator.
+    /// The URLs at which nodes reach this coordinator.
     pub urls: Vec<CoordinatorUrl>,
-    /// The key they find there.
+    /// The hash of this coordinator's TLS key, which nodes pin.
     pub pin: SpkiPin,
-    /// Domain for a new mesh, from the coordinator's configuration.
+    /// The domain for a new mesh, from the coordinator's configuration.
     pub configured_domain: Label,
-    /// Address plan for a new mesh, from the configuration. The IPv6 prefix is random, made anew each time
-    /// until a mesh record holds one.
+    /// The address plan for a new mesh, from the configuration. Its IPv6 prefix is random and differs in each answer until a
+    /// mesh record has fixed it.
     pub configured_addresses: MeshAddresses,
 }
 
-/// Signed records to take in, all or none.
+/// Signed records to store. The coordinator stores all of them or none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submit {
-    /// Only with a mesh record, the first time: the key to verify everything up to.
+    /// The key up to which every record is verified. It is present only with the first mesh record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mesh_key: Option<PublicKey>,
-    /// The records.
     pub records: Vec<Envelope>,
 }
 
-/// The records are on disk.
+/// The answer when the records are on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submitted {
-    /// The revision that holds them.
+    /// The revision that contains the records.
     pub revision: u64,
 }
 
 /// All token certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenList {
-    /// 1.
+    /// The version of this document: 1.
     pub schema: u32,
-    /// Newest first.
+    /// The tokens, the newest first.
     pub tokens: Vec<TokenRow>,
 }
 
-/// The members that a token admitted, as their membership certificates. The caller verifies these.
+/// The members that a token admitted, as their membership certificates. The caller verifies the certificates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenMemberships {
-    /// 1.
+    /// The version of this document: 1.
     pub schema: u32,
     /// The memberships of nodes that were not removed.
     pub memberships: Vec<Envelope>,
@@ -84,19 +83,19 @@ pub fn memberships_path(id: &PublicKey) -> String {
 pub struct TokenRow {
     /// The token's public key.
     pub id: PublicKey,
-    /// What it grants.
+    /// The tags that the token grants.
     pub tags: Vec<Label>,
-    /// How many nodes it may admit.
+    /// The number of nodes that it may admit.
     pub uses: u32,
-    /// How many it has admitted.
+    /// The number of nodes that it has admitted.
     pub used: u32,
-    /// When it was made.
+    /// The time when it was made.
     pub created_at: UnixSeconds,
-    /// From when on it admits nobody.
+    /// The time from which it admits nobody.
     pub expires_at: UnixSeconds,
-    /// Whether its nodes go when they stay away.
+    /// Whether the coordinator removes the token's nodes when they stay away.
     pub ephemeral: bool,
-    /// Whether it can admit, and if not why.
+    /// Whether the token can admit a node, and why not.
     pub state: TokenState,
 }
 
@@ -104,42 +103,41 @@ pub struct TokenRow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenState {
-    /// It can.
+    /// The token can admit a node.
     Valid,
-    /// It has admitted all it may.
+    /// The token has admitted as many nodes as it may.
     Spent,
-    /// Its time is over.
+    /// The token has expired.
     Expired,
-    /// It was taken back.
+    /// The administrator revoked the token.
     Revoked,
 }
 
 /// All members.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeList {
-    /// 1.
+    /// The version of this document: 1.
     pub schema: u32,
-    /// By name.
+    /// The nodes in the order of their names.
     pub nodes: Vec<NodeRow>,
 }
 
 /// A node as `meshctl node list` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRow {
-    /// Identity key.
+    /// The node's identity key.
     pub id: PublicKey,
-    /// Its name.
     pub name: Label,
-    /// What its token granted.
+    /// The tags that its token granted.
     pub tags: Vec<Label>,
-    /// Its mesh address.
+    /// Its IPv4 address in the mesh.
     pub address_v4: Option<std::net::Ipv4Addr>,
-    /// The same in IPv6.
+    /// Its IPv6 address in the mesh.
     pub address_v6: Option<std::net::Ipv6Addr>,
-    /// Where its tunnel may be reached.
+    /// The addresses at which its tunnel may be reached.
     pub endpoints: Vec<std::net::SocketAddr>,
-    /// Whether its control stream is open now.
+    /// Whether its control stream is open.
     pub connected: bool,
-    /// When it joined, by its own clock.
+    /// The time when it joined, by its own clock.
     pub joined_at: UnixSeconds,
 }

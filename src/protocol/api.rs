@@ -1,35 +1,35 @@
-//! Errors of the HTTP APIs (join, admin, local): one JSON shape, one code per thing a caller can do.
+//! Errors of the HTTP APIs (join, administration, local). They have one JSON shape, and one code for each reaction of a caller.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::model::text;
 
-/// Octets of a request body at most, on every API.
+/// The maximum size of a request body on every API, in bytes.
 pub const MAX_BODY: usize = 256 * 1024;
 
-/// What kind of failure it is. Each has one HTTP status and one exit code of `meshctl`.
+/// The kind of a failure. Each kind has one HTTP status and one exit code of `meshctl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The request itself is wrong.
+    /// The request is malformed.
     BadRequest,
     /// The caller may not do this.
     Forbidden,
-    /// What was named does not exist, or is not true.
+    /// The named thing does not exist.
     NotFound,
-    /// It goes against what is there: joined already, name taken, token spent.
+    /// The request conflicts with the present state: the node has joined already, a name is taken, a token is spent.
     Conflict,
-    /// Another part cannot be reached.
+    /// Another program or machine cannot be reached.
     Unreachable,
     /// The machine or its configuration does not allow it.
     Configuration,
-    /// The operating system refuses it for want of rights.
+    /// The operating system refuses it for lack of permissions.
     Permission,
-    /// A protocol version that is not spoken here.
+    /// This program does not support the protocol version.
     Version,
-    /// Too many requests.
+    /// There are too many requests.
     Busy,
-    /// A fault on the answering side.
+    /// The program that answers has a fault.
     Internal,
     /// A code of a later version.
     #[serde(other)]
@@ -37,7 +37,7 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// The HTTP status it travels with (RFC 9110 section 15).
+    /// The HTTP status of an answer with this code (RFC 9110 section 15).
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
@@ -53,7 +53,7 @@ impl ErrorCode {
         }
     }
 
-    /// The exit code of a command that fails with it.
+    /// The exit code of a command that fails with this code.
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
@@ -72,16 +72,16 @@ impl ErrorCode {
     }
 }
 
-/// The body of every answer that is no success.
+/// The body of every answer that reports a failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
-    /// What kind of failure it is.
+    /// The kind of the failure.
     pub code: ErrorCode,
-    /// One line: what happened and what to do.
+    /// One line: what happened, and what to do.
     #[serde(deserialize_with = "message")]
     pub message: String,
-    /// A name that is free, where the failure is a name that is taken.
+    /// A free name, if the failure is that a name is taken.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -91,7 +91,7 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// An error of `code` that says `message`.
+    /// An error with this code and this message.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -101,18 +101,18 @@ impl ApiError {
     }
 }
 
-/// A message for people, made printable where it is received.
+/// Reads a message for people and replaces characters that cannot be printed.
 ///
 /// # Errors
-/// It is no text.
+/// The value is not a text.
 pub(super) fn message<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     String::deserialize(from).map(|message| text::message(&message))
 }
 
-/// The same for a message that may be absent.
+/// Does the same for an optional message.
 ///
 /// # Errors
-/// It is no text.
+/// The value is not a text.
 pub(super) fn optional_message<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<String>, D::Error> {
@@ -120,10 +120,10 @@ pub(super) fn optional_message<'de, D: Deserializer<'de>>(
         .map(|message| message.map(|message| text::message(&message)))
 }
 
-/// The same for several messages.
+/// Does the same for several messages.
 ///
 /// # Errors
-/// It is no list of texts.
+/// The value is not a list of texts.
 pub(super) fn messages<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     Vec::<String>::deserialize(from).map(|messages| {
         messages

@@ -14,8 +14,8 @@
 //!   mark {mark}, before any `publish`, if the node has one ->
 //! ```
 //!
-//! The node says which revision of which store it holds; it gets what changed since, or everything if
-//! the store is another one or has forgotten that far back. Either side pings at WebSocket level.
+//! The node sends the name of a store and the last revision of it that it holds. The coordinator sends the changes since then, or all
+//! records if the store is another one or no longer knows the changes since then. Both sides send WebSocket pings.
 //!
 //! A node that is no member receives a `welcome` with a random name and revision 0 in place of the store's. It publishes what
 //! proves its membership, and then receives a second `welcome` with the store's own, before the changes.
@@ -27,15 +27,15 @@
 //!
 //! # Versions
 //!
-//! The node says which versions of the protocol it speaks, from `oldest` to `protocol`; the coordinator picks the highest
-//! that both speak ([`agree`]) and says so in `welcome`, or refuses with `version`. Within one version fields and kinds of
-//! message may be added: who does not know them passes over them.
+//! The node sends the range of protocol versions that it supports, from `oldest` to `protocol`. The coordinator chooses the highest
+//! one that it supports, too ([`agree`]), and sends it in `welcome`; or it refuses with `version`. Within one version, fields and kinds
+//! of messages may be added. A receiver ignores those that it does not know.
 //!
-//! # Copies
+//! # Duplicate identities
 //!
-//! Two machines with one node's keys are told apart by their `instance`. When another instance of a node that is connected
-//! comes, the coordinator asks the first with `copy`, and it signs the other's instance with the key they share. With that
-//! signature the other is refused: no coordinator can make it up, and a node never signs the instance it is itself.
+//! Two machines that use one node's keys differ in their `instance`. When a second instance of a connected node arrives, the coordinator
+//! sends `copy` to the first one, and the first one signs the instance of the second with the key that both have. With this signature the
+//! coordinator refuses the second one. No coordinator can forge the signature, and a node never signs its own instance.
 //!
 //! ```text
 //! original                           coordinator                               copy
@@ -52,81 +52,81 @@ use crate::model::PublicKey;
 use crate::records::envelope::{Envelope, Signature};
 use crate::records::kinds::RecordKey;
 
-/// Path of the stream.
+/// The path of the stream.
 pub const PATH: &str = "/v1/control";
-/// The version of this protocol, the newest that is spoken here.
+/// The newest version of the protocol that this program supports.
 pub const PROTOCOL: u32 = 1;
-/// The oldest version that is spoken here.
+/// The oldest version of the protocol that this program supports.
 pub const OLDEST: u32 = 1;
-/// Octets of one message at most.
+/// The maximum size of one message to a node, in bytes.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
-/// The maximum size of one message that a coordinator accepts from a member, in octets. No node sends a larger one (see
+/// The maximum size of one message that a coordinator accepts from a member, in bytes. No node sends a larger one (see
 /// [`parts`]). The limit is lower for a sender that has not proved its identity.
 pub const MAX_FROM_NODE: usize = 1280 * 1024;
-/// The maximum size of a message that is not a `publish`, in octets.
+/// The maximum size of a message that is not a `publish`, in bytes.
 const MAX_OTHER: usize = 64 * 1024;
-/// Records in one message at most; a longer list comes in several messages.
+/// The maximum number of records in one message. A longer list is sent in several messages.
 pub const MAX_RECORDS: usize = 256;
-/// Octets of payload in one message of several records at most. Quoting may double them, and signatures come on top: far
-/// below what a message may have, so that readers need no large buffers.
+/// The maximum total payload of a message with several records, in bytes. Quoting may double it, and signatures are added. The result is
+/// still far below the maximum size of a message, so that receivers need no large buffers.
 const MAX_PAYLOADS: usize = 512 * 1024;
 /// The maximum size of a mark, in bytes. A receiver ignores a longer one.
 pub const MAX_MARK: usize = 256;
-/// Seconds between pings; a side that hears nothing for three times as long hangs up.
+/// Seconds between pings. A side that receives nothing for three times as long closes the connection.
 pub const PING_SECONDS: u64 = 10;
 
-/// From node to coordinator.
+/// Messages from a node to the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromNode {
     /// The first message.
     Hello {
-        /// The newest protocol version the node speaks.
+        /// The newest protocol version that the node supports.
         protocol: u32,
-        /// The oldest; absent if it speaks one only.
+        /// The oldest protocol version that the node supports. It is absent if this is the newest one, too.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         oldest: Option<u32>,
-        /// The program's version, for people.
+        /// The version of the node's program, for people.
         version: String,
-        /// Who it is.
+        /// The node's identity key.
         node: PublicKey,
-        /// The store it last heard of.
+        /// The name of the store from which the node last received records.
         store: Option<String>,
-        /// The last revision of that store it holds.
+        /// The last revision of that store that the node holds.
         revision: u64,
-        /// A random name of this run of the node's program: two at once are two machines with the same keys.
+        /// A random number of this run of the program. Two different numbers at one time belong to two machines with the same keys.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         instance: Option<String>,
     },
-    /// Answers the challenge.
+    /// The answer to the challenge.
     Proof {
-        /// Over [`proof_message`].
+        /// A signature over [`proof_message`].
         signature: Signature,
     },
-    /// New versions of records, the node's own or others' it holds.
+    /// New versions of records: the node's own ones, or those of others that it holds.
     Publish {
-        /// Comes back in `published`.
+        /// The coordinator returns this number in `published`.
         sequence: u64,
         /// At most [`MAX_RECORDS`].
         records: Vec<Envelope>,
     },
-    /// The departure of a node whose token is ephemeral: to be published when it stays away.
+    /// The departure of a node whose token is ephemeral. The coordinator publishes it when the node stays away.
     Farewell {
-        /// Signed by the node.
+        /// The departure, signed by the node.
         departure: Envelope,
     },
-    /// All that the node holds has been published: it comes after the last `publish` to a store new to the node.
+    /// The node has published all that it holds. It sends this after the last `publish` to a store that is new to it.
     Told,
     /// The last mark that this node received from a coordinator. The node sends it before any `publish` of a stream.
     Mark {
         /// The mark as it was received.
         mark: String,
     },
-    /// Answers `copy`: the other instance is not this one, and both have the same keys.
+    /// The answer to `copy`: the other instance is another machine with the same keys.
     Vouch {
-        /// The other's.
+        /// The instance of the other machine.
         instance: String,
-        /// Over [`copy_message`], with purpose `Copy`.
+        /// A signature over [`copy_message`], with purpose `Copy`.
         signature: Signature,
     },
     /// A message of a later version.
@@ -164,41 +164,41 @@ impl FromNode {
     }
 }
 
-/// From coordinator to node.
+/// Messages from the coordinator to a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromCoordinator {
-    /// Asks the node to prove who it is.
+    /// Requests a proof of the node's identity.
     Challenge {
-        /// 32 random octets in hexadecimal.
+        /// 32 random bytes in hexadecimal.
         nonce: String,
     },
-    /// The node is in; changes follow.
+    /// The coordinator accepts the node. Changes follow.
     Welcome {
-        /// The version of this protocol that is spoken from here on.
+        /// The version of the protocol on this stream.
         protocol: u32,
-        /// Which store this is: a restored or new one has another name.
+        /// The name of the store. A restored or new store has another name.
         #[serde(deserialize_with = "message")]
         store: String,
-        /// The store's revision now.
+        /// The present revision of the store.
         revision: u64,
-        /// Whether the changes that follow are everything, rather than what came since the node's revision.
+        /// Whether the following changes are all records, and not only those since the node's revision.
         snapshot: bool,
     },
-    /// What changed, in order.
+    /// Records that changed, in order.
     Changes {
-        /// The node holds this revision once it has applied the records.
+        /// The revision that the node holds after it has applied the records.
         revision: u64,
         /// At most [`MAX_RECORDS`].
         records: Vec<Envelope>,
     },
-    /// An answer to `publish`: it is on disk.
+    /// The answer to `publish`: the accepted records are on disk.
     Published {
-        /// Of the `publish`.
+        /// The number of the `publish`.
         sequence: u64,
-        /// How many were new.
+        /// The number of records that were new.
         accepted: u32,
-        /// Why others were refused.
+        /// The reasons why other records were refused.
         #[serde(deserialize_with = "messages")]
         refused: Vec<String>,
         /// The refused records by key. A coordinator of an earlier version does not send this field.
@@ -212,20 +212,20 @@ pub enum FromCoordinator {
         #[serde(deserialize_with = "message")]
         mark: String,
     },
-    /// Another instance of this node has come: is it another machine?
+    /// Another instance of this node has connected. The node is asked whether it is another machine.
     Copy {
-        /// The other's.
+        /// The instance of the other machine.
         instance: String,
     },
-    /// The stream ends here, and why.
+    /// The coordinator ends the stream.
     Refuse {
-        /// What kind of refusal it is.
+        /// The kind of the refusal.
         reason: Refusal,
         /// One line for people.
         #[serde(deserialize_with = "message")]
         message: String,
-        /// With `clone`: the other machine's signature over this node's instance, from `vouch`. Without it a node
-        /// does not believe that it is a copy.
+        /// With `clone`: the signature of the other machine over this node's instance, from `vouch`. Without it a node does not believe
+        /// that it is the duplicate.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         proof: Option<Signature>,
     },
@@ -243,7 +243,7 @@ pub struct RefusedRecord {
     /// One line for people.
     #[serde(deserialize_with = "message")]
     pub message: String,
-    /// What the node can do about it.
+    /// The reason, as far as the node can act on it.
     #[serde(default, skip_serializing_if = "RefusedReason::is_other")]
     pub reason: RefusedReason,
 }
@@ -285,50 +285,50 @@ impl RefusedReason {
     }
 }
 
-/// Why a stream is refused.
+/// The reasons why a coordinator refuses a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
-    /// The protocol version is not spoken here.
+    /// The coordinator does not support the protocol version.
     Version,
-    /// The node is not a member here (yet): it may publish what proves that it is.
+    /// The node is not a member of this store. It may publish records that prove its membership.
     NotAMember,
-    /// The node was removed.
+    /// The node was removed from the mesh.
     Revoked,
     /// Another machine with the same keys is connected.
     Clone,
-    /// The proof does not hold.
+    /// The proof of the identity is not valid.
     Proof,
-    /// A message that breaks the protocol.
+    /// A message violates the protocol.
     Protocol,
-    /// The reader is too slow, or there are too many.
+    /// The node receives too slowly, or there are too many connections.
     Busy,
     /// A reason of a later version.
     #[serde(other)]
     Unknown,
 }
 
-/// What a node signs (purpose `Control`): the nonce and the pin of the TLS key it sees, so that a
-/// coordinator cannot pass another's challenge on.
+/// The text that a node signs (purpose `Control`): the nonce and the hash of the TLS key that the node sees. So a coordinator cannot
+/// forward the challenge of another one.
 #[must_use]
 pub fn proof_message(nonce: &str, pin: &super::token::SpkiPin) -> Vec<u8> {
     [nonce.as_bytes(), b"\0", &pin.0].concat()
 }
 
-/// What the original signs (purpose `Copy`) of two machines with the same keys.
+/// The text that the original of two machines with the same keys signs (purpose `Copy`).
 #[must_use]
 pub fn copy_message(instance: &str) -> Vec<u8> {
     instance.as_bytes().to_vec()
 }
 
-/// The version to speak with a side that speaks those from `oldest` to `newest`: the highest that both do, if any.
+/// The version to use with a side that supports the versions from `oldest` to `newest`: the highest common one, if there is one.
 #[must_use]
 pub fn agree(oldest: u32, newest: u32) -> Option<u32> {
     let highest = newest.min(PROTOCOL);
     (oldest <= highest && highest >= OLDEST).then_some(highest)
 }
 
-/// Why there is none, for people.
+/// The reason for people why there is no common version.
 #[must_use]
 pub fn disagreement(oldest: u32, newest: u32) -> String {
     let spoken = |oldest: u32, newest: u32| {
@@ -345,7 +345,7 @@ pub fn disagreement(oldest: u32, newest: u32) -> String {
     )
 }
 
-/// Cuts a list of records into messages; at least one, which may be empty.
+/// Cuts a list of records into messages. There is at least one message, which may be empty.
 #[must_use]
 pub fn parts(records: Vec<Envelope>) -> Vec<Vec<Envelope>> {
     let mut parts = vec![Vec::new()];
@@ -383,7 +383,7 @@ mod tests {
     }
 
     fn record(octets: usize) -> Envelope {
-        // Quotes are the worst that can be in a payload: each takes two octets on the way.
+        // Quotes are the worst case of a payload: each one takes two bytes in the message.
         Envelope::seal_payload("\"".repeat(octets), &SigningKey::from_seed(&[1; 32]))
     }
 

@@ -1,7 +1,7 @@
 //! Records from node to node, inside the tunnel, while the coordinator is away.
 //!
-//! A conversation is short: one node dials another at its mesh address over TCP, they bring each other up to date, and
-//! hang up. Messages are JSON texts, each behind its length in four octets, the most significant first.
+//! A conversation is short. One node connects to another at its mesh address over TCP, both send what the other lacks, and the connection is
+//! closed. Messages are JSON texts, each after its length in four bytes, the most significant first.
 //!
 //! ```text
 //! who dials                                who is dialled
@@ -19,11 +19,11 @@
 //!                                       <-  records of those, done
 //! ```
 //!
-//! A node that leaves dials its peers as well. Its records are its departure; it compares nothing and hangs up when the
-//! other has sent `received`.
+//! A node that leaves the mesh connects to its peers as well. It sends its departure as its records, compares nothing, and closes the
+//! connection when it has received `received`.
 //!
-//! Both prove that they hold the identity keys they name: any program on a member's machine can dial, since a container
-//! without an address of its own sends from its node's. The ledger verifies all records as always.
+//! Both sides prove that they hold the identity keys that they name. This is necessary because any program on a member's machine can
+//! connect: a container without its own address sends from its node's address. The ledger verifies all records as always.
 //!
 //! A membership, a block and a name are claims that can conflict with those of other nodes. A node accepts new claims only from
 //! a coordinator. From a peer it accepts such a record only if the record renews a claim that it holds already, and ignores it
@@ -40,43 +40,42 @@ use crate::model::PublicKey;
 use crate::records::digest::Digest;
 use crate::records::envelope::{Envelope, Signature};
 
-/// The TCP port, at each node's mesh address and on the tunnel device alone. The packet path never holds it to policy:
-/// what comes this way is believed for its signatures.
+/// The TCP port. A node listens on it only at its mesh address and on the tunnel device. The policy of the packet path does not apply to
+/// this port, because records are verified by their signatures.
 pub const PORT: u16 = 7444;
 /// The version of this protocol.
 pub const PROTOCOL: u32 = 1;
-/// Octets of a message at most.
+/// The maximum size of a message, in bytes.
 pub const MAX_FRAME: usize = 1024 * 1024;
-/// Records in a message at most.
+/// The maximum number of records in a message.
 pub const MAX_RECORDS: usize = 256;
-/// Octets of payload in a message at most; quoting may double them.
+/// The maximum total payload of a message, in bytes. Quoting may double it.
 const MAX_PAYLOADS: usize = 256 * 1024;
-/// Signers in a message at most.
+/// The maximum number of signers in a message.
 pub const MAX_SIGNERS: usize = 4096;
 /// The maximum number of nodes in an `ask`, and of memberships in a `vouch`.
 pub const MAX_ASKED: usize = 32;
-/// The maximum size of a message until the sender has proved its identity, in octets.
+/// The maximum size of a message until the sender has proved its identity, in bytes.
 pub const MAX_UNPROVEN_FRAME: usize = 4096;
 
-/// From either to the other.
+/// Messages between two nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum PeerMessage {
     /// The first message.
     Hello {
-        /// The version of the protocol.
         protocol: u32,
-        /// Who speaks.
+        /// The identity key of the sender.
         node: PublicKey,
-        /// 32 random octets in hexadecimal, for the other to sign.
+        /// 32 random bytes in hexadecimal, which the receiver signs.
         nonce: String,
     },
-    /// Proves who speaks.
+    /// Proves the identity of the sender.
     Proof {
-        /// Over [`proof_message`], with purpose `Peer`.
+        /// A signature over [`proof_message`], with purpose `Peer`.
         signature: Signature,
     },
-    /// Records, verified by nobody yet.
+    /// Records, which the receiver has to verify.
     Records {
         /// At most [`MAX_RECORDS`].
         records: Vec<Envelope>,
@@ -96,38 +95,38 @@ pub enum PeerMessage {
         /// See [`crate::records::digest::Holdings::summary`].
         digest: Digest,
     },
-    /// Both hold the same.
+    /// Both sides hold the same records.
     Same,
     /// A digest of each signer's records.
     Signers {
         /// At most [`MAX_SIGNERS`].
         signers: BTreeMap<PublicKey, Digest>,
-        /// Whether these were the last.
+        /// Whether this message is the last one with signers.
         last: bool,
     },
     /// Asks for the records of these signers.
     Want {
         /// At most [`MAX_SIGNERS`].
         signers: Vec<PublicKey>,
-        /// Whether these were the last.
+        /// Whether this message is the last one with signers.
         last: bool,
     },
-    /// That was all.
+    /// The sender has sent all requested records.
     Done,
-    /// The departure of who dialled has arrived. It is sent before the departure is applied, since that ends the tunnel.
+    /// The receiver has the departure of the node that connected. It sends this before it applies the departure, because that ends the tunnel.
     Received,
     /// A message of a later version.
     #[serde(other)]
     Unknown,
 }
 
-/// What `node` signs (purpose `Peer`) for `other`, who gave `nonce`.
+/// The text that `node` signs (purpose `Peer`) for `other`, which sent `nonce`.
 #[must_use]
 pub fn proof_message(nonce: &str, node: &PublicKey, other: &PublicKey) -> Vec<u8> {
     [nonce.as_bytes(), b"\0", &node.0, &other.0].concat()
 }
 
-/// Cuts a list of records into messages; none if it is empty.
+/// Cuts a list of records into messages. An empty list gives none.
 #[must_use]
 pub fn messages(records: Vec<Envelope>) -> Vec<PeerMessage> {
     let mut parts: Vec<Vec<Envelope>> = Vec::new();

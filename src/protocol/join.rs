@@ -1,4 +1,4 @@
-//! Joining: `POST /v1/join` at a coordinator, over TLS pinned by the token.
+//! Joins: `POST /v1/join` at a coordinator, over TLS with the key that the token pins.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,28 +7,28 @@ use crate::model::SigningKey;
 use crate::model::address::Block;
 use crate::records::envelope::{Envelope, Purpose, Signature};
 
-/// Path of the join call.
+/// The path of a join.
 pub const PATH: &str = "/v1/join";
-/// Path of the call that tries a join and changes nothing. It takes a [`JoinRequest`] and returns a [`JoinCheck`]; a
-/// coordinator of an earlier version answers that there is nothing at this path.
+/// The path of a request that checks a join and changes nothing. It takes a [`JoinRequest`] and returns a [`JoinCheck`]. A
+/// coordinator of an earlier version answers that the path does not exist.
 pub const CHECK_PATH: &str = "/v1/join/check";
 
-/// Asks to be admitted.
+/// A request to be admitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRequest {
-    /// The newest version of the control protocol that the node speaks.
+    /// The newest version of the control protocol that the node supports.
     pub protocol: u32,
-    /// The oldest; absent if it speaks one only.
+    /// The oldest version that the node supports. It is absent if this is the newest one, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest: Option<u32>,
     /// The membership certificate, signed with the token's key.
     pub membership: Envelope,
-    /// The identity key's signature over the membership's payload: proof that the joiner holds it.
+    /// The signature of the identity key over the payload of the membership. It proves that the node holds the identity key.
     pub proof: Signature,
 }
 
 impl JoinRequest {
-    /// Of the node that has the key `identity` and speaks what this version does.
+    /// The request of a node that has the key `identity` and supports the versions of this program.
     #[must_use]
     pub fn make(membership: Envelope, identity: &SigningKey) -> Self {
         Self {
@@ -40,20 +40,20 @@ impl JoinRequest {
     }
 }
 
-/// The node is in. Asking again with the same membership gives the same answer.
+/// The node is admitted. A second request with the same membership gets the same answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinResponse {
-    /// The addresses leased to the node.
+    /// The address block that is leased to the node.
     pub block: Block,
-    /// Mesh record, token certificate and membership: what the node needs to verify its own place.
+    /// The mesh record, the token certificate and the membership, with which the node verifies its own admission.
     pub records: Vec<Envelope>,
-    /// The revision that admitted it.
+    /// The revision that contains the membership.
     pub revision: u64,
 }
 
-/// The node would be admitted, as things stand. Nothing is spent or leased.
+/// The coordinator would admit the node at present. It has spent and leased nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinCheck {
-    /// The mesh record and the token certificate, with which the node checks that the mesh's addresses fit its host.
+    /// The mesh record and the token certificate, with which the node checks that the addresses of the mesh fit its host.
     pub records: Vec<Envelope>,
 }

@@ -1,4 +1,4 @@
-//! meshd's local API: HTTP over a unix socket, checked by peer credentials. What `meshctl --json` prints.
+//! meshd's local API: HTTP over a Unix socket. meshd checks the credentials of the caller's process. `meshctl --json` prints these types.
 //!
 //! | call | body | answer |
 //! |---|---|---|
@@ -24,56 +24,50 @@ use serde::{Deserialize, Serialize};
 use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
 use crate::records::kinds::{Health, Protocol, Source};
 
-/// The `schema` of every document here.
+/// The version of every document of this API, in its field `schema`.
 pub const SCHEMA: u32 = 1;
 
-/// What the node is doing.
+/// The state of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
-    /// Waits for `meshctl join`.
+    /// The node waits for `meshctl join`.
     Unjoined,
-    /// Is being admitted.
+    /// A coordinator is admitting the node.
     Joining,
-    /// Tunnel, addresses and DNS work.
+    /// The tunnel, the addresses and DNS work.
     Up,
-    /// Takes its changes back.
+    /// meshd undoes its changes on the machine.
     Leaving,
-    /// The mesh removed it: no peer takes its packets any more.
+    /// The mesh removed the node: no peer accepts its packets.
     Removed,
 }
 
-/// `meshctl status --json`. What an unjoined node has not got is null or empty.
+/// The document of `meshctl status --json`. Values that an unjoined node does not have are null or empty.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// 1.
     pub schema: u32,
-    /// Of meshd.
+    /// The version of meshd.
     pub version: String,
-    /// What the node is doing.
     pub state: NodeState,
-    /// Why a joined node is not ready; absent if it is.
+    /// The reason why a joined node is not ready. It is absent if the node is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_ready: Option<String>,
-    /// Who it is.
+    /// The identity of the node.
     pub node: Option<NodeStatus>,
-    /// Its tunnel device.
     pub interface: Option<InterfaceStatus>,
-    /// Its control stream.
     pub coordinator: Option<CoordinatorStatus>,
-    /// Its resolver.
     pub dns: Option<DnsStatus>,
-    /// The other members.
+    /// The other members of the mesh.
     pub peers: Vec<PeerStatus>,
-    /// Counts.
     pub services: ServiceCounts,
-    /// What is wrong, why, and what to do.
+    /// The problems, each with its reason and its remedy.
     pub problems: Vec<Problem>,
 }
 
 impl Status {
-    /// Why the node is not ready; nothing if it is: joined, not removed, tunnel and DNS up, and a peer reached since the start
-    /// where the mesh has others.
+    /// Returns the reason why the node is not ready. A node is ready if it has joined and was not removed, its tunnel and DNS work, and it has
+    /// reached a peer since the start if the mesh has other nodes.
     #[must_use]
     pub fn why_not_ready(&self) -> Option<String> {
         let why = match self.state {
@@ -90,172 +84,166 @@ impl Status {
     }
 }
 
-/// This node.
+/// The identity of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
-    /// Identity key.
+    /// The identity key.
     pub id: PublicKey,
-    /// Its name.
     pub name: Label,
-    /// What its token granted.
+    /// The tags that its token granted.
     pub tags: Vec<Label>,
-    /// Its mesh address.
+    /// Its IPv4 address in the mesh.
     pub address_v4: Ipv4Addr,
-    /// The same in IPv6.
+    /// Its IPv6 address in the mesh.
     pub address_v6: Ipv6Addr,
-    /// The addresses it owns.
+    /// Its IPv4 address block.
     pub block_v4: Ipv4Net,
-    /// The same in IPv6.
+    /// Its IPv6 address block.
     pub block_v6: Ipv6Net,
-    /// WireGuard key.
+    /// Its WireGuard key.
     pub public_key: WireGuardKey,
-    /// The mesh's domain.
+    /// The domain of the mesh.
     pub domain: Label,
 }
 
 /// The tunnel device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceStatus {
-    /// Such as `mesh0`.
+    /// The name of the device, such as `mesh0`.
     pub name: String,
-    /// Octets.
+    /// The maximum size of a packet in the tunnel, in bytes.
     pub mtu: u32,
-    /// UDP port.
+    /// The UDP port.
     pub listen_port: u16,
 }
 
 /// The control stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CoordinatorStatus {
-    /// The coordinator in use, or tried last.
+    /// The coordinator that the node uses, or tried last.
     pub url: String,
     /// Whether the stream is open.
     pub connected: bool,
-    /// The last revision held.
+    /// The last revision that the node holds.
     pub revision: u64,
-    /// Seconds since the stream was last known to be whole; null if never since the start.
+    /// Seconds since the node last received something on the stream. It is null if it received nothing since the start.
     pub synced_seconds_ago: Option<f64>,
 }
 
 /// The resolver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsStatus {
-    /// Where it answers.
+    /// The addresses at which it answers.
     pub listen: Vec<SocketAddr>,
-    /// Names with records.
+    /// The number of names with records.
     pub records: usize,
-    /// Who sends the host's mesh names here: `systemd-resolved` or `none`.
+    /// The program that sends the host's queries for names of the mesh here: `systemd-resolved` or `none`.
     pub split_dns: String,
 }
 
-/// How a peer is reached.
+/// The path to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PeerState {
-    /// Straight, over its endpoint.
+    /// Datagrams go to the peer's endpoint.
     Direct,
-    /// Through another node.
+    /// Another node relays datagrams.
     Relay,
-    /// Through another node, over TLS.
+    /// Another node relays datagrams over TLS.
     Stream,
-    /// A handshake is under way.
+    /// A handshake is in progress.
     Connecting,
-    /// No traffic, and none needed.
+    /// There is no traffic, and none is needed.
     Idle,
-    /// Does not answer.
+    /// The peer does not answer.
     Unreachable,
 }
 
 /// Another member.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerStatus {
-    /// Identity key.
+    /// The identity key.
     pub id: PublicKey,
-    /// Its name.
     pub name: Label,
-    /// What its token granted.
+    /// The tags that its token granted.
     pub tags: Vec<Label>,
-    /// Its mesh address.
+    /// Its IPv4 address in the mesh.
     pub address_v4: Ipv4Addr,
-    /// The same in IPv6.
+    /// Its IPv6 address in the mesh.
     pub address_v6: Ipv6Addr,
-    /// How it is reached.
+    /// The path to it.
     pub state: PeerState,
     /// The node that relays to it.
     #[serde(default)]
     pub via: Option<Label>,
-    /// Why it is not reached.
+    /// The reason why it is not reached.
     #[serde(default)]
     pub reason: Option<String>,
-    /// Seconds since its last authentic datagram; null if there was none since the start.
+    /// Seconds since its last authentic datagram. It is null if there was none since the start.
     #[serde(default)]
     pub last_heard_seconds_ago: Option<f64>,
-    /// Its version of meshd; null if it is not known.
+    /// Its version of meshd. It is null if it is not known.
     #[serde(default)]
     pub version: Option<String>,
-    /// Where its datagrams come from and go to.
+    /// The address from which its datagrams come and to which they go.
     pub endpoint: Option<SocketAddr>,
     /// Seconds since the last handshake.
     pub last_handshake_seconds_ago: Option<f64>,
-    /// Smoothed round trip in milliseconds; null while the peer does not answer.
+    /// The smoothed round trip in milliseconds. It is null while the peer does not answer.
     pub rtt_ms: Option<f64>,
-    /// Octets of a packet in the tunnel that fit through the path to it, as far as known.
+    /// The maximum size of a packet in the tunnel that the path to it carries, in bytes, as far as it is known.
     #[serde(default)]
     pub path_mtu: Option<u16>,
-    /// Octets received in the tunnel.
+    /// Bytes received in the tunnel.
     pub rx_bytes: u64,
-    /// Octets sent in the tunnel.
+    /// Bytes sent in the tunnel.
     pub tx_bytes: u64,
 }
 
-/// How many services there are.
+/// The numbers of services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServiceCounts {
-    /// Instances on this node.
+    /// The number of instances on this node.
     pub local: usize,
-    /// Services in the mesh.
+    /// The number of services in the mesh.
     pub mesh: usize,
 }
 
-/// Something wrong, with its remedy.
+/// A problem and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Problem {
-    /// What is wrong.
     pub what: String,
-    /// Why.
     pub why: String,
     /// What to do.
     pub fix: String,
 }
 
-/// `meshctl status --system`.
+/// The document of `meshctl status --system`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SystemList {
-    /// 1.
     pub schema: u32,
-    /// All that meshd put on the machine.
+    /// All changes that meshd made on the machine.
     pub entries: Vec<SystemEntry>,
 }
 
-/// One thing meshd put on the machine and takes away when it stops.
+/// A change that meshd made on the machine, and undoes when it stops.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SystemEntry {
-    /// `link`, `address`, `route`, `rule`, `file`, `socket`, `resolver` or `sysctl`.
+    /// One of `link`, `address`, `route`, `rule`, `file`, `socket`, `resolver` and `sysctl`.
     pub kind: String,
-    /// Which.
+    /// The object that meshd changed.
     pub what: String,
-    /// What it is there for.
+    /// Why meshd made the change.
     pub why: String,
 }
 
-/// Joins a mesh.
+/// A request to join a mesh.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Join {
-    /// The join token.
     pub token: String,
-    /// The node's name; by default the configured one, else from the host name.
+    /// The node's name. The default is the configured name, and otherwise the host name.
     pub name: Option<String>,
-    /// Seconds until the attempt is given up.
+    /// Seconds after which meshd gives up.
     pub timeout_seconds: f64,
 }
 
@@ -267,49 +255,45 @@ impl std::fmt::Debug for Join {
     }
 }
 
-/// The tunnel's new key.
+/// The new key of the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRotated {
-    /// Version of this document.
     pub schema: u32,
-    /// Its public half.
+    /// The public key.
     pub public_key: WireGuardKey,
-    /// Whether the coordinator has it.
+    /// Whether a coordinator has stored it.
     pub published: bool,
 }
 
-/// Gives this node another name.
+/// A request to give this node another name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rename {
-    /// `<name>.node.<domain>`.
+    /// The first label of `<name>.node.<domain>`.
     pub name: String,
 }
 
-/// The node's new name.
+/// The new name of the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renamed {
-    /// Version of this document.
     pub schema: u32,
-    /// The whole name.
+    /// The full name.
     pub name: String,
-    /// Whether the coordinator has it.
+    /// Whether a coordinator has stored it.
     pub published: bool,
 }
 
-/// The node is in and works.
+/// The answer when the node has joined and works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joined {
-    /// 1.
     pub schema: u32,
-    /// The node's name.
     pub name: Label,
-    /// Its mesh address.
+    /// Its IPv4 address in the mesh.
     pub address_v4: Ipv4Addr,
-    /// The same in IPv6.
+    /// Its IPv6 address in the mesh.
     pub address_v6: Ipv6Addr,
-    /// What the person should know, such as a name that had to be changed.
+    /// Remarks for the person, such as that a name had to be changed.
     pub notes: Vec<String>,
-    /// Whether the coordinator has accepted the node record, which tells others how to reach the node. A meshd of an earlier
+    /// Whether the coordinator has stored the node record, which tells others how to reach the node. A meshd of an earlier
     /// version does not wait for that and does not send this field.
     #[serde(default = "yes")]
     pub published: bool,
@@ -319,160 +303,152 @@ fn yes() -> bool {
     true
 }
 
-/// The node is out.
+/// The answer when the node has left the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
-    /// 1.
     pub schema: u32,
-    /// The name it had; absent if it was only joining.
+    /// The name that it had. It is absent if the node was only joining.
     pub name: Option<Label>,
-    /// Whether its name and addresses are free.
+    /// Whether its name and its addresses are free.
     pub departure: DepartureState,
-    /// How many peers received the departure from this node itself, where no coordinator could be reached.
+    /// The number of peers that received the departure from this node, if it reached no coordinator.
     pub peers_reached: usize,
 }
 
-/// What became of a departure.
+/// The state of a departure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DepartureState {
-    /// A coordinator has it: name and addresses are free.
+    /// A coordinator has stored it: the name and the addresses are free.
     Published,
-    /// No coordinator has it yet. meshd and the peers that have it hand it over.
+    /// No coordinator has stored it yet. meshd and the peers that have it will send it to one.
     Pending,
-    /// None was signed: another machine with the same keys goes on.
+    /// The node signed none, because another machine with the same keys continues.
     Copy,
-    /// None was needed: no coordinator had admitted the node, or it was removed before.
+    /// None was needed: no coordinator had admitted the node, or the mesh had removed it.
     Unneeded,
     /// A state of a later version.
     #[serde(other)]
     Unknown,
 }
 
-/// `meshctl service list --json`.
+/// The document of `meshctl service list --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceList {
-    /// 1.
     pub schema: u32,
-    /// By name, then project.
+    /// The services in the order of their names and projects.
     pub services: Vec<ServiceRow>,
 }
 
 /// A service of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceRow {
-    /// `<name>.svc.<domain>`.
+    /// The full name, `<name>.svc.<domain>`.
     pub name: Label,
-    /// Compose project.
+    /// The Compose project.
     pub project: Option<Label>,
-    /// One row per instance and port.
+    /// A row for each port of each instance.
     pub instances: Vec<InstanceRow>,
 }
 
 /// One port of one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceRow {
-    /// The instance's label.
+    /// The label of the instance.
     pub id: Label,
-    /// The node's name.
+    /// The name of the node.
     pub node: Label,
-    /// Where it is reached.
+    /// The address at which it is reached.
     pub address: IpAddr,
     /// All its addresses.
     pub addresses: Vec<IpAddr>,
-    /// On which port.
     pub port: u16,
-    /// Over what.
     pub protocol: Protocol,
-    /// The port's name.
+    /// The name of the port.
     pub port_name: Option<Label>,
-    /// Its owner's verdict.
+    /// The health that its node reports.
     pub health: Health,
-    /// Whether this node can reach its owner.
+    /// Whether this node can reach the instance's node.
     pub reachable: bool,
-    /// Who registered it.
+    /// The source that registered it.
     pub source: Source,
 }
 
-/// `GET /v1/containers`: the exposed containers of this node.
+/// The document of `GET /v1/containers`: the exposed containers of this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerList {
-    /// 1.
     pub schema: u32,
-    /// By id.
+    /// The containers in the order of their ids.
     pub containers: Vec<ContainerRow>,
 }
 
 /// An exposed container that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerRow {
-    /// The engine's id.
+    /// The id that the engine gave it.
     pub id: String,
-    /// Its name.
     pub name: String,
-    /// Its instance's label.
+    /// The label of its instance.
     pub instance: Label,
-    /// Its services, the one it was labelled with first.
+    /// Its services. The first one is that of its label.
     pub services: Vec<ServiceName>,
-    /// Its instance address; null if it is in the host's network.
+    /// Its instance address. It is null if the container is in the host's network.
     pub address: Option<Ipv4Addr>,
-    /// What it is at.
     pub state: ContainerState,
-    /// How it is, whether it is drained or not.
+    /// Its health, independent of whether it is drained.
     pub health: Health,
     /// Whether one of its services is drained.
     pub drained: bool,
 }
 
-/// What a container is at.
+/// The state of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ContainerState {
-    /// Not up yet.
+    /// The container starts.
     Starting,
-    /// Up.
+    /// The container runs.
     Ready,
-    /// Asked to end.
+    /// The container received its stop signal.
     Draining,
 }
 
-/// Registers a service of this node, or changes one.
+/// A request to register a service of this node, or to change one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddService {
-    /// `<name>.svc.<domain>`.
+    /// The first label of `<name>.svc.<domain>`.
     pub name: String,
-    /// The port it listens on.
+    /// The port on which it listens.
     pub port: u16,
-    /// Over what.
     pub protocol: Protocol,
-    /// Where it listens, one of the addresses of the node in the mesh; by default its own addresses.
+    /// The address on which it listens: one of the node's mesh addresses. The default is all of them.
     pub address: Option<IpAddr>,
-    /// How its health is known.
+    /// Its health check.
     pub check: Option<Check>,
 }
 
 /// A health check.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Check {
-    /// What is tried.
+    /// What the check tries.
     pub probe: CheckProbe,
-    /// Milliseconds from one try to the next.
+    /// Milliseconds between two tries.
     pub interval_ms: u64,
     /// Milliseconds after which a try has failed.
     pub timeout_ms: u64,
-    /// Successes in a row after which what was unhealthy is healthy again.
+    /// The number of successes in a row that make an unhealthy service healthy.
     #[serde(default = "Check::default_rise")]
     pub rise: u32,
-    /// Failures in a row after which what was healthy is unhealthy.
+    /// The number of failures in a row that make a healthy service unhealthy.
     #[serde(default = "Check::default_fall")]
     pub fall: u32,
-    /// The least and the greatest HTTP status that is a success.
+    /// The lowest and the highest HTTP status that counts as a success.
     #[serde(default = "Check::default_status")]
     pub status: (u16, u16),
 }
 
 impl Check {
-    /// `probe` every 5 s with a limit of 2 s; two failures in a row make it unhealthy, one success healthy again.
+    /// Runs `probe` every 5 s with a limit of 2 s. Two failures in a row make the service unhealthy, and one success makes it healthy.
     #[must_use]
     pub fn new(probe: CheckProbe) -> Self {
         Self {
@@ -498,7 +474,7 @@ impl Check {
     }
 }
 
-/// What a health check tries.
+/// The try of a health check.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckProbe {
@@ -508,43 +484,42 @@ pub enum CheckProbe {
     Http(String),
 }
 
-/// A service of this node has changed.
+/// The answer when a service of this node has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceChanged {
-    /// 1.
     pub schema: u32,
     /// The full name, such as `web.svc.mesh`.
     pub name: String,
-    /// Whether the coordinator has it; else it follows when the stream is back.
+    /// Whether a coordinator has stored the change. Otherwise it follows when the stream is open again.
     pub published: bool,
 }
 
-/// Asks for round trips to a node.
+/// A request for a round trip to a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
-    /// Name of the node, or one of its mesh addresses.
+    /// The name of the node, or one of its mesh addresses.
     pub node: String,
     /// Milliseconds to wait.
     pub timeout_ms: u64,
 }
 
-/// One round trip through the tunnel.
+/// A round trip through the tunnel.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pong {
-    /// The node's name.
+    /// The name of the node.
     pub node: Label,
-    /// Its address.
+    /// Its address in the mesh.
     pub address: IpAddr,
-    /// Where its datagrams come from.
+    /// The address from which its datagrams come.
     pub endpoint: Option<SocketAddr>,
-    /// Milliseconds; null if no answer came in time.
+    /// Milliseconds. It is null if no answer came in time.
     pub rtt_ms: Option<f64>,
-    /// What takes packets of this machine's programs to that node away from the tunnel, if anything does.
+    /// The route or rule that takes packets of this machine to that node away from the tunnel, if there is one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
 }
 
-/// Asks what this node's DNS answers.
+/// A request for the answer of this node's resolver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolve {
     /// A domain name.
@@ -554,86 +529,83 @@ pub struct Resolve {
     pub record_type: String,
 }
 
-/// What this node's DNS answers, and why.
+/// The answer of this node's resolver, with explanations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {
-    /// 1.
     pub schema: u32,
-    /// As asked.
+    /// The name as it was asked.
     pub name: String,
-    /// Such as `NOERROR` or `NXDOMAIN`.
+    /// The response code, such as `NOERROR` or `NXDOMAIN`.
     pub response_code: String,
-    /// The records, in zone-file form.
+    /// The records in the form of a zone file.
     pub answers: Vec<String>,
-    /// One line each on why it is so.
+    /// Explanations of the answer, one line each.
     pub why: Vec<String>,
 }
 
-/// What `meshctl doctor` compares with what it finds: lookups are made where programs make them, with the caller's
-/// rights, since meshd has none to enter a container.
+/// The facts that `meshctl doctor` compares with its own lookups. `meshctl` makes the lookups itself with the rights of its caller, because
+/// meshd has no right to enter a container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checkup {
-    /// 1.
     pub schema: u32,
-    /// A name that always exists: this node's.
+    /// A name that always exists: the name of this node.
     pub name: String,
-    /// Its IPv4 address.
+    /// The IPv4 address of this name.
     pub expected: Ipv4Addr,
-    /// The DNS address; null if this node answers no names.
+    /// The DNS address. It is null if this node answers no names.
     pub dns: Option<Ipv4Addr>,
-    /// As in [`DnsStatus`].
+    /// The same as in [`DnsStatus`].
     pub split_dns: String,
     /// The running containers of this host.
     pub containers: Vec<Inside>,
-    /// What takes packets of this machine away from the tunnel.
+    /// Routes and rules that take packets of this machine away from the tunnel.
     #[serde(default)]
     pub problems: Vec<Problem>,
     /// Whether the mesh removed this node.
     #[serde(default)]
     pub removed: bool,
-    /// What a probe to each other node found.
+    /// The results of a probe to each other node.
     #[serde(default)]
     pub tunnels: Vec<TunnelCheck>,
 }
 
-/// A probe to another node, inside the tunnel.
+/// The result of a probe to another node, inside the tunnel.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TunnelCheck {
-    /// The node's name.
+    /// The name of the node.
     pub peer: Label,
-    /// Where it is sent to.
+    /// The address to which datagrams are sent.
     pub endpoint: Option<SocketAddr>,
-    /// Milliseconds until the answer, a handshake included if there was none before; null if none came in time.
+    /// Milliseconds until the answer, including a handshake if one was needed. It is null if no answer came in time.
     pub rtt_ms: Option<f64>,
-    /// Why it does not work; null if it does.
+    /// The reason why the tunnel does not work. It is null if it works.
     pub why: Option<String>,
-    /// What to do; null if there is nothing to do.
+    /// What to do. It is null if there is nothing to do.
     pub fix: Option<String>,
 }
 
-/// A running container, as far as its resolver is concerned.
+/// A running container and its resolver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inside {
-    /// Its name.
     pub name: String,
-    /// The network it is on; with several, the one that matters.
+    /// The network of the container. If it has several, the one that decides how it resolves names.
     pub network: String,
-    /// What kind that is.
+    /// The kind of this network.
     pub kind: NetworkKind,
-    /// Its first process, in the host's process table.
+    /// The id of its first process in the host's process table.
     pub pid: u32,
 }
 
-/// Kinds of a container's network, by how names are resolved on them.
+/// The kinds of networks of a container. They differ in how names are resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkKind {
-    /// The engine's default bridge: resolv.conf is a copy of the host's.
+    /// The default bridge of the engine. Its resolv.conf is a copy of the host's.
     Default,
-    /// A network of the user's, as Compose makes them: the engine's own resolver asks the host's.
+    /// A network of the user, as Compose creates them. The engine's own resolver forwards queries to the host's servers.
     User,
-    /// One with no way out.
+    /// A network that has no connection to the outside.
     Internal,
-    /// The host's own.
+    /// The network of the host itself.
     Host,
 }

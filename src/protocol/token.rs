@@ -1,9 +1,9 @@
-//! The join token: one printable word that lets one or more nodes in.
+//! The join token: one printable word that admits one or more nodes.
 //!
-//! `mesh1_` and base64url (RFC 4648 section 5, no padding) of: 32 octets SHA-256 of the coordinator's
-//! public key (SPKI), 32 octets mesh key, 32 octets seed of the token's own key, one octet count of URLs,
-//! each URL with one octet of length before it, and the first 4 octets of SHA-256 over all of that, so that a
-//! token cut or mistyped is told from one that is merely refused.
+//! A token is `mesh1_` and the base64url form (RFC 4648 section 5, no padding) of: 32 bytes SHA-256 of the coordinator's public key
+//! (SPKI), 32 bytes mesh key, 32 bytes seed of the token's own key, one byte with the number of URLs, each URL after one byte with its
+//! length, and the first 4 bytes of SHA-256 over all of this. With these last bytes, a token that was cut or mistyped differs from one that
+//! a coordinator refuses.
 
 use std::fmt;
 
@@ -14,9 +14,9 @@ use sha2::{Digest as _, Sha256};
 use super::url::CoordinatorUrl;
 use crate::model::{PublicKey, SigningKey};
 
-/// Begins every token of this form.
+/// The prefix of every token of this form.
 pub const PREFIX: &str = "mesh1_";
-/// URLs in a token at most.
+/// The maximum number of URLs in a token.
 pub const MAX_URLS: usize = 8;
 
 /// SHA-256 of a TLS server's SubjectPublicKeyInfo (RFC 7469 section 2.4).
@@ -29,28 +29,28 @@ impl fmt::Debug for SpkiPin {
     }
 }
 
-/// What a join token carries. `Debug` does not show the key's seed.
+/// The contents of a join token. `Debug` does not show the key's seed.
 #[derive(Debug, Clone)]
 pub struct JoinToken {
-    /// Where to join, tried in turn.
+    /// The URLs of coordinators, which are tried in this order.
     pub urls: Vec<CoordinatorUrl>,
-    /// Whom to speak to there.
+    /// The hash of the TLS key of these coordinators.
     pub pin: SpkiPin,
-    /// The mesh to join.
+    /// The public key of the mesh.
     pub mesh_key: PublicKey,
-    /// Signs the membership certificate; never leaves the node that joins.
+    /// The key that signs the membership certificate. It never leaves the node that joins.
     pub key: SigningKey,
 }
 
-/// A text that is no usable token.
+/// The reason why a text is not a usable token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It does not begin like one.
+    /// The text does not begin like a token.
     #[error(
         "this is not a join token: one begins with `mesh1_`; copy the whole word that `meshctl token create` printed"
     )]
     NotAToken,
-    /// It begins like one, and is cut or mistyped.
+    /// The text begins like a token, and was cut or mistyped.
     #[error(
         "the join token is garbled (cut off or mistyped); copy the whole word that `meshctl token create` printed"
     )]
@@ -58,14 +58,14 @@ pub enum TokenError {
 }
 
 impl JoinToken {
-    /// Parses the word.
+    /// Parses a token.
     ///
     /// # Errors
-    /// Tells a text that is no token from one that is damaged.
+    /// The text is no token, or it is a damaged one.
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let text = text.trim();
         let encoded = text.strip_prefix(PREFIX).ok_or(TokenError::NotAToken)?;
-        // The longest possible token: fixed fields and the most, longest URLs.
+        // The size of the longest possible token: the fixed fields, and the maximum number of URLs of the maximum length.
         if encoded.len() > (101 + MAX_URLS * 256) * 4 / 3 + 4 {
             return Err(TokenError::Garbled);
         }
@@ -101,7 +101,7 @@ impl JoinToken {
 }
 
 impl fmt::Display for JoinToken {
-    /// The word itself, secret included.
+    /// The text of the token, including its secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut body = Vec::with_capacity(256);
         body.extend_from_slice(&self.pin.0);
@@ -115,7 +115,7 @@ impl fmt::Display for JoinToken {
             .collect();
         body.push(u8::try_from(urls.len()).unwrap_or(u8::MAX));
         for url in urls {
-            // A URL's host is at most 255 octets as parsed; with scheme and port it is cut off by the check below.
+            // A parsed host has at most 255 bytes. The check below refuses a URL that is too long with its scheme and port.
             body.push(u8::try_from(url.len()).map_err(|_| fmt::Error)?);
             body.extend_from_slice(url.as_bytes());
         }

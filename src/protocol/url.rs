@@ -1,26 +1,26 @@
-//! Where a coordinator is: `https://host:port`.
+//! The URL of a coordinator: `https://host:port`.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The port a coordinator listens on unless told otherwise.
+/// The default port of a coordinator.
 pub const DEFAULT_PORT: u16 = 7443;
 
-/// The address of a coordinator. Only `https`, only host and port.
+/// The URL of a coordinator. It has the scheme `https`, a host and a port, and nothing else.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CoordinatorUrl {
     host: String,
     port: u16,
 }
 
-/// A text that is no coordinator URL.
+/// The reason why a text is not a coordinator URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// Another scheme, or none.
+    /// It has another scheme, or none.
     #[error("`{0}` is not a coordinator URL: it must start with https://")]
     Scheme(String),
-    /// Host or port unusable.
+    /// The host or the port is not valid.
     #[error(
         "`{0}` is not a coordinator URL: write https://HOST:PORT, such as https://coord.example.com:7443"
     )]
@@ -34,13 +34,12 @@ impl CoordinatorUrl {
         &self.host
     }
 
-    /// TCP port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// `host:port`, with brackets around an IPv6 address.
+    /// The text `host:port`, with brackets around an IPv6 address.
     #[must_use]
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
