@@ -1,8 +1,11 @@
-//! What the programs need of the operating system: files, configuration files, logs, signals, Unix sockets, the watchdog.
+//! What the programs need of the operating system: files, configuration files, logs, signals, Unix sockets, the watchdog,
+//! waiting for descriptors, and UDP datagrams by the batch.
 
+pub mod batch;
 pub mod config_file;
 pub mod file;
 pub mod log;
+pub mod readable;
 pub mod repeats;
 pub mod signals;
 pub mod unix_server;
