@@ -1,8 +1,17 @@
 //! Wall-clock time as it stands in records.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+/// The present time by both clocks. State machines take it as an argument, so that tests can set it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// The clock that never goes back, for durations and deadlines.
+    pub monotonic: Instant,
+    /// The clock that people set, for dates in records.
+    pub wall: SystemTime,
+}
 
 /// Whole seconds since 1970-01-01 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

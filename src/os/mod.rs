@@ -2,6 +2,7 @@
 //! waiting for descriptors, and UDP datagrams by the batch.
 
 pub mod batch;
+pub mod clock;
 pub mod config_file;
 pub mod file;
 pub mod log;
