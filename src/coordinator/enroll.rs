@@ -120,10 +120,7 @@ fn proven_membership(request: &JoinRequest) -> Result<Proven, ApiError> {
 
 /// Whether this very certificate was granted before: its answer may have got lost.
 fn is_held(proven: &Proven, ledger: &Ledger) -> bool {
-    let key = RecordKey {
-        kind: "membership".into(),
-        id: proven.membership.id.to_string(),
-    };
+    let key = RecordKey::Membership(proven.membership.id);
     ledger
         .entry(&key)
         .is_some_and(|held| held.envelope.payload == proven.envelope.payload)

@@ -755,9 +755,7 @@ impl Mesh {
             docker.set_node_name(name.clone());
         }
         let held = self.ledger.wanted_name(&id).map_or(0, |held| held.version);
-        let held = self
-            .own_word
-            .last_version(&own_records::key_of("name", &id), held);
+        let held = self.own_word.last_version(&RecordKey::Name(id), held);
         let word = self.publish(vec![Record::Name(Name {
             id,
             version: next_version(held, SystemTime::now()),
@@ -1095,12 +1093,15 @@ impl Mesh {
     /// Brings everything in step with records that changed; if they are of services alone, at no more than their cost.
     fn refresh_after(&mut self, changed: &[RecordKey]) {
         self.peers.holdings = None;
-        if changed.iter().any(|key| key.kind != "service") {
+        if !changed
+            .iter()
+            .all(|key| matches!(key, RecordKey::Service(_)))
+        {
             return self.refresh();
         }
-        let ids: BTreeSet<&str> = changed.iter().map(|key| key.id.as_str()).collect();
+        let ids: BTreeSet<_> = changed.iter().map(RecordKey::id).collect();
         let mut replaced = Vec::new();
-        for id in ids {
+        for id in &ids {
             let Some(node) = self.ledger.service(id).map(|service| service.node) else {
                 return self.refresh();
             };
@@ -1115,7 +1116,7 @@ impl Mesh {
             .iter()
             .map(|(id, before)| Replaced {
                 before: before.as_ref(),
-                now: self.netmap.services.get(*id),
+                now: self.netmap.services.get(id.as_ref()),
             })
             .collect();
         let unreachable = self.unreachable();

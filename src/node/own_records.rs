@@ -16,7 +16,7 @@ use crate::protocol::local::Problem;
 use crate::records::Envelope;
 use crate::records::envelope::MAX_PAYLOAD;
 use crate::records::kinds::{
-    Header, Health, Instance, MAX_INSTANCES, Name, Node, Record, RecordKey, Service,
+    Health, Instance, MAX_INSTANCES, Name, Node, Record, RecordKey, Service,
 };
 use crate::records::ledger::Refused;
 
@@ -129,7 +129,7 @@ impl<'a> Draft<'a> {
 
     /// Adds the node record if it has to be published. With `is_new` it differs from the record in the ledger.
     pub(super) fn node(&mut self, node: Node, is_new: bool) {
-        let key = key_of("node", &node.id);
+        let key = RecordKey::Node(node.id);
         if is_new || self.raised.is_some() || self.word.is_overruled(&key, self.now) {
             let last = self.word.last_version(&key, node.version);
             self.node = Some(Node {
@@ -143,7 +143,7 @@ impl<'a> Draft<'a> {
     /// Adds the name record if another machine published one with this node's key. `held` is the record in the ledger, and
     /// `own` is the name of this node where there is none.
     pub(super) fn name(&mut self, held: Option<&Name>, own: &Label) {
-        let key = key_of("name", &self.id);
+        let key = RecordKey::Name(self.id);
         if self.word.is_overruled(&key, self.now) {
             let last = self
                 .word
@@ -171,19 +171,8 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// The key of the record of a kind of which each node has one record.
-pub(super) fn key_of(kind: &str, node: &PublicKey) -> RecordKey {
-    RecordKey {
-        kind: kind.to_owned(),
-        id: node.to_string(),
-    }
-}
-
 fn service_key(id: &str) -> RecordKey {
-    RecordKey {
-        kind: "service".to_owned(),
-        id: id.to_owned(),
-    }
+    RecordKey::parse("service", id)
 }
 
 /// What is wrong with this node's own records.
@@ -241,15 +230,14 @@ impl OwnRecords {
     pub(super) fn end_round(&mut self) {
         let round = self.round;
         self.refused
-            .retain(|key, refusal| refusal.round == round || key.kind == "name");
+            .retain(|key, refusal| refusal.round == round || matches!(key, RecordKey::Name(_)));
     }
 
     /// This node's own ledger refused a record.
     pub(super) fn handle_refused(&mut self, envelope: &Envelope, why: Refused) {
-        let Ok(Header { kind, id, .. }) = serde_json::from_str(&envelope.payload) else {
+        let Some(key) = envelope.key() else {
             return;
         };
-        let key = RecordKey { kind, id };
         if self.refused.get(&key).is_none_or(|held| held.why != why) {
             tracing::warn!(record = %key, %why, "this node's own record is refused");
         }
@@ -293,14 +281,11 @@ impl OwnRecords {
 
 /// A record as people call it.
 pub(super) fn name_of(key: &RecordKey) -> String {
-    match (key.kind.as_str(), key.id.split_once('/')) {
-        ("service", Some((_, name))) => {
-            let name: Vec<&str> = name.rsplit('/').collect();
-            format!("the service {} of this node", name.join("."))
-        }
-        ("node", _) => "where this node is reached".into(),
-        ("name", _) => "the new name of this node".into(),
-        (kind, _) => format!("this node's record of the kind {kind}"),
+    match key {
+        RecordKey::Service(id) => format!("the service {} of this node", id.service_name()),
+        RecordKey::Node(_) => "where this node is reached".into(),
+        RecordKey::Name(_) => "the new name of this node".into(),
+        key => format!("this node's record of the kind {}", key.kind()),
     }
 }
 
@@ -439,11 +424,7 @@ mod tests {
                 .apply(envelope.clone())
                 .expect_err("nobody is a member");
             own.handle_refused(&envelope, why);
-            let header: Header = serde_json::from_str(&envelope.payload).expect("a header");
-            RecordKey {
-                kind: header.kind,
-                id: header.id,
-            }
+            envelope.key().expect("a header")
         };
         own.begin_round();
         let db = refuse(&mut own, "db");
@@ -587,7 +568,7 @@ mod tests {
         let mut stolen = |kind: &str, record: &Record, version| {
             let key = match record {
                 Record::Service(service) => service_key(&service.id),
-                _ => key_of(kind, &node.id),
+                _ => RecordKey::parse(kind, &node.id.to_string()),
             };
             word.handle_foreign(key, record, version, node.wireguard_key, now);
         };

@@ -255,7 +255,7 @@ impl RefusedRecord {
     /// Makes the refusal of the record with this key; none, if the key is longer than any that a node makes.
     #[must_use]
     pub fn new(key: RecordKey, message: String, reason: RefusedReason) -> Option<Self> {
-        (key.kind.len() + key.id.len() <= Self::MAX_KEY).then_some(Self {
+        (key.kind().len() + key.id().len() <= Self::MAX_KEY).then_some(Self {
             key,
             message,
             reason,
@@ -429,16 +429,10 @@ mod tests {
         else {
             panic!("published")
         };
-        let key = RecordKey {
-            kind: "node".into(),
-            id: "x".into(),
-        };
+        let key = RecordKey::parse("node", "x");
         let named = RefusedRecord::new(key.clone(), "a?b".into(), RefusedReason::Other);
         assert_eq!(refused_records, Vec::from_iter(named));
-        let long = RecordKey {
-            id: "x".repeat(64 * 1024),
-            ..key
-        };
+        let long = RecordKey::parse("node", &"x".repeat(64 * 1024));
         assert_eq!(
             RefusedRecord::new(long, String::new(), RefusedReason::Stale),
             None

@@ -131,6 +131,62 @@ mod tests {
         assert!(direct.differing(&direct).is_empty());
     }
 
+    /// Other versions compare these digests, so the order of the signatures under a digest must not change: by the order of
+    /// dependency of the kinds, then by the text of the kind, then by the text of the id.
+    #[test]
+    fn a_digest_is_over_the_signatures_in_the_order_of_kinds_and_of_the_texts_of_ids() {
+        let (mesh, token) = (
+            SigningKey::from_seed(&[1; 32]),
+            SigningKey::from_seed(&[2; 32]),
+        );
+        let node = SigningKey::from_seed(&[3; 32]);
+        let mut ledger = ledger(&[1]);
+        let id = node.public();
+        let other = SigningKey::from_seed(&[7; 32]).public();
+        let payloads = [
+            (&mesh, r#"{"kind":"mesh","id":"mesh","version":1,"domain":"mesh","prefix_v4":"10.210.0.0/16","prefix_v6":"fd12:3456:789a::/48","node_block_v4":24,"node_block_v6":64}"#.to_owned()),
+            (&token, format!(r#"{{"kind":"membership","id":"{id}","version":1,"token":"{}","name":"n3","wireguard_key":"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=","tags":[],"issued_at":1}}"#, token.public())),
+            (&mesh, format!(r#"{{"kind":"revocation","id":"{other}","version":1,"revoked":"node","at":5}}"#)),
+            (&mesh, r#"{"kind":"weather","id":"here","version":1}"#.to_owned()),
+            (&node, format!(r#"{{"kind":"node","id":"{id}","version":1,"wireguard_key":"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=","v4":"10.210.1.0/24","v6":"fd12:3456:789a:1::/64","endpoints":[]}}"#)),
+            (&node, format!(r#"{{"kind":"name","id":"{id}","version":1,"name":"other"}}"#)),
+            (&node, format!(r#"{{"kind":"service","id":"{id}/a-b","version":1,"node":"{id}","name":"a-b","instances":[]}}"#)),
+            (&node, format!(r#"{{"kind":"service","id":"{id}/a/b","version":1,"node":"{id}","name":"b","project":"a","instances":[]}}"#)),
+            (&node, format!(r#"{{"kind":"service","id":"{id}/a0","version":1,"node":"{id}","name":"a0","instances":[]}}"#)),
+            (&node, r#"{"kind":"weather","id":"there","version":1}"#.to_owned()),
+            (&node, r#"{"kind":"weather","id":"here","version":1}"#.to_owned()),
+            (&node, r#"{"kind":"a kind","id":"x","version":1}"#.to_owned()),
+        ];
+        let mut records = Vec::new();
+        for (signer, payload) in payloads {
+            let envelope = Envelope::seal_payload(payload, signer);
+            ledger.apply(envelope.clone()).expect("it is permitted");
+            let header: serde_json::Value =
+                serde_json::from_str(&envelope.payload).expect("just made");
+            let text = |field: &str| header[field].as_str().expect("a text").to_owned();
+            records.push((text("kind"), text("id"), envelope));
+        }
+        let order = [
+            "mesh",
+            "token",
+            "revocation",
+            "departure",
+            "node",
+            "name",
+            "service",
+        ];
+        let rank = |kind: &str| order.iter().position(|known| *known == kind).unwrap_or(8);
+        records.sort_by_key(|(kind, id, _)| (rank(kind), kind.clone(), id.clone()));
+        let mut hash = Sha256::new();
+        let own = records
+            .iter()
+            .filter(|(.., envelope)| envelope.signer == id);
+        own.for_each(|(.., envelope)| hash.update(envelope.signature.0));
+        let holdings = Holdings::of(&ledger);
+        assert_eq!(holdings.0.get(&id), Some(&Digest::of(hash)));
+        assert_eq!(holdings.0.len(), 2, "memberships are left out");
+    }
+
     #[test]
     fn a_digest_survives_its_text_and_nothing_else_is_one() {
         let digest = Holdings::of(&ledger(&[1])).summary();

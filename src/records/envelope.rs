@@ -104,8 +104,7 @@ impl Envelope {
     /// Which record it claims to be. Nothing of it is verified.
     #[must_use]
     pub fn key(&self) -> Option<RecordKey> {
-        self.header()
-            .map(|Header { kind, id, .. }| RecordKey { kind, id })
+        self.header().map(|header| header.key)
     }
 
     /// Whether the signature is the signer's over this very payload.

@@ -17,11 +17,12 @@
 //!
 //! Each carries a version that only grows; of two versions the higher holds.
 
-use std::fmt;
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+pub use super::key::{MESH_ID, RecordKey, ServiceId};
 use crate::model::address::{Block, MeshAddresses, is_never_remote, is_routable};
 use crate::model::key::{KeyProof, PublicKey, WireGuardKey};
 use crate::model::name::Label;
@@ -39,37 +40,38 @@ pub const MAX_INSTANCES: usize = 256;
 pub const MAX_PORTS: usize = 16;
 /// Addresses of an instance at most.
 pub const MAX_ADDRESSES: usize = 4;
+/// The maximum length of a kind that this version does not know.
+const MAX_KIND: usize = 32;
+/// The maximum length of the id of a record whose kind this version does not know.
+const MAX_ID: usize = 256;
 
-/// Which record: two records with equal keys are versions of one.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct RecordKey {
-    /// The kind, such as `node`.
-    pub kind: String,
-    /// Which of its kind.
-    pub id: String,
-}
-
-impl fmt::Display for RecordKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.kind, self.id)
-    }
-}
-
-impl fmt::Debug for RecordKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// What every payload has, whatever its kind.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// The fields that every payload has, whatever its kind. Nothing of it is verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// The kind, such as `node`.
-    pub kind: String,
-    /// Which of its kind.
-    pub id: String,
-    /// Grows with each change.
+    /// The kind and id that the payload claims. A ledger may hold the record under another key, see
+    /// [`super::Ledger::key_of`].
+    pub key: RecordKey,
+    /// The version, which grows with each change.
     pub version: u64,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename = "Header")]
+        struct Fields<'a> {
+            #[serde(borrow)]
+            kind: Cow<'a, str>,
+            #[serde(borrow)]
+            id: Cow<'a, str>,
+            version: u64,
+        }
+        let Fields { kind, id, version } = Fields::deserialize(deserializer)?;
+        Ok(Self {
+            key: RecordKey::parse(&kind, &id),
+            version,
+        })
+    }
 }
 
 /// A parsed payload.
@@ -113,9 +115,6 @@ pub struct Mesh {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub coordinators: Vec<String>,
 }
-
-/// The only id of a [`Mesh`] record.
-pub const MESH_ID: &str = "mesh";
 
 /// A token certificate: bounds what the holder of a join token may admit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,10 +299,13 @@ impl Service {
     /// The id of a service of `node`.
     #[must_use]
     pub fn id_of(node: &PublicKey, project: Option<&Label>, name: &Label) -> String {
-        match project {
-            Some(project) => format!("{node}/{project}/{name}"),
-            None => format!("{node}/{name}"),
-        }
+        ServiceId::new(*node, project, name).to_string()
+    }
+
+    /// The id that goes with the node, the project and the name.
+    #[must_use]
+    pub fn service_id(&self) -> ServiceId {
+        ServiceId::new(self.node, self.project.as_ref(), &self.name)
     }
 }
 
@@ -462,11 +464,16 @@ impl Record {
     pub fn parse(payload: &str) -> Result<(Header, Self), RecordError> {
         let malformed = |e: serde_json::Error| RecordError::Malformed(e.to_string());
         let header: Header = serde_json::from_str(payload).map_err(malformed)?;
-        if header.id.is_empty() || header.id.len() > 256 || header.kind.len() > 32 {
+        if let RecordKey::Unknown { kind, id } = &header.key
+            && (id.is_empty() || id.len() > MAX_ID || kind.len() > MAX_KIND)
+        {
             return Err(RecordError::WrongId);
         }
         let record: Self = serde_json::from_str(payload).map_err(malformed)?;
-        record.check(&header)?;
+        record.check()?;
+        if record.key().is_some_and(|key| key != header.key) {
+            return Err(RecordError::WrongId);
+        }
         Ok((header, record))
     }
 
@@ -476,47 +483,43 @@ impl Record {
         serde_json::to_string(self).expect("records are maps with text keys")
     }
 
-    fn check(&self, header: &Header) -> Result<(), RecordError> {
-        let id_is = |id: &PublicKey| {
-            if header.id == id.to_string() {
-                Ok(())
-            } else {
-                Err(RecordError::WrongId)
-            }
-        };
+    /// Returns the key of the record; none for a kind that this version does not know.
+    #[must_use]
+    pub fn key(&self) -> Option<RecordKey> {
+        Some(match self {
+            Self::Mesh(_) => RecordKey::Mesh,
+            Self::Token(token) => RecordKey::Token(token.id),
+            Self::Revocation(revocation) => RecordKey::Revocation(revocation.id),
+            Self::Membership(membership) => RecordKey::Membership(membership.id),
+            Self::Departure(departure) => RecordKey::Departure(departure.id),
+            Self::Node(node) => RecordKey::Node(node.id),
+            Self::Name(name) => RecordKey::Name(name.id),
+            Self::Service(service) => RecordKey::Service(service.service_id()),
+            Self::Unknown => return None,
+        })
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
         match self {
-            Self::Mesh(_) if header.id != MESH_ID => Err(RecordError::WrongId),
             Self::Mesh(mesh) => {
                 bounded("coordinators", mesh.coordinators.len(), MAX_COORDINATORS)?;
                 mesh.addresses
                     .check()
                     .map_err(|e| RecordError::Malformed(e.to_string()))
             }
-            Self::Token(token) => bounded("tags", token.tags.len(), MAX_TAGS).and(id_is(&token.id)),
-            Self::Revocation(revocation) => id_is(&revocation.id),
-            Self::Departure(departure) => id_is(&departure.id),
-            Self::Name(name) => id_is(&name.id),
-            Self::Membership(member) => {
-                bounded("tags", member.tags.len(), MAX_TAGS).and(id_is(&member.id))
-            }
+            Self::Token(token) => bounded("tags", token.tags.len(), MAX_TAGS),
+            Self::Membership(member) => bounded("tags", member.tags.len(), MAX_TAGS),
             Self::Node(node) => {
                 bounded("endpoints", node.endpoints.len(), MAX_ENDPOINTS)?;
                 node.endpoints
                     .iter()
-                    .try_for_each(|e| check_address(e.ip()))?;
-                id_is(&node.id)
+                    .try_for_each(|e| check_address(e.ip()))
             }
             Self::Service(service) => {
                 bounded("instances", service.instances.len(), MAX_INSTANCES)?;
-                service.instances.iter().try_for_each(Instance::check)?;
-                let id = Service::id_of(&service.node, service.project.as_ref(), &service.name);
-                if header.id == id {
-                    Ok(())
-                } else {
-                    Err(RecordError::WrongId)
-                }
+                service.instances.iter().try_for_each(Instance::check)
             }
-            Self::Unknown => Ok(()),
+            Self::Revocation(_) | Self::Departure(_) | Self::Name(_) | Self::Unknown => Ok(()),
         }
     }
 }
@@ -588,7 +591,7 @@ mod tests {
         let record = Record::Service(service());
         let (header, parsed) = Record::parse(&record.payload()).expect("just made");
         assert_eq!(parsed, record);
-        assert_eq!((header.kind.as_str(), header.version), ("service", 4));
+        assert_eq!((header.key.kind(), header.version), ("service", 4));
     }
 
     #[test]
@@ -597,7 +600,7 @@ mod tests {
             Record::parse(r#"{"kind":"weather","id":"x","version":1,"sky":"blue"}"#)
                 .expect("a header");
         assert_eq!(record, Record::Unknown);
-        assert_eq!(header.kind, "weather");
+        assert_eq!(header.key.kind(), "weather");
     }
 
     #[test]

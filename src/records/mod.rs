@@ -5,10 +5,12 @@
 
 pub mod digest;
 pub mod envelope;
+pub mod key;
 pub mod kinds;
 pub mod ledger;
 pub mod netmap;
 pub mod service_address;
 
 pub use envelope::Envelope;
+pub use key::RecordKey;
 pub use ledger::Ledger;

@@ -256,10 +256,7 @@ fn from_coordinator() -> Vec<FromCoordinator> {
             refused_records: [RefusedReason::Stale, RefusedReason::Other]
                 .into_iter()
                 .filter_map(|reason| {
-                    let key = RecordKey {
-                        kind: "node".into(),
-                        id: key(3).public().to_string(),
-                    };
+                    let key = RecordKey::parse("node", &key(3).public().to_string());
                     RefusedRecord::new(key, "why".into(), reason)
                 })
                 .collect(),

@@ -17,7 +17,7 @@ use meshd::protocol::control::Refusal;
 use meshd::protocol::join::JoinRequest;
 use meshd::protocol::local::{NodeState, Status};
 use meshd::records::Envelope;
-use meshd::records::kinds::{Record, RecordKey};
+use meshd::records::kinds::Record;
 use serde_json::json;
 
 use crate::kit::coordinator::{copy, get, post, write_mesh_key};
@@ -215,11 +215,7 @@ fn a_node_opens_its_state_directory_of_the_version_before_and_holds_all_of_it() 
 fn replaces(newer: &Envelope, older: &Envelope) -> bool {
     let parse = |envelope: &Envelope| {
         let (header, _) = Record::parse(&envelope.payload).expect("a record");
-        let key = RecordKey {
-            kind: header.kind,
-            id: header.id,
-        };
-        (key, header.version)
+        (header.key, header.version)
     };
     let ((newer_key, newer_version), (older_key, older_version)) = (parse(newer), parse(older));
     newer.signer == older.signer && newer_key == older_key && newer_version > older_version

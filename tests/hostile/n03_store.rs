@@ -19,7 +19,7 @@ fn stored(coordinator: &Coordinator) -> Vec<Stored> {
 fn kinds(coordinator: &Coordinator, member: &Member) -> Vec<String> {
     let all = stored(coordinator).into_iter();
     let own = all.filter(|stored| stored.envelope.signer == member.id());
-    let mut kinds: Vec<String> = own.map(|stored| stored.key.kind).collect();
+    let mut kinds: Vec<String> = own.map(|stored| stored.key.kind().to_owned()).collect();
     kinds.dedup();
     kinds
 }
@@ -77,10 +77,7 @@ async fn what_an_earlier_version_kept_of_a_removed_node_is_deleted_at_the_start_
     let weather = |n: usize| {
         let id = format!("place {n}");
         Write {
-            key: RecordKey {
-                kind: "weather".to_owned(),
-                id: id.clone(),
-            },
+            key: RecordKey::parse("weather", &id),
             envelope: removed.unknown("weather", id),
             gone: Vec::new(),
             effect: Effect::None,

@@ -164,10 +164,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
     let own = [&evil, &evil_token];
     let now = UnixSeconds::from_system(SystemTime::now());
     let held = |kind: &str, id: String| {
-        let key = meshd::records::kinds::RecordKey {
-            kind: kind.into(),
-            id,
-        };
+        let key = meshd::records::kinds::RecordKey::parse(kind, &id);
         ledger.entry(&key).expect("held").envelope.clone()
     };
     let nodes: Vec<Node> = ledger.nodes().cloned().collect();

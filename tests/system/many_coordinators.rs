@@ -423,11 +423,7 @@ async fn held(
             Event::Changes { records, position } => {
                 for envelope in records {
                     let (header, _) = Record::parse(&envelope.payload).expect("verified");
-                    let key = RecordKey {
-                        kind: header.kind,
-                        id: header.id,
-                    };
-                    held.insert(key, envelope);
+                    held.insert(header.key, envelope);
                 }
                 if position.revision > 0 {
                     return (position.revision, held);
@@ -552,10 +548,7 @@ fn any_of_three_coordinators_and_etcd_members_may_die_or_be_cut_off() {
             BTreeSet::new()
         );
         for id in journal.joined.keys() {
-            let key = RecordKey {
-                kind: "membership".into(),
-                id: id.to_string(),
-            };
+            let key = RecordKey::Membership(*id);
             assert!(records.contains_key(&key), "{id:?} was let in and is gone");
         }
         let envelopes: Vec<Envelope> = records.values().cloned().collect();

@@ -32,7 +32,7 @@ async fn serve(mut socket: Socket, mood: Arc<Mutex<Mood>>) -> Option<()> {
             continue;
         };
         let keys: Vec<_> = records.iter().filter_map(|record| record.key()).collect();
-        let nodes = keys.iter().filter(|key| key.kind == "node");
+        let nodes = keys.iter().filter(|key| key.kind() == "node");
         let (refused, refused_records) = {
             let mut mood = mood.lock().expect("no panic");
             if mood.refuses {

@@ -4,7 +4,6 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::records::kinds::RecordKey;
-use crate::records::ledger::rank;
 
 /// Changes kept for streams that resume.
 const RECENT: usize = 16_384;
@@ -53,53 +52,46 @@ impl Changes {
             .map(|(_, key)| key)
             .filter(|key| seen.insert(*key))
             .collect();
-        keys.sort_unstable_by_key(|key| order(key));
+        keys.sort_unstable();
         keys
     }
-}
-
-/// The sort key of a changed record: first its kind's rank, then its key.
-pub(super) fn order(key: &RecordKey) -> (usize, &RecordKey) {
-    (rank(&key.kind), key)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::PublicKey;
 
-    fn key(kind: &str, id: &str) -> RecordKey {
-        RecordKey {
-            kind: kind.into(),
-            id: id.into(),
-        }
+    fn id(n: u8) -> PublicKey {
+        PublicKey([n; 32])
     }
 
     #[test]
     fn a_reader_gets_each_record_once_and_what_it_rests_on_first() {
         let mut changes = Changes::new();
-        for (revision, kind, id) in [
-            (1, "membership", "a"),
-            (2, "node", "a"),
-            (3, "weather", "x"),
-            (4, "membership", "a"),
-            (5, "node", "b"),
-            (6, "node", "a"),
-            (7, "token", "t"),
+        for (revision, key) in [
+            (1, RecordKey::Membership(id(1))),
+            (2, RecordKey::Node(id(1))),
+            (3, RecordKey::parse("weather", "x")),
+            (4, RecordKey::Membership(id(1))),
+            (5, RecordKey::Node(id(2))),
+            (6, RecordKey::Node(id(1))),
+            (7, RecordKey::Token(id(3))),
         ] {
-            changes.push(revision, key(kind, id));
+            changes.push(revision, key);
         }
         assert_eq!(
             changes.between(1, 7),
             [
-                &key("token", "t"),
-                &key("membership", "a"),
-                &key("node", "a"),
-                &key("node", "b"),
-                &key("weather", "x"),
+                &RecordKey::Token(id(3)),
+                &RecordKey::Membership(id(1)),
+                &RecordKey::Node(id(1)),
+                &RecordKey::Node(id(2)),
+                &RecordKey::parse("weather", "x"),
             ]
         );
-        assert_eq!(changes.between(6, 7), [&key("token", "t")]);
-        assert_eq!(changes.between(1, 2), [&key("node", "a")]);
+        assert_eq!(changes.between(6, 7), [&RecordKey::Token(id(3))]);
+        assert_eq!(changes.between(1, 2), [&RecordKey::Node(id(1))]);
         assert!(changes.between(7, 7).is_empty());
     }
 
@@ -108,10 +100,10 @@ mod tests {
         let mut changes = Changes::new();
         assert!(changes.reaches_back_to(0));
         for revision in 1..=RECENT as u64 {
-            changes.push(revision, key("node", "a"));
+            changes.push(revision, RecordKey::Node(id(1)));
         }
         assert!(changes.reaches_back_to(0));
-        changes.push(RECENT as u64 + 1, key("node", "b"));
+        changes.push(RECENT as u64 + 1, RecordKey::Node(id(2)));
         assert!(!changes.reaches_back_to(0) && changes.reaches_back_to(1));
     }
 }

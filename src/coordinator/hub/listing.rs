@@ -2,14 +2,14 @@
 
 use std::time::SystemTime;
 
-use super::{Hub, State, key_of};
+use super::{Hub, State};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, MeshAddresses, PublicKey};
 use crate::protocol::admin::{
     MeshState, NodeList, NodeRow, TokenList, TokenMemberships, TokenRow, TokenState,
 };
-use crate::records::Ledger;
 use crate::records::kinds::{Membership, Token};
+use crate::records::{Ledger, RecordKey};
 
 /// How much there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Hub {
         let memberships = ledger.flat_map(|ledger| {
             ledger
                 .members_by(token)
-                .filter_map(|member| ledger.entry(&key_of("membership", member.id.to_string())))
+                .filter_map(|member| ledger.entry(&RecordKey::Membership(member.id)))
         });
         TokenMemberships {
             schema: 1,

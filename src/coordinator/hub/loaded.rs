@@ -8,7 +8,7 @@ use super::{Contents, State};
 use crate::coordinator::store::{Effect, Store, StoreError, Stored, Write};
 use crate::records::Ledger;
 use crate::records::kinds::RecordKey;
-use crate::records::ledger::{Applied, Refused, rank};
+use crate::records::ledger::{Applied, Refused};
 
 /// The verified contents of a store, ready to replace the hub's state.
 pub(super) struct Loaded {
@@ -82,9 +82,7 @@ impl From<Contents> for Loaded {
             let mut records = contents.records;
             // By revision, a record may come before one that it depends on, if that got a new version since. And a coordinator
             // that is killed while it cleans the store leaves copies under other keys, which must not replace the records.
-            records.sort_by_cached_key(|stored| {
-                (rank(&stored.key.kind), is_misplaced(ledger, stored))
-            });
+            records.sort_by_cached_key(|stored| (stored.key.stage(), is_misplaced(ledger, stored)));
             let mut taken = Vec::new();
             for stored in records {
                 taken.extend(take(ledger, stored, &mut leftovers));
@@ -208,14 +206,8 @@ mod tests {
         };
         let token = Envelope::seal(&Record::Token(token), &key(1));
         let membership = Envelope::seal(&Record::Membership(membership), &key(2));
-        let misplaced = RecordKey {
-            kind: "weather".into(),
-            id: "here".into(),
-        };
-        let right = RecordKey {
-            kind: format!("weather of {}", key(3).public()),
-            id: "here".into(),
-        };
+        let misplaced = RecordKey::parse("weather", "here");
+        let right = RecordKey::parse(&format!("weather of {}", key(3).public()), "here");
         for version in [1, 2] {
             let loaded = Loaded::from(Contents {
                 id: String::new(),

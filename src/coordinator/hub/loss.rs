@@ -103,7 +103,7 @@ impl Hub {
             }
             if ledger.check_authentic(record).is_ok() {
                 let (header, _) = Record::parse(&record.payload).ok()?;
-                return Some(format!("{} {}", header.kind, header.id));
+                return Some(header.key.to_string());
             }
         }
         None

@@ -49,7 +49,7 @@ use crate::protocol::join::{JoinCheck, JoinRequest, JoinResponse};
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
 use crate::records::envelope::Authentic;
-use crate::records::kinds::{MESH_ID, Membership, Record, RecordKey, RevokedKind};
+use crate::records::kinds::{Membership, Record, RecordKey, RevokedKind};
 use crate::records::ledger::{Refused, Replaced, verified};
 use crate::records::{Envelope, Ledger};
 
@@ -328,12 +328,12 @@ impl Hub {
                 )
             })?;
         let records = [
-            ("mesh", MESH_ID.to_owned()),
-            ("token", membership.token.to_string()),
-            ("membership", membership.id.to_string()),
+            RecordKey::Mesh,
+            RecordKey::Token(membership.token),
+            RecordKey::Membership(membership.id),
         ]
-        .into_iter()
-        .filter_map(|(kind, id)| ledger.entry(&key_of(kind, id)))
+        .iter()
+        .filter_map(|key| ledger.entry(key))
         .map(|entry| entry.envelope.clone())
         .collect();
         if admitted.revision > state.revision {
@@ -362,10 +362,7 @@ impl Hub {
         let (membership, _) = self.examine_in_sync(&mut writer, request, &proven, now)?;
         let state = self.read();
         let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
-        let keys = [
-            key_of("mesh", MESH_ID.to_owned()),
-            key_of("token", membership.token.to_string()),
-        ];
+        let keys = [RecordKey::Mesh, RecordKey::Token(membership.token)];
         let entries = keys.iter().filter_map(|key| ledger.entry(key));
         Ok(JoinCheck {
             records: entries.map(|entry| entry.envelope.clone()).collect(),
@@ -415,7 +412,7 @@ impl Hub {
             token: granted.membership.token,
             uses: granted.uses,
             blocks: granted.addresses.block_count(),
-            key: key_of("membership", granted.membership.id.to_string()),
+            key: RecordKey::Membership(granted.membership.id),
             envelope: request.membership.clone(),
         };
         Ok((granted.membership, admission, is_taken))
@@ -877,11 +874,11 @@ fn effect_of(ledger: &Ledger, replaced: &Replaced, origin: Origin) -> Effect {
             Effect::Released(vec![revocation.id])
         }
         Some(Record::Revocation(_)) => {
-            let members = replaced
-                .dropped()
-                .iter()
-                .filter(|key| key.kind == "membership");
-            let nodes: Vec<PublicKey> = members.filter_map(|key| key.id.parse().ok()).collect();
+            let members = replaced.dropped().iter().filter_map(|key| match key {
+                RecordKey::Membership(node) => Some(*node),
+                _ => None,
+            });
+            let nodes: Vec<PublicKey> = members.collect();
             if nodes.is_empty() {
                 Effect::None
             } else {
@@ -908,13 +905,6 @@ fn rehearse(ledger: &Ledger, records: &[Envelope]) -> Result<(), ApiError> {
 
 fn is_refused(why: Refused) -> ApiError {
     ApiError::new(ErrorCode::Conflict, format!("a record is refused: {why}"))
-}
-
-fn key_of(kind: &str, id: String) -> RecordKey {
-    RecordKey {
-        kind: kind.to_owned(),
-        id,
-    }
 }
 
 fn no_mesh() -> ApiError {

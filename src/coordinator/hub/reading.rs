@@ -121,9 +121,7 @@ impl State {
         keys: &[&RecordKey],
         after: Option<&RecordKey>,
     ) -> (Vec<Envelope>, Option<RecordKey>) {
-        let begin = after.map_or(0, |after| {
-            keys.partition_point(|key| super::changes::order(key) <= super::changes::order(after))
-        });
+        let begin = after.map_or(0, |after| keys.partition_point(|key| *key <= after));
         // A record is missing if its node was removed since, or if it gave way to another record.
         let entries = keys.iter().skip(begin).filter_map(|key| {
             let entry = self.ledger.as_ref()?.entry(key)?;

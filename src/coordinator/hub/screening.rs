@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::Hub;
 use crate::model::PublicKey;
-use crate::records::Envelope;
 use crate::records::ledger::Refused;
+use crate::records::{Envelope, RecordKey};
 
 /// The result of screening an offered record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +29,6 @@ pub enum Proof {
     Membership,
 }
 
-const MEMBERSHIP: &str = "membership";
-
 impl Hub {
     /// Compares a record with the records held. The caller has checked the length of the payload.
     #[must_use]
@@ -47,7 +45,7 @@ impl Hub {
         }
         let refused = if ledger.is_revoked(&record.signer) {
             Some(Refused::NodeRevoked)
-        } else if header.kind == MEMBERSHIP {
+        } else if matches!(header.key, RecordKey::Membership(_)) {
             // Of two memberships the date decides before the version does.
             None
         } else {
@@ -84,9 +82,7 @@ impl Hub {
         }
         drop(state);
         match record.header() {
-            Some(header) if header.kind == MEMBERSHIP && header.id == node.to_string() => {
-                Proof::Membership
-            }
+            Some(header) if header.key == RecordKey::Membership(*node) => Proof::Membership,
             _ => Proof::None,
         }
     }

@@ -8,7 +8,7 @@ use super::{Health, Hub, Loaded, Writer};
 use crate::coordinator::store::{Bounds, News, StoreError};
 use crate::records::Ledger;
 use crate::records::envelope::Authentic;
-use crate::records::ledger::{Replaced, rank};
+use crate::records::ledger::Replaced;
 
 /// How long a write is tried again while others write.
 const CONTENTION: Duration = Duration::from_secs(8);
@@ -113,7 +113,7 @@ impl Hub {
                     state.changes.push(stored.revision, stored.key.clone());
                 }
                 let mut records = records;
-                records.sort_by_key(|stored| rank(&stored.key.kind));
+                records.sort_by_key(|stored| stored.key.stage());
                 for stored in records {
                     if let Some(ledger) = &mut state.ledger
                         && let Err(refused) = ledger.apply(stored.envelope)

@@ -7,7 +7,7 @@ use super::*;
 use crate::coordinator::store::{Admitted, Contents, Sqlite};
 use crate::model::{SigningKey, WireGuardKey};
 use crate::records::envelope::Signature;
-use crate::records::kinds::{Mesh, Node, Revocation, Service, Token};
+use crate::records::kinds::{MESH_ID, Mesh, Node, Revocation, Service, Token};
 
 const MESH: u8 = 1;
 const TOKEN: u8 = 2;
@@ -173,8 +173,9 @@ fn block_index(hub: &Hub, response: &JoinResponse) -> Option<u32> {
 }
 
 fn kinds(records: &[Envelope]) -> Vec<String> {
-    let header = |e: &Envelope| Record::parse(&e.payload).expect("verified").0;
-    records.iter().map(|e| header(e).kind).collect()
+    let key = |e: &Envelope| Record::parse(&e.payload).expect("verified").0.key;
+    let kinds = records.iter().map(|e| key(e).kind().to_owned());
+    kinds.collect()
 }
 
 /// A coordinator on an etcd.

@@ -134,7 +134,7 @@ fn write(
         .prepare_cached(
             "INSERT INTO records VALUES (?1, ?2, ?3, ?4) ON CONFLICT (kind, id) DO UPDATE SET revision = ?3, envelope = ?4",
         )?
-        .execute(params![key.kind, key.id, to_sql(next), text])?;
+        .execute(params![key.kind(), key.id(), to_sql(next), text])?;
     transaction
         .prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'revision'")?
         .execute([next.to_string()])?;
@@ -187,7 +187,7 @@ fn delete(transaction: &Transaction<'_>, records: &[RecordKey]) -> Result<(), St
     for key in records {
         transaction
             .prepare_cached("DELETE FROM records WHERE kind = ?1 AND id = ?2")?
-            .execute([&key.kind, &key.id])?;
+            .execute(params![key.kind(), key.id()])?;
     }
     Ok(())
 }
@@ -275,7 +275,7 @@ fn stored_as(
     let stored: Option<(i64, String)> = connection
         .query_row(
             "SELECT revision, envelope FROM records WHERE kind = ?1 AND id = ?2",
-            [&key.kind, &key.id],
+            params![key.kind(), key.id()],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )
         .optional()?;
@@ -328,10 +328,8 @@ impl Store for Sqlite {
         let mut statement = connection
             .prepare("SELECT revision, kind, id, envelope FROM records ORDER BY revision")?;
         for row in statement.query_map([], |row| {
-            let key = RecordKey {
-                kind: row.get(1)?,
-                id: row.get(2)?,
-            };
+            let (kind, id): (String, String) = (row.get(1)?, row.get(2)?);
+            let key = RecordKey::parse(&kind, &id);
             Ok((from_sql(row.get(0)?), key, row.get::<_, String>(3)?))
         })? {
             let (revision, key, text) = row?;
@@ -521,10 +519,7 @@ mod tests {
             token: PublicKey([2; 32]),
             uses: 1,
             blocks: 256,
-            key: RecordKey {
-                kind: "membership".into(),
-                id: PublicKey([1; 32]).to_string(),
-            },
+            key: RecordKey::parse("membership", &PublicKey([1; 32]).to_string()),
             envelope: Envelope::seal_payload("{}".into(), &SigningKey::from_seed(&[1; 32])),
         }
     }

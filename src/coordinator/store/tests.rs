@@ -34,10 +34,7 @@ fn label(text: &str) -> Label {
 
 fn record(kind: &str, id: &str, text: &str) -> (RecordKey, Envelope) {
     (
-        RecordKey {
-            kind: kind.into(),
-            id: id.into(),
-        },
+        RecordKey::parse(kind, id),
         Envelope::seal_payload(text.into(), &SigningKey::from_seed(&[1; 32])),
     )
 }
@@ -66,10 +63,7 @@ fn admission(n: u8, name: &str, uses: u32, blocks: u32) -> Admission {
 }
 
 fn key(kind: &str, id: &str) -> RecordKey {
-    RecordKey {
-        kind: kind.into(),
-        id: id.into(),
-    }
+    RecordKey::parse(kind, id)
 }
 
 fn release(n: u8) -> Write {
@@ -98,7 +92,7 @@ fn kinds(store: &mut dyn Store) -> Vec<(u64, String)> {
     contents
         .records
         .into_iter()
-        .map(|stored| (stored.revision, stored.key.kind))
+        .map(|stored| (stored.revision, stored.key.kind().to_owned()))
         .collect()
 }
 
@@ -300,9 +294,9 @@ fn each_write_has_a_revision_and_a_new_version_a_later_one() {
         let held: Vec<_> = contents
             .records
             .iter()
-            .map(|s| (s.revision, s.key.id.as_str(), s.envelope.payload.as_str()))
+            .map(|s| (s.revision, s.key.id(), s.envelope.payload.as_str()))
             .collect();
-        assert_eq!(held, [(2, "b", "1"), (3, "a", "2")]);
+        assert_eq!(held, [(2, "b".into(), "1"), (3, "a".into(), "2")]);
         assert_eq!(contents.revision, 3);
     }
 }

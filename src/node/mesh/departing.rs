@@ -17,7 +17,6 @@ use crate::protocol::local::DepartureState;
 use crate::records::kinds::RecordKey;
 use crate::records::{Envelope, Ledger};
 
-const KIND: &str = "departure";
 /// Peers that a node hands its departure to when it leaves. Each costs a socket; the others receive it from these.
 const MAX_HANDED_OVER: usize = 256;
 
@@ -41,7 +40,9 @@ impl Departures {
 
     /// Records that came from a peer.
     pub(super) fn handle_from_peer(&mut self, changed: &[RecordKey]) {
-        let new = changed.iter().filter(|key| key.kind == KIND);
+        let new = changed
+            .iter()
+            .filter(|key| matches!(key, RecordKey::Departure(_)));
         self.unpublished.extend(new.cloned());
     }
 
@@ -136,18 +137,13 @@ impl Mesh {
 mod tests {
     use super::*;
 
-    fn key(id: &str, kind: &str) -> RecordKey {
-        RecordKey {
-            kind: kind.to_owned(),
-            id: id.to_owned(),
-        }
-    }
-
     #[test]
     fn only_departures_of_peers_are_published_and_until_they_are_acknowledged() {
         let mut departures = Departures::default();
-        departures.handle_from_peer(&[key("a", KIND), key("b", "service")]);
-        assert_eq!(departures.unpublished, [key("a", KIND)].into());
+        let node = PublicKey([1; 32]);
+        let departure = RecordKey::Departure(node);
+        departures.handle_from_peer(&[departure.clone(), RecordKey::Node(node)]);
+        assert_eq!(departures.unpublished, [departure].into());
         departures.offered = Some(7);
         departures.handle_published(6, true);
         departures.handle_closed();

@@ -8,7 +8,6 @@ use super::{Mesh, coordinators};
 use crate::model::PublicKey;
 use crate::model::time::UnixSeconds;
 use crate::node::gossip::Ask;
-use crate::node::own_records::key_of;
 use crate::node::replica::newcomers::{Circumstances, MAX_OCTETS, Verdict, membership_in};
 use crate::node::replica::refusals;
 use crate::node::replica::renewal::is_renewal;
@@ -19,7 +18,6 @@ use crate::records::digest::Holdings;
 use crate::records::kinds::{Record, RecordKey};
 use crate::records::ledger::{Applied, Refused};
 
-const MEMBERSHIP: &str = "membership";
 /// The shortest time between two requests for all records that follow because a peer vouched for a node.
 const AGAIN_AFTER_VOUCH: Duration = Duration::from_secs(30);
 
@@ -83,8 +81,11 @@ impl Mesh {
     /// Decides about a membership that is new to this node. Returns none for other records, and for a membership that would be
     /// held back but that the ledger refuses.
     fn judge(&self, envelope: &Envelope, wall: UnixSeconds) -> Option<Verdict> {
-        let header = envelope.header().filter(|h| h.kind == MEMBERSHIP)?;
-        if header.id == self.id().to_string() || self.ledger.holds(envelope) {
+        let header = envelope.header()?;
+        let RecordKey::Membership(node) = header.key else {
+            return None;
+        };
+        if node == self.id() || self.ledger.holds(envelope) {
             return None;
         }
         let membership = membership_in(envelope)?;
@@ -140,7 +141,7 @@ impl Mesh {
             return false;
         }
         let floor = self.ledger.node(&id).map_or(0, |node| node.services_from);
-        if key.kind == "service" && header.version < floor {
+        if matches!(key, RecordKey::Service(_)) && header.version < floor {
             return false;
         }
         if !envelope.is_authentic() {
@@ -214,13 +215,13 @@ impl Mesh {
         let Some(header) = envelope.header() else {
             return Look::Verify;
         };
-        match header.kind.as_str() {
-            MEMBERSHIP => return Look::PassOver,
-            "node" | "name" => match Record::parse(&envelope.payload) {
+        match header.key {
+            RecordKey::Membership(_) => return Look::PassOver,
+            RecordKey::Node(_) | RecordKey::Name(_) => match Record::parse(&envelope.payload) {
                 Ok((_, record)) if !is_renewal(&self.ledger, &record) => return Look::PassOver,
                 _ => {}
             },
-            "service" => {}
+            RecordKey::Service(_) => {}
             // The signer of a record of another kind need not be a member.
             _ => return Look::Verify,
         }
@@ -284,7 +285,7 @@ impl Mesh {
             return;
         }
         self.keep(&envelopes);
-        if keys.iter().any(|key| key.kind == "mesh") {
+        if keys.contains(&RecordKey::Mesh) {
             self.control
                 .set_urls(coordinators(&self.ledger, &self.identity));
         }
@@ -335,7 +336,7 @@ impl Mesh {
         nodes
             .filter(|node| *node != own && self.newcomers.vouches_for(node))
             .filter(|node| !self.ledger.is_revoked(node))
-            .filter_map(|node| self.ledger.entry(&key_of(MEMBERSHIP, &node)))
+            .filter_map(|node| self.ledger.entry(&RecordKey::Membership(node)))
             .map(|entry| entry.envelope.clone())
             .filter(|envelope| envelope.payload.len() <= MAX_OCTETS)
             .collect()

@@ -14,10 +14,9 @@ use super::{Mesh, coordinators};
 use crate::model::PublicKey;
 use crate::model::address::Block;
 use crate::node::control::join::join;
-use crate::node::own_records::key_of;
 use crate::node::state::Identity;
 use crate::protocol::join::JoinRequest;
-use crate::records::kinds::Node;
+use crate::records::kinds::{Node, RecordKey};
 
 /// The shortest time between two requests to a coordinator.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -72,7 +71,7 @@ impl Mesh {
     /// Asks a coordinator which block is leased to this node. The answer arrives as an event.
     pub(super) fn ask_for_lease(&mut self, now: Instant) {
         let id = self.id();
-        let Some(membership) = self.ledger.entry(&key_of("membership", &id)) else {
+        let Some(membership) = self.ledger.entry(&RecordKey::Membership(id)) else {
             return;
         };
         if !self.lease.may_ask(now) {

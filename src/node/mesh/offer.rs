@@ -7,8 +7,8 @@ use tokio::sync::oneshot;
 use super::Mesh;
 use crate::node::replica::acceptance::Taken;
 use crate::protocol::control::{RefusedReason, RefusedRecord, parts};
-use crate::records::Envelope;
 use crate::records::kinds::{Membership, Record};
+use crate::records::{Envelope, RecordKey};
 
 /// The shortest time between two requests for all records that follow because a record of this node was refused. Such a
 /// request transfers all records of the mesh.
@@ -107,7 +107,7 @@ impl Mesh {
         self.offer_own(records);
         if due
             .iter()
-            .any(|due| due.reason == RefusedReason::Block && due.key.kind == "node")
+            .any(|due| due.reason == RefusedReason::Block && matches!(due.key, RecordKey::Node(_)))
         {
             self.ask_for_lease(now);
         }

@@ -110,10 +110,7 @@ impl Acceptance {
     /// Creates the state of the node `id`. `started` is the version that a record gets which is made now.
     pub(in crate::node) fn new(id: &PublicKey, started: u64) -> Self {
         Self {
-            node: RecordKey {
-                kind: "node".to_owned(),
-                id: id.to_string(),
-            },
+            node: RecordKey::Node(*id),
             started,
             foreign: BTreeMap::new(),
             shown: None,
@@ -209,12 +206,12 @@ impl Acceptance {
             return Vec::new();
         }
         let open = self.foreign.iter().filter(|(_, foreign)| foreign.is_open());
-        let unknown = open.filter(|(key, _)| !known.contains(&key.id));
+        let unknown = open.filter(|(key, _)| !known.contains(&*key.id()));
         unknown
             .filter_map(|(key, foreign)| {
                 let (name, project) = foreign.service.clone()?;
                 Some(Service {
-                    id: key.id.clone(),
+                    id: key.id().into_owned(),
                     version: 0,
                     node: *id,
                     name,

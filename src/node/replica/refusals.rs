@@ -135,10 +135,7 @@ mod tests {
     fn a_conversation_ends_after_few_records_that_break_rules_and_not_for_what_two_nodes_know_differently()
      {
         let (peer, other) = (PublicKey([1; 32]), PublicKey([2; 32]));
-        let signer = Refused::Signer(RecordKey {
-            kind: "node".into(),
-            id: "x".into(),
-        });
+        let signer = Refused::Signer(RecordKey::parse("node", "x"));
         let messages_until_over = |signed_by: &PublicKey, why: &Refused| {
             let mut offences = Offences::default();
             (1..1000).find(|_| {

@@ -28,9 +28,10 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
+use super::key::{RecordKey, ServiceId};
 use super::kinds::{
-    Header, Membership, Mesh, Name, Node, Record, RecordError, RecordKey, Revocation, RevokedKind,
-    Service, Token,
+    Header, Membership, Mesh, Name, Node, Record, RecordError, Revocation, RevokedKind, Service,
+    Token,
 };
 use super::netmap::{Member, Netmap};
 use crate::model::{Label, PublicKey};
@@ -297,15 +298,11 @@ impl Ledger {
     /// a part of the kind and not of the id, because an id may be any text, while no kind is as long as one with a signer in it.
     #[must_use]
     pub fn key_of(&self, header: &Header, signer: &PublicKey) -> RecordKey {
-        let is_known = ORDER.contains(&header.kind.as_str());
-        let kind = if is_known || *signer == self.mesh_key {
-            header.kind.clone()
+        let key = header.key.clone();
+        if *signer == self.mesh_key {
+            key
         } else {
-            format!("{} of {signer}", header.kind)
-        };
-        RecordKey {
-            kind,
-            id: header.id.clone(),
+            key.of_member(signer)
         }
     }
 
@@ -417,14 +414,14 @@ impl Ledger {
         let mut dropped = Vec::new();
         let holder = self.holders.holder_of_key(&node.wireguard_key);
         if let Some(other) = holder.filter(|holder| *holder != node.id) {
-            dropped.extend(self.drop_record(record_key("node", other.to_string())));
+            dropped.extend(self.drop_record(RecordKey::Node(other)));
         }
         let floor = self.node(&node.id).map_or(0, |held| held.services_from);
         if node.services_from > floor {
             let cleared: Vec<RecordKey> = self
                 .services_of(&node.id)
                 .filter(|service| service.version < node.services_from)
-                .map(|service| record_key("service", service.id.clone()))
+                .map(|service| RecordKey::Service(service.service_id()))
                 .collect();
             dropped.extend(cleared.into_iter().filter_map(|key| self.drop_record(key)));
         }
@@ -508,7 +505,7 @@ impl Ledger {
     }
 
     fn is_revoked_by_administrator(&self, node: &PublicKey) -> bool {
-        matches!(self.record("revocation", &node.to_string()), Some(Record::Revocation(r)) if r.revoked == RevokedKind::Node)
+        matches!(self.record(&RecordKey::Revocation(*node)), Some(Record::Revocation(r)) if r.revoked == RevokedKind::Node)
     }
 
     /// How many records and octets are held of the node `id`.
@@ -520,13 +517,13 @@ impl Ledger {
     /// Whether the administrator took the token back.
     #[must_use]
     pub fn is_token_revoked(&self, token: &PublicKey) -> bool {
-        matches!(self.record("revocation", &token.to_string()), Some(Record::Revocation(r)) if r.revoked == RevokedKind::Token)
+        matches!(self.record(&RecordKey::Revocation(*token)), Some(Record::Revocation(r)) if r.revoked == RevokedKind::Token)
     }
 
     /// The mesh record.
     #[must_use]
     pub fn mesh(&self) -> Option<&Mesh> {
-        match self.record("mesh", crate::records::kinds::MESH_ID) {
+        match self.record(&RecordKey::Mesh) {
             Some(Record::Mesh(mesh)) => Some(mesh),
             _ => None,
         }
@@ -535,7 +532,7 @@ impl Ledger {
     /// A token's certificate.
     #[must_use]
     pub fn token(&self, id: &PublicKey) -> Option<&Token> {
-        match self.record("token", &id.to_string()) {
+        match self.record(&RecordKey::Token(*id)) {
             Some(Record::Token(token)) => Some(token),
             _ => None,
         }
@@ -544,7 +541,7 @@ impl Ledger {
     /// A node's membership certificate; also of a removed node.
     #[must_use]
     pub fn membership(&self, id: &PublicKey) -> Option<&Membership> {
-        match self.record("membership", &id.to_string()) {
+        match self.record(&RecordKey::Membership(*id)) {
             Some(Record::Membership(membership)) => Some(membership),
             _ => None,
         }
@@ -565,7 +562,7 @@ impl Ledger {
     /// A node's own record.
     #[must_use]
     pub fn node(&self, id: &PublicKey) -> Option<&Node> {
-        match self.record("node", &id.to_string()) {
+        match self.record(&RecordKey::Node(*id)) {
             Some(Record::Node(node)) => Some(node),
             _ => None,
         }
@@ -573,24 +570,20 @@ impl Ledger {
 
     /// All token certificates.
     pub fn tokens(&self) -> impl Iterator<Item = &Token> {
-        self.of_kind("token").filter_map(|e| {
-            if let Record::Token(token) = &e.record {
-                Some(token)
-            } else {
-                None
-            }
-        })
+        self.of_kind(RecordKey::Token(LOWEST))
+            .map_while(|record| match record {
+                Record::Token(token) => Some(token),
+                _ => None,
+            })
     }
 
     /// All memberships, removed nodes included.
     pub fn memberships(&self) -> impl Iterator<Item = &Membership> {
-        self.of_kind("membership").filter_map(|e| {
-            if let Record::Membership(m) = &e.record {
-                Some(m)
-            } else {
-                None
-            }
-        })
+        self.of_kind(RecordKey::Membership(LOWEST))
+            .map_while(|record| match record {
+                Record::Membership(membership) => Some(membership),
+                _ => None,
+            })
     }
 
     /// The memberships of the nodes that `token` admitted and that were not removed.
@@ -602,42 +595,38 @@ impl Ledger {
 
     /// All node records.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.of_kind("node").filter_map(|e| {
-            if let Record::Node(node) = &e.record {
-                Some(node)
-            } else {
-                None
-            }
-        })
+        self.of_kind(RecordKey::Node(LOWEST))
+            .map_while(|record| match record {
+                Record::Node(node) => Some(node),
+                _ => None,
+            })
     }
 
     /// The departures of nodes that the administrator did not remove besides.
     pub fn departures(&self) -> impl Iterator<Item = &RecordKey> {
-        self.of_kind("departure")
-            .filter_map(|entry| match &entry.record {
-                Record::Departure(departure) => Some(departure.id.to_string()),
+        self.entries
+            .range(RecordKey::Departure(LOWEST)..)
+            .map_while(|(key, _)| match key {
+                RecordKey::Departure(node) => Some((key, *node)),
                 _ => None,
             })
-            .filter(|id| self.record("revocation", id).is_none())
-            .filter_map(|id| self.entries.get_key_value(&record_key("departure", id)))
+            .filter(|(_, node)| self.record(&RecordKey::Revocation(*node)).is_none())
             .map(|(key, _)| key)
     }
 
     /// All service records.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.of_kind("service").filter_map(|e| {
-            if let Record::Service(service) = &e.record {
-                Some(service)
-            } else {
-                None
-            }
-        })
+        self.of_kind(RecordKey::Service(ServiceId::before_all_of(LOWEST)))
+            .map_while(|record| match record {
+                Record::Service(service) => Some(service),
+                _ => None,
+            })
     }
 
     /// A service record.
     #[must_use]
     pub fn service(&self, id: &str) -> Option<&Service> {
-        match self.record("service", id) {
+        match self.record(&RecordKey::Service(ServiceId::parse(id)?)) {
             Some(Record::Service(service)) => Some(service),
             _ => None,
         }
@@ -645,16 +634,10 @@ impl Ledger {
 
     /// The service records of one node.
     pub fn services_of(&self, node: &PublicKey) -> impl Iterator<Item = &Service> {
-        let prefix = Service::ids_of(node);
-        let first = RecordKey {
-            kind: "service".to_owned(),
-            id: prefix.clone(),
-        };
-        self.entries
-            .range(first..)
-            .take_while(move |(key, _)| key.kind == "service" && key.id.starts_with(&prefix))
-            .filter_map(|(_, entry)| match &entry.record {
-                Record::Service(service) => Some(service),
+        let node = *node;
+        self.of_kind(RecordKey::Service(ServiceId::before_all_of(node)))
+            .map_while(move |record| match record {
+                Record::Service(service) if service.node == node => Some(service),
                 _ => None,
             })
     }
@@ -667,50 +650,17 @@ impl Ledger {
 
     /// All that is held, in an order in which another ledger can take it in.
     pub fn envelopes(&self) -> impl Iterator<Item = &Envelope> {
-        ORDER
-            .iter()
-            .flat_map(|kind| self.of_kind(kind))
-            .chain(
-                self.entries
-                    .values()
-                    .filter(|e| e.record == Record::Unknown),
-            )
-            .map(|e| &e.envelope)
+        self.entries.values().map(|entry| &entry.envelope)
     }
 
     /// The records of [`Ledger::envelopes`] that follow the key `after`, which need not be held any more.
     pub fn envelopes_after<'a>(
         &'a self,
-        after: Option<&'a RecordKey>,
-    ) -> impl Iterator<Item = (&'a RecordKey, &'a Envelope)> {
-        let reached = after.map(|key| rank(&key.kind));
-        let ahead = ORDER
-            .iter()
-            .enumerate()
-            .skip(reached.unwrap_or(0))
-            .flat_map(move |(at, kind)| {
-                let first = || RecordKey {
-                    kind: (*kind).to_owned(),
-                    id: String::new(),
-                };
-                let from = match after {
-                    Some(key) if reached == Some(at) => Bound::Excluded(key.clone()),
-                    _ => Bound::Included(first()),
-                };
-                self.entries
-                    .range((from, Bound::Unbounded))
-                    .take_while(move |(key, _)| key.kind == *kind)
-            });
-        let unknown = match after {
-            Some(key) if reached == Some(ORDER.len()) => Bound::Excluded(key.clone()),
-            _ => Bound::Unbounded,
-        };
-        let unknown = self
-            .entries
-            .range((unknown, Bound::Unbounded))
-            .filter(|(_, entry)| entry.record == Record::Unknown);
-        ahead
-            .chain(unknown)
+        after: Option<&RecordKey>,
+    ) -> impl Iterator<Item = (&'a RecordKey, &'a Envelope)> + use<'a> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.entries
+            .range((from, Bound::Unbounded))
             .map(|(key, entry)| (key, &entry.envelope))
     }
 
@@ -718,7 +668,7 @@ impl Ledger {
     /// has no clock; whoever holds an old token could date one back, and only a coordinator would notice.
     pub fn envelopes_for_peers(&self) -> impl Iterator<Item = &Envelope> {
         self.envelopes_after(None)
-            .filter(|(key, _)| key.kind != MEMBERSHIP)
+            .filter(|(key, _)| !matches!(key, RecordKey::Membership(_)))
             .map(|(_, envelope)| envelope)
     }
 
@@ -810,7 +760,7 @@ impl Ledger {
     /// What a member wants to be called instead of the name it joined with.
     #[must_use]
     pub fn wanted_name(&self, id: &PublicKey) -> Option<&Name> {
-        match self.record("name", &id.to_string()) {
+        match self.record(&RecordKey::Name(*id)) {
             Some(Record::Name(name)) => Some(name),
             _ => None,
         }
@@ -819,35 +769,31 @@ impl Ledger {
     /// Whether another node than `id` joined as `name` or wants to be called so.
     #[must_use]
     pub fn is_name_of_another(&self, name: &Label, id: &PublicKey) -> bool {
-        let wanted = self.of_kind("name").any(
-            |entry| matches!(&entry.record, Record::Name(w) if w.name == *name && w.id != *id),
-        );
+        let names = self.of_kind(RecordKey::Name(LOWEST));
+        let wanted = names
+            .map_while(|record| match record {
+                Record::Name(wanted) => Some(wanted),
+                _ => None,
+            })
+            .any(|wanted| wanted.name == *name && wanted.id != *id);
         wanted
             || self
                 .memberships()
                 .any(|m| m.name == *name && m.id != *id && !self.is_revoked(&m.id))
     }
 
-    fn record(&self, kind: &str, id: &str) -> Option<&Record> {
-        self.entries
-            .get(&RecordKey {
-                kind: kind.to_owned(),
-                id: id.to_owned(),
-            })
-            .map(|e| &e.record)
+    fn record(&self, key: &RecordKey) -> Option<&Record> {
+        self.entries.get(key).map(|entry| &entry.record)
     }
 
-    fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Entry> + 'a {
-        let first = RecordKey {
-            kind: kind.to_owned(),
-            id: String::new(),
-        };
-        self.entries
-            .range(first..)
-            .take_while(move |(key, _)| key.kind == kind)
-            .map(|(_, entry)| entry)
+    /// The records from `first` on, which is the lowest key of its kind, up to the end of the ledger.
+    fn of_kind(&self, first: RecordKey) -> impl Iterator<Item = &Record> {
+        self.entries.range(first..).map(|(_, entry)| &entry.record)
     }
 }
+
+/// No key is lower.
+const LOWEST: PublicKey = PublicKey([0; 32]);
 
 /// Verifies the length and the signature of an envelope.
 ///
@@ -858,36 +804,6 @@ pub fn verified(envelope: Envelope) -> Result<Authentic, Refused> {
         ..=MAX_PAYLOAD => Authentic::verify(envelope).ok_or(Refused::Signature),
         length => Err(Refused::TooLong(length)),
     }
-}
-
-fn record_key(kind: &str, id: String) -> RecordKey {
-    RecordKey {
-        kind: kind.to_owned(),
-        id,
-    }
-}
-
-const MEMBERSHIP: &str = "membership";
-
-/// The kinds in an order in which another ledger can accept their records: each kind comes after those on which it depends.
-const ORDER: [&str; 8] = [
-    "mesh",
-    "token",
-    MEMBERSHIP,
-    "revocation",
-    "departure",
-    "node",
-    "name",
-    "service",
-];
-
-/// The position of a kind in [`ORDER`]. Kinds that this version does not know come last.
-#[must_use]
-pub fn rank(kind: &str) -> usize {
-    ORDER
-        .iter()
-        .position(|known| *known == kind)
-        .unwrap_or(ORDER.len())
 }
 
 #[cfg(test)]

@@ -2,10 +2,8 @@
 
 use super::{Ledger, Refused};
 use crate::model::PublicKey;
-use crate::records::Envelope;
-use crate::records::kinds::{
-    Departure, Membership, Name, Node, Record, RecordKey, RevokedKind, Service,
-};
+use crate::records::kinds::{Departure, Membership, Name, Node, Record, RevokedKind, Service};
+use crate::records::{Envelope, RecordKey};
 
 /// The maximum difference between the clock of the machine that made a token and the clock of a machine that made a membership.
 /// When a node joins, a coordinator permits less, since it can compare with its own clock.
@@ -55,7 +53,7 @@ impl Ledger {
     fn permit_membership(&self, membership: &Membership) -> Result<(), Refused> {
         let token = self.token(&membership.token).ok_or(Refused::UnknownToken)?;
         if let Some(Record::Revocation(revocation)) =
-            self.record("revocation", &membership.token.to_string())
+            self.record(&RecordKey::Revocation(membership.token))
             && revocation.revoked == RevokedKind::Token
             && !revocation.spares(membership)
         {
@@ -164,10 +162,7 @@ impl Ledger {
         let floor = self.node(&service.node).map_or(0, |n| n.services_from);
         if service.version < floor {
             return Err(Refused::Stale {
-                key: RecordKey {
-                    kind: "service".to_owned(),
-                    id: service.id.clone(),
-                },
+                key: RecordKey::Service(service.service_id()),
                 offered: service.version,
                 held: floor,
             });

@@ -63,10 +63,7 @@ impl Draft {
     }
 
     pub(crate) fn key(&self) -> RecordKey {
-        RecordKey {
-            kind: self.text("kind").to_owned(),
-            id: self.text("id").to_owned(),
-        }
+        RecordKey::parse(self.text("kind"), self.text("id"))
     }
 
     /// Signs the draft with `key`, whether or not a receiver accepts such a record from that key.

@@ -244,7 +244,7 @@ fn a_revocation_that_names_those_that_stay_holds_against_every_other_whoever_vou
     assert!(
         stored
             .iter()
-            .all(|s| !s.key.id.contains(&id(66).to_string()))
+            .all(|s| !s.key.id().contains(&id(66).to_string()))
     );
     assert!(store.may_lease(&id(67), 9).expect("readable"));
     drop(store);

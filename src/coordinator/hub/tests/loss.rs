@@ -210,13 +210,14 @@ fn a_mesh_of_one_node_recovers_from_an_emptied_coordinator() {
 fn hub_publish(hub: &Hub, n: u8, records: &[Envelope]) -> Vec<PublishRefused> {
     // As a node does: first what makes it a member.
     let mut records = records.to_vec();
-    let own = id(n).to_string();
-    records.sort_by_key(|r| {
-        let header = Record::parse(&r.payload).expect("a record").0;
-        !(header.kind == "mesh"
-            || header.kind == "token"
-            || header.kind == "membership" && header.id == own)
-    });
+    let own = id(n);
+    records.sort_by_key(
+        |r| !match Record::parse(&r.payload).expect("a record").0.key {
+            RecordKey::Mesh | RecordKey::Token(_) => true,
+            RecordKey::Membership(node) => node == own,
+            _ => false,
+        },
+    );
     hub.publish(&id(n), records).expect("writable").refused
 }
 
@@ -274,7 +275,7 @@ fn a_store_of_an_earlier_version_is_cleaned_at_the_start() {
         let id = format!("place {of}");
         let text = format!(r#"{{"kind":"weather","id":"{id}","version":1,"sky":"blue"}}"#);
         Write {
-            key: key_of("weather", id),
+            key: RecordKey::parse("weather", &id),
             envelope: Envelope::seal_payload(text, &key(n)),
             gone: vec![],
             effect: Effect::None,
@@ -286,7 +287,7 @@ fn a_store_of_an_earlier_version_is_cleaned_at_the_start() {
     of_the_mesh.envelope = Envelope::seal_payload(of_the_mesh.envelope.payload, &key(MESH));
     left.push(of_the_mesh);
     left.push(Write {
-        key: key_of("service", format!("{}/db", id(11))),
+        key: RecordKey::parse("service", &format!("{}/db", id(11))),
         envelope: service(11, "db", 1),
         gone: vec![],
         effect: Effect::None,
@@ -347,7 +348,7 @@ fn a_removal_deletes_all_that_the_node_signed_and_nothing_of_others() {
         .records;
     let signed_by = |n: u8| -> Vec<String> {
         let own = stored.iter().filter(|s| s.envelope.signer == id(n));
-        own.map(|s| s.key.kind.clone()).collect()
+        own.map(|s| s.key.kind().to_owned()).collect()
     };
     let unknown = format!("weather of {}", id(10));
     assert_eq!(signed_by(10), ["node", "service", unknown.as_str()]);

@@ -14,10 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 fn write(id: &str, effect: Effect) -> Write {
     Write {
-        key: RecordKey {
-            kind: "node".into(),
-            id: id.into(),
-        },
+        key: RecordKey::parse("node", id),
         envelope: Envelope::seal_payload("{}".into(), &SigningKey::from_seed(&[1; 32])),
         gone: Vec::new(),
         effect,
@@ -32,10 +29,7 @@ fn admission(n: u8) -> Admission {
         token: PublicKey([0xaa; 32]),
         uses: 1,
         blocks: 256,
-        key: RecordKey {
-            kind: "membership".into(),
-            id: node.to_string(),
-        },
+        key: RecordKey::parse("membership", &node.to_string()),
         envelope: Envelope::seal_payload("{}".into(), &SigningKey::from_seed(&[n; 32])),
     }
 }
@@ -50,7 +44,10 @@ fn open(rig: &Rig) -> Etcd {
 fn await_news(store: &mut Etcd) -> (bool, Vec<String>) {
     let end = Instant::now() + PATIENCE;
     loop {
-        let ids = |records: Vec<Stored>| records.into_iter().map(|s| s.key.id).collect();
+        let ids = |records: Vec<Stored>| {
+            let ids = records.iter().map(|s| s.key.id().into_owned());
+            ids.collect()
+        };
         match store.news().expect("readable") {
             Some(News::Changes { records, .. }) => return (false, ids(records)),
             Some(News::Everything(contents)) => return (true, ids(contents.records)),
@@ -225,17 +222,17 @@ fn a_node_with_more_services_than_a_transaction_takes_is_removed_with_all_of_the
     let mut gone = Vec::new();
     for n in 0..300 {
         let mut service = write(&format!("{node}/s{n}"), Effect::None);
-        service.key.kind = "service".into();
+        service.key = RecordKey::parse("service", &service.key.id());
         gone.push(service.key.clone());
         store.put(&[service]).expect("alone");
     }
     let mut revocation = write(&node.to_string(), Effect::Released(vec![node]));
-    revocation.key.kind = "revocation".into();
+    revocation.key = RecordKey::Revocation(node);
     revocation.gone = gone;
     store.put(&[revocation]).expect("alone");
     let left = store.load().expect("readable").records;
     assert_eq!(left.len(), 1);
-    assert_eq!(left[0].key.kind, "revocation");
+    assert_eq!(left[0].key.kind(), "revocation");
 }
 
 #[test]

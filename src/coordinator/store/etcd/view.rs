@@ -194,7 +194,7 @@ impl View {
         };
         let place = Place {
             revision,
-            digest: (key.kind == "membership").then(|| digest(&envelope)),
+            digest: matches!(key, RecordKey::Membership(_)).then(|| digest(&envelope)),
         };
         if let Some(before) = self.places.insert(key.clone(), place) {
             self.fresh.remove(&before.revision);
@@ -322,10 +322,7 @@ mod tests {
 
     fn record(revision: u64, id: &str) -> Change {
         let written = Written {
-            key: RecordKey {
-                kind: "node".into(),
-                id: id.into(),
-            },
+            key: RecordKey::parse("node", id),
             envelope: Envelope::seal_payload("{}".into(), &SigningKey::from_seed(&[1; 32])),
         };
         Change {

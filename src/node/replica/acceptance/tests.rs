@@ -21,10 +21,7 @@ fn key(kind: &str, name: &str) -> RecordKey {
         "service" => format!("{}/{name}", id()),
         _ => id().to_string(),
     };
-    RecordKey {
-        kind: kind.into(),
-        id,
-    }
+    RecordKey::parse(kind, &id)
 }
 
 fn node(wireguard_key: WireGuardKey) -> Record {
@@ -45,7 +42,7 @@ fn node(wireguard_key: WireGuardKey) -> Record {
 
 fn service(name: &str) -> Record {
     Record::Service(Service {
-        id: key("service", name).id,
+        id: key("service", name).id().into_owned(),
         version: 1,
         node: id(),
         name: Label::parse(name).expect("a literal"),
@@ -176,7 +173,7 @@ fn services_that_another_machine_made_up_are_withdrawn() {
     for name in ["db", "web"] {
         word.handle_foreign(key("service", name), &service(name), millis(5), OWN, now);
     }
-    let known = BTreeSet::from([key("service", "web").id]);
+    let known = BTreeSet::from([key("service", "web").id().into_owned()]);
     let withdrawn = word.foreign_services(&id(), &known, now);
     assert_eq!(withdrawn.len(), 1);
     assert_eq!(
