@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use meshd::dns::message::{Outcome, Transport, deal};
+use meshd::dns::names::{Outcome, deal};
+use meshd::dns::transport::Transport;
 use meshd::dns::{Replaced, WhenNoneUsable, Zone, ZoneInput};
 use meshd::model::time::UnixSeconds;
 use meshd::model::{Label, MeshAddresses, SigningKey, WireGuardKey};

@@ -4,12 +4,12 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use meshd::dns::trial::Trial;
+use meshd::dns::query_fuzz::QueryFuzz;
 
-static TRIAL: LazyLock<Trial> = LazyLock::new(Trial::new);
+static QUERY_FUZZ: LazyLock<QueryFuzz> = LazyLock::new(QueryFuzz::new);
 
 fuzz_target!(|input: &[u8]| {
-    if let Err(what) = TRIAL.run(input) {
+    if let Err(what) = QUERY_FUZZ.run(input) {
         panic!("{what}");
     }
 });

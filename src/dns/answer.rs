@@ -7,9 +7,14 @@ use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::choice::{Allocation, Found, Weighted, divide_weights, element, find};
-use super::local_names;
 use super::zone::{MOST_RECORDS, NEGATIVE_TTL, Share, TTL, Zone, ZoneInstance};
+use crate::model::MeshAddresses;
 use crate::records::kinds::Port;
+
+mod local_names;
+
+pub(super) use local_names::is_local;
+pub use local_names::is_special;
 
 /// What to do with a question.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,44 +72,12 @@ pub fn answer(zone: &Zone, name: &Name, record_type: RecordType, entropy: u64) -
     }
 }
 
-/// What part an instance has in the answers to a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// It is in every answer.
-    Answered,
-    /// It is in some, since there are more than go into one.
-    InTurn,
-    /// Only the nearest are asked for, and others are nearer.
-    Farther,
-    /// It cannot be used, as its standing says.
-    Unusable,
-}
-
-/// All instances of a name of the mesh, and their part in its answers.
-#[must_use]
-pub fn explain<'a>(zone: &'a Zone, name: &Name) -> Vec<(&'a ZoneInstance, Part)> {
-    let Place::Mesh(relative) = place(zone, name) else {
-        return Vec::new();
-    };
-    let Some(found) = find(zone, &relative) else {
-        return Vec::new();
-    };
-    let answered = &found.entry.answered;
-    let nearest = answered.first().map(|instance| instance.group);
-    let is_meant = |i: &ZoneInstance| !found.nearest || Some(i.group) == nearest;
-    let more = answered.iter().filter(|i| is_meant(i)).count() > zone.most_addresses;
-    let all = found.entry.all().map(AsRef::as_ref);
-    all.map(|instance: &ZoneInstance| {
-        let is_answered = answered.iter().any(|i| std::ptr::eq(&**i, instance));
-        let part = match (is_answered, is_meant(instance)) {
-            (true, true) if more => Part::InTurn,
-            (true, true) => Part::Answered,
-            (true, false) => Part::Farther,
-            (false, _) => Part::Unusable,
-        };
-        (instance, part)
-    })
-    .collect()
+/// Returns the part of `name` in front of the mesh's domain, in lower case, if the name is in the domain.
+pub(super) fn mesh_name(zone: &Zone, name: &Name) -> Option<String> {
+    match place(zone, name) {
+        Place::Mesh(relative) => Some(relative),
+        Place::Reverse(_) | Place::Other => None,
+    }
 }
 
 struct Responder<'a> {
@@ -278,52 +251,45 @@ fn place(zone: &Zone, name: &Name) -> Place {
     {
         return Place::Mesh(relative.to_owned());
     }
-    let v4 = u32::from(addresses.prefix_v4.network());
-    let v6 = u128::from(addresses.prefix_v6.network());
-    if let Some(labels) = text.strip_suffix(".in-addr.arpa") {
-        let octets: Option<Vec<u8>> = labels.split('.').rev().map(|l| l.parse().ok()).collect();
-        let Some(octets) = octets.filter(|o| o.len() <= 4) else {
-            return Place::Other;
-        };
-        let mut whole = [0u8; 4];
-        whole[..octets.len()].copy_from_slice(&octets);
-        let bits = octets.len() as u32 * 8;
-        let inside = bits >= u32::from(addresses.prefix_v4.prefix_len())
-            && u32::from_be_bytes(whole) & u32::from(addresses.prefix_v4.netmask()) == v4;
-        return if inside {
-            Place::Reverse((bits == 32).then(|| Ipv4Addr::from(whole).into()))
-        } else {
-            Place::Other
-        };
-    }
-    if let Some(labels) = text.strip_suffix(".ip6.arpa") {
-        let nibbles: Option<Vec<u8>> = labels
-            .split('.')
-            .rev()
-            .map(|l| {
-                (l.len() == 1)
-                    .then(|| u8::from_str_radix(l, 16).ok())
-                    .flatten()
-            })
-            .collect();
-        let Some(nibbles) = nibbles.filter(|n| n.len() <= 32) else {
-            return Place::Other;
-        };
-        let bits = nibbles.len() as u32 * 4;
-        let whole = nibbles
-            .iter()
-            .fold(0u128, |sum, n| sum << 4 | u128::from(*n))
-            .checked_shl(128 - bits)
-            .unwrap_or(0);
-        let inside = bits >= u32::from(addresses.prefix_v6.prefix_len())
-            && whole & u128::from(addresses.prefix_v6.netmask()) == v6;
-        return if inside {
-            Place::Reverse((bits == 128).then(|| Ipv6Addr::from(whole).into()))
-        } else {
-            Place::Other
-        };
-    }
-    Place::Other
+    let reverse = match text.strip_suffix(".in-addr.arpa") {
+        Some(labels) => reverse_v4(addresses, labels),
+        None => text
+            .strip_suffix(".ip6.arpa")
+            .and_then(|labels| reverse_v6(addresses, labels)),
+    };
+    reverse.map_or(Place::Other, Place::Reverse)
+}
+
+/// Parses the labels of a reverse name below `in-addr.arpa`. Returns `None` if they are outside the prefix of the mesh, and no
+/// address if there are fewer labels than an address has.
+fn reverse_v4(addresses: &MeshAddresses, labels: &str) -> Option<Option<IpAddr>> {
+    let octets: Option<Vec<u8>> = labels.split('.').rev().map(|l| l.parse().ok()).collect();
+    let octets = octets.filter(|o| o.len() <= 4)?;
+    let mut whole = [0u8; 4];
+    whole[..octets.len()].copy_from_slice(&octets);
+    let bits = octets.len() as u32 * 8;
+    let prefix = addresses.prefix_v4;
+    let inside = bits >= u32::from(prefix.prefix_len()) && prefix.contains(&Ipv4Addr::from(whole));
+    inside.then(|| (bits == 32).then(|| Ipv4Addr::from(whole).into()))
+}
+
+/// Does the same for the labels below `ip6.arpa`.
+fn reverse_v6(addresses: &MeshAddresses, labels: &str) -> Option<Option<IpAddr>> {
+    let nibble = |label: &str| match label.len() {
+        1 => u8::from_str_radix(label, 16).ok(),
+        _ => None,
+    };
+    let nibbles: Option<Vec<u8>> = labels.split('.').rev().map(nibble).collect();
+    let nibbles = nibbles.filter(|n| n.len() <= 32)?;
+    let bits = nibbles.len() as u32 * 4;
+    let whole = nibbles
+        .iter()
+        .fold(0u128, |sum, n| sum << 4 | u128::from(*n))
+        .checked_shl(128 - bits)
+        .unwrap_or(0);
+    let prefix = addresses.prefix_v6;
+    let inside = bits >= u32::from(prefix.prefix_len()) && prefix.contains(&Ipv6Addr::from(whole));
+    inside.then(|| (bits == 128).then(|| Ipv6Addr::from(whole).into()))
 }
 
 /// The name as lower-case text without the last dot, if all its labels are plain.

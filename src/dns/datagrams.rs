@@ -13,8 +13,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use self::batch::Batch;
-use super::message::Transport;
-use super::resolver::{Dealt, Reply, Resolver};
+use super::resolver::{Outcome, Reply, Resolver};
+use super::transport::Transport;
 
 /// Octets asked for as a socket's buffers: what comes while all cores are busy elsewhere for some milliseconds.
 const SOCKET_BUFFER: usize = 1024 * 1024;
@@ -109,7 +109,7 @@ fn serve(socket: &Arc<Socket>, resolver: &Arc<Resolver>, stopped: &AtomicBool) {
         if stopped.load(Ordering::Acquire) {
             return;
         }
-        let mut sitting = resolver.sit();
+        let mut context = resolver.batch_context();
         for index in 0..count {
             let Some((query, client, reply)) = batch.at(index) else {
                 continue;
@@ -117,9 +117,9 @@ fn serve(socket: &Arc<Socket>, resolver: &Arc<Resolver>, stopped: &AtomicBool) {
             let Some(client) = client.filter(|c| c.port() != 0) else {
                 continue;
             };
-            match sitting.answer(query, client.ip(), Transport::Udp, reply) {
-                Dealt::Replied | Dealt::Silent | Dealt::Busy => {}
-                Dealt::Left(admitted) => {
+            match context.answer(query, client.ip(), Transport::Udp, reply) {
+                Outcome::Replied | Outcome::Silent | Outcome::Busy => {}
+                Outcome::Left(admitted) => {
                     let socket = Arc::clone(socket);
                     let deliver = move |reply: Reply| {
                         // A full socket buffer loses datagrams as the network does; the client asks again.
@@ -130,7 +130,7 @@ fn serve(socket: &Arc<Socket>, resolver: &Arc<Resolver>, stopped: &AtomicBool) {
                 }
             }
         }
-        drop(sitting);
+        drop(context);
         batch.send(socket, count);
     }
 }

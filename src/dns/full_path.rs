@@ -12,8 +12,8 @@ use std::sync::{Arc, Weak};
 use tokio::runtime::Handle;
 
 use super::limits::Pool;
-use super::message::Transport;
 use super::resolver::{Admitted, InFull, Reply, Resolver};
+use super::transport::Transport;
 
 /// Sends the reply when it is ready.
 pub(super) type Deliver = Box<dyn FnOnce(Reply) + Send>;

@@ -15,12 +15,14 @@ use tokio::time::timeout;
 
 use super::access::{Allowed, Client};
 use super::choice::mixed;
-use super::conversation::converse;
+use super::drop_reason::{Counts, DropReason};
+use super::fast_path::{self, FEW_INSTANCES, FastPath};
+use super::forward::{Asker, Forwarded, Upstream};
 use super::full_path::{Deliver, FullPath, Job};
 use super::limits::{Limits, Pool, Refusal, Share, Work};
-use super::message::{Forwarded, MAX_QUERY, Outcome, Pending, Silence, Transport, handle};
-use super::plain::{self, FEW_INSTANCES, Plain};
-use super::upstream::{Asker, Upstream};
+use super::names::{Outcome as FullOutcome, Pending, Silence, handle};
+use super::tcp::converse;
+use super::transport::{MAX_QUERY, Transport};
 use super::zone::Zone;
 
 /// How long a connection may live.
@@ -31,93 +33,6 @@ const LARGE: usize = 4 * 1024;
 const MESSAGE: usize = 150;
 /// The work to receive, filter and encode a forwarded record, in visited instances.
 const FORWARDED_RECORD: usize = 10;
-
-/// Counts since the start.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Queries taken in.
-    pub queries: AtomicU64,
-    /// Of them, forwarded.
-    pub forwarded: AtomicU64,
-    /// Of them, with an answer that pointed into the mesh: what did was taken out.
-    pub rebound: AtomicU64,
-    drops: [AtomicU64; Drop::ALL.len()],
-}
-
-impl Counts {
-    /// Queries not answered, or answered with a failure without being looked at, by reason.
-    pub fn dropped(&self) -> impl Iterator<Item = (Drop, u64)> {
-        let counts = self.drops.iter().map(|n| n.load(Ordering::Relaxed));
-        Drop::ALL.into_iter().zip(counts)
-    }
-
-    fn drop(&self, reason: Drop) {
-        if let Some(count) = self.drops.get(reason as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Why a query, or a connection, is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drop {
-    /// The source may not ask: no reply.
-    Foreign,
-    /// No query: no reply.
-    Malformed,
-    /// A reply, which is never answered.
-    Reply,
-    /// The client asks too fast, whatever it asks: no reply.
-    Rate,
-    /// The client asks too fast what must be forwarded: it is told so.
-    ForwardRate,
-    /// Too many forwarded queries are under way, of the client or altogether: it is told so.
-    ForwardShare,
-    /// The client has spent its share of a core. It gets no reply, or SERVFAIL for a query that must be forwarded.
-    Work,
-    /// Another node asks for a name outside the mesh. It gets REFUSED.
-    Recursion,
-    /// Too many queries wait, of this client or of all clients. There is no reply.
-    Queue,
-    /// Too many connections, of the client or altogether.
-    Connections,
-    /// The reply is large, and there is no memory for it among the large replies in progress. The client gets SERVFAIL.
-    Memory,
-}
-
-impl Drop {
-    const ALL: [Self; 11] = [
-        Self::Foreign,
-        Self::Malformed,
-        Self::Reply,
-        Self::Rate,
-        Self::ForwardRate,
-        Self::ForwardShare,
-        Self::Work,
-        Self::Recursion,
-        Self::Queue,
-        Self::Connections,
-        Self::Memory,
-    ];
-
-    /// The reason's name in metrics.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Foreign => "foreign",
-            Self::Malformed => "malformed",
-            Self::Reply => "reply",
-            Self::Rate => "rate",
-            Self::ForwardRate => "forward_rate",
-            Self::ForwardShare => "forward_share",
-            Self::Work => "work",
-            Self::Recursion => "recursion",
-            Self::Queue => "queue",
-            Self::Connections => "connections",
-            Self::Memory => "memory",
-        }
-    }
-}
 
 /// What all servers of a node answer from.
 pub struct Resolver {
@@ -133,7 +48,7 @@ pub struct Resolver {
 
 /// The outcome of a query on the fast path.
 #[derive(Debug)]
-pub(super) enum Dealt {
+pub(super) enum Outcome {
     /// The reply is written.
     Replied,
     /// The query has to be handed over to the full path ([`Resolver::leave`]).
@@ -223,14 +138,14 @@ impl Resolver {
     pub(super) fn admits(&self, source: IpAddr) -> Option<Client> {
         let client = self.allowed.load().client(source);
         if client.is_none() {
-            self.counts.drop(Drop::Foreign);
+            self.counts.drop(DropReason::Foreign);
         }
         client
     }
 
     /// Takes what a few queries are answered from. Not to be kept: changes are not seen in it.
-    pub(super) fn sit(&self) -> Sitting<'_> {
-        Sitting {
+    pub(super) fn batch_context(&self) -> QueryContext<'_> {
+        QueryContext {
             resolver: self,
             zone: self.zone.load(),
             allowed: self.allowed.load(),
@@ -262,7 +177,7 @@ impl Resolver {
             deliver,
         };
         if !self.start_full_path().push(job) {
-            self.counts.drop(Drop::Queue);
+            self.counts.drop(DropReason::Queue);
         }
     }
 
@@ -285,28 +200,28 @@ impl Resolver {
             charge(walked, octets.len());
             InFull::Reply(Reply::new(octets, share))
         };
-        let walked = plain::walked(&zone, query);
+        let walked = fast_path::walked(&zone, query);
         let mut octets = Vec::new();
         if !forward
-            && plain::answer(&zone, query, transport, entropy, &mut octets) == Plain::Replied
+            && fast_path::answer(&zone, query, transport, entropy, &mut octets) == FastPath::Replied
         {
             return reply(octets, walked, share);
         }
         let walked = walked + MESSAGE;
         let pending = match handle(&zone, query, transport, entropy) {
-            Outcome::Reply(octets) => return reply(octets, walked, share),
-            Outcome::Silence(why) => {
+            FullOutcome::Reply(octets) => return reply(octets, walked, share),
+            FullOutcome::Silence(why) => {
                 charge(walked, 0);
                 self.counts.drop(match why {
-                    Silence::NoHeader => Drop::Malformed,
-                    Silence::IsReply => Drop::Reply,
+                    Silence::NoHeader => DropReason::Malformed,
+                    Silence::IsReply => DropReason::Reply,
                 });
                 return InFull::Silent;
             }
-            Outcome::Forward(pending) => *pending,
+            FullOutcome::Forward(pending) => *pending,
         };
         if !client.may_recurse() {
-            self.counts.drop(Drop::Recursion);
+            self.counts.drop(DropReason::Recursion);
             return reply(pending.refuse(), walked, share);
         }
         let admitted = match forward {
@@ -353,7 +268,7 @@ impl Resolver {
             let kib = reply.octets.len() as u32 / 1024;
             reply.memory = self.limits.take(Pool::Memory, client, kib);
             if reply.memory.is_none() {
-                self.counts.drop(Drop::Memory);
+                self.counts.drop(DropReason::Memory);
                 reply.octets = pending.finish(Forwarded::failure());
             }
         }
@@ -367,15 +282,15 @@ impl Resolver {
     }
 
     pub(super) fn count_queue(&self) {
-        self.counts.drop(Drop::Queue);
+        self.counts.drop(DropReason::Queue);
     }
 
     fn count_refusal(&self, why: Refusal) {
         self.counts.drop(match why {
-            Refusal::Rate => Drop::ForwardRate,
-            Refusal::Work => Drop::Work,
-            Refusal::Full(Pool::Forwards) => Drop::ForwardShare,
-            Refusal::Full(_) => Drop::Queue,
+            Refusal::Rate => DropReason::ForwardRate,
+            Refusal::Work => DropReason::Work,
+            Refusal::Full(Pool::Forwards) => DropReason::ForwardShare,
+            Refusal::Full(_) => DropReason::Queue,
         });
     }
 
@@ -392,7 +307,7 @@ impl Resolver {
     pub(super) fn place(self: &Arc<Self>, client: Client) -> Option<Place> {
         let share = self.limits.take(Pool::Connections, client, 1);
         if share.is_none() {
-            self.counts.drop(Drop::Connections);
+            self.counts.drop(DropReason::Connections);
         }
         Some(Place {
             resolver: Arc::clone(self),
@@ -410,7 +325,7 @@ impl std::fmt::Debug for Resolver {
 }
 
 /// What queries are answered from, for as long as a batch takes.
-pub(super) struct Sitting<'a> {
+pub(super) struct QueryContext<'a> {
     resolver: &'a Resolver,
     zone: Guard<Arc<Zone>>,
     allowed: Guard<Arc<Allowed>>,
@@ -419,7 +334,7 @@ pub(super) struct Sitting<'a> {
     queries: u64,
 }
 
-impl Sitting<'_> {
+impl QueryContext<'_> {
     /// Processes a query on the fast path, without waiting and with a bounded amount of work.
     pub(super) fn answer(
         &mut self,
@@ -427,70 +342,70 @@ impl Sitting<'_> {
         source: IpAddr,
         transport: Transport,
         reply: &mut Vec<u8>,
-    ) -> Dealt {
+    ) -> Outcome {
         let resolver = self.resolver;
         let Some(client) = self.allowed.client(source) else {
-            return self.silent(Drop::Foreign);
+            return self.silent(DropReason::Foreign);
         };
         if !resolver.limits.admits(client, self.now_ns) {
-            return self.silent(Drop::Rate);
+            return self.silent(DropReason::Rate);
         }
         let streamed = transport == Transport::Tcp;
         if streamed && !resolver.limits.admit_streamed(client, self.now_ns) {
-            return Dealt::Busy;
+            return Outcome::Busy;
         }
         self.entropy = mixed(self.entropy.wrapping_add(STEP));
         let (most, entropy) = (FEW_INSTANCES, self.entropy);
-        match plain::answer_within(most, &self.zone, query, transport, entropy, reply) {
-            Plain::Replied => {
+        match fast_path::answer_within(most, &self.zone, query, transport, entropy, reply) {
+            FastPath::Replied => {
                 self.queries += 1;
-                Dealt::Replied
+                Outcome::Replied
             }
-            Plain::Elsewhere if !client.may_recurse() => {
+            FastPath::Forward if !client.may_recurse() => {
                 self.queries += 1;
-                resolver.counts.drop(Drop::Recursion);
-                plain::refuse(query, reply);
-                Dealt::Replied
+                resolver.counts.drop(DropReason::Recursion);
+                fast_path::refuse(query, reply);
+                Outcome::Replied
             }
             // Whether it is forwarded at all is known before the message is taken apart.
-            Plain::Elsewhere => match resolver.limits.admit_forward(client, self.now_ns) {
+            FastPath::Forward => match resolver.limits.admit_forward(client, self.now_ns) {
                 Ok(share) => {
                     let forward = true;
-                    Dealt::Left(Admitted { share, forward })
+                    Outcome::Left(Admitted { share, forward })
                 }
                 Err(why) => {
                     resolver.count_refusal(why);
                     self.queries += 1;
-                    plain::fail(query, reply);
-                    Dealt::Replied
+                    fast_path::fail(query, reply);
+                    Outcome::Replied
                 }
             },
-            Plain::Odd => {
+            FastPath::NeedsFullParse => {
                 reply.clear();
                 match resolver.limits.admit_full_path(client, self.now_ns) {
                     Ok(share) => {
                         let forward = false;
-                        Dealt::Left(Admitted { share, forward })
+                        Outcome::Left(Admitted { share, forward })
                     }
                     Err(why) => {
                         // Over a stream the query waits and is not lost.
                         if !streamed {
                             resolver.count_refusal(why);
                         }
-                        Dealt::Busy
+                        Outcome::Busy
                     }
                 }
             }
         }
     }
 
-    fn silent(&self, reason: Drop) -> Dealt {
+    fn silent(&self, reason: DropReason) -> Outcome {
         self.resolver.counts.drop(reason);
-        Dealt::Silent
+        Outcome::Silent
     }
 }
 
-impl std::ops::Drop for Sitting<'_> {
+impl Drop for QueryContext<'_> {
     fn drop(&mut self) {
         let counts = &self.resolver.counts;
         counts.queries.fetch_add(self.queries, Ordering::Relaxed);

@@ -19,7 +19,7 @@ const REST: Duration = Duration::from_millis(50);
 pub enum DnsError {
     /// Somebody else does.
     #[error("port {} of {} is in use by another resolver", .0.port(), .0.ip())]
-    Taken(SocketAddr),
+    Handled(SocketAddr),
     /// The right is missing.
     #[error("may not listen on {0}: ports below 1024 need CAP_NET_BIND_SERVICE; run as root")]
     Permission(SocketAddr),
@@ -65,7 +65,7 @@ impl DnsServer {
 
     fn listen_at(&mut self, address: SocketAddr) -> Result<(), DnsError> {
         let explain = |error: io::Error| match error.kind() {
-            io::ErrorKind::AddrInUse => DnsError::Taken(address),
+            io::ErrorKind::AddrInUse => DnsError::Handled(address),
             io::ErrorKind::PermissionDenied => DnsError::Permission(address),
             _ => DnsError::Io(address, error),
         };

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::containers::{Expose, Rules};
 use crate::dns::WhenNoneUsable;
-use crate::dns::upstream::{Server, ServerError};
+use crate::dns::forward::{Server, ServerError};
 use crate::dns::zone::MOST_ADDRESSES;
 use crate::model::Label;
 use crate::model::address::is_never_remote;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::dns::Resolver;
-use crate::dns::inside::{self, Inside};
+use crate::dns::in_tunnel::{self, TunnelDns};
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
 use crate::tunnel::{Here, Injector, Local, Taken, Tunnel};
@@ -15,11 +15,11 @@ pub(super) fn answer_at(
     resolver: Arc<Resolver>,
     mesh: MeshAddresses,
     block: Block,
-) -> Arc<Inside> {
+) -> Arc<TunnelDns> {
     let device = Arc::new(Device(tunnel.injector()));
-    let inside = Arc::new(Inside::start(resolver, mesh, block, device));
+    let inside = Arc::new(TunnelDns::start(resolver, mesh, block, device));
     tunnel.set_here(Some(Here {
-        addresses: Inside::addresses(&mesh).to_vec(),
+        addresses: TunnelDns::addresses(&mesh).to_vec(),
         local: Arc::new(Answering(Arc::clone(&inside))),
     }));
     inside
@@ -27,7 +27,7 @@ pub(super) fn answer_at(
 
 struct Device(Injector);
 
-impl inside::Device for Device {
+impl in_tunnel::Device for Device {
     fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) {
         self.0.datagram(source, destination, payload);
     }
@@ -37,7 +37,7 @@ impl inside::Device for Device {
     }
 }
 
-struct Answering(Arc<Inside>);
+struct Answering(Arc<TunnelDns>);
 
 impl Local for Answering {
     fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Taken {
@@ -49,11 +49,11 @@ impl Local for Answering {
     }
 }
 
-fn taken(taken: inside::Taken) -> Taken {
+fn taken(taken: in_tunnel::Handled) -> Taken {
     match taken {
-        inside::Taken::Reply(reply) => Taken::Reply(reply),
-        inside::Taken::Later => Taken::Later,
-        inside::Taken::Refused => Taken::Refused,
-        inside::Taken::Overload => Taken::Overload,
+        in_tunnel::Handled::Reply(reply) => Taken::Reply(reply),
+        in_tunnel::Handled::Later => Taken::Later,
+        in_tunnel::Handled::Refused => Taken::Refused,
+        in_tunnel::Handled::Overload => Taken::Overload,
     }
 }

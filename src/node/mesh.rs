@@ -26,8 +26,8 @@ use super::state::records::RecordLog;
 use super::state::{Identity, Keys, Previous, StateDir};
 use super::unwritten::{Part, Unwritten};
 use crate::containers::{ContainerId, Report, Wired, network};
-use crate::dns::upstream::Server;
-use crate::dns::{Allowed, DnsServer, Inside, Replaced, Resolver, Upstream, Zone, ZoneInput};
+use crate::dns::forward::Server;
+use crate::dns::{Allowed, DnsServer, Replaced, Resolver, TunnelDns, Upstream, Zone, ZoneInput};
 use crate::firewall::{Firewall, Mapped, Native, Wiring};
 use crate::model::address::Block;
 use crate::model::time::{UnixSeconds, next_version};
@@ -143,7 +143,7 @@ pub(super) struct Mesh {
 pub(super) struct Dns {
     pub(super) resolver: Arc<Resolver>,
     /// At the DNS address, inside the tunnel device.
-    pub(super) inside: Arc<Inside>,
+    pub(super) inside: Arc<TunnelDns>,
     /// On the node's own addresses.
     pub(super) server: DnsServer,
     /// Where the server is to listen.

@@ -14,10 +14,10 @@ use super::docker::Docker;
 use super::mesh::{Dns, Mesh};
 use super::resolved::{ResolvedLink, State};
 use crate::containers::residents::residents;
-use crate::dns::answer::{Answer, Part, Verdict, answer, explain};
-use crate::dns::local_names::is_special;
-use crate::dns::message::{Asked, Source};
-use crate::dns::rebinding::Stripped;
+use crate::dns::answer::{Answer, Verdict, answer, is_special};
+use crate::dns::explain::{Part, explain};
+use crate::dns::forward::{Source, Stripped};
+use crate::dns::query::Question;
 use crate::dns::zone::{Standing, Zone};
 use crate::model::{Label, PublicKey};
 use crate::path::mtu::LEAST_IPV6;
@@ -703,7 +703,7 @@ pub(super) fn resolve(mesh: &Mesh, resolve: Resolve, reply: Reply<Resolved>) {
         Verdict::Forward => {
             let upstream = std::sync::Arc::clone(&mesh.upstream);
             tokio::spawn(async move {
-                let mut found = upstream.ask(&Asked::new(name, record_type)).await;
+                let mut found = upstream.ask(&Question::new(name, record_type)).await;
                 let mut why = vec![why_from(found.source)];
                 why.extend(why_stripped(found.strip(&zone)));
                 let _ = reply.send(Ok(resolved(shown, found.code, &found.answers, why)));

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{RData, RecordType};
-use meshd::dns::Inside;
-use meshd::dns::inside::Taken;
+use meshd::dns::TunnelDns;
+use meshd::dns::in_tunnel::Handled;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
@@ -16,7 +16,7 @@ use crate::resolver::{LIMIT, Lab, an_address, container, next_id, query, reply};
 const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 210, 0, 53);
 
 /// Passes a query to the resolver as a data thread does.
-fn ask(inside: &Inside, from: Ipv4Addr, name: &str, record_type: RecordType) -> (u16, Taken) {
+fn ask(inside: &TunnelDns, from: Ipv4Addr, name: &str, record_type: RecordType) -> (u16, Handled) {
     let id = next_id();
     let query = query(id, name, record_type);
     let client = SocketAddr::new(from.into(), 4_000);
@@ -57,14 +57,14 @@ async fn a_data_thread_hands_over_all_but_plain_names_with_few_instances() {
         ("web.svc.mesh.", RecordType::ANY, 1),
     ] {
         let (id, taken) = ask(&inside, client, name, record_type);
-        assert_eq!(taken, Taken::Later, "{name} {record_type}");
+        assert_eq!(taken, Handled::Later, "{name} {record_type}");
         let reply = reply_of(id, &mut replies).await.expect("a reply");
         assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
         assert!(reply.answers.len() >= at_least, "{name}: {reply:?}");
     }
     for name in ["web.svc.mesh.", "n1.node.mesh.", "never.svc.mesh."] {
         let (_, taken) = ask(&inside, client, name, RecordType::A);
-        assert!(matches!(taken, Taken::Reply(_)), "{name}: {taken:?}");
+        assert!(matches!(taken, Handled::Reply(_)), "{name}: {taken:?}");
     }
 }
 
@@ -77,8 +77,8 @@ async fn a_container_that_asks_for_large_answers_spends_its_own_share() {
     let mut taken = 0;
     for _ in 0..20_000 {
         let (_, one) = ask(&inside, greedy, "many.svc.mesh.", RecordType::SRV);
-        taken += usize::from(one == Taken::Later);
-        assert!(matches!(one, Taken::Later | Taken::Overload), "{one:?}");
+        taken += usize::from(one == Handled::Later);
+        assert!(matches!(one, Handled::Later | Handled::Overload), "{one:?}");
     }
     // The share is a tenth of a core with a burst of 100 ms, and each answer costs at least 0.2 ms.
     let milliseconds = begin.elapsed().as_millis() as usize;
@@ -91,14 +91,14 @@ async fn a_container_that_asks_for_large_answers_spends_its_own_share() {
         ("www.example.org.", RecordType::A),
     ] {
         let (id, taken) = ask(&inside, other, name, record_type);
-        assert_eq!(taken, Taken::Later, "{name}");
+        assert_eq!(taken, Handled::Later, "{name}");
         let reply = reply_of(id, &mut replies).await.expect("a reply");
         assert!(!reply.answers.is_empty(), "{name}");
     }
     // A query that costs next to nothing is answered for both clients.
     for client in [greedy, other] {
         let (_, taken) = ask(&inside, client, "web.svc.mesh.", RecordType::A);
-        assert!(matches!(taken, Taken::Reply(_)), "{taken:?}");
+        assert!(matches!(taken, Handled::Reply(_)), "{taken:?}");
     }
 }
 
@@ -109,10 +109,13 @@ async fn a_bridge_of_forged_addresses_spends_what_one_bridge_may() {
     let (inside, mut replies) = lab.inside();
     for n in 0..20_000 {
         let (_, taken) = ask(&inside, container(1, n), "many.svc.mesh.", RecordType::TXT);
-        assert!(matches!(taken, Taken::Later | Taken::Overload), "{taken:?}");
+        assert!(
+            matches!(taken, Handled::Later | Handled::Overload),
+            "{taken:?}"
+        );
     }
     let (id, taken) = ask(&inside, container(2, 2), "many.svc.mesh.", RecordType::SRV);
-    assert_eq!(taken, Taken::Later);
+    assert_eq!(taken, Handled::Later);
     assert!(reply_of(id, &mut replies).await.is_some());
 }
 

@@ -12,10 +12,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use meshd::dns::inside::Device;
-use meshd::dns::upstream::Server;
+use meshd::dns::forward::Server;
+use meshd::dns::in_tunnel::Device;
 use meshd::dns::zone::MOST_ADDRESSES;
-use meshd::dns::{Allowed, DnsServer, Inside, Resolver, Upstream, WhenNoneUsable, Zone, ZoneInput};
+use meshd::dns::{
+    Allowed, DnsServer, Resolver, TunnelDns, Upstream, WhenNoneUsable, Zone, ZoneInput,
+};
 use meshd::model::address::{Block, MeshAddresses};
 use meshd::model::{Label, PublicKey, WireGuardKey};
 use meshd::records::kinds::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service, Source};
@@ -101,11 +103,11 @@ impl Lab {
 
     /// Starts the resolver's DNS address inside the tunnel device. Returns it with a channel of the datagrams that it sends: to
     /// whom, and the payload.
-    pub(crate) fn inside(&self) -> (Inside, mpsc::UnboundedReceiver<(SocketAddr, Vec<u8>)>) {
+    pub(crate) fn inside(&self) -> (TunnelDns, mpsc::UnboundedReceiver<(SocketAddr, Vec<u8>)>) {
         let (sender, sent) = mpsc::unbounded_channel();
         let device = Arc::new(Wire(sender));
         let resolver = Arc::clone(&self.resolver);
-        let inside = Inside::start(resolver, mesh_addresses(), own_block(), device);
+        let inside = TunnelDns::start(resolver, mesh_addresses(), own_block(), device);
         (inside, sent)
     }
 

@@ -3,7 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 
 use super::*;
-use crate::dns::message::{Outcome, Transport, handle};
+use crate::dns::explain::{Part, explain};
+use crate::dns::names::{Outcome, handle};
+use crate::dns::transport::Transport;
 use crate::dns::zone::{WhenNoneUsable, ZoneInput};
 use crate::model::address::MeshAddresses;
 use crate::model::time::UnixSeconds;

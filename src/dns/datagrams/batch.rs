@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use socket2::Socket;
 
-use crate::dns::message::MAX_QUERY;
+use crate::dns::transport::MAX_QUERY;
 use crate::os::batch::{self, Message, Mode, Receiver, WithAncillary};
 
 /// The maximum number of datagrams received or sent at once. It is also how many the kernel accepts as one

@@ -1,0 +1,441 @@
+//! What the upstreams said, for as long as they said; and longer when none of them answers (RFC 8767). Pure: the caller
+//! brings the time.
+//!
+//! The cache is bounded in bytes. An answer is stored as an encoded message, so the size of an entry is known. The entry that
+//! has not been used for the longest time is removed first. Large answers have a part of the cache of their own, so a flood
+//! of large answers removes no small ones.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use super::super::query::Question;
+use super::answer::{Forwarded, Source};
+use super::received::MAX_TTL;
+
+/// The most bytes that the small answers and the large answers hold, with their keys and their slots in the tables.
+const SMALL: usize = 6 * 1024 * 1024;
+const LARGE: usize = 2 * 1024 * 1024;
+/// The most bytes that a small answer has.
+const MAX_SMALL: usize = 4096;
+/// Records of an answer kept at most.
+const MOST_RECORDS: usize = 128;
+/// Seconds a negative answer is fresh at most (RFC 2308 section 5).
+const MAX_NEGATIVE_TTL: u32 = 3_600;
+/// How long an answer may stand in for a fresh one (RFC 8767 section 5: one to three days).
+const STALE: Duration = Duration::from_secs(86_400);
+/// How long a stale answer is given at once, after no upstream answered (RFC 8767 section 5).
+const HOLD: Duration = Duration::from_secs(10);
+/// Seconds that a stale answer may be kept by who gets it (RFC 8767 section 4).
+const STALE_TTL: u32 = 30;
+
+/// What an answer is an answer to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    name: Name,
+    record_type: RecordType,
+    dnssec_ok: bool,
+    checking_disabled: bool,
+}
+
+impl Key {
+    pub(super) fn new(asked: &Question) -> Self {
+        Self {
+            name: asked.name.to_lowercase(),
+            record_type: asked.record_type,
+            dnssec_ok: asked.dnssec_ok,
+            checking_disabled: asked.checking_disabled,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Kept {
+    message: Arc<[u8]>,
+    from: SocketAddr,
+    since: Instant,
+    ttl: u32,
+    /// Until when nobody is asked, since nobody answered.
+    held: Option<Instant>,
+    /// When the entry was used last, as a number that only grows.
+    used: u64,
+}
+
+/// An answer that was found. It can be parsed after the lock of the cache is released.
+#[derive(Debug)]
+pub(super) struct Hit {
+    message: Arc<[u8]>,
+    left: Left,
+    source: Source,
+}
+
+/// How the TTL of a cached record is answered.
+#[derive(Debug)]
+enum Left {
+    /// As the TTL minus this number of seconds.
+    After(u32),
+    /// As the TTL, but at most [`STALE_TTL`].
+    Stale,
+}
+
+/// The answers kept.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    answers: HashMap<Arc<Key>, Kept>,
+    small: Part,
+    large: Part,
+    uses: u64,
+}
+
+/// One part of the cache: the keys of its entries in the order of their last use, and the bytes that the entries hold.
+#[derive(Debug, Default)]
+struct Part {
+    order: BTreeMap<u64, Arc<Key>>,
+    octets: usize,
+}
+
+impl Hit {
+    /// Parses the answer and adjusts the TTLs of its records.
+    pub(super) fn answer(self) -> Option<Forwarded> {
+        let left = |ttl: u32| match self.left {
+            Left::After(seconds) => ttl.min(MAX_TTL).saturating_sub(seconds),
+            Left::Stale => ttl.min(STALE_TTL),
+        };
+        Some(unpacked(&self.message)?.aged(left, self.source))
+    }
+}
+
+impl Cache {
+    /// A fresh answer, or a stale one while there is no use in asking.
+    pub(super) fn fresh(&mut self, key: &Key, now: Instant) -> Option<Hit> {
+        let kept = self.touch(key)?;
+        if kept.held.is_some_and(|until| now < until) {
+            return self.stale(key, now);
+        }
+        let (from, age) = (kept.from, now.saturating_duration_since(kept.since));
+        let seconds = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
+        (seconds < kept.ttl).then(|| Hit {
+            message: Arc::clone(&kept.message),
+            left: Left::After(seconds),
+            source: Source::Cache { from, age },
+        })
+    }
+
+    /// An answer that was fresh a day ago at the longest, for want of a better one.
+    pub(super) fn stale(&self, key: &Key, now: Instant) -> Option<Hit> {
+        let kept = self.answers.get(key)?;
+        let (from, age) = (kept.from, now.saturating_duration_since(kept.since));
+        (age < STALE + Duration::from_secs(kept.ttl.into())).then(|| Hit {
+            message: Arc::clone(&kept.message),
+            left: Left::Stale,
+            source: Source::Stale { from, age },
+        })
+    }
+
+    /// Nobody answered. An answer that arrived meanwhile is not touched.
+    pub(super) fn hold(&mut self, key: &Key, now: Instant) {
+        let fresh = |kept: &Kept| now < kept.since + Duration::from_secs(kept.ttl.into());
+        if let Some(kept) = self.answers.get_mut(key).filter(|kept| !fresh(kept)) {
+            kept.held = Some(now + HOLD);
+        }
+    }
+
+    /// Keeps an answer, if it may be kept.
+    pub(super) fn keep(&mut self, key: Key, answer: &Forwarded, from: SocketAddr, now: Instant) {
+        let records = answer.answers.len() + answer.authority.len();
+        let ttl = ttl(answer).filter(|ttl| *ttl > 0 && records <= MOST_RECORDS);
+        let (Some(ttl), Some(message)) = (ttl, packed(answer)) else {
+            return;
+        };
+        if let Some(before) = self.answers.remove(&key) {
+            let part = self.part(is_large(&before.message));
+            part.order.remove(&before.used);
+            part.octets -= octets_of(&key, &before);
+        }
+        self.uses += 1;
+        let kept = Kept {
+            message: message.into(),
+            from,
+            since: now,
+            ttl,
+            held: None,
+            used: self.uses,
+        };
+        let (key, large) = (Arc::new(key), is_large(&kept.message));
+        let part = self.part(large);
+        part.octets += octets_of(&key, &kept);
+        part.order.insert(kept.used, Arc::clone(&key));
+        self.answers.insert(key, kept);
+        self.make_room(large);
+    }
+
+    fn part(&mut self, large: bool) -> &mut Part {
+        match large {
+            true => &mut self.large,
+            false => &mut self.small,
+        }
+    }
+
+    /// Removes the entries that have not been used for the longest time, until the part is within its bound.
+    fn make_room(&mut self, large: bool) {
+        let (part, most) = match large {
+            true => (&mut self.large, LARGE),
+            false => (&mut self.small, SMALL),
+        };
+        while part.octets > most
+            && let Some((_, oldest)) = part.order.pop_first()
+        {
+            if let Some(gone) = self.answers.remove(&*oldest) {
+                part.octets -= octets_of(&oldest, &gone);
+            }
+        }
+    }
+
+    /// Finds an entry and records that it is used now.
+    fn touch(&mut self, key: &Key) -> Option<&Kept> {
+        let kept = self.answers.get_mut(key)?;
+        self.uses += 1;
+        let before = std::mem::replace(&mut kept.used, self.uses);
+        let part = match is_large(&kept.message) {
+            true => &mut self.large,
+            false => &mut self.small,
+        };
+        if let Some(key) = part.order.remove(&before) {
+            part.order.insert(self.uses, key);
+        }
+        Some(kept)
+    }
+}
+
+fn is_large(message: &[u8]) -> bool {
+    message.len() > MAX_SMALL
+}
+
+/// The bytes of an entry: the message, the name, and its slots in the tables. Up to half of a hash table's slots are empty.
+fn octets_of(key: &Key, kept: &Kept) -> usize {
+    const COUNTS: usize = 2 * size_of::<usize>();
+    const ALLOCATOR: usize = 16;
+    const PLACES: usize = 2 * size_of::<(Arc<Key>, Kept)>() + 2 * size_of::<(u64, Arc<Key>)>();
+    const ENTRY: usize = PLACES + size_of::<Key>() + 2 * (COUNTS + ALLOCATOR);
+    ENTRY + kept.message.len() + 2 * key.name.len()
+}
+
+/// Encodes an answer as a message without a question. Returns `None` if the answer does not fit into a message.
+fn packed(answer: &Forwarded) -> Option<Vec<u8>> {
+    let mut message = Message::new(0, MessageType::Response, OpCode::Query);
+    message.metadata.response_code = answer.code;
+    message.metadata.authentic_data = answer.authentic;
+    message.answers.clone_from(&answer.answers);
+    message.authorities.clone_from(&answer.authority);
+    let octets = message.to_vec().ok()?;
+    // The encoder leaves out records that do not fit, and sets the TC flag.
+    octets
+        .get(2)
+        .is_some_and(|flags| flags & 2 == 0)
+        .then_some(octets)
+}
+
+fn unpacked(octets: &[u8]) -> Option<Forwarded> {
+    let message = Message::from_vec(octets).ok()?;
+    Some(Forwarded {
+        code: message.metadata.response_code,
+        authentic: message.metadata.authentic_data,
+        answers: message.answers,
+        authority: message.authorities,
+        ..Forwarded::default()
+    })
+}
+
+/// How long an answer is fresh: the least of its records, or as RFC 2308 section 5 has it.
+fn ttl(answer: &Forwarded) -> Option<u32> {
+    let least = |records: &[Record]| records.iter().map(|r| r.ttl).min();
+    let positive = || Some(least(&answer.answers)?.min(MAX_TTL));
+    let negative = || {
+        let of_soa = answer
+            .authority
+            .iter()
+            .find_map(|record| match &record.data {
+                RData::SOA(soa) => Some(record.ttl.min(soa.minimum)),
+                _ => None,
+            })?;
+        Some(of_soa.min(MAX_NEGATIVE_TTL))
+    };
+    match answer.code {
+        ResponseCode::NoError if !answer.answers.is_empty() => positive(),
+        ResponseCode::NoError => negative(),
+        ResponseCode::NXDomain => {
+            let negative = negative()?;
+            Some(least(&answer.answers).map_or(negative, |chain| chain.min(negative)))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::rr::rdata::{A, SOA, TXT};
+
+    fn asked(name: &str) -> Question {
+        Question {
+            name: Name::from_ascii(name).expect("a literal"),
+            record_type: RecordType::A,
+            dnssec_ok: false,
+            checking_disabled: false,
+            authentic: false,
+        }
+    }
+
+    fn answer(ttl: u32) -> Forwarded {
+        let name = Name::from_ascii("example.org.").expect("a literal");
+        let data = RData::A(A::new(192, 0, 2, 1));
+        Forwarded {
+            answers: vec![Record::from_rdata(name, ttl, data)],
+            ..Forwarded::default()
+        }
+    }
+
+    const FROM: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 53);
+
+    fn ttls(found: Option<Hit>) -> Option<u32> {
+        found.and_then(Hit::answer).map(|f| f.answers[0].ttl)
+    }
+
+    fn source(found: Option<Hit>) -> Option<Source> {
+        found.and_then(Hit::answer).map(|f| f.source)
+    }
+
+    #[test]
+    fn an_answer_ages_and_is_stale_for_a_day() {
+        let (start, mut cache) = (Instant::now(), Cache::default());
+        let key = || Key::new(&asked("Example.ORG."));
+        cache.keep(Key::new(&asked("example.org.")), &answer(60), FROM, start);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(ttls(cache.fresh(&key(), at(20))), Some(40));
+        assert_eq!(ttls(cache.fresh(&key(), at(60))), None);
+        assert_eq!(ttls(cache.stale(&key(), at(3600))), Some(30));
+        assert_eq!(ttls(cache.stale(&key(), at(86_400 + 61))), None);
+    }
+
+    #[test]
+    fn an_answer_that_arrives_while_the_client_gets_the_stale_one_is_not_held() {
+        let (start, mut cache) = (Instant::now(), Cache::default());
+        let key = || Key::new(&asked("example.org."));
+        cache.keep(key(), &answer(60), FROM, start);
+        let later = start + Duration::from_secs(90);
+        cache.hold(&key(), later);
+        let held = source(cache.fresh(&key(), later));
+        assert!(matches!(held, Some(Source::Stale { .. })));
+        cache.keep(key(), &answer(60), FROM, later);
+        cache.hold(&key(), later);
+        let fresh = source(cache.fresh(&key(), later));
+        assert!(matches!(fresh, Some(Source::Cache { .. })));
+    }
+
+    #[test]
+    fn failures_and_negative_answers_without_an_soa_are_not_kept() {
+        let (now, mut cache) = (Instant::now(), Cache::default());
+        let key = || Key::new(&asked("example.org."));
+        cache.keep(key(), &Forwarded::failure(), FROM, now);
+        cache.keep(key(), &Forwarded::default(), FROM, now);
+        assert!(cache.stale(&key(), now).is_none());
+        let name = || Name::from_ascii("org.").expect("a literal");
+        let soa = RData::SOA(SOA::new(name(), name(), 1, 1, 1, 1, 20));
+        let none = Forwarded {
+            code: ResponseCode::NXDomain,
+            authority: vec![Record::from_rdata(name(), 900, soa)],
+            ..Forwarded::default()
+        };
+        cache.keep(key(), &none, FROM, now);
+        assert!(cache.fresh(&key(), now + Duration::from_secs(19)).is_some());
+        assert!(cache.fresh(&key(), now + Duration::from_secs(20)).is_none());
+    }
+
+    fn named(n: u32) -> Key {
+        Key::new(&asked(&format!("n{n}.example.org.")))
+    }
+
+    /// The bytes that the cache holds, counted again from its entries.
+    fn held(cache: &Cache) -> usize {
+        let kept = cache.answers.iter();
+        let all = kept.map(|(key, kept)| octets_of(key, kept)).sum();
+        assert_eq!(cache.small.octets + cache.large.octets, all);
+        let places = cache.small.order.len() + cache.large.order.len();
+        assert_eq!(places, cache.answers.len());
+        all
+    }
+
+    /// An answer of about this size in bytes.
+    fn text(octets: usize) -> Forwarded {
+        let name = Name::from_ascii("example.org.").expect("a literal");
+        let records = octets.div_ceil(1_000);
+        let record = |n: usize| {
+            let strings = (0..4).map(|_| format!("{n:0>245}")).collect();
+            Record::from_rdata(name.clone(), 60, RData::TXT(TXT::new(strings)))
+        };
+        Forwarded {
+            answers: (0..records).map(record).collect(),
+            ..Forwarded::default()
+        }
+    }
+
+    #[test]
+    fn the_cache_is_bounded_in_octets_and_what_was_of_use_lately_stays() {
+        let (now, mut cache) = (Instant::now(), Cache::default());
+        for n in 0..40_000 {
+            cache.keep(named(n), &answer(60), FROM, now);
+            assert!(cache.fresh(&named(0), now).is_some(), "asked all the time");
+            assert!(cache.small.octets <= SMALL);
+        }
+        assert!(held(&cache) > SMALL / 2);
+        assert!(cache.stale(&named(1), now).is_none(), "the oldest is gone");
+        assert!(cache.stale(&named(39_999), now).is_some());
+    }
+
+    #[test]
+    fn large_answers_are_bounded_and_push_out_no_small_ones() {
+        let (now, mut cache) = (Instant::now(), Cache::default());
+        for n in 0..1_000 {
+            cache.keep(named(n), &answer(60), FROM, now);
+        }
+        let before = cache.small.octets;
+        for n in 1_000..2_500 {
+            cache.keep(named(n), &text(58_000), FROM, now);
+            assert!(cache.large.octets <= LARGE);
+        }
+        assert!(held(&cache) <= SMALL + LARGE);
+        assert_eq!(cache.small.octets, before);
+        assert!((0..1_000).all(|n| cache.fresh(&named(n), now).is_some()));
+        assert!(cache.fresh(&named(2_499), now).is_some());
+    }
+
+    #[test]
+    fn an_answer_that_takes_the_place_of_another_leaves_nothing_of_it() {
+        let (now, mut cache) = (Instant::now(), Cache::default());
+        for octets in [100, 30_000, 2_000, 60_000, 100] {
+            cache.keep(named(1), &text(octets), FROM, now);
+            held(&cache);
+            assert_eq!(cache.answers.len(), 1);
+        }
+        assert_eq!(cache.large.octets, 0);
+    }
+
+    #[test]
+    fn an_answer_comes_out_as_it_went_in() {
+        let (now, mut cache) = (Instant::now(), Cache::default());
+        let given = Forwarded {
+            authentic: true,
+            ..text(58_000)
+        };
+        cache.keep(named(1), &given, FROM, now);
+        let found = cache.fresh(&named(1), now).and_then(Hit::answer);
+        let found = found.expect("it was kept");
+        assert_eq!((found.code, found.authentic), (given.code, true));
+        assert_eq!(found.answers, given.answers);
+    }
+}

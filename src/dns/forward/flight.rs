@@ -1,0 +1,301 @@
+//! One question under way: sends what its [`Schedule`] wants, and gives the answer to all clients that wait for it.
+//!
+//! A flight goes on without clients, in two cases: they were answered stale and the fresh answer is still to come, or
+//! they have their answer and a silent upstream is still to be judged. The number of such flights is bounded.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use futures_util::StreamExt as _;
+use futures_util::future::{AbortHandle, abortable};
+use futures_util::stream::FuturesUnordered;
+use hickory_proto::rr::Name;
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::time::sleep_until;
+
+use super::super::query::Question;
+use super::answer::{Forwarded, Source};
+use super::cache::Key;
+use super::exchange::{Form, Received, SentQuery};
+use super::memory::Lesson;
+use super::schedule::{Outcome, Schedule, Send, Transport, may_be_case};
+use super::server::Server;
+use super::streamed::exchange;
+use super::tls::Tls;
+use super::{Asker, Shared, lock};
+
+/// What the clients of one question share.
+#[derive(Debug)]
+pub(super) struct Flight {
+    answer: watch::Sender<Option<Arc<Forwarded>>>,
+    /// The client that asked first, or `None` if that was the node itself.
+    asker: Option<Asker>,
+    clients: AtomicUsize,
+    left: Notify,
+}
+
+/// A client that waits. Dropped when it waits no more.
+pub(super) struct Passenger(Arc<Flight>);
+
+impl Flight {
+    pub(super) fn new(asker: Option<Asker>) -> Arc<Self> {
+        Arc::new(Self {
+            answer: watch::Sender::new(None),
+            asker,
+            clients: AtomicUsize::new(0),
+            left: Notify::new(),
+        })
+    }
+
+    /// One more client. To be called with the list of flights locked.
+    pub(super) fn join(self: &Arc<Self>) -> Passenger {
+        self.clients.fetch_add(1, Ordering::Relaxed);
+        Passenger(Arc::clone(self))
+    }
+}
+
+impl Passenger {
+    pub(super) async fn answer(&self) -> Option<Arc<Forwarded>> {
+        let mut answer = self.0.answer.subscribe();
+        let found = answer.wait_for(Option::is_some).await.ok()?;
+        found.clone()
+    }
+}
+
+impl Drop for Passenger {
+    fn drop(&mut self) {
+        if self.0.clients.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // Without clients the answer is dropped, unless another client has joined since.
+            let is_left = || self.0.clients.load(Ordering::Relaxed) == 0;
+            let answer = &self.0.answer;
+            answer.send_if_modified(|answer| is_left() && answer.take().is_some());
+            self.0.left.notify_one();
+        }
+    }
+}
+
+/// Asks the upstreams until there is an answer and nothing more to learn.
+pub(super) async fn run(shared: Arc<Shared>, flight: Arc<Flight>, key: Key, asked: Question) {
+    let listed = Listed {
+        shared: &shared,
+        flight: &flight,
+        key: &key,
+    };
+    let (asked, servers) = (Arc::new(asked), shared.servers.load_full());
+    let now = Instant::now();
+    let plan = lock(&shared.memory).plan(&servers, now);
+    let mut schedule = Schedule::new(plan, now);
+    let mut attempts = FuturesUnordered::new();
+    let mut handles: Vec<AbortHandle> = Vec::new();
+    let (mut delivered, mut background) = (false, None);
+    loop {
+        let now = Instant::now();
+        while let Some(send) = schedule.poll(now) {
+            let permit = Arc::clone(&shared.sockets).try_acquire_owned().ok();
+            if permit.is_none() {
+                // The question that is sent now takes the place of the earlier ones.
+                handles.drain(..).for_each(|handle| handle.abort());
+            }
+            let (shared, asked) = (Arc::clone(&shared), Arc::clone(&asked));
+            let asker = flight.asker.clone();
+            let server = servers.get(send.place).cloned();
+            let (attempt, handle) = abortable(attempt(shared, server, asked, asker, send, permit));
+            handles.push(handle);
+            attempts.push(async move { (send, attempt.await) });
+        }
+        learn(&shared, &servers, schedule.lessons(), now);
+        if !delivered && let Some(outcome) = schedule.take_outcome() {
+            listed.deliver(outcome, &servers, &asked, now);
+            delivered = true;
+        }
+        if schedule.is_over() {
+            return;
+        }
+        if delivered && background.is_none() {
+            let Ok(permit) = Arc::clone(&shared.background).try_acquire_owned() else {
+                return;
+            };
+            background = Some(permit);
+        }
+        let timeout = schedule.poll_timeout().unwrap_or(now);
+        tokio::select! {
+            Some((send, result)) = attempts.next() => {
+                take(&mut schedule, send, result.ok());
+            }
+            () = sleep_until(timeout.into()) => {}
+            () = flight.left.notified(), if background.is_none() => match listed.leave() {
+                Ok(permit) => background = permit,
+                Err(Full) => return,
+            },
+        }
+    }
+}
+
+/// A flight's place in the list. Dropped, it is in the list no more.
+struct Listed<'a> {
+    shared: &'a Shared,
+    flight: &'a Arc<Flight>,
+    key: &'a Key,
+}
+
+/// There are too many flights without clients.
+struct Full;
+
+impl Listed<'_> {
+    fn deliver(&self, outcome: Outcome, servers: &[Server], asked: &Question, now: Instant) {
+        let answer = match outcome {
+            Outcome::Answer { place, mut answer } => {
+                if let Some(Server { address, .. }) = servers.get(place) {
+                    answer.source = Source::Upstream(*address);
+                    // The cache does not distinguish case, but some servers do: a name that the client wrote with capital
+                    // letters may exist in small ones.
+                    if is_lowercase(&asked.name) || !may_be_case(&answer) {
+                        lock(&self.shared.cache).keep(self.key.clone(), &answer, *address, now);
+                    }
+                }
+                answer
+            }
+            Outcome::Failed => Forwarded::failure(),
+        };
+        self.remove(&mut lock(&self.shared.flights));
+        // No client can join any more. If there are none, the answer is not kept until the flight ends.
+        if self.flight.clients.load(Ordering::Relaxed) > 0 {
+            self.flight.answer.send_replace(Some(Arc::new(answer)));
+        }
+    }
+
+    /// The flight goes on without clients if it may; a client may also have joined since.
+    fn leave(&self) -> Result<Option<OwnedSemaphorePermit>, Full> {
+        let mut flights = lock(&self.shared.flights);
+        if self.flight.clients.load(Ordering::Relaxed) > 0 {
+            return Ok(None);
+        }
+        let permit = Arc::clone(&self.shared.background).try_acquire_owned();
+        permit.map(Some).map_err(|_| {
+            self.remove(&mut flights);
+            Full
+        })
+    }
+
+    fn remove(&self, flights: &mut HashMap<Key, Arc<Flight>>) {
+        if flights
+            .get(self.key)
+            .is_some_and(|f| Arc::ptr_eq(f, self.flight))
+        {
+            flights.remove(self.key);
+        }
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.remove(&mut lock(&self.shared.flights));
+    }
+}
+
+fn learn(shared: &Shared, servers: &[Server], lessons: Vec<(usize, Lesson)>, now: Instant) {
+    if lessons.is_empty() {
+        return;
+    }
+    let mut memory = lock(&shared.memory);
+    for (place, lesson) in lessons {
+        let Some(Server { address, .. }) = servers.get(place) else {
+            continue;
+        };
+        if !matches!(lesson, Lesson::Answered { .. }) {
+            tracing::debug!(server = %address, ?lesson, "an upstream did not answer as it was asked");
+        }
+        memory.learn(*address, lesson, now);
+    }
+}
+
+/// Takes what an attempt brought; nothing if it was aborted.
+fn take(schedule: &mut Schedule, send: Send, result: Option<io::Result<Received>>) {
+    let now = Instant::now();
+    match result {
+        None => schedule.handle_given_up(send.attempt, now),
+        Some(Err(error)) if is_own_fault(&error) => schedule.handle_given_up(send.attempt, now),
+        // Nothing else comes over a stream whose reply is to another question.
+        Some(Err(_) | Ok(Received::Stray)) => schedule.handle_error(send.attempt, now),
+        Some(Ok(received)) => schedule.handle_reply(send.attempt, received, now),
+    }
+}
+
+/// Whether this host has run out of something, which says nothing about the upstream.
+fn is_own_fault(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    let scarce = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.kind() == io::ErrorKind::InvalidInput && code.is_none()
+        || code.is_some_and(|code| scarce.contains(&code))
+}
+
+async fn attempt(
+    shared: Arc<Shared>,
+    server: Option<Server>,
+    asked: Arc<Question>,
+    asker: Option<Asker>,
+    send: Send,
+    _permit: Option<OwnedSemaphorePermit>,
+) -> io::Result<Received> {
+    let cannot = || io::Error::from(io::ErrorKind::InvalidInput);
+    let Server { address, name } = server.ok_or_else(cannot)?;
+    let random = [
+        getrandom::u64().map_err(io::Error::other)?,
+        getrandom::u64().map_err(io::Error::other)?,
+    ];
+    // Mixed case protects against forged datagrams. A stream cannot be forged from off the path, and not every server
+    // takes mixed case.
+    let form = Form {
+        mixed: send.form.mixed && send.transport == Transport::Udp,
+        ..send.form
+    };
+    let question = SentQuery::new(&asked, random, form).ok_or_else(cannot)?;
+    let octets = question.octets().ok_or_else(cannot)?;
+    match (send.transport, name) {
+        (Transport::Udp, _) => datagram(address, &question, &octets).await,
+        (Transport::Tcp, _) => {
+            let mut stream = TcpStream::connect(address).await?;
+            let reply = exchange(&mut stream, &octets, asker.as_ref()).await?;
+            Ok(reply.read(&question))
+        }
+        (Transport::Tls { .. }, None) => Err(cannot()),
+        (Transport::Tls { new }, Some(name)) => {
+            let tls = shared
+                .tls
+                .get_or_try_init(async || Tls::of_system())
+                .await?;
+            let reply = tls
+                .exchange(address, &name, &octets, asker.as_ref(), new)
+                .await?;
+            Ok(reply.read(&question))
+        }
+    }
+}
+
+/// One socket a question: the system draws its port, and takes datagrams from the server alone.
+async fn datagram(server: SocketAddr, question: &SentQuery, octets: &[u8]) -> io::Result<Received> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(octets).await?;
+    let mut buffer = [0; 4096];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        match question.handle_reply(buffer.get(..length).unwrap_or_default(), false) {
+            Received::Stray => {}
+            received => return Ok(received),
+        }
+    }
+}
+
+fn is_lowercase(name: &Name) -> bool {
+    name.eq_case(&name.to_lowercase())
+}

@@ -1,0 +1,174 @@
+//! Everything that is not the mesh's: asked of the host's own resolvers, kept for as long as they say, and longer when
+//! none of them answers (RFC 8767).
+//!
+//! The same question from several clients is asked once, and all wait for it. So a question that comes back to this
+//! node through another resolver waits for itself and fails in the end, and does not go round.
+//!
+//! `schedule` decides whom to ask when and in which form, `memory` holds what is known about each upstream (both are
+//! pure), and `flight` sends and receives.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::timeout;
+
+use super::access::Client;
+use super::limits::{Limits, Pool, Share};
+use super::query::Question;
+use cache::{Cache, Hit, Key};
+use flight::{Flight, Passenger};
+use memory::Memory;
+
+mod answer;
+mod cache;
+pub(super) mod exchange;
+mod flight;
+mod memory;
+mod rebinding;
+mod received;
+mod schedule;
+mod server;
+mod streamed;
+mod tls;
+
+pub(super) use streamed::{Streamed, exchange};
+
+pub use answer::{Forwarded, Source};
+pub use rebinding::Stripped;
+pub use server::{Server, ServerError};
+use tls::Tls;
+
+/// How long the client waits at most: a little longer than the search may take.
+const OVERALL: Duration = schedule::PATIENCE.saturating_add(Duration::from_millis(100));
+/// How long a client waits for a fresh answer that can have a stale one (RFC 8767 section 5).
+const PATIENCE: Duration = Duration::from_millis(1_800);
+/// Sockets to upstreams at most, besides one for each question. A process may have 1,024 open files by default.
+const SOCKETS: usize = 256;
+/// Questions at most that go on when no client waits for them.
+const BACKGROUND: usize = 128;
+
+/// The client for which a question is asked. The memory of the answer counts as this client's while it is in use.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    pub(super) limits: Arc<Limits>,
+    pub(super) client: Client,
+}
+
+impl Asker {
+    /// Takes room for this many bytes from the pool that bounds the large answers in progress.
+    fn hold(&self, octets: usize) -> Option<Share> {
+        let kib = u32::try_from(octets.div_ceil(1024)).ok()?;
+        self.limits.take(Pool::Memory, self.client, kib)
+    }
+}
+
+/// The resolvers everything else is asked of.
+#[derive(Default)]
+pub struct Upstream {
+    shared: Arc<Shared>,
+}
+
+/// What the questions under way share.
+struct Shared {
+    servers: ArcSwap<Vec<Server>>,
+    memory: Mutex<Memory>,
+    cache: Mutex<Cache>,
+    flights: Mutex<HashMap<Key, Arc<Flight>>>,
+    sockets: Arc<Semaphore>,
+    background: Arc<Semaphore>,
+    /// Made when it is needed first, which is never on most nodes.
+    tls: OnceCell<Tls>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            servers: ArcSwap::default(),
+            memory: Mutex::default(),
+            cache: Mutex::default(),
+            flights: Mutex::default(),
+            sockets: Arc::new(Semaphore::new(SOCKETS)),
+            background: Arc::new(Semaphore::new(BACKGROUND)),
+            tls: OnceCell::new(),
+        }
+    }
+}
+
+impl Upstream {
+    /// None yet: every question fails until [`Upstream::set`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks `servers` from now on, in this order; never those in `own`, which would be this node itself.
+    pub fn set(&self, servers: &[Server], own: &BTreeSet<IpAddr>) {
+        let others = servers
+            .iter()
+            .filter(|s| !own.contains(&s.address.ip().to_canonical()));
+        let others: Vec<Server> = others.cloned().collect();
+        lock(&self.shared.memory).retain(&others);
+        self.shared.servers.store(Arc::new(others));
+    }
+
+    /// Asks for the node itself. A failure is returned as an answer: SERVFAIL.
+    pub async fn ask(&self, asked: &Question) -> Forwarded {
+        self.ask_as(asked, None).await
+    }
+
+    /// Asks for a client, or for the node itself if `asker` is `None`. A failure is returned as an answer: SERVFAIL.
+    pub(super) async fn ask_as(&self, asked: &Question, asker: Option<Asker>) -> Forwarded {
+        let key = Key::new(asked);
+        let (fresh, stale) = {
+            let (mut cache, now) = (lock(&self.shared.cache), Instant::now());
+            (cache.fresh(&key, now), cache.stale(&key, now))
+        };
+        if let Some(fresh) = fresh.and_then(Hit::answer) {
+            return fresh;
+        }
+        let patience = if stale.is_some() { PATIENCE } else { OVERALL };
+        let passenger = self.join(&key, asked, asker);
+        match timeout(patience, passenger.answer()).await {
+            // Clients that wait for the answer to the same question share it.
+            Ok(Some(found)) if found.source != Source::Nobody => Arc::unwrap_or_clone(found),
+            _ => {
+                lock(&self.shared.cache).hold(&key, Instant::now());
+                let stale = stale.and_then(Hit::answer);
+                stale.unwrap_or_else(Forwarded::failure)
+            }
+        }
+    }
+
+    /// A place among those who ask the same now.
+    fn join(&self, key: &Key, asked: &Question, asker: Option<Asker>) -> Passenger {
+        let mut flights = lock(&self.shared.flights);
+        if let Some(flight) = flights.get(key) {
+            return flight.join();
+        }
+        let flight = Flight::new(asker);
+        let passenger = flight.join();
+        flights.insert(key.clone(), Arc::clone(&flight));
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(flight::run(shared, flight, key.clone(), asked.clone()));
+        passenger
+    }
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstream")
+            .field("servers", &self.shared.servers)
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,448 @@
+//! Any octets through the whole path of a query, and what must hold of whatever comes of them: for tests and fuzzing.
+//!
+//! The first octet of an input says what the rest is: a query over UDP or TCP, of a client or a stranger, or what an
+//! upstream says to a question of ours.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use ipnet::IpNet;
+
+use super::access::Allowed;
+use super::fast_path::{self, FastPath};
+use super::forward::Upstream;
+use super::forward::exchange::{Form, Received, SentQuery};
+use super::forward::{Forwarded, Source};
+use super::names::{Outcome as FullOutcome, Pending, handle};
+use super::query::Question;
+use super::resolver::{InFull, Outcome, Resolver};
+use super::transport::{MAX_UDP, PLAIN_UDP, Transport};
+use super::zone::{MOST_ADDRESSES, WhenNoneUsable, Zone, ZoneInput};
+use crate::model::address::MeshAddresses;
+use crate::model::time::UnixSeconds;
+use crate::model::{Label, PublicKey, WireGuardKey};
+use crate::records::kinds::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service};
+use crate::records::netmap::{Member, Netmap};
+use crate::records::service_address::ServiceAddresses;
+
+/// The query came over TCP, not UDP.
+const TCP: u8 = 1;
+/// It is an upstream's reply, not a query.
+const UPSTREAM: u8 = 2;
+/// The query is a stranger's: one in eight.
+const STRANGER: u8 = 0x1c;
+/// What of the first octet picks the order of answers, and what the upstreams say.
+const ENTROPY: u32 = 5;
+/// What upstreams are asked in a trial.
+const ASKED: &str = "www.example.org.";
+
+/// A resolver with a mesh that has one of each kind of name.
+pub struct QueryFuzz {
+    zone: Arc<Zone>,
+    resolver: Resolver,
+}
+
+impl QueryFuzz {
+    /// The same at each call.
+    ///
+    /// # Panics
+    /// Never: all of it is written here.
+    #[must_use]
+    pub fn new() -> Self {
+        let netmap = netmap().expect("names and addresses written here");
+        let zone = Arc::new(Zone::build(&ZoneInput {
+            netmap: &netmap,
+            own: id(1),
+            unreachable: &BTreeSet::from([id(3)]),
+            groups: &BTreeMap::from([(id(2), 4)]),
+            when_none_usable: WhenNoneUsable::All,
+            lingering: &BTreeSet::from(["gone.svc".to_owned()]),
+            balanced: &BTreeSet::from([VIP]),
+            held: &ServiceAddresses::default(),
+            serial: 7,
+            most_addresses: MOST_ADDRESSES,
+        }));
+        // There are many networks, so that none of them exceeds its share.
+        let network = |n| {
+            Some(IpNet::from(
+                ipnet::Ipv4Net::new([10, 210, n, 0].into(), 24).ok()?,
+            ))
+        };
+        let resolver = Resolver::new(
+            Arc::new(ArcSwap::new(Arc::clone(&zone))),
+            Arc::new(ArcSwap::from_pointee(Allowed::new(
+                (0..=255).filter_map(network).collect(),
+            ))),
+            Arc::new(Upstream::new()),
+        );
+        Self { zone, resolver }
+    }
+
+    /// Puts `input` through.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub fn run(&self, input: &[u8]) -> Result<(), String> {
+        let Some((how, octets)) = input.split_first() else {
+            return Ok(());
+        };
+        match how & UPSTREAM {
+            0 => self.query(*how, octets),
+            _ => self.reply_of_upstream(*how, octets),
+        }
+    }
+
+    fn query(&self, how: u8, query: &[u8]) -> Result<(), String> {
+        let transport = match how & TCP {
+            0 => Transport::Udp,
+            _ => Transport::Tcp,
+        };
+        let stranger = how & STRANGER == STRANGER;
+        let mut reply = Vec::new();
+        let client: IpAddr = match stranger {
+            true => Ipv4Addr::new(192, 0, 2, 1).into(),
+            // So many that none of them asks too fast.
+            false => Ipv4Addr::from(0x0ad2_0000 | (spread(query) & 0xffff)).into(),
+        };
+        let dealt = self
+            .resolver
+            .batch_context()
+            .answer(query, client, transport, &mut reply);
+        holds(
+            !stranger || matches!(dealt, Outcome::Silent),
+            "a stranger is answered",
+        )?;
+        let due = !stranger && query.len() >= 12 && query.get(2).is_some_and(|f| f & 0x80 == 0);
+        match dealt {
+            Outcome::Replied => check(query, &reply, transport),
+            Outcome::Silent => {
+                holds(reply.is_empty(), "silence, and a reply")?;
+                holds(!due, "no reply to a query")
+            }
+            Outcome::Busy => holds(reply.is_empty(), "no place, and a reply"),
+            Outcome::Left(admitted) => {
+                holds(reply.is_empty(), "a reply, and another one to come")?;
+                match self.resolver.answer_in_full(query, transport, admitted) {
+                    InFull::Reply(reply) => check(query, reply.octets(), transport),
+                    InFull::Silent => holds(!due, "no reply to a query"),
+                    InFull::Forward(_) => self.forwarded(how, query, transport),
+                }
+            }
+        }?;
+        self.same_both_ways(how, query, transport)
+    }
+
+    /// A query for the upstreams, with one of the things that they may say.
+    fn forwarded(&self, how: u8, query: &[u8], transport: Transport) -> Result<(), String> {
+        let FullOutcome::Forward(pending) = handle(&self.zone, query, transport, 0) else {
+            return Err("forwarded by one way only".into());
+        };
+        let said = match how >> ENTROPY {
+            0 => Forwarded::failure(),
+            1 => Forwarded {
+                code: ResponseCode::NXDomain,
+                ..Forwarded::default()
+            },
+            n => long_answer(&pending, 1 << n),
+        };
+        check(query, &pending.finish(said), transport)
+    }
+
+    /// What is answered the short way is answered in the same way in full.
+    fn same_both_ways(&self, how: u8, query: &[u8], transport: Transport) -> Result<(), String> {
+        let entropy = u64::from(how >> ENTROPY);
+        let mut short = Vec::new();
+        match fast_path::answer(&self.zone, query, transport, entropy, &mut short) {
+            FastPath::NeedsFullParse => Ok(()),
+            FastPath::Forward => {
+                fast_path::fail(query, &mut short);
+                check(query, &short, transport)?;
+                fast_path::refuse(query, &mut short);
+                check(query, &short, transport)?;
+                match handle(&self.zone, query, transport, entropy) {
+                    FullOutcome::Forward(pending) => {
+                        let full = pending.refuse();
+                        let (short, full) = (Message::from_vec(&short), Message::from_vec(&full));
+                        holds(short.ok() == full.ok(), "two ways, two refusals")
+                    }
+                    // Queries of this type are not forwarded.
+                    FullOutcome::Reply(_) => Ok(()),
+                    FullOutcome::Silence(_) => Err("a refusal, and silence".into()),
+                }
+            }
+            FastPath::Replied => match handle(&self.zone, query, transport, entropy) {
+                FullOutcome::Reply(full) => {
+                    let (short, full) = (Message::from_vec(&short), Message::from_vec(&full));
+                    holds(short.ok() == full.ok(), "two ways, two answers")
+                }
+                FullOutcome::Forward(_) | FullOutcome::Silence(_) => {
+                    Err("answered by one way only".into())
+                }
+            },
+        }
+    }
+
+    /// An upstream says `octets`, with the number it was asked with.
+    fn reply_of_upstream(&self, how: u8, octets: &[u8]) -> Result<(), String> {
+        let name = Name::from_ascii(ASKED).map_err(|e| e.to_string())?;
+        let asked = Question::new(name, RecordType::A);
+        let number = octets.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+        let form = Form {
+            mixed: true,
+            edns: how >> ENTROPY != 0,
+        };
+        let question = SentQuery::new(&asked, [number.into(), 0], form).ok_or("no question")?;
+        let stream = how & TCP != 0;
+        let Received::Answer(mut answer) = question.handle_reply(octets, stream) else {
+            return Ok(());
+        };
+        let cut = octets.get(2).is_none_or(|flags| flags & 2 != 0);
+        holds(stream || !cut, "what is cut counts as an answer")?;
+        answer.strip(&self.zone);
+        holds(
+            !answer.strip(&self.zone).is_any(),
+            "something that points into the mesh is left",
+        )?;
+        let mut query = Message::new(4711, MessageType::Query, OpCode::Query);
+        query.metadata.recursion_desired = true;
+        query.add_query(Query::query(asked.name, asked.record_type));
+        let query = query.to_vec().map_err(|e| e.to_string())?;
+        for transport in [Transport::Udp, Transport::Tcp] {
+            let FullOutcome::Forward(pending) = handle(&self.zone, &query, transport, 0) else {
+                return Err("a name of elsewhere is not forwarded".into());
+            };
+            let from = Source::Upstream(SocketAddr::from(([192, 0, 2, 53], 53)));
+            let answer = answer.clone().aged(|ttl| ttl / 2, from);
+            check(&query, &pending.finish(answer), transport)?;
+        }
+        Ok(())
+    }
+}
+
+impl Default for QueryFuzz {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for QueryFuzz {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueryFuzz").finish_non_exhaustive()
+    }
+}
+
+/// Whether `reply` may be what the sender of `query` gets.
+fn check(query: &[u8], reply: &[u8], transport: Transport) -> Result<(), String> {
+    let message = Message::from_vec(reply).map_err(|error| format!("no message: {error}"))?;
+    let asked = Message::from_vec(query).ok();
+    holds(
+        query.get(2).is_some_and(|f| f & 0x80 == 0),
+        "a reply to a reply",
+    )?;
+    holds(
+        message.metadata.message_type == MessageType::Response,
+        "no reply",
+    )?;
+    holds(reply.get(..2) == query.get(..2), "another number")?;
+    let kind = |octets: &[u8]| octets.get(2).map(|flags| flags & 0x79);
+    holds(kind(reply) == kind(query), "another kind of message, or RD")?;
+    let code = message.metadata.response_code;
+    match (message.queries.as_slice(), &asked) {
+        ([], _) => holds(
+            matches!(
+                code,
+                ResponseCode::FormErr | ResponseCode::NotImp | ResponseCode::ServFail
+            ),
+            "no question, and no reason for it",
+        )?,
+        ([ours], Some(asked)) => match asked.queries.as_slice() {
+            [theirs] => holds(
+                ours == theirs && ours.name().eq_case(theirs.name()),
+                "another question",
+            )?,
+            _ => return Err("a question of many or none".into()),
+        },
+        // Options that nobody can take apart are not looked at.
+        ([_], None) => {}
+        _ => return Err("more than one question".into()),
+    }
+    let edns = asked.as_ref().and_then(|asked| asked.edns.as_ref());
+    if transport == Transport::Udp {
+        let room = edns.map_or(PLAIN_UDP, |edns| edns.max_payload());
+        // Of a query that cannot be taken apart the options may hold all the same.
+        let room = match &asked {
+            Some(_) => room.clamp(PLAIN_UDP, MAX_UDP),
+            None => MAX_UDP,
+        };
+        holds(reply.len() <= room.into(), "longer than the client takes")?;
+    } else {
+        holds(!message.metadata.truncation, "cut, over a stream")?;
+    }
+    let bare = message.queries.is_empty();
+    holds(
+        bare || asked.is_none() || message.edns.is_some() == edns.is_some(),
+        "EDNS of one side only",
+    )
+}
+
+fn holds(condition: bool, otherwise: &str) -> Result<(), String> {
+    condition.then_some(()).ok_or_else(|| otherwise.to_owned())
+}
+
+/// So many addresses for what is asked.
+fn long_answer(pending: &Pending, records: u8) -> Forwarded {
+    let name = &pending.asked.name;
+    let answers = (0..records).map(|n| {
+        let data = RData::A(Ipv4Addr::new(192, 0, 2, n).into());
+        Record::from_rdata(name.clone(), 60, data)
+    });
+    Forwarded {
+        answers: answers.collect(),
+        ..Forwarded::default()
+    }
+}
+
+/// FNV-1a: inputs that differ are different clients.
+fn spread(octets: &[u8]) -> u32 {
+    octets.iter().fold(0x811c_9dc5, |hash, octet| {
+        (hash ^ u32::from(*octet)).wrapping_mul(0x0100_0193)
+    })
+}
+
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 210, 0, 77);
+
+fn id(n: u8) -> PublicKey {
+    PublicKey([n; 32])
+}
+
+fn mesh_addresses() -> MeshAddresses {
+    let v4 = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 210, 0, 0), 16);
+    let v6 = ipnet::Ipv6Net::new_assert([0xfd00, 1, 2, 0, 0, 0, 0, 0].into(), 48);
+    MeshAddresses {
+        prefix_v4: v4,
+        prefix_v6: v6,
+        node_block_v4: 24,
+        node_block_v6: 64,
+    }
+}
+
+/// Three nodes; a service on each, one of a project, one with an address of its own, one that is down, one of sixty.
+fn netmap() -> Option<Netmap> {
+    let addresses = mesh_addresses();
+    let mut netmap = Netmap {
+        mesh: Some(Mesh {
+            id: MESH_ID.into(),
+            version: 1,
+            domain: label("mesh")?,
+            addresses,
+            coordinators: vec![],
+        }),
+        ..Netmap::default()
+    };
+    for n in 1..=3u8 {
+        let block = addresses.block(n.into())?;
+        let member = Member {
+            id: id(n),
+            name: label(&format!("n{n}"))?,
+            issued_at: UnixSeconds(n.into()),
+            tags: vec![],
+            wireguard_key: WireGuardKey([n; 32]),
+            block,
+            endpoints: vec![],
+            without_ipv6: false,
+        };
+        netmap.members.insert(id(n), member);
+        let both: [IpAddr; 2] = [block.node_v4().into(), block.node_v6().into()];
+        let crowd = (0..20).map(|i| IpAddr::from([10, 210, n, 100 + i]));
+        for (service, project, vip, health, hosts) in [
+            ("web", None, None, Health::Healthy, vec![both.to_vec()]),
+            (
+                "db",
+                Some("shop"),
+                None,
+                Health::Healthy,
+                vec![both.to_vec()],
+            ),
+            ("vip", None, Some(VIP), Health::Healthy, vec![both.to_vec()]),
+            ("down", None, None, Health::Unhealthy, vec![both.to_vec()]),
+            (
+                "crowd",
+                None,
+                None,
+                Health::Healthy,
+                crowd.map(|a| vec![a]).collect(),
+            ),
+        ] {
+            let project = match project {
+                Some(project) => Some(label(project)?),
+                None => None,
+            };
+            let name = label(service)?;
+            let hosts = (0..).zip(hosts);
+            let instances: Option<Vec<_>> = hosts
+                .map(|(i, addresses)| instance(n, i, addresses, health))
+                .collect();
+            let service = Service {
+                id: Service::id_of(&id(n), project.as_ref(), &name),
+                version: 1,
+                node: id(n),
+                name,
+                project,
+                service_address: vip,
+                instances: instances?,
+            };
+            netmap.services.insert(service.id.clone(), service);
+        }
+    }
+    Some(netmap)
+}
+
+fn instance(node: u8, place: u16, addresses: Vec<IpAddr>, health: Health) -> Option<Instance> {
+    let port = |number: u16, name: Option<Label>| {
+        Some(Port {
+            number: number.try_into().ok()?,
+            protocol: Protocol::Tcp,
+            name,
+        })
+    };
+    Some(Instance {
+        id: label(&format!("n{node}-{place}"))?,
+        addresses,
+        ports: vec![port(80, None)?, port(9187, Some(label("metrics")?))?],
+        health,
+        weight: 10,
+        priority: 0,
+        source: crate::records::kinds::Source::Cli,
+    })
+}
+
+fn label(text: &str) -> Option<Label> {
+    Label::parse(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// Inputs that fuzzing found to go different ways, and whatever once did not hold.
+    #[test]
+    fn the_corpus_holds() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/dns_message");
+        let trial = QueryFuzz::new();
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).expect("the corpus is kept") {
+            let path = entry.expect("readable").path();
+            let input = std::fs::read(&path).expect("readable");
+            if let Err(what) = trial.run(&input) {
+                panic!("{}: {what}: {input:?}", path.display());
+            }
+            count += 1;
+        }
+        assert!(count > 100, "{count}");
+    }
+}

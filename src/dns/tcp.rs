@@ -1,0 +1,181 @@
+//! Queries over one stream, each with its length in front (RFC 1035 section 4.2.2).
+//!
+//! Queries may be sent ahead of the replies; each is answered as soon as its answer is known, so the replies may come in
+//! another order (RFC 7766 section 6.2.1.1). A query that takes the full path, or must be forwarded, holds up no other. At most
+//! [`MAX_IN_FLIGHT`] queries of a connection are in progress at once. While there are so many, or while the client has no
+//! place for more or has spent its share of a core, nothing more is read from the connection. So a client that asks for too
+//! much work over a stream waits and loses no reply. A client that exceeds its rate of queries loses the connection.
+//!
+//! Queries are forwarded in tasks of their own: other clients may wait for the answer to the same question, and they must not
+//! wait for a client that does not read.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::resolver::{Outcome, Reply, Resolver};
+use super::transport::{MAX_QUERY, Transport};
+
+/// How long a connection may be quiet, with no query waiting for its answer (RFC 7766 section 6.2.3).
+const IDLE: Duration = Duration::from_secs(10);
+/// The most queries of one connection that are in progress: a quarter of the forwarded queries that a client may have.
+const MAX_IN_FLIGHT: usize = 64;
+/// How long a query without a place waits before it is tried again.
+const RETRY: Duration = Duration::from_millis(5);
+/// Octets of replies that are gathered before they are written.
+const GATHERED: usize = 16 * 1024;
+
+/// Answers queries until the client ends, is quiet for too long or breaks the rules.
+pub(super) async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    client: IpAddr,
+    resolver: &Arc<Resolver>,
+) -> io::Result<()> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let mut received = Received::default();
+    let mut in_flight = FuturesUnordered::new();
+    let (mut reply, mut replies) = (Vec::new(), Vec::new());
+    let mut reading = true;
+    let mut quiet_until = Instant::now() + IDLE;
+    loop {
+        let mut busy = false;
+        while reading && in_flight.len() < MAX_IN_FLIGHT && replies.len() < GATHERED {
+            let query = match received.next() {
+                Next::Query(query) => query,
+                Next::Incomplete => break,
+                Next::TooLong => {
+                    reading = false;
+                    break;
+                }
+            };
+            quiet_until = Instant::now() + IDLE;
+            let dealt = resolver
+                .batch_context()
+                .answer(query, client, Transport::Tcp, &mut reply);
+            match dealt {
+                Outcome::Replied => put(&reply, &mut replies)?,
+                Outcome::Left(admitted) => {
+                    let (sender, made) = oneshot::channel::<Reply>();
+                    // If the connection has ended, nothing receives the reply.
+                    let deliver = |reply| drop(sender.send(reply));
+                    resolver.leave(query, Transport::Tcp, admitted, Box::new(deliver));
+                    in_flight.push(made);
+                }
+                Outcome::Busy => {
+                    busy = true;
+                    break;
+                }
+                Outcome::Silent => reading = false,
+            }
+            received.consume();
+        }
+        if !replies.is_empty() {
+            timeout(IDLE, writer.write_all(&replies)).await??;
+            replies.clear();
+            quiet_until = Instant::now() + IDLE;
+            continue;
+        }
+        if !reading && in_flight.is_empty() {
+            return Ok(());
+        }
+        let may_read = reading && !busy && in_flight.len() < MAX_IN_FLIGHT;
+        tokio::select! {
+            Some(made) = in_flight.next() => {
+                match made {
+                    Ok(made) => put(made.octets(), &mut replies)?,
+                    // This query gets no reply.
+                    Err(_) => reading = false,
+                }
+            }
+            length = reader.read(received.room()), if may_read => {
+                match length? {
+                    0 => reading = false,
+                    length => received.add(length),
+                }
+            }
+            () = sleep(RETRY), if busy => {}
+            () = sleep_until(quiet_until), if in_flight.is_empty() => return Ok(()),
+        }
+    }
+}
+
+/// Adds a reply with its length in front.
+fn put(reply: &[u8], replies: &mut Vec<u8>) -> io::Result<()> {
+    let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
+    replies.extend_from_slice(&length.to_be_bytes());
+    replies.extend_from_slice(reply);
+    Ok(())
+}
+
+/// Octets that came and are not answered. There is room for one query of any length, so that a query is always complete
+/// before the room is full.
+struct Received {
+    octets: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+enum Next<'a> {
+    Query(&'a [u8]),
+    Incomplete,
+    TooLong,
+}
+
+impl Default for Received {
+    fn default() -> Self {
+        Self {
+            // One octet more than a query may have: that such a one is too long is answered.
+            octets: vec![0; 2 + MAX_QUERY + 1].into(),
+            start: 0,
+            end: 0,
+        }
+    }
+}
+
+impl Received {
+    /// Returns the next query without removing it.
+    fn next(&self) -> Next<'_> {
+        let waiting = self.octets.get(self.start..self.end).unwrap_or_default();
+        let Some(length) = waiting.first_chunk() else {
+            return Next::Incomplete;
+        };
+        let length = usize::from(u16::from_be_bytes(*length));
+        if 2 + length > self.octets.len() {
+            return Next::TooLong;
+        }
+        match waiting.get(2..2 + length) {
+            Some(query) => Next::Query(query),
+            None => Next::Incomplete,
+        }
+    }
+
+    /// Removes the next query.
+    fn consume(&mut self) {
+        if let Next::Query(query) = self.next() {
+            self.start += 2 + query.len();
+        }
+    }
+
+    /// Where the next octets go.
+    fn room(&mut self) -> &mut [u8] {
+        self.octets.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        self.octets.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// `length` octets were read into the free space.
+    fn add(&mut self, length: usize) {
+        self.end = self.octets.len().min(self.end + length);
+    }
+}
+
+#[cfg(test)]
+mod tests;
