@@ -321,7 +321,7 @@ impl Agent {
                 let result = self.mesh().and_then(|mesh| {
                     let name = parse_name(&rename.name)?;
                     let published = mesh.rename(name.clone())?;
-                    let domain = mesh.zone.load().domain.clone();
+                    let domain = mesh.names.zone().load().domain.clone();
                     Ok((format!("{name}.node.{domain}"), published))
                 });
                 match result {
@@ -409,7 +409,7 @@ impl Agent {
             let published = mesh
                 .services_changed()
                 .inspect_err(|_| mesh.registry = before)?;
-            let domain = mesh.zone.load().domain.clone();
+            let domain = mesh.names.zone().load().domain.clone();
             let connected = mesh.stream.connected;
             Ok((format!("{name}.svc.{domain}"), published, connected))
         });

@@ -1,7 +1,7 @@
 //! A joined node at work: its ledger, tunnel, network, resolver and control stream, kept in step.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,7 +16,9 @@ use super::dns_address;
 use super::docker::{self, Docker, DockerEvents};
 use super::gossip::{Ask, Peers};
 use super::host::{self, HostNetwork, Inward, Ipv6, Plan, ResolvConf, SplitDns, Upkeep, Wanted};
+use super::names::{Names, NamesConfig, NamesInput};
 use super::own_records::{self, OwnRecords};
+use super::paths::{PathAction, PathPeer, Paths};
 use super::replica::acceptance::Acceptance;
 use super::replica::newcomers::Newcomers;
 use super::replica::refusals::PeerRefusals;
@@ -27,15 +29,12 @@ use super::state::{Identity, Keys, Previous, StateDir};
 use super::unwritten::{Part, Unwritten};
 use crate::containers::{ContainerId, Report, Wired, network};
 use crate::dns::forward::Server;
-use crate::dns::{Allowed, DnsServer, Replaced, Resolver, TunnelDns, Upstream, Zone, ZoneInput};
+use crate::dns::{Allowed, DnsServer, Replaced, Resolver, TunnelDns, Upstream};
 use crate::firewall::{Firewall, Mapped, Native, Wiring};
 use crate::model::address::Block;
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
-use crate::path::distance::Seen;
-use crate::path::mtu::{Sizes, Way};
-use crate::path::watch::{Action, Reach, Watch};
-use crate::path::{Distances, PathMtu};
+use crate::path::watch::Reach;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::control::Refusal;
 use crate::protocol::local::Problem;
@@ -43,11 +42,10 @@ use crate::protocol::url::CoordinatorUrl;
 use crate::records::kinds::{Departure, Instance, Name, Node, Record, RecordKey, Service, Source};
 use crate::records::ledger::Applied;
 use crate::records::netmap::Netmap;
-use crate::records::service_address::ServiceAddresses;
 use crate::records::{Envelope, Ledger};
 use crate::services::Checker;
 use crate::services::registry::{Key, Registry};
-use crate::tunnel::{PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError};
+use crate::tunnel::{PeerConfig, Tunnel, TunnelConfig, TunnelError};
 
 mod departing;
 mod intake;
@@ -59,8 +57,6 @@ use self::lease::Lease;
 
 /// Seconds between datagrams to a peer in any case: keeps address translation on the way open.
 const KEEPALIVE: u16 = 25;
-/// How long a name lingers after its last instance left.
-const LINGER: Duration = Duration::from_secs(60);
 /// How long the coordinator may take to confirm what this node says, before this node tells its peers itself.
 const CONFIRM: Duration = Duration::from_millis(500);
 
@@ -86,11 +82,8 @@ pub(super) struct Mesh {
     pub(super) netmap: Netmap,
     pub(super) registry: Registry,
     pub(super) tunnel: Tunnel,
-    pub(super) watch: Watch,
-    pub(super) path_mtu: PathMtu,
-    pub(super) reach: BTreeMap<PublicKey, Reach>,
-    pub(super) distances: Distances,
-    pub(super) zone: Arc<ArcSwap<Zone>>,
+    pub(super) paths: Paths,
+    pub(super) names: Names,
     pub(super) dns: Option<Dns>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) plan: Plan,
@@ -101,12 +94,6 @@ pub(super) struct Mesh {
     pub(super) docker: Option<Docker>,
     pub(super) firewall: Firewall,
     pub(super) own_records: OwnRecords,
-    /// Service addresses that the kernel balances.
-    balanced: BTreeSet<Ipv4Addr>,
-    /// Which service has which service address on this node.
-    service_addresses: Arc<ServiceAddresses>,
-    /// Whether the file of the service addresses is out of date.
-    service_addresses_unwritten: bool,
     /// Bridges of the container engine, with their subnets.
     bridges: BTreeMap<String, Vec<Ipv4Net>>,
     dir: StateDir,
@@ -117,8 +104,6 @@ pub(super) struct Mesh {
     checker: Checker<Key>,
     control: Stream,
     pub(super) peers: Peers,
-    lingering: BTreeMap<String, Instant>,
-    serial: u32,
     sequence: u64,
     /// The last message of an offer of everything that the coordinator has not acknowledged yet.
     owes: Option<u64>,
@@ -292,13 +277,20 @@ impl Mesh {
         };
         let network = Upkeep::start(network, wanted, &applied);
 
-        let zone = Arc::new(ArcSwap::from_pointee(Zone::default()));
+        let names = Names::new(
+            NamesConfig {
+                own: identity.keys.identity.public(),
+                when_none_usable: config.when_none_usable,
+                max_addresses: config.most_addresses,
+            },
+            dir.service_addresses(),
+        );
         let allowed = allowed(&addresses, &identity.block, &BTreeMap::new());
         let allowed = Arc::new(ArcSwap::from_pointee(allowed));
         let upstream = Arc::new(Upstream::new());
         let dns = config.dns.then(|| {
             let resolver = Arc::new(Resolver::new(
-                Arc::clone(&zone),
+                Arc::clone(names.zone()),
                 Arc::clone(&allowed),
                 Arc::clone(&upstream),
             ));
@@ -378,21 +370,14 @@ impl Mesh {
             docker,
             firewall,
             own_records: OwnRecords::default(),
-            balanced: BTreeSet::new(),
-            service_addresses: Arc::new(dir.service_addresses()),
-            service_addresses_unwritten: false,
             bridges: BTreeMap::new(),
             checker: Checker::new(verdict_events),
             damaged: loaded.damaged,
             netmap: Netmap::default(),
-            watch: Watch::default(),
-            path_mtu: PathMtu::new(mtu),
-            reach: BTreeMap::new(),
-            distances: Distances::default(),
+            paths: Paths::new(mtu),
+            names,
             stream: stream_state,
             troubles: BTreeMap::new(),
-            lingering: BTreeMap::new(),
-            serial: 1,
             sequence: 0,
             owes: None,
             waiting: HashMap::new(),
@@ -409,7 +394,6 @@ impl Mesh {
             ledger,
             registry,
             tunnel,
-            zone,
             dns,
             upstream,
             plan,
@@ -903,7 +887,7 @@ impl Mesh {
         } else {
             Wired::Impossible
         };
-        let mut addresses = ServiceAddresses::clone(&self.service_addresses);
+        let mut addresses = self.names.service_addresses().clone();
         let plan = self.ledger.mesh().map(|mesh| mesh.addresses);
         for (name, offer) in docker.offers(self.registry.drained(), wired) {
             let address = plan
@@ -940,8 +924,7 @@ impl Mesh {
         let balanced = in_place.map_or_else(BTreeSet::new, |wiring| {
             wiring.service_addresses.keys().copied().collect()
         });
-        if balanced != self.balanced {
-            self.balanced = balanced;
+        if self.names.set_balanced(balanced) {
             self.rebuild_zone();
         }
         self.publish_own();
@@ -1020,7 +1003,7 @@ impl Mesh {
             // Without an engine's word there are no container networks: the name of a bridge opens nothing.
             bridges: self.container_bridges().0,
             mappings: mappings.collect(),
-            service_addresses: self.zone.load().service_addresses(),
+            service_addresses: self.names.zone().load().service_addresses(),
             native: docker.and_then(Docker::native).map(|plan| Native {
                 bridge: network::BRIDGE.into(),
                 range: plan.range(),
@@ -1065,18 +1048,18 @@ impl Mesh {
         }
         let serving: BTreeSet<PublicKey> = self.netmap.services.values().map(|s| s.node).collect();
         let others = self.netmap.members.values().filter(|m| m.id != id);
-        self.watch.set_peers(
-            others
-                .clone()
-                .map(|m| (m.id, m.endpoints.clone(), serving.contains(&m.id))),
-            now,
-        );
+        let paths = others.clone().map(|m| PathPeer {
+            id: m.id,
+            endpoints: m.endpoints.clone(),
+            serves: serving.contains(&m.id),
+        });
+        self.paths.set_peers(paths.collect(), now);
         let peers = others
             .filter(|_| !self.stream.cloned)
             .map(|member| PeerConfig {
                 public_key: member.wireguard_key.0,
                 preshared_key: None,
-                endpoint: self.watch.endpoint(&member.id),
+                endpoint: self.paths.endpoint(&member.id),
                 allowed_ips: vec![IpNet::V4(member.block.v4), IpNet::V6(member.block.v6)],
                 persistent_keepalive: Some(KEEPALIVE),
             })
@@ -1119,181 +1102,26 @@ impl Mesh {
                 now: self.netmap.services.get(id.as_ref()),
             })
             .collect();
-        let unreachable = self.unreachable();
-        let old = self.zone.load();
-        let (mut zone, left) =
-            old.replace(&self.zone_input(&unreachable, &BTreeSet::new()), &replaced);
-        drop(old);
-        let wired = replaced
-            .iter()
-            .flat_map(|s| [s.before, s.now])
-            .flatten()
-            .any(|service| zone.is_balanced(service));
-        let back: Vec<String> = self
-            .lingering
-            .keys()
-            .filter(|name| zone.serves(name))
-            .cloned()
-            .collect();
-        for name in back {
-            self.lingering.remove(&name);
-            zone.forget(&name);
-        }
-        for name in left {
-            zone.linger(&name);
-            self.lingering.insert(name, Instant::now());
-        }
-        self.publish_zone(zone);
-        if wired {
+        let input = names_input(&self.netmap, &self.paths);
+        if self.names.replace(&input, &replaced, Instant::now()) {
             self.wire();
         }
     }
 
-    fn unreachable(&self) -> BTreeSet<PublicKey> {
-        let lost = self.reach.iter().filter(|(_, r)| **r == Reach::Unreachable);
-        lost.map(|(id, _)| *id).collect()
-    }
-
-    fn zone_input<'a>(
-        &'a self,
-        unreachable: &'a BTreeSet<PublicKey>,
-        lingering: &'a BTreeSet<String>,
-    ) -> ZoneInput<'a> {
-        ZoneInput {
-            netmap: &self.netmap,
-            own: self.id(),
-            unreachable,
-            groups: self.distances.groups(),
-            when_none_usable: self.config.when_none_usable,
-            lingering,
-            balanced: &self.balanced,
-            held: &self.service_addresses,
-            serial: self.serial,
-            most_addresses: self.config.most_addresses,
-        }
-    }
-
-    fn publish_zone(&mut self, zone: Zone) {
-        self.serial = self.serial.wrapping_add(1);
-        let held = zone.held_addresses();
-        if !Arc::ptr_eq(held, &self.service_addresses) {
-            self.service_addresses_unwritten |= **held != *self.service_addresses;
-            self.service_addresses = Arc::clone(held);
-        }
-        self.zone.store(Arc::new(zone));
-    }
-
-    /// Works the zone out from nothing: for when members, or what is known of them, changed.
+    /// Computes the zone from nothing: for when members changed, or what is known of the paths to them.
     fn rebuild_zone(&mut self) {
-        let now = Instant::now();
-        let old = self.zone.load();
-        let unreachable = self.unreachable();
-        let mut zone = Zone::build(&self.zone_input(&unreachable, &BTreeSet::new()));
-        for name in old.service_names() {
-            if zone.find(name).is_none() {
-                self.lingering.entry(name.to_owned()).or_insert(now);
-            }
-        }
-        drop(old);
-        self.lingering
-            .retain(|name, since| now.duration_since(*since) < LINGER && zone.find(name).is_none());
-        for name in self.lingering.keys() {
-            zone.linger(name);
-        }
-        self.publish_zone(zone);
+        let input = names_input(&self.netmap, &self.paths);
+        self.names.rebuild(&input, Instant::now());
         self.wire();
     }
 
-    /// Names that have lingered long enough go.
-    fn end_lingering(&mut self, now: Instant) {
-        let over = |since: &Instant| now.duration_since(*since) >= LINGER;
-        if !self.lingering.values().any(over) {
-            return;
-        }
-        let mut zone = Zone::clone(&self.zone.load());
-        self.lingering.retain(|name, since| {
-            if over(since) {
-                zone.forget(name);
-            }
-            !over(since)
-        });
-        self.publish_zone(zone);
-    }
-
-    /// Hears from the data plane, probes, tries other endpoints. To be called twice a second.
+    /// Does what is due. It is called twice a second.
     pub(super) fn tick(&mut self) {
         let now = Instant::now();
         self.end_rotation(now);
-        let id = self.id();
-        let members: Vec<(PublicKey, [u8; 32], IpAddr)> = self
-            .netmap
-            .members
-            .values()
-            .filter(|m| m.id != id)
-            .map(|m| (m.id, m.wireguard_key.0, m.block.node_v4().into()))
-            .collect();
-        for (id, key, _) in &members {
-            let Some(peer) = self.tunnel.peer(key) else {
-                continue;
-            };
-            if let Some(at) = peer.last_receive {
-                self.watch.handle_heard(id, at);
-            }
-            if let Some(at) = peer.last_send {
-                self.watch.handle_sent(id, at);
-            }
-            self.distances.handle_seen(
-                *id,
-                Seen {
-                    endpoint: peer.endpoint,
-                    heard: peer.last_receive,
-                    sent: peer.last_send,
-                    serves: self.netmap.serves(id),
-                    round_trip: peer.round_trip.map(|trip| (trip.at, trip.took)),
-                },
-            );
-            self.follow_path(*id, &peer, now);
-        }
-        let measure = self.distances.poll(now).into_iter().map(Action::Probe);
-        let actions: Vec<Action> = self.watch.poll(now).into_iter().chain(measure).collect();
-        let own = self.own_addresses()[0];
-        for action in actions {
-            match action {
-                Action::Probe(id) => {
-                    if let Some((_, key, address)) = members.iter().find(|(m, _, _)| *m == id) {
-                        self.tunnel.probe(key, own, *address);
-                    }
-                }
-                Action::Try(id, endpoint) => {
-                    if let Some((_, key, _)) = members.iter().find(|(m, _, _)| *m == id) {
-                        self.tunnel.set_endpoint(key, endpoint);
-                        self.tunnel.initiate(key);
-                    }
-                }
-            }
-        }
-        for Sizes(id, sizes) in self.path_mtu.poll(now) {
-            if let Some((_, key, address)) = members.iter().find(|(m, _, _)| *m == id) {
-                self.tunnel.probe_sizes(key, own, *address, &sizes);
-            }
-        }
-        self.path_mtu
-            .retain(|id| self.netmap.members.contains_key(id));
-        self.distances
-            .retain(|id| self.netmap.members.contains_key(id));
-        let reach: BTreeMap<PublicKey, Reach> = members
-            .iter()
-            .map(|(id, _, _)| (*id, self.watch.reach(id, now)))
-            .collect();
-        let lost = |map: &BTreeMap<PublicKey, Reach>| {
-            map.iter()
-                .filter(|(_, r)| **r == Reach::Unreachable)
-                .map(|(id, _)| *id)
-                .collect::<Vec<_>>()
-        };
-        let moved = lost(&reach) != lost(&self.reach);
+        let regrouped = self.poll_paths(now);
         let away = !self.stream.connected && self.stream.refusal.is_some();
-        for (id, reach) in &reach {
+        for (id, reach) in self.paths.reach() {
             self.peers
                 .handle_reach(id, *reach == Reach::Reachable, away, now);
         }
@@ -1306,40 +1134,64 @@ impl Mesh {
         }
         self.follow_word(now);
         self.dial_peers(now);
-        self.reach = reach;
-        let regrouped = self.distances.publish(now);
-        if moved || regrouped {
+        if regrouped {
             self.rebuild_zone();
         }
-        self.end_lingering(now);
+        self.names.handle_time(now);
         if self.docker.as_mut().is_some_and(|d| d.handle_time(now)) {
             self.containers_changed();
         }
     }
 
-    /// Tells what measures paths how the way to a peer is, and the data plane what was measured.
-    fn follow_path(&mut self, id: PublicKey, peer: &PeerStatus, now: Instant) {
-        let key = &peer.config.public_key;
-        self.path_mtu.handle_way(
-            id,
-            Way {
-                endpoint: peer.endpoint,
-                reachable: peer.last_handshake.is_some()
-                    && self.watch.reach(&id, now) == Reach::Reachable,
-                sent: peer.tx_bytes,
-            },
-        );
-        if self.path_mtu.is_searching(&id)
-            && let Some(size) = self.tunnel.take_answered_size(key)
-        {
-            self.path_mtu.handle_answer(&id, size);
-        }
-        let limit = self.path_mtu.limit(&id);
-        if limit != peer.path_mtu {
-            self.tunnel.set_path_mtu(key, limit);
-            if limit != self.plan.mtu || peer.path_mtu != u16::MAX {
-                tracing::info!(endpoint = ?peer.endpoint, octets = limit, "the path to a peer carries packets of another size");
+    /// Passes the state of the peers from the tunnel to the paths, and carries out on the tunnel what the paths return.
+    /// Returns whether the names have to be computed again.
+    fn poll_paths(&mut self, now: Instant) -> bool {
+        let id = self.id();
+        let mut actions = Vec::new();
+        for member in self.netmap.members.values().filter(|m| m.id != id) {
+            let key = &member.wireguard_key.0;
+            let Some(status) = self.tunnel.peer(key) else {
+                continue;
+            };
+            let searching = self.paths.is_searching(&member.id);
+            let answered = searching.then(|| self.tunnel.take_answered_size(key));
+            let serves = self.netmap.serves(&member.id);
+            let answered = answered.flatten();
+            let paths = &mut self.paths;
+            let limit = paths.handle_peer_status(member.id, serves, &status, answered, now);
+            if let Some(PathAction::Limit(_, bytes)) = limit
+                && (bytes != self.plan.mtu || status.path_mtu != u16::MAX)
+            {
+                tracing::info!(endpoint = ?status.endpoint, bytes, "the path to a peer carries packets of another size");
             }
+            actions.extend(limit);
+        }
+        let (due, regrouped) = self.paths.poll(now);
+        actions.extend(due);
+        for action in actions {
+            self.carry_out(action);
+        }
+        regrouped
+    }
+
+    fn carry_out(&self, action: PathAction) {
+        let (PathAction::Probe(id)
+        | PathAction::Try(id, _)
+        | PathAction::ProbeSizes(id, _)
+        | PathAction::Limit(id, _)) = &action;
+        let Some(member) = self.netmap.members.get(id) else {
+            return;
+        };
+        let (key, address) = (&member.wireguard_key.0, member.block.node_v4().into());
+        let [own, _] = self.own_addresses();
+        match action {
+            PathAction::Probe(_) => self.tunnel.probe(key, own, address),
+            PathAction::Try(_, endpoint) => {
+                self.tunnel.set_endpoint(key, endpoint);
+                self.tunnel.initiate(key);
+            }
+            PathAction::ProbeSizes(_, sizes) => self.tunnel.probe_sizes(key, own, address, &sizes),
+            PathAction::Limit(_, bytes) => self.tunnel.set_path_mtu(key, bytes),
         }
     }
 
@@ -1362,12 +1214,13 @@ impl Mesh {
     /// Writes which service has which address, so that no address moves when meshd starts again. This is not done at each
     /// change: other members can cause changes, and each write waits for the disk.
     fn keep_service_addresses(&mut self) {
-        if self.service_addresses_unwritten {
-            let written = self.dir.set_service_addresses(&self.service_addresses);
-            if let Err(error) = &written {
-                tracing::warn!(%error, "cannot write the service addresses to disk");
+        if let Some(addresses) = self.names.unwritten() {
+            match self.dir.set_service_addresses(addresses) {
+                Ok(()) => self.names.handle_written(),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot write the service addresses to disk");
+                }
             }
-            self.service_addresses_unwritten = written.is_err();
         }
     }
 
@@ -1433,6 +1286,15 @@ impl Mesh {
             let allowed = allowed(&mesh.addresses, &self.identity.block, &self.bridges);
             self.allowed.store(Arc::new(allowed));
         }
+    }
+}
+
+/// What the zone is computed from.
+fn names_input<'a>(netmap: &'a Netmap, paths: &'a Paths) -> NamesInput<'a> {
+    NamesInput {
+        netmap,
+        unreachable: paths.unreachable(),
+        groups: paths.distances().groups(),
     }
 }
 

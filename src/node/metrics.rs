@@ -120,7 +120,8 @@ pub(super) fn text(mesh: Option<&Mesh>) -> String {
         &plain(mesh.position.revision),
     );
     let unreachable = mesh
-        .reach
+        .paths
+        .reach()
         .values()
         .filter(|reach| **reach == Reach::Unreachable)
         .count();
@@ -128,7 +129,7 @@ pub(super) fn text(mesh: Option<&Mesh>) -> String {
         "peers",
         "gauge",
         "Other members.",
-        &plain(mesh.reach.len() as u64),
+        &plain(mesh.paths.reach().len() as u64),
     );
     metric(
         "peers_unreachable",
@@ -136,7 +137,7 @@ pub(super) fn text(mesh: Option<&Mesh>) -> String {
         "Members that do not answer.",
         &plain(unreachable as u64),
     );
-    let zone = mesh.zone.load();
+    let zone = mesh.names.zone().load();
     metric(
         "dns_names",
         "gauge",

@@ -18,9 +18,9 @@ pub mod host;
 mod joining;
 mod mesh;
 mod metrics;
-
+mod names;
 mod own_records;
-
+mod paths;
 mod replica;
 mod report;
 mod resolv_conf;

@@ -57,7 +57,7 @@ pub(super) fn bare_status(state: NodeState) -> Status {
 pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
     let now = Instant::now();
     let identity = &mesh.identity;
-    let zone = mesh.zone.load();
+    let zone = mesh.names.zone().load();
     let tags = mesh
         .ledger
         .membership(&mesh.id())
@@ -151,7 +151,7 @@ fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
             let reason = reason.map(|why| out.map_or(why, str::to_owned));
             let measured = match state {
                 PeerState::Connecting | PeerState::Unreachable => None,
-                _ => mesh.distances.round_trip(&member.id),
+                _ => mesh.paths.distances().round_trip(&member.id),
             };
             PeerStatus {
                 id: member.id,
@@ -169,7 +169,7 @@ fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
                     .and_then(|at| SystemTime::now().duration_since(at).ok())
                     .map(seconds),
                 rtt_ms: measured.map(milliseconds),
-                path_mtu: Some(mesh.path_mtu.limit(&member.id)),
+                path_mtu: Some(mesh.paths.limit(&member.id)),
                 rx_bytes: peer.as_ref().map_or(0, |p| p.rx_bytes),
                 tx_bytes: peer.as_ref().map_or(0, |p| p.tx_bytes),
             }
@@ -181,15 +181,15 @@ fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
 
 fn contact_of(mesh: &Mesh, member: &Member, peer: Option<&TunnelPeer>, now: Instant) -> Contact {
     let id = &member.id;
-    let heard = mesh.watch.heard(id);
+    let heard = mesh.paths.watch().heard(id);
     let mut endpoints = member.endpoints.clone();
     if endpoints.is_empty() {
         endpoints.extend(peer.and_then(|p| p.endpoint));
     }
     Contact {
-        reach: mesh.watch.reach(id, now),
+        reach: mesh.paths.watch().reach(id, now),
         heard: heard.map(|at| now.saturating_duration_since(at)),
-        silent: mesh.watch.is_silent(id, now),
+        silent: mesh.paths.watch().is_silent(id, now),
         handshake: peer.is_some_and(|p| p.last_handshake.is_some()),
         received: peer.map_or(0, |p| p.rx_bytes),
         endpoints,
@@ -216,9 +216,9 @@ pub(super) fn not_ready(mesh: &Mesh) -> Option<String> {
         tunnel: super::host::interfaces()
             .iter()
             .any(|i| i.name == *device && i.address == own),
-        dns: mesh.dns.is_none() || mesh.zone.load().addresses.is_some(),
+        dns: mesh.dns.is_none() || mesh.names.zone().load().addresses.is_some(),
         others: others(mesh).len(),
-        reached: mesh.watch.any_heard(),
+        reached: mesh.paths.watch().any_heard(),
         port: mesh.tunnel.listen_port(),
     }
     .not_ready()
@@ -384,7 +384,7 @@ fn narrow_paths(mesh: &Mesh) -> Option<Problem> {
         .members
         .values()
         .filter(|member| member.id != mesh.id())
-        .map(|member| (member.name.as_str(), mesh.path_mtu.limit(&member.id)))
+        .map(|member| (member.name.as_str(), mesh.paths.limit(&member.id)))
         .filter(|(_, limit)| *limit < LEAST_IPV6)
         .map(|(name, limit)| format!("{name} ({limit} octets)"))
         .collect();
@@ -533,12 +533,12 @@ pub(super) fn services(mesh: &Mesh) -> ServiceList {
 }
 
 fn is_reachable(mesh: &Mesh, node: &PublicKey) -> bool {
-    *node == mesh.id() || mesh.reach.get(node) != Some(&Reach::Unreachable)
+    *node == mesh.id() || mesh.paths.reach().get(node) != Some(&Reach::Unreachable)
 }
 
 /// What a doctor must know.
 pub(super) fn checkup(mesh: &Mesh, reply: Reply<Checkup>) {
-    let domain = mesh.zone.load().domain.clone();
+    let domain = mesh.names.zone().load().domain.clone();
     let dns = mesh.dns.as_ref();
     let checkup = Checkup {
         schema: SCHEMA,
@@ -621,7 +621,7 @@ fn check_of(probed: Probed) -> TunnelCheck {
 pub(super) fn ping(mesh: &Mesh, ping: &Ping, reply: Reply<Pong>) {
     let wanted = ping.node.to_ascii_lowercase();
     let by_name = |name: &str| {
-        name.strip_suffix(&format!(".node.{}", mesh.zone.load().domain))
+        name.strip_suffix(&format!(".node.{}", mesh.names.zone().load().domain))
             .unwrap_or(name)
             .to_owned()
     };
@@ -689,7 +689,7 @@ pub(super) fn resolve(mesh: &Mesh, resolve: Resolve, reply: Reply<Resolved>) {
             resolve.record_type.chars().take(20).collect::<String>()
         )))));
     };
-    let zone = mesh.zone.load_full();
+    let zone = mesh.names.zone().load_full();
     let entropy = getrandom::u64().unwrap_or_default();
     match answer(&zone, &name, record_type, entropy) {
         Verdict::Answer(found) => {

@@ -123,7 +123,7 @@ impl Mesh {
         &self,
         departure: &Envelope,
     ) -> impl Future<Output = usize> + use<> {
-        let away = |id: &PublicKey| self.reach.get(id) == Some(&Reach::Unreachable);
+        let away = |id: &PublicKey| self.paths.reach().get(id) == Some(&Reach::Unreachable);
         let own = self.id();
         let peers = self.netmap.members.values();
         let peers = peers.filter(|peer| peer.id != own && !away(&peer.id));
