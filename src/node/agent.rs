@@ -483,8 +483,8 @@ impl Agent {
     fn ground(&self) -> Ground {
         Ground {
             dir: self.dir.clone(),
-            interface: self.config.interface.clone(),
-            listen_port: self.config.listen_port,
+            interface: self.config.tunnel.interface.clone(),
+            listen_port: self.config.tunnel.listen_port,
         }
     }
 
@@ -614,7 +614,7 @@ impl Agent {
             admitted.identity.block.node_v6().to_string(),
         ];
         tracing::info!(name = %admitted.identity.name, %v4, %v6, "joined");
-        let without = mesh.network.ipv6().problem(&self.config.interface);
+        let without = mesh.network.ipv6().problem(&self.config.tunnel.interface);
         let notes = without.map(|p| format!("{}: {}", p.what, p.why));
         let joined = Joined {
             schema: SCHEMA,

@@ -48,7 +48,7 @@ pub(super) struct DockerEvents {
 impl Docker {
     /// Follows the engine from now on.
     pub(super) fn start(
-        config: &config::Docker,
+        config: &config::DockerSettings,
         surroundings: Surroundings,
         dir: &StateDir,
     ) -> (Self, DockerEvents) {
@@ -273,7 +273,7 @@ impl Docker {
 
 /// What the containers have around them.
 pub(super) fn surroundings(
-    config: &config::Docker,
+    config: &config::DockerSettings,
     node: &crate::model::Label,
     addresses: &[IpAddr],
     block: ipnet::Ipv4Net,

@@ -217,8 +217,9 @@ impl Mesh {
         let survey = network.survey().await.map_err(|e| internal(&e))?;
         let (interfaces, guests) = (host::interfaces(), survey.guest_bridges());
         let mtu = config
+            .tunnel
             .mtu
-            .unwrap_or_else(|| host::tunnel_mtu(&interfaces, &config.interface, &guests));
+            .unwrap_or_else(|| host::tunnel_mtu(&interfaces, &config.tunnel.interface, &guests));
         let wall = UnixSeconds::from_system(SystemTime::now());
         let previous = identity
             .previous
@@ -227,11 +228,11 @@ impl Mesh {
         let goes_on = previous.is_some();
         let first_key = previous.map_or(&identity.keys.wireguard, |p| &p.wireguard);
         let tunnel_config = TunnelConfig {
-            interface: config.interface.clone(),
+            interface: config.tunnel.interface.clone(),
             mtu,
-            listen_port: config.listen_port,
+            listen_port: config.tunnel.listen_port,
             private_key: Some(first_key.clone()),
-            workers: config.workers,
+            workers: config.tunnel.workers,
         };
         let tunnel = device::when_free(|| Tunnel::start(tunnel_config.clone()))
             .await
@@ -248,7 +249,7 @@ impl Mesh {
         ];
         tunnel.set_local_addresses(own.to_vec());
         tunnel.set_own_networks(&[identity.block.v4.into(), identity.block.v6.into()]);
-        let mut plan = Plan::new(&config.interface, mtu, &identity.block, &addresses);
+        let mut plan = Plan::new(&config.tunnel.interface, mtu, &identity.block, &addresses);
         let native = config.docker.as_ref().filter(|d| d.network);
         let native = native.map(|_| network::Plan {
             prefix: addresses.prefix_v4,
@@ -280,21 +281,21 @@ impl Mesh {
         let names = Names::new(
             NamesConfig {
                 own: identity.keys.identity.public(),
-                when_none_usable: config.when_none_usable,
-                max_addresses: config.most_addresses,
+                when_none_usable: config.dns.when_none_usable,
+                max_addresses: config.dns.max_addresses,
             },
             dir.service_addresses(),
         );
         let allowed = allowed(&addresses, &identity.block, &BTreeMap::new());
         let allowed = Arc::new(ArcSwap::from_pointee(allowed));
         let upstream = Arc::new(Upstream::new());
-        let dns = config.dns.then(|| {
+        let dns = config.dns.enabled.then(|| {
             let resolver = Arc::new(Resolver::new(
                 Arc::clone(names.zone()),
                 Arc::clone(&allowed),
                 Arc::clone(&upstream),
             ));
-            let wanted = own.iter().chain(&config.dns_listen);
+            let wanted = own.iter().chain(&config.dns.listen);
             Dns {
                 inside: dns_address::answer_at(
                     &tunnel,
@@ -304,10 +305,10 @@ impl Mesh {
                 ),
                 server: DnsServer::new(Arc::clone(&resolver)),
                 wanted: wanted.map(|ip| SocketAddr::new(*ip, 53)).collect(),
-                resolved: config.split_dns.then(|| {
+                resolved: config.dns.split_dns.then(|| {
                     ResolvedLink::start(tunnel.index(), SplitDns::new(&domain, &addresses))
                 }),
-                keeper: config.manage_resolv_conf.then(|| {
+                keeper: config.dns.manage_resolv_conf.then(|| {
                     let runtime_dir = config.runtime_dir();
                     Keeper::start(&config.state_dir, runtime_dir, addresses.dns_v4().into())
                 }),
@@ -329,7 +330,7 @@ impl Mesh {
         let (peers, peer_asks) = Peers::start(
             identity.keys.identity.clone(),
             identity.block.node_v4(),
-            config.interface.clone(),
+            config.tunnel.interface.clone(),
         );
         let stream_state = StreamState {
             url: identity
@@ -660,7 +661,7 @@ impl Mesh {
             };
             let endpoints = host::candidates(
                 &host::interfaces(),
-                &self.config.interface,
+                &self.config.tunnel.interface,
                 &mesh.addresses,
                 self.tunnel.listen_port(),
                 &inward,
@@ -996,7 +997,7 @@ impl Mesh {
             (address, mapped)
         });
         self.firewall.set(Wiring {
-            interface: self.config.interface.clone(),
+            interface: self.config.tunnel.interface.clone(),
             prefix: mesh.addresses.prefix_v4,
             block: self.identity.block.v4,
             node: self.identity.block.node_v4(),
@@ -1271,11 +1272,11 @@ impl Mesh {
                 .flat_map(|dns| dns.inside.listen())
                 .map(|at| at.ip()),
         );
-        let servers = if self.config.upstreams.is_empty() {
+        let servers = if self.config.dns.upstreams.is_empty() {
             let found = host::resolvers(&ResolvConf::new(&self.config.state_dir));
             found.into_iter().map(Server::from).collect()
         } else {
-            self.config.upstreams.clone()
+            self.config.dns.upstreams.clone()
         };
         self.upstream.set(&servers, &own);
         self.refresh_allowed();

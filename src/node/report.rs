@@ -85,7 +85,7 @@ pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
                 .map_or_else(|| identity.name.clone(), |m| m.domain.clone()),
         }),
         interface: Some(InterfaceStatus {
-            name: mesh.config.interface.clone(),
+            name: mesh.config.tunnel.interface.clone(),
             mtu: u32::from(mesh.plan.mtu),
             listen_port: mesh.tunnel.listen_port(),
         }),
@@ -209,7 +209,7 @@ fn others(mesh: &Mesh) -> Vec<&Member> {
 /// Why this node is not ready, if it is not.
 pub(super) fn not_ready(mesh: &Mesh) -> Option<String> {
     let [own, _] = mesh.own_addresses();
-    let device = &mesh.config.interface;
+    let device = &mesh.config.tunnel.interface;
     contact::Standing {
         removed: mesh.is_removed(),
         copied: mesh.stream.cloned,
@@ -306,7 +306,7 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
         );
         problems.extend(dns.resolved.as_ref().and_then(ResolvedLink::problem));
         let absent = dns.resolved.as_ref().map(ResolvedLink::state) == Some(State::Absent);
-        if absent && mesh.config.require_resolved {
+        if absent && mesh.config.dns.require_resolved {
             problems.push(problem(
                 "systemd-resolved does not send names of the mesh here",
                 "there is no org.freedesktop.resolve1 on the system bus".into(),
@@ -439,7 +439,7 @@ pub(super) fn system(config: &Config, mesh: Option<&Mesh>) -> SystemList {
         for address in inside {
             entries.push(entry(
                 "resolver",
-                format!("{address} inside {}", config.interface),
+                format!("{address} inside {}", config.tunnel.interface),
                 "answers names of the mesh to this machine and its containers; no socket",
             ));
         }
@@ -449,7 +449,7 @@ pub(super) fn system(config: &Config, mesh: Option<&Mesh>) -> SystemList {
                     "resolver",
                     format!(
                         "systemd-resolved: server and domains of {}",
-                        config.interface
+                        config.tunnel.interface
                     ),
                     "sends names of the mesh, and no others, to the DNS address",
                 ));

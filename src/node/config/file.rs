@@ -1,0 +1,187 @@
+//! The sections of meshd.toml, as they are written in the file.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::{NonZeroU8, NonZeroU16};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::dns::forward::{Server, ServerError};
+use crate::records::kinds::{Protocol, default_weight};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) socket: Option<PathBuf>,
+    pub(super) name: Option<String>,
+    pub(super) interface: Option<String>,
+    pub(super) listen_port: Option<u16>,
+    pub(super) mtu: Option<u16>,
+    pub(super) tunnel: TunnelSection,
+    pub(super) join: JoinSection,
+    pub(super) dns: DnsSection,
+    pub(super) docker: DockerSection,
+    pub(super) metrics: MetricsSection,
+    pub(super) service: Vec<ServiceSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct TunnelSection {
+    pub(super) workers: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct JoinSection {
+    pub(super) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct DnsSection {
+    pub(super) enabled: bool,
+    pub(super) listen: Vec<IpAddr>,
+    pub(super) upstreams: Vec<Upstream>,
+    pub(super) split_dns: SplitDns,
+    pub(super) when_none_usable: NoneUsable,
+    pub(super) max_addresses: Option<NonZeroU16>,
+    pub(super) manage_resolv_conf: bool,
+}
+
+impl Default for DnsSection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: Vec::new(),
+            upstreams: Vec::new(),
+            split_dns: SplitDns::Auto,
+            when_none_usable: NoneUsable::All,
+            max_addresses: None,
+            manage_resolv_conf: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Upstream(pub(super) Server);
+
+impl TryFrom<String> for Upstream {
+    type Error = ServerError;
+
+    fn try_from(text: String) -> Result<Self, ServerError> {
+        text.parse().map(Self)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(super) enum SplitDns {
+    #[serde(rename = "auto")]
+    Auto,
+    #[serde(rename = "systemd-resolved")]
+    Resolved,
+    #[serde(rename = "none")]
+    None,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum NoneUsable {
+    All,
+    None,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct DockerSection {
+    pub(super) enabled: Enabled,
+    pub(super) socket: Option<PathBuf>,
+    pub(super) expose: ExposeWord,
+    pub(super) addressing: Addressing,
+    pub(super) trust_image_labels: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "EnabledValue")]
+pub(super) enum Enabled {
+    #[default]
+    Auto,
+    Yes,
+    No,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum EnabledValue {
+    Word(AutoWord),
+    Flag(bool),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum AutoWord {
+    Auto,
+}
+
+impl From<EnabledValue> for Enabled {
+    fn from(value: EnabledValue) -> Self {
+        match value {
+            EnabledValue::Word(AutoWord::Auto) => Self::Auto,
+            EnabledValue::Flag(true) => Self::Yes,
+            EnabledValue::Flag(false) => Self::No,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ExposeWord {
+    #[default]
+    Labelled,
+    All,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Addressing {
+    #[default]
+    Nat,
+    Network,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct MetricsSection {
+    pub(super) listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServiceSection {
+    pub(super) name: String,
+    pub(super) port: u16,
+    #[serde(default)]
+    pub(super) protocol: Option<Protocol>,
+    #[serde(default)]
+    pub(super) address: Option<IpAddr>,
+    #[serde(default)]
+    pub(super) check: Option<CheckSection>,
+    #[serde(default = "default_weight")]
+    pub(super) weight: u16,
+    #[serde(default)]
+    pub(super) priority: u16,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct CheckSection {
+    pub(super) tcp: bool,
+    pub(super) http: Option<String>,
+    pub(super) interval: Option<String>,
+    pub(super) timeout: Option<String>,
+    pub(super) rise: Option<NonZeroU8>,
+    pub(super) fall: Option<NonZeroU8>,
+    pub(super) status: Option<String>,
+}

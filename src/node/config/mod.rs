@@ -1,0 +1,283 @@
+//! meshd.toml and the command line: as they are written ([`file`]), and as meshd uses them ([`Config`]).
+
+mod file;
+mod service;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+use self::file::{
+    Addressing, DnsSection, DockerSection, Enabled, ExposeWord, File, NoneUsable, ServiceSection,
+    SplitDns,
+};
+use crate::containers::{Expose, Rules};
+use crate::dns::WhenNoneUsable;
+use crate::dns::forward::Server;
+use crate::dns::zone::MOST_ADDRESSES;
+use crate::model::Label;
+use crate::os::config_file::{self, ConfigError};
+use crate::services::registry::Registered;
+
+/// The sockets of Docker and of Podman.
+const DOCKER_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
+const DEFAULT_FILE: &str = "/etc/meshd/meshd.toml";
+const METRICS_PORT: u16 = 9560;
+
+/// The daemon of a WireGuard overlay network with service discovery.
+#[derive(Debug, Parser)]
+#[command(name = "meshd", version)]
+pub struct Arguments {
+    /// Configuration file [default: /etc/meshd/meshd.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Keys and records [default: /var/lib/meshd]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where meshctl connects [default: /run/meshd/meshd.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Put /etc/resolv.conf back as it was before meshd (`[dns] manage_resolv_conf`), and exit
+    #[arg(long)]
+    pub restore_resolv_conf: bool,
+    /// Say whether the configuration is right, and exit
+    #[arg(long)]
+    pub check_config: bool,
+    /// A job other than the daemon's.
+    #[command(subcommand)]
+    pub job: Option<Job>,
+}
+
+/// A job other than the daemon's.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Job {
+    /// The data plane alone: an ordinary WireGuard interface that `wg` configures
+    Wireguard {
+        /// Name of the interface to make
+        interface: String,
+        /// How many threads move packets (default: as many as the cores warrant)
+        #[arg(long, env = "MESHD_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+        workers: Option<u16>,
+    },
+    /// Write /etc/resolv.conf for a meshd that may not write there itself
+    ResolvConf {
+        /// Whether to write the file or to restore it
+        #[command(subcommand)]
+        what: ResolvConfJob,
+    },
+}
+
+/// The ways in which `meshd resolv-conf` changes /etc/resolv.conf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum ResolvConfJob {
+    /// Write what the running meshd requests in its runtime directory (`[dns] manage_resolv_conf`)
+    Apply,
+    /// Put it back as it was before meshd
+    Restore,
+}
+
+/// What meshd runs with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The directory of keys and records.
+    pub state_dir: PathBuf,
+    /// The Unix socket of the local API.
+    pub socket: PathBuf,
+    /// The node's name; absent: the name of the host.
+    pub name: Option<Label>,
+    /// The file with a token to join with at the first start.
+    pub token_file: Option<PathBuf>,
+    pub tunnel: TunnelSettings,
+    pub dns: DnsSettings,
+    /// How containers are adopted; absent: they are not.
+    pub docker: Option<DockerSettings>,
+    /// The address at which metrics are served.
+    pub metrics_listen: SocketAddr,
+    /// The services of the configuration.
+    pub services: Vec<Registered>,
+}
+
+/// The tunnel device and its UDP socket.
+#[derive(Debug, Clone)]
+pub struct TunnelSettings {
+    /// The name of the device.
+    pub interface: String,
+    /// The UDP port; 0 for any.
+    pub listen_port: u16,
+    /// The MTU of the device in bytes; absent: computed from the host's interfaces.
+    pub mtu: Option<u16>,
+    /// The number of threads that move packets; absent: computed from the number of cores.
+    pub workers: Option<usize>,
+}
+
+/// The resolver.
+#[derive(Debug, Clone)]
+pub struct DnsSettings {
+    /// Whether names are answered.
+    pub enabled: bool,
+    /// Addresses at which it listens besides those of the node.
+    pub listen: Vec<IpAddr>,
+    /// Whether systemd-resolved is configured, where there is one.
+    pub split_dns: bool,
+    /// Whether it is a problem if there is no systemd-resolved.
+    pub require_resolved: bool,
+    /// Whether meshd keeps /etc/resolv.conf.
+    pub manage_resolv_conf: bool,
+    /// The resolvers for other names; empty: those of the host.
+    pub upstreams: Vec<Server>,
+    pub when_none_usable: WhenNoneUsable,
+    /// The maximum number of addresses in an answer.
+    pub max_addresses: usize,
+}
+
+/// How containers are adopted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerSettings {
+    /// The engine's sockets. The first that exists is used.
+    pub sockets: Vec<PathBuf>,
+    /// Whether it is a problem that there is no engine.
+    pub required: bool,
+    /// Which labels count.
+    pub rules: Rules,
+    /// Whether there is to be a network whose containers have mesh addresses of their own.
+    pub network: bool,
+}
+
+impl Config {
+    /// The directory of the socket. In it meshd leaves its requests for the helper that writes /etc/resolv.conf.
+    #[must_use]
+    pub fn runtime_dir(&self) -> &Path {
+        let parent = self.socket.parent();
+        parent.unwrap_or(Path::new("/"))
+    }
+
+    /// Reads the configuration from the command line and the file that it names. The command line takes precedence.
+    ///
+    /// # Errors
+    /// The file cannot be read, or something in it is wrong. The error names everything that is wrong, in one line.
+    pub fn load(arguments: &Arguments) -> Result<Self, ConfigError> {
+        let path = arguments
+            .config
+            .as_deref()
+            .unwrap_or(Path::new(DEFAULT_FILE));
+        let file: File = config_file::read(path, arguments.config.is_some())?;
+        let mut wrong = Vec::new();
+        let config = Self::validate(file, arguments, &mut wrong);
+        if wrong.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError(format!(
+                "{}: {}",
+                path.display(),
+                wrong.join("; ")
+            )))
+        }
+    }
+
+    /// Makes the configuration of what is written, and adds everything that is wrong to `wrong`.
+    fn validate(file: File, arguments: &Arguments, wrong: &mut Vec<String>) -> Self {
+        let name = file.name.and_then(|name| {
+            Label::parse(&name)
+                .map_err(|e| wrong.push(format!("name: {e}")))
+                .ok()
+        });
+        if file.mtu.is_some_and(|mtu| !(1280..=9000).contains(&mtu)) {
+            wrong.push("mtu: 1280 to 9000 octets are possible".into());
+        }
+        if file.tunnel.workers.is_some_and(|n| !(1..=64).contains(&n)) {
+            wrong.push("[tunnel] workers: 1 to 64 threads are possible".into());
+        }
+        let state_dir = arguments.state_dir.clone().or(file.state_dir);
+        let socket = arguments.socket.clone().or(file.socket);
+        let metrics = file.metrics.listen;
+        Self {
+            state_dir: state_dir.unwrap_or_else(|| "/var/lib/meshd".into()),
+            socket: socket.unwrap_or_else(|| "/run/meshd/meshd.sock".into()),
+            name,
+            token_file: file.join.token_file,
+            tunnel: TunnelSettings {
+                interface: file.interface.unwrap_or_else(|| "mesh0".into()),
+                listen_port: file.listen_port.unwrap_or(51820),
+                mtu: file.mtu,
+                workers: file.tunnel.workers.map(usize::from),
+            },
+            services: services(file.service, wrong),
+            dns: dns(file.dns, wrong),
+            docker: docker(file.docker),
+            metrics_listen: metrics
+                .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT))),
+        }
+    }
+}
+
+fn services(sections: Vec<ServiceSection>, wrong: &mut Vec<String>) -> Vec<Registered> {
+    let mut services: Vec<Registered> = Vec::new();
+    for section in sections {
+        let shown = section.name.chars().take(70).collect::<String>();
+        match service::service(section) {
+            Ok(registered) if services.iter().any(|other| other.key == registered.key) => {
+                wrong.push(format!(
+                    "[[service]] {shown}: the same name, port and protocol stand there twice"
+                ));
+            }
+            Ok(registered) => services.push(registered),
+            Err(error) => wrong.push(format!("[[service]] {shown}: {error}")),
+        }
+    }
+    services
+}
+
+fn dns(section: DnsSection, wrong: &mut Vec<String>) -> DnsSettings {
+    let needs_dns = [
+        (
+            section.split_dns == SplitDns::Resolved,
+            "split_dns = \"systemd-resolved\"",
+        ),
+        (section.manage_resolv_conf, "manage_resolv_conf = true"),
+    ];
+    for (is_set, key) in needs_dns {
+        if is_set && !section.enabled {
+            wrong.push(format!(
+                "[dns] {key} sends names to meshd, which does not answer with enabled = false"
+            ));
+        }
+    }
+    DnsSettings {
+        enabled: section.enabled,
+        listen: section.listen,
+        split_dns: section.split_dns != SplitDns::None,
+        require_resolved: section.split_dns == SplitDns::Resolved,
+        manage_resolv_conf: section.manage_resolv_conf,
+        upstreams: section.upstreams.into_iter().map(|u| u.0).collect(),
+        when_none_usable: match section.when_none_usable {
+            NoneUsable::All => WhenNoneUsable::All,
+            NoneUsable::None => WhenNoneUsable::None,
+        },
+        max_addresses: section
+            .max_addresses
+            .map_or(MOST_ADDRESSES, |max| max.get().into()),
+    }
+}
+
+fn docker(section: DockerSection) -> Option<DockerSettings> {
+    let sockets = match section.socket {
+        Some(socket) => vec![socket],
+        None => DOCKER_SOCKETS.map(PathBuf::from).to_vec(),
+    };
+    (section.enabled != Enabled::No).then(|| DockerSettings {
+        sockets,
+        required: section.enabled == Enabled::Yes,
+        rules: Rules {
+            expose: match section.expose {
+                ExposeWord::Labelled => Expose::Labelled,
+                ExposeWord::All => Expose::All,
+            },
+            trust_image_labels: section.trust_image_labels,
+        },
+        network: section.addressing == Addressing::Network,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! The services of the configuration.
+
+use crate::model::Label;
+use crate::model::address::is_never_remote;
+use crate::model::time::milliseconds;
+use crate::protocol::local::{Check, CheckProbe};
+use crate::records::kinds::Protocol;
+use crate::services::registry::{Key, Registered};
+
+use super::file::{CheckSection, ServiceSection};
+
+/// Returns the service that a section describes, or why it describes none.
+pub(super) fn service(section: ServiceSection) -> Result<Registered, String> {
+    let key = Key {
+        name: Label::parse(&section.name).map_err(|e| e.to_string())?,
+        port: section
+            .port
+            .try_into()
+            .map_err(|_| "port: 1 to 65535 are possible".to_owned())?,
+        protocol: section.protocol.unwrap_or(Protocol::Tcp),
+    };
+    let address = section.address.map(|address| address.to_canonical());
+    if address.is_some_and(is_never_remote) {
+        return Err("address: give one that other nodes can reach".into());
+    }
+    let check = section.check.map(check).transpose()?;
+    if check.is_some() && key.protocol == Protocol::Udp {
+        return Err("check: checks are for TCP services".into());
+    }
+    Ok(Registered {
+        key,
+        address,
+        check,
+        weight: section.weight,
+        priority: section.priority,
+    })
+}
+
+fn check(section: CheckSection) -> Result<Check, String> {
+    let probe = match (section.tcp, section.http) {
+        (true, None) => CheckProbe::Tcp,
+        (false, Some(path))
+            if path.starts_with('/') && path.is_ascii() && !path.contains(char::is_whitespace) =>
+        {
+            CheckProbe::Http(path)
+        }
+        (false, Some(_)) => return Err("check.http: write a path that begins with `/`".into()),
+        _ => return Err("check: write { tcp = true } or { http = \"/path\" }".into()),
+    };
+    let mut check = Check::new(probe);
+    check.rise = section.rise.map_or(check.rise, |n| n.get().into());
+    check.fall = section.fall.map_or(check.fall, |n| n.get().into());
+    if let Some(text) = section.status {
+        if check.probe == CheckProbe::Tcp {
+            return Err("check.status: only { http = \"/path\" } has one".into());
+        }
+        check.status = status(&text).ok_or_else(|| {
+            format!("check.status: `{text}` is no status from 100 to 599, nor a range such as \"200-299\"")
+        })?;
+    }
+    for (name, text, max, target) in [
+        (
+            "interval",
+            section.interval,
+            3_600_000,
+            &mut check.interval_ms,
+        ),
+        ("timeout", section.timeout, 60_000, &mut check.timeout_ms),
+    ] {
+        if let Some(text) = text {
+            let wrong = || {
+                format!(
+                    "check.{name}: `{text}` is no duration from 100ms to {}s, such as \"5s\"",
+                    max / 1000
+                )
+            };
+            *target = milliseconds(&text)
+                .filter(|ms| (100..=max).contains(ms))
+                .ok_or_else(wrong)?;
+        }
+    }
+    Ok(check)
+}
+
+/// Parses one status or a range of them: `204`, `200-299`.
+fn status(text: &str) -> Option<(u16, u16)> {
+    let (min, max) = text.split_once('-').unwrap_or((text, text));
+    let (min, max) = (min.trim().parse().ok()?, max.trim().parse().ok()?);
+    (100 <= min && min <= max && max <= 599).then_some((min, max))
+}

@@ -1,0 +1,92 @@
+use super::*;
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), text).expect("writable");
+    let path = file.path().to_str().expect("a plain path").to_owned();
+    Config::load(&Arguments::try_parse_from(["meshd", "--config", &path]).expect("valid arguments"))
+}
+
+#[test]
+fn the_example_is_what_it_says() {
+    let config = load(include_str!("../../../config/meshd.toml")).expect("the example is valid");
+    assert_eq!(
+        (config.tunnel.interface.as_str(), config.tunnel.listen_port),
+        ("mesh0", 51820)
+    );
+    assert_eq!(config.services.len(), 1);
+}
+
+#[test]
+fn the_address_of_a_service_is_one_that_others_can_have_in_whatever_form() {
+    let service = |address: &str| {
+        load(&format!(
+            "[[service]]\nname = \"web\"\nport = 80\naddress = \"{address}\"\n"
+        ))
+    };
+    for refused in ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:0.0.0.0"] {
+        assert!(service(refused).is_err(), "{refused}");
+    }
+    let mapped = service("::ffff:10.210.1.1").expect("an address of the mesh");
+    let expected = "10.210.1.1".parse().ok();
+    assert_eq!(mapped.services.first().and_then(|s| s.address), expected);
+}
+
+#[test]
+fn containers_get_mesh_addresses_of_their_own_only_where_asked_for() {
+    let network = |text: &str| {
+        let config = load(text).expect("it is valid");
+        config.docker.expect("it is on").network
+    };
+    assert!(!network(""));
+    assert!(!network("[docker]\naddressing = \"nat\"\n"));
+    assert!(network("[docker]\naddressing = \"network\"\n"));
+}
+
+#[test]
+fn everything_wrong_is_said_at_once() {
+    let error = load(
+        "name = \"a.b\"\nmtu = 3\n[[service]]\nname = \"web\"\nport = 0\n[[service]]\nname = \"x\"\nport = 1\ncheck = { http = \"no\" }\n",
+    )
+    .expect_err("wrong four times")
+    .to_string();
+    for part in ["a.b", "mtu", "web: port", "x: check.http"] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+}
+
+#[test]
+fn an_unknown_key_in_a_section_is_named() {
+    let error = load("[dns]\nenabled = true\nlisen = []\n")
+        .expect_err("unknown")
+        .to_string();
+    assert!(
+        error.contains("line 3: unknown key `dns.lisen`; the nearest known key is `listen`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn names_are_not_sent_to_a_resolver_that_is_off() {
+    for key in [
+        "manage_resolv_conf = true",
+        "split_dns = \"systemd-resolved\"",
+    ] {
+        let error = load(&format!("[dns]\nenabled = false\n{key}\n"))
+            .expect_err("a contradiction")
+            .to_string();
+        assert!(error.contains(key), "{error}");
+        load(&format!("[dns]\n{key}\n")).expect("with the resolver it is fine");
+    }
+}
+
+#[test]
+fn the_same_service_twice_is_refused() {
+    let twice = "[[service]]\nname = \"web\"\nport = 80\n".repeat(2);
+    assert!(
+        load(&twice)
+            .expect_err("twice")
+            .to_string()
+            .contains("twice")
+    );
+}
