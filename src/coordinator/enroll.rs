@@ -99,9 +99,9 @@ fn proven_membership(request: &JoinRequest) -> Result<Proven, ApiError> {
     let bad = |text: &str| ApiError::new(ErrorCode::BadRequest, text);
     let none = || bad("the request carries no membership certificate");
     let envelope = Authentic::verify(request.membership.clone()).ok_or_else(none)?;
-    let membership = match Record::parse(&envelope.payload) {
+    let membership = match envelope.parsed() {
         Ok((_, Record::Membership(membership))) if envelope.signer == membership.token => {
-            membership
+            membership.clone()
         }
         _ => return Err(none()),
     };

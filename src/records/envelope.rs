@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::kinds::{Header, Record, RecordKey};
+use super::key::RecordKey;
+use super::kinds::{Header, Record, RecordError};
 use crate::model::key::signature_text;
 use crate::model::{PublicKey, SigningKey};
 
@@ -117,22 +118,49 @@ impl Envelope {
     }
 }
 
-/// An envelope whose signature was verified. A ledger takes it without another verification, which takes longer than all
-/// else that it does: so that can be done where nobody waits for the ledger.
+/// An envelope whose signature was verified, with its parsed payload. A ledger accepts it without another verification and without
+/// parsing it again. These take longer than all else that a ledger does, so the caller can do them before it locks the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Authentic(Envelope);
+pub struct Authentic {
+    envelope: Envelope,
+    parsed: Result<(Header, Record), RecordError>,
+}
 
 impl Authentic {
-    /// Verifies the signature; none, if it does not hold.
+    /// Verifies the signature; returns none if it is not the signer's. A payload that is not a valid record is authentic too: the
+    /// ledger refuses it with the reason.
     #[must_use]
     pub fn verify(envelope: Envelope) -> Option<Self> {
-        envelope.is_authentic().then_some(Self(envelope))
+        envelope.is_authentic().then(|| Self {
+            parsed: Record::parse(&envelope.payload),
+            envelope,
+        })
     }
 
-    /// The envelope alone.
+    /// Returns the parsed payload.
+    ///
+    /// # Errors
+    /// The payload is not a valid record.
+    pub fn parsed(&self) -> Result<(&Header, &Record), RecordError> {
+        match &self.parsed {
+            Ok((header, record)) => Ok((header, record)),
+            Err(error) => Err(error.clone()),
+        }
+    }
+
+    /// Returns the envelope and its parsed payload.
+    ///
+    /// # Errors
+    /// The payload is not a valid record.
+    pub fn into_parts(self) -> Result<(Envelope, Header, Record), RecordError> {
+        let (header, record) = self.parsed?;
+        Ok((self.envelope, header, record))
+    }
+
+    /// Returns the envelope alone.
     #[must_use]
     pub fn into_envelope(self) -> Envelope {
-        self.0
+        self.envelope
     }
 }
 
@@ -140,7 +168,7 @@ impl std::ops::Deref for Authentic {
     type Target = Envelope;
 
     fn deref(&self) -> &Envelope {
-        &self.0
+        &self.envelope
     }
 }
 

@@ -18,7 +18,6 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::kinds::Service;
 use super::netmap::{Netmap, Rank};
 use crate::model::address::MeshAddresses;
 use crate::model::key::PublicKey;
@@ -245,17 +244,6 @@ fn shared(plan: &MeshAddresses, claims: BTreeMap<ServiceName, Vec<Claim>>) -> (C
     })
 }
 
-impl Service {
-    /// What it is called.
-    #[must_use]
-    pub fn service_name(&self) -> ServiceName {
-        ServiceName {
-            name: self.name.clone(),
-            project: self.project.clone(),
-        }
-    }
-}
-
 /// The first service address and how many there are: up to the last but one of block 0, which is its broadcast address.
 fn range(plan: &MeshAddresses) -> Option<(u32, u32)> {
     let size = 1u32.checked_shl(32 - u32::from(plan.node_block_v4))?;
@@ -284,7 +272,7 @@ mod tests {
     use super::*;
     use crate::model::time::UnixSeconds;
     use crate::model::{Label, WireGuardKey};
-    use crate::records::kinds::Mesh;
+    use crate::records::kinds::{Mesh, Service};
     use crate::records::netmap::Member;
     use proptest::prelude::*;
 

@@ -15,8 +15,9 @@ use crate::coordinator::enroll::CLOCK_SLACK;
 use crate::coordinator::store::StoreError;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
+use crate::records::Ledger;
+use crate::records::envelope::Authentic;
 use crate::records::kinds::{Membership, Node, Record};
-use crate::records::{Envelope, Ledger};
 
 impl Hub {
     /// Whether a stream of `who` may bring this record. The caller verifies the signature, and the ledger its own rules.
@@ -24,13 +25,13 @@ impl Hub {
         &self,
         writer: &mut Writer,
         who: &PublicKey,
-        envelope: &Envelope,
+        envelope: &Authentic,
     ) -> Result<Result<(), PublishRefused>, StoreError> {
-        match Record::parse(&envelope.payload) {
+        match envelope.parsed() {
             Ok((_, Record::Membership(membership))) => {
-                self.permit_membership(writer, who, &membership)
+                self.permit_membership(writer, who, membership)
             }
-            Ok((_, Record::Node(node))) => self.permit_node(writer, &node),
+            Ok((_, Record::Node(node))) => self.permit_node(writer, node),
             _ => Ok(Ok(())),
         }
     }
@@ -110,8 +111,8 @@ impl Hub {
 impl Hub {
     /// The name of a member that the revocation of its token does not list among the nodes that stay. Such a member joined
     /// after `meshctl` had listed the nodes.
-    pub(super) fn left_out(&self, envelope: &Envelope) -> Option<Label> {
-        let Ok((_, Record::Revocation(revocation))) = Record::parse(&envelope.payload) else {
+    pub(super) fn left_out(&self, envelope: &Authentic) -> Option<Label> {
+        let Ok((_, Record::Revocation(revocation))) = envelope.parsed() else {
             return None;
         };
         let stays = revocation.stays.as_ref()?;

@@ -30,7 +30,7 @@ impl Hub {
     pub fn size(&self) -> Size {
         let state = self.read();
         Size {
-            records: state.ledger.as_ref().map_or(0, Ledger::len),
+            records: state.ledger.as_ref().map_or(0, |ledger| ledger.len()),
             revision: state.revision,
             connections: state.connected.values().sum(),
             refilling: state.refill.is_some(),

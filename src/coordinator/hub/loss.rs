@@ -14,7 +14,6 @@ use crate::coordinator::store::StoreError;
 use crate::model::PublicKey;
 use crate::protocol::api::ApiError;
 use crate::records::envelope::Authentic;
-use crate::records::kinds::Record;
 
 impl Hub {
     /// A mark for `node` at the store's present revision, if `node` is a member.
@@ -102,7 +101,7 @@ impl Hub {
                 continue;
             }
             if ledger.check_authentic(record).is_ok() {
-                let (header, _) = Record::parse(&record.payload).ok()?;
+                let (header, _) = record.parsed().ok()?;
                 return Some(header.key.to_string());
             }
         }

@@ -729,7 +729,7 @@ impl Hub {
     #[must_use]
     pub fn snapshot(&self) -> (Vec<Envelope>, u64) {
         let state = self.read();
-        let records = state.ledger.iter().flat_map(Ledger::envelopes);
+        let records = state.ledger.iter().flat_map(|ledger| ledger.envelopes());
         (records.cloned().collect(), state.revision)
     }
 

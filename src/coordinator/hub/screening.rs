@@ -40,7 +40,7 @@ impl Hub {
         let Some(ledger) = &state.ledger else {
             return Screened::Unverified;
         };
-        if ledger.holds(record) {
+        if ledger.holds_with(&header, record) {
             return Screened::Held;
         }
         let refused = if ledger.is_revoked(&record.signer) {

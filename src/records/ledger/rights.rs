@@ -9,164 +9,164 @@ use crate::records::{Envelope, RecordKey};
 /// When a node joins, a coordinator permits less, since it can compare with its own clock.
 const CLOCK_SLACK_SECONDS: u64 = 24 * 3600;
 
-impl Ledger {
-    /// Checks that the signer of `envelope` may publish `record`, given all records held.
-    pub(super) fn permit(
-        &self,
-        envelope: &Envelope,
-        key: &RecordKey,
-        record: &Record,
-    ) -> Result<(), Refused> {
-        let signer = &envelope.signer;
-        let signed_by = |rightful: &PublicKey| {
-            if signer == rightful {
-                Ok(())
-            } else {
-                Err(Refused::Signer(key.clone()))
+/// Checks that the signer of `envelope` may publish `record`, given all records held.
+pub(super) fn permit(
+    ledger: &Ledger,
+    envelope: &Envelope,
+    key: &RecordKey,
+    record: &Record,
+) -> Result<(), Refused> {
+    let signer = &envelope.signer;
+    let signed_by = |rightful: &PublicKey| {
+        if signer == rightful {
+            Ok(())
+        } else {
+            Err(Refused::Signer(key.clone()))
+        }
+    };
+    let rightful = match record {
+        Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) => signed_by(&ledger.mesh_key),
+        Record::Membership(membership) => {
+            signed_by(&membership.token).and_then(|()| permit_membership(ledger, membership))
+        }
+        Record::Departure(departure) => {
+            signed_by(&departure.id).and_then(|()| permit_departure(ledger, departure))
+        }
+        Record::Node(node) => signed_by(&node.id).and_then(|()| permit_node(ledger, node)),
+        Record::Name(name) => signed_by(&name.id).and_then(|()| permit_name(ledger, name)),
+        Record::Service(service) => {
+            signed_by(&service.node).and_then(|()| permit_service(ledger, service))
+        }
+        Record::Unknown if *signer == ledger.mesh_key => return Ok(()),
+        Record::Unknown => permit_member(ledger, signer),
+    };
+    rightful?;
+    let octets = envelope.payload.len();
+    let before = ledger.entry(key);
+    match ledger.usages.exceeded_with(signer, octets, record, before) {
+        Some(bound) => Err(Refused::Full(bound)),
+        None => Ok(()),
+    }
+}
+
+fn permit_membership(ledger: &Ledger, membership: &Membership) -> Result<(), Refused> {
+    let token = ledger
+        .token(&membership.token)
+        .ok_or(Refused::UnknownToken)?;
+    if let Some(revocation) = ledger.revocation(&membership.token)
+        && revocation.revoked == RevokedKind::Token
+        && !revocation.spares(membership)
+    {
+        return Err(Refused::TokenRevoked);
+    }
+    if membership.issued_at.0.saturating_add(CLOCK_SLACK_SECONDS) < token.created_at.0 {
+        return Err(Refused::BeforeToken);
+    }
+    if let Some(held) = ledger.membership(&membership.id)
+        && held.name != membership.name
+        && ledger.is_name_of_another(&membership.name, &membership.id)
+    {
+        return Err(Refused::NameTaken(membership.name.to_string()));
+    }
+    if membership.issued_at >= token.expires_at {
+        return Err(Refused::TokenExpired);
+    }
+    if let Some(tag) = membership.tags.iter().find(|tag| !token.tags.contains(tag)) {
+        return Err(Refused::Tag(tag.to_string()));
+    }
+    // A node that joins again with another token replaces its certificate only if that token has a use left.
+    if let Some(held) = ledger.membership(&membership.id)
+        && held.token != membership.token
+        && ledger.admitted_by(&membership.token) >= token.uses as usize
+    {
+        return Err(Refused::TokenSpent(token.uses));
+    }
+    let admitted = ledger.admitted.get(&membership.token);
+    let known = admitted.is_some_and(|nodes| nodes.contains(&membership.id));
+    if !known && ledger.admitted_by(&membership.token) >= token.uses as usize {
+        return Err(Refused::TokenSpent(token.uses));
+    }
+    Ok(())
+}
+
+fn permit_member(ledger: &Ledger, node: &PublicKey) -> Result<(), Refused> {
+    if ledger.is_revoked(node) {
+        return Err(Refused::NodeRevoked);
+    }
+    ledger.membership(node).map(drop).ok_or(Refused::NotAMember)
+}
+
+/// The departure of a removed node is accepted as well, so that the order of departure and removal does not matter.
+fn permit_departure(ledger: &Ledger, departure: &Departure) -> Result<(), Refused> {
+    ledger
+        .membership(&departure.id)
+        .map(drop)
+        .ok_or(Refused::NotAMember)
+}
+
+fn permit_name(ledger: &Ledger, name: &Name) -> Result<(), Refused> {
+    permit_member(ledger, &name.id)?;
+    if ledger.is_name_of_another(&name.name, &name.id) {
+        return Err(Refused::NameTaken(name.name.to_string()));
+    }
+    Ok(())
+}
+
+fn permit_node(ledger: &Ledger, node: &Node) -> Result<(), Refused> {
+    permit_member(ledger, &node.id)?;
+    let mesh = ledger.mesh().ok_or(Refused::NoMesh)?;
+    if mesh.addresses.index_of(&node.block).is_none() {
+        return Err(Refused::ForeignBlock(node.block.v4.to_string()));
+    }
+    // Packets of the tunnel to an address inside the mesh would be sent through the tunnel again.
+    if let Some(endpoint) = node
+        .endpoints
+        .iter()
+        .find(|e| mesh.addresses.contains(e.ip()))
+    {
+        return Err(Refused::ForeignAddress(endpoint.ip()));
+    }
+    if ledger.addresses.block_is_taken(node) {
+        return Err(Refused::BlockTaken(node.block.v4.to_string()));
+    }
+    permit_key(ledger, node)
+}
+
+/// A node with a proof gets the key, unless another node has proved it before. Without a proof a node gets the key only if no
+/// other node has it and no membership of other nodes alone names it.
+fn permit_key(ledger: &Ledger, node: &Node) -> Result<(), Refused> {
+    let key = &node.wireguard_key;
+    let holder = ledger.addresses.holder_of_key(key);
+    let other = holder.filter(|holder| *holder != node.id);
+    match &node.key_proof {
+        Some(proof) if !proof.holds(&node.id, key) => Err(Refused::KeyProof),
+        Some(_) => {
+            let is_proved =
+                |other: &PublicKey| ledger.node(other).is_some_and(|n| n.key_proof.is_some());
+            if other.as_ref().is_some_and(is_proved) {
+                return Err(Refused::KeyTaken);
             }
-        };
-        let rightful = match record {
-            Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) => signed_by(&self.mesh_key),
-            Record::Membership(membership) => {
-                signed_by(&membership.token).and_then(|()| self.permit_membership(membership))
-            }
-            Record::Departure(departure) => {
-                signed_by(&departure.id).and_then(|()| self.permit_departure(departure))
-            }
-            Record::Node(node) => signed_by(&node.id).and_then(|()| self.permit_node(node)),
-            Record::Name(name) => signed_by(&name.id).and_then(|()| self.permit_name(name)),
-            Record::Service(service) => {
-                signed_by(&service.node).and_then(|()| self.permit_service(service))
-            }
-            Record::Unknown if *signer == self.mesh_key => return Ok(()),
-            Record::Unknown => self.permit_member(signer),
-        };
-        rightful?;
-        let octets = envelope.payload.len();
-        let before = self.entries.get(key);
-        match self.usages.exceeded_with(signer, octets, record, before) {
-            Some(bound) => Err(Refused::Full(bound)),
-            None => Ok(()),
+            Ok(())
         }
+        None if other.is_some() || ledger.addresses.is_key_of_another_membership(key, &node.id) => {
+            Err(Refused::KeyTaken)
+        }
+        None => Ok(()),
     }
+}
 
-    fn permit_membership(&self, membership: &Membership) -> Result<(), Refused> {
-        let token = self.token(&membership.token).ok_or(Refused::UnknownToken)?;
-        if let Some(Record::Revocation(revocation)) =
-            self.record(&RecordKey::Revocation(membership.token))
-            && revocation.revoked == RevokedKind::Token
-            && !revocation.spares(membership)
-        {
-            return Err(Refused::TokenRevoked);
-        }
-        if membership.issued_at.0.saturating_add(CLOCK_SLACK_SECONDS) < token.created_at.0 {
-            return Err(Refused::BeforeToken);
-        }
-        if let Some(held) = self.membership(&membership.id)
-            && held.name != membership.name
-            && self.is_name_of_another(&membership.name, &membership.id)
-        {
-            return Err(Refused::NameTaken(membership.name.to_string()));
-        }
-        if membership.issued_at >= token.expires_at {
-            return Err(Refused::TokenExpired);
-        }
-        if let Some(tag) = membership.tags.iter().find(|tag| !token.tags.contains(tag)) {
-            return Err(Refused::Tag(tag.to_string()));
-        }
-        // A node that joins again with another token replaces its certificate only if that token has a use left.
-        if let Some(held) = self.membership(&membership.id)
-            && held.token != membership.token
-            && self.admitted_by(&membership.token) >= token.uses as usize
-        {
-            return Err(Refused::TokenSpent(token.uses));
-        }
-        let admitted = self.admitted.get(&membership.token);
-        let known = admitted.is_some_and(|nodes| nodes.contains(&membership.id));
-        if !known && self.admitted_by(&membership.token) >= token.uses as usize {
-            return Err(Refused::TokenSpent(token.uses));
-        }
-        Ok(())
+fn permit_service(ledger: &Ledger, service: &Service) -> Result<(), Refused> {
+    permit_member(ledger, &service.node)?;
+    // The netmap leaves out addresses outside the node's block. The record is accepted all the same: otherwise ledgers that
+    // receive the node's block at different times would hold different records.
+    ledger.mesh().ok_or(Refused::NoMesh)?;
+    let floor = ledger.node(&service.node).map_or(0, |n| n.services_from);
+    if service.version < floor {
+        return Err(Refused::Stale {
+            key: RecordKey::Service(service.service_id()),
+            offered: service.version,
+            held: floor,
+        });
     }
-
-    fn permit_member(&self, node: &PublicKey) -> Result<(), Refused> {
-        if self.is_revoked(node) {
-            return Err(Refused::NodeRevoked);
-        }
-        self.membership(node).map(drop).ok_or(Refused::NotAMember)
-    }
-
-    /// The departure of a removed node is accepted as well, so that the order of departure and removal does not matter.
-    fn permit_departure(&self, departure: &Departure) -> Result<(), Refused> {
-        self.membership(&departure.id)
-            .map(drop)
-            .ok_or(Refused::NotAMember)
-    }
-
-    fn permit_name(&self, name: &Name) -> Result<(), Refused> {
-        self.permit_member(&name.id)?;
-        if self.is_name_of_another(&name.name, &name.id) {
-            return Err(Refused::NameTaken(name.name.to_string()));
-        }
-        Ok(())
-    }
-
-    fn permit_node(&self, node: &Node) -> Result<(), Refused> {
-        self.permit_member(&node.id)?;
-        let mesh = self.mesh().ok_or(Refused::NoMesh)?;
-        if mesh.addresses.index_of(&node.block).is_none() {
-            return Err(Refused::ForeignBlock(node.block.v4.to_string()));
-        }
-        // Packets of the tunnel to an address inside the mesh would be sent through the tunnel again.
-        if let Some(endpoint) = node
-            .endpoints
-            .iter()
-            .find(|e| mesh.addresses.contains(e.ip()))
-        {
-            return Err(Refused::ForeignAddress(endpoint.ip()));
-        }
-        if self.holders.block_is_taken(node) {
-            return Err(Refused::BlockTaken(node.block.v4.to_string()));
-        }
-        self.permit_key(node)
-    }
-
-    /// A node with a proof gets the key, unless another node has proved it before. Without a proof a node gets the key only if no
-    /// other node has it and no membership of other nodes alone names it.
-    fn permit_key(&self, node: &Node) -> Result<(), Refused> {
-        let key = &node.wireguard_key;
-        let holder = self.holders.holder_of_key(key);
-        let other = holder.filter(|holder| *holder != node.id);
-        match &node.key_proof {
-            Some(proof) if !proof.holds(&node.id, key) => Err(Refused::KeyProof),
-            Some(_) => {
-                let is_proved =
-                    |other: &PublicKey| self.node(other).is_some_and(|n| n.key_proof.is_some());
-                if other.as_ref().is_some_and(is_proved) {
-                    return Err(Refused::KeyTaken);
-                }
-                Ok(())
-            }
-            None if other.is_some() || self.holders.is_named_by_another(key, &node.id) => {
-                Err(Refused::KeyTaken)
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn permit_service(&self, service: &Service) -> Result<(), Refused> {
-        self.permit_member(&service.node)?;
-        // The netmap leaves out addresses outside the node's block. The record is accepted all the same: otherwise ledgers that
-        // receive the node's block at different times would hold different records.
-        self.mesh().ok_or(Refused::NoMesh)?;
-        let floor = self.node(&service.node).map_or(0, |n| n.services_from);
-        if service.version < floor {
-            return Err(Refused::Stale {
-                key: RecordKey::Service(service.service_id()),
-                offered: service.version,
-                held: floor,
-            });
-        }
-        Ok(())
-    }
+    Ok(())
 }

@@ -2,7 +2,10 @@ use super::*;
 use crate::model::address::{Block, MeshAddresses};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, SigningKey, WireGuardKey};
-use crate::records::kinds::{Health, Instance, MESH_ID, Port, Protocol, Revocation, Source};
+use crate::records::kinds::{
+    Health, Instance, MESH_ID, Mesh, Name, Node, Port, Protocol, Revocation, RevokedKind, Service,
+    Source, Token,
+};
 
 const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
 const LATER: UnixSeconds = UnixSeconds(1_800_003_600);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::Entry;
+use super::table::Entry;
 use crate::model::PublicKey;
 use crate::records::kinds::Record;
 

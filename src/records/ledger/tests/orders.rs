@@ -17,10 +17,38 @@ struct State {
 const NODES: std::ops::Range<u8> = 10..16;
 
 fn state(ledger: &Ledger) -> State {
+    check_indexes(ledger);
     State {
         envelopes: ledger.envelopes().cloned().collect(),
         netmap: ledger.netmap(),
         out: NODES.map(|n| ledger.is_revoked(&key(n).public())).collect(),
+    }
+}
+
+/// Compares the indexes of a ledger with what a search through its records finds.
+fn check_indexes(ledger: &Ledger) {
+    for n in 0..24 {
+        let id = key(n).public();
+        let joined = ledger.memberships().filter(|m| !ledger.is_revoked(&m.id));
+        let joined = joined.map(|m| (m.id, &m.name));
+        let wanted = ledger
+            .memberships()
+            .filter_map(|m| ledger.wanted_name(&m.id));
+        let claims: Vec<_> = joined.chain(wanted.map(|w| (w.id, &w.name))).collect();
+        for (_, name) in &claims {
+            let found = claims.iter().any(|(node, n)| n == name && *node != id);
+            assert_eq!(ledger.is_name_of_another(name, &id), found, "{name} {n}");
+        }
+        let own = ledger.envelopes().filter(|envelope| {
+            let record = Record::parse(&envelope.payload).expect("it is held").1;
+            usage::owner(&envelope.signer, &record) == Some(id)
+        });
+        let octets: Vec<usize> = own.map(|envelope| envelope.payload.len()).collect();
+        let usage = ledger.usage_of(&id);
+        assert_eq!(usage.records, octets.len());
+        assert_eq!(usage.octets, octets.iter().sum::<usize>());
+        let admitted = ledger.memberships().filter(|m| m.token == id);
+        assert!(ledger.admitted_by(&id) >= admitted.count());
     }
 }
 

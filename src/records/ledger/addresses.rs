@@ -1,56 +1,61 @@
-//! Who holds which addresses and tunnel keys: an index, so that a node's record is checked without a look at all others.
+//! Indexes the addresses and WireGuard keys of nodes, so that a node record is checked without a search through all others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::model::{PublicKey, WireGuardKey};
 use crate::records::kinds::Node;
 
-/// The blocks and tunnel keys of all nodes that are in. Blocks of two nodes never overlap.
+/// The blocks and WireGuard keys of all nodes that were not removed. The blocks of two nodes never overlap.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Holders {
-    /// First address of a block, with its last and its node.
+pub(super) struct AddressIndex {
+    /// The last address and the node of each block, by the first address.
     v4: BTreeMap<u32, (u32, PublicKey)>,
     v6: BTreeMap<u128, (u128, PublicKey)>,
+    /// The node whose record contains the WireGuard key.
     keys: HashMap<WireGuardKey, PublicKey>,
-    /// For each tunnel key, the nodes whose memberships name it.
-    named: HashMap<WireGuardKey, BTreeSet<PublicKey>>,
+    /// The nodes whose memberships contain the WireGuard key.
+    memberships: HashMap<WireGuardKey, BTreeSet<PublicKey>>,
 }
 
-impl Holders {
+impl AddressIndex {
     /// Whether the block of `node` overlaps the block of another node.
     pub(super) fn block_is_taken(&self, node: &Node) -> bool {
         let (v4, v6) = bounds(node);
         held_by_another(&self.v4, v4, &node.id) || held_by_another(&self.v6, v6, &node.id)
     }
 
-    /// The node whose record has the tunnel key.
+    /// Returns the node whose record contains the WireGuard key.
     pub(super) fn holder_of_key(&self, key: &WireGuardKey) -> Option<PublicKey> {
         self.keys.get(key).copied()
     }
 
-    /// Notes that the membership of `node` names `key`.
-    pub(super) fn name(&mut self, key: WireGuardKey, node: PublicKey) {
-        self.named.entry(key).or_default().insert(node);
+    /// Adds the WireGuard key in the membership of `node`.
+    pub(super) fn add_membership(&mut self, key: WireGuardKey, node: PublicKey) {
+        self.memberships.entry(key).or_default().insert(node);
     }
 
-    /// Notes that the membership of `node` no longer names `key`, or that `node` was removed.
-    pub(super) fn unname(&mut self, key: &WireGuardKey, node: &PublicKey) {
-        if let Some(nodes) = self.named.get_mut(key) {
+    /// Removes the WireGuard key in the membership of `node`, because the membership was replaced or the node was removed.
+    pub(super) fn remove_membership(&mut self, key: &WireGuardKey, node: &PublicKey) {
+        if let Some(nodes) = self.memberships.get_mut(key) {
             nodes.remove(node);
             if nodes.is_empty() {
-                self.named.remove(key);
+                self.memberships.remove(key);
             }
         }
     }
 
-    /// Whether the membership of another node names `key`, and the membership of `node` does not.
-    pub(super) fn is_named_by_another(&self, key: &WireGuardKey, node: &PublicKey) -> bool {
-        self.named
+    /// Whether the membership of another node contains `key`, and the membership of `node` does not.
+    pub(super) fn is_key_of_another_membership(
+        &self,
+        key: &WireGuardKey,
+        node: &PublicKey,
+    ) -> bool {
+        self.memberships
             .get(key)
             .is_some_and(|nodes| !nodes.contains(node))
     }
 
-    /// Takes `node` in, in the place of what it said before.
+    /// Adds a node record, which replaces the record `before`.
     pub(super) fn replace(&mut self, before: Option<&Node>, node: &Node) {
         if let Some(before) = before {
             self.remove(before);
@@ -61,7 +66,7 @@ impl Holders {
         self.keys.insert(node.wireguard_key, node.id);
     }
 
-    /// What `node` had is free.
+    /// Removes a node record.
     pub(super) fn remove(&mut self, node: &Node) {
         let (v4, v6) = bounds(node);
         self.v4.remove(&v4.0);
@@ -70,7 +75,7 @@ impl Holders {
     }
 }
 
-/// First and last address of a node's blocks.
+/// Returns the first and the last address of each of the node's blocks.
 fn bounds(node: &Node) -> ((u32, u32), (u128, u128)) {
     let (v4, v6) = (node.block.v4, node.block.v6);
     (
@@ -84,7 +89,7 @@ fn held_by_another<A: Ord + Copy>(
     (first, last): (A, A),
     node: &PublicKey,
 ) -> bool {
-    // Since none overlap, their ends are in the order of their beginnings.
+    // Blocks do not overlap, so their last addresses are in the same order as their first addresses.
     held.range(..=last)
         .rev()
         .take_while(|(_, (end, _))| *end >= first)

@@ -1,0 +1,214 @@
+//! The kinds of records about the mesh, its tokens and its nodes.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::rules::{RecordError, bounded, check_address};
+use crate::model::address::{Block, MeshAddresses, is_routable};
+use crate::model::key::{KeyProof, PublicKey, WireGuardKey};
+use crate::model::name::Label;
+use crate::model::time::UnixSeconds;
+
+/// The maximum number of coordinators of a mesh.
+pub const MAX_COORDINATORS: usize = 16;
+/// The maximum number of tags of a node.
+pub const MAX_TAGS: usize = 32;
+/// The maximum number of endpoints in a node record.
+pub const MAX_ENDPOINTS: usize = 16;
+
+/// The mesh: its domain and address plan. There is one such record; its id is [`super::MESH_ID`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mesh {
+    /// Always [`super::MESH_ID`].
+    pub id: String,
+    /// The version, which grows with each change.
+    pub version: u64,
+    /// The top label of all names, such as `mesh`.
+    pub domain: Label,
+    /// The address plan.
+    #[serde(flatten)]
+    pub addresses: MeshAddresses,
+    /// The URLs of the coordinators, as `https://host:port`. If there are none, a node uses those of its join token.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coordinators: Vec<String>,
+}
+
+impl Mesh {
+    pub(super) fn check(&self) -> Result<(), RecordError> {
+        bounded("coordinators", self.coordinators.len(), MAX_COORDINATORS)?;
+        let plan = self.addresses.check();
+        plan.map_err(|e| RecordError::Malformed(e.to_string()))
+    }
+}
+
+/// A token certificate: limits which nodes the holder of a join token may admit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// The public half of the token's key.
+    pub id: PublicKey,
+    /// The version, which grows with each change.
+    pub version: u64,
+    /// The tags that a membership may have.
+    pub tags: Vec<Label>,
+    /// The number of nodes that the token may admit.
+    pub uses: u32,
+    /// When the token was made.
+    pub created_at: UnixSeconds,
+    /// From this time on the token admits no node.
+    pub expires_at: UnixSeconds,
+    /// Whether the nodes that the token admits are removed when they stay away.
+    #[serde(default)]
+    pub ephemeral: bool,
+}
+
+impl Token {
+    pub(super) fn check(&self) -> Result<(), RecordError> {
+        bounded("tags", self.tags.len(), MAX_TAGS)
+    }
+}
+
+/// What a [`Revocation`] revokes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RevokedKind {
+    /// A token. It admits no node from then on; nodes that it admitted before may stay.
+    Token,
+    /// A node. It is removed for good.
+    Node,
+}
+
+/// The administrator's revocation of a token or node. Its id is the revoked key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    /// The key of the token or node.
+    pub id: PublicKey,
+    /// The version, which grows with each change.
+    pub version: u64,
+    /// Whether a token or a node is revoked.
+    pub revoked: RevokedKind,
+    /// When it was revoked.
+    pub at: UnixSeconds,
+    /// For a token: the nodes admitted by it that stay members. All other nodes that it admitted are removed, whatever date
+    /// their certificates have, since the holder of the token chose that date. Revocations of earlier versions do not have
+    /// this field: the nodes admitted before `at` stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stays: Option<Vec<PublicKey>>,
+}
+
+impl Revocation {
+    /// Whether `membership`, which was signed with the revoked token, stays in force.
+    #[must_use]
+    pub fn spares(&self, membership: &Membership) -> bool {
+        match &self.stays {
+            Some(stays) => stays.contains(&membership.id),
+            None => membership.issued_at < self.at,
+        }
+    }
+}
+
+/// A node's own record that it has left for good: its name and addresses are free. A node signs one when it leaves, or when its
+/// join fails after it was admitted. An ephemeral node deposits one with its coordinator in advance, which the coordinator publishes
+/// when the node stays away. A machine that joins again has another identity key, so a departure that is sent again removes no
+/// other node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departure {
+    /// The node's identity key.
+    pub id: PublicKey,
+    /// The version, which is always 1.
+    pub version: u64,
+}
+
+impl Departure {
+    /// The departure of `id`. All departures of a node are one text, so that ledgers agree whichever they received first.
+    #[must_use]
+    pub fn of(id: PublicKey) -> Self {
+        Self { id, version: 1 }
+    }
+}
+
+/// A membership certificate. The node that joins signs it with the key of its join token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The node's identity key.
+    pub id: PublicKey,
+    /// The version, which grows with each change.
+    pub version: u64,
+    /// The token that admits the node.
+    pub token: PublicKey,
+    /// The node's name: `<name>.node.<domain>`.
+    pub name: Label,
+    /// The node's WireGuard key when it joined.
+    pub wireguard_key: WireGuardKey,
+    /// The tags that the node asks for, each one of the token's. If there are none, the node has all tags of the token.
+    pub tags: Vec<Label>,
+    /// When the certificate was made, by the node's clock.
+    pub issued_at: UnixSeconds,
+}
+
+impl Membership {
+    pub(super) fn check(&self) -> Result<(), RecordError> {
+        bounded("tags", self.tags.len(), MAX_TAGS)
+    }
+}
+
+/// The record in which a node describes itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// The node's identity key.
+    pub id: PublicKey,
+    /// The version, which grows with each change.
+    pub version: u64,
+    /// The WireGuard key of the node's tunnel.
+    pub wireguard_key: WireGuardKey,
+    /// The proof that the node holds the private key of `wireguard_key`. Records of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_proof: Option<KeyProof>,
+    /// The node's address block.
+    #[serde(flatten)]
+    pub block: Block,
+    /// The addresses at which the node's tunnel may be reached, best first.
+    pub endpoints: Vec<SocketAddr>,
+    /// Whether IPv6 is switched off on the node's machine, so that its IPv6 address cannot be reached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_ipv6: bool,
+    /// Service records of this node with a lower version are void. A node raises this version to remove the records of
+    /// services that it has withdrawn.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub services_from: u64,
+}
+
+impl Node {
+    /// Returns the endpoints to which every node can send.
+    #[must_use]
+    pub fn routable_endpoints(&self) -> Vec<SocketAddr> {
+        let endpoints = self.endpoints.iter().copied();
+        endpoints.filter(|e| is_routable(e.ip())).collect()
+    }
+
+    pub(super) fn check(&self) -> Result<(), RecordError> {
+        bounded("endpoints", self.endpoints.len(), MAX_ENDPOINTS)?;
+        let mut endpoints = self.endpoints.iter();
+        endpoints.try_for_each(|endpoint| check_address(endpoint.ip()))
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// The name that a node wants instead of the name it joined with. It gets the name if no other node has it; no other node gets the
+/// name in its membership.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Name {
+    /// The node's identity key.
+    pub id: PublicKey,
+    /// The version, which grows with each change.
+    pub version: u64,
+    /// The wanted name: `<name>.node.<domain>`.
+    pub name: Label,
+}

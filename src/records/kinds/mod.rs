@@ -1,0 +1,266 @@
+//! The kinds of records: signed facts on which nodes act.
+//!
+//! A record travels as an opaque payload (JSON text) inside a signed envelope; a reader parses that text into the types here. Unknown
+//! fields are ignored and records of unknown kinds are stored whole, so that a mesh can mix versions: a node forwards the envelope that
+//! it received, and never what it parsed from it.
+//!
+//! | kind | signed by | contents |
+//! |---|---|---|
+//! | `mesh` | mesh key | domain and address plan |
+//! | `token` | mesh key | limits of a join token |
+//! | `revocation` | mesh key | removal of a token or node |
+//! | `membership` | token key | admission of a node, with its name and tags |
+//! | `departure` | node's identity key | the node has left for good |
+//! | `node` | node's identity key | WireGuard key, address block, endpoints |
+//! | `name` | node's identity key | another name than that of its membership |
+//! | `service` | node's identity key | the node's instances of one service |
+//!
+//! Each record has a version that only grows; of two versions the higher one is kept.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+mod members;
+mod rules;
+mod services;
+
+pub use self::members::{
+    Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_TAGS, Membership, Mesh, Name, Node, Revocation,
+    RevokedKind, Token,
+};
+pub use self::rules::RecordError;
+pub use self::services::{
+    Health, Instance, MAX_ADDRESSES, MAX_INSTANCES, MAX_PORTS, Port, Protocol, Service, Source,
+    default_weight,
+};
+pub use super::key::{MESH_ID, RecordKey, ServiceId};
+
+/// The maximum length of a kind that this version does not know.
+const MAX_KIND: usize = 32;
+/// The maximum length of the id of a record whose kind this version does not know.
+const MAX_ID: usize = 256;
+
+/// The fields that every payload has, whatever its kind. They are not verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// The kind and id that the payload claims. A ledger may hold the record under another key, see
+    /// [`super::Ledger::key_of`].
+    pub key: RecordKey,
+    /// The version, which grows with each change.
+    pub version: u64,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename = "Header")]
+        struct Fields<'a> {
+            #[serde(borrow)]
+            kind: Cow<'a, str>,
+            #[serde(borrow)]
+            id: Cow<'a, str>,
+            version: u64,
+        }
+        let Fields { kind, id, version } = Fields::deserialize(deserializer)?;
+        Ok(Self {
+            key: RecordKey::parse(&kind, &id),
+            version,
+        })
+    }
+}
+
+/// A parsed payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Record {
+    /// The domain and address plan of the mesh.
+    Mesh(Mesh),
+    /// A token certificate.
+    Token(Token),
+    /// The administrator's revocation of a token or node.
+    Revocation(Revocation),
+    /// A node's membership certificate.
+    Membership(Membership),
+    /// A node's own record that it has left.
+    Departure(Departure),
+    /// A node's own description.
+    Node(Node),
+    /// Another name of a node.
+    Name(Name),
+    /// One service on one node.
+    Service(Service),
+    /// A kind that this version does not know. Such a record is stored and forwarded.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Record {
+    /// Parses a payload and checks the rules that need nothing but the record itself. A kind that is not known is not an error.
+    ///
+    /// # Errors
+    /// Says which rule the record breaks.
+    pub fn parse(payload: &str) -> Result<(Header, Self), RecordError> {
+        let malformed = |e: serde_json::Error| RecordError::Malformed(e.to_string());
+        let header: Header = serde_json::from_str(payload).map_err(malformed)?;
+        if let RecordKey::Unknown { kind, id } = &header.key
+            && (id.is_empty() || id.len() > MAX_ID || kind.len() > MAX_KIND)
+        {
+            return Err(RecordError::WrongId);
+        }
+        let record: Self = serde_json::from_str(payload).map_err(malformed)?;
+        record.check()?;
+        if record.key().is_some_and(|key| key != header.key) {
+            return Err(RecordError::WrongId);
+        }
+        Ok((header, record))
+    }
+
+    /// Returns the payload of this record, as it is to be signed.
+    #[must_use]
+    pub fn payload(&self) -> String {
+        serde_json::to_string(self).expect("records are maps with text keys")
+    }
+
+    /// Returns the key of the record; none for a kind that this version does not know.
+    #[must_use]
+    pub fn key(&self) -> Option<RecordKey> {
+        Some(match self {
+            Self::Mesh(_) => RecordKey::Mesh,
+            Self::Token(token) => RecordKey::Token(token.id),
+            Self::Revocation(revocation) => RecordKey::Revocation(revocation.id),
+            Self::Membership(membership) => RecordKey::Membership(membership.id),
+            Self::Departure(departure) => RecordKey::Departure(departure.id),
+            Self::Node(node) => RecordKey::Node(node.id),
+            Self::Name(name) => RecordKey::Name(name.id),
+            Self::Service(service) => RecordKey::Service(service.service_id()),
+            Self::Unknown => return None,
+        })
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
+        match self {
+            Self::Mesh(mesh) => mesh.check(),
+            Self::Token(token) => token.check(),
+            Self::Membership(membership) => membership.check(),
+            Self::Node(node) => node.check(),
+            Self::Service(service) => service.check(),
+            Self::Revocation(_) | Self::Departure(_) | Self::Name(_) | Self::Unknown => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::address::Block;
+    use crate::model::{Label, SigningKey, WireGuardKey};
+
+    fn service() -> Service {
+        let node = SigningKey::from_seed(&[3; 32]).public();
+        let name = Label::parse("web").expect("a literal");
+        Service {
+            id: Service::id_of(&node, None, &name),
+            version: 4,
+            node,
+            name,
+            project: None,
+            service_address: None,
+            instances: vec![Instance {
+                id: Label::parse("n1-80").expect("a literal"),
+                addresses: vec!["10.210.1.1".parse().expect("a literal")],
+                ports: vec![Port {
+                    number: 80.try_into().expect("not zero"),
+                    protocol: Protocol::Tcp,
+                    name: None,
+                }],
+                health: Health::Healthy,
+                weight: 10,
+                priority: 0,
+                source: Source::Cli,
+            }],
+        }
+    }
+
+    #[test]
+    fn a_record_survives_its_payload() {
+        let record = Record::Service(service());
+        let (header, parsed) = Record::parse(&record.payload()).expect("just made");
+        assert_eq!(parsed, record);
+        assert_eq!((header.key.kind(), header.version), ("service", 4));
+    }
+
+    #[test]
+    fn a_kind_of_a_later_version_is_kept() {
+        let (header, record) =
+            Record::parse(r#"{"kind":"weather","id":"x","version":1,"sky":"blue"}"#)
+                .expect("a header");
+        assert_eq!(record, Record::Unknown);
+        assert_eq!(header.key.kind(), "weather");
+    }
+
+    #[test]
+    fn a_field_of_a_later_version_is_passed_over() {
+        let payload = Record::Service(service())
+            .payload()
+            .replacen('{', r#"{"mood":"good","#, 1);
+        assert_eq!(
+            Record::parse(&payload).map(|(_, r)| r),
+            Ok(Record::Service(service()))
+        );
+    }
+
+    #[test]
+    fn what_a_node_is_without_is_written_only_where_it_is_without_it() {
+        let node = |without_ipv6| Node {
+            id: SigningKey::from_seed(&[3; 32]).public(),
+            version: 1,
+            wireguard_key: WireGuardKey([7; 32]),
+            block: Block {
+                v4: "10.210.1.0/24".parse().expect("a literal"),
+                v6: "fd00:1:2:1::/64".parse().expect("a literal"),
+            },
+            endpoints: Vec::new(),
+            without_ipv6,
+            key_proof: None,
+            services_from: 0,
+        };
+        // Versions that do not have the field read and write the same text.
+        let payload = Record::Node(node(false)).payload();
+        assert!(!payload.contains("ipv6"), "{payload}");
+        for without in [false, true] {
+            let record = Record::Node(node(without));
+            assert_eq!(Record::parse(&record.payload()).map(|(_, r)| r), Ok(record));
+        }
+    }
+
+    #[test]
+    fn records_that_break_their_own_rules_are_refused() {
+        let mut foreign = service();
+        foreign.id = "other/web".into();
+        assert_eq!(
+            Record::parse(&Record::Service(foreign).payload()).map(drop),
+            Err(RecordError::WrongId)
+        );
+
+        for address in ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:0.0.0.0"] {
+            let mut loopback = service();
+            loopback.instances[0].addresses = vec![address.parse().expect("a literal")];
+            assert!(matches!(
+                Record::parse(&Record::Service(loopback).payload()),
+                Err(RecordError::Address(_))
+            ));
+        }
+
+        let mut many = service();
+        many.instances = vec![many.instances[0].clone(); MAX_INSTANCES + 1];
+        assert!(matches!(
+            Record::parse(&Record::Service(many).payload()),
+            Err(RecordError::TooMany { .. })
+        ));
+
+        for garbage in ["", "{}", "[]", "null", r#"{"kind":"node"}"#, "\u{0}"] {
+            assert!(Record::parse(garbage).is_err(), "{garbage:?}");
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The kind of records about services, and the instances in it.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use super::rules::{RecordError, bounded, check_address};
+use crate::model::key::PublicKey;
+use crate::model::name::{Label, ServiceName};
+use crate::records::key::ServiceId;
+
+/// The maximum number of instances of one service on one node; a /24 has 253 addresses.
+pub const MAX_INSTANCES: usize = 256;
+/// The maximum number of ports of an instance.
+pub const MAX_PORTS: usize = 16;
+/// The maximum number of addresses of an instance.
+pub const MAX_ADDRESSES: usize = 4;
+
+/// One service on one node. A record without instances says that the node no longer runs the service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// The text of [`Service::service_id`].
+    pub id: String,
+    /// The version, which grows with each change.
+    pub version: u64,
+    /// The node that runs the service and signs the record.
+    pub node: PublicKey,
+    /// The name of the service: `<name>.svc.<domain>`.
+    pub name: Label,
+    /// The Compose project, if the service has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<Label>,
+    /// The service address that the node claims, if the service asks for one; see [`crate::records::service_address`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_address: Option<Ipv4Addr>,
+    /// The instances on this node.
+    pub instances: Vec<Instance>,
+}
+
+impl Service {
+    /// Returns the text with which the ids of all services of `node` begin.
+    #[must_use]
+    pub fn ids_of(node: &PublicKey) -> String {
+        format!("{node}/")
+    }
+
+    /// Returns the text of the id of a service of `node`.
+    #[must_use]
+    pub fn id_of(node: &PublicKey, project: Option<&Label>, name: &Label) -> String {
+        ServiceId::new(*node, project, name).to_string()
+    }
+
+    /// Returns the id that goes with the node, the project and the name.
+    #[must_use]
+    pub fn service_id(&self) -> ServiceId {
+        ServiceId::new(self.node, self.project.as_ref(), &self.name)
+    }
+
+    /// Returns the name with that of the project.
+    #[must_use]
+    pub fn service_name(&self) -> ServiceName {
+        ServiceName {
+            name: self.name.clone(),
+            project: self.project.clone(),
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), RecordError> {
+        bounded("instances", self.instances.len(), MAX_INSTANCES)?;
+        self.instances.iter().try_for_each(Instance::check)
+    }
+}
+
+/// One running copy of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The name of the instance, `<id>.<service>.svc.<domain>`, which is unique within the service on its node.
+    pub id: Label,
+    /// The addresses at which it is reached; at least one.
+    pub addresses: Vec<IpAddr>,
+    /// The ports on which it listens, the main port first.
+    pub ports: Vec<Port>,
+    /// The health that its node reports.
+    pub health: Health,
+    /// The SRV weight (RFC 2782).
+    #[serde(default = "default_weight")]
+    pub weight: u16,
+    /// The SRV priority (RFC 2782): clients use the instance with the lowest priority that answers.
+    #[serde(default)]
+    pub priority: u16,
+    /// How it was registered.
+    pub source: Source,
+}
+
+impl Instance {
+    fn check(&self) -> Result<(), RecordError> {
+        bounded("ports", self.ports.len(), MAX_PORTS)?;
+        bounded("addresses", self.addresses.len(), MAX_ADDRESSES)?;
+        if self.ports.is_empty() {
+            return Err(RecordError::Empty(self.id.clone(), "port"));
+        }
+        if self.addresses.is_empty() {
+            return Err(RecordError::Empty(self.id.clone(), "address"));
+        }
+        self.addresses.iter().try_for_each(|a| check_address(*a))
+    }
+}
+
+/// Returns the SRV weight of an instance for which no weight was configured.
+#[must_use]
+pub fn default_weight() -> u16 {
+    10
+}
+
+/// A port of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Port {
+    /// The port number, which is not 0.
+    pub number: std::num::NonZeroU16,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The name of the port in SRV queries, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Label>,
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// Returns `tcp` or `udp`, as in SRV names.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// The health that a node reports for its instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// The instance passed its check.
+    Healthy,
+    /// The instance failed its check.
+    Unhealthy,
+    /// The instance was not checked yet, or it is not ready yet.
+    Starting,
+    /// The instance is about to stop and takes no new clients.
+    Draining,
+    /// The instance has no check.
+    Unknown,
+}
+
+impl Health {
+    /// Whether new clients may use the instance.
+    #[must_use]
+    pub fn is_usable(self) -> bool {
+        matches!(self, Self::Healthy | Self::Unknown)
+    }
+
+    /// Returns the text that `meshctl service list --json` prints.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Starting => "starting",
+            Self::Draining => "draining",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// How a service was registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// With `meshctl service add`.
+    Cli,
+    /// By `[[service]]` in meshd.toml.
+    Config,
+    /// By the labels of a container.
+    Docker,
+}
+
+impl Source {
+    /// Returns the text that `meshctl service list --json` prints.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cli => "cli",
+            Self::Config => "config",
+            Self::Docker => "docker",
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Computes the map of the mesh from a ledger: the members, their names, and their services.
+
+use std::collections::{HashMap, HashSet};
+
+use super::Ledger;
+use crate::model::{Label, PublicKey};
+use crate::records::kinds::{Membership, Service};
+use crate::records::netmap::{Member, Netmap};
+
+impl Ledger {
+    /// Returns the members that have published a node record, and their services.
+    #[must_use]
+    pub fn netmap(&self) -> Netmap {
+        let mut netmap = Netmap {
+            mesh: self.mesh().cloned(),
+            ..Netmap::default()
+        };
+        let mut names = self.names();
+        for membership in self.memberships() {
+            let (Some(name), Some(node)) =
+                (names.remove(&membership.id), self.node(&membership.id))
+            else {
+                continue;
+            };
+            netmap.members.insert(
+                membership.id,
+                Member {
+                    id: membership.id,
+                    name,
+                    issued_at: membership.issued_at,
+                    tags: self.tags_of(membership),
+                    wireguard_key: node.wireguard_key,
+                    block: node.block,
+                    endpoints: node.routable_endpoints(),
+                    without_ipv6: node.without_ipv6,
+                },
+            );
+        }
+        for service in self.services() {
+            if let Some(service) = netmap.admit(service) {
+                netmap.services.insert(service.id.clone(), service);
+            }
+        }
+        netmap
+    }
+
+    /// Updates one service in `netmap` from its record. Returns the service that `netmap` had before. Use this only if no other
+    /// record changed.
+    pub fn renew(&self, netmap: &mut Netmap, id: &str) -> Option<Service> {
+        match self.service(id).and_then(|service| netmap.admit(service)) {
+            Some(service) => netmap.services.insert(id.to_owned(), service),
+            None => netmap.services.remove(id),
+        }
+    }
+
+    /// Returns the names of all members. If two members joined with one name, the member that joined first has it. A member that
+    /// wants another name has that name, unless another member joined with it or an earlier member wants it too.
+    #[must_use]
+    pub fn names(&self) -> HashMap<PublicKey, Label> {
+        let mut by_age: Vec<&Membership> = self
+            .memberships()
+            .filter(|m| !self.is_revoked(&m.id))
+            .collect();
+        by_age.sort_by_key(|m| (m.issued_at, m.id));
+        let mut taken = HashSet::new();
+        let mut names = HashMap::new();
+        for membership in &by_age {
+            let name = if taken.insert(membership.name.clone()) {
+                membership.name.clone()
+            } else {
+                membership.name.with_suffix(&membership.id.short())
+            };
+            names.insert(membership.id, name);
+        }
+        for membership in by_age {
+            if let Some(wanted) = self.wanted_name(&membership.id)
+                && taken.insert(wanted.name.clone())
+            {
+                names.insert(membership.id, wanted.name.clone());
+            }
+        }
+        names
+    }
+}
