@@ -12,8 +12,10 @@ use super::api::{Command, Reply};
 use super::config::Config;
 use super::departing::Courier;
 use super::docker::{Docker, DockerEvents};
+use super::gossip::PeerEvent;
 use super::joining::{self, Admitted, Attempt, Ground};
 use super::mesh::{Events, Mesh};
+use super::replica::{Answer, StreamEvent, WriteOutcome};
 use super::report;
 use super::state::StateDir;
 use crate::containers::{ContainerId, Report};
@@ -85,13 +87,14 @@ struct JoinEnded {
 /// What happened next.
 enum Happened {
     Command(Box<Command>),
-    Stream(super::control::stream::Event),
+    Stream(StreamEvent),
+    Written(WriteOutcome),
     Verdict(Key, bool),
     Engine(Vec<Report>),
     Probes(Vec<(ContainerId, bool)>),
     Wired,
     Host,
-    Peers(super::gossip::Ask),
+    Peers(PeerEvent),
     DeviceGone,
     Leased(Block),
     JoinEnded(Box<JoinEnded>),
@@ -165,6 +168,9 @@ impl Agent {
                 Happened::Command(command) => self.handle_command(*command, &ended_sender).await,
                 Happened::JoinEnded(join) => self.handle_join_ended(*join).await,
                 Happened::Stream(event) => self.with_mesh(|mesh| mesh.handle_stream(event)),
+                Happened::Written(outcome) => {
+                    self.with_mesh(|mesh| mesh.handle_written(&outcome));
+                }
                 Happened::Verdict(key, healthy) => self.with_mesh(|mesh| {
                     mesh.registry.set_health(&key, healthy);
                     mesh.publish_own();
@@ -177,7 +183,7 @@ impl Agent {
                         mesh.handle_host().await;
                     }
                 }
-                Happened::Peers(ask) => self.with_mesh(|mesh| mesh.handle_ask(ask)),
+                Happened::Peers(event) => self.with_mesh(|mesh| mesh.handle_peer_event(event)),
                 Happened::DeviceGone => {
                     if let Phase::Up(mesh, _) = &mut self.phase {
                         mesh.restore_device().await?;
@@ -246,8 +252,8 @@ impl Agent {
     }
 
     async fn take_down(&mut self) {
-        if let Phase::Up(mesh, _) = std::mem::replace(&mut self.phase, Phase::Unjoined) {
-            mesh.stop().await;
+        if let Phase::Up(mesh, events) = std::mem::replace(&mut self.phase, Phase::Unjoined) {
+            mesh.stop(events).await;
         }
     }
 
@@ -410,16 +416,14 @@ impl Agent {
                 .services_changed()
                 .inspect_err(|_| mesh.registry = before)?;
             let domain = mesh.names.zone().load().domain.clone();
-            let connected = mesh.stream.connected;
+            let connected = mesh.replica.link().is_connected();
             Ok((format!("{name}.svc.{domain}"), published, connected))
         });
         match result {
             Err(error) => drop(reply.send(Err(error))),
             Ok((name, published, connected)) => drop(tokio::spawn(async move {
                 let published = match published {
-                    Some(published) => timeout(PUBLISH_WAIT, published)
-                        .await
-                        .is_ok_and(|word| word.is_ok()),
+                    Some(published) => is_confirmed(Some(published)).await,
                     // Nothing had to be said, or nobody hears it.
                     None => connected,
                 };
@@ -605,7 +609,7 @@ impl Agent {
         .await?;
         // Only now is there something worth starting from; until here the join can be asked for again.
         if let Err(error) = self.dir.set_identity(&admitted.identity) {
-            mesh.stop().await;
+            mesh.stop(events).await;
             return Err(error.into());
         }
         self.dir.clear_pending();
@@ -634,11 +638,12 @@ async fn next_event(phase: &mut Phase) -> Option<Happened> {
     match phase {
         Phase::Up(_, events) => tokio::select! {
             event = events.stream.recv() => event.map(Happened::Stream),
+            Some(outcome) = events.writes.recv() => Some(Happened::Written(outcome)),
             verdict = events.verdicts.recv() => verdict.map(|(key, healthy)| Happened::Verdict(key, healthy)),
             happened = next_of_containers(&mut events.docker) => happened,
             Ok(()) = events.firewall.changed() => Some(Happened::Wired),
             Ok(()) = events.host.changed() => Some(Happened::Host),
-            Some(ask) = events.peers.recv() => Some(Happened::Peers(ask)),
+            Some(event) = events.peers.recv() => Some(Happened::Peers(event)),
             () = events.device.gone() => Some(Happened::DeviceGone),
             Some(block) = events.leases.recv() => Some(Happened::Leased(block)),
         },
@@ -663,12 +668,12 @@ async fn next_of_containers(events: &mut Option<DockerEvents>) -> Option<Happene
     }
 }
 
-/// Whether the coordinator confirms in time.
-async fn is_confirmed(word: Option<oneshot::Receiver<()>>) -> bool {
-    match word {
-        Some(word) => timeout(PUBLISH_WAIT, word)
+/// Whether the coordinator confirms in time that it has stored the records of a publication.
+async fn is_confirmed(answer: Option<oneshot::Receiver<Answer>>) -> bool {
+    match answer {
+        Some(answer) => timeout(PUBLISH_WAIT, answer)
             .await
-            .is_ok_and(|word| word.is_ok()),
+            .is_ok_and(|answer| answer == Ok(Answer::Stored)),
         None => false,
     }
 }

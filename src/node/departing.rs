@@ -7,12 +7,13 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
-use super::control::stream::{Event, Position, Stream, StreamConfig};
+use super::control::stream::{Stream, StreamConfig};
+use super::replica::departures::is_settled;
+use super::replica::{Position, StreamEvent as Event};
 use super::state::StateDir;
 use super::state::departing::Departing;
 use crate::model::time::UnixSeconds;
 use crate::protocol::control::Refusal;
-use crate::records::ledger::Refused;
 
 /// How long a coordinator is tried for one departure before the next one has its turn.
 const TURN: Duration = Duration::from_secs(30);
@@ -109,24 +110,4 @@ async fn bring(departing: &Departing) -> bool {
         }
     }
     false
-}
-
-/// Whether nothing is left to do for a departure that was published: it is stored, or it is of a node that the coordinator
-/// never admitted or removed already. A failure of the coordinator's store is neither.
-pub(super) fn is_settled(refused: &[String]) -> bool {
-    let settled = [Refused::NotAMember, Refused::NodeRevoked].map(|refused| refused.to_string());
-    refused.iter().all(|why| settled.contains(why))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_departure_that_the_coordinator_could_not_store_is_brought_again() {
-        assert!(is_settled(&[]));
-        assert!(is_settled(&[Refused::NotAMember.to_string()]));
-        assert!(is_settled(&[Refused::NodeRevoked.to_string()]));
-        assert!(!is_settled(&["the coordinator's store failed".to_owned()]));
-    }
 }

@@ -114,12 +114,12 @@ impl Mesh {
     async fn refit_device(&mut self) {
         let index = self.tunnel.index();
         self.network.refit(index).await;
-        if let (Some(dns), Some(mesh)) = (&mut self.dns, self.ledger.mesh())
+        if let (Some(dns), Some(mesh)) = (&mut self.dns, self.replica.ledger().mesh())
             && dns.resolved.is_some()
         {
             let split = SplitDns::new(&mesh.domain, &mesh.addresses);
             dns.resolved = Some(ResolvedLink::start(index, split));
         }
-        self.peers.listen_again();
+        self.gossip.listen_again();
     }
 }

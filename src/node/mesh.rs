@@ -8,23 +8,26 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::config::Config;
-use super::control::stream::{Event, Position, Stream, StreamConfig};
+use super::control::join::join;
+use super::control::stream::{Stream, StreamConfig};
 use super::device::{self, DeviceEvents};
 use super::dns_address;
 use super::docker::{self, Docker, DockerEvents};
-use super::gossip::{Ask, Peers};
+use super::gossip::{Gossip, PeerEvent};
 use super::host::{self, HostNetwork, Inward, Ipv6, Plan, ResolvConf, SplitDns, Upkeep, Wanted};
 use super::names::{Names, NamesConfig, NamesInput};
 use super::own_records::{self, OwnRecords};
 use super::paths::{PathAction, PathPeer, Paths};
-use super::replica::acceptance::Acceptance;
-use super::replica::newcomers::Newcomers;
-use super::replica::refusals::PeerRefusals;
+use super::replica::acceptance::NodeRecord;
+use super::replica::{self, Answer, Effect, Own, Position, Replica, StreamEvent, WriteOutcome};
 use super::resolv_conf::Keeper;
 use super::resolved::ResolvedLink;
+use super::state::departing::Departing;
 use super::state::records::RecordLog;
+use super::state::writer::Writer;
 use super::state::{Identity, Keys, Previous, StateDir};
 use super::unwritten::{Part, Unwritten};
 use crate::containers::{ContainerId, Report, Wired, network};
@@ -34,12 +37,11 @@ use crate::firewall::{Firewall, Mapped, Native, Wiring};
 use crate::model::address::Block;
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
+use crate::os::clock;
 use crate::path::watch::Reach;
 use crate::protocol::api::{ApiError, ErrorCode};
-use crate::protocol::control::Refusal;
-use crate::protocol::local::Problem;
-use crate::protocol::url::CoordinatorUrl;
-use crate::records::kinds::{Departure, Instance, Name, Node, Record, RecordKey, Service, Source};
+use crate::protocol::local::{DepartureState, Problem};
+use crate::records::kinds::{Instance, Name, Node, Record, RecordKey, Service, Source};
 use crate::records::ledger::Applied;
 use crate::records::netmap::Netmap;
 use crate::records::{Envelope, Ledger};
@@ -47,38 +49,25 @@ use crate::services::Checker;
 use crate::services::registry::{Key, Registry};
 use crate::tunnel::{PeerConfig, Tunnel, TunnelConfig, TunnelError};
 
-mod departing;
-mod intake;
-mod lease;
-mod offer;
-
-use self::departing::Departures;
-use self::lease::Lease;
-
 /// Seconds between datagrams to a peer in any case: keeps address translation on the way open.
 const KEEPALIVE: u16 = 25;
-/// How long the coordinator may take to confirm what this node says, before this node tells its peers itself.
-const CONFIRM: Duration = Duration::from_millis(500);
-
-/// What the coordinator stream told last.
-#[derive(Debug, Clone)]
-pub(super) struct StreamState {
-    pub(super) url: String,
-    pub(super) connected: bool,
-    pub(super) synced: Option<Instant>,
-    pub(super) refusal: Option<String>,
-    pub(super) revoked: bool,
-    /// Another machine with this node's keys is connected: this one keeps off its peers.
-    pub(super) cloned: bool,
-    /// A coordinator claims that, and may have no proof of it.
-    pub(super) called_copy: bool,
-}
+/// The maximum number of peers to which a node hands its departure when it leaves. Each of them costs a socket; the others
+/// receive it from these.
+const MAX_DEPARTURE_PEERS: usize = 256;
+/// How long a node that stops waits until its last records are on disk.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Writes that are due within this time are made when the node stops.
+const FLUSH_AHEAD: Duration = Duration::from_secs(2);
+/// The maximum number of times that one event makes this node publish its own records.
+const MAX_ROUNDS: usize = 4;
 
 /// A joined node.
 pub(super) struct Mesh {
     pub(super) config: Arc<Config>,
     pub(super) identity: Identity,
-    pub(super) ledger: Ledger,
+    /// The records, and what is offered, requested and sent to peers.
+    pub(super) replica: Replica,
+    writer: Writer,
     pub(super) netmap: Netmap,
     pub(super) registry: Registry,
     pub(super) tunnel: Tunnel,
@@ -87,8 +76,6 @@ pub(super) struct Mesh {
     pub(super) dns: Option<Dns>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) plan: Plan,
-    pub(super) stream: StreamState,
-    pub(super) position: Position,
     pub(super) damaged: usize,
     pub(super) troubles: BTreeMap<&'static str, Problem>,
     pub(super) docker: Option<Docker>,
@@ -97,29 +84,16 @@ pub(super) struct Mesh {
     /// Bridges of the container engine, with their subnets.
     bridges: BTreeMap<String, Vec<Ipv4Net>>,
     dir: StateDir,
-    log: RecordLog,
     pub(super) unwritten: Unwritten,
     pub(super) network: Upkeep,
     allowed: Arc<ArcSwap<Allowed>>,
     checker: Checker<Key>,
     control: Stream,
-    pub(super) peers: Peers,
-    sequence: u64,
-    /// The last message of an offer of everything that the coordinator has not acknowledged yet.
-    owes: Option<u64>,
-    waiting: HashMap<u64, oneshot::Sender<()>>,
-    departures: Departures,
-    /// Decides about memberships that are new to this node.
-    pub(super) newcomers: Newcomers,
-    /// Whether this node's own records are in force elsewhere.
-    pub(super) own_word: Acceptance,
-    peer_refusals: PeerRefusals,
-    lease: Lease,
-    /// When this node last requested all records again.
-    asked_again: Option<Instant>,
-    /// Whether all records were requested and the stream has not closed since. What this stream still brings does not
-    /// change the position, or the request would be lost.
-    resync: bool,
+    pub(super) gossip: Gossip,
+    /// Those that wait for the answer to a publication, by its number.
+    waiting: HashMap<u64, oneshot::Sender<Answer>>,
+    /// Receives the answers of the coordinator to requests for this node's lease.
+    lease_answers: mpsc::Sender<Block>,
     /// Until when a join waits for the coordinator to accept this node's record, and where the outcome is sent.
     first_word: Option<(Instant, oneshot::Sender<Result<(), String>>)>,
 }
@@ -141,12 +115,13 @@ pub(super) struct Dns {
 
 /// What of a joined node runs in other tasks and comes back as events.
 pub(super) struct Events {
-    pub(super) stream: mpsc::Receiver<Event>,
+    pub(super) stream: mpsc::Receiver<StreamEvent>,
+    pub(super) writes: mpsc::Receiver<WriteOutcome>,
     pub(super) verdicts: mpsc::Receiver<(Key, bool)>,
     pub(super) docker: Option<DockerEvents>,
     pub(super) firewall: watch::Receiver<u64>,
     pub(super) host: watch::Receiver<u64>,
-    pub(super) peers: mpsc::Receiver<Ask>,
+    pub(super) peers: mpsc::Receiver<PeerEvent>,
     pub(super) device: DeviceEvents,
     /// The answers of the coordinator to requests for this node's lease.
     pub(super) leases: mpsc::Receiver<Block>,
@@ -194,8 +169,12 @@ impl Mesh {
                 .filter(|e| matches!(ledger.apply((*e).clone()), Ok(Applied::Changed(_))))
                 .cloned()
                 .collect();
-            log.append(&new, &ledger)
-                .map_err(super::state::StateError::from)?;
+            let written = if log.is_whole() {
+                log.append(&new)
+            } else {
+                log.replace(ledger.envelopes())
+            };
+            written.map_err(super::state::StateError::from)?;
         }
         let Some((addresses, domain)) = ledger.mesh().map(|m| (m.addresses, m.domain.clone()))
         else {
@@ -316,44 +295,41 @@ impl Mesh {
             }
         });
 
+        let own_identity = Own {
+            key: identity.keys.identity.clone(),
+            block: identity.block,
+            urls: identity.urls.clone(),
+        };
         let (stream_events, stream) = mpsc::channel(256);
         let (verdict_events, verdicts) = mpsc::channel(256);
         let control = Stream::start(
             StreamConfig {
-                urls: coordinators(&ledger, &identity),
+                urls: own_identity.coordinators(&ledger),
                 pin: identity.pin,
                 identity: identity.keys.identity.clone(),
             },
             position.clone(),
             stream_events,
         );
-        let (peers, peer_asks) = Peers::start(
+        let (gossip, peer_events) = Gossip::start(
             identity.keys.identity.clone(),
             identity.block.node_v4(),
             config.tunnel.interface.clone(),
         );
-        let stream_state = StreamState {
-            url: identity
-                .urls
-                .first()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            connected: false,
-            synced: None,
-            refusal: None,
-            revoked: false,
-            cloned: false,
-            called_copy: false,
-        };
         // Records that were lost on disk are sent again with old dates: they are accepted like all records at a join.
-        let is_new = loaded.damaged > 0 || fresh.is_some();
+        let is_new = loaded.lost > 0 || fresh.is_some();
         let members = ledger.memberships().map(|m| m.id);
-        let newcomers = dir.newcomers(is_new, members, Instant::now());
-        let own_word = Acceptance::new(
-            &identity.keys.identity.public(),
-            next_version(0, SystemTime::now()),
-        );
-        let (lease, leases) = Lease::new();
+        let start = replica::Start {
+            own: own_identity,
+            newcomers: dir.newcomers(is_new, members, Instant::now()),
+            ledger,
+            position,
+            record_lines: log.lines(),
+            records_whole: log.is_whole(),
+        };
+        let replica = Replica::new(start, clock::now());
+        let (writer, writes) = Writer::start(log, dir.clone());
+        let (lease_answers, leases) = mpsc::channel(1);
         let (docker, docker_events) = match &config.docker {
             None => (None, None),
             Some(settings) => {
@@ -377,35 +353,25 @@ impl Mesh {
             netmap: Netmap::default(),
             paths: Paths::new(mtu),
             names,
-            stream: stream_state,
             troubles: BTreeMap::new(),
-            sequence: 0,
-            owes: None,
             waiting: HashMap::new(),
-            departures: Departures::held_in(&ledger),
-            newcomers,
-            own_word,
-            peer_refusals: PeerRefusals::default(),
-            lease,
-            asked_again: None,
-            resync: false,
+            lease_answers,
             first_word: None,
             config,
             identity,
-            ledger,
+            replica,
+            writer,
             registry,
             tunnel,
             dns,
             upstream,
             plan,
-            position,
             dir,
-            log,
             unwritten: Unwritten::default(),
             network,
             allowed,
             control,
-            peers,
+            gossip,
         };
         mesh.keep_again();
         mesh.refresh_surroundings();
@@ -423,11 +389,12 @@ impl Mesh {
         }
         let events = Events {
             stream,
+            writes,
             verdicts,
             docker: docker_events,
             firewall: looks,
             host: host_looks,
-            peers: peer_asks,
+            peers: peer_events,
             device,
             leases,
         };
@@ -447,180 +414,219 @@ impl Mesh {
         self.identity.keys.identity.public()
     }
 
-    /// Something came from the control stream.
-    pub(super) fn handle_stream(&mut self, event: Event) {
-        let now = Instant::now();
+    /// An event of the control stream.
+    pub(super) fn handle_stream(&mut self, event: StreamEvent) {
+        self.replica.handle_stream(event, clock::now());
+        self.follow_replica();
+    }
+
+    /// The writer carried a request out.
+    pub(super) fn handle_written(&mut self, outcome: &WriteOutcome) {
+        self.note_written(outcome);
+        self.follow_replica();
+    }
+
+    fn note_written(&mut self, outcome: &WriteOutcome) {
+        for (part, result) in &outcome.results {
+            self.unwritten.note(*part, result.clone());
+        }
+        self.replica.handle_written(outcome, clock::now());
+    }
+
+    /// An event of a conversation with a peer.
+    pub(super) fn handle_peer_event(&mut self, event: PeerEvent) {
+        let now = clock::now();
         match event {
-            Event::Opened {
-                url,
-                store,
-                revision,
-            } => {
-                tracing::info!(%url, "connected to the coordinator");
-                self.newcomers.handle_opened(revision);
-                self.own_word.handle_opened(now);
-                let another = self.owes.is_some() || self.position.store.as_deref() != Some(&store);
-                let cloned = self.stream.cloned;
-                self.stream = StreamState {
-                    url: url.to_string(),
-                    connected: true,
-                    synced: Some(now),
-                    refusal: None,
-                    revoked: false,
-                    cloned: false,
-                    called_copy: false,
-                };
-                if cloned {
-                    self.refresh();
-                }
-                self.offer(another);
-                self.leave_farewell();
-                self.publish_departures();
-            }
-            Event::Changes { records, position } => {
-                self.stream.synced = Some(now);
-                self.take_in_of_coordinator(records);
-                if !self.resync {
-                    self.position = position;
-                    self.note_position();
-                    self.note_in_step();
+            PeerEvent::Request(request, reply) => {
+                if let Some(answer) = self.replica.handle_request(request, now) {
+                    let _ = reply.send(answer);
                 }
             }
-            Event::Admitted { revision } => {
-                self.stream.synced = Some(now);
-                self.newcomers.handle_opened(revision);
+            PeerEvent::Ended(peer, succeeded) => {
+                self.replica
+                    .handle_conversation_ended(&peer, succeeded, now);
             }
-            Event::Published {
-                sequence,
-                refused,
-                refused_records,
-            } => {
-                self.stream.synced = Some(now);
-                self.handle_answer(sequence, &refused, refused_records);
-                self.note_in_step();
-                let stored = refused.is_empty();
-                let settled = super::departing::is_settled(&refused);
-                self.departures.handle_published(sequence, settled);
-                // Dropping the sender tells the waiting task that the records were refused.
-                if let Some(waiting) = self.waiting.remove(&sequence).filter(|_| stored) {
-                    let _ = waiting.send(());
-                }
-                if sequence == self.sequence && stored {
-                    self.peers.handle_confirmed();
-                }
-                if self.owes == Some(sequence) {
-                    self.owes = None;
-                    self.note_position();
+        }
+        self.follow_replica();
+    }
+
+    /// Carries out what the replica wants to be done, and brings everything in step with what changed in it.
+    fn follow_replica(&mut self) {
+        for _ in 0..MAX_ROUNDS {
+            self.carry_out_all();
+            let changes = self.replica.take_changes();
+            if changes.is_empty() {
+                break;
+            }
+            if changes.duplicate {
+                self.refresh();
+            } else if !changes.records.is_empty() {
+                self.refresh_after(&changes.records);
+            }
+            if changes.own {
+                self.publish_own();
+            }
+        }
+        self.tell_first_word(Instant::now());
+    }
+
+    fn carry_out_all(&mut self) {
+        while let Some(effect) = self.replica.poll_effect() {
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send(message) => drop(self.control.send(message)),
+            Effect::SetPosition(position) => self.control.set_position(position),
+            Effect::Reopen => self.control.reopen(),
+            Effect::SetUrls(urls) => self.control.set_urls(urls),
+            Effect::Write(request) => self.writer.write(request),
+            Effect::Dial { peer, opening } => self.gossip.dial(peer, opening),
+            Effect::AskLease { urls, request } => {
+                let (pin, answers) = (self.identity.pin, self.lease_answers.clone());
+                tokio::spawn(async move {
+                    match join(&urls, pin, &request).await {
+                        Ok(response) => drop(answers.send(response.block).await),
+                        Err(error) => {
+                            tracing::debug!(%error, "the coordinator does not answer which block is leased to this node")
+                        }
+                    }
+                });
+            }
+            Effect::Answered { sequence, answer } => {
+                if let Some(waiting) = self.waiting.remove(&sequence) {
+                    let _ = waiting.send(answer);
                 }
             }
-            Event::Alive => {
-                self.stream.synced = Some(now);
-                self.note_in_step();
+            Effect::Unanswered => self.waiting.clear(),
+        }
+    }
+
+    /// Writes what the replica has not written yet.
+    async fn flush(&mut self, writes: &mut mpsc::Receiver<WriteOutcome>) {
+        let mut now = clock::now();
+        now.monotonic += FLUSH_AHEAD;
+        self.replica.handle_time(now);
+        loop {
+            let effects = std::iter::from_fn(|| self.replica.poll_effect());
+            let writes_due = effects.filter_map(|effect| match effect {
+                Effect::Write(request) => Some(request),
+                _ => None,
+            });
+            for request in writes_due.collect::<Vec<_>>() {
+                self.writer.write(request);
             }
-            Event::Closed {
-                url,
-                why,
-                refusal,
-                copied,
-            } => {
-                if self.stream.connected || self.stream.refusal.as_deref() != Some(&why) {
-                    tracing::warn!(%url, %why, "not connected to the coordinator; names and tunnels go on");
-                }
-                self.stream.url = url.to_string();
-                self.stream.connected = false;
-                self.resync = false;
-                // Until a coordinator takes this node again: one that cannot be reached changes nothing.
-                self.stream.revoked |= refusal == Some(Refusal::Revoked);
-                self.stream.called_copy |= refusal == Some(Refusal::Clone);
-                self.departures.handle_closed();
-                self.newcomers.handle_closed();
-                self.own_word.handle_closed();
-                self.stream.refusal = Some(why);
-                // Who was connected since its start is the original, whatever a coordinator says.
-                if copied && self.stream.synced.is_none() && !self.stream.cloned {
-                    self.stream.cloned = true;
-                    self.refresh();
-                }
-                self.waiting.clear();
-                if self.peers.unconfirmed.is_some() {
-                    self.peers.spread_news(now);
-                    self.dial_peers(now);
-                }
+            if !self.replica.is_writing() {
+                return;
+            }
+            match writes.recv().await {
+                Some(outcome) => self.note_written(&outcome),
+                None => return,
             }
         }
     }
 
-    /// A node that may be removed when it stays away says so in advance: nobody else can sign for it.
-    fn leave_farewell(&self) {
-        let id = self.id();
-        let token = self
-            .ledger
-            .membership(&id)
-            .and_then(|membership| self.ledger.token(&membership.token));
-        if token.is_some_and(|token| token.ephemeral) {
-            let departure = Record::Departure(Departure::of(id));
-            let departure = Envelope::seal(&departure, &self.identity.keys.identity);
-            self.control.leave_farewell(departure);
-        }
+    /// Returns an event that fires when the coordinator has accepted or refused this node's record, or when `limit` is over.
+    /// In the last two cases it carries the reason.
+    pub(in crate::node) fn when_taken(
+        &mut self,
+        limit: Duration,
+    ) -> oneshot::Receiver<Result<(), String>> {
+        let (sender, receiver) = oneshot::channel();
+        let now = Instant::now();
+        self.first_word = Some((now + limit, sender));
+        self.tell_first_word(now);
+        receiver
     }
 
-    /// Notes how far this node has got in the coordinator's store. Not before that store has all this node owes it: by
-    /// the note it is known to have.
-    fn note_position(&mut self) {
-        if self.owes.is_some() {
+    fn tell_first_word(&mut self, now: Instant) {
+        let Some((until, sender)) = self.first_word.take() else {
             return;
-        }
-        self.control.set_position(self.position.clone());
-        // What is not on disk must come again after a restart.
-        if self.log.is_whole() {
-            let written = self.dir.set_position(&self.position);
-            self.unwritten.note(Part::Position, written);
+        };
+        let outcome = match self.replica.acceptance().node_record() {
+            NodeRecord::Accepted => Ok(()),
+            NodeRecord::Refused(why) => Err(format!("the coordinator refuses the record: {why}")),
+            NodeRecord::Unanswered if now >= until => Err(self
+                .replica
+                .link()
+                .failure()
+                .unwrap_or("the coordinator does not answer")
+                .to_owned()),
+            NodeRecord::Unanswered => {
+                self.first_word = Some((until, sender));
+                return;
+            }
+        };
+        let _ = sender.send(outcome);
+    }
+
+    /// This node's departure, for the coordinators that it knows of.
+    pub(in crate::node) fn departing(&self) -> Departing {
+        let mut departing =
+            Departing::of(&self.identity, UnixSeconds::from_system(SystemTime::now()));
+        departing.way.urls = self.replica.coordinators();
+        departing
+    }
+
+    /// Why this node signs no departure, if it does not: another machine with its keys goes on, or it is out already.
+    pub(in crate::node) fn stays_silent(&self) -> Option<DepartureState> {
+        if self.replica.link().is_called_duplicate() {
+            Some(DepartureState::Copy)
+        } else if self.replica.is_removed() {
+            Some(DepartureState::Unneeded)
+        } else {
+            None
         }
     }
 
-    /// Whether this node is removed or a copy, by what is signed: a coordinator's word alone silences nobody.
-    fn is_out(&self) -> bool {
-        self.stream.cloned || self.ledger.is_revoked(&self.id())
+    /// Publishes this node's departure over the open stream. Returns an event for the answer of the coordinator, or none if no
+    /// stream is open.
+    pub(in crate::node) fn publish_departure(
+        &mut self,
+        departure: Envelope,
+    ) -> Option<oneshot::Receiver<Answer>> {
+        let sequence = self.replica.publish_departure(departure)?;
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.insert(sequence, sender);
+        self.carry_out_all();
+        Some(receiver)
+    }
+
+    /// Hands this node's departure to the peers that are not known to be away. Returns how many received it.
+    pub(in crate::node) fn send_departure(
+        &self,
+        departure: &Envelope,
+    ) -> impl Future<Output = usize> + use<> {
+        let away = |id: &PublicKey| self.paths.reach().get(id) == Some(&Reach::Unreachable);
+        let own = self.id();
+        let peers = self.netmap.members.values();
+        let peers = peers.filter(|peer| peer.id != own && !away(&peer.id));
+        let peers = peers.map(|peer| (peer.id, peer.block.node_v4()));
+        let peers = peers.take(MAX_DEPARTURE_PEERS).collect();
+        self.gossip.hand_over(departure, peers)
+    }
+
+    /// The coordinator answered that `block` is leased to this node. Returns the new identity if the node moves to that block.
+    pub(in crate::node) fn handle_lease(&mut self, block: Block) -> Option<Identity> {
+        let block = self.replica.handle_leased(block)?;
+        Some(Identity {
+            block,
+            ..self.identity.clone()
+        })
     }
 
     /// Whether this node was removed from the mesh, by its records or by the answer of a coordinator.
     pub(super) fn is_removed(&self) -> bool {
-        self.stream.revoked || self.ledger.is_revoked(&self.id())
-    }
-
-    /// Brings those peers up to date that are due.
-    fn dial_peers(&mut self, now: Instant) {
-        if self.is_out() {
-            return;
-        }
-        let away = !self.stream.connected && self.stream.refusal.is_some();
-        let ledger = &self.ledger;
-        self.peers.dial(away, now, |keys| {
-            keys.filter_map(|key| ledger.entry(key))
-                .map(|entry| entry.envelope.clone())
-                .collect()
-        });
-    }
-
-    /// Writes records to disk. What cannot be written is still acted on, and said.
-    fn keep(&mut self, new: &[Envelope]) {
-        let written = self.log.append(new, &self.ledger);
-        self.unwritten.note(Part::Records, written);
+        self.replica.is_removed()
     }
 
     /// Writes what the disk refused before.
     fn keep_again(&mut self) {
-        if !self.log.is_whole() {
-            self.keep(&[]);
-        }
-        if self.unwritten.has(Part::Position) {
-            self.note_position();
-        }
         if self.unwritten.has(Part::OldKey) {
             self.forget_old_key();
         }
-        self.forget_newcomers();
-        self.keep_newcomers();
         self.keep_leases();
     }
 
@@ -649,11 +655,11 @@ impl Mesh {
 
     /// Says what this node has and serves, where that has changed. Gives an event for when the coordinator has it, if
     /// it is connected and there was anything to say.
-    pub(super) fn publish_own(&mut self) -> Option<oneshot::Receiver<()>> {
+    pub(super) fn publish_own(&mut self) -> Option<oneshot::Receiver<Answer>> {
         let (now, wall) = (Instant::now(), SystemTime::now());
         let id = self.id();
         let mut own_node = None;
-        if let Some(mesh) = self.ledger.mesh() {
+        if let Some(mesh) = self.replica.ledger().mesh() {
             let bridges = self.docker.as_ref().map(Docker::bridges);
             let inward = Inward {
                 engine: bridges.unwrap_or_default().into_keys().collect(),
@@ -666,7 +672,7 @@ impl Mesh {
                 self.tunnel.listen_port(),
                 &inward,
             );
-            let held = self.ledger.node(&id);
+            let held = self.replica.ledger().node(&id);
             let wireguard_key = self.identity.keys.wireguard_public();
             let proof = held.filter(|held| held.wireguard_key == wireguard_key);
             let proof = proof.and_then(|held| held.key_proof);
@@ -688,13 +694,18 @@ impl Mesh {
         let wanted = self.own_records.fit(services);
         self.own_records.begin_round();
         let changed = {
-            let floor = self.ledger.node(&id).map_or(0, |held| held.services_from);
-            let mut draft = own_records::Draft::new(id, floor, &self.own_word, now, wall);
-            draft.services(self.ledger.services_of(&id), wanted);
+            let floor = self
+                .replica
+                .ledger()
+                .node(&id)
+                .map_or(0, |held| held.services_from);
+            let acceptance = self.replica.acceptance();
+            let mut draft = own_records::Draft::new(id, floor, acceptance, now, wall);
+            draft.services(self.replica.ledger().services_of(&id), wanted);
             if let Some((node, is_new)) = own_node {
                 draft.node(node, is_new);
             }
-            draft.name(self.ledger.wanted_name(&id), &self.identity.name);
+            draft.name(self.replica.ledger().wanted_name(&id), &self.identity.name);
             draft.finish()
         };
         let word = self.publish(changed);
@@ -722,9 +733,9 @@ impl Mesh {
     pub(super) fn rename(
         &mut self,
         name: Label,
-    ) -> Result<Option<oneshot::Receiver<()>>, ApiError> {
+    ) -> Result<Option<oneshot::Receiver<Answer>>, ApiError> {
         let id = self.id();
-        if self.ledger.is_name_of_another(&name, &id) {
+        if self.replica.ledger().is_name_of_another(&name, &id) {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
                 format!("another node is called {name}, or joined with that name; choose another"),
@@ -739,8 +750,10 @@ impl Mesh {
         if let Some(docker) = &mut self.docker {
             docker.set_node_name(name.clone());
         }
-        let held = self.ledger.wanted_name(&id).map_or(0, |held| held.version);
-        let held = self.own_word.last_version(&RecordKey::Name(id), held);
+        let ledger = self.replica.ledger();
+        let held = ledger.wanted_name(&id).map_or(0, |held| held.version);
+        let key = RecordKey::Name(id);
+        let held = self.replica.acceptance().last_version(&key, held);
         let word = self.publish(vec![Record::Name(Name {
             id,
             version: next_version(held, SystemTime::now()),
@@ -756,7 +769,7 @@ impl Mesh {
     /// It was changed a moment ago, or the disk refuses.
     pub(super) fn rotate_key(
         &mut self,
-    ) -> Result<(WireGuardKey, Option<oneshot::Receiver<()>>), ApiError> {
+    ) -> Result<(WireGuardKey, Option<oneshot::Receiver<Answer>>), ApiError> {
         if self.tunnel.is_rotating() {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
@@ -796,49 +809,29 @@ impl Mesh {
         }
     }
 
-    /// Signs what this node says, keeps it and spreads it.
-    fn publish(&mut self, changed: Vec<Record>) -> Option<oneshot::Receiver<()>> {
-        if changed.is_empty() {
+    /// Signs records of this node, keeps them and offers them. Returns an event for when the coordinator has stored them.
+    fn publish(&mut self, records: Vec<Record>) -> Option<oneshot::Receiver<Answer>> {
+        if records.is_empty() {
             return None;
         }
-        let key = self.identity.keys.identity.clone();
-        let now = Instant::now();
-        let (mut envelopes, mut keys) = (Vec::new(), Vec::new());
-        for record in changed {
-            let envelope = Envelope::seal(&record, &key);
-            match self.ledger.apply(envelope.clone()) {
-                Ok(applied) => {
-                    envelopes.push(envelope);
-                    if let Applied::Changed(key) = applied {
-                        self.own_records.handle_accepted(&key);
-                        let version = self.ledger.entry(&key).map_or(0, |entry| entry.version);
-                        self.own_word.handle_published(&key, version, now);
-                        keys.push(key);
-                    }
-                }
-                Err(refused) => {
-                    self.own_word.handle_unpublished(now);
-                    self.own_records.handle_refused(&envelope, refused);
-                }
-            }
+        let publication = self.replica.publish(records, clock::now());
+        for key in &publication.accepted {
+            self.own_records.handle_accepted(key);
         }
-        if envelopes.is_empty() {
-            return None;
+        for (envelope, refused) in publication.refused {
+            self.own_records.handle_refused(&envelope, refused);
         }
-        self.keep(&envelopes);
-        self.refresh_after(&keys);
-        self.peers.note_news(keys.into_iter(), now);
-        if !(self.stream.connected && self.offer_own(envelopes)) {
-            // At the start it is not known yet whether the coordinator is there.
-            if self.stream.refusal.is_some() {
-                self.peers.spread_news(now);
-                self.dial_peers(now);
-            }
-            return None;
+        let receiver = publication.sequence.map(|sequence| {
+            let (sender, receiver) = oneshot::channel();
+            self.waiting.insert(sequence, sender);
+            receiver
+        });
+        self.carry_out_all();
+        let changes = self.replica.take_changes();
+        if !changes.records.is_empty() {
+            self.refresh_after(&changes.records);
         }
-        let (sender, receiver) = oneshot::channel();
-        self.waiting.insert(self.sequence, sender);
-        Some(receiver)
+        receiver
     }
 
     /// The records of this node's services, by id, without a version.
@@ -870,7 +863,7 @@ impl Mesh {
         let in_place = self.firewall.in_place();
         let (true, Some(in_place)) = (docker.is_settled(), in_place) else {
             // What ran before a restart of meshd still does, as far as anybody knows.
-            for held in self.ledger.services_of(&id) {
+            for held in self.replica.ledger().services_of(&id) {
                 let instances = held.instances.iter();
                 let from_containers: Vec<Instance> = instances
                     .filter(|i| i.source == Source::Docker)
@@ -889,7 +882,7 @@ impl Mesh {
             Wired::Impossible
         };
         let mut addresses = self.names.service_addresses().clone();
-        let plan = self.ledger.mesh().map(|mesh| mesh.addresses);
+        let plan = self.replica.ledger().mesh().map(|mesh| mesh.addresses);
         for (name, offer) in docker.offers(self.registry.drained(), wired) {
             let address = plan
                 .filter(|_| offer.service_address)
@@ -979,7 +972,7 @@ impl Mesh {
 
     /// Hands the kernel's part over.
     fn wire(&self) {
-        let Some(mesh) = self.ledger.mesh() else {
+        let Some(mesh) = self.replica.ledger().mesh() else {
             return;
         };
         let docker = self.docker.as_ref();
@@ -1013,8 +1006,12 @@ impl Mesh {
     }
 
     /// Takes back what other programs were told, and what was put on the machine.
-    pub(super) async fn stop(mut self) {
+    pub(super) async fn stop(mut self, mut events: Events) {
         self.keep_service_addresses();
+        let flushed = timeout(FLUSH_TIMEOUT, self.flush(&mut events.writes)).await;
+        if flushed.is_err() {
+            tracing::warn!("the disk does not answer; the last changes are not written");
+        }
         if let Some(resolved) = self.dns.as_mut().and_then(|dns| dns.resolved.as_mut()) {
             resolved.stop().await;
         }
@@ -1023,10 +1020,13 @@ impl Mesh {
         if let Some(docker) = self.config.docker.as_ref().filter(|d| d.network) {
             network::take_away(&docker.sockets).await;
         }
+        self.writer.stop().await;
     }
 
     /// The services of this node changed: keep them, check them, say so.
-    pub(super) fn services_changed(&mut self) -> Result<Option<oneshot::Receiver<()>>, ApiError> {
+    pub(super) fn services_changed(
+        &mut self,
+    ) -> Result<Option<oneshot::Receiver<Answer>>, ApiError> {
         self.dir.set_services(&self.registry.stored())?;
         self.checker
             .set(self.registry.targets(&self.identity.block));
@@ -1035,8 +1035,7 @@ impl Mesh {
 
     /// Brings tunnel, watch and zone in step with the ledger.
     fn refresh(&mut self) {
-        let before = std::mem::replace(&mut self.netmap, self.ledger.netmap());
-        self.peers.holdings = None;
+        let before = std::mem::replace(&mut self.netmap, self.replica.ledger().netmap());
         let now = Instant::now();
         let id = self.id();
         for (id, member) in self.netmap.members.iter().filter(|(m, _)| **m != id) {
@@ -1056,7 +1055,7 @@ impl Mesh {
         });
         self.paths.set_peers(paths.collect(), now);
         let peers = others
-            .filter(|_| !self.stream.cloned)
+            .filter(|_| !self.replica.link().is_duplicate())
             .map(|member| PeerConfig {
                 public_key: member.wireguard_key.0,
                 preshared_key: None,
@@ -1067,7 +1066,7 @@ impl Mesh {
             .collect();
         self.tunnel.set_peers(peers);
         let members = || self.netmap.members.values().filter(|m| m.id != id);
-        self.peers
+        self.gossip
             .set_peers(members().map(|m| (m.block.node_v4(), m.id)).collect());
         let ways = members().map(|m| (m.name.to_string(), m.addresses()));
         self.network.set(|wanted| wanted.peers = ways.collect());
@@ -1076,7 +1075,6 @@ impl Mesh {
 
     /// Brings everything in step with records that changed; if they are of services alone, at no more than their cost.
     fn refresh_after(&mut self, changed: &[RecordKey]) {
-        self.peers.holdings = None;
         if !changed
             .iter()
             .all(|key| matches!(key, RecordKey::Service(_)))
@@ -1086,11 +1084,12 @@ impl Mesh {
         let ids: BTreeSet<_> = changed.iter().map(RecordKey::id).collect();
         let mut replaced = Vec::new();
         for id in &ids {
-            let Some(node) = self.ledger.service(id).map(|service| service.node) else {
+            let service = self.replica.ledger().service(id);
+            let Some(node) = service.map(|service| service.node) else {
                 return self.refresh();
             };
             let served = self.netmap.serves(&node);
-            replaced.push((id, self.ledger.renew(&mut self.netmap, id)));
+            replaced.push((id, self.replica.ledger().renew(&mut self.netmap, id)));
             // Who serves is watched more closely.
             if served != self.netmap.serves(&node) {
                 return self.refresh();
@@ -1121,20 +1120,13 @@ impl Mesh {
         let now = Instant::now();
         self.end_rotation(now);
         let regrouped = self.poll_paths(now);
-        let away = !self.stream.connected && self.stream.refusal.is_some();
+        let time = clock::now();
         for (id, reach) in self.paths.reach() {
-            self.peers
-                .handle_reach(id, *reach == Reach::Reachable, away, now);
+            let is_reached = *reach == Reach::Reachable;
+            self.replica.handle_reach(id, is_reached, time);
         }
-        if self
-            .peers
-            .unconfirmed
-            .is_some_and(|since| away || now.duration_since(since) >= CONFIRM)
-        {
-            self.peers.spread_news(now);
-        }
-        self.follow_word(now);
-        self.dial_peers(now);
+        self.replica.handle_time(time);
+        self.follow_replica();
         if regrouped {
             self.rebuild_zone();
         }
@@ -1170,12 +1162,12 @@ impl Mesh {
         let (due, regrouped) = self.paths.poll(now);
         actions.extend(due);
         for action in actions {
-            self.carry_out(action);
+            self.act_on_path(action);
         }
         regrouped
     }
 
-    fn carry_out(&self, action: PathAction) {
+    fn act_on_path(&self, action: PathAction) {
         let (PathAction::Probe(id)
         | PathAction::Try(id, _)
         | PathAction::ProbeSizes(id, _)
@@ -1283,7 +1275,7 @@ impl Mesh {
     }
 
     fn refresh_allowed(&self) {
-        if let Some(mesh) = self.ledger.mesh() {
+        if let Some(mesh) = self.replica.ledger().mesh() {
             let allowed = allowed(&mesh.addresses, &self.identity.block, &self.bridges);
             self.allowed.store(Arc::new(allowed));
         }
@@ -1297,19 +1289,6 @@ fn names_input<'a>(netmap: &'a Netmap, paths: &'a Paths) -> NamesInput<'a> {
         unreachable: paths.unreachable(),
         groups: paths.distances().groups(),
     }
-}
-
-/// Where the coordinators are: what the mesh says, and what this node's token said. The latter may be out of date, and is
-/// what is left if the former is wrong.
-fn coordinators(ledger: &Ledger, identity: &Identity) -> Vec<CoordinatorUrl> {
-    let said = ledger.mesh().map_or(&[][..], |mesh| &mesh.coordinators);
-    let mut urls: Vec<CoordinatorUrl> = said.iter().filter_map(|url| url.parse().ok()).collect();
-    for url in &identity.urls {
-        if !urls.contains(url) {
-            urls.push(url.clone());
-        }
-    }
-    urls
 }
 
 /// Who may ask for names: the mesh, the host and its containers. `block` is the block of this node. `bridges` are those

@@ -111,13 +111,13 @@ pub(super) fn text(mesh: Option<&Mesh>) -> String {
         "coordinator_connected",
         "gauge",
         "Whether the control stream is open.",
-        &plain(u64::from(mesh.stream.connected)),
+        &plain(u64::from(mesh.replica.link().is_connected())),
     );
     metric(
         "revision",
         "gauge",
         "The last revision held.",
-        &plain(mesh.position.revision),
+        &plain(mesh.replica.position().revision),
     );
     let unreachable = mesh
         .paths

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
 
-use super::replica::acceptance::Acceptance;
+use super::replica::acceptance::{Acceptance, name_of};
 use crate::model::time::next_version;
 use crate::model::{Label, PublicKey, ServiceName};
 use crate::protocol::local::Problem;
@@ -276,16 +276,6 @@ impl OwnRecords {
             fix: "mend the others first".into(),
         });
         cut.chain(refused).chain(more).collect()
-    }
-}
-
-/// A record as people call it.
-pub(super) fn name_of(key: &RecordKey) -> String {
-    match key {
-        RecordKey::Service(id) => format!("the service {} of this node", id.service_name()),
-        RecordKey::Node(_) => "where this node is reached".into(),
-        RecordKey::Name(_) => "the new name of this node".into(),
-        key => format!("this node's record of the kind {}", key.kind()),
     }
 }
 
@@ -570,7 +560,7 @@ mod tests {
                 Record::Service(service) => service_key(&service.id),
                 _ => RecordKey::parse(kind, &node.id.to_string()),
             };
-            word.handle_foreign(key, record, version, node.wireguard_key, now);
+            word.handle_foreign(key, record, version, Some(node.wireguard_key), now);
         };
         stolen("node", &Record::Node(node.clone()), 70);
         stolen("service", &Record::Service(service("db", 3, 1)), 71);

@@ -59,9 +59,10 @@ pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
     let identity = &mesh.identity;
     let zone = mesh.names.zone().load();
     let tags = mesh
-        .ledger
+        .replica
+        .ledger()
         .membership(&mesh.id())
-        .map(|m| mesh.ledger.tags_of(m))
+        .map(|m| mesh.replica.ledger().tags_of(m))
         .unwrap_or_default();
     let names: std::collections::BTreeSet<_> = mesh
         .netmap
@@ -80,7 +81,8 @@ pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
             block_v6: identity.block.v6,
             public_key: identity.keys.wireguard_public(),
             domain: mesh
-                .ledger
+                .replica
+                .ledger()
                 .mesh()
                 .map_or_else(|| identity.name.clone(), |m| m.domain.clone()),
         }),
@@ -90,12 +92,13 @@ pub(super) fn status(mesh: &Mesh, damaged_services: Option<&str>) -> Status {
             listen_port: mesh.tunnel.listen_port(),
         }),
         coordinator: Some(CoordinatorStatus {
-            url: mesh.stream.url.clone(),
-            connected: mesh.stream.connected,
-            revision: mesh.position.revision,
+            url: mesh.replica.link().url().to_owned(),
+            connected: mesh.replica.link().is_connected(),
+            revision: mesh.replica.position().revision,
             synced_seconds_ago: mesh
-                .stream
-                .synced
+                .replica
+                .link()
+                .last_received()
                 .map(|at| seconds(now.saturating_duration_since(at))),
         }),
         dns: mesh.dns.as_ref().map(|dns| DnsStatus {
@@ -133,7 +136,7 @@ fn peers(mesh: &Mesh, now: Instant) -> Vec<PeerStatus> {
     let id = mesh.id();
     let out = if mesh.is_removed() {
         Some("this node was removed from the mesh, so no peer takes its packets")
-    } else if mesh.stream.cloned {
+    } else if mesh.replica.link().is_duplicate() {
         Some("this machine is a copy of another node and keeps off its peers")
     } else {
         None
@@ -212,7 +215,7 @@ pub(super) fn not_ready(mesh: &Mesh) -> Option<String> {
     let device = &mesh.config.tunnel.interface;
     contact::Standing {
         removed: mesh.is_removed(),
-        copied: mesh.stream.cloned,
+        copied: mesh.replica.link().is_duplicate(),
         tunnel: super::host::interfaces()
             .iter()
             .any(|i| i.name == *device && i.address == own),
@@ -249,8 +252,7 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
     problems.extend(mesh.unwritten.problems());
     problems.extend(mesh.own_records.problems());
     let now = Instant::now();
-    problems.extend(mesh.own_word.problems(now));
-    problems.extend(mesh.newcomers.problem(now));
+    problems.extend(mesh.replica.problems(now));
     problems.extend(mesh.registry.problems(&mesh.identity.block));
     problems.extend(mesh.docker.iter().flat_map(Docker::problems));
     // Without containers the guards alone are worth having, but nobody needs to install anything for them.
@@ -259,18 +261,15 @@ fn problems(mesh: &Mesh, damaged_services: Option<&str>, flagged: usize) -> Vec<
     }
     if mesh.is_removed() {
         // It is the first problem, above.
-    } else if mesh.stream.cloned {
+    } else if mesh.replica.link().is_duplicate() {
         problems.push(problem(
             "this machine is a copy of another node, which goes on; this one keeps off the mesh",
             "another machine with the same keys is connected to the coordinator".into(),
             "run `meshctl leave` here, and join with a new token",
         ));
-    } else if !mesh.stream.connected {
-        let why = mesh
-            .stream
-            .refusal
-            .clone()
-            .unwrap_or_else(|| "no connection yet".into());
+    } else if !mesh.replica.link().is_connected() {
+        let failure = mesh.replica.link().failure();
+        let why = failure.unwrap_or("no connection yet").to_owned();
         problems.push(problem("the coordinator is not connected; names and tunnels go on, changes elsewhere are not seen", why, "start mesh-coordinator, or open the way to it"));
     }
     if mesh.damaged > 0 {
@@ -357,7 +356,7 @@ fn contested(netmap: &Netmap) -> Vec<Problem> {
 
 /// Peers from which no packet came since the start, or none any more from any.
 fn unreached(mesh: &Mesh) -> Vec<Problem> {
-    if mesh.is_removed() || mesh.stream.cloned {
+    if mesh.is_removed() || mesh.replica.link().is_duplicate() {
         return Vec::new();
     }
     let now = Instant::now();
@@ -544,7 +543,7 @@ pub(super) fn checkup(mesh: &Mesh, reply: Reply<Checkup>) {
         schema: SCHEMA,
         name: format!("{}.node.{domain}", mesh.identity.name),
         expected: mesh.identity.block.node_v4(),
-        dns: dns.and_then(|_| mesh.ledger.mesh().map(|m| m.addresses.dns_v4())),
+        dns: dns.and_then(|_| mesh.replica.ledger().mesh().map(|m| m.addresses.dns_v4())),
         split_dns: dns.map_or("none", split_dns).to_owned(),
         containers: Vec::new(),
         problems: [mesh.network.ways(), contested(&mesh.netmap)].concat(),

@@ -7,15 +7,17 @@ use crate::protocol::local::Problem;
 
 /// A part of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Part {
+pub enum Part {
     /// The verified records.
     Records,
     /// Where the node stands in the coordinator's changes.
     Position,
     /// The addresses of containers.
     Leases,
-    /// When this node was last in step with a coordinator, and which memberships it held back or accepted on trust.
+    /// Which memberships this node holds back or accepted on trust.
     Newcomers,
+    /// When this node was last in step with a coordinator.
+    InStep,
     /// The identity without the tunnel's old key.
     OldKey,
 }
@@ -37,6 +39,10 @@ impl Part {
                 "without it containers get other addresses when meshd restarts",
             ),
             Self::Newcomers => (
+                "the memberships that this node holds back or accepted on trust are not kept on disk",
+                "without it, meshd may vouch after a restart for memberships that it accepted on trust",
+            ),
+            Self::InStep => (
                 "the time at which this node was last in step with the coordinator is not kept on disk",
                 "without it, meshd accepts memberships after a restart that it should hold back",
             ),

@@ -12,6 +12,7 @@ use super::{Agent, GIVEN_UP, Phase};
 use crate::model::{Label, PublicKey};
 use crate::node::api::Reply;
 use crate::node::joining;
+use crate::node::replica::Answer;
 use crate::node::report;
 use crate::node::state::StateDir;
 use crate::node::state::departing::Departing;
@@ -205,30 +206,35 @@ impl Agent {
 /// Publishes the departure as soon as the stream is open, and takes stream events in until the coordinator has answered.
 /// False at once, if the coordinator is away.
 async fn is_acknowledged(phase: &mut Phase, departure: &Envelope) -> bool {
-    let mut answer: Option<oneshot::Receiver<bool>> = None;
+    let mut answer: Option<oneshot::Receiver<Answer>> = None;
     loop {
         let Phase::Up(mesh, events) = phase else {
             return false;
         };
         match &mut answer {
-            None if mesh.stream.connected => match mesh.publish_departure(departure.clone()) {
-                Some(receiver) => answer = Some(receiver),
-                None => return false,
-            },
-            None if mesh.stream.refusal.is_some() => return mesh.stream.revoked,
+            None if mesh.replica.link().is_connected() => {
+                match mesh.publish_departure(departure.clone()) {
+                    Some(receiver) => answer = Some(receiver),
+                    None => return false,
+                }
+            }
+            None if mesh.replica.link().is_away() => return mesh.replica.link().is_revoked(),
             None => {}
             Some(receiver) => match receiver.try_recv() {
-                Ok(settled) => return settled,
+                Ok(answer) => return answer != Answer::Refused,
                 Err(oneshot::error::TryRecvError::Closed) => answer = None,
                 Err(oneshot::error::TryRecvError::Empty) => {}
             },
         }
-        if answer.is_none() && mesh.stream.refusal.is_some() {
+        if answer.is_none() && mesh.replica.link().is_away() {
             continue;
         }
-        match events.stream.recv().await {
-            Some(event) => mesh.handle_stream(event),
-            None => return false,
+        tokio::select! {
+            event = events.stream.recv() => match event {
+                Some(event) => mesh.handle_stream(event),
+                None => return false,
+            },
+            Some(outcome) = events.writes.recv() => mesh.handle_written(&outcome),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! One task owns the socket. It takes records to publish and gives events; it holds no state of the mesh.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{Sink, SinkExt as _, StreamExt as _};
@@ -17,9 +18,10 @@ use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::dial::dial;
 use crate::model::{PublicKey, SigningKey, text};
+pub use crate::node::replica::{Position, StreamEvent as Event};
 use crate::protocol::control::{
     FromCoordinator, FromNode, MAX_MARK, MAX_MESSAGE, OLDEST, PATH, PING_SECONDS, PROTOCOL,
-    Refusal, RefusedRecord, copy_message, parts, proof_message,
+    Refusal, copy_message, proof_message,
 };
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
@@ -53,66 +55,6 @@ pub struct StreamConfig {
     pub identity: SigningKey,
 }
 
-/// Where the node stands in the coordinator's sequence of changes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Position {
-    /// Which store.
-    pub store: Option<String>,
-    /// The last revision of it that is held.
-    pub revision: u64,
-    /// The last mark that was received from a coordinator. It is sent unchanged when a stream opens.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mark: Option<String>,
-}
-
-/// What the stream tells.
-#[derive(Debug)]
-pub enum Event {
-    /// The stream is open.
-    Opened {
-        /// The coordinator.
-        url: CoordinatorUrl,
-        /// The name of its store.
-        store: String,
-        /// The current revision of the store. It is 0 if this node is not a member in that store yet.
-        revision: u64,
-    },
-    /// This node became a member in the coordinator's store.
-    Admitted {
-        /// The current revision of the store.
-        revision: u64,
-    },
-    /// Records, and the position once they are held.
-    Changes {
-        /// Verified by nobody yet.
-        records: Vec<Envelope>,
-        /// The position after them.
-        position: Position,
-    },
-    /// Published records are on the coordinator's disk.
-    Published {
-        /// As given with [`Stream::publish`].
-        sequence: u64,
-        /// Why some were refused.
-        refused: Vec<String>,
-        /// The refused records, if the coordinator names them.
-        refused_records: Vec<RefusedRecord>,
-    },
-    /// The other side was heard: the stream is whole.
-    Alive,
-    /// The stream is closed; another attempt follows by itself.
-    Closed {
-        /// The coordinator.
-        url: CoordinatorUrl,
-        /// Why, in one line.
-        why: String,
-        /// Set if the coordinator refused the node.
-        refusal: Option<Refusal>,
-        /// Another machine has signed, with this node's key, that it is there.
-        copied: bool,
-    },
-}
-
 /// A running stream. Dropping it ends it.
 #[derive(Debug)]
 pub struct Stream {
@@ -120,6 +62,8 @@ pub struct Stream {
     position: tokio::sync::watch::Sender<Position>,
     urls: tokio::sync::watch::Sender<Vec<CoordinatorUrl>>,
     reopen: Arc<Notify>,
+    /// Whether a message found the queue full since the stream opened.
+    overflowed: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -131,10 +75,12 @@ impl Stream {
         let (position, positions) = tokio::sync::watch::channel(position);
         let (urls, all) = tokio::sync::watch::channel(config.urls.clone());
         let reopen = Arc::new(Notify::new());
+        let overflowed = Arc::new(AtomicBool::new(false));
         let all = Asked {
             urls: all,
             position: positions,
             reopen: Arc::clone(&reopen),
+            overflowed: Arc::clone(&overflowed),
         };
         let task = tokio::spawn(run(config, all, instance(), outgoing, events));
         Self {
@@ -142,6 +88,7 @@ impl Stream {
             position,
             urls,
             reopen,
+            overflowed,
             task,
         }
     }
@@ -151,26 +98,23 @@ impl Stream {
         self.urls.send_replace(urls);
     }
 
-    /// Hands records over. False if the stream is closed or too far behind; they are published when it opens
-    /// again, since the node then offers all of its own.
+    /// Publishes records, see [`Stream::send`].
     pub fn publish(&self, sequence: u64, records: Vec<Envelope>) -> bool {
-        parts(records).into_iter().all(|records| {
-            self.outgoing
-                .try_send(FromNode::Publish { sequence, records })
-                .is_ok()
-        })
+        self.send(FromNode::Publish { sequence, records })
     }
 
-    /// Leaves the node's departure with the coordinator. False as for [`Stream::publish`].
-    pub fn leave_farewell(&self, departure: Envelope) -> bool {
-        self.outgoing
-            .try_send(FromNode::Farewell { departure })
-            .is_ok()
-    }
-
-    /// Says that all this node holds was handed over. False as for [`Stream::publish`].
-    pub fn told(&self) -> bool {
-        self.outgoing.try_send(FromNode::Told).is_ok()
+    /// Sends a message. If the queue is full, the stream closes and opens again, and takes no message until then: a message that
+    /// is missing must not be followed by others. Returns false if the message is not sent.
+    pub fn send(&self, message: FromNode) -> bool {
+        if self.overflowed.load(Ordering::Acquire) {
+            return false;
+        }
+        let sent = self.outgoing.try_send(message).is_ok();
+        if !sent {
+            self.overflowed.store(true, Ordering::Release);
+            self.reopen.notify_waiters();
+        }
+        sent
     }
 
     /// Says what is held, for the next time the stream opens.
@@ -189,6 +133,7 @@ struct Asked {
     urls: tokio::sync::watch::Receiver<Vec<CoordinatorUrl>>,
     position: tokio::sync::watch::Receiver<Position>,
     reopen: Arc<Notify>,
+    overflowed: Arc<AtomicBool>,
 }
 
 impl Drop for Stream {
@@ -248,6 +193,7 @@ async fn run(
         .await;
         // What was handed over meanwhile is offered again at the opening.
         while outgoing.try_recv().is_ok() {}
+        asked.overflowed.store(false, Ordering::Release);
     }
 }
 

@@ -1,11 +1,10 @@
 //! One conversation between two nodes, from its first message to its end (see [`crate::protocol::gossip`]). Pure: it takes
-//! messages and what the ledger says, and gives steps for its shell to take.
+//! messages and the replies of the replica, and returns steps for its shell.
 //!
-//! The two take turns: nobody writes while the other does, so none waits for the other's buffers.
-
-use std::sync::Arc;
+//! The two nodes take turns. A node does not write while the other one does, so neither waits for the other's buffers.
 
 use crate::model::{PublicKey, SigningKey};
+use crate::node::replica::{LedgerReply, LedgerRequest, Opening};
 use crate::protocol::gossip::{
     MAX_ASKED, MAX_RECORDS, MAX_SIGNERS, PROTOCOL, PeerMessage, messages, proof_message,
 };
@@ -14,84 +13,73 @@ use crate::records::digest::Holdings;
 use crate::records::envelope::{Purpose, Signature};
 use crate::records::kinds::Record;
 
-/// Records that one conversation brings at most; more come with the next.
-const MOST_RECORDS: usize = 65_536;
-/// Signers that one conversation compares at most.
-const MOST_SIGNERS: usize = 65_536;
+/// The maximum number of records that one conversation brings. More come with the next.
+const MAX_ALL_RECORDS: usize = 65_536;
+/// The maximum number of signers that one conversation compares.
+const MAX_ALL_SIGNERS: usize = 65_536;
 
-/// For the shell to do, in this order.
+/// An action for the shell. The shell takes the steps in their order.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub enum Step {
+    /// Send this message.
     Send(PeerMessage),
     /// The other node has proved its identity.
     Proven,
-    /// Give these to the ledger; a forged one ends the conversation.
-    Apply(Vec<Envelope>),
-    /// The other node vouches for these memberships, about which this node asked.
-    Vouched(Vec<Envelope>),
-    /// Ask the agent for the memberships of these nodes for which this node vouches, for [`Exchange::handle_memberships`].
-    AskMemberships(Vec<PublicKey>),
+    /// Give this request to the replica, and its reply to [`Exchange::handle_reply`]. A forged record ends the conversation.
+    Ask(LedgerRequest),
     /// Wait a little until what was sent has arrived: what comes next ends the tunnel.
     Flush,
-    /// Ask the ledger what it holds, for [`Exchange::handle_holdings`].
-    AskHoldings,
-    /// Ask the ledger for the records of these, for [`Exchange::handle_records`].
-    AskRecords(Vec<PublicKey>),
     /// Both are up to date.
     End,
 }
 
 /// Why a conversation broke.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Broken {
+pub enum Broken {
+    /// The other node speaks another version of the protocol.
     #[error("the other node speaks protocol {0}")]
     Version(u32),
+    /// The other node names another identity than the owner of its address.
     #[error("the other node is not the one at this address")]
     WrongNode,
+    /// The signature of the other node does not hold.
     #[error("the other node does not prove that it holds its identity key")]
     Proof,
+    /// A message is over a limit.
     #[error("the other node sends more than is accepted")]
     TooMuch,
+    /// The message is not expected now.
     #[error("the other node does not keep to the protocol")]
     OutOfTurn,
 }
 
-/// Who began.
+/// The side of this node in the conversation.
 #[derive(Debug)]
 enum Side {
-    /// This node, to say this first.
+    /// This node dials, and sends these messages first.
     Dials(Opening),
     IsDialled,
 }
 
-/// What the node that dials sends first.
-#[derive(Debug, Default)]
-pub(super) struct Opening {
-    /// Records that the other node may not have yet.
-    pub(super) news: Vec<Envelope>,
-    /// Nodes whose memberships the dialling node holds back.
-    pub(super) asks: Vec<PublicKey>,
-}
-
-/// What is awaited from the other.
+/// The message that this node expects next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Turn {
     Hello,
     Proof,
-    /// As who is dialled: news and a summary.
+    /// At the dialled node: news and a summary.
     Summary,
-    /// As who dials: `same` or `signers`.
+    /// At the dialling node: `same` or `signers`.
     Verdict,
-    /// As who is dialled: records and `want`.
+    /// At the dialled node: records and `want`.
     Want,
-    /// As who dials: records and `done`.
+    /// At the dialling node: records and `done`.
     Rest,
     Nothing,
 }
 
-/// The machine.
+/// One conversation with another node, at the side of this node.
 #[derive(Debug)]
-pub(super) struct Exchange {
+pub struct Exchange {
     key: SigningKey,
     other: PublicKey,
     nonce: String,
@@ -108,18 +96,15 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// The side that dials `other`. `nonce` is random.
-    pub(super) fn dial(
-        key: SigningKey,
-        other: PublicKey,
-        nonce: String,
-        mut opening: Opening,
-    ) -> Self {
+    #[must_use]
+    pub fn dial(key: SigningKey, other: PublicKey, nonce: String, mut opening: Opening) -> Self {
         opening.asks.truncate(MAX_ASKED);
         Self::new(key, other, nonce, Side::Dials(opening))
     }
 
-    /// Of who is dialled by `other`.
-    pub(super) fn answer(key: SigningKey, other: PublicKey, nonce: String) -> Self {
+    /// The side that `other` has dialled. `nonce` is random.
+    #[must_use]
+    pub fn answer(key: SigningKey, other: PublicKey, nonce: String) -> Self {
         Self::new(key, other, nonce, Side::IsDialled)
     }
 
@@ -139,7 +124,8 @@ impl Exchange {
     }
 
     /// The first steps.
-    pub(super) fn begin(&self) -> Vec<Step> {
+    #[must_use]
+    pub fn begin(&self) -> Vec<Step> {
         match self.side {
             Side::Dials(_) => vec![self.hello()],
             Side::IsDialled => Vec::new(),
@@ -154,8 +140,11 @@ impl Exchange {
         })
     }
 
-    /// The other says something.
-    pub(super) fn handle_message(&mut self, message: PeerMessage) -> Result<Vec<Step>, Broken> {
+    /// A message of the other node was received.
+    ///
+    /// # Errors
+    /// The other node does not keep to the protocol. The conversation has to end.
+    pub fn handle_message(&mut self, message: PeerMessage) -> Result<Vec<Step>, Broken> {
         match (self.turn, message) {
             (_, PeerMessage::Unknown) => Ok(Vec::new()),
             (
@@ -169,17 +158,17 @@ impl Exchange {
             (Turn::Proof, PeerMessage::Proof { signature }) => self.handle_proof(signature),
             (Turn::Summary | Turn::Want | Turn::Rest, PeerMessage::Records { records }) => {
                 self.records += records.len();
-                if records.len() > MAX_RECORDS || self.records > MOST_RECORDS {
+                if records.len() > MAX_RECORDS || self.records > MAX_ALL_RECORDS {
                     return Err(Broken::TooMuch);
                 }
                 if records.iter().any(|record| self.is_departure(record)) {
                     return Ok(vec![
                         Step::Send(PeerMessage::Received),
                         Step::Flush,
-                        Step::Apply(records),
+                        self.apply(records),
                     ]);
                 }
-                Ok(vec![Step::Apply(records)])
+                Ok(vec![self.apply(records)])
             }
             (Turn::Summary, PeerMessage::Ask { nodes }) => {
                 if nodes.len() > MAX_ASKED || !self.asked.is_empty() {
@@ -192,8 +181,9 @@ impl Exchange {
                 self.summary = Some(digest);
                 self.turn = Turn::Nothing;
                 let asked = std::mem::take(&mut self.asked);
-                let asked = (!asked.is_empty()).then_some(Step::AskMemberships(asked));
-                Ok(asked.into_iter().chain([Step::AskHoldings]).collect())
+                let memberships = (!asked.is_empty()).then_some(LedgerRequest::Memberships(asked));
+                let requests = memberships.into_iter().chain([LedgerRequest::Digests]);
+                Ok(requests.map(Step::Ask).collect())
             }
             (Turn::Verdict, PeerMessage::Vouch { memberships }) => {
                 if memberships.len() > self.asked.len() {
@@ -201,21 +191,24 @@ impl Exchange {
                 }
                 // A second answer is refused.
                 self.asked.clear();
-                Ok(vec![Step::Vouched(memberships)])
+                Ok(vec![Step::Ask(LedgerRequest::Vouched {
+                    peer: self.other,
+                    memberships,
+                })])
             }
             (Turn::Verdict, PeerMessage::Same) | (Turn::Rest, PeerMessage::Done) => {
                 Ok(vec![Step::End])
             }
             (Turn::Verdict, PeerMessage::Signers { signers, last }) => {
                 self.theirs.0.extend(signers);
-                if self.theirs.0.len() > MOST_SIGNERS {
+                if self.theirs.0.len() > MAX_ALL_SIGNERS {
                     return Err(Broken::TooMuch);
                 }
-                Ok(self.once(last, Step::AskHoldings))
+                Ok(self.once(last, LedgerRequest::Digests))
             }
             (Turn::Want, PeerMessage::Want { signers, last }) => {
                 self.wanted.extend(signers);
-                if self.wanted.len() > MOST_SIGNERS {
+                if self.wanted.len() > MAX_ALL_SIGNERS {
                     return Err(Broken::TooMuch);
                 }
                 let wanted = if last {
@@ -223,7 +216,7 @@ impl Exchange {
                 } else {
                     Vec::new()
                 };
-                Ok(self.once(last, Step::AskRecords(wanted)))
+                Ok(self.once(last, LedgerRequest::Records(wanted)))
             }
             _ => Err(Broken::OutOfTurn),
         }
@@ -238,11 +231,18 @@ impl Exchange {
             )
     }
 
-    /// The step, once the other's turn is over.
-    fn once(&mut self, last: bool, step: Step) -> Vec<Step> {
+    fn apply(&self, records: Vec<Envelope>) -> Step {
+        Step::Ask(LedgerRequest::Apply {
+            peer: self.other,
+            records,
+        })
+    }
+
+    /// The request, once the turn of the other node is over.
+    fn once(&mut self, last: bool, request: LedgerRequest) -> Vec<Step> {
         if last {
             self.turn = Turn::Nothing;
-            vec![step]
+            vec![Step::Ask(request)]
         } else {
             Vec::new()
         }
@@ -286,7 +286,7 @@ impl Exchange {
                     self.asked.clone_from(&asks);
                     steps.push(Step::Send(PeerMessage::Ask { nodes: asks }));
                 }
-                steps.push(Step::AskHoldings);
+                steps.push(Step::Ask(LedgerRequest::Digests));
                 Ok(steps)
             }
             Side::IsDialled => {
@@ -296,16 +296,21 @@ impl Exchange {
         }
     }
 
-    /// This node vouches for `memberships`, which are some of those about which it was asked.
-    pub(super) fn handle_memberships(&mut self, memberships: Vec<Envelope>) -> Vec<Step> {
-        if memberships.is_empty() {
-            return Vec::new();
+    /// The replica answered a [`Step::Ask`].
+    pub fn handle_reply(&mut self, reply: LedgerReply) -> Vec<Step> {
+        match reply {
+            LedgerReply::Applied(_) => Vec::new(),
+            LedgerReply::Memberships(memberships) if memberships.is_empty() => Vec::new(),
+            LedgerReply::Memberships(memberships) => {
+                vec![Step::Send(PeerMessage::Vouch { memberships })]
+            }
+            LedgerReply::Digests(ours) => self.compare(&ours),
+            LedgerReply::Records(records) => self.send_records(records),
         }
-        vec![Step::Send(PeerMessage::Vouch { memberships })]
     }
 
     /// The ledger holds `ours`.
-    pub(super) fn handle_holdings(&mut self, ours: &Arc<Holdings>) -> Vec<Step> {
+    fn compare(&mut self, ours: &Holdings) -> Vec<Step> {
         match (&self.side, self.summary) {
             (Side::IsDialled, Some(theirs)) if theirs == ours.summary() => {
                 vec![Step::Send(PeerMessage::Same), Step::End]
@@ -326,13 +331,13 @@ impl Exchange {
             }
             (Side::Dials(_), Some(_)) => {
                 self.wanted = ours.differing(&self.theirs);
-                vec![Step::AskRecords(self.wanted.clone())]
+                vec![Step::Ask(LedgerRequest::Records(self.wanted.clone()))]
             }
         }
     }
 
-    /// The ledger has `records` of those asked for.
-    pub(super) fn handle_records(&mut self, records: Vec<Envelope>) -> Vec<Step> {
+    /// The ledger holds these records of the signers that were asked for.
+    fn send_records(&mut self, records: Vec<Envelope>) -> Vec<Step> {
         let mut steps: Vec<Step> = messages(records).into_iter().map(Step::Send).collect();
         match self.side {
             Side::Dials(_) => {

@@ -1,4 +1,4 @@
-//! Carries one conversation: messages on and off the socket, questions to the agent.
+//! Carries one conversation: sends and receives its messages, and passes its requests to the agent.
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd as _;
@@ -11,31 +11,31 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::exchange::{Exchange, Step};
 use super::inbound_limit::{Cost, PROOF_LIMIT};
-use super::{Ask, Toll};
+use super::{ConversationSlot, PeerEvent};
 use crate::node::replica::refusals::Offences;
+use crate::node::replica::{Applied, LedgerReply, LedgerRequest};
 use crate::protocol::gossip::{MAX_FRAME, MAX_UNPROVEN_FRAME, PeerMessage};
 
-/// How long the other may take for one message, in or out.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the other node may take to send or to receive one message.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a conversation may last.
-const LIMIT: Duration = Duration::from_secs(60);
-
+const CONVERSATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the other's kernel may take to acknowledge what is sent before the tunnel to it ends.
-const FLUSH_LIMIT: Duration = Duration::from_millis(500);
-/// Between two looks at what is not acknowledged yet.
-const OUTGOING_LOOK: Duration = Duration::from_millis(10);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+/// The pause between two checks of what is not acknowledged yet.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why a conversation failed, for the log.
 pub(super) type Failure = String;
 
-/// Talks until both are up to date.
+/// Runs the conversation until both nodes are up to date.
 pub(super) async fn run(
     stream: TcpStream,
     exchange: Exchange,
-    asks: mpsc::Sender<Ask>,
-    toll: Toll,
+    requests: mpsc::Sender<PeerEvent>,
+    slot: ConversationSlot,
 ) -> Result<(), Failure> {
-    timeout(LIMIT, talk(stream, exchange, asks, toll))
+    timeout(CONVERSATION_TIMEOUT, talk(stream, exchange, requests, slot))
         .await
         .map_err(|_| "it takes too long".to_owned())?
 }
@@ -80,7 +80,7 @@ async fn acknowledged(stream: &TcpStream) -> Result<(), Failure> {
         if unacknowledged == 0 {
             return Ok(());
         }
-        sleep(OUTGOING_LOOK).await;
+        sleep(FLUSH_INTERVAL).await;
     }
 }
 
@@ -94,8 +94,8 @@ enum Trust {
 async fn talk(
     mut stream: TcpStream,
     mut exchange: Exchange,
-    asks: mpsc::Sender<Ask>,
-    toll: Toll,
+    requests: mpsc::Sender<PeerEvent>,
+    slot: ConversationSlot,
 ) -> Result<(), Failure> {
     let _ = stream.set_nodelay(true);
     let mut trust = Trust::Unproven(Instant::now() + PROOF_LIMIT);
@@ -106,44 +106,18 @@ async fn talk(
             match step {
                 Step::Send(message) => send(&mut stream, &message).await?,
                 Step::Proven => {
-                    toll.handle_proven()?;
+                    slot.handle_proven()?;
                     trust = Trust::Proven;
                 }
-                Step::Apply(records) => {
-                    let peer = toll.peer();
-                    let verdict = ask(&asks, |reply| Ask::Apply(peer, records, reply)).await?;
-                    if verdict.forged {
-                        return Err("a record's signature does not hold".to_owned());
+                Step::Ask(request) => {
+                    let reply = ask(&requests, request).await?;
+                    if let LedgerReply::Applied(applied) = &reply {
+                        charge(applied, &mut offences, &slot).await?;
                     }
-                    offences.add(&verdict);
-                    if offences.is_over() {
-                        return Err("the other node sends records that break the rules".to_owned());
-                    }
-                    let cost = Cost {
-                        signatures: verdict.verified,
-                        writes: u64::from(verdict.changed),
-                        ..Cost::default()
-                    };
-                    sleep(toll.charge(cost)).await;
-                }
-                Step::Vouched(memberships) => {
-                    let peer = toll.peer();
-                    ask(&asks, |reply| Ask::Vouched(peer, memberships, reply)).await?;
+                    steps.extend(exchange.handle_reply(reply));
                 }
                 Step::Flush => {
-                    let _ = timeout(FLUSH_LIMIT, acknowledged(&stream)).await;
-                }
-                Step::AskMemberships(nodes) => {
-                    let held = ask(&asks, |reply| Ask::Memberships(nodes, reply)).await?;
-                    steps.extend(exchange.handle_memberships(held));
-                }
-                Step::AskHoldings => {
-                    let held = ask(&asks, Ask::Holdings).await?;
-                    steps.extend(exchange.handle_holdings(&held));
-                }
-                Step::AskRecords(signers) => {
-                    let records = ask(&asks, |reply| Ask::Records(signers, reply)).await?;
-                    steps.extend(exchange.handle_records(records));
+                    let _ = timeout(FLUSH_TIMEOUT, acknowledged(&stream)).await;
                 }
                 Step::End => {
                     let _ = stream.shutdown().await;
@@ -167,19 +141,42 @@ async fn talk(
                     octets,
                     ..Cost::default()
                 };
-                sleep(toll.charge(cost)).await;
+                sleep(slot.charge(cost)).await;
             }
         }
     }
 }
 
-async fn ask<T>(
-    asks: &mpsc::Sender<Ask>,
-    question: impl FnOnce(oneshot::Sender<T>) -> Ask,
-) -> Result<T, Failure> {
+/// Charges the peer for records that were applied.
+async fn charge(
+    applied: &Applied,
+    offences: &mut Offences,
+    slot: &ConversationSlot,
+) -> Result<(), Failure> {
+    if applied.forged {
+        return Err("a record's signature does not hold".to_owned());
+    }
+    offences.add(applied);
+    if offences.is_over() {
+        return Err("the other node sends records that break the rules".to_owned());
+    }
+    let cost = Cost {
+        signatures: applied.verified,
+        writes: u64::from(applied.changed),
+        ..Cost::default()
+    };
+    sleep(slot.charge(cost)).await;
+    Ok(())
+}
+
+async fn ask(
+    requests: &mpsc::Sender<PeerEvent>,
+    request: LedgerRequest,
+) -> Result<LedgerReply, Failure> {
     let gone = || "this node is stopping".to_owned();
     let (reply, answer) = oneshot::channel();
-    asks.send(question(reply)).await.map_err(|_| gone())?;
+    let event = PeerEvent::Request(request, reply);
+    requests.send(event).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())
 }
 
@@ -187,7 +184,7 @@ async fn send(stream: &mut TcpStream, message: &PeerMessage) -> Result<(), Failu
     let text = serde_json::to_vec(message).map_err(|e| e.to_string())?;
     let length = u32::try_from(text.len()).map_err(|e| e.to_string())?;
     let frame = [&length.to_be_bytes(), text.as_slice()].concat();
-    timeout(PATIENCE, stream.write_all(&frame))
+    timeout(MESSAGE_TIMEOUT, stream.write_all(&frame))
         .await
         .map_err(|_| "the other node takes nothing in".to_owned())?
         .map_err(|e| e.to_string())
@@ -213,7 +210,7 @@ async fn receive(stream: &mut TcpStream, most: usize) -> Result<(PeerMessage, u6
         let message = message.map_err(|e| format!("a message cannot be read: {e}"))?;
         Ok((message, length as u64))
     };
-    timeout(PATIENCE, read)
+    timeout(MESSAGE_TIMEOUT, read)
         .await
         .map_err(|_| "the other node says nothing".to_owned())?
 }

@@ -2,12 +2,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::model::time::UnixSeconds;
+use crate::node::replica::Applied;
 use crate::protocol::gossip::{PROTOCOL, PeerMessage};
 use crate::records::Ledger;
+use crate::records::digest::Holdings;
 use crate::records::kinds::{Record, Token};
 
 /// Only a hang lasts this long.
-const PATIENCE: Duration = Duration::from_secs(30);
+const HANG: Duration = Duration::from_secs(30);
 
 fn key(n: u8) -> SigningKey {
     SigningKey::from_seed(&[n; 32])
@@ -15,11 +17,11 @@ fn key(n: u8) -> SigningKey {
 
 /// A node whose peer has key 2 and the address 127.0.0.1, with the address on which it listens and the requests of its
 /// conversations.
-async fn node() -> (Line, SocketAddr, mpsc::Receiver<Ask>) {
-    let (asks, receiver) = mpsc::channel(ASKS);
+async fn node() -> (Line, SocketAddr, mpsc::Receiver<PeerEvent>) {
+    let (events, receiver) = mpsc::channel(MAX_EVENTS);
     let address = Ipv4Addr::LOCALHOST;
     let peer = key(2).public();
-    let directory = Directory {
+    let index = AddressIndex {
         by_address: [(address, peer)].into(),
         by_id: [(peer, address)].into(),
     };
@@ -27,9 +29,9 @@ async fn node() -> (Line, SocketAddr, mpsc::Receiver<Ask>) {
         key: key(1),
         own: address,
         interface: "lo".into(),
-        directory: Arc::new(ArcSwap::from_pointee(directory)),
-        asks,
-        toll_gate: Arc::default(),
+        index: Arc::new(ArcSwap::from_pointee(index)),
+        events,
+        limits: Arc::default(),
     };
     let listener = TcpListener::bind((address, 0)).await.expect("loopback");
     let at = listener.local_addr().expect("bound");
@@ -39,28 +41,32 @@ async fn node() -> (Line, SocketAddr, mpsc::Receiver<Ask>) {
 }
 
 /// Answers the requests of conversations from an empty ledger, and counts the messages with records.
-fn agent(mut asks: mpsc::Receiver<Ask>) -> tokio::sync::watch::Receiver<usize> {
+fn agent(mut events: mpsc::Receiver<PeerEvent>) -> tokio::sync::watch::Receiver<usize> {
     let (sender, receiver) = tokio::sync::watch::channel(0);
     tokio::spawn(async move {
         let mut ledger = Ledger::new(key(9).public());
-        while let Some(ask) = asks.recv().await {
-            match ask {
-                Ask::Holdings(reply) => drop(reply.send(Arc::new(Holdings::of(&ledger)))),
-                Ask::Apply(peer, records, reply) => {
-                    let mut verdict = Verdict::default();
+        while let Some(event) = events.recv().await {
+            let PeerEvent::Request(request, reply) = event else {
+                continue;
+            };
+            let answer = match request {
+                LedgerRequest::Digests => LedgerReply::Digests(Arc::new(Holdings::of(&ledger))),
+                LedgerRequest::Apply { peer, records } => {
+                    let mut applied = Applied::default();
                     for record in records {
-                        verdict.verified += 1;
+                        applied.verified += 1;
                         if let Err(why) = ledger.apply(record.clone()) {
-                            verdict.add(&peer, &record.signer, &why);
+                            applied.add(&peer, &record.signer, &why);
                         }
                     }
                     sender.send_modify(|count| *count += 1);
-                    let _ = reply.send(verdict);
+                    LedgerReply::Applied(applied)
                 }
-                Ask::Records(_, reply) | Ask::Memberships(_, reply) => drop(reply.send(vec![])),
-                Ask::Vouched(_, _, reply) => drop(reply.send(())),
-                Ask::Ended(..) => {}
-            }
+                LedgerRequest::Records(_) => LedgerReply::Records(vec![]),
+                LedgerRequest::Memberships(_) => LedgerReply::Memberships(vec![]),
+                LedgerRequest::Vouched { .. } => LedgerReply::Applied(Applied::default()),
+            };
+            let _ = reply.send(answer);
         }
     });
     receiver
@@ -72,25 +78,25 @@ async fn connect_to(at: SocketAddr) -> TcpStream {
 
 /// Runs a conversation that the peer begins, to its end.
 async fn talk_to(at: SocketAddr, news: Vec<Envelope>) -> Result<(), session::Failure> {
-    let (asks, receiver) = mpsc::channel(ASKS);
+    let (events, receiver) = mpsc::channel(MAX_EVENTS);
     let _agent = agent(receiver);
     let opening = Opening {
         news,
         asks: Vec::new(),
     };
-    let toll = Toll {
-        gate: Arc::default(),
+    let slot = ConversationSlot {
+        limits: Arc::default(),
         peer: key(1).public(),
-        place: None,
+        number: None,
     };
     let exchange = Exchange::dial(key(2), key(1).public(), nonce()?, opening);
-    session::run(connect_to(at).await, exchange, asks, toll).await
+    session::run(connect_to(at).await, exchange, events, slot).await
 }
 
 /// Whether the other side hangs up.
 async fn is_ended(stream: &mut TcpStream) -> bool {
     let mut octets = [0; 1];
-    let read = timeout(PATIENCE, stream.read(&mut octets)).await;
+    let read = timeout(HANG, stream.read(&mut octets)).await;
     !matches!(read.expect("no hang"), Ok(1..))
 }
 
@@ -119,8 +125,8 @@ async fn silent_connections_from_a_peers_address_do_not_keep_its_own_conversatio
     for stream in &mut silent {
         assert!(is_ended(stream).await);
     }
-    let end = Instant::now() + PATIENCE;
-    while line.toll_gate.with(|_, tasks| !tasks.is_empty()) {
+    let end = Instant::now() + HANG;
+    while line.limits.with(|_, tasks| !tasks.is_empty()) {
         assert!(Instant::now() < end, "conversations are still there");
         sleep(Duration::from_millis(20)).await;
     }
@@ -149,7 +155,7 @@ async fn one_that_says_hello_slowly_is_given_up_by_one_limit_for_all_of_it() {
     tokio::select! {
         () = written => {}
         _ = read.read_to_end(&mut answer) => {}
-        () = sleep(PATIENCE) => panic!("it is listened to for ever"),
+        () = sleep(HANG) => panic!("it is listened to for ever"),
     }
     assert!(answer.is_empty());
     assert!(begun.elapsed() >= inbound_limit::PROOF_LIMIT / 2);
@@ -231,10 +237,10 @@ async fn the_newest_conversation_of_a_peer_is_the_one() {
             say(&mut first, &message).await.expect("room");
         }
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + HANG;
     let proven = || {
-        line.toll_gate
-            .with(|gate, _| gate.has_proven(&key(2).public()))
+        line.limits
+            .with(|limit, _| limit.has_proven(&key(2).public()))
     };
     while !proven() {
         assert!(Instant::now() < end, "its proof is not accepted");
@@ -242,6 +248,6 @@ async fn the_newest_conversation_of_a_peer_is_the_one() {
     }
     talk_to(at, vec![]).await.expect("it is heard");
     let mut rest = Vec::new();
-    let ended = timeout(PATIENCE, first.read_to_end(&mut rest)).await;
+    let ended = timeout(HANG, first.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "the first one is still there");
 }

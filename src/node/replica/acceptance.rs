@@ -17,8 +17,6 @@ use crate::protocol::control::{RefusedReason, RefusedRecord};
 use crate::protocol::local::Problem;
 use crate::records::kinds::{Record, RecordKey, Service};
 
-use crate::node::own_records::name_of;
-
 /// The pause after this node has published above a record of another machine. It doubles if that happens again within
 /// [`QUIET`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
@@ -61,26 +59,26 @@ struct Refusal {
 /// A refused record that is to be offered again.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::node) struct Due {
-    pub(in crate::node) key: RecordKey,
-    pub(in crate::node) reason: RefusedReason,
+    pub key: RecordKey,
+    pub reason: RefusedReason,
     /// How often it was refused.
-    pub(in crate::node) failures: u32,
+    pub failures: u32,
 }
 
-/// What the coordinator answered about this node's node record.
+/// The answer of the coordinator about this node's node record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::node) enum Taken {
+pub(in crate::node) enum NodeRecord {
     /// It has not answered yet.
-    NotYet,
+    Unanswered,
     /// It accepted the record.
-    Yes,
+    Accepted,
     /// It refused the record with this message.
     Refused(String),
 }
 
 /// The records of other machines with this node's key, and the records of this node that were refused.
 #[derive(Debug)]
-pub(in crate::node) struct Acceptance {
+pub struct Acceptance {
     node: RecordKey,
     /// The version that a record gets which is made when this program starts.
     started: u64,
@@ -91,7 +89,7 @@ pub(in crate::node) struct Acceptance {
     overtaken_at: Option<Instant>,
     offered: BTreeMap<u64, Vec<RecordKey>>,
     refused: BTreeMap<RecordKey, Refusal>,
-    taken: Taken,
+    node_record: NodeRecord,
     opened: Option<Instant>,
 }
 
@@ -118,7 +116,7 @@ impl Acceptance {
             overtaken_at: None,
             offered: BTreeMap::new(),
             refused: BTreeMap::new(),
-            taken: Taken::NotYet,
+            node_record: NodeRecord::Unanswered,
             opened: None,
         }
     }
@@ -131,7 +129,7 @@ impl Acceptance {
         key: RecordKey,
         record: &Record,
         version: u64,
-        own: WireGuardKey,
+        own: Option<WireGuardKey>,
         now: Instant,
     ) -> Option<String> {
         let known = self.foreign.get(&key);
@@ -141,11 +139,14 @@ impl Acceptance {
             return None;
         }
         let what = match record {
-            Record::Node(node) if node.wireguard_key != own => format!(
-                "{} (WireGuard key {}; this machine has {own})",
-                name_of(&key),
-                node.wireguard_key
-            ),
+            Record::Node(node) => match own.filter(|own| *own != node.wireguard_key) {
+                Some(own) => format!(
+                    "{} (WireGuard key {}; this machine has {own})",
+                    name_of(&key),
+                    node.wireguard_key
+                ),
+                None => name_of(&key),
+            },
             _ => name_of(&key),
         };
         let service = match record {
@@ -319,13 +320,13 @@ impl Acceptance {
                 Some((_, RefusedReason::Stale)) if self.has_overtaken(&key) => {}
                 None => {
                     if key == self.node {
-                        self.taken = Taken::Yes;
+                        self.node_record = NodeRecord::Accepted;
                     }
                     self.refused.remove(&key);
                 }
                 Some((why, reason)) => {
                     if key == self.node {
-                        self.taken = Taken::Refused(why.clone());
+                        self.node_record = NodeRecord::Refused(why.clone());
                     }
                     lines.extend(self.refuse(key, why, reason, now));
                 }
@@ -382,9 +383,9 @@ impl Acceptance {
         self.refused.retain(|key, _| is_held(key));
     }
 
-    /// What the coordinator answered about this node's node record.
-    pub(in crate::node) fn taken(&self) -> &Taken {
-        &self.taken
+    /// The answer of the coordinator about this node's node record.
+    pub(in crate::node) fn node_record(&self) -> &NodeRecord {
+        &self.node_record
     }
 
     /// The problems with this node's own records.
@@ -413,7 +414,7 @@ impl Acceptance {
                 fix: "solve the other problems first".into(),
             });
         }
-        if let (Taken::NotYet, Some(opened)) = (&self.taken, self.opened)
+        if let (NodeRecord::Unanswered, Some(opened)) = (&self.node_record, self.opened)
             && now.saturating_duration_since(opened) >= ANSWER_LIMIT
         {
             problems.push(Problem {
@@ -460,6 +461,16 @@ impl Shown {
             ),
             fix: "do nothing if the state directory or this machine was restored from a copy; otherwise another machine has this node's keys: run `meshctl leave` here and join again with a new token".into(),
         }
+    }
+}
+
+/// The name of a record in messages for people.
+pub(in crate::node) fn name_of(key: &RecordKey) -> String {
+    match key {
+        RecordKey::Service(id) => format!("the service {} of this node", id.service_name()),
+        RecordKey::Node(_) => "where this node is reached".into(),
+        RecordKey::Name(_) => "the new name of this node".into(),
+        key => format!("this node's record of the kind {}", key.kind()),
     }
 }
 

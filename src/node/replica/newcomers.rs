@@ -42,20 +42,20 @@ const MAX_NAMED: usize = 8;
 
 /// The part of the state on disk that changes often.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::node) struct Stored {
+pub struct InStep {
     /// When this node was last in step with a coordinator, by its own clock.
-    pub(in crate::node) in_step: Option<UnixSeconds>,
+    pub in_step: Option<UnixSeconds>,
 }
 
 /// The part of the state on disk that changes seldom.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::node) struct StoredLists {
+pub struct NewcomerLists {
     /// Memberships that are held back.
     #[serde(default)]
-    pub(in crate::node) held_back: Vec<Envelope>,
+    pub held_back: Vec<Envelope>,
     /// Nodes whose memberships this node accepted without knowing when they were issued.
     #[serde(default)]
-    pub(in crate::node) on_trust: BTreeSet<PublicKey>,
+    pub on_trust: BTreeSet<PublicKey>,
 }
 
 /// The decision about a membership.
@@ -73,11 +73,11 @@ pub(in crate::node) enum Verdict {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::node) struct Circumstances<'a> {
     /// The token of the membership, if the ledger holds it.
-    pub(in crate::node) token: Option<&'a Token>,
+    pub token: Option<&'a Token>,
     /// Whether the token was revoked.
-    pub(in crate::node) is_revoked: bool,
+    pub is_revoked: bool,
     /// Whether another node has the name that the membership asks for.
-    pub(in crate::node) is_name_taken: bool,
+    pub is_name_taken: bool,
 }
 
 #[derive(Debug)]
@@ -90,7 +90,7 @@ struct HeldBack {
 
 /// The memberships that were held back or accepted on trust, and when this node was last in step with a coordinator.
 #[derive(Debug)]
-pub(in crate::node) struct Newcomers {
+pub struct Newcomers {
     /// When this node was last in step. None if it never was.
     in_step: Option<UnixSeconds>,
     written: Option<UnixSeconds>,
@@ -98,15 +98,17 @@ pub(in crate::node) struct Newcomers {
     target: Option<u64>,
     held: BTreeMap<PublicKey, HeldBack>,
     on_trust: BTreeSet<PublicKey>,
-    /// Whether the lists on disk are up to date.
-    is_kept: bool,
+    /// Counts the changes of the lists.
+    revision: u64,
+    /// The revision of the lists on disk.
+    written_revision: u64,
     /// The tokens of memberships that were left out because there was no room for them.
     overflowed: BTreeSet<PublicKey>,
 }
 
 impl Newcomers {
     /// Restores the state from the disk.
-    pub(in crate::node) fn new(stored: Stored, lists: StoredLists, now: Instant) -> Self {
+    pub fn new(stored: InStep, lists: NewcomerLists, now: Instant) -> Self {
         let held = lists.held_back.into_iter().filter_map(|envelope| {
             let membership = membership_in(&envelope)?;
             Some((membership.id, HeldBack::new(envelope, &membership, now)))
@@ -117,7 +119,8 @@ impl Newcomers {
             target: None,
             held: held.take(MAX_HELD).collect(),
             on_trust: lists.on_trust,
-            is_kept: true,
+            revision: 0,
+            written_revision: 0,
             overflowed: BTreeSet::new(),
         }
     }
@@ -183,7 +186,7 @@ impl Newcomers {
         }
         // A further membership of the same node does not postpone the problem.
         let since = self.held.get(&membership.id).map_or(now, |held| held.since);
-        self.is_kept = false;
+        self.revision += 1;
         self.held.insert(
             membership.id,
             HeldBack::new(envelope.clone(), membership, since),
@@ -211,7 +214,7 @@ impl Newcomers {
             self.on_trust.insert(*node)
         };
         let released = self.held.remove(node).is_some();
-        self.is_kept &= !(changed || released);
+        self.revision += u64::from(changed || released);
     }
 
     /// Whether this node vouches for the membership that it holds of `node`.
@@ -227,14 +230,14 @@ impl Newcomers {
     ) {
         let before = self.held.len();
         self.held.retain(|id, held| is_open(&held.envelope, id));
-        self.is_kept &= self.held.len() == before;
+        self.revision += u64::from(self.held.len() != before);
     }
 
     /// Forgets which memberships were accepted on trust, for nodes that `is_member` does not know.
     pub(in crate::node) fn retain_members(&mut self, is_member: impl Fn(&PublicKey) -> bool) {
         let before = self.on_trust.len();
         self.on_trust.retain(is_member);
-        self.is_kept &= self.on_trust.len() == before;
+        self.revision += u64::from(self.on_trust.len() != before);
     }
 
     /// The nodes about whose memberships peers are to be asked now.
@@ -289,7 +292,7 @@ impl Newcomers {
         revision: u64,
         wall: UnixSeconds,
         newest: impl FnOnce() -> UnixSeconds,
-    ) -> Option<Stored> {
+    ) -> Option<InStep> {
         if self.target.is_none_or(|target| revision < target) {
             return None;
         }
@@ -304,23 +307,31 @@ impl Newcomers {
             .is_none_or(|at| wall.0.abs_diff(at.0) >= WRITE_EVERY);
         is_old.then(|| {
             self.written = Some(wall);
-            Stored {
+            InStep {
                 in_step: Some(wall),
             }
         })
     }
 
-    /// Returns the lists if those on disk are out of date.
-    pub(in crate::node) fn unwritten(&self) -> Option<StoredLists> {
-        (!self.is_kept).then(|| StoredLists {
-            held_back: self.held.values().map(|h| h.envelope.clone()).collect(),
-            on_trust: self.on_trust.clone(),
+    /// Whether the lists on disk are up to date.
+    pub(in crate::node) fn is_written(&self) -> bool {
+        self.written_revision == self.revision
+    }
+
+    /// Returns the lists with their revision, if those on disk are out of date.
+    pub(in crate::node) fn unwritten(&self) -> Option<(u64, NewcomerLists)> {
+        (!self.is_written()).then(|| {
+            let lists = NewcomerLists {
+                held_back: self.held.values().map(|h| h.envelope.clone()).collect(),
+                on_trust: self.on_trust.clone(),
+            };
+            (self.revision, lists)
         })
     }
 
-    /// The lists were written to disk.
-    pub(in crate::node) fn handle_written(&mut self) {
-        self.is_kept = true;
+    /// The lists of this revision were written to disk.
+    pub(in crate::node) fn handle_written(&mut self, revision: u64) {
+        self.written_revision = revision;
     }
 
     /// The problem of memberships that are held back although peers had time to vouch for them.

@@ -68,9 +68,9 @@ pub(in crate::node) struct Offences {
 
 impl Offences {
     /// Adds the offences of a message.
-    pub(in crate::node) fn add(&mut self, verdict: &Verdict) {
-        self.all = self.all.saturating_add(verdict.offences);
-        self.own = self.own.saturating_add(verdict.own_offences);
+    pub(in crate::node) fn add(&mut self, applied: &Applied) {
+        self.all = self.all.saturating_add(applied.offences);
+        self.own = self.own.saturating_add(applied.own_offences);
     }
 
     /// Whether the conversation has to end.
@@ -81,20 +81,20 @@ impl Offences {
 
 /// The result of applying the records of one message.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(in crate::node) struct Verdict {
+pub struct Applied {
     /// One record has no valid signature. The records after it were not processed.
-    pub(in crate::node) forged: bool,
+    pub forged: bool,
     /// The number of signatures that were verified.
-    pub(in crate::node) verified: u64,
+    pub verified: u64,
     /// Whether any record changed the ledger.
-    pub(in crate::node) changed: bool,
+    pub changed: bool,
     /// The number of records that this version accepts from no node.
-    pub(in crate::node) offences: u32,
+    pub offences: u32,
     /// The number of those that the peer signed itself.
-    pub(in crate::node) own_offences: u32,
+    pub own_offences: u32,
 }
 
-impl Verdict {
+impl Applied {
     /// Adds the refusal of a record that `peer` sent and `signer` signed.
     pub(in crate::node) fn add(&mut self, peer: &PublicKey, signer: &PublicKey, why: &Refused) {
         match why {
@@ -139,17 +139,17 @@ mod tests {
         let messages_until_over = |signed_by: &PublicKey, why: &Refused| {
             let mut offences = Offences::default();
             (1..1000).find(|_| {
-                let mut verdict = Verdict::default();
-                verdict.add(&peer, signed_by, why);
-                offences.add(&verdict);
+                let mut applied = Applied::default();
+                applied.add(&peer, signed_by, why);
+                offences.add(&applied);
                 offences.is_over()
             })
         };
         assert_eq!(messages_until_over(&peer, &signer), Some(4));
         assert_eq!(messages_until_over(&other, &signer), Some(65));
         assert_eq!(messages_until_over(&peer, &Refused::NodeRevoked), None);
-        let mut verdict = Verdict::default();
-        verdict.add(&peer, &other, &Refused::Signature);
-        assert!(verdict.forged);
+        let mut applied = Applied::default();
+        applied.add(&peer, &other, &Refused::Signature);
+        assert!(applied.forged);
     }
 }

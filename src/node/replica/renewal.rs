@@ -8,7 +8,7 @@ use crate::records::Ledger;
 use crate::records::kinds::Record;
 
 /// Whether `record` claims nothing that its signer does not have already by the records in `ledger`.
-pub(in crate::node) fn is_renewal(ledger: &Ledger, record: &Record) -> bool {
+pub(super) fn is_renewal(ledger: &Ledger, record: &Record) -> bool {
     match record {
         Record::Membership(_) => false,
         Record::Node(node) => ledger

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::model::PublicKey;
 
 /// Between two peers' turns.
-pub(in crate::node) const ROUND: Duration = Duration::from_secs(5);
+pub(super) const ROUND: Duration = Duration::from_secs(5);
 /// Conversations begun here that are under way at most.
 const MOST: usize = 32;
 /// After a failure; it doubles with each further one, up to [`RETRY_MOST`].
@@ -29,7 +29,7 @@ struct Peer {
 
 /// The schedule.
 #[derive(Debug, Default)]
-pub(in crate::node) struct SyncSchedule {
+pub(super) struct SyncSchedule {
     peers: BTreeMap<PublicKey, Peer>,
     /// Whose turn was last.
     last: Option<PublicKey>,
@@ -38,7 +38,7 @@ pub(in crate::node) struct SyncSchedule {
 
 impl SyncSchedule {
     /// Who the peers are.
-    pub(in crate::node) fn set_peers(&mut self, peers: impl Iterator<Item = PublicKey>) {
+    pub(super) fn set_peers(&mut self, peers: impl Iterator<Item = PublicKey>) {
         let mut old = std::mem::take(&mut self.peers);
         self.peers = peers
             .map(|id| (id, old.remove(&id).unwrap_or_default()))
@@ -46,7 +46,7 @@ impl SyncSchedule {
     }
 
     /// This node has something to tell everybody.
-    pub(in crate::node) fn handle_news(&mut self, now: Instant) {
+    pub(super) fn handle_news(&mut self, now: Instant) {
         for peer in self.peers.values_mut() {
             peer.due = Some(now);
             peer.failures = 0;
@@ -54,14 +54,14 @@ impl SyncSchedule {
     }
 
     /// The coordinator has confirmed all news: it tells everybody.
-    pub(in crate::node) fn handle_confirmed(&mut self) {
+    pub(super) fn handle_confirmed(&mut self) {
         for peer in self.peers.values_mut() {
             peer.due = None;
         }
     }
 
     /// Whether a peer is reached now.
-    pub(in crate::node) fn handle_reach(
+    pub(super) fn handle_reach(
         &mut self,
         id: &PublicKey,
         reachable: bool,
@@ -78,7 +78,7 @@ impl SyncSchedule {
     }
 
     /// A conversation ended.
-    pub(in crate::node) fn handle_ended(&mut self, id: &PublicKey, well: bool, now: Instant) {
+    pub(super) fn handle_ended(&mut self, id: &PublicKey, well: bool, now: Instant) {
         if let Some(peer) = self.peers.get_mut(id) {
             peer.busy = false;
             peer.failures = if well { 0 } else { peer.failures + 1 };
@@ -90,7 +90,7 @@ impl SyncSchedule {
     }
 
     /// Whom to dial now; `away` is whether the coordinator is.
-    pub(in crate::node) fn poll(&mut self, away: bool, now: Instant) -> Vec<PublicKey> {
+    pub(super) fn poll(&mut self, away: bool, now: Instant) -> Vec<PublicKey> {
         if away
             && self
                 .turned

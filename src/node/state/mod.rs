@@ -15,6 +15,7 @@
 
 pub mod departing;
 pub mod records;
+pub(in crate::node) mod writer;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -25,8 +26,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::control::stream::Position;
-use super::replica::newcomers::{self, Newcomers};
+use super::replica::{InStep, NewcomerLists, Newcomers, Position};
 use crate::containers::ContainerId;
 use crate::model::address::Block;
 use crate::model::time::UnixSeconds;
@@ -402,7 +402,7 @@ impl StateDir {
             Ok(lists) => lists.unwrap_or_default(),
             Err(error) => {
                 tracing::warn!(%error, "this node vouches for no member, since it cannot read which ones it accepted on trust");
-                newcomers::StoredLists {
+                NewcomerLists {
                     on_trust: members.collect(),
                     ..Default::default()
                 }
@@ -415,21 +415,15 @@ impl StateDir {
     ///
     /// # Errors
     /// The disk refuses.
-    pub(in crate::node) fn set_in_step(
-        &self,
-        stored: &newcomers::Stored,
-    ) -> Result<(), StateError> {
-        self.write(IN_STEP, stored)
+    pub(in crate::node) fn set_in_step(&self, in_step: &InStep) -> Result<(), StateError> {
+        self.write(IN_STEP, in_step)
     }
 
     /// Writes which memberships are held back, and which were accepted on trust.
     ///
     /// # Errors
     /// The disk refuses.
-    pub(in crate::node) fn set_newcomers(
-        &self,
-        lists: &newcomers::StoredLists,
-    ) -> Result<(), StateError> {
+    pub(in crate::node) fn set_newcomers(&self, lists: &NewcomerLists) -> Result<(), StateError> {
         self.write(NEWCOMERS, lists)
     }
 

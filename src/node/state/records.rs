@@ -1,8 +1,9 @@
-//! The records on disk: one envelope a line, appended as they change, written anew when most lines are old.
+//! The records on disk: one envelope a line. Records are appended as they change. The file is replaced when most lines are out
+//! of date.
 //!
-//! Every line carries its own signature, so a damaged one is noticed when it is read back, left out, and
-//! fetched again. Records that others rest on (the mesh, tokens, memberships, revocations) stand there twice:
-//! one damaged line costs no other, and never brings a removed node back.
+//! Every line carries its own signature, so a damaged line is noticed when the file is read. It is left out, and the record is
+//! requested again. Records on which other records depend (the mesh, tokens, memberships, revocations) stand in the file
+//! twice, so that one damaged line costs no other record and never brings a removed node back.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -17,10 +18,8 @@ use crate::records::kinds::Record;
 use crate::records::ledger::Refused;
 use crate::records::{Envelope, Ledger};
 
-/// Octets of a line at most: a payload with every character escaped, and the signature.
+/// The maximum length of a line, in bytes: a payload with every character escaped, and the signature.
 const MAX_LINE: u64 = (MAX_PAYLOAD * 6 + 1024) as u64;
-/// The file is written anew when it has more than three times as many lines as records, and more than this.
-const SLACK_LINES: usize = 1024;
 
 /// The file of records.
 #[derive(Debug)]
@@ -28,17 +27,81 @@ pub struct RecordLog {
     path: PathBuf,
     file: File,
     lines: usize,
-    /// Whether all that was appended is there.
+    /// Whether all records that were to be written are in the file.
     whole: bool,
 }
 
-/// What came back from disk.
+/// The content of the file.
 #[derive(Debug)]
 pub struct Loaded {
     /// All records that verify.
     pub ledger: Ledger,
-    /// Lines that were damaged.
+    /// The number of lines that were damaged.
     pub damaged: usize,
+    /// The number of those whose record was lost. A damaged line loses no record if the record stands in the file twice. The
+    /// last line loses none if it was cut off: the program ended before the disk had confirmed that line, and nothing else on
+    /// disk follows from it.
+    pub lost: usize,
+}
+
+/// Counts the damaged lines while the file is read.
+#[derive(Debug, Default)]
+struct Damage {
+    damaged: usize,
+    lost: usize,
+    last: LastLine,
+}
+
+/// The last line, as far as the next line depends on it.
+#[derive(Debug, Default)]
+enum LastLine {
+    #[default]
+    Settled,
+    /// Its record was lost, unless the next line is a copy of it.
+    Damaged,
+    /// The first copy of a record that stands in the file twice.
+    First(Envelope),
+    /// A copy of a record that stands in the file twice, after a damaged line. If the next line is a copy of it as well, the
+    /// damaged line was another record.
+    AfterDamaged(Envelope),
+}
+
+impl Damage {
+    /// A line was read. `envelope` is none if it is damaged.
+    fn handle_line(&mut self, envelope: Option<&Envelope>) {
+        let last = std::mem::take(&mut self.last);
+        let Some(envelope) = envelope else {
+            self.damaged += 1;
+            match last {
+                LastLine::Settled => self.last = LastLine::Damaged,
+                // The second copy is damaged.
+                LastLine::First(_) => {}
+                LastLine::Damaged | LastLine::AfterDamaged(_) => {
+                    self.lost += 1;
+                    self.last = LastLine::Damaged;
+                }
+            }
+            return;
+        };
+        let is_twice = is_foundation(envelope);
+        match last {
+            LastLine::Damaged if is_twice => {
+                self.last = LastLine::AfterDamaged(envelope.clone());
+            }
+            LastLine::Damaged => self.lost += 1,
+            LastLine::AfterDamaged(copy) if copy == *envelope => self.lost += 1,
+            LastLine::First(copy) if copy == *envelope => {}
+            _ if is_twice => self.last = LastLine::First(envelope.clone()),
+            _ => {}
+        }
+    }
+
+    /// The file ended. `is_torn` is whether the last line has no end.
+    fn finish(&mut self, is_torn: bool) {
+        if matches!(self.last, LastLine::Damaged) && !is_torn {
+            self.lost += 1;
+        }
+    }
 }
 
 impl RecordLog {
@@ -55,10 +118,8 @@ impl RecordLog {
             .mode(0o600)
             .open(path)
             .map_err(fault)?;
-        let mut loaded = Loaded {
-            ledger: Ledger::new(mesh_key),
-            damaged: 0,
-        };
+        let mut ledger = Ledger::new(mesh_key);
+        let mut damage = Damage::default();
         let mut reader = BufReader::new(&file);
         let mut lines = 0;
         let mut whole = true;
@@ -80,47 +141,58 @@ impl RecordLog {
             let envelope = serde_json::from_slice::<Envelope>(&line)
                 .ok()
                 .filter(|_| whole);
+            let applied = envelope.clone().map(|envelope| ledger.apply(envelope));
             // A record that a rule refuses is not damaged: a later record, or a rule of a later version, made it invalid.
-            match envelope.map(|envelope| loaded.ledger.apply(envelope)) {
-                Some(Ok(_)) => {}
-                None | Some(Err(Refused::Signature | Refused::TooLong(_) | Refused::Record(_))) => {
-                    loaded.damaged += 1;
-                }
+            let is_damaged = match &applied {
+                None => true,
                 Some(Err(refused)) => {
                     tracing::debug!(%refused, "a record on disk is not loaded, since the ledger refuses it");
+                    matches!(
+                        refused,
+                        Refused::Signature | Refused::TooLong(_) | Refused::Record(_)
+                    )
                 }
-            }
+                Some(Ok(_)) => false,
+            };
+            damage.handle_line(envelope.as_ref().filter(|_| !is_damaged));
         }
+        damage.finish(!whole);
+        let loaded = Loaded {
+            ledger,
+            damaged: damage.damaged,
+            lost: damage.lost,
+        };
         let mut log = Self {
             path: path.to_owned(),
             file,
             lines,
             whole: true,
         };
-        // A line cut off in the middle would swallow the next one appended.
-        if (!whole || loaded.damaged > 0) && log.rewrite(&loaded.ledger).is_err() {
-            // A full disk does not keep the node from starting: what was read holds, and is written later.
+        // A line cut off in the middle would swallow the next one that is appended.
+        if (!whole || loaded.damaged > 0) && log.replace(loaded.ledger.envelopes()).is_err() {
+            // A full disk does not keep the node from starting: the records that were read hold, and are written later.
             log.whole = false;
         }
         Ok((log, loaded))
     }
 
-    /// Whether all that was appended is on disk. Once it is not, the next [`RecordLog::append`] that succeeds makes
-    /// it whole.
+    /// Whether all records that were to be written are in the file. If they are not, only [`RecordLog::replace`] makes it whole.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.whole
     }
 
-    /// Appends records and waits for the disk; `ledger` holds them already.
+    /// The number of lines.
+    #[must_use]
+    pub fn lines(&self) -> usize {
+        self.lines
+    }
+
+    /// Appends records and waits for the disk.
     ///
     /// # Errors
-    /// The disk refuses; what was there before stays as it was.
-    pub fn append(&mut self, envelopes: &[Envelope], ledger: &Ledger) -> Result<(), FileError> {
-        if !self.whole || self.lines + envelopes.len() > ledger.len() * 3 + SLACK_LINES {
-            self.whole = false;
-            return self.rewrite(ledger);
-        }
+    /// The disk refuses. The file is then as before.
+    pub fn append(&mut self, envelopes: &[Envelope]) -> Result<(), FileError> {
         let (text, lines) = lines_of(envelopes.iter());
         let before = self.file.metadata().map(|m| m.len());
         let written = self
@@ -138,8 +210,15 @@ impl RecordLog {
         Ok(())
     }
 
-    fn rewrite(&mut self, ledger: &Ledger) -> Result<(), FileError> {
-        let (text, lines) = lines_of(ledger.envelopes());
+    /// Replaces the content of the file with these records, and waits for the disk.
+    ///
+    /// # Errors
+    /// The disk refuses. The file is then as before.
+    pub fn replace<'a>(
+        &mut self,
+        envelopes: impl Iterator<Item = &'a Envelope>,
+    ) -> Result<(), FileError> {
+        let (text, lines) = lines_of(envelopes);
         file::write_atomic(&self.path, &text, 0o600)?;
         self.file = OpenOptions::new()
             .append(true)
@@ -215,8 +294,7 @@ mod tests {
                 .ledger
                 .apply(token(n, 1))
                 .expect("signed by the mesh key");
-            log.append(&[token(n, 1)], &loaded.ledger)
-                .expect("room on the disk");
+            log.append(&[token(n, 1)]).expect("room on the disk");
         }
         (dir, path)
     }
@@ -240,13 +318,12 @@ mod tests {
             std::fs::write(&path, &text[..cut]).expect("writable");
             let (mut log, mut loaded) = open(&path);
             assert_eq!(loaded.ledger.len(), [3, 2, 1, 0][at], "cut at {cut}");
-            assert_eq!(loaded.damaged, 1);
+            assert_eq!((loaded.damaged, loaded.lost), (1, 0));
             loaded
                 .ledger
                 .apply(token(20, 1))
                 .expect("signed by the mesh key");
-            log.append(&[token(20, 1)], &loaded.ledger)
-                .expect("room on the disk");
+            log.append(&[token(20, 1)]).expect("room on the disk");
             let (_, again) = open(&path);
             assert_eq!(
                 (again.ledger.len(), again.damaged),
@@ -266,21 +343,51 @@ mod tests {
             let (_, loaded) = open(&path);
             assert_eq!(loaded.ledger.len(), 3, "bit flipped at {at}");
             assert!(loaded.damaged >= 1);
+            assert_eq!(loaded.lost, 0, "bit flipped at {at}");
         }
     }
 
     #[test]
-    fn the_file_does_not_grow_with_the_number_of_changes() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let path = dir.path().join("records.jsonl");
-        let (mut log, mut loaded) = open(&path);
-        for version in 1..3000 {
-            loaded.ledger.apply(token(10, version)).expect("newer");
-            log.append(&[token(10, version)], &loaded.ledger)
-                .expect("room on the disk");
+    fn a_damaged_line_is_a_lost_record_if_no_copy_of_it_is_left() {
+        let (_dir, path) = three();
+        let text = std::fs::read_to_string(&path).expect("just written");
+        let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(lines.len(), 6);
+        // The damaged lines, and the number of records that are lost with them.
+        for (damaged, lost) in [
+            (vec![0], 0),
+            (vec![1], 0),
+            (vec![5], 0),
+            (vec![0, 1], 1),
+            (vec![4, 5], 1),
+            (vec![2, 3], 1),
+            (vec![0, 1, 2, 3, 4, 5], 3),
+        ] {
+            let line = |n: usize| if damaged.contains(&n) { "{" } else { lines[n] };
+            let text: Vec<String> = (0..6).map(|n| format!("{}\n", line(n))).collect();
+            std::fs::write(&path, text.concat()).expect("writable");
+            let (_, loaded) = open(&path);
+            assert_eq!(loaded.damaged, damaged.len());
+            assert_eq!(3 - loaded.ledger.len(), lost);
+            assert!(loaded.lost >= lost, "{damaged:?}");
+            assert_eq!(loaded.lost > 0, lost > 0, "{damaged:?}");
         }
-        let (log, loaded) = open(&path);
-        assert_eq!(loaded.ledger.len(), 1);
-        assert!(log.lines <= SLACK_LINES + 5, "{} lines", log.lines);
+        // A line that was cut off is the only damaged one, and none that was on disk for certain.
+        let service = "{\"signer\":";
+        std::fs::write(&path, format!("{text}{service}")).expect("writable");
+        let (_, loaded) = open(&path);
+        assert_eq!((loaded.damaged, loaded.lost), (1, 0));
+    }
+
+    #[test]
+    fn the_content_is_replaced_as_a_whole() {
+        let (_dir, path) = three();
+        let (mut log, loaded) = open(&path);
+        let kept: Vec<Envelope> = loaded.ledger.envelopes().take(2).cloned().collect();
+        log.replace(kept.iter()).expect("room on the disk");
+        assert_eq!((log.lines(), log.is_whole()), (4, true));
+        log.append(&[token(20, 1)]).expect("room on the disk");
+        let (again, loaded) = open(&path);
+        assert_eq!((loaded.ledger.len(), again.lines()), (3, 6));
     }
 }

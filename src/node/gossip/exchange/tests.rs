@@ -1,7 +1,9 @@
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::*;
 use crate::model::time::UnixSeconds;
+use crate::node::replica::Applied;
 use crate::records::Ledger;
 use crate::records::kinds::{Record, Token};
 
@@ -57,39 +59,43 @@ impl End {
     fn run(&mut self) -> Vec<PeerMessage> {
         let mut sent = Vec::new();
         while let Some(step) = self.steps.pop_front() {
-            let more = match step {
+            let request = match step {
                 Step::Send(message) => {
                     sent.push(message);
                     continue;
                 }
                 Step::Flush | Step::Proven => continue,
-                Step::Vouched(memberships) => {
-                    self.vouched.extend(memberships);
-                    continue;
-                }
-                Step::AskMemberships(nodes) => {
-                    assert!(nodes.len() <= MAX_ASKED);
-                    self.exchange.handle_memberships(self.witnessed.clone())
-                }
-                Step::Apply(records) => {
-                    for record in records {
-                        let _ = self.ledger.apply(record);
-                    }
-                    continue;
-                }
-                Step::AskHoldings => self
-                    .exchange
-                    .handle_holdings(&Arc::new(Holdings::of(&self.ledger))),
-                Step::AskRecords(signers) => {
-                    let held = self.ledger.envelopes_for_peers();
-                    let held = held.filter(|e| signers.contains(&e.signer));
-                    self.exchange.handle_records(held.cloned().collect())
-                }
                 Step::End => {
                     self.ended = true;
                     continue;
                 }
+                Step::Ask(request) => request,
             };
+            let reply = match request {
+                LedgerRequest::Vouched { memberships, .. } => {
+                    self.vouched.extend(memberships);
+                    LedgerReply::Applied(Applied::default())
+                }
+                LedgerRequest::Memberships(nodes) => {
+                    assert!(nodes.len() <= MAX_ASKED);
+                    LedgerReply::Memberships(self.witnessed.clone())
+                }
+                LedgerRequest::Apply { records, .. } => {
+                    for record in records {
+                        let _ = self.ledger.apply(record);
+                    }
+                    LedgerReply::Applied(Applied::default())
+                }
+                LedgerRequest::Digests => {
+                    LedgerReply::Digests(Arc::new(Holdings::of(&self.ledger)))
+                }
+                LedgerRequest::Records(signers) => {
+                    let held = self.ledger.envelopes_for_peers();
+                    let held = held.filter(|e| signers.contains(&e.signer));
+                    LedgerReply::Records(held.cloned().collect())
+                }
+            };
+            let more = self.exchange.handle_reply(reply);
             self.steps.extend(more);
         }
         sent
@@ -230,7 +236,7 @@ fn nothing_is_taken_out_of_turn_or_beyond_the_bounds() {
         Err(Broken::TooMuch)
     );
     let records = vec![token(20, 1); MAX_RECORDS];
-    let taken = (0..=MOST_RECORDS / MAX_RECORDS)
+    let taken = (0..=MAX_ALL_RECORDS / MAX_RECORDS)
         .map_while(|_| {
             let records = records.clone();
             flooded
@@ -238,7 +244,7 @@ fn nothing_is_taken_out_of_turn_or_beyond_the_bounds() {
                 .ok()
         })
         .count();
-    assert!(taken <= MOST_RECORDS / MAX_RECORDS);
+    assert!(taken <= MAX_ALL_RECORDS / MAX_RECORDS);
 }
 
 #[test]
@@ -257,18 +263,20 @@ fn a_departure_is_acknowledged_before_it_ends_the_tunnel() {
         exchange.turn = Turn::Summary;
         exchange.handle_message(PeerMessage::Records { records })
     };
+    let peer = there.public();
+    let apply = |records| Step::Ask(LedgerRequest::Apply { peer, records });
     let own = vec![departure(2)];
     assert_eq!(
         steps_of(own.clone()),
         Ok(vec![
             Step::Send(PeerMessage::Received),
             Step::Flush,
-            Step::Apply(own)
+            apply(own)
         ])
     );
     // That of another node ends no tunnel to this one.
     let others = vec![departure(3)];
-    assert_eq!(steps_of(others.clone()), Ok(vec![Step::Apply(others)]));
+    assert_eq!(steps_of(others.clone()), Ok(vec![apply(others)]));
 }
 
 /// Like [`pair`]. The end that dials holds back the memberships of the nodes in `asks`.

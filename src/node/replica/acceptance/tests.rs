@@ -69,7 +69,7 @@ fn a_record_of_another_machine_is_a_problem_and_is_overtaken() {
         key("node", ""),
         &node(WireGuardKey([9; 32])),
         foreign,
-        OWN,
+        Some(OWN),
         now,
     );
     assert!(line.is_some_and(|line| line.contains(&foreign.to_string())));
@@ -106,7 +106,7 @@ fn a_record_of_another_machine_is_a_problem_and_is_overtaken() {
     assert_eq!(whats(&word, now + SHOWN), Vec::<String>::new());
     // The same record is known when the coordinator sends it again.
     assert_eq!(
-        word.handle_foreign(key("node", ""), &node(OWN), foreign, OWN, now + SHOWN),
+        word.handle_foreign(key("node", ""), &node(OWN), foreign, Some(OWN), now + SHOWN),
         None
     );
     assert_eq!(whats(&word, now + SHOWN), Vec::<String>::new());
@@ -121,7 +121,7 @@ fn two_machines_with_the_same_keys_answer_each_other_more_and_more_slowly() {
         let now = start + Duration::from_millis(500) * tick;
         // The other machine always publishes first.
         version += 1;
-        word.handle_foreign(key("node", ""), &node(OWN), version, OWN, now);
+        word.handle_foreign(key("node", ""), &node(OWN), version, Some(OWN), now);
         if word.is_due(now) {
             version = next_version(
                 word.last_version(&key("node", ""), 0),
@@ -134,10 +134,10 @@ fn two_machines_with_the_same_keys_answer_each_other_more_and_more_slowly() {
     assert!((60..75).contains(&published), "{published} in an hour");
     // After a quiet time this node answers at once, and answers the next record after the shortest pause.
     let later = start + Duration::from_secs(2 * 3600);
-    word.handle_foreign(key("node", ""), &node(OWN), version + 1, OWN, later);
+    word.handle_foreign(key("node", ""), &node(OWN), version + 1, Some(OWN), later);
     assert!(word.is_due(later));
     word.handle_published(&key("node", ""), version + 2, later);
-    word.handle_foreign(key("node", ""), &node(OWN), version + 3, OWN, later);
+    word.handle_foreign(key("node", ""), &node(OWN), version + 3, Some(OWN), later);
     assert!(word.is_due(later + MIN_PAUSE));
 }
 
@@ -149,7 +149,7 @@ fn a_state_directory_that_was_restored_is_told_from_a_copy_that_speaks_now() {
         key("node", ""),
         &node(WireGuardKey([9; 32])),
         millis(-3600),
-        OWN,
+        Some(OWN),
         now,
     );
     assert_eq!(
@@ -158,7 +158,7 @@ fn a_state_directory_that_was_restored_is_told_from_a_copy_that_speaks_now() {
     );
     assert!(word.problems(now)[0].why.contains("WireGuard key"));
     assert!(whats(&word, now + SHOWN_OLDER).is_empty());
-    let line = word.handle_foreign(key("name", ""), &node(OWN), millis(1), OWN, now);
+    let line = word.handle_foreign(key("name", ""), &node(OWN), millis(1), Some(OWN), now);
     assert!(line.is_some());
     assert_eq!(
         whats(&word, now),
@@ -171,7 +171,13 @@ fn services_that_another_machine_made_up_are_withdrawn() {
     let now = Instant::now();
     let mut word = word();
     for name in ["db", "web"] {
-        word.handle_foreign(key("service", name), &service(name), millis(5), OWN, now);
+        word.handle_foreign(
+            key("service", name),
+            &service(name),
+            millis(5),
+            Some(OWN),
+            now,
+        );
     }
     let known = BTreeSet::from([key("service", "web").id().into_owned()]);
     let withdrawn = word.foreign_services(&id(), &known, now);
@@ -192,7 +198,7 @@ fn services_that_another_machine_made_up_are_withdrawn() {
 fn nothing_is_above_the_largest_version_and_that_is_said() {
     let now = Instant::now();
     let mut word = word();
-    word.handle_foreign(key("node", ""), &node(OWN), u64::MAX, OWN, now);
+    word.handle_foreign(key("node", ""), &node(OWN), u64::MAX, Some(OWN), now);
     assert!(!word.is_due(now));
     let problems = word.problems(now + SHOWN);
     assert!(
@@ -211,7 +217,7 @@ fn what_another_machine_says_takes_bounded_memory() {
             key("service", &name),
             &service(&name),
             millis(5) + n,
-            OWN,
+            Some(OWN),
             now,
         );
     }
@@ -238,7 +244,7 @@ fn a_record_that_the_coordinator_refuses_is_a_problem_in_its_words_and_is_offere
     };
     let lines = word.handle_answer(1, &["the moon is full".into()], answer(), now);
     assert_eq!(lines, ["the service db of this node: the moon is full"]);
-    assert_eq!(word.taken(), &Taken::Yes);
+    assert_eq!(word.node_record(), &NodeRecord::Accepted);
     let problems = word.problems(now);
     assert_eq!(problems.len(), 1);
     assert_eq!(
@@ -277,7 +283,10 @@ fn a_coordinator_that_names_no_record_is_quoted_for_all_that_were_offered() {
     let node = key("node", "");
     word.handle_offered(1, vec![node.clone()]);
     word.handle_answer(1, &["the disk is full".into()], vec![], now);
-    assert_eq!(word.taken(), &Taken::Refused("the disk is full".into()));
+    assert_eq!(
+        word.node_record(),
+        &NodeRecord::Refused("the disk is full".into())
+    );
     assert_eq!(word.problems(now)[0].why, "the disk is full");
     let due = Due {
         key: node.clone(),

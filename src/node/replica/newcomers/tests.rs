@@ -41,8 +41,8 @@ fn token(expires_at: UnixSeconds) -> Token {
 
 fn in_step(at: Option<UnixSeconds>) -> Newcomers {
     Newcomers::new(
-        Stored { in_step: at },
-        StoredLists::default(),
+        InStep { in_step: at },
+        NewcomerLists::default(),
         Instant::now(),
     )
 }
@@ -120,8 +120,8 @@ fn a_membership_is_released_by_a_peer_and_not_by_its_own_node_or_with_another_te
     assert!(newcomers.may_release(&envelope, &key(2).public()));
 
     // Both lists survive a restart.
-    let lists = newcomers.unwritten().expect("it changed");
-    let stored = Stored {
+    let (_, lists) = newcomers.unwritten().expect("it changed");
+    let stored = InStep {
         in_step: Some(ago(0)),
     };
     let mut newcomers = Newcomers::new(stored, lists, now);
@@ -136,8 +136,8 @@ fn a_membership_is_released_by_a_peer_and_not_by_its_own_node_or_with_another_te
     assert!(!newcomers.vouches_for(&held.id), "it saw nothing itself");
     newcomers.handle_accepted(&held.id, true);
     assert!(newcomers.vouches_for(&held.id));
-    assert!(newcomers.unwritten().is_some());
-    newcomers.handle_written();
+    let (revision, _) = newcomers.unwritten().expect("it changed");
+    newcomers.handle_written(revision);
     assert!(newcomers.unwritten().is_none());
 }
 
@@ -202,7 +202,7 @@ fn a_node_is_in_step_once_it_holds_all_that_the_coordinator_had_when_the_stream_
     assert_eq!(judged(&newcomers, 3600, &over), Verdict::OnTrust);
     assert_eq!(
         newcomers.handle_heard(1000, NOW, || NOW),
-        Some(Stored { in_step: Some(NOW) })
+        Some(InStep { in_step: Some(NOW) })
     );
     assert_eq!(judged(&newcomers, 3600, &over), Verdict::HeldBack);
     // The time is written to disk once a minute.

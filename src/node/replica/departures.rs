@@ -1,0 +1,101 @@
+//! The departures that this node publishes for peers that left while no coordinator was there.
+//!
+//! A node that left does not offer its departure again when the coordinator is back. So each peer that received one from
+//! another node publishes it, now or when its stream opens. After a restart this node publishes all departures that it holds
+//! once, since the disk does not tell which of them a coordinator has.
+
+use std::collections::BTreeSet;
+
+use crate::records::kinds::RecordKey;
+use crate::records::ledger::Refused;
+use crate::records::{Envelope, Ledger};
+
+/// The departures that are not published yet.
+#[derive(Debug, Default)]
+pub(super) struct Departures {
+    unpublished: BTreeSet<RecordKey>,
+    /// The number of the publication that contains them.
+    offered: Option<u64>,
+}
+
+impl Departures {
+    /// All departures that `ledger` holds are to be published.
+    pub(super) fn held_in(ledger: &Ledger) -> Self {
+        Self {
+            unpublished: ledger.departures().cloned().collect(),
+            offered: None,
+        }
+    }
+
+    /// Records of a peer were accepted.
+    pub(super) fn handle_from_peer(&mut self, changed: &[RecordKey]) {
+        let new = changed
+            .iter()
+            .filter(|key| matches!(key, RecordKey::Departure(_)));
+        self.unpublished.extend(new.cloned());
+    }
+
+    /// The departures that are to be published.
+    pub(super) fn unpublished(&self, ledger: &Ledger) -> Vec<Envelope> {
+        let held = |key: &RecordKey| ledger.entry(key).map(|entry| entry.envelope.clone());
+        self.unpublished.iter().filter_map(held).collect()
+    }
+
+    /// The departures are published with the number `sequence`.
+    pub(super) fn handle_offered(&mut self, sequence: u64) {
+        self.offered = Some(sequence);
+    }
+
+    /// The coordinator has answered. `settled` is whether another offer of the records would change nothing.
+    pub(super) fn handle_published(&mut self, sequence: u64, settled: bool) {
+        if self.offered.take_if(|at| *at == sequence).is_some() && settled {
+            self.unpublished.clear();
+        }
+    }
+
+    /// The stream closed, so the publication gets no answer.
+    pub(super) fn handle_closed(&mut self) {
+        self.offered = None;
+    }
+}
+
+/// Whether another offer of a departure would change nothing: the coordinator stored it, or the departure is of a node that the
+/// coordinator never admitted or has removed already. A failure of the coordinator's store is neither.
+pub(in crate::node) fn is_settled(refused: &[String]) -> bool {
+    let settled = [Refused::NotAMember, Refused::NodeRevoked].map(|refused| refused.to_string());
+    refused.iter().all(|why| settled.contains(why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PublicKey;
+
+    #[test]
+    fn only_departures_of_peers_are_published_and_until_they_are_acknowledged() {
+        let mut departures = Departures::default();
+        let departure = RecordKey::Departure(PublicKey([1; 32]));
+        let others = [RecordKey::Node(PublicKey([2; 32])), departure.clone()];
+        departures.handle_from_peer(&others);
+        assert_eq!(departures.unpublished, [departure].into());
+        departures.handle_offered(7);
+        departures.handle_published(6, true);
+        departures.handle_closed();
+        departures.handle_published(7, true);
+        assert_eq!(departures.unpublished.len(), 1, "the answer was lost");
+        departures.handle_offered(8);
+        departures.handle_published(8, false);
+        assert_eq!(departures.unpublished.len(), 1, "the disk was full");
+        departures.handle_offered(9);
+        departures.handle_published(9, true);
+        assert!(departures.unpublished.is_empty());
+    }
+
+    #[test]
+    fn a_departure_that_the_coordinator_could_not_store_is_published_again() {
+        assert!(is_settled(&[]));
+        assert!(is_settled(&[Refused::NotAMember.to_string()]));
+        assert!(is_settled(&[Refused::NodeRevoked.to_string()]));
+        assert!(!is_settled(&["the coordinator's store failed".to_owned()]));
+    }
+}

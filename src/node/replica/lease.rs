@@ -1,0 +1,103 @@
+//! Requests the lease of this node's address block again, if the coordinator does not accept the node's record because of
+//! the block.
+//!
+//! A coordinator keeps the lease of a node that joined. Then the answer names the same block, and the record is accepted
+//! once the node that took the block is removed. A coordinator that lost the lease may have given the block to another node.
+//! Then this node moves to the block in the answer. A coordinator alone cannot move it: there has to be a signed record in
+//! which another member claims the block.
+
+use std::time::{Duration, Instant};
+
+use super::own::Own;
+use crate::model::PublicKey;
+use crate::model::address::Block;
+use crate::records::Ledger;
+use crate::records::kinds::Node;
+
+/// The shortest time between two requests to a coordinator.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// The state of the requests for the lease.
+#[derive(Debug, Default)]
+pub(super) struct Lease {
+    requested_at: Option<Instant>,
+    /// A member that claims this node's block in a signed record.
+    rival: Option<PublicKey>,
+}
+
+impl Lease {
+    /// The ledger refused the record of `node`, which is authentic, since its block belongs to another node.
+    pub(super) fn handle_rival(&mut self, own: &Block, node: &Node) {
+        if overlaps(own, &node.block) {
+            self.rival = Some(node.id);
+        }
+    }
+
+    /// Whether a coordinator may be asked now. If so, the pause begins.
+    pub(super) fn may_request(&mut self, now: Instant) -> bool {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < PAUSE;
+        if self.requested_at.is_some_and(is_recent) {
+            return false;
+        }
+        self.requested_at = Some(now);
+        true
+    }
+
+    /// The coordinator answered that `block` is leased to this node. Returns the block to which this node moves, if it does.
+    pub(super) fn handle_leased(&self, own: &Own, ledger: &Ledger, block: Block) -> Option<Block> {
+        if block == own.block {
+            return None;
+        }
+        // Once the other node is out, only the answer of the coordinator speaks for a move.
+        let rival = self
+            .rival
+            .filter(|rival| ledger.membership(rival).is_some() && !ledger.is_revoked(rival))?;
+        let id = own.id();
+        let mesh = ledger.mesh()?;
+        let is_free = ledger
+            .nodes()
+            .all(|node| node.id == id || !overlaps(&node.block, &block));
+        if mesh.addresses.index_of(&block).is_none() || !is_free {
+            tracing::warn!(block = %block.v4, "the coordinator leases a block to this node that is not free; this node keeps its block");
+            return None;
+        }
+        tracing::warn!(from = %own.block.v4, to = %block.v4, rival = rival.short(), "another node has this node's address block; this node moves to the block that is leased to it now");
+        Some(block)
+    }
+}
+
+fn overlaps(one: &Block, other: &Block) -> bool {
+    one.contains(other.node_v4().into())
+        || other.contains(one.node_v4().into())
+        || one.contains(other.node_v6().into())
+        || other.contains(one.node_v6().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(v4: &str, v6: &str) -> Block {
+        Block {
+            v4: v4.parse().expect("a literal"),
+            v6: v6.parse().expect("a literal"),
+        }
+    }
+
+    #[test]
+    fn blocks_overlap_by_either_family() {
+        let own = block("10.210.1.0/24", "fd00:1:2:1::/64");
+        assert!(overlaps(&own, &own));
+        assert!(overlaps(&own, &block("10.210.1.0/24", "fd00:1:2:9::/64")));
+        assert!(overlaps(&own, &block("10.210.9.0/24", "fd00:1:2:1::/64")));
+        assert!(!overlaps(&own, &block("10.210.2.0/24", "fd00:1:2:2::/64")));
+    }
+
+    #[test]
+    fn a_coordinator_is_asked_for_a_lease_once_a_minute() {
+        let mut lease = Lease::default();
+        let now = Instant::now();
+        let asked = (0..600).filter(|n| lease.may_request(now + Duration::from_millis(500) * *n));
+        assert_eq!(asked.count(), 5);
+    }
+}

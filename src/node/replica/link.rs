@@ -1,0 +1,213 @@
+//! The state of the control stream to a coordinator.
+
+use std::time::Instant;
+
+use super::position::Position;
+use crate::protocol::control::{Refusal, RefusedRecord};
+use crate::protocol::url::CoordinatorUrl;
+use crate::records::Envelope;
+
+/// An event of the control stream.
+#[derive(Debug)]
+pub enum StreamEvent {
+    /// The stream is open.
+    Opened {
+        /// The coordinator.
+        url: CoordinatorUrl,
+        /// The name of its store.
+        store: String,
+        /// The current revision of the store. It is 0 if this node is not a member in that store yet.
+        revision: u64,
+    },
+    /// This node became a member in the coordinator's store.
+    Admitted {
+        /// The current revision of the store.
+        revision: u64,
+    },
+    /// Records were received.
+    Changes {
+        /// The records. They are not verified yet.
+        records: Vec<Envelope>,
+        /// The position of this node once it holds the records.
+        position: Position,
+    },
+    /// The coordinator has stored or refused the records of one publication.
+    Published {
+        /// The number of the publication.
+        sequence: u64,
+        /// The reasons why records were refused.
+        refused: Vec<String>,
+        /// The refused records, if the coordinator names them.
+        refused_records: Vec<RefusedRecord>,
+    },
+    /// The coordinator sent a sign of life.
+    Alive,
+    /// The stream is closed. Another attempt follows by itself.
+    Closed {
+        /// The coordinator.
+        url: CoordinatorUrl,
+        /// The reason, in one line.
+        why: String,
+        /// The kind of refusal, if the coordinator refused this node.
+        refusal: Option<Refusal>,
+        /// Whether another machine has signed, with this node's key, that it is connected.
+        copied: bool,
+    },
+}
+
+/// The state of the control stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// No attempt has ended since the start.
+    Connecting,
+    /// The stream is open.
+    Connected {
+        /// The time at which it opened.
+        since: Instant,
+    },
+    /// The last stream or attempt ended.
+    Away {
+        /// The reason of the end.
+        why: String,
+    },
+    /// A coordinator answered that this node was removed, and no stream has opened since.
+    Revoked {
+        /// The reason why the last stream or attempt ended.
+        why: String,
+    },
+    /// Another machine with the keys of this node proved that it is connected, and no stream has opened since.
+    Duplicate {
+        /// The reason why the last stream or attempt ended.
+        why: String,
+    },
+}
+
+/// The answers of coordinators since the last stream opened. A coordinator that cannot be reached changes none of them.
+#[derive(Debug, Default)]
+struct Answers {
+    revoked: bool,
+    /// A coordinator claims that another machine has the keys of this node. It may have no proof.
+    duplicate_claimed: bool,
+    /// The other machine proved it.
+    duplicate_proven: bool,
+}
+
+/// The control stream as this node sees it.
+#[derive(Debug)]
+pub struct LinkState {
+    link: Link,
+    url: String,
+    last_received: Option<Instant>,
+    answers: Answers,
+}
+
+impl LinkState {
+    /// The state before the first attempt. `url` is the coordinator that is shown until one was tried.
+    pub(super) fn new(url: String) -> Self {
+        Self {
+            link: Link::Connecting,
+            url,
+            last_received: None,
+            answers: Answers::default(),
+        }
+    }
+
+    /// The stream to `url` opened. Returns whether this node was a duplicate until now.
+    pub(super) fn handle_opened(&mut self, url: &CoordinatorUrl, now: Instant) -> bool {
+        tracing::info!(%url, "connected to the coordinator");
+        let answers = std::mem::take(&mut self.answers);
+        self.url = url.to_string();
+        self.last_received = Some(now);
+        self.link = Link::Connected { since: now };
+        answers.duplicate_proven
+    }
+
+    /// A message of the coordinator was received.
+    pub(super) fn handle_received(&mut self, now: Instant) {
+        self.last_received = Some(now);
+    }
+
+    /// The stream to `url` closed, or could not be opened. Returns whether this node turned out to be a duplicate.
+    pub(super) fn handle_closed(
+        &mut self,
+        url: &CoordinatorUrl,
+        why: String,
+        refusal: Option<Refusal>,
+        copied: bool,
+    ) -> bool {
+        if self.is_connected() || self.failure() != Some(&why) {
+            tracing::warn!(%url, %why, "not connected to the coordinator; names and tunnels go on");
+        }
+        self.url = url.to_string();
+        self.answers.revoked |= refusal == Some(Refusal::Revoked);
+        self.answers.duplicate_claimed |= refusal == Some(Refusal::Clone);
+        // A node that was connected since its start is the original, whatever a coordinator answers.
+        let is_new = copied && self.last_received.is_none() && !self.answers.duplicate_proven;
+        self.answers.duplicate_proven |= is_new;
+        self.link = if self.answers.duplicate_proven {
+            Link::Duplicate { why }
+        } else if self.answers.revoked {
+            Link::Revoked { why }
+        } else {
+            Link::Away { why }
+        };
+        is_new
+    }
+
+    /// The state.
+    #[must_use]
+    pub fn state(&self) -> &Link {
+        &self.link
+    }
+
+    /// The coordinator that was tried last.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// When the last message of a coordinator was received.
+    #[must_use]
+    pub fn last_received(&self) -> Option<Instant> {
+        self.last_received
+    }
+
+    /// Whether the stream is open.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        matches!(self.link, Link::Connected { .. })
+    }
+
+    /// Whether the stream is closed and an attempt to open it has failed, or it was open before.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.failure().is_some()
+    }
+
+    /// Why the last stream or attempt ended. None while the stream is open and before the first attempt ended.
+    #[must_use]
+    pub fn failure(&self) -> Option<&str> {
+        match &self.link {
+            Link::Connecting | Link::Connected { .. } => None,
+            Link::Away { why } | Link::Revoked { why } | Link::Duplicate { why } => Some(why),
+        }
+    }
+
+    /// Whether a coordinator answered that this node was removed.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        self.answers.revoked
+    }
+
+    /// Whether another machine with the keys of this node proved that it is connected. This node then avoids its peers.
+    #[must_use]
+    pub fn is_duplicate(&self) -> bool {
+        self.answers.duplicate_proven
+    }
+
+    /// Whether a coordinator claims, with or without proof, that another machine with the keys of this node is connected.
+    #[must_use]
+    pub fn is_called_duplicate(&self) -> bool {
+        self.answers.duplicate_claimed || self.answers.duplicate_proven
+    }
+}

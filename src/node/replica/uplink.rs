@@ -1,0 +1,228 @@
+//! The side of the coordinator: the state of the stream, what is offered over it, and the position in what it brings.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::departures::{Departures, is_settled};
+use super::effect::{Answer, Effect};
+use super::intake::Intake;
+use super::link::LinkState;
+use super::offer::Offer;
+use super::own::Own;
+use super::position::Position;
+use super::progress::Progress;
+use super::storage::Storage;
+use crate::model::time::Now;
+use crate::protocol::control::{FromNode, RefusedReason};
+use crate::protocol::join::JoinRequest;
+use crate::records::kinds::{Departure, Record, RecordKey};
+use crate::records::{Envelope, Ledger};
+
+/// The shortest time between two requests for all records that follow because a record of this node was refused. Such a
+/// request transfers all records of the mesh.
+pub(super) const AGAIN_AFTER_REFUSAL: Duration = Duration::from_secs(600);
+/// All records are requested again once one record was refused this often.
+const MAX_REFUSALS: u32 = 2;
+
+/// The side of the coordinator.
+#[derive(Debug)]
+pub(super) struct Uplink {
+    pub(super) link: LinkState,
+    pub(super) progress: Progress,
+    offer: Offer,
+    departures: Departures,
+    effects: VecDeque<Effect>,
+}
+
+impl Uplink {
+    /// Starts at `position` with the records in `ledger`.
+    pub(super) fn new(own: &Own, position: Position, ledger: &Ledger) -> Self {
+        let url = own.urls.first().map(ToString::to_string);
+        Self {
+            link: LinkState::new(url.unwrap_or_default()),
+            progress: Progress::new(position),
+            offer: Offer::default(),
+            departures: Departures::held_in(ledger),
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// The stream opened to a coordinator whose store is called `store`: offers what the coordinator may not have.
+    pub(super) fn handle_opened(
+        &mut self,
+        store: &str,
+        own: &Own,
+        intake: &mut Intake,
+        storage: &Storage,
+    ) {
+        let id = own.id();
+        let everything = self.offer.is_pending() || self.progress.is_of_another(store);
+        let (ledger, acceptance) = (&intake.ledger, &mut intake.acceptance);
+        self.offer
+            .offer(ledger, &id, everything, acceptance, storage.own_write());
+        // A node that may be removed when it stays away signs its departure in advance, since no other node can.
+        let token = ledger.membership(&id).and_then(|m| ledger.token(&m.token));
+        if token.is_some_and(|token| token.ephemeral) {
+            let departure = Record::Departure(Departure::of(id));
+            let departure = Envelope::seal(&departure, &own.key);
+            self.offer.send(FromNode::Farewell { departure }, None);
+        }
+        self.publish_departures(ledger);
+    }
+
+    /// The coordinator answered the publication with the number `sequence`. Returns whether it has stored all records of this
+    /// node.
+    pub(super) fn handle_published(
+        &mut self,
+        sequence: u64,
+        refused: &[String],
+        storage: &mut Storage,
+    ) -> bool {
+        let is_stored = refused.is_empty();
+        let settled = is_settled(refused);
+        self.departures.handle_published(sequence, settled);
+        let answer = match (is_stored, settled) {
+            (true, _) => Answer::Stored,
+            (false, true) => Answer::Settled,
+            (false, false) => Answer::Refused,
+        };
+        self.effects
+            .push_back(Effect::Answered { sequence, answer });
+        if self.offer.handle_published(sequence) {
+            self.note_position(storage);
+        }
+        is_stored && sequence == self.offer.sequence()
+    }
+
+    /// The stream closed.
+    pub(super) fn handle_closed(&mut self) {
+        self.progress.handle_closed();
+        self.departures.handle_closed();
+        self.offer.handle_closed();
+        self.effects.push_back(Effect::Unanswered);
+    }
+
+    /// A write ended. See [`Storage::handle_written`].
+    pub(super) fn handle_written(&mut self, ended: u64) {
+        self.offer.handle_written(ended);
+    }
+
+    /// Publishes new records of this node. Returns the number of the last publication, or none if no stream is open.
+    pub(super) fn publish_own(
+        &mut self,
+        records: Vec<Envelope>,
+        intake: &mut Intake,
+        storage: &Storage,
+    ) -> Option<u64> {
+        if !self.link.is_connected() {
+            return None;
+        }
+        self.offer
+            .publish_own(records, &mut intake.acceptance, storage.own_write());
+        Some(self.offer.sequence())
+    }
+
+    /// Publishes the departure of this node. Returns the number of the publication, or none if no stream is open.
+    pub(super) fn publish_departure(&mut self, departure: Envelope) -> Option<u64> {
+        let is_connected = self.link.is_connected();
+        is_connected.then(|| self.offer.publish(vec![departure], None))
+    }
+
+    /// Records of a peer were accepted. The departures among them are published.
+    pub(super) fn handle_from_peer(&mut self, changed: &[RecordKey], ledger: &Ledger) {
+        self.departures.handle_from_peer(changed);
+        if self.link.is_connected() {
+            self.publish_departures(ledger);
+        }
+    }
+
+    fn publish_departures(&mut self, ledger: &Ledger) {
+        let departures = self.departures.unpublished(ledger);
+        if !departures.is_empty() {
+            let sequence = self.offer.publish(departures, None);
+            self.departures.handle_offered(sequence);
+        }
+    }
+
+    /// Notes the position for the next stream and for the next start. A position in a store says that the store has all that
+    /// this node held when the stream opened, so it is not noted before that is true.
+    pub(super) fn note_position(&mut self, storage: &mut Storage) {
+        if self.offer.is_pending() {
+            return;
+        }
+        let position = self.progress.position().clone();
+        self.effects
+            .push_back(Effect::SetPosition(position.clone()));
+        storage.set_position(position);
+    }
+
+    /// Makes the coordinator send all records again, unless the last such request was made less than `pause` ago.
+    pub(super) fn request_all(&mut self, pause: Duration, storage: &mut Storage, now: Now) {
+        let is_connected = self.link.is_connected();
+        if !self.offer.is_pending()
+            && self
+                .progress
+                .request_all(pause, is_connected, now.monotonic)
+        {
+            self.note_position(storage);
+            self.effects.push_back(Effect::Reopen);
+        }
+    }
+
+    /// Offers those records of this node again that the coordinator refused some time ago.
+    pub(super) fn offer_refused(
+        &mut self,
+        own: &Own,
+        intake: &mut Intake,
+        storage: &mut Storage,
+        now: Now,
+    ) {
+        let (ledger, acceptance) = (&intake.ledger, &mut intake.acceptance);
+        acceptance.retain(|key| ledger.entry(key).is_some());
+        if !self.link.is_connected() {
+            return;
+        }
+        let due = acceptance.poll_again(now.monotonic);
+        if due.is_empty() {
+            return;
+        }
+        let entries = due.iter().filter_map(|due| ledger.entry(&due.key));
+        let records = entries.map(|entry| entry.envelope.clone()).collect();
+        self.offer
+            .publish_own(records, acceptance, storage.own_write());
+        if due
+            .iter()
+            .any(|due| due.reason == RefusedReason::Block && matches!(due.key, RecordKey::Node(_)))
+        {
+            self.request_lease(own, intake, now);
+        }
+        // A newer record with this node's key may have come in an earlier revision, which the coordinator does not send again.
+        if due.iter().any(|due| due.failures >= MAX_REFUSALS) {
+            self.request_all(AGAIN_AFTER_REFUSAL, storage, now);
+        }
+    }
+
+    /// Asks a coordinator which block is leased to this node.
+    fn request_lease(&mut self, own: &Own, intake: &mut Intake, now: Now) {
+        let Some(membership) = intake.ledger.entry(&RecordKey::Membership(own.id())) else {
+            return;
+        };
+        if intake.lease.may_request(now.monotonic) {
+            self.effects.push_back(Effect::AskLease {
+                urls: own.coordinators(&intake.ledger),
+                request: JoinRequest::make(membership.envelope.clone(), &own.key),
+            });
+        }
+    }
+
+    /// The mesh record changed, which names the coordinators.
+    pub(super) fn set_urls(&mut self, own: &Own, ledger: &Ledger) {
+        let urls = own.coordinators(ledger);
+        self.effects.push_back(Effect::SetUrls(urls));
+    }
+
+    /// The next action for the shell.
+    pub(super) fn poll(&mut self) -> Option<Effect> {
+        self.effects.pop_front().or_else(|| self.offer.poll())
+    }
+}

@@ -1,0 +1,205 @@
+//! The task that writes the records and the position to disk, so that the agent never waits for the disk.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::StateDir;
+use super::records::RecordLog;
+use crate::node::replica::{RecordsWrite, WriteOutcome, WriteRequest};
+use crate::node::unwritten::Part;
+
+/// The maximum number of requests that wait. A replica has one outstanding.
+const MAX_REQUESTS: usize = 4;
+/// How long the agent waits for the disk when it stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The running task. It ends when this value is dropped and the last request was carried out.
+#[derive(Debug)]
+pub(in crate::node) struct Writer {
+    requests: mpsc::Sender<WriteRequest>,
+    task: JoinHandle<()>,
+}
+
+impl Writer {
+    /// Starts the task. The outcomes come out of the receiver, one for each request, in their order.
+    pub(in crate::node) fn start(
+        log: RecordLog,
+        dir: StateDir,
+    ) -> (Self, mpsc::Receiver<WriteOutcome>) {
+        let (requests, mut waiting) = mpsc::channel(MAX_REQUESTS);
+        let (sender, outcomes) = mpsc::channel(MAX_REQUESTS);
+        let mut files = Files { log, dir };
+        let task = tokio::task::spawn_blocking(move || {
+            while let Some(request) = waiting.blocking_recv() {
+                if sender.blocking_send(files.write(request)).is_err() {
+                    return;
+                }
+            }
+        });
+        (Self { requests, task }, outcomes)
+    }
+
+    /// Hands a request over.
+    pub(in crate::node) fn write(&self, request: WriteRequest) {
+        // The replica has one request outstanding, so there is room, unless the task has ended.
+        if self.requests.try_send(request).is_err() {
+            tracing::error!("the task that writes to disk has ended");
+        }
+    }
+
+    /// Waits until all requests are carried out.
+    pub(in crate::node) async fn stop(self) {
+        drop(self.requests);
+        if timeout(STOP_TIMEOUT, self.task).await.is_err() {
+            tracing::warn!("the disk does not answer; the last changes are not written");
+        }
+    }
+}
+
+/// The files that the task writes.
+struct Files {
+    log: RecordLog,
+    dir: StateDir,
+}
+
+impl Files {
+    /// Carries a request out as [`WriteRequest`] demands.
+    fn write(&mut self, request: WriteRequest) -> WriteOutcome {
+        let mut outcome = WriteOutcome::default();
+        self.write_parts(request, &mut outcome);
+        outcome.record_lines = self.log.lines();
+        outcome
+    }
+
+    fn write_parts(&mut self, request: WriteRequest, outcome: &mut WriteOutcome) {
+        let mut note = |part, result: Result<(), String>| {
+            let is_written = result.is_ok();
+            outcome.results.push((part, result));
+            is_written
+        };
+        if let Some(records) = request.records {
+            let written = match records {
+                RecordsWrite::Append(records) => self.log.append(&records),
+                RecordsWrite::All(records) => self.log.replace(records.iter()),
+            };
+            if !note(Part::Records, written.map_err(|e| e.to_string())) {
+                return;
+            }
+        }
+        if let Some(in_step) = request.in_step {
+            let written = self.dir.set_in_step(&in_step);
+            note(Part::InStep, written.map_err(|e| e.to_string()));
+        }
+        if let Some(lists) = request.newcomers {
+            let written = self.dir.set_newcomers(&lists);
+            if !note(Part::Newcomers, written.map_err(|e| e.to_string())) {
+                return;
+            }
+        }
+        if let Some(position) = request.position {
+            let written = self.dir.set_position(&position);
+            note(Part::Position, written.map_err(|e| e.to_string()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SigningKey;
+    use crate::model::time::UnixSeconds;
+    use crate::node::replica::{InStep, NewcomerLists, Position};
+    use crate::records::Envelope;
+    use crate::records::kinds::{Record, Token};
+
+    fn token(n: u8) -> Envelope {
+        let token = Token {
+            id: SigningKey::from_seed(&[n; 32]).public(),
+            version: 1,
+            tags: vec![],
+            uses: 1,
+            created_at: UnixSeconds(1),
+            expires_at: UnixSeconds(2),
+            ephemeral: false,
+        };
+        Envelope::seal(&Record::Token(token), &SigningKey::from_seed(&[1; 32]))
+    }
+
+    fn request(n: u8) -> WriteRequest {
+        WriteRequest {
+            records: Some(RecordsWrite::Append(vec![token(n)])),
+            newcomers: Some(NewcomerLists::default()),
+            position: Some(Position {
+                store: Some("s".into()),
+                revision: n.into(),
+                mark: None,
+            }),
+            in_step: Some(InStep {
+                in_step: Some(UnixSeconds(n.into())),
+            }),
+        }
+    }
+
+    /// A state directory inside a temporary one.
+    fn files() -> (tempfile::TempDir, StateDir, RecordLog) {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let dir = StateDir::open(&parent.path().join("state")).expect("a new directory");
+        let mesh = SigningKey::from_seed(&[1; 32]).public();
+        let (log, _) = RecordLog::open(&dir.path("records.jsonl"), mesh).expect("writable");
+        (parent, dir, log)
+    }
+
+    #[tokio::test]
+    async fn requests_are_carried_out_in_order_and_to_the_end_when_the_task_stops() {
+        let (_parent, dir, log) = files();
+        let (writer, mut outcomes) = Writer::start(log, dir.clone());
+        for n in [2, 3] {
+            writer.write(request(n));
+        }
+        writer.stop().await;
+        for lines in [2, 4] {
+            let outcome = outcomes.recv().await.expect("one for each request");
+            assert_eq!(outcome.record_lines, lines);
+            assert!(outcome.results.iter().all(|(_, result)| result.is_ok()));
+            assert_eq!(outcome.results.len(), 4);
+        }
+        assert_eq!(dir.position().revision, 3);
+    }
+
+    #[test]
+    fn a_position_is_not_written_if_what_comes_before_it_is_not() {
+        let parts = |outcome: &WriteOutcome| -> Vec<(Part, bool)> {
+            let results = outcome.results.iter();
+            results
+                .map(|(part, result)| (*part, result.is_ok()))
+                .collect()
+        };
+        let (_parent, dir, log) = files();
+        let mut files = Files {
+            log,
+            dir: dir.clone(),
+        };
+        std::fs::create_dir(dir.path("newcomers.json")).expect("its own directory");
+        assert_eq!(
+            parts(&files.write(request(2))),
+            [
+                (Part::Records, true),
+                (Part::InStep, true),
+                (Part::Newcomers, false)
+            ]
+        );
+        assert_eq!(dir.position().revision, 0);
+        // The directory takes the place of the file that is replaced.
+        std::fs::remove_file(dir.path("records.jsonl")).expect("it was there");
+        std::fs::create_dir(dir.path("records.jsonl")).expect("its own directory");
+        let all = WriteRequest {
+            records: Some(RecordsWrite::All(vec![token(2)])),
+            ..request(4)
+        };
+        assert_eq!(parts(&files.write(all)), [(Part::Records, false)]);
+        assert_eq!(dir.position().revision, 0);
+    }
+}
