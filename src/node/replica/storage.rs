@@ -82,7 +82,9 @@ impl Storage {
         if self.all {
             self.new.clear();
         }
-        if are_own && self.retry_at.is_none() {
+        // While the disk refuses records, they are sent without it. A write that is tried again may still succeed.
+        let is_refusing = self.retry_at.is_some() && self.outstanding.is_none();
+        if are_own && !is_refusing {
             self.own_write = Some(self.begun + 1);
         }
     }

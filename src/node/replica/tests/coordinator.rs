@@ -1,0 +1,465 @@
+use super::*;
+
+#[test]
+fn a_node_offers_its_own_records_to_the_store_it_knows_and_all_records_to_another() {
+    let mut kit = Kit::new(&[11]);
+    kit.open(STORE, 5);
+    assert_eq!(kit.publications(), [(1, vec![node(OWN, 1)])]);
+    kit.close(None, false);
+    // What makes this node a member comes before the other records, and its own record comes last.
+    kit.open("another", 9);
+    assert_eq!(kit.sent.last(), Some(&FromNode::Told));
+    let [(2, others), (3, own)] = &kit.publications()[..] else {
+        panic!("two publications")
+    };
+    assert_eq!(others.len(), records_of(&[11]).len() - 1);
+    assert_eq!(own, &[node(OWN, 1)]);
+    let first = |record: &Envelope| others[..2].contains(record);
+    assert!(first(&token()) && first(&membership(OWN)));
+}
+
+#[test]
+fn a_position_is_noted_once_the_store_has_all_that_this_node_offered() {
+    let mut kit = Kit::new(&[]);
+    kit.open("another", 9);
+    let (last, _) = *kit
+        .publications()
+        .last()
+        .map(|(n, r)| (*n, r.len()))
+        .as_ref()
+        .expect("an offer");
+    let noted = |kit: &mut Kit| {
+        let others = std::mem::take(&mut kit.others);
+        let positions = others.into_iter().filter_map(|effect| match effect {
+            Effect::SetPosition(position) => Some(position.revision),
+            _ => None,
+        });
+        positions.collect::<Vec<_>>()
+    };
+    kit.changes(vec![], 9);
+    kit.published(last - 1, &[]);
+    assert!(noted(&mut kit).is_empty());
+    assert!(kit.writes.iter().all(|write| write.position.is_none()));
+    // The stream breaks before the last answer. The next one offers everything again.
+    kit.close(None, false);
+    kit.open(STORE, 9);
+    let sequences: Vec<u64> = kit.publications().iter().map(|(n, _)| *n).collect();
+    assert_eq!(sequences, [last + 1, last + 2]);
+    kit.changes(vec![], 10);
+    kit.published(last + 2, &[]);
+    assert_eq!(noted(&mut kit), [10]);
+    assert_eq!(
+        kit.writes.back().and_then(|w| w.position.clone()),
+        Some(position(10))
+    );
+    kit.changes(vec![], 11);
+    assert_eq!(noted(&mut kit), [11]);
+    assert_eq!(kit.replica.position(), &position(11));
+}
+
+#[test]
+fn the_link_is_away_revoked_or_a_duplicate_until_a_stream_opens() {
+    let why = "no route".to_owned();
+    let mut kit = Kit::new(&[]);
+    let link = |kit: &Kit| kit.replica.link().state().clone();
+    assert_eq!(link(&kit), Link::Connecting);
+    assert!(!kit.replica.link().is_away() && kit.replica.link().url() == url().to_string());
+    kit.close(None, false);
+    assert_eq!(link(&kit), Link::Away { why: why.clone() });
+    assert!(kit.replica.link().is_away() && !kit.replica.is_removed());
+    kit.close(Some(Refusal::Revoked), false);
+    kit.close(None, false);
+    assert_eq!(link(&kit), Link::Revoked { why: why.clone() });
+    assert!(
+        kit.replica.is_removed() && !kit.replica.is_out(),
+        "nothing is signed"
+    );
+    kit.close(Some(Refusal::Clone), false);
+    assert!(kit.replica.link().is_called_duplicate() && !kit.replica.link().is_duplicate());
+    assert!(kit.replica.take_changes().is_empty());
+    kit.close(Some(Refusal::Clone), true);
+    assert_eq!(link(&kit), Link::Duplicate { why: why.clone() });
+    assert!(kit.replica.is_out() && kit.replica.take_changes().duplicate);
+    kit.close(Some(Refusal::Clone), true);
+    assert!(!kit.replica.take_changes().duplicate, "it is known");
+    assert_eq!(kit.replica.link().last_received(), None);
+    kit.open(STORE, 5);
+    assert_eq!(
+        link(&kit),
+        Link::Connected {
+            since: kit.now.monotonic
+        }
+    );
+    assert!(kit.replica.take_changes().duplicate);
+    assert!(!kit.replica.is_removed() && !kit.replica.link().is_called_duplicate());
+    assert_eq!(kit.replica.link().failure(), None);
+    // A node that was connected is the original, whatever a coordinator answers.
+    kit.close(Some(Refusal::Clone), true);
+    assert_eq!(link(&kit), Link::Away { why });
+    assert!(!kit.replica.is_out() && !kit.replica.take_changes().duplicate);
+    let heard = kit.now.monotonic;
+    kit.wait(Duration::from_secs(9));
+    assert_eq!(kit.replica.link().last_received(), Some(heard));
+    kit.open(STORE, 5);
+    kit.wait(Duration::from_secs(9));
+    kit.event(StreamEvent::Alive);
+    assert_eq!(kit.replica.link().last_received(), Some(kit.now.monotonic));
+}
+
+#[test]
+fn records_of_the_coordinator_are_verified_and_what_is_accepted_is_a_change() {
+    let mut kit = Kit::new(&[11]);
+    kit.open(STORE, 5);
+    let mut forged = service(11, "db", 3);
+    forged.payload = forged.payload.replace("db", "dc");
+    kit.changes(
+        vec![
+            forged,
+            service(12, "web", 1),
+            membership(12),
+            node(12, 1),
+            service(11, "web", 2),
+            service(11, "web", 1),
+        ],
+        7,
+    );
+    let keys = [membership(12), node(12, 1), service(11, "web", 2)];
+    let keys: Vec<RecordKey> = keys.iter().filter_map(Envelope::key).collect();
+    assert_eq!(kit.replica.take_changes().records, keys);
+    assert!(kit.replica.take_changes().is_empty());
+    assert!(
+        !kit.holds(&service(12, "web", 1)),
+        "it came before its membership"
+    );
+    let written = kit.writes.iter().filter_map(|write| write.records.as_ref());
+    let written: Vec<_> = written.collect();
+    let expected = vec![membership(12), node(12, 1), service(11, "web", 2)];
+    assert_eq!(written, [&RecordsWrite::Append(expected)]);
+}
+
+#[test]
+fn a_mesh_record_that_names_coordinators_sets_them_and_the_token_s_come_last() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    kit.changes(vec![mesh(2, &["https://198.51.100.7:7443"])], 6);
+    let urls = kit.others.iter().find_map(|effect| match effect {
+        Effect::SetUrls(urls) => Some(urls.clone()),
+        _ => None,
+    });
+    let listed: CoordinatorUrl = "https://198.51.100.7:7443".parse().expect("a literal");
+    assert_eq!(urls, Some(vec![listed, url()]));
+    assert_eq!(kit.replica.coordinators().len(), 2);
+    kit.others.clear();
+    kit.changes(vec![membership(11)], 7);
+    assert!(
+        !kit.others
+            .iter()
+            .any(|effect| matches!(effect, Effect::SetUrls(_)))
+    );
+}
+
+#[test]
+fn a_publication_is_answered_once_by_stored_settled_or_refused() {
+    let mut kit = Kit::new(&[]);
+    assert_eq!(
+        kit.publish(vec![service_record(OWN, "web", 1)]).sequence,
+        None
+    );
+    kit.open(STORE, 5);
+    let settled = ledger::Refused::NodeRevoked.to_string();
+    for (refused, answer) in [
+        (vec![], Answer::Stored),
+        (vec![settled.as_str()], Answer::Settled),
+        (vec!["the store failed"], Answer::Refused),
+    ] {
+        kit.others.clear();
+        kit.published(1, &refused);
+        let found = kit.others.iter().find_map(|effect| match effect {
+            Effect::Answered {
+                sequence: 1,
+                answer,
+            } => Some(*answer),
+            _ => None,
+        });
+        assert_eq!(found, Some(answer));
+    }
+    kit.close(None, false);
+    assert!(
+        kit.others
+            .iter()
+            .any(|effect| matches!(effect, Effect::Unanswered))
+    );
+}
+
+#[test]
+fn a_refused_record_is_offered_again_and_the_second_time_all_records_are_requested() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    kit.refuse(1, &node(OWN, 1), RefusedReason::Block);
+    kit.publications();
+    kit.pass(Duration::from_secs(4));
+    assert!(kit.publications().is_empty());
+    kit.pass(Duration::from_secs(2));
+    assert_eq!(kit.publications(), [(2, vec![node(OWN, 1)])]);
+    let leases = |kit: &Kit| {
+        let asked = kit
+            .others
+            .iter()
+            .filter(|e| matches!(e, Effect::AskLease { .. }));
+        asked.count()
+    };
+    assert_eq!((leases(&kit), kit.requests_for_all()), (1, 0));
+    kit.refuse(2, &node(OWN, 1), RefusedReason::Block);
+    kit.pass(Duration::from_secs(11));
+    assert_eq!(kit.publications(), [(3, vec![node(OWN, 1)])]);
+    assert_eq!(leases(&kit), 0, "the coordinator was asked a moment ago");
+    assert_eq!(kit.requests_for_all(), 1);
+    assert_eq!(kit.replica.position().revision, 0);
+    assert_eq!(kit.replica.problems(kit.now.monotonic).len(), 1);
+    // Until the stream closes, what it brings does not change the position.
+    kit.changes(vec![], 8);
+    assert_eq!(kit.replica.position().revision, 0);
+    kit.close(None, false);
+    kit.open(STORE, 8);
+    kit.changes(vec![], 8);
+    assert_eq!(kit.replica.position().revision, 8);
+    kit.published(4, &[]);
+    assert!(kit.replica.problems(kit.now.monotonic).is_empty());
+    // All records are requested rarely for this reason.
+    for sequence in 5..8 {
+        kit.refuse(sequence - 1, &node(OWN, 1), RefusedReason::Other);
+        kit.pass(Duration::from_secs(6));
+    }
+    assert_eq!((leases(&kit), kit.requests_for_all()), (0, 0));
+}
+
+#[test]
+fn nothing_is_offered_again_while_no_stream_is_open() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    kit.refuse(1, &node(OWN, 1), RefusedReason::Other);
+    kit.close(None, false);
+    kit.sent.clear();
+    kit.pass(Duration::from_secs(600));
+    assert!(kit.sent.is_empty());
+}
+
+#[test]
+fn a_node_publishes_above_a_record_that_another_machine_made_with_its_key() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    let foreign = Node {
+        wireguard_key: WireGuardKey([99; 32]),
+        ..node_record(OWN, 7, OWN.into())
+    };
+    let foreign = Envelope::seal(&Record::Node(foreign), &key(OWN));
+    let mut forged = foreign.clone();
+    forged.signature = node(OWN, 1).signature;
+    kit.changes(vec![forged], 5);
+    assert!(!kit.replica.take_changes().own);
+    kit.changes(vec![foreign.clone()], 6);
+    assert!(!kit.holds(&foreign), "its own record is not replaced");
+    let changes = kit.replica.take_changes();
+    assert!(changes.own && changes.records.is_empty());
+    let own_key = RecordKey::Node(id(OWN));
+    assert_eq!(kit.replica.acceptance().last_version(&own_key, 1), 7);
+    let problem = &kit.replica.problems(kit.now.monotonic)[0];
+    assert!(problem.why.contains("version 7"), "{problem:?}");
+    kit.publish(vec![Record::Node(node_record(OWN, 8, OWN.into()))]);
+    assert!(!kit.replica.take_changes().own, "it is published above");
+    // An older record, and a service below the floor, say nothing.
+    kit.changes(vec![node(OWN, 2), node(OWN, 8)], 7);
+    assert!(!kit.replica.take_changes().own);
+    // A node that was removed answers no longer.
+    kit.changes(vec![revocation(OWN), service(OWN, "evil", 9)], 8);
+    assert!(kit.replica.is_removed() && kit.replica.is_out());
+    assert!(!kit.replica.take_changes().own);
+}
+
+#[test]
+fn a_service_below_the_floor_of_the_node_record_is_not_taken_for_one_of_another_machine() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    let raised = Node {
+        services_from: 20,
+        ..node_record(OWN, 2, OWN.into())
+    };
+    kit.publish(vec![Record::Node(raised)]);
+    kit.replica.take_changes();
+    kit.changes(vec![service(OWN, "web", 19)], 6);
+    assert!(!kit.replica.take_changes().own);
+    kit.changes(vec![service(OWN, "web", 20)], 6);
+    assert!(kit.replica.take_changes().own);
+    // A departure, or a record of another node, that is signed with this key is no record to publish above.
+    let mut kit = Kit::new(&[]);
+    kit.changes(
+        vec![
+            departure(OWN),
+            Envelope::seal(&service_record(11, "web", 1), &key(OWN)),
+        ],
+        6,
+    );
+    assert!(!kit.replica.take_changes().own && !kit.replica.is_removed());
+}
+
+#[test]
+fn the_departure_of_an_ephemeral_node_is_deposited_and_that_of_another_is_not() {
+    for ephemeral in [true, false] {
+        let token = token_of(TOKEN, UnixSeconds(START.0 + DAY), ephemeral);
+        let records = [mesh(1, &[]), token, membership(OWN), node(OWN, 1)];
+        let mut kit = Kit::with(&records, position(5), Some(60));
+        kit.open(STORE, 5);
+        let farewell = FromNode::Farewell {
+            departure: departure(OWN),
+        };
+        assert_eq!(kit.sent.contains(&farewell), ephemeral);
+    }
+}
+
+#[test]
+fn a_node_leaves_over_an_open_stream_only() {
+    let mut kit = Kit::new(&[]);
+    assert_eq!(kit.replica.publish_departure(departure(OWN)), None);
+    kit.open(STORE, 5);
+    kit.publications();
+    let sequence = kit.replica.publish_departure(departure(OWN));
+    kit.drain();
+    assert_eq!(sequence, Some(2));
+    assert_eq!(kit.publications(), [(2, vec![departure(OWN)])]);
+}
+
+#[test]
+fn a_node_moves_to_another_block_only_if_a_member_claims_its_block() {
+    let own_is_taken = Kit::new(&[11]);
+    assert_eq!(own_is_taken.replica.handle_leased(block(50)), None);
+    let mut kit = Kit::new(&[11]);
+    kit.open(STORE, 5);
+    let rival = Envelope::seal(&Record::Node(node_record(12, 1, OWN.into())), &key(12));
+    kit.changes(vec![membership(12), rival], 6);
+    assert_eq!(
+        kit.replica.handle_leased(block(OWN.into())),
+        None,
+        "it has that block"
+    );
+    assert_eq!(kit.replica.handle_leased(block(11)), None, "it is not free");
+    assert_eq!(kit.replica.handle_leased(block(50)), Some(block(50)));
+    let mut outside = block(50);
+    outside.v4 = "10.99.0.0/24".parse().expect("a literal");
+    assert_eq!(kit.replica.handle_leased(outside), None);
+    kit.changes(vec![revocation(12)], 7);
+    assert_eq!(kit.replica.handle_leased(block(50)), None);
+}
+
+#[test]
+fn a_membership_that_is_dated_before_the_node_was_in_step_is_held_back() {
+    let expired = token_of(3, UnixSeconds(START.0 - 30 * DAY), false);
+    let late = membership_by(20, 3, UnixSeconds(START.0 - 60 * DAY));
+    let mut records = records_of(&[11]);
+    records.push(expired);
+    let mut kit = Kit::with(&records, position(5), Some(60));
+    kit.open(STORE, 5);
+    // A membership that the ledger refuses is refused whatever its date.
+    let refused = membership_by(21, 4, UnixSeconds(START.0 - 60 * DAY));
+    kit.changes(vec![late.clone(), node(20, 1), refused, membership(22)], 9);
+    assert!(!kit.holds(&late) && kit.holds(&membership(22)));
+    assert_eq!(kit.replica.take_changes().records.len(), 1);
+    kit.pass(Duration::from_secs(20));
+    let problems = kit.replica.problems(kit.now.monotonic);
+    assert!(problems[0].what.contains("1 node(s)"), "{problems:?}");
+    // Peers are asked about it, in turn.
+    kit.replica.handle_reach(&id(11), true, kit.now);
+    kit.pass(Duration::from_secs(6));
+    let (peer, opening) = kit.dials.last().expect("a conversation");
+    assert_eq!((peer, &opening.asks), (&id(11), &vec![id(20)]));
+
+    let vouched = |peer: u8, memberships: &[Envelope]| LedgerRequest::Vouched {
+        peer: id(peer),
+        memberships: memberships.to_vec(),
+    };
+    let verified = |reply| match reply {
+        Some(LedgerReply::Applied(applied)) => (applied.verified, applied.changed),
+        other => panic!("{other:?}"),
+    };
+    kit.requests_for_all();
+    for (peer, memberships) in [
+        (
+            11,
+            vec![membership_by(20, 3, UnixSeconds(START.0 - 61 * DAY))],
+        ),
+        (20, vec![late.clone()]),
+        (99, vec![late.clone()]),
+    ] {
+        assert_eq!(
+            verified(kit.request(vouched(peer, &memberships))),
+            (0, false)
+        );
+    }
+    assert!(!kit.holds(&late));
+    assert_eq!(kit.requests_for_all(), 0);
+    let reply = kit.request(vouched(11, std::slice::from_ref(&late)));
+    assert_eq!(
+        verified(reply),
+        (1, true),
+        "the signature is charged to the peer"
+    );
+    assert!(kit.holds(&late));
+    assert_eq!(
+        kit.requests_for_all(),
+        1,
+        "the records of the node were refused"
+    );
+    // This node does not vouch for it in turn. It vouches for the membership that it saw when it was made.
+    let vouched = kit.request(LedgerRequest::Memberships(vec![id(20), id(22), id(OWN)]));
+    assert_eq!(
+        vouched,
+        Some(LedgerReply::Memberships(vec![membership(22)]))
+    );
+    assert!(kit.replica.problems(kit.now.monotonic).is_empty());
+}
+
+#[test]
+fn memberships_that_are_held_back_without_prospect_are_forgotten() {
+    let expired = token_of(3, UnixSeconds(START.0 - 30 * DAY), false);
+    let late = membership_by(20, 3, UnixSeconds(START.0 - 60 * DAY));
+    let mut records = records_of(&[]);
+    records.push(expired);
+    let mut kit = Kit::with(&records, position(5), Some(60));
+    kit.open(STORE, 5);
+    kit.published(1, &[]);
+    kit.changes(vec![late], 9);
+    kit.pass(Duration::from_secs(16));
+    assert_eq!(kit.replica.problems(kit.now.monotonic).len(), 1);
+    kit.changes(vec![revocation(20)], 10);
+    kit.pass(Duration::from_secs(16));
+    assert!(kit.replica.problems(kit.now.monotonic).is_empty());
+}
+
+#[test]
+fn a_node_is_in_step_when_it_holds_what_the_store_had_when_the_stream_opened() {
+    let in_step = |kit: &Kit| kit.writes.iter().filter(|w| w.in_step.is_some()).count();
+    let mut kit = Kit::with(&records_of(&[]), position(5), Some(DAY));
+    kit.open(STORE, 9);
+    kit.event(StreamEvent::Alive);
+    kit.changes(vec![], 8);
+    assert_eq!(in_step(&kit), 0);
+    kit.changes(vec![], 9);
+    assert_eq!(in_step(&kit), 1);
+    kit.wait(Duration::from_secs(30));
+    kit.event(StreamEvent::Alive);
+    assert_eq!(in_step(&kit), 1, "once a minute is enough");
+    kit.wait(Duration::from_secs(31));
+    kit.event(StreamEvent::Alive);
+    assert_eq!(in_step(&kit), 2);
+    kit.wait(Duration::from_secs(61));
+    kit.published(1, &[]);
+    assert_eq!(in_step(&kit), 3);
+    // A store in which this node is no member tells nothing until it admits the node.
+    kit.close(None, false);
+    kit.open("another", 0);
+    kit.wait(Duration::from_secs(61));
+    kit.changes(vec![], 20);
+    assert_eq!(in_step(&kit), 3);
+    kit.event(StreamEvent::Admitted { revision: 20 });
+    kit.event(StreamEvent::Alive);
+    assert_eq!(in_step(&kit), 4);
+}
