@@ -126,9 +126,12 @@ async fn run(config: &Config) -> Result<(), Failure> {
     tracing::info!(%listen, ?urls, admin = %config.admin_socket.display(), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    signals.received().await;
+    let ended = tokio::select! {
+        () = signals.received() => Ok(()),
+        failure = coordinator.failed() => Err(Failure::new(ErrorCode::Internal, failure)),
+    };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     coordinator.stop().await;
-    Ok(())
+    ended
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use super::hub::{Hub, Setup};
 use super::{Config, Failure, MarkKey, admin, limits, metrics, public_url, server, store, tls};
 use crate::os::file;
 use crate::os::log::feed_watchdog;
+use crate::os::tasks::{self, TaskHandle, Tasks};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
@@ -39,8 +39,8 @@ pub struct Coordinator {
     pin: SpkiPin,
     admin_socket: PathBuf,
     stop: watch::Sender<bool>,
-    serve: JoinHandle<()>,
-    others: Vec<JoinHandle<()>>,
+    serve: TaskHandle,
+    tasks: Tasks,
     /// Held for as long as the state directory is in use.
     _lock: Flock<File>,
 }
@@ -83,27 +83,33 @@ impl Coordinator {
         let (stop, stopped) = watch::channel(false);
         let files = limits::raise_open_files(server::MAX_CONNECTIONS as u64 + RESERVED_FILES);
         let slots = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX);
-        let serve = tokio::spawn(server::serve(
-            listener,
-            identity.config,
-            Arc::clone(&hub),
-            slots.clamp(16, server::MAX_CONNECTIONS),
-            stopped,
-        ));
-        let mut others = vec![tokio::spawn(admin::serve(
-            admin,
-            config.admin_socket.clone(),
-            Arc::clone(&hub),
-        ))];
-        others.push(tokio::spawn(dismiss_absent(Arc::clone(&hub))));
+        let tasks = Tasks::new("mesh-coordinator");
+        // It ends when it is stopped.
+        let serve = tasks.spawn_finite(
+            "server",
+            server::serve(
+                listener,
+                identity.config,
+                Arc::clone(&hub),
+                slots.clamp(16, server::MAX_CONNECTIONS),
+                stopped,
+            ),
+        );
+        let admin = admin::serve(admin, config.admin_socket.clone(), Arc::clone(&hub));
+        tasks.spawn("administration API", admin);
+        tasks.spawn("absent nodes", dismiss_absent(Arc::clone(&hub)));
         let watched = Arc::clone(&hub);
         // Every request of a node reads the state. If its lock is never released, the coordinator serves nobody any more.
-        others.push(tokio::spawn(feed_watchdog(move || {
+        let watchdog = feed_watchdog(move || {
             let _ = watched.revision();
-        })));
-        let news = hub.follow_others();
-        others.extend(news.map(|news| tokio::spawn(follow_others(Arc::clone(&hub), news))));
-        others.extend(metrics.map(|listener| tokio::spawn(metrics::serve(listener, hub))));
+        });
+        tasks.spawn("watchdog", watchdog);
+        if let Some(news) = hub.follow_others() {
+            tasks.spawn("other coordinators", follow_others(Arc::clone(&hub), news));
+        }
+        if let Some(listener) = metrics {
+            tasks.spawn("metrics", metrics::serve(listener, hub));
+        }
         Ok(Self {
             listen,
             metrics: metrics_address,
@@ -112,7 +118,7 @@ impl Coordinator {
             admin_socket: config.admin_socket.clone(),
             stop,
             serve,
-            others,
+            tasks,
             _lock: lock,
         })
     }
@@ -141,18 +147,17 @@ impl Coordinator {
         self.pin
     }
 
-    /// Takes nobody new, tells who is connected, and ends.
+    /// Waits until a task has failed that the coordinator depends on. The coordinator then has to be stopped.
+    pub async fn failed(&self) -> tasks::Failure {
+        self.tasks.failed().await
+    }
+
+    /// Accepts no new connection, tells the connected nodes, and ends.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);
-        if tokio::time::timeout(DRAIN_LIMIT, &mut self.serve)
-            .await
-            .is_err()
-        {
-            self.serve.abort();
-        }
-        for task in &self.others {
-            task.abort();
-        }
+        // The other tasks end below, and so does this one if it takes too long.
+        let _ = tokio::time::timeout(DRAIN_LIMIT, self.serve.ended()).await;
+        self.tasks.stop().await;
         let _ = std::fs::remove_file(&self.admin_socket);
     }
 }

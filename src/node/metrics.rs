@@ -15,12 +15,19 @@ use super::mesh::Mesh;
 use crate::path::watch::Reach;
 use crate::protocol::local::Status;
 
-/// Serves until the program ends. Without the port everything else goes on.
-pub(super) async fn serve(listen: SocketAddr, commands: mpsc::Sender<Command>) {
+/// Serves metrics until the program ends. If the address cannot be bound, it returns after a line in the log.
+///
+/// # Errors
+/// The listener broke.
+pub(super) async fn serve(
+    listen: SocketAddr,
+    commands: mpsc::Sender<Command>,
+) -> std::io::Result<()> {
     let listener = match tokio::net::TcpListener::bind(listen).await {
         Ok(listener) => listener,
         Err(error) => {
-            return tracing::warn!(%listen, %error, "no metrics are served; set [metrics] listen");
+            tracing::warn!(%listen, %error, "no metrics are served; set [metrics] listen");
+            return Ok(());
         }
     };
     let router = Router::new()
@@ -28,9 +35,7 @@ pub(super) async fn serve(listen: SocketAddr, commands: mpsc::Sender<Command>) {
         .route("/healthz", get(live))
         .route("/readyz", get(ready))
         .with_state(commands);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::warn!(%error, "metrics are not served any more");
-    }
+    axum::serve(listener, router).await
 }
 
 type Commands = State<mpsc::Sender<Command>>;

@@ -36,6 +36,7 @@ use clap::Parser as _;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::os::signals::StopSignals;
+use crate::os::tasks::Tasks;
 use crate::os::unix_server;
 use crate::protocol::api::{ApiError, ErrorCode};
 use config::{Arguments, Config, Job, ResolvConfJob};
@@ -142,33 +143,53 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let listener = unix_server::bind(&config.socket)
         .await
         .map_err(|error| ApiError::new(error.code(), error.to_string()))?;
-    let mut agent = agent::Agent::start(Arc::clone(&config), dir).await?;
+    let tasks = Tasks::new("meshd");
+    let starting = agent::Agent::start(Arc::clone(&config), dir);
+    let mut agent = tasks.scope(starting).await?;
 
     let (commands, receiver) = mpsc::channel(64);
-    let (stop, stopped) = oneshot::channel();
-    let serve = tokio::spawn({
-        let (path, commands) = (config.socket.clone(), commands.clone());
+    let (path, metrics_listen) = (config.socket.clone(), config.metrics_listen);
+    tasks.spawn("local API", {
+        let commands = commands.clone();
         async move { api::serve(listener, &path, commands).await }
     });
-    let serve_metrics = tokio::spawn(metrics::serve(config.metrics_listen, commands.clone()));
+    // Finite, since meshd runs without metrics if their port is taken.
+    tasks.spawn_finite("metrics", metrics::serve(metrics_listen, commands.clone()));
     if let Some(file) = config.token_file.clone() {
-        tokio::spawn(unattended::run(file, commands));
+        tasks.spawn_finite("unattended join", unattended::run(file, commands));
     }
     tracing::info!(socket = %config.socket.display(), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tokio::spawn(async move {
-        signals.received().await;
-        let _ = stop.send(());
-    });
 
-    let ended = agent.run(receiver, stopped).await;
+    let (stop, stopped) = oneshot::channel();
+    let running = tasks.scope(Box::pin(agent.run(receiver, stopped)));
+    let ended = until_stopped(running, signals.received(), stop, &tasks).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
-    serve.abort();
-    serve_metrics.abort();
     let _ = std::fs::remove_file(&config.socket);
     agent.stop().await;
+    tasks.stop().await;
     ended
+}
+
+/// Waits until the agent, which is `running`, has ended after a signal, or until a task has failed that meshd depends on.
+async fn until_stopped(
+    running: impl Future<Output = Result<(), ApiError>>,
+    signal: impl Future<Output = ()>,
+    stop: oneshot::Sender<()>,
+    tasks: &Tasks,
+) -> Result<(), ApiError> {
+    let stopping = async {
+        signal.await;
+        // The agent may have ended meanwhile.
+        let _ = stop.send(());
+        std::future::pending().await
+    };
+    tokio::select! {
+        ended = running => ended,
+        () = stopping => Ok(()),
+        failure = tasks.failed() => Err(ApiError::new(ErrorCode::Internal, failure.to_string())),
+    }
 }
 
 impl From<StateError> for ApiError {
@@ -182,5 +203,49 @@ impl From<StateError> for ApiError {
             },
             error.to_string(),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// How meshd ends while its agent runs on and no signal arrives.
+    async fn end_of(tasks: &Tasks) -> ApiError {
+        let (stop, _stopped) = oneshot::channel();
+        let ended = until_stopped(pending(), pending(), stop, tasks);
+        tokio::time::timeout(Duration::from_secs(10), ended)
+            .await
+            .expect("meshd ends")
+            .expect_err("with an error")
+    }
+
+    #[tokio::test]
+    async fn meshd_ends_with_an_error_when_its_local_api_is_not_served_any_more() {
+        let tasks = Tasks::new("meshd");
+        tasks.spawn("local API", async {
+            Err::<(), _>(std::io::Error::other("the listener broke"))
+        });
+        let error = end_of(&tasks).await;
+        assert_eq!(error.code, ErrorCode::Internal);
+        assert_eq!(
+            error.message,
+            "the task `local API` of meshd failed: the listener broke"
+        );
+    }
+
+    #[tokio::test]
+    async fn meshd_ends_in_order_at_a_signal_once_its_agent_has_ended() {
+        let tasks = Tasks::new("meshd");
+        let (stop, stopped) = oneshot::channel();
+        let agent = async {
+            stopped.await.expect("a signal stops the agent");
+            Ok(())
+        };
+        let ended = until_stopped(agent, async {}, stop, &tasks).await;
+        assert_eq!(ended, Ok(()));
     }
 }

@@ -1,5 +1,5 @@
-//! What the programs need of the operating system: files, configuration files, logs, signals, Unix sockets, the watchdog,
-//! waiting for descriptors, and UDP datagrams by the batch.
+//! What the programs need of the operating system: files, configuration files, logs, signals, supervised tasks, Unix sockets,
+//! the watchdog, waiting for descriptors, and UDP datagrams by the batch.
 
 pub mod batch;
 pub mod clock;
@@ -9,6 +9,7 @@ pub mod log;
 pub mod readable;
 pub mod repeats;
 pub mod signals;
+pub mod tasks;
 pub mod unix_server;
 pub mod usage;
 pub mod watchdog;

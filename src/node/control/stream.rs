@@ -9,7 +9,6 @@ use std::time::Duration;
 use futures_util::{Sink, SinkExt as _, StreamExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
@@ -19,6 +18,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use super::dial::dial;
 use crate::model::{PublicKey, SigningKey, text};
 pub use crate::node::replica::{Position, StreamEvent as Event};
+use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::control::{
     FromCoordinator, FromNode, MAX_MARK, MAX_MESSAGE, OLDEST, PATH, PING_SECONDS, PROTOCOL,
     Refusal, copy_message, proof_message,
@@ -64,7 +64,8 @@ pub struct Stream {
     reopen: Arc<Notify>,
     /// Whether a message found the queue full since the stream opened.
     overflowed: Arc<AtomicBool>,
-    task: JoinHandle<()>,
+    /// Its panic ends meshd, which would otherwise never receive anything from a coordinator again.
+    _task: AbortOnDrop,
 }
 
 impl Stream {
@@ -82,14 +83,15 @@ impl Stream {
             reopen: Arc::clone(&reopen),
             overflowed: Arc::clone(&overflowed),
         };
-        let task = tokio::spawn(run(config, all, instance(), outgoing, events));
+        let task = run(config, all, instance(), outgoing, events);
+        let task = Tasks::current().spawn_finite("control stream", task);
         Self {
             outgoing: sender,
             position,
             urls,
             reopen,
             overflowed,
-            task,
+            _task: task.abort_on_drop(),
         }
     }
 
@@ -136,12 +138,6 @@ struct Asked {
     overflowed: Arc<AtomicBool>,
 }
 
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 async fn run(
     config: StreamConfig,
     asked: Asked,
@@ -154,7 +150,11 @@ async fn run(
     loop {
         let url = pick(&asked.urls.borrow(), failed.as_ref()).cloned();
         let Some(url) = url.as_ref() else {
-            return;
+            let mut urls = asked.urls.clone();
+            if urls.wait_for(|urls| !urls.is_empty()).await.is_err() {
+                return;
+            }
+            continue;
         };
         failed = Some(url.clone());
         let opened = Instant::now();
