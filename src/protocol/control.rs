@@ -49,8 +49,9 @@ use serde::{Deserialize, Serialize};
 
 use super::api::{message, messages};
 use crate::model::PublicKey;
+use crate::records::RecordKey;
+use crate::records::batch::batches;
 use crate::records::envelope::{Envelope, Signature};
-use crate::records::kinds::RecordKey;
 
 /// The path of the stream.
 pub const PATH: &str = "/v1/control";
@@ -348,19 +349,9 @@ pub fn disagreement(oldest: u32, newest: u32) -> String {
 /// Cuts a list of records into messages. There is at least one message, which may be empty.
 #[must_use]
 pub fn parts(records: Vec<Envelope>) -> Vec<Vec<Envelope>> {
-    let mut parts = vec![Vec::new()];
-    let mut octets = 0;
-    for record in records {
-        octets += record.payload.len();
-        match parts.last_mut() {
-            Some(last) if last.is_empty() || last.len() < MAX_RECORDS && octets <= MAX_PAYLOADS => {
-                last.push(record);
-            }
-            _ => {
-                octets = record.payload.len();
-                parts.push(vec![record]);
-            }
-        }
+    let mut parts: Vec<Vec<Envelope>> = batches(records, MAX_RECORDS, MAX_PAYLOADS).collect();
+    if parts.is_empty() {
+        parts.push(Vec::new());
     }
     parts
 }

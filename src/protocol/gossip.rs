@@ -37,6 +37,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::PublicKey;
+use crate::records::batch::batches;
 use crate::records::digest::Digest;
 use crate::records::envelope::{Envelope, Signature};
 
@@ -129,20 +130,7 @@ pub fn proof_message(nonce: &str, node: &PublicKey, other: &PublicKey) -> Vec<u8
 /// Cuts a list of records into messages. An empty list gives none.
 #[must_use]
 pub fn messages(records: Vec<Envelope>) -> Vec<PeerMessage> {
-    let mut parts: Vec<Vec<Envelope>> = Vec::new();
-    let mut octets = 0;
-    for record in records {
-        octets += record.payload.len();
-        match parts.last_mut() {
-            Some(last) if last.len() < MAX_RECORDS && octets <= MAX_PAYLOADS => last.push(record),
-            _ => {
-                octets = record.payload.len();
-                parts.push(vec![record]);
-            }
-        }
-    }
-    let parts = parts.into_iter();
-    parts
+    batches(records, MAX_RECORDS, MAX_PAYLOADS)
         .map(|records| PeerMessage::Records { records })
         .collect()
 }

@@ -118,6 +118,12 @@ impl Envelope {
     }
 }
 
+impl AsRef<Envelope> for Envelope {
+    fn as_ref(&self) -> &Envelope {
+        self
+    }
+}
+
 /// An envelope whose signature was verified, with its parsed payload. A ledger accepts it without another verification and without
 /// parsing it again. These take longer than all else that a ledger does, so the caller can do them before it locks the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,6 +167,12 @@ impl Authentic {
     #[must_use]
     pub fn into_envelope(self) -> Envelope {
         self.envelope
+    }
+}
+
+impl AsRef<Envelope> for Authentic {
+    fn as_ref(&self) -> &Envelope {
+        &self.envelope
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Everything here is a value. Nothing reads a clock, a socket, a file or a random source.
 
+pub mod batch;
 pub mod digest;
 pub mod envelope;
 pub mod key;

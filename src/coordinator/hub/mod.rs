@@ -48,6 +48,7 @@ use crate::protocol::control::RefusedReason;
 use crate::protocol::join::{JoinCheck, JoinRequest, JoinResponse};
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
+use crate::records::batch::batches;
 use crate::records::envelope::Authentic;
 use crate::records::kinds::{Membership, Record, RecordKey, RevokedKind};
 use crate::records::ledger::{Refused, Replaced, verified};
@@ -568,7 +569,8 @@ impl Hub {
     ) -> Result<Published, ApiError> {
         self.recover(writer).map_err(fault)?;
         let mut published = Published::default();
-        for part in shared::parts(records, writer.store.bounds()) {
+        let bounds = writer.store.bounds();
+        for part in batches(records, bounds.records, bounds.octets) {
             let turns = Turns::begin();
             let taken = loop {
                 let attempt = self

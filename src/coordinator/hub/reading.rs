@@ -3,8 +3,8 @@
 
 use super::{Hub, State};
 use crate::protocol::control::MAX_RECORDS;
-use crate::records::Envelope;
-use crate::records::kinds::RecordKey;
+use crate::records::batch::Room;
+use crate::records::{Envelope, RecordKey};
 
 /// The maximum payload of a part of more than one record, in bytes. It is small because many nodes may read at once.
 const MAX_PART: usize = 64 * 1024;
@@ -144,12 +144,11 @@ impl State {
 fn part<'a>(
     records: impl Iterator<Item = (&'a RecordKey, &'a Envelope)>,
 ) -> (Vec<Envelope>, Option<RecordKey>) {
-    let mut bytes = 0;
+    let mut room = Room::new(MAX_RECORDS, MAX_PART);
     let mut part: Vec<Envelope> = Vec::new();
     let mut last: Option<&RecordKey> = None;
     for (key, envelope) in records {
-        bytes += envelope.payload.len();
-        if !part.is_empty() && (part.len() >= MAX_RECORDS || bytes > MAX_PART) {
+        if !room.take(envelope) {
             return (part, last.cloned());
         }
         part.push(envelope.clone());

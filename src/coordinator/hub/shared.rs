@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::{Health, Hub, Loaded, Writer};
-use crate::coordinator::store::{Bounds, News, StoreError};
+use crate::coordinator::store::{News, StoreError};
 use crate::records::Ledger;
-use crate::records::envelope::Authentic;
 use crate::records::ledger::Replaced;
 
 /// How long a write is tried again while others write.
@@ -32,25 +31,6 @@ impl Turns {
         std::thread::sleep(PAUSE.mul_f64(share));
         self.0.elapsed() < CONTENTION
     }
-}
-
-/// Cuts records into parts that the store takes, each at least one record.
-pub(super) fn parts(records: Vec<Authentic>, bounds: Bounds) -> Vec<Vec<Authentic>> {
-    let mut parts: Vec<Vec<Authentic>> = Vec::new();
-    let mut octets = 0usize;
-    for record in records {
-        octets = octets.saturating_add(record.payload.len());
-        match parts.last_mut() {
-            Some(part) if part.len() < bounds.records && octets <= bounds.octets => {
-                part.push(record);
-            }
-            _ => {
-                octets = record.payload.len();
-                parts.push(vec![record]);
-            }
-        }
-    }
-    parts
 }
 
 impl Hub {
@@ -144,34 +124,5 @@ impl Hub {
             })
         };
         if undone { Ok(()) } else { self.reload(writer) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::SigningKey;
-    use crate::records::Envelope;
-
-    #[test]
-    fn parts_keep_to_the_bounds_and_to_the_order() {
-        let record = |octets| {
-            let key = SigningKey::from_seed(&[1; 32]);
-            let record = Envelope::seal_payload("x".repeat(octets), &key);
-            Authentic::verify(record).expect("just signed")
-        };
-        let sizes = |records: Vec<Authentic>| -> Vec<Vec<usize>> {
-            let bounds = Bounds {
-                records: 2,
-                octets: 10,
-            };
-            parts(records, bounds)
-                .iter()
-                .map(|part| part.iter().map(|r| r.payload.len()).collect())
-                .collect()
-        };
-        assert!(sizes(vec![]).is_empty());
-        let given = [3, 4, 5, 11, 1].map(record).to_vec();
-        assert_eq!(sizes(given), [vec![3, 4], vec![5], vec![11], vec![1]]);
     }
 }
