@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use meshd::tunnel::allowed_ips::AllowedIps;
 use meshd::tunnel::coalesce::Coalescer;
 use meshd::tunnel::limiter::HandshakeLimiter;
-use meshd::tunnel::noise::{Identity, Message, Noise, Opened, room_for};
+use meshd::tunnel::noise::{Message, Noise, Opened, StaticKeys, room_for};
 use meshd::tunnel::packet::{self, TCP};
 use meshd::tunnel::split::{VnetHeader, split};
 use x25519_dalek::StaticSecret;
@@ -140,8 +140,8 @@ fn timed(operations: usize, mut operation: impl FnMut(usize)) -> Took {
 /// Both ends of a session, each with one peer.
 fn established() -> (Noise, Noise) {
     let (a, b) = (
-        Identity::new(StaticSecret::from([1; 32])),
-        Identity::new(StaticSecret::from([2; 32])),
+        StaticKeys::new(StaticSecret::from([1; 32])),
+        StaticKeys::new(StaticSecret::from([2; 32])),
     );
     let now = Instant::now();
     let mut to_b = Noise::new(&a, b.public(), None, None, 1, now);
@@ -301,7 +301,7 @@ fn coalescing(flows: u16) -> impl FnMut() -> Took {
         }
         let mut runs = 0;
         coalescer.flush(&mut arena, |arena, header, parts| {
-            black_box((arena, header.octets(), parts.count()));
+            black_box((arena, header.to_bytes(), parts.count()));
             runs += 1;
         });
         let time = began.elapsed();
@@ -352,9 +352,9 @@ fn limiting(sources: u32, gap: Duration) -> impl FnMut() -> Took {
 }
 
 /// A node, and a handshake initiation that a stranger sent to it.
-fn initiation() -> (Identity, Vec<u8>) {
-    let node = Identity::new(StaticSecret::from([2; 32]));
-    let stranger = Identity::new(StaticSecret::from([3; 32]));
+fn initiation() -> (StaticKeys, Vec<u8>) {
+    let node = StaticKeys::new(StaticSecret::from([2; 32]));
+    let stranger = StaticKeys::new(StaticSecret::from([3; 32]));
     let mut noise = Noise::new(&stranger, node.public(), None, None, 3, Instant::now());
     let mut datagram = vec![0; room_for(0)];
     let length = noise.initiate(&mut datagram).expect("none is under way");

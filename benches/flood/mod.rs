@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use meshd::tunnel::noise::{Identity, Noise, room_for};
+use meshd::tunnel::noise::{Noise, StaticKeys, room_for};
 use meshd::tunnel::packet::{UDP, write_ipv4_checksum};
 use socket2::{Domain, Protocol, Socket, Type};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -30,7 +30,7 @@ impl Flood {
     pub(crate) fn new(key: &PublicKey, victim: Ipv4Addr) -> Self {
         let initiations = (0..INITIATIONS)
             .map(|n| {
-                let stranger = Identity::new(StaticSecret::from([n; 32]));
+                let stranger = StaticKeys::new(StaticSecret::from([n; 32]));
                 let now = Instant::now();
                 let mut noise = Noise::new(&stranger, key.to_bytes(), None, None, n.into(), now);
                 let mut datagram = vec![0; room_for(0)];

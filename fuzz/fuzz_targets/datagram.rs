@@ -4,12 +4,12 @@
 use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
-use meshd::tunnel::noise::{Identity, Message, Noise, Opened, room_for};
+use meshd::tunnel::noise::{StaticKeys, Message, Noise, Opened, room_for};
 use x25519_dalek::StaticSecret;
 
 fuzz_target!(|datagram: &[u8]| {
-    let identity = Identity::new(StaticSecret::from([1; 32]));
-    let peer = Identity::new(StaticSecret::from([2; 32]));
+    let identity = StaticKeys::new(StaticSecret::from([1; 32]));
+    let peer = StaticKeys::new(StaticSecret::from([2; 32]));
     let _ = identity.is_for_us(datagram);
     let _ = identity.initiator(datagram);
     let Ok(message) = Message::parse(datagram) else {

@@ -7,7 +7,7 @@ use crate::dns::Resolver;
 use crate::dns::in_tunnel::{self, TunnelDns};
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
-use crate::tunnel::{Here, Injector, Local, Taken, Tunnel};
+use crate::tunnel::{Handled, Injector, LocalHandler, LocalService, Tunnel};
 
 /// Answers at the DNS address from now on, inside `tunnel`'s device.
 pub(super) fn answer_at(
@@ -18,7 +18,7 @@ pub(super) fn answer_at(
 ) -> Arc<TunnelDns> {
     let device = Arc::new(Device(tunnel.injector()));
     let inside = Arc::new(TunnelDns::start(resolver, mesh, block, device));
-    tunnel.set_here(Some(Here {
+    tunnel.set_local_service(Some(LocalService {
         addresses: TunnelDns::addresses(&mesh).to_vec(),
         local: Arc::new(Answering(Arc::clone(&inside))),
     }));
@@ -39,21 +39,21 @@ impl in_tunnel::Device for Device {
 
 struct Answering(Arc<TunnelDns>);
 
-impl Local for Answering {
-    fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Taken {
+impl LocalHandler for Answering {
+    fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Handled {
         taken(self.0.datagram(source, destination, payload))
     }
 
-    fn segment(&self, source: IpAddr, packet: &[u8]) -> Taken {
+    fn segment(&self, source: IpAddr, packet: &[u8]) -> Handled {
         taken(self.0.segment(source, packet))
     }
 }
 
-fn taken(taken: in_tunnel::Handled) -> Taken {
+fn taken(taken: in_tunnel::Handled) -> Handled {
     match taken {
-        in_tunnel::Handled::Reply(reply) => Taken::Reply(reply),
-        in_tunnel::Handled::Later => Taken::Later,
-        in_tunnel::Handled::Refused => Taken::Refused,
-        in_tunnel::Handled::Overload => Taken::Overload,
+        in_tunnel::Handled::Reply(reply) => Handled::Reply(reply),
+        in_tunnel::Handled::Later => Handled::Later,
+        in_tunnel::Handled::Refused => Handled::Refused,
+        in_tunnel::Handled::Overload => Handled::Overload,
     }
 }

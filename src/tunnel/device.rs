@@ -16,11 +16,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use x25519_dalek::StaticSecret;
 
 use super::allowed_ips::AllowedIps;
-use super::drops::{Counters, Drop, DropCounters};
+use super::drops::{Counters, DropCounters, DropReason};
 use super::endpoint::Endpoint;
-use super::here::{Here, write_datagram};
 use super::limiter::HandshakeLimiter;
-use super::noise::Identity;
+use super::local_service::{LocalService, write_datagram};
+use super::noise::StaticKeys;
 use super::peer::{Peer, PeerState};
 use super::probe::{self, RoundTrip};
 use super::rotation::Elder;
@@ -120,14 +120,14 @@ pub enum TunnelError {
 /// What the data threads read once per batch.
 #[derive(Clone)]
 pub(super) struct Table {
-    pub(super) identity: Option<Arc<Identity>>,
+    pub(super) identity: Option<Arc<StaticKeys>>,
     /// The key before, while it goes on, and when it goes.
-    pub(super) previous: Option<(Arc<Identity>, Instant)>,
+    pub(super) previous: Option<(Arc<StaticKeys>, Instant)>,
     pub(super) elders: Vec<Elder>,
     pub(super) by_key: HashMap<[u8; 32], Arc<Peer>>,
     pub(super) by_index: HashMap<u32, Arc<Peer>>,
     pub(super) allowed: AllowedIps<Arc<Peer>>,
-    pub(super) here: Option<Arc<Here>>,
+    pub(super) here: Option<Arc<LocalService>>,
     /// Where packets from peers may go; anywhere if empty.
     pub(super) own: Arc<[IpNet]>,
 }
@@ -191,10 +191,10 @@ impl Shared {
 
     /// Hands a packet made here to the kernel.
     pub(super) fn inject(&self, packet: &[u8]) {
-        let header = VnetHeader::default().octets();
+        let header = VnetHeader::default().to_bytes();
         let parts = [IoSlice::new(&header), IoSlice::new(packet)];
         if self.device.load().queues[0].write(&parts).is_err() {
-            self.drops.add(Drop::WriteFailed);
+            self.drops.add(DropReason::WriteFailed);
         }
     }
 
@@ -230,7 +230,7 @@ impl Shared {
         now: Instant,
     ) -> bool {
         let (Some(identity), Some(endpoint)) = (table.identity_of(peer), state.endpoint()) else {
-            self.drops.add(Drop::NoEndpoint);
+            self.drops.add(DropReason::NoEndpoint);
             return false;
         };
         let noise = state.noise(identity, peer.index, now);
@@ -239,7 +239,7 @@ impl Shared {
             peer.count_tx(length);
             sender.commit(length, endpoint);
         }
-        self.drops.add_many(Drop::NoAnswer, noise.take_lost());
+        self.drops.add_many(DropReason::NoAnswer, noise.take_lost());
         sealed.is_some_and(|(_, left)| left)
     }
 }
@@ -289,7 +289,7 @@ impl Tunnel {
             .map_err(|e| TunnelError::Io("make a random number", e.into()))?;
         let shared = Arc::new(Shared {
             table: ArcSwap::from_pointee(Table {
-                identity: config.private_key.map(|key| Arc::new(Identity::new(key))),
+                identity: config.private_key.map(|key| Arc::new(StaticKeys::new(key))),
                 previous: None,
                 elders: Vec::new(),
                 by_key: HashMap::new(),
@@ -489,9 +489,9 @@ impl Tunnel {
         let old = self.shared.table.load_full();
         for peer in old.by_key.values() {
             let lost = peer.lock().forget();
-            self.shared.drops.add_many(Drop::NoAnswer, lost);
+            self.shared.drops.add_many(DropReason::NoAnswer, lost);
         }
-        let identity = key.map(|key| Arc::new(Identity::new(key)));
+        let identity = key.map(|key| Arc::new(StaticKeys::new(key)));
         self.shared.table.store(Arc::new(Table {
             identity,
             previous: None,
@@ -501,7 +501,7 @@ impl Tunnel {
         // A session made between the two steps has the old key.
         for peer in old.by_key.values() {
             let lost = peer.lock().forget();
-            self.shared.drops.add_many(Drop::NoAnswer, lost);
+            self.shared.drops.add_many(DropReason::NoAnswer, lost);
         }
     }
 
@@ -511,7 +511,7 @@ impl Tunnel {
     }
 
     /// The addresses that are answered inside the device from now on. Packets from peers never reach them.
-    pub fn set_here(&self, here: Option<Here>) {
+    pub fn set_local_service(&self, here: Option<LocalService>) {
         let _one = self.change();
         let old = self.shared.table.load_full();
         self.shared.table.store(Arc::new(Table {
@@ -557,7 +557,7 @@ impl Tunnel {
                         || config.persistent_keepalive != before.persistent_keepalive
                     {
                         let lost = state.forget();
-                        self.shared.drops.add_many(Drop::NoAnswer, lost);
+                        self.shared.drops.add_many(DropReason::NoAnswer, lost);
                     }
                     state.config = config.clone();
                     drop(state);
@@ -824,7 +824,7 @@ impl Tunnel {
     }
 }
 
-impl std::ops::Drop for Tunnel {
+impl Drop for Tunnel {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.wake();
@@ -913,7 +913,7 @@ impl std::fmt::Debug for Waiting {
 /// A thread of the data plane that panics takes the process with it: systemd starts a whole one.
 struct AbortOnPanic;
 
-impl std::ops::Drop for AbortOnPanic {
+impl Drop for AbortOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             std::process::abort();

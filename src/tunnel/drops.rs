@@ -7,9 +7,9 @@ macro_rules! drops {
         /// Why a packet or datagram was dropped.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(usize)]
-        pub enum Drop { $($(#[$doc])* $name,)+ }
+        pub enum DropReason { $($(#[$doc])* $name,)+ }
 
-        impl Drop {
+        impl DropReason {
             /// All reasons.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
@@ -63,16 +63,16 @@ drops! {
 
 /// Counts since the start.
 #[derive(Debug, Default)]
-pub struct DropCounters([AtomicU64; Drop::ALL.len()]);
+pub struct DropCounters([AtomicU64; DropReason::ALL.len()]);
 
 impl DropCounters {
     /// One more.
-    pub fn add(&self, reason: Drop) {
+    pub fn add(&self, reason: DropReason) {
         self.add_many(reason, 1);
     }
 
     /// `count` more.
-    pub fn add_many(&self, reason: Drop, count: usize) {
+    pub fn add_many(&self, reason: DropReason, count: usize) {
         if count > 0
             && let Some(counter) = self.0.get(reason as usize)
         {
@@ -84,7 +84,7 @@ impl DropCounters {
     #[must_use]
     pub fn read(&self) -> Counters {
         Counters(
-            Drop::ALL
+            DropReason::ALL
                 .iter()
                 .zip(&self.0)
                 .map(|(reason, count)| (*reason, count.load(Ordering::Relaxed)))
@@ -95,12 +95,12 @@ impl DropCounters {
 
 /// Drops by reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Counters(pub Vec<(Drop, u64)>);
+pub struct Counters(pub Vec<(DropReason, u64)>);
 
 impl Counters {
     /// How many for `reason`.
     #[must_use]
-    pub fn of(&self, reason: Drop) -> u64 {
+    pub fn of(&self, reason: DropReason) -> u64 {
         self.0
             .iter()
             .find(|(r, _)| *r == reason)

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::coalesce::{Coalescer, MAX_SEGMENTS};
 use super::device::{Shared, Table};
-use super::drops::Drop;
+use super::drops::DropReason;
 use super::endpoint::Endpoint;
 use super::limiter::Admission;
-use super::noise::{HANDSHAKE, Identity, Message, Opened, room_for};
+use super::noise::{HANDSHAKE, Message, Opened, StaticKeys, room_for};
 use super::packet::Ip;
 use super::peer::{Peer, PeerState};
 use super::probe::{self, Probe};
@@ -68,7 +68,7 @@ pub(super) struct Inbound {
 /// A handshake message that was admitted.
 struct Handshake {
     /// Which of this node's keys it is for.
-    identity: Arc<Identity>,
+    identity: Arc<StaticKeys>,
     message: Message,
     octets: [u8; HANDSHAKE],
     length: usize,
@@ -127,7 +127,7 @@ impl Inbound {
             Err(reason) => return drops.add(reason),
         };
         if batch.table.identity.is_none() {
-            return drops.add(Drop::NoSession);
+            return drops.add(DropReason::NoSession);
         }
         if self.used + room_for(datagram.len()) > ARENA || self.coalescer.len() >= WAITING {
             self.flush(batch);
@@ -148,7 +148,7 @@ impl Inbound {
     fn admit(&mut self, batch: &Batch<'_>, message: Message, datagram: &[u8], from: Endpoint) {
         let drops = &batch.shared.drops;
         let Some(identity) = batch.table.meant(datagram) else {
-            return drops.add(Drop::NotAuthentic);
+            return drops.add(DropReason::NotAuthentic);
         };
         let admission = batch
             .shared
@@ -160,7 +160,7 @@ impl Inbound {
             Admission::Pass if self.handshakes.len() < HANDSHAKES => {
                 let mut octets = [0; HANDSHAKE];
                 let Some(place) = octets.get_mut(..datagram.len()) else {
-                    return drops.add(Drop::NotWireGuard);
+                    return drops.add(DropReason::NotWireGuard);
                 };
                 place.copy_from_slice(datagram);
                 self.handshakes.push_back(Handshake {
@@ -171,11 +171,11 @@ impl Inbound {
                     from,
                 });
             }
-            Admission::Pass | Admission::Refuse => drops.add(Drop::HandshakeLimit),
+            Admission::Pass | Admission::Refuse => drops.add(DropReason::HandshakeLimit),
             Admission::Prove(reply) => {
                 self.sender.space()[..reply.len()].copy_from_slice(&reply);
                 self.sender.commit(reply.len(), from);
-                drops.add(Drop::Challenged);
+                drops.add(DropReason::Challenged);
             }
         }
     }
@@ -203,7 +203,7 @@ impl Inbound {
     fn handshake(
         &mut self,
         batch: &Batch<'_>,
-        meant: Option<&Arc<Identity>>,
+        meant: Option<&Arc<StaticKeys>>,
         message: Message,
         datagram: &[u8],
         from: Endpoint,
@@ -214,7 +214,7 @@ impl Inbound {
                 let Some((meant, key)) =
                     meant.and_then(|meant| Some((meant, meant.initiator(datagram)?)))
                 else {
-                    return drops.add(Drop::NotAuthentic);
+                    return drops.add(DropReason::NotAuthentic);
                 };
                 batch.table.initiator(meant, &key)
             }
@@ -223,15 +223,15 @@ impl Inbound {
             }
         };
         let Some(peer) = peer else {
-            return drops.add(Drop::UnknownPeer);
+            return drops.add(DropReason::UnknownPeer);
         };
         let Some(identity) = batch.table.identity_of(peer) else {
-            return drops.add(Drop::NoSession);
+            return drops.add(DropReason::NoSession);
         };
         let mut state = peer.lock();
         // Only an initiation begins anything: to anything else there was a question of ours before.
         if message != Message::Initiation && state.noise.is_none() {
-            return drops.add(Drop::NoSession);
+            return drops.add(DropReason::NoSession);
         }
         let opened = state.noise(identity, peer.index, batch.now).open(
             message,
@@ -293,13 +293,13 @@ impl Inbound {
             self.recent = batch.table.by_index.get(&index).cloned();
         }
         let Some(peer) = self.recent.clone() else {
-            drops.add(Drop::NoSession);
+            drops.add(DropReason::NoSession);
             return self.revive(batch, from);
         };
         let mut state = peer.lock();
         let opened = match &mut state.noise {
             Some(noise) => noise.open(Message::Data(index), datagram, &mut self.arena[self.used..]),
-            None => Opened::Refused(Drop::NoSession),
+            None => Opened::Refused(DropReason::NoSession),
         };
         match opened {
             Opened::Packet(length) => {
@@ -309,7 +309,7 @@ impl Inbound {
                 self.send_waiting(batch, &peer, &mut state, from);
                 let packet = &mut self.arena[self.used..self.used + length];
                 let Some(ip) = Ip::parse(packet) else {
-                    return drops.add(Drop::Malformed);
+                    return drops.add(DropReason::Malformed);
                 };
                 if batch
                     .table
@@ -317,10 +317,10 @@ impl Inbound {
                     .owner(ip.source)
                     .is_none_or(|owner| !Arc::ptr_eq(owner, &peer) && owner.member != peer.member)
                 {
-                    return drops.add(Drop::ForeignSource);
+                    return drops.add(DropReason::ForeignSource);
                 }
                 if !batch.table.takes_in(ip.destination) {
-                    return drops.add(Drop::ForeignDestination);
+                    return drops.add(DropReason::ForeignDestination);
                 }
                 match probe::parse(packet, &ip) {
                     Some(Probe::Request) if batch.shared.local.load().contains(&ip.destination) => {
@@ -357,9 +357,9 @@ impl Inbound {
                 peer.count_rx(datagram.len());
                 self.send_waiting(batch, &peer, &mut state, from);
             }
-            Opened::Refused(Drop::NoSession) => {
+            Opened::Refused(DropReason::NoSession) => {
                 drop(state);
-                drops.add(Drop::NoSession);
+                drops.add(DropReason::NoSession);
                 self.revive(batch, from);
             }
             Opened::Refused(reason) => drops.add(reason),
@@ -416,7 +416,7 @@ impl Inbound {
         let arena = self.arena.as_mut_slice();
         let shared = batch.shared;
         self.coalescer.flush(arena, |arena, header, parts| {
-            let header = header.octets();
+            let header = header.to_bytes();
             let empty: &[u8] = &[];
             let mut slices = [IoSlice::new(empty); MAX_SEGMENTS + 1];
             slices[0] = IoSlice::new(&header);
@@ -427,7 +427,7 @@ impl Inbound {
                 count += 1;
             }
             if batch.tun.write(&slices[..count]).is_err() {
-                shared.drops.add_many(Drop::WriteFailed, count - 1);
+                shared.drops.add_many(DropReason::WriteFailed, count - 1);
             }
         });
         self.used = 0;
@@ -440,7 +440,7 @@ impl Inbound {
             .write(&[IoSlice::new(&[]), IoSlice::new(packet)])
             .is_err()
         {
-            batch.shared.drops.add(Drop::WriteFailed);
+            batch.shared.drops.add(DropReason::WriteFailed);
         }
     }
 }

@@ -132,7 +132,7 @@ impl HandshakeLimiter {
 mod tests {
     use x25519_dalek::StaticSecret;
 
-    use super::super::noise::{Identity, Message, Noise, Opened};
+    use super::super::noise::{Message, Noise, Opened, StaticKeys};
     use super::*;
 
     fn forged(n: u32) -> SocketAddr {
@@ -140,8 +140,8 @@ mod tests {
     }
 
     /// An initiation with a right first MAC, as anybody can make one who knows the public key.
-    fn initiation(from: u8, to: &Identity) -> (Noise, [u8; 148]) {
-        let from = Identity::new(StaticSecret::from([from; 32]));
+    fn initiation(from: u8, to: &StaticKeys) -> (Noise, [u8; 148]) {
+        let from = StaticKeys::new(StaticSecret::from([from; 32]));
         let mut noise = Noise::new(&from, to.public(), None, None, 7, Instant::now());
         let mut out = [0; 256];
         let length = noise.initiate(&mut out).expect("none is under way");
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_newcomer_gets_in_through_a_flood_from_forged_sources_at_its_second_try() {
-        let (start, node) = (Instant::now(), Identity::new(StaticSecret::from([1; 32])));
+        let (start, node) = (Instant::now(), StaticKeys::new(StaticSecret::from([1; 32])));
         let mut limiter = HandshakeLimiter::new([9; 32], start);
         let (_, attack) = initiation(2, &node);
         let (mut newcomer, first) = initiation(3, &node);
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn cookies_have_a_bound_too() {
-        let (start, node) = (Instant::now(), Identity::new(StaticSecret::from([1; 32])));
+        let (start, node) = (Instant::now(), StaticKeys::new(StaticSecret::from([1; 32])));
         let mut limiter = HandshakeLimiter::new([9; 32], start);
         let (_, attack) = initiation(2, &node);
         let replies = (0..20_000u32)

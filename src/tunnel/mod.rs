@@ -18,8 +18,8 @@ pub mod allowed_ips;
 pub mod coalesce;
 pub mod cookie;
 pub mod drops;
-pub mod here;
 pub mod limiter;
+pub mod local_service;
 pub mod noise;
 pub mod packet;
 pub mod split;
@@ -35,7 +35,7 @@ mod peer;
 mod probe;
 mod rotation;
 mod routes;
-mod slice;
+mod sched_slice;
 mod timer;
 mod tun;
 mod udp;
@@ -47,7 +47,7 @@ mod tests;
 pub use device::{
     Injector, PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError, Waiting, try_open,
 };
-pub use drops::{Counters, Drop};
-pub use here::{Here, Local, Taken};
+pub use drops::{Counters, DropReason};
+pub use local_service::{Handled, LocalHandler, LocalService};
 pub use probe::RoundTrip;
 pub use rotation::OVERLAP;

@@ -17,7 +17,7 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::cookie;
-use super::drops::Drop;
+use super::drops::DropReason;
 
 /// Octets that sealing adds: header and tag.
 pub const OVERHEAD: usize = 32;
@@ -42,14 +42,14 @@ const PAUSE: Duration = Duration::from_secs(2);
 const MAX_WAITING: usize = 128;
 
 /// The node's own key, and what checks that a handshake is meant for it.
-pub struct Identity {
+pub struct StaticKeys {
     secret: StaticSecret,
     public: PublicKey,
-    gate: Arc<RateLimiter>,
+    mac_checker: Arc<RateLimiter>,
     reply_key: [u8; 32],
 }
 
-impl Identity {
+impl StaticKeys {
     /// The identity of `secret`.
     #[must_use]
     pub fn new(secret: StaticSecret) -> Self {
@@ -57,7 +57,7 @@ impl Identity {
         Self {
             secret,
             public,
-            gate: Arc::new(RateLimiter::new(&public, u64::MAX)),
+            mac_checker: Arc::new(RateLimiter::new(&public, u64::MAX)),
             reply_key: cookie::reply_key(public.as_bytes()),
         }
     }
@@ -85,7 +85,9 @@ impl Identity {
     #[must_use]
     pub fn is_for_us(&self, datagram: &[u8]) -> bool {
         let mut cookie = [0u8; 64];
-        self.gate.verify_packet(None, datagram, &mut cookie).is_ok()
+        self.mac_checker
+            .verify_packet(None, datagram, &mut cookie)
+            .is_ok()
     }
 
     /// The public key of whoever sent a handshake initiation. Costs a Diffie-Hellman.
@@ -102,11 +104,11 @@ impl Identity {
     }
 }
 
-impl std::fmt::Debug for Identity {
+impl std::fmt::Debug for StaticKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "Identity({:02x?})",
+            "StaticKeys({:02x?})",
             self.public.as_bytes().first_chunk::<4>()
         )
     }
@@ -130,7 +132,7 @@ impl Message {
     ///
     /// # Errors
     /// It is no WireGuard message, or its counter is past the last.
-    pub fn parse(datagram: &[u8]) -> Result<Self, Drop> {
+    pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         match Tunn::parse_incoming_packet(datagram) {
             Ok(Packet::HandshakeInit(_)) => Ok(Self::Initiation),
             Ok(Packet::HandshakeResponse(response)) => {
@@ -138,10 +140,10 @@ impl Message {
             }
             Ok(Packet::PacketCookieReply(cookie)) => Ok(Self::Cookie(cookie.receiver_idx >> 8)),
             Ok(Packet::PacketData(_)) if counter(datagram) >= REJECT_AFTER_MESSAGES => {
-                Err(Drop::Exhausted)
+                Err(DropReason::Exhausted)
             }
             Ok(Packet::PacketData(data)) => Ok(Self::Data(data.receiver_idx >> 8)),
-            Err(_) => Err(Drop::NotWireGuard),
+            Err(_) => Err(DropReason::NotWireGuard),
         }
     }
 }
@@ -168,7 +170,7 @@ pub enum Opened {
     /// Nothing to do.
     Nothing,
     /// Not to be believed.
-    Refused(Drop),
+    Refused(DropReason),
 }
 
 /// What the timers want.
@@ -200,7 +202,7 @@ impl Noise {
     /// A fresh state: no session. `index` is a random 24-bit number no other peer has.
     #[must_use]
     pub fn new(
-        identity: &Identity,
+        identity: &StaticKeys,
         peer: [u8; 32],
         preshared_key: Option<[u8; 32]>,
         keepalive: Option<u16>,
@@ -213,7 +215,7 @@ impl Noise {
             preshared_key,
             keepalive,
             index,
-            Some(Arc::clone(&identity.gate)),
+            Some(Arc::clone(&identity.mac_checker)),
         );
         Self {
             tunn,
@@ -268,11 +270,13 @@ impl Noise {
             TunnResult::Done if matches!(message, Message::Data(_)) => Opened::Keepalive,
             TunnResult::Done => Opened::Nothing,
             TunnResult::Err(WireGuardError::NoCurrentSession | WireGuardError::WrongIndex) => {
-                Opened::Refused(Drop::NoSession)
+                Opened::Refused(DropReason::NoSession)
             }
             // It was parsed before: what is invalid is the packet inside.
-            TunnResult::Err(WireGuardError::InvalidPacket) => Opened::Refused(Drop::Malformed),
-            TunnResult::Err(_) => Opened::Refused(Drop::NotAuthentic),
+            TunnResult::Err(WireGuardError::InvalidPacket) => {
+                Opened::Refused(DropReason::Malformed)
+            }
+            TunnResult::Err(_) => Opened::Refused(DropReason::NotAuthentic),
         }
     }
 
@@ -357,10 +361,10 @@ pub(in crate::tunnel) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn pair() -> (Identity, Identity, Noise, Noise) {
+    fn pair() -> (StaticKeys, StaticKeys, Noise, Noise) {
         let (a, b) = (
-            Identity::new(StaticSecret::from([1; 32])),
-            Identity::new(StaticSecret::from([2; 32])),
+            StaticKeys::new(StaticSecret::from([1; 32])),
+            StaticKeys::new(StaticSecret::from([2; 32])),
         );
         let now = Instant::now();
         let to_b = Noise::new(&a, b.public(), Some([9; 32]), None, 0x123456, now);
@@ -425,7 +429,7 @@ pub(in crate::tunnel) mod tests {
             for _ in 0..50 {
                 assert_eq!(
                     open(&mut to_a, &x[..length], &mut y),
-                    Opened::Refused(Drop::NotAuthentic)
+                    Opened::Refused(DropReason::NotAuthentic)
                 );
             }
         }
@@ -437,7 +441,7 @@ pub(in crate::tunnel) mod tests {
         datagram[0] = 4;
         for counter in [u64::MAX, u64::MAX - 1, REJECT_AFTER_MESSAGES] {
             datagram[8..16].copy_from_slice(&counter.to_le_bytes());
-            assert_eq!(Message::parse(&datagram), Err(Drop::Exhausted));
+            assert_eq!(Message::parse(&datagram), Err(DropReason::Exhausted));
         }
         datagram[8..16].copy_from_slice(&(REJECT_AFTER_MESSAGES - 1).to_le_bytes());
         assert_eq!(Message::parse(&datagram), Ok(Message::Data(0)));
@@ -497,7 +501,7 @@ pub(in crate::tunnel) mod tests {
             let (n, _) = to_b.seal(&lie, &mut x, Instant::now()).expect("a session");
             assert_eq!(
                 open(&mut to_a, &x[..n], &mut y),
-                Opened::Refused(Drop::Malformed)
+                Opened::Refused(DropReason::Malformed)
             );
         }
     }

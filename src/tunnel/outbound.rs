@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::device::{Shared, Table};
-use super::drops::Drop;
-use super::here::Here;
+use super::drops::DropReason;
+use super::local_service::LocalService;
 use super::noise::{padded, room_for};
 use super::packet::Ip;
 use super::peer::Peer;
@@ -103,7 +103,7 @@ impl Outbound {
         } = self;
         let packet = &mut buffer[range];
         let Some(ip) = Ip::parse(packet) else {
-            shared.drops.add(Drop::Malformed);
+            shared.drops.add(DropReason::Malformed);
             return;
         };
         let owner = table.allowed.owner(ip.destination);
@@ -114,14 +114,14 @@ impl Outbound {
                 Some(here) if here.has(ip.destination) => {
                     answer_here(shared, here, header, packet, answer);
                 }
-                _ => shared.drops.add(Drop::NoOwner),
+                _ => shared.drops.add(DropReason::NoOwner),
             }
             return;
         };
         let peer: &Arc<Peer> = peer;
         let mut state = peer.lock();
         let Some(endpoint) = state.endpoint() else {
-            shared.drops.add(Drop::NoEndpoint);
+            shared.drops.add(DropReason::NoEndpoint);
             return;
         };
         let mtu = shared.mtu().min(usize::from(state.path_mtu));
@@ -129,7 +129,7 @@ impl Outbound {
             && let Some(fits) = too_big::refused(packet, largest_segment(header, packet), mtu)
         {
             drop(state);
-            shared.drops.add(Drop::TooBig);
+            shared.drops.add(DropReason::TooBig);
             if errors.admit(now) {
                 refuse(shared, packet, &ip, fits);
             }
@@ -155,11 +155,13 @@ impl Outbound {
                 sender.commit(length, endpoint);
             }
         });
-        shared.drops.add_many(Drop::NoAnswer, noise.take_lost());
+        shared
+            .drops
+            .add_many(DropReason::NoAnswer, noise.take_lost());
         drop(state);
         peer.count_tx(sent);
         if split.is_err() {
-            shared.drops.add(Drop::Malformed);
+            shared.drops.add(DropReason::Malformed);
         }
     }
 }
@@ -167,7 +169,7 @@ impl Outbound {
 /// Answers what `packet` holds: one packet, or several that the kernel merged.
 fn answer_here(
     shared: &Shared,
-    here: &Here,
+    here: &LocalService,
     header: VnetHeader,
     packet: &mut [u8],
     answer: &mut Vec<u8>,
@@ -178,7 +180,7 @@ fn answer_here(
         Err(reason) => shared.drops.add(reason),
     });
     if split.is_err() {
-        shared.drops.add(Drop::Malformed);
+        shared.drops.add(DropReason::Malformed);
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use super::device::PeerConfig;
 use super::endpoint::Endpoint;
-use super::noise::{Identity, Noise};
+use super::noise::{Noise, StaticKeys};
 use super::probe::Probes;
 use super::timer::Live;
 
@@ -18,7 +18,7 @@ pub(super) struct Peer {
     /// Who it is, whatever its key: that of the peer it is the heir of.
     pub(super) member: u64,
     /// The key of this node that it speaks to, if that is not the present one.
-    pub(super) bound: OnceLock<Arc<Identity>>,
+    pub(super) bound: OnceLock<Arc<StaticKeys>>,
     pub(super) rx_bytes: AtomicU64,
     pub(super) tx_bytes: AtomicU64,
     /// The probes of the member, which its current and its retired peers share. A thread that needs both locks takes the
@@ -104,7 +104,7 @@ impl Peer {
 
 impl PeerState {
     /// The Noise state, made now if there is none; its timers run from now on.
-    pub(super) fn noise(&mut self, identity: &Identity, index: u32, now: Instant) -> &mut Noise {
+    pub(super) fn noise(&mut self, identity: &StaticKeys, index: u32, now: Instant) -> &mut Noise {
         if !self.is_live {
             self.is_live = true;
             self.live.add(index);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::device::{Table, Tunnel};
-use super::noise::Identity;
+use super::noise::StaticKeys;
 use super::peer::Peer;
 
 /// How long an old key goes on: three times what a session lasts (WireGuard section 6.1), so that whoever has one has
@@ -31,12 +31,12 @@ pub(super) struct Elder {
 
 impl Table {
     /// The key that `peer` speaks to, if there is any.
-    pub(super) fn identity_of<'a>(&'a self, peer: &'a Peer) -> Option<&'a Arc<Identity>> {
+    pub(super) fn identity_of<'a>(&'a self, peer: &'a Peer) -> Option<&'a Arc<StaticKeys>> {
         peer.bound.get().or(self.identity.as_ref())
     }
 
     /// Which of this node's keys a handshake message is for: a hash for each.
-    pub(super) fn meant(&self, datagram: &[u8]) -> Option<&Arc<Identity>> {
+    pub(super) fn meant(&self, datagram: &[u8]) -> Option<&Arc<StaticKeys>> {
         let previous = self.previous.iter().map(|(identity, _)| identity);
         let both = self.identity.iter().chain(previous);
         let mut both = both.filter(|identity| identity.is_for_us(datagram));
@@ -44,7 +44,11 @@ impl Table {
     }
 
     /// The peer whose key is `key`, that speaks to `identity`.
-    pub(super) fn initiator(&self, identity: &Arc<Identity>, key: &[u8; 32]) -> Option<&Arc<Peer>> {
+    pub(super) fn initiator(
+        &self,
+        identity: &Arc<StaticKeys>,
+        key: &[u8; 32],
+    ) -> Option<&Arc<Peer>> {
         let elders = self.elders.iter().map(|elder| &elder.peer);
         let elders = elders.filter(|peer| peer.public_key == *key);
         let mut all = self.by_key.get(key).into_iter().chain(elders);
@@ -94,7 +98,7 @@ impl Tunnel {
         self.change_table(|old, fresh| {
             let Some(identity) = &old.identity else {
                 return Table {
-                    identity: Some(Arc::new(Identity::new(key))),
+                    identity: Some(Arc::new(StaticKeys::new(key))),
                     ..old.clone()
                 };
             };
@@ -104,7 +108,7 @@ impl Tunnel {
                 (*key, heir)
             });
             let mut new = Table {
-                identity: Some(Arc::new(Identity::new(key))),
+                identity: Some(Arc::new(StaticKeys::new(key))),
                 previous: Some((Arc::clone(identity), until)),
                 by_key: heirs.collect(),
                 ..old.clone()

@@ -47,7 +47,7 @@ impl VnetHeader {
 
     /// The header as octets.
     #[must_use]
-    pub fn octets(&self) -> [u8; VNET_HEADER] {
+    pub fn to_bytes(self) -> [u8; VNET_HEADER] {
         let [a, b] = self.header_length.to_ne_bytes();
         let [c, d] = self.segment.to_ne_bytes();
         let [e, f] = self.checksum_start.to_ne_bytes();

@@ -5,7 +5,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::coalesce::Coalescer;
-use super::drops::Drop;
+use super::drops::DropReason;
 use super::noise::tests::{established, open, packet};
 use super::noise::{Opened, room_for};
 use super::packet::{ICMP, ICMP6, Ip, TCP, UDP};
@@ -54,7 +54,7 @@ fn of_ten_million_replays_none_is_delivered() {
         .collect();
     for n in 0..10_000_000 {
         let opened = open(&mut to_a, &seen[n * 7 % seen.len()], &mut y);
-        assert_eq!(opened, Opened::Refused(Drop::NotAuthentic));
+        assert_eq!(opened, Opened::Refused(DropReason::NotAuthentic));
     }
     let (length, _) = to_b
         .seal(&packet(9), &mut x, Instant::now())
@@ -75,9 +75,9 @@ fn a_forged_counter_at_any_limit_does_not_move_the_window() {
         forged[8..16].copy_from_slice(&counter.to_le_bytes());
         let opened = open(&mut to_a, &forged, &mut y);
         let expected = if counter >= limit {
-            Drop::Exhausted
+            DropReason::Exhausted
         } else {
-            Drop::NotAuthentic
+            DropReason::NotAuthentic
         };
         assert_eq!(opened, Opened::Refused(expected), "{counter}");
         assert_eq!(open(&mut to_a, &x[..length], &mut y), Opened::Packet(48));

@@ -8,7 +8,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use super::device::{Shared, Table};
-use super::drops::Drop;
+use super::drops::DropReason;
 use super::noise::{Message, Ticked};
 use super::udp::Sender;
 use crate::os::watchdog::Progress;
@@ -112,7 +112,9 @@ fn tick(shared: &Shared, table: &Table, peer: u32, sender: &mut Sender, now: Ins
             None
         }
     };
-    shared.drops.add_many(Drop::NoAnswer, noise.take_lost());
+    shared
+        .drops
+        .add_many(DropReason::NoAnswer, noise.take_lost());
     if initiates {
         state.note_initiation();
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::control::{Control, Received};
-use super::drops::{Drop, DropCounters};
+use super::drops::{DropCounters, DropReason};
 use super::endpoint::Endpoint;
 use super::routes::Recheck;
 
@@ -398,7 +398,7 @@ impl Sender {
         let mut rest = self.runs.as_slice();
         while let Some(first) = rest.first() {
             let Some(socket) = sockets.of(&first.endpoint.address) else {
-                drops.add_many(Drop::SendFailed, first.count);
+                drops.add_many(DropReason::SendFailed, first.count);
                 rest = &rest[1..];
                 continue;
             };
@@ -473,7 +473,7 @@ impl Sender {
                 0
             }
             _ => {
-                drops.add_many(Drop::SendFailed, first.count);
+                drops.add_many(DropReason::SendFailed, first.count);
                 tracing::debug!(%error, endpoint = %first.endpoint.address, "cannot send");
                 1
             }
@@ -531,7 +531,7 @@ impl Sender {
                 }
             }
             if sent.is_err() {
-                drops.add(Drop::SendFailed);
+                drops.add(DropReason::SendFailed);
             }
         }
     }
@@ -666,7 +666,7 @@ mod tests {
             assert_eq!(got.iter().map(|(d, _)| d.clone()).collect::<Vec<_>>(), sent);
             assert!(got.iter().all(|(_, from)| from.address.port() == a.port()));
         }
-        assert_eq!(drops.read().of(Drop::SendFailed), 0);
+        assert_eq!(drops.read().of(DropReason::SendFailed), 0);
     }
 
     #[test]
@@ -688,7 +688,7 @@ mod tests {
                 assert!(back.iter().all(|(_, from)| from.address == to(asked, &b)));
             }
         }
-        assert_eq!(drops.read().of(Drop::SendFailed), 0);
+        assert_eq!(drops.read().of(DropReason::SendFailed), 0);
     }
 
     #[test]
@@ -736,7 +736,7 @@ mod tests {
                 assert_eq!(a.recheck.refused(), [endpoint]);
             }
         }
-        assert_eq!(drops.read().of(Drop::SendFailed), 0);
+        assert_eq!(drops.read().of(DropReason::SendFailed), 0);
     }
 
     #[test]
@@ -755,6 +755,9 @@ mod tests {
         commit(&mut sender, endpoint);
         sender.flush(&a, &drops);
         assert!(a.gso.load(Ordering::Relaxed));
-        assert_eq!(drops.read().of(Drop::SendFailed), LENGTHS.len() as u64);
+        assert_eq!(
+            drops.read().of(DropReason::SendFailed),
+            LENGTHS.len() as u64
+        );
     }
 }

@@ -18,7 +18,7 @@ use nix::sys::eventfd::EventFd;
 use super::device::Shared;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
-use super::slice;
+use super::sched_slice;
 use crate::os::watchdog::Progress;
 
 /// Pairs of threads chosen unasked at most: what one peer's crypto needs is one pair, and a server has other work.
@@ -96,7 +96,7 @@ impl Pair {
 
 /// Runs until the tunnel stops.
 pub(super) fn run(shared: &Shared, worker: Worker, progress: &Progress) {
-    slice::lengthen();
+    sched_slice::request_longer_slice();
     let pair = &shared.pairs[worker.queue];
     match worker.duty {
         Duty::Both => both(shared, pair, worker.queue, progress),

@@ -91,7 +91,7 @@ const SHELLS: &[&str] = &[
     "tunnel/inbound.rs",
     "tunnel/outbound.rs",
     "tunnel/routes.rs",
-    "tunnel/slice.rs",
+    "tunnel/sched_slice.rs",
     "tunnel/timer.rs",
     "tunnel/tun.rs",
     "tunnel/udp.rs",

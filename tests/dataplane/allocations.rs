@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use meshd::testbed::{Host, World};
 use meshd::tunnel::coalesce::Coalescer;
-use meshd::tunnel::drops::Drop;
+use meshd::tunnel::drops::DropReason;
 use meshd::tunnel::noise::{Opened, room_for};
 use meshd::tunnel::packet::{self, TCP};
 use meshd::tunnel::split::{VnetHeader, split};
@@ -204,7 +204,7 @@ fn the_threads_that_carry_packets_allocate_nothing_once_a_session_is_warm() {
 
     assert_eq!(count::by_data_threads() - warm, 0);
     for tunnel in &tunnels {
-        assert_eq!(tunnel.counters().of(Drop::NotAuthentic), 0);
+        assert_eq!(tunnel.counters().of(DropReason::NotAuthentic), 0);
         let octets = tunnel.peers().iter().map(|peer| peer.rx_bytes).sum::<u64>();
         assert!(octets > 36 << 20, "{octets} octets came through the tunnel");
     }

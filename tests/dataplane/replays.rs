@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use meshd::tunnel::drops::Drop;
+use meshd::tunnel::drops::DropReason;
 use meshd::tunnel::noise::{Opened, room_for};
 
 use super::session::{established, open};
@@ -36,7 +36,7 @@ fn of_ten_million_replays_none_is_delivered() {
     let mut refused = 0;
     for datagram in datagrams.iter().cycle().take(REPLAYS) {
         refused += usize::from(
-            open(&mut to_a, datagram, &mut output) == Opened::Refused(Drop::NotAuthentic),
+            open(&mut to_a, datagram, &mut output) == Opened::Refused(DropReason::NotAuthentic),
         );
     }
 

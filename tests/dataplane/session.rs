@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use meshd::tunnel::noise::{Identity, Message, Noise, Opened, room_for};
+use meshd::tunnel::noise::{Message, Noise, Opened, StaticKeys, room_for};
 use x25519_dalek::StaticSecret;
 
 /// The ends of a session, the one that began it first.
 pub(crate) fn established() -> (Noise, Noise) {
     let (a, b) = (
-        Identity::new(StaticSecret::from([1; 32])),
-        Identity::new(StaticSecret::from([2; 32])),
+        StaticKeys::new(StaticSecret::from([1; 32])),
+        StaticKeys::new(StaticSecret::from([2; 32])),
     );
     let now = Instant::now();
     let mut to_b = Noise::new(&a, b.public(), None, None, 1, now);

@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use meshd::testbed::Host;
-use meshd::tunnel::{Drop, Here, Local, PeerConfig, Taken, Tunnel, TunnelConfig};
+use meshd::tunnel::{
+    DropReason, Handled, LocalHandler, LocalService, PeerConfig, Tunnel, TunnelConfig,
+};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::engine;
@@ -321,13 +323,13 @@ fn a_stranger_that_asks_at_the_underlay_address_gets_no_reply_at_all() {
 
 struct Shout;
 
-impl Local for Shout {
-    fn datagram(&self, _: SocketAddr, _: SocketAddr, payload: &[u8]) -> Taken {
-        Taken::Reply(payload.to_ascii_uppercase())
+impl LocalHandler for Shout {
+    fn datagram(&self, _: SocketAddr, _: SocketAddr, payload: &[u8]) -> Handled {
+        Handled::Reply(payload.to_ascii_uppercase())
     }
 
-    fn segment(&self, _: IpAddr, _: &[u8]) -> Taken {
-        Taken::Refused
+    fn segment(&self, _: IpAddr, _: &[u8]) -> Handled {
+        Handled::Refused
     }
 }
 
@@ -375,7 +377,7 @@ fn a_peer_reaches_neither_what_every_node_answers_for_itself_nor_what_lies_behin
         allowed_ips: vec!["10.99.2.0/24".parse().expect("a literal")],
         persistent_keepalive: None,
     }]);
-    answering.set_here(Some(Here {
+    answering.set_local_service(Some(LocalService {
         addresses: vec!["10.99.0.53".parse().expect("a literal")],
         local: std::sync::Arc::new(Shout),
     }));
@@ -399,9 +401,9 @@ fn a_peer_reaches_neither_what_every_node_answers_for_itself_nor_what_lies_behin
         Some(&b"HELLO"[..])
     );
     assert_eq!(shout(&hosts[1], "10.99.0.53"), None);
-    assert!(answering.counters().of(Drop::ForeignDestination) > 0);
+    assert!(answering.counters().of(DropReason::ForeignDestination) > 0);
 
-    let foreign = || answering.counters().of(Drop::ForeignDestination);
+    let foreign = || answering.counters().of(DropReason::ForeignDestination);
     let send = |to: &str| {
         let sent = hosts[1].inside(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");

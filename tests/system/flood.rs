@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use meshd::testbed::{Host, World};
-use meshd::tunnel::noise::{Identity, Noise};
-use meshd::tunnel::{Drop, Tunnel};
+use meshd::tunnel::noise::{Noise, StaticKeys};
+use meshd::tunnel::{DropReason, Tunnel};
 use x25519_dalek::PublicKey;
 
 use crate::tunnels::{answers, inside, key, start};
@@ -93,7 +93,11 @@ fn datagrams_of_any_length_are_counted_and_the_tunnel_goes_on() {
     }
     let drops = setting.node.counters();
     assert_eq!(counted(), sent, "each one is counted, once: {drops:?}");
-    for reason in [Drop::NotWireGuard, Drop::NotAuthentic, Drop::NoSession] {
+    for reason in [
+        DropReason::NotWireGuard,
+        DropReason::NotAuthentic,
+        DropReason::NoSession,
+    ] {
         assert!(drops.of(reason) > 0, "{reason:?}");
     }
 }
@@ -106,7 +110,7 @@ fn a_peer_that_sends_from_an_address_it_does_not_own_is_not_heard() {
         setting.peer.probe(&node, foreign, inside(1));
     }
     assert!(answers(&setting.peer, 2, &key(1), LIMIT));
-    assert_eq!(setting.node.counters().of(Drop::ForeignSource), 3);
+    assert_eq!(setting.node.counters().of(DropReason::ForeignSource), 3);
 }
 
 #[test]
@@ -127,7 +131,10 @@ fn a_newcomer_gets_in_while_forged_handshakes_flood_the_node() {
         let sent = flood.join().expect("it ends");
         let drops = setting.node.counters();
         assert!(came && stays, "{sent} forged; {drops:?}");
-        assert!(drops.of(Drop::Challenged) > 0, "{sent} forged; {drops:?}");
+        assert!(
+            drops.of(DropReason::Challenged) > 0,
+            "{sent} forged; {drops:?}"
+        );
     });
 }
 
@@ -136,7 +143,7 @@ const FLOOD: u32 = if cfg!(debug_assertions) { 5 } else { 50 };
 
 /// Sends handshake initiations with a valid first MAC from forged source addresses until `stop` is set.
 fn forge(target: Ipv4Addr, stop: &std::sync::atomic::AtomicBool) -> u64 {
-    let (nobody, node) = (Identity::new(key(200)), Identity::new(key(1)));
+    let (nobody, node) = (StaticKeys::new(key(200)), StaticKeys::new(key(1)));
     let mut noise = Noise::new(&nobody, node.public(), None, None, 7, Instant::now());
     let mut packet = [0u8; 28 + 256];
     let length = noise.initiate(&mut packet[28..]).expect("an initiation");

@@ -8,7 +8,7 @@ const SLICE: u64 = 3_000_000;
 
 /// Gives the calling thread its slice, where the kernel has such slices (Linux 6.12) and the administrator has not chosen
 /// another scheduling policy.
-pub(super) fn lengthen() {
+pub(super) fn request_longer_slice() {
     let size = size_of::<libc::sched_attr>() as u32;
     // SAFETY: a sched_attr of zeros is a valid value.
     let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };

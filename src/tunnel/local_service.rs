@@ -1,28 +1,28 @@
 //! Addresses that are answered inside the device: no kernel owns them, no firewall's INPUT chain and no other
 //! program's port is in the way.
 //!
-//! Here packets are taken apart and put together; what is said in them is [`Local`]'s business. Pure.
+//! LocalService packets are taken apart and put together; what is said in them is [`Local`]'s business. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::drops::Drop;
+use super::drops::DropReason;
 use super::packet::{self, ICMP, ICMP6, Ip, TCP, UDP};
 use super::probe;
 
 const UDP_HEADER: usize = 8;
 
 /// Who answers. Called in the packet path: it must not wait for anything.
-pub trait Local: Send + Sync {
+pub trait LocalHandler: Send + Sync {
     /// A UDP datagram with its payload.
-    fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Taken;
+    fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Handled;
     /// A whole packet with a TCP segment, its checksum not verified yet.
-    fn segment(&self, source: IpAddr, packet: &[u8]) -> Taken;
+    fn segment(&self, source: IpAddr, packet: &[u8]) -> Handled;
 }
 
 /// What became of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Taken {
+pub enum Handled {
     /// This payload goes back at once.
     Reply(Vec<u8>),
     /// The reply, if there is one, comes by an [`super::Injector`].
@@ -35,33 +35,34 @@ pub enum Taken {
 
 /// The addresses answered here, and by whom.
 #[derive(Clone)]
-pub struct Here {
+pub struct LocalService {
     /// One of each family, or fewer.
     pub addresses: Vec<IpAddr>,
     /// Who answers.
-    pub local: Arc<dyn Local>,
+    pub local: Arc<dyn LocalHandler>,
 }
 
-impl Here {
+impl LocalService {
     pub(super) fn has(&self, destination: IpAddr) -> bool {
         self.addresses.contains(&destination)
     }
 
     /// Deals with one packet to one of the addresses; gives whether there is a reply in `out`.
-    pub(super) fn answer(&self, packet: &[u8], out: &mut Vec<u8>) -> Result<bool, Drop> {
+    pub(super) fn answer(&self, packet: &[u8], out: &mut Vec<u8>) -> Result<bool, DropReason> {
         out.clear();
-        let ip = Ip::parse(packet).ok_or(Drop::Malformed)?;
-        let packet = packet.get(..ip.total).ok_or(Drop::Malformed)?;
+        let ip = Ip::parse(packet).ok_or(DropReason::Malformed)?;
+        let packet = packet.get(..ip.total).ok_or(DropReason::Malformed)?;
         if ip.fragment {
-            return Err(Drop::Unanswered);
+            return Err(DropReason::Unanswered);
         }
         match (ip.protocol, ip.source.is_ipv4()) {
             (UDP, _) => {
                 let (source, destination, payload) =
-                    datagram(packet, &ip).ok_or(Drop::Unanswered)?;
+                    datagram(packet, &ip).ok_or(DropReason::Unanswered)?;
                 match self.local.datagram(source, destination, payload) {
-                    Taken::Reply(reply) => {
-                        write_datagram(destination, source, &reply, out).ok_or(Drop::Malformed)?;
+                    Handled::Reply(reply) => {
+                        write_datagram(destination, source, &reply, out)
+                            .ok_or(DropReason::Malformed)?;
                         Ok(true)
                     }
                     other => nothing_yet(&other),
@@ -73,12 +74,12 @@ impl Here {
                 probe::turn(out, &ip);
                 Ok(true)
             }
-            _ => Err(Drop::Unanswered),
+            _ => Err(DropReason::Unanswered),
         }
     }
 }
 
-impl std::fmt::Debug for Here {
+impl std::fmt::Debug for LocalService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Here")
             .field("addresses", &self.addresses)
@@ -86,11 +87,11 @@ impl std::fmt::Debug for Here {
     }
 }
 
-fn nothing_yet(taken: &Taken) -> Result<bool, Drop> {
+fn nothing_yet(taken: &Handled) -> Result<bool, DropReason> {
     match taken {
-        Taken::Reply(_) | Taken::Later => Ok(false),
-        Taken::Refused => Err(Drop::Unanswered),
-        Taken::Overload => Err(Drop::AnswersWaiting),
+        Handled::Reply(_) | Handled::Later => Ok(false),
+        Handled::Refused => Err(DropReason::Unanswered),
+        Handled::Overload => Err(DropReason::AnswersWaiting),
     }
 }
 
@@ -168,23 +169,23 @@ mod tests {
 
     struct Upper;
 
-    impl Local for Upper {
-        fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Taken {
+    impl LocalHandler for Upper {
+        fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Handled {
             match destination.port() {
-                53 => Taken::Reply(payload.to_ascii_uppercase()),
-                54 => Taken::Overload,
-                55 if source.port() == 9 => Taken::Later,
-                _ => Taken::Refused,
+                53 => Handled::Reply(payload.to_ascii_uppercase()),
+                54 => Handled::Overload,
+                55 if source.port() == 9 => Handled::Later,
+                _ => Handled::Refused,
             }
         }
 
-        fn segment(&self, _: IpAddr, _: &[u8]) -> Taken {
-            Taken::Later
+        fn segment(&self, _: IpAddr, _: &[u8]) -> Handled {
+            Handled::Later
         }
     }
 
-    fn here() -> Here {
-        Here {
+    fn here() -> LocalService {
+        LocalService {
             addresses: vec![
                 "10.210.0.53".parse().expect("a literal"),
                 "fd00::35".parse().expect("a literal"),
@@ -231,21 +232,21 @@ mod tests {
         let whole = packet("172.18.0.3:4000", "10.210.0.53:53", b"name");
         let mut fragment = whole.clone();
         fragment[6] = 0x20;
-        assert_eq!(answer(&fragment), Err(Drop::Unanswered));
+        assert_eq!(answer(&fragment), Err(DropReason::Unanswered));
         let mut damaged = whole.clone();
         damaged[30] ^= 1;
-        assert_eq!(answer(&damaged), Err(Drop::Unanswered));
+        assert_eq!(answer(&damaged), Err(DropReason::Unanswered));
         let mut unsummed = whole.clone();
         unsummed[26..28].fill(0);
         assert_eq!(answer(&unsummed), Ok(true));
         let mut sctp = whole.clone();
         sctp[9] = 132;
-        assert_eq!(answer(&sctp), Err(Drop::Unanswered));
-        assert_eq!(answer(&whole[..19]), Err(Drop::Malformed));
+        assert_eq!(answer(&sctp), Err(DropReason::Unanswered));
+        assert_eq!(answer(&whole[..19]), Err(DropReason::Malformed));
         let to = |port| packet("172.18.0.3:9", &format!("10.210.0.53:{port}"), b"x");
-        assert_eq!(answer(&to(54)), Err(Drop::AnswersWaiting));
+        assert_eq!(answer(&to(54)), Err(DropReason::AnswersWaiting));
         assert_eq!(answer(&to(55)), Ok(false));
-        assert_eq!(answer(&to(56)), Err(Drop::Unanswered));
+        assert_eq!(answer(&to(56)), Err(DropReason::Unanswered));
     }
 
     #[test]
