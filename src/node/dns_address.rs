@@ -20,7 +20,7 @@ pub(super) fn answer_at(
     let inside = Arc::new(TunnelDns::start(resolver, mesh, block, device));
     tunnel.set_local_service(Some(LocalService {
         addresses: TunnelDns::addresses(&mesh).to_vec(),
-        local: Arc::new(Answering(Arc::clone(&inside))),
+        handler: Arc::new(Answering(Arc::clone(&inside))),
     }));
     inside
 }

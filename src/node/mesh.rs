@@ -380,7 +380,7 @@ impl Mesh {
         mesh.refresh();
         if goes_on {
             let key = mesh.identity.keys.wireguard.clone();
-            mesh.tunnel.rotate(key, Instant::now());
+            mesh.tunnel.keys().rotate(key, Instant::now());
         }
         mesh.checker
             .set(mesh.registry.targets(&mesh.identity.block));
@@ -770,7 +770,7 @@ impl Mesh {
     pub(super) fn rotate_key(
         &mut self,
     ) -> Result<(WireGuardKey, Option<oneshot::Receiver<Answer>>), ApiError> {
-        if self.tunnel.is_rotating() {
+        if self.tunnel.keys().is_rotating() {
             return Err(ApiError::new(
                 ErrorCode::Conflict,
                 format!(
@@ -795,15 +795,15 @@ impl Mesh {
         self.identity = identity;
         // Before anybody hears of it: who does begins a session with it at once.
         let key = self.identity.keys.wireguard.clone();
-        self.tunnel.rotate(key, Instant::now());
+        self.tunnel.keys().rotate(key, Instant::now());
         tracing::info!(key = %self.identity.keys.wireguard_public(), "the tunnel has a new key");
         Ok((self.identity.keys.wireguard_public(), self.publish_own()))
     }
 
     /// Forgets the key before, once it does not go on any more.
     fn end_rotation(&mut self, now: Instant) {
-        self.tunnel.settle(now);
-        if self.identity.previous.is_some() && !self.tunnel.is_rotating() {
+        self.tunnel.keys().settle(now);
+        if self.identity.previous.is_some() && !self.tunnel.keys().is_rotating() {
             self.identity.previous = None;
             self.forget_old_key();
         }
@@ -1042,8 +1042,11 @@ impl Mesh {
             if let Some(before) = before.members.get(id)
                 && before.wireguard_key != member.wireguard_key
             {
-                self.tunnel
-                    .replace_key(&before.wireguard_key.0, member.wireguard_key.0, now);
+                self.tunnel.keys().replace_key(
+                    &before.wireguard_key.0,
+                    member.wireguard_key.0,
+                    now,
+                );
             }
         }
         let serving: BTreeSet<PublicKey> = self.netmap.services.values().map(|s| s.node).collect();
@@ -1147,7 +1150,7 @@ impl Mesh {
                 continue;
             };
             let searching = self.paths.is_searching(&member.id);
-            let answered = searching.then(|| self.tunnel.take_answered_size(key));
+            let answered = searching.then(|| self.tunnel.probing().take_answered_size(key));
             let serves = self.netmap.serves(&member.id);
             let answered = answered.flatten();
             let paths = &mut self.paths;
@@ -1178,12 +1181,14 @@ impl Mesh {
         let (key, address) = (&member.wireguard_key.0, member.block.node_v4().into());
         let [own, _] = self.own_addresses();
         match action {
-            PathAction::Probe(_) => self.tunnel.probe(key, own, address),
+            PathAction::Probe(_) => self.tunnel.probing().probe(key, own, address),
             PathAction::Try(_, endpoint) => {
                 self.tunnel.set_endpoint(key, endpoint);
-                self.tunnel.initiate(key);
+                self.tunnel.probing().initiate(key);
             }
-            PathAction::ProbeSizes(_, sizes) => self.tunnel.probe_sizes(key, own, address, &sizes),
+            PathAction::ProbeSizes(_, sizes) => {
+                self.tunnel.probing().probe_sizes(key, own, address, &sizes)
+            }
             PathAction::Limit(_, bytes) => self.tunnel.set_path_mtu(key, bytes),
         }
     }

@@ -591,7 +591,10 @@ fn probe_all(mesh: &Mesh) -> Vec<Probed> {
         Probed {
             name: member.name.clone(),
             contact,
-            waiting: mesh.tunnel.ping(key, own, member.block.node_v4().into()),
+            waiting: mesh
+                .tunnel
+                .probing()
+                .ping(key, own, member.block.node_v4().into()),
         }
     };
     others(mesh).into_iter().map(probe).collect()
@@ -657,9 +660,10 @@ pub(super) fn ping(mesh: &Mesh, ping: &Ping, reply: Reply<Pong>) {
         })));
     }
     let limit = Duration::from_millis(ping.timeout_ms.clamp(1, 60_000));
-    let waiting = mesh
-        .tunnel
-        .ping(member.wireguard_key.0, mesh.own_addresses()[0], target);
+    let waiting =
+        mesh.tunnel
+            .probing()
+            .ping(member.wireguard_key.0, mesh.own_addresses()[0], target);
     tokio::task::spawn_blocking(move || {
         let (rtt, endpoint) = waiting.wait(limit);
         let _ = reply.send(Ok(Pong {

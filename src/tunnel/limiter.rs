@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::cookie::{Cookies, REPLY};
@@ -35,7 +36,10 @@ const SOURCE: Rate = Rate {
     burst: SOURCE_BURST,
 };
 
-/// What becomes of a handshake message.
+/// The least time between two searches for the peer of an unknown session.
+pub const REVIVAL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The decision about a handshake message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
     /// It may be handled.
@@ -125,6 +129,37 @@ impl HandshakeLimiter {
             self.swept = now;
             self.sources.retain(|_, bucket| !bucket.is_full(now));
         }
+    }
+}
+
+/// Limits how often a datagram of an unknown session makes this node look for the peer that may have sent it, so that
+/// forged datagrams cost next to nothing.
+#[derive(Debug)]
+pub struct RevivalLimit {
+    started: Instant,
+    /// When one was last admitted, in milliseconds since the start.
+    last: AtomicU64,
+}
+
+impl RevivalLimit {
+    /// The first one is admitted [`REVIVAL_INTERVAL`] after `now`.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            started: now,
+            last: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether one is admitted now.
+    pub fn admit(&self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.started).as_millis() as u64;
+        let last = self.last.load(Ordering::Relaxed);
+        let admitted = since >= last + REVIVAL_INTERVAL.as_millis() as u64;
+        if admitted {
+            self.last.store(since, Ordering::Relaxed);
+        }
+        admitted
     }
 }
 
@@ -227,6 +262,14 @@ mod tests {
         assert_eq!(limiter.sources.len(), MAX_SOURCES);
         limiter.source(IpAddr::V4(1.into()), start + Duration::from_secs(10));
         assert_eq!(limiter.sources.len(), 1, "and is swept");
+    }
+
+    #[test]
+    fn searches_for_the_peer_of_an_unknown_session_are_limited() {
+        let start = Instant::now();
+        let limit = RevivalLimit::new(start);
+        let admitted = (0..1000u64).filter(|ms| limit.admit(start + Duration::from_millis(*ms)));
+        assert_eq!(admitted.count(), 19);
     }
 
     #[test]

@@ -38,8 +38,8 @@ pub enum Handled {
 pub struct LocalService {
     /// One of each family, or fewer.
     pub addresses: Vec<IpAddr>,
-    /// Who answers.
-    pub local: Arc<dyn LocalHandler>,
+    /// The handler of packets to these addresses.
+    pub handler: Arc<dyn LocalHandler>,
 }
 
 impl LocalService {
@@ -59,7 +59,7 @@ impl LocalService {
             (UDP, _) => {
                 let (source, destination, payload) =
                     datagram(packet, &ip).ok_or(DropReason::Unanswered)?;
-                match self.local.datagram(source, destination, payload) {
+                match self.handler.datagram(source, destination, payload) {
                     Handled::Reply(reply) => {
                         write_datagram(destination, source, &reply, out)
                             .ok_or(DropReason::Malformed)?;
@@ -68,7 +68,7 @@ impl LocalService {
                     other => nothing_yet(&other),
                 }
             }
-            (TCP, _) => nothing_yet(&self.local.segment(ip.source, packet)),
+            (TCP, _) => nothing_yet(&self.handler.segment(ip.source, packet)),
             (ICMP, true) | (ICMP6, false) if is_echo(packet, &ip) => {
                 out.extend_from_slice(packet);
                 probe::turn(out, &ip);
@@ -190,7 +190,7 @@ mod tests {
                 "10.210.0.53".parse().expect("a literal"),
                 "fd00::35".parse().expect("a literal"),
             ],
-            local: Arc::new(Upper),
+            handler: Arc::new(Upper),
         }
     }
 

@@ -1,16 +1,19 @@
 //! The data plane: an ordinary WireGuard between a TUN device and two UDP sockets.
 //!
-//! Threads of its own, no async runtime (`worker` says how many there are and who does what):
+//! It has threads of its own and no async runtime:
 //!
-//! - outbound reads the TUN device, splits what the kernel left for offload, seals each segment straight into
-//!   the send buffer of its run, and hands whole runs to the kernel as one message each (UDP GSO);
-//! - inbound receives merged datagrams (UDP GRO), opens each into one dense arena, checks that the sender owns
-//!   the source address, and writes runs of a flow back to the device as one packet, with no copy;
-//! - `timer` ticks the peers that have a session or want one: rekeys, keepalives, retries. It sleeps while none has;
-//! - `routes` follows the kernel's notices of addresses and routes, and drops sources that do not hold any more.
+//! | file | what its threads do |
+//! |---|---|
+//! | `worker` | the data threads: how many there are, and how they share the work |
+//! | `outbound` | reads the TUN device, splits packets that the kernel left for offload, seals each segment into the send buffer of its run, and hands whole runs to the kernel as one message (UDP GSO) |
+//! | `inbound` | receives merged datagrams (UDP GRO), opens each into one buffer, decides about it (`decision`), and writes runs of a flow to the device as one packet, without a copy |
+//! | `timer` | runs the timers of the peers that have a session or want one: rekeys, keepalives, retries |
+//! | `routes` | follows the kernel's notifications of addresses and routes, and gives up sources that are no longer valid |
 //!
-//! Peers and routes are an immutable snapshot, read once per batch; a peer's lock is taken once per batch of
-//! packets for it. A panic in one of these threads ends the process: a silent half of a tunnel is worse.
+//! Peers and routes are one immutable value (`table`), which is loaded once for a batch. A change makes another one (`peers`,
+//! `rotation`). The lock of a peer is taken for each datagram or packet of it, and has no contention, since each peer
+//! belongs to one pair of data threads. A panic in one of these threads ends the process: half a tunnel that is silently
+//! gone would be worse.
 //!
 //! Sources: WireGuard (Donenfeld, NDSS 2017), virtio 1.2 section 5.1.6 (the offload header).
 
@@ -26,28 +29,49 @@ pub mod split;
 pub mod too_big;
 pub mod uapi;
 
-mod control;
-mod device;
+mod config;
+mod decision;
+mod delivery;
 mod endpoint;
+mod handshakes;
 mod inbound;
+mod injector;
+mod keys;
+mod live;
 mod outbound;
 mod peer;
+mod peers;
+mod ping;
 mod probe;
+mod probing;
+mod queues;
 mod rotation;
+mod round;
+mod route_lookup;
 mod routes;
+mod running;
 mod sched_slice;
+mod shared;
+mod sockets;
+mod status;
+mod table;
 mod timer;
 mod tun;
+
 mod udp;
+mod wakes;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
-pub use device::{
-    Injector, PeerConfig, PeerStatus, Tunnel, TunnelConfig, TunnelError, Waiting, try_open,
-};
+pub use config::{PeerConfig, TunnelConfig, TunnelError};
 pub use drops::{Counters, DropReason};
+pub use injector::Injector;
 pub use local_service::{Handled, LocalHandler, LocalService};
+pub use ping::Waiting;
 pub use probe::RoundTrip;
-pub use rotation::OVERLAP;
+pub use probing::Probing;
+pub use rotation::{Keys, OVERLAP};
+pub use running::{Tunnel, try_open};
+pub use status::PeerStatus;

@@ -11,13 +11,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
-use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::cookie;
 use super::drops::DropReason;
+pub use super::keys::StaticKeys;
 
 /// Octets that sealing adds: header and tag.
 pub const OVERHEAD: usize = 32;
@@ -40,79 +37,6 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Packets that wait for a session at most: what a burst at the begin of a connection needs. boringtun would keep more,
 /// and drop what is beyond without a word.
 const MAX_WAITING: usize = 128;
-
-/// The node's own key, and what checks that a handshake is meant for it.
-pub struct StaticKeys {
-    secret: StaticSecret,
-    public: PublicKey,
-    mac_checker: Arc<RateLimiter>,
-    reply_key: [u8; 32],
-}
-
-impl StaticKeys {
-    /// The identity of `secret`.
-    #[must_use]
-    pub fn new(secret: StaticSecret) -> Self {
-        let public = PublicKey::from(&secret);
-        Self {
-            secret,
-            public,
-            mac_checker: Arc::new(RateLimiter::new(&public, u64::MAX)),
-            reply_key: cookie::reply_key(public.as_bytes()),
-        }
-    }
-
-    /// The key under which this node's cookies travel.
-    #[must_use]
-    pub fn reply_key(&self) -> &[u8; 32] {
-        &self.reply_key
-    }
-
-    /// The public half.
-    #[must_use]
-    pub fn public(&self) -> [u8; 32] {
-        self.public.to_bytes()
-    }
-
-    /// The secret half.
-    #[must_use]
-    pub fn secret(&self) -> &StaticSecret {
-        &self.secret
-    }
-
-    /// Whether a handshake message carries this node's MAC (section 5.4.4): a cheap test that whoever sent it
-    /// knows the public key.
-    #[must_use]
-    pub fn is_for_us(&self, datagram: &[u8]) -> bool {
-        let mut cookie = [0u8; 64];
-        self.mac_checker
-            .verify_packet(None, datagram, &mut cookie)
-            .is_ok()
-    }
-
-    /// The public key of whoever sent a handshake initiation. Costs a Diffie-Hellman.
-    #[must_use]
-    pub fn initiator(&self, datagram: &[u8]) -> Option<[u8; 32]> {
-        match Tunn::parse_incoming_packet(datagram) {
-            Ok(Packet::HandshakeInit(init)) => {
-                parse_handshake_anon(&self.secret, &self.public, &init)
-                    .ok()
-                    .map(|half| half.peer_static_public)
-            }
-            _ => None,
-        }
-    }
-}
-
-impl std::fmt::Debug for StaticKeys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "StaticKeys({:02x?})",
-            self.public.as_bytes().first_chunk::<4>()
-        )
-    }
-}
 
 /// A message, told by its type and length (section 5.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,7 +126,7 @@ impl Noise {
     /// A fresh state: no session. `index` is a random 24-bit number no other peer has.
     #[must_use]
     pub fn new(
-        identity: &StaticKeys,
+        keys: &StaticKeys,
         peer: [u8; 32],
         preshared_key: Option<[u8; 32]>,
         keepalive: Option<u16>,
@@ -210,12 +134,12 @@ impl Noise {
         now: Instant,
     ) -> Self {
         let tunn = Tunn::new(
-            identity.secret.clone(),
+            keys.secret.clone(),
             peer.into(),
             preshared_key,
             keepalive,
             index,
-            Some(Arc::clone(&identity.mac_checker)),
+            Some(Arc::clone(&keys.mac_checker)),
         );
         Self {
             tunn,
@@ -360,6 +284,7 @@ pub fn padded(length: usize, mtu: usize) -> usize {
 pub(in crate::tunnel) mod tests {
     use super::*;
     use proptest::prelude::*;
+    use x25519_dalek::StaticSecret;
 
     fn pair() -> (StaticKeys, StaticKeys, Noise, Noise) {
         let (a, b) = (

@@ -3,39 +3,43 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::device::{Shared, Table};
 use super::drops::DropReason;
 use super::local_service::LocalService;
 use super::noise::{padded, room_for};
 use super::packet::Ip;
 use super::peer::Peer;
+use super::queues::QueueSet;
+use super::shared::Shared;
+use super::sockets::Sockets;
 use super::split::{VNET_HEADER, VnetHeader, largest_segment, split};
+use super::table::Table;
 use super::too_big::{self, ErrorLimit, MAX_ERROR};
-use super::tun::{Lanes, is_removal};
-use super::udp::{Sender, Sockets};
+use super::tun::is_removal;
+use super::udp::Sender;
 
-/// Octets of a packet from the device at most, its header included.
+/// The maximum size of a packet from the device in bytes, including its offload header.
 const BUFFER: usize = VNET_HEADER + 65_536;
-/// Packets after which, once each lane has had its turn, what was sealed is sent and the lanes that had nothing are looked at
-/// again: bounds how long the first one waits.
+/// After so many packets, once each queue had its turn, the sealed packets are sent and the queues that were empty are read
+/// again. That bounds how long the first packet waits.
 const BATCH: usize = 16;
 
+/// One end of the direction from the device to the peers.
 pub(super) struct Outbound {
-    /// Whose lanes of the device are read, and which sockets are sent from.
-    queue: usize,
+    /// The number of the pair of threads: which queues of the device are read, and which sockets are used.
+    pair: usize,
     buffer: Vec<u8>,
-    /// Where a segment is padded, if it is not a multiple of 16 octets.
+    /// The space in which a segment is padded to a multiple of 16 bytes.
     scratch: Vec<u8>,
-    /// What is answered here, before it is written back.
+    /// The answer of the local service, before it is written back.
     answer: Vec<u8>,
     sender: Sender,
     errors: ErrorLimit,
 }
 
 impl Outbound {
-    pub(super) fn new(queue: usize) -> Self {
+    pub(super) fn new(pair: usize) -> Self {
         Self {
-            queue,
+            pair,
             buffer: vec![0; BUFFER],
             scratch: vec![0; 65_536 + 16],
             answer: Vec::new(),
@@ -44,44 +48,44 @@ impl Outbound {
         }
     }
 
-    /// Reads, seals and sends one batch; gives whether more may be waiting.
+    /// Reads, seals and sends one batch. Returns whether there may be more.
     pub(super) fn batch(&mut self, shared: &Shared) -> bool {
         let table = shared.table.load();
         let group = shared.sockets.load();
-        let sockets = &group[self.queue];
+        let sockets = &group[self.pair];
         let now = Instant::now();
         let device = shared.device.load();
-        let tun = &device.queues[self.queue];
-        let mut lanes = tun.ready();
+        let tun = &device.pairs[self.pair];
+        let mut queues = tun.ready();
         let mut packets = 0;
-        while !lanes.is_empty() && packets < BATCH {
-            for lane in lanes {
-                match tun.read(lane, &mut self.buffer) {
+        while !queues.is_empty() && packets < BATCH {
+            for queue in queues {
+                match tun.read(queue, &mut self.buffer) {
                     Ok(Some((header, range))) => {
                         let length = range.len();
                         packets += 1;
-                        // A split packet grows by its headers and what sealing adds: at most by half again.
+                        // A split packet grows by its headers and by what sealing adds: at most by half its size.
                         if self.sender.is_full(length + length / 2 + 65_536 / 4) {
                             self.sender.flush(sockets, &shared.drops);
                         }
                         self.packet(shared, &table, sockets, header, range, now);
                     }
-                    Ok(None) => lanes.remove(lane),
+                    Ok(None) => queues.remove(queue),
                     Err(error) => {
                         if is_removal(&error) {
-                            shared.note_gone(&device);
+                            shared.note_removed(&device);
                         } else {
                             tracing::warn!(%error, "cannot read the tunnel device");
                             std::thread::sleep(std::time::Duration::from_millis(100));
                         }
-                        lanes = Lanes::NONE;
+                        queues = QueueSet::NONE;
                         break;
                     }
                 }
             }
         }
         self.sender.flush(sockets, &shared.drops);
-        !lanes.is_empty()
+        !queues.is_empty()
     }
 
     fn packet(
@@ -107,12 +111,11 @@ impl Outbound {
             return;
         };
         let owner = table.allowed.owner(ip.destination);
-        let (Some(peer), Some(identity)) = (owner, owner.and_then(|peer| table.identity_of(peer)))
-        else {
-            // Nobody owns what is answered here, so packets to peers are not looked at twice.
-            match &table.here {
-                Some(here) if here.has(ip.destination) => {
-                    answer_here(shared, here, header, packet, answer);
+        let (Some(peer), Some(keys)) = (owner, owner.and_then(|peer| table.keys_of(peer))) else {
+            // No peer owns the addresses of the local service, so packets to peers need only one lookup.
+            match &table.local_service {
+                Some(service) if service.has(ip.destination) => {
+                    answer_locally(shared, service, header, packet, answer);
                 }
                 _ => shared.drops.add(DropReason::NoOwner),
             }
@@ -136,7 +139,7 @@ impl Outbound {
             return;
         }
         state.last_send = Some(now);
-        let noise = state.noise(identity, peer.index, now);
+        let noise = state.noise(keys, peer.index, now);
         let mut sent = 0;
         let split = split(header, packet, |segment| {
             let length = padded(segment.len(), mtu);
@@ -166,15 +169,15 @@ impl Outbound {
     }
 }
 
-/// Answers what `packet` holds: one packet, or several that the kernel merged.
-fn answer_here(
+/// Lets the local service answer `packet`: one packet, or several that the kernel merged.
+fn answer_locally(
     shared: &Shared,
-    here: &LocalService,
+    service: &LocalService,
     header: VnetHeader,
     packet: &mut [u8],
     answer: &mut Vec<u8>,
 ) {
-    let split = split(header, packet, |one| match here.answer(one, answer) {
+    let split = split(header, packet, |one| match service.answer(one, answer) {
         Ok(true) => shared.inject(answer),
         Ok(false) => {}
         Err(reason) => shared.drops.add(reason),
@@ -184,7 +187,7 @@ fn answer_here(
     }
 }
 
-/// Tells the sender of `packet`, through the device it came from, what fits.
+/// Sends an error to the sender of `packet`, through the device, which says what size fits.
 fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, fits: u16) {
     let mut error = [0; MAX_ERROR];
     if let Some(length) = too_big::answer(packet, ip, fits, &mut error) {

@@ -1,23 +1,24 @@
-//! A peer as the data plane holds it.
+//! A peer as the data plane has it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Instant, SystemTime};
 
-use super::device::PeerConfig;
+use super::config::PeerConfig;
 use super::endpoint::Endpoint;
-use super::noise::{Noise, StaticKeys};
+use super::keys::StaticKeys;
+use super::live::Live;
+use super::noise::Noise;
 use super::probe::Probes;
-use super::timer::Live;
 
-/// What is fixed for a peer's life, and the state behind its lock.
+/// The properties of a peer that never change, and the state behind its lock.
 pub(super) struct Peer {
     pub(super) public_key: [u8; 32],
     /// A random 24-bit number that no other peer of the device has: receiver indices begin with it.
     pub(super) index: u32,
-    /// Who it is, whatever its key: that of the peer it is the heir of.
+    /// The number of the member that the peer belongs to. The current and the retired peers of a member share it.
     pub(super) member: u64,
-    /// The key of this node that it speaks to, if that is not the present one.
+    /// The keys of this node that it has its sessions with, if they are not the present ones.
     pub(super) bound: OnceLock<Arc<StaticKeys>>,
     pub(super) rx_bytes: AtomicU64,
     pub(super) tx_bytes: AtomicU64,
@@ -29,13 +30,13 @@ pub(super) struct Peer {
 
 pub(super) struct PeerState {
     pub(super) config: PeerConfig,
-    /// Made on first use: a peer that nobody talks to costs nothing.
+    /// Made on first use, so that an idle peer costs nothing.
     pub(super) noise: Option<Box<Noise>>,
     live: Arc<Live>,
-    /// Whether the timers know of the peer.
+    /// Whether the peer's timers run.
     pub(super) is_live: bool,
     endpoint: Option<Endpoint>,
-    /// The interface by which datagrams to the endpoint leave, once the kernel was asked.
+    /// The interface by which datagrams to the endpoint leave, once it was looked up.
     leaves_by: Option<u32>,
     /// An endpoint whose source was given up because the route from it changed.
     refused: Option<Endpoint>,
@@ -43,11 +44,11 @@ pub(super) struct PeerState {
     unanswered: bool,
     pub(super) last_receive: Option<Instant>,
     pub(super) last_handshake: Option<SystemTime>,
-    /// When a packet of the device was last sent to it, or waited for a session.
+    /// When a packet of the device was last sent to the peer, or began to wait for a session.
     pub(super) last_send: Option<Instant>,
-    /// Octets of a packet that fit through the path; the device's own limit holds besides.
+    /// The size in bytes of the largest packet that fits through the path. The device's MTU applies as well.
     pub(super) path_mtu: u16,
-    /// When a handshake was last begun because the peer sent under a session we do not have.
+    /// When a handshake was last started because the peer used a session that this node does not have.
     pub(super) revived: Option<Instant>,
 }
 
@@ -79,7 +80,25 @@ impl Peer {
         }
     }
 
-    /// The state. A thread that panicked with it has ended the process.
+    /// The peer that takes the place of this one, with another public key: the same member, the same path, no session.
+    pub(super) fn successor(&self, public_key: [u8; 32], index: u32) -> Self {
+        let before = self.lock();
+        let config = PeerConfig {
+            public_key,
+            ..before.config.clone()
+        };
+        let live = Arc::clone(&before.live);
+        let mut successor = Self::new(config, index, self.member, live);
+        successor.probes = Arc::clone(&self.probes);
+        let mut state = successor.lock();
+        state.set_endpoint(before.endpoint());
+        state.path_mtu = before.path_mtu;
+        drop(state);
+        successor
+    }
+
+    /// Locks the state. A thread that panicked while it held the lock has ended the process.
+    #[inline]
     pub(super) fn lock(&self) -> MutexGuard<'_, PeerState> {
         self.state
             .lock()
@@ -93,18 +112,21 @@ impl Peer {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub(super) fn count_rx(&self, octets: usize) {
-        self.rx_bytes.fetch_add(octets as u64, Ordering::Relaxed);
+    #[inline]
+    pub(super) fn count_rx(&self, bytes: usize) {
+        self.rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn count_tx(&self, octets: usize) {
-        self.tx_bytes.fetch_add(octets as u64, Ordering::Relaxed);
+    #[inline]
+    pub(super) fn count_tx(&self, bytes: usize) {
+        self.tx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
 impl PeerState {
-    /// The Noise state, made now if there is none; its timers run from now on.
-    pub(super) fn noise(&mut self, identity: &StaticKeys, index: u32, now: Instant) -> &mut Noise {
+    /// The Noise state, which is made now if there is none. Its timers run from now on.
+    #[inline]
+    pub(super) fn noise(&mut self, keys: &StaticKeys, index: u32, now: Instant) -> &mut Noise {
         if !self.is_live {
             self.is_live = true;
             self.live.add(index);
@@ -112,7 +134,7 @@ impl PeerState {
         let config = &self.config;
         self.noise.get_or_insert_with(|| {
             Box::new(Noise::new(
-                identity,
+                keys,
                 config.public_key,
                 config.preshared_key,
                 config.persistent_keepalive,
@@ -122,26 +144,35 @@ impl PeerState {
         })
     }
 
-    /// Ends all sessions; gives how many packets waited for one.
+    /// Whether there is a session to send under.
+    pub(super) fn has_session(&self) -> bool {
+        let noise = self.noise.as_ref();
+        noise.is_some_and(|noise| noise.session_age().is_some())
+    }
+
+    /// Ends all sessions and returns how many packets waited for one.
     pub(super) fn forget(&mut self) -> usize {
         self.noise.take().map_or(0, |noise| noise.waiting())
     }
 
-    /// Where the peer is, as far as known.
+    /// The endpoint, if one is known.
+    #[inline]
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
         self.endpoint
     }
 
-    /// Sends there from now on.
+    /// Sends to another endpoint from now on.
     pub(super) fn set_endpoint(&mut self, endpoint: Option<Endpoint>) {
         self.endpoint = endpoint;
         self.leaves_by = None;
         self.refused = None;
     }
 
-    /// An authentic datagram came from there: the peer is there now (WireGuard section 2.1, roaming), and is sent to
-    /// from the address at which it arrived. Gives whether the route from that address is to be asked for.
-    pub(super) fn heard(&mut self, from: Endpoint, now: Instant) -> bool {
+    /// An authentic datagram was received from there. It becomes the endpoint (WireGuard section 2.1, roaming), and datagrams
+    /// to the peer leave from the address at which this one arrived. Returns whether the route from that address is to be
+    /// looked up.
+    #[inline]
+    pub(super) fn handle_received(&mut self, from: Endpoint, now: Instant) -> bool {
         self.last_receive = Some(now);
         self.unanswered = false;
         if self.endpoint == Some(from) {
@@ -156,7 +187,7 @@ impl PeerState {
         from.source.is_some()
     }
 
-    /// Whether the route from the source is to be asked for.
+    /// Whether the route from the source is to be looked up.
     pub(super) fn wants_route(&self) -> bool {
         self.leaves_by.is_none()
             && self
@@ -169,9 +200,9 @@ impl PeerState {
         self.refused
     }
 
-    /// The kernel's answer for `endpoint`, if that is still in use: the interface by which datagrams to it leave, or
-    /// that none leaves from its source. A source is given up when either changes.
-    pub(super) fn note_route(&mut self, endpoint: Endpoint, leaves_by: Option<u32>) {
+    /// The route to `endpoint` was looked up: the interface by which datagrams leave, or none if there is no route from its
+    /// source. The source is given up if there is no route, or if the interface has changed.
+    pub(super) fn handle_route(&mut self, endpoint: Endpoint, leaves_by: Option<u32>) {
         if self.endpoint != Some(endpoint) {
             return;
         }
@@ -179,27 +210,27 @@ impl PeerState {
             (None, _) => self.forget_source(),
             (Some(now), Some(before)) if now != before => {
                 self.forget_source();
-                // The peer may go on to send to the address for a while.
+                // The peer may still send to the old address for a while.
                 self.refused = Some(endpoint);
             }
             (now, _) => self.leaves_by = now,
         }
     }
 
-    /// The source that was given up may be used again.
+    /// Lets the source of `endpoint` be used again if it was given up.
     pub(super) fn accept(&mut self, endpoint: Endpoint) {
         self.refused.take_if(|refused| *refused == endpoint);
     }
 
-    /// The timers send an initiation. If the one before was not answered, the source may be the reason: the kernel
-    /// chooses another.
-    pub(super) fn note_initiation(&mut self) {
+    /// The timers send an initiation. If the one before was not answered, the source may be the reason, so the kernel
+    /// chooses another one.
+    pub(super) fn handle_initiation(&mut self) {
         if std::mem::replace(&mut self.unanswered, true) {
             self.forget_source();
         }
     }
 
-    /// Leaves the source of what is sent to the kernel, until the peer is heard again.
+    /// Lets the kernel choose the source, until the next authentic datagram of the peer.
     pub(super) fn forget_source(&mut self) {
         self.endpoint = self.endpoint.map(Endpoint::without_source);
         self.leaves_by = None;
@@ -208,8 +239,8 @@ impl PeerState {
 
 #[cfg(test)]
 pub(in crate::tunnel) mod tests {
-    use super::super::endpoint::Source;
     use super::*;
+    use crate::os::batch::Source;
 
     /// A peer without an endpoint.
     pub(in crate::tunnel) fn peer() -> Peer {
@@ -234,59 +265,69 @@ pub(in crate::tunnel) mod tests {
     }
 
     #[test]
-    fn the_source_is_given_up_when_an_initiation_is_sent_again_without_an_answer() {
+    fn the_source_is_given_up_when_an_initiation_is_repeated_without_an_answer() {
         let (peer, now) = (peer(), Instant::now());
         let mut state = peer.lock();
-        state.heard(from(7), now);
-        state.note_initiation();
-        assert_eq!(state.endpoint(), Some(from(7)), "the first of its kind");
-        state.heard(from(7), now);
-        state.note_initiation();
+        state.handle_received(from(7), now);
+        state.handle_initiation();
+        assert_eq!(state.endpoint(), Some(from(7)), "the first initiation");
+        state.handle_received(from(7), now);
+        state.handle_initiation();
         assert_eq!(state.endpoint(), Some(from(7)), "the last one was answered");
-        state.note_initiation();
+        state.handle_initiation();
         assert_eq!(state.endpoint(), Some(from(7).without_source()));
     }
 
     #[test]
-    fn the_route_is_asked_for_once_when_another_source_is_learnt() {
+    fn the_route_is_looked_up_once_for_each_new_source() {
         let (peer, now) = (peer(), Instant::now());
         let mut state = peer.lock();
-        assert!(state.heard(from(7), now) && state.wants_route());
-        assert!(!state.heard(from(7), now));
-        state.note_route(from(7), Some(2));
+        assert!(state.handle_received(from(7), now) && state.wants_route());
+        assert!(!state.handle_received(from(7), now));
+        state.handle_route(from(7), Some(2));
         assert!(!state.wants_route());
-        assert!(state.heard(from(8), now) && state.wants_route());
-        assert!(!state.heard(from(8).without_source(), now) && !state.wants_route());
+        assert!(state.handle_received(from(8), now) && state.wants_route());
+        assert!(!state.handle_received(from(8).without_source(), now) && !state.wants_route());
     }
 
     #[test]
-    fn a_source_whose_route_changed_is_not_learnt_again_from_what_the_peer_still_sends_there() {
+    fn a_source_whose_route_changed_is_not_learnt_again_from_datagrams_that_still_arrive_there() {
         let (peer, now) = (peer(), Instant::now());
         let mut state = peer.lock();
-        state.heard(from(7), now);
-        // It arrived by another interface than it leaves by: that alone changes nothing.
-        state.note_route(from(7), Some(3));
-        state.note_route(from(7), Some(3));
+        state.handle_received(from(7), now);
+        // Datagrams arrive at one interface and leave by another: that alone changes nothing.
+        state.handle_route(from(7), Some(3));
+        state.handle_route(from(7), Some(3));
         assert_eq!(state.endpoint(), Some(from(7)));
-        state.note_route(from(7), Some(4));
+        state.handle_route(from(7), Some(4));
         assert_eq!(state.endpoint(), Some(from(7).without_source()));
-        assert!(!state.heard(from(7), now));
+        assert!(!state.handle_received(from(7), now));
         assert_eq!(state.endpoint(), Some(from(7).without_source()));
-        assert!(state.heard(from(8), now), "another is");
+        assert!(
+            state.handle_received(from(8), now),
+            "another source is learnt"
+        );
         state.accept(from(7));
-        assert!(state.heard(from(7), now), "and this one once it may be");
+        assert!(
+            state.handle_received(from(7), now),
+            "and this one once it is accepted"
+        );
     }
 
     #[test]
-    fn a_source_without_a_route_is_given_up_until_it_is_heard_again() {
+    fn a_source_without_a_route_is_given_up_until_the_next_datagram_arrives_there() {
         let (peer, now) = (peer(), Instant::now());
         let mut state = peer.lock();
-        state.heard(from(7), now);
-        state.note_route(from(8), None);
-        assert_eq!(state.endpoint(), Some(from(7)), "that was another's");
-        state.note_route(from(7), None);
+        state.handle_received(from(7), now);
+        state.handle_route(from(8), None);
+        assert_eq!(
+            state.endpoint(),
+            Some(from(7)),
+            "the answer is about another source"
+        );
+        state.handle_route(from(7), None);
         assert_eq!(state.endpoint(), Some(from(7).without_source()));
-        assert!(state.heard(from(7), now));
+        assert!(state.handle_received(from(7), now));
         assert_eq!(state.endpoint(), Some(from(7)));
     }
 
@@ -294,7 +335,7 @@ pub(in crate::tunnel) mod tests {
     fn setting_an_endpoint_leaves_the_source_to_the_kernel() {
         let (peer, now) = (peer(), Instant::now());
         let mut state = peer.lock();
-        state.heard(from(7), now);
+        state.handle_received(from(7), now);
         state.set_endpoint(Some(from(7).address.into()));
         assert_eq!(state.endpoint(), Some(from(7).without_source()));
     }

@@ -106,8 +106,15 @@ impl Probes {
         }
     }
 
-    /// An answer with `nonce` was received. Each probe counts once. An answer without a pending probe changes nothing.
-    pub(super) fn handle_answer(&mut self, nonce: u64, now: Instant) {
+    /// The time since the pending probe with `nonce` was sent. Returns none if there is no such probe.
+    pub(super) fn round_trip(&self, nonce: u64, now: Instant) -> Option<Duration> {
+        let probe = self.pending.iter().find(|probe| probe.nonce == nonce)?;
+        Some(now.saturating_duration_since(probe.sent))
+    }
+
+    /// An answer with `nonce` was received at `now`, after the round trip `rtt`. Each probe counts once. An answer without a
+    /// pending probe changes nothing.
+    pub(super) fn handle_answer(&mut self, nonce: u64, rtt: Duration, now: Instant) {
         let asked = self.pending.iter().position(|probe| probe.nonce == nonce);
         let Some(probe) = asked.and_then(|at| self.pending.remove(at)) else {
             return;
@@ -116,10 +123,7 @@ impl Probes {
             self.answered_size = self.answered_size.max(Some(size));
             return;
         }
-        let trip = RoundTrip {
-            at: now,
-            took: now.saturating_duration_since(probe.sent),
-        };
+        let trip = RoundTrip { at: now, took: rtt };
         self.answered = Some(trip);
         if probe.is_sample {
             self.sample = Some(trip);
@@ -246,6 +250,13 @@ fn write_checksum(packet: &mut [u8], transport: usize, protocol: u8) {
 mod tests {
     use super::*;
 
+    /// Handles an answer as a data thread does.
+    fn handle_answer(probes: &mut Probes, nonce: u64, now: Instant) {
+        if let Some(rtt) = probes.round_trip(nonce, now) {
+            probes.handle_answer(nonce, rtt, now);
+        }
+    }
+
     fn is_valid(packet: &[u8], ip: &Ip) -> bool {
         let pseudo = if ip.protocol == ICMP6 {
             packet::pseudo_header_sum(packet, ICMP6, packet.len() - ip.transport)
@@ -290,26 +301,26 @@ mod tests {
         let took = |trip: Option<RoundTrip>| trip.map(|trip| trip.took.as_millis());
         let mut probes = Probes::default();
         probes.handle_probe(1, at(10), false);
-        probes.handle_answer(1, at(13_265));
+        handle_answer(&mut probes, 1, at(13_265));
         assert_eq!(probes.sample(), None, "it waited for a session");
         assert_eq!(took(probes.answered()), Some(13_255));
         probes.handle_probe(2, at(20), true);
         probes.handle_handshake();
-        probes.handle_answer(2, at(900));
+        handle_answer(&mut probes, 2, at(900));
         assert_eq!(probes.sample(), None, "its session was replaced");
         assert_eq!(took(probes.answered()), Some(880));
         probes.handle_probe(3, at(30), true);
-        probes.handle_answer(3, at(32));
+        handle_answer(&mut probes, 3, at(32));
         assert_eq!(took(probes.sample()), Some(2));
         probes.handle_probe(4, at(40), true);
         probes.handle_probe(5, at(50), true);
-        probes.handle_answer(4, at(100));
+        handle_answer(&mut probes, 4, at(100));
         assert_eq!(
             took(probes.sample()),
             Some(2),
             "a later probe took its place"
         );
-        probes.handle_answer(5, at(101));
+        handle_answer(&mut probes, 5, at(101));
         assert_eq!(took(probes.sample()), Some(51));
     }
 
@@ -318,21 +329,21 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut probes = Probes::default();
-        probes.handle_answer(0, at(1));
+        handle_answer(&mut probes, 0, at(1));
         assert_eq!((probes.sample(), probes.answered()), (None, None));
         probes.handle_probe(7, at(10), true);
         probes.handle_sized_probe(8, at(11), 1280);
-        probes.handle_answer(6, at(12));
+        handle_answer(&mut probes, 6, at(12));
         assert_eq!((probes.sample(), probes.answered()), (None, None));
         assert_eq!(probes.take_answered_size(), None);
-        probes.handle_answer(8, at(13));
+        handle_answer(&mut probes, 8, at(13));
         assert_eq!(probes.take_answered_size(), Some(1280));
         assert_eq!(probes.answered(), None, "that was about a size");
-        probes.handle_answer(7, at(14));
+        handle_answer(&mut probes, 7, at(14));
         let first = probes.answered();
         assert_eq!((probes.sample(), first.is_some()), (first, true));
         for nonce in [7, 8] {
-            probes.handle_answer(nonce, at(5000));
+            handle_answer(&mut probes, nonce, at(5000));
         }
         assert_eq!((probes.sample(), probes.answered()), (first, first));
         assert_eq!(probes.take_answered_size(), None);
@@ -346,9 +357,9 @@ mod tests {
             probes.handle_probe(nonce, now, true);
         }
         assert_eq!(probes.pending.len(), MAX_PENDING);
-        probes.handle_answer(0, now);
+        handle_answer(&mut probes, 0, now);
         assert_eq!(probes.answered(), None);
-        probes.handle_answer(999, now);
+        handle_answer(&mut probes, 999, now);
         assert!(probes.answered().is_some() && probes.sample().is_some());
     }
 

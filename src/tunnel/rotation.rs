@@ -1,161 +1,188 @@
-//! A key is replaced, this node's own or a peer's, and no packet is lost.
+//! Replacing a key, this node's own or a peer's, without losing a packet.
 //!
-//! WireGuard binds a session to the keys of both ends. When one is replaced, the peer is there twice for a while: the *elder*
-//! with the session and the keys there were, and the *heir* with those there are. Both are the same member, so that what
-//! either receives is the owner's. The elder carries what is sent, and begins its sessions anew, until the heir has heard the
-//! peer; so it does not matter which of the two ends, or when, learns of the new key. After [`OVERLAP`] the elder goes. When
-//! both ends replace their keys at the same time there are two elders, and the one with a session carries.
+//! WireGuard binds a session to the keys of both ends. When one of the keys is replaced, the member has two peers for a
+//! while: the retired peer with the old keys and their session, and the current peer with the new keys. Both belong to the
+//! same member, so packets that either of them receives may come from all addresses of the member. Packets to the member are
+//! sealed by the retired peer, which also renews its sessions, until the current peer has received something. So it does
+//! not matter which of the two ends learns of the new key first, or when. After [`OVERLAP`] the retired peer is removed. If both
+//! ends replace their keys at the same time, there are two retired peers, and the one with a session is used.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::device::{Table, Tunnel};
-use super::noise::StaticKeys;
-use super::peer::Peer;
+use x25519_dalek::StaticSecret;
 
-/// How long an old key goes on: three times what a session lasts (WireGuard section 6.1), so that whoever has one has
-/// made a new one since.
+use super::keys::StaticKeys;
+use super::peer::Peer;
+use super::peers::Peers;
+use super::table::Table;
+
+/// How long an old key is accepted: three times the life of a session (WireGuard section 6.1), so that a peer with a session
+/// has made a new one in that time.
 pub const OVERLAP: Duration = Duration::from_secs(600);
 
-/// Elders of a member at most: one for either end's last key, and one to spare. Whoever changes its key more often than that
-/// loses what it had.
-const ELDERS: usize = 3;
+/// The keys of a running tunnel: this node's own and those of its peers.
+pub struct Keys<'a>(pub(super) &'a Peers);
 
-/// A peer as it was before a key was replaced.
-#[derive(Clone)]
-pub(super) struct Elder {
-    pub(super) peer: Arc<Peer>,
-    /// When it goes.
-    pub(super) until: Instant,
-}
-
-impl Table {
-    /// The key that `peer` speaks to, if there is any.
-    pub(super) fn identity_of<'a>(&'a self, peer: &'a Peer) -> Option<&'a Arc<StaticKeys>> {
-        peer.bound.get().or(self.identity.as_ref())
+impl Keys<'_> {
+    /// The private key of this node.
+    #[must_use]
+    pub fn private_key(&self) -> Option<StaticSecret> {
+        let table = self.0.table();
+        table.keys.as_ref().map(|keys| keys.secret().clone())
     }
 
-    /// Which of this node's keys a handshake message is for: a hash for each.
-    pub(super) fn meant(&self, datagram: &[u8]) -> Option<&Arc<StaticKeys>> {
-        let previous = self.previous.iter().map(|(identity, _)| identity);
-        let both = self.identity.iter().chain(previous);
-        let mut both = both.filter(|identity| identity.is_for_us(datagram));
-        both.next()
+    /// Changes the private key of this node at once. All sessions end.
+    pub fn set_private_key(&self, key: Option<StaticSecret>) {
+        self.0.set_private_key(key);
     }
 
-    /// The peer whose key is `key`, that speaks to `identity`.
-    pub(super) fn initiator(
-        &self,
-        identity: &Arc<StaticKeys>,
-        key: &[u8; 32],
-    ) -> Option<&Arc<Peer>> {
-        let elders = self.elders.iter().map(|elder| &elder.peer);
-        let elders = elders.filter(|peer| peer.public_key == *key);
-        let mut all = self.by_key.get(key).into_iter().chain(elders);
-        all.find(|peer| {
-            self.identity_of(peer)
-                .is_some_and(|of| Arc::ptr_eq(of, identity))
-        })
+    /// Replaces the private key of this node. The old key is accepted for [`OVERLAP`].
+    pub fn rotate(&self, key: StaticSecret, now: Instant) {
+        let keys = Arc::new(StaticKeys::new(key));
+        let change = |old: &Table, successor: Successor<'_>| rotated(old, keys, now, successor);
+        self.0.change_table(change);
+        self.0.initiate_keepalives();
     }
 
-    /// The elders of `peer`, the latest first.
-    pub(super) fn elders_of(&self, peer: &Peer) -> impl Iterator<Item = &Arc<Peer>> {
-        let elders = self.elders.iter().rev().map(|elder| &elder.peer);
-        elders.filter(move |elder| elder.member == peer.member && elder.index != peer.index)
-    }
-
-    /// Who carries what is sent to the member that `heir` is now.
-    pub(super) fn carrier<'a>(&'a self, heir: &'a Arc<Peer>) -> &'a Arc<Peer> {
-        let has_session = |elder: &&Arc<Peer>| {
-            let state = elder.lock();
-            state
-                .noise
-                .as_ref()
-                .is_some_and(|noise| noise.session_age().is_some())
-        };
-        let mut elders = self.elders_of(heir).peekable();
-        if elders.peek().is_none() || heir.lock().last_receive.is_some() {
-            return heir;
-        }
-        elders.find(has_session).unwrap_or(heir)
-    }
-
-    /// Makes `peer` an elder.
-    fn retire(&mut self, peer: Arc<Peer>, until: Instant) {
-        let of_member = |elder: &Elder| elder.peer.member == peer.member;
-        if self.elders.iter().filter(|elder| of_member(elder)).count() >= ELDERS
-            && let Some(first) = self.elders.iter().position(of_member)
-        {
-            self.elders.remove(first);
-        }
-        self.elders.push(Elder { peer, until });
-    }
-}
-
-impl Tunnel {
-    /// Replaces this node's key. Whoever does not know the new one speaks to the old one for [`OVERLAP`].
-    pub fn rotate(&self, key: x25519_dalek::StaticSecret, now: Instant) {
-        self.change_table(|old, fresh| {
-            let Some(identity) = &old.identity else {
-                return Table {
-                    identity: Some(Arc::new(StaticKeys::new(key))),
-                    ..old.clone()
-                };
-            };
-            let until = now + OVERLAP;
-            let heirs = old.by_key.iter().map(|(key, peer)| {
-                let heir = fresh(peer, *key);
-                (*key, heir)
-            });
-            let mut new = Table {
-                identity: Some(Arc::new(StaticKeys::new(key))),
-                previous: Some((Arc::clone(identity), until)),
-                by_key: heirs.collect(),
-                ..old.clone()
-            };
-            for peer in old.by_key.values() {
-                new.retire(Arc::clone(peer), until);
-            }
-            for elder in &new.elders {
-                // One that is bound already keeps its key.
-                let _ = elder.peer.bound.set(Arc::clone(identity));
-            }
-            new
-        });
-        self.keep_alive();
-    }
-
-    /// A peer has a new key: it keeps its session until there is one with that.
+    /// Replaces the public key of a peer, which keeps its session until there is one with the new key.
     pub fn replace_key(&self, before: &[u8; 32], key: [u8; 32], now: Instant) {
-        self.change_table(|old, fresh| {
-            let mut new = old.clone();
-            if let Some(peer) = new.by_key.remove(before) {
-                let heir = fresh(&peer, key);
-                new.retire(peer, now + OVERLAP);
-                new.by_key.entry(key).or_insert(heir);
-            }
-            new
-        });
-        self.keep_alive();
+        self.0
+            .change_table(|old, successor| with_key_replaced(old, before, key, now, successor));
+        self.0.initiate_keepalives();
     }
 
-    /// Whether a key that this node had goes on.
+    /// Whether an old key of this node is still accepted.
     #[must_use]
     pub fn is_rotating(&self) -> bool {
-        self.table().previous.is_some()
+        self.0.table().previous.is_some()
     }
 
-    /// Lets heirs take over that have heard their peers, and elders go whose time is over. To be called now and then.
+    /// Makes each current peer that has received something the sending peer, and removes what is over at `now`. To be called
+    /// every few seconds.
     pub fn settle(&self, now: Instant) {
-        let table = self.table();
-        if table.elders.is_empty() && table.previous.is_none() {
-            return;
+        let table = self.0.table();
+        if !table.retired.is_empty() || table.previous.is_some() {
+            self.0.change_table(|old, _| settled(old, now));
         }
-        self.change_table(|old, _| {
-            let mut new = old.clone();
-            new.elders.retain(|elder| elder.until > now);
-            new.previous.take_if(|(_, until)| *until <= now);
-            new
-        });
+    }
+}
+
+impl std::fmt::Debug for Keys<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keys")
+            .field("is_rotating", &self.is_rotating())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes the successor of a peer, with this public key.
+type Successor<'a> = &'a dyn Fn(&Peer, [u8; 32]) -> Arc<Peer>;
+
+/// The table after this node got other keys.
+fn rotated(old: &Table, keys: Arc<StaticKeys>, now: Instant, successor: Successor<'_>) -> Table {
+    let mut new = old.clone();
+    let Some(before) = new.keys.replace(keys) else {
+        return new;
+    };
+    let until = now + OVERLAP;
+    new.previous = Some((Arc::clone(&before), until));
+    let peers = old.by_key.iter();
+    new.by_key = peers
+        .map(|(key, peer)| (*key, successor(peer, *key)))
+        .collect();
+    for peer in old.by_key.values() {
+        new.retire(Arc::clone(peer), until);
+    }
+    for retired in &new.retired {
+        // A peer that was retired earlier is already bound to the keys that it has its sessions with.
+        let _ = retired.peer.bound.set(Arc::clone(&before));
+    }
+    new
+}
+
+/// The table after a peer got another public key.
+fn with_key_replaced(
+    old: &Table,
+    before: &[u8; 32],
+    key: [u8; 32],
+    now: Instant,
+    successor: Successor<'_>,
+) -> Table {
+    let mut new = old.clone();
+    if let Some(peer) = new.by_key.remove(before) {
+        let current = successor(&peer, key);
+        new.retire(peer, now + OVERLAP);
+        new.by_key.entry(key).or_insert(current);
+    }
+    new
+}
+
+/// The table without what is over at `now`.
+fn settled(old: &Table, now: Instant) -> Table {
+    let mut new = old.clone();
+    new.retired.retain(|retired| retired.until > now);
+    new.previous.take_if(|(_, until)| *until <= now);
+    new
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::super::table::tests::{keys, peer, table};
+    use super::*;
+
+    fn successors() -> impl Fn(&Peer, [u8; 32]) -> Arc<Peer> {
+        let next = Cell::new(100);
+        move |peer, key| {
+            next.set(next.get() + 1);
+            Arc::new(peer.successor(key, next.get()))
+        }
+    }
+
+    #[test]
+    fn after_a_rotation_each_member_has_a_retired_peer_with_the_old_keys_and_a_current_one_with_the_new()
+     {
+        let now = Instant::now();
+        let old = table(&[peer(2, 1, 7, "10.0.0.2/32"), peer(3, 2, 8, "10.0.0.3/32")]);
+        let new = rotated(&old, keys(9), now, &successors()).completed(&old);
+        assert_eq!((new.by_key.len(), new.by_index.len()), (2, 4));
+        for retired in &new.retired {
+            assert_eq!(retired.until, now + OVERLAP);
+            let of = new.keys_of(&retired.peer).map(|keys| keys.public());
+            assert_eq!(of, Some(keys(1).public()));
+            let current = &new.by_key[&retired.peer.public_key];
+            assert_eq!(current.member, retired.peer.member);
+            let of = new.keys_of(current).map(|keys| keys.public());
+            assert_eq!(of, Some(keys(9).public()));
+        }
+        let later = now + OVERLAP;
+        let kept = settled(&new, later - Duration::from_secs(1)).completed(&new);
+        assert_eq!((kept.by_index.len(), kept.previous.is_some()), (4, true));
+        let over = settled(&new, later).completed(&new);
+        assert_eq!((over.by_index.len(), over.previous.is_some()), (2, false));
+    }
+
+    #[test]
+    fn a_node_without_keys_gets_them_and_retires_nothing() {
+        let mut old = table(&[peer(2, 1, 7, "10.0.0.2/32")]);
+        old.keys = None;
+        let new = rotated(&old, keys(9), Instant::now(), &successors());
+        assert!(new.keys.is_some() && new.previous.is_none() && new.retired.is_empty());
+        assert_eq!(new.by_key[&keys(2).public()].index, 1);
+    }
+
+    #[test]
+    fn a_peer_with_another_key_stays_the_same_member_and_an_unknown_one_changes_nothing() {
+        let now = Instant::now();
+        let old = table(&[peer(2, 1, 7, "10.0.0.2/32")]);
+        let (before, after) = (keys(2).public(), keys(3).public());
+        let new = with_key_replaced(&old, &before, after, now, &successors()).completed(&old);
+        assert!(!new.by_key.contains_key(&before));
+        assert_eq!(new.by_key[&after].member, 7);
+        assert!(new.by_index.contains_key(&1), "the old session goes on");
+        let none = with_key_replaced(&new, &before, after, now, &successors()).completed(&new);
+        assert_eq!((none.by_key.len(), none.retired.len()), (1, 1));
     }
 }

@@ -1,70 +1,29 @@
 //! The `timer` thread: retries, rekeys and keepalives of the peers that have a session or want one.
 //!
-//! A peer is live from the moment its Noise state is asked for until its timers rest. Only live peers are looked at,
-//! and while there is none the thread sleeps without an end: peers that nobody talks to cost nothing.
+//! Only the peers of [`super::live`] are looked at. While there is none, the thread sleeps without a timeout.
 
-use std::sync::{Mutex, OnceLock};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use super::device::{Shared, Table};
 use super::drops::DropReason;
 use super::noise::{Message, Ticked};
+use super::shared::Shared;
+use super::table::Table;
 use super::udp::Sender;
 use crate::os::watchdog::Progress;
 
 /// How often timers run.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Peers that became live and that the thread does not know yet, by index. A peer is added under its own lock when its
-/// `is_live` becomes true, so it is in here or with the thread at most once.
-#[derive(Default)]
-pub(super) struct Live {
-    added: Mutex<Vec<u32>>,
-    thread: OnceLock<Thread>,
-}
-
-impl Live {
-    /// Has the timers of this peer run.
-    pub(super) fn add(&self, peer: u32) {
-        let mut added = self
-            .added
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        added.push(peer);
-        // The first one wakes the thread, which takes all that have come by then.
-        if added.len() == 1 {
-            self.wake();
-        }
-    }
-
-    /// Wakes the timer thread.
-    pub(super) fn wake(&self) {
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
-    }
-
-    fn take(&self, into: &mut Vec<u32>) {
-        let mut added = self
-            .added
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        into.append(&mut added);
-    }
-}
-
 /// Runs until the tunnel stops.
 pub(super) fn run(shared: &Shared, progress: &Progress) {
-    // Before the first look: whoever adds a peer after it finds a thread to wake.
-    shared.live.thread.get_or_init(std::thread::current);
+    shared.live.set_thread();
     let mut sender = Sender::new_small();
     let mut live = Vec::new();
     while !shared.stopping() {
         progress.raise();
         shared.live.take(&mut live);
         let now = Instant::now();
-        // Loaded after the list: a peer in it was in a table before.
+        // The table is loaded after the list, so that it contains all peers of the list that were not removed.
         let table = shared.table.load();
         let group = shared.sockets.load();
         let sockets = &group[0];
@@ -83,7 +42,7 @@ pub(super) fn run(shared: &Shared, progress: &Progress) {
     }
 }
 
-/// Runs the timers of one peer; gives whether they go on.
+/// Runs the timers of one peer. Returns whether they go on.
 fn tick(shared: &Shared, table: &Table, peer: u32, sender: &mut Sender, now: Instant) -> bool {
     // A peer that was removed is in no table.
     let Some(peer) = table.by_index.get(&peer) else {
@@ -102,7 +61,7 @@ fn tick(shared: &Shared, table: &Table, peer: u32, sender: &mut Sender, now: Ins
             Some(length)
         }
         Ticked::Nothing => None,
-        // Whoever must be heard regularly is tried for ever.
+        // A peer that is configured to be kept alive is tried without an end.
         Ticked::Expired if state.config.persistent_keepalive.is_some_and(|s| s > 0) => {
             initiates = true;
             noise.initiate(sender.space())
@@ -116,7 +75,7 @@ fn tick(shared: &Shared, table: &Table, peer: u32, sender: &mut Sender, now: Ins
         .drops
         .add_many(DropReason::NoAnswer, noise.take_lost());
     if initiates {
-        state.note_initiation();
+        state.handle_initiation();
     }
     if let (Some(length), Some(endpoint)) = (length, state.endpoint()) {
         peer.count_tx(length);

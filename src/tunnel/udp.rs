@@ -1,320 +1,83 @@
-//! UDP sockets: received datagrams merged by the kernel (UDP_GRO), runs sent as one message (UDP_SEGMENT), each way with
-//! the address of this host that the peer uses (IP_PKTINFO, IPV6_PKTINFO).
+//! Sending and receiving over the UDP sockets: datagrams to one peer are sent as runs, which the kernel separates
+//! (UDP_SEGMENT).
 
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd as _, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{self, IoSlice};
+use std::os::fd::BorrowedFd;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 
-use super::control::{Control, Received};
 use super::drops::{DropCounters, DropReason};
 use super::endpoint::Endpoint;
-use super::routes::Recheck;
+use super::sockets::Sockets;
+use crate::os::batch::{self, Message, Mode, WithAncillary};
 
-/// Octets of a receive buffer: the largest merged datagram.
+/// The size of a receive buffer in bytes: the largest merged datagram.
 const RECEIVE: usize = 65_536;
-/// Messages received at once at most.
-const MESSAGES: usize = 8;
-/// Octets waiting to be sent at most.
+/// The maximum number of messages received at once.
+const MAX_RECEIVED: usize = 8;
+/// The maximum number of runs that are handed to the kernel at once.
+const MAX_SENT: usize = 32;
+/// The maximum number of runs that wait to be sent.
+const MAX_RUNS: usize = 256;
+/// The maximum number of bytes that wait to be sent.
 const ARENA: usize = 256 * 1024;
-/// Octets of a small datagram at most: a handshake message or a probe, and what sealing wants.
+/// The maximum size of a small datagram: a handshake message or a probe, and the space that sealing needs.
 const SMALL: usize = 512;
-/// Octets of small datagrams waiting at most.
+/// The maximum number of bytes of small datagrams that wait to be sent.
 const SMALL_ARENA: usize = 16 * 1024;
-/// Datagrams in a run at most (UDP_MAX_SEGMENTS of the kernel before 6.11 is 64).
+/// The maximum number of datagrams in a run (UDP_MAX_SEGMENTS of the kernel before 6.11 is 64).
 const MAX_SEGMENTS: usize = 64;
-/// Octets of a run at most: what one IP packet holds, with a margin for headers.
+/// The maximum size of a run in bytes: the size of an IP packet, with a margin for headers.
 const MAX_RUN: usize = 65_000;
-/// Octets asked for as socket buffers.
-const SOCKET_BUFFER: usize = 7 * 1024 * 1024;
 
-/// The two sockets of a device, on one port.
-#[derive(Debug)]
-pub(super) struct Sockets {
-    v4: Socket,
-    v6: Option<Socket>,
-    port: u16,
-    gso: AtomicBool,
-    /// Whether merged datagrams were ever sent.
-    gso_proven: AtomicBool,
-    /// One sender of unsplit datagrams at a time.
-    whole: Mutex<()>,
-    /// Asked for when a source is refused.
-    recheck: Arc<Recheck>,
-}
-
-impl Sockets {
-    /// `count` pairs on one `port`, or on any free one if it is 0. The kernel gives what comes from one address always
-    /// to the same pair.
-    pub(super) fn bind_group(
-        port: u16,
-        mark: u32,
-        count: usize,
-        recheck: &Arc<Recheck>,
-    ) -> io::Result<Vec<Self>> {
-        let first = Self::bind(port, mark, false, recheck)?;
-        if count < 2 {
-            return Ok(vec![first]);
-        }
-        // A socket that shares its port would be let in beside another program's that does; the first bind has shown
-        // that there is none.
-        let port = first.port;
-        drop(first);
-        (0..count)
-            .map(|_| Self::bind(port, mark, true, recheck))
-            .collect()
-    }
-
-    /// Binds `port`, or any free one if it is 0, in both families; without IPv6 in the kernel in one.
-    fn bind(port: u16, mark: u32, shared: bool, recheck: &Arc<Recheck>) -> io::Result<Self> {
-        let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-        // A free port of one family may be taken in the other.
-        for _ in 0..if port == 0 { 16 } else { 1 } {
-            let v4 = open(Domain::IPV4, mark)?;
-            v4.set_reuse_port(shared)?;
-            v4.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
-            let bound = v4.local_addr()?.as_socket().map_or(port, |a| a.port());
-            let v6 = match open(Domain::IPV6, mark) {
-                Ok(v6) => match v6.set_reuse_port(shared).and_then(|()| {
-                    v6.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, bound)).into())
-                }) {
-                    Ok(()) => Some(v6),
-                    Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                        last = error;
-                        continue;
-                    }
-                    Err(_) => None,
-                },
-                Err(_) => None,
-            };
-            return Ok(Self {
-                v4,
-                v6,
-                port: bound,
-                gso: AtomicBool::new(true),
-                gso_proven: AtomicBool::new(false),
-                whole: Mutex::new(()),
-                recheck: Arc::clone(recheck),
-            });
-        }
-        Err(last)
-    }
-
-    pub(super) fn port(&self) -> u16 {
-        self.port
-    }
-
-    pub(super) fn set_mark(&self, mark: u32) -> io::Result<()> {
-        self.v4.set_mark(mark)?;
-        self.v6.as_ref().map_or(Ok(()), |v6| v6.set_mark(mark))
-    }
-
-    /// The descriptors to wait for; a family without a socket has none.
-    pub(super) fn descriptors(&self) -> [RawFd; 2] {
-        [
-            self.v4.as_raw_fd(),
-            self.v6.as_ref().map_or(-1, |v6| v6.as_raw_fd()),
-        ]
-    }
-
-    fn set_splitting(&self, allowed: bool) {
-        set_splitting(&self.v4, Domain::IPV4, allowed);
-        if let Some(v6) = &self.v6 {
-            set_splitting(v6, Domain::IPV6, allowed);
-        }
-    }
-
-    fn of(&self, endpoint: &SocketAddr) -> Option<&Socket> {
-        match endpoint {
-            SocketAddr::V4(_) => Some(&self.v4),
-            SocketAddr::V6(_) => self.v6.as_ref(),
-        }
-    }
-}
-
-fn open(domain: Domain, mark: u32) -> io::Result<Socket> {
-    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-    let fd = socket.as_raw_fd();
-    if domain == Domain::IPV6 {
-        socket.set_only_v6(true)?;
-    }
-    set_splitting(&socket, domain, true);
-    for (forced, plain) in [
-        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
-        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
-    ] {
-        if !set_option(fd, libc::SOL_SOCKET, forced, SOCKET_BUFFER as i32) {
-            set_option(fd, libc::SOL_SOCKET, plain, SOCKET_BUFFER as i32);
-        }
-    }
-    set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
-    let (level, name) = match domain {
-        Domain::IPV6 => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
-        _ => (libc::IPPROTO_IP, libc::IP_PKTINFO),
-    };
-    set_option(fd, level, name, 1);
-    if mark != 0 {
-        socket.set_mark(mark)?;
-    }
-    Ok(socket)
-}
-
-/// Whether datagrams may be split on the way. They may, as with every WireGuard: one that is too large is split rather than
-/// lost.
-///
-/// In IPv4 that is `OMIT` rather than `DONT`: routers split all the same, and an ICMP error, which anybody can forge, does
-/// not make the kernel refuse merged datagrams. In IPv6 only the sender splits, and has to hear what is too large.
-fn set_splitting(socket: &Socket, domain: Domain, allowed: bool) {
-    let (level, name, value) = match (domain, allowed) {
-        (Domain::IPV6, true) => (
-            libc::IPPROTO_IPV6,
-            libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_DONT,
-        ),
-        (Domain::IPV6, false) => (
-            libc::IPPROTO_IPV6,
-            libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_PROBE,
-        ),
-        (_, true) => (
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_OMIT,
-        ),
-        (_, false) => (
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_PROBE,
-        ),
-    };
-    set_option(socket.as_raw_fd(), level, name, value);
-}
-
-/// Sets an option without which everything still works, if slower or from another address; returns whether the kernel accepted it.
-fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> bool {
-    // SAFETY: the pointer and length describe `value`, which outlives the call.
-    unsafe {
-        libc::setsockopt(
-            fd,
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of::<i32>() as u32,
-        ) == 0
-    }
-}
-
-/// Receives batches into buffers that are reused for ever.
-pub(super) struct Receiver {
-    buffers: Vec<u8>,
-    names: [libc::sockaddr_storage; MESSAGES],
-    controls: [Control; MESSAGES],
-}
+/// Receives datagrams by the batch.
+pub(super) struct Receiver(batch::Receiver);
 
 impl Receiver {
     pub(super) fn new() -> Self {
-        // SAFETY: a sockaddr_storage of zeros is a valid value.
-        let name: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
-        Self {
-            buffers: vec![0; RECEIVE * MESSAGES],
-            names: [name; MESSAGES],
-            controls: [Control::EMPTY; MESSAGES],
-        }
+        Self(batch::Receiver::new(
+            MAX_RECEIVED,
+            RECEIVE,
+            WithAncillary::Yes,
+        ))
     }
 
-    /// Receives what is there and calls `each` with every datagram, where it came from and the address of this host that
-    /// it came to. Gives whether more may be waiting.
+    /// Receives the datagrams that the socket has and calls `each` with each of them and its sender, with the local address at
+    /// which it arrived. Returns whether there may be more.
     pub(super) fn receive(
         &mut self,
-        fd: RawFd,
+        socket: BorrowedFd<'_>,
         mut each: impl FnMut(&[u8], Endpoint),
     ) -> io::Result<bool> {
-        // SAFETY: an mmsghdr of zeros is a valid value; every pointer set below is into `self`, which outlives
-        // the call.
-        let mut messages: [libc::mmsghdr; MESSAGES] = unsafe { std::mem::zeroed() };
-        let mut vectors: [libc::iovec; MESSAGES] = [libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        }; MESSAGES];
-        for (i, message) in messages.iter_mut().enumerate() {
-            vectors[i] = libc::iovec {
-                iov_base: self.buffers[i * RECEIVE..].as_mut_ptr().cast(),
-                iov_len: RECEIVE,
-            };
-            message.msg_hdr.msg_name = (&raw mut self.names[i]).cast();
-            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as u32;
-            message.msg_hdr.msg_iov = &raw mut vectors[i];
-            message.msg_hdr.msg_iovlen = 1;
-            self.controls[i].receive_into(&mut message.msg_hdr);
-        }
-        // SAFETY: `messages` holds MESSAGES valid headers.
-        let count = unsafe {
-            libc::recvmmsg(
-                fd,
-                messages.as_mut_ptr(),
-                MESSAGES as u32,
-                libc::MSG_DONTWAIT,
-                std::ptr::null_mut(),
-            )
+        let count = match self.0.receive(socket, Mode::NonBlocking) {
+            Ok(count) => count,
+            Err(error) => {
+                return match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(false),
+                    _ => Err(error),
+                };
+            }
         };
-        if count < 0 {
-            let error = io::Error::last_os_error();
-            return match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(false),
-                _ => Err(error),
-            };
-        }
-        let count = count as usize;
-        for (i, message) in messages.iter().enumerate().take(count) {
-            let length = (message.msg_len as usize).min(RECEIVE);
-            let Some(address) = socket_address(&self.names[i]) else {
+        for index in 0..count {
+            let Some(datagram) = self.0.datagram(index) else {
                 continue;
             };
-            let received = Received::read(&message.msg_hdr);
+            let Some(address) = datagram.from else {
+                continue;
+            };
             let from = Endpoint {
                 address,
-                source: received.source,
+                source: datagram.source,
             };
-            let segment = received.segment.filter(|s| *s > 0).unwrap_or(length.max(1));
-            let datagram = &self.buffers[i * RECEIVE..i * RECEIVE + length];
-            if datagram.is_empty() {
-                each(datagram, from);
-            }
-            datagram.chunks(segment).for_each(|d| each(d, from));
+            datagram.segments().for_each(|segment| each(segment, from));
         }
-        Ok(count == MESSAGES)
+        Ok(count == MAX_RECEIVED)
     }
 }
 
-fn socket_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
-    match i32::from(name.ss_family) {
-        libc::AF_INET => {
-            // SAFETY: the family says that this is a sockaddr_in, which is no larger than the storage.
-            let name: &libc::sockaddr_in = unsafe { &*(&raw const *name).cast() };
-            let address = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
-            Some(SocketAddr::V4(SocketAddrV4::new(
-                address,
-                u16::from_be(name.sin_port),
-            )))
-        }
-        libc::AF_INET6 => {
-            // SAFETY: as above, for sockaddr_in6.
-            let name: &libc::sockaddr_in6 = unsafe { &*(&raw const *name).cast() };
-            let address = Ipv6Addr::from(name.sin6_addr.s6_addr);
-            Some(SocketAddr::V6(SocketAddrV6::new(
-                address,
-                u16::from_be(name.sin6_port),
-                0,
-                name.sin6_scope_id,
-            )))
-        }
-        _ => None,
-    }
-}
-
+/// Datagrams to one endpoint that lie next to each other. All but the last have the same length.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     endpoint: Endpoint,
@@ -322,7 +85,21 @@ struct Run {
     end: usize,
     segment: usize,
     count: usize,
+    /// Whether the last datagram is shorter, so that no other can follow.
     closed: bool,
+}
+
+impl Run {
+    /// The message with this run, whose bytes `part` has.
+    #[inline]
+    fn message<'a>(&self, part: &'a IoSlice<'a>) -> Message<'a> {
+        Message {
+            to: self.endpoint.address,
+            source: self.endpoint.source,
+            segment: (self.count > 1).then_some(self.segment as u16),
+            parts: std::slice::from_ref(part),
+        }
+    }
 }
 
 /// Collects datagrams and sends them as runs.
@@ -337,11 +114,11 @@ impl Sender {
         Self {
             arena: vec![0; ARENA],
             used: 0,
-            runs: Vec::with_capacity(256),
+            runs: Vec::with_capacity(MAX_RUNS),
         }
     }
 
-    /// One for handshakes and other small datagrams.
+    /// A sender of handshakes and other small datagrams.
     pub(super) fn new_small() -> Self {
         Self {
             arena: vec![0; SMALL_ARENA],
@@ -350,9 +127,10 @@ impl Sender {
         }
     }
 
-    /// Whether `octets` more would not fit.
-    pub(super) fn is_full(&self, octets: usize) -> bool {
-        self.used + octets > self.arena.len() || self.runs.len() >= 256
+    /// Whether `bytes` more would not fit.
+    #[inline]
+    pub(super) fn is_full(&self, bytes: usize) -> bool {
+        self.used + bytes > self.arena.len() || self.runs.len() >= MAX_RUNS
     }
 
     /// Sends everything if another small datagram might not fit.
@@ -362,12 +140,14 @@ impl Sender {
         }
     }
 
-    /// Where the next datagram goes. To be asked for only if it is not full.
+    /// The space for the next datagram. To be asked for only if the sender is not full.
+    #[inline]
     pub(super) fn space(&mut self) -> &mut [u8] {
         &mut self.arena[self.used..]
     }
 
-    /// The first `length` octets of the space are a datagram to `endpoint`.
+    /// Adds the first `length` bytes of the space as a datagram to `endpoint`.
+    #[inline]
     pub(super) fn commit(&mut self, length: usize, endpoint: Endpoint) {
         let start = self.used;
         self.used += length;
@@ -405,37 +185,45 @@ impl Sender {
             let family = first.endpoint.address.is_ipv4();
             let same = rest
                 .iter()
-                .take(MESSAGES * 4)
+                .take(MAX_SENT)
                 .take_while(|r| r.endpoint.address.is_ipv4() == family)
                 .count();
-            let sent = self.send(socket.as_raw_fd(), &rest[..same], sockets, drops);
+            let sent = self.send(socket, &rest[..same], sockets, drops);
             rest = &rest[sent..];
         }
         self.runs.clear();
         self.used = 0;
     }
 
-    /// Sends everything so that it arrives whole or not at all.
+    /// Sends everything so that each datagram arrives whole or not at all.
     ///
-    /// The kernel knows that for a whole socket only, and a socket of its own would be another endpoint to the peer. So the
-    /// socket is switched over for the call: a datagram that another thread sends meanwhile goes unsplit as well, and is
-    /// lost if it is larger than the path, as a datagram may be. That is a few microseconds at each probe, which are rare.
-    pub(super) fn flush_whole(&mut self, sockets: &Sockets, drops: &DropCounters) {
-        let _one = sockets.whole.lock().unwrap_or_else(PoisonError::into_inner);
-        sockets.set_splitting(false);
+    /// The kernel has this setting only for a whole socket, and a socket of its own would be another endpoint to the peer. So
+    /// the sockets are switched for the time of the call. A datagram that another thread sends in that time is not
+    /// fragmented either, and is lost if it is larger than the path, as any datagram may be lost. That is a few microseconds
+    /// for each probe of a size, and such probes are rare.
+    pub(super) fn flush_unfragmented(&mut self, sockets: &Sockets, drops: &DropCounters) {
+        let one_at_a_time = sockets.unfragmented.lock();
+        let _guard = one_at_a_time.unwrap_or_else(PoisonError::into_inner);
+        sockets.allow_fragments(false);
         self.flush(sockets, drops);
-        sockets.set_splitting(true);
+        sockets.allow_fragments(true);
     }
 
-    /// Sends some of `runs`, at least one unless the kernel has to be asked again; gives how many are done with.
-    fn send(&self, fd: RawFd, runs: &[Run], sockets: &Sockets, drops: &DropCounters) -> usize {
+    /// Sends some of `runs`, at least one unless the call has to be repeated, and returns how many are done.
+    fn send(
+        &self,
+        socket: &Socket,
+        runs: &[Run],
+        sockets: &Sockets,
+        drops: &DropCounters,
+    ) -> usize {
         let Some(first) = runs.first() else { return 0 };
         let gso = sockets.gso.load(Ordering::Relaxed);
         if !gso && first.count > 1 {
-            self.send_singly(fd, first, sockets, drops);
+            self.send_singly(socket, first, sockets, drops);
             return 1;
         }
-        let mut error = match self.send_runs(fd, runs, gso) {
+        let mut error = match self.send_runs(socket, runs, gso) {
             Ok(sent) => {
                 if first.count > 1 && !sockets.gso_proven.load(Ordering::Relaxed) {
                     sockets.gso_proven.store(true, Ordering::Relaxed);
@@ -449,7 +237,7 @@ impl Sender {
                 endpoint: first.endpoint.without_source(),
                 ..*first
             };
-            match self.send_runs(fd, &[run], gso) {
+            match self.send_runs(socket, &[run], gso) {
                 Ok(_) => {
                     sockets.recheck.refuse(first.endpoint);
                     return 1;
@@ -459,11 +247,11 @@ impl Sender {
         }
         match error.raw_os_error() {
             Some(libc::EINTR) => 0,
-            // Merged datagrams were taken before: these are larger than what the kernel knows of their path.
+            // Merged datagrams were accepted before: these are larger than the MTU that the kernel has for their path.
             Some(libc::EINVAL | libc::EMSGSIZE)
                 if first.count > 1 && sockets.gso_proven.load(Ordering::Relaxed) =>
             {
-                self.send_singly(fd, first, sockets, drops);
+                self.send_singly(socket, first, sockets, drops);
                 1
             }
             Some(libc::EIO | libc::EINVAL) if first.count > 1 => {
@@ -480,52 +268,27 @@ impl Sender {
         }
     }
 
-    /// Hands some of `runs` to the kernel, of several datagrams only with `gso`; gives how many it took.
-    fn send_runs(&self, fd: RawFd, runs: &[Run], gso: bool) -> io::Result<usize> {
-        const BATCH: usize = MESSAGES * 4;
-        // SAFETY: zeros are valid values of these C structures.
-        let (mut messages, mut names): ([libc::mmsghdr; BATCH], [libc::sockaddr_storage; BATCH]) =
-            unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-        let mut vectors = [libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        }; BATCH];
-        let mut controls = [Control::EMPTY; BATCH];
-        let mut count = 0;
-        for (i, run) in runs.iter().enumerate().take(BATCH) {
-            if !gso && run.count > 1 {
-                break;
-            }
-            let octets = &self.arena[run.start..run.end];
-            vectors[i] = libc::iovec {
-                iov_base: octets.as_ptr().cast_mut().cast(),
-                iov_len: octets.len(),
-            };
-            let header = &mut messages[i].msg_hdr;
-            header.msg_namelen = write_address(&run.endpoint.address, &mut names[i]);
-            header.msg_name = (&raw mut names[i]).cast();
-            header.msg_iov = &raw mut vectors[i];
-            header.msg_iovlen = 1;
-            let segment = (run.count > 1).then_some(run.segment as u16);
-            controls[i].attach(header, run.endpoint.source.as_ref(), segment);
-            count += 1;
+    /// Hands some of `runs` to the kernel and returns how many it accepted. Runs of several datagrams are sent only with
+    /// `gso`.
+    fn send_runs(&self, socket: &Socket, runs: &[Run], gso: bool) -> io::Result<usize> {
+        let allowed = |run: &&Run| gso || run.count == 1;
+        let runs = || runs.iter().take(MAX_SENT).take_while(allowed);
+        let mut parts = [IoSlice::new(&[]); MAX_SENT];
+        for (part, run) in parts.iter_mut().zip(runs()) {
+            *part = IoSlice::new(&self.arena[run.start..run.end]);
         }
-        // SAFETY: the first `count` headers are valid, and all they point to lives until the call returns.
-        let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), count as u32, 0) };
-        if sent > 0 {
-            Ok(sent as usize)
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        let messages = runs().zip(&parts).map(|(run, part)| run.message(part));
+        batch::send(socket, messages, Mode::Blocking)
     }
 
-    fn send_singly(&self, fd: RawFd, run: &Run, sockets: &Sockets, drops: &DropCounters) {
+    /// Sends the datagrams of a run one by one.
+    fn send_singly(&self, socket: &Socket, run: &Run, sockets: &Sockets, drops: &DropCounters) {
         let mut endpoint = run.endpoint;
         for datagram in self.arena[run.start..run.end].chunks(run.segment) {
-            let mut sent = send_one(fd, datagram, &endpoint);
+            let mut sent = send_one(socket, datagram, &endpoint);
             if endpoint.source.is_some() && sent.as_ref().is_err_and(refuses_source) {
                 endpoint = endpoint.without_source();
-                sent = send_one(fd, datagram, &endpoint);
+                sent = send_one(socket, datagram, &endpoint);
                 if sent.is_ok() {
                     sockets.recheck.refuse(run.endpoint);
                 }
@@ -552,65 +315,23 @@ fn refuses_source(error: &io::Error) -> bool {
     )
 }
 
-fn send_one(fd: RawFd, datagram: &[u8], endpoint: &Endpoint) -> io::Result<()> {
-    // SAFETY: zeros are valid values of these C structures.
-    let (mut header, mut name): (libc::msghdr, libc::sockaddr_storage) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    let mut vector = libc::iovec {
-        iov_base: datagram.as_ptr().cast_mut().cast(),
-        iov_len: datagram.len(),
+fn send_one(socket: &Socket, datagram: &[u8], endpoint: &Endpoint) -> io::Result<()> {
+    let message = Message {
+        to: endpoint.address,
+        source: endpoint.source,
+        segment: None,
+        parts: &[IoSlice::new(datagram)],
     };
-    let mut control = Control::EMPTY;
-    header.msg_namelen = write_address(&endpoint.address, &mut name);
-    header.msg_name = (&raw mut name).cast();
-    header.msg_iov = &raw mut vector;
-    header.msg_iovlen = 1;
-    control.attach(&mut header, endpoint.source.as_ref(), None);
-    // SAFETY: the header is valid, and all it points to lives until the call returns.
-    match unsafe { libc::sendmsg(fd, &raw const header, 0) } {
-        0.. => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn write_address(endpoint: &SocketAddr, name: &mut libc::sockaddr_storage) -> u32 {
-    match endpoint {
-        SocketAddr::V4(v4) => {
-            let address = libc::sockaddr_in {
-                sin_family: libc::AF_INET as u16,
-                sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr {
-                    s_addr: u32::from(*v4.ip()).to_be(),
-                },
-                sin_zero: [0; 8],
-            };
-            // SAFETY: a sockaddr_in fits into the storage, which is aligned for it.
-            unsafe { (&raw mut *name).cast::<libc::sockaddr_in>().write(address) };
-            size_of::<libc::sockaddr_in>() as u32
-        }
-        SocketAddr::V6(v6) => {
-            let address = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as u16,
-                sin6_port: v6.port().to_be(),
-                sin6_flowinfo: 0,
-                sin6_addr: libc::in6_addr {
-                    s6_addr: v6.ip().octets(),
-                },
-                sin6_scope_id: v6.scope_id(),
-            };
-            // SAFETY: as above, for sockaddr_in6.
-            unsafe { (&raw mut *name).cast::<libc::sockaddr_in6>().write(address) };
-            size_of::<libc::sockaddr_in6>() as u32
-        }
-    }
+    batch::send(socket, [message], Mode::Blocking).map(|_| ())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-    use super::super::endpoint::Source;
+    use super::super::wakes::Recheck;
     use super::*;
+    use crate::os::batch::Source;
 
     const LENGTHS: [usize; 12] = [100, 100, 100, 40, 1000, 1000, 1, 1, 1, 1400, 1401, 5];
 
@@ -632,9 +353,10 @@ mod tests {
         let mut got = Vec::new();
         for _ in 0..500 {
             receiver
-                .receive(sockets.descriptors()[family], |d, from| {
-                    got.push((d.to_vec(), from))
-                })
+                .receive(
+                    sockets.descriptors()[family].expect("both families"),
+                    |d, from| got.push((d.to_vec(), from)),
+                )
                 .expect("bound");
             if got.len() >= LENGTHS.len() {
                 break;

@@ -379,7 +379,7 @@ fn a_peer_reaches_neither_what_every_node_answers_for_itself_nor_what_lies_behin
     }]);
     answering.set_local_service(Some(LocalService {
         addresses: vec!["10.99.0.53".parse().expect("a literal")],
-        local: std::sync::Arc::new(Shout),
+        handler: std::sync::Arc::new(Shout),
     }));
     let shout = |host: &Host, to: &str| {
         host.inside(|| {

@@ -107,7 +107,7 @@ fn a_peer_that_sends_from_an_address_it_does_not_own_is_not_heard() {
     let Some(setting) = setting() else { return };
     let node = PublicKey::from(&key(1)).to_bytes();
     for foreign in [inside(3), inside(1), inside(77)] {
-        setting.peer.probe(&node, foreign, inside(1));
+        setting.peer.probing().probe(&node, foreign, inside(1));
     }
     assert!(answers(&setting.peer, 2, &key(1), LIMIT));
     assert_eq!(setting.node.counters().of(DropReason::ForeignSource), 3);

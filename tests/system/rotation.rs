@@ -174,26 +174,30 @@ fn the_key_before_goes_on_until_its_time_is_over() {
 
     let (before, fresh) = (PublicKey::from(&key(1)).to_bytes(), key(101));
     let now = Instant::now();
-    node.rotate(fresh.clone(), now);
-    assert!(node.is_rotating());
+    node.keys().rotate(fresh.clone(), now);
+    assert!(node.keys().is_rotating());
     // Neither node has received the other's new key yet.
     assert!(answers(&told, 2, &key(1), LIMIT));
     assert!(answers(&late, 3, &key(1), LIMIT));
-    told.replace_key(&before, PublicKey::from(&fresh).to_bytes(), now);
+    told.keys()
+        .replace_key(&before, PublicKey::from(&fresh).to_bytes(), now);
     assert!(answers(&told, 2, &fresh, LIMIT));
 
     let over = now + OVERLAP + Duration::from_secs(1);
     for tunnel in [&node, &told] {
-        tunnel.settle(over);
+        tunnel.keys().settle(over);
     }
-    assert!(!node.is_rotating());
+    assert!(!node.keys().is_rotating());
     assert!(answers(&told, 2, &fresh, LIMIT));
     assert!(!answers(&late, 3, &key(1), Duration::from_secs(6)));
-    late.replace_key(&before, PublicKey::from(&fresh).to_bytes(), now);
-    late.settle(over);
+    late.keys()
+        .replace_key(&before, PublicKey::from(&fresh).to_bytes(), now);
+    late.keys().settle(over);
     assert!(answers(&late, 3, &fresh, LIMIT));
     // Packets that the node sends first reach the late node, too.
-    let to_late = node.ping(PublicKey::from(&key(3)).to_bytes(), inside(1), inside(3));
+    let to_late = node
+        .probing()
+        .ping(PublicKey::from(&key(3)).to_bytes(), inside(1), inside(3));
     assert!(to_late.wait(LIMIT).0.is_some());
 }
 
@@ -230,12 +234,14 @@ fn both_ends_may_change_their_keys_at_the_same_time() {
     let (fresh_one, fresh_two) = (key(101), key(102));
     let now = Instant::now();
     // Each node replaces its own key before it receives the other's new key.
-    one.rotate(fresh_one.clone(), now);
-    two.rotate(fresh_two.clone(), now);
+    one.keys().rotate(fresh_one.clone(), now);
+    two.keys().rotate(fresh_two.clone(), now);
     std::thread::sleep(Duration::from_millis(300));
-    one.replace_key(&public(&key(2)), public(&fresh_two), now);
+    one.keys()
+        .replace_key(&public(&key(2)), public(&fresh_two), now);
     std::thread::sleep(Duration::from_millis(300));
-    two.replace_key(&public(&key(1)), public(&fresh_one), now);
+    two.keys()
+        .replace_key(&public(&key(1)), public(&fresh_one), now);
     std::thread::sleep(Duration::from_millis(300));
     let mut lost = 0;
     for flow in flows {
@@ -247,8 +253,8 @@ fn both_ends_may_change_their_keys_at_the_same_time() {
     assert!(answers(&two, 2, &fresh_one, LIMIT));
     let (before, later) = (bytes(&one, &fresh_two), now + OVERLAP);
     for tunnel in [&one, &two] {
-        tunnel.settle(later);
-        assert!(!tunnel.is_rotating());
+        tunnel.keys().settle(later);
+        assert!(!tunnel.keys().is_rotating());
     }
     let after = bytes(&one, &fresh_two);
     assert!(
@@ -271,9 +277,9 @@ fn a_node_without_peers_forgets_the_key_before_like_any_other() {
     let host = world.host("alone").expect("a namespace");
     let alone = start(&host, 1, &[]);
     let now = Instant::now();
-    alone.rotate(key(101), now);
-    alone.settle(now + OVERLAP / 2);
-    assert!(alone.is_rotating());
-    alone.settle(now + OVERLAP);
-    assert!(!alone.is_rotating());
+    alone.keys().rotate(key(101), now);
+    alone.keys().settle(now + OVERLAP / 2);
+    assert!(alone.keys().is_rotating());
+    alone.keys().settle(now + OVERLAP);
+    assert!(!alone.keys().is_rotating());
 }

@@ -52,7 +52,7 @@ pub(crate) fn answers(
     let node = PublicKey::from(of_node).to_bytes();
     let end = Instant::now() + limit;
     loop {
-        let answer = tunnel.ping(node, inside(number), inside(1));
+        let answer = tunnel.probing().ping(node, inside(number), inside(1));
         if answer.wait(Duration::from_millis(500)).0.is_some() {
             return true;
         }

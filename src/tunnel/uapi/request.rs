@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use super::super::device::PeerStatus;
+use super::super::status::PeerStatus;
 
 /// Octets of a request at most: some thousands of peers.
 pub const MAX_REQUEST: usize = 4 * 1024 * 1024;

@@ -15,7 +15,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use x25519_dalek::StaticSecret;
 
-use super::super::device::{PeerConfig, Tunnel, TunnelConfig, TunnelError};
+use super::super::config::{PeerConfig, TunnelConfig, TunnelError};
+use super::super::running::Tunnel;
 use super::request::{MAX_REQUEST, PeerChange, Request, RequestError, SetRequest, print};
 
 /// Where `wg` looks for sockets.
@@ -183,6 +184,7 @@ fn carry_out(
     match request {
         Request::Get => {
             let key = tunnel
+                .keys()
                 .private_key()
                 .map(|key| zeroize::Zeroizing::new(key.to_bytes()));
             Ok(print(
@@ -206,7 +208,9 @@ fn change(set: SetRequest, tunnel: &Tunnel) -> Result<(), RequestError> {
         },
     };
     if let Some(key) = set.private_key {
-        tunnel.set_private_key((key != [0; 32]).then(|| StaticSecret::from(key)));
+        tunnel
+            .keys()
+            .set_private_key((key != [0; 32]).then(|| StaticSecret::from(key)));
     }
     if let Some(mark) = set.fwmark {
         tunnel.set_mark(mark).map_err(errno)?;

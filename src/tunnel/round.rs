@@ -1,0 +1,55 @@
+//! The values that hold for one batch of received datagrams.
+
+use std::time::Instant;
+
+use super::endpoint::Endpoint;
+use super::noise::room_for;
+use super::peer::{Peer, PeerState};
+use super::shared::Shared;
+use super::sockets::Sockets;
+use super::table::Table;
+use super::tun::Tun;
+use super::udp::Sender;
+
+/// The values that are loaded once for a batch.
+pub(super) struct Round<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) tun: &'a Tun,
+    pub(super) table: &'a Table,
+    pub(super) sockets: &'a Sockets,
+    pub(super) now: Instant,
+}
+
+impl Round<'_> {
+    /// An authentic datagram of a peer was received from there.
+    #[inline]
+    pub(super) fn note_received(&self, state: &mut PeerState, from: Endpoint) {
+        if state.handle_received(from, self.now) {
+            self.shared.wakes.recheck.wake();
+        }
+    }
+
+    /// Sends the packets that waited for a session.
+    #[inline]
+    pub(super) fn send_waiting(
+        &self,
+        peer: &Peer,
+        state: &mut PeerState,
+        endpoint: Endpoint,
+        sender: &mut Sender,
+    ) {
+        let Some(noise) = &mut state.noise else {
+            return;
+        };
+        while noise.waiting() > 0 {
+            if sender.is_full(room_for(65_536)) {
+                sender.flush(self.sockets, &self.shared.drops);
+            }
+            let Some(length) = noise.next_waiting(sender.space()) else {
+                break;
+            };
+            peer.count_tx(length);
+            sender.commit(length, endpoint);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The state that all threads of a tunnel share.
+
+use std::io::IoSlice;
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use super::drops::{DropCounters, DropReason};
+use super::limiter::{HandshakeLimiter, RevivalLimit};
+use super::live::Live;
+use super::peer::{Peer, PeerState};
+use super::sockets::Sockets;
+use super::split::VnetHeader;
+use super::table::Table;
+use super::tun::Device;
+use super::udp::Sender;
+use super::wakes::Wakes;
+
+pub(super) struct Shared {
+    pub(super) table: ArcSwap<Table>,
+    /// The sockets of each pair of data threads, all of them on one port.
+    pub(super) sockets: ArcSwap<Vec<Sockets>>,
+    pub(super) device: ArcSwap<Device>,
+    /// The addresses at which this node answers probes.
+    pub(super) local_addresses: ArcSwap<Vec<IpAddr>>,
+    pub(super) wakes: Wakes,
+    /// The peers whose timers run.
+    pub(super) live: std::sync::Arc<Live>,
+    /// The firewall mark of outer packets.
+    pub(super) mark: AtomicU32,
+    pub(super) mtu: AtomicU16,
+    pub(super) drops: DropCounters,
+    pub(super) limiter: Mutex<HandshakeLimiter>,
+    pub(super) revivals: RevivalLimit,
+    pub(super) stop: AtomicBool,
+}
+
+impl Shared {
+    /// Whether the threads are to end.
+    #[inline]
+    pub(super) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The MTU of the device.
+    #[inline]
+    pub(super) fn mtu(&self) -> usize {
+        usize::from(self.mtu.load(Ordering::Relaxed))
+    }
+
+    /// The kernel has removed `device`.
+    pub(super) fn note_removed(&self, device: &Device) {
+        if device.note_removed() {
+            let _ = self.wakes.device_removed.write(1);
+        }
+    }
+
+    /// Adopts the MTU that another program gave the device.
+    pub(super) fn follow_mtu(&self) {
+        let device = self.device.load();
+        if let Some(mtu) = device.mtu().filter(|_| !device.is_gone()) {
+            self.mtu.store(mtu, Ordering::Relaxed);
+        }
+    }
+
+    /// Passes a packet that this node made to the kernel, as if it came from a peer.
+    pub(super) fn inject(&self, packet: &[u8]) {
+        let header = VnetHeader::default().to_bytes();
+        let parts = [IoSlice::new(&header), IoSlice::new(packet)];
+        if self.device.load().pairs[0].write(&parts).is_err() {
+            self.drops.add(DropReason::WriteFailed);
+        }
+    }
+
+    /// Starts a handshake with `peer`, if its endpoint is known.
+    pub(super) fn initiate(
+        &self,
+        table: &Table,
+        peer: &Peer,
+        state: &mut PeerState,
+        sender: &mut Sender,
+        now: Instant,
+    ) {
+        let (Some(keys), Some(endpoint)) = (table.keys_of(peer), state.endpoint()) else {
+            return;
+        };
+        let noise = state.noise(keys, peer.index, now);
+        if let Some(length) = noise.initiate(sender.space()) {
+            peer.count_tx(length);
+            sender.commit(length, endpoint);
+        }
+    }
+
+    /// Seals a packet that this node made and sends it to `peer`. Returns whether it left at once. Otherwise it waits for a
+    /// session, or there is no endpoint.
+    pub(super) fn send_own(
+        &self,
+        table: &Table,
+        peer: &Peer,
+        state: &mut PeerState,
+        packet: &[u8],
+        sender: &mut Sender,
+        now: Instant,
+    ) -> bool {
+        let (Some(keys), Some(endpoint)) = (table.keys_of(peer), state.endpoint()) else {
+            self.drops.add(DropReason::NoEndpoint);
+            return false;
+        };
+        let noise = state.noise(keys, peer.index, now);
+        let sealed = noise.seal(packet, sender.space(), now);
+        if let Some((length, _)) = sealed {
+            peer.count_tx(length);
+            sender.commit(length, endpoint);
+        }
+        self.drops.add_many(DropReason::NoAnswer, noise.take_lost());
+        sealed.is_some_and(|(_, left)| left)
+    }
+}
