@@ -1,15 +1,16 @@
-//! How far each peer is: smoothed round trips, and the groups by which names are answered nearest first.
+//! The distance of each peer: smoothed round trips, and the groups by which the nearest instances of a name are answered first.
 //!
-//! The estimate follows RFC 6298: a smoothed round trip and its variation. Two things differ, since probes are rare and a
-//! sample is only ever too large. The first samples are averaged, and a sample that is far above the estimate counts only as
-//! far as the variation allows: one delayed probe moves nothing, and a path that became longer is followed within some probes.
+//! The estimate follows RFC 6298: a smoothed round trip and its variation. Two things differ, since probes are rare and delays
+//! only make a sample too large. The first samples are averaged. A sample far above the estimate is limited by the variation, so
+//! that one delayed probe changes little, and the estimate follows a path that became longer within some probes.
 //!
 //! A peer is measured again after [`MEASURE_INTERVAL`] if it serves names or packets are sent to it, otherwise after
-//! [`IDLE_MEASURE_INTERVAL`]. While samples disagree with the estimate in one direction, it is measured every [`UNSTEADY_INTERVAL`]. One poll asks
-//! for at most [`MAX_PROBES`] probes, for the peers first whose last sample is oldest: the cost does not grow with the mesh.
+//! [`IDLE_MEASURE_INTERVAL`]. While its samples differ from the estimate in one direction, it is measured every
+//! [`UNSTEADY_INTERVAL`]. One poll returns at most [`MAX_PROBES`] peers, those with the oldest sample first, so the cost does not
+//! grow with the mesh.
 //!
 //! A group is a range of round trips, each twice as wide as the one before. A peer leaves its group only when its estimate is
-//! clearly outside. Groups are published together, and seldom: each publication costs a new zone.
+//! clearly outside. Groups are published together and rarely, since each publication rebuilds the zone.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::PublicKey;
 
-/// How often a peer is measured that serves names or that packets are sent to.
+/// How often a peer is measured if it serves names or packets are sent to it.
 pub const MEASURE_INTERVAL: Duration = Duration::from_secs(30);
 /// How often any other peer is measured.
 pub const IDLE_MEASURE_INTERVAL: Duration = Duration::from_secs(120);
@@ -26,36 +27,36 @@ pub const IDLE_MEASURE_INTERVAL: Duration = Duration::from_secs(120);
 pub const UNSTEADY_INTERVAL: Duration = Duration::from_secs(1);
 /// The largest number of probes in one poll.
 pub const MAX_PROBES: usize = 4;
-/// A peer that was not heard for this long is not measured: it is probed for its reachability, and that measures it.
+/// A peer that was silent for longer is not measured: it is probed for its reachability, and that probe measures it.
 const HEARD_LATELY: Duration = Duration::from_secs(5);
 /// A peer counts as in use for this long after a packet was sent to it.
 const IN_USE: Duration = Duration::from_secs(60);
-/// Samples before an estimate counts as steady.
+/// The number of samples before an estimate counts as steady.
 const SETTLED: u32 = 4;
 /// The part of the estimate (1/n) by which a sample of a steady path may differ. It is smaller than what a change of group
 /// takes, so that no estimate stops on its way to another group.
 const AGREEMENT: u32 = 10;
 /// The part of the estimate (1/n) by which it must be outside its group to leave it.
 const HYSTERESIS: u32 = 5;
-/// Differences below this are the scheduler's, not the path's.
+/// Smaller differences come from the scheduler, not from the path.
 const GRANULARITY: Duration = Duration::from_micros(500);
 /// How long a change of groups waits for others before it is published.
 pub const DEBOUNCE: Duration = Duration::from_secs(1);
 /// The shortest time between two publications.
 pub const PUBLISH_INTERVAL: Duration = Duration::from_secs(10);
-/// Round trips below this are one group; each further group is twice as wide.
+/// Round trips below this are one group. Each further group is twice as wide.
 const NEAREST: Duration = Duration::from_micros(500);
 
-/// What the data plane reports of a peer.
+/// The state of a peer as the data plane reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
-    /// Where it is sent to.
+    /// The endpoint in use.
     pub endpoint: Option<SocketAddr>,
-    /// When its last authentic datagram was received.
+    /// When the last authentic datagram was received.
     pub heard: Option<Instant>,
     /// When a packet was last sent to it.
     pub sent: Option<Instant>,
-    /// Whether it serves names.
+    /// Whether the peer serves names.
     pub serves: bool,
     /// The last round trip: when it ended, and how long it took.
     pub round_trip: Option<(Instant, Duration)>,
@@ -66,7 +67,7 @@ struct Peer {
     seen: Seen,
     estimate: Option<Estimate>,
     group: Option<u8>,
-    /// When it was last measured, or asked to be.
+    /// When it was last measured, or returned by a poll.
     measured: Option<Instant>,
 }
 
@@ -76,7 +77,7 @@ struct Estimate {
     smoothed: Duration,
     variation: Duration,
     samples: u32,
-    /// How the last sample compared with the estimate before it; `Equal` if they agreed.
+    /// How the last sample compared with the estimate before it. `Equal` if they agreed.
     last: Ordering,
     steady: bool,
 }
@@ -98,12 +99,12 @@ impl Estimate {
             true => Ordering::Equal,
             false => sample.cmp(&self.smoothed),
         };
-        // A path that varies is above and below in turn. One that changed stays on one side.
+        // The samples of a path that varies are above and below the estimate in turn. Those of a path that changed stay on one side.
         let varies = self.last != Ordering::Equal && self.last != compared;
         self.last = compared;
         let most = self.smoothed + (self.variation * 4).max(GRANULARITY);
         let sample = sample.min(most);
-        // Section 2.3: beta is 1/4, alpha 1/8; the first samples are averaged.
+        // Section 2.3: beta is 1/4 and alpha is 1/8. The first samples are averaged.
         self.variation = (self.variation * 3 + sample.abs_diff(self.smoothed)) / 4;
         self.samples = self.samples.saturating_add(1);
         let weight = self.samples.min(8);
@@ -112,24 +113,24 @@ impl Estimate {
     }
 }
 
-/// The machine. It reads no clock: every call says what time it is.
+/// The state machine of all peers. It reads no clock: each call passes the time.
 #[derive(Debug, Default)]
 pub struct Distances {
     peers: BTreeMap<PublicKey, Peer>,
     published: BTreeMap<PublicKey, u8>,
-    /// Since when the groups differ from those published.
+    /// When the groups began to differ from those that were published.
     changed: Option<Instant>,
     published_at: Option<Instant>,
 }
 
 impl Distances {
-    /// Forgets all peers but those that are `known`.
+    /// Removes all peers that are not `known`.
     pub fn retain(&mut self, known: impl Fn(&PublicKey) -> bool) {
         self.peers.retain(|id, _| known(id));
         self.published.retain(|id, _| known(id));
     }
 
-    /// How the data plane sees `id` now. A round trip that was reported before is not counted again.
+    /// The data plane reported the state of `id`. A round trip that was reported before is not counted again.
     pub fn handle_seen(&mut self, id: PublicKey, seen: Seen) {
         let peer = self.peers.entry(id).or_insert_with(|| Peer {
             seen: Seen {
@@ -141,7 +142,7 @@ impl Distances {
             measured: None,
         });
         if seen.endpoint != peer.seen.endpoint {
-            // Another path: it is measured anew. The old group holds until then.
+            // Another endpoint is another path, so the estimate begins again. The old group stays valid until then.
             peer.estimate = None;
             peer.measured = None;
         }
@@ -158,7 +159,7 @@ impl Distances {
         peer.seen = seen;
     }
 
-    /// The peers to be probed now, [`MAX_PROBES`] at most.
+    /// The peers to probe now: at most [`MAX_PROBES`].
     pub fn poll(&mut self, now: Instant) -> Vec<PublicKey> {
         let mut due: Vec<(Option<Instant>, PublicKey)> = self
             .peers
@@ -182,7 +183,7 @@ impl Distances {
         due.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Publishes the groups if they changed for a peer that serves names, and are due; gives whether it did.
+    /// Publishes the groups if they changed for a peer that serves names and are due. Returns whether they were published.
     pub fn publish(&mut self, now: Instant) -> bool {
         let differs = self.peers.iter().any(|(id, peer)| {
             peer.seen.serves
@@ -205,7 +206,7 @@ impl Distances {
         true
     }
 
-    /// The groups as they were last published: equal numbers are equally near, a smaller one is nearer.
+    /// The groups as they were last published. Peers with equal numbers are equally near; a smaller number is nearer.
     #[must_use]
     pub fn groups(&self) -> &BTreeMap<PublicKey, u8> {
         &self.published
@@ -239,7 +240,7 @@ impl Peer {
         let round_trip = estimate.smoothed;
         let stays = self.group.is_some_and(|group| {
             let margin = round_trip / HYSTERESIS;
-            // Within the group, or beyond an edge of it by less than the margin.
+            // The estimate is within the group, or outside by less than the margin.
             (group_of(round_trip - margin)..=group_of(round_trip + margin)).contains(&group)
         });
         if !stays {
@@ -248,7 +249,7 @@ impl Peer {
     }
 }
 
-/// 1 for the nearest, one more for each factor of two. 0 is this node itself.
+/// The group of a round trip: 1 for the nearest, and one more for each factor of two. 0 is this node itself.
 fn group_of(round_trip: Duration) -> u8 {
     let steps = round_trip.as_micros() / NEAREST.as_micros();
     let group = steps.checked_ilog2().map_or(1, |log| log + 2);
@@ -276,8 +277,8 @@ mod tests {
         Duration::from_secs_f64(milliseconds / 1e3)
     }
 
-    /// Polls every half second for `seconds` and answers each probe after what `path` says; gives how many probes there were
-    /// and at which seconds groups were published.
+    /// Polls every half second for `seconds` and answers each probe after the delay that `path` returns. Returns the number of
+    /// probes, and the seconds at which groups were published.
     fn run(
         distances: &mut Distances,
         from: Instant,

@@ -1,4 +1,4 @@
-//! Which way to a peer, and whether there is one.
+//! The paths to peers: whether a peer is reachable, at which endpoint, how far it is, and how large a packet may be. Pure.
 
 pub mod distance;
 pub mod mtu;

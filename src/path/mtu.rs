@@ -1,15 +1,16 @@
-//! How large a packet fits through the way to each peer: datagram packetization layer path MTU discovery (RFC 8899).
+//! The size of the largest packet that fits through the path to each peer: datagram packetization layer path MTU discovery
+//! (RFC 8899).
 //!
-//! Nothing that routers say is believed, since what they say is often lost and can be forged: only a probe of a size
-//! that the peer answers shows that the size fits (section 4.6 allows that). A *search* begins with one probe of the
-//! size hoped for; on most ways it is answered and that is all. If it stays unanswered, rungs between the least size
-//! and the one refused are sent at once, and the gap between the largest answered and the least refused is divided
-//! until it is small. Probes go out in whole, never split on the way.
+//! ICMP errors of routers are ignored, since they are often lost and can be forged. Only an answer to a probe of a size shows that
+//! the size fits (section 4.6 allows that). A *search* begins with one probe of the largest size. On most paths it is
+//! answered, and the search ends. Otherwise probes of several sizes between the least size and the refused one are sent at once,
+//! and the gap between the largest answered size and the least refused one is divided until it is small. Probes are
+//! never fragmented on the way.
 //!
-//! A path is searched at first contact, after its endpoint moved, and every [`RAISE_INTERVAL`] up to the widest; while
-//! packets are sent to the peer, what is in use is confirmed every [`CONFIRM_INTERVAL`], so that a path that became
-//! narrower is no black hole for longer. Until a search ends, what was known before is kept. A peer that answers no
-//! probe of any size shows nothing, and nothing is concluded.
+//! A path is searched when the peer is first reachable, after its endpoint changed, and every [`RAISE_INTERVAL`]. While packets are
+//! sent to the peer, the size in use is confirmed every [`CONFIRM_INTERVAL`], so that a path that became narrower is not a black
+//! hole for longer. Until a search ends, the result of the one before stays valid. If a peer answers no probe of any size, the
+//! result does not change.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,39 +18,40 @@ use std::time::{Duration, Instant};
 
 use crate::model::PublicKey;
 
-/// The least MTU of a link that carries IPv6 (RFC 8200 section 5), tried first: BASE_PLPMTU of RFC 8899 is as large.
+/// The least MTU of a link that carries IPv6 (RFC 8200 section 5), which is tried first. BASE_PLPMTU of RFC 8899 is about as
+/// large.
 pub const LEAST_IPV6: u16 = 1280;
-/// What every IPv4 host takes (RFC 791 section 3.1): no path is looked at below.
+/// The size that every IPv4 host accepts (RFC 791 section 3.1). Smaller sizes are not tried.
 pub const LEAST: u16 = 576;
-/// How long an answer is waited for: the least that RFC 8899 section 5.1.1 allows.
+/// How long to wait for an answer: the least time that RFC 8899 section 5.1.1 allows.
 const PROBE_TIMER: Duration = Duration::from_secs(1);
-/// How often the size hoped for is sent (MAX_PROBES, section 5.1.2).
+/// How often a single probe is sent (MAX_PROBES, section 5.1.2).
 const TRIES: u8 = 3;
-/// How often rungs are sent: one that is lost costs a few octets only.
+/// How often probes of several sizes are sent: a lost one costs only a few bytes of accuracy.
 const RUNG_TRIES: u8 = 2;
-/// Rungs sent at once at most.
+/// The maximum number of probes that are sent at once.
 const RUNGS: u16 = 8;
-/// Octets by which the result may be too low.
+/// The number of bytes by which the result may be too low.
 const RESOLUTION: u16 = 20;
-/// How long after a search something wider is hoped for again (PMTU_RAISE_TIMER, section 5.1.1).
+/// How long after a search the largest size is tried again (PMTU_RAISE_TIMER, section 5.1.1).
 pub const RAISE_INTERVAL: Duration = Duration::from_secs(600);
-/// How often the size in use is confirmed while the peer is sent to (CONFIRMATION_TIMER, section 5.1.1).
+/// How often the size in use is confirmed while packets are sent to the peer (CONFIRMATION_TIMER, section 5.1.1).
 pub const CONFIRM_INTERVAL: Duration = Duration::from_secs(30);
-/// Octets sent since the last search from which on it counts as sent to: keepalives and probes alone do not.
+/// After so many bytes since the last search, packets are being sent to the peer. Keepalives and probes alone are fewer.
 const IN_USE: u64 = 64 * 1024;
 
-/// Probes of these sizes, in octets of the packet in the tunnel, are to be sent to this peer.
+/// A request to send probes of these sizes, in bytes of the packet in the tunnel, to this peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sizes(pub PublicKey, pub Vec<u16>);
 
-/// The data plane's view of the way to a peer.
+/// The path to a peer as the data plane reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
-    /// Where the peer is sent to.
+    /// The endpoint in use.
     pub endpoint: Option<SocketAddr>,
-    /// Whether it was heard lately.
+    /// Whether the peer is reachable.
     pub reachable: bool,
-    /// Octets sent to it so far.
+    /// The number of bytes sent to it so far.
     pub sent: u64,
 }
 
@@ -62,10 +64,10 @@ struct Path {
 
 #[derive(Debug)]
 enum State {
-    /// To be searched as soon as the peer is reachable.
+    /// A search begins as soon as the peer is reachable.
     New,
     Searching(Search),
-    /// A search ended.
+    /// A search has ended.
     Known {
         raised: Instant,
         confirmed: Instant,
@@ -75,24 +77,24 @@ enum State {
 
 #[derive(Debug)]
 struct Search {
-    /// When something wider was last hoped for; nothing if that is what this search does.
+    /// When the largest size was last tried; none if this search does that.
     raised: Option<Instant>,
     fits: Option<u16>,
     refused: Option<u16>,
-    /// What was sent, smallest first; never empty.
+    /// The sizes of the probes that were sent, smallest first. It is never empty.
     sizes: Vec<u16>,
     tries: u8,
     probed: Instant,
 }
 
-/// What a round of probes leads to.
+/// The result of a round of probes.
 enum Next {
     Rungs(Vec<u16>),
     Found(u16),
     Nothing,
 }
 
-/// The machine. It reads no clock: every call says what time it is.
+/// The state machine of all paths. It reads no clock: each call passes the time.
 #[derive(Debug)]
 pub struct PathMtu {
     widest: u16,
@@ -100,7 +102,7 @@ pub struct PathMtu {
 }
 
 impl PathMtu {
-    /// No packet is larger than `widest` octets: the tunnel device's MTU.
+    /// For a tunnel device with an MTU of `widest` bytes: no packet is larger.
     #[must_use]
     pub fn new(widest: u16) -> Self {
         Self {
@@ -109,12 +111,12 @@ impl PathMtu {
         }
     }
 
-    /// Forgets all peers but those that are `known`.
+    /// Removes all peers that are not `known`.
     pub fn retain(&mut self, known: impl Fn(&PublicKey) -> bool) {
         self.paths.retain(|id, _| known(id));
     }
 
-    /// How the way to `id` is now. One that moved or broke is searched again.
+    /// The data plane reported the path to `id`. A path whose endpoint changed or that broke is searched again.
     pub fn handle_way(&mut self, id: PublicKey, way: Way) {
         let path = self.paths.entry(id).or_insert_with(|| Path {
             way,
@@ -127,7 +129,7 @@ impl PathMtu {
         path.way = way;
     }
 
-    /// `id` answered a probe of `size` octets.
+    /// `id` answered a probe of `size` bytes.
     pub fn handle_answer(&mut self, id: &PublicKey, size: u16) {
         if let Some(State::Searching(search)) = self.paths.get_mut(id).map(|p| &mut p.state)
             && search.sizes.contains(&size)
@@ -136,13 +138,13 @@ impl PathMtu {
         }
     }
 
-    /// Octets of a packet that fit through the way to `id`, as far as known.
+    /// The size in bytes of the largest packet that fits through the path to `id`, as far as known.
     #[must_use]
     pub fn limit(&self, id: &PublicKey) -> u16 {
         self.paths.get(id).map_or(self.widest, |path| path.limit)
     }
 
-    /// Whether answers of `id` are waited for.
+    /// Whether a search for the path to `id` is in progress.
     #[must_use]
     pub fn is_searching(&self, id: &PublicKey) -> bool {
         self.paths
@@ -150,7 +152,7 @@ impl PathMtu {
             .is_some_and(|path| matches!(path.state, State::Searching(_)))
     }
 
-    /// What to send now. To be called about every half second.
+    /// The probes to send now. To be called about every half second.
     pub fn poll(&mut self, now: Instant) -> Vec<Sizes> {
         let widest = self.widest;
         self.paths
@@ -223,7 +225,7 @@ impl Search {
         self.unanswered().next().is_none() || (waited && self.tries >= tries)
     }
 
-    /// What is larger than anything answered.
+    /// The sizes above the largest answered one.
     fn unanswered(&self) -> impl Iterator<Item = u16> {
         let fits = self.fits;
         self.sizes
@@ -267,7 +269,7 @@ impl Search {
     }
 }
 
-/// Evenly spaced sizes from `least`, below `refused`.
+/// Evenly spaced sizes from `least` to below `refused`.
 fn rungs(least: u16, refused: u16) -> impl Iterator<Item = u16> {
     let step = refused.saturating_sub(least).div_ceil(RUNGS).max(1);
     (least..refused).step_by(usize::from(step))
@@ -288,7 +290,7 @@ mod tests {
         }
     }
 
-    /// Polls every half second from `from` for `seconds` over a path that `carries` so much; gives what was sent when.
+    /// Polls every half second from `from` for `seconds` over a path with an MTU of `carries`, and returns which probes were sent when.
     fn run(
         mtu: &mut PathMtu,
         from: Instant,

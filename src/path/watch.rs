@@ -1,13 +1,13 @@
-//! Watches peers: hears from the data plane who was heard when, says whom to probe and which endpoint to
-//! try, and answers whether a peer is reachable.
+//! The reachability of peers. The data plane reports when a datagram of each peer was last received. This decides which peers to
+//! probe and which endpoints to try, and whether a peer is reachable.
 //!
-//! A peer is *heard* by any authenticated datagram. One that is wanted (its names may be asked for), or that packets were
-//! sent to since it was heard, is probed when it was silent for [`PROBE_INTERVAL`], and is unreachable once it was silent for
-//! [`UNREACHABLE_AFTER`] in spite of probes. A peer nobody wants is probed seldom: it costs next to nothing,
-//! and nobody claims to know its state. While a peer is silent its candidate endpoints are tried in turn;
-//! an endpoint that works is never given up for another.
+//! A peer is *heard* when any authentic datagram of it is received. A peer that is wanted (it serves names), or to which packets
+//! were sent since it was heard, is probed after a silence of [`PROBE_INTERVAL`], and is unreachable after a silence of
+//! [`UNREACHABLE_AFTER`] in spite of probes. A peer that is not wanted is probed rarely, which costs next to nothing; its
+//! state is then less certain. While a peer is silent, its candidate endpoints are tried in turn. An endpoint that works is
+//! never replaced by another.
 //!
-//! At the start, and after a pause of the machine, every peer has the benefit of the doubt.
+//! At the start, and after a pause of the machine, silence counts against no peer.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,36 +15,36 @@ use std::time::{Duration, Instant};
 
 use crate::model::PublicKey;
 
-/// Silence after which a wanted peer is probed.
+/// The silence after which a wanted peer is probed.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(2);
-/// Silence after which a peer that nobody wants is probed.
+/// The silence after which a peer that is not wanted is probed.
 pub const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(20);
-/// Silence, in spite of probes, after which a peer is unreachable: three probes lost and a margin.
+/// The silence, in spite of probes, after which a peer is unreachable: three lost probes and a margin.
 pub const UNREACHABLE_AFTER: Duration = Duration::from_secs(7);
-/// How long one candidate endpoint of a silent peer is tried before the next.
+/// How long one candidate endpoint of a silent peer is tried before the next one.
 pub const CANDIDATE_TRY: Duration = Duration::from_secs(3);
-/// How long an unanswered probe is waited for before the peer no longer counts as connected: until the next one is due.
+/// How long a probe may stay unanswered before the peer no longer counts as connected: until the next probe is due.
 pub const ANSWER_LIMIT: Duration = PROBE_INTERVAL;
-/// A gap between two polls that means the machine slept: nothing can be concluded from silence.
+/// A gap between two polls after which the machine must have slept, so that silence shows nothing.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Something for the data plane to do.
+/// An action of the data plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Send a probe; its answer is heard like any datagram.
+    /// Send a probe, whose answer is heard like any datagram.
     Probe(PublicKey),
-    /// Send to this endpoint from now on, and start a handshake.
+    /// Send to this endpoint from now on, and start a handshake with it.
     Try(PublicKey, SocketAddr),
 }
 
-/// What is known of the way to a peer.
+/// Whether a peer is reachable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// Silent for a short while only, or not watched for long.
+    /// The peer is silent, but not for long enough.
     Unknown,
-    /// Heard lately.
+    /// The peer was heard recently.
     Reachable,
-    /// Silent in spite of probes.
+    /// The peer is silent in spite of probes.
     Unreachable,
 }
 
@@ -54,26 +54,26 @@ struct Peer {
     current: usize,
     wanted: bool,
     heard: Option<Instant>,
-    /// When a packet was last sent to it.
+    /// When a packet was last sent to the peer.
     sent: Option<Instant>,
     probed: Option<Instant>,
-    /// Since when silence counts: when it was first probed after it was last heard.
+    /// The start of the silence: the first probe after the peer was last heard.
     silent_since: Option<Instant>,
     tried_at: Instant,
 }
 
-/// The machine. It reads no clock: every call says what time it is.
+/// The state machine of all peers. It reads no clock: each call passes the time.
 #[derive(Debug, Default)]
 pub struct Watch {
     peers: BTreeMap<PublicKey, Peer>,
     polled: Option<Instant>,
-    /// Whether any peer was heard since the start, even one that left since.
+    /// Whether any peer was heard since the start, including those that were removed since.
     any_heard: bool,
 }
 
 impl Watch {
-    /// Sets who the peers are, where each may be reached (best first), and whether anybody wants it.
-    /// What is known of those that stay is kept.
+    /// Sets the peers: for each its candidate endpoints, the best one first, and whether it is wanted. The state of peers that
+    /// stay does not change.
     pub fn set_peers(
         &mut self,
         peers: impl IntoIterator<Item = (PublicKey, Vec<SocketAddr>, bool)>,
@@ -119,7 +119,7 @@ impl Watch {
         peer.candidates.get(peer.current).copied()
     }
 
-    /// The data plane last heard `id` at `at`.
+    /// The data plane reports that `id` was last heard at `at`.
     pub fn handle_heard(&mut self, id: &PublicKey, at: Instant) {
         if let Some(peer) = self.peers.get_mut(id)
             && peer.heard.is_none_or(|before| at > before)
@@ -130,7 +130,7 @@ impl Watch {
         }
     }
 
-    /// The data plane last sent a packet to `id` at `at`; probes and keepalives do not count.
+    /// The data plane reports that a packet was last sent to `id` at `at`. Probes and keepalives do not count.
     pub fn handle_sent(&mut self, id: &PublicKey, at: Instant) {
         if let Some(peer) = self.peers.get_mut(id) {
             peer.sent = peer.sent.max(Some(at));
@@ -156,7 +156,7 @@ impl Watch {
         since.is_some_and(|at| now.duration_since(at) >= ANSWER_LIMIT)
     }
 
-    /// What to do now. To be called about every half second.
+    /// The actions that are due. To be called about every half second.
     pub fn poll(&mut self, now: Instant) -> Vec<Action> {
         let paused = self
             .polled
@@ -197,7 +197,7 @@ impl Watch {
         actions
     }
 
-    /// What is known of the way to `id`.
+    /// Whether `id` is reachable.
     #[must_use]
     pub fn reach(&self, id: &PublicKey, now: Instant) -> Reach {
         let Some(peer) = self.peers.get(id) else {
@@ -228,7 +228,7 @@ mod tests {
         SocketAddr::from(([192, 0, 2, n], 51820))
     }
 
-    /// Polls every half second from `from` for `seconds`, and returns what was asked for, with its time.
+    /// Polls every half second from `from` for `seconds`, and returns the actions with their times.
     fn run(watch: &mut Watch, from: Instant, seconds: u64) -> Vec<(u64, Action)> {
         (0..seconds * 2)
             .flat_map(|half| {
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn one_datagram_makes_it_reachable_again() {
+    fn one_datagram_makes_a_peer_reachable_again() {
         let start = Instant::now();
         let mut watch = Watch::default();
         watch.set_peers([(id(1), vec![endpoint(1)], true)], start);
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_peer_has_the_benefit_of_the_doubt() {
+    fn the_silence_of_a_new_peer_shows_nothing_at_first() {
         let start = Instant::now();
         let mut watch = Watch::default();
         watch.set_peers([(id(1), vec![endpoint(1)], true)], start);
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(
             watch.reach(&id(2), start),
             Reach::Unreachable,
-            "never heard of"
+            "an unknown peer"
         );
     }
 
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_slept_concludes_nothing_from_silence() {
+    fn silence_shows_nothing_after_the_machine_slept() {
         let start = Instant::now();
         let mut watch = Watch::default();
         watch.set_peers([(id(1), vec![endpoint(1)], true)], start);
@@ -342,7 +342,7 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         run(&mut watch, start, 2);
         assert!(!watch.is_silent(&id(1), at(2)));
-        // It was heard after the last packet: nothing is waited for.
+        // The peer was heard after the last packet, so no answer is due.
         watch.handle_sent(&id(1), start);
         assert_eq!(run(&mut watch, at(2), 3), []);
         watch.handle_sent(&id(1), at(5));
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_nobody_wants_is_probed_seldom() {
+    fn a_peer_that_is_not_wanted_is_probed_rarely() {
         let start = Instant::now();
         let mut watch = Watch::default();
         watch.set_peers([(id(1), vec![endpoint(1)], false)], start);

@@ -1,7 +1,7 @@
-//! Who owns an address: longest-prefix match over the allowed IPs of all peers.
+//! The owner of an address: the longest matching prefix among the allowed IPs of all peers.
 //!
-//! One hash table per prefix length in use, longest first. A mesh has one or two lengths per family, so a
-//! lookup is one or two probes, whatever the number of peers.
+//! There is one hash table for each prefix length in use, the longest first. A mesh has one or two lengths in each family, so
+//! a lookup needs one or two probes, whatever the number of peers.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ pub struct AllowedIps<T> {
 }
 
 impl<T: Clone> AllowedIps<T> {
-    /// Builds the table. Of equal prefixes the last one holds, as with `wg`.
+    /// Builds the table. If a prefix is given more than once, the last owner counts, as with `wg`.
     #[must_use]
     pub fn new(prefixes: impl IntoIterator<Item = (IpNet, T)>) -> Self {
         let mut table = Self {
@@ -55,6 +55,7 @@ impl<T: Clone> AllowedIps<T> {
     }
 
     /// The owner of `address`.
+    #[inline]
     #[must_use]
     pub fn owner(&self, address: IpAddr) -> Option<&T> {
         match address {
@@ -74,7 +75,7 @@ impl<T: Clone> AllowedIps<T> {
     }
 }
 
-/// The table for `mask`, made in its place if there is none: longer masks are larger numbers.
+/// The table for `mask`, which is inserted if there is none. Tables are sorted by mask: longer masks are larger numbers.
 fn level<K: Ord + Copy, T>(levels: &mut Vec<(K, HashMap<K, T>)>, mask: K) -> &mut HashMap<K, T> {
     let at = levels.partition_point(|(other, _)| *other > mask);
     if levels.get(at).is_none_or(|(other, _)| *other != mask) {

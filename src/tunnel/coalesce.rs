@@ -1,21 +1,22 @@
-//! Merges packets of one flow that follow each other, so that the kernel takes them as one.
+//! Merges consecutive packets of one flow, so that the kernel receives them as one packet (generic receive offload).
 //!
-//! Packets stay where they are in the arena: a run is a list of their payloads behind the first one's headers.
-//! Two packets merge if all their headers say the same but for lengths, sequence number, checksums, identification
-//! and PSH; if the payloads follow each other; and if both transport checksums hold, since the kernel trusts a
-//! merged packet. A packet may join only the newest run of its flow, so the order within a flow is kept.
+//! Packets stay where they are in the arena. A run consists of the first packet and of the payloads of the packets that
+//! follow it. A packet joins a run if three conditions hold: its headers equal those of the run except for lengths, sequence
+//! number, checksums, identification and PSH; its payload continues the run's; and its transport checksum is correct,
+//! since the kernel does not verify the checksum of a merged packet. A packet may join only the newest run of its flow, so
+//! the order within a flow does not change.
 
 use super::packet::{self, Ip, TCP, UDP};
 use super::split::{VNET_HEADER, VnetHeader};
 
-/// Octets of a merged packet at most: what an IP length field holds.
+/// The maximum size of a merged packet in bytes: the largest value of an IP length field.
 const MAX_MERGED: usize = 65_535;
-/// Segments of a merged packet at most.
+/// The maximum number of segments of a merged packet.
 pub const MAX_SEGMENTS: usize = 64;
-/// Flows looked at for a packet to join.
+/// The number of the newest runs among which a packet looks for its flow.
 const FLOWS: usize = 8;
 
-/// A packet in the arena.
+/// A packet in the arena, with the length of its headers and the next packet of its run.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
     start: usize,
@@ -24,24 +25,27 @@ struct Piece {
     next: Option<usize>,
 }
 
+/// Packets that are merged.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     first: usize,
     last: usize,
     count: usize,
-    octets: usize,
+    /// The size of the merged packet.
+    bytes: usize,
     protocol: u8,
     transport: usize,
-    /// Payload octets of each piece but the last.
+    /// The payload size of each packet but the last, which may be shorter.
     segment: usize,
     next_sequence: u32,
-    /// No more may join: a short piece, PSH, or a full packet.
+    /// Whether no packet may join any more: the last one was shorter or had PSH, or this is not TCP or UDP.
     closed: bool,
-    /// Whether the first piece's checksum was verified.
+    /// Whether the checksum of the first packet was verified.
     verified: bool,
 }
 
-/// Packets to be written, merged where they can be. Reused from batch to batch: it does not allocate once warm.
+/// Collects packets and merges them where possible. It is reused for each batch, and allocates nothing once its buffers have
+/// grown.
 #[derive(Debug, Default)]
 pub struct Coalescer {
     pieces: Vec<Piece>,
@@ -50,7 +54,7 @@ pub struct Coalescer {
 }
 
 impl Coalescer {
-    /// Merges UDP only if the device takes such packets (`udp`).
+    /// A coalescer that merges UDP packets only if the device accepts such packets (`udp`).
     #[must_use]
     pub fn new(udp: bool) -> Self {
         Self {
@@ -73,7 +77,7 @@ impl Coalescer {
             self.runs.push(single(piece, end - start));
             return;
         };
-        self.pieces[piece].headers = candidate.octets - candidate.segment;
+        self.pieces[piece].headers = candidate.bytes - candidate.segment;
         let newest = self.runs.iter().rev().take(FLOWS).position(|run| {
             run.protocol == candidate.protocol
                 && same_flow(arena, self.pieces[run.first], self.pieces[piece])
@@ -85,7 +89,7 @@ impl Coalescer {
                 self.pieces[run.last].next = Some(piece);
                 run.last = piece;
                 run.count += 1;
-                run.octets += candidate.segment;
+                run.bytes += candidate.segment;
                 run.next_sequence = candidate.next_sequence;
                 run.closed = candidate.closed || candidate.segment < run.segment;
                 return;
@@ -94,14 +98,14 @@ impl Coalescer {
         self.runs.push(candidate);
     }
 
-    /// The run that a packet of TCP or UDP would begin; nothing for any other.
+    /// The run that begins with a packet. Returns none if no other packet may join it.
     fn candidate(&self, packet: &[u8], piece: usize) -> Option<Run> {
         let ip = Ip::parse(packet)?;
         if ip.fragment || ip.total != packet.len() {
             return None;
         }
         let v4 = packet[0] >> 4 == 4;
-        // Identifications of merged packets are made anew, which only packets that are never split allow.
+        // The kernel gives merged packets new identifications. Only packets that are never fragmented allow that.
         if v4 && (ip.transport != 20 || packet[6] & 0x40 == 0) {
             return None;
         }
@@ -111,7 +115,7 @@ impl Coalescer {
                 let tcp = packet.get(transport..transport + 20)?;
                 let length = usize::from(tcp[12] >> 4) * 4;
                 let payload = packet.len().checked_sub(transport + length)?;
-                // ACK alone, or with PSH: everything else means something by itself.
+                // Packets with ACK alone, or with ACK and PSH, may be merged. Any other flag belongs to its own packet.
                 let flags = tcp[13];
                 if length < 20 || payload == 0 || flags & !0x08 != 0x10 {
                     return None;
@@ -145,13 +149,13 @@ impl Coalescer {
         }
     }
 
-    /// Whether `next` follows run `at`, whose flow it shares.
+    /// Whether the packet of run `next` continues run `at`, which has the same flow.
     fn joins(&mut self, arena: &[u8], at: usize, next: &Run) -> bool {
         let run = self.runs[at];
         let (first, piece) = (self.pieces[run.first], self.pieces[next.first]);
         let fits = !run.closed
             && run.count < MAX_SEGMENTS
-            && run.octets + next.segment <= MAX_MERGED
+            && run.bytes + next.segment <= MAX_MERGED
             && next.segment <= run.segment
             && first.headers == piece.headers;
         if !fits
@@ -180,7 +184,8 @@ impl Coalescer {
         checksum_holds(&arena[piece.start..piece.end], run.transport, run.protocol)
     }
 
-    /// Gives every run as its offload header and the parts of its packet in the arena, in order, and forgets them.
+    /// Calls `write` for each run with its offload header and the places of its parts in the arena, in order, and removes all
+    /// runs.
     pub fn flush(
         &mut self,
         arena: &mut [u8],
@@ -209,25 +214,26 @@ impl Coalescer {
         self.pieces.clear();
     }
 
-    /// How many packets wait.
+    /// The number of packets that were added.
     #[must_use]
     pub fn len(&self) -> usize {
         self.pieces.len()
     }
 
-    /// Whether none waits.
+    /// Whether no packet was added.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 }
 
-fn single(piece: usize, octets: usize) -> Run {
+/// A run of one packet that no other may join.
+fn single(piece: usize, bytes: usize) -> Run {
     Run {
         first: piece,
         last: piece,
         count: 1,
-        octets,
+        bytes,
         protocol: 0,
         transport: 0,
         segment: 0,
@@ -243,7 +249,7 @@ fn sequence_of(packet: &[u8], transport: usize) -> u32 {
         .map_or(0, |s| u32::from_be_bytes([s[0], s[1], s[2], s[3]]))
 }
 
-/// Same version, addresses and ports.
+/// Whether two packets have the same version, addresses and ports.
 fn same_flow(arena: &[u8], a: Piece, b: Piece) -> bool {
     let key = |piece: Piece| {
         let packet = &arena[piece.start..piece.end];
@@ -260,18 +266,18 @@ fn same_flow(arena: &[u8], a: Piece, b: Piece) -> bool {
     key(a).is_some() && key(a) == key(b)
 }
 
-/// Same in all that a merged packet has only once.
+/// Whether two packets have the same values in all fields that a merged packet has only once.
 fn same_headers(a: &[u8], b: &[u8], transport: usize, headers: usize, protocol: u8) -> bool {
     let same =
         |from: usize, to: usize| a.get(from..to).is_some() && a.get(from..to) == b.get(from..to);
-    // IPv4: version, TOS; flags, TTL, protocol. IPv6: version, class, label; next header, hop limit.
+    // IPv4: version, TOS, flags, TTL and protocol. IPv6: version, class, label, next header and hop limit.
     let ip = if transport == 20 {
         same(0, 2) && same(6, 10)
     } else {
         same(0, 4) && same(6, 8)
     };
     ip && match protocol {
-        // Acknowledgement, data offset; window; urgent pointer and options.
+        // Acknowledgement number, data offset, window, urgent pointer and options.
         TCP => {
             same(transport + 8, transport + 13)
                 && same(transport + 14, transport + 16)
@@ -286,13 +292,13 @@ fn checksum_holds(packet: &[u8], transport: usize, protocol: u8) -> bool {
     packet::finish(packet::sum(&packet[transport..], pseudo)) == 0
 }
 
-/// Writes what the first piece's headers must say of the whole run.
+/// Writes the lengths and checksums of the merged packet into the headers of the first packet.
 fn merge_headers(packet: &mut [u8], run: &Run, headers: usize) {
     debug_assert!(
         headers <= packet.len(),
         "headers lie within the first piece"
     );
-    let total = run.octets;
+    let total = run.bytes;
     if packet[0] >> 4 == 4 {
         packet[2..4].copy_from_slice(&(total as u16).to_be_bytes());
         packet::write_ipv4_checksum(packet, run.transport);
@@ -301,7 +307,7 @@ fn merge_headers(packet: &mut [u8], run: &Run, headers: usize) {
     }
     let at = if run.protocol == TCP {
         if run.closed {
-            // A closing piece may have carried PSH; saying it early is harmless, losing it delays the reader.
+            // The last packet may have had PSH. Without it the reader would wait; that it is set too early does no harm.
             packet[run.transport + 13] |= 0x08;
         }
         run.transport + 16
@@ -310,7 +316,7 @@ fn merge_headers(packet: &mut [u8], run: &Run, headers: usize) {
             .copy_from_slice(&((total - run.transport) as u16).to_be_bytes());
         run.transport + 6
     };
-    // The device completes the checksum from the sum of the pseudo-header.
+    // The device completes the checksum, which begins as the sum of the pseudo-header.
     let pseudo = packet::fold(packet::pseudo_header_sum(
         packet,
         run.protocol,
@@ -319,7 +325,7 @@ fn merge_headers(packet: &mut [u8], run: &Run, headers: usize) {
     packet[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
 }
 
-/// Octets of a device write at most.
+/// The maximum size of a write to the device in bytes.
 pub const MAX_WRITE: usize = MAX_MERGED + VNET_HEADER;
 
 #[cfg(test)]
@@ -511,14 +517,14 @@ mod tests {
                         let headers = transport + if *tcp { 32 } else { 8 };
                         // As many whole segments as a packet holds, and perhaps a shorter one.
                         let count = (*count).min((MAX_MERGED - headers) / segment);
-                        let octets = segment * count - short % segment;
+                        let bytes = segment * count - short % segment;
                         // Whether a short segment ended a write cannot be told from it: the merge says that it did.
-                        let push = *push || octets % segment != 0;
-                        let payload: Vec<u8> = (0..octets).map(|i| (i * 31 + flow) as u8).collect();
+                        let push = *push || bytes % segment != 0;
+                        let payload: Vec<u8> = (0..bytes).map(|i| (i * 31 + flow) as u8).collect();
                         let flags = if push { 0x18 } else { 0x10 };
                         let mut packet = packet(*v6, protocol, 1000 + flow as u16, sequences[flow], flags, &payload);
-                        sequences[flow] = sequences[flow].wrapping_add(octets as u32);
-                        if octets <= *segment {
+                        sequences[flow] = sequences[flow].wrapping_add(bytes as u32);
+                        if bytes <= *segment {
                             return (VnetHeader::default(), packet);
                         }
                         // The kernel leaves the sum of the pseudo-header in the checksum's place.
@@ -552,19 +558,19 @@ mod tests {
         #[test]
         fn any_packet_and_offload_header_split_or_are_refused(
             header in any::<[u8; VNET_HEADER]>(),
-            mut octets in prop::collection::vec(any::<u8>(), 0..400),
+            mut bytes in prop::collection::vec(any::<u8>(), 0..400),
             version in prop_oneof![Just(0x45u8), Just(0x60), any::<u8>()],
             kind in 0u8..8,
         ) {
-            if let Some(first) = octets.first_mut() { *first = version; }
-            let length = octets.len();
+            if let Some(first) = bytes.first_mut() { *first = version; }
+            let length = bytes.len();
             if length >= 40 {
-                if version == 0x45 { octets[2..4].copy_from_slice(&(length as u16).to_be_bytes()); octets[6] = 0; octets[7] = 0; octets[9] = 6; }
-                if version == 0x60 { octets[4..6].copy_from_slice(&((length - 40) as u16).to_be_bytes()); octets[6] = 6; }
+                if version == 0x45 { bytes[2..4].copy_from_slice(&(length as u16).to_be_bytes()); bytes[6] = 0; bytes[7] = 0; bytes[9] = 6; }
+                if version == 0x60 { bytes[4..6].copy_from_slice(&((length - 40) as u16).to_be_bytes()); bytes[6] = 6; }
             }
             let mut header = header;
             header[1] = kind;
-            let _ = split(VnetHeader::read(&header), &mut octets, |segment| assert!(segment.len() <= length));
+            let _ = split(VnetHeader::read(&header), &mut bytes, |segment| assert!(segment.len() <= length));
         }
     }
 }

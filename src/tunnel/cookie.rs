@@ -1,7 +1,7 @@
-//! Cookies: what a source has to bring back before costly work is done for it (WireGuard section 5.4.7).
+//! Cookies: under load, a source has to return one before costly work is done for it (WireGuard section 5.4.7).
 //!
-//! boringtun makes cookies as well, but binds them to the address alone and decides by one counter for the node; its
-//! initiator, which brings them back, is used as it is.
+//! boringtun has cookies as well, but its responder binds them to the address without the port, and decides by one counter for
+//! the whole node. The part of its initiator that returns cookies is used as it is.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use blake2::digest::{Digest, KeyInit, Mac as _};
 use blake2::{Blake2s256, Blake2sMac};
 use chacha20poly1305::{AeadInPlace as _, XChaCha20Poly1305};
 
-/// Octets of a cookie reply.
+/// The size of a cookie reply in bytes.
 pub const REPLY: usize = 64;
-/// How long a secret makes cookies. Those of the secret before are still taken.
+/// How long one secret is used to make cookies. Cookies of the secret before it are still accepted.
 const ROTATE: Duration = Duration::from_secs(120);
-/// Octets of each of the two MACs at the end of a handshake message (section 5.4.4).
+/// The size in bytes of each of the two MACs at the end of a handshake message (section 5.4.4).
 const MAC: usize = 16;
 const COOKIE_REPLY: u32 = 3;
 
 type Keyed = Blake2sMac<U16>;
 
-/// The key under which a node's cookies travel: HASH("cookie--" || public key).
+/// The key by which a node's cookies are encrypted: HASH("cookie--" || public key).
 #[must_use]
 pub fn reply_key(public_key: &[u8; 32]) -> [u8; 32] {
     let mut hash = Blake2s256::new();
@@ -30,7 +30,7 @@ pub fn reply_key(public_key: &[u8; 32]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// Makes cookies and tells who brings one back. It stores nothing per source, and reads no clock.
+/// Makes and verifies cookies. It stores nothing for a source, and reads no clock.
 pub struct Cookies {
     seed: [u8; 32],
     started: Instant,
@@ -38,7 +38,7 @@ pub struct Cookies {
 }
 
 impl Cookies {
-    /// `seed` is secret, random and used for nothing else: the secrets and nonces come from it.
+    /// The secrets and nonces are derived from `seed`, which is secret, random and used for nothing else.
     #[must_use]
     pub fn new(seed: [u8; 32], now: Instant) -> Self {
         Self {
@@ -48,13 +48,13 @@ impl Cookies {
         }
     }
 
-    /// Whether the message's second MAC was made with a cookie that was sent to `source`, address and port.
+    /// Whether the second MAC of a message was made with a cookie that was sent to the address and port of `source`.
     #[must_use]
     pub fn proves(&self, handshake: &[u8], source: SocketAddr, now: Instant) -> bool {
         let Some((message, mac2)) = handshake.split_last_chunk::<MAC>() else {
             return false;
         };
-        // Without a cookie it is zero: most often nothing has to be computed.
+        // Without a cookie the MAC is zero, so most often nothing has to be computed.
         if *mac2 == [0; MAC] {
             return false;
         }
@@ -68,7 +68,7 @@ impl Cookies {
             })
     }
 
-    /// The answer to a handshake message that proves nothing: a cookie that only `source` gets to see.
+    /// The reply to a handshake message without a valid cookie: a cookie, which only the host at `source` can read.
     pub fn reply(
         &mut self,
         reply_key: &[u8; 32],
@@ -85,7 +85,7 @@ impl Cookies {
         let (head, sealed) = reply.split_at_mut(32);
         head[..4].copy_from_slice(&COOKIE_REPLY.to_le_bytes());
         head[4..8].copy_from_slice(sender);
-        // Used once: random in one half for this start, counted in the other.
+        // A nonce is used once: one half is random for each start, and the other half counts.
         head[8..24].copy_from_slice(&mac(&self.seed, &[b"nonce"]));
         head[24..32].copy_from_slice(&self.replies.to_le_bytes());
         self.replies += 1;
@@ -121,13 +121,13 @@ impl std::fmt::Debug for Cookies {
     }
 }
 
-/// MAC(key, parts): keyed BLAKE2s of 16 octets (section 5.4).
+/// MAC(key, parts): keyed BLAKE2s of 16 bytes (section 5.4).
 fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; MAC] {
     keyed(key, parts).finalize().into_bytes().into()
 }
 
 fn keyed(key: &[u8], parts: &[&[u8]]) -> Keyed {
-    let mut keyed = <Keyed as KeyInit>::new_from_slice(key).expect("a key of at most 32 octets");
+    let mut keyed = <Keyed as KeyInit>::new_from_slice(key).expect("a key of at most 32 bytes");
     for part in parts {
         keyed.update(part);
     }
@@ -144,7 +144,7 @@ mod tests {
 
     /// A message of a handshake's length, its second MAC made with the cookie that came in `reply`.
     fn proven(key: &[u8; 32], first: &[u8; 148], reply: &[u8; REPLY]) -> [u8; 148] {
-        let mut cookie: [u8; MAC] = reply[32..48].try_into().expect("16 octets");
+        let mut cookie: [u8; MAC] = reply[32..48].try_into().expect("16 bytes");
         <XChaCha20Poly1305 as KeyInit>::new(key.into())
             .decrypt_in_place_detached(
                 (&reply[8..32]).into(),

@@ -1,10 +1,10 @@
-//! Every reason for which a packet or datagram is dropped, each with a counter.
+//! The reasons for which packets and datagrams are dropped, each with a counter.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! drops {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
-        /// Why a packet or datagram was dropped.
+        /// The reason for which a packet or datagram was dropped.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(usize)]
         pub enum DropReason { $($(#[$doc])* $name,)+ }
@@ -23,55 +23,57 @@ macro_rules! drops {
 }
 
 drops! {
-    /// From the TUN device or a peer: no whole IP header, or lengths that lie.
+    /// From the TUN device or a peer: the IP header is incomplete, or its lengths are wrong.
     Malformed = "malformed",
-    /// From the TUN device: nobody owns the destination.
+    /// From the TUN device: no peer owns the destination.
     NoOwner = "no_owner",
     /// To a peer: no endpoint is known.
     NoEndpoint = "no_endpoint",
-    /// To a peer that answers no handshake: too many packets waited for a session already, or for too long.
+    /// To a peer that answers no handshake: too many packets waited for a session, or this one waited too long.
     NoAnswer = "no_answer",
-    /// To a peer: larger than what the path to it carries; the sender was told.
+    /// To a peer: the packet is larger than the MTU of the path. An ICMP error was returned.
     TooBig = "too_big",
     /// The kernel refused to send.
     SendFailed = "send_failed",
-    /// A datagram that is no WireGuard message.
+    /// The datagram is no WireGuard message.
     NotWireGuard = "not_wireguard",
-    /// Data under a receiver index that no session has.
+    /// The receiver index of a data message belongs to no session.
     NoSession = "no_session",
-    /// A counter so high that the session must not be used any more (WireGuard section 6.1).
+    /// The counter is so high that the session must not be used any more (WireGuard section 6.1).
     Exhausted = "exhausted",
-    /// A datagram that does not authenticate, or was seen before.
+    /// The datagram is not authentic, or was received before.
     NotAuthentic = "not_authentic",
-    /// A handshake over the limit of its source or of the node.
+    /// A handshake exceeds the limit of its source or of this node.
     HandshakeLimit = "handshake_limit",
-    /// Under load, a handshake of a source that has not proven itself yet: it got a cookie.
+    /// Under load, the source of a handshake has not proven its address yet: a cookie was sent to it.
     Challenged = "challenged",
-    /// A handshake of a key that is no peer's.
+    /// The key of a handshake belongs to no peer.
     UnknownPeer = "unknown_peer",
-    /// From a peer: the source address belongs to somebody else.
+    /// From a peer: the peer does not own the source address.
     ForeignSource = "foreign_source",
-    /// From a peer: the destination is not this node's, or one that every node answers for itself alone.
+    /// From a peer: the destination is not in a network of this node, or it is an address that each node serves for itself alone.
     ForeignDestination = "foreign_destination",
-    /// From the TUN device: to an address answered inside it, but nothing that is answered.
+    /// From the TUN device: the packet is for the local service, which does not answer packets of this kind.
     Unanswered = "unanswered",
-    /// From the TUN device: to an address answered inside it, where too many wait for an answer.
+    /// From the TUN device: the packet is for the local service, where too many requests wait.
     AnswersWaiting = "answers_waiting",
-    /// The kernel took the packet for the TUN device not in.
+    /// The kernel did not accept the packet that was written to the TUN device.
     WriteFailed = "write_failed",
 }
 
-/// Counts since the start.
+/// The number of drops since the start, for each reason.
 #[derive(Debug, Default)]
 pub struct DropCounters([AtomicU64; DropReason::ALL.len()]);
 
 impl DropCounters {
-    /// One more.
+    /// Counts one drop.
+    #[inline]
     pub fn add(&self, reason: DropReason) {
         self.add_many(reason, 1);
     }
 
-    /// `count` more.
+    /// Counts so many drops.
+    #[inline]
     pub fn add_many(&self, reason: DropReason, count: usize) {
         if count > 0
             && let Some(counter) = self.0.get(reason as usize)
@@ -80,7 +82,7 @@ impl DropCounters {
         }
     }
 
-    /// How many so far.
+    /// The counts so far.
     #[must_use]
     pub fn read(&self) -> Counters {
         Counters(
@@ -93,12 +95,12 @@ impl DropCounters {
     }
 }
 
-/// Drops by reason.
+/// The number of drops for each reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counters(pub Vec<(DropReason, u64)>);
 
 impl Counters {
-    /// How many for `reason`.
+    /// The number of drops for `reason`.
     #[must_use]
     pub fn of(&self, reason: DropReason) -> u64 {
         self.0

@@ -1,9 +1,9 @@
 //! Limits handshakes before any costly work is done for them.
 //!
-//! Two levels. While handshakes are few, all pass. When the node as a whole gets more than [`LOAD_RATE`] a second,
-//! only sources that have shown with a cookie that they are where they say ([`super::cookie`]) pass, each as often as
-//! its own bucket allows. Forged sources get a cookie they never see, and nothing is kept for them: they can neither
-//! fill the table of sources nor use up what the others have.
+//! There are two levels. While handshakes are few, all of them pass. When the node receives more than [`LOAD_RATE`] a second, only
+//! handshakes with a valid cookie pass ([`super::cookie`]), which proves the address of the source, and each source has a
+//! limit of its own. A cookie for a forged source never reaches the host that forged it, and nothing is stored for such a source. So
+//! forged sources can neither fill the table of sources nor use up the limits of others.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -13,22 +13,24 @@ use std::time::{Duration, Instant};
 use super::cookie::{Cookies, REPLY};
 use crate::model::rate::{Bucket, Rate};
 
-/// Handshakes a second that pass without a look at their source: a few percent of a core.
+/// The number of handshakes a second that pass whatever their source: a few percent of a core.
 pub const LOAD_RATE: f64 = 250.0;
-/// Handshakes at once that pass so.
+/// The number of handshakes at once that pass whatever their source.
 pub const LOAD_BURST: f64 = 100.0;
-/// Handshakes a second of one proven source under load.
+/// The number of handshakes a second of one proven source under load.
 pub const SOURCE_RATE: f64 = 10.0;
-/// Handshakes of one proven source at once under load.
+/// The number of handshakes at once of one proven source under load.
 pub const SOURCE_BURST: f64 = 20.0;
-/// Handshakes a second of all proven sources together: whoever owns many addresses does not get the core.
+/// The number of handshakes a second of all proven sources together, so that an owner of many addresses does not get the whole
+/// core.
 pub const PROVEN_RATE: f64 = 1000.0;
-/// Sources with a bucket at most; those beyond share one.
+/// The maximum number of sources with a bucket of their own. The others share one.
 pub const MAX_SOURCES: usize = 8192;
-/// Cookies a second. A newcomer's first message is one among the forged ones, and waits 5 s if it gets none: so this
-/// lies above the flood a node has to bear. A reply is smaller than what it answers and costs one or two microseconds.
+/// The number of cookies a second. The first message of a new peer is one among the forged ones, and the peer waits 5 s if it
+/// gets no cookie. So this is more than the flood that a node has to bear. A reply is smaller than the message and costs one or
+/// two microseconds.
 pub const COOKIE_RATE: f64 = 100_000.0;
-/// Cookies at once.
+/// The number of cookies at once.
 pub const COOKIE_BURST: f64 = 10_000.0;
 
 const SOURCE: Rate = Rate {
@@ -42,15 +44,15 @@ pub const REVIVAL_INTERVAL: Duration = Duration::from_millis(50);
 /// The decision about a handshake message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// It may be handled.
+    /// Handle it.
     Pass,
-    /// It may not; this goes back to its source.
+    /// Do not handle it, and send this cookie reply to its source.
     Prove([u8; REPLY]),
-    /// It may not.
+    /// Do not handle it.
     Refuse,
 }
 
-/// The limiter. It reads no clock.
+/// Limits handshakes. It reads no clock.
 #[derive(Debug)]
 pub struct HandshakeLimiter {
     cookies: Cookies,
@@ -63,7 +65,7 @@ pub struct HandshakeLimiter {
 }
 
 impl HandshakeLimiter {
-    /// A limiter with full buckets. `seed` is secret and random: cookies are made from it.
+    /// A limiter with full buckets. Cookies are derived from `seed`, which is secret and random.
     #[must_use]
     pub fn new(seed: [u8; 32], now: Instant) -> Self {
         let full = |per_second, burst| Bucket::full(Rate { per_second, burst }, now);
@@ -78,8 +80,7 @@ impl HandshakeLimiter {
         }
     }
 
-    /// Whether a handshake message from `source` may pass. Its first MAC is known to be right; cookies travel under
-    /// `reply_key`.
+    /// Decides about a handshake message from `source`, whose first MAC was verified. Cookies are encrypted by `reply_key`.
     pub fn admit(
         &mut self,
         reply_key: &[u8; 32],
@@ -108,7 +109,7 @@ impl HandshakeLimiter {
     /// Whether the bucket of a proven source allows one more.
     fn source(&mut self, source: IpAddr, now: Instant) -> bool {
         self.sweep(now);
-        // A single machine owns a /64 as easily as one address.
+        // One machine can own a /64 as easily as one address.
         let source = match source {
             IpAddr::V4(_) => source,
             IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
@@ -122,7 +123,7 @@ impl HandshakeLimiter {
             .take(now)
     }
 
-    /// Forgets sources whose bucket has filled up again.
+    /// Removes sources whose bucket is full again.
     fn sweep(&mut self, now: Instant) {
         const EVERY: Duration = Duration::from_secs(1);
         if now.saturating_duration_since(self.swept) >= EVERY {

@@ -1,7 +1,7 @@
-//! Addresses that are answered inside the device: no kernel owns them, no firewall's INPUT chain and no other
-//! program's port is in the way.
+//! Addresses that are served inside the device. The kernel does not own them, so no INPUT chain of a firewall and no port of
+//! another program is in the way.
 //!
-//! LocalService packets are taken apart and put together; what is said in them is [`Local`]'s business. Pure.
+//! This parses and builds packets; a [`LocalHandler`] handles their payload. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,42 +12,44 @@ use super::probe;
 
 const UDP_HEADER: usize = 8;
 
-/// Who answers. Called in the packet path: it must not wait for anything.
+/// Handles packets to the served addresses. It is called by a data thread and must not block.
 pub trait LocalHandler: Send + Sync {
-    /// A UDP datagram with its payload.
+    /// Handles the payload of a UDP datagram.
     fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Handled;
-    /// A whole packet with a TCP segment, its checksum not verified yet.
+    /// Handles a whole packet with a TCP segment, whose checksum is not verified yet.
     fn segment(&self, source: IpAddr, packet: &[u8]) -> Handled;
 }
 
-/// What became of a packet.
+/// The result of handling a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Handled {
-    /// This payload goes back at once.
+    /// Send this payload back.
     Reply(Vec<u8>),
-    /// The reply, if there is one, comes by an [`super::Injector`].
+    /// The reply, if there is one, will be sent by an [`super::Injector`].
     Later,
-    /// Nobody answers that.
+    /// There is no reply.
     Refused,
-    /// Too many wait already.
+    /// Too many requests wait.
     Overload,
 }
 
-/// The addresses answered here, and by whom.
+/// The served addresses and their handler.
 #[derive(Clone)]
 pub struct LocalService {
-    /// One of each family, or fewer.
+    /// At most one address of each family.
     pub addresses: Vec<IpAddr>,
     /// The handler of packets to these addresses.
     pub handler: Arc<dyn LocalHandler>,
 }
 
 impl LocalService {
+    /// Whether `destination` is served.
+    #[inline]
     pub(super) fn has(&self, destination: IpAddr) -> bool {
         self.addresses.contains(&destination)
     }
 
-    /// Deals with one packet to one of the addresses; gives whether there is a reply in `out`.
+    /// Handles one packet to one of the addresses. Returns whether there is a reply in `out`.
     pub(super) fn answer(&self, packet: &[u8], out: &mut Vec<u8>) -> Result<bool, DropReason> {
         out.clear();
         let ip = Ip::parse(packet).ok_or(DropReason::Malformed)?;
@@ -65,13 +67,13 @@ impl LocalService {
                             .ok_or(DropReason::Malformed)?;
                         Ok(true)
                     }
-                    other => nothing_yet(&other),
+                    other => without_reply(&other),
                 }
             }
-            (TCP, _) => nothing_yet(&self.handler.segment(ip.source, packet)),
+            (TCP, _) => without_reply(&self.handler.segment(ip.source, packet)),
             (ICMP, true) | (ICMP6, false) if is_echo(packet, &ip) => {
                 out.extend_from_slice(packet);
-                probe::turn(out, &ip);
+                probe::turn_echo(out, &ip);
                 Ok(true)
             }
             _ => Err(DropReason::Unanswered),
@@ -81,27 +83,28 @@ impl LocalService {
 
 impl std::fmt::Debug for LocalService {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Here")
+        f.debug_struct("LocalService")
             .field("addresses", &self.addresses)
             .finish_non_exhaustive()
     }
 }
 
-fn nothing_yet(taken: &Handled) -> Result<bool, DropReason> {
-    match taken {
+/// The result for a packet whose reply, if any, is not in the output.
+fn without_reply(handled: &Handled) -> Result<bool, DropReason> {
+    match handled {
         Handled::Reply(_) | Handled::Later => Ok(false),
         Handled::Refused => Err(DropReason::Unanswered),
         Handled::Overload => Err(DropReason::AnswersWaiting),
     }
 }
 
-/// The ends and the payload of a UDP datagram whose lengths and checksum hold.
+/// The source, destination and payload of a UDP datagram whose lengths and checksum are correct.
 fn datagram<'a>(packet: &'a [u8], ip: &Ip) -> Option<(SocketAddr, SocketAddr, &'a [u8])> {
     let udp = packet.get(ip.transport..)?;
     let [a, b, c, d, e, f, g, h] = *udp.first_chunk::<UDP_HEADER>()?;
     let length = usize::from(u16::from_be_bytes([e, f]));
     let udp = udp.get(..length)?;
-    // RFC 768: zero means that there is none; RFC 8200 section 8.1 forbids it.
+    // A checksum of zero means that there is none (RFC 768). IPv6 forbids that (RFC 8200 section 8.1).
     let unsummed = [g, h] == [0, 0] && ip.source.is_ipv4();
     let pseudo = packet::pseudo_header_sum(packet, UDP, length);
     if !unsummed && packet::finish(packet::sum(udp, pseudo)) != 0 {
@@ -119,7 +122,7 @@ fn is_echo(packet: &[u8], ip: &Ip) -> bool {
     kind == Some(if ip.protocol == ICMP { 8 } else { 128 })
 }
 
-/// Writes a packet with a datagram into `out`. Nothing if the families differ or it is too long.
+/// Writes a packet with a datagram into `out`. Returns none if the addresses are of two families or the payload is too long.
 pub(super) fn write_datagram(
     source: SocketAddr,
     destination: SocketAddr,
@@ -132,7 +135,7 @@ pub(super) fn write_datagram(
     let transport = match (source.ip(), destination.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let [a, b] = length.checked_add(20)?.to_be_bytes();
-            // Never split, so the identification means nothing (RFC 6864 section 4.1).
+            // The packet is never fragmented, so its identification has no meaning (RFC 6864 section 4.1).
             out.extend_from_slice(&[0x45, 0, a, b, 0, 0, 0x40, 0, 64, UDP, 0, 0]);
             out.extend_from_slice(&from.octets());
             out.extend_from_slice(&to.octets());
@@ -184,7 +187,7 @@ mod tests {
         }
     }
 
-    fn here() -> LocalService {
+    fn service() -> LocalService {
         LocalService {
             addresses: vec![
                 "10.210.0.53".parse().expect("a literal"),
@@ -203,14 +206,14 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_is_answered_with_its_ends_swapped_and_checksums_that_hold() {
+    fn a_datagram_is_answered_with_its_addresses_swapped_and_with_correct_checksums() {
         for (client, server) in [
             ("172.18.0.3:4000", "10.210.0.53:53"),
             ("[fd00::7]:4000", "[fd00::35]:53"),
         ] {
             let mut out = Vec::new();
             assert_eq!(
-                here().answer(&packet(client, server, b"odd"), &mut out),
+                service().answer(&packet(client, server, b"odd"), &mut out),
                 Ok(true)
             );
             let ip = Ip::parse(&out).expect("a whole packet");
@@ -226,9 +229,9 @@ mod tests {
     }
 
     #[test]
-    fn fragments_wrong_checksums_other_protocols_and_full_queues_have_their_reason() {
+    fn fragments_wrong_checksums_other_protocols_and_overload_have_their_drop_reasons() {
         let mut out = Vec::new();
-        let mut answer = |packet: &[u8]| here().answer(packet, &mut out);
+        let mut answer = |packet: &[u8]| service().answer(packet, &mut out);
         let whole = packet("172.18.0.3:4000", "10.210.0.53:53", b"name");
         let mut fragment = whole.clone();
         fragment[6] = 0x20;
@@ -255,7 +258,7 @@ mod tests {
         echo[9] = ICMP;
         echo[20] = 8;
         let mut out = Vec::new();
-        assert_eq!(here().answer(&echo, &mut out), Ok(true));
+        assert_eq!(service().answer(&echo, &mut out), Ok(true));
         assert_eq!((out[20], &out[28..]), (0, &b"ping"[..]));
         assert_eq!(packet::finish(packet::sum(&out[20..], 0)), 0);
         assert_eq!(
@@ -266,16 +269,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_octets_are_answered_or_not(
-            mut octets in prop::collection::vec(any::<u8>(), 0..120),
+        fn any_bytes_are_answered_or_not(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..120),
             first in prop::sample::select(vec![0x45u8, 0x46, 0x60]),
             protocol in prop::sample::select(vec![ICMP, ICMP6, UDP, TCP]),
         ) {
-            let length = octets.len();
-            if let Some(octet) = octets.first_mut() { *octet = first; }
-            if let Some(octet) = octets.get_mut(3) { *octet = length as u8; }
-            if let Some(octet) = octets.get_mut(if first == 0x60 { 6 } else { 9 }) { *octet = protocol; }
-            let _ = here().answer(&octets, &mut Vec::new());
+            let length = bytes.len();
+            if let Some(byte) = bytes.first_mut() { *byte = first; }
+            if let Some(byte) = bytes.get_mut(3) { *byte = length as u8; }
+            if let Some(byte) = bytes.get_mut(if first == 0x60 { 6 } else { 9 }) { *byte = protocol; }
+            let _ = service().answer(&bytes, &mut Vec::new());
         }
     }
 }

@@ -1,11 +1,17 @@
-//! The Noise protocol of one peer: the only user of `boringtun`, with covers for what it leaves open.
+//! The Noise protocol with one peer. This and `keys` are the only users of `boringtun`.
+//!
+//! boringtun is not a pure state machine: it reads the system's monotonic clock and wall clock for its timers, session ages and
+//! handshake timestamps, and draws ephemeral keys from the system's random source. The `now` that callers pass here decides only
+//! what this file adds. So tests with a virtual clock replace the data plane as a whole.
+//!
+//! This file adds what boringtun leaves open:
 //!
 //! - Handshakes are limited before they come here ([`super::limiter`]); boringtun's own limit is never reached.
 //! - Counters at which a session must not be used any more are refused (WireGuard section 6.1).
-//! - Payloads are padded to 16 octets, within the MTU (section 5.4.6).
-//! - The session index starts at a random 24-bit base, which is the caller's to choose.
-//! - After a pause the timers run before anything is sealed, so that no session is used past its end.
-//! - No buffer handed to boringtun is smaller than it wants: it would panic.
+//! - Payloads are padded to 16 bytes, within the MTU (section 5.4.6).
+//! - The caller chooses a random 24-bit number, with which the session indices begin.
+//! - After a pause the timers run before anything is sealed, so that no session is used after its end.
+//! - No buffer that is passed to boringtun is smaller than it needs: it would panic.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,11 +22,12 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use super::drops::DropReason;
 pub use super::keys::StaticKeys;
 
-/// Octets that sealing adds: header and tag.
+/// The number of bytes that sealing adds: header and tag.
 pub const OVERHEAD: usize = 32;
-/// Octets of the largest handshake message.
+/// The size of the largest handshake message in bytes.
 pub const HANDSHAKE: usize = 148;
-/// Octets of an output buffer at least, for `packet` octets of input.
+/// The least size in bytes of an output buffer, for `packet` bytes of input.
+#[inline]
 #[must_use]
 pub const fn room_for(packet: usize) -> usize {
     if packet + OVERHEAD > HANDSHAKE {
@@ -30,32 +37,32 @@ pub const fn room_for(packet: usize) -> usize {
     }
 }
 
-/// No session may receive under this counter or a later one: 2^64 - 2^13 - 1.
+/// No session may receive a message with this counter or a higher one: 2^64 - 2^13 - 1.
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
-/// A gap after which the timers run before the session is used.
+/// After a pause of this length, the timers run before the session is used.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Packets that wait for a session at most: what a burst at the begin of a connection needs. boringtun would keep more,
-/// and drop what is beyond without a word.
+/// The maximum number of packets that wait for a session: enough for a burst at the start of a connection. boringtun would keep
+/// more, and drop the rest without reporting it.
 const MAX_WAITING: usize = 128;
 
-/// A message, told by its type and length (section 5.4).
+/// A message, recognized by its type and length (section 5.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Message {
-    /// Asks for a session.
+    /// Requests a session.
     Initiation,
-    /// Grants one; for the peer of this index.
+    /// Completes a session, for the peer with this index.
     Response(u32),
-    /// Proves a source address; for the peer of this index.
+    /// Carries a cookie, for the peer with this index.
     Cookie(u32),
-    /// A sealed packet; for the peer of this index.
+    /// Carries a sealed packet, for the peer with this index.
     Data(u32),
 }
 
 impl Message {
-    /// What `datagram` is.
+    /// Parses a datagram.
     ///
     /// # Errors
-    /// It is no WireGuard message, or its counter is past the last.
+    /// The datagram is no WireGuard message, or its counter is too high.
     pub fn parse(datagram: &[u8]) -> Result<Self, DropReason> {
         match Tunn::parse_incoming_packet(datagram) {
             Ok(Packet::HandshakeInit(_)) => Ok(Self::Initiation),
@@ -80,50 +87,50 @@ fn counter(datagram: &[u8]) -> u64 {
         .map_or(u64::MAX, u64::from_le_bytes)
 }
 
-/// What came of a received message.
+/// The result of opening a received message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opened {
-    /// A packet of so many octets, at the begin of the output.
+    /// The output begins with a packet of so many bytes.
     Packet(usize),
-    /// Authentic, and nothing to deliver.
+    /// The message is authentic and carries no packet.
     Keepalive,
-    /// Send so many octets of the output back.
+    /// Send the first so many bytes of the output back.
     Reply(usize),
-    /// As `Reply`, and a session has begun: packets that waited can be sealed.
+    /// As `Reply`, and a session has begun, so that waiting packets can be sealed.
     Established(usize),
-    /// Nothing to do.
+    /// There is nothing to do.
     Nothing,
-    /// Not to be believed.
+    /// The message is refused.
     Refused(DropReason),
 }
 
-/// What the timers want.
+/// The result of running the timers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ticked {
-    /// Send so many octets of the output.
+    /// Send the first so many bytes of the output.
     Send(usize),
-    /// Nothing.
+    /// There is nothing to do.
     Nothing,
-    /// All sessions are forgotten: the peer was idle for three times what a session lasts (section 6.3), or has not
-    /// answered for 90 s. The timers rest until a handshake begins.
+    /// All sessions were removed: the peer was idle for three times the life of a session (section 6.3), or has not answered for
+    /// 90 s. The timers rest until a handshake starts.
     Expired,
 }
 
-/// The state towards one peer.
+/// The state of the protocol with one peer.
 ///
-/// Once made, it stays: of an expired one only the time of the peer's last initiation is left, without which an old
-/// one could be sent again (section 5.1).
+/// It is never removed, even when its sessions have expired: it has the timestamp of the peer's last initiation, without which an
+/// old initiation could be replayed (section 5.1).
 pub struct Noise {
     tunn: Tunn,
     ticked: Instant,
-    /// Packets that wait for a session.
+    /// The number of packets that wait for a session.
     waiting: usize,
-    /// Packets that got none, and were not yet asked for.
+    /// The number of packets that waited in vain and were not reported yet.
     lost: usize,
 }
 
 impl Noise {
-    /// A fresh state: no session. `index` is a random 24-bit number no other peer has.
+    /// A state without a session. `index` is a random 24-bit number that no other peer has.
     #[must_use]
     pub fn new(
         keys: &StaticKeys,
@@ -149,8 +156,9 @@ impl Noise {
         }
     }
 
-    /// Seals `packet` into `output` of at least [`room_for`] octets. Without a session the packet waits, and a
-    /// handshake begins. Gives how many octets to send, if any, and whether they are the sealed packet.
+    /// Seals `packet` into `output`, which has at least [`room_for`] bytes. Without a session the packet waits, and a handshake
+    /// starts. Returns how many bytes to send, if any, and whether they are the sealed packet.
+    #[inline]
     pub fn seal(
         &mut self,
         packet: &[u8],
@@ -159,7 +167,7 @@ impl Noise {
     ) -> Option<(usize, bool)> {
         if now.saturating_duration_since(self.ticked) > PAUSE {
             let mut scratch = [0u8; HANDSHAKE + 16];
-            // What the timers want to send is wanted again in a moment.
+            // The timers will produce this message again shortly.
             let _ = self.tick(&mut scratch, now);
         }
         if self.waiting >= MAX_WAITING && self.session_age().is_none() {
@@ -181,7 +189,8 @@ impl Noise {
         }
     }
 
-    /// Opens a message into `output`, which has at least [`room_for`] octets.
+    /// Opens a message into `output`, which has at least [`room_for`] bytes.
+    #[inline]
     pub fn open(&mut self, message: Message, datagram: &[u8], output: &mut [u8]) -> Opened {
         match self.tunn.decapsulate(None, datagram, output) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
@@ -196,7 +205,7 @@ impl Noise {
             TunnResult::Err(WireGuardError::NoCurrentSession | WireGuardError::WrongIndex) => {
                 Opened::Refused(DropReason::NoSession)
             }
-            // It was parsed before: what is invalid is the packet inside.
+            // The message was parsed before, so it is the packet inside that is invalid.
             TunnResult::Err(WireGuardError::InvalidPacket) => {
                 Opened::Refused(DropReason::Malformed)
             }
@@ -204,18 +213,20 @@ impl Noise {
         }
     }
 
-    /// How many packets wait for a session.
+    /// The number of packets that wait for a session.
+    #[inline]
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiting
     }
 
-    /// How many packets waited in vain since this was last asked.
+    /// The number of packets that waited in vain since the last call.
+    #[inline]
     pub fn take_lost(&mut self) -> usize {
         std::mem::take(&mut self.lost)
     }
 
-    /// Seals the next packet that waited for a session.
+    /// Seals the next packet that waited for a session, and returns its length.
     pub fn next_waiting(&mut self, output: &mut [u8]) -> Option<usize> {
         match self.tunn.decapsulate(None, &[], output) {
             TunnResult::WriteToNetwork(datagram) => {
@@ -229,7 +240,7 @@ impl Noise {
         }
     }
 
-    /// Runs the timers. To be called several times a second, until it says that they rest.
+    /// Runs the timers. To be called several times a second, until the result is [`Ticked::Expired`].
     pub fn tick(&mut self, output: &mut [u8], now: Instant) -> Ticked {
         self.ticked = now;
         match self.tunn.update_timers(output) {
@@ -242,7 +253,7 @@ impl Noise {
         }
     }
 
-    /// Begins a handshake, if none is under way.
+    /// Starts a handshake if none is in progress, and returns the length of the message.
     pub fn initiate(&mut self, output: &mut [u8]) -> Option<usize> {
         match self.tunn.format_handshake_initiation(output, false) {
             TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
@@ -250,7 +261,7 @@ impl Noise {
         }
     }
 
-    /// Begins a handshake again, as the timers do when it was not answered.
+    /// Repeats a handshake, as the timers do when it was not answered.
     #[cfg(test)]
     pub(super) fn retry(&mut self, output: &mut [u8]) -> Option<usize> {
         match self.tunn.format_handshake_initiation(output, true) {
@@ -259,7 +270,7 @@ impl Noise {
         }
     }
 
-    /// How long ago the session in use began.
+    /// The age of the session in use, by the clock of boringtun.
     #[must_use]
     pub fn session_age(&self) -> Option<Duration> {
         self.tunn.time_since_last_handshake()
@@ -274,7 +285,8 @@ impl std::fmt::Debug for Noise {
     }
 }
 
-/// How many octets a packet of `length` is padded to: a multiple of 16, within `mtu`.
+/// The size to which a packet of `length` bytes is padded: a multiple of 16, within `mtu`.
+#[inline]
 #[must_use]
 pub fn padded(length: usize, mtu: usize) -> usize {
     length.next_multiple_of(16).min(mtu.max(length))
@@ -311,7 +323,7 @@ pub(in crate::tunnel) mod tests {
         }
     }
 
-    /// Both ends with a session; the first packet has arrived.
+    /// Both ends of a session in which the first packet has arrived.
     pub(in crate::tunnel) fn established() -> (Noise, Noise) {
         let (_, b, mut to_b, mut to_a) = pair();
         let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
@@ -334,7 +346,7 @@ pub(in crate::tunnel) mod tests {
     }
 
     #[test]
-    fn the_initiator_is_known_by_its_key() {
+    fn the_initiator_is_identified_by_its_key() {
         let (a, b, mut to_b, _) = pair();
         let mut x = vec![0; 4096];
         let n = to_b.initiate(&mut x).expect("none is under way");
@@ -385,14 +397,14 @@ pub(in crate::tunnel) mod tests {
                 let opened = open(&mut to_a, &datagram, &mut output);
                 assert!(
                     matches!(opened, Opened::Refused(_)),
-                    "type {kind}, {length} octets: {opened:?}"
+                    "type {kind}, {length} bytes: {opened:?}"
                 );
             }
         }
     }
 
     #[test]
-    fn packets_beyond_those_that_may_wait_are_lost_and_counted() {
+    fn packets_beyond_the_limit_of_waiting_ones_are_lost_and_counted() {
         let (_, _, mut to_b, mut to_a) = pair();
         let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
         let (n, _) = to_b
@@ -413,11 +425,14 @@ pub(in crate::tunnel) mod tests {
         }
         assert_eq!(sent, MAX_WAITING);
         let sealed = to_b.seal(&packet(0), &mut x, Instant::now());
-        assert!(sealed.is_some_and(|(_, data)| data), "and now none waits");
+        assert!(
+            sealed.is_some_and(|(_, data)| data),
+            "no packet waits any more"
+        );
     }
 
     #[test]
-    fn a_packet_whose_length_lies_is_malformed_though_authentic() {
+    fn an_authentic_packet_with_a_wrong_length_is_malformed() {
         let (mut to_b, mut to_a) = established();
         let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
         let mut long = packet(1);
@@ -432,12 +447,16 @@ pub(in crate::tunnel) mod tests {
     }
 
     #[test]
-    fn payloads_are_padded_to_16_octets_within_the_mtu() {
+    fn payloads_are_padded_to_16_bytes_within_the_mtu() {
         assert_eq!(
             [0, 1, 16, 17, 1408, 1409, 1420].map(|n| padded(n, 1420)),
             [0, 16, 16, 32, 1408, 1420, 1420]
         );
-        assert_eq!(padded(1500, 1420), 1500, "what is too long already stays");
+        assert_eq!(
+            padded(1500, 1420),
+            1500,
+            "a packet that is too long is not padded"
+        );
     }
 
     proptest! {
@@ -448,7 +467,7 @@ pub(in crate::tunnel) mod tests {
             let (length, _) = to_b.seal(&packet(7), &mut x, Instant::now()).expect("a session");
             prop_assume!(at < length);
             x[at] ^= 1 << bit;
-            // The three reserved octets behind the type are no part of what is sealed.
+            // The three reserved bytes after the type are not authenticated.
             let opened = open(&mut to_a, &x[..length], &mut y);
             prop_assert!(matches!(opened, Opened::Refused(_)) || (at > 0 && at < 8), "{opened:?}");
         }

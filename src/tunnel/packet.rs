@@ -1,36 +1,37 @@
-//! IP, TCP and UDP headers, as far as a tunnel needs them, and the internet checksum (RFC 1071).
+//! The parts of IP, TCP and UDP headers that a tunnel needs, and the internet checksum (RFC 1071).
 
 use std::net::IpAddr;
 
-/// TCP's protocol number.
+/// The protocol number of TCP.
 pub const TCP: u8 = 6;
-/// UDP's protocol number.
+/// The protocol number of UDP.
 pub const UDP: u8 = 17;
-/// ICMP's protocol number.
+/// The protocol number of ICMP.
 pub const ICMP: u8 = 1;
-/// ICMPv6's protocol number.
+/// The protocol number of ICMPv6.
 pub const ICMP6: u8 = 58;
 
-/// What an IP header says. Options and extension headers are not followed: `transport` is where the first
-/// header behind the fixed part begins, and `protocol` what that is.
+/// The values of an IP header. IPv6 extension headers are not followed: `transport` is the place of the first header after the
+/// fixed one, and `protocol` is its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ip {
-    /// Source address.
+    /// The source address.
     pub source: IpAddr,
-    /// Destination address.
+    /// The destination address.
     pub destination: IpAddr,
-    /// Protocol number of what follows.
+    /// The protocol number of the header that follows.
     pub protocol: u8,
-    /// Octets of the IP header, options included.
+    /// The size of the IP header in bytes, including its options.
     pub transport: usize,
-    /// Octets of the whole packet by its own account.
+    /// The size of the packet in bytes, according to its header.
     pub total: usize,
-    /// Whether it is a piece of a larger packet.
+    /// Whether it is a fragment of a larger packet.
     pub fragment: bool,
 }
 
 impl Ip {
-    /// Parses a header whose packet lies wholly in `packet`.
+    /// Parses the header of `packet`. Returns none if the packet is not complete.
+    #[inline]
     #[must_use]
     pub fn parse(packet: &[u8]) -> Option<Self> {
         match packet.first()? >> 4 {
@@ -68,21 +69,22 @@ impl Ip {
     }
 }
 
-/// Which flow a packet belongs to.
+/// The flow that a packet belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
-    /// Protocol number.
+    /// The protocol number.
     pub protocol: u8,
-    /// The same for all packets of a flow in one direction.
+    /// A hash that is the same for all packets of one direction of a flow.
     pub hash: u16,
 }
 
-/// Reads the flow from the headers alone: `packet` may end behind them. What is no packet is all one flow.
+/// Reads the flow from the headers; `packet` may end after them. All bytes that are no packet have the same flow.
+#[inline]
 #[must_use]
 pub fn flow(packet: &[u8]) -> Flow {
     let (protocol, transport, addresses) = match packet {
         [first, ..] if first >> 4 == 4 && packet.len() >= 20 => {
-            // The pieces of a fragmented packet but the first have no ports.
+            // Only the first fragment of a packet has ports, so all fragments are treated as if they had none.
             let whole = u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff == 0;
             let transport = whole.then_some(usize::from(first & 15) * 4);
             (packet[9], transport, &packet[12..20])
@@ -110,42 +112,43 @@ pub fn flow(packet: &[u8]) -> Flow {
     }
 }
 
-/// The sum of `octets` as big-endian 16-bit words on top of `sum`, not folded.
+/// Adds `bytes` to `sum` as big-endian 16-bit words. The result is not folded.
 #[must_use]
-pub fn sum(octets: &[u8], sum: u64) -> u64 {
-    // Native order throughout: the one's complement sum does not care, as long as the end is swapped back.
-    sum + u64::from(u16::from_be(fold(native_sum(octets))))
+pub fn sum(bytes: &[u8], sum: u64) -> u64 {
+    // The one's complement sum does not depend on the byte order, as long as the result is swapped (RFC 1071 section 2).
+    sum + u64::from(u16::from_be(fold(native_sum(bytes))))
 }
 
 #[cfg(target_arch = "x86_64")]
-fn native_sum(octets: &[u8]) -> u64 {
-    if octets.len() >= WIDE && is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2.
-        unsafe { wide_sum(octets) }
+fn native_sum(bytes: &[u8]) -> u64 {
+    if bytes.len() >= WIDE && is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2. No library is involved: a call of a function for other processor features than the
+        // whole program is compiled for is `unsafe` in Rust.
+        unsafe { wide_sum(bytes) }
     } else {
-        sum_of_words(octets)
+        sum_of_words(bytes)
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn native_sum(octets: &[u8]) -> u64 {
-    sum_of_words(octets)
+fn native_sum(bytes: &[u8]) -> u64 {
+    sum_of_words(bytes)
 }
 
-/// Octets from which on wider registers pay.
+/// The number of bytes from which on wider registers are faster.
 #[cfg(target_arch = "x86_64")]
 const WIDE: usize = 256;
 
-/// The same code again, for the compiler to use registers that not every processor has.
+/// [`sum_of_words`], compiled for registers that not every processor has.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn wide_sum(octets: &[u8]) -> u64 {
-    sum_of_words(octets)
+fn wide_sum(bytes: &[u8]) -> u64 {
+    sum_of_words(bytes)
 }
 
 #[inline(always)]
-fn sum_of_words(octets: &[u8]) -> u64 {
-    let mut chunks = octets.chunks_exact(4);
+fn sum_of_words(bytes: &[u8]) -> u64 {
+    let mut chunks = bytes.chunks_exact(4);
     let mut total: u64 = chunks
         .by_ref()
         .map(|c| u64::from(u32::from_ne_bytes(c.try_into().expect("chunks of four"))))
@@ -157,7 +160,7 @@ fn sum_of_words(octets: &[u8]) -> u64 {
     total
 }
 
-/// The 16-bit one's complement of an unfolded sum.
+/// The checksum for a sum that is not folded: its one's complement in 16 bits.
 #[must_use]
 pub fn finish(sum: u64) -> u16 {
     !fold(sum)
@@ -172,8 +175,8 @@ pub fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
-/// The sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) with `length` octets behind the
-/// IP header of `packet`.
+/// The sum of the pseudo-header (RFC 9293 section 3.1, RFC 8200 section 8.1) of `packet`, with `length` bytes after its IP
+/// header.
 #[must_use]
 pub fn pseudo_header_sum(packet: &[u8], protocol: u8, length: usize) -> u64 {
     let addresses = match packet.first().map(|v| v >> 4) {
@@ -184,7 +187,7 @@ pub fn pseudo_header_sum(packet: &[u8], protocol: u8, length: usize) -> u64 {
     sum(addresses.unwrap_or_default(), u64::from(protocol) + length)
 }
 
-/// Writes the header checksum of an IPv4 packet.
+/// Writes the header checksum of an IPv4 packet whose header has `header` bytes.
 pub fn write_ipv4_checksum(packet: &mut [u8], header: usize) {
     packet[10..12].fill(0);
     let checksum = finish(sum(&packet[..header], 0));
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_whose_lengths_lie_are_refused() {
+    fn packets_with_wrong_lengths_are_refused() {
         let mut packet = vec![0u8; 60];
         packet[0] = 0x45;
         packet[3] = 60;
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_known_by_its_headers_whatever_follows() {
+    fn a_flow_depends_only_on_the_headers() {
         let mut packet = vec![0; 28];
         packet[..12].copy_from_slice(&[0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, UDP, 0, 0]);
         packet[12..].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2, 1, 2, 0, 53, 0, 8, 0, 0]);
@@ -229,7 +232,7 @@ mod tests {
         assert_eq!(flow(&[&packet[..], &[7; 99]].concat()), one);
         packet[20] = 9;
         assert_ne!(flow(&packet), one, "another port");
-        // Behind the first, a piece has data where the ports were: all go by the addresses.
+        // A fragment has data in the place of the ports, so only the addresses count.
         packet[6] = 0x20;
         let piece = flow(&packet);
         packet[20] = 1;
@@ -240,20 +243,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_octets_parse_or_not(octets in prop::collection::vec(any::<u8>(), 0..100)) {
-            let _ = flow(&octets);
-            if let Some(ip) = Ip::parse(&octets) {
-                prop_assert!(ip.total <= octets.len() && ip.transport <= ip.total);
+        fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = flow(&bytes);
+            if let Some(ip) = Ip::parse(&bytes) {
+                prop_assert!(ip.total <= bytes.len() && ip.transport <= ip.total);
             }
         }
 
         #[test]
-        fn sums_agree_with_the_definition(octets in prop::collection::vec(any::<u8>(), 0..1500)) {
+        fn sums_agree_with_the_definition(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
             let mut words: u64 = 0;
-            for pair in octets.chunks(2) {
+            for pair in bytes.chunks(2) {
                 words += u64::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
             }
-            prop_assert_eq!(fold(sum(&octets, 0)), fold(words));
+            prop_assert_eq!(fold(sum(&bytes, 0)), fold(words));
         }
     }
 }

@@ -1,14 +1,14 @@
-//! Probes: echo requests made and answered inside the data plane, so that no host's firewall is in the way.
+//! Probes: echo requests that the data plane sends and answers itself, so that no host's firewall is in the way.
 //!
-//! They are ordinary ICMP echoes (RFC 792, RFC 4443) with a mark in the payload. A meshd answers one to its own
-//! address before its kernel sees it; any other WireGuard hands it to its kernel, which answers as well.
+//! They are ordinary ICMP echoes (RFC 792, RFC 4443) with a mark in the payload. A meshd answers a probe to its own address
+//! before its kernel sees it. Any other WireGuard passes it to its kernel, which answers as well.
 //!
-//! A probe may ask whether a packet of its size fits through: its sequence number is then the size. The answer is
-//! short, so that a narrow way back does not hide that the question came through.
+//! A probe may test whether a packet of its size fits through the path. Its sequence number is then the size. The answer is
+//! short, so that it arrives even if the path back is narrower.
 //!
 //! Any program that may send packets from one of the peer's addresses can send echo replies, for example one in a container.
 //! So only a random number is read from an answer. By this number [`Probes`] finds when the probe was sent and which size
-//! it asked for.
+//! it tested.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -18,20 +18,20 @@ use super::packet::{self, ICMP, ICMP6, Ip};
 
 const MARK: [u8; 8] = *b"meshprob";
 const IDENTIFIER: u16 = 0x6d65;
-/// Octets of a probe that asks for no size at most.
+/// The maximum size in bytes of a probe that tests no size.
 pub(super) const MAX_PROBE: usize = IPV6_HEADER + ECHO;
 const IPV6_HEADER: usize = 40;
-/// Octets of an echo without padding: header, mark, nonce.
+/// The size in bytes of an echo without padding: header, mark and nonce.
 const ECHO: usize = 8 + 16;
-/// The sequence number of a probe that asks for no size.
+/// The sequence number of a probe that tests no size.
 const NO_SIZE: u16 = 1;
 /// The maximum number of probes of one peer that wait for an answer: those of a search for the path's MTU, and some pings.
 const MAX_PENDING: usize = 16;
 
-/// What a packet is to the probe.
+/// A probe or an answer to one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Probe {
-    /// To be answered.
+    /// A probe.
     Request,
     /// An answer with this nonce.
     Reply(u64),
@@ -82,7 +82,7 @@ impl Probes {
         });
     }
 
-    /// A probe with `nonce` that asks for `size` was sent.
+    /// A probe with `nonce` that tests `size` was sent.
     pub(super) fn handle_sized_probe(&mut self, nonce: u64, sent: Instant, size: u16) {
         self.add(Pending {
             nonce,
@@ -146,7 +146,7 @@ impl Probes {
     }
 }
 
-/// Writes a request with `nonce` from `source` to `destination`, padded to `size` octets if a size is given, and returns its
+/// Writes a request with `nonce` from `source` to `destination`, padded to `size` bytes if a size is given, and returns its
 /// length. Returns none if the families differ or there is no room.
 pub(super) fn write(
     source: IpAddr,
@@ -185,7 +185,8 @@ pub(super) fn write(
     Some(end)
 }
 
-/// Whether `packet`, whose header is `ip`, is a probe.
+/// Parses `packet`, whose header is `ip`, as a probe or an answer.
+#[inline]
 pub(super) fn parse(packet: &[u8], ip: &Ip) -> Option<Probe> {
     if !matches!(ip.protocol, ICMP | ICMP6) || ip.fragment || ip.total < ip.transport + ECHO {
         return None;
@@ -194,7 +195,7 @@ pub(super) fn parse(packet: &[u8], ip: &Ip) -> Option<Probe> {
     if echo.get(4..6)? != IDENTIFIER.to_be_bytes() || echo.get(8..16)? != MARK {
         return None;
     }
-    // Each of the two belongs to one version of IP.
+    // Each of the two protocols belongs to one version of IP.
     match (ip.source.is_ipv4(), ip.protocol, echo.first()?) {
         (true, ICMP, 8) | (false, ICMP6, 128) => Some(Probe::Request),
         (true, ICMP, 0) | (false, ICMP6, 129) => {
@@ -205,16 +206,16 @@ pub(super) fn parse(packet: &[u8], ip: &Ip) -> Option<Probe> {
     }
 }
 
-/// Makes a request its own answer, without the padding; gives its length.
+/// Turns a request into its answer, without the padding, and returns the length.
 pub(super) fn answer(packet: &mut [u8], ip: &Ip) -> usize {
     let packet = &mut packet[..ip.transport + ECHO];
     write_length(packet, ip.transport);
-    turn(packet, ip);
+    turn_echo(packet, ip);
     packet.len()
 }
 
-/// Makes an echo request its own answer, of the same length (RFC 792, RFC 4443 section 4.2).
-pub(super) fn turn(packet: &mut [u8], ip: &Ip) {
+/// Turns an echo request into its answer, of the same length (RFC 792, RFC 4443 section 4.2).
+pub(super) fn turn_echo(packet: &mut [u8], ip: &Ip) {
     let v4 = ip.protocol == ICMP;
     let (first, length) = if v4 { (12, 4) } else { (8, 16) };
     let (left, right) = packet[first..].split_at_mut(length);
@@ -223,7 +224,7 @@ pub(super) fn turn(packet: &mut [u8], ip: &Ip) {
     write_checksum(packet, ip.transport, ip.protocol);
 }
 
-/// Writes into the IP header how long `packet` is.
+/// Writes the length of `packet` into its IP header.
 fn write_length(packet: &mut [u8], transport: usize) {
     let length = packet.len();
     if packet[0] >> 4 == 4 {
@@ -236,7 +237,7 @@ fn write_length(packet: &mut [u8], transport: usize) {
 
 fn write_checksum(packet: &mut [u8], transport: usize, protocol: u8) {
     packet[transport + 2..transport + 4].fill(0);
-    // ICMP's checksum has no pseudo-header, ICMPv6's has.
+    // The checksum of ICMPv6 includes a pseudo-header, the one of ICMP does not.
     let pseudo = if protocol == ICMP6 {
         packet::pseudo_header_sum(packet, ICMP6, packet.len() - transport)
     } else {

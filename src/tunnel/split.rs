@@ -1,14 +1,13 @@
 //! Splits a packet that the kernel left for segmentation offload, in place.
 //!
-//! The kernel hands over one header and up to 64 KiB of payload (virtio 1.2 section 5.1.6.2). Each segment's
-//! header is written right before its payload, over the tail of the segment before, which has been dealt with
-//! by then: so nothing is copied but headers.
+//! The kernel passes one header and up to 64 KiB of payload (virtio 1.2 section 5.1.6.2). The header of each segment is written
+//! right before its payload, over the end of the segment before it, which has been sealed by then. So only headers are copied.
 
 use super::packet::{self, Ip, TCP, UDP};
 
-/// Octets of the header in front of every packet of a TUN device with offloads.
+/// The size in bytes of the offload header, which precedes every packet of a TUN device with offloads.
 pub const VNET_HEADER: usize = 10;
-/// Headers of a segment at most: IPv6 or IPv4 with options, and TCP with options.
+/// The maximum size in bytes of the headers of a segment: IPv6 or IPv4 with options, and TCP with options.
 const MAX_HEADERS: usize = 120;
 
 const NEEDS_CHECKSUM: u8 = 1;
@@ -16,7 +15,7 @@ const GSO_NONE: u8 = 0;
 const GSO_TCP4: u8 = 1;
 const GSO_TCP6: u8 = 4;
 const GSO_UDP: u8 = 5;
-/// Congestion was reported; of a split packet only the first segment says so (RFC 3168 section 6.1.2).
+/// The flag for congestion (CWR), which only the first segment of a split packet keeps (RFC 3168 section 6.1.2).
 const GSO_ECN: u8 = 0x80;
 
 /// The offload header.
@@ -31,10 +30,11 @@ pub struct VnetHeader {
 }
 
 impl VnetHeader {
-    /// Reads the header, in the machine's byte order.
+    /// Reads the header, which is in the machine's byte order.
+    #[inline]
     #[must_use]
-    pub fn read(octets: &[u8; VNET_HEADER]) -> Self {
-        let [flags, gso_type, a, b, c, d, e, f, g, h] = *octets;
+    pub fn read(bytes: &[u8; VNET_HEADER]) -> Self {
+        let [flags, gso_type, a, b, c, d, e, f, g, h] = *bytes;
         Self {
             flags,
             gso_type,
@@ -45,7 +45,8 @@ impl VnetHeader {
         }
     }
 
-    /// The header as octets.
+    /// The header as bytes.
+    #[inline]
     #[must_use]
     pub fn to_bytes(self) -> [u8; VNET_HEADER] {
         let [a, b] = self.header_length.to_ne_bytes();
@@ -55,8 +56,8 @@ impl VnetHeader {
         [self.flags, self.gso_type, a, b, c, d, e, f, g, h]
     }
 
-    /// A header for a merged packet: `transport` and `headers` octets to the transport header's begin and end,
-    /// `segment` octets of payload a segment.
+    /// A header for a merged packet. The transport header begins at byte `transport` and ends at byte `headers`. Each segment has
+    /// `segment` bytes of payload.
     #[must_use]
     pub fn merged(
         v6: bool,
@@ -81,7 +82,7 @@ impl VnetHeader {
     }
 }
 
-/// Octets of the largest segment that `packet` will be split into.
+/// The size in bytes of the largest segment that `packet` will be split into.
 #[must_use]
 pub fn largest_segment(header: VnetHeader, packet: &[u8]) -> usize {
     if header.gso_type & !GSO_ECN == GSO_NONE {
@@ -97,7 +98,7 @@ pub fn largest_segment(header: VnetHeader, packet: &[u8]) -> usize {
     (transport + length + usize::from(header.segment)).min(packet.len())
 }
 
-/// A packet whose lengths and offload header do not go together.
+/// The lengths of a packet and its offload header contradict each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the packet and its offload header do not go together")]
 pub struct Malformed;
@@ -105,7 +106,7 @@ pub struct Malformed;
 /// Calls `each` with every segment of `packet`, in order.
 ///
 /// # Errors
-/// The lengths lie; `each` was then not called.
+/// The lengths are wrong. `each` was then not called.
 pub fn split(
     header: VnetHeader,
     packet: &mut [u8],
@@ -122,7 +123,7 @@ pub fn split(
             Ok(())
         }
         kind @ (GSO_TCP4 | GSO_TCP6 | GSO_UDP) => {
-            let plan = Plan::new(kind, header, &ip, packet, end).ok_or(Malformed)?;
+            let plan = SplitPlan::new(kind, header, &ip, packet, end).ok_or(Malformed)?;
             plan.run(packet, &mut each);
             Ok(())
         }
@@ -130,7 +131,7 @@ pub fn split(
     }
 }
 
-/// The kernel left the sum of the pseudo-header in the checksum's place.
+/// Completes a checksum: the kernel left the sum of the pseudo-header in its place.
 fn complete_checksum(header: VnetHeader, packet: &mut [u8]) -> Option<()> {
     let start = usize::from(header.checksum_start);
     let at = start + usize::from(header.checksum_offset);
@@ -147,7 +148,8 @@ fn complete_checksum(header: VnetHeader, packet: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-struct Plan {
+/// How a packet is split.
+struct SplitPlan {
     v4: bool,
     protocol: u8,
     transport: usize,
@@ -156,14 +158,14 @@ struct Plan {
     template: [u8; MAX_HEADERS],
 }
 
-impl Plan {
+impl SplitPlan {
     fn new(kind: u8, header: VnetHeader, ip: &Ip, packet: &[u8], end: usize) -> Option<Self> {
         let v4 = packet.first()? >> 4 == 4;
         let protocol = if kind == GSO_UDP { UDP } else { TCP };
         if (kind == GSO_TCP4 && !v4) || (kind == GSO_TCP6 && v4) || ip.total != end || ip.fragment {
             return None;
         }
-        // With extension headers the transport header is where the checksum starts.
+        // The transport header begins where the checksum starts: after the extension headers, if there are any.
         let transport = usize::from(header.checksum_start);
         if transport < ip.transport || (transport == ip.transport && ip.protocol != protocol) {
             return None;

@@ -1,4 +1,5 @@
-//! What hostile peers, networks and kernels send: nothing panics, nothing is delivered, all lies within bounds.
+//! Packets and datagrams of hostile peers, networks and kernels: no code panics, nothing is delivered, and all sizes stay within
+//! their limits.
 
 use std::time::Instant;
 
@@ -23,7 +24,7 @@ fn datagrams_of_every_length_are_refused() {
     let mut datagram = vec![0x5a; 65_535];
     for kind in 0..=5u32 {
         datagram[..4].copy_from_slice(&kind.to_le_bytes());
-        // Under an index of no session, and under the one in use.
+        // First with the index of no session, then with the index in use.
         for (index, step) in [([0xee; 4], 1), (sealed[4..8].try_into().expect("four"), 61)] {
             datagram[4..8].copy_from_slice(&index);
             datagram[8..16].copy_from_slice(&99u64.to_le_bytes());
@@ -31,7 +32,7 @@ fn datagrams_of_every_length_are_refused() {
                 let opened = open(&mut to_a, &datagram[..length], &mut output);
                 assert!(
                     matches!(opened, Opened::Refused(_)),
-                    "type {kind}, {length} octets: {opened:?}"
+                    "type {kind}, {length} bytes: {opened:?}"
                 );
             }
         }
@@ -40,7 +41,7 @@ fn datagrams_of_every_length_are_refused() {
 }
 
 #[test]
-fn of_ten_million_replays_none_is_delivered() {
+fn none_of_ten_million_replays_is_delivered() {
     let (mut to_b, mut to_a) = established();
     let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
     let seen: Vec<Vec<u8>> = (0..1000)
@@ -84,7 +85,7 @@ fn a_forged_counter_at_any_limit_does_not_move_the_window() {
     }
 }
 
-/// A packet that is right in most places, and an offload header that goes with it in some.
+/// A packet that is mostly correct, and an offload header that fits it sometimes.
 fn packets() -> impl Strategy<Value = (Vec<u8>, [u8; VNET_HEADER])> {
     let payload = prop_oneof![4 => 0usize..400, 1 => 0usize..65_000];
     let protocol = prop_oneof![
@@ -129,9 +130,9 @@ fn packets() -> impl Strategy<Value = (Vec<u8>, [u8; VNET_HEADER])> {
             }
             packet[ip + 12] = 0x50;
             packet[ip + 13] = 0x10;
-            for (at, octet) in damage {
+            for (at, byte) in damage {
                 if let Some(place) = packet.get_mut(at) {
-                    *place = octet;
+                    *place = byte;
                 }
             }
             let mut header = [0; VNET_HEADER];
@@ -149,11 +150,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn segments_of_packets_that_lie_are_whole_packets_or_none((packet, header) in packets()) {
-        let mut octets = packet.clone();
+    fn segments_of_packets_with_wrong_lengths_are_whole_packets_or_none((packet, header) in packets()) {
+        let mut bytes = packet.clone();
         let (mut count, mut sum) = (0usize, 0usize);
         let mut broken = None;
-        let result = split(VnetHeader::read(&header), &mut octets, |segment| {
+        let result = split(VnetHeader::read(&header), &mut bytes, |segment| {
             count += 1;
             sum += segment.len();
             if Ip::parse(segment).is_none_or(|ip| ip.total != segment.len()) {
@@ -167,7 +168,7 @@ proptest! {
     }
 
     #[test]
-    fn packets_that_lie_are_merged_within_the_arena(packets in prop::collection::vec(packets(), 1..12)) {
+    fn packets_with_wrong_lengths_are_merged_within_the_arena(packets in prop::collection::vec(packets(), 1..12)) {
         let mut coalescer = Coalescer::new(true);
         let mut arena = Vec::new();
         let mut lengths = 0;
@@ -191,27 +192,27 @@ proptest! {
     }
 
     #[test]
-    fn a_probe_that_lies_is_answered_within_its_bounds(
+    fn a_malformed_probe_is_answered_within_its_bounds(
         v4: bool,
-        mut octets in prop::collection::vec(any::<u8>(), 64),
+        mut bytes in prop::collection::vec(any::<u8>(), 64),
         kind in prop_oneof![Just(8u8), Just(128), any::<u8>()],
         protocol in prop_oneof![Just(ICMP), Just(ICMP6)],
     ) {
         let transport = if v4 { 20 } else { 40 };
-        octets.truncate(transport + 24);
+        bytes.truncate(transport + 24);
         if v4 {
-            octets[..10].copy_from_slice(&[0x45, 0, 0, 44, 0, 0, 0x40, 0, 64, protocol]);
+            bytes[..10].copy_from_slice(&[0x45, 0, 0, 44, 0, 0, 0x40, 0, 64, protocol]);
         } else {
-            octets[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, 24, protocol, 64]);
+            bytes[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, 24, protocol, 64]);
         }
-        octets[transport] = kind;
-        octets[transport + 4..transport + 6].copy_from_slice(&[0x6d, 0x65]);
-        octets[transport + 8..transport + 16].copy_from_slice(b"meshprob");
-        let ip = Ip::parse(&octets).expect("a whole packet");
-        if probe::parse(&octets, &ip) == Some(probe::Probe::Request) {
+        bytes[transport] = kind;
+        bytes[transport + 4..transport + 6].copy_from_slice(&[0x6d, 0x65]);
+        bytes[transport + 8..transport + 16].copy_from_slice(b"meshprob");
+        let ip = Ip::parse(&bytes).expect("a whole packet");
+        if probe::parse(&bytes, &ip) == Some(probe::Probe::Request) {
             prop_assert_eq!(v4, protocol == ICMP);
-            probe::answer(&mut octets, &ip);
-            let turned = Ip::parse(&octets).expect("still one");
+            probe::answer(&mut bytes, &ip);
+            let turned = Ip::parse(&bytes).expect("still one");
             prop_assert_eq!((turned.source, turned.destination), (ip.destination, ip.source));
         }
     }

@@ -1,45 +1,45 @@
-//! What to do with a packet that does not fit through the path to its peer, and the ICMP error that says so: fragmentation
-//! needed (RFC 792, RFC 1191 section 4) or packet too big (RFC 4443 section 3.2).
+//! Packets that do not fit through the path to their peer, and the ICMP errors about them: fragmentation needed (RFC 792,
+//! RFC 1191 section 4) or packet too big (RFC 4443 section 3.2).
 //!
-//! An IPv4 packet that may be split is sent whole all the same: the datagram around it may be split too, and those that
-//! send such packets today are few. The error comes from the packet's own destination rather than from this node: a kernel
-//! takes nothing in from a device that claims to come from an address of its own.
+//! An IPv4 packet that may be fragmented is sent all the same: the datagram around it may be fragmented too, and few programs send
+//! such packets today. The source of the error is the destination of the packet rather than this node: the kernel drops
+//! packets from a device whose source is an address of the kernel itself.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::packet::{self, ICMP, ICMP6, Ip};
 
-/// The least MTU of a link that carries IPv6 (RFC 8200 section 5): less is never asked for.
+/// The least MTU of a link that carries IPv6 (RFC 8200 section 5). An error never reports less.
 const LEAST_IPV6: usize = 1280;
-/// Octets of an error at most: RFC 1812 section 4.3.2.3.
+/// The maximum size of an ICMP error in bytes (RFC 1812 section 4.3.2.3).
 const MAX_V4: usize = 576;
-/// Octets of an error at most: RFC 4443 section 2.4(c).
+/// The maximum size of an ICMPv6 error in bytes (RFC 4443 section 2.4(c)).
 const MAX_V6: usize = 1280;
-/// Octets of any error at most.
+/// The maximum size of any error in bytes.
 pub const MAX_ERROR: usize = MAX_V6;
-/// Errors a second at most (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f)).
+/// The maximum number of errors a second (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f)).
 const RATE: u32 = 1000;
-/// Errors at once at most.
+/// The maximum number of errors at once.
 const BURST: u32 = 50;
-/// Precedence of network control (RFC 1812 section 4.3.2.5).
+/// The precedence of network control (RFC 1812 section 4.3.2.5).
 const NETWORK_CONTROL: u8 = 0xc0;
 const DONT_FRAGMENT: u8 = 0x40;
 
-/// Whether a packet with this header, whose largest segment has `length` octets, has to be refused on a path that carries
-/// `limit`; gives what to say that fits.
+/// Decides whether a packet with this header, whose largest segment has `length` bytes, is refused on a path with an MTU of
+/// `limit`. Returns the MTU to report if it is.
 #[must_use]
 pub fn refused(packet: &[u8], length: usize, limit: usize) -> Option<u16> {
     let fits = match packet.first()? >> 4 {
         4 if packet.get(6)? & DONT_FRAGMENT == 0 => return None,
         4 => limit,
-        // What is between is for the datagram's own fragmentation: no sender of IPv6 has to go below.
+        // No sender of IPv6 has to send less than this. On a narrower path, the datagrams around the packets are fragmented.
         _ => limit.max(LEAST_IPV6),
     };
     (length > fits).then(|| u16::try_from(fits).unwrap_or(u16::MAX))
 }
 
-/// Writes the error that answers `packet`; gives its length. Nothing if the packet must not be answered.
+/// Writes the error about `packet` and returns its length. Returns none if there must be no error about it.
 #[must_use]
 pub fn answer(packet: &[u8], ip: &Ip, fits: u16, out: &mut [u8; MAX_ERROR]) -> Option<usize> {
     if !may_be_answered(packet, ip) {
@@ -60,7 +60,7 @@ pub fn answer(packet: &[u8], ip: &Ip, fits: u16, out: &mut [u8; MAX_ERROR]) -> O
             out[12..16].copy_from_slice(&destination.octets());
             out[16..20].copy_from_slice(&source.octets());
             packet::write_ipv4_checksum(out, header);
-            // Destination unreachable, fragmentation needed; the next hop's MTU is in the last two octets.
+            // Type: destination unreachable. Code: fragmentation needed. The MTU is in the last two bytes of the ICMP header.
             out[20..22].copy_from_slice(&[3, 4]);
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -85,8 +85,8 @@ pub fn answer(packet: &[u8], ip: &Ip, fits: u16, out: &mut [u8; MAX_ERROR]) -> O
     Some(length)
 }
 
-/// Not in answer to errors, to what went to many, to what comes from no single host, or to later fragments (RFC 1812
-/// section 4.3.2.7, RFC 4443 section 2.4(e)).
+/// Whether there may be an error about a packet: not about an error, a packet to or from many hosts, or a fragment other than
+/// the first (RFC 1812 section 4.3.2.7, RFC 4443 section 2.4(e)).
 fn may_be_answered(packet: &[u8], ip: &Ip) -> bool {
     let to_many = match ip.destination {
         IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
@@ -115,7 +115,7 @@ fn may_be_answered(packet: &[u8], ip: &Ip) -> bool {
     from_one && first && !to_many && !error
 }
 
-/// Bounds how many errors are sent.
+/// Limits how many errors are sent.
 #[derive(Debug)]
 pub struct ErrorLimit {
     left: u32,
@@ -123,7 +123,7 @@ pub struct ErrorLimit {
 }
 
 impl ErrorLimit {
-    /// A full one.
+    /// A limit that admits a burst at `now`.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_later_fragments_and_what_went_to_many_are_not_answered() {
+    fn there_are_no_errors_about_errors_later_fragments_and_multicast() {
         let mut unreachable = v4(1400, ICMP, 0x4000);
         unreachable[20] = 3;
         assert_eq!(answer_of(&unreachable, 1300), None);
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_split_on_the_way_is_not_refused_and_ipv6_never_below_1280() {
+    fn a_packet_that_may_be_fragmented_is_not_refused_and_ipv6_never_below_1280() {
         assert_eq!(refused(&v4(1400, 17, 0x4000), 1400, 1399), Some(1399));
         assert_eq!(refused(&v4(1400, 17, 0x4000), 1400, 1400), None);
         assert_eq!(refused(&v4(1400, 17, 0), 1400, 1300), None);
@@ -263,10 +263,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_packet_is_answered_within_the_limits_or_not_at_all(octets in prop::collection::vec(any::<u8>(), 0..2000), fits in any::<u16>()) {
-            if let Some(ip) = Ip::parse(&octets) {
+        fn any_packet_is_answered_within_the_limits_or_not_at_all(bytes in prop::collection::vec(any::<u8>(), 0..2000), fits in any::<u16>()) {
+            if let Some(ip) = Ip::parse(&bytes) {
                 let mut out = [0; MAX_ERROR];
-                if let Some(length) = answer(&octets, &ip, fits, &mut out) {
+                if let Some(length) = answer(&bytes, &ip, fits, &mut out) {
                     let error = Ip::parse(&out[..length]).expect("a whole packet");
                     prop_assert_eq!((error.total, error.destination), (length, ip.source));
                 }

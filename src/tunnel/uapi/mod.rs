@@ -1,10 +1,11 @@
-//! The WireGuard cross-platform userspace protocol: how the ordinary `wg` tool configures a device over
+//! The cross-platform userspace protocol of WireGuard, by which the ordinary `wg` tool configures a device over
 //! `/var/run/wireguard/INTERFACE.sock`.
 //!
-//! A request is lines of `key=value` up to an empty line; the first is `get=1` or `set=1`. The answer to `get` is the
-//! configuration in the same form, and `errno=0` ends every answer. Source: the protocol's description on the
-//! WireGuard project's site, "Cross-platform Userspace Implementation".
+//! A request consists of lines of `key=value` and ends with an empty line. The first line is `get=1` or `set=1`. The answer to
+//! `get` is the configuration in the same form. Every answer ends with `errno=` and the result. Source: "Cross-platform
+//! Userspace Implementation" on the site of the WireGuard project.
 
+mod changes;
 mod request;
 mod server;
 

@@ -1,4 +1,4 @@
-//! Requests and answers as text.
+//! Parses requests and writes answers.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::super::status::PeerStatus;
 
-/// Octets of a request at most: some thousands of peers.
+/// The maximum size of a request in bytes: enough for some thousands of peers.
 pub const MAX_REQUEST: usize = 4 * 1024 * 1024;
 
 /// A parsed request.
@@ -21,18 +21,18 @@ pub enum Request {
     Set(Box<SetRequest>),
 }
 
-/// What `set=1` asks for. Absent: as it is.
+/// The content of a `set=1` request. An absent value stays as it is.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct SetRequest {
-    /// The device's key; all zeros takes it away.
+    /// The private key of the device; all zeros remove it.
     pub private_key: Option<[u8; 32]>,
-    /// UDP port.
+    /// The UDP port.
     pub listen_port: Option<u16>,
-    /// Firewall mark; 0 takes it away.
+    /// The firewall mark; 0 removes it.
     pub fwmark: Option<u32>,
-    /// Whether peers not named go.
+    /// Whether peers that the request does not name are removed.
     pub replace_peers: bool,
-    /// Peers to add or change, in order.
+    /// The peers to add or change, in order.
     pub peers: Vec<PeerChange>,
 }
 
@@ -48,21 +48,21 @@ impl std::fmt::Debug for SetRequest {
 /// A change to one peer.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct PeerChange {
-    /// Which.
+    /// The public key of the peer.
     pub public_key: [u8; 32],
-    /// It goes.
+    /// Whether to remove the peer.
     pub remove: bool,
-    /// Only if it is there.
+    /// Whether the change applies only if the peer exists.
     pub update_only: bool,
-    /// All zeros takes it away.
+    /// The preshared key; all zeros remove it.
     pub preshared_key: Option<[u8; 32]>,
-    /// Where it is.
+    /// The endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// Seconds; 0 for none.
+    /// The keepalive interval in seconds; 0 for none.
     pub persistent_keepalive: Option<u16>,
-    /// Whether allowed IPs not named go.
+    /// Whether allowed IPs that the request does not name are removed.
     pub replace_allowed_ips: bool,
-    /// To add (true) or take away (false).
+    /// The allowed IPs to add (true) or remove (false).
     pub allowed_ips: Vec<(IpNet, bool)>,
 }
 
@@ -75,7 +75,7 @@ impl std::fmt::Debug for PeerChange {
 /// A request that cannot be carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestError {
-    /// The answer's `errno`.
+    /// The `errno` of the answer.
     pub errno: i32,
 }
 
@@ -87,10 +87,10 @@ const PROTOCOL: RequestError = RequestError {
 };
 
 impl Request {
-    /// Parses the lines of a request, the empty one left out.
+    /// Parses the lines of a request.
     ///
     /// # Errors
-    /// A key that is not known, or a value that is none.
+    /// A key is unknown, or a value is invalid.
     pub fn parse(text: &str) -> Result<Self, RequestError> {
         let mut lines = text.lines().filter(|line| !line.is_empty());
         match lines.next() {
@@ -195,7 +195,7 @@ fn hex(key: &[u8; 32]) -> String {
     crate::model::PublicKey(*key).to_string()
 }
 
-/// The answer to `get=1`, without its `errno`.
+/// The answer to `get=1`, without the line with `errno`.
 #[must_use]
 pub fn print(
     private_key: Option<&[u8; 32]>,
@@ -253,7 +253,7 @@ mod tests {
     const KEY: &str = "0101010101010101010101010101010101010101010101010101010101010101";
 
     #[test]
-    fn what_wg_sends_is_understood() {
+    fn a_request_of_wg_is_parsed() {
         let text = format!(
             "set=1\nprivate_key={KEY}\nlisten_port=51820\nfwmark=0x10\nreplace_peers=true\npublic_key={KEY}\nreplace_allowed_ips=true\n\
              preshared_key={KEY}\nendpoint=[2001:db8::1]:51820\npersistent_keepalive_interval=25\nallowed_ip=10.0.0.9/24\nallowed_ip=-fd00::/64\n"
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_has_its_errno() {
+    fn an_invalid_request_has_its_errno() {
         assert_eq!(Request::parse("get=2"), Err(PROTOCOL));
         assert_eq!(Request::parse("set=1\nlisten_port=70000"), Err(INVALID));
         assert_eq!(Request::parse("set=1\nnonsense=1"), Err(PROTOCOL));
