@@ -113,13 +113,11 @@ impl Outbound {
         let owner = table.allowed.owner(ip.destination);
         let (Some(peer), Some(keys)) = (owner, owner.and_then(|peer| table.keys_of(peer))) else {
             // No peer owns the addresses of the local service, so packets to peers need only one lookup.
-            match &table.local_service {
-                Some(service) if service.has(ip.destination) => {
-                    answer_locally(shared, service, header, packet, answer);
-                }
-                _ => shared.drops.add(DropReason::NoOwner),
-            }
-            return;
+            let service = table.local_service.as_ref();
+            return match service.filter(|service| service.has(ip.destination)) {
+                Some(service) => answer_locally(shared, service, header, packet, answer),
+                None => shared.drops.add(DropReason::NoOwner),
+            };
         };
         let peer: &Arc<Peer> = peer;
         let mut state = peer.lock();
@@ -146,14 +144,8 @@ impl Outbound {
             if sender.is_full(room_for(length)) {
                 sender.flush(sockets, &shared.drops);
             }
-            let sealed = if length == segment.len() {
-                noise.seal(segment, sender.space(), now)
-            } else {
-                scratch[..segment.len()].copy_from_slice(segment);
-                scratch[segment.len()..length].fill(0);
-                noise.seal(&scratch[..length], sender.space(), now)
-            };
-            if let Some((length, _)) = sealed {
+            let padded = pad(segment, length, scratch);
+            if let Some((length, _)) = noise.seal(padded, sender.space(), now) {
                 sent += length;
                 sender.commit(length, endpoint);
             }
@@ -167,6 +159,17 @@ impl Outbound {
             shared.drops.add(DropReason::Malformed);
         }
     }
+}
+
+/// The packet with zeros after it, up to `length` bytes. It is copied into `scratch` only if it is shorter.
+#[inline]
+fn pad<'a>(packet: &'a [u8], length: usize, scratch: &'a mut [u8]) -> &'a [u8] {
+    if length == packet.len() {
+        return packet;
+    }
+    scratch[..packet.len()].copy_from_slice(packet);
+    scratch[packet.len()..length].fill(0);
+    &scratch[..length]
 }
 
 /// Lets the local service answer `packet`: one packet, or several that the kernel merged.

@@ -35,13 +35,7 @@ pub(super) struct PeerState {
     live: Arc<Live>,
     /// Whether the peer's timers run.
     pub(super) is_live: bool,
-    endpoint: Option<Endpoint>,
-    /// The interface by which datagrams to the endpoint leave, once it was looked up.
-    leaves_by: Option<u32>,
-    /// An endpoint whose source was given up because the route from it changed.
-    refused: Option<Endpoint>,
-    /// Whether an initiation was sent since the last authentic datagram.
-    unanswered: bool,
+    route: Route,
     pub(super) last_receive: Option<Instant>,
     pub(super) last_handshake: Option<SystemTime>,
     /// When a packet of the device was last sent to the peer, or began to wait for a session.
@@ -50,6 +44,18 @@ pub(super) struct PeerState {
     pub(super) path_mtu: u16,
     /// When a handshake was last started because the peer used a session that this node does not have.
     pub(super) revived: Option<Instant>,
+}
+
+/// The endpoint and the route of datagrams to the peer.
+#[derive(Default)]
+struct Route {
+    endpoint: Option<Endpoint>,
+    /// The interface by which datagrams to the endpoint leave, once it was looked up.
+    leaves_by: Option<u32>,
+    /// An endpoint whose source was given up because the route from it changed.
+    refused: Option<Endpoint>,
+    /// Whether an initiation was sent since the last authentic datagram.
+    unanswered: bool,
 }
 
 impl Peer {
@@ -63,10 +69,10 @@ impl Peer {
             tx_bytes: AtomicU64::new(0),
             probes: Arc::default(),
             state: Mutex::new(PeerState {
-                endpoint: config.endpoint.map(Endpoint::from),
-                leaves_by: None,
-                refused: None,
-                unanswered: false,
+                route: Route {
+                    endpoint: config.endpoint.map(Endpoint::from),
+                    ..Route::default()
+                },
                 config,
                 noise: None,
                 live,
@@ -158,14 +164,14 @@ impl PeerState {
     /// The endpoint, if one is known.
     #[inline]
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
-        self.endpoint
+        self.route.endpoint
     }
 
     /// Sends to another endpoint from now on.
     pub(super) fn set_endpoint(&mut self, endpoint: Option<Endpoint>) {
-        self.endpoint = endpoint;
-        self.leaves_by = None;
-        self.refused = None;
+        self.route.endpoint = endpoint;
+        self.route.leaves_by = None;
+        self.route.refused = None;
     }
 
     /// An authentic datagram was received from there. It becomes the endpoint (WireGuard section 2.1, roaming), and datagrams
@@ -174,66 +180,67 @@ impl PeerState {
     #[inline]
     pub(super) fn handle_received(&mut self, from: Endpoint, now: Instant) -> bool {
         self.last_receive = Some(now);
-        self.unanswered = false;
-        if self.endpoint == Some(from) {
+        self.route.unanswered = false;
+        if self.route.endpoint == Some(from) {
             return false;
         }
-        self.leaves_by = None;
-        if self.refused == Some(from) {
-            self.endpoint = Some(from.without_source());
+        self.route.leaves_by = None;
+        if self.route.refused == Some(from) {
+            self.route.endpoint = Some(from.without_source());
             return false;
         }
-        self.endpoint = Some(from);
+        self.route.endpoint = Some(from);
         from.source.is_some()
     }
 
     /// Whether the route from the source is to be looked up.
     pub(super) fn wants_route(&self) -> bool {
-        self.leaves_by.is_none()
+        self.route.leaves_by.is_none()
             && self
+                .route
                 .endpoint
                 .is_some_and(|endpoint| endpoint.source.is_some())
     }
 
     /// The endpoint whose source was given up, if one was.
     pub(super) fn refused(&self) -> Option<Endpoint> {
-        self.refused
+        self.route.refused
     }
 
     /// The route to `endpoint` was looked up: the interface by which datagrams leave, or none if there is no route from its
     /// source. The source is given up if there is no route, or if the interface has changed.
     pub(super) fn handle_route(&mut self, endpoint: Endpoint, leaves_by: Option<u32>) {
-        if self.endpoint != Some(endpoint) {
+        if self.route.endpoint != Some(endpoint) {
             return;
         }
-        match (leaves_by, self.leaves_by) {
+        match (leaves_by, self.route.leaves_by) {
             (None, _) => self.forget_source(),
             (Some(now), Some(before)) if now != before => {
                 self.forget_source();
                 // The peer may still send to the old address for a while.
-                self.refused = Some(endpoint);
+                self.route.refused = Some(endpoint);
             }
-            (now, _) => self.leaves_by = now,
+            (now, _) => self.route.leaves_by = now,
         }
     }
 
     /// Lets the source of `endpoint` be used again if it was given up.
     pub(super) fn accept(&mut self, endpoint: Endpoint) {
-        self.refused.take_if(|refused| *refused == endpoint);
+        self.route.refused.take_if(|refused| *refused == endpoint);
     }
 
     /// The timers send an initiation. If the one before was not answered, the source may be the reason, so the kernel
     /// chooses another one.
     pub(super) fn handle_initiation(&mut self) {
-        if std::mem::replace(&mut self.unanswered, true) {
+        if std::mem::replace(&mut self.route.unanswered, true) {
             self.forget_source();
         }
     }
 
     /// Lets the kernel choose the source, until the next authentic datagram of the peer.
     pub(super) fn forget_source(&mut self) {
-        self.endpoint = self.endpoint.map(Endpoint::without_source);
-        self.leaves_by = None;
+        self.route.endpoint = self.route.endpoint.map(Endpoint::without_source);
+        self.route.leaves_by = None;
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -156,37 +156,35 @@ fn open(domain: Domain, mark: u32) -> io::Result<Socket> {
 /// In IPv4 that is `OMIT` rather than `DONT`: routers fragment all the same, and an ICMP error, which anybody can forge, does
 /// not make the kernel refuse merged datagrams. In IPv6 only the sender fragments, and needs the ICMP errors for it.
 fn allow_fragments(socket: &Socket, domain: Domain, allowed: bool) {
-    let (level, name, value) = match (domain, allowed) {
-        (Domain::IPV6, true) => (
-            libc::IPPROTO_IPV6,
-            libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_DONT,
-        ),
-        (Domain::IPV6, false) => (
-            libc::IPPROTO_IPV6,
-            libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_PROBE,
-        ),
-        (_, true) => (
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_OMIT,
-        ),
-        (_, false) => (
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_PROBE,
-        ),
-    };
-    // SAFETY: the pointer and the length describe `value`, which outlives the call. nix and socket2 have no type for these
-    // two options. A kernel that refuses goes on as before.
-    unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
+    // A kernel that refuses goes on as before.
+    let _ = match (domain, allowed) {
+        (Domain::IPV6, true) => setsockopt(socket, MtuDiscoverV6, &libc::IPV6_PMTUDISC_DONT),
+        (Domain::IPV6, false) => setsockopt(socket, MtuDiscoverV6, &libc::IPV6_PMTUDISC_PROBE),
+        (_, true) => setsockopt(socket, MtuDiscoverV4, &libc::IP_PMTUDISC_OMIT),
+        (_, false) => setsockopt(socket, MtuDiscoverV4, &libc::IP_PMTUDISC_PROBE),
     };
 }
+
+/// IP_MTU_DISCOVER (ip(7)), which nix does not have.
+#[derive(Clone)]
+struct MtuDiscoverV4;
+
+nix::setsockopt_impl!(
+    MtuDiscoverV4,
+    libc::IPPROTO_IP,
+    libc::IP_MTU_DISCOVER,
+    libc::c_int,
+    sockopt::SetStruct<libc::c_int>
+);
+
+/// IPV6_MTU_DISCOVER (ipv6(7)), which nix does not have.
+#[derive(Clone)]
+struct MtuDiscoverV6;
+
+nix::setsockopt_impl!(
+    MtuDiscoverV6,
+    libc::IPPROTO_IPV6,
+    libc::IPV6_MTU_DISCOVER,
+    libc::c_int,
+    sockopt::SetStruct<libc::c_int>
+);
