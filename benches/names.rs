@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use meshd::dns::names::{Outcome, deal};
+use meshd::dns::names::{Outcome, answer};
 use meshd::dns::transport::Transport;
 use meshd::dns::{Replaced, WhenNoneUsable, Zone, ZoneInput};
 use meshd::model::time::UnixSeconds;
@@ -88,7 +88,7 @@ fn measure(services: usize) {
             now: netmap.services.get(id),
         };
         zone = with_input(&netmap, |input| zone.replace(input, &[replaced]).0);
-        let Outcome::Reply(reply) = deal(&zone, &query, Transport::Udp, 1) else {
+        let Outcome::Reply(reply) = answer(&zone, &query, Transport::Udp, 1) else {
             panic!("a name of the mesh");
         };
         times.push(start.elapsed());

@@ -13,7 +13,10 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use self::batch::Batch;
-use super::resolver::{Outcome, Reply, Resolver};
+use super::batch_context::{Outcome, QueryContext};
+use super::full_path::{clipped, hand_over};
+use super::job::{Job, Reply};
+use super::resolver::Resolver;
 use super::transport::Transport;
 
 /// Octets asked for as a socket's buffers: what comes while all cores are busy elsewhere for some milliseconds.
@@ -109,7 +112,7 @@ fn serve(socket: &Arc<Socket>, resolver: &Arc<Resolver>, stopped: &AtomicBool) {
         if stopped.load(Ordering::Acquire) {
             return;
         }
-        let mut context = resolver.batch_context();
+        let mut context = QueryContext::new(resolver);
         for index in 0..count {
             let Some((query, client, reply)) = batch.at(index) else {
                 continue;
@@ -119,14 +122,21 @@ fn serve(socket: &Arc<Socket>, resolver: &Arc<Resolver>, stopped: &AtomicBool) {
             };
             match context.answer(query, client.ip(), Transport::Udp, reply) {
                 Outcome::Replied | Outcome::Silent | Outcome::Busy => {}
-                Outcome::Left(admitted) => {
+                Outcome::FullPath(place) => {
                     let socket = Arc::clone(socket);
                     let deliver = move |reply: Reply| {
                         // A full socket buffer loses datagrams as the network does; the client asks again.
                         let flags = libc::MSG_DONTWAIT;
-                        let _ = socket.send_to_with_flags(reply.octets(), &client.into(), flags);
+                        let _ = socket.send_to_with_flags(&reply.message, &client.into(), flags);
                     };
-                    resolver.leave(query, Transport::Udp, admitted, Box::new(deliver));
+                    let job = Job {
+                        query: clipped(query),
+                        source: client,
+                        transport: Transport::Udp,
+                        place,
+                        deliver: Box::new(deliver),
+                    };
+                    hand_over(resolver, job);
                 }
             }
         }

@@ -401,6 +401,11 @@ impl Share {
     pub(super) fn client(&self) -> Client {
         self.client
     }
+
+    /// The pool that the places are in.
+    pub(super) fn pool(&self) -> Pool {
+        self.pool
+    }
 }
 
 impl Drop for Share {

@@ -19,6 +19,7 @@
 
 mod access;
 pub mod answer;
+mod batch_context;
 mod choice;
 mod datagrams;
 mod drop_reason;
@@ -27,11 +28,13 @@ mod fast_path;
 pub mod forward;
 mod full_path;
 pub mod in_tunnel;
+mod job;
 mod limits;
 pub mod names;
 pub mod query;
 #[cfg(any(test, fuzzing))]
 pub mod query_fuzz;
+mod reply;
 pub mod resolver;
 pub mod server;
 mod tcp;

@@ -1,33 +1,159 @@
-//! From the octets of a query to the octets of a reply, or to what is to be done about it. Pure.
+//! The full path: hickory-server's request handler over the zone and the upstreams.
+//!
+//! A [`Names`] answers one request for one client. The request comes from any of the ways in, and the response goes into a
+//! [`Responder`], so no socket of hickory-server is involved. [`handle`] does the same with a zone alone and is pure.
 
-use std::borrow::Cow;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
-use hickory_proto::rr::rdata::opt::EdnsOption;
-use hickory_proto::rr::{DNSClass, Record, RecordType};
+use async_trait::async_trait;
+use hickory_proto::op::ResponseCode;
+use hickory_resolver::net::runtime::Time;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 
-use super::answer::{Verdict, answer};
-use super::fast_path::{FastPath, options_hold};
-use super::forward::Forwarded;
-use super::query::Question;
-use super::transport::{
-    EXTENDED_ERROR, MAX_QUERY, MAX_UDP, PLAIN_UDP, PROHIBITED, PROHIBITED_TEXT, Transport,
-};
+use super::drop_reason::DropReason;
+use super::fast_path::{self, FastPath};
+use super::forward::{Asker, Forwarded};
+use super::limits::{Pool, Share};
+use super::query::{Decision, Parsed, Question, Silence, decide, parse};
+use super::reply::{Response, encode, respond};
+use super::resolver::Resolver;
+use super::transport::Transport;
 use super::zone::Zone;
 
-/// Why a query gets no reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Silence {
-    /// No whole header: there is nothing to reply to.
-    NoHeader,
-    /// It is itself a reply; to answer it could go on for ever.
-    IsReply,
+/// The work to parse a message and encode another one, in visited instances.
+pub(super) const MESSAGE: usize = 150;
+
+/// Answers one request.
+pub(super) struct Names {
+    resolver: Arc<Resolver>,
+    /// The instances that an answer may visit, which the client pays for.
+    visited: usize,
+    progress: Mutex<Progress>,
 }
 
-/// What to do about a query.
+/// What became of the request.
+pub(super) struct Progress {
+    /// The place of the request: in [`Pool::Forwards`] if it is forwarded.
+    pub(super) place: Share,
+    /// The response is the answer of an upstream.
+    pub(super) forwarded: bool,
+}
+
+impl Names {
+    pub(super) fn new(resolver: Arc<Resolver>, place: Share, visited: usize) -> Self {
+        let progress = Progress {
+            place,
+            forwarded: false,
+        };
+        Self {
+            resolver,
+            visited,
+            progress: Mutex::new(progress),
+        }
+    }
+
+    pub(super) fn into_progress(self) -> Progress {
+        let progress = self.progress.into_inner();
+        progress.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the upstreams, unless the client gets no recursion or forwards too much.
+    async fn forward(&self, question: &Question) -> Response {
+        let client = self.with_progress(|progress| progress.place.client());
+        let counts = self.resolver.counts();
+        if !client.may_recurse() {
+            counts.drop(DropReason::Recursion);
+            return refused();
+        }
+        if !self.takes_place() {
+            return answered(question, Forwarded::failure());
+        }
+        self.resolver.charge(client, self.visited + MESSAGE, 0);
+        // The thread of the full path goes on with its next query, and the runtime continues here.
+        tokio::task::yield_now().await;
+        counts.forwarded.fetch_add(1, Ordering::Relaxed);
+        let asker = Asker {
+            limits: Arc::clone(self.resolver.limits()),
+            client,
+        };
+        let upstream = self.resolver.upstream();
+        let mut forwarded = upstream.ask_as(question, Some(asker)).await;
+        if forwarded.strip(&self.resolver.zone()).is_any() {
+            counts.rebound.fetch_add(1, Ordering::Relaxed);
+        }
+        self.with_progress(|progress| progress.forwarded = true);
+        answered(question, forwarded)
+    }
+
+    /// Takes a place among the forwarded requests, unless the fast path has taken one already.
+    fn takes_place(&self) -> bool {
+        self.with_progress(|progress| {
+            if progress.place.pool() == Pool::Forwards {
+                return true;
+            }
+            let place = self.resolver.admit_forward(progress.place.client());
+            place.is_some_and(|place| {
+                progress.place = place;
+                true
+            })
+        })
+    }
+
+    fn with_progress<T>(&self, take: impl FnOnce(&mut Progress) -> T) -> T {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        take(&mut progress)
+    }
+}
+
+#[async_trait]
+impl RequestHandler for Names {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut handler: R,
+    ) -> ResponseInfo {
+        let entropy = self.resolver.entropy();
+        let decision = decide(&self.resolver.zone(), request, entropy);
+        let response = match decision {
+            Decision::Reply(response) => response,
+            Decision::Forward(question) => self.forward(&question).await,
+        };
+        respond(request, response, &mut handler).await
+    }
+}
+
+/// Returns the response to a client that gets no recursion.
+fn refused() -> Response {
+    Response {
+        prohibited: true,
+        ..Response::of(ResponseCode::Refused)
+    }
+}
+
+/// Returns the response with the answer of an upstream.
+fn answered(question: &Question, mut forwarded: Forwarded) -> Response {
+    // The answer has the name in the case in which the upstream was asked. Some clients compare it with theirs (RFC 4343).
+    for record in &mut forwarded.answers {
+        if record.name == question.name {
+            record.name = question.name.clone();
+        }
+    }
+    // The client understands the AD flag (RFC 6840 section 5.8).
+    let understood = question.authentic || question.dnssec_ok;
+    Response {
+        authentic: forwarded.authentic && understood,
+        answers: forwarded.answers,
+        authority: forwarded.authority,
+        ..Response::of(forwarded.code)
+    }
+}
+
+/// What is to be done with a message.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Send this.
+    /// Send this reply.
     Reply(Vec<u8>),
     /// Ask the upstreams, and then [`Pending::finish`].
     Forward(Box<Pending>),
@@ -35,319 +161,54 @@ pub enum Outcome {
     Silence(Silence),
 }
 
-/// A query that waits for the upstreams.
+/// A request that waits for the upstreams.
 #[derive(Debug)]
 pub struct Pending {
-    query: Message,
-    transport: Transport,
-    /// What is asked.
-    pub asked: Question,
-}
-
-/// Deals with the query in `octets` as every way in does: the short way if it is plain, else in full. For tests and
-/// fuzzing; a server keeps the room for its replies.
-#[must_use]
-pub fn deal(zone: &Zone, octets: &[u8], transport: Transport, entropy: u64) -> Outcome {
-    let mut reply = Vec::new();
-    match super::fast_path::answer(zone, octets, transport, entropy, &mut reply) {
-        FastPath::Replied => Outcome::Reply(reply),
-        FastPath::Forward | FastPath::NeedsFullParse => handle(zone, octets, transport, entropy),
-    }
-}
-
-/// Deals with the query in `octets`, taking it apart in full.
-#[must_use]
-pub fn handle(zone: &Zone, octets: &[u8], transport: Transport, entropy: u64) -> Outcome {
-    let Some(header) = octets.first_chunk::<12>() else {
-        return Outcome::Silence(Silence::NoHeader);
-    };
-    if header[2] & 0x80 != 0 {
-        return Outcome::Silence(Silence::IsReply);
-    }
-    // Whatever else is in it: of an unknown kind of message that is unknown too (RFC 8906 section 8.1.4).
-    if header[2] & 0x78 != 0 {
-        return bare(header, ResponseCode::NotImp);
-    }
-    let query = match Message::from_vec(&without_options(octets)) {
-        Ok(query) if octets.len() <= MAX_QUERY => query,
-        _ => return bare(header, ResponseCode::FormErr),
-    };
-    let [question] = query.queries.as_slice() else {
-        return bare(header, ResponseCode::FormErr);
-    };
-    let (name, record_type, class) = (
-        question.name().clone(),
-        question.query_type(),
-        question.query_class(),
-    );
-    if query.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
-        return reply(
-            &query,
-            transport,
-            ResponseCode::BADVERS,
-            false,
-            Vec::new(),
-            Vec::new(),
-            Vec::new(),
-        );
-    }
-    // A transfer of the zone, and questions that are about messages rather than names, are for nobody.
-    let odd = matches!(
-        record_type,
-        RecordType::AXFR | RecordType::IXFR | RecordType::OPT | RecordType::TSIG
-    );
-    if odd || class != DNSClass::IN {
-        return reply(
-            &query,
-            transport,
-            ResponseCode::Refused,
-            false,
-            Vec::new(),
-            Vec::new(),
-            Vec::new(),
-        );
-    }
-    match answer(zone, &name, record_type, entropy) {
-        Verdict::Answer(a) => reply(
-            &query,
-            transport,
-            a.code,
-            true,
-            a.answers,
-            a.authority,
-            a.additional,
-        ),
-        // Whoever does not ask for recursion gets none (RFC 1035 section 4.1.1).
-        Verdict::Forward if !query.metadata.recursion_desired => reply(
-            &query,
-            transport,
-            ResponseCode::Refused,
-            false,
-            Vec::new(),
-            Vec::new(),
-            Vec::new(),
-        ),
-        Verdict::Forward => {
-            let asked = Question {
-                name,
-                record_type,
-                dnssec_ok: query.edns.as_ref().is_some_and(|e| e.flags().dnssec_ok),
-                checking_disabled: query.metadata.checking_disabled,
-                authentic: query.metadata.authentic_data,
-            };
-            Outcome::Forward(Box::new(Pending {
-                query,
-                transport,
-                asked,
-            }))
-        }
-    }
+    request: Request,
+    /// The question for the upstreams.
+    pub question: Question,
 }
 
 impl Pending {
-    /// The reply to a client that gets no recursion.
+    /// Returns the reply to a client that gets no recursion.
     #[must_use]
     pub fn refuse(&self) -> Vec<u8> {
-        let mut message = begin(&self.query, ResponseCode::Refused);
-        message.metadata.recursion_available = false;
-        if let Some(edns) = &mut message.edns {
-            let mut error = PROHIBITED.to_be_bytes().to_vec();
-            error.extend_from_slice(PROHIBITED_TEXT.as_bytes());
-            let option = EdnsOption::Unknown(EXTENDED_ERROR, error);
-            edns.options_mut().insert(option);
-        }
-        reply_of(message, &self.query, self.transport)
+        encode(&self.request, refused())
     }
 
-    /// The reply.
+    /// Returns the reply with the answer of an upstream.
     #[must_use]
-    pub fn finish(&self, mut forwarded: Forwarded) -> Vec<u8> {
-        // The name stands there as the upstream was asked; some clients look for it as they asked (RFC 4343).
-        for record in &mut forwarded.answers {
-            if record.name == self.asked.name {
-                record.name = self.asked.name.clone();
-            }
-        }
-        // RFC 6840 section 5.8.
-        let understood = self.asked.authentic || self.asked.dnssec_ok;
-        let mut message = begin(&self.query, forwarded.code);
-        message.metadata.authentic_data = forwarded.authentic && understood;
-        message.answers = forwarded.answers;
-        message.authorities = forwarded.authority;
-        reply_of(message, &self.query, self.transport)
+    pub fn finish(&self, forwarded: Forwarded) -> Vec<u8> {
+        encode(&self.request, answered(&self.question, forwarded))
     }
 }
 
-fn reply(
-    query: &Message,
-    transport: Transport,
-    code: ResponseCode,
-    authoritative: bool,
-    answers: Vec<Record>,
-    authority: Vec<Record>,
-    additional: Vec<Record>,
-) -> Outcome {
-    let mut message = begin(query, code);
-    message.metadata.authoritative = authoritative;
-    message.answers = answers;
-    message.authorities = authority;
-    message.additionals = additional;
-    Outcome::Reply(reply_of(message, query, transport))
-}
-
-/// The beginning of a reply: what it has of the query.
-fn begin(query: &Message, code: ResponseCode) -> Message {
-    let mut message = Message::response(query.metadata.id, query.metadata.op_code);
-    message.metadata.recursion_desired = query.metadata.recursion_desired;
-    message.metadata.checking_disabled = query.metadata.checking_disabled;
-    message.metadata.recursion_available = true;
-    message.metadata.response_code = code;
-    message.queries.clone_from(&query.queries);
-    if let Some(edns) = &query.edns {
-        let mut own = Edns::new();
-        own.set_max_payload(MAX_UDP)
-            .set_version(0)
-            .set_rcode_high(code.high())
-            // RFC 3225 section 3: the bit comes back.
-            .set_dnssec_ok(edns.flags().dnssec_ok);
-        message.edns = Some(own);
-    }
-    message
-}
-
-/// Encodes a reply: truncated to what the client accepts in a datagram, and complete over a stream.
-fn reply_of(message: Message, query: &Message, transport: Transport) -> Vec<u8> {
-    let client = query.edns.as_ref().map(Edns::max_payload);
-    let fitting = match transport {
-        Transport::Udp => {
-            let most = client.map_or(PLAIN_UDP, |most| most.clamp(PLAIN_UDP, MAX_UDP));
-            fit(message, most.into())
-        }
-        Transport::Tcp => whole(message),
-    };
-    let failure = || begin(query, ResponseCode::ServFail).to_vec().ok();
-    fitting
-        .or_else(failure)
-        .unwrap_or_else(|| bare_octets(&header_of(query), ResponseCode::ServFail))
-}
-
-/// Takes the options out of a query's OPT record. None of them is understood here, and what is in those that others
-/// understand must not matter (RFC 6891 section 6.1.2).
-fn without_options(octets: &[u8]) -> Cow<'_, [u8]> {
-    let emptied = || {
-        if octets.get(4..12)? != [0, 1, 0, 0, 0, 0, 0, 1] {
-            return None;
-        }
-        let mut at = 12;
-        loop {
-            match usize::from(*octets.get(at)?) {
-                0 => break,
-                length @ 1..=63 => at += 1 + length,
-                _ => return None,
-            }
-        }
-        // The end of the name, type and class; then the record up to the length of its options.
-        let record = at + 5;
-        let options = record + 11;
-        let [0, 0, 41, .., high, low] = *octets.get(record..options)? else {
-            return None;
-        };
-        let rest = octets.get(options..)?;
-        let whole = usize::from(u16::from_be_bytes([high, low])) == rest.len();
-        if !whole || !options_hold(rest) {
-            return None;
-        }
-        let mut emptied = octets.get(..options)?.to_vec();
-        emptied.truncate(options - 2);
-        emptied.extend([0, 0]);
-        Some(emptied)
-    };
-    emptied().map_or(Cow::Borrowed(octets), Cow::Owned)
-}
-
-/// Encodes a message in `most` octets: without the additional section if need be (RFC 2181 section 9), else marked as
-/// cut, so that the client asks again over TCP, with as many answers as fit for one that cannot.
-fn fit(mut message: Message, most: usize) -> Option<Vec<u8>> {
-    let whole = message.to_vec().ok()?;
-    if whole.len() <= most {
-        return Some(whole);
-    }
-    message.additionals.clear();
-    let without = message.to_vec().ok()?;
-    if without.len() <= most {
-        return Some(without);
-    }
-    message.authorities.clear();
-    message.metadata.truncation = true;
-    // Records are about as long as each other: hardly any is left over to be taken out one by one.
-    let about = message.answers.len() * most / without.len();
-    message.answers.truncate(about + 1);
-    loop {
-        let cut = message.to_vec().ok()?;
-        if cut.len() <= most || message.answers.pop().is_none() {
-            return Some(cut);
-        }
-    }
-}
-
-/// Encodes a message for a stream. The additional section is left out if the message does not fit with it. Returns `None` if
-/// the message does not fit at all: after a truncated reply over a stream, the client would repeat the query over a stream.
-fn whole(mut message: Message) -> Option<Vec<u8>> {
-    // The encoder leaves out what does not fit into 65,535 bytes, and sets the TC flag.
-    let is_whole = |octets: &Vec<u8>| octets.get(2).is_some_and(|flags| flags & 2 == 0);
-    let first = message.to_vec().ok()?;
-    if is_whole(&first) {
-        return Some(first);
-    }
-    message.additionals.clear();
-    message.to_vec().ok().filter(is_whole)
-}
-
-fn header_of(query: &Message) -> [u8; 12] {
-    let [a, b] = query.metadata.id.to_be_bytes();
-    [
-        a,
-        b,
-        u8::from(query.metadata.recursion_desired),
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ]
-}
-
-/// A reply of a header alone, to a query that cannot be repeated in it.
-fn bare(header: &[u8; 12], code: ResponseCode) -> Outcome {
-    Outcome::Reply(bare_octets(header, code))
-}
-
-fn bare_octets(header: &[u8; 12], code: ResponseCode) -> Vec<u8> {
-    let mut octets = [0u8; 12];
-    octets[..2].copy_from_slice(&header[..2]);
-    // QR, and of the query: OPCODE and RD.
-    octets[2] = 0x80 | (header[2] & 0x79);
-    octets[3] = 0x80 | code.low();
-    octets.to_vec()
-}
-
-/// Whether `message` is a well-formed reply to `query`: for tests and fuzzing.
+/// Answers a message from `zone` by the fast path, and otherwise by the full path.
 #[must_use]
-pub fn is_reply_to(reply: &[u8], query: &[u8]) -> bool {
-    let Ok(message) = Message::from_vec(reply) else {
-        return false;
+pub fn answer(zone: &Zone, message: &[u8], transport: Transport, entropy: u64) -> Outcome {
+    let mut reply = Vec::new();
+    match fast_path::answer(zone, message, transport, entropy, &mut reply) {
+        FastPath::Replied => Outcome::Reply(reply),
+        FastPath::Forward | FastPath::NeedsFullParse => handle(zone, message, transport, entropy),
+    }
+}
+
+/// Answers a message from `zone` by the full path.
+#[must_use]
+pub fn handle(zone: &Zone, message: &[u8], transport: Transport, entropy: u64) -> Outcome {
+    let source = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let request = match parse(message, source, transport) {
+        Parsed::Request(request) => request,
+        Parsed::Reply(reply) => return Outcome::Reply(reply),
+        Parsed::Silence(why) => return Outcome::Silence(why),
     };
-    let same_id = reply.get(..2) == query.get(..2);
-    let questions = Message::from_vec(query)
-        .map(|q| q.queries)
-        .unwrap_or_default();
-    message.metadata.message_type == MessageType::Response
-        && same_id
-        && (message.queries.is_empty() || message.queries == questions)
+    match decide(zone, &request, entropy) {
+        Decision::Reply(response) => Outcome::Reply(encode(&request, response)),
+        Decision::Forward(question) => Outcome::Forward(Box::new(Pending {
+            request: *request,
+            question,
+        })),
+    }
 }
 
 #[cfg(test)]

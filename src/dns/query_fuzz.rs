@@ -13,13 +13,16 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use ipnet::IpNet;
 
 use super::access::Allowed;
+use super::batch_context::{Outcome, QueryContext};
 use super::fast_path::{self, FastPath};
 use super::forward::Upstream;
 use super::forward::exchange::{Form, Received, SentQuery};
 use super::forward::{Forwarded, Source};
+use super::full_path::{begin, clipped};
+use super::job::{Job, Reply};
 use super::names::{Outcome as FullOutcome, Pending, handle};
 use super::query::Question;
-use super::resolver::{InFull, Outcome, Resolver};
+use super::resolver::Resolver;
 use super::transport::{MAX_UDP, PLAIN_UDP, Transport};
 use super::zone::{MOST_ADDRESSES, WhenNoneUsable, Zone, ZoneInput};
 use crate::model::address::MeshAddresses;
@@ -43,7 +46,7 @@ const ASKED: &str = "www.example.org.";
 /// A resolver with a mesh that has one of each kind of name.
 pub struct QueryFuzz {
     zone: Arc<Zone>,
-    resolver: Resolver,
+    resolver: Arc<Resolver>,
 }
 
 impl QueryFuzz {
@@ -72,13 +75,13 @@ impl QueryFuzz {
                 ipnet::Ipv4Net::new([10, 210, n, 0].into(), 24).ok()?,
             ))
         };
-        let resolver = Resolver::new(
+        let resolver = Arc::new(Resolver::new(
             Arc::new(ArcSwap::new(Arc::clone(&zone))),
             Arc::new(ArcSwap::from_pointee(Allowed::new(
                 (0..=255).filter_map(network).collect(),
             ))),
             Arc::new(Upstream::new()),
-        );
+        ));
         Self { zone, resolver }
     }
 
@@ -108,28 +111,36 @@ impl QueryFuzz {
             // So many that none of them asks too fast.
             false => Ipv4Addr::from(0x0ad2_0000 | (spread(query) & 0xffff)).into(),
         };
-        let dealt = self
-            .resolver
-            .batch_context()
-            .answer(query, client, transport, &mut reply);
+        let outcome =
+            QueryContext::new(&self.resolver).answer(query, client, transport, &mut reply);
         holds(
-            !stranger || matches!(dealt, Outcome::Silent),
+            !stranger || matches!(outcome, Outcome::Silent),
             "a stranger is answered",
         )?;
         let due = !stranger && query.len() >= 12 && query.get(2).is_some_and(|f| f & 0x80 == 0);
-        match dealt {
+        match outcome {
             Outcome::Replied => check(query, &reply, transport),
             Outcome::Silent => {
                 holds(reply.is_empty(), "silence, and a reply")?;
                 holds(!due, "no reply to a query")
             }
             Outcome::Busy => holds(reply.is_empty(), "no place, and a reply"),
-            Outcome::Left(admitted) => {
+            Outcome::FullPath(place) => {
                 holds(reply.is_empty(), "a reply, and another one to come")?;
-                match self.resolver.answer_in_full(query, transport, admitted) {
-                    InFull::Reply(reply) => check(query, reply.octets(), transport),
-                    InFull::Silent => holds(!due, "no reply to a query"),
-                    InFull::Forward(_) => self.forwarded(how, query, transport),
+                let (sender, replies) = std::sync::mpsc::channel();
+                let job = Job {
+                    query: clipped(query),
+                    source: SocketAddr::new(client, 4711),
+                    transport,
+                    place,
+                    deliver: Box::new(move |reply: Reply| drop(sender.send(reply.message))),
+                };
+                match begin(Arc::clone(&self.resolver), job) {
+                    Some(_) => self.forwarded(how, query, transport),
+                    None => match replies.try_recv() {
+                        Ok(reply) => check(query, &reply, transport),
+                        Err(_) => holds(!due, "no reply to a query"),
+                    },
                 }
             }
         }?;
@@ -295,7 +306,7 @@ fn holds(condition: bool, otherwise: &str) -> Result<(), String> {
 
 /// So many addresses for what is asked.
 fn long_answer(pending: &Pending, records: u8) -> Forwarded {
-    let name = &pending.asked.name;
+    let name = &pending.question.name;
     let answers = (0..records).map(|n| {
         let data = RData::A(Ipv4Addr::new(192, 0, 2, n).into());
         Record::from_rdata(name.clone(), 60, data)

@@ -9,7 +9,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::datagrams::{self, Datagrams};
+use super::full_path;
 use super::resolver::Resolver;
+use super::tcp::ConnectionSlot;
 
 /// How long accepting rests when the system has no more files to give.
 const REST: Duration = Duration::from_millis(50);
@@ -71,7 +73,7 @@ impl DnsServer {
         };
         let streams = datagrams::listen(address).and_then(TcpListener::from_std);
         let streams = streams.map_err(explain)?;
-        self.resolver.start_full_path();
+        full_path::start(&self.resolver);
         let datagrams = Datagrams::start(address, &self.resolver).map_err(explain)?;
         self.datagrams.push(datagrams);
         self.tasks
@@ -99,8 +101,8 @@ async fn accept(listener: TcpListener, resolver: Arc<Resolver>) {
             continue;
         };
         let client = resolver.admits(source.ip());
-        if let Some(place) = client.and_then(|client| resolver.place(client)) {
-            tokio::spawn(place.converse(source.ip(), stream));
+        if let Some(slot) = client.and_then(|client| ConnectionSlot::take(&resolver, client)) {
+            tokio::spawn(slot.converse(source, stream));
         }
     }
 }

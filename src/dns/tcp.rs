@@ -1,16 +1,16 @@
 //! Queries over one stream, each with its length in front (RFC 1035 section 4.2.2).
 //!
-//! Queries may be sent ahead of the replies; each is answered as soon as its answer is known, so the replies may come in
-//! another order (RFC 7766 section 6.2.1.1). A query that takes the full path, or must be forwarded, holds up no other. At most
+//! A client may send queries ahead of the replies. Each query is answered as soon as its answer is known, so the replies may
+//! come in another order (RFC 7766 section 6.2.1.1). A query that takes the full path or is forwarded holds up no other. At most
 //! [`MAX_IN_FLIGHT`] queries of a connection are in progress at once. While there are so many, or while the client has no
-//! place for more or has spent its share of a core, nothing more is read from the connection. So a client that asks for too
-//! much work over a stream waits and loses no reply. A client that exceeds its rate of queries loses the connection.
+//! place for more, exceeds its rate or has spent its share of a core, nothing more is read from the connection. So a client
+//! that asks for too much over a stream waits and loses no reply.
 //!
 //! Queries are forwarded in tasks of their own: other clients may wait for the answer to the same question, and they must not
 //! wait for a client that does not read.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,12 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::resolver::{Outcome, Reply, Resolver};
+use super::access::Client;
+use super::batch_context::{Outcome, QueryContext};
+use super::full_path::{clipped, hand_over};
+use super::job::{Job, Reply};
+use super::limits::Share;
+use super::resolver::Resolver;
 use super::transport::{MAX_QUERY, Transport};
 
 /// How long a connection may be quiet, with no query waiting for its answer (RFC 7766 section 6.2.3).
@@ -32,10 +37,40 @@ const RETRY: Duration = Duration::from_millis(5);
 /// Octets of replies that are gathered before they are written.
 const GATHERED: usize = 16 * 1024;
 
-/// Answers queries until the client ends, is quiet for too long or breaks the rules.
-pub(super) async fn converse(
+/// How long a connection may live.
+const MAX_AGE: Duration = Duration::from_secs(120);
+
+/// One of a client's connections.
+pub(super) struct ConnectionSlot {
+    resolver: Arc<Resolver>,
+    _share: Share,
+}
+
+impl ConnectionSlot {
+    /// Takes a slot for `client`, if there is one.
+    pub(super) fn take(resolver: &Arc<Resolver>, client: Client) -> Option<Self> {
+        let share = resolver.admit_connection(client)?;
+        Some(Self {
+            resolver: Arc::clone(resolver),
+            _share: share,
+        })
+    }
+
+    /// Answers queries of `source` until the client closes the stream or is quiet for too long.
+    pub(super) async fn converse(
+        self,
+        source: SocketAddr,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+    ) {
+        // The client sees the end of the connection, and there is nobody else to tell why.
+        let _ = timeout(MAX_AGE, converse(stream, source, &self.resolver)).await;
+    }
+}
+
+/// Answers queries until the client closes the stream, is quiet for too long or breaks the rules.
+async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    client: IpAddr,
+    client: SocketAddr,
     resolver: &Arc<Resolver>,
 ) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
@@ -56,16 +91,22 @@ pub(super) async fn converse(
                 }
             };
             quiet_until = Instant::now() + IDLE;
-            let dealt = resolver
-                .batch_context()
-                .answer(query, client, Transport::Tcp, &mut reply);
-            match dealt {
+            let outcome =
+                QueryContext::new(resolver).answer(query, client.ip(), Transport::Tcp, &mut reply);
+            match outcome {
                 Outcome::Replied => put(&reply, &mut replies)?,
-                Outcome::Left(admitted) => {
+                Outcome::FullPath(place) => {
                     let (sender, made) = oneshot::channel::<Reply>();
                     // If the connection has ended, nothing receives the reply.
                     let deliver = |reply| drop(sender.send(reply));
-                    resolver.leave(query, Transport::Tcp, admitted, Box::new(deliver));
+                    let job = Job {
+                        query: clipped(query),
+                        source: client,
+                        transport: Transport::Tcp,
+                        place,
+                        deliver: Box::new(deliver),
+                    };
+                    hand_over(resolver, job);
                     in_flight.push(made);
                 }
                 Outcome::Busy => {
@@ -89,7 +130,7 @@ pub(super) async fn converse(
         tokio::select! {
             Some(made) = in_flight.next() => {
                 match made {
-                    Ok(made) => put(made.octets(), &mut replies)?,
+                    Ok(made) => put(&made.message, &mut replies)?,
                     // This query gets no reply.
                     Err(_) => reading = false,
                 }

@@ -18,8 +18,13 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::batch_context::{Outcome, QueryContext};
+use super::drop_reason::DropReason;
+use super::full_path::{self, clipped, hand_over};
+use super::job::{Job, Reply};
 use super::limits::{Pool, Share};
-use super::resolver::{Outcome, Reply, Resolver};
+use super::resolver::Resolver;
+use super::tcp::ConnectionSlot;
 use super::transport::Transport;
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
@@ -85,7 +90,7 @@ impl TunnelDns {
         block: Block,
         device: Arc<dyn Device>,
     ) -> Self {
-        resolver.start_full_path();
+        full_path::start(&resolver);
         let (segments, received) = mpsc::channel(Pool::Segments.size());
         let streams = Streams {
             stack: Stack::new(
@@ -129,19 +134,27 @@ impl TunnelDns {
             return Handled::Refused;
         }
         let mut reply = Vec::with_capacity(REPLY);
-        let dealt =
-            self.resolver
-                .batch_context()
-                .answer(payload, client.ip(), Transport::Udp, &mut reply);
-        match dealt {
+        let outcome = QueryContext::new(&self.resolver).answer(
+            payload,
+            client.ip(),
+            Transport::Udp,
+            &mut reply,
+        );
+        match outcome {
             Outcome::Replied => Handled::Reply(reply),
             Outcome::Silent => Handled::Refused,
             Outcome::Busy => Handled::Overload,
-            Outcome::Left(admitted) => {
+            Outcome::FullPath(place) => {
                 let device = Arc::clone(&self.device);
-                let deliver = move |reply: Reply| device.datagram(server, client, reply.octets());
-                self.resolver
-                    .leave(payload, Transport::Udp, admitted, Box::new(deliver));
+                let deliver = move |reply: Reply| device.datagram(server, client, &reply.message);
+                let job = Job {
+                    query: clipped(payload),
+                    source: client,
+                    transport: Transport::Udp,
+                    place,
+                    deliver: Box::new(deliver),
+                };
+                hand_over(&self.resolver, job);
                 Handled::Later
             }
         }
@@ -166,7 +179,7 @@ impl TunnelDns {
         match self.segments.try_send(segment) {
             Ok(()) => Handled::Later,
             Err(_) => {
-                self.resolver.count_queue();
+                self.resolver.counts().drop(DropReason::Queue);
                 Handled::Overload
             }
         }
@@ -259,11 +272,11 @@ impl Streams {
         let Some((id, source)) = self.stack.handle_segment(packet, client, Instant::now()) else {
             return;
         };
-        let Some(place) = self.resolver.place(client) else {
+        let Some(slot) = ConnectionSlot::take(&self.resolver, client) else {
             return self.stack.close(id, Instant::now());
         };
         let (pipe, end) = tokio::io::duplex(PIPE);
-        tokio::spawn(place.converse(source.ip(), end));
+        tokio::spawn(slot.converse(source, end));
         self.conversations.push(Conversation {
             id,
             pipe,

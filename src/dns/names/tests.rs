@@ -1,11 +1,14 @@
 use super::*;
+use crate::dns::reply::shorten;
+use crate::dns::transport::{EXTENDED_ERROR, MAX_UDP};
 use crate::dns::zone::ZoneInput;
 use crate::model::{Label, MeshAddresses, PublicKey};
 use crate::records::kinds::{MESH_ID, Mesh};
 use crate::records::netmap::Netmap;
 use crate::records::service_address::ServiceAddresses;
-use hickory_proto::op::{OpCode, Query};
-use hickory_proto::rr::{Name, RecordType};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
+use hickory_proto::rr::rdata::opt::EdnsOption;
+use hickory_proto::rr::{Name, Record, RecordType};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -146,12 +149,13 @@ fn what_does_not_fit_into_a_datagram_is_marked_as_cut() {
             data,
         ));
     }
-    let octets = fit(message.clone(), 512).expect("encodable");
+    let octets = shorten(message.to_vec().expect("encodable"), 512, &[]).expect("a message");
     let cut = Message::from_vec(&octets).expect("it parses");
     assert!(cut.metadata.truncation && octets.len() <= 512);
     // The header and the question have 30 octets, and each record 16.
     assert_eq!(cut.answers.len(), 30);
-    let whole = Message::from_vec(&fit(message, 65_535).expect("encodable")).expect("it parses");
+    let whole = shorten(message.to_vec().expect("encodable"), 65_535, &[]).expect("a message");
+    let whole = Message::from_vec(&whole).expect("it parses");
     assert!(!whole.metadata.truncation && whole.answers.len() == 100);
 }
 
@@ -263,7 +267,7 @@ proptest! {
         }
         octets.truncate(cut.max(octets.len().saturating_sub(cut)));
         for transport in [Transport::Udp, Transport::Tcp] {
-            let reply = match deal(&FULL, &octets, transport, 3) {
+            let reply = match answer(&FULL, &octets, transport, 3) {
                 Outcome::Reply(reply) => reply,
                 Outcome::Forward(pending) => pending.finish(Forwarded::default()),
                 Outcome::Silence(_) => continue,
@@ -272,4 +276,17 @@ proptest! {
             prop_assert!(transport == Transport::Tcp || reply.len() <= MAX_UDP.into());
         }
     }
+}
+
+/// Whether `reply` is a well-formed reply to `query`.
+fn is_reply_to(reply: &[u8], query: &[u8]) -> bool {
+    let Ok(message) = Message::from_vec(reply) else {
+        return false;
+    };
+    let questions = Message::from_vec(query)
+        .map(|q| q.queries)
+        .unwrap_or_default();
+    message.metadata.message_type == MessageType::Response
+        && reply.get(..2) == query.get(..2)
+        && (message.queries.is_empty() || message.queries == questions)
 }

@@ -16,7 +16,8 @@ use crate::dns::forward::Server;
 use crate::dns::zone::WhenNoneUsable;
 use crate::dns::{Allowed, Upstream};
 
-const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 210, 1, 7));
+const CLIENT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 210, 1, 7)), 4711);
 
 fn query(id: u16, name: &str) -> Vec<u8> {
     typed_query(id, name, RecordType::A)
