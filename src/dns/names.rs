@@ -3,9 +3,11 @@
 //! A [`Names`] answers one request for one client. The request comes from any of the ways in, and the response goes into a
 //! [`Responder`], so no socket of hickory-server is involved. [`handle`] does the same with a zone alone and is pure.
 
+use std::future::poll_fn;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
 use async_trait::async_trait;
 use hickory_proto::op::ResponseCode;
@@ -71,8 +73,7 @@ impl Names {
             return answered(question, Forwarded::failure());
         }
         self.resolver.charge(client, self.visited + MESSAGE, 0);
-        // The thread of the full path goes on with its next query, and the runtime continues here.
-        tokio::task::yield_now().await;
+        leave_thread().await;
         counts.forwarded.fetch_add(1, Ordering::Relaxed);
         let asker = Asker {
             limits: Arc::clone(self.resolver.limits()),
@@ -122,6 +123,19 @@ impl RequestHandler for Names {
         };
         respond(request, response, &mut handler).await
     }
+}
+
+/// Returns control once, so that the thread of the full path goes on with its next query and the runtime continues with this one.
+async fn leave_thread() {
+    let mut left = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut left, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Returns the response to a client that gets no recursion.

@@ -16,7 +16,7 @@ use super::access::Allowed;
 use super::batch_context::{Outcome, QueryContext};
 use super::fast_path::{self, FastPath};
 use super::forward::Upstream;
-use super::forward::exchange::{Form, Received, SentQuery};
+use super::forward::exchange::{Form, Received, read};
 use super::forward::{Forwarded, Source};
 use super::full_path::{begin, clipped};
 use super::job::{Job, Reply};
@@ -201,14 +201,15 @@ impl QueryFuzz {
     fn reply_of_upstream(&self, how: u8, octets: &[u8]) -> Result<(), String> {
         let name = Name::from_ascii(ASKED).map_err(|e| e.to_string())?;
         let asked = Question::new(name, RecordType::A);
-        let number = octets.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
         let form = Form {
             mixed: true,
             edns: how >> ENTROPY != 0,
         };
-        let question = SentQuery::new(&asked, [number.into(), 0], form).ok_or("no question")?;
         let stream = how & TCP != 0;
-        let Received::Answer(mut answer) = question.handle_reply(octets, stream) else {
+        let Ok(response) = Message::from_vec(octets) else {
+            return Ok(());
+        };
+        let Received::Answer(mut answer) = read(&asked, form, response, stream) else {
             return Ok(());
         };
         let cut = octets.get(2).is_none_or(|flags| flags & 2 != 0);

@@ -12,8 +12,9 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::repeats::Repeats;
 
-/// boringtun calls it an error that the session of an idle peer ends.
-const DEFAULT: &str = "info,boringtun=off";
+/// boringtun calls it an error that the session of an idle peer ends. hickory warns about each datagram that is no answer, and of
+/// those anyone can send many.
+const DEFAULT: &str = "info,boringtun=off,hickory_net=error";
 
 /// Leaves out warnings and errors of a place that has written too many.
 #[derive(Default)]

@@ -1,11 +1,10 @@
-//! One question to one upstream: what is sent, and whether what comes is its answer. Pure: the caller brings the
-//! randomness.
+//! One question to one upstream: the request, and what the response says. Pure, but for the random numbers that hickory draws.
 //!
 //! A forger must guess the port, the ID of the message and the case of each letter of the name (the "0x20" bits of
-//! draft-vixie-dnsext-dns0x20). Some servers cannot take mixed case or EDNS: [`Form`] is how a question is written.
+//! draft-vixie-dnsext-dns0x20). Some servers do not support mixed case or EDNS: [`Form`] is how a question is written.
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData};
+use hickory_proto::op::{DnsRequest, DnsRequestOptions, Message, Query, ResponseCode};
+use hickory_proto::rr::RData;
 
 use super::super::query::Question;
 use super::super::transport::MAX_UDP;
@@ -13,7 +12,7 @@ use super::answer::Forwarded;
 use super::received::tidied;
 
 /// How a question is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::dns) struct Form {
     /// The case of each letter is random. Otherwise the name is as the client wrote it.
     pub(in crate::dns) mixed: bool,
@@ -21,215 +20,186 @@ pub(in crate::dns) struct Form {
     pub(in crate::dns) edns: bool,
 }
 
-/// A question as it is sent.
-#[derive(Debug)]
-pub(in crate::dns) struct SentQuery {
-    message: Message,
-    form: Form,
-    dnssec_ok: bool,
-}
-
-/// What came.
+/// What a response says.
 #[derive(Debug)]
 pub(in crate::dns) enum Received {
     /// The answer.
     Answer(Forwarded),
     /// The answer did not fit into a datagram.
     Cut,
-    /// The reply has the name in another case than the question.
+    /// The response has the name in another case than the question.
     LostCase,
-    /// The upstream replied with an error, such as SERVFAIL or REFUSED.
+    /// The upstream returned an error, such as SERVFAIL or REFUSED.
     Failed,
-    /// The upstream replied that it does not support EDNS.
+    /// The upstream returned that it does not support EDNS.
     NoEdns,
-    /// Something else: the answer may still come.
+    /// The response is to another question.
     Stray,
 }
 
-impl SentQuery {
-    /// Asks `asked`; `random` makes its ID and the case of its letters.
-    pub(in crate::dns) fn new(asked: &Question, random: [u64; 2], form: Form) -> Option<Self> {
-        let mut message = Message::new(random[0] as u16, MessageType::Query, OpCode::Query);
-        message.metadata.recursion_desired = true;
-        message.metadata.checking_disabled = asked.checking_disabled;
-        message.metadata.authentic_data = asked.authentic;
-        let name = match form.mixed {
-            true => mixed(&asked.name, random[1])?,
-            false => asked.name.clone(),
-        };
-        message.add_query(Query::query(name, asked.record_type));
-        if form.edns {
-            let mut own = Edns::new();
-            own.set_max_payload(MAX_UDP)
-                .set_version(0)
-                .set_dnssec_ok(asked.dnssec_ok);
-            message.set_edns(own);
-        }
-        Some(Self {
-            message,
-            form,
-            dnssec_ok: asked.dnssec_ok,
-        })
-    }
+/// Returns the request that asks `question`. Its ID and the case of its letters are random.
+pub(in crate::dns) fn request(question: &Question, form: Form) -> DnsRequest {
+    let mut options = DnsRequestOptions::default();
+    options.use_edns = form.edns;
+    options.edns_payload_len = MAX_UDP;
+    options.edns_set_dnssec_ok = question.dnssec_ok;
+    options.recursion_desired = true;
+    options.case_randomization = form.mixed;
+    let query = Query::query(question.name.clone(), question.record_type);
+    let mut request = DnsRequest::from_query(query, options);
+    request.metadata.checking_disabled = question.checking_disabled;
+    request.metadata.authentic_data = question.authentic;
+    request
+}
 
-    /// Its octets.
-    pub(in crate::dns) fn octets(&self) -> Option<Vec<u8>> {
-        self.message.to_vec().ok()
+/// Interprets the response to a request with the ID of the request. `stream` says that it was received over a stream, where
+/// hickory does not compare the questions and nothing is truncated.
+pub(in crate::dns) fn read(
+    question: &Question,
+    form: Form,
+    response: Message,
+    stream: bool,
+) -> Received {
+    let no_edns = form.edns && refuses_edns(&response);
+    match response.queries.as_slice() {
+        [asked] if *asked.name() == question.name && asked.query_type() == question.record_type => {
+        }
+        // An old server does not repeat a question that it cannot parse.
+        [] if no_edns => return Received::NoEdns,
+        _ => return Received::Stray,
     }
-
-    /// Takes in what came. A `stream` cannot be forged from aside, and is never cut.
-    pub(in crate::dns) fn handle_reply(&self, octets: &[u8], stream: bool) -> Received {
-        let id = self.message.metadata.id.to_be_bytes();
-        // Of another message not even a fault counts.
-        if octets.get(..2) != Some(&id[..]) || octets.get(2).is_none_or(|flags| flags & 0x80 == 0) {
-            return Received::Stray;
-        }
-        let Ok(reply) = Message::from_vec(octets) else {
-            return if stream {
-                Received::Failed
-            } else {
-                Received::Stray
-            };
-        };
-        let code = reply.metadata.response_code;
-        // RFC 6891 section 7 names FORMERR, old servers also return NOTIMP. 16 is BADVERS, or BADSIG to a signed question.
-        let no_edns = matches!(code, ResponseCode::FormErr | ResponseCode::NotImp)
-            || u16::from(code) == u16::from(ResponseCode::BADVERS);
-        let no_edns = no_edns && self.form.edns;
-        let ([asked], [repeated]) = (self.message.queries.as_slice(), reply.queries.as_slice())
-        else {
-            // An old server does not repeat a question that it cannot parse.
-            return match reply.queries.is_empty() && no_edns {
-                true => Received::NoEdns,
-                false => Received::Stray,
-            };
-        };
-        if asked != repeated {
-            return Received::Stray;
-        }
-        if !stream && self.form.mixed && !asked.name().eq_case(repeated.name()) {
-            return Received::LostCase;
-        }
-        if !stream && reply.metadata.truncation {
-            return Received::Cut;
-        }
-        match code {
-            ResponseCode::NoError | ResponseCode::NXDomain => {
-                Received::Answer(tidied(asked.name(), self.answer(reply)))
-            }
-            _ if no_edns => Received::NoEdns,
-            _ => Received::Failed,
-        }
+    if !stream && response.metadata.truncation {
+        return Received::Cut;
     }
-
-    fn answer(&self, reply: Message) -> Forwarded {
-        let negative =
-            reply.answers.is_empty() || reply.metadata.response_code == ResponseCode::NXDomain;
-        let authority = reply.authorities.into_iter();
-        Forwarded {
-            code: reply.metadata.response_code,
-            authentic: reply.metadata.authentic_data,
-            answers: reply.answers,
-            // Who serves the name is of no use to a client; that there is none, and the proof of it, is.
-            authority: authority
-                .filter(|r| self.dnssec_ok || (negative && matches!(r.data, RData::SOA(_))))
-                .collect(),
-            ..Forwarded::default()
+    match response.metadata.response_code {
+        ResponseCode::NoError | ResponseCode::NXDomain => {
+            Received::Answer(tidied(&question.name, answer(question, response)))
         }
+        _ if no_edns => Received::NoEdns,
+        _ => Received::Failed,
     }
 }
 
-/// The name in mixed case.
-fn mixed(name: &Name, random: u64) -> Option<Name> {
-    let mut bits = random;
-    let labels = name.iter().map(|label| {
-        let flip = |octet: &u8| {
-            bits = bits.rotate_left(1);
-            let upper = bits & 1 == 1 && octet.is_ascii_alphabetic();
-            if upper {
-                octet.to_ascii_uppercase()
-            } else {
-                octet.to_ascii_lowercase()
-            }
-        };
-        label.iter().map(flip).collect::<Vec<u8>>()
-    });
-    let labels: Vec<Vec<u8>> = labels.collect();
-    let mut name = Name::from_labels(labels).ok()?;
-    name.set_fqdn(true);
-    Some(name)
+/// Returns whether `response` says that the upstream does not support EDNS. RFC 6891 section 7 names FORMERR, and old servers
+/// also return NOTIMP. 16 is BADVERS, or BADSIG in the response to a signed question.
+pub(super) fn refuses_edns(response: &Message) -> bool {
+    let code = response.metadata.response_code;
+    matches!(code, ResponseCode::FormErr | ResponseCode::NotImp)
+        || u16::from(code) == u16::from(ResponseCode::BADVERS)
+}
+
+fn answer(question: &Question, response: Message) -> Forwarded {
+    let code = response.metadata.response_code;
+    let negative = response.answers.is_empty() || code == ResponseCode::NXDomain;
+    let authority = response.authorities.into_iter();
+    Forwarded {
+        code,
+        authentic: response.metadata.authentic_data,
+        answers: response.answers,
+        // A client has no use for the name servers of the zone. It needs the SOA of a negative answer, and the proof.
+        authority: authority
+            .filter(|r| question.dnssec_ok || (negative && matches!(r.data, RData::SOA(_))))
+            .collect(),
+        ..Forwarded::default()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hickory_proto::rr::{Record, RecordType};
+    use hickory_proto::op::{Edns, OpCode};
+    use hickory_proto::rr::{Name, Record, RecordType};
 
-    fn asked() -> Question {
-        Question::new(
-            Name::from_ascii("www.example.org.").expect("a literal"),
-            RecordType::A,
-        )
-    }
-
-    fn question() -> SentQuery {
-        SentQuery::new(&asked(), [4711, 0x5555_5555_5555_5555], FULL).expect("a name")
+    fn question() -> Question {
+        let name = Name::from_ascii("www.example.org.").expect("a literal");
+        Question::new(name, RecordType::A)
     }
 
     const FULL: Form = Form {
         mixed: true,
         edns: true,
     };
+    const SIMPLEST: Form = Form {
+        mixed: false,
+        edns: false,
+    };
 
-    /// The right reply, changed.
-    fn replied(change: impl FnOnce(&mut Message)) -> Received {
-        let question = question();
-        let mut reply = Message::response(4711, OpCode::Query);
-        reply.queries.clone_from(&question.message.queries);
+    /// The right response, changed.
+    fn response(change: impl FnOnce(&mut Message)) -> Message {
+        let mut response = Message::response(4711, OpCode::Query);
+        response.add_query(Query::query(question().name, RecordType::A));
         let data = RData::A(std::net::Ipv4Addr::new(192, 0, 2, 1).into());
-        reply.add_answer(Record::from_rdata(asked().name, 60, data));
-        change(&mut reply);
-        question.handle_reply(&reply.to_vec().expect("a small message"), false)
+        response.add_answer(Record::from_rdata(question().name, 60, data));
+        change(&mut response);
+        response
+    }
+
+    fn received(change: impl FnOnce(&mut Message)) -> Received {
+        read(&question(), FULL, response(change), false)
     }
 
     #[test]
-    fn the_case_of_the_name_is_drawn_anew_for_each_question() {
-        let name = |random| {
-            let question = SentQuery::new(&asked(), [1, random], FULL).expect("a name");
-            question.message.queries[0].name().to_string()
+    fn the_case_and_the_id_are_drawn_anew_for_each_request() {
+        let drawn = |form| {
+            let request = request(&question(), form);
+            (request.id, request.queries[0].name().to_string())
         };
-        assert_eq!(name(0), "www.example.org.");
-        assert_eq!(name(u64::MAX), "WWW.EXAMPLE.ORG.");
-        assert_ne!(name(0x1234_5678_9abc_def0), name(0x0fed_cba9_8765_4321));
+        let all: std::collections::BTreeSet<_> = (0..20).map(|_| drawn(FULL)).collect();
+        let names: std::collections::BTreeSet<_> = all.iter().map(|(_, name)| name).collect();
+        assert!(all.len() > 15 && names.len() > 10, "{all:?}");
+        for (_, name) in &all {
+            assert_eq!(name.to_lowercase(), "www.example.org.");
+        }
+        let written = Form {
+            mixed: false,
+            ..FULL
+        };
+        assert_eq!(drawn(written).1, "www.example.org.");
     }
 
     #[test]
-    fn only_the_reply_to_the_question_counts() {
-        assert!(matches!(replied(|_| ()), Received::Answer(f) if f.answers.len() == 1));
-        assert!(matches!(replied(|m| m.metadata.id = 4712), Received::Stray));
-        assert!(matches!(
-            replied(|m| m.metadata.message_type = MessageType::Query),
-            Received::Stray
-        ));
+    fn the_flags_of_the_client_are_sent() {
+        for flag in [false, true] {
+            let asked = Question {
+                dnssec_ok: flag,
+                checking_disabled: flag,
+                authentic: flag,
+                ..question()
+            };
+            let request = request(&asked, FULL);
+            let edns = request.edns.as_ref().expect("this form has EDNS");
+            assert_eq!(edns.flags().dnssec_ok, flag);
+            assert_eq!(edns.max_payload(), MAX_UDP);
+            assert_eq!(request.metadata.checking_disabled, flag);
+            assert_eq!(request.metadata.authentic_data, flag);
+            assert!(request.metadata.recursion_desired);
+        }
+        assert!(request(&question(), SIMPLEST).edns.is_none());
+    }
+
+    #[test]
+    fn only_the_response_to_the_question_counts() {
+        assert!(matches!(received(|_| ()), Received::Answer(f) if f.answers.len() == 1));
         let other = || Name::from_ascii("www.example.net.").expect("a literal");
         assert!(matches!(
-            replied(|m| m.queries = vec![Query::query(other(), RecordType::A)]),
+            received(|m| m.queries = vec![Query::query(other(), RecordType::A)]),
             Received::Stray
         ));
         assert!(matches!(
-            replied(|m| m.queries = vec![Query::query(asked().name, RecordType::A)]),
-            Received::LostCase
+            received(|m| m.queries = vec![Query::query(question().name, RecordType::AAAA)]),
+            Received::Stray
         ));
+        assert!(matches!(received(|m| m.queries.clear()), Received::Stray));
         assert!(matches!(
-            replied(|m| m.metadata.truncation = true),
+            received(|m| m.metadata.truncation = true),
             Received::Cut
         ));
         assert!(matches!(
-            replied(|m| m.metadata.response_code = ResponseCode::Refused),
+            received(|m| m.metadata.response_code = ResponseCode::Refused),
             Received::Failed
         ));
         assert!(matches!(
-            replied(|m| m.metadata.response_code = ResponseCode::FormErr),
+            received(|m| m.metadata.response_code = ResponseCode::FormErr),
             Received::NoEdns
         ));
     }
@@ -237,11 +207,11 @@ mod tests {
     #[test]
     fn an_answer_is_taken_in_with_its_aliases_first_and_its_ttls_bounded() {
         let name = |text: &str| Name::from_ascii(text).expect("a literal");
-        let received = replied(|m| {
+        let received = received(|m| {
             let alias = RData::CNAME(hickory_proto::rr::rdata::CNAME(name("cdn.example.net.")));
             m.answers[0].name = name("cdn.example.net.");
             m.answers[0].ttl = u32::MAX;
-            m.add_answer(Record::from_rdata(asked().name, 60, alias));
+            m.add_answer(Record::from_rdata(question().name, 60, alias));
         });
         let Received::Answer(answer) = received else {
             panic!("{received:?}");
@@ -253,54 +223,40 @@ mod tests {
 
     #[test]
     fn each_way_to_refuse_edns_is_recognised_and_only_for_a_question_with_edns() {
-        let plain = Form {
-            mixed: false,
-            edns: false,
-        };
         for code in [
             ResponseCode::FormErr,
             ResponseCode::NotImp,
             ResponseCode::BADVERS,
         ] {
-            let refused = replied(|m| {
-                m.set_edns(Edns::new());
-                m.metadata.response_code = code;
-            });
-            assert!(matches!(refused, Received::NoEdns), "{code}");
-            let without_question = replied(|m| {
-                m.set_edns(Edns::new());
-                m.queries.clear();
-                m.metadata.response_code = code;
-            });
-            assert!(matches!(without_question, Received::NoEdns), "{code}");
-            let question = SentQuery::new(&asked(), [4711, 0], plain).expect("a name");
-            let mut reply = Message::response(4711, OpCode::Query);
-            reply.queries.clone_from(&question.message.queries);
-            reply.metadata.response_code = code;
-            reply.set_edns(Edns::new());
-            let octets = reply.to_vec().expect("a small message");
-            let received = question.handle_reply(&octets, false);
+            let refusal = |with_question: bool| {
+                response(|m| {
+                    m.set_edns(Edns::new());
+                    m.metadata.response_code = code;
+                    if !with_question {
+                        m.queries.clear();
+                    }
+                })
+            };
+            for with_question in [true, false] {
+                let received = read(&question(), FULL, refusal(with_question), false);
+                assert!(matches!(received, Received::NoEdns), "{code}");
+            }
+            let received = read(&question(), SIMPLEST, refusal(true), false);
             assert!(matches!(received, Received::Failed), "{code}");
         }
     }
 
     #[test]
-    fn a_question_as_the_client_wrote_it_keeps_its_case_and_takes_a_reply_in_any() {
-        let written = Question::new(
-            Name::from_ascii("Www.example.ORG.").expect("a literal"),
-            RecordType::A,
-        );
-        let plain = Form {
+    fn a_question_as_the_client_wrote_it_keeps_its_case_and_takes_a_response_in_any() {
+        let name = Name::from_ascii("Www.example.ORG.").expect("a literal");
+        let written = Question::new(name, RecordType::A);
+        let form = Form {
             mixed: false,
             edns: true,
         };
-        let question = SentQuery::new(&written, [4711, u64::MAX], plain).expect("a name");
-        let sent = question.message.queries[0].name();
-        assert_eq!(sent.to_string(), "Www.example.ORG.");
-        let mut reply = Message::response(4711, OpCode::Query);
-        reply.queries = vec![Query::query(asked().name, RecordType::A)];
-        let octets = reply.to_vec().expect("a small message");
-        let received = question.handle_reply(&octets, false);
+        let request = request(&written, form);
+        assert_eq!(request.queries[0].name().to_string(), "Www.example.ORG.");
+        let received = read(&written, form, response(|_| ()), false);
         assert!(matches!(received, Received::Answer(_)));
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -14,19 +13,16 @@ use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, abortable};
 use futures_util::stream::FuturesUnordered;
 use hickory_proto::rr::Name;
-use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::sleep_until;
 
 use super::super::query::Question;
 use super::answer::{Forwarded, Source};
 use super::cache::Key;
-use super::exchange::{Form, Received, SentQuery};
+use super::exchange::Received;
 use super::memory::Lesson;
-use super::schedule::{Outcome, Schedule, Send, Transport, may_be_case};
+use super::schedule::{Outcome, Schedule, Send, may_be_case};
 use super::server::Server;
-use super::streamed::exchange;
-use super::tls::Tls;
 use super::{Asker, Shared, lock};
 
 /// What the clients of one question share.
@@ -237,63 +233,21 @@ fn is_own_fault(error: &io::Error) -> bool {
 async fn attempt(
     shared: Arc<Shared>,
     server: Option<Server>,
-    asked: Arc<Question>,
+    question: Arc<Question>,
     asker: Option<Asker>,
     send: Send,
     _permit: Option<OwnedSemaphorePermit>,
 ) -> io::Result<Received> {
-    let cannot = || io::Error::from(io::ErrorKind::InvalidInput);
-    let Server { address, name } = server.ok_or_else(cannot)?;
-    let random = [
-        getrandom::u64().map_err(io::Error::other)?,
-        getrandom::u64().map_err(io::Error::other)?,
-    ];
-    // Mixed case protects against forged datagrams. A stream cannot be forged from off the path, and not every server
-    // takes mixed case.
-    let form = Form {
-        mixed: send.form.mixed && send.transport == Transport::Udp,
-        ..send.form
-    };
-    let question = SentQuery::new(&asked, random, form).ok_or_else(cannot)?;
-    let octets = question.octets().ok_or_else(cannot)?;
-    match (send.transport, name) {
-        (Transport::Udp, _) => datagram(address, &question, &octets).await,
-        (Transport::Tcp, _) => {
-            let mut stream = TcpStream::connect(address).await?;
-            let reply = exchange(&mut stream, &octets, asker.as_ref()).await?;
-            Ok(reply.read(&question))
-        }
-        (Transport::Tls { .. }, None) => Err(cannot()),
-        (Transport::Tls { new }, Some(name)) => {
-            let tls = shared
-                .tls
-                .get_or_try_init(async || Tls::of_system())
-                .await?;
-            let reply = tls
-                .exchange(address, &name, &octets, asker.as_ref(), new)
-                .await?;
-            Ok(reply.read(&question))
-        }
-    }
-}
-
-/// One socket a question: the system draws its port, and takes datagrams from the server alone.
-async fn datagram(server: SocketAddr, question: &SentQuery, octets: &[u8]) -> io::Result<Received> {
-    let any: IpAddr = match server {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(server).await?;
-    socket.send(octets).await?;
-    let mut buffer = [0; 4096];
-    loop {
-        let length = socket.recv(&mut buffer).await?;
-        match question.handle_reply(buffer.get(..length).unwrap_or_default(), false) {
-            Received::Stray => {}
-            received => return Ok(received),
-        }
-    }
+    let server = server.ok_or(io::ErrorKind::InvalidInput)?;
+    let pool = &shared.pool;
+    pool.ask(
+        &server,
+        &question,
+        send.form,
+        send.transport,
+        asker.as_ref(),
+    )
+    .await
 }
 
 fn is_lowercase(name: &Name) -> bool {

@@ -13,34 +13,32 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::access::Client;
-use super::limits::{Limits, Pool, Share};
+use super::limits::{self, Limits, Share};
 use super::query::Question;
 use cache::{Cache, Hit, Key};
 use flight::{Flight, Passenger};
 use memory::Memory;
+use pool::Pool;
 
 mod answer;
 mod cache;
 pub(super) mod exchange;
 mod flight;
 mod memory;
+mod pool;
 mod rebinding;
 mod received;
 mod schedule;
 mod server;
-mod streamed;
-mod tls;
-
-pub(super) use streamed::{Streamed, exchange};
+mod sockets;
 
 pub use answer::{Forwarded, Source};
 pub use rebinding::Stripped;
 pub use server::{Server, ServerError};
-use tls::Tls;
 
 /// How long the client waits at most: a little longer than the search may take.
 const OVERALL: Duration = schedule::PATIENCE.saturating_add(Duration::from_millis(100));
@@ -62,7 +60,7 @@ impl Asker {
     /// Takes room for this many bytes from the pool that bounds the large answers in progress.
     fn hold(&self, octets: usize) -> Option<Share> {
         let kib = u32::try_from(octets.div_ceil(1024)).ok()?;
-        self.limits.take(Pool::Memory, self.client, kib)
+        self.limits.take(limits::Pool::Memory, self.client, kib)
     }
 }
 
@@ -80,8 +78,7 @@ struct Shared {
     flights: Mutex<HashMap<Key, Arc<Flight>>>,
     sockets: Arc<Semaphore>,
     background: Arc<Semaphore>,
-    /// Made when it is needed first, which is never on most nodes.
-    tls: OnceCell<Tls>,
+    pool: Pool,
 }
 
 impl Default for Shared {
@@ -93,7 +90,7 @@ impl Default for Shared {
             flights: Mutex::default(),
             sockets: Arc::new(Semaphore::new(SOCKETS)),
             background: Arc::new(Semaphore::new(BACKGROUND)),
-            tls: OnceCell::new(),
+            pool: Pool::default(),
         }
     }
 }

@@ -213,7 +213,7 @@ async fn this_node_is_not_asked_by_an_ipv4_mapped_address_either() {
 
 /// A server over TLS that says it is `dns.test`; whom to trust for that, and how often it was called.
 /// After `replies` on a connection it is silent there.
-async fn tls_server(replies: usize) -> (SocketAddr, Tls, Arc<AtomicUsize>) {
+async fn tls_server(replies: usize) -> (SocketAddr, Pool, Arc<AtomicUsize>) {
     let key = rcgen::KeyPair::generate().expect("a key");
     let certificate = rcgen::CertificateParams::new(vec!["dns.test".to_owned()])
         .and_then(|parameters| parameters.self_signed(&key))
@@ -259,13 +259,13 @@ async fn tls_server(replies: usize) -> (SocketAddr, Tls, Arc<AtomicUsize>) {
             });
         }
     });
-    (address, Tls::trusting(roots), calls)
+    (address, Pool::with_roots(roots), calls)
 }
 
 /// Asks for two names over TLS of one who has to be `name`; gives the codes.
-async fn over_tls(address: SocketAddr, tls: Tls, name: &str) -> [ResponseCode; 2] {
+async fn over_tls(address: SocketAddr, pool: Pool, name: &str) -> [ResponseCode; 2] {
     let shared = Shared {
-        tls: OnceCell::new_with(Some(tls)),
+        pool,
         ..Shared::default()
     };
     let upstream = Upstream {
@@ -304,7 +304,7 @@ async fn a_server_that_is_not_who_it_has_to_be_is_asked_nothing() {
     let codes = over_tls(address, tls, "other.test").await;
     assert_eq!(codes, [ResponseCode::ServFail; 2]);
     assert_eq!(calls.load(Ordering::Relaxed), 0, "no handshake ends");
-    let nobody = Tls::trusting(rustls::RootCertStore::empty());
+    let nobody = Pool::with_roots(rustls::RootCertStore::empty());
     let codes = over_tls(address, nobody, "dns.test").await;
     assert_eq!(codes, [ResponseCode::ServFail; 2]);
 }

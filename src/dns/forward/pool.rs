@@ -1,0 +1,249 @@
+//! Connections to the upstreams: hickory-resolver's, over UDP, TCP and TLS.
+//!
+//! The schedule decides which upstream is asked when, in which form and over which transport. This module does one such
+//! attempt: hickory opens the socket, encodes the request, draws the ID and the case of the letters, finds the response, and
+//! multiplexes the requests of a TLS connection.
+//!
+//! hickory's own `NameServerPool` does not make the choice of the upstream, because it cannot keep what this resolver promises:
+//! it returns a negative answer as an error without the AD flag and without the DNSSEC proofs, it does not return which
+//! upstream answered, it randomizes the case of all names or of none, it does not repeat a question without EDNS, it does
+//! not wait for the first upstream before it accepts that a name does not exist, and it asks a first upstream that failed again
+//! only when the others become slower. So a pool here is one of connections and not of servers. TLS connections are made by
+//! `tls_client_connect`, because hickory-resolver's provider turns SNI off, and some providers of DNS over TLS tell their
+//! customers apart by it.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{DnsRequest, DnsResponse};
+use hickory_resolver::config::{ConnectionConfig, ResolverOpts};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::{RuntimeProvider as _, Spawn as _};
+use hickory_resolver::net::tls::tls_client_connect;
+use hickory_resolver::net::udp::UdpClientStream;
+use hickory_resolver::net::xfer::{
+    DnsExchange, DnsHandle as _, DnsMultiplexer, DnsRequestSender as _, FirstAnswer as _,
+};
+use hickory_resolver::{ConnectionProvider as _, PoolContext, TlsConfig};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::sync::OnceCell;
+
+use super::super::query::Question;
+use super::Asker;
+use super::exchange::{Form, Received, read, request};
+use super::schedule::{PATIENCE, Transport};
+use super::server::Server;
+use super::sockets::{QuestionMissing, Sockets, size_of};
+
+/// Where systems keep the authorities that they trust.
+const BUNDLES: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+];
+/// How long a TLS connection that is not used is kept.
+const IDLE: Duration = Duration::from_secs(20);
+/// The most requests at once over one TLS connection. For more of them another connection is opened.
+const MAX_REQUESTS: usize = 256;
+
+type Connection = DnsExchange<Sockets>;
+
+/// The open connections, and what is needed to open more.
+pub(super) struct Pool {
+    sockets: Sockets,
+    context: PoolContext,
+    /// Read when it is needed first, which is never on most nodes.
+    tls: OnceCell<Arc<ClientConfig>>,
+    /// The TLS connection to each upstream, and when it was used last.
+    open: Mutex<HashMap<SocketAddr, (Connection, Instant)>>,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        let mut options = ResolverOpts::default();
+        options.timeout = PATIENCE;
+        // TLS is configured here, so this context has no authorities that could be trusted.
+        let config = trusting(RootCertStore::empty());
+        Self {
+            sockets: Sockets::default(),
+            context: PoolContext::new(options, TlsConfig { config }),
+            tls: OnceCell::new(),
+            open: Mutex::default(),
+        }
+    }
+}
+
+impl Pool {
+    /// Trusts `roots` instead of the authorities of the system.
+    #[cfg(test)]
+    pub(super) fn with_roots(roots: RootCertStore) -> Self {
+        Self {
+            tls: OnceCell::new_with(Some(Arc::new(trusting(roots)))),
+            ..Self::default()
+        }
+    }
+
+    /// Asks `server` once, and returns its response. Memory for a large answer is reserved in the limits of `asker`.
+    pub(super) async fn ask(
+        &self,
+        server: &Server,
+        question: &Question,
+        form: Form,
+        transport: Transport,
+        asker: Option<&Asker>,
+    ) -> io::Result<Received> {
+        // Mixed case protects against forged datagrams. A stream cannot be forged from off the path, and not every server
+        // supports mixed case.
+        let form = Form {
+            mixed: form.mixed && transport == Transport::Udp,
+            ..form
+        };
+        let stream = transport != Transport::Udp;
+        let mut request = request(question, form);
+        // The schedule decides when a question is sent again.
+        request.options_mut().retry_interval = 2 * PATIENCE;
+        let sockets = Sockets::for_asker(asker.cloned());
+        let response = match (transport, &server.name) {
+            (Transport::Udp, _) => self.over_udp(server.address, request).await,
+            (Transport::Tcp, _) => {
+                self.over_tcp(server.address, request, sockets.clone())
+                    .await
+            }
+            (Transport::Tls { new }, Some(name)) => {
+                self.over_tls(server.address, name, request, new).await
+            }
+            (Transport::Tls { .. }, None) => {
+                Err(io::Error::from(io::ErrorKind::InvalidInput).into())
+            }
+        };
+        let response = match response {
+            Ok(response) => response,
+            Err(error) => return failed(error, form),
+        };
+        let mut held = sockets.take_reserved();
+        if let (None, Some(asker), Transport::Tls { .. }) = (&held, asker, transport) {
+            held = asker.reserve(size_of(response.as_buffer()))?;
+        }
+        let mut received = read(question, form, response.into_message(), stream);
+        if let Received::Answer(answer) = &mut received {
+            answer.held = held.map(Arc::new);
+        }
+        Ok(received)
+    }
+
+    /// Sends a datagram from a socket of its own, whose port the system draws.
+    async fn over_udp(
+        &self,
+        server: SocketAddr,
+        request: DnsRequest,
+    ) -> Result<DnsResponse, NetError> {
+        let stream = UdpClientStream::builder(server, self.sockets.clone());
+        let stream = stream
+            .with_timeout(Some(2 * PATIENCE))
+            .with_os_port_selection(true);
+        stream.build().send_message(request).first_answer().await
+    }
+
+    /// Opens a connection for one request. It is closed with `sockets`.
+    async fn over_tcp(
+        &self,
+        server: SocketAddr,
+        request: DnsRequest,
+        sockets: Sockets,
+    ) -> Result<DnsResponse, NetError> {
+        let mut config = ConnectionConfig::tcp();
+        config.port = server.port();
+        let connection = sockets.new_connection(server.ip(), &config, &self.context)?;
+        connection.await?.send(request).first_answer().await
+    }
+
+    /// Asks `server`, which has to prove that it is `name`, over the open connection, unless it has to be a `new` one. A
+    /// connection that a firewall has forgotten stays open and silent.
+    async fn over_tls(
+        &self,
+        server: SocketAddr,
+        name: &ServerName<'static>,
+        request: DnsRequest,
+        new: bool,
+    ) -> Result<DnsResponse, NetError> {
+        if let Some(connection) = self.connection(server).filter(|_| !new) {
+            // A server may close a connection whenever it likes (RFC 7858 section 3.4).
+            if let Ok(response) = connection.send(request.clone()).first_answer().await {
+                self.store(server, connection);
+                return Ok(response);
+            }
+        }
+        let config = Arc::clone(self.tls.get_or_try_init(async || of_system()).await?);
+        let sockets = self.sockets.clone();
+        let mut tasks = sockets.create_handle();
+        let (stream, sender) = tls_client_connect(server, name.clone(), config, sockets);
+        let multiplexer = DnsMultiplexer::new(stream.await?, sender)
+            .with_timeout(PATIENCE)
+            .with_max_active_requests(MAX_REQUESTS);
+        let (connection, background) = DnsExchange::from_stream(multiplexer);
+        tasks.spawn_bg(background);
+        let response = connection.send(request).first_answer().await?;
+        self.store(server, connection);
+        Ok(response)
+    }
+
+    fn connection(&self, server: SocketAddr) -> Option<Connection> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, (_, used)| used.elapsed() < IDLE);
+        open.get(&server).map(|(connection, _)| connection.clone())
+    }
+
+    fn store(&self, server: SocketAddr, connection: Connection) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.insert(server, (connection, Instant::now()));
+    }
+}
+
+/// Returns what an error says about the upstream, if it says anything about the form of the question.
+fn failed(error: NetError, form: Form) -> io::Result<Received> {
+    match error {
+        NetError::QueryCaseMismatch => Ok(Received::LostCase),
+        // A server that does not regard the size that it may send sends a datagram that does not fit into the buffer.
+        NetError::Proto(_) => Ok(Received::Cut),
+        NetError::Io(error) if QuestionMissing::is(&error) => Ok(match form.edns {
+            true => Received::NoEdns,
+            false => Received::Failed,
+        }),
+        // The code of the system says whether this host has run out of something.
+        NetError::Io(error) => Err(match error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(error.kind(), error.to_string()),
+        }),
+        error => Err(io::Error::other(error)),
+    }
+}
+
+/// Trusts the authorities that the system trusts at this moment.
+fn of_system() -> io::Result<Arc<ClientConfig>> {
+    let bundle = BUNDLES.iter().map(Path::new).find(|path| path.exists());
+    let bundle = bundle.ok_or_else(|| {
+        io::Error::other(
+            "the system's list of trusted authorities is missing: install ca-certificates",
+        )
+    })?;
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(bundle).map_err(io::Error::other)?;
+    roots.add_parsable_certificates(certificates.filter_map(Result::ok));
+    Ok(Arc::new(trusting(roots)))
+}
+
+fn trusting(roots: RootCertStore) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has what these versions need")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
