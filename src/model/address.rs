@@ -1,7 +1,7 @@
-//! The mesh's address plan: one prefix per family, one block of each per node.
+//! The address plan of a mesh: it has one prefix for each address family, and each node has one block of each prefix.
 //!
-//! Of a node's block, host 1 is the node and hosts 2 up are instances. Block 0 is never leased: its host
-//! 53 is the mesh's DNS address, its hosts 64 up are service addresses.
+//! In a node's block, host 1 is the node and the hosts from 2 on are instances. Block 0 is never leased: its host 53 is the DNS address
+//! of the mesh, and its hosts from 64 on are service addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,20 +11,20 @@ use sha2::{Digest as _, Sha256};
 
 use super::key::PublicKey;
 
-/// The prefixes of a mesh and the size of the blocks they are cut into.
+/// The prefixes of a mesh and the sizes of their blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshAddresses {
     /// All IPv4 addresses of the mesh.
     pub prefix_v4: Ipv4Net,
     /// All IPv6 addresses of the mesh: a unique local /48 (RFC 4193).
     pub prefix_v6: Ipv6Net,
-    /// Prefix length of a node's IPv4 block.
+    /// The prefix length of a node's IPv4 block.
     pub node_block_v4: u8,
-    /// Prefix length of a node's IPv6 block.
+    /// The prefix length of a node's IPv6 block.
     pub node_block_v6: u8,
 }
 
-/// A node's share of the mesh's addresses.
+/// The addresses of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Block {
     /// The IPv4 part.
@@ -33,50 +33,50 @@ pub struct Block {
     pub v6: Ipv6Net,
 }
 
-/// Why an address plan cannot be used.
+/// The reason why an address plan cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressPlanError {
-    /// Bits are set behind the prefix length.
+    /// The prefix has bits set after its length.
     #[error("the mesh prefix {0} has bits set behind its length; write {1}")]
     Unaligned(String, String),
-    /// The prefix is not one for private use.
+    /// The prefix is not for private use.
     #[error(
         "the mesh prefix {0} is not private address space; use a part of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"
     )]
     NotPrivate(Ipv4Net),
-    /// The blocks do not fit.
+    /// The blocks do not fit into the prefix.
     #[error(
         "a node block of /{block} does not fit into {prefix}: it must be at least 1 and at most 16 bits longer, and at most /{longest}"
     )]
     BlockSize {
         /// The mesh prefix.
         prefix: String,
-        /// The length asked for.
+        /// The configured prefix length of a block.
         block: u8,
-        /// The longest length that holds the fixed hosts.
+        /// The maximum prefix length of a block that has room for the fixed hosts.
         longest: u8,
     },
 }
 
-/// The unique local /48 (RFC 4193 section 3.2) of the mesh whose key this is. Its global ID comes from the key, which is
-/// random, so that a mesh that is made again with its key has the addresses its nodes have.
+/// Returns the unique local /48 prefix (RFC 4193 section 3.2) of the mesh with this key. Its global ID is a hash of the key, which is
+/// random. So if the mesh is set up again with the same key, its nodes keep their addresses.
 #[must_use]
 pub fn unique_local_prefix(mesh_key: &PublicKey) -> Ipv6Net {
     let hash = Sha256::new()
         .chain_update(b"meshd unique local prefix v1\0")
         .chain_update(mesh_key.0)
         .finalize();
-    let mut octets = [0; 16];
-    octets[0] = 0xfd;
-    octets[1..6]
+    let mut bytes = [0; 16];
+    bytes[0] = 0xfd;
+    bytes[1..6]
         .iter_mut()
         .zip(hash)
         .for_each(|(to, from)| *to = from);
-    Ipv6Net::new(Ipv6Addr::from(octets), 48).expect("48 is a prefix length")
+    Ipv6Net::new(Ipv6Addr::from(bytes), 48).expect("48 is a prefix length")
 }
 
 impl MeshAddresses {
-    /// Checks the plan: aligned private prefixes, and blocks that hold the fixed hosts.
+    /// Checks the plan: the prefixes are aligned and private, and the blocks have room for the fixed hosts.
     ///
     /// # Errors
     /// Says what is wrong with the plan and what would be right.
@@ -93,7 +93,7 @@ impl MeshAddresses {
                 self.prefix_v6.trunc().to_string(),
             ));
         }
-        // Shared space (RFC 6598) is left out on purpose: another overlay that is often installed beside drops it.
+        // Shared address space (RFC 6598) is left out, because another overlay that is often installed on the same machine drops it.
         let private = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
         if !private
             .iter()
@@ -102,7 +102,7 @@ impl MeshAddresses {
         {
             return Err(AddressPlanError::NotPrivate(self.prefix_v4));
         }
-        // Host 64 of block 0 is in use, so a block has at least 7 bits.
+        // Host 64 of block 0 is a service address, so a block needs at least 7 bits.
         block_fits(
             self.prefix_v4.to_string(),
             self.prefix_v4.prefix_len(),
@@ -117,7 +117,7 @@ impl MeshAddresses {
         )
     }
 
-    /// How many blocks there are, block 0 included; the smaller family decides.
+    /// Returns the number of blocks, including block 0. It is the smaller of the numbers of both families.
     #[must_use]
     pub fn block_count(&self) -> u32 {
         let bits_v4 = self
@@ -131,7 +131,7 @@ impl MeshAddresses {
         1 << bits_v4.min(bits_v6)
     }
 
-    /// Block `index`, or nothing past the end of the prefixes.
+    /// Returns block `index`; none after the end of the prefixes.
     #[must_use]
     pub fn block(&self, index: u32) -> Option<Block> {
         if index >= self.block_count() {
@@ -147,7 +147,7 @@ impl MeshAddresses {
         })
     }
 
-    /// The index of `block`, if it is a leasable block of this plan, the same one in both families.
+    /// Returns the index of `block`; none if it is block 0, or if it is not a block of this plan with the same index in both families.
     #[must_use]
     pub fn index_of(&self, block: &Block) -> Option<u32> {
         if !self.prefix_v4.contains(&block.v4) {
@@ -158,13 +158,13 @@ impl MeshAddresses {
         (index != 0 && self.block(index).as_ref() == Some(block)).then_some(index)
     }
 
-    /// The address at which every node answers DNS: host 53 of block 0.
+    /// Returns the IPv4 address at which every node answers DNS: host 53 of block 0.
     #[must_use]
     pub fn dns_v4(&self) -> Ipv4Addr {
         host_v4(self.prefix_v4, 53)
     }
 
-    /// The same in IPv6.
+    /// Returns the IPv6 address at which every node answers DNS: host 53 of block 0.
     #[must_use]
     pub fn dns_v6(&self) -> Ipv6Addr {
         host_v6(self.prefix_v6, 53)
@@ -182,13 +182,13 @@ impl MeshAddresses {
 }
 
 impl Block {
-    /// The node's own IPv4 address: host 1.
+    /// Returns the node's own IPv4 address: host 1.
     #[must_use]
     pub fn node_v4(&self) -> Ipv4Addr {
         host_v4(self.v4, 1)
     }
 
-    /// The node's own IPv6 address: host 1.
+    /// Returns the node's own IPv6 address: host 1.
     #[must_use]
     pub fn node_v6(&self) -> Ipv6Addr {
         host_v6(self.v6, 1)
@@ -203,7 +203,7 @@ impl Block {
         }
     }
 
-    /// Whether the two share an address.
+    /// Whether the blocks have an address in common.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.v4.contains(&other.v4)

@@ -1,5 +1,5 @@
-//! Keys: Ed25519 for signatures (RFC 8032), Curve25519 for WireGuard (RFC 7748), and the proof that a node holds the private
-//! half of its WireGuard key: an XEdDSA signature ("The XEdDSA and VXEdDSA Signature Schemes", Perrin 2016, section 2).
+//! Keys: Ed25519 for signatures (RFC 8032), Curve25519 for WireGuard (RFC 7748), and the proof that a node holds the private half of its
+//! WireGuard key: an XEdDSA signature ("The XEdDSA and VXEdDSA Signature Schemes", Perrin 2016, section 2).
 
 use std::fmt;
 
@@ -12,19 +12,18 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha512};
 use zeroize::Zeroizing;
 
-/// The public half of an Ed25519 key, written as 64 hexadecimal digits. A node, a token and a mesh are
-/// each known by theirs.
+/// The public half of an Ed25519 key, written as 64 hexadecimal digits. It identifies a node, a token or a mesh.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PublicKey(pub [u8; 32]);
 
-/// A text that is no key.
+/// The text is not a key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a key: {0}")]
 pub struct KeyError(&'static str);
 
 impl PublicKey {
-    /// Whether `signature` over `message` was made with this key. Strict verification: a signature has
-    /// one valid form, and keys of small order are refused.
+    /// Whether `signature` over `message` was made with this key. The verification is strict: a signature has one valid form, and keys
+    /// of small order are refused.
     #[must_use]
     pub fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
         ed25519_dalek::VerifyingKey::from_bytes(&self.0).is_ok_and(|key| {
@@ -33,7 +32,7 @@ impl PublicKey {
         })
     }
 
-    /// The first 12 digits: enough to tell keys of one mesh apart by eye.
+    /// Returns the first 12 digits, with which people can distinguish the keys of one mesh.
     #[must_use]
     pub fn short(&self) -> String {
         self.to_string().chars().take(12).collect()
@@ -42,7 +41,7 @@ impl PublicKey {
 
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -58,15 +57,15 @@ impl std::str::FromStr for PublicKey {
         if text.len() != 64 || !text.is_ascii() {
             return Err(KeyError("64 hexadecimal digits are expected"));
         }
-        let mut octets = [0u8; 32];
-        for (octet, digits) in octets.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            *octet = std::str::from_utf8(digits)
+        let mut bytes = [0u8; 32];
+        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            *byte = std::str::from_utf8(digits)
                 .ok()
                 .filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()))
                 .and_then(|d| u8::from_str_radix(d, 16).ok())
                 .ok_or(KeyError("64 hexadecimal digits are expected"))?;
         }
-        Ok(Self(octets))
+        Ok(Self(bytes))
     }
 }
 
@@ -84,30 +83,30 @@ impl<'de> Deserialize<'de> for PublicKey {
     }
 }
 
-/// An Ed25519 key that signs. Its memory is wiped when it goes; `Debug` shows the public half only.
+/// An Ed25519 key that signs. Its memory is wiped when it is dropped; `Debug` shows only the public half.
 #[derive(Clone)]
 pub struct SigningKey(ed25519_dalek::SigningKey);
 
 impl SigningKey {
-    /// The key of a 32-octet seed.
+    /// Returns the key of a 32-byte seed.
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         Self(ed25519_dalek::SigningKey::from_bytes(seed))
     }
 
-    /// The seed, for storing; wiped when dropped.
+    /// Returns the seed, so that it can be stored. It is wiped when it is dropped.
     #[must_use]
     pub fn seed(&self) -> Zeroizing<[u8; 32]> {
         Zeroizing::new(self.0.to_bytes())
     }
 
-    /// The public half.
+    /// Returns the public half.
     #[must_use]
     pub fn public(&self) -> PublicKey {
         PublicKey(self.0.verifying_key().to_bytes())
     }
 
-    /// A signature over `message`.
+    /// Signs `message`.
     #[must_use]
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.0.sign(message).to_bytes()
@@ -120,7 +119,7 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// A WireGuard public key, written in base64 as `wg` does.
+/// A WireGuard public key, written in base64 as by `wg`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WireGuardKey(pub [u8; 32]);
 
@@ -142,7 +141,7 @@ impl std::str::FromStr for WireGuardKey {
         STANDARD
             .decode(text)
             .ok()
-            .and_then(|octets| octets.try_into().ok())
+            .and_then(|bytes| bytes.try_into().ok())
             .map(Self)
             .ok_or(KeyError("44 characters of base64 are expected"))
     }
@@ -162,12 +161,13 @@ impl<'de> Deserialize<'de> for WireGuardKey {
     }
 }
 
-/// A node's proof that it holds the private half of the WireGuard key in its record, base64 without padding in text.
+/// A node's proof that it holds the private half of the WireGuard key in its record, written in base64
+/// without padding.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyProof(#[serde(with = "signature_text")] pub [u8; 64]);
 
 impl KeyProof {
-    /// The proof of `node` for the WireGuard key whose private half is `secret`. `random` has to be new for each proof.
+    /// Makes the proof of `node` for the WireGuard key whose private half is `secret`. `random` must be new for each proof.
     #[must_use]
     pub fn make(secret: &[u8; 32], node: &PublicKey, random: &[u8; 32]) -> Self {
         let nonce_key = Sha512::new()
@@ -175,15 +175,15 @@ impl KeyProof {
             .chain_update(secret)
             .chain_update(random)
             .finalize();
-        let mut octets = Zeroizing::new([0u8; 64]);
+        let mut bytes = Zeroizing::new([0u8; 64]);
         let nonce_key = nonce_key.iter().copied();
-        (octets
+        (bytes
             .iter_mut()
             .zip(secret.iter().copied().chain(nonce_key)))
         .for_each(|(to, from)| *to = from);
-        let mut key = ExpandedSecretKey::from_bytes(&octets);
+        let mut key = ExpandedSecretKey::from_bytes(&bytes);
         let mut public = VerifyingKey::from(&key);
-        // XEdDSA signs with the one of the two Edwards keys whose sign bit is 0.
+        // Two Edwards keys correspond to a WireGuard key. XEdDSA signs with the one whose sign bit is 0.
         if is_negative(&public) {
             key.scalar = -key.scalar;
             public = VerifyingKey::from(&key);
@@ -199,14 +199,14 @@ impl KeyProof {
         let Some(edwards) = MontgomeryPoint(key.0).to_edwards(0) else {
             return false;
         };
-        // Only the canonical form of a key: another form of the same point would be another key to compare with.
+        // Only the canonical form of a key is valid: a comparison of keys would take another form of the same point for another key.
         edwards.to_montgomery().to_bytes() == key.0
             && PublicKey(edwards.compress().to_bytes())
                 .verifies(&key_proof_message(node, key), &self.0)
     }
 }
 
-/// XEdDSA's hash_1 begins with 2^256 - 2, little-endian, so that no other hash has the same input.
+/// The input of XEdDSA's hash_1 begins with 2^256 - 2, little-endian, so that no other hash has the same input.
 const XEDDSA_NONCE: [u8; 32] = {
     let mut prefix = [0xff; 32];
     prefix[0] = 0xfe;
@@ -217,7 +217,7 @@ fn is_negative(key: &VerifyingKey) -> bool {
     key.as_bytes()[31] & 0x80 != 0
 }
 
-/// What is signed: the purpose, and both keys that belong together.
+/// Returns the message that is signed: the purpose and both keys.
 fn key_proof_message(node: &PublicKey, key: &WireGuardKey) -> Vec<u8> {
     [&b"meshd key v1\0"[..], &node.0, &key.0].concat()
 }
@@ -234,16 +234,16 @@ pub(crate) mod signature_text {
     use base64::engine::general_purpose::STANDARD_NO_PAD;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    /// The 86 characters of a signature.
-    pub(crate) fn encode(octets: &[u8; 64]) -> String {
-        STANDARD_NO_PAD.encode(octets)
+    /// Returns the 86 characters of a signature.
+    pub(crate) fn encode(bytes: &[u8; 64]) -> String {
+        STANDARD_NO_PAD.encode(bytes)
     }
 
     pub(crate) fn serialize<S: Serializer>(
-        octets: &[u8; 64],
+        bytes: &[u8; 64],
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&encode(octets))
+        serializer.serialize_str(&encode(bytes))
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
@@ -253,7 +253,7 @@ pub(crate) mod signature_text {
         STANDARD_NO_PAD
             .decode(&text)
             .ok()
-            .and_then(|octets| octets.try_into().ok())
+            .and_then(|bytes| bytes.try_into().ok())
             .ok_or_else(|| serde::de::Error::custom("a signature is 86 characters of base64"))
     }
 }
@@ -262,9 +262,9 @@ pub(crate) mod signature_text {
 mod tests {
     use super::*;
 
-    /// A WireGuard key of a private half made of `octet`.
-    fn wireguard(octet: u8) -> ([u8; 32], WireGuardKey) {
-        let secret = x25519_dalek::StaticSecret::from([octet; 32]);
+    /// A WireGuard key of a private half made of `byte`.
+    fn wireguard(byte: u8) -> ([u8; 32], WireGuardKey) {
+        let secret = x25519_dalek::StaticSecret::from([byte; 32]);
         let public = x25519_dalek::PublicKey::from(&secret);
         (secret.to_bytes(), WireGuardKey(public.to_bytes()))
     }
@@ -272,20 +272,20 @@ mod tests {
     #[test]
     fn a_key_proof_holds_for_its_node_and_key_only() {
         let (mut positive, mut negative) = (0, 0);
-        for octet in 1..20 {
-            let (secret, key) = wireguard(octet);
+        for byte in 1..20 {
+            let (secret, key) = wireguard(byte);
             let node = SigningKey::from_seed(&[7; 32]).public();
-            let proof = KeyProof::make(&secret, &node, &[octet; 32]);
-            assert!(proof.holds(&node, &key), "{octet}");
+            let proof = KeyProof::make(&secret, &node, &[byte; 32]);
+            assert!(proof.holds(&node, &key), "{byte}");
             assert!(!proof.holds(&SigningKey::from_seed(&[8; 32]).public(), &key));
-            assert!(!proof.holds(&node, &wireguard(octet + 1).1));
+            assert!(!proof.holds(&node, &wireguard(byte + 1).1));
             let mut changed = proof;
             changed.0[3] ^= 1;
             assert!(!changed.holds(&node, &key));
             let scalar = ExpandedSecretKey::from_bytes(&{
-                let mut octets = [0; 64];
-                octets[..32].copy_from_slice(&secret);
-                octets
+                let mut bytes = [0; 64];
+                bytes[..32].copy_from_slice(&secret);
+                bytes
             });
             if is_negative(&VerifyingKey::from(&scalar)) {
                 negative += 1;
@@ -306,10 +306,10 @@ mod tests {
         high_bit.0[31] |= 0x80;
         assert!(!proof.holds(&node, &high_bit));
         for weak in [0u8, 1] {
-            let mut octets = [0; 32];
-            octets[0] = weak;
-            assert!(!proof.holds(&node, &WireGuardKey(octets)));
-            assert!(!KeyProof([0; 64]).holds(&node, &WireGuardKey(octets)));
+            let mut bytes = [0; 32];
+            bytes[0] = weak;
+            assert!(!proof.holds(&node, &WireGuardKey(bytes)));
+            assert!(!KeyProof([0; 64]).holds(&node, &WireGuardKey(bytes)));
         }
     }
 

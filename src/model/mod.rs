@@ -1,7 +1,7 @@
-//! What every part speaks: names, keys, addresses, records and the map made of them.
+//! Values that all parts use: names, keys, addresses, times and rates.
 //!
-//! Everything here is a value. Nothing reads a clock, a socket, a file or a random source; what is
-//! parsed here once is not checked again below.
+//! This part is pure: it reads no clock, socket, file or random source. A text that was parsed into one of these types is not checked
+//! again.
 
 pub mod address;
 pub mod key;

@@ -4,37 +4,37 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// One DNS label of letters, digits and hyphens (RFC 1035 section 2.3.1, with the leading digit that
-/// RFC 1123 section 2.1 allows), held in lower case since names compare without case (RFC 4343).
+/// One DNS label of letters, digits and hyphens (RFC 1035 section 2.3.1, with the leading digit that RFC 1123 section 2.1 allows). It is
+/// stored in lower case, because names are compared without case (RFC 4343).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Label(String);
 
-/// Octets in a label at most (RFC 1035 section 2.3.4).
+/// The maximum length of a label, in bytes (RFC 1035 section 2.3.4).
 pub const MAX_LABEL: usize = 63;
 
-/// Why a text is not a [`Label`].
+/// The reason why a text is not a [`Label`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
-    /// Nothing was given.
+    /// The text is empty.
     #[error("a name cannot be empty")]
     Empty,
-    /// More than 63 octets.
+    /// The text has more than 63 bytes.
     #[error("the name has {0} octets; a DNS label has at most 63")]
     TooLong(usize),
-    /// A dot would make it two names.
+    /// The text has a dot, so it is more than one label.
     #[error("the name `{0}` has a dot; give one label, such as `{1}`")]
     Dot(String, String),
-    /// Any other octet that is no letter, digit or hyphen.
+    /// The text has a character that is not a letter, digit or hyphen.
     #[error("the name `{0}` has `{odd}` in it; letters a-z, digits and hyphens are allowed", odd = .1.escape_debug())]
     Character(String, char),
-    /// A hyphen at either end.
+    /// The text starts or ends with a hyphen.
     #[error("the name `{0}` starts or ends with a hyphen; begin and end it with a letter or digit")]
     Hyphen(String),
 }
 
 impl Label {
-    /// Parses a name; upper case is folded to lower.
+    /// Parses a name, and changes upper case to lower case.
     ///
     /// # Errors
     /// Says which rule of the label syntax the text breaks.
@@ -60,7 +60,7 @@ impl Label {
         Ok(Self(text.to_ascii_lowercase()))
     }
 
-    /// The nearest label to a machine's host name: its first part, odd characters made hyphens.
+    /// Returns the label that is closest to a machine's host name: its first part, with hyphens in place of other characters.
     #[must_use]
     pub fn from_host_name(host: &str) -> Self {
         let first = host.split('.').next().unwrap_or_default();
@@ -83,8 +83,8 @@ impl Label {
         }
     }
 
-    /// The nearest label to a name of another kind, such as a container's: odd characters made hyphens. Nothing, if no
-    /// letter or digit is in it or it is too long.
+    /// Returns the label that is closest to another name, such as a container's, with hyphens in place of other characters. Returns none
+    /// if the name has no letter or digit, or if it is too long.
     #[must_use]
     pub fn nearest(text: &str) -> Option<Self> {
         if text.len() > 4 * MAX_LABEL {
@@ -97,14 +97,14 @@ impl Label {
         Self::parse(mapped.trim_matches('-')).ok()
     }
 
-    /// This label and `other` with a hyphen between them, if both fit into 63 octets.
+    /// Returns this label and `other` with a hyphen between them; none if they are longer than 63 bytes.
     #[must_use]
     pub fn joined(&self, other: &Self) -> Option<Self> {
         let text = format!("{self}-{other}");
         (text.len() <= MAX_LABEL).then_some(Self(text))
     }
 
-    /// This label with `suffix` behind a hyphen, the front cut so that both fit into 63 octets.
+    /// Returns this label with `suffix` after a hyphen. The label is cut so that both fit into 63 bytes.
     #[must_use]
     pub fn with_suffix(&self, suffix: &str) -> Self {
         let suffix: String = suffix
@@ -121,7 +121,7 @@ impl Label {
         ))
     }
 
-    /// The label as text.
+    /// Returns the label as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_suffix_never_makes_a_label_too_long() {
-        let long = Label::parse(&"a".repeat(63)).expect("63 octets fit");
+        let long = Label::parse(&"a".repeat(63)).expect("63 bytes fit");
         let suffixed = long.with_suffix("8080");
         assert_eq!(suffixed.as_str().len(), 63);
         assert!(suffixed.as_str().ends_with("a-8080"));

@@ -1,15 +1,16 @@
-//! How fast what others take away is put back: at once, and more slowly the more often they take it. Pure.
+//! Limits how often a setting is restored that other programs change: immediately at first, and more slowly the more often they change
+//! it. This module is pure: the clock is an argument.
 
 use std::time::{Duration, Instant};
 
-/// So often it is put back at once.
+/// The number of times that a setting is restored immediately.
 const FREE: u32 = 5;
-/// The longest rest between two times.
+/// The longest pause between two times.
 const LONGEST: Duration = Duration::from_secs(15);
-/// After this long without, all is forgotten.
+/// After this long without a change by others, the count starts again.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Counts how often something was put back.
+/// Counts how often a setting was restored.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Pace {
     times: u32,
@@ -17,8 +18,8 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// Something that others had taken away was put back. Returns whether to log it: of a fight, only the first times are
-    /// logged.
+    /// Handles that a setting was restored which another program had changed. Returns whether to log that: only the first times of a
+    /// contest are logged.
     pub(crate) fn handle_put_back(&mut self, now: Instant) -> bool {
         if !self.is_recent(now) {
             self.times = 0;
@@ -28,7 +29,7 @@ impl Pace {
         self.times <= FREE + 1
     }
 
-    /// How long to wait before looking again because of what others do.
+    /// Returns how long to wait before the setting is compared again.
     #[must_use]
     pub(crate) fn rest(&self, now: Instant) -> Duration {
         let Some(last) = self.last.filter(|_| self.is_contested(now)) else {
@@ -39,7 +40,7 @@ impl Pace {
         whole.saturating_sub(now.saturating_duration_since(last))
     }
 
-    /// Whether somebody takes it away again and again.
+    /// Whether another program changes the setting again and again.
     #[must_use]
     pub(crate) fn is_contested(&self, now: Instant) -> bool {
         self.times > FREE && self.is_recent(now)
@@ -56,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_taken_a_few_times_comes_back_at_once() {
+    fn a_setting_that_is_changed_a_few_times_is_restored_at_once() {
         let (mut pace, now) = (Pace::default(), Instant::now());
         assert_eq!(pace.rest(now), Duration::ZERO);
         for n in 0..FREE {
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fight_is_slowed_down_and_logged_once() {
+    fn a_contest_is_slowed_down_and_logged_once() {
         let (mut pace, mut now) = (Pace::default(), Instant::now());
         let (mut rests, mut lines) = (Vec::new(), 0);
         for _ in 0..20 {
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fight_that_ended_is_forgotten() {
+    fn a_contest_that_ended_is_forgotten() {
         let (mut pace, now) = (Pace::default(), Instant::now());
         for _ in 0..20 {
             pace.handle_put_back(now);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// How fast a bucket fills, and the most that it holds.
+/// The rate at which a bucket fills, and the maximum that it holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Rate {
     /// Tokens that are added each second.
@@ -34,23 +34,23 @@ impl Bucket {
         self.at = self.at.max(now);
     }
 
-    /// Takes one token, if there is one.
+    /// Takes one token. Returns false if the bucket has none.
     pub(crate) fn take(&mut self, now: Instant) -> bool {
         self.fill(now);
-        let is_there = self.tokens >= 1.0;
-        if is_there {
+        let has_token = self.tokens >= 1.0;
+        if has_token {
             self.tokens -= 1.0;
         }
-        is_there
+        has_token
     }
 
-    /// Takes `cost` tokens, whether or not they are there.
+    /// Takes `cost` tokens, even if the bucket has fewer.
     pub(crate) fn charge(&mut self, cost: f64, now: Instant) {
         self.fill(now);
         self.tokens -= cost;
     }
 
-    /// Forgives what would take longer than `wait` to pay back.
+    /// Limits a negative number of tokens, so that the bucket is no longer than `wait` below zero.
     pub(crate) fn limit_debt(&mut self, wait: Duration) {
         self.tokens = self.tokens.max(-wait.as_secs_f64() * self.rate.per_second);
     }
@@ -60,7 +60,7 @@ impl Bucket {
         self.tokens = (self.tokens + 1.0).min(self.rate.burst);
     }
 
-    /// When the bucket will hold `tokens`.
+    /// Returns the time at which the bucket will hold `tokens`.
     pub(crate) fn ready(&self, tokens: f64) -> Instant {
         let missing = (tokens - self.tokens).max(0.0) / self.rate.per_second;
         self.at + Duration::try_from_secs_f64(missing).unwrap_or(Duration::MAX / 4)

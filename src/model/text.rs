@@ -1,17 +1,17 @@
-//! Text from outside, made safe to print: on a terminal and in the log it is one line without control sequences.
+//! Makes text from other programs safe to print: it becomes one line without control sequences.
 
-/// Characters of a message from another program at most.
+/// The maximum length of a message from another program, in characters.
 const MAX_MESSAGE: usize = 1024;
 
-/// At most `most` characters of `text`. What could start another line, control a terminal or hide or reorder the text
-/// around it is replaced by `?`.
+/// Returns the first `most` characters of `text`. A character that could start another line, control a terminal, or hide or reorder
+/// the text around it is replaced by `?`.
 #[must_use]
 pub fn printable(text: &str, most: usize) -> String {
     let replace = |c| if is_harmful(c) { '?' } else { c };
     text.chars().take(most).map(replace).collect()
 }
 
-/// A message for people from another program: printable, and cut off visibly if it is too long.
+/// Returns a printable message of another program. An ellipsis at its end shows that it was cut off.
 #[must_use]
 pub fn message(text: &str) -> String {
     let mut message = printable(text, MAX_MESSAGE);

@@ -1,4 +1,4 @@
-//! Wall-clock time as it stands in records.
+//! Times, as state machines take them and as records contain them.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,7 +19,7 @@ pub struct Now {
 pub struct UnixSeconds(pub u64);
 
 impl UnixSeconds {
-    /// The whole seconds of `time`; 0 for a clock set before 1970.
+    /// Returns the whole seconds of `time`; 0 if the clock is set before 1970.
     #[must_use]
     pub fn from_system(time: SystemTime) -> Self {
         Self(
@@ -29,15 +29,15 @@ impl UnixSeconds {
         )
     }
 
-    /// This time and `duration` more.
+    /// Returns the time that is `duration` later.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(duration.as_secs()))
     }
 }
 
-/// The next version of a record: one more than the last, and never behind the clock in milliseconds,
-/// so that a node whose state was restored from an old copy still goes ahead of what it once published.
+/// Returns the next version of a record: one more than the last version, and at least the time in milliseconds. So a node whose state
+/// was restored from an old copy still makes versions above those that it published before.
 #[must_use]
 pub fn next_version(last: u64, now: SystemTime) -> u64 {
     let clock = now
@@ -48,7 +48,7 @@ pub fn next_version(last: u64, now: SystemTime) -> u64 {
         .max(u64::try_from(clock).unwrap_or(u64::MAX))
 }
 
-/// The milliseconds of a duration as people write it: `500ms`, `5s`, `2m`.
+/// Parses a duration such as `500ms`, `5s` or `2m`, and returns it in milliseconds.
 #[must_use]
 pub fn milliseconds(text: &str) -> Option<u64> {
     let at = text.find(|c: char| !c.is_ascii_digit())?;

@@ -93,7 +93,7 @@ pub enum PeerMessage {
     },
     /// A digest of all that the sender holds.
     Summary {
-        /// See [`crate::records::digest::Holdings::summary`].
+        /// See [`crate::records::digest::Digests::summary`].
         digest: Digest,
     },
     /// Both sides hold the same records.

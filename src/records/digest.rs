@@ -1,4 +1,4 @@
-//! What a ledger holds, in short: two nodes compare it to find out whose records one has and the other has not.
+//! Digests of the records in a ledger. Two nodes compare them to find the signers of records that only one of them holds.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,24 +9,24 @@ use sha2::{Digest as _, Sha256};
 use super::Ledger;
 use crate::model::PublicKey;
 
-/// The first 16 octets of a SHA-256, hexadecimal in text.
+/// The first 16 bytes of a SHA-256 hash, written as hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Digest(pub [u8; 16]);
 
 impl Digest {
     fn of(hash: Sha256) -> Self {
-        let mut octets = [0; 16];
-        octets
+        let mut bytes = [0; 16];
+        bytes
             .iter_mut()
             .zip(hash.finalize())
             .for_each(|(to, from)| *to = from);
-        Self(octets)
+        Self(bytes)
     }
 }
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -47,17 +47,17 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// A digest of each signer's records. Memberships are left out: nodes do not take them from each other.
+/// A digest of each signer's records, by signer. It leaves memberships out, because nodes do not accept them from each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Holdings(pub BTreeMap<PublicKey, Digest>);
+pub struct Digests(pub BTreeMap<PublicKey, Digest>);
 
-impl Holdings {
-    /// Those of `ledger`.
+impl Digests {
+    /// Computes the digests of the records in `ledger`.
     #[must_use]
     pub fn of(ledger: &Ledger) -> Self {
         let mut hashes: BTreeMap<PublicKey, Sha256> = BTreeMap::new();
         for envelope in ledger.envelopes_for_peers() {
-            // A signature stands for its text, and is shorter.
+            // A signature covers its payload and is shorter.
             let hash = hashes.entry(envelope.signer).or_default();
             hash.update(envelope.signature.0);
         }
@@ -67,7 +67,7 @@ impl Holdings {
         Self(digests.collect())
     }
 
-    /// One digest of all.
+    /// Computes one digest of all records.
     #[must_use]
     pub fn summary(&self) -> Digest {
         let mut hash = Sha256::new();
@@ -78,7 +78,7 @@ impl Holdings {
         Digest::of(hash)
     }
 
-    /// The signers of whom the two hold other records.
+    /// Returns the signers whose records differ.
     #[must_use]
     pub fn differing(&self, other: &Self) -> Vec<PublicKey> {
         let mine = self.0.keys();
@@ -119,15 +119,15 @@ mod tests {
     }
 
     #[test]
-    fn holdings_are_equal_when_the_records_are_however_they_came() {
-        let direct = Holdings::of(&ledger(&[3]));
-        assert_eq!(direct, Holdings::of(&ledger(&[1, 2, 3])));
-        assert_eq!(direct.summary(), Holdings::of(&ledger(&[2, 3])).summary());
-        let older = Holdings::of(&ledger(&[2]));
+    fn digests_are_equal_when_the_records_are_whatever_way_they_came() {
+        let direct = Digests::of(&ledger(&[3]));
+        assert_eq!(direct, Digests::of(&ledger(&[1, 2, 3])));
+        assert_eq!(direct.summary(), Digests::of(&ledger(&[2, 3])).summary());
+        let older = Digests::of(&ledger(&[2]));
         assert_ne!(direct.summary(), older.summary());
         let mesh = SigningKey::from_seed(&[1; 32]).public();
         assert_eq!(direct.differing(&older), [mesh]);
-        assert_eq!(Holdings::default().differing(&older), [mesh]);
+        assert_eq!(Digests::default().differing(&older), [mesh]);
         assert!(direct.differing(&direct).is_empty());
     }
 
@@ -182,14 +182,14 @@ mod tests {
             .iter()
             .filter(|(.., envelope)| envelope.signer == id);
         own.for_each(|(.., envelope)| hash.update(envelope.signature.0));
-        let holdings = Holdings::of(&ledger);
-        assert_eq!(holdings.0.get(&id), Some(&Digest::of(hash)));
-        assert_eq!(holdings.0.len(), 2, "memberships are left out");
+        let digests = Digests::of(&ledger);
+        assert_eq!(digests.0.get(&id), Some(&Digest::of(hash)));
+        assert_eq!(digests.0.len(), 2, "memberships are left out");
     }
 
     #[test]
     fn a_digest_survives_its_text_and_nothing_else_is_one() {
-        let digest = Holdings::of(&ledger(&[1])).summary();
+        let digest = Digests::of(&ledger(&[1])).summary();
         let text = serde_json::to_string(&digest).expect("plain data");
         assert_eq!(serde_json::from_str::<Digest>(&text).ok(), Some(digest));
         for wrong in [

@@ -1,7 +1,7 @@
-//! The signed envelope: an opaque payload, who signed it, and the signature over its exact octets.
+//! The signed envelope: an opaque payload, the signer, and the signature over the exact bytes of the payload.
 //!
-//! Nothing is re-encoded on the way, so there is no canonical form to agree on and fields of later
-//! versions survive every hop. Signatures are Ed25519 (RFC 8032) over a context prefix and the payload.
+//! No node encodes a payload again, so the versions need no canonical form, and a node forwards fields of later versions
+//! unchanged. Signatures are Ed25519 (RFC 8032) over a context prefix and the payload.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,10 +10,10 @@ use super::kinds::{Header, Record, RecordError};
 use crate::model::key::signature_text;
 use crate::model::{PublicKey, SigningKey};
 
-/// Octets of a payload at most.
+/// The maximum length of a payload, in bytes.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 
-/// Keeps a signature made for one purpose from being used for another.
+/// The purpose of a signature. A signature for one purpose is not valid for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// A record in an envelope.
@@ -22,8 +22,8 @@ pub enum Purpose {
     Join,
     /// A node's answer to the challenge of a control stream.
     Control,
-    /// A node's word that another machine has its keys.
-    Copy,
+    /// A node's proof that another machine has its keys.
+    DuplicateProof,
     /// A node's proof towards another node.
     Peer,
 }
@@ -34,13 +34,13 @@ impl Purpose {
             Self::Record => b"meshd record v1\0",
             Self::Join => b"meshd join v1\0",
             Self::Control => b"meshd control v1\0",
-            Self::Copy => b"meshd copy v1\0",
+            Self::DuplicateProof => b"meshd copy v1\0",
             Self::Peer => b"meshd peer v1\0",
         }
     }
 }
 
-/// An Ed25519 signature, base64 without padding in text.
+/// An Ed25519 signature, written in base64 without padding.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature(#[serde(with = "signature_text")] pub [u8; 64]);
 
@@ -64,14 +64,14 @@ impl std::fmt::Debug for Signature {
     }
 }
 
-/// A signed payload. Holding one proves nothing: [`Envelope::is_authentic`] does.
+/// A signed payload. Its signature is not verified until [`Envelope::is_authentic`] or [`Authentic::verify`] does that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
-    /// JSON text of a record.
+    /// The JSON text of a record.
     pub payload: String,
-    /// Who signed it.
+    /// The key that signed the payload.
     pub signer: PublicKey,
-    /// Over the payload's octets.
+    /// The signature over the bytes of the payload.
     pub signature: Signature,
 }
 
@@ -82,7 +82,7 @@ impl Envelope {
         Self::seal_payload(record.payload(), key)
     }
 
-    /// Signs a payload as it is.
+    /// Signs a payload, which need not be a valid record.
     #[must_use]
     pub fn seal_payload(payload: String, key: &SigningKey) -> Self {
         let signature = Signature::make(key, Purpose::Record, payload.as_bytes());
@@ -93,7 +93,7 @@ impl Envelope {
         }
     }
 
-    /// What every payload says of itself, if this one does. Nothing of it is verified.
+    /// Parses the fields that every payload has. They are not verified.
     #[must_use]
     pub fn header(&self) -> Option<Header> {
         if self.payload.len() > MAX_PAYLOAD {
@@ -102,7 +102,7 @@ impl Envelope {
         serde_json::from_str(&self.payload).ok()
     }
 
-    /// Which record it claims to be. Nothing of it is verified.
+    /// Returns the key that the payload claims. It is not verified.
     #[must_use]
     pub fn key(&self) -> Option<RecordKey> {
         self.header().map(|header| header.key)
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_envelope_is_authentic_until_one_octet_changes() {
+    fn an_envelope_is_authentic_until_one_byte_changes() {
         let key = SigningKey::from_seed(&[5; 32]);
         let envelope = Envelope::seal_payload("{\"kind\":\"x\"}".into(), &key);
         assert!(envelope.is_authentic());

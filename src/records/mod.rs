@@ -1,7 +1,7 @@
-//! Signed records: their kinds, the envelope that carries one, the ledger that verifies all of them, and what is computed
-//! from the ledger.
+//! Signed records: their keys and kinds, the envelope that carries a record, the ledger that verifies all records, and the values that
+//! are computed from a ledger.
 //!
-//! Everything here is a value. Nothing reads a clock, a socket, a file or a random source.
+//! This part is pure: it reads no clock, socket, file or random source.
 
 pub mod batch;
 pub mod digest;

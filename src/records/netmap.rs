@@ -1,4 +1,4 @@
-//! The mesh as a node sees it: who is in, where, and what they serve.
+//! The map of the mesh that a node computes from its ledger: the members, their addresses, and their services.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -9,36 +9,36 @@ use crate::model::key::{PublicKey, WireGuardKey};
 use crate::model::name::{Label, ServiceName};
 use crate::model::time::UnixSeconds;
 
-/// A verified view of the mesh.
+/// The members and services of the mesh, all verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Netmap {
-    /// Domain and address plan; absent until the first records came.
+    /// The domain and address plan; absent until the mesh record was received.
     pub mesh: Option<Mesh>,
     /// All members that have published a node record, by identity.
     pub members: BTreeMap<PublicKey, Member>,
-    /// Services by record id, each as [`Netmap::admit`] gives it.
+    /// The services by record id, each as [`Netmap::admit`] returns it.
     pub services: BTreeMap<String, Service>,
 }
 
-/// A node of the mesh.
+/// A member of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Identity key.
+    /// The identity key.
     pub id: PublicKey,
-    /// Unique within the netmap: of two claimants the earlier keeps the name.
+    /// The name, which is unique within the netmap: of two members that claim a name, the earlier one keeps it.
     pub name: Label,
     /// When the membership was issued. A member cannot move this date back, so the date ranks members that claim the same
     /// thing.
     pub issued_at: UnixSeconds,
-    /// What its token granted.
+    /// The tags that its token grants.
     pub tags: Vec<Label>,
-    /// The key its tunnel speaks with.
+    /// The WireGuard key of its tunnel.
     pub wireguard_key: WireGuardKey,
-    /// The addresses it owns.
+    /// Its address block.
     pub block: Block,
-    /// Where its tunnel may be reached, best first. Endpoints to which not every node can send are left out.
+    /// The addresses at which its tunnel may be reached, best first. Endpoints to which not every node can send are left out.
     pub endpoints: Vec<SocketAddr>,
-    /// Whether nobody reaches its IPv6 address.
+    /// Whether its IPv6 address cannot be reached.
     pub without_ipv6: bool,
 }
 
@@ -53,7 +53,7 @@ pub struct Rank {
 }
 
 impl Member {
-    /// The member's position among members that claim the same thing.
+    /// Returns the member's position among members that claim the same thing.
     #[must_use]
     pub fn rank(&self) -> Rank {
         Rank {
@@ -62,7 +62,7 @@ impl Member {
         }
     }
 
-    /// The node's own addresses that can be reached, IPv4 first.
+    /// Returns the node's own addresses that can be reached, IPv4 first.
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
         let v6 = (!self.without_ipv6).then(|| IpAddr::V6(self.block.node_v6()));
@@ -118,15 +118,15 @@ impl Netmap {
         contested
     }
 
-    /// The member called `name`.
+    /// Returns the member with the name `name`.
     #[must_use]
     pub fn by_name(&self, name: &Label) -> Option<&Member> {
         self.members.values().find(|m| m.name == *name)
     }
 
-    /// `service` as it stands in the netmap, if its node is a member: with the addresses of its node's block, to which the
-    /// mesh carries packets, and without the instances that have no other. So no record makes a name of the mesh
-    /// lead to a machine outside the mesh.
+    /// Returns `service` as it is in the netmap; none if its node is not a member. It has only addresses in its node's block, to which
+    /// the mesh carries packets, and only instances with such an address. So no record makes a name of the mesh resolve to a machine
+    /// outside the mesh.
     #[must_use]
     pub fn admit(&self, service: &Service) -> Option<Service> {
         let block = self.members.get(&service.node)?.block;
@@ -140,7 +140,7 @@ impl Netmap {
         (!service.instances.is_empty()).then_some(service)
     }
 
-    /// Whether `node` serves anything.
+    /// Whether `node` has a service with instances.
     #[must_use]
     pub fn serves(&self, node: &PublicKey) -> bool {
         let prefix = Service::ids_of(node);

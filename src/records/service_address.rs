@@ -1,4 +1,4 @@
-//! Service addresses: which service has which of the addresses in block 0 from host 64 up.
+//! Assigns service addresses: the addresses in block 0 from host 64 up.
 //!
 //! No node allocates them. A node with instances of a service that asks for an address claims one in its record. A service
 //! address is translated at the node of the client, so it has a meaning only inside one node: two nodes may give different
@@ -23,12 +23,12 @@ use crate::model::address::MeshAddresses;
 use crate::model::key::PublicKey;
 use crate::model::name::ServiceName;
 
-/// The first host of block 0 that is a service's.
+/// The first host of block 0 that is a service address.
 const FIRST_HOST: u32 = 64;
 /// The share of one node is the number of addresses divided by this. Only claims within the share displace those of others.
 const SHARES: u32 = 8;
 
-/// Services with the address each has.
+/// The services and their addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Stored", into = "Stored")]
 pub struct ServiceAddresses {
@@ -64,7 +64,7 @@ enum Use {
 }
 
 impl ServiceAddresses {
-    /// Assigns addresses by the claims in `netmap`, on a node that has assigned `held` before.
+    /// Assigns addresses by the claims in `netmap`. `held` is the earlier assignment of this node.
     #[must_use]
     pub fn assign(netmap: &Netmap, held: &Self) -> Self {
         let Some(plan) = netmap.mesh.as_ref().map(|mesh| &mesh.addresses) else {
@@ -121,8 +121,8 @@ impl ServiceAddresses {
         assigned
     }
 
-    /// The address that `name` has, or one that it gets now: from its name's hash on, the first that is free. None, if
-    /// all are taken.
+    /// Returns the address of `name`, and assigns one if it has none: the first free address from the hash of the name on. Returns
+    /// none if no address is free.
     pub fn choose(&mut self, plan: &MeshAddresses, name: ServiceName) -> Option<Ipv4Addr> {
         match self.of.get(&name) {
             Some(address) => Some(*address),
@@ -130,7 +130,7 @@ impl ServiceAddresses {
         }
     }
 
-    /// Assigns `name` an address that no service has: the one that `name` had, else one that is claimed for it, else any.
+    /// Assigns `name` an address that no service has: its earlier address, else a claimed address, else any.
     fn pick(
         &mut self,
         plan: &MeshAddresses,
@@ -184,13 +184,13 @@ impl ServiceAddresses {
         self.of.insert(name, address);
     }
 
-    /// The address of `name`.
+    /// Returns the address of `name`.
     #[must_use]
     pub fn find(&self, name: &ServiceName) -> Option<Ipv4Addr> {
         self.of.get(name).copied()
     }
 
-    /// All of them.
+    /// Returns all services that have an address.
     pub fn iter(&self) -> impl Iterator<Item = (&ServiceName, Ipv4Addr)> {
         self.of.iter().map(|(name, address)| (name, *address))
     }
@@ -244,7 +244,8 @@ fn shared(plan: &MeshAddresses, claims: BTreeMap<ServiceName, Vec<Claim>>) -> (C
     })
 }
 
-/// The first service address and how many there are: up to the last but one of block 0, which is its broadcast address.
+/// Returns the first service address and the number of service addresses. The last address of block 0 is its broadcast address, so
+/// it is not a service address.
 fn range(plan: &MeshAddresses) -> Option<(u32, u32)> {
     let size = 1u32.checked_shl(32 - u32::from(plan.node_block_v4))?;
     let first = u32::from(plan.prefix_v4.network()).checked_add(FIRST_HOST)?;
@@ -260,10 +261,10 @@ fn is_service_address(plan: &MeshAddresses, address: Ipv4Addr) -> bool {
     })
 }
 
-/// FNV-1a, 32 bits: the same on every node and in every version, which a hasher of the standard library is not.
+/// The 32-bit FNV-1a hash. It is the same on every node and in every version, unlike the hashers of the standard library.
 fn fnv1a(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash, octet| {
-        (hash ^ u32::from(octet)).wrapping_mul(0x0100_0193)
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     })
 }
 

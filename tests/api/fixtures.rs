@@ -16,7 +16,7 @@ use meshd::protocol::gossip;
 use meshd::protocol::gossip::PeerMessage;
 use meshd::protocol::join::{JoinRequest, JoinResponse};
 use meshd::protocol::token::SpkiPin;
-use meshd::records::digest::Holdings;
+use meshd::records::digest::Digests;
 use meshd::records::envelope::{Purpose, Signature};
 use meshd::records::kinds::{
     Departure, Health, Instance, MESH_ID, Membership, Mesh, Name, Node, Port, Protocol, Record,
@@ -201,7 +201,7 @@ fn from_node() -> Vec<FromNode> {
         FromNode::Told,
         FromNode::Vouch {
             instance: "other".into(),
-            signature: sign(Purpose::Copy, &copy_message("other")),
+            signature: sign(Purpose::DuplicateProof, &copy_message("other")),
         },
         FromNode::Mark {
             mark: "17.a store.00ff".into(),
@@ -210,7 +210,7 @@ fn from_node() -> Vec<FromNode> {
 }
 
 fn from_coordinator() -> Vec<FromCoordinator> {
-    let proof = Signature::make(&key(3), Purpose::Copy, &copy_message("00ff"));
+    let proof = Signature::make(&key(3), Purpose::DuplicateProof, &copy_message("00ff"));
     let refuse = |reason, proof| FromCoordinator::Refuse {
         reason,
         message: "why".into(),
@@ -288,7 +288,7 @@ fn join_responses() -> Vec<JoinResponse> {
 
 fn from_peer() -> Vec<PeerMessage> {
     let (node, other) = (key(3), key(5).public());
-    let holdings = Holdings::of(&ledger(&records()));
+    let holdings = Digests::of(&ledger(&records()));
     let message = gossip::proof_message("abc", &node.public(), &other);
     vec![
         PeerMessage::Hello {

@@ -40,7 +40,7 @@ async fn claim_a_copy(mut socket: Socket, ruse: Arc<Mutex<Ruse>>) -> Option<()> 
         0 => None,
         1 => Some(Signature::make(
             &stranger,
-            Purpose::Copy,
+            Purpose::DuplicateProof,
             &copy_message(&instance),
         )),
         // A node signs this for any coordinator: the answer to a challenge that equals its own instance number.

@@ -214,7 +214,7 @@ impl Taken {
         let is_meant = |vouched: &Option<Vouched>| {
             vouched.as_ref().is_some_and(|(other, signature)| {
                 other == instance
-                    && signature.holds(&self.node, Purpose::Copy, &copy_message(other))
+                    && signature.holds(&self.node, Purpose::DuplicateProof, &copy_message(other))
             })
         };
         let vouched = timeout(ANSWER_LIMIT, self.vouched.wait_for(is_meant)).await;
@@ -296,7 +296,7 @@ mod tests {
                     seat.handle_heard();
                     if let Some(key) = &signs {
                         let message = copy_message(&instance);
-                        let signature = Signature::make(key, Purpose::Copy, &message);
+                        let signature = Signature::make(key, Purpose::DuplicateProof, &message);
                         seat.handle_vouched(&instance, signature);
                     }
                 }
@@ -313,7 +313,7 @@ mod tests {
     }
 
     fn is_clone(result: Result<Seat, End>) -> bool {
-        matches!(result, Err(End::Copy(Some(proof))) if proof.holds(&key().public(), Purpose::Copy, &copy_message("b")))
+        matches!(result, Err(End::Copy(Some(proof))) if proof.holds(&key().public(), Purpose::DuplicateProof, &copy_message("b")))
     }
 
     async fn seated(seats: &Seats, instance: &str) -> Seat {

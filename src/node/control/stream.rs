@@ -451,7 +451,7 @@ fn refused(
     let copied = reason == Refusal::Clone
         && proof.is_some_and(|proof| {
             let message = copy_message(instance);
-            proof.holds(&config.identity.public(), Purpose::Copy, &message)
+            proof.holds(&config.identity.public(), Purpose::DuplicateProof, &message)
         });
     Ended {
         why,
@@ -463,7 +463,11 @@ fn refused(
 /// This node's word that `other` is another machine, unless it is this very run.
 fn vouch(config: &StreamConfig, instance: &str, other: String) -> Option<FromNode> {
     (other != instance).then(|| FromNode::Vouch {
-        signature: Signature::make(&config.identity, Purpose::Copy, &copy_message(&other)),
+        signature: Signature::make(
+            &config.identity,
+            Purpose::DuplicateProof,
+            &copy_message(&other),
+        ),
         instance: other,
     })
 }
@@ -517,7 +521,11 @@ mod tests {
             identity: SigningKey::from_seed(&[1; 32]),
         };
         let word = |key: &SigningKey, instance: &str| {
-            Some(Signature::make(key, Purpose::Copy, &copy_message(instance)))
+            Some(Signature::make(
+                key,
+                Purpose::DuplicateProof,
+                &copy_message(instance),
+            ))
         };
         let is_copied = |reason, proof| refused(&config, "a", reason, String::new(), proof).copied;
         let stranger = SigningKey::from_seed(&[2; 32]);

@@ -9,7 +9,7 @@ use crate::protocol::gossip::{
     MAX_ASKED, MAX_RECORDS, MAX_SIGNERS, PROTOCOL, PeerMessage, messages, proof_message,
 };
 use crate::records::Envelope;
-use crate::records::digest::Holdings;
+use crate::records::digest::Digests;
 use crate::records::envelope::{Purpose, Signature};
 use crate::records::kinds::Record;
 
@@ -86,7 +86,7 @@ pub struct Exchange {
     side: Side,
     turn: Turn,
     summary: Option<crate::records::digest::Digest>,
-    theirs: Holdings,
+    theirs: Digests,
     wanted: Vec<PublicKey>,
     records: usize,
     /// On the side that dials: the nodes about which this node asked and got no answer yet. On the other side: the nodes about
@@ -116,7 +116,7 @@ impl Exchange {
             side,
             turn: Turn::Hello,
             summary: None,
-            theirs: Holdings::default(),
+            theirs: Digests::default(),
             wanted: Vec::new(),
             records: 0,
             asked: Vec::new(),
@@ -310,7 +310,7 @@ impl Exchange {
     }
 
     /// The ledger holds `ours`.
-    fn compare(&mut self, ours: &Holdings) -> Vec<Step> {
+    fn compare(&mut self, ours: &Digests) -> Vec<Step> {
         match (&self.side, self.summary) {
             (Side::IsDialled, Some(theirs)) if theirs == ours.summary() => {
                 vec![Step::Send(PeerMessage::Same), Step::End]

@@ -5,7 +5,7 @@ use crate::model::time::UnixSeconds;
 use crate::node::replica::Applied;
 use crate::protocol::gossip::{PROTOCOL, PeerMessage};
 use crate::records::Ledger;
-use crate::records::digest::Holdings;
+use crate::records::digest::Digests;
 use crate::records::kinds::{Record, Token};
 
 /// Only a hang lasts this long.
@@ -50,7 +50,7 @@ fn agent(mut events: mpsc::Receiver<PeerEvent>) -> tokio::sync::watch::Receiver<
                 continue;
             };
             let answer = match request {
-                LedgerRequest::Digests => LedgerReply::Digests(Arc::new(Holdings::of(&ledger))),
+                LedgerRequest::Digests => LedgerReply::Digests(Arc::new(Digests::of(&ledger))),
                 LedgerRequest::Apply { peer, records } => {
                     let mut applied = Applied::default();
                     for record in records {

@@ -11,7 +11,7 @@ use super::effect::Effect;
 use super::request::Opening;
 use super::schedule::SyncSchedule;
 use crate::model::PublicKey;
-use crate::records::digest::Holdings;
+use crate::records::digest::Digests;
 use crate::records::kinds::RecordKey;
 use crate::records::{Envelope, Ledger};
 
@@ -29,7 +29,7 @@ pub(super) struct PeerSync {
     /// Since when there are own records that the coordinator has not confirmed. None once they are sent to peers.
     unconfirmed_since: Option<Instant>,
     /// The digests of the ledger as it is. None if the ledger has changed since.
-    digests: Option<Arc<Holdings>>,
+    digests: Option<Arc<Digests>>,
     /// Nodes about whose memberships peers are asked.
     asks: Vec<PublicKey>,
 }
@@ -46,10 +46,10 @@ impl PeerSync {
     }
 
     /// The digests of what `ledger` holds.
-    pub(super) fn digests(&mut self, ledger: &Ledger) -> Arc<Holdings> {
+    pub(super) fn digests(&mut self, ledger: &Ledger) -> Arc<Digests> {
         let digests = self
             .digests
-            .get_or_insert_with(|| Arc::new(Holdings::of(ledger)));
+            .get_or_insert_with(|| Arc::new(Digests::of(ledger)));
         Arc::clone(digests)
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::refusals::Applied;
 use crate::model::PublicKey;
 use crate::records::Envelope;
-use crate::records::digest::Holdings;
+use crate::records::digest::Digests;
 
 /// A request of a conversation with a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum LedgerRequest {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LedgerReply {
     /// The answer to [`LedgerRequest::Digests`].
-    Digests(Arc<Holdings>),
+    Digests(Arc<Digests>),
     /// The answer to [`LedgerRequest::Apply`] and [`LedgerRequest::Vouched`].
     Applied(Applied),
     /// The answer to [`LedgerRequest::Memberships`].

@@ -1,4 +1,4 @@
-//! Whether a signer may publish a record, given all records that a ledger holds.
+//! Decides whether a signer may publish a record, given all records that a ledger holds.
 
 use super::{Ledger, Refused};
 use crate::model::PublicKey;
@@ -41,9 +41,9 @@ pub(super) fn permit(
         Record::Unknown => permit_member(ledger, signer),
     };
     rightful?;
-    let octets = envelope.payload.len();
+    let bytes = envelope.payload.len();
     let before = ledger.entry(key);
-    match ledger.usages.exceeded_with(signer, octets, record, before) {
+    match ledger.usages.exceeded_with(signer, bytes, record, before) {
         Some(bound) => Err(Refused::Full(bound)),
         None => Ok(()),
     }

@@ -211,8 +211,8 @@ fn a_record_that_is_too_long_is_not_taken_for_a_forged_one() {
     let mut record = service_record(10, 1, "10.210.1.1");
     record.instances = vec![record.instances[0].clone(); MAX_PAYLOAD / 100];
     let long = Envelope::seal(&Record::Service(record), &key(10));
-    let octets = long.payload.len();
-    assert_eq!(ledger.apply(long), Err(Refused::TooLong(octets)));
+    let bytes = long.payload.len();
+    assert_eq!(ledger.apply(long), Err(Refused::TooLong(bytes)));
 }
 
 #[test]

@@ -10,98 +10,95 @@ use crate::records::kinds::Record;
 /// The maximum number of records of one node, its membership included. A withdrawn service counts until the node record's
 /// `services_from` clears it.
 pub const MAX_RECORDS: usize = 4096;
-/// The maximum payload of all records of one node, in octets.
-pub const MAX_OCTETS: usize = 512 * 1024;
+/// The maximum payload of all records of one node, in bytes.
+pub const MAX_BYTES: usize = 512 * 1024;
 /// The maximum number of records of one node whose kinds this version does not know.
 pub const MAX_UNKNOWN_RECORDS: usize = 16;
-/// The maximum payload of all records of one node whose kinds this version does not know, in octets.
-pub const MAX_UNKNOWN_OCTETS: usize = 64 * 1024;
+/// The maximum payload of all records of one node whose kinds this version does not know, in bytes.
+pub const MAX_UNKNOWN_BYTES: usize = 64 * 1024;
 
 /// The bound that a record would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
     /// The bound is [`MAX_RECORDS`].
     Records,
-    /// The bound is [`MAX_OCTETS`].
-    Octets,
+    /// The bound is [`MAX_BYTES`].
+    Bytes,
     /// The bound is [`MAX_UNKNOWN_RECORDS`].
     UnknownRecords,
-    /// The bound is [`MAX_UNKNOWN_OCTETS`].
-    UnknownOctets,
+    /// The bound is [`MAX_UNKNOWN_BYTES`].
+    UnknownBytes,
 }
 
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Records => write!(f, "{MAX_RECORDS} records"),
-            Self::Octets => write!(f, "{MAX_OCTETS} octets"),
+            Self::Bytes => write!(f, "{MAX_BYTES} octets"),
             Self::UnknownRecords => {
                 write!(
                     f,
                     "{MAX_UNKNOWN_RECORDS} records of kinds that are not known"
                 )
             }
-            Self::UnknownOctets => {
-                write!(f, "{MAX_UNKNOWN_OCTETS} octets of kinds that are not known")
+            Self::UnknownBytes => {
+                write!(f, "{MAX_UNKNOWN_BYTES} octets of kinds that are not known")
             }
         }
     }
 }
 
-/// How much a ledger holds of one node.
+/// The number and size of the records of one node in a ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// The number of records.
     pub records: usize,
-    /// The size of their payloads, in octets.
-    pub octets: usize,
+    /// The size of their payloads, in bytes.
+    pub bytes: usize,
     /// The number of those whose kinds this version does not know.
     pub unknown_records: usize,
-    /// The size of the payloads of these, in octets.
-    pub unknown_octets: usize,
+    /// The size of the payloads of these, in bytes.
+    pub unknown_bytes: usize,
 }
 
 impl Usage {
-    fn of_entry(octets: usize, record: &Record) -> Self {
+    fn of_entry(bytes: usize, record: &Record) -> Self {
         let unknown = usize::from(*record == Record::Unknown);
         Self {
             records: 1,
-            octets,
+            bytes,
             unknown_records: unknown,
-            unknown_octets: unknown * octets,
+            unknown_bytes: unknown * bytes,
         }
     }
 
     fn plus(self, other: Self) -> Self {
         Self {
             records: self.records.saturating_add(other.records),
-            octets: self.octets.saturating_add(other.octets),
+            bytes: self.bytes.saturating_add(other.bytes),
             unknown_records: self.unknown_records.saturating_add(other.unknown_records),
-            unknown_octets: self.unknown_octets.saturating_add(other.unknown_octets),
+            unknown_bytes: self.unknown_bytes.saturating_add(other.unknown_bytes),
         }
     }
 
     fn minus(self, other: Self) -> Self {
         Self {
             records: self.records.saturating_sub(other.records),
-            octets: self.octets.saturating_sub(other.octets),
+            bytes: self.bytes.saturating_sub(other.bytes),
             unknown_records: self.unknown_records.saturating_sub(other.unknown_records),
-            unknown_octets: self.unknown_octets.saturating_sub(other.unknown_octets),
+            unknown_bytes: self.unknown_bytes.saturating_sub(other.unknown_bytes),
         }
     }
 
     fn exceeded(self) -> Option<Bound> {
         [
             (self.records > MAX_RECORDS, Bound::Records),
-            (self.octets > MAX_OCTETS, Bound::Octets),
+            (self.bytes > MAX_BYTES, Bound::Bytes),
             (
                 self.unknown_records > MAX_UNKNOWN_RECORDS,
                 Bound::UnknownRecords,
             ),
-            (
-                self.unknown_octets > MAX_UNKNOWN_OCTETS,
-                Bound::UnknownOctets,
-            ),
+            (self.unknown_bytes > MAX_UNKNOWN_BYTES, Bound::UnknownBytes),
         ]
         .into_iter()
         .find_map(|(is_over, bound)| is_over.then_some(bound))
@@ -109,7 +106,7 @@ impl Usage {
 }
 
 /// The node that a record counts for. A membership is signed by a token and counts for its node. Records of the kinds that only
-/// the mesh key may sign count for nobody, since the mesh key has no bound.
+/// the mesh key may sign count for no node, since the mesh key has no bound.
 pub(super) fn owner(signer: &PublicKey, record: &Record) -> Option<PublicKey> {
     match record {
         Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) => None,
@@ -122,7 +119,7 @@ pub(super) fn owner(signer: &PublicKey, record: &Record) -> Option<PublicKey> {
     }
 }
 
-/// How much a ledger holds of each node.
+/// The usage of each node.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Usages(HashMap<PublicKey, Usage>);
 
@@ -150,11 +147,11 @@ impl Usages {
         }
     }
 
-    /// The bound that the ledger would exceed with a record in the place of `before`, if there is one.
+    /// Returns the bound that the records of a node would exceed if a record replaced `before`.
     pub(super) fn exceeded_with(
         &self,
         signer: &PublicKey,
-        octets: usize,
+        bytes: usize,
         record: &Record,
         before: Option<&Entry>,
     ) -> Option<Bound> {
@@ -162,7 +159,7 @@ impl Usages {
         let before = before.map_or_else(Usage::default, |entry| {
             Usage::of_entry(entry.envelope.payload.len(), &entry.record)
         });
-        let added = Usage::of_entry(octets, record);
+        let added = Usage::of_entry(bytes, record);
         self.of(&owner).minus(before).plus(added).exceeded()
     }
 }

@@ -86,9 +86,7 @@ impl End {
                     }
                     LedgerReply::Applied(Applied::default())
                 }
-                LedgerRequest::Digests => {
-                    LedgerReply::Digests(Arc::new(Holdings::of(&self.ledger)))
-                }
+                LedgerRequest::Digests => LedgerReply::Digests(Arc::new(Digests::of(&self.ledger))),
                 LedgerRequest::Records(signers) => {
                     let held = self.ledger.envelopes_for_peers();
                     let held = held.filter(|e| signers.contains(&e.signer));
@@ -151,7 +149,7 @@ fn both_hold_the_newest_of_all_afterwards() {
     );
     talk(&mut a, &mut b).expect("both keep to the protocol");
     assert!(a.ended && b.ended);
-    assert_eq!(Holdings::of(&a.ledger), Holdings::of(&b.ledger));
+    assert_eq!(Digests::of(&a.ledger), Digests::of(&b.ledger));
     assert_eq!(a.ledger.len(), 3);
     let id = key(21).public();
     assert_eq!(a.ledger.token(&id).map(|t| t.version), Some(7));
@@ -301,7 +299,7 @@ fn a_peer_is_asked_for_memberships_and_vouches_before_the_records_are_compared()
         talk(&mut a, &mut b).expect("both keep to the protocol");
         assert!(a.ended && b.ended);
         assert_eq!(a.vouched, [membership]);
-        assert_eq!(Holdings::of(&a.ledger), Holdings::of(&b.ledger));
+        assert_eq!(Digests::of(&a.ledger), Digests::of(&b.ledger));
         // If the other end vouches for no membership, the conversation goes on as without the question.
         let (mut a, mut b) = asking(vec![held_back], &[token(20, 5)], &theirs);
         talk(&mut a, &mut b).expect("both keep to the protocol");

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::records::ledger::usage::{
-    Bound, MAX_OCTETS, MAX_RECORDS, MAX_UNKNOWN_OCTETS, MAX_UNKNOWN_RECORDS, Usage,
+    Bound, MAX_BYTES, MAX_RECORDS, MAX_UNKNOWN_BYTES, MAX_UNKNOWN_RECORDS, Usage,
 };
 
 fn named_service(node: u8, version: u64, name: &str) -> Service {
@@ -22,17 +22,17 @@ fn withdrawn(node: u8, n: usize) -> Envelope {
     Envelope::seal(&Record::Service(record), &key(node))
 }
 
-fn large(node: u8, n: usize, octets: usize) -> Envelope {
+fn large(node: u8, n: usize, bytes: usize) -> Envelope {
     let text = format!(
         r#"{{"kind":"service","id":"{id}/s{n}","version":1,"node":"{id}","name":"s{n}","instances":[],"x":"{fill}"}}"#,
         id = key(node).public(),
-        fill = "x".repeat(octets)
+        fill = "x".repeat(bytes)
     );
     Envelope::seal_payload(text, &key(node))
 }
 
-fn unknown(node: u8, n: usize, octets: usize) -> Envelope {
-    let fill = "x".repeat(octets);
+fn unknown(node: u8, n: usize, bytes: usize) -> Envelope {
+    let fill = "x".repeat(bytes);
     let text = format!(r#"{{"kind":"weather","id":"{n}","version":1,"x":"{fill}"}}"#);
     Envelope::seal_payload(text, &key(node))
 }
@@ -75,12 +75,12 @@ fn a_node_has_so_many_records_and_no_more() {
     let mut ledger = two_nodes();
     let (count, why) = taken(&mut ledger, (0..).map(|n| withdrawn(10, n)));
     assert!(
-        matches!(why, Refused::Full(Bound::Records | Bound::Octets)),
+        matches!(why, Refused::Full(Bound::Records | Bound::Bytes)),
         "{why}"
     );
     assert!(count > 1000, "{count}");
     let usage = ledger.usage_of(&key(10).public());
-    assert!(usage.records <= MAX_RECORDS && usage.octets <= MAX_OCTETS);
+    assert!(usage.records <= MAX_RECORDS && usage.bytes <= MAX_BYTES);
     others_go_on(ledger);
 }
 
@@ -88,7 +88,7 @@ fn a_node_has_so_many_records_and_no_more() {
 fn a_node_has_so_many_octets_and_no_more() {
     let mut ledger = two_nodes();
     let (count, why) = taken(&mut ledger, (0..).map(|n| large(10, n, 60_000)));
-    assert_eq!(why, Refused::Full(Bound::Octets));
+    assert_eq!(why, Refused::Full(Bound::Bytes));
     assert_eq!(count, 8);
     // The bound applies to a new version that is larger as well, and a smaller version makes room.
     let grown = large(10, 0, 64_000)
@@ -125,8 +125,8 @@ fn a_node_has_few_records_of_kinds_that_are_not_known() {
     assert_eq!(
         (count, why),
         (
-            MAX_UNKNOWN_OCTETS / 20_000,
-            Refused::Full(Bound::UnknownOctets)
+            MAX_UNKNOWN_BYTES / 20_000,
+            Refused::Full(Bound::UnknownBytes)
         )
     );
     // The bounds of unknown kinds do not apply to known kinds.
@@ -162,9 +162,9 @@ fn the_usage_of_a_node_is_that_of_the_records_held() {
             let is_unknown = usize::from(e.payload.contains("weather"));
             Usage {
                 records: sum.records + 1,
-                octets: sum.octets + e.payload.len(),
+                bytes: sum.bytes + e.payload.len(),
                 unknown_records: sum.unknown_records + is_unknown,
-                unknown_octets: sum.unknown_octets + is_unknown * e.payload.len(),
+                unknown_bytes: sum.unknown_bytes + is_unknown * e.payload.len(),
             }
         })
     };

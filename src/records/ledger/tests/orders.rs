@@ -43,10 +43,10 @@ fn check_indexes(ledger: &Ledger) {
             let record = Record::parse(&envelope.payload).expect("it is held").1;
             usage::owner(&envelope.signer, &record) == Some(id)
         });
-        let octets: Vec<usize> = own.map(|envelope| envelope.payload.len()).collect();
+        let bytes: Vec<usize> = own.map(|envelope| envelope.payload.len()).collect();
         let usage = ledger.usage_of(&id);
-        assert_eq!(usage.records, octets.len());
-        assert_eq!(usage.octets, octets.iter().sum::<usize>());
+        assert_eq!(usage.records, bytes.len());
+        assert_eq!(usage.bytes, bytes.iter().sum::<usize>());
         let admitted = ledger.memberships().filter(|m| m.token == id);
         assert!(ledger.admitted_by(&id) >= admitted.count());
     }

@@ -3,16 +3,16 @@
 use super::*;
 use crate::model::KeyProof;
 
-/// A WireGuard key pair made of `octet`.
-fn wireguard(octet: u8) -> ([u8; 32], WireGuardKey) {
-    let secret = x25519_dalek::StaticSecret::from([octet; 32]);
+/// A WireGuard key pair made of `byte`.
+fn wireguard(byte: u8) -> ([u8; 32], WireGuardKey) {
+    let secret = x25519_dalek::StaticSecret::from([byte; 32]);
     let public = x25519_dalek::PublicKey::from(&secret);
     (secret.to_bytes(), WireGuardKey(public.to_bytes()))
 }
 
-/// The record of node `n` with the WireGuard key of `octet`, with a proof.
-fn proving(n: u8, version: u64, index: u32, octet: u8) -> Node {
-    let (secret, public) = wireguard(octet);
+/// The record of node `n` with the WireGuard key of `byte`, with a proof.
+fn proving(n: u8, version: u64, index: u32, byte: u8) -> Node {
+    let (secret, public) = wireguard(byte);
     Node {
         wireguard_key: public,
         key_proof: Some(KeyProof::make(
