@@ -1,5 +1,6 @@
-//! Departures on their way to a coordinator, from a node that is out already: it left while no coordinator was there, or its
-//! join failed after it was admitted. They are in the state directory until a coordinator has them, through restarts.
+//! Sends pre-signed departures to a coordinator, for nodes of this machine that are out already: a node left while no
+//! coordinator was there, or its join failed after it was admitted. The departures stay in the state directory until a
+//! coordinator has them, also across restarts.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,39 +14,38 @@ use super::replica::{Position, StreamEvent as Event};
 use super::state::StateDir;
 use super::state::departing::Departing;
 use crate::model::time::UnixSeconds;
+use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::control::Refusal;
 
-/// How long a coordinator is tried for one departure before the next one has its turn.
-const TURN: Duration = Duration::from_secs(30);
-/// The pause after a turn without success; it doubles with each further one.
+/// How long this task tries to send one departure before the next one has its turn.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The pause after a round in which a departure could not be sent. It doubles with each further one.
 const PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_secs(600);
-/// After this long nobody waits for the name any more: an administrator has removed the node.
+/// A departure that is older is given up. By then an administrator has removed the node.
 const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Wakes the task that brings departures to a coordinator. Dropping it ends the task.
+/// The task that sends departures to a coordinator. Dropping this value ends the task.
 pub(super) struct Courier {
     wake: Arc<Notify>,
-    task: tokio::task::JoinHandle<()>,
+    _task: AbortOnDrop,
 }
 
 impl Courier {
-    /// Starts with the departures in `dir`.
+    /// Starts the task for the departures in `dir`.
     pub(super) fn start(dir: StateDir) -> Self {
         let wake = Arc::new(Notify::new());
-        let task = tokio::spawn(run(dir, Arc::clone(&wake)));
-        Self { wake, task }
+        let task = run(dir, Arc::clone(&wake));
+        let task = Tasks::current().spawn("sender of departures", task);
+        Self {
+            wake,
+            _task: task.abort_on_drop(),
+        }
     }
 
-    /// There is a new departure in the directory.
+    /// A departure was added to the directory.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
-    }
-}
-
-impl Drop for Courier {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -61,7 +61,10 @@ async fn run(dir: StateDir, wake: Arc<Notify>) {
                     "no coordinator took a departure in 30 days; it is given up"
                 );
                 dir.remove_departing(&id);
-            } else if timeout(TURN, bring(&departing)).await.unwrap_or(false) {
+            } else if timeout(ATTEMPT_TIMEOUT, deposit_departure(&departing))
+                .await
+                .unwrap_or(false)
+            {
                 tracing::info!(
                     node = id.short(),
                     "a coordinator has the departure; name and addresses are free"
@@ -80,9 +83,9 @@ async fn run(dir: StateDir, wake: Arc<Notify>) {
     }
 }
 
-/// Brings one departure to a coordinator, over a stream of its own that is opened again when it breaks. False if that is of
-/// no use now.
-async fn bring(departing: &Departing) -> bool {
+/// Sends one departure to a coordinator, over a stream of its own that is opened again when it breaks. Returns whether the
+/// coordinator needs it no longer.
+async fn deposit_departure(departing: &Departing) -> bool {
     const SEQUENCE: u64 = 1;
     let (sender, mut events) = mpsc::channel(16);
     let config = StreamConfig {

@@ -38,6 +38,7 @@ use crate::model::address::Block;
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, ServiceName, WireGuardKey};
 use crate::os::clock;
+use crate::os::tasks::Tasks;
 use crate::path::watch::Reach;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{DepartureState, Problem};
@@ -486,14 +487,15 @@ impl Mesh {
             Effect::Dial { peer, opening } => self.gossip.dial(peer, opening),
             Effect::AskLease { urls, request } => {
                 let (pin, answers) = (self.identity.pin, self.lease_answers.clone());
-                tokio::spawn(async move {
+                let request = async move {
                     match join(&urls, pin, &request).await {
                         Ok(response) => drop(answers.send(response.block).await),
                         Err(error) => {
-                            tracing::debug!(%error, "the coordinator does not answer which block is leased to this node")
+                            tracing::debug!(%error, "the coordinator does not answer which block is leased to this node");
                         }
                     }
-                });
+                };
+                Tasks::current().spawn_child("request for the lease", request);
             }
             Effect::Answered { sequence, answer } => {
                 if let Some(waiting) = self.waiting.remove(&sequence) {

@@ -1,4 +1,4 @@
-//! What of a node's state the disk refused to take, until it takes it. Pure.
+//! The parts of a node's state that could not be written to disk, until they are written. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -10,7 +10,7 @@ use crate::protocol::local::Problem;
 pub enum Part {
     /// The verified records.
     Records,
-    /// Where the node stands in the coordinator's changes.
+    /// The position in the changes of the coordinator's store.
     Position,
     /// The addresses of containers.
     Leases,
@@ -23,7 +23,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// What is wrong while it is not written, and what follows from that.
+    /// The problem while the part is not written, and its consequence.
     fn consequence(self) -> (&'static str, &'static str) {
         match self {
             Self::Records => (
@@ -54,17 +54,17 @@ impl Part {
     }
 }
 
-/// What could not be written, and why.
+/// The parts that could not be written, with the reasons.
 #[derive(Debug, Default)]
 pub(super) struct Unwritten(BTreeMap<Part, String>);
 
 impl Unwritten {
-    /// Notes how an attempt to write `part` ended. Logs a refusal once, until another reason or a success comes.
+    /// Notes the result of an attempt to write `part`. Logs a failure once, until the reason changes or a write succeeds.
     pub(super) fn note(&mut self, part: Part, result: Result<(), impl Display>) {
         match result {
             Ok(()) => {
                 if self.0.remove(&part).is_some() {
-                    tracing::info!(?part, "the disk takes it again");
+                    tracing::info!(?part, "the disk accepts writes again");
                 }
             }
             Err(error) => {
@@ -83,7 +83,7 @@ impl Unwritten {
         self.0.contains_key(&part)
     }
 
-    /// One for each part.
+    /// One problem for each part.
     pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
         self.0.iter().map(|(part, why)| {
             let (what, consequence) = part.consequence();
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_disk_refuses_is_a_problem_until_it_is_written() {
+    fn a_part_that_the_disk_refuses_is_a_problem_until_it_is_written() {
         let mut unwritten = Unwritten::default();
         let full = || Err("No space left on device");
         for part in [Part::Position, Part::Records, Part::Leases, Part::OldKey] {

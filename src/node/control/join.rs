@@ -80,8 +80,8 @@ async fn ask_any<T: DeserializeOwned>(
     request: &JoinRequest,
 ) -> Result<T, JoinError> {
     let mut last = None;
-    let first = super::stream::random_below(urls.len() as u64) as usize;
-    let (before, from) = urls.split_at(first.min(urls.len()));
+    let random = super::stream::random().checked_rem(urls.len() as u64);
+    let (before, from) = urls.split_at(random.unwrap_or_default() as usize);
     for url in from.iter().chain(before) {
         let answer = match dial(url, pin).await {
             Ok(stream) => timeout(ANSWER_LIMIT, ask(url, stream, path, request))

@@ -157,18 +157,7 @@ impl Exchange {
             ) => self.handle_hello(protocol, node, &nonce),
             (Turn::Proof, PeerMessage::Proof { signature }) => self.handle_proof(signature),
             (Turn::Summary | Turn::Want | Turn::Rest, PeerMessage::Records { records }) => {
-                self.records += records.len();
-                if records.len() > MAX_RECORDS || self.records > MAX_ALL_RECORDS {
-                    return Err(Broken::TooMuch);
-                }
-                if records.iter().any(|record| self.is_departure(record)) {
-                    return Ok(vec![
-                        Step::Send(PeerMessage::Received),
-                        Step::Flush,
-                        self.apply(records),
-                    ]);
-                }
-                Ok(vec![self.apply(records)])
+                self.handle_records(records)
             }
             (Turn::Summary, PeerMessage::Ask { nodes }) => {
                 if nodes.len() > MAX_ASKED || !self.asked.is_empty() {
@@ -220,6 +209,20 @@ impl Exchange {
             }
             _ => Err(Broken::OutOfTurn),
         }
+    }
+
+    fn handle_records(&mut self, records: Vec<Envelope>) -> Result<Vec<Step>, Broken> {
+        self.records += records.len();
+        if records.len() > MAX_RECORDS || self.records > MAX_ALL_RECORDS {
+            return Err(Broken::TooMuch);
+        }
+        let is_leaving = records.iter().any(|record| self.is_departure(record));
+        let apply = self.apply(records);
+        Ok(if is_leaving {
+            vec![Step::Send(PeerMessage::Received), Step::Flush, apply]
+        } else {
+            vec![apply]
+        })
     }
 
     /// Whether the other node leaves by this record.

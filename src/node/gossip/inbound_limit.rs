@@ -1,4 +1,4 @@
-//! Limits how many conversations others may begin with this node, and what one peer may cost. Pure: the clock is an
+//! Limits how many conversations peers may begin with this node, and what one peer may cost. Pure: the clock is an
 //! argument.
 //!
 //! A connection comes from a peer's address, and any program on that peer's machine can open one. Until the sender has
@@ -14,7 +14,7 @@ use crate::model::PublicKey;
 use crate::model::rate::{Bucket, Rate};
 
 /// How long a connection may take until its sender has proved its identity.
-pub(super) const PROOF_LIMIT: Duration = Duration::from_secs(4);
+pub(super) const PROOF_TIMEOUT: Duration = Duration::from_secs(4);
 /// The maximum number of unproven connections at once.
 const MAX_UNPROVEN: usize = 64;
 /// The maximum number of unproven connections from one peer's address.
@@ -26,8 +26,8 @@ const MAX_PROVEN: usize = 64;
 const CONNECTIONS: Rate = rate(64, 32);
 /// The rate of conversations that one peer begins.
 const CONVERSATIONS: Rate = rate(20, 4);
-/// The rate of octets that one peer sends.
-const OCTETS: Rate = rate(8 * 1024 * 1024, 256 * 1024);
+/// The rate of bytes that one peer sends.
+const BYTES: Rate = rate(8 * 1024 * 1024, 256 * 1024);
 /// The rate of signatures that are verified for one peer. One takes about 70 µs, so that a peer costs at most 2 % of a core.
 const SIGNATURES: Rate = rate(8192, 300);
 /// The rate of messages of one peer that change the ledger: each change is written to disk, and the zone is rebuilt.
@@ -35,7 +35,7 @@ const WRITES: Rate = rate(64, 5);
 /// The longest single wait of a conversation. The time limit of the conversation ends it before.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// So many at once after a pause, and so many in each second.
+/// A rate of `burst` at once after a pause, and `per_second` in each second.
 const fn rate(burst: u32, per_second: u32) -> Rate {
     Rate {
         per_second: per_second as f64,
@@ -43,7 +43,7 @@ const fn rate(burst: u32, per_second: u32) -> Rate {
     }
 }
 
-/// Spends `count`, which may be more than there is. Returns how long to wait until the debt is paid.
+/// Spends `count`, which may be more than the bucket holds. Returns how long to wait until the debt is paid.
 fn spend(bucket: &mut Bucket, count: u64, now: Instant) -> Duration {
     bucket.charge(count as f64, now);
     bucket.limit_debt(MAX_WAIT);
@@ -51,10 +51,10 @@ fn spend(bucket: &mut Bucket, count: u64, now: Instant) -> Duration {
     wait.min(MAX_WAIT)
 }
 
-/// What the processing of a message cost.
+/// The cost of one message.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Cost {
-    pub(super) octets: u64,
+    pub(super) bytes: u64,
     pub(super) signatures: u64,
     pub(super) writes: u64,
 }
@@ -63,7 +63,7 @@ pub(super) struct Cost {
 struct PeerQuota {
     connections: Bucket,
     conversations: Bucket,
-    octets: Bucket,
+    bytes: Bucket,
     signatures: Bucket,
     writes: Bucket,
 }
@@ -73,7 +73,7 @@ impl PeerQuota {
         Self {
             connections: Bucket::full(CONNECTIONS, now),
             conversations: Bucket::full(CONVERSATIONS, now),
-            octets: Bucket::full(OCTETS, now),
+            bytes: Bucket::full(BYTES, now),
             signatures: Bucket::full(SIGNATURES, now),
             writes: Bucket::full(WRITES, now),
         }
@@ -84,7 +84,7 @@ impl PeerQuota {
         let all = [
             &mut self.connections,
             &mut self.conversations,
-            &mut self.octets,
+            &mut self.bytes,
             &mut self.signatures,
             &mut self.writes,
         ];
@@ -110,7 +110,7 @@ pub(super) enum Proved {
     Refused,
 }
 
-/// The gate. It knows as many quotas as there are members at most: nobody else is asked about.
+/// The limit. It has a quota for each member at most, since connections from other addresses are not admitted.
 #[derive(Debug, Default)]
 pub(super) struct InboundLimit {
     quotas: BTreeMap<PublicKey, PeerQuota>,
@@ -191,10 +191,10 @@ impl InboundLimit {
     /// A message of `peer` was processed. Returns how long to wait before the next one is read.
     pub(super) fn charge(&mut self, peer: PublicKey, cost: Cost, now: Instant) -> Duration {
         let quota = self.quota(peer, now);
-        let octets = spend(&mut quota.octets, cost.octets, now);
+        let bytes = spend(&mut quota.bytes, cost.bytes, now);
         let signatures = spend(&mut quota.signatures, cost.signatures, now);
         let writes = spend(&mut quota.writes, cost.writes, now);
-        octets.max(signatures).max(writes)
+        bytes.max(signatures).max(writes)
     }
 
     /// Forgets nodes that are no longer peers, once each rate allows them the full burst again.
@@ -212,62 +212,65 @@ mod tests {
         PublicKey([n; 32])
     }
 
-    fn number(gate: &mut InboundLimit, peer: u8, now: Instant) -> u64 {
-        gate.admit(id(peer), now).expect("a place").number
+    fn number(limit: &mut InboundLimit, peer: u8, now: Instant) -> u64 {
+        limit.admit(id(peer), now).expect("a place").number
     }
 
     #[test]
     fn silent_connections_from_a_nodes_address_keep_its_own_conversation_out_for_no_moment() {
         let now = Instant::now();
-        let mut gate = InboundLimit::default();
-        let silent: Vec<u64> = (0..10).map(|_| number(&mut gate, 1, now)).collect();
-        let own = gate.admit(id(1), now).expect("a place");
+        let mut limit = InboundLimit::default();
+        let silent: Vec<u64> = (0..10).map(|_| number(&mut limit, 1, now)).collect();
+        let own = limit.admit(id(1), now).expect("a place");
         assert_eq!(own.ends, Some(silent[10 - MAX_UNPROVEN_OF_ONE]));
         assert_eq!(
-            gate.prove(own.number, id(1), now),
+            limit.prove(own.number, id(1), now),
             Proved::GoesOn { ends: None }
         );
         // Silent connections that come afterwards do not end it.
         for _ in 0..10 {
-            let admitted = gate.admit(id(1), now).expect("a place");
+            let admitted = limit.admit(id(1), now).expect("a place");
             assert_ne!(admitted.ends, Some(own.number));
         }
-        assert_eq!(gate.proven.get(&id(1)), Some(&own.number));
+        assert_eq!(limit.proven.get(&id(1)), Some(&own.number));
     }
 
     #[test]
     fn a_peer_has_one_conversation_and_the_newest_is_the_one() {
         let now = Instant::now();
-        let mut gate = InboundLimit::default();
-        let first = number(&mut gate, 1, now);
-        assert_eq!(gate.prove(first, id(1), now), Proved::GoesOn { ends: None });
-        let second = number(&mut gate, 1, now);
+        let mut limit = InboundLimit::default();
+        let first = number(&mut limit, 1, now);
         assert_eq!(
-            gate.prove(second, id(1), now),
+            limit.prove(first, id(1), now),
+            Proved::GoesOn { ends: None }
+        );
+        let second = number(&mut limit, 1, now);
+        assert_eq!(
+            limit.prove(second, id(1), now),
             Proved::GoesOn { ends: Some(first) }
         );
-        gate.handle_ended(first);
-        assert_eq!(gate.proven.get(&id(1)), Some(&second));
-        assert!(gate.is_open(second) && !gate.is_open(first));
-        gate.handle_ended(second);
-        assert!(gate.proven.is_empty() && !gate.is_open(second));
+        limit.handle_ended(first);
+        assert_eq!(limit.proven.get(&id(1)), Some(&second));
+        assert!(limit.is_open(second) && !limit.is_open(first));
+        limit.handle_ended(second);
+        assert!(limit.proven.is_empty() && !limit.is_open(second));
     }
 
     #[test]
     fn unproven_connections_from_many_addresses_take_nothing_from_one_that_has_few() {
         let now = Instant::now();
-        let mut gate = InboundLimit::default();
+        let mut limit = InboundLimit::default();
         for peer in 1..=200 {
             for _ in 0..MAX_UNPROVEN_OF_ONE {
-                number(&mut gate, peer, now);
+                number(&mut limit, peer, now);
             }
         }
-        assert_eq!(gate.unproven.len(), MAX_UNPROVEN);
-        let honest = gate.admit(id(250), now).expect("a place");
+        assert_eq!(limit.unproven.len(), MAX_UNPROVEN);
+        let honest = limit.admit(id(250), now).expect("a place");
         assert!(honest.ends.is_some());
         // Each further connection ends one from an address that has more of them.
         for peer in 201..230 {
-            let admitted = gate.admit(id(peer), now).expect("a place");
+            let admitted = limit.admit(id(peer), now).expect("a place");
             assert_ne!(admitted.ends, Some(honest.number));
         }
     }
@@ -275,14 +278,14 @@ mod tests {
     #[test]
     fn a_peer_that_asks_too_often_waits_and_keeps_nobody_else_out() {
         let now = Instant::now();
-        let mut gate = InboundLimit::default();
+        let mut limit = InboundLimit::default();
         let mut begun = |peer, now| {
             let begun = (0..200).filter(|_| {
-                let Some(admitted) = gate.admit(id(peer), now) else {
+                let Some(admitted) = limit.admit(id(peer), now) else {
                     return false;
                 };
-                let goes_on = gate.prove(admitted.number, id(peer), now) != Proved::Refused;
-                gate.handle_ended(admitted.number);
+                let goes_on = limit.prove(admitted.number, id(peer), now) != Proved::Refused;
+                limit.handle_ended(admitted.number);
                 goes_on
             });
             begun.count() as u64
@@ -291,14 +294,14 @@ mod tests {
         assert_eq!(begun(2, now), CONVERSATIONS.burst as u64);
         let later = now + Duration::from_secs(2);
         assert_eq!(begun(1, later), 2 * CONVERSATIONS.per_second as u64);
-        gate.retain(|_| false, later);
-        assert!(gate.quotas.contains_key(&id(1)), "it has spent");
-        gate.retain(|_| false, later + Duration::from_secs(60));
-        assert!(gate.quotas.is_empty());
+        limit.retain(|_| false, later);
+        assert!(limit.quotas.contains_key(&id(1)), "it has spent");
+        limit.retain(|_| false, later + Duration::from_secs(60));
+        assert!(limit.quotas.is_empty());
     }
 
     #[test]
-    fn what_a_peer_sends_is_bounded_in_signatures_octets_and_writes() {
+    fn what_a_peer_sends_is_bounded_in_signatures_bytes_and_writes() {
         for (cost, rate) in [
             (
                 Cost {
@@ -309,10 +312,10 @@ mod tests {
             ),
             (
                 Cost {
-                    octets: 64 * 1024,
+                    bytes: 64 * 1024,
                     ..Cost::default()
                 },
-                OCTETS,
+                BYTES,
             ),
             (
                 Cost {
@@ -322,13 +325,13 @@ mod tests {
                 WRITES,
             ),
         ] {
-            let unit = cost.signatures + cost.octets + cost.writes;
-            let mut gate = InboundLimit::default();
+            let unit = cost.signatures + cost.bytes + cost.writes;
+            let mut limit = InboundLimit::default();
             let start = Instant::now();
             let (mut now, mut spent) = (start, 0);
             let minute = Duration::from_secs(60);
             while now < start + minute {
-                now += gate.charge(id(1), cost, now);
+                now += limit.charge(id(1), cost, now);
                 spent += unit;
             }
             let most = rate.burst as u64 + 61 * rate.per_second as u64 + 2 * unit;
@@ -338,16 +341,16 @@ mod tests {
                 "{spent}"
             );
             // Another peer has its own rates.
-            assert_eq!(gate.charge(id(2), cost, now), Duration::ZERO);
+            assert_eq!(limit.charge(id(2), cost, now), Duration::ZERO);
         }
         // The wait is bounded for any cost.
-        let (mut gate, now) = (InboundLimit::default(), Instant::now());
+        let (mut limit, now) = (InboundLimit::default(), Instant::now());
         let cost = Cost {
-            octets: u64::MAX,
+            bytes: u64::MAX,
             ..Cost::default()
         };
         for _ in 0..10 {
-            assert!(gate.charge(id(1), cost, now) <= MAX_WAIT);
+            assert!(limit.charge(id(1), cost, now) <= MAX_WAIT);
         }
     }
 }

@@ -27,20 +27,21 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use self::exchange::Exchange;
 use self::inbound_limit::{Cost, InboundLimit, Proved};
 use super::replica::{LedgerReply, LedgerRequest, Opening};
 use crate::model::{PublicKey, SigningKey};
+use crate::os::tasks::{AbortOnDrop, TaskHandle, Tasks};
 use crate::protocol::gossip::PORT;
 use crate::records::Envelope;
 
 /// How long a dialled peer may take to answer.
-const DIAL_LIMIT: Duration = Duration::from_secs(3);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long peers may take to receive a departure.
-const DEPARTURE_LIMIT: Duration = Duration::from_secs(4);
+const DEPARTURE_TIMEOUT: Duration = Duration::from_secs(4);
 /// The pause between two attempts to listen: the address may be missing from the device for a moment.
 const LISTEN_RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// The maximum number of events that wait for the agent.
@@ -65,7 +66,7 @@ struct AddressIndex {
 /// The conversations of this node.
 pub(super) struct Gossip {
     line: Line,
-    listener: JoinHandle<()>,
+    listener: AbortOnDrop,
 }
 
 /// The values that every conversation needs.
@@ -81,12 +82,12 @@ struct Line {
 
 /// The limit of inbound connections, and the tasks of those that it admitted.
 #[derive(Debug, Default)]
-struct Limits(Mutex<(InboundLimit, BTreeMap<u64, AbortHandle>)>);
+struct Limits(Mutex<(InboundLimit, BTreeMap<u64, TaskHandle>)>);
 
 impl Limits {
     fn with<T>(
         &self,
-        act: impl FnOnce(&mut InboundLimit, &mut BTreeMap<u64, AbortHandle>) -> T,
+        act: impl FnOnce(&mut InboundLimit, &mut BTreeMap<u64, TaskHandle>) -> T,
     ) -> T {
         // A panic under the lock cannot leave the limit and the tasks half changed.
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,7 +96,7 @@ impl Limits {
     }
 
     /// Ends the conversation with this number, since another one takes its place.
-    fn end(tasks: &mut BTreeMap<u64, AbortHandle>, number: Option<u64>) {
+    fn end(tasks: &mut BTreeMap<u64, TaskHandle>, number: Option<u64>) {
         if let Some(task) = number.and_then(|number| tasks.remove(&number)) {
             task.abort();
         }
@@ -166,15 +167,14 @@ impl Gossip {
             events,
             limits: Arc::default(),
         };
-        let listener = tokio::spawn(listen(line.clone()));
+        let listener = start_listener(&line);
         (Self { line, listener }, receiver)
     }
 
     /// Listens on the device anew. A socket stays bound to the device for which it was made, also when that device is gone and
     /// another one has its name.
     pub(super) fn listen_again(&mut self) {
-        self.listener.abort();
-        self.listener = tokio::spawn(listen(self.line.clone()));
+        self.listener = start_listener(&self.line);
     }
 
     /// Sets the peers and their mesh addresses.
@@ -199,7 +199,7 @@ impl Gossip {
                 dialled.spawn(hand_over(line.clone(), peer, address, departure.clone()));
             }
             let mut received = 0;
-            let _ = timeout(DEPARTURE_LIMIT, async {
+            let _ = timeout(DEPARTURE_TIMEOUT, async {
                 while let Some(ended) = dialled.join_next().await {
                     match ended {
                         Ok(Ok(())) => received += 1,
@@ -218,14 +218,14 @@ impl Gossip {
     /// Begins a conversation with `peer`. Its end is an event.
     pub(super) fn dial(&self, peer: PublicKey, opening: Opening) {
         let address = self.line.index.load().by_id.get(&peer).copied();
-        tokio::spawn(dial(self.line.clone(), peer, address, opening));
+        let conversation = dial(self.line.clone(), peer, address, opening);
+        Tasks::current().spawn_child("conversation with a peer", conversation);
     }
 }
 
-impl Drop for Gossip {
-    fn drop(&mut self) {
-        self.listener.abort();
-    }
+fn start_listener(line: &Line) -> AbortOnDrop {
+    let listener = Tasks::current().spawn("listener for peers", listen(line.clone()));
+    listener.abort_on_drop()
 }
 
 /// A socket that speaks through the tunnel device alone.
@@ -237,17 +237,17 @@ fn socket(line: &Line, port: u16) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// 32 random octets in hexadecimal.
+/// 32 random bytes in hexadecimal.
 fn nonce() -> Result<String, String> {
-    let mut octets = [0; 32];
-    getrandom::fill(&mut octets).map_err(|e| e.to_string())?;
-    Ok(PublicKey(octets).to_string())
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| e.to_string())?;
+    Ok(PublicKey(bytes).to_string())
 }
 
 async fn connect(line: &Line, address: Ipv4Addr) -> Result<TcpStream, session::Failure> {
     let socket = socket(line, 0).map_err(|e| e.to_string())?;
     let there = SocketAddrV4::new(address, PORT).into();
-    timeout(DIAL_LIMIT, socket.connect(there))
+    timeout(DIAL_TIMEOUT, socket.connect(there))
         .await
         .map_err(|_| "it does not answer".to_owned())?
         .map_err(|e| e.to_string())
@@ -335,7 +335,8 @@ async fn accept(line: &Line, listener: &TcpListener) {
             number: Some(number),
         };
         // Not under the lock: a runtime that stops drops the task at once, and dropping the slot takes the lock.
-        let task = tokio::spawn(answer(line.clone(), stream, slot)).abort_handle();
+        let conversation = answer(line.clone(), stream, slot);
+        let task = Tasks::current().spawn_child("conversation of a peer", conversation);
         line.limits.with(|limit, tasks| {
             // The conversation may have ended already.
             if limit.is_open(number) {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::exchange::{Exchange, Step};
-use super::inbound_limit::{Cost, PROOF_LIMIT};
+use super::inbound_limit::{Cost, PROOF_TIMEOUT};
 use super::{ConversationSlot, PeerEvent};
 use crate::node::replica::refusals::Offences;
 use crate::node::replica::{Applied, LedgerReply, LedgerRequest};
@@ -98,7 +98,7 @@ async fn talk(
     slot: ConversationSlot,
 ) -> Result<(), Failure> {
     let _ = stream.set_nodelay(true);
-    let mut trust = Trust::Unproven(Instant::now() + PROOF_LIMIT);
+    let mut trust = Trust::Unproven(Instant::now() + PROOF_TIMEOUT);
     let mut offences = Offences::default();
     let mut steps: VecDeque<Step> = exchange.begin().into();
     loop {
@@ -134,11 +134,11 @@ async fn talk(
                 steps.extend(more.map_err(|broken| broken.to_string())?);
             }
             Trust::Proven => {
-                let (message, octets) = receive(&mut stream, MAX_FRAME).await?;
+                let (message, bytes) = receive(&mut stream, MAX_FRAME).await?;
                 let more = exchange.handle_message(message);
                 steps.extend(more.map_err(|broken| broken.to_string())?);
                 let cost = Cost {
-                    octets,
+                    bytes,
                     ..Cost::default()
                 };
                 sleep(slot.charge(cost)).await;
@@ -190,7 +190,7 @@ async fn send(stream: &mut TcpStream, message: &PeerMessage) -> Result<(), Failu
         .map_err(|e| e.to_string())
 }
 
-/// Reads the next message, which may have at most `most` octets. Returns it with its number of octets.
+/// Reads the next message, which may have at most `most` bytes. Returns it with its number of bytes.
 async fn receive(stream: &mut TcpStream, most: usize) -> Result<(PeerMessage, u64), Failure> {
     let read = async {
         let length = stream.read_u32().await.map_err(|e| e.to_string())? as usize;

@@ -95,8 +95,8 @@ async fn talk_to(at: SocketAddr, news: Vec<Envelope>) -> Result<(), session::Fai
 
 /// Whether the other side hangs up.
 async fn is_ended(stream: &mut TcpStream) -> bool {
-    let mut octets = [0; 1];
-    let read = timeout(HANG, stream.read(&mut octets)).await;
+    let mut bytes = [0; 1];
+    let read = timeout(HANG, stream.read(&mut bytes)).await;
     !matches!(read.expect("no hang"), Ok(1..))
 }
 
@@ -118,7 +118,7 @@ async fn silent_connections_from_a_peers_address_do_not_keep_its_own_conversatio
     let begun = Instant::now();
     talk_to(at, vec![]).await.expect("it is heard");
     assert!(
-        begun.elapsed() < inbound_limit::PROOF_LIMIT,
+        begun.elapsed() < inbound_limit::PROOF_TIMEOUT,
         "it did not wait for those that are silent to be given up"
     );
     // The silent connections end by themselves, and no state of them remains.
@@ -139,13 +139,13 @@ async fn one_that_says_hello_slowly_is_given_up_by_one_limit_for_all_of_it() {
     let mut slow = connect_to(at).await;
     let begun = Instant::now();
     // It sends one octet at a time without end.
-    let mut octets = 1000u32
+    let mut bytes = 1000u32
         .to_be_bytes()
         .into_iter()
         .chain(std::iter::repeat(b' '));
     let (mut read, mut write) = slow.split();
     let written = async {
-        while let Some(octet) = octets.next()
+        while let Some(octet) = bytes.next()
             && write.write_all(&[octet]).await.is_ok()
         {
             sleep(Duration::from_millis(100)).await;
@@ -158,7 +158,7 @@ async fn one_that_says_hello_slowly_is_given_up_by_one_limit_for_all_of_it() {
         () = sleep(HANG) => panic!("it is listened to for ever"),
     }
     assert!(answer.is_empty());
-    assert!(begun.elapsed() >= inbound_limit::PROOF_LIMIT / 2);
+    assert!(begun.elapsed() >= inbound_limit::PROOF_TIMEOUT / 2);
 }
 
 #[tokio::test]
@@ -173,7 +173,7 @@ async fn who_has_not_proved_who_it_is_is_not_listened_to_at_length() {
         .expect("room");
     let begun = Instant::now();
     assert!(is_ended(&mut stream).await);
-    assert!(begun.elapsed() < inbound_limit::PROOF_LIMIT);
+    assert!(begun.elapsed() < inbound_limit::PROOF_TIMEOUT);
     // A connection that names another node ends as well.
     let mut stream = connect_to(at).await;
     let hello = PeerMessage::Hello {

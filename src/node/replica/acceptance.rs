@@ -1,6 +1,6 @@
-//! Detects whether this node's own records are in force elsewhere. Pure: the clock is an argument.
+//! Detects whether the other nodes accept this node's own records. Pure: the clock is an argument.
 //!
-//! Two things can keep a record of this node from being in force, and the node would not notice either of them. First, a
+//! Two things can keep the others from using a record of this node, and the node would not notice either of them. First, a
 //! record that is signed with this node's key, and that this node did not make, may have a higher version: another machine
 //! has the keys, or the state directory is older than the last published record. The node then publishes its own record
 //! again with a higher version. It makes a pause between two such publications, which starts with [`MIN_PAUSE`], so that two

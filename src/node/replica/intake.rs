@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use super::acceptance::Acceptance;
 use super::lease::Lease;
-use super::newcomers::{Circumstances, InStep, MAX_OCTETS, Newcomers, Verdict, membership_in};
+use super::newcomers::{
+    Circumstances, InStep, MAX_MEMBERSHIP_BYTES, Newcomers, Verdict, membership_in,
+};
 use super::own::Own;
 use super::peer_sync::is_member;
 use super::refusals::{self, PeerRefusals};
@@ -296,7 +298,7 @@ impl Intake {
             .filter(|node| !self.ledger.is_revoked(node))
             .filter_map(|node| self.ledger.entry(&RecordKey::Membership(node)))
             .map(|entry| entry.envelope.clone())
-            .filter(|envelope| envelope.payload.len() <= MAX_OCTETS)
+            .filter(|envelope| envelope.payload.len() <= MAX_MEMBERSHIP_BYTES)
             .collect()
     }
 

@@ -29,14 +29,14 @@ const CLOCK_LAG: Duration = Duration::from_secs(24 * 3600);
 const MAX_HELD: usize = 512;
 /// The maximum number of memberships by one token that are held back.
 const MAX_HELD_OF_TOKEN: usize = 32;
-/// The maximum octets of a membership that is held back or vouched for. A membership with 32 tags has less than 3 KiB.
-pub(in crate::node) const MAX_OCTETS: usize = 4096;
+/// The maximum size, in bytes, of a membership that is held back or vouched for. A membership with 32 tags has less than 3 KiB.
+pub(in crate::node) const MAX_MEMBERSHIP_BYTES: usize = 4096;
 /// For this long, peers are asked about a membership in each round. From then on, they are asked in one round a minute.
-const EAGER: Duration = Duration::from_secs(300);
+const EAGER_PERIOD: Duration = Duration::from_secs(300);
 /// A membership that is held back for this long is a problem, since several peers were asked about it by then.
 const PROBLEM_AFTER: Duration = Duration::from_secs(15);
 /// The time in step is written to disk when it differs from the time on disk by this many seconds.
-const WRITE_EVERY: u64 = 60;
+const WRITE_INTERVAL_SECONDS: u64 = 60;
 /// The maximum number of nodes that a problem names.
 const MAX_NAMED: usize = 8;
 
@@ -172,7 +172,7 @@ impl Newcomers {
         let before = self.held.get(&membership.id);
         let is_first = before.is_none();
         let is_first_of_token = before.is_none_or(|held| held.token != membership.token);
-        if envelope.payload.len() > MAX_OCTETS {
+        if envelope.payload.len() > MAX_MEMBERSHIP_BYTES {
             return false;
         }
         let of_token = self.count_of(&membership.token);
@@ -248,7 +248,7 @@ impl Newcomers {
             .iter()
             .filter(|(_, held)| {
                 let age = age(held);
-                age < EAGER || age.as_secs() % 60 < super::schedule::ROUND.as_secs() + 1
+                age < EAGER_PERIOD || age.as_secs() % 60 < super::schedule::ROUND.as_secs() + 1
             })
             .map(|(id, held)| (held.since, *id))
             .collect();
@@ -304,7 +304,7 @@ impl Newcomers {
         self.in_step = Some(wall);
         let is_old = self
             .written
-            .is_none_or(|at| wall.0.abs_diff(at.0) >= WRITE_EVERY);
+            .is_none_or(|at| wall.0.abs_diff(at.0) >= WRITE_INTERVAL_SECONDS);
         is_old.then(|| {
             self.written = Some(wall);
             InStep {

@@ -1,8 +1,10 @@
-//! Whom to bring up to date, and when. Pure: every call says what time it is.
+//! Decides which peers are dialled, and when. Pure: the clock is an argument.
 //!
-//! Three things make a peer due: news of this node that the coordinator has not confirmed; the peer's return, while the
-//! coordinator is away; and its turn, one peer every [`ROUND`] while the coordinator is away, so that what one node knows
-//! reaches all in a few rounds even where some do not reach each other.
+//! A conversation with a peer is due in three cases:
+//! - This node has published records that the coordinator has not confirmed.
+//! - The peer is reached again while the coordinator is away.
+//! - The peer has its turn. While the coordinator is away, one peer has its turn in every [`ROUND`]. So a record reaches all
+//!   nodes within a few rounds, even if some nodes do not reach each other.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use crate::model::PublicKey;
 
-/// Between two peers' turns.
+/// The time between the turns of two peers.
 pub(super) const ROUND: Duration = Duration::from_secs(5);
-/// Conversations begun here that are under way at most.
-const MOST: usize = 32;
-/// After a failure; it doubles with each further one, up to [`RETRY_MOST`].
-const RETRY: Duration = Duration::from_secs(1);
-const RETRY_MOST: Duration = Duration::from_secs(30);
+/// The maximum number of conversations at once that this node has begun.
+const MAX_CONVERSATIONS: usize = 32;
+/// The pause after a failure. It doubles with each further one, up to [`MAX_RETRY_PAUSE`].
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct Peer {
@@ -27,17 +29,18 @@ struct Peer {
     reachable: bool,
 }
 
-/// The schedule.
+/// The conversations that are due with each peer.
 #[derive(Debug, Default)]
 pub(super) struct SyncSchedule {
     peers: BTreeMap<PublicKey, Peer>,
-    /// Whose turn was last.
+    /// The peer that had its turn last.
     last: Option<PublicKey>,
+    /// When the last turn was.
     turned: Option<Instant>,
 }
 
 impl SyncSchedule {
-    /// Who the peers are.
+    /// Sets the peers.
     pub(super) fn set_peers(&mut self, peers: impl Iterator<Item = PublicKey>) {
         let mut old = std::mem::take(&mut self.peers);
         self.peers = peers
@@ -45,7 +48,7 @@ impl SyncSchedule {
             .collect();
     }
 
-    /// This node has something to tell everybody.
+    /// This node has published records, so each peer is due.
     pub(super) fn handle_news(&mut self, now: Instant) {
         for peer in self.peers.values_mut() {
             peer.due = Some(now);
@@ -53,14 +56,14 @@ impl SyncSchedule {
         }
     }
 
-    /// The coordinator has confirmed all news: it tells everybody.
+    /// The coordinator has stored all records of this node and sends them to all nodes, so no peer is due.
     pub(super) fn handle_confirmed(&mut self) {
         for peer in self.peers.values_mut() {
             peer.due = None;
         }
     }
 
-    /// Whether a peer is reached now.
+    /// Whether the peer `id` is reached now. `away` is whether the coordinator is away.
     pub(super) fn handle_reach(
         &mut self,
         id: &PublicKey,
@@ -77,19 +80,19 @@ impl SyncSchedule {
         }
     }
 
-    /// A conversation ended.
-    pub(super) fn handle_ended(&mut self, id: &PublicKey, well: bool, now: Instant) {
+    /// A conversation with the peer `id` ended. `succeeded` is whether it came to its end.
+    pub(super) fn handle_ended(&mut self, id: &PublicKey, succeeded: bool, now: Instant) {
         if let Some(peer) = self.peers.get_mut(id) {
             peer.busy = false;
-            peer.failures = if well { 0 } else { peer.failures + 1 };
-            if !well && peer.due.is_none() {
-                let wait = RETRY.saturating_mul(1 << (peer.failures - 1).min(5));
-                peer.due = Some(now + wait.min(RETRY_MOST));
+            peer.failures = if succeeded { 0 } else { peer.failures + 1 };
+            if !succeeded && peer.due.is_none() {
+                let wait = RETRY_PAUSE.saturating_mul(1 << (peer.failures - 1).min(5));
+                peer.due = Some(now + wait.min(MAX_RETRY_PAUSE));
             }
         }
     }
 
-    /// Whom to dial now; `away` is whether the coordinator is.
+    /// The peers that are to be dialled now. `away` is whether the coordinator is away.
     pub(super) fn poll(&mut self, away: bool, now: Instant) -> Vec<PublicKey> {
         if away
             && self
@@ -108,9 +111,9 @@ impl SyncSchedule {
             .filter(|(_, peer)| !peer.busy && peer.due.is_some_and(|at| at <= now))
             .map(|(id, peer)| (!peer.reachable, *id))
             .collect();
-        // Those that are not reached would keep the others waiting.
+        // Peers that are not reached come last: each of them occupies a conversation until it times out.
         due.sort();
-        due.truncate(MOST.saturating_sub(busy));
+        due.truncate(MAX_CONVERSATIONS.saturating_sub(busy));
         for (_, id) in &due {
             if let Some(peer) = self.peers.get_mut(id) {
                 peer.busy = true;
@@ -120,7 +123,7 @@ impl SyncSchedule {
         due.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// The next in turn, of those that are reached.
+    /// The peer whose turn is next, among those that are reached.
     fn next_in_turn(&mut self) -> Option<PublicKey> {
         let from = self.last.map_or(Bound::Unbounded, Bound::Excluded);
         let ahead = self.peers.range((from, Bound::Unbounded));
@@ -148,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn news_go_to_all_at_once_and_again_where_they_failed() {
+    fn news_go_to_all_peers_at_once_and_again_to_those_where_that_failed() {
         let now = Instant::now();
         let mut rounds = rounds(3);
         rounds.handle_news(now);
@@ -156,21 +159,21 @@ mod tests {
         assert!(rounds.poll(false, now).is_empty());
         rounds.handle_ended(&id(1), true, now);
         rounds.handle_ended(&id(2), false, now);
-        // More news while one still listens to the last.
+        // More news come while one conversation is still under way.
         rounds.handle_news(now);
         assert_eq!(rounds.poll(false, now), [id(1), id(2)]);
         rounds.handle_ended(&id(3), true, now);
         assert_eq!(rounds.poll(false, now), [id(3)]);
         rounds.handle_ended(&id(2), false, now);
         assert!(rounds.poll(false, now).is_empty());
-        assert_eq!(rounds.poll(false, now + RETRY), [id(2)]);
+        assert_eq!(rounds.poll(false, now + RETRY_PAUSE), [id(2)]);
         rounds.handle_ended(&id(2), false, now);
         rounds.handle_confirmed();
-        assert!(rounds.poll(false, now + RETRY_MOST).is_empty());
+        assert!(rounds.poll(false, now + MAX_RETRY_PAUSE).is_empty());
     }
 
     #[test]
-    fn each_that_is_reached_has_its_turn_while_the_coordinator_is_away() {
+    fn each_peer_that_is_reached_has_its_turn_while_the_coordinator_is_away() {
         let mut now = Instant::now();
         let mut rounds = rounds(3);
         for n in [1, 3] {
@@ -193,12 +196,12 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_some_conversations_are_under_way() {
+    fn the_number_of_conversations_at_once_is_limited() {
         let now = Instant::now();
         let mut rounds = rounds(200);
         rounds.handle_news(now);
         let first = rounds.poll(true, now);
-        assert_eq!(first.len(), MOST);
+        assert_eq!(first.len(), MAX_CONVERSATIONS);
         assert!(rounds.poll(true, now).is_empty());
         rounds.handle_ended(&first[0], true, now);
         assert_eq!(rounds.poll(true, now).len(), 1);

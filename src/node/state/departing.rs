@@ -1,7 +1,7 @@
 //! Departures that no coordinator has acknowledged yet, one file each, `departing-ID.json`.
 //!
-//! The file outlives the node's identity: it holds what is needed to prove who departs, and nothing else. It is written
-//! before the identity is deleted, so that a kill at any moment leaves the one or the other.
+//! The file outlives the node's identity. It contains the key that proves the identity of the departing node, and the
+//! coordinators. It is written before the identity is deleted, so that a kill at any moment leaves one of the two.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -14,17 +14,18 @@ use crate::records::kinds::{Departure, Record};
 
 const PREFIX: &str = "departing-";
 const SUFFIX: &str = ".json";
-/// Departures that are kept. Each is of a join of this machine; with more than these, something repeats itself.
+/// The maximum number of departures that are kept. Each belongs to a join of this machine. More of them are a sign of a fault
+/// that repeats itself.
 const MAX_DEPARTING: usize = 64;
 
 /// A node of this machine that departs.
 #[derive(Debug, Clone)]
 pub struct Departing {
-    /// Its identity key, which signs the departure and proves who brings it.
+    /// The identity key of the node. It signs the departure, and proves the identity of its sender.
     pub identity: SigningKey,
-    /// Where to bring it.
+    /// The coordinators.
     pub way: Way,
-    /// When it was signed.
+    /// When the departure was signed.
     pub since: UnixSeconds,
 }
 
@@ -43,7 +44,7 @@ impl Departing {
         }
     }
 
-    /// The departure of a node that a coordinator may have admitted; none, if no coordinator was asked.
+    /// The departure of a node that a coordinator may have admitted. None if no coordinator was asked.
     #[must_use]
     pub fn of_pending(pending: &Pending, since: UnixSeconds) -> Option<Self> {
         let way = pending.way.clone().filter(|_| pending.asked)?;
@@ -54,13 +55,13 @@ impl Departing {
         })
     }
 
-    /// Who departs.
+    /// The node that departs.
     #[must_use]
     pub fn id(&self) -> PublicKey {
         self.identity.public()
     }
 
-    /// What is published.
+    /// The record that is published.
     #[must_use]
     pub fn envelope(&self) -> Envelope {
         Envelope::seal(&Record::Departure(Departure::of(self.id())), &self.identity)
@@ -76,7 +77,7 @@ struct Stored {
 }
 
 impl StateDir {
-    /// Writes a departure that is to be brought to a coordinator.
+    /// Writes a departure that is to be sent to a coordinator.
     ///
     /// # Errors
     /// The disk refuses.
@@ -112,7 +113,7 @@ impl StateDir {
             .collect()
     }
 
-    /// Deletes a departure: a coordinator has it.
+    /// Deletes a departure, since a coordinator has it.
     pub fn remove_departing(&self, id: &PublicKey) {
         let _ = std::fs::remove_file(self.path(&name_of(id)));
     }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::StateDir;
 use super::records::RecordLog;
 use crate::node::replica::{RecordsWrite, WriteOutcome, WriteRequest};
 use crate::node::unwritten::Part;
+use crate::os::tasks::{TaskHandle, Tasks};
 
 /// The maximum number of requests that wait. A replica has one outstanding.
 const MAX_REQUESTS: usize = 4;
@@ -20,7 +20,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(in crate::node) struct Writer {
     requests: mpsc::Sender<WriteRequest>,
-    task: JoinHandle<()>,
+    task: TaskHandle,
 }
 
 impl Writer {
@@ -32,13 +32,15 @@ impl Writer {
         let (requests, mut waiting) = mpsc::channel(MAX_REQUESTS);
         let (sender, outcomes) = mpsc::channel(MAX_REQUESTS);
         let mut files = Files { log, dir };
-        let task = tokio::task::spawn_blocking(move || {
+        let write = move || {
             while let Some(request) = waiting.blocking_recv() {
                 if sender.blocking_send(files.write(request)).is_err() {
                     return;
                 }
             }
-        });
+        };
+        let task = async move { tokio::task::spawn_blocking(write).await };
+        let task = Tasks::current().spawn_finite("disk writer", task);
         (Self { requests, task }, outcomes)
     }
 
@@ -51,9 +53,9 @@ impl Writer {
     }
 
     /// Waits until all requests are carried out.
-    pub(in crate::node) async fn stop(self) {
+    pub(in crate::node) async fn stop(mut self) {
         drop(self.requests);
-        if timeout(STOP_TIMEOUT, self.task).await.is_err() {
+        if timeout(STOP_TIMEOUT, self.task.ended()).await.is_err() {
             tracing::warn!("the disk does not answer; the last changes are not written");
         }
     }

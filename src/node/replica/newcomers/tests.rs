@@ -177,7 +177,7 @@ fn one_token_fills_its_own_share_of_what_is_held_back() {
     assert!(newcomers.asks(now).is_empty());
     // A membership that is larger than any that a node makes is not held back at all.
     let mut large = envelope;
-    large.payload = format!("{}{}", large.payload, " ".repeat(MAX_OCTETS));
+    large.payload = format!("{}{}", large.payload, " ".repeat(MAX_MEMBERSHIP_BYTES));
     assert!(!newcomers.hold_back(&large, &held, now));
 }
 
