@@ -32,7 +32,7 @@ const HEARD_LATELY: Duration = Duration::from_secs(5);
 /// A peer counts as in use for this long after a packet was sent to it.
 const IN_USE: Duration = Duration::from_secs(60);
 /// The number of samples before an estimate counts as steady.
-const SETTLED: u32 = 4;
+const STEADY_SAMPLES: u32 = 4;
 /// The part of the estimate (1/n) by which a sample of a steady path may differ. It is smaller than what a change of group
 /// takes, so that no estimate stops on its way to another group.
 const AGREEMENT: u32 = 10;
@@ -109,7 +109,7 @@ impl Estimate {
         self.samples = self.samples.saturating_add(1);
         let weight = self.samples.min(8);
         self.smoothed = (self.smoothed * (weight - 1) + sample) / weight;
-        self.steady = (agrees || varies) && self.samples >= SETTLED;
+        self.steady = (agrees || varies) && self.samples >= STEADY_SAMPLES;
     }
 }
 
@@ -331,14 +331,14 @@ mod tests {
     }
 
     #[test]
-    fn one_sample_that_waited_for_something_changes_no_group() {
+    fn one_delayed_sample_changes_no_group() {
         let mut distances = Distances::default();
         let mut probes = 0;
         let (_, published) = run(&mut distances, Instant::now(), 900, |_| {
             probes += 1;
             ms(if probes == 12 { 13_245.0 } else { 0.25 })
         });
-        assert_eq!(published, [1], "the twelfth probe took 13 s");
+        assert_eq!(published, [1], "only the twelfth probe took 13 s");
         assert!(distances.round_trip(&ID).is_some_and(|rtt| rtt < ms(0.5)));
     }
 

@@ -28,9 +28,9 @@ const PROBE_TIMER: Duration = Duration::from_secs(1);
 /// How often a single probe is sent (MAX_PROBES, section 5.1.2).
 const TRIES: u8 = 3;
 /// How often probes of several sizes are sent: a lost one costs only a few bytes of accuracy.
-const RUNG_TRIES: u8 = 2;
+const SERIES_TRIES: u8 = 2;
 /// The maximum number of probes that are sent at once.
-const RUNGS: u16 = 8;
+const MAX_SERIES: u16 = 8;
 /// The number of bytes by which the result may be too low.
 const RESOLUTION: u16 = 20;
 /// How long after a search the largest size is tried again (PMTU_RAISE_TIMER, section 5.1.1).
@@ -89,7 +89,7 @@ struct Search {
 
 /// The result of a round of probes.
 enum Next {
-    Rungs(Vec<u16>),
+    Series(Vec<u16>),
     Found(u16),
     Nothing,
 }
@@ -186,7 +186,7 @@ impl Path {
                 }
                 let raised = search.raised.unwrap_or(now);
                 match search.next() {
-                    Next::Rungs(sizes) => return Some(search.begin(sizes, now)),
+                    Next::Series(sizes) => return Some(search.begin(sizes, now)),
                     Next::Found(size) => self.limit = size,
                     Next::Nothing => {}
                 }
@@ -200,8 +200,8 @@ impl Path {
         }
     }
 
-    fn search(&mut self, hoped: u16, raised: Option<Instant>, now: Instant) -> Vec<u16> {
-        let sizes = vec![hoped];
+    fn search(&mut self, size: u16, raised: Option<Instant>, now: Instant) -> Vec<u16> {
+        let sizes = vec![size];
         self.state = State::Searching(Search {
             raised,
             fits: None,
@@ -217,7 +217,7 @@ impl Path {
 impl Search {
     fn is_over(&self, now: Instant) -> bool {
         let tries = if self.sizes.len() > 1 {
-            RUNG_TRIES
+            SERIES_TRIES
         } else {
             TRIES
         };
@@ -257,12 +257,14 @@ impl Search {
             (Some(fits), Some(refused)) if refused.saturating_sub(fits) <= RESOLUTION => {
                 Next::Found(fits)
             }
-            (Some(fits), Some(refused)) => Next::Rungs(rungs(fits, refused).skip(1).collect()),
+            (Some(fits), Some(refused)) => {
+                Next::Series(sizes_between(fits, refused).skip(1).collect())
+            }
             (None, Some(refused)) if refused > LEAST_IPV6 => {
-                Next::Rungs(rungs(LEAST_IPV6, refused).collect())
+                Next::Series(sizes_between(LEAST_IPV6, refused).collect())
             }
             (None, Some(refused)) if refused > LEAST => {
-                Next::Rungs(rungs(LEAST, refused).collect())
+                Next::Series(sizes_between(LEAST, refused).collect())
             }
             (None, _) => Next::Nothing,
         }
@@ -270,8 +272,8 @@ impl Search {
 }
 
 /// Evenly spaced sizes from `least` to below `refused`.
-fn rungs(least: u16, refused: u16) -> impl Iterator<Item = u16> {
-    let step = refused.saturating_sub(least).div_ceil(RUNGS).max(1);
+fn sizes_between(least: u16, refused: u16) -> impl Iterator<Item = u16> {
+    let step = refused.saturating_sub(least).div_ceil(MAX_SERIES).max(1);
     (least..refused).step_by(usize::from(step))
 }
 
@@ -311,11 +313,15 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_carries_everything_is_probed_once() {
+    fn a_path_with_the_full_mtu_is_probed_once() {
         let start = Instant::now();
         let mut mtu = PathMtu::new(1420);
         mtu.handle_way(ID, way(1, false, 0));
-        assert_eq!(run(&mut mtu, start, 5, 1420), [], "nobody is there");
+        assert_eq!(
+            run(&mut mtu, start, 5, 1420),
+            [],
+            "the peer is not reachable"
+        );
         mtu.handle_way(ID, way(1, true, 0));
         let log = run(&mut mtu, start, 590, 1420);
         assert_eq!(log, [(Duration::ZERO, vec![1420])]);
@@ -330,7 +336,11 @@ mod tests {
         let mut mtu = PathMtu::new(1420);
         mtu.handle_way(ID, way(1, true, 0));
         let log = run(&mut mtu, start, 3, 1340);
-        assert_eq!(mtu.limit(&ID), 1420, "nothing is concluded too soon");
+        assert_eq!(
+            mtu.limit(&ID),
+            1420,
+            "the limit stays until the search ends"
+        );
         assert!(log.iter().all(|(_, sizes)| *sizes == [1420]), "{log:?}");
         run(&mut mtu, start + Duration::from_secs(3), 3, 1340);
         assert_eq!(mtu.limit(&ID), 1334);
@@ -343,7 +353,7 @@ mod tests {
         mtu.handle_way(ID, way(1, true, 0));
         run(&mut mtu, start, 60, 1420);
         let later = start + Duration::from_secs(60);
-        assert_eq!(run(&mut mtu, later, 60, 1300), [], "nobody sends");
+        assert_eq!(run(&mut mtu, later, 60, 1300), [], "no packets are sent");
         mtu.handle_way(ID, way(1, true, 1 << 20));
         run(&mut mtu, later + Duration::from_secs(60), 8, 1300);
         assert!((1280..=1300).contains(&mtu.limit(&ID)));
@@ -370,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_endpoint_is_searched_at_once_and_what_was_known_holds_until_then() {
+    fn a_new_endpoint_is_searched_at_once_and_the_old_result_is_valid_until_then() {
         let start = Instant::now();
         let mut mtu = PathMtu::new(1420);
         mtu.handle_way(ID, way(1, true, 0));
@@ -384,19 +394,19 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_answers_nothing_shows_nothing() {
+    fn a_peer_that_answers_no_probe_changes_nothing() {
         let start = Instant::now();
         let mut mtu = PathMtu::new(1420);
         mtu.handle_way(ID, way(1, true, 0));
         let log = run(&mut mtu, start, 30, 0);
         assert_eq!(mtu.limit(&ID), 1420);
-        assert_eq!(log.len(), usize::from(TRIES + 2 * RUNG_TRIES));
+        assert_eq!(log.len(), usize::from(TRIES + 2 * SERIES_TRIES));
         assert!(!mtu.is_searching(&ID));
     }
 
     proptest! {
         #[test]
-        fn what_is_found_fits_and_is_nearly_all_that_fits(widest in 1280u16..=9000, carries in 576u16..=9000) {
+        fn the_result_fits_and_is_close_to_the_mtu_of_the_path(widest in 1280u16..=9000, carries in 576u16..=9000) {
             let start = Instant::now();
             let mut mtu = PathMtu::new(widest);
             mtu.handle_way(ID, way(1, true, 0));

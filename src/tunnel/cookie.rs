@@ -142,7 +142,7 @@ mod tests {
         source.parse().expect("a literal")
     }
 
-    /// A message of a handshake's length, its second MAC made with the cookie that came in `reply`.
+    /// A message with the length of a handshake, whose second MAC was made with the cookie in `reply`.
     fn proven(key: &[u8; 32], first: &[u8; 148], reply: &[u8; REPLY]) -> [u8; 148] {
         let mut cookie: [u8; MAC] = reply[32..48].try_into().expect("16 bytes");
         <XChaCha20Poly1305 as KeyInit>::new(key.into())
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_outlives_one_change_of_the_secret_and_not_two() {
+    fn a_cookie_is_valid_after_one_change_of_the_secret_and_not_after_two() {
         let (start, key, source) = (Instant::now(), reply_key(&[5; 32]), at("192.0.2.1:1000"));
         let mut cookies = Cookies::new([1; 32], start);
         let made = start + Duration::from_secs(119);

@@ -175,7 +175,7 @@ mod tests {
         SocketAddr::from((n.wrapping_mul(2_654_435_761).to_be_bytes(), n as u16))
     }
 
-    /// An initiation with a right first MAC, as anybody can make one who knows the public key.
+    /// An initiation with a correct first MAC, which takes only the public key to make.
     fn initiation(from: u8, to: &StaticKeys) -> (Noise, [u8; 148]) {
         let from = StaticKeys::new(StaticSecret::from([from; 32]));
         let mut noise = Noise::new(&from, to.public(), None, None, 7, Instant::now());
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_gets_in_through_a_flood_from_forged_sources_at_its_second_try() {
+    fn a_new_peer_is_admitted_at_its_second_try_during_a_flood_from_forged_sources() {
         let (start, node) = (Instant::now(), StaticKeys::new(StaticSecret::from([1; 32])));
         let mut limiter = HandshakeLimiter::new([9; 32], start);
         let (_, attack) = initiation(2, &node);
@@ -203,7 +203,7 @@ mod tests {
             }
             from + Duration::from_millis(50)
         };
-        // 50,000 a second; the newcomer comes amid them, and 5 s later once more.
+        // There are 50,000 a second. The new peer tries once among them, and again 5 s later.
         let now = flood(&mut limiter, start);
         let Admission::Prove(reply) = limiter.admit(node.reply_key(), &first, home, now) else {
             panic!("no cookie for the newcomer");
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_sources_has_a_bound() {
+    fn the_table_of_sources_is_bounded() {
         let start = Instant::now();
         let mut limiter = HandshakeLimiter::new([9; 32], start);
         for i in 0..200_000u32 {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn cookies_have_a_bound_too() {
+    fn cookies_are_limited() {
         let (start, node) = (Instant::now(), StaticKeys::new(StaticSecret::from([1; 32])));
         let mut limiter = HandshakeLimiter::new([9; 32], start);
         let (_, attack) = initiation(2, &node);

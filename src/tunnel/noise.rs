@@ -461,7 +461,7 @@ pub(in crate::tunnel) mod tests {
 
     proptest! {
         #[test]
-        fn any_change_to_a_sealed_packet_is_noticed(at in 0usize..96, bit in 0u8..8) {
+        fn a_changed_sealed_packet_is_refused(at in 0usize..96, bit in 0u8..8) {
             let (mut to_b, mut to_a) = established();
             let (mut x, mut y) = (vec![0; 4096], vec![0; 4096]);
             let (length, _) = to_b.seal(&packet(7), &mut x, Instant::now()).expect("a session");

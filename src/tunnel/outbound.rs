@@ -190,7 +190,7 @@ fn answer_locally(
     }
 }
 
-/// Sends an error to the sender of `packet`, through the device, which says what size fits.
+/// Sends an error with the size that fits to the sender of `packet`, through the device.
 fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, fits: u16) {
     let mut error = [0; MAX_ERROR];
     if let Some(length) = too_big::answer(packet, ip, fits, &mut error) {

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_probe_that_left_at_once_under_a_session_that_lasted_is_a_sample() {
+    fn a_probe_is_a_sample_only_if_it_left_at_once_and_its_session_stayed_in_use() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let took = |trip: Option<RoundTrip>| trip.map(|trip| trip.took.as_millis());
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_nobody_asked_for_or_that_is_repeated_changes_nothing() {
+    fn an_answer_without_a_probe_or_a_repeated_one_changes_nothing() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut probes = Probes::default();
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_without_room_or_of_two_families_is_not_written() {
+    fn a_probe_without_space_or_of_two_families_is_not_written() {
         let address = |text: &str| text.parse::<IpAddr>().expect("a literal");
         let mut out = [0; 100];
         let (v4, v6) = (address("10.0.0.1"), address("fd00::1"));

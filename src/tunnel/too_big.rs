@@ -6,9 +6,10 @@
 //! packets from a device whose source is an address of the kernel itself.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::packet::{self, ICMP, ICMP6, Ip};
+use crate::model::rate::{Bucket, Rate};
 
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5). An error never reports less.
 const LEAST_IPV6: usize = 1280;
@@ -18,10 +19,11 @@ const MAX_V4: usize = 576;
 const MAX_V6: usize = 1280;
 /// The maximum size of any error in bytes.
 pub const MAX_ERROR: usize = MAX_V6;
-/// The maximum number of errors a second (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f)).
-const RATE: u32 = 1000;
-/// The maximum number of errors at once.
-const BURST: u32 = 50;
+/// The maximum number of errors a second and at once (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f)).
+const ERRORS: Rate = Rate {
+    per_second: 1000.0,
+    burst: 50.0,
+};
 /// The precedence of network control (RFC 1812 section 4.3.2.5).
 const NETWORK_CONTROL: u8 = 0xc0;
 const DONT_FRAGMENT: u8 = 0x40;
@@ -117,40 +119,25 @@ fn may_be_answered(packet: &[u8], ip: &Ip) -> bool {
 
 /// Limits how many errors are sent.
 #[derive(Debug)]
-pub struct ErrorLimit {
-    left: u32,
-    filled: Instant,
-}
+pub struct ErrorLimit(Bucket);
 
 impl ErrorLimit {
     /// A limit that admits a burst at `now`.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self {
-            left: BURST,
-            filled: now,
-        }
+        Self(Bucket::full(ERRORS, now))
     }
 
     /// Whether one more may be sent.
     pub fn admit(&mut self, now: Instant) -> bool {
-        let one = Duration::from_secs(1) / RATE;
-        let earned = now.saturating_duration_since(self.filled).as_nanos() / one.as_nanos();
-        if earned > 0 {
-            self.left = BURST.min(
-                self.left
-                    .saturating_add(u32::try_from(earned).unwrap_or(BURST)),
-            );
-            self.filled = now;
-        }
-        let admitted = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        admitted
+        self.0.take(now)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use proptest::prelude::*;
 

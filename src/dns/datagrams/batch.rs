@@ -145,8 +145,9 @@ fn send_singly(socket: &Socket, run: &Message<'_>) {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
-    use std::os::fd::AsRawFd as _;
     use std::time::Duration;
+
+    use nix::sys::socket::{setsockopt, sockopt};
 
     use super::*;
 
@@ -231,22 +232,23 @@ mod tests {
         }
     }
 
+    /// SO_NO_CHECK, which nix does not have.
+    #[derive(Clone)]
+    struct NoCheck;
+
+    nix::setsockopt_impl!(
+        NoCheck,
+        libc::SOL_SOCKET,
+        libc::SO_NO_CHECK,
+        libc::c_int,
+        sockopt::SetStruct<libc::c_int>
+    );
+
     #[test]
     fn replies_that_the_kernel_does_not_take_as_one_go_one_by_one() {
         let mut batch = Batch::new();
         let without_checksums = |server: &Socket| {
-            let on: libc::c_int = 1;
-            // SAFETY: the option's value is an int, of which the address and size are given.
-            let done = unsafe {
-                libc::setsockopt(
-                    server.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    libc::SO_NO_CHECK,
-                    (&raw const on).cast(),
-                    size_of_val(&on) as libc::socklen_t,
-                )
-            };
-            assert_eq!(done, 0);
+            setsockopt(server, NoCheck, &1).expect("a UDP socket");
         };
         let got = exchange(
             &mut batch,

@@ -17,7 +17,7 @@ pub(super) struct Name([u8; 32]);
 impl Name {
     pub(super) const EMPTY: Self = Self([0; 32]);
 
-    /// The space in bytes, as the kernel wants to know it.
+    /// The size of the space in bytes, which the kernel reads before it writes an address.
     pub(super) const LENGTH: libc::socklen_t = size_of::<Self>() as libc::socklen_t;
 
     /// The structure for `address`, and its length.

@@ -48,7 +48,7 @@ fn packet(v6: bool, protocol: u8, port: u16, sequence: u32, flags: u8, payload: 
     p
 }
 
-/// What the device is given for `packets`.
+/// The packets that are written to the device for `packets`.
 fn coalesce(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
     let mut arena = Vec::new();
     let mut coalescer = Coalescer::new(true);
@@ -127,7 +127,7 @@ fn a_gap_another_flow_or_a_broken_checksum_does_not_merge() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
     #[test]
-    fn coalesced_then_split_every_flow_is_as_it_was(
+    fn packets_that_are_merged_and_split_again_are_the_same_in_each_flow(
         steps in prop::collection::vec((0u16..4, any::<bool>(), prop::bool::weighted(0.1), 1usize..1400, prop::bool::weighted(0.7)), 1..120),
     ) {
         let mut sequences = [0u32; 4];
@@ -145,7 +145,7 @@ proptest! {
         }
         let again = split_again(coalesce(&packets));
         prop_assert_eq!(again.len(), packets.len());
-        // Identification, PSH and with them the checksums may differ; order and everything else may not.
+        // Identification, PSH and therefore the checksums may differ. The order and everything else may not.
         let canon = |packets: &[Vec<u8>], flow: u16| -> Vec<Vec<u8>> {
             packets.iter().filter_map(|p| {
                 let mut p = p.clone();
@@ -165,7 +165,7 @@ proptest! {
     }
 
     #[test]
-    fn large_packets_split_and_interleaved_are_merged_to_what_they_were(
+    fn large_packets_that_are_split_and_interleaved_are_merged_again(
         batches in prop::collection::vec((
             prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), 1usize..1381, 2usize..=64, 0usize..1380), 1..=FLOWS),
             any::<u64>(),
@@ -178,10 +178,10 @@ proptest! {
                     let protocol = if *tcp { TCP } else { UDP };
                     let transport = if *v6 { 40 } else { 20 };
                     let headers = transport + if *tcp { 32 } else { 8 };
-                    // As many whole segments as a packet holds, and perhaps a shorter one.
+                    // The packet has as many whole segments as fit, and perhaps a shorter one.
                     let count = (*count).min((MAX_MERGED - headers) / segment);
                     let bytes = segment * count - short % segment;
-                    // Whether a short segment ended a write cannot be told from it: the merge says that it did.
+                    // A short segment does not show whether it ended a write. The merged packet says that it did.
                     let push = *push || bytes % segment != 0;
                     let payload: Vec<u8> = (0..bytes).map(|i| (i * 31 + flow) as u8).collect();
                     let flags = if push { 0x18 } else { 0x10 };
@@ -190,7 +190,7 @@ proptest! {
                     if bytes <= *segment {
                         return (VnetHeader::default(), packet);
                     }
-                    // The kernel leaves the sum of the pseudo-header in the checksum's place.
+                    // The kernel leaves the sum of the pseudo-header in the place of the checksum.
                     let length = packet.len() - transport;
                     let at = transport + if *tcp { 16 } else { 6 };
                     let pseudo = packet::fold(packet::pseudo_header_sum(&packet, protocol, length));
@@ -206,7 +206,7 @@ proptest! {
                     segments
                 })
                 .collect();
-            // The first segments in order, then whichever flow's turn it is by chance.
+            // The first segments are in order. Then each next segment is of a random flow.
             let mut packets: Vec<Vec<u8>> = waiting.iter_mut().filter_map(|flow| flow.pop_front()).collect();
             let mut chance = order;
             while waiting.iter().any(|flow| !flow.is_empty()) {
@@ -219,7 +219,7 @@ proptest! {
     }
 
     #[test]
-    fn any_packet_and_offload_header_split_or_are_refused(
+    fn any_packet_with_any_offload_header_is_split_or_refused(
         header in any::<[u8; VNET_HEADER]>(),
         mut bytes in prop::collection::vec(any::<u8>(), 0..400),
         version in prop_oneof![Just(0x45u8), Just(0x60), any::<u8>()],
