@@ -1,7 +1,8 @@
 //! The records of a node, kept in step with the coordinator and with peers. Pure: the clock is an argument, and all that is to
 //! be done outside is returned as an [`Effect`].
 //!
-//! A [`Replica`] decides which records this node holds, offers, requests again and sends to its peers. Its life cycle:
+//! A [`Replica`] decides which records this node holds, offers to the coordinator, requests again and sends to its peers. Its
+//! life cycle:
 //!
 //! 1. [`Replica::new`] takes what is on disk.
 //! 2. Every event is one call of a `handle_*` method: of the control stream, of a conversation with a peer, the end of a

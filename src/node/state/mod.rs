@@ -1,17 +1,17 @@
-//! What a node keeps on disk, in its state directory (0700):
+//! The files in the state directory of a node (0700):
 //!
-//! | file | what | if it is damaged |
+//! | file | content | if it is damaged |
 //! |---|---|---|
-//! | `identity.json` | the node's keys and its place in the mesh | meshd does not start: nothing can replace it |
-//! | `pending.json` | keys and certificate of a join under way | the join is begun afresh |
+//! | `identity.json` | the node's keys, name and addresses | meshd does not start, since nothing can replace it |
+//! | `pending.json` | keys and certificate of a join under way | the join starts again |
 //! | `departing-ID.json` | a departure that no coordinator has acknowledged | the name stays taken until it is removed |
-//! | `records.jsonl` | every verified record, one envelope a line | damaged lines are left out and come again |
-//! | `position.json` | where the node stands in the coordinator's changes | everything is asked for again |
+//! | `records.jsonl` | every verified record, one envelope a line | damaged lines are left out, and the records are requested again |
+//! | `position.json` | the position in the changes of the coordinator's store | all records are requested again |
 //! | `in_step.json` | when the node was last in step with a coordinator | memberships of any date are accepted once |
-//! | `newcomers.json` | memberships held back, and those accepted on trust | the former come again, and this node vouches for the latter |
-//! | `instances.json` | the addresses of containers | they get new ones |
+//! | `newcomers.json` | memberships that are held back, and those that were accepted on trust | the former are received again, and this node vouches for the latter |
+//! | `instances.json` | the addresses of containers | containers get new addresses |
 //! | `service-addresses.json` | which service has which service address here | services may get other addresses |
-//! | `services.json` | services added with `meshctl service add`, drains | said, kept aside as `services.json.damaged` |
+//! | `services.json` | services added with `meshctl service add`, drains | meshd reports that; the file is kept as `services.json.damaged` |
 
 pub mod departing;
 pub mod records;
