@@ -1,4 +1,4 @@
-//! Answers a question from the zone. Pure: the caller brings the randomness.
+//! Answers a question from the zone. Pure: the caller passes the random number.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,12 +16,12 @@ mod local_names;
 pub(super) use local_names::is_local;
 pub use local_names::is_special;
 
-/// What to do with a question.
+/// How a question is answered.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict {
-    /// Answer it so.
+    /// With this answer.
     Answer(Answer),
-    /// It is neither about the mesh nor about a name for special use: ask the upstreams.
+    /// By the upstreams. The name is neither of the mesh nor one for special use.
     Forward,
 }
 
@@ -36,17 +36,17 @@ pub struct Answer {
     pub authority: Vec<Record>,
     /// Addresses of SRV targets.
     pub additional: Vec<Record>,
-    /// Whether what is answered is not usable, for want of anything that is.
+    /// Whether unusable instances are answered, because no instance is usable.
     pub flagged: bool,
 }
 
-/// Where a name is.
+/// The part of the namespace that a name is in.
 enum Place {
-    /// Under the domain: the rest, in lower case.
+    /// The domain of the mesh, with the labels in front of it in lower case.
     Mesh(String),
-    /// In one of the mesh's reverse zones: the address, if it is a whole one.
+    /// A reverse zone of the mesh, with the address if the name is that of a whole one.
     Reverse(Option<IpAddr>),
-    /// Elsewhere.
+    /// Outside the mesh.
     Other,
 }
 
@@ -94,8 +94,8 @@ impl Responder<'_> {
         let answers: Vec<RData> = match record_type {
             RecordType::A => self.addresses(IpAddr::is_ipv4),
             RecordType::AAAA => self.addresses(IpAddr::is_ipv6),
-            RecordType::SRV if entry.has_srv => self.services(&mut additional),
-            RecordType::TXT if entry.has_addresses => self.texts(),
+            RecordType::SRV if entry.kind.has_srv => self.services(&mut additional),
+            RecordType::TXT if entry.kind.has_addresses => self.texts(),
             RecordType::SOA if entry.apex => vec![soa_data(self.zone)],
             RecordType::NS if entry.apex => absolute(self.zone, "ns")
                 .map(|n| RData::NS(NS(n)))
@@ -231,7 +231,7 @@ fn place(zone: &Zone, name: &Name) -> Place {
         return Place::Other;
     };
     let Some(text) = plain(name) else {
-        // Labels that are no text can only be names that do not exist; they are ours if the last label is.
+        // No name of the mesh has such labels. If the last label is the domain, the name does not exist.
         let ours = name
             .iter()
             .next_back()
@@ -292,7 +292,8 @@ fn reverse_v6(addresses: &MeshAddresses, labels: &str) -> Option<Option<IpAddr>>
     inside.then(|| (bits == 128).then(|| Ipv6Addr::from(whole).into()))
 }
 
-/// The name as lower-case text without the last dot, if all its labels are plain.
+/// Returns the name as text in lower case and without the last dot, if its labels have letters, digits, hyphens and underscores
+/// only.
 fn plain(name: &Name) -> Option<String> {
     let mut text = String::with_capacity(64);
     for label in name.iter() {
@@ -361,7 +362,7 @@ fn soa(zone: &Zone, relative: &str) -> Option<Record> {
     ))
 }
 
-/// The SOA of a reverse zone stands where its prefix does, or at the label boundary above.
+/// Returns the SOA of a reverse zone. Its owner is the name of the prefix, or that of the next shorter prefix that ends at a label.
 fn reverse_soa(zone: &Zone, name: &Name) -> Option<Record> {
     let addresses = zone.addresses.as_ref()?;
     let v6 = name
@@ -391,7 +392,7 @@ fn soa_data(zone: &Zone) -> RData {
     ))
 }
 
-/// A name under the domain. All names of a zone are labels that were checked; a chain of them may still be too long.
+/// Returns the absolute name. The labels of a zone are valid, but many of them together may be too long for a name.
 fn absolute(zone: &Zone, relative: &str) -> Option<Name> {
     let text = if relative.is_empty() {
         format!("{}.", zone.domain)

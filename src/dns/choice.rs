@@ -1,4 +1,4 @@
-//! Which instances of a name are answered, and in which order. Pure: the caller brings the randomness.
+//! Chooses the instances of a name that are answered, and their order. Pure: the caller passes the random number.
 //!
 //! The places of an answer are shared among the nodes that serve the name, not among instances. A node takes no place from
 //! another node, however many instances it publishes and however many addresses and ports each of them has. The nodes get
@@ -16,20 +16,21 @@ const FEW: usize = 64;
 /// The largest ratio of the weights of two nodes that serve a name.
 const MAX_ADVANTAGE: u64 = 10;
 
-/// What a name, relative to the domain, means.
+/// The entry that a name leads to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found<'a> {
     pub(super) entry: &'a Entry,
-    /// Only the nearest of its instances are meant.
+    /// Only the nearest instances are answered.
     pub(super) nearest: bool,
 }
 
-/// Finds a name. One that begins with `nearest` belongs to the service below it; without such a service it means itself.
+/// Finds a name. A name that begins with `nearest` leads to the service behind it, if there is one, and otherwise to its own
+/// entry.
 pub(super) fn find<'a>(zone: &'a Zone, relative: &str) -> Option<Found<'a>> {
     let below = relative
         .strip_prefix(NEAREST)
         .and_then(|rest| zone.find(rest.strip_prefix('.')?));
-    if let Some(entry) = below.filter(|entry| entry.is_service) {
+    if let Some(entry) = below.filter(|entry| entry.kind.is_service) {
         let nearest = true;
         return Some(Found { entry, nearest });
     }
@@ -70,7 +71,7 @@ impl<'a> Allocation<'a> {
             entry,
             few: [NodePlaces::default(); FEW],
             many: Vec::new(),
-            // Of nothing but zeros nothing else would come.
+            // xorshift64 returns zeros only if it starts with zero.
             random: entropy | 1,
         };
         let shares = entry.shares();
@@ -186,7 +187,7 @@ impl<'a> Allocation<'a> {
         }
     }
 
-    /// xorshift64 (Marsaglia, 2003): the order need not be unpredictable, only even.
+    /// Returns a random number below `bound` by xorshift64 (Marsaglia, 2003). The order must be even, but not unpredictable.
     fn below(&mut self, bound: usize) -> usize {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
@@ -298,7 +299,7 @@ fn divide_weights_of(records: &mut [Weighted], priority: u16) {
     if nodes.iter().all(in_proportion) {
         return;
     }
-    // Larger numbers lose less when they are rounded.
+    // Rounding changes larger numbers less.
     let largest = nodes.iter().map(|(_, _, due)| *due).max().unwrap_or(1);
     let scale = (u64::from(u16::MAX) / largest.max(1)).clamp(1, 100);
     for record in records.iter_mut().filter(|r| r.priority == priority) {

@@ -1,5 +1,5 @@
-//! Datagrams by the batch: threads with a socket each, which answer names of the mesh themselves and leave the rest to
-//! others.
+//! Threads that receive and send datagrams in batches. Each thread has a socket of its own. It answers queries by the fast path and
+//! hands all others over to the full path.
 
 mod batch;
 
@@ -19,26 +19,26 @@ use super::job::{Job, Reply};
 use super::resolver::Resolver;
 use super::transport::Transport;
 
-/// Octets asked for as a socket's buffers: what comes while all cores are busy elsewhere for some milliseconds.
+/// The size of a socket's buffers in bytes. They hold what arrives while all cores are busy for some milliseconds.
 const SOCKET_BUFFER: usize = 1024 * 1024;
-/// Sockets of one address at most, however many cores there are.
+/// The maximum number of sockets of one address.
 const MAX_SOCKETS: usize = 4;
-/// Cores for each socket of an address: the clients and the tunnel want some too, and the fewer threads the datagrams are
-/// spread over, the more of them come at once.
+/// The number of cores for each socket of an address. The clients and the tunnel need cores too, and with fewer threads a batch has
+/// more datagrams.
 const CORES_A_SOCKET: usize = 2;
-/// How long a thread rests when the system refuses to receive.
-const REST: Duration = Duration::from_millis(20);
+/// The wait after an error of the system before the next attempt to receive.
+const RECEIVE_RETRY: Duration = Duration::from_millis(20);
 
-/// The threads that answer at one address. Dropping it ends them.
+/// The threads that answer at one address. Dropping this ends them.
 pub(super) struct Datagrams {
     stopped: Arc<AtomicBool>,
     threads: Vec<(Arc<Socket>, JoinHandle<()>)>,
 }
 
 impl Datagrams {
-    /// Begins to answer at `address`.
+    /// Starts to answer at `address`.
     pub(super) fn start(address: SocketAddr, resolver: &Arc<Resolver>) -> io::Result<Self> {
-        // A port that others share among themselves could be shared unnoticed: so it is first taken alone.
+        // With SO_REUSEPORT a bind succeeds even if another program listens there. A bind without it shows that none does.
         open(address, false)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let stopped = Arc::new(AtomicBool::new(false));
@@ -63,17 +63,17 @@ impl Drop for Datagrams {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::Release);
         for (socket, _) in &self.threads {
-            // It says that the socket is not connected, and wakes who waits in it all the same.
+            // The call fails because the socket is not connected, but it wakes a thread that waits in it.
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
         for (_, thread) in self.threads.drain(..) {
-            // A thread that panicked has said so.
+            // A panic of the thread has been written to the log.
             let _ = thread.join();
         }
     }
 }
 
-/// Listens for connections.
+/// Opens a listener for connections.
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
@@ -90,7 +90,7 @@ fn open(address: SocketAddr, shared: bool) -> io::Result<Socket> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_port(shared)?;
-    // The system gives what it will.
+    // The system may limit the size.
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
     socket.bind(&address.into())?;
@@ -105,7 +105,7 @@ fn serve(socket: &Arc<Socket>, resolver: &Arc<Resolver>, stopped: &AtomicBool) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
                 tracing::debug!(%error, "cannot receive queries");
-                std::thread::sleep(REST);
+                std::thread::sleep(RECEIVE_RETRY);
                 continue;
             }
         };
@@ -125,7 +125,7 @@ fn serve(socket: &Arc<Socket>, resolver: &Arc<Resolver>, stopped: &AtomicBool) {
                 Outcome::FullPath(place) => {
                     let socket = Arc::clone(socket);
                     let deliver = move |reply: Reply| {
-                        // A full socket buffer loses datagrams as the network does; the client asks again.
+                        // If the buffer of the socket is full, the datagram is lost, and the client asks again.
                         let flags = libc::MSG_DONTWAIT;
                         let _ = socket.send_to_with_flags(&reply.message, &client.into(), flags);
                     };

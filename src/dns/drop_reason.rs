@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Counts since the start.
 #[derive(Debug, Default)]
 pub struct Counts {
-    /// Queries taken in.
+    /// Queries that were answered, by the zone or by an upstream.
     pub queries: AtomicU64,
-    /// Of them, forwarded.
+    /// Queries that were forwarded.
     pub forwarded: AtomicU64,
-    /// Of them, with an answer that pointed into the mesh: what did was taken out.
+    /// Forwarded queries whose answer had records that pointed into the mesh, which were removed.
     pub rebound: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
 }
 
 impl Counts {
-    /// Queries not answered, or answered with a failure without being looked at, by reason.
+    /// Returns the number of dropped queries and connections for each reason. Some of the queries got an error as a reply.
     pub fn dropped(&self) -> impl Iterator<Item = (DropReason, u64)> {
         let counts = self.drops.iter().map(|n| n.load(Ordering::Relaxed));
         DropReason::ALL.into_iter().zip(counts)
@@ -28,20 +28,20 @@ impl Counts {
     }
 }
 
-/// Why a query, or a connection, is dropped.
+/// The reason for which a query or a connection is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropReason {
-    /// The source may not ask: no reply.
+    /// The source may not ask. It gets no reply.
     Foreign,
-    /// No query: no reply.
+    /// The message is no query. It gets no reply.
     Malformed,
-    /// A reply, which is never answered.
+    /// The message is a reply, and replies are never answered.
     Reply,
-    /// The client asks too fast, whatever it asks: no reply.
+    /// The client exceeds its rate of queries. It gets no reply.
     Rate,
-    /// The client asks too fast what must be forwarded: it is told so.
+    /// The client exceeds its rate of forwarded queries. It gets SERVFAIL.
     ForwardRate,
-    /// Too many forwarded queries are under way, of the client or altogether: it is told so.
+    /// Too many forwarded queries of this client or of all clients are in progress. The client gets SERVFAIL.
     ForwardShare,
     /// The client has spent its share of a core. It gets no reply, or SERVFAIL for a query that must be forwarded.
     Work,
@@ -49,7 +49,7 @@ pub enum DropReason {
     Recursion,
     /// Too many queries wait, of this client or of all clients. There is no reply.
     Queue,
-    /// Too many connections, of the client or altogether.
+    /// This client or all clients together have too many connections.
     Connections,
     /// The reply is large, and there is no memory for it among the large replies in progress. The client gets SERVFAIL.
     Memory,

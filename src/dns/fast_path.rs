@@ -1,9 +1,9 @@
-//! Plain questions, the bulk of all: addresses of a name of the mesh, answered from the octets of the query into the
-//! octets of the reply, without taking the message apart and without memory of their own. Pure.
+//! The fast path: it answers the bulk of all queries, which ask for addresses of a name of the mesh. It reads the bytes of the
+//! query and writes the bytes of the reply, without parsing the message in full and without allocating memory. Pure.
 //!
-//! Queries that are not plain are left to [`super::names`], which would answer plain queries in the same way. A name with
-//! more instances than the caller permits is left to it too: the threads that carry packets have time for a few instances
-//! only.
+//! All other queries are left to the full path ([`super::names`]), which would give the same answers; a test holds both to the
+//! same bytes. A name with more instances than the caller permits is left to the full path too, because the threads that carry
+//! packets have time for a few instances only.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -15,7 +15,7 @@ use super::transport::{
 use super::zone::{NEGATIVE_TTL, TTL, Zone};
 
 const HEADER: usize = 12;
-/// Octets of a name at most (RFC 1035 section 3.1).
+/// The maximum size of a name in bytes (RFC 1035 section 3.1).
 const MAX_NAME: usize = 255;
 const A: u16 = 1;
 const SOA: u16 = 6;
@@ -30,7 +30,7 @@ const POINTER: u16 = 0xc000;
 /// The most instances of a name that are visited in threads that carry packets. An instance has at most four addresses.
 pub(super) const FEW_INSTANCES: usize = 64;
 
-/// What a query is.
+/// The result of the fast path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FastPath {
     /// The reply is written.
@@ -41,7 +41,7 @@ pub(super) enum FastPath {
     NeedsFullParse,
 }
 
-/// Answers `query` into `reply`, if it is plain.
+/// Writes the answer to `query` into `reply`, if the fast path can answer it.
 pub(super) fn answer(
     zone: &Zone,
     query: &[u8],
@@ -132,14 +132,14 @@ fn without_records(query: &[u8], code: u8, options: &[u8], reply: &mut Vec<u8>) 
     };
     question.begin(query, reply);
     if let Some(flags) = reply.get_mut(2) {
-        // Nothing is said with authority.
+        // The reply is not authoritative.
         *flags &= !4;
     }
     set_code(reply, code);
     question.end(options, reply);
 }
 
-/// How many instances an answer to `query` may visit. If the query is not for addresses, their ports are counted too.
+/// Returns how many instances an answer to `query` may visit. If the query is not for addresses, their ports are counted too.
 pub(super) fn walked(zone: &Zone, query: &[u8]) -> usize {
     let mut text = [0; MAX_NAME];
     let Some(question) = Question::parse(query, &mut text) else {
@@ -158,9 +158,9 @@ pub(super) fn walked(zone: &Zone, query: &[u8]) -> usize {
 
 #[derive(Debug, Clone, Copy)]
 struct Question {
-    /// Where in the query the question ends.
+    /// The position in the query at which the question ends.
     end: usize,
-    /// Octets of the name as text, and where in the query its last two labels are.
+    /// The length of the name as text, and the positions of its last two labels in the query.
     length: usize,
     last: usize,
     before_last: usize,
@@ -175,10 +175,10 @@ struct Edns {
 }
 
 impl Question {
-    /// Takes a query apart whose name is letters, digits, hyphens and underscores; writes it to `text` in lower case.
+    /// Parses a query whose name has letters, digits, hyphens and underscores only. Writes the name to `text` in lower case.
     fn parse(query: &[u8], text: &mut [u8; MAX_NAME]) -> Option<Self> {
         let header = query.first_chunk::<HEADER>()?;
-        // A query, of the kind QUERY, with one question and nothing else but EDNS.
+        // A query with the operation QUERY, one question, and at most an OPT record.
         if header[2] & 0xf8 != 0 || header[4..10] != [0, 1, 0, 0, 0, 0] || header[10] != 0 {
             return None;
         }
@@ -210,7 +210,7 @@ impl Question {
             (before_last, last) = (last, at);
             at += 1 + label_length;
         }
-        // The text is one octet shorter than the name without its end, and the name has at most 255 of them.
+        // The text is one byte shorter than the name without its end, and the name has at most 255 of them.
         if at + 1 - HEADER > MAX_NAME {
             return None;
         }
@@ -240,25 +240,25 @@ impl Question {
         query.get(2).is_some_and(|flags| flags & 1 != 0)
     }
 
-    /// Octets of a datagram that the client takes, and that pass every path.
+    /// Returns the maximum size of a datagram that the client accepts and that passes every path.
     fn room(&self) -> usize {
         let payload = self.edns.map_or(PLAIN_UDP, |edns| edns.payload);
         payload.clamp(PLAIN_UDP, MAX_UDP).into()
     }
 
-    /// The header and the question, as it was asked (RFC 4343).
+    /// Writes the header, and the question in the case of the query (RFC 4343).
     fn begin(&self, query: &[u8], reply: &mut Vec<u8>) {
         reply.clear();
         reply.extend_from_slice(query.get(..self.end).unwrap_or_default());
         if let Some([flags, more, counts @ ..]) = reply.get_mut(2..HEADER) {
-            // QR and AA, and of the query RD; RA, and of the query CD.
+            // QR, AA and RA are set. RD and CD are copied from the query.
             *flags = 0x84 | (*flags & 1);
             *more = 0x80 | (*more & 0x10);
             counts.copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
         }
     }
 
-    /// Writes the addresses of one family; gives how many.
+    /// Writes the addresses of one family, and returns how many there are.
     fn addresses(
         &self,
         zone: &Zone,
@@ -285,13 +285,13 @@ impl Question {
                     reply.extend_from_slice(&v6.octets());
                 }
             }
-            // No message is longer; what is too long for the client is found out at the end.
+            // No message is longer. Whether the reply is too long for the client is checked at the end.
             reply.len() - before < usize::from(u16::MAX) / 2
         });
         count
     }
 
-    /// Writes the SOA of the zone that the name is in: its names are the ends of the name asked for.
+    /// Writes the SOA of the zone that the name is in. Its names are pointers to the end of the name in the question.
     fn negative(&self, zone: &Zone, relative: &str, reply: &mut Vec<u8>) {
         let apex = match relative.rsplit('.').next() {
             Some("svc" | "node") => self.before_last,
@@ -315,7 +315,7 @@ impl Question {
         set_count(reply, 8, 1);
     }
 
-    /// Answers EDNS with EDNS (RFC 6891 section 6.1.1).
+    /// Writes an OPT record if the query has one (RFC 6891 section 6.1.1).
     fn end(&self, options: &[u8], reply: &mut Vec<u8>) {
         let Some(edns) = self.edns else { return };
         reply.push(0);
@@ -329,7 +329,7 @@ impl Question {
 }
 
 impl Edns {
-    /// An OPT record of version 0, whole and the last thing in the message.
+    /// Parses an OPT record of version 0, which must be the end of the message.
     fn parse(octets: &[u8]) -> Option<Self> {
         let [name, t0, t1, p0, p1, _code, version, flags, _, l0, l1] = *octets.first_chunk()?;
         let options = octets.get(11..)?;
@@ -347,7 +347,7 @@ impl Edns {
     }
 }
 
-/// Whether options are as long as they say (RFC 6891 section 6.1.2).
+/// Returns whether the lengths of the options are consistent (RFC 6891 section 6.1.2).
 pub(super) fn options_hold(mut options: &[u8]) -> bool {
     while let Some([_, _, high, low]) = options.first_chunk() {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
@@ -360,7 +360,7 @@ pub(super) fn options_hold(mut options: &[u8]) -> bool {
 }
 
 impl Zone {
-    /// The part of `name` in front of the domain, or `None` if `name` is not in the domain. `name` is in lower case and has no
+    /// Returns the part of `name` in front of the domain, or `None` if `name` is not in the domain. `name` is in lower case and has no
     /// dot at its end.
     fn relative<'a>(&self, name: &'a str) -> Option<&'a str> {
         if self.domain.is_empty() {
@@ -372,8 +372,8 @@ impl Zone {
         }
     }
 
-    /// Gives the addresses of a name in one family, each once, nearest first and in random order among equals, until
-    /// there are enough or `take` has enough.
+    /// Passes the addresses of a name in one family to `take`, each once, the nearest first and in random order among equals, until
+    /// an answer is full or `take` returns false.
     pub(super) fn each_address(
         &self,
         found: Found<'_>,
@@ -382,14 +382,14 @@ impl Zone {
         mut take: impl FnMut(IpAddr) -> bool,
     ) {
         let mut fixed = found.entry.addresses.iter().copied().filter(of_family);
-        if !found.entry.has_addresses {
-            // A node's: as many as there are.
+        if !found.entry.kind.has_addresses {
+            // The name is that of a node and has all its addresses.
             fixed.all(take);
             return;
         }
         let balanced = |address: &Ipv4Addr| self.balanced.contains(address);
         if let Some(address) = found.entry.service_address.filter(balanced) {
-            // In one family only: who gets nothing in the other takes this.
+            // A service address exists in one family only. A client that gets no answer in the other family uses this one.
             let address = IpAddr::V4(address);
             if !found.entry.answered.is_empty() && of_family(&address) && !take(address) {
                 return;
@@ -426,7 +426,7 @@ fn set16(to: &mut [u8], at: usize, number: u16) {
     }
 }
 
-/// Sets how many records the section has whose count is at `at` in the header.
+/// Sets the number of records of a section. `at` is the position of the count in the header.
 fn set_count(reply: &mut [u8], at: usize, count: u16) {
     set16(reply, at, count);
 }

@@ -30,6 +30,7 @@ use super::query::{Parsed, Silence, parse};
 use super::reply::{Responder, Response, encode};
 use super::resolver::Resolver;
 use super::transport::MAX_QUERY;
+use crate::os::tasks::Tasks;
 
 /// A forwarded reply with more bytes than this has a place in [`Pool::Memory`]. Smaller replies are bounded by their number.
 const LARGE: usize = 4 * 1024;
@@ -40,13 +41,32 @@ const FORWARDED_RECORD: usize = 10;
 pub(super) fn start(resolver: &Arc<Resolver>) -> &SyncSender<Job> {
     resolver.queue().get_or_init(|| {
         let (jobs, waiting) = sync_channel(Pool::FullPath.size() + Pool::Forwards.size());
-        let (resolver, runtime) = (Arc::downgrade(resolver), Handle::try_current().ok());
+        let (resolver, runtime) = (Arc::downgrade(resolver), Runtime::current());
         let thread = std::thread::Builder::new().name("dns-full".into());
         if let Err(error) = thread.spawn(move || serve(&waiting, &resolver, runtime.as_ref())) {
             tracing::error!(%error, "cannot start the thread that answers queries in full");
         }
         jobs
     })
+}
+
+/// The runtime that forwards queries, and the tasks that it belongs to.
+struct Runtime {
+    handle: Handle,
+    tasks: Tasks,
+}
+
+impl Runtime {
+    fn current() -> Option<Self> {
+        let handle = Handle::try_current().ok()?;
+        let tasks = Tasks::current();
+        Some(Self { handle, tasks })
+    }
+
+    fn spawn(&self, rest: Rest) {
+        let _entered = self.handle.enter();
+        self.tasks.spawn_child("a forwarded DNS query", rest);
+    }
 }
 
 /// Puts a query in the queue of the thread.
@@ -61,12 +81,12 @@ pub(super) fn clipped(query: &[u8]) -> Box<[u8]> {
     query.get(..=MAX_QUERY).unwrap_or(query).into()
 }
 
-fn serve(waiting: &Receiver<Job>, resolver: &Weak<Resolver>, runtime: Option<&Handle>) {
+fn serve(waiting: &Receiver<Job>, resolver: &Weak<Resolver>, runtime: Option<&Runtime>) {
     while let (Ok(job), Some(resolver)) = (waiting.recv(), resolver.upgrade()) {
         // A defect that one query meets must not take the answers of all others. The panic itself is written to the log.
         let begun = catch_unwind(AssertUnwindSafe(|| begin(resolver, job)));
         match (begun, runtime) {
-            (Ok(Some(rest)), Some(runtime)) => drop(runtime.spawn(rest)),
+            (Ok(Some(rest)), Some(runtime)) => runtime.spawn(rest),
             (Ok(_), _) => {}
             (Err(_), _) => {
                 tracing::error!("a query could not be answered, because of a defect in meshd")

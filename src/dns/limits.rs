@@ -1,7 +1,7 @@
 //! How much of the resolver one client may use: rates of queries, a share of a core for queries that the fast path does not
 //! answer, and places in pools of bounded size. Pure: the clock is an argument.
 //!
-//! - Work is charged by cost, not by the number of queries: by [`Work`], the records that were walked and the octets that
+//! - Work is charged by cost, not by the number of queries: by [`Work`], the records that were walked and the bytes that
 //!   were written. A client that has spent its share is not served until its token bucket has filled up again.
 //! - A pool never gives a client, or a network of clients, more places than are left for all others. So a client that takes
 //!   as many places as it can takes at most half of the free ones, and there is always a place for another client.
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::access::Client;
+use super::choice::mixed;
 
 /// Cells of local clients: of some hundred containers, hardly any two have the same cell.
 const LOCAL_CELLS: usize = 4096;
@@ -153,12 +154,12 @@ impl Rate {
 pub(super) struct Work {
     /// Instances and ports of the zone that were examined.
     pub(super) walked: usize,
-    /// Octets of the reply.
+    /// Bytes of the reply.
     pub(super) written: usize,
 }
 
 impl Work {
-    /// The time on a core, about: to hand a query over and send a reply, for each instance or port, and for each octet, which is
+    /// The time on a core, about: to hand a query over and send a reply, for each instance or port, and for each byte, which is
     /// encoded from records, and for a datagram several times until the reply fits.
     pub(super) fn nanoseconds(self) -> u64 {
         const QUERY: u64 = 5_000;
@@ -364,12 +365,7 @@ impl Limits {
     }
 
     fn hash(&self, number: u64) -> usize {
-        // The mixing step of SplitMix64 (Steele, Lea and Flood, 2014), keyed before and after.
-        let mut mixed = number ^ self.key;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed = (mixed ^ (mixed >> 31)).wrapping_mul(self.key | 1);
-        (mixed >> 40) as usize
+        (mixed(number ^ self.key).wrapping_mul(self.key | 1) >> 40) as usize
     }
 }
 

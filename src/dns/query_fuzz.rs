@@ -1,7 +1,7 @@
-//! Any octets through the whole path of a query, and what must hold of whatever comes of them: for tests and fuzzing.
+//! The test kit of the resolver, for tests and fuzzing: it passes any bytes through the whole path of a query and checks the result.
 //!
-//! The first octet of an input says what the rest is: a query over UDP or TCP, of a client or a stranger, or what an
-//! upstream says to a question of ours.
+//! The first byte of an input tells what the rest is: a query over UDP or TCP from a client or from a source that may not ask, or
+//! the response of an upstream.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -34,13 +34,13 @@ use crate::records::service_address::ServiceAddresses;
 
 /// The query came over TCP, not UDP.
 const TCP: u8 = 1;
-/// It is an upstream's reply, not a query.
+/// The rest is the response of an upstream, and not a query.
 const UPSTREAM: u8 = 2;
-/// The query is a stranger's: one in eight.
+/// The query is from a source that may not ask, in one of eight inputs.
 const STRANGER: u8 = 0x1c;
-/// What of the first octet picks the order of answers, and what the upstreams say.
+/// The bits of the first byte from this one on select the order of answers and the answer of the upstreams.
 const ENTROPY: u32 = 5;
-/// What upstreams are asked in a trial.
+/// The name for which upstreams are asked.
 const ASKED: &str = "www.example.org.";
 
 /// A resolver with a mesh that has one of each kind of name.
@@ -50,10 +50,10 @@ pub struct QueryFuzz {
 }
 
 impl QueryFuzz {
-    /// The same at each call.
+    /// Makes a resolver that is the same at each call.
     ///
     /// # Panics
-    /// Never: all of it is written here.
+    /// It does not panic, because its names and addresses are literals.
     #[must_use]
     pub fn new() -> Self {
         let netmap = netmap().expect("names and addresses written here");
@@ -85,10 +85,10 @@ impl QueryFuzz {
         Self { zone, resolver }
     }
 
-    /// Puts `input` through.
+    /// Processes `input`.
     ///
     /// # Errors
-    /// What does not hold.
+    /// Returns the condition that does not hold.
     pub fn run(&self, input: &[u8]) -> Result<(), String> {
         let Some((how, octets)) = input.split_first() else {
             return Ok(());
@@ -108,7 +108,7 @@ impl QueryFuzz {
         let mut reply = Vec::new();
         let client: IpAddr = match stranger {
             true => Ipv4Addr::new(192, 0, 2, 1).into(),
-            // So many that none of them asks too fast.
+            // There are so many clients that none of them exceeds its rate.
             false => Ipv4Addr::from(0x0ad2_0000 | (spread(query) & 0xffff)).into(),
         };
         let outcome =
@@ -147,7 +147,7 @@ impl QueryFuzz {
         self.same_both_ways(how, query, transport)
     }
 
-    /// A query for the upstreams, with one of the things that they may say.
+    /// Checks the reply to a forwarded query, with one of several answers of the upstreams.
     fn forwarded(&self, how: u8, query: &[u8], transport: Transport) -> Result<(), String> {
         let FullOutcome::Forward(pending) = handle(&self.zone, query, transport, 0) else {
             return Err("forwarded by one way only".into());
@@ -163,7 +163,7 @@ impl QueryFuzz {
         check(query, &pending.finish(said), transport)
     }
 
-    /// What is answered the short way is answered in the same way in full.
+    /// Checks that the fast path and the full path give the same answer.
     fn same_both_ways(&self, how: u8, query: &[u8], transport: Transport) -> Result<(), String> {
         let entropy = u64::from(how >> ENTROPY);
         let mut short = Vec::new();
@@ -197,7 +197,7 @@ impl QueryFuzz {
         }
     }
 
-    /// An upstream says `octets`, with the number it was asked with.
+    /// Checks the processing of `octets` as the response of an upstream.
     fn reply_of_upstream(&self, how: u8, octets: &[u8]) -> Result<(), String> {
         let name = Name::from_ascii(ASKED).map_err(|e| e.to_string())?;
         let asked = Question::new(name, RecordType::A);
@@ -247,7 +247,7 @@ impl std::fmt::Debug for QueryFuzz {
     }
 }
 
-/// Whether `reply` may be what the sender of `query` gets.
+/// Checks whether `reply` is a valid reply to `query`.
 fn check(query: &[u8], reply: &[u8], transport: Transport) -> Result<(), String> {
     let message = Message::from_vec(reply).map_err(|error| format!("no message: {error}"))?;
     let asked = Message::from_vec(query).ok();
@@ -278,14 +278,14 @@ fn check(query: &[u8], reply: &[u8], transport: Transport) -> Result<(), String>
             )?,
             _ => return Err("a question of many or none".into()),
         },
-        // Options that nobody can take apart are not looked at.
+        // The query has malformed options, which are ignored.
         ([_], None) => {}
         _ => return Err("more than one question".into()),
     }
     let edns = asked.as_ref().and_then(|asked| asked.edns.as_ref());
     if transport == Transport::Udp {
         let room = edns.map_or(PLAIN_UDP, |edns| edns.max_payload());
-        // Of a query that cannot be taken apart the options may hold all the same.
+        // The OPT record of a query that cannot be parsed may still be valid.
         let room = match &asked {
             Some(_) => room.clamp(PLAIN_UDP, MAX_UDP),
             None => MAX_UDP,
@@ -305,7 +305,7 @@ fn holds(condition: bool, otherwise: &str) -> Result<(), String> {
     condition.then_some(()).ok_or_else(|| otherwise.to_owned())
 }
 
-/// So many addresses for what is asked.
+/// Returns an answer with this many addresses.
 fn long_answer(pending: &Pending, records: u8) -> Forwarded {
     let name = &pending.question.name;
     let answers = (0..records).map(|n| {
@@ -318,7 +318,7 @@ fn long_answer(pending: &Pending, records: u8) -> Forwarded {
     }
 }
 
-/// FNV-1a: inputs that differ are different clients.
+/// Returns the FNV-1a hash, by which different inputs belong to different clients.
 fn spread(octets: &[u8]) -> u32 {
     octets.iter().fold(0x811c_9dc5, |hash, octet| {
         (hash ^ u32::from(*octet)).wrapping_mul(0x0100_0193)

@@ -6,51 +6,51 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 
 use super::datagrams::{self, Datagrams};
 use super::full_path;
 use super::resolver::Resolver;
 use super::tcp::ConnectionSlot;
+use crate::os::tasks::{AbortOnDrop, Tasks};
 
-/// How long accepting rests when the system has no more files to give.
-const REST: Duration = Duration::from_millis(50);
+/// The wait before the next connection is accepted when the process has no more file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// Why the server cannot listen.
+/// The reason why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
-    /// Somebody else does.
+    /// Another program listens at the address.
     #[error("port {} of {} is in use by another resolver", .0.port(), .0.ip())]
     Handled(SocketAddr),
-    /// The right is missing.
+    /// The process lacks the capability.
     #[error("may not listen on {0}: ports below 1024 need CAP_NET_BIND_SERVICE; run as root")]
     Permission(SocketAddr),
-    /// The system refuses.
+    /// Another error of the system.
     #[error("cannot listen on {0}: {1}")]
     Io(SocketAddr, io::Error),
 }
 
-/// A running server. Dropping it ends it.
+/// A running server. Dropping this ends it.
 pub struct DnsServer {
     resolver: Arc<Resolver>,
     listen: Vec<SocketAddr>,
     datagrams: Vec<Datagrams>,
-    tasks: Vec<JoinHandle<()>>,
+    _tasks: Vec<AbortOnDrop>,
 }
 
 impl DnsServer {
-    /// Listens nowhere yet.
+    /// Makes a server that does not listen anywhere yet.
     #[must_use]
     pub fn new(resolver: Arc<Resolver>) -> Self {
         Self {
             resolver,
             listen: Vec::new(),
             datagrams: Vec::new(),
-            tasks: Vec::new(),
+            _tasks: Vec::new(),
         }
     }
 
-    /// Listens on those of `addresses` that it can and does not listen on yet; says why not on the others.
+    /// Listens on each of `addresses`, unless it does already. Returns the errors.
     pub fn listen_on(&mut self, addresses: &[SocketAddr]) -> Vec<DnsError> {
         let mut refused = Vec::new();
         for address in addresses {
@@ -76,33 +76,28 @@ impl DnsServer {
         full_path::start(&self.resolver);
         let datagrams = Datagrams::start(address, &self.resolver).map_err(explain)?;
         self.datagrams.push(datagrams);
-        self.tasks
-            .push(tokio::spawn(accept(streams, Arc::clone(&self.resolver))));
+        let accept = accept(streams, Arc::clone(&self.resolver));
+        let task = Tasks::current().spawn("DNS over TCP", accept);
+        self._tasks.push(task.abort_on_drop());
         Ok(())
     }
 
-    /// Where it listens.
+    /// Returns the addresses on which it listens.
     #[must_use]
     pub fn listen(&self) -> &[SocketAddr] {
         &self.listen
     }
 }
 
-impl Drop for DnsServer {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
 async fn accept(listener: TcpListener, resolver: Arc<Resolver>) {
     loop {
         let Ok((stream, source)) = listener.accept().await else {
-            tokio::time::sleep(REST).await;
+            tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
         };
         let client = resolver.admits(source.ip());
         if let Some(slot) = client.and_then(|client| ConnectionSlot::take(&resolver, client)) {
-            tokio::spawn(slot.converse(source, stream));
+            Tasks::current().spawn_child("a DNS connection", slot.converse(source, stream));
         }
     }
 }

@@ -34,7 +34,7 @@ const IDLE: Duration = Duration::from_secs(10);
 const MAX_IN_FLIGHT: usize = 64;
 /// How long a query without a place waits before it is tried again.
 const RETRY: Duration = Duration::from_millis(5);
-/// Octets of replies that are gathered before they are written.
+/// Bytes of replies that are gathered before they are written.
 const GATHERED: usize = 16 * 1024;
 
 /// How long a connection may live.
@@ -96,18 +96,7 @@ async fn converse(
             match outcome {
                 Outcome::Replied => put(&reply, &mut replies)?,
                 Outcome::FullPath(place) => {
-                    let (sender, made) = oneshot::channel::<Reply>();
-                    // If the connection has ended, nothing receives the reply.
-                    let deliver = |reply| drop(sender.send(reply));
-                    let job = Job {
-                        query: clipped(query),
-                        source: client,
-                        transport: Transport::Tcp,
-                        place,
-                        deliver: Box::new(deliver),
-                    };
-                    hand_over(resolver, job);
-                    in_flight.push(made);
+                    in_flight.push(answer_in_full(query, client, place, resolver));
                 }
                 Outcome::Busy => {
                     busy = true;
@@ -147,6 +136,27 @@ async fn converse(
     }
 }
 
+/// Hands a query over to the full path. Returns the receiver of the reply.
+fn answer_in_full(
+    query: &[u8],
+    source: SocketAddr,
+    place: Share,
+    resolver: &Arc<Resolver>,
+) -> oneshot::Receiver<Reply> {
+    let (sender, made) = oneshot::channel();
+    // If the connection has ended, nothing receives the reply.
+    let deliver = |reply| drop(sender.send(reply));
+    let job = Job {
+        query: clipped(query),
+        source,
+        transport: Transport::Tcp,
+        place,
+        deliver: Box::new(deliver),
+    };
+    hand_over(resolver, job);
+    made
+}
+
 /// Adds a reply with its length in front.
 fn put(reply: &[u8], replies: &mut Vec<u8>) -> io::Result<()> {
     let length = u16::try_from(reply.len()).map_err(io::Error::other)?;
@@ -155,7 +165,7 @@ fn put(reply: &[u8], replies: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Octets that came and are not answered. There is room for one query of any length, so that a query is always complete
+/// Bytes that came and are not answered. There is room for one query of any length, so that a query is always complete
 /// before the room is full.
 struct Received {
     octets: Box<[u8]>,
@@ -172,7 +182,7 @@ enum Next<'a> {
 impl Default for Received {
     fn default() -> Self {
         Self {
-            // One octet more than a query may have: that such a one is too long is answered.
+            // One byte more than a query may have: that such a one is too long is answered.
             octets: vec![0; 2 + MAX_QUERY + 1].into(),
             start: 0,
             end: 0,
@@ -204,7 +214,7 @@ impl Received {
         }
     }
 
-    /// Where the next octets go.
+    /// Where the next bytes go.
     fn room(&mut self) -> &mut [u8] {
         self.octets.copy_within(self.start..self.end, 0);
         self.end -= self.start;
@@ -212,7 +222,7 @@ impl Received {
         self.octets.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// `length` octets were read into the free space.
+    /// `length` bytes were read into the free space.
     fn add(&mut self, length: usize) {
         self.end = self.octets.len().min(self.end + length);
     }

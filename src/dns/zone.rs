@@ -1,7 +1,7 @@
-//! The zone: every mesh name and what this node answers for it, worked out when something changes.
+//! The zone: every name of the mesh with the records that this node answers for it. It is computed when something changes.
 //!
-//! A zone never changes. The next one shares with it all that stays: a service that changes costs its own names, however
-//! many others there are.
+//! A zone is immutable. The next zone shares with it everything that stays the same, so a change of a service costs only the
+//! names of the service.
 
 mod entry;
 mod names;
@@ -24,81 +24,82 @@ use crate::records::kinds::{Health, Instance, Service};
 use crate::records::netmap::Netmap;
 use crate::records::service_address::ServiceAddresses;
 
-/// Seconds an answer may be kept.
+/// The TTL of an answer in seconds.
 pub const TTL: u32 = 5;
-/// Seconds a negative answer may be kept (RFC 2308 section 5).
+/// The TTL of a negative answer in seconds (RFC 2308 section 5).
 pub const NEGATIVE_TTL: u32 = 5;
 
-/// Addresses in an answer at most, unless configured otherwise: clients take one of the first, and what is short passes
-/// every path in one datagram.
+/// The default of the maximum number of addresses in an answer. Clients use one of the first, and a short reply passes every path
+/// in one datagram.
 pub const MOST_ADDRESSES: usize = 8;
 
-/// SRV or TXT records in an answer at most: with the addresses of their targets they fit into one message.
+/// The maximum number of SRV or TXT records in an answer. With the addresses of their targets they fit into one message.
 pub const MOST_RECORDS: usize = 32;
 
 /// The first label of a name that means only the nearest instances of the service below it. No instance has it as its own.
 pub(super) const NEAREST: &str = "nearest";
 
-/// What is answered for a service of which no instance can be used.
+/// The answer for a service without a usable instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WhenNoneUsable {
-    /// Those that are only unhealthy or unreachable: one may work all the same.
+    /// The instances that are only unhealthy or unreachable, because one of them may work nevertheless.
     #[default]
     All,
     /// No address.
     None,
 }
 
-/// What a zone is made of.
+/// The input from which a zone is computed.
 #[derive(Debug)]
 pub struct ZoneInput<'a> {
     /// The members and their services.
     pub netmap: &'a Netmap,
-    /// This node.
+    /// The identity of this node.
     pub own: PublicKey,
-    /// Nodes that do not answer.
+    /// The nodes that do not answer this node.
     pub unreachable: &'a BTreeSet<PublicKey>,
-    /// How far other nodes are: equal numbers are equally near, a smaller one is nearer; absent if it was not measured.
+    /// The distance groups of other nodes: equal numbers are equally near, and smaller ones nearer. A node that was not measured is
+    /// absent.
     pub groups: &'a BTreeMap<PublicKey, u8>,
-    /// What to do for services without a usable instance.
+    /// The answer for services without a usable instance.
     pub when_none_usable: WhenNoneUsable,
     /// Names, relative to the domain, whose last instance left less than a minute ago.
     pub lingering: &'a BTreeSet<String>,
-    /// Service addresses that the kernel balances here by now.
+    /// The service addresses that the kernel of this node balances.
     pub balanced: &'a BTreeSet<Ipv4Addr>,
     /// The service addresses that this node assigned before. [`Zone::replace`] uses those of the zone that it replaces instead.
     pub held: &'a ServiceAddresses,
-    /// Grows with each change (RFC 1982).
+    /// The serial number of the SOA, which grows with each change (RFC 1982).
     pub serial: u32,
     /// Addresses in an answer at most.
     pub most_addresses: usize,
 }
 
-/// A service record that another one takes the place of.
+/// A service record that another one replaces.
 #[derive(Debug, Clone, Copy)]
 pub struct Replaced<'a> {
-    /// As it was; absent if there was none.
+    /// The record before the change, if there was one.
     pub before: Option<&'a Service>,
-    /// As it is in the netmap now; absent if it is not there any more.
+    /// The record in the netmap now, if there is one.
     pub now: Option<&'a Service>,
 }
 
 /// An immutable zone.
 #[derive(Debug, Clone, Default)]
 pub struct Zone {
-    /// The top label; empty before the node has joined.
+    /// The top label. It is empty before the node has joined.
     pub domain: String,
     /// The mesh's addresses.
     pub addresses: Option<MeshAddresses>,
-    /// For SOA.
+    /// The serial number of the SOA.
     pub serial: u32,
     /// Addresses in an answer at most.
     pub most_addresses: usize,
-    /// Service addresses that lead somewhere from this node; others are not answered.
+    /// The service addresses that the kernel of this node balances. Others are not answered.
     pub balanced: Arc<BTreeSet<Ipv4Addr>>,
     names: Names,
     reverse: Reverse,
-    /// Service addresses, and the names that have them.
+    /// The names with a service address, and the addresses.
     given: Arc<BTreeMap<Ipv4Addr, String>>,
     /// The assignment from which `given` is derived.
     held: Arc<ServiceAddresses>,
@@ -149,8 +150,8 @@ impl Zone {
         zone
     }
 
-    /// The zone after some services changed and nothing else, members and reachability included. Gives the names of
-    /// services besides whose last instance left.
+    /// Returns the zone after a change of some services. Members and reachability must be the same. Also returns the names of
+    /// services whose last instance left.
     #[must_use]
     pub fn replace(&self, input: &ZoneInput<'_>, services: &[Replaced<'_>]) -> (Self, Vec<String>) {
         let mut zone = self.clone();
@@ -188,7 +189,7 @@ impl Zone {
         self.names.put(name, |entry| entry.lingering = true);
     }
 
-    /// Keeps `name` no more.
+    /// Removes `name`, if it is kept without records.
     pub fn forget(&mut self, name: &str) {
         self.names.change(name, |entry| entry.lingering = false);
         self.names.prune(name);
@@ -314,7 +315,7 @@ impl Zone {
         }
     }
 
-    /// Brings the service addresses to what follows from the claims.
+    /// Updates the service addresses to those that follow from the claims.
     fn give_service_addresses(&mut self, netmap: &Netmap) {
         let held = ServiceAddresses::assign(netmap, &self.held);
         if held != *self.held {
@@ -340,7 +341,7 @@ impl Zone {
         }
     }
 
-    /// What `name`, relative to the domain, has.
+    /// Returns the entry of `name`, which is relative to the domain.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&Entry> {
         self.names.find(name)
@@ -361,13 +362,13 @@ impl Zone {
         qualified.map(Cow::Owned)
     }
 
-    /// The service addresses as this node has assigned them.
+    /// Returns the assignment of service addresses.
     #[must_use]
     pub fn held_addresses(&self) -> &Arc<ServiceAddresses> {
         &self.held
     }
 
-    /// Whether instances stand under `name`, relative to the domain, in whatever state.
+    /// Returns whether `name`, which is relative to the domain, has instances in any state.
     #[must_use]
     pub fn serves(&self, name: &str) -> bool {
         self.find(name).is_some_and(Entry::has_instances)
@@ -400,16 +401,18 @@ impl Zone {
             .find(address, |instance| self.own_name(instance))
     }
 
-    /// How many names have records.
+    /// Returns how many names have records.
     #[must_use]
     pub fn len(&self) -> usize {
         self.names
             .iter()
-            .filter(|(_, e)| e.apex || e.has_addresses || e.has_srv || !e.addresses.is_empty())
+            .filter(|(_, e)| {
+                e.apex || e.kind.has_addresses || e.kind.has_srv || !e.addresses.is_empty()
+            })
             .count()
     }
 
-    /// Whether there is nothing to answer.
+    /// Returns whether no name has records.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
@@ -424,7 +427,7 @@ impl Zone {
             .map(|(name, _)| name)
     }
 
-    /// How many names are answered with instances that are not usable.
+    /// Returns how many names are answered with instances that are not usable.
     #[must_use]
     pub fn flagged(&self) -> usize {
         self.names.iter().filter(|(_, entry)| entry.flagged).count()
@@ -436,7 +439,7 @@ fn base_of(service: &Service) -> String {
     format!("{}.svc", service.service_name())
 }
 
-/// Every name under which an instance stands, and what that is to it.
+/// Returns every name of an instance, with the role of the name.
 fn names_of(
     service: &Service,
     instance: &Instance,

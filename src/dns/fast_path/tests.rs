@@ -87,6 +87,49 @@ fn a_plain_question_gets_the_same_answer_the_short_way() {
 }
 
 #[test]
+fn the_fast_path_and_the_full_path_write_the_same_bytes() {
+    let names = [
+        "web.svc.mesh.",
+        "nearest.web.svc.mesh.",
+        "db.shop.svc.mesh.",
+        "n2-80.web.svc.mesh.",
+        "web.svc.n2.node.mesh.",
+        "n2.node.mesh.",
+        "ns.mesh.",
+        "mesh.",
+        "svc.mesh.",
+        "never.svc.mesh.",
+        "n9.node.mesh.",
+    ];
+    let mut compared = 0;
+    for netmap in [netmap(HEALTHY), crowd(60), clashing()] {
+        let zone = zone(&netmap);
+        for (name, record_type) in names
+            .iter()
+            .flat_map(|name| [(name, RecordType::A), (name, RecordType::AAAA)])
+        {
+            for payload in [None, Some(0), Some(1232), Some(65_535)] {
+                let query = query(name, record_type, payload);
+                for (transport, entropy) in
+                    (0..20).flat_map(|n| [(Transport::Udp, n), (Transport::Tcp, n)])
+                {
+                    let mut fast = Vec::new();
+                    if answer(&zone, &query, transport, entropy, &mut fast) != FastPath::Replied {
+                        continue;
+                    }
+                    let Outcome::Reply(full) = handle(&zone, &query, transport, entropy) else {
+                        panic!("{name} {record_type} is not answered in full");
+                    };
+                    assert_eq!(fast, full, "{name} {record_type} {payload:?} {transport:?}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 5_000, "{compared}");
+}
+
+#[test]
 fn what_is_not_plain_is_left_alone() {
     let zone = zone(&netmap(HEALTHY));
     let plain = |octets: &[u8]| both(&zone, octets, 1).0;

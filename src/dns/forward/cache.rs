@@ -1,5 +1,5 @@
-//! What the upstreams said, for as long as they said; and longer when none of them answers (RFC 8767). Pure: the caller
-//! brings the time.
+//! The cache of the upstreams' answers. An answer is used as long as its TTL permits, and longer when no upstream answers
+//! (RFC 8767). Pure: the caller passes the time.
 //!
 //! The cache is bounded in bytes. An answer is stored as an encoded message, so the size of an entry is known. The entry that
 //! has not been used for the longest time is removed first. Large answers have a part of the cache of their own, so a flood
@@ -22,18 +22,18 @@ const SMALL: usize = 6 * 1024 * 1024;
 const LARGE: usize = 2 * 1024 * 1024;
 /// The most bytes that a small answer has.
 const MAX_SMALL: usize = 4096;
-/// Records of an answer kept at most.
-const MOST_RECORDS: usize = 128;
-/// Seconds a negative answer is fresh at most (RFC 2308 section 5).
+/// The maximum number of records of an answer that is stored.
+const MAX_RECORDS: usize = 128;
+/// The maximum time in seconds for which a negative answer is fresh (RFC 2308 section 5).
 const MAX_NEGATIVE_TTL: u32 = 3_600;
-/// How long an answer may stand in for a fresh one (RFC 8767 section 5: one to three days).
+/// How long an expired answer may be used in place of a fresh one (RFC 8767 section 5 recommends one to three days).
 const STALE: Duration = Duration::from_secs(86_400);
-/// How long a stale answer is given at once, after no upstream answered (RFC 8767 section 5).
+/// How long a stale answer is returned without asking, after no upstream answered (RFC 8767 section 5).
 const HOLD: Duration = Duration::from_secs(10);
-/// Seconds that a stale answer may be kept by who gets it (RFC 8767 section 4).
+/// The TTL of a stale answer in seconds (RFC 8767 section 4).
 const STALE_TTL: u32 = 30;
 
-/// What an answer is an answer to.
+/// The question that an answer belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     name: Name,
@@ -59,7 +59,7 @@ struct Kept {
     from: SocketAddr,
     since: Instant,
     ttl: u32,
-    /// Until when nobody is asked, since nobody answered.
+    /// Until when no upstream is asked, because none answered.
     held: Option<Instant>,
     /// When the entry was used last, as a number that only grows.
     used: u64,
@@ -82,7 +82,24 @@ enum Left {
     Stale,
 }
 
-/// The answers kept.
+/// An answer in the form in which it is stored. It is encoded before the lock of the cache is taken.
+#[derive(Debug)]
+pub(super) struct Storable {
+    message: Arc<[u8]>,
+    ttl: u32,
+}
+
+impl Storable {
+    /// Encodes an answer. Returns `None` if it may not be stored.
+    pub(super) fn of(answer: &Forwarded) -> Option<Self> {
+        let records = answer.answers.len() + answer.authority.len();
+        let ttl = ttl(answer).filter(|ttl| *ttl > 0 && records <= MAX_RECORDS)?;
+        let message = packed(answer)?.into();
+        Some(Self { message, ttl })
+    }
+}
+
+/// The stored answers.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     answers: HashMap<Arc<Key>, Kept>,
@@ -110,7 +127,7 @@ impl Hit {
 }
 
 impl Cache {
-    /// A fresh answer, or a stale one while there is no use in asking.
+    /// Returns a fresh answer, or a stale one as long as [`Cache::hold`] is in effect.
     pub(super) fn fresh(&mut self, key: &Key, now: Instant) -> Option<Hit> {
         let kept = self.touch(key)?;
         if kept.held.is_some_and(|until| now < until) {
@@ -125,7 +142,7 @@ impl Cache {
         })
     }
 
-    /// An answer that was fresh a day ago at the longest, for want of a better one.
+    /// Returns an answer that was fresh at most a day ago.
     pub(super) fn stale(&self, key: &Key, now: Instant) -> Option<Hit> {
         let kept = self.answers.get(key)?;
         let (from, age) = (kept.from, now.saturating_duration_since(kept.since));
@@ -136,7 +153,8 @@ impl Cache {
         })
     }
 
-    /// Nobody answered. An answer that arrived meanwhile is not touched.
+    /// Lets the stale answer be returned without asking for a while, because no upstream answered. An answer that arrived in the
+    /// meantime is not changed.
     pub(super) fn hold(&mut self, key: &Key, now: Instant) {
         let fresh = |kept: &Kept| now < kept.since + Duration::from_secs(kept.ttl.into());
         if let Some(kept) = self.answers.get_mut(key).filter(|kept| !fresh(kept)) {
@@ -144,13 +162,9 @@ impl Cache {
         }
     }
 
-    /// Keeps an answer, if it may be kept.
-    pub(super) fn keep(&mut self, key: Key, answer: &Forwarded, from: SocketAddr, now: Instant) {
-        let records = answer.answers.len() + answer.authority.len();
-        let ttl = ttl(answer).filter(|ttl| *ttl > 0 && records <= MOST_RECORDS);
-        let (Some(ttl), Some(message)) = (ttl, packed(answer)) else {
-            return;
-        };
+    /// Stores an answer of the upstream `from`.
+    pub(super) fn store(&mut self, key: Key, answer: Storable, from: SocketAddr, now: Instant) {
+        let Storable { message, ttl } = answer;
         if let Some(before) = self.answers.remove(&key) {
             let part = self.part(is_large(&before.message));
             part.order.remove(&before.used);
@@ -158,7 +172,7 @@ impl Cache {
         }
         self.uses += 1;
         let kept = Kept {
-            message: message.into(),
+            message,
             from,
             since: now,
             ttl,
@@ -250,7 +264,8 @@ fn unpacked(octets: &[u8]) -> Option<Forwarded> {
     })
 }
 
-/// How long an answer is fresh: the least of its records, or as RFC 2308 section 5 has it.
+/// Returns how long an answer is fresh: the smallest TTL of its records, or for a negative answer the time of RFC 2308
+/// section 5.
 fn ttl(answer: &Forwarded) -> Option<u32> {
     let least = |records: &[Record]| records.iter().map(|r| r.ttl).min();
     let positive = || Some(least(&answer.answers)?.min(MAX_TTL));
@@ -296,6 +311,14 @@ mod tests {
         Forwarded {
             answers: vec![Record::from_rdata(name, ttl, data)],
             ..Forwarded::default()
+        }
+    }
+
+    impl Cache {
+        fn keep(&mut self, key: Key, answer: &Forwarded, from: SocketAddr, now: Instant) {
+            if let Some(answer) = Storable::of(answer) {
+                self.store(key, answer, from, now);
+            }
         }
     }
 

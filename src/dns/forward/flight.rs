@@ -1,7 +1,9 @@
-//! One question under way: sends what its [`Schedule`] wants, and gives the answer to all clients that wait for it.
+//! One question in progress: it sends the requests that its [`Schedule`] returns, and gives the answer to all clients that wait
+//! for it.
 //!
-//! A flight goes on without clients, in two cases: they were answered stale and the fresh answer is still to come, or
-//! they have their answer and a silent upstream is still to be judged. The number of such flights is bounded.
+//! A flight continues without clients in two cases. The clients got a stale answer, and the fresh answer is still to come. Or
+//! they got their answer, and it is not known yet whether an upstream that has not answered is silent. The number of such flights
+//! is bounded.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,14 +20,14 @@ use tokio::time::sleep_until;
 
 use super::super::query::Question;
 use super::answer::{Forwarded, Source};
-use super::cache::Key;
+use super::cache::{Key, Storable};
 use super::exchange::Received;
 use super::memory::Lesson;
 use super::schedule::{Outcome, Schedule, Send, may_be_case};
 use super::server::Server;
 use super::{Asker, Shared, lock};
 
-/// What the clients of one question share.
+/// The state that the clients of one question share.
 #[derive(Debug)]
 pub(super) struct Flight {
     answer: watch::Sender<Option<Arc<Forwarded>>>,
@@ -35,7 +37,7 @@ pub(super) struct Flight {
     left: Notify,
 }
 
-/// A client that waits. Dropped when it waits no more.
+/// A client that waits for the answer.
 pub(super) struct Passenger(Arc<Flight>);
 
 impl Flight {
@@ -48,7 +50,7 @@ impl Flight {
         })
     }
 
-    /// One more client. To be called with the list of flights locked.
+    /// Adds a client. The caller must hold the lock of the list of flights.
     pub(super) fn join(self: &Arc<Self>) -> Passenger {
         self.clients.fetch_add(1, Ordering::Relaxed);
         Passenger(Arc::clone(self))
@@ -66,7 +68,7 @@ impl Passenger {
 impl Drop for Passenger {
     fn drop(&mut self) {
         if self.0.clients.fetch_sub(1, Ordering::Relaxed) == 1 {
-            // Without clients the answer is dropped, unless another client has joined since.
+            // Without clients the answer is dropped, unless another client has joined in the meantime.
             let is_left = || self.0.clients.load(Ordering::Relaxed) == 0;
             let answer = &self.0.answer;
             answer.send_if_modified(|answer| is_left() && answer.take().is_some());
@@ -94,7 +96,7 @@ pub(super) async fn run(shared: Arc<Shared>, flight: Arc<Flight>, key: Key, aske
         while let Some(send) = schedule.poll(now) {
             let permit = Arc::clone(&shared.sockets).try_acquire_owned().ok();
             if permit.is_none() {
-                // The question that is sent now takes the place of the earlier ones.
+                // There is no socket left. The request that is sent now replaces the earlier ones of this question.
                 handles.drain(..).for_each(|handle| handle.abort());
             }
             let (shared, asked) = (Arc::clone(&shared), Arc::clone(&asked));
@@ -132,7 +134,7 @@ pub(super) async fn run(shared: Arc<Shared>, flight: Arc<Flight>, key: Key, aske
     }
 }
 
-/// A flight's place in the list. Dropped, it is in the list no more.
+/// A flight in the list of flights. Dropping this removes it from the list.
 struct Listed<'a> {
     shared: &'a Shared,
     flight: &'a Arc<Flight>,
@@ -148,10 +150,12 @@ impl Listed<'_> {
             Outcome::Answer { place, mut answer } => {
                 if let Some(Server { address, .. }) = servers.get(place) {
                     answer.source = Source::Upstream(*address);
-                    // The cache does not distinguish case, but some servers do: a name that the client wrote with capital
-                    // letters may exist in small ones.
-                    if is_lowercase(&asked.name) || !may_be_case(&answer) {
-                        lock(&self.shared.cache).keep(self.key.clone(), &answer, *address, now);
+                    // The cache does not distinguish case, but some servers do. A name that does not exist in capital letters
+                    // may exist in small ones.
+                    let may_store = is_lowercase(&asked.name) || !may_be_case(&answer);
+                    if let Some(stored) = Storable::of(&answer).filter(|_| may_store) {
+                        let key = self.key.clone();
+                        lock(&self.shared.cache).store(key, stored, *address, now);
                     }
                 }
                 answer
@@ -159,13 +163,13 @@ impl Listed<'_> {
             Outcome::Failed => Forwarded::failure(),
         };
         self.remove(&mut lock(&self.shared.flights));
-        // No client can join any more. If there are none, the answer is not kept until the flight ends.
+        // No client can join any more. If there is none, the answer is dropped here and not at the end of the flight.
         if self.flight.clients.load(Ordering::Relaxed) > 0 {
             self.flight.answer.send_replace(Some(Arc::new(answer)));
         }
     }
 
-    /// The flight goes on without clients if it may; a client may also have joined since.
+    /// Takes a permit to continue without clients, unless a client has joined in the meantime.
     fn leave(&self) -> Result<Option<OwnedSemaphorePermit>, Full> {
         let mut flights = lock(&self.shared.flights);
         if self.flight.clients.load(Ordering::Relaxed) > 0 {
@@ -210,13 +214,13 @@ fn learn(shared: &Shared, servers: &[Server], lessons: Vec<(usize, Lesson)>, now
     }
 }
 
-/// Takes what an attempt brought; nothing if it was aborted.
+/// Passes the result of an attempt to the schedule. `None` means that the attempt was aborted.
 fn take(schedule: &mut Schedule, send: Send, result: Option<io::Result<Received>>) {
     let now = Instant::now();
     match result {
         None => schedule.handle_given_up(send.attempt, now),
         Some(Err(error)) if is_own_fault(&error) => schedule.handle_given_up(send.attempt, now),
-        // Nothing else comes over a stream whose reply is to another question.
+        // After a response to another question no other one comes over the stream.
         Some(Err(_) | Ok(Received::Stray)) => schedule.handle_error(send.attempt, now),
         Some(Ok(received)) => schedule.handle_reply(send.attempt, received, now),
     }

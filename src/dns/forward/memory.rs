@@ -1,9 +1,9 @@
-//! What earlier questions showed about each upstream: how fast it answers, whether it answers at all, and which forms
-//! of a question it can take. Pure: the caller brings the time.
+//! The state of each upstream, as earlier questions showed it: how fast it answers, whether it answers at all, and which forms
+//! of a question it supports. Pure: the caller passes the time.
 //!
-//! The memory holds one entry for each configured upstream. A downgrade (no mixed case, no EDNS) expires, and an upstream
-//! that answered a form before loses that form only after several contrary replies in a row: one lost packet, or one
-//! domain of an attacker, does not switch a protection off.
+//! There is one entry for each configured upstream. A downgrade (no mixed case, no EDNS) expires. An upstream that answered a
+//! form before loses that form only after several contrary replies in a row, so that one lost packet, or one domain of an
+//! attacker, does not switch a protection off.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,27 +14,28 @@ use super::server::Server;
 
 /// An upstream that answers later than this, while another one answers, is asked after the others.
 pub(super) const LATE: Duration = Duration::from_millis(1_200);
-/// How often such an upstream gets a question in parallel to the others, to find out whether it answers again.
-const RETRY: Duration = Duration::from_secs(2);
+/// The interval at which such an upstream gets a question in parallel to the others, to find out whether it answers again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Error replies in a row, to questions that another upstream answered, after which an upstream is asked after the others.
 const MAX_FAILURES: u8 = 3;
-/// The same for an upstream that answered before, and is silent: one name may be slow.
+/// The number of questions in a row without a reply after which an upstream that answered before is asked after the others. One
+/// question may be about a slow name.
 const MAX_SILENCES: u8 = 2;
 /// Contrary replies in a row after which a form that worked before is avoided.
 const MAX_CONTRARY: u8 = 4;
-/// How long a form is avoided the first time, and at most. Each time is four times as long as the one before.
+/// How long a form is avoided the first time, and the maximum. Each time is four times as long as the one before.
 const FIRST_SPELL: Duration = Duration::from_secs(60);
 const MAX_SPELL: Duration = Duration::from_secs(3_600);
 /// The wait before a question is sent again to an upstream whose round trip is not known, and the limits when it is known.
-const AGAIN: Duration = Duration::from_millis(300);
-const MAX_AGAIN: Duration = Duration::from_millis(500);
-/// The wait before the next upstream is asked, at least and at most.
-const NEXT: Duration = Duration::from_millis(500);
-const MAX_NEXT: Duration = Duration::from_secs(1);
+const RESEND_WAIT: Duration = Duration::from_millis(300);
+const MAX_RESEND_WAIT: Duration = Duration::from_millis(500);
+/// The minimum and the maximum wait before the next upstream is asked.
+const NEXT_WAIT: Duration = Duration::from_millis(500);
+const MAX_NEXT_WAIT: Duration = Duration::from_secs(1);
 /// A TLS handshake takes several round trips.
-const TLS_AGAIN: Duration = Duration::from_millis(700);
+const TLS_RESEND_WAIT: Duration = Duration::from_millis(700);
 
-/// What an upstream may not be able to take.
+/// A feature of a question that an upstream may not support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Feature {
     /// A name in mixed case.
@@ -54,42 +55,42 @@ impl Feature {
     }
 }
 
-/// What a question showed about one upstream.
+/// A fact about an upstream that a question showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lesson {
-    /// It answered a question of this form.
+    /// The upstream answered a question of this form.
     Answered { form: Form, round_trip: Duration },
-    /// It cannot be reached.
+    /// The upstream cannot be reached.
     Unreachable,
-    /// It did not answer a question from this time on, and another one did.
+    /// The upstream did not answer a question that was sent at this time, and another one did.
     Silent { since: Instant },
-    /// It replied with an error while another one answered.
+    /// The upstream replied with an error, and another one answered.
     Failed,
-    /// It answered only without this.
+    /// The upstream answered only a question without this feature.
     Without(Feature),
 }
 
-/// How one upstream is to be asked.
+/// An upstream to ask, and how to ask it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Candidate {
-    /// Its place in the configured order.
+    /// The position of the upstream in the configured order.
     pub(super) place: usize,
     pub(super) tls: bool,
-    /// The form to begin with.
+    /// The form of the first question.
     pub(super) form: Form,
-    /// It answered this form before.
+    /// The upstream answered this form before.
     pub(super) proven: bool,
-    /// It did not answer lately: the others come first.
+    /// The upstream did not answer lately, so the others come first.
     pub(super) behind: bool,
-    /// It is due to be asked in parallel to the first one.
+    /// The upstream is asked in parallel to the first one, to find out whether it answers again.
     pub(super) retry: bool,
-    /// The wait before it is asked again.
+    /// The wait before the upstream is asked again.
     pub(super) again: Duration,
     /// The wait before the next upstream is asked.
     pub(super) next: Duration,
 }
 
-/// The memory.
+/// The states of all upstreams.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     states: HashMap<SocketAddr, ServerState>,
@@ -98,7 +99,7 @@ pub(super) struct Memory {
 #[derive(Debug, Default)]
 struct ServerState {
     round_trip: Option<Duration>,
-    /// When it is to be asked again in parallel, if it is behind the others.
+    /// If the upstream is asked after the others: when it is next asked in parallel to them.
     behind: Option<Instant>,
     last_answer: Option<Instant>,
     failures: u8,
@@ -107,7 +108,7 @@ struct ServerState {
     edns: Ability,
 }
 
-/// Whether an upstream can take a [`Feature`].
+/// Whether an upstream supports a [`Feature`].
 #[derive(Debug, Default)]
 struct Ability {
     proven: bool,
@@ -117,13 +118,14 @@ struct Ability {
 }
 
 impl Memory {
-    /// Forgets all upstreams but `servers`.
+    /// Removes the states of all upstreams that are not in `servers`.
     pub(super) fn retain(&mut self, servers: &[Server]) {
         self.states
             .retain(|address, _| servers.iter().any(|s| s.address == *address));
     }
 
-    /// How `servers` are to be asked now, in the order in which they should be: as configured, but those behind last.
+    /// Returns `servers` in the order in which they are to be asked now: as configured, but those that did not answer lately come
+    /// last.
     pub(super) fn plan(&mut self, servers: &[Server], now: Instant) -> Vec<Candidate> {
         let behind = |memory: &Self, server: &Server| {
             let state = memory.states.get(&server.address);
@@ -143,7 +145,7 @@ impl Memory {
         plan
     }
 
-    /// Stores what a question showed. An upstream that is not configured any more is ignored.
+    /// Stores a lesson. An upstream that is no longer configured is ignored.
     pub(super) fn learn(&mut self, server: SocketAddr, lesson: Lesson, now: Instant) {
         let Some(state) = self.states.get_mut(&server) else {
             return;
@@ -174,10 +176,10 @@ impl ServerState {
     fn candidate(&mut self, place: usize, tls: bool, preferred: bool, now: Instant) -> Candidate {
         let retry = preferred && self.behind.is_some_and(|at| now >= at);
         if retry {
-            self.behind = Some(now + RETRY);
+            self.behind = Some(now + RETRY_INTERVAL);
         }
         let form = Form {
-            // Nobody can forge a reply over TLS: the case of the letters protects nothing there.
+            // Nobody can forge a reply over TLS, so mixed case protects nothing there.
             mixed: !tls && self.mixed.is_usable(now),
             edns: self.edns.is_usable(now),
         };
@@ -191,15 +193,15 @@ impl ServerState {
             behind: self.behind.is_some(),
             retry,
             again: match tls {
-                true => TLS_AGAIN,
-                false => (2 * round_trip).clamp(AGAIN, MAX_AGAIN),
+                true => TLS_RESEND_WAIT,
+                false => (2 * round_trip).clamp(RESEND_WAIT, MAX_RESEND_WAIT),
             },
-            next: (3 * round_trip).clamp(NEXT, MAX_NEXT),
+            next: (3 * round_trip).clamp(NEXT_WAIT, MAX_NEXT_WAIT),
         }
     }
 
     fn fall_behind(&mut self, now: Instant) {
-        self.behind.get_or_insert(now + RETRY);
+        self.behind.get_or_insert(now + RETRY_INTERVAL);
     }
 
     fn answered(&mut self, form: Form, round_trip: Duration, now: Instant) {
@@ -238,7 +240,7 @@ impl Ability {
     fn contradict(&mut self, now: Instant) {
         self.contrary = self.contrary.saturating_add(1);
         let enough = !self.proven || self.contrary >= MAX_CONTRARY;
-        // Several questions under way at once are one piece of evidence.
+        // Several questions in progress at once count as one piece of evidence.
         if enough && self.is_usable(now) {
             self.spell = (self.spell * 4).clamp(FIRST_SPELL, MAX_SPELL);
             self.avoid_until = Some(now + self.spell);
@@ -282,10 +284,10 @@ mod tests {
         let plan = memory.plan(&servers, start);
         assert_eq!(places(&plan), [1, 2, 0]);
         assert!(plan.iter().all(|c| !c.retry));
-        let due = start + RETRY;
+        let due = start + RETRY_INTERVAL;
         assert!(memory.plan(&servers, due)[2].retry);
         assert!(!memory.plan(&servers, due)[2].retry, "one at a time");
-        assert!(memory.plan(&servers, due + RETRY)[2].retry);
+        assert!(memory.plan(&servers, due + RETRY_INTERVAL)[2].retry);
         memory.learn(first, answered(1_500), due);
         assert_eq!(places(&memory.plan(&servers, due)), [1, 2, 0]);
         memory.learn(first, answered(5), due);

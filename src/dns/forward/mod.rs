@@ -1,11 +1,12 @@
-//! Everything that is not the mesh's: asked of the host's own resolvers, kept for as long as they say, and longer when
-//! none of them answers (RFC 8767).
+//! Forwards questions for names outside the mesh to the host's own resolvers, the upstreams.
 //!
-//! The same question from several clients is asked once, and all wait for it. So a question that comes back to this
-//! node through another resolver waits for itself and fails in the end, and does not go round.
+//! The cache answers a question as long as the TTLs permit, and longer when no upstream answers (RFC 8767). The same question
+//! from several clients is asked once, and all of them wait for the answer. So a question that comes back to this node through
+//! another resolver waits for itself and fails in the end, instead of going round without end.
 //!
-//! `schedule` decides whom to ask when and in which form, `memory` holds what is known about each upstream (both are
-//! pure), and `flight` sends and receives.
+//! `schedule` decides which upstream is asked when and in which form, and `memory` stores what is known about each upstream.
+//! Both are pure. `flight` runs one question, `pool` has the connections of hickory-resolver, and `exchange` interprets a
+//! response. `rebinding` removes from an answer what points into the mesh.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use tokio::time::timeout;
 use super::access::Client;
 use super::limits::{self, Limits, Share};
 use super::query::Question;
+use crate::os::tasks::Tasks;
 use cache::{Cache, Hit, Key};
 use flight::{Flight, Passenger};
 use memory::Memory;
@@ -40,13 +42,13 @@ pub use answer::{Forwarded, Source};
 pub use rebinding::Stripped;
 pub use server::{Server, ServerError};
 
-/// How long the client waits at most: a little longer than the search may take.
+/// The maximum time that a client waits: a little longer than the search may take.
 const OVERALL: Duration = schedule::PATIENCE.saturating_add(Duration::from_millis(100));
-/// How long a client waits for a fresh answer that can have a stale one (RFC 8767 section 5).
+/// How long a client waits for a fresh answer if there is a stale one (RFC 8767 section 5).
 const PATIENCE: Duration = Duration::from_millis(1_800);
-/// Sockets to upstreams at most, besides one for each question. A process may have 1,024 open files by default.
+/// The maximum number of sockets to upstreams, besides one for each question. A process may have 1,024 open files by default.
 const SOCKETS: usize = 256;
-/// Questions at most that go on when no client waits for them.
+/// The maximum number of questions that continue when no client waits for them.
 const BACKGROUND: usize = 128;
 
 /// The client for which a question is asked. The memory of the answer counts as this client's while it is in use.
@@ -57,20 +59,20 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    /// Takes room for this many bytes from the pool that bounds the large answers in progress.
+    /// Reserves this many bytes in the pool that bounds the large answers in progress.
     fn hold(&self, octets: usize) -> Option<Share> {
         let kib = u32::try_from(octets.div_ceil(1024)).ok()?;
         self.limits.take(limits::Pool::Memory, self.client, kib)
     }
 }
 
-/// The resolvers everything else is asked of.
+/// The upstreams, with the cache of their answers.
 #[derive(Default)]
 pub struct Upstream {
     shared: Arc<Shared>,
 }
 
-/// What the questions under way share.
+/// The state that all questions in progress share.
 struct Shared {
     servers: ArcSwap<Vec<Server>>,
     memory: Mutex<Memory>,
@@ -96,13 +98,13 @@ impl Default for Shared {
 }
 
 impl Upstream {
-    /// None yet: every question fails until [`Upstream::set`].
+    /// Starts without an upstream. Every question fails until [`Upstream::set`] is called.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks `servers` from now on, in this order; never those in `own`, which would be this node itself.
+    /// Uses `servers` from now on, in this order, without those whose address is in `own`: they would be this node itself.
     pub fn set(&self, servers: &[Server], own: &BTreeSet<IpAddr>) {
         let others = servers
             .iter()
@@ -112,12 +114,12 @@ impl Upstream {
         self.shared.servers.store(Arc::new(others));
     }
 
-    /// Asks for the node itself. A failure is returned as an answer: SERVFAIL.
+    /// Asks for the node itself. A failure is returned as the answer SERVFAIL.
     pub async fn ask(&self, asked: &Question) -> Forwarded {
         self.ask_as(asked, None).await
     }
 
-    /// Asks for a client, or for the node itself if `asker` is `None`. A failure is returned as an answer: SERVFAIL.
+    /// Asks for a client, or for the node itself if `asker` is `None`. A failure is returned as the answer SERVFAIL.
     pub(super) async fn ask_as(&self, asked: &Question, asker: Option<Asker>) -> Forwarded {
         let key = Key::new(asked);
         let (fresh, stale) = {
@@ -140,7 +142,7 @@ impl Upstream {
         }
     }
 
-    /// A place among those who ask the same now.
+    /// Joins the flight of a question, and starts it if there is none.
     fn join(&self, key: &Key, asked: &Question, asker: Option<Asker>) -> Passenger {
         let mut flights = lock(&self.shared.flights);
         if let Some(flight) = flights.get(key) {
@@ -150,7 +152,8 @@ impl Upstream {
         let passenger = flight.join();
         flights.insert(key.clone(), Arc::clone(&flight));
         let shared = Arc::clone(&self.shared);
-        tokio::spawn(flight::run(shared, flight, key.clone(), asked.clone()));
+        let flight = flight::run(shared, flight, key.clone(), asked.clone());
+        Tasks::current().spawn_child("a question to the upstreams", flight);
         passenger
     }
 }

@@ -1,19 +1,19 @@
-//! What an answer from outside may not do: point into the mesh. Pure.
+//! Removes the records of a forwarded answer that point into the mesh. Pure.
 //!
-//! Whoever owns a public name decides what it points to. If it could point at a service of the mesh, a page from that name
-//! in a browser on a node could read the service with the origin of the page (DNS rebinding), past every check that rests on
-//! the origin. So of a forwarded answer these are left out:
+//! The owner of a public name decides what it points to. If it could point to a service of the mesh, a page of that name in a
+//! browser on a node could read the service as its own origin (DNS rebinding), and every check of the origin would pass. So these
+//! records are removed from a forwarded answer:
 //!
 //! - addresses of the mesh (A, AAAA), and HTTPS and SVCB records with such an address as a hint;
 //! - aliases to names of the mesh (CNAME, and the DNAME it comes from; HTTPS and SVCB records with such a target), and all
 //!   records of the names they lead to.
 //!
-//! An alias to a name of the mesh is therefore not followed from the zone: it would be the same door. It is taken out rather
-//! than passed on, because some clients (systemd-resolved, browsers) follow an alias by themselves. What is left is an
-//! answer without addresses (NOERROR) that clients do not cache, since it has no SOA (RFC 2308 section 5): the name exists,
-//! and has no records here. The NXDOMAIN of an upstream is about the target; it would be wrong for the name that was asked for.
+//! For the same reason, the resolver does not follow an alias to a name of the mesh in the zone. It removes the alias, because
+//! some clients (systemd-resolved, browsers) follow an alias by themselves. The answer that is left has the code NOERROR and no
+//! addresses. Clients do not cache it, since it has no SOA (RFC 2308 section 5). The NXDOMAIN of an upstream is about the target
+//! and would be wrong for the name that was asked for.
 //!
-//! SRV, MX, NS and PTR records stay: no browser follows them.
+//! SRV, MX, NS and PTR records stay, because no browser follows them.
 
 use std::net::IpAddr;
 
@@ -25,7 +25,7 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use super::super::zone::Zone;
 use super::answer::Forwarded;
 
-/// How much of an answer pointed into the mesh.
+/// The numbers of records that pointed into the mesh.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stripped {
     /// Records with addresses of the mesh.
@@ -35,7 +35,7 @@ pub struct Stripped {
 }
 
 impl Stripped {
-    /// Whether anything did.
+    /// Returns whether there was such a record.
     #[must_use]
     pub fn is_any(self) -> bool {
         self != Self::default()
@@ -43,7 +43,7 @@ impl Stripped {
 }
 
 impl Forwarded {
-    /// Takes out what points into the mesh of `zone`.
+    /// Removes the records that point into the mesh of `zone`.
     pub fn strip(&mut self, zone: &Zone) -> Stripped {
         let mut stripped = Stripped::default();
         if zone.addresses.is_none() {

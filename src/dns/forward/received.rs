@@ -1,22 +1,22 @@
 //! The records of an upstream's answer, in the form in which they are cached and passed on. Pure.
 //!
-//! Two things are set right here. The aliases of the name come first, each before what it leads to (RFC 1034 section 4.3.2),
-//! since stub resolvers read an answer once from its beginning: glibc ignores an address that stands before its CNAME. And
-//! no TTL is longer than a day, nor one that RFC 2181 section 8 rules out.
+//! This module corrects two things. The aliases of the name come first, each before the records of its target (RFC 1034 section
+//! 4.3.2), because stub resolvers read an answer once from its beginning: glibc ignores an address that stands before its
+//! CNAME. And a TTL is at most a day, and zero if RFC 2181 section 8 rules it out.
 
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::answer::Forwarded;
 
-/// Seconds that an answer may be kept at most (RFC 8767 section 4 advises a bound of days; names move faster than their
-/// TTLs are changed).
+/// The maximum TTL in seconds. RFC 8767 section 4 advises a bound of some days, but the addresses of a name change sooner than
+/// its administrators lower its TTL.
 pub(super) const MAX_TTL: u32 = 86_400;
-/// The largest TTL there is (RFC 2181 section 8): one with the most significant bit set counts as zero.
+/// The largest valid TTL. One with the most significant bit set counts as zero (RFC 2181 section 8).
 const LARGEST_TTL: u32 = i32::MAX.unsigned_abs();
-/// Aliases that are followed at most. Resolvers give up after fewer.
+/// The maximum number of aliases that are followed. Resolvers give up after fewer.
 const MAX_ALIASES: usize = 32;
 
-/// Sets order and TTLs right in an answer to a question for `asked`.
+/// Corrects the order and the TTLs of an answer to a question for `asked`.
 pub(super) fn tidied(asked: &Name, mut answer: Forwarded) -> Forwarded {
     for record in answer.answers.iter_mut().chain(&mut answer.authority) {
         record.ttl = bounded(record.ttl);
@@ -33,8 +33,8 @@ fn bounded(ttl: u32) -> u32 {
     }
 }
 
-/// What belongs to `asked` first, then what belongs to the name it is an alias of, and so on. The rest follows in the order
-/// in which it came.
+/// Returns the records of `asked` first, then the records of the name that it is an alias of, and so on. The other records follow
+/// in the order in which they came.
 fn in_order(asked: &Name, mut records: Vec<Record>) -> Vec<Record> {
     if !records.iter().any(|r| matches!(r.data, RData::CNAME(_))) {
         return records;
@@ -42,7 +42,7 @@ fn in_order(asked: &Name, mut records: Vec<Record>) -> Vec<Record> {
     let mut ordered = Vec::with_capacity(records.len());
     let mut name = asked.clone();
     for _ in 0..MAX_ALIASES {
-        // A DNAME above the name is where its CNAME comes from (RFC 6672 section 3.1).
+        // The CNAME of a name may come from a DNAME above it (RFC 6672 section 3.1).
         let renames = |r: &Record| r.record_type() == RecordType::DNAME && r.name.zone_of(&name);
         let (mut here, rest): (Vec<Record>, Vec<Record>) = records
             .into_iter()

@@ -1,16 +1,16 @@
-//! The order of events while one question is answered: which upstream is asked when, in which form, over which transport,
-//! and which reply is the answer. Pure: the caller brings the time and sends.
+//! The order of events while one question is answered: which upstream is asked when, in which form and over which transport,
+//! and which reply is the answer. Pure: the caller passes the time and sends the questions.
 //!
-//! - The upstreams are started in order, one after the other, each after a wait. An upstream that fails ends its wait at
-//!   once, so an error that costs no time costs no turn. All of them are started early enough that one that takes
-//!   1.5 s still answers within the client's patience.
-//! - A started upstream is asked several times: in the form it is known to take, or in simpler forms. A later question does
-//!   not end an earlier one. Every reply counts until the end.
-//! - NXDOMAIN to mixed case is verified by the question as the client wrote it: some servers compare names
+//! - The upstreams are started in order, each some time after the one before. If an upstream fails, the next one is started at
+//!   once, so that a failure that takes no time delays nothing. All of them are started so early that an upstream that takes
+//!   1.5 s still answers before the client gives up.
+//! - A started upstream is asked several times, in the form that it is known to support or in simpler forms. A later question
+//!   does not cancel an earlier one. Every reply counts until the end.
+//! - NXDOMAIN to a name in mixed case is verified by the question as the client wrote it, because some servers compare names
 //!   case-sensitively.
-//! - A negative answer of a later upstream waits a while for an earlier one that is still being asked: only the first one
-//!   may know private names.
-//! - After the answer the schedule goes on for a moment for the upstreams that did not answer, to learn whether they do.
+//! - A negative answer of a later upstream is held back for a while if an earlier one is still being asked, because only the
+//!   first one may know private names.
+//! - After the answer the schedule continues for a moment, to learn whether the other upstreams answer.
 
 use std::time::{Duration, Instant};
 
@@ -20,20 +20,20 @@ use hickory_proto::rr::{RData, Record};
 use super::answer::Forwarded;
 use super::exchange::{Form, Received};
 use super::memory::{Candidate, Feature, LATE, Lesson};
-use turn::{Attempt, End, Turn};
+use turn::{Attempt, Attempts, End, Turn};
 
 mod learn;
 mod turn;
 
-/// How long the search for an answer may take: Docker's resolver gives up after 4 s, glibc and musl after 5 s.
+/// The maximum time of the search for an answer. Docker's resolver gives up after 4 s, glibc and musl after 5 s.
 pub(super) const PATIENCE: Duration = Duration::from_millis(3_700);
-/// All upstreams are started by then.
+/// The time after which all upstreams are started.
 const START_BY: Duration = Duration::from_millis(1_100);
-/// The least wait between the starts of two upstreams.
+/// The minimum wait between the starts of two upstreams.
 const MIN_NEXT: Duration = Duration::from_millis(50);
 /// How long a stream may take, after a datagram lost the case of the name, before a datagram without mixed case is sent.
 const STREAM_WAIT: Duration = Duration::from_millis(300);
-/// Questions to one upstream at most.
+/// The maximum number of questions to one upstream.
 const MAX_SENDS: usize = 8;
 
 /// How a question is sent.
@@ -41,7 +41,7 @@ const MAX_SENDS: usize = 8;
 pub(super) enum Transport {
     Udp,
     Tcp,
-    /// Over an open connection if there is one, unless it has to be a new one.
+    /// Over the open connection if there is one, unless `new` demands another one.
     Tls {
         new: bool,
     },
@@ -50,15 +50,15 @@ pub(super) enum Transport {
 /// A question to be sent now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Send {
-    /// The number of the attempt, for [`Schedule::handle_reply`] and the like.
+    /// The number of the attempt, which [`Schedule::handle_reply`] and the other handlers take.
     pub(super) attempt: usize,
-    /// The upstream's place in the configured order.
+    /// The position of the upstream in the configured order.
     pub(super) place: usize,
     pub(super) form: Form,
     pub(super) transport: Transport,
 }
 
-/// How it ended for the client.
+/// The result for the client.
 #[derive(Debug, Clone)]
 pub(super) enum Outcome {
     Answer { place: usize, answer: Forwarded },
@@ -71,7 +71,7 @@ pub(super) struct Schedule {
     started: Instant,
     next_start: Instant,
     turns: Vec<Turn>,
-    attempts: Vec<Attempt>,
+    attempts: Attempts,
     /// A negative answer that waits for an earlier upstream, and the turn it is from.
     held: Option<(usize, Forwarded)>,
     outcome: Option<Outcome>,
@@ -85,7 +85,7 @@ impl Schedule {
             started: now,
             next_start: now,
             turns,
-            attempts: Vec::new(),
+            attempts: Attempts::default(),
             held: None,
             outcome: None,
             lessons: Vec::new(),
@@ -96,7 +96,7 @@ impl Schedule {
         schedule
     }
 
-    /// The next question to send now.
+    /// Returns the next question that has to be sent now.
     pub(super) fn poll(&mut self, now: Instant) -> Option<Send> {
         if self.outcome.is_none() {
             self.start_turns(now);
@@ -110,8 +110,7 @@ impl Schedule {
             };
             let (_, form, transport) = state.due.remove(at);
             let place = state.candidate.place;
-            let attempt = self.attempts.len();
-            self.attempts.push(Attempt {
+            let attempt = self.attempts.push(Attempt {
                 turn,
                 form,
                 transport,
@@ -128,7 +127,7 @@ impl Schedule {
         None
     }
 
-    /// When [`Schedule::poll`] is to be called again, if nothing arrives before.
+    /// Returns when [`Schedule::poll`] has to be called again, if nothing arrives before.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let due = |turn: &Turn| turn.due.iter().map(|(at, ..)| *at).min();
         let times = self.turns.iter().flat_map(|turn| {
@@ -147,13 +146,13 @@ impl Schedule {
         times.into_iter().min()
     }
 
-    /// How it ended, once it has.
+    /// Returns the outcome, once there is one.
     #[cfg(test)]
     pub(super) fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()
     }
 
-    /// Takes the outcome, once there is one. The schedule stays ended, but does not keep the answer.
+    /// Takes the answer out of the outcome, once there is one. The outcome itself stays.
     pub(super) fn take_outcome(&mut self) -> Option<Outcome> {
         Some(match self.outcome.as_mut()? {
             Outcome::Failed => Outcome::Failed,
@@ -164,7 +163,7 @@ impl Schedule {
         })
     }
 
-    /// Whether there is nothing left to learn either.
+    /// Returns whether the schedule has its outcome and has nothing left to learn.
     pub(super) fn is_over(&self) -> bool {
         let settled = |turn: &Turn| turn.judge_at.is_none() && turn.doubt.is_none();
         match self.outcome {
@@ -174,14 +173,14 @@ impl Schedule {
         }
     }
 
-    /// What was learnt since the last call, with the place of the upstream.
+    /// Returns the lessons since the last call, each with the position of the upstream.
     pub(super) fn lessons(&mut self) -> Vec<(usize, Lesson)> {
         std::mem::take(&mut self.lessons)
     }
 
-    /// A reply to an attempt.
+    /// Handles the reply to an attempt.
     pub(super) fn handle_reply(&mut self, attempt: usize, received: Received, now: Instant) {
-        let Some((turn, form, transport)) = self.identify(attempt) else {
+        let Some((turn, form, transport)) = self.attempts.open(attempt) else {
             return;
         };
         if let Some(turn) = self.turns.get_mut(turn) {
@@ -195,7 +194,7 @@ impl Schedule {
             Received::Answer(answer) => self.handle_answer(attempt, answer, now),
             Received::Cut => {
                 self.learn_answer(attempt, false, now);
-                self.end(attempt, End::Answered);
+                self.attempts.end(attempt, End::Answered);
                 self.learn_form(turn, attempt, false, now);
                 if let Some(turn) = self.turns.get_mut(turn) {
                     turn.due.clear();
@@ -203,14 +202,18 @@ impl Schedule {
                 self.ask_once(turn, now, plain, Transport::Tcp);
             }
             Received::LostCase => {
-                self.end(attempt, End::LostCase);
-                self.give_up(turn, Feature::Mixed);
+                self.attempts.end(attempt, End::LostCase);
+                if let Some(turn) = self.turns.get_mut(turn) {
+                    turn.give_up(Feature::Mixed);
+                }
                 self.ask_once(turn, now, plain, Transport::Tcp);
                 self.ask_once(turn, now + STREAM_WAIT, plain, Transport::Udp);
             }
             Received::NoEdns => {
-                self.end(attempt, End::NoEdns);
-                self.give_up(turn, Feature::Edns);
+                self.attempts.end(attempt, End::NoEdns);
+                if let Some(turn) = self.turns.get_mut(turn) {
+                    turn.give_up(Feature::Edns);
+                }
                 let without = Form {
                     edns: false,
                     ..form
@@ -218,7 +221,7 @@ impl Schedule {
                 self.ask_once(turn, now, without, transport);
             }
             Received::Failed => {
-                self.end(attempt, End::Other);
+                self.attempts.end(attempt, End::Other);
                 if let Some(turn) = self.turns.get_mut(turn) {
                     turn.failed = true;
                     turn.due.clear();
@@ -229,17 +232,17 @@ impl Schedule {
         }
     }
 
-    /// An attempt cannot be sent, or its connection failed.
+    /// Handles an attempt that could not be sent, or whose connection failed.
     pub(super) fn handle_error(&mut self, attempt: usize, now: Instant) {
-        let Some((turn, _, transport)) = self.identify(attempt) else {
+        let Some((turn, _, transport)) = self.attempts.open(attempt) else {
             return;
         };
-        self.end(attempt, End::Other);
+        self.attempts.end(attempt, End::Other);
         let Some(state) = self.turns.get_mut(turn) else {
             return;
         };
         if transport == Transport::Tcp {
-            // The datagram that is to follow if the stream is slow.
+            // A datagram was to follow in case the stream is slow. It is sent at once.
             for (at, ..) in &mut state.due {
                 *at = now;
             }
@@ -257,29 +260,29 @@ impl Schedule {
         }
     }
 
-    /// An attempt was given up for a reason of this host's own, which says nothing about the upstream.
+    /// Handles an attempt that this host gave up for a reason of its own, which says nothing about the upstream.
     pub(super) fn handle_given_up(&mut self, attempt: usize, now: Instant) {
-        let Some((turn, ..)) = self.identify(attempt) else {
+        let Some((turn, ..)) = self.attempts.open(attempt) else {
             return;
         };
-        self.end(attempt, End::Other);
+        self.attempts.end(attempt, End::Other);
         if !self.is_open(turn) {
             self.next_start = now;
         }
     }
 
     fn handle_answer(&mut self, attempt: usize, answer: Forwarded, now: Instant) {
-        let Some((turn, form, transport)) = self.identify(attempt) else {
+        let Some((turn, form, transport)) = self.attempts.open(attempt) else {
             return;
         };
         let negative = is_negative(&answer);
         self.learn_answer(attempt, negative, now);
         if form.mixed && may_be_case(&answer) {
-            self.end(attempt, End::Denied);
+            self.attempts.end(attempt, End::Denied);
             self.verify(turn, form, now);
             return;
         }
-        self.end(attempt, End::Answered);
+        self.attempts.end(attempt, End::Answered);
         let Some(state) = self.turns.get_mut(turn) else {
             return;
         };
@@ -302,14 +305,19 @@ impl Schedule {
         }
     }
 
-    /// Asks as the client wrote it, unless such a question is on its way.
+    /// Asks for the name as the client wrote it, unless such a question is in progress.
     fn verify(&mut self, turn: usize, form: Form, now: Instant) {
-        self.give_up(turn, Feature::Mixed);
+        if let Some(turn) = self.turns.get_mut(turn) {
+            turn.give_up(Feature::Mixed);
+        }
         let plain = Form {
             mixed: false,
             ..form
         };
-        if self.ends(turn, |form, end| !form.mixed && end == End::Open) {
+        if self
+            .attempts
+            .any(turn, |form, end| !form.mixed && end == End::Open)
+        {
             return;
         }
         let again = self.turns.get(turn).map(|t| t.candidate.again);
@@ -342,7 +350,7 @@ impl Schedule {
         }
     }
 
-    /// Asks those that replied with an error once more in a simpler form, when nobody else is left.
+    /// Asks the upstreams that replied with an error once more in a simpler form, when no other upstream is left.
     fn give_second_chances(&mut self, now: Instant) {
         if self.second_chance_at().is_none_or(|at| now < at) {
             return;
@@ -403,7 +411,7 @@ impl Schedule {
         self.judge(now);
     }
 
-    /// Until when an answer of `turn` waits for an upstream before it.
+    /// Returns until when an answer of `turn` is held back for an upstream before it.
     fn earlier_until(&self, turn: usize, now: Instant) -> Option<Instant> {
         let place = self.turns.get(turn)?.candidate.place;
         let turns = self.turns.iter().enumerate();
@@ -419,40 +427,19 @@ impl Schedule {
         self.earlier_until(*turn, self.started)
     }
 
-    /// Whether an upstream has been started and may still answer.
+    /// Returns whether an upstream has been started and may still answer.
     fn is_open(&self, turn: usize) -> bool {
         let due = self.turns.get(turn).is_some_and(|t| !t.due.is_empty());
-        due || self.ends(turn, |_, end| end == End::Open)
+        due || self.attempts.any(turn, |_, end| end == End::Open)
     }
 
-    fn ends(&self, turn: usize, wanted: impl Fn(Form, End) -> bool) -> bool {
-        let mut of_turn = self.attempts.iter().filter(|a| a.turn == turn);
-        of_turn.any(|a| wanted(a.form, a.end))
-    }
-
-    fn identify(&self, attempt: usize) -> Option<(usize, Form, Transport)> {
-        let attempt = self.attempts.get(attempt).filter(|a| a.end == End::Open)?;
-        Some((attempt.turn, attempt.form, attempt.transport))
-    }
-
-    fn end(&mut self, attempt: usize, end: End) {
-        if let Some(attempt) = self.attempts.get_mut(attempt) {
-            attempt.end = end;
-        }
-    }
-
-    /// Drops the questions to come that have `feature`.
-    fn give_up(&mut self, turn: usize, feature: Feature) {
-        if let Some(turn) = self.turns.get_mut(turn) {
-            turn.due.retain(|(_, form, _)| !feature.is_in(*form));
-        }
-    }
-
-    /// Asks unless the same was sent, or is to be sent as early.
+    /// Asks, unless the same question was sent or is to be sent as early.
     fn ask_once(&mut self, turn: usize, at: Instant, form: Form, transport: Transport) {
         let same = |f: Form, t: Transport| f == form && t == transport;
-        let mut attempts = self.attempts.iter().filter(|a| a.turn == turn);
-        let sent = attempts.any(|a| same(a.form, a.transport));
+        let sent = self
+            .attempts
+            .of_turn(turn)
+            .any(|a| same(a.form, a.transport));
         let due = self.turns.get(turn).is_some_and(|t| {
             let mut due = t.due.iter();
             due.any(|(when, f, t)| *when <= at && same(*f, *t))
@@ -463,7 +450,7 @@ impl Schedule {
     }
 
     fn ask(&mut self, turn: usize, at: Instant, form: Form, transport: Transport) {
-        let sent = self.attempts.iter().filter(|a| a.turn == turn).count();
+        let sent = self.attempts.of_turn(turn).count();
         let ended = self.outcome.is_some();
         if let Some(turn) = self.turns.get_mut(turn) {
             let wanted = !turn.answered && (!ended || turn.judge_at.is_some());
@@ -474,7 +461,7 @@ impl Schedule {
     }
 }
 
-/// Whether the answer may be another one in another case. NODATA is not: the name was found.
+/// Returns whether the answer may be different for the name in another case. That is not so for NODATA, because the name exists.
 pub(super) fn may_be_case(answer: &Forwarded) -> bool {
     let soa = |record: &Record| matches!(record.data, RData::SOA(_));
     let no_data = answer.code == ResponseCode::NoError && answer.authority.iter().any(soa);

@@ -10,16 +10,17 @@ const PORT: u16 = 53;
 /// The port of DNS over TLS (RFC 7858 section 3.1).
 const TLS_PORT: u16 = 853;
 
-/// A resolver that is asked.
+/// An upstream resolver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Where it is.
+    /// The address and port of the resolver.
     pub address: SocketAddr,
-    /// Who it has to prove to be, over TLS (RFC 8310 section 5: the strict profile). Absent: it is asked in the open.
+    /// The name that the resolver has to prove over TLS (RFC 8310 section 5, the strict profile). Without a name it is asked
+    /// without encryption.
     pub name: Option<ServerName<'static>>,
 }
 
-/// Why a text is no upstream.
+/// The text does not name an upstream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is no upstream: write `192.0.2.53`, `192.0.2.53:5353`, or `tls://dns.example.net@192.0.2.53` for DNS over TLS"

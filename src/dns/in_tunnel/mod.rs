@@ -1,7 +1,7 @@
-//! Answers queries that come inside the tunnel device.
+//! Answers queries that the host and its containers send through the tunnel device.
 //!
-//! The data threads of the tunnel call this module, so only the fast path runs here: a query for anything but a plain name
-//! with few instances goes to the thread of the full path. TCP segments go to a task with a small TCP stack. Both wait in
+//! The data threads of the tunnel call this module, so only the fast path runs here. Every query that it does not answer goes to
+//! the thread of the full path. TCP segments go to a task with a small TCP stack. Both wait in
 //! queues in which each client has few places.
 //!
 //! Only the host and its containers send queries this way. The tunnel drops packets of other nodes to the DNS address. Other
@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead as _, AsyncWrite as _, DuplexStream, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use super::batch_context::{Outcome, QueryContext};
 use super::drop_reason::DropReason;
@@ -28,6 +27,7 @@ use super::tcp::ConnectionSlot;
 use super::transport::Transport;
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
+use crate::os::tasks::{AbortOnDrop, Tasks};
 use stack::{ConnectionId, Stack};
 
 mod stack;
@@ -37,14 +37,14 @@ const PORT: u16 = 53;
 /// The most bytes of a packet with a segment. The stack announces a smaller maximum segment size. The queue is bounded by the
 /// number of segments only, so this bounds its memory.
 const MAX_SEGMENT: usize = 2048;
-/// Octets between a connection and who answers it, in each direction.
+/// The bytes that may wait between a connection and the task that answers it, in each direction.
 const PIPE: usize = 8 * 1024;
-/// Octets that most replies fit.
+/// A size in bytes that is enough for most replies.
 const REPLY: usize = 256;
-/// Segments taken in before those that are due go out.
+/// The maximum number of segments that are processed before segments are sent.
 const BATCH: usize = 64;
 
-/// The way back into the device.
+/// Sends packets to the host through the tunnel device.
 pub trait Device: Send + Sync + 'static {
     /// Sends a datagram.
     fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]);
@@ -52,16 +52,16 @@ pub trait Device: Send + Sync + 'static {
     fn packet(&self, packet: &[u8]);
 }
 
-/// What became of a query.
+/// The result of a datagram or a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Handled {
     /// This is the reply.
     Reply(Vec<u8>),
-    /// The reply comes by the [`Device`].
+    /// The reply will be sent through the [`Device`].
     Later,
-    /// There will be none.
+    /// There will be no reply.
     Refused,
-    /// Too many wait already.
+    /// Too many queries or segments wait already.
     Overload,
 }
 
@@ -71,18 +71,18 @@ struct Segment {
     share: Share,
 }
 
-/// The mesh's DNS addresses, answered.
+/// Answers at the DNS addresses of the mesh.
 pub struct TunnelDns {
     resolver: Arc<Resolver>,
     mesh: MeshAddresses,
     block: Block,
     device: Arc<dyn Device>,
     segments: mpsc::Sender<Segment>,
-    task: JoinHandle<()>,
+    _task: AbortOnDrop,
 }
 
 impl TunnelDns {
-    /// Begins to answer for the node of `block`. To be called inside the runtime.
+    /// Starts to answer for the node of `block`. This has to be called inside the runtime.
     #[must_use]
     pub fn start(
         resolver: Arc<Resolver>,
@@ -104,30 +104,30 @@ impl TunnelDns {
             device: Arc::clone(&device),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         };
-        let task = tokio::spawn(streams.run(received));
+        let task = Tasks::current().spawn_finite("TCP at the DNS address", streams.run(received));
         Self {
             resolver,
             mesh,
             block,
             device,
             segments,
-            task,
+            _task: task.abort_on_drop(),
         }
     }
 
-    /// The addresses answered: the same on every node.
+    /// Returns the DNS addresses, which are the same on every node.
     #[must_use]
     pub fn addresses(mesh: &MeshAddresses) -> [IpAddr; 2] {
         [mesh.dns_v4().into(), mesh.dns_v6().into()]
     }
 
-    /// Where it answers.
+    /// Returns the addresses and the port at which it answers.
     #[must_use]
     pub fn listen(&self) -> [SocketAddr; 2] {
         Self::addresses(&self.mesh).map(|ip| SocketAddr::new(ip, PORT))
     }
 
-    /// Deals with a datagram, without waiting.
+    /// Handles a datagram without waiting.
     #[must_use]
     pub fn datagram(&self, client: SocketAddr, server: SocketAddr, payload: &[u8]) -> Handled {
         if server.port() != PORT || client.port() == 0 || self.is_forged(client.ip()) {
@@ -160,7 +160,7 @@ impl TunnelDns {
         }
     }
 
-    /// Deals with a packet that holds a TCP segment, without waiting.
+    /// Handles a packet that contains a TCP segment, without waiting.
     #[must_use]
     pub fn segment(&self, source: IpAddr, packet: &[u8]) -> Handled {
         if self.is_forged(source) || packet.len() > MAX_SEGMENT {
@@ -185,16 +185,11 @@ impl TunnelDns {
         }
     }
 
-    /// What comes out of the device is the host's and its containers'. A neighbour's packet that the host forwards has
-    /// a source of its own network, or a forged one: of the mesh's, only this node's may be right.
+    /// Returns whether the source of a packet is forged. Packets from the device are from the host and its containers. The host may
+    /// also forward the packet of a neighbour, whose source is in the neighbour's own network. So of the addresses of the mesh only
+    /// those of this node can be a source.
     fn is_forged(&self, client: IpAddr) -> bool {
         self.mesh.contains(client) && !self.block.contains(client)
-    }
-}
-
-impl Drop for TunnelDns {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -206,7 +201,7 @@ impl std::fmt::Debug for TunnelDns {
     }
 }
 
-/// Carries octets between the stack's connections and the tasks that answer them.
+/// Carries bytes between the stack's connections and the tasks that answer them.
 struct Streams {
     stack: Stack,
     conversations: Vec<Conversation>,
@@ -215,13 +210,13 @@ struct Streams {
     timer: Pin<Box<tokio::time::Sleep>>,
 }
 
-/// A connection, and the pipe to who answers it.
+/// A connection, and the pipe to the task that answers it.
 struct Conversation {
     id: ConnectionId,
     pipe: DuplexStream,
-    /// All that the client will send has gone into the pipe.
+    /// Everything that the client will send has been written to the pipe.
     read: bool,
-    /// All that will be sent to the client has come out of it.
+    /// Everything that will be sent to the client has been read from the pipe.
     written: bool,
 }
 
@@ -230,7 +225,7 @@ impl Streams {
         poll_fn(|task| self.poll(&mut segments, task)).await;
     }
 
-    /// Ready once nobody sends segments any more.
+    /// Is ready when the sender of the segments is dropped.
     fn poll(&mut self, segments: &mut mpsc::Receiver<Segment>, task: &mut Context<'_>) -> Poll<()> {
         loop {
             let mut progress = false;
@@ -276,7 +271,7 @@ impl Streams {
             return self.stack.close(id, Instant::now());
         };
         let (pipe, end) = tokio::io::duplex(PIPE);
-        tokio::spawn(slot.converse(source, end));
+        Tasks::current().spawn_child("a DNS connection", slot.converse(source, end));
         self.conversations.push(Conversation {
             id,
             pipe,
@@ -287,7 +282,7 @@ impl Streams {
 }
 
 impl Conversation {
-    /// Moves what can be moved; gives whether that was anything.
+    /// Moves as many bytes as possible, and returns whether there was any progress.
     fn poll(&mut self, stack: &mut Stack, task: &mut Context<'_>) -> bool {
         let mut progress = false;
         while !self.read {
@@ -296,13 +291,13 @@ impl Conversation {
                 if !stack.is_read(self.id) {
                     break;
                 }
-                // A pipe always closes at once.
+                // A pipe closes without waiting.
                 let _ = Pin::new(&mut self.pipe).poll_shutdown(task);
                 self.read = true;
             } else {
                 match Pin::new(&mut self.pipe).poll_write(task, received) {
                     Poll::Ready(Ok(octets)) => stack.consume(self.id, octets),
-                    // Whoever answers has hung up: nothing more is wanted.
+                    // The task that answers has ended, so no more queries are needed.
                     Poll::Ready(Err(_)) => self.read = true,
                     Poll::Pending => break,
                 }

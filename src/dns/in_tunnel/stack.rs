@@ -1,7 +1,7 @@
-//! TCP for an address that no kernel has: smoltcp behind bounds of our own.
+//! TCP for an address that no kernel has: smoltcp with limits for each client.
 //!
-//! Segments go in, segments come out, and in between are connections with octets to read and to write. A connection
-//! is made for a SYN and has a place from then on. The places are bounded for each client and for all clients together, and
+//! The stack takes and returns segments, and offers connections from which bytes are read and to which bytes are written. A SYN
+//! makes a connection, which has a place from then on. The places are bounded for each client and for all clients together, and
 //! neither a client nor its network has more places than are left for others. A SYN without a place is answered with a reset.
 //! This module is pure: the caller passes the time, and the client of each segment.
 
@@ -18,21 +18,21 @@ use smoltcp::wire::{
 
 use super::super::access::Client;
 
-/// Connections at once at most, of all clients and of one, those that are only half open included.
+/// The maximum number of connections of all clients and of one client. Half-open connections count too.
 const MAX_CONNECTIONS: usize = 256;
 const MAX_CONNECTIONS_OF_ONE: usize = 32;
-/// Octets that wait for us at most: a query and its length.
+/// The size of the receive buffer in bytes: a query and its length.
 const RECEIVE: usize = 4096 + 2;
-/// Octets on their way to a client at most; a longer reply goes in parts.
+/// The size of the send buffer in bytes. A longer reply is sent in parts.
 const SEND: usize = 16 * 1024;
-/// How long a client may leave us without a word that it owes: also how long a connection may be half open.
-const SILENCE: Duration = Duration::from_secs(10);
-/// The least MTU of a link that carries IPv6 (RFC 8200 section 5): replies fit every way back.
+/// How long a connection waits for an acknowledgement of the client. This also bounds how long it may be half open.
+const ACK_TIMEOUT: Duration = Duration::from_secs(10);
+/// The minimum MTU of a link that carries IPv6 (RFC 8200 section 5), so that segments pass every path to a client.
 const MTU: usize = 1280;
-/// What is due sooner than this is due then.
-const STEP: Duration = Duration::from_millis(1);
+/// The minimum wait before the stack is polled again.
+const MIN_WAIT: Duration = Duration::from_millis(1);
 
-/// Names a connection for as long as it is there.
+/// Identifies a connection as long as it exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct ConnectionId(u64);
 
@@ -42,8 +42,17 @@ struct Connection {
     owner: Client,
     client: SocketAddr,
     server: SocketAddr,
-    /// Since when this end has been closed.
+    /// The time at which this end was closed.
     closed: Option<Instant>,
+}
+
+/// The reason why there is no place for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Crowd {
+    /// The client has as many connections as one client may have. A closed connection of another client would not help.
+    Client,
+    /// The client or its network has as many connections as are left.
+    Network,
 }
 
 /// The stack.
@@ -58,7 +67,8 @@ pub(super) struct Stack {
 }
 
 impl Stack {
-    /// Listens on `port` of `addresses`, one of each family at most. `seed` should be random: sequence numbers come of it.
+    /// Listens on `port` of `addresses`, of which there is at most one of each family. `seed` should be random, because sequence
+    /// numbers are derived from it.
     pub(super) fn new(addresses: &[IpAddr], port: u16, seed: u64, now: Instant) -> Self {
         let mut link = Link::default();
         let mut config = Config::new(HardwareAddress::Ip);
@@ -72,7 +82,7 @@ impl Stack {
             }
         });
         for address in addresses {
-            // Everything is behind the one link; the next hop's address means nothing on it.
+            // There is one link, on which the address of the next hop has no meaning.
             let _ = match address {
                 IpAddr::V4(v4) => interface.routes_mut().add_default_ipv4_route(*v4),
                 IpAddr::V6(v6) => interface.routes_mut().add_default_ipv6_route(*v6),
@@ -102,7 +112,7 @@ impl Stack {
         let now = self.time(now);
         self.interface
             .poll_ingress_single(now, &mut self.link, &mut self.sockets);
-        // Unless it was taken, nothing may ever come of it.
+        // If smoltcp did not accept the SYN, the socket would listen for ever.
         let taken = new.filter(|id| self.state(*id).is_some_and(|s| s != State::Listen));
         if let (Some(id), None) = (new, taken) {
             self.remove(id);
@@ -124,16 +134,17 @@ impl Stack {
             .find(|c| c.client == client && c.server == server)
             .map(|c| c.id);
         if let Some(id) = same {
-            // A client that uses its port again means a new connection (RFC 9293 section 3.6.1); any other SYN is
-            // the first one once more.
+            // A client that reuses its port wants a new connection (RFC 9293 section 3.6.1). Any other SYN is a retransmission
+            // of the first one.
             if self.state(id) != Some(State::TimeWait) {
                 return None;
             }
             self.remove(id);
         }
-        while !self.has_place(owner) {
+        while let Some(crowd) = self.crowd(owner) {
             let waiting = |c: &&Connection| {
-                self.sockets.get::<Socket<'_>>(c.handle).state() == State::TimeWait
+                let state = self.sockets.get::<Socket<'_>>(c.handle).state();
+                state == State::TimeWait && (crowd == Crowd::Network || c.owner == owner)
             };
             let waiting = self.connections.iter().filter(waiting);
             let id = waiting.min_by_key(|c| c.owner != owner)?.id;
@@ -141,7 +152,7 @@ impl Stack {
         }
         let buffer = |octets| SocketBuffer::new(vec![0; octets]);
         let mut socket = Socket::new(buffer(RECEIVE), buffer(SEND));
-        socket.set_timeout(Some(SILENCE.into()));
+        socket.set_timeout(Some(ACK_TIMEOUT.into()));
         socket.set_nagle_enabled(false);
         socket.listen(server).ok()?;
         let id = ConnectionId(self.next);
@@ -157,9 +168,9 @@ impl Stack {
         Some(id)
     }
 
-    /// Whether there is a place for one more connection of `owner`. Neither `owner` nor its network may have more places than
-    /// are left.
-    fn has_place(&self, owner: Client) -> bool {
+    /// Returns why there is no place for one more connection of `owner`, or `None` if there is one. Neither `owner` nor its
+    /// network may have more places than are left.
+    fn crowd(&self, owner: Client) -> Option<Crowd> {
         let count = |same: &dyn Fn(Client) -> bool| {
             let owners = self.connections.iter().map(|c| c.owner);
             owners.filter(|other| same(*other)).count()
@@ -167,10 +178,14 @@ impl Stack {
         let left = MAX_CONNECTIONS.saturating_sub(self.connections.len());
         let of_one = count(&|other| other == owner);
         let of_network = count(&|other| other.is_near(owner));
-        of_one < MAX_CONNECTIONS_OF_ONE.min(left) && of_network < left
+        if of_one >= MAX_CONNECTIONS_OF_ONE {
+            Some(Crowd::Client)
+        } else {
+            (of_one.max(of_network) >= left).then_some(Crowd::Network)
+        }
     }
 
-    /// Sends what is due; gives the segments.
+    /// Returns the segments that have to be sent now.
     pub(super) fn poll(&mut self, now: Instant) -> impl Iterator<Item = Vec<u8>> + '_ {
         let time = self.time(now);
         while self
@@ -181,7 +196,7 @@ impl Stack {
         self.link.sent.drain(..)
     }
 
-    /// How long until something is due, if nothing comes in before.
+    /// Returns the time until the next segment is due, if none arrives before.
     pub(super) fn wait(&mut self, now: Instant) -> Option<Duration> {
         let time = self.time(now);
         let due = self.interface.poll_delay(time, &self.sockets);
@@ -189,50 +204,50 @@ impl Stack {
             .connections
             .iter()
             .filter_map(|c| c.closed)
-            .map(|since| (since + SILENCE).saturating_duration_since(now))
+            .map(|since| (since + ACK_TIMEOUT).saturating_duration_since(now))
             .min();
         due.map(Duration::from)
             .into_iter()
             .chain(closing)
             .min()
-            .map(|wait| wait.max(STEP))
+            .map(|wait| wait.max(MIN_WAIT))
     }
 
-    /// Octets that the client sent; none if there are none yet.
+    /// Returns the bytes that the client has sent and that are not consumed.
     pub(super) fn received(&mut self, id: ConnectionId) -> &[u8] {
         self.socket(id)
             .and_then(|socket| socket.peek(RECEIVE).ok())
             .unwrap_or_default()
     }
 
-    /// The first `octets` of them were taken.
+    /// Removes the first `octets` bytes of those.
     pub(super) fn consume(&mut self, id: ConnectionId, octets: usize) {
         if let Some(socket) = self.socket(id) {
             let _ = socket.recv(|held| (octets.min(held.len()), ()));
         }
     }
 
-    /// Whether the client will send no more, and all it sent was taken.
+    /// Returns whether the client will send no more, and everything that it sent is consumed.
     pub(super) fn is_read(&mut self, id: ConnectionId) -> bool {
         self.socket(id)
             .is_none_or(|s| !s.may_recv() && s.state() != State::SynReceived)
     }
 
-    /// Octets that may be sent now.
+    /// Returns the number of bytes that can be sent now.
     pub(super) fn room(&mut self, id: ConnectionId) -> usize {
         self.socket(id)
             .filter(|s| s.may_send())
             .map_or(0, |s| s.send_capacity() - s.send_queue())
     }
 
-    /// Sends; no more than there is room for.
+    /// Sends bytes, at most as many as [`Stack::room`] returns.
     pub(super) fn send(&mut self, id: ConnectionId, octets: &[u8]) {
         if let Some(socket) = self.socket(id) {
             let _ = socket.send_slice(octets);
         }
     }
 
-    /// Nothing more will be sent.
+    /// Closes this end of the connection.
     pub(super) fn close(&mut self, id: ConnectionId, now: Instant) {
         if let Some(connection) = self.connections.iter_mut().find(|c| c.id == id) {
             connection.closed.get_or_insert(now);
@@ -241,16 +256,16 @@ impl Stack {
         }
     }
 
-    /// Whether the connection is over, so that nobody can be reached by it.
+    /// Returns whether the connection has ended.
     pub(super) fn is_over(&self, id: ConnectionId) -> bool {
         matches!(self.state(id), None | Some(State::Closed | State::TimeWait))
     }
 
-    /// Forgets connections that are closed, and breaks off those that the other end does not close.
+    /// Removes connections that are closed, and aborts those that the client does not close.
     pub(super) fn sweep(&mut self, now: Instant) {
         let sockets = &mut self.sockets;
         self.connections.retain(|connection| {
-            let over = |since: Instant| now.saturating_duration_since(since) >= SILENCE;
+            let over = |since: Instant| now.saturating_duration_since(since) >= ACK_TIMEOUT;
             let closed = sockets.get::<Socket<'_>>(connection.handle).state() == State::Closed
                 || connection.closed.is_some_and(over);
             if closed {
@@ -283,7 +298,7 @@ impl Stack {
     }
 }
 
-/// The ends of the connection that a packet wants to open.
+/// Returns the ends of the connection that a SYN opens.
 fn opening(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     let ends = |source: IpAddr, destination: IpAddr, payload: &[u8]| {
         let tcp = TcpPacket::new_checked(payload).ok()?;
@@ -309,7 +324,7 @@ fn opening(packet: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     }
 }
 
-/// What smoltcp sends and receives by: one packet in, any number out.
+/// The link of smoltcp: it has one received packet, and any number of packets to send.
 #[derive(Default)]
 struct Link {
     received: Option<Vec<u8>>,

@@ -21,7 +21,7 @@ fn question(record_type: u16) -> Vec<u8> {
     [&b"\x04mesh\x00"[..], &record_type.to_be_bytes(), &[0, 1]].concat()
 }
 
-/// An OPT record: octets the sender takes, upper bits of the code, version, flags, options.
+/// An OPT record: bytes the sender takes, upper bits of the code, version, flags, options.
 fn opt(payload: u16, code: u8, version: u8, flags: u16, options: &[u8]) -> Vec<u8> {
     [
         &[0, 0, 41][..],
@@ -115,7 +115,7 @@ fn flags_in_the_header_are_ignored_or_come_back_as_they_should() {
 
 #[test]
 fn kinds_of_messages_other_than_queries_are_not_implemented() {
-    // Section 8.1.4, with nothing after the header, with a question, and with octets that mean nothing.
+    // Section 8.1.4, with nothing after the header, with a question, and with bytes that mean nothing.
     for opcode in 1..16u8 {
         let flags = [opcode << 3, 0];
         let wanted = header([0x80 | opcode << 3, 0x84], [0, 0, 0, 0]);

@@ -152,7 +152,7 @@ fn what_does_not_fit_into_a_datagram_is_marked_as_cut() {
     let octets = shorten(message.to_vec().expect("encodable"), 512, &[]).expect("a message");
     let cut = Message::from_vec(&octets).expect("it parses");
     assert!(cut.metadata.truncation && octets.len() <= 512);
-    // The header and the question have 30 octets, and each record 16.
+    // The header and the question have 30 bytes, and each record 16.
     assert_eq!(cut.answers.len(), 30);
     let whole = shorten(message.to_vec().expect("encodable"), 65_535, &[]).expect("a message");
     let whole = Message::from_vec(&whole).expect("it parses");

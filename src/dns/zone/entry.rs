@@ -1,4 +1,4 @@
-//! What a name of the zone has, and how it follows from the instances that stand under it.
+//! The entry of a name in the zone, and how it follows from the instances that have the name.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,18 +10,18 @@ use crate::model::Label;
 use crate::records::kinds::{Health, Port};
 use crate::records::netmap;
 
-/// Why an instance is answered or not.
+/// The reason why an instance is answered or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// Its owner says it is healthy, and this node can reach its owner.
+    /// The owner reports the instance as healthy, and this node can reach the owner.
     Usable,
-    /// This node cannot reach its owner.
+    /// This node cannot reach the owner.
     Unreachable,
-    /// Its owner says it is not healthy.
+    /// The owner reports the instance as unhealthy.
     Unhealthy,
-    /// Its owner says it is not ready yet.
+    /// The owner reports that the instance is not ready yet.
     Starting,
-    /// Its owner wants no new clients for it.
+    /// The owner wants no new clients for the instance.
     Draining,
 }
 
@@ -44,17 +44,18 @@ pub struct ZoneInstance {
     pub weight: u16,
     /// SRV priority.
     pub priority: u16,
-    /// How far it is: equal numbers are equally near.
+    /// The distance group: equal numbers are equally near.
     pub group: u8,
-    /// Whether it is answered.
+    /// Whether and why the instance is answered.
     pub standing: Standing,
-    /// Its owner's verdict.
+    /// The health that the owner reports.
     pub health: Health,
-    /// Where it stands among others of a name.
+    /// The position among the instances of a name.
     pub(super) rank: Rank,
 }
 
-/// The order of instances: those with a short name first, then as their records are called, then as they stand there.
+/// The order of instances: those with a short name come first, then the names of the records decide, and then the position in the
+/// record.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     pub(super) of_project: bool,
@@ -62,16 +63,16 @@ pub(super) struct Rank {
     pub(super) place: u32,
 }
 
-/// What a name is to an instance that stands under it.
+/// The role of a name for one of its instances.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Its own.
+    /// The instance's own name.
     Own,
-    /// Its service's.
+    /// The name of its service.
     Service,
-    /// That of its service's part on its node.
+    /// The name of the service on one node.
     OnNode,
-    /// That of one of its ports.
+    /// The name of one of its ports.
     Port(PortFilter),
 }
 
@@ -82,43 +83,50 @@ pub(super) struct Place {
     pub(super) role: Role,
 }
 
-/// What a name has.
+/// The entry of a name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entry {
     /// The instances that are answered: the nearest first, and the instances of one node next to each other.
     pub answered: Box<[Arc<ZoneInstance>]>,
     /// The parts that nodes have in `answered`. It is absent if there is at most one instance.
     pub(super) spread: Option<Box<Spread>>,
-    /// Whether those answered are not usable, for want of any that are.
+    /// Whether unusable instances are answered, because no instance is usable.
     pub flagged: bool,
-    /// Of SRV: only ports of this name or number are meant; all if absent.
+    /// The ports that an SRV answer has. Without a filter it has all of them.
     pub port: Option<PortFilter>,
-    /// Whether it answers addresses.
-    pub has_addresses: bool,
-    /// Whether it answers SRV.
-    pub has_srv: bool,
-    /// Addresses that are no instance's: a node's.
+    /// What the name is to its instances.
+    pub kind: Kind,
+    /// The addresses of a node, which belong to no instance.
     pub addresses: Box<[IpAddr]>,
-    /// Answered instead of the instances' addresses, if the service has one.
+    /// The service address, which is answered instead of the addresses of the instances.
     pub service_address: Option<Ipv4Addr>,
-    /// Whether it is the name of a service.
-    pub is_service: bool,
-    /// Whether the name is the own name of an instance.
-    pub(super) is_own: bool,
-    /// Whether SOA and NS are here.
+    /// Whether the name has SOA and NS records.
     pub apex: bool,
-    /// Whether its last instance left lately.
+    /// Whether the last instance left lately.
     pub(super) lingering: bool,
-    /// How many names there are one label below.
+    /// The number of names that are one label below.
     pub(super) below: u32,
     /// All instances, by rank.
     pub(super) places: Vec<Place>,
 }
 
+/// What a name is to its instances, and which types of records follow from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// The name is that of a service.
+    pub is_service: bool,
+    /// The name is the own name of an instance.
+    pub(super) is_own: bool,
+    /// The name has the addresses of its instances.
+    pub has_addresses: bool,
+    /// The name has SRV records.
+    pub has_srv: bool,
+}
+
 /// Which ports an SRV name means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortFilter {
-    /// The port's name; absent: ports without one.
+    /// The name of the port, or `None` for ports without a name.
     pub name: Option<Label>,
     /// `tcp` or `udp`.
     pub protocol: crate::records::kinds::Protocol,
@@ -135,8 +143,13 @@ impl PortFilter {
 impl Entry {
     /// All instances that the name means, for an explanation.
     pub fn all(&self) -> impl Iterator<Item = &Arc<ZoneInstance>> {
-        let own = self.is_own.then_some(&self.answered).into_iter().flatten();
-        let places = self.places.iter().filter(|_| !self.is_own);
+        let own = self
+            .kind
+            .is_own
+            .then_some(&self.answered)
+            .into_iter()
+            .flatten();
+        let places = self.places.iter().filter(|_| !self.kind.is_own);
         let others = places.filter(|place| place.role != Role::Own);
         own.chain(others.map(|place| &place.instance))
     }
@@ -170,7 +183,7 @@ impl Entry {
     /// Whether this is the own name of `instance`.
     pub(super) fn means_only(&self, instance: &ZoneInstance) -> bool {
         let answered = self.answered.first();
-        self.is_own && answered.is_some_and(|holder| holder.rank == instance.rank)
+        self.kind.is_own && answered.is_some_and(|holder| holder.rank == instance.rank)
     }
 
     /// The instances to which their nodes gave `name`, and which do not have it because it belongs to a service or to another
@@ -198,13 +211,13 @@ impl Entry {
         !self.places.is_empty()
     }
 
-    /// Whether nothing is here and nothing below.
+    /// Returns whether the name has nothing, and no name is below it.
     pub(super) fn is_bare(&self) -> bool {
         let kept = self.apex || self.lingering || self.below > 0;
         !kept && self.places.is_empty() && self.addresses.is_empty()
     }
 
-    /// Takes an instance in, once: of several roles the last counts.
+    /// Adds an instance. If it is there already, the new role replaces the old one.
     pub(super) fn take_in(&mut self, instance: &Arc<ZoneInstance>, role: Role) {
         let place = Place {
             instance: Arc::clone(instance),
@@ -219,7 +232,7 @@ impl Entry {
         }
     }
 
-    /// Lets go of the instances of a record.
+    /// Removes the instances of a record.
     pub(super) fn let_go(&mut self, record: &str) {
         self.places
             .retain(|place| *place.instance.rank.record != *record);
@@ -271,10 +284,12 @@ impl Entry {
                 _ => None,
             })
             .next_back();
-        self.is_service = is_service;
-        self.is_own = is_own;
-        self.has_addresses = has_addresses;
-        self.has_srv = has_srv;
+        self.kind = Kind {
+            is_service,
+            is_own,
+            has_addresses,
+            has_srv,
+        };
         self.port = port;
         self.flagged = flagged;
         self.spread = (answered.len() > 1).then(|| Box::new(Spread::of(&answered)));

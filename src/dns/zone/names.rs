@@ -1,4 +1,4 @@
-//! The names of a zone, as a map of which a changed copy shares all that did not change.
+//! The names of a zone, as a map whose changed copies share everything that did not change.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::entry::Entry;
 /// Names, relative to the domain, and what they have. Above a name stand all its parents, down to one label (RFC 8020).
 #[derive(Debug, Clone, Default)]
 pub(super) struct Names {
-    // Every query is looked up here: the hasher is seeded, so nobody can choose names that meet, and quick.
+    // Every query is looked up here, so the hasher is fast. It is seeded, so that nobody can choose names with the same hash.
     entries: HashTrieMapSync<Arc<str>, Arc<Entry>, RandomState>,
 }
 
@@ -51,7 +51,7 @@ impl Names {
         }
     }
 
-    /// Takes `name` out if it has nothing, and so its parents.
+    /// Removes `name` if it has nothing, and then its parents in the same way.
     pub(super) fn prune(&mut self, name: &str) {
         if !self.find(name).is_some_and(Entry::is_bare) {
             return;

@@ -1,4 +1,4 @@
-//! Whose an address is, for the reverse names.
+//! The owners of addresses, for the reverse names.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -8,13 +8,13 @@ use rpds::HashTrieMapSync;
 
 use super::entry::{Rank, ZoneInstance};
 
-/// Addresses, and all who have them.
+/// Addresses with all their owners.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Reverse {
     claims: HashTrieMapSync<IpAddr, Vec<Claim>>,
 }
 
-/// Somebody who has an address. The first in this order gives it its name.
+/// An owner of an address. The first one in this order gives the address its name.
 #[derive(Debug, Clone)]
 enum Claim {
     ServiceAddress(Arc<str>),

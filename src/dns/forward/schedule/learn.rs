@@ -1,4 +1,4 @@
-//! What the replies of a [`Schedule`], and those that are missing, show about the upstreams.
+//! The lessons about the upstreams from the replies of a [`Schedule`], and from missing replies.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use super::super::memory::{Feature, LATE, Lesson};
 use super::turn::{Attempt, End};
 use super::{Schedule, Transport};
 
-/// How long a reply to an earlier form may come after the one to a simpler form, at least.
+/// The minimum time in which a reply to an earlier form may come after the reply to a simpler form.
 const SETTLE: Duration = Duration::from_millis(200);
 
 impl Schedule {
-    /// The form of an attempt works, and the round trip is known.
+    /// Learns that the form of an attempt works, and its round trip.
     pub(super) fn learn_answer(&mut self, attempt: usize, negative: bool, now: Instant) {
         let Some(Attempt {
             turn,
@@ -27,7 +27,7 @@ impl Schedule {
             return;
         };
         let form = Form {
-            // A case-sensitive server answers to mixed case too, but only that there is no such name.
+            // A case-sensitive server answers a question in mixed case too, but only that the name does not exist.
             mixed: form.mixed && !negative,
             // A firewall may drop datagrams with EDNS and let streams pass.
             edns: form.edns && *transport != Transport::Tcp,
@@ -40,8 +40,8 @@ impl Schedule {
         self.lessons.push((state.candidate.place, lesson));
     }
 
-    /// An answer to a simpler form makes what it lacks doubtful: at once if an earlier reply showed it, else after a
-    /// while without a reply to the earlier form.
+    /// Learns from an answer to a simpler form that the upstream may not support the features that the form lacks: at once if an
+    /// earlier reply refused them, and otherwise after a while without a reply to the earlier form.
     pub(super) fn learn_form(&mut self, turn: usize, attempt: usize, negative: bool, now: Instant) {
         let (Some(answered), Some(state)) = (self.attempts.get(attempt), self.turns.get(turn))
         else {
@@ -53,7 +53,8 @@ impl Schedule {
         let (mut shown, mut doubted) = (Vec::new(), Vec::new());
         for feature in Feature::ALL.into_iter().filter(lacks) {
             let with = |wanted: fn(End) -> bool| {
-                self.ends(turn, |form, end| feature.is_in(form) && wanted(end))
+                self.attempts
+                    .any(turn, |form, end| feature.is_in(form) && wanted(end))
             };
             let refused = match feature {
                 Feature::Mixed => {

@@ -1,4 +1,4 @@
-//! One upstream's turn within a [`Schedule`](super::Schedule): what it is to be asked, and what came of it.
+//! The part of one upstream in a [`Schedule`](super::Schedule): the questions to come, the attempts, and their results.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use super::super::exchange::Form;
 use super::super::memory::{Candidate, Feature};
 use super::Transport;
 
-/// One upstream's turn.
+/// The part of one upstream.
 #[derive(Debug)]
 pub(super) struct Turn {
     pub(super) candidate: Candidate,
@@ -16,13 +16,13 @@ pub(super) struct Turn {
     pub(super) replied: bool,
     /// An answer arrived.
     pub(super) answered: bool,
-    /// It replied with an error.
+    /// The upstream replied with an error.
     pub(super) failed: bool,
-    /// It was asked once more after that.
+    /// The upstream was asked once more after an error.
     pub(super) second_chance: bool,
-    /// It is silent if it has not answered by then.
+    /// The upstream counts as silent if it has not answered at this time.
     pub(super) judge_at: Option<Instant>,
-    /// It cannot take these if no reply to a question with them arrives by then.
+    /// The upstream does not support these features if no reply to a question with them arrives until this time.
     pub(super) doubt: Option<(Instant, Vec<Feature>)>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Attempt {
     pub(super) end: End,
 }
 
-/// What came of it.
+/// The result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Open,
@@ -47,6 +47,43 @@ pub(super) enum End {
     NoEdns,
     /// No reply that says anything about the form.
     Other,
+}
+
+/// The attempts of a schedule, by number.
+#[derive(Debug, Default)]
+pub(super) struct Attempts(Vec<Attempt>);
+
+impl Attempts {
+    /// Adds an attempt, and returns its number.
+    pub(super) fn push(&mut self, attempt: Attempt) -> usize {
+        self.0.push(attempt);
+        self.0.len() - 1
+    }
+
+    pub(super) fn get(&self, attempt: usize) -> Option<&Attempt> {
+        self.0.get(attempt)
+    }
+
+    /// Returns the turn, the form and the transport of an attempt that has not ended.
+    pub(super) fn open(&self, attempt: usize) -> Option<(usize, Form, Transport)> {
+        let attempt = self.get(attempt).filter(|a| a.end == End::Open)?;
+        Some((attempt.turn, attempt.form, attempt.transport))
+    }
+
+    pub(super) fn end(&mut self, attempt: usize, end: End) {
+        if let Some(attempt) = self.0.get_mut(attempt) {
+            attempt.end = end;
+        }
+    }
+
+    pub(super) fn of_turn(&self, turn: usize) -> impl Iterator<Item = &Attempt> {
+        self.0.iter().filter(move |attempt| attempt.turn == turn)
+    }
+
+    /// Returns whether an attempt of a turn has this form and this end.
+    pub(super) fn any(&self, turn: usize, wanted: impl Fn(Form, End) -> bool) -> bool {
+        self.of_turn(turn).any(|a| wanted(a.form, a.end))
+    }
 }
 
 impl Turn {
@@ -64,7 +101,12 @@ impl Turn {
         }
     }
 
-    /// Lays down when it is asked in which form, if no reply changes that.
+    /// Drops the questions to come that have `feature`.
+    pub(super) fn give_up(&mut self, feature: Feature) {
+        self.due.retain(|(_, form, _)| !feature.is_in(*form));
+    }
+
+    /// Plans when the upstream is asked in which form, if no reply changes that.
     pub(super) fn start(&mut self, now: Instant) {
         self.started = Some(now);
         let Candidate { form, again, .. } = self.candidate;
