@@ -15,15 +15,12 @@ use std::time::Instant;
 use meshd::dns::names::{Outcome, answer};
 use meshd::dns::transport::Transport;
 use meshd::dns::{Replaced, WhenNoneUsable, Zone, ZoneInput};
-use meshd::model::time::UnixSeconds;
-use meshd::model::{Label, MeshAddresses, SigningKey, WireGuardKey};
-use meshd::records::kinds::{
-    Health, Instance, MESH_ID, Membership, Mesh, Node, Port, Protocol, Record, Service, Source,
-    Token,
-};
+use meshd::model::SigningKey;
+use meshd::records::kinds::{Health, Instance, Record, Service, Source, Token};
 use meshd::records::netmap::Netmap;
 use meshd::records::service_address::ServiceAddresses;
 use meshd::records::{Envelope, Ledger};
+use meshd::testbed::records as build;
 
 const NODES: u16 = 100;
 const INSTANCES: u16 = 3;
@@ -133,10 +130,6 @@ fn key(n: u16) -> SigningKey {
     SigningKey::from_seed(&seed)
 }
 
-fn label(text: &str) -> Label {
-    Label::parse(text).expect("made here")
-}
-
 /// The node whose service it is: their names tell.
 fn owner_of(netmap: &Netmap, service: &Service) -> u16 {
     let name = netmap.members[&service.node].name.as_str();
@@ -144,12 +137,6 @@ fn owner_of(netmap: &Netmap, service: &Service) -> u16 {
 }
 
 fn ledger(services: usize) -> Ledger {
-    let addresses = MeshAddresses {
-        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
-        prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
-        node_block_v4: 24,
-        node_block_v6: 64,
-    };
     let (mesh_key, token_key) = (key(1_000), key(1_001));
     let mut ledger = Ledger::new(mesh_key.public());
     let mut say = |record: Record, key: &SigningKey| {
@@ -157,52 +144,18 @@ fn ledger(services: usize) -> Ledger {
             .apply(Envelope::seal(&record, key))
             .expect("one that is due");
     };
-    say(
-        Record::Mesh(Mesh {
-            id: MESH_ID.into(),
-            version: 1,
-            domain: label("mesh"),
-            addresses,
-            coordinators: vec![],
-        }),
-        &mesh_key,
-    );
-    say(
-        Record::Token(Token {
-            id: token_key.public(),
-            version: 1,
-            tags: vec![],
-            uses: NODES.into(),
-            created_at: UnixSeconds(0),
-            expires_at: UnixSeconds(1),
-            ephemeral: false,
-        }),
-        &mesh_key,
-    );
+    say(Record::Mesh(build::mesh()), &mesh_key);
+    let token = Token {
+        uses: NODES.into(),
+        ..build::token(&token_key.public())
+    };
+    say(Record::Token(token), &mesh_key);
     let keys: Vec<SigningKey> = (0..=NODES).map(key).collect();
     for n in 1..=NODES {
         let own = &keys[usize::from(n)];
-        let wireguard_key = WireGuardKey(own.public().0);
-        let membership = Membership {
-            id: own.public(),
-            version: 1,
-            token: token_key.public(),
-            name: label(&format!("n{n}")),
-            wireguard_key,
-            tags: vec![],
-            issued_at: UnixSeconds(0),
-        };
+        let membership = build::membership(&own.public(), &token_key.public(), &format!("n{n}"));
         say(Record::Membership(membership), &token_key);
-        let node = Node {
-            id: own.public(),
-            version: 1,
-            wireguard_key,
-            block: addresses.block(n.into()).expect("in the plan"),
-            endpoints: vec![],
-            without_ipv6: false,
-            key_proof: None,
-            services_from: 0,
-        };
+        let node = build::node(&own.public(), build::block(n.into()));
         say(Record::Node(node), own);
     }
     for s in 0..services {
@@ -211,29 +164,15 @@ fn ledger(services: usize) -> Ledger {
             let node = 1 + (place % usize::from(NODES)) as u16;
             let host = 2 + (place / usize::from(NODES) % 250) as u8;
             let own = &keys[usize::from(node)];
-            let name = label(&format!("service-{s}"));
+            let name = format!("service-{s}");
             let instance = Instance {
-                id: label(&format!("n{node}-80")),
-                addresses: vec![IpAddr::from([10, 210, node as u8, host])],
-                ports: vec![Port {
-                    number: 80.try_into().expect("not zero"),
-                    protocol: Protocol::Tcp,
-                    name: None,
-                }],
-                health: Health::Healthy,
-                weight: 10,
-                priority: 0,
                 source: Source::Docker,
+                ..build::instance(
+                    &format!("n{node}-80"),
+                    vec![IpAddr::from([10, 210, node as u8, host])],
+                )
             };
-            let service = Service {
-                id: Service::id_of(&own.public(), None, &name),
-                version: 1,
-                node: own.public(),
-                name,
-                project: None,
-                service_address: None,
-                instances: vec![instance],
-            };
+            let service = build::service(&own.public(), &name, vec![instance]);
             say(Record::Service(service), own);
         }
     }

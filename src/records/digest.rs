@@ -94,22 +94,17 @@ impl Digests {
 mod tests {
     use super::*;
     use crate::model::SigningKey;
-    use crate::model::time::UnixSeconds;
     use crate::records::Envelope;
     use crate::records::kinds::{Record, Token};
+    use crate::testbed::records as build;
 
     fn ledger(versions: &[u64]) -> Ledger {
         let mesh = SigningKey::from_seed(&[1; 32]);
         let mut ledger = Ledger::new(mesh.public());
         for version in versions {
             let token = Token {
-                id: SigningKey::from_seed(&[2; 32]).public(),
                 version: *version,
-                tags: vec![],
-                uses: 1,
-                created_at: UnixSeconds(1),
-                expires_at: UnixSeconds(2),
-                ephemeral: false,
+                ..build::token(&build::id(2))
             };
             ledger
                 .apply(Envelope::seal(&Record::Token(token), &mesh))
@@ -145,7 +140,7 @@ mod tests {
         let other = SigningKey::from_seed(&[7; 32]).public();
         let payloads = [
             (&mesh, r#"{"kind":"mesh","id":"mesh","version":1,"domain":"mesh","prefix_v4":"10.210.0.0/16","prefix_v6":"fd12:3456:789a::/48","node_block_v4":24,"node_block_v6":64}"#.to_owned()),
-            (&token, format!(r#"{{"kind":"membership","id":"{id}","version":1,"token":"{}","name":"n3","wireguard_key":"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=","tags":[],"issued_at":1}}"#, token.public())),
+            (&token, format!(r#"{{"kind":"membership","id":"{id}","version":1,"token":"{}","name":"n3","wireguard_key":"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=","tags":[],"issued_at":1800000000}}"#, token.public())),
             (&mesh, format!(r#"{{"kind":"revocation","id":"{other}","version":1,"revoked":"node","at":5}}"#)),
             (&mesh, r#"{"kind":"weather","id":"here","version":1}"#.to_owned()),
             (&node, format!(r#"{{"kind":"node","id":"{id}","version":1,"wireguard_key":"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=","v4":"10.210.1.0/24","v6":"fd12:3456:789a:1::/64","endpoints":[]}}"#)),

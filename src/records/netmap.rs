@@ -152,10 +152,8 @@ impl Netmap {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn label(text: &str) -> Label {
-        Label::parse(text).expect("a literal")
-    }
+    use crate::testbed::records as build;
+    use crate::testbed::records::label;
 
     /// A netmap of nodes with these tags. All of the nodes serve `db`.
     fn serving(nodes: &[(u8, &[&str])]) -> Netmap {
@@ -167,25 +165,11 @@ mod tests {
                 v6: format!("fd00:0:0:{n}::/64").parse().expect("a literal"),
             };
             let member = Member {
-                id,
-                name: label(&format!("n{n}")),
-                issued_at: UnixSeconds(0),
                 tags: tags.iter().map(|tag| label(tag)).collect(),
-                wireguard_key: WireGuardKey([*n; 32]),
-                block,
-                endpoints: vec![],
-                without_ipv6: false,
+                ..build::member(&id, &format!("n{n}"), block)
             };
             netmap.members.insert(id, member);
-            let service = Service {
-                id: Service::id_of(&id, None, &label("db")),
-                version: 1,
-                node: id,
-                name: label("db"),
-                project: None,
-                service_address: None,
-                instances: vec![],
-            };
+            let service = build::service(&id, "db", vec![]);
             netmap.services.insert(service.id.clone(), service);
         }
         netmap

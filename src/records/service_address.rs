@@ -272,9 +272,9 @@ fn fnv1a(text: &str) -> u32 {
 mod tests {
     use super::*;
     use crate::model::time::UnixSeconds;
-    use crate::model::{Label, WireGuardKey};
     use crate::records::kinds::{Mesh, Service};
     use crate::records::netmap::Member;
+    use crate::testbed::records as build;
     use proptest::prelude::*;
 
     fn plan() -> MeshAddresses {
@@ -291,15 +291,10 @@ mod tests {
     }
 
     fn member(n: u8) -> Member {
+        let block = plan().block(u32::from(n)).expect("in the plan");
         Member {
-            id: PublicKey([n; 32]),
-            name: Label::parse(&format!("n{n}")).expect("a literal"),
             issued_at: UnixSeconds(u64::from(n) * 1000),
-            tags: vec![],
-            wireguard_key: WireGuardKey([n; 32]),
-            block: plan().block(u32::from(n)).expect("in the plan"),
-            endpoints: vec![],
-            without_ipv6: false,
+            ..build::member(&PublicKey([n; 32]), &format!("n{n}"), block)
         }
     }
 
@@ -314,11 +309,8 @@ mod tests {
     /// A netmap in which each node claims an address for a service. Node 1 joined first, then node 2, and so on.
     fn netmap(claims: &[(u8, &str, &str)]) -> Netmap {
         let mesh = Mesh {
-            id: "mesh".into(),
-            version: 1,
-            domain: Label::parse("mesh").expect("a literal"),
             addresses: plan(),
-            coordinators: vec![],
+            ..build::mesh()
         };
         let services = claims.iter().map(|(node, service, address)| {
             let node = PublicKey([*node; 32]);

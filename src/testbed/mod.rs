@@ -9,6 +9,7 @@
 mod docker;
 mod host;
 mod link;
+pub mod records;
 mod root;
 mod skipped;
 mod world;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use meshd::model::SigningKey;
 use meshd::model::time::{UnixSeconds, next_version};
-use meshd::model::{Label, SigningKey, WireGuardKey};
 use meshd::node::control::join::{JoinError, join};
 use meshd::protocol::JoinToken;
 use meshd::protocol::api::ErrorCode;
@@ -13,6 +13,7 @@ use meshd::protocol::join::JoinRequest;
 use meshd::records::Envelope;
 use meshd::records::envelope::{Purpose, Signature};
 use meshd::records::kinds::{Membership, Record};
+use meshd::testbed::records as build;
 use tokio::sync::Barrier;
 
 use crate::coordinator::Coordinator;
@@ -38,13 +39,9 @@ pub(crate) fn identity_of(n: u8) -> SigningKey {
 pub(crate) fn request_of(identity: &SigningKey, token: &JoinToken, name: &str) -> JoinRequest {
     let now = SystemTime::now();
     let membership = Membership {
-        id: identity.public(),
         version: next_version(0, now),
-        token: token.key.public(),
-        name: Label::parse(name).expect("a name"),
-        wireguard_key: WireGuardKey(identity.public().0),
-        tags: Vec::new(),
         issued_at: UnixSeconds::from_system(now),
+        ..build::membership(&identity.public(), &token.key.public(), name)
     };
     let membership = Envelope::seal(&Record::Membership(membership), &token.key);
     JoinRequest {

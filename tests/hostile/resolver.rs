@@ -18,10 +18,11 @@ use meshd::dns::zone::MOST_ADDRESSES;
 use meshd::dns::{
     Allowed, DnsServer, Resolver, TunnelDns, Upstream, WhenNoneUsable, Zone, ZoneInput,
 };
+use meshd::model::PublicKey;
 use meshd::model::address::{Block, MeshAddresses};
-use meshd::model::{Label, PublicKey, WireGuardKey};
-use meshd::records::kinds::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service, Source};
-use meshd::records::netmap::{Member, Netmap};
+use meshd::records::kinds::{Instance, Mesh, Source};
+use meshd::records::netmap::Netmap;
+use meshd::testbed::records as build;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
@@ -246,10 +247,6 @@ async fn serve(said: Said, asked: Arc<Mutex<BTreeSet<String>>>) -> SocketAddr {
     address
 }
 
-fn label(text: &str) -> Label {
-    Label::parse(text).expect("a literal")
-}
-
 /// How many instances the services `many` and `large` have, and how many ports each instance of `many` has.
 pub(crate) const MANY: u8 = 105;
 pub(crate) const LARGE: u8 = 200;
@@ -259,53 +256,24 @@ const PORTS: u16 = 16;
 /// with one port each.
 fn zone() -> Zone {
     let id = PublicKey([1; 32]);
-    let addresses = mesh_addresses();
     let mesh = Mesh {
-        id: MESH_ID.into(),
-        version: 1,
-        domain: label("mesh"),
-        addresses,
-        coordinators: vec![],
+        addresses: mesh_addresses(),
+        ..build::mesh()
     };
-    let member = Member {
-        id,
-        name: label("n1"),
-        tags: vec![],
-        wireguard_key: WireGuardKey([1; 32]),
-        block: own_block(),
-        endpoints: vec![],
-        without_ipv6: false,
-        issued_at: meshd::model::time::UnixSeconds(1),
-    };
+    let member = build::member(&id, "n1", own_block());
     let mut netmap = Netmap {
         mesh: Some(mesh),
         ..Netmap::default()
     };
     netmap.members.insert(id, member);
     for (name, instances, ports) in [("web", 1, 1), ("many", MANY, PORTS), ("large", LARGE, 1)] {
-        let port = |n: u16| Port {
-            number: (8_000 + n).try_into().expect("not zero"),
-            protocol: Protocol::Tcp,
-            name: None,
-        };
         let instance = |n: u8| Instance {
-            id: label(&format!("{name}-{n}")),
-            addresses: vec![[127, 210, 1, 2 + n].into()],
-            ports: (0..ports).map(port).collect(),
-            health: Health::Healthy,
+            ports: (0..ports).map(|n| build::port(8_000 + n, None)).collect(),
             weight: 1,
-            priority: 0,
             source: Source::Docker,
+            ..build::instance(&format!("{name}-{n}"), vec![[127, 210, 1, 2 + n].into()])
         };
-        let service = Service {
-            id: Service::id_of(&id, None, &label(name)),
-            version: 1,
-            node: id,
-            name: label(name),
-            project: None,
-            service_address: None,
-            instances: (0..instances).map(instance).collect(),
-        };
+        let service = build::service(&id, name, (0..instances).map(instance).collect());
         netmap.services.insert(service.id.clone(), service);
     }
     Zone::build(&ZoneInput {

@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use meshd::model::time::{UnixSeconds, next_version};
-use meshd::model::{Label, PublicKey, SigningKey, WireGuardKey};
+use meshd::model::{PublicKey, SigningKey, WireGuardKey};
 use meshd::node::control::join::{JoinError, join};
 use meshd::node::control::stream::{Event, Position, Stream, StreamConfig};
 use meshd::protocol::JoinToken;
 use meshd::protocol::join::JoinRequest;
 use meshd::records::Envelope;
 use meshd::records::kinds::{Membership, Record, RecordKey, Service};
+use meshd::testbed::records as build;
 use meshd::testbed::{Host, Running, World};
 use tokio::sync::mpsc;
 
@@ -243,13 +244,10 @@ impl Member {
         let identity = SigningKey::from_seed(&seed);
         let now = SystemTime::now();
         let membership = Membership {
-            id: identity.public(),
             version: next_version(0, now),
-            token: token.key.public(),
-            name: Label::parse(name).expect("a name"),
             wireguard_key: WireGuardKey(seed),
-            tags: Vec::new(),
             issued_at: UnixSeconds::from_system(now),
+            ..build::membership(&identity.public(), &token.key.public(), name)
         };
         let membership = Envelope::seal(&Record::Membership(membership), &token.key);
         let request = JoinRequest::make(membership, &identity);
@@ -269,18 +267,9 @@ impl Member {
 
     /// A new version of a service that says nothing else.
     fn mark(&self, version: u64) -> Envelope {
-        let (node, name) = (
-            self.identity.public(),
-            Label::parse("mark").expect("a literal"),
-        );
         let service = Service {
-            service_address: None,
-            id: Service::id_of(&node, None, &name),
             version,
-            node,
-            name,
-            project: None,
-            instances: Vec::new(),
+            ..build::service(&self.identity.public(), "mark", Vec::new())
         };
         Envelope::seal(&Record::Service(service), &self.identity)
     }

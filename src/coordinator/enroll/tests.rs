@@ -4,55 +4,25 @@ use super::*;
 fn check(request: &JoinRequest, ledger: &Ledger, now: UnixSeconds) -> Result<Granted, ApiError> {
     super::check(&prove(request)?, ledger, now)
 }
-use crate::model::{Label, SigningKey, WireGuardKey};
 use crate::protocol::control::PROTOCOL;
 use crate::records::Envelope;
 use crate::records::envelope::Signature;
-use crate::records::kinds::{MESH_ID, Mesh, Revocation, RevokedKind};
+use crate::records::kinds::{Revocation, RevokedKind};
+use crate::testbed::records as build;
+use crate::testbed::records::{LATER as END, NOW, key, label};
 
-const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
-const END: UnixSeconds = UnixSeconds(1_800_003_600);
 const MESH: u8 = 1;
 const TOKEN: u8 = 2;
 const NODE: u8 = 10;
 
-fn key(n: u8) -> SigningKey {
-    SigningKey::from_seed(&[n; 32])
-}
-
-fn label(text: &str) -> Label {
-    Label::parse(text).expect("a literal")
-}
-
-fn addresses() -> MeshAddresses {
-    MeshAddresses {
-        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
-        prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
-        node_block_v4: 24,
-        node_block_v6: 64,
-    }
-}
-
 /// A mesh and a token for one node with the tag `db`.
 fn ledger() -> Ledger {
     let mut ledger = Ledger::new(key(MESH).public());
-    let mesh = Mesh {
-        id: MESH_ID.into(),
-        version: 1,
-        domain: label("mesh"),
-        addresses: addresses(),
-        coordinators: vec![],
-    };
     let token = Token {
-        id: key(TOKEN).public(),
-        version: 1,
         tags: vec![label("db")],
-        uses: 1,
-        created_at: NOW,
-        expires_at: END,
-        ephemeral: false,
+        ..build::token(&key(TOKEN).public())
     };
-    for record in [Record::Mesh(mesh), Record::Token(token)] {
+    for record in [Record::Mesh(build::mesh()), Record::Token(token)] {
         ledger
             .apply(Envelope::seal(&record, &key(MESH)))
             .expect("signed by the mesh key");
@@ -75,13 +45,8 @@ fn revoke(ledger: &mut Ledger, of: u8, revoked: RevokedKind) {
 
 fn membership(n: u8) -> Membership {
     Membership {
-        id: key(n).public(),
-        version: 1,
-        token: key(TOKEN).public(),
-        name: label("web"),
-        wireguard_key: WireGuardKey([n; 32]),
         tags: vec![label("db")],
-        issued_at: NOW,
+        ..build::membership(&key(n).public(), &key(TOKEN).public(), "web")
     }
 }
 
@@ -113,7 +78,7 @@ fn a_request_by_the_rules_is_granted() {
         Granted {
             membership: membership(NODE),
             uses: 1,
-            addresses: addresses()
+            addresses: build::plan()
         }
     );
 }

@@ -153,32 +153,14 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::address::Block;
-    use crate::model::{Label, SigningKey, WireGuardKey};
+    use crate::testbed::records as build;
 
     fn service() -> Service {
-        let node = SigningKey::from_seed(&[3; 32]).public();
-        let name = Label::parse("web").expect("a literal");
+        let address = "10.210.1.1".parse().expect("a literal");
+        let instance = build::instance("n1-80", vec![address]);
         Service {
-            id: Service::id_of(&node, None, &name),
             version: 4,
-            node,
-            name,
-            project: None,
-            service_address: None,
-            instances: vec![Instance {
-                id: Label::parse("n1-80").expect("a literal"),
-                addresses: vec!["10.210.1.1".parse().expect("a literal")],
-                ports: vec![Port {
-                    number: 80.try_into().expect("not zero"),
-                    protocol: Protocol::Tcp,
-                    name: None,
-                }],
-                health: Health::Healthy,
-                weight: 10,
-                priority: 0,
-                source: Source::Cli,
-            }],
+            ..build::service(&build::id(3), "web", vec![instance])
         }
     }
 
@@ -213,17 +195,8 @@ mod tests {
     #[test]
     fn what_a_node_is_without_is_written_only_where_it_is_without_it() {
         let node = |without_ipv6| Node {
-            id: SigningKey::from_seed(&[3; 32]).public(),
-            version: 1,
-            wireguard_key: WireGuardKey([7; 32]),
-            block: Block {
-                v4: "10.210.1.0/24".parse().expect("a literal"),
-                v6: "fd00:1:2:1::/64".parse().expect("a literal"),
-            },
-            endpoints: Vec::new(),
             without_ipv6,
-            key_proof: None,
-            services_from: 0,
+            ..build::node(&build::id(3), build::block(1))
         };
         // Versions that do not have the field read and write the same text.
         let payload = Record::Node(node(false)).payload();

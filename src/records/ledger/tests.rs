@@ -1,71 +1,29 @@
 use super::*;
-use crate::model::address::{Block, MeshAddresses};
+use crate::model::WireGuardKey;
 use crate::model::time::UnixSeconds;
-use crate::model::{Label, SigningKey, WireGuardKey};
-use crate::records::kinds::{
-    Health, Instance, MESH_ID, Mesh, Name, Node, Port, Protocol, Revocation, RevokedKind, Service,
-    Source, Token,
-};
-
-const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
-const LATER: UnixSeconds = UnixSeconds(1_800_003_600);
-
-fn key(n: u8) -> SigningKey {
-    SigningKey::from_seed(&[n; 32])
-}
-
-fn label(text: &str) -> Label {
-    Label::parse(text).expect("a literal")
-}
-
-fn addresses() -> MeshAddresses {
-    MeshAddresses {
-        prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
-        prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
-        node_block_v4: 24,
-        node_block_v6: 64,
-    }
-}
-
-fn block(index: u32) -> Block {
-    addresses().block(index).expect("in the plan")
-}
+use crate::records::kinds::{Name, Node, Revocation, RevokedKind, Service, Token};
+use crate::testbed::records as build;
+use crate::testbed::records::{LATER, NOW, block, key, label};
 
 const MESH: u8 = 1;
 const TOKEN: u8 = 2;
 
 fn mesh() -> Envelope {
-    let mesh = Mesh {
-        id: MESH_ID.into(),
-        version: 1,
-        domain: label("mesh"),
-        addresses: addresses(),
-        coordinators: vec![],
-    };
-    Envelope::seal(&Record::Mesh(mesh), &key(MESH))
+    build::sealed(&Record::Mesh(build::mesh()), MESH)
 }
 
 fn token_record(uses: u32, tags: &[&str]) -> Token {
     Token {
-        id: key(TOKEN).public(),
-        version: 1,
         tags: tags.iter().map(|t| label(t)).collect(),
         uses,
-        created_at: NOW,
-        expires_at: LATER,
-        ephemeral: false,
+        ..build::token(&key(TOKEN).public())
     }
 }
 
 fn membership_record(node: u8, name: &str) -> Membership {
     Membership {
-        id: key(node).public(),
-        version: 1,
-        token: key(TOKEN).public(),
-        name: label(name),
         wireguard_key: WireGuardKey([node; 32]),
-        tags: vec![],
-        issued_at: NOW,
+        ..build::membership(&key(node).public(), &key(TOKEN).public(), name)
     }
 }
 
@@ -78,14 +36,10 @@ fn membership(node: u8) -> Envelope {
 
 fn node_record(node: u8, version: u64, index: u32) -> Node {
     Node {
-        id: key(node).public(),
         version,
         wireguard_key: WireGuardKey([node; 32]),
-        block: block(index),
         endpoints: vec!["192.0.2.7:51820".parse().expect("a literal")],
-        without_ipv6: false,
-        key_proof: None,
-        services_from: 0,
+        ..build::node(&key(node).public(), block(index))
     }
 }
 
@@ -94,27 +48,11 @@ fn node(node: u8, version: u64, index: u32) -> Envelope {
 }
 
 fn service_record(node: u8, version: u64, address: &str) -> Service {
-    let id = key(node).public();
+    let address = address.parse().expect("a literal");
+    let instance = build::instance("i", vec![address]);
     Service {
-        id: Service::id_of(&id, None, &label("web")),
         version,
-        node: id,
-        name: label("web"),
-        project: None,
-        service_address: None,
-        instances: vec![Instance {
-            id: label("i"),
-            addresses: vec![address.parse().expect("a literal")],
-            ports: vec![Port {
-                number: 80.try_into().expect("not zero"),
-                protocol: Protocol::Tcp,
-                name: None,
-            }],
-            health: Health::Healthy,
-            weight: 10,
-            priority: 0,
-            source: Source::Cli,
-        }],
+        ..build::service(&key(node).public(), "web", vec![instance])
     }
 }
 

@@ -2,26 +2,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::*;
-use crate::model::time::UnixSeconds;
 use crate::node::replica::Applied;
 use crate::records::Ledger;
 use crate::records::kinds::{Record, Token};
-
-fn key(n: u8) -> SigningKey {
-    SigningKey::from_seed(&[n; 32])
-}
+use crate::testbed::records as build;
+use crate::testbed::records::key;
 
 const MESH: u8 = 1;
 
 fn token(n: u8, version: u64) -> Envelope {
     let token = Token {
-        id: key(n).public(),
         version,
-        tags: vec![],
-        uses: 1,
-        created_at: UnixSeconds(1),
-        expires_at: UnixSeconds(2),
-        ephemeral: false,
+        ..build::token(&key(n).public())
     };
     Envelope::seal(&Record::Token(token), &key(MESH))
 }
