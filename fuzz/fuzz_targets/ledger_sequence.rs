@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use meshd::model::{PublicKey, SigningKey};
-use meshd::records::ledger::usage::{MAX_OCTETS, MAX_RECORDS};
+use meshd::records::ledger::usage::{MAX_BYTES, MAX_RECORDS};
 use meshd::records::{Envelope, Ledger};
 use serde_json::{Value, json};
 
@@ -119,6 +119,6 @@ fuzz_target!(|octets: &[u8]| {
     let nodes: Vec<PublicKey> = KEYS.iter().map(SigningKey::public).collect();
     for node in nodes {
         let usage = one.usage_of(&node);
-        assert!(usage.records <= MAX_RECORDS && usage.octets <= MAX_OCTETS);
+        assert!(usage.records <= MAX_RECORDS && usage.bytes <= MAX_BYTES);
     }
 });
