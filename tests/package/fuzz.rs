@@ -21,3 +21,19 @@ fn every_fuzz_target_has_its_file_and_a_line_in_the_readme() {
         .collect();
     assert_eq!(paths, files);
 }
+
+#[test]
+fn every_corpus_in_the_repository_belongs_to_a_target_and_has_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let ignored =
+        std::fs::read_to_string(root.join(".gitignore")).expect("it is in the repository");
+    let kept = ignored
+        .lines()
+        .filter_map(|line| line.strip_prefix("!/fuzz/corpus/"));
+    for target in kept {
+        let path = root.join(format!("fuzz/fuzz_targets/{target}.rs"));
+        assert!(path.is_file(), "{target}");
+        let corpus = std::fs::read_dir(root.join("fuzz/corpus").join(target));
+        assert!(corpus.expect("a folder").next().is_some(), "{target}");
+    }
+}

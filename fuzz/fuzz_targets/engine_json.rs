@@ -1,0 +1,64 @@
+//! Answers of a container engine. The first byte selects the request that the rest answers. Whatever an engine describes, a container
+//! is exposed only with addresses of the node, and each address belongs to one container.
+#![no_main]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use libfuzzer_sys::fuzz_target;
+use meshd::containers::state::{Containers, Surroundings};
+use meshd::containers::{Expose, Rules, inspect};
+use meshd::model::Label;
+
+fn containers(now: Instant) -> Containers {
+    let surroundings = Surroundings {
+        node: Label::parse("n1").expect("a literal"),
+        addresses: vec!["10.210.1.1".parse().expect("a literal")],
+        block: "10.210.1.0/24".parse().expect("a literal"),
+        rules: Rules {
+            expose: Expose::All,
+            ..Rules::default()
+        },
+        network: None,
+    };
+    Containers::new(surroundings, BTreeMap::new(), now)
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((request, body)) = bytes.split_first() else {
+        return;
+    };
+    let now = Instant::now();
+    match request % 6 {
+        0 => {
+            // Several descriptions follow each other, one on each line.
+            let mut containers = containers(now);
+            for line in body.split(|byte| *byte == b'\n') {
+                if let Ok(inspected) = inspect::container(line) {
+                    containers.handle_inspected(&inspected, now);
+                }
+            }
+            let leases = containers.leases();
+            let distinct: BTreeSet<_> = leases.values().collect();
+            assert_eq!(distinct.len(), leases.len());
+            assert!(
+                leases
+                    .values()
+                    .all(|address| address.octets()[..3] == [10, 210, 1])
+            );
+            containers.problems(now);
+            containers.rows(&BTreeSet::new());
+        }
+        1 => drop(inspect::list(body)),
+        2 => drop(inspect::event(body)),
+        3 => drop(inspect::networks(body)),
+        4 => drop(inspect::image_labels(body)),
+        _ => {
+            let (version, facts) = match body.iter().position(|byte| *byte == b'\n') {
+                Some(at) => (&body[..at], Some(&body[at + 1..])),
+                None => (body, None),
+            };
+            drop(inspect::engine(version, facts));
+        }
+    }
+});
