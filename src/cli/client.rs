@@ -4,21 +4,17 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::exit::CliError;
+use crate::os::http::{self, Answer, HttpError, Limits, Method, Request};
 use crate::protocol::api::{ApiError, ErrorCode};
 
 /// How long an answer may take, unless the caller says otherwise. The daemons answer within milliseconds.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Octets of an answer at most: the services of a large mesh.
+/// The maximum size of an answer, in bytes. The list of the services of a large mesh is the longest.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
 /// Speaks to one daemon.
@@ -87,51 +83,18 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> Result<T, CliError> {
-        tokio::time::timeout(self.limit, self.exchange(method, path, body))
-            .await
-            .unwrap_or_else(|_| {
-                let text = format!(
-                    "{} did not answer within {} s; look at its log: journalctl -u {}",
-                    self.daemon,
-                    self.limit.as_secs(),
-                    self.daemon
-                );
-                Err(CliError::new(ErrorCode::Unreachable, text))
-            })
-    }
-
-    async fn exchange<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Vec<u8>,
-    ) -> Result<T, CliError> {
         let stream = UnixStream::connect(&self.path)
             .await
             .map_err(|error| self.unreachable(&error))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        let request = Request::new(method, path).json(body);
+        let limits = Limits {
+            body: MAX_ANSWER,
+            time: self.limit,
+        };
+        let Answer { status, body } = http::call(stream, request, limits)
             .await
-            .map_err(|e| self.broken(&e))?;
-        let driver = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, "localhost")
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::<Bytes>::from(body))
-            .map_err(|_| CliError::new(ErrorCode::BadRequest, "a name given here cannot be part of a request; letters, digits and hyphens can"))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| self.broken(&e))?;
-        let success = response.status().is_success();
-        let body = Limited::new(response.into_body(), MAX_ANSWER)
-            .collect()
-            .await
-            .map_err(|e| self.broken(&*e))?
-            .to_bytes();
-        driver.abort();
-        if success {
+            .map_err(|error| self.no_answer(&error))?;
+        if status.is_success() {
             serde_json::from_slice(&body).map_err(|e| self.not_understood(&e))
         } else {
             Err(serde_json::from_slice::<ApiError>(&body)
@@ -169,10 +132,25 @@ impl Client {
         ))
     }
 
-    fn broken(&self, error: &dyn std::fmt::Display) -> CliError {
-        CliError::new(
-            ErrorCode::Unreachable,
-            format!("{} broke off ({error}); look at its log", self.daemon),
-        )
+    fn no_answer(&self, error: &HttpError) -> CliError {
+        let (daemon, limit) = (self.daemon, self.limit.as_secs());
+        let (code, text) = match error {
+            HttpError::Request(_) => (
+                ErrorCode::BadRequest,
+                "a name given here cannot be part of a request; letters, digits and hyphens can"
+                    .to_owned(),
+            ),
+            HttpError::TimedOut(_) => (
+                ErrorCode::Unreachable,
+                format!(
+                    "{daemon} did not answer within {limit} s; look at its log: journalctl -u {daemon}"
+                ),
+            ),
+            HttpError::Broken(_) | HttpError::TooLong(_) => (
+                ErrorCode::Unreachable,
+                format!("{daemon} broke off ({error}); look at its log"),
+            ),
+        };
+        CliError::new(code, text)
     }
 }

@@ -1,159 +1,120 @@
-//! Asks the engine: HTTP over its unix socket, every answer bounded in octets and time.
+//! Sends requests to the engine over its Unix socket. Every answer has a limit for its size and its time.
 //!
-//! A client library was looked at (bollard): it reads answers of any length whole, and its strict types refuse an answer
-//! for one field of a later version. A few requests with hyper, which is here anyway, do neither.
+//! Decision: the client library bollard is not used. It collects answers of any size in memory, and its types refuse a whole
+//! answer because of one enum value of a later engine. Our few requests need only [`crate::os::http`].
+//!
+//! The paths name no version of the API, so the engine uses its newest one. The fields that meshd reads are the same in all.
 
 use std::path::Path;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::body::Bytes;
 use tokio::net::UnixStream;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// How long an answer may take. A busy engine takes a second now and then.
+use crate::os::http::{self, HttpError, Limits, Method, Request, StatusCode};
+
+/// How long an answer may take. A busy engine sometimes takes a second.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
-/// Octets of a reason at most.
-const MOST_WORD: usize = 64 << 10;
+/// The maximum size of the body that tells why the engine refuses, in bytes.
+const MAX_REASON: usize = 64 << 10;
 
 /// Why the engine gives no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineFault {
-    /// There is no socket.
     #[error("there is no {0}")]
     Absent(String),
-    /// Nobody listens.
     #[error("nobody listens on {0}")]
     Refused(String),
-    /// The socket is not for us.
     #[error("{0} may not be opened")]
     Permission(String),
-    /// It does not answer.
     #[error("it did not answer within {} s", LIMIT.as_secs())]
     Silent,
-    /// It broke off.
+    /// The connection ended before the answer was complete.
     #[error("it broke off: {0}")]
     Broken(String),
-    /// It said no.
+    /// It refused without a reason. The fields are the status and the path.
     #[error("it answers {0} to {1}")]
     Status(u16, String),
-    /// It said no, and why.
+    /// It refused. The fields are the status and the reason.
     #[error("it says: {1} ({0})")]
     Said(u16, String),
-    /// An answer longer than any can be.
     #[error("its answer to {0} is longer than {1} octets")]
     TooLong(String, usize),
-    /// An answer that makes no sense.
     #[error("its answer to {0} is not understood: {1}")]
     NotUnderstood(String, String),
 }
 
-/// An answer whose body is read bit by bit. Dropping it ends the connection.
+/// An answer whose body is read in parts. Dropping it ends the connection.
 #[derive(Debug)]
-pub(super) struct Stream {
-    response: Response<Incoming>,
-    connection: Connection,
-}
+pub(super) struct Stream(http::Response);
 
 impl Stream {
-    /// The next octets; none at the end.
+    /// The next bytes, or `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, EngineFault> {
-        loop {
-            match self.response.frame().await {
-                None => return Ok(None),
-                Some(Err(error)) => return Err(EngineFault::Broken(error.to_string())),
-                // Trailers are no octets of the body.
-                Some(Ok(frame)) => {
-                    if let Ok(octets) = frame.into_data() {
-                        return Ok(Some(octets));
-                    }
-                }
-            }
-        }
+        self.0
+            .next()
+            .await
+            .map_err(|error| EngineFault::Broken(error.to_string()))
     }
 }
 
-#[derive(Debug)]
-struct Connection(JoinHandle<()>);
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Asks for `path` and reads the whole answer, of up to `most` octets. Nothing, if there is no such thing.
+/// Requests `path` and reads the whole answer, which has at most `max` bytes. `None` if the engine has no such thing.
 ///
 /// # Errors
-/// The engine is away, silent, or says no.
+/// The engine is away or silent, or refuses.
 pub(super) async fn get(
     socket: &Path,
     path: &str,
-    most: usize,
+    max: usize,
 ) -> Result<Option<Bytes>, EngineFault> {
-    let whole = async {
-        let Stream {
-            response,
-            connection,
-        } = open(socket, Method::GET, path, Bytes::new()).await?;
-        if response.status() == StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        if !response.status().is_success() {
-            let status = response.status().as_u16();
-            return Err(EngineFault::Status(status, path.to_owned()));
-        }
-        let body = Limited::new(response.into_body(), most)
-            .collect()
-            .await
-            .map_err(|error| {
-                if error.is::<http_body_util::LengthLimitError>() {
-                    EngineFault::TooLong(path.to_owned(), most)
-                } else {
-                    EngineFault::Broken(error.to_string())
-                }
-            })?;
-        drop(connection);
-        Ok(Some(body.to_bytes()))
+    let request = Request::new(Method::GET, path);
+    let limits = Limits {
+        body: max,
+        time: LIMIT,
     };
-    timeout(LIMIT, whole)
+    let answer = http::call(connect(socket).await?, request, limits)
         .await
-        .unwrap_or(Err(EngineFault::Silent))
+        .map_err(|error| fault_of(error, path))?;
+    if answer.status == StatusCode::NOT_FOUND {
+        Ok(None)
+    } else if answer.status.is_success() {
+        Ok(Some(answer.body))
+    } else {
+        Err(EngineFault::Status(answer.status.as_u16(), path.to_owned()))
+    }
 }
 
-/// Asks for `path`, whose answer never ends. Its beginning may be long in coming: Podman says nothing before there is
-/// something to say.
+/// Requests `path`, whose answer never ends. There is no limit for the time until the answer begins, since Podman sends nothing
+/// before the first event.
 ///
 /// # Errors
-/// The engine is away, silent, or says no.
+/// The engine is away, or refuses.
 pub(super) async fn follow(socket: &Path, path: &str) -> Result<Stream, EngineFault> {
-    let stream = open(socket, Method::GET, path, Bytes::new()).await?;
-    let status = stream.response.status();
+    let stream = connect(socket).await?;
+    let response = http::open(stream, Request::new(Method::GET, path))
+        .await
+        .map_err(|error| fault_of(error, path))?;
+    let status = response.status();
     if status.is_success() {
-        Ok(stream)
+        Ok(Stream(response))
     } else {
         Err(EngineFault::Status(status.as_u16(), path.to_owned()))
     }
 }
 
-/// What the engine is asked to do.
+/// A request that changes something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verb {
-    /// To make something.
     Post,
-    /// To take something away.
     Delete,
 }
 
-/// Asks the engine to do something; `text` is JSON that says more of it, or nothing.
+/// Requests a change. `text` is JSON, or empty.
 ///
 /// # Errors
-/// The engine is away, silent, or says no and why.
+/// The engine is away or silent, or refuses.
 pub(super) async fn send(
     socket: &Path,
     verb: Verb,
@@ -165,21 +126,19 @@ pub(super) async fn send(
         Verb::Delete => Method::DELETE,
     };
     let whole = async {
-        let Stream {
-            response,
-            connection,
-        } = open(socket, method, path, text.into()).await?;
+        let request = Request::new(method, path).json(text);
+        let response = http::open(connect(socket).await?, request)
+            .await
+            .map_err(|error| fault_of(error, path))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MOST_WORD)
-            .collect()
-            .await;
-        drop(connection);
+        // The status alone decides. The body is only read for its reason, so that it may be cut off or too long.
+        let body = response.into_body(MAX_REASON).await;
         if status.is_success() {
             return Ok(());
         }
-        let word = body.ok().and_then(|body| word(&body.to_bytes()));
-        Err(match word {
-            Some(word) => EngineFault::Said(status.as_u16(), word),
+        let reason = body.ok().and_then(|body| reason(&body));
+        Err(match reason {
+            Some(reason) => EngineFault::Said(status.as_u16(), reason),
             None => EngineFault::Status(status.as_u16(), path.to_owned()),
         })
     };
@@ -189,41 +148,23 @@ pub(super) async fn send(
 }
 
 /// The engine's reason, on one line.
-fn word(text: &[u8]) -> Option<String> {
-    let said: serde_json::Value = serde_json::from_slice(text).ok()?;
-    Some(super::labels::printable(said.get("message")?.as_str()?))
+fn reason(text: &[u8]) -> Option<String> {
+    let answer: serde_json::Value = serde_json::from_slice(text).ok()?;
+    Some(super::labels::printable(answer.get("message")?.as_str()?))
 }
 
-async fn open(
-    socket: &Path,
-    method: Method,
-    path: &str,
-    body: Bytes,
-) -> Result<Stream, EngineFault> {
-    let broken = |error: &dyn std::fmt::Display| EngineFault::Broken(error.to_string());
-    let stream = UnixStream::connect(socket)
+async fn connect(socket: &Path) -> Result<UnixStream, EngineFault> {
+    UnixStream::connect(socket)
         .await
-        .map_err(|error| unconnected(socket, &error))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| broken(&e))?;
-    let connection = Connection(tokio::spawn(async move {
-        let _ = connection.await;
-    }));
-    // Without a version in the path the engine speaks its newest, whose fields here are those of all others.
-    let mut request = hyper::Request::builder()
-        .method(method)
-        .uri(path)
-        .header(HOST, "localhost");
-    if !body.is_empty() {
-        request = request.header(CONTENT_TYPE, "application/json");
+        .map_err(|error| unconnected(socket, &error))
+}
+
+fn fault_of(error: HttpError, path: &str) -> EngineFault {
+    match error {
+        HttpError::TooLong(max) => EngineFault::TooLong(path.to_owned(), max),
+        HttpError::TimedOut(_) => EngineFault::Silent,
+        HttpError::Request(_) | HttpError::Broken(_) => EngineFault::Broken(error.to_string()),
     }
-    let request = request.body(Full::new(body)).map_err(|e| broken(&e))?;
-    let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
-    Ok(Stream {
-        response,
-        connection,
-    })
 }
 
 fn unconnected(socket: &Path, error: &std::io::Error) -> EngineFault {

@@ -1,10 +1,11 @@
-//! What the programs need of the operating system: files, configuration files, logs, signals, supervised tasks, Unix sockets,
+//! What the programs need of the operating system: files, configuration files, logs, signals, supervised tasks, the HTTP client, Unix sockets,
 //! the watchdog, waiting for descriptors, and UDP datagrams by the batch.
 
 pub mod batch;
 pub mod clock;
 pub mod config_file;
 pub mod file;
+pub mod http;
 pub mod log;
 pub mod readable;
 pub mod repeats;

@@ -5,15 +5,12 @@ use std::hash::Hash;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http_body_util::Empty;
-use hyper::body::Bytes;
-use hyper::header::{HOST, USER_AGENT};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::os::http::{self, Method, Request};
+use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::local::{Check, CheckProbe};
 
 /// What a row of results means. Pure.
@@ -62,16 +59,7 @@ pub struct Target {
 #[derive(Debug)]
 pub struct Checker<K> {
     verdicts: mpsc::Sender<(K, bool)>,
-    running: HashMap<K, (Target, Task)>,
-}
-
-#[derive(Debug)]
-struct Task(JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    running: HashMap<K, (Target, AbortOnDrop)>,
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static> Checker<K> {
@@ -91,7 +79,9 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checker<K> {
             let same = old.remove(&key).filter(|(running, _)| *running == target);
             let running = same.unwrap_or_else(|| {
                 let task = run(key.clone(), target.clone(), self.verdicts.clone());
-                (target, Task(tokio::spawn(task)))
+                // It ends when nobody takes its verdicts any more.
+                let task = Tasks::current().spawn_finite("health check", task);
+                (target, task.abort_on_drop())
             });
             self.running.insert(key, running);
         }
@@ -147,27 +137,16 @@ async fn attempt(address: SocketAddr, check: &Check) -> bool {
     match &check.probe {
         CheckProbe::Tcp => true,
         CheckProbe::Http(path) => {
-            let status = http(stream, address, path).await.unwrap_or_default();
-            (check.status.0..=check.status.1).contains(&status)
+            let request = Request::new(Method::GET, path)
+                .host(address.to_string())
+                .user_agent(concat!("meshd/", env!("CARGO_PKG_VERSION")));
+            // Only the status counts. The caller limits the time.
+            http::open(stream, request).await.is_ok_and(|response| {
+                let status = response.status().as_u16();
+                (check.status.0..=check.status.1).contains(&status)
+            })
         }
     }
-}
-
-async fn http(
-    stream: TcpStream,
-    address: SocketAddr,
-    path: &str,
-) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::spawn(connection);
-    let request = hyper::Request::get(path)
-        .header(HOST, address.to_string())
-        .header(USER_AGENT, concat!("meshd/", env!("CARGO_PKG_VERSION")))
-        .body(Empty::<Bytes>::new())?;
-    let status = sender.send_request(request).await?.status();
-    driver.abort();
-    Ok(status.as_u16())
 }
 
 #[cfg(test)]

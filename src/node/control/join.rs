@@ -2,25 +2,21 @@
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
 
 use super::dial::{DialError, dial};
 use crate::model::text::message;
+use crate::os::http::{self, Answer, Limits, Method, Request};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join::{CHECK_PATH, JoinCheck, JoinRequest, JoinResponse, PATH};
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
 
-/// How long the coordinator may take to answer: it waits for its disk.
-const ANSWER_LIMIT: Duration = Duration::from_secs(15);
-/// Octets of an answer at most: three records and a little.
-const MAX_ANSWER: usize = 512 * 1024;
+/// The coordinator waits for its disk before it answers. The answer holds three records and little more.
+const ANSWER_LIMITS: Limits = Limits {
+    body: 512 * 1024,
+    time: Duration::from_secs(15),
+};
 
 /// Why a join did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -84,9 +80,7 @@ async fn ask_any<T: DeserializeOwned>(
     let (before, from) = urls.split_at(random.unwrap_or_default() as usize);
     for url in from.iter().chain(before) {
         let answer = match dial(url, pin).await {
-            Ok(stream) => timeout(ANSWER_LIMIT, ask(url, stream, path, request))
-                .await
-                .unwrap_or_else(|_| Err(broken(url, "no answer within 15 seconds"))),
+            Ok(stream) => ask(url, stream, path, request).await,
             Err(error) => Err(error.into()),
         };
         match answer {
@@ -116,28 +110,12 @@ async fn ask<T: DeserializeOwned>(
     request: &JoinRequest,
 ) -> Result<T, JoinError> {
     let body = serde_json::to_vec(request).map_err(|e| broken(url, e))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+    let request = Request::new(Method::POST, path)
+        .host(url.authority())
+        .json(body);
+    let Answer { status, body } = http::call(stream, request, ANSWER_LIMITS)
         .await
         .map_err(|e| broken(url, e))?;
-    let driver = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(HOST, url.authority())
-        .header(CONTENT_TYPE, "application/json")
-        .body(Full::<Bytes>::from(body))
-        .map_err(|e| broken(url, e))?;
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(|e| broken(url, e))?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_ANSWER)
-        .collect()
-        .await
-        .map_err(|e| broken(url, e))?
-        .to_bytes();
-    driver.abort();
     if status.is_success() {
         return serde_json::from_slice(&body).map_err(|e| broken(url, e));
     }
