@@ -113,7 +113,7 @@ enum Command {
     /// Give this server's tunnel a new key; nothing is lost meanwhile
     RotateKey,
     /// Show how this node is
-    Status(status::Arguments),
+    Status(status::StatusArguments),
     /// Measure round trips to a node through the tunnel
     Ping(ping::Arguments),
     /// List the services of the mesh, add and change those of this node

@@ -7,9 +7,8 @@ use super::{Globals, table};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{NodeState, PeerState, Status, SystemList};
 
-/// What to show.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct StatusArguments {
     /// One JSON document
     #[arg(long)]
     json: bool,
@@ -27,7 +26,7 @@ enum Check {
     Ready,
 }
 
-pub(super) async fn run(arguments: &Arguments, globals: &Globals) -> Result<u8, CliError> {
+pub(super) async fn run(arguments: &StatusArguments, globals: &Globals) -> Result<u8, CliError> {
     if arguments.system {
         let list: SystemList = globals.daemon().get("/v1/system").await?;
         if arguments.json {
@@ -56,7 +55,7 @@ pub(super) async fn run(arguments: &Arguments, globals: &Globals) -> Result<u8, 
 fn holds(check: Check, answer: Result<Status, CliError>) -> Result<u8, CliError> {
     let not_ready = |why: &str| CliError::new(ErrorCode::NotFound, format!("not ready: {why}"));
     match (check, answer) {
-        // Nobody to ask is what the check is there to find out; no right to ask says nothing of meshd.
+        // That meshd does not answer is a result of the check. A caller without permission learns nothing about meshd.
         (_, Err(error)) if error.code == ErrorCode::Unreachable.exit_code() => {
             Err(CliError::new(ErrorCode::NotFound, error.message))
         }
@@ -85,6 +84,17 @@ fn print(status: &Status) {
         "{}.node.{}  {}  {}{removed}",
         node.name, node.domain, node.address_v4, node.address_v6
     ));
+    print_parts(status);
+    table::line(&format!(
+        "services     {} here, {} in the mesh",
+        status.services.local, status.services.mesh
+    ));
+    print_peers(status);
+    problems(status);
+}
+
+/// Prints a line for the tunnel, the coordinator and the resolver, as far as the node has them.
+fn print_parts(status: &Status) {
     if let Some(interface) = &status.interface {
         table::line(&format!(
             "tunnel       {} on UDP port {}, MTU {}",
@@ -114,33 +124,32 @@ fn print(status: &Status) {
             listen.join(", ")
         ));
     }
-    table::line(&format!(
-        "services     {} here, {} in the mesh",
-        status.services.local, status.services.mesh
-    ));
-    if !status.peers.is_empty() {
-        table::line("");
-        let rows: Vec<Vec<String>> = status.peers.iter().map(row).collect();
-        table::table(
-            &[
-                "PEER",
-                "ADDRESS",
-                "STATE",
-                "RTT",
-                "LAST HEARD",
-                "ENDPOINT",
-                "RECEIVED",
-                "SENT",
-            ],
-            &rows,
-        );
-        for peer in &status.peers {
-            if let Some(reason) = &peer.reason {
-                table::line(&format!("{}: {reason}", peer.name));
-            }
+}
+
+fn print_peers(status: &Status) {
+    if status.peers.is_empty() {
+        return;
+    }
+    table::line("");
+    let rows: Vec<Vec<String>> = status.peers.iter().map(row).collect();
+    table::table(
+        &[
+            "PEER",
+            "ADDRESS",
+            "STATE",
+            "RTT",
+            "LAST HEARD",
+            "ENDPOINT",
+            "RECEIVED",
+            "SENT",
+        ],
+        &rows,
+    );
+    for peer in &status.peers {
+        if let Some(reason) = &peer.reason {
+            table::line(&format!("{}: {reason}", peer.name));
         }
     }
-    problems(status);
 }
 
 fn problems(status: &Status) {
@@ -170,13 +179,13 @@ fn row(peer: &crate::protocol::local::PeerStatus) -> Vec<String> {
         peer.last_heard_seconds_ago
             .map_or_else(|| "never".into(), |ago| format!("{ago:.0} s ago")),
         peer.endpoint.map_or_else(|| "-".into(), |e| e.to_string()),
-        octets(peer.rx_bytes),
-        octets(peer.tx_bytes),
+        bytes(peer.rx_bytes),
+        bytes(peer.tx_bytes),
     ]
 }
 
-/// Octets with the unit that leaves up to four digits.
-fn octets(count: u64) -> String {
+/// A number of bytes, with the unit that leaves up to four digits.
+fn bytes(count: u64) -> String {
     let mut value = count as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
         if value < 1024.0 {
@@ -225,9 +234,9 @@ mod tests {
     }
 
     #[test]
-    fn octets_are_shown_with_their_unit() {
+    fn bytes_are_shown_with_their_unit() {
         assert_eq!(
-            [0, 1023, 1536, 5 << 30].map(octets),
+            [0, 1023, 1536, 5 << 30].map(bytes),
             ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
         );
     }

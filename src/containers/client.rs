@@ -12,11 +12,17 @@ use hyper::body::Bytes;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::api;
+use super::inspect::EngineNetwork;
 use crate::os::http::{self, HttpError, Limits, Method, Request, StatusCode};
 
 /// How long an answer may take. A busy engine sometimes takes a second.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
+/// The maximum size of a list, in bytes. There may be thousands of containers, and a few have labels of several MiB.
+pub(super) const MAX_LIST: usize = 64 << 20;
+/// The maximum size of a description, in bytes.
+pub(super) const MAX_DESCRIPTION: usize = 32 << 20;
 /// The maximum size of the body that tells why the engine refuses, in bytes.
 const MAX_REASON: usize = 64 << 10;
 
@@ -84,6 +90,33 @@ pub(super) async fn get(
     } else {
         Err(EngineFault::Status(answer.status.as_u16(), path.to_owned()))
     }
+}
+
+/// The networks of the engine.
+///
+/// # Errors
+/// The engine is away or silent, refuses, or its answer is not understood.
+pub(super) async fn networks(
+    socket: &Path,
+    podman: bool,
+) -> Result<Vec<EngineNetwork>, EngineFault> {
+    // Only its own API tells the names of the bridges of Podman.
+    let path = if podman {
+        "/v4.0.0/libpod/networks/json"
+    } else {
+        "/networks"
+    };
+    let text = whole(socket, path, MAX_DESCRIPTION).await?;
+    api::networks(&text).map_err(|e| EngineFault::NotUnderstood(path.into(), e.to_string()))
+}
+
+/// As [`get`], for something that every engine has.
+///
+/// # Errors
+/// As for [`get`].
+pub(super) async fn whole(socket: &Path, path: &str, max: usize) -> Result<Bytes, EngineFault> {
+    let missing = || EngineFault::Status(404, path.to_owned());
+    get(socket, path, max).await?.ok_or_else(missing)
 }
 
 /// Requests `path`, whose answer never ends. There is no limit for the time until the answer begins, since Podman sends nothing

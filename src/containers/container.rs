@@ -73,14 +73,30 @@ pub struct Container {
     pub(super) exposed: Exposed,
     pub(super) place: Place,
     pub(super) run: String,
-    pub(super) pid: Option<u32>,
-    pub(super) stop_signal: u32,
+    pub(super) process: Process,
     pub(super) paused: bool,
     published: Vec<Published>,
     state: State,
+    /// The result of the HEALTHCHECK.
     engine_health: Option<EngineHealth>,
+    /// Whether the last probe could connect.
     probe: Option<bool>,
+    history: History,
+}
+
+/// The first process of a container.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Process {
+    pub(super) pid: Option<u32>,
+    /// The signal that asks it to end.
+    pub(super) stop_signal: u32,
+}
+
+/// When the container was started and when it ended.
+#[derive(Debug, Clone)]
+struct History {
     started: Instant,
+    /// The ends within [`LOOP_WINDOW`] that nobody asked for.
     ends: Vec<Instant>,
     ended_young: bool,
 }
@@ -100,16 +116,20 @@ impl Container {
             exposed,
             place,
             run: inspected.run.clone(),
-            pid: inspected.pid,
-            stop_signal: inspected.stop_signal,
+            process: Process {
+                pid: inspected.pid,
+                stop_signal: inspected.stop_signal,
+            },
             paused: inspected.status == Status::Paused,
             published: inspected.published.clone(),
             state: State::Starting,
             engine_health: inspected.health,
             probe: None,
-            started: now,
-            ends: Vec::new(),
-            ended_young: false,
+            history: History {
+                started: now,
+                ends: Vec::new(),
+                ended_young: false,
+            },
         };
         container.settle();
         container
@@ -134,7 +154,7 @@ impl Container {
         self.place = place;
         self.name.clone_from(&inspected.name);
         self.exposed = exposed;
-        self.pid = inspected.pid;
+        self.process.pid = inspected.pid;
         self.paused = inspected.status == Status::Paused;
         self.published.clone_from(&inspected.published);
         self.engine_health = inspected.health;
@@ -149,9 +169,9 @@ impl Container {
         place: Place,
         now: Instant,
     ) {
-        let next = Self::new(inspected, exposed, self.label.clone(), place, now);
-        let ends = std::mem::take(&mut self.ends);
-        *self = Self { ends, ..next };
+        let mut next = Self::new(inspected, exposed, self.label.clone(), place, now);
+        next.history.ends = std::mem::take(&mut self.history.ends);
+        *self = next;
     }
 
     /// Asked to end.
@@ -167,11 +187,13 @@ impl Container {
             return;
         }
         let asked = matches!(self.state, State::Draining { .. });
-        self.ended_young = !asked && now.saturating_duration_since(self.started) < YOUNG;
+        self.history.ended_young =
+            !asked && now.saturating_duration_since(self.history.started) < YOUNG;
         if !asked {
-            self.ends
+            self.history
+                .ends
                 .retain(|end| now.saturating_duration_since(*end) < LOOP_WINDOW);
-            self.ends.push(now);
+            self.history.ends.push(now);
         }
         self.transition_to(State::Gone);
     }
@@ -199,7 +221,7 @@ impl Container {
             }
             // Once, when the time has come for it to be shown.
             (State::Starting, _) => {
-                let age = now.saturating_duration_since(self.started);
+                let age = now.saturating_duration_since(self.history.started);
                 (SHOWN_AFTER..SHOWN_AFTER + Duration::from_secs(2)).contains(&age)
             }
             _ => false,
@@ -270,7 +292,7 @@ impl Container {
         wired: &Wired,
         now: Instant,
     ) -> Option<Instance> {
-        let young = now.saturating_duration_since(self.started) < SHOWN_AFTER;
+        let young = now.saturating_duration_since(self.history.started) < SHOWN_AFTER;
         match self.state {
             State::Gone => return None,
             State::Starting if young => return None,
@@ -334,17 +356,18 @@ impl Container {
             })
         };
         let loops = self
+            .history
             .ends
             .iter()
             .filter(|end| now.saturating_duration_since(**end) < LOOP_WINDOW)
             .count();
-        let age = now.saturating_duration_since(self.started);
+        let age = now.saturating_duration_since(self.history.started);
         match self.state {
             _ if loops >= LOOP_ENDS => problem(
                 format!("it ended {loops} times within two minutes"),
                 "look at `docker logs` for why",
             ),
-            State::Gone if self.ended_young => problem(
+            State::Gone if self.history.ended_young => problem(
                 "it ended within seconds of its start".into(),
                 "look at `docker logs` for why",
             ),

@@ -11,33 +11,31 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use super::api;
 pub use super::client::EngineFault;
-use super::client::{Stream, follow, get};
-use super::inspect::{self, Action, ContainerId, Engine, EngineNetwork, Event, Inspected};
+use super::client::{MAX_DESCRIPTION, MAX_LIST, Stream, follow, get, networks, whole};
+use super::inspect::{Action, ContainerId, Engine, EngineNetwork, Event, Inspected};
 use super::labels::{Labels, Rules, may_expose};
 use super::lines::{Lines, Overlong};
 use super::network::{self, Unusable, keeper};
+use crate::os::tasks::{AbortOnDrop, Tasks};
 
 /// A list of everything, though nothing seems to have happened.
 const RESYNC: Duration = Duration::from_secs(30);
 /// The first wait after the engine went away, and the longest: each is twice the one before.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MOST: Duration = Duration::from_secs(5);
+const MAX_RETRY: Duration = Duration::from_secs(5);
 /// How long the list waits for the stream of events to begin.
 const STREAM_WAIT: Duration = Duration::from_millis(300);
 /// Questions to the engine at once.
 const AT_ONCE: usize = 8;
-/// Octets of a list at most: thousands of containers, some with labels of mebibytes.
-pub(super) const MOST_LIST: usize = 64 << 20;
-/// Octets of a description at most.
-pub(super) const MOST_DESCRIPTION: usize = 32 << 20;
 /// Octets of an event at most: it carries the container's labels. One that is longer is made up for by a list.
-const MOST_EVENT: usize = 1 << 20;
+const MAX_EVENT: usize = 1 << 20;
 /// Images whose labels are remembered at most.
-const MOST_IMAGES: usize = 1024;
+const MAX_IMAGES: usize = 1024;
 
 const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%7D";
 
@@ -66,7 +64,9 @@ pub enum Report {
 
 /// The running task. Dropping it ends it.
 #[derive(Debug)]
-pub struct EngineTask(JoinHandle<()>);
+pub struct EngineTask {
+    _task: AbortOnDrop,
+}
 
 impl EngineTask {
     /// Follows the engine behind the first of `sockets` that is there; reports go to `reports`. With `network`, has the
@@ -79,13 +79,11 @@ impl EngineTask {
         reports: mpsc::Sender<Report>,
     ) -> Self {
         let wanted = Wanted { rules, network };
-        Self(tokio::spawn(run(sockets, wanted, reports)))
-    }
-}
-
-impl Drop for EngineTask {
-    fn drop(&mut self) {
-        self.0.abort();
+        // It ends when nobody receives its reports any more.
+        let task = Tasks::current().spawn_finite("container engine", run(sockets, wanted, reports));
+        Self {
+            _task: task.abort_on_drop(),
+        }
     }
 }
 
@@ -165,7 +163,7 @@ async fn run(sockets: Vec<PathBuf>, wanted: Wanted, reports: mpsc::Sender<Report
             }
         }
         sleep(wait).await;
-        wait = (wait * 2).min(RETRY_MOST);
+        wait = (wait * 2).min(MAX_RETRY);
     }
 }
 
@@ -264,7 +262,7 @@ impl Session<'_> {
             events = Events::Open(stream?);
         }
         self.ask_for_list();
-        let mut lines = Lines::new(MOST_EVENT);
+        let mut lines = Lines::new(MAX_EVENT);
         let mut resync = interval(RESYNC);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         resync.reset();
@@ -303,7 +301,7 @@ impl Session<'_> {
         let version = whole(&self.socket, "/version", 1 << 20).await?;
         // Behind a filtering proxy this may be closed; it is worth knowing, no more.
         let facts = get(&self.socket, "/info", 4 << 20).await.ok().flatten();
-        inspect::engine(&version, facts.as_deref())
+        api::engine(&version, facts.as_deref())
             .map_err(|e| EngineFault::NotUnderstood("/version".into(), e.to_string()))
     }
 
@@ -316,7 +314,7 @@ impl Session<'_> {
             self.ask_for_list();
             return Ok(());
         };
-        let event = inspect::event(&line)
+        let event = api::event(&line)
             .map_err(|e| EngineFault::NotUnderstood("/events".into(), e.to_string()))?;
         match event {
             Event::Other => {}
@@ -351,7 +349,7 @@ impl Session<'_> {
             self.news = Some(HashSet::new());
             let socket = self.socket.clone();
             self.asked.spawn(async move {
-                let list = whole(&socket, "/containers/json?all=true", MOST_LIST).await;
+                let list = whole(&socket, "/containers/json?all=true", MAX_LIST).await;
                 Answer::List(list.map(Vec::from))
             });
         }
@@ -390,7 +388,7 @@ impl Session<'_> {
             Answer::Networks(looked) => self.report_networks((*looked)?).await,
             Answer::List(text) => {
                 let news = self.news.take().unwrap_or_default();
-                let listed = inspect::list(&text?).map_err(|e| {
+                let listed = api::list(&text?).map_err(|e| {
                     EngineFault::NotUnderstood("/containers/json".into(), e.to_string())
                 })?;
                 let existing: BTreeSet<ContainerId> =
@@ -430,12 +428,14 @@ impl Session<'_> {
                     Err(fault) => return Err(fault.into()),
                 };
                 if let Some(labels) = image {
-                    if self.memory.images.len() >= MOST_IMAGES {
+                    if self.memory.images.len() >= MAX_IMAGES {
                         self.memory.images.clear();
                     }
-                    self.memory.images.insert(inspected.image.clone(), labels);
+                    self.memory
+                        .images
+                        .insert(inspected.image.id.clone(), labels);
                 }
-                inspected.image_labels = self.memory.images.get(&inspected.image).cloned();
+                inspected.image.labels = self.memory.images.get(&inspected.image.id).cloned();
                 if let Some(pid) = inspected.pid.filter(|pid| runs(*pid)) {
                     self.memory.processes.insert(id, pid);
                 }
@@ -453,12 +453,12 @@ async fn describe(
     known: &HashSet<String>,
 ) -> Result<Option<Box<Described>>, EngineFault> {
     let path = format!("/containers/{id}/json");
-    let Some(text) = get(socket, &path, MOST_DESCRIPTION).await? else {
+    let Some(text) = get(socket, &path, MAX_DESCRIPTION).await? else {
         return Ok(None);
     };
     let inspected =
-        inspect::container(&text).map_err(|e| EngineFault::NotUnderstood(path, e.to_string()))?;
-    let image = &inspected.image;
+        api::container(&text).map_err(|e| EngineFault::NotUnderstood(path, e.to_string()))?;
+    let image = &inspected.image.id;
     let plain = !image.is_empty()
         && image
             .bytes()
@@ -474,10 +474,10 @@ async fn describe(
         })));
     }
     let path = format!("/images/{image}/json");
-    let image = match get(socket, &path, MOST_DESCRIPTION).await? {
+    let image = match get(socket, &path, MAX_DESCRIPTION).await? {
         None => None,
         Some(text) => Some(
-            inspect::image_labels(&text)
+            api::image_labels(&text)
                 .map_err(|e| EngineFault::NotUnderstood(path, e.to_string()))?,
         ),
     };
@@ -490,32 +490,12 @@ async fn looked(
     engine: Engine,
     wanted: Option<network::Plan>,
 ) -> Result<Looked, EngineFault> {
-    let there = networks(socket.clone(), engine.podman).await?;
+    let there = networks(&socket, engine.podman).await?;
     let Some(plan) = wanted else {
         return Ok((there, None));
     };
     let (native, there) = keeper::keep(&socket, &engine, &plan, there).await?;
     Ok((there, Some(native)))
-}
-
-pub(super) async fn networks(
-    socket: PathBuf,
-    podman: bool,
-) -> Result<Vec<EngineNetwork>, EngineFault> {
-    // Podman tells the names of its bridges in its own API alone.
-    let path = if podman {
-        "/v4.0.0/libpod/networks/json"
-    } else {
-        "/networks"
-    };
-    let text = whole(&socket, path, MOST_DESCRIPTION).await?;
-    inspect::networks(&text).map_err(|e| EngineFault::NotUnderstood(path.into(), e.to_string()))
-}
-
-/// An answer to something that is always there.
-pub(super) async fn whole(socket: &Path, path: &str, most: usize) -> Result<Bytes, EngineFault> {
-    let missing = || EngineFault::Status(404, path.to_owned());
-    get(socket, path, most).await?.ok_or_else(missing)
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::client::{EngineFault, get};
-use super::engine::{MOST_DESCRIPTION, MOST_LIST, networks, whole};
-use super::inspect::{self, EngineNetwork, Inspected, Network};
+use super::api;
+use super::client::{EngineFault, MAX_DESCRIPTION, MAX_LIST, get, networks, whole};
+use super::inspect::{EngineNetwork, Inspected, Network};
 use super::labels::printable;
 use crate::protocol::local::{Inside, NetworkKind};
 
@@ -28,21 +28,21 @@ async fn ask(socket: &Path) -> Result<Vec<Inside>, EngineFault> {
         EngineFault::NotUnderstood(path.to_owned(), error.to_string())
     };
     let version = whole(socket, "/version", 1 << 20).await?;
-    let engine = inspect::engine(&version, None).map_err(|e| not_understood("/version", e))?;
-    let networks: BTreeMap<String, EngineNetwork> = networks(socket.to_owned(), engine.podman)
+    let engine = api::engine(&version, None).map_err(|e| not_understood("/version", e))?;
+    let networks: BTreeMap<String, EngineNetwork> = networks(socket, engine.podman)
         .await?
         .into_iter()
         .map(|network| (network.id.clone(), network))
         .collect();
     let path = "/containers/json";
-    let list = whole(socket, path, MOST_LIST).await?;
-    let listed = inspect::list(&list).map_err(|e| not_understood(path, e))?;
+    let list = whole(socket, path, MAX_LIST).await?;
+    let listed = api::list(&list).map_err(|e| not_understood(path, e))?;
     let mut residents = Vec::new();
     for (id, _) in listed.into_iter().take(MOST) {
         // One that ended meanwhile, or cannot be read, is left out.
         let path = format!("/containers/{id}/json");
-        if let Ok(Some(text)) = get(socket, &path, MOST_DESCRIPTION).await
-            && let Ok(inspected) = inspect::container(&text)
+        if let Ok(Some(text)) = get(socket, &path, MAX_DESCRIPTION).await
+            && let Ok(inspected) = api::container(&text)
         {
             residents.extend(resident(&inspected, &networks));
         }
@@ -113,7 +113,7 @@ mod tests {
                 ((*name).to_owned(), network)
             })
             .collect();
-        let inspected = inspect::container(text.as_bytes()).expect("a description");
+        let inspected = api::container(text.as_bytes()).expect("a description");
         resident(&inspected, &known).map(|inside| (inside.network, inside.kind))
     }
 

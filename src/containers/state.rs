@@ -14,7 +14,8 @@ use std::time::Instant;
 
 use ipnet::Ipv4Net;
 
-use self::names::served;
+use self::names::{contested, contested_names, served};
+use self::networks::Networks;
 use super::container::{Container, Place, State, Wired};
 use super::inspect::{
     Action, ContainerId, EngineNetwork, Inspected, Network, SIGKILL, SIGTERM, Status,
@@ -28,6 +29,7 @@ use crate::protocol::local::{ContainerRow, ContainerState, Problem};
 use crate::records::kinds::{Health, Instance};
 
 mod names;
+mod networks;
 
 /// What the machine around the containers is like.
 #[derive(Debug, Clone)]
@@ -73,9 +75,7 @@ pub struct Containers {
     refused: BTreeMap<ContainerId, (String, Refusal)>,
     /// Sent their stop signal, and not known to have ended.
     stopping: BTreeSet<ContainerId>,
-    networks: BTreeMap<String, EngineNetwork>,
-    /// The network whose containers have mesh addresses of their own, by its id.
-    native: Option<String>,
+    networks: Networks,
 }
 
 impl Containers {
@@ -86,6 +86,7 @@ impl Containers {
         leases: BTreeMap<ContainerId, Ipv4Addr>,
         now: Instant,
     ) -> Self {
+        let networks = Networks::new(surroundings.network);
         let leased = match surroundings.network {
             Some(network) => network.rest(),
             None => surroundings.block,
@@ -96,19 +97,18 @@ impl Containers {
             held: BTreeMap::new(),
             refused: BTreeMap::new(),
             stopping: BTreeSet::new(),
-            networks: BTreeMap::new(),
-            native: None,
+            networks,
         }
     }
 
     /// The network whose containers have mesh addresses of their own has this id; or there is none.
     pub fn handle_native(&mut self, native: Option<String>) {
-        self.native = native;
+        self.networks.native = native;
     }
 
     /// These networks are there.
     pub fn handle_networks(&mut self, networks: Vec<EngineNetwork>) {
-        self.networks = networks.into_iter().map(|n| (n.id.clone(), n)).collect();
+        self.networks.by_id = networks.into_iter().map(|n| (n.id.clone(), n)).collect();
     }
 
     /// These containers exist, running or not; all others are gone.
@@ -135,7 +135,7 @@ impl Containers {
         }
         let exposed = labels::exposed(
             &inspected.labels,
-            inspected.image_labels.as_ref(),
+            inspected.image.labels.as_ref(),
             &inspected.facts,
             self.surroundings.rules,
         );
@@ -174,14 +174,16 @@ impl Containers {
         now: Instant,
     ) -> Result<(), Refusal> {
         let id = &inspected.id;
-        self.refuse_confusion(id, &exposed)?;
+        refuse_confusion(&self.held, id, &exposed)?;
         let place = match &inspected.network {
             Network::Host => Place::Host,
             Network::Isolated => return Err(Refusal::Isolated),
             Network::Shared => return Err(Refusal::Shared),
             Network::Attached(_) => {
-                let container = self.own_address(inspected, exposed.network.as_deref())?;
-                let native = self.is_native(inspected, container)?;
+                let container = self
+                    .networks
+                    .own_address(inspected, exposed.network.as_deref())?;
+                let native = self.networks.is_native(inspected, container)?;
                 self.end_namesakes(id, container, now);
                 let address = if native {
                     self.leases.release(id, now);
@@ -212,83 +214,6 @@ impl Containers {
         Ok(())
     }
 
-    /// Two names of Compose's that make one label would mix two services.
-    fn refuse_confusion(&self, id: &ContainerId, exposed: &labels::Exposed) -> Result<(), Refusal> {
-        let Some(own) = &exposed.compose else {
-            return Ok(());
-        };
-        let show = |compose: &labels::Compose| {
-            printable(&format!("{} of {}", compose.service, compose.project))
-        };
-        let mut others = self.held.iter().filter(|(other, _)| *other != id);
-        let confused = others.find_map(|(_, held)| {
-            let theirs = held.exposed.compose.as_ref()?;
-            let same = theirs.service == own.service && theirs.project == own.project;
-            (theirs.name == own.name && !same).then(|| show(theirs))
-        });
-        match confused {
-            Some(other) => Err(Refusal::Confused(show(own), other)),
-            None => Ok(()),
-        }
-    }
-
-    /// The container's address on the network asked for, or the first that leads somewhere.
-    fn own_address(
-        &self,
-        inspected: &Inspected,
-        wanted: Option<&str>,
-    ) -> Result<Ipv4Addr, Refusal> {
-        let Network::Attached(endpoints) = &inspected.network else {
-            return Err(Refusal::NoAddress);
-        };
-        if let Some(wanted) = wanted {
-            let endpoint = endpoints
-                .get(wanted)
-                .ok_or_else(|| Refusal::NotThere(printable(wanted)))?;
-            self.usable(wanted, &endpoint.network)?;
-            return Ok(endpoint.address);
-        }
-        if let Some(native) = &self.native
-            && let Some(endpoint) = endpoints.values().find(|e| e.network == *native)
-        {
-            return Ok(endpoint.address);
-        }
-        let mut refusal = Refusal::NoAddress;
-        for (name, endpoint) in endpoints {
-            match self.usable(name, &endpoint.network) {
-                Ok(()) => return Ok(endpoint.address),
-                Err(why) => refusal = why,
-            }
-        }
-        Err(refusal)
-    }
-
-    /// Whether `address` is the container's on the network where it is a mesh address.
-    fn is_native(&self, inspected: &Inspected, address: Ipv4Addr) -> Result<bool, Refusal> {
-        let (Network::Attached(endpoints), Some(native), Some(plan)) =
-            (&inspected.network, &self.native, &self.surroundings.network)
-        else {
-            return Ok(false);
-        };
-        let on_it = endpoints
-            .values()
-            .any(|endpoint| endpoint.network == *native && endpoint.address == address);
-        match on_it {
-            true if !plan.is_own(address) => Err(Refusal::Foreign(address, plan.range())),
-            on_it => Ok(on_it),
-        }
-    }
-
-    fn usable(&self, name: &str, id: &str) -> Result<(), Refusal> {
-        match self.networks.get(id) {
-            Some(network) if network.internal => Err(Refusal::Internal(printable(name))),
-            Some(network) if network.driver != "bridge" => {
-                Err(Refusal::Driver(printable(name), printable(&network.driver)))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Engines give the address of a container that ended to the next at once: who had it before has ended, though the
     /// news is still on its way.
     fn end_namesakes(&mut self, id: &ContainerId, address: Ipv4Addr, now: Instant) {
@@ -309,7 +234,9 @@ impl Containers {
         match action {
             Action::Kill(signal) => {
                 let held = self.held.get_mut(id);
-                let own = held.as_ref().map_or(SIGTERM, |held| held.stop_signal);
+                let own = held
+                    .as_ref()
+                    .map_or(SIGTERM, |held| held.process.stop_signal);
                 if signal != own && signal != SIGTERM && signal != SIGKILL {
                     return;
                 }
@@ -388,7 +315,7 @@ impl Containers {
         now: Instant,
     ) -> BTreeMap<ServiceName, Offer> {
         let mut offers: BTreeMap<ServiceName, Offer> = BTreeMap::new();
-        let contested = self.contested();
+        let contested = contested(&self.held);
         for held in self.held.values() {
             let drained = served(held, &contested).any(|s| drained.contains(s));
             let node = &self.surroundings.addresses;
@@ -416,7 +343,7 @@ impl Containers {
                     address,
                     Mapping {
                         container,
-                        pid: held.pid,
+                        pid: held.process.pid,
                         name: held.name.clone(),
                     },
                 )),
@@ -427,10 +354,7 @@ impl Containers {
     /// The bridges of the engine's networks, with their subnets.
     #[must_use]
     pub fn bridges(&self) -> BTreeMap<String, Vec<Ipv4Net>> {
-        self.networks
-            .values()
-            .filter_map(|network| Some((network.bridge.clone()?, network.subnets.clone())))
-            .collect()
+        self.networks.bridges()
     }
 
     /// What to probe, where.
@@ -453,28 +377,22 @@ impl Containers {
     /// The names of all services here.
     #[must_use]
     pub fn services(&self) -> BTreeSet<ServiceName> {
-        let contested = self.contested();
+        let contested = contested(&self.held);
         let all = self.held.values();
         all.flat_map(|held| served(held, &contested).cloned())
             .collect()
     }
 
-    /// How many containers are exposed.
+    /// The number of exposed containers that run.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.held.values().filter(|held| held.is_mapped()).count()
-    }
-
-    /// Whether none is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Each exposed container that runs, for people and for `meshctl rollout`.
     #[must_use]
     pub fn rows(&self, drained: &BTreeSet<ServiceName>) -> Vec<ContainerRow> {
-        let contested = self.contested();
+        let contested = contested(&self.held);
         self.held
             .iter()
             .filter(|(_, held)| held.is_mapped())
@@ -513,8 +431,32 @@ impl Containers {
         let faults = self.held.values().filter_map(|held| held.fault(now));
         refused
             .chain(faults)
-            .chain(self.contested_names())
+            .chain(contested_names(&self.held))
             .collect()
+    }
+}
+
+/// Refuses a Compose service whose name makes the same label as that of another one: two services would become one.
+fn refuse_confusion(
+    held: &BTreeMap<ContainerId, Container>,
+    id: &ContainerId,
+    exposed: &labels::Exposed,
+) -> Result<(), Refusal> {
+    let Some(own) = &exposed.compose else {
+        return Ok(());
+    };
+    let show = |compose: &labels::Compose| {
+        printable(&format!("{} of {}", compose.service, compose.project))
+    };
+    let mut others = held.iter().filter(|(other, _)| *other != id);
+    let confused = others.find_map(|(_, held)| {
+        let theirs = held.exposed.compose.as_ref()?;
+        let same = theirs.service == own.service && theirs.project == own.project;
+        (theirs.name == own.name && !same).then(|| show(theirs))
+    });
+    match confused {
+        Some(other) => Err(Refusal::Confused(show(own), other)),
+        None => Ok(()),
     }
 }
 

@@ -1,9 +1,8 @@
 //! Metrics for Prometheus, over plain HTTP on an address of the operator's choice.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,6 +14,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::hub::{Hub, Size};
+use crate::os::metrics::MetricsPage;
+use crate::os::tasks::Tasks;
 
 /// Binds the address. Without it everything else goes on.
 pub(super) async fn bind(listen: SocketAddr) -> Option<TcpListener> {
@@ -60,7 +61,7 @@ pub(super) async fn serve(listener: TcpListener, hub: Arc<Hub>) {
             .keep_alive(false)
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(tcp), service);
-        tokio::spawn(async move {
+        Tasks::current().spawn_child("metrics connection", async move {
             let _ = tokio::time::timeout(TIME_LIMIT, served).await;
             drop(place);
         });
@@ -75,61 +76,33 @@ fn text(hub: &Hub) -> String {
         refilling,
     } = hub.size();
     let counts = &hub.counts;
-    let mut text = String::new();
-    let mut metric = |name: &str, kind: &str, help: &str, lines: &[(&str, u64)]| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "# HELP mesh_coordinator_{name} {help}\n# TYPE mesh_coordinator_{name} {kind}"
-        );
-        for (labels, value) in lines {
-            let _ = writeln!(text, "mesh_coordinator_{name}{labels} {value}");
-        }
-    };
-    metric(
-        "build_info",
-        "gauge",
-        "The version.",
-        &[(concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1)],
-    );
-    metric("records", "gauge", "Records held.", &[("", records as u64)]);
-    metric("revision", "gauge", "The last revision.", &[("", revision)]);
-    metric(
-        "connections",
-        "gauge",
-        "Control streams open.",
-        &[("", connections as u64)],
-    );
-    metric(
-        "refilling",
-        "gauge",
-        "Whether the store came from a backup and the nodes have not told everything yet.",
-        &[("", refilling.into())],
-    );
-    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    metric(
+    let mut page = MetricsPage::new("mesh_coordinator_");
+    page.build_info();
+    page.gauge("records", "Records held.", records as u64);
+    page.gauge("revision", "The last revision.", revision);
+    page.gauge("connections", "Control streams open.", connections as u64);
+    let help = "Whether the store came from a backup and the nodes have not told everything yet.";
+    page.gauge("refilling", help, refilling.into());
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    page.counters(
         "joins_total",
-        "counter",
         "Join requests.",
-        &[
-            ("{result=\"admitted\"}", read(&counts.joins)),
-            ("{result=\"refused\"}", read(&counts.joins_refused)),
+        "result",
+        [
+            ("admitted", read(&counts.joins)),
+            ("refused", read(&counts.joins_refused)),
         ],
     );
-    metric(
+    page.counters(
         "records_published_total",
-        "counter",
         "Records offered by nodes.",
-        &[
-            ("{result=\"accepted\"}", read(&counts.published)),
-            ("{result=\"refused\"}", read(&counts.publish_refused)),
+        "result",
+        [
+            ("accepted", read(&counts.published)),
+            ("refused", read(&counts.publish_refused)),
         ],
     );
-    metric(
-        "store_failures_total",
-        "counter",
-        "Writes that the store refused, such as for want of room.",
-        &[("", read(&counts.store_failures))],
-    );
-    text
+    let help = "Writes that the store refused, such as for want of room.";
+    page.counter("store_failures_total", help, read(&counts.store_failures));
+    page.into_text()
 }

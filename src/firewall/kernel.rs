@@ -9,37 +9,24 @@ use rtnetlink::Handle;
 use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
-use tokio::task::JoinHandle;
 
 use super::conntrack::{self, Gone};
 use super::native;
 use super::netfilter::{Touched, messages, touched};
 use super::ports::{self, Ports};
+use super::refused::Refused;
 use super::ruleset::TABLE;
 use super::{Native, Wiring};
+use crate::os::tasks::{AbortOnDrop, Tasks};
 
 /// A program that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(10);
 /// `NFNLGRP_NFTABLES`: notifications of every change to nftables.
 const NOTIFICATIONS: u32 = 7;
 /// Ends a dump (`NLMSG_DONE`), and tells how a request went (`NLMSG_ERROR`).
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
-
-/// Why something was not done.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refused {
-    /// The program is not installed.
-    #[error("the program {0} is not installed")]
-    NoProgram(&'static str),
-    /// The rights are missing.
-    #[error("{0}: not permitted")]
-    NoRights(&'static str),
-    /// What the program or the kernel said.
-    #[error("{0}: {1}")]
-    Said(&'static str, String),
-}
 
 /// The machine, or what stands for it in tests.
 pub(super) trait Kernel: Send + 'static {
@@ -85,23 +72,18 @@ pub(super) trait Kernel: Send + 'static {
 
 /// This machine.
 pub(super) struct Machine {
-    netlink: Option<(Handle, JoinHandle<()>)>,
+    netlink: Option<(Handle, AbortOnDrop)>,
     notifications: io::Result<TokioSocket>,
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        if let Some((_, connection)) = &self.netlink {
-            connection.abort();
-        }
-    }
 }
 
 impl Machine {
     pub(super) fn open() -> Self {
         let netlink = rtnetlink::new_connection().ok();
         Self {
-            netlink: netlink.map(|(connection, handle, _)| (handle, tokio::spawn(connection))),
+            netlink: netlink.map(|(connection, handle, _)| {
+                let connection = Tasks::current().spawn_finite("firewall netlink", connection);
+                (handle, connection.abort_on_drop())
+            }),
             notifications: subscribe(),
         }
     }
@@ -232,7 +214,7 @@ async fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<S
         }
         child.wait_with_output().await
     };
-    let output = match tokio::time::timeout(PATIENCE, work).await {
+    let output = match tokio::time::timeout(PROGRAM_TIMEOUT, work).await {
         Ok(output) => output.map_err(|error| said(&error))?,
         Err(_) => return Err(said(&"it hangs")),
     };

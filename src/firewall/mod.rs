@@ -21,7 +21,9 @@ mod kernel;
 mod native;
 mod netfilter;
 mod ports;
+mod problems;
 mod reconciler;
+mod refused;
 mod ruleset;
 
 use std::collections::BTreeMap;

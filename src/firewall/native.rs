@@ -9,8 +9,8 @@ use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::Native;
-use super::kernel::Refused;
-use super::ruleset;
+use super::refused::Refused;
+use crate::model::interface::is_plain_interface;
 
 /// The kernel's own, in hundredths of a second.
 const PROXY_DELAY: &str = "80";
@@ -63,7 +63,7 @@ async fn index(handle: &Handle, bridge: &str) -> Result<u32, Refused> {
 /// links where the owner may answer as well.
 fn answer_for_all(native: &Native, on: bool) -> Result<(), Refused> {
     const WHAT: &str = "proxy_arp";
-    if !ruleset::is_plain(&native.bridge) {
+    if !is_plain_interface(&native.bridge) {
         return Err(Refused::Said(
             WHAT,
             "the name of the bridge is not plain".into(),

@@ -7,16 +7,19 @@ use std::time::{Duration, Instant};
 
 use ipnet::Ipv6Net;
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::conntrack::Gone;
 use super::docker_user::{self, Engine, Rule};
-use super::kernel::{Kernel, Machine, Refused};
+use super::kernel::{Kernel, Machine};
 use super::ports::Ports;
+use super::problems::{docker_drops, left_out, no_bridge, no_hairpin, no_tables, problem};
+use super::refused::Refused;
 use super::ruleset::{self, MARK, Sound, TABLE};
 use super::{Native, Wiring};
+use crate::model::interface::is_plain_interface;
 use crate::model::pace::Pace;
+use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::local::{Problem, SystemEntry};
 
 /// Everything is looked at this often, notified or not.
@@ -34,7 +37,7 @@ pub struct Firewall {
     report: Arc<Mutex<Report>>,
     nudge: Arc<Notify>,
     stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+    task: TaskHandle,
 }
 
 /// What can be asked at any time.
@@ -72,7 +75,11 @@ impl Firewall {
             settled,
             report,
             stop,
-            task: tokio::spawn(work.run(receiver, done, Arc::clone(&nudge), stopped)),
+            // It ends when it is stopped, after it has undone its changes.
+            task: Tasks::current().spawn_finite(
+                "firewall",
+                work.run(receiver, done, Arc::clone(&nudge), stopped),
+            ),
             nudge,
         }
     }
@@ -138,9 +145,9 @@ impl Firewall {
     }
 
     /// Takes everything away again.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         let _ = self.stop.send(());
-        let _ = self.task.await;
+        self.task.ended().await;
     }
 
     fn report(&self) -> MutexGuard<'_, Report> {
@@ -262,7 +269,7 @@ impl<K: Kernel> Work<K> {
         sound: &Sound,
         problems: &mut Vec<Problem>,
     ) -> Result<bool, Refused> {
-        if !ruleset::is_plain(&wiring.interface) {
+        if !is_plain_interface(&wiring.interface) {
             let why = format!("the interface name {:?} is not plain", wiring.interface);
             return Err(Refused::Said("nft", why));
         }
@@ -274,13 +281,7 @@ impl<K: Kernel> Work<K> {
         let mark = format!("{MARK:#010x}");
         let passes = docker.as_ref().is_none_or(|text| text.contains(&mark));
         if !passes {
-            problems.push(problem(
-                "containers cannot be reached by their mesh addresses: Docker drops what it did not publish itself",
-                "Docker's nftables backend is in use, and it has no chain for rules of others",
-                &format!(
-                    "put \"bridge-accept-fwmark\": \"{mark}/{mark}\" into /etc/docker/daemon.json and restart Docker, or set \"firewall-backend\": \"iptables\" there"
-                ),
-            ));
+            problems.push(docker_drops(&mark));
         }
         self.table("ip", sound.table(wiring, docker.is_some()))
             .await?;
@@ -301,16 +302,8 @@ impl<K: Kernel> Work<K> {
                 return Ok(passes);
             }
         };
-        for bridge in &ports.absent {
-            problems.push(problem(
-                &format!("the containers on {bridge} cannot be reached by mesh addresses"),
-                "their bridge is not on this machine: the container engine runs without root, in a network of its own",
-                &format!(
-                    "run the engine as root, or publish ports on the node's address (`ports: [\"{}:5432:5432\"]`)",
-                    wiring.node
-                ),
-            ));
-        }
+        let absent = ports.absent.iter();
+        problems.extend(absent.map(|bridge| no_bridge(bridge, wiring.node)));
         self.forwarding(wiring, &ports, problems);
         self.hairpins(&ports, problems).await;
         let owners: BTreeMap<Ipv4Addr, Vec<String>> = ports
@@ -571,49 +564,6 @@ impl<K: Kernel> Work<K> {
         }
         self.tell(false, None, Vec::new());
     }
-}
-
-fn problem(what: &str, why: impl Into<String>, fix: &str) -> Problem {
-    Problem {
-        what: what.into(),
-        why: why.into(),
-        fix: fix.into(),
-    }
-}
-
-fn left_out(what: &str) -> Problem {
-    problem(
-        &format!("not wired: {what}"),
-        "the rules are made of plain names and of addresses that do not overlap",
-        "give the container network another name or subnet",
-    )
-}
-
-fn no_hairpin(refused: &Refused) -> Problem {
-    problem(
-        "containers may not reach their own mesh names",
-        refused.to_string(),
-        "run meshd as root or with the capability CAP_NET_ADMIN",
-    )
-}
-
-fn no_tables(refused: &Refused, node: Ipv4Addr) -> Problem {
-    let fix = match refused {
-        Refused::NoProgram(_) => format!(
-            "install nftables (`apt install nftables`, `dnf install nftables`); until then publish ports on the node's address (`ports: [\"{node}:5432:5432\"]`)"
-        ),
-        Refused::NoRights(_) => {
-            "run meshd as root or with the capability CAP_NET_ADMIN, as its unit does".to_owned()
-        }
-        Refused::Said(..) => format!(
-            "use a kernel and a program nft with nftables NAT (nftables 0.9.4 or later); until then publish ports on the node's address (`ports: [\"{node}:5432:5432\"]`)"
-        ),
-    };
-    problem(
-        "containers have no mesh addresses on this machine",
-        refused.to_string(),
-        &fix,
-    )
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{Native, Wiring};
+use crate::model::interface::is_plain_interface;
 
 /// The name of our tables.
 pub(super) const TABLE: &str = "meshd";
@@ -19,9 +20,6 @@ pub(super) const MARK: u32 = 0x0200_0000;
 const FIRST_SERVICE: u32 = 64;
 /// The number of the loopback device, the same in every namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
-/// The longest name of an interface, without the end mark of the kernel's `IFNAMSIZ`.
-const INTERFACE_NAME: usize = 15;
-
 /// The part of a wiring that makes sense, and what was left out.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Sound {
@@ -37,35 +35,32 @@ pub(super) struct Sound {
     pub(super) left_out: Vec<String>,
 }
 
-/// Whether `name` can stand in a rule: a plain interface name. The kernel allows more, but quotes and wildcards in it
-/// would mean something else to nftables.
-pub(super) fn is_plain(name: &str) -> bool {
-    (1..=INTERFACE_NAME).contains(&name.len())
-        && !name.starts_with(['.', '-'])
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-}
-
 impl Sound {
     pub(super) fn of(wiring: &Wiring) -> Self {
         let mut sound = Self::default();
+        sound.take_bridges(wiring);
+        sound.take_mappings(wiring);
+        sound.take_services(wiring);
+        sound
+    }
+
+    /// The bridges and the subnets of container networks.
+    fn take_bridges(&mut self, wiring: &Wiring) {
         let mut networks = Vec::new();
         for (bridge, subnets) in &wiring.bridges {
-            if !is_plain(bridge) || *bridge == wiring.interface {
-                sound
-                    .left_out
+            if !is_plain_interface(bridge) || *bridge == wiring.interface {
+                self.left_out
                     .push(format!("the bridge {bridge:?}: its name is not plain"));
                 continue;
             }
-            sound.bridges.push(bridge.clone());
+            self.bridges.push(bridge.clone());
             let native = wiring.native.as_ref();
             if native.is_some_and(|native| native.bridge == *bridge) {
                 continue;
             }
             for subnet in subnets {
                 if subnet.contains(&wiring.prefix) || wiring.prefix.contains(subnet) {
-                    sound.left_out.push(format!(
+                    self.left_out.push(format!(
                         "the subnet {subnet} of {bridge}: it overlaps the mesh prefix {}",
                         wiring.prefix
                     ));
@@ -74,14 +69,18 @@ impl Sound {
                 }
             }
         }
-        sound.networks = Ipv4Net::aggregate(&networks);
+        self.networks = Ipv4Net::aggregate(&networks);
+    }
+
+    /// The containers behind instance addresses.
+    fn take_mappings(&mut self, wiring: &Wiring) {
         let mut taken = BTreeSet::new();
         for (instance, mapped) in &wiring.mappings {
             let to = mapped.container;
             let native = wiring.native.as_ref();
             if to == *instance && native.is_some_and(|n| n.range.contains(&to)) && to != wiring.node
             {
-                sound.natives.insert(to);
+                self.natives.insert(to);
                 continue;
             }
             let usable = !(to.is_loopback()
@@ -90,43 +89,44 @@ impl Sound {
                 || to.is_broadcast()
                 || wiring.prefix.contains(&to));
             if !wiring.block.contains(instance) || *instance == wiring.node || !usable {
-                sound.left_out.push(format!(
+                self.left_out.push(format!(
                     "{} at {instance}: it cannot be mapped onto {to}",
                     mapped.name.escape_debug()
                 ));
             } else if taken.insert(to) {
-                sound.containers.insert(*instance, to);
+                self.containers.insert(*instance, to);
             } else {
-                sound.left_out.push(format!(
+                self.left_out.push(format!(
                     "{} at {instance}: another instance has {to} already",
                     mapped.name.escape_debug()
                 ));
             }
         }
+    }
+
+    /// The targets of service addresses, which need the mappings.
+    fn take_services(&mut self, wiring: &Wiring) {
         for (service, instances) in &wiring.service_addresses {
             if !service_range(wiring).contains(service) {
-                sound
-                    .left_out
+                self.left_out
                     .push(format!("{service}: it is no service address"));
                 continue;
             }
             let mut targets = BTreeSet::new();
             let mut by_node: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> = BTreeMap::new();
             for instance in instances {
-                if let Some(target) = sound.target(wiring, *instance) {
+                if let Some(target) = self.target(wiring, *instance) {
                     targets.insert(target);
                     let node = block_of(*instance, wiring.block.prefix_len());
                     by_node.entry(node).or_default().insert(target);
                 }
             }
-            sound
-                .services
+            self.services
                 .insert(*service, targets.into_iter().collect());
             let shares = by_node.into_values();
             let shares = shares.map(|of_node| of_node.into_iter().collect());
-            sound.shares.insert(*service, shares.collect());
+            self.shares.insert(*service, shares.collect());
         }
-        sound
     }
 
     /// Where a packet to `instance` goes in the end: translation happens once per connection, so a service address must
@@ -169,67 +169,16 @@ impl Sound {
             interface,
             prefix,
             block,
-            node,
             ..
         } = wiring;
-        let range = service_range(wiring);
-        let services = format!("{}-{}", range.start(), range.end());
         let mut text = replacing("ip");
         let _ = writeln!(text, "table ip {TABLE} {{");
-        set(
-            &mut text,
-            "set bridges",
-            "type ifname",
-            self.bridges.iter().map(|b| format!("\"{b}\"")),
-        );
-        set(
-            &mut text,
-            "set networks",
-            "type ipv4_addr; flags interval",
-            self.networks.iter().map(ToString::to_string),
-        );
-        set(
-            &mut text,
-            "set instances",
-            "type ipv4_addr",
-            self.containers.keys().map(ToString::to_string),
-        );
-        set(
-            &mut text,
-            "map containers",
-            "type ipv4_addr : ipv4_addr",
-            self.containers.iter().map(|(i, c)| format!("{i} : {c}")),
-        );
-        set(
-            &mut text,
-            "map identities",
-            "type ipv4_addr : ipv4_addr",
-            self.containers.iter().map(|(i, c)| format!("{c} : {i}")),
-        );
+        self.sets(&mut text, wiring);
         let translates = self.translates(wiring);
         let native = wiring.native.as_ref().map(|n| native(n, wiring));
-        if native.is_some() {
-            set(
-                &mut text,
-                "set natives",
-                "type ipv4_addr",
-                self.natives.iter().map(ToString::to_string),
-            );
-        }
         let native = native.unwrap_or_default();
-        let mut chain = |name: &str, hook: &str, rules: &[String]| {
-            let _ = writeln!(text, "\tchain {name} {{");
-            if !hook.is_empty() {
-                let _ = writeln!(text, "\t\ttype {hook}; policy accept;");
-            }
-            for rule in rules {
-                let _ = writeln!(text, "\t\t{rule}");
-            }
-            let _ = writeln!(text, "\t}}");
-        };
-        let lines = |rules: &[&str]| rules.iter().map(ToString::to_string).collect::<Vec<_>>();
-
         chain(
+            &mut text,
             "guard",
             "filter hook prerouting priority -310",
             &[
@@ -238,7 +187,7 @@ impl Sound {
                     format!("iif {LOOPBACK} accept"),
                     format!("iifname \"{interface}\" accept"),
                 ],
-                native.guard,
+                native.guard.clone(),
                 vec![
                     format!("ip saddr {prefix} drop"),
                     "iifname @bridges accept".into(),
@@ -247,65 +196,43 @@ impl Sound {
             ]
             .concat(),
         );
-        let ours = format!("ct status dnat ct original ip daddr {prefix}");
         if translates {
-            chain(
-                "own_names",
-                "filter hook output priority -300",
-                // Nobody translates what this host asks itself, and to track it costs much for what an answer does.
-                &[
-                    format!("oif != {LOOPBACK} accept"),
-                    format!("udp dport 53 ip daddr {node} notrack"),
-                    format!("udp sport 53 ip saddr {node} notrack"),
-                ],
-            );
-            let balance: Vec<String> = self.shares.iter().filter_map(balanced).collect();
-            chain("services", "", &balance);
-            chain(
-                "arriving",
-                "nat hook prerouting priority -105",
-                &[
-                    "dnat to ip daddr map @containers".into(),
-                    format!("iifname != \"{interface}\" ip daddr {services} jump services"),
-                ],
-            );
-            chain(
-                "from_host",
-                "nat hook output priority -105",
-                &[
-                    "dnat to ip daddr map @containers".into(),
-                    format!("ip daddr {services} jump services"),
-                ],
-            );
-            chain(
-                "leaving",
-                "nat hook postrouting priority 95",
-                &[
-                    vec![
-                        format!("oifname \"{interface}\" snat to ip saddr map @identities"),
-                        format!("oifname \"{interface}\" ip saddr @networks snat to {node}"),
-                        format!("{ours} snat to ip saddr map @identities"),
-                        format!("{ours} ip saddr @networks snat to {node}"),
-                    ],
-                    native.leaving,
-                ]
-                .concat(),
-            );
+            self.translation(&mut text, wiring, &native);
         }
         chain(
+            &mut text,
             "own_sources",
             "filter hook postrouting priority 300",
             &[format!("oifname \"{interface}\" ip saddr != {block} drop")],
         );
+        self.filters(&mut text, wiring, native, mark);
+        let refuse = [
+            "meta l4proto tcp reject with tcp reset",
+            "reject with icmp type host-unreachable",
+        ];
+        chain(&mut text, "refuse", "", &refuse.map(str::to_owned));
+        text.push_str("}\n");
+        text
+    }
+
+    /// The chains that filter forwarded packets and packets of this host.
+    fn filters(&self, text: &mut String, wiring: &Wiring, native: NativeRules, mark: bool) {
+        let Wiring {
+            interface,
+            block,
+            node,
+            ..
+        } = wiring;
+        let translates = self.translates(wiring);
         let refused = [
             format!("ip daddr {block} goto refuse"),
-            format!("ip daddr {services} goto refuse"),
+            format!("ip daddr {} goto refuse", service_addresses(wiring)),
         ];
-        let gone = translates.then(|| "ip daddr @instances ct state invalid drop".to_owned());
+        let invalid = translates.then(|| "ip daddr @instances ct state invalid drop".to_owned());
         let mut passing = vec![format!(
             "oifname \"{interface}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
         )];
-        passing.extend(gone.clone());
+        passing.extend(invalid.clone());
         if mark && !native.passing.is_empty() {
             passing.push(format!(
                 "ct original ip daddr @natives meta mark set meta mark | {MARK:#010x}"
@@ -319,24 +246,112 @@ impl Sound {
             ));
         }
         if mark && translates {
-            passing.push(format!("{ours} meta mark set meta mark | {MARK:#010x}"));
+            let mapped = mapped(wiring);
+            passing.push(format!("{mapped} meta mark set meta mark | {MARK:#010x}"));
         }
-        chain("passing", "filter hook forward priority -150", &passing);
+        let hook = "filter hook forward priority -150";
+        chain(text, "passing", hook, &passing);
         let mut to_nowhere = vec![format!("ip daddr {node} accept")];
         to_nowhere.extend(native.from_host);
-        to_nowhere.extend(gone);
+        to_nowhere.extend(invalid);
         to_nowhere.extend(refused);
-        chain("to_nowhere", "filter hook output priority 0", &to_nowhere);
-        chain(
-            "refuse",
-            "",
-            &lines(&[
-                "meta l4proto tcp reject with tcp reset",
-                "reject with icmp type host-unreachable",
-            ]),
+        let hook = "filter hook output priority 0";
+        chain(text, "to_nowhere", hook, &to_nowhere);
+    }
+
+    /// The sets and maps that the rules refer to.
+    fn sets(&self, text: &mut String, wiring: &Wiring) {
+        set(
+            text,
+            "set bridges",
+            "type ifname",
+            self.bridges.iter().map(|b| format!("\"{b}\"")),
         );
-        text.push_str("}\n");
-        text
+        set(
+            text,
+            "set networks",
+            "type ipv4_addr; flags interval",
+            self.networks.iter().map(ToString::to_string),
+        );
+        set(
+            text,
+            "set instances",
+            "type ipv4_addr",
+            self.containers.keys().map(ToString::to_string),
+        );
+        set(
+            text,
+            "map containers",
+            "type ipv4_addr : ipv4_addr",
+            self.containers.iter().map(|(i, c)| format!("{i} : {c}")),
+        );
+        set(
+            text,
+            "map identities",
+            "type ipv4_addr : ipv4_addr",
+            self.containers.iter().map(|(i, c)| format!("{c} : {i}")),
+        );
+        if wiring.native.is_some() {
+            set(
+                text,
+                "set natives",
+                "type ipv4_addr",
+                self.natives.iter().map(ToString::to_string),
+            );
+        }
+    }
+
+    /// The chains that translate addresses.
+    fn translation(&self, text: &mut String, wiring: &Wiring, native: &NativeRules) {
+        let (interface, node) = (&wiring.interface, wiring.node);
+        let services = service_addresses(wiring);
+        let mapped = mapped(wiring);
+        chain(
+            text,
+            "own_names",
+            "filter hook output priority -300",
+            // Nobody translates what this host asks itself, and to track it costs much for what an answer does.
+            &[
+                format!("oif != {LOOPBACK} accept"),
+                format!("udp dport 53 ip daddr {node} notrack"),
+                format!("udp sport 53 ip saddr {node} notrack"),
+            ],
+        );
+        let balance: Vec<String> = self.shares.iter().filter_map(balanced).collect();
+        chain(text, "services", "", &balance);
+        chain(
+            text,
+            "arriving",
+            "nat hook prerouting priority -105",
+            &[
+                "dnat to ip daddr map @containers".into(),
+                format!("iifname != \"{interface}\" ip daddr {services} jump services"),
+            ],
+        );
+        chain(
+            text,
+            "from_host",
+            "nat hook output priority -105",
+            &[
+                "dnat to ip daddr map @containers".into(),
+                format!("ip daddr {services} jump services"),
+            ],
+        );
+        chain(
+            text,
+            "leaving",
+            "nat hook postrouting priority 95",
+            &[
+                vec![
+                    format!("oifname \"{interface}\" snat to ip saddr map @identities"),
+                    format!("oifname \"{interface}\" ip saddr @networks snat to {node}"),
+                    format!("{mapped} snat to ip saddr map @identities"),
+                    format!("{mapped} ip saddr @networks snat to {node}"),
+                ],
+                native.leaving.clone(),
+            ]
+            .concat(),
+        );
     }
 
     /// The table for IPv6: nobody but the tunnel brings packets from or to the mesh's prefix.
@@ -362,6 +377,29 @@ impl Sound {
         );
         text
     }
+}
+
+/// Appends a chain. Without a `hook`, other chains jump to it.
+fn chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
+    let _ = writeln!(text, "\tchain {name} {{");
+    if !hook.is_empty() {
+        let _ = writeln!(text, "\t\ttype {hook}; policy accept;");
+    }
+    for rule in rules {
+        let _ = writeln!(text, "\t\t{rule}");
+    }
+    let _ = writeln!(text, "\t}}");
+}
+
+/// The service addresses, as an interval.
+fn service_addresses(wiring: &Wiring) -> String {
+    let range = service_range(wiring);
+    format!("{}-{}", range.start(), range.end())
+}
+
+/// Matches connections to a mesh address that a rule of the table has translated.
+fn mapped(wiring: &Wiring) -> String {
+    format!("ct status dnat ct original ip daddr {}", wiring.prefix)
 }
 
 /// Rules besides, where the engine gives mesh addresses out itself.
@@ -419,7 +457,7 @@ pub(super) fn guard_bridges(ports: &BTreeMap<Ipv4Addr, Vec<String>>) -> String {
     let plain = || {
         ports
             .iter()
-            .filter(|(_, names)| names.iter().all(|name| is_plain(name)))
+            .filter(|(_, names)| names.iter().all(|name| is_plain_interface(name)))
     };
     let mut text = replacing("bridge");
     let _ = writeln!(text, "table bridge {TABLE} {{");

@@ -206,7 +206,7 @@ impl Docker {
 
     /// How many containers are exposed.
     pub(super) fn len(&self) -> usize {
-        self.containers.len()
+        self.containers.count()
     }
 
     /// Each exposed container.

@@ -1,8 +1,7 @@
 //! Metrics for Prometheus, over plain HTTP on an address of the operator's choice.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
 use axum::extract::State;
@@ -12,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::api::{Command, Reply};
 use super::mesh::Mesh;
+use crate::os::metrics::MetricsPage;
 use crate::path::watch::Reach;
 use crate::protocol::local::Status;
 
@@ -78,139 +78,87 @@ async fn ready(commands: Commands) -> Result<&'static str, (StatusCode, String)>
 
 /// The metrics as text.
 pub(super) fn text(mesh: Option<&Mesh>) -> String {
-    let mut text = String::new();
-    let mut metric = |name: &str, kind: &str, help: &str, lines: &[(String, u64)]| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "# HELP meshd_{name} {help}\n# TYPE meshd_{name} {kind}"
-        );
-        for (labels, value) in lines {
-            let _ = writeln!(text, "meshd_{name}{labels} {value}");
-        }
-    };
-    let plain = |value: u64| [(String::new(), value)];
-    metric(
-        "build_info",
-        "gauge",
-        "The version.",
-        &[(
-            concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}").to_owned(),
-            1,
-        )],
-    );
-    metric(
+    let mut page = MetricsPage::new("meshd_");
+    page.build_info();
+    page.gauge(
         "joined",
-        "gauge",
         "Whether the node is in a mesh.",
-        &plain(u64::from(mesh.is_some())),
+        u64::from(mesh.is_some()),
     );
-    let Some(mesh) = mesh else { return text };
-    metric(
-        "ready",
-        "gauge",
-        "Whether `meshctl status --check ready` holds.",
-        &plain(u64::from(super::report::not_ready(mesh).is_none())),
-    );
-    metric(
-        "coordinator_connected",
-        "gauge",
-        "Whether the control stream is open.",
-        &plain(u64::from(mesh.replica.link().is_connected())),
-    );
-    metric(
-        "revision",
-        "gauge",
-        "The last revision held.",
-        &plain(mesh.replica.position().revision),
-    );
-    let unreachable = mesh
-        .paths
-        .reach()
-        .values()
-        .filter(|reach| **reach == Reach::Unreachable)
-        .count();
-    metric(
-        "peers",
-        "gauge",
-        "Other members.",
-        &plain(mesh.paths.reach().len() as u64),
-    );
-    metric(
-        "peers_unreachable",
-        "gauge",
-        "Members that do not answer.",
-        &plain(unreachable as u64),
-    );
-    let zone = mesh.names.zone().load();
-    metric(
-        "dns_names",
-        "gauge",
-        "Names with records.",
-        &plain(zone.len() as u64),
-    );
-    metric(
-        "dns_names_flagged",
-        "gauge",
-        "Names answered with what is not usable.",
-        &plain(zone.flagged() as u64),
-    );
-    if let Some(dns) = &mesh.dns {
-        let counts = dns.resolver.counts();
-        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        metric(
-            "dns_queries_total",
-            "counter",
-            "Queries taken in.",
-            &plain(read(&counts.queries)),
-        );
-        metric(
-            "dns_forwarded_total",
-            "counter",
-            "Queries forwarded.",
-            &plain(read(&counts.forwarded)),
-        );
-        metric(
-            "dns_rebound_total",
-            "counter",
-            "Forwarded queries whose answer pointed into the mesh, and lost that.",
-            &plain(read(&counts.rebound)),
-        );
-        let dropped: Vec<_> = counts
-            .dropped()
-            .map(|(reason, count)| (format!("{{reason=\"{}\"}}", reason.as_str()), count))
-            .collect();
-        metric("dns_dropped_total", "counter", "Queries dropped.", &dropped);
+    if let Some(mesh) = mesh {
+        add_mesh(&mut page, mesh);
+        add_names(&mut page, mesh);
+        add_tunnel(&mut page, mesh);
     }
+    page.into_text()
+}
+
+fn add_mesh(page: &mut MetricsPage, mesh: &Mesh) {
+    let ready = super::report::not_ready(mesh).is_none();
+    let help = "Whether `meshctl status --check ready` holds.";
+    page.gauge("ready", help, u64::from(ready));
+    let connected = mesh.replica.link().is_connected();
+    let help = "Whether the control stream is open.";
+    page.gauge("coordinator_connected", help, u64::from(connected));
+    page.gauge(
+        "revision",
+        "The last revision held.",
+        mesh.replica.position().revision,
+    );
+    let reach = mesh.paths.reach();
+    let unreachable = reach.values().filter(|reach| **reach == Reach::Unreachable);
+    let unreachable = unreachable.count() as u64;
+    page.gauge("peers", "Other members.", reach.len() as u64);
+    page.gauge(
+        "peers_unreachable",
+        "Members that do not answer.",
+        unreachable,
+    );
+}
+
+fn add_names(page: &mut MetricsPage, mesh: &Mesh) {
+    let zone = mesh.names.zone().load();
+    page.gauge("dns_names", "Names with records.", zone.len() as u64);
+    let help = "Names answered with what is not usable.";
+    page.gauge("dns_names_flagged", help, zone.flagged() as u64);
+    let Some(dns) = &mesh.dns else { return };
+    let counts = dns.resolver.counts();
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    page.counter(
+        "dns_queries_total",
+        "Queries taken in.",
+        read(&counts.queries),
+    );
+    page.counter(
+        "dns_forwarded_total",
+        "Queries forwarded.",
+        read(&counts.forwarded),
+    );
+    let help = "Forwarded queries whose answer pointed into the mesh, and lost that.";
+    page.counter("dns_rebound_total", help, read(&counts.rebound));
+    let dropped = counts
+        .dropped()
+        .map(|(reason, count)| (reason.as_str(), count));
+    page.counters("dns_dropped_total", "Queries dropped.", "reason", dropped);
+}
+
+fn add_tunnel(page: &mut MetricsPage, mesh: &Mesh) {
     let (mut rx, mut tx) = (0, 0);
     for peer in mesh.tunnel.peers() {
         rx += peer.rx_bytes;
         tx += peer.tx_bytes;
     }
-    metric(
+    page.counter(
         "tunnel_received_bytes_total",
-        "counter",
         "Octets received from peers.",
-        &plain(rx),
+        rx,
     );
-    metric(
-        "tunnel_sent_bytes_total",
-        "counter",
-        "Octets sent to peers.",
-        &plain(tx),
-    );
-    let dropped: Vec<_> = mesh
-        .tunnel
-        .counters()
+    page.counter("tunnel_sent_bytes_total", "Octets sent to peers.", tx);
+    let counters = mesh.tunnel.counters();
+    let dropped = counters
         .0
         .iter()
-        .map(|(reason, count)| (format!("{{reason=\"{}\"}}", reason.as_str()), *count))
-        .collect();
-    metric(
-        "tunnel_dropped_total",
-        "counter",
-        "Packets and datagrams dropped.",
-        &dropped,
-    );
-    text
+        .map(|(reason, count)| (reason.as_str(), *count));
+    let help = "Packets and datagrams dropped.";
+    page.counters("tunnel_dropped_total", help, "reason", dropped);
 }

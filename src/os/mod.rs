@@ -1,4 +1,4 @@
-//! What the programs need of the operating system: files, configuration files, logs, signals, supervised tasks, the HTTP client, Unix sockets,
+//! What the programs need of the operating system: files, configuration files, logs, metrics, signals, supervised tasks, the HTTP client, Unix sockets,
 //! the watchdog, waiting for descriptors, and UDP datagrams by the batch.
 
 pub mod batch;
@@ -7,6 +7,7 @@ pub mod config_file;
 pub mod file;
 pub mod http;
 pub mod log;
+pub mod metrics;
 pub mod readable;
 pub mod repeats;
 pub mod signals;

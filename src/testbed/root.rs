@@ -75,6 +75,14 @@ fn enter(command: &mut Command) {
     }
 }
 
+/// The folders where container engines keep their settings and layers.
+const ENGINE_FOLDERS: &[&str] = &[
+    "etc/docker",
+    "var/lib/docker",
+    "var/lib/containerd",
+    "var/lib/containers",
+];
+
 /// Makes the machine's files, with all changes in memory, the root of this process. To be called in a mount namespace
 /// of one's own.
 pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
@@ -94,17 +102,8 @@ pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
         Some(layers.as_str()),
     )?;
     let root = Path::new("/run/root");
-    for path in [
-        "proc",
-        "sys",
-        "dev",
-        "run",
-        "tmp",
-        "etc/docker",
-        "var/lib/docker",
-        "var/lib/containerd",
-        "var/lib/containers",
-    ] {
+    let engine = ["run"].iter().chain(ENGINE_FOLDERS);
+    for path in ["proc", "sys", "dev", "tmp"].iter().chain(engine) {
         std::fs::create_dir_all(root.join(path))?;
     }
     mount(
@@ -140,13 +139,7 @@ pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
         )?;
     }
     // The engine's layers cannot lie on an overlay.
-    for path in [
-        "run",
-        "etc/docker",
-        "var/lib/docker",
-        "var/lib/containerd",
-        "var/lib/containers",
-    ] {
+    for path in ["run"].iter().chain(ENGINE_FOLDERS) {
         memory(&root.join(path), "mode=755")?;
     }
     // Where systemd-resolved is installed it is a link to nothing.

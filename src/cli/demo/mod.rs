@@ -197,18 +197,7 @@ fn set_up(count: usize, steps: &mut Steps) -> Result<Stage, Failure> {
 fn play(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
     administer(stage, &["init"])?;
     steps.done("meshctl init: made the mesh key");
-    for (host, _) in &stage.nodes {
-        let token = administer(stage, &["token", "create"])?;
-        // The token is passed in a file that only root can read: every user of this machine can see command lines.
-        create_private_new(&host.path(TOKEN_FILE), token.as_bytes())
-            .map_err(|error| Failure::Said(error.to_string()))?;
-        on(host, &["join", "--token-file", TOKEN_FILE])?;
-        steps.done(&format!(
-            "meshctl token create; meshctl join on {}",
-            host.name()
-        ));
-    }
-
+    join_all(stage, steps)?;
     let (server, client) = match stage.nodes.as_slice() {
         [(server, _), .., (client, _)] => (server, client),
         _ => return Err(Failure::Said("there are too few nodes".into())),
@@ -230,30 +219,7 @@ fn play(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
         server.name()
     ));
 
-    let resolver = SocketAddr::new(
-        IpAddr::V4(
-            status_of(client)?
-                .node
-                .ok_or_else(|| Failure::Said("the node has no address".into()))?
-                .address_v4,
-        ),
-        53,
-    );
-    let mut found = Vec::new();
-    let looked_up = wait_until(|| {
-        found = visitor::look_up(client, resolver, "web.svc.mesh.").unwrap_or_default();
-        !found.is_empty()
-    });
-    let address = found
-        .first()
-        .copied()
-        .filter(|_| looked_up)
-        .ok_or_else(|| Failure::Said("web.svc.mesh does not resolve".into()))?;
-    steps.done(&format!(
-        "web.svc.mesh asked of {resolver} on {}: {address}",
-        client.name()
-    ));
-
+    let address = resolve_web(client, steps)?;
     let answer = visitor::fetch(client, SocketAddr::new(address, PAGE_PORT))
         .map_err(|e| Failure::Said(format!("the page cannot be fetched: {e}")))?;
     if answer != PAGE {
@@ -280,6 +246,49 @@ fn play(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
         answer.trim()
     ));
     Ok(())
+}
+
+fn join_all(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
+    for (host, _) in &stage.nodes {
+        let token = administer(stage, &["token", "create"])?;
+        // The token is passed in a file that only root can read: every user of this machine can see command lines.
+        create_private_new(&host.path(TOKEN_FILE), token.as_bytes())
+            .map_err(|error| Failure::Said(error.to_string()))?;
+        on(host, &["join", "--token-file", TOKEN_FILE])?;
+        steps.done(&format!(
+            "meshctl token create; meshctl join on {}",
+            host.name()
+        ));
+    }
+    Ok(())
+}
+
+/// Looks the name of the service up on `client`, until it has an address.
+fn resolve_web(client: &Host, steps: &mut Steps) -> Result<IpAddr, Failure> {
+    let resolver = SocketAddr::new(
+        IpAddr::V4(
+            status_of(client)?
+                .node
+                .ok_or_else(|| Failure::Said("the node has no address".into()))?
+                .address_v4,
+        ),
+        53,
+    );
+    let mut found = Vec::new();
+    let looked_up = wait_until(|| {
+        found = visitor::look_up(client, resolver, "web.svc.mesh.").unwrap_or_default();
+        !found.is_empty()
+    });
+    let address = found
+        .first()
+        .copied()
+        .filter(|_| looked_up)
+        .ok_or_else(|| Failure::Said("web.svc.mesh does not resolve".into()))?;
+    steps.done(&format!(
+        "web.svc.mesh asked of {resolver} on {}: {address}",
+        client.name()
+    ));
+    Ok(address)
 }
 
 fn rows(stage: &Stage) -> Result<Vec<Vec<String>>, Failure> {

@@ -216,6 +216,11 @@ fn container(
             Some("look for a rule that drops packets from containers to mesh0: `nft list ruleset`, `iptables -S FORWARD`".into()),
         );
     }
+    own_servers(server, said, name, machine)
+}
+
+/// The container has a resolv.conf of its own, whose server does not know mesh names.
+fn own_servers(server: IpAddr, said: &str, name: &str, machine: &Machine) -> Finding {
     if machine.host_resolves {
         bad(
             format!("its resolv.conf, made when it was started, names {server}, which {said}"),

@@ -72,22 +72,7 @@ struct Created {
 pub(in crate::cli) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
     let coordinator = globals.coordinator();
     let state: MeshState = coordinator.get("/v1/mesh").await?;
-    let Some(held) = state.mesh_key else {
-        return Err(CliError::new(
-            ErrorCode::Conflict,
-            "the coordinator has no mesh yet; run `meshctl init` first",
-        ));
-    };
-    let key = mesh_key::read(&globals.mesh_key)?;
-    if key.public() != held {
-        let text = format!(
-            "{} is the key of another mesh ({}) than this coordinator's ({}); name the right file with --mesh-key",
-            globals.mesh_key.display(),
-            key.public().short(),
-            held.short()
-        );
-        return Err(CliError::new(ErrorCode::Configuration, text));
-    }
+    let (held, key) = key_of_mesh(&state, globals)?;
     if state.urls.is_empty() {
         return Err(CliError::new(
             ErrorCode::Configuration,
@@ -110,23 +95,7 @@ pub(in crate::cli) async fn run(arguments: Arguments, globals: &Globals) -> Resu
     };
     let expires_at = record.expires_at;
     let mut records = vec![Envelope::seal(&Record::Token(record), &key)];
-    // What nodes know of coordinators is signed: who has the key at hand says what has changed.
-    if let Some(mesh) = &state.mesh
-        && let coordinators = state
-            .urls
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-        && mesh.coordinators != coordinators
-        && coordinators.len() <= MAX_COORDINATORS
-    {
-        let mesh = Mesh {
-            version: next_version(mesh.version, now),
-            coordinators,
-            ..mesh.clone()
-        };
-        records.push(Envelope::seal(&Record::Mesh(mesh), &key));
-    }
+    records.extend(changed_mesh(&state, &key, now));
     let submit = Submit {
         mesh_key: None,
         records,
@@ -150,6 +119,43 @@ pub(in crate::cli) async fn run(arguments: Arguments, globals: &Globals) -> Resu
     }
     table::line(&created.token);
     Ok(0)
+}
+
+/// The key of the coordinator's mesh, which has to be the one in the file.
+fn key_of_mesh(state: &MeshState, globals: &Globals) -> Result<(PublicKey, SigningKey), CliError> {
+    let Some(held) = state.mesh_key else {
+        return Err(CliError::new(
+            ErrorCode::Conflict,
+            "the coordinator has no mesh yet; run `meshctl init` first",
+        ));
+    };
+    let key = mesh_key::read(&globals.mesh_key)?;
+    if key.public() != held {
+        let text = format!(
+            "{} is the key of another mesh ({}) than this coordinator's ({}); name the right file with --mesh-key",
+            globals.mesh_key.display(),
+            key.public().short(),
+            held.short()
+        );
+        return Err(CliError::new(ErrorCode::Configuration, text));
+    }
+    Ok((held, key))
+}
+
+/// The record of the mesh with the present addresses of the coordinators, if they have changed. Nodes accept them only if the mesh key
+/// has signed them, and here is a holder of that key.
+fn changed_mesh(state: &MeshState, key: &SigningKey, now: SystemTime) -> Option<Envelope> {
+    let mesh = state.mesh.as_ref()?;
+    let coordinators: Vec<String> = state.urls.iter().map(ToString::to_string).collect();
+    if mesh.coordinators == coordinators || coordinators.len() > MAX_COORDINATORS {
+        return None;
+    }
+    let mesh = Mesh {
+        version: next_version(mesh.version, now),
+        coordinators,
+        ..mesh.clone()
+    };
+    Some(Envelope::seal(&Record::Mesh(mesh), key))
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ enum Deed {
 struct Standin {
     directory: tempfile::TempDir,
     asked: Arc<Mutex<Vec<String>>>,
-    task: JoinHandle<()>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Drop for Standin {
@@ -160,7 +160,7 @@ fn show(report: &Report) -> String {
         Report::Native(native) => format!("native {native:?}"),
         Report::Listed(ids) => format!("{} listed", ids.len()),
         Report::Inspected(inspected) => {
-            let image = inspected.image_labels.as_ref().map(Labels::len);
+            let image = inspected.image.labels.as_ref().map(Labels::len);
             format!("inspected {} {image:?}", inspected.id.short())
         }
         Report::Unreadable(id, _) => format!("unreadable {}", id.short()),
@@ -346,7 +346,7 @@ async fn one_container_that_cannot_be_read_does_not_hide_the_others() {
 
 #[tokio::test]
 async fn an_event_too_long_to_keep_is_made_up_for_by_a_list() {
-    let huge = format!("{{\"x\":\"{}\"}}\n", "y".repeat(MOST_EVENT + 1));
+    let huge = format!("{{\"x\":\"{}\"}}\n", "y".repeat(MAX_EVENT + 1));
     let standin = Standin::new(move |path, before| match path {
         EVENTS => Deed::Stream(chunked(&huge)),
         "/containers/json?all=true" if before == 0 => Deed::Answer("[]".into()),

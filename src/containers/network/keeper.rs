@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{NAME, Plan, Step, Unusable};
-use crate::containers::client::{EngineFault, Verb, get, send};
-use crate::containers::engine::{MOST_LIST, networks, whole};
-use crate::containers::inspect;
+use crate::containers::api;
+use crate::containers::client::{EngineFault, MAX_LIST, Verb, get, networks, send, whole};
 use crate::containers::inspect::{Engine, EngineNetwork};
 
 /// Containers on it, whether they run or not.
@@ -42,7 +41,7 @@ pub(in crate::containers) async fn keep(
         Err(EngineFault::Said(_, why)) => Some(why),
         Err(fault) => return Err(fault),
     };
-    let there = networks(socket.to_owned(), engine.podman).await?;
+    let there = networks(socket, engine.podman).await?;
     // Somebody else may have made it at the same time.
     let kept = match plan.step(engine, &there) {
         Step::Keep(id) => {
@@ -65,7 +64,7 @@ pub(in crate::containers) async fn keep(
 pub(crate) async fn take_away(sockets: &[PathBuf]) {
     for socket in sockets {
         let gone = async {
-            let there = networks(socket.clone(), false).await?;
+            let there = networks(socket, false).await?;
             remove_unused(socket, &there).await
         };
         match gone.await {
@@ -83,8 +82,8 @@ async fn remove_unused(socket: &Path, there: &[EngineNetwork]) -> Result<bool, E
     let Some(ours) = there.iter().find(|n| n.name == NAME && n.ours) else {
         return Ok(false);
     };
-    let list = whole(socket, ON_IT, MOST_LIST).await?;
-    let on_it = inspect::list(&list)
+    let list = whole(socket, ON_IT, MAX_LIST).await?;
+    let on_it = api::list(&list)
         .map_err(|e| EngineFault::NotUnderstood("/containers/json".into(), e.to_string()))?;
     if !on_it.is_empty() {
         return Ok(false);
@@ -99,7 +98,7 @@ async fn remove_unused(socket: &Path, there: &[EngineNetwork]) -> Result<bool, E
     {
         Ok(()) => Ok(true),
         // One that came on it meanwhile.
-        Err(EngineFault::Said(..)) => Ok(get(socket, &format!("/networks/{}", ours.id), MOST_LIST)
+        Err(EngineFault::Said(..)) => Ok(get(socket, &format!("/networks/{}", ours.id), MAX_LIST)
             .await?
             .is_none()),
         Err(fault) => Err(fault),

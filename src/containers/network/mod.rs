@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde_json::json;
 
-use super::inspect::{Engine, EngineNetwork};
+use super::inspect::{Engine, EngineNetwork, OWNER};
 use super::labels::printable;
 use crate::protocol::local::Problem;
 
@@ -22,8 +22,6 @@ use crate::protocol::local::Problem;
 pub const NAME: &str = "mesh";
 /// The bridge it is.
 pub const BRIDGE: &str = "br-mesh";
-/// The label by which one that meshd made is known, and its value.
-pub(super) const OWNER: (&str, &str) = ("mesh.made-by", "meshd");
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 const MTU: &str = "com.docker.network.driver.mtu";
@@ -222,7 +220,7 @@ fn is_protective(engine: &Engine) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::containers::inspect;
+    use crate::containers::api;
 
     fn plan() -> Plan {
         Plan {
@@ -248,7 +246,7 @@ mod tests {
         let mut shown: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         shown["Id"] = "abc".into();
         let list = serde_json::Value::from(vec![shown]).to_string();
-        let mut networks = inspect::networks(list.as_bytes()).expect("a list");
+        let mut networks = api::networks(list.as_bytes()).expect("a list");
         networks.pop().expect("one")
     }
 

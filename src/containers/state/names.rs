@@ -48,50 +48,50 @@ impl Containers {
     pub(super) fn label_by_id(&self, id: &ContainerId) -> Label {
         self.surroundings.node.with_suffix(id.short())
     }
+}
 
-    /// Names within a project that `mesh.service` asks for and does not get: a Compose service is called so, or another
-    /// project asks for it whose name makes the same label. Both would mix two services.
-    pub(super) fn contested(&self) -> BTreeSet<&ServiceName> {
-        let composes = || {
-            let all = self.held.values();
-            all.filter_map(|held| held.exposed.compose.as_ref())
+/// Names within a project that `mesh.service` asks for and does not get: a Compose service is called so, or another
+/// project asks for it whose name makes the same label. Both would mix two services.
+pub(super) fn contested(held: &BTreeMap<ContainerId, Container>) -> BTreeSet<&ServiceName> {
+    let composes = || {
+        let all = held.values();
+        all.filter_map(|held| held.exposed.compose.as_ref())
+    };
+    let own: BTreeSet<&ServiceName> = composes().map(|compose| &compose.name).collect();
+    let mut askers: BTreeMap<&ServiceName, &str> = BTreeMap::new();
+    let mut contested = BTreeSet::new();
+    for compose in composes() {
+        let Some(labelled) = &compose.labelled else {
+            continue;
         };
-        let own: BTreeSet<&ServiceName> = composes().map(|compose| &compose.name).collect();
-        let mut askers: BTreeMap<&ServiceName, &str> = BTreeMap::new();
-        let mut contested = BTreeSet::new();
-        for compose in composes() {
-            let Some(labelled) = &compose.labelled else {
-                continue;
-            };
-            let first = *askers.entry(labelled).or_insert(&compose.project);
-            if own.contains(labelled) || first != compose.project {
-                contested.insert(labelled);
-            }
+        let first = *askers.entry(labelled).or_insert(&compose.project);
+        if own.contains(labelled) || first != compose.project {
+            contested.insert(labelled);
         }
-        contested
     }
+    contested
+}
 
-    /// The containers whose label asks for one of these names.
-    pub(super) fn contested_names(&self) -> Vec<Problem> {
-        let contested = self.contested();
-        let held = self.held.values().filter_map(|held| {
-            let compose = held.exposed.compose.as_ref()?;
-            let labelled = compose.labelled.as_ref()?;
-            contested.contains(labelled).then(|| Problem {
-                what: format!(
-                    "the container {} does not have the name {labelled}",
-                    printable(&held.name)
-                ),
-                why: "another service of Compose is called so, or one of a project whose name makes the same label"
-                    .into(),
-                fix: format!(
-                    "give it another label mesh.service, or ask for it as {}",
-                    compose.name
-                ),
-            })
-        });
-        held.collect()
-    }
+/// The containers whose label asks for one of these names.
+pub(super) fn contested_names(held: &BTreeMap<ContainerId, Container>) -> Vec<Problem> {
+    let contested = contested(held);
+    let problems = held.values().filter_map(|held| {
+        let compose = held.exposed.compose.as_ref()?;
+        let labelled = compose.labelled.as_ref()?;
+        contested.contains(labelled).then(|| Problem {
+            what: format!(
+                "the container {} does not have the name {labelled}",
+                printable(&held.name)
+            ),
+            why: "another service of Compose is called so, or one of a project whose name makes the same label"
+                .into(),
+            fix: format!(
+                "give it another label mesh.service, or ask for it as {}",
+                compose.name
+            ),
+        })
+    });
+    problems.collect()
 }
 
 /// The services that a container stands for.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::containers::inspect::{Endpoint, EngineHealth, Published};
+use crate::containers::inspect::{Endpoint, EngineHealth, EngineNetwork, Image, Published};
 use crate::containers::labels::{Facts, Labels};
 use crate::records::kinds::Protocol;
 
@@ -47,9 +47,11 @@ fn web(n: u32, more: &[(&str, &str)]) -> Inspected {
     Inspected {
         id: id(n),
         name: format!("shop_web_{n}"),
-        image: "sha256:1".into(),
+        image: Image {
+            id: "sha256:1".into(),
+            labels: Some(Labels::new()),
+        },
         labels,
-        image_labels: Some(Labels::new()),
         run: "first".into(),
         status: Status::Running,
         pid: Some(1000 + n),
@@ -477,7 +479,7 @@ fn containers_that_cannot_be_reached_are_named_and_the_rest_works() {
     world.inspected(&web(6, &[("mesh.network", "elsewhere")]));
     world.inspected(&web(7, &[("mesh.port", "0")]));
     let mut unknown = web(8, &[]);
-    unknown.image_labels = None;
+    unknown.image.labels = None;
     world.inspected(&unknown);
     world
         .containers

@@ -1,0 +1,162 @@
+//! Answers of engines of several versions.
+
+use super::*;
+
+fn id(fill: char) -> ContainerId {
+    ContainerId::parse(&fill.to_string().repeat(64)).expect("hexadecimal")
+}
+
+#[test]
+fn a_description_is_read_with_nulls_and_fields_of_later_versions() {
+    let text = serde_json::json!({
+        "Id": "a".repeat(64), "Name": "/shop-db-1", "Image": "sha256:1", "Novel": {"x": [1]},
+        "State": {"Running": true, "Pid": 42, "StartedAt": "2026-01-01T00:00:00Z", "Health": {"Status": "healthy", "Log": null}},
+        "Config": {"Labels": {"mesh.service": "db", "other": "x"}, "ExposedPorts": {"5432/tcp": {}, "x/sctp": {}}, "StopSignal": "SIGINT",
+            "Healthcheck": {"Test": ["CMD", "true"]}},
+        "HostConfig": {"NetworkMode": "shop_default"},
+        "NetworkSettings": {"Networks": {"shop_default": {"IPAddress": "172.18.0.2", "NetworkID": "f00"}, "gone": null, "empty": {"IPAddress": ""}}},
+    });
+    let read = container(text.to_string().as_bytes()).expect("readable");
+    assert_eq!(
+        (read.name.as_str(), read.pid, read.stop_signal),
+        ("shop-db-1", Some(42), 2)
+    );
+    assert_eq!(read.labels.len(), 1);
+    assert_eq!(read.health, Some(EngineHealth::Healthy));
+    assert!(read.facts.has_healthcheck && read.facts.exposed.len() == 1);
+    let Network::Attached(networks) = read.network else {
+        panic!("{:?}", read.network)
+    };
+    assert_eq!(networks.keys().collect::<Vec<_>>(), ["shop_default"]);
+    let bare = format!(
+        "{{\"Id\":\"{}\",\"Config\":null,\"NetworkSettings\":{{}}}}",
+        "b".repeat(64)
+    );
+    assert_eq!(
+        container(bare.as_bytes()).expect("readable").status,
+        Status::Stopped
+    );
+    assert!(container(b"{\"Id\":\"../images\"}").is_err());
+}
+
+#[test]
+fn events_of_docker_and_podman_are_read() {
+    let of = |kind: &str, action: &str, attributes: &str| {
+        let id = "c".repeat(64);
+        let line = format!(
+            "{{\"Type\":\"{kind}\",\"Action\":\"{action}\",\"Actor\":{{\"ID\":\"{id}\",\"Attributes\":{{{attributes}}}}}}}"
+        );
+        event(line.as_bytes()).expect("readable")
+    };
+    let happened = |action| Event::Container(id('c'), action);
+    assert_eq!(
+        of("container", "kill", "\"signal\":\"15\""),
+        happened(Action::Kill(15))
+    );
+    assert_eq!(
+        of("container", "kill", "\"signal\":\"SIGHUP\""),
+        happened(Action::Kill(1))
+    );
+    assert_eq!(of("container", "died", ""), happened(Action::Die));
+    assert_eq!(of("container", "rename", ""), happened(Action::Changed));
+    assert_eq!(
+        of("container", "health_status: healthy", ""),
+        happened(Action::Health(EngineHealth::Healthy))
+    );
+    assert_eq!(
+        of("container", "health_status", ""),
+        happened(Action::Changed)
+    );
+    assert_eq!(of("container", "exec_start: true", ""), Event::Other);
+    let container = format!("\"container\":\"{}\"", "d".repeat(64));
+    assert_eq!(
+        of("network", "disconnect", &container),
+        Event::Container(id('d'), Action::Changed)
+    );
+    assert_eq!(of("network", "create", ""), Event::Networks);
+    assert_eq!(
+        event(b"{\"status\":\"pull\"}").expect("readable"),
+        Event::Other
+    );
+    assert!(event(b"garbage").is_err());
+}
+
+#[test]
+fn signals_are_numbers_or_names() {
+    let read: Vec<_> = [
+        "15",
+        "SIGTERM",
+        "TERM",
+        "SIGRTMIN+3",
+        "RTMIN",
+        "0",
+        "65",
+        "x",
+        "",
+    ]
+    .iter()
+    .map(|text| signal(text))
+    .collect();
+    assert_eq!(
+        read,
+        [
+            Some(15),
+            Some(15),
+            Some(15),
+            Some(37),
+            Some(34),
+            None,
+            None,
+            None,
+            None
+        ]
+    );
+}
+
+#[test]
+fn networks_of_docker_and_podman_name_their_bridges() {
+    let docker = format!(
+        "[{{\"Name\":\"shop\",\"Id\":\"{}\",\"Driver\":\"bridge\",\"Internal\":true,\"IPAM\":{{\"Config\":[{{\"Subnet\":\"172.18.0.0/16\"}},{{\"Subnet\":\"fd00::/64\"}}]}},\"Options\":{{}}}},
+         {{\"Name\":\"bridge\",\"Id\":\"x\",\"Driver\":\"bridge\",\"Options\":{{\"com.docker.network.bridge.name\":\"docker0\"}}}},
+         {{\"Name\":\"odd\",\"Id\":\"x\",\"Driver\":\"bridge\",\"Options\":{{\"com.docker.network.bridge.name\":\"a; drop\"}}}},
+         {{\"Name\":\"host\",\"Id\":\"y\",\"Driver\":\"host\",\"Options\":null,\"IPAM\":{{\"Config\":null}}}}]",
+        "e".repeat(64)
+    );
+    let read = networks(docker.as_bytes()).expect("readable");
+    let shown: Vec<_> = read
+        .iter()
+        .map(|n| (n.name.as_str(), n.bridge.as_deref()))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("shop", Some("br-eeeeeeeeeeee")),
+            ("bridge", Some("docker0")),
+            ("odd", None),
+            ("host", None)
+        ]
+    );
+    assert!(read[0].internal);
+    assert_eq!(
+        read[0].subnets,
+        ["172.18.0.0/16".parse().expect("a literal")]
+    );
+    let podman = "[{\"name\":\"podman\",\"id\":\"z\",\"driver\":\"bridge\",\"network_interface\":\"podman0\",\"subnets\":[{\"subnet\":\"10.88.0.0/16\"}],\"internal\":false}]";
+    let read = networks(podman.as_bytes()).expect("readable");
+    assert_eq!(read[0].bridge.as_deref(), Some("podman0"));
+    assert_eq!(read[0].subnets.len(), 1);
+}
+
+#[test]
+fn the_engine_says_what_matters_for_wiring() {
+    let version = b"{\"Version\":\"29.0.1\",\"Components\":[{\"Name\":\"Engine\"}]}";
+    let facts = b"{\"FirewallBackend\":{\"Driver\":\"nftables\"},\"SecurityOptions\":[\"name=seccomp,profile=builtin\",\"name=rootless\"]}";
+    let read = engine(version, Some(facts)).expect("readable");
+    assert_eq!(
+        (read.version.as_str(), read.firewall.as_str()),
+        ("29.0.1", "nftables")
+    );
+    assert!(read.rootless && !read.podman);
+    let podman = b"{\"Version\":\"5.8.6\",\"Components\":[{\"Name\":\"Podman Engine\"}]}";
+    assert!(engine(podman, Some(b"garbage")).expect("readable").podman);
+}

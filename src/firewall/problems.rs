@@ -1,0 +1,70 @@
+//! Problems of the firewall as people see them: what does not work, why, and what to do.
+
+use std::net::Ipv4Addr;
+
+use super::refused::Refused;
+use crate::protocol::local::Problem;
+
+pub(super) fn problem(what: &str, why: impl Into<String>, fix: &str) -> Problem {
+    Problem {
+        what: what.into(),
+        why: why.into(),
+        fix: fix.into(),
+    }
+}
+
+pub(super) fn left_out(what: &str) -> Problem {
+    problem(
+        &format!("not wired: {what}"),
+        "the rules are made of plain names and of addresses that do not overlap",
+        "give the container network another name or subnet",
+    )
+}
+
+pub(super) fn no_hairpin(refused: &Refused) -> Problem {
+    problem(
+        "containers may not reach their own mesh names",
+        refused.to_string(),
+        "run meshd as root or with the capability CAP_NET_ADMIN",
+    )
+}
+
+pub(super) fn no_tables(refused: &Refused, node: Ipv4Addr) -> Problem {
+    let fix = match refused {
+        Refused::NoProgram(_) => format!(
+            "install nftables (`apt install nftables`, `dnf install nftables`); until then publish ports on the node's address (`ports: [\"{node}:5432:5432\"]`)"
+        ),
+        Refused::NoRights(_) => {
+            "run meshd as root or with the capability CAP_NET_ADMIN, as its unit does".to_owned()
+        }
+        Refused::Said(..) => format!(
+            "use a kernel and a program nft with nftables NAT (nftables 0.9.4 or later); until then publish ports on the node's address (`ports: [\"{node}:5432:5432\"]`)"
+        ),
+    };
+    problem(
+        "containers have no mesh addresses on this machine",
+        refused.to_string(),
+        &fix,
+    )
+}
+
+/// `mark` is the packet mark that Docker has to accept.
+pub(super) fn docker_drops(mark: &str) -> Problem {
+    problem(
+        "containers cannot be reached by their mesh addresses: Docker drops what it did not publish itself",
+        "Docker's nftables backend is in use, and it has no chain for rules of others",
+        &format!(
+            "put \"bridge-accept-fwmark\": \"{mark}/{mark}\" into /etc/docker/daemon.json and restart Docker, or set \"firewall-backend\": \"iptables\" there"
+        ),
+    )
+}
+
+pub(super) fn no_bridge(bridge: &str, node: Ipv4Addr) -> Problem {
+    problem(
+        &format!("the containers on {bridge} cannot be reached by mesh addresses"),
+        "their bridge is not on this machine: the container engine runs without root, in a network of its own",
+        &format!(
+            "run the engine as root, or publish ports on the node's address (`ports: [\"{node}:5432:5432\"]`)"
+        ),
+    )
+}
