@@ -7,12 +7,12 @@ use super::table;
 
 /// For which shell.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct CompletionsArguments {
     /// The shell
     shell: Shell,
 }
 
-pub(super) fn run<C: CommandFactory>(arguments: &Arguments) -> u8 {
+pub(super) fn run<C: CommandFactory>(arguments: &CompletionsArguments) -> u8 {
     // Through memory: the generator panics where it cannot write.
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut C::command(), "meshctl", &mut script);

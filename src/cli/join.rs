@@ -21,7 +21,7 @@ const MAX_TOKEN: u64 = 16 * 1024;
 
 /// What to join with.
 #[derive(Args)]
-pub(super) struct Arguments {
+pub(super) struct JoinArguments {
     /// The word that `meshctl token create` printed; `-` reads it from stdin. Other users see what stands here
     #[arg(required_unless_present = "token_file")]
     token: Option<String>,
@@ -36,9 +36,9 @@ pub(super) struct Arguments {
     timeout: f64,
 }
 
-impl std::fmt::Debug for Arguments {
+impl std::fmt::Debug for JoinArguments {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Arguments")
+        f.debug_struct("JoinArguments")
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
@@ -58,7 +58,7 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
         .ok_or_else(wrong)
 }
 
-pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
+pub(super) async fn run(arguments: JoinArguments, globals: &Globals) -> Result<u8, CliError> {
     let token = read_token(arguments.token, arguments.token_file)?;
     JoinToken::parse(&token)
         .map_err(|error| CliError::new(ErrorCode::BadRequest, error.to_string()))?;

@@ -105,30 +105,30 @@ enum Command {
     #[command(subcommand)]
     Node(node::Command),
     /// Join this server to a mesh
-    Join(join::Arguments),
+    Join(join::JoinArguments),
     /// Take this server out of its mesh
     Leave,
     /// Give this server another name in the mesh
-    Rename(rename::Arguments),
+    Rename(rename::RenameArguments),
     /// Give this server's tunnel a new key; nothing is lost meanwhile
     RotateKey,
     /// Show how this node is
     Status(status::StatusArguments),
     /// Measure round trips to a node through the tunnel
-    Ping(ping::Arguments),
+    Ping(ping::PingArguments),
     /// List the services of the mesh, add and change those of this node
     #[command(subcommand)]
     Service(service::Command),
     /// Drain this node's containers, run a command that replaces them, publish them when healthy
-    Rollout(rollout::Arguments),
+    Rollout(rollout::RolloutArguments),
     /// Show what this node's DNS answers, and why
-    Resolve(resolve::Arguments),
+    Resolve(resolve::ResolveArguments),
     /// Look a mesh name up from this host and from inside its containers, and say what to mend
-    Doctor(doctor::Arguments),
+    Doctor(doctor::DoctorArguments),
     /// Print a script that completes commands in a shell
-    Completions(completions::Arguments),
+    Completions(completions::CompletionsArguments),
     /// Show a mesh at work: a coordinator and some nodes on this machine
-    Demo(demo::Arguments),
+    Demo(demo::DemoArguments),
 }
 
 /// The program.

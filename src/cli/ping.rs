@@ -10,7 +10,7 @@ use crate::protocol::local::{Ping, Pong};
 
 /// Whom to ping.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct PingArguments {
     /// Name of a node, or one of its mesh addresses
     node: String,
     /// How often
@@ -18,7 +18,7 @@ pub(super) struct Arguments {
     count: u32,
 }
 
-pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
+pub(super) async fn run(arguments: PingArguments, globals: &Globals) -> Result<u8, CliError> {
     let daemon = globals.daemon();
     let mut times = Vec::new();
     let mut problems = Vec::new();

@@ -8,12 +8,12 @@ use crate::protocol::local::{Rename, Renamed};
 
 /// The command line.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct RenameArguments {
     /// The new name: letters, digits and hyphens
     name: String,
 }
 
-pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
+pub(super) async fn run(arguments: RenameArguments, globals: &Globals) -> Result<u8, CliError> {
     let rename = Rename {
         name: arguments.name,
     };

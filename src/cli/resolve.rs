@@ -8,7 +8,7 @@ use crate::protocol::local::{Resolve, Resolved};
 
 /// What to look up.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct ResolveArguments {
     /// A domain name, such as db.svc.mesh
     name: String,
     /// A record type
@@ -16,7 +16,7 @@ pub(super) struct Arguments {
     record_type: String,
 }
 
-pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
+pub(super) async fn run(arguments: ResolveArguments, globals: &Globals) -> Result<u8, CliError> {
     let resolve = Resolve {
         name: arguments.name,
         record_type: arguments.record_type,

@@ -1,6 +1,10 @@
-//! Messages of the kernel's netfilter netlink family, taken apart and put together. Pure.
+//! Messages of the kernel's netfilter netlink family, as far as meshd needs them: the table that a notification of nftables is about,
+//! and the attributes of tracked connections. Pure.
 //!
-//! Only what is needed: whom a notification of nftables is about, and attributes to look at connections with.
+//! Decision: the crate netlink-packet-netfilter (0.4) is not used. To delete a connection, the kernel needs its original tuple, its zone and
+//! its id exactly as the dump had them. The crate has no variants for zone and id, and it decodes tuples into values that have to be encoded
+//! again. It allocates for each attribute of each connection, and a busy host has millions of them, while this file reads them in place.
+//! It also does not know the messages of `nft destroy`, so that notifications would still be read here by hand.
 
 /// Header of a netlink message: length, type, flags, sequence, port.
 pub(super) const HEADER: usize = 16;

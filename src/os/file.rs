@@ -5,7 +5,10 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+
+/// The number of symbolic links that the kernel follows in one path (`MAXSYMLINKS`).
+const MAX_LINKS: usize = 40;
 
 /// A file or directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -240,13 +243,12 @@ pub fn exposure(file: &fs::Metadata, path: &Path) -> Option<Exposure> {
     })
 }
 
-/// Whether every user can put another file at `path`. That is so if a directory on the path is writable by all and not sticky: in
-/// a sticky directory only owners may rename or delete files.
+/// Whether every user can put another file at `path`. That is so if a directory that its resolution passes is writable by all and not
+/// sticky: in a sticky directory only owners may rename or delete files.
 fn replaceable(path: &Path) -> Option<Exposure> {
-    let whole = fs::canonicalize(path).unwrap_or_default();
-    let beside = path.parent();
-    let mut directories = beside.into_iter().chain(whole.ancestors().skip(1));
-    let open = directories.find_map(|directory| {
+    let directories = passed_directories(path);
+    // The nearest directory is reported.
+    let open = directories.iter().rev().find_map(|directory| {
         let found = fs::metadata(directory).ok()?;
         let mode = found.permissions().mode() & 0o7777;
         (found.is_dir() && mode & 0o1002 == 0o002).then(|| (directory.display(), mode))
@@ -260,6 +262,40 @@ fn replaceable(path: &Path) -> Option<Exposure> {
         ),
         fix: format!("run: chmod o-w {directory}"),
     })
+}
+
+/// The directories that the kernel searches when it resolves `path`, those of symbolic links on the way included.
+fn passed_directories(path: &Path) -> Vec<PathBuf> {
+    let mut passed = Vec::new();
+    let mut current = PathBuf::from("/");
+    let mut rest = std::path::absolute(path).unwrap_or_default();
+    let mut links = 0;
+    loop {
+        let mut components = rest.components();
+        let Some(component) = components.next() else {
+            return passed;
+        };
+        let after = components.as_path().to_owned();
+        match component {
+            Component::RootDir | Component::Prefix(_) => current = PathBuf::from("/"),
+            Component::CurDir => {}
+            Component::ParentDir => drop(current.pop()),
+            Component::Normal(name) => {
+                passed.push(current.clone());
+                let next = current.join(name);
+                if let Ok(target) = fs::read_link(&next) {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return passed;
+                    }
+                    rest = target.join(after);
+                    continue;
+                }
+                current = next;
+            }
+        }
+        rest = after;
+    }
 }
 
 fn write_new(path: &Path, octets: &[u8], mode: u32) -> Result<(), FileError> {
@@ -317,6 +353,24 @@ mod tests {
         assert_eq!(exposed.fix, format!("run: chmod 600 {}", path.display()));
         let pipe = fs::metadata("/dev/null").expect("it is always there");
         assert_eq!(exposure(&pipe, Path::new("/dev/null")), None);
+    }
+
+    #[test]
+    fn a_link_that_every_user_can_replace_on_the_way_to_a_secret_is_found() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let [open, real] = ["open", "real"].map(|name| dir.path().join(name));
+        for directory in [&open, &real] {
+            fs::create_dir(directory).expect("room");
+        }
+        let path = open.join("link/token");
+        std::os::unix::fs::symlink("../real", open.join("link")).expect("room");
+        fs::write(real.join("token"), "secret").expect("room");
+        fs::set_permissions(real.join("token"), fs::Permissions::from_mode(0o600)).expect("ours");
+        let found = || exposure(&fs::metadata(&path).expect("just written"), &path);
+        assert_eq!(found(), None);
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).expect("ours");
+        let fix = found().expect("the link can be replaced").fix;
+        assert_eq!(fix, format!("run: chmod o-w {}", open.display()));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::testbed::{Host, LabError, Running, World, as_root};
 
 /// How large.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct DemoArguments {
     /// How many nodes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=50))]
     nodes: u32,
@@ -39,7 +39,7 @@ const TOKEN_FILE: &str = "/run/join-token";
 /// How long anything that is waited for may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-pub(super) fn run(arguments: &Arguments) -> Result<u8, CliError> {
+pub(super) fn run(arguments: &DemoArguments) -> Result<u8, CliError> {
     let code = |error: &LabError| {
         if matches!(error, LabError::NoRights) {
             ErrorCode::Permission
@@ -118,7 +118,7 @@ mod tempdir {
     }
 }
 
-fn show(arguments: &Arguments) -> Result<(), Failure> {
+fn show(arguments: &DemoArguments) -> Result<(), Failure> {
     let count = arguments.nodes as usize;
     let mut steps = Steps {
         began: Instant::now(),

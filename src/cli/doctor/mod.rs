@@ -20,7 +20,7 @@ use crate::protocol::local::{Checkup, Problem, SCHEMA, TunnelCheck};
 
 /// How to show it.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct DoctorArguments {
     /// One JSON document
     #[arg(long)]
     json: bool,
@@ -56,7 +56,7 @@ struct Server {
     outcome: Outcome,
 }
 
-pub(super) async fn run(arguments: &Arguments, globals: &Globals) -> Result<u8, CliError> {
+pub(super) async fn run(arguments: &DoctorArguments, globals: &Globals) -> Result<u8, CliError> {
     let checkup: Checkup = globals.daemon().get("/v1/checkup").await?;
     if checkup.removed {
         return Err(CliError::new(ErrorCode::NotFound, tunnels::REMOVED));

@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(300);
 
 /// What to roll.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct RolloutArguments {
     /// Services of this node's containers, as `web` or `web.project` [default: all of them]
     #[arg(value_name = "SERVICE", value_parser = parse_service)]
     services: Vec<ServiceName>,
@@ -52,7 +52,7 @@ fn parse_time(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "write a duration such as 90s or 5m".to_owned())
 }
 
-pub(super) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
+pub(super) async fn run(arguments: RolloutArguments, globals: &Globals) -> Result<u8, CliError> {
     let daemon = globals.daemon();
     let containers: ContainerList = daemon.get("/v1/containers").await?;
     let list: ServiceList = daemon.get("/v1/services").await?;
@@ -103,7 +103,7 @@ struct Rollout {
 
 impl Rollout {
     /// All from the drain to the health of what is new.
-    async fn replace(&mut self, arguments: &Arguments) -> Result<(), CliError> {
+    async fn replace(&mut self, arguments: &RolloutArguments) -> Result<(), CliError> {
         say(&format!("draining {} on this node", self.plan));
         if !self.set_drained(true).await? {
             return Err(CliError::new(

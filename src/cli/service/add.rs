@@ -13,7 +13,7 @@ use crate::records::kinds::Protocol;
 
 /// The service.
 #[derive(Debug, Args)]
-pub(in crate::cli) struct Arguments {
+pub(in crate::cli) struct AddArguments {
     /// Its name: NAME.svc.mesh
     #[arg(value_parser = parse_name)]
     name: Label,
@@ -48,7 +48,10 @@ fn parse_path(text: &str) -> Result<String, String> {
     }
 }
 
-pub(in crate::cli) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
+pub(in crate::cli) async fn run(
+    arguments: AddArguments,
+    globals: &Globals,
+) -> Result<u8, CliError> {
     let probe = match arguments.check_http {
         Some(path) => Some(CheckProbe::Http(path)),
         None => arguments.check_tcp.then_some(CheckProbe::Tcp),

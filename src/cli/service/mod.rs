@@ -22,7 +22,7 @@ pub(super) enum Command {
         json: bool,
     },
     /// Register a service of this node, or change one
-    Add(add::Arguments),
+    Add(add::AddArguments),
     /// Take a service of this node away
     Remove {
         /// The service

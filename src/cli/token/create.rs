@@ -19,7 +19,7 @@ use crate::records::kinds::{MAX_COORDINATORS, Mesh, Record, Token};
 
 /// Options of the new token.
 #[derive(Debug, Args)]
-pub(in crate::cli) struct Arguments {
+pub(in crate::cli) struct CreateArguments {
     /// How many nodes it may admit
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     uses: u32,
@@ -69,7 +69,10 @@ struct Created {
     expires_at: UnixSeconds,
 }
 
-pub(in crate::cli) async fn run(arguments: Arguments, globals: &Globals) -> Result<u8, CliError> {
+pub(in crate::cli) async fn run(
+    arguments: CreateArguments,
+    globals: &Globals,
+) -> Result<u8, CliError> {
     let coordinator = globals.coordinator();
     let state: MeshState = coordinator.get("/v1/mesh").await?;
     let (held, key) = key_of_mesh(&state, globals)?;

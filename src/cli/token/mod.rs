@@ -13,7 +13,7 @@ use super::exit::CliError;
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Make a join token and print it
-    Create(create::Arguments),
+    Create(create::CreateArguments),
     /// List all tokens
     List {
         /// One JSON document
