@@ -12,8 +12,8 @@ use tokio::net::UnixListener;
 use super::Failure;
 use super::hub::Hub;
 use super::server::document;
-use crate::os::unix_server;
 use crate::os::unix_server::failure;
+use crate::os::{clock, unix_server};
 use crate::protocol::admin::{Submit, Submitted};
 use crate::protocol::api::{ApiError, ErrorCode};
 
@@ -55,7 +55,7 @@ async fn submit(State(hub): State<Arc<Hub>>, body: axum::body::Bytes) -> Respons
             ));
         }
     };
-    let result = tokio::task::spawn_blocking(move || hub.submit(submit)).await;
+    let result = tokio::task::spawn_blocking(move || hub.submit(submit, clock::now())).await;
     answer(
         result
             .unwrap_or_else(|_| Err(crashed()))
@@ -64,7 +64,7 @@ async fn submit(State(hub): State<Arc<Hub>>, body: axum::body::Bytes) -> Respons
 }
 
 async fn tokens(State(hub): State<Arc<Hub>>) -> Response {
-    document(hub.tokens())
+    document(hub.tokens(clock::now()))
 }
 
 async fn memberships(State(hub): State<Arc<Hub>>, UrlPath(id): UrlPath<String>) -> Response {

@@ -11,9 +11,9 @@ use tokio::sync::watch;
 
 use super::hub::{Hub, Setup};
 use super::{Config, Failure, MarkKey, admin, limits, metrics, public_url, server, store, tls};
-use crate::os::file;
 use crate::os::log::feed_watchdog;
 use crate::os::tasks::{self, TaskHandle, Tasks};
+use crate::os::{clock, file};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
@@ -171,7 +171,7 @@ async fn dismiss_absent(hub: Arc<Hub>) {
             if look.is_multiple_of(PRESENCE) {
                 hub.tell_present()?;
             }
-            hub.dismiss_absent(std::time::Instant::now())
+            hub.dismiss_absent(clock::now())
         });
         if let Ok(Err(error)) = dismissed.await {
             tracing::warn!(%error, "nodes that stay away are not removed");
@@ -184,7 +184,7 @@ async fn follow_others(hub: Arc<Hub>, mut news: watch::Receiver<u64>) {
     while news.changed().await.is_ok() {
         let hub = Arc::clone(&hub);
         // A panic in it is in the log.
-        let _ = tokio::task::spawn_blocking(move || hub.handle_news()).await;
+        let _ = tokio::task::spawn_blocking(move || hub.handle_news(clock::now())).await;
     }
 }
 
@@ -222,11 +222,12 @@ fn open_hub(
         domain: config.domain.clone(),
         prefix_v4: config.prefix_v4,
         node_block_v4: config.node_block_v4,
+        prefix_v6: random_unique_local(),
     };
     let opened = open_store(config).and_then(|mut store| {
         let pin = format!("{pin:?}");
         if store.note_pin(&pin)? == pin {
-            Hub::open(store, setup)
+            Hub::open(store, setup, clock::now())
         } else {
             Err(store::StoreError::Failed(format!(
                 "the coordinators that share this store have another TLS key; copy tls.key and tls.crt from the state directory of one of them into {}",
@@ -259,4 +260,14 @@ fn open_store(config: &Config) -> Result<Box<dyn store::Store>, store::StoreErro
             super::config::WITHOUT_ETCD.into(),
         )),
     }
+}
+
+/// A random unique local prefix (RFC 4193 section 3.2.1).
+fn random_unique_local() -> ipnet::Ipv6Net {
+    let mut random = [0u8; 5];
+    // Without randomness the prefix is still valid, and nobody but the administrator's `init` reads it.
+    let _ = getrandom::fill(&mut random);
+    let [a, b, c, d, e] = random;
+    let address = std::net::Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    ipnet::Ipv6Net::new(address, 48).expect("48 is a prefix length")
 }

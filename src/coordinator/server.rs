@@ -30,6 +30,7 @@ use super::control::{self, Served};
 use super::hub::Hub;
 use super::slots::{Slot, Slots};
 use super::{Failure, admin, enroll};
+use crate::os::clock;
 use crate::os::unix_server::failure;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join;
@@ -208,7 +209,7 @@ async fn join(
     let joined = async {
         let request = join_request(&served, &slot, request).await?;
         served
-            .write_for_stranger(move |hub| hub.join(&request))
+            .write_for_stranger(move |hub| hub.join(&request, clock::now()))
             .await
     };
     let joined = joined.await;
@@ -226,7 +227,7 @@ async fn check_join(
     let checked = async {
         let request = join_request(&served, &slot, request).await?;
         served
-            .write_for_stranger(move |hub| hub.check_join(&request))
+            .write_for_stranger(move |hub| hub.check_join(&request, clock::now()))
             .await
     };
     admin::answer(checked.await)

@@ -9,6 +9,7 @@ use super::stranger::Stranger;
 use super::{End, Served};
 use crate::coordinator::hub::{Hub, PublishRefused, Published, Screened, Standing};
 use crate::model::PublicKey;
+use crate::os::clock;
 use crate::protocol::api::ApiError;
 use crate::protocol::control::{FromCoordinator, MAX_RECORDS, Refusal};
 use crate::records::Envelope;
@@ -136,7 +137,7 @@ impl Intake {
             return Ok(Step::Done(self.answer()));
         }
         let node = self.node;
-        let write = move |hub: &Hub| hub.publish(&node, step);
+        let write = move |hub: &Hub| hub.publish(&node, step, clock::now());
         let taken = if is_member {
             served.write(write).await
         } else {

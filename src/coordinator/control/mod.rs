@@ -38,6 +38,7 @@ use super::admin::crashed;
 use super::hub::{Cursor, Hub, Position, Standing};
 use super::slots::Slot;
 use crate::model::PublicKey;
+use crate::os::clock;
 use crate::os::unix_server::failure;
 use crate::protocol::api::ApiError;
 use crate::protocol::control::{
@@ -235,14 +236,14 @@ struct Connected<'a> {
 
 impl<'a> Connected<'a> {
     fn new(hub: &'a Hub, node: PublicKey) -> Self {
-        hub.set_connected(node, true);
+        hub.set_connected(node, true, clock::now());
         Self { hub, node }
     }
 }
 
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
-        self.hub.set_connected(self.node, false);
+        self.hub.set_connected(self.node, false, clock::now());
     }
 }
 
@@ -532,7 +533,9 @@ impl Conversation<'_> {
         {
             return;
         }
-        let examined = self.served.write(move |hub| hub.examine_loss(&node, &mark));
+        let examined = self
+            .served
+            .write(move |hub| hub.examine_loss(&node, &mark, clock::now()));
         if let Err(error) = examined.await {
             tracing::warn!(node = node.short(), %error, "a node's mark could not be checked");
         }
@@ -576,7 +579,7 @@ impl Conversation<'_> {
                 self.pause_until(next);
                 let kept = self
                     .served
-                    .write(move |hub| hub.keep_farewell(&node, &departure));
+                    .write(move |hub| hub.keep_farewell(&node, &departure, clock::now()));
                 // The node offers its departure again with its next stream, if this one cannot store it.
                 if let Err(error) = kept.await {
                     tracing::warn!(node = node.short(), %error, "a node's departure could not be stored");

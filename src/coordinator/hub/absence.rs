@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{Hub, Origin, Standing, fault};
 use crate::model::PublicKey;
+use crate::model::time::Now;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::records::envelope::Authentic;
 use crate::records::kinds::Record;
@@ -21,7 +22,12 @@ impl Hub {
     ///
     /// # Errors
     /// It is not the node's own, the node is no ephemeral member, or the store cannot be written.
-    pub fn keep_farewell(&self, node: &PublicKey, departure: &Envelope) -> Result<(), ApiError> {
+    pub fn keep_farewell(
+        &self,
+        node: &PublicKey,
+        departure: &Envelope,
+        now: Now,
+    ) -> Result<(), ApiError> {
         let own = matches!(
             Record::parse(&departure.payload),
             Ok((_, Record::Departure(said))) if said.id == *node && departure.signer == *node
@@ -40,7 +46,7 @@ impl Hub {
             ));
         }
         let mut writer = self.writer();
-        self.recover(&mut writer).map_err(fault)?;
+        self.recover(&mut writer, now.monotonic).map_err(fault)?;
         // One is as good as another, and each costs a write.
         if writer.store.farewell(node).map_err(fault)?.is_none() {
             writer.store.set_farewell(node, departure).map_err(fault)?;
@@ -52,8 +58,8 @@ impl Hub {
     ///
     /// # Errors
     /// The store cannot be read or written.
-    pub fn dismiss_absent(&self, now: Instant) -> Result<(), ApiError> {
-        let due = self.due(now);
+    pub fn dismiss_absent(&self, now: Now) -> Result<(), ApiError> {
+        let due = self.due(now.monotonic);
         if due.is_empty() {
             return Ok(());
         }
@@ -67,7 +73,8 @@ impl Hub {
             let Some(departure) = departure.and_then(Authentic::verify) else {
                 continue;
             };
-            let published = self.take_in(&mut writer, vec![departure], Origin::Stream(node))?;
+            let published =
+                self.take_in(&mut writer, vec![departure], Origin::Stream(node), now)?;
             if published.accepted > 0 {
                 tracing::info!(
                     node = node.short(),

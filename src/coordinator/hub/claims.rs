@@ -7,13 +7,13 @@
 //!   belongs to another node or if the node has a lease of its own. A store that has lost records may not know all leases, so
 //!   it accepts such a record.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use super::refill::{Bringer, Phase, Terms, terms};
 use super::{Hub, PublishRefused, State, Writer};
 use crate::coordinator::enroll::CLOCK_SLACK;
 use crate::coordinator::store::StoreError;
-use crate::model::time::UnixSeconds;
+use crate::model::time::{Now, UnixSeconds};
 use crate::model::{Label, PublicKey};
 use crate::records::Ledger;
 use crate::records::envelope::Authentic;
@@ -26,12 +26,13 @@ impl Hub {
         writer: &mut Writer,
         who: &PublicKey,
         envelope: &Authentic,
+        now: Now,
     ) -> Result<Result<(), PublishRefused>, StoreError> {
         match envelope.parsed() {
             Ok((_, Record::Membership(membership))) => {
-                self.permit_membership(writer, who, membership)
+                self.permit_membership(writer, who, membership, now)
             }
-            Ok((_, Record::Node(node))) => self.permit_node(writer, node),
+            Ok((_, Record::Node(node))) => self.permit_node(writer, node, now),
             _ => Ok(Ok(())),
         }
     }
@@ -41,9 +42,10 @@ impl Hub {
         writer: &mut Writer,
         who: &PublicKey,
         membership: &Membership,
+        now: Now,
     ) -> Result<Result<(), PublishRefused>, StoreError> {
-        let phase = self.phase(Instant::now());
-        let clock = UnixSeconds::from_system(SystemTime::now());
+        let phase = self.phase(now.monotonic);
+        let clock = UnixSeconds::from_system(now.wall);
         let (bringer, terms) = {
             let state = self.read();
             let Some(ledger) = &state.ledger else {
@@ -81,8 +83,9 @@ impl Hub {
         &self,
         writer: &mut Writer,
         node: &Node,
+        now: Now,
     ) -> Result<Result<(), PublishRefused>, StoreError> {
-        if misses_something(self.phase(Instant::now())) {
+        if misses_something(self.phase(now.monotonic)) {
             return Ok(Ok(()));
         }
         let block = {

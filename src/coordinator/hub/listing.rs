@@ -1,9 +1,7 @@
 //! What the hub tells administrators and metrics.
 
-use std::time::SystemTime;
-
 use super::{Hub, State};
-use crate::model::time::UnixSeconds;
+use crate::model::time::{Now, UnixSeconds};
 use crate::model::{Label, MeshAddresses, PublicKey};
 use crate::protocol::admin::{
     MeshState, NodeList, NodeRow, TokenList, TokenMemberships, TokenRow, TokenState,
@@ -50,7 +48,7 @@ impl Hub {
             configured_domain: self.setup.domain.clone(),
             configured_addresses: MeshAddresses {
                 prefix_v4: self.setup.prefix_v4,
-                prefix_v6: state.unique_local_prefix,
+                prefix_v6: self.setup.prefix_v6,
                 node_block_v4: self.setup.node_block_v4,
                 node_block_v6: 64,
             },
@@ -59,9 +57,9 @@ impl Hub {
 
     /// All tokens, newest first.
     #[must_use]
-    pub fn tokens(&self) -> TokenList {
+    pub fn tokens(&self, now: Now) -> TokenList {
         let state = self.read();
-        let now = UnixSeconds::from_system(SystemTime::now());
+        let now = UnixSeconds::from_system(now.wall);
         let mut tokens: Vec<TokenRow> = state
             .ledger
             .iter()

@@ -143,12 +143,12 @@ fn take(ledger: &mut Ledger, stored: Stored, leftovers: &mut Leftovers) -> Optio
 
 impl State {
     /// Takes over what is in the store.
-    pub(super) fn take_over(&mut self, loaded: Loaded) {
+    pub(super) fn take_over(&mut self, loaded: Loaded, now: Instant) {
         if loaded.restored && (self.refill.is_none() || self.store_id != loaded.store_id) {
             tracing::warn!(
                 "the store lacks what happened after it was saved; nobody is admitted until the nodes have sent the records they hold"
             );
-            self.refill = Some(Refill::new(Instant::now()));
+            self.refill = Some(Refill::new(now));
         }
         self.store_id = loaded.store_id;
         self.ledger = loaded.ledger;

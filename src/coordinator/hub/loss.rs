@@ -8,10 +8,13 @@
 //! The store is then treated as one restored from a backup with `mesh-coordinator restore`. It gets a new name, so nodes offer
 //! all records that they hold. Marks that carry the old name prove nothing more, so each loss is detected only once.
 
+use std::time::Instant;
+
 use super::{Hub, Standing, Writer, fault};
 use crate::coordinator::marks::Mark;
 use crate::coordinator::store::StoreError;
 use crate::model::PublicKey;
+use crate::model::time::Now;
 use crate::protocol::api::ApiError;
 use crate::records::envelope::Authentic;
 
@@ -41,14 +44,15 @@ impl Hub {
     ///
     /// # Errors
     /// The store cannot be read or written.
-    pub fn examine_loss(&self, node: &PublicKey, mark: &str) -> Result<(), ApiError> {
+    pub fn examine_loss(&self, node: &PublicKey, mark: &str, now: Now) -> Result<(), ApiError> {
         let Some(mark) = self.setup.marks.read(node, mark) else {
             return Ok(());
         };
+        let now = now.monotonic;
         let mut writer = self.writer();
-        self.recover(&mut writer).map_err(fault)?;
-        self.see_all(&mut writer)
-            .map_err(|error| self.fail(&mut writer, error))?;
+        self.recover(&mut writer, now).map_err(fault)?;
+        self.see_all(&mut writer, now)
+            .map_err(|error| self.fail(&mut writer, error, now))?;
         if !self.is_behind(&mark) {
             return Ok(());
         }
@@ -58,7 +62,7 @@ impl Hub {
             ours = self.revision(),
             "the store went back in time: was its file replaced by an older copy?"
         );
-        self.begin_again(&mut writer)
+        self.begin_again(&mut writer, now)
     }
 
     fn is_behind(&self, mark: &Mark) -> bool {
@@ -71,13 +75,14 @@ impl Hub {
         &self,
         writer: &mut Writer,
         records: &[Authentic],
+        now: Instant,
     ) -> Result<(), ApiError> {
         if self.lacked(records).is_none() {
             return Ok(());
         }
-        self.recover(writer).map_err(fault)?;
-        self.see_all(writer)
-            .map_err(|error| self.fail(writer, error))?;
+        self.recover(writer, now).map_err(fault)?;
+        self.see_all(writer, now)
+            .map_err(|error| self.fail(writer, error, now))?;
         let Some(lacked) = self.lacked(records) else {
             return Ok(());
         };
@@ -85,7 +90,7 @@ impl Hub {
             record = lacked,
             "the store lacks a record that the administrator signed: was its file deleted, or replaced by an older copy?"
         );
-        self.begin_again(writer)
+        self.begin_again(writer, now)
     }
 
     /// The first of `records` that the mesh key signed and that the store should hold and does not.
@@ -109,19 +114,19 @@ impl Hub {
     }
 
     /// Reads all that other coordinators wrote, since records that only they know of are not lost.
-    fn see_all(&self, writer: &mut Writer) -> Result<(), StoreError> {
+    fn see_all(&self, writer: &mut Writer, now: Instant) -> Result<(), StoreError> {
         if writer.store.followed().is_some() {
             writer.store.sync()?;
         }
-        self.catch_up(writer)
+        self.catch_up(writer, now)
     }
 
     /// Gives the store a new name and the state of one restored from a backup.
-    fn begin_again(&self, writer: &mut Writer) -> Result<(), ApiError> {
+    fn begin_again(&self, writer: &mut Writer, now: Instant) -> Result<(), ApiError> {
         writer
             .store
             .set_restored()
-            .and_then(|()| self.reload(writer))
-            .map_err(|error| self.fail(writer, error))
+            .and_then(|()| self.reload(writer, now))
+            .map_err(|error| self.fail(writer, error, now))
     }
 }

@@ -25,7 +25,7 @@ mod shared;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::watch;
@@ -36,11 +36,10 @@ use self::loaded::Loaded;
 pub use self::reading::{Cursor, Part};
 use self::refill::{Phase, Refill};
 pub use self::screening::{Proof, Screened};
-use self::shared::Turns;
 use super::MarkKey;
 use super::enroll::{self, Proven};
 use super::store::{Admission, Contents, Effect, Store, StoreError, Write};
-use crate::model::time::UnixSeconds;
+use crate::model::time::{Now, UnixSeconds};
 use crate::model::{Label, PublicKey};
 use crate::protocol::admin::Submit;
 use crate::protocol::api::{ApiError, ErrorCode};
@@ -72,6 +71,8 @@ pub struct Setup {
     pub prefix_v4: Ipv4Net,
     /// Length of its node blocks.
     pub node_block_v4: u8,
+    /// IPv6 prefix of a new mesh.
+    pub prefix_v6: Ipv6Net,
 }
 
 /// Counts since the start.
@@ -131,7 +132,6 @@ struct State {
     refill: Option<Refill>,
     /// Nodes that are not members and were members according to their marks. A coordinator has admitted each of them once.
     former: HashSet<PublicKey>,
-    unique_local_prefix: Ipv6Net,
 }
 
 /// What became of published records.
@@ -220,7 +220,7 @@ impl Hub {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn open(mut store: Box<dyn Store>, setup: Setup) -> Result<Self, StoreError> {
+    pub fn open(mut store: Box<dyn Store>, setup: Setup, now: Now) -> Result<Self, StoreError> {
         let loaded = Loaded::cleaned(&mut *store)?;
         let mut state = State {
             store_id: String::new(),
@@ -229,12 +229,11 @@ impl Hub {
             changes: Changes::new(),
             connected: HashMap::new(),
             absent: HashMap::new(),
-            started: Instant::now(),
+            started: now.monotonic,
             refill: None,
             former: HashSet::new(),
-            unique_local_prefix: random_unique_local(),
         };
-        state.take_over(loaded);
+        state.take_over(loaded, now.monotonic);
         let (revision, _) = watch::channel(state.revision);
         Ok(Self {
             setup,
@@ -279,8 +278,8 @@ impl Hub {
     ///
     /// # Errors
     /// One line for the person who joins.
-    pub fn join(&self, request: &JoinRequest) -> Result<JoinResponse, ApiError> {
-        let result = self.try_join(request);
+    pub fn join(&self, request: &JoinRequest, now: Now) -> Result<JoinResponse, ApiError> {
+        let result = self.try_join(request, now);
         let count = if result.is_ok() {
             &self.counts.joins
         } else {
@@ -290,20 +289,19 @@ impl Hub {
         result
     }
 
-    fn try_join(&self, request: &JoinRequest) -> Result<JoinResponse, ApiError> {
+    fn try_join(&self, request: &JoinRequest, now: Now) -> Result<JoinResponse, ApiError> {
         // The signatures are verified before the lock is taken, so that nobody waits for that.
         let proven = enroll::prove(request)?;
         let mut writer = self.writer();
-        self.recover(&mut writer).map_err(fault)?;
-        let now = UnixSeconds::from_system(SystemTime::now());
-        let turns = Turns::begin();
+        self.recover(&mut writer, now.monotonic).map_err(fault)?;
+        let mut attempt = 0;
         let (membership, key, admitted) = loop {
-            self.catch_up(&mut writer).map_err(fault)?;
+            self.catch_up(&mut writer, now.monotonic).map_err(fault)?;
             let (membership, admission) =
                 self.examine_in_sync(&mut writer, request, &proven, now)?;
             match writer.store.admit(&admission) {
                 Ok(admitted) => break (membership, admission.key, admitted),
-                Err(StoreError::Behind) if turns.another() => {}
+                Err(StoreError::Behind) if writer.store.another_attempt(attempt) => attempt += 1,
                 Err(error) => {
                     if matches!(error, StoreError::Full | StoreError::Failed(_)) {
                         self.note_failure(&error);
@@ -355,11 +353,10 @@ impl Hub {
     ///
     /// # Errors
     /// As for [`Hub::join`].
-    pub fn check_join(&self, request: &JoinRequest) -> Result<JoinCheck, ApiError> {
+    pub fn check_join(&self, request: &JoinRequest, now: Now) -> Result<JoinCheck, ApiError> {
         let proven = enroll::prove(request)?;
         let mut writer = self.writer();
-        self.catch_up(&mut writer).map_err(fault)?;
-        let now = UnixSeconds::from_system(SystemTime::now());
+        self.catch_up(&mut writer, now.monotonic).map_err(fault)?;
         let (membership, _) = self.examine_in_sync(&mut writer, request, &proven, now)?;
         let state = self.read();
         let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
@@ -376,11 +373,11 @@ impl Hub {
         writer: &mut Writer,
         request: &JoinRequest,
         proven: &Proven,
-        now: UnixSeconds,
+        now: Now,
     ) -> Result<(Membership, Admission), ApiError> {
         let examined = match self.examine(writer, request, proven, now) {
             // What is missing, or frees the name, may be on its way from another coordinator.
-            Err(_) | Ok((_, _, true)) if self.sync(writer).map_err(fault)? => {
+            Err(_) | Ok((_, _, true)) if self.sync(writer, now.monotonic).map_err(fault)? => {
                 self.examine(writer, request, proven, now)
             }
             examined => examined,
@@ -399,12 +396,12 @@ impl Hub {
         writer: &mut Writer,
         request: &JoinRequest,
         proven: &Proven,
-        now: UnixSeconds,
+        now: Now,
     ) -> Result<(Membership, Admission, bool), ApiError> {
-        self.permit_after_restore(writer, request)?;
+        self.permit_after_restore(writer, request, now.monotonic)?;
         let state = self.read();
         let ledger = state.ledger.as_ref().ok_or_else(no_mesh)?;
-        let granted = enroll::check(proven, ledger, now)?;
+        let granted = enroll::check(proven, ledger, UnixSeconds::from_system(now.wall))?;
         // The store knows the names that nodes joined with, and not those they have now.
         let is_taken = ledger.is_name_of_another(&granted.membership.name, &granted.membership.id);
         let admission = Admission {
@@ -424,9 +421,10 @@ impl Hub {
         &self,
         writer: &mut Writer,
         request: &JoinRequest,
+        now: Instant,
     ) -> Result<(), ApiError> {
         let busy = |text: String| Err(ApiError::new(ErrorCode::Busy, text));
-        match self.phase(Instant::now()) {
+        match self.phase(now) {
             None => Ok(()),
             Some(Phase::Over) => self.end_refill(writer),
             // Who was granted the same before has it from the backup.
@@ -491,7 +489,12 @@ impl Hub {
     ///
     /// # Errors
     /// The store cannot be written; none was taken in then.
-    pub fn publish(&self, who: &PublicKey, records: Vec<Envelope>) -> Result<Published, ApiError> {
+    pub fn publish(
+        &self,
+        who: &PublicKey,
+        records: Vec<Envelope>,
+        now: Now,
+    ) -> Result<Published, ApiError> {
         let mut forged = Vec::new();
         // A verification takes longer than all other steps, so it is done before the writer's lock is taken.
         let records: Vec<Authentic> = records
@@ -500,8 +503,8 @@ impl Hub {
             .filter_map(|record| verified(record).map_err(|why| forged.push(why)).ok())
             .collect();
         let mut writer = self.writer();
-        self.notice_loss(&mut writer, &records)?;
-        let mut published = self.take_in(&mut writer, records, Origin::Stream(*who))?;
+        self.notice_loss(&mut writer, &records, now.monotonic)?;
+        let mut published = self.take_in(&mut writer, records, Origin::Stream(*who), now)?;
         drop(writer);
         let forged = forged.into_iter().map(PublishRefused::Ledger);
         published.refused.extend(forged);
@@ -521,9 +524,9 @@ impl Hub {
     ///
     /// # Errors
     /// Says which record is refused and why.
-    pub fn submit(&self, submit: Submit) -> Result<u64, ApiError> {
+    pub fn submit(&self, submit: Submit, now: Now) -> Result<u64, ApiError> {
         let mut writer = self.writer();
-        self.catch_up(&mut writer).map_err(fault)?;
+        self.catch_up(&mut writer, now.monotonic).map_err(fault)?;
         let held = self.read().ledger.as_ref().map(Ledger::mesh_key);
         let new = match (held, submit.mesh_key) {
             (None, None) => return Err(no_mesh()),
@@ -554,7 +557,7 @@ impl Hub {
         let records = submit.records.into_iter().map(verified);
         let records: Result<Vec<Authentic>, Refused> = records.collect();
         let records = records.map_err(is_refused)?;
-        let published = self.take_in(&mut writer, records, Origin::Administrator)?;
+        let published = self.take_in(&mut writer, records, Origin::Administrator, now)?;
         match published.refused.into_iter().next() {
             Some(why) => Err(ApiError::new(ErrorCode::Conflict, why.to_string())),
             None => Ok(self.read().revision),
@@ -566,22 +569,25 @@ impl Hub {
         writer: &mut Writer,
         records: Vec<Authentic>,
         origin: Origin,
+        now: Now,
     ) -> Result<Published, ApiError> {
-        self.recover(writer).map_err(fault)?;
+        self.recover(writer, now.monotonic).map_err(fault)?;
         let mut published = Published::default();
         let bounds = writer.store.bounds();
         for part in batches(records, bounds.records, bounds.octets) {
-            let turns = Turns::begin();
+            let mut attempt = 0;
             let taken = loop {
-                let attempt = self
-                    .catch_up(writer)
-                    .and_then(|()| self.take_in_part(writer, &part, origin));
-                match attempt {
-                    Err(StoreError::Behind) if turns.another() => {}
+                let result = self
+                    .catch_up(writer, now.monotonic)
+                    .and_then(|()| self.take_in_part(writer, &part, origin, now));
+                match result {
+                    Err(StoreError::Behind) if writer.store.another_attempt(attempt) => {
+                        attempt += 1
+                    }
                     taken => break taken,
                 }
             };
-            let taken = taken.map_err(|error| self.fail(writer, error))?;
+            let taken = taken.map_err(|error| self.fail(writer, error, now.monotonic))?;
             published.accepted += taken.accepted;
             published.refused.extend(taken.refused);
             published.refused_keys.extend(taken.refused_keys);
@@ -595,11 +601,12 @@ impl Hub {
         writer: &mut Writer,
         records: &[Authentic],
         origin: Origin,
+        now: Now,
     ) -> Result<Published, StoreError> {
         let mut published = Published::default();
         let (mut writes, mut replaced) = (Vec::new(), Vec::new());
         for envelope in records {
-            match self.apply(writer, envelope, origin)? {
+            match self.apply(writer, envelope, origin, now)? {
                 Ok(Some((write, before))) => {
                     writes.push(write);
                     replaced.push(before);
@@ -616,7 +623,7 @@ impl Hub {
         }
         let last = match writer.store.put(&writes) {
             Err(StoreError::Behind) => {
-                self.undo(writer, replaced)?;
+                self.undo(writer, replaced, now.monotonic)?;
                 return Err(StoreError::Behind);
             }
             last => last?,
@@ -633,11 +640,11 @@ impl Hub {
     }
 
     /// A write failed: memory goes back to what is on disk.
-    fn fail(&self, writer: &mut Writer, error: StoreError) -> ApiError {
+    fn fail(&self, writer: &mut Writer, error: StoreError, now: Instant) -> ApiError {
         self.note_failure(&error);
-        let reloaded = self.reload(writer);
+        let reloaded = self.reload(writer, now);
         writer.health = Health::Failed {
-            at: Instant::now(),
+            at: now,
             error: error.clone(),
             ahead: reloaded.is_err(),
         };
@@ -645,10 +652,10 @@ impl Hub {
     }
 
     /// Takes everything from the store. Who reads meanwhile sees what was there before.
-    fn reload(&self, writer: &mut Writer) -> Result<(), StoreError> {
+    fn reload(&self, writer: &mut Writer, now: Instant) -> Result<(), StoreError> {
         let loaded = Loaded::from(writer.store.load()?);
         let mut state = self.write();
-        state.take_over(loaded);
+        state.take_over(loaded, now);
         self.revision.send_replace(state.revision);
         Ok(())
     }
@@ -659,12 +666,13 @@ impl Hub {
         writer: &mut Writer,
         envelope: &Authentic,
         origin: Origin,
+        now: Now,
     ) -> Result<Result<Option<(Write, Replaced)>, PublishRefused>, StoreError> {
         if self.holds(envelope) {
             return Ok(Ok(None));
         }
         if let Origin::Stream(who) = origin
-            && let Err(refused) = self.permit_on_stream(writer, &who, envelope)?
+            && let Err(refused) = self.permit_on_stream(writer, &who, envelope, now)?
         {
             return Ok(Err(refused));
         }
@@ -693,24 +701,24 @@ impl Hub {
     }
 
     /// After a write that failed: waits a little, then finds out whether the store can be written again.
-    fn recover(&self, writer: &mut Writer) -> Result<(), StoreError> {
+    fn recover(&self, writer: &mut Writer, now: Instant) -> Result<(), StoreError> {
         let Health::Failed { at, error, ahead } = &writer.health else {
             return Ok(());
         };
-        if at.elapsed() < PAUSE_AFTER_FAILURE {
+        if now.saturating_duration_since(*at) < PAUSE_AFTER_FAILURE {
             return Err(error.clone());
         }
         let ahead = *ahead;
         if let Err(error) = writer.store.put(&[]) {
             writer.health = Health::Failed {
-                at: Instant::now(),
+                at: now,
                 error: error.clone(),
                 ahead,
             };
             return Err(error);
         }
         if ahead {
-            self.reload(writer)?;
+            self.reload(writer, now)?;
         }
         writer.health = Health::Good;
         Ok(())
@@ -782,7 +790,7 @@ impl Hub {
     }
 
     /// A stream of `node` opened or closed.
-    pub fn set_connected(&self, node: PublicKey, open: bool) {
+    pub fn set_connected(&self, node: PublicKey, open: bool, now: Now) {
         let mut state = self.write();
         let count = state.connected.entry(node).or_default();
         *count = if open {
@@ -797,7 +805,7 @@ impl Hub {
                 .as_ref()
                 .is_some_and(|ledger| ledger.membership(&node).is_some())
             {
-                state.absent.insert(node, Instant::now());
+                state.absent.insert(node, now.monotonic);
             }
         } else {
             state.absent.remove(&node);
@@ -923,16 +931,6 @@ fn fault(error: StoreError) -> ApiError {
         _ => ErrorCode::Internal,
     };
     ApiError::new(code, error.to_string())
-}
-
-/// A random unique local prefix (RFC 4193 section 3.2.1).
-fn random_unique_local() -> Ipv6Net {
-    let mut random = [0u8; 5];
-    // Without randomness the prefix is still valid, and nobody but the administrator's `init` reads it.
-    let _ = getrandom::fill(&mut random);
-    let [a, b, c, d, e] = random;
-    let address = std::net::Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    Ipv6Net::new(address, 48).expect("48 is a prefix length")
 }
 
 #[cfg(test)]

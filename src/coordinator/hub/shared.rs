@@ -6,32 +6,12 @@ use tokio::sync::watch;
 
 use super::{Health, Hub, Loaded, Writer};
 use crate::coordinator::store::{News, StoreError};
+use crate::model::time::Now;
 use crate::records::Ledger;
 use crate::records::ledger::Replaced;
 
-/// How long a write is tried again while others write.
-const CONTENTION: Duration = Duration::from_secs(8);
-/// The longest pause before the next attempt.
-const PAUSE: Duration = Duration::from_millis(15);
-
 /// Time between two looks whether a watch lags, where a join would be refused.
 const SYNC_PAUSE: Duration = Duration::from_millis(100);
-
-/// Attempts of a write that others may be ahead of.
-pub(super) struct Turns(Instant);
-
-impl Turns {
-    pub(super) fn begin() -> Self {
-        Self(Instant::now())
-    }
-
-    /// Whether there is another, after a pause of random length.
-    pub(super) fn another(&self) -> bool {
-        let share = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
-        std::thread::sleep(PAUSE.mul_f64(share));
-        self.0.elapsed() < CONTENTION
-    }
-}
 
 impl Hub {
     /// Wakes who waits for what other coordinators write; absent if there are none.
@@ -41,27 +21,27 @@ impl Hub {
     }
 
     /// Takes in what other coordinators wrote. May wait for a write of this one.
-    pub fn handle_news(&self) {
+    pub fn handle_news(&self, now: Now) {
         let mut writer = self.writer();
-        if let Err(error) = self.catch_up(&mut writer) {
+        if let Err(error) = self.catch_up(&mut writer, now.monotonic) {
             tracing::warn!(%error, "what other coordinators wrote is not taken in");
         }
     }
 
     /// Waits until all that others wrote is known; whether that was looked at, which is not for every forged request.
-    pub(super) fn sync(&self, writer: &mut Writer) -> Result<bool, StoreError> {
-        let recently = |at: Instant| at.elapsed() < SYNC_PAUSE;
+    pub(super) fn sync(&self, writer: &mut Writer, now: Instant) -> Result<bool, StoreError> {
+        let recently = |at| now.saturating_duration_since(at) < SYNC_PAUSE;
         if writer.store.followed().is_none() || writer.synced.is_some_and(recently) {
             return Ok(false);
         }
         writer.store.sync()?;
-        writer.synced = Some(Instant::now());
-        self.catch_up(writer)?;
+        writer.synced = Some(now);
+        self.catch_up(writer, now)?;
         Ok(true)
     }
 
     /// Takes in what other coordinators wrote.
-    pub(super) fn catch_up(&self, writer: &mut Writer) -> Result<(), StoreError> {
+    pub(super) fn catch_up(&self, writer: &mut Writer, now: Instant) -> Result<(), StoreError> {
         // What is ahead of the store is replaced by all that is in it, when it can be read again.
         if matches!(writer.health, Health::Failed { ahead: true, .. }) {
             return Ok(());
@@ -71,7 +51,7 @@ impl Hub {
             Some(News::Everything(contents)) => {
                 let loaded = Loaded::from(contents);
                 let mut state = self.write();
-                state.take_over(loaded);
+                state.take_over(loaded, now);
                 self.revision.send_replace(state.revision);
             }
             Some(News::Changes {
@@ -113,6 +93,7 @@ impl Hub {
         &self,
         writer: &mut Writer,
         replaced: Vec<Replaced>,
+        now: Instant,
     ) -> Result<(), StoreError> {
         let undone = {
             let mut state = self.write();
@@ -123,6 +104,10 @@ impl Hub {
                     .all(|replaced| ledger.put_back(replaced))
             })
         };
-        if undone { Ok(()) } else { self.reload(writer) }
+        if undone {
+            Ok(())
+        } else {
+            self.reload(writer, now)
+        }
     }
 }

@@ -3,9 +3,13 @@
 mod claims;
 mod loss;
 
+use std::ops::Deref;
+use std::time::SystemTime;
+
 use super::*;
 use crate::coordinator::store::{Admitted, Contents, Sqlite};
 use crate::model::{SigningKey, WireGuardKey};
+use crate::os::clock;
 use crate::records::envelope::Signature;
 use crate::records::kinds::{MESH_ID, Mesh, Node, Revocation, Service, Token};
 
@@ -21,6 +25,68 @@ fn now() -> u64 {
     UnixSeconds::from_system(SystemTime::now()).0
 }
 
+/// A hub that takes the time from the machine's clocks.
+struct Hub(super::Hub);
+
+impl Deref for Hub {
+    type Target = super::Hub;
+
+    fn deref(&self) -> &super::Hub {
+        &self.0
+    }
+}
+
+impl Hub {
+    fn open(store: Box<dyn Store>, setup: Setup) -> Result<Self, StoreError> {
+        super::Hub::open(store, setup, clock::now()).map(Self)
+    }
+
+    fn join(&self, request: &JoinRequest) -> Result<JoinResponse, ApiError> {
+        self.0.join(request, clock::now())
+    }
+
+    fn check_join(&self, request: &JoinRequest) -> Result<JoinCheck, ApiError> {
+        self.0.check_join(request, clock::now())
+    }
+
+    fn publish(&self, who: &PublicKey, records: Vec<Envelope>) -> Result<Published, ApiError> {
+        self.0.publish(who, records, clock::now())
+    }
+
+    fn submit(&self, submit: Submit) -> Result<u64, ApiError> {
+        self.0.submit(submit, clock::now())
+    }
+
+    fn keep_farewell(&self, node: &PublicKey, departure: &Envelope) -> Result<(), ApiError> {
+        self.0.keep_farewell(node, departure, clock::now())
+    }
+
+    fn dismiss_absent(&self, at: Instant) -> Result<(), ApiError> {
+        let now = Now {
+            monotonic: at,
+            ..clock::now()
+        };
+        self.0.dismiss_absent(now)
+    }
+
+    fn examine_loss(&self, node: &PublicKey, mark: &str) -> Result<(), ApiError> {
+        self.0.examine_loss(node, mark, clock::now())
+    }
+
+    #[cfg(feature = "etcd")]
+    fn handle_news(&self) {
+        self.0.handle_news(clock::now());
+    }
+
+    fn set_connected(&self, node: PublicKey, open: bool) {
+        self.0.set_connected(node, open, clock::now());
+    }
+
+    fn tokens(&self) -> crate::protocol::admin::TokenList {
+        self.0.tokens(clock::now())
+    }
+}
+
 fn setup() -> Setup {
     Setup {
         urls: vec![],
@@ -29,6 +95,7 @@ fn setup() -> Setup {
         domain: Label::parse("mesh").expect("a literal"),
         prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
         node_block_v4: 24,
+        prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
     }
 }
 

@@ -12,6 +12,7 @@
 mod backup;
 #[cfg(feature = "etcd")]
 mod etcd;
+mod memory;
 mod sqlite;
 
 use std::collections::HashSet;
@@ -25,6 +26,7 @@ pub use backup::{back_up, restore};
 pub use etcd::Etcd;
 #[cfg(all(test, feature = "etcd"))]
 pub(crate) use etcd::rig::Rig;
+pub use memory::{Memory, MemoryBackup, MemoryDisk, Sharing};
 pub use sqlite::Sqlite;
 
 use crate::model::{Label, PublicKey};
@@ -233,6 +235,9 @@ pub enum StoreError {
     Failed(String),
 }
 
+/// The number of attempts of a write, in a store without a time limit for them.
+const MAX_ATTEMPTS: u32 = 64;
+
 /// Records, leases and token uses, durable. A call that returns has its effect on disk; one that fails has none.
 pub trait Store: Send + 'static {
     /// Everything, at the start.
@@ -338,6 +343,12 @@ pub trait Store: Send + 'static {
     /// The store cannot be read.
     fn sync(&mut self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// Called after a write that failed with [`StoreError::Behind`], with the number of attempts that failed before it. Returns
+    /// whether the write should be tried again. A store that other processes write to pauses first.
+    fn another_attempt(&mut self, attempt: u32) -> bool {
+        attempt < MAX_ATTEMPTS
     }
 
     /// Wakes who waits for news; absent if there never is any.

@@ -5,7 +5,19 @@ use crate::model::SigningKey;
 
 /// The kinds of store, each new and empty; without etcd where it is not installed.
 fn stores() -> Vec<Box<dyn Store>> {
-    let stores: Vec<Box<dyn Store>> = vec![Box::new(Sqlite::in_memory().expect("memory"))];
+    let memory = |sharing| {
+        let mut next = 0x9e37_79b9_7f4a_7c15_u64;
+        let disk = MemoryDisk::new(sharing, move || {
+            next = next.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            next
+        });
+        Box::new(disk.open())
+    };
+    let stores: Vec<Box<dyn Store>> = vec![
+        Box::new(Sqlite::in_memory().expect("memory")),
+        memory(Sharing::Exclusive),
+        memory(Sharing::Shared),
+    ];
     #[cfg(feature = "etcd")]
     let stores = with_etcd(stores);
     stores

@@ -28,7 +28,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp};
 use tokio::runtime::Handle;
@@ -56,6 +56,10 @@ const RECORDS: usize = 22;
 const OCTETS: usize = 512 * 1024;
 /// How long a watch may take to tell what another coordinator wrote before all is listed anew.
 const LAG: Duration = Duration::from_millis(1500);
+/// How long a write is repeated while other coordinators write.
+const CONTENTION: Duration = Duration::from_secs(8);
+/// The longest pause before the next attempt.
+const MAX_PAUSE: Duration = Duration::from_millis(15);
 /// How long a node counts as connected after it was said to be.
 const PRESENCE: Duration = Duration::from_secs(900);
 /// Listings in a row at most that are older than what is known when they are there.
@@ -65,6 +69,8 @@ const TRIES: u32 = 5;
 pub struct Etcd {
     shared: Arc<Shared>,
     runtime: Handle,
+    /// When the first attempt of the present write failed because others had written.
+    contended: Option<Instant>,
     /// Ends the thread when it goes.
     _stop: oneshot::Sender<()>,
     #[cfg(test)]
@@ -292,6 +298,7 @@ impl Etcd {
         let store = Self {
             shared,
             runtime: handle,
+            contended: None,
             _stop: stop,
             #[cfg(test)]
             rig: None,
@@ -526,6 +533,16 @@ impl Store for Etcd {
 
     fn news(&mut self) -> Result<Option<News>, StoreError> {
         Ok(self.shared.view().take_news())
+    }
+
+    fn another_attempt(&mut self, attempt: u32) -> bool {
+        let now = Instant::now();
+        if attempt == 0 {
+            self.contended = Some(now);
+        }
+        std::thread::sleep(link::jitter(MAX_PAUSE));
+        self.contended
+            .is_some_and(|since| since.elapsed() < CONTENTION)
     }
 
     fn sync(&mut self) -> Result<(), StoreError> {
