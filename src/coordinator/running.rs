@@ -169,7 +169,7 @@ async fn dismiss_absent(hub: Arc<Hub>) {
         let hub = Arc::clone(&hub);
         let dismissed = tokio::task::spawn_blocking(move || {
             if look.is_multiple_of(PRESENCE) {
-                hub.tell_present()?;
+                hub.announce_present()?;
             }
             hub.dismiss_absent(clock::now())
         });

@@ -27,10 +27,12 @@ use tokio::time::sleep_until;
 use tokio_rustls::TlsAcceptor;
 
 use super::control::{self, Served};
+use super::enroll::{self, Proven};
 use super::hub::Hub;
 use super::slots::{Slot, Slots};
-use super::{Failure, admin, enroll};
+use super::{Failure, admin};
 use crate::os::clock;
+use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join;
@@ -123,7 +125,7 @@ pub(super) async fn serve(
             continue;
         };
         let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
-        tokio::spawn(async move {
+        Tasks::current().spawn_child("connection", async move {
             tokio::select! {
                 () = connection(tcp, acceptor, router, slot.clone(), stop) => {}
                 () = sleep_until(slot.deadline()) => {}
@@ -207,10 +209,16 @@ async fn join(
     request: Request,
 ) -> Response {
     let joined = async {
-        let request = join_request(&served, &slot, request).await?;
-        served
-            .write_for_stranger(move |hub| hub.join(&request, clock::now()))
-            .await
+        match join_request(&served, &slot, request).await? {
+            Asked::Proven(proven) => {
+                let join = move |hub: &Hub| hub.join_proven(&proven, clock::now());
+                served.write_for_unverified(join).await
+            }
+            Asked::Unproven(request) => {
+                let join = move |hub: &Hub| hub.join(&request, clock::now());
+                served.write_for_unverified(join).await
+            }
+        }
     };
     let joined = joined.await;
     if joined.is_ok() {
@@ -225,25 +233,40 @@ async fn check_join(
     request: Request,
 ) -> Response {
     let checked = async {
-        let request = join_request(&served, &slot, request).await?;
-        served
-            .write_for_stranger(move |hub| hub.check_join(&request, clock::now()))
-            .await
+        match join_request(&served, &slot, request).await? {
+            Asked::Proven(proven) => {
+                let check = move |hub: &Hub| hub.check_proven(&proven, clock::now());
+                served.write_for_unverified(check).await
+            }
+            Asked::Unproven(request) => {
+                let check = move |hub: &Hub| hub.check_join(&request, clock::now());
+                served.write_for_unverified(check).await
+            }
+        }
     };
     admin::answer(checked.await)
 }
 
+/// A join request, whose signatures are verified once: at once if it carries a known token, otherwise in the writer's thread.
+enum Asked {
+    Proven(Box<Proven>),
+    Unproven(JoinRequest),
+}
+
 /// Reads a join request. A connection whose request carries a known token and valid proofs no longer counts as opening.
-async fn join_request(
-    served: &Served,
-    slot: &Slot,
-    request: Request,
-) -> Result<JoinRequest, ApiError> {
+async fn join_request(served: &Served, slot: &Slot, request: Request) -> Result<Asked, ApiError> {
     let request: JoinRequest = read_json(request).await?;
-    if served.hub.knows_token(&request.membership.signer) && enroll::prove(&request).is_ok() {
-        slot.handle_joining();
+    if !served.hub.knows_token(&request.membership.signer) {
+        return Ok(Asked::Unproven(request));
     }
-    Ok(request)
+    Ok(match enroll::prove(&request) {
+        Ok(proven) => {
+            slot.handle_joining();
+            Asked::Proven(Box::new(proven))
+        }
+        // The hub counts and explains the refusal.
+        Err(_) => Asked::Unproven(request),
+    })
 }
 
 /// Reads a request's body and parses it.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
 /// The limits on what a sender may send.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub(super) struct Bound {
     pub large: Option<Arc<Semaphore>>,
 }
 
+/// How long a sender that holds a permit may send nothing. Others wait for the permit meanwhile.
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A message up to this many bytes needs no permit.
 const SMALL: u64 = 64 * 1024;
 /// The fewest bytes that a frame counts as. So a message in many tiny frames counts as more than its payload.
@@ -42,6 +44,8 @@ pub(super) struct Bounded<S> {
     /// When the unfinished message began; absent between messages.
     begun: Option<Instant>,
     permit: Permit,
+    /// Runs while a permit is held and no bytes arrive.
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
 enum Permit {
@@ -60,6 +64,7 @@ impl<S> Bounded<S> {
             frames: Frames::default(),
             begun: None,
             permit: Permit::None,
+            stall: None,
         }
     }
 
@@ -115,7 +120,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
             this.resume(Instant::now());
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        let polled = Pin::new(&mut this.stream).poll_read(context, buffer);
+        if polled.is_pending() && matches!(this.permit, Permit::Held { .. }) {
+            let stall = this
+                .stall
+                .get_or_insert_with(|| Box::pin(sleep(STALL_TIMEOUT)));
+            ready!(stall.as_mut().poll(context));
+            return Poll::Ready(Err(io::Error::other("a large message does not arrive")));
+        }
+        this.stall = None;
+        ready!(polled)?;
         let read = buffer.filled().get(before..).unwrap_or_default();
         Poll::Ready(this.handle_read(read, Instant::now()))
     }

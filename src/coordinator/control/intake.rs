@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::allowance::{Allowances, Signer};
+use super::end::End;
 use super::messages::refused_records;
-use super::stranger::Stranger;
-use super::{End, Served};
+use super::served::Served;
+use super::unverified::Unverified;
 use crate::coordinator::hub::{Hub, PublishRefused, Published, Screened, Standing};
 use crate::model::PublicKey;
 use crate::os::clock;
@@ -26,7 +27,7 @@ pub(super) struct Intake {
     sequence: u64,
     /// Records that have to be verified and written.
     queue: VecDeque<Envelope>,
-    /// Records of a stranger that do not prove its membership. They are processed once it is a member.
+    /// Records of an unverified node that do not prove its membership. They are processed once it is a member.
     rest: Vec<Envelope>,
     published: Published,
     /// Set if the store could not be written.
@@ -53,7 +54,7 @@ impl Intake {
         node: PublicKey,
         sequence: u64,
         records: Vec<Envelope>,
-        stranger: Option<&mut Stranger>,
+        unverified: Option<&mut Unverified>,
     ) -> Result<Self, End> {
         if records.len() > MAX_RECORDS {
             return Err(protocol(format!(
@@ -74,12 +75,12 @@ impl Intake {
             published: Published::default(),
             failed: None,
         };
-        match stranger {
+        match unverified {
             None => intake.screen(hub, records),
-            Some(stranger) => {
+            Some(unverified) => {
                 let (proofs, rest) = records
                     .into_iter()
-                    .partition(|record| stranger.may_prove(hub, &node, record));
+                    .partition(|record| unverified.may_prove(hub, &node, record));
                 intake.rest = rest;
                 intake.screen(hub, proofs);
             }
@@ -99,8 +100,8 @@ impl Intake {
     }
 
     fn note_refused(&mut self, record: &Envelope, why: Refused) {
-        self.published.refused.push(PublishRefused::Ledger(why));
-        self.published.refused_keys.push(record.key());
+        let refused = (record.key(), PublishRefused::Ledger(why));
+        self.published.refused.push(refused);
     }
 
     /// Processes as many records as the allowance permits now.
@@ -124,7 +125,7 @@ impl Intake {
         while let Some(next) = self.queue.front()
             && step.len() < STEP
         {
-            // For a stranger, `Stranger::may_prove` has limited the number of records in the queue.
+            // For an unverified node, `Unverified::may_prove` has limited the number of records in the queue.
             if is_member && let Err(later) = self.take(&served.allowances, next, now) {
                 if step.is_empty() {
                     return Ok(Step::Wait(later));
@@ -141,16 +142,15 @@ impl Intake {
         let taken = if is_member {
             served.write(write).await
         } else {
-            served.write_for_stranger(write).await
+            served.write_for_unverified(write).await
         };
         match taken {
-            Ok(published) if published.refused.iter().any(is_forged) => {
+            Ok(published) if published.reasons().any(is_forged) => {
                 return Err(protocol("a record's signature does not hold".to_owned()));
             }
             Ok(published) => {
                 self.published.accepted += published.accepted;
                 self.published.refused.extend(published.refused);
-                self.published.refused_keys.extend(published.refused_keys);
             }
             Err(error) => {
                 self.failed = Some(error);
@@ -178,7 +178,7 @@ impl Intake {
     /// The reason why a record may be accepted only later, if there is such a record.
     pub(super) fn later(&self) -> Option<String> {
         let is_later = |refused: &&PublishRefused| matches!(refused, PublishRefused::NotYet(_));
-        let later = self.published.refused.iter().find(is_later);
+        let later = self.published.reasons().find(is_later);
         later.map(ToString::to_string)
     }
 
@@ -188,7 +188,7 @@ impl Intake {
             None => FromCoordinator::Published {
                 sequence: self.sequence,
                 accepted: published.accepted,
-                refused: published.refused.iter().map(ToString::to_string).collect(),
+                refused: published.reasons().map(ToString::to_string).collect(),
                 refused_records: refused_records(published),
             },
             Some(error) => FromCoordinator::Published {

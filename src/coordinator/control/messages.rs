@@ -6,13 +6,13 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::End;
+use super::end::End;
 use super::upgrade::Socket;
 use crate::coordinator::hub::Published;
 use crate::protocol::control::{FromCoordinator, FromNode, Refusal, RefusedRecord};
 
 /// How long a node may take to receive a message.
-pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+const SEND_TIMEOUT: Duration = Duration::from_secs(15);
 /// The maximum number of frames that a node may send in the opening, pings included.
 const MAX_OPENING_FRAMES: usize = 32;
 
@@ -31,7 +31,7 @@ pub(super) async fn next(socket: &mut Socket) -> Result<Message, End> {
     socket.next().await.ok_or(End::Gone)?.map_err(|_| End::Gone)
 }
 
-/// What a frame says; nothing, if it is a ping or pong.
+/// The message in a frame; none, if the frame is a ping or pong.
 pub(super) fn read(message: Message) -> Result<Option<FromNode>, End> {
     match message {
         Message::Text(text) => FromNode::read(&text).map(Some).map_err(|error| {
@@ -49,7 +49,7 @@ pub(super) fn read(message: Message) -> Result<Option<FromNode>, End> {
     }
 }
 
-/// Sends one message. A reader that does not take it in time is cut; it resumes where it was.
+/// Sends one message. The stream of a node that does not receive it in time ends; its next stream continues at the same place.
 pub(super) async fn send(socket: &mut Socket, message: &FromCoordinator) -> Result<(), End> {
     let text = serde_json::to_string(message).map_err(|_| End::Gone)?;
     send_frame(socket, Message::Text(text.into())).await
@@ -57,7 +57,7 @@ pub(super) async fn send(socket: &mut Socket, message: &FromCoordinator) -> Resu
 
 /// Sends one frame, as [`send`] does.
 pub(super) async fn send_frame(socket: &mut Socket, frame: Message) -> Result<(), End> {
-    timeout(PATIENCE, socket.send(frame))
+    timeout(SEND_TIMEOUT, socket.send(frame))
         .await
         .map_err(|_| End::Gone)?
         .map_err(|_| End::Gone)
@@ -65,8 +65,8 @@ pub(super) async fn send_frame(socket: &mut Socket, frame: Message) -> Result<()
 
 /// Lists the refused records whose payload says which record it is.
 pub(super) fn refused_records(published: Published) -> Vec<RefusedRecord> {
-    let refused = published.refused.into_iter().zip(published.refused_keys);
+    let refused = published.refused.into_iter();
     refused
-        .filter_map(|(why, key)| RefusedRecord::new(key?, why.to_string(), why.reason()))
+        .filter_map(|(key, why)| RefusedRecord::new(key?, why.to_string(), why.reason()))
         .collect()
 }

@@ -2,7 +2,7 @@ use super::*;
 
 /// Proves a request and checks it.
 fn check(request: &JoinRequest, ledger: &Ledger, now: UnixSeconds) -> Result<Granted, ApiError> {
-    super::check(&prove(request)?, ledger, now)
+    super::check(&prove(request)?, ledger, now).map_err(ApiError::from)
 }
 use crate::protocol::control::PROTOCOL;
 use crate::records::Envelope;

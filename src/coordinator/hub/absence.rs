@@ -1,80 +1,101 @@
 //! Ephemeral nodes, which are removed when they stay away.
 //!
-//! A coordinator cannot sign for anybody. So a node whose token is ephemeral leaves its departure, signed by itself,
-//! with the coordinator, which publishes it when the time has come. By that a dishonest coordinator can remove such
-//! nodes too early, and no others. A node that never left one stays until the administrator removes it.
+//! A coordinator cannot sign for a node. So a node whose token is ephemeral signs its departure in advance and sends it to the
+//! coordinator, which publishes it when the node has been away for [`MAX_ABSENCE`]. A dishonest coordinator can therefore remove
+//! such nodes too early, and no others. A node that never sent a departure stays until the administrator removes it.
 
 use std::time::{Duration, Instant};
 
-use super::{Hub, Origin, Standing, fault};
+use super::errors::fault;
+use super::intake::Origin;
+use super::state::{Standing, State};
+use super::writer::Turn;
 use crate::model::PublicKey;
-use crate::model::time::Now;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::records::envelope::Authentic;
 use crate::records::kinds::Record;
 use crate::records::{Envelope, Ledger};
 
-/// How long an ephemeral node may be away: a restart, a move to another machine, a coordinator's upgrade are shorter.
-pub(super) const PATIENCE: Duration = Duration::from_secs(600);
+/// How long an ephemeral node may be away. A restart, a move to another machine and an upgrade of the coordinator take less.
+pub(super) const MAX_ABSENCE: Duration = Duration::from_secs(600);
 
-impl Hub {
-    /// Keeps the departure of an ephemeral node until it stays away. Waits for the disk.
-    ///
-    /// # Errors
-    /// It is not the node's own, the node is no ephemeral member, or the store cannot be written.
-    pub fn keep_farewell(
-        &self,
+/// Checks that an ephemeral member sends its own departure.
+pub(super) fn check_departure(
+    state: &State,
+    node: &PublicKey,
+    departure: &Envelope,
+) -> Result<(), ApiError> {
+    let refusal = |text| Err(ApiError::new(ErrorCode::Forbidden, text));
+    let is_own = matches!(
+        Record::parse(&departure.payload),
+        Ok((_, Record::Departure(record))) if record.id == *node && departure.signer == *node
+    );
+    if !is_own || !departure.is_authentic() || state.standing(node) != Standing::Member {
+        return refusal("a departure is not that of the node that sends it");
+    }
+    let ledger = state.ledger.as_ref();
+    if !ledger.is_some_and(|ledger| is_ephemeral(ledger, node)) {
+        return refusal("only nodes with an ephemeral token leave a departure");
+    }
+    Ok(())
+}
+
+/// The ephemeral members that have been away for too long.
+pub(super) fn due(state: &State, now: Instant) -> Vec<PublicKey> {
+    let Some(ledger) = &state.ledger else {
+        return Vec::new();
+    };
+    ledger
+        .memberships()
+        .map(|membership| membership.id)
+        .filter(|id| !state.connected.contains_key(id) && !ledger.is_revoked(id))
+        .filter(|id| is_ephemeral(ledger, id))
+        .filter(|id| {
+            let since = state.absent.get(id).unwrap_or(&state.started);
+            now.saturating_duration_since(*since) >= MAX_ABSENCE
+        })
+        .collect()
+}
+
+/// The ephemeral nodes with an open stream.
+pub(super) fn connected_ephemeral(state: &State) -> Vec<PublicKey> {
+    let Some(ledger) = &state.ledger else {
+        return Vec::new();
+    };
+    let connected = state.connected.keys();
+    connected
+        .filter(|id| is_ephemeral(ledger, id))
+        .copied()
+        .collect()
+}
+
+impl Turn<'_> {
+    pub(super) fn store_departure(
+        &mut self,
         node: &PublicKey,
         departure: &Envelope,
-        now: Now,
     ) -> Result<(), ApiError> {
-        let own = matches!(
-            Record::parse(&departure.payload),
-            Ok((_, Record::Departure(said))) if said.id == *node && departure.signer == *node
-        );
-        if !own || !departure.is_authentic() || self.standing(node) != Standing::Member {
-            return Err(refusal("a departure is not that of the node that sends it"));
-        }
-        if !self
-            .read()
-            .ledger
-            .as_ref()
-            .is_some_and(|ledger| is_ephemeral(ledger, node))
-        {
-            return Err(refusal(
-                "only nodes with an ephemeral token leave a departure",
-            ));
-        }
-        let mut writer = self.writer();
-        self.recover(&mut writer, now.monotonic).map_err(fault)?;
-        // One is as good as another, and each costs a write.
-        if writer.store.farewell(node).map_err(fault)?.is_none() {
-            writer.store.set_farewell(node, departure).map_err(fault)?;
+        self.recover().map_err(fault)?;
+        // All departures of a node have the same effect, and each costs a write. So the first one is kept.
+        let store = &mut self.writer.store;
+        if store.farewell(node).map_err(fault)?.is_none() {
+            store.set_farewell(node, departure).map_err(fault)?;
         }
         Ok(())
     }
 
-    /// Publishes the departures of ephemeral nodes that have been away for too long. Waits for the disk.
-    ///
-    /// # Errors
-    /// The store cannot be read or written.
-    pub fn dismiss_absent(&self, now: Now) -> Result<(), ApiError> {
-        let due = self.due(now.monotonic);
-        if due.is_empty() {
-            return Ok(());
-        }
-        let mut writer = self.writer();
-        let elsewhere = writer.store.present().map_err(fault)?;
+    /// Publishes the departures of `due` nodes that are not connected to another coordinator.
+    pub(super) fn dismiss(&mut self, due: Vec<PublicKey>) -> Result<(), ApiError> {
+        let present = self.writer.store.present().map_err(fault)?;
         for node in due {
-            if elsewhere.contains(&node) {
+            if present.contains(&node) {
                 continue;
             }
-            let departure = writer.store.farewell(&node).map_err(fault)?;
+            let departure = self.writer.store.farewell(&node).map_err(fault)?;
             let Some(departure) = departure.and_then(Authentic::verify) else {
                 continue;
             };
-            let published =
-                self.take_in(&mut writer, vec![departure], Origin::Stream(node), now)?;
+            let published = self.take_in(vec![departure], Origin::Stream(node))?;
             if published.accepted > 0 {
                 tracing::info!(
                     node = node.short(),
@@ -84,40 +105,6 @@ impl Hub {
         }
         Ok(())
     }
-
-    /// Tells the other coordinators which ephemeral nodes are connected here. Waits for the store.
-    ///
-    /// # Errors
-    /// The store cannot be written.
-    pub fn tell_present(&self) -> Result<(), ApiError> {
-        let mut writer = self.writer();
-        let here: Vec<PublicKey> = {
-            let state = self.read();
-            let ephemeral = |id: &&PublicKey| {
-                let ledger = state.ledger.as_ref();
-                ledger.is_some_and(|ledger| is_ephemeral(ledger, id))
-            };
-            state.connected.keys().filter(ephemeral).copied().collect()
-        };
-        writer.store.set_present(&here).map_err(fault)
-    }
-
-    fn due(&self, now: Instant) -> Vec<PublicKey> {
-        let state = self.read();
-        let Some(ledger) = &state.ledger else {
-            return Vec::new();
-        };
-        ledger
-            .memberships()
-            .map(|membership| membership.id)
-            .filter(|id| !state.connected.contains_key(id) && !ledger.is_revoked(id))
-            .filter(|id| is_ephemeral(ledger, id))
-            .filter(|id| {
-                let since = state.absent.get(id).unwrap_or(&state.started);
-                now.saturating_duration_since(*since) >= PATIENCE
-            })
-            .collect()
-    }
 }
 
 fn is_ephemeral(ledger: &Ledger, node: &PublicKey) -> bool {
@@ -125,8 +112,4 @@ fn is_ephemeral(ledger: &Ledger, node: &PublicKey) -> bool {
         .membership(node)
         .and_then(|membership| ledger.token(&membership.token))
         .is_some_and(|token| token.ephemeral)
-}
-
-fn refusal(text: &str) -> ApiError {
-    ApiError::new(ErrorCode::Forbidden, text)
 }

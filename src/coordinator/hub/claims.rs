@@ -7,139 +7,138 @@
 //!   belongs to another node or if the node has a lease of its own. A store that has lost records may not know all leases, so
 //!   it accepts such a record.
 
-use std::time::Duration;
-
+use super::published::PublishRefused;
 use super::refill::{Bringer, Phase, Terms, terms};
-use super::{Hub, PublishRefused, State, Writer};
+use super::state::State;
+use super::view::View;
 use crate::coordinator::enroll::CLOCK_SLACK;
-use crate::coordinator::store::StoreError;
+use crate::coordinator::store::{Store, StoreError};
 use crate::model::time::{Now, UnixSeconds};
 use crate::model::{Label, PublicKey};
 use crate::records::Ledger;
 use crate::records::envelope::Authentic;
 use crate::records::kinds::{Membership, Node, Record};
 
-impl Hub {
-    /// Whether a stream of `who` may bring this record. The caller verifies the signature, and the ledger its own rules.
-    pub(super) fn permit_on_stream(
-        &self,
-        writer: &mut Writer,
-        who: &PublicKey,
-        envelope: &Authentic,
-        now: Now,
-    ) -> Result<Result<(), PublishRefused>, StoreError> {
-        match envelope.parsed() {
-            Ok((_, Record::Membership(membership))) => {
-                self.permit_membership(writer, who, membership, now)
-            }
-            Ok((_, Record::Node(node))) => self.permit_node(writer, node, now),
-            _ => Ok(Ok(())),
-        }
-    }
+/// The time at which records arrive, and the phase of the refill then.
+pub(super) struct Arrival {
+    pub now: Now,
+    pub phase: Option<Phase>,
+}
 
-    fn permit_membership(
-        &self,
-        writer: &mut Writer,
-        who: &PublicKey,
-        membership: &Membership,
-        now: Now,
-    ) -> Result<Result<(), PublishRefused>, StoreError> {
-        let phase = self.phase(now.monotonic);
-        let clock = UnixSeconds::from_system(now.wall);
-        let (bringer, terms) = {
-            let state = self.read();
-            let Some(ledger) = &state.ledger else {
-                return Ok(Ok(()));
-            };
-            if let Some(held) = ledger.membership(&membership.id)
-                && (held.name != membership.name || !misses_something(phase))
-            {
-                return Ok(Err(PublishRefused::ChangedMembership));
-            }
-            let bringer = state.bringer(ledger, who, membership);
-            let terms = terms(phase, bringer);
-            let may_bring = bringer == Bringer::Member || membership.id == *who;
-            if terms == Terms::ByClock && !(may_bring && admits_now(ledger, membership, clock)) {
-                return Ok(Err(PublishRefused::NeverJoined));
-            }
-            (bringer, terms)
+impl Arrival {
+    /// Whether the store may lack records that its nodes hold.
+    fn may_lack_records(&self) -> bool {
+        !matches!(self.phase, None | Some(Phase::Over))
+    }
+}
+
+/// Whether a stream of `sender` may bring this record. The caller verifies the signature, and the ledger its own rules.
+pub(super) fn permit_on_stream(
+    view: &View,
+    store: &mut dyn Store,
+    sender: &PublicKey,
+    envelope: &Authentic,
+    arrival: &Arrival,
+) -> Result<Result<(), PublishRefused>, StoreError> {
+    match envelope.parsed() {
+        Ok((_, Record::Membership(membership))) => {
+            permit_membership(view, store, sender, membership, arrival)
+        }
+        Ok((_, Record::Node(node))) => permit_node(view, store, node, arrival),
+        _ => Ok(Ok(())),
+    }
+}
+
+fn permit_membership(
+    view: &View,
+    store: &mut dyn Store,
+    sender: &PublicKey,
+    membership: &Membership,
+    arrival: &Arrival,
+) -> Result<Result<(), PublishRefused>, StoreError> {
+    let clock = UnixSeconds::from_system(arrival.now.wall);
+    let (bringer, terms) = {
+        let state = view.read();
+        let Some(ledger) = &state.ledger else {
+            return Ok(Ok(()));
         };
-        if let Terms::Later(left) = terms {
-            return Ok(Err(PublishRefused::NotYet(left)));
+        if let Some(held) = ledger.membership(&membership.id)
+            && (held.name != membership.name || !arrival.may_lack_records())
+        {
+            return Ok(Err(PublishRefused::ChangedMembership));
         }
-        // A mark proves that the node was admitted, even if the store has no record of that.
-        let admitted = bringer == Bringer::Former
-            || writer
-                .store
-                .may_have_admitted(&membership.token, &membership.id)?;
-        Ok(if admitted {
-            Ok(())
-        } else {
-            Err(PublishRefused::NeverJoined)
-        })
+        let bringer = bringer(&state, ledger, sender, membership);
+        let terms = terms(arrival.phase, bringer);
+        let may_bring = bringer == Bringer::Member || membership.id == *sender;
+        if terms == Terms::ByClock && !(may_bring && admits_now(ledger, membership, clock)) {
+            return Ok(Err(PublishRefused::NeverJoined));
+        }
+        (bringer, terms)
+    };
+    if let Terms::Later(left) = terms {
+        return Ok(Err(PublishRefused::NotYet(left)));
     }
+    // A mark proves that the node was admitted, even if the store has no record of that.
+    let admitted =
+        bringer == Bringer::Former || store.may_have_admitted(&membership.token, &membership.id)?;
+    Ok(if admitted {
+        Ok(())
+    } else {
+        Err(PublishRefused::NeverJoined)
+    })
+}
 
-    fn permit_node(
-        &self,
-        writer: &mut Writer,
-        node: &Node,
-        now: Now,
-    ) -> Result<Result<(), PublishRefused>, StoreError> {
-        if misses_something(self.phase(now.monotonic)) {
+fn permit_node(
+    view: &View,
+    store: &mut dyn Store,
+    node: &Node,
+    arrival: &Arrival,
+) -> Result<Result<(), PublishRefused>, StoreError> {
+    if arrival.may_lack_records() {
+        return Ok(Ok(()));
+    }
+    let block = {
+        let state = view.read();
+        let Some(ledger) = &state.ledger else {
+            return Ok(Ok(()));
+        };
+        let held = ledger.node(&node.id);
+        if held.is_some_and(|held| held.block == node.block) {
             return Ok(Ok(()));
         }
-        let block = {
-            let state = self.read();
-            let Some(ledger) = &state.ledger else {
-                return Ok(Ok(()));
-            };
-            let held = ledger.node(&node.id);
-            if held.is_some_and(|held| held.block == node.block) {
-                return Ok(Ok(()));
-            }
-            // The ledger refuses a block outside the plan.
-            ledger
-                .mesh()
-                .and_then(|mesh| mesh.addresses.index_of(&node.block))
-        };
-        Ok(match block {
-            Some(block) if !writer.store.may_lease(&node.id, block)? => {
-                Err(PublishRefused::Leased(node.block.v4.to_string()))
-            }
-            _ => Ok(()),
-        })
-    }
-}
-
-impl Hub {
-    /// The name of a member that the revocation of its token does not list among the nodes that stay. Such a member joined
-    /// after `meshctl` had listed the nodes.
-    pub(super) fn left_out(&self, envelope: &Authentic) -> Option<Label> {
-        let Ok((_, Record::Revocation(revocation))) = envelope.parsed() else {
-            return None;
-        };
-        let stays = revocation.stays.as_ref()?;
-        let state = self.read();
-        let mut members = state.ledger.as_ref()?.members_by(&revocation.id);
-        let left_out = members.find(|member| !stays.contains(&member.id))?;
-        Some(left_out.name.clone())
-    }
-}
-
-impl State {
-    fn bringer(&self, ledger: &Ledger, who: &PublicKey, membership: &Membership) -> Bringer {
-        if ledger.membership(who).is_some() && !ledger.is_revoked(who) {
-            Bringer::Member
-        } else if membership.id == *who && self.former.contains(who) {
-            Bringer::Former
-        } else {
-            Bringer::Stranger
+        // The ledger refuses a block outside the plan.
+        ledger
+            .mesh()
+            .and_then(|mesh| mesh.addresses.index_of(&node.block))
+    };
+    Ok(match block {
+        Some(block) if !store.may_lease(&node.id, block)? => {
+            Err(PublishRefused::Leased(node.block.v4.to_string()))
         }
-    }
+        _ => Ok(()),
+    })
 }
 
-fn misses_something(phase: Option<Phase>) -> bool {
-    !matches!(phase, None | Some(Phase::Over))
+/// The name of a member that the revocation of its token does not list among the nodes that stay. Such a member joined after
+/// `meshctl` had listed the nodes.
+pub(super) fn left_out(state: &State, envelope: &Authentic) -> Option<Label> {
+    let Ok((_, Record::Revocation(revocation))) = envelope.parsed() else {
+        return None;
+    };
+    let stays = revocation.stays.as_ref()?;
+    let mut members = state.ledger.as_ref()?.members_by(&revocation.id);
+    let left_out = members.find(|member| !stays.contains(&member.id))?;
+    Some(left_out.name.clone())
+}
+
+fn bringer(state: &State, ledger: &Ledger, sender: &PublicKey, membership: &Membership) -> Bringer {
+    if ledger.membership(sender).is_some() && !ledger.is_revoked(sender) {
+        Bringer::Member
+    } else if membership.id == *sender && state.former.contains(sender) {
+        Bringer::Former
+    } else {
+        Bringer::Unproven
+    }
 }
 
 /// Whether the membership's token admits nodes now, by the coordinator's clock, and the membership is not dated in the future.
@@ -148,12 +147,4 @@ fn admits_now(ledger: &Ledger, membership: &Membership, clock: UnixSeconds) -> b
     token.is_some_and(|token| clock < token.expires_at)
         && !ledger.is_token_revoked(&membership.token)
         && membership.issued_at <= clock.plus(CLOCK_SLACK)
-}
-
-/// The message for people that tells when a refused stranger may try again.
-pub(super) fn not_yet(left: &Duration) -> String {
-    format!(
-        "the coordinator's store has lost recent records, and its members send these first; try again in {} s",
-        left.as_secs() + 1
-    )
 }

@@ -1,6 +1,7 @@
-//! What the hub tells administrators and metrics.
+//! Lists for administrators, and numbers for metrics.
 
-use super::{Hub, State};
+use super::state::State;
+use super::view::View;
 use crate::model::time::{Now, UnixSeconds};
 use crate::model::{Label, MeshAddresses, PublicKey};
 use crate::protocol::admin::{
@@ -9,21 +10,19 @@ use crate::protocol::admin::{
 use crate::records::kinds::{Membership, Token};
 use crate::records::{Ledger, RecordKey};
 
-/// How much there is.
+/// The size of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// Records held.
     pub records: usize,
-    /// The last revision.
     pub revision: u64,
-    /// Control streams open.
+    /// The number of open control streams.
     pub connections: usize,
-    /// Whether the store came from a backup and the nodes have not told everything yet.
+    /// Whether the store has lost records and waits for the nodes to offer them.
     pub refilling: bool,
 }
 
-impl Hub {
-    /// How much there is.
+impl View {
+    /// The size of the mesh.
     #[must_use]
     pub fn size(&self) -> Size {
         let state = self.read();
@@ -35,7 +34,7 @@ impl Hub {
         }
     }
 
-    /// What an administrator's command needs to know.
+    /// The state that an administrator's commands need.
     #[must_use]
     pub fn mesh_state(&self) -> MeshState {
         let state = self.read();

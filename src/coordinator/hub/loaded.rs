@@ -1,11 +1,11 @@
-//! What a store holds, as it is kept in memory.
+//! The contents of a store, verified and indexed.
 
 use std::time::Instant;
 
 use super::changes::Changes;
 use super::refill::Refill;
-use super::{Contents, State};
-use crate::coordinator::store::{Effect, Store, StoreError, Stored, Write};
+use super::state::State;
+use crate::coordinator::store::{Contents, Effect, Store, StoreError, Stored, Write};
 use crate::records::Ledger;
 use crate::records::kinds::RecordKey;
 use crate::records::ledger::{Applied, Refused};

@@ -1,7 +1,8 @@
 //! How streams read records: in parts, either of all records or of those that changed. The hub collects a part when it is sent.
 //! Between two parts a stream stores only the key of the last record, so a slow reader needs little memory.
 
-use super::{Hub, State};
+use super::state::State;
+use super::view::View;
 use crate::protocol::control::MAX_RECORDS;
 use crate::records::batch::Room;
 use crate::records::{Envelope, RecordKey};
@@ -59,7 +60,7 @@ impl Cursor {
     }
 }
 
-impl Hub {
+impl View {
     /// Returns the next part for the stream, and moves its cursor past the part; none, if the stream is up to date.
     #[must_use]
     pub fn read_part(&self, cursor: &mut Cursor) -> Option<Part> {

@@ -21,16 +21,16 @@ use std::time::{Duration, Instant};
 
 use crate::model::PublicKey;
 
-/// How long nobody is admitted after the start: twice the longest wait between two connection attempts of a node.
-pub(super) const FIRST: Duration = Duration::from_secs(30);
+/// How long no node is admitted after the start. It is twice the longest wait between two connection attempts of a node.
+pub(super) const NOBODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Members that have not offered their records after this time are assumed to be offline.
-pub(super) const MOST: Duration = Duration::from_secs(300);
+pub(super) const MAX_REFILL: Duration = Duration::from_secs(300);
 
 /// Which members have offered all records that they hold.
 #[derive(Debug)]
 pub(super) struct Refill {
     since: Instant,
-    told: HashSet<PublicKey>,
+    fully_offered: HashSet<PublicKey>,
 }
 
 /// Who may be admitted.
@@ -54,7 +54,7 @@ pub(super) enum Bringer {
     /// A node that sends its own membership, is not a member, and was one according to its mark.
     Former,
     /// Any other node.
-    Stranger,
+    Unproven,
 }
 
 /// The terms on which the store accepts a membership that is new to it.
@@ -72,35 +72,35 @@ impl Refill {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             since: now,
-            told: HashSet::new(),
+            fully_offered: HashSet::new(),
         }
     }
 
     /// Notes that a member has offered all records that it holds.
-    pub(super) fn handle_told(&mut self, node: PublicKey) {
-        self.told.insert(node);
+    pub(super) fn handle_fully_offered(&mut self, node: PublicKey) {
+        self.fully_offered.insert(node);
     }
 
     /// The phase at `now`, given all members that are not removed.
     pub(super) fn phase(&self, members: impl Iterator<Item = PublicKey>, now: Instant) -> Phase {
         let elapsed = now.saturating_duration_since(self.since);
-        if elapsed < FIRST {
-            return Phase::Nobody(FIRST - elapsed);
+        if elapsed < NOBODY_TIMEOUT {
+            return Phase::Nobody(NOBODY_TIMEOUT - elapsed);
         }
-        let (mut told, mut silent) = (0, 0);
+        let (mut offered, mut silent) = (0, 0);
         for member in members {
-            if self.told.contains(&member) {
-                told += 1;
+            if self.fully_offered.contains(&member) {
+                offered += 1;
             } else {
                 silent += 1;
             }
         }
-        if told > 0 && (silent == 0 || elapsed >= MOST) {
+        if offered > 0 && (silent == 0 || elapsed >= MAX_REFILL) {
             Phase::Over
-        } else if elapsed >= MOST && silent == 0 {
+        } else if elapsed >= MAX_REFILL && silent == 0 {
             Phase::Alone
         } else {
-            Phase::NewTokens(MOST.saturating_sub(elapsed))
+            Phase::NewTokens(MAX_REFILL.saturating_sub(elapsed))
         }
     }
 }
@@ -108,10 +108,10 @@ impl Refill {
 /// The terms on which a membership from `bringer` is accepted; `phase` is absent if the store is not being refilled.
 pub(super) fn terms(phase: Option<Phase>, bringer: Bringer) -> Terms {
     match (phase, bringer) {
-        (None | Some(Phase::Over), Bringer::Member | Bringer::Stranger) => Terms::ByClock,
+        (None | Some(Phase::Over), Bringer::Member | Bringer::Unproven) => Terms::ByClock,
         (None | Some(Phase::Over | Phase::NewTokens(_)), Bringer::Former) => Terms::Vouched,
         (Some(_), Bringer::Member) | (Some(Phase::Alone), _) => Terms::Vouched,
-        (Some(Phase::Nobody(left)), _) | (Some(Phase::NewTokens(left)), Bringer::Stranger) => {
+        (Some(Phase::Nobody(left)), _) | (Some(Phase::NewTokens(left)), Bringer::Unproven) => {
             Terms::Later(left)
         }
     }
@@ -132,43 +132,46 @@ mod tests {
         let start = Instant::now();
         let mut refill = Refill::new(start);
         let members = || [node(1), node(2)].into_iter();
-        refill.handle_told(node(1));
+        refill.handle_fully_offered(node(1));
         assert_eq!(
-            refill.phase(members(), start + FIRST - SECOND),
+            refill.phase(members(), start + NOBODY_TIMEOUT - SECOND),
             Phase::Nobody(SECOND)
         );
         assert_eq!(
-            refill.phase(members(), start + FIRST),
-            Phase::NewTokens(MOST - FIRST)
+            refill.phase(members(), start + NOBODY_TIMEOUT),
+            Phase::NewTokens(MAX_REFILL - NOBODY_TIMEOUT)
         );
-        assert_eq!(refill.phase(members(), start + MOST), Phase::Over);
-        refill.handle_told(node(2));
-        assert_eq!(refill.phase(members(), start + FIRST), Phase::Over);
+        assert_eq!(refill.phase(members(), start + MAX_REFILL), Phase::Over);
+        refill.handle_fully_offered(node(2));
+        assert_eq!(refill.phase(members(), start + NOBODY_TIMEOUT), Phase::Over);
     }
 
     #[test]
-    fn old_tokens_admit_nobody_while_no_member_has_told_anything() {
+    fn old_tokens_admit_nobody_while_no_member_has_offered_anything() {
         let start = Instant::now();
         let mut refill = Refill::new(start);
-        refill.handle_told(node(9));
+        refill.handle_fully_offered(node(9));
         let phase =
             |members: &[PublicKey], after| refill.phase(members.iter().copied(), start + after);
         for members in [&[][..], &[node(1)]] {
-            assert_eq!(phase(members, MOST - SECOND), Phase::NewTokens(SECOND));
+            assert_eq!(
+                phase(members, MAX_REFILL - SECOND),
+                Phase::NewTokens(SECOND)
+            );
         }
-        assert_eq!(phase(&[], MOST * 9), Phase::Alone);
+        assert_eq!(phase(&[], MAX_REFILL * 9), Phase::Alone);
         assert_eq!(
-            phase(&[node(1)], MOST * 9),
+            phase(&[node(1)], MAX_REFILL * 9),
             Phase::NewTokens(Duration::ZERO),
             "a member that is offline may still vouch"
         );
     }
 
     #[test]
-    fn only_members_and_marks_stand_for_a_membership_and_marks_not_before_removals_are_told() {
+    fn only_members_and_marks_stand_for_a_membership_and_marks_not_before_removals_are_offered() {
         let left = SECOND;
         let of = |phase| {
-            [Bringer::Member, Bringer::Former, Bringer::Stranger].map(|by| terms(phase, by))
+            [Bringer::Member, Bringer::Former, Bringer::Unproven].map(|by| terms(phase, by))
         };
         let (later, vouched, by_clock) = (Terms::Later(left), Terms::Vouched, Terms::ByClock);
         assert_eq!(of(Some(Phase::Nobody(left))), [vouched, later, later]);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Hub;
+use super::view::View;
 use crate::model::PublicKey;
 use crate::records::ledger::Refused;
 use crate::records::{Envelope, RecordKey};
@@ -29,7 +29,7 @@ pub enum Proof {
     Membership,
 }
 
-impl Hub {
+impl View {
     /// Compares a record with the records held. The caller has checked the length of the payload.
     #[must_use]
     pub fn screen(&self, record: &Envelope) -> Screened {

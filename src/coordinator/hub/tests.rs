@@ -4,14 +4,25 @@ mod claims;
 mod loss;
 
 use std::ops::Deref;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
+use super::absence::MAX_ABSENCE;
+use super::refill::{MAX_REFILL, NOBODY_TIMEOUT, Refill};
+use super::writer::PAUSE_AFTER_FAILURE;
 use super::*;
+use crate::coordinator::MarkKey;
+use crate::coordinator::store::{Admission, Effect, Write};
 use crate::coordinator::store::{Admitted, Contents, Sqlite};
+use crate::model::Label;
+use crate::model::time::UnixSeconds;
 use crate::model::{SigningKey, WireGuardKey};
 use crate::os::clock;
+use crate::protocol::api::ErrorCode;
+use crate::protocol::token::SpkiPin;
 use crate::records::envelope::Signature;
 use crate::records::kinds::{MESH_ID, Mesh, Node, Revocation, Service, Token};
+use crate::records::kinds::{Membership, Record, RecordKey, RevokedKind};
+use crate::records::ledger::Refused;
 
 const MESH: u8 = 1;
 const TOKEN: u8 = 2;
@@ -23,6 +34,11 @@ fn key(n: u8) -> SigningKey {
 
 fn now() -> u64 {
     UnixSeconds::from_system(SystemTime::now()).0
+}
+
+/// Why records were refused.
+fn reasons(published: &Published) -> Vec<PublishRefused> {
+    published.reasons().cloned().collect()
 }
 
 /// A hub that takes the time from the machine's clocks.
@@ -57,8 +73,8 @@ impl Hub {
         self.0.submit(submit, clock::now())
     }
 
-    fn keep_farewell(&self, node: &PublicKey, departure: &Envelope) -> Result<(), ApiError> {
-        self.0.keep_farewell(node, departure, clock::now())
+    fn store_departure(&self, node: &PublicKey, departure: &Envelope) -> Result<(), ApiError> {
+        self.0.store_departure(node, departure, clock::now())
     }
 
     fn dismiss_absent(&self, at: Instant) -> Result<(), ApiError> {
@@ -327,10 +343,10 @@ fn a_certificate_dated_back_does_not_outlive_its_token() {
         let published = hub
             .publish(&id(10), vec![dated_back.clone()])
             .expect("writable");
-        assert_eq!(published.refused, [PublishRefused::NeverJoined]);
+        assert_eq!(reasons(&published), [PublishRefused::NeverJoined]);
         let error = hub.join(&request(10, dated_back)).expect_err("too late");
         assert_eq!(error.code, ErrorCode::Forbidden);
-        assert_eq!(hub.standing(&key(10).public()), Standing::Stranger);
+        assert_eq!(hub.standing(&key(10).public()), Standing::NotMember);
     }
 }
 
@@ -338,7 +354,7 @@ fn a_certificate_dated_back_does_not_outlive_its_token() {
 fn blocks_that_nodes_say_they_have_are_leased_to_nobody_else() {
     let full = hub();
     let empty = emptied(&full);
-    let_pass(&empty, super::refill::MOST);
+    let_pass(&empty, MAX_REFILL);
     let records = vec![
         token(now() + HOUR),
         membership(10, "web", 1, now()),
@@ -446,10 +462,10 @@ fn a_reader_that_lags_gets_each_record_once_in_its_newest_form() {
 #[test]
 fn a_reader_of_another_store_or_of_the_future_gets_everything() {
     let hub = hub();
-    let Position {
+    let StreamStart {
         store, revision, ..
-    } = hub.position(None, 0);
-    let snapshot = |store: Option<&str>, revision| hub.position(store, revision).snapshot;
+    } = hub.stream_start(None, 0);
+    let snapshot = |store: Option<&str>, revision| hub.stream_start(store, revision).snapshot;
     assert!(snapshot(None, revision) && snapshot(Some("another"), revision));
     assert!(snapshot(Some(&store), revision + 1));
     assert!(!snapshot(Some(&store), revision) && !snapshot(Some(&store), 0));
@@ -628,7 +644,7 @@ fn after_an_old_backup_is_restored_nothing_is_given_twice() {
     let backup = dir.path().join("backup");
     crate::coordinator::store::back_up(dir.path(), &["tls.crt", "tls.key"], &backup)
         .expect("a running store");
-    let store_before = hub.position(None, 0).store;
+    let store_before = hub.stream_start(None, 0).store;
 
     // Since: four nodes spent the rest of the token, one of them was removed, a service changed.
     for n in 11..=14 {
@@ -642,8 +658,8 @@ fn after_an_old_backup_is_restored_nothing_is_given_twice() {
 
     // Restored: it presents itself as another store, so that nodes offer all they hold.
     let hub = restored(&backup, dir.path());
-    assert_ne!(hub.position(None, 0).store, store_before);
-    assert!(hub.position(Some(&store_before), 3).snapshot);
+    assert_ne!(hub.stream_start(None, 0).store, store_before);
+    assert!(hub.stream_start(Some(&store_before), 3).snapshot);
 
     // At first nobody is admitted, but who asks for what it was granted before has it.
     let early = join(&hub, 15, "n15").expect_err("too early");
@@ -651,7 +667,7 @@ fn after_an_old_backup_is_restored_nothing_is_given_twice() {
     assert!(early.message.contains("try again in 30 s"), "{early}");
 
     // Then the token that is older than the restoration admits nobody, and a new one does, from far away.
-    let_pass(&hub, super::refill::FIRST);
+    let_pass(&hub, NOBODY_TIMEOUT);
     let unsure = join(&hub, 15, "n15").expect_err("maybe spent");
     assert_eq!(unsure.code, ErrorCode::Busy);
     assert!(unsure.message.contains("meshctl token create"), "{unsure}");
@@ -666,14 +682,14 @@ fn after_an_old_backup_is_restored_nothing_is_given_twice() {
     assert_eq!(published.refused, []);
     for n in [10, 11, 13] {
         assert_eq!(hub.standing(&key(n).public()), Standing::Member, "{n}");
-        hub.handle_told(&key(n).public());
+        hub.handle_fully_offered(&key(n).public());
     }
     assert_eq!(hub.standing(&key(12).public()), Standing::Revoked);
     assert!(hub.snapshot().0.contains(&service(10, "web", 1)));
 
     // All that are there have told, and the token turns out to be spent.
-    let_pass(&hub, super::refill::MOST);
-    hub.handle_told(&key(11).public());
+    let_pass(&hub, MAX_REFILL);
+    hub.handle_fully_offered(&key(11).public());
     let spent = join(&hub, 15, "n15").expect_err("spent");
     assert_eq!(spent.code, ErrorCode::Forbidden);
     assert!(spent.message.contains("spent"), "{spent}");
@@ -863,12 +879,12 @@ fn an_ephemeral_node_that_stays_away_is_out_by_its_own_word_and_no_other_is() {
         member(n, 3);
     }
     for n in [11, 12] {
-        hub.keep_farewell(&key(n).public(), &departure(n))
+        hub.store_departure(&key(n).public(), &departure(n))
             .expect("its own");
     }
     // Not of a node that came to stay, nor by another's hand.
     let refused = |by: u8, of: u8| {
-        hub.keep_farewell(&key(by).public(), &departure(of))
+        hub.store_departure(&key(by).public(), &departure(of))
             .expect_err("not its own")
             .code
     };
@@ -878,7 +894,7 @@ fn an_ephemeral_node_that_stays_away_is_out_by_its_own_word_and_no_other_is() {
     for n in [10, 11, 13] {
         hub.set_connected(key(n).public(), false);
     }
-    let absence = super::absence::PATIENCE;
+    let absence = MAX_ABSENCE;
     hub.dismiss_absent(Instant::now() + absence - Duration::from_secs(1))
         .expect("writable");
     assert_eq!(hub.standing(&key(11).public()), Standing::Member);
@@ -1061,7 +1077,7 @@ fn a_snapshot_put_back_under_a_running_coordinator_is_noticed_and_lets_nobody_in
     let hub = Hub::open(Box::new(store), setup()).expect("readable");
     submit(&hub, Some(MESH), mesh(&hub)).expect("the first");
     submit(&hub, None, token(now() + HOUR)).expect("signed by the mesh key");
-    let name = hub.position(None, 0).store;
+    let name = hub.stream_start(None, 0).store;
     rig.save();
     let request_of = |n: u8| request(n, membership(n, &format!("n{n}"), 1, now()));
     let end = Instant::now() + Duration::from_secs(60);

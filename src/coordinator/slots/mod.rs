@@ -121,10 +121,10 @@ impl Slot {
     }
 
     /// The sender has proved its identity and is not a member. False if too many such senders are connected.
-    pub(super) fn handle_stranger(&self) -> bool {
+    pub(super) fn handle_unverified(&self) -> bool {
         let held = &self.0;
         let now = std::time::Instant::now();
-        held.slots.table().handle_stranger(held.number, now)
+        held.slots.table().handle_unverified(held.number, now)
     }
 
     /// The sender has proved that it is a member.

@@ -2,7 +2,7 @@
 //! pure: the clock is an argument.
 //!
 //! A connection is *waiting* until the coordinator reads from it, and *opening* until its sender has proved its identity. Then
-//! it is a *stranger's* or a *member's*, or it is *joining* if its sender presents a token. Except for members, the coordinator
+//! it is an *unverified* node's or a *member's*, or it is *joining* if its sender presents a token. Except for members, the coordinator
 //! knows little more about a sender than its source. So each of these kinds has two bounds: one for all sources together, and
 //! one for each source. The remaining connections are reserved for members.
 //!
@@ -23,8 +23,8 @@ use crate::model::rate::{Bucket, Rate};
 /// How long an opening connection may keep others of its source waiting. It is several times the round trip to the most distant
 /// node.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long a stranger's connection is protected from being closed for another stranger's.
-const STRANGER_GRACE: Duration = Duration::from_secs(5);
+/// How long the connection of an unverified node is protected from being closed for that of another one.
+const UNVERIFIED_GRACE: Duration = Duration::from_secs(5);
 /// The rate at which connections of one source begin to be served. A connection that turns out to be a member's is not counted,
 /// and neither is a join that is granted: the rate limits handshakes that lead to nothing.
 const BEGUN: Rate = Rate {
@@ -64,7 +64,7 @@ pub(super) struct Bounds {
     pub waiting: Bound,
     pub opening: Bound,
     pub joining: Bound,
-    pub strangers: Bound,
+    pub unverified: Bound,
 }
 
 /// The maximum number of connections of one kind.
@@ -86,7 +86,7 @@ impl Bounds {
             waiting: bound(all / 8, 224),
             opening: bound(all / 8, 32),
             joining: bound(all / 8, 224),
-            strangers: bound((all / 16).min(64), 8),
+            unverified: bound((all / 16).min(64), 8),
         }
     }
 }
@@ -108,7 +108,7 @@ pub(super) struct Table {
     waiting: Queue,
     opening: Queue,
     joining: Queue,
-    strangers: Queue,
+    unverified: Queue,
     begun: HashMap<Source, Bucket>,
 }
 
@@ -133,7 +133,7 @@ impl Table {
             waiting: queue(bounds.waiting),
             opening: queue(bounds.opening),
             joining: queue(bounds.joining),
-            strangers: queue(bounds.strangers),
+            unverified: queue(bounds.unverified),
             begun: HashMap::new(),
         }
     }
@@ -210,7 +210,7 @@ impl Table {
         if self.begun.len() >= MAX_RATES && !self.begun.contains_key(&source) {
             self.begun.retain(|_, bucket| !bucket.is_full(now));
             if self.begun.len() >= MAX_RATES {
-                self.begun.clear();
+                self.forget_least_charged();
             }
         }
         let begun = self.begun.entry(source);
@@ -221,26 +221,40 @@ impl Table {
         begins
     }
 
-    /// The sender has proved its identity and is not a member. Returns false if there is no slot for another stranger.
-    pub(super) fn handle_stranger(&mut self, number: Number, now: Instant) -> bool {
+    /// Forgets the rates of a quarter of the sources: of those that are full again first. So a sender with many sources cannot
+    /// make the table forget the source that it has used most.
+    fn forget_least_charged(&mut self) {
+        let mut sources: Vec<(Instant, Source)> = self
+            .begun
+            .iter()
+            .map(|(source, bucket)| (bucket.ready(BEGUN.burst), *source))
+            .collect();
+        sources.sort_unstable_by_key(|(full, _)| *full);
+        for (_, source) in sources.iter().take(MAX_RATES / 4) {
+            self.begun.remove(source);
+        }
+    }
+
+    /// The sender has proved its identity and is not a member. Returns false if there is no slot for another unverified node.
+    pub(super) fn handle_unverified(&mut self, number: Number, now: Instant) -> bool {
         let Number { source, number } = number;
-        let is_full = self.strangers.count >= self.strangers.bound.all;
-        let is_over = self.strangers.of(source) >= self.strangers.bound.per_source;
+        let is_full = self.unverified.count >= self.unverified.bound.all;
+        let is_over = self.unverified.of(source) >= self.unverified.bound.per_source;
         let rests_until = if is_over {
-            self.strangers.oldest(source)
+            self.unverified.oldest(source)
         } else if is_full {
-            self.strangers.oldest_of_greediest()
+            self.unverified.oldest_of_greediest()
         } else {
             None
         };
-        if rests_until.is_some_and(|since| now < since + STRANGER_GRACE) {
+        if rests_until.is_some_and(|since| now < since + UNVERIFIED_GRACE) {
             return false;
         }
         let Some(entry) = self.opening.remove(source, number) else {
             return false;
         };
-        self.strangers.make_room_for(source);
-        self.strangers.push(
+        self.unverified.make_room_for(source);
+        self.unverified.push(
             source,
             Entry {
                 since: now,
@@ -255,7 +269,7 @@ impl Table {
     pub(super) fn handle_member(&mut self, number: Number, now: Instant) {
         let Number { source, number } = number;
         if self.opening.remove(source, number).is_some()
-            || self.strangers.remove(source, number).is_some()
+            || self.unverified.remove(source, number).is_some()
         {
             self.give_back(source);
             self.poll(source, now);
@@ -293,7 +307,7 @@ impl Table {
             &mut self.waiting,
             &mut self.opening,
             &mut self.joining,
-            &mut self.strangers,
+            &mut self.unverified,
         ] {
             queue.remove(source, number);
         }
@@ -549,33 +563,33 @@ mod tests {
     }
 
     #[test]
-    fn strangers_of_one_source_do_not_keep_others_out() {
+    fn unverified_nodes_of_one_source_do_not_keep_others_out() {
         let (mut table, start) = (table(), Instant::now());
         let admit = |table: &mut Table, from: u32, now: Instant| {
             let (number, orders) = arrive(table, from, 1, now).remove(0);
             table
-                .handle_stranger(number, now)
+                .handle_unverified(number, now)
                 .then_some((number, orders))
         };
-        let mut strangers: Vec<Connection> = (0..20)
+        let mut unverified: Vec<Connection> = (0..20)
             .filter_map(|_| admit(&mut table, 1, start))
             .collect();
-        assert_eq!(strangers.len(), 8);
+        assert_eq!(unverified.len(), 8);
         for from in 2..80 {
-            strangers.extend(admit(&mut table, from, start));
+            unverified.extend(admit(&mut table, from, start));
         }
-        assert_eq!(strangers.len(), 64);
-        let later = start + STRANGER_GRACE;
+        assert_eq!(unverified.len(), 64);
+        let later = start + UNVERIFIED_GRACE;
         assert!(admit(&mut table, 100, later).is_some());
-        assert_eq!(count(&strangers, Order::Leave), 1);
+        assert_eq!(count(&unverified, Order::Leave), 1);
         // A connection that was ordered to close is closed without effect on the others.
-        let gone = strangers
+        let gone = unverified
             .iter()
             .find(|(_, orders)| *orders.borrow() == Order::Leave);
         let number = gone.expect("the greediest source's").0;
         assert_eq!(number.source(), source(1));
         table.handle_closed(number, later);
-        assert_eq!(table.strangers.count, 64);
+        assert_eq!(table.unverified.count, 64);
     }
 
     #[test]
@@ -593,6 +607,23 @@ mod tests {
         assert!((0..5000).all(|_| begin(&mut table, true)));
         let begun = (0..5000).filter(|_| begin(&mut table, false)).count();
         assert_eq!(begun, 512);
+    }
+
+    #[test]
+    fn many_sources_do_not_make_the_table_forget_the_one_that_is_charged_most() {
+        let (mut table, now) = (table(), Instant::now());
+        let begun = |table: &mut Table, from: u32| {
+            let connections = arrive(table, from, 1, now);
+            for (number, _) in &connections {
+                table.handle_closed(*number, now);
+            }
+            count(&connections, Order::Serve)
+        };
+        assert_eq!((0..600).map(|_| begun(&mut table, 1)).sum::<usize>(), 512);
+        for from in 2..10_000 {
+            begun(&mut table, from);
+        }
+        assert_eq!(begun(&mut table, 1), 0, "its rate is still exceeded");
     }
 
     #[test]

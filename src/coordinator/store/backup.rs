@@ -1,10 +1,10 @@
-//! Backups of a SQLite store: one file with all that a coordinator needs, taken while it runs, and put back as another
-//! store.
+//! Backups of a SQLite store. A backup is one file with everything that a coordinator needs. It is written while the coordinator
+//! runs, and it is restored as a store with another name.
 //!
-//! A backup holds the records, leases and spent tokens, and the files that nodes know the coordinator by (its TLS key):
-//! it is as secret as the state directory. What happened after it was taken is not in it, so a restored store
-//! takes another name (nodes then offer all they hold), knows of no token that all its uses are in it, leases from
-//! elsewhere, and says that it was restored until the nodes have told the rest.
+//! A backup contains the records, the leases and the spent tokens, and the coordinator's TLS key, which nodes pin. So it is as
+//! secret as the state directory. It does not contain what happened later. So a restored store takes another name, after which nodes
+//! offer all records that they hold. It does not rely on knowing all uses of its tokens, leases blocks from another range, and is
+//! marked as restored until the nodes have offered their records.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,8 +18,8 @@ use super::sqlite::{SCHEMA_VERSION, mark_restored, meta};
 
 /// The store's file in the state directory.
 pub(crate) const FILE: &str = "records.db";
-/// How long a backup waits for somebody who writes.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+/// How long a backup waits for another process that writes.
+const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
 fn failed(what: impl std::fmt::Display) -> StoreError {
     StoreError::Failed(what.to_string())
@@ -32,11 +32,11 @@ fn at(action: &str, path: &Path, error: &io::Error) -> StoreError {
     failed(format_args!("cannot {action} {}: {error}", path.display()))
 }
 
-/// Writes the store of `state_dir` as it is now, and the named files beside it, into the new file `to` (0600). The
+/// Writes the present contents of the store of `state_dir`, and the named files beside it, into the new file `to` (mode 0600). The
 /// coordinator may run meanwhile.
 ///
 /// # Errors
-/// There is no store, `to` exists already, or it cannot be written; nothing is left behind then.
+/// There is no store, `to` exists already, or it cannot be written. Then no file is left behind.
 pub fn back_up(state_dir: &Path, files: &[&str], to: &Path) -> Result<(), StoreError> {
     if to.exists() {
         return Err(failed(format_args!(
@@ -76,12 +76,12 @@ fn write_copy(state_dir: &Path, files: &[&str], to: &Path) -> Result<(), StoreEr
     close(copy)
 }
 
-/// Puts the backup in `from` in the place of the store in `state_dir`, which no coordinator may use meanwhile. What was
-/// there is kept as `records.db.before-restore`. A machine that fails in the middle finds the old store or the new.
-/// Gives the files that came with the backup, which are to be written before the next start.
+/// Replaces the store in `state_dir` by the backup `from`. No coordinator may use the store meanwhile. The old store is kept as
+/// `records.db.before-restore`. If the machine fails in between, either the old or the new store is in place. `write_files`
+/// writes the files that came with the backup, before the store is replaced.
 ///
 /// # Errors
-/// It is no backup, is damaged, is of another mesh, or cannot be written.
+/// The file is no backup, is damaged, belongs to another mesh, or the store cannot be written.
 pub fn restore(
     from: &Path,
     state_dir: &Path,
@@ -102,7 +102,7 @@ pub fn restore(
     sync_directory(&store)
 }
 
-/// Makes the copy of a backup a store of its own; gives the files that came with it.
+/// Converts the copy of a backup into a store. Returns the files that came with the backup.
 fn take_over(
     from: &Path,
     copy: &Path,
@@ -155,7 +155,7 @@ fn take_over(
     Ok(files)
 }
 
-/// Keeps the old store under another name and leaves no log of it behind: SQLite would take that for one of the new.
+/// Keeps the old store under another name, and leaves no log of it behind. SQLite would apply that log to the new store.
 fn set_aside(store: &Path) -> Result<(), StoreError> {
     if !store.exists() {
         return Ok(());
@@ -173,7 +173,7 @@ fn set_aside(store: &Path) -> Result<(), StoreError> {
     if whole && fs::hard_link(store, &kept).is_ok() {
         return Ok(());
     }
-    // It is damaged, or the file system knows no second names: without its log it is as good as gone, so both go aside.
+    // The store is damaged, or the file system has no hard links. Without its log the store is incomplete, so both are moved.
     for (path, to) in [
         (log.clone(), with_suffix(&kept, "-wal")),
         (with_suffix(store, "-shm"), with_suffix(&kept, "-shm")),
@@ -193,7 +193,7 @@ fn open(path: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)
         .map_err(|e| failed(format_args!("cannot open {}: {e}", path.display())))?;
-    connection.busy_timeout(PATIENCE)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)
 }
 
@@ -202,7 +202,7 @@ fn close(connection: Connection) -> Result<(), StoreError> {
 }
 
 fn private_new(path: &Path) -> Result<File, StoreError> {
-    // Left by a process that was killed.
+    // A process that was killed may have left the file.
     let _ = fs::remove_file(path);
     File::options()
         .write(true)
@@ -226,7 +226,7 @@ fn sync(path: &Path) -> Result<(), StoreError> {
         .map_err(|e| at("write", path, &e))
 }
 
-/// A rename is on disk once its directory is.
+/// A rename is on disk only when its directory is.
 fn sync_directory(path: &Path) -> Result<(), StoreError> {
     let parent = path
         .parent()

@@ -1,13 +1,17 @@
-//! Where records are kept: a narrow trait, so that one machine's SQLite and a shared store look the same.
+//! The durable store of a coordinator, behind one trait: a SQLite file of one coordinator, or an etcd cluster that several
+//! coordinators share.
 //!
-//! Besides records the store keeps what must be decided once for all coordinators that share it: which node spent a
-//! token's use, which name and which block is whose. Each call is one transaction, and what it did is on disk when
-//! it returns. Which tokens were issued here is kept too: for those the admissions held are all there ever were. A
-//! store brought back from a backup must forget that (and take another id), since nodes may have joined after it.
+//! Besides records the store keeps what must be decided once for all coordinators that share it: which node spent a use of a
+//! token, and which node has which name and which block. Each call is one transaction, and its effect is on disk when the call
+//! returns.
 //!
-//! A store that several coordinators share takes a write only from one that has seen all that is in it: any other is
-//! told [`StoreError::Behind`], takes in what is [`Store::news`] to it, looks at its write again, and comes back. So all
-//! hold the same records under the same revisions, and each decides on what is true.
+//! The store records which tokens it issued. For those, its table of admissions is complete; for tokens from before a restoration
+//! it may not be. So a store that was restored from a backup forgets which tokens it issued and takes another name, because nodes
+//! may have joined after the backup.
+//!
+//! A store that several coordinators share accepts a write only from a coordinator that has read all earlier writes. Any other
+//! coordinator receives [`StoreError::Behind`], applies [`Store::news`], decides its write again and repeats it. So all coordinators
+//! hold the same records under the same revisions, and no coordinator decides with an old state.
 
 mod backup;
 #[cfg(feature = "etcd")]
@@ -33,51 +37,46 @@ use crate::model::{Label, PublicKey};
 use crate::records::Envelope;
 use crate::records::kinds::RecordKey;
 
-/// Everything in the store.
+/// The contents of a store.
 #[derive(Debug, Clone)]
 pub struct Contents {
-    /// Random name of this store: another one's revisions mean nothing here.
+    /// The random name of this store. Revisions of a store with another name cannot be compared with this one's.
     pub id: String,
-    /// What everything is verified up to; absent before `meshctl init`.
+    /// The key that all records are verified up to. It is absent before `meshctl init`.
     pub mesh_key: Option<PublicKey>,
     /// All records, in the order of their revisions.
     pub records: Vec<Stored>,
     /// The last revision.
     pub revision: u64,
-    /// It came from a backup, and the nodes have not yet told all that happened since.
+    /// Whether the store came from a backup, and the nodes have not yet offered the records that are newer.
     pub restored: bool,
 }
 
-/// A record as stored.
+/// A record in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// The revision that brought this version of it.
+    /// The revision at which this version of the record was stored.
     pub revision: u64,
-    /// Which record.
     pub key: RecordKey,
-    /// What travels.
     pub envelope: Envelope,
 }
 
-/// A record to be stored, and what follows from it.
+/// A record to be stored, with its effects.
 #[derive(Debug, Clone)]
 pub struct Write {
-    /// Which record.
     pub key: RecordKey,
-    /// What travels.
     pub envelope: Envelope,
     /// Other records that the ledger dropped because of this one. They are deleted in the same transaction.
     pub gone: Vec<RecordKey>,
-    /// Takes effect in the same transaction.
+    /// The effect on tokens, names and blocks, in the same transaction.
     pub effect: Effect,
 }
 
-/// What follows from a record for tokens, names and blocks.
+/// The effect of a record on tokens, names and blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing.
     None,
-    /// The administrator issued this token here.
+    /// The administrator issued this token through this store.
     Issued(PublicKey),
     /// A removed node was a member, so it counts as a use of its token.
     Spent {
@@ -86,107 +85,100 @@ pub enum Effect {
         /// The token that admitted it.
         token: PublicKey,
     },
-    /// A node is a member that did not join here: it counts as a use of its token, and has its name.
+    /// A node is a member that did not join through this store. It counts as a use of its token, and it has its name.
     Admitted {
-        /// Who.
         node: PublicKey,
-        /// By which token.
+        /// The token that admitted it.
         token: PublicKey,
-        /// Under which name.
         name: Label,
     },
-    /// A node says which block it has. The block it had before is free.
+    /// A node published which block it has. The block that it had before becomes free.
     Leased {
-        /// Who.
         node: PublicKey,
-        /// Index of the block.
+        /// The index of the block.
         block: u32,
     },
-    /// These nodes are not members any more: their names and blocks are free. Their uses of a token stay spent.
+    /// These nodes are not members any more. Their names and blocks become free; the uses of tokens that they spent stay spent.
     Released(Vec<PublicKey>),
 }
 
 /// A node to be admitted.
 #[derive(Debug, Clone)]
 pub struct Admission {
-    /// Who.
     pub node: PublicKey,
-    /// Under which name.
     pub name: Label,
-    /// With which token.
     pub token: PublicKey,
-    /// How many nodes that token may admit.
+    /// How many nodes the token may admit.
     pub uses: u32,
-    /// How many blocks the address plan has; block 0 is nobody's.
+    /// How many blocks the address plan has. Block 0 is never leased.
     pub blocks: u32,
-    /// The membership record.
+    /// The key of the membership record.
     pub key: RecordKey,
-    /// As it is stored.
     pub envelope: Envelope,
 }
 
-/// The node is in.
+/// The result of an admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Admitted {
-    /// Index of its address block.
+    /// The index of the node's address block.
     pub block: u32,
-    /// The revision that holds its membership.
+    /// The revision at which its membership was stored.
     pub revision: u64,
 }
 
 /// What other coordinators wrote.
 #[derive(Debug, Clone)]
 pub enum News {
-    /// What changed, up to this revision.
+    /// The records that changed.
     Changes {
-        /// What everything is verified up to.
+        /// The key that all records are verified up to.
         mesh_key: Option<PublicKey>,
-        /// In the order of their revisions; of several versions of one only the last.
+        /// The records in the order of their revisions, with only the last version of each.
         records: Vec<Stored>,
         /// The last revision.
         revision: u64,
         /// As in [`Contents`].
         restored: bool,
     },
-    /// What changed is not known any more.
+    /// All records, because the changes are not known any more.
     Everything(Contents),
 }
 
-/// How much one [`Store::put`] takes.
+/// The maximum size of one [`Store::put`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Records at most.
+    /// The maximum number of records.
     pub records: usize,
-    /// Octets of their payloads at most; a single record may have more.
+    /// The maximum size of their payloads together, in bytes. A single record may be larger.
     pub octets: usize,
 }
 
-/// Where an etcd cluster is, and how to speak to it.
+/// The settings of the connection to an etcd cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EtcdSettings {
     /// `http://` or `https://`, host and port of each member.
     pub endpoints: Vec<String>,
-    /// All keys begin with it.
+    /// The prefix of all keys.
     pub prefix: String,
-    /// Who the coordinator is, if etcd asks.
+    /// The user of the coordinator, if etcd requires one.
     pub user: Option<String>,
-    /// Holds that user's password.
+    /// The file with that user's password.
     pub password_file: Option<PathBuf>,
-    /// Certificates (PEM) that etcd's are signed by.
+    /// The certificates (PEM) of the authorities that sign etcd's certificates.
     pub ca_file: Option<PathBuf>,
-    /// The coordinator's own certificate (PEM), if etcd asks for one.
+    /// The coordinator's own certificate (PEM), if etcd requires one.
     pub certificate_file: Option<PathBuf>,
-    /// Its key (PEM).
+    /// The key of that certificate (PEM).
     pub key_file: Option<PathBuf>,
 }
 
-/// Where leases begin in a store that came from a backup: somewhere in the upper half of what was never leased, since those
-/// given after the backup was taken lie right above those in it.
+/// The first block to lease in a store that came from a backup. It is a random block in the upper half of those that were never
+/// leased, because blocks that were leased after the backup lie directly above those in the backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct LeaseStart {
-    /// The highest block leased by then.
+    /// The highest block that was leased in the backup.
     above: u32,
-    /// Random: from which of the blocks in that half.
+    /// A random number that selects one of the blocks in that half.
     turn: u32,
 }
 
@@ -197,7 +189,7 @@ impl LeaseStart {
         Ok(Self { above, turn })
     }
 
-    /// The first block to lease, of a mesh of so many.
+    /// The first block to lease, in a mesh with this number of blocks.
     fn block(self, blocks: u32) -> u32 {
         let first = u64::from(self.above) + 1;
         let half = u64::from(blocks).saturating_sub(first) / 2;
@@ -206,10 +198,10 @@ impl LeaseStart {
     }
 }
 
-/// Why a store does not do as asked.
+/// Why a store refuses a call.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The token has admitted as many nodes as it may.
+    /// The token has admitted the maximum number of nodes.
     #[error(
         "the token is spent: it has admitted {0} node(s), all it may; make another with `meshctl token create`"
     )]
@@ -227,10 +219,10 @@ pub enum StoreError {
         "the disk with the coordinator's state is full; make room there and try again, nothing that was acknowledged is lost"
     )]
     Full,
-    /// Another coordinator wrote something that this one has not seen.
+    /// Another coordinator wrote something that this one has not read.
     #[error("other coordinators write at the same time; try again")]
     Behind,
-    /// Anything else.
+    /// Any other failure.
     #[error("the coordinator's store failed: {0}")]
     Failed(String),
 }
@@ -238,9 +230,9 @@ pub enum StoreError {
 /// The number of attempts of a write, in a store without a time limit for them.
 const MAX_ATTEMPTS: u32 = 64;
 
-/// Records, leases and token uses, durable. A call that returns has its effect on disk; one that fails has none.
+/// The durable tables of records, leases and token uses. A call that succeeds has its effect on disk. A call that fails has none.
 pub trait Store: Send + 'static {
-    /// Everything, at the start.
+    /// Loads all contents.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -252,40 +244,39 @@ pub trait Store: Send + 'static {
     /// The store cannot be written.
     fn set_mesh_key(&mut self, key: &PublicKey) -> Result<(), StoreError>;
 
-    /// Stores records, each under a revision of its own, in order and without gaps; gives the last revision. Nothing
-    /// to store is a test whether the store can be written.
+    /// Stores records in order, each under a revision of its own and without gaps. Returns the last revision. A call without
+    /// records tests whether the store can be written.
     ///
     /// # Errors
     /// The store cannot be written; none is stored then.
     fn put(&mut self, writes: &[Write]) -> Result<u64, StoreError>;
 
-    /// Spends a use of the token, takes the name, leases a block and stores the membership: all or nothing. A node
-    /// admitted before with the same token spends nothing and keeps its block; the very same membership gives the same
-    /// answer again.
+    /// Spends a use of the token, reserves the name, leases a block and stores the membership, all or nothing. A node that the same
+    /// token has admitted before spends nothing and keeps its block. The same membership has the same result again.
     ///
     /// # Errors
-    /// Says which of these cannot be.
+    /// Which of these is not possible.
     fn admit(&mut self, admission: &Admission) -> Result<Admitted, StoreError>;
 
-    /// Whether the administrator issued the token to this very store: all its uses are known here then.
+    /// Whether the administrator issued the token through this store. Then the store knows all uses of the token.
     ///
     /// # Errors
     /// The store cannot be read.
     fn is_issued_here(&mut self, token: &PublicKey) -> Result<bool, StoreError>;
 
-    /// Keeps a node's departure until it is due; a later one replaces it.
+    /// Stores the departure that a node has signed in advance. It replaces an earlier one.
     ///
     /// # Errors
     /// The store cannot be written.
     fn set_farewell(&mut self, node: &PublicKey, departure: &Envelope) -> Result<(), StoreError>;
 
-    /// The departure kept for a node.
+    /// The stored departure of a node.
     ///
     /// # Errors
     /// The store cannot be read.
     fn farewell(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError>;
 
-    /// The nodes have told what happened between a backup and its restoration.
+    /// Records that the nodes have offered what happened between a backup and its restoration.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -310,8 +301,8 @@ pub trait Store: Send + 'static {
     /// The store cannot be written.
     fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError>;
 
-    /// Whether a membership that comes by itself, by this token, may be one that this store has not seen: not if
-    /// the token was issued here and did not admit the node here.
+    /// Whether the token may have admitted the node without the knowledge of this store. That is impossible if the token was issued
+    /// through this store and did not admit the node through it.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -321,7 +312,7 @@ pub trait Store: Send + 'static {
         node: &PublicKey,
     ) -> Result<bool, StoreError>;
 
-    /// How much one [`Store::put`] takes.
+    /// The maximum size of one [`Store::put`].
     fn bounds(&self) -> Bounds {
         Bounds {
             records: usize::MAX,
@@ -329,7 +320,7 @@ pub trait Store: Send + 'static {
         }
     }
 
-    /// What others wrote since the last call, or since everything was loaded.
+    /// What other coordinators wrote since the last call, or since the contents were loaded.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -337,7 +328,7 @@ pub trait Store: Send + 'static {
         Ok(None)
     }
 
-    /// Waits until all that others have written is news.
+    /// Waits until [`Store::news`] knows all that other coordinators have written.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -351,12 +342,12 @@ pub trait Store: Send + 'static {
         attempt < MAX_ATTEMPTS
     }
 
-    /// Wakes who waits for news; absent if there never is any.
+    /// A receiver that is notified of news; absent if no other coordinator uses the store.
     fn followed(&self) -> Option<watch::Receiver<u64>> {
         None
     }
 
-    /// Tells the others which nodes are connected here. Holds for a few minutes.
+    /// Tells the other coordinators which nodes are connected to this one. The information is valid for some minutes.
     ///
     /// # Errors
     /// The store cannot be written.
@@ -364,7 +355,7 @@ pub trait Store: Send + 'static {
         Ok(())
     }
 
-    /// Who is, or was minutes ago, connected to any of the coordinators that share the store.
+    /// The nodes that are connected to any of the coordinators that share the store, or were some minutes ago.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -372,8 +363,8 @@ pub trait Store: Send + 'static {
         Ok(HashSet::new())
     }
 
-    /// Notes the hash of the TLS key that nodes know this coordinator by; gives the one noted first. All that
-    /// share a store have to have the same.
+    /// Stores the hash of the coordinator's TLS key, unless one is stored. Returns the stored one. All coordinators that share a
+    /// store must have the same key.
     ///
     /// # Errors
     /// The store cannot be written.

@@ -1,7 +1,6 @@
 //! What streams may claim.
 
 use super::*;
-use crate::coordinator::hub::refill::{FIRST, MOST};
 
 /// A mesh that came back from a backup, in which node 10 is a member; the token had 4 uses left.
 fn restored_with_member() -> (tempfile::TempDir, Hub) {
@@ -18,7 +17,7 @@ fn restored_with_member() -> (tempfile::TempDir, Hub) {
 
 fn refusal(hub: &Hub, who: u8, record: &Envelope) -> Option<PublishRefused> {
     let published = hub.publish(&id(who), vec![record.clone()]);
-    published.expect("writable").refused.into_iter().next()
+    reasons(&published.expect("writable")).into_iter().next()
 }
 
 fn is_member(hub: &Hub, n: u8) -> bool {
@@ -27,8 +26,8 @@ fn is_member(hub: &Hub, n: u8) -> bool {
 
 /// Ends the wait for the nodes, as the next join does.
 fn end_wait(hub: &Hub) {
-    let_pass(hub, MOST);
-    hub.handle_told(&id(10));
+    let_pass(hub, MAX_REFILL);
+    hub.handle_fully_offered(&id(10));
     let _ = hub.join(&request(99, membership(99, "n99", 1, now() - HOUR)));
     assert!(!hub.size().refilling);
 }
@@ -49,12 +48,16 @@ fn token_until(expires_at: u64) -> Envelope {
 fn after_a_restoration_a_leaked_token_with_uses_left_admits_nobody_by_a_stream() {
     let (_dir, hub) = restored_with_member();
     let leaked = membership(66, "thief", 1, now() - 100);
-    for passed in [Duration::ZERO, FIRST, MOST - Duration::from_secs(60)] {
+    for passed in [
+        Duration::ZERO,
+        NOBODY_TIMEOUT,
+        MAX_REFILL - Duration::from_secs(60),
+    ] {
         let_pass(&hub, passed);
         assert!(
             matches!(
                 refusal(&hub, 66, &leaked),
-                Some(PublishRefused::NotYet(left)) if left <= MOST
+                Some(PublishRefused::NotYet(left)) if left <= MAX_REFILL
             ),
             "{passed:?}"
         );
@@ -148,7 +151,7 @@ fn leases_are_kept(hub: &Hub, other: &Hub) {
         let record = node(hub, n, version, block);
         other.handle_news();
         let published = other.publish(&id(n), vec![record]).expect("writable");
-        published.refused.into_iter().next()
+        reasons(&published).into_iter().next()
     };
     // The joiner has said nothing yet.
     let refused = taken(10, 1, 2);

@@ -1,7 +1,6 @@
 //! Stores that lost something, and how that is noticed.
 
 use super::*;
-use crate::coordinator::hub::refill::{FIRST, MOST};
 
 fn join(hub: &Hub, n: u8) {
     hub.join(&request(n, membership(n, &format!("n{n}"), 1, now())))
@@ -14,7 +13,7 @@ fn mark(hub: &Hub, n: u8) -> String {
 
 /// Returns a mark as a stream does; whether the store became another by it.
 fn return_mark(hub: &Hub, n: u8, mark: &str) -> bool {
-    let before = hub.position(None, 0).store;
+    let before = hub.stream_start(None, 0).store;
     if hub.handle_mark(&id(n), mark) {
         hub.examine_loss(&id(n), mark).expect("writable");
     }
@@ -44,7 +43,7 @@ fn went_back() -> (tempfile::TempDir, Hub, [String; 2], Vec<Envelope>) {
 fn a_store_that_went_back_in_time_is_noticed_by_a_mark_and_told_by_its_nodes() {
     let (_dir, hub, marks, held) = went_back();
     assert!(!hub.size().refilling);
-    assert_eq!(hub.standing(&id(11)), Standing::Stranger);
+    assert_eq!(hub.standing(&id(11)), Standing::NotMember);
     assert!(return_mark(&hub, 10, &marks[0]));
     assert!(hub.size().refilling);
     let early = hub
@@ -55,11 +54,11 @@ fn a_store_that_went_back_in_time_is_noticed_by_a_mark_and_told_by_its_nodes() {
     hub.publish(&id(10), held).expect("writable");
     assert_eq!(hub.standing(&id(11)), Standing::Member);
     for n in [10, 11] {
-        hub.handle_told(&id(n));
+        hub.handle_fully_offered(&id(n));
     }
-    let_pass(&hub, FIRST);
+    let_pass(&hub, NOBODY_TIMEOUT);
     for n in [10, 11] {
-        hub.handle_told(&id(n));
+        hub.handle_fully_offered(&id(n));
     }
     let third = hub
         .join(&request(12, membership(12, "n12", 1, now())))
@@ -75,12 +74,12 @@ fn a_node_that_the_store_forgot_proves_by_its_mark_that_it_went_back() {
     let (_dir, hub, marks, held) = went_back();
     assert!(return_mark(&hub, 11, &marks[1]));
     let own = vec![membership(11, "n11", 1, now())];
-    let early = hub.publish(&id(11), own).expect("writable").refused;
+    let early = reasons(&hub.publish(&id(11), own).expect("writable"));
     assert!(
         matches!(early.as_slice(), [PublishRefused::NotYet(_)]),
         "removals are told first: {early:?}"
     );
-    let_pass(&hub, FIRST);
+    let_pass(&hub, NOBODY_TIMEOUT);
     hub.publish(&id(11), held).expect("writable");
     assert_eq!(hub.standing(&id(11)), Standing::Member);
 }
@@ -88,7 +87,7 @@ fn a_node_that_the_store_forgot_proves_by_its_mark_that_it_went_back() {
 #[test]
 fn one_loss_is_noticed_once_and_no_member_makes_one_up() {
     let (_dir, hub, marks, _) = went_back();
-    let store = hub.position(None, 0).store;
+    let store = hub.stream_start(None, 0).store;
     let invented = [
         format!("{}.{store}.{}", 1u64 << 63, "0".repeat(64)),
         marks[0].replacen(char::is_numeric, "9", 1),
@@ -112,7 +111,7 @@ fn a_record_of_the_administrator_that_the_store_lacks_proves_that_it_went_back()
     for by in [10, 66] {
         let hub = hub();
         join(&hub, 10);
-        let before = hub.position(None, 0).store;
+        let before = hub.stream_start(None, 0).store;
         // Held, forged, and of a member: no proof.
         let forged = Envelope::seal_payload(other_token(4).payload, &key(66));
         let mut passed_off = forged.clone();
@@ -126,7 +125,7 @@ fn a_record_of_the_administrator_that_the_store_lacks_proves_that_it_went_back()
             .expect("writable");
         assert!(!hub.is_on(&before) && hub.size().refilling);
         // The store knows it now, so it proves nothing more.
-        let after = hub.position(None, 0).store;
+        let after = hub.stream_start(None, 0).store;
         hub.publish(&id(by), vec![other_token(4)])
             .expect("writable");
         assert!(hub.is_on(&after));
@@ -155,8 +154,8 @@ fn an_emptied_coordinator_is_refilled_by_nodes_that_have_marks() {
     // At first only what the administrator signed.
     assert!(later(&taken(10)));
     assert_eq!(empty.standing(&id(12)), Standing::Revoked);
-    assert_eq!(empty.standing(&id(10)), Standing::Stranger);
-    let_pass(&empty, FIRST);
+    assert_eq!(empty.standing(&id(10)), Standing::NotMember);
+    let_pass(&empty, NOBODY_TIMEOUT);
     assert!(later(&taken(66)), "no mark");
     assert_eq!(taken(10), []);
     assert_eq!(empty.snapshot().0, full.snapshot().0);
@@ -164,10 +163,10 @@ fn an_emptied_coordinator_is_refilled_by_nodes_that_have_marks() {
     assert_eq!((used(&empty), used(&full)), (Some(3), Some(3)));
     // Once members are back, a stranger is never believed as it comes.
     for n in [10, 11] {
-        empty.handle_told(&id(n));
+        empty.handle_fully_offered(&id(n));
     }
-    let_pass(&empty, MOST);
-    empty.handle_told(&id(10));
+    let_pass(&empty, MAX_REFILL);
+    empty.handle_fully_offered(&id(10));
     submit(&empty, None, revocation(TOKEN, RevokedKind::Token)).expect("signed");
     let leaked = membership(66, "thief", 1, now() - 100);
     assert_eq!(
@@ -180,11 +179,15 @@ fn an_emptied_coordinator_is_refilled_by_nodes_that_have_marks() {
 fn nodes_without_marks_fill_an_emptied_coordinator_if_nobody_else_comes_back() {
     let (full, held) = lost_mesh();
     let empty = emptied(&full);
-    for passed in [Duration::ZERO, FIRST, MOST - Duration::from_secs(60)] {
+    for passed in [
+        Duration::ZERO,
+        NOBODY_TIMEOUT,
+        MAX_REFILL - Duration::from_secs(60),
+    ] {
         let_pass(&empty, passed);
         assert!(later(&hub_publish(&empty, 11, &held)), "{passed:?}");
     }
-    let_pass(&empty, MOST);
+    let_pass(&empty, MAX_REFILL);
     assert_eq!(hub_publish(&empty, 11, &held), []);
     assert_eq!(empty.snapshot().0, full.snapshot().0);
     assert_eq!(empty.standing(&id(12)), Standing::Revoked);
@@ -198,9 +201,9 @@ fn a_mesh_of_one_node_recovers_from_an_emptied_coordinator() {
     let held = full.snapshot().0;
     let empty = emptied(&full);
     empty.handle_mark(&id(10), &mark(&full, 10));
-    let_pass(&empty, FIRST);
+    let_pass(&empty, NOBODY_TIMEOUT);
     assert_eq!(hub_publish(&empty, 10, &held), []);
-    empty.handle_told(&id(10));
+    empty.handle_fully_offered(&id(10));
     empty
         .join(&request(11, membership(11, "n11", 1, now())))
         .expect("all members have told");
@@ -218,7 +221,7 @@ fn hub_publish(hub: &Hub, n: u8, records: &[Envelope]) -> Vec<PublishRefused> {
             _ => false,
         },
     );
-    hub.publish(&id(n), records).expect("writable").refused
+    reasons(&hub.publish(&id(n), records).expect("writable"))
 }
 
 /// Whether memberships are to be brought again later.
@@ -237,7 +240,7 @@ fn a_coordinator_that_lags_behind_another_does_not_take_that_for_a_loss() {
     let (one, other) = two_on_one_store(&rig);
     join(&one, 10);
     other.handle_news();
-    let store = other.position(None, 0).store;
+    let store = other.stream_start(None, 0).store;
     for n in 11..14 {
         join(&one, n);
         let fresh = other_token(n);

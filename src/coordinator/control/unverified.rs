@@ -1,30 +1,30 @@
-//! A stranger is a node that has proved its identity and is not a member. It may publish records that prove its membership,
-//! since this store may have been emptied or restored, and no other records. Anybody can make a key and open a stream, so a
-//! stranger's time and messages are limited, and so is the number of strangers.
+//! An unverified node has proved its identity and is not a member. It may publish records that prove its membership, since this
+//! store may have been emptied or restored, and no other records. Anybody can make a key and open a stream, so the time and the
+//! messages of an unverified node are limited, and so is the number of such nodes.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::End;
-use crate::coordinator::hub::{Hub, Position, Proof};
+use super::end::End;
+use crate::coordinator::hub::{Hub, Proof, StreamStart};
 use crate::model::PublicKey;
 use crate::protocol::control::Refusal;
 use crate::records::Envelope;
 
-/// How long a stranger may stay connected without becoming a member.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The maximum number of messages of any kind from one stranger.
+/// How long an unverified node may stay connected without becoming a member.
+const UNVERIFIED_TIMEOUT: Duration = Duration::from_secs(30);
+/// The maximum number of messages of any kind from one unverified node.
 const MAX_MESSAGES: u32 = 64;
 /// The maximum size of these messages together, in bytes. A node of an earlier version offers all records that it holds, and
 /// those that prove its membership come first.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
-/// The maximum number of memberships that one stranger may present, since each is verified.
+/// The maximum number of memberships that one unverified node may present, since each is verified.
 const MAX_MEMBERSHIPS: u32 = 8;
 
-/// How much of its limits one stranger has used.
+/// How much of its limits one unverified node has used.
 #[derive(Debug)]
-pub(super) struct Stranger {
+pub(super) struct Unverified {
     since: Instant,
     messages: u32,
     bytes: usize,
@@ -33,7 +33,7 @@ pub(super) struct Stranger {
     later: Option<String>,
 }
 
-impl Stranger {
+impl Unverified {
     pub(super) fn new() -> Self {
         Self {
             since: Instant::now(),
@@ -46,7 +46,7 @@ impl Stranger {
 
     /// The time when the stream ends unless the node is a member by then.
     pub(super) fn end(&self) -> Instant {
-        self.since + PATIENCE
+        self.since + UNVERIFIED_TIMEOUT
     }
 
     /// Counts a message. Returns the end of the stream if the message exceeds a limit.
@@ -66,7 +66,7 @@ impl Stranger {
 
     /// Handles that the node has published all records that it holds. If one of them may be accepted only later, the stream ends
     /// and the node tries again: a stream that waits would occupy the place of another.
-    pub(super) fn handle_told(&self) -> Result<(), End> {
+    pub(super) fn handle_fully_offered(&self) -> Result<(), End> {
         match &self.later {
             Some(_) => Err(self.refusal()),
             None => Ok(()),
@@ -81,7 +81,7 @@ impl Stranger {
         }
     }
 
-    /// Whether a record may prove the node's membership. The coordinator verifies no other records of a stranger.
+    /// Whether a record may prove the node's membership. The coordinator verifies no other records of an unverified node.
     pub(super) fn may_prove(&mut self, hub: &Hub, node: &PublicKey, record: &Envelope) -> bool {
         match hub.proof(node, record) {
             Proof::None => false,
@@ -94,7 +94,7 @@ impl Stranger {
     }
 }
 
-/// The refusal for a stranger when the maximum number of strangers is connected.
+/// The refusal when the maximum number of unverified nodes is connected.
 pub(super) fn too_many() -> End {
     End::Refuse(
         Refusal::Busy,
@@ -102,10 +102,10 @@ pub(super) fn too_many() -> End {
     )
 }
 
-/// The position that a stranger receives in place of the store's own. Its name is random, so no node knows a store of that
+/// The start of the stream that an unverified node receives in place of the store's own. Its name is random, so no node knows a store of that
 /// name, and each node offers all records that it holds.
-pub(super) fn position() -> Position {
-    Position {
+pub(super) fn stream_start() -> StreamStart {
+    StreamStart {
         store: format!("{:016x}", getrandom::u64().unwrap_or_default()),
         revision: 0,
         snapshot: true,

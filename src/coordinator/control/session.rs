@@ -1,14 +1,14 @@
-//! One seat a node: of two machines with the same keys, the one that is there keeps its stream.
+//! The table of sessions: each node has at most one. Of two machines with the same keys, the one that answers keeps its stream.
 //!
 //! Each start of a node's program draws a random name, its instance. A second stream of a node that comes from the same
-//! instance takes the first one's place: it is the same program, whose old connection broke. One from another instance
-//! is the node after a restart, if the old stream is dead, which a ping tells; else it is a clone: a copied disk or a
-//! machine restored twice. The clone is refused, and stays refused when the original is away for a moment. What makes it
-//! believe that is the original's signature over its instance (see [`crate::protocol::control`]); an original of a version
-//! that gives none keeps its seat all the same.
+//! instance replaces the first one: it is the same program, whose old connection broke. A stream from another instance comes
+//! from the node after a restart if the old stream does not answer a ping. Otherwise it comes from a duplicate: a copied disk, or
+//! a machine that was restored twice. The duplicate is refused, and stays refused when the original is away for a moment. It
+//! believes the refusal because of the original's signature over its instance (see [`crate::protocol::control`]). An original of a
+//! version that gives no signature keeps its session all the same.
 //!
 //! Streams of early versions name no instance. All of them count as one instance whose name is empty, so the next such stream
-//! takes the place of the one before. So a node always has at most one stream.
+//! replaces the one before. So a node always has at most one stream.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,85 +17,85 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::End;
+use super::end::End;
 use crate::model::PublicKey;
 use crate::protocol::control::{Refusal, copy_message};
 use crate::records::envelope::{Purpose, Signature};
 
 /// How long a stream that is alive may take to answer a ping.
-const ANSWER_LIMIT: Duration = Duration::from_secs(3);
-/// Clones remembered at most; each had a member's keys.
-const MAX_CLONES: usize = 1024;
-/// Characters of an instance's name at most.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// The maximum number of duplicates that are stored. Each had a member's keys.
+const MAX_DUPLICATES: usize = 1024;
+/// The maximum length of an instance's name, in characters.
 const MAX_INSTANCE: usize = 64;
 
-/// All seats.
+/// The sessions of all nodes.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seats(Arc<Mutex<Table>>);
+pub(super) struct SessionTable(Arc<Mutex<Table>>);
 
 #[derive(Debug, Default)]
 struct Table {
-    seats: HashMap<PublicKey, Taken>,
-    clones: VecDeque<Copied>,
+    sessions: HashMap<PublicKey, Claimed>,
+    duplicates: VecDeque<Duplicate>,
     last: u64,
 }
 
-/// A machine known to be a copy.
+/// A machine that is known to have the keys of another one.
 #[derive(Debug)]
-struct Copied {
+struct Duplicate {
     node: PublicKey,
     instance: String,
-    /// The original's word.
+    /// The original's signature.
     proof: Option<Signature>,
 }
 
 #[derive(Debug, Clone)]
-struct Taken {
+struct Claimed {
     number: u64,
     node: PublicKey,
     instance: String,
     orders: watch::Sender<Order>,
-    /// Becomes true when another stream of the node takes the seat.
+    /// Becomes true when another stream of the node takes the session.
     lost: watch::Sender<bool>,
     heard: watch::Receiver<u64>,
-    vouched: watch::Receiver<Option<Vouched>>,
+    proof: watch::Receiver<Option<DuplicateProof>>,
     /// Whether the coordinator does not read from the stream at present.
     paused: watch::Receiver<bool>,
 }
 
-/// An instance that is another machine, by the original's word.
-type Vouched = (String, Signature);
+/// An instance, and the original's signature which states that it is another machine.
+type DuplicateProof = (String, Signature);
 
-/// What a stream is to do.
+/// What a stream has to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Go on.
+    /// Continue.
     None,
-    /// Ask the node whether it is there, and whether this instance is another machine.
-    Vouch(String),
+    /// Ask the node for an answer, and for a proof that this instance is another machine.
+    ProveDuplicate(String),
 }
 
-/// A stream's seat; free again when it is dropped.
+/// The session of a stream. It ends when this value is dropped.
 #[derive(Debug)]
-pub(super) struct Seat {
-    seats: Seats,
+pub(super) struct NodeSession {
+    sessions: SessionTable,
     node: PublicKey,
     number: u64,
     orders: watch::Receiver<Order>,
     lost: watch::Receiver<bool>,
     heard: watch::Sender<u64>,
-    vouched: watch::Sender<Option<Vouched>>,
+    proof: watch::Sender<Option<DuplicateProof>>,
     paused: watch::Sender<bool>,
 }
 
-impl Seats {
+impl SessionTable {
     fn table(&self) -> MutexGuard<'_, Table> {
         // Nothing is done under the lock that could leave the table half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seats a stream of `node`, if it is not a clone of one that is there.
-    pub(super) async fn take(&self, node: PublicKey, instance: &str) -> Result<Seat, End> {
+    /// SessionTable a stream of `node`, if it is not a clone of one that is there.
+    pub(super) async fn claim(&self, node: PublicKey, instance: &str) -> Result<NodeSession, End> {
         if instance.len() > MAX_INSTANCE {
             return Err(End::Refuse(
                 Refusal::Protocol,
@@ -105,24 +105,24 @@ impl Seats {
         loop {
             let mut other = {
                 let mut table = self.table();
-                let mut clones = table.clones.iter();
-                if let Some(known) = clones.find(|c| c.node == node && c.instance == instance) {
-                    return Err(End::Copy(known.proof));
+                let mut duplicates = table.duplicates.iter();
+                if let Some(known) = duplicates.find(|c| c.node == node && c.instance == instance) {
+                    return Err(End::DuplicateIdentity(known.proof));
                 }
-                match table.seats.get(&node) {
+                match table.sessions.get(&node) {
                     Some(taken) if taken.instance != instance => taken.clone(),
                     taken => {
                         if let Some(taken) = taken {
                             taken.lost.send_replace(true);
                         }
-                        return Ok(self.seat(&mut table, node, instance));
+                        return Ok(self.session(&mut table, node, instance));
                     }
                 }
             };
             let answer = other.ask_about(instance).await;
             let mut table = self.table();
-            // Somebody else may have come meanwhile; then all begins again.
-            if table.seats.get(&node).map(|t| t.number) != Some(other.number) {
+            // Another stream may have claimed the session meanwhile. Then the claim begins again.
+            if table.sessions.get(&node).map(|t| t.number) != Some(other.number) {
                 continue;
             }
             if let Answer::Unknown = answer {
@@ -135,10 +135,10 @@ impl Seats {
             if let Answer::Alive(proof) = answer {
                 // An empty name is not remembered: the next stream without a name may come from the original.
                 if !instance.is_empty() {
-                    if table.clones.len() >= MAX_CLONES {
-                        table.clones.pop_front();
+                    if table.duplicates.len() >= MAX_DUPLICATES {
+                        table.duplicates.pop_front();
                     }
-                    table.clones.push_back(Copied {
+                    table.duplicates.push_back(Duplicate {
                         node,
                         instance: instance.to_owned(),
                         proof,
@@ -148,61 +148,62 @@ impl Seats {
                     node = node.short(),
                     "a second machine with this node's keys is refused"
                 );
-                return Err(End::Copy(proof));
+                return Err(End::DuplicateIdentity(proof));
             }
             other.lost.send_replace(true);
-            return Ok(self.seat(&mut table, node, instance));
+            return Ok(self.session(&mut table, node, instance));
         }
     }
 
-    fn seat(&self, table: &mut Table, node: PublicKey, instance: &str) -> Seat {
+    fn session(&self, table: &mut Table, node: PublicKey, instance: &str) -> NodeSession {
         table.last += 1;
         let (order_sender, orders) = watch::channel(Order::None);
         let (lost_sender, lost) = watch::channel(false);
         let (heard, heard_receiver) = watch::channel(0);
-        let (vouched, vouched_receiver) = watch::channel(None);
+        let (proof, proof_receiver) = watch::channel(None);
         let (paused, paused_receiver) = watch::channel(false);
-        let taken = Taken {
+        let taken = Claimed {
             number: table.last,
             node,
             instance: instance.to_owned(),
             orders: order_sender,
             lost: lost_sender,
             heard: heard_receiver,
-            vouched: vouched_receiver,
+            proof: proof_receiver,
             paused: paused_receiver,
         };
-        table.seats.insert(node, taken);
-        Seat {
-            seats: self.clone(),
+        table.sessions.insert(node, taken);
+        NodeSession {
+            sessions: self.clone(),
             node,
             number: table.last,
             orders,
             lost,
             heard,
-            vouched,
+            proof,
             paused,
         }
     }
 }
 
-/// What the node of a stream says to another instance of it.
+/// How the node of a stream answers the question about another instance.
 enum Answer {
-    /// Nothing.
+    /// It does not answer.
     Silent,
     /// The coordinator does not read the node's answer now, since the node has used up its allowance.
     Unknown,
-    /// It is there, and signs that the other is not it, if it can.
+    /// It answers. It signs that the other instance is another machine, if its version can do that.
     Alive(Option<Signature>),
 }
 
-impl Taken {
-    /// Asks the stream's node whether it is there, and for its word that `instance` is another machine.
+impl Claimed {
+    /// Asks the stream's node for an answer, and for its signature that `instance` is another machine.
     async fn ask_about(&mut self, instance: &str) -> Answer {
         self.heard.mark_unchanged();
-        self.orders.send_replace(Order::Vouch(instance.to_owned()));
+        self.orders
+            .send_replace(Order::ProveDuplicate(instance.to_owned()));
         if !matches!(
-            timeout(ANSWER_LIMIT, self.heard.changed()).await,
+            timeout(ANSWER_TIMEOUT, self.heard.changed()).await,
             Ok(Ok(()))
         ) {
             return if *self.paused.borrow() {
@@ -211,31 +212,31 @@ impl Taken {
                 Answer::Silent
             };
         }
-        let is_meant = |vouched: &Option<Vouched>| {
-            vouched.as_ref().is_some_and(|(other, signature)| {
+        let is_valid_proof = |proof: &Option<DuplicateProof>| {
+            proof.as_ref().is_some_and(|(other, signature)| {
                 other == instance
                     && signature.holds(&self.node, Purpose::DuplicateProof, &copy_message(other))
             })
         };
-        let vouched = timeout(ANSWER_LIMIT, self.vouched.wait_for(is_meant)).await;
-        Answer::Alive(match vouched {
-            Ok(Ok(vouched)) => vouched.as_ref().map(|(_, signature)| *signature),
+        let proof = timeout(ANSWER_TIMEOUT, self.proof.wait_for(is_valid_proof)).await;
+        Answer::Alive(match proof {
+            Ok(Ok(proof)) => proof.as_ref().map(|(_, signature)| *signature),
             _ => None,
         })
     }
 }
 
-impl Seat {
-    /// The node was heard.
+impl NodeSession {
+    /// The node has sent something.
     pub(super) fn handle_heard(&self) {
         self.heard
             .send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// The node says that `instance` is another machine.
-    pub(super) fn handle_vouched(&self, instance: &str, signature: Signature) {
+    /// The node has signed that `instance` is another machine.
+    pub(super) fn handle_duplicate_proof(&self, instance: &str, signature: Signature) {
         if instance.len() <= MAX_INSTANCE {
-            self.vouched
+            self.proof
                 .send_replace(Some((instance.to_owned(), signature)));
         }
     }
@@ -250,32 +251,32 @@ impl Seat {
     pub(super) async fn order(&mut self) -> Order {
         match self.orders.changed().await {
             Ok(()) => self.orders.borrow_and_update().clone(),
-            // Another stream has taken the seat, so this stream ends.
+            // Another stream has taken the session, so this stream ends.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// A receiver that becomes true when another stream of the node takes the seat.
+    /// A receiver that becomes true when another stream of the node takes the session.
     pub(super) fn lost(&self) -> watch::Receiver<bool> {
         self.lost.clone()
     }
 }
 
-impl Drop for Seat {
+impl Drop for NodeSession {
     fn drop(&mut self) {
-        let mut table = self.seats.table();
+        let mut table = self.sessions.table();
         if table
-            .seats
+            .sessions
             .get(&self.node)
             .is_some_and(|taken| taken.number == self.number)
         {
-            table.seats.remove(&self.node);
+            table.sessions.remove(&self.node);
         }
     }
 }
 
-/// What a copy is told.
-pub(super) const COPY: &str = "another machine with this node's keys is connected and goes on; this one is a copy of it: run `meshctl leave` here and join with a new token";
+/// The message that a duplicate receives.
+pub(super) const DUPLICATE_IDENTITY: &str = "another machine with this node's keys is connected and goes on; this one is a copy of it: run `meshctl leave` here and join with a new token";
 
 #[cfg(test)]
 mod tests {
@@ -288,16 +289,19 @@ mod tests {
     }
 
     /// A stream whose node answers, until it is told to leave; `signs` with its key, or another's.
-    fn answering_with(mut seat: Seat, signs: Option<SigningKey>) -> tokio::task::JoinHandle<()> {
+    fn answering_with(
+        mut session: NodeSession,
+        signs: Option<SigningKey>,
+    ) -> tokio::task::JoinHandle<()> {
         tokio::spawn(async move {
-            let mut lost = seat.lost();
+            let mut lost = session.lost();
             let answer = async {
-                while let Order::Vouch(instance) = seat.order().await {
-                    seat.handle_heard();
+                while let Order::ProveDuplicate(instance) = session.order().await {
+                    session.handle_heard();
                     if let Some(key) = &signs {
                         let message = copy_message(&instance);
                         let signature = Signature::make(key, Purpose::DuplicateProof, &message);
-                        seat.handle_vouched(&instance, signature);
+                        session.handle_duplicate_proof(&instance, signature);
                     }
                 }
             };
@@ -308,26 +312,26 @@ mod tests {
         })
     }
 
-    fn answering(seat: Seat) -> tokio::task::JoinHandle<()> {
-        answering_with(seat, Some(key()))
+    fn answering(session: NodeSession) -> tokio::task::JoinHandle<()> {
+        answering_with(session, Some(key()))
     }
 
-    fn is_clone(result: Result<Seat, End>) -> bool {
-        matches!(result, Err(End::Copy(Some(proof))) if proof.holds(&key().public(), Purpose::DuplicateProof, &copy_message("b")))
+    fn is_duplicate(result: Result<NodeSession, End>) -> bool {
+        matches!(result, Err(End::DuplicateIdentity(Some(proof))) if proof.holds(&key().public(), Purpose::DuplicateProof, &copy_message("b")))
     }
 
-    async fn seated(seats: &Seats, instance: &str) -> Seat {
+    async fn claimed(sessions: &SessionTable, instance: &str) -> NodeSession {
         let node = key().public();
-        seats.take(node, instance).await.ok().expect("no clone")
+        sessions.claim(node, instance).await.ok().expect("no clone")
     }
 
     #[tokio::test]
     async fn an_original_that_does_not_sign_keeps_its_seat_and_nothing_is_made_up() {
         let with = async |signs| {
-            let seats = Seats::default();
-            let original = answering_with(seated(&seats, "a").await, signs);
-            let refused = seats.take(key().public(), "b").await;
-            assert!(matches!(refused, Err(End::Copy(None))));
+            let sessions = SessionTable::default();
+            let original = answering_with(claimed(&sessions, "a").await, signs);
+            let refused = sessions.claim(key().public(), "b").await;
+            assert!(matches!(refused, Err(End::DuplicateIdentity(None))));
             assert!(!original.is_finished());
         };
         let stranger = SigningKey::from_seed(&[2; 32]);
@@ -336,60 +340,63 @@ mod tests {
 
     #[tokio::test]
     async fn a_clone_is_refused_and_the_original_goes_on() {
-        let seats = Seats::default();
-        let original = answering(seated(&seats, "a").await);
-        assert!(is_clone(seats.take(key().public(), "b").await));
+        let sessions = SessionTable::default();
+        let original = answering(claimed(&sessions, "a").await);
+        assert!(is_duplicate(sessions.claim(key().public(), "b").await));
         assert!(!original.is_finished());
-        // The original is away for a moment, and its copy does not get the seat.
+        // The original is away for a moment, and its copy does not get the session.
         original.abort();
         let _ = original.await;
-        assert!(is_clone(seats.take(key().public(), "b").await));
+        assert!(is_duplicate(sessions.claim(key().public(), "b").await));
         // It was restarted.
-        seated(&seats, "c").await;
+        claimed(&sessions, "c").await;
     }
 
     #[tokio::test]
     async fn a_node_that_lost_its_connection_gets_its_seat_back() {
-        let seats = Seats::default();
-        let silent = seated(&seats, "a").await;
-        let again = seated(&seats, "a").await;
+        let sessions = SessionTable::default();
+        let silent = claimed(&sessions, "a").await;
+        let again = claimed(&sessions, "a").await;
         assert!(*silent.lost().borrow());
         drop(silent);
         // Restarted after a loss of power: the old stream hears nothing any more.
-        let _restarted = seated(&seats, "b").await;
+        let _restarted = claimed(&sessions, "b").await;
         drop(again);
-        assert!(!seats.table().seats.is_empty());
+        assert!(!sessions.table().sessions.is_empty());
     }
 
     #[tokio::test]
     async fn of_streams_without_an_instance_the_last_has_the_seat_and_no_copy_is_remembered() {
-        let seats = Seats::default();
-        let mut taken = vec![seated(&seats, "").await];
+        let sessions = SessionTable::default();
+        let mut taken = vec![claimed(&sessions, "").await];
         for _ in 0..12 {
-            taken.push(seated(&seats, "").await);
+            taken.push(claimed(&sessions, "").await);
         }
-        let lost = taken.iter().filter(|seat| *seat.lost().borrow()).count();
+        let lost = taken
+            .iter()
+            .filter(|session| *session.lost().borrow())
+            .count();
         assert_eq!(lost, 12);
         drop(taken);
-        let original = answering(seated(&seats, "a").await);
+        let original = answering(claimed(&sessions, "a").await);
         assert!(matches!(
-            seats.take(key().public(), "").await,
-            Err(End::Copy(_))
+            sessions.claim(key().public(), "").await,
+            Err(End::DuplicateIdentity(_))
         ));
         original.abort();
         let _ = original.await;
-        seated(&seats, "").await;
+        claimed(&sessions, "").await;
     }
 
     #[tokio::test]
     async fn a_stream_that_is_not_read_from_keeps_its_seat_until_it_is() {
-        let seats = Seats::default();
-        let original = seated(&seats, "a").await;
+        let sessions = SessionTable::default();
+        let original = claimed(&sessions, "a").await;
         original.set_paused(true);
-        let refused = seats.take(key().public(), "b").await;
+        let refused = sessions.claim(key().public(), "b").await;
         assert!(matches!(refused, Err(End::Refuse(Refusal::Busy, _))));
         original.set_paused(false);
-        seated(&seats, "b").await;
+        claimed(&sessions, "b").await;
         assert!(*original.lost().borrow());
     }
 }
