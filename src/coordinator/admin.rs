@@ -1,4 +1,4 @@
-//! The admin API. Its calls are in [`crate::protocol::admin`].
+//! The API for administrators. Its calls are in [`crate::protocol::admin`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use crate::protocol::api::{ApiError, ErrorCode};
 /// Binds the socket.
 ///
 /// # Errors
-/// Says who or what is in the way.
+/// The socket is in use, or cannot be made.
 pub(super) async fn bind(path: &Path) -> Result<UnixListener, Failure> {
     unix_server::bind(path)
         .await
         .map_err(|error| Failure::new(error.code(), error))
 }
 
-/// Serves until the listener breaks.
+/// Serves until the listener fails.
 pub(super) async fn serve(listener: UnixListener, path: PathBuf, hub: Arc<Hub>) {
     let router = Router::new()
         .route("/v1/mesh", get(mesh).post(submit))
@@ -81,7 +81,7 @@ async fn nodes(State(hub): State<Arc<Hub>>) -> Response {
     document(hub.nodes())
 }
 
-/// What a call gave, as an answer.
+/// The response to a call.
 pub(super) fn answer(result: Result<impl serde::Serialize, ApiError>) -> Response {
     match result {
         Ok(given) => document(given),
@@ -89,7 +89,7 @@ pub(super) fn answer(result: Result<impl serde::Serialize, ApiError>) -> Respons
     }
 }
 
-/// A call ended in a panic, which is in the log.
+/// The error for a call that ended in a panic. The panic is in the log.
 pub(super) fn crashed() -> ApiError {
     ApiError::new(
         ErrorCode::Internal,

@@ -1,4 +1,4 @@
-//! coordinator.toml and the command line: as written, and as meant.
+//! The configuration: coordinator.toml and the command line as they are written, and the values that the coordinator uses.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use crate::os::config_file;
 use crate::os::config_file::ConfigError;
 use crate::protocol::url::CoordinatorUrl;
 
-/// Where the configuration is, if it is.
+/// The configuration file, which may be absent.
 const DEFAULT_FILE: &str = "/etc/meshd/coordinator.toml";
-/// What the keys in etcd begin with.
+/// The prefix of the keys in etcd.
 const DEFAULT_PREFIX: &str = "/meshd/";
-/// What a build without etcd says.
+/// The message of a build without etcd.
 #[cfg(not(feature = "etcd"))]
 pub(super) const WITHOUT_ETCD: &str = "store.kind = \"etcd\" is not in this build; take a released package, or build with `cargo build --release --features etcd` (which needs protoc)";
 
@@ -43,12 +43,12 @@ pub struct Arguments {
     /// Say whether the configuration is right, and exit
     #[arg(long)]
     pub check_config: bool,
-    /// What to do instead of running.
+    /// A command that runs instead of the coordinator.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// What a coordinator's program does besides running.
+/// The commands of `mesh-coordinator`.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Write records, leases, spent tokens and the TLS key into one new file, also while the coordinator runs
@@ -110,34 +110,34 @@ struct Metrics {
     listen: Option<SocketAddr>,
 }
 
-/// What the coordinator runs with.
+/// The configuration that the coordinator uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where nodes connect.
+    /// The address at which nodes connect.
     pub listen: SocketAddr,
-    /// How nodes reach it; empty: to be guessed.
+    /// The URLs at which nodes reach it. If there are none, the coordinator finds one out.
     pub public_urls: Vec<CoordinatorUrl>,
-    /// Keys and records.
+    /// The directory with keys and records.
     pub state_dir: PathBuf,
-    /// Where meshctl connects.
+    /// The socket at which meshctl connects.
     pub admin_socket: PathBuf,
-    /// Domain of a new mesh.
+    /// The domain of a new mesh.
     pub domain: Label,
-    /// IPv4 prefix of a new mesh.
+    /// The IPv4 prefix of a new mesh.
     pub prefix_v4: Ipv4Net,
-    /// Length of its node blocks.
+    /// The prefix length of its node blocks.
     pub node_block_v4: u8,
-    /// Where metrics are served.
+    /// The address at which metrics are served.
     pub metrics_listen: SocketAddr,
-    /// The store shared with other coordinators, in the place of SQLite.
+    /// The store that the coordinator shares with others, instead of SQLite.
     pub etcd: Option<EtcdSettings>,
 }
 
 impl Config {
-    /// From the command line and the file it names, the former first.
+    /// Reads the command line and the file that it names. The command line takes precedence.
     ///
     /// # Errors
-    /// All that is wrong, in one line.
+    /// All errors, in one line.
     pub fn load(arguments: &Arguments) -> Result<Self, ConfigError> {
         let path = arguments
             .config
@@ -214,7 +214,7 @@ impl Config {
 }
 
 impl Store {
-    /// Says what is wrong with it.
+    /// The text is not a valid setting.
     fn check(&self, wrong: &mut Vec<String>) {
         if self.kind == StoreKind::Sqlite {
             let given = [

@@ -1,8 +1,8 @@
-//! What the operating system allows this process.
+//! The limits of the operating system on this process.
 
-/// Asks for as many file descriptors as this process may have, up to `most`; gives how many it has.
+/// Raises the limit of open files as far as permitted, up to `most`. Returns the limit.
 ///
-/// Each node holds one, and the usual soft limit of 1024 is kept low only for programs that use `select`.
+/// Each connected node uses one file descriptor. The usual soft limit of 1024 is low only for programs that use `select`.
 pub(super) fn raise_open_files(most: u64) -> u64 {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

@@ -1,16 +1,16 @@
 //! The coordinator: admits nodes by join token, leases addresses, stores and forwards signed records.
 //!
-//! It is never in the data path and never trusted with keys. Everything it takes in passes the same
-//! [`crate::records::ledger`] that nodes use; what it forwards, they verify again.
+//! It is never in the data path and never trusted with keys. It verifies every record with the same [`crate::records::ledger`] that
+//! nodes use, and the nodes verify the records that it forwards again.
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `backup` | one file of everything, and back |
+//! | `backup` | the commands that write a backup and restore it |
 //! | `config` | coordinator.toml and the command line |
-//! | `running` | everything bound, served, and ended |
-//! | `server`, `control` | what nodes reach: the join call, the control stream |
-//! | `slots`, `rate` | how many connections there may be, and token buckets for all that is limited by rate |
-//! | `admin`, `metrics` | what administrators and their monitoring reach |
+//! | `running` | starts and stops all parts of a coordinator |
+//! | `server`, `control` | the API for nodes: the join call, the control stream |
+//! | `slots` | how many connections there may be, in total and from each source |
+//! | `admin`, `metrics` | the API for administrators, and metrics for their monitoring |
 //! | `enroll` | whether a join is granted |
 //! | `marks` | the text that a member returns to prove that it was a member |
 //! | [`hub`] | the ledger in memory, and the changes that streams follow |
@@ -45,7 +45,7 @@ use crate::os::file;
 use crate::os::signals::StopSignals;
 use crate::protocol::api::ErrorCode;
 
-/// A start that failed: what to say, and with which code to exit.
+/// A failure of the program, with its message and its exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
@@ -79,7 +79,7 @@ impl From<file::FileError> for Failure {
     }
 }
 
-/// The program.
+/// Runs the program `mesh-coordinator`.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -102,7 +102,7 @@ pub fn main() -> ExitCode {
             let runtime =
                 tokio::runtime::Runtime::new().map_err(|e| Failure::new(ErrorCode::Internal, e))?;
             let result = runtime.block_on(run(&config));
-            // A store that does not answer is waited for in a thread that nothing interrupts.
+            // A thread that waits for a store without an answer cannot be interrupted.
             runtime.shutdown_timeout(Duration::from_secs(1));
             result
         });
@@ -119,7 +119,7 @@ async fn run(config: &Config) -> Result<(), Failure> {
     let mut signals = StopSignals::catch().map_err(|e| Failure::new(ErrorCode::Internal, e))?;
     let coordinator = tokio::select! {
         started = Coordinator::start(config) => started?,
-        // The store may be one that does not answer.
+        // The store may not answer.
         () = signals.received() => return Ok(()),
     };
     let (listen, urls) = (coordinator.listen(), coordinator.urls());

@@ -1,11 +1,11 @@
-//! How nodes reach this coordinator, where nobody said.
+//! Finds out a URL at which nodes reach this coordinator, if none is configured.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use crate::protocol::url::CoordinatorUrl;
 
-/// The address listened on, or where that is all of them, the one this machine would use to reach others. Nothing
-/// if there is none.
+/// The URL of the address on which the coordinator listens. If it listens on all addresses, the URL has the address from which this
+/// machine reaches others. None, if there is no such address.
 pub(super) fn guess(listen: SocketAddr) -> Option<CoordinatorUrl> {
     let ip = if listen.ip().is_unspecified() {
         source_address().or_else(first_address)?
@@ -17,15 +17,15 @@ pub(super) fn guess(listen: SocketAddr) -> Option<CoordinatorUrl> {
         .ok()
 }
 
-/// The address the kernel would send from. Connecting a UDP socket sends nothing; the destination is one of
-/// those set aside for documentation (RFC 5737).
+/// The source address that the kernel selects. To connect a UDP socket sends nothing. The destination is reserved for documentation
+/// (RFC 5737).
 fn source_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     Some(socket.local_addr().ok()?.ip())
 }
 
-/// Without a default route: the first address of an interface.
+/// The first address of an interface, for machines without a default route.
 fn first_address() -> Option<IpAddr> {
     nix::ifaddrs::getifaddrs()
         .ok()?

@@ -1,4 +1,4 @@
-//! A coordinator that runs: everything bound before the first answer, everything ended by one call.
+//! A running coordinator. It binds all addresses before it answers the first request, and one call stops all of it.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -18,19 +18,20 @@ use crate::protocol::api::ErrorCode;
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
 
-/// How long streams get to take their last words when the coordinator stops.
+/// How long streams may take to end when the coordinator stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
-/// Time between looks for nodes that stay away.
+/// The time between two searches for ephemeral nodes that stay away.
 const DISMISSAL: Duration = Duration::from_secs(30);
-/// Looks between two times that other coordinators are told who is connected here. Less than nodes may stay away.
+/// The number of searches between two announcements of the connected nodes to the other coordinators. They take less time than
+/// a node may stay away.
 const PRESENCE: u64 = 8;
-/// File in the state directory that says how far this coordinator has seen etcd come.
+/// The file in the state directory with the last revision of etcd that this coordinator has read.
 #[cfg(feature = "etcd")]
 const SEEN: &str = "etcd.seen";
-/// File descriptors for everything but connections of nodes.
+/// The file descriptors that are reserved for all uses other than connections of nodes.
 const RESERVED_FILES: u64 = 128;
 
-/// A running coordinator. Dropping it leaves its tasks to the runtime; [`Coordinator::stop`] ends them.
+/// A running coordinator. [`Coordinator::stop`] ends its tasks. If it is dropped, they run on until the runtime ends.
 #[derive(Debug)]
 pub struct Coordinator {
     listen: SocketAddr,
@@ -41,7 +42,7 @@ pub struct Coordinator {
     stop: watch::Sender<bool>,
     serve: TaskHandle,
     tasks: Tasks,
-    /// Held for as long as the state directory is in use.
+    /// Keeps other coordinators out of the state directory.
     _lock: Flock<File>,
 }
 
@@ -55,7 +56,7 @@ impl Coordinator {
         let lock = lock(&config.state_dir)?;
         let identity = tls::load_or_make(&config.state_dir)?;
         let listener = server::bind(config.listen).await?;
-        // Not as configured: port 0 is any free one.
+        // The address may differ from the configured one, because port 0 selects any free port.
         let listen = listener
             .local_addr()
             .map_err(|e| Failure::new(ErrorCode::Internal, e))?;
@@ -84,7 +85,7 @@ impl Coordinator {
         let files = limits::raise_open_files(server::MAX_CONNECTIONS as u64 + RESERVED_FILES);
         let slots = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX);
         let tasks = Tasks::new("mesh-coordinator");
-        // It ends when it is stopped.
+        // This task ends when the coordinator is stopped.
         let serve = tasks.spawn_finite(
             "server",
             server::serve(
@@ -123,25 +124,25 @@ impl Coordinator {
         })
     }
 
-    /// Where nodes connect.
+    /// The address at which nodes connect.
     #[must_use]
     pub fn listen(&self) -> SocketAddr {
         self.listen
     }
 
-    /// Where metrics are served, if they are.
+    /// The address at which metrics are served, if there is one.
     #[must_use]
     pub fn metrics(&self) -> Option<SocketAddr> {
         self.metrics
     }
 
-    /// What goes into join tokens; empty if nobody knows.
+    /// The URLs in join tokens. There are none if they are neither configured nor found out.
     #[must_use]
     pub fn urls(&self) -> &[CoordinatorUrl] {
         &self.urls
     }
 
-    /// The hash of the TLS key that nodes find here.
+    /// The hash of the TLS key, which nodes pin.
     #[must_use]
     pub fn pin(&self) -> SpkiPin {
         self.pin
@@ -162,7 +163,7 @@ impl Coordinator {
     }
 }
 
-/// Looks for ephemeral nodes that stay away, until the coordinator ends.
+/// Removes ephemeral nodes that stay away, until the coordinator ends.
 async fn dismiss_absent(hub: Arc<Hub>) {
     for look in 0u64.. {
         tokio::time::sleep(DISMISSAL).await;
@@ -179,16 +180,16 @@ async fn dismiss_absent(hub: Arc<Hub>) {
     }
 }
 
-/// Takes in what other coordinators write, until the coordinator ends.
+/// Applies what other coordinators write, until the coordinator ends.
 async fn follow_others(hub: Arc<Hub>, mut news: watch::Receiver<u64>) {
     while news.changed().await.is_ok() {
         let hub = Arc::clone(&hub);
-        // A panic in it is in the log.
+        // A panic is already in the log.
         let _ = tokio::task::spawn_blocking(move || hub.handle_news(clock::now())).await;
     }
 }
 
-/// Two coordinators on one directory would each know half of what happened.
+/// Locks the state directory. Two coordinators with the same directory would each know only a part of the records.
 pub(super) fn lock(state_dir: &Path) -> Result<Flock<File>, Failure> {
     let path = state_dir.join("lock");
     let file = File::options()
@@ -254,7 +255,7 @@ fn open_store(config: &Config) -> Result<Box<dyn store::Store>, store::StoreErro
             let seen = config.state_dir.join(SEEN);
             Ok(Box::new(store::Etcd::open(settings, Some(seen))?))
         }
-        // The configuration is refused before.
+        // The configuration check has refused these settings.
         #[cfg(not(feature = "etcd"))]
         Some(_) => Err(store::StoreError::Failed(
             super::config::WITHOUT_ETCD.into(),

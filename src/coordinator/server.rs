@@ -1,4 +1,4 @@
-//! What nodes reach: HTTP over TLS 1.3 on one TCP port.
+//! The server for nodes: HTTP over TLS 1.3 on one TCP port.
 //!
 //! Each connection holds one of a limited number of slots from its first byte to its last, also after it became a stream (see
 //! [`super::slots`]). A stream's opening has one deadline, and so has any other request up to its answer. Nothing that the
@@ -38,10 +38,10 @@ use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join;
 use crate::protocol::join::JoinRequest;
 
-/// Connections at once at most.
+/// The maximum number of open connections.
 pub(super) const MAX_CONNECTIONS: usize = 8192;
-/// Connections that wait to be accepted at most, of which the kernel may allow fewer. All nodes come at once when a
-/// coordinator is back, and one that finds the queue full waits a second.
+/// The maximum number of connections that wait to be accepted; the kernel may allow fewer. All nodes connect at once when a
+/// coordinator is back, and a node that finds the queue full waits for a second.
 const BACKLOG: u32 = 4096;
 /// The maximum size of a request's head, and of the buffer that it is read into, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
@@ -53,7 +53,7 @@ const MAX_UNSENT: u32 = 64 * 1024;
 /// Binds the port.
 ///
 /// # Errors
-/// Says who may have it.
+/// The port is in use, or the process may not bind it.
 pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     listen(address).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => Failure::new(
@@ -84,7 +84,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves at most `most` connections until `stop` says so, and then until they have ended.
+/// Serves at most `most` connections until `stop` becomes true. Then it waits until they have ended.
 pub(super) async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
@@ -115,7 +115,7 @@ pub(super) async fn serve(
         let (tcp, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, most often: others will be closed.
+                // The usual reason is that no file descriptor is free. Other connections will be closed.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -159,7 +159,7 @@ async fn connection(
     let Some(tls) = tls else { return };
     let router = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
-        // A stream goes on when this connection has been handed over, and takes the slot along.
+        // A stream continues after the HTTP connection was upgraded, and it keeps the slot.
         request.extensions_mut().insert(slot.clone());
         let answer = router.call(request);
         async move {
@@ -284,7 +284,7 @@ async fn read_json<T: serde::de::DeserializeOwned>(request: Request) -> Result<T
         .map_err(|error| bad(format!("the request cannot be read: {error}")))
 }
 
-/// An answer as JSON.
+/// A response with a JSON body.
 pub(super) fn document(document: impl serde::Serialize) -> Response {
     Json(document).into_response()
 }

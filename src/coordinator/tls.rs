@@ -1,4 +1,4 @@
-//! The coordinator's TLS key: made at the first start, known to nodes by its hash.
+//! The coordinator's TLS key. It is made at the first start, and nodes pin its hash.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,24 +13,24 @@ use crate::os::file;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::token::SpkiPin;
 
-/// The files in the state directory that nodes know the coordinator by.
+/// The files in the state directory with the TLS certificate and its key.
 pub(super) const FILES: [&str; 2] = ["tls.crt", "tls.key"];
 const MAX_FILE: u64 = 64 * 1024;
 
-/// Key and certificate, ready to serve.
+/// The TLS configuration, and what is derived from the key.
 pub(super) struct Identity {
     /// TLS 1.3 only.
     pub config: Arc<ServerConfig>,
-    /// What join tokens carry.
+    /// The hash of the key, which join tokens contain.
     pub pin: SpkiPin,
     /// The key for marks, which is derived from the TLS key.
     pub marks: MarkKey,
 }
 
-/// Reads the key in `state_dir`, or makes one (ECDSA P-256).
+/// Reads the key in `state_dir`, or makes a new one (ECDSA P-256).
 ///
 /// # Errors
-/// The files cannot be read or written, or do not go together.
+/// The files cannot be read or written, or the key does not belong to the certificate.
 pub(super) fn load_or_make(state_dir: &Path) -> Result<Identity, Failure> {
     let (key_path, certificate_path) = (state_dir.join("tls.key"), state_dir.join("tls.crt"));
     let damaged = |what: &dyn std::fmt::Display| {
@@ -45,7 +45,7 @@ pub(super) fn load_or_make(state_dir: &Path) -> Result<Identity, Failure> {
         let certificate = rcgen::CertificateParams::new(vec!["mesh-coordinator".to_owned()])
             .and_then(|parameters| parameters.self_signed(&key))
             .map_err(|e| Failure::new(ErrorCode::Internal, e))?;
-        // The key last: with it, the pair is whole.
+        // The key is written last. If it exists, the pair is complete.
         file::write_atomic(&certificate_path, certificate.pem().as_bytes(), 0o600)?;
         file::write_atomic(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
         tracing::info!(path = %key_path.display(), "made a TLS key");

@@ -1,19 +1,19 @@
-//! The list of recent changes that streams follow: which record changed at which revision. What a record says is
-//! looked up when it is sent, so that a reader who lags gets each record once, in its newest form.
+//! The list of recent changes that streams follow: which record changed at which revision. The contents of a record are looked up
+//! when it is sent, so a slow reader receives each record once, in its newest version.
 
 use std::collections::{HashSet, VecDeque};
 
 use crate::records::kinds::RecordKey;
 
-/// Changes kept for streams that resume.
+/// The number of changes that are kept for streams that resume.
 const RECENT: usize = 16_384;
 
-/// Which records changed lately.
+/// The records that changed recently.
 #[derive(Debug)]
 pub(super) struct Changes {
-    /// By revision, growing.
+    /// In the order of revisions.
     recent: VecDeque<(u64, RecordKey)>,
-    /// Changes up to this revision are not in the list any more.
+    /// The list no longer contains changes up to this revision.
     forgotten: u64,
 }
 

@@ -1,4 +1,4 @@
-//! SQLite: WAL, synchronous=FULL, so that what was acknowledged outlives a loss of power.
+//! A store in a SQLite file. It uses a write-ahead log and synchronous=FULL, so that acknowledged writes survive a loss of power.
 
 use std::path::Path;
 
@@ -25,10 +25,10 @@ CREATE INDEX nodes_by_name ON names (name);
 CREATE TABLE leases (node TEXT PRIMARY KEY, block INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
 CREATE TABLE released (block INTEGER PRIMARY KEY, turn INTEGER NOT NULL);
 ";
-/// Not in the first files of this schema; earlier programs pass over it.
+/// The first files of this schema lack this table. Earlier programs ignore it.
 const FAREWELLS: &str = "CREATE TABLE IF NOT EXISTS farewells (node TEXT PRIMARY KEY, envelope TEXT NOT NULL) WITHOUT ROWID";
 
-/// Records in a file.
+/// A store in a SQLite file.
 #[derive(Debug)]
 pub struct Sqlite(Connection);
 
@@ -42,15 +42,15 @@ impl From<rusqlite::Error> for StoreError {
 }
 
 impl Sqlite {
-    /// Opens the file, or makes it.
+    /// Opens the file, or makes a new one.
     ///
     /// # Errors
-    /// It cannot be opened, or was made by a later version.
+    /// The file cannot be opened, or a later version made it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::prepare(Connection::open(path)?)
     }
 
-    /// One in memory.
+    /// A SQLite store in memory.
     ///
     /// # Errors
     /// SQLite has no memory.
@@ -107,7 +107,7 @@ pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<String>,
         .optional()?)
 }
 
-/// SQLite's integers are signed; a revision never gets that high.
+/// SQLite's integers are signed. A revision never exceeds their range.
 fn to_sql(revision: u64) -> i64 {
     i64::try_from(revision).unwrap_or(i64::MAX)
 }
@@ -122,7 +122,7 @@ fn revision(connection: &Connection) -> Result<u64, StoreError> {
         .unwrap_or(0))
 }
 
-/// Stores one record and what follows from it; gives its revision.
+/// Stores one record. Returns its revision.
 fn write(
     transaction: &Transaction<'_>,
     key: &RecordKey,
@@ -157,7 +157,7 @@ fn settle(transaction: &Transaction<'_>, effect: &Effect) -> Result<(), StoreErr
         }
         Effect::Leased { node, block } => {
             rest(transaction, node, Some(*block))?;
-            // Somebody may have been promised the block who never came to use it.
+            // Another node may have been leased the block and never used it.
             transaction.execute(
                 "DELETE FROM leases WHERE block = ?2 AND node <> ?1",
                 params![node.to_string(), block],
@@ -241,7 +241,7 @@ fn lease(transaction: &Transaction<'_>, node: &PublicKey, block: u32) -> Result<
     Ok(())
 }
 
-/// Puts the node's block, unless it is `keeps`, among those that are free again and rest.
+/// Adds the node's block, unless it is `keeps`, to those that are free again.
 fn rest(
     transaction: &Transaction<'_>,
     node: &PublicKey,
@@ -266,7 +266,7 @@ fn has_admitted(
     )?)
 }
 
-/// The revision of the record, if it is stored in this very form.
+/// The revision of the record, if exactly this envelope is stored.
 fn stored_as(
     connection: &Connection,
     key: &RecordKey,
