@@ -60,16 +60,7 @@ impl Coordinator {
         let listen = listener
             .local_addr()
             .map_err(|e| Failure::new(ErrorCode::Internal, e))?;
-        let urls = if config.public_urls.is_empty() {
-            public_url::guess(listen).into_iter().collect()
-        } else {
-            config.public_urls.clone()
-        };
-        if urls.is_empty() {
-            tracing::warn!(
-                "it is not known how nodes reach this coordinator; set public_urls, or no join token can be made"
-            );
-        }
+        let urls = urls_of(config, listen);
         let hub = {
             let (config, urls) = (config.clone(), urls.clone());
             let (pin, marks) = (identity.pin, identity.marks);
@@ -98,19 +89,10 @@ impl Coordinator {
         );
         let admin = admin::serve(admin, config.admin_socket.clone(), Arc::clone(&hub));
         tasks.spawn("administration API", admin);
-        tasks.spawn("absent nodes", dismiss_absent(Arc::clone(&hub)));
-        let watched = Arc::clone(&hub);
-        // Every request of a node reads the state. If its lock is never released, the coordinator serves nobody any more.
-        let watchdog = feed_watchdog(move || {
-            let _ = watched.revision();
-        });
-        tasks.spawn("watchdog", watchdog);
-        if let Some(news) = hub.follow_others() {
-            tasks.spawn("other coordinators", follow_others(Arc::clone(&hub), news));
-        }
         if let Some(listener) = metrics {
-            tasks.spawn("metrics", metrics::serve(listener, hub));
+            tasks.spawn("metrics", metrics::serve(listener, Arc::clone(&hub)));
         }
+        spawn_upkeep(&tasks, hub);
         Ok(Self {
             listen,
             metrics: metrics_address,
@@ -161,6 +143,34 @@ impl Coordinator {
         self.tasks.stop().await;
         let _ = std::fs::remove_file(&self.admin_socket);
     }
+}
+
+/// The URLs at which nodes reach the coordinator.
+fn urls_of(config: &Config, listen: SocketAddr) -> Vec<CoordinatorUrl> {
+    let urls = if config.public_urls.is_empty() {
+        public_url::guess(listen).into_iter().collect::<Vec<_>>()
+    } else {
+        config.public_urls.clone()
+    };
+    if urls.is_empty() {
+        tracing::warn!(
+            "it is not known how nodes reach this coordinator; set public_urls, or no join token can be made"
+        );
+    }
+    urls
+}
+
+/// Starts the tasks that need no listener.
+fn spawn_upkeep(tasks: &Tasks, hub: Arc<Hub>) {
+    tasks.spawn("absent nodes", dismiss_absent(Arc::clone(&hub)));
+    if let Some(news) = hub.follow_others() {
+        tasks.spawn("other coordinators", follow_others(Arc::clone(&hub), news));
+    }
+    // Every request of a node reads the state. If its lock is never released, the coordinator serves nobody any more.
+    let watchdog = feed_watchdog(move || {
+        let _ = hub.revision();
+    });
+    tasks.spawn("watchdog", watchdog);
 }
 
 /// Removes ephemeral nodes that stay away, until the coordinator ends.

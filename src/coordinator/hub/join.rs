@@ -5,7 +5,6 @@ use super::refill::Phase;
 use super::writer::{Turn, note_failure};
 use crate::coordinator::enroll::{self, Proven, Refusal};
 use crate::coordinator::store::{Admission, Admitted, StoreError};
-use crate::model::PublicKey;
 use crate::model::time::UnixSeconds;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join::{JoinCheck, JoinResponse};
@@ -133,7 +132,8 @@ impl Turn<'_> {
                 left.as_secs() + 1
             )),
             Some(Phase::NewTokens(_) | Phase::Alone) => {
-                if self.is_issued_here(&proven.envelope().signer)? {
+                let token = &proven.envelope().signer;
+                if self.writer.store.is_issued_here(token).map_err(fault)? {
                     return Ok(());
                 }
                 busy(
@@ -141,10 +141,6 @@ impl Turn<'_> {
                 )
             }
         }
-    }
-
-    fn is_issued_here(&mut self, token: &PublicKey) -> Result<bool, ApiError> {
-        self.writer.store.is_issued_here(token).map_err(fault)
     }
 
     /// The error for a node that the store did not admit.

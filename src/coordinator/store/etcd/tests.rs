@@ -1,13 +1,15 @@
 //! What only a shared store does. What every store does is tested in `store/tests.rs`.
 
-use std::time::Instant;
+use std::collections::HashSet;
 
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::*;
-use crate::coordinator::store::{Effect, Rig, Stored};
-use crate::model::{Label, SigningKey};
-use crate::records::kinds::RecordKey;
+use crate::coordinator::store::{
+    Admission, Admitted, Effect, News, Rig, Store as _, Stored, Write,
+};
+use crate::model::{Label, PublicKey, SigningKey};
+use crate::records::{Envelope, RecordKey};
 
 /// Only a hang takes that long.
 const PATIENCE: Duration = Duration::from_secs(30);
