@@ -185,19 +185,19 @@ impl Acceptance {
     }
 
     /// The version that the next record of this node under `key` has to exceed. `held` is the version of its own record.
-    pub(in crate::node) fn last_version(&self, key: &RecordKey, held: u64) -> u64 {
+    pub fn last_version(&self, key: &RecordKey, held: u64) -> u64 {
         self.foreign
             .get(key)
             .map_or(held, |foreign| foreign.version.max(held))
     }
 
     /// Whether this node's own record under `key` is to be published again although it did not change.
-    pub(in crate::node) fn is_overruled(&self, key: &RecordKey, now: Instant) -> bool {
+    pub fn is_overruled(&self, key: &RecordKey, now: Instant) -> bool {
         self.may_overtake(now) && self.foreign.get(key).is_some_and(Foreign::is_open)
     }
 
     /// The services that another machine published with this node's key, except those in `known`, without instances.
-    pub(in crate::node) fn foreign_services(
+    pub fn foreign_services(
         &self,
         id: &PublicKey,
         known: &BTreeSet<String>,

@@ -2,13 +2,20 @@
 //!
 //! A node that left does not offer its departure again when the coordinator is back. So each peer that received one from
 //! another node publishes it, now or when its stream opens. After a restart this node publishes all departures that it holds
-//! once, since the disk does not tell which of them a coordinator has.
+//! once, since the disk does not tell which of them a coordinator has. Departures that the coordinator could not store are
+//! published again after a pause.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use crate::records::kinds::RecordKey;
 use crate::records::ledger::Refused;
 use crate::records::{Envelope, Ledger};
+
+/// The pause after the coordinator could not store departures. It doubles with each further failure.
+const MIN_PAUSE: Duration = Duration::from_secs(15);
+/// The longest pause.
+const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// The departures that are not published yet.
 #[derive(Debug, Default)]
@@ -16,6 +23,10 @@ pub(super) struct Departures {
     unpublished: BTreeSet<RecordKey>,
     /// The number of the publication that contains them.
     offered: Option<u64>,
+    /// How often in a row the coordinator could not store them.
+    failures: u32,
+    /// When they are published again that the coordinator could not store.
+    again: Option<Instant>,
 }
 
 impl Departures {
@@ -23,7 +34,7 @@ impl Departures {
     pub(super) fn held_in(ledger: &Ledger) -> Self {
         Self {
             unpublished: ledger.departures().cloned().collect(),
-            offered: None,
+            ..Self::default()
         }
     }
 
@@ -47,15 +58,29 @@ impl Departures {
     }
 
     /// The coordinator has answered. `settled` is whether another offer of the records would change nothing.
-    pub(super) fn handle_published(&mut self, sequence: u64, settled: bool) {
-        if self.offered.take_if(|at| *at == sequence).is_some() && settled {
-            self.unpublished.clear();
+    pub(super) fn handle_published(&mut self, sequence: u64, settled: bool, now: Instant) {
+        if self.offered.take_if(|at| *at == sequence).is_none() {
+            return;
         }
+        if settled {
+            self.unpublished.clear();
+            self.failures = 0;
+        } else {
+            let pause = MIN_PAUSE.saturating_mul(1 << self.failures.min(10));
+            self.failures = self.failures.saturating_add(1);
+            self.again = Some(now + pause.min(MAX_PAUSE));
+        }
+    }
+
+    /// Whether the departures are to be published again now.
+    pub(super) fn poll_again(&mut self, now: Instant) -> bool {
+        self.again.take_if(|again| *again <= now).is_some()
     }
 
     /// The stream closed, so the publication gets no answer.
     pub(super) fn handle_closed(&mut self) {
         self.offered = None;
+        self.again = None;
     }
 }
 
@@ -79,15 +104,19 @@ mod tests {
         departures.handle_from_peer(&others);
         assert_eq!(departures.unpublished, [departure].into());
         departures.handle_offered(7);
-        departures.handle_published(6, true);
+        let now = Instant::now();
+        departures.handle_published(6, true, now);
         departures.handle_closed();
-        departures.handle_published(7, true);
+        departures.handle_published(7, true, now);
         assert_eq!(departures.unpublished.len(), 1, "the answer was lost");
         departures.handle_offered(8);
-        departures.handle_published(8, false);
+        departures.handle_published(8, false, now);
         assert_eq!(departures.unpublished.len(), 1, "the disk was full");
+        assert!(!departures.poll_again(now));
+        assert!(departures.poll_again(now + MIN_PAUSE));
+        assert!(!departures.poll_again(now + MAX_PAUSE), "they are offered");
         departures.handle_offered(9);
-        departures.handle_published(9, true);
+        departures.handle_published(9, true, now);
         assert!(departures.unpublished.is_empty());
     }
 

@@ -65,6 +65,7 @@ pub use self::own::Own;
 pub use self::position::Position;
 pub use self::refusals::Applied;
 pub use self::request::{LedgerReply, LedgerRequest, Opening};
+pub use crate::node::unwritten::Part;
 
 use self::intake::{Accepted, Intake};
 use self::lease::Lease;
@@ -193,7 +194,7 @@ impl Replica {
                 intake.handle_answer(sequence, &refused, refused_records, now);
                 self.note_in_step(now);
                 let storage = &mut self.storage;
-                if self.uplink.handle_published(sequence, &refused, storage) {
+                if self.uplink.handle_published(sequence, &refused, storage, now) {
                     self.peers.handle_confirmed();
                 }
             }
@@ -350,6 +351,8 @@ impl Replica {
             }
             self.uplink
                 .offer_refused(&self.own, &mut self.intake, storage, now);
+            self.uplink
+                .offer_departures_again(&self.intake.ledger, now);
         }
         self.flush(now);
     }

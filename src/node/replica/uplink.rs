@@ -77,10 +77,12 @@ impl Uplink {
         sequence: u64,
         refused: &[String],
         storage: &mut Storage,
+        now: Now,
     ) -> bool {
         let is_stored = refused.is_empty();
         let settled = is_settled(refused);
-        self.departures.handle_published(sequence, settled);
+        self.departures
+            .handle_published(sequence, settled, now.monotonic);
         let answer = match (is_stored, settled) {
             (true, _) => Answer::Stored,
             (false, true) => Answer::Settled,
@@ -132,6 +134,13 @@ impl Uplink {
     pub(super) fn handle_from_peer(&mut self, changed: &[RecordKey], ledger: &Ledger) {
         self.departures.handle_from_peer(changed);
         if self.link.is_connected() {
+            self.publish_departures(ledger);
+        }
+    }
+
+    /// Publishes the departures again that the coordinator could not store, when their pause is over.
+    pub(super) fn offer_departures_again(&mut self, ledger: &Ledger, now: Now) {
+        if self.departures.poll_again(now.monotonic) {
             self.publish_departures(ledger);
         }
     }
