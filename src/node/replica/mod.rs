@@ -194,7 +194,10 @@ impl Replica {
                 intake.handle_answer(sequence, &refused, refused_records, now);
                 self.note_in_step(now);
                 let storage = &mut self.storage;
-                if self.uplink.handle_published(sequence, &refused, storage, now) {
+                if self
+                    .uplink
+                    .handle_published(sequence, &refused, storage, now)
+                {
                     self.peers.handle_confirmed();
                 }
             }
@@ -351,8 +354,7 @@ impl Replica {
             }
             self.uplink
                 .offer_refused(&self.own, &mut self.intake, storage, now);
-            self.uplink
-                .offer_departures_again(&self.intake.ledger, now);
+            self.uplink.offer_departures_again(&self.intake.ledger, now);
         }
         self.flush(now);
     }
