@@ -433,9 +433,8 @@ fn handle_of_node(
             }
         }
         FromNode::Mark { mark } => {
-            if !std::mem::replace(&mut open.has_returned_mark, true)
-                && hub.handle_mark(&open.node, &mark)
-            {
+            let is_first = !std::mem::replace(&mut open.has_returned_mark, true);
+            if is_first && hub.handle_mark(&open.node, &mark) {
                 let _ = hub.examine_loss(&open.node, &mark, now);
             }
         }
