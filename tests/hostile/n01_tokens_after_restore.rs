@@ -188,10 +188,13 @@ async fn a_revocation_that_leaves_a_member_out_is_refused_so_that_nobody_is_cut_
     assert!(coordinator.has_node(&one.id()) && coordinator.has_node(&two.id()));
 }
 
+/// How many nodes try to join while their token is revoked. The address range of the mesh has blocks for 255 nodes.
+const JOINS: u32 = 250;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_join_while_their_token_is_revoked_are_in_or_refused_and_never_cut() {
     let coordinator = std::sync::Arc::new(Coordinator::start());
-    let token = coordinator.token_for(500);
+    let token = coordinator.token_for(JOINS);
     let id = token.key.public().to_string();
     let first = coordinator.join_as(&Identity::new(), &token, "n0").await;
     let mut joined = vec![first.expect("a use left").id()];
@@ -199,7 +202,9 @@ async fn nodes_that_join_while_their_token_is_revoked_are_in_or_refused_and_neve
         let coordinator = std::sync::Arc::clone(&coordinator);
         tokio::task::spawn_blocking(move || coordinator.admin(&["token", "revoke", &id]))
     };
-    for n in 1..500 {
+    for n in 1..JOINS {
+        // Without a pause, all nodes have joined before `meshctl` has started.
+        tokio::time::sleep(Duration::from_millis(10)).await;
         let member = coordinator
             .join_as(&Identity::new(), &token, &format!("n{n}"))
             .await;
