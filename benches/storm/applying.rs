@@ -139,6 +139,7 @@ fn records(nodes: usize, services: usize) -> (PublicKey, Vec<Envelope>, SigningK
             wireguard_key,
             tags: Vec::new(),
             issued_at: created_at,
+            proof: None,
         });
         records.push(Envelope::seal(&membership, &token_key));
         let index = u32::try_from(n + 1).expect("not that many");

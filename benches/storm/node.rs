@@ -67,6 +67,7 @@ impl Member {
             wireguard_key,
             tags: Vec::new(),
             issued_at: UnixSeconds::from_system(now),
+            proof: None,
         };
         let membership = Envelope::seal(&Record::Membership(membership), &token.key);
         let request = JoinRequest::make(membership, &identity);
@@ -249,7 +250,7 @@ async fn listen(
                 }
                 None
             }
-            Event::Alive | Event::Admitted { .. } => None,
+            Event::Alive | Event::Admitted { .. } | Event::Summary(_) => None,
         };
         if word.is_some_and(|word| heard.send(word).is_err()) {
             return;

@@ -228,6 +228,36 @@ impl fmt::Debug for KeyProof {
     }
 }
 
+/// The proof that the holder of a node's identity key wants the membership that contains it: a signature with the identity key,
+/// written in base64 without padding.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityProof(#[serde(with = "signature_text")] pub [u8; 64]);
+
+impl IdentityProof {
+    /// Signs `content`, which the membership contains, with the key `identity`.
+    #[must_use]
+    pub fn make(identity: &SigningKey, content: &[u8]) -> Self {
+        Self(identity.sign(&identity_proof_message(content)))
+    }
+
+    /// Whether the holder of the key `node` signed `content`.
+    #[must_use]
+    pub fn holds(&self, node: &PublicKey, content: &[u8]) -> bool {
+        node.verifies(&identity_proof_message(content), &self.0)
+    }
+}
+
+/// Returns the message that is signed: the purpose and the content. No signature for another purpose begins in this way.
+fn identity_proof_message(content: &[u8]) -> Vec<u8> {
+    [&b"meshd membership v1\0"[..], content].concat()
+}
+
+impl fmt::Debug for IdentityProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&signature_text::encode(&self.0))
+    }
+}
+
 /// The text form of Ed25519 signatures: base64 without padding.
 pub(crate) mod signature_text {
     use base64::Engine as _;

@@ -13,5 +13,5 @@ pub mod text;
 pub mod time;
 
 pub use address::MeshAddresses;
-pub use key::{KeyProof, PublicKey, SigningKey, WireGuardKey};
+pub use key::{IdentityProof, KeyProof, PublicKey, SigningKey, WireGuardKey};
 pub use name::{Label, ServiceName};

@@ -303,7 +303,7 @@ fn prepare(
             )
         })?,
     };
-    let membership = Record::Membership(Membership {
+    let membership = Membership {
         id: keys.identity.public(),
         version: crate::model::time::next_version(0, now),
         token: token_id,
@@ -311,7 +311,9 @@ fn prepare(
         wireguard_key: keys.wireguard_public(),
         tags: Vec::new(),
         issued_at: clock,
-    });
+        proof: None,
+    };
+    let membership = Record::Membership(membership.proven_by(&keys.identity));
     let pending = Pending {
         keys,
         token: token_id,

@@ -464,6 +464,9 @@ impl Mesh {
             } else if !changes.records.is_empty() {
                 self.refresh_after(&changes.records);
             }
+            if let Some(name) = changes.name {
+                self.follow_name(name);
+            }
             if changes.own {
                 self.publish_own();
             }
@@ -763,6 +766,19 @@ impl Mesh {
         })]);
         // Instances are called after their node.
         Ok(self.publish_own().or(word))
+    }
+
+    /// This node has another name, because another node has the one that it wanted.
+    fn follow_name(&mut self, name: Label) {
+        self.identity.name = name.clone();
+        if let Err(error) = self.dir.set_identity(&self.identity) {
+            tracing::warn!(%error, "the name that this node has now is not on disk");
+        }
+        if let Some(docker) = &mut self.docker {
+            docker.set_node_name(name);
+        }
+        // Instances are called after their node.
+        self.publish_own();
     }
 
     /// Gives the tunnel a new key; the one before goes on for a while. Gives the key and what [`Mesh::publish_own`] does.

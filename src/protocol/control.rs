@@ -9,8 +9,9 @@
 //!                                <-  changes {revision, records}, as often as there are any
 //!   publish {sequence, records}  ->
 //!                                <-  published {sequence, ..}
-//!   told, once all it holds is published, if the store is new to it ->
+//!   told, once all it holds is published and answered, if the store is new to it ->
 //!                                <-  mark {mark}, to a member, after `welcome` and with some pings
+//!                                <-  summary {revision, fingerprint}, after each mark
 //!   mark {mark}, before any `publish`, if the node has one ->
 //! ```
 //!
@@ -52,6 +53,7 @@ use crate::model::PublicKey;
 use crate::records::RecordKey;
 use crate::records::batch::batches;
 use crate::records::envelope::{Envelope, Signature};
+use crate::records::fingerprint::Fingerprint;
 
 /// The path of the stream.
 pub const PATH: &str = "/v1/control";
@@ -205,6 +207,17 @@ pub enum FromCoordinator {
         /// The refused records by key. A coordinator of an earlier version does not send this field.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         refused_records: Vec<RefusedRecord>,
+        /// Whether the store could not be written, so that nothing is decided about the records. A coordinator of an earlier version
+        /// does not send this field.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        failed: bool,
+    },
+    /// The fingerprint of all records that the coordinator holds. A node that holds the same revision compares it with its own.
+    Summary {
+        /// The revision of the store.
+        revision: u64,
+        /// The fingerprint at this revision.
+        fingerprint: Fingerprint,
     },
     /// A mark, which proves to the coordinator that the node was a member of its store at a certain revision. The node stores
     /// the last mark and returns it with its next stream.
@@ -272,6 +285,8 @@ pub enum RefusedReason {
     Stale,
     /// Another node has the address block.
     Block,
+    /// Another node has the name.
+    Name,
     /// Any other reason, including reasons that only later versions know.
     #[default]
     #[serde(other)]

@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod digest;
 pub mod envelope;
+pub mod fingerprint;
 pub mod key;
 pub mod kinds;
 pub mod ledger;

@@ -99,6 +99,7 @@ pub fn membership(node: &PublicKey, token: &PublicKey, name: &str) -> Membership
         wireguard_key: WireGuardKey(node.0),
         tags: vec![],
         issued_at: NOW,
+        proof: None,
     }
 }
 

@@ -55,6 +55,7 @@ fn records() -> Vec<Envelope> {
             wireguard_key: WireGuardKey([3; 32]),
             tags,
             issued_at: NOW,
+            proof: None,
         })
     };
     let instance = Instance {
@@ -235,6 +236,7 @@ fn from_coordinator() -> Vec<FromCoordinator> {
             accepted: 2,
             refused: vec!["why".into()],
             refused_records: vec![],
+            failed: false,
         },
         FromCoordinator::Copy {
             instance: "other".into(),
@@ -260,6 +262,7 @@ fn from_coordinator() -> Vec<FromCoordinator> {
                     RefusedRecord::new(key, "why".into(), reason)
                 })
                 .collect(),
+            failed: false,
         },
     ]
 }

@@ -75,7 +75,9 @@ async fn a_stranger_receives_the_stores_name_and_revision_only_once_it_is_a_memb
                     break;
                 }
             }
-            FromCoordinator::Mark { .. } => assert!(named, "a mark for no member"),
+            FromCoordinator::Mark { .. } | FromCoordinator::Summary { .. } => {
+                assert!(named, "a mark for no member");
+            }
             other => panic!("{other:?}"),
         }
     }

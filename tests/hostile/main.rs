@@ -70,6 +70,7 @@ mod n23_token_files;
 mod n24_watchdog;
 mod n25_overflow_checks;
 mod n26_strangers;
+mod n27_memberships_of_others;
 mod node_kit;
 mod threat_model;
 mod upgrade;

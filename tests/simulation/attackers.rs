@@ -9,6 +9,7 @@ use meshd::node::replica::Opening;
 use meshd::protocol::control::{FromCoordinator, FromNode, PROTOCOL, Refusal};
 use meshd::protocol::join::{JoinRequest, JoinResponse};
 use meshd::records::Envelope;
+use meshd::records::fingerprint::Fingerprint;
 use meshd::records::kinds::{Departure, Membership, Name, Node, Record, Service};
 
 use super::administrator::addresses;
@@ -184,18 +185,14 @@ impl World {
             wireguard_key: node.wireguard_key,
             tags: Vec::new(),
             issued_at: UnixSeconds::from_system(self.wall(0)),
+            proof: None,
         };
-        let mut records = vec![
+        vec![
             self.truth.sign(&Record::Node(node), &key),
             self.truth.sign(&Record::Service(service), &key),
             self.truth.sign(&Record::Departure(Departure::of(id)), &key),
-        ];
-        // Known defect: a ledger lets the holder of any token replace the membership of another node by one with a later date. A
-        // coordinator refuses that, so only a stolen one can spread it. The nodes that received it keep it, and do not converge.
-        if !self.plan.has(|fault| fault == Fault::StealCoordinator) {
-            records.push(self.truth.sign(&Record::Membership(membership), &token));
-        }
-        records
+            self.truth.sign(&Record::Membership(membership), &token),
+        ]
     }
 
     /// A membership that is dated back, and the record of its node.
@@ -217,6 +214,7 @@ impl World {
             wireguard_key: wireguard_public(&secret),
             tags: Vec::new(),
             issued_at: UnixSeconds(wall.0.saturating_sub(age)),
+            proof: None,
         };
         let mut node = self.node_record(attacker);
         let plan = addresses(&self.administrator.mesh.public());
@@ -289,6 +287,7 @@ impl World {
                     accepted: u32::try_from(records.len()).unwrap_or(0),
                     refused: Vec::new(),
                     refused_records: Vec::new(),
+                    failed: false,
                 };
                 self.tell(stream, published);
                 self.spread(stream);
@@ -328,6 +327,11 @@ impl World {
         self.tell(stream, welcome);
         let mark = "1.store-0.00".into();
         self.tell(stream, FromCoordinator::Mark { mark });
+        let summary = FromCoordinator::Summary {
+            revision,
+            fingerprint: Fingerprint::default(),
+        };
+        self.tell(stream, summary);
         self.spread(stream);
     }
 

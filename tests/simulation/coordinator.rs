@@ -373,6 +373,13 @@ fn send_mark(hub: &Hub, stream: StreamId, open: &mut OpenStream, output: &mut Ve
     if let Some(mark) = hub.mark_of(&open.node) {
         open.marked = Some(revision);
         output.push(Output::Send(stream, FromCoordinator::Mark { mark }));
+        if let Some((revision, fingerprint)) = hub.summary() {
+            let summary = FromCoordinator::Summary {
+                revision,
+                fingerprint,
+            };
+            output.push(Output::Send(stream, summary));
+        }
     }
 }
 
@@ -568,6 +575,7 @@ fn publish(
                 accepted: answer.accepted,
                 refused: answer.refused,
                 refused_records: answer.records,
+                failed: false,
             }
         }
         Some(why) => FromCoordinator::Published {
@@ -575,6 +583,7 @@ fn publish(
             accepted: 0,
             refused: vec![why],
             refused_records: Vec::new(),
+            failed: true,
         },
     };
     output.push(Output::Send(stream, published));

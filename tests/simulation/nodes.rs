@@ -99,7 +99,9 @@ impl World {
             wireguard_key: machine.files.wireguard_key(),
             tags: Vec::new(),
             issued_at: UnixSeconds::from_system(self.wall(machine.skew)),
+            proof: None,
         };
+        let membership = membership.proven_by(&machine.key);
         let envelope = self.truth.sign(&Record::Membership(membership), &token);
         JoinRequest::make(envelope, &self.machines[node].key)
     }
@@ -666,6 +668,9 @@ impl World {
 impl World {
     /// Brings the netmap and the zone in step with the ledger, and publishes this node's own records again if they are overruled.
     fn settle(&mut self, node: usize, changes: &Changes) {
+        if changes.name.is_some() {
+            self.note_own_name(node);
+        }
         if let Err(why) = self.check_changes(node, &changes.records) {
             return self.violate(why);
         }
@@ -686,6 +691,18 @@ impl World {
         }
         if let Err(why) = self.check_names(node, &changes.records) {
             self.violate(why);
+        }
+    }
+
+    /// The replica signed another name record of its node by itself.
+    fn note_own_name(&mut self, node: usize) {
+        let machine = &self.machines[node];
+        let key = RecordKey::Name(machine.id());
+        let entry = machine.up().and_then(|up| up.replica.ledger().entry(&key));
+        if let Some(envelope) = entry.map(|entry| entry.envelope.clone()) {
+            let name = envelope.payload.clone();
+            self.note(|| format!("n{node} gives up a name: {name}"));
+            self.truth.note_signed(&envelope);
         }
     }
 

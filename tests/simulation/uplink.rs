@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use meshd::model::{PublicKey, SigningKey};
-use meshd::node::replica::{Position, StreamEvent};
+use meshd::node::replica::{Position, StreamEvent, Summary};
 use meshd::protocol::control::{FromCoordinator, FromNode, MAX_MARK, OLDEST, PROTOCOL, Refusal};
 use meshd::protocol::token::SpkiPin;
 use meshd::protocol::url::CoordinatorUrl;
@@ -202,12 +202,21 @@ impl Uplink {
                         sequence,
                         refused,
                         refused_records,
+                        failed,
                         ..
                     } => Some(StreamEvent::Published {
                         sequence,
                         refused,
                         refused_records,
+                        failed,
                     }),
+                    FromCoordinator::Summary {
+                        revision,
+                        fingerprint,
+                    } => Some(StreamEvent::Summary(Summary {
+                        revision,
+                        fingerprint,
+                    })),
                     _ => alive,
                 };
                 self.stage = Stage::Open(attempt, position);

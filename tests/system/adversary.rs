@@ -179,6 +179,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
             wireguard_key: WireGuardKey([9; 32]),
             tags,
             issued_at: now,
+            proof: None,
         })
     };
     let block = ledger

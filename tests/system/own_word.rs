@@ -52,6 +52,7 @@ async fn serve(mut socket: Socket, mood: Arc<Mutex<Mood>>) -> Option<()> {
             accepted: 0,
             refused,
             refused_records,
+            failed: false,
         };
         socket.send(frame(&published)).await.ok()?;
     }

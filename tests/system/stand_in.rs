@@ -112,6 +112,7 @@ pub(crate) async fn acknowledge(socket: &mut Socket, sequence: u64, accepted: us
         accepted: u32::try_from(accepted).expect("few"),
         refused: vec![],
         refused_records: vec![],
+        failed: false,
     };
     socket.send(frame(&published)).await.ok()
 }

@@ -138,6 +138,7 @@ mod tests {
                 wireguard_key: WireGuardKey([3; 32]),
                 tags: Vec::new(),
                 issued_at: UnixSeconds(1),
+                proof: None,
             };
             Envelope::seal(&Record::Membership(membership), signer)
         };

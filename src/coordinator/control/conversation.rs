@@ -149,7 +149,7 @@ impl Conversation<'_> {
         Ok(true)
     }
 
-    /// Sends a member a new mark, if the store's revision has changed since the last one.
+    /// Sends a member a new mark and a summary, if the store's revision has changed since the last one.
     async fn send_mark(&mut self, hub: &Hub) -> Result<(), End> {
         let revision = hub.revision();
         if self.marking.sent == Some(revision) {
@@ -158,6 +158,13 @@ impl Conversation<'_> {
         if let Some(mark) = hub.mark_of(&self.stream.node) {
             self.marking.sent = Some(revision);
             send(self.socket, &FromCoordinator::Mark { mark }).await?;
+            if let Some((revision, fingerprint)) = hub.summary() {
+                let summary = FromCoordinator::Summary {
+                    revision,
+                    fingerprint,
+                };
+                send(self.socket, &summary).await?;
+            }
         }
         Ok(())
     }

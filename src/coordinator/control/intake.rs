@@ -190,12 +190,14 @@ impl Intake {
                 accepted: published.accepted,
                 refused: published.reasons().map(ToString::to_string).collect(),
                 refused_records: refused_records(published),
+                failed: false,
             },
             Some(error) => FromCoordinator::Published {
                 sequence: self.sequence,
                 accepted: 0,
                 refused: vec![error.message],
                 refused_records: Vec::new(),
+                failed: true,
             },
         }
     }

@@ -203,6 +203,7 @@ mod tests {
             wireguard_key: WireGuardKey([3; 32]),
             tags: Vec::new(),
             issued_at: UnixSeconds(2),
+            proof: None,
         };
         let token = Envelope::seal(&Record::Token(token), &key(1));
         let membership = Envelope::seal(&Record::Membership(membership), &key(2));

@@ -58,6 +58,7 @@ impl PublishRefused {
             Self::Ledger(Refused::BlockTaken(_) | Refused::ForeignBlock(_)) | Self::Leased(_) => {
                 RefusedReason::Block
             }
+            Self::Ledger(Refused::NameTaken(_)) => RefusedReason::Name,
             _ => RefusedReason::Other,
         }
     }

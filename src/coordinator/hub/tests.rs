@@ -193,6 +193,7 @@ fn membership(n: u8, name: &str, version: u64, issued_at: u64) -> Envelope {
         wireguard_key: WireGuardKey([n; 32]),
         tags: vec![],
         issued_at: UnixSeconds(issued_at),
+        proof: None,
     };
     Envelope::seal(&Record::Membership(membership), &key(TOKEN))
 }
@@ -405,6 +406,7 @@ fn membership_by(token: u8, n: u8, name: &str) -> Envelope {
         wireguard_key: WireGuardKey([n; 32]),
         tags: vec![],
         issued_at: UnixSeconds(now()),
+        proof: None,
     };
     Envelope::seal(&Record::Membership(membership), &key(token))
 }
@@ -869,6 +871,7 @@ fn an_ephemeral_node_that_stays_away_is_out_by_its_own_word_and_no_other_is() {
             wireguard_key: WireGuardKey([n; 32]),
             tags: vec![],
             issued_at: UnixSeconds(now()),
+            proof: None,
         };
         let membership = Envelope::seal(&Record::Membership(membership), &key(token));
         hub.join(&request(n, membership)).expect("a use left");

@@ -13,6 +13,7 @@ use crate::model::{Label, PublicKey};
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
 use crate::records::Envelope;
+use crate::records::fingerprint::Fingerprint;
 
 /// What does not change while the coordinator runs.
 #[derive(Debug, Clone)]
@@ -104,6 +105,14 @@ impl View {
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.read().revision
+    }
+
+    /// The last revision, and the fingerprint of all records; absent if there is no mesh.
+    #[must_use]
+    pub fn summary(&self) -> Option<(u64, Fingerprint)> {
+        let state = self.read();
+        let ledger = state.ledger.as_ref()?;
+        Some((state.revision, ledger.fingerprint()))
     }
 
     /// All records, in an order in which a ledger accepts them, and the revision that they represent.

@@ -2,7 +2,7 @@
 //! [`crate::protocol::control`]). Pure: it takes the messages of the coordinator, and returns messages to send and events.
 
 use crate::model::{PublicKey, SigningKey, text};
-use crate::node::replica::{Position, StreamEvent};
+use crate::node::replica::{Position, StreamEvent, Summary};
 use crate::protocol::control::{
     FromCoordinator, FromNode, MAX_MARK, OLDEST, PROTOCOL, Refusal, copy_message, proof_message,
 };
@@ -188,12 +188,21 @@ impl Session {
                 sequence,
                 refused,
                 refused_records,
+                failed,
                 ..
             } => StreamEvent::Published {
                 sequence,
                 refused,
                 refused_records,
+                failed,
             },
+            FromCoordinator::Summary {
+                revision,
+                fingerprint,
+            } => StreamEvent::Summary(Summary {
+                revision,
+                fingerprint,
+            }),
             FromCoordinator::Copy { instance } => {
                 let proof = self.prove_copy(instance).map(Output::Send);
                 let alive = Output::Event(StreamEvent::Alive);
@@ -234,6 +243,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::records::fingerprint::Fingerprint;
 
     fn session(position: Position) -> Session {
         let keys = SessionKeys {
@@ -377,12 +387,28 @@ mod tests {
             accepted: 1,
             refused: vec!["no".into()],
             refused_records: vec![],
+            failed: false,
         };
         let published = session.handle_message(published).expect("open");
         assert!(matches!(
             published[..],
             [Output::Event(StreamEvent::Published { sequence: 3, .. })]
         ));
+    }
+
+    #[test]
+    fn a_summary_of_the_coordinator_is_an_event() {
+        let mut session = opened(position(5), false);
+        let fingerprint = Fingerprint::default();
+        let summary = FromCoordinator::Summary {
+            revision: 5,
+            fingerprint,
+        };
+        let output = session.handle_message(summary).expect("open");
+        let [Output::Event(StreamEvent::Summary(summary))] = output[..] else {
+            panic!("another output")
+        };
+        assert_eq!((summary.revision, summary.fingerprint), (5, fingerprint));
     }
 
     #[test]

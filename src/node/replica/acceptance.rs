@@ -363,6 +363,11 @@ impl Acceptance {
         line
     }
 
+    /// Whether the coordinator refused this node's record under `key` for `reason`.
+    pub(in crate::node) fn is_refused_for(&self, key: &RecordKey, reason: RefusedReason) -> bool {
+        self.refused.get(key).is_some_and(|r| r.reason == reason)
+    }
+
     /// The refused records that are to be offered again now.
     pub(in crate::node) fn poll_again(&mut self, now: Instant) -> Vec<Due> {
         let due = self.refused.iter_mut().filter(|(_, r)| r.again <= now);
@@ -481,6 +486,9 @@ fn remedy(reason: RefusedReason) -> &'static str {
         }
         RefusedReason::Stale => {
             "do nothing at first: this node asks for the newer record and publishes above it; if the problem stays, another machine has this node's keys"
+        }
+        RefusedReason::Name => {
+            "do nothing at first: this node gives the name up when it has received the record of the node that has it; or choose another name with `meshctl rename`"
         }
         RefusedReason::Other => {
             "this node offers the record again by itself; if it stays refused, look at the log of mesh-coordinator, or upgrade the older of the two"

@@ -3,7 +3,7 @@
 use super::newcomers::{InStep, NewcomerLists};
 use super::position::Position;
 use super::request::Opening;
-use crate::model::PublicKey;
+use crate::model::{Label, PublicKey};
 use crate::node::unwritten::Part;
 use crate::protocol::control::FromNode;
 use crate::protocol::join::JoinRequest;
@@ -128,12 +128,14 @@ pub struct Changes {
     /// Whether the records of this node are to be computed and published again, although this node did not change: another
     /// machine published records with its key.
     pub own: bool,
+    /// The name that this node wants from now on, because another node has the one that it wanted.
+    pub name: Option<Label>,
 }
 
 impl Changes {
     /// Whether nothing changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && !self.duplicate && !self.own
+        self.records.is_empty() && !self.duplicate && !self.own && self.name.is_none()
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::acceptance::Acceptance;
+use super::conflicts::Conflicts;
 use super::lease::Lease;
+use super::naming::Naming;
 use super::newcomers::{
     Circumstances, InStep, MAX_MEMBERSHIP_BYTES, Newcomers, Verdict, membership_in,
 };
@@ -12,10 +14,10 @@ use super::peer_sync::is_member;
 use super::refusals::{self, PeerRefusals};
 use super::renewal::is_renewal;
 use crate::model::PublicKey;
-use crate::model::time::{Now, UnixSeconds};
-use crate::protocol::control::RefusedRecord;
+use crate::model::time::{Now, UnixSeconds, next_version};
+use crate::protocol::control::{RefusedReason, RefusedRecord};
 use crate::protocol::gossip::MAX_ASKED;
-use crate::records::kinds::{Header, Record, RecordKey};
+use crate::records::kinds::{Header, Name, Record, RecordKey};
 use crate::records::ledger::{Applied, Refused};
 use crate::records::{Envelope, Ledger};
 
@@ -29,6 +31,9 @@ pub(super) struct Intake {
     pub(super) acceptance: Acceptance,
     pub(super) lease: Lease,
     pub(super) refusals: PeerRefusals,
+    /// Records of the coordinator that were refused and may be accepted later.
+    pub(super) conflicts: Conflicts,
+    pub(super) naming: Naming,
 }
 
 /// The records of one message that were accepted, in their order.
@@ -63,27 +68,92 @@ impl Intake {
                 continue;
             }
             let verdict = self.judge(&id, &envelope, wall);
-            if verdict == Some(Verdict::HeldBack) {
+            // A membership that the ledger refuses is logged as refused, whatever its date.
+            if verdict == Some(Verdict::HeldBack) && self.ledger.check(&envelope).is_ok() {
                 self.hold_back(&envelope, now);
                 continue;
             }
             match self.ledger.apply(envelope.clone()) {
                 Ok(Applied::Changed(key)) => {
-                    if let (Some(verdict), Some(membership)) = (verdict, membership_in(&envelope)) {
-                        let witnessed = verdict == Verdict::Witnessed;
-                        self.newcomers.handle_accepted(&membership.id, witnessed);
-                    }
+                    self.note_admitted(&key, verdict);
                     accepted.add(envelope, key);
                 }
                 Ok(Applied::Unchanged) => {}
-                Err(refused) => self.note_refused(own, &envelope, &refused),
+                Err(refused) => self.note_refused(own, &envelope, &refused, verdict),
             }
         }
         accepted
     }
 
-    /// Decides about a membership that is new to this node. Returns none for other records, and for a membership that would be
-    /// held back but that the ledger refuses.
+    /// Applies the records that were refused because of others, and that the ledger accepts now.
+    pub(super) fn retry_conflicts(&mut self, now: Now) -> Accepted {
+        let mut accepted = Accepted::default();
+        for waiting in self.conflicts.poll(&self.ledger) {
+            let (record, verdict) = (waiting.record, waiting.verdict);
+            if verdict == Some(Verdict::HeldBack) {
+                self.hold_back(&record, now);
+                continue;
+            }
+            let envelope = Envelope::clone(&record);
+            match self.ledger.replace_authentic(record) {
+                Ok(Some(replaced)) => {
+                    let key = replaced.key().clone();
+                    self.note_admitted(&key, verdict);
+                    accepted.add(envelope, key);
+                }
+                Ok(None) => {}
+                // Another one of these records was accepted first.
+                Err(refused) => {
+                    self.conflicts.handle_refused(&envelope, &refused, verdict);
+                }
+            }
+        }
+        accepted
+    }
+
+    /// A record of the coordinator was accepted. `verdict` is the decision about it if it is a membership.
+    fn note_admitted(&mut self, key: &RecordKey, verdict: Option<Verdict>) {
+        if let (RecordKey::Membership(node), Some(verdict)) = (key, verdict) {
+            let witnessed = verdict == Verdict::Witnessed;
+            self.newcomers.handle_accepted(node, witnessed);
+        }
+    }
+
+    /// Whether records of the coordinator were refused for a reason that may go, so that it has to send records again then.
+    pub(super) fn is_incomplete(&self) -> bool {
+        !self.conflicts.is_empty() || self.newcomers.is_holding()
+    }
+
+    /// The name record that this node is to publish because another node has the name that it wants.
+    pub(super) fn give_up_name(&mut self, own: &Own, now: Now) -> Option<Name> {
+        let id = own.id();
+        let key = RecordKey::Name(id);
+        if !self.acceptance.is_refused_for(&key, RefusedReason::Name) {
+            return None;
+        }
+        let held = self.ledger.wanted_name(&id)?.version;
+        let name = self
+            .naming
+            .give_up(&id, &self.ledger, &self.conflicts, now.monotonic)?;
+        let last = self.acceptance.last_version(&key, held);
+        Some(Name {
+            id,
+            version: next_version(last, now.wall),
+            name,
+        })
+    }
+
+    /// This node is about to publish `record`.
+    pub(super) fn note_wanted(&mut self, own: &Own, record: &Record) {
+        if let Record::Name(wanted) = record {
+            let (id, ledger) = (own.id(), &self.ledger);
+            let held = ledger.wanted_name(&id).map(|held| &held.name);
+            let former = held.or(ledger.membership(&id).map(|joined| &joined.name));
+            self.naming.handle_wanted(&wanted.name, former.cloned());
+        }
+    }
+
+    /// Decides about a membership that is new to this node. Returns none for other records.
     fn judge(&self, own: &PublicKey, envelope: &Envelope, wall: UnixSeconds) -> Option<Verdict> {
         let RecordKey::Membership(id) = envelope.key()? else {
             return None;
@@ -93,14 +163,11 @@ impl Intake {
         }
         let membership = membership_in(envelope)?;
         let ledger = &self.ledger;
-        let verdict = self.newcomers.judge(&membership, wall, || Circumstances {
+        Some(self.newcomers.judge(&membership, wall, || Circumstances {
             token: ledger.token(&membership.token),
             is_revoked: ledger.is_token_revoked(&membership.token),
             is_name_taken: ledger.is_name_of_another(&membership.name, &membership.id),
-        });
-        // A membership that the ledger refuses is logged as refused, whatever its date.
-        let is_refused = verdict == Verdict::HeldBack && ledger.check(envelope).is_err();
-        (!is_refused).then_some(verdict)
+        }))
     }
 
     fn hold_back(&mut self, envelope: &Envelope, now: Now) {
@@ -116,7 +183,14 @@ impl Intake {
     }
 
     /// The ledger refused a record of the coordinator.
-    fn note_refused(&mut self, own: &Own, envelope: &Envelope, refused: &Refused) {
+    fn note_refused(
+        &mut self,
+        own: &Own,
+        envelope: &Envelope,
+        refused: &Refused,
+        verdict: Option<Verdict>,
+    ) {
+        self.conflicts.handle_refused(envelope, refused, verdict);
         match refused {
             // All records are requested again once a peer has vouched for the signer.
             Refused::NotAMember if self.newcomers.is_held_back(&envelope.signer) => {}

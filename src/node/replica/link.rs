@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::agreement::Summary;
 use super::position::Position;
 use crate::protocol::control::{Refusal, RefusedRecord};
 use crate::protocol::url::CoordinatorUrl;
@@ -39,7 +40,11 @@ pub enum StreamEvent {
         refused: Vec<String>,
         /// The refused records, if the coordinator names them.
         refused_records: Vec<RefusedRecord>,
+        /// Whether the coordinator's store could not be written, so that nothing is decided about the records.
+        failed: bool,
     },
+    /// The coordinator sent what it holds in all.
+    Summary(Summary),
     /// The coordinator sent a sign of life.
     Alive,
     /// The stream is closed. Another attempt follows by itself.

@@ -23,6 +23,9 @@
 //! | [`link`] | the state of the control stream |
 //! | [`intake`] | verifies received records and applies them |
 //! | [`newcomers`] | decides about memberships that are new to this node |
+//! | [`agreement`] | whether this node and its coordinator hold the same records |
+//! | [`conflicts`] | records that were refused because of others, and may be accepted later |
+//! | [`naming`] | gives up a name that another node has |
 //! | [`acceptance`] | whether the records of this node are in force elsewhere |
 //! | [`lease`] | whether this node moves to another address block |
 //! | [`uplink`] | the side of the coordinator |
@@ -34,11 +37,14 @@
 //! | [`storage`] | what is written to disk when |
 
 pub(in crate::node) mod acceptance;
+mod agreement;
+mod conflicts;
 pub(in crate::node) mod departures;
 mod effect;
 mod intake;
 mod lease;
 mod link;
+mod naming;
 pub(in crate::node) mod newcomers;
 mod offer;
 mod own;
@@ -56,6 +62,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 pub use self::acceptance::Acceptance;
+pub use self::agreement::Summary;
 pub use self::effect::{
     Answer, Changes, Effect, Publication, RecordsWrite, WriteOutcome, WriteRequest,
 };
@@ -67,8 +74,10 @@ pub use self::refusals::Applied;
 pub use self::request::{LedgerReply, LedgerRequest, Opening};
 pub use crate::node::unwritten::Part;
 
+use self::conflicts::Conflicts;
 use self::intake::{Accepted, Intake};
 use self::lease::Lease;
+use self::naming::Naming;
 use self::peer_sync::PeerSync;
 use self::refusals::PeerRefusals;
 use self::storage::Storage;
@@ -137,6 +146,8 @@ impl Replica {
             acceptance: Acceptance::new(&own.id(), next_version(0, now.wall)),
             lease: Lease::default(),
             refusals: PeerRefusals::default(),
+            conflicts: Conflicts::default(),
+            naming: Naming::default(),
             ledger,
         };
         intake.forget_newcomers();
@@ -189,17 +200,20 @@ impl Replica {
                 sequence,
                 refused,
                 refused_records,
+                failed,
             } => {
                 let intake = &mut self.intake;
                 intake.handle_answer(sequence, &refused, refused_records, now);
                 self.note_in_step(now);
                 let storage = &mut self.storage;
-                if self
-                    .uplink
-                    .handle_published(sequence, &refused, storage, now)
-                {
+                let answer = (refused.as_slice(), failed);
+                if self.uplink.handle_published(sequence, answer, storage, now) {
                     self.peers.handle_confirmed();
                 }
+            }
+            StreamEvent::Summary(summary) => {
+                self.uplink.agreement.handle_summary(summary);
+                self.note_in_step(now);
             }
             StreamEvent::Alive => self.note_in_step(now),
             StreamEvent::Closed {
@@ -289,6 +303,7 @@ impl Replica {
         let mut publication = Publication::default();
         let mut envelopes = Vec::new();
         for record in records {
+            self.intake.note_wanted(&self.own, &record);
             let envelope = Envelope::seal(&record, &self.own.key);
             match self.intake.ledger.apply(envelope.clone()) {
                 Ok(applied) => {
@@ -311,6 +326,7 @@ impl Replica {
             return publication;
         }
         let keys = &publication.accepted;
+        self.intake.conflicts.handle_changed(keys);
         self.storage.add(&envelopes, true, &self.intake.ledger);
         self.peers
             .handle_changed(&self.intake.ledger, &self.own.id(), false);
@@ -349,12 +365,22 @@ impl Replica {
             self.peers
                 .set_asks(self.intake.newcomers.asks(now.monotonic));
             let storage = &mut self.storage;
-            if self.intake.newcomers.take_overflowed() {
+            let conflicts = &mut self.intake.conflicts;
+            if self.intake.newcomers.take_overflowed() || conflicts.take_overflowed() {
                 self.uplink.request_all(AGAIN_AFTER_REFUSAL, storage, now);
             }
             self.uplink
                 .offer_refused(&self.own, &mut self.intake, storage, now);
             self.uplink.offer_departures_again(&self.intake.ledger, now);
+            self.uplink
+                .offer_everything_again(&self.own, &mut self.intake, storage, now);
+            self.uplink.poll_difference(storage, now);
+            self.uplink.poll_request(storage, now);
+            if let Some(name) = self.intake.give_up_name(&self.own, now) {
+                let label = name.name.clone();
+                let published = self.publish(vec![Record::Name(name)], now);
+                self.changes.name = published.refused.is_empty().then_some(label);
+            }
         }
         self.flush(now);
     }
@@ -428,6 +454,7 @@ impl Replica {
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         let mut problems = self.intake.acceptance.problems(now);
         problems.extend(self.intake.newcomers.problem(now));
+        problems.extend(self.intake.naming.problem(now));
         problems
     }
 
@@ -437,6 +464,7 @@ impl Replica {
         if keys.is_empty() {
             return;
         }
+        self.intake.conflicts.handle_changed(&keys);
         let ledger = &self.intake.ledger;
         self.storage.add(&envelopes, false, ledger);
         if keys.contains(&RecordKey::Mesh) {
@@ -459,8 +487,29 @@ impl Replica {
         }
     }
 
-    /// Collects what is due after an event: a write, conversations with peers, and own records to be published again.
+    /// Collects what is due after an event: records that are accepted after all, a write, conversations with peers, and own records to be published again.
     fn flush(&mut self, now: Now) {
+        loop {
+            let freed = self.intake.retry_conflicts(now);
+            if freed.keys.is_empty() {
+                break;
+            }
+            let is_membership = |key: &RecordKey| matches!(key, RecordKey::Membership(_));
+            let admits = freed.keys.iter().any(is_membership);
+            self.accept(freed, false);
+            if admits {
+                // The records that depend on these memberships were refused before.
+                let storage = &mut self.storage;
+                self.uplink.request_all(AGAIN_AFTER_VOUCH, storage, now);
+            }
+        }
+        let (is_incomplete, ledger) = (self.intake.is_incomplete(), &self.intake.ledger);
+        if self.uplink.progress.set_incomplete(is_incomplete) {
+            self.uplink.note_position(&mut self.storage);
+        }
+        if !is_incomplete {
+            self.uplink.compare(ledger.fingerprint(), now);
+        }
         let (intake, at) = (&self.intake, now.monotonic);
         let write = self.storage.poll(&intake.ledger, &intake.newcomers, at);
         self.effects.extend(write.map(Effect::Write));

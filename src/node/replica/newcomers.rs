@@ -194,6 +194,11 @@ impl Newcomers {
         is_first
     }
 
+    /// Whether any membership is held back, or was left out because there was no room for it.
+    pub(in crate::node) fn is_holding(&self) -> bool {
+        !self.held.is_empty() || !self.overflowed.is_empty()
+    }
+
     /// Whether the membership of `node` is held back.
     pub(in crate::node) fn is_held_back(&self, node: &PublicKey) -> bool {
         self.held.contains_key(node)

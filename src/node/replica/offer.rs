@@ -4,6 +4,7 @@
 //! all records that it holds: a store that was restored or lost is filled again from the nodes.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use super::acceptance::Acceptance;
 use super::effect::Effect;
@@ -17,12 +18,32 @@ use crate::records::{Envelope, Ledger};
 pub(super) struct Offer {
     /// The number of the last publication.
     sequence: u64,
-    /// The last publication of an offer of all records, until the coordinator has answered it.
-    pending_full_offer: Option<u64>,
+    /// The offer of all records, until the coordinator has answered it and stored what it accepts.
+    full: Option<FullOffer>,
     /// Messages that wait for the end of a write, with the number of the write, in the order in which they are sent.
     deferred: VecDeque<(u64, FromNode)>,
     /// Messages that are to be sent.
     ready: VecDeque<FromNode>,
+}
+
+/// The pause before all records are offered again, after the coordinator could not store some. It doubles with each further
+/// failure.
+const MIN_PAUSE: Duration = Duration::from_secs(15);
+const MAX_PAUSE: Duration = Duration::from_secs(300);
+
+/// An offer of all records.
+#[derive(Debug)]
+struct FullOffer {
+    /// The number of the last publication before it.
+    before: u64,
+    /// The number of its last publication.
+    last: u64,
+    /// Whether the coordinator could not store one of its publications.
+    has_failed: bool,
+    /// How many such offers in a row the coordinator could not store.
+    failures: u32,
+    /// When all records are offered again.
+    again: Option<Instant>,
 }
 
 impl Offer {
@@ -33,7 +54,7 @@ impl Offer {
 
     /// Whether an offer of all records was not answered yet.
     pub(super) fn is_pending(&self) -> bool {
-        self.pending_full_offer.is_some()
+        self.full.is_some()
     }
 
     /// Offers this node's own records, and with `everything` all other records before them.
@@ -45,6 +66,7 @@ impl Offer {
         acceptance: &mut Acceptance,
         write: Option<u64>,
     ) {
+        let before = self.sequence;
         let (own, mut others): (Vec<&Envelope>, Vec<&Envelope>) =
             ledger.envelopes().partition(|e| e.signer == *id);
         if everything {
@@ -58,8 +80,13 @@ impl Offer {
         // This node's records come after those of others on which they depend.
         self.publish_own(own.into_iter().cloned().collect(), acceptance, write);
         if everything {
-            self.pending_full_offer = Some(self.sequence);
-            self.send(FromNode::Told, write);
+            self.full = Some(FullOffer {
+                before,
+                last: self.sequence,
+                has_failed: false,
+                failures: self.full.as_ref().map_or(0, |full| full.failures),
+                again: None,
+            });
         }
     }
 
@@ -101,17 +128,41 @@ impl Offer {
         }
     }
 
-    /// The coordinator answered a publication. Returns whether that completes an offer of all records.
-    pub(super) fn handle_published(&mut self, sequence: u64) -> bool {
-        self.pending_full_offer
-            .take_if(|pending| *pending == sequence)
-            .is_some()
+    /// The coordinator answered a publication. `failed` is whether its store could not be written. Returns whether that completes
+    /// an offer of all records.
+    pub(super) fn handle_published(&mut self, sequence: u64, failed: bool, now: Instant) -> bool {
+        let Some(full) = &mut self.full else {
+            return false;
+        };
+        full.has_failed |= failed && (full.before + 1..=full.last).contains(&sequence);
+        if sequence != full.last {
+            return false;
+        }
+        if full.has_failed {
+            let pause = MIN_PAUSE.saturating_mul(1 << full.failures.min(10));
+            full.failures = full.failures.saturating_add(1);
+            full.again = Some(now + pause.min(MAX_PAUSE));
+            return false;
+        }
+        self.full = None;
+        // A coordinator that has lost records admits nodes again once it has what its members hold.
+        self.send(FromNode::Told, None);
+        true
+    }
+
+    /// Whether all records are to be offered again now.
+    pub(super) fn poll_again(&mut self, now: Instant) -> bool {
+        let full = self.full.as_mut();
+        full.is_some_and(|full| full.again.take_if(|again| *again <= now).is_some())
     }
 
     /// The stream closed. All that was not sent is offered again when it opens.
     pub(super) fn handle_closed(&mut self) {
         self.deferred.clear();
         self.ready.clear();
+        if let Some(full) = &mut self.full {
+            full.again = None;
+        }
     }
 
     /// The next message to send.

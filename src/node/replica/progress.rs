@@ -8,6 +8,10 @@ use super::position::Position;
 #[derive(Debug)]
 pub(super) struct Progress {
     position: Position,
+    /// Whether this node may need records that are before the position: some were refused for a reason that may go.
+    is_incomplete: bool,
+    /// Set if all records are to be requested, once the last request was made this long ago.
+    wanted: Option<Duration>,
     /// When all records were last requested.
     requested_at: Option<Instant>,
     /// Whether all records were requested and the stream has not closed since. The messages that this stream still brings do
@@ -19,6 +23,8 @@ impl Progress {
     pub(super) fn new(position: Position) -> Self {
         Self {
             position,
+            is_incomplete: false,
+            wanted: None,
             requested_at: None,
             is_requesting: false,
         }
@@ -26,6 +32,25 @@ impl Progress {
 
     pub(super) fn position(&self) -> &Position {
         &self.position
+    }
+
+    /// The position to write to disk. A node that restarts receives all records again if it may need one before its position.
+    pub(super) fn stored_position(&self) -> Position {
+        let mut position = self.position.clone();
+        if self.is_incomplete || self.wanted.is_some() {
+            position.revision = 0;
+        }
+        position
+    }
+
+    /// The revision up to which this node has received all changes. None while it waits for all records.
+    pub(super) fn reached(&self) -> Option<u64> {
+        (!self.is_requesting && self.wanted.is_none()).then_some(self.position.revision)
+    }
+
+    /// Sets whether this node may need records that are before the position. Returns whether that is new.
+    pub(super) fn set_incomplete(&mut self, is_incomplete: bool) -> bool {
+        std::mem::replace(&mut self.is_incomplete, is_incomplete) != is_incomplete
     }
 
     /// Whether the position is in another store than `store`.
@@ -41,15 +66,16 @@ impl Progress {
         !self.is_requesting
     }
 
-    /// Requests all records, unless the last request was made less than `pause` ago. Returns whether it does.
-    pub(super) fn request_all(
-        &mut self,
-        pause: Duration,
-        is_connected: bool,
-        now: Instant,
-    ) -> bool {
-        let is_recent = |at: Instant| now.saturating_duration_since(at) < pause;
-        if self.requested_at.is_some_and(is_recent) {
+    /// Requests all records, once the last request was made at least `pause` ago.
+    pub(super) fn request_all(&mut self, pause: Duration) {
+        self.wanted = Some(self.wanted.map_or(pause, |wanted| wanted.min(pause)));
+    }
+
+    /// Whether all records are to be requested now. If so, the position is the beginning from now on.
+    pub(super) fn poll_request(&mut self, is_connected: bool, now: Instant) -> bool {
+        let last = self.requested_at;
+        let is_over = |pause| last.is_none_or(|at| now.saturating_duration_since(at) >= pause);
+        if self.wanted.take_if(|pause| is_over(*pause)).is_none() {
             return false;
         }
         self.requested_at = Some(now);

@@ -54,6 +54,7 @@ mod tests {
             wireguard_key: WireGuardKey([n; 32]),
             tags: vec![],
             issued_at: UnixSeconds(10),
+            proof: None,
         }
     }
 

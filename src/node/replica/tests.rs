@@ -12,6 +12,7 @@ use crate::records::kinds::{
 };
 
 mod arbitrary;
+mod conflicts;
 mod coordinator;
 mod disk;
 mod peers;
@@ -91,6 +92,7 @@ fn membership_by(n: u8, token: u8, issued_at: UnixSeconds) -> Envelope {
         wireguard_key: WireGuardKey([n; 32]),
         tags: vec![],
         issued_at,
+        proof: None,
     };
     Envelope::seal(&Record::Membership(membership), &key(token))
 }
@@ -304,6 +306,17 @@ impl Kit {
             sequence,
             refused: refused.iter().map(ToString::to_string).collect(),
             refused_records: vec![],
+            failed: false,
+        });
+    }
+
+    /// The coordinator cannot store what was published with this number.
+    fn fail(&mut self, sequence: u64) {
+        self.event(StreamEvent::Published {
+            sequence,
+            refused: vec!["the disk is full".into()],
+            refused_records: vec![],
+            failed: true,
         });
     }
 
@@ -314,6 +327,7 @@ impl Kit {
             sequence,
             refused: vec!["no".into()],
             refused_records: vec![refused],
+            failed: false,
         });
     }
 

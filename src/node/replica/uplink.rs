@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::agreement::Agreement;
 use super::departures::{Departures, is_settled};
 use super::effect::{Answer, Effect};
 use super::intake::Intake;
@@ -15,6 +16,7 @@ use super::storage::Storage;
 use crate::model::time::Now;
 use crate::protocol::control::{FromNode, RefusedReason};
 use crate::protocol::join::JoinRequest;
+use crate::records::fingerprint::Fingerprint;
 use crate::records::kinds::{Departure, Record, RecordKey};
 use crate::records::{Envelope, Ledger};
 
@@ -29,6 +31,9 @@ const MAX_REFUSALS: u32 = 2;
 pub(super) struct Uplink {
     pub(super) link: LinkState,
     pub(super) progress: Progress,
+    pub(super) agreement: Agreement,
+    /// Whether all records are to be offered when the next stream opens.
+    offers_everything: bool,
     offer: Offer,
     departures: Departures,
     effects: VecDeque<Effect>,
@@ -41,6 +46,8 @@ impl Uplink {
         Self {
             link: LinkState::new(url.unwrap_or_default()),
             progress: Progress::new(position),
+            agreement: Agreement::default(),
+            offers_everything: false,
             offer: Offer::default(),
             departures: Departures::held_in(ledger),
             effects: VecDeque::new(),
@@ -56,7 +63,8 @@ impl Uplink {
         storage: &Storage,
     ) {
         let id = own.id();
-        let everything = self.offer.is_pending() || self.progress.is_of_another(store);
+        let is_asked = std::mem::take(&mut self.offers_everything);
+        let everything = is_asked || self.offer.is_pending() || self.progress.is_of_another(store);
         let (ledger, acceptance) = (&intake.ledger, &mut intake.acceptance);
         self.offer
             .offer(ledger, &id, everything, acceptance, storage.own_write());
@@ -75,7 +83,7 @@ impl Uplink {
     pub(super) fn handle_published(
         &mut self,
         sequence: u64,
-        refused: &[String],
+        (refused, failed): (&[String], bool),
         storage: &mut Storage,
         now: Now,
     ) -> bool {
@@ -90,7 +98,7 @@ impl Uplink {
         };
         self.effects
             .push_back(Effect::Answered { sequence, answer });
-        if self.offer.handle_published(sequence) {
+        if self.offer.handle_published(sequence, failed, now.monotonic) {
             self.note_position(storage);
         }
         is_stored && sequence == self.offer.sequence()
@@ -99,6 +107,7 @@ impl Uplink {
     /// The stream closed.
     pub(super) fn handle_closed(&mut self) {
         self.progress.handle_closed();
+        self.agreement.handle_closed();
         self.departures.handle_closed();
         self.offer.handle_closed();
         self.effects.push_back(Effect::Unanswered);
@@ -160,21 +169,58 @@ impl Uplink {
             return;
         }
         let position = self.progress.position().clone();
-        self.effects
-            .push_back(Effect::SetPosition(position.clone()));
-        storage.set_position(position);
+        self.effects.push_back(Effect::SetPosition(position));
+        storage.set_position(self.progress.stored_position());
     }
 
-    /// Makes the coordinator send all records again, unless the last such request was made less than `pause` ago.
+    /// Makes the coordinator send all records again, once the last such request was made at least `pause` ago.
     pub(super) fn request_all(&mut self, pause: Duration, storage: &mut Storage, now: Now) {
+        self.progress.request_all(pause);
+        self.poll_request(storage, now);
+    }
+
+    /// Carries out a request for all records, if it is due now.
+    pub(super) fn poll_request(&mut self, storage: &mut Storage, now: Now) {
         let is_connected = self.link.is_connected();
-        if !self.offer.is_pending()
-            && self
-                .progress
-                .request_all(pause, is_connected, now.monotonic)
-        {
+        if !self.offer.is_pending() && self.progress.poll_request(is_connected, now.monotonic) {
             self.note_position(storage);
             self.effects.push_back(Effect::Reopen);
+        }
+    }
+
+    /// Compares the fingerprint of the own records with the last one of the coordinator, if this node has reached its revision.
+    pub(super) fn compare(&mut self, held: Fingerprint, now: Now) {
+        if let Some(revision) = self.progress.reached() {
+            self.agreement.compare(revision, held, now.monotonic);
+        }
+    }
+
+    /// Requests and offers all records, if this node and the coordinator have held different ones for too long.
+    pub(super) fn poll_difference(&mut self, storage: &mut Storage, now: Now) {
+        if !self.link.is_connected() || self.offer.is_pending() {
+            return;
+        }
+        if self.agreement.poll(now.monotonic) {
+            tracing::warn!(
+                "this node and the coordinator hold different records; this node requests all records and offers its own"
+            );
+            self.offers_everything = true;
+            self.request_all(Duration::ZERO, storage, now);
+        }
+    }
+
+    /// Offers all records again that the coordinator could not store, when the pause is over.
+    pub(super) fn offer_everything_again(
+        &mut self,
+        own: &Own,
+        intake: &mut Intake,
+        storage: &Storage,
+        now: Now,
+    ) {
+        if self.link.is_connected() && self.offer.poll_again(now.monotonic) {
+            let (ledger, acceptance) = (&intake.ledger, &mut intake.acceptance);
+            let write = storage.own_write();
+            self.offer.offer(ledger, &own.id(), true, acceptance, write);
         }
     }
 

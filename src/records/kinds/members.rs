@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rules::{RecordError, bounded, check_address};
 use crate::model::address::{Block, MeshAddresses, is_routable};
-use crate::model::key::{KeyProof, PublicKey, WireGuardKey};
+use crate::model::key::{IdentityProof, KeyProof, PublicKey, SigningKey, WireGuardKey};
 use crate::model::name::Label;
 use crate::model::time::UnixSeconds;
 
@@ -144,9 +144,42 @@ pub struct Membership {
     pub tags: Vec<Label>,
     /// When the certificate was made, by the node's clock.
     pub issued_at: UnixSeconds,
+    /// The node's proof that it wants this membership. Without it the holder of any token could replace the membership of another
+    /// node. Memberships of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<IdentityProof>,
 }
 
 impl Membership {
+    /// Returns the membership with the proof of its node, whose identity key is `identity`. All other fields must be set before.
+    #[must_use]
+    pub fn proven_by(self, identity: &SigningKey) -> Self {
+        let proof = IdentityProof::make(identity, &self.content());
+        Self {
+            proof: Some(proof),
+            ..self
+        }
+    }
+
+    /// Whether the membership contains a valid proof of its node. This verifies a signature.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.proof
+            .is_some_and(|proof| proof.holds(&self.id, &self.content()))
+    }
+
+    /// All that the proof covers. Names and tags contain no zero byte, so no two memberships have the same content.
+    fn content(&self) -> Vec<u8> {
+        let mut content = [&self.id.0[..], &self.token.0, &self.wireguard_key.0].concat();
+        content.extend(self.version.to_be_bytes());
+        content.extend(self.issued_at.0.to_be_bytes());
+        for label in std::iter::once(&self.name).chain(&self.tags) {
+            content.extend(label.as_str().as_bytes());
+            content.push(0);
+        }
+        content
+    }
+
     pub(super) fn check(&self) -> Result<(), RecordError> {
         bounded("tags", self.tags.len(), MAX_TAGS)
     }

@@ -208,6 +208,38 @@ mod tests {
     }
 
     #[test]
+    fn the_proof_of_a_membership_covers_all_that_it_says() {
+        let key = build::key(3);
+        let membership = Membership {
+            tags: vec![build::label("db"), build::label("eu")],
+            ..build::membership(&key.public(), &build::id(2), "n3")
+        };
+        // Versions without the proof read and write the same text.
+        let payload = Record::Membership(membership.clone()).payload();
+        assert!(!payload.contains("proof"), "{payload}");
+        assert!(!membership.is_proven());
+        let proven = membership.clone().proven_by(&key);
+        assert!(proven.is_proven() && !membership.proven_by(&build::key(4)).is_proven());
+        let record = Record::Membership(proven.clone());
+        assert_eq!(Record::parse(&record.payload()).map(|(_, r)| r), Ok(record));
+        let changes: [fn(&mut Membership); 8] = [
+            |m| m.id = build::id(5),
+            |m| m.version += 1,
+            |m| m.token = build::id(5),
+            |m| m.name = build::label("n4"),
+            |m| m.wireguard_key.0[0] ^= 1,
+            |m| drop(m.tags.pop()),
+            |m| m.tags = vec![build::label("dbeu")],
+            |m| m.issued_at.0 += 1,
+        ];
+        for (n, change) in changes.into_iter().enumerate() {
+            let mut changed = proven.clone();
+            change(&mut changed);
+            assert!(!changed.is_proven(), "{n}");
+        }
+    }
+
+    #[test]
     fn records_that_break_their_own_rules_are_refused() {
         let mut foreign = service();
         foreign.id = "other/web".into();

@@ -51,6 +51,12 @@ pub(super) fn store(ledger: &mut Ledger, key: RecordKey, entry: Entry) -> Replac
 fn admit(ledger: &mut Ledger, membership: &Membership) {
     if let Some(before) = ledger.table.membership(&membership.id).cloned() {
         release_claims(ledger, &before);
+        // The uses of tokens follow from the memberships that are held. A ledger that receives only the last one counts the same.
+        if before.token != membership.token
+            && let Some(nodes) = ledger.admitted.get_mut(&before.token)
+        {
+            nodes.remove(&before.id);
+        }
     }
     ledger
         .admitted

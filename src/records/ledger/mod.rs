@@ -6,8 +6,9 @@
 //! - only one key may sign a record of each kind (see [`crate::records::kinds`]);
 //! - of two versions of a record the higher one is kept; of two payloads with one version the ledger keeps the greater one in
 //!   byte order, so that all ledgers keep the same one;
-//! - of two memberships of a node the one with the later date is kept, so that no node can give itself an earlier date; the
-//!   later one must not give the node a name that another node has;
+//! - of two memberships of a node one with the node's proof is kept, and of two with a proof the one with the later date, so that no
+//!   node can give itself an earlier date; the later one must not give the node a name that another node has. Memberships of
+//!   earlier versions have no proof: of two of them the later one is kept if the same token signed both, otherwise the first one;
 //! - a token admits no more nodes than its certificate allows, and with no other tags than those of its certificate;
 //! - a node that was revoked, or that departed, is removed for good, with all its records;
 //! - after a token's revocation only memberships that the revocation spares are accepted; if it lists the nodes that stay, the
@@ -18,7 +19,8 @@
 //! - the records of each node have bounds ([`usage`]), so that no node uses up the space of others; the mesh key has no bound.
 //!
 //! Two ledgers that received the same records are in the same state, even if the order was different. The order decides only
-//! between nodes that claim one block, one name or the last use of a token: the first one gets it.
+//! between nodes that claim one block, one name or the last use of a token, and between tokens that claim one node without its proof:
+//! the first one gets it.
 //!
 //! The ledger never reads a clock, and it never drops a revocation. It keeps the memberships of removed nodes, because a token
 //! could admit too many nodes if the ledger forgot some of them. It drops a membership only when its token is revoked.
@@ -27,11 +29,11 @@
 //! |---|---|
 //! | [`table`] | holds the records, and gives typed read access |
 //! | `rights` | decides whether a signer may publish a record |
+//! | `succession` | decides which of two versions of a record is kept |
 //! | `consequences` | stores a record, and drops the records that it makes void |
 //! | `addresses`, `names`, [`usage`] | indexes, so that a record is checked without a search through all others |
 //! | `view` | computes the map of the mesh |
 
-use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 
@@ -45,6 +47,7 @@ mod consequences;
 mod names;
 mod refused;
 mod rights;
+mod succession;
 pub mod table;
 pub mod usage;
 mod view;
@@ -282,22 +285,7 @@ impl Ledger {
         if held.envelope.payload == envelope.payload {
             return Ok(true);
         }
-        let date = |record: &Record| match record {
-            Record::Membership(membership) => Some(membership.issued_at),
-            _ => None,
-        };
-        let offered = (date(record), header.version);
-        match offered.cmp(&(date(&held.record), held.version)) {
-            Ordering::Less => Err(Refused::Stale {
-                key: key.clone(),
-                offered: header.version,
-                held: held.version,
-            }),
-            Ordering::Equal if envelope.payload < held.envelope.payload => {
-                Err(Refused::Forked(key.clone()))
-            }
-            Ordering::Equal | Ordering::Greater => Ok(false),
-        }
+        succession::permit(held, key, header, record, &envelope.payload).map(|()| false)
     }
 }
 

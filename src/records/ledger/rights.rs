@@ -62,8 +62,10 @@ fn permit_membership(ledger: &Ledger, membership: &Membership) -> Result<(), Ref
     if membership.issued_at.0.saturating_add(CLOCK_SLACK_SECONDS) < token.created_at.0 {
         return Err(Refused::BeforeToken);
     }
+    // A membership without a proof may be that of another node, so the first one with a proof is treated as the first one of all.
     if let Some(held) = ledger.membership(&membership.id)
         && held.name != membership.name
+        && held.is_proven() == membership.is_proven()
         && ledger.is_name_of_another(&membership.name, &membership.id)
     {
         return Err(Refused::NameTaken(membership.name.to_string()));
@@ -73,13 +75,6 @@ fn permit_membership(ledger: &Ledger, membership: &Membership) -> Result<(), Ref
     }
     if let Some(tag) = membership.tags.iter().find(|tag| !token.tags.contains(tag)) {
         return Err(Refused::Tag(tag.to_string()));
-    }
-    // A node that joins again with another token replaces its certificate only if that token has a use left.
-    if let Some(held) = ledger.membership(&membership.id)
-        && held.token != membership.token
-        && ledger.admitted_by(&membership.token) >= token.uses as usize
-    {
-        return Err(Refused::TokenSpent(token.uses));
     }
     let admitted = ledger.admitted.get(&membership.token);
     let known = admitted.is_some_and(|nodes| nodes.contains(&membership.id));

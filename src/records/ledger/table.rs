@@ -5,6 +5,7 @@ use std::ops::Bound;
 
 use crate::model::{Label, PublicKey};
 use crate::records::envelope::Envelope;
+use crate::records::fingerprint::Fingerprint;
 use crate::records::key::{RecordKey, ServiceId};
 use crate::records::kinds::{
     Membership, Mesh, Name, Node, Record, Revocation, RevokedKind, Service, Token,
@@ -25,6 +26,7 @@ pub struct Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     entries: BTreeMap<RecordKey, Entry>,
+    fingerprint: Fingerprint,
 }
 
 /// No key is lower than this one.
@@ -58,6 +60,12 @@ impl Table {
     #[must_use]
     pub fn entry(&self, key: &RecordKey) -> Option<&Entry> {
         self.entries.get(key)
+    }
+
+    /// Returns the fingerprint of all records.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
     }
 
     /// Returns the number of records.
@@ -204,12 +212,19 @@ impl Table {
 
     /// Stores a record. Returns the record that it replaces.
     pub(super) fn insert(&mut self, key: RecordKey, entry: Entry) -> Option<Entry> {
-        self.entries.insert(key, entry)
+        self.fingerprint.add(&entry.envelope);
+        let before = self.entries.insert(key, entry);
+        if let Some(before) = &before {
+            self.fingerprint.remove(&before.envelope);
+        }
+        before
     }
 
     /// Removes a record.
     pub(super) fn remove(&mut self, key: &RecordKey) -> Option<Entry> {
-        self.entries.remove(key)
+        let removed = self.entries.remove(key)?;
+        self.fingerprint.remove(&removed.envelope);
+        Some(removed)
     }
 
     /// Returns the keys of all records that fulfil `condition`.

@@ -9,7 +9,7 @@ use meshd::model::address::{Block, MeshAddresses};
 use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{PublicKey, SigningKey, WireGuardKey};
 use meshd::records::Envelope;
-use meshd::records::kinds::{MESH_ID, RecordKey};
+use meshd::records::kinds::{MESH_ID, Record, RecordKey};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -55,6 +55,15 @@ impl Draft {
         let found = self.0.iter().find(|(name, _)| name == field);
         let text = found.and_then(|(_, value)| value.as_str());
         text.expect("a text")
+    }
+
+    /// Adds the proof of the node that the membership in this draft is about. All other fields must be set before.
+    pub(crate) fn proven_by(self, identity: &SigningKey) -> Self {
+        let Ok((_, Record::Membership(membership))) = Record::parse(&self.payload()) else {
+            unreachable!("a membership")
+        };
+        let proof = membership.proven_by(identity).proof;
+        self.with("proof", proof)
     }
 
     /// Adds a field `padding` of `octets` bytes.

@@ -142,6 +142,56 @@ fn a_stream_never_changes_the_name_of_a_node() {
     );
 }
 
+#[test]
+fn a_node_that_proves_its_membership_replaces_one_that_it_did_not_sign() {
+    let (_dir, hub) = restored_with_member();
+    let forged = membership(12, "stolen", 1, now());
+    assert_eq!(refusal(&hub, 10, &forged), None, "a member vouches");
+    let own = Membership {
+        name: Label::parse("n12").expect("a literal"),
+        ..membership_in(&forged)
+    };
+    let own = own.proven_by(&key(12));
+    let own = Envelope::seal(&Record::Membership(own), &key(TOKEN));
+    assert_eq!(refusal(&hub, 12, &own), None);
+    assert_eq!(hub.screen(&own), Screened::Held);
+    let later = membership(12, "n12", 2, now() + 1);
+    assert_eq!(
+        refusal(&hub, 10, &later),
+        Some(PublishRefused::Ledger(Refused::Unproven))
+    );
+}
+
+fn membership_in(envelope: &Envelope) -> Membership {
+    match Record::parse(&envelope.payload) {
+        Ok((_, Record::Membership(membership))) => membership,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_second_of_two_nodes_that_want_one_name_is_told_that_it_is_taken() {
+    let hub = hub();
+    for (n, name) in [(10, "a"), (11, "b")] {
+        hub.join(&request(n, membership(n, name, 1, now())))
+            .expect("a use left");
+    }
+    let wanted = |n| {
+        let record = crate::records::kinds::Name {
+            id: id(n),
+            version: 1,
+            name: Label::parse("web").expect("a literal"),
+        };
+        Envelope::seal(&Record::Name(record), &key(n))
+    };
+    assert_eq!(refusal(&hub, 10, &wanted(10)), None);
+    let refused = refusal(&hub, 11, &wanted(11)).expect("node 10 has the name");
+    assert_eq!(
+        refused.reason(),
+        crate::protocol::control::RefusedReason::Name
+    );
+}
+
 fn leases_are_kept(hub: &Hub, other: &Hub) {
     for (n, name) in [(10, "a"), (11, "b")] {
         hub.join(&request(n, membership(n, name, 1, now())))

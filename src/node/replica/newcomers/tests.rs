@@ -22,6 +22,7 @@ fn membership(node: u8, token: u8, issued_at: UnixSeconds) -> (Membership, Envel
         wireguard_key: WireGuardKey([node; 32]),
         tags: vec![],
         issued_at,
+        proof: None,
     };
     let envelope = Envelope::seal(&Record::Membership(membership.clone()), &token);
     (membership, envelope)

@@ -8,7 +8,6 @@ fn a_node_offers_its_own_records_to_the_store_it_knows_and_all_records_to_anothe
     kit.close(None, false);
     // What makes this node a member comes before the other records, and its own record comes last.
     kit.open("another", 9);
-    assert_eq!(kit.sent.last(), Some(&FromNode::Told));
     let [(2, others), (3, own)] = &kit.publications()[..] else {
         panic!("two publications")
     };
@@ -16,6 +15,61 @@ fn a_node_offers_its_own_records_to_the_store_it_knows_and_all_records_to_anothe
     assert_eq!(own, &[node(OWN, 1)]);
     let first = |record: &Envelope| others[..2].contains(record);
     assert!(first(&token()) && first(&membership(OWN)));
+    kit.published(2, &[]);
+    assert!(kit.sent.is_empty());
+    kit.published(3, &["the record is refused"]);
+    assert_eq!(kit.sent, [FromNode::Told]);
+}
+
+#[test]
+fn an_offer_of_all_records_that_the_coordinator_could_not_store_is_made_again() {
+    let mut kit = Kit::new(&[11]);
+    kit.open("another", 9);
+    let mut first = 1;
+    for pause in [15, 30] {
+        let offered = kit.publications().len() as u64;
+        assert_eq!(offered, 2);
+        kit.fail(first);
+        kit.published(first + 1, &[]);
+        kit.pass(Duration::from_secs(pause - 1));
+        assert!(kit.sent.is_empty(), "nothing is offered yet");
+        assert!(kit.writes.iter().all(|write| write.position.is_none()));
+        kit.pass(Duration::from_secs(2));
+        first += offered;
+    }
+    kit.publications();
+    kit.published(first, &[]);
+    kit.published(first + 1, &[]);
+    assert_eq!(kit.sent, [FromNode::Told]);
+}
+
+#[test]
+fn a_node_that_holds_other_records_than_its_coordinator_requests_and_offers_all() {
+    let mut kit = Kit::new(&[11]);
+    kit.open(STORE, 5);
+    kit.publications();
+    let summary = |fingerprint| {
+        StreamEvent::Summary(Summary {
+            revision: 5,
+            fingerprint,
+        })
+    };
+    kit.event(summary(kit.replica.ledger().fingerprint()));
+    kit.pass(Duration::from_secs(300));
+    assert_eq!(kit.requests_for_all(), 0);
+    // The coordinator has lost what node 11 published.
+    let held = ledger_of(&records_of(&[])).fingerprint();
+    kit.event(summary(held));
+    kit.pass(Duration::from_secs(61));
+    assert_eq!(kit.requests_for_all(), 1);
+    kit.close(None, false);
+    kit.open(STORE, 5);
+    let offered: Vec<Envelope> = kit
+        .publications()
+        .into_iter()
+        .flat_map(|(_, r)| r)
+        .collect();
+    assert_eq!(offered.len(), records_of(&[11]).len());
 }
 
 #[test]

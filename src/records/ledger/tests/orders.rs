@@ -15,6 +15,8 @@ struct State {
 }
 
 const NODES: std::ops::Range<u8> = 10..16;
+/// A token with uses left that the attackers have.
+const LEAKED: u8 = 4;
 
 fn state(ledger: &Ledger) -> State {
     check_indexes(ledger);
@@ -89,6 +91,7 @@ fn honest_membership(n: u8) -> Envelope {
         issued_at: UnixSeconds(NOW.0 + u64::from(n)),
         ..membership_record(n, &format!("n{n}"))
     };
+    let record = record.proven_by(&key(n));
     Envelope::seal(&Record::Membership(record), &key(TOKEN))
 }
 
@@ -97,6 +100,10 @@ fn administration() -> Vec<Envelope> {
     let spare = Token {
         id: key(3).public(),
         ..token_record(2, &[])
+    };
+    let leaked = Token {
+        id: key(LEAKED).public(),
+        ..token_record(9, &["db"])
     };
     let take_back = Revocation {
         id: key(3).public(),
@@ -109,6 +116,7 @@ fn administration() -> Vec<Envelope> {
         mesh(),
         Envelope::seal(&Record::Token(token_record(4, &["db"])), &key(MESH)),
         Envelope::seal(&Record::Token(spare), &key(MESH)),
+        Envelope::seal(&Record::Token(leaked), &key(MESH)),
         Envelope::seal(&Record::Revocation(take_back), &key(MESH)),
         revocation(12, RevokedKind::Node, NOW),
         Envelope::seal_payload(
@@ -128,6 +136,7 @@ fn honest() -> Vec<Envelope> {
             wireguard_key: secret(n).1,
             ..membership_record(n, &format!("n{n}"))
         };
+        let record = record.proven_by(&key(n));
         records.push(Envelope::seal(&Record::Membership(record), &key(3)));
     }
     for n in NODES {
@@ -165,16 +174,25 @@ fn hostile() -> impl Strategy<Value = Vec<Envelope>> {
             }
             Envelope::seal(&Record::Service(record), &key(11))
         }),
-        (1u64..4, 0u64..100_000, any::<bool>()).prop_map(|(version, age, tagged)| {
+        (1u64..4, 0u64..100_000, any::<[bool; 3]>()).prop_map(|(version, age, of)| {
+            let [tagged, proven, leaked] = of;
+            let by = if leaked { LEAKED } else { TOKEN };
             let record = Membership {
                 version,
+                token: key(by).public(),
                 wireguard_key: secret(11).1,
                 tags: if tagged { vec![label("db")] } else { vec![] },
                 issued_at: UnixSeconds((NOW.0 + 11).saturating_sub(age)),
                 ..membership_record(11, "n11")
             };
-            Envelope::seal(&Record::Membership(record), &key(TOKEN))
+            let record = if proven {
+                record.proven_by(&key(11))
+            } else {
+                record
+            };
+            Envelope::seal(&Record::Membership(record), &key(by))
         }),
+        (1u64..4, 10u8..15, 0u64..100_000, any::<bool>()).prop_map(foreign_membership),
         (NODES, any::<bool>()).prop_map(|(n, forged)| {
             let by = if forged { 11 } else { 99 };
             revoked_by(n, by)
@@ -198,6 +216,24 @@ fn hostile() -> impl Strategy<Value = Vec<Envelope>> {
         let own = departure(11, 11);
         records.into_iter().filter(|e| *e != own).collect()
     })
+}
+
+/// A membership of another node by the leaked token, without a proof or with one of node 11.
+fn foreign_membership((version, n, later, proven): (u64, u8, u64, bool)) -> Envelope {
+    let record = Membership {
+        version,
+        token: key(LEAKED).public(),
+        wireguard_key: secret(11).1,
+        tags: vec![label("db")],
+        issued_at: UnixSeconds(NOW.0 + later),
+        ..membership_record(n, &format!("m{n}"))
+    };
+    let record = if proven {
+        record.proven_by(&key(11))
+    } else {
+        record
+    };
+    Envelope::seal(&Record::Membership(record), &key(LEAKED))
 }
 
 fn revoked_by(n: u8, by: u8) -> Envelope {
@@ -243,6 +279,8 @@ proptest! {
         for n in [10u8, 14] {
             let is_held = one.holds(&honest_node(n, 3));
             prop_assert!(is_held);
+            let membership = one.membership(&key(n).public()).expect("it has joined");
+            prop_assert_eq!(&membership.name, &label(&format!("n{n}")));
             let own = format!("10.210.{}.1", n - 9);
             let is_held = one.holds(&service(n, 4, &own));
             prop_assert!(is_held);

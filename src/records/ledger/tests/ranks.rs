@@ -83,6 +83,117 @@ fn a_member_takes_no_name_by_a_membership_with_an_earlier_date() {
     assert_eq!(names[&key(11).public()], label("n2"));
 }
 
+/// A second token with this many uses.
+fn other_token(uses: u32) -> Envelope {
+    let token = Token {
+        id: key(3).public(),
+        ..token_record(uses, &["db"])
+    };
+    Envelope::seal(&Record::Token(token), &key(MESH))
+}
+
+/// A membership of node 10 by `token`, dated `later` seconds after the first one.
+fn again(token: u8, later: u64) -> Membership {
+    Membership {
+        token: key(token).public(),
+        version: 2,
+        issued_at: UnixSeconds(NOW.0 + later),
+        ..membership_record(10, "n10")
+    }
+}
+
+fn by(token: u8, record: Membership) -> Envelope {
+    Envelope::seal(&Record::Membership(record), &key(token))
+}
+
+#[test]
+fn the_membership_of_a_node_is_replaced_by_the_node_alone() {
+    let own = by(TOKEN, membership_record(10, "n10").proven_by(&key(10)));
+    let renamed = Membership {
+        name: label("stolen"),
+        ..again(3, 60)
+    };
+    let mut borrowed = again(3, 60).proven_by(&key(10));
+    borrowed.name = label("stolen");
+    let forgeries = [
+        renamed.clone(),
+        renamed.clone().proven_by(&key(11)),
+        borrowed,
+        // The holder of the node's own token does not replace it either.
+        again(TOKEN, 60),
+    ];
+    for (n, forged) in forgeries.into_iter().enumerate() {
+        let token = if forged.token == key(3).public() {
+            3
+        } else {
+            TOKEN
+        };
+        let forged = by(token, forged);
+        for own_first in [true, false] {
+            let mut ledger = ledger(1);
+            ledger
+                .apply(other_token(2))
+                .expect("signed by the mesh key");
+            let order = if own_first {
+                [&own, &forged]
+            } else {
+                [&forged, &own]
+            };
+            let results = order.map(|record| ledger.apply(record.clone()));
+            let expected = if own_first {
+                Err(Refused::Unproven)
+            } else {
+                Ok(Applied::Changed(RecordKey::Membership(key(10).public())))
+            };
+            assert_eq!(results[1], expected, "{n}");
+            assert!(ledger.holds(&own), "{n}");
+            let uses = [TOKEN, 3].map(|token| ledger.admitted_by(&key(token).public()));
+            assert_eq!(uses, [1, 0], "{n}");
+        }
+    }
+}
+
+#[test]
+fn a_node_joins_again_with_another_token_and_the_one_before_has_a_use_back() {
+    let mut ledger = ledger(1);
+    ledger
+        .apply(other_token(1))
+        .expect("signed by the mesh key");
+    // A node of an earlier version proves nothing.
+    ledger.apply(membership(10)).expect("the first");
+    let proven = by(3, again(3, 60).proven_by(&key(10)));
+    ledger.apply(proven.clone()).expect("it is the node's own");
+    assert_eq!(ledger.apply(membership(10)), Err(Refused::Unproven));
+    assert_eq!(ledger.admitted_by(&key(TOKEN).public()), 0);
+    ledger.apply(membership(11)).expect("a use is left");
+    assert_eq!(
+        ledger.apply(by(TOKEN, again(TOKEN, 120).proven_by(&key(10)))),
+        Err(Refused::TokenSpent(1))
+    );
+    assert!(ledger.holds(&proven));
+}
+
+#[test]
+fn of_two_memberships_without_proof_the_later_one_of_the_same_token_is_kept() {
+    let mut ledger = ledger(2);
+    ledger
+        .apply(other_token(2))
+        .expect("signed by the mesh key");
+    ledger.apply(membership(10)).expect("the first");
+    assert_eq!(
+        ledger.apply(by(3, again(3, 60))),
+        Err(Refused::Unproven),
+        "another token"
+    );
+    let later = by(TOKEN, again(TOKEN, 60));
+    ledger.apply(later.clone()).expect("the same token");
+    assert!(matches!(
+        ledger.apply(membership(10)),
+        Err(Refused::Stale { .. })
+    ));
+    assert!(ledger.holds(&later));
+}
+
 #[test]
 fn a_membership_is_not_dated_before_its_token() {
     let mut ledger = ledger(3);

@@ -1,0 +1,150 @@
+//! Detects that this node and its coordinator hold different records although the node has received all changes. Pure: the clock is
+//! an argument.
+//!
+//! A coordinator sends changes after the revision that a node holds. That is not enough if the coordinator's store went back in time
+//! and has grown again since: the same revision then stands for other records, and neither side notices. So a coordinator also sends
+//! a fingerprint of its records. If it differs from that of this node for [`DIFFERENCE_TIMEOUT`], this node requests all records and
+//! offers all that it holds.
+//!
+//! The two may differ for good, for example because they are of different versions. So the pause before the next attempt grows.
+
+use std::time::{Duration, Instant};
+
+use crate::records::fingerprint::Fingerprint;
+
+/// For this long a difference may come from records that are on their way.
+const DIFFERENCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The shortest time between two attempts to end a difference. It doubles with each further attempt.
+const MIN_PAUSE: Duration = Duration::from_secs(300);
+const MAX_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
+/// What a coordinator holds at a revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// The revision.
+    pub revision: u64,
+    /// The fingerprint of all records.
+    pub fingerprint: Fingerprint,
+}
+
+/// Whether this node holds what its coordinator holds.
+#[derive(Debug, Default)]
+pub(super) struct Agreement {
+    /// The last summary, until this node has reached its revision.
+    announced: Option<Summary>,
+    differs_since: Option<Instant>,
+    /// When this node last tried to end the difference, and how often it did so.
+    attempt: Option<(Instant, u32)>,
+}
+
+impl Agreement {
+    /// The coordinator sent a summary.
+    pub(super) fn handle_summary(&mut self, summary: Summary) {
+        self.announced = Some(summary);
+    }
+
+    /// The stream closed. The next one begins with a summary.
+    pub(super) fn handle_closed(&mut self) {
+        self.announced = None;
+    }
+
+    /// This node has received all changes up to `revision`, and its records have this fingerprint.
+    pub(super) fn compare(&mut self, revision: u64, held: Fingerprint, now: Instant) {
+        // A summary of a revision that the node never reached exactly proves nothing.
+        let Some(summary) = self.announced.take_if(|at| at.revision <= revision) else {
+            return;
+        };
+        if summary.revision < revision {
+            return;
+        }
+        if summary.fingerprint == held {
+            self.differs_since = None;
+            self.attempt = None;
+        } else {
+            self.differs_since.get_or_insert(now);
+        }
+    }
+
+    /// Whether this node is to request and offer all records now.
+    pub(super) fn poll(&mut self, now: Instant) -> bool {
+        let passed = |since: Instant| now.saturating_duration_since(since);
+        let differs = self
+            .differs_since
+            .is_some_and(|since| passed(since) >= DIFFERENCE_TIMEOUT);
+        let (pause, attempts) = match self.attempt {
+            Some((at, attempts)) => {
+                let pause = MIN_PAUSE.saturating_mul(1 << (attempts - 1).min(10));
+                (pause.min(MAX_PAUSE).saturating_sub(passed(at)), attempts)
+            }
+            None => (Duration::ZERO, 0),
+        };
+        if !differs || !pause.is_zero() {
+            return false;
+        }
+        self.attempt = Some((now, attempts.saturating_add(1)));
+        // The next summary tells whether it helped.
+        self.differs_since = None;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SigningKey;
+    use crate::records::{Envelope, Ledger};
+    use crate::testbed::records as build;
+
+    fn fingerprint(n: u8) -> Fingerprint {
+        let mut ledger = Ledger::new(SigningKey::from_seed(&[n; 32]).public());
+        let mesh = crate::records::kinds::Record::Mesh(build::mesh());
+        let envelope = Envelope::seal(&mesh, &SigningKey::from_seed(&[n; 32]));
+        ledger.apply(envelope).expect("signed by the mesh key");
+        ledger.fingerprint()
+    }
+
+    fn summary(revision: u64) -> Summary {
+        Summary {
+            revision,
+            fingerprint: fingerprint(1),
+        }
+    }
+
+    #[test]
+    fn a_difference_that_lasts_leads_to_attempts_with_growing_pauses() {
+        let (mut agreement, mut now) = (Agreement::default(), Instant::now());
+        let mut attempts = Vec::new();
+        for second in 0..3000 {
+            agreement.handle_summary(summary(5));
+            agreement.compare(5, fingerprint(2), now);
+            if agreement.poll(now) {
+                attempts.push(second);
+            }
+            now += Duration::from_secs(1);
+        }
+        assert_eq!(attempts, [60, 360, 960, 2160]);
+        agreement.handle_summary(summary(5));
+        agreement.compare(5, fingerprint(1), now);
+        assert!(!agreement.poll(now + MAX_PAUSE), "they agree");
+        agreement.handle_summary(summary(5));
+        agreement.compare(5, fingerprint(2), now);
+        assert!(agreement.poll(now + DIFFERENCE_TIMEOUT));
+    }
+
+    #[test]
+    fn only_the_very_revision_of_a_summary_is_compared() {
+        let (mut agreement, now) = (Agreement::default(), Instant::now());
+        let mut differs = |revision| {
+            agreement.handle_summary(summary(5));
+            agreement.compare(revision, fingerprint(2), now);
+            agreement.poll(now + DIFFERENCE_TIMEOUT)
+        };
+        assert!(!differs(4) && !differs(6));
+        assert!(differs(5));
+        agreement.handle_summary(summary(7));
+        agreement.compare(6, fingerprint(2), now);
+        agreement.handle_closed();
+        agreement.compare(7, fingerprint(2), now);
+        assert!(!agreement.poll(now + MAX_PAUSE));
+    }
+}
