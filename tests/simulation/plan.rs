@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     JumpCoordinatorClock,
     FillDisk,
     FillCoordinatorDisk,
+    /// The disk of the store acknowledges writes that a crash loses.
+    CacheWrites,
     BackUpNode,
     RestoreNode,
     BackUpStore,
@@ -74,6 +76,7 @@ const FAMILIES: &[(u64, &[Fault])] = &[
     ),
     (2, &[Fault::CrashNode]),
     (2, &[Fault::CrashCoordinator]),
+    (1, &[Fault::CacheWrites, Fault::CrashCoordinator]),
     (1, &[Fault::JumpClock, Fault::JumpCoordinatorClock]),
     (1, &[Fault::FillDisk, Fault::FillCoordinatorDisk]),
     (1, &[Fault::BackUpNode, Fault::RestoreNode]),

@@ -43,8 +43,6 @@ pub(crate) enum Event {
     Left(usize, Run),
     /// The administrator removes the nodes of the attackers.
     CleanUp,
-    /// All honest nodes publish their node records again.
-    Republish,
     /// A settled point: the invariants that take long are checked.
     Check,
 }

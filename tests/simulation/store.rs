@@ -81,9 +81,20 @@ impl Disk {
         })
     }
 
-    /// The machine of a coordinator lost power.
-    pub(crate) fn crash(&self) {
-        self.disk.crash();
+    /// The machine of a coordinator lost power. Returns whether acknowledged writes are lost.
+    pub(crate) fn crash(&self) -> bool {
+        let has_lost = self.disk.crash();
+        self.notes().life += u64::from(has_lost);
+        has_lost
+    }
+
+    /// From now on the disk acknowledges writes before they are stored, and stores them when [`Disk::sync`] is called.
+    pub(crate) fn set_cached(&self, is_cached: bool) {
+        self.disk.set_cached(is_cached);
+    }
+
+    pub(crate) fn sync(&self) {
+        self.disk.sync();
     }
 
     pub(crate) fn make_room(&self) {

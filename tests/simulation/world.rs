@@ -181,7 +181,6 @@ impl World {
             Event::Fault(fault) => self.strike(fault),
             Event::Calm => self.calm_down(),
             Event::CleanUp => self.clean_up(),
-            Event::Republish => self.republish(),
             Event::Check => self.handle_check(),
             // An event of an earlier run of a program.
             _ => {}
@@ -463,6 +462,7 @@ impl World {
         for stream in self.sites[site].open_streams() {
             self.send(stream, 1, Message::Ping);
         }
+        self.sites[site].disk.sync();
         let run = self.sites[site].run;
         self.queue
             .add(self.now + Duration::from_secs(10), Event::Beat(site, run));

@@ -42,7 +42,7 @@ pub struct MemoryBackup(Tables);
 struct Disk {
     tables: Tables,
     /// What a crash leaves; absent if every write is synced.
-    synced: Option<Tables>,
+    synced: Option<Synced>,
     /// Every write fails with this error.
     failure: Option<StoreError>,
     /// Grows with every change, including those without a revision.
@@ -54,6 +54,13 @@ struct Disk {
     opened: u64,
     pin: Option<String>,
     random: Box<dyn FnMut() -> u64 + Send>,
+}
+
+/// The contents of a disk when its cache was written last.
+struct Synced {
+    tables: Tables,
+    /// The number of changes that they contain.
+    changes: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -126,23 +133,31 @@ impl MemoryDisk {
     /// write is synced before it returns, which is what SQLite and etcd do.
     pub fn set_cached(&self, is_cached: bool) {
         let mut disk = self.disk();
-        disk.synced = is_cached.then(|| disk.tables.clone());
+        disk.synced = is_cached.then(|| Synced::of(&disk));
     }
 
     /// Syncs all writes.
     pub fn sync(&self) {
         let mut disk = self.disk();
         if disk.synced.is_some() {
-            disk.synced = Some(disk.tables.clone());
+            disk.synced = Some(Synced::of(&disk));
         }
     }
 
-    /// Loses the writes that were not synced. The caller also drops the hubs that use the disk, because their programs ended.
-    pub fn crash(&self) {
+    /// Loses the writes that were not synced. Returns whether there were any. The caller also drops the hubs that use the disk,
+    /// because their programs ended.
+    pub fn crash(&self) -> bool {
         let mut disk = self.disk();
-        if let Some(synced) = disk.synced.clone() {
-            disk.replace(synced);
+        let synced = disk.synced.take();
+        let Some(lost) = synced.map(|synced| (synced.changes < disk.changes, synced.tables)) else {
+            return false;
+        };
+        let (has_lost, tables) = lost;
+        if has_lost {
+            disk.replace(tables);
         }
+        disk.synced = Some(Synced::of(&disk));
+        has_lost
     }
 
     /// Copies the contents.
@@ -163,6 +178,7 @@ impl MemoryDisk {
         disk.replace(backup.0.clone());
         disk.mark_restored();
         drop(disk);
+        self.sync();
         self.notify();
     }
 
@@ -177,14 +193,23 @@ impl MemoryDisk {
     }
 }
 
+impl Synced {
+    fn of(disk: &Disk) -> Self {
+        Self {
+            tables: disk.tables.clone(),
+            changes: disk.changes,
+        }
+    }
+}
+
 impl Disk {
     fn replace(&mut self, tables: Tables) {
-        if self.synced.is_some() {
-            self.synced = Some(tables.clone());
-        }
         self.tables = tables;
         self.changes += 1;
         self.replacements += 1;
+        if self.synced.is_some() {
+            self.synced = Some(Synced::of(self));
+        }
     }
 
     fn mark_restored(&mut self) {
