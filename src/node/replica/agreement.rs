@@ -59,7 +59,10 @@ impl Agreement {
         }
         if summary.fingerprint == held {
             self.differs_since = None;
-            self.attempt = None;
+            // A member that makes differences again and again causes one attempt in the shortest pause.
+            if let Some((_, attempts)) = &mut self.attempt {
+                *attempts = 1;
+            }
         } else {
             self.differs_since.get_or_insert(now);
         }
@@ -129,6 +132,13 @@ mod tests {
         agreement.handle_summary(summary(5));
         agreement.compare(5, fingerprint(2), now);
         assert!(agreement.poll(now + DIFFERENCE_TIMEOUT));
+        now += DIFFERENCE_TIMEOUT;
+        for held in [1, 2] {
+            agreement.handle_summary(summary(5));
+            agreement.compare(5, fingerprint(held), now);
+        }
+        assert!(!agreement.poll(now + MIN_PAUSE - Duration::from_secs(1)));
+        assert!(agreement.poll(now + MIN_PAUSE));
     }
 
     #[test]
