@@ -1,5 +1,7 @@
-//! The tunnel device, when somebody takes it away: deleted, it is made again with everything on it; moved to another
-//! network namespace, it stays there, and that is a problem to show.
+//! The tunnel device, and what this machine's network has for it.
+//!
+//! If somebody deletes the device, it is made again with everything on it. If somebody moves it to another network namespace,
+//! it stays there, and that is a problem to show.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,14 +10,95 @@ use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::host::SplitDns;
-use super::mesh::{Mesh, code_of};
-use super::resolved::ResolvedLink;
-use crate::protocol::api::ApiError;
+use super::host::{Interface, Upkeep};
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::Problem;
 use crate::tunnel::{Tunnel, TunnelError};
 
-/// How long a device or port that is taken is waited for.
-const TAKEN: Duration = Duration::from_secs(1);
+/// How long [`when_free`] waits for a device name or a port that is taken.
+const TAKEN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The running tunnel and its device.
+pub(super) struct Device {
+    pub(super) tunnel: Tunnel,
+    /// Keeps addresses and routes on the device.
+    pub(super) network: Upkeep,
+    /// The MTU of the device, in bytes.
+    pub(super) mtu: u16,
+    /// The addresses of this machine, as of the last look.
+    pub(super) interfaces: Vec<Interface>,
+    /// The problem while the device is in another network namespace.
+    elsewhere: Option<Problem>,
+}
+
+impl Device {
+    pub(super) fn new(tunnel: Tunnel, network: Upkeep, mtu: u16) -> Self {
+        Self {
+            tunnel,
+            network,
+            mtu,
+            interfaces: Vec::new(),
+            elsewhere: None,
+        }
+    }
+
+    /// Makes the device again if it was deleted, with all that was on it. Peers and their sessions stay as they were. Returns
+    /// whether there is another device now.
+    ///
+    /// # Errors
+    /// The kernel refuses to make another one.
+    pub(super) async fn restore(&self) -> Result<bool, ApiError> {
+        if !self.tunnel.is_gone() {
+            return Ok(false);
+        }
+        let interface = self.tunnel.interface();
+        when_free(|| self.tunnel.reopen()).await.map_err(|error| {
+            let text = format!(
+                "the tunnel device {interface} was deleted, and cannot be made again: {error}"
+            );
+            ApiError::new(code_of(&error), text)
+        })?;
+        tracing::warn!(
+            interface,
+            "somebody deleted the tunnel device; it was made again"
+        );
+        self.network.refit(self.tunnel.index()).await;
+        Ok(true)
+    }
+
+    /// Checks whether somebody moved the device to another network namespace, where meshd can put nothing on it. That is a
+    /// problem until the device is back. Returns whether it has just come back.
+    pub(super) async fn check_namespace(&mut self) -> bool {
+        // A device that is gone is about to be made again.
+        if self.tunnel.is_gone() {
+            return false;
+        }
+        if !self.tunnel.is_elsewhere() {
+            let is_back = self.elsewhere.take().is_some();
+            if is_back {
+                self.network.refit(self.tunnel.index()).await;
+            }
+            return is_back;
+        }
+        let interface = self.tunnel.interface();
+        self.elsewhere = Some(Problem {
+            what: "the tunnel device is in another network namespace".into(),
+            why: format!(
+                "somebody moved {interface} there; this host has no addresses and routes of the mesh, and programs here do not reach it"
+            ),
+            fix: format!(
+                "move it back (`ip -n NAMESPACE link set {interface} netns 1`), or restart meshd to have it made here"
+            ),
+        });
+        false
+    }
+
+    /// What is wrong, with remedies.
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let elsewhere = self.elsewhere.clone().into_iter();
+        elsewhere.chain(self.network.problems())
+    }
+}
 
 /// Notices of the kernel that the tunnel device is gone.
 pub(super) struct DeviceEvents(AsyncFd<OwnedFd>);
@@ -23,7 +106,11 @@ pub(super) struct DeviceEvents(AsyncFd<OwnedFd>);
 impl DeviceEvents {
     /// Those of the device of `tunnel`.
     pub(super) fn of(tunnel: &Tunnel) -> io::Result<Self> {
-        let event = tunnel.gone_event().try_clone_to_owned()?;
+        Self::watch(tunnel.gone_event().try_clone_to_owned()?)
+    }
+
+    /// Those of `event`, which becomes readable when the device is gone.
+    pub(super) fn watch(event: OwnedFd) -> io::Result<Self> {
         // SAFETY: an `OwnedFd` names one open descriptor for as long as it lives.
         let event = unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) }?;
         Ok(Self(event))
@@ -46,80 +133,32 @@ impl DeviceEvents {
     }
 }
 
-/// Starts what needs a name or a port. A meshd that was killed leaves the device and the port to a program that it was
-/// just starting, for as long as that takes: what is taken is asked for again for a while.
+/// Starts a part of the tunnel that needs a device name or a port. A meshd that was killed leaves both to a program that it was
+/// just starting, for as long as that takes. So a name or port that is taken is tried again for [`TAKEN_TIMEOUT`].
 pub(super) async fn when_free<T>(
     start: impl Fn() -> Result<T, TunnelError>,
 ) -> Result<T, TunnelError> {
-    let end = Instant::now() + TAKEN;
+    let end = Instant::now() + TAKEN_TIMEOUT;
     loop {
         match start() {
             Err(TunnelError::InterfaceTaken(_) | TunnelError::PortTaken(_))
                 if Instant::now() < end =>
             {
-                tokio::time::sleep(TAKEN / 20).await;
+                tokio::time::sleep(TAKEN_TIMEOUT / 20).await;
             }
             ended => return ended,
         }
     }
 }
 
-impl Mesh {
-    /// Makes the device again, with all that was on it. Peers and their sessions are as they were.
-    ///
-    /// # Errors
-    /// The kernel does not give another one.
-    pub(super) async fn restore_device(&mut self) -> Result<(), ApiError> {
-        if !self.tunnel.is_gone() {
-            return Ok(());
-        }
-        let interface = self.tunnel.interface();
-        when_free(|| self.tunnel.reopen()).await.map_err(|error| {
-            let text = format!(
-                "the tunnel device {interface} was deleted, and cannot be made again: {error}"
-            );
-            ApiError::new(code_of(&error), text)
-        })?;
-        tracing::warn!(
-            interface,
-            "somebody deleted the tunnel device; it was made again"
-        );
-        self.refit_device().await;
-        self.reconcile().await;
-        Ok(())
-    }
-
-    /// Whether somebody moved the device to another network namespace, where nothing can be put on it. That is shown as
-    /// a problem until it is back.
-    pub(super) async fn is_device_elsewhere(&mut self) -> bool {
-        const KEY: &str = "device";
-        if !self.tunnel.is_elsewhere() {
-            if self.troubles.remove(KEY).is_some() {
-                self.refit_device().await;
-            }
-            return false;
-        }
-        let interface = self.tunnel.interface().to_owned();
-        self.trouble(
-            KEY,
-            "the tunnel device is in another network namespace",
-            format!("somebody moved {interface} there; this host has no addresses and routes of the mesh, and programs here do not reach it"),
-            &format!("move it back (`ip -n NAMESPACE link set {interface} netns 1`), or restart meshd to have it made here"),
-        );
-        true
-    }
-
-    /// Sets up a device that was made again. The queueing discipline, the link settings of systemd-resolved and the
-    /// listener of the peers belong to the device's index, and nothing else renews them.
-    async fn refit_device(&mut self) {
-        let index = self.tunnel.index();
-        self.network.refit(index).await;
-        if let (Some(dns), Some(mesh)) = (&mut self.dns, self.replica.ledger().mesh())
-            && dns.resolved.is_some()
-        {
-            let split = SplitDns::new(&mesh.domain, &mesh.addresses);
-            dns.resolved = Some(ResolvedLink::start(index, split));
-        }
-        self.gossip.listen_again();
+/// The code with which the program reports a failure of the tunnel.
+pub(super) fn code_of(error: &TunnelError) -> ErrorCode {
+    match error {
+        TunnelError::Permission => ErrorCode::Permission,
+        TunnelError::Io(..) => ErrorCode::Internal,
+        TunnelError::NoTun
+        | TunnelError::Name(_)
+        | TunnelError::InterfaceTaken(_)
+        | TunnelError::PortTaken(_) => ErrorCode::Configuration,
     }
 }

@@ -214,17 +214,15 @@ impl Docker {
         self.containers.rows(drained)
     }
 
-    /// Writes the addresses down, where they have changed: a restart is not to move them.
-    ///
-    /// # Errors
-    /// The disk refuses; it is tried again with the next change.
-    pub(super) fn keep(&mut self, dir: &StateDir) -> Result<(), super::state::StateError> {
+    /// The addresses of containers, if they differ from those on disk: a restart is not to move them.
+    pub(super) fn unwritten(&self) -> Option<BTreeMap<ContainerId, Ipv4Addr>> {
         let leases = self.containers.leases();
-        if leases != self.kept {
-            dir.set_leases(&leases)?;
-            self.kept = leases;
-        }
-        Ok(())
+        (leases != self.kept).then_some(leases)
+    }
+
+    /// These addresses of containers were written.
+    pub(super) fn handle_written(&mut self, leases: BTreeMap<ContainerId, Ipv4Addr>) {
+        self.kept = leases;
     }
 
     /// What is wrong, with remedies.

@@ -21,6 +21,9 @@ use crate::records::ledger::Refused;
 use crate::records::{Envelope, Ledger};
 use crate::tunnel;
 
+/// The answer to the caller of a join that `meshctl leave` ended.
+pub(super) const GIVEN_UP: &str = "the join was given up: somebody ran `meshctl leave`";
+
 /// How often a name that is taken is replaced by the one suggested.
 const NAME_TRIES: usize = 5;
 /// How old a certificate may be that is offered again after a coordinator may have refused it for its date.
@@ -71,7 +74,7 @@ pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
     let token = JoinToken::parse(&attempt.token)
         .map_err(|e| ApiError::new(ErrorCode::BadRequest, e.to_string()))?;
     tunnel::try_open(&ground.interface, ground.listen_port)
-        .map_err(|error| ApiError::new(super::mesh::code_of(&error), error.to_string()))?;
+        .map_err(|error| ApiError::new(super::device::code_of(&error), error.to_string()))?;
     let mut notes = Vec::new();
     let mut name = attempt
         .name

@@ -10,7 +10,7 @@ use axum::routing::get;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{Command, Reply};
-use super::mesh::Mesh;
+use super::joined::JoinedNode;
 use crate::os::metrics::MetricsPage;
 use crate::path::watch::Reach;
 use crate::protocol::local::Status;
@@ -77,7 +77,7 @@ async fn ready(commands: Commands) -> Result<&'static str, (StatusCode, String)>
 }
 
 /// The metrics as text.
-pub(super) fn text(mesh: Option<&Mesh>) -> String {
+pub(super) fn text(mesh: Option<&JoinedNode>) -> String {
     let mut page = MetricsPage::new("meshd_");
     page.build_info();
     page.gauge(
@@ -93,7 +93,7 @@ pub(super) fn text(mesh: Option<&Mesh>) -> String {
     page.into_text()
 }
 
-fn add_mesh(page: &mut MetricsPage, mesh: &Mesh) {
+fn add_mesh(page: &mut MetricsPage, mesh: &JoinedNode) {
     let ready = super::report::not_ready(mesh).is_none();
     let help = "Whether `meshctl status --check ready` holds.";
     page.gauge("ready", help, u64::from(ready));
@@ -116,12 +116,14 @@ fn add_mesh(page: &mut MetricsPage, mesh: &Mesh) {
     );
 }
 
-fn add_names(page: &mut MetricsPage, mesh: &Mesh) {
+fn add_names(page: &mut MetricsPage, mesh: &JoinedNode) {
     let zone = mesh.names.zone().load();
     page.gauge("dns_names", "Names with records.", zone.len() as u64);
     let help = "Names answered with what is not usable.";
     page.gauge("dns_names_flagged", help, zone.flagged() as u64);
-    let Some(dns) = &mesh.dns else { return };
+    let Some(dns) = &mesh.resolver.dns else {
+        return;
+    };
     let counts = dns.resolver.counts();
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     page.counter(
@@ -142,9 +144,9 @@ fn add_names(page: &mut MetricsPage, mesh: &Mesh) {
     page.counters("dns_dropped_total", "Queries dropped.", "reason", dropped);
 }
 
-fn add_tunnel(page: &mut MetricsPage, mesh: &Mesh) {
+fn add_tunnel(page: &mut MetricsPage, mesh: &JoinedNode) {
     let (mut rx, mut tx) = (0, 0);
-    for peer in mesh.tunnel.peers() {
+    for peer in mesh.device.tunnel.peers() {
         rx += peer.rx_bytes;
         tx += peer.tx_bytes;
     }
@@ -154,7 +156,7 @@ fn add_tunnel(page: &mut MetricsPage, mesh: &Mesh) {
         rx,
     );
     page.counter("tunnel_sent_bytes_total", "Octets sent to peers.", tx);
-    let counters = mesh.tunnel.counters();
+    let counters = mesh.device.tunnel.counters();
     let dropped = counters
         .0
         .iter()

@@ -1,22 +1,39 @@
 //! meshd: carries values between tunnel, path, dns, discovery and the coordinator.
 //!
-//! [`agent`] is one task that owns everything and takes events in turn: commands from [`api`], records from
-//! [`control`], verdicts of health checks, time. A joined node is a [`mesh::Mesh`]; what it keeps is in [`state`], what
-//! it changes on the machine in [`host`].
+//! [`agent`] is one task that owns everything and receives events: commands from [`api`], events of a joined node, time.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`joined`] | a joined node: passes each event to the part that handles it |
+//! | [`settle`] | the one order in which changes are applied to the parts |
+//! | [`timers`] | the table of deadlines |
+//! | [`boot`] | starts a joined node from what is on disk |
+//! | [`replica`], [`control`], [`gossip`], [`connections`] | records, and the connections over which they are kept in step |
+//! | [`own_records`] | which records this node publishes |
+//! | [`device`], [`paths`], [`host`] | the tunnel device, the paths to peers, this machine's network |
+//! | [`names`], [`resolver`] | the zone, and the resolver's surroundings |
+//! | [`workloads`], [`docker`] | services, containers and the firewall |
+//! | [`state`], [`disk`], [`changes`], [`keys`] | the files of the node, who writes them, and the changes that wait for the disk |
+//! | [`report`], [`metrics`] | what the node reports of itself |
 
 mod agent;
 pub mod api;
+mod boot;
+mod changes;
 pub mod config;
+mod connections;
 mod contact;
 pub mod control;
 mod departing;
 mod device;
+mod disk;
 mod dns_address;
 mod docker;
 pub mod gossip;
 pub mod host;
+mod joined;
 mod joining;
-mod mesh;
+mod keys;
 mod metrics;
 mod names;
 mod own_records;
@@ -25,9 +42,13 @@ pub mod replica;
 mod report;
 mod resolv_conf;
 mod resolved;
+mod resolver;
+mod settle;
 pub mod state;
+mod timers;
 mod unattended;
 mod unwritten;
+mod workloads;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -54,7 +75,7 @@ pub fn main() -> ExitCode {
         return finish(
             crate::tunnel::uapi::run(interface, *workers).map_err(|error| {
                 let code = match &error {
-                    crate::tunnel::uapi::StandaloneError::Tunnel(error) => mesh::code_of(error),
+                    crate::tunnel::uapi::StandaloneError::Tunnel(error) => device::code_of(error),
                     _ => ErrorCode::Configuration,
                 };
                 ApiError::new(code, error.to_string())

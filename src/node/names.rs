@@ -168,9 +168,9 @@ impl Names {
         self.is_unwritten.then_some(&*self.service_addresses)
     }
 
-    /// The service addresses were written.
-    pub(super) fn handle_written(&mut self) {
-        self.is_unwritten = false;
+    /// These service addresses were written.
+    pub(super) fn handle_written(&mut self, written: &ServiceAddresses) {
+        self.is_unwritten &= *written != *self.service_addresses;
     }
 
     fn zone_input<'a>(&'a self, input: &NamesInput<'a>) -> ZoneInput<'a> {

@@ -140,20 +140,24 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Adds the name record if another machine published one with this node's key. `held` is the record in the ledger, and
-    /// `own` is the name of this node where there is none.
-    pub(super) fn name(&mut self, held: Option<&Name>, own: &Label) {
+    /// Adds the name record if this node `has_new_name`, which is `own`, or if another machine published one with this node's
+    /// key. `held` is the record in the ledger.
+    pub(super) fn name(&mut self, held: Option<&Name>, own: &Label, has_new_name: bool) {
         let key = RecordKey::Name(self.id);
-        if self.word.is_overruled(&key, self.now) {
-            let last = self
-                .word
-                .last_version(&key, held.map_or(0, |held| held.version));
-            self.name = Some(Name {
-                id: self.id,
-                version: next_version(last, self.wall),
-                name: held.map_or(own, |held| &held.name).clone(),
-            });
+        if !has_new_name && !self.word.is_overruled(&key, self.now) {
+            return;
         }
+        let last = self
+            .word
+            .last_version(&key, held.map_or(0, |held| held.version));
+        let name = held
+            .filter(|_| !has_new_name)
+            .map_or(own, |held| &held.name);
+        self.name = Some(Name {
+            id: self.id,
+            version: next_version(last, self.wall),
+            name: name.clone(),
+        });
     }
 
     /// Returns the records in the order in which they are to be published.
@@ -460,7 +464,7 @@ mod tests {
         let wanted = wanted.into_iter().map(|s| (s.id.clone(), s));
         draft.services(held.iter(), wanted.collect());
         draft.node(node.clone(), false);
-        draft.name(None, &label("n1"));
+        draft.name(None, &label("n1"), false);
         draft.finish()
     }
 
@@ -487,6 +491,31 @@ mod tests {
             instances: Vec::new(),
             ..service(name, 1, 1)
         }
+    }
+
+    #[test]
+    fn a_new_name_is_published_above_the_held_one_and_no_other_name_is() {
+        let (word, now) = (word(), Instant::now());
+        let id = node().id;
+        let held = Name {
+            id,
+            version: u64::MAX / 2,
+            name: label("old"),
+        };
+        let published = |has_new_name| {
+            let mut draft = Draft::new(id, 0, &word, now, SystemTime::UNIX_EPOCH);
+            draft.name(Some(&held), &label("new"), has_new_name);
+            draft.finish()
+        };
+        assert_eq!(published(false), []);
+        assert_eq!(
+            published(true),
+            [Record::Name(Name {
+                id,
+                version: held.version + 1,
+                name: label("new"),
+            })]
+        );
     }
 
     #[test]

@@ -151,7 +151,6 @@ impl Paths {
     }
 
     /// When [`Paths::poll`] is due.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the table of timers uses it"))]
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.next
     }

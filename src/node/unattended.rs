@@ -164,7 +164,7 @@ pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
             Err(failed) => failed,
             Ok(token) => match join(token, &commands).await {
                 None | Some(Ok(())) => return,
-                Some(Err(error)) if error.message == super::agent::GIVEN_UP => return,
+                Some(Err(error)) if error.message == super::joining::GIVEN_UP => return,
                 Some(Err(error)) => Failed::Join(error),
             },
         };

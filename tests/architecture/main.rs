@@ -81,6 +81,8 @@ const PURE: &[&str] = &[
     "node/own_records.rs",
     "node/paths.rs",
     "node/replica",
+    "node/settle.rs",
+    "node/timers.rs",
     "os/repeats.rs",
     "os/watchdog.rs",
 ];

@@ -1,5 +1,5 @@
 //! The shell of a node: carries out what its replica asks for, and brings the netmap, the zone and the node's own records in step
-//! with its ledger, as `node::mesh` does it.
+//! with its ledger, as `node::joined` does it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -3,19 +3,24 @@
 //! The departure is in the state directory before it is sent, and the identity is deleted after. So a meshd that is killed
 //! in between finishes at its next start.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Agent, GIVEN_UP, Phase};
+use super::{Agent, Phase};
+use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
 use crate::node::api::Reply;
+use crate::node::joined::{JoinedNode, NodeEvent};
 use crate::node::joining;
 use crate::node::replica::Answer;
 use crate::node::report;
 use crate::node::state::StateDir;
 use crate::node::state::departing::Departing;
+use crate::os::clock;
+use crate::os::tasks::Tasks;
+use crate::path::watch::Reach;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{DepartureState, Left, NodeState, Problem, SCHEMA, Status};
 use crate::records::Envelope;
@@ -24,6 +29,9 @@ use crate::records::Envelope;
 const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(5);
 /// How long the caller waits for the departure of a join that was given up.
 const GIVE_BACK_LIMIT: Duration = Duration::from_secs(3);
+/// The maximum number of peers to which a node hands its departure when it leaves. Each of them costs a socket; the others
+/// receive it from these.
+const MAX_DEPARTURE_PEERS: usize = 256;
 const GIVE_BACK_LOOK: Duration = Duration::from_millis(50);
 
 /// Finishes a leave that was cut off by a kill.
@@ -73,21 +81,21 @@ impl Agent {
     }
 
     async fn leave_mesh(&mut self) -> Result<Left, ApiError> {
-        let mesh = self.mesh()?;
-        let name = mesh.identity.name.clone();
+        let node = self.node()?;
+        let name = node.identity.name.clone();
         let left = |departure, peers_reached| Left {
             schema: SCHEMA,
             name: Some(name),
             departure,
             peers_reached,
         };
-        if let Some(silent) = mesh.stays_silent() {
+        if let Some(silent) = stays_silent(node) {
             self.take_down().await;
             self.dir.clear();
             tracing::info!("left the mesh");
             return Ok(left(silent, 0));
         }
-        let departing = mesh.departing();
+        let departing = departing_of(node);
         let departure = departing.envelope();
         if let Err(error) = self.dir.add_departing(&departing) {
             tracing::warn!(%error, "the departure is not kept on disk; a restart before a coordinator has it leaves the name taken");
@@ -99,8 +107,8 @@ impl Agent {
         .await
         .unwrap_or(false);
         let mut peers_reached = 0;
-        if let (false, Phase::Up(mesh, _)) = (published, &self.phase) {
-            peers_reached = mesh.send_departure(&departure).await;
+        if let (false, Phase::Up(node, _)) = (published, &self.phase) {
+            peers_reached = send_departure(node, &departure).await;
         }
         self.take_down().await;
         self.dir.clear();
@@ -124,7 +132,7 @@ impl Agent {
                 joining.task.abort();
                 self.join_problem = None;
                 if let Some(joiner) = joining.reply {
-                    let _ = joiner.send(Err(ApiError::new(ErrorCode::Conflict, GIVEN_UP)));
+                    let _ = joiner.send(Err(ApiError::new(ErrorCode::Conflict, joining::GIVEN_UP)));
                 }
                 true
             }
@@ -151,7 +159,7 @@ impl Agent {
         }
         self.courier.wake();
         let dir = self.dir.clone();
-        tokio::spawn(async move {
+        Tasks::current().spawn_child("reply to a leave", async move {
             let departure = match id.filter(|_| granted) {
                 None => DepartureState::Unneeded,
                 Some(id) if is_brought(&dir, &id).await => DepartureState::Published,
@@ -164,18 +172,6 @@ impl Agent {
                 peers_reached: 0,
             }));
         });
-    }
-
-    /// The node was admitted and cannot take its place.
-    pub(super) fn give_back(&self, error: ApiError) -> ApiError {
-        let Ok(Some(pending)) = self.dir.pending() else {
-            return error;
-        };
-        let error = joining::give_back(&self.dir, &pending, error);
-        if self.dir.pending().is_ok_and(|pending| pending.is_none()) {
-            self.dir.clear();
-        }
-        error
     }
 
     /// A join that went on after a restart came to nothing.
@@ -193,13 +189,25 @@ impl Agent {
             fix: "mend that and run `meshctl join TOKEN`, with a new token if the one before has no use left".to_owned(),
         });
     }
+}
 
-    /// The status of a node that is no member.
-    pub(super) fn bare_status(&self, state: NodeState) -> Status {
-        Status {
-            problems: self.join_problem.iter().cloned().collect(),
-            ..report::bare_status(state)
-        }
+/// The node was admitted and cannot take its place: gives the place back.
+pub(super) fn give_back(dir: &StateDir, error: ApiError) -> ApiError {
+    let Ok(Some(pending)) = dir.pending() else {
+        return error;
+    };
+    let error = joining::give_back(dir, &pending, error);
+    if dir.pending().is_ok_and(|pending| pending.is_none()) {
+        dir.clear();
+    }
+    error
+}
+
+/// The status of a node that is no member.
+pub(super) fn bare_status(agent: &Agent, state: NodeState) -> Status {
+    Status {
+        problems: agent.join_problem.iter().cloned().collect(),
+        ..report::bare_status(state)
     }
 }
 
@@ -208,17 +216,17 @@ impl Agent {
 async fn is_acknowledged(phase: &mut Phase, departure: &Envelope) -> bool {
     let mut answer: Option<oneshot::Receiver<Answer>> = None;
     loop {
-        let Phase::Up(mesh, events) = phase else {
+        let Phase::Up(node, events) = phase else {
             return false;
         };
         match &mut answer {
-            None if mesh.replica.link().is_connected() => {
-                match mesh.publish_departure(departure.clone()) {
+            None if node.replica.link().is_connected() => {
+                match publish_departure(node, departure.clone()) {
                     Some(receiver) => answer = Some(receiver),
                     None => return false,
                 }
             }
-            None if mesh.replica.link().is_away() => return mesh.replica.link().is_revoked(),
+            None if node.replica.link().is_away() => return node.replica.link().is_revoked(),
             None => {}
             Some(receiver) => match receiver.try_recv() {
                 Ok(answer) => return answer != Answer::Refused,
@@ -226,16 +234,20 @@ async fn is_acknowledged(phase: &mut Phase, departure: &Envelope) -> bool {
                 Err(oneshot::error::TryRecvError::Empty) => {}
             },
         }
-        if answer.is_none() && mesh.replica.link().is_away() {
+        if answer.is_none() && node.replica.link().is_away() {
             continue;
         }
         tokio::select! {
             event = events.stream.recv() => match event {
-                Some(event) => mesh.handle_stream(event),
+                Some(event) => node.replica.handle_stream(event, clock::now()),
                 None => return false,
             },
-            Some(outcome) = events.writes.recv() => mesh.handle_written(&outcome),
+            Some(written) = events.writes.recv() => {
+                // A node that leaves does not move to another address block, and no write can end with an error here.
+                let _ = node.handle_event(NodeEvent::Written(written)).await;
+            }
         }
+        node.settle();
     }
 }
 
@@ -253,4 +265,46 @@ async fn is_brought(dir: &StateDir, id: &PublicKey) -> bool {
         sleep(GIVE_BACK_LOOK).await;
     }
     true
+}
+
+/// Why a node signs no departure, if it does not: another machine with its keys is a member, or it is removed already.
+fn stays_silent(node: &JoinedNode) -> Option<DepartureState> {
+    if node.replica.link().is_called_duplicate() {
+        Some(DepartureState::Copy)
+    } else if node.replica.is_removed() {
+        Some(DepartureState::Unneeded)
+    } else {
+        None
+    }
+}
+
+/// The departure of a node, for the coordinators that it knows of.
+fn departing_of(node: &JoinedNode) -> Departing {
+    let now = UnixSeconds::from_system(SystemTime::now());
+    let mut departing = Departing::of(&node.identity, now);
+    departing.way.urls = node.replica.coordinators();
+    departing
+}
+
+/// Publishes the departure over the open stream. Returns an event for the answer of the coordinator, or none if no stream is
+/// open.
+fn publish_departure(
+    node: &mut JoinedNode,
+    departure: Envelope,
+) -> Option<oneshot::Receiver<Answer>> {
+    let sequence = node.replica.publish_departure(departure)?;
+    let answer = node.connections.answer_to(sequence);
+    node.settle();
+    Some(answer)
+}
+
+/// Hands the departure to the peers that are not known to be away. Returns how many received it.
+fn send_departure(node: &JoinedNode, departure: &Envelope) -> impl Future<Output = usize> + use<> {
+    let away = |id: &PublicKey| node.paths.reach().get(id) == Some(&Reach::Unreachable);
+    let own = node.id();
+    let peers = node.netmap.members.values();
+    let peers = peers.filter(|peer| peer.id != own && !away(&peer.id));
+    let peers = peers.map(|peer| (peer.id, peer.block.node_v4()));
+    let peers = peers.take(MAX_DEPARTURE_PEERS).collect();
+    node.connections.gossip.hand_over(departure, peers)
 }

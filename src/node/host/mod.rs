@@ -17,5 +17,5 @@ pub use plan::{Found, Ipv6, Overlap, Plan, overlap};
 pub use resolv_conf::{ResolvConf, ResolvConfError};
 pub use split_dns::SplitDns;
 pub use survey::Survey;
-pub use underlay::{Inward, candidates, interfaces, resolvers, tunnel_mtu};
+pub use underlay::{Interface, Inward, candidates, interfaces, resolvers, tunnel_mtu};
 pub use upkeep::{Upkeep, Wanted};

@@ -18,7 +18,7 @@ pub mod records;
 pub(in crate::node) mod writer;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -153,6 +153,14 @@ pub struct Identity {
     pub pin: SpkiPin,
     /// Set for a while after the tunnel's key was changed.
     pub previous: Option<Previous>,
+}
+
+impl Identity {
+    /// The addresses of the node.
+    #[must_use]
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.block.node_v4().into(), self.block.node_v6().into()]
+    }
 }
 
 /// A join that was begun: kept so that asking again is the same question.

@@ -1,40 +1,80 @@
-//! The task that writes the records and the position to disk, so that the agent never waits for the disk.
+//! The task that writes the state of a node to disk, so that the agent never waits for the disk.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::StateDir;
 use super::records::RecordLog;
+use super::{Identity, StateDir, StateError};
+use crate::containers::ContainerId;
 use crate::node::replica::{RecordsWrite, WriteOutcome, WriteRequest};
 use crate::node::unwritten::Part;
 use crate::os::tasks::{TaskHandle, Tasks};
+use crate::records::service_address::ServiceAddresses;
+use crate::services::registry::Stored;
 
-/// The maximum number of requests that wait. A replica has one outstanding.
-const MAX_REQUESTS: usize = 4;
+/// The maximum number of requests that wait. The replica has one outstanding, as has each [`StateFile`].
+const MAX_REQUESTS: usize = 8;
 /// How long the agent waits for the disk when it stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A file of the state, besides those of the replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::node) enum StateFile {
+    /// The identity, or the services added by hand, with a change that is answered once it is written.
+    Change,
+    /// The identity without the tunnel's old key.
+    OldKey,
+    /// The addresses of containers.
+    Leases,
+    /// Which service has which service address.
+    ServiceAddresses,
+}
+
+/// The new content of a file.
+#[derive(Debug)]
+pub(in crate::node) enum Content {
+    Identity(Box<Identity>),
+    Services(Stored),
+    Leases(BTreeMap<ContainerId, Ipv4Addr>),
+    ServiceAddresses(ServiceAddresses),
+}
+
+/// A request to the task.
+#[derive(Debug)]
+enum Request {
+    Replica(WriteRequest),
+    State(StateFile, Content),
+}
+
+/// The outcome of a request.
+#[derive(Debug)]
+pub(in crate::node) enum Written {
+    /// For the replica.
+    Replica(WriteOutcome),
+    /// For a file of the state, with its content.
+    State(StateFile, Content, Result<(), StateError>),
+}
 
 /// The running task. It ends when this value is dropped and the last request was carried out.
 #[derive(Debug)]
 pub(in crate::node) struct Writer {
-    requests: mpsc::Sender<WriteRequest>,
+    requests: mpsc::Sender<Request>,
     task: TaskHandle,
 }
 
 impl Writer {
     /// Starts the task. The outcomes come out of the receiver, one for each request, in their order.
-    pub(in crate::node) fn start(
-        log: RecordLog,
-        dir: StateDir,
-    ) -> (Self, mpsc::Receiver<WriteOutcome>) {
+    pub(in crate::node) fn start(log: RecordLog, dir: StateDir) -> (Self, mpsc::Receiver<Written>) {
         let (requests, mut waiting) = mpsc::channel(MAX_REQUESTS);
         let (sender, outcomes) = mpsc::channel(MAX_REQUESTS);
         let mut files = Files { log, dir };
         let write = move || {
             while let Some(request) = waiting.blocking_recv() {
-                if sender.blocking_send(files.write(request)).is_err() {
+                if sender.blocking_send(files.carry_out(request)).is_err() {
                     return;
                 }
             }
@@ -44,9 +84,18 @@ impl Writer {
         (Self { requests, task }, outcomes)
     }
 
-    /// Hands a request over.
+    /// Hands a request of the replica over.
     pub(in crate::node) fn write(&self, request: WriteRequest) {
-        // The replica has one request outstanding, so there is room, unless the task has ended.
+        self.send(Request::Replica(request));
+    }
+
+    /// Hands the new content of a file over.
+    pub(in crate::node) fn write_state(&self, file: StateFile, content: Content) {
+        self.send(Request::State(file, content));
+    }
+
+    fn send(&self, request: Request) {
+        // Each kind of request is outstanding once at most, so there is room, unless the task has ended.
         if self.requests.try_send(request).is_err() {
             tracing::error!("the task that writes to disk has ended");
         }
@@ -68,6 +117,23 @@ struct Files {
 }
 
 impl Files {
+    fn carry_out(&mut self, request: Request) -> Written {
+        match request {
+            Request::Replica(request) => Written::Replica(self.write(request)),
+            Request::State(file, content) => {
+                let result = match &content {
+                    Content::Identity(identity) => self.dir.set_identity(identity),
+                    Content::Services(services) => self.dir.set_services(services),
+                    Content::Leases(leases) => self.dir.set_leases(leases),
+                    Content::ServiceAddresses(addresses) => {
+                        self.dir.set_service_addresses(addresses)
+                    }
+                };
+                Written::State(file, content, result)
+            }
+        }
+    }
+
     /// Carries a request out as [`WriteRequest`] demands.
     fn write(&mut self, request: WriteRequest) -> WriteOutcome {
         let mut outcome = WriteOutcome::default();
@@ -163,12 +229,40 @@ mod tests {
         }
         writer.stop().await;
         for lines in [2, 4] {
-            let outcome = outcomes.recv().await.expect("one for each request");
+            let Some(Written::Replica(outcome)) = outcomes.recv().await else {
+                panic!("one for each request");
+            };
             assert_eq!(outcome.record_lines, lines);
             assert!(outcome.results.iter().all(|(_, result)| result.is_ok()));
             assert_eq!(outcome.results.len(), 4);
         }
         assert_eq!(dir.position().revision, 3);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_the_disk_refuses_comes_back_with_its_content_and_the_reason() {
+        let (_parent, dir, log) = files();
+        let (writer, mut outcomes) = Writer::start(log, dir.clone());
+        std::fs::create_dir(dir.path("instances.json")).expect("its own directory");
+        let leases = BTreeMap::from([(
+            ContainerId::parse("c1").expect("hexadecimal"),
+            Ipv4Addr::new(10, 210, 1, 64),
+        )]);
+        let content = || Content::Leases(leases.clone());
+        for is_written in [false, true] {
+            if is_written {
+                std::fs::remove_dir(dir.path("instances.json")).expect("it is empty");
+            }
+            writer.write_state(StateFile::Leases, content());
+            let Some(Written::State(file, content, result)) = outcomes.recv().await else {
+                panic!("one for each request");
+            };
+            assert_eq!(file, StateFile::Leases);
+            assert!(matches!(content, Content::Leases(back) if back == leases));
+            assert_eq!(result.is_ok(), is_written);
+        }
+        writer.stop().await;
+        assert_eq!(dir.leases(), leases);
     }
 
     #[test]

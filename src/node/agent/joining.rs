@@ -1,0 +1,229 @@
+//! Joining a mesh, as the agent does it: a task runs the join, and its end is an event.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::leaving::give_back;
+use super::{Agent, Phase, leaving};
+use crate::model::Label;
+use crate::node::api::Reply;
+use crate::node::boot;
+use crate::node::joined::JoinedNode;
+use crate::node::joining::{self, Admitted, Attempt, Ground};
+use crate::os::tasks::{TaskHandle, Tasks};
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::{Join, Joined, SCHEMA};
+use crate::services::registry::{Registry, Stored};
+
+/// How long a join waits until the coordinator has accepted this node's record.
+const ACCEPTANCE_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a join may take if its caller gives no limit that can be used.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A join under way.
+pub(super) struct Joining {
+    /// Which one: one that was given up may end all the same.
+    number: u64,
+    pub(super) task: TaskHandle,
+    /// Receives the outcome. None if the join continues after a restart.
+    pub(super) reply: Option<Reply<Joined>>,
+}
+
+/// A join that ended in any way.
+pub(super) struct JoinEnded {
+    number: u64,
+    result: Result<Admitted, ApiError>,
+}
+
+impl Agent {
+    pub(super) fn begin_join(
+        &mut self,
+        join: Join,
+        reply: Reply<Joined>,
+        ended: mpsc::Sender<JoinEnded>,
+    ) {
+        if let Some(text) = refusal(self) {
+            let _ = reply.send(Err(ApiError::new(ErrorCode::Conflict, text)));
+            return;
+        }
+        let name = match join.name.as_deref().map(Label::parse).transpose() {
+            Ok(name) => name.or_else(|| self.config.name.clone()),
+            Err(error) => {
+                let error = ApiError::new(ErrorCode::BadRequest, error.to_string());
+                return drop(reply.send(Err(error)));
+            }
+        };
+        let host = nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .unwrap_or_default();
+        let attempt = Attempt {
+            ground: ground(self),
+            token: join.token,
+            name,
+            fallback: Label::from_host_name(&host),
+        };
+        let limit = Duration::try_from_secs_f64(join.timeout_seconds.clamp(1.0, 600.0))
+            .unwrap_or(DEFAULT_TIMEOUT);
+        self.start_join(Some(reply), ended, async move {
+            timeout(limit, joining::run(attempt)).await.unwrap_or_else(|_| {
+                Err(ApiError::new(ErrorCode::Unreachable, format!("not joined within {} s; run the same command again, the token is not lost", limit.as_secs())))
+            })
+        });
+    }
+
+    fn start_join(
+        &mut self,
+        reply: Option<Reply<Joined>>,
+        ended: mpsc::Sender<JoinEnded>,
+        join: impl Future<Output = Result<Admitted, ApiError>> + Send + 'static,
+    ) {
+        self.joins += 1;
+        let number = self.joins;
+        // Finite: after a panic nothing would ever end the join.
+        let task = Tasks::current().spawn_finite("join", async move {
+            let result = join.await;
+            let _ = ended.send(JoinEnded { number, result }).await;
+        });
+        self.phase = Phase::Joining(Joining {
+            number,
+            task,
+            reply,
+        });
+    }
+
+    /// Continues a join that a restart cut off after the coordinator may have admitted this node.
+    pub(super) fn resume_join(&mut self, ended: &mpsc::Sender<JoinEnded>) {
+        if !matches!(self.phase, Phase::Unjoined) {
+            return;
+        }
+        let Ok(Some(pending)) = self.dir.pending() else {
+            return;
+        };
+        if let (true, Some(way)) = (pending.asked, pending.way.clone()) {
+            tracing::info!("goes on with a join that was interrupted");
+            self.join_problem = Some(leaving::interrupted());
+            let join = joining::resume(ground(self), pending, way);
+            self.start_join(None, ended.clone(), join);
+        }
+    }
+
+    pub(super) async fn handle_join_ended(&mut self, ended: JoinEnded) {
+        let reply = match &mut self.phase {
+            Phase::Joining(joining) if joining.number == ended.number => joining.reply.take(),
+            _ => return,
+        };
+        self.phase = Phase::Unjoined;
+        let result = match ended.result {
+            Ok(admitted) => match self.come_up(admitted).await {
+                Err(error) => Err(give_back(&self.dir, error)),
+                joined => joined,
+            },
+            Err(error) => Err(error),
+        };
+        if result.is_ok() {
+            self.join_problem = None;
+        } else {
+            self.courier.wake();
+        }
+        match (reply, result) {
+            (Some(reply), Ok(joined)) => match &mut self.phase {
+                Phase::Up(node, _) => reply_when_accepted(node, joined, reply),
+                Phase::Unjoined | Phase::Joining(_) => drop(reply.send(Ok(joined))),
+            },
+            (Some(reply), failed) => drop(reply.send(failed)),
+            (None, Err(error)) => self.handle_not_resumed(error),
+            (None, Ok(_)) => {}
+        }
+    }
+
+    async fn come_up(&mut self, admitted: Admitted) -> Result<Joined, ApiError> {
+        let (stored, _) = self.dir.services::<Stored>();
+        let registry = Registry::new(self.config.services.clone(), stored);
+        let identity = admitted.identity.clone();
+        let (node, events) = Box::pin(boot::start(
+            Arc::clone(&self.config),
+            self.dir.clone(),
+            identity,
+            registry,
+            Some(&admitted.ledger),
+        ))
+        .await?;
+        // Only now is there something to start from; until here the same join can be requested again.
+        if let Err(error) = self.dir.set_identity(&admitted.identity) {
+            node.stop(events).await;
+            return Err(error.into());
+        }
+        self.dir.clear_pending();
+        let [v4, v6] = [
+            admitted.identity.block.node_v4().to_string(),
+            admitted.identity.block.node_v6().to_string(),
+        ];
+        tracing::info!(name = %admitted.identity.name, %v4, %v6, "joined");
+        let without = node
+            .device
+            .network
+            .ipv6()
+            .problem(&self.config.tunnel.interface);
+        let notes = without.map(|p| format!("{}: {}", p.what, p.why));
+        let joined = Joined {
+            schema: SCHEMA,
+            name: admitted.identity.name,
+            address_v4: admitted.identity.block.node_v4(),
+            address_v6: admitted.identity.block.node_v6(),
+            notes: admitted.notes.into_iter().chain(notes).collect(),
+            published: false,
+        };
+        self.phase = Phase::Up(Box::new(node), events);
+        Ok(joined)
+    }
+}
+
+/// Why no join can begin now, if none can. A join that continues after a restart gives way: the new one is the same join, or
+/// the place of the former is given back.
+fn refusal(agent: &mut Agent) -> Option<String> {
+    match &agent.phase {
+        Phase::Unjoined => None,
+        Phase::Joining(joining) if joining.reply.is_none() => {
+            joining.task.abort();
+            agent.join_problem = None;
+            None
+        }
+        Phase::Joining(_) => Some("this node is joining already; wait for that to end".to_owned()),
+        Phase::Up(node, _) => Some(format!(
+            "this node is {} of a mesh already; run `meshctl leave` first to join another",
+            node.identity.name
+        )),
+    }
+}
+
+fn ground(agent: &Agent) -> Ground {
+    Ground {
+        dir: agent.dir.clone(),
+        interface: agent.config.tunnel.interface.clone(),
+        listen_port: agent.config.tunnel.listen_port,
+    }
+}
+
+/// Replies to a join once the coordinator has accepted this node's record, without which no other node can reach it.
+fn reply_when_accepted(node: &mut JoinedNode, mut joined: Joined, reply: Reply<Joined>) {
+    let accepted = node
+        .connections
+        .when_accepted(ACCEPTANCE_TIMEOUT, Instant::now());
+    Tasks::current().spawn_child("reply to a join", async move {
+        let why = match accepted.await {
+            Ok(outcome) => outcome.err(),
+            Err(_) => Some("meshd stopped, or this node left the mesh".to_owned()),
+        };
+        joined.published = why.is_none();
+        joined.notes.extend(why.map(|why| {
+            format!(
+                "the coordinator has not accepted the record with this node's addresses, so no other node reaches this node yet: {why}; meshd offers the record again, and `meshctl status` shows what is wrong"
+            )
+        }));
+        let _ = reply.send(Ok(joined));
+    });
+}

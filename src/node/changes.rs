@@ -1,0 +1,250 @@
+//! The changes that are answered only once they are on disk: of services, of the tunnel's key, of the name, of the address block.
+//! A change that cannot be written is not made: it would be lost silently at the next start.
+//!
+//! One change is written at a time. The next one begins when it has ended, so that each sees the state that the one before left.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::api::Reply;
+use crate::model::address::{Block, is_never_remote};
+use crate::model::name::LabelError;
+use crate::model::{Label, ServiceName};
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::{AddService, CheckProbe, KeyRotated, Renamed, ServiceChanged};
+use crate::records::kinds::default_weight;
+use crate::services::registry::{Key, Registered, Registry, RegistryError};
+
+/// The maximum number of changes that wait for the disk.
+const MAX_WAITING: usize = 64;
+
+/// A request for a change.
+pub(super) enum ChangeRequest {
+    /// Add, remove or drain a service.
+    Services(ServiceChange, Reply<ServiceChanged>),
+    /// Give the tunnel a new key.
+    Key(Reply<KeyRotated>),
+    /// Change the name of this node.
+    Name(Label, Reply<Renamed>),
+    /// Keep the name that this node has now, because another node has the one that it wanted.
+    KeepName,
+    /// Move to another address block.
+    Block(Block),
+}
+
+impl ChangeRequest {
+    pub(super) fn refuse(self, error: ApiError) {
+        match self {
+            Self::Services(_, reply) => drop(reply.send(Err(error))),
+            Self::Key(reply) => drop(reply.send(Err(error))),
+            Self::Name(_, reply) => drop(reply.send(Err(error))),
+            Self::KeepName => {
+                tracing::warn!(%error, "the name that this node has now is not on disk");
+            }
+            // The coordinator is asked again a minute later.
+            Self::Block(_) => {
+                tracing::warn!(%error, "this node does not move to another address block, since its state cannot be written");
+            }
+        }
+    }
+}
+
+/// The changes that wait, and the one that is being written.
+#[derive(Default)]
+pub(super) struct Changes {
+    waiting: VecDeque<ChangeRequest>,
+    written: Option<ChangeRequest>,
+}
+
+impl Changes {
+    /// Adds a request. It is refused if too many wait.
+    pub(super) fn add(&mut self, request: ChangeRequest) {
+        if self.waiting.len() >= MAX_WAITING {
+            let text = "too many changes wait for the disk; try again later";
+            return request.refuse(ApiError::new(ErrorCode::Conflict, text));
+        }
+        self.waiting.push_back(request);
+    }
+
+    /// The next request, unless a change is being written.
+    pub(super) fn poll(&mut self) -> Option<ChangeRequest> {
+        if self.is_writing() {
+            return None;
+        }
+        self.waiting.pop_front()
+    }
+
+    /// The write of a change was begun.
+    pub(super) fn handle_begun(&mut self, request: ChangeRequest) {
+        self.written = Some(request);
+    }
+
+    /// The write of the change ended.
+    pub(super) fn handle_ended(&mut self) -> Option<ChangeRequest> {
+        self.written.take()
+    }
+
+    /// Whether a change is being written.
+    pub(super) fn is_writing(&self) -> bool {
+        self.written.is_some()
+    }
+}
+
+/// A change of the services of this node.
+#[derive(Debug, Clone)]
+pub(super) enum ServiceChange {
+    Add(Registered),
+    Remove(Label),
+    Drain(ServiceName, bool),
+}
+
+impl ServiceChange {
+    /// # Errors
+    /// The request cannot be carried out on any node.
+    pub(super) fn add(add: AddService) -> Result<Self, ApiError> {
+        let bad = |text: &str| ApiError::new(ErrorCode::BadRequest, text);
+        let name = parse_name(&add.name)?;
+        let port = add
+            .port
+            .try_into()
+            .map_err(|_| bad("a port is a number from 1 to 65535"))?;
+        let address = add.address.map(|address| address.to_canonical());
+        if address.is_some_and(is_never_remote) {
+            return Err(bad(
+                "give an address that other nodes can reach, or none for this node's mesh address",
+            ));
+        }
+        if let Some(check) = &add.check {
+            if !(100..=3_600_000).contains(&check.interval_ms)
+                || !(100..=60_000).contains(&check.timeout_ms)
+            {
+                return Err(bad(
+                    "a check's interval is 100 ms to 1 h, its timeout 100 ms to 60 s",
+                ));
+            }
+            if matches!(&check.probe, CheckProbe::Http(path) if !path.starts_with('/')) {
+                return Err(bad("the path of an HTTP check begins with `/`"));
+            }
+        }
+        Ok(Self::Add(Registered {
+            key: Key {
+                name,
+                port,
+                protocol: add.protocol,
+            },
+            address,
+            check: add.check,
+            weight: default_weight(),
+            priority: 0,
+        }))
+    }
+
+    /// # Errors
+    /// It is no name.
+    pub(super) fn remove(name: &str) -> Result<Self, ApiError> {
+        Ok(Self::Remove(parse_name(name)?))
+    }
+
+    /// # Errors
+    /// It is no name.
+    pub(super) fn drain(name: &str, is_drained: bool) -> Result<Self, ApiError> {
+        let name = ServiceName::parse(name).map_err(bad_name)?;
+        Ok(Self::Drain(name, is_drained))
+    }
+
+    /// The service that is changed.
+    pub(super) fn name(&self) -> ServiceName {
+        match self {
+            Self::Add(registered) => registered.key.name.clone().into(),
+            Self::Remove(name) => name.clone().into(),
+            Self::Drain(name, _) => name.clone(),
+        }
+    }
+
+    /// Makes the change in `registry`. `block` is the block of this node, and `contained` are the services of its containers.
+    ///
+    /// # Errors
+    /// The registry does not allow it, and is as before.
+    pub(super) fn apply(
+        &self,
+        registry: &mut Registry,
+        block: &Block,
+        contained: &BTreeSet<ServiceName>,
+    ) -> Result<(), ApiError> {
+        match self {
+            Self::Add(registered) => registry.add(registered.clone(), block).map_err(refused),
+            Self::Remove(name) => match registry.remove(name) {
+                Err(RegistryError::Unknown(name)) if contained.contains(&name) => {
+                    Err(of_containers(&name))
+                }
+                result => result.map_err(refused),
+            },
+            Self::Drain(name, is_drained) => registry
+                .set_drained(name, *is_drained, contained)
+                .map_err(refused),
+        }
+    }
+}
+
+pub(super) fn parse_name(name: &str) -> Result<Label, ApiError> {
+    Label::parse(name).map_err(bad_name)
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it stands in for a closure in map_err"
+)]
+fn bad_name(error: LabelError) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, error.to_string())
+}
+
+fn of_containers(name: &ServiceName) -> ApiError {
+    ApiError::new(
+        ErrorCode::Conflict,
+        format!(
+            "{name} is a service of containers; stop them, or start them without the label mesh.service"
+        ),
+    )
+}
+
+fn refused(error: RegistryError) -> ApiError {
+    let code = match error {
+        RegistryError::Unknown(_) => ErrorCode::NotFound,
+        RegistryError::NotCarried(..) => ErrorCode::BadRequest,
+        RegistryError::Configured(_) | RegistryError::Full => ErrorCode::Conflict,
+    };
+    ApiError::new(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[test]
+    fn changes_are_written_one_after_the_other_and_a_flood_of_them_is_refused() {
+        let mut changes = Changes::default();
+        let block = Block {
+            v4: "10.210.1.0/24".parse().expect("a network"),
+            v6: "fd00:1::/64".parse().expect("a network"),
+        };
+        for _ in 0..MAX_WAITING {
+            changes.add(ChangeRequest::Block(block));
+        }
+        let removal = || ServiceChange::remove("db").expect("a name");
+        let (reply, mut answer) = oneshot::channel();
+        changes.add(ChangeRequest::Services(removal(), reply));
+        let error = answer.try_recv().expect("an answer").expect_err("refused");
+        assert_eq!(error.code, ErrorCode::Conflict);
+
+        assert!(matches!(changes.poll(), Some(ChangeRequest::Block(_))));
+        let (reply, mut answer) = oneshot::channel();
+        changes.handle_begun(ChangeRequest::Services(removal(), reply));
+        assert!(changes.is_writing() && changes.poll().is_none());
+        let change = changes.handle_ended().expect("it was written");
+        change.refuse(ApiError::new(ErrorCode::Internal, "the disk is full"));
+        let error = answer.try_recv().expect("an answer").expect_err("refused");
+        assert_eq!(error.message, "the disk is full");
+        assert!(changes.poll().is_some() && changes.handle_ended().is_none());
+    }
+}

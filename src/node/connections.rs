@@ -1,0 +1,175 @@
+//! The connections of this node to coordinators and peers, and the callers that wait for an answer of a coordinator.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::control::join::join;
+use super::control::stream::Stream;
+use super::gossip::Gossip;
+use super::replica::acceptance::NodeRecord;
+use super::replica::{Answer, Effect, Replica};
+use super::state::writer::Writer;
+use crate::model::address::Block;
+use crate::os::tasks::Tasks;
+use crate::protocol::join::JoinRequest;
+use crate::protocol::token::SpkiPin;
+use crate::protocol::url::CoordinatorUrl;
+
+/// The outcome of a wait for the coordinator to accept this node's record: the reason, if it has not accepted it.
+pub(super) type Accepted = Result<(), String>;
+
+/// The outcome of an attempt to publish the records of this node.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Published {
+    /// None of them changed. If a coordinator is connected, it has all of them.
+    Nothing { is_connected: bool },
+    /// They are offered to the coordinator, in the publication with this number.
+    Offered(u64),
+    /// No coordinator is connected, or this node's own ledger refused them.
+    Unanswered,
+}
+
+/// The connections, and the callers that wait.
+pub(super) struct Connections {
+    control: Stream,
+    pub(super) gossip: Gossip,
+    /// The key of the coordinators.
+    pin: SpkiPin,
+    /// Receives the answers of the coordinator to requests for this node's lease.
+    lease_answers: mpsc::Sender<Block>,
+    /// The callers that wait for the answer to a publication, by its number.
+    waiting: HashMap<u64, Vec<oneshot::Sender<Answer>>>,
+    /// The callers that wait for the answer to the next publication of this node's records.
+    next: Vec<oneshot::Sender<Answer>>,
+    /// Until when a join waits for the coordinator to accept this node's record, and where the outcome is sent.
+    acceptance: Option<(Instant, oneshot::Sender<Accepted>)>,
+}
+
+impl Connections {
+    pub(super) fn new(
+        control: Stream,
+        gossip: Gossip,
+        pin: SpkiPin,
+        lease_answers: mpsc::Sender<Block>,
+    ) -> Self {
+        Self {
+            control,
+            gossip,
+            pin,
+            lease_answers,
+            waiting: HashMap::new(),
+            next: Vec::new(),
+            acceptance: None,
+        }
+    }
+
+    /// Carries out all that the replica wants to be done.
+    pub(super) fn carry_out_all(&mut self, replica: &mut Replica, writer: &Writer) {
+        while let Some(effect) = replica.poll_effect() {
+            self.carry_out(effect, writer);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, writer: &Writer) {
+        match effect {
+            Effect::Send(message) => drop(self.control.send(message)),
+            Effect::SetPosition(position) => self.control.set_position(position),
+            Effect::Reopen => self.control.reopen(),
+            Effect::SetUrls(urls) => self.control.set_urls(urls),
+            Effect::Write(request) => writer.write(request),
+            Effect::Dial { peer, opening } => self.gossip.dial(peer, opening),
+            Effect::AskLease { urls, request } => self.ask_lease(urls, request),
+            Effect::Answered { sequence, answer } => {
+                for waiting in self.waiting.remove(&sequence).unwrap_or_default() {
+                    let _ = waiting.send(answer);
+                }
+            }
+            Effect::Unanswered => self.waiting.clear(),
+        }
+    }
+
+    fn ask_lease(&self, urls: Vec<CoordinatorUrl>, request: JoinRequest) {
+        let (pin, answers) = (self.pin, self.lease_answers.clone());
+        let request = async move {
+            match join(&urls, pin, &request).await {
+                Ok(response) => drop(answers.send(response.block).await),
+                Err(error) => {
+                    tracing::debug!(%error, "the coordinator does not answer which block is leased to this node");
+                }
+            }
+        };
+        Tasks::current().spawn_child("request for the lease", request);
+    }
+
+    /// Returns an event for the answer of the coordinator to the publication with this number. The event is dropped if the
+    /// stream closes before.
+    pub(super) fn answer_to(&mut self, sequence: u64) -> oneshot::Receiver<Answer> {
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.entry(sequence).or_default().push(sender);
+        receiver
+    }
+
+    /// Returns an event for the answer of the coordinator to the next publication of this node's records. The event is dropped
+    /// if there is no answer.
+    pub(super) fn when_published(&mut self) -> oneshot::Receiver<Answer> {
+        let (sender, receiver) = oneshot::channel();
+        self.next.push(sender);
+        receiver
+    }
+
+    /// The records of this node were published.
+    pub(super) fn handle_published(&mut self, published: Published) {
+        let callers = std::mem::take(&mut self.next);
+        match published {
+            Published::Offered(_) if callers.is_empty() => {}
+            Published::Offered(sequence) => {
+                self.waiting.entry(sequence).or_default().extend(callers);
+            }
+            Published::Nothing { is_connected: true } => {
+                for caller in callers {
+                    let _ = caller.send(Answer::Stored);
+                }
+            }
+            Published::Nothing { .. } | Published::Unanswered => {}
+        }
+    }
+
+    /// Returns an event that fires when the coordinator has accepted or refused this node's record, or when `limit` is over.
+    pub(super) fn when_accepted(
+        &mut self,
+        limit: Duration,
+        now: Instant,
+    ) -> oneshot::Receiver<Accepted> {
+        let (sender, receiver) = oneshot::channel();
+        self.acceptance = Some((now + limit, sender));
+        receiver
+    }
+
+    /// When [`Connections::poll_accepted`] has to be called at the latest.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.acceptance.as_ref().map(|(until, _)| *until)
+    }
+
+    /// Answers the join that waits for [`Connections::when_accepted`], if its outcome is known by now.
+    pub(super) fn poll_accepted(&mut self, replica: &Replica, now: Instant) {
+        let Some((until, sender)) = self.acceptance.take() else {
+            return;
+        };
+        let outcome = match replica.acceptance().node_record() {
+            NodeRecord::Accepted => Ok(()),
+            NodeRecord::Refused(why) => Err(format!("the coordinator refuses the record: {why}")),
+            NodeRecord::Unanswered if now >= until => Err(replica
+                .link()
+                .failure()
+                .unwrap_or("the coordinator does not answer")
+                .to_owned()),
+            NodeRecord::Unanswered => {
+                self.acceptance = Some((until, sender));
+                return;
+            }
+        };
+        let _ = sender.send(outcome);
+    }
+}

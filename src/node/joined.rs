@@ -1,0 +1,261 @@
+//! A joined node: it passes each event to the part that handles it, and marks which other parts depend on that.
+//!
+//! After each event the agent calls [`JoinedNode::settle`], which brings the marked parts in step in one order. See
+//! [`super::settle`].
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+pub(super) use self::events::{Events, NodeEvent};
+use super::changes::ChangeRequest;
+use super::connections::Connections;
+use super::device::Device;
+use super::disk::Disk;
+use super::gossip::PeerEvent;
+use super::host::Ipv6;
+use super::names::Names;
+use super::own_records::OwnRecords;
+use super::paths::Paths;
+use super::replica::{Answer, Replica};
+use super::resolver::{NodeResolver, ResolverScope};
+use super::settle::{self, Dirty};
+use super::state::Identity;
+use super::timers::{Timer, Timers};
+use super::workloads::Workloads;
+use crate::model::PublicKey;
+use crate::os::clock;
+use crate::protocol::api::ApiError;
+use crate::records::netmap::Netmap;
+
+mod events;
+mod probing;
+mod publishing;
+mod stages;
+mod writes;
+
+/// The interval at which the tunnel is asked whether old keys have expired. A new session is used only after that.
+const KEYS_INTERVAL: Duration = Duration::from_millis(500);
+/// The interval at which containers compare their deadlines with the clock.
+const CONTAINERS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A joined node.
+pub(super) struct JoinedNode {
+    pub(super) identity: Identity,
+    /// The records, and what is offered, requested and sent to peers.
+    pub(super) replica: Replica,
+    /// The map of the mesh, as far as it is applied to the other parts.
+    pub(super) netmap: Netmap,
+    pub(super) device: Device,
+    pub(super) paths: Paths,
+    pub(super) names: Names,
+    pub(super) resolver: NodeResolver,
+    pub(super) workloads: Workloads,
+    pub(super) connections: Connections,
+    pub(super) disk: Disk,
+    pub(super) own_records: OwnRecords,
+    pub(super) dirty: Dirty,
+}
+
+impl JoinedNode {
+    /// Brings everything in step for the first time.
+    pub(super) fn begin(&mut self) {
+        writes::write_again(self);
+        self.mark_machine();
+        self.settle();
+        self.workloads.set_checks(&self.identity.block);
+        for problem in self.workloads.registry.problems(&self.identity.block) {
+            tracing::warn!(why = %problem.why, "{}", problem.what);
+        }
+    }
+
+    /// Brings everything in step that is marked. The agent calls this after each event.
+    pub(super) fn settle(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        settle::settle(&mut dirty, self);
+        self.dirty = dirty;
+        self.connections
+            .poll_accepted(&self.replica, Instant::now());
+    }
+
+    /// Enters the deadlines of the parts into `timers`.
+    pub(super) fn set_timers(&self, timers: &mut Timers, now: Instant) {
+        timers.set(Timer::Paths, self.paths.poll_timeout());
+        timers.set(Timer::Replica, self.replica.poll_timeout());
+        timers.set(Timer::Names, self.names.poll_timeout());
+        timers.set(Timer::Acceptance, self.connections.poll_timeout());
+        timers.start(Timer::Keys, now + KEYS_INTERVAL);
+        if self.workloads.docker.is_some() {
+            timers.start(Timer::Containers, now + CONTAINERS_INTERVAL);
+        }
+    }
+
+    /// A timer of one of the parts is due.
+    pub(super) fn handle_timer(&mut self, timer: Timer, now: Instant) {
+        match timer {
+            Timer::Keys => writes::end_rotation(self, now),
+            Timer::Paths => self.dirty.reach |= probing::poll_paths(self, now),
+            Timer::Replica => self.replica.handle_time(clock::now()),
+            Timer::Names => self.names.handle_time(now),
+            Timer::Containers => {
+                if self.workloads.handle_time(now) {
+                    self.containers_changed();
+                }
+            }
+            // The first needs nothing but `settle`, and the others belong to the agent.
+            Timer::Acceptance | Timer::Reconcile | Timer::Readiness | Timer::Watchdog => {}
+        }
+    }
+
+    /// This node's identity key.
+    pub(super) fn id(&self) -> PublicKey {
+        self.identity.keys.identity.public()
+    }
+
+    /// An event of one of the tasks. Returns a new identity if this node moves to another address block: then it has to be
+    /// started again.
+    ///
+    /// # Errors
+    /// The tunnel device was removed and cannot be made again.
+    pub(super) async fn handle_event(
+        &mut self,
+        event: NodeEvent,
+    ) -> Result<Option<Identity>, ApiError> {
+        match event {
+            NodeEvent::Stream(event) => self.replica.handle_stream(event, clock::now()),
+            NodeEvent::Written(written) => return Ok(writes::handle_written(self, written)),
+            NodeEvent::Peer(event) => self.handle_peer_event(event),
+            NodeEvent::Verdict(key, healthy) => {
+                self.workloads.registry.set_health(&key, healthy);
+                self.dirty.own = true;
+            }
+            NodeEvent::Engine(reports) => {
+                if self.workloads.handle_engine(reports) {
+                    self.containers_changed();
+                }
+            }
+            NodeEvent::Probes(verdicts) => {
+                if self.workloads.handle_probes(verdicts) {
+                    self.containers_changed();
+                }
+            }
+            NodeEvent::Firewall => {
+                // An instance that is mapped now can be published, and a service address that is balanced now can be answered.
+                self.dirty.reach |= self.names.set_balanced(self.workloads.balanced());
+                self.dirty.own = true;
+            }
+            NodeEvent::Host => {
+                // For example, the machine may no longer forward, or a bridge of containers may have got a port to another
+                // machine.
+                self.workloads.firewall.look();
+                self.mark_machine();
+            }
+            NodeEvent::DeviceGone => {
+                if self.device.restore().await? {
+                    self.handle_refitted();
+                    self.reconcile().await;
+                }
+            }
+            NodeEvent::Leased(block) => {
+                if let Some(block) = self.replica.handle_leased(block) {
+                    self.change(ChangeRequest::Block(block));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// An event of a conversation with a peer.
+    fn handle_peer_event(&mut self, event: PeerEvent) {
+        let now = clock::now();
+        match event {
+            PeerEvent::Request(request, reply) => {
+                if let Some(answer) = self.replica.handle_request(request, now) {
+                    let _ = reply.send(answer);
+                }
+            }
+            PeerEvent::Ended(peer, succeeded) => {
+                self.replica
+                    .handle_conversation_ended(&peer, succeeded, now);
+            }
+        }
+    }
+
+    fn containers_changed(&mut self) {
+        self.follow_bridges();
+        self.dirty.firewall = true;
+        self.dirty.own |= self.workloads.has_other_offers();
+        if let Some(docker) = &self.workloads.docker {
+            self.disk.write_leases(docker);
+        }
+    }
+
+    /// Compares everything on this machine with what it is to be: the addresses, the resolvers, the firewall. The agent calls
+    /// this every few seconds.
+    pub(super) async fn reconcile(&mut self) {
+        self.disk.write_service_addresses(&self.names);
+        if self.device.check_namespace().await {
+            self.handle_refitted();
+        }
+        writes::write_again(self);
+        self.mark_machine();
+    }
+
+    /// Something on this machine may have changed: addresses, bridges, resolvers.
+    fn mark_machine(&mut self) {
+        self.follow_bridges();
+        let has_ipv6 = self.device.network.ipv6() == Ipv6::On;
+        self.resolver.listen(&self.identity.block, has_ipv6);
+        self.dirty.interfaces = true;
+        self.dirty.firewall = true;
+        self.dirty.own = true;
+    }
+
+    /// Lets those ask for names that are on the engine's bridges. The addresses of this machine depend on the bridges.
+    fn follow_bridges(&mut self) {
+        let outer = self.device.network.outer_bridges();
+        if self.workloads.follow_bridges(&outer) {
+            self.dirty.interfaces = true;
+            self.dirty.own = true;
+        }
+    }
+
+    /// The device was made again, or came back. The settings of systemd-resolved and the listener of the peers belong to the
+    /// device's index, and nothing else renews them.
+    fn handle_refitted(&mut self) {
+        if let Some(scope) = self.scope() {
+            self.resolver.refit(self.device.tunnel.index(), &scope);
+        }
+        self.connections.gossip.listen_again();
+    }
+
+    /// What the resolver has to know of the mesh.
+    fn scope(&self) -> Option<ResolverScope> {
+        let mesh = self.replica.ledger().mesh()?;
+        Some(ResolverScope {
+            addresses: mesh.addresses,
+            domain: mesh.domain.clone(),
+            block: self.identity.block,
+        })
+    }
+
+    /// Makes a change as soon as it is on disk, and answers it once the coordinator has it.
+    pub(super) fn change(&mut self, request: ChangeRequest) {
+        writes::change(self, request);
+    }
+
+    /// Marks the records of this node. Returns an event for the answer of the coordinator to their publication, which is dropped
+    /// if no coordinator answers.
+    fn publish_soon(&mut self) -> oneshot::Receiver<Answer> {
+        self.dirty.own = true;
+        self.connections.when_published()
+    }
+
+    /// Takes back what other programs were told, and what was put on the machine.
+    pub(super) async fn stop(mut self, mut events: Events) {
+        writes::flush(&mut self, &mut events.writes).await;
+        self.resolver.stop().await;
+        self.workloads.stop().await;
+        self.disk.stop().await;
+    }
+}

@@ -1,0 +1,148 @@
+//! The events of the tasks of a joined node.
+
+use tokio::sync::{mpsc, watch};
+
+use crate::containers::{ContainerId, Report};
+use crate::model::address::Block;
+use crate::node::device::DeviceEvents;
+use crate::node::docker::DockerEvents;
+use crate::node::gossip::PeerEvent;
+use crate::node::replica::StreamEvent;
+use crate::node::state::writer::Written;
+use crate::services::registry::Key;
+
+/// The maximum number of reports about containers that make one event: what comes in a burst is published once.
+const MAX_BURST: usize = 256;
+
+/// An event of one of the tasks.
+pub(in crate::node) enum NodeEvent {
+    /// The control stream has an event.
+    Stream(StreamEvent),
+    /// A write to disk ended.
+    Written(Written),
+    /// A conversation with a peer has an event.
+    Peer(PeerEvent),
+    /// The health check of a service came to a verdict.
+    Verdict(Key, bool),
+    /// The container engine reports.
+    Engine(Vec<Report>),
+    /// Probes of containers came to verdicts.
+    Probes(Vec<(ContainerId, bool)>),
+    /// The firewall is applied, or was looked at.
+    Firewall,
+    /// Somebody changed something on this machine, and what belongs to meshd has been put back.
+    Host,
+    /// The kernel has removed the tunnel device.
+    DeviceGone,
+    /// The coordinator answered that this block is leased to this node.
+    Leased(Block),
+}
+
+/// Where the events of the tasks arrive.
+pub(in crate::node) struct Events {
+    pub(in crate::node) stream: mpsc::Receiver<StreamEvent>,
+    pub(in crate::node) writes: mpsc::Receiver<Written>,
+    pub(in crate::node) verdicts: mpsc::Receiver<(Key, bool)>,
+    pub(in crate::node) docker: Option<DockerEvents>,
+    pub(in crate::node) firewall: watch::Receiver<u64>,
+    pub(in crate::node) host: watch::Receiver<u64>,
+    pub(in crate::node) peers: mpsc::Receiver<PeerEvent>,
+    pub(in crate::node) device: DeviceEvents,
+    /// The answers of the coordinator to requests for this node's lease.
+    pub(in crate::node) leases: mpsc::Receiver<Block>,
+}
+
+impl Events {
+    /// The next event. Of several events any may be the next one, so
+    /// that none of the tasks can keep the events of the others back.
+    pub(in crate::node) async fn next(&mut self) -> NodeEvent {
+        tokio::select! {
+            Some(event) = self.stream.recv() => NodeEvent::Stream(event),
+            Some(written) = self.writes.recv() => NodeEvent::Written(written),
+            Some(event) = self.peers.recv() => NodeEvent::Peer(event),
+            Some((key, healthy)) = self.verdicts.recv() => NodeEvent::Verdict(key, healthy),
+            event = next_of_containers(&mut self.docker) => event,
+            Ok(()) = self.firewall.changed() => NodeEvent::Firewall,
+            Ok(()) = self.host.changed() => NodeEvent::Host,
+            () = self.device.gone() => NodeEvent::DeviceGone,
+            Some(block) = self.leases.recv() => NodeEvent::Leased(block),
+        }
+    }
+}
+
+async fn next_of_containers(events: &mut Option<DockerEvents>) -> NodeEvent {
+    let Some(DockerEvents { reports, probes }) = events else {
+        return std::future::pending().await;
+    };
+    let (mut reported, mut verdicts) = (Vec::new(), Vec::new());
+    tokio::select! {
+        1.. = reports.recv_many(&mut reported, MAX_BURST) => NodeEvent::Engine(reported),
+        1.. = probes.recv_many(&mut verdicts, MAX_BURST) => NodeEvent::Probes(verdicts),
+        else => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// An event that is ready is not among so many draws with a probability below 2^-100.
+    const MANY: usize = 200;
+
+    /// The next event. The test must not hang if it has none.
+    async fn next(events: &mut Events) -> NodeEvent {
+        let limit = Duration::from_secs(10);
+        timeout(limit, events.next()).await.expect("an event")
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_one_kind_of_event_does_not_keep_the_others_back() {
+        let (stream_sender, stream) = mpsc::channel(2 * MANY);
+        let (report_sender, reports) = mpsc::channel(2 * MANY * MAX_BURST);
+        let (lease_sender, leases) = mpsc::channel(1);
+        let (probe_sender, probes) = mpsc::channel(1);
+        let (_writer, writes) = mpsc::channel(1);
+        let (_checker, verdicts) = mpsc::channel(1);
+        let (_firewall, firewall) = watch::channel(0);
+        let (_host, host) = watch::channel(0);
+        let (_gossip, peers) = mpsc::channel(1);
+        let (device, _gone) = std::io::pipe().expect("a pipe");
+        let mut events = Events {
+            stream,
+            writes,
+            verdicts,
+            docker: Some(DockerEvents { reports, probes }),
+            firewall,
+            host,
+            peers,
+            device: DeviceEvents::watch(device.into()).expect("a descriptor"),
+            leases,
+        };
+        for _ in 0..2 * MANY {
+            stream_sender.try_send(StreamEvent::Alive).expect("room");
+        }
+        for _ in 0..2 * MANY * MAX_BURST {
+            report_sender.try_send(Report::Settled).expect("room");
+        }
+        let block = Block {
+            v4: "10.210.1.0/24".parse().expect("a network"),
+            v6: "fd00:1::/64".parse().expect("a network"),
+        };
+        lease_sender.try_send(block).expect("room");
+        let container = ContainerId::parse("c1").expect("hexadecimal");
+        probe_sender.try_send((container, true)).expect("room");
+        let (mut has_lease, mut has_probe) = (false, false);
+        for _ in 0..2 * MANY {
+            match next(&mut events).await {
+                NodeEvent::Leased(_) => has_lease = true,
+                NodeEvent::Probes(_) => has_probe = true,
+                _ => {}
+            }
+        }
+        assert!(has_lease && has_probe);
+    }
+}

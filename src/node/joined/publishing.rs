@@ -1,0 +1,108 @@
+//! Publishes the records of this node.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Instant, SystemTime};
+
+use super::JoinedNode;
+use crate::node::connections::Published;
+use crate::node::host::{self, Inward, Ipv6};
+use crate::node::own_records::Draft;
+use crate::os::clock;
+use crate::records::kinds::{Node, Record, Service};
+
+/// Publishes what `node` has and serves, where that has changed. With `has_new_name` its name is published as well.
+pub(super) fn publish_own(node: &mut JoinedNode, has_new_name: bool) {
+    let (now, wall) = (Instant::now(), SystemTime::now());
+    let id = node.id();
+    let own_node = node_record(node);
+    let mut services = node.workloads.wanted_services(
+        &node.identity,
+        node.replica.ledger(),
+        node.names.service_addresses(),
+    );
+    leave_out_ipv6(node, &mut services);
+    let wanted = node.own_records.fit(services);
+    node.own_records.begin_round();
+    let ledger = node.replica.ledger();
+    let floor = ledger.node(&id).map_or(0, |held| held.services_from);
+    let mut draft = Draft::new(id, floor, node.replica.acceptance(), now, wall);
+    draft.services(ledger.services_of(&id), wanted);
+    if let Some((record, is_new)) = own_node {
+        draft.node(record, is_new);
+    }
+    let name = &node.identity.name;
+    draft.name(ledger.wanted_name(&id), name, has_new_name);
+    let records = draft.finish();
+    publish(node, records);
+    node.own_records.end_round();
+}
+
+/// Signs records of `node`, applies them to its ledger and offers them.
+fn publish(node: &mut JoinedNode, records: Vec<Record>) {
+    if records.is_empty() {
+        let is_connected = node.replica.link().is_connected();
+        let published = Published::Nothing { is_connected };
+        return node.connections.handle_published(published);
+    }
+    let publication = node.replica.publish(records, clock::now());
+    for key in &publication.accepted {
+        node.own_records.handle_accepted(key);
+    }
+    for (envelope, refused) in publication.refused {
+        node.own_records.handle_refused(&envelope, refused);
+    }
+    let published = publication
+        .sequence
+        .map_or(Published::Unanswered, Published::Offered);
+    node.connections.handle_published(published);
+}
+
+/// The record of `node`, and whether it differs from the one in the ledger.
+fn node_record(node: &JoinedNode) -> Option<(Node, bool)> {
+    let id = node.id();
+    let ledger = node.replica.ledger();
+    let mesh = ledger.mesh()?;
+    let network = &node.device.network;
+    let inward = Inward {
+        engine: node.workloads.engine_bridges(),
+        guests: network.guest_bridges(),
+    };
+    let tunnel = &node.device.tunnel;
+    let endpoints = host::candidates(
+        &node.device.interfaces,
+        tunnel.interface(),
+        &mesh.addresses,
+        tunnel.listen_port(),
+        &inward,
+    );
+    let held = ledger.node(&id);
+    let wireguard_key = node.identity.keys.wireguard_public();
+    let proof = held.filter(|held| held.wireguard_key == wireguard_key);
+    let proof = proof.and_then(|held| held.key_proof);
+    let record = Node {
+        id,
+        version: held.map_or(0, |n| n.version),
+        wireguard_key,
+        block: node.identity.block,
+        endpoints,
+        without_ipv6: network.ipv6() != Ipv6::On,
+        key_proof: proof.or_else(|| node.identity.keys.prove_wireguard()),
+        services_from: held.map_or(0, |n| n.services_from),
+    };
+    let is_new = held != Some(&record);
+    Some((record, is_new))
+}
+
+/// Removes this node's IPv6 address from services, if its machine has no IPv6.
+fn leave_out_ipv6(node: &JoinedNode, services: &mut BTreeMap<String, Service>) {
+    if node.device.network.ipv6() == Ipv6::On {
+        return;
+    }
+    let own = IpAddr::V6(node.identity.block.node_v6());
+    for instance in services.values_mut().flat_map(|s| &mut s.instances) {
+        if instance.addresses.iter().any(|address| *address != own) {
+            instance.addresses.retain(|address| *address != own);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The parts of a joined node that [`settle`](crate::node::settle) brings in step.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use ipnet::IpNet;
+
+use super::{JoinedNode, publishing, writes};
+use crate::dns::Replaced;
+use crate::model::PublicKey;
+use crate::node::host;
+use crate::node::names::NamesInput;
+use crate::node::paths::{PathPeer, Paths};
+use crate::node::replica::Changes;
+use crate::node::settle::Stages;
+use crate::records::kinds::Service;
+use crate::records::netmap::{Member, Netmap};
+use crate::tunnel::PeerConfig;
+
+/// The seconds after which an idle peer is sent a datagram, so that address translation on the path stays in place.
+const KEEPALIVE: u16 = 25;
+
+impl Stages for JoinedNode {
+    /// The ids of the services, each with its record before.
+    type Replaced = Vec<(String, Option<Service>)>;
+
+    fn follow_ledger(&mut self) -> Changes {
+        self.connections
+            .carry_out_all(&mut self.replica, &self.disk.writer);
+        let mut changes = self.replica.take_changes();
+        if let Some(name) = changes.name.take() {
+            writes::follow_name(self, name);
+            // Instances are called after their node.
+            changes.own = true;
+        }
+        changes
+    }
+
+    fn apply_members(&mut self) {
+        let now = Instant::now();
+        let before = std::mem::replace(&mut self.netmap, self.replica.ledger().netmap());
+        let id = self.id();
+        let others: Vec<&Member> = self
+            .netmap
+            .members
+            .values()
+            .filter(|member| member.id != id)
+            .collect();
+        for member in &others {
+            if let Some(before) = before.members.get(&member.id)
+                && before.wireguard_key != member.wireguard_key
+            {
+                self.device.tunnel.keys().replace_key(
+                    &before.wireguard_key.0,
+                    member.wireguard_key.0,
+                    now,
+                );
+            }
+        }
+        let serving: BTreeSet<PublicKey> = self.netmap.services.values().map(|s| s.node).collect();
+        let paths = others.iter().map(|member| PathPeer {
+            id: member.id,
+            endpoints: member.endpoints.clone(),
+            serves: serving.contains(&member.id),
+        });
+        self.paths.set_peers(paths.collect(), now);
+        let is_duplicate = self.replica.link().is_duplicate();
+        let peers = others.iter().filter(|_| !is_duplicate);
+        let peers = peers.map(|member| PeerConfig {
+            public_key: member.wireguard_key.0,
+            preshared_key: None,
+            endpoint: self.paths.endpoint(&member.id),
+            allowed_ips: vec![IpNet::V4(member.block.v4), IpNet::V6(member.block.v6)],
+            persistent_keepalive: Some(KEEPALIVE),
+        });
+        self.device.tunnel.set_peers(peers.collect());
+        let addresses = others.iter().map(|m| (m.block.node_v4(), m.id));
+        self.connections.gossip.set_peers(addresses.collect());
+        let ways = others.iter().map(|m| (m.name.to_string(), m.addresses()));
+        let ways = ways.collect();
+        self.device.network.set(|wanted| wanted.peers = ways);
+    }
+
+    fn renew_services(&mut self, ids: &BTreeSet<String>) -> Option<Self::Replaced> {
+        let ledger = self.replica.ledger();
+        let mut replaced = Vec::new();
+        for id in ids {
+            let node = ledger.service(id)?.node;
+            let served = self.netmap.serves(&node);
+            replaced.push((id.clone(), ledger.renew(&mut self.netmap, id)));
+            // Nodes that serve are watched more closely.
+            if served != self.netmap.serves(&node) {
+                return None;
+            }
+        }
+        Some(replaced)
+    }
+
+    fn rebuild_zone(&mut self) -> bool {
+        let input = names_input(&self.netmap, &self.paths);
+        self.names.rebuild(&input, Instant::now())
+    }
+
+    fn replace_in_zone(&mut self, replaced: Self::Replaced) -> bool {
+        let replaced: Vec<Replaced<'_>> = replaced
+            .iter()
+            .map(|(id, before)| Replaced {
+                before: before.as_ref(),
+                now: self.netmap.services.get(id),
+            })
+            .collect();
+        let input = names_input(&self.netmap, &self.paths);
+        self.names.replace(&input, &replaced, Instant::now())
+    }
+
+    fn list_interfaces(&mut self) {
+        self.device.interfaces = host::interfaces();
+        self.resolver.set_upstreams(&self.device.interfaces);
+        if let Some(scope) = self.scope() {
+            let (bridges, interfaces) = (self.workloads.bridges(), &self.device.interfaces);
+            self.resolver.set_allowed(&scope, bridges, interfaces);
+        }
+    }
+
+    fn apply_firewall(&mut self) {
+        if let Some(mesh) = self.replica.ledger().mesh() {
+            let service_addresses = self.names.zone().load().service_addresses();
+            self.workloads
+                .apply_firewall(&mesh.addresses, &self.identity.block, service_addresses);
+        }
+    }
+
+    fn publish_own(&mut self, has_new_name: bool) {
+        publishing::publish_own(self, has_new_name);
+    }
+}
+
+/// The input of the zone.
+fn names_input<'a>(netmap: &'a Netmap, paths: &'a Paths) -> NamesInput<'a> {
+    NamesInput {
+        netmap,
+        unreachable: paths.unreachable(),
+        groups: paths.distances().groups(),
+    }
+}

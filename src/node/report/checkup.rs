@@ -1,0 +1,158 @@
+//! Probes to peers: for `meshctl doctor` to all of them, and for `meshctl ping` to one.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use super::peers::{contact_of, milliseconds, others};
+use super::problems::contested;
+use crate::containers::residents::residents;
+use crate::model::Label;
+use crate::node::api::Reply;
+use crate::node::contact::Contact;
+use crate::node::joined::JoinedNode;
+use crate::node::resolver::Dns;
+use crate::os::tasks::Tasks;
+use crate::protocol::api::{ApiError, ErrorCode};
+use crate::protocol::local::{Checkup, Ping, Pong, SCHEMA, TunnelCheck};
+use crate::records::netmap::Member;
+use crate::tunnel::Waiting;
+
+/// How long the container engine may take to say what runs, for a doctor.
+const CHECKUP_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a doctor's probe waits for its answer.
+const PROBE_WAIT: Duration = Duration::from_secs(2);
+
+/// What a doctor must know.
+pub(in crate::node) fn checkup(node: &JoinedNode, reply: Reply<Checkup>) {
+    let domain = node.names.zone().load().domain.clone();
+    let dns = node.resolver.dns.as_ref();
+    let checkup = Checkup {
+        schema: SCHEMA,
+        name: format!("{}.node.{domain}", node.identity.name),
+        expected: node.identity.block.node_v4(),
+        dns: dns.and_then(|_| node.replica.ledger().mesh().map(|m| m.addresses.dns_v4())),
+        split_dns: dns.map_or("none", Dns::split_dns).to_owned(),
+        containers: Vec::new(),
+        problems: [node.device.network.ways(), contested(&node.netmap)].concat(),
+        removed: node.replica.is_removed(),
+        tunnels: Vec::new(),
+    };
+    let probes = probe_all(node);
+    let sockets = node.workloads.engine_sockets();
+    Tasks::current().spawn_child("checkup", async move {
+        let waiting = move || probes.into_iter().map(check_of).collect();
+        let tunnels = tokio::task::spawn_blocking(waiting);
+        let containers = timeout(CHECKUP_WAIT, residents(&sockets)).await;
+        let _ = reply.send(Ok(Checkup {
+            containers: containers.unwrap_or_default(),
+            tunnels: tunnels.await.unwrap_or_default(),
+            ..checkup
+        }));
+    });
+}
+
+/// A probe on its way to a peer, and what was known of the peer before.
+struct Probed {
+    name: Label,
+    contact: Contact,
+    waiting: Waiting,
+}
+
+/// Probes all other members at once.
+fn probe_all(node: &JoinedNode) -> Vec<Probed> {
+    let now = Instant::now();
+    let probe = |member: &Member| {
+        let key = member.wireguard_key.0;
+        let contact = contact_of(node, member, node.device.tunnel.peer(&key).as_ref(), now);
+        let [own, _] = node.identity.addresses();
+        Probed {
+            name: member.name.clone(),
+            contact,
+            waiting: node
+                .device
+                .tunnel
+                .probing()
+                .ping(key, own, member.block.node_v4().into()),
+        }
+    };
+    others(node).into_iter().map(probe).collect()
+}
+
+/// Waits for the answer. All probes were sent at the same time, so all of them take no longer than one.
+fn check_of(probed: Probed) -> TunnelCheck {
+    let (rtt, endpoint) = probed.waiting.wait(PROBE_WAIT);
+    let (why, fix) = match rtt {
+        Some(_) => (None, None),
+        None => {
+            let (why, fix) = probed.contact.failure(probed.name.as_str());
+            (Some(why), Some(fix))
+        }
+    };
+    TunnelCheck {
+        peer: probed.name,
+        endpoint,
+        rtt_ms: rtt.map(milliseconds),
+        why,
+        fix,
+    }
+}
+
+/// Sends a probe and answers when its echo is back.
+pub(in crate::node) fn ping(node: &JoinedNode, ping: &Ping, reply: Reply<Pong>) {
+    let wanted = ping.node.to_ascii_lowercase();
+    let by_name = |name: &str| {
+        name.strip_suffix(&format!(".node.{}", node.names.zone().load().domain))
+            .unwrap_or(name)
+            .to_owned()
+    };
+    let address: Option<IpAddr> = wanted.parse().ok();
+    let name = by_name(&wanted);
+    let member = node
+        .netmap
+        .members
+        .values()
+        .find(|m| m.name.as_str() == name || address.is_some_and(|a| m.block.contains(a)));
+    let Some(member) = member.cloned() else {
+        let text = format!(
+            "there is no node {}; `meshctl status` shows all",
+            ping.node.chars().take(70).collect::<String>()
+        );
+        return drop(reply.send(Err(ApiError::new(ErrorCode::NotFound, text))));
+    };
+    let target = IpAddr::V4(member.block.node_v4());
+    let pong = Pong {
+        node: member.name.clone(),
+        address: target,
+        endpoint: None,
+        rtt_ms: None,
+        problems: if node.device.network.is_astray(&member.addresses()) {
+            node.device.network.ways()
+        } else {
+            Vec::new()
+        },
+    };
+    if member.id == node.id() {
+        return drop(reply.send(Ok(Pong {
+            rtt_ms: Some(0.0),
+            ..pong
+        })));
+    }
+    let limit = Duration::from_millis(ping.timeout_ms.clamp(1, 60_000));
+    let waiting = node.device.tunnel.probing().ping(
+        member.wireguard_key.0,
+        node.identity.addresses()[0],
+        target,
+    );
+    Tasks::current().spawn_child("ping", async move {
+        let waited = tokio::task::spawn_blocking(move || waiting.wait(limit)).await;
+        let (rtt, endpoint) = waited.unwrap_or_default();
+        let _ = reply.send(Ok(Pong {
+            rtt_ms: rtt.map(milliseconds),
+            endpoint,
+            ..pong
+        }));
+    });
+}

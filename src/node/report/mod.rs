@@ -1,0 +1,16 @@
+//! What a node reports of itself to callers of the local API.
+
+mod checkup;
+mod peers;
+mod problems;
+mod resolve;
+mod services;
+mod status;
+mod system;
+
+pub(super) use checkup::{checkup, ping};
+pub(super) use peers::not_ready;
+pub(super) use resolve::resolve;
+pub(super) use services::{containers, services};
+pub(super) use status::{bare_status, status};
+pub(super) use system::system;

@@ -1,0 +1,162 @@
+//! The peers of a node: their states, and the problems with the paths to them.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::node::contact::{self, Contact};
+use crate::node::joined::JoinedNode;
+use crate::path::mtu::LEAST_IPV6;
+use crate::protocol::local::{PeerState, PeerStatus, Problem};
+use crate::records::netmap::Member;
+use crate::tunnel::PeerStatus as TunnelPeer;
+
+pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
+    let id = node.id();
+    let out = if node.replica.is_removed() {
+        Some("this node was removed from the mesh, so no peer takes its packets")
+    } else if node.replica.link().is_duplicate() {
+        Some("this machine is a copy of another node and keeps off its peers")
+    } else {
+        None
+    };
+    let mut peers: Vec<PeerStatus> = node
+        .netmap
+        .members
+        .values()
+        .filter(|member| member.id != id)
+        .map(|member| {
+            let peer = node.device.tunnel.peer(&member.wireguard_key.0);
+            let handshake = peer.as_ref().and_then(|p| p.last_handshake);
+            let contact = contact_of(node, member, peer.as_ref(), now);
+            let (state, reason) = contact.state();
+            let reason = reason.map(|why| out.map_or(why, str::to_owned));
+            let measured = match state {
+                PeerState::Connecting | PeerState::Unreachable => None,
+                _ => node.paths.distances().round_trip(&member.id),
+            };
+            PeerStatus {
+                id: member.id,
+                name: member.name.clone(),
+                tags: member.tags.clone(),
+                address_v4: member.block.node_v4(),
+                address_v6: member.block.node_v6(),
+                state,
+                via: None,
+                reason,
+                last_heard_seconds_ago: contact.heard.map(seconds),
+                version: None,
+                endpoint: peer.as_ref().and_then(|p| p.endpoint),
+                last_handshake_seconds_ago: handshake
+                    .and_then(|at| SystemTime::now().duration_since(at).ok())
+                    .map(seconds),
+                rtt_ms: measured.map(milliseconds),
+                path_mtu: Some(node.paths.limit(&member.id)),
+                rx_bytes: peer.as_ref().map_or(0, |p| p.rx_bytes),
+                tx_bytes: peer.as_ref().map_or(0, |p| p.tx_bytes),
+            }
+        })
+        .collect();
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    peers
+}
+
+pub(super) fn contact_of(
+    node: &JoinedNode,
+    member: &Member,
+    peer: Option<&TunnelPeer>,
+    now: Instant,
+) -> Contact {
+    let id = &member.id;
+    let heard = node.paths.watch().heard(id);
+    let mut endpoints = member.endpoints.clone();
+    if endpoints.is_empty() {
+        endpoints.extend(peer.and_then(|p| p.endpoint));
+    }
+    Contact {
+        reach: node.paths.watch().reach(id, now),
+        heard: heard.map(|at| now.saturating_duration_since(at)),
+        silent: node.paths.watch().is_silent(id, now),
+        handshake: peer.is_some_and(|p| p.last_handshake.is_some()),
+        received: peer.map_or(0, |p| p.rx_bytes),
+        endpoints,
+        port: node.device.tunnel.listen_port(),
+    }
+}
+
+/// The other members, in the order of their names.
+pub(super) fn others(node: &JoinedNode) -> Vec<&Member> {
+    let own = node.id();
+    let members = node.netmap.members.values();
+    let mut others: Vec<&Member> = members.filter(|member| member.id != own).collect();
+    others.sort_by(|a, b| a.name.cmp(&b.name));
+    others
+}
+
+/// Why this node is not ready, if it is not.
+pub(in crate::node) fn not_ready(node: &JoinedNode) -> Option<String> {
+    let [own, _] = node.identity.addresses();
+    let device = node.device.tunnel.interface();
+    contact::Standing {
+        removed: node.replica.is_removed(),
+        copied: node.replica.link().is_duplicate(),
+        tunnel: crate::node::host::interfaces()
+            .iter()
+            .any(|i| i.name == device && i.address == own),
+        dns: node.resolver.dns.is_none() || node.names.zone().load().addresses.is_some(),
+        others: others(node).len(),
+        reached: node.paths.watch().any_heard(),
+        port: node.device.tunnel.listen_port(),
+    }
+    .not_ready()
+}
+
+/// Peers from which no packet came since the start, or none any more from any.
+pub(super) fn unreached(node: &JoinedNode) -> Vec<Problem> {
+    if node.replica.is_removed() || node.replica.link().is_duplicate() {
+        return Vec::new();
+    }
+    let now = Instant::now();
+    let contacts: Vec<(&str, Contact)> = others(node)
+        .into_iter()
+        .map(|member| {
+            let peer = node.device.tunnel.peer(&member.wireguard_key.0);
+            let contact = contact_of(node, member, peer.as_ref(), now);
+            (member.name.as_str(), contact)
+        })
+        .collect();
+    let port = node.device.tunnel.listen_port();
+    let never = contact::never_heard(&contacts, port);
+    never
+        .into_iter()
+        .chain(contact::cut_off(&contacts, port))
+        .collect()
+}
+
+/// Peers behind a path that does not carry what IPv6 needs.
+pub(super) fn narrow_paths(node: &JoinedNode) -> Option<Problem> {
+    let narrow: Vec<String> = node
+        .netmap
+        .members
+        .values()
+        .filter(|member| member.id != node.id())
+        .map(|member| (member.name.as_str(), node.paths.limit(&member.id)))
+        .filter(|(_, limit)| *limit < LEAST_IPV6)
+        .map(|(name, limit)| format!("{name} ({limit} octets)"))
+        .collect();
+    (!narrow.is_empty()).then(|| Problem {
+        what: "large IPv6 packets to some peers may be lost".into(),
+        why: format!(
+            "the path carries less than the {LEAST_IPV6} octets of a packet that IPv6 needs: {}",
+            narrow.join(", ")
+        ),
+        fix: "raise the MTU on the way to at least 1360, or let fragments of UDP datagrams through"
+            .into(),
+    })
+}
+
+pub(super) fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10.0).round() / 10.0
+}
+
+pub(super) fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}

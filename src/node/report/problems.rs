@@ -1,0 +1,106 @@
+//! The problems of a node, with remedies.
+
+use std::time::Instant;
+
+use super::peers::{narrow_paths, unreached};
+use crate::node::joined::JoinedNode;
+use crate::protocol::local::Problem;
+use crate::records::netmap::Netmap;
+
+/// The maximum number of contested services that get a problem of their own, and of nodes that such a problem names.
+const MAX_CONTESTED: usize = 8;
+
+pub(super) fn problems(
+    node: &JoinedNode,
+    damaged_services: Option<&str>,
+    flagged: usize,
+) -> Vec<Problem> {
+    let problem = |what: &str, why: String, fix: &str| Problem {
+        what: what.into(),
+        why,
+        fix: fix.into(),
+    };
+    let mut problems = Vec::new();
+    // First: it explains most of what follows.
+    if node.replica.is_removed() {
+        problems.push(problem(
+            "this node was removed from the mesh",
+            "the administrator removed it: no peer takes its packets, and its names are gone"
+                .into(),
+            "run `meshctl leave`, then `meshctl join` with a new token if that was a mistake",
+        ));
+    }
+    problems.extend(node.workloads.outer_bridges());
+    problems.extend(node.device.problems());
+    problems.extend(node.resolver.refused());
+    problems.extend(node.disk.unwritten());
+    problems.extend(node.own_records.problems());
+    let now = Instant::now();
+    problems.extend(node.replica.problems(now));
+    problems.extend(node.workloads.problems(&node.identity.block));
+    if node.replica.is_removed() {
+        // It is the first problem, above.
+    } else if node.replica.link().is_duplicate() {
+        problems.push(problem(
+            "this machine is a copy of another node, which goes on; this one keeps off the mesh",
+            "another machine with the same keys is connected to the coordinator".into(),
+            "run `meshctl leave` here, and join with a new token",
+        ));
+    } else if !node.replica.link().is_connected() {
+        let failure = node.replica.link().failure();
+        let why = failure.unwrap_or("no connection yet").to_owned();
+        problems.push(problem("the coordinator is not connected; names and tunnels go on, changes elsewhere are not seen", why, "start mesh-coordinator, or open the way to it"));
+    }
+    problems.extend(node.disk.lost());
+    if let Some(why) = damaged_services {
+        problems.push(problem(
+            "services added by hand were lost",
+            why.into(),
+            "add them again with `meshctl service add`",
+        ));
+    }
+    if flagged > 0 {
+        problems.push(problem(
+            "names are answered with instances that are not usable",
+            format!("{flagged} name(s) have no instance that is healthy and reachable"),
+            "look at `meshctl service list` for what is down",
+        ));
+    }
+    problems.extend(node.resolver.problems());
+    problems.extend(contested(&node.netmap));
+    problems.extend(narrow_paths(node));
+    problems.extend(unreached(node));
+    problems
+}
+
+/// The problems of services that are served by nodes without a common tag: one of the nodes may serve by mistake or be hostile.
+pub(super) fn contested(netmap: &Netmap) -> Vec<Problem> {
+    let contested = netmap.contested();
+    let named = contested.iter().take(MAX_CONTESTED);
+    let more = contested.len().saturating_sub(MAX_CONTESTED);
+    let more = (more > 0).then(|| Problem {
+        what: format!("{more} more services are served by nodes that have no tag in common"),
+        why: "clients of these services are sent to all of their nodes alike".into(),
+        fix: "see `meshctl service list` for the nodes that serve them".into(),
+    });
+    let problems = named.map(|contested| {
+        let nodes = contested.nodes.iter().take(MAX_CONTESTED);
+        let mut nodes: Vec<String> = nodes.map(ToString::to_string).collect();
+        let others = contested.nodes.len().saturating_sub(nodes.len());
+        if others > 0 {
+            nodes.push(format!("{others} more"));
+        }
+        Problem {
+            what: format!(
+                "the service {} is served by nodes that have no tag in common: {}",
+                contested.service,
+                nodes.join(", ")
+            ),
+            why: "clients of the service are sent to all of these nodes alike, although their tags do not show that they belong together"
+                .into(),
+            fix: "end the service on the nodes that must not serve it, or join its nodes with tokens that have a tag in common"
+                .into(),
+        }
+    });
+    problems.chain(more).collect()
+}

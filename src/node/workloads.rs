@@ -1,0 +1,288 @@
+//! The services and containers of this node, their health checks, and the firewall that leads to the containers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ipnet::Ipv4Net;
+use tokio::sync::mpsc;
+
+use super::config::Config;
+use super::docker::Docker;
+use super::state::Identity;
+use crate::containers::{ContainerId, Offer, Report, Wired, network};
+use crate::firewall::{Firewall, Mapped, Native, Wiring};
+use crate::model::address::Block;
+use crate::model::{MeshAddresses, ServiceName};
+use crate::protocol::local::Problem;
+use crate::records::Ledger;
+use crate::records::kinds::{Instance, Service, Source};
+use crate::records::service_address::ServiceAddresses;
+use crate::services::Checker;
+use crate::services::registry::{Key, Registry};
+
+/// The services and containers of this node.
+pub(super) struct Workloads {
+    config: Arc<Config>,
+    /// The services of the configuration and of the command line.
+    pub(super) registry: Registry,
+    checker: Checker<Key>,
+    /// None if the configuration names no container engine.
+    pub(super) docker: Option<Docker>,
+    pub(super) firewall: Firewall,
+    /// The bridges of the engine's networks, with their subnets, without those that other machines are on.
+    bridges: BTreeMap<String, Vec<Ipv4Net>>,
+    /// The instances of containers that [`Workloads::wanted_services`] returned last. None before the inventory was known.
+    offered: Option<BTreeMap<ServiceName, Offer>>,
+    /// The problem while other machines are on bridges of the engine's networks.
+    outer: Option<Problem>,
+}
+
+impl Workloads {
+    /// Verdicts of the health checks go to `verdicts`.
+    pub(super) fn new(
+        config: Arc<Config>,
+        registry: Registry,
+        docker: Option<Docker>,
+        firewall: Firewall,
+        verdicts: mpsc::Sender<(Key, bool)>,
+    ) -> Self {
+        Self {
+            config,
+            registry,
+            checker: Checker::new(verdicts),
+            docker,
+            firewall,
+            bridges: BTreeMap::new(),
+            offered: None,
+            outer: None,
+        }
+    }
+
+    /// Checks the health of the services that are registered now. `block` is the block of this node.
+    pub(super) fn set_checks(&mut self, block: &Block) {
+        self.checker.set(self.registry.targets(block));
+    }
+
+    /// Reports of the engine. Returns whether this node follows an engine.
+    pub(super) fn handle_engine(&mut self, reports: Vec<Report>) -> bool {
+        let Some(docker) = &mut self.docker else {
+            return false;
+        };
+        docker.handle_reports(reports);
+        true
+    }
+
+    /// Verdicts of the probes of containers. Returns whether this node follows an engine.
+    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, bool)>) -> bool {
+        let Some(docker) = &mut self.docker else {
+            return false;
+        };
+        docker.handle_probes(verdicts);
+        true
+    }
+
+    /// Time has passed. Returns whether that changed anything.
+    pub(super) fn handle_time(&mut self, now: Instant) -> bool {
+        self.docker.as_mut().is_some_and(|d| d.handle_time(now))
+    }
+
+    /// The bridges whose containers belong to the mesh, with their subnets, as of [`Workloads::follow_bridges`].
+    pub(super) fn bridges(&self) -> &BTreeMap<String, Vec<Ipv4Net>> {
+        &self.bridges
+    }
+
+    /// All bridges of the engine's networks.
+    pub(super) fn engine_bridges(&self) -> BTreeSet<String> {
+        let bridges = self.docker.as_ref().map(Docker::bridges);
+        bridges.unwrap_or_default().into_keys().collect()
+    }
+
+    /// Notes which bridges the engine's networks have. Bridges in `outer` are left out, since other machines are on them, and
+    /// are a problem. Returns whether the bridges changed.
+    pub(super) fn follow_bridges(&mut self, outer: &BTreeSet<String>) -> bool {
+        // Without a report of an engine there are no container networks: the name of a bridge opens nothing.
+        let mut bridges = self
+            .docker
+            .as_ref()
+            .map(Docker::bridges)
+            .unwrap_or_default();
+        let left_out = bridges.extract_if(.., |name, _| outer.contains(name));
+        let left_out: Vec<String> = left_out.map(|(name, _)| name).collect();
+        self.outer = (!left_out.is_empty()).then(|| Problem {
+            what: format!(
+                "containers on {} have no way into the mesh, and no names of it",
+                left_out.join(", ")
+            ),
+            why: "an interface that leads out of this machine is a port of the same bridge, so other machines would have them too".into(),
+            fix: "give these containers a network with a bridge of its own".into(),
+        });
+        let is_changed = bridges != self.bridges;
+        self.bridges = bridges;
+        is_changed
+    }
+
+    /// Hands the wanted state of the kernel to the firewall. `block` is the block of this node, and `service_addresses` are the
+    /// usable instance addresses by service address.
+    pub(super) fn apply_firewall(
+        &self,
+        mesh: &MeshAddresses,
+        block: &Block,
+        service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
+    ) {
+        let docker = self.docker.as_ref();
+        // Rules from before a restart of meshd are right until it is known what runs.
+        if docker.is_some_and(|docker| !docker.is_settled()) {
+            return;
+        }
+        let mappings = docker.map(Docker::mappings).unwrap_or_default();
+        let mappings = mappings.into_iter().map(|(address, mapping)| {
+            let mapped = Mapped {
+                container: mapping.container,
+                pid: mapping.pid,
+                name: mapping.name,
+            };
+            (address, mapped)
+        });
+        self.firewall.set(Wiring {
+            interface: self.config.tunnel.interface.clone(),
+            prefix: mesh.prefix_v4,
+            block: block.v4,
+            node: block.node_v4(),
+            bridges: self.bridges.clone(),
+            mappings: mappings.collect(),
+            service_addresses,
+            native: docker.and_then(Docker::native).map(|plan| Native {
+                bridge: network::BRIDGE.into(),
+                range: plan.range(),
+            }),
+        });
+    }
+
+    /// The service addresses that the kernel balances now.
+    pub(super) fn balanced(&self) -> BTreeSet<Ipv4Addr> {
+        let in_place = self
+            .firewall
+            .in_place()
+            .filter(|_| self.firewall.in_force());
+        in_place.map_or_else(BTreeSet::new, |wiring| {
+            wiring.service_addresses.keys().copied().collect()
+        })
+    }
+
+    /// The records of this node's services, by id, without a version. `ledger` has those that are published now, and `addresses`
+    /// are the service addresses that this node has assigned.
+    pub(super) fn wanted_services(
+        &mut self,
+        identity: &Identity,
+        ledger: &Ledger,
+        addresses: &ServiceAddresses,
+    ) -> BTreeMap<String, Service> {
+        let id = identity.keys.identity.public();
+        let own = identity.addresses();
+        let mut wanted = self
+            .registry
+            .records(&id, &identity.name, &own, &identity.block);
+        if self.docker.is_none() {
+            return wanted;
+        }
+        let mut merge = |name: ServiceName, instances: Vec<Instance>, address| {
+            let id_of = Service::id_of(&id, name.project.as_ref(), &name.name);
+            let service = wanted.entry(id_of.clone()).or_insert_with(|| Service {
+                id: id_of,
+                version: 0,
+                node: id,
+                name: name.name,
+                project: name.project,
+                service_address: None,
+                instances: Vec::new(),
+            });
+            service.service_address = address;
+            service.instances.extend(instances);
+        };
+        let offers = self.offers();
+        self.offered.clone_from(&offers);
+        let Some(offers) = offers else {
+            // As far as is known, the containers from before the start of meshd still run.
+            for held in ledger.services_of(&id) {
+                let instances = held.instances.iter();
+                let from_containers: Vec<Instance> = instances
+                    .filter(|i| i.source == Source::Docker)
+                    .cloned()
+                    .collect();
+                if !from_containers.is_empty() {
+                    merge(held.service_name(), from_containers, held.service_address);
+                }
+            }
+            return wanted;
+        };
+        let mut addresses = addresses.clone();
+        let plan = ledger.mesh().map(|mesh| mesh.addresses);
+        for (name, offer) in offers {
+            let address = plan
+                .filter(|_| offer.service_address)
+                .and_then(|plan| addresses.choose(&plan, name.clone()));
+            merge(name, offer.instances, address);
+        }
+        wanted
+    }
+
+    /// Whether other instances of containers are to be published than before. A container that has just started is not: it is
+    /// published once the firewall maps it.
+    pub(super) fn has_other_offers(&self) -> bool {
+        self.docker.is_some() && self.offers() != self.offered
+    }
+
+    /// The instances of containers. None before it is known which containers run, and before the firewall is applied.
+    fn offers(&self) -> Option<BTreeMap<ServiceName, Offer>> {
+        let docker = self.docker.as_ref().filter(|docker| docker.is_settled())?;
+        Some(docker.offers(self.registry.drained(), self.wired()?))
+    }
+
+    /// What the kernel does for containers. None before it was brought to a wanted state for the first time.
+    fn wired(&self) -> Option<Wired> {
+        let in_place = self.firewall.in_place()?;
+        if !self.firewall.in_force() {
+            return Some(Wired::Impossible);
+        }
+        let mappings = in_place.mappings.iter();
+        let mapped = mappings.map(|(address, mapped)| (*address, mapped.container));
+        Some(Wired::Mapped(mapped.collect()))
+    }
+
+    /// The problem with the bridges of the engine's networks.
+    pub(super) fn outer_bridges(&self) -> Option<Problem> {
+        self.outer.clone()
+    }
+
+    /// The problems of services and containers, with remedies. `block` is the block of this node.
+    pub(super) fn problems(&self, block: &Block) -> Vec<Problem> {
+        let mut problems = self.registry.problems(block);
+        problems.extend(self.docker.iter().flat_map(Docker::problems));
+        // Without containers the guards alone are worth having, but nobody needs to install anything for them.
+        let has_engine = self.docker.as_ref().is_some_and(Docker::is_followed);
+        if has_engine || self.firewall.is_contested() {
+            problems.extend(self.firewall.problems());
+        }
+        problems
+    }
+
+    /// The sockets at which the container engine may listen.
+    pub(super) fn engine_sockets(&self) -> Vec<PathBuf> {
+        let docker = self.config.docker.as_ref();
+        docker
+            .map(|docker| docker.sockets.clone())
+            .unwrap_or_default()
+    }
+
+    /// Takes back what was put on the machine for containers.
+    pub(super) async fn stop(self) {
+        self.firewall.stop().await;
+        drop(self.docker);
+        if let Some(docker) = self.config.docker.as_ref().filter(|d| d.network) {
+            network::take_away(&docker.sockets).await;
+        }
+    }
+}
