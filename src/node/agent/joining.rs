@@ -118,7 +118,7 @@ impl Agent {
         };
         self.phase = Phase::Unjoined;
         let result = match ended.result {
-            Ok(admitted) => match self.come_up(admitted).await {
+            Ok(admitted) => match Box::pin(self.come_up(admitted)).await {
                 Err(error) => Err(give_back(&self.dir, error)),
                 joined => joined,
             },
