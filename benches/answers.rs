@@ -236,14 +236,14 @@ fn client(server: SocketAddr) -> UdpSocket {
 
 /// A query for an address (RFC 1035 section 4.1), of which the id is the end of `number`.
 fn query(number: u64, labels: &[&str]) -> Vec<u8> {
-    let mut octets = (number as u16).to_be_bytes().to_vec();
-    octets.extend_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    let mut bytes = (number as u16).to_be_bytes().to_vec();
+    bytes.extend_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in labels {
-        octets.push(label.len() as u8);
-        octets.extend_from_slice(label.as_bytes());
+        bytes.push(label.len() as u8);
+        bytes.extend_from_slice(label.as_bytes());
     }
-    octets.extend_from_slice(&[0, 0, 1, 0, 1]);
-    octets
+    bytes.extend_from_slice(&[0, 0, 1, 0, 1]);
+    bytes
 }
 
 fn await_answer(host: &Host, server: SocketAddr) {

@@ -59,9 +59,9 @@ const FIGURES: [&str; 12] = [
     "TCP reverse, machine CPU s/GB",
     "idle ping p50, us",
     "ping p50 under one stream, us",
-    "UDP 64 octets received, kpps",
-    "UDP 64 octets, daemons' CPU us/packet",
-    "UDP 64 octets, machine CPU us/packet",
+    "UDP 64 bytes received, kpps",
+    "UDP 64 bytes, daemons' CPU us/packet",
+    "UDP 64 bytes, machine CPU us/packet",
     "memory after the flood, MiB an end",
 ];
 
@@ -212,7 +212,7 @@ struct Cost {
 
 impl Cost {
     fn per_gigabyte(&self) -> f64 {
-        self.machine / (self.flow.octets / 1e9)
+        self.machine / (self.flow.bytes / 1e9)
     }
 }
 

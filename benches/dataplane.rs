@@ -4,7 +4,7 @@
 //! cargo bench --bench dataplane
 //! ```
 //!
-//! Each figure is the median of [`ROUNDS`] rounds. Gbit/s counts the octets of the packets in the tunnel.
+//! Each figure is the median of [`ROUNDS`] rounds. Gbit/s counts the bytes of the packets in the tunnel.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,9 +24,9 @@ const ROUNDS: usize = 15;
 const ROUND: Duration = Duration::from_millis(20);
 /// Packets between two looks at the clock.
 const BATCH: usize = 512;
-/// Octets of the headers in front of the payload of [`segment`].
+/// Bytes of the headers in front of the payload of [`segment`].
 const HEADERS: usize = 52;
-/// Octets of a segment's payload in a tunnel of MTU 1420.
+/// Bytes of a segment's payload in a tunnel of MTU 1420.
 const PAYLOAD: usize = 1420 - HEADERS;
 
 /// Time that some operations took.
@@ -39,17 +39,17 @@ fn main() {
     println!("{:<44} {:>10} {:>8}", "one core", "ns/packet", "Gbit/s");
     for length in [64, 1420] {
         report(
-            &format!("seal {length} octets"),
+            &format!("seal {length} bytes"),
             length,
             &mut sealing(length),
         );
         report(
-            &format!("open {length} octets"),
+            &format!("open {length} bytes"),
             length,
             &mut opening(length),
         );
     }
-    report("refuse a replay of 1420 octets", 1420, &mut replaying());
+    report("refuse a replay of 1420 bytes", 1420, &mut replaying());
     let segments = 65_535usize.saturating_sub(HEADERS) / PAYLOAD;
     report(
         &format!("split a TCP packet into {segments} segments"),
@@ -62,10 +62,10 @@ fn main() {
         1420,
         &mut coalescing(4),
     );
-    let octets = vec![7; 1420];
-    report("checksum of 1420 octets", 1420, &mut || {
+    let bytes = vec![7; 1420];
+    report("checksum of 1420 bytes", 1420, &mut || {
         timed(BATCH, |_| {
-            black_box(packet::sum(black_box(&octets), 0));
+            black_box(packet::sum(black_box(&bytes), 0));
         })
     });
     for peers in [4, 1000] {
@@ -104,7 +104,7 @@ fn main() {
 }
 
 /// Runs `round` until it has lasted long enough, several times over, and prints the median.
-fn report(name: &str, octets: usize, round: &mut dyn FnMut() -> Took) {
+fn report(name: &str, bytes: usize, round: &mut dyn FnMut() -> Took) {
     round();
     let mut figures: Vec<f64> = (0..ROUNDS)
         .map(|_| {
@@ -119,9 +119,9 @@ fn report(name: &str, octets: usize, round: &mut dyn FnMut() -> Took) {
         .collect();
     figures.sort_by(f64::total_cmp);
     let nanoseconds = figures[ROUNDS / 2];
-    let rate = match octets {
+    let rate = match bytes {
         0 => "-".to_owned(),
-        _ => format!("{:.2}", octets as f64 * 8.0 / nanoseconds),
+        _ => format!("{:.2}", bytes as f64 * 8.0 / nanoseconds),
     };
     println!("{name:<44} {nanoseconds:>10.1} {rate:>8}");
 }

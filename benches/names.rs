@@ -182,13 +182,13 @@ fn ledger(services: usize) -> Ledger {
 /// Asks for the addresses of the part of a service that is on its node.
 fn query(netmap: &Netmap, service: &Service) -> Vec<u8> {
     let node = netmap.members[&service.node].name.as_str();
-    let mut octets = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    let mut bytes = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in [service.name.as_str(), "svc", node, "node", "mesh"] {
-        octets.push(label.len() as u8);
-        octets.extend(label.as_bytes());
+        bytes.push(label.len() as u8);
+        bytes.extend(label.as_bytes());
     }
-    octets.extend([0, 0, 1, 0, 1]);
-    octets
+    bytes.extend([0, 0, 1, 0, 1]);
+    bytes
 }
 
 fn anonymous_kib() -> u64 {

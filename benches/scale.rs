@@ -138,7 +138,7 @@ fn many_peers() {
             let _server = listen(to, to.address, port, logs.path());
             let before = machine_cpu().0;
             let flow = send(from, to.address, port, &format!("-t {SECONDS} -C cubic"));
-            costs[which].push((machine_cpu().0 - before) / (flow.octets / 1e9));
+            costs[which].push((machine_cpu().0 - before) / (flow.bytes / 1e9));
             rates[which].push(flow.gbps);
             drop(others);
         }
@@ -332,8 +332,8 @@ fn all_to_all() {
         for (n, (_, flows)) in cases.iter().enumerate() {
             let before = machine_cpu().0;
             let through = at_once(flows, SECONDS, logs.path());
-            let octets: f64 = through.iter().map(|flow| flow.octets).sum();
-            costs[n].push((machine_cpu().0 - before) / (octets / 1e9));
+            let bytes: f64 = through.iter().map(|flow| flow.bytes).sum();
+            costs[n].push((machine_cpu().0 - before) / (bytes / 1e9));
             rates[n].push(through.iter().map(|flow| flow.gbps).sum());
             least[n].push(
                 through

@@ -13,7 +13,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Different initiations; they go round, under ever new sources.
 const INITIATIONS: u8 = 200;
-/// Octets of an initiation (WireGuard section 5.4.2), and with IPv4 and UDP headers.
+/// Bytes of an initiation (WireGuard section 5.4.2), and with IPv4 and UDP headers.
 const INITIATION: usize = 148;
 const PACKET: usize = 28 + INITIATION;
 /// Packets for one system call.

@@ -14,7 +14,7 @@ use crate::usage::give_way;
 
 const RESOLVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 210, 0, 53)), 53);
 /// How long a client waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The time between two queries of the node's host.
 const PACE: Duration = Duration::from_millis(10);
 /// How many instances, each with how many ports, the attacker's service has: a node may publish no larger one.
@@ -40,10 +40,10 @@ pub(crate) fn attach(setting: &Setting) {
     });
 }
 
-fn asks(octets: &[u8]) -> Option<Vec<u8>> {
+fn asks(bytes: &[u8]) -> Option<Vec<u8>> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    socket.set_read_timeout(Some(PATIENCE)).ok()?;
-    socket.send_to(octets, RESOLVER).ok()?;
+    socket.set_read_timeout(Some(WAIT_TIMEOUT)).ok()?;
+    socket.send_to(bytes, RESOLVER).ok()?;
     let mut buffer = vec![0; 65_535];
     let length = socket.recv(&mut buffer).ok()?;
     buffer.truncate(length);
@@ -53,10 +53,10 @@ fn asks(octets: &[u8]) -> Option<Vec<u8>> {
 /// Asks for the node's name every [`PACE`] until `stop`.
 pub(crate) fn probe(stop: &AtomicBool) -> Vec<(Instant, Option<Duration>)> {
     let mut probes = Vec::new();
-    let octets = query(2, "n1.node.mesh.", RecordType::A);
+    let bytes = query(2, "n1.node.mesh.", RecordType::A);
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();
-        let answer = asks(&octets);
+        let answer = asks(&bytes);
         probes.push((began, answer.map(|_| began.elapsed())));
         std::thread::sleep(PACE.saturating_sub(began.elapsed()));
     }
@@ -89,8 +89,8 @@ pub(crate) fn flood(
 }
 
 pub(crate) fn mesh_names(ground: &Ground) -> String {
-    let octets = query(3, "n1.node.mesh.", RecordType::A);
-    flood(ground, RESOLVER, move |_| octets.clone())
+    let bytes = query(3, "n1.node.mesh.", RecordType::A);
+    flood(ground, RESOLVER, move |_| bytes.clone())
 }
 
 /// A member publishes a service of the greatest size, and the container asks for it.
@@ -113,8 +113,8 @@ pub(crate) fn services(ground: &Ground) -> String {
         let answer = stream.publish(vec![node, service]).await;
         (answer.accepted(), answer.refused().to_vec())
     });
-    let octets = query(4, "db.svc.mesh.", RecordType::SRV);
-    let flooded = flood(ground, RESOLVER, move |_| octets.clone());
+    let bytes = query(4, "db.svc.mesh.", RecordType::SRV);
+    let flooded = flood(ground, RESOLVER, move |_| bytes.clone());
     match published {
         (2, _) => flooded,
         (accepted, refused) => format!("{flooded}; {accepted} accepted, {refused:?}"),

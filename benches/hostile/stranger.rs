@@ -20,7 +20,7 @@ const AT_ONCE: usize = 64;
 /// The greatest number of connections.
 const MOST: usize = 8_000;
 /// The greatest number of bytes that are sent in unfinished messages. It protects the machine on which the benchmark runs.
-const MOST_SENT: u64 = 1 << 30;
+const MAX_SENT: u64 = 1 << 30;
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Opens connections. Half of them send nothing after the TLS handshake, and half are WebSockets that send pings.
@@ -68,10 +68,10 @@ pub(crate) fn connections(ground: &Ground) -> String {
 pub(crate) fn unfinished(ground: &Ground) -> String {
     let (opened, sent) = ground.run(async || {
         let (opened, sent) = (Cell::new(0u64), Cell::new(0u64));
-        let octets = vec![b' '; 64 * 1024];
+        let bytes = vec![b' '; 64 * 1024];
         let work = (0..AT_ONCE).map(async |_| {
             let mut held = Vec::new();
-            while !ground.is_over() && sent.get() < MOST_SENT {
+            while !ground.is_over() && sent.get() < MAX_SENT {
                 let Ok(stream) = tcp(ANY, ground.setting.target.0).await else {
                     sleep(Duration::from_millis(5)).await;
                     continue;
@@ -88,10 +88,10 @@ pub(crate) fn unfinished(ground: &Ground) -> String {
                 let length = 4 * 1024 * 1024;
                 let _ = raw.write(&frame_header(TEXT, true, length)).await;
                 for _ in 1..64 {
-                    if raw.write(&octets).await.is_err() {
+                    if raw.write(&bytes).await.is_err() {
                         break;
                     }
-                    sent.set(sent.get() + octets.len() as u64);
+                    sent.set(sent.get() + bytes.len() as u64);
                 }
                 held.push(raw);
             }

@@ -11,8 +11,8 @@ use super::Node;
 /// The load that arrived.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flow {
-    /// Octets of payload received.
-    pub(crate) octets: f64,
+    /// Bytes of payload received.
+    pub(crate) bytes: f64,
     /// Payload received in Gbit/s.
     pub(crate) gbps: f64,
     /// Datagrams sent; 0 with TCP.
@@ -72,8 +72,8 @@ pub(crate) fn send(node: &Node, to: Ipv4Addr, port: u16, arguments: &str) -> Flo
         number("sum_received", "bytes"),
         number("sum_received", "bits_per_second"),
     ) {
-        (Some(octets), Some(rate)) => Flow {
-            octets,
+        (Some(bytes), Some(rate)) => Flow {
+            bytes,
             gbps: rate / 1e9,
             sent,
             lost,
@@ -81,7 +81,7 @@ pub(crate) fn send(node: &Node, to: Ipv4Addr, port: u16, arguments: &str) -> Flo
         _ => {
             let arrived = if sent > 0.0 { 1.0 - lost / sent } else { 0.0 };
             Flow {
-                octets: number("sum", "bytes").unwrap_or(0.0) * arrived,
+                bytes: number("sum", "bytes").unwrap_or(0.0) * arrived,
                 gbps: number("sum", "bits_per_second").unwrap_or(0.0) * arrived / 1e9,
                 sent,
                 lost,

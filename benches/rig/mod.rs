@@ -24,7 +24,7 @@ pub(crate) use table::print_table;
 pub(crate) const DEVICE: &str = "wg0";
 /// UDP port of every daemon.
 pub(crate) const PORT: u16 = 51820;
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A key pair as `wg` writes it.
 pub(crate) struct Keys {
@@ -34,9 +34,9 @@ pub(crate) struct Keys {
 
 impl Keys {
     pub(crate) fn new() -> Self {
-        let mut octets = [0; 32];
-        getrandom::fill(&mut octets).expect("the system has randomness");
-        let secret = StaticSecret::from(octets);
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).expect("the system has randomness");
+        let secret = StaticSecret::from(bytes);
         Self {
             private: BASE64_STANDARD.encode(secret.as_bytes()),
             public: PublicKey::from(&secret),
@@ -84,7 +84,7 @@ impl Node {
         let began = Instant::now();
         while !self.listens(&daemon) {
             assert!(
-                began.elapsed() < PATIENCE,
+                began.elapsed() < WAIT_TIMEOUT,
                 "no socket for `wg`: {}",
                 daemon.log()
             );

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use meshd::dns::zone::{MOST_ADDRESSES, Replaced, WhenNoneUsable, Zone, ZoneInput};
+use meshd::dns::zone::{MAX_ADDRESSES, Replaced, WhenNoneUsable, Zone, ZoneInput};
 use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{MeshAddresses, PublicKey, SigningKey, WireGuardKey};
 use meshd::records::kinds::{MESH_ID, Membership, Mesh, Record, Service, Token};
@@ -88,7 +88,7 @@ fn with_input<T>(netmap: &Netmap, own: PublicKey, run: impl FnOnce(&ZoneInput<'_
         balanced: &BTreeSet::new(),
         held: &ServiceAddresses::default(),
         serial: 1,
-        most_addresses: MOST_ADDRESSES,
+        most_addresses: MAX_ADDRESSES,
     })
 }
 

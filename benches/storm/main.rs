@@ -28,7 +28,7 @@ const CHANGES: usize = 60;
 /// How long idle CPU is measured: two rounds of pings.
 const IDLE: Duration = Duration::from_secs(20);
 /// Longer than anything that is waited for takes.
-const PATIENCE: Duration = Duration::from_secs(120);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Nodes in a mesh of the size meshd is made for.
 const MESH: usize = 200;
 /// Joins at once.
@@ -236,9 +236,9 @@ async fn await_all(
 ) -> Vec<Instant> {
     let mut times = Vec::with_capacity(count);
     while times.len() < count {
-        let heard = tokio::time::timeout(PATIENCE, hearing.recv())
+        let heard = tokio::time::timeout(WAIT_TIMEOUT, hearing.recv())
             .await
-            .unwrap_or_else(|_| panic!("{} of {count} in {PATIENCE:?}", times.len()))
+            .unwrap_or_else(|_| panic!("{} of {count} in {WAIT_TIMEOUT:?}", times.len()))
             .expect("a sender is held");
         if wanted(&heard) {
             times.push(match heard {

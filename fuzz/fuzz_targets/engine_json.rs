@@ -1,17 +1,17 @@
-//! Answers of a container engine. The first byte selects the request that the rest answers. Whatever an engine describes, a container
-//! is exposed only with addresses of the node, and each address belongs to one container.
+//! Answers of a container engine. The first byte selects the request that the rest answers. Whatever an engine
+//! describes, a container is exposed only with addresses of the node, and each address belongs to one container.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
-use meshd::containers::state::{Containers, Surroundings};
+use meshd::containers::state::{Containers, NodeContext};
 use meshd::containers::{Expose, Rules, inspect};
 use meshd::model::Label;
 
 fn containers(now: Instant) -> Containers {
-    let surroundings = Surroundings {
+    let context = NodeContext {
         node: Label::parse("n1").expect("a literal"),
         addresses: vec!["10.210.1.1".parse().expect("a literal")],
         block: "10.210.1.0/24".parse().expect("a literal"),
@@ -21,7 +21,7 @@ fn containers(now: Instant) -> Containers {
         },
         network: None,
     };
-    Containers::new(surroundings, BTreeMap::new(), now)
+    Containers::new(context, BTreeMap::new(), now)
 }
 
 fuzz_target!(|bytes: &[u8]| {

@@ -47,8 +47,8 @@ fn administration() -> Vec<Envelope> {
 }
 
 /// A record made from five bytes. One of them selects the signer, who often has no right to sign it, so most records are refused.
-fn record(octets: [u8; 5]) -> Envelope {
-    let [what, by, about, version, detail] = octets;
+fn record(bytes: [u8; 5]) -> Envelope {
+    let [what, by, about, version, detail] = bytes;
     let id = key(about).public();
     let date = 1_000_000 + u64::from(detail) * 100;
     let value = match what % 8 {
@@ -97,10 +97,10 @@ fn settle<'a>(records: impl Iterator<Item = &'a Envelope> + Clone) -> Ledger {
     }
 }
 
-fuzz_target!(|octets: &[u8]| {
+fuzz_target!(|bytes: &[u8]| {
     let mut records = administration();
     records.extend(
-        octets
+        bytes
             .as_chunks::<5>()
             .0
             .iter()

@@ -7,8 +7,8 @@ use meshd::tunnel::coalesce::Coalescer;
 use meshd::tunnel::packet::Ip;
 use meshd::tunnel::split::{VNET_HEADER, VnetHeader, split};
 
-fuzz_target!(|octets: &[u8]| {
-    let Some((header, packet)) = octets.split_first_chunk::<VNET_HEADER>() else {
+fuzz_target!(|bytes: &[u8]| {
+    let Some((header, packet)) = bytes.split_first_chunk::<VNET_HEADER>() else {
         return;
     };
     let mut packet = packet.to_vec();

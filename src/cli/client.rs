@@ -1,4 +1,4 @@
-//! HTTP over a unix socket, to meshd or the coordinator.
+//! Sends requests over a Unix socket to meshd or the coordinator.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use super::exit::CliError;
 use crate::os::http::{self, Answer, HttpError, Limits, Method, Request};
 use crate::protocol::api::{ApiError, ErrorCode};
 
-/// How long an answer may take, unless the caller says otherwise. The daemons answer within milliseconds.
-const LIMIT: Duration = Duration::from_secs(30);
+/// The time limit of an answer, unless the caller sets another one. The daemons answer within milliseconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum size of an answer, in bytes. The list of the services of a large mesh is the longest.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
-/// Speaks to one daemon.
+/// A client of one daemon.
 #[derive(Debug)]
 pub struct Client {
     path: PathBuf,
@@ -27,35 +27,36 @@ pub struct Client {
 }
 
 impl Client {
-    /// The daemon called `daemon` behind the socket at `path`; `remedy` says what to do if it is not there.
+    /// A client of the daemon called `daemon` with its socket at `path`. `remedy` tells the user what to do if it is
+    /// not reachable.
     #[must_use]
     pub fn new(path: &Path, daemon: &'static str, remedy: &'static str) -> Self {
         Self {
             path: path.to_owned(),
             daemon,
             remedy,
-            limit: LIMIT,
+            limit: ANSWER_TIMEOUT,
         }
     }
 
-    /// For calls that may take up to `limit`.
+    /// Sets the time limit of an answer.
     #[must_use]
     pub fn within(self, limit: Duration) -> Self {
         Self { limit, ..self }
     }
 
-    /// Asks without a body.
+    /// Sends a GET request.
     ///
     /// # Errors
-    /// The daemon is away, or says no.
+    /// The daemon is not reachable, or returns an error.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
         self.call(Method::GET, path, Vec::new()).await
     }
 
-    /// Asks with a body.
+    /// Sends a POST request.
     ///
     /// # Errors
-    /// The daemon is away, or says no.
+    /// The daemon is not reachable, or returns an error.
     pub async fn post<B: Serialize, T: DeserializeOwned>(
         &self,
         path: &str,
@@ -69,10 +70,10 @@ impl Client {
         .await
     }
 
-    /// Asks for something to be taken away.
+    /// Sends a DELETE request.
     ///
     /// # Errors
-    /// The daemon is away, or says no.
+    /// The daemon is not reachable, or returns an error.
     pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
         self.call(Method::DELETE, path, Vec::new()).await
     }
@@ -95,10 +96,10 @@ impl Client {
             .await
             .map_err(|error| self.no_answer(&error))?;
         if status.is_success() {
-            serde_json::from_slice(&body).map_err(|e| self.not_understood(&e))
+            serde_json::from_slice(&body).map_err(|e| self.malformed(&e))
         } else {
             Err(serde_json::from_slice::<ApiError>(&body)
-                .map_or_else(|e| self.not_understood(&e), CliError::from))
+                .map_or_else(|e| self.malformed(&e), CliError::from))
         }
     }
 
@@ -107,7 +108,7 @@ impl Client {
         let (code, text) = match error.kind() {
             ErrorKind::PermissionDenied => (
                 ErrorCode::Permission,
-                format!("only root and the group of {path} may speak to {daemon}; use sudo"),
+                format!("only root and the group of {path} may use {daemon}; use sudo"),
             ),
             ErrorKind::NotFound => (
                 ErrorCode::Unreachable,
@@ -115,7 +116,7 @@ impl Client {
             ),
             ErrorKind::ConnectionRefused => (
                 ErrorCode::Unreachable,
-                format!("{daemon} is not running (nobody listens on {path}); {remedy}"),
+                format!("{daemon} is not running (no program listens on {path}); {remedy}"),
             ),
             _ => (
                 ErrorCode::Unreachable,
@@ -125,9 +126,9 @@ impl Client {
         CliError::new(code, text)
     }
 
-    fn not_understood(&self, error: &serde_json::Error) -> CliError {
+    fn malformed(&self, error: &serde_json::Error) -> CliError {
         CliError::failed(format!(
-            "what {} answers is not understood ({error}); is meshctl of the same version?",
+            "the answer of {} cannot be parsed ({error}); check that meshctl has the same version",
             self.daemon
         ))
     }
@@ -137,7 +138,7 @@ impl Client {
         let (code, text) = match error {
             HttpError::Request(_) => (
                 ErrorCode::BadRequest,
-                "a name given here cannot be part of a request; letters, digits and hyphens can"
+                "a given name cannot be part of a request; use letters, digits and hyphens"
                     .to_owned(),
             ),
             HttpError::TimedOut(_) => (
@@ -148,7 +149,7 @@ impl Client {
             ),
             HttpError::Broken(_) | HttpError::TooLong(_) => (
                 ErrorCode::Unreachable,
-                format!("{daemon} broke off ({error}); look at its log"),
+                format!("the connection to {daemon} failed ({error}); look at its log"),
             ),
         };
         CliError::new(code, text)

@@ -5,7 +5,7 @@ use clap_complete::Shell;
 
 use super::table;
 
-/// For which shell.
+/// The arguments of `meshctl completions`.
 #[derive(Debug, Args)]
 pub(super) struct CompletionsArguments {
     /// The shell
@@ -13,7 +13,7 @@ pub(super) struct CompletionsArguments {
 }
 
 pub(super) fn run<C: CommandFactory>(arguments: &CompletionsArguments) -> u8 {
-    // Through memory: the generator panics where it cannot write.
+    // The script is generated in memory, because the generator panics if it cannot write.
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut C::command(), "meshctl", &mut script);
     table::raw(&script);

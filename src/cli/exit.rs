@@ -1,19 +1,19 @@
-//! How a command ends: 0 done, 1 failed, 2 not found or not true, 64 usage, 69 nobody to ask, 77 no right, 78
-//! configuration (after BSD's sysexits).
+//! The exit codes of commands: 0 done, 1 failed, 2 not found or not true, 64 usage, 69 daemon not reachable, 77 not
+//! permitted, 78 configuration (the last four as in BSD's sysexits).
 
 use crate::protocol::api::{ApiError, ErrorCode};
 
-/// A failure: one line, and the exit code.
+/// A failure: a line for the user, and the exit code.
 #[derive(Debug)]
 pub struct CliError {
     /// 1, 2, 64, 69, 77 or 78.
     pub code: u8,
-    /// What happened and what to do.
+    /// What happened, and the remedy.
     pub message: String,
 }
 
 impl CliError {
-    /// A failure of `code`.
+    /// A failure with the exit code of `code`.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code: code.exit_code(),
@@ -21,7 +21,7 @@ impl CliError {
         }
     }
 
-    /// A failure that no other code fits.
+    /// A failure without a specific code.
     pub fn failed(error: impl std::fmt::Display) -> Self {
         Self::new(ErrorCode::Internal, error.to_string())
     }

@@ -1,11 +1,10 @@
-//! `meshctl init`: make the mesh key, tell the coordinator its public half.
-
-use std::time::SystemTime;
+//! `meshctl init`: creates the mesh key and sends its public half to the coordinator.
 
 use super::exit::CliError;
 use super::{Globals, mesh_key};
 use crate::model::address::{MeshAddresses, unique_local_prefix};
 use crate::model::time::next_version;
+use crate::os::clock;
 use crate::protocol::admin::{MeshState, Submit, Submitted};
 use crate::protocol::api::ErrorCode;
 use crate::records::Envelope;
@@ -13,7 +12,7 @@ use crate::records::kinds::{MESH_ID, Mesh, Record};
 
 pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
     let coordinator = globals.coordinator();
-    // Asked first: a key that nobody knows should not be left behind.
+    // The coordinator is queried first, so that no key remains that no coordinator knows.
     let state: MeshState = coordinator.get("/v1/mesh").await?;
     let path = &globals.mesh_key;
     let key = if path.exists() {
@@ -26,18 +25,18 @@ pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
         );
         return Err(CliError::new(ErrorCode::Conflict, text));
     } else {
-        mesh_key::make(path)?
+        mesh_key::create(path)?
     };
     if state.mesh.is_some() && state.mesh_key == Some(key.public()) {
         eprintln!(
-            "the mesh {} is there already; nothing changed",
+            "the mesh {} exists already; nothing changed",
             key.public().short()
         );
         return Ok(0);
     }
     let mesh = Mesh {
         id: MESH_ID.to_owned(),
-        version: next_version(0, SystemTime::now()),
+        version: next_version(0, clock::wall()),
         domain: state.configured_domain,
         addresses: MeshAddresses {
             prefix_v6: unique_local_prefix(&key.public()),
@@ -51,14 +50,14 @@ pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
     };
     let _: Submitted = coordinator.post("/v1/mesh", &submit).await?;
     eprintln!(
-        "made the mesh {} with names under .{} and addresses {} and {}",
+        "created the mesh {} with names under .{} and addresses {} and {}",
         key.public().short(),
         mesh.domain,
         mesh.addresses.prefix_v4,
         mesh.addresses.prefix_v6
     );
     eprintln!(
-        "its key is {}: keep a copy elsewhere, and let nobody else have it",
+        "its key is {}: store a copy in another place, and keep it secret",
         path.display()
     );
     eprintln!(

@@ -14,18 +14,18 @@ use crate::protocol::JoinToken;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{Join, Joined};
 
-/// What meshd may take beyond the time it was given, to say that the time is over.
+/// The time that meshd may use in addition to its own time limit, to report that the limit is over.
 const GRACE: Duration = Duration::from_secs(10);
-/// Octets of a token on stdin or in a file at most; the longest is under 3 KiB.
+/// The maximum size of a token on stdin or in a file, in bytes. The longest token has less than 3 KiB.
 const MAX_TOKEN: u64 = 16 * 1024;
 
-/// What to join with.
+/// The arguments of `meshctl join`.
 #[derive(Args)]
 pub(super) struct JoinArguments {
-    /// The word that `meshctl token create` printed; `-` reads it from stdin. Other users see what stands here
+    /// The token that `meshctl token create` printed; `-` reads it from stdin. Other users can see this argument
     #[arg(required_unless_present = "token_file")]
     token: Option<String>,
-    /// A file with the token, where no other user sees it
+    /// A file with the token, which other users cannot see
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
     /// The node's name [default: `name` in meshd.toml, else the host name]
@@ -45,7 +45,7 @@ impl std::fmt::Debug for JoinArguments {
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {
-    let wrong = || format!("`{text}` is no time such as 30s or 2m, from 1s to 600s");
+    let wrong = || format!("`{text}` is not a time such as 30s or 2m, from 1s to 600s");
     let (number, factor) = match text.strip_suffix('m') {
         Some(minutes) => (minutes, 60.0),
         None => (text.strip_suffix('s').unwrap_or(text), 1.0),
@@ -110,7 +110,7 @@ fn read_bounded(source: impl Read, name: &str) -> Result<String, CliError> {
         .map_err(|error| unreadable(name, &error))?;
     if token.len() as u64 > MAX_TOKEN {
         let text = format!(
-            "{name} has more than {MAX_TOKEN} octets, so it is no token; give what `meshctl token create` printed"
+            "{name} has more than {MAX_TOKEN} bytes, so it is not a token; give the token that `meshctl token create` printed"
         );
         return Err(CliError::new(ErrorCode::BadRequest, text));
     }

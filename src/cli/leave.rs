@@ -6,14 +6,14 @@ use super::Globals;
 use super::exit::CliError;
 use crate::protocol::local::{DepartureState, Left, Status};
 
-/// How long taking everything back may take.
-const LIMIT: Duration = Duration::from_secs(60);
+/// How long undoing all changes to the machine may take.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
     let status: Status = globals.daemon().get("/v1/status").await?;
     let answer: serde_json::Value = globals
         .daemon()
-        .within(LIMIT)
+        .within(LEAVE_TIMEOUT)
         .post("/v1/leave", &serde_json::json!({}))
         .await?;
     // A meshd of an earlier version returns an empty document, and signs no departure.
@@ -30,7 +30,7 @@ pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
 fn outcome(left: Option<&Left>, name: &str) -> String {
     let unsigned = || {
         format!(
-            "`meshctl node remove {name}` where it is administered frees the name and addresses"
+            "run `meshctl node remove {name}` on the administrator's machine to free the name and addresses"
         )
     };
     let Some(left) = left else {
@@ -39,11 +39,11 @@ fn outcome(left: Option<&Left>, name: &str) -> String {
     match left.departure {
         DepartureState::Published => format!("{name} and its addresses are free"),
         DepartureState::Pending => format!(
-            "no coordinator can be reached, so {name} stays taken until one is back: {} peer(s) and meshd here hand the departure over then",
+            "no coordinator can be reached, so {name} stays taken until one is back: {} peer(s) and meshd on this host deliver the departure then",
             left.peers_reached
         ),
-        DepartureState::Copy => format!("the other machine with these keys goes on as {name}"),
-        DepartureState::Unneeded => "it had no place there".to_owned(),
+        DepartureState::Copy => format!("the other machine with these keys continues as {name}"),
+        DepartureState::Unneeded => "it was no member any more".to_owned(),
         DepartureState::Unknown => unsigned(),
     }
 }
@@ -53,21 +53,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happened_to_the_name_is_said() {
+    fn the_outcome_for_the_name_is_printed() {
         let left = |departure| Left {
             schema: 1,
             name: None,
             departure,
             peers_reached: 2,
         };
-        let said = |departure| outcome(Some(&left(departure)), "web");
+        let outcome_of = |departure| outcome(Some(&left(departure)), "web");
         assert_eq!(
-            said(DepartureState::Published),
+            outcome_of(DepartureState::Published),
             "web and its addresses are free"
         );
-        assert!(said(DepartureState::Pending).contains("web stays taken"));
-        assert!(said(DepartureState::Pending).contains("2 peer(s)"));
-        assert!(said(DepartureState::Copy).contains("goes on as web"));
+        assert!(outcome_of(DepartureState::Pending).contains("web stays taken"));
+        assert!(outcome_of(DepartureState::Pending).contains("2 peer(s)"));
+        assert!(outcome_of(DepartureState::Copy).contains("continues as web"));
         assert!(outcome(None, "web").contains("meshctl node remove web"));
     }
 }

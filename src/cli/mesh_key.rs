@@ -1,4 +1,4 @@
-//! The mesh key's file: the seed in hexadecimal, readable by its owner only.
+//! The file of the mesh key: the seed in hexadecimal digits, readable only by its owner.
 
 use std::path::Path;
 
@@ -8,18 +8,19 @@ use super::exit::CliError;
 use crate::model::{PublicKey, SigningKey};
 use crate::os::file;
 use crate::os::file::FileError;
+use crate::os::random;
 use crate::protocol::api::ErrorCode;
 
 const MAX_FILE: u64 = 4096;
 
-/// Reads the key.
+/// Reads the mesh key.
 ///
 /// # Errors
-/// Says what is wrong with the file and what to do.
+/// The problem of the file, and its remedy.
 pub(super) fn read(path: &Path) -> Result<SigningKey, CliError> {
-    let octets =
+    let bytes =
         Zeroizing::new(file::read_private(path, MAX_FILE).map_err(|error| explain(&error, path))?);
-    let seed = std::str::from_utf8(&octets)
+    let seed = std::str::from_utf8(&bytes)
         .ok()
         .and_then(|text| text.trim().parse::<PublicKey>().ok());
     match seed {
@@ -27,23 +28,23 @@ pub(super) fn read(path: &Path) -> Result<SigningKey, CliError> {
         None => Err(CliError::new(
             ErrorCode::Configuration,
             format!(
-                "{} is no mesh key; name the right file with --mesh-key, or restore it from a backup",
+                "{} is not a mesh key; name the right file with --mesh-key, or restore it from a backup",
                 path.display()
             ),
         )),
     }
 }
 
-/// Makes a new key and its file, never over another.
+/// Creates a new key and its file. An existing file is never overwritten.
 ///
 /// # Errors
-/// The system refuses.
-pub(super) fn make(path: &Path) -> Result<SigningKey, CliError> {
+/// The system returns an error.
+pub(super) fn create(path: &Path) -> Result<SigningKey, CliError> {
     let mut seed = Zeroizing::new([0u8; 32]);
-    getrandom::fill(seed.as_mut_slice()).map_err(CliError::failed)?;
+    random::fill(seed.as_mut_slice()).map_err(CliError::failed)?;
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent)
-            .map_err(|e| explain(&FileError::io("make the directory", parent, e), path))?;
+            .map_err(|e| explain(&FileError::io("create the directory", parent, e), path))?;
     }
     let text = Zeroizing::new(format!("{}\n", PublicKey(*seed)));
     file::create_private_new(path, text.as_bytes()).map_err(|error| explain(&error, path))?;
@@ -53,7 +54,7 @@ pub(super) fn make(path: &Path) -> Result<SigningKey, CliError> {
 fn explain(error: &FileError, path: &Path) -> CliError {
     if error.is_not_found() {
         let text = format!(
-            "there is no mesh key at {}; run `meshctl init` where the mesh is administered, or name the file with --mesh-key",
+            "there is no mesh key at {}; run `meshctl init` on the administrator's machine, or name the file with --mesh-key",
             path.display()
         );
         return CliError::new(ErrorCode::Configuration, text);

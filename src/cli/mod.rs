@@ -1,4 +1,5 @@
-//! meshctl: one file per command. Data goes to stdout, talk to stderr; `--json` prints what the APIs answer.
+//! meshctl: one file for each command. Data is written to stdout, messages to stderr. `--json` prints the answers of
+//! the APIs.
 
 mod client;
 mod completions;
@@ -29,7 +30,7 @@ use clap::{Args, Parser, Subcommand};
 pub use client::Client;
 pub use exit::CliError;
 
-/// Joins servers to a mesh, shows and changes what they serve.
+/// Joins servers to a mesh, and shows and changes their services
 #[derive(Debug, Parser)]
 #[command(
     name = "meshctl",
@@ -44,7 +45,7 @@ struct Cli {
     command: Command,
 }
 
-/// Where the daemons and the mesh key are.
+/// The paths of the daemons' sockets and of the mesh key.
 #[derive(Debug, Clone, Args)]
 struct Globals {
     /// meshd's socket
@@ -96,9 +97,9 @@ impl Globals {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make the mesh key and tell the coordinator its public half
+    /// Create the mesh key, and send its public half to the coordinator
     Init,
-    /// Make, list and take back join tokens
+    /// Create, list and revoke join tokens
     #[command(subcommand)]
     Token(token::Command),
     /// List and remove nodes
@@ -106,28 +107,28 @@ enum Command {
     Node(node::Command),
     /// Join this server to a mesh
     Join(join::JoinArguments),
-    /// Take this server out of its mesh
+    /// Remove this server from its mesh
     Leave,
-    /// Give this server another name in the mesh
+    /// Change the name of this server in the mesh
     Rename(rename::RenameArguments),
-    /// Give this server's tunnel a new key; nothing is lost meanwhile
+    /// Replace the key of this server's tunnel, without losing packets
     RotateKey,
-    /// Show how this node is
+    /// Show the status of this node
     Status(status::StatusArguments),
     /// Measure round trips to a node through the tunnel
     Ping(ping::PingArguments),
     /// List the services of the mesh, add and change those of this node
     #[command(subcommand)]
     Service(service::Command),
-    /// Drain this node's containers, run a command that replaces them, publish them when healthy
+    /// Drain this node's containers, run a command that replaces them, and publish the new ones when they are healthy
     Rollout(rollout::RolloutArguments),
     /// Show what this node's DNS answers, and why
     Resolve(resolve::ResolveArguments),
-    /// Look a mesh name up from this host and from inside its containers, and say what to mend
+    /// Look a mesh name up from this host and from inside its containers, and show how to correct problems
     Doctor(doctor::DoctorArguments),
     /// Print a script that completes commands in a shell
     Completions(completions::CompletionsArguments),
-    /// Show a mesh at work: a coordinator and some nodes on this machine
+    /// Run a mesh of a coordinator and some nodes on this machine
     Demo(demo::DemoArguments),
 }
 
@@ -149,7 +150,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<u8, CliError> {
     let globals = cli.globals;
-    // These two want the process to themselves: no runtime's threads.
+    // These two commands need a process without the threads of a runtime.
     match cli.command {
         Command::Demo(arguments) => return demo::run(&arguments),
         Command::Completions(arguments) => return Ok(completions::run::<Cli>(&arguments)),

@@ -8,12 +8,12 @@ use super::exit::CliError;
 use super::{Globals, table};
 use crate::protocol::local::{Ping, Pong};
 
-/// Whom to ping.
+/// The arguments of `meshctl ping`.
 #[derive(Debug, Args)]
 pub(super) struct PingArguments {
     /// Name of a node, or one of its mesh addresses
     node: String,
-    /// How often
+    /// The number of pings
     #[arg(short, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     count: u32,
 }
@@ -52,7 +52,7 @@ pub(super) async fn run(arguments: PingArguments, globals: &Globals) -> Result<u
     let best = times.iter().copied().fold(f64::INFINITY, f64::min);
     if times.is_empty() {
         return Err(CliError::failed(format!(
-            "{} does not answer; is meshd running there, and its UDP port open? `meshctl status` there and here tells more",
+            "{} does not answer; check that meshd runs there and that its UDP port is open; `meshctl status` on both nodes shows problems",
             arguments.node
         )));
     }

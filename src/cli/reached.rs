@@ -1,33 +1,34 @@
-//! Whom a node reaches right after it joined.
+//! Reports which peers a node reaches right after it joined.
 
 use std::time::{Duration, Instant};
 
 use super::Globals;
 use crate::protocol::local::{PeerStatus, Status};
 
-/// How long the first packets of peers are waited for.
-const LIMIT: Duration = Duration::from_secs(5);
-/// How long the others are waited for once a peer was reached: one that is off must not make every join wait.
-const REST: Duration = Duration::from_secs(2);
+/// How long the command waits for the first packets of all peers.
+const ALL_PEERS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the command waits for the others once one peer was reached, so that a peer that is off does not delay every
+/// join.
+const OTHER_PEERS_TIMEOUT: Duration = Duration::from_secs(2);
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Peers that one line names.
+/// The maximum number of peers that a line names.
 const MAX_NAMED: usize = 5;
 
-/// Waits for packets of the peers, and prints whom this node reaches. The node has joined in any case.
+/// Waits for packets of the peers, and prints which peers this node reaches. The node has joined in any case.
 pub(super) async fn report(globals: &Globals) {
     let start = Instant::now();
     loop {
         let Ok(status) = globals.daemon().get::<Status>("/v1/status").await else {
             return;
         };
-        if is_settled(&status, start.elapsed()) {
+        if is_complete(&status, start.elapsed()) {
             return lines(&status).iter().for_each(|line| eprintln!("{line}"));
         }
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-/// Whether the members of the mesh are known: they come with the first records of the control stream.
+/// Whether the members of the mesh are known: the control stream sends them first.
 fn is_synced(status: &Status) -> bool {
     let coordinator = status.coordinator.as_ref();
     coordinator.is_some_and(|coordinator| coordinator.revision > 0)
@@ -37,17 +38,17 @@ fn is_reached(peer: &&PeerStatus) -> bool {
     peer.last_heard_seconds_ago.is_some()
 }
 
-fn is_settled(status: &Status, waited: Duration) -> bool {
+fn is_complete(status: &Status, waited: Duration) -> bool {
     let reached = status.peers.iter().filter(is_reached).count();
-    waited >= LIMIT
+    waited >= ALL_PEERS_TIMEOUT
         || (is_synced(status) && reached == status.peers.len())
-        || (reached > 0 && waited >= REST)
+        || (reached > 0 && waited >= OTHER_PEERS_TIMEOUT)
 }
 
 fn lines(status: &Status) -> Vec<String> {
     if !is_synced(status) {
         return vec![
-            "warning: the coordinator has not sent the other nodes yet; `meshctl status` shows whom this node reaches"
+            "warning: the coordinator has not sent the other nodes yet; `meshctl status` shows which nodes this node reaches"
                 .to_owned(),
         ];
     }
@@ -72,13 +73,13 @@ fn lines(status: &Status) -> Vec<String> {
         let reason = peer
             .reason
             .as_deref()
-            .unwrap_or("no packet came from it yet");
+            .unwrap_or("no packet from it has arrived yet");
         lines.push(format!("warning: {} is not reached: {reason}", peer.name));
     }
     if !silent.is_empty() {
         let port = status.interface.as_ref().map_or(0, |i| i.listen_port);
         lines.push(format!(
-            "warning: {} of {} other node(s) not reached yet; open UDP port {port} here, in and out, and theirs; `meshctl status` shows when they are reached",
+            "warning: {} of {} other node(s) not reached yet; open UDP port {port} of this host in both directions, and their UDP ports; `meshctl status` shows when they are reached",
             silent.len(),
             status.peers.len()
         ));
@@ -127,13 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn those_reached_and_those_not_are_named_with_their_endpoints() {
+    fn reached_and_unreached_peers_are_named_with_their_endpoints() {
         assert_eq!(
             lines(&status(7, &[Some(0.1), None])),
             [
                 "reached 1 of 2 other node(s): n2 directly at 192.0.2.2:51820",
                 "warning: n3 is not reached: it is blocked",
-                "warning: 1 of 2 other node(s) not reached yet; open UDP port 51820 here, in and out, and theirs; `meshctl status` shows when they are reached",
+                "warning: 1 of 2 other node(s) not reached yet; open UDP port 51820 of this host in both directions, and their UDP ports; `meshctl status` shows when they are reached",
             ]
         );
         assert_eq!(lines(&status(7, &[])), ["the mesh has no other node yet"]);
@@ -145,9 +146,9 @@ mod tests {
     }
 
     #[test]
-    fn a_join_waits_for_all_then_for_one_and_never_long() {
+    fn a_join_waits_for_all_peers_or_shortly_for_one_and_has_a_limit() {
         let after = |revision, heard: &[Option<f64>], seconds| {
-            is_settled(&status(revision, heard), Duration::from_secs(seconds))
+            is_complete(&status(revision, heard), Duration::from_secs(seconds))
         };
         assert!(!after(0, &[], 1), "the members are not known yet");
         assert!(after(7, &[], 0) && after(7, &[Some(0.1)], 0));

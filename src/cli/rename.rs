@@ -6,7 +6,7 @@ use super::Globals;
 use super::exit::CliError;
 use crate::protocol::local::{Rename, Renamed};
 
-/// The command line.
+/// The arguments of `meshctl rename`.
 #[derive(Debug, Args)]
 pub(super) struct RenameArguments {
     /// The new name: letters, digits and hyphens
@@ -21,8 +21,8 @@ pub(super) async fn run(arguments: RenameArguments, globals: &Globals) -> Result
     let later = if renamed.published {
         ""
     } else {
-        "; the coordinator is away and hears of it when it is back"
+        "; the coordinator is not reachable and receives the name later"
     };
-    eprintln!("this node is {}{later}", renamed.name);
+    eprintln!("this node is called {}{later}", renamed.name);
     Ok(0)
 }

@@ -6,7 +6,7 @@ use super::exit::CliError;
 use super::{Globals, table};
 use crate::protocol::local::{Resolve, Resolved};
 
-/// What to look up.
+/// The arguments of `meshctl resolve`.
 #[derive(Debug, Args)]
 pub(super) struct ResolveArguments {
     /// A domain name, such as db.svc.mesh

@@ -12,10 +12,10 @@ pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
     let later = if rotated.published {
         ""
     } else {
-        "; the coordinator is away, the nodes that are reached hear of it"
+        "; the coordinator is not reachable, so only the reachable peers receive it now"
     };
     eprintln!(
-        "the tunnel's key is {}; the one before goes on for a while{later}",
+        "the tunnel's key is {}; the former key is accepted for a while{later}",
         rotated.public_key
     );
     Ok(0)

@@ -12,10 +12,10 @@ pub(super) struct StatusArguments {
     /// One JSON document
     #[arg(long)]
     json: bool,
-    /// Exit with 0 if it holds, else say why and exit with 2: `live` = meshd answers, `ready` = joined and working
+    /// Exit with 0 if the check passes; otherwise print why and exit with 2: `live` = meshd answers, `ready` = joined and working
     #[arg(long, value_enum, value_name = "live|ready")]
     check: Option<Check>,
-    /// List everything meshd put on the machine, and why
+    /// List all changes that meshd made to the machine, and why
     #[arg(long)]
     system: bool,
 }
@@ -42,7 +42,7 @@ pub(super) async fn run(arguments: &StatusArguments, globals: &Globals) -> Resul
     }
     let answer: Result<Status, CliError> = globals.daemon().get("/v1/status").await;
     if let Some(check) = arguments.check {
-        return holds(check, answer);
+        return check_result(check, answer);
     }
     let status = answer?;
     if arguments.json {
@@ -52,10 +52,10 @@ pub(super) async fn run(arguments: &StatusArguments, globals: &Globals) -> Resul
     Ok(0)
 }
 
-fn holds(check: Check, answer: Result<Status, CliError>) -> Result<u8, CliError> {
+fn check_result(check: Check, answer: Result<Status, CliError>) -> Result<u8, CliError> {
     let not_ready = |why: &str| CliError::new(ErrorCode::NotFound, format!("not ready: {why}"));
     match (check, answer) {
-        // That meshd does not answer is a result of the check. A caller without permission learns nothing about meshd.
+        // If meshd does not answer, the check has failed. A caller without permission learns nothing about meshd.
         (_, Err(error)) if error.code == ErrorCode::Unreachable.exit_code() => {
             Err(CliError::new(ErrorCode::NotFound, error.message))
         }
@@ -73,7 +73,7 @@ fn print(status: &Status) {
             NodeState::Joining => "joining",
             _ => "this node has not joined a mesh; run `meshctl join TOKEN`",
         });
-        problems(status);
+        print_problems(status);
         return;
     };
     let removed = match status.state {
@@ -86,11 +86,11 @@ fn print(status: &Status) {
     ));
     print_parts(status);
     table::line(&format!(
-        "services     {} here, {} in the mesh",
+        "services     {} on this node, {} in the mesh",
         status.services.local, status.services.mesh
     ));
     print_peers(status);
-    problems(status);
+    print_problems(status);
 }
 
 /// Prints a line for the tunnel, the coordinator and the resolver, as far as the node has them.
@@ -104,8 +104,8 @@ fn print_parts(status: &Status) {
     if let Some(coordinator) = &status.coordinator {
         let state = match (coordinator.connected, coordinator.synced_seconds_ago) {
             (true, _) => "connected".to_owned(),
-            (false, Some(ago)) => format!("away, last heard {ago:.0} s ago"),
-            (false, None) => "away".to_owned(),
+            (false, Some(ago)) => format!("not reachable, last contact {ago:.0} s ago"),
+            (false, None) => "not reachable".to_owned(),
         };
         table::line(&format!(
             "coordinator  {} {state}, revision {}",
@@ -116,10 +116,10 @@ fn print_parts(status: &Status) {
         let listen: Vec<String> = dns.listen.iter().map(ToString::to_string).collect();
         let split = match dns.split_dns.as_str() {
             "none" => String::new(),
-            program => format!("; {program} asks there"),
+            program => format!("; {program} sends queries there"),
         };
         table::line(&format!(
-            "names        {} answered at {}{split}",
+            "names        {} served at {}{split}",
             dns.records,
             listen.join(", ")
         ));
@@ -131,7 +131,7 @@ fn print_peers(status: &Status) {
         return;
     }
     table::line("");
-    let rows: Vec<Vec<String>> = status.peers.iter().map(row).collect();
+    let rows: Vec<Vec<String>> = status.peers.iter().map(peer_row).collect();
     table::table(
         &[
             "PEER",
@@ -152,7 +152,7 @@ fn print_peers(status: &Status) {
     }
 }
 
-fn problems(status: &Status) {
+fn print_problems(status: &Status) {
     for problem in &status.problems {
         table::line(&format!(
             "\nproblem: {}\n  why: {}\n  fix: {}",
@@ -161,7 +161,7 @@ fn problems(status: &Status) {
     }
 }
 
-fn row(peer: &crate::protocol::local::PeerStatus) -> Vec<String> {
+fn peer_row(peer: &crate::protocol::local::PeerStatus) -> Vec<String> {
     let state = match peer.state {
         PeerState::Direct => "direct",
         PeerState::Relay => "relay",
@@ -219,7 +219,7 @@ mod tests {
             services: crate::protocol::local::ServiceCounts::default(),
             problems: Vec::new(),
         };
-        let code = |check, status| match holds(check, Ok(status)) {
+        let code = |check, status| match check_result(check, Ok(status)) {
             Ok(code) => (code, String::new()),
             Err(error) => (error.code, error.message),
         };

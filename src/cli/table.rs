@@ -1,4 +1,4 @@
-//! Printing: aligned tables for people, one document for programs.
+//! Printing: aligned tables for people, a JSON document for programs.
 
 use std::io::Write as _;
 
@@ -9,7 +9,7 @@ use super::exit::CliError;
 /// Prints one JSON document.
 ///
 /// # Errors
-/// Nobody reads.
+/// The value cannot be serialized.
 pub(super) fn json<T: Serialize>(value: &T) -> Result<u8, CliError> {
     let text = serde_json::to_string_pretty(value).map_err(CliError::failed)?;
     line(&text);
@@ -21,11 +21,11 @@ pub(super) fn line(text: &str) {
     raw(format!("{text}\n").as_bytes());
 }
 
-/// Writes to stdout. A reader that went away ends the program quietly, as with any other tool in a pipe; where the
-/// data cannot go for another reason, it says so.
-pub(super) fn raw(octets: &[u8]) {
+/// Writes to stdout. If the reader has closed the pipe, the program ends without a message, as other tools do. After
+/// another error it ends with a message.
+pub(super) fn raw(bytes: &[u8]) {
     let mut stdout = std::io::stdout();
-    let Err(error) = stdout.write_all(octets).and_then(|()| stdout.flush()) else {
+    let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush()) else {
         return;
     };
     if error.kind() == std::io::ErrorKind::BrokenPipe {

@@ -17,39 +17,39 @@ use super::inspect::EngineNetwork;
 use crate::os::http::{self, HttpError, Limits, Method, Request, StatusCode};
 
 /// How long an answer may take. A busy engine sometimes takes a second.
-pub(super) const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The maximum size of a list, in bytes. There may be thousands of containers, and a few have labels of several MiB.
 pub(super) const MAX_LIST: usize = 64 << 20;
 /// The maximum size of a description, in bytes.
 pub(super) const MAX_DESCRIPTION: usize = 32 << 20;
-/// The maximum size of the body that tells why the engine refuses, in bytes.
+/// The maximum size of the body with the reason of an error, in bytes.
 const MAX_REASON: usize = 64 << 10;
 
-/// Why the engine gives no answer.
+/// Why there is no answer of the engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineFault {
     #[error("there is no {0}")]
     Absent(String),
-    #[error("nobody listens on {0}")]
-    Refused(String),
-    #[error("{0} may not be opened")]
+    #[error("no program listens on {0}")]
+    NotListening(String),
+    #[error("meshd may not open {0}")]
     Permission(String),
-    #[error("it did not answer within {} s", LIMIT.as_secs())]
+    #[error("it did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
     Silent,
     /// The connection ended before the answer was complete.
-    #[error("it broke off: {0}")]
+    #[error("the connection failed: {0}")]
     Broken(String),
-    /// It refused without a reason. The fields are the status and the path.
+    /// It returned an error without a reason. The fields are the status and the path.
     #[error("it answers {0} to {1}")]
     Status(u16, String),
-    /// It refused. The fields are the status and the reason.
-    #[error("it says: {1} ({0})")]
-    Said(u16, String),
-    #[error("its answer to {0} is longer than {1} octets")]
+    /// It returned an error. The fields are the status and the reason.
+    #[error("it answers: {1} ({0})")]
+    Rejected(u16, String),
+    #[error("its answer to {0} is longer than {1} bytes")]
     TooLong(String, usize),
-    #[error("its answer to {0} is not understood: {1}")]
-    NotUnderstood(String, String),
+    #[error("its answer to {0} cannot be parsed: {1}")]
+    Malformed(String, String),
 }
 
 /// An answer whose body is read in parts. Dropping it ends the connection.
@@ -69,7 +69,7 @@ impl Stream {
 /// Requests `path` and reads the whole answer, which has at most `max` bytes. `None` if the engine has no such thing.
 ///
 /// # Errors
-/// The engine is away or silent, or refuses.
+/// The engine is not reachable, does not answer in time, or returns an error.
 pub(super) async fn get(
     socket: &Path,
     path: &str,
@@ -78,7 +78,7 @@ pub(super) async fn get(
     let request = Request::new(Method::GET, path);
     let limits = Limits {
         body: max,
-        time: LIMIT,
+        time: ANSWER_TIMEOUT,
     };
     let answer = http::call(connect(socket).await?, request, limits)
         .await
@@ -95,26 +95,30 @@ pub(super) async fn get(
 /// The networks of the engine.
 ///
 /// # Errors
-/// The engine is away or silent, refuses, or its answer is not understood.
+/// The engine is not reachable, does not answer in time, or returns an error, or its answer cannot be parsed.
 pub(super) async fn networks(
     socket: &Path,
     podman: bool,
 ) -> Result<Vec<EngineNetwork>, EngineFault> {
-    // Only its own API tells the names of the bridges of Podman.
+    // Only Podman's own API returns the names of its bridges.
     let path = if podman {
         "/v4.0.0/libpod/networks/json"
     } else {
         "/networks"
     };
-    let text = whole(socket, path, MAX_DESCRIPTION).await?;
-    api::networks(&text).map_err(|e| EngineFault::NotUnderstood(path.into(), e.to_string()))
+    let text = get_required(socket, path, MAX_DESCRIPTION).await?;
+    api::networks(&text).map_err(|e| EngineFault::Malformed(path.into(), e.to_string()))
 }
 
 /// As [`get`], for something that every engine has.
 ///
 /// # Errors
 /// As for [`get`].
-pub(super) async fn whole(socket: &Path, path: &str, max: usize) -> Result<Bytes, EngineFault> {
+pub(super) async fn get_required(
+    socket: &Path,
+    path: &str,
+    max: usize,
+) -> Result<Bytes, EngineFault> {
     let missing = || EngineFault::Status(404, path.to_owned());
     get(socket, path, max).await?.ok_or_else(missing)
 }
@@ -123,7 +127,7 @@ pub(super) async fn whole(socket: &Path, path: &str, max: usize) -> Result<Bytes
 /// before the first event.
 ///
 /// # Errors
-/// The engine is away, or refuses.
+/// The engine is not reachable, or returns an error.
 pub(super) async fn follow(socket: &Path, path: &str) -> Result<Stream, EngineFault> {
     let stream = connect(socket).await?;
     let response = http::open(stream, Request::new(Method::GET, path))
@@ -147,7 +151,7 @@ pub(super) enum Verb {
 /// Requests a change. `text` is JSON, or empty.
 ///
 /// # Errors
-/// The engine is away or silent, or refuses.
+/// The engine is not reachable, does not answer in time, or returns an error.
 pub(super) async fn send(
     socket: &Path,
     verb: Verb,
@@ -171,11 +175,11 @@ pub(super) async fn send(
         }
         let reason = body.ok().and_then(|body| reason(&body));
         Err(match reason {
-            Some(reason) => EngineFault::Said(status.as_u16(), reason),
+            Some(reason) => EngineFault::Rejected(status.as_u16(), reason),
             None => EngineFault::Status(status.as_u16(), path.to_owned()),
         })
     };
-    timeout(LIMIT, whole)
+    timeout(ANSWER_TIMEOUT, whole)
         .await
         .unwrap_or(Err(EngineFault::Silent))
 }
@@ -204,7 +208,7 @@ fn unconnected(socket: &Path, error: &std::io::Error) -> EngineFault {
     let path = socket.display().to_string();
     match error.kind() {
         std::io::ErrorKind::NotFound => EngineFault::Absent(path),
-        std::io::ErrorKind::ConnectionRefused => EngineFault::Refused(path),
+        std::io::ErrorKind::ConnectionRefused => EngineFault::NotListening(path),
         std::io::ErrorKind::PermissionDenied => EngineFault::Permission(path),
         _ => EngineFault::Broken(error.to_string()),
     }

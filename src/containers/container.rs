@@ -1,4 +1,4 @@
-//! One exposed container: its place on the network, its state, and what is said of it. Pure.
+//! One exposed container: its address, its state, and the instance that is published for it. Pure.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,18 +10,18 @@ use crate::model::Label;
 use crate::protocol::local::Problem;
 use crate::records::kinds::{Health, Instance, Port, Source};
 
-/// A container that has not come up for this long is shown to the mesh as starting. Before, nothing is said: one that
-/// dies at once, again and again, is not to keep the whole mesh busy.
-pub const SHOWN_AFTER: Duration = Duration::from_secs(2);
-/// A container that does not accept connections for this long is a problem.
-const SLOW: Duration = Duration::from_secs(30);
-/// One that ends within this of its start, and was not asked to, is a problem.
-const YOUNG: Duration = Duration::from_secs(10);
-/// Ends within this, and how many of them are a loop.
+/// A container that is not ready after this time is published as starting. Before, nothing is published, so that a
+/// container that fails at each start does not cause records for the whole mesh.
+pub const PUBLISH_DELAY: Duration = Duration::from_secs(2);
+/// A container that is not ready after this time is a problem.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// A container that ends within this time after its start, without a stop signal, is a problem.
+const EARLY_END: Duration = Duration::from_secs(10);
+/// The period in which ends are counted, and the number of ends that is a loop of restarts.
 const LOOP_WINDOW: Duration = Duration::from_secs(120);
 const LOOP_ENDS: usize = 3;
 
-/// What a container is at.
+/// The state of a container.
 ///
 /// ```text
 /// starting ──healthy──> ready ──stop signal──> draining ──ended, or drained long enough──> gone
@@ -29,40 +29,41 @@ const LOOP_ENDS: usize = 3;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Mapped, so that it is known as itself to whom it calls; not published.
+    /// Its address is mapped, so that its own connections have the right source. It is not published.
     Starting,
     /// Published.
     Ready,
-    /// Out of the answers, still mapped.
+    /// It is not in DNS answers any more, but its address is still mapped.
     Draining {
-        /// Since when.
+        /// When draining began.
         since: Instant,
     },
-    /// Unmapped.
+    /// Its address is not mapped.
     Gone,
 }
 
-/// Where a container is reached.
+/// How a container is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// At an instance address, mapped to its own.
+pub enum Attachment {
+    /// By an instance address, which is mapped to the container's own address.
     Mapped {
-        /// In the node's block.
+        /// The instance address.
         address: Ipv4Addr,
-        /// On its bridge; the same, where the engine gives out mesh addresses.
+        /// The address on its bridge. The two are the same if the engine assigns mesh addresses.
         container: Ipv4Addr,
     },
-    /// In the host's network.
+    /// By the host's addresses.
     Host,
 }
 
-/// What the kernel does for instance addresses.
+/// The mappings that the kernel applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wired {
-    /// It maps these to the containers' own addresses. One that it does not map yet is not published.
+pub enum AppliedMappings {
+    /// The kernel maps these instance addresses to containers' own addresses. A container that is not mapped yet is not
+    /// published.
     Mapped(BTreeMap<Ipv4Addr, Ipv4Addr>),
-    /// It cannot map any: containers are reached at ports that they publish, where they do.
-    Impossible,
+    /// The kernel cannot map addresses. Containers are reached at the ports that they publish on the host.
+    Unavailable,
 }
 
 /// An exposed container.
@@ -71,13 +72,13 @@ pub struct Container {
     pub(super) name: String,
     pub(super) label: Label,
     pub(super) exposed: Exposed,
-    pub(super) place: Place,
+    pub(super) attachment: Attachment,
     pub(super) run: String,
     pub(super) process: Process,
     pub(super) paused: bool,
     published: Vec<Published>,
     state: State,
-    /// The result of the HEALTHCHECK.
+    /// The result of its HEALTHCHECK.
     engine_health: Option<EngineHealth>,
     /// Whether the last probe could connect.
     probe: Option<bool>,
@@ -88,7 +89,7 @@ pub struct Container {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Process {
     pub(super) pid: Option<u32>,
-    /// The signal that asks it to end.
+    /// The signal that requests it to end.
     pub(super) stop_signal: u32,
 }
 
@@ -96,25 +97,25 @@ pub(super) struct Process {
 #[derive(Debug, Clone)]
 struct History {
     started: Instant,
-    /// The ends within [`LOOP_WINDOW`] that nobody asked for.
+    /// The ends within [`LOOP_WINDOW`] without a stop signal.
     ends: Vec<Instant>,
-    ended_young: bool,
+    ended_early: bool,
 }
 
 impl Container {
-    /// One seen for the first time, running.
+    /// A running container that was not known before.
     pub(super) fn new(
         inspected: &Inspected,
         exposed: Exposed,
         label: Label,
-        place: Place,
+        attachment: Attachment,
         now: Instant,
     ) -> Self {
         let mut container = Self {
             name: inspected.name.clone(),
             label,
             exposed,
-            place,
+            attachment,
             run: inspected.run.clone(),
             process: Process {
                 pid: inspected.pid,
@@ -128,68 +129,67 @@ impl Container {
             history: History {
                 started: now,
                 ends: Vec::new(),
-                ended_young: false,
+                ended_early: false,
             },
         };
-        container.settle();
+        container.update_readiness();
         container
     }
 
-    /// What it is at.
     #[must_use]
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// The engine describes the run that is known already.
+    /// Handles a description of the run that is known already.
     pub(super) fn handle_same_run(
         &mut self,
         inspected: &Inspected,
         exposed: Exposed,
-        place: Place,
+        attachment: Attachment,
     ) {
-        if self.place != place {
+        if self.attachment != attachment {
             self.probe = None;
         }
-        self.place = place;
+        self.attachment = attachment;
         self.name.clone_from(&inspected.name);
         self.exposed = exposed;
         self.process.pid = inspected.pid;
         self.paused = inspected.status == Status::Paused;
         self.published.clone_from(&inspected.published);
         self.engine_health = inspected.health;
-        self.settle();
+        self.update_readiness();
     }
 
-    /// It was started again.
+    /// Handles that the container was started again.
     pub(super) fn handle_next_run(
         &mut self,
         inspected: &Inspected,
         exposed: Exposed,
-        place: Place,
+        attachment: Attachment,
         now: Instant,
     ) {
-        let mut next = Self::new(inspected, exposed, self.label.clone(), place, now);
+        let mut next = Self::new(inspected, exposed, self.label.clone(), attachment, now);
         next.history.ends = std::mem::take(&mut self.history.ends);
         *self = next;
     }
 
-    /// Asked to end.
+    /// Handles a stop signal.
     pub(super) fn handle_stop_signal(&mut self, now: Instant) {
         if matches!(self.state, State::Starting | State::Ready) {
             self.transition_to(State::Draining { since: now });
         }
     }
 
-    /// It ended.
+    /// Handles the end of the container.
     pub(super) fn handle_end(&mut self, now: Instant) {
         if self.state == State::Gone {
             return;
         }
-        let asked = matches!(self.state, State::Draining { .. });
-        self.history.ended_young =
-            !asked && now.saturating_duration_since(self.history.started) < YOUNG;
-        if !asked {
+        let was_requested = matches!(self.state, State::Draining { .. });
+        self.history.ended_early =
+            !was_requested && now.saturating_duration_since(self.history.started) < EARLY_END;
+        if !was_requested {
             self.history
                 .ends
                 .retain(|end| now.saturating_duration_since(*end) < LOOP_WINDOW);
@@ -198,19 +198,19 @@ impl Container {
         self.transition_to(State::Gone);
     }
 
-    /// Its HEALTHCHECK says something else.
+    /// Handles a new result of its HEALTHCHECK.
     pub(super) fn handle_engine_health(&mut self, health: EngineHealth) {
         self.engine_health = Some(health);
-        self.settle();
+        self.update_readiness();
     }
 
-    /// A probe's verdict.
+    /// Handles a new result of a probe.
     pub(super) fn handle_probe(&mut self, accepts: bool) {
         self.probe = Some(accepts);
-        self.settle();
+        self.update_readiness();
     }
 
-    /// Whether something follows from the time alone.
+    /// Handles that time has passed. Returns whether that changed anything.
     pub(super) fn handle_time(&mut self, now: Instant) -> bool {
         match (self.state, self.exposed.drain) {
             (State::Draining { since }, Some(most))
@@ -219,17 +219,17 @@ impl Container {
                 self.transition_to(State::Gone);
                 true
             }
-            // Once, when the time has come for it to be shown.
+            // True once, when the container is published as starting.
             (State::Starting, _) => {
                 let age = now.saturating_duration_since(self.history.started);
-                (SHOWN_AFTER..SHOWN_AFTER + Duration::from_secs(2)).contains(&age)
+                (PUBLISH_DELAY..PUBLISH_DELAY + Duration::from_secs(2)).contains(&age)
             }
             _ => false,
         }
     }
 
-    /// Starting becomes ready with the first good word.
-    fn settle(&mut self) {
+    /// Changes from starting to ready with the first good result.
+    fn update_readiness(&mut self) {
         if self.state == State::Starting && self.health().is_usable() {
             self.transition_to(State::Ready);
         }
@@ -240,7 +240,7 @@ impl Container {
         self.state = state;
     }
 
-    /// How it is, whether it is published or not.
+    /// The health, whether the container is published or not.
     pub(super) fn health(&self) -> Health {
         if matches!(self.state, State::Draining { .. } | State::Gone) {
             return Health::Draining;
@@ -258,17 +258,17 @@ impl Container {
             (Some(true), _) => Health::Healthy,
             (_, State::Starting) => Health::Starting,
             (Some(false), _) => Health::Unhealthy,
-            // An engine that was restarted begins its checks afresh; that says nothing against the container.
+            // An engine that was restarted begins its checks again. This is no sign of a problem of the container.
             (None, _) => Health::Healthy,
         }
     }
 
-    /// Whether its address is mapped.
     pub(super) fn is_mapped(&self) -> bool {
         self.state != State::Gone
     }
 
-    /// Where a connection shows whether it is up, if that is how its health is known; `node` stands for the host.
+    /// The address to probe, if the container's health is determined by a TCP connection. `node` is the address of the
+    /// host.
     pub(super) fn probe_target(&self, node: IpAddr) -> Option<SocketAddr> {
         let HealthSource::Tcp(port) = self.exposed.health else {
             return None;
@@ -276,23 +276,23 @@ impl Container {
         if !matches!(self.state, State::Starting | State::Ready) || self.paused {
             return None;
         }
-        let address = match self.place {
-            Place::Mapped { container, .. } => IpAddr::V4(container),
-            Place::Host => node,
+        let address = match self.attachment {
+            Attachment::Mapped { container, .. } => IpAddr::V4(container),
+            Attachment::Host => node,
         };
         Some(SocketAddr::new(address, port.get()))
     }
 
-    /// What the mesh is told of it, if anything; `drained` if the operator wants no new clients for it. `node` are the
+    /// The instance to publish, if there is one. `drained` says whether an operator drained the service. `node` are the
     /// addresses of the host.
     pub(super) fn instance(
         &self,
         drained: bool,
         node: &[IpAddr],
-        wired: &Wired,
+        applied: &AppliedMappings,
         now: Instant,
     ) -> Option<Instance> {
-        let young = now.saturating_duration_since(self.history.started) < SHOWN_AFTER;
+        let young = now.saturating_duration_since(self.history.started) < PUBLISH_DELAY;
         match self.state {
             State::Gone => return None,
             State::Starting if young => return None,
@@ -304,7 +304,7 @@ impl Container {
             _ if drained => Health::Draining,
             health => health,
         };
-        let (addresses, ports) = self.reached_at(node, wired)?;
+        let (addresses, ports) = self.reached_at(node, applied)?;
         Some(Instance {
             id: self.label.clone(),
             addresses,
@@ -316,15 +316,19 @@ impl Container {
         })
     }
 
-    /// Its addresses and ports as others see them; none if there is no way to it.
-    fn reached_at(&self, node: &[IpAddr], wired: &Wired) -> Option<(Vec<IpAddr>, Vec<Port>)> {
+    /// The addresses and ports at which other nodes reach it. None if they cannot.
+    fn reached_at(
+        &self,
+        node: &[IpAddr],
+        applied: &AppliedMappings,
+    ) -> Option<(Vec<IpAddr>, Vec<Port>)> {
         let ports = self.exposed.ports.clone();
-        match (self.place, wired) {
-            (Place::Host, _) => Some((node.to_vec(), ports)),
-            (Place::Mapped { address, container }, Wired::Mapped(mapped)) => {
+        match (self.attachment, applied) {
+            (Attachment::Host, _) => Some((node.to_vec(), ports)),
+            (Attachment::Mapped { address, container }, AppliedMappings::Mapped(mapped)) => {
                 (mapped.get(&address) == Some(&container)).then(|| (vec![address.into()], ports))
             }
-            (Place::Mapped { .. }, Wired::Impossible) => {
+            (Attachment::Mapped { .. }, AppliedMappings::Unavailable) => {
                 let own = *node.first()?;
                 let ports: Vec<Port> = ports
                     .into_iter()
@@ -345,8 +349,8 @@ impl Container {
         }
     }
 
-    /// What is wrong with it, and what to do.
-    pub(super) fn fault(&self, now: Instant) -> Option<Problem> {
+    /// The problem of the container and its remedy, if there is a problem.
+    pub(super) fn problem(&self, now: Instant) -> Option<Problem> {
         let name = printable(&self.name);
         let problem = |why: String, fix: &str| {
             Some(Problem {
@@ -365,22 +369,22 @@ impl Container {
         match self.state {
             _ if loops >= LOOP_ENDS => problem(
                 format!("it ended {loops} times within two minutes"),
-                "look at `docker logs` for why",
+                "look at `docker logs` for the reason",
             ),
-            State::Gone if self.history.ended_young => problem(
+            State::Gone if self.history.ended_early => problem(
                 "it ended within seconds of its start".into(),
-                "look at `docker logs` for why",
+                "look at `docker logs` for the reason",
             ),
             State::Gone | State::Draining { .. } => None,
             _ if self.paused => problem("it is paused".into(), "run `docker unpause`"),
-            State::Starting if age >= SLOW => problem(
+            State::Starting if age >= START_TIMEOUT => problem(
                 self.slowness(),
-                "look at `docker logs`; if the port is not the service's, name the right one with the label mesh.port",
+                "look at `docker logs`; if this is not the port of the service, set the right one with the label mesh.port",
             ),
             _ if !self.exposed.unknown.is_empty() => Some(Problem {
                 what: format!("a label of the container {name} has no effect"),
                 why: format!("meshd knows no label {}", self.exposed.unknown.join(", ")),
-                fix: "take it away or put it right".into(),
+                fix: "remove or correct it".into(),
             }),
             _ => None,
         }

@@ -1,8 +1,10 @@
-//! Follows the engine: its events, a look at each container they are about, and a list of everything now and then.
+//! Follows the engine: its events, the description of each container that an event is about, and a list of all
+//! containers from time to time.
 //!
-//! The stream of events is opened before the first list, so that nothing falls between. A description is handed on only if
-//! no event came since it was asked for; else it is asked for again. When the engine goes away the containers need not:
-//! nothing is taken back but what has no process any more, and the engine is tried again.
+//! The stream of events is opened before the first list is requested, so that no change is missed. A description is
+//! reported only if no event arrived after it was requested; otherwise it is requested again. If the engine stops, its
+//! containers may continue to run. Only containers whose process has ended are reported as ended, and the connection is
+//! retried.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -16,70 +18,71 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::api;
 pub use super::client::EngineFault;
-use super::client::{MAX_DESCRIPTION, MAX_LIST, Stream, follow, get, networks, whole};
+use super::client::{MAX_DESCRIPTION, MAX_LIST, Stream, follow, get, get_required, networks};
 use super::inspect::{Action, ContainerId, Engine, EngineNetwork, Event, Inspected};
 use super::labels::{Labels, Rules, may_expose};
-use super::lines::{Lines, Overlong};
+use super::ndjson::{NdjsonReader, TooLong};
 use super::network::{self, Unusable, keeper};
 use crate::os::tasks::{AbortOnDrop, Tasks};
 
-/// A list of everything, though nothing seems to have happened.
-const RESYNC: Duration = Duration::from_secs(30);
-/// The first wait after the engine went away, and the longest: each is twice the one before.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// The interval of full lists, even if there are no events.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// The first and the longest wait after the engine stopped. Each wait is twice as long as the one before.
+const MIN_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(5);
-/// How long the list waits for the stream of events to begin.
-const STREAM_WAIT: Duration = Duration::from_millis(300);
-/// Questions to the engine at once.
-const AT_ONCE: usize = 8;
-/// Octets of an event at most: it carries the container's labels. One that is longer is made up for by a list.
+/// How long the first list waits for the stream of events to open.
+const STREAM_TIMEOUT: Duration = Duration::from_millis(300);
+/// The maximum number of simultaneous requests to the engine.
+const MAX_REQUESTS: usize = 8;
+/// The maximum size of an event in bytes. An event contains the container's labels. After an event that is longer, a
+/// list is requested.
 const MAX_EVENT: usize = 1 << 20;
-/// Images whose labels are remembered at most.
+/// The maximum number of images whose labels are cached.
 const MAX_IMAGES: usize = 1024;
 
 const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%7D";
 
-/// What the engine says.
+/// A report about the engine.
 #[derive(Debug)]
 pub enum Report {
-    /// It is there.
+    /// The engine is reachable.
     Engine(Engine),
-    /// These networks are there.
+    /// The networks of the engine.
     Networks(Vec<EngineNetwork>),
     /// The id of the network whose containers have mesh addresses of their own, or why there is none.
     Native(Result<String, Unusable>),
-    /// These containers exist; all others are gone.
+    /// The containers that exist. All others were removed.
     Listed(BTreeSet<ContainerId>),
-    /// What a container is like.
+    /// The description of a container.
     Inspected(Box<Inspected>),
-    /// A container's description cannot be used, and why.
+    /// The description of a container cannot be used, for this reason.
     Unreadable(ContainerId, String),
-    /// Something happened to a container.
-    Happened(ContainerId, Action),
-    /// Everything there was has been reported.
-    Settled,
-    /// It is away.
+    /// An event of a container.
+    Event(ContainerId, Action),
+    /// All containers that exist have been reported.
+    InventoryKnown,
+    /// The engine is not reachable.
     Lost(EngineFault),
 }
 
-/// The running task. Dropping it ends it.
+/// The handle of the task. Dropping it ends the task.
 #[derive(Debug)]
 pub struct EngineTask {
     _task: AbortOnDrop,
 }
 
 impl EngineTask {
-    /// Follows the engine behind the first of `sockets` that is there; reports go to `reports`. With `network`, has the
-    /// engine make that.
+    /// Follows the engine behind the first of `sockets` that exists, and sends reports to `reports`. With `network`,
+    /// the engine is requested to create that network.
     #[must_use]
     pub fn start(
         sockets: Vec<PathBuf>,
         rules: Rules,
-        network: Option<network::Plan>,
+        network: Option<network::NativePlan>,
         reports: mpsc::Sender<Report>,
     ) -> Self {
         let wanted = Wanted { rules, network };
-        // It ends when nobody receives its reports any more.
+        // The task ends when the receiver of its reports is dropped.
         let task = Tasks::current().spawn_finite("container engine", run(sockets, wanted, reports));
         Self {
             _task: task.abort_on_drop(),
@@ -87,17 +90,17 @@ impl EngineTask {
     }
 }
 
-/// What the configuration says.
+/// The settings from the configuration.
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
     rules: Rules,
-    network: Option<network::Plan>,
+    network: Option<network::NativePlan>,
 }
 
 /// Why a session ended.
 enum Ended {
-    /// Nobody hears the reports any more.
-    Unheard,
+    /// The receiver of the reports was dropped.
+    NoReceiver,
     Fault(EngineFault),
 }
 
@@ -107,28 +110,28 @@ impl From<EngineFault> for Ended {
     }
 }
 
-/// What outlives a session.
+/// The state that is kept between sessions.
 #[derive(Default)]
 struct Memory {
     images: HashMap<String, Labels>,
-    /// First processes, as long as they are seen.
+    /// The first processes of containers, while they run.
     processes: HashMap<ContainerId, u32>,
 }
 
 async fn run(sockets: Vec<PathBuf>, wanted: Wanted, reports: mpsc::Sender<Report>) {
     let mut memory = Memory::default();
-    let mut wait = RETRY_FIRST;
-    let mut said: Option<EngineFault> = None;
+    let mut wait = MIN_RETRY;
+    let mut reported: Option<EngineFault> = None;
     loop {
         let mut fault = None;
         for socket in &sockets {
-            let mut settled = false;
-            match session(socket, wanted, &reports, &mut memory, &mut settled).await {
-                Ended::Unheard => return,
+            let mut inventory_known = false;
+            match session(socket, wanted, &reports, &mut memory, &mut inventory_known).await {
+                Ended::NoReceiver => return,
                 Ended::Fault(ended) => {
-                    if settled {
-                        wait = RETRY_FIRST;
-                        said = None;
+                    if inventory_known {
+                        wait = MIN_RETRY;
+                        reported = None;
                     }
                     let absent = matches!(ended, EngineFault::Absent(_));
                     fault.get_or_insert(ended);
@@ -138,13 +141,13 @@ async fn run(sockets: Vec<PathBuf>, wanted: Wanted, reports: mpsc::Sender<Report
                 }
             }
         }
-        if fault != said {
+        if fault != reported {
             if let Some(fault) = fault.clone()
                 && reports.send(Report::Lost(fault)).await.is_err()
             {
                 return;
             }
-            said = fault;
+            reported = fault;
         }
         let ended: Vec<ContainerId> = memory
             .processes
@@ -154,11 +157,7 @@ async fn run(sockets: Vec<PathBuf>, wanted: Wanted, reports: mpsc::Sender<Report
             .collect();
         for id in ended {
             memory.processes.remove(&id);
-            if reports
-                .send(Report::Happened(id, Action::Die))
-                .await
-                .is_err()
-            {
+            if reports.send(Report::Event(id, Action::Die)).await.is_err() {
                 return;
             }
         }
@@ -171,13 +170,13 @@ fn runs(pid: u32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
 }
 
-/// One stream of events, from its opening to its end.
+/// Handles one stream of events, from its opening to its end.
 async fn session(
     socket: &Path,
     wanted: Wanted,
     reports: &mpsc::Sender<Report>,
     memory: &mut Memory,
-    settled: &mut bool,
+    inventory_known: &mut bool,
 ) -> Ended {
     let mut session = Session {
         socket: socket.to_owned(),
@@ -185,12 +184,12 @@ async fn session(
         network: wanted.network,
         reports,
         memory,
-        asked: JoinSet::new(),
+        requests: JoinSet::new(),
         waiting: VecDeque::new(),
         busy: HashMap::new(),
-        news: None,
+        changed_since_list: None,
     };
-    match session.follow(settled).await {
+    match session.follow(inventory_known).await {
         Ok(never) => match never {},
         Err(ended) => ended,
     }
@@ -202,7 +201,7 @@ enum Events {
 }
 
 impl Events {
-    /// The next octets. What has come is not lost when this is dropped.
+    /// Returns the next bytes. Dropping the future loses none.
     async fn next(&mut self) -> Result<Bytes, EngineFault> {
         if let Self::Opening(opening) = self {
             let stream = opening.await?;
@@ -211,22 +210,22 @@ impl Events {
         let Self::Open(stream) = self else {
             return std::future::pending().await;
         };
-        let ended = || EngineFault::Broken("its stream of events ended".into());
+        let ended = || EngineFault::Broken("the stream of events ended".into());
         stream.next().await?.ok_or_else(ended)
     }
 }
 
-/// The networks, and what has become of the one that is wanted.
-type Looked = (Vec<EngineNetwork>, Option<Result<String, Unusable>>);
+/// The networks, and the id of the wanted network or the reason why there is none.
+type FoundNetworks = (Vec<EngineNetwork>, Option<Result<String, Unusable>>);
 
-/// An answer of the engine's.
+/// An answer of the engine.
 enum Answer {
     List(Result<Vec<u8>, EngineFault>),
-    Networks(Box<Result<Looked, EngineFault>>),
+    Networks(Box<Result<FoundNetworks, EngineFault>>),
     Container(ContainerId, Result<Option<Box<Described>>, EngineFault>),
 }
 
-/// A container's description, and the labels of its image where they were asked for.
+/// A container's description, and the labels of its image if they were requested.
 struct Described {
     inspected: Inspected,
     image: Option<Labels>,
@@ -235,93 +234,97 @@ struct Described {
 struct Session<'a> {
     socket: PathBuf,
     rules: Rules,
-    network: Option<network::Plan>,
+    network: Option<network::NativePlan>,
     reports: &'a mpsc::Sender<Report>,
     memory: &'a mut Memory,
-    asked: JoinSet<Answer>,
+    requests: JoinSet<Answer>,
     waiting: VecDeque<ContainerId>,
-    /// Containers asked about, and whether an event came since.
+    /// The containers whose description is being requested, and whether an event arrived since.
     busy: HashMap<ContainerId, bool>,
-    /// Containers with events since the list was asked for, while its answer is awaited.
-    news: Option<HashSet<ContainerId>>,
+    /// The containers with events since the list was requested, until its answer arrives.
+    changed_since_list: Option<HashSet<ContainerId>>,
 }
 
 impl Session<'_> {
-    async fn follow(&mut self, settled: &mut bool) -> Result<std::convert::Infallible, Ended> {
+    async fn follow(
+        &mut self,
+        inventory_known: &mut bool,
+    ) -> Result<std::convert::Infallible, Ended> {
         let engine = self.engine().await?;
         tracing::info!(version = %engine.version, podman = engine.podman, "connected to the container engine");
         self.report(Report::Engine(engine.clone())).await?;
-        let networks = looked(self.socket.clone(), engine.clone(), self.network).await?;
+        let networks =
+            networks_and_native(self.socket.clone(), engine.clone(), self.network).await?;
         self.report_networks(networks).await?;
 
         let socket = self.socket.clone();
         let mut events = Events::Opening(Box::pin(async move { follow(&socket, EVENTS).await }));
         if let Events::Opening(opening) = &mut events
-            && let Ok(stream) = timeout(STREAM_WAIT, opening).await
+            && let Ok(stream) = timeout(STREAM_TIMEOUT, opening).await
         {
             events = Events::Open(stream?);
         }
-        self.ask_for_list();
-        let mut lines = Lines::new(MAX_EVENT);
-        let mut resync = interval(RESYNC);
+        self.request_list();
+        let mut lines = NdjsonReader::new(MAX_EVENT);
+        let mut resync = interval(RESYNC_INTERVAL);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         resync.reset();
         loop {
             tokio::select! {
                 biased;
-                octets = events.next() => {
-                    for line in lines.push(&octets?) {
+                bytes = events.next() => {
+                    for line in lines.push(&bytes?) {
                         self.handle_line(line, &engine).await?;
                     }
                 }
-                Some(answer) = self.asked.join_next() => {
+                Some(answer) = self.requests.join_next() => {
                     if let Ok(answer) = answer {
                         self.handle_answer(answer).await?;
                     }
                 }
                 _ = resync.tick() => {
-                    self.ask_for_networks(&engine);
-                    self.ask_for_list();
+                    self.request_networks(&engine);
+                    self.request_list();
                 }
             }
-            self.ask_for_containers();
-            if !*settled && self.asked.is_empty() {
-                *settled = true;
-                self.report(Report::Settled).await?;
+            self.request_containers();
+            if !*inventory_known && self.requests.is_empty() {
+                *inventory_known = true;
+                self.report(Report::InventoryKnown).await?;
             }
         }
     }
 
     async fn report(&self, report: Report) -> Result<(), Ended> {
         let sent = self.reports.send(report).await;
-        sent.map_err(|_| Ended::Unheard)
+        sent.map_err(|_| Ended::NoReceiver)
     }
 
     async fn engine(&self) -> Result<Engine, EngineFault> {
-        let version = whole(&self.socket, "/version", 1 << 20).await?;
-        // Behind a filtering proxy this may be closed; it is worth knowing, no more.
+        let version = get_required(&self.socket, "/version", 1 << 20).await?;
+        // A filtering proxy may refuse this request. The facts are useful but not necessary.
         let facts = get(&self.socket, "/info", 4 << 20).await.ok().flatten();
         api::engine(&version, facts.as_deref())
-            .map_err(|e| EngineFault::NotUnderstood("/version".into(), e.to_string()))
+            .map_err(|e| EngineFault::Malformed("/version".into(), e.to_string()))
     }
 
     async fn handle_line(
         &mut self,
-        line: Result<Vec<u8>, Overlong>,
+        line: Result<Vec<u8>, TooLong>,
         engine: &Engine,
     ) -> Result<(), Ended> {
         let Ok(line) = line else {
-            self.ask_for_list();
+            self.request_list();
             return Ok(());
         };
         let event = api::event(&line)
-            .map_err(|e| EngineFault::NotUnderstood("/events".into(), e.to_string()))?;
+            .map_err(|e| EngineFault::Malformed("/events".into(), e.to_string()))?;
         match event {
             Event::Other => {}
-            Event::Networks => self.ask_for_networks(engine),
+            Event::Networks => self.request_networks(engine),
             Event::Container(id, action) => {
-                if let Some(news) = &mut self.news {
-                    news.insert(id.clone());
+                if let Some(changed) = &mut self.changed_since_list {
+                    changed.insert(id.clone());
                 }
                 if let Some(came) = self.busy.get_mut(&id) {
                     *came = true;
@@ -329,39 +332,39 @@ impl Session<'_> {
                 if matches!(action, Action::Die | Action::Destroy) {
                     self.memory.processes.remove(&id);
                 }
-                self.report(Report::Happened(id.clone(), action)).await?;
+                self.report(Report::Event(id.clone(), action)).await?;
                 if matches!(action, Action::Start | Action::Changed) {
-                    self.want(id);
+                    self.request_later(id);
                 }
             }
         }
         Ok(())
     }
 
-    fn want(&mut self, id: ContainerId) {
+    fn request_later(&mut self, id: ContainerId) {
         if !self.busy.contains_key(&id) && !self.waiting.contains(&id) {
             self.waiting.push_back(id);
         }
     }
 
-    fn ask_for_list(&mut self) {
-        if self.news.is_none() {
-            self.news = Some(HashSet::new());
+    fn request_list(&mut self) {
+        if self.changed_since_list.is_none() {
+            self.changed_since_list = Some(HashSet::new());
             let socket = self.socket.clone();
-            self.asked.spawn(async move {
-                let list = whole(&socket, "/containers/json?all=true", MAX_LIST).await;
+            self.requests.spawn(async move {
+                let list = get_required(&socket, "/containers/json?all=true", MAX_LIST).await;
                 Answer::List(list.map(Vec::from))
             });
         }
     }
 
-    fn ask_for_networks(&mut self, engine: &Engine) {
-        let look = looked(self.socket.clone(), engine.clone(), self.network);
-        self.asked
+    fn request_networks(&mut self, engine: &Engine) {
+        let look = networks_and_native(self.socket.clone(), engine.clone(), self.network);
+        self.requests
             .spawn(async move { Answer::Networks(Box::new(look.await)) });
     }
 
-    async fn report_networks(&self, (networks, native): Looked) -> Result<(), Ended> {
+    async fn report_networks(&self, (networks, native): FoundNetworks) -> Result<(), Ended> {
         self.report(Report::Networks(networks)).await?;
         match native {
             Some(native) => self.report(Report::Native(native)).await,
@@ -369,14 +372,14 @@ impl Session<'_> {
         }
     }
 
-    fn ask_for_containers(&mut self) {
-        while self.asked.len() < AT_ONCE
+    fn request_containers(&mut self) {
+        while self.requests.len() < MAX_REQUESTS
             && let Some(id) = self.waiting.pop_front()
         {
             self.busy.insert(id.clone(), false);
             let (socket, rules) = (self.socket.clone(), self.rules);
             let known: HashSet<String> = self.memory.images.keys().cloned().collect();
-            self.asked.spawn(async move {
+            self.requests.spawn(async move {
                 let described = describe(&socket, &id, rules, &known).await;
                 Answer::Container(id, described)
             });
@@ -385,45 +388,47 @@ impl Session<'_> {
 
     async fn handle_answer(&mut self, answer: Answer) -> Result<(), Ended> {
         match answer {
-            Answer::Networks(looked) => self.report_networks((*looked)?).await,
+            Answer::Networks(networks_and_native) => {
+                self.report_networks((*networks_and_native)?).await
+            }
             Answer::List(text) => {
-                let news = self.news.take().unwrap_or_default();
+                let changed = self.changed_since_list.take().unwrap_or_default();
                 let listed = api::list(&text?).map_err(|e| {
-                    EngineFault::NotUnderstood("/containers/json".into(), e.to_string())
+                    EngineFault::Malformed("/containers/json".into(), e.to_string())
                 })?;
                 let existing: BTreeSet<ContainerId> =
                     listed.iter().map(|(id, _)| id.clone()).collect();
                 self.memory.processes.retain(|id, _| existing.contains(id));
                 for (id, labels) in listed {
                     match labels {
-                        Some(labels) if may_expose(&labels, self.rules) => self.want(id),
+                        Some(labels) if may_expose(&labels, self.rules) => self.request_later(id),
                         Some(_) => {}
-                        // It does not run; if it did when it was looked at last, its end was missed.
-                        None if !news.contains(&id) => {
-                            self.report(Report::Happened(id, Action::Die)).await?;
+                        // The container does not run. If it did at the last list, its end was missed.
+                        None if !changed.contains(&id) => {
+                            self.report(Report::Event(id, Action::Die)).await?;
                         }
                         None => {}
                     }
                 }
-                let existing = existing.into_iter().chain(news).collect();
+                let existing = existing.into_iter().chain(changed).collect();
                 self.report(Report::Listed(existing)).await
             }
             Answer::Container(id, described) => {
                 if self.busy.remove(&id) == Some(true) {
-                    self.want(id);
+                    self.request_later(id);
                     return Ok(());
                 }
                 let Described {
                     mut inspected,
                     image,
                 } = match described {
-                    // Gone between the event and the look at it.
+                    // It was removed between the event and the request.
                     Ok(None) => return Ok(()),
                     Ok(Some(described)) => *described,
                     Err(
                         fault @ (EngineFault::Status(..)
                         | EngineFault::TooLong(..)
-                        | EngineFault::NotUnderstood(..)),
+                        | EngineFault::Malformed(..)),
                     ) => return self.report(Report::Unreadable(id, fault.to_string())).await,
                     Err(fault) => return Err(fault.into()),
                 };
@@ -445,7 +450,7 @@ impl Session<'_> {
     }
 }
 
-/// A container's description and, where that matters and is not `known`, the labels of its image.
+/// Requests a container's description and, if they matter and are not `known`, the labels of its image.
 async fn describe(
     socket: &Path,
     id: &ContainerId,
@@ -457,7 +462,7 @@ async fn describe(
         return Ok(None);
     };
     let inspected =
-        api::container(&text).map_err(|e| EngineFault::NotUnderstood(path, e.to_string()))?;
+        api::container(&text).map_err(|e| EngineFault::Malformed(path, e.to_string()))?;
     let image = &inspected.image.id;
     let plain = !image.is_empty()
         && image
@@ -477,19 +482,18 @@ async fn describe(
     let image = match get(socket, &path, MAX_DESCRIPTION).await? {
         None => None,
         Some(text) => Some(
-            api::image_labels(&text)
-                .map_err(|e| EngineFault::NotUnderstood(path, e.to_string()))?,
+            api::image_labels(&text).map_err(|e| EngineFault::Malformed(path, e.to_string()))?,
         ),
     };
     Ok(Some(Box::new(Described { inspected, image })))
 }
 
-/// Looks at the networks, and brings the one that is wanted about.
-async fn looked(
+/// Lists the networks, and creates the wanted one if necessary.
+async fn networks_and_native(
     socket: PathBuf,
     engine: Engine,
-    wanted: Option<network::Plan>,
-) -> Result<Looked, EngineFault> {
+    wanted: Option<network::NativePlan>,
+) -> Result<FoundNetworks, EngineFault> {
     let there = networks(&socket, engine.podman).await?;
     let Some(plan) = wanted else {
         return Ok((there, None));

@@ -1,7 +1,7 @@
-//! What a container's labels ask for. Pure; the labels are anybody's text.
+//! Parses a container's labels. Pure. Labels are untrusted text.
 //!
-//! A label that the image carries with the same value is the image's, not the container's: whoever built an image is not
-//! to decide what becomes a service here. `mesh.enable=false` alone counts from either.
+//! A label that the image has with the same value belongs to the image, not to the container: the author of an image
+//! must not decide which services this host has. Only `mesh.enable=false` applies in both cases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
@@ -14,9 +14,9 @@ use crate::records::kinds::{MAX_PORTS, Port, Protocol, default_weight};
 /// Labels by name.
 pub type Labels = BTreeMap<String, String>;
 
-/// Octets of a label's value at most, of those that mean something here.
+/// The maximum length of the value of a label that meshd uses, in bytes.
 const MAX_VALUE: usize = 256;
-/// The longest drain.
+/// The longest time to drain.
 const MAX_DRAIN: Duration = Duration::from_secs(3600);
 
 const COMPOSE_PROJECT: &str = "com.docker.compose.project";
@@ -27,117 +27,119 @@ const COMPOSE_ONE_OFF: &str = "com.docker.compose.oneoff";
 /// Which containers are exposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Expose {
-    /// Those with `mesh.service`.
+    /// Containers with the label `mesh.service`.
     #[default]
     Labelled,
-    /// Those of Compose as well, as `<service>.<project>` only.
+    /// Also containers of Compose, but only as `<service>.<project>`.
     All,
 }
 
-/// What the configuration says of labels.
+/// The settings about labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
     /// Which containers are exposed.
     pub expose: Expose,
-    /// Whether labels that the image carries count.
+    /// Whether labels of the image are used.
     pub trust_image_labels: bool,
 }
 
-/// How a container's health is known.
+/// How a container's health is determined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HealthSource {
     /// Its HEALTHCHECK, which the engine runs.
     Engine,
     /// A TCP connection to this port.
     Tcp(NonZeroU16),
-    /// Not at all.
+    /// The health is unknown.
     None,
 }
 
-/// What a container is exposed as.
+/// How a container is exposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposed {
-    /// Its services, the one it was labelled with first.
+    /// Its services. The service of the label comes first.
     pub services: Vec<ServiceName>,
-    /// What Compose calls it, if it is of Compose.
+    /// Its names in Compose, if Compose created it.
     pub compose: Option<Compose>,
-    /// What it listens on, the main port first.
+    /// The ports that it listens on, the main port first.
     pub ports: Vec<Port>,
     /// SRV weight (RFC 2782).
     pub weight: u16,
-    /// SRV priority (RFC 2782): clients use the lowest that answers.
+    /// The SRV priority (RFC 2782): clients use the lowest one that answers.
     pub priority: u16,
-    /// The network to reach it on, if one is named.
+    /// The network in which it is reached, if a label names one.
     pub network: Option<String>,
-    /// How its health is known.
+    /// How its health is determined.
     pub health: HealthSource,
-    /// How long after its stop signal it is unmapped, if it has not ended before.
+    /// How long after its stop signal its address stays mapped, unless it ends before.
     pub drain: Option<Duration>,
-    /// Whether its first service is to have a service address.
+    /// Whether its first service has a service address.
     pub service_address: bool,
-    /// Labels that look like ours and mean nothing.
+    /// Labels with the prefix of meshd that meshd does not know.
     pub unknown: Vec<String>,
 }
 
-/// Compose's own words for a container, which may have characters that no name has.
+/// The names in Compose, which may contain characters that a DNS name cannot have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compose {
     /// The service.
     pub service: String,
     /// The project.
     pub project: String,
-    /// The name that they make.
+    /// The DNS name of the two.
     pub name: ServiceName,
-    /// What the label `mesh.service` makes of it within the project, where that is another name.
+    /// The name within the project that the label `mesh.service` requests, if it is another name.
     pub labelled: Option<ServiceName>,
 }
 
-/// A label that cannot be followed.
+/// Why a label cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
-    /// Longer than any value that means something.
-    #[error("its label {0} has {1} octets; {MAX_VALUE} are the most")]
+    /// The value is longer than any valid one.
+    #[error("its label {0} has {1} bytes; {MAX_VALUE} are the most")]
     TooLong(String, usize),
-    /// The value is not one of those possible.
+    /// The value is not valid.
     #[error("its label {label} is `{value}`; write {wanted}")]
     Value {
-        /// Which label.
+        /// The label.
         label: String,
-        /// Its value, fit to print.
+        /// Its value, without unprintable characters.
         value: String,
-        /// What would be right.
+        /// What is valid.
         wanted: &'static str,
     },
-    /// Not a name.
+    /// The value is not a name.
     #[error("its label {0}: {1}")]
     Name(String, crate::model::name::LabelError),
-    /// Compose's name for it cannot become one.
+    /// The name in Compose cannot be a DNS label.
     #[error("its Compose {0} `{1}` has no letter or digit, or is too long for a DNS label")]
     ComposeName(&'static str, String),
-    /// Two labels for one port.
+    /// Two labels name the same port.
     #[error("its labels name port {0}/{1} twice")]
     DuplicatePort(NonZeroU16, &'static str),
-    /// Too many ports.
+    /// The labels name too many ports.
     #[error("its labels name {0} ports; {MAX_PORTS} are the most")]
     TooManyPorts(usize),
-    /// No port is known.
+    /// Neither a label nor the image names a port.
     #[error("its image exposes no port; name one with the label mesh.port")]
     NoPort,
-    /// Several could be meant.
-    #[error("its image exposes {0} ports; say which is meant with the label mesh.port")]
-    WhichPort(usize),
-    /// The health it asks for is not there.
+    /// The image exposes several ports.
+    #[error("its image exposes {0} ports; name the one to use with the label mesh.port")]
+    SeveralPorts(usize),
+    /// The label requests the HEALTHCHECK, but there is none.
     #[error("its label mesh.check is `docker`, but it has no HEALTHCHECK")]
     NoHealthcheck,
-    /// There is nothing to connect to.
+    /// The label requests a TCP probe, but there is no TCP port.
     #[error("its label mesh.check is `tcp`, but it has no TCP port")]
     NoTcpPort,
-    /// Without the image's labels the container's own cannot be told.
-    #[error("its image cannot be inspected, so that nobody knows which labels are its own")]
+    /// Without the labels of the image, meshd cannot know which labels are the container's own.
+    #[error(
+        "its image cannot be inspected, so meshd cannot know which labels are the container's own"
+    )]
     ImageUnknown,
 }
 
-/// What is known of a container besides its labels.
+/// What is known about a container apart from its labels.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The ports that its image or definition exposes.
@@ -146,17 +148,18 @@ pub struct Facts {
     pub has_healthcheck: bool,
 }
 
-/// Whether labels may expose a container at all: what is worth a closer look.
+/// Whether labels may expose a container. Only such containers are inspected.
 #[must_use]
 pub fn may_expose(labels: &Labels, rules: Rules) -> bool {
     labels.contains_key("mesh.service")
         || (rules.expose == Expose::All && labels.contains_key(COMPOSE_PROJECT))
 }
 
-/// What a container with these labels is exposed as; `image` are those its image carries, if they are known.
+/// Parses how a container is exposed. `image` are the labels of its image, if they are known. None if it is not
+/// exposed.
 ///
 /// # Errors
-/// A label that cannot be followed: the container is then not exposed at all.
+/// A label cannot be used. The container is not exposed in that case.
 pub fn exposed(
     labels: &Labels,
     image: Option<&Labels>,
@@ -166,12 +169,12 @@ pub fn exposed(
     if !may_expose(labels, rules) || labels.get("mesh.enable").is_some_and(|v| v == "false") {
         return Ok(None);
     }
-    let own = Own::new(labels, image, rules)?;
+    let own = OwnLabels::new(labels, image, rules)?;
     if own
         .text(COMPOSE_ONE_OFF)?
         .is_some_and(|v| v.eq_ignore_ascii_case("true"))
     {
-        // `docker compose run`: a second client of the definition, not a second server.
+        // `docker compose run` creates a container for a single task, which serves nobody.
         return Ok(None);
     }
     own.flag("mesh.enable")?;
@@ -192,7 +195,7 @@ pub fn exposed(
         return Ok(None);
     }
     let ports = match ports(&own, facts, labelled.is_some()) {
-        // A container of Compose that serves nothing is none to speak of.
+        // A container of Compose without a port and without a label is not a service.
         Err(LabelError::NoPort) if labelled.is_none() => return Ok(None),
         ports => ports?,
     };
@@ -217,12 +220,12 @@ pub fn exposed(
     }))
 }
 
-/// The labels that count.
-struct Own<'a> {
+/// The labels that belong to the container itself.
+struct OwnLabels<'a> {
     labels: BTreeMap<&'a str, &'a str>,
 }
 
-impl<'a> Own<'a> {
+impl<'a> OwnLabels<'a> {
     fn new(labels: &'a Labels, image: Option<&Labels>, rules: Rules) -> Result<Self, LabelError> {
         let image = match image {
             _ if rules.trust_image_labels => None,
@@ -234,8 +237,8 @@ impl<'a> Own<'a> {
             .filter(|(key, value)| image.is_none_or(|image| image.get(*key) != Some(value)))
             .map(|(key, value)| (key.as_str(), value.as_str()))
             .collect();
-        // Compose writes project and service into the images that it builds, too; the number it gives to containers
-        // alone.
+        // Compose also writes the project and the service into the images that it builds. It writes the number only
+        // into containers.
         let mut own = Self { labels: own };
         if own.labels.contains_key(COMPOSE_NUMBER) {
             for key in [COMPOSE_PROJECT, COMPOSE_SERVICE] {
@@ -282,7 +285,10 @@ fn is_known(label: &str) -> bool {
         .contains(&label)
 }
 
-fn compose(own: &Own<'_>, labelled: Option<&ServiceName>) -> Result<Option<Compose>, LabelError> {
+fn compose(
+    own: &OwnLabels<'_>,
+    labelled: Option<&ServiceName>,
+) -> Result<Option<Compose>, LabelError> {
     let (Some(project), Some(service), Some(_)) = (
         own.text(COMPOSE_PROJECT)?,
         own.text(COMPOSE_SERVICE)?,
@@ -309,7 +315,7 @@ fn compose(own: &Own<'_>, labelled: Option<&ServiceName>) -> Result<Option<Compo
     }))
 }
 
-fn ports(own: &Own<'_>, facts: &Facts, labelled: bool) -> Result<Vec<Port>, LabelError> {
+fn ports(own: &OwnLabels<'_>, facts: &Facts, labelled: bool) -> Result<Vec<Port>, LabelError> {
     let mut ports: Vec<Port> = Vec::new();
     if let Some(text) = own.text("mesh.port")? {
         ports.push(port("mesh.port", text, None)?);
@@ -342,8 +348,8 @@ fn ports(own: &Own<'_>, facts: &Facts, labelled: bool) -> Result<Vec<Port>, Labe
     }
     match facts.exposed.len() {
         0 => Err(LabelError::NoPort),
-        // Which of several is the service's is for whoever names the service to say.
-        several if several > 1 && labelled => Err(LabelError::WhichPort(several)),
+        // If there are several ports, whoever sets the label has to choose one.
+        several if several > 1 && labelled => Err(LabelError::SeveralPorts(several)),
         _ => Ok(facts
             .exposed
             .iter()
@@ -379,7 +385,7 @@ fn port(label: &str, text: &str, name: Option<Label>) -> Result<Port, LabelError
     }
 }
 
-fn health(own: &Own<'_>, ports: &[Port], facts: &Facts) -> Result<HealthSource, LabelError> {
+fn health(own: &OwnLabels<'_>, ports: &[Port], facts: &Facts) -> Result<HealthSource, LabelError> {
     let tcp = ports
         .iter()
         .find(|port| port.protocol == Protocol::Tcp)
@@ -395,7 +401,7 @@ fn health(own: &Own<'_>, ports: &[Port], facts: &Facts) -> Result<HealthSource, 
     }
 }
 
-fn number(own: &Own<'_>, label: &str) -> Result<Option<u16>, LabelError> {
+fn number(own: &OwnLabels<'_>, label: &str) -> Result<Option<u16>, LabelError> {
     let Some(text) = own.text(label)? else {
         return Ok(None);
     };
@@ -406,7 +412,7 @@ fn number(own: &Own<'_>, label: &str) -> Result<Option<u16>, LabelError> {
         .ok_or_else(|| wrong(label, text, "a number from 0 to 65535"))
 }
 
-fn drain(own: &Own<'_>) -> Result<Option<Duration>, LabelError> {
+fn drain(own: &OwnLabels<'_>) -> Result<Option<Duration>, LabelError> {
     let Some(text) = own.text("mesh.drain")? else {
         return Ok(None);
     };
@@ -435,7 +441,7 @@ fn wrong(label: &str, value: &str, wanted: &'static str) -> LabelError {
     }
 }
 
-/// What is safe to print of a text from outside.
+/// The text without characters that are unsafe to print, and not longer than a limit.
 pub(super) fn printable(text: &str) -> String {
     crate::model::text::printable(text, 64)
 }

@@ -1,7 +1,7 @@
-//! Instance addresses: leased from the node's block, from host 2 up, one per container. Pure.
+//! Instance addresses: leased from the node's block, from host 2 on, one for each container. Pure.
 //!
-//! A container keeps its address for as long as it exists, stopped or not. An address given back is left alone for a
-//! minute, so that nobody who still holds an old answer meets another service behind it.
+//! A container keeps its address for as long as it exists, stopped or not. A released address is not leased again for a
+//! minute, so that a client with an old DNS answer does not connect to another service.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -11,37 +11,38 @@ use ipnet::Ipv4Net;
 
 use super::inspect::ContainerId;
 
-/// How long an address given back is not given out.
-pub const REST: Duration = Duration::from_secs(60);
+/// How long a released address is not leased again.
+pub const REUSE_DELAY: Duration = Duration::from_secs(60);
 
 /// The addresses of the instances on this node.
 #[derive(Debug, Clone)]
 pub struct Leases {
     block: Ipv4Net,
     held: BTreeMap<ContainerId, Lease>,
-    resting: BTreeMap<Ipv4Addr, Instant>,
+    released: BTreeMap<Ipv4Addr, Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Lease {
     address: Ipv4Addr,
-    /// Since when its container is stopped.
+    /// The time at which its container stopped.
     idle: Option<Instant>,
 }
 
-/// All addresses are taken.
+/// All addresses are leased.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("all {0} instance addresses of this node's block {1} are taken")]
+#[error("all {0} instance addresses of this node's block {1} are in use")]
 pub struct Full(pub u32, pub Ipv4Net);
 
 impl Leases {
-    /// Of `block`, with those `stored`. Addresses of another block, and those two containers claim, are left out.
+    /// The leases from `block`, beginning with the `stored` ones. Stored addresses of another block, and those of two
+    /// containers, are left out.
     #[must_use]
     pub fn new(block: Ipv4Net, stored: BTreeMap<ContainerId, Ipv4Addr>, now: Instant) -> Self {
         let mut leases = Self {
             block,
             held: BTreeMap::new(),
-            resting: BTreeMap::new(),
+            released: BTreeMap::new(),
         };
         for (id, address) in stored {
             if leases.is_instance_address(address) && !leases.is_held(address) {
@@ -52,7 +53,8 @@ impl Leases {
         leases
     }
 
-    /// The first and the last of the block's instance addresses: the last of all is the block's broadcast address.
+    /// The first and the last instance address of the block. The address after the last one is the block's broadcast
+    /// address.
     fn range(&self) -> (u32, u32) {
         let first = u32::from(self.block.network()).saturating_add(2);
         (first, u32::from(self.block.broadcast()).saturating_sub(1))
@@ -67,23 +69,23 @@ impl Leases {
         self.held.values().any(|lease| lease.address == address)
     }
 
-    /// The address of `id`, a new one if it has none.
+    /// Returns the address of `id`. A container without an address gets a new one.
     ///
     /// # Errors
-    /// All are taken.
+    /// All addresses are in use.
     pub fn lease(&mut self, id: &ContainerId, now: Instant) -> Result<Ipv4Addr, Full> {
         if let Some(lease) = self.held.get_mut(id) {
             lease.idle = None;
             return Ok(lease.address);
         }
-        self.resting
-            .retain(|_, since| now.saturating_duration_since(*since) < REST);
+        self.released
+            .retain(|_, since| now.saturating_duration_since(*since) < REUSE_DELAY);
         let (first, last) = self.range();
         let held: std::collections::BTreeSet<Ipv4Addr> =
             self.held.values().map(|lease| lease.address).collect();
         let address = (first..=last)
             .map(Ipv4Addr::from)
-            .find(|a| !held.contains(a) && !self.resting.contains_key(a))
+            .find(|a| !held.contains(a) && !self.released.contains_key(a))
             .or_else(|| self.reclaim(now))
             .ok_or(Full(last.saturating_sub(first) + 1, self.block))?;
         let idle = None;
@@ -91,35 +93,36 @@ impl Leases {
         Ok(address)
     }
 
-    /// Takes the address of the container that has been stopped longest, if that is long enough.
+    /// Returns the address of the container that has been stopped for the longest time, if that is at least
+    /// [`REUSE_DELAY`], and removes its lease.
     fn reclaim(&mut self, now: Instant) -> Option<Ipv4Addr> {
         let (id, lease) = self
             .held
             .iter()
             .filter_map(|(id, lease)| lease.idle.map(|since| (since, id, lease)))
-            .filter(|(since, _, _)| now.saturating_duration_since(*since) >= REST)
+            .filter(|(since, _, _)| now.saturating_duration_since(*since) >= REUSE_DELAY)
             .min_by_key(|(since, _, _)| *since)
             .map(|(_, id, lease)| (id.clone(), *lease))?;
         self.held.remove(&id);
         Some(lease.address)
     }
 
-    /// The container of `id` is stopped; it keeps its address until others need it.
+    /// Handles that the container `id` stopped. It keeps its address until another container needs it.
     pub fn idle(&mut self, id: &ContainerId, now: Instant) {
         if let Some(lease) = self.held.get_mut(id) {
             lease.idle.get_or_insert(now);
         }
     }
 
-    /// The container of `id` is gone for good.
+    /// Handles that the container `id` was removed.
     pub fn release(&mut self, id: &ContainerId, now: Instant) {
         if let Some(lease) = self.held.remove(id) {
-            self.resting
+            self.released
                 .insert(lease.address, lease.idle.unwrap_or(now));
         }
     }
 
-    /// Gives back what containers hold that are not among those `existing`.
+    /// Releases the addresses of containers that do not exist any more.
     pub fn retain(&mut self, existing: impl Fn(&ContainerId) -> bool, now: Instant) {
         let gone: Vec<ContainerId> = self
             .held
@@ -132,7 +135,7 @@ impl Leases {
         }
     }
 
-    /// What goes to disk.
+    /// The leases as they are stored on disk.
     #[must_use]
     pub fn stored(&self) -> BTreeMap<ContainerId, Ipv4Addr> {
         self.held
@@ -157,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slash_24_has_253_and_the_next_is_refused() {
+    fn a_slash_24_has_253_addresses_and_the_next_lease_fails() {
         let (mut leases, now) = leases();
         let all: Vec<String> = (0..253)
             .map(|n| leases.lease(&id(n), now).expect("room").to_string())
@@ -173,15 +176,15 @@ mod tests {
     }
 
     #[test]
-    fn an_address_given_back_rests_for_a_minute() {
+    fn a_released_address_is_not_leased_for_a_minute() {
         let (mut leases, now) = leases();
         let first = leases.lease(&id(1), now).expect("room");
         leases.release(&id(1), now);
         let second = leases
-            .lease(&id(2), now + REST - Duration::from_millis(1))
+            .lease(&id(2), now + REUSE_DELAY - Duration::from_millis(1))
             .expect("room");
         assert_ne!(first, second);
-        assert_eq!(leases.lease(&id(3), now + REST), Ok(first));
+        assert_eq!(leases.lease(&id(3), now + REUSE_DELAY), Ok(first));
     }
 
     #[test]
@@ -220,7 +223,7 @@ mod tests {
         assert_ne!(
             again.lease(&id(3), now).expect("room").to_string(),
             "10.210.1.2",
-            "it rests"
+            "it was released just now"
         );
         let other = Leases::new("10.210.2.0/24".parse().expect("a literal"), stored, now);
         assert_eq!(other.stored(), BTreeMap::new());

@@ -1,9 +1,10 @@
-//! Containers of Docker and Podman, adopted as they run.
+//! Containers of Docker and Podman, found while they run: meshd needs no change to how they are started.
 //!
-//! [`engine`] is the shell: it follows the engine's events, looks at what they are about, and lists everything now and
-//! then. What it reports goes through [`containers`], which says what to publish, map and probe. [`labels`] says what a
-//! container asks for, [`leases`] which address it has, [`inspect`] has what the engine describes, as values. [`network`] is the one
-//! whose containers have mesh addresses of their own. [`residents`] says who is there besides, for a doctor.
+//! [`engine`] is the shell: it follows the engine's events, requests the description of each container that an event is
+//! about, and lists all containers from time to time. [`state`] computes from its reports what to publish, map and
+//! probe. [`labels`] parses the labels of a container, [`leases`] assigns its address, and [`inspect`] has the engine's
+//! descriptions as values. [`network`] is the network whose containers have mesh addresses of their own.
+//! [`running_containers`] lists all containers for `meshctl doctor`.
 
 pub mod api;
 mod client;
@@ -12,14 +13,14 @@ pub mod engine;
 pub mod inspect;
 pub mod labels;
 pub mod leases;
-mod lines;
+mod ndjson;
 pub mod network;
 mod refusal;
-pub mod residents;
+pub mod running_containers;
 pub mod state;
 
-pub use container::Wired;
+pub use container::AppliedMappings;
 pub use engine::{EngineTask, Report};
 pub use inspect::ContainerId;
 pub use labels::{Expose, Rules};
-pub use state::{Containers, Mapping, Offer, Surroundings};
+pub use state::{Containers, Mapping, NodeContext, Offer};

@@ -1,4 +1,4 @@
-//! Why a container that asks to be exposed is not. Pure.
+//! Why a container with labels for meshd is not exposed. Pure.
 
 use std::net::Ipv4Addr;
 
@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use super::labels::LabelError;
 use super::leases::Full;
 
-/// Why a container that asks for it is not exposed.
+/// Why a container with labels for meshd is not exposed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error(transparent)]
@@ -19,33 +19,33 @@ pub(super) enum Refusal {
     #[error("it is in the network of another container")]
     Shared,
     #[error("it is not on the network `{0}` of its label mesh.network")]
-    NotThere(String),
+    NotAttached(String),
     #[error("it has no IPv4 address on any network")]
     NoAddress,
-    #[error(
-        "its network `{0}` is internal: nothing behind it is reached from elsewhere, nor reaches anything"
-    )]
+    #[error("its network `{0}` is internal: the engine routes nothing into or out of it")]
     Internal(String),
-    #[error("its network `{0}` is of the driver `{1}`, which the host itself has no way into")]
+    #[error(
+        "its network `{0}` has the driver `{1}`, and the host cannot reach containers on such a network"
+    )]
     Driver(String, String),
     #[error(
-        "its address {0} on the network mesh is not one that the engine gives out by itself on this node: {1}"
+        "its address {0} on the network mesh is outside the range from which the engine assigns addresses on this node: {1}"
     )]
-    Foreign(Ipv4Addr, Ipv4Net),
+    UnleasedAddress(Ipv4Addr, Ipv4Net),
     #[error("the engine's description of it cannot be used: {0}")]
     Unreadable(String),
-    #[error("Compose calls it `{0}`, which makes the same name as `{1}` does")]
-    Confused(String, String),
+    #[error("its Compose name `{0}` has the same DNS name as `{1}`")]
+    AmbiguousName(String, String),
 }
 
 impl Refusal {
-    /// What to do about it.
+    /// The remedy.
     pub(super) fn remedy(&self) -> &'static str {
         match self {
             Self::Label(LabelError::ImageUnknown) => {
                 "pull the image again; or set `trust_image_labels = true` in [docker] of meshd.toml"
             }
-            Self::Label(_) => "put the label right and start the container anew",
+            Self::Label(_) => "correct the label and create the container again",
             Self::Full(_) => {
                 "remove containers that are not needed, or spread them over more nodes"
             }
@@ -54,14 +54,16 @@ impl Refusal {
             Self::Shared => {
                 "put the labels on that other container, with mesh.port.NAME for each port"
             }
-            Self::NotThere(_) | Self::NoAddress => "attach it to a bridge network",
-            Self::Foreign(..) => {
-                "leave its address to the engine: take `ipv4_address` (or `--ip`) away, and start it anew"
+            Self::NotAttached(_) | Self::NoAddress => "attach it to a bridge network",
+            Self::UnleasedAddress(..) => {
+                "let the engine assign its address: remove `ipv4_address` (or `--ip`), and create it again"
             }
             Self::Internal(_) | Self::Driver(..) => {
                 "attach it to an ordinary bridge network as well"
             }
-            Self::Confused(..) => "give one of the two Compose projects or services another name",
+            Self::AmbiguousName(..) => {
+                "give one of the two Compose projects or services another name"
+            }
         }
     }
 }

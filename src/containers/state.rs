@@ -1,12 +1,13 @@
-//! The exposed containers of this node: a state machine. Pure.
+//! The exposed containers of this node, as a state machine. Pure.
 //!
-//! In come what the engine says (what exists, what each is like, what happens to it), verdicts of probes, and the time.
-//! Out come the instances to publish, the addresses to map, the ports to probe, and what is wrong. Containers are known
-//! by id, since names move from one to the next while Compose replaces them.
+//! The input is the engine's reports (which containers exist, their descriptions, their events), the results of probes,
+//! and the time. The output is the instances to publish, the addresses to map, the ports to probe, and the problems.
+//! Containers are identified by their id, since Compose passes a name from one container to the next while it replaces
+//! them.
 //!
-//! An event is news, a description is a state that may be older than the news. So the stop signal is remembered until the
-//! container ends or is started again, whatever descriptions say in between; and a run that has ended never comes back
-//! to life, only the next one does.
+//! An event is newer than a description that was requested before it. So a stop signal is remembered until the
+//! container ends or is started again, whatever descriptions contain in the meantime. A run that has ended does not
+//! continue; only the next run of the container is exposed again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,7 +17,7 @@ use ipnet::Ipv4Net;
 
 use self::names::{contested, contested_names, served};
 use self::networks::Networks;
-use super::container::{Container, Place, State, Wired};
+use super::container::{AppliedMappings, Attachment, Container, State};
 use super::inspect::{
     Action, ContainerId, EngineNetwork, Inspected, Network, SIGKILL, SIGTERM, Status,
 };
@@ -31,69 +32,69 @@ use crate::records::kinds::{Health, Instance};
 mod names;
 mod networks;
 
-/// What the machine around the containers is like.
+/// The properties of the node that matter for its containers.
 #[derive(Debug, Clone)]
-pub struct Surroundings {
-    /// The node's name.
+pub struct NodeContext {
+    /// The name of the node.
     pub node: Label,
-    /// Its mesh addresses.
+    /// The node's mesh addresses.
     pub addresses: Vec<IpAddr>,
-    /// Its block, of which instances get addresses.
+    /// The node's block, from which instance addresses are leased.
     pub block: Ipv4Net,
-    /// What the configuration says of labels.
+    /// The settings about labels.
     pub rules: Rules,
-    /// The network whose containers have mesh addresses of their own, where there is to be one.
-    pub network: Option<network::Plan>,
+    /// The network whose containers have mesh addresses of their own, if it is configured.
+    pub network: Option<network::NativePlan>,
 }
 
-/// A container's address as the kernel is to map it.
+/// A mapping that the kernel is to apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
     /// The container's own address.
     pub container: Ipv4Addr,
-    /// Its first process.
+    /// The container's first process.
     pub pid: Option<u32>,
-    /// Its name.
+    /// The container's name.
     pub name: String,
 }
 
 /// The instances of one service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// What runs here.
+    /// The instances on this node.
     pub instances: Vec<Instance>,
-    /// Whether it is to have a service address.
+    /// Whether the service has a service address.
     pub service_address: bool,
 }
 
 /// The exposed containers of this node.
 #[derive(Debug)]
 pub struct Containers {
-    surroundings: Surroundings,
+    context: NodeContext,
     leases: Leases,
     held: BTreeMap<ContainerId, Container>,
     refused: BTreeMap<ContainerId, (String, Refusal)>,
-    /// Sent their stop signal, and not known to have ended.
+    /// The containers that received their stop signal and have not ended, as far as is known.
     stopping: BTreeSet<ContainerId>,
     networks: Networks,
 }
 
 impl Containers {
-    /// None yet; `leases` are those kept on disk.
+    /// No containers yet. `leases` are the leases stored on disk.
     #[must_use]
     pub fn new(
-        surroundings: Surroundings,
+        context: NodeContext,
         leases: BTreeMap<ContainerId, Ipv4Addr>,
         now: Instant,
     ) -> Self {
-        let networks = Networks::new(surroundings.network);
-        let leased = match surroundings.network {
+        let networks = Networks::new(context.network);
+        let leased = match context.network {
             Some(network) => network.rest(),
-            None => surroundings.block,
+            None => context.block,
         };
         Self {
             leases: Leases::new(leased, leases, now),
-            surroundings,
+            context,
             held: BTreeMap::new(),
             refused: BTreeMap::new(),
             stopping: BTreeSet::new(),
@@ -101,17 +102,18 @@ impl Containers {
         }
     }
 
-    /// The network whose containers have mesh addresses of their own has this id; or there is none.
+    /// Handles the id of the network whose containers have mesh addresses of their own. None if there is no such
+    /// network.
     pub fn handle_native(&mut self, native: Option<String>) {
         self.networks.native = native;
     }
 
-    /// These networks are there.
+    /// Handles a list of all networks.
     pub fn handle_networks(&mut self, networks: Vec<EngineNetwork>) {
         self.networks.by_id = networks.into_iter().map(|n| (n.id.clone(), n)).collect();
     }
 
-    /// These containers exist, running or not; all others are gone.
+    /// Handles a list of all containers that exist, running or not.
     pub fn handle_listed(&mut self, existing: &BTreeSet<ContainerId>, now: Instant) {
         self.held.retain(|id, _| existing.contains(id));
         self.refused.retain(|id, _| existing.contains(id));
@@ -120,7 +122,7 @@ impl Containers {
         self.name_instances();
     }
 
-    /// A container is described.
+    /// Handles the description of a container.
     pub fn handle_inspected(&mut self, inspected: &Inspected, now: Instant) {
         let id = &inspected.id;
         if matches!(inspected.status, Status::Stopped | Status::Restarting) {
@@ -137,7 +139,7 @@ impl Containers {
             &inspected.labels,
             inspected.image.labels.as_ref(),
             &inspected.facts,
-            self.surroundings.rules,
+            self.context.rules,
         );
         let outcome = match exposed {
             Ok(None) => return self.forget(id, now),
@@ -159,7 +161,7 @@ impl Containers {
         }
     }
 
-    /// A container's description cannot be used, and why.
+    /// Handles that a container's description cannot be used, for the reason `why`.
     pub fn handle_unreadable(&mut self, id: &ContainerId, why: String, now: Instant) {
         self.forget(id, now);
         let refusal = Refusal::Unreadable(why);
@@ -174,9 +176,9 @@ impl Containers {
         now: Instant,
     ) -> Result<(), Refusal> {
         let id = &inspected.id;
-        refuse_confusion(&self.held, id, &exposed)?;
-        let place = match &inspected.network {
-            Network::Host => Place::Host,
+        check_compose_name(&self.held, id, &exposed)?;
+        let attachment = match &inspected.network {
+            Network::Host => Attachment::Host,
             Network::Isolated => return Err(Refusal::Isolated),
             Network::Shared => return Err(Refusal::Shared),
             Network::Attached(_) => {
@@ -184,24 +186,24 @@ impl Containers {
                     .networks
                     .own_address(inspected, exposed.network.as_deref())?;
                 let native = self.networks.is_native(inspected, container)?;
-                self.end_namesakes(id, container, now);
+                self.end_former_holder(id, container, now);
                 let address = if native {
                     self.leases.release(id, now);
                     container
                 } else {
                     self.leases.lease(id, now).map_err(Refusal::Full)?
                 };
-                Place::Mapped { address, container }
+                Attachment::Mapped { address, container }
             }
         };
         match self.held.get_mut(id) {
             Some(held) if held.run == inspected.run => {
-                held.handle_same_run(inspected, exposed, place);
+                held.handle_same_run(inspected, exposed, attachment);
             }
-            Some(held) => held.handle_next_run(inspected, exposed, place, now),
+            Some(held) => held.handle_next_run(inspected, exposed, attachment, now),
             None => {
                 let label = self.label_by_id(id);
-                let container = Container::new(inspected, exposed, label, place, now);
+                let container = Container::new(inspected, exposed, label, attachment, now);
                 self.held.insert(id.clone(), container);
             }
         }
@@ -214,10 +216,10 @@ impl Containers {
         Ok(())
     }
 
-    /// Engines give the address of a container that ended to the next at once: who had it before has ended, though the
-    /// news is still on its way.
-    fn end_namesakes(&mut self, id: &ContainerId, address: Ipv4Addr, now: Instant) {
-        let same = |held: &Container| matches!(held.place, Place::Mapped { container, .. } if container == address);
+    /// An engine may give the address of a container that ended to the next one at once. So the container that had the
+    /// address before has ended, even if its event has not arrived yet.
+    fn end_former_holder(&mut self, id: &ContainerId, address: Ipv4Addr, now: Instant) {
+        let same = |held: &Container| matches!(held.attachment, Attachment::Mapped { container, .. } if container == address);
         let ended: Vec<ContainerId> = self
             .held
             .iter()
@@ -229,7 +231,7 @@ impl Containers {
         }
     }
 
-    /// Something happened to a container.
+    /// Handles an event of a container.
     pub fn handle_event(&mut self, id: &ContainerId, action: Action, now: Instant) {
         match action {
             Action::Kill(signal) => {
@@ -286,14 +288,14 @@ impl Containers {
         }
     }
 
-    /// A probe's verdict.
+    /// Handles a result of a probe.
     pub fn handle_probe(&mut self, id: &ContainerId, accepts: bool) {
         if let Some(held) = self.held.get_mut(id) {
             held.handle_probe(accepts);
         }
     }
 
-    /// Time went by; gives whether that changed anything. To be called about twice a second.
+    /// Handles that time has passed. Returns whether that changed anything. This is to be called about twice a second.
     pub fn handle_time(&mut self, now: Instant) -> bool {
         let changed = self
             .held
@@ -305,21 +307,21 @@ impl Containers {
         changed
     }
 
-    /// What to publish, by service; `drained` are the services that are to get no new clients, `wired` is what the kernel
-    /// does by now.
+    /// The instances to publish, by service. `drained` are the drained services. `applied` are the mappings that the
+    /// kernel has.
     #[must_use]
     pub fn offers(
         &self,
         drained: &BTreeSet<ServiceName>,
-        wired: &Wired,
+        applied: &AppliedMappings,
         now: Instant,
     ) -> BTreeMap<ServiceName, Offer> {
         let mut offers: BTreeMap<ServiceName, Offer> = BTreeMap::new();
         let contested = contested(&self.held);
         for held in self.held.values() {
             let drained = served(held, &contested).any(|s| drained.contains(s));
-            let node = &self.surroundings.addresses;
-            let Some(instance) = held.instance(drained, node, wired, now) else {
+            let node = &self.context.addresses;
+            let Some(instance) = held.instance(drained, node, applied, now) else {
                 continue;
             };
             for (index, service) in served(held, &contested).enumerate() {
@@ -331,15 +333,15 @@ impl Containers {
         offers
     }
 
-    /// What to map: instance addresses to containers.
+    /// The mappings to apply, by instance address.
     #[must_use]
     pub fn mappings(&self) -> BTreeMap<Ipv4Addr, Mapping> {
         self.held
             .values()
             .filter(|held| held.is_mapped())
-            .filter_map(|held| match held.place {
-                Place::Host => None,
-                Place::Mapped { address, container } => Some((
+            .filter_map(|held| match held.attachment {
+                Attachment::Host => None,
+                Attachment::Mapped { address, container } => Some((
                     address,
                     Mapping {
                         container,
@@ -357,10 +359,10 @@ impl Containers {
         self.networks.bridges()
     }
 
-    /// What to probe, where.
+    /// The addresses to probe.
     #[must_use]
     pub fn probes(&self) -> Vec<(ContainerId, SocketAddr)> {
-        let node = self.surroundings.addresses.first().copied();
+        let node = self.context.addresses.first().copied();
         let node = node.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         self.held
             .iter()
@@ -368,13 +370,13 @@ impl Containers {
             .collect()
     }
 
-    /// What goes to disk.
+    /// The leases as they are stored on disk.
     #[must_use]
     pub fn leases(&self) -> BTreeMap<ContainerId, Ipv4Addr> {
         self.leases.stored()
     }
 
-    /// The names of all services here.
+    /// The names of all services on this node.
     #[must_use]
     pub fn services(&self) -> BTreeSet<ServiceName> {
         let contested = contested(&self.held);
@@ -389,7 +391,7 @@ impl Containers {
         self.held.values().filter(|held| held.is_mapped()).count()
     }
 
-    /// Each exposed container that runs, for people and for `meshctl rollout`.
+    /// Each exposed container that runs, for users and for `meshctl rollout`.
     #[must_use]
     pub fn rows(&self, drained: &BTreeSet<ServiceName>) -> Vec<ContainerRow> {
         let contested = contested(&self.held);
@@ -401,9 +403,9 @@ impl Containers {
                 name: printable(&held.name),
                 instance: held.label.clone(),
                 services: served(held, &contested).cloned().collect(),
-                address: match held.place {
-                    Place::Mapped { address, .. } => Some(address),
-                    Place::Host => None,
+                address: match held.attachment {
+                    Attachment::Mapped { address, .. } => Some(address),
+                    Attachment::Host => None,
                 },
                 state: match held.state() {
                     State::Starting => ContainerState::Starting,
@@ -420,7 +422,7 @@ impl Containers {
             .collect()
     }
 
-    /// What is wrong, with remedies.
+    /// All problems, with remedies.
     #[must_use]
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         let refused = self.refused.values().map(|(name, refusal)| Problem {
@@ -428,16 +430,17 @@ impl Containers {
             why: refusal.to_string(),
             fix: refusal.remedy().into(),
         });
-        let faults = self.held.values().filter_map(|held| held.fault(now));
+        let problems = self.held.values().filter_map(|held| held.problem(now));
         refused
-            .chain(faults)
+            .chain(problems)
             .chain(contested_names(&self.held))
             .collect()
     }
 }
 
-/// Refuses a Compose service whose name makes the same label as that of another one: two services would become one.
-fn refuse_confusion(
+/// Checks that the container's Compose service does not have the same DNS name as another one: the two would become one
+/// service.
+fn check_compose_name(
     held: &BTreeMap<ContainerId, Container>,
     id: &ContainerId,
     exposed: &labels::Exposed,
@@ -449,13 +452,13 @@ fn refuse_confusion(
         printable(&format!("{} of {}", compose.service, compose.project))
     };
     let mut others = held.iter().filter(|(other, _)| *other != id);
-    let confused = others.find_map(|(_, held)| {
+    let ambiguous = others.find_map(|(_, held)| {
         let theirs = held.exposed.compose.as_ref()?;
         let same = theirs.service == own.service && theirs.project == own.project;
         (theirs.name == own.name && !same).then(|| show(theirs))
     });
-    match confused {
-        Some(other) => Err(Refusal::Confused(show(own), other)),
+    match ambiguous {
+        Some(other) => Err(Refusal::AmbiguousName(show(own), other)),
         None => Ok(()),
     }
 }

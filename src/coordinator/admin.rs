@@ -11,7 +11,7 @@ use tokio::net::UnixListener;
 
 use super::Failure;
 use super::hub::Hub;
-use super::server::document;
+use super::reply::{answer, crashed, document};
 use crate::os::unix_server::failure;
 use crate::os::{clock, unix_server};
 use crate::protocol::admin::{Submit, Submitted};
@@ -79,20 +79,4 @@ async fn memberships(State(hub): State<Arc<Hub>>, UrlPath(id): UrlPath<String>) 
 
 async fn nodes(State(hub): State<Arc<Hub>>) -> Response {
     document(hub.nodes())
-}
-
-/// The response to a call.
-pub(super) fn answer(result: Result<impl serde::Serialize, ApiError>) -> Response {
-    match result {
-        Ok(given) => document(given),
-        Err(error) => failure(error),
-    }
-}
-
-/// The error for a call that ended in a panic. The panic is in the log.
-pub(super) fn crashed() -> ApiError {
-    ApiError::new(
-        ErrorCode::Internal,
-        "the coordinator failed; look at its log",
-    )
 }

@@ -26,6 +26,7 @@ mod limits;
 mod marks;
 mod metrics;
 mod public_url;
+mod reply;
 mod running;
 mod server;
 mod slots;

@@ -4,15 +4,17 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::hub::{Hub, Setup};
 use super::{Config, Failure, MarkKey, admin, limits, metrics, public_url, server, store, tls};
-use crate::os::log::feed_watchdog;
+use crate::os::random;
 use crate::os::tasks::{self, TaskHandle, Tasks};
+use crate::os::watchdog::{Progress, ServiceWatchdog};
 use crate::os::{clock, file};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::token::SpkiPin;
@@ -166,11 +168,33 @@ fn spawn_upkeep(tasks: &Tasks, hub: Arc<Hub>) {
     if let Some(news) = hub.follow_others() {
         tasks.spawn("other coordinators", follow_others(Arc::clone(&hub), news));
     }
-    // Every request of a node reads the state. If its lock is never released, the coordinator serves nobody any more.
-    let watchdog = feed_watchdog(move || {
-        let _ = hub.revision();
-    });
-    tasks.spawn("watchdog", watchdog);
+    tasks.spawn("watchdog", feed_watchdog(hub));
+}
+
+/// Notifies the service manager's watchdog while the hub's state can be read. Every request of a node reads it: if its
+/// lock is never released, the coordinator serves no node any more.
+async fn feed_watchdog(hub: Arc<Hub>) {
+    let mut watchdog = ServiceWatchdog::from_environment(Instant::now());
+    let Some(pause) = watchdog.pause() else {
+        return std::future::pending().await;
+    };
+    let progress = Arc::new(Progress::new("hub"));
+    let mut reading: Option<JoinHandle<u64>> = None;
+    loop {
+        let ended = reading.take_if(|reading| reading.is_finished());
+        if let Some(ended) = ended
+            && ended.await.is_ok()
+        {
+            progress.raise();
+        }
+        if reading.is_none() {
+            let hub = Arc::clone(&hub);
+            // This waits for the lock on a thread of its own.
+            reading = Some(tokio::task::spawn_blocking(move || hub.revision()));
+        }
+        watchdog.feed([&progress], Instant::now());
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// Removes ephemeral nodes that stay away, until the coordinator ends.
@@ -277,7 +301,7 @@ fn open_store(config: &Config) -> Result<Box<dyn store::Store>, store::StoreErro
 fn random_unique_local() -> ipnet::Ipv6Net {
     let mut random = [0u8; 5];
     // Without randomness the prefix is still valid, and nobody but the administrator's `init` reads it.
-    let _ = getrandom::fill(&mut random);
+    let _ = random::fill(&mut random);
     let [a, b, c, d, e] = random;
     let address = std::net::Ipv6Addr::from([0xfd, a, b, c, d, e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     ipnet::Ipv6Net::new(address, 48).expect("48 is a prefix length")

@@ -15,7 +15,7 @@ use axum::http::header::CONNECTION;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
+use axum::{Extension, Router};
 use hyper::service::Service as _;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -30,7 +30,7 @@ use super::control::{self, Served};
 use super::enroll::{self, Proven};
 use super::hub::Hub;
 use super::slots::{Slot, Slots};
-use super::{Failure, admin};
+use super::{Failure, reply};
 use crate::os::clock;
 use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
@@ -224,7 +224,7 @@ async fn join(
     if joined.is_ok() {
         slot.handle_joined();
     }
-    admin::answer(joined)
+    reply::answer(joined)
 }
 
 async fn check_join(
@@ -244,7 +244,7 @@ async fn check_join(
             }
         }
     };
-    admin::answer(checked.await)
+    reply::answer(checked.await)
 }
 
 /// A join request, whose signatures are verified once: at once if it carries a known token, otherwise in the writer's thread.
@@ -282,9 +282,4 @@ async fn read_json<T: serde::de::DeserializeOwned>(request: Request) -> Result<T
         })?;
     serde_json::from_slice(&body)
         .map_err(|error| bad(format!("the request cannot be read: {error}")))
-}
-
-/// A response with a JSON body.
-pub(super) fn document(document: impl serde::Serialize) -> Response {
-    Json(document).into_response()
 }

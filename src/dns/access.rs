@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_of_any_size_are_told_apart() {
+    fn blocks_of_any_size_are_distinguished() {
         for node_block_v6 in [56, 64, 72, 112] {
             let mesh = mesh(node_block_v6);
             let own = mesh.block(1).expect("a block");

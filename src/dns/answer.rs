@@ -7,7 +7,7 @@ use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::choice::{Allocation, Found, Weighted, divide_weights, element, find};
-use super::zone::{MOST_RECORDS, NEGATIVE_TTL, Share, TTL, Zone, ZoneInstance};
+use super::zone::{MAX_RECORDS, NEGATIVE_TTL, Share, TTL, Zone, ZoneInstance};
 use crate::model::MeshAddresses;
 use crate::records::kinds::Port;
 
@@ -135,12 +135,12 @@ impl Responder<'_> {
         let is_meant = |port: &&Port| filter.is_none_or(|filter| filter.matches(port));
         let wants = |share: Share<'_>| {
             let ports = share.instances.iter().flat_map(|i| &i.ports);
-            ports.filter(is_meant).take(MOST_RECORDS).count()
+            ports.filter(is_meant).take(MAX_RECORDS).count()
         };
         let mut weighted: Vec<Weighted> = Vec::new();
         let mut found: Vec<(u16, Name)> = Vec::new();
         let mut named: Vec<(&ZoneInstance, Name)> = Vec::new();
-        let places = Allocation::allocate(self.found, self.entropy, MOST_RECORDS, wants);
+        let places = Allocation::allocate(self.found, self.entropy, MAX_RECORDS, wants);
         places.each(|share, place, random| {
             let instances = (0..share.instances.len())
                 .filter_map(|at| element(share.instances, at, random).map(AsRef::as_ref));
@@ -190,7 +190,7 @@ impl Responder<'_> {
     fn texts(&self) -> Vec<RData> {
         let mut texts = Vec::new();
         let wants = |share: Share<'_>| share.instances.len();
-        let places = Allocation::allocate(self.found, self.entropy, MOST_RECORDS, wants);
+        let places = Allocation::allocate(self.found, self.entropy, MAX_RECORDS, wants);
         places.each(|share, place, random| {
             if let Some(instance) = element(share.instances, place, random) {
                 texts.push(self.text(instance));
@@ -263,11 +263,11 @@ fn place(zone: &Zone, name: &Name) -> Place {
 /// Parses the labels of a reverse name below `in-addr.arpa`. Returns `None` if they are outside the prefix of the mesh, and no
 /// address if there are fewer labels than an address has.
 fn reverse_v4(addresses: &MeshAddresses, labels: &str) -> Option<Option<IpAddr>> {
-    let octets: Option<Vec<u8>> = labels.split('.').rev().map(|l| l.parse().ok()).collect();
-    let octets = octets.filter(|o| o.len() <= 4)?;
+    let bytes: Option<Vec<u8>> = labels.split('.').rev().map(|l| l.parse().ok()).collect();
+    let bytes = bytes.filter(|o| o.len() <= 4)?;
     let mut whole = [0u8; 4];
-    whole[..octets.len()].copy_from_slice(&octets);
-    let bits = octets.len() as u32 * 8;
+    whole[..bytes.len()].copy_from_slice(&bytes);
+    let bits = bytes.len() as u32 * 8;
     let prefix = addresses.prefix_v4;
     let inside = bits >= u32::from(prefix.prefix_len()) && prefix.contains(&Ipv4Addr::from(whole));
     inside.then(|| (bits == 32).then(|| Ipv4Addr::from(whole).into()))
@@ -362,7 +362,8 @@ fn soa(zone: &Zone, relative: &str) -> Option<Record> {
     ))
 }
 
-/// Returns the SOA of a reverse zone. Its owner is the name of the prefix, or that of the next shorter prefix that ends at a label.
+/// Returns the SOA of a reverse zone. Its owner is the name of the prefix, or that of the next shorter prefix that ends
+/// at a label.
 fn reverse_soa(zone: &Zone, name: &Name) -> Option<Record> {
     let addresses = zone.addresses.as_ref()?;
     let v6 = name

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_visits_all_it_has_before_it_repeats_one() {
+    fn a_node_visits_all_its_instances_before_it_repeats_one() {
         for count in 1..40usize {
             let elements: Vec<usize> = (0..count).collect();
             for random in [0, 1, u64::MAX, 0x1234_5678_9abc_def0] {

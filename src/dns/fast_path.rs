@@ -330,9 +330,9 @@ impl Question {
 
 impl Edns {
     /// Parses an OPT record of version 0, which must be the end of the message.
-    fn parse(octets: &[u8]) -> Option<Self> {
-        let [name, t0, t1, p0, p1, _code, version, flags, _, l0, l1] = *octets.first_chunk()?;
-        let options = octets.get(11..)?;
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let [name, t0, t1, p0, p1, _code, version, flags, _, l0, l1] = *bytes.first_chunk()?;
+        let options = bytes.get(11..)?;
         let whole = usize::from(u16::from_be_bytes([l0, l1])) == options.len();
         if name != 0 || u16::from_be_bytes([t0, t1]) != OPT || version != 0 || !whole {
             return None;
@@ -360,8 +360,8 @@ pub(super) fn options_hold(mut options: &[u8]) -> bool {
 }
 
 impl Zone {
-    /// Returns the part of `name` in front of the domain, or `None` if `name` is not in the domain. `name` is in lower case and has no
-    /// dot at its end.
+    /// Returns the part of `name` in front of the domain, or `None` if `name` is not in the domain. `name` is in lower
+    /// case and has no dot at its end.
     fn relative<'a>(&self, name: &'a str) -> Option<&'a str> {
         if self.domain.is_empty() {
             return None;
@@ -372,8 +372,8 @@ impl Zone {
         }
     }
 
-    /// Passes the addresses of a name in one family to `take`, each once, the nearest first and in random order among equals, until
-    /// an answer is full or `take` returns false.
+    /// Passes the addresses of a name in one family to `take`, each once, the nearest first and in random order among
+    /// equals, until an answer is full or `take` returns false.
     pub(super) fn each_address(
         &self,
         found: Found<'_>,
@@ -432,8 +432,8 @@ fn set_count(reply: &mut [u8], at: usize, count: u16) {
 }
 
 fn set_code(reply: &mut [u8], code: u8) {
-    if let Some(octet) = reply.get_mut(3) {
-        *octet = (*octet & 0xf0) | code;
+    if let Some(byte) = reply.get_mut(3) {
+        *byte = (*byte & 0xf0) | code;
     }
 }
 

@@ -446,7 +446,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn a_client_has_a_burst_and_then_its_rate_and_takes_nothing_of_anothers() {
+    fn a_client_has_a_burst_and_then_its_rate_and_does_not_reduce_anothers() {
         let limits = Arc::new(Limits::new(7));
         let forwarded = |n, now_ns| limits.admit_forward(container(1, n), now_ns).is_ok();
         let at_once = (0..3_000).filter(|_| forwarded(1, 0)).count();
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_charged_by_what_its_answers_take_and_not_by_their_number() {
+    fn a_client_is_charged_by_the_size_of_its_answers_and_not_by_their_number() {
         let (small, large) = (
             Work {
                 walked: 3,
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_spent_its_share_takes_nothing_of_anothers() {
+    fn a_client_without_a_share_left_does_not_reduce_anothers() {
         let limits = Arc::new(Limits::new(7));
         let large = Work {
             walked: 2_000,
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_is_paid_for_when_it_is_taken() {
+    fn a_segment_is_charged_when_it_is_accepted() {
         let limits = Arc::new(Limits::new(7));
         let client = container(1, 1);
         let taken = (0..100_000)
@@ -555,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_over_a_stream_is_paid_for_even_if_it_is_a_plain_one() {
+    fn a_query_over_a_stream_is_charged_even_on_the_fast_path() {
         let limits = Limits::new(7);
         let answered = (0..200_000)
             .filter(|_| limits.admit_streamed(container(1, 1), 0))
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_has_a_share_of_a_pool_and_gives_it_back() {
+    fn a_client_has_a_share_of_a_pool_and_returns_it() {
         for pool in [
             Pool::FullPath,
             Pool::Forwards,
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_take_what_they_can_a_newcomer_finds_a_place() {
+    fn however_many_clients_use_their_shares_a_new_client_gets_a_slot() {
         for pool in [Pool::FullPath, Pool::Forwards, Pool::Connections] {
             let limits = Arc::new(Limits::new(7));
             let mut shares = Vec::new();

@@ -1,4 +1,5 @@
-//! The test kit of the resolver, for tests and fuzzing: it passes any bytes through the whole path of a query and checks the result.
+//! The test kit of the resolver, for tests and fuzzing: it passes any bytes through the whole path of a query and
+//! checks the result.
 //!
 //! The first byte of an input tells what the rest is: a query over UDP or TCP from a client or from a source that may not ask, or
 //! the response of an upstream.
@@ -24,7 +25,7 @@ use super::names::{Outcome as FullOutcome, Pending, handle};
 use super::query::Question;
 use super::resolver::Resolver;
 use super::transport::{MAX_UDP, PLAIN_UDP, Transport};
-use super::zone::{MOST_ADDRESSES, WhenNoneUsable, Zone, ZoneInput};
+use super::zone::{MAX_ADDRESSES, WhenNoneUsable, Zone, ZoneInput};
 use crate::model::address::MeshAddresses;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, WireGuardKey};
@@ -67,7 +68,7 @@ impl QueryFuzz {
             balanced: &BTreeSet::from([VIP]),
             held: &ServiceAddresses::default(),
             serial: 7,
-            most_addresses: MOST_ADDRESSES,
+            most_addresses: MAX_ADDRESSES,
         }));
         // There are many networks, so that none of them exceeds its share.
         let network = |n| {
@@ -90,12 +91,12 @@ impl QueryFuzz {
     /// # Errors
     /// Returns the condition that does not hold.
     pub fn run(&self, input: &[u8]) -> Result<(), String> {
-        let Some((how, octets)) = input.split_first() else {
+        let Some((how, bytes)) = input.split_first() else {
             return Ok(());
         };
         match how & UPSTREAM {
-            0 => self.query(*how, octets),
-            _ => self.reply_of_upstream(*how, octets),
+            0 => self.query(*how, bytes),
+            _ => self.reply_of_upstream(*how, bytes),
         }
     }
 
@@ -197,8 +198,8 @@ impl QueryFuzz {
         }
     }
 
-    /// Checks the processing of `octets` as the response of an upstream.
-    fn reply_of_upstream(&self, how: u8, octets: &[u8]) -> Result<(), String> {
+    /// Checks the processing of `bytes` as the response of an upstream.
+    fn reply_of_upstream(&self, how: u8, bytes: &[u8]) -> Result<(), String> {
         let name = Name::from_ascii(ASKED).map_err(|e| e.to_string())?;
         let asked = Question::new(name, RecordType::A);
         let form = Form {
@@ -206,13 +207,13 @@ impl QueryFuzz {
             edns: how >> ENTROPY != 0,
         };
         let stream = how & TCP != 0;
-        let Ok(response) = Message::from_vec(octets) else {
+        let Ok(response) = Message::from_vec(bytes) else {
             return Ok(());
         };
         let Received::Answer(mut answer) = read(&asked, form, response, stream) else {
             return Ok(());
         };
-        let cut = octets.get(2).is_none_or(|flags| flags & 2 != 0);
+        let cut = bytes.get(2).is_none_or(|flags| flags & 2 != 0);
         holds(stream || !cut, "what is cut counts as an answer")?;
         answer.strip(&self.zone);
         holds(
@@ -260,7 +261,7 @@ fn check(query: &[u8], reply: &[u8], transport: Transport) -> Result<(), String>
         "no reply",
     )?;
     holds(reply.get(..2) == query.get(..2), "another number")?;
-    let kind = |octets: &[u8]| octets.get(2).map(|flags| flags & 0x79);
+    let kind = |bytes: &[u8]| bytes.get(2).map(|flags| flags & 0x79);
     holds(kind(reply) == kind(query), "another kind of message, or RD")?;
     let code = message.metadata.response_code;
     match (message.queries.as_slice(), &asked) {
@@ -319,9 +320,9 @@ fn long_answer(pending: &Pending, records: u8) -> Forwarded {
 }
 
 /// Returns the FNV-1a hash, by which different inputs belong to different clients.
-fn spread(octets: &[u8]) -> u32 {
-    octets.iter().fold(0x811c_9dc5, |hash, octet| {
-        (hash ^ u32::from(*octet)).wrapping_mul(0x0100_0193)
+fn spread(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
     })
 }
 

@@ -4,6 +4,7 @@
 //! amount of work, whatever the zone holds. A query that it does not answer takes the full path, in a thread of its own
 //! ([`super::full_path`]), if the limits admit it.
 
+use crate::os::random;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -41,7 +42,7 @@ impl Resolver {
         allowed: Arc<ArcSwap<Allowed>>,
         upstream: Arc<Upstream>,
     ) -> Self {
-        let random = || getrandom::u64().unwrap_or_default();
+        let random = || random::u64().unwrap_or_default();
         Self {
             zone,
             allowed,

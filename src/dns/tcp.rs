@@ -168,7 +168,7 @@ fn put(reply: &[u8], replies: &mut Vec<u8>) -> io::Result<()> {
 /// Bytes that came and are not answered. There is room for one query of any length, so that a query is always complete
 /// before the room is full.
 struct Received {
-    octets: Box<[u8]>,
+    bytes: Box<[u8]>,
     start: usize,
     end: usize,
 }
@@ -183,7 +183,7 @@ impl Default for Received {
     fn default() -> Self {
         Self {
             // One byte more than a query may have: that such a one is too long is answered.
-            octets: vec![0; 2 + MAX_QUERY + 1].into(),
+            bytes: vec![0; 2 + MAX_QUERY + 1].into(),
             start: 0,
             end: 0,
         }
@@ -193,12 +193,12 @@ impl Default for Received {
 impl Received {
     /// Returns the next query without removing it.
     fn next(&self) -> Next<'_> {
-        let waiting = self.octets.get(self.start..self.end).unwrap_or_default();
+        let waiting = self.bytes.get(self.start..self.end).unwrap_or_default();
         let Some(length) = waiting.first_chunk() else {
             return Next::Incomplete;
         };
         let length = usize::from(u16::from_be_bytes(*length));
-        if 2 + length > self.octets.len() {
+        if 2 + length > self.bytes.len() {
             return Next::TooLong;
         }
         match waiting.get(2..2 + length) {
@@ -216,15 +216,15 @@ impl Received {
 
     /// Where the next bytes go.
     fn room(&mut self) -> &mut [u8] {
-        self.octets.copy_within(self.start..self.end, 0);
+        self.bytes.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;
-        self.octets.get_mut(self.end..).unwrap_or_default()
+        self.bytes.get_mut(self.end..).unwrap_or_default()
     }
 
     /// `length` bytes were read into the free space.
     fn add(&mut self, length: usize) {
-        self.end = self.octets.len().min(self.end + length);
+        self.end = self.bytes.len().min(self.end + length);
     }
 }
 

@@ -31,10 +31,10 @@ pub const NEGATIVE_TTL: u32 = 5;
 
 /// The default of the maximum number of addresses in an answer. Clients use one of the first, and a short reply passes every path
 /// in one datagram.
-pub const MOST_ADDRESSES: usize = 8;
+pub const MAX_ADDRESSES: usize = 8;
 
 /// The maximum number of SRV or TXT records in an answer. With the addresses of their targets they fit into one message.
-pub const MOST_RECORDS: usize = 32;
+pub const MAX_RECORDS: usize = 32;
 
 /// The first label of a name that means only the nearest instances of the service below it. No instance has it as its own.
 pub(super) const NEAREST: &str = "nearest";
@@ -58,8 +58,8 @@ pub struct ZoneInput<'a> {
     pub own: PublicKey,
     /// The nodes that do not answer this node.
     pub unreachable: &'a BTreeSet<PublicKey>,
-    /// The distance groups of other nodes: equal numbers are equally near, and smaller ones nearer. A node that was not measured is
-    /// absent.
+    /// The distance groups of other nodes: equal numbers are equally near, and smaller ones nearer. A node that was not
+    /// measured is absent.
     pub groups: &'a BTreeMap<PublicKey, u8>,
     /// The answer for services without a usable instance.
     pub when_none_usable: WhenNoneUsable,

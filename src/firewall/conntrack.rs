@@ -1,17 +1,19 @@
-//! Which connections the kernel must forget when a mapping changes, and the messages for it. Pure.
+//! Computes which tracked connections the kernel must delete when a mapping changes, and the netlink messages that
+//! delete them. Pure.
 //!
-//! A connection that was translated goes on to where it went, whatever the rules say by then. So when an instance
-//! address moves to another container, or is taken away, its connections end; and a flow of UDP, which never ends by
-//! itself, leaves an instance that its service address no longer leads to.
+//! Connection tracking keeps the translation of an established connection, whatever the rules say afterwards. So the
+//! connections of an instance address are deleted when the address is assigned to another container or removed. UDP
+//! flows do not end by themselves, so a UDP flow is deleted when its service address no longer leads to its instance.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::Wiring;
-use super::netfilter::{FAMILY_HEADER, attribute, attributes, message, push_attribute};
-use super::ruleset::Sound;
+use super::FirewallState;
+use super::netfilter::{FAMILY_HEADER, message};
+use super::ruleset::ValidState;
+use crate::os::netlink::{attribute, attributes, push_attribute};
 
 /// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` of the connection tracking subsystem.
 const GET: u16 = 0x0101;
@@ -26,7 +28,7 @@ const ID: u16 = 12;
 const ZONE: u16 = 18;
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
-/// `CTA_TUPLE_IP` and `CTA_TUPLE_PROTO`, and what is in them.
+/// `CTA_TUPLE_IP` and `CTA_TUPLE_PROTO`, and the attributes inside them.
 const ADDRESSES: u16 = 1;
 const PROTOCOL: u16 = 2;
 const SOURCE: u16 = 1;
@@ -35,55 +37,59 @@ const NUMBER: u16 = 1;
 /// IP protocol number of UDP.
 const UDP: u8 = 17;
 
-/// Connections that must end.
+/// The connections that must be deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Gone {
+pub(super) struct StaleConnections {
     prefix: Ipv4Net,
     instances: BTreeSet<Ipv4Addr>,
     containers: BTreeSet<Ipv4Addr>,
-    /// Service address and where it led.
+    /// Service addresses, each with an instance to which it no longer leads.
     balanced: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
 }
 
-impl Gone {
-    /// What the change from `old` to `new` ends, if anything.
-    pub(super) fn between(old: (&Wiring, &Sound), new: (&Wiring, &Sound)) -> Option<Self> {
-        let mut gone = Self {
+impl StaleConnections {
+    /// The connections that the change from `old` to `new` makes stale. None if there are none.
+    pub(super) fn between(
+        old: (&FirewallState, &ValidState),
+        new: (&FirewallState, &ValidState),
+    ) -> Option<Self> {
+        let mut stale = Self {
             prefix: old.0.prefix,
             instances: BTreeSet::new(),
             containers: BTreeSet::new(),
             balanced: BTreeSet::new(),
         };
         for (instance, container) in old.1.containers() {
-            let process = |wiring: &Wiring| wiring.mappings.get(instance).and_then(|m| m.pid);
+            let process = |state: &FirewallState| state.mappings.get(instance).and_then(|m| m.pid);
             let stays = new.1.containers().get(instance) == Some(container)
                 && match (process(old.0), process(new.0)) {
                     (Some(before), Some(after)) => before == after,
                     _ => true,
                 };
             if !stays {
-                gone.instances.insert(*instance);
-                gone.containers.insert(*container);
+                stale.instances.insert(*instance);
+                stale.containers.insert(*container);
             }
         }
         for (service, targets) in old.1.services() {
             let now = new.1.services().get(service);
             let left = |target: &&Ipv4Addr| now.is_none_or(|now| !now.contains(target));
-            gone.balanced.extend(
+            stale.balanced.extend(
                 targets
                     .iter()
                     .filter(left)
                     .map(|target| (*service, *target)),
             );
         }
-        (!gone.instances.is_empty() || !gone.balanced.is_empty()).then_some(gone)
+        (!stale.instances.is_empty() || !stale.balanced.is_empty()).then_some(stale)
     }
 
-    /// The message that ends the connection that `body` (of a message of the dump) tells about, if it must end.
+    /// The message that deletes the connection that `body` describes, if the connection is stale. `body` is the body of
+    /// a message of the dump.
     pub(super) fn deletion(&self, body: &[u8], sequence: u32) -> Option<Vec<u8>> {
-        let told = body.get(FAMILY_HEADER..)?;
-        let original = attribute(told, ORIGINAL)?;
-        let reply = attribute(told, REPLY)?;
+        let connection = body.get(FAMILY_HEADER..)?;
+        let original = attribute(connection, ORIGINAL)?;
+        let reply = attribute(connection, REPLY)?;
         let (to, back_from, back_to) = (
             address(original, DESTINATION)?,
             address(reply, SOURCE)?,
@@ -94,28 +100,28 @@ impl Gone {
             || (self.prefix.contains(&to) && self.containers.contains(&back_from))
             || (protocol(original) == Some(UDP) && self.balanced.contains(&(to, back_from)));
         ends.then(|| {
-            let mut which = Vec::new();
-            push_attribute(&mut which, ORIGINAL | NESTED, original);
-            for (kind, value) in attributes(told) {
+            let mut identity = Vec::new();
+            push_attribute(&mut identity, ORIGINAL | NESTED, original);
+            for (kind, value) in attributes(connection) {
                 if kind == ID || kind == ZONE {
-                    push_attribute(&mut which, kind, value);
+                    push_attribute(&mut identity, kind, value);
                 }
             }
-            message(DELETE, ACKNOWLEDGED, sequence, &which)
+            message(DELETE, ACKNOWLEDGED, sequence, &identity)
         })
     }
 }
 
-/// Asks for all connections over IPv4.
+/// The request for all IPv4 connections.
 pub(super) fn dump() -> Vec<u8> {
     message(GET, DUMP, 1, &[])
 }
 
 fn address(tuple: &[u8], which: u16) -> Option<Ipv4Addr> {
-    let octets: [u8; 4] = attribute(attribute(tuple, ADDRESSES)?, which)?
+    let bytes: [u8; 4] = attribute(attribute(tuple, ADDRESSES)?, which)?
         .try_into()
         .ok()?;
-    Some(octets.into())
+    Some(bytes.into())
 }
 
 fn protocol(tuple: &[u8]) -> Option<u8> {
@@ -130,11 +136,11 @@ mod tests {
 
     use super::*;
     use crate::firewall::Mapped;
-    use crate::firewall::netfilter::messages;
+    use crate::os::netlink::messages;
 
-    fn wiring(mappings: &[(&str, &str, u32)], services: &[(&str, &[&str])]) -> Wiring {
+    fn state(mappings: &[(&str, &str, u32)], services: &[(&str, &[&str])]) -> FirewallState {
         let ip = |text: &str| text.parse::<Ipv4Addr>().expect("a literal");
-        Wiring {
+        FirewallState {
             interface: "mesh0".into(),
             prefix: "10.210.0.0/16".parse().expect("a literal"),
             block: "10.210.1.0/24".parse().expect("a literal"),
@@ -159,17 +165,17 @@ mod tests {
         }
     }
 
-    fn between(old: &Wiring, new: &Wiring) -> Option<Gone> {
-        Gone::between((old, &Sound::of(old)), (new, &Sound::of(new)))
+    fn between(old: &FirewallState, new: &FirewallState) -> Option<StaleConnections> {
+        StaleConnections::between((old, &ValidState::of(old)), (new, &ValidState::of(new)))
     }
 
-    /// What the kernel tells about a connection: source and destination of both directions.
-    fn told(protocol: u8, addresses: [&str; 4]) -> Vec<u8> {
+    /// The body of a message that describes a connection with these sources and destinations in both directions.
+    fn connection(protocol: u8, addresses: [&str; 4]) -> Vec<u8> {
         let tuple = |source: &str, destination: &str| {
-            let octets = |text: &str| text.parse::<Ipv4Addr>().expect("a literal").octets();
+            let bytes = |text: &str| text.parse::<Ipv4Addr>().expect("a literal").octets();
             let (mut ips, mut proto, mut tuple) = (Vec::new(), Vec::new(), Vec::new());
-            push_attribute(&mut ips, SOURCE, &octets(source));
-            push_attribute(&mut ips, DESTINATION, &octets(destination));
+            push_attribute(&mut ips, SOURCE, &bytes(source));
+            push_attribute(&mut ips, DESTINATION, &bytes(destination));
             push_attribute(&mut proto, NUMBER, &[protocol]);
             push_attribute(&mut tuple, ADDRESSES | NESTED, &ips);
             push_attribute(&mut tuple, PROTOCOL | NESTED, &proto);
@@ -184,8 +190,8 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_moves_or_goes_takes_its_connections_along_and_no_others() {
-        let old = wiring(
+    fn connections_of_an_address_that_moves_or_is_removed_are_deleted_and_no_others() {
+        let old = state(
             &[
                 ("10.210.1.2", "172.17.0.2", 5),
                 ("10.210.1.3", "172.17.0.3", 6),
@@ -193,15 +199,15 @@ mod tests {
             &[],
         );
         assert_eq!(between(&old, &old), None);
-        let moved = wiring(
+        let moved = state(
             &[
                 ("10.210.1.2", "172.17.0.9", 7),
                 ("10.210.1.3", "172.17.0.3", 6),
             ],
             &[],
         );
-        let gone = between(&old, &moved).expect("one moved");
-        let ends = |addresses| gone.deletion(&told(6, addresses), 1).is_some();
+        let stale = between(&old, &moved).expect("one moved");
+        let ends = |addresses| stale.deletion(&connection(6, addresses), 1).is_some();
         assert!(
             ends(["10.210.2.1", "10.210.1.2", "172.17.0.2", "10.210.2.1"]),
             "to it"
@@ -226,38 +232,39 @@ mod tests {
 
     #[test]
     fn another_process_at_the_same_address_is_another_container() {
-        let old = wiring(&[("10.210.1.2", "172.17.0.2", 5)], &[]);
-        let new = wiring(&[("10.210.1.2", "172.17.0.2", 9)], &[]);
+        let old = state(&[("10.210.1.2", "172.17.0.2", 5)], &[]);
+        let new = state(&[("10.210.1.2", "172.17.0.2", 9)], &[]);
         assert!(between(&old, &new).is_some());
     }
 
     #[test]
-    fn only_udp_leaves_an_instance_that_its_service_address_no_longer_leads_to() {
-        let old = wiring(&[], &[("10.210.0.64", &["10.210.2.2", "10.210.3.2"])]);
-        let new = wiring(&[], &[("10.210.0.64", &["10.210.3.2"])]);
-        let gone = between(&old, &new).expect("one left");
+    fn only_udp_flows_are_deleted_when_a_service_address_no_longer_leads_to_an_instance() {
+        let old = state(&[], &[("10.210.0.64", &["10.210.2.2", "10.210.3.2"])]);
+        let new = state(&[], &[("10.210.0.64", &["10.210.3.2"])]);
+        let stale = between(&old, &new).expect("one left");
         let flow = ["10.210.1.1", "10.210.0.64", "10.210.2.2", "10.210.1.1"];
         let other = ["10.210.1.1", "10.210.0.64", "10.210.3.2", "10.210.1.1"];
-        assert!(gone.deletion(&told(17, flow), 1).is_some());
-        assert!(gone.deletion(&told(6, flow), 1).is_none());
-        assert!(gone.deletion(&told(17, other), 1).is_none());
+        assert!(stale.deletion(&connection(17, flow), 1).is_some());
+        assert!(stale.deletion(&connection(6, flow), 1).is_none());
+        assert!(stale.deletion(&connection(17, other), 1).is_none());
         assert_eq!(between(&new, &old), None);
     }
 
     #[test]
-    fn a_deletion_names_the_connection_as_it_was_told() {
-        let old = wiring(&[("10.210.1.2", "172.17.0.2", 5)], &[]);
-        let gone = between(&old, &wiring(&[], &[])).expect("it went");
-        let body = told(6, ["10.210.2.1", "10.210.1.2", "172.17.0.2", "10.210.2.1"]);
-        let message = gone.deletion(&body, 7).expect("it ends");
-        let (kind, flags, sent) = messages(&message).next().expect("whole");
-        assert_eq!((kind, flags), (DELETE, ACKNOWLEDGED));
-        let sent = sent.get(FAMILY_HEADER..).expect("whole");
+    fn a_deletion_names_the_connection_as_the_dump_described_it() {
+        let old = state(&[("10.210.1.2", "172.17.0.2", 5)], &[]);
+        let stale = between(&old, &state(&[], &[])).expect("it went");
+        let body = connection(6, ["10.210.2.1", "10.210.1.2", "172.17.0.2", "10.210.2.1"]);
+        let message = stale.deletion(&body, 7).expect("it ends");
+        let sent = messages(&message).next().expect("whole");
+        let flags = u16::from_ne_bytes([sent.bytes[6], sent.bytes[7]]);
+        assert_eq!((sent.kind, flags), (DELETE, ACKNOWLEDGED));
+        let sent = sent.body.get(FAMILY_HEADER..).expect("whole");
         assert_eq!(
             attribute(sent, ORIGINAL),
             attribute(body.get(4..).expect("whole"), ORIGINAL)
         );
         assert_eq!(attribute(sent, ID), Some(&[1, 2, 3, 4][..]));
-        assert_eq!(gone.deletion(&[2, 0, 0, 0, 9], 1), None);
+        assert_eq!(stale.deletion(&[2, 0, 0, 0, 9], 1), None);
     }
 }

@@ -1,45 +1,48 @@
-//! The one rule among the container engine's: connections to mesh addresses that were translated may pass. Pure.
+//! Computes the changes to the one rule in the container engine's chains, which accepts translated connections to mesh
+//! addresses. Pure.
 //!
-//! Engines up to version 26 append a `RETURN` to `DOCKER-USER` whenever a network is made, so the rule stands first.
+//! Engines up to version 26 append a `RETURN` to `DOCKER-USER` whenever a network is created, so the rule has to be the
+//! first one.
 
 use ipnet::Ipv4Net;
 
-/// The engine's chain for rules of others.
+/// The engine's chain for the rules of other programs.
 pub(super) const CHAIN: &str = "DOCKER-USER";
-/// By which our rule is known.
+/// The comment that identifies our rule.
 const COMMENT: &str = "meshd";
 
-/// What the filter table's listing (`iptables -S`) says about the engine.
+/// Which chains of Docker the listing of the filter table (`iptables -S`) contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Engine {
-    /// No chain of Docker's.
+    /// The listing contains no chain of Docker.
     None,
-    /// Docker's chains, with the one for others.
+    /// Docker's chains are there, and [`CHAIN`] is one of them.
     Docker,
-    /// Docker's chains, but not that one.
+    /// Docker's chains are there, but [`CHAIN`] is not.
     WithoutUserChain,
 }
 
-/// The rule.
+/// The wanted rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rule {
-    /// All IPv4 addresses of the mesh.
+    /// The IPv4 prefix of the mesh.
     pub(super) prefix: Ipv4Net,
-    /// Whether connections pass that were not translated: to containers that have mesh addresses themselves.
+    /// Whether the rule accepts connections that were not translated, because containers have mesh addresses of their
+    /// own.
     pub(super) native: bool,
 }
 
-/// What to do about the rule.
+/// The changes to the engine's chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Steps {
-    /// What is there of Docker's.
+    /// The engine that the listing shows.
     pub(super) engine: Engine,
-    /// Arguments of one `iptables` call each, in this order.
+    /// The arguments of `iptables` calls, in the order in which the calls have to run.
     pub(super) calls: Vec<Vec<String>>,
 }
 
 impl Rule {
-    /// The rule as arguments.
+    /// The rule as arguments of `iptables`.
     pub(super) fn words(self) -> Vec<String> {
         let prefix = self.prefix.trunc().to_string();
         let state: &[&str] = if self.native {
@@ -63,7 +66,7 @@ impl Rule {
     }
 }
 
-/// Compares the listing with what is wanted: a rule, or none.
+/// Compares the listing with the wanted rule, and returns the changes. Without a wanted rule, ours is removed.
 pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
     let chains: Vec<&str> = listing
         .lines()
@@ -81,8 +84,8 @@ pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
     if engine != Engine::Docker {
         return Steps { engine, calls };
     }
-    let mut stands = false;
-    let mut ended = false;
+    let mut is_present = false;
+    let mut after_jump = false;
     for line in listing.lines() {
         let Some(rule) = line.strip_prefix(&format!("-A {CHAIN} ")) else {
             continue;
@@ -97,24 +100,24 @@ pub(super) fn steps(listing: &str, wanted: Option<Rule>) -> Steps {
                 .any(|pair| pair.first() == Some(&flag) && pair.get(1) == Some(&value))
         };
         if has("--comment", COMMENT) {
-            let right = wanted.is_some_and(|rule| {
+            let is_right = wanted.is_some_and(|rule| {
                 has("--ctorigdst", &rule.prefix.trunc().to_string())
                     && has("--ctstate", "DNAT") != rule.native
                     && has("-j", "ACCEPT")
             });
-            if right && !ended && !stands {
-                stands = true;
+            if is_right && !after_jump && !is_present {
+                is_present = true;
             } else {
                 let mut call = vec!["-D".to_owned(), CHAIN.to_owned()];
                 call.extend(words.iter().map(ToString::to_string));
                 calls.push(call);
             }
         } else if let ["-j", _] = words.as_slice() {
-            ended = true;
+            after_jump = true;
         }
     }
     if let Some(rule) = wanted
-        && !stands
+        && !is_present
     {
         let mut call = vec!["-I".to_owned(), CHAIN.to_owned(), "1".to_owned()];
         call.extend(rule.words());

@@ -1,4 +1,4 @@
-//! What the firewall does to the machine, behind a trait: the programs `nft` and `iptables`, netlink, one sysctl.
+//! The firewall's access to the machine, behind a trait: the programs `nft` and `iptables`, netlink, and one sysctl.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -6,74 +6,86 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rtnetlink::Handle;
-use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols};
+use rtnetlink::sys::{SocketAddr, protocols};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use super::conntrack::{self, Gone};
+use super::conntrack::{self, StaleConnections};
+use super::error::KernelError;
 use super::native;
-use super::netfilter::{Touched, messages, touched};
+use super::netfilter::{Affected, affected};
 use super::ports::{self, Ports};
-use super::refused::Refused;
 use super::ruleset::TABLE;
-use super::{Native, Wiring};
+use super::{FirewallState, Native};
+use crate::os::netlink::{Message, Subscription, messages};
 use crate::os::tasks::{AbortOnDrop, Tasks};
 
-/// A program that takes longer hangs.
+/// A program that takes longer is treated as hanging.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(10);
-/// `NFNLGRP_NFTABLES`: notifications of every change to nftables.
+/// `NFNLGRP_NFTABLES`: the multicast group with notifications of all changes to nftables.
 const NOTIFICATIONS: u32 = 7;
-/// Ends a dump (`NLMSG_DONE`), and tells how a request went (`NLMSG_ERROR`).
+/// `NLMSG_DONE` ends a dump. `NLMSG_ERROR` has the result of a request.
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// The machine, or what stands for it in tests.
+/// The machine, or its replacement in tests.
 pub(super) trait Kernel: Send + 'static {
-    /// Carries out an nftables script, whole or not at all.
-    fn nft(&mut self, script: &str) -> impl Future<Output = Result<(), Refused>> + Send;
-    /// A table as nftables lists it, without counters; nothing if it is not there.
+    /// Runs an nftables script as one transaction.
+    fn nft(&mut self, script: &str) -> impl Future<Output = Result<(), KernelError>> + Send;
+    /// Returns a table as nftables lists it, without counters. None if there is no such table.
     fn table(
         &mut self,
         family: &str,
         name: &str,
-    ) -> impl Future<Output = Result<Option<String>, Refused>> + Send;
-    /// The filter table of IPv4 as `iptables -S` lists it.
-    fn filter(&mut self) -> impl Future<Output = Result<String, Refused>> + Send;
-    /// One call of `iptables`.
-    fn iptables(&mut self, call: &[String]) -> impl Future<Output = Result<(), Refused>> + Send;
-    /// Looks for bridges and the containers' ports of them.
-    fn ports(&mut self, wiring: &Wiring) -> impl Future<Output = Result<Ports, Refused>> + Send;
-    /// Sets whether a port turns packets around.
+    ) -> impl Future<Output = Result<Option<String>, KernelError>> + Send;
+    /// Returns the filter table of IPv4 as `iptables -S` lists it.
+    fn filter(&mut self) -> impl Future<Output = Result<String, KernelError>> + Send;
+    /// Runs `iptables` once.
+    fn iptables(&mut self, call: &[String])
+    -> impl Future<Output = Result<(), KernelError>> + Send;
+    /// Finds the bridges and the bridge ports of the containers.
+    fn ports(
+        &mut self,
+        state: &FirewallState,
+    ) -> impl Future<Output = Result<Ports, KernelError>> + Send;
+    /// Sets the hairpin mode of a bridge port.
     fn set_hairpin(
         &mut self,
         index: u32,
         on: bool,
-    ) -> impl Future<Output = Result<(), Refused>> + Send;
-    /// Leads the mesh to a bridge whose containers have addresses of it; `node` is the source of the host's packets.
-    fn lead(
+    ) -> impl Future<Output = Result<(), KernelError>> + Send;
+    /// Adds the route to a bridge whose containers have mesh addresses. `node` is the source address of the host's own
+    /// packets.
+    fn add_route(
         &mut self,
         native: &Native,
         node: Ipv4Addr,
-    ) -> impl Future<Output = Result<(), Refused>> + Send;
-    /// No longer does that.
-    fn lead_away(&mut self, native: &Native) -> impl Future<Output = Result<(), Refused>> + Send;
+    ) -> impl Future<Output = Result<(), KernelError>> + Send;
+    /// Removes this route.
+    fn remove_route(
+        &mut self,
+        native: &Native,
+    ) -> impl Future<Output = Result<(), KernelError>> + Send;
     /// Whether the machine forwards IPv4.
-    fn forwards(&mut self) -> Result<bool, Refused>;
-    /// Sets that.
-    fn set_forwards(&mut self, on: bool) -> Result<(), Refused>;
-    /// Ends connections; gives how many.
-    fn forget(&mut self, gone: Gone) -> impl Future<Output = Result<usize, Refused>> + Send;
-    /// Returns when somebody has changed a table of ours or the engine's. Never returns if that cannot be known.
+    fn forwards(&mut self) -> Result<bool, KernelError>;
+    /// Sets whether the machine forwards IPv4.
+    fn set_forwards(&mut self, on: bool) -> Result<(), KernelError>;
+    /// Deletes tracked connections and returns their number.
+    fn delete_connections(
+        &mut self,
+        stale: StaleConnections,
+    ) -> impl Future<Output = Result<usize, KernelError>> + Send;
+    /// Returns when another program has changed a table of meshd or of the engine. Never returns if there are no
+    /// notifications.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
-    /// Why changes by others are noticed late, if they are.
-    fn blind(&self) -> Option<String>;
+    /// Why there are no notifications, if there are none: changes by other programs are then noticed late.
+    fn notifications_error(&self) -> Option<String>;
 }
 
-/// This machine.
 pub(super) struct Machine {
     netlink: Option<(Handle, AbortOnDrop)>,
-    notifications: io::Result<TokioSocket>,
+    notifications: Subscription,
 }
 
 impl Machine {
@@ -84,36 +96,36 @@ impl Machine {
                 let connection = Tasks::current().spawn_finite("firewall netlink", connection);
                 (handle, connection.abort_on_drop())
             }),
-            notifications: subscribe(),
+            notifications: Subscription::open(protocols::NETLINK_NETFILTER, &[NOTIFICATIONS]),
         }
     }
 
-    fn handle(&self) -> Result<&Handle, Refused> {
+    fn handle(&self) -> Result<&Handle, KernelError> {
         match &self.netlink {
             Some((handle, _)) => Ok(handle),
-            None => Err(Refused::Said("netlink", "no socket".into())),
+            None => Err(KernelError::Failed("netlink", "no socket".into())),
         }
     }
 }
 
 impl Kernel for Machine {
-    async fn nft(&mut self, script: &str) -> Result<(), Refused> {
+    async fn nft(&mut self, script: &str) -> Result<(), KernelError> {
         run("nft", &["-f", "-"], script).await.map(drop)
     }
 
-    async fn table(&mut self, family: &str, name: &str) -> Result<Option<String>, Refused> {
+    async fn table(&mut self, family: &str, name: &str) -> Result<Option<String>, KernelError> {
         match run("nft", &["-s", "list", "table", family, name], "").await {
             Ok(text) => Ok(Some(text)),
-            Err(Refused::Said(_, why)) if why.contains("No such file") => Ok(None),
-            Err(refused) => Err(refused),
+            Err(KernelError::Failed(_, why)) if why.contains("No such file") => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
-    async fn filter(&mut self) -> Result<String, Refused> {
+    async fn filter(&mut self) -> Result<String, KernelError> {
         run("iptables", &["-w", "5", "-S"], "").await
     }
 
-    async fn iptables(&mut self, call: &[String]) -> Result<(), Refused> {
+    async fn iptables(&mut self, call: &[String]) -> Result<(), KernelError> {
         let arguments: Vec<&str> = ["-w", "5"]
             .into_iter()
             .chain(call.iter().map(String::as_str))
@@ -121,78 +133,68 @@ impl Kernel for Machine {
         run("iptables", &arguments, "").await.map(drop)
     }
 
-    async fn ports(&mut self, wiring: &Wiring) -> Result<Ports, Refused> {
-        let found = ports::find(self.handle()?, wiring).await;
-        found.map_err(|error| Refused::Said("list the bridges", error.to_string()))
+    async fn ports(&mut self, state: &FirewallState) -> Result<Ports, KernelError> {
+        let found = ports::find(self.handle()?, state).await;
+        found.map_err(|error| KernelError::Failed("list the bridges", error.to_string()))
     }
 
-    async fn set_hairpin(&mut self, index: u32, on: bool) -> Result<(), Refused> {
+    async fn set_hairpin(&mut self, index: u32, on: bool) -> Result<(), KernelError> {
         let set = ports::set_hairpin(self.handle()?, index, on).await;
-        set.map_err(|error| Refused::Said("set a port of a bridge", error.to_string()))
+        set.map_err(|error| KernelError::Failed("set a port of a bridge", error.to_string()))
     }
 
-    async fn lead(&mut self, native: &Native, node: Ipv4Addr) -> Result<(), Refused> {
-        native::lead(self.handle()?, native, node).await
+    async fn add_route(&mut self, native: &Native, node: Ipv4Addr) -> Result<(), KernelError> {
+        native::add_route(self.handle()?, native, node).await
     }
 
-    async fn lead_away(&mut self, native: &Native) -> Result<(), Refused> {
-        native::lead_away(self.handle()?, native).await
+    async fn remove_route(&mut self, native: &Native) -> Result<(), KernelError> {
+        native::remove_route(self.handle()?, native).await
     }
 
-    fn forwards(&mut self) -> Result<bool, Refused> {
+    fn forwards(&mut self) -> Result<bool, KernelError> {
         let text = std::fs::read_to_string(FORWARDING);
-        let text = text.map_err(|error| Refused::Said(FORWARDING, error.to_string()))?;
+        let text = text.map_err(|error| KernelError::Failed(FORWARDING, error.to_string()))?;
         Ok(text.trim() != "0")
     }
 
-    fn set_forwards(&mut self, on: bool) -> Result<(), Refused> {
+    fn set_forwards(&mut self, on: bool) -> Result<(), KernelError> {
         std::fs::write(FORWARDING, if on { "1" } else { "0" })
-            .map_err(|error| Refused::Said(FORWARDING, error.to_string()))
+            .map_err(|error| KernelError::Failed(FORWARDING, error.to_string()))
     }
 
-    async fn forget(&mut self, gone: Gone) -> Result<usize, Refused> {
-        // A busy machine has very many connections; going through them must not hold up anything else.
-        let forgotten = tokio::task::spawn_blocking(move || forget(&gone)).await;
-        match forgotten {
+    async fn delete_connections(&mut self, stale: StaleConnections) -> Result<usize, KernelError> {
+        // A busy machine has millions of connections, so the dump runs on a thread of its own.
+        let deleted = tokio::task::spawn_blocking(move || delete_stale(&stale)).await;
+        match deleted {
             Ok(Ok(count)) => Ok(count),
-            Ok(Err(error)) => Err(Refused::Said("connection tracking", error.to_string())),
-            Err(error) => Err(Refused::Said("connection tracking", error.to_string())),
+            Ok(Err(error)) => Err(KernelError::Failed(
+                "connection tracking",
+                error.to_string(),
+            )),
+            Err(error) => Err(KernelError::Failed(
+                "connection tracking",
+                error.to_string(),
+            )),
         }
     }
 
     async fn changed(&mut self) {
-        loop {
-            let Ok(socket) = &mut self.notifications else {
-                return std::future::pending().await;
-            };
-            match socket.recv_from_full().await {
-                Ok((datagram, _)) => {
-                    if touched(&datagram, TABLE) != Touched::Nothing {
-                        return;
-                    }
-                }
-                // More came than there was room for: it may have been about us.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return,
-                Err(error) => self.notifications = Err(error),
-            }
-        }
+        let concerns = |datagram: &[u8]| affected(datagram, TABLE) != Affected::Nothing;
+        self.notifications.next(concerns).await;
     }
 
-    fn blind(&self) -> Option<String> {
-        self.notifications.as_ref().err().map(ToString::to_string)
+    fn notifications_error(&self) -> Option<String> {
+        self.notifications.error()
     }
 }
 
-fn subscribe() -> io::Result<TokioSocket> {
-    let mut socket = TokioSocket::new(protocols::NETLINK_NETFILTER)?;
-    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
-    socket.socket_mut().add_membership(NOTIFICATIONS)?;
-    Ok(socket)
-}
-
-/// Runs a program to its end; gives what it printed.
-async fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<String, Refused> {
-    let said = |error: &dyn std::fmt::Display| Refused::Said(program, error.to_string());
+/// Runs a program until it exits, and returns its output.
+async fn run(
+    program: &'static str,
+    arguments: &[&str],
+    input: &str,
+) -> Result<String, KernelError> {
+    let failed = |error: &dyn std::fmt::Display| KernelError::Failed(program, error.to_string());
     let mut child = Command::new(program)
         .args(arguments)
         .env("LC_ALL", "C")
@@ -202,34 +204,34 @@ async fn run(program: &'static str, arguments: &[&str], input: &str) -> Result<S
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Refused::NoProgram(program),
-            io::ErrorKind::PermissionDenied => Refused::NoRights(program),
-            _ => said(&error),
+            io::ErrorKind::NotFound => KernelError::NotInstalled(program),
+            io::ErrorKind::PermissionDenied => KernelError::NotPermitted(program),
+            _ => failed(&error),
         })?;
     let stdin = child.stdin.take();
     let work = async {
         if let Some(mut stdin) = stdin {
-            // One that ends early says why on its own.
+            // A program that exits before it reads all of its input reports the reason itself.
             let _ = stdin.write_all(input.as_bytes()).await;
         }
         child.wait_with_output().await
     };
     let output = match tokio::time::timeout(PROGRAM_TIMEOUT, work).await {
-        Ok(output) => output.map_err(|error| said(&error))?,
-        Err(_) => return Err(said(&"it hangs")),
+        Ok(output) => output.map_err(|error| failed(&error))?,
+        Err(_) => return Err(failed(&"it did not end within 10 s")),
     };
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     if text.contains("not permitted") || text.contains("Permission denied") {
-        return Err(Refused::NoRights(program));
+        return Err(KernelError::NotPermitted(program));
     }
     let first = text.lines().find(|line| !line.trim().is_empty());
-    Err(said(&first.unwrap_or("it failed and did not say why")))
+    Err(failed(&first.unwrap_or("it failed without a message")))
 }
 
-fn forget(gone: &Gone) -> io::Result<usize> {
+fn delete_stale(stale: &StaleConnections) -> io::Result<usize> {
     let mut socket = rtnetlink::sys::Socket::new(protocols::NETLINK_NETFILTER)?;
     socket.bind(&SocketAddr::new(0, 0))?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -237,11 +239,11 @@ fn forget(gone: &Gone) -> io::Result<usize> {
     let mut deletions = Vec::new();
     'dump: loop {
         let (datagram, _) = socket.recv_from_full()?;
-        for (kind, _, body) in messages(&datagram) {
+        for Message { kind, body, .. } in messages(&datagram) {
             match kind {
                 DONE => break 'dump,
                 ERROR => outcome(body)?,
-                _ => deletions.extend(gone.deletion(body, 2)),
+                _ => deletions.extend(stale.deletion(body, 2)),
             }
         }
     }
@@ -249,8 +251,8 @@ fn forget(gone: &Gone) -> io::Result<usize> {
     for deletion in &deletions {
         socket.send(deletion, 0)?;
         let (datagram, _) = socket.recv_from_full()?;
-        for (kind, _, body) in messages(&datagram) {
-            // One that ended by itself meanwhile is no fault.
+        for Message { kind, body, .. } in messages(&datagram) {
+            // A connection that ended in the meantime is no error.
             if kind == ERROR && outcome(body).is_ok() {
                 count += 1;
             }
@@ -259,9 +261,9 @@ fn forget(gone: &Gone) -> io::Result<usize> {
     Ok(count)
 }
 
-/// The error number in an answer, as an error unless it is none.
+/// The error in a reply. `Ok` if its error number is 0.
 fn outcome(body: &[u8]) -> io::Result<()> {
-    let number = body.get(..4).and_then(|octets| octets.try_into().ok());
+    let number = body.get(..4).and_then(|bytes| bytes.try_into().ok());
     match number.map(i32::from_ne_bytes) {
         Some(0) => Ok(()),
         Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),

@@ -1,29 +1,33 @@
-//! What the kernel does for containers: instance addresses, service addresses, and guards against addresses that are
-//! not one's own.
+//! The part of the kernel's configuration that containers need: instance addresses, service addresses, and guards
+//! against packets with addresses that do not belong to their sender.
 //!
-//! A [`Wiring`] says what there is to be; [`Firewall`] brings the kernel there, watches it, puts back what others take
-//! away, and leaves nothing behind when it stops. What it writes is a pure function of the wiring (`ruleset`):
+//! A [`FirewallState`] describes the wanted configuration. [`Firewall`] applies it, watches the kernel, restores what
+//! other programs remove, and removes everything when it stops. The rules that it writes are a pure function of the
+//! state (`ruleset`):
 //!
-//! - a table `meshd` of our own maps each instance address onto its container, balances service addresses, keeps the
-//!   exposed container's identity as the source, and refuses at once what leads nowhere;
-//! - one rule in the engine's chain `DOCKER-USER` lets mapped connections through: no accept in a table of our own
-//!   overrides a drop in another;
-//! - guards drop packets that claim an address of somebody else: neighbours on the network below, containers, and
-//!   containers of one bridge among themselves;
-//! - where the engine gives mesh addresses out itself, a route leads to its bridge, which answers for the rest of the mesh;
-//! - a container's port of the bridge turns packets around, so that it reaches its own name.
+//! - A table `meshd` maps each instance address to its container, distributes connections to service addresses over the
+//!   instances, keeps the address of an exposed container as the source of its packets, and rejects packets to
+//!   addresses without a target.
+//! - One rule in the engine's chain `DOCKER-USER` accepts mapped connections. An accept in a table of our own would not
+//!   be enough, because it does not override a drop in another table.
+//! - Guards drop packets with a source address that does not belong to their sender, whether they come from hosts on
+//!   the local network, from containers, or from another container on the same bridge.
+//! - Where the engine itself assigns mesh addresses, a route leads to its bridge, and the bridge answers ARP requests
+//!   for the rest of the mesh.
+//! - The bridge port of a container is in hairpin mode, so that the container reaches its own name.
 //!
-//! It never touches rules of others, and never flushes anything.
+//! The firewall changes no rules of other programs and flushes no table.
 
+mod applied;
 mod conntrack;
 mod docker_user;
+mod error;
 mod kernel;
 mod native;
 mod netfilter;
 mod ports;
 mod problems;
 mod reconciler;
-mod refused;
 mod ruleset;
 
 use std::collections::BTreeMap;
@@ -33,34 +37,33 @@ use ipnet::Ipv4Net;
 
 pub use reconciler::Firewall;
 
-/// What the kernel is to do for containers. Plain values.
+/// The wanted configuration of the kernel. It contains plain values only.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wiring {
-    /// The tunnel device, such as `mesh0`.
+pub struct FirewallState {
+    /// The name of the tunnel device, such as `mesh0`.
     pub interface: String,
-    /// All IPv4 addresses of the mesh.
+    /// The IPv4 prefix of the mesh.
     pub prefix: Ipv4Net,
     /// This node's block.
     pub block: Ipv4Net,
     /// This node's address.
     pub node: Ipv4Addr,
-    /// Bridges of the container engine's networks, with their subnets.
+    /// The bridges of the container engine's networks, and the subnets of each.
     pub bridges: BTreeMap<String, Vec<Ipv4Net>>,
-    /// Containers by instance address.
+    /// The containers by instance address.
     pub mappings: BTreeMap<Ipv4Addr, Mapped>,
-    /// Usable instance addresses by service address. With none, connections are refused.
+    /// The usable instance addresses by service address. Connections to a service address without any are rejected.
     pub service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
     /// The engine's network whose containers have mesh addresses of their own, if there is one.
     pub native: Option<Native>,
 }
 
-/// A network of the engine's whose containers have mesh addresses of their own: instance addresses in its range are
-/// those of the containers themselves.
+/// A network of the engine whose containers have mesh addresses of their own. The instance addresses in its range are
+/// the addresses of the containers themselves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Native {
-    /// Its bridge.
     pub bridge: String,
-    /// The part of the block that it gives out.
+    /// The part of the node's block from which the engine assigns addresses.
     pub range: Ipv4Net,
 }
 
@@ -69,8 +72,8 @@ pub struct Native {
 pub struct Mapped {
     /// The container's own address.
     pub container: Ipv4Addr,
-    /// Its first process, by which its port of the bridge is found.
+    /// The container's first process. The container's bridge port is found through it.
     pub pid: Option<u32>,
-    /// What people call it.
+    /// The name that users see.
     pub name: String,
 }

@@ -1,5 +1,5 @@
-//! The way to a bridge whose containers have mesh addresses: a route to their range, and the bridge answers their questions
-//! for the rest of the mesh, all of which they take for neighbours.
+//! The route to a bridge whose containers have mesh addresses. The containers treat the whole mesh as their local
+//! network, so the bridge answers their ARP requests for all addresses of the mesh.
 
 use std::net::Ipv4Addr;
 
@@ -9,31 +9,35 @@ use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::Native;
-use super::refused::Refused;
+use super::error::KernelError;
 use crate::model::interface::is_plain_interface;
 
-/// The kernel's own, in hundredths of a second.
+/// The kernel's default, in hundredths of a second.
 const PROXY_DELAY: &str = "80";
 
-/// Brings it about, whatever of it is there already.
-pub(super) async fn lead(handle: &Handle, native: &Native, node: Ipv4Addr) -> Result<(), Refused> {
+/// Adds the route and turns on proxy ARP. It does not matter which of the two is there already.
+pub(super) async fn add_route(
+    handle: &Handle,
+    native: &Native,
+    node: Ipv4Addr,
+) -> Result<(), KernelError> {
     let index = index(handle, &native.bridge).await?;
-    answer_for_all(native, true)?;
+    set_proxy_arp(native, true)?;
     let route = handle.route().add(route(native, index, Some(node)));
     let added = route.replace().execute().await;
-    added.map_err(|error| Refused::Said("add a route", error.to_string()))
+    added.map_err(|error| KernelError::Failed("add a route", error.to_string()))
 }
 
-/// Takes it away.
-pub(super) async fn lead_away(handle: &Handle, native: &Native) -> Result<(), Refused> {
+/// Removes the route and turns proxy ARP off.
+pub(super) async fn remove_route(handle: &Handle, native: &Native) -> Result<(), KernelError> {
     let index = index(handle, &native.bridge).await?;
-    answer_for_all(native, false)?;
+    set_proxy_arp(native, false)?;
     let removed = handle
         .route()
         .del(route(native, index, None))
         .execute()
         .await;
-    removed.map_err(|error| Refused::Said("remove a route", error.to_string()))
+    removed.map_err(|error| KernelError::Failed("remove a route", error.to_string()))
 }
 
 fn route(native: &Native, index: u32, source: Option<Ipv4Addr>) -> RouteMessage {
@@ -46,25 +50,25 @@ fn route(native: &Native, index: u32, source: Option<Ipv4Addr>) -> RouteMessage 
     }
 }
 
-async fn index(handle: &Handle, bridge: &str) -> Result<u32, Refused> {
+async fn index(handle: &Handle, bridge: &str) -> Result<u32, KernelError> {
     let mut links = handle.link().get().match_name(bridge.to_owned()).execute();
     let link: Result<Option<LinkMessage>, rtnetlink::Error> = links.try_next().await;
     match link {
         Ok(Some(link)) => Ok(link.header.index),
-        Ok(None) => Err(Refused::Said(
-            "look for the bridge",
-            "it is not there".into(),
+        Ok(None) => Err(KernelError::Failed(
+            "find the bridge",
+            "it does not exist".into(),
         )),
-        Err(error) => Err(Refused::Said("look for the bridge", error.to_string())),
+        Err(error) => Err(KernelError::Failed("find the bridge", error.to_string())),
     }
 }
 
-/// Has the bridge answer for all addresses that are led elsewhere (`proxy_arp`), or not. At once: the kernel's delay is for
-/// links where the owner may answer as well.
-fn answer_for_all(native: &Native, on: bool) -> Result<(), Refused> {
+/// Sets whether the bridge answers ARP requests for all addresses to which a route leads elsewhere (`proxy_arp`). It
+/// answers without the kernel's delay, which is for links where the owner of an address may answer as well.
+fn set_proxy_arp(native: &Native, on: bool) -> Result<(), KernelError> {
     const WHAT: &str = "proxy_arp";
     if !is_plain_interface(&native.bridge) {
-        return Err(Refused::Said(
+        return Err(KernelError::Failed(
             WHAT,
             "the name of the bridge is not plain".into(),
         ));
@@ -80,9 +84,9 @@ fn answer_for_all(native: &Native, on: bool) -> Result<(), Refused> {
             [PROXY_DELAY, "0"],
         ),
     ];
-    for (path, [usual, ours]) in settings {
-        let written = std::fs::write(path, if on { ours } else { usual });
-        written.map_err(|error| Refused::Said(WHAT, error.to_string()))?;
+    for (path, [off, on_value]) in settings {
+        let written = std::fs::write(path, if on { on_value } else { off });
+        written.map_err(|error| KernelError::Failed(WHAT, error.to_string()))?;
     }
     Ok(())
 }

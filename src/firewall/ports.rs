@@ -1,8 +1,9 @@
-//! The containers' ports of the bridges, found and set through netlink: no right to look into processes is needed.
+//! Finds and configures the bridge ports of containers through netlink, which needs no permission to inspect processes.
 //!
-//! A container's network namespace has a number here once a pair of devices leads into it. The kernel gives that number
-//! for a process, and for each device that leads there; so the port is the device with the number of the container's
-//! process on the bridge that holds its address.
+//! The kernel gives a network namespace an id in the host's namespace as soon as a pair of virtual devices connects the
+//! two. Netlink returns this id for a process, and for each device whose peer is in that namespace. So a container's
+//! port is the device that has the namespace id of the container's process and that is a port of the bridge that holds
+//! the container's address.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -16,31 +17,31 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::{Handle, LinkBridgePort};
 
-use super::Wiring;
+use super::FirewallState;
 
-/// A container's port of a bridge.
+/// A container's port on a bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Port {
     pub(super) index: u32,
     pub(super) name: String,
-    /// Whether packets go back to where they came from.
+    /// Whether the port is in hairpin mode: the bridge may send a packet back out of the port that it came from.
     pub(super) hairpin: bool,
-    /// The container's ports of other bridges: answers may leave by any of them.
+    /// The container's ports on other bridges. Its answers may leave through any of them.
     pub(super) others: Vec<String>,
 }
 
-/// What was found.
+/// The bridge ports that were found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Ports {
-    /// By the container's own address.
+    /// The ports by the container's own address.
     pub(super) found: BTreeMap<Ipv4Addr, Port>,
-    /// Bridges of the wiring that are not on this machine.
+    /// The bridges of the wanted state that are not on this machine.
     pub(super) absent: Vec<String>,
-    /// The tunnel device and bridges from which packets are not forwarded.
-    pub(super) stuck: Vec<String>,
+    /// The tunnel device and the bridges for which IPv4 forwarding is off.
+    pub(super) not_forwarding: Vec<String>,
 }
 
-/// A device as far as it matters here.
+/// The attributes of a network device that matter here.
 struct Device {
     index: u32,
     name: String,
@@ -50,22 +51,25 @@ struct Device {
     forwards: bool,
 }
 
-/// Looks for the bridges and for the ports of all mapped containers.
-pub(super) async fn find(handle: &Handle, wiring: &Wiring) -> Result<Ports, rtnetlink::Error> {
+/// Finds the bridges and the ports of all mapped containers.
+pub(super) async fn find(
+    handle: &Handle,
+    state: &FirewallState,
+) -> Result<Ports, rtnetlink::Error> {
     let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
     let devices: Vec<Device> = links.iter().map(device).collect();
     let bridge = |name: &str| devices.iter().find(|d| d.name == name).map(|d| d.index);
     let mut ports = Ports::default();
-    for name in wiring.bridges.keys() {
+    for name in state.bridges.keys() {
         if bridge(name).is_none() {
             ports.absent.push(name.clone());
         }
     }
-    let ours = |name: &String| *name == wiring.interface || wiring.bridges.contains_key(name);
-    let stuck = devices.iter().filter(|d| ours(&d.name) && !d.forwards);
-    ports.stuck = stuck.map(|d| d.name.clone()).collect();
-    for mapped in wiring.mappings.values() {
-        let holds = wiring
+    let ours = |name: &String| *name == state.interface || state.bridges.contains_key(name);
+    let not_forwarding = devices.iter().filter(|d| ours(&d.name) && !d.forwards);
+    ports.not_forwarding = not_forwarding.map(|d| d.name.clone()).collect();
+    for mapped in state.mappings.values() {
+        let holds = state
             .bridges
             .iter()
             .flat_map(|(name, nets)| nets.iter().map(move |net| (name, net)))
@@ -78,9 +82,9 @@ pub(super) async fn find(handle: &Handle, wiring: &Wiring) -> Result<Ports, rtne
         let Some(namespace) = namespace_of(handle, pid).await else {
             continue;
         };
-        let leads_there =
+        let is_peer_of =
             |device: &&Device| device.bridge.is_some() && device.namespace == Some(namespace);
-        let all = || devices.iter().filter(leads_there);
+        let all = || devices.iter().filter(is_peer_of);
         if let Some(device) = all().find(|d| d.bridge == Some(bridge)) {
             let others = all().filter(|d| d.index != device.index);
             ports.found.insert(
@@ -97,7 +101,7 @@ pub(super) async fn find(handle: &Handle, wiring: &Wiring) -> Result<Ports, rtne
     Ok(ports)
 }
 
-/// Lets packets go back out of the port they came from, or no longer.
+/// Sets whether the bridge may send packets back out of the port that they came from.
 pub(super) async fn set_hairpin(
     handle: &Handle,
     index: u32,
@@ -141,16 +145,16 @@ fn device(link: &LinkMessage) -> Device {
     device
 }
 
-/// The number that the network namespace of a process has here, if it has one.
+/// The id that the network namespace of a process has in this namespace, if it has one.
 async fn namespace_of(handle: &Handle, pid: u32) -> Option<i32> {
-    let mut ask = NsidMessage::default();
-    ask.attributes.push(NsidAttribute::Pid(pid));
-    let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(ask));
+    let mut request_body = NsidMessage::default();
+    request_body.attributes.push(NsidAttribute::Pid(pid));
+    let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(request_body));
     message.header.flags = NLM_F_REQUEST;
     let mut answers = handle.clone().request(message).ok()?;
     while let Some(answer) = answers.next().await {
-        if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(told)) = answer.payload {
-            return told
+        if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(reply)) = answer.payload {
+            return reply
                 .attributes
                 .iter()
                 .find_map(|attribute| match attribute {

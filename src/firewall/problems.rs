@@ -1,8 +1,8 @@
-//! Problems of the firewall as people see them: what does not work, why, and what to do.
+//! The problems of the firewall that users see: what does not work, why, and what to do.
 
 use std::net::Ipv4Addr;
 
-use super::refused::Refused;
+use super::error::KernelError;
 use crate::protocol::local::Problem;
 
 pub(super) fn problem(what: &str, why: impl Into<String>, fix: &str) -> Problem {
@@ -15,35 +15,35 @@ pub(super) fn problem(what: &str, why: impl Into<String>, fix: &str) -> Problem 
 
 pub(super) fn left_out(what: &str) -> Problem {
     problem(
-        &format!("not wired: {what}"),
-        "the rules are made of plain names and of addresses that do not overlap",
+        &format!("left out of the firewall: {what}"),
+        "the rules need plain names and addresses that do not overlap",
         "give the container network another name or subnet",
     )
 }
 
-pub(super) fn no_hairpin(refused: &Refused) -> Problem {
+pub(super) fn no_hairpin(error: &KernelError) -> Problem {
     problem(
         "containers may not reach their own mesh names",
-        refused.to_string(),
+        error.to_string(),
         "run meshd as root or with the capability CAP_NET_ADMIN",
     )
 }
 
-pub(super) fn no_tables(refused: &Refused, node: Ipv4Addr) -> Problem {
-    let fix = match refused {
-        Refused::NoProgram(_) => format!(
+pub(super) fn no_tables(error: &KernelError, node: Ipv4Addr) -> Problem {
+    let fix = match error {
+        KernelError::NotInstalled(_) => format!(
             "install nftables (`apt install nftables`, `dnf install nftables`); until then publish ports on the node's address (`ports: [\"{node}:5432:5432\"]`)"
         ),
-        Refused::NoRights(_) => {
+        KernelError::NotPermitted(_) => {
             "run meshd as root or with the capability CAP_NET_ADMIN, as its unit does".to_owned()
         }
-        Refused::Said(..) => format!(
+        KernelError::Failed(..) => format!(
             "use a kernel and a program nft with nftables NAT (nftables 0.9.4 or later); until then publish ports on the node's address (`ports: [\"{node}:5432:5432\"]`)"
         ),
     };
     problem(
         "containers have no mesh addresses on this machine",
-        refused.to_string(),
+        error.to_string(),
         &fix,
     )
 }
@@ -51,8 +51,8 @@ pub(super) fn no_tables(refused: &Refused, node: Ipv4Addr) -> Problem {
 /// `mark` is the packet mark that Docker has to accept.
 pub(super) fn docker_drops(mark: &str) -> Problem {
     problem(
-        "containers cannot be reached by their mesh addresses: Docker drops what it did not publish itself",
-        "Docker's nftables backend is in use, and it has no chain for rules of others",
+        "containers cannot be reached by their mesh addresses: Docker drops connections to ports that it did not publish itself",
+        "Docker's nftables backend is in use, and it has no chain for the rules of other programs",
         &format!(
             "put \"bridge-accept-fwmark\": \"{mark}/{mark}\" into /etc/docker/daemon.json and restart Docker, or set \"firewall-backend\": \"iptables\" there"
         ),

@@ -1,7 +1,7 @@
-//! The nftables tables as text, from the wiring. Pure.
+//! Renders the nftables tables as text from the wanted state. Pure.
 //!
-//! Each text replaces a whole table in one transaction: the kernel never has half of it, and connections that are under
-//! way are not touched, since their translation is kept by connection tracking.
+//! Each text replaces a whole table in one transaction, so the kernel never has a part of a table. Established
+//! connections are not affected, because connection tracking keeps their translation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -9,60 +9,61 @@ use std::net::Ipv4Addr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::{Native, Wiring};
+use super::{FirewallState, Native};
 use crate::model::interface::is_plain_interface;
 
-/// The name of our tables.
+/// The name of meshd's tables.
 pub(super) const TABLE: &str = "meshd";
-/// The mark that Docker's nftables backend can be told to let through; a bit that the well-known overlays leave alone.
+/// The packet mark that Docker's nftables backend can be configured to accept. It is a bit that well-known overlay
+/// networks do not use.
 pub(super) const MARK: u32 = 0x0200_0000;
-/// The first host of block 0 that is a service address.
+/// The first service address is host 64 of block 0.
 const FIRST_SERVICE: u32 = 64;
-/// The number of the loopback device, the same in every namespace (`LOOPBACK_IFINDEX`).
+/// The index of the loopback device, which is the same in every namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
-/// The part of a wiring that makes sense, and what was left out.
+/// The valid part of a [`FirewallState`], and what was left out.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Sound {
+pub(super) struct ValidState {
     bridges: Vec<String>,
     networks: Vec<Ipv4Net>,
     containers: BTreeMap<Ipv4Addr, Ipv4Addr>,
     services: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
-    /// The same targets, grouped by the node that has them.
+    /// The same targets, grouped by node.
     shares: BTreeMap<Ipv4Addr, Vec<Vec<Ipv4Addr>>>,
-    /// Exposed containers that have mesh addresses themselves.
+    /// The exposed containers that have mesh addresses of their own.
     natives: BTreeSet<Ipv4Addr>,
-    /// What was left out, and why.
+    /// What was left out, and the reason.
     pub(super) left_out: Vec<String>,
 }
 
-impl Sound {
-    pub(super) fn of(wiring: &Wiring) -> Self {
-        let mut sound = Self::default();
-        sound.take_bridges(wiring);
-        sound.take_mappings(wiring);
-        sound.take_services(wiring);
-        sound
+impl ValidState {
+    pub(super) fn of(state: &FirewallState) -> Self {
+        let mut valid = Self::default();
+        valid.add_bridges(state);
+        valid.add_mappings(state);
+        valid.add_services(state);
+        valid
     }
 
-    /// The bridges and the subnets of container networks.
-    fn take_bridges(&mut self, wiring: &Wiring) {
+    /// Adds the bridges and the subnets of container networks.
+    fn add_bridges(&mut self, state: &FirewallState) {
         let mut networks = Vec::new();
-        for (bridge, subnets) in &wiring.bridges {
-            if !is_plain_interface(bridge) || *bridge == wiring.interface {
+        for (bridge, subnets) in &state.bridges {
+            if !is_plain_interface(bridge) || *bridge == state.interface {
                 self.left_out
                     .push(format!("the bridge {bridge:?}: its name is not plain"));
                 continue;
             }
             self.bridges.push(bridge.clone());
-            let native = wiring.native.as_ref();
+            let native = state.native.as_ref();
             if native.is_some_and(|native| native.bridge == *bridge) {
                 continue;
             }
             for subnet in subnets {
-                if subnet.contains(&wiring.prefix) || wiring.prefix.contains(subnet) {
+                if subnet.contains(&state.prefix) || state.prefix.contains(subnet) {
                     self.left_out.push(format!(
                         "the subnet {subnet} of {bridge}: it overlaps the mesh prefix {}",
-                        wiring.prefix
+                        state.prefix
                     ));
                 } else {
                     networks.push(subnet.trunc());
@@ -72,13 +73,13 @@ impl Sound {
         self.networks = Ipv4Net::aggregate(&networks);
     }
 
-    /// The containers behind instance addresses.
-    fn take_mappings(&mut self, wiring: &Wiring) {
+    /// Adds the containers behind instance addresses.
+    fn add_mappings(&mut self, state: &FirewallState) {
         let mut taken = BTreeSet::new();
-        for (instance, mapped) in &wiring.mappings {
+        for (instance, mapped) in &state.mappings {
             let to = mapped.container;
-            let native = wiring.native.as_ref();
-            if to == *instance && native.is_some_and(|n| n.range.contains(&to)) && to != wiring.node
+            let native = state.native.as_ref();
+            if to == *instance && native.is_some_and(|n| n.range.contains(&to)) && to != state.node
             {
                 self.natives.insert(to);
                 continue;
@@ -87,8 +88,8 @@ impl Sound {
                 || to.is_unspecified()
                 || to.is_multicast()
                 || to.is_broadcast()
-                || wiring.prefix.contains(&to));
-            if !wiring.block.contains(instance) || *instance == wiring.node || !usable {
+                || state.prefix.contains(&to));
+            if !state.block.contains(instance) || *instance == state.node || !usable {
                 self.left_out.push(format!(
                     "{} at {instance}: it cannot be mapped onto {to}",
                     mapped.name.escape_debug()
@@ -104,10 +105,10 @@ impl Sound {
         }
     }
 
-    /// The targets of service addresses, which need the mappings.
-    fn take_services(&mut self, wiring: &Wiring) {
-        for (service, instances) in &wiring.service_addresses {
-            if !service_range(wiring).contains(service) {
+    /// Adds the targets of service addresses. The mappings have to be there already.
+    fn add_services(&mut self, state: &FirewallState) {
+        for (service, instances) in &state.service_addresses {
+            if !service_range(state).contains(service) {
                 self.left_out
                     .push(format!("{service}: it is no service address"));
                 continue;
@@ -115,9 +116,9 @@ impl Sound {
             let mut targets = BTreeSet::new();
             let mut by_node: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> = BTreeMap::new();
             for instance in instances {
-                if let Some(target) = self.target(wiring, *instance) {
+                if let Some(target) = self.target(state, *instance) {
                     targets.insert(target);
-                    let node = block_of(*instance, wiring.block.prefix_len());
+                    let node = block_of(*instance, state.block.prefix_len());
                     by_node.entry(node).or_default().insert(target);
                 }
             }
@@ -129,53 +130,53 @@ impl Sound {
         }
     }
 
-    /// Where a packet to `instance` goes in the end: translation happens once per connection, so a service address must
-    /// lead to a container of this node straight away. Only addresses in node blocks are allowed: another node's record must
-    /// not send clients of this node to a machine outside the mesh, to a container network that is not part of the mesh, or
-    /// to another service address.
-    fn target(&self, wiring: &Wiring, instance: Ipv4Addr) -> Option<Ipv4Addr> {
-        let block_zero = block_of(wiring.prefix.network(), wiring.block.prefix_len());
-        let in_block_zero = block_of(instance, wiring.block.prefix_len()) == block_zero;
-        if !wiring.prefix.contains(&instance) || in_block_zero {
+    /// The final destination of a packet to `instance`. The kernel translates a connection once, so a service address
+    /// has to lead directly to a container of this node. Only addresses in node blocks are allowed: the record of
+    /// another node must not make this node send packets to a machine outside the mesh, to a container network that is
+    /// not part of the mesh, or to another service address.
+    fn target(&self, state: &FirewallState, instance: Ipv4Addr) -> Option<Ipv4Addr> {
+        let block_zero = block_of(state.prefix.network(), state.block.prefix_len());
+        let in_block_zero = block_of(instance, state.block.prefix_len()) == block_zero;
+        if !state.prefix.contains(&instance) || in_block_zero {
             return None;
         }
-        if instance == wiring.node || !wiring.block.contains(&instance) {
+        if instance == state.node || !state.block.contains(&instance) {
             return Some(instance);
         }
         let native = self.natives.get(&instance).copied();
         native.or_else(|| self.containers.get(&instance).copied())
     }
 
-    /// Instance addresses and the containers behind them.
+    /// The containers by instance address.
     pub(super) fn containers(&self) -> &BTreeMap<Ipv4Addr, Ipv4Addr> {
         &self.containers
     }
 
-    /// Service addresses and where they lead.
+    /// The targets by service address.
     pub(super) fn services(&self) -> &BTreeMap<Ipv4Addr, Vec<Ipv4Addr>> {
         &self.services
     }
 
-    /// Whether anything is translated. Where nothing is, no rule looks at connections: one that does has the kernel track
-    /// all connections of the host, which costs each of its packets.
-    fn translates(&self, wiring: &Wiring) -> bool {
+    /// Whether anything is translated. If nothing is, no rule may refer to connections: such a rule makes the kernel
+    /// track all connections of the host, which costs time for each packet.
+    fn translates(&self, state: &FirewallState) -> bool {
         let maps = !self.containers.is_empty() || !self.services.is_empty();
-        maps || !self.networks.is_empty() || wiring.native.is_some()
+        maps || !self.networks.is_empty() || state.native.is_some()
     }
 
     /// The table for IPv4. With `mark`, mapped connections carry [`MARK`].
-    pub(super) fn table(&self, wiring: &Wiring, mark: bool) -> String {
-        let Wiring {
+    pub(super) fn table(&self, state: &FirewallState, mark: bool) -> String {
+        let FirewallState {
             interface,
             prefix,
             block,
             ..
-        } = wiring;
+        } = state;
         let mut text = replacing("ip");
         let _ = writeln!(text, "table ip {TABLE} {{");
-        self.sets(&mut text, wiring);
-        let translates = self.translates(wiring);
-        let native = wiring.native.as_ref().map(|n| native(n, wiring));
+        self.sets(&mut text, state);
+        let translates = self.translates(state);
+        let native = state.native.as_ref().map(|n| native(n, state));
         let native = native.unwrap_or_default();
         chain(
             &mut text,
@@ -183,7 +184,8 @@ impl Sound {
             "filter hook prerouting priority -310",
             &[
                 vec![
-                    // Most of all packets of some hosts, and cheaper to tell by its number.
+                    // On some hosts most packets are on the loopback device, and comparing an index is cheaper than
+                    // comparing a name.
                     format!("iif {LOOPBACK} accept"),
                     format!("iifname \"{interface}\" accept"),
                 ],
@@ -197,7 +199,7 @@ impl Sound {
             .concat(),
         );
         if translates {
-            self.translation(&mut text, wiring, &native);
+            self.translation(&mut text, state, &native);
         }
         chain(
             &mut text,
@@ -205,7 +207,7 @@ impl Sound {
             "filter hook postrouting priority 300",
             &[format!("oifname \"{interface}\" ip saddr != {block} drop")],
         );
-        self.filters(&mut text, wiring, native, mark);
+        self.filters(&mut text, state, native, mark);
         let refuse = [
             "meta l4proto tcp reject with tcp reset",
             "reject with icmp type host-unreachable",
@@ -216,17 +218,17 @@ impl Sound {
     }
 
     /// The chains that filter forwarded packets and packets of this host.
-    fn filters(&self, text: &mut String, wiring: &Wiring, native: NativeRules, mark: bool) {
-        let Wiring {
+    fn filters(&self, text: &mut String, state: &FirewallState, native: NativeRules, mark: bool) {
+        let FirewallState {
             interface,
             block,
             node,
             ..
-        } = wiring;
-        let translates = self.translates(wiring);
+        } = state;
+        let translates = self.translates(state);
         let refused = [
             format!("ip daddr {block} goto refuse"),
-            format!("ip daddr {} goto refuse", service_addresses(wiring)),
+            format!("ip daddr {} goto refuse", service_addresses(state)),
         ];
         let invalid = translates.then(|| "ip daddr @instances ct state invalid drop".to_owned());
         let mut passing = vec![format!(
@@ -246,7 +248,7 @@ impl Sound {
             ));
         }
         if mark && translates {
-            let mapped = mapped(wiring);
+            let mapped = mapped(state);
             passing.push(format!("{mapped} meta mark set meta mark | {MARK:#010x}"));
         }
         let hook = "filter hook forward priority -150";
@@ -260,7 +262,7 @@ impl Sound {
     }
 
     /// The sets and maps that the rules refer to.
-    fn sets(&self, text: &mut String, wiring: &Wiring) {
+    fn sets(&self, text: &mut String, state: &FirewallState) {
         set(
             text,
             "set bridges",
@@ -291,7 +293,7 @@ impl Sound {
             "type ipv4_addr : ipv4_addr",
             self.containers.iter().map(|(i, c)| format!("{c} : {i}")),
         );
-        if wiring.native.is_some() {
+        if state.native.is_some() {
             set(
                 text,
                 "set natives",
@@ -302,15 +304,16 @@ impl Sound {
     }
 
     /// The chains that translate addresses.
-    fn translation(&self, text: &mut String, wiring: &Wiring, native: &NativeRules) {
-        let (interface, node) = (&wiring.interface, wiring.node);
-        let services = service_addresses(wiring);
-        let mapped = mapped(wiring);
+    fn translation(&self, text: &mut String, state: &FirewallState, native: &NativeRules) {
+        let (interface, node) = (&state.interface, state.node);
+        let services = service_addresses(state);
+        let mapped = mapped(state);
         chain(
             text,
             "own_names",
             "filter hook output priority -300",
-            // Nobody translates what this host asks itself, and to track it costs much for what an answer does.
+            // Queries of this host to its own node address are not translated, and tracking them costs much compared
+            // with answering them.
             &[
                 format!("oif != {LOOPBACK} accept"),
                 format!("udp dport 53 ip daddr {node} notrack"),
@@ -354,7 +357,7 @@ impl Sound {
         );
     }
 
-    /// The table for IPv6: nobody but the tunnel brings packets from or to the mesh's prefix.
+    /// The table for IPv6. It accepts packets from and to the mesh's prefix only from the tunnel device.
     pub(super) fn guard_v6(&self, interface: &str, prefix: Ipv6Net) -> String {
         let mut text = replacing("ip6");
         let _ = writeln!(text, "table ip6 {TABLE} {{");
@@ -379,7 +382,7 @@ impl Sound {
     }
 }
 
-/// Appends a chain. Without a `hook`, other chains jump to it.
+/// Appends a chain. A chain without a `hook` is the target of jumps from other chains.
 fn chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
     let _ = writeln!(text, "\tchain {name} {{");
     if !hook.is_empty() {
@@ -391,18 +394,18 @@ fn chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
     let _ = writeln!(text, "\t}}");
 }
 
-/// The service addresses, as an interval.
-fn service_addresses(wiring: &Wiring) -> String {
-    let range = service_range(wiring);
+/// The range of service addresses in the syntax of nftables.
+fn service_addresses(state: &FirewallState) -> String {
+    let range = service_range(state);
     format!("{}-{}", range.start(), range.end())
 }
 
-/// Matches connections to a mesh address that a rule of the table has translated.
-fn mapped(wiring: &Wiring) -> String {
-    format!("ct status dnat ct original ip daddr {}", wiring.prefix)
+/// The match for connections to a mesh address that a rule of the table has translated.
+fn mapped(state: &FirewallState) -> String {
+    format!("ct status dnat ct original ip daddr {}", state.prefix)
 }
 
-/// Rules besides, where the engine gives mesh addresses out itself.
+/// The additional rules for a network in which the engine assigns mesh addresses.
 #[derive(Default)]
 struct NativeRules {
     guard: Vec<String>,
@@ -411,39 +414,42 @@ struct NativeRules {
     from_host: Vec<String>,
 }
 
-fn native(native: &Native, wiring: &Wiring) -> NativeRules {
-    let (bridge, prefix, node) = (&native.bridge, wiring.prefix, wiring.node);
-    let interface = &wiring.interface;
+fn native(native: &Native, state: &FirewallState) -> NativeRules {
+    let (bridge, prefix, node) = (&native.bridge, state.prefix, state.node);
+    let interface = &state.interface;
     let first = u32::from(native.range.network()).saturating_add(2);
     let own = format!("{}-{}", Ipv4Addr::from(first), native.range.broadcast());
     NativeRules {
         guard: vec![format!("iifname \"{bridge}\" ip saddr {own} accept")],
         leaving: vec![
-            // Other containers of this host show themselves to these as to everybody in the mesh.
+            // Other containers of this host have the same source address here as anywhere in the mesh.
             format!(
                 "oifname \"{bridge}\" ct original ip daddr {prefix} snat to ip saddr map @identities"
             ),
             format!(
                 "oifname \"{bridge}\" ct original ip daddr {prefix} ip saddr @networks snat to {node}"
             ),
-            // A service address that leads back to their own bridge: the answer is to come by here.
+            // If a service address leads back to the sender's own bridge, the answer has to pass this host so that it
+            // is translated back.
             format!(
                 "oifname \"{bridge}\" ct status dnat ct original ip daddr {prefix} ip saddr {own} snat to {node}"
             ),
-            // Only outside the mesh nobody knows their addresses.
+            // These addresses are unknown outside the mesh.
             format!(
                 "oifname != {{ \"{interface}\", \"{bridge}\" }} ip saddr {own} ct original ip daddr != {prefix} masquerade"
             ),
         ],
         passing: vec![
             "ip daddr @natives accept".into(),
-            // Those that are not exposed are reached by their neighbours, at ports that they publish, and by answers.
+            // Containers that are not exposed accept connections from their own bridge, connections to published ports,
+            // and answers.
             format!("iifname \"{bridge}\" oifname \"{bridge}\" accept"),
             format!("oifname \"{bridge}\" ct status dnat accept"),
             format!("oifname \"{bridge}\" ct state established,related accept"),
         ],
         from_host: vec![
-            // What a service address stands for is on the same link, yet must come by here.
+            // The instance may be on the same link as the client, but the connection has to pass this host so that it
+            // is translated.
             format!("oifname \"{bridge}\" icmp type redirect drop"),
             "ip daddr @natives accept".into(),
             format!("oifname \"{bridge}\" accept"),
@@ -451,8 +457,8 @@ fn native(native: &Native, wiring: &Wiring) -> NativeRules {
     }
 }
 
-/// The table for bridges: an exposed container's own address comes from its own ports alone, whichever neighbour on a
-/// bridge claims it. `ports` has those of each container whose ports are known.
+/// The table for bridges. Packets with the address of an exposed container are accepted only from that container's own
+/// ports. `ports` has the ports of each container whose ports are known.
 pub(super) fn guard_bridges(ports: &BTreeMap<Ipv4Addr, Vec<String>>) -> String {
     let plain = || {
         ports
@@ -488,16 +494,16 @@ pub(super) fn guard_bridges(ports: &BTreeMap<Ipv4Addr, Vec<String>>) -> String {
     text
 }
 
-/// Takes our table of `family` away, whether it is there or not.
+/// Commands that delete meshd's table of `family`, whether or not it exists.
 pub(super) fn replacing(family: &str) -> String {
     format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n")
 }
 
-/// The service addresses of the mesh: block 0 from host 64.
-fn service_range(wiring: &Wiring) -> std::ops::RangeInclusive<Ipv4Addr> {
-    let first = u32::from(wiring.prefix.network());
+/// The service addresses of the mesh: block 0 from host 64 on.
+fn service_range(state: &FirewallState) -> std::ops::RangeInclusive<Ipv4Addr> {
+    let first = u32::from(state.prefix.network());
     let size = 1u32
-        .checked_shl(32 - u32::from(wiring.block.prefix_len()))
+        .checked_shl(32 - u32::from(state.block.prefix_len()))
         .unwrap_or(u32::MAX);
     let last = first.saturating_add(size.saturating_sub(1).max(FIRST_SERVICE));
     Ipv4Addr::from(first.saturating_add(FIRST_SERVICE))..=Ipv4Addr::from(last)
@@ -508,11 +514,12 @@ fn block_of(address: Ipv4Addr, block_length: u8) -> Ipv4Addr {
     Ipv4Net::new(address, block_length).map_or(address, |net| net.network())
 }
 
-/// The count of numbers in the map of a service address that lead to one node, if the nodes have different counts of
+/// The number of values in the map of a service address that lead to one node, if nodes have different numbers of
 /// instances.
 const NODE_NUMBERS: u32 = 1 << 16;
 
-/// The rule of a service address. Each node gets an equal share of the connections, which its instances divide equally.
+/// The rule of a service address. Each node receives an equal share of the connections, and its instances divide this
+/// share equally.
 fn balanced((service, nodes): (&Ipv4Addr, &Vec<Vec<Ipv4Addr>>)) -> Option<String> {
     let mut targets: Vec<Ipv4Addr> = nodes.iter().flatten().copied().collect();
     targets.sort_unstable();
@@ -520,7 +527,7 @@ fn balanced((service, nodes): (&Ipv4Addr, &Vec<Vec<Ipv4Addr>>)) -> Option<String
     let (numbers, slots): (usize, Vec<String>) = match targets.as_slice() {
         [] => return None,
         [one] => return Some(format!("ip daddr {service} dnat to {one}")),
-        // All nodes have the same count of instances, so one number for each instance is enough.
+        // All nodes have the same number of instances, so one value for each instance is enough.
         many if lengths.len() == 1 => {
             let slots = many.iter().enumerate();
             let slots = slots.map(|(slot, target)| format!("{slot} : {target}"));
@@ -546,7 +553,7 @@ fn balanced((service, nodes): (&Ipv4Addr, &Vec<Vec<Ipv4Addr>>)) -> Option<String
     ))
 }
 
-/// A named set or map; one without elements must not have the line.
+/// Appends a named set or map. nftables does not accept an empty list of elements.
 fn set(text: &mut String, what: &str, of: &str, elements: impl Iterator<Item = String>) {
     let _ = writeln!(text, "\t{what} {{");
     for line in of.split("; ") {

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// One DNS label of letters, digits and hyphens (RFC 1035 section 2.3.1, with the leading digit that RFC 1123 section 2.1 allows). It is
-/// stored in lower case, because names are compared without case (RFC 4343).
+/// One DNS label of letters, digits and hyphens (RFC 1035 section 2.3.1, with the leading digit that RFC 1123 section
+/// 2.1 allows). It is stored in lower case, because names are compared without case (RFC 4343).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Label(String);
@@ -20,7 +20,7 @@ pub enum LabelError {
     #[error("a name cannot be empty")]
     Empty,
     /// The text has more than 63 bytes.
-    #[error("the name has {0} octets; a DNS label has at most 63")]
+    #[error("the name has {0} bytes; a DNS label has at most 63")]
     TooLong(usize),
     /// The text has a dot, so it is more than one label.
     #[error("the name `{0}` has a dot; give one label, such as `{1}`")]
@@ -83,8 +83,8 @@ impl Label {
         }
     }
 
-    /// Returns the label that is closest to another name, such as a container's, with hyphens in place of other characters. Returns none
-    /// if the name has no letter or digit, or if it is too long.
+    /// Returns the label that is closest to another name, such as a container's, with hyphens in place of other
+    /// characters. Returns none if the name has no letter or digit, or if it is too long.
     #[must_use]
     pub fn nearest(text: &str) -> Option<Self> {
         if text.len() > 4 * MAX_LABEL {

@@ -10,15 +10,15 @@ use self::joining::{JoinEnded, Joining};
 use super::api::Command;
 use super::boot;
 use super::config::Config;
-use super::departing::Courier;
+use super::departing::DepartureSender;
 use super::joined::{Events, JoinedNode, NodeEvent};
 use super::report;
 use super::state::{Identity, StateDir};
 use super::timers::{Timer, Timers};
-use crate::os::watchdog::{Look, Watchdog};
+use crate::os::watchdog::ServiceWatchdog;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::Problem;
-use crate::services::registry::{Registry, Stored};
+use crate::services::registry::{Registry, StoredServices};
 use crate::tunnel::Tunnel;
 
 mod commands;
@@ -37,17 +37,14 @@ pub(super) struct Agent {
     phase: Phase,
     /// The damage of the file of services.
     damaged_services: Option<String>,
-    courier: Courier,
+    courier: DepartureSender,
     /// What keeps this node from joining by itself.
     join_problem: Option<Problem>,
     /// The number of joins that were begun since the start.
     joins: u64,
     /// The readiness that the service manager was last sent.
     readiness: String,
-    /// None if the service manager expects no watchdog messages.
-    watchdog: Option<Watchdog>,
-    /// The threads that had made no progress at the last check.
-    stuck: Vec<String>,
+    watchdog: ServiceWatchdog,
     timers: Timers,
 }
 
@@ -73,7 +70,7 @@ impl Agent {
     /// What is on disk cannot be used, or the machine does not allow it.
     pub(super) async fn start(config: Arc<Config>, dir: StateDir) -> Result<Self, ApiError> {
         leaving::finish(&dir)?;
-        let (stored, damaged_services) = dir.services::<Stored>();
+        let (stored, damaged_services) = dir.services::<StoredServices>();
         let phase = match dir.identity()? {
             None => Phase::Unjoined,
             Some(identity) => {
@@ -90,7 +87,7 @@ impl Agent {
             }
         };
         Ok(Self {
-            courier: Courier::start(dir.clone()),
+            courier: DepartureSender::start(dir.clone()),
             config,
             dir,
             phase,
@@ -98,9 +95,7 @@ impl Agent {
             join_problem: None,
             joins: 0,
             readiness: String::new(),
-            watchdog: sd_notify::watchdog_enabled()
-                .map(|interval| Watchdog::new(interval, Instant::now())),
-            stuck: Vec::new(),
+            watchdog: ServiceWatchdog::from_environment(Instant::now()),
             timers: Timers::default(),
         })
     }
@@ -176,7 +171,7 @@ impl Agent {
         let next = now + RECONCILE_INTERVAL;
         self.timers.set(Timer::Reconcile, Some(next));
         self.timers.set(Timer::Readiness, Some(next));
-        let watchdog = self.watchdog.as_ref().map(|_| now);
+        let watchdog = self.watchdog.pause().map(|_| now);
         self.timers.set(Timer::Watchdog, watchdog);
     }
 
@@ -207,32 +202,19 @@ impl Agent {
         }
     }
 
-    /// Sends the service manager a watchdog message while the loops that do the work make progress: the loop of the agent, which
+    /// Notifies the service manager's watchdog while the loops that do the work make progress: the loop of the agent, which
     /// calls this, and the threads of the tunnel.
     fn feed_watchdog(&mut self, now: Instant) {
-        let Some(watchdog) = self.watchdog.as_mut().filter(|w| w.is_due(now)) else {
-            return;
-        };
         let tunnel = match &self.phase {
             Phase::Up(node, _) => Some(&node.device.tunnel),
             Phase::Unjoined | Phase::Joining(_) => None,
         };
         let loops = tunnel.map_or(&[][..], Tunnel::progress);
-        let stuck = match watchdog.look(loops, now) {
-            Look::Alive => {
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-                Vec::new()
-            }
-            Look::Stuck(stuck) => stuck,
-        };
-        if let Some(tunnel) = tunnel {
+        if self.watchdog.feed(loops, now)
+            && let Some(tunnel) = tunnel
+        {
             tunnel.wake_threads();
         }
-        if stuck != self.stuck && !stuck.is_empty() {
-            let threads = stuck.join(", ");
-            tracing::error!(%threads, "threads make no progress; if this lasts, the service manager ends meshd");
-        }
-        self.stuck = stuck;
     }
 
     /// Shows the service manager, and the log, whether the node is ready, when that changed. The unit counts as started

@@ -1,6 +1,6 @@
-//! The local API: HTTP over a unix socket, for root, meshd's own user and the socket's group.
+//! The local API: HTTP over a Unix socket, for root, meshd's own user and the members of the socket's group.
 //!
-//! A thin shell: it parses, hands a [`Command`] to the agent, and writes the answer.
+//! This is a thin shell: it parses a request, sends a [`Command`] to the agent, and writes the answer.
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,50 +23,49 @@ use crate::protocol::local::{
     Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
 };
 
-/// Where an answer goes.
+/// The channel for an answer.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 
-/// What a caller asks of the agent.
+/// A request of a caller to the agent.
 #[derive(Debug)]
 pub enum Command {
-    /// How things are.
+    /// Return the status.
     Status(Reply<Status>),
-    /// What meshd put on the machine.
+    /// Return all changes to the machine.
     System(Reply<SystemList>),
-    /// Join a mesh.
     Join(Join, Reply<Joined>),
-    /// Leave it.
+    /// Leave the mesh.
     Leave(Reply<Left>),
-    /// What keeps this node from joining with its token file.
+    /// Store the problem that prevents this node from joining with its token file.
     Unattended(Problem),
-    /// Give the tunnel a new key.
+    /// Replace the key of the tunnel.
     RotateKey(Reply<KeyRotated>),
-    /// Be called something else.
+    /// Change the name of the node.
     Rename(Rename, Reply<Renamed>),
-    /// All services of the mesh.
+    /// Return all services of the mesh.
     Services(Reply<ServiceList>),
-    /// The exposed containers of this node.
+    /// Return the exposed containers of this node.
     Containers(Reply<ContainerList>),
-    /// Register a service of this node.
+    /// Add a service of this node.
     AddService(AddService, Reply<ServiceChanged>),
-    /// Take one away.
+    /// Remove a service of this node.
     RemoveService(String, Reply<ServiceChanged>),
-    /// Send no new clients to one, or send them again.
+    /// Drain or undrain a service.
     Drain(String, bool, Reply<ServiceChanged>),
-    /// One round trip.
+    /// Measure one round trip to a peer.
     Ping(Ping, Reply<Pong>),
-    /// What DNS answers.
+    /// Return what DNS answers.
     Resolve(Resolve, Reply<Resolved>),
-    /// What a doctor must know.
+    /// Return the facts for `meshctl doctor`.
     Checkup(Reply<Checkup>),
-    /// Counters, as text.
+    /// Return the metrics as text.
     Metrics(Reply<String>),
 }
 
-/// Serves until `listener` or the agent is gone.
+/// Serves requests until the listener fails or the agent ends.
 ///
 /// # Errors
-/// The listener broke.
+/// The listener failed.
 pub async fn serve(
     listener: UnixListener,
     path: &Path,
@@ -95,63 +94,63 @@ pub async fn serve(
 type Agent = State<mpsc::Sender<Command>>;
 
 async fn status(agent: Agent) -> Response {
-    ask(agent, Command::Status).await
+    call(agent, Command::Status).await
 }
 
 async fn system(agent: Agent) -> Response {
-    ask(agent, Command::System).await
+    call(agent, Command::System).await
 }
 
 async fn join(agent: Agent, body: axum::body::Bytes) -> Response {
-    ask_with(agent, &body, Command::Join).await
+    call_with(agent, &body, Command::Join).await
 }
 
 async fn leave(agent: Agent) -> Response {
-    ask(agent, Command::Leave).await
+    call(agent, Command::Leave).await
 }
 
 async fn rotate_key(agent: Agent) -> Response {
-    ask(agent, Command::RotateKey).await
+    call(agent, Command::RotateKey).await
 }
 
 async fn rename(agent: Agent, body: axum::body::Bytes) -> Response {
-    ask_with(agent, &body, Command::Rename).await
+    call_with(agent, &body, Command::Rename).await
 }
 
 async fn services(agent: Agent) -> Response {
-    ask(agent, Command::Services).await
+    call(agent, Command::Services).await
 }
 
 async fn add_service(agent: Agent, body: axum::body::Bytes) -> Response {
-    ask_with(agent, &body, Command::AddService).await
+    call_with(agent, &body, Command::AddService).await
 }
 
 async fn remove_service(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
-    ask(agent, |reply| Command::RemoveService(name, reply)).await
+    call(agent, |reply| Command::RemoveService(name, reply)).await
 }
 
 async fn drain(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
-    ask(agent, |reply| Command::Drain(name, true, reply)).await
+    call(agent, |reply| Command::Drain(name, true, reply)).await
 }
 
 async fn undrain(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
-    ask(agent, |reply| Command::Drain(name, false, reply)).await
+    call(agent, |reply| Command::Drain(name, false, reply)).await
 }
 
 async fn containers(agent: Agent) -> Response {
-    ask(agent, Command::Containers).await
+    call(agent, Command::Containers).await
 }
 
 async fn ping(agent: Agent, body: axum::body::Bytes) -> Response {
-    ask_with(agent, &body, Command::Ping).await
+    call_with(agent, &body, Command::Ping).await
 }
 
 async fn resolve(agent: Agent, body: axum::body::Bytes) -> Response {
-    ask_with(agent, &body, Command::Resolve).await
+    call_with(agent, &body, Command::Resolve).await
 }
 
 async fn checkup(agent: Agent) -> Response {
-    ask(agent, Command::Checkup).await
+    call(agent, Command::Checkup).await
 }
 
 async fn metrics(State(agent): Agent) -> Response {
@@ -161,8 +160,8 @@ async fn metrics(State(agent): Agent) -> Response {
     }
 }
 
-/// No command takes longer: a join has its own, shorter limit.
-const ANSWER_LIMIT: Duration = Duration::from_secs(600);
+/// The time limit of all commands. A join has its own, shorter limit.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
 async fn send<T>(
     agent: &mpsc::Sender<Command>,
@@ -176,7 +175,7 @@ async fn send<T>(
     };
     let (reply, answer) = oneshot::channel();
     agent.send(command(reply)).await.map_err(|_| gone())?;
-    match tokio::time::timeout(ANSWER_LIMIT, answer).await {
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
         Ok(Ok(result)) => result,
         Ok(Err(_)) => Err(gone()),
         Err(_) => Err(ApiError::new(
@@ -186,7 +185,7 @@ async fn send<T>(
     }
 }
 
-async fn ask<T: Serialize>(
+async fn call<T: Serialize>(
     State(agent): Agent,
     command: impl FnOnce(Reply<T>) -> Command,
 ) -> Response {
@@ -196,13 +195,13 @@ async fn ask<T: Serialize>(
     }
 }
 
-async fn ask_with<B: DeserializeOwned, T: Serialize>(
+async fn call_with<B: DeserializeOwned, T: Serialize>(
     agent: Agent,
     body: &[u8],
     command: impl FnOnce(B, Reply<T>) -> Command,
 ) -> Response {
     match serde_json::from_slice(body) {
-        Ok(body) => ask(agent, |reply| command(body, reply)).await,
+        Ok(body) => call(agent, |reply| command(body, reply)).await,
         Err(error) => failure(ApiError::new(
             ErrorCode::BadRequest,
             format!("the request cannot be read: {error}"),

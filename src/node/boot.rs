@@ -18,7 +18,7 @@ use super::device::{self, Device, DeviceEvents};
 use super::disk::Disk;
 use super::docker::{self, Docker};
 use super::gossip::Gossip;
-use super::host::{self, HostNetwork, Ipv6, Plan, Upkeep, Wanted};
+use super::host::{self, HostNetwork, Ipv6, NetworkPlan, Upkeep, Wanted};
 use super::joined::{Events, JoinedNode};
 use super::names::{Names, NamesConfig};
 use super::own_records::OwnRecords;
@@ -139,7 +139,7 @@ struct Equipped {
     events: DeviceEvents,
     ipv6: Ipv6,
     /// The network of the container engine whose containers have mesh addresses of their own, if it is wanted.
-    native: Option<network::Plan>,
+    native: Option<network::NativePlan>,
     /// Whether the tunnel began with its previous key, which is still accepted for a while.
     continues_rotation: bool,
 }
@@ -149,18 +149,18 @@ impl Equipped {
         let (identity, addresses) = (&loaded.identity, loaded.scope.addresses);
         let network = HostNetwork::open().map_err(|e| internal(&e))?;
         let survey = network.survey().await.map_err(|e| internal(&e))?;
-        let (interfaces, guests) = (host::interfaces(), survey.guest_bridges());
+        let interfaces = host::interfaces();
         let mtu = config
             .tunnel
             .mtu
-            .unwrap_or_else(|| host::tunnel_mtu(&interfaces, &config.tunnel.interface, &guests));
+            .unwrap_or_else(|| host::tunnel_mtu(&interfaces, &survey, &config.tunnel.interface));
         let (tunnel, continues_rotation) = start_tunnel(config, identity, mtu).await?;
         let events = DeviceEvents::of(&tunnel)
             .map_err(|error| internal(&format!("cannot watch the tunnel device: {error}")))?;
-        let mut plan = Plan::new(&config.tunnel.interface, mtu, &identity.block, &addresses);
+        let mut plan = NetworkPlan::new(&config.tunnel.interface, mtu, &identity.block, &addresses);
         let native = native_network(config, identity, &addresses, mtu);
         if native.is_some() {
-            plan.halve();
+            plan.halve_v4_route();
         }
         network.set_discipline(tunnel.index()).await;
         let applied = network.apply(&plan, tunnel.index()).await;
@@ -173,7 +173,7 @@ impl Equipped {
         let wanted = Wanted {
             plan,
             index: tunnel.index(),
-            fitted: 0,
+            device_revision: 0,
             mesh: addresses,
             block: identity.block,
             peers: Vec::new(),
@@ -222,9 +222,9 @@ fn native_network(
     identity: &Identity,
     addresses: &MeshAddresses,
     mtu: u16,
-) -> Option<network::Plan> {
+) -> Option<network::NativePlan> {
     let wanted = config.docker.as_ref().is_some_and(|docker| docker.network);
-    wanted.then(|| network::Plan {
+    wanted.then(|| network::NativePlan {
         prefix: addresses.prefix_v4,
         block: identity.block.v4,
         node: identity.block.node_v4(),
@@ -282,8 +282,8 @@ fn run(
         writes,
         verdicts,
         docker: docker_events,
-        firewall: firewall.looks(),
-        host: device.network.looks(),
+        firewall: firewall.changes(),
+        host: device.network.changes(),
         peers,
         device: equipped.events,
         leases,
@@ -333,11 +333,11 @@ fn start_control(
 fn start_docker(
     config: &Config,
     identity: &Identity,
-    native: Option<network::Plan>,
+    native: Option<network::NativePlan>,
     dir: &StateDir,
 ) -> Option<(Docker, docker::DockerEvents)> {
     let settings = config.docker.as_ref()?;
     let (own, block) = (identity.addresses(), identity.block.v4);
-    let around = docker::surroundings(settings, &identity.name, &own, block, native);
+    let around = docker::context(settings, &identity.name, &own, block, native);
     Some(Docker::start(settings, around, dir))
 }

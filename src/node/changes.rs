@@ -12,7 +12,7 @@ use crate::model::{Label, ServiceName};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{AddService, CheckProbe, KeyRotated, Renamed, ServiceChanged};
 use crate::records::kinds::default_weight;
-use crate::services::registry::{Key, Registered, Registry, RegistryError};
+use crate::services::registry::{InstanceKey, RegisteredInstance, Registry, RegistryError};
 
 /// The maximum number of changes that wait for the disk.
 const MAX_WAITING: usize = 64;
@@ -92,7 +92,7 @@ impl Changes {
 /// A change of the services of this node.
 #[derive(Debug, Clone)]
 pub(super) enum ServiceChange {
-    Add(Registered),
+    Add(RegisteredInstance),
     Remove(Label),
     Drain(ServiceName, bool),
 }
@@ -125,8 +125,8 @@ impl ServiceChange {
                 return Err(bad("the path of an HTTP check begins with `/`"));
             }
         }
-        Ok(Self::Add(Registered {
-            key: Key {
+        Ok(Self::Add(RegisteredInstance {
+            key: InstanceKey {
                 name,
                 port,
                 protocol: add.protocol,
@@ -209,7 +209,7 @@ fn of_containers(name: &ServiceName) -> ApiError {
 fn refused(error: RegistryError) -> ApiError {
     let code = match error {
         RegistryError::Unknown(_) => ErrorCode::NotFound,
-        RegistryError::NotCarried(..) => ErrorCode::BadRequest,
+        RegistryError::OutsideBlock(..) => ErrorCode::BadRequest,
         RegistryError::Configured(_) | RegistryError::Full => ErrorCode::Conflict,
     };
     ApiError::new(code, error.to_string())

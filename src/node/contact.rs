@@ -1,4 +1,5 @@
-//! Whether this node reaches its peers, and what to mend if it does not. Pure: [`super::report`] collects the facts.
+//! Explains whether this node reaches its peers, and the remedy if it does not. Pure: [`super::report`] collects the
+//! facts.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,12 +7,12 @@ use std::time::Duration;
 use crate::path::watch::Reach;
 use crate::protocol::local::{PeerState, Problem};
 
-/// Peers that one message names; of more it gives the number.
+/// The maximum number of peers that one message names. It gives the number of the others.
 const MAX_NAMED: usize = 5;
-/// Endpoints of a peer that one message names.
+/// The maximum number of endpoints of a peer that one message names.
 const MAX_ENDPOINTS: usize = 3;
 
-/// What is known of the way to a peer.
+/// The facts about the path to a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Contact {
     pub(super) reach: Reach,
@@ -21,16 +22,16 @@ pub(super) struct Contact {
     pub(super) silent: bool,
     /// Whether there was a handshake.
     pub(super) handshake: bool,
-    /// Octets received that belong to it, those of handshakes that were not completed included.
+    /// The bytes received that belong to the peer, including those of incomplete handshakes.
     pub(super) received: u64,
-    /// Where it may be reached, best first.
+    /// The endpoints of the peer, best first.
     pub(super) endpoints: Vec<SocketAddr>,
     /// This node's own UDP port.
     pub(super) port: u16,
 }
 
 impl Contact {
-    /// How the peer is reached, and why it is not.
+    /// The state of the peer, and the reason if it is not reached.
     pub(super) fn state(&self) -> (PeerState, Option<String>) {
         let state = match self.reach {
             Reach::Unreachable => PeerState::Unreachable,
@@ -46,22 +47,22 @@ impl Contact {
         (state, reason)
     }
 
-    /// Whether the peer had its time to answer and never did.
+    /// Whether the peer had enough time to answer, and no packet from it was ever received.
     pub(super) fn is_never_heard(&self) -> bool {
         self.heard.is_none() && self.reach == Reach::Unreachable
     }
 
-    /// Why a probe to the peer got no answer, and what to do.
+    /// The reason for a probe without an answer, and the remedy.
     pub(super) fn failure(&self, name: &str) -> (String, String) {
         let why = match self.heard {
             Some(ago) if self.reach != Reach::Unreachable && !self.silent => format!(
-                "a probe got no answer within 2 s; its last packet came {} s ago",
+                "a probe got no answer within 2 s; its last packet was received {} s ago",
                 ago.as_secs()
             ),
             _ => self.reason(),
         };
         let fix = format!(
-            "see that meshd runs on {name}, and open UDP port {} here and {}; a node that is gone for good is removed with `meshctl node remove {name}`",
+            "check that meshd runs on {name}, and open UDP port {} of this host and {}; if the node will not come back, run `meshctl node remove {name}`",
             self.port,
             self.ports(name)
         );
@@ -72,17 +73,17 @@ impl Contact {
         let port = self.port;
         match (self.heard, self.addresses()) {
             (Some(ago), _) => format!(
-                "its last packet came {} s ago, and it has not answered since: it is off, or the way to it broke",
+                "its last packet was received {} s ago, and it has not answered since: it is off, or the path to it is interrupted",
                 ago.as_secs()
             ),
             (None, None) => {
-                "no packet came from it yet, and it has published no address to send to".to_owned()
+                "no packet from it was received yet, and it has published no address".to_owned()
             }
             (None, Some(there)) if self.received > 0 => format!(
-                "its handshakes arrive at UDP port {port} here, but the answers to UDP {there} are lost"
+                "its handshakes arrive at UDP port {port} of this host, but the answers to UDP {there} are lost"
             ),
             (None, Some(there)) => format!(
-                "no packet came from it yet: UDP {there} or UDP port {port} here is blocked, or meshd does not run there"
+                "no packet from it was received yet: UDP {there} or UDP port {port} of this host is blocked, or meshd does not run there"
             ),
         }
     }
@@ -93,7 +94,7 @@ impl Contact {
         (!shown.is_empty()).then(|| shown.join(" or "))
     }
 
-    /// The ports that are open where the peer can be reached.
+    /// The ports of the peer that have to be open.
     fn ports(&self, name: &str) -> String {
         match (self.endpoints.first(), self.addresses()) {
             (Some(first), Some(all)) => format!("UDP port {} of {name} ({all})", first.port()),
@@ -102,7 +103,7 @@ impl Contact {
     }
 }
 
-/// The problem of the peers from which no packet ever came, with the ports to open.
+/// The problem of the peers from which no packet was ever received, with the ports to open.
 pub(super) fn never_heard<'a>(peers: &'a [(&'a str, Contact)], port: u16) -> Option<Problem> {
     let silent = peers.iter().filter(|(_, c)| c.is_never_heard());
     let silent: Vec<&(&str, Contact)> = silent.collect();
@@ -115,23 +116,23 @@ pub(super) fn never_heard<'a>(peers: &'a [(&'a str, Contact)], port: u16) -> Opt
         .map(|(name, c)| format!("{name}: {}", c.reason()));
     let ports = listed(silent.iter().map(|(name, c)| c.ports(name)));
     Some(Problem {
-        what: format!("no packet ever came from {names}"),
+        what: format!("no packet was ever received from {names}"),
         why: listed(reasons),
         fix: format!(
-            "open UDP port {port} of this host, in and out, and {ports}, in every firewall between them; this goes away by itself"
+            "open UDP port {port} of this host and {ports}, in both directions, in every firewall between them; the problem disappears by itself then"
         ),
     })
 }
 
-/// The problem of a node that reached peers and reaches none of them now.
+/// The problem of a node that reached peers before and reaches none of them now.
 pub(super) fn cut_off(peers: &[(&str, Contact)], port: u16) -> Option<Problem> {
     let lost = peers.iter().all(|(_, c)| c.reach == Reach::Unreachable);
     let last = peers.iter().filter_map(|(_, c)| c.heard).min()?;
     lost.then(|| Problem {
-        what: "no other node is reached any more".into(),
-        why: format!("the last packet of any of them came {} s ago", last.as_secs()),
+        what: "this node reaches no other node any more".into(),
+        why: format!("the last packet of any of them was received {} s ago", last.as_secs()),
         fix: format!(
-            "check this host's network, and that no firewall blocks UDP port {port}, in or out; this goes away by itself"
+            "check this host's network, and that no firewall blocks UDP port {port} in either direction; the problem disappears by itself then"
         ),
     })
 }
@@ -146,24 +147,24 @@ fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
     shown.join(", ")
 }
 
-/// What readiness follows from.
+/// The facts from which readiness is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standing {
+pub(super) struct Readiness {
     pub(super) removed: bool,
     pub(super) copied: bool,
     /// Whether the device is there, up, and has this node's address.
     pub(super) tunnel: bool,
-    /// Whether names are answered, or need not be.
+    /// Whether DNS works, or is switched off.
     pub(super) dns: bool,
-    /// Other members of the mesh.
+    /// The number of other members of the mesh.
     pub(super) others: usize,
-    /// Whether any was heard since the start.
+    /// Whether a packet of any of them was received since the start.
     pub(super) reached: bool,
     pub(super) port: u16,
 }
 
-impl Standing {
-    /// Why a joined node is not ready; nothing if it is.
+impl Readiness {
+    /// The reason why a joined node is not ready. None if it is ready.
     pub(super) fn not_ready(&self) -> Option<String> {
         let why = if self.removed {
             "this node was removed from the mesh; run `meshctl leave`, then `meshctl join` with a new token"
@@ -172,13 +173,13 @@ impl Standing {
             "this machine is a copy of another node; run `meshctl leave`, then `meshctl join` with a new token"
                 .to_owned()
         } else if !self.tunnel {
-            "the tunnel device is not up with this node's address; `meshctl status` shows why, and restarting meshd makes it again"
+            "the tunnel device is not up with this node's address; `meshctl status` shows why, and a restart of meshd creates it again"
                 .to_owned()
         } else if !self.dns {
-            "names are not answered yet; look at `meshctl status`".to_owned()
+            "DNS does not work yet; look at `meshctl status`".to_owned()
         } else if self.others > 0 && !self.reached {
             format!(
-                "none of the {} other node(s) was reached since meshd started; open UDP port {} here and the ports of the others, `meshctl status` names them",
+                "none of the {} other node(s) was reached since meshd started; open UDP port {} of this host and the ports of the others, which `meshctl status` shows",
                 self.others, self.port
             )
         } else {
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_does_not_answer_is_not_direct_and_says_when_it_was_heard() {
+    fn a_peer_that_does_not_answer_is_not_direct_and_its_last_packet_is_dated() {
         assert_eq!(contact().state(), (PeerState::Direct, None));
         let lost = Contact {
             silent: true,
@@ -225,7 +226,7 @@ mod tests {
         };
         let (state, reason) = lost.state();
         assert_eq!(state, PeerState::Connecting);
-        assert!(reason.is_some_and(|why| why.contains("came 4 s ago")));
+        assert!(reason.is_some_and(|why| why.contains("received 4 s ago")));
         let (state, reason) = Contact {
             reach: Reach::Unreachable,
             ..lost.clone()
@@ -246,7 +247,7 @@ mod tests {
     fn a_peer_from_which_no_packet_came_names_both_ports() {
         let problem = never_heard(&[("n2", blocked()), ("n3", contact())], 51820);
         let problem = problem.expect("one is blocked");
-        assert_eq!(problem.what, "no packet ever came from n2");
+        assert_eq!(problem.what, "no packet was ever received from n2");
         for part in ["192.0.2.7:51821", "51820"] {
             assert!(
                 problem.why.contains(part) && problem.fix.contains(part),
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_blocked_in_one_direction_is_told_from_what_is_blocked_in_both() {
+    fn a_path_blocked_in_one_direction_is_distinguished_from_one_blocked_in_both() {
         let half = Contact {
             received: 148,
             ..blocked()
@@ -311,7 +312,7 @@ mod tests {
 
     #[test]
     fn ready_means_joined_not_removed_tunnel_and_names_up_and_a_peer_reached() {
-        let ready = Standing {
+        let ready = Readiness {
             removed: false,
             copied: false,
             tunnel: true,
@@ -321,7 +322,7 @@ mod tests {
             port: 51820,
         };
         assert_eq!(ready.not_ready(), None);
-        let alone = Standing {
+        let alone = Readiness {
             others: 0,
             reached: false,
             ..ready
@@ -333,43 +334,43 @@ mod tests {
         );
         let not = [
             (
-                Standing {
+                Readiness {
                     removed: true,
                     ..ready
                 },
                 "removed",
             ),
             (
-                Standing {
+                Readiness {
                     copied: true,
                     ..ready
                 },
                 "copy",
             ),
             (
-                Standing {
+                Readiness {
                     tunnel: false,
                     ..ready
                 },
                 "tunnel",
             ),
             (
-                Standing {
+                Readiness {
                     dns: false,
                     ..ready
                 },
-                "names",
+                "DNS",
             ),
             (
-                Standing {
+                Readiness {
                     reached: false,
                     ..ready
                 },
                 "UDP port 51820",
             ),
         ];
-        for (standing, part) in not {
-            let why = standing.not_ready();
+        for (readiness, part) in not {
+            let why = readiness.not_ready();
             assert!(
                 why.as_ref().is_some_and(|why| why.contains(part)),
                 "{part}: {why:?}"

@@ -1,9 +1,9 @@
-//! Sends pre-signed departures to a coordinator, for nodes of this machine that are out already: a node left while no
-//! coordinator was there, or its join failed after it was admitted. The departures stay in the state directory until a
-//! coordinator has them, also across restarts.
+//! Sends pre-signed departures to a coordinator, for former nodes of this machine: a node left while no coordinator was
+//! reachable, or its join failed after it was admitted. The departures stay in the state directory until a coordinator
+//! has stored them, also across restarts.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
@@ -14,24 +14,25 @@ use super::replica::{Position, StreamEvent as Event};
 use super::state::StateDir;
 use super::state::departing::Departing;
 use crate::model::time::UnixSeconds;
+use crate::os::clock;
 use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::control::Refusal;
 
-/// How long this task tries to send one departure before the next one has its turn.
+/// How long the task tries to send one departure before it continues with the next one.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause after a round in which a departure could not be sent. It doubles with each further one.
-const PAUSE: Duration = Duration::from_secs(5);
+const MIN_PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_secs(600);
-/// A departure that is older is given up. By then an administrator has removed the node.
+/// An older departure is dropped. By then an administrator has removed the node.
 const MAX_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The task that sends departures to a coordinator. Dropping this value ends the task.
-pub(super) struct Courier {
+pub(super) struct DepartureSender {
     wake: Arc<Notify>,
     _task: AbortOnDrop,
 }
 
-impl Courier {
+impl DepartureSender {
     /// Starts the task for the departures in `dir`.
     pub(super) fn start(dir: StateDir) -> Self {
         let wake = Arc::new(Notify::new());
@@ -43,22 +44,22 @@ impl Courier {
         }
     }
 
-    /// A departure was added to the directory.
+    /// Wakes the task after a departure was added to the directory.
     pub(super) fn wake(&self) {
         self.wake.notify_one();
     }
 }
 
 async fn run(dir: StateDir, wake: Arc<Notify>) {
-    let mut pause = PAUSE;
+    let mut pause = MIN_PAUSE;
     loop {
         for departing in dir.departing() {
-            let now = UnixSeconds::from_system(SystemTime::now());
+            let now = UnixSeconds::from_system(clock::wall());
             let id = departing.id();
             if now > departing.since.plus(MAX_AGE) {
                 tracing::warn!(
                     node = id.short(),
-                    "no coordinator took a departure in 30 days; it is given up"
+                    "no coordinator accepted a departure within 30 days; it is dropped"
                 );
                 dir.remove_departing(&id);
             } else if timeout(ATTEMPT_TIMEOUT, deposit_departure(&departing))
@@ -67,24 +68,24 @@ async fn run(dir: StateDir, wake: Arc<Notify>) {
             {
                 tracing::info!(
                     node = id.short(),
-                    "a coordinator has the departure; name and addresses are free"
+                    "a coordinator has stored the departure; name and addresses are free"
                 );
                 dir.remove_departing(&id);
             }
         }
         if dir.departing().is_empty() {
             wake.notified().await;
-            pause = PAUSE;
+            pause = MIN_PAUSE;
         } else if timeout(pause, wake.notified()).await.is_ok() {
-            pause = PAUSE;
+            pause = MIN_PAUSE;
         } else {
             pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 }
 
-/// Sends one departure to a coordinator, over a stream of its own that is opened again when it breaks. Returns whether the
-/// coordinator needs it no longer.
+/// Sends one departure to a coordinator, over a control stream of its own. Returns whether the departure is no longer
+/// needed.
 async fn deposit_departure(departing: &Departing) -> bool {
     const SEQUENCE: u64 = 1;
     let (sender, mut events) = mpsc::channel(16);

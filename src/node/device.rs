@@ -7,10 +7,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-
 use super::host::{Interface, Upkeep};
+use crate::os::readable::AsyncReadable;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::Problem;
 use crate::tunnel::{Tunnel, TunnelError};
@@ -62,7 +60,7 @@ impl Device {
             interface,
             "somebody deleted the tunnel device; it was made again"
         );
-        self.network.refit(self.tunnel.index()).await;
+        self.network.set_device(self.tunnel.index()).await;
         Ok(true)
     }
 
@@ -76,7 +74,7 @@ impl Device {
         if !self.tunnel.is_elsewhere() {
             let is_back = self.elsewhere.take().is_some();
             if is_back {
-                self.network.refit(self.tunnel.index()).await;
+                self.network.set_device(self.tunnel.index()).await;
             }
             return is_back;
         }
@@ -100,35 +98,28 @@ impl Device {
     }
 }
 
-/// Notices of the kernel that the tunnel device is gone.
-pub(super) struct DeviceEvents(AsyncFd<OwnedFd>);
+/// Notifies when the tunnel device is gone.
+pub(super) struct DeviceEvents(AsyncReadable);
 
 impl DeviceEvents {
-    /// Those of the device of `tunnel`.
+    /// The events of the device of `tunnel`.
     pub(super) fn of(tunnel: &Tunnel) -> io::Result<Self> {
         Self::watch(tunnel.gone_event().try_clone_to_owned()?)
     }
 
-    /// Those of `event`, which becomes readable when the device is gone.
+    /// The events of `event`, which becomes readable when the device is gone.
     pub(super) fn watch(event: OwnedFd) -> io::Result<Self> {
-        // SAFETY: an `OwnedFd` names one open descriptor for as long as it lives.
-        let event = unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) }?;
-        Ok(Self(event))
+        Ok(Self(AsyncReadable::new(event)?))
     }
 
-    /// Waits until the device is gone.
+    /// Waits until the device is gone. Never returns if the event cannot be read.
     pub(super) async fn gone(&mut self) {
-        loop {
-            let Ok(mut guard) = self.0.readable().await else {
-                return std::future::pending().await;
-            };
-            let read = guard.try_io(|event| {
-                let mut count = [0; 8];
-                nix::unistd::read(event.get_ref(), &mut count).map_err(io::Error::from)
-            });
-            if let Ok(Ok(_)) = read {
-                return;
-            }
+        let read = self.0.read(|event| {
+            let mut count = [0; 8];
+            nix::unistd::read(event, &mut count).map_err(io::Error::from)
+        });
+        if read.await.is_err() {
+            std::future::pending().await
         }
     }
 }

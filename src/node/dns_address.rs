@@ -1,4 +1,4 @@
-//! Joins the tunnel and the resolver at the mesh's DNS address.
+//! Connects the tunnel and the resolver at the mesh's DNS address.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::model::MeshAddresses;
 use crate::model::address::Block;
 use crate::tunnel::{Handled, Injector, LocalHandler, LocalService, Tunnel};
 
-/// Answers at the DNS address from now on, inside `tunnel`'s device.
+/// Starts to answer queries to the DNS address inside `tunnel`'s device.
 pub(super) fn answer_at(
     tunnel: &Tunnel,
     resolver: Arc<Resolver>,
@@ -17,12 +17,12 @@ pub(super) fn answer_at(
     block: Block,
 ) -> Arc<TunnelDns> {
     let device = Arc::new(Device(tunnel.injector()));
-    let inside = Arc::new(TunnelDns::start(resolver, mesh, block, device));
+    let in_tunnel_dns = Arc::new(TunnelDns::start(resolver, mesh, block, device));
     tunnel.set_local_service(Some(LocalService {
         addresses: TunnelDns::addresses(&mesh).to_vec(),
-        handler: Arc::new(Answering(Arc::clone(&inside))),
+        handler: Arc::new(Answering(Arc::clone(&in_tunnel_dns))),
     }));
-    inside
+    in_tunnel_dns
 }
 
 struct Device(Injector);
@@ -41,16 +41,16 @@ struct Answering(Arc<TunnelDns>);
 
 impl LocalHandler for Answering {
     fn datagram(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Handled {
-        taken(self.0.datagram(source, destination, payload))
+        handled(self.0.datagram(source, destination, payload))
     }
 
     fn segment(&self, source: IpAddr, packet: &[u8]) -> Handled {
-        taken(self.0.segment(source, packet))
+        handled(self.0.segment(source, packet))
     }
 }
 
-fn taken(taken: in_tunnel::Handled) -> Handled {
-    match taken {
+fn handled(handled: in_tunnel::Handled) -> Handled {
+    match handled {
         in_tunnel::Handled::Reply(reply) => Handled::Reply(reply),
         in_tunnel::Handled::Later => Handled::Later,
         in_tunnel::Handled::Refused => Handled::Refused,

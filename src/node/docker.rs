@@ -1,4 +1,4 @@
-//! The containers of this node: what the engine reports and the probes find, what is published, and what is wrong.
+//! The containers of this node: what the engine reports, what the probes find, what is published, and the problems.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,16 +11,18 @@ use super::state::StateDir;
 use crate::containers::engine::EngineFault;
 use crate::containers::inspect::Engine;
 use crate::containers::{
-    ContainerId, Containers, EngineTask, Mapping, Offer, Report, Surroundings, Wired, network,
+    AppliedMappings, ContainerId, Containers, EngineTask, Mapping, NodeContext, Offer, Report,
+    network,
 };
 use crate::model::ServiceName;
 use crate::protocol::local::{Check, CheckProbe, ContainerRow, Problem};
 use crate::services::Checker;
 use crate::services::checks::Target;
 
-/// How long what was published before the start is left as it is, while the engine has not said what runs.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Milliseconds a probe of a container may take: it is on this machine.
+/// How long the records that were published before the start are left unchanged while the engine has not reported all
+/// containers.
+const INVENTORY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time limit of a probe in milliseconds. The container is on this machine.
 const PROBE_TIMEOUT: u64 = 1_000;
 
 /// The containers of this node.
@@ -30,35 +32,35 @@ pub(super) struct Docker {
     required: bool,
     engine: Option<Engine>,
     fault: Option<EngineFault>,
-    network: Option<network::Plan>,
-    /// Whether the network is there; none, as long as that is not known.
+    network: Option<network::NativePlan>,
+    /// Whether the network exists. None until that is known.
     native: Option<Result<(), network::Unusable>>,
-    settled: bool,
+    inventory_known: bool,
     started: Instant,
-    kept: BTreeMap<ContainerId, Ipv4Addr>,
+    stored: BTreeMap<ContainerId, Ipv4Addr>,
     _task: EngineTask,
 }
 
-/// What comes back as events.
+/// The receivers of events.
 pub(super) struct DockerEvents {
     pub(super) reports: mpsc::Receiver<Report>,
     pub(super) probes: mpsc::Receiver<(ContainerId, bool)>,
 }
 
 impl Docker {
-    /// Follows the engine from now on.
+    /// Starts to follow the engine.
     pub(super) fn start(
         config: &config::DockerSettings,
-        surroundings: Surroundings,
+        context: NodeContext,
         dir: &StateDir,
     ) -> (Self, DockerEvents) {
         let (report, reports) = mpsc::channel(1024);
         let (verdict, probes) = mpsc::channel(256);
         let now = Instant::now();
-        let network = surroundings.network;
-        let containers = Containers::new(surroundings, dir.leases(), now);
+        let network = context.network;
+        let containers = Containers::new(context, dir.leases(), now);
         let docker = Self {
-            kept: containers.leases(),
+            stored: containers.leases(),
             containers,
             prober: Checker::new(verdict),
             required: config.required,
@@ -66,14 +68,14 @@ impl Docker {
             fault: None,
             network,
             native: None,
-            settled: false,
+            inventory_known: false,
             started: now,
             _task: EngineTask::start(config.sockets.clone(), config.rules, network, report),
         };
         (docker, DockerEvents { reports, probes })
     }
 
-    /// The engine says something.
+    /// Handles reports of the engine.
     pub(super) fn handle_reports(&mut self, reports: Vec<Report>) {
         let now = Instant::now();
         for report in reports {
@@ -89,21 +91,21 @@ impl Docker {
                     if let Err(unusable) = &native
                         && self.native.as_ref() != Some(&native)
                     {
-                        tracing::warn!(why = %unusable.why, "there is no network of mesh addresses");
+                        tracing::warn!(why = %unusable.why, "containers have no mesh addresses of their own");
                     }
                     self.native = Some(native);
                 }
                 Report::Listed(existing) => self.containers.handle_listed(&existing, now),
                 Report::Inspected(inspected) => self.containers.handle_inspected(&inspected, now),
                 Report::Unreadable(id, why) => self.containers.handle_unreadable(&id, why, now),
-                Report::Happened(id, action) => self.containers.handle_event(&id, action, now),
-                Report::Settled => self.settled = true,
+                Report::Event(id, action) => self.containers.handle_event(&id, action, now),
+                Report::InventoryKnown => self.inventory_known = true,
                 Report::Lost(fault) => {
                     if !matches!(fault, EngineFault::Absent(_)) {
-                        tracing::warn!(%fault, "the container engine cannot be followed; what runs stays as it is");
+                        tracing::warn!(%fault, "the container engine is not reachable; containers stay as they are");
                     } else if self.engine.is_none() {
                         // No engine, so no containers.
-                        self.settled = true;
+                        self.inventory_known = true;
                     }
                     self.fault = Some(fault);
                 }
@@ -112,7 +114,7 @@ impl Docker {
         self.set_probes();
     }
 
-    /// Probes came to verdicts.
+    /// Handles results of probes.
     pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, bool)>) {
         for (id, accepts) in verdicts {
             self.containers.handle_probe(&id, accepts);
@@ -135,49 +137,50 @@ impl Docker {
         self.prober.set(targets.collect());
     }
 
-    /// Time went by; gives whether that changed anything.
+    /// Handles that time has passed. Returns whether that changed anything.
     pub(super) fn handle_time(&mut self, now: Instant) -> bool {
-        let patience_ended =
-            !self.settled && now.saturating_duration_since(self.started) >= PATIENCE;
-        self.settled |= patience_ended;
-        self.containers.handle_time(now) | patience_ended
+        let timed_out = !self.inventory_known
+            && now.saturating_duration_since(self.started) >= INVENTORY_TIMEOUT;
+        self.inventory_known |= timed_out;
+        self.containers.handle_time(now) | timed_out
     }
 
-    /// Whether it is known what runs; until then, what was published before the start stands.
-    pub(super) fn is_settled(&self) -> bool {
-        self.settled
+    /// Whether the engine has reported all containers. Until then, the records that were published before the start are
+    /// left unchanged.
+    pub(super) fn inventory_known(&self) -> bool {
+        self.inventory_known
     }
 
-    /// What to publish; `wired` is what the kernel does by now.
+    /// The instances to publish. `applied` are the mappings that the kernel has.
     pub(super) fn offers(
         &self,
         drained: &BTreeSet<ServiceName>,
-        wired: Wired,
+        applied: AppliedMappings,
     ) -> BTreeMap<ServiceName, Offer> {
-        let wired = if self.is_rootless() {
-            Wired::Impossible
+        let applied = if self.is_rootless() {
+            AppliedMappings::Unavailable
         } else {
-            wired
+            applied
         };
-        self.containers.offers(drained, &wired, Instant::now())
+        self.containers.offers(drained, &applied, Instant::now())
     }
 
-    /// The node is called so from now on.
+    /// Handles a new name of the node.
     pub(super) fn set_node_name(&mut self, node: crate::model::Label) {
         self.containers.handle_node_name(node);
     }
 
-    /// Whether there is an engine, as far as is known.
+    /// Whether an engine was reachable at some time.
     pub(super) fn is_followed(&self) -> bool {
         self.engine.is_some()
     }
 
-    /// Whether the engine's networks are not those of this host.
+    /// Whether the engine's networks are in another network namespace.
     fn is_rootless(&self) -> bool {
         self.engine.as_ref().is_some_and(|engine| engine.rootless)
     }
 
-    /// What to map.
+    /// The mappings to apply.
     pub(super) fn mappings(&self) -> BTreeMap<Ipv4Addr, Mapping> {
         if self.is_rootless() {
             return BTreeMap::new();
@@ -185,7 +188,6 @@ impl Docker {
         self.containers.mappings()
     }
 
-    /// The bridges of the engine's networks.
     pub(super) fn bridges(&self) -> BTreeMap<String, Vec<ipnet::Ipv4Net>> {
         if self.is_rootless() {
             return BTreeMap::new();
@@ -193,39 +195,38 @@ impl Docker {
         self.containers.bridges()
     }
 
-    /// The network whose containers have mesh addresses of their own, if it is there.
-    pub(super) fn native(&self) -> Option<network::Plan> {
+    /// The network whose containers have mesh addresses of their own, if it exists.
+    pub(super) fn native(&self) -> Option<network::NativePlan> {
         let there = matches!(self.native, Some(Ok(())));
         self.network.filter(|_| there)
     }
 
-    /// The services here.
+    /// The services of the containers.
     pub(super) fn services(&self) -> BTreeSet<ServiceName> {
         self.containers.services()
     }
 
-    /// How many containers are exposed.
+    /// The number of exposed containers.
     pub(super) fn len(&self) -> usize {
         self.containers.count()
     }
 
-    /// Each exposed container.
     pub(super) fn rows(&self, drained: &BTreeSet<ServiceName>) -> Vec<ContainerRow> {
         self.containers.rows(drained)
     }
 
-    /// The addresses of containers, if they differ from those on disk: a restart is not to move them.
+    /// The addresses of containers, if they differ from those on disk, so that a restart does not change them.
     pub(super) fn unwritten(&self) -> Option<BTreeMap<ContainerId, Ipv4Addr>> {
         let leases = self.containers.leases();
-        (leases != self.kept).then_some(leases)
+        (leases != self.stored).then_some(leases)
     }
 
-    /// These addresses of containers were written.
+    /// Handles that these addresses were written.
     pub(super) fn handle_written(&mut self, leases: BTreeMap<ContainerId, Ipv4Addr>) {
-        self.kept = leases;
+        self.stored = leases;
     }
 
-    /// What is wrong, with remedies.
+    /// All problems, with remedies.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let mut problems = self.containers.problems(Instant::now());
         problems.extend(
@@ -238,8 +239,9 @@ impl Docker {
         }
         if self.is_rootless() {
             problems.push(Problem {
-                what: "containers are not reached at addresses of their own".into(),
-                why: "the engine runs rootless: its networks are not those of this host".into(),
+                what: "containers have no addresses of their own in the mesh".into(),
+                why: "the engine runs rootless, so its networks are in another network namespace"
+                    .into(),
                 fix: "publish their ports on this node's address, or run the engine as root".into(),
             });
         }
@@ -247,37 +249,37 @@ impl Docker {
     }
 
     fn engine_problem(&self, fault: &EngineFault) -> Option<Problem> {
-        // Absent from the beginning, and not asked for: this host has no containers.
+        // The engine was never there and is not required: this host has no containers.
         let absent = matches!(fault, EngineFault::Absent(_));
         if absent && !self.required && self.engine.is_none() {
             return None;
         }
         let fix = match fault {
-            EngineFault::Absent(_) | EngineFault::Refused(_) => {
+            EngineFault::Absent(_) | EngineFault::NotListening(_) => {
                 "start it (`systemctl start docker`), or name its socket in [docker] of meshd.toml"
             }
             EngineFault::Permission(_) => {
                 "run meshd as root, or as a member of the group that the socket belongs to"
             }
-            _ => "look at its log (`journalctl -u docker`) and restart it",
+            _ => "look at its log (`journalctl -u docker`), and restart it",
         };
         Some(Problem {
-            what: "the container engine cannot be followed; containers stay as they were".into(),
+            what: "the container engine is not reachable; containers stay as they were".into(),
             why: fault.to_string(),
             fix: fix.into(),
         })
     }
 }
 
-/// What the containers have around them.
-pub(super) fn surroundings(
+/// The context of the containers.
+pub(super) fn context(
     config: &config::DockerSettings,
     node: &crate::model::Label,
     addresses: &[IpAddr],
     block: ipnet::Ipv4Net,
-    network: Option<network::Plan>,
-) -> Surroundings {
-    Surroundings {
+    network: Option<network::NativePlan>,
+) -> NodeContext {
+    NodeContext {
         node: node.clone(),
         addresses: addresses.to_vec(),
         block,

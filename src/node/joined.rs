@@ -147,7 +147,7 @@ impl JoinedNode {
             NodeEvent::Host => {
                 // For example, the machine may no longer forward, or a bridge of containers may have got a port to another
                 // machine.
-                self.workloads.firewall.look();
+                self.workloads.firewall.request_check();
                 self.mark_machine();
             }
             NodeEvent::DeviceGone => {
@@ -213,7 +213,7 @@ impl JoinedNode {
 
     /// Lets those ask for names that are on the engine's bridges. The addresses of this machine depend on the bridges.
     fn follow_bridges(&mut self) {
-        let outer = self.device.network.outer_bridges();
+        let outer = self.device.network.external_bridges();
         if self.workloads.follow_bridges(&outer) {
             self.dirty.interfaces = true;
             self.dirty.own = true;

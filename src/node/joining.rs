@@ -1,10 +1,10 @@
-//! Joining: keys, certificate, the call; all that happens before the node has a place in the mesh.
+//! Joining: keys, certificate, the request, and everything else that happens before the node is a member.
 //!
-//! What can be in the way on this host is looked for before the token is spent: the device, the port, the disk, and, with
-//! what the coordinator returns when it is asked to try the join, the mesh's addresses. A join that fails after the
-//! coordinator may have admitted the node signs a departure, so that no member stays behind that never comes.
+//! Problems of this host are found before the token is spent: the device, the port, the disk, and, with the
+//! coordinator's answer to a trial, the mesh's addresses. If a join fails after the coordinator may have admitted the
+//! node, the node signs a departure, so that no member remains that never connects.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::control::join::{JoinError, check, join};
 use super::host::{HostNetwork, overlap};
@@ -13,6 +13,7 @@ use super::state::departing::Departing;
 use super::state::{Identity, Keys, Pending, StateDir, Way};
 use crate::model::Label;
 use crate::model::time::UnixSeconds;
+use crate::os::clock;
 use crate::protocol::JoinToken;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join::{JoinRequest, JoinResponse};
@@ -21,59 +22,58 @@ use crate::records::ledger::Refused;
 use crate::records::{Envelope, Ledger};
 use crate::tunnel;
 
-/// The answer to the caller of a join that `meshctl leave` ended.
-pub(super) const GIVEN_UP: &str = "the join was given up: somebody ran `meshctl leave`";
-
-/// How often a name that is taken is replaced by the one suggested.
-const NAME_TRIES: usize = 5;
-/// How old a certificate may be that is offered again after a coordinator may have refused it for its date.
-const FRESH: Duration = Duration::from_secs(60);
+/// The maximum number of times that a suggested name replaces one that is in use.
+const MAX_NAME_TRIES: usize = 5;
+/// The maximum age of a certificate that is sent again after a coordinator may have refused it for its date.
+const MAX_CERTIFICATE_AGE: Duration = Duration::from_secs(60);
 /// The longest pause between two attempts to finish an interrupted join.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// A node that was admitted: what it is, and the records that say so.
+/// The message of a join that `meshctl leave` ended.
+pub(super) const GIVEN_UP: &str = "the join was ended by `meshctl leave`";
+
+/// An admitted node: its identity and the records of the mesh.
 pub(super) struct Admitted {
-    /// Who it is and where.
+    /// The node's keys, name and addresses.
     pub identity: Identity,
-    /// Verified up to the mesh key.
+    /// The records of the mesh, verified with the mesh key.
     pub ledger: Ledger,
-    /// For the person who joins.
+    /// Messages for the user.
     pub notes: Vec<String>,
 }
 
-/// What an attempt needs of this host.
+/// The properties of this host that an attempt needs.
 #[derive(Clone)]
-pub(super) struct Ground {
-    /// Where keys are kept while it lasts.
+pub(super) struct JoinContext {
+    /// The directory in which keys are stored.
     pub dir: StateDir,
-    /// The device to be made, which does not overlap with itself.
+    /// The tunnel device to create. Its own addresses are no overlap.
     pub interface: String,
-    /// The UDP port it is to have.
+    /// The UDP port of the tunnel.
     pub listen_port: u16,
 }
 
-/// What the attempt starts from.
+/// The input of an attempt.
 pub(super) struct Attempt {
-    /// The host.
-    pub ground: Ground,
-    /// The token's text.
+    pub context: JoinContext,
+    /// The token as text.
     pub token: String,
-    /// The name asked for.
+    /// The requested name.
     pub name: Option<Label>,
-    /// The name if nobody asked for one; it may be changed.
+    /// The name if none is requested. It may be replaced by a suggested one.
     pub fallback: Label,
 }
 
-/// Joins. The keys are on disk before the call, so that an answer that is lost costs nothing: the same question is
-/// asked again.
+/// Joins. The keys are stored on disk before the request, so that a lost answer costs nothing: the same request is sent
+/// again.
 ///
 /// # Errors
-/// One line for the person who joins.
+/// The reason, in one line for the user.
 pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
-    let ground = &attempt.ground;
+    let context = &attempt.context;
     let token = JoinToken::parse(&attempt.token)
         .map_err(|e| ApiError::new(ErrorCode::BadRequest, e.to_string()))?;
-    tunnel::try_open(&ground.interface, ground.listen_port)
+    tunnel::try_open(&context.interface, context.listen_port)
         .map_err(|error| ApiError::new(super::device::code_of(&error), error.to_string()))?;
     let mut notes = Vec::new();
     let mut name = attempt
@@ -83,16 +83,16 @@ pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
     let mut tries = 0;
     let mut oldest = Duration::MAX;
     loop {
-        let pending = prepare(&ground.dir, &token, &name, oldest)?;
-        let asked = match try_first(ground, &token, &pending).await {
-            Ok(()) => ask(ground, &pending, &way_of(&token)).await,
+        let pending = prepare(&context.dir, &token, &name, oldest)?;
+        let result = match try_first(context, &token, &pending).await {
+            Ok(()) => request_membership(context, &pending, &way_of(&token)).await,
             Err(failed) => Err(failed),
         };
-        match asked {
+        match result {
             Ok(admitted) => return Ok(Admitted { notes, ..admitted }),
             Err(Failed::Join(JoinError::Refused(refusal))) => {
                 match refusal.suggestion.as_deref().map(Label::parse) {
-                    Some(Ok(free)) if attempt.name.is_none() && tries < NAME_TRIES => {
+                    Some(Ok(free)) if attempt.name.is_none() && tries < MAX_NAME_TRIES => {
                         notes = vec![format!(
                             "the name {} is taken by another node; this one is {free}",
                             attempt.fallback
@@ -100,9 +100,11 @@ pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
                         tries += 1;
                         name = free;
                     }
-                    // A coordinator accepts only a new certificate. This one may be from a join that began long ago.
-                    _ if refusal.code == ErrorCode::Configuration && oldest > FRESH => {
-                        oldest = FRESH;
+                    // A coordinator accepts only a new certificate. This one may belong to a join that began long ago.
+                    _ if refusal.code == ErrorCode::Configuration
+                        && oldest > MAX_CERTIFICATE_AGE =>
+                    {
+                        oldest = MAX_CERTIFICATE_AGE;
                     }
                     _ => return Err(refusal),
                 }
@@ -112,24 +114,25 @@ pub(super) async fn run(attempt: Attempt) -> Result<Admitted, ApiError> {
     }
 }
 
-/// Finishes a join that was cut off after the coordinator may have admitted the node. Tries until a coordinator answers.
+/// Completes a join that was interrupted after the coordinator may have admitted the node. Tries until a coordinator
+/// answers.
 ///
 /// # Errors
 /// The coordinator refuses, or this host cannot be a member.
 pub(super) async fn resume(
-    ground: Ground,
+    context: JoinContext,
     pending: Pending,
     way: Way,
 ) -> Result<Admitted, ApiError> {
     let mut pause = Duration::from_secs(1);
     loop {
-        match ask(&ground, &pending, &way).await {
+        match request_membership(&context, &pending, &way).await {
             Ok(admitted) => return Ok(admitted),
             Err(Failed::Join(error)) if is_undecided(&error) => {
-                tracing::debug!(%error, "an interrupted join is not finished yet");
+                tracing::debug!(%error, "an interrupted join is not completed yet");
             }
             Err(Failed::Join(JoinError::Dial(error))) => {
-                tracing::debug!(%error, "an interrupted join is not finished yet");
+                tracing::debug!(%error, "an interrupted join is not completed yet");
             }
             Err(failed) => return Err(failed.into()),
         }
@@ -141,19 +144,19 @@ pub(super) async fn resume(
 /// Why there is no membership.
 enum Failed {
     Join(JoinError),
-    Here(ApiError),
+    Host(ApiError),
 }
 
 impl From<ApiError> for Failed {
     fn from(error: ApiError) -> Self {
-        Self::Here(error)
+        Self::Host(error)
     }
 }
 
 impl From<Failed> for ApiError {
     fn from(failed: Failed) -> Self {
         match failed {
-            Failed::Here(error) | Failed::Join(JoinError::Refused(error)) => error,
+            Failed::Host(error) | Failed::Join(JoinError::Refused(error)) => error,
             Failed::Join(JoinError::Dial(error)) => dial_error(&error),
             Failed::Join(error @ JoinError::Broken { .. }) => {
                 ApiError::new(ErrorCode::Unreachable, error.to_string())
@@ -162,7 +165,7 @@ impl From<Failed> for ApiError {
     }
 }
 
-/// Whether the coordinator may have admitted the node all the same.
+/// Whether the coordinator may have admitted the node despite the error.
 fn is_undecided(error: &JoinError) -> bool {
     match error {
         JoinError::Broken { .. } => true,
@@ -173,9 +176,13 @@ fn is_undecided(error: &JoinError) -> bool {
     }
 }
 
-/// Finds what would be in the way after the join, while nothing is spent.
-async fn try_first(ground: &Ground, token: &JoinToken, pending: &Pending) -> Result<(), Failed> {
-    // Who may have been admitted finishes that.
+/// Finds problems of this host while nothing is spent.
+async fn try_first(
+    context: &JoinContext,
+    token: &JoinToken,
+    pending: &Pending,
+) -> Result<(), Failed> {
+    // A node that may have been admitted completes its join.
     if pending.asked {
         return Ok(());
     }
@@ -188,11 +195,13 @@ async fn try_first(ground: &Ground, token: &JoinToken, pending: &Pending) -> Res
     };
     let mut ledger = Ledger::new(token.mesh_key);
     for envelope in check.records {
-        ledger.apply(envelope).map_err(|refused| untrue(&refused))?;
+        ledger
+            .apply(envelope)
+            .map_err(|refused| unverifiable(&refused))?;
     }
-    fits(ground, &ledger).await.map_err(|error| {
+    check_overlap(context, &ledger).await.map_err(|error| {
         let text = format!(
-            "{}; the token was not used, join with it again",
+            "{}; the token was not used; join with it again",
             error.message
         );
         ApiError::new(error.code, text)
@@ -200,52 +209,56 @@ async fn try_first(ground: &Ground, token: &JoinToken, pending: &Pending) -> Res
     Ok(())
 }
 
-/// Asks for the membership, and gives it back if it is of no use here.
-async fn ask(ground: &Ground, pending: &Pending, way: &Way) -> Result<Admitted, Failed> {
-    let asked_before = pending.asked;
+/// Requests the membership, and departs if the membership cannot be used on this host.
+async fn request_membership(
+    context: &JoinContext,
+    pending: &Pending,
+    way: &Way,
+) -> Result<Admitted, Failed> {
+    let requested_before = pending.asked;
     let pending = Pending {
         asked: true,
         way: Some(way.clone()),
         ..pending.clone()
     };
-    ground.dir.set_pending(&pending).map_err(ApiError::from)?;
+    context.dir.set_pending(&pending).map_err(ApiError::from)?;
     let request = JoinRequest::make(pending.membership.clone(), &pending.keys.identity);
     match join(&way.urls, way.pin, &request).await {
-        Ok(response) => accept(ground, way, &pending, response)
+        Ok(response) => accept(context, way, &pending, response)
             .await
-            .map_err(|error| give_back(&ground.dir, &pending, error).into()),
+            .map_err(|error| depart_after(&context.dir, &pending, error).into()),
         Err(error) => {
-            if !asked_before && !is_undecided(&error) {
-                let unasked = Pending {
+            if !requested_before && !is_undecided(&error) {
+                let unrequested = Pending {
                     asked: false,
                     ..pending
                 };
-                // Without it the same is asked again at the next start, and refused again.
-                let _ = ground.dir.set_pending(&unasked);
+                // If this fails, the same request is sent at the next start, and refused again.
+                let _ = context.dir.set_pending(&unrequested);
             }
             Err(Failed::Join(error))
         }
     }
 }
 
-/// Departs from a mesh that has admitted this node, which cannot take its place because of `error`.
-pub(super) fn give_back(dir: &StateDir, pending: &Pending, error: ApiError) -> ApiError {
+/// Departs from a mesh that has admitted this node, which cannot become a member because of `error`.
+pub(super) fn depart_after(dir: &StateDir, pending: &Pending, error: ApiError) -> ApiError {
     if let Err(kept) = abandon(dir, pending) {
-        tracing::error!(error = %kept, "the departure cannot be stored; the join is finished at the next start");
+        tracing::error!(error = %kept, "the departure cannot be stored; the join is completed at the next start");
         return error;
     }
     ApiError::new(
         error.code,
         format!(
-            "{}; this node was admitted and gives its name and addresses back, and one use of the token is spent: mend that, then join again, with a new token if this one has no use left",
+            "{}; this node was admitted and departs again, and one use of the token is spent: correct that, then join again, with a new token if this one has no use left",
             error.message
         ),
     )
 }
 
-/// Forgets a join that was begun. If a coordinator may have admitted the node, its departure is left in the directory.
+/// Drops a join that was begun. If a coordinator may have admitted the node, its departure is stored in the directory.
 pub(super) fn abandon(dir: &StateDir, pending: &Pending) -> Result<(), ApiError> {
-    let now = UnixSeconds::from_system(SystemTime::now());
+    let now = UnixSeconds::from_system(clock::wall());
     if let Some(departing) = Departing::of_pending(pending, now) {
         dir.add_departing(&departing)?;
     }
@@ -269,15 +282,15 @@ fn way_of(token: &JoinToken) -> Way {
     }
 }
 
-/// The keys and certificate of a join with this token and name. They are taken from the disk if the certificate there is not
-/// older than `oldest`, and made anew otherwise.
+/// Returns the keys and the certificate of a join with this token and name. They are read from the disk if the
+/// certificate there is not older than `oldest`, and created otherwise.
 fn prepare(
     dir: &StateDir,
     token: &JoinToken,
     name: &Label,
     oldest: Duration,
 ) -> Result<Pending, ApiError> {
-    let now = SystemTime::now();
+    let now = clock::wall();
     let clock = UnixSeconds::from_system(now);
     let token_id = token.key.public();
     let begun = match dir.pending()? {
@@ -295,14 +308,14 @@ fn prepare(
     {
         return Ok(pending.clone());
     }
-    // A coordinator may have admitted these keys under another name: a newer certificate replaces that one.
+    // A coordinator may have admitted these keys under another name. A newer certificate replaces that one.
     let asked = begun.as_ref().is_some_and(|pending| pending.asked);
     let keys = match begun {
         Some(pending) => pending.keys,
         None => Keys::generate().map_err(|e| {
             ApiError::new(
                 ErrorCode::Internal,
-                format!("the system has no randomness to give: {e}"),
+                format!("the system returns no random bytes: {e}"),
             )
         })?,
     };
@@ -328,28 +341,30 @@ fn prepare(
     Ok(pending)
 }
 
-/// Verifies what the coordinator says, and that its addresses can be used here.
+/// Verifies the coordinator's answer, and that the mesh's addresses can be used on this host.
 async fn accept(
-    ground: &Ground,
+    context: &JoinContext,
     way: &Way,
     pending: &Pending,
     response: JoinResponse,
 ) -> Result<Admitted, ApiError> {
     let mut ledger = Ledger::new(way.mesh_key);
     for envelope in response.records {
-        ledger.apply(envelope).map_err(|refused| untrue(&refused))?;
+        ledger
+            .apply(envelope)
+            .map_err(|refused| unverifiable(&refused))?;
     }
     let id = pending.keys.identity.public();
     let (mesh, name) = match (ledger.mesh(), ledger.membership(&id)) {
         (Some(mesh), Some(membership)) => (mesh, membership.name.clone()),
-        _ => return Err(untrue(&Refused::NotAMember)),
+        _ => return Err(unverifiable(&Refused::NotAMember)),
     };
     if mesh.addresses.index_of(&response.block).is_none() {
-        return Err(untrue(&Refused::ForeignBlock(
+        return Err(unverifiable(&Refused::ForeignBlock(
             response.block.v4.to_string(),
         )));
     }
-    fits(ground, &ledger).await?;
+    check_overlap(context, &ledger).await?;
     let identity = Identity {
         keys: pending.keys.clone(),
         name,
@@ -366,22 +381,24 @@ async fn accept(
     })
 }
 
-/// Whether nothing on this host has addresses of the mesh.
-async fn fits(ground: &Ground, ledger: &Ledger) -> Result<(), ApiError> {
+/// Checks that no network of this host overlaps the mesh's addresses.
+async fn check_overlap(context: &JoinContext, ledger: &Ledger) -> Result<(), ApiError> {
     let internal =
         |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal, error.to_string());
-    let mesh = ledger.mesh().ok_or_else(|| untrue(&Refused::NoMesh))?;
+    let mesh = ledger
+        .mesh()
+        .ok_or_else(|| unverifiable(&Refused::NoMesh))?;
     let network = HostNetwork::open().map_err(|e| internal(&e))?;
     let found = network.found().await.map_err(|e| internal(&e))?;
-    overlap(&mesh.addresses, &found, &ground.interface)
+    overlap(&mesh.addresses, &found, &context.interface)
         .map_err(|e| ApiError::new(ErrorCode::Configuration, e.to_string()))
 }
 
-fn untrue(refused: &Refused) -> ApiError {
+fn unverifiable(refused: &Refused) -> ApiError {
     ApiError::new(
         ErrorCode::Forbidden,
         format!(
-            "the coordinator's answer does not verify ({refused}); it is not to be trusted, ask who runs it"
+            "the coordinator's answer does not verify ({refused}); do not trust this coordinator, and ask the person who runs it"
         ),
     )
 }

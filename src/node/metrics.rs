@@ -1,4 +1,4 @@
-//! Metrics for Prometheus, over plain HTTP on an address of the operator's choice.
+//! Serves metrics for Prometheus over plain HTTP, on an address that the operator chooses.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use crate::protocol::local::Status;
 /// Serves metrics until the program ends. If the address cannot be bound, it returns after a line in the log.
 ///
 /// # Errors
-/// The listener broke.
+/// The listener failed.
 pub(super) async fn serve(
     listen: SocketAddr,
     commands: mpsc::Sender<Command>,
@@ -40,7 +40,7 @@ pub(super) async fn serve(
 
 type Commands = State<mpsc::Sender<Command>>;
 
-async fn ask<T>(
+async fn call<T>(
     State(commands): Commands,
     command: impl FnOnce(Reply<T>) -> Command,
 ) -> Result<T, StatusCode> {
@@ -57,18 +57,18 @@ async fn ask<T>(
 }
 
 async fn scrape(commands: Commands) -> Result<String, StatusCode> {
-    ask(commands, Command::Metrics).await
+    call(commands, Command::Metrics).await
 }
 
-/// As `meshctl status --check live`.
+/// Answers like `meshctl status --check live`.
 async fn live(commands: Commands) -> Result<&'static str, StatusCode> {
-    ask(commands, Command::Status).await.map(|_| "ok\n")
+    call(commands, Command::Status).await.map(|_| "ok\n")
 }
 
-/// As `meshctl status --check ready`.
+/// Answers like `meshctl status --check ready`.
 async fn ready(commands: Commands) -> Result<&'static str, (StatusCode, String)> {
     let unavailable = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
-    let status: Status = ask(commands, Command::Status)
+    let status: Status = call(commands, Command::Status)
         .await
         .map_err(|_| unavailable("meshd is stopping"))?;
     status
@@ -95,14 +95,14 @@ pub(super) fn text(mesh: Option<&JoinedNode>) -> String {
 
 fn add_mesh(page: &mut MetricsPage, mesh: &JoinedNode) {
     let ready = super::report::not_ready(mesh).is_none();
-    let help = "Whether `meshctl status --check ready` holds.";
+    let help = "Whether `meshctl status --check ready` passes.";
     page.gauge("ready", help, u64::from(ready));
     let connected = mesh.replica.link().is_connected();
     let help = "Whether the control stream is open.";
     page.gauge("coordinator_connected", help, u64::from(connected));
     page.gauge(
         "revision",
-        "The last revision held.",
+        "The last revision received.",
         mesh.replica.position().revision,
     );
     let reach = mesh.paths.reach();
@@ -119,7 +119,7 @@ fn add_mesh(page: &mut MetricsPage, mesh: &JoinedNode) {
 fn add_names(page: &mut MetricsPage, mesh: &JoinedNode) {
     let zone = mesh.names.zone().load();
     page.gauge("dns_names", "Names with records.", zone.len() as u64);
-    let help = "Names answered with what is not usable.";
+    let help = "Names whose answers have only unusable instances.";
     page.gauge("dns_names_flagged", help, zone.flagged() as u64);
     let Some(dns) = &mesh.resolver.dns else {
         return;
@@ -128,7 +128,7 @@ fn add_names(page: &mut MetricsPage, mesh: &JoinedNode) {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     page.counter(
         "dns_queries_total",
-        "Queries taken in.",
+        "Queries received.",
         read(&counts.queries),
     );
     page.counter(
@@ -136,7 +136,7 @@ fn add_names(page: &mut MetricsPage, mesh: &JoinedNode) {
         "Queries forwarded.",
         read(&counts.forwarded),
     );
-    let help = "Forwarded queries whose answer pointed into the mesh, and lost that.";
+    let help = "Forwarded queries whose answers had addresses of the mesh, which were removed.";
     page.counter("dns_rebound_total", help, read(&counts.rebound));
     let dropped = counts
         .dropped()
@@ -152,10 +152,10 @@ fn add_tunnel(page: &mut MetricsPage, mesh: &JoinedNode) {
     }
     page.counter(
         "tunnel_received_bytes_total",
-        "Octets received from peers.",
+        "Bytes received from peers.",
         rx,
     );
-    page.counter("tunnel_sent_bytes_total", "Octets sent to peers.", tx);
+    page.counter("tunnel_sent_bytes_total", "Bytes sent to peers.", tx);
     let counters = mesh.device.tunnel.counters();
     let dropped = counters
         .0

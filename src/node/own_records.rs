@@ -2,7 +2,7 @@
 //!
 //! [`Draft`] collects the records that this node publishes anew, with their versions.
 //!
-//! A record has bounds (instances, octets). A service that is larger than they allow is published with as many of its
+//! A record has bounds (instances, bytes). A service that is larger than they allow is published with as many of its
 //! instances as fit, in the order in which they are given: what is left out is a problem that names the service. Any other
 //! record of this node that its own ledger refuses is a problem too, for as long as it is refused.
 
@@ -263,7 +263,7 @@ impl OwnRecords {
                 cut.all
             ),
             why: format!(
-                "the record of a service on one node holds {MAX_INSTANCES} instances and {MAX_PAYLOAD} octets at most"
+                "the record of a service on one node holds {MAX_INSTANCES} instances and {MAX_PAYLOAD} bytes at most"
             ),
             fix: "run them on several nodes, give containers shorter names, or name fewer ports of each".into(),
         });
@@ -311,17 +311,17 @@ fn fitting(service: &Service) -> usize {
     });
     let mut room = MAX_PAYLOAD.saturating_sub(empty.payload().len());
     let fits = |instance: &&Instance| {
-        let octets = octets(instance);
-        let fits = octets <= room;
-        room = room.saturating_sub(octets);
+        let bytes = bytes(instance);
+        let fits = bytes <= room;
+        room = room.saturating_sub(bytes);
         fits
     };
     let instances = service.instances.iter().take(MAX_INSTANCES);
     instances.take_while(fits).count()
 }
 
-/// Octets of an instance in a record at most, whatever its health: how many fit does not change with it.
-fn octets(instance: &Instance) -> usize {
+/// Bytes of an instance in a record at most, whatever its health: how many fit does not change with it.
+fn bytes(instance: &Instance) -> usize {
     let longest = Instance {
         health: Health::Unhealthy,
         ..instance.clone()

@@ -1,7 +1,7 @@
-//! Tells systemd-resolved which names to ask of the DNS address, for as long as meshd runs.
+//! Configures systemd-resolved to resolve names of the mesh with the DNS address, for as long as meshd runs.
 //!
-//! The settings belong to the tunnel's link: resolved forgets them when it restarts, and when the link goes. So they are
-//! said again whenever the name on the bus changes hands, and taken back on stop.
+//! The settings belong to the tunnel's link. systemd-resolved drops them when it restarts, and when the link is
+//! deleted. So they are set again whenever systemd-resolved appears on the bus, and reverted when meshd stops.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -9,47 +9,49 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 use zbus::Connection;
 use zbus::fdo::DBusProxy;
 
 use super::host::SplitDns;
+use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::local::Problem;
 
 const NAME: &str = "org.freedesktop.resolve1";
 const PATH: &str = "/org/freedesktop/resolve1";
 const MANAGER: &str = "org.freedesktop.resolve1.Manager";
 
-/// How long until a bus that is not there is looked for again.
-const AGAIN: Duration = Duration::from_secs(15);
-/// How long the last word may take.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// The interval at which a missing bus is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(15);
+/// The time limit for reverting the settings.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whether resolved knows.
+/// The state of systemd-resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum State {
-    /// There is no resolved on the system bus.
+    /// There is no systemd-resolved on the system bus.
     Absent,
-    /// It sends names of the mesh here.
+    /// It sends queries for names of the mesh to this node.
     Configured,
-    /// It is there, and refuses.
+    /// It refuses the settings, for this reason.
     Refused(String),
 }
 
-/// The task that keeps resolved told.
+/// The handle of the task that configures systemd-resolved.
 pub(super) struct ResolvedLink {
     state: Arc<Mutex<State>>,
     stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<()>,
+    task: TaskHandle,
 }
 
 impl ResolvedLink {
-    /// Begins, for the link of index `link`. Of a link that is gone there is nothing to take back: resolved has forgotten
-    /// it, and it is enough to drop the value.
+    /// Starts the task for the link with index `link`. The settings of a deleted link need not be reverted, since
+    /// systemd-resolved has dropped them: dropping the value is enough.
     pub(super) fn start(link: u32, split: SplitDns) -> Self {
         let state = Arc::new(Mutex::new(State::Absent));
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(keep(link, split, Arc::clone(&state), stopped));
+        // The task ends when it is stopped, after it has reverted the settings.
+        let task = keep(link, split, Arc::clone(&state), stopped);
+        let task = Tasks::current().spawn_finite("systemd-resolved", task);
         Self {
             state,
             stop: Some(stop),
@@ -57,22 +59,23 @@ impl ResolvedLink {
         }
     }
 
-    /// How it stands.
     pub(super) fn state(&self) -> State {
         lock(&self.state).clone()
     }
 
-    /// What is wrong, if anything is.
+    /// The problem and its remedy, if there is one.
     pub(super) fn problem(&self) -> Option<Problem> {
         let State::Refused(why) = self.state() else {
             return None;
         };
-        let right = why.contains("AccessDenied") || why.contains("InteractiveAuthorization");
+        let is_permission =
+            why.contains("AccessDenied") || why.contains("InteractiveAuthorization");
         Some(Problem {
-            what: "systemd-resolved does not send names of the mesh here".into(),
+            what: "systemd-resolved does not send queries for names of the mesh to this node"
+                .into(),
             why,
-            fix: if right {
-                "let user meshd configure it: install systemd/meshd.rules as /etc/polkit-1/rules.d/50-meshd.rules".into()
+            fix: if is_permission {
+                "allow the user meshd to configure it: install systemd/meshd.rules as /etc/polkit-1/rules.d/50-meshd.rules".into()
             } else {
                 "look at `journalctl -u systemd-resolved`, or set `[dns] split_dns = \"none\"`"
                     .into()
@@ -80,11 +83,11 @@ impl ResolvedLink {
         })
     }
 
-    /// Takes everything back.
+    /// Reverts the settings.
     pub(super) async fn stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
-            let _ = tokio::time::timeout(FAREWELL, &mut self.task).await;
+            let _ = tokio::time::timeout(STOP_TIMEOUT, self.task.ended()).await;
         }
     }
 }
@@ -119,16 +122,16 @@ async fn keep(
         }
         tokio::select! {
             _ = &mut stopped => return,
-            () = tokio::time::sleep(AGAIN) => {}
+            () = tokio::time::sleep(RETRY_INTERVAL) => {}
         }
     }
 }
 
-/// Tells resolved whenever it appears, until the bus goes.
+/// Configures systemd-resolved whenever it appears, until the bus connection ends.
 async fn follow(link: u32, split: &SplitDns, state: &Mutex<State>) -> zbus::Result<()> {
     let connection = Connection::system().await?;
     let bus = DBusProxy::new(&connection).await?;
-    // Before the first look, so that nothing falls between.
+    // The subscription precedes the first query, so that no change is missed.
     let mut changes = bus
         .receive_name_owner_changed_with_args(&[(0, NAME)])
         .await?;
@@ -136,7 +139,7 @@ async fn follow(link: u32, split: &SplitDns, state: &Mutex<State>) -> zbus::Resu
     loop {
         let new = match present {
             false => State::Absent,
-            true => match tell(&connection, link, split).await {
+            true => match configure(&connection, link, split).await {
                 Ok(()) => State::Configured,
                 Err(error) => State::Refused(error.to_string()),
             },
@@ -152,7 +155,7 @@ async fn follow(link: u32, split: &SplitDns, state: &Mutex<State>) -> zbus::Resu
     }
 }
 
-async fn tell(connection: &Connection, link: u32, split: &SplitDns) -> zbus::Result<()> {
+async fn configure(connection: &Connection, link: u32, split: &SplitDns) -> zbus::Result<()> {
     let index = i32::try_from(link).unwrap_or_default();
     let server: (i32, Vec<u8>) = match split.server {
         IpAddr::V4(v4) => (libc::AF_INET, v4.octets().to_vec()),
@@ -161,7 +164,7 @@ async fn tell(connection: &Connection, link: u32, split: &SplitDns) -> zbus::Res
     let domains: Vec<(&str, bool)> = split.domains.iter().map(|d| (d.as_str(), true)).collect();
     call(connection, "SetLinkDNS", &(index, vec![server])).await?;
     call(connection, "SetLinkDomains", &(index, domains)).await?;
-    // Old versions know some of these not; without them it works all the same.
+    // Old versions do not have all of these methods. The settings are not necessary.
     let _ = call(connection, "SetLinkDefaultRoute", &(index, false)).await;
     for method in [
         "SetLinkLLMNR",
@@ -185,9 +188,9 @@ async fn revert(link: u32, state: &Mutex<State>) {
         call(&connection, "RevertLink", &(index,)).await?;
         call(&connection, "FlushCaches", &()).await
     };
-    // With the link everything that was said of it goes anyway.
+    // The settings are dropped with the link in any case.
     if let Err(error) = reverted.await {
-        tracing::debug!(%error, "systemd-resolved was not told that meshd stops");
+        tracing::debug!(%error, "cannot revert the settings of systemd-resolved");
     }
 }
 

@@ -1,5 +1,5 @@
-//! Joining unattended, with the token in a file. It never ends before this node is joined: what an administrator or time can
-//! mend is tried again, and until then it is a problem in `meshctl status` and one line in the log.
+//! Joins unattended, with the token in a file. The task does not end before this node has joined: after each failure it
+//! tries again, and until then the failure is a problem in `meshctl status` and one line in the log.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,20 +11,21 @@ use super::api::Command;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{Join, NodeState, Problem};
 
-/// The first pause after a failure that somebody else has to mend; it doubles with each further one, until the file changes.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The first pause after a failure whose cause is outside this host. It doubles with each further failure, until the
+/// file changes.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// The same where this host is the reason: an attempt may have spent a use of the token.
-const HOST_PAUSE: Duration = Duration::from_secs(60);
+/// The same for a failure whose cause is this host: such an attempt may have spent a use of the token.
+const MIN_HOST_PAUSE: Duration = Duration::from_secs(60);
 const MAX_HOST_PAUSE: Duration = Duration::from_secs(3600);
-/// Octets of a token file at most; the longest token is under 3 KiB.
+/// The maximum size of a token file, in bytes. The longest token has less than 3 KiB.
 const MAX_TOKEN: u64 = 16 * 1024;
-/// Between two looks at the file, or at a join that somebody else began.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval at which the file, or a join that another caller began, is checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why an attempt did not lead to a membership.
+/// Why an attempt did not result in a membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Failed {
+enum JoinFailure {
     /// The file cannot be read.
     File(String),
     /// The join was refused.
@@ -39,7 +40,7 @@ struct Attempts {
     logged: Vec<Kind>,
 }
 
-/// Kinds of failure: each is logged once, since its text may differ each time.
+/// The kinds of failure. Each kind is logged once, since the text may differ each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     File,
@@ -47,48 +48,48 @@ enum Kind {
     Join(ErrorCode),
 }
 
-/// What follows from a failure.
+/// What to do after a failure.
 #[derive(Debug, PartialEq, Eq)]
-struct Consequence {
-    /// Before the next attempt.
+struct NextStep {
+    /// The pause before the next attempt.
     pause: Duration,
-    /// For `meshctl status`, if it is another than before.
+    /// The problem for `meshctl status`, if it differs from the last one.
     problem: Option<Problem>,
-    /// Whether the log has no line about this kind of failure yet.
-    is_news: bool,
+    /// Whether this kind of failure has not been logged yet.
+    is_new_kind: bool,
 }
 
 impl Attempts {
-    fn handle_failed(&mut self, file: &Path, failed: &Failed) -> Consequence {
-        let (first, most) = match failed {
-            Failed::Join(error) if is_of_host(error.code) => (HOST_PAUSE, MAX_HOST_PAUSE),
-            _ => (PAUSE, MAX_PAUSE),
+    fn handle_failure(&mut self, file: &Path, failure: &JoinFailure) -> NextStep {
+        let (first, most) = match failure {
+            JoinFailure::Join(error) if is_of_host(error.code) => (MIN_HOST_PAUSE, MAX_HOST_PAUSE),
+            _ => (MIN_PAUSE, MAX_PAUSE),
         };
         let pause = first.saturating_mul(1 << self.failures.min(10)).min(most);
         self.failures = self.failures.saturating_add(1);
-        let kind = kind_of(failed);
-        let is_news = !self.logged.contains(&kind);
-        if is_news {
+        let kind = kind_of(failure);
+        let is_new_kind = !self.logged.contains(&kind);
+        if is_new_kind {
             self.logged.push(kind);
         }
-        let problem = problem_of(file, failed);
+        let problem = problem_of(file, failure);
         let is_other = self.problem.as_ref() != Some(&problem);
         if is_other {
             self.problem = Some(problem.clone());
         }
-        Consequence {
+        NextStep {
             pause,
             problem: is_other.then_some(problem),
-            is_news,
+            is_new_kind,
         }
     }
 }
 
-fn kind_of(failed: &Failed) -> Kind {
-    match failed {
-        Failed::File(_) => Kind::File,
-        Failed::Join(error) if error.suggestion.is_some() => Kind::NameTaken,
-        Failed::Join(error) => Kind::Join(error.code),
+fn kind_of(failure: &JoinFailure) -> Kind {
+    match failure {
+        JoinFailure::File(_) => Kind::File,
+        JoinFailure::Join(error) if error.suggestion.is_some() => Kind::NameTaken,
+        JoinFailure::Join(error) => Kind::Join(error.code),
     }
 }
 
@@ -99,27 +100,27 @@ fn is_of_host(code: ErrorCode) -> bool {
     )
 }
 
-fn problem_of(file: &Path, failed: &Failed) -> Problem {
+fn problem_of(file: &Path, failure: &JoinFailure) -> Problem {
     let file = file.display();
-    let (why, fix) = match failed {
-        Failed::File(why) => (
+    let (why, fix) = match failure {
+        JoinFailure::File(why) => (
             format!("the join token in {file} cannot be read: {why}"),
             format!(
-                "write what `meshctl token create` prints into {file}; it is read again at each attempt"
+                "write the output of `meshctl token create` into {file}; it is read again at each attempt"
             ),
         ),
-        Failed::Join(error) => {
+        JoinFailure::Join(error) => {
             let fix = match error.code {
                 ErrorCode::BadRequest | ErrorCode::Forbidden => format!(
-                    "write a new token into {file}: `meshctl token create` where the mesh is administered prints one; it is read again at each attempt"
+                    "write a new token into {file}: run `meshctl token create` on the administrator's machine; the file is read again at each attempt"
                 ),
                 ErrorCode::Conflict if error.suggestion.is_some() => {
                     "set another `name` in meshd.toml and restart meshd, or remove the node that has the name; the join is tried again by itself".to_owned()
                 }
                 ErrorCode::Unreachable => {
-                    "nothing, if the coordinator comes back; else look whether it runs and whether this host reaches it".to_owned()
+                    "nothing, if the coordinator starts again; otherwise check that it runs and that this host reaches it".to_owned()
                 }
-                _ => "mend that; the join is tried again by itself".to_owned(),
+                _ => "correct that; the join is tried again by itself".to_owned(),
             };
             (error.message.clone(), fix)
         }
@@ -150,7 +151,7 @@ pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
         match state(&commands).await {
             None | Some(NodeState::Up | NodeState::Leaving | NodeState::Removed) => return,
             Some(NodeState::Joining) => {
-                sleep(LOOK).await;
+                sleep(CHECK_INTERVAL).await;
                 continue;
             }
             Some(NodeState::Unjoined) => {}
@@ -160,30 +161,30 @@ pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
             tracing::warn!(why = %problem.why, fix = %problem.fix, "{}", problem.what);
         }
         let content = read(&file);
-        let failed = match content.clone() {
-            Err(failed) => failed,
+        let failure = match content.clone() {
+            Err(failure) => failure,
             Ok(token) => match join(token, &commands).await {
                 None | Some(Ok(())) => return,
                 Some(Err(error)) if error.message == super::joining::GIVEN_UP => return,
-                Some(Err(error)) => Failed::Join(error),
+                Some(Err(error)) => JoinFailure::Join(error),
             },
         };
-        let follows = attempts.handle_failed(&file, &failed);
-        if follows.is_news {
-            let problem = problem_of(&file, &failed);
+        let next = attempts.handle_failure(&file, &failure);
+        if next.is_new_kind {
+            let problem = problem_of(&file, &failure);
             tracing::warn!(why = %problem.why, fix = %problem.fix, "not joined with the token file");
         }
-        if let Some(problem) = follows.problem
+        if let Some(problem) = next.problem
             && commands.send(Command::Unattended(problem)).await.is_err()
         {
             return;
         }
         let changed = async {
             while read(&file) == content {
-                sleep(LOOK).await;
+                sleep(CHECK_INTERVAL).await;
             }
         };
-        if timeout(follows.pause, changed).await.is_ok() {
+        if timeout(next.pause, changed).await.is_ok() {
             attempts = Attempts::default();
         }
     }
@@ -195,7 +196,7 @@ async fn state(commands: &mpsc::Sender<Command>) -> Option<NodeState> {
     Some(answer.await.ok()?.ok()?.state)
 }
 
-/// None: meshd is stopping.
+/// Sends the command to join. None if meshd is stopping.
 async fn join(token: String, commands: &mpsc::Sender<Command>) -> Option<Result<(), ApiError>> {
     let (reply, answer) = oneshot::channel();
     let join = Join {
@@ -208,12 +209,12 @@ async fn join(token: String, commands: &mpsc::Sender<Command>) -> Option<Result<
     Some(joined.map(|joined| tracing::info!(name = %joined.name, "joined with the token file")))
 }
 
-fn read(file: &Path) -> Result<String, Failed> {
+fn read(file: &Path) -> Result<String, JoinFailure> {
     use std::io::Read as _;
     let mut text = String::new();
     std::fs::File::open(file)
         .and_then(|file| file.take(MAX_TOKEN).read_to_string(&mut text))
-        .map_err(|error| Failed::File(error.to_string()))?;
+        .map_err(|error| JoinFailure::File(error.to_string()))?;
     Ok(text.trim().to_owned())
 }
 
@@ -221,47 +222,47 @@ fn read(file: &Path) -> Result<String, Failed> {
 mod tests {
     use super::*;
 
-    fn refused(code: ErrorCode, message: &str) -> Failed {
-        Failed::Join(ApiError::new(code, message))
+    fn refused(code: ErrorCode, message: &str) -> JoinFailure {
+        JoinFailure::Join(ApiError::new(code, message))
     }
 
     #[test]
-    fn each_kind_of_failure_is_logged_once_and_tried_again_ever_more_rarely() {
+    fn each_kind_of_failure_is_logged_once_and_the_pauses_become_longer() {
         let file = Path::new("/etc/meshd/join-token");
         let mut attempts = Attempts::default();
-        let missing = Failed::File("No such file or directory".to_owned());
-        let first = attempts.handle_failed(file, &missing);
-        assert_eq!((first.pause, first.is_news), (PAUSE, true));
+        let missing = JoinFailure::File("No such file or directory".to_owned());
+        let first = attempts.handle_failure(file, &missing);
+        assert_eq!((first.pause, first.is_new_kind), (MIN_PAUSE, true));
         assert!(first.problem.is_some_and(|p| p.why.contains("join-token")));
-        let mut last = PAUSE;
+        let mut last = MIN_PAUSE;
         for n in 0..20 {
-            let again = attempts.handle_failed(file, &missing);
-            assert_eq!((again.problem, again.is_news), (None, false));
+            let again = attempts.handle_failure(file, &missing);
+            assert_eq!((again.problem, again.is_new_kind), (None, false));
             assert!(again.pause >= last);
             last = again.pause;
-            // What differs each time is shown, and not logged each time.
+            // A text that differs each time is shown each time, but logged once.
             let busy = refused(ErrorCode::Busy, &format!("try again in {n} s"));
-            let busy = attempts.handle_failed(file, &busy);
-            assert_eq!((busy.problem.is_some(), busy.is_news), (true, n == 0));
+            let busy = attempts.handle_failure(file, &busy);
+            assert_eq!((busy.problem.is_some(), busy.is_new_kind), (true, n == 0));
             attempts.problem = Some(problem_of(file, &missing));
         }
         assert_eq!(last, MAX_PAUSE);
     }
 
     #[test]
-    fn each_failure_has_its_pause_and_its_way_out() {
+    fn each_failure_has_its_pause_and_its_remedy() {
         let file = Path::new("/etc/meshd/join-token");
         for (code, first, fix) in [
-            (ErrorCode::Conflict, PAUSE, "by itself"),
-            (ErrorCode::Forbidden, PAUSE, "meshctl token create"),
-            (ErrorCode::BadRequest, PAUSE, "meshctl token create"),
-            (ErrorCode::Unreachable, PAUSE, "coordinator"),
-            (ErrorCode::Busy, PAUSE, "by itself"),
-            (ErrorCode::Configuration, HOST_PAUSE, "by itself"),
+            (ErrorCode::Conflict, MIN_PAUSE, "by itself"),
+            (ErrorCode::Forbidden, MIN_PAUSE, "meshctl token create"),
+            (ErrorCode::BadRequest, MIN_PAUSE, "meshctl token create"),
+            (ErrorCode::Unreachable, MIN_PAUSE, "coordinator"),
+            (ErrorCode::Busy, MIN_PAUSE, "by itself"),
+            (ErrorCode::Configuration, MIN_HOST_PAUSE, "by itself"),
         ] {
-            let follows = Attempts::default().handle_failed(file, &refused(code, "no"));
-            assert_eq!(follows.pause, first, "{code:?}");
-            let problem = follows.problem.expect("the first");
+            let next = Attempts::default().handle_failure(file, &refused(code, "no"));
+            assert_eq!(next.pause, first, "{code:?}");
+            let problem = next.problem.expect("the first");
             assert_eq!(problem.why, "no");
             assert!(problem.fix.contains(fix), "{code:?}: {}", problem.fix);
         }
@@ -269,7 +270,7 @@ mod tests {
             suggestion: Some("web-2".to_owned()),
             ..ApiError::new(ErrorCode::Conflict, "taken")
         };
-        let problem = problem_of(file, &Failed::Join(taken));
+        let problem = problem_of(file, &JoinFailure::Join(taken));
         assert!(problem.fix.contains("another `name`"), "{}", problem.fix);
     }
 
@@ -295,7 +296,7 @@ mod tests {
         assert!(read(Path::new("/dev/zero")).is_ok_and(|text| text.len() <= 16 * 1024));
         assert!(matches!(
             read(Path::new("/nonexistent")),
-            Err(Failed::File(_))
+            Err(JoinFailure::File(_))
         ));
     }
 }

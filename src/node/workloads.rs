@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use super::config::Config;
 use super::docker::Docker;
 use super::state::Identity;
-use crate::containers::{ContainerId, Offer, Report, Wired, network};
-use crate::firewall::{Firewall, Mapped, Native, Wiring};
+use crate::containers::{AppliedMappings, ContainerId, Offer, Report, network};
+use crate::firewall::{Firewall, FirewallState, Mapped, Native};
 use crate::model::address::Block;
 use crate::model::{MeshAddresses, ServiceName};
 use crate::protocol::local::Problem;
@@ -21,14 +21,14 @@ use crate::records::Ledger;
 use crate::records::kinds::{Instance, Service, Source};
 use crate::records::service_address::ServiceAddresses;
 use crate::services::Checker;
-use crate::services::registry::{Key, Registry};
+use crate::services::registry::{InstanceKey, Registry};
 
 /// The services and containers of this node.
 pub(super) struct Workloads {
     config: Arc<Config>,
     /// The services of the configuration and of the command line.
     pub(super) registry: Registry,
-    checker: Checker<Key>,
+    checker: Checker<InstanceKey>,
     /// None if the configuration names no container engine.
     pub(super) docker: Option<Docker>,
     pub(super) firewall: Firewall,
@@ -47,7 +47,7 @@ impl Workloads {
         registry: Registry,
         docker: Option<Docker>,
         firewall: Firewall,
-        verdicts: mpsc::Sender<(Key, bool)>,
+        verdicts: mpsc::Sender<(InstanceKey, bool)>,
     ) -> Self {
         Self {
             config,
@@ -134,7 +134,7 @@ impl Workloads {
     ) {
         let docker = self.docker.as_ref();
         // Rules from before a restart of meshd are right until it is known what runs.
-        if docker.is_some_and(|docker| !docker.is_settled()) {
+        if docker.is_some_and(|docker| !docker.inventory_known()) {
             return;
         }
         let mappings = docker.map(Docker::mappings).unwrap_or_default();
@@ -146,7 +146,7 @@ impl Workloads {
             };
             (address, mapped)
         });
-        self.firewall.set(Wiring {
+        self.firewall.set(FirewallState {
             interface: self.config.tunnel.interface.clone(),
             prefix: mesh.prefix_v4,
             block: block.v4,
@@ -165,8 +165,8 @@ impl Workloads {
     pub(super) fn balanced(&self) -> BTreeSet<Ipv4Addr> {
         let in_place = self
             .firewall
-            .in_place()
-            .filter(|_| self.firewall.in_force());
+            .applied_state()
+            .filter(|_| self.firewall.is_active());
         in_place.map_or_else(BTreeSet::new, |wiring| {
             wiring.service_addresses.keys().copied().collect()
         })
@@ -237,23 +237,26 @@ impl Workloads {
 
     /// The instances of containers. None before it is known which containers run, and before the firewall is applied.
     fn offers(&self) -> Option<BTreeMap<ServiceName, Offer>> {
-        let docker = self.docker.as_ref().filter(|docker| docker.is_settled())?;
-        Some(docker.offers(self.registry.drained(), self.wired()?))
+        let docker = self
+            .docker
+            .as_ref()
+            .filter(|docker| docker.inventory_known())?;
+        Some(docker.offers(self.registry.drained(), self.applied_mappings()?))
     }
 
     /// What the kernel does for containers. None before it was brought to a wanted state for the first time.
-    fn wired(&self) -> Option<Wired> {
-        let in_place = self.firewall.in_place()?;
-        if !self.firewall.in_force() {
-            return Some(Wired::Impossible);
+    fn applied_mappings(&self) -> Option<AppliedMappings> {
+        let in_place = self.firewall.applied_state()?;
+        if !self.firewall.is_active() {
+            return Some(AppliedMappings::Unavailable);
         }
         let mappings = in_place.mappings.iter();
         let mapped = mappings.map(|(address, mapped)| (*address, mapped.container));
-        Some(Wired::Mapped(mapped.collect()))
+        Some(AppliedMappings::Mapped(mapped.collect()))
     }
 
     /// The problem with the bridges of the engine's networks.
-    pub(super) fn outer_bridges(&self) -> Option<Problem> {
+    pub(super) fn external_bridges(&self) -> Option<Problem> {
         self.outer.clone()
     }
 
@@ -282,7 +285,7 @@ impl Workloads {
         self.firewall.stop().await;
         drop(self.docker);
         if let Some(docker) = self.config.docker.as_ref().filter(|d| d.network) {
-            network::take_away(&docker.sockets).await;
+            network::remove_network(&docker.sockets).await;
         }
     }
 }

@@ -9,6 +9,12 @@ use crate::model::time::Now;
 pub fn now() -> Now {
     Now {
         monotonic: Instant::now(),
-        wall: SystemTime::now(),
+        wall: wall(),
     }
+}
+
+/// The present time by the clock that people set. It may jump, so it is only for dates in records and for users.
+#[must_use]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
 }

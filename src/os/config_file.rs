@@ -1,8 +1,8 @@
-//! Configuration files: TOML, read strictly, all that is wrong said at once.
+//! Configuration files in TOML, read strictly. All errors are reported at once.
 //!
-//! A key that is not known is an error that names it, its file and line, and the nearest key there is; a value of
-//! the wrong type names its key, its line and what is expected. For that the types read here must have
-//! `deny_unknown_fields`, and their tables defaults.
+//! An unknown key is an error that names the key, its file and line, and the nearest known key. A value of the wrong
+//! type is an error that names its key, its line and the expected type. For that, the types that are read must have
+//! `deny_unknown_fields`, and their tables must have defaults.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -11,18 +11,18 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
-/// Octets of a configuration file at most.
+/// The maximum size of a configuration file, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// Errors said at once at most; a file with more is likely another kind of file.
+/// The maximum number of errors that are reported at once. A file with more errors is probably another kind of file.
 const MAX_ERRORS: usize = 20;
 
-/// A file that cannot be used: all that is wrong with it, in one line.
+/// All errors of a file, in one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
-/// Reads `path`. Defaults if it is not there and nobody asked for it by name.
+/// Reads `path`. Returns defaults if the file does not exist and the user did not name it.
 ///
 /// # Errors
 /// It cannot be read or parsed.
@@ -33,32 +33,32 @@ pub fn read<T: DeserializeOwned + Default>(path: &Path, required: bool) -> Resul
 /// Parses the text of `path`.
 ///
 /// # Errors
-/// Names the line of each error, and for a key that is not known the nearest one.
+/// Each error with its line and, for an unknown key, the nearest known one.
 pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
     ConfigFile::from_text(text, path).parse()
 }
 
-/// The text of a configuration file, kept so that errors found later can name its lines.
+/// The text of a configuration file. It is kept so that errors which are found later can name their lines.
 #[derive(Debug, Clone)]
 pub struct ConfigFile {
     path: PathBuf,
     text: String,
 }
 
-/// Something wrong, and where: octets from the start of the file.
+/// An error and its position, in bytes from the start of the file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
-    /// First octet of what is wrong.
+    /// The position of the first byte of the wrong text.
     pub at: usize,
-    /// What is wrong and what would be right.
+    /// The error and the remedy.
     pub message: String,
 }
 
 impl ConfigFile {
-    /// Reads `path`; an empty text if it is not there and not `required`.
+    /// Reads `path`. Returns an empty text if the file does not exist and is not `required`.
     ///
     /// # Errors
-    /// It cannot be read, is no text, or is larger than 1 MiB.
+    /// It cannot be read, is not text, or is larger than 1 MiB.
     pub fn open(path: &Path, required: bool) -> Result<Self, ConfigError> {
         use std::io::Read as _;
         let unreadable =
@@ -81,7 +81,7 @@ impl ConfigFile {
         Ok(Self::from_text(&text, path))
     }
 
-    /// A file at `path` that holds `text`.
+    /// A file at `path` with the content `text`.
     #[must_use]
     pub fn from_text(text: &str, path: &Path) -> Self {
         Self {
@@ -90,14 +90,14 @@ impl ConfigFile {
         }
     }
 
-    /// What the text says.
+    /// Parses the text.
     ///
     /// # Errors
-    /// All that is wrong, up to 20 errors.
+    /// All errors, up to 20.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
         let (document, syntax) = DeTable::parse_recoverable(&self.text);
         if !syntax.is_empty() {
-            // One per line: what follows an error on its line is mostly a consequence of it.
+            // One error for each line is reported, since further errors on a line are mostly consequences of the first.
             let mut lines = BTreeSet::new();
             let findings = syntax
                 .iter()
@@ -112,7 +112,8 @@ impl ConfigFile {
         let mut rest = document.clone();
         let mut findings = Vec::new();
         let mut cut: Vec<Range<usize>> = Vec::new();
-        // Deserialization stops at its first error: what that error is about is taken out, and the rest tried again.
+        // Deserialization stops at its first error. The key or value of this error is removed, and the rest is tried
+        // again.
         while findings.len() < MAX_ERRORS {
             let error = match T::deserialize(toml::Deserializer::from(rest.clone())) {
                 Ok(value) if findings.is_empty() => return Ok(value),
@@ -138,7 +139,7 @@ impl ConfigFile {
         Err(self.error(findings))
     }
 
-    /// `findings` as one error, in the order of the file.
+    /// Joins `findings` into one error, in the order of the file.
     #[must_use]
     pub fn error(&self, mut findings: Vec<Finding>) -> ConfigError {
         findings.sort();
@@ -149,22 +150,22 @@ impl ConfigFile {
         ConfigError(format!("{}, {}", self.path.display(), said.join("; ")))
     }
 
-    /// The line that octet `at` is on, from 1.
+    /// The line of the byte at `at`, counted from 1.
     fn line(&self, at: usize) -> usize {
         let before = self.text.as_bytes().get(..at).unwrap_or_default();
-        before.iter().filter(|octet| **octet == b'\n').count() + 1
+        before.iter().filter(|byte| **byte == b'\n').count() + 1
     }
 }
 
-/// What [`remove`] took out.
+/// The key or value that [`remove`] removed.
 struct Removed {
-    /// Dotted name, such as `dns.listen`.
+    /// The dotted name, such as `dns.listen`.
     key: String,
-    /// The span of the table it was in.
+    /// The span of the table that it was in.
     table: Range<usize>,
 }
 
-/// Takes the innermost key or value at `span` out of `table`.
+/// Removes the innermost key or value at `span` from `table`.
 fn remove(table: &mut DeTable<'_>, whole: &Range<usize>, span: &Range<usize>) -> Option<Removed> {
     let mut removed = None;
     let mut emptied = None;
@@ -232,7 +233,7 @@ fn one_line(message: &str) -> String {
     message.replace('\n', ", ")
 }
 
-/// Puts a deserializer's message into a user's words: names the key, and the nearest one if it is not known.
+/// Translates a deserializer's message for users: it names the key and, if that is unknown, the nearest known key.
 fn explain(message: &str, key: Option<&str>) -> String {
     let message = one_line(message);
     let Some(rest) = message.strip_prefix("unknown field `") else {

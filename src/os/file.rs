@@ -1,4 +1,4 @@
-//! Files that hold state: written whole or not at all, private, read within bounds.
+//! Files with state: replaced as a whole, private, and read within a limit.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -10,50 +10,50 @@ use std::path::{Component, Path, PathBuf};
 /// The number of symbolic links that the kernel follows in one path (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
 
-/// A file or directory that cannot be used.
+/// Why a file or directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The system refuses.
+    /// The system returned an error.
     #[error("cannot {action} {path}: {source}{}", remedy(.source))]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// Larger than it can be.
-    #[error("{path} is larger than {most} octets; it is not a file of meshd's, move it away")]
+    /// The file is larger than its limit.
+    #[error("{path} is larger than {most} bytes, so it is not a file of meshd; move it away")]
     TooLarge {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// The bound.
+        /// The limit in bytes.
         most: u64,
     },
-    /// Others can read what is secret.
+    /// Other users can read a secret file.
     #[error("{path} can be read by others (mode {mode:04o}); run: chmod {wanted:o} {path}")]
     Exposed {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// Its mode.
+        /// The mode of the file.
         mode: u32,
-        /// What it must be.
+        /// The mode that it must have.
         wanted: u32,
     },
-    /// Somebody else could change it.
+    /// Another user can change the file.
     #[error(
         "{path} belongs to user {owner}, and this program runs as user {user}; run: chown {user} {path}"
     )]
     Owner {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// Whose it is.
+        /// The owner's user id.
         owner: u32,
-        /// Who runs.
+        /// The user id of this process.
         user: u32,
     },
-    /// Something other than a directory.
+    /// The path is not a directory.
     #[error("{0} is not a directory; move it away or name another directory")]
     NotADirectory(PathBuf),
 }
@@ -80,23 +80,23 @@ impl FileError {
         }
     }
 
-    /// Whether it is just not there.
+    /// Whether the file does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Whether the system refuses for want of rights.
+    /// Whether rights are missing.
     #[must_use]
     pub fn is_permission(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
     }
 }
 
-/// Makes sure that `path` is a directory of ours that nobody else can look into (0700).
+/// Makes sure that `path` is a directory of this user that nobody else can access (0700). Creates it if necessary.
 ///
 /// # Errors
-/// It cannot be made, or is there with other rights; those are named, not changed.
+/// It cannot be created, or it exists with other rights. Those are reported, not changed.
 pub fn private_dir(path: &Path) -> Result<(), FileError> {
     match fs::metadata(path) {
         Ok(found) => {
@@ -130,18 +130,18 @@ pub fn private_dir(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Replaces `path` by a file with `octets` and `mode`: a reader, and a machine that loses power at any
-/// moment, finds the old content or the new, never a mixture.
+/// Replaces `path` by a file with `bytes` and `mode`. A reader, and a machine that loses power at any moment, finds
+/// either the old content or the new one, never a mixture.
 ///
 /// # Errors
-/// The system refuses; the old file is then as before.
-pub fn write_atomic(path: &Path, octets: &[u8], mode: u32) -> Result<(), FileError> {
+/// The system returns an error. The old file is unchanged then.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".new.{}", std::process::id()));
     let temporary = path.with_file_name(name);
-    // Left by a process with our number that was killed.
+    // A process with the same pid that was killed may have left this file.
     let _ = fs::remove_file(&temporary);
-    let written = write_new(&temporary, octets, mode)
+    let written = write_new(&temporary, bytes, mode)
         .and_then(|()| fs::rename(&temporary, path).map_err(|e| FileError::io("replace", path, e)));
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
@@ -150,12 +150,12 @@ pub fn write_atomic(path: &Path, octets: &[u8], mode: u32) -> Result<(), FileErr
     sync_parent(path)
 }
 
-/// Makes a new file that only its owner can read; a file that is there already is an error.
+/// Creates a file that only its owner can read. If the file exists already, that is an error.
 ///
 /// # Errors
-/// The system refuses; a file half written is taken away.
-pub fn create_private_new(path: &Path, octets: &[u8]) -> Result<(), FileError> {
-    if let Err(error) = write_new(path, octets, 0o600) {
+/// The system returns an error. An incomplete file is removed.
+pub fn create_private_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    if let Err(error) = write_new(path, bytes, 0o600) {
         let exists = matches!(&error, FileError::Io { source, .. } if source.kind() == io::ErrorKind::AlreadyExists);
         if !exists {
             let _ = fs::remove_file(path);
@@ -165,10 +165,10 @@ pub fn create_private_new(path: &Path, octets: &[u8]) -> Result<(), FileError> {
     sync_parent(path)
 }
 
-/// Reads a secret file of at most `most` octets, if others cannot.
+/// Reads a secret file of at most `most` bytes, if no other user can read it.
 ///
 /// # Errors
-/// It is not there, too large, or others can read it.
+/// It does not exist, it is too large, or other users can read it.
 pub fn read_private(path: &Path, most: u64) -> Result<Vec<u8>, FileError> {
     // Without O_NONBLOCK the opening of a pipe would wait for a writer.
     let file = OpenOptions::new()
@@ -191,27 +191,27 @@ pub fn read_private(path: &Path, most: u64) -> Result<Vec<u8>, FileError> {
             wanted: 0o600,
         });
     }
-    let mut octets = Vec::new();
+    let mut bytes = Vec::new();
     file.take(most + 1)
-        .read_to_end(&mut octets)
+        .read_to_end(&mut bytes)
         .map_err(|e| FileError::io("read", path, e))?;
-    if octets.len() as u64 > most {
+    if bytes.len() as u64 > most {
         return Err(FileError::TooLarge {
             path: path.to_owned(),
             most,
         });
     }
-    Ok(octets)
+    Ok(bytes)
 }
 
-/// A file with a secret that every user of the machine can read or change, and what to do about it.
+/// Why a file with a secret is not safe from other users, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposure {
-    /// What others can do with the file, as the end of a sentence.
+    /// What other users can do with the file, as the end of a sentence.
     pub what: &'static str,
-    /// What was found.
+    /// The reason.
     pub why: String,
-    /// What to run.
+    /// The remedy.
     pub fix: String,
 }
 
@@ -243,8 +243,8 @@ pub fn exposure(file: &fs::Metadata, path: &Path) -> Option<Exposure> {
     })
 }
 
-/// Whether every user can put another file at `path`. That is so if a directory that its resolution passes is writable by all and not
-/// sticky: in a sticky directory only owners may rename or delete files.
+/// Whether every user can put another file at `path`. That is so if a directory that its resolution passes is writable
+/// by all and not sticky: in a sticky directory only owners may rename or delete files.
 fn replaceable(path: &Path) -> Option<Exposure> {
     let directories = passed_directories(path);
     // The nearest directory is reported.
@@ -298,14 +298,14 @@ fn passed_directories(path: &Path) -> Vec<PathBuf> {
     }
 }
 
-fn write_new(path: &Path, octets: &[u8], mode: u32) -> Result<(), FileError> {
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
         .open(path)
         .map_err(|e| FileError::io("make", path, e))?;
-    file.write_all(octets)
+    file.write_all(bytes)
         .and_then(|()| file.sync_all())
         .map_err(|e| FileError::io("write", path, e))
 }

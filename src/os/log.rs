@@ -1,7 +1,7 @@
-//! What every daemon says, and to whom: its log on stderr, its watchdog to systemd.
+//! The log of every daemon, on stderr.
 
 use std::io::IsTerminal as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use tracing::callsite::Identifier;
@@ -12,11 +12,11 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::repeats::Repeats;
 
-/// boringtun calls it an error that the session of an idle peer ends. hickory warns about each datagram that is no answer, and of
-/// those anyone can send many.
+/// boringtun logs the end of an idle peer's session as an error. hickory warns about each datagram that is not an
+/// answer, and anyone can send many of those.
 const DEFAULT: &str = "info,boringtun=off,hickory_net=error";
 
-/// Leaves out warnings and errors of a place that has written too many.
+/// Suppresses warnings and errors of a place in the code that has logged too many.
 #[derive(Default)]
 struct Bounded(Mutex<Repeats<Identifier>>);
 
@@ -32,14 +32,14 @@ impl<S: Subscriber> Layer<S> for Bounded {
             .unwrap_or_else(PoisonError::into_inner)
             .admit(metadata.callsite(), Instant::now());
         if let Some(count @ 1..) = admitted {
-            tracing::warn!(count, "lines like the next one were left out");
+            tracing::warn!(count, "lines like the next one were suppressed");
         }
         admitted.is_some()
     }
 }
 
-/// Logs to stderr, at `info` unless `RUST_LOG` says otherwise, no warning without a limit. Under systemd the journal adds
-/// the time.
+/// Logs to stderr, at level `info` unless `RUST_LOG` sets another one. Repeated warnings are suppressed. Under systemd
+/// the journal adds the time.
 pub fn to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let builder = tracing_subscriber::fmt()
@@ -53,30 +53,14 @@ pub fn to_stderr() {
     } else {
         builder.finish().with(Bounded::default()).try_init()
     };
-    // Only a second call in one process fails, and then the log is there.
+    // Only a second call in one process fails, and the log is set up then.
     let _ = result;
-}
-
-/// Notifies the service manager's watchdog again and again, each time after a call of `works` has returned. If no watchdog is
-/// configured, this function waits forever.
-pub async fn feed_watchdog(works: impl Fn() + Send + Sync + 'static) {
-    let Some(interval) = sd_notify::watchdog_enabled() else {
-        return std::future::pending().await;
-    };
-    let works = Arc::new(works);
-    loop {
-        let works = Arc::clone(&works);
-        // The call has a thread of its own, since it may wait for a lock. If it never returns, no further notification is sent.
-        if tokio::task::spawn_blocking(move || works()).await.is_ok() {
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-        }
-        tokio::time::sleep(interval / 3).await;
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{self, Write};
+    use std::sync::Arc;
 
     use super::*;
     use crate::os::repeats::BURST;
@@ -95,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_warning_that_is_repeated_for_ever_is_not_written_for_ever_and_others_are() {
+    fn a_repeated_warning_is_suppressed_and_others_are_not() {
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt()

@@ -1,5 +1,6 @@
-//! What the programs need of the operating system: files, configuration files, logs, metrics, signals, supervised tasks, the HTTP client, Unix sockets,
-//! the watchdog, waiting for descriptors, and UDP datagrams by the batch.
+//! What the programs need of the operating system: files, configuration files, logs, metrics, signals, clocks, random
+//! numbers, supervised tasks, the HTTP client, Unix sockets, netlink, the watchdog, waiting for descriptors, and UDP
+//! datagrams in batches.
 
 pub mod batch;
 pub mod clock;
@@ -8,6 +9,8 @@ pub mod file;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod netlink;
+pub mod random;
 pub mod readable;
 pub mod repeats;
 pub mod signals;

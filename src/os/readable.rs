@@ -1,9 +1,42 @@
-//! Waiting until a descriptor can be read (poll(2)).
+//! Waiting until a descriptor can be read: in a thread (poll(2)), and in a task.
 
-use std::os::fd::BorrowedFd;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A descriptor in non-blocking mode that a task reads from.
+#[derive(Debug)]
+pub struct AsyncReadable(AsyncFd<OwnedFd>);
+
+impl AsyncReadable {
+    /// Registers a descriptor with the runtime.
+    ///
+    /// # Errors
+    /// The runtime cannot wait for this kind of descriptor.
+    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        // SAFETY: an `OwnedFd` is one open descriptor for as long as it exists, and nothing replaces it inside the
+        // `AsyncFd`. tokio has no safe function for this, because a type other than `OwnedFd` could close its
+        // descriptor or return another one.
+        let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+        Ok(Self(registered?))
+    }
+
+    /// Calls `read` whenever the descriptor is readable, until the call returns something other than `WouldBlock`.
+    ///
+    /// # Errors
+    /// The error of `read`, or the runtime is shutting down.
+    pub async fn read<T>(
+        &self,
+        mut read: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let interest = Interest::READABLE;
+        self.0.async_io(interest, |fd| read(fd.as_fd())).await
+    }
+}
 
 /// Waits until one of `descriptors` can be read or has an error, for at most `limit` if one is given, and returns for each
 /// whether it is. Absent descriptors are never ready. Returns none if the time is over or a signal arrived.
@@ -41,7 +74,6 @@ pub fn wait<const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd as _;
     use std::os::unix::net::UnixDatagram;
 
     use super::*;
@@ -55,6 +87,23 @@ mod tests {
         b.send(b"x").expect("connected");
         assert_eq!(waits(), Some([false, true, false, false]));
         assert_eq!(wait([None, None], limit), None);
+    }
+
+    #[tokio::test]
+    async fn a_task_reads_once_there_is_something_to_read() {
+        let (a, b) = UnixDatagram::pair().expect("two sockets");
+        a.set_nonblocking(true).expect("a socket");
+        let readable = AsyncReadable::new(a.into()).expect("a socket can be registered");
+        let read = readable.read(|socket| {
+            let mut bytes = [0; 8];
+            let count = nix::unistd::read(socket, &mut bytes)?;
+            Ok(bytes[..count].to_vec())
+        });
+        let (bytes, ()) = tokio::join!(read, async {
+            tokio::task::yield_now().await;
+            b.send(b"x").expect("connected");
+        });
+        assert_eq!(bytes.expect("it is readable"), b"x");
     }
 
     #[test]

@@ -1,20 +1,20 @@
-//! What ends every daemon in order: SIGTERM, and SIGINT from a terminal.
+//! The signals that end every daemon in order: SIGTERM, and SIGINT from a terminal.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Catches both signals from its making on: whatever a daemon has changed on the machine by then, it takes back.
+/// Receives both signals from its creation on, so that a daemon undoes its changes to the machine before it ends.
 pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl StopSignals {
-    /// Catches them from now on.
+    /// Starts to receive the signals.
     ///
     /// # Errors
-    /// The system refuses a handler.
+    /// The system does not install a handler.
     pub fn catch() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -22,7 +22,7 @@ impl StopSignals {
         })
     }
 
-    /// Waits for either; at once if one came since [`StopSignals::catch`].
+    /// Waits for either signal. Returns at once if one has arrived since [`StopSignals::catch`].
     pub async fn received(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

@@ -1,4 +1,4 @@
-//! A unix socket that HTTP is served on: bound safely, answered to permitted callers only.
+//! Serves HTTP on a Unix socket: binds it safely, and answers only permitted callers.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -20,24 +20,24 @@ use crate::protocol::api::{ApiError, ErrorCode, MAX_BODY};
 /// Why the socket cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Somebody answers there.
+    /// Another process answers on the socket.
     #[error("another process answers on {0}; stop it, or name another socket and state directory")]
     InUse(PathBuf),
-    /// Something that is no socket is in the way.
-    #[error("{0} is there and is no socket; move it away")]
+    /// The path is not a socket.
+    #[error("{0} exists and is not a socket; move it away")]
     NotASocket(PathBuf),
-    /// The system refuses.
+    /// The system returned an error.
     #[error("cannot listen on {path}: {source}")]
     Io {
-        /// Where.
+        /// The path of the socket.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
 }
 
 impl SocketError {
-    /// Which kind of failure it is.
+    /// The error code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -49,19 +49,19 @@ impl SocketError {
     }
 }
 
-/// How long a socket that somebody answers on is waited for. A program that a killed daemon was just starting holds the
-/// daemon's socket until it runs.
+/// How long to wait for a socket on which another process answers. A program that a killed daemon was just starting
+/// holds the daemon's socket until it runs.
 const IN_USE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Supplementary groups that there is room for at first; most users have fewer.
+/// The first size of the buffer for supplementary groups. Most users have fewer.
 const FEW_GROUPS: usize = 32;
-/// Supplementary groups of a process at most (`NGROUPS_MAX`).
+/// The maximum number of supplementary groups of a process (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65_536;
 
-/// Binds `path` with mode 0660; a socket left by a process that is gone is replaced.
+/// Binds `path` with mode 0660. A socket of a process that has ended is replaced.
 ///
 /// # Errors
-/// Says who or what is in the way.
+/// Another process or file is in the way, or the system returns an error.
 pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     let end = Instant::now() + IN_USE_TIMEOUT;
     loop {
@@ -96,11 +96,11 @@ fn bind_now(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(listener)
 }
 
-/// Serves `router` to root, this process's user and the members of the socket's group, by what the kernel recorded of
-/// the caller when it connected (`SO_PEERCRED`, `SO_PEERGROUPS`).
+/// Serves `router` to root, this process's user and the members of the socket's group. The kernel recorded the caller's
+/// credentials when it connected (`SO_PEERCRED`, `SO_PEERGROUPS`).
 ///
 /// # Errors
-/// The listener broke.
+/// The listener failed.
 pub async fn serve(listener: UnixListener, path: &Path, router: Router) -> std::io::Result<()> {
     let rights = Rights {
         user: nix::unistd::geteuid().as_raw(),
@@ -110,7 +110,7 @@ pub async fn serve(listener: UnixListener, path: &Path, router: Router) -> std::
         .fallback(|| async {
             failure(ApiError::new(
                 ErrorCode::NotFound,
-                "there is no such call; is meshctl of another version than the daemon?",
+                "there is no such call; check that meshctl and the daemon have the same version",
             ))
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -143,15 +143,17 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
     }
 }
 
-/// The caller's supplementary groups (`SO_PEERGROUPS`, Linux 4.13); none if the kernel does not return them.
+/// The caller's supplementary groups (`SO_PEERGROUPS`, Linux 4.13). None if the kernel does not return them.
 fn supplementary_groups(stream: BorrowedFd<'_>) -> Vec<u32> {
     let mut groups = vec![0u32; FEW_GROUPS];
     loop {
-        let octets = size_of_val(groups.as_slice());
-        let Ok(mut length) = libc::socklen_t::try_from(octets) else {
+        let bytes = size_of_val(groups.as_slice());
+        let Ok(mut length) = libc::socklen_t::try_from(bytes) else {
             return Vec::new();
         };
-        // SAFETY: the kernel writes at most `length` octets to `groups`, which has as many, and keeps neither pointer.
+        // SAFETY: the kernel writes at most `length` bytes to `groups`, which has as many, and keeps neither pointer.
+        // No library has this socket option: nix, rustix and socket2 only have `SO_PEERCRED`, which lacks the
+        // supplementary groups.
         let result = unsafe {
             libc::getsockopt(
                 stream.as_raw_fd(),
@@ -199,7 +201,7 @@ async fn only_permitted(
     }
 }
 
-/// An error as an answer.
+/// The HTTP response for an error.
 pub fn failure(error: ApiError) -> Response {
     let status =
         StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -211,7 +213,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_that_is_let_go_a_moment_later_is_taken_and_one_that_is_held_is_not() {
+    async fn a_socket_that_is_closed_a_moment_later_is_bound_and_one_that_is_held_is_not() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join("socket");
         let held = std::os::unix::net::UnixListener::bind(&path).expect("a free path");
@@ -228,15 +230,15 @@ mod tests {
     /// The status line that a caller with these supplementary groups gets, and with the user and primary group 65534.
     /// None without the rights to become such a caller.
     fn ask_as(path: &Path, groups: &[u32]) -> Option<String> {
+        use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
         use std::io::{BufRead as _, Write as _};
-        // The system calls change the credentials of this thread alone; the C library's functions change all threads'.
-        // SAFETY: the kernel reads `groups.len()` groups from a live slice; the other calls take numbers only.
-        let changed = unsafe {
-            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
-                && libc::syscall(libc::SYS_setresgid, USER, USER, USER) == 0
-                && libc::syscall(libc::SYS_setresuid, USER, USER, USER) == 0
-        };
-        if !changed {
+        // These change the credentials of this thread alone; the functions of the C library change those of all threads.
+        let groups: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
+        let (group, user) = (Gid::from_raw(USER), Uid::from_raw(USER));
+        let changed = set_thread_groups(&groups)
+            .and_then(|()| set_thread_res_gid(group, group, group))
+            .and_then(|()| set_thread_res_uid(user, user, user));
+        if changed.is_err() {
             return None;
         }
         let mut stream = match std::os::unix::net::UnixStream::connect(path) {

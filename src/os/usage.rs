@@ -1,20 +1,20 @@
-//! What clap says of a command line, as all three programs say it: help on stdout with status 0, an error in one line
-//! on stderr with 64 (`EX_USAGE`).
+//! Reports errors of the command line in the same way for all three programs: help on stdout with status 0, an error in
+//! one line on stderr with status 64 (`EX_USAGE`).
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
-/// Exit status of a wrong command line.
+/// The exit status of a wrong command line.
 const USAGE: u8 = 64;
 
-/// Reports what parsing `program`'s command line gave instead of arguments.
+/// Reports the result of clap if it is not a set of arguments.
 #[must_use]
 pub fn report(program: &str, error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // Nobody reading the help is no failure.
+            // It is no failure if the reader of the help has closed the pipe.
             let _ = error.print();
             ExitCode::SUCCESS
         }
@@ -30,7 +30,7 @@ pub fn report(program: &str, error: &clap::Error) -> ExitCode {
     }
 }
 
-/// The message and tips of clap's paragraphs; its usage lines become a pointer to the help of the command.
+/// Joins clap's message and tips into one line. Its usage lines become a reference to the help of the command.
 fn one_line(program: &str, rendered: &str) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut command = program.to_owned();

@@ -15,8 +15,9 @@
 //!   mark {mark}, before any `publish`, if the node has one ->
 //! ```
 //!
-//! The node sends the name of a store and the last revision of it that it holds. The coordinator sends the changes since then, or all
-//! records if the store is another one or no longer knows the changes since then. Both sides send WebSocket pings.
+//! The node sends the name of a store and the last revision of it that it holds. The coordinator sends the changes
+//! since then, or all records if the store is another one or no longer knows the changes since then. Both sides send
+//! WebSocket pings.
 //!
 //! A node that is no member receives a `welcome` with a random name and revision 0 in place of the store's. It publishes what
 //! proves its membership, and then receives a second `welcome` with the store's own, before the changes.
@@ -28,15 +29,16 @@
 //!
 //! # Versions
 //!
-//! The node sends the range of protocol versions that it supports, from `oldest` to `protocol`. The coordinator chooses the highest
-//! one that it supports, too ([`agree`]), and sends it in `welcome`; or it refuses with `version`. Within one version, fields and kinds
-//! of messages may be added. A receiver ignores those that it does not know.
+//! The node sends the range of protocol versions that it supports, from `oldest` to `protocol`. The coordinator chooses
+//! the highest one that it supports, too ([`agree`]), and sends it in `welcome`; or it refuses with `version`. Within
+//! one version, fields and kinds of messages may be added. A receiver ignores those that it does not know.
 //!
 //! # Duplicate identities
 //!
-//! Two machines that use one node's keys differ in their `instance`. When a second instance of a connected node arrives, the coordinator
-//! sends `copy` to the first one, and the first one signs the instance of the second with the key that both have. With this signature the
-//! coordinator refuses the second one. No coordinator can forge the signature, and a node never signs its own instance.
+//! Two machines that use one node's keys differ in their `instance`. When a second instance of a connected node
+//! arrives, the coordinator sends `copy` to the first one, and the first one signs the instance of the second with the
+//! key that both have. With this signature the coordinator refuses the second one. No coordinator can forge the
+//! signature, and a node never signs its own instance.
 //!
 //! ```text
 //! original                           coordinator                               copy
@@ -70,8 +72,8 @@ pub const MAX_FROM_NODE: usize = 1280 * 1024;
 const MAX_OTHER: usize = 64 * 1024;
 /// The maximum number of records in one message. A longer list is sent in several messages.
 pub const MAX_RECORDS: usize = 256;
-/// The maximum total payload of a message with several records, in bytes. Quoting may double it, and signatures are added. The result is
-/// still far below the maximum size of a message, so that receivers need no large buffers.
+/// The maximum total payload of a message with several records, in bytes. Quoting may double it, and signatures are
+/// added. The result is still far below the maximum size of a message, so that receivers need no large buffers.
 const MAX_PAYLOADS: usize = 512 * 1024;
 /// The maximum size of a mark, in bytes. A receiver ignores a longer one.
 pub const MAX_MARK: usize = 256;
@@ -97,7 +99,8 @@ pub enum FromNode {
         store: Option<String>,
         /// The last revision of that store that the node holds.
         revision: u64,
-        /// A random number of this run of the program. Two different numbers at one time belong to two machines with the same keys.
+        /// A random number of this run of the program. Two different numbers at one time belong to two machines with
+        /// the same keys.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         instance: Option<String>,
     },
@@ -138,9 +141,9 @@ pub enum FromNode {
 }
 
 impl FromNode {
-    /// Parses a message. To parse an enum whose tag is one of its fields, the JSON library first buffers all fields, and that takes
-    /// many times the size of the message. So a `publish`, which may be large, is parsed directly, and any other message over
-    /// a size limit is ignored.
+    /// Parses a message. To parse an enum whose tag is one of its fields, the JSON library first buffers all fields,
+    /// and that takes many times the size of the message. So a `publish`, which may be large, is parsed directly, and
+    /// any other message over a size limit is ignored.
     ///
     /// # Errors
     /// The text is not JSON, or it lacks a field that its kind of message needs.
@@ -238,8 +241,8 @@ pub enum FromCoordinator {
         /// One line for people.
         #[serde(deserialize_with = "message")]
         message: String,
-        /// With `clone`: the signature of the other machine over this node's instance, from `vouch`. Without it a node does not believe
-        /// that it is the duplicate.
+        /// With `clone`: the signature of the other machine over this node's instance, from `vouch`. Without it a node
+        /// does not believe that it is the duplicate.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         proof: Option<Signature>,
     },
@@ -324,8 +327,8 @@ pub enum Refusal {
     Unknown,
 }
 
-/// The text that a node signs (purpose `Control`): the nonce and the hash of the TLS key that the node sees. So a coordinator cannot
-/// forward the challenge of another one.
+/// The text that a node signs (purpose `Control`): the nonce and the hash of the TLS key that the node sees. So a
+/// coordinator cannot forward the challenge of another one.
 #[must_use]
 pub fn proof_message(nonce: &str, pin: &super::token::SpkiPin) -> Vec<u8> {
     [nonce.as_bytes(), b"\0", &pin.0].concat()
@@ -388,9 +391,9 @@ mod tests {
         assert_eq!(agree(u32::MAX, 0), None);
     }
 
-    fn record(octets: usize) -> Envelope {
+    fn record(bytes: usize) -> Envelope {
         // Quotes are the worst case of a payload: each one takes two bytes in the message.
-        Envelope::seal_payload("\"".repeat(octets), &SigningKey::from_seed(&[1; 32]))
+        Envelope::seal_payload("\"".repeat(bytes), &SigningKey::from_seed(&[1; 32]))
     }
 
     fn sizes(records: Vec<Envelope>) -> Vec<usize> {

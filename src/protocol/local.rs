@@ -1,4 +1,5 @@
-//! meshd's local API: HTTP over a Unix socket. meshd checks the credentials of the caller's process. `meshctl --json` prints these types.
+//! meshd's local API: HTTP over a Unix socket. meshd checks the credentials of the caller's process. `meshctl --json`
+//! prints these types.
 //!
 //! | call | body | answer |
 //! |---|---|---|
@@ -66,8 +67,8 @@ pub struct Status {
 }
 
 impl Status {
-    /// Returns the reason why the node is not ready. A node is ready if it has joined and was not removed, its tunnel and DNS work, and it has
-    /// reached a peer since the start if the mesh has other nodes.
+    /// Returns the reason why the node is not ready. A node is ready if it has joined and was not removed, its tunnel
+    /// and DNS work, and it has reached a peer since the start if the mesh has other nodes.
     #[must_use]
     pub fn why_not_ready(&self) -> Option<String> {
         let why = match self.state {
@@ -448,7 +449,8 @@ pub struct Check {
 }
 
 impl Check {
-    /// Runs `probe` every 5 s with a limit of 2 s. Two failures in a row make the service unhealthy, and one success makes it healthy.
+    /// Runs `probe` every 5 s with a limit of 2 s. Two failures in a row make the service unhealthy, and one success
+    /// makes it healthy.
     #[must_use]
     pub fn new(probe: CheckProbe) -> Self {
         Self {
@@ -543,8 +545,8 @@ pub struct Resolved {
     pub why: Vec<String>,
 }
 
-/// The facts that `meshctl doctor` compares with its own lookups. `meshctl` makes the lookups itself with the rights of its caller, because
-/// meshd has no right to enter a container.
+/// The facts that `meshctl doctor` compares with its own lookups. `meshctl` makes the lookups itself with the rights of
+/// its caller, because meshd has no right to enter a container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checkup {
     pub schema: u32,
@@ -557,7 +559,7 @@ pub struct Checkup {
     /// The same as in [`DnsStatus`].
     pub split_dns: String,
     /// The running containers of this host.
-    pub containers: Vec<Inside>,
+    pub containers: Vec<ContainerResolver>,
     /// Routes and rules that take packets of this machine away from the tunnel.
     #[serde(default)]
     pub problems: Vec<Problem>,
@@ -586,7 +588,7 @@ pub struct TunnelCheck {
 
 /// A running container and its resolver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Inside {
+pub struct ContainerResolver {
     pub name: String,
     /// The network of the container. If it has several, the one that decides how it resolves names.
     pub network: String,

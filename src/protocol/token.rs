@@ -1,9 +1,9 @@
 //! The join token: one printable word that admits one or more nodes.
 //!
-//! A token is `mesh1_` and the base64url form (RFC 4648 section 5, no padding) of: 32 bytes SHA-256 of the coordinator's public key
-//! (SPKI), 32 bytes mesh key, 32 bytes seed of the token's own key, one byte with the number of URLs, each URL after one byte with its
-//! length, and the first 4 bytes of SHA-256 over all of this. With these last bytes, a token that was cut or mistyped differs from one that
-//! a coordinator refuses.
+//! A token is `mesh1_` and the base64url form (RFC 4648 section 5, no padding) of: 32 bytes SHA-256 of the
+//! coordinator's public key (SPKI), 32 bytes mesh key, 32 bytes seed of the token's own key, one byte with the number
+//! of URLs, each URL after one byte with its length, and the first 4 bytes of SHA-256 over all of this. With these last
+//! bytes, a token that was cut or mistyped differs from one that a coordinator refuses.
 
 use std::fmt;
 
@@ -69,14 +69,14 @@ impl JoinToken {
         if encoded.len() > (101 + MAX_URLS * 256) * 4 / 3 + 4 {
             return Err(TokenError::Garbled);
         }
-        let octets = URL_SAFE_NO_PAD
+        let bytes = URL_SAFE_NO_PAD
             .decode(encoded)
             .map_err(|_| TokenError::Garbled)?;
-        Self::decode(&octets).ok_or(TokenError::Garbled)
+        Self::decode(&bytes).ok_or(TokenError::Garbled)
     }
 
-    fn decode(octets: &[u8]) -> Option<Self> {
-        let (body, check) = octets.split_last_chunk::<4>()?;
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (body, check) = bytes.split_last_chunk::<4>()?;
         if Sha256::digest(body).get(..4)? != check {
             return None;
         }

@@ -1,4 +1,4 @@
-//! Health checks: a verdict from a row of results, and the tasks that try.
+//! Health checks: the state machine that turns results into a verdict, and the tasks that run the checks.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,20 +10,22 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::os::http::{self, Method, Request};
+use crate::os::random;
 use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::local::{Check, CheckProbe};
 
-/// What a row of results means. Pure.
+/// Turns a sequence of results into a verdict. Pure.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verdict {
     healthy: Option<bool>,
-    /// Results in a row that speak against the verdict.
+    /// The number of results in a row that contradict the verdict.
     against: u32,
 }
 
 impl Verdict {
-    /// Takes a result in; gives the verdict if it has changed. The first result decides at once: an instance that was
-    /// never seen to work has no credit. After that, `rise` successes in a row or `fall` failures turn it.
+    /// Handles a result. Returns the verdict if it has changed. The first result decides at once, because an instance
+    /// that has never worked is not assumed to work. After that, `rise` successes or `fall` failures in a row change
+    /// the verdict.
     pub fn handle_result(&mut self, success: bool, rise: u32, fall: u32) -> Option<bool> {
         if self.healthy == Some(success) {
             self.against = 0;
@@ -44,18 +46,19 @@ impl Verdict {
     }
 }
 
-/// What is tried, where, how often.
+/// A check of one address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// Where.
+    /// The address to connect to.
     pub address: SocketAddr,
-    /// What, and how often.
+    /// The check and its interval.
     pub check: Check,
-    /// Whether the first success is waited for with short steps: what was just started is wanted soon.
+    /// Whether the check runs at short intervals until its first success, because an instance that was just started is
+    /// to be used soon.
     pub eager: bool,
 }
 
-/// Runs checks and tells of verdicts that change. Each target has a key of type `K`.
+/// Runs checks and sends each verdict that changes. Each target has a key of type `K`.
 #[derive(Debug)]
 pub struct Checker<K> {
     verdicts: mpsc::Sender<(K, bool)>,
@@ -63,7 +66,7 @@ pub struct Checker<K> {
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static> Checker<K> {
-    /// Verdicts go to `verdicts`.
+    /// Creates a checker that sends its verdicts to `verdicts`.
     #[must_use]
     pub fn new(verdicts: mpsc::Sender<(K, bool)>) -> Self {
         Self {
@@ -72,14 +75,14 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checker<K> {
         }
     }
 
-    /// Checks these from now on; those that stay as they were go on.
+    /// Sets the targets. The checks of unchanged targets continue.
     pub fn set(&mut self, targets: Vec<(K, Target)>) {
         let mut old = std::mem::take(&mut self.running);
         for (key, target) in targets {
             let same = old.remove(&key).filter(|(running, _)| *running == target);
             let running = same.unwrap_or_else(|| {
                 let task = run(key.clone(), target.clone(), self.verdicts.clone());
-                // It ends when nobody takes its verdicts any more.
+                // The task ends when the receiver of its verdicts is dropped.
                 let task = Tasks::current().spawn_finite("health check", task);
                 (target, task.abort_on_drop())
             });
@@ -88,7 +91,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Checker<K> {
     }
 }
 
-/// Steps to the first success of an eager target: short at first, for a program that is up at once, then less so.
+/// The intervals of an eager target until its first success: short at first, and longer later.
 const EAGER_STEPS: [(Duration, Duration); 2] = [
     (Duration::from_secs(5), Duration::from_millis(50)),
     (Duration::from_secs(30), Duration::from_millis(250)),
@@ -102,7 +105,7 @@ async fn run<K: Clone>(key: K, target: Target, verdicts: mpsc::Sender<(K, bool)>
     } = target;
     let mut verdict = Verdict::default();
     let mut waited = Duration::ZERO;
-    let mut wanted = eager;
+    let mut is_eager = eager;
     loop {
         let limit = Duration::from_millis(check.timeout_ms);
         let success = timeout(limit, attempt(address, &check))
@@ -113,20 +116,20 @@ async fn run<K: Clone>(key: K, target: Target, verdicts: mpsc::Sender<(K, bool)>
         {
             return;
         }
-        wanted &= !success;
+        is_eager &= !success;
         let step = EAGER_STEPS
             .iter()
-            .find(|(until, _)| wanted && waited < *until);
+            .find(|(until, _)| is_eager && waited < *until);
         let pause = step.map_or_else(|| jittered(check.interval_ms), |(_, step)| *step);
         waited = waited.saturating_add(pause);
         sleep(pause).await;
     }
 }
 
-/// The interval, a tenth more or less: checks that started together drift apart.
+/// The interval, changed randomly by up to a tenth, so that checks that started together do not run at the same times.
 fn jittered(interval_ms: u64) -> Duration {
     let span = (interval_ms / 5).max(1);
-    let random = getrandom::u64().unwrap_or_default() % span;
+    let random = random::u64().unwrap_or_default() % span;
     Duration::from_millis(interval_ms - interval_ms / 10 + random)
 }
 
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_listening_is_unhealthy() {
+    async fn a_port_without_a_listener_is_unhealthy() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("bound");
         drop(listener);

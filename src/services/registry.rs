@@ -1,4 +1,4 @@
-//! The services of this node: what was registered, how it is, and the records that say so. Pure.
+//! The registered services of this node: their instances, their health, and the records that publish them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -12,58 +12,57 @@ use crate::model::{Label, PublicKey, ServiceName};
 use crate::protocol::local::{Check, Problem};
 use crate::records::kinds::{Health, Instance, Port, Protocol, Service, Source, default_weight};
 
-/// Services of one node at most.
+/// The maximum number of services of one node.
 pub const MAX_SERVICES: usize = 10_000;
 
-/// What tells one registered instance from another.
+/// The identity of a registered instance.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Key {
-    /// The service.
+pub struct InstanceKey {
+    /// The name of the service.
     pub name: Label,
-    /// The port it listens on.
+    /// The port that the instance listens on.
     pub port: NonZeroU16,
-    /// Over what.
+    /// The transport protocol.
     pub protocol: Protocol,
 }
 
-/// An instance as registered.
+/// A registered instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registered {
-    /// Which.
-    pub key: Key,
-    /// Where it listens; absent: at the node's mesh addresses.
+pub struct RegisteredInstance {
+    pub key: InstanceKey,
+    /// The address that it listens on. None means the node's mesh addresses.
     pub address: Option<IpAddr>,
-    /// How its health is known.
+    /// The check that determines its health.
     pub check: Option<Check>,
     /// SRV weight.
     #[serde(default = "default_weight")]
     pub weight: u16,
-    /// SRV priority: the least is asked first.
+    /// The SRV priority. Clients use the lowest one that answers.
     #[serde(default)]
     pub priority: u16,
 }
 
-impl Registered {
-    /// Its address, if it is none of those to which packets are carried on the node that has `block`.
-    fn uncarried(&self, block: &Block) -> Option<IpAddr> {
+impl RegisteredInstance {
+    /// Its address, if the address is outside `block`, so that no packets from the mesh reach it.
+    fn address_outside_block(&self, block: &Block) -> Option<IpAddr> {
         self.address.filter(|address| !block.contains(*address))
     }
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
-    registered: Registered,
+    registered: RegisteredInstance,
     source: Source,
     health: Health,
 }
 
-/// What is kept on disk: what was registered by hand, and what is drained.
+/// The services as they are stored on disk: instances added by command, and the drained services.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stored {
-    /// Registered with `meshctl service add`.
+pub struct StoredServices {
+    /// RegisteredInstance with `meshctl service add`.
     #[serde(default)]
-    pub services: Vec<Registered>,
-    /// Drained with `meshctl service drain`.
+    pub services: Vec<RegisteredInstance>,
+    /// Services drained with `meshctl service drain`.
     #[serde(default)]
     pub drained: BTreeSet<ServiceName>,
 }
@@ -71,34 +70,34 @@ pub struct Stored {
 /// Why a service cannot be registered or changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
-    /// It stands in the configuration.
+    /// The instance is defined in the configuration.
     #[error("the service {0} on that port is in meshd.toml; change it there")]
     Configured(Label),
-    /// There is none.
+    /// There is no such service.
     #[error("this node has no service {0}; `meshctl service list` shows all")]
     Unknown(ServiceName),
-    /// Nothing carries packets to its address.
+    /// The address is outside the node's block.
     #[error(
-        "nothing carries packets to {0}: this node has {1} of the mesh; leave the address out, and have the program listen on \
+        "nothing carries packets to {0}: this node has {1} of the mesh; omit the address, and let the program listen on \
          the node's mesh address"
     )]
-    NotCarried(IpAddr, String),
-    /// There are too many.
-    #[error("this node has {MAX_SERVICES} services, as many as there may be")]
+    OutsideBlock(IpAddr, String),
+    /// There are as many services as possible.
+    #[error("this node has {MAX_SERVICES} services, which is the maximum")]
     Full,
 }
 
 /// The services of this node.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
-    entries: BTreeMap<(Key, Source), Entry>,
+    entries: BTreeMap<(InstanceKey, Source), Entry>,
     drained: BTreeSet<ServiceName>,
 }
 
 impl Registry {
-    /// With the services of the configuration and those kept on disk.
+    /// Creates a registry with the services of the configuration and those stored on disk.
     #[must_use]
-    pub fn new(configured: Vec<Registered>, stored: Stored) -> Self {
+    pub fn new(configured: Vec<RegisteredInstance>, stored: StoredServices) -> Self {
         let mut registry = Self {
             drained: stored.drained,
             ..Self::default()
@@ -111,7 +110,7 @@ impl Registry {
         registry
     }
 
-    fn insert(&mut self, registered: Registered, source: Source) {
+    fn insert(&mut self, registered: RegisteredInstance, source: Source) {
         let health = if registered.check.is_some() {
             Health::Starting
         } else {
@@ -127,14 +126,18 @@ impl Registry {
         );
     }
 
-    /// Registers an instance by hand, or changes one, on the node that has `block`.
+    /// Adds or changes an instance by command, on the node that has `block`.
     ///
     /// # Errors
-    /// The configuration has it already, nothing carries packets to its address, or there are too many.
-    pub fn add(&mut self, registered: Registered, block: &Block) -> Result<(), RegistryError> {
-        if let Some(address) = registered.uncarried(block) {
+    /// The configuration defines it, its address is outside the block, or there are too many.
+    pub fn add(
+        &mut self,
+        registered: RegisteredInstance,
+        block: &Block,
+    ) -> Result<(), RegistryError> {
+        if let Some(address) = registered.address_outside_block(block) {
             let own = format!("{} and {}", block.v4, block.v6);
-            return Err(RegistryError::NotCarried(address, own));
+            return Err(RegistryError::OutsideBlock(address, own));
         }
         if self
             .entries
@@ -155,10 +158,10 @@ impl Registry {
         Ok(())
     }
 
-    /// Takes all instances of `name` away that were registered by hand.
+    /// Removes all instances of `name` that were added by command.
     ///
     /// # Errors
-    /// There is none, or only the configuration has it.
+    /// There is no such instance, or only the configuration defines it.
     pub fn remove(&mut self, name: &Label) -> Result<(), RegistryError> {
         let before = self.entries.len();
         self.entries
@@ -176,19 +179,22 @@ impl Registry {
         Ok(())
     }
 
-    /// Sends no new clients to `name`, or sends them again; `contained` are the services of containers, which are not
-    /// registered here.
+    /// Starts or stops draining `name`: clients get no DNS answers with a drained service's instances.
+    /// `container_services` are the services of containers, which are not registered here.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such service.
     pub fn set_drained(
         &mut self,
         name: &ServiceName,
         drained: bool,
-        contained: &BTreeSet<ServiceName>,
+        container_services: &BTreeSet<ServiceName>,
     ) -> Result<(), RegistryError> {
         let registered = name.project.is_none() && self.has(&name.name);
-        if !registered && !contained.contains(name) && (drained || !self.drained.contains(name)) {
+        if !registered
+            && !container_services.contains(name)
+            && (drained || !self.drained.contains(name))
+        {
             return Err(RegistryError::Unknown(name.clone()));
         }
         if drained {
@@ -199,7 +205,7 @@ impl Registry {
         Ok(())
     }
 
-    /// The services that are to get no new clients.
+    /// The drained services.
     #[must_use]
     pub fn drained(&self) -> &BTreeSet<ServiceName> {
         &self.drained
@@ -209,8 +215,8 @@ impl Registry {
         self.entries.keys().any(|(key, _)| key.name == *name)
     }
 
-    /// A check's verdict.
-    pub fn set_health(&mut self, key: &Key, healthy: bool) {
+    /// Handles a verdict of a check.
+    pub fn set_health(&mut self, key: &InstanceKey, healthy: bool) {
         let health = if healthy {
             Health::Healthy
         } else {
@@ -223,11 +229,11 @@ impl Registry {
         }
     }
 
-    /// What is to be checked, where, on the node that has `block`.
+    /// The checks to run on the node that has `block`.
     #[must_use]
-    pub fn targets(&self, block: &Block) -> Vec<(Key, Target)> {
+    pub fn targets(&self, block: &Block) -> Vec<(InstanceKey, Target)> {
         let node = IpAddr::V4(block.node_v4());
-        self.carried(block)
+        self.reachable(block)
             .filter_map(|entry| {
                 let check = entry.registered.check.clone()?;
                 let key = entry.registered.key.clone();
@@ -243,46 +249,46 @@ impl Registry {
             .collect()
     }
 
-    /// What goes to disk.
+    /// The services as they are stored on disk.
     #[must_use]
-    pub fn stored(&self) -> Stored {
+    pub fn stored(&self) -> StoredServices {
         let services = self
             .entries
             .values()
             .filter(|e| e.source == Source::Cli)
             .map(|e| e.registered.clone())
             .collect();
-        Stored {
+        StoredServices {
             services,
             drained: self.drained.clone(),
         }
     }
 
-    /// How many instances there are.
+    /// The number of instances.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no instances.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    fn carried<'a>(&'a self, block: &'a Block) -> impl Iterator<Item = &'a Entry> {
+    fn reachable<'a>(&'a self, block: &'a Block) -> impl Iterator<Item = &'a Entry> {
         let entries = self.entries.values();
-        entries.filter(|entry| entry.registered.uncarried(block).is_none())
+        entries.filter(|entry| entry.registered.address_outside_block(block).is_none())
     }
 
-    /// Services that were registered with an address to which nothing carries packets: a configuration may be older than the
-    /// node's block. They are not published.
+    /// A problem for each service with an address outside the node's block: the configuration may be older than the
+    /// block. Such services are not published.
     #[must_use]
     pub fn problems(&self, block: &Block) -> Vec<Problem> {
         let entries = self.entries.values();
-        let uncarried =
-            entries.filter_map(|entry| Some((entry, entry.registered.uncarried(block)?)));
-        uncarried
+        let address_outside_block = entries
+            .filter_map(|entry| Some((entry, entry.registered.address_outside_block(block)?)));
+        address_outside_block
             .map(|(entry, address)| {
                 let name = &entry.registered.key.name;
                 Problem {
@@ -293,11 +299,11 @@ impl Registry {
                     ),
                     fix: match entry.source {
                         Source::Config => format!(
-                            "take `address` out of the [[service]] {name} in meshd.toml, and have the program listen on {}",
+                            "remove `address` from the [[service]] {name} in meshd.toml, and let the program listen on {}",
                             block.node_v4()
                         ),
                         Source::Cli | Source::Docker => format!(
-                            "have the program listen on {}; then `meshctl service remove {name}`, and add it without --address",
+                            "let the program listen on {}; then run `meshctl service remove {name}`, and add it again without --address",
                             block.node_v4()
                         ),
                     },
@@ -306,8 +312,8 @@ impl Registry {
             .collect()
     }
 
-    /// The records that say all this, by id, without a version. `node_name` names the instances, which are reached at
-    /// `addresses`, of `block`, unless they were registered with one.
+    /// The records of all services by id, without a version. `node_name` is part of the instances' names. Instances are
+    /// reached at `addresses`, of `block`, unless they have an address of their own.
     #[must_use]
     pub fn records(
         &self,
@@ -317,7 +323,7 @@ impl Registry {
         block: &Block,
     ) -> BTreeMap<String, Service> {
         let mut records = BTreeMap::new();
-        for entry in self.carried(block) {
+        for entry in self.reachable(block) {
             let key = &entry.registered.key;
             let id = Service::id_of(node, None, &key.name);
             let drained = self.drained.contains(&key.name.clone().into());
@@ -350,7 +356,7 @@ impl Registry {
                 service_address: None,
                 instances: Vec::new(),
             });
-            // One instance, if the configuration and the command line both have it.
+            // If the configuration and the command line both define an instance, it is published once.
             if !service.instances.iter().any(|i| i.id == instance.id) {
                 service.instances.push(instance);
             }
@@ -360,7 +366,7 @@ impl Registry {
 }
 
 /// `web-1-80`, or `web-1-53-udp`.
-fn instance_label(node: &Label, key: &Key) -> Label {
+fn instance_label(node: &Label, key: &InstanceKey) -> Label {
     let labelled = node.with_suffix(&key.port.to_string());
     match key.protocol {
         Protocol::Tcp => labelled,
@@ -377,9 +383,9 @@ mod tests {
         Label::parse(text).expect("a literal")
     }
 
-    fn registered(name: &str, port: u16, check: bool) -> Registered {
-        Registered {
-            key: Key {
+    fn registered(name: &str, port: u16, check: bool) -> RegisteredInstance {
+        RegisteredInstance {
+            key: InstanceKey {
                 name: label(name),
                 port: port.try_into().expect("not zero"),
                 protocol: Protocol::Tcp,
@@ -448,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn drained_is_drained_whatever_the_check_says() {
+    fn a_drained_service_is_drained_whatever_its_check_finds() {
         let mut registry = Registry::default();
         registry
             .add(registered("web", 80, true), &block())
@@ -466,9 +472,9 @@ mod tests {
             registry.set_drained(&label("db").into(), true, &BTreeSet::new()),
             Err(RegistryError::Unknown(label("db").into()))
         );
-        let contained = BTreeSet::from([label("db").into()]);
+        let container_services = BTreeSet::from([label("db").into()]);
         assert_eq!(
-            registry.set_drained(&label("db").into(), true, &contained),
+            registry.set_drained(&label("db").into(), true, &container_services),
             Ok(())
         );
         assert_eq!(
@@ -479,8 +485,11 @@ mod tests {
     }
 
     #[test]
-    fn what_the_configuration_has_is_changed_there() {
-        let mut registry = Registry::new(vec![registered("web", 80, false)], Stored::default());
+    fn a_configured_service_cannot_be_changed_by_command() {
+        let mut registry = Registry::new(
+            vec![registered("web", 80, false)],
+            StoredServices::default(),
+        );
         assert_eq!(
             registry.add(registered("web", 80, true), &block()),
             Err(RegistryError::Configured(label("web")))
@@ -496,8 +505,8 @@ mod tests {
     }
 
     #[test]
-    fn a_service_at_an_address_that_nothing_carries_is_refused_or_reported_and_never_published() {
-        let at = |name: &str, address: &str| Registered {
+    fn a_service_at_an_address_outside_the_block_is_refused_or_reported_and_never_published() {
+        let at = |name: &str, address: &str| RegisteredInstance {
             address: Some(address.parse().expect("a literal")),
             ..registered(name, 80, true)
         };
@@ -505,17 +514,17 @@ mod tests {
         for address in ["10.0.0.5", "10.210.2.1", "169.254.169.254", "2001:db8::5"] {
             let refused = registry.add(at("web", address), &block());
             assert!(
-                matches!(refused, Err(RegistryError::NotCarried(..))),
+                matches!(refused, Err(RegistryError::OutsideBlock(..))),
                 "{address}: {refused:?}"
             );
         }
         for (name, address) in [("a", "10.210.1.1"), ("b", "fd00:1:2:1::1")] {
-            let carried = registry.add(at(name, address), &block());
-            assert_eq!(carried, Ok(()), "{address}");
+            let reachable = registry.add(at(name, address), &block());
+            assert_eq!(reachable, Ok(()), "{address}");
         }
         assert_eq!(registry.problems(&block()), []);
-        // What stands in a file of an earlier version does not keep the node from its work.
-        let stored = Stored {
+        // A file of an earlier version with such a service does not prevent the node from starting.
+        let stored = StoredServices {
             services: vec![at("old", "10.0.0.6"), registered("web", 80, false)],
             drained: BTreeSet::new(),
         };
@@ -537,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_by_hand_survives_a_restart() {
+    fn a_service_added_by_command_survives_a_restart() {
         let mut registry = Registry::default();
         registry
             .add(registered("web", 80, true), &block())

@@ -1,4 +1,4 @@
-//! A host with a container engine of its own, and images made of programs of this machine.
+//! A host with its own container engine, and images made of programs of this machine.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,36 +9,36 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use super::LabError;
+use super::TestbedError;
 use super::host::{Host, Running};
 
-/// How long the engine may take to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The time limit for the start of the engine.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 const SOCKET: &str = "/run/docker.sock";
-/// Says which engine to take: `podman`, or Docker.
+/// The variable that selects the engine: `podman`, or else Docker.
 const ENGINE: &str = "MESHD_LAB_ENGINE";
-/// What the engine's client is called by, where that is Podman: without a service manager it has to be told what else
-/// to take. The runtime is Docker's, which bears with the control groups of any machine.
+/// The script that is called as the engine's client if the engine is Podman. Without a service manager, Podman needs
+/// these options. The runtime is Docker's, which works with the control groups of any machine.
 const PODMAN: &str = "#!/bin/sh\nexec podman --cgroup-manager=cgroupfs --runtime=runc \"$@\"\n";
 /// Any image may be used.
 const POLICY: &str = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
-/// Where the engine writes what it does, in the host.
+/// The engine's log in the host.
 const LOG: &str = "/run/dockerd.log";
 
-/// A host with a container engine. All of it ends with this value.
+/// A host with a container engine. Dropping it ends everything in it.
 #[derive(Debug)]
 pub struct DockerHost {
-    // Ends before the host does.
+    // The engine ends before the host.
     engine: Option<Running>,
     host: Host,
     group: String,
 }
 
 impl DockerHost {
-    /// Whether this machine has what it needs; says what is missing.
+    /// Checks whether this machine has everything that container hosts need.
     ///
     /// # Errors
-    /// Names it.
+    /// What is missing.
     pub fn is_possible() -> Result<(), String> {
         if !nix::unistd::geteuid().is_root() {
             return Err("container hosts need root".into());
@@ -55,7 +55,7 @@ impl DockerHost {
         Ok(())
     }
 
-    pub(super) fn start(host: Host) -> Result<Self, LabError> {
+    pub(super) fn start(host: Host) -> Result<Self, TestbedError> {
         let group = format!("meshd-lab-{}", host.pid());
         let mut host = Self {
             engine: None,
@@ -66,11 +66,11 @@ impl DockerHost {
         Ok(host)
     }
 
-    /// Starts the engine, with further arguments, and waits until it answers.
+    /// Starts the engine with additional arguments, and waits until it answers.
     ///
     /// # Errors
-    /// It does not start; gives the end of what it said.
-    pub fn start_engine(&mut self, arguments: &[&str]) -> Result<(), LabError> {
+    /// It does not start. The error has the engine's log.
+    pub fn start_engine(&mut self, arguments: &[&str]) -> Result<(), TestbedError> {
         let mut command = if std::env::var(ENGINE).is_ok_and(|engine| engine == "podman") {
             self.podman()?
         } else {
@@ -82,10 +82,10 @@ impl DockerHost {
         };
         let log = self.host.path(LOG);
         let mut engine = self.host.start(&mut command, &log)?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + WAIT_TIMEOUT;
         while !self.answers() {
             if Instant::now() > end || engine.wait(Duration::ZERO).is_some() {
-                return Err(LabError::Program(
+                return Err(TestbedError::Program(
                     "dockerd does not start".into(),
                     engine.log(),
                 ));
@@ -96,9 +96,9 @@ impl DockerHost {
         Ok(())
     }
 
-    /// Podman's service, and its client by the name of Docker's.
-    fn podman(&self) -> Result<Command, LabError> {
-        let fault = |e| LabError::Io("set Podman up", e);
+    /// Returns the command for Podman's service, and installs its client under the name of Docker's.
+    fn podman(&self) -> Result<Command, TestbedError> {
+        let fault = |e| TestbedError::Io("set Podman up", e);
         let client = self.host.path("/usr/local/bin/docker");
         fs::write(&client, PODMAN).map_err(fault)?;
         fs::set_permissions(&client, fs::Permissions::from_mode(0o755)).map_err(fault)?;
@@ -110,7 +110,7 @@ impl DockerHost {
         Ok(command)
     }
 
-    /// Stops the engine, as a restart of its service does.
+    /// Stops the engine as a restart of its service would.
     pub fn stop_engine(&mut self) {
         if let Some(mut engine) = self.engine.take() {
             let _ = engine.stop();
@@ -136,26 +136,26 @@ impl DockerHost {
         &self.host
     }
 
-    /// Runs the engine's client; gives what it printed, without the line's end.
+    /// Runs the engine's client, and returns its output without the last newline.
     ///
     /// # Errors
-    /// It fails; gives what it said.
-    pub fn docker(&self, arguments: &[&str]) -> Result<String, LabError> {
+    /// It fails. The error has its error output.
+    pub fn docker(&self, arguments: &[&str]) -> Result<String, TestbedError> {
         self.exec(&[&["docker"], arguments].concat())
     }
 
-    /// Runs a program on the host; gives what it printed, without the line's end.
+    /// Runs a program on the host, and returns its output without the last newline.
     ///
     /// # Errors
-    /// It fails; gives what it said.
-    pub fn exec(&self, words: &[&str]) -> Result<String, LabError> {
+    /// It fails. The error has its error output.
+    pub fn exec(&self, words: &[&str]) -> Result<String, TestbedError> {
         let output = self.output(words)?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout)
                 .trim_end()
                 .to_owned());
         }
-        Err(LabError::Program(
+        Err(TestbedError::Program(
             words.join(" "),
             String::from_utf8_lossy(&output.stderr)
                 .trim_end()
@@ -163,13 +163,13 @@ impl DockerHost {
         ))
     }
 
-    /// Runs a program on the host to its end, whatever that is.
+    /// Runs a program on the host, and returns its output and exit status.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn output(&self, words: &[&str]) -> Result<Output, LabError> {
+    pub fn output(&self, words: &[&str]) -> Result<Output, TestbedError> {
         let Some((program, arguments)) = words.split_first() else {
-            return Err(LabError::Io(
+            return Err(TestbedError::Io(
                 "run nothing",
                 io::ErrorKind::InvalidInput.into(),
             ));
@@ -179,15 +179,15 @@ impl DockerHost {
             .args(arguments)
             .stdin(Stdio::null())
             .output()
-            .map_err(|e| LabError::Io("run a program", e))
+            .map_err(|e| TestbedError::Io("run a program", e))
     }
 
-    /// Makes an image of the engine.
+    /// Imports an image into the engine.
     ///
     /// # Errors
-    /// The engine refuses.
-    pub fn import(&self, image: &Image, name: &str) -> Result<(), LabError> {
-        let fault = |e| LabError::Io("import an image", e);
+    /// The engine returns an error.
+    pub fn import(&self, image: &Image, name: &str) -> Result<(), TestbedError> {
+        let fault = |e| TestbedError::Io("import an image", e);
         let file = fs::File::open(&image.file).map_err(fault)?;
         let output = self
             .host
@@ -199,11 +199,11 @@ impl DockerHost {
         if output.status.success() {
             return Ok(());
         }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(LabError::Program("docker import".into(), said))
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(TestbedError::Program("docker import".into(), message))
     }
 
-    /// The process number that process `inner` of this host has on the machine.
+    /// The pid on this machine of the process with pid `inner` in this host.
     #[must_use]
     pub fn outer_pid(&self, inner: u32) -> Option<u32> {
         let own = fs::read_link(format!("/proc/{}/ns/pid", self.host.pid())).ok()?;
@@ -211,7 +211,8 @@ impl DockerHost {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
             let numbers = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
-            // Its numbers from the outside in; a container has namespaces further in.
+            // The pids are listed from the outermost to the innermost namespace; a container has further namespaces
+            // inside.
             let found = numbers.split_whitespace().any(|n| n.parse() == Ok(inner));
             let within = || {
                 let mut at = pid;
@@ -239,7 +240,8 @@ impl DockerHost {
 
 impl Drop for DockerHost {
     fn drop(&mut self) {
-        // The engine's containers end with the host's first process; their control groups stay unless they are removed.
+        // The engine's containers end with the host's first process. Their control groups remain unless they are
+        // removed.
         self.engine = None;
         self.host.end();
         let end = Instant::now() + Duration::from_secs(5);
@@ -249,7 +251,7 @@ impl Drop for DockerHost {
     }
 }
 
-/// Removes the control groups called `name`, and those in them; gives whether none is left. They are at the root of
+/// Removes the control groups called `name` and those in them. Returns whether none is left. They are at the root of
 /// the one hierarchy, or of each.
 fn remove_groups(root: &Path, name: &str) -> bool {
     let mut roots = vec![root.to_owned()];
@@ -287,8 +289,8 @@ impl Image {
     ///
     /// # Errors
     /// A program is missing, or the disk is full.
-    pub fn pack(file: &Path, programs: &[&Path]) -> Result<Self, LabError> {
-        let fault = |e| LabError::Io("pack an image", e);
+    pub fn pack(file: &Path, programs: &[&Path]) -> Result<Self, TestbedError> {
+        let fault = |e| TestbedError::Io("pack an image", e);
         let folder = file.with_extension("files");
         for path in [
             "bin",
@@ -315,7 +317,7 @@ impl Image {
         }
         let mut libraries = BTreeSet::new();
         for path in programs.iter().copied().chain([shell.as_path()]) {
-            // One that is linked statically has none, and `ldd` fails.
+            // A statically linked program has no libraries, and `ldd` fails.
             let listed = Command::new("ldd").arg(path).output().map_err(fault)?;
             let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
             libraries.extend(
@@ -347,15 +349,15 @@ impl Image {
     }
 }
 
-/// Runs a program of this machine; gives what it printed.
-fn program(name: &str, arguments: &[&str]) -> Result<String, LabError> {
+/// Runs a program of this machine, and returns its output.
+fn program(name: &str, arguments: &[&str]) -> Result<String, TestbedError> {
     let output = Command::new(name)
         .args(arguments)
         .output()
-        .map_err(|e| LabError::Io("pack an image", e))?;
+        .map_err(|e| TestbedError::Io("pack an image", e))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(LabError::Program(name.to_owned(), said))
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(TestbedError::Program(name.to_owned(), message))
 }

@@ -1,4 +1,4 @@
-//! A host: a process that holds its namespaces, and what runs in them.
+//! A host: a process that holds its namespaces, and the programs that run in them.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -13,10 +13,10 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{LabError, link};
+use super::{TestbedError, link};
 
-/// Namespaces held open by a process that reads from a pipe of ours: when this process ends, however it ends, the pipe
-/// closes, the holder ends, and the namespaces go.
+/// Namespaces that are held open by a process which reads from a pipe of this process. When this process ends for any
+/// reason, the pipe closes, the holder ends, and the kernel removes the namespaces.
 #[derive(Debug)]
 pub(super) struct Namespace {
     holder: Child,
@@ -29,20 +29,20 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
-    /// Network, mounts and host name of its own.
-    pub(super) fn new(name: &str) -> Result<Self, LabError> {
+    /// Creates a network, mounts and a host name.
+    pub(super) fn new(name: &str) -> Result<Self, TestbedError> {
         let holder = hold(&mut Command::new("cat"), name, private_mounts)?;
         Self::open(holder, None)
     }
 
-    /// The same with processes and a root of its own: the machine's files, of which nothing is changed. `shared` are
-    /// directories that are the machine's own.
-    pub(super) fn with_root(name: &str, shared: &[PathBuf]) -> Result<Self, LabError> {
+    /// Creates the same with a process namespace and a root directory: the machine's files, which are not changed.
+    /// `shared` are directories of the machine.
+    pub(super) fn with_root(name: &str, shared: &[PathBuf]) -> Result<Self, TestbedError> {
         let shared = shared.to_vec();
         let mut command = Command::new("unshare");
         command.args(["--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]);
-        // A shell that waits takes in processes that others left, as the first process of a machine must: an engine
-        // that is started again takes one that has ended but is still there for alive.
+        // The shell reaps orphaned processes, as the first process of a machine must. Otherwise an engine that is
+        // started again would treat a zombie as a running engine.
         command.args(["sh", "-c", "cat; :"]);
         let holder = hold(&mut command, name, move || super::root::own_root(&shared))?;
         let end = Instant::now() + Duration::from_secs(10);
@@ -54,7 +54,7 @@ impl Namespace {
                 return Self::open(holder, Some(init));
             }
             if Instant::now() > end {
-                return Err(LabError::Io(
+                return Err(TestbedError::Io(
                     "make a root for a host",
                     io::ErrorKind::TimedOut.into(),
                 ));
@@ -63,12 +63,12 @@ impl Namespace {
         }
     }
 
-    fn open(mut holder: Child, init: Option<u32>) -> Result<Self, LabError> {
+    fn open(mut holder: Child, init: Option<u32>) -> Result<Self, TestbedError> {
         let pipe = holder.stdin.take();
         let inside = init.unwrap_or(holder.id());
         let open = |kind: &str| {
             File::open(format!("/proc/{inside}/ns/{kind}"))
-                .map_err(|e| LabError::Io("open a namespace", e))
+                .map_err(|e| TestbedError::Io("open a namespace", e))
         };
         let (network, mounts, uts) = (open("net")?, open("mnt")?, open("uts")?);
         Ok(Self {
@@ -85,12 +85,15 @@ impl Namespace {
         self.init.unwrap_or(self.holder.id())
     }
 
-    /// Runs `work` on a thread inside the network.
-    pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, LabError> {
+    /// Runs `work` on a thread in the network namespace.
+    pub(super) fn inside<T: Send>(
+        &self,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, TestbedError> {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 setns(&self.network, CloneFlags::CLONE_NEWNET)
-                    .map_err(|e| LabError::Io("enter a namespace", e.into()))?;
+                    .map_err(|e| TestbedError::Io("enter a namespace", e.into()))?;
                 Ok(work())
             });
             thread
@@ -113,16 +116,17 @@ impl Drop for Namespace {
     }
 }
 
-/// Starts the process that holds the namespaces, in them.
+/// Starts the process that holds the namespaces, inside them.
 fn hold(
     command: &mut Command,
     name: &str,
     mut prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
-) -> Result<Child, LabError> {
+) -> Result<Child, TestbedError> {
     command.stdin(Stdio::piped()).stdout(Stdio::null());
     let name = name.to_owned();
-    // SAFETY: the closure makes system calls on values made before the fork; the little it allocates is safe in a
-    // forked child, whose allocator the C library keeps whole.
+    // SAFETY: the closure runs between fork and exec. It makes system calls on values created before the fork. The
+    // little that it allocates is safe in a forked child, because the C library keeps the allocator consistent. std has
+    // no safe function for this: only the caller can know what the closure does.
     unsafe {
         command.pre_exec(move || {
             unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
@@ -131,8 +135,8 @@ fn hold(
         });
     }
     command.spawn().map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => LabError::NoRights,
-        _ => LabError::Io("make a namespace", error),
+        io::ErrorKind::PermissionDenied => TestbedError::NoRights,
+        _ => TestbedError::Io("make a namespace", error),
     })
 }
 
@@ -142,7 +146,7 @@ fn child_of(pid: u32) -> Option<u32> {
     children.split_whitespace().next()?.parse().ok()
 }
 
-/// Own `/run` and `/var/lib`, and a `/sys` that shows the own network where the kernel allows it.
+/// Mounts a private `/run` and `/var/lib`, and a `/sys` that shows the own network if the kernel allows it.
 fn private_mounts() -> io::Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
@@ -159,7 +163,7 @@ fn private_mounts() -> io::Result<()> {
     Ok(())
 }
 
-/// A host.
+/// A host on the bridge.
 #[derive(Debug)]
 pub struct Host {
     namespace: Namespace,
@@ -186,25 +190,24 @@ impl Host {
         }
     }
 
-    /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its address on the bridge.
+    /// The host's IPv4 address on the bridge.
     #[must_use]
     pub fn v4(&self) -> Ipv4Addr {
         self.v4
     }
 
-    /// The same in IPv6.
+    /// The host's IPv6 address on the bridge.
     #[must_use]
     pub fn v6(&self) -> Ipv6Addr {
         self.v6
     }
 
-    /// The process that holds its namespaces, for `nsenter`.
+    /// The process that holds the host's namespaces, for `nsenter`.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.namespace.pid()
@@ -214,7 +217,7 @@ impl Host {
         &self.port
     }
 
-    /// Ends everything in it.
+    /// Ends everything in the host.
     pub(super) fn end(&mut self) {
         self.namespace.end();
     }
@@ -222,31 +225,31 @@ impl Host {
     /// Adds an address to its interface on the bridge.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub fn add_address(&self, address: IpAddr, length: u8) -> Result<(), LabError> {
+    /// The kernel returns an error.
+    pub fn add_address(&self, address: IpAddr, length: u8) -> Result<(), TestbedError> {
         self.namespace.inside(|| link::add(address, length))?
     }
 
-    /// Runs `work` on a thread inside the host's network: sockets it opens are the host's.
+    /// Runs `work` on a thread in the host's network: the sockets that it opens belong to the host.
     ///
     /// # Errors
     /// The namespace cannot be entered.
-    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, LabError> {
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, TestbedError> {
         self.namespace.inside(work)
     }
 
-    /// A path in the host's own file system, as seen from outside.
+    /// The path, seen from outside, of a file in the host's file system.
     #[must_use]
     pub fn path(&self, path: &str) -> PathBuf {
         Path::new(&format!("/proc/{}/root", self.pid())).join(path.trim_start_matches('/'))
     }
 
-    /// A command that will run in the host. It ends when the thread that starts it does; in a host with processes of its
-    /// own, when the host does.
+    /// A command that runs in the host. It ends with the thread that starts it, or with the host if the host has a
+    /// process namespace.
     ///
     /// # Errors
     /// The namespaces cannot be opened.
-    pub fn command(&self, program: &str) -> Result<Command, LabError> {
+    pub fn command(&self, program: &str) -> Result<Command, TestbedError> {
         if let Some(init) = self.namespace.init {
             let mut command = Command::new("nsenter");
             command.arg(format!("--target={init}"));
@@ -258,7 +261,7 @@ impl Host {
         }
         let copy = |file: &File| {
             file.try_clone()
-                .map_err(|e| LabError::Io("open a namespace", e))
+                .map_err(|e| TestbedError::Io("open a namespace", e))
         };
         let namespaces = [
             (copy(&self.namespace.network)?, CloneFlags::CLONE_NEWNET),
@@ -266,7 +269,8 @@ impl Host {
             (copy(&self.namespace.mounts)?, CloneFlags::CLONE_NEWNS),
         ];
         let mut command = Command::new(program);
-        // SAFETY: the closure makes system calls only, on values made before the fork.
+        // SAFETY: the closure runs between fork and exec, and only makes system calls on values created before the
+        // fork. std has no safe function for this: only the caller can know what the closure does.
         unsafe {
             command.pre_exec(move || {
                 for (file, kind) in &namespaces {
@@ -279,25 +283,25 @@ impl Host {
         Ok(command)
     }
 
-    /// Starts a program that goes on, its output in `log`.
+    /// Starts a program in the background. Its output is written to `log`.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(&self, command: &mut Command, log: &Path) -> Result<Running, LabError> {
+    pub fn start(&self, command: &mut Command, log: &Path) -> Result<Running, TestbedError> {
         let file = File::options()
             .create(true)
             .append(true)
             .open(log)
-            .map_err(|e| LabError::Io("open a log", e))?;
+            .map_err(|e| TestbedError::Io("open a log", e))?;
         let copy = file
             .try_clone()
-            .map_err(|e| LabError::Io("open a log", e))?;
+            .map_err(|e| TestbedError::Io("open a log", e))?;
         let child = command
             .stdin(Stdio::null())
             .stdout(file)
             .stderr(copy)
             .spawn()
-            .map_err(|e| LabError::Io("start a program", e))?;
+            .map_err(|e| TestbedError::Io("start a program", e))?;
         Ok(Running {
             child,
             log: log.to_owned(),
@@ -306,17 +310,17 @@ impl Host {
     }
 }
 
-/// A program that goes on. Dropping it kills it.
+/// A program in the background. Dropping this value kills it.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
     log: PathBuf,
-    /// The child only entered the host: the program is its child.
+    /// The child process only entered the host: the program is its child.
     entered: bool,
 }
 
 impl Running {
-    /// Its process number.
+    /// The pid of the program.
     #[must_use]
     pub fn pid(&self) -> u32 {
         let child = self.child.id();
@@ -330,7 +334,7 @@ impl Running {
         child
     }
 
-    /// What it said so far.
+    /// The output of the program so far.
     #[must_use]
     pub fn log(&self) -> String {
         let mut text = String::new();
@@ -340,7 +344,7 @@ impl Running {
         text
     }
 
-    /// Ends it at once.
+    /// Kills the program.
     pub fn kill(&mut self) {
         if self.entered
             && matches!(self.child.try_wait(), Ok(None))
@@ -352,7 +356,7 @@ impl Running {
         let _ = self.child.wait();
     }
 
-    /// Asks it to end, and waits for at most ten seconds; gives how it ended, if it did.
+    /// Sends SIGTERM to the program and waits for at most ten seconds. Returns its exit status if it has ended.
     pub fn stop(&mut self) -> Option<ExitStatus> {
         let _ = kill(
             Pid::from_raw(i32::try_from(self.pid()).ok()?),
@@ -361,7 +365,7 @@ impl Running {
         self.wait(Duration::from_secs(10))
     }
 
-    /// Waits until it has ended, for at most `limit`.
+    /// Waits until the program has ended, for at most `limit`.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         let end = Instant::now() + limit;
         loop {

@@ -1,32 +1,32 @@
-//! Links and addresses, made from inside a namespace.
+//! Creates links and addresses from inside a namespace.
 
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth};
 
-use super::LabError;
+use super::TestbedError;
+use crate::os::tasks::Tasks;
 
 /// Runs `work` with a netlink handle of this thread's network namespace.
 pub(super) fn with_netlink<T>(
-    work: impl AsyncFnOnce(Handle) -> Result<T, LabError>,
-) -> Result<T, LabError> {
+    work: impl AsyncFnOnce(Handle) -> Result<T, TestbedError>,
+) -> Result<T, TestbedError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| LabError::Io("start a runtime", e))?;
+        .map_err(|e| TestbedError::Io("start a runtime", e))?;
     runtime.block_on(async {
         let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|e| LabError::Io("open netlink", e))?;
-        let driver = tokio::spawn(connection);
-        let result = work(handle).await;
-        driver.abort();
-        result
+            rtnetlink::new_connection().map_err(|e| TestbedError::Io("open netlink", e))?;
+        let connection = Tasks::current().spawn_child("testbed netlink", connection);
+        let _connection = connection.abort_on_drop();
+        work(handle).await
     })
 }
 
-async fn index(handle: &Handle, name: &str) -> Result<u32, LabError> {
-    let fault = |e| LabError::Netlink("find an interface", e);
+async fn index(handle: &Handle, name: &str) -> Result<u32, TestbedError> {
+    let fault = |e| TestbedError::Netlink("find an interface", e);
     let link = handle
         .link()
         .get()
@@ -36,11 +36,10 @@ async fn index(handle: &Handle, name: &str) -> Result<u32, LabError> {
         .await
         .map_err(fault)?;
     link.map(|link| link.header.index)
-        .ok_or_else(|| LabError::Io("find an interface", std::io::ErrorKind::NotFound.into()))
+        .ok_or_else(|| TestbedError::Io("find an interface", std::io::ErrorKind::NotFound.into()))
 }
 
-/// Makes the bridge.
-pub(super) fn make_bridge(name: &str) -> Result<(), LabError> {
+pub(super) fn create_bridge(name: &str) -> Result<(), TestbedError> {
     with_netlink(async |handle| {
         let bridge = LinkBridge::new(name).up().build();
         handle
@@ -48,15 +47,15 @@ pub(super) fn make_bridge(name: &str) -> Result<(), LabError> {
             .add(bridge)
             .execute()
             .await
-            .map_err(|e| LabError::Netlink("make a bridge", e))
+            .map_err(|e| TestbedError::Netlink("make a bridge", e))
     })
 }
 
-/// Makes a cable from `bridge` here to `eth0` in the namespace of process `pid`.
-pub(super) fn plug(bridge: &str, port: &str, pid: u32) -> Result<(), LabError> {
+/// Creates a virtual cable from `bridge` in this namespace to `eth0` in the namespace of process `pid`.
+pub(super) fn plug(bridge: &str, port: &str, pid: u32) -> Result<(), TestbedError> {
     with_netlink(async |handle| {
         let far = format!("{port}p");
-        let fault = |e| LabError::Netlink("make a cable", e);
+        let fault = |e| TestbedError::Netlink("make a cable", e);
         handle
             .link()
             .add(LinkVeth::new(port, &far).build())
@@ -85,9 +84,9 @@ pub(super) fn plug(bridge: &str, port: &str, pid: u32) -> Result<(), LabError> {
 }
 
 /// Brings up `lo`, and `eth0` with `addresses`.
-pub(super) fn bring_up(addresses: &[(IpAddr, u8)]) -> Result<(), LabError> {
+pub(super) fn bring_up(addresses: &[(IpAddr, u8)]) -> Result<(), TestbedError> {
     with_netlink(async |handle| {
-        let fault = |e| LabError::Netlink("bring an interface up", e);
+        let fault = |e| TestbedError::Netlink("bring an interface up", e);
         let eth0 = index(&handle, "eth0").await?;
         for link in [index(&handle, "lo").await?, eth0] {
             handle
@@ -99,7 +98,7 @@ pub(super) fn bring_up(addresses: &[(IpAddr, u8)]) -> Result<(), LabError> {
         }
         for (address, length) in addresses {
             match add_address(&handle, eth0, *address, *length).await {
-                Err(LabError::Netlink(_, error))
+                Err(TestbedError::Netlink(_, error))
                     if address.is_ipv6() && is_without_ipv6(&error) => {}
                 added => added?,
             }
@@ -108,7 +107,7 @@ pub(super) fn bring_up(addresses: &[(IpAddr, u8)]) -> Result<(), LabError> {
     })
 }
 
-/// Whether the kernel refuses because this machine has no IPv6.
+/// Whether the error is that this machine has no IPv6.
 fn is_without_ipv6(error: &rtnetlink::Error) -> bool {
     let rtnetlink::Error::NetlinkError(error) = error else {
         return false;
@@ -124,9 +123,9 @@ async fn add_address(
     link: u32,
     address: IpAddr,
     length: u8,
-) -> Result<(), LabError> {
+) -> Result<(), TestbedError> {
     let mut request = handle.address().add(link, address, length);
-    // Nobody else is there: an address that has to be asked for first is only a delay.
+    // No other host can have this address, so duplicate address detection would only be a delay.
     if address.is_ipv6() {
         request.message_mut().header.flags |=
             rtnetlink::packet_route::address::AddressHeaderFlags::Nodad;
@@ -134,19 +133,19 @@ async fn add_address(
     request
         .execute()
         .await
-        .map_err(|e| LabError::Netlink("add an address", e))
+        .map_err(|e| TestbedError::Netlink("add an address", e))
 }
 
 /// Adds an address to `eth0`.
-pub(super) fn add(address: IpAddr, length: u8) -> Result<(), LabError> {
+pub(super) fn add(address: IpAddr, length: u8) -> Result<(), TestbedError> {
     with_netlink(async |handle| {
         let eth0 = index(&handle, "eth0").await?;
         add_address(&handle, eth0, address, length).await
     })
 }
 
-/// Pulls the cable, or plugs it in again.
-pub(super) fn set_up(name: &str, up: bool) -> Result<(), LabError> {
+/// Sets an interface up or down.
+pub(super) fn set_up(name: &str, up: bool) -> Result<(), TestbedError> {
     with_netlink(async |handle| {
         let link = LinkUnspec::new_with_index(index(&handle, name).await?);
         let link = if up { link.up() } else { link.down() };
@@ -155,6 +154,6 @@ pub(super) fn set_up(name: &str, up: bool) -> Result<(), LabError> {
             .set(link.build())
             .execute()
             .await
-            .map_err(|e| LabError::Netlink("set an interface", e))
+            .map_err(|e| TestbedError::Netlink("set an interface", e))
     })
 }

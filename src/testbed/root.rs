@@ -1,4 +1,4 @@
-//! Root, or the next best thing: root of a user namespace. And a root directory of a host's own.
+//! Root, or root of a user namespace, and root directories of hosts.
 
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -9,25 +9,25 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid, pivot_root};
 
-use super::LabError;
+use super::TestbedError;
 
-/// Says to the second run of a program that it is the second.
+/// The variable that tells the second run of a program that it is the second.
 const INSIDE: &str = "MESHD_LAB_INSIDE";
-/// A directory with the root file system of hosts that have one of their own, instead of the machine's: so that another
-/// engine than the machine's is tried.
+/// The variable with a directory that replaces the machine's files as the root file system of hosts, so that another
+/// engine than the machine's can be tested.
 const LOWER: &str = "MESHD_LAB_ROOT";
 
-/// Runs `body` as root. Without the rights, runs the whole program again as root of a user namespace, where this call
-/// runs `body`, and gives its exit status.
+/// Runs `body` as root. Without the rights, this runs the whole program again as root of a user namespace, where the
+/// same call runs `body`, and returns the program's exit status.
 ///
 /// # Errors
-/// There are neither the rights nor user namespaces.
-pub fn as_root(body: impl FnOnce() -> u8) -> Result<u8, LabError> {
+/// There are neither root rights nor user namespaces.
+pub fn as_root(body: impl FnOnce() -> u8) -> Result<u8, TestbedError> {
     if geteuid().is_root() {
         return Ok(body());
     }
     if std::env::var_os(INSIDE).is_some() {
-        return Err(LabError::NoRights);
+        return Err(TestbedError::NoRights);
     }
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
@@ -36,7 +36,7 @@ pub fn as_root(body: impl FnOnce() -> u8) -> Result<u8, LabError> {
     }
     command.args(arguments).env(INSIDE, "1");
     enter(&mut command);
-    let status = command.status().map_err(|_| LabError::NoRights)?;
+    let status = command.status().map_err(|_| TestbedError::NoRights)?;
     Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
 }
 
@@ -51,7 +51,7 @@ pub fn is_possible() -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Makes `command` start as root of a user namespace of its own.
+/// Lets `command` start as root of a user namespace of its own.
 fn enter(command: &mut Command) {
     let (user, group) = (geteuid(), getegid());
     let maps = [
@@ -59,8 +59,9 @@ fn enter(command: &mut Command) {
         ("/proc/self/uid_map", format!("0 {user} 1")),
         ("/proc/self/gid_map", format!("0 {group} 1")),
     ];
-    // SAFETY: the closure makes system calls only, on values made before the fork; it allocates nothing but what
-    // opening a file needs on the stack.
+    // SAFETY: the closure runs between fork and exec. It makes system calls on values created before the fork, and
+    // allocates nothing except what opening a file needs on the stack. std has no safe function for this: only the
+    // caller knows that the closure is async-signal-safe.
     unsafe {
         command.pre_exec(move || {
             unshare(CloneFlags::CLONE_NEWUSER)?;
@@ -75,7 +76,7 @@ fn enter(command: &mut Command) {
     }
 }
 
-/// The folders where container engines keep their settings and layers.
+/// The directories in which container engines keep their settings and layers.
 const ENGINE_FOLDERS: &[&str] = &[
     "etc/docker",
     "var/lib/docker",
@@ -83,8 +84,8 @@ const ENGINE_FOLDERS: &[&str] = &[
     "var/lib/containers",
 ];
 
-/// Makes the machine's files, with all changes in memory, the root of this process. To be called in a mount namespace
-/// of one's own.
+/// Makes an overlay of the machine's files, with all changes in memory, the root of this process. To be called in a
+/// mount namespace of its own.
 pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
@@ -126,7 +127,7 @@ pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let there = root.join(below);
-        // The temporary files of the host are its own, but for what is shared.
+        // The host has temporary files of its own, except for what is shared.
         if !there.exists() {
             std::fs::create_dir_all(&there)?;
         }
@@ -138,11 +139,11 @@ pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
             none,
         )?;
     }
-    // The engine's layers cannot lie on an overlay.
+    // The engine's layers cannot be on an overlay.
     for path in ["run"].iter().chain(ENGINE_FOLDERS) {
         memory(&root.join(path), "mode=755")?;
     }
-    // Where systemd-resolved is installed it is a link to nothing.
+    // If systemd-resolved is installed, the file is a link to a file that does not exist here.
     let resolv_conf = root.join("etc/resolv.conf");
     let _ = std::fs::remove_file(&resolv_conf);
     std::fs::write(resolv_conf, "")?;

@@ -1,20 +1,20 @@
-//! Tests that cannot run on this machine are listed, so that they are not counted as passed.
+//! Lists tests that cannot run on this machine, so that they are not counted as passed.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
-/// Names the file that lists skipped tests. `tests/run` sets it and counts the lines.
+/// The variable with the path of the list. `tests/run` sets it and counts the lines.
 const LIST: &str = "MESHD_SKIPPED_TESTS";
 
 /// Lists the running test as skipped. The test returns after it.
 ///
 /// # Panics
-/// Nothing counts skipped tests: `tests/run` does, a test runner alone does not.
+/// There is no list: `tests/run` provides one, a test runner alone does not.
 pub fn skip_test(why: &str) {
     write("skipped", why);
 }
 
-/// Lists `part` of the running test as left out. The test goes on with its other parts and counts as passed.
+/// Lists `part` of the running test as skipped. The test continues with its other parts and counts as passed.
 ///
 /// # Panics
 /// As [`skip_test`].
@@ -24,7 +24,9 @@ pub fn skip_part_of_test(part: &str) {
 
 fn write(how: &str, why: &str) {
     let Some(list) = std::env::var_os(LIST) else {
-        panic!("this test cannot run whole here: {why}. `tests/run` counts it as skipped");
+        panic!(
+            "this test cannot run completely on this machine: {why}. `tests/run` counts it as skipped"
+        );
     };
     let test = std::env::var("NEXTEST_TEST_NAME")
         .ok()

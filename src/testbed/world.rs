@@ -1,4 +1,4 @@
-//! The bridge that all hosts are ports of.
+//! The bridge to which all hosts are connected.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::docker::DockerHost;
 use super::host::{Host, Namespace};
-use super::{LabError, link};
+use super::{TestbedError, link};
 
 const BRIDGE: &str = "wan";
 
-/// A network of its own, with hosts. Dropping it ends everything in it.
+/// An isolated network with hosts. Dropping it ends everything in it.
 #[derive(Debug)]
 pub struct World {
     wan: Namespace,
@@ -18,37 +18,37 @@ pub struct World {
 }
 
 impl World {
-    /// Makes the bridge.
+    /// Creates the bridge.
     ///
     /// # Errors
-    /// The rights are missing, or the kernel refuses.
-    pub fn new() -> Result<Self, LabError> {
+    /// The rights are missing, or the kernel returns an error.
+    pub fn new() -> Result<Self, TestbedError> {
         let wan = Namespace::new("wan")?;
-        wan.inside(|| link::make_bridge(BRIDGE))??;
+        wan.inside(|| link::create_bridge(BRIDGE))??;
         Ok(Self {
             wan,
             next: AtomicU8::new(10),
         })
     }
 
-    /// Makes a host called `name`, with the next free address (RFC 5737, RFC 3849).
+    /// Creates a host called `name`, with the next free address (RFC 5737, RFC 3849).
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub fn host(&self, name: &str) -> Result<Host, LabError> {
+    /// The kernel returns an error.
+    pub fn host(&self, name: &str) -> Result<Host, TestbedError> {
         self.connect(name, Namespace::new(name)?)
     }
 
-    /// The same with a container engine. `shared` are directories that host and machine have in common.
+    /// Creates a host with a container engine. `shared` are directories that the host shares with this machine.
     ///
     /// # Errors
-    /// The kernel refuses, or the engine does not start.
-    pub fn docker_host(&self, name: &str, shared: &[PathBuf]) -> Result<DockerHost, LabError> {
+    /// The kernel returns an error, or the engine does not start.
+    pub fn docker_host(&self, name: &str, shared: &[PathBuf]) -> Result<DockerHost, TestbedError> {
         let host = self.connect(name, Namespace::with_root(name, shared)?)?;
         DockerHost::start(host)
     }
 
-    fn connect(&self, name: &str, namespace: Namespace) -> Result<Host, LabError> {
+    fn connect(&self, name: &str, namespace: Namespace) -> Result<Host, TestbedError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (v4, v6) = (
             Ipv4Addr::new(198, 51, 100, number),
@@ -60,11 +60,11 @@ impl World {
         Ok(Host::new(namespace, name, v4, v6, port))
     }
 
-    /// Pulls the cable of `host`, or plugs it in again.
+    /// Disconnects `host` from the bridge, or connects it again.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub fn set_cable(&self, host: &Host, plugged: bool) -> Result<(), LabError> {
+    /// The kernel returns an error.
+    pub fn set_cable(&self, host: &Host, plugged: bool) -> Result<(), TestbedError> {
         self.wan.inside(|| link::set_up(host.port(), plugged))?
     }
 }
@@ -79,7 +79,7 @@ mod tests {
             return crate::testbed::skip_test("network namespaces need root");
         }
         let wan = Namespace::new("wan").expect("root may make namespaces");
-        wan.inside(|| link::make_bridge(BRIDGE))
+        wan.inside(|| link::create_bridge(BRIDGE))
             .expect("a namespace")
             .expect("a bridge");
         let host = Namespace::new("host").expect("root may make namespaces");

@@ -1,8 +1,8 @@
 //! Received handshake messages. Those that are admitted wait, since packets come first.
 
+use crate::os::clock;
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
 
 use super::drops::DropReason;
 use super::endpoint::Endpoint;
@@ -140,7 +140,7 @@ pub(super) fn handle(
             peer.count_rx(datagram.len());
             peer.count_tx(length);
             round.note_received(&mut state, from);
-            state.last_handshake = Some(SystemTime::now());
+            state.last_handshake = Some(clock::wall());
             peer.probes().handle_handshake();
             sender.commit(length, from);
             round.send_waiting(peer, &mut state, from, sender);

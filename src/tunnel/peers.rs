@@ -1,6 +1,7 @@
 //! Changes to the peers of a running tunnel. Each change puts another table in the place of the one before, and one change
 //! is made at a time.
 
+use crate::os::{clock, random};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -192,7 +193,7 @@ impl Peers {
 /// A random 24-bit number that is not `taken`.
 fn free_index(taken: impl Fn(u32) -> bool) -> u32 {
     loop {
-        let index = getrandom::u32().unwrap_or_else(|_| clock_nanoseconds()) & 0x00ff_ffff;
+        let index = random::u32().unwrap_or_else(|_| clock_nanoseconds()) & 0x00ff_ffff;
         if !taken(index) {
             return index;
         }
@@ -201,7 +202,7 @@ fn free_index(taken: impl Fn(u32) -> bool) -> u32 {
 
 /// A number for a system that cannot produce random ones: an index only has to be unique.
 fn clock_nanoseconds() -> u32 {
-    SystemTime::now()
+    clock::wall()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |d| d.subsec_nanos())
 }

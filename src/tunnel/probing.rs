@@ -1,5 +1,6 @@
 //! Probes and handshakes that another part of the program asks for.
 
+use crate::os::random;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +27,7 @@ impl Probing<'_> {
     pub fn probe(&self, peer: &[u8; 32], source: IpAddr, destination: IpAddr) {
         self.with_sending_peer(peer, |table, peer, state, sender, now| {
             let mut packet = [0; probe::MAX_PROBE];
-            if let Ok(nonce) = getrandom::u64()
+            if let Ok(nonce) = random::u64()
                 && let Some(length) = probe::write(source, destination, nonce, None, &mut packet)
             {
                 let packet = &packet[..length];
@@ -49,7 +50,7 @@ impl Probing<'_> {
         for size in sizes {
             let mut state = peer.lock();
             if state.has_session()
-                && let Ok(nonce) = getrandom::u64()
+                && let Ok(nonce) = random::u64()
                 && let Some(length) =
                     probe::write(source, destination, nonce, Some(*size), &mut packet)
             {

@@ -25,7 +25,7 @@ use crate::os::readable;
 /// How long notifications are collected before routes are looked up: a change of an interface causes many.
 const SETTLE: Duration = Duration::from_millis(50);
 /// After the lookups the thread sleeps this many times as long as they took, within the limits below.
-const REST: u32 = 5;
+const PAUSE_FACTOR: u32 = 5;
 const MIN_REST: Duration = Duration::from_millis(1);
 const MAX_REST: Duration = Duration::from_secs(1);
 
@@ -66,7 +66,7 @@ pub(super) fn run(shared: &Shared) {
             _ => Pass::Learnt,
         };
         verify(shared, kernel, pass);
-        let rest = (began.elapsed() * REST).clamp(MIN_REST, MAX_REST);
+        let rest = (began.elapsed() * PAUSE_FACTOR).clamp(MIN_REST, MAX_REST);
         match pass {
             Pass::All => rested = Instant::now() + rest,
             Pass::Learnt if shared.stopping() => {}

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -32,6 +32,7 @@ use super::tun::Device;
 use super::wakes::{Recheck, Wakes};
 use super::worker::{self, Role, Worker, WorkerPair};
 use crate::os::watchdog::Progress;
+use crate::os::{clock, random};
 
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5).
 const LEAST_MTU: u16 = 1280;
@@ -63,8 +64,7 @@ impl Tunnel {
         )?;
         let wakes = Wakes::new(pairs, recheck).map_err(|e| TunnelError::Io("make an event", e))?;
         let mut seed = [0; 32];
-        getrandom::fill(&mut seed)
-            .map_err(|e| TunnelError::Io("make a random number", e.into()))?;
+        random::fill(&mut seed).map_err(|e| TunnelError::Io("make a random number", e.into()))?;
         let keys = config.private_key.map(|key| Arc::new(StaticKeys::new(key)));
         let now = Instant::now();
         let shared = Arc::new(Shared {
@@ -218,7 +218,7 @@ impl Tunnel {
     /// The status of all peers.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerStatus> {
-        let (table, wall) = (self.shared.table.load(), SystemTime::now());
+        let (table, wall) = (self.shared.table.load(), clock::wall());
         let peers = table.by_key.values();
         peers.map(|peer| status_of(&table, peer, wall)).collect()
     }
@@ -228,7 +228,7 @@ impl Tunnel {
     pub fn peer(&self, key: &[u8; 32]) -> Option<PeerStatus> {
         let table = self.shared.table.load();
         let peer = table.by_key.get(key)?;
-        Some(status_of(&table, peer, SystemTime::now()))
+        Some(status_of(&table, peer, clock::wall()))
     }
 
     /// Sends to `endpoint` from now on, from the address that the kernel chooses.

@@ -84,7 +84,7 @@ pub(crate) fn hello(node: PublicKey, oldest: Option<u32>, newest: u32) -> Value 
 }
 
 #[tokio::test]
-async fn a_node_one_version_ahead_or_behind_is_spoken_with_where_both_can_and_told_where_not() {
+async fn nodes_of_adjacent_versions_use_what_both_support_and_get_an_error_otherwise() {
     let coordinator = Coordinator::start();
     let token = coordinator.token();
     let key = identity_of(7);
@@ -198,7 +198,7 @@ async fn kinds_of_message_and_record_and_fields_of_a_later_version_are_passed_ov
     )
     .await;
 
-    // The other node gets both, octet for octet.
+    // The other node gets both, byte for byte.
     let mut heard = Vec::new();
     while !records.iter().all(|record| heard.contains(record)) {
         if let FromCoordinator::Changes { records, .. } = hear(&mut sockets[1]).await {

@@ -131,7 +131,7 @@ const SHELLS: &[&str] = &[
 /// The words that only a shell may use: clocks, files, processes, sockets, randomness, runtimes.
 const EFFECTS: &[&str] = &[
     "Instant::now",
-    "SystemTime::now",
+    "clock::",
     ".elapsed()",
     "std::fs",
     "std::env",
@@ -147,8 +147,7 @@ const EFFECTS: &[&str] = &[
     "tokio::",
     "hyper::",
     "axum::",
-    "getrandom",
-    "OsRng",
+    "random::",
     "nix::",
     "socket2",
     "rusqlite",
@@ -206,7 +205,7 @@ fn every_part_of_the_crate_has_its_place() {
 /// Imports of `code` that go against the direction.
 fn imports(path: &str, code: &[&str]) -> Vec<String> {
     let part = part_of(path);
-    if path.ends_with("/rig.rs") {
+    if path.ends_with("/fixture.rs") {
         // It lists skipped tests, as the tests that use it do.
         return Vec::new();
     }
@@ -305,7 +304,7 @@ fn is_pure(path: &str) -> bool {
 
 /// Whether a file is compiled for tests alone.
 fn is_test(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.contains("/tests/") || path.ends_with("/rig.rs")
+    path.ends_with("/tests.rs") || path.contains("/tests/") || path.ends_with("/fixture.rs")
 }
 
 /// The first folder of a path, or its name if it is in none.

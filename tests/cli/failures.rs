@@ -23,13 +23,13 @@ fn without_a_socket_meshd_is_not_running() {
 }
 
 #[test]
-fn a_socket_that_nobody_listens_at_is_left_from_a_dead_meshd() {
+fn a_socket_without_a_listener_was_left_by_a_dead_meshd() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let socket = directory.path().join("s");
     drop(UnixListener::bind(&socket).expect("a free path"));
     let ran = meshctl(&socket, &["status"]);
     assert_eq!(ran.status, 69, "{ran:?}");
-    assert!(ran.stderr.contains("nobody listens"), "{ran:?}");
+    assert!(ran.stderr.contains("no program listens"), "{ran:?}");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_socket_of_others_is_a_matter_of_permission() {
     assert_eq!(
         said,
         format!(
-            "meshctl: only root and the group of {} may speak to meshd; use sudo\n",
+            "meshctl: only root and the group of {} may use meshd; use sudo\n",
             socket.display()
         )
     );
@@ -158,7 +158,7 @@ fn a_wrong_command_line_is_one_line_and_64() {
 }
 
 #[test]
-fn a_garbled_token_is_told_without_asking_meshd() {
+fn a_garbled_token_is_refused_without_a_request_to_meshd() {
     for (token, said) in [
         ("hello", "this is not a join token"),
         ("mesh1_AAAA", "the join token is garbled"),
@@ -231,7 +231,7 @@ fn a_full_disk_under_stdout_is_a_failure() {
 }
 
 #[test]
-fn the_option_comes_before_the_environment() {
+fn the_option_takes_precedence_over_the_environment() {
     let list = r#"{"schema":1,"services":[]}"#;
     let daemon = Daemon::answering(vec![(200, list.into())]);
     let socket = daemon.socket();

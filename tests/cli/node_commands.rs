@@ -26,7 +26,7 @@ fn ran(status: i32, stdout: &str, stderr: &str) -> Ran {
 }
 
 #[test]
-fn join_sends_the_token_and_says_what_it_got() {
+fn join_sends_the_token_and_prints_the_result() {
     let joined = r#"{"schema":1,"name":"web-1","address_v4":"10.210.1.1","address_v6":"fd00:0:0:1::1",
         "notes":["the name web is taken; this node is web-1"]}"#;
     let token = token();
@@ -92,7 +92,7 @@ fn a_token_file_that_cannot_be_one_is_one_line_and_asks_nobody() {
             "/nonexistent/token",
             "cannot read the token from /nonexistent/token: ",
         ),
-        ("/dev/zero", "/dev/zero has more than 16384 octets"),
+        ("/dev/zero", "/dev/zero has more than 16384 bytes"),
         ("/dev/null", "join token"),
     ] {
         let words = ["join", "--token-file", path];
@@ -202,7 +202,7 @@ fn ping_tells_a_node_that_is_silent_from_one_that_does_not_exist() {
 }
 
 #[test]
-fn service_add_sends_what_was_given() {
+fn service_add_sends_its_arguments() {
     let (ran_, asked) = with_answer(
         200,
         CHANGED,
@@ -234,7 +234,7 @@ fn service_add_sends_what_was_given() {
 }
 
 #[test]
-fn a_change_that_the_mesh_does_not_know_yet_says_so() {
+fn the_answer_to_a_change_tells_that_the_mesh_has_not_received_it_yet() {
     let later = CHANGED.replace("true", "false");
     let (ran_, _) = with_answer(200, &later, &["service", "add", "web", "--port", "80"]);
     assert_eq!(
@@ -242,13 +242,13 @@ fn a_change_that_the_mesh_does_not_know_yet_says_so() {
         ran(
             0,
             "",
-            "web.svc.mesh is registered; the coordinator is away, the other nodes hear of it when it is back\n"
+            "web.svc.mesh is registered; the coordinator is not reachable; the other nodes receive it when the coordinator is reachable\n"
         )
     );
 }
 
 #[test]
-fn service_remove_drain_and_undrain_ask_for_their_name() {
+fn service_remove_drain_and_undrain_send_the_name() {
     for (verb, asked, said) in [
         (
             "remove",
@@ -300,7 +300,7 @@ db.shop  n1-53-udp  n1    10.210.1.1:53/udp  draining              docker
 }
 
 #[test]
-fn resolve_gives_records_as_data_and_reasons_as_talk() {
+fn resolve_prints_records_on_stdout_and_reasons_on_stderr() {
     let resolved = r#"{"schema":1,"name":"web.svc.mesh","response_code":"NOERROR",
         "answers":["web.svc.mesh. 5 IN A 10.210.1.1"],"why":["n1-80 is healthy"]}"#;
     let (ran_, asked) = with_answer(200, resolved, &["resolve", "web.svc.mesh", "a"]);

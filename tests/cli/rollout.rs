@@ -68,7 +68,7 @@ fn the_whole_way_has_a_line_for_each_step() {
         Ran {
             status: 0,
             stdout: "replaced\n".into(),
-            stderr: "draining web on this node\n0 other node(s) know\nwaiting 6 s, until clients have forgotten earlier answers\nrunning echo replaced\nwaiting until what is new is healthy\nweb published again; done\n".into(),
+            stderr: "draining web on this node\n0 other node(s) send no new clients\nwaiting 6 s until clients have dropped earlier answers\nrunning echo replaced\nwaiting until the new containers are healthy\nweb published again; done\n".into(),
         }
     );
     assert_eq!(
@@ -99,7 +99,7 @@ fn what_still_runs_is_published_again_when_the_command_fails() {
     let (ran, asked) = rollout(answers, &["web", "--", "false"]);
     assert_eq!(ran.status, 1);
     assert!(
-        ran.stderr.ends_with("meshctl: the command failed (exit status: 1); what runs of it on this node gets clients again\n"),
+        ran.stderr.ends_with("meshctl: the command failed (exit status: 1); the instances that run on this node get clients again\n"),
         "{}",
         ran.stderr
     );
@@ -115,8 +115,7 @@ fn the_last_ready_instance_is_not_drained_and_the_command_not_run() {
     let (ran, _) = rollout(answers, &["--", "echo", "replaced"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (1, ""));
     assert!(
-        ran.stderr.contains("web is ready nowhere but on this node")
-            && ran.stderr.contains("--force"),
+        ran.stderr.contains("web is ready only on this node") && ran.stderr.contains("--force"),
         "{}",
         ran.stderr
     );
@@ -130,7 +129,7 @@ fn a_service_that_no_container_here_is_is_not_found() {
 }
 
 #[test]
-fn nothing_is_replaced_while_the_coordinator_is_away() {
+fn nothing_is_replaced_while_the_coordinator_is_unreachable() {
     let unpublished = (200, CHANGED.replace("true", "false"));
     let answers = vec![
         containers("ready", "healthy"),

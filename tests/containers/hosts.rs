@@ -9,7 +9,7 @@ use meshd::records::kinds::Health;
 use meshd::testbed::{DockerHost, Host, Image, Running, World};
 
 /// How long anything that is waited for may take: only a hang takes that long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 const SOCKET: &str = "/run/meshd.sock";
 const CONFIG_FILE: &str = "/run/meshd.toml";
 /// These hosts have a plain resolv.conf.
@@ -280,7 +280,7 @@ impl Hosts {
 
     /// Waits until `condition` holds; a hang shows the logs.
     pub(crate) fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + WAIT_TIMEOUT;
         while !condition() {
             if Instant::now() > end {
                 for entry in std::fs::read_dir(self.logs.path()).expect("ours").flatten() {

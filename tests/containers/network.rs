@@ -188,7 +188,7 @@ fn a_container_on_the_network_mesh_knows_its_address_and_is_known_by_it() {
 }
 
 #[test]
-fn the_network_mesh_goes_when_nothing_is_on_it_and_one_of_somebody_else_is_named() {
+fn an_unused_network_mesh_is_removed_and_one_of_others_is_a_problem() {
     let Some(mut hosts) = hosts() else {
         return;
     };
@@ -215,7 +215,7 @@ fn the_network_mesh_goes_when_nothing_is_on_it_and_one_of_somebody_else_is_named
         let problems = hosts.status(1).problems;
         problems
             .iter()
-            .any(|p| p.why.contains("the network mesh is there, but its bridge"))
+            .any(|p| p.why.contains("the network mesh exists, but its bridge"))
     });
     hosts.docker(1, &["network", "rm", "mesh"]);
     wait_for_network(&hosts, 1);

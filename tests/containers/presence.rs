@@ -31,7 +31,7 @@ fn shown(hosts: &Hosts, n: usize) -> String {
 }
 
 #[test]
-fn what_is_taken_away_comes_back_and_a_stop_leaves_the_machine_as_it_was() {
+fn removed_settings_are_restored_and_a_stop_leaves_the_machine_unchanged() {
     let Some(mut hosts) = Hosts::start(2) else {
         return;
     };

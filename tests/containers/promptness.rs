@@ -11,7 +11,7 @@ use crate::hosts::{ECHO, Hosts, IMAGE, PORT};
 /// Starts that are measured with a HEALTHCHECK, and with a probe; `STARTS` overrides both.
 const STARTS: (usize, usize) = (100, 34);
 /// Only a hang takes that long.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The events of containers, with the time in nanoseconds that the engine reports for each one.
 fn events(hosts: &Hosts, n: usize) -> mpsc::Receiver<(String, u128)> {
@@ -95,13 +95,13 @@ fn starts_and_stops_are_known_elsewhere_promptly() {
         let program = [IMAGE, ECHO, "serve", &port, "50"];
         hosts.docker(1, &[&create[..], &labels, arguments, &program].concat());
         let wait = |event: &str, wanted: u16| {
-            let end = Instant::now() + PATIENCE;
+            let end = Instant::now() + WAIT_TIMEOUT;
             while answers(&resolver) != wanted {
                 assert!(Instant::now() < end, "{wanted} answers after {event}");
                 std::thread::sleep(Duration::from_millis(1));
             }
             let seen = now();
-            let mut left = PATIENCE;
+            let mut left = WAIT_TIMEOUT;
             let at = loop {
                 let (action, at) = happened.recv_timeout(left).expect("an event");
                 if action == event {

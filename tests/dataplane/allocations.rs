@@ -135,18 +135,18 @@ fn echo(near: &UdpSocket, far: &UdpSocket, times: u32) {
     }
 }
 
-/// `octets` through a TCP connection.
-fn stream(mut near: &TcpStream, mut far: &TcpStream, octets: usize) {
+/// `bytes` through a TCP connection.
+fn stream(mut near: &TcpStream, mut far: &TcpStream, bytes: usize) {
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let block = [7; 65_536];
-            for _ in 0..octets / block.len() {
+            for _ in 0..bytes / block.len() {
                 near.write_all(&block).expect("it is read");
             }
         });
         let mut block = vec![0; 65_536];
         let mut read = 0;
-        while read < octets / block.len() * block.len() {
+        while read < bytes / block.len() * block.len() {
             read += far.read(&mut block).expect("it is written");
         }
     });
@@ -205,7 +205,7 @@ fn the_threads_that_carry_packets_allocate_nothing_once_a_session_is_warm() {
     assert_eq!(count::by_data_threads() - warm, 0);
     for tunnel in &tunnels {
         assert_eq!(tunnel.counters().of(DropReason::NotAuthentic), 0);
-        let octets = tunnel.peers().iter().map(|peer| peer.rx_bytes).sum::<u64>();
-        assert!(octets > 36 << 20, "{octets} octets came through the tunnel");
+        let bytes = tunnel.peers().iter().map(|peer| peer.rx_bytes).sum::<u64>();
+        assert!(bytes > 36 << 20, "{bytes} bytes came through the tunnel");
     }
 }

@@ -52,7 +52,7 @@ fn count() {
 
 fn is_data_thread() -> bool {
     let mut name = [0u8; 16];
-    // SAFETY: the kernel writes at most 16 octets of the thread's name.
+    // SAFETY: the kernel writes at most 16 bytes of the thread's name.
     let result = unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
     result == 0 && DATA_THREADS.iter().any(|start| name.starts_with(start))
 }

@@ -8,7 +8,7 @@ use meshd::protocol::api::ErrorCode;
 use meshd::protocol::control::Refusal;
 use meshd::records::Envelope;
 
-use crate::kit::{Answer, Coordinator, End, Hello, Identity, Member, PATIENCE, Stream, record};
+use crate::kit::{Answer, Coordinator, End, Hello, Identity, Member, Stream, WAIT_TIMEOUT, record};
 
 /// A time longer than a restored coordinator waits for its members.
 const WAIT: Duration = Duration::from_secs(60);
@@ -249,7 +249,7 @@ async fn a_join_whose_date_is_not_now_is_refused_with_the_difference() {
         assert_eq!(error.code, ErrorCode::Configuration, "{error}");
         assert!(error.message.contains(says), "{error}");
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + WAIT_TIMEOUT;
     let joined = coordinator.join_as(&node, &token, "node").await;
     assert!(joined.is_ok() && Instant::now() < end);
 }

@@ -1,4 +1,5 @@
-//! A member writes at a limited rate, and none of its records is lost. A forged record ends the stream of the member that sent it.
+//! A member writes at a limited rate, and none of its records is lost. A forged record ends the stream of the member
+//! that sent it.
 
 use std::time::{Duration, Instant};
 
@@ -127,7 +128,7 @@ async fn a_forged_or_oversized_record_ends_a_members_stream_with_the_reason() {
             record::token(member.id()).forged(member.key(), coordinator.mesh_key().public()),
             "signature",
         ),
-        (long, "octets"),
+        (long, "bytes"),
     ] {
         let mut stream = member.stream(&coordinator).await;
         let answer = stream.publish(vec![good.clone(), record]).await;

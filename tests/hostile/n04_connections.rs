@@ -16,7 +16,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::n03_rates::{empty_store_of, offer};
 use crate::kit::{
-    Coordinator, Hello, Identity, Member, PATIENCE, Raw, Stream, frame, frame_header, raw, record,
+    Coordinator, Hello, Identity, Member, Raw, Stream, WAIT_TIMEOUT, frame, frame_header, raw,
+    record,
 };
 
 /// A time longer than the deadline of an opening, and shorter than three intervals of the coordinator's pings.
@@ -36,7 +37,7 @@ fn assert_grown(coordinator: &Coordinator, before: u64, most: u64) {
 
 async fn tls_from(source: IpAddr, coordinator: &Coordinator) -> Option<TlsStream<TcpStream>> {
     let tcp = raw::tcp(source, coordinator.address()).await.ok()?;
-    let tls = tokio::time::timeout(PATIENCE, raw::tls(tcp)).await;
+    let tls = tokio::time::timeout(WAIT_TIMEOUT, raw::tls(tcp)).await;
     tls.ok()?.ok()
 }
 

@@ -9,7 +9,7 @@ use meshd::records::kinds::{Membership, Record};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::kit::{PATIENCE, Stream, record};
+use crate::kit::{Stream, WAIT_TIMEOUT, record};
 use crate::mesh::Mesh;
 use crate::node_kit::{Intruder, beside_the_coordinator};
 
@@ -68,7 +68,8 @@ fn join_under(claim: impl Fn(&Intruder, &Membership, Block) -> record::Draft + S
                     .await
                     .expect("a member is welcome");
                 let _ = watches.send(());
-                let joiner = tokio::time::timeout(PATIENCE, membership_of_n2(&mut stream)).await;
+                let joiner =
+                    tokio::time::timeout(WAIT_TIMEOUT, membership_of_n2(&mut stream)).await;
                 let joiner = joiner.expect("node 1 is admitted");
                 let claim = claim(thief, &joiner, next_block(thief));
                 stream

@@ -1,4 +1,5 @@
-//! A coordinator on SQLite notices that its disk was put back to a snapshot, and gives out no address and no use of a token twice.
+//! A coordinator on SQLite notices that its disk was put back to a snapshot, and gives out no address and no use of a
+//! token twice.
 
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use meshd::protocol::api::ErrorCode;
 use meshd::protocol::control::Refusal;
 use serde_json::json;
 
-use crate::kit::{Coordinator, End, Hello, Identity, Member, PATIENCE, Stream, record};
+use crate::kit::{Coordinator, End, Hello, Identity, Member, Stream, WAIT_TIMEOUT, record};
 
 async fn store_of(coordinator: &Coordinator, member: &Member) -> String {
     let stream = member.stream(coordinator).await;
@@ -127,7 +128,7 @@ async fn no_member_puts_the_coordinator_back_to_waiting_by_claims() {
         assert_eq!(store_of(&coordinator, &other).await, store);
     }
     // Other nodes join as if nothing had been claimed.
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + WAIT_TIMEOUT;
     coordinator.join("third").await;
     assert!(Instant::now() < end);
     // A mark that has proved that the store went back proves it only once.

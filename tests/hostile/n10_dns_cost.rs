@@ -30,9 +30,9 @@ async fn reply_of(
     replies: &mut UnboundedReceiver<(SocketAddr, Vec<u8>)>,
 ) -> Option<Message> {
     let found = async {
-        while let Some((_, octets)) = replies.recv().await {
-            if octets.first_chunk() == Some(&id.to_be_bytes()) {
-                return Message::from_vec(&octets).ok();
+        while let Some((_, bytes)) = replies.recv().await {
+            if bytes.first_chunk() == Some(&id.to_be_bytes()) {
+                return Message::from_vec(&bytes).ok();
             }
         }
         None
@@ -49,7 +49,8 @@ async fn a_data_thread_hands_over_all_but_plain_names_with_few_instances() {
         ("many.svc.mesh.", RecordType::SRV, 8),
         ("_many._tcp.svc.mesh.", RecordType::SRV, 8),
         ("many.svc.mesh.", RecordType::TXT, 4),
-        // These are addresses of services with more instances than a data thread visits, names outside the mesh, and another type.
+        // These are addresses of services with more instances than a data thread visits, names outside the mesh, and
+        // another type.
         ("many.svc.mesh.", RecordType::A, 8),
         ("large.svc.mesh.", RecordType::A, 8),
         ("www.example.org.", RecordType::A, 1),
@@ -142,34 +143,34 @@ async fn large_answers_over_streams_spend_the_same_share() {
     }
 }
 
-/// Makes a reply whose SRV targets are long and compressed. SRV targets must not be compressed when a message is encoded again, so
-/// 30 kB become 300 kB.
+/// Makes a reply whose SRV targets are long and compressed. SRV targets must not be compressed when a message is
+/// encoded again, so 30 kB become 300 kB.
 fn compressed(query: &Message, streamed: bool) -> Option<Vec<u8>> {
     let mut reply = reply(query);
     reply.metadata.truncation = !streamed;
-    let mut octets = reply.to_vec().ok()?;
+    let mut bytes = reply.to_vec().ok()?;
     if !streamed {
-        return Some(octets);
+        return Some(bytes);
     }
     let count: u16 = 1_400;
-    octets.get_mut(6..8)?.copy_from_slice(&count.to_be_bytes());
+    bytes.get_mut(6..8)?.copy_from_slice(&count.to_be_bytes());
     let mut target = 0xc000;
     for n in 0..count {
-        octets.extend_from_slice(&[0xc0, 12, 0, 33, 0, 1, 0, 0, 0, 60]);
+        bytes.extend_from_slice(&[0xc0, 12, 0, 33, 0, 1, 0, 0, 0, 60]);
         let name = match n {
             0 => {
-                target |= octets.len() as u16 + 8;
+                target |= bytes.len() as u16 + 8;
                 let label = |byte| [&[63][..], &[byte; 63]].concat();
                 [label(b'a'), label(b'b'), label(b'c'), vec![0]].concat()
             }
             _ => target.to_be_bytes().to_vec(),
         };
-        octets.extend_from_slice(&(6 + name.len() as u16).to_be_bytes());
-        octets.extend_from_slice(&[0, 0, 0, 0]);
-        octets.extend_from_slice(&n.to_be_bytes());
-        octets.extend_from_slice(&name);
+        bytes.extend_from_slice(&(6 + name.len() as u16).to_be_bytes());
+        bytes.extend_from_slice(&[0, 0, 0, 0]);
+        bytes.extend_from_slice(&n.to_be_bytes());
+        bytes.extend_from_slice(&name);
     }
-    Some(octets)
+    Some(bytes)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
-//! The connections and forwarded queries of a resolver are for its own node and its containers. Another node counts as one client,
-//! however many addresses it has: it may hold few connections and gets answers about names of the mesh only. No client fills the memory.
+//! The connections and forwarded queries of a resolver are for its own node and its containers. Another node counts as
+//! one client, however many addresses it has: it may hold few connections and gets answers about names of the mesh
+//! only. No client fills the memory.
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
@@ -17,7 +18,7 @@ use crate::resolver::{
 
 fn extended_error(reply: &Message) -> Option<u16> {
     match reply.edns.as_ref()?.option(EdnsCode::from(15))? {
-        EdnsOption::Unknown(_, octets) => Some(u16::from_be_bytes(*octets.first_chunk()?)),
+        EdnsOption::Unknown(_, bytes) => Some(u16::from_be_bytes(*bytes.first_chunk()?)),
         _ => None,
     }
 }

@@ -205,7 +205,7 @@ fn an_instance_with_another_nodes_id_does_not_get_its_name_and_both_are_reached(
 }
 
 #[test]
-fn two_nodes_with_containers_of_one_name_are_both_reached_whoever_claims_what() {
+fn two_nodes_with_containers_of_one_name_are_both_reached_despite_false_claims() {
     // The ids do not begin with a node's name, so the node that joined first has the name. A third node claims both names, the
     // short one and the one that has the key of n2 in it.
     let mut mesh = Mesh::untagged(3);

@@ -1,4 +1,5 @@
-//! A node ignores echo replies that answer none of its probes: they change neither whether a peer is reached nor its round-trip time.
+//! A node ignores echo replies that answer none of its probes: they change neither whether a peer is reached nor its
+//! round-trip time.
 
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -44,8 +45,8 @@ fn reply(v6: bool, identifier: u16, sequence: u16, carried: [u8; 8]) -> Vec<u8> 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Plan {
-    /// Sends replies that answer no probe. They carry times, numbers next to what the last probe carried, and what probes carried that
-    /// were answered before.
+    /// Sends replies that answer no probe. They carry times, numbers next to what the last probe carried, and what
+    /// probes carried that were answered before.
     Forge,
     /// Answers each probe correctly, and sends forged replies as well.
     Answer,
@@ -95,7 +96,7 @@ impl Attacker<'_> {
             let mut buffer = [MaybeUninit::uninit(); 2048];
             while !self.is(Plan::Stop) {
                 if let Ok(length) = listening.recv(&mut buffer) {
-                    // SAFETY: the kernel has written `length` octets.
+                    // SAFETY: the kernel has written `length` bytes.
                     let packet = unsafe { buffer[..length].assume_init_ref() };
                     self.handle_packet(packet, &sending[1].0);
                 }
@@ -120,7 +121,7 @@ impl Attacker<'_> {
         if echo[0] != 8 || &echo[8..16] != MARK {
             return;
         }
-        let carried = echo[16..24].try_into().expect("8 octets");
+        let carried = echo[16..24].try_into().expect("8 bytes");
         if self.is(Plan::Answer) {
             let sequence = u16::from_be_bytes([echo[6], echo[7]]);
             self.send(from, false, sequence, carried);
@@ -129,8 +130,9 @@ impl Attacker<'_> {
         self.seen.lock().expect("no panic").push(carried);
     }
 
-    /// The contents of forged replies: times in microseconds since the start of the victim's tunnel, numbers next to what the last probe
-    /// carried, and what answered probes carried. What an unanswered probe carries is never among them.
+    /// The contents of forged replies: times in microseconds since the start of the victim's tunnel, numbers next to
+    /// what the last probe carried, and what answered probes carried. What an unanswered probe carries is never among
+    /// them.
     fn forgeries(&self) -> Vec<[u8; 8]> {
         let times = [0u64, 1, 1_000_000, 2_000_000, u64::MAX];
         let mut forgeries: Vec<[u8; 8]> = times.map(u64::to_be_bytes).to_vec();
@@ -173,7 +175,8 @@ fn take_place_of_second(mesh: &mut Mesh) -> Running {
         .command(env!("CARGO_BIN_EXE_meshd"))
         .expect("a namespace");
     let log = mesh.logs.path().join("attacker");
-    // The device has the name of meshd's: the firewall rules that the killed meshd left accept the mesh's addresses on no other one.
+    // The device has the name of meshd's: the firewall rules that the killed meshd left accept the mesh's addresses on
+    // no other one.
     let running = host
         .start(command.args(["wireguard", "mesh0"]), &log)
         .expect("a program");
@@ -183,7 +186,7 @@ fn take_place_of_second(mesh: &mut Mesh) -> Running {
         socket = std::os::unix::net::UnixStream::connect(&path).ok();
         socket.is_some()
     });
-    let hex = |octets: [u8; 32]| meshd::model::PublicKey(octets).to_string();
+    let hex = |bytes: [u8; 32]| meshd::model::PublicKey(bytes).to_string();
     let mut set = String::from("set=1\n");
     writeln!(set, "private_key={}", hex(keys.wireguard.to_bytes())).expect("memory");
     writeln!(

@@ -113,7 +113,7 @@ fn no_endpoint_makes_nodes_send_to_the_mesh_to_themselves_or_to_their_own_link()
 }
 
 #[tokio::test]
-async fn what_a_member_publishes_gives_other_nodes_no_address_in_a_second_form() {
+async fn records_of_a_member_give_other_nodes_no_address_in_a_second_form() {
     let coordinator = Coordinator::start();
     let thief = coordinator.join("thief").await;
     let victim = coordinator.join("victim").await;

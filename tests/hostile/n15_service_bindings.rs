@@ -46,7 +46,8 @@ fn binding(priority: u16, target: &str, hints: &[IpAddr]) -> SVCB {
 #[derive(Debug, Clone, Copy)]
 struct Target(Ipv4Addr, Ipv6Addr);
 
-/// Makes the reply of the attacker's server: the answers, and the additional records. The first label of the name selects the trick.
+/// Makes the reply of the attacker's server: the answers, and the additional records. The first label of the name
+/// selects the trick.
 fn said(asked: &Name, target: Target) -> (Vec<Record>, Vec<Record>) {
     let https = |owner: &Name, binding: SVCB| {
         Record::from_rdata(owner.clone(), 60, RData::HTTPS(HTTPS(binding)))
@@ -99,11 +100,11 @@ fn ask(host: &Host, text: &str, record_type: RecordType) -> Message {
     let mut query = Message::new(7, MessageType::Query, OpCode::Query);
     query.metadata.recursion_desired = true;
     query.add_query(Query::query(name(text), record_type));
-    let octets = query.to_vec().expect("a small message");
+    let bytes = query.to_vec().expect("a small message");
     let reply = host.inside(|| {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.set_read_timeout(Some(Duration::from_secs(10)))?;
-        socket.send_to(&octets, SocketAddr::new(DNS, 53))?;
+        socket.send_to(&bytes, SocketAddr::new(DNS, 53))?;
         let mut buffer = vec![0; 4096];
         let length = socket.recv(&mut buffer)?;
         buffer.truncate(length);

@@ -27,7 +27,7 @@ fn be_silent(mesh: &Mesh, from: usize, to: Ipv4Addr, goes_on: &AtomicBool) {
 fn is_open(link: &PeerLink) -> bool {
     let _ = link.0.set_nonblocking(true);
     let open = match link.0.peek(&mut [0]) {
-        Ok(octets) => octets > 0,
+        Ok(bytes) => bytes > 0,
         Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
     };
     let _ = link.0.set_nonblocking(false);

@@ -16,7 +16,7 @@ use crate::daemon::Daemon;
 use crate::mesh::world;
 
 /// Only a hang takes that long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// The server in a file of the host. It must not be in the report about a container.
 const OF_HOST: &str = "192.0.2.66";
 /// The server in a container's file. Nobody answers at this address, since the hosts of these tests have no route to it.
@@ -41,7 +41,7 @@ impl Container {
                 .expect("a receiver");
             let _ = ended.recv();
         });
-        let thread = told.recv_timeout(PATIENCE).expect("it starts");
+        let thread = told.recv_timeout(WAIT_TIMEOUT).expect("it starts");
         Self { thread, _end: end }
     }
 }
@@ -83,7 +83,10 @@ fn examined(host: &Host, make: impl FnOnce(&Path, &Path)) -> Value {
         .env("MESHD_SOCKET", daemon.socket())
         .output()
         .expect("it is built");
-    assert!(begun.elapsed() < PATIENCE, "doctor waits for a container");
+    assert!(
+        begun.elapsed() < WAIT_TIMEOUT,
+        "doctor waits for a container"
+    );
     assert_eq!(daemon.asked(), ["GET /v1/checkup"]);
     let report: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {output:?}"));

@@ -1,5 +1,5 @@
-//! No text from a coordinator forges a line, controls a terminal or hides the text next to it, neither in the status nor in the log
-//! nor in the errors of a join.
+//! No text from a coordinator forges a line, controls a terminal or hides the text next to it, neither in the status
+//! nor in the log nor in the errors of a join.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -74,7 +74,7 @@ fn assert_harmless(what: &str, text: &str) {
     assert!(odd.is_empty(), "{what}: {odd:?}");
     for line in text.lines() {
         assert!(!line.trim_start().starts_with(FORGED), "{what}: {line}");
-        assert!(line.len() < MAX_LINE, "{what}: {} octets", line.len());
+        assert!(line.len() < MAX_LINE, "{what}: {} bytes", line.len());
     }
 }
 

@@ -13,14 +13,14 @@ use crate::kit::Coordinator;
 use crate::program::token;
 
 /// Only a hang takes that long.
-const PATIENCE: Duration = Duration::from_secs(120);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// All that `ps` can show of a process: the command line and the name, which every user sees, and the environment, which the
 /// process's own user sees.
 fn shown(pid: u32) -> String {
     let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
-    let octets = [read("cmdline"), read("comm"), read("environ")].concat();
-    String::from_utf8_lossy(&octets).into_owned()
+    let bytes = [read("cmdline"), read("comm"), read("environ")].concat();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn the_demo_joins_its_nodes_without_a_token_in_the_process_list() {
         .stderr(Stdio::null())
         .spawn()
         .expect("it is built");
-    let (end, mut joins) = (Instant::now() + PATIENCE, 0);
+    let (end, mut joins) = (Instant::now() + WAIT_TIMEOUT, 0);
     let status = loop {
         if let Some(status) = demo.try_wait().expect("a child") {
             break status;

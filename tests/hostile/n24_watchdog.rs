@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
-use crate::kit::PATIENCE;
+use crate::kit::WAIT_TIMEOUT;
 use crate::mesh::{Mesh, SOCKET};
 
 /// The watchdog interval of the service manager.
@@ -37,7 +37,7 @@ impl Manager {
 
     /// Whether the keep-alive messages end. Some may still be in the socket.
     fn falls_silent(&self) -> bool {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + WAIT_TIMEOUT;
         while Instant::now() < end {
             if !self.receives_a_sign(SILENCE) {
                 return true;
@@ -121,7 +121,7 @@ fn a_data_thread_the_timers_or_the_agent_that_hang_end_the_signs_of_life() {
     // The threads of a node without a peer are idle. Idle threads must not count as threads that hang.
     let end = Instant::now() + SILENCE;
     while Instant::now() < end {
-        assert!(manager.receives_a_sign(PATIENCE));
+        assert!(manager.receives_a_sign(WAIT_TIMEOUT));
     }
     for name in ["mesh-data-0", "mesh-timer", ""] {
         let Some(held) = Held::stop(thread_of(daemon.pid(), name)) else {
@@ -130,7 +130,7 @@ fn a_data_thread_the_timers_or_the_agent_that_hang_end_the_signs_of_life() {
         };
         assert!(manager.falls_silent(), "{name:?} hangs and nobody notices");
         drop(held);
-        assert!(manager.receives_a_sign(PATIENCE), "{name:?} goes on");
+        assert!(manager.receives_a_sign(WAIT_TIMEOUT), "{name:?} goes on");
     }
     let log = daemon.log();
     for name in ["mesh-data-0", "mesh-timer"] {

@@ -14,7 +14,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use meshd::dns::forward::Server;
 use meshd::dns::in_tunnel::Device;
-use meshd::dns::zone::MOST_ADDRESSES;
+use meshd::dns::zone::MAX_ADDRESSES;
 use meshd::dns::{
     Allowed, DnsServer, Resolver, TunnelDns, Upstream, WhenNoneUsable, Zone, ZoneInput,
 };
@@ -134,9 +134,9 @@ impl Lab {
         let asked = async {
             stream.write_all(&framed(query)).await.ok()?;
             let length = stream.read_u16().await.ok()?;
-            let mut octets = vec![0; length.into()];
-            stream.read_exact(&mut octets).await.ok()?;
-            Message::from_vec(&octets).ok()
+            let mut bytes = vec![0; length.into()];
+            stream.read_exact(&mut bytes).await.ok()?;
+            Message::from_vec(&bytes).ok()
         };
         timeout(LIMIT, asked).await.ok()?
     }
@@ -224,8 +224,8 @@ async fn serve(said: Said, asked: Arc<Mutex<BTreeSet<String>>>) -> SocketAddr {
                 continue;
             };
             noted.lock().expect("no panic").insert(name_of(&query));
-            if let Some(octets) = said(&query, false) {
-                let _ = socket.send_to(&octets, client).await;
+            if let Some(bytes) = said(&query, false) {
+                let _ = socket.send_to(&bytes, client).await;
             }
         }
     });
@@ -234,9 +234,9 @@ async fn serve(said: Said, asked: Arc<Mutex<BTreeSet<String>>>) -> SocketAddr {
             let asked = Arc::clone(&asked);
             tokio::spawn(async move {
                 while let Ok(length) = stream.read_u16().await {
-                    let mut octets = vec![0; length.into()];
-                    stream.read_exact(&mut octets).await.ok()?;
-                    let query = Message::from_vec(&octets).ok()?;
+                    let mut bytes = vec![0; length.into()];
+                    stream.read_exact(&mut bytes).await.ok()?;
+                    let query = Message::from_vec(&bytes).ok()?;
                     asked.lock().expect("no panic").insert(name_of(&query));
                     stream.write_all(&framed(&said(&query, true)?)).await.ok()?;
                 }
@@ -286,7 +286,7 @@ fn zone() -> Zone {
         lingering: &BTreeSet::new(),
         balanced: &BTreeSet::new(),
         serial: 1,
-        most_addresses: MOST_ADDRESSES,
+        most_addresses: MAX_ADDRESSES,
     })
 }
 

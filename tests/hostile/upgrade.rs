@@ -1,5 +1,5 @@
-//! The programs of a mesh of an earlier version are replaced one by one while the mesh is attacked, and the tunnels and names of the
-//! other nodes go on working.
+//! The programs of a mesh of an earlier version are replaced one by one while the mesh is attacked, and the tunnels and
+//! names of the other nodes go on working.
 //!
 //! The tests need the programs of that version:
 //!
@@ -29,13 +29,13 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long the attacks go on before each upgrade and after the last one.
 const PAUSE: Duration = Duration::from_secs(3);
 /// How many checks in a row may fail while both nodes run: the first handshake after a start may be lost.
-const MOST_MISSED: usize = 10;
+const MAX_MISSED: usize = 10;
 
 /// The node that is being restarted, if there is one. An echo to it or from it may be lost.
 type Restarting = Mutex<Option<usize>>;
 
-/// Attacks the coordinator until `stop`: as a member that publishes what it must not, as a stranger, and with connections on which
-/// nothing is sent. Returns how many records were sent.
+/// Attacks the coordinator until `stop`: as a member that publishes what it must not, as a stranger, and with
+/// connections on which nothing is sent. Returns how many records were sent.
 async fn attack(token: &JoinToken, stop: &AtomicBool) -> usize {
     let target: (SocketAddr, SpkiPin) = (
         token.urls[0].authority().parse().expect("an address"),
@@ -96,8 +96,8 @@ async fn attack(token: &JoinToken, stop: &AtomicBool) -> usize {
     attempts.into_inner()
 }
 
-/// Until `stop`, resolves names of `to` and of a service on `from` and sends an echo from `from` to `to`. Returns the greatest number
-/// of checks that failed in a row while neither node was being restarted.
+/// Until `stop`, resolves names of `to` and of a service on `from` and sends an echo from `from` to `to`. Returns the
+/// greatest number of checks that failed in a row while neither node was being restarted.
 fn look(mesh: &Mesh, from: usize, to: usize, restarting: &Restarting, stop: &AtomicBool) -> usize {
     let resolver = IpAddr::V4(Ipv4Addr::new(10, 210, 0, 53));
     let (name, host) = (format!("n{}.node.mesh.", to + 1), &mesh.nodes[from].host);
@@ -209,7 +209,7 @@ fn upgrade(order: &[Option<usize>]) {
     });
     eprintln!("{attempts} hostile records, {most} looks missed in a row at most");
     assert!(attempts > 1000, "{attempts}");
-    assert!(most <= MOST_MISSED, "{most}");
+    assert!(most <= MAX_MISSED, "{most}");
     // A service that is added after the upgrade reaches all nodes.
     assert_eq!(
         mesh.on(1, &["service", "add", "late", "--port", "81"]).code,

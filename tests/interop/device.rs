@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::pair::{Kind, Pair};
 
 #[test]
-fn an_interface_that_is_renamed_and_moved_to_another_namespace_goes_on() {
+fn an_interface_that_is_renamed_and_moved_to_another_namespace_still_works() {
     let Some(mut pair) = Pair::start(Kind::Meshd, Kind::Meshd) else {
         return;
     };
@@ -46,7 +46,7 @@ fn a_deleted_interface_ends_its_process_at_once_and_a_new_one_may_have_its_name_
 }
 
 #[test]
-fn a_packet_within_an_mtu_that_somebody_raised_is_padded_as_any_other() {
+fn a_packet_within_a_raised_mtu_is_padded_like_any_other() {
     let Some(pair) = Pair::start(Kind::Meshd, Kind::Meshd) else {
         return;
     };
@@ -54,7 +54,7 @@ fn a_packet_within_an_mtu_that_somebody_raised_is_padded_as_any_other() {
         pair.ip(n, "link set wg0 mtu 1600");
     }
     assert!(pair.pings(0, "10.9.0.2", 56));
-    // 1,501 octets with the IP and ICMP headers: 1,504 are sealed (WireGuard section 5.4.6), and 32 added.
+    // 1,501 bytes with the IP and ICMP headers: 1,504 are sealed (WireGuard section 5.4.6), and 32 added.
     pair.wait_until(|| {
         let before = pair.sent(0);
         assert!(pair.pings(0, "10.9.0.2", 1473));

@@ -25,12 +25,12 @@ fn packets_of_every_size_pass_in_both_families_with_a_preshared_key() {
         };
         for to in ["10.9.0.2", "fd09::2"] {
             assert!(pair.pings(0, to, 56), "{a:?} to {b:?}: {to}");
-            // 1,420 octets with the IP and ICMP headers, and one more, which goes in pieces.
+            // 1,420 bytes with the IP and ICMP headers, and one more, which goes in pieces.
             let headers = if to.contains(':') { 48 } else { 28 };
             for size in [0, 1, 15, 16, 17, 1420 - headers, 1421 - headers, 8000] {
                 assert!(
                     pair.pings(0, to, size),
-                    "{a:?} to {b:?}: {to} with {size} octets"
+                    "{a:?} to {b:?}: {to} with {size} bytes"
                 );
             }
         }
@@ -44,7 +44,7 @@ fn packets_of_every_size_pass_in_both_families_with_a_preshared_key() {
 }
 
 #[test]
-fn what_arrives_is_what_was_sent() {
+fn the_received_bytes_are_those_that_were_sent() {
     for (a, b) in PAIRS {
         let Some(pair) = Pair::start(a, b) else {
             return;
@@ -95,7 +95,7 @@ fn either_end_may_move_to_another_port_and_address() {
 }
 
 #[test]
-fn an_end_that_was_restarted_is_back_when_both_want_to_talk() {
+fn a_restarted_peer_is_reached_again_when_both_send() {
     for (a, b) in PAIRS {
         let Some(mut pair) = Pair::start(a, b) else {
             return;
@@ -150,7 +150,7 @@ fn a_session_is_replaced_while_packets_go_on() {
 }
 
 #[test]
-fn the_socket_says_what_it_was_told_and_refuses_nonsense() {
+fn the_socket_returns_its_configuration_and_refuses_malformed_input() {
     let Some(pair) = Pair::start(Kind::Meshd, Kind::Meshd) else {
         return;
     };

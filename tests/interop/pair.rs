@@ -31,7 +31,7 @@ struct End {
     namespace: Option<Running>,
 }
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 static NUMBER: AtomicU32 = AtomicU32::new(1);
 
 fn installed(program: &str) -> bool {
@@ -103,7 +103,7 @@ impl Pair {
     fn bring_up(&mut self, n: usize) {
         let daemon = self.spawn(n);
         let socket = self.ends[n].host.path("/run/wireguard/wg0.sock");
-        let limit = Instant::now() + PATIENCE;
+        let limit = Instant::now() + WAIT_TIMEOUT;
         // `wg` deletes a socket that does not listen yet; to look at the kernel's list is what rigs do.
         while !socket.exists() {
             assert!(Instant::now() < limit, "no socket: {}", daemon.log());
@@ -188,7 +188,7 @@ impl Pair {
         command
     }
 
-    /// Whether one of some echoes of `size` octets is answered within ten seconds.
+    /// Whether one of some echoes of `size` bytes is answered within ten seconds.
     pub(crate) fn pings(&self, from: usize, to: &str, size: usize) -> bool {
         let arguments = ["-c", "1", "-w", "10", "-i", "0.2", "-s", &size.to_string()];
         self.ping(from, to, &arguments)
@@ -257,7 +257,7 @@ impl Pair {
         endpoint.expect("one peer").to_owned()
     }
 
-    /// Octets that an end has sent.
+    /// Bytes that an end has sent.
     pub(crate) fn sent(&self, n: usize) -> u64 {
         let shown = self.wg(n, &["show", "wg0", "transfer"]);
         let sent = shown.split_whitespace().last();
@@ -306,7 +306,7 @@ impl Pair {
     }
 
     pub(crate) fn wait_until(&self, mut condition: impl FnMut() -> bool) {
-        let limit = Instant::now() + PATIENCE;
+        let limit = Instant::now() + WAIT_TIMEOUT;
         while !condition() {
             assert!(Instant::now() < limit, "waited in vain");
             std::thread::sleep(Duration::from_millis(50));
@@ -360,7 +360,9 @@ impl Pair {
     /// Whether the daemon ends by itself, and in order.
     pub(crate) fn ends_at_once(&mut self, n: usize) -> bool {
         let daemon = self.ends[n].daemon.as_mut().expect("started");
-        daemon.wait(PATIENCE).is_some_and(|status| status.success())
+        daemon
+            .wait(WAIT_TIMEOUT)
+            .is_some_and(|status| status.success())
             && daemon.log().contains("the interface was deleted")
     }
 
@@ -388,7 +390,7 @@ impl Pair {
 
     pub(crate) fn restart(&mut self, n: usize) {
         self.ends[n].daemon.take().expect("it runs").kill();
-        let gone = Instant::now() + PATIENCE;
+        let gone = Instant::now() + WAIT_TIMEOUT;
         let exists = |pair: &Self| {
             pair.ends[n]
                 .host
@@ -416,7 +418,7 @@ impl Pair {
         took
     }
 
-    /// Sends random octets both ways at once and compares.
+    /// Sends random bytes both ways at once and compares.
     pub(crate) fn assert_same_bytes_over_tcp(&self, from: usize, to: IpAddr, length: usize) {
         let server = SocketAddr::new(to, 5300);
         let listener = self.ends[1 - from]
@@ -426,7 +428,7 @@ impl Pair {
             .expect("a free port");
         let stream = self.ends[from]
             .host
-            .inside(|| TcpStream::connect_timeout(&server, PATIENCE))
+            .inside(|| TcpStream::connect_timeout(&server, WAIT_TIMEOUT))
             .expect("a namespace")
             .expect("the way through");
         let (echo, _) = listener.accept().expect("a connection");
@@ -436,15 +438,17 @@ impl Pair {
                 .rotate_left(23) as u8
         };
         let both = [stream, echo].map(|stream| {
-            stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+            stream
+                .set_read_timeout(Some(WAIT_TIMEOUT))
+                .expect("a socket");
             let mut writer = stream.try_clone().expect("a socket");
             let write = std::thread::spawn(move || {
                 let mut at = 0;
                 while at < length {
                     // Odd sizes now and then: segments that do not line up.
                     let chunk = (1 + (at * 7919) % 9000).min(length - at);
-                    let octets: Vec<u8> = (at..at + chunk).map(pattern).collect();
-                    writer.write_all(&octets).expect("the other end reads");
+                    let bytes: Vec<u8> = (at..at + chunk).map(pattern).collect();
+                    writer.write_all(&bytes).expect("the other end reads");
                     at += chunk;
                 }
                 writer
@@ -459,8 +463,8 @@ impl Pair {
                     if read == 0 {
                         break;
                     }
-                    for octet in &buffer[..read] {
-                        assert_eq!(*octet, pattern(at), "octet {at}");
+                    for byte in &buffer[..read] {
+                        assert_eq!(*byte, pattern(at), "byte {at}");
                         at += 1;
                     }
                 }
@@ -469,7 +473,7 @@ impl Pair {
             [write, read]
         });
         for thread in both.into_iter().flatten() {
-            thread.join().expect("the same octets");
+            thread.join().expect("the same bytes");
         }
     }
 
@@ -494,10 +498,10 @@ impl Pair {
         let most = if to.is_ipv4() { 1392 } else { 1372 };
         for size in (1..=most).step_by(13).chain([most]) {
             for burst in 0..4u8 {
-                let octets: Vec<u8> = (0..size)
+                let bytes: Vec<u8> = (0..size)
                     .map(|i| (i as u8).wrapping_mul(31) ^ burst)
                     .collect();
-                sender.send_to(&octets, server).expect("a route");
+                sender.send_to(&bytes, server).expect("a route");
             }
             let mut buffer = [0; 2000];
             for _ in 0..4 {
@@ -508,7 +512,7 @@ impl Pair {
                 let burst = buffer[0];
                 assert!(
                     (0..size).all(|i| buffer[i] == (i as u8).wrapping_mul(31) ^ burst),
-                    "{size} octets"
+                    "{size} bytes"
                 );
                 arrived += 1;
             }
@@ -527,7 +531,9 @@ impl Pair {
             "x\n\n",
         ] {
             let mut stream = std::os::unix::net::UnixStream::connect(&path).expect("it listens");
-            stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+            stream
+                .set_read_timeout(Some(WAIT_TIMEOUT))
+                .expect("a socket");
             stream.write_all(text.as_bytes()).expect("it reads");
             let mut answer = [0; 64];
             let length = stream.read(&mut answer).expect("it answers");

@@ -57,7 +57,7 @@ fn an_address_that_is_gone_is_replaced_and_nothing_has_to_be_asked() {
 }
 
 #[test]
-fn the_source_is_chosen_anew_when_the_route_changes_or_an_endpoint_is_set() {
+fn the_source_is_chosen_again_when_the_route_changes_or_an_endpoint_is_set() {
     let Some(pair) = meshd() else { return };
     let [asked, _] = SECOND;
     pair.ip(0, &format!("addr add {asked}/24 dev eth0"));

@@ -29,7 +29,7 @@ pub(crate) fn program(name: &str) -> Command {
 }
 
 #[test]
-fn the_daemons_take_their_example_configuration() {
+fn the_daemons_accept_their_example_configuration() {
     for (name, file) in [
         ("meshd", "config/meshd.toml"),
         ("mesh-coordinator", "config/coordinator.toml"),

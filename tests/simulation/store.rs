@@ -1,5 +1,5 @@
-//! The disk of the coordinators in a simulation. The product's store in memory does the work; this adds what the invariants need to
-//! know, and the faults that are put in on purpose.
+//! The disk of the coordinators in a simulation. The product's store in memory does the work; this adds what the
+//! invariants need to know, and the faults that are put in on purpose.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -176,12 +176,16 @@ impl Store for Watched {
         self.store.is_issued_here(token)
     }
 
-    fn set_farewell(&mut self, node: &PublicKey, departure: &Envelope) -> Result<(), StoreError> {
-        self.store.set_farewell(node, departure)
+    fn store_departure(
+        &mut self,
+        node: &PublicKey,
+        departure: &Envelope,
+    ) -> Result<(), StoreError> {
+        self.store.store_departure(node, departure)
     }
 
-    fn farewell(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
-        self.store.farewell(node)
+    fn departure(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
+        self.store.departure(node)
     }
 
     fn set_refilled(&mut self) -> Result<(), StoreError> {

@@ -20,7 +20,7 @@ pub(crate) fn assert_refused(ended: &Ended, code: i32, words: &[&str]) {
 }
 
 #[test]
-fn a_token_that_cannot_be_used_is_refused_and_says_why() {
+fn an_unusable_token_is_refused_with_the_reason() {
     let Some(mesh) = Mesh::start(2) else { return };
     assert_refused(&mesh.on(0, &["join", "hello"]), 64, &["mesh1_"]);
     let token = mesh.token(&[]);
@@ -71,7 +71,7 @@ fn a_token_that_cannot_be_used_is_refused_and_says_why() {
 }
 
 #[test]
-fn a_coordinator_that_is_away_another_or_none_is_told_apart() {
+fn an_unreachable_coordinator_another_one_and_none_are_distinguished() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };
@@ -108,7 +108,7 @@ fn a_coordinator_that_is_away_another_or_none_is_told_apart() {
 }
 
 #[test]
-fn two_nodes_with_one_name_are_told_apart() {
+fn two_nodes_with_one_name_are_distinguished() {
     let Some(mesh) = Mesh::start(2) else { return };
     let token = mesh.token(&["--uses", "2"]);
     assert_eq!(mesh.on(0, &["join", &token, "--name", "web"]).code, 0);
@@ -178,7 +178,7 @@ fn a_network_in_the_way_is_named_and_the_token_is_not_lost() {
 }
 
 #[test]
-fn what_is_taken_or_missing_on_the_machine_is_named() {
+fn a_used_port_or_name_and_a_missing_device_are_named() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };
@@ -248,7 +248,7 @@ fn what_is_taken_or_missing_on_the_machine_is_named() {
 }
 
 #[test]
-fn rights_that_are_missing_are_said() {
+fn missing_rights_are_reported() {
     let Some(mesh) = Mesh::start(1) else { return };
     let host = &mesh.nodes[0].host;
     let as_nobody = |arguments: &[&str]| {
@@ -304,7 +304,7 @@ fn rights_that_are_missing_are_said() {
 }
 
 #[test]
-fn state_that_was_damaged_costs_no_more_than_what_was_damaged() {
+fn damaged_state_loses_only_what_was_damaged() {
     let Some(mut mesh) = Mesh::joined(2) else {
         return;
     };
@@ -315,10 +315,10 @@ fn state_that_was_damaged_costs_no_more_than_what_was_damaged() {
     mesh.coordinator.take().expect("it runs").kill();
     mesh.kill_node(0);
     let path = mesh.nodes[0].host.path("/run/state/records.jsonl");
-    let mut octets = std::fs::read(&path).expect("root");
-    octets[40] ^= 1;
-    octets.truncate(octets.len() - 20);
-    std::fs::write(&path, &octets).expect("root");
+    let mut bytes = std::fs::read(&path).expect("root");
+    bytes[40] ^= 1;
+    bytes.truncate(bytes.len() - 20);
+    std::fs::write(&path, &bytes).expect("root");
     mesh.start_node(0);
     mesh.wait_until("the node is up", || {
         mesh.on(0, &["status", "--check", "ready"]).code == 0

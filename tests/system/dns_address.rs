@@ -54,7 +54,7 @@ fn found(data: &[String]) -> Option<Answer> {
 }
 
 #[test]
-fn names_are_answered_at_the_dns_address_whatever_is_on_the_machine() {
+fn the_dns_address_answers_names_whatever_runs_on_the_machine() {
     let Some(mut mesh) = Mesh::start(2) else {
         return;
     };
@@ -200,9 +200,9 @@ fn queries_sent_ahead_over_tcp_are_answered_in_order() {
     let names = ["n1.node.mesh.", "never.svc.mesh.", "mesh."];
     let mut sent = Vec::new();
     for (id, name) in names.iter().enumerate() {
-        let octets = query(id as u16, name);
-        sent.extend((octets.len() as u16).to_be_bytes());
-        sent.extend(octets);
+        let bytes = query(id as u16, name);
+        sent.extend((bytes.len() as u16).to_be_bytes());
+        sent.extend(bytes);
     }
     let ids: Vec<u16> = mesh.nodes[0]
         .host

@@ -31,14 +31,15 @@ fn make_docker0(host: &Host) {
     }
 }
 
-/// Makes the bridge `docker0` on a host, and starts an engine with a container of the service `web` on that bridge, at 172.17.0.2.
+/// Makes the bridge `docker0` on a host, and starts an engine with a container of the service `web` on that bridge, at
+/// 172.17.0.2.
 pub(crate) fn start_on_docker0(host: &Host) {
     make_docker0(host);
     start(host, "docker0", "172.17.0.0/16", Some("172.17.0.2"));
 }
 
-/// Makes the host `container` a container of `host`: it is connected to the bridge `docker0` with the address 172.17.0.2, and sends
-/// to the mesh through `host`.
+/// Makes the host `container` a container of `host`: it is connected to the bridge `docker0` with the address
+/// 172.17.0.2, and sends to the mesh through `host`.
 pub(crate) fn attach(host: &Host, container: &Host) {
     make_docker0(host);
     for arguments in [
@@ -111,9 +112,9 @@ pub(crate) fn start(host: &Host, bridge: &str, subnet: &str, address: Option<&st
 
 /// The path of a request.
 fn requested(stream: &mut UnixStream) -> String {
-    let (mut request, mut octet) = (Vec::new(), [0]);
-    while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut octet), Ok(1)) {
-        request.push(octet[0]);
+    let (mut request, mut byte) = (Vec::new(), [0]);
+    while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+        request.push(byte[0]);
     }
     let request = String::from_utf8_lossy(&request);
     request.split(' ').nth(1).unwrap_or_default().to_owned()

@@ -63,19 +63,19 @@ fn take_any_source() {
 }
 
 #[test]
-fn datagrams_of_any_length_are_counted_and_the_tunnel_goes_on() {
+fn datagrams_of_any_length_are_counted_and_the_tunnel_still_works() {
     let Some(setting) = setting() else { return };
     let target = SocketAddr::from((setting.target, 51820));
     let sent = setting
         .attacker
         .inside(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-            let mut octets = vec![0u8; 65_507];
+            let mut bytes = vec![0u8; 65_507];
             let mut sent = 0u64;
             for kind in [0u8, 1, 2, 3, 4, 255] {
-                octets[0] = kind;
+                bytes[0] = kind;
                 for length in (0..1600).chain((1600..65_507).step_by(997)) {
-                    sent += u64::from(socket.send_to(&octets[..length], target).is_ok());
+                    sent += u64::from(socket.send_to(&bytes[..length], target).is_ok());
                     // The receiver is to see all of them.
                     if sent.is_multiple_of(64) {
                         std::thread::sleep(Duration::from_millis(2));

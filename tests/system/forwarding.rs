@@ -32,18 +32,18 @@ fn serve(host: &Host, at: SocketAddr) {
             reply.add_query(question.clone());
             let data = RData::A(ELSEWHERE.into());
             reply.add_answer(Record::from_rdata(question.name().clone(), 60, data));
-            let octets = reply.to_vec().expect("a small message");
+            let bytes = reply.to_vec().expect("a small message");
             let socket = socket.try_clone().expect("a descriptor");
             std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_secs(1));
-                let _ = socket.send_to(&octets, client);
+                let _ = socket.send_to(&bytes, client);
             });
         }
     });
 }
 
 #[test]
-fn a_good_upstream_behind_three_unreachable_ones_is_asked_in_the_form_it_takes() {
+fn a_good_upstream_behind_three_unreachable_ones_is_queried_in_a_form_that_it_supports() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use meshd::protocol::local::{Checkup, Inside, NetworkKind};
+use meshd::protocol::local::{Checkup, ContainerResolver, NetworkKind};
 use meshd::testbed::Host;
 
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
@@ -45,7 +45,7 @@ fn getent(mesh: &Mesh, n: usize, name: &str) -> Ended {
 }
 
 #[test]
-fn resolv_conf_is_kept_put_back_and_given_back() {
+fn resolv_conf_is_managed_corrected_and_restored() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };
@@ -135,7 +135,7 @@ fn resolv_conf_is_kept_put_back_and_given_back() {
 }
 
 #[test]
-fn a_doctor_says_what_to_mend_on_a_host_that_asks_elsewhere() {
+fn doctor_shows_the_remedy_on_a_host_with_another_dns_server() {
     let Some(mesh) = Mesh::joined(1) else { return };
     serve_elsewhere(&mesh.coordinator_host, "198.51.100.10", [192, 0, 2, 10]);
     own_etc(&mesh, 0, "nameserver 198.51.100.10\n");
@@ -143,7 +143,7 @@ fn a_doctor_says_what_to_mend_on_a_host_that_asks_elsewhere() {
     assert_eq!(doctor.code, 2, "{doctor:?}");
     for part in [
         "host: n1.node.mesh does not resolve",
-        "why: /etc/resolv.conf sends programs to 198.51.100.10, which says another address",
+        "why: /etc/resolv.conf sends programs to 198.51.100.10, which returns another address",
         "fix: set `manage_resolv_conf = true`",
     ] {
         assert!(doctor.stdout.contains(part), "{part}: {doctor:?}");
@@ -183,7 +183,7 @@ fn a_doctor_looks_inside_a_containers_network_by_its_own_resolv_conf() {
         expected: mesh.addresses(0).0,
         dns: Some("10.210.0.53".parse().expect("a literal")),
         split_dns: "none".into(),
-        containers: vec![Inside {
+        containers: vec![ContainerResolver {
             name: "web".into(),
             network: "shop_default".into(),
             kind: NetworkKind::User,
@@ -295,7 +295,7 @@ impl Drop for Bus {
 }
 
 #[test]
-fn systemd_resolved_is_told_told_again_and_told_farewell() {
+fn systemd_resolved_is_configured_again_after_a_restart_and_reverted_at_the_end() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };

@@ -34,7 +34,7 @@ fn answers(mesh: &Mesh, n: usize, name: &str, kind: &str) -> String {
 }
 
 #[test]
-fn a_node_joins_without_ipv6_and_nobody_is_sent_to_its_ipv6_address() {
+fn a_node_joins_without_ipv6_and_no_answer_has_its_ipv6_address() {
     let Some(mut mesh) = Mesh::start(2) else {
         return;
     };
@@ -117,7 +117,7 @@ fn deny_ipv6_sockets(command: &mut Command) {
 }
 
 #[test]
-fn all_programs_run_where_the_kernel_gives_no_ipv6_sockets() {
+fn all_programs_run_without_ipv6_sockets() {
     let Some(mut mesh) = Mesh::start(2) else {
         return;
     };
@@ -166,7 +166,7 @@ fn all_programs_run_where_the_kernel_gives_no_ipv6_sockets() {
 }
 
 #[test]
-fn ipv6_that_is_switched_off_while_a_node_runs_takes_nothing_else_with_it_and_comes_back() {
+fn ipv6_that_is_switched_off_while_a_node_runs_affects_nothing_else_and_is_restored() {
     let Some(mesh) = Mesh::joined(2) else { return };
     let [(v4, v6), (other, other_v6)] = [mesh.addresses(0), mesh.addresses(1)];
     assert!(mesh.pings(1, &v6.to_string()));
@@ -182,7 +182,7 @@ fn ipv6_that_is_switched_off_while_a_node_runs_takes_nothing_else_with_it_and_co
         printed(&mesh, 0, "ip", "route").contains("10.210.0.0/16 dev mesh0")
     });
     assert!(mesh.pings(0, &other.to_string()) && mesh.pings(1, &v4.to_string()));
-    assert!(!mesh.has_problem(0, &["not as it should be"]));
+    assert!(!mesh.has_problem(0, &["not configured completely"]));
 
     set_ipv6(&mesh, 0, true);
     mesh.wait_until("its addresses come back", || {
@@ -197,7 +197,7 @@ fn ipv6_that_is_switched_off_while_a_node_runs_takes_nothing_else_with_it_and_co
 }
 
 #[test]
-fn what_somebody_takes_away_is_back_by_the_kernels_notices() {
+fn removed_settings_are_restored_after_notifications() {
     let Some(mesh) = Mesh::joined(2) else { return };
     let [(v4, v6), (other, other_v6)] = [mesh.addresses(0), mesh.addresses(1)];
     let begun = Instant::now();
@@ -223,7 +223,7 @@ fn what_somebody_takes_away_is_back_by_the_kernels_notices() {
 }
 
 #[test]
-fn a_program_that_takes_a_route_away_for_ever_is_one_problem_and_a_few_lines_in_the_log() {
+fn a_program_that_removes_a_route_again_and_again_is_one_problem_and_a_few_lines_in_the_log() {
     let Some(mesh) = Mesh::joined(2) else { return };
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -242,7 +242,7 @@ fn a_program_that_takes_a_route_away_for_ever_is_one_problem_and_a_few_lines_in_
         found.expect("the fight is noticed");
     });
     let log = std::fs::read_to_string(mesh.log(0)).expect("our directory");
-    let lines = log.matches("put back what somebody took away").count();
+    let lines = log.matches("restored what another program removed").count();
     assert!((1..=6).contains(&lines), "{lines}: {log}");
     mesh.wait_until("the route is back after the fight", || {
         printed(&mesh, 0, "ip", "route").contains("10.210.0.0/16 dev mesh0")
@@ -250,7 +250,7 @@ fn a_program_that_takes_a_route_away_for_ever_is_one_problem_and_a_few_lines_in_
 }
 
 #[test]
-fn a_way_that_somebody_else_took_is_named_with_table_route_and_device() {
+fn a_route_that_diverts_packets_is_named_with_table_and_device() {
     let Some(mesh) = Mesh::joined(2) else { return };
     let (other, other_v6) = mesh.addresses(1);
     let gateway = mesh.coordinator_host.v4();
@@ -325,7 +325,7 @@ fn a_way_that_somebody_else_took_is_named_with_table_route_and_device() {
 }
 
 #[test]
-fn forwarding_that_somebody_switches_off_is_back_by_the_kernels_notice() {
+fn forwarding_that_was_switched_off_is_restored_after_a_notification() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };
@@ -373,8 +373,8 @@ fn whatever_part_of_its_state_a_full_disk_refuses_is_a_problem_until_it_is_writt
     // A line that was cut off, and no room to write the rest anew.
     mesh.kill_node(0);
     let records = directory.join("records.jsonl");
-    let octets = std::fs::read(&records).expect("the host's own file system");
-    std::fs::write(&records, &octets[..octets.len() - 20]).expect("it fits");
+    let bytes = std::fs::read(&records).expect("the host's own file system");
+    std::fs::write(&records, &bytes[..bytes.len() - 20]).expect("it fits");
     fill(&directory);
     mesh.start_node(0);
     mesh.wait_until("it starts all the same, and says so", || is_full(&mesh));

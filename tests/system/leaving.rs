@@ -79,7 +79,7 @@ fn a_node_with_another_name_frees_both_when_it_leaves() {
 }
 
 #[test]
-fn peers_bring_the_departure_of_a_node_that_left_while_the_coordinator_was_away() {
+fn peers_deliver_the_departure_of_a_node_that_left_without_a_coordinator() {
     let Some(mut mesh) = Mesh::joined(3) else {
         return;
     };
@@ -111,7 +111,7 @@ fn peers_bring_the_departure_of_a_node_that_left_while_the_coordinator_was_away(
 }
 
 #[test]
-fn a_node_that_left_alone_brings_its_departure_when_the_coordinator_is_back() {
+fn a_node_that_left_without_a_coordinator_delivers_its_departure_later() {
     let Some(mut mesh) = Mesh::joined(1) else {
         return;
     };
@@ -133,7 +133,7 @@ fn a_node_that_left_alone_brings_its_departure_when_the_coordinator_is_back() {
 }
 
 #[test]
-fn a_copy_that_leaves_takes_nothing_from_the_original() {
+fn a_copy_of_a_machine_that_leaves_does_not_affect_the_original() {
     let Some(mut mesh) = Mesh::start(2) else {
         return;
     };
@@ -152,7 +152,7 @@ fn a_copy_that_leaves_takes_nothing_from_the_original() {
     });
     let left = mesh.on(1, &["leave"]);
     assert_eq!(left.code, 0, "{left:?}");
-    assert!(left.stderr.contains("goes on as n1"), "{left:?}");
+    assert!(left.stderr.contains("continues as n1"), "{left:?}");
     assert_eq!(members(&mesh), ["n1"]);
     assert!(mesh.status(0).coordinator.is_some_and(|c| c.connected));
     let joined = mesh.on(1, &["join", &mesh.token(&[])]);
@@ -161,7 +161,7 @@ fn a_copy_that_leaves_takes_nothing_from_the_original() {
 }
 
 #[test]
-fn a_join_that_fails_after_the_node_was_admitted_gives_its_place_back() {
+fn a_join_that_fails_after_the_node_was_admitted_departs_again() {
     let Some(mesh) = Mesh::start(1) else { return };
     // Records cannot be kept where a directory is in the way.
     let obstacle = mesh.nodes[0].host.path("/run/state/records.jsonl");
@@ -170,7 +170,7 @@ fn a_join_that_fails_after_the_node_was_admitted_gives_its_place_back() {
     assert_ne!(refused.code, 0, "{refused:?}");
     for words in [
         "records.jsonl",
-        "gives its name and addresses back",
+        "departs again",
         "token",
     ] {
         assert!(refused.stderr.contains(words), "{refused:?}");
@@ -254,7 +254,7 @@ fn forget_the_answer(mesh: &mut Mesh, n: usize) {
 }
 
 #[test]
-fn a_meshd_killed_between_admission_and_start_goes_on_as_the_member_it_is() {
+fn a_meshd_killed_between_admission_and_start_continues_as_the_same_member() {
     let Some(mut mesh) = Mesh::joined(1) else {
         return;
     };
@@ -270,7 +270,7 @@ fn a_meshd_killed_between_admission_and_start_goes_on_as_the_member_it_is() {
 }
 
 #[test]
-fn an_interrupted_join_is_said_and_given_up_by_leave() {
+fn an_interrupted_join_is_shown_and_ended_by_leave() {
     let Some(mut mesh) = Mesh::joined(1) else {
         return;
     };
@@ -297,7 +297,7 @@ fn an_interrupted_join_is_said_and_given_up_by_leave() {
 }
 
 #[test]
-fn a_node_that_was_removed_while_it_was_away_joins_again_by_its_name() {
+fn a_node_that_was_removed_while_it_was_off_joins_again_under_its_name() {
     let Some(mut mesh) = Mesh::joined(2) else {
         return;
     };
@@ -310,7 +310,7 @@ fn a_node_that_was_removed_while_it_was_away_joins_again_by_its_name() {
     });
     let left = mesh.on(0, &["leave"]);
     assert_eq!(left.code, 0, "{left:?}");
-    assert!(left.stderr.contains("no place there"), "{left:?}");
+    assert!(left.stderr.contains("no member any more"), "{left:?}");
     let joined = mesh.on(0, &["join", &mesh.token(&[])]);
     assert!(joined.stderr.starts_with("joined as n1 "), "{joined:?}");
     assert_eq!(members(&mesh), ["n1", "n2"]);

@@ -10,12 +10,12 @@ use meshd::protocol::local::NodeState;
 use crate::bad_input::assert_refused;
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
 
-/// Puts an empty file system of `octets` over a directory of a node.
-pub(crate) fn cover(mesh: &Mesh, n: usize, path: &str, octets: &str) {
+/// Puts an empty file system of `bytes` over a directory of a node.
+pub(crate) fn cover(mesh: &Mesh, n: usize, path: &str, bytes: &str) {
     let pid = mesh.nodes[n].host.pid().to_string();
     let done = Command::new("nsenter")
         .args(["-t", &pid, "-m", "mount", "-t", "tmpfs", "-o"])
-        .arg(format!("mode=700,size={octets}"))
+        .arg(format!("mode=700,size={bytes}"))
         .args(["none", path])
         .status();
     assert!(done.is_ok_and(|status| status.success()));
@@ -35,7 +35,7 @@ pub(crate) fn empty(directory: &Path) {
 }
 
 #[test]
-fn a_machine_without_tun_is_told_how_to_get_it() {
+fn a_machine_without_tun_gets_the_remedy() {
     let Some(mesh) = Mesh::start(1) else { return };
     let token = mesh.token(&[]);
     cover(&mesh, 0, "/dev/net", "64k");
@@ -53,7 +53,7 @@ fn a_machine_without_tun_is_told_how_to_get_it() {
 }
 
 #[test]
-fn a_meshd_without_rights_says_which_it_needs() {
+fn a_meshd_without_rights_names_those_it_needs() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };
@@ -113,7 +113,7 @@ fn a_meshd_without_rights_says_which_it_needs() {
 }
 
 #[test]
-fn a_full_disk_on_a_node_is_said_and_costs_nothing() {
+fn a_full_disk_on_a_node_is_reported_and_loses_nothing() {
     let Some(mut mesh) = Mesh::start(2) else {
         return;
     };
@@ -135,7 +135,8 @@ fn a_full_disk_on_a_node_is_said_and_costs_nothing() {
     assert_eq!(add("80").code, 0);
     fill(&directory);
     assert_refused(&add("81"), 78, &["/run/state", "No space left"]);
-    // The node still accepts changes of others, and reports that they are not on disk. The last page of the file may have some room left.
+    // The node still accepts changes of others, and reports that they are not on disk. The last page of the file may
+    // have some room left.
     for n in 0..30 {
         let name = format!("db-{n}");
         let ended = mesh.on(1, &["service", "add", &name, "--port", "5432"]);
@@ -168,7 +169,7 @@ fn a_full_disk_on_a_node_is_said_and_costs_nothing() {
 }
 
 #[test]
-fn a_full_disk_at_the_coordinator_is_said_and_passes() {
+fn a_full_disk_at_the_coordinator_is_reported_and_temporary() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };

@@ -28,7 +28,7 @@ const COUNT: usize = 3;
 /// How long joins and changes may stand still.
 const STANDSTILL: Duration = Duration::from_secs(10);
 /// Only a hang takes that long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Joins that compete for one use of a token.
 const JOINS: usize = 1000;
 /// Of those so many at once.
@@ -212,7 +212,7 @@ impl Sites {
     }
 
     fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + WAIT_TIMEOUT;
         while !condition() {
             if Instant::now() > end {
                 for entry in std::fs::read_dir(self.directory.path())
@@ -407,7 +407,7 @@ async fn held(
     let (_stream, mut events) = member.stream(token, &[n]);
     let mut held = BTreeMap::new();
     loop {
-        let event = tokio::time::timeout(PATIENCE, events.recv()).await;
+        let event = tokio::time::timeout(WAIT_TIMEOUT, events.recv()).await;
         match event.expect("it answers").expect("the stream goes on") {
             Event::Changes { records, position } => {
                 for envelope in records {

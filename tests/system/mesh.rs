@@ -8,7 +8,7 @@ use meshd::protocol::local::{PeerState, Status};
 use meshd::testbed::{Host, Running, World};
 
 /// How long anything that is waited for may take: only a hang takes that long.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const SOCKET: &str = "/run/meshd.sock";
 
 /// A host with meshd on it.
@@ -208,7 +208,7 @@ impl Mesh {
 
     /// Waits until `condition` holds; a hang shows the logs.
     pub(crate) fn wait_until(&self, what: &str, condition: impl FnMut() -> bool) {
-        self.wait_within(PATIENCE, what, condition);
+        self.wait_within(WAIT_TIMEOUT, what, condition);
     }
 
     /// Does the same as [`Mesh::wait_until`] for a condition that may take longer than a test usually waits.

@@ -75,8 +75,8 @@ fn serve(host: &Host) -> Arc<Mutex<Vec<String>>> {
             let names = names.map(|q| q.name().to_lowercase().to_string());
             noted.lock().expect("nobody panics with it").extend(names);
             if let Some(reply) = said(&query) {
-                let octets = reply.to_vec().expect("a small message");
-                let _ = socket.send_to(&octets, client);
+                let bytes = reply.to_vec().expect("a small message");
+                let _ = socket.send_to(&bytes, client);
             }
         }
     });
@@ -87,19 +87,19 @@ fn query(id: u16, text: &str) -> Vec<u8> {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(name(text), RecordType::A));
-    let octets = message.to_vec().expect("a small message");
-    let length = u16::try_from(octets.len()).expect("short");
-    [&length.to_be_bytes()[..], &octets].concat()
+    let bytes = message.to_vec().expect("a small message");
+    let length = u16::try_from(bytes.len()).expect("short");
+    [&length.to_be_bytes()[..], &bytes].concat()
 }
 
 /// Sends queries ahead over one connection; gives the numbers of the replies as they come.
 fn pipelined(host: &Host, server: IpAddr, queries: &[(u16, &str)]) -> Vec<u16> {
-    let octets: Vec<u8> = queries.iter().flat_map(|(id, n)| query(*id, n)).collect();
+    let bytes: Vec<u8> = queries.iter().flat_map(|(id, n)| query(*id, n)).collect();
     let replies = || -> std::io::Result<Vec<u16>> {
         let limit = Duration::from_secs(60);
         let mut stream = TcpStream::connect_timeout(&SocketAddr::new(server, 53), limit)?;
         stream.set_read_timeout(Some(limit))?;
-        stream.write_all(&octets)?;
+        stream.write_all(&bytes)?;
         let mut replies = Vec::new();
         for _ in queries {
             let mut length = [0; 2];

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::mesh::Mesh;
 
-/// Octets of an outer packet that the path carries.
+/// Bytes of an outer packet that the path carries.
 const CARRIES: u16 = 1400;
-/// Octets around a packet in the tunnel over IPv4: 20 of IP, 8 of UDP, 32 of WireGuard.
+/// Bytes around a packet in the tunnel over IPv4: 20 of IP, 8 of UDP, 32 of WireGuard.
 const OVERHEAD: u16 = 60;
 const TRANSFER: usize = 20_000_000;
 
@@ -22,7 +22,7 @@ fn narrow(mesh: &Mesh, n: usize) {
     assert!(mesh.succeeds(n, "nft", &[&rules]), "nft {rules}");
 }
 
-/// Sends `TRANSFER` octets from one node to an address of another; gives whether every one arrived.
+/// Sends `TRANSFER` bytes from one node to an address of another; gives whether every one arrived.
 fn transfers(mesh: &Mesh, from: usize, to: usize, address: IpAddr, port: u16) -> bool {
     let server = SocketAddr::new(address, port);
     let limit = Some(Duration::from_secs(30));
@@ -52,7 +52,7 @@ fn transfers(mesh: &Mesh, from: usize, to: usize, address: IpAddr, port: u16) ->
 }
 
 #[test]
-fn a_transfer_completes_over_a_path_that_loses_what_is_too_large_in_silence() {
+fn a_transfer_completes_over_a_path_that_silently_drops_large_packets() {
     let Some(mut mesh) = Mesh::start(2) else {
         return;
     };
@@ -74,7 +74,7 @@ fn a_transfer_completes_over_a_path_that_loses_what_is_too_large_in_silence() {
     });
     for n in [0, 1] {
         let found = path_mtu(&mesh, n).expect("a peer");
-        eprintln!("n{} found {found} of {} octets", n + 1, CARRIES - OVERHEAD);
+        eprintln!("n{} found {found} of {} bytes", n + 1, CARRIES - OVERHEAD);
         assert!(found > CARRIES - OVERHEAD - 20, "as wide as it is");
         assert_eq!(mesh.status(n).problems, []);
     }

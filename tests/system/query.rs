@@ -32,14 +32,14 @@ pub(crate) fn ask(
         Name::from_ascii(name).expect("a literal"),
         record_type,
     ));
-    let octets = query.to_vec().expect("a small message");
+    let bytes = query.to_vec().expect("a small message");
     let server = SocketAddr::new(server, 53);
     let reply = host
         .inside(|| {
             if tcp {
-                over_tcp(server, &octets)
+                over_tcp(server, &bytes)
             } else {
-                over_udp(server, &octets)
+                over_udp(server, &bytes)
             }
         })
         .expect("a namespace")
@@ -124,8 +124,8 @@ pub(crate) fn fetch(host: &Host, server: SocketAddr) -> io::Result<String> {
     .expect("a namespace")
 }
 
-/// Answers every query that is sent to `listen` on `host`, as a resolver outside the mesh does, until the test ends. `said` makes the
-/// answers and the additional records.
+/// Answers every query that is sent to `listen` on `host`, as a resolver outside the mesh does, until the test ends.
+/// `said` makes the answers and the additional records.
 pub(crate) fn serve_answers(
     host: &Host,
     listen: (&str, u16),

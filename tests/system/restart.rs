@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::mesh::Mesh;
 
 #[test]
-fn a_transfer_goes_on_when_meshd_is_killed_and_started_again() {
+fn a_transfer_continues_when_meshd_is_killed_and_started_again() {
     let Some(mut mesh) = Mesh::joined(2) else {
         return;
     };
@@ -31,8 +31,8 @@ fn a_transfer_goes_on_when_meshd_is_killed_and_started_again() {
             if read == 0 {
                 return;
             }
-            for octet in &buffer[..read] {
-                assert_eq!(*octet, expected);
+            for byte in &buffer[..read] {
+                assert_eq!(*byte, expected);
                 expected = expected.wrapping_add(1);
             }
             RECEIVED.fetch_add(read as u64, Ordering::Relaxed);
@@ -71,5 +71,5 @@ fn a_transfer_goes_on_when_meshd_is_killed_and_started_again() {
     sender.join().expect("the sender saw no error");
     receiver
         .join()
-        .expect("the receiver saw every octet in order");
+        .expect("the receiver saw every byte in order");
 }

@@ -161,7 +161,7 @@ fn a_key_is_changed_with_no_coordinator_and_while_a_peer_is_off() {
 }
 
 #[test]
-fn the_key_before_goes_on_until_its_time_is_over() {
+fn the_former_key_is_accepted_until_its_time_is_over() {
     const LIMIT: Duration = Duration::from_secs(20);
     let Some(world) = world() else { return };
     let hosts = ["node", "told", "late"].map(|name| world.host(name).expect("a namespace"));
@@ -264,7 +264,7 @@ fn both_ends_may_change_their_keys_at_the_same_time() {
     assert!(answers(&two, 2, &fresh_one, LIMIT));
 }
 
-/// Octets received from a peer, and sent to it.
+/// Bytes received from a peer, and sent to it.
 fn bytes(tunnel: &Tunnel, peer: &StaticSecret) -> (u64, u64) {
     let status = tunnel.peer(&PublicKey::from(peer).to_bytes());
     let status = status.expect("a peer");

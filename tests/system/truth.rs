@@ -56,7 +56,7 @@ fn peer(mesh: &Mesh, n: usize) -> PeerStatus {
 
 fn never_heard(mesh: &Mesh, n: usize) -> Option<meshd::protocol::local::Problem> {
     let problems = mesh.status(n).problems.into_iter();
-    let mut found = problems.filter(|p| p.what.contains("no packet ever came"));
+    let mut found = problems.filter(|p| p.what.contains("no packet was ever received"));
     found.next()
 }
 
@@ -78,7 +78,7 @@ fn udp_blocked_on_both_hosts_is_a_problem_on_both_that_names_the_ports_and_clear
     );
     let endpoints = [0, 1].map(|n| format!("{}:51820", mesh.nodes[n].host.v4()));
     for part in [
-        "warning: n1 is not reached: no packet came from it yet",
+        "warning: n1 is not reached: no packet from it was received yet",
         "UDP port 51820",
         &endpoints[0],
     ] {
@@ -89,7 +89,7 @@ fn udp_blocked_on_both_hosts_is_a_problem_on_both_that_names_the_ports_and_clear
         let (other, endpoint) = (format!("n{}", 2 - n), &endpoints[1 - n]);
         mesh.wait_until("the block is a problem", || never_heard(&mesh, n).is_some());
         let problem = never_heard(&mesh, n).expect("just seen");
-        assert_eq!(problem.what, format!("no packet ever came from {other}"));
+        assert_eq!(problem.what, format!("no packet was ever received from {other}"));
         assert!(
             problem.fix.contains("open UDP port 51820 of this host"),
             "{problem:?}"
@@ -168,7 +168,7 @@ fn udp_blocked_in_one_direction_is_a_problem_on_both_sides() {
 }
 
 #[test]
-fn a_removed_node_says_so_first_is_not_ready_and_joins_again_with_a_new_token() {
+fn a_removed_node_shows_that_first_is_not_ready_and_joins_again_with_a_new_token() {
     let Some(mut mesh) = Mesh::joined(2) else {
         return;
     };
@@ -257,7 +257,7 @@ fn a_peer_that_is_killed_while_it_is_sent_to_is_not_shown_as_direct_with_an_old_
     assert_eq!(ready(&mesh, 0).0, 0, "a peer was reached since the start");
     let problems = mesh.status(0).problems;
     let cut_off =
-        |p: &meshd::protocol::local::Problem| p.what == "no other node is reached any more";
+        |p: &meshd::protocol::local::Problem| p.what == "this node reaches no other node any more";
     assert!(problems.iter().any(cut_off), "{problems:?}");
     mesh.start_node(1);
     mesh.wait_until("it is direct again", || {

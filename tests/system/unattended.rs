@@ -27,7 +27,7 @@ fn wait_for_reason(mesh: &Mesh, words: &str) {
 }
 
 #[test]
-fn an_unattended_join_says_what_is_in_its_way_and_goes_on_when_it_is_mended() {
+fn an_unattended_join_shows_its_problem_and_continues_when_it_is_corrected() {
     let Some(mut mesh) = Mesh::start(2) else {
         return;
     };

@@ -1,5 +1,5 @@
-//! `meshctl demo`: a coordinator and some nodes on this machine, each in its own network namespace, doing for real what
-//! they do on servers. Everything runs from this one executable, under the name of the program it plays.
+//! `meshctl demo`: a coordinator and some nodes on this machine, each in its own network namespace, with the same
+//! programs as on servers. All programs run from this executable, each under its own name.
 
 mod visitor;
 
@@ -17,12 +17,12 @@ use super::table;
 use crate::os::file::create_private_new;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{PeerState, Status};
-use crate::testbed::{Host, LabError, Running, World, as_root};
+use crate::testbed::{Host, Running, TestbedError, World, as_root};
 
-/// How large.
+/// The arguments of `meshctl demo`.
 #[derive(Debug, Args)]
 pub(super) struct DemoArguments {
-    /// How many nodes
+    /// The number of nodes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=50))]
     nodes: u32,
     /// Leave it running until Ctrl-C
@@ -36,12 +36,12 @@ const SOCKET: &str = "/run/meshd.sock";
 const ADMIN_SOCKET: &str = "/run/admin.sock";
 const MESH_KEY: &str = "/run/mesh.key";
 const TOKEN_FILE: &str = "/run/join-token";
-/// How long anything that is waited for may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// The time limit of each step.
+const STEP_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) fn run(arguments: &DemoArguments) -> Result<u8, CliError> {
-    let code = |error: &LabError| {
-        if matches!(error, LabError::NoRights) {
+    let code = |error: &TestbedError| {
+        if matches!(error, TestbedError::NoRights) {
             ErrorCode::Permission
         } else {
             ErrorCode::Internal
@@ -57,13 +57,13 @@ pub(super) fn run(arguments: &DemoArguments) -> Result<u8, CliError> {
     .map_err(|error| CliError::new(code(&error), error.to_string()))
 }
 
-/// What went wrong, with the end of the log that may say why.
+/// Why the demo failed, with the last lines of the logs.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
-    Lab(#[from] LabError),
+    Lab(#[from] TestbedError),
     #[error("{0}")]
-    Said(String),
+    Step(String),
 }
 
 /// Prints each step and how long it took.
@@ -83,7 +83,7 @@ impl Steps {
     }
 }
 
-/// The programs of the demo, ended in this order.
+/// The programs of the demo. They are ended in this order.
 struct Stage {
     nodes: Vec<(Host, Running)>,
     _coordinator: Running,
@@ -93,7 +93,7 @@ struct Stage {
 }
 
 mod tempdir {
-    //! A directory that goes when its value does.
+    //! A directory that is removed when its value is dropped.
     use std::path::{Path, PathBuf};
 
     pub(super) struct TempDir(PathBuf);
@@ -128,14 +128,14 @@ fn show(arguments: &DemoArguments) -> Result<(), Failure> {
     match play(&stage, &mut steps) {
         Ok(()) => {}
         Err(failure) => {
-            let said = tail_of(&stage);
-            return Err(Failure::Said(format!(
-                "{failure}\n{said}run it again with RUST_LOG=debug for more, and report what it says"
+            let log = tail_of(&stage);
+            return Err(Failure::Step(format!(
+                "{failure}\n{log}run it again with RUST_LOG=debug for more messages, and report them"
             )));
         }
     }
     table::line(&format!(
-        "\nall of it worked, in {:.1} s",
+        "\nall steps succeeded, in {:.1} s",
         steps.began.elapsed().as_secs_f64()
     ));
     if arguments.keep {
@@ -146,7 +146,8 @@ fn show(arguments: &DemoArguments) -> Result<(), Failure> {
 
 fn set_up(count: usize, steps: &mut Steps) -> Result<Stage, Failure> {
     let world = World::new()?;
-    let logs = tempdir::TempDir::new().map_err(|e| LabError::Io("make a directory for logs", e))?;
+    let logs =
+        tempdir::TempDir::new().map_err(|e| TestbedError::Io("make a directory for logs", e))?;
     let coordinator_host = world.host("coordinator")?;
     let hosts = (1..=count)
         .map(|n| world.host(&format!("node-{n}")))
@@ -183,7 +184,7 @@ fn set_up(count: usize, steps: &mut Steps) -> Result<Stage, Failure> {
         .chain(stage.nodes.iter().map(|(host, _)| host.path(SOCKET)))
         .collect();
     if !wait_until(|| sockets.iter().all(|path| path.exists())) {
-        return Err(Failure::Said(format!(
+        return Err(Failure::Step(format!(
             "the programs do not start\n{}",
             tail_of(&stage)
         )));
@@ -196,11 +197,11 @@ fn set_up(count: usize, steps: &mut Steps) -> Result<Stage, Failure> {
 
 fn play(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
     administer(stage, &["init"])?;
-    steps.done("meshctl init: made the mesh key");
+    steps.done("meshctl init: created the mesh key");
     join_all(stage, steps)?;
     let (server, client) = match stage.nodes.as_slice() {
         [(server, _), .., (client, _)] => (server, client),
-        _ => return Err(Failure::Said("there are too few nodes".into())),
+        _ => return Err(Failure::Step("there are too few nodes".into())),
     };
     visitor::serve(server, PAGE_PORT, PAGE)?;
     on(
@@ -221,9 +222,9 @@ fn play(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
 
     let address = resolve_web(client, steps)?;
     let answer = visitor::fetch(client, SocketAddr::new(address, PAGE_PORT))
-        .map_err(|e| Failure::Said(format!("the page cannot be fetched: {e}")))?;
+        .map_err(|e| Failure::Step(format!("the page cannot be fetched: {e}")))?;
     if answer != PAGE {
-        return Err(Failure::Said(format!(
+        return Err(Failure::Step(format!(
             "another page was fetched: {answer:?}"
         )));
     }
@@ -242,7 +243,7 @@ fn play(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
     table::line("");
     table::table(&["NODE", "ADDRESS", "ENDPOINT", "PEERS", "SERVICES"], &rows);
     table::line(&format!(
-        "\nhttp://web.svc.mesh:{PAGE_PORT}/ says: {}",
+        "\nhttp://web.svc.mesh:{PAGE_PORT}/ returns: {}",
         answer.trim()
     ));
     Ok(())
@@ -253,7 +254,7 @@ fn join_all(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
         let token = administer(stage, &["token", "create"])?;
         // The token is passed in a file that only root can read: every user of this machine can see command lines.
         create_private_new(&host.path(TOKEN_FILE), token.as_bytes())
-            .map_err(|error| Failure::Said(error.to_string()))?;
+            .map_err(|error| Failure::Step(error.to_string()))?;
         on(host, &["join", "--token-file", TOKEN_FILE])?;
         steps.done(&format!(
             "meshctl token create; meshctl join on {}",
@@ -269,7 +270,7 @@ fn resolve_web(client: &Host, steps: &mut Steps) -> Result<IpAddr, Failure> {
         IpAddr::V4(
             status_of(client)?
                 .node
-                .ok_or_else(|| Failure::Said("the node has no address".into()))?
+                .ok_or_else(|| Failure::Step("the node has no address".into()))?
                 .address_v4,
         ),
         53,
@@ -283,9 +284,9 @@ fn resolve_web(client: &Host, steps: &mut Steps) -> Result<IpAddr, Failure> {
         .first()
         .copied()
         .filter(|_| looked_up)
-        .ok_or_else(|| Failure::Said("web.svc.mesh does not resolve".into()))?;
+        .ok_or_else(|| Failure::Step("web.svc.mesh does not resolve".into()))?;
     steps.done(&format!(
-        "web.svc.mesh asked of {resolver} on {}: {address}",
+        "looked web.svc.mesh up at {resolver} on {}: {address}",
         client.name()
     ));
     Ok(address)
@@ -301,7 +302,7 @@ fn rows(stage: &Stage) -> Result<Vec<Vec<String>>, Failure> {
             .filter(|p| p.state == PeerState::Direct)
             .count();
         if direct < status.peers.len() {
-            return Err(Failure::Said(format!(
+            return Err(Failure::Step(format!(
                 "{} reaches {direct} of {} peers",
                 host.name(),
                 status.peers.len()
@@ -330,7 +331,7 @@ fn rows(stage: &Stage) -> Result<Vec<Vec<String>>, Failure> {
     Ok(rows)
 }
 
-/// This executable as another program, in `host`.
+/// A command that runs this executable as another program in `host`.
 fn program(host: &Host, name: &str) -> Result<Command, Failure> {
     let mut command = host.command("/proc/self/exe")?;
     command
@@ -342,19 +343,19 @@ fn program(host: &Host, name: &str) -> Result<Command, Failure> {
     Ok(command)
 }
 
-/// Runs meshctl in `host`; gives what it prints.
+/// Runs meshctl in `host`, and returns its output.
 fn on(host: &Host, arguments: &[&str]) -> Result<String, Failure> {
     let output = program(host, "meshctl")?
         .args(arguments)
         .output()
-        .map_err(|e| LabError::Io("run meshctl", e))?;
+        .map_err(|e| TestbedError::Io("run meshctl", e))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let what = arguments.first().copied().unwrap_or_default();
-    Err(Failure::Said(format!(
-        "`meshctl {what}` on {} failed: {said}",
+    Err(Failure::Step(format!(
+        "`meshctl {what}` on {} failed: {message}",
         host.name()
     )))
 }
@@ -366,11 +367,11 @@ fn administer(stage: &Stage, arguments: &[&str]) -> Result<String, Failure> {
 fn status_of(host: &Host) -> Result<Status, Failure> {
     let text = on(host, &["status", "--json"])?;
     serde_json::from_str(&text)
-        .map_err(|e| Failure::Said(format!("the status cannot be read: {e}")))
+        .map_err(|e| Failure::Step(format!("the status cannot be read: {e}")))
 }
 
 fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + STEP_TIMEOUT;
     while Instant::now() < end {
         if condition() {
             return true;
@@ -395,9 +396,9 @@ fn tail_of(stage: &Stage) -> String {
     text
 }
 
-/// Says how to look around, until somebody ends it.
+/// Prints how to inspect the nodes, and waits until the user ends the demo.
 fn keep(stage: &Stage) {
-    table::line("\nit stays until Ctrl-C. To look around on a node:");
+    table::line("\nthe demo runs until Ctrl-C. To inspect a node:");
     for (host, _) in &stage.nodes {
         table::line(&format!(
             "  {}: nsenter -t {} -n -m -u sh -c 'MESHD_SOCKET={SOCKET} meshctl status'",

@@ -1,4 +1,4 @@
-//! Somebody who serves a page, looks a name up and fetches it, with nothing of meshd's.
+//! A server of a page and its client, which looks the name up and fetches the page. They use nothing of meshd.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -7,19 +7,19 @@ use std::time::Duration;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
 
-use crate::testbed::{Host, LabError};
+use crate::testbed::{Host, TestbedError};
 
-const LIMIT: Duration = Duration::from_secs(5);
+const IO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves `page` on `port` of `host` for as long as this program runs.
-pub(super) fn serve(host: &Host, port: u16, page: &'static str) -> Result<(), LabError> {
+pub(super) fn serve(host: &Host, port: u16, page: &'static str) -> Result<(), TestbedError> {
     let listener = host
         .inside(|| TcpListener::bind(("0.0.0.0", port)))?
-        .map_err(|e| LabError::Io("serve a page", e))?;
+        .map_err(|e| TestbedError::Io("serve a page", e))?;
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut request = [0; 1024];
-            let _ = stream.set_read_timeout(Some(LIMIT));
+            let _ = stream.set_read_timeout(Some(IO_TIMEOUT));
             let _ = stream.read(&mut request);
             let _ = write!(
                 stream,
@@ -31,13 +31,13 @@ pub(super) fn serve(host: &Host, port: u16, page: &'static str) -> Result<(), La
     Ok(())
 }
 
-/// The addresses of `name`, asked of `resolver` by a program on `host`.
+/// Returns the addresses of `name` that `resolver` answers to a program on `host`.
 pub(super) fn look_up(host: &Host, resolver: SocketAddr, name: &str) -> io::Result<Vec<IpAddr>> {
-    host.inside(|| ask(resolver, name))
+    host.inside(|| query(resolver, name))
         .map_err(io::Error::other)?
 }
 
-fn ask(resolver: SocketAddr, name: &str) -> io::Result<Vec<IpAddr>> {
+fn query(resolver: SocketAddr, name: &str) -> io::Result<Vec<IpAddr>> {
     let mut query = Message::new(4711, MessageType::Query, OpCode::Query);
     query.metadata.recursion_desired = true;
     query.add_query(Query::query(
@@ -64,14 +64,14 @@ fn ask(resolver: SocketAddr, name: &str) -> io::Result<Vec<IpAddr>> {
         .collect())
 }
 
-/// What an HTTP GET from `host` brings.
+/// Returns the body of an HTTP GET from `host`.
 pub(super) fn fetch(host: &Host, server: SocketAddr) -> io::Result<String> {
     host.inside(|| get(server)).map_err(io::Error::other)?
 }
 
 fn get(server: SocketAddr) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&server, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    let mut stream = TcpStream::connect_timeout(&server, IO_TIMEOUT)?;
+    stream.set_read_timeout(Some(IO_TIMEOUT))?;
     write!(
         stream,
         "GET / HTTP/1.1\r\nHost: web.svc.mesh\r\nConnection: close\r\n\r\n"

@@ -1,4 +1,4 @@
-//! What a lookup from some place means, and what to do about it. Pure.
+//! Explains the result of a lookup at one place, and the remedy if it failed. Pure.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -6,15 +6,15 @@ use serde::Serialize;
 
 use crate::protocol::local::NetworkKind;
 
-/// Docker's own resolver, inside every container on a user's network.
+/// Docker's own DNS server, inside every container on a user-defined network.
 const EMBEDDED: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
-/// What Docker writes where the host's only resolvers are on its loopback.
+/// The servers that Docker configures if all servers of the host are on its loopback interface.
 const FALLBACK: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8)),
     IpAddr::V4(Ipv4Addr::new(8, 8, 4, 4)),
 ];
 
-/// Where a lookup is made.
+/// The place where a lookup is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
     /// On the host itself.
@@ -27,7 +27,7 @@ pub(super) enum Place {
     },
 }
 
-/// What one server said to the name.
+/// The reply of one server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Outcome {
@@ -35,52 +35,52 @@ pub(super) enum Outcome {
     Right,
     /// Another address.
     Wrong,
-    /// That there is no such name.
+    /// The server does not know the name.
     Unknown,
-    /// That it failed, or will not.
+    /// The server failed or refused.
     Failed,
-    /// Nothing in time.
+    /// There was no reply in time.
     Silent,
 }
 
-/// What was found at one place.
+/// The result of a lookup at one place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Found {
-    /// The servers of its resolv.conf, and what each said.
+pub(super) enum LookupResult {
+    /// The servers of its resolv.conf, each with its reply.
     Servers(Vec<(IpAddr, Outcome)>),
-    /// It could not be looked into.
-    Closed(String),
+    /// The lookup was not possible.
+    Failed(String),
 }
 
-/// What holds for the machine.
+/// Facts about the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Machine {
     /// The DNS address.
     pub(super) dns: Ipv4Addr,
-    /// Whether systemd-resolved is told of the mesh.
+    /// Whether systemd-resolved is configured for the mesh.
     pub(super) split: bool,
     /// Whether the host itself resolves mesh names.
     pub(super) host_resolves: bool,
 }
 
-/// The verdict on a place.
+/// The explanation for a place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
     /// Whether mesh names resolve there.
     pub(super) ok: bool,
-    /// Why it is so.
+    /// The reason.
     pub(super) why: String,
-    /// What to do; absent if there is nothing to do.
+    /// The remedy, if one is necessary.
     pub(super) fix: Option<String>,
 }
 
 /// Explains what was found at `place`.
-pub(super) fn explain(place: &Place, found: &Found, machine: &Machine) -> Finding {
+pub(super) fn explain(place: &Place, found: &LookupResult, machine: &Machine) -> Finding {
     let servers = match found {
-        Found::Servers(servers) => servers,
-        Found::Closed(why) => {
+        LookupResult::Servers(servers) => servers,
+        LookupResult::Failed(why) => {
             return bad(
-                format!("it could not be looked into: {why}"),
+                format!("the lookup was not possible: {why}"),
                 Some("run `sudo meshctl doctor`".into()),
             );
         }
@@ -91,7 +91,7 @@ pub(super) fn explain(place: &Place, found: &Found, machine: &Machine) -> Findin
             Some(missing(place, machine)),
         );
     };
-    // Programs go on to the next server only after a failure, and most never after an answer.
+    // Programs query the next server only after a failure, and most do not after a reply.
     let decisive = servers
         .iter()
         .find(|(_, outcome)| !matches!(outcome, Outcome::Silent | Outcome::Failed));
@@ -104,15 +104,15 @@ pub(super) fn explain(place: &Place, found: &Found, machine: &Machine) -> Findin
                 ok: true,
                 why: format!(
                     "{server} answers, but only after {first}, which {}: each lookup is slow",
-                    said(*outcome)
+                    described(*outcome)
                 ),
                 fix: Some(missing(place, machine)),
             },
-            (true, Some((other, word))) => Finding {
+            (true, Some((other, outcome))) => Finding {
                 ok: true,
                 why: format!(
-                    "{server} answers, but {other}, which {}, is listed too: programs built with musl (Alpine) ask all at once and take the first word",
-                    said(*word)
+                    "{server} answers, but {other}, which {}, is listed too: programs built with musl (Alpine) query all servers at once and use the first reply",
+                    described(*outcome)
                 ),
                 fix: Some(format!(
                     "leave {server} as the only server: it forwards all other names"
@@ -140,15 +140,15 @@ fn host(server: IpAddr, outcome: Outcome, machine: &Machine) -> Finding {
     let dns = machine.dns;
     if server == IpAddr::V4(dns) {
         return bad(
-            format!("the DNS address {dns} {}", said(outcome)),
-            Some("look at `meshctl status` for problems, and whether a firewall drops what this machine sends to mesh0".into()),
+            format!("the DNS address {dns} {}", described(outcome)),
+            Some("look at `meshctl status` for problems, and whether a firewall drops packets from this machine to mesh0".into()),
         );
     }
     if server.is_loopback() && machine.split {
         return bad(
             format!(
-                "systemd-resolved is told of the mesh, and still {server} {}",
-                said(outcome)
+                "systemd-resolved is configured for the mesh, but {server} {}",
+                described(outcome)
             ),
             Some("look at `resolvectl status mesh0`, and run `resolvectl flush-caches`".into()),
         );
@@ -156,7 +156,7 @@ fn host(server: IpAddr, outcome: Outcome, machine: &Machine) -> Finding {
     bad(
         format!(
             "/etc/resolv.conf sends programs to {server}, which {}",
-            said(outcome)
+            described(outcome)
         ),
         Some(missing(&Place::Host, machine)),
     )
@@ -170,7 +170,7 @@ fn container(
     kind: NetworkKind,
     machine: &Machine,
 ) -> Finding {
-    let said = said(outcome);
+    let described = described(outcome);
     if kind == NetworkKind::Internal {
         return bad(
             format!(
@@ -184,10 +184,10 @@ fn container(
     if kind == NetworkKind::Default && FALLBACK.contains(&server) {
         return bad(
             format!(
-                "the host's resolver is on its loopback, where the default bridge cannot reach it, so the engine put {server} in, which {said}"
+                "the host's DNS server is on its loopback interface, which the default bridge cannot reach, so the engine configured {server}, which {described}"
             ),
             Some(format!(
-                "put {name} on a network of its own, as Compose does, or write {{\"dns\": [\"{}\"]}} into /etc/docker/daemon.json, restart docker, and start {name} anew",
+                "put {name} on a network of its own, as Compose does, or write {{\"dns\": [\"{}\"]}} into /etc/docker/daemon.json, restart docker, and create {name} again",
                 machine.dns
             )),
         );
@@ -195,35 +195,35 @@ fn container(
     if !machine.host_resolves && (server == EMBEDDED || kind == NetworkKind::Host) {
         return bad(
             format!(
-                "its lookups go the way of the host's, which do not find the name: {server} {said}"
+                "its lookups use the servers of the host, which do not know the name: {server} {described}"
             ),
             Some(format!(
-                "mend the host first; if it is not enough then, restart {name}"
+                "correct the host first; if that is not enough, restart {name}"
             )),
         );
     }
     if server == EMBEDDED {
         return bad(
             format!(
-                "the engine's resolver asks the servers that the host had when {name} was started: it {said}"
+                "the engine's DNS server queries the servers that the host had when {name} was started: it {described}"
             ),
             Some(format!("docker restart {name}")),
         );
     }
     if server == IpAddr::V4(machine.dns) {
         return bad(
-            format!("the DNS address {server} {said} to {name}"),
+            format!("the DNS address {server} {described} to {name}"),
             Some("look for a rule that drops packets from containers to mesh0: `nft list ruleset`, `iptables -S FORWARD`".into()),
         );
     }
-    own_servers(server, said, name, machine)
+    own_servers(server, described, name, machine)
 }
 
-/// The container has a resolv.conf of its own, whose server does not know mesh names.
-fn own_servers(server: IpAddr, said: &str, name: &str, machine: &Machine) -> Finding {
+/// The container has a resolv.conf of its own, and its server does not know mesh names.
+fn own_servers(server: IpAddr, described: &str, name: &str, machine: &Machine) -> Finding {
     if machine.host_resolves {
         bad(
-            format!("its resolv.conf, made when it was started, names {server}, which {said}"),
+            format!("its resolv.conf, made when it was started, names {server}, which {described}"),
             Some(format!(
                 "docker restart {name}; if it has servers of its own (`dns:` in Compose, `--dns`), put {} in their place",
                 machine.dns
@@ -231,16 +231,16 @@ fn own_servers(server: IpAddr, said: &str, name: &str, machine: &Machine) -> Fin
         )
     } else {
         bad(
-            format!("its resolv.conf names {server}, which {said}"),
+            format!("its resolv.conf names {server}, which {described}"),
             Some(format!(
-                "mend the host, then restart {name}; or write `dns: [{}]` under {name} in its Compose file",
+                "correct the host, then restart {name}; or write `dns: [{}]` under {name} in its Compose file",
                 machine.dns
             )),
         )
     }
 }
 
-/// What makes mesh names resolve where they do not.
+/// The remedy at a place where mesh names do not resolve.
 fn missing(place: &Place, machine: &Machine) -> String {
     let dns = machine.dns;
     match place {
@@ -248,15 +248,15 @@ fn missing(place: &Place, machine: &Machine) -> String {
             "set `manage_resolv_conf = true` under [dns] in /etc/meshd/meshd.toml and restart meshd, or write `nameserver {dns}` as the only server into /etc/resolv.conf"
         ),
         Place::Container { name, .. } => {
-            format!("write `dns: [{dns}]` under {name} in its Compose file, and start it anew")
+            format!("write `dns: [{dns}]` under {name} in its Compose file, and create it again")
         }
     }
 }
 
-fn said(outcome: Outcome) -> &'static str {
+fn described(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Right => "answers",
-        Outcome::Wrong => "says another address",
+        Outcome::Wrong => "returns another address",
         Outcome::Unknown => "does not know the name",
         Outcome::Failed => "fails",
         Outcome::Silent => "does not answer",
@@ -275,9 +275,9 @@ fn bad(why: String, fix: Option<String>) -> Finding {
 mod tests {
     use super::*;
 
-    fn servers(list: &[(&str, Outcome)]) -> Found {
+    fn servers(list: &[(&str, Outcome)]) -> LookupResult {
         let parse = |text: &str| text.parse().expect("a literal");
-        Found::Servers(list.iter().map(|(s, o)| (parse(s), *o)).collect())
+        LookupResult::Servers(list.iter().map(|(s, o)| (parse(s), *o)).collect())
     }
 
     fn machine(host_resolves: bool, split: bool) -> Machine {
@@ -305,7 +305,7 @@ mod tests {
             machine(false, false),
             machine(false, true),
         );
-        let closed = Found::Closed("permission denied".into());
+        let closed = LookupResult::Failed("permission denied".into());
         #[rustfmt::skip]
         let table = [
             (Place::Host, servers(&[("10.210.0.53", Right)]), &good, true, "10.210.0.53 answers", ""),
@@ -314,19 +314,19 @@ mod tests {
             (Place::Host, servers(&[("192.0.2.1", Silent), ("10.210.0.53", Right)]), &good, true, "slow", "manage_resolv_conf"),
             (Place::Host, servers(&[("192.0.2.1", Unknown), ("10.210.0.53", Right)]), &plain, false, "does not know", "manage_resolv_conf"),
             (Place::Host, servers(&[("192.0.2.1", Unknown)]), &plain, false, "sends programs to 192.0.2.1", "nameserver 10.210.0.53"),
-            (Place::Host, servers(&[("127.0.0.53", Unknown)]), &split, false, "systemd-resolved is told", "resolvectl status"),
+            (Place::Host, servers(&[("127.0.0.53", Unknown)]), &split, false, "systemd-resolved is configured", "resolvectl status"),
             (Place::Host, servers(&[("10.210.0.53", Silent)]), &plain, false, "does not answer", "meshctl status"),
             (Place::Host, servers(&[]), &plain, false, "no server", "manage_resolv_conf"),
             (web(User), servers(&[("127.0.0.11", Right)]), &good, true, "127.0.0.11 answers", ""),
             (web(User), servers(&[("127.0.0.11", Unknown)]), &good, false, "when web was started", "docker restart web"),
-            (web(User), servers(&[("127.0.0.11", Failed)]), &plain, false, "go the way of the host's", "mend the host first"),
+            (web(User), servers(&[("127.0.0.11", Failed)]), &plain, false, "use the servers of the host", "correct the host first"),
             (web(Internal), servers(&[("127.0.0.11", Failed)]), &good, false, "shop_default is internal", "second network"),
-            (web(Default), servers(&[("8.8.8.8", Unknown), ("8.8.4.4", Unknown)]), &good, false, "put 8.8.8.8 in", "daemon.json"),
+            (web(Default), servers(&[("8.8.8.8", Unknown), ("8.8.4.4", Unknown)]), &good, false, "configured 8.8.8.8", "daemon.json"),
             (web(Default), servers(&[("192.0.2.1", Unknown)]), &good, false, "made when it was started", "docker restart web"),
             (web(Default), servers(&[("10.210.0.53", Silent)]), &good, false, "does not answer to web", "iptables -S FORWARD"),
             (web(User), servers(&[("9.9.9.9", Unknown)]), &good, false, "names 9.9.9.9", "`dns:` in Compose"),
             (web(User), servers(&[("9.9.9.9", Wrong)]), &plain, false, "another address", "dns: [10.210.0.53]"),
-            (web(Host), servers(&[("192.0.2.1", Unknown)]), &plain, false, "the way of the host's", "mend the host"),
+            (web(Host), servers(&[("192.0.2.1", Unknown)]), &plain, false, "use the servers of the host", "correct the host"),
             (web(User), closed, &good, false, "permission denied", "sudo meshctl doctor"),
         ];
         for (place, found, machine, ok, why, fix) in table {

@@ -1,5 +1,6 @@
-//! Lookups where programs make them: in a container's network, by its own resolv.conf.
+//! Looks names up as the programs of a container or of the host do: in its network namespace, with its own resolv.conf.
 
+use crate::os::random;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -12,29 +13,30 @@ use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 
-use super::explain::{Found, Outcome};
+use super::explain::{LookupResult, Outcome};
 
-/// How long a server may take: Docker's own waits 4 s for each of those behind it, so a slow one shows as silence.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Servers asked at most: what a libc takes.
-const SERVERS: usize = 3;
-/// Octets of a resolv.conf at most.
-const MOST: u64 = 64 * 1024;
+/// How long a server may take. Docker's own server waits 4 s for each of its upstreams, so a slow upstream counts as no
+/// answer.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// The maximum number of servers that are queried, as in a C library.
+const MAX_SERVERS: usize = 3;
+/// The maximum size of a resolv.conf that is read, in bytes.
+const MAX_BYTES: u64 = 64 * 1024;
 
-/// Looks `name` up as programs of `process` do, or those of the host.
-pub(super) fn look_up(process: Option<u32>, name: &str, expected: Ipv4Addr) -> Found {
-    // A thread of its own: the namespace it enters ends with it.
+/// Looks `name` up as the programs of `process` do, or as those of the host.
+pub(super) fn look_up(process: Option<u32>, name: &str, expected: Ipv4Addr) -> LookupResult {
+    // The lookup has a thread of its own, because the thread stays in the namespace that it enters.
     std::thread::scope(|scope| {
-        let look = || inside(process, name, expected);
-        match scope.spawn(look).join() {
-            Ok(Ok(servers)) => Found::Servers(servers),
-            Ok(Err(error)) => Found::Closed(error.to_string()),
-            Err(_) => Found::Closed("the lookup broke off".into()),
+        let look_up = || look_up_here(process, name, expected);
+        match scope.spawn(look_up).join() {
+            Ok(Ok(servers)) => LookupResult::Servers(servers),
+            Ok(Err(error)) => LookupResult::Failed(error.to_string()),
+            Err(_) => LookupResult::Failed("the lookup failed unexpectedly".into()),
         }
     })
 }
 
-fn inside(
+fn look_up_here(
     process: Option<u32>,
     name: &str,
     expected: Ipv4Addr,
@@ -42,7 +44,7 @@ fn inside(
     let (root, network) = match process {
         None => (root_of(None)?, None),
         Some(pid) => {
-            // Both are of one process, also if another one gets its number meanwhile.
+            // Both directories belong to the same process, even if another process gets its pid in the meantime.
             let process = directory(AT_FDCWD, format!("/proc/{pid}").as_str())?;
             let network = openat(
                 &process,
@@ -60,7 +62,7 @@ fn inside(
     Ok(servers
         .into_iter()
         .map(|server| {
-            let outcome = ask(server, name, expected).unwrap_or(Outcome::Silent);
+            let outcome = query(server, name, expected).unwrap_or(Outcome::Silent);
             (server, outcome)
         })
         .collect())
@@ -79,21 +81,21 @@ fn directory(parent: impl AsFd, path: &str) -> io::Result<OwnedFd> {
     Ok(openat(parent, path, flags, Mode::empty())?)
 }
 
-/// The servers of the resolv.conf(5) below `root`. The file is the container's own: its text may be anything, and a link may
-/// lead to any path, which means a path in the container.
+/// The servers of the resolv.conf(5) below `root`. The file belongs to the container: its text is untrusted, and a link
+/// may lead to any path, which then means a path in the container.
 fn servers(root: &OwnedFd) -> io::Result<Vec<IpAddr>> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    // To open a device or a pipe has effects. A file opened as a path has none until its type is known.
+    // Opening a device or a pipe can have effects. `O_PATH` has none, so the type of the file is verified first.
     let found = File::from(openat2(root, "etc/resolv.conf", how)?);
     if !found.metadata()?.is_file() {
-        return Err(io::Error::other("its resolv.conf is no regular file"));
+        return Err(io::Error::other("its resolv.conf is not a regular file"));
     }
     let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?;
-    let mut octets = Vec::new();
-    file.take(MOST).read_to_end(&mut octets)?;
-    Ok(parse(&String::from_utf8_lossy(&octets)))
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(parse(&String::from_utf8_lossy(&bytes)))
 }
 
 fn parse(text: &str) -> Vec<IpAddr> {
@@ -101,28 +103,28 @@ fn parse(text: &str) -> Vec<IpAddr> {
         .filter_map(|line| line.trim_start().strip_prefix("nameserver"))
         .filter(|rest| rest.starts_with(char::is_whitespace))
         .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
-        .take(SERVERS)
+        .take(MAX_SERVERS)
         .collect()
 }
 
-fn ask(server: IpAddr, name: &str, expected: Ipv4Addr) -> io::Result<Outcome> {
-    let id = getrandom::u32().unwrap_or_default() as u16;
+fn query(server: IpAddr, name: &str, expected: Ipv4Addr) -> io::Result<Outcome> {
+    let id = random::u32().unwrap_or_default() as u16;
     let mut query = Message::new(id, MessageType::Query, OpCode::Query);
     query.metadata.recursion_desired = true;
     let mut fqdn = Name::from_ascii(name).map_err(io::Error::other)?;
     fqdn.set_fqdn(true);
     query.add_query(Query::query(fqdn, RecordType::A));
-    let octets = query.to_vec().map_err(io::Error::other)?;
+    let bytes = query.to_vec().map_err(io::Error::other)?;
     let any: SocketAddr = if server.is_ipv4() {
         ([0, 0, 0, 0], 0).into()
     } else {
         ([0u16; 8], 0).into()
     };
     let socket = UdpSocket::bind(any)?;
-    // Connected: only the server's replies come in, and its refusals are told.
+    // The socket is connected, so that it receives only the server's replies, and ICMP errors.
     socket.connect((server, 53))?;
-    socket.send(&octets)?;
-    let end = Instant::now() + PATIENCE;
+    socket.send(&bytes)?;
+    let end = Instant::now() + SERVER_TIMEOUT;
     let mut buffer = [0; 4096];
     loop {
         let left = end.saturating_duration_since(Instant::now());
@@ -164,13 +166,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_are_read_from_any_text() {
+    fn servers_are_parsed_from_any_text() {
         let text = "nameserver 127.0.0.11\n  nameserver\tfd00::1 x\n#nameserver 1.1.1.1\nnameservers 2.2.2.2\nnameserver z\n\0\n";
         let found: Vec<String> = parse(text).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["127.0.0.11", "fd00::1"]);
     }
 
-    /// A directory that stands for a container's root, with this as its etc/resolv.conf.
+    /// A directory that represents a container's root, with this etc/resolv.conf.
     fn with_resolv_conf(make: impl FnOnce(&Path, &Path)) -> io::Result<Vec<IpAddr>> {
         let root = tempfile::tempdir().expect("a temporary directory");
         let etc = root.path().join("etc");
@@ -209,7 +211,7 @@ mod tests {
             nix::unistd::mkfifo(conf, Mode::S_IRWXU).expect("writable");
         });
         let error = pipe.expect_err("a pipe").to_string();
-        assert!(error.contains("no regular file"), "{error}");
+        assert!(error.contains("not a regular file"), "{error}");
         let folder = with_resolv_conf(|_, conf| std::fs::create_dir(conf).expect("writable"));
         assert!(folder.is_err(), "{folder:?}");
     }

@@ -1,7 +1,7 @@
-//! `meshctl doctor`: probes the tunnels, looks a mesh name up where programs do, and says what to mend.
+//! `meshctl doctor`: probes the tunnels, looks a mesh name up as programs do, and explains how to correct problems.
 //!
-//! The lookups are made by this program and not by meshd: to enter a container's network takes rights over the whole
-//! machine, which the daemon does not have and an administrator does.
+//! This program makes the lookups, not meshd. Entering the network namespace of a container needs rights over the whole
+//! machine, which an administrator has and the daemon does not.
 
 mod explain;
 mod lookup;
@@ -12,13 +12,13 @@ use std::net::IpAddr;
 use clap::Args;
 use serde::Serialize;
 
-use self::explain::{Finding, Found, Machine, Outcome, Place, explain};
+use self::explain::{Finding, LookupResult, Machine, Outcome, Place, explain};
 use super::exit::CliError;
 use super::{Globals, table};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{Checkup, Problem, SCHEMA, TunnelCheck};
 
-/// How to show it.
+/// The arguments of `meshctl doctor`.
 #[derive(Debug, Args)]
 pub(super) struct DoctorArguments {
     /// One JSON document
@@ -30,13 +30,13 @@ pub(super) struct DoctorArguments {
 #[derive(Debug, Serialize)]
 struct Report {
     schema: u32,
-    /// Whether all is well everywhere.
+    /// Whether everything works.
     ok: bool,
     /// The name looked up.
     name: String,
     tunnels: Vec<TunnelCheck>,
     places: Vec<Row>,
-    /// What takes packets away from the tunnel.
+    /// Routes and rules that divert packets from the tunnel.
     problems: Vec<Problem>,
 }
 
@@ -77,16 +77,16 @@ fn examine(checkup: &Checkup) -> Result<Report, CliError> {
     let Some(dns) = checkup.dns else {
         return Err(CliError::new(
             ErrorCode::Configuration,
-            "this node answers no names; set `[dns] enabled = true` in meshd.toml",
+            "this node answers no DNS queries; set `[dns] enabled = true` in meshd.toml",
         ));
     };
-    let look = |process| lookup::look_up(process, &checkup.name, checkup.expected);
+    let look_up = |process| lookup::look_up(process, &checkup.name, checkup.expected);
     let mut machine = Machine {
         dns,
         split: checkup.split_dns != "none",
         host_resolves: false,
     };
-    let found = look(None);
+    let found = look_up(None);
     let finding = explain(&Place::Host, &found, &machine);
     machine.host_resolves = finding.ok;
     let mut rows = vec![row(&Place::Host, found, finding)];
@@ -96,7 +96,7 @@ fn examine(checkup: &Checkup) -> Result<Report, CliError> {
             network: container.network.clone(),
             kind: container.kind,
         };
-        let found = look(Some(container.pid));
+        let found = look_up(Some(container.pid));
         let finding = explain(&place, &found, &machine);
         rows.push(row(&place, found, finding));
     }
@@ -112,7 +112,7 @@ fn examine(checkup: &Checkup) -> Result<Report, CliError> {
     })
 }
 
-fn row(place: &Place, found: Found, finding: Finding) -> Row {
+fn row(place: &Place, found: LookupResult, finding: Finding) -> Row {
     let (place, network) = match place {
         Place::Host => ("host".to_owned(), None),
         Place::Container { name, network, .. } => {
@@ -120,8 +120,8 @@ fn row(place: &Place, found: Found, finding: Finding) -> Row {
         }
     };
     let servers = match found {
-        Found::Servers(servers) => servers,
-        Found::Closed(_) => Vec::new(),
+        LookupResult::Servers(servers) => servers,
+        LookupResult::Failed(_) => Vec::new(),
     };
     Row {
         place,

@@ -1,10 +1,10 @@
-//! The tunnels to the other nodes, in a doctor's report.
+//! The tunnels to the other nodes in the report of `meshctl doctor`.
 
 use super::table;
 use crate::protocol::local::TunnelCheck;
 
-/// What a doctor says of a node that the mesh removed: nothing else matters then.
-pub(super) const REMOVED: &str = "this node was removed from the mesh: no peer takes its packets; run `meshctl leave`, then `meshctl join` with a new token";
+/// The message for a node that was removed from the mesh. No other check matters then.
+pub(super) const REMOVED: &str = "this node was removed from the mesh: no peer accepts its packets; run `meshctl leave`, then `meshctl join` with a new token";
 
 pub(super) fn all_work(tunnels: &[TunnelCheck]) -> bool {
     tunnels.iter().all(|tunnel| tunnel.rtt_ms.is_some())
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tunnel_that_does_not_work_says_why_and_what_to_do() {
+    fn a_tunnel_that_does_not_work_is_shown_with_the_reason_and_the_remedy() {
         let works = TunnelCheck {
             peer: "n2".parse().expect("a label"),
             endpoint: "192.0.2.7:51820".parse().ok(),

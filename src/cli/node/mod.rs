@@ -3,19 +3,18 @@
 mod list;
 mod remove;
 
-use std::time::SystemTime;
-
 use clap::Subcommand;
 
 use super::exit::CliError;
 use super::{Globals, mesh_key};
 use crate::model::PublicKey;
 use crate::model::time::{UnixSeconds, next_version};
+use crate::os::clock;
 use crate::protocol::admin::{Submit, Submitted};
 use crate::records::Envelope;
 use crate::records::kinds::{Record, Revocation, RevokedKind};
 
-/// What to do with nodes.
+/// The commands about nodes.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// List all nodes
@@ -24,7 +23,7 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Remove a node for good: all others drop it
+    /// Remove a node permanently: all other nodes drop its packets
     Remove {
         /// The node's name
         name: String,
@@ -38,8 +37,8 @@ pub(super) async fn run(command: Command, globals: &Globals) -> Result<u8, CliEr
     }
 }
 
-/// Revokes a token or a node. Of the nodes that the token admitted, those listed in `stays` stay members. If `stays` is absent, the
-/// nodes stay that joined before now by their own clocks.
+/// Revokes a token or a node. Of the nodes that the token admitted, those listed in `stays` stay members. If `stays` is
+/// absent, the nodes stay that joined before now by their own clocks.
 pub(super) async fn revoke(
     id: PublicKey,
     revoked: RevokedKind,
@@ -47,7 +46,7 @@ pub(super) async fn revoke(
     globals: &Globals,
 ) -> Result<(), CliError> {
     let key = mesh_key::read(&globals.mesh_key)?;
-    let now = SystemTime::now();
+    let now = clock::wall();
     let revocation = Revocation {
         id,
         version: next_version(0, now),

@@ -19,7 +19,7 @@ pub(in crate::cli) async fn run(name: &str, globals: &Globals) -> Result<u8, Cli
         [node] => {
             revoke(node.id, RevokedKind::Node, None, globals).await?;
             eprintln!(
-                "{} is removed: the others drop it as they hear of it",
+                "{} is removed: each other node drops its packets as soon as it receives the removal",
                 node.name
             );
             Ok(0)
@@ -31,7 +31,7 @@ pub(in crate::cli) async fn run(name: &str, globals: &Globals) -> Result<u8, Cli
         _ => Err(CliError::new(
             ErrorCode::BadRequest,
             format!(
-                "several nodes are called {name}; give the id that `meshctl node list --json` shows"
+                "several nodes have the name {name}; give the id that `meshctl node list --json` shows"
             ),
         )),
     }

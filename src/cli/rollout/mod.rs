@@ -1,4 +1,5 @@
-//! `meshctl rollout`: drain, wait until every node knows and no client remembers, run, wait until healthy, publish.
+//! `meshctl rollout`: drains the services, waits until all nodes know it and clients have dropped earlier DNS answers,
+//! runs the command, waits until the new containers are healthy, and publishes them.
 
 mod acknowledged;
 mod plan;
@@ -18,26 +19,26 @@ use crate::model::ServiceName;
 use crate::model::time::milliseconds;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{ContainerList, ServiceChanged, ServiceList, Status};
-use plan::{Plan, Progress};
+use plan::{Progress, RolloutPlan};
 
-/// How long clients may keep an answer (the TTL of answers), and a second for those that take it late.
-const ANSWERS_FORGOTTEN: Duration = Duration::from_secs(6);
-/// Between one look at the containers and the next.
-const LOOK: Duration = Duration::from_millis(300);
+/// How long clients may keep an answer: its TTL, and a second for delayed ones.
+const ANSWER_LIFETIME: Duration = Duration::from_secs(6);
+/// The interval at which the containers are listed.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
-/// What to roll.
+/// The arguments of `meshctl rollout`.
 #[derive(Debug, Args)]
 pub(super) struct RolloutArguments {
     /// Services of this node's containers, as `web` or `web.project` [default: all of them]
     #[arg(value_name = "SERVICE", value_parser = parse_service)]
     services: Vec<ServiceName>,
-    /// Go on though nothing else in the mesh stands in
+    /// Continue even if no other node serves the service
     #[arg(long)]
     force: bool,
-    /// How long the new containers may take to become healthy
+    /// The time limit for the new containers to become healthy
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_time)]
     timeout: Duration,
-    /// What replaces the containers, such as docker compose up -d
+    /// The command that replaces the containers, such as docker compose up -d
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
@@ -59,10 +60,10 @@ pub(super) async fn run(arguments: RolloutArguments, globals: &Globals) -> Resul
     let status: Status = daemon.get("/v1/status").await?;
     let node = status
         .node
-        .ok_or_else(|| CliError::new(ErrorCode::Conflict, "this node is in no mesh"))?;
-    let plan = Plan::new(&arguments.services, &containers.containers)?;
+        .ok_or_else(|| CliError::new(ErrorCode::Conflict, "this node is not in a mesh"))?;
+    let plan = RolloutPlan::new(&arguments.services, &containers.containers)?;
     if !arguments.force {
-        plan.refuse_the_last(&list.services, &node.name)?;
+        plan.check_other_nodes(&list.services, &node.name)?;
     }
     let mut rollout = Rollout {
         daemon,
@@ -77,12 +78,12 @@ pub(super) async fn run(arguments: RolloutArguments, globals: &Globals) -> Resul
             Ok(0)
         }
         Err(error) => {
-            // What still runs takes clients again, whatever went wrong.
+            // Containers that still run get clients again, whatever the error was.
             let again = rollout.set_drained(false).await;
             let after = match again {
-                Ok(_) => "what runs of it on this node gets clients again".to_owned(),
+                Ok(_) => "the instances that run on this node get clients again".to_owned(),
                 Err(also) => format!(
-                    "and it is still drained ({}); run `meshctl service undrain`",
+                    "and they are still drained ({}); run `meshctl service undrain`",
                     also.message
                 ),
             };
@@ -96,37 +97,37 @@ pub(super) async fn run(arguments: RolloutArguments, globals: &Globals) -> Resul
 
 struct Rollout {
     daemon: Client,
-    plan: Plan,
+    plan: RolloutPlan,
     domain: String,
     interrupt: Interrupt,
 }
 
 impl Rollout {
-    /// All from the drain to the health of what is new.
+    /// Drains, replaces the containers, and waits until the new ones are healthy.
     async fn replace(&mut self, arguments: &RolloutArguments) -> Result<(), CliError> {
         say(&format!("draining {} on this node", self.plan));
         if !self.set_drained(true).await? {
             return Err(CliError::new(
                 ErrorCode::Unreachable,
-                "the coordinator is away, so the other nodes would not hear of it; nothing was replaced",
+                "the coordinator is not reachable, so the other nodes would not know; nothing was replaced",
             ));
         }
         let (daemon, plan, domain) = (&self.daemon, &self.plan, &self.domain);
-        let told = acknowledged::wait(daemon, &plan.instances, domain);
+        let acknowledged = acknowledged::wait(daemon, &plan.instances, domain);
         let notes = tokio::select! {
-            notes = told => notes?,
-            () = self.interrupt.come() => return Err(interrupted()),
+            notes = acknowledged => notes?,
+            () = self.interrupt.received() => return Err(interrupted()),
         };
         for note in notes {
             say(&note);
         }
-        let seconds = ANSWERS_FORGOTTEN.as_secs();
+        let seconds = ANSWER_LIFETIME.as_secs();
         say(&format!(
-            "waiting {seconds} s, until clients have forgotten earlier answers"
+            "waiting {seconds} s until clients have dropped earlier answers"
         ));
         tokio::select! {
-            () = sleep(ANSWERS_FORGOTTEN) => {}
-            () = self.interrupt.come() => return Err(interrupted()),
+            () = sleep(ANSWER_LIFETIME) => {}
+            () = self.interrupt.received() => return Err(interrupted()),
         }
         let shown: Vec<_> = arguments
             .command
@@ -140,11 +141,11 @@ impl Rollout {
         }
         tokio::select! {
             healthy = wait_until_healthy(&self.daemon, &self.plan, arguments.timeout) => healthy,
-            () = self.interrupt.come() => Err(interrupted()),
+            () = self.interrupt.received() => Err(interrupted()),
         }
     }
 
-    /// Drains all, or none; gives whether the coordinator has it.
+    /// Drains or undrains all services. Returns whether the coordinator has received it.
     async fn set_drained(&self, drained: bool) -> Result<bool, CliError> {
         let verb = if drained { "drain" } else { "undrain" };
         let mut published = true;
@@ -156,7 +157,8 @@ impl Rollout {
         Ok(published)
     }
 
-    /// Runs the command to its end. An interrupt from the terminal reaches it by itself, a request to end is passed on.
+    /// Runs the command until it exits. An interrupt from the terminal reaches the command directly. SIGTERM is passed
+    /// on to it.
     async fn run_command(&mut self, command: &[OsString]) -> Result<ExitStatus, CliError> {
         let Some((program, arguments)) = command.split_first() else {
             return Err(CliError::new(ErrorCode::BadRequest, "no command is given"));
@@ -184,7 +186,7 @@ impl Rollout {
     }
 }
 
-/// Signals that ask this program to end: it has something to put back first.
+/// The signals that request this program to end. It has to undrain the services before.
 struct Interrupt {
     terminal: Signal,
     terminate: Signal,
@@ -198,7 +200,7 @@ impl Interrupt {
         })
     }
 
-    async fn come(&mut self) {
+    async fn received(&mut self) {
         tokio::select! {
             _ = self.terminal.recv() => {}
             _ = self.terminate.recv() => {}
@@ -210,12 +212,16 @@ fn interrupted() -> CliError {
     CliError::failed("interrupted")
 }
 
-async fn wait_until_healthy(daemon: &Client, plan: &Plan, limit: Duration) -> Result<(), CliError> {
-    say("waiting until what is new is healthy");
+async fn wait_until_healthy(
+    daemon: &Client,
+    plan: &RolloutPlan,
+    limit: Duration,
+) -> Result<(), CliError> {
+    say("waiting until the new containers are healthy");
     let end = Instant::now() + limit;
     loop {
-        // Before the first look as well: the engine's last events are on their way.
-        sleep(LOOK).await;
+        // The first list waits as well, because the engine's last events may not have arrived yet.
+        sleep(POLL_INTERVAL).await;
         let list: ContainerList = daemon.get("/v1/containers").await?;
         match plan.progress(&list.containers) {
             Progress::Healthy => return Ok(()),

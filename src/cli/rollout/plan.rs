@@ -1,4 +1,4 @@
-//! Which services a rollout is about, whether they may be drained, and whether they are back. Pure.
+//! Computes which services a rollout drains, whether that is allowed, and whether they are available again. Pure.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,28 +8,28 @@ use crate::model::{Label, ServiceName};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{ContainerRow, ContainerState, ServiceRow};
 
-/// What a rollout is about.
+/// The services and instances of a rollout.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct RolloutPlan {
     /// The services to drain.
     pub(super) services: BTreeSet<ServiceName>,
-    /// Their instances on this node, by the name they are asked for with.
+    /// Their instances on this node, each with the service name of the rollout.
     pub(super) instances: BTreeSet<(Label, ServiceName)>,
-    /// Services of which something here takes clients.
+    /// The services with a usable instance on this node.
     serving: BTreeSet<ServiceName>,
 }
 
-/// Where the containers of a rollout are.
+/// The progress of a rollout.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// All services are back.
+    /// All services are available again.
     Healthy,
-    /// What is missing.
+    /// A service is not available yet, for this reason.
     Waiting(String),
 }
 
-impl Plan {
-    /// About `wanted`, or all services of `containers`.
+impl RolloutPlan {
+    /// A rollout of the services `wanted`, or of all services of `containers`.
     pub(super) fn new(
         wanted: &[ServiceName],
         containers: &[ContainerRow],
@@ -39,20 +39,19 @@ impl Plan {
             .find(|service| !containers.iter().any(|c| c.services.contains(service)));
         if let Some(service) = missing {
             let text = format!(
-                "no container of this node is {service}; `meshctl service list` shows all services"
+                "no container of this node serves {service}; `meshctl service list` shows all services"
             );
             return Err(CliError::new(ErrorCode::NotFound, text));
         }
         let services: BTreeSet<ServiceName> = if wanted.is_empty() {
-            // Each by the name it was labelled with.
+            // Each service is named as in its label.
             let first = containers.iter().filter_map(|c| c.services.first());
             first.cloned().collect()
         } else {
             wanted.iter().cloned().collect()
         };
         if services.is_empty() {
-            let text =
-                "no container of this node is a service; the label mesh.service=NAME makes it one";
+            let text = "no container of this node serves anything; set the label mesh.service=NAME";
             return Err(CliError::new(ErrorCode::NotFound, text));
         }
         let (mut instances, mut serving) = (BTreeSet::new(), BTreeSet::new());
@@ -72,8 +71,8 @@ impl Plan {
         })
     }
 
-    /// Refuses to drain what nothing else in the mesh stands in for. `node` is this node's name.
-    pub(super) fn refuse_the_last(
+    /// Checks that another node serves each service that is drained. `node` is this node's name.
+    pub(super) fn check_other_nodes(
         &self,
         rows: &[ServiceRow],
         node: &Label,
@@ -90,7 +89,7 @@ impl Plan {
                 });
             if !others {
                 let text = format!(
-                    "{service} is ready nowhere but on this node, so draining it would leave nothing; start it elsewhere first, or go on with --force"
+                    "{service} is ready only on this node, so draining it would stop the service; start it on another node first, or use --force"
                 );
                 return Err(CliError::new(ErrorCode::Conflict, text));
             }
@@ -98,12 +97,12 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether all services are back: something of each is up, and nothing is still coming up.
+    /// Whether all services are available again: each has a usable instance, and none is starting.
     pub(super) fn progress(&self, containers: &[ContainerRow]) -> Progress {
         for service in &self.services {
             let of = || containers.iter().filter(|c| c.services.contains(service));
             if let Some(starting) = of().find(|c| c.state == ContainerState::Starting) {
-                return Progress::Waiting(format!("{} is not up", starting.name));
+                return Progress::Waiting(format!("{} is not ready", starting.name));
             }
             if !of().any(is_serving) {
                 return Progress::Waiting(format!("no container of {service} is healthy"));
@@ -117,7 +116,7 @@ fn is_serving(container: &ContainerRow) -> bool {
     container.state == ContainerState::Ready && container.health.is_usable()
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for RolloutPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<String> = self.services.iter().map(ToString::to_string).collect();
         f.write_str(&names.join(", "))
@@ -181,32 +180,32 @@ mod tests {
     }
 
     #[test]
-    fn without_names_it_is_about_all_by_the_names_they_were_labelled_with() {
+    fn without_arguments_all_services_are_drained_under_the_names_of_their_labels() {
         let containers = [
             container("a", &["web", "app.shop"], ContainerState::Ready),
             container("b", &["db"], ContainerState::Ready),
         ];
-        let plan = Plan::new(&[], &containers).expect("two services");
+        let plan = RolloutPlan::new(&[], &containers).expect("two services");
         assert_eq!(plan.to_string(), "db, web");
-        let plan = Plan::new(&[name("app.shop")], &containers).expect("one service");
+        let plan = RolloutPlan::new(&[name("app.shop")], &containers).expect("one service");
         assert_eq!(
             plan.instances,
             BTreeSet::from([(label("n1-a"), name("app.shop"))])
         );
         assert_eq!(
-            Plan::new(&[name("cache")], &containers)
+            RolloutPlan::new(&[name("cache")], &containers)
                 .expect_err("none")
                 .code,
             2
         );
-        assert_eq!(Plan::new(&[], &[]).expect_err("none").code, 2);
+        assert_eq!(RolloutPlan::new(&[], &[]).expect_err("none").code, 2);
     }
 
     #[test]
     fn the_last_ready_instance_of_the_mesh_is_not_drained() {
         let containers = [container("a", &["web"], ContainerState::Ready)];
-        let plan = Plan::new(&[], &containers).expect("a service");
-        let refused = |rows: &[ServiceRow]| plan.refuse_the_last(rows, &label("n1")).is_err();
+        let plan = RolloutPlan::new(&[], &containers).expect("a service");
+        let refused = |rows: &[ServiceRow]| plan.check_other_nodes(rows, &label("n1")).is_err();
         let own = ("n1-a", "n1", Health::Healthy, true);
         assert!(refused(&[row("web", &[own])]));
         assert!(refused(&[row(
@@ -228,16 +227,16 @@ mod tests {
     }
 
     #[test]
-    fn what_serves_nobody_may_be_drained() {
+    fn a_service_without_a_usable_instance_may_be_drained() {
         let containers = [container("a", &["web"], ContainerState::Starting)];
-        let plan = Plan::new(&[], &containers).expect("a service");
-        assert!(plan.refuse_the_last(&[], &label("n1")).is_ok());
+        let plan = RolloutPlan::new(&[], &containers).expect("a service");
+        assert!(plan.check_other_nodes(&[], &label("n1")).is_ok());
     }
 
     #[test]
-    fn a_service_is_back_when_something_is_up_and_nothing_is_coming_up() {
+    fn a_service_is_available_when_an_instance_is_usable_and_none_is_starting() {
         let old = container("a", &["web"], ContainerState::Ready);
-        let plan = Plan::new(&[], std::slice::from_ref(&old)).expect("a service");
+        let plan = RolloutPlan::new(&[], std::slice::from_ref(&old)).expect("a service");
         let new = |state| container("b", &["web"], state);
         let ending = container("a", &["web"], ContainerState::Draining);
         let waits = |containers: &[ContainerRow]| plan.progress(containers) != Progress::Healthy;

@@ -11,31 +11,31 @@ use crate::model::Label;
 use crate::protocol::local::{AddService, Check, CheckProbe, ServiceChanged};
 use crate::records::kinds::Protocol;
 
-/// The service.
+/// The arguments of `meshctl service add`.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct AddArguments {
-    /// Its name: NAME.svc.mesh
+    /// The name of the service: NAME.svc.mesh
     #[arg(value_parser = parse_name)]
     name: Label,
     /// The port it listens on
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
-    /// Over what
-    #[arg(long, value_enum, default_value_t = Over::Tcp)]
-    protocol: Over,
-    /// Where it listens, one of this node's mesh addresses [default: both of them]
+    /// The transport protocol
+    #[arg(long, value_enum, default_value_t = Transport::Tcp)]
+    protocol: Transport,
+    /// The address it listens on, one of this node's mesh addresses [default: both of them]
     #[arg(long, value_name = "IP")]
     address: Option<IpAddr>,
-    /// Answer it only while its port takes TCP connections
+    /// Publish it only while its port accepts TCP connections
     #[arg(long, conflicts_with = "check_http")]
     check_tcp: bool,
-    /// Answer it only while an HTTP GET of PATH succeeds
+    /// Publish it only while an HTTP GET of PATH succeeds
     #[arg(long, value_name = "PATH", value_parser = parse_path)]
     check_http: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Over {
+enum Transport {
     Tcp,
     Udp,
 }
@@ -59,7 +59,7 @@ pub(in crate::cli) async fn run(
     let add = AddService {
         name: arguments.name.to_string(),
         port: arguments.port,
-        protocol: if arguments.protocol == Over::Udp {
+        protocol: if arguments.protocol == Transport::Udp {
             Protocol::Udp
         } else {
             Protocol::Tcp
@@ -68,5 +68,5 @@ pub(in crate::cli) async fn run(
         check: probe.map(Check::new),
     };
     let changed: ServiceChanged = globals.daemon().post("/v1/services", &add).await?;
-    Ok(super::say(&changed, "is registered"))
+    Ok(super::report(&changed, "is registered"))
 }

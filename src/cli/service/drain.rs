@@ -13,7 +13,7 @@ pub(in crate::cli) async fn run(
     let verb = if drain { "drain" } else { "undrain" };
     let path = format!("/v1/services/{}/{verb}", name);
     let changed: ServiceChanged = globals.daemon().post(&path, &serde_json::json!({})).await?;
-    Ok(super::say(
+    Ok(super::report(
         &changed,
         if drain {
             "gets no new clients on this node"

@@ -12,7 +12,7 @@ use super::exit::CliError;
 use crate::model::{Label, ServiceName};
 use crate::protocol::local::ServiceChanged;
 
-/// What to do with services.
+/// The commands about services.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// List all services of the mesh
@@ -21,15 +21,15 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Register a service of this node, or change one
+    /// Add a service of this node, or change one
     Add(add::AddArguments),
-    /// Take a service of this node away
+    /// Remove a service of this node
     Remove {
         /// The service
         #[arg(value_parser = parse_name)]
         name: Label,
     },
-    /// Send no new clients to a service of this node
+    /// Stop sending new clients to a service of this node
     Drain {
         /// The service, as `web` or `web.project`
         #[arg(value_parser = parse_service)]
@@ -61,11 +61,11 @@ fn parse_service(text: &str) -> Result<ServiceName, String> {
     ServiceName::parse(text).map_err(|error| error.to_string())
 }
 
-fn say(changed: &ServiceChanged, what: &str) -> u8 {
+fn report(changed: &ServiceChanged, what: &str) -> u8 {
     let later = if changed.published {
         ""
     } else {
-        "; the coordinator is away, the other nodes hear of it when it is back"
+        "; the coordinator is not reachable; the other nodes receive it when the coordinator is reachable"
     };
     eprintln!("{} {what}{later}", changed.name);
     0

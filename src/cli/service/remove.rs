@@ -10,5 +10,5 @@ pub(in crate::cli) async fn run(name: &Label, globals: &Globals) -> Result<u8, C
         .daemon()
         .delete(&format!("/v1/services/{}", name))
         .await?;
-    Ok(super::say(&changed, "is removed from this node"))
+    Ok(super::report(&changed, "is removed from this node"))
 }

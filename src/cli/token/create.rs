@@ -10,6 +10,7 @@ use crate::cli::exit::CliError;
 use crate::cli::{Globals, mesh_key, table};
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, SigningKey};
+use crate::os::{clock, random};
 use crate::protocol::JoinToken;
 use crate::protocol::admin::{MeshState, Submit, Submitted};
 use crate::protocol::api::ErrorCode;
@@ -20,16 +21,16 @@ use crate::records::kinds::{MAX_COORDINATORS, Mesh, Record, Token};
 /// Options of the new token.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct CreateArguments {
-    /// How many nodes it may admit
+    /// The number of nodes it may admit
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     uses: u32,
-    /// For how long: 30m, 1h, 7d
+    /// How long it is valid: 30m, 1h, 7d
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_ttl)]
     ttl: Duration,
-    /// A tag its nodes get; may be given several times
+    /// A tag of its nodes; may be given several times
     #[arg(long = "tag", value_name = "T", value_parser = parse_tag)]
     tags: Vec<Label>,
-    /// Its nodes are removed when they stay away
+    /// Remove its nodes when they are not connected for some time
     #[arg(long)]
     ephemeral: bool,
     /// One JSON document
@@ -43,7 +44,7 @@ fn parse_tag(text: &str) -> Result<Label, String> {
 
 /// `30s`, `15m`, `1h`, `7d`, from a minute to ten years.
 fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no time such as 30m, 1h or 7d, from 1m to 3650d");
+    let wrong = || format!("`{text}` is not a time such as 30m, 1h or 7d, from 1m to 3650d");
     let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(at);
     let factor = match unit {
@@ -79,13 +80,13 @@ pub(in crate::cli) async fn run(
     if state.urls.is_empty() {
         return Err(CliError::new(
             ErrorCode::Configuration,
-            "the coordinator does not know how nodes reach it; set public_urls in coordinator.toml, or --public-url",
+            "the coordinator does not know its own URL for nodes; set public_urls in coordinator.toml, or --public-url",
         ));
     }
     let mut seed = Zeroizing::new([0u8; 32]);
-    getrandom::fill(seed.as_mut_slice()).map_err(CliError::failed)?;
+    random::fill(seed.as_mut_slice()).map_err(CliError::failed)?;
     let token_key = SigningKey::from_seed(&seed);
-    let now = SystemTime::now();
+    let now = clock::wall();
     let created_at = UnixSeconds::from_system(now);
     let record = Token {
         id: token_key.public(),
@@ -145,8 +146,8 @@ fn key_of_mesh(state: &MeshState, globals: &Globals) -> Result<(PublicKey, Signi
     Ok((held, key))
 }
 
-/// The record of the mesh with the present addresses of the coordinators, if they have changed. Nodes accept them only if the mesh key
-/// has signed them, and here is a holder of that key.
+/// The record of the mesh with the present addresses of the coordinators, if they have changed. Nodes accept them only
+/// if the mesh key has signed them, and here is a holder of that key.
 fn changed_mesh(state: &MeshState, key: &SigningKey, now: SystemTime) -> Option<Envelope> {
     let mesh = state.mesh.as_ref()?;
     let coordinators: Vec<String> = state.urls.iter().map(ToString::to_string).collect();

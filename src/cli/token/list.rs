@@ -3,6 +3,7 @@
 use crate::cli::exit::CliError;
 use crate::cli::{Globals, table};
 use crate::model::time::UnixSeconds;
+use crate::os::clock;
 use crate::protocol::admin::{TokenList, TokenState};
 
 pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
@@ -10,7 +11,7 @@ pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, Cli
     if json {
         return table::json(&list);
     }
-    let now = UnixSeconds::from_system(std::time::SystemTime::now());
+    let now = UnixSeconds::from_system(clock::wall());
     let rows: Vec<Vec<String>> = list
         .tokens
         .iter()

@@ -1,4 +1,4 @@
-//! `meshctl token`: make, list and take back join tokens.
+//! `meshctl token`: creates, lists and revokes join tokens.
 
 mod create;
 mod list;
@@ -9,10 +9,10 @@ use clap::Subcommand;
 use super::Globals;
 use super::exit::CliError;
 
-/// What to do with tokens.
+/// The commands about tokens.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Make a join token and print it
+    /// Create a join token and print it
     Create(create::CreateArguments),
     /// List all tokens
     List {
@@ -20,7 +20,7 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Take a token back: it admits nobody any more
+    /// Revoke a token, so that it admits no more nodes
     Revoke {
         /// The token's id, or the beginning of it
         id: String,

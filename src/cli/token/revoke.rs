@@ -16,9 +16,9 @@ use crate::records::Envelope;
 use crate::records::kinds::{Record, RevokedKind};
 
 /// The maximum number of attempts. The coordinator refuses the revocation if a node has joined since the nodes were listed.
-const TRIES: usize = 5;
+const MAX_TRIES: usize = 5;
 /// The maximum number of nodes in a revocation, since a record has at most 64 KiB.
-const MAX_STAYS: usize = 900;
+const MAX_STAYING: usize = 900;
 
 pub(in crate::cli) async fn run(id: &str, globals: &Globals) -> Result<u8, CliError> {
     let list: TokenList = globals.coordinator().get("/v1/tokens").await?;
@@ -29,7 +29,7 @@ pub(in crate::cli) async fn run(id: &str, globals: &Globals) -> Result<u8, CliEr
         .filter(|token| token.id.to_string().starts_with(&wanted))
         .collect();
     match found.as_slice() {
-        [token] => take_back(token.id, globals).await,
+        [token] => revoke_token(token.id, globals).await,
         [] => Err(CliError::new(
             ErrorCode::NotFound,
             format!("there is no token {id}; `meshctl token list` shows all"),
@@ -41,20 +41,20 @@ pub(in crate::cli) async fn run(id: &str, globals: &Globals) -> Result<u8, CliEr
     }
 }
 
-async fn take_back(token: PublicKey, globals: &Globals) -> Result<u8, CliError> {
+async fn revoke_token(token: PublicKey, globals: &Globals) -> Result<u8, CliError> {
     let mut members = members_by(token, globals).await?;
     let mut tries = 1;
     loop {
         let stays = members
             .as_ref()
-            .filter(|members| members.len() <= MAX_STAYS)
+            .filter(|members| members.len() <= MAX_STAYING)
             .map(|members| members.keys().copied().collect());
         let Err(error) = revoke(token, RevokedKind::Token, stays, globals).await else {
             break;
         };
         // If the list cannot be read again, the first error is the one that matters.
         match members_by(token, globals).await {
-            Ok(now) if now != members && tries < TRIES => members = now,
+            Ok(now) if now != members && tries < MAX_TRIES => members = now,
             _ => return Err(error),
         }
         tries += 1;
@@ -63,19 +63,19 @@ async fn take_back(token: PublicKey, globals: &Globals) -> Result<u8, CliError> 
     match members {
         Some(members) if members.is_empty() => {
             eprintln!(
-                "token {short} is revoked: it admits nobody any more, and no present member was admitted by it"
+                "token {short} is revoked: it admits no more nodes, and it admitted no present member"
             );
         }
-        Some(members) if members.len() <= MAX_STAYS => {
+        Some(members) if members.len() <= MAX_STAYING => {
             let mut names: Vec<&str> = members.values().map(Label::as_str).collect();
             names.sort_unstable();
             eprintln!(
-                "token {short} is revoked: it admits nobody any more; these nodes, which it admitted, stay: {}",
+                "token {short} is revoked: it admits no more nodes; these nodes, which it admitted, stay members: {}",
                 names.join(", ")
             );
         }
         _ => eprintln!(
-            "token {short} is revoked: it admits nobody any more; nodes it admitted stay. \
+            "token {short} is revoked: it admits no more nodes; nodes that it admitted stay members. \
              The revocation does not list them, so until every node has received it, the holder of a copy of the token \
              may still add a node with an earlier date"
         ),

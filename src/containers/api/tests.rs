@@ -1,4 +1,4 @@
-//! Answers of engines of several versions.
+//! Tests with the answers of several versions of engines.
 
 use super::*;
 
@@ -148,7 +148,7 @@ fn networks_of_docker_and_podman_name_their_bridges() {
 }
 
 #[test]
-fn the_engine_says_what_matters_for_wiring() {
+fn the_facts_about_the_engine_are_read() {
     let version = b"{\"Version\":\"29.0.1\",\"Components\":[{\"Name\":\"Engine\"}]}";
     let facts = b"{\"FirewallBackend\":{\"Driver\":\"nftables\"},\"SecurityOptions\":[\"name=seccomp,profile=builtin\",\"name=rootless\"]}";
     let read = engine(version, Some(facts)).expect("readable");

@@ -1,4 +1,5 @@
-//! Against a stand-in for the engine on a unix socket, which is away, hangs, breaks off and talks nonsense.
+//! Tests with a stand-in for the engine on a Unix socket. It is missing, hangs, closes connections too early, or sends
+//! garbage.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,17 +10,17 @@ use super::*;
 
 /// What the stand-in does with a request.
 #[derive(Clone)]
-enum Deed {
+enum Step {
     Answer(String),
     Status(u16),
-    /// Octets as they are, then the end.
-    Octets(Vec<u8>),
-    /// Octets as they are, and the connection stays open.
+    /// Send these bytes, then close the connection.
+    Bytes(Vec<u8>),
+    /// Send these bytes, and leave the connection open.
     Stream(Vec<u8>),
     Hang,
 }
 
-/// A stand-in, and the paths it was asked for.
+/// A stand-in, and the paths that were requested.
 struct Standin {
     directory: tempfile::TempDir,
     asked: Arc<Mutex<Vec<String>>>,
@@ -33,16 +34,17 @@ impl Drop for Standin {
 }
 
 impl Standin {
-    /// Deals with the request for a path, of which so many came before, as `deed` says.
-    fn new(deed: impl Fn(&str, usize) -> Deed + Send + Sync + 'static) -> Self {
+    /// Starts a stand-in that handles requests as `step` says, which gets the path and the number of earlier requests
+    /// for it.
+    fn new(step: impl Fn(&str, usize) -> Step + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let listener = UnixListener::bind(directory.path().join("s")).expect("a free path");
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (paths, deed) = (Arc::clone(&asked), Arc::new(deed));
+        let (paths, step) = (Arc::clone(&asked), Arc::new(step));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (paths, deed) = (Arc::clone(&paths), Arc::clone(&deed));
-                tokio::spawn(async move { serve(stream, &paths, &*deed).await });
+                let (paths, step) = (Arc::clone(&paths), Arc::clone(&step));
+                tokio::spawn(async move { serve(stream, &paths, &*step).await });
             }
         });
         Self {
@@ -64,13 +66,13 @@ impl Standin {
 async fn serve(
     mut stream: UnixStream,
     paths: &Mutex<Vec<String>>,
-    deed: &(impl Fn(&str, usize) -> Deed + ?Sized),
+    step: &(impl Fn(&str, usize) -> Step + ?Sized),
 ) {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
-        let mut octet = [0];
-        match stream.read(&mut octet).await {
-            Ok(1) => request.push(octet[0]),
+        let mut byte = [0];
+        match stream.read(&mut byte).await {
+            Ok(1) => request.push(byte[0]),
             _ => return,
         }
     }
@@ -89,26 +91,26 @@ async fn serve(
         paths.push(path.clone());
         paths.iter().filter(|p| **p == path).count() - 1
     };
-    let octets = match deed(&path, before) {
-        Deed::Answer(body) => format!(
+    let bytes = match step(&path, before) {
+        Step::Answer(body) => format!(
             "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         )
         .into_bytes(),
-        Deed::Status(status) => {
+        Step::Status(status) => {
             format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n").into_bytes()
         }
-        Deed::Octets(octets) => octets,
-        Deed::Stream(octets) => {
-            let _ = stream.write_all(&octets).await;
+        Step::Bytes(bytes) => bytes,
+        Step::Stream(bytes) => {
+            let _ = stream.write_all(&bytes).await;
             return std::future::pending().await;
         }
-        Deed::Hang => return std::future::pending().await,
+        Step::Hang => return std::future::pending().await,
     };
-    let _ = stream.write_all(&octets).await;
+    let _ = stream.write_all(&bytes).await;
 }
 
-/// A task that follows, and what it reports.
+/// A task that follows the engine, and its reports.
 struct Followed {
     reports: mpsc::Receiver<Report>,
     _task: EngineTask,
@@ -118,7 +120,7 @@ fn follow_engine(sockets: Vec<PathBuf>) -> Followed {
     follow_with(sockets, None)
 }
 
-fn follow_with(sockets: Vec<PathBuf>, network: Option<network::Plan>) -> Followed {
+fn follow_with(sockets: Vec<PathBuf>, network: Option<network::NativePlan>) -> Followed {
     let (sender, reports) = mpsc::channel(64);
     let _task = EngineTask::start(sockets, Rules::default(), network, sender);
     Followed { reports, _task }
@@ -132,7 +134,7 @@ impl Followed {
             .expect("the task lives")
     }
 
-    /// Reports up to the first of which `last` is true, in short.
+    /// Returns short forms of the reports up to the first for which `last` is true.
     async fn until(&mut self, last: impl Fn(&Report) -> bool) -> Vec<String> {
         let mut shown = Vec::new();
         loop {
@@ -164,8 +166,8 @@ fn show(report: &Report) -> String {
             format!("inspected {} {image:?}", inspected.id.short())
         }
         Report::Unreadable(id, _) => format!("unreadable {}", id.short()),
-        Report::Happened(id, action) => format!("{action:?} {}", id.short()),
-        Report::Settled => "settled".into(),
+        Report::Event(id, action) => format!("{action:?} {}", id.short()),
+        Report::InventoryKnown => "inventory_known".into(),
         Report::Lost(_) => "lost".into(),
     }
 }
@@ -190,7 +192,7 @@ fn event(action: &str, fill: char) -> String {
 }
 
 /// An engine with one labelled container `a` that runs, one without labels, and one that does not run.
-fn sound(path: &str) -> Deed {
+fn sound(path: &str) -> Step {
     let container = |fill: char| {
         format!(
             "{{\"Id\":\"{}\",\"Image\":\"sha256:1\",\"State\":{{\"Running\":true}},\"Config\":{{\"Labels\":{{\"mesh.service\":\"db\"}}}}}}",
@@ -199,33 +201,35 @@ fn sound(path: &str) -> Deed {
     };
     let labels = "\"Labels\":{\"mesh.service\":\"db\"}";
     match path {
-        "/version" => Deed::Answer("{\"Version\":\"20.10\"}".into()),
-        "/info" => Deed::Status(403),
-        "/networks" => Deed::Answer("[]".into()),
-        "/containers/json?all=true" => Deed::Answer(format!(
+        "/version" => Step::Answer("{\"Version\":\"20.10\"}".into()),
+        "/info" => Step::Status(403),
+        "/networks" => Step::Answer("[]".into()),
+        "/containers/json?all=true" => Step::Answer(format!(
             "[{{\"Id\":\"{}\",\"State\":\"running\",{labels}}},{{\"Id\":\"{}\",\"State\":\"running\"}},{{\"Id\":\"{}\",\"State\":\"exited\",{labels}}}]",
             id('a'),
             id('b'),
             id('c')
         )),
-        "/images/sha256:1/json" => Deed::Answer("{\"Config\":{\"Labels\":null}}".into()),
-        path if path == format!("/containers/{}/json", id('a')) => Deed::Answer(container('a')),
-        path if path == format!("/containers/{}/json", id('d')) => Deed::Answer(container('d')),
-        EVENTS => Deed::Stream(chunked("")),
-        _ => Deed::Status(404),
+        "/images/sha256:1/json" => Step::Answer("{\"Config\":{\"Labels\":null}}".into()),
+        path if path == format!("/containers/{}/json", id('a')) => Step::Answer(container('a')),
+        path if path == format!("/containers/{}/json", id('d')) => Step::Answer(container('d')),
+        EVENTS => Step::Stream(chunked("")),
+        _ => Step::Status(404),
     }
 }
 
 #[tokio::test]
-async fn everything_there_is_is_reported_and_then_what_happens() {
+async fn all_containers_are_reported_first_and_then_events() {
     let standin = Standin::new(|path, _| match path {
-        EVENTS => Deed::Stream(chunked(
+        EVENTS => Step::Stream(chunked(
             &[event("start", 'd'), event("start", 'e')].concat(),
         )),
         path => sound(path),
     });
     let mut followed = standin.follow();
-    let mut shown = followed.until(|r| matches!(r, Report::Settled)).await;
+    let mut shown = followed
+        .until(|r| matches!(r, Report::InventoryKnown))
+        .await;
     assert_eq!(shown[..2], ["engine 20.10", "0 networks"]);
     shown.sort();
     assert_eq!(
@@ -239,16 +243,16 @@ async fn everything_there_is_is_reported_and_then_what_happens() {
             "engine 20.10",
             "inspected aaaaaaaaaaaa Some(0)",
             "inspected dddddddddddd Some(0)",
-            "settled",
+            "inventory_known",
         ],
-        "e was gone before it was looked at, which is no fault"
+        "e was removed before its description was requested, which is no fault"
     );
     let asked = standin.asked.lock().expect("nobody panics with it").clone();
     assert!(!asked.contains(&format!("/containers/{}/json", id('b'))));
 }
 
 #[tokio::test]
-async fn without_a_socket_it_is_absent_and_another_is_tried() {
+async fn without_a_socket_the_engine_is_absent_and_another_socket_is_tried() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let absent = directory.path().join("none");
     let mut followed = follow_engine(vec![absent.clone()]);
@@ -262,40 +266,44 @@ async fn without_a_socket_it_is_absent_and_another_is_tried() {
 }
 
 #[tokio::test]
-async fn a_socket_nobody_listens_on_is_refused_and_followed_once_somebody_does() {
+async fn a_socket_without_a_listener_is_a_fault_and_is_followed_later() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("s");
     drop(UnixListener::bind(&path).expect("a free path"));
     let mut followed = follow_engine(vec![path.clone()]);
     assert_eq!(
         followed.fault().await,
-        EngineFault::Refused(path.display().to_string())
+        EngineFault::NotListening(path.display().to_string())
     );
     std::fs::remove_file(&path).expect("it is there");
     let standin = Standin::new(|path, _| sound(path));
     std::os::unix::fs::symlink(standin.socket(), &path).expect("free again");
-    followed.until(|r| matches!(r, Report::Settled)).await;
+    followed
+        .until(|r| matches!(r, Report::InventoryKnown))
+        .await;
 }
 
 #[tokio::test]
-async fn an_engine_that_hangs_is_given_up_in_time() {
-    let standin = Standin::new(|_, _| Deed::Hang);
+async fn an_engine_that_hangs_is_a_fault_after_the_time_limit() {
+    let standin = Standin::new(|_, _| Step::Hang);
     assert_eq!(standin.follow().fault().await, EngineFault::Silent);
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_off_in_a_chunk_is_opened_again_and_nothing_is_taken_back() {
+async fn a_stream_that_ends_within_a_chunk_is_opened_again_and_no_container_is_removed() {
     let standin = Standin::new(|path, before| match path {
         EVENTS if before == 0 => {
-            let mut octets = chunked(&event("start", 'd'));
-            octets.extend_from_slice(b"ff\r\n{\"Type\":");
-            Deed::Octets(octets)
+            let mut bytes = chunked(&event("start", 'd'));
+            bytes.extend_from_slice(b"ff\r\n{\"Type\":");
+            Step::Bytes(bytes)
         }
         path => sound(path),
     });
     let mut followed = standin.follow();
     assert!(matches!(followed.fault().await, EngineFault::Broken(_)));
-    let shown = followed.until(|r| matches!(r, Report::Settled)).await;
+    let shown = followed
+        .until(|r| matches!(r, Report::InventoryKnown))
+        .await;
     assert_eq!(shown[0], "engine 20.10");
     assert!(shown.contains(&"inspected aaaaaaaaaaaa Some(0)".to_owned()));
     assert!(
@@ -306,20 +314,22 @@ async fn a_stream_that_breaks_off_in_a_chunk_is_opened_again_and_nothing_is_take
 }
 
 #[tokio::test]
-async fn garbage_is_a_fault_wherever_it_comes() {
-    for place in ["/version", "/networks", "/containers/json?all=true", EVENTS] {
+async fn garbage_is_a_fault_in_every_answer() {
+    for attachment in ["/version", "/networks", "/containers/json?all=true", EVENTS] {
         let standin = Standin::new(move |path, _| match path {
-            path if path == place && path == EVENTS => Deed::Stream(chunked("\u{1}\u{2}garbage\n")),
-            path if path == place => Deed::Answer("{garbage".into()),
+            path if path == attachment && path == EVENTS => {
+                Step::Stream(chunked("\u{1}\u{2}garbage\n"))
+            }
+            path if path == attachment => Step::Answer("{garbage".into()),
             path => sound(path),
         });
         let fault = standin.follow().fault().await;
         assert!(
-            matches!(fault, EngineFault::NotUnderstood(..)),
-            "{place}: {fault:?}"
+            matches!(fault, EngineFault::Malformed(..)),
+            "{attachment}: {fault:?}"
         );
     }
-    let standin = Standin::new(|_, _| Deed::Octets(b"\x00\xffnot http\r\n\r\n".to_vec()));
+    let standin = Standin::new(|_, _| Step::Bytes(b"\x00\xffnot http\r\n\r\n".to_vec()));
     assert!(matches!(
         standin.follow().fault().await,
         EngineFault::Broken(_)
@@ -327,15 +337,15 @@ async fn garbage_is_a_fault_wherever_it_comes() {
 }
 
 #[tokio::test]
-async fn one_container_that_cannot_be_read_does_not_hide_the_others() {
+async fn an_unreadable_container_does_not_hide_the_others() {
     let standin = Standin::new(|path, _| match path {
-        EVENTS => Deed::Stream(chunked(&event("start", 'd'))),
-        path if path.contains(&id('d')) => Deed::Answer("[]".into()),
+        EVENTS => Step::Stream(chunked(&event("start", 'd'))),
+        path if path.contains(&id('d')) => Step::Answer("[]".into()),
         path => sound(path),
     });
     let shown = standin
         .follow()
-        .until(|r| matches!(r, Report::Settled))
+        .until(|r| matches!(r, Report::InventoryKnown))
         .await;
     assert!(
         shown.contains(&"unreadable dddddddddddd".to_owned()),
@@ -345,11 +355,11 @@ async fn one_container_that_cannot_be_read_does_not_hide_the_others() {
 }
 
 #[tokio::test]
-async fn an_event_too_long_to_keep_is_made_up_for_by_a_list() {
+async fn after_an_event_that_is_too_long_a_list_is_requested() {
     let huge = format!("{{\"x\":\"{}\"}}\n", "y".repeat(MAX_EVENT + 1));
     let standin = Standin::new(move |path, before| match path {
-        EVENTS => Deed::Stream(chunked(&huge)),
-        "/containers/json?all=true" if before == 0 => Deed::Answer("[]".into()),
+        EVENTS => Step::Stream(chunked(&huge)),
+        "/containers/json?all=true" if before == 0 => Step::Answer("[]".into()),
         path => sound(path),
     });
     let mut followed = standin.follow();
@@ -359,13 +369,13 @@ async fn an_event_too_long_to_keep_is_made_up_for_by_a_list() {
 }
 
 #[tokio::test]
-async fn an_answer_without_end_is_cut_off() {
+async fn an_endless_answer_is_a_fault() {
     let standin = Standin::new(|path, _| match path {
         "/version" => {
-            let mut octets = chunked("");
-            octets.extend_from_slice(b"7fffffff\r\n");
-            octets.resize(3 << 20, b' ');
-            Deed::Stream(octets)
+            let mut bytes = chunked("");
+            bytes.extend_from_slice(b"7fffffff\r\n");
+            bytes.resize(3 << 20, b' ');
+            Step::Stream(bytes)
         }
         path => sound(path),
     });
@@ -374,20 +384,23 @@ async fn an_answer_without_end_is_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_does_not_make_the_network_is_quoted() {
+async fn the_reason_of_an_engine_that_does_not_create_the_network_is_shown() {
     let standin = Standin::new(|path, _| match path {
-        "/version" => Deed::Answer(r#"{"Version":"26.1.5"}"#.into()),
-        "/networks" => Deed::Answer("[]".into()),
+        "/version" => Step::Answer(r#"{"Version":"26.1.5"}"#.into()),
+        "/networks" => Step::Answer("[]".into()),
         "/networks/create" => {
-            let said = r#"{"message":"Pool overlaps with other one"}"#;
-            let head = format!("HTTP/1.1 403 x\r\ncontent-length: {}\r\n\r\n", said.len());
-            Deed::Octets(format!("{head}{said}").into_bytes())
+            let reported = r#"{"message":"Pool overlaps with other one"}"#;
+            let head = format!(
+                "HTTP/1.1 403 x\r\ncontent-length: {}\r\n\r\n",
+                reported.len()
+            );
+            Step::Bytes(format!("{head}{reported}").into_bytes())
         }
-        "/info" => Deed::Answer("{}".into()),
-        path if path.starts_with("/containers/json") => Deed::Answer("[]".into()),
-        _ => Deed::Hang,
+        "/info" => Step::Answer("{}".into()),
+        path if path.starts_with("/containers/json") => Step::Answer("[]".into()),
+        _ => Step::Hang,
     });
-    let plan = network::Plan {
+    let plan = network::NativePlan {
         prefix: "10.210.0.0/16".parse().expect("a literal"),
         block: "10.210.1.0/24".parse().expect("a literal"),
         node: "10.210.1.1".parse().expect("a literal"),
@@ -400,7 +413,7 @@ async fn an_engine_that_does_not_make_the_network_is_quoted() {
                 assert!(unusable.why.contains("Pool overlaps"), "{}", unusable.why);
                 break;
             }
-            Report::Native(Ok(_)) | Report::Settled => panic!("there is none"),
+            Report::Native(Ok(_)) | Report::InventoryKnown => panic!("there is none"),
             _ => {}
         }
     }

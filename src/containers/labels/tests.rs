@@ -1,4 +1,4 @@
-//! Labels as people write them, as they should not, and as somebody hostile would.
+//! Tests with usual labels, wrong labels and malicious labels.
 
 use proptest::prelude::*;
 
@@ -145,7 +145,7 @@ fn labels_baked_into_the_image_do_not_count() {
 }
 
 #[test]
-fn what_compose_writes_into_images_it_built_is_believed_of_containers_with_a_number() {
+fn names_of_compose_count_for_containers_with_a_number() {
     let image = labels(&COMPOSE[..2]);
     let own = labels(&[&COMPOSE[..], &[("mesh.service", "db")]].concat());
     let of = |own: &Labels, image: &Labels| {
@@ -189,7 +189,7 @@ fn ports_have_names_and_protocols() {
 }
 
 #[test]
-fn everything_wrong_is_refused_and_named() {
+fn each_invalid_label_is_refused_and_named() {
     let refused = |pairs: &[(&str, &str)], exposed: &[u16]| {
         let pairs = [&[("mesh.service", "db")], pairs].concat();
         exposed_as(&pairs, &facts(exposed))
@@ -229,7 +229,7 @@ fn everything_wrong_is_refused_and_named() {
 }
 
 #[test]
-fn ten_mebibytes_are_refused_in_one_short_line() {
+fn a_label_of_ten_mebibytes_is_refused_with_a_short_message() {
     let huge = "x".repeat(10 << 20);
     for label in [
         "mesh.service",
@@ -256,7 +256,7 @@ fn ten_mebibytes_are_refused_in_one_short_line() {
 }
 
 #[test]
-fn a_label_nobody_knows_is_said_and_passed_over() {
+fn an_unknown_label_is_reported_and_ignored() {
     let exposed = exposed_as(&[("mesh.service", "db"), ("mesh.prot", "1")], &facts(&[80]))
         .expect("right")
         .expect("exposed");
@@ -294,7 +294,7 @@ fn value() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn whatever_the_labels_are_the_outcome_is_one_a_record_can_carry(
+    fn the_result_of_any_labels_fits_into_a_record(
         labels in proptest::collection::btree_map(key(), value(), 0..10),
         image in proptest::option::of(proptest::collection::btree_map(key(), value(), 0..4)),
         exposed_ports in proptest::collection::btree_set(1u16.., 0..4),

@@ -1,29 +1,29 @@
-//! Makes the network through the engine, and takes it away when it is not wanted any more.
+//! Creates the network through the engine, and removes it when it is not needed any more.
 
 use std::path::{Path, PathBuf};
 
-use super::{NAME, Plan, Step, Unusable};
+use super::{NAME, NativePlan, Step, Unusable};
 use crate::containers::api;
-use crate::containers::client::{EngineFault, MAX_LIST, Verb, get, networks, send, whole};
+use crate::containers::client::{EngineFault, MAX_LIST, Verb, get, get_required, networks, send};
 use crate::containers::inspect::{Engine, EngineNetwork};
 
-/// Containers on it, whether they run or not.
-const ON_IT: &str = "/containers/json?all=true&filters=%7B%22network%22%3A%5B%22mesh%22%5D%7D";
+/// The query for all containers attached to the network, running or not.
+const ATTACHED: &str = "/containers/json?all=true&filters=%7B%22network%22%3A%5B%22mesh%22%5D%7D";
 
-/// Brings the network about; gives its id and all networks there are then.
+/// Creates the network if necessary. Returns its id and all networks that exist afterwards.
 ///
 /// # Errors
-/// The engine is away.
+/// The engine is not reachable.
 pub(in crate::containers) async fn keep(
     socket: &Path,
     engine: &Engine,
-    plan: &Plan,
+    plan: &NativePlan,
     there: Vec<EngineNetwork>,
 ) -> Result<(Result<String, Unusable>, Vec<EngineNetwork>), EngineFault> {
     let text = match plan.step(engine, &there) {
         Step::Keep(id) => return Ok((Ok(id), there)),
         Step::Refuse(unusable) => return Ok((Err(unusable), there)),
-        Step::Make(text) => text,
+        Step::Create(text) => text,
         Step::Replace(unusable) => {
             if !remove_unused(socket, &there).await? {
                 return Ok((Err(unusable), there));
@@ -31,37 +31,38 @@ pub(in crate::containers) async fn keep(
             let rest: Vec<EngineNetwork> =
                 there.iter().filter(|n| n.name != NAME).cloned().collect();
             match plan.step(engine, &rest) {
-                Step::Make(text) => text,
+                Step::Create(text) => text,
                 _ => return Ok((Err(unusable), there)),
             }
         }
     };
     let refused = match send(socket, Verb::Post, "/networks/create", text).await {
         Ok(()) => None,
-        Err(EngineFault::Said(_, why)) => Some(why),
+        Err(EngineFault::Rejected(_, why)) => Some(why),
         Err(fault) => return Err(fault),
     };
     let there = networks(socket, engine.podman).await?;
-    // Somebody else may have made it at the same time.
+    // Another program may have created it at the same time.
     let kept = match plan.step(engine, &there) {
         Step::Keep(id) => {
-            tracing::info!(network = NAME, "made the containers' network");
+            tracing::info!(network = NAME, "created the containers' network");
             Ok(id)
         }
         Step::Replace(unusable) | Step::Refuse(unusable) => Err(unusable),
-        Step::Make(_) => Err(Unusable {
+        Step::Create(_) => Err(Unusable {
             why: format!(
-                "the engine does not make the network {NAME}: {}",
-                refused.unwrap_or_else(|| "it does not say why".into())
+                "the engine does not create the network {NAME}: {}",
+                refused.unwrap_or_else(|| "it gives no reason".into())
             ),
-            fix: "put that right, and restart meshd".into(),
+            fix: "correct that, and restart meshd".into(),
         }),
     };
     Ok((kept, there))
 }
 
-/// Takes the network away, if it is ours and no container refers to it: one that does could never be started again.
-pub(crate) async fn take_away(sockets: &[PathBuf]) {
+/// Removes the network if meshd created it and no container refers to it. A container that refers to a removed network
+/// cannot be started again.
+pub(crate) async fn remove_network(sockets: &[PathBuf]) {
     for socket in sockets {
         let gone = async {
             let there = networks(socket, false).await?;
@@ -70,7 +71,7 @@ pub(crate) async fn take_away(sockets: &[PathBuf]) {
         match gone.await {
             Err(EngineFault::Absent(_)) => {}
             Err(fault) => {
-                tracing::warn!(%fault, network = NAME, "the containers' network stays");
+                tracing::warn!(%fault, network = NAME, "could not remove the containers' network");
                 return;
             }
             Ok(_) => return,
@@ -82,10 +83,10 @@ async fn remove_unused(socket: &Path, there: &[EngineNetwork]) -> Result<bool, E
     let Some(ours) = there.iter().find(|n| n.name == NAME && n.ours) else {
         return Ok(false);
     };
-    let list = whole(socket, ON_IT, MAX_LIST).await?;
-    let on_it = api::list(&list)
-        .map_err(|e| EngineFault::NotUnderstood("/containers/json".into(), e.to_string()))?;
-    if !on_it.is_empty() {
+    let list = get_required(socket, ATTACHED, MAX_LIST).await?;
+    let attached = api::list(&list)
+        .map_err(|e| EngineFault::Malformed("/containers/json".into(), e.to_string()))?;
+    if !attached.is_empty() {
         return Ok(false);
     }
     match send(
@@ -97,10 +98,12 @@ async fn remove_unused(socket: &Path, there: &[EngineNetwork]) -> Result<bool, E
     .await
     {
         Ok(()) => Ok(true),
-        // One that came on it meanwhile.
-        Err(EngineFault::Said(..)) => Ok(get(socket, &format!("/networks/{}", ours.id), MAX_LIST)
-            .await?
-            .is_none()),
+        // A container may have been attached in the meantime.
+        Err(EngineFault::Rejected(..)) => {
+            Ok(get(socket, &format!("/networks/{}", ours.id), MAX_LIST)
+                .await?
+                .is_none())
+        }
         Err(fault) => Err(fault),
     }
 }

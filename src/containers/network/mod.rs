@@ -1,13 +1,15 @@
-//! The network of the engine whose containers have mesh addresses of their own, as the engine itself gives them out: for
-//! software that must know its own address. What it is to be like, and what differs in one that is there. Pure.
+//! The network of the engine whose containers have mesh addresses of their own, which the engine itself assigns. It is
+//! for software that has to know its own address. This module computes how the network has to be, and how an existing
+//! one differs. Pure.
 //!
-//! It has the whole mesh as its subnet, so that a container on a second network still answers by this one, and gives
-//! addresses out of the first half of the node's block; the second half is left for those that are mapped. The engine
-//! translates nothing for it: that is done by rules of our own, which keep the container's address inside the mesh.
+//! The subnet of the network is the whole mesh, so that a container that is also on a second network still answers
+//! through this one. The engine assigns addresses from the first half of the node's block. The second half is left for
+//! mapped containers. The engine does not translate addresses of this network. Rules of meshd do, so that the
+//! container's address is kept inside the mesh.
 
 pub(super) mod keeper;
 
-pub(crate) use keeper::take_away;
+pub(crate) use keeper::remove_network;
 
 use std::net::Ipv4Addr;
 
@@ -18,16 +20,17 @@ use super::inspect::{Engine, EngineNetwork, OWNER};
 use super::labels::printable;
 use crate::protocol::local::Problem;
 
-/// Its name.
+/// The name of the network.
 pub const NAME: &str = "mesh";
-/// The bridge it is.
+/// The name of its bridge device.
 pub const BRIDGE: &str = "br-mesh";
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
 const MTU: &str = "com.docker.network.driver.mtu";
 const GATEWAY_MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
-/// From this version on Docker drops what it did not publish itself, unless the network says otherwise.
-const PROTECTIVE: u32 = 28;
+/// From this version on, Docker drops packets to ports that it did not publish, unless an option of the network
+/// disables that.
+const FILTERING_VERSION: u32 = 28;
 const UNPROTECTED: &str = "nat-unprotected";
 
 /// The first and the second half of a block.
@@ -37,43 +40,43 @@ fn halves(block: Ipv4Net) -> (Ipv4Net, Ipv4Net) {
     (next(), next())
 }
 
-/// What the network is to be like.
+/// The wanted properties of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plan {
-    /// All IPv4 addresses of the mesh.
+pub struct NativePlan {
+    /// The IPv4 prefix of the mesh.
     pub prefix: Ipv4Net,
     /// This node's block.
     pub block: Ipv4Net,
-    /// The node's address, by which containers on it leave the mesh.
+    /// The node's address, which is the gateway of the containers.
     pub node: Ipv4Addr,
-    /// Octets that the way to other nodes carries.
+    /// The MTU of the path to other nodes, in bytes.
     pub mtu: u16,
 }
 
-/// What there is to do about it.
+/// What to do about the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// It is there, with this id.
+    /// The network exists and is right. This is its id.
     Keep(String),
-    /// It is to be made: what the engine is asked.
-    Make(String),
-    /// Ours, of another time: to be made again if nothing is on it.
+    /// The network has to be created with this request.
+    Create(String),
+    /// The network of meshd has other properties. It has to be replaced if no container is attached.
     Replace(Unusable),
-    /// There can be none.
+    /// There cannot be such a network.
     Refuse(Unusable),
 }
 
-/// Why there is no such network.
+/// Why there is no usable network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unusable {
-    /// What is in the way.
+    /// The reason.
     pub why: String,
-    /// What to do about it.
+    /// The remedy.
     pub fix: String,
 }
 
 impl Unusable {
-    /// As people are told.
+    /// The problem for the status.
     #[must_use]
     pub fn problem(&self) -> Problem {
         Problem {
@@ -84,20 +87,20 @@ impl Unusable {
     }
 }
 
-impl Plan {
-    /// The addresses that the engine gives out.
+impl NativePlan {
+    /// The range from which the engine assigns addresses.
     #[must_use]
     pub fn range(&self) -> Ipv4Net {
         halves(self.block).0
     }
 
-    /// The addresses left for containers that are mapped.
+    /// The range for containers that are mapped.
     #[must_use]
     pub fn rest(&self) -> Ipv4Net {
         halves(self.block).1
     }
 
-    /// Whether a container may have `address`: one that the engine gives out, and not the node's.
+    /// Whether the engine may have assigned `address` to a container.
     #[must_use]
     pub fn is_own(&self, address: Ipv4Addr) -> bool {
         let range = self.range();
@@ -119,24 +122,21 @@ impl Plan {
         }
         if engine.rootless {
             return refuse(
-                "the engine runs rootless: its networks are not those of this host",
+                "the engine runs rootless, so its networks are in another network namespace",
                 "run the engine as root, or set `addressing = \"nat\"` in [docker] of meshd.toml",
             );
         }
         let Some(there) = networks.iter().find(|network| network.name == NAME) else {
-            return Step::Make(self.making(engine));
+            return Step::Create(self.create_request(engine));
         };
         let differences = self.differences(engine, there);
         if differences.is_empty() {
             return Step::Keep(there.id.clone());
         }
         let unusable = Unusable {
-            why: format!(
-                "the network {NAME} is there, but {}",
-                differences.join("; ")
-            ),
+            why: format!("the network {NAME} exists, but {}", differences.join("; ")),
             fix: format!(
-                "remove the containers on it, then `docker network rm {NAME}`: meshd makes it anew"
+                "remove the containers on it, then run `docker network rm {NAME}`; meshd creates it again"
             ),
         };
         if there.ours {
@@ -146,13 +146,13 @@ impl Plan {
         }
     }
 
-    fn making(&self, engine: &Engine) -> String {
+    fn create_request(&self, engine: &Engine) -> String {
         let mut options = json!({
             BRIDGE_NAME: BRIDGE,
             MASQUERADE: "false",
             MTU: self.mtu.to_string(),
         });
-        if is_protective(engine) {
+        if filters_by_default(engine) {
             options[GATEWAY_MODE] = UNPROTECTED.into();
         }
         let (owner, value) = OWNER;
@@ -166,7 +166,7 @@ impl Plan {
                     "Subnet": self.prefix.to_string(),
                     "IPRange": self.range().to_string(),
                     "Gateway": self.node.to_string(),
-                    // To the engine it is an address like any other; to people it is the block.
+                    // The engine must not assign the network address of the block, which identifies the block to users.
                     "AuxiliaryAddresses": {"block": self.block.network().to_string()},
                 }],
             },
@@ -193,10 +193,7 @@ impl Plan {
             wrong.push(format!("its subnet is {subnets} and not {}", self.prefix));
         }
         if there.range != Some(self.range()) {
-            wrong.push(format!(
-                "it gives out other addresses than {}",
-                self.range()
-            ));
+            wrong.push(format!("it assigns addresses outside {}", self.range()));
         }
         if there.gateway != Some(self.node) {
             wrong.push(format!("its gateway is not {}", self.node));
@@ -205,16 +202,18 @@ impl Plan {
         if option(MASQUERADE) != Some("false") {
             wrong.push("it hides its containers behind the host's address".into());
         }
-        if is_protective(engine) && option(GATEWAY_MODE) != Some(UNPROTECTED) {
-            wrong.push("Docker drops what comes to it from elsewhere".into());
+        if filters_by_default(engine) && option(GATEWAY_MODE) != Some(UNPROTECTED) {
+            wrong.push("Docker drops packets to it from other networks".into());
         }
         wrong
     }
 }
 
-fn is_protective(engine: &Engine) -> bool {
+fn filters_by_default(engine: &Engine) -> bool {
     let major = engine.version.split('.').next().unwrap_or_default();
-    major.parse().is_ok_and(|major: u32| major >= PROTECTIVE)
+    major
+        .parse()
+        .is_ok_and(|major: u32| major >= FILTERING_VERSION)
 }
 
 #[cfg(test)]
@@ -222,8 +221,8 @@ mod tests {
     use super::*;
     use crate::containers::api;
 
-    fn plan() -> Plan {
-        Plan {
+    fn plan() -> NativePlan {
+        NativePlan {
             prefix: "10.210.0.0/16".parse().expect("a literal"),
             block: "10.210.5.0/24".parse().expect("a literal"),
             node: "10.210.5.1".parse().expect("a literal"),
@@ -238,9 +237,9 @@ mod tests {
         }
     }
 
-    /// The network as the engine shows it after it was asked to make it.
-    fn made(plan: &Plan, version: &str) -> EngineNetwork {
-        let Step::Make(text) = plan.step(&engine(version), &[]) else {
+    /// The network as the engine lists it after it was created.
+    fn made(plan: &NativePlan, version: &str) -> EngineNetwork {
+        let Step::Create(text) = plan.step(&engine(version), &[]) else {
             panic!("it is not there");
         };
         let mut shown: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_is_kept_and_ours() {
+    fn a_created_network_is_recognized_and_kept() {
         for version in ["20.10.24", "26.1.5", "28.5.2+dfsg", "29.0.0"] {
             let network = made(&plan(), version);
             assert!(network.ours);
@@ -261,13 +260,13 @@ mod tests {
     }
 
     #[test]
-    fn only_engines_that_protect_networks_are_told_not_to() {
+    fn only_engines_that_filter_by_default_get_the_option() {
         let has = |version| made(&plan(), version).options.contains_key(GATEWAY_MODE);
         assert!(!has("20.10.24") && !has("27.5.1") && has("28.0.0") && !has("nonsense"));
     }
 
     #[test]
-    fn the_two_halves_of_a_block_do_not_meet_and_the_node_is_in_neither() {
+    fn the_two_halves_of_a_block_are_disjoint_and_exclude_the_node() {
         let plan = plan();
         assert_eq!(plan.range().to_string(), "10.210.5.0/25");
         assert_eq!(plan.rest().to_string(), "10.210.5.128/25");
@@ -279,8 +278,8 @@ mod tests {
     }
 
     #[test]
-    fn ours_of_another_block_is_replaced_and_one_of_somebody_else_is_named() {
-        let other = Plan {
+    fn our_network_of_another_block_is_replaced_and_one_of_others_is_a_problem() {
+        let other = NativePlan {
             block: "10.210.6.0/24".parse().expect("a literal"),
             node: "10.210.6.1".parse().expect("a literal"),
             ..plan()
@@ -312,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn engines_that_cannot_do_it_are_refused() {
+    fn engines_without_support_are_a_problem() {
         let podman = Engine {
             podman: true,
             ..engine("5.8.6")

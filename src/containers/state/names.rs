@@ -1,4 +1,4 @@
-//! What instances are called, and which names of services they have.
+//! The names of instances, and the services that each container serves.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,17 +10,17 @@ use crate::model::{Label, ServiceName};
 use crate::protocol::local::Problem;
 
 impl Containers {
-    /// The node is called so from now on.
+    /// Handles a new name of the node.
     pub fn handle_node_name(&mut self, node: Label) {
-        self.surroundings.node = node;
+        self.context.node = node;
         self.name_instances();
     }
 
-    /// Names each instance after its node and its container as that is called now: `<node>-<container>` is one instance's in
-    /// the whole mesh. Where that is too long or taken, the container's id stands for its name. Of two containers whose names
-    /// make one label, the one that has it keeps it; once it is free, the other has it.
+    /// Sets the name of each instance: `<node>-<container>`, which is unique in the mesh. If that is too long or in
+    /// use, the container's id replaces its name. If the names of two containers give the same label, the one that has
+    /// the label keeps it, and the other gets it once it is free.
     pub(super) fn name_instances(&mut self) {
-        let node = &self.surroundings.node;
+        let node = &self.context.node;
         let wanted = |held: &Container| node.joined(&Label::nearest(&held.name)?);
         let mut taken: BTreeSet<Label> = BTreeSet::new();
         let mut named: BTreeMap<ContainerId, Label> = BTreeMap::new();
@@ -46,12 +46,13 @@ impl Containers {
     }
 
     pub(super) fn label_by_id(&self, id: &ContainerId) -> Label {
-        self.surroundings.node.with_suffix(id.short())
+        self.context.node.with_suffix(id.short())
     }
 }
 
-/// Names within a project that `mesh.service` asks for and does not get: a Compose service is called so, or another
-/// project asks for it whose name makes the same label. Both would mix two services.
+/// The names within a project that a label `mesh.service` requests and that are not used, because a Compose service has
+/// the same name, or a project whose name gives the same label requests it as well. Using the name would mix two
+/// services.
 pub(super) fn contested(held: &BTreeMap<ContainerId, Container>) -> BTreeSet<&ServiceName> {
     let composes = || {
         let all = held.values();
@@ -72,7 +73,7 @@ pub(super) fn contested(held: &BTreeMap<ContainerId, Container>) -> BTreeSet<&Se
     contested
 }
 
-/// The containers whose label asks for one of these names.
+/// A problem for each container whose label requests one of these names.
 pub(super) fn contested_names(held: &BTreeMap<ContainerId, Container>) -> Vec<Problem> {
     let contested = contested(held);
     let problems = held.values().filter_map(|held| {
@@ -83,10 +84,10 @@ pub(super) fn contested_names(held: &BTreeMap<ContainerId, Container>) -> Vec<Pr
                 "the container {} does not have the name {labelled}",
                 printable(&held.name)
             ),
-            why: "another service of Compose is called so, or one of a project whose name makes the same label"
+            why: "another Compose service has this name, or a project whose name gives the same DNS label requests it"
                 .into(),
             fix: format!(
-                "give it another label mesh.service, or ask for it as {}",
+                "change its label mesh.service, or use the name {}",
                 compose.name
             ),
         })
@@ -94,7 +95,7 @@ pub(super) fn contested_names(held: &BTreeMap<ContainerId, Container>) -> Vec<Pr
     problems.collect()
 }
 
-/// The services that a container stands for.
+/// The services that a container serves.
 pub(super) fn served<'a>(
     held: &'a Container,
     contested: &BTreeSet<&ServiceName>,

@@ -1,4 +1,4 @@
-//! The networks of the engine, and which address a container has in them. Pure.
+//! The networks of the engine, and the address of a container in them. Pure.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -16,12 +16,12 @@ pub(super) struct Networks {
     pub(super) by_id: BTreeMap<String, EngineNetwork>,
     /// The id of the network whose containers have mesh addresses of their own.
     pub(super) native: Option<String>,
-    /// How that network has to be.
-    plan: Option<network::Plan>,
+    /// The wanted properties of that network.
+    plan: Option<network::NativePlan>,
 }
 
 impl Networks {
-    pub(super) fn new(plan: Option<network::Plan>) -> Self {
+    pub(super) fn new(plan: Option<network::NativePlan>) -> Self {
         Self {
             by_id: BTreeMap::new(),
             native: None,
@@ -41,7 +41,7 @@ impl Networks {
         if let Some(wanted) = wanted {
             let endpoint = endpoints
                 .get(wanted)
-                .ok_or_else(|| Refusal::NotThere(printable(wanted)))?;
+                .ok_or_else(|| Refusal::NotAttached(printable(wanted)))?;
             self.usable(wanted, &endpoint.network)?;
             return Ok(endpoint.address);
         }
@@ -75,7 +75,7 @@ impl Networks {
             .values()
             .any(|endpoint| endpoint.network == *native && endpoint.address == address);
         match on_it {
-            true if !plan.is_own(address) => Err(Refusal::Foreign(address, plan.range())),
+            true if !plan.is_own(address) => Err(Refusal::UnleasedAddress(address, plan.range())),
             on_it => Ok(on_it),
         }
     }

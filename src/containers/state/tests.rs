@@ -25,8 +25,8 @@ fn service(text: &str) -> ServiceName {
     ServiceName::parse(text).expect("a literal")
 }
 
-fn surroundings() -> Surroundings {
-    Surroundings {
+fn context() -> NodeContext {
+    NodeContext {
         node: label("n1"),
         addresses: vec!["10.210.1.1".parse().expect("a literal")],
         block: "10.210.1.0/24".parse().expect("a literal"),
@@ -69,7 +69,7 @@ fn web(n: u32, more: &[(&str, &str)]) -> Inspected {
 impl World {
     fn new() -> Self {
         let now = Instant::now();
-        let mut containers = Containers::new(surroundings(), BTreeMap::new(), now);
+        let mut containers = Containers::new(context(), BTreeMap::new(), now);
         containers.handle_networks(vec![network("net", "bridge", false)]);
         Self { containers, now }
     }
@@ -87,7 +87,7 @@ impl World {
         self.containers.handle_event(&id(n), action, self.now);
     }
 
-    /// A container comes up.
+    /// Starts a container and makes it ready.
     fn up(&mut self, n: u32) {
         self.happened(n, Action::Start);
         self.inspected(&web(n, &[]));
@@ -96,16 +96,16 @@ impl World {
 
     fn offers(&self) -> BTreeMap<ServiceName, Offer> {
         self.containers
-            .offers(&BTreeSet::new(), &self.wired(), self.now)
+            .offers(&BTreeSet::new(), &self.applied(), self.now)
     }
 
-    /// A kernel that maps all it is to.
-    fn wired(&self) -> Wired {
+    /// The mappings of a kernel that has applied all of them.
+    fn applied(&self) -> AppliedMappings {
         let mappings = self.containers.mappings();
-        Wired::Mapped(mappings.iter().map(|(a, m)| (*a, m.container)).collect())
+        AppliedMappings::Mapped(mappings.iter().map(|(a, m)| (*a, m.container)).collect())
     }
 
-    /// What is published of a service: instances with their health.
+    /// The published instances of a service, with their health.
     fn published(&self, name: &str) -> Vec<(String, Health)> {
         let offers = self.offers();
         let offer = offers.get(&service(name)).cloned().unwrap_or_default();
@@ -166,7 +166,7 @@ fn a_container_is_mapped_from_the_start_and_published_when_its_port_accepts() {
 }
 
 #[test]
-fn a_slow_start_is_shown_as_starting_after_a_while_and_a_problem_after_a_longer_one() {
+fn a_slow_start_is_published_as_starting_and_later_a_problem() {
     let mut world = World::new();
     world.inspected(&web(1, &[]));
     assert!(world.wait(2));
@@ -184,7 +184,7 @@ fn a_slow_start_is_shown_as_starting_after_a_while_and_a_problem_after_a_longer_
 }
 
 #[test]
-fn a_healthcheck_is_believed_and_its_starting_is_not_an_answer() {
+fn the_result_of_a_healthcheck_counts_and_starting_is_no_result() {
     let mut world = World::new();
     let mut checked = web(1, &[]);
     checked.facts.has_healthcheck = true;
@@ -209,7 +209,7 @@ fn compose_v2_replaces_a_container() {
         [("n1-shop-web-1".into(), Health::Draining)]
     );
     assert_eq!(world.mapped(), ["10.210.1.2 172.18.0.3"]);
-    // A look at it between the signal and its end still says that it runs.
+    // A description between the signal and the end still shows it as running.
     world.inspected(&web(1, &[]));
     assert_eq!(world.published("web")[0].1, Health::Draining);
     world.wait(2);
@@ -251,7 +251,7 @@ fn compose_v1_replaces_a_container() {
     assert_eq!(world.published("web"), [healthy("n1-shop-web-2")]);
 }
 
-/// A running container that is called `name`.
+/// A running container with the name `name`.
 fn called(n: u32, name: &str) -> Inspected {
     Inspected {
         name: name.into(),
@@ -260,9 +260,9 @@ fn called(n: u32, name: &str) -> Inspected {
 }
 
 #[test]
-fn a_container_that_replaces_another_has_its_name_whatever_it_was_called_for_a_moment() {
-    // Compose v1: the old one is renamed, the new one created and started, the old one removed. The engine's word on the old
-    // one may come last.
+fn a_container_that_replaces_another_gets_its_name_despite_temporary_names() {
+    // Compose v1 renames the old container, creates and starts the new one, and removes the old one. The event of the
+    // old one may arrive last.
     let mut world = World::new();
     world.inspected(&called(1, "shop_web_1"));
     world.containers.handle_probe(&id(1), true);
@@ -273,7 +273,8 @@ fn a_container_that_replaces_another_has_its_name_whatever_it_was_called_for_a_m
     world.containers.handle_probe(&id(2), true);
     assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
 
-    // A new one beside the old: it is looked at under its first name, and once more when it is renamed.
+    // A new container is started beside the old one. It is described under its first name, and again when it is
+    // renamed.
     let mut world = World::new();
     world.inspected(&called(1, "shop-web-1"));
     world.containers.handle_probe(&id(1), true);
@@ -301,7 +302,7 @@ fn a_container_that_replaces_another_has_its_name_whatever_it_was_called_for_a_m
 }
 
 #[test]
-fn instances_are_called_after_the_node_as_it_is_called_now() {
+fn the_names_of_instances_contain_the_present_name_of_the_node() {
     let mut world = World::new();
     world.up(1);
     world.containers.handle_node_name(label("edge"));
@@ -322,7 +323,7 @@ fn the_stop_signal_counts_before_the_container_is_known() {
 }
 
 #[test]
-fn other_signals_are_the_applications_business_unless_they_are_its_stop_signal() {
+fn other_signals_are_ignored_unless_they_are_the_stop_signal() {
     let mut world = World::new();
     world.up(1);
     for signal in [1, 10, 28] {
@@ -340,7 +341,7 @@ fn other_signals_are_the_applications_business_unless_they_are_its_stop_signal()
 }
 
 #[test]
-fn podman_says_nothing_before_the_end() {
+fn podman_sends_no_event_before_the_end() {
     let mut world = World::new();
     world.up(1);
     world.happened(1, Action::Die);
@@ -349,7 +350,7 @@ fn podman_says_nothing_before_the_end() {
 }
 
 #[test]
-fn a_restarted_container_keeps_its_address_and_is_probed_afresh() {
+fn a_restarted_container_keeps_its_address_and_is_probed_again() {
     let mut world = World::new();
     world.up(1);
     for action in [Action::Kill(15), Action::Die, Action::Start] {
@@ -382,7 +383,7 @@ fn a_drain_ends_after_its_time_though_the_process_lives_on() {
 }
 
 #[test]
-fn what_the_list_does_not_have_is_gone() {
+fn a_container_that_is_not_listed_was_removed() {
     let mut world = World::new();
     world.up(1);
     world.up(2);
@@ -394,7 +395,7 @@ fn what_the_list_does_not_have_is_gone() {
 }
 
 #[test]
-fn an_address_that_the_engine_gave_to_another_is_the_others() {
+fn an_address_that_the_engine_assigned_again_belongs_to_the_new_container() {
     let mut world = World::new();
     world.up(1);
     let Network::Attached(same) = web(1, &[]).network else {
@@ -423,7 +424,7 @@ fn of_300_containers_on_a_slash_24_those_past_the_last_address_are_refused_by_na
             .iter()
             .any(|p| p.contains("shop_web_253") && p.contains("all 253"))
     );
-    // When others have gone and their addresses have rested, the next look at it succeeds.
+    // When other containers were removed and their addresses may be leased again, the next description succeeds.
     for n in 0..10 {
         world.happened(n, Action::Die);
         world.happened(n, Action::Destroy);
@@ -442,7 +443,7 @@ fn addresses_survive_a_restart_of_meshd() {
     }
     let before = world.mapped();
     let kept = world.containers.leases();
-    world.containers = Containers::new(surroundings(), kept, world.now);
+    world.containers = Containers::new(context(), kept, world.now);
     world
         .containers
         .handle_listed(&BTreeSet::from([id(1), id(2), id(3)]), world.now);
@@ -518,11 +519,11 @@ fn a_container_in_the_hosts_network_is_at_the_nodes_address() {
     world.containers.handle_probe(&id(1), true);
     let offers = world.offers();
     let instances = &offers[&service("web")].instances;
-    assert_eq!(instances[0].addresses, surroundings().addresses);
+    assert_eq!(instances[0].addresses, context().addresses);
 }
 
 #[test]
-fn a_paused_container_is_out_of_the_answers_and_said() {
+fn a_paused_container_is_not_published_and_is_a_problem() {
     let mut world = World::new();
     world.up(1);
     world.happened(1, Action::Pause);
@@ -533,7 +534,7 @@ fn a_paused_container_is_out_of_the_answers_and_said() {
 }
 
 #[test]
-fn a_restart_loop_keeps_nobody_busy_and_is_said() {
+fn a_restart_loop_publishes_nothing_and_is_a_problem() {
     let mut world = World::new();
     for run in 0..4 {
         world.happened(1, Action::Start);
@@ -553,7 +554,7 @@ fn a_restart_loop_keeps_nobody_busy_and_is_said() {
 }
 
 #[test]
-fn one_that_dies_at_once_is_said_and_one_that_was_stopped_is_not() {
+fn a_container_that_ends_early_is_a_problem_and_a_stopped_one_is_not() {
     let mut world = World::new();
     world.up(1);
     world.happened(1, Action::Die);
@@ -566,7 +567,7 @@ fn one_that_dies_at_once_is_said_and_one_that_was_stopped_is_not() {
 }
 
 #[test]
-fn what_is_not_mapped_is_not_published_and_without_maps_published_ports_are() {
+fn unmapped_containers_are_not_published_and_without_mappings_published_ports_are_used() {
     let mut world = World::new();
     let mut inspected = web(1, &[]);
     let number = |n: u16| n.try_into().expect("not zero");
@@ -582,10 +583,17 @@ fn what_is_not_mapped_is_not_published_and_without_maps_published_ports_are() {
     for n in [1, 2] {
         world.containers.handle_probe(&id(n), true);
     }
-    let offers = |wired| world.containers.offers(&BTreeSet::new(), &wired, world.now);
-    assert_eq!(offers(Wired::Mapped(BTreeMap::new())), BTreeMap::new());
+    let offers = |applied| {
+        world
+            .containers
+            .offers(&BTreeSet::new(), &applied, world.now)
+    };
+    assert_eq!(
+        offers(AppliedMappings::Mapped(BTreeMap::new())),
+        BTreeMap::new()
+    );
 
-    let offers = offers(Wired::Impossible);
+    let offers = offers(AppliedMappings::Unavailable);
     let instances = &offers[&service("web")].instances;
     let places: Vec<String> = instances
         .iter()
@@ -599,7 +607,9 @@ fn drained_services_are_drained_and_their_own_health_is_still_known() {
     let mut world = World::new();
     world.up(1);
     let drained = BTreeSet::from([service("web")]);
-    let offers = world.containers.offers(&drained, &world.wired(), world.now);
+    let offers = world
+        .containers
+        .offers(&drained, &world.applied(), world.now);
     assert_eq!(
         offers[&service("web")].instances[0].health,
         Health::Draining
@@ -643,7 +653,7 @@ fn a_compose_container_has_both_names_and_the_service_address_is_of_the_first() 
 }
 
 #[test]
-fn a_name_in_a_project_is_the_compose_services_before_it_is_a_labels() {
+fn a_name_in_a_project_belongs_to_the_compose_service_before_a_label() {
     let mut world = World::new();
     let of = |service: &'static str, project: &'static str| {
         [
@@ -658,7 +668,7 @@ fn a_name_in_a_project_is_the_compose_services_before_it_is_a_labels() {
     };
     up(&mut world, 1, &of("app", "shop"));
     assert_eq!(world.published("web.shop"), [healthy("n1-shop-web-1")]);
-    // The service of Compose that is called `web` has another label.
+    // The Compose service with the name `web` has another label.
     let other = [&of("web", "shop")[..], &[("mesh.service", "front")]].concat();
     up(&mut world, 2, &other);
     assert_eq!(world.published("web.shop"), [healthy("n1-shop-web-2")]);
@@ -669,7 +679,7 @@ fn a_name_in_a_project_is_the_compose_services_before_it_is_a_labels() {
     assert!(problems[0].contains("the container shop_web_1 does not have the name web.shop"));
     world.happened(2, Action::Destroy);
     assert_eq!(world.published("web.shop"), [healthy("n1-shop-web-1")]);
-    // Projects whose names make one label are two projects.
+    // Projects whose names give the same label are two projects.
     up(&mut world, 3, &of("x", "my_shop"));
     up(&mut world, 4, &of("y", "my-shop"));
     assert_eq!(world.published("web.my-shop"), []);
@@ -677,7 +687,7 @@ fn a_name_in_a_project_is_the_compose_services_before_it_is_a_labels() {
 }
 
 #[test]
-fn a_container_of_which_only_the_label_changes_is_no_confusion() {
+fn a_container_of_which_only_the_label_changes_is_not_ambiguous() {
     let mut world = World::new();
     let labels = [&COMPOSE[..], &[("com.docker.compose.project", "shop")]].concat();
     let next = [&labels[..], &[("mesh.service", "next")]].concat();
@@ -690,7 +700,7 @@ fn a_container_of_which_only_the_label_changes_is_no_confusion() {
 }
 
 #[test]
-fn two_projects_whose_names_make_one_label_are_not_mixed() {
+fn two_projects_whose_names_give_one_label_are_not_mixed() {
     let mut world = World::new();
     for (n, project) in [(1, "my_shop"), (2, "my-shop")] {
         let labels = [&COMPOSE[..], &[("com.docker.compose.project", project)]].concat();
@@ -706,7 +716,7 @@ fn two_projects_whose_names_make_one_label_are_not_mixed() {
 }
 
 #[test]
-fn instances_whose_names_make_one_label_are_told_apart_by_id() {
+fn instances_whose_names_give_one_label_are_distinguished_by_id() {
     let mut world = World::new();
     world.up(1);
     world.inspected(&Inspected {
@@ -724,15 +734,15 @@ fn instances_whose_names_make_one_label_are_told_apart_by_id() {
 #[test]
 fn a_container_on_the_network_mesh_is_published_at_its_own_address() {
     let mut world = World::new();
-    let plan = network::Plan {
+    let plan = network::NativePlan {
         prefix: "10.210.0.0/16".parse().expect("a literal"),
         block: "10.210.1.0/24".parse().expect("a literal"),
         node: "10.210.1.1".parse().expect("a literal"),
         mtu: 1420,
     };
-    let around = Surroundings {
+    let around = NodeContext {
         network: Some(plan),
-        ..surroundings()
+        ..context()
     };
     world.containers = Containers::new(around, BTreeMap::new(), world.now);
     let networks = vec![
@@ -759,18 +769,18 @@ fn a_container_on_the_network_mesh_is_published_at_its_own_address() {
     );
     world.containers.handle_probe(&id(1), true);
     assert_eq!(world.published("web"), [healthy("n1-shop-web-1")]);
-    // An address that somebody chose may be one that is mapped, or the node's.
+    // A manually chosen address may be in use by a mapping, or by the node.
     world.inspected(&on(3, "10.210.1.130"));
     let problems = world.problems();
     assert!(problems[0].contains("10.210.1.0/25"), "{problems:?}");
-    // Told so, it is reached by another of its networks.
+    // If a label says so, the container is reached through another of its networks.
     world.inspected(&web(1, &[("mesh.network", "shop_default")]));
     assert!(
         world.mapped().iter().any(|m| m.ends_with(" 172.18.0.3")),
         "{:?}",
         world.mapped()
     );
-    // Without the network all are mapped.
+    // Without the network all containers are mapped.
     world.containers.handle_native(None);
     world.inspected(&web(4, &[]));
     assert!(

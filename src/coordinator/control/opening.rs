@@ -12,6 +12,7 @@ use crate::coordinator::hub::{Cursor, Hub, Standing, StreamStart};
 use crate::coordinator::slots::Slot;
 use crate::model::PublicKey;
 use crate::os::clock;
+use crate::os::random;
 use crate::protocol::control::{
     FromCoordinator, FromNode, Refusal, agree, disagreement, proof_message,
 };
@@ -119,7 +120,7 @@ async fn greet(hub: &Hub, socket: &mut Socket) -> Result<Greeting, End> {
         ));
     };
     let mut nonce = [0u8; 32];
-    if getrandom::fill(&mut nonce).is_err() {
+    if random::fill(&mut nonce).is_err() {
         return refuse(
             Refusal::Busy,
             "the coordinator has no randomness; try again later",

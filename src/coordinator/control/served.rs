@@ -8,8 +8,8 @@ use tokio::sync::{Semaphore, watch};
 use super::allowance::Allowances;
 use super::frames::Bound;
 use super::session::SessionTable;
-use crate::coordinator::admin::crashed;
 use crate::coordinator::hub::Hub;
+use crate::coordinator::reply::crashed;
 use crate::protocol::api::ApiError;
 use crate::protocol::control::{MAX_FROM_NODE, PING_SECONDS};
 

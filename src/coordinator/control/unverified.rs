@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::end::End;
 use crate::coordinator::hub::{Hub, Proof, StreamStart};
 use crate::model::PublicKey;
+use crate::os::random;
 use crate::protocol::control::Refusal;
 use crate::records::Envelope;
 
@@ -106,7 +107,7 @@ pub(super) fn too_many() -> End {
 /// name, and each node offers all records that it holds.
 pub(super) fn stream_start() -> StreamStart {
     StreamStart {
-        store: format!("{:016x}", getrandom::u64().unwrap_or_default()),
+        store: format!("{:016x}", random::u64().unwrap_or_default()),
         revision: 0,
         snapshot: true,
     }

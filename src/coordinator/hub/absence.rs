@@ -78,8 +78,8 @@ impl Turn<'_> {
         self.recover().map_err(fault)?;
         // All departures of a node have the same effect, and each costs a write. So the first one is kept.
         let store = &mut self.writer.store;
-        if store.farewell(node).map_err(fault)?.is_none() {
-            store.set_farewell(node, departure).map_err(fault)?;
+        if store.departure(node).map_err(fault)?.is_none() {
+            store.store_departure(node, departure).map_err(fault)?;
         }
         Ok(())
     }
@@ -91,7 +91,7 @@ impl Turn<'_> {
             if present.contains(&node) {
                 continue;
             }
-            let departure = self.writer.store.farewell(&node).map_err(fault)?;
+            let departure = self.writer.store.departure(&node).map_err(fault)?;
             let Some(departure) = departure.and_then(Authentic::verify) else {
                 continue;
             };

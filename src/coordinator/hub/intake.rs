@@ -74,7 +74,7 @@ impl Turn<'_> {
         self.recover().map_err(fault)?;
         let mut published = Published::default();
         let bounds = self.writer.store.bounds();
-        for part in batches(records, bounds.records, bounds.octets) {
+        for part in batches(records, bounds.records, bounds.bytes) {
             let mut attempt = 0;
             let taken = loop {
                 let taken = self

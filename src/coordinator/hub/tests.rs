@@ -264,14 +264,14 @@ fn kinds(records: &[Envelope]) -> Vec<String> {
 
 /// A coordinator on an etcd.
 #[cfg(feature = "etcd")]
-fn on_etcd(rig: &crate::coordinator::store::Rig) -> Hub {
+fn on_etcd(rig: &crate::coordinator::store::EtcdFixture) -> Hub {
     let store = crate::coordinator::store::Etcd::open(&rig.settings(), None).expect("it runs");
     Hub::open(Box::new(store), setup()).expect("readable")
 }
 
 /// Two coordinators that share an etcd, with a mesh and a token.
 #[cfg(feature = "etcd")]
-fn two_on_one_store(rig: &crate::coordinator::store::Rig) -> (Hub, Hub) {
+fn two_on_one_store(rig: &crate::coordinator::store::EtcdFixture) -> (Hub, Hub) {
     let (one, other) = (on_etcd(rig), on_etcd(rig));
     submit(&one, Some(MESH), mesh(&one)).expect("the first");
     submit(&one, None, token(now() + HOUR)).expect("signed by the mesh key");
@@ -535,12 +535,16 @@ impl Store for Fillable {
     fn is_issued_here(&mut self, token: &PublicKey) -> Result<bool, StoreError> {
         self.inner.is_issued_here(token)
     }
-    fn set_farewell(&mut self, node: &PublicKey, departure: &Envelope) -> Result<(), StoreError> {
+    fn store_departure(
+        &mut self,
+        node: &PublicKey,
+        departure: &Envelope,
+    ) -> Result<(), StoreError> {
         self.check()?;
-        self.inner.set_farewell(node, departure)
+        self.inner.store_departure(node, departure)
     }
-    fn farewell(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
-        self.inner.farewell(node)
+    fn departure(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
+        self.inner.departure(node)
     }
     fn set_refilled(&mut self) -> Result<(), StoreError> {
         self.check()?;
@@ -828,7 +832,7 @@ fn a_join_that_is_only_tried_changes_nothing_and_says_what_a_join_would() {
 #[cfg(feature = "etcd")]
 #[test]
 fn a_departure_at_one_coordinator_frees_the_name_at_the_other() {
-    let Some(rig) = crate::coordinator::store::Rig::start() else {
+    let Some(rig) = crate::coordinator::store::EtcdFixture::start() else {
         return;
     };
     let (one, other) = two_on_one_store(&rig);
@@ -1031,7 +1035,7 @@ fn of_a_strangers_records_its_own_membership_and_those_of_the_mesh_key_prove_som
 #[cfg(feature = "etcd")]
 #[test]
 fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
-    let Some(rig) = crate::coordinator::store::Rig::start() else {
+    let Some(rig) = crate::coordinator::store::EtcdFixture::start() else {
         return;
     };
     let (one, other) = two_on_one_store(&rig);
@@ -1074,8 +1078,10 @@ fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
 #[cfg(feature = "etcd")]
 #[test]
 fn a_snapshot_put_back_under_a_running_coordinator_is_noticed_and_lets_nobody_in_twice() {
-    use crate::coordinator::store::{Etcd, Rig};
-    let Some(mut rig) = Rig::start() else { return };
+    use crate::coordinator::store::{Etcd, EtcdFixture};
+    let Some(mut rig) = EtcdFixture::start() else {
+        return;
+    };
     let store = Etcd::open(&rig.settings(), None).expect("it runs");
     let hub = Hub::open(Box::new(store), setup()).expect("readable");
     submit(&hub, Some(MESH), mesh(&hub)).expect("the first");

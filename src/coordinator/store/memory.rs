@@ -1,8 +1,9 @@
 //! A store in memory that decides as the SQLite store does. Tests and simulations use it.
 //!
-//! A [`MemoryDisk`] holds the contents and outlives the coordinators that use it. Each coordinator opens a [`Memory`] on it. Several
-//! coordinators may share a disk, as they share an etcd cluster. The disk can be full, can fail, can lose writes that were not
-//! synced, and can be copied and put back. It takes its randomness from the caller, so that a simulation is determined by its seed.
+//! A [`MemoryDisk`] holds the contents and outlives the coordinators that use it. Each coordinator opens a [`Memory`]
+//! on it. Several coordinators may share a disk, as they share an etcd cluster. The disk can be full, can fail, can
+//! lose writes that were not synced, and can be copied and put back. It takes its randomness from the caller, so that a
+//! simulation is determined by its seed.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
@@ -166,7 +167,8 @@ impl MemoryDisk {
         MemoryBackup(self.disk().tables.clone())
     }
 
-    /// Replaces the contents by those of `backup`. Nothing in the store indicates that, as when a file is replaced by an older copy.
+    /// Replaces the contents by those of `backup`. Nothing in the store indicates that, as when a file is replaced by
+    /// an older copy.
     pub fn put_back(&self, backup: &MemoryBackup) {
         self.disk().replace(backup.0.clone());
         self.notify();
@@ -470,14 +472,18 @@ impl Store for Memory {
         self.read(|tables| tables.issued.contains(token))
     }
 
-    fn set_farewell(&mut self, node: &PublicKey, departure: &Envelope) -> Result<(), StoreError> {
+    fn store_departure(
+        &mut self,
+        node: &PublicKey,
+        departure: &Envelope,
+    ) -> Result<(), StoreError> {
         self.change_always(|disk| {
             disk.tables.departures.insert(*node, departure.clone());
             Ok(())
         })
     }
 
-    fn farewell(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
+    fn departure(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
         self.read(|tables| tables.departures.get(node).cloned())
     }
 

@@ -9,9 +9,10 @@
 //! it may not be. So a store that was restored from a backup forgets which tokens it issued and takes another name, because nodes
 //! may have joined after the backup.
 //!
-//! A store that several coordinators share accepts a write only from a coordinator that has read all earlier writes. Any other
-//! coordinator receives [`StoreError::Behind`], applies [`Store::news`], decides its write again and repeats it. So all coordinators
-//! hold the same records under the same revisions, and no coordinator decides with an old state.
+//! A store that several coordinators share accepts a write only from a coordinator that has read all earlier writes.
+//! Any other coordinator receives [`StoreError::Behind`], applies [`Store::news`], decides its write again and repeats
+//! it. So all coordinators hold the same records under the same revisions, and no coordinator decides with an old
+//! state.
 
 mod backup;
 #[cfg(feature = "etcd")]
@@ -29,11 +30,12 @@ pub use backup::{back_up, restore};
 #[cfg(feature = "etcd")]
 pub use etcd::Etcd;
 #[cfg(all(test, feature = "etcd"))]
-pub(crate) use etcd::rig::Rig;
+pub(crate) use etcd::fixture::EtcdFixture;
 pub use memory::{Memory, MemoryBackup, MemoryDisk, Sharing};
 pub use sqlite::Sqlite;
 
 use crate::model::{Label, PublicKey};
+use crate::os::random;
 use crate::records::Envelope;
 use crate::records::kinds::RecordKey;
 
@@ -150,7 +152,7 @@ pub struct Bounds {
     /// The maximum number of records.
     pub records: usize,
     /// The maximum size of their payloads together, in bytes. A single record may be larger.
-    pub octets: usize,
+    pub bytes: usize,
 }
 
 /// The settings of the connection to an etcd cluster.
@@ -185,7 +187,7 @@ struct LeaseStart {
 impl LeaseStart {
     /// For a store in which no block is leased beyond `above`.
     fn beyond(above: u32) -> Result<Self, StoreError> {
-        let turn = getrandom::u32().map_err(|e| StoreError::Failed(e.to_string()))?;
+        let turn = random::u32().map_err(|e| StoreError::Failed(e.to_string()))?;
         Ok(Self { above, turn })
     }
 
@@ -251,8 +253,9 @@ pub trait Store: Send + 'static {
     /// The store cannot be written; none is stored then.
     fn put(&mut self, writes: &[Write]) -> Result<u64, StoreError>;
 
-    /// Spends a use of the token, reserves the name, leases a block and stores the membership, all or nothing. A node that the same
-    /// token has admitted before spends nothing and keeps its block. The same membership has the same result again.
+    /// Spends a use of the token, reserves the name, leases a block and stores the membership, all or nothing. A node
+    /// that the same token has admitted before spends nothing and keeps its block. The same membership has the same
+    /// result again.
     ///
     /// # Errors
     /// Which of these is not possible.
@@ -268,13 +271,14 @@ pub trait Store: Send + 'static {
     ///
     /// # Errors
     /// The store cannot be written.
-    fn set_farewell(&mut self, node: &PublicKey, departure: &Envelope) -> Result<(), StoreError>;
+    fn store_departure(&mut self, node: &PublicKey, departure: &Envelope)
+    -> Result<(), StoreError>;
 
     /// The stored departure of a node.
     ///
     /// # Errors
     /// The store cannot be read.
-    fn farewell(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError>;
+    fn departure(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError>;
 
     /// Records that the nodes have offered what happened between a backup and its restoration.
     ///
@@ -289,7 +293,8 @@ pub trait Store: Send + 'static {
     /// The store cannot be written, and nothing has changed.
     fn set_restored(&mut self) -> Result<(), StoreError>;
 
-    /// Whether the node may have the block: the block is leased to it, or the node has no lease and the block is leased to nobody.
+    /// Whether the node may have the block: the block is leased to it, or the node has no lease and the block is leased
+    /// to nobody.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -301,8 +306,8 @@ pub trait Store: Send + 'static {
     /// The store cannot be written.
     fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError>;
 
-    /// Whether the token may have admitted the node without the knowledge of this store. That is impossible if the token was issued
-    /// through this store and did not admit the node through it.
+    /// Whether the token may have admitted the node without the knowledge of this store. That is impossible if the
+    /// token was issued through this store and did not admit the node through it.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -316,7 +321,7 @@ pub trait Store: Send + 'static {
     fn bounds(&self) -> Bounds {
         Bounds {
             records: usize::MAX,
-            octets: usize::MAX,
+            bytes: usize::MAX,
         }
     }
 

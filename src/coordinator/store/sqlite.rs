@@ -8,6 +8,7 @@ use rusqlite::{
 
 use super::{Admission, Admitted, Contents, Effect, LeaseStart, Store, StoreError, Stored, Write};
 use crate::model::{Label, PublicKey};
+use crate::os::random;
 use crate::records::Envelope;
 use crate::records::kinds::RecordKey;
 
@@ -26,7 +27,7 @@ CREATE TABLE leases (node TEXT PRIMARY KEY, block INTEGER NOT NULL UNIQUE) WITHO
 CREATE TABLE released (block INTEGER PRIMARY KEY, turn INTEGER NOT NULL);
 ";
 /// The first files of this schema lack this table. Earlier programs ignore it.
-const FAREWELLS: &str = "CREATE TABLE IF NOT EXISTS farewells (node TEXT PRIMARY KEY, envelope TEXT NOT NULL) WITHOUT ROWID";
+const CREATE_DEPARTURES: &str = "CREATE TABLE IF NOT EXISTS farewells (node TEXT PRIMARY KEY, envelope TEXT NOT NULL) WITHOUT ROWID";
 
 /// A store in a SQLite file.
 #[derive(Debug)]
@@ -81,7 +82,7 @@ impl Sqlite {
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             transaction.commit()?;
         }
-        connection.execute(FAREWELLS, [])?;
+        connection.execute(CREATE_DEPARTURES, [])?;
         Ok(Self(connection))
     }
 
@@ -95,8 +96,8 @@ impl Sqlite {
 /// A random name for a store.
 pub(super) fn new_id() -> Result<String, StoreError> {
     let mut id = [0u8; 16];
-    getrandom::fill(&mut id).map_err(|e| StoreError::Failed(e.to_string()))?;
-    Ok(id.iter().map(|octet| format!("{octet:02x}")).collect())
+    random::fill(&mut id).map_err(|e| StoreError::Failed(e.to_string()))?;
+    Ok(id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<String>, StoreError> {
@@ -446,7 +447,11 @@ impl Store for Sqlite {
         )?)
     }
 
-    fn set_farewell(&mut self, node: &PublicKey, departure: &Envelope) -> Result<(), StoreError> {
+    fn store_departure(
+        &mut self,
+        node: &PublicKey,
+        departure: &Envelope,
+    ) -> Result<(), StoreError> {
         let text =
             serde_json::to_string(departure).map_err(|e| StoreError::Failed(e.to_string()))?;
         self.0.execute(
@@ -456,7 +461,7 @@ impl Store for Sqlite {
         Ok(())
     }
 
-    fn farewell(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
+    fn departure(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
         let text: Option<String> = self
             .0
             .query_row(

@@ -1,9 +1,9 @@
-//! What every store must do. Each test runs against every kind of store.
+//! Tests of what every store must do. Each runs with every kind of store.
 
 use super::*;
 use crate::model::SigningKey;
 
-/// The kinds of store, each new and empty; without etcd where it is not installed.
+/// The kinds of store, each new and empty. etcd is left out if it is not installed.
 fn stores() -> Vec<Box<dyn Store>> {
     let memory = |sharing| {
         let mut next = 0x9e37_79b9_7f4a_7c15_u64;
@@ -25,10 +25,10 @@ fn stores() -> Vec<Box<dyn Store>> {
 
 #[cfg(feature = "etcd")]
 fn with_etcd(mut stores: Vec<Box<dyn Store>>) -> Vec<Box<dyn Store>> {
-    if let Some(rig) = Rig::start_for_part() {
-        let mut store = Etcd::open(&rig.settings(), None).expect("it runs");
+    if let Some(fixture) = EtcdFixture::start_for_part() {
+        let mut store = Etcd::open(&fixture.settings(), None).expect("it runs");
         store.load().expect("readable");
-        store.keep(rig);
+        store.end_with_store(fixture);
         stores.push(Box::new(store));
     }
     stores
@@ -157,7 +157,7 @@ fn a_refused_admission_spends_nothing() {
 }
 
 #[test]
-fn a_node_takes_another_name_and_frees_the_old_one() {
+fn a_node_gets_another_name_and_frees_the_old_one() {
     for mut store in stores() {
         store.admit(&admission(1, "a", 2, 256)).expect("unspent");
         let renamed = store.admit(&admission(1, "b", 2, 256)).expect("its own");
@@ -197,7 +197,7 @@ fn a_block_that_was_never_leased_comes_before_a_released_one() {
 }
 
 #[test]
-fn a_block_that_a_node_says_it_has_is_leased_to_nobody_else() {
+fn a_block_that_a_node_has_published_is_leased_to_no_other_node() {
     for mut store in stores() {
         store.put(&[leased(1, 1), leased(2, 2)]).expect("writable");
         // One moves: what it had is free, but rests.
@@ -208,7 +208,7 @@ fn a_block_that_a_node_says_it_has_is_leased_to_nobody_else() {
 }
 
 #[test]
-fn a_block_goes_from_who_was_promised_it_to_who_is_known_to_have_it() {
+fn a_block_moves_from_its_leaseholder_to_the_node_that_published_it() {
     for mut store in stores() {
         assert_eq!(
             store.admit(&admission(1, "a", 9, 256)).expect("room").block,
@@ -277,7 +277,7 @@ fn a_removed_nodes_own_records_are_gone_and_others_stay() {
 }
 
 #[test]
-fn a_token_issued_here_has_admitted_only_whom_it_admitted_here() {
+fn a_token_of_this_store_has_admitted_only_the_nodes_in_this_store() {
     for mut store in stores() {
         assert!(
             store.may_have_admitted(&TOKEN, &node(1)).expect("readable"),
@@ -333,7 +333,7 @@ fn the_node_that_a_block_is_leased_to_may_have_it_and_no_other() {
 }
 
 #[test]
-fn records_that_nobody_holds_any_more_are_forgotten_without_a_revision() {
+fn records_that_no_ledger_holds_are_deleted_without_a_revision() {
     for mut store in stores() {
         store
             .put(&[
@@ -355,7 +355,7 @@ fn records_that_nobody_holds_any_more_are_forgotten_without_a_revision() {
 }
 
 #[test]
-fn a_node_that_is_out_counts_as_a_use_of_its_token_and_has_no_name() {
+fn a_removed_node_counts_as_a_use_of_its_token_and_has_no_name() {
     for mut store in stores() {
         let effect = Effect::Spent {
             node: node(1),
@@ -373,7 +373,7 @@ fn a_node_that_is_out_counts_as_a_use_of_its_token_and_has_no_name() {
 }
 
 #[test]
-fn a_store_that_misses_something_is_another_and_knows_no_token() {
+fn a_store_that_lacks_records_gets_another_name_and_knows_no_token() {
     for mut store in stores() {
         let issued = write("token", &TOKEN.to_string(), "{}", Effect::Issued(TOKEN));
         store.put(&[issued]).expect("writable");

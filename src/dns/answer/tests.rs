@@ -106,7 +106,7 @@ fn zone_with(
         balanced,
         held: &ServiceAddresses::default(),
         serial: 7,
-        most_addresses: crate::dns::zone::MOST_ADDRESSES,
+        most_addresses: crate::dns::zone::MAX_ADDRESSES,
     })
 }
 
@@ -314,9 +314,9 @@ fn negative_answers_tell_nodata_from_nxdomain_and_carry_the_soa() {
 }
 
 #[test]
-fn a_label_that_is_no_text_is_a_name_that_does_not_exist() {
+fn a_label_that_is_not_text_belongs_to_no_existing_name() {
     let name =
-        Name::from_labels([b"a\0b".as_slice(), b"svc", b"mesh"]).expect("any octets make a label");
+        Name::from_labels([b"a\0b".as_slice(), b"svc", b"mesh"]).expect("any bytes make a label");
     let zone = zone_of(&netmap(HEALTHY), &[], WhenNoneUsable::All);
     let Verdict::Answer(answer) = answer(&zone, &name, RecordType::A, 0) else {
         panic!("ours")
@@ -348,7 +348,7 @@ fn other_names_are_forwarded_and_mesh_names_never() {
 }
 
 #[test]
-fn instances_that_cannot_be_used_leave_the_answers() {
+fn unusable_instances_are_left_out_of_answers() {
     for (health, unreachable, expected) in [
         (
             [Health::Healthy, Health::Unhealthy, Health::Healthy],
@@ -480,8 +480,8 @@ fn srv_and_txt_answers_of_the_largest_service_fit_whole_into_a_message_over_tcp(
         let mut query = Message::new(1, MessageType::Query, OpCode::Query);
         let name = Name::from_ascii("web.svc.mesh.").expect("a literal");
         query.add_query(Query::query(name, record_type));
-        let octets = query.to_vec().expect("a small message");
-        let Outcome::Reply(reply) = handle(&zone, &octets, Transport::Tcp, 42) else {
+        let bytes = query.to_vec().expect("a small message");
+        let Outcome::Reply(reply) = handle(&zone, &bytes, Transport::Tcp, 42) else {
             panic!("a name of the mesh");
         };
         let reply = Message::from_vec(&reply).expect("a reply that parses");
@@ -783,7 +783,7 @@ fn ask_with(zone: &Zone, name: &str, record_type: RecordType, entropy: u64) -> A
 }
 
 #[test]
-fn each_node_that_serves_a_name_has_an_equal_share_of_the_places() {
+fn each_node_that_serves_a_name_has_an_equal_share_of_the_positions() {
     let mut netmap = hostile(254);
     // The own node always comes first, so it is left out.
     netmap.services.retain(|_, service| service.node != id(1));
@@ -939,7 +939,7 @@ fn an_instance_with_the_id_of_another_nodes_does_not_get_its_name_and_stays_reac
 }
 
 #[test]
-fn a_name_with_the_key_of_a_node_is_that_nodes() {
+fn a_name_with_the_key_of_a_node_resolves_to_that_node() {
     // n1 and n2 use the same id, so the name of n2's instance has the key of n2 in it. n3 claims that name too, and joined first.
     let mut netmap = hostile(1);
     netmap.members.get_mut(&id(3)).expect("there").issued_at = UnixSeconds(0);

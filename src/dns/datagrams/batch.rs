@@ -245,7 +245,7 @@ mod tests {
     );
 
     #[test]
-    fn replies_that_the_kernel_does_not_take_as_one_go_one_by_one() {
+    fn replies_that_the_kernel_does_not_accept_as_one_batch_are_sent_one_by_one() {
         let mut batch = Batch::new();
         let without_checksums = |server: &Socket| {
             setsockopt(server, NoCheck, &1).expect("a UDP socket");

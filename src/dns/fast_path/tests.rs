@@ -30,11 +30,11 @@ fn query(name: &str, record_type: RecordType, payload: Option<u16>) -> Vec<u8> {
 }
 
 /// What both ways say, the short one first.
-fn both(zone: &Zone, octets: &[u8], entropy: u64) -> (FastPath, Option<Message>, Option<Message>) {
+fn both(zone: &Zone, bytes: &[u8], entropy: u64) -> (FastPath, Option<Message>, Option<Message>) {
     let mut short = Vec::new();
-    let plain = answer(zone, octets, Transport::Udp, entropy, &mut short);
-    let parsed = |octets: &[u8]| Message::from_vec(octets).expect("a reply that parses");
-    let long = match handle(zone, octets, Transport::Udp, entropy) {
+    let plain = answer(zone, bytes, Transport::Udp, entropy, &mut short);
+    let parsed = |bytes: &[u8]| Message::from_vec(bytes).expect("a reply that parses");
+    let long = match handle(zone, bytes, Transport::Udp, entropy) {
         Outcome::Reply(reply) => Some(parsed(&reply)),
         Outcome::Forward(_) | Outcome::Silence(_) => None,
     };
@@ -72,8 +72,8 @@ fn a_plain_question_gets_the_same_answer_the_short_way() {
             for record_type in [RecordType::A, RecordType::AAAA] {
                 for payload in [None, Some(0), Some(1232), Some(65_535)] {
                     for entropy in 0..4 {
-                        let octets = query(name, record_type, payload);
-                        let (_, short, long) = both(&zone, &octets, entropy);
+                        let bytes = query(name, record_type, payload);
+                        let (_, short, long) = both(&zone, &bytes, entropy);
                         if let Some(short) = short {
                             replied += 1;
                             assert_eq!(Some(short), long, "{name} {record_type}");
@@ -132,7 +132,7 @@ fn the_fast_path_and_the_full_path_write_the_same_bytes() {
 #[test]
 fn what_is_not_plain_is_left_alone() {
     let zone = zone(&netmap(HEALTHY));
-    let plain = |octets: &[u8]| both(&zone, octets, 1).0;
+    let plain = |bytes: &[u8]| both(&zone, bytes, 1).0;
     let of = |name, record_type| plain(&query(name, record_type, None));
     assert_eq!(
         of("web.svc.mesh.", RecordType::SRV),
@@ -167,12 +167,12 @@ fn what_is_not_plain_is_left_alone() {
 
 #[test]
 fn a_failure_repeats_the_question_and_claims_nothing() {
-    let octets = query("Example.org.", RecordType::A, Some(1232));
+    let bytes = query("Example.org.", RecordType::A, Some(1232));
     let mut reply = Vec::new();
-    fail(&octets, &mut reply);
+    fail(&bytes, &mut reply);
     let reply = Message::from_vec(&reply).expect("a reply that parses");
-    let query = Message::from_vec(&octets).expect("as it was made");
-    let Outcome::Forward(pending) = handle(&zone(&netmap(HEALTHY)), &octets, Transport::Udp, 1)
+    let query = Message::from_vec(&bytes).expect("as it was made");
+    let Outcome::Forward(pending) = handle(&zone(&netmap(HEALTHY)), &bytes, Transport::Udp, 1)
     else {
         panic!("a name of elsewhere");
     };
@@ -193,11 +193,11 @@ proptest! {
     ) {
         let zone = zone(&netmap(HEALTHY));
         let record_type = if aaaa { RecordType::AAAA } else { RecordType::A };
-        let mut octets = query(&name, record_type, payload);
+        let mut bytes = query(&name, record_type, payload);
         for (at, value) in flips {
-            if let Some(octet) = octets.get_mut(at) { *octet = value; }
+            if let Some(byte) = bytes.get_mut(at) { *byte = value; }
         }
-        let (plain, short, long) = both(&zone, &octets, entropy);
+        let (plain, short, long) = both(&zone, &bytes, entropy);
         match plain {
             FastPath::Replied => prop_assert_eq!(short, long),
             FastPath::Forward | FastPath::NeedsFullParse => {}
@@ -233,7 +233,7 @@ fn the_short_refusal_is_the_same_as_in_full() {
         };
         let mut short = Vec::new();
         refuse(&query, &mut short);
-        let [short, full] = [short, pending.refuse()].map(|octets| Message::from_vec(&octets).ok());
+        let [short, full] = [short, pending.refuse()].map(|bytes| Message::from_vec(&bytes).ok());
         assert!(short.is_some() && short == full, "{payload:?}");
     }
 }

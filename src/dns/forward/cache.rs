@@ -112,7 +112,7 @@ pub(super) struct Cache {
 #[derive(Debug, Default)]
 struct Part {
     order: BTreeMap<u64, Arc<Key>>,
-    octets: usize,
+    bytes: usize,
 }
 
 impl Hit {
@@ -168,7 +168,7 @@ impl Cache {
         if let Some(before) = self.answers.remove(&key) {
             let part = self.part(is_large(&before.message));
             part.order.remove(&before.used);
-            part.octets -= octets_of(&key, &before);
+            part.bytes -= octets_of(&key, &before);
         }
         self.uses += 1;
         let kept = Kept {
@@ -181,7 +181,7 @@ impl Cache {
         };
         let (key, large) = (Arc::new(key), is_large(&kept.message));
         let part = self.part(large);
-        part.octets += octets_of(&key, &kept);
+        part.bytes += octets_of(&key, &kept);
         part.order.insert(kept.used, Arc::clone(&key));
         self.answers.insert(key, kept);
         self.make_room(large);
@@ -200,11 +200,11 @@ impl Cache {
             true => (&mut self.large, LARGE),
             false => (&mut self.small, SMALL),
         };
-        while part.octets > most
+        while part.bytes > most
             && let Some((_, oldest)) = part.order.pop_first()
         {
             if let Some(gone) = self.answers.remove(&*oldest) {
-                part.octets -= octets_of(&oldest, &gone);
+                part.bytes -= octets_of(&oldest, &gone);
             }
         }
     }
@@ -245,16 +245,16 @@ fn packed(answer: &Forwarded) -> Option<Vec<u8>> {
     message.metadata.authentic_data = answer.authentic;
     message.answers.clone_from(&answer.answers);
     message.authorities.clone_from(&answer.authority);
-    let octets = message.to_vec().ok()?;
+    let bytes = message.to_vec().ok()?;
     // The encoder leaves out records that do not fit, and sets the TC flag.
-    octets
+    bytes
         .get(2)
         .is_some_and(|flags| flags & 2 == 0)
-        .then_some(octets)
+        .then_some(bytes)
 }
 
-fn unpacked(octets: &[u8]) -> Option<Forwarded> {
-    let message = Message::from_vec(octets).ok()?;
+fn unpacked(bytes: &[u8]) -> Option<Forwarded> {
+    let message = Message::from_vec(bytes).ok()?;
     Some(Forwarded {
         code: message.metadata.response_code,
         authentic: message.metadata.authentic_data,
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_arrives_while_the_client_gets_the_stale_one_is_not_held() {
+    fn an_answer_that_arrives_while_the_client_gets_the_stale_one_is_not_delayed() {
         let (start, mut cache) = (Instant::now(), Cache::default());
         let key = || Key::new(&asked("example.org."));
         cache.keep(key(), &answer(60), FROM, start);
@@ -387,16 +387,16 @@ mod tests {
     fn held(cache: &Cache) -> usize {
         let kept = cache.answers.iter();
         let all = kept.map(|(key, kept)| octets_of(key, kept)).sum();
-        assert_eq!(cache.small.octets + cache.large.octets, all);
+        assert_eq!(cache.small.bytes + cache.large.bytes, all);
         let places = cache.small.order.len() + cache.large.order.len();
         assert_eq!(places, cache.answers.len());
         all
     }
 
     /// An answer of about this size in bytes.
-    fn text(octets: usize) -> Forwarded {
+    fn text(bytes: usize) -> Forwarded {
         let name = Name::from_ascii("example.org.").expect("a literal");
-        let records = octets.div_ceil(1_000);
+        let records = bytes.div_ceil(1_000);
         let record = |n: usize| {
             let strings = (0..4).map(|_| format!("{n:0>245}")).collect();
             Record::from_rdata(name.clone(), 60, RData::TXT(TXT::new(strings)))
@@ -408,12 +408,12 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_is_bounded_in_octets_and_what_was_of_use_lately_stays() {
+    fn the_cache_is_bounded_in_bytes_and_recently_used_answers_stay() {
         let (now, mut cache) = (Instant::now(), Cache::default());
         for n in 0..40_000 {
             cache.keep(named(n), &answer(60), FROM, now);
             assert!(cache.fresh(&named(0), now).is_some(), "asked all the time");
-            assert!(cache.small.octets <= SMALL);
+            assert!(cache.small.bytes <= SMALL);
         }
         assert!(held(&cache) > SMALL / 2);
         assert!(cache.stale(&named(1), now).is_none(), "the oldest is gone");
@@ -426,30 +426,30 @@ mod tests {
         for n in 0..1_000 {
             cache.keep(named(n), &answer(60), FROM, now);
         }
-        let before = cache.small.octets;
+        let before = cache.small.bytes;
         for n in 1_000..2_500 {
             cache.keep(named(n), &text(58_000), FROM, now);
-            assert!(cache.large.octets <= LARGE);
+            assert!(cache.large.bytes <= LARGE);
         }
         assert!(held(&cache) <= SMALL + LARGE);
-        assert_eq!(cache.small.octets, before);
+        assert_eq!(cache.small.bytes, before);
         assert!((0..1_000).all(|n| cache.fresh(&named(n), now).is_some()));
         assert!(cache.fresh(&named(2_499), now).is_some());
     }
 
     #[test]
-    fn an_answer_that_takes_the_place_of_another_leaves_nothing_of_it() {
+    fn an_answer_that_replaces_another_leaves_nothing_of_it() {
         let (now, mut cache) = (Instant::now(), Cache::default());
-        for octets in [100, 30_000, 2_000, 60_000, 100] {
-            cache.keep(named(1), &text(octets), FROM, now);
+        for bytes in [100, 30_000, 2_000, 60_000, 100] {
+            cache.keep(named(1), &text(bytes), FROM, now);
             held(&cache);
             assert_eq!(cache.answers.len(), 1);
         }
-        assert_eq!(cache.large.octets, 0);
+        assert_eq!(cache.large.bytes, 0);
     }
 
     #[test]
-    fn an_answer_comes_out_as_it_went_in() {
+    fn a_cached_answer_is_returned_unchanged() {
         let (now, mut cache) = (Instant::now(), Cache::default());
         let given = Forwarded {
             authentic: true,

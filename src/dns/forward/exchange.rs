@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_as_the_client_wrote_it_keeps_its_case_and_takes_a_response_in_any() {
+    fn a_query_as_the_client_wrote_it_keeps_its_case_and_accepts_a_response_in_any() {
         let name = Name::from_ascii("Www.example.ORG.").expect("a literal");
         let written = Question::new(name, RecordType::A);
         let form = Form {

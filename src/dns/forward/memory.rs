@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_upstream_is_asked_last_and_tried_again_in_parallel_until_it_answers() {
+    fn a_silent_upstream_is_queried_last_and_tried_again_in_parallel_until_it_answers() {
         let (servers, start, mut memory) = (servers(), Instant::now(), Memory::default());
         let first = servers[0].address;
         assert_eq!(places(&memory.plan(&servers, start)), [0, 1, 2]);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_that_replies_with_errors_is_asked_last_after_several_in_a_row() {
+    fn an_upstream_that_replies_with_errors_is_queried_last_after_several_in_a_row() {
         let (servers, now, mut memory) = (servers(), Instant::now(), Memory::default());
         let first = servers[0].address;
         memory.plan(&servers, now);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_that_worked_is_given_up_only_after_several_contrary_replies_in_a_row() {
+    fn a_form_of_query_that_worked_is_dropped_only_after_several_contrary_replies_in_a_row() {
         let (servers, now, mut memory) = (servers(), Instant::now(), Memory::default());
         let contrary = || Lesson::Without(Feature::Edns);
         let address = servers[0].address;

@@ -43,9 +43,9 @@ pub use rebinding::Stripped;
 pub use server::{Server, ServerError};
 
 /// The maximum time that a client waits: a little longer than the search may take.
-const OVERALL: Duration = schedule::PATIENCE.saturating_add(Duration::from_millis(100));
+const OVERALL: Duration = schedule::SEARCH_TIMEOUT.saturating_add(Duration::from_millis(100));
 /// How long a client waits for a fresh answer if there is a stale one (RFC 8767 section 5).
-const PATIENCE: Duration = Duration::from_millis(1_800);
+const STALE_TIMEOUT: Duration = Duration::from_millis(1_800);
 /// The maximum number of sockets to upstreams, besides one for each question. A process may have 1,024 open files by default.
 const SOCKETS: usize = 256;
 /// The maximum number of questions that continue when no client waits for them.
@@ -60,8 +60,8 @@ pub(super) struct Asker {
 
 impl Asker {
     /// Reserves this many bytes in the pool that bounds the large answers in progress.
-    fn hold(&self, octets: usize) -> Option<Share> {
-        let kib = u32::try_from(octets.div_ceil(1024)).ok()?;
+    fn hold(&self, bytes: usize) -> Option<Share> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).ok()?;
         self.limits.take(limits::Pool::Memory, self.client, kib)
     }
 }
@@ -129,9 +129,13 @@ impl Upstream {
         if let Some(fresh) = fresh.and_then(Hit::answer) {
             return fresh;
         }
-        let patience = if stale.is_some() { PATIENCE } else { OVERALL };
+        let limit = if stale.is_some() {
+            STALE_TIMEOUT
+        } else {
+            OVERALL
+        };
         let passenger = self.join(&key, asked, asker);
-        match timeout(patience, passenger.answer()).await {
+        match timeout(limit, passenger.answer()).await {
             // Clients that wait for the answer to the same question share it.
             Ok(Some(found)) if found.source != Source::Nobody => Arc::unwrap_or_clone(found),
             _ => {

@@ -37,7 +37,7 @@ use tokio::sync::OnceCell;
 use super::super::query::Question;
 use super::Asker;
 use super::exchange::{Form, Received, read, request};
-use super::schedule::{PATIENCE, Transport};
+use super::schedule::{SEARCH_TIMEOUT, Transport};
 use super::server::Server;
 use super::sockets::{QuestionMissing, Sockets, size_of};
 
@@ -68,7 +68,7 @@ pub(super) struct Pool {
 impl Default for Pool {
     fn default() -> Self {
         let mut options = ResolverOpts::default();
-        options.timeout = PATIENCE;
+        options.timeout = SEARCH_TIMEOUT;
         // TLS is configured here, so this context has no authorities that could be trusted.
         let config = trusting(RootCertStore::empty());
         Self {
@@ -108,7 +108,7 @@ impl Pool {
         let stream = transport != Transport::Udp;
         let mut request = request(question, form);
         // The schedule decides when a question is sent again.
-        request.options_mut().retry_interval = 2 * PATIENCE;
+        request.options_mut().retry_interval = 2 * SEARCH_TIMEOUT;
         let sockets = Sockets::for_asker(asker.cloned());
         let response = match (transport, &server.name) {
             (Transport::Udp, _) => self.over_udp(server.address, request).await,
@@ -146,7 +146,7 @@ impl Pool {
     ) -> Result<DnsResponse, NetError> {
         let stream = UdpClientStream::builder(server, self.sockets.clone());
         let stream = stream
-            .with_timeout(Some(2 * PATIENCE))
+            .with_timeout(Some(2 * SEARCH_TIMEOUT))
             .with_os_port_selection(true);
         stream.build().send_message(request).first_answer().await
     }
@@ -185,7 +185,7 @@ impl Pool {
         let mut tasks = sockets.create_handle();
         let (stream, sender) = tls_client_connect(server, name.clone(), config, sockets);
         let multiplexer = DnsMultiplexer::new(stream.await?, sender)
-            .with_timeout(PATIENCE)
+            .with_timeout(SEARCH_TIMEOUT)
             .with_max_active_requests(MAX_REQUESTS);
         let (connection, background) = DnsExchange::from_stream(multiplexer);
         tasks.spawn_bg(background);

@@ -104,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn aliases_come_before_what_they_lead_to_however_they_came(
+        fn aliases_precede_their_targets_in_whatever_order_they_arrived(
             records in Just(chain()).prop_shuffle(),
         ) {
             let shown: Vec<String> = ordered(records)
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases_that_lead_round_or_nowhere_lose_nothing() {
+    fn aliases_in_a_circle_or_without_a_target_lose_no_records() {
         let round = vec![
             address("a.example.org.", 1),
             alias("b.example.org.", "www.example.org."),

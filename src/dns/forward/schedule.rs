@@ -26,7 +26,7 @@ mod learn;
 mod turn;
 
 /// The maximum time of the search for an answer. Docker's resolver gives up after 4 s, glibc and musl after 5 s.
-pub(super) const PATIENCE: Duration = Duration::from_millis(3_700);
+pub(super) const SEARCH_TIMEOUT: Duration = Duration::from_millis(3_700);
 /// The time after which all upstreams are started.
 const START_BY: Duration = Duration::from_millis(1_100);
 /// The minimum wait between the starts of two upstreams.
@@ -136,7 +136,7 @@ impl Schedule {
         });
         let mut times: Vec<Instant> = times.flatten().collect();
         if self.outcome.is_none() {
-            times.push(self.started + PATIENCE);
+            times.push(self.started + SEARCH_TIMEOUT);
             times.extend(self.held_until());
             times.extend(self.second_chance_at());
             if self.held.is_none() && self.turns.iter().any(|t| t.started.is_none()) {
@@ -372,7 +372,7 @@ impl Schedule {
     }
 
     fn conclude(&mut self, now: Instant) {
-        let late = now >= self.started + PATIENCE;
+        let late = now >= self.started + SEARCH_TIMEOUT;
         let released = late || self.held_until().is_none_or(|until| now >= until);
         if let Some((turn, answer)) = self.held.take_if(|_| released) {
             return self.finish(turn, answer, now);

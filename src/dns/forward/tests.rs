@@ -36,20 +36,20 @@ async fn server(udp: Reply, tcp: Reply) -> (SocketAddr, Arc<AtomicUsize>) {
             counted.fetch_add(1, Ordering::Relaxed);
             let query = Message::from_vec(&buffer[..length]).expect("ours");
             if let Some(reply) = udp(&query) {
-                let octets = reply.to_vec().expect("a small message");
-                socket.send_to(&octets, client).await.expect("loopback");
+                let bytes = reply.to_vec().expect("a small message");
+                socket.send_to(&bytes, client).await.expect("loopback");
             }
         }
     });
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let length = stream.read_u16().await.expect("a length");
-            let mut octets = vec![0; length.into()];
-            stream.read_exact(&mut octets).await.expect("a query");
-            if let Some(reply) = tcp(&Message::from_vec(&octets).expect("ours")) {
-                let octets = reply.to_vec().expect("encodable");
-                let length = u16::try_from(octets.len()).expect("short");
-                let framed = [&length.to_be_bytes()[..], &octets].concat();
+            let mut bytes = vec![0; length.into()];
+            stream.read_exact(&mut bytes).await.expect("a query");
+            if let Some(reply) = tcp(&Message::from_vec(&bytes).expect("ours")) {
+                let bytes = reply.to_vec().expect("encodable");
+                let length = u16::try_from(bytes.len()).expect("short");
+                let framed = [&length.to_be_bytes()[..], &bytes].concat();
                 stream.write_all(&framed).await.expect("loopback");
             }
         }
@@ -82,7 +82,7 @@ fn cut(query: &Message) -> Option<Message> {
     Some(reply)
 }
 
-/// Forgets in which case the name was asked.
+/// Returns a good reply with the query name in lower case.
 fn lower(query: &Message) -> Option<Message> {
     let mut reply = good(query)?;
     for query in &mut reply.queries {
@@ -122,7 +122,7 @@ fn upstream(servers: &[SocketAddr]) -> Upstream {
 }
 
 #[tokio::test]
-async fn the_next_upstream_is_asked_when_one_fails_and_the_order_stays() {
+async fn the_next_upstream_is_queried_when_one_fails_and_the_order_stays() {
     let (bad, tries) = server(failing, silent).await;
     let (working, _) = server(good, silent).await;
     let upstream = upstream(&[bad, working]);
@@ -138,7 +138,7 @@ async fn the_next_upstream_is_asked_when_one_fails_and_the_order_stays() {
 }
 
 #[tokio::test]
-async fn what_is_cut_or_has_lost_its_case_is_asked_again_over_a_stream() {
+async fn a_truncated_response_or_one_with_changed_case_is_queried_again_over_a_stream() {
     for udp in [cut as Reply, lower] {
         let (address, _) = server(udp, good).await;
         let answer = upstream(&[address]).ask(&asked()).await;
@@ -148,7 +148,7 @@ async fn what_is_cut_or_has_lost_its_case_is_asked_again_over_a_stream() {
 }
 
 #[tokio::test]
-async fn a_server_without_edns_is_asked_without() {
+async fn a_server_without_edns_is_queried_without_it() {
     let (address, _) = server(old, silent).await;
     assert_eq!(upstream(&[address]).ask(&asked()).await.answers.len(), 1);
 }
@@ -166,7 +166,7 @@ async fn the_clients_cd_goes_up_and_the_upstreams_ad_comes_down() {
 }
 
 #[tokio::test]
-async fn the_same_question_is_asked_once_and_then_answered_from_the_cache() {
+async fn the_same_query_is_sent_once_and_then_answered_from_the_cache() {
     let (address, count) = server(good, silent).await;
     let upstream = Arc::new(upstream(&[address]));
     let all: Vec<_> = (0..50)
@@ -184,7 +184,7 @@ async fn the_same_question_is_asked_once_and_then_answered_from_the_cache() {
 }
 
 #[tokio::test]
-async fn without_an_answer_it_fails_and_what_was_known_is_answered_stale() {
+async fn without_an_answer_a_query_fails_and_a_cached_one_gets_a_stale_answer() {
     let nobody = upstream(&[]);
     assert_eq!(nobody.ask(&asked()).await.code, ResponseCode::ServFail);
     let (address, _) = server(good, silent).await;
@@ -200,7 +200,7 @@ async fn without_an_answer_it_fails_and_what_was_known_is_answered_stale() {
 }
 
 #[tokio::test]
-async fn this_node_is_not_asked_by_an_ipv4_mapped_address_either() {
+async fn this_node_is_not_queried_at_an_ipv4_mapped_address_either() {
     let (address, _) = server(good, good).await;
     let SocketAddr::V4(v4) = address else {
         panic!("a server at 127.0.0.1");
@@ -211,8 +211,8 @@ async fn this_node_is_not_asked_by_an_ipv4_mapped_address_either() {
     assert_eq!(upstream.ask(&asked()).await.code, ResponseCode::ServFail);
 }
 
-/// A server over TLS that says it is `dns.test`; whom to trust for that, and how often it was called.
-/// After `replies` on a connection it is silent there.
+/// A server over TLS with a certificate for `dns.test`. Returns its address, a pool that trusts it, and its number of
+/// connections. After `replies` on a connection it is silent there.
 async fn tls_server(replies: usize) -> (SocketAddr, Pool, Arc<AtomicUsize>) {
     let key = rcgen::KeyPair::generate().expect("a key");
     let certificate = rcgen::CertificateParams::new(vec!["dns.test".to_owned()])
@@ -242,17 +242,16 @@ async fn tls_server(replies: usize) -> (SocketAddr, Pool, Arc<AtomicUsize>) {
             tokio::spawn(async move {
                 let mut left = replies;
                 while let Ok(length) = stream.read_u16().await {
-                    let mut octets = vec![0; length.into()];
-                    stream.read_exact(&mut octets).await.expect("a query");
+                    let mut bytes = vec![0; length.into()];
+                    stream.read_exact(&mut bytes).await.expect("a query");
                     if left == 0 {
                         continue;
                     }
                     left -= 1;
-                    let reply =
-                        good(&Message::from_vec(&octets).expect("ours")).expect("an answer");
-                    let octets = reply.to_vec().expect("encodable");
-                    let length = u16::try_from(octets.len()).expect("short");
-                    let framed = [&length.to_be_bytes()[..], &octets].concat();
+                    let reply = good(&Message::from_vec(&bytes).expect("ours")).expect("an answer");
+                    let bytes = reply.to_vec().expect("encodable");
+                    let length = u16::try_from(bytes.len()).expect("short");
+                    let framed = [&length.to_be_bytes()[..], &bytes].concat();
                     stream.write_all(&framed).await.expect("it waits");
                     stream.flush().await.expect("it waits");
                 }
@@ -291,7 +290,7 @@ async fn over_tls_one_connection_serves_for_several_questions() {
 }
 
 #[tokio::test]
-async fn over_tls_a_connection_that_became_silent_is_replaced() {
+async fn a_silent_tls_connection_is_replaced() {
     let (address, tls, calls) = tls_server(1).await;
     let codes = over_tls(address, tls, "dns.test").await;
     assert_eq!(codes, [ResponseCode::NoError; 2]);
@@ -299,7 +298,7 @@ async fn over_tls_a_connection_that_became_silent_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_who_it_has_to_be_is_asked_nothing() {
+async fn a_server_with_a_wrong_certificate_receives_no_query() {
     let (address, tls, calls) = tls_server(usize::MAX).await;
     let codes = over_tls(address, tls, "other.test").await;
     assert_eq!(codes, [ResponseCode::ServFail; 2]);

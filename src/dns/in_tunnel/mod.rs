@@ -1,8 +1,8 @@
 //! Answers queries that the host and its containers send through the tunnel device.
 //!
-//! The data threads of the tunnel call this module, so only the fast path runs here. Every query that it does not answer goes to
-//! the thread of the full path. TCP segments go to a task with a small TCP stack. Both wait in
-//! queues in which each client has few places.
+//! The data threads of the tunnel call this module, so only the fast path runs here. Every query that it does not
+//! answer goes to the thread of the full path. TCP segments go to a task with a small TCP stack. Both wait in queues in
+//! which each client has few places.
 //!
 //! Only the host and its containers send queries this way. The tunnel drops packets of other nodes to the DNS address. Other
 //! nodes reach this node's resolver at the node's own addresses, through sockets.
@@ -27,6 +27,7 @@ use super::tcp::ConnectionSlot;
 use super::transport::Transport;
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
+use crate::os::random;
 use crate::os::tasks::{AbortOnDrop, Tasks};
 use stack::{ConnectionId, Stack};
 
@@ -96,7 +97,7 @@ impl TunnelDns {
             stack: Stack::new(
                 &Self::addresses(&mesh),
                 PORT,
-                getrandom::u64().unwrap_or_default(),
+                random::u64().unwrap_or_default(),
                 Instant::now(),
             ),
             conversations: Vec::new(),
@@ -185,9 +186,9 @@ impl TunnelDns {
         }
     }
 
-    /// Returns whether the source of a packet is forged. Packets from the device are from the host and its containers. The host may
-    /// also forward the packet of a neighbour, whose source is in the neighbour's own network. So of the addresses of the mesh only
-    /// those of this node can be a source.
+    /// Returns whether the source of a packet is forged. Packets from the device are from the host and its containers.
+    /// The host may also forward the packet of a neighbour, whose source is in the neighbour's own network. So of the
+    /// addresses of the mesh only those of this node can be a source.
     fn is_forged(&self, client: IpAddr) -> bool {
         self.mesh.contains(client) && !self.block.contains(client)
     }
@@ -296,7 +297,7 @@ impl Conversation {
                 self.read = true;
             } else {
                 match Pin::new(&mut self.pipe).poll_write(task, received) {
-                    Poll::Ready(Ok(octets)) => stack.consume(self.id, octets),
+                    Poll::Ready(Ok(bytes)) => stack.consume(self.id, bytes),
                     // The task that answers has ended, so no more queries are needed.
                     Poll::Ready(Err(_)) => self.read = true,
                     Poll::Pending => break,
@@ -304,10 +305,10 @@ impl Conversation {
             }
             progress = true;
         }
-        let mut octets = [0; 2048];
+        let mut bytes = [0; 2048];
         while !self.written {
-            let room = stack.room(self.id).min(octets.len());
-            let mut buffer = ReadBuf::new(&mut octets[..room]);
+            let room = stack.room(self.id).min(bytes.len());
+            let mut buffer = ReadBuf::new(&mut bytes[..room]);
             if room == 0 {
                 break;
             }

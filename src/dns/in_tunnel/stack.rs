@@ -150,7 +150,7 @@ impl Stack {
             let id = waiting.min_by_key(|c| c.owner != owner)?.id;
             self.remove(id);
         }
-        let buffer = |octets| SocketBuffer::new(vec![0; octets]);
+        let buffer = |bytes| SocketBuffer::new(vec![0; bytes]);
         let mut socket = Socket::new(buffer(RECEIVE), buffer(SEND));
         socket.set_timeout(Some(ACK_TIMEOUT.into()));
         socket.set_nagle_enabled(false);
@@ -220,10 +220,10 @@ impl Stack {
             .unwrap_or_default()
     }
 
-    /// Removes the first `octets` bytes of those.
-    pub(super) fn consume(&mut self, id: ConnectionId, octets: usize) {
+    /// Removes the first `bytes` bytes of those.
+    pub(super) fn consume(&mut self, id: ConnectionId, bytes: usize) {
         if let Some(socket) = self.socket(id) {
-            let _ = socket.recv(|held| (octets.min(held.len()), ()));
+            let _ = socket.recv(|held| (bytes.min(held.len()), ()));
         }
     }
 
@@ -241,9 +241,9 @@ impl Stack {
     }
 
     /// Sends bytes, at most as many as [`Stack::room`] returns.
-    pub(super) fn send(&mut self, id: ConnectionId, octets: &[u8]) {
+    pub(super) fn send(&mut self, id: ConnectionId, bytes: &[u8]) {
         if let Some(socket) = self.socket(id) {
-            let _ = socket.send_slice(octets);
+            let _ = socket.send_slice(bytes);
         }
     }
 

@@ -183,7 +183,7 @@ fn edns_of_a_later_version_is_refused_with_the_version_spoken() {
 }
 
 #[test]
-fn two_opt_records_or_one_that_is_cut_are_no_query() {
+fn two_opt_records_or_a_truncated_one_are_malformed() {
     let wanted = header([0x80, 0x81], [0, 0, 0, 0]);
     let one = opt(4096, 0, 0, 0, &[]);
     let two = [
@@ -221,7 +221,7 @@ fn transfers_and_other_classes_are_refused() {
 }
 
 #[test]
-fn replies_and_what_has_no_header_get_nothing() {
+fn replies_and_messages_without_a_header_get_no_reply() {
     probe(&asked([0x80, 0], SOA), None);
     probe(&header([0xf8, 0], [0, 0, 0, 0]), None);
     probe(&ID, None);

@@ -40,7 +40,7 @@ pub(super) fn zone() -> Zone {
         balanced: &BTreeSet::new(),
         held: &ServiceAddresses::default(),
         serial: 1,
-        most_addresses: crate::dns::zone::MOST_ADDRESSES,
+        most_addresses: crate::dns::zone::MAX_ADDRESSES,
     })
 }
 
@@ -58,8 +58,8 @@ fn replied(message: &Message) -> Message {
     replied_to(&message.to_vec().expect("a small message"))
 }
 
-fn replied_to(octets: &[u8]) -> Message {
-    match handle(&zone(), octets, Transport::Udp, 1) {
+fn replied_to(bytes: &[u8]) -> Message {
+    match handle(&zone(), bytes, Transport::Udp, 1) {
         Outcome::Reply(reply) => Message::from_vec(&reply).expect("a reply that parses"),
         other => panic!("{other:?}"),
     }
@@ -102,15 +102,15 @@ fn edns_is_answered_with_edns_and_a_later_version_refused() {
 }
 
 #[test]
-fn queries_that_are_none_get_the_code_they_deserve() {
-    let octets = query("mesh.", RecordType::A)
+fn malformed_queries_get_the_right_response_code() {
+    let bytes = query("mesh.", RecordType::A)
         .to_vec()
         .expect("a small message");
     assert_eq!(
-        replied_to(&octets[..20]).metadata.response_code,
+        replied_to(&bytes[..20]).metadata.response_code,
         ResponseCode::FormErr
     );
-    let mut update = octets.clone();
+    let mut update = bytes.clone();
     update[2] |= 5 << 3;
     assert_eq!(
         replied_to(&update).metadata.response_code,
@@ -122,14 +122,14 @@ fn queries_that_are_none_get_the_code_they_deserve() {
             .response_code,
         ResponseCode::Refused
     );
-    let mut reply = octets.clone();
+    let mut reply = bytes.clone();
     reply[2] |= 0x80;
     assert!(matches!(
         handle(&zone(), &reply, Transport::Udp, 0),
         Outcome::Silence(Silence::IsReply)
     ));
     assert!(matches!(
-        handle(&zone(), &octets[..11], Transport::Udp, 0),
+        handle(&zone(), &bytes[..11], Transport::Udp, 0),
         Outcome::Silence(Silence::NoHeader)
     ));
 }
@@ -149,9 +149,9 @@ fn what_does_not_fit_into_a_datagram_is_marked_as_cut() {
             data,
         ));
     }
-    let octets = shorten(message.to_vec().expect("encodable"), 512, &[]).expect("a message");
-    let cut = Message::from_vec(&octets).expect("it parses");
-    assert!(cut.metadata.truncation && octets.len() <= 512);
+    let bytes = shorten(message.to_vec().expect("encodable"), 512, &[]).expect("a message");
+    let cut = Message::from_vec(&bytes).expect("it parses");
+    assert!(cut.metadata.truncation && bytes.len() <= 512);
     // The header and the question have 30 bytes, and each record 16.
     assert_eq!(cut.answers.len(), 30);
     let whole = shorten(message.to_vec().expect("encodable"), 65_535, &[]).expect("a message");
@@ -178,11 +178,11 @@ fn services(count: u16) -> Forwarded {
 
 #[test]
 fn over_a_stream_a_reply_is_whole_or_a_failure_and_never_cut() {
-    let octets = query("_x._tcp.example.org.", RecordType::SRV)
+    let bytes = query("_x._tcp.example.org.", RecordType::SRV)
         .to_vec()
         .expect("a small message");
     for (records, whole) in [(10, true), (250, true), (400, false), (5_000, false)] {
-        let Outcome::Forward(pending) = handle(&zone(), &octets, Transport::Tcp, 1) else {
+        let Outcome::Forward(pending) = handle(&zone(), &bytes, Transport::Tcp, 1) else {
             panic!("a name of elsewhere");
         };
         let reply = pending.finish(services(records));
@@ -198,7 +198,7 @@ fn over_a_stream_a_reply_is_whole_or_a_failure_and_never_cut() {
             (code, count)
         );
         // A reply in a datagram is truncated, so the client asks again over a stream and gets the failure there.
-        let Outcome::Forward(pending) = handle(&zone(), &octets, Transport::Udp, 1) else {
+        let Outcome::Forward(pending) = handle(&zone(), &bytes, Transport::Udp, 1) else {
             panic!("a name of elsewhere");
         };
         let reply = pending.finish(services(records));
@@ -212,14 +212,14 @@ fn over_a_stream_a_reply_is_whole_or_a_failure_and_never_cut() {
 }
 
 #[test]
-fn another_node_is_told_why_it_gets_no_recursion() {
+fn another_node_gets_the_reason_why_there_is_no_recursion() {
     let mut message = query("www.example.org.", RecordType::A);
     for edns in [false, true] {
         if edns {
             message.set_edns(Edns::new());
         }
-        let octets = message.to_vec().expect("a small message");
-        let Outcome::Forward(pending) = handle(&zone(), &octets, Transport::Udp, 1) else {
+        let bytes = message.to_vec().expect("a small message");
+        let Outcome::Forward(pending) = handle(&zone(), &bytes, Transport::Udp, 1) else {
             panic!("a name of elsewhere");
         };
         let reply = Message::from_vec(&pending.refuse()).expect("it parses");
@@ -228,7 +228,7 @@ fn another_node_is_told_why_it_gets_no_recursion() {
         let error = reply.edns.as_ref().and_then(|own| {
             own.option(EXTENDED_ERROR.into())
                 .map(|option| match option {
-                    EdnsOption::Unknown(_, octets) => octets[..2].to_vec(),
+                    EdnsOption::Unknown(_, bytes) => bytes[..2].to_vec(),
                     other => panic!("{other:?}"),
                 })
         });
@@ -261,18 +261,18 @@ proptest! {
             edns.set_max_payload(payload).set_version(0);
             message.set_edns(edns);
         }
-        let mut octets = message.to_vec().expect("a small message");
+        let mut bytes = message.to_vec().expect("a small message");
         for (at, value) in flips {
-            if let Some(octet) = octets.get_mut(at) { *octet = value; }
+            if let Some(byte) = bytes.get_mut(at) { *byte = value; }
         }
-        octets.truncate(cut.max(octets.len().saturating_sub(cut)));
+        bytes.truncate(cut.max(bytes.len().saturating_sub(cut)));
         for transport in [Transport::Udp, Transport::Tcp] {
-            let reply = match answer(&FULL, &octets, transport, 3) {
+            let reply = match answer(&FULL, &bytes, transport, 3) {
                 Outcome::Reply(reply) => reply,
                 Outcome::Forward(pending) => pending.finish(Forwarded::default()),
                 Outcome::Silence(_) => continue,
             };
-            prop_assert!(is_reply_to(&reply, &octets), "{octets:?} -> {reply:?}");
+            prop_assert!(is_reply_to(&reply, &bytes), "{bytes:?} -> {reply:?}");
             prop_assert!(transport == Transport::Tcp || reply.len() <= MAX_UDP.into());
         }
     }

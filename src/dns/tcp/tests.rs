@@ -28,12 +28,12 @@ fn typed_query(id: u16, name: &str, record_type: RecordType) -> Vec<u8> {
     message.metadata.recursion_desired = true;
     let name = Name::from_ascii(name).expect("a literal");
     message.add_query(Query::query(name, record_type));
-    let octets = message.to_vec().expect("a small message");
-    let length = u16::try_from(octets.len()).expect("short");
-    [&length.to_be_bytes()[..], &octets].concat()
+    let bytes = message.to_vec().expect("a small message");
+    let length = u16::try_from(bytes.len()).expect("short");
+    [&length.to_be_bytes()[..], &bytes].concat()
 }
 
-/// The other end of a conversation, whose other names are asked of `upstream`.
+/// The client's end of a connection. Names outside the mesh are forwarded to `upstream`.
 fn connect(upstream: SocketAddr) -> DuplexStream {
     let zone = zone_of(&netmap(HEALTHY), &[], WhenNoneUsable::All);
     let servers = Upstream::new();
@@ -59,9 +59,9 @@ async fn socket() -> (UdpSocket, SocketAddr) {
 async fn next(stream: &mut DuplexStream) -> u16 {
     let reply = async {
         let length = stream.read_u16().await?;
-        let mut octets = vec![0; length.into()];
-        stream.read_exact(&mut octets).await?;
-        Ok::<_, io::Error>(Message::from_vec(&octets).expect("a reply that parses"))
+        let mut bytes = vec![0; length.into()];
+        stream.read_exact(&mut bytes).await?;
+        Ok::<_, io::Error>(Message::from_vec(&bytes).expect("a reply that parses"))
     };
     let reply = timeout(Duration::from_secs(60), reply).await;
     reply
@@ -78,7 +78,7 @@ fn empty(query: &Message) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_query_that_nobody_answers_holds_up_no_other() {
+async fn a_query_without_an_answer_delays_no_other() {
     let (socket, upstream) = socket().await;
     tokio::spawn(async move {
         let mut buffer = [0; 4096];
@@ -97,7 +97,7 @@ async fn a_query_that_nobody_answers_holds_up_no_other() {
         query(3, "alive.example.org."),
     ];
     stream.write_all(&queries.concat()).await.expect("a pipe");
-    // The client has no more to ask, and waits.
+    // The client sends no more queries, and waits.
     stream.shutdown().await.expect("a pipe");
     assert_eq!(next(&mut stream).await, 2);
     assert_eq!(next(&mut stream).await, 3);
@@ -165,9 +165,9 @@ async fn over_a_stream_a_client_without_a_place_waits_and_loses_nothing() {
         let mut replied = BTreeSet::new();
         while replied.len() < usize::from(count) {
             let length = reader.read_u16().await.expect("the connection stays");
-            let mut octets = vec![0; length.into()];
-            reader.read_exact(&mut octets).await.expect("a pipe");
-            let reply = Message::from_vec(&octets).expect("a reply that parses");
+            let mut bytes = vec![0; length.into()];
+            reader.read_exact(&mut bytes).await.expect("a pipe");
+            let reply = Message::from_vec(&bytes).expect("a reply that parses");
             assert!(!reply.answers.is_empty() && !reply.metadata.truncation);
             replied.insert(reply.metadata.id);
         }
@@ -179,12 +179,12 @@ async fn over_a_stream_a_client_without_a_place_waits_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn queries_come_in_any_pieces_and_one_that_is_too_long_ends_the_connection() {
+async fn queries_may_arrive_in_any_pieces_and_one_that_is_too_long_closes_the_connection() {
     let (_socket, upstream) = socket().await;
     let mut stream = connect(upstream);
     let queries = [query(1, "web.svc.mesh."), query(2, "n1.node.mesh.")].concat();
-    for octet in queries {
-        stream.write_all(&[octet]).await.expect("a pipe");
+    for byte in queries {
+        stream.write_all(&[byte]).await.expect("a pipe");
     }
     assert_eq!(next(&mut stream).await, 1);
     assert_eq!(next(&mut stream).await, 2);

@@ -78,7 +78,7 @@ fn input<'a>(
         balanced: &nobody.2,
         held: &nobody.3,
         serial: 7,
-        most_addresses: MOST_ADDRESSES,
+        most_addresses: MAX_ADDRESSES,
     }
 }
 
@@ -97,7 +97,7 @@ fn shown(zone: &Zone) -> Shown<'_> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
     #[test]
-    fn a_changed_zone_is_the_one_that_would_be_built_anew(
+    fn a_changed_zone_equals_a_newly_built_one(
         changes in prop::collection::vec((any_service(), any::<bool>()), 1..12),
     ) {
         let mut netmap = netmap(HEALTHY);
@@ -131,7 +131,7 @@ proptest! {
 }
 
 #[test]
-fn a_name_lingers_until_it_is_forgotten_and_so_do_its_parents() {
+fn a_name_lingers_until_it_is_removed_and_so_do_its_parents() {
     let netmap = netmap(HEALTHY);
     let (groups, nobody) = Default::default();
     let mut zone = Zone::build(&input(&netmap, &groups, &nobody));

@@ -4,41 +4,41 @@ use ipnet::Ipv4Net;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::firewall::Mapped;
 use crate::firewall::ports::Port;
+use crate::firewall::{Mapped, Native};
 
-/// A kernel in memory: what a test looks at, and what it does to it behind the firewall's back.
+/// A kernel in memory, which a test can inspect and change.
 #[derive(Debug, Default)]
-struct Memory {
+struct FakeState {
     tables: BTreeMap<String, String>,
     rules: Vec<String>,
     ports: Ports,
     forwards: bool,
-    forgotten: usize,
-    led: Option<(String, Ipv4Net, Ipv4Addr)>,
-    refuses: Option<Refused>,
+    deleted: usize,
+    route: Option<(String, Ipv4Net, Ipv4Addr)>,
+    refuses: Option<KernelError>,
     written: usize,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Twin {
-    memory: Arc<Mutex<Memory>>,
+struct FakeKernel {
+    memory: Arc<Mutex<FakeState>>,
     notify: Arc<Notify>,
 }
 
-impl Twin {
-    fn look<T>(&self, act: impl FnOnce(&mut Memory) -> T) -> T {
+impl FakeKernel {
+    fn with<T>(&self, act: impl FnOnce(&mut FakeState) -> T) -> T {
         act(&mut self.memory.lock().expect("no test panics with it held"))
     }
 
     fn shown(&self) -> String {
-        self.look(|m| format!("{:?} {:?} {:?} {}", m.tables, m.rules, m.ports, m.forwards))
+        self.with(|m| format!("{:?} {:?} {:?} {}", m.tables, m.rules, m.ports, m.forwards))
     }
 }
 
-impl Kernel for Twin {
-    async fn nft(&mut self, script: &str) -> Result<(), Refused> {
-        self.look(|m| {
+impl Kernel for FakeKernel {
+    async fn nft(&mut self, script: &str) -> Result<(), KernelError> {
+        self.with(|m| {
             if let Some(refused) = m.refuses.clone() {
                 return Err(refused);
             }
@@ -53,19 +53,19 @@ impl Kernel for Twin {
         })
     }
 
-    async fn table(&mut self, family: &str, name: &str) -> Result<Option<String>, Refused> {
-        Ok(self.look(|m| {
+    async fn table(&mut self, family: &str, name: &str) -> Result<Option<String>, KernelError> {
+        Ok(self.with(|m| {
             let key = if name == TABLE { family } else { name };
             m.tables.get(key).cloned()
         }))
     }
 
-    async fn filter(&mut self) -> Result<String, Refused> {
-        Ok(self.look(|m| m.rules.join("\n")))
+    async fn filter(&mut self) -> Result<String, KernelError> {
+        Ok(self.with(|m| m.rules.join("\n")))
     }
 
-    async fn iptables(&mut self, call: &[String]) -> Result<(), Refused> {
-        self.look(|m| match call.first().map(String::as_str) {
+    async fn iptables(&mut self, call: &[String]) -> Result<(), KernelError> {
+        self.with(|m| match call.first().map(String::as_str) {
             Some("-I") => m
                 .rules
                 .insert(1, format!("-A DOCKER-USER {}", call[3..].join(" "))),
@@ -77,18 +77,18 @@ impl Kernel for Twin {
         Ok(())
     }
 
-    async fn ports(&mut self, _: &Wiring) -> Result<Ports, Refused> {
-        Ok(self.look(|m| {
+    async fn ports(&mut self, _: &FirewallState) -> Result<Ports, KernelError> {
+        Ok(self.with(|m| {
             let mut ports = m.ports.clone();
             if !m.forwards {
-                ports.stuck.push("docker0".into());
+                ports.not_forwarding.push("docker0".into());
             }
             ports
         }))
     }
 
-    async fn set_hairpin(&mut self, index: u32, on: bool) -> Result<(), Refused> {
-        self.look(|m| {
+    async fn set_hairpin(&mut self, index: u32, on: bool) -> Result<(), KernelError> {
+        self.with(|m| {
             for port in m.ports.found.values_mut().filter(|p| p.index == index) {
                 port.hairpin = on;
             }
@@ -96,27 +96,27 @@ impl Kernel for Twin {
         Ok(())
     }
 
-    fn forwards(&mut self) -> Result<bool, Refused> {
-        Ok(self.look(|m| m.forwards))
+    fn forwards(&mut self) -> Result<bool, KernelError> {
+        Ok(self.with(|m| m.forwards))
     }
 
-    fn set_forwards(&mut self, on: bool) -> Result<(), Refused> {
-        self.look(|m| m.forwards = on);
+    fn set_forwards(&mut self, on: bool) -> Result<(), KernelError> {
+        self.with(|m| m.forwards = on);
         Ok(())
     }
 
-    async fn lead(&mut self, native: &Native, node: Ipv4Addr) -> Result<(), Refused> {
-        self.look(|m| m.led = Some((native.bridge.clone(), native.range, node)));
+    async fn add_route(&mut self, native: &Native, node: Ipv4Addr) -> Result<(), KernelError> {
+        self.with(|m| m.route = Some((native.bridge.clone(), native.range, node)));
         Ok(())
     }
 
-    async fn lead_away(&mut self, _: &Native) -> Result<(), Refused> {
-        self.look(|m| m.led = None);
+    async fn remove_route(&mut self, _: &Native) -> Result<(), KernelError> {
+        self.with(|m| m.route = None);
         Ok(())
     }
 
-    async fn forget(&mut self, _: Gone) -> Result<usize, Refused> {
-        self.look(|m| m.forgotten += 1);
+    async fn delete_connections(&mut self, _: StaleConnections) -> Result<usize, KernelError> {
+        self.with(|m| m.deleted += 1);
         Ok(1)
     }
 
@@ -124,18 +124,18 @@ impl Kernel for Twin {
         self.notify.notified().await;
     }
 
-    fn blind(&self) -> Option<String> {
+    fn notifications_error(&self) -> Option<String> {
         None
     }
 }
 
-fn wiring() -> Wiring {
+fn state() -> FirewallState {
     let mapped = Mapped {
         container: "172.17.0.2".parse().expect("a literal"),
         pid: Some(77),
         name: "db-1".into(),
     };
-    Wiring {
+    FirewallState {
         interface: "mesh0".into(),
         prefix: "10.210.0.0/16".parse().expect("a literal"),
         block: "10.210.1.0/24".parse().expect("a literal"),
@@ -150,9 +150,9 @@ fn wiring() -> Wiring {
     }
 }
 
-fn docker() -> Twin {
-    let twin = Twin::default();
-    twin.look(|m| {
+fn docker() -> FakeKernel {
+    let kernel = FakeKernel::default();
+    kernel.with(|m| {
         m.rules = vec!["-N DOCKER-USER".into(), "-A DOCKER-USER -j RETURN".into()];
         m.ports.found.insert(
             "172.17.0.2".parse().expect("a literal"),
@@ -164,19 +164,19 @@ fn docker() -> Twin {
             },
         );
     });
-    twin
+    kernel
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !holds() {
-        assert!(Instant::now() < end, "waited in vain until {what}");
+        assert!(Instant::now() < end, "timed out waiting until {what}");
         sleep(Duration::from_millis(10)).await;
     }
 }
 
 #[tokio::test]
-async fn everything_is_listed_and_goes_when_it_stops() {
+async fn all_changes_are_listed_and_removed_when_the_firewall_stops() {
     let kernel = docker();
     let before = kernel.shown();
     let prefix = "fd00:1:2::/48".parse().ok();
@@ -184,11 +184,11 @@ async fn everything_is_listed_and_goes_when_it_stops() {
     assert_eq!(
         kernel.shown(),
         before,
-        "nothing is done before it is asked for"
+        "nothing changes before a state is set"
     );
-    firewall.set(wiring());
-    firewall.settled().await;
-    assert!(firewall.in_force());
+    firewall.set(state());
+    firewall.wait_until_applied().await;
+    assert!(firewall.is_active());
     assert_eq!(firewall.problems(), []);
     let shown: Vec<String> = firewall
         .entries()
@@ -211,18 +211,18 @@ async fn everything_is_listed_and_goes_when_it_stops() {
 }
 
 #[tokio::test]
-async fn what_somebody_takes_away_is_put_back_and_own_changes_are_no_reason() {
+async fn what_others_remove_is_restored_and_own_changes_cause_no_write() {
     let kernel = docker();
     let firewall = Firewall::on(kernel.clone(), None);
-    firewall.set(wiring());
-    firewall.settled().await;
+    firewall.set(state());
+    firewall.wait_until_applied().await;
     let wanted = kernel.shown();
-    let written = kernel.look(|m| m.written);
+    let written = kernel.with(|m| m.written);
     kernel.notify.notify_one();
-    sleep(BURST * 3).await;
-    assert_eq!(kernel.look(|m| m.written), written);
+    sleep(BURST_DELAY * 3).await;
+    assert_eq!(kernel.with(|m| m.written), written);
 
-    kernel.look(|m| {
+    kernel.with(|m| {
         m.tables.clear();
         m.rules.retain(|r| !r.contains("meshd"));
         m.ports.found.values_mut().for_each(|p| p.hairpin = false);
@@ -232,87 +232,87 @@ async fn what_somebody_takes_away_is_put_back_and_own_changes_are_no_reason() {
 }
 
 #[tokio::test]
-async fn a_container_that_is_replaced_takes_its_connections_along() {
+async fn the_connections_of_a_replaced_container_are_deleted() {
     let kernel = docker();
     let firewall = Firewall::on(kernel.clone(), None);
-    firewall.set(wiring());
-    firewall.settled().await;
-    firewall.set(wiring());
-    firewall.settled().await;
-    assert_eq!(kernel.look(|m| m.forgotten), 0);
-    let mut next = wiring();
+    firewall.set(state());
+    firewall.wait_until_applied().await;
+    firewall.set(state());
+    firewall.wait_until_applied().await;
+    assert_eq!(kernel.with(|m| m.deleted), 0);
+    let mut next = state();
     for mapped in next.mappings.values_mut() {
         mapped.pid = Some(78);
     }
     firewall.set(next);
-    firewall.settled().await;
-    assert_eq!(kernel.look(|m| m.forgotten), 1);
+    firewall.wait_until_applied().await;
+    assert_eq!(kernel.with(|m| m.deleted), 1);
 }
 
 #[tokio::test]
-async fn what_is_in_the_way_is_said_with_its_remedy() {
-    let what = async |kernel: Twin| {
+async fn each_problem_has_its_remedy() {
+    let what = async |kernel: FakeKernel| {
         let firewall = Firewall::on(kernel, None);
-        firewall.set(wiring());
-        firewall.settled().await;
+        firewall.set(state());
+        firewall.wait_until_applied().await;
         let problems = firewall.problems();
         assert_eq!(problems.len(), 1, "{problems:?}");
-        (firewall.in_force(), problems[0].clone())
+        (firewall.is_active(), problems[0].clone())
     };
     let kernel = docker();
-    kernel.look(|m| m.refuses = Some(Refused::NoProgram("nft")));
-    let (in_force, problem) = what(kernel).await;
+    kernel.with(|m| m.refuses = Some(KernelError::NotInstalled("nft")));
+    let (active, problem) = what(kernel).await;
     assert!(
-        !in_force && problem.fix.contains("apt install nftables"),
+        !active && problem.fix.contains("apt install nftables"),
         "{problem:?}"
     );
 
     let kernel = docker();
-    kernel.look(|m| m.refuses = Some(Refused::NoRights("nft")));
+    kernel.with(|m| m.refuses = Some(KernelError::NotPermitted("nft")));
     assert!(what(kernel).await.1.fix.contains("CAP_NET_ADMIN"));
 
     let kernel = docker();
-    kernel.look(|m| m.rules = vec!["-N DOCKER".into()]);
-    let (in_force, problem) = what(kernel).await;
+    kernel.with(|m| m.rules = vec!["-N DOCKER".into()]);
+    let (active, problem) = what(kernel).await;
     assert!(
-        !in_force && problem.fix.contains("restart Docker"),
+        !active && problem.fix.contains("restart Docker"),
         "{problem:?}"
     );
 
     let kernel = docker();
-    kernel.look(|m| m.tables.insert("docker-bridges".into(), "drop".into()));
+    kernel.with(|m| m.tables.insert("docker-bridges".into(), "drop".into()));
     let (_, problem) = what(kernel.clone()).await;
     assert!(
         problem
             .fix
             .contains("\"bridge-accept-fwmark\": \"0x02000000/0x02000000\"")
     );
-    assert!(kernel.look(|m| {
+    assert!(kernel.with(|m| {
         m.tables
             .get("ip")
             .is_none_or(|t| t.contains("meta mark set"))
     }));
 
     let kernel = docker();
-    kernel.look(|m| m.ports.absent = vec!["docker0".into()]);
+    kernel.with(|m| m.ports.absent = vec!["docker0".into()]);
     assert!(what(kernel).await.1.why.contains("without root"));
 }
 
 #[tokio::test]
-async fn the_way_to_containers_with_mesh_addresses_comes_and_goes() {
+async fn the_route_to_containers_with_mesh_addresses_is_added_and_removed() {
     let kernel = docker();
     let firewall = Firewall::on(kernel.clone(), None);
     let range: Ipv4Net = "10.210.1.0/25".parse().expect("a literal");
-    let mut native = wiring();
+    let mut native = state();
     native.native = Some(Native {
         bridge: "br-mesh".into(),
         range,
     });
     firewall.set(native.clone());
-    firewall.settled().await;
-    let led = || kernel.look(|m| m.led.clone());
-    assert_eq!(led(), Some(("br-mesh".into(), range, native.node)));
-    let has_state = || kernel.look(|m| m.rules.iter().any(|r| r.contains("--ctstate")));
+    firewall.wait_until_applied().await;
+    let route = || kernel.with(|m| m.route.clone());
+    assert_eq!(route(), Some(("br-mesh".into(), range, native.node)));
+    let has_state = || kernel.with(|m| m.rules.iter().any(|r| r.contains("--ctstate")));
     assert!(!has_state());
     let entries = firewall.entries();
     let shown: Vec<&str> = entries.iter().map(|e| e.what.as_str()).collect();
@@ -320,33 +320,33 @@ async fn the_way_to_containers_with_mesh_addresses_comes_and_goes() {
         shown.contains(&"10.210.1.0/25 dev br-mesh src 10.210.1.1"),
         "{shown:?}"
     );
-    firewall.set(wiring());
-    firewall.settled().await;
-    assert_eq!(led(), None);
+    firewall.set(state());
+    firewall.wait_until_applied().await;
+    assert_eq!(route(), None);
     assert!(has_state());
     firewall.set(native);
-    firewall.settled().await;
+    firewall.wait_until_applied().await;
     firewall.stop().await;
-    assert_eq!(led(), None);
+    assert_eq!(route(), None);
 }
 
 #[tokio::test]
-async fn what_others_switch_off_for_ever_is_put_back_more_slowly_and_is_one_problem() {
+async fn what_others_switch_off_again_and_again_is_restored_more_slowly_and_is_one_problem() {
     let kernel = docker();
     let firewall = Firewall::on(kernel.clone(), None);
-    firewall.set(wiring());
-    firewall.settled().await;
+    firewall.set(state());
+    firewall.wait_until_applied().await;
     let switch_off = async || {
-        kernel.look(|m| m.forwards = false);
-        firewall.look();
-        until("it forwards again", || kernel.look(|m| m.forwards)).await;
+        kernel.with(|m| m.forwards = false);
+        firewall.request_check();
+        until("it forwards again", || kernel.with(|m| m.forwards)).await;
     };
     for _ in 0..5 {
         switch_off().await;
     }
     assert!(!firewall.is_contested());
     switch_off().await;
-    until("it is a fight", || firewall.is_contested()).await;
+    until("the state is contested", || firewall.is_contested()).await;
     let begun = Instant::now();
     switch_off().await;
     assert!(begun.elapsed() >= Duration::from_millis(900));

@@ -19,8 +19,8 @@ fn mapped(container: &str) -> Mapped {
     }
 }
 
-fn bare() -> Wiring {
-    Wiring {
+fn without_containers() -> FirewallState {
+    FirewallState {
         interface: "mesh0".into(),
         prefix: net("10.210.0.0/16"),
         block: net("10.210.1.0/24"),
@@ -32,8 +32,8 @@ fn bare() -> Wiring {
     }
 }
 
-fn wired() -> Wiring {
-    Wiring {
+fn with_containers() -> FirewallState {
+    FirewallState {
         bridges: BTreeMap::from([
             ("br-0a1b2c3d4e5f".into(), vec![net("172.18.0.0/16")]),
             ("docker0".into(), vec![net("172.17.0.0/16")]),
@@ -47,28 +47,28 @@ fn wired() -> Wiring {
             (ip("10.210.0.65"), vec![]),
             (ip("10.210.0.66"), vec![ip("10.210.3.4")]),
         ]),
-        ..bare()
+        ..without_containers()
     }
 }
 
-fn table(wiring: &Wiring) -> String {
-    Sound::of(wiring).table(wiring, false)
+fn table(state: &FirewallState) -> String {
+    ValidState::of(state).table(state, false)
 }
 
 #[test]
 fn the_whole_table_of_a_node_with_containers() {
-    assert_eq!(table(&wired()), include_str!("wired.nft"));
+    assert_eq!(table(&with_containers()), include_str!("containers.nft"));
 }
 
 #[test]
-fn the_whole_table_of_a_node_without_any() {
-    assert_eq!(table(&bare()), include_str!("bare.nft"));
+fn the_whole_table_of_a_node_without_containers() {
+    assert_eq!(table(&without_containers()), include_str!("empty.nft"));
 }
 
 #[test]
 fn the_whole_tables_of_the_other_families() {
-    let wiring = wired();
-    let v6 = Sound::of(&wiring).guard_v6("mesh0", "fd00:1:2::/48".parse().expect("a literal"));
+    let state = with_containers();
+    let v6 = ValidState::of(&state).guard_v6("mesh0", "fd00:1:2::/48".parse().expect("a literal"));
     let ports = BTreeMap::from([(
         ip("172.18.0.2"),
         vec!["veth12ab".to_owned(), "veth34cd".to_owned()],
@@ -80,17 +80,17 @@ fn the_whole_tables_of_the_other_families() {
 }
 
 #[test]
-fn the_mark_is_set_only_where_it_is_asked_for() {
-    let wiring = wired();
-    let with = Sound::of(&wiring).table(&wiring, true);
+fn the_mark_is_set_only_if_it_is_requested() {
+    let state = with_containers();
+    let with = ValidState::of(&state).table(&state, true);
     let rule = "\t\tct status dnat ct original ip daddr 10.210.0.0/16 meta mark set meta mark | 0x02000000\n";
     assert!(with.contains(rule));
-    assert_eq!(with.replace(rule, ""), table(&wiring));
+    assert_eq!(with.replace(rule, ""), table(&state));
 }
 
 #[test]
-fn a_name_cannot_bring_a_rule_of_its_own() {
-    let honest = table(&wired());
+fn a_name_cannot_add_a_rule() {
+    let honest = table(&with_containers());
     for name in [
         "br\" } ; flush ruleset",
         "br*",
@@ -102,15 +102,15 @@ fn a_name_cannot_bring_a_rule_of_its_own() {
         "mesh0",
         "brücke",
     ] {
-        let mut wiring = wired();
-        wiring
+        let mut state = with_containers();
+        state
             .bridges
             .insert(name.into(), vec![net("172.30.0.0/16")]);
-        let container = wiring.mappings.get_mut(&ip("10.210.1.2")).expect("there");
+        let container = state.mappings.get_mut(&ip("10.210.1.2")).expect("there");
         container.name = format!("x\" }} {name}");
-        let sound = Sound::of(&wiring);
-        assert_eq!(sound.left_out.len(), 1, "{name:?}: {sound:?}");
-        assert_eq!(sound.table(&wiring, false), honest, "{name:?}");
+        let valid = ValidState::of(&state);
+        assert_eq!(valid.left_out.len(), 1, "{name:?}: {valid:?}");
+        assert_eq!(valid.table(&state, false), honest, "{name:?}");
         let ports = BTreeMap::from([(ip("172.18.0.2"), vec![name.to_owned()])]);
         if name != "mesh0" {
             assert_eq!(guard_bridges(&ports), guard_bridges(&BTreeMap::new()));
@@ -119,9 +119,9 @@ fn a_name_cannot_bring_a_rule_of_its_own() {
 }
 
 #[test]
-fn addresses_that_make_no_sense_are_left_out_and_named() {
-    let honest = table(&wired());
-    let mut wiring = wired();
+fn invalid_addresses_are_left_out_and_named() {
+    let honest = table(&with_containers());
+    let mut state = with_containers();
     for (instance, container) in [
         ("10.210.1.1", "172.17.0.9"),
         ("10.210.2.2", "172.17.0.9"),
@@ -131,27 +131,27 @@ fn addresses_that_make_no_sense_are_left_out_and_named() {
         ("10.210.1.12", "224.0.0.1"),
         ("10.210.1.13", "172.18.0.2"),
     ] {
-        wiring.mappings.insert(ip(instance), mapped(container));
+        state.mappings.insert(ip(instance), mapped(container));
     }
     for service in ["10.210.0.53", "10.210.1.64", "192.0.2.1"] {
-        wiring
+        state
             .service_addresses
             .insert(ip(service), vec![ip("10.210.1.2")]);
     }
-    wiring
+    state
         .bridges
         .insert("br-wide".into(), vec![net("10.0.0.0/8")]);
-    let sound = Sound::of(&wiring);
-    assert_eq!(sound.left_out.len(), 11, "{:#?}", sound.left_out);
+    let valid = ValidState::of(&state);
+    assert_eq!(valid.left_out.len(), 11, "{:#?}", valid.left_out);
     let bridges = "\"br-0a1b2c3d4e5f\", ";
     let expected = honest.replace(bridges, &format!("{bridges}\"br-wide\", "));
-    assert_eq!(sound.table(&wiring, false), expected);
+    assert_eq!(valid.table(&state, false), expected);
 }
 
 #[test]
-fn a_service_address_never_leads_to_another_or_to_an_instance_that_is_gone() {
-    let mut wiring = wired();
-    wiring.service_addresses = BTreeMap::from([
+fn a_service_address_never_leads_to_another_or_to_a_removed_instance() {
+    let mut state = with_containers();
+    state.service_addresses = BTreeMap::from([
         (
             ip("10.210.0.64"),
             vec![
@@ -163,9 +163,9 @@ fn a_service_address_never_leads_to_another_or_to_an_instance_that_is_gone() {
         ),
         (ip("10.210.0.65"), vec![]),
     ]);
-    let sound = Sound::of(&wiring);
+    let valid = ValidState::of(&state);
     assert_eq!(
-        sound.services(),
+        valid.services(),
         &BTreeMap::from([
             (ip("10.210.0.64"), vec![ip("10.210.1.1")]),
             (ip("10.210.0.65"), vec![])
@@ -175,24 +175,24 @@ fn a_service_address_never_leads_to_another_or_to_an_instance_that_is_gone() {
 
 #[test]
 fn containers_with_mesh_addresses_of_their_own_are_not_translated() {
-    let mut wiring = wired();
-    wiring.native = Some(Native {
+    let mut state = with_containers();
+    state.native = Some(Native {
         bridge: "br-mesh".into(),
         range: net("10.210.1.0/25"),
     });
-    wiring.bridges.insert("br-mesh".into(), vec![wiring.prefix]);
-    wiring.mappings = BTreeMap::from([
+    state.bridges.insert("br-mesh".into(), vec![state.prefix]);
+    state.mappings = BTreeMap::from([
         (ip("10.210.1.5"), mapped("10.210.1.5")),
         (ip("10.210.1.130"), mapped("172.17.0.5")),
-        // Not of the range; and the node's.
+        // The first is outside the range; the second is the node's own address.
         (ip("10.210.1.140"), mapped("10.210.1.140")),
         (ip("10.210.1.1"), mapped("10.210.1.1")),
     ]);
     let services = BTreeMap::from([(ip("10.210.0.64"), vec![ip("10.210.1.5")])]);
-    wiring.service_addresses = services;
-    let sound = Sound::of(&wiring);
-    assert_eq!(sound.left_out.len(), 2, "{:?}", sound.left_out);
-    let text = sound.table(&wiring, false);
+    state.service_addresses = services;
+    let valid = ValidState::of(&state);
+    assert_eq!(valid.left_out.len(), 2, "{:?}", valid.left_out);
+    let text = valid.table(&state, false);
     let at = |rule: &str| {
         let found = text.find(rule);
         found.unwrap_or_else(|| panic!("{rule} is not in {text}"))
@@ -211,18 +211,18 @@ fn containers_with_mesh_addresses_of_their_own_are_not_translated() {
         ) < at("chain own_sources")
     );
     assert!(
-        sound
-            .table(&wiring, true)
+        valid
+            .table(&state, true)
             .contains("ct original ip daddr @natives meta mark set")
     );
 }
 
 #[test]
 fn each_node_has_an_equal_share_of_a_service_address() {
-    let mut wiring = wired();
-    wiring.mappings.clear();
+    let mut state = with_containers();
+    state.mappings.clear();
     let service = ip("10.210.0.64");
-    wiring.service_addresses = BTreeMap::from([(
+    state.service_addresses = BTreeMap::from([(
         service,
         vec![
             ip("10.210.2.7"),
@@ -231,14 +231,14 @@ fn each_node_has_an_equal_share_of_a_service_address() {
             ip("10.210.3.6"),
         ],
     )]);
-    let text = Sound::of(&wiring).table(&wiring, false);
+    let text = ValidState::of(&state).table(&state, false);
     let rule = "ip daddr 10.210.0.64 dnat to numgen random mod 131072 map { 0-65535 : 10.210.2.7, 65536-87380 : 10.210.3.4, 87381-109225 : 10.210.3.5, 109226-131071 : 10.210.3.6 }";
     assert!(text.contains(rule), "{text}");
 }
 
 #[test]
 fn a_service_address_never_leads_out_of_the_mesh_or_to_containers_that_are_not_exposed() {
-    let mut wiring = wired();
+    let mut state = with_containers();
     let outside = [
         "169.254.169.254",
         "172.17.0.9",
@@ -250,10 +250,10 @@ fn a_service_address_never_leads_out_of_the_mesh_or_to_containers_that_are_not_e
         "10.210.0.53",
         "10.210.0.200",
     ];
-    wiring.service_addresses = BTreeMap::from([(
+    state.service_addresses = BTreeMap::from([(
         ip("10.210.0.64"),
         outside.into_iter().chain(["10.210.2.7"]).map(ip).collect(),
     )]);
-    let sound = Sound::of(&wiring);
-    assert_eq!(sound.services()[&ip("10.210.0.64")], [ip("10.210.2.7")]);
+    let valid = ValidState::of(&state);
+    assert_eq!(valid.services()[&ip("10.210.0.64")], [ip("10.210.2.7")]);
 }

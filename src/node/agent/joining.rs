@@ -12,11 +12,11 @@ use crate::model::Label;
 use crate::node::api::Reply;
 use crate::node::boot;
 use crate::node::joined::JoinedNode;
-use crate::node::joining::{self, Admitted, Attempt, Ground};
+use crate::node::joining::{self, Admitted, Attempt, JoinContext};
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{Join, Joined, SCHEMA};
-use crate::services::registry::{Registry, Stored};
+use crate::services::registry::{Registry, StoredServices};
 
 /// How long a join waits until the coordinator has accepted this node's record.
 const ACCEPTANCE_TIMEOUT: Duration = Duration::from_secs(8);
@@ -61,7 +61,7 @@ impl Agent {
             .and_then(|name| name.into_string().ok())
             .unwrap_or_default();
         let attempt = Attempt {
-            ground: ground(self),
+            context: join_context(self),
             token: join.token,
             name,
             fallback: Label::from_host_name(&host),
@@ -106,7 +106,7 @@ impl Agent {
         if let (true, Some(way)) = (pending.asked, pending.way.clone()) {
             tracing::info!("goes on with a join that was interrupted");
             self.join_problem = Some(leaving::interrupted());
-            let join = joining::resume(ground(self), pending, way);
+            let join = joining::resume(join_context(self), pending, way);
             self.start_join(None, ended.clone(), join);
         }
     }
@@ -141,7 +141,7 @@ impl Agent {
     }
 
     async fn come_up(&mut self, admitted: Admitted) -> Result<Joined, ApiError> {
-        let (stored, _) = self.dir.services::<Stored>();
+        let (stored, _) = self.dir.services::<StoredServices>();
         let registry = Registry::new(self.config.services.clone(), stored);
         let identity = admitted.identity.clone();
         let (node, events) = Box::pin(boot::start(
@@ -200,8 +200,8 @@ fn refusal(agent: &mut Agent) -> Option<String> {
     }
 }
 
-fn ground(agent: &Agent) -> Ground {
-    Ground {
+fn join_context(agent: &Agent) -> JoinContext {
+    JoinContext {
         dir: agent.dir.clone(),
         interface: agent.config.tunnel.interface.clone(),
         listen_port: agent.config.tunnel.listen_port,

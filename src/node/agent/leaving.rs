@@ -196,7 +196,7 @@ pub(super) fn give_back(dir: &StateDir, error: ApiError) -> ApiError {
     let Ok(Some(pending)) = dir.pending() else {
         return error;
     };
-    let error = joining::give_back(dir, &pending, error);
+    let error = joining::depart_after(dir, &pending, error);
     if dir.pending().is_ok_and(|pending| pending.is_none()) {
         dir.clear();
     }

@@ -15,10 +15,10 @@ use self::file::{
 use crate::containers::{Expose, Rules};
 use crate::dns::WhenNoneUsable;
 use crate::dns::forward::Server;
-use crate::dns::zone::MOST_ADDRESSES;
+use crate::dns::zone::MAX_ADDRESSES;
 use crate::model::Label;
 use crate::os::config_file::{self, ConfigError};
-use crate::services::registry::Registered;
+use crate::services::registry::RegisteredInstance;
 
 /// The sockets of Docker and of Podman.
 const DOCKER_SOCKETS: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
@@ -95,7 +95,7 @@ pub struct Config {
     /// The address at which metrics are served.
     pub metrics_listen: SocketAddr,
     /// The services of the configuration.
-    pub services: Vec<Registered>,
+    pub services: Vec<RegisteredInstance>,
 }
 
 /// The tunnel device and its UDP socket.
@@ -183,7 +183,7 @@ impl Config {
                 .ok()
         });
         if file.mtu.is_some_and(|mtu| !(1280..=9000).contains(&mtu)) {
-            wrong.push("mtu: 1280 to 9000 octets are possible".into());
+            wrong.push("mtu: 1280 to 9000 bytes are possible".into());
         }
         if file.tunnel.workers.is_some_and(|n| !(1..=64).contains(&n)) {
             wrong.push("[tunnel] workers: 1 to 64 threads are possible".into());
@@ -211,8 +211,8 @@ impl Config {
     }
 }
 
-fn services(sections: Vec<ServiceSection>, wrong: &mut Vec<String>) -> Vec<Registered> {
-    let mut services: Vec<Registered> = Vec::new();
+fn services(sections: Vec<ServiceSection>, wrong: &mut Vec<String>) -> Vec<RegisteredInstance> {
+    let mut services: Vec<RegisteredInstance> = Vec::new();
     for section in sections {
         let shown = section.name.chars().take(70).collect::<String>();
         match service::service(section) {
@@ -256,7 +256,7 @@ fn dns(section: DnsSection, wrong: &mut Vec<String>) -> DnsSettings {
         },
         max_addresses: section
             .max_addresses
-            .map_or(MOST_ADDRESSES, |max| max.get().into()),
+            .map_or(MAX_ADDRESSES, |max| max.get().into()),
     }
 }
 

@@ -5,13 +5,13 @@ use crate::model::address::is_never_remote;
 use crate::model::time::milliseconds;
 use crate::protocol::local::{Check, CheckProbe};
 use crate::records::kinds::Protocol;
-use crate::services::registry::{Key, Registered};
+use crate::services::registry::{InstanceKey, RegisteredInstance};
 
 use super::file::{CheckSection, ServiceSection};
 
 /// Returns the service that a section describes, or why it describes none.
-pub(super) fn service(section: ServiceSection) -> Result<Registered, String> {
-    let key = Key {
+pub(super) fn service(section: ServiceSection) -> Result<RegisteredInstance, String> {
+    let key = InstanceKey {
         name: Label::parse(&section.name).map_err(|e| e.to_string())?,
         port: section
             .port
@@ -27,7 +27,7 @@ pub(super) fn service(section: ServiceSection) -> Result<Registered, String> {
     if check.is_some() && key.protocol == Protocol::Udp {
         return Err("check: checks are for TCP services".into());
     }
-    Ok(Registered {
+    Ok(RegisteredInstance {
         key,
         address,
         check,

@@ -20,6 +20,7 @@ use super::dial::dial;
 use super::session::{Ended, Output, Session, SessionKeys};
 use crate::model::SigningKey;
 pub use crate::node::replica::{Position, StreamEvent as Event};
+use crate::os::random;
 use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::control::{FromCoordinator, FromNode, MAX_MESSAGE, PATH, PING_SECONDS};
 use crate::protocol::token::SpkiPin;
@@ -193,7 +194,7 @@ fn instance() -> String {
 
 /// A random number. It is 0 if the system returns none, which no security depends on.
 pub(super) fn random() -> u64 {
-    getrandom::u64().unwrap_or_default()
+    random::u64().unwrap_or_default()
 }
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;

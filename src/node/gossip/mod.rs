@@ -34,6 +34,7 @@ use self::exchange::Exchange;
 use self::inbound_limit::{Cost, InboundLimit, Proved};
 use super::replica::{LedgerReply, LedgerRequest, Opening};
 use crate::model::{PublicKey, SigningKey};
+use crate::os::random;
 use crate::os::tasks::{AbortOnDrop, TaskHandle, Tasks};
 use crate::protocol::gossip::PORT;
 use crate::records::Envelope;
@@ -240,7 +241,7 @@ fn socket(line: &Line, port: u16) -> io::Result<TcpSocket> {
 /// 32 random bytes in hexadecimal.
 fn nonce() -> Result<String, String> {
     let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|e| e.to_string())?;
+    random::fill(&mut bytes).map_err(|e| e.to_string())?;
     Ok(PublicKey(bytes).to_string())
 }
 

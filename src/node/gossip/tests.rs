@@ -138,15 +138,15 @@ async fn one_that_says_hello_slowly_is_given_up_by_one_limit_for_all_of_it() {
     let _agent = agent(asks);
     let mut slow = connect_to(at).await;
     let begun = Instant::now();
-    // It sends one octet at a time without end.
+    // It sends one byte at a time without end.
     let mut bytes = 1000u32
         .to_be_bytes()
         .into_iter()
         .chain(std::iter::repeat(b' '));
     let (mut read, mut write) = slow.split();
     let written = async {
-        while let Some(octet) = bytes.next()
-            && write.write_all(&[octet]).await.is_ok()
+        while let Some(byte) = bytes.next()
+            && write.write_all(&[byte]).await.is_ok()
         {
             sleep(Duration::from_millis(100)).await;
         }

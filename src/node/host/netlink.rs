@@ -1,4 +1,4 @@
-//! Applies a plan through netlink, and reads what the machine has.
+//! Applies a plan through netlink, and lists what is configured on the machine.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,11 +20,12 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 
-use super::plan::{Device, Found, Ipv6, NO_TABLE, Plan, Step};
+use super::plan::{Device, Ipv6, NO_TABLE, NetworkEntry, NetworkPlan, Step};
+use super::route_lookup::{Lookup, Rule};
 use super::survey::{Link, LinkKind, Route, RouteKind, Survey};
-use super::ways::{Rule, Way};
+use crate::os::tasks::{AbortOnDrop, Tasks};
 
-/// A refusal of the kernel.
+/// An error of the kernel.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action}: {source}")]
 pub struct HostNetworkError {
@@ -34,55 +35,51 @@ pub struct HostNetworkError {
 }
 
 impl HostNetworkError {
-    /// Whether only IPv6 is without what was refused.
+    /// Whether the error concerns only IPv6.
     #[must_use]
     pub fn is_ipv6(&self) -> bool {
         self.ipv6
     }
 }
 
-/// What came of a plan.
+/// The result of applying a plan.
 #[derive(Debug)]
 pub struct Applied {
-    /// Whether the device takes IPv6 addresses.
+    /// Whether the device accepts IPv6 addresses.
     pub ipv6: Ipv6,
-    /// What was there before.
+    /// The machine's network before the plan was applied.
     pub survey: Survey,
-    /// What was not as planned, and is now.
+    /// The steps that were necessary.
     pub changed: Vec<Step>,
-    /// What the kernel refuses.
+    /// The steps that failed.
     pub refused: Vec<HostNetworkError>,
 }
 
-/// The machine's network.
+/// Access to the machine's network.
 #[derive(Debug)]
 pub struct HostNetwork {
     handle: Handle,
-    connection: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for HostNetwork {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
+    _connection: AbortOnDrop,
 }
 
 impl HostNetwork {
     /// Opens a netlink socket.
     ///
     /// # Errors
-    /// The kernel gives none.
+    /// The kernel opens no socket.
     pub fn open() -> std::io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
+        // The connection ends with the socket, or with this value.
+        let connection = Tasks::current().spawn_finite("netlink of the host", connection);
         Ok(Self {
             handle,
-            connection: tokio::spawn(connection),
+            _connection: connection.abort_on_drop(),
         })
     }
 
-    /// Gives a device that is not up yet the plainest queueing discipline, one for all its queues: the kernel would make one
-    /// for each queue there might be, and nothing ever waits in any, since the device always takes what it is given. Where it
-    /// refuses, that only costs memory.
+    /// Sets a simple queueing discipline, with one queue, for a device that is not up yet. By default the kernel
+    /// creates one discipline for each possible queue, but no packet ever waits in any of them, since the device
+    /// accepts every packet at once. If this fails, the only cost is memory.
     pub async fn set_discipline(&self, index: u32) {
         let mut message = TcMessage::with_index(i32::try_from(index).unwrap_or_default());
         message.header.parent = TcHandle::ROOT;
@@ -103,14 +100,14 @@ impl HostNetwork {
         }
     }
 
-    /// Brings the device of index `index` into the planned state. A step that the kernel refuses leaves the others. Gives
-    /// nothing if there is no such device here.
+    /// Applies the plan to the device with index `index`. A step that fails does not prevent the others. Returns none
+    /// if there is no such device in this network namespace.
     ///
     /// # Errors
-    /// The kernel does not list what there is.
+    /// The kernel does not list the present configuration.
     pub async fn apply(
         &self,
-        plan: &Plan,
+        plan: &NetworkPlan,
         index: u32,
     ) -> Result<Option<Applied>, HostNetworkError> {
         let survey = self.survey().await?;
@@ -124,7 +121,7 @@ impl HostNetwork {
             refused: Vec::new(),
         };
         for step in plan.steps(&device, &applied.survey.found()) {
-            match self.take(step, plan, index).await {
+            match self.apply_step(step, plan, index).await {
                 Ok(()) => applied.changed.push(step),
                 Err(source) => applied.refused.push(HostNetworkError {
                     action: step.to_string(),
@@ -136,7 +133,12 @@ impl HostNetwork {
         Ok(Some(applied))
     }
 
-    async fn take(&self, step: Step, plan: &Plan, index: u32) -> Result<(), rtnetlink::Error> {
+    async fn apply_step(
+        &self,
+        step: Step,
+        plan: &NetworkPlan,
+        index: u32,
+    ) -> Result<(), rtnetlink::Error> {
         match step {
             Step::Link => {
                 let up = LinkUnspec::new_with_index(index)
@@ -152,7 +154,7 @@ impl HostNetwork {
                     .add(index, net.addr(), net.prefix_len())
                     .replace();
                 if net.addr().is_ipv6() {
-                    // Nobody else can have it: there is nobody to ask.
+                    // No other host can have this address, so duplicate address detection is not necessary.
                     request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
                 }
                 request.execute().await
@@ -183,18 +185,18 @@ impl HostNetwork {
         self.handle.route().add(message).replace().execute().await
     }
 
-    /// All addresses and unicast routes of the machine.
+    /// Returns all addresses and unicast routes of the machine.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub async fn found(&self) -> Result<Vec<Found>, HostNetworkError> {
+    /// The kernel returns an error.
+    pub async fn found(&self) -> Result<Vec<NetworkEntry>, HostNetworkError> {
         Ok(self.survey().await?.found())
     }
 
-    /// All interfaces, addresses and routes of the machine.
+    /// Returns all interfaces, addresses and routes of the machine.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel returns an error.
     pub async fn survey(&self) -> Result<Survey, HostNetworkError> {
         let links: Vec<LinkMessage> = self
             .handle
@@ -203,7 +205,7 @@ impl HostNetwork {
             .execute()
             .try_collect()
             .await
-            .map_err(fault("list the interfaces"))?;
+            .map_err(error_in("list the interfaces"))?;
         let links: Vec<Link> = links.iter().map(link_of).collect();
         let names: HashMap<u32, &str> = links.iter().map(|l| (l.index, l.name.as_str())).collect();
         let name = |index: u32| match names.get(&index) {
@@ -217,14 +219,14 @@ impl HostNetwork {
             .execute()
             .try_collect()
             .await
-            .map_err(fault("list the addresses"))?;
+            .map_err(error_in("list the addresses"))?;
         let mut addresses = Vec::new();
         for message in messages {
             for attribute in &message.attributes {
                 if let AddressAttribute::Address(address) = attribute
                     && let Ok(net) = IpNet::new(*address, message.header.prefix_len)
                 {
-                    addresses.push(Found {
+                    addresses.push(NetworkEntry {
                         what: "address",
                         table: NO_TABLE,
                         net,
@@ -243,7 +245,7 @@ impl HostNetwork {
             match listed {
                 Ok(listed) => routes.extend(listed.iter().filter_map(|r| route_of(r, &name))),
                 Err(error) if is_without_family(&error) => {}
-                Err(error) => return Err(fault("list the routes")(error)),
+                Err(error) => return Err(error_in("list the routes")(error)),
             }
         }
         Ok(Survey {
@@ -253,16 +255,16 @@ impl HostNetwork {
         })
     }
 
-    /// Which way the kernel sends a packet from `source` to `address`.
+    /// Returns the route that the kernel uses for a packet from `source` to `address`.
     ///
     /// # Errors
-    /// The kernel does not answer at all.
-    pub async fn way(
+    /// The kernel does not reply.
+    pub async fn look_up_route(
         &self,
         address: IpAddr,
         source: IpAddr,
         survey: &Survey,
-    ) -> Result<Way, HostNetworkError> {
+    ) -> Result<Lookup, HostNetworkError> {
         let message = match (address, source) {
             (IpAddr::V4(to), IpAddr::V4(from)) => RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(to, 32)
@@ -272,31 +274,35 @@ impl HostNetwork {
                 .destination_prefix(to, 128)
                 .source_prefix(from, 128)
                 .build(),
-            _ => return Ok(Way::Refused("it is of another family".into())),
+            _ => {
+                return Ok(Lookup::Failed(
+                    "the addresses are of different families".into(),
+                ));
+            }
         };
         let mut request = self.handle.route().get(message);
         let header = &mut request.message_mut().header;
-        // The entry of the table as it stands there, rather than what was made of it for this address.
+        // Returns the entry of the routing table itself, not a route derived from it for this address.
         header.flags = RouteFlags::LookupTable | RouteFlags::FibMatch;
         let answer: Result<Option<RouteMessage>, _> = request.execute().try_next().await;
         let name = |index: u32| survey.name(index);
         match answer {
             Ok(Some(route)) => Ok(route_of(&route, &name).map_or_else(
-                || Way::Refused("the answer is not a route".into()),
-                Way::Route,
+                || Lookup::Failed("the reply is not a route".into()),
+                Lookup::Route,
             )),
-            Ok(None) => Ok(Way::Refused("no answer".into())),
+            Ok(None) => Ok(Lookup::Failed("no reply".into())),
             Err(rtnetlink::Error::NetlinkError(error)) => {
-                Ok(Way::Refused(error.to_io().to_string()))
+                Ok(Lookup::Failed(error.to_io().to_string()))
             }
-            Err(error) => Err(fault("ask for a way")(error)),
+            Err(error) => Err(error_in("look up a route")(error)),
         }
     }
 
-    /// All rules that say which table of routes is asked.
+    /// Returns all policy routing rules.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// The kernel returns an error.
     pub async fn rules(&self) -> Result<Vec<Rule>, HostNetworkError> {
         let mut rules = Vec::new();
         for family in [IpVersion::V4, IpVersion::V6] {
@@ -305,14 +311,14 @@ impl HostNetwork {
             match listed {
                 Ok(listed) => rules.extend(listed.iter().map(rule_of)),
                 Err(error) if is_without_family(&error) => {}
-                Err(error) => return Err(fault("list the rules")(error)),
+                Err(error) => return Err(error_in("list the rules")(error)),
             }
         }
         Ok(rules)
     }
 }
 
-fn fault(action: &'static str) -> impl Fn(rtnetlink::Error) -> HostNetworkError {
+fn error_in(action: &'static str) -> impl Fn(rtnetlink::Error) -> HostNetworkError {
     move |source| HostNetworkError {
         action: action.into(),
         source,
@@ -320,7 +326,7 @@ fn fault(action: &'static str) -> impl Fn(rtnetlink::Error) -> HostNetworkError 
     }
 }
 
-/// Whether the kernel refuses because it runs without this family.
+/// Whether the error is that the kernel does not support this address family.
 fn is_without_family(error: &rtnetlink::Error) -> bool {
     let rtnetlink::Error::NetlinkError(error) = error else {
         return false;

@@ -1,4 +1,4 @@
-//! What there is to be, and what is in its way. Pure.
+//! The wanted configuration of the tunnel device, and which steps lead to it. Pure.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,21 +9,21 @@ use crate::model::MeshAddresses;
 use crate::model::address::Block;
 use crate::protocol::local::{Problem, SystemEntry};
 
-/// What the tunnel device is to have.
+/// The wanted configuration of the tunnel device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct NetworkPlan {
     /// The device's name.
     pub interface: String,
-    /// Octets.
+    /// The MTU in bytes.
     pub mtu: u16,
-    /// The node's addresses, alone: what is around them is reached by the routes.
+    /// The node's addresses, each as a single address: the routes lead to the rest of the mesh.
     pub addresses: Vec<IpNet>,
-    /// The mesh's prefixes, with the source that packets to them get.
+    /// The mesh's prefixes, each with the source address of packets to it.
     pub routes: Vec<(IpNet, IpAddr)>,
 }
 
-impl Plan {
-    /// For the node of `block`.
+impl NetworkPlan {
+    /// The configuration of the node that has `block`.
     #[must_use]
     pub fn new(interface: &str, mtu: u16, block: &Block, mesh: &MeshAddresses) -> Self {
         let (v4, v6) = (IpAddr::V4(block.node_v4()), IpAddr::V6(block.node_v6()));
@@ -35,9 +35,9 @@ impl Plan {
         }
     }
 
-    /// Leads to the IPv4 prefix by its two halves: an interface that has all of it on its link, as that of a container
-    /// engine's network may, takes none of it away.
-    pub fn halve(&mut self) {
+    /// Replaces the route to the IPv4 prefix by routes to its two halves. They take precedence over the route of an
+    /// interface that has the whole prefix, such as the bridge of a container engine's network.
+    pub fn halve_v4_route(&mut self) {
         let halved = |(net, source): (IpNet, IpAddr)| {
             let halves = match net {
                 IpNet::V4(v4) => v4.subnets(v4.prefix_len().saturating_add(1)).ok(),
@@ -54,7 +54,7 @@ impl Plan {
             .collect();
     }
 
-    /// The part of it that a device with this IPv6 can have.
+    /// The part of the configuration that a device with this IPv6 support can have.
     #[must_use]
     pub fn with_families(&self, ipv6: Ipv6) -> Self {
         let there = |net: &IpNet| ipv6 == Ipv6::On || net.addr().is_ipv4();
@@ -64,10 +64,10 @@ impl Plan {
         plan
     }
 
-    /// What remains to be done: `found` is all that the machine has. In an order in which each step can succeed; none
-    /// rests on a step of the other family.
+    /// The steps that are missing. `found` is everything that the machine has. The order is one in which each step can
+    /// succeed, and no step depends on one of the other address family.
     #[must_use]
-    pub fn steps(&self, device: &Device, found: &[Found]) -> Vec<Step> {
+    pub fn steps(&self, device: &Device, found: &[NetworkEntry]) -> Vec<Step> {
         let plan = self.with_families(device.ipv6);
         let lacks = |what: &str, table: u32, net: &IpNet| {
             !found.iter().any(|f| {
@@ -93,7 +93,7 @@ impl Plan {
         steps
     }
 
-    /// Each change, with its reason.
+    /// All changes, each with its reason.
     #[must_use]
     pub fn entries(&self) -> Vec<SystemEntry> {
         let entry = |kind: &str, what: String, why: &str| SystemEntry {
@@ -125,20 +125,20 @@ impl Plan {
     }
 }
 
-/// Whether a device takes IPv6 addresses.
+/// Whether a device supports IPv6 addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Ipv6 {
-    /// The device takes IPv6 addresses.
+    /// The device accepts IPv6 addresses.
     #[default]
     On,
-    /// Its sysctl `disable_ipv6` is set.
+    /// The sysctl `disable_ipv6` of the device is set.
     Off,
-    /// It has no IPv6 at all: the kernel runs without it (`ipv6.disable=1`).
+    /// The device has no IPv6, because the kernel runs without it (`ipv6.disable=1`).
     Absent,
 }
 
 impl Ipv6 {
-    /// One line for people, where IPv6 is not there.
+    /// A problem for the status, unless the device accepts IPv6 addresses.
     #[must_use]
     pub fn problem(self, interface: &str) -> Option<Problem> {
         let (why, fix) = match self {
@@ -146,12 +146,12 @@ impl Ipv6 {
             Self::Off => (
                 format!("IPv6 is switched off (net.ipv6.conf.{interface}.disable_ipv6 = 1)"),
                 format!(
-                    "nothing, if that is intended; else run `sysctl -w net.ipv6.conf.{interface}.disable_ipv6=0`, and look in /etc/sysctl.d for who sets it"
+                    "nothing, if that is intended; otherwise run `sysctl -w net.ipv6.conf.{interface}.disable_ipv6=0`, and search /etc/sysctl.d for the file that sets it"
                 ),
             ),
             Self::Absent => (
                 format!("{interface} has no IPv6: the kernel was started without it (ipv6.disable=1)"),
-                "nothing, if that is intended; else take `ipv6.disable=1` off the kernel's command line"
+                "nothing, if that is intended; otherwise remove `ipv6.disable=1` from the kernel's command line"
                     .to_owned(),
             ),
         };
@@ -163,14 +163,14 @@ impl Ipv6 {
     }
 }
 
-/// The tunnel device as the kernel shows it.
+/// The tunnel device as the kernel lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device {
-    /// Octets.
+    /// The MTU in bytes.
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
-    /// Whether it takes IPv6 addresses.
+    /// Whether the device supports IPv6 addresses.
     pub ipv6: Ipv6,
 }
 
@@ -181,12 +181,12 @@ pub enum Step {
     Link,
     /// Add an address.
     Address(IpNet),
-    /// Add a route, with the source that packets to it get.
+    /// Add a route, with the source address of packets to it.
     Route(IpNet, IpAddr),
 }
 
 impl Step {
-    /// Whether only IPv6 needs it.
+    /// Whether the step concerns only IPv6.
     #[must_use]
     pub fn is_ipv6(&self) -> bool {
         match self {
@@ -206,28 +206,28 @@ impl fmt::Display for Step {
     }
 }
 
-/// The table of routes that the kernel asks unless a rule says otherwise (`RT_TABLE_MAIN`).
+/// The routing table that the kernel uses unless a rule selects another one (`RT_TABLE_MAIN`).
 pub(super) const MAIN_TABLE: u32 = 254;
-/// The table of an address.
+/// The value of `table` for an address.
 pub(super) const NO_TABLE: u32 = 0;
 
 /// An address or route that the machine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct NetworkEntry {
     /// `address` or `route`.
     pub what: &'static str,
     /// The table of a route.
     pub table: u32,
-    /// Its prefix.
+    /// The prefix.
     pub net: IpNet,
-    /// On which interface.
+    /// The interface.
     pub interface: String,
 }
 
-/// Two networks that would be mixed up.
+/// Two networks with addresses in common.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the mesh prefix {mesh} overlaps the {what} {net} on {interface}; take that away, or make the mesh with another prefix (`[mesh] prefix_v4` in coordinator.toml, before `meshctl init`)"
+    "the mesh prefix {mesh} overlaps the {what} {net} on {interface}; remove that, or create the mesh with another prefix (`[mesh] prefix_v4` in coordinator.toml, before `meshctl init`)"
 )]
 pub struct Overlap {
     mesh: IpNet,
@@ -236,18 +236,19 @@ pub struct Overlap {
     interface: String,
 }
 
-/// Refuses a mesh whose prefixes overlap what is there. Default routes and our own interface do not count.
+/// Checks that no prefix of the mesh overlaps an address or route of the machine. Default routes and meshd's own
+/// interface do not count.
 ///
 /// # Errors
-/// Names both.
-pub fn overlap(mesh: &MeshAddresses, found: &[Found], own: &str) -> Result<(), Overlap> {
+/// The two networks.
+pub fn overlap(mesh: &MeshAddresses, found: &[NetworkEntry], own: &str) -> Result<(), Overlap> {
     for prefix in [IpNet::V4(mesh.prefix_v4), IpNet::V6(mesh.prefix_v6)] {
         let clash = found.iter().find(|f| {
             f.interface != own
                 && f.net.prefix_len() > 0
                 && (prefix.contains(&f.net) || f.net.contains(&prefix))
         });
-        if let Some(Found {
+        if let Some(NetworkEntry {
             what,
             net,
             interface,
@@ -278,8 +279,8 @@ mod tests {
         }
     }
 
-    fn found(net: &str, interface: &str) -> Found {
-        Found {
+    fn found(net: &str, interface: &str) -> NetworkEntry {
+        NetworkEntry {
             what: "route",
             table: MAIN_TABLE,
             net: net.parse().expect("a literal"),
@@ -317,9 +318,9 @@ mod tests {
         ipv6: Ipv6::On,
     };
 
-    /// All that a plan wants, as it is found once it is there.
-    fn done(plan: &Plan) -> Vec<Found> {
-        let entry = |what, table, net| Found {
+    /// Everything that a plan contains, as the kernel lists it once it is applied.
+    fn done(plan: &NetworkPlan) -> Vec<NetworkEntry> {
+        let entry = |what, table, net| NetworkEntry {
             what,
             table,
             net,
@@ -341,9 +342,9 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_not_there_is_done() {
+    fn only_missing_steps_are_returned() {
         let block = mesh().block(3).expect("in the plan");
-        let plan = Plan::new("mesh0", 1420, &block, &mesh());
+        let plan = NetworkPlan::new("mesh0", 1420, &block, &mesh());
         let all = done(&plan);
         assert_eq!(plan.steps(&UP, &all), []);
         let down = Device { up: false, ..UP };
@@ -360,9 +361,9 @@ mod tests {
         assert_eq!(
             plan.steps(&Device { mtu: 1280, ..UP }, &all),
             [Step::Link],
-            "somebody set another MTU"
+            "another program changed the MTU"
         );
-        // A route in another table, or by another device, does not stand for ours.
+        // A route in another table, or through another device, does not replace ours.
         let mut elsewhere = all.clone();
         for found in &mut elsewhere {
             match (found.what, found.net.addr().is_ipv4()) {
@@ -381,9 +382,9 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_is_not_there_is_neither_wanted_nor_in_the_way_of_the_other() {
+    fn a_missing_address_family_is_not_configured_and_does_not_affect_the_other() {
         let block = mesh().block(3).expect("in the plan");
-        let plan = Plan::new("mesh0", 1420, &block, &mesh());
+        let plan = NetworkPlan::new("mesh0", 1420, &block, &mesh());
         for ipv6 in [Ipv6::Off, Ipv6::Absent] {
             let device = Device { ipv6, ..UP };
             let steps = plan.steps(&device, &[]);
@@ -395,7 +396,7 @@ mod tests {
             assert!(problem.what.contains("only its IPv4"), "{problem:?}");
         }
         assert_eq!(Ipv6::On.problem("mesh0"), None);
-        // Switched on again, its part comes back.
+        // When IPv6 is switched on again, its part is added.
         let v4 = done(&plan.with_families(Ipv6::Off));
         let steps = plan.steps(&UP, &v4);
         assert_eq!(
@@ -411,7 +412,7 @@ mod tests {
     #[test]
     fn every_change_has_a_reason() {
         let block = mesh().block(3).expect("in the plan");
-        let entries = Plan::new("mesh0", 1420, &block, &mesh()).entries();
+        let entries = NetworkPlan::new("mesh0", 1420, &block, &mesh()).entries();
         let shown: Vec<String> = entries
             .iter()
             .map(|e| format!("{} {}", e.kind, e.what))
@@ -430,10 +431,10 @@ mod tests {
     }
 
     #[test]
-    fn in_halves_the_prefix_is_as_whole_as_before() {
+    fn the_two_halves_cover_the_whole_prefix() {
         let block = mesh().block(5).expect("it is large");
-        let mut plan = Plan::new("mesh0", 1420, &block, &mesh());
-        plan.halve();
+        let mut plan = NetworkPlan::new("mesh0", 1420, &block, &mesh());
+        plan.halve_v4_route();
         let routes: Vec<String> = plan.routes.iter().map(|(net, _)| net.to_string()).collect();
         assert_eq!(
             routes,

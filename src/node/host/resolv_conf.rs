@@ -1,44 +1,43 @@
-//! /etc/resolv.conf, where the administrator has given it into meshd's hands (`[dns] manage_resolv_conf`).
+//! Manages /etc/resolv.conf, if the administrator has configured that (`[dns] manage_resolv_conf`).
 //!
-//! The text before meshd's is kept twice, beside the file and in the state directory, so that a person finds it and
-//! `meshd --restore-resolv-conf` works whatever else is lost. meshd's own server stands alone: musl asks all that are
-//! listed at once, and takes the first word of any.
+//! The original text is stored twice, beside the file and in the state directory, so that people find it, and `meshd
+//! --restore-resolv-conf` works even if one copy is lost. meshd's own server is the only one in the file, because musl
+//! queries all listed servers at once and uses the first reply of any of them.
 //!
-//! Where meshd may not write in /etc, a helper writes the file as root ([`super::resolv_request`]). For root, the copy in the
-//! state directory is the file of another user. Root opens it without following links, and uses only its lines about
-//! resolvers.
+//! If meshd may not write in /etc, a helper writes the file as root ([`super::resolv_request`]). For root, the copy in
+//! the state directory is the file of another user. Root opens it without following links, and uses only its lines
+//! about resolvers.
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd as _, AsRawFd, RawFd};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::unix::AsyncFd;
 
 use super::resolv_request::{self, RequestError};
-use super::resolv_text::{Step, about_resolvers, is_ours, plan};
+use super::resolv_text::{self, Step, about_resolvers, plan};
 use crate::os::file::{FileError, write_atomic};
+use crate::os::readable::AsyncReadable;
 
-/// The file.
 pub(super) const PATH: &str = "/etc/resolv.conf";
-/// What is added to its name for what stood there before.
-const BEFORE: &str = "before-meshd";
-/// Octets of it at most.
-const MOST: u64 = 64 * 1024;
-/// Everybody reads it.
+/// The extension of the copy of the original.
+const COPY_SUFFIX: &str = "before-meshd";
+/// The maximum number of bytes that are read of a file.
+const MAX_BYTES: u64 = 64 * 1024;
+/// All programs have to be able to read the file.
 const MODE: u32 = 0o644;
 
-/// Why the file is left as it is.
+/// Why the file was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolvConfError {
-    /// Another program's work.
+    /// The file is a link to a file of another program.
     #[error("{0} is a link to {1}, which another program writes")]
     Link(PathBuf, PathBuf),
-    /// The request of meshd is not followed.
+    /// The helper does not follow meshd's request.
     #[error("{0}")]
     Request(#[from] RequestError),
-    /// The system refuses.
+    /// The system returned an error.
     #[error("{0}")]
     File(#[from] FileError),
 }
@@ -57,16 +56,16 @@ impl ResolvConfError {
     }
 }
 
-/// The file, and where what stood there before is kept.
+/// The file, and the copies of its original.
 #[derive(Debug, Clone)]
 pub struct ResolvConf {
     path: PathBuf,
-    /// The copies of the text before meshd's. The first one that can be read counts.
-    kept: Vec<PathBuf>,
+    /// The copies of the original. The first one that can be read is used.
+    copies: Vec<PathBuf>,
 }
 
 impl ResolvConf {
-    /// The machine's.
+    /// The file of this machine.
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
         Self::at(Path::new(PATH), state_dir)
@@ -74,10 +73,10 @@ impl ResolvConf {
 
     fn at(path: &Path, state_dir: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let name = format!("{name}.{BEFORE}");
+        let name = format!("{name}.{COPY_SUFFIX}");
         Self {
             path: path.to_owned(),
-            kept: vec![path.with_file_name(&name), state_dir.join(&name)],
+            copies: vec![path.with_file_name(&name), state_dir.join(&name)],
         }
     }
 
@@ -85,37 +84,38 @@ impl ResolvConf {
     #[must_use]
     pub fn of_helper() -> Self {
         let mut conf = Self::at(Path::new(PATH), Path::new("/"));
-        conf.kept.truncate(1);
+        conf.copies.truncate(1);
         conf
     }
 
-    /// Follows the request in meshd's runtime directory. Returns whether the file had to be changed.
+    /// Follows the request in meshd's runtime directory. Returns whether the file was changed.
     ///
     /// # Errors
-    /// The request must not be followed, the file must not be written, or the system refuses.
+    /// The request must not be followed, the file must not be written, or the system returns an error.
     pub fn follow_request(&self, runtime_dir: &Path) -> Result<bool, ResolvConfError> {
         match resolv_request::read(runtime_dir)? {
-            Some(server) => self.take(server),
+            Some(server) => self.set_server(server),
             None => self.restore(),
         }
     }
 
-    /// Makes `server` the only one, keeping what else is found there; gives whether anything had to be changed.
+    /// Makes `server` the only DNS server in the file, and stores a copy of the original. Returns whether the file was
+    /// changed.
     ///
     /// # Errors
-    /// The file is not one to be written, or the system refuses.
-    pub fn take(&self, server: IpAddr) -> Result<bool, ResolvConfError> {
+    /// The file must not be written, or the system returns an error.
+    pub fn set_server(&self, server: IpAddr) -> Result<bool, ResolvConfError> {
         if let Ok(target) = std::fs::read_link(&self.path) {
             return Err(ResolvConfError::Link(self.path.clone(), target));
         }
         let found = read(&self.path)?;
-        let text = match plan(found.as_deref(), self.before().as_deref(), server) {
+        let text = match plan(found.as_deref(), self.original().as_deref(), server) {
             Step::Nothing => return Ok(false),
             Step::Write(text) => text,
-            Step::KeepAndWrite(text) => {
-                let before = found.unwrap_or_default();
-                for kept in &self.kept {
-                    write(kept, &before)?;
+            Step::CopyAndWrite(text) => {
+                let original = found.unwrap_or_default();
+                for copy in &self.copies {
+                    write(copy, &original)?;
                 }
                 text
             }
@@ -124,70 +124,64 @@ impl ResolvConf {
         Ok(true)
     }
 
-    /// Puts back what stood there before, unless somebody else has written the file since; gives whether it did.
+    /// Restores the original, unless another program has written the file since. Returns whether it did.
     ///
     /// # Errors
-    /// The system refuses; what is kept stays.
+    /// The system returns an error. The copies are kept then.
     pub fn restore(&self) -> Result<bool, ResolvConfError> {
-        let ours = std::fs::read_link(&self.path).is_err()
-            && read(&self.path)?.is_some_and(|text| is_ours(&text));
-        let before = self.before();
-        let restored = match (ours, before) {
-            (true, Some(before)) => {
-                write(&self.path, &before)?;
+        let is_ours = std::fs::read_link(&self.path).is_err()
+            && read(&self.path)?.is_some_and(|text| resolv_text::is_ours(&text));
+        let original = self.original();
+        let restored = match (is_ours, original) {
+            (true, Some(original)) => {
+                write(&self.path, &original)?;
                 true
             }
             _ => false,
         };
-        if !ours || restored {
-            for kept in &self.kept {
-                let _ = std::fs::remove_file(kept);
+        if !is_ours || restored {
+            for copy in &self.copies {
+                let _ = std::fs::remove_file(copy);
             }
         }
         Ok(restored)
     }
 
-    /// What stood there before meshd's, if meshd's stands there or has stood.
+    /// The original of the file, if meshd has replaced it.
     #[must_use]
-    pub fn before(&self) -> Option<String> {
-        self.kept
+    pub fn original(&self) -> Option<String> {
+        self.copies
             .iter()
-            .find_map(|kept| read_kept(kept).ok().flatten())
+            .find_map(|copy| read_copy(copy).ok().flatten())
     }
 
-    /// Tells of changes to the file from now on.
+    /// Watches the file for changes.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The system returns an error.
     pub fn watch(&self) -> io::Result<Changes> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let folder = self.path.parent().unwrap_or(Path::new("/"));
-        // The folder, since a file that is replaced is another one.
+        // The watch is on the folder, because a program may replace the file by another one.
         let kinds = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_DELETE;
         inotify.add_watch(folder, kinds)?;
-        // SAFETY: the descriptor is the value's own, the same for as long as the value is there.
-        let inotify = unsafe { AsyncFd::register(Watching(inotify)) }?;
+        // The copy refers to the same queue of events.
+        let readable = AsyncReadable::new(inotify.as_fd().try_clone_to_owned()?)?;
         Ok(Changes {
             inotify,
+            readable,
             name: self.path.file_name().unwrap_or_default().to_owned(),
         })
     }
 }
 
-struct Watching(Inotify);
-
-impl AsRawFd for Watching {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-/// Changes to one file.
+/// The changes to one file.
 pub struct Changes {
-    inotify: AsyncFd<Watching>,
+    inotify: Inotify,
+    readable: AsyncReadable,
     name: std::ffi::OsString,
 }
 
@@ -195,28 +189,23 @@ impl Changes {
     /// Waits for the next change.
     ///
     /// # Errors
-    /// The system refuses to go on.
+    /// The system returns no events.
     pub async fn next(&mut self) -> io::Result<()> {
         loop {
-            let mut ready = self.inotify.readable().await?;
-            match ready.try_io(|fd| Ok(fd.get_ref().0.read_events()?)) {
-                Ok(events) => {
-                    let events = events?;
-                    // A queue that overflowed says nothing of names.
-                    if events
-                        .iter()
-                        .any(|e| e.name.as_ref().is_none_or(|name| *name == self.name))
-                    {
-                        return Ok(());
-                    }
-                }
-                Err(_would_block) => {}
+            let events = self.readable.read(|_| Ok(self.inotify.read_events()?));
+            // An overflow of the queue is an event without a name.
+            if events
+                .await?
+                .iter()
+                .any(|e| e.name.as_ref().is_none_or(|name| *name == self.name))
+            {
+                return Ok(());
             }
         }
     }
 }
 
-/// The text of a file; none if there is no file.
+/// Reads a file. None if there is no file.
 fn read(path: &Path) -> Result<Option<String>, FileError> {
     use std::io::Read as _;
     let file = match std::fs::File::open(path) {
@@ -224,16 +213,16 @@ fn read(path: &Path) -> Result<Option<String>, FileError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(FileError::io("read", path, error)),
     };
-    let mut octets = Vec::new();
-    file.take(MOST)
-        .read_to_end(&mut octets)
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES)
+        .read_to_end(&mut bytes)
         .map_err(|e| FileError::io("read", path, e))?;
-    Ok(Some(String::from_utf8_lossy(&octets).into_owned()))
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// The text of a copy. None if there is no regular file. If the file belongs to another user, as meshd's does for root, only
-/// its lines about resolvers count.
-fn read_kept(path: &Path) -> Result<Option<String>, FileError> {
+/// Reads a copy. None if there is no regular file. If the file belongs to another user, as meshd's does for root, only
+/// its lines about resolvers are used.
+fn read_copy(path: &Path) -> Result<Option<String>, FileError> {
     use std::io::Read as _;
     use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
     let failed = |error| FileError::io("read", path, error);
@@ -249,27 +238,30 @@ fn read_kept(path: &Path) -> Result<Option<String>, FileError> {
     if !found.is_file() {
         return Ok(None);
     }
-    let mut octets = Vec::new();
-    file.take(MOST).read_to_end(&mut octets).map_err(failed)?;
-    let text = String::from_utf8_lossy(&octets).into_owned();
-    let own = found.uid() == nix::unistd::geteuid().as_raw();
-    Ok(Some(if own { text } else { about_resolvers(&text) }))
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let is_own = found.uid() == nix::unistd::geteuid().as_raw();
+    Ok(Some(if is_own { text } else { about_resolvers(&text) }))
 }
 
-/// Writes a file that everybody may read: whole, unless it is another user's, who keeps it, or is mounted by itself, as
-/// in a container, and can only be written.
+/// Writes a file that all users may read. The file is replaced as a whole. If it belongs to another user, its content
+/// is overwritten, so that it keeps its owner. The same applies to a file that is a mount point, as in a container,
+/// since it cannot be replaced.
 fn write(path: &Path, text: &str) -> Result<(), FileError> {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-    let others =
+    let is_of_other_user =
         std::fs::metadata(path).is_ok_and(|found| found.uid() != nix::unistd::geteuid().as_raw());
     let in_place = || std::fs::write(path, text).map_err(|e| FileError::io("write", path, e));
-    if others {
+    if is_of_other_user {
         return in_place();
     }
     match write_atomic(path, text.as_bytes(), MODE) {
-        // Whatever meshd's own umask is.
+        // The mode does not depend on meshd's umask.
         Ok(()) => std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))
-            .map_err(|e| FileError::io("open to everybody", path, e)),
+            .map_err(|e| FileError::io("make readable for all users", path, e)),
         Err(FileError::Io { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
             in_place()
         }
@@ -283,7 +275,7 @@ mod tests {
 
     const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 210, 0, 53));
 
-    fn place() -> (tempfile::TempDir, ResolvConf) {
+    fn conf_in_directory() -> (tempfile::TempDir, ResolvConf) {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let state = dir.path().join("state");
         std::fs::create_dir(&state).expect("ours");
@@ -296,13 +288,13 @@ mod tests {
     }
 
     #[test]
-    fn what_stood_there_is_kept_twice_and_comes_back() {
-        let (dir, conf) = place();
+    fn the_original_is_copied_twice_and_restored() {
+        let (dir, conf) = conf_in_directory();
         let before = "nameserver 192.0.2.1\nsearch example.com\noptions ndots:2\n";
         std::fs::write(&conf.path, before).expect("ours");
-        assert!(conf.take(SERVER).expect("ours"));
+        assert!(conf.set_server(SERVER).expect("ours"));
         assert!(
-            !conf.take(SERVER).expect("ours"),
+            !conf.set_server(SERVER).expect("ours"),
             "there is nothing more to do"
         );
         let ours = text(&conf.path);
@@ -312,35 +304,35 @@ mod tests {
             "{ours}"
         );
         assert!(!ours.contains("192.0.2.1"), "{ours}");
-        assert_eq!(text(&conf.kept[0]), before);
+        assert_eq!(text(&conf.copies[0]), before);
         assert_eq!(text(&dir.path().join("resolv.conf.before-meshd")), before);
-        std::fs::remove_file(&conf.kept[0]).expect("there");
+        std::fs::remove_file(&conf.copies[0]).expect("there");
         assert!(conf.restore().expect("ours"));
         assert_eq!(text(&conf.path), before);
-        assert!(!conf.kept[1].exists());
+        assert!(!conf.copies[1].exists());
     }
 
     #[test]
-    fn what_others_write_is_kept_instead_and_not_written_over_at_the_end() {
-        let (_dir, conf) = place();
+    fn what_other_programs_write_becomes_the_original_and_is_not_overwritten_at_the_end() {
+        let (_dir, conf) = conf_in_directory();
         std::fs::write(&conf.path, "nameserver 192.0.2.1\n").expect("ours");
-        conf.take(SERVER).expect("ours");
+        conf.set_server(SERVER).expect("ours");
         std::fs::write(&conf.path, "nameserver 192.0.2.2\n").expect("ours");
-        assert!(conf.take(SERVER).expect("ours"));
-        assert_eq!(conf.before().as_deref(), Some("nameserver 192.0.2.2\n"));
+        assert!(conf.set_server(SERVER).expect("ours"));
+        assert_eq!(conf.original().as_deref(), Some("nameserver 192.0.2.2\n"));
         std::fs::write(&conf.path, "nameserver 192.0.2.3\n").expect("ours");
         assert!(!conf.restore().expect("ours"));
         assert_eq!(text(&conf.path), "nameserver 192.0.2.3\n");
-        assert_eq!(conf.before(), None);
+        assert_eq!(conf.original(), None);
     }
 
     #[test]
-    fn a_link_is_another_programs_and_left_alone() {
-        let (dir, conf) = place();
+    fn a_link_to_a_file_of_another_program_is_not_changed() {
+        let (dir, conf) = conf_in_directory();
         let stub = dir.path().join("stub");
         std::fs::write(&stub, "nameserver 127.0.0.53\n").expect("ours");
         std::os::unix::fs::symlink(&stub, &conf.path).expect("ours");
-        let refused = conf.take(SERVER).expect_err("a link").to_string();
+        let refused = conf.set_server(SERVER).expect_err("a link").to_string();
         assert!(refused.contains("is a link to"), "{refused}");
         assert!(!conf.restore().expect("nothing to do"));
         assert_eq!(text(&stub), "nameserver 127.0.0.53\n");
@@ -348,16 +340,16 @@ mod tests {
 
     #[test]
     fn a_copy_that_is_a_link_is_not_followed() {
-        let (dir, conf) = place();
+        let (dir, conf) = conf_in_directory();
         std::fs::write(&conf.path, "nameserver 192.0.2.1\n").expect("ours");
-        conf.take(SERVER).expect("ours");
+        conf.set_server(SERVER).expect("ours");
         let secret = dir.path().join("secret");
         std::fs::write(&secret, "nameserver 192.0.2.66\n").expect("ours");
-        for kept in &conf.kept {
-            std::fs::remove_file(kept).expect("there");
-            std::os::unix::fs::symlink(&secret, kept).expect("ours");
+        for copy in &conf.copies {
+            std::fs::remove_file(copy).expect("there");
+            std::os::unix::fs::symlink(&secret, copy).expect("ours");
         }
-        assert_eq!(conf.before(), None);
+        assert_eq!(conf.original(), None);
         conf.restore().expect("nothing to put back");
         assert!(!text(&conf.path).contains("192.0.2.66"));
     }
@@ -367,16 +359,16 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return crate::testbed::skip_test("only root can make a file of another user");
         }
-        let (_dir, conf) = place();
+        let (_dir, conf) = conf_in_directory();
         std::fs::write(&conf.path, "nameserver 192.0.2.1\n").expect("ours");
-        conf.take(SERVER).expect("ours");
-        std::fs::remove_file(&conf.kept[0]).expect("there");
+        conf.set_server(SERVER).expect("ours");
+        std::fs::remove_file(&conf.copies[0]).expect("there");
         std::fs::write(
-            &conf.kept[1],
+            &conf.copies[1],
             "root::0:0::/:/bin/sh\n# as it was\nnameserver 192.0.2.1\noptions ndots:2\n",
         )
         .expect("ours");
-        std::os::unix::fs::chown(&conf.kept[1], Some(65_534), None).expect("root");
+        std::os::unix::fs::chown(&conf.copies[1], Some(65_534), None).expect("root");
         assert!(conf.restore().expect("ours"));
         assert_eq!(
             text(&conf.path),
@@ -385,37 +377,37 @@ mod tests {
     }
 
     #[test]
-    fn the_helper_does_what_is_asked_for_and_keeps_one_copy() {
-        let (dir, mut conf) = place();
-        conf.kept.truncate(1);
+    fn the_helper_follows_the_request_and_stores_one_copy() {
+        let (dir, mut conf) = conf_in_directory();
+        conf.copies.truncate(1);
         let runtime = dir.path().join("run");
         std::fs::create_dir(&runtime).expect("ours");
         std::fs::write(&conf.path, "nameserver 192.0.2.1\nsearch a\n").expect("ours");
-        resolv_request::ask(&runtime, Some(SERVER)).expect("ours");
+        resolv_request::write(&runtime, Some(SERVER)).expect("ours");
         assert!(conf.follow_request(&runtime).expect("ours"));
         assert!(!conf.follow_request(&runtime).expect("it is done"));
         assert!(text(&conf.path).ends_with("\nnameserver 10.210.0.53\nsearch a\n"));
         // A malformed request changes nothing.
         std::fs::write(runtime.join("resolv.conf"), "search evil\n").expect("ours");
         assert!(conf.follow_request(&runtime).is_err());
-        resolv_request::ask(&runtime, None).expect("ours");
+        resolv_request::write(&runtime, None).expect("ours");
         assert!(conf.follow_request(&runtime).expect("ours"));
         assert_eq!(text(&conf.path), "nameserver 192.0.2.1\nsearch a\n");
-        assert!(!conf.kept[0].exists());
+        assert!(!conf.copies[0].exists());
     }
 
     #[tokio::test]
-    async fn changes_are_told_whether_the_file_is_written_or_replaced() {
-        let (dir, conf) = place();
+    async fn changes_are_noticed_whether_the_file_is_written_or_replaced() {
+        let (dir, conf) = conf_in_directory();
         let mut changes = conf.watch().expect("inotify");
         let limit = std::time::Duration::from_secs(10);
         std::fs::write(&conf.path, "a").expect("ours");
-        let told = tokio::time::timeout(limit, changes.next()).await;
-        assert!(matches!(told, Ok(Ok(()))));
+        let noticed = tokio::time::timeout(limit, changes.next()).await;
+        assert!(matches!(noticed, Ok(Ok(()))));
         let other = dir.path().join("new");
         std::fs::write(&other, "b").expect("ours");
         std::fs::rename(&other, &conf.path).expect("ours");
-        let told = tokio::time::timeout(limit, changes.next()).await;
-        assert!(matches!(told, Ok(Ok(()))));
+        let noticed = tokio::time::timeout(limit, changes.next()).await;
+        assert!(matches!(noticed, Ok(Ok(()))));
     }
 }

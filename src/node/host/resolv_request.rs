@@ -31,7 +31,7 @@ pub enum RequestError {
     /// The text is not a request.
     #[error("{0} is not followed: line {1} is neither a comment nor the single `nameserver` line")]
     Malformed(PathBuf, usize),
-    /// The system refuses.
+    /// The system returned an error.
     #[error("{0}")]
     File(#[from] FileError),
 }
@@ -39,13 +39,13 @@ pub enum RequestError {
 /// Requests that `server` is the only server of this machine or, with none, that the file is restored.
 ///
 /// # Errors
-/// The system refuses.
-pub fn ask(directory: &Path, server: Option<IpAddr>) -> Result<(), FileError> {
+/// The system returns an error.
+pub fn write(directory: &Path, server: Option<IpAddr>) -> Result<(), FileError> {
     let path = directory.join(NAME);
     write_atomic(&path, text(server).as_bytes(), 0o644)?;
     // This does not depend on the umask of meshd. The helper is root without capabilities, so it needs the right to read.
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))
-        .map_err(|e| FileError::io("open to everybody", &path, e))
+        .map_err(|e| FileError::io("make readable for all users", &path, e))
 }
 
 /// Reads the request. Returns the server, or none if the file is to be restored. The latter also holds if there is no request,
@@ -98,10 +98,10 @@ pub fn read(directory: &Path) -> Result<Option<IpAddr>, RequestError> {
 }
 
 fn text(server: Option<IpAddr>) -> String {
-    let begin = "# What meshd asks meshd-resolv-conf.service to write to /etc/resolv.conf.\n";
+    let begin = "# A request of meshd to meshd-resolv-conf.service, about /etc/resolv.conf.\n";
     match server {
         Some(server) => format!("{begin}nameserver {server}\n"),
-        None => format!("{begin}# The file as it was before.\n"),
+        None => format!("{begin}# Restore the original file.\n"),
     }
 }
 
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_is_read_and_no_request_asks_for_the_file_as_it_was() {
+    fn a_request_is_read_and_no_request_restores_the_original() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         assert_eq!(read(dir.path()).expect("no request"), None);
         for server in [
@@ -146,7 +146,7 @@ mod tests {
             None,
             Some("fd00::53".parse().expect("a literal")),
         ] {
-            ask(dir.path(), server).expect("ours");
+            write(dir.path(), server).expect("ours");
             assert_eq!(read(dir.path()).expect("just written"), server);
         }
         let away = dir.path().join("away");
@@ -194,7 +194,7 @@ mod tests {
         std::fs::write(&path, "#".repeat(5000)).expect("ours");
         assert!(why(dir.path()).ends_with("it is too large"));
 
-        ask(dir.path(), Some(SERVER)).expect("ours");
+        write(dir.path(), Some(SERVER)).expect("ours");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).expect("ours");
         assert!(why(dir.path()).ends_with("other users can write it"));
 

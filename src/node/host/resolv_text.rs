@@ -1,61 +1,61 @@
-//! The text of a resolv.conf(5): read, and written anew. Pure.
+//! Parses and writes the text of a resolv.conf(5). Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// How a file of meshd's begins.
+/// The beginning of a file that meshd wrote.
 const MARK: &str = "# Written by meshd";
 
-/// Servers of a file at most: no libc takes more.
-const SERVERS: usize = 8;
+/// The maximum number of servers that are read from a file. No C library uses more.
+const MAX_SERVERS: usize = 8;
 
-/// Whether meshd wrote this.
+/// Whether meshd wrote this text.
 #[must_use]
 pub(super) fn is_ours(text: &str) -> bool {
     text.starts_with(MARK)
 }
 
-/// What is to be done with a file.
+/// The change to the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// It is as it is to be.
+    /// No change is necessary.
     Nothing,
-    /// Write this; what stood there before is kept already.
+    /// Write this text. The original is stored already.
     Write(String),
-    /// Keep what is there, then write this.
-    KeepAndWrite(String),
+    /// Store a copy of the present text, then write this one.
+    CopyAndWrite(String),
 }
 
-/// Decides, from the file's text and what is kept of before.
+/// Computes the change from the file's text and from the stored original.
 #[must_use]
-pub(super) fn plan(found: Option<&str>, before: Option<&str>, server: IpAddr) -> Step {
+pub(super) fn plan(found: Option<&str>, original: Option<&str>, server: IpAddr) -> Step {
     match found {
         Some(found) if is_ours(found) => {
-            // What is kept may be lost: its search list stands in ours as well.
-            let text = ours(before.unwrap_or(found), server);
+            // The original may be lost. Its search list is in our text as well.
+            let text = text_with(original.unwrap_or(found), server);
             if text == found {
                 Step::Nothing
             } else {
                 Step::Write(text)
             }
         }
-        Some(found) => Step::KeepAndWrite(ours(found, server)),
-        None => match before {
-            Some(before) => Step::Write(ours(before, server)),
-            None => Step::KeepAndWrite(ours("", server)),
+        Some(found) => Step::CopyAndWrite(text_with(found, server)),
+        None => match original {
+            Some(original) => Step::Write(text_with(original, server)),
+            None => Step::CopyAndWrite(text_with("", server)),
         },
     }
 }
 
-/// `server` alone, with everything of `before` that is about names rather than servers.
-fn ours(before: &str, server: IpAddr) -> String {
+/// The text with `server` as the only server, and with all lines of `original` that concern names rather than servers.
+fn text_with(original: &str, server: IpAddr) -> String {
     let mut text = format!(
-        "{MARK}, which forwards all names that are not the mesh's. The file as it was is resolv.conf.before-meshd,\n# and comes back when meshd stops. Set `[dns] manage_resolv_conf = false` in meshd.toml to have this file left alone.\nnameserver {server}\n"
+        "{MARK}, which forwards queries for names outside the mesh. The original is in resolv.conf.before-meshd,\n# and is restored when meshd stops. Set `[dns] manage_resolv_conf = false` in meshd.toml to keep the original.\nnameserver {server}\n"
     );
     let about_names = |line: &&str| {
         let word = line.split_whitespace().next().unwrap_or_default();
         matches!(word, "search" | "domain" | "options" | "sortlist")
     };
-    for line in before.lines().filter(about_names) {
+    for line in original.lines().filter(about_names) {
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -65,14 +65,14 @@ fn ours(before: &str, server: IpAddr) -> String {
 /// Returns the lines of `text` that are empty, comments or directives of resolv.conf(5).
 #[must_use]
 pub(super) fn about_resolvers(text: &str) -> String {
-    const WORDS: [&str; 5] = ["nameserver", "search", "domain", "options", "sortlist"];
+    const DIRECTIVES: [&str; 5] = ["nameserver", "search", "domain", "options", "sortlist"];
     let is_plain = |line: &&str| {
         line.bytes()
             .all(|b| (b' '..=b'~').contains(&b) || b == b'\t')
     };
     let is_about_resolvers = |line: &&str| {
         let word = line.split_whitespace().next().unwrap_or_default();
-        line.is_empty() || line.starts_with(['#', ';']) || WORDS.contains(&word)
+        line.is_empty() || line.starts_with(['#', ';']) || DIRECTIVES.contains(&word)
     };
     let mut kept = String::new();
     for line in text.lines().filter(is_plain).filter(is_about_resolvers) {
@@ -82,7 +82,7 @@ pub(super) fn about_resolvers(text: &str) -> String {
     kept
 }
 
-/// The `nameserver` lines, in order.
+/// The servers of the `nameserver` lines, in order.
 #[must_use]
 pub(super) fn name_servers(text: &str) -> Vec<SocketAddr> {
     text.lines()
@@ -97,7 +97,7 @@ pub(super) fn name_servers(text: &str) -> Vec<SocketAddr> {
                 .ok()
                 .map(|ip| SocketAddr::new(ip, 53))
         })
-        .take(SERVERS)
+        .take(MAX_SERVERS)
         .collect()
 }
 
@@ -109,7 +109,7 @@ mod tests {
     const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 210, 0, 53));
 
     #[test]
-    fn name_servers_are_read_and_everything_else_passed_over() {
+    fn name_servers_are_read_and_everything_else_is_ignored() {
         let text = "# nameserver 9.9.9.9\nnameserver 192.0.2.1\nsearch a b\nnameserver  2001:db8::1 extra\nnameserver x\nnameserver\n";
         assert_eq!(
             name_servers(text),
@@ -130,13 +130,13 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_made_from_what_is_kept() {
-        let Step::KeepAndWrite(first) = plan(None, None, SERVER) else {
-            panic!("there is nothing kept")
+    fn a_missing_file_is_made_from_the_original() {
+        let Step::CopyAndWrite(first) = plan(None, None, SERVER) else {
+            panic!("there is no original")
         };
         assert!(is_ours(&first));
         let Step::Write(again) = plan(None, Some("search a\n"), SERVER) else {
-            panic!("something is kept")
+            panic!("there is an original")
         };
         assert!(
             again.ends_with("nameserver 10.210.0.53\nsearch a\n"),
@@ -149,7 +149,7 @@ mod tests {
         #[test]
         fn after_one_step_there_is_nothing_to_do_and_one_server(before in "[ -~\n]{0,200}") {
             let text = match plan(Some(&before), None, SERVER) {
-                Step::KeepAndWrite(text) => text,
+                Step::CopyAndWrite(text) => text,
                 other => return Err(TestCaseError::fail(format!("{other:?}"))),
             };
             prop_assert_eq!(name_servers(&text), [SocketAddr::new(SERVER, 53)]);

@@ -1,4 +1,4 @@
-//! What systemd-resolved is to know of the mesh: which names to ask of which server on which link. Pure.
+//! The settings for systemd-resolved: which names it resolves with which server on which link. Pure.
 
 use std::net::IpAddr;
 
@@ -7,14 +7,14 @@ use crate::model::{Label, MeshAddresses};
 /// The settings of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SplitDns {
-    /// The server asked.
+    /// The DNS server.
     pub server: IpAddr,
-    /// The domains it is asked for, with all below them: never any other.
+    /// The domains that are resolved with this server, including everything below them, and no others.
     pub domains: Vec<String>,
 }
 
 impl SplitDns {
-    /// For a mesh: its domain, and the reverse zones of its addresses.
+    /// The settings for a mesh: its domain and the reverse zones of its addresses.
     #[must_use]
     pub fn new(domain: &Label, mesh: &MeshAddresses) -> Self {
         let mut domains = vec![domain.to_string()];
@@ -27,11 +27,12 @@ impl SplitDns {
     }
 }
 
-/// The zone of the IPv4 prefix, if it is a whole one: a part of a zone is somebody else's too.
+/// The reverse zone of the IPv4 prefix. None if the prefix is only a part of a zone, since the rest of the zone belongs
+/// to others.
 fn reverse_v4(mesh: &MeshAddresses) -> Option<String> {
     let length = mesh.prefix_v4.prefix_len();
-    let octets = mesh.prefix_v4.network().octets();
-    let labels: Vec<String> = octets
+    let bytes = mesh.prefix_v4.network().octets();
+    let labels: Vec<String> = bytes
         .iter()
         .take(usize::from(length / 8))
         .rev()
@@ -64,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_domain_and_the_reverse_zones_are_asked_of_the_dns_address() {
+    fn the_domain_and_the_reverse_zones_are_resolved_with_the_dns_address() {
         let domain = Label::parse("mesh").expect("a literal");
         let split = SplitDns::new(&domain, &mesh("10.210.0.0/16"));
         assert_eq!(split.server.to_string(), "10.210.0.53");

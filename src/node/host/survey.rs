@@ -1,33 +1,33 @@
-//! What the kernel shows of the machine's network, as plain values, and what follows from it. Pure.
+//! The machine's network as the kernel lists it, as plain values, and what follows from it. Pure.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::plan::{Device, Found};
+use super::plan::{Device, NetworkEntry};
 
-/// An interface.
+/// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Its number.
+    /// The index of the interface.
     pub index: u32,
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
-    /// What it is, as far as that matters here.
+    /// The kind of interface, as far as it matters here.
     pub kind: LinkKind,
     /// The bridge or bond that it is a port of.
     pub controller: Option<u32>,
-    /// How it is set.
+    /// The settings of the interface.
     pub device: Device,
 }
 
-/// What an interface is.
+/// The kinds of interfaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkKind {
     /// A bridge.
     Bridge,
-    /// An end that containers and virtual machines are connected with: veth, TUN or TAP.
+    /// An interface that connects containers and virtual machines: veth, TUN or TAP.
     Guest,
     /// Anything else.
     Other,
@@ -51,13 +51,13 @@ pub enum RouteKind {
 /// A route of the machine.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
-    /// In which table.
+    /// The routing table.
     pub table: u32,
-    /// What it does.
+    /// What the kernel does with matching packets.
     pub kind: RouteKind,
-    /// Which destinations it is for.
+    /// The destinations.
     pub net: IpNet,
-    /// Through which interface; the first, if there are several.
+    /// The interface of the route; the first one, if there are several.
     pub interface: Option<String>,
 }
 
@@ -67,32 +67,38 @@ pub struct Survey {
     /// All interfaces.
     pub links: Vec<Link>,
     /// All addresses.
-    pub addresses: Vec<Found>,
+    pub addresses: Vec<NetworkEntry>,
     /// All routes, in all tables.
     pub routes: Vec<Route>,
 }
 
 impl Survey {
-    /// The device of number `index`.
+    /// The settings of the interface with index `index`.
     #[must_use]
     pub fn device(&self, index: u32) -> Option<&Device> {
         let link = self.links.iter().find(|link| link.index == index);
         link.map(|link| &link.device)
     }
 
-    /// The name of the interface of number `index`.
+    /// The name of the interface with index `index`.
     #[must_use]
     pub fn name(&self, index: u32) -> String {
         let link = self.links.iter().find(|link| link.index == index);
         link.map_or_else(|| format!("interface {index}"), |link| link.name.clone())
     }
 
-    /// Addresses, and routes that lead through an interface to something other than everything.
+    /// The MTU of the interface called `name`.
+    pub(super) fn mtu(&self, name: &str) -> Option<u32> {
+        let link = self.links.iter().find(|link| link.name == name);
+        link.map(|link| link.device.mtu)
+    }
+
+    /// The addresses, and the unicast routes other than default routes.
     #[must_use]
-    pub fn found(&self) -> Vec<Found> {
+    pub fn found(&self) -> Vec<NetworkEntry> {
         let of = |route: &Route| {
             let counts = route.kind == RouteKind::Unicast && route.net.prefix_len() > 0;
-            Some(Found {
+            Some(NetworkEntry {
                 what: "route",
                 table: route.table,
                 net: route.net,
@@ -103,8 +109,8 @@ impl Survey {
         self.addresses.iter().cloned().chain(routes).collect()
     }
 
-    /// The bridges that lead only to containers and virtual machines of this machine: all ports are theirs, and no default
-    /// route goes through the bridge. No other machine reaches this one at their addresses.
+    /// The bridges that connect only containers and virtual machines of this machine: all ports are theirs, and no
+    /// default route uses the bridge. No other machine reaches this machine at the addresses of such a bridge.
     #[must_use]
     pub fn guest_bridges(&self) -> BTreeSet<String> {
         let defaults: BTreeSet<&str> = self
@@ -114,16 +120,18 @@ impl Survey {
             .filter_map(|route| route.interface.as_deref())
             .collect();
         self.bridges()
-            .filter(|bridge| !self.leads_out(bridge) && !defaults.contains(bridge.name.as_str()))
+            .filter(|bridge| {
+                !self.has_external_port(bridge) && !defaults.contains(bridge.name.as_str())
+            })
             .map(|bridge| bridge.name.clone())
             .collect()
     }
 
-    /// The bridges that other machines are on as well: one of the ports leads out of this machine.
+    /// The bridges to which other machines are connected as well: one of the ports leads out of this machine.
     #[must_use]
-    pub fn outer_bridges(&self) -> BTreeSet<String> {
+    pub fn external_bridges(&self) -> BTreeSet<String> {
         self.bridges()
-            .filter(|bridge| self.leads_out(bridge))
+            .filter(|bridge| self.has_external_port(bridge))
             .map(|bridge| bridge.name.clone())
             .collect()
     }
@@ -133,17 +141,23 @@ impl Survey {
         links.filter(|link| link.kind == LinkKind::Bridge)
     }
 
-    fn leads_out(&self, bridge: &Link) -> bool {
+    fn has_external_port(&self, bridge: &Link) -> bool {
         self.links
             .iter()
             .filter(|port| port.controller == Some(bridge.index))
             .any(|port| port.kind != LinkKind::Guest)
     }
 
-    /// One address of each route by somebody else that is for a part of `prefix`: not by the device `own`, and for
-    /// nothing in `block`, which this node itself gives out. At most `most`.
+    /// One address of each route for a part of `prefix` that does not use the device `own`, except for routes in
+    /// `block`, whose addresses this node assigns itself. Returns at most `most` addresses.
     #[must_use]
-    pub fn parts_taken(&self, prefix: IpNet, block: IpNet, own: &str, most: usize) -> Vec<IpAddr> {
+    pub fn routed_elsewhere(
+        &self,
+        prefix: IpNet,
+        block: IpNet,
+        own: &str,
+        most: usize,
+    ) -> Vec<IpAddr> {
         let taken = |route: &&Route| {
             let counts = matches!(
                 route.kind,
@@ -154,7 +168,7 @@ impl Survey {
                 && prefix.contains(&route.net)
                 && !block.contains(&route.net)
         };
-        // Not the address of the network itself: some kernels take it for that of a broadcast.
+        // The network address itself is not used, because some kernels treat it as a broadcast address.
         let of = |route: &Route| route.net.hosts().next().unwrap_or(route.net.addr());
         let addresses: BTreeSet<IpAddr> = self.routes.iter().filter(taken).map(of).collect();
         addresses.into_iter().take(most).collect()
@@ -210,12 +224,12 @@ mod tests {
         };
         let guests: Vec<String> = survey.guest_bridges().into_iter().collect();
         assert_eq!(guests, ["br-0a1b2c", "docker0", "lan"]);
-        let outer: Vec<String> = survey.outer_bridges().into_iter().collect();
+        let outer: Vec<String> = survey.external_bridges().into_iter().collect();
         assert_eq!(outer, ["br-lan"]);
     }
 
     #[test]
-    fn parts_of_the_prefix_that_others_took_are_found_and_our_own_are_not() {
+    fn routes_of_others_inside_the_prefix_are_found_and_our_own_are_not() {
         let survey = Survey {
             routes: vec![
                 route("0.0.0.0/0", RouteKind::Unicast, "eth0"),
@@ -233,7 +247,7 @@ mod tests {
         let prefix = "10.210.0.0/16".parse().expect("a literal");
         let block = "10.210.1.0/24".parse().expect("a literal");
         let taken = |most| {
-            let taken = survey.parts_taken(prefix, block, "mesh0", most);
+            let taken = survey.routed_elsewhere(prefix, block, "mesh0", most);
             taken.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(taken(10), ["10.210.7.1", "10.210.8.5", "10.210.9.1"]);

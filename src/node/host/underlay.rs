@@ -1,35 +1,35 @@
-//! The network below: its MTU, this machine's addresses in it, its resolvers.
+//! The network below the tunnel: its MTU, this machine's addresses in it, and its DNS servers.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use super::resolv_conf::{self, ResolvConf};
 use super::resolv_text::{is_ours, name_servers};
+use super::survey::Survey;
 use crate::model::MeshAddresses;
 use crate::model::address::is_routable;
 
-/// Octets that the tunnel adds over IPv6: 40 of IP, 8 of UDP, 32 of WireGuard. IPv4's is 20 less, but the same tunnel
-/// may go over either.
-const OVERHEAD: u32 = 80;
-/// The least MTU that IPv6 works with (RFC 8200 section 5).
-const LEAST: u32 = 1280;
-/// Where systemd-resolved keeps the resolvers behind its stub.
-const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
+/// The bytes that the tunnel adds over IPv6: 40 for IP, 8 for UDP, 32 for WireGuard. Over IPv4 it is 20 less, but one
+/// tunnel may use either.
+const MAX_OVERHEAD: u32 = 80;
+/// The minimum MTU of IPv6 (RFC 8200 section 5).
+const MIN_MTU: u32 = 1280;
+/// The file in which systemd-resolved lists its upstream servers.
+const RESOLVED_UPSTREAMS: &str = "/run/systemd/resolve/resolv.conf";
 
 /// An address of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
-    /// The interface's name.
+    /// The name of the interface.
     pub name: String,
     /// One of its addresses.
     pub address: IpAddr,
-    /// With its prefix.
+    /// The address with its prefix.
     pub net: Option<ipnet::IpNet>,
 }
 
-/// All addresses of interfaces that are up.
+/// Returns all addresses of interfaces that are up.
 #[must_use]
 pub fn interfaces() -> Vec<Interface> {
     let Ok(found) = nix::ifaddrs::getifaddrs() else {
@@ -55,16 +55,16 @@ pub fn interfaces() -> Vec<Interface> {
         .collect()
 }
 
-/// Bridges whose addresses no other machine reaches.
+/// The bridges whose addresses no other machine can reach.
 #[derive(Debug, Clone, Default)]
 pub struct Inward {
-    /// Those of the container engine's networks, by its API.
+    /// The bridges of the container engine's networks, from its API.
     pub engine: BTreeSet<String>,
-    /// Those that lead to guests of this machine only, as the kernel shows.
+    /// The bridges that connect only guests of this machine, from the kernel.
     pub guests: BTreeSet<String>,
 }
 
-/// Where other nodes may reach this one's tunnel: the machine's own addresses, IPv4 first.
+/// The endpoints at which other nodes may reach this node's tunnel: the machine's own addresses, IPv4 first.
 #[must_use]
 pub fn candidates(
     found: &[Interface],
@@ -81,8 +81,8 @@ pub fn candidates(
         outward.map(|i| i.address).collect::<Vec<IpAddr>>()
     };
     let mut addresses = of(&inward.guests);
-    // A machine must offer something. A bridge with guests alone may be all it has, if it is a guest itself. One of the
-    // engine's it made itself.
+    // A node must offer at least one address. A bridge that connects only guests may be all it has, if the machine is
+    // itself a guest. The engine's bridges were created on this machine, so they are never an uplink.
     if addresses.is_empty() {
         addresses = of(&inward.engine);
     }
@@ -95,54 +95,35 @@ pub fn candidates(
         .collect()
 }
 
-/// Octets of a packet in the tunnel at most: what the narrowest interface with a usable address leaves, `guests` aside.
+/// The MTU of the tunnel device: the MTU of the narrowest interface with a usable address, less the tunnel's overhead.
+/// Bridges that lead only to guests do not count.
 #[must_use]
-pub fn tunnel_mtu(found: &[Interface], own: &str, guests: &BTreeSet<String>) -> u16 {
+pub fn tunnel_mtu(found: &[Interface], survey: &Survey, own: &str) -> u16 {
+    let guests = survey.guest_bridges();
     let narrowest = found
         .iter()
         .filter(|i| i.name != own && !i.address.is_loopback() && !guests.contains(&i.name))
-        .filter_map(|i| mtu_of(&i.name))
+        .filter_map(|i| survey.mtu(&i.name))
         .min()
         .unwrap_or(1500);
-    u16::try_from(narrowest.saturating_sub(OVERHEAD).clamp(LEAST, 9000)).unwrap_or(1420)
+    u16::try_from(narrowest.saturating_sub(MAX_OVERHEAD).clamp(MIN_MTU, 9000)).unwrap_or(1420)
 }
 
-/// An interface's MTU, in this thread's network namespace.
-fn mtu_of(name: &str) -> Option<u32> {
-    // SAFETY: zeros are a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (slot, octet) in request
-        .ifr_name
-        .iter_mut()
-        .zip(name.bytes().take(libc::IFNAMSIZ - 1))
-    {
-        *slot = octet as libc::c_char;
-    }
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).ok()?;
-    // SAFETY: the request holds a name that ends with a zero; the kernel writes the MTU into the union, which then has
-    // that member.
-    unsafe {
-        let done = libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) == 0;
-        done.then(|| u32::try_from(request.ifr_ifru.ifru_mtu).ok())
-            .flatten()
-    }
-}
-
-/// The host's own resolvers: those from before, where meshd keeps resolv.conf in `managed`.
+/// The host's own DNS servers. If meshd manages resolv.conf, these are the servers in the original file.
 #[must_use]
 pub fn resolvers(managed: &ResolvConf) -> Vec<SocketAddr> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let found = read(resolv_conf::PATH);
     let text = if is_ours(&found) {
-        managed.before().unwrap_or_default()
+        managed.original().unwrap_or_default()
     } else {
         found
     };
     let listed = name_servers(&text);
-    // The stub would ask this node again for names of the mesh.
+    // The stub would send queries for names of the mesh back to this node.
     let stub_only = !listed.is_empty() && listed.iter().all(|server| server.ip().is_loopback());
-    if stub_only && Path::new(BEHIND_STUB).exists() {
-        name_servers(&read(BEHIND_STUB))
+    if stub_only && Path::new(RESOLVED_UPSTREAMS).exists() {
+        name_servers(&read(RESOLVED_UPSTREAMS))
     } else {
         listed
     }
@@ -211,7 +192,7 @@ mod tests {
         assert_eq!(
             offered(&found[1..], &inward(&["br-0a1b"])),
             Vec::<String>::new(),
-            "the engine's word is not doubted"
+            "bridges of the engine are never offered"
         );
     }
 }

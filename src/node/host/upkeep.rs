@@ -1,9 +1,9 @@
-//! Keeps the tunnel device as planned, and the ways to the mesh's addresses under watch. One task; what it found is read
-//! without waiting for it.
+//! Keeps the tunnel device configured as planned, and checks the routes to the mesh's addresses. One task does this.
+//! Its report can be read without waiting for the task.
 //!
-//! The kernel sends a notice when somebody changes something, and it is put back at once. Everything is compared every 15 s
-//! as well. Where a program removes the same thing again and again, it is put back more and more slowly, and the status
-//! shows a problem.
+//! The kernel sends a notification when another program changes something, and the task restores it at once. The task
+//! also compares everything every 15 s. If a program removes the same thing again and again, the task restores it more
+//! and more slowly, and the status shows a problem.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,98 +12,92 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::netlink::{Applied, HostNetwork, HostNetworkError};
-use super::notices::{Notices, Scope};
-use super::plan::{Ipv6, Plan};
+use super::notifications::{Notifications, Scope};
+use super::plan::{Ipv6, NetworkPlan};
+use super::route_lookup::{self, Rule, Target};
 use super::survey::Survey;
-use super::ways::{self, Rule, Target};
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
 use crate::model::pace::Pace;
+use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::local::{Problem, SystemEntry};
 
-/// Everything is looked at this often, noticed or not.
-const LOOK: Duration = Duration::from_secs(15);
-/// Without a notice the ways are asked for at every look of this number only.
-const WAYS_EVERY: u32 = 4;
-/// Changes by others come in bursts: one look for all of one.
-const BURST: Duration = Duration::from_millis(100);
-/// After a look that took long, this many times as long passes before the next: looks never take more than a small part of
-/// the time.
-const SHARE: u32 = 20;
-/// The longest such rest.
-const LONGEST_REST: Duration = Duration::from_secs(10);
-/// How long it may take to put all on another device.
-const REFIT: Duration = Duration::from_secs(2);
-/// Routes of others inside the mesh prefix that are asked about at most.
-const MAX_PARTS: usize = 32;
+/// The interval at which everything is compared, with or without notifications.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(15);
+/// Without a notification, the routes are checked only at each comparison of this number.
+const ROUTE_CHECK_EVERY: u32 = 4;
+/// Other programs change several settings in a row, so the comparison waits this long after a notification.
+const BURST_DELAY: Duration = Duration::from_millis(100);
+/// The pause after a comparison is this many times as long as the comparison took, so that comparisons take only a
+/// small part of the time.
+const PAUSE_FACTOR: u32 = 20;
+/// The longest pause of this kind.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// How long the configuration of another device may take.
+const SET_DEVICE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The maximum number of other programs' routes inside the mesh prefix that are checked.
+const MAX_OTHER_ROUTES: usize = 32;
 
-/// What there is to be.
+/// The wanted configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// What the device is to have.
-    pub plan: Plan,
-    /// The device's number.
+    /// The configuration of the device.
+    pub plan: NetworkPlan,
+    /// The index of the device.
     pub index: u32,
-    /// Grows when there is another device, or it came back from elsewhere.
-    pub fitted: u64,
-    /// The mesh's addresses.
+    /// A number that grows when the device was created again, or came back from another network namespace.
+    pub device_revision: u64,
     pub mesh: MeshAddresses,
-    /// This node's.
+    /// The block of this node.
     pub block: Block,
-    /// The other nodes' names and addresses.
+    /// The names and addresses of the other nodes.
     pub peers: Vec<(String, Vec<IpAddr>)>,
 }
 
-/// What was found last.
+/// The result of the last comparison.
 #[derive(Debug, Default)]
 struct Report {
     ipv6: Ipv6,
     refused: Vec<String>,
     contested: bool,
-    blind: Option<String>,
-    ways: Vec<Problem>,
-    /// Addresses of the mesh whose packets do not go into the tunnel.
-    astray: BTreeSet<IpAddr>,
+    notifications_error: Option<String>,
+    route_problems: Vec<Problem>,
+    /// The addresses of the mesh whose packets do not go into the tunnel.
+    bypassing: BTreeSet<IpAddr>,
     guest_bridges: BTreeSet<String>,
-    outer_bridges: BTreeSet<String>,
+    external_bridges: BTreeSet<String>,
 }
 
-/// The task. Dropping it ends it, and leaves the machine as it is.
+/// The handle of the task. Dropping it ends the task and leaves the machine's configuration as it is.
 #[derive(Debug)]
 pub struct Upkeep {
     wanted: watch::Sender<Arc<Wanted>>,
-    looks: watch::Receiver<u64>,
+    changes: watch::Receiver<u64>,
     report: Arc<Mutex<Report>>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Upkeep {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    _task: AbortOnDrop,
 }
 
 impl Upkeep {
-    /// Goes on from where `applied` has brought the machine. To be called in a runtime.
+    /// Starts the task after the plan was applied once, with the result `applied`. This must be called in a tokio
+    /// runtime.
     #[must_use]
     pub fn start(network: HostNetwork, wanted: Wanted, applied: &Applied) -> Self {
         let report = Report {
             ipv6: applied.ipv6,
             refused: texts(&applied.refused),
             guest_bridges: applied.survey.guest_bridges(),
-            outer_bridges: applied.survey.outer_bridges(),
+            external_bridges: applied.survey.external_bridges(),
             ..Report::default()
         };
         let report = Arc::new(Mutex::new(report));
         let (wanted, receiver) = watch::channel(Arc::new(wanted));
-        let (done, looks) = watch::channel(0);
+        let (done, changes) = watch::channel(0);
         let work = Work {
             network,
-            notices: Notices::open(),
+            notifications: Notifications::open(),
             report: Arc::clone(&report),
             pace: Pace::default(),
             lines: Pace::default(),
@@ -111,13 +105,16 @@ impl Upkeep {
         };
         Self {
             wanted,
-            looks,
-            task: tokio::spawn(work.run(receiver, done)),
+            changes,
+            // The task ends when the wanted configuration is dropped.
+            _task: Tasks::current()
+                .spawn_finite("tunnel device", work.run(receiver, done))
+                .abort_on_drop(),
             report,
         }
     }
 
-    /// Changes what there is to be.
+    /// Changes the wanted configuration.
     pub fn set(&self, change: impl FnOnce(&mut Wanted)) {
         self.wanted.send_if_modified(|wanted| {
             let mut new = Wanted::clone(wanted);
@@ -130,80 +127,82 @@ impl Upkeep {
         });
     }
 
-    /// There is another device, of number `index`, or it came back from elsewhere: puts all on it. Returns when that is
-    /// done, or takes unduly long.
-    pub async fn refit(&self, index: u32) {
-        let mut looks = self.looks.clone();
-        looks.mark_unchanged();
+    /// Applies the whole configuration to another device, with index `index`, or to a device that came back from
+    /// another network namespace. Returns when that is done, or after a time limit.
+    pub async fn set_device(&self, index: u32) {
+        let mut changes = self.changes.clone();
+        changes.mark_unchanged();
         self.set(|wanted| {
             wanted.index = index;
-            wanted.fitted += 1;
+            wanted.device_revision += 1;
         });
-        let _ = timeout(REFIT, looks.changed()).await;
+        let _ = timeout(SET_DEVICE_TIMEOUT, changes.changed()).await;
     }
 
-    /// Changes when a look was made because somebody changed something, or there is another device.
+    /// Changes when there was a comparison because another program changed something, or because there is another
+    /// device.
     #[must_use]
-    pub fn looks(&self) -> watch::Receiver<u64> {
-        self.looks.clone()
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
     }
 
-    /// Whether the device takes IPv6 addresses.
+    /// Whether the device accepts IPv6 addresses.
     #[must_use]
     pub fn ipv6(&self) -> Ipv6 {
         self.report().ipv6
     }
 
-    /// Bridges that lead to guests of this machine only, as far as the kernel shows.
+    /// The bridges that connect only guests of this machine, as far as the kernel shows.
     #[must_use]
     pub fn guest_bridges(&self) -> BTreeSet<String> {
         self.report().guest_bridges.clone()
     }
 
-    /// Bridges that other machines are on as well, as far as the kernel shows.
+    /// The bridges to which other machines are connected as well, as far as the kernel shows.
     #[must_use]
-    pub fn outer_bridges(&self) -> BTreeSet<String> {
-        self.report().outer_bridges.clone()
+    pub fn external_bridges(&self) -> BTreeSet<String> {
+        self.report().external_bridges.clone()
     }
 
-    /// What takes packets away from the tunnel.
+    /// The routes and rules that divert packets from the tunnel, as problems.
     #[must_use]
-    pub fn ways(&self) -> Vec<Problem> {
-        self.report().ways.clone()
+    pub fn route_problems(&self) -> Vec<Problem> {
+        self.report().route_problems.clone()
     }
 
     /// Whether packets to any of `addresses` do not go into the tunnel.
     #[must_use]
-    pub fn is_astray(&self, addresses: &[IpAddr]) -> bool {
+    pub fn bypasses_tunnel(&self, addresses: &[IpAddr]) -> bool {
         let report = self.report();
-        addresses.iter().any(|a| report.astray.contains(a))
+        addresses.iter().any(|a| report.bypassing.contains(a))
     }
 
-    /// What is wrong, with remedies.
+    /// All problems, with remedies.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
         let report = self.report();
         let interface = self.wanted.borrow().plan.interface.clone();
-        let mut problems = report.ways.clone();
+        let mut problems = report.route_problems.clone();
         problems.extend(report.ipv6.problem(&interface));
         if !report.refused.is_empty() {
             problems.push(Problem {
-                what: "the tunnel device is not as it should be".into(),
+                what: "the tunnel device is not configured completely".into(),
                 why: report.refused.join("; "),
                 fix: "restart meshd; if that does not help, look for a program that manages all network interfaces".into(),
             });
         }
         if report.contested {
             problems.push(Problem {
-                what: format!("another program takes addresses or routes of {interface} away, again and again"),
-                why: "meshd puts them back, but not more often than every 15 s".into(),
-                fix: format!("find it with `ip monitor`, and have it leave {interface} alone (NetworkManager: `unmanaged-devices=interface-name:{interface}`; systemd-networkd: `Unmanaged=yes`)"),
+                what: format!("another program removes addresses or routes of {interface} again and again"),
+                why: "meshd restores them, but not more often than every 15 s".into(),
+                fix: format!("find the program with `ip monitor`, and configure it to ignore {interface} (NetworkManager: `unmanaged-devices=interface-name:{interface}`; systemd-networkd: `Unmanaged=yes`)"),
             });
         }
-        if let Some(why) = &report.blind {
+        if let Some(why) = &report.notifications_error {
             problems.push(Problem {
-                what: "changes to addresses and routes by others are noticed after up to 15 s"
-                    .into(),
+                what:
+                    "changes to addresses and routes by other programs are noticed after up to 15 s"
+                        .into(),
                 why: why.clone(),
                 fix: "allow meshd sockets of the family AF_NETLINK".into(),
             });
@@ -211,7 +210,7 @@ impl Upkeep {
         problems
     }
 
-    /// Everything that is on the machine, with its reason.
+    /// All changes to the machine, with their reasons.
     #[must_use]
     pub fn entries(&self) -> Vec<SystemEntry> {
         let ipv6 = self.ipv6();
@@ -233,78 +232,80 @@ fn texts(refused: &[HostNetworkError]) -> Vec<String> {
 
 struct Work {
     network: HostNetwork,
-    notices: Notices,
+    notifications: Notifications,
     report: Arc<Mutex<Report>>,
     pace: Pace,
-    /// Bounds the lines in the log about ways that come and go.
+    /// Limits the log messages about routes that divert packets.
     lines: Pace,
-    /// Not before then is anything looked at because of others.
+    /// Notifications are not handled before this time.
     next: Instant,
 }
 
 impl Work {
     async fn run(mut self, mut wanted: watch::Receiver<Arc<Wanted>>, done: watch::Sender<u64>) {
-        let mut ticks = interval(LOOK);
+        let mut ticks = interval(RECONCILE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut since_ways, mut fitted) = (WAYS_EVERY, wanted.borrow().fitted);
+        let (mut since_route_check, mut device_revision) =
+            (ROUTE_CHECK_EVERY, wanted.borrow().device_revision);
         loop {
             let scope = scope(&wanted.borrow());
             let rest = self
                 .pace
                 .rest(Instant::now())
                 .max(self.next.saturating_duration_since(Instant::now()));
-            // Set before the burst has passed: another reason to look does not make it forgotten.
+            // This is set before the delay, so that the notification is not lost when something else ends the wait.
             let mut by_others = false;
             let noticed = async {
                 sleep(rest).await;
-                self.notices.next(&scope).await;
+                self.notifications.next(&scope).await;
                 by_others = true;
-                sleep(BURST).await;
+                sleep(BURST_DELAY).await;
             };
             tokio::select! {
                 changed = wanted.changed() => match changed {
-                    Ok(()) => since_ways = WAYS_EVERY,
+                    Ok(()) => since_route_check = ROUTE_CHECK_EVERY,
                     Err(_) => return,
                 },
                 () = noticed => {}
-                _ = ticks.tick() => since_ways += 1,
+                _ = ticks.tick() => since_route_check += 1,
             }
             if by_others {
-                since_ways = WAYS_EVERY;
+                since_route_check = ROUTE_CHECK_EVERY;
             }
             let now = wanted.borrow_and_update().clone();
             let begun = Instant::now();
-            let is_new = now.fitted != fitted;
+            let is_new = now.device_revision != device_revision;
             if is_new {
-                fitted = now.fitted;
+                device_revision = now.device_revision;
                 self.network.set_discipline(now.index).await;
             }
             let before = lock(&self.report).ipv6;
-            if let Some(survey) = self.bring_about(&now, is_new).await
-                && since_ways >= WAYS_EVERY
+            if let Some(survey) = self.apply(&now, is_new).await
+                && since_route_check >= ROUTE_CHECK_EVERY
             {
-                since_ways = 0;
-                self.ask_ways(&now, &survey).await;
+                since_route_check = 0;
+                self.check_routes(&now, &survey).await;
             }
-            self.next = Instant::now() + (begun.elapsed() * SHARE).min(LONGEST_REST);
+            self.next = Instant::now() + (begun.elapsed() * PAUSE_FACTOR).min(MAX_PAUSE);
             if by_others || is_new || lock(&self.report).ipv6 != before {
                 done.send_modify(|number| *number += 1);
             }
         }
     }
 
-    /// Compares, and mends what differs; on a device that `is_new` everything does. Gives what was there.
-    async fn bring_about(&mut self, wanted: &Wanted, is_new: bool) -> Option<Survey> {
+    /// Compares the configuration with the wanted one and corrects the differences. Returns what was configured before.
+    /// If the device `is_new`, differences are expected.
+    async fn apply(&mut self, wanted: &Wanted, is_new: bool) -> Option<Survey> {
         let applied = self.network.apply(&wanted.plan, wanted.index).await;
         let mut report = lock(&self.report);
-        report.blind = self.notices.blind();
+        report.notifications_error = self.notifications.error();
         let applied = match applied {
             Ok(Some(applied)) => applied,
-            // The device is gone or elsewhere. `node/device.rs` notices that, and reports it.
+            // The device is gone or in another network namespace. `node/device.rs` notices and reports that.
             Ok(None) => {
                 report.refused.clear();
-                report.ways.clear();
-                report.astray.clear();
+                report.route_problems.clear();
+                report.bypassing.clear();
                 return None;
             }
             Err(error) => {
@@ -317,45 +318,49 @@ impl Work {
         } else if !applied.changed.is_empty() && !is_new {
             let changed: Vec<String> = applied.changed.iter().map(ToString::to_string).collect();
             if self.pace.handle_put_back(Instant::now()) {
-                tracing::warn!(?changed, "put back what somebody took away");
+                tracing::warn!(?changed, "restored what another program removed");
             }
         }
         report.ipv6 = applied.ipv6;
         report.contested = self.pace.is_contested(Instant::now());
         report.refused = texts(&applied.refused);
         report.guest_bridges = applied.survey.guest_bridges();
-        report.outer_bridges = applied.survey.outer_bridges();
+        report.external_bridges = applied.survey.external_bridges();
         Some(applied.survey)
     }
 
-    /// Asks the kernel for the way to each peer, and to each part of the mesh prefix that somebody else has a route for.
-    async fn ask_ways(&mut self, wanted: &Wanted, survey: &Survey) {
+    /// Looks up the route to each peer, and to each part of the mesh prefix for which another program has a route.
+    async fn check_routes(&mut self, wanted: &Wanted, survey: &Survey) {
         let ipv6 = lock(&self.report).ipv6;
-        let mut asked = Vec::new();
+        let mut lookups = Vec::new();
         for target in targets(wanted, survey, ipv6) {
             let source = match target.address {
                 IpAddr::V4(_) => wanted.block.node_v4().into(),
                 IpAddr::V6(_) => wanted.block.node_v6().into(),
             };
-            match self.network.way(target.address, source, survey).await {
-                Ok(way) => asked.push((target, way)),
-                Err(error) => return tracing::debug!(%error, "the ways are not known"),
+            match self
+                .network
+                .look_up_route(target.address, source, survey)
+                .await
+            {
+                Ok(lookup) => lookups.push((target, lookup)),
+                Err(error) => return tracing::debug!(%error, "cannot look up routes"),
             }
         }
         let own = &wanted.plan.interface;
-        let astray: BTreeSet<IpAddr> = asked
+        let bypassing: BTreeSet<IpAddr> = lookups
             .iter()
-            .filter(|(_, way)| !ways::is_right(own, way))
+            .filter(|(_, lookup)| !route_lookup::goes_into_tunnel(own, lookup))
             .map(|(target, _)| target.address)
             .collect();
-        let rules: Vec<Rule> = if astray.is_empty() {
+        let rules: Vec<Rule> = if bypassing.is_empty() {
             Vec::new()
         } else {
             self.network.rules().await.unwrap_or_default()
         };
-        let problems = ways::problems(own, &asked, &rules, &survey.routes);
+        let problems = route_lookup::problems(own, &lookups, &rules, &survey.routes);
         let mut report = lock(&self.report);
-        if report.ways != problems
+        if report.route_problems != problems
             && !problems.is_empty()
             && self.lines.handle_put_back(Instant::now())
         {
@@ -363,8 +368,8 @@ impl Work {
                 tracing::warn!(what = %problem.what, why = %problem.why, "packets do not go into the tunnel");
             }
         }
-        report.ways = problems;
-        report.astray = astray;
+        report.route_problems = problems;
+        report.bypassing = bypassing;
     }
 }
 
@@ -375,7 +380,8 @@ fn scope(wanted: &Wanted) -> Scope {
     }
 }
 
-/// What the kernel is asked about: one address of each family a peer has, and some of the parts that others took.
+/// The addresses to look up: one of each family for each peer, and some in the parts of the prefix that have other
+/// routes.
 fn targets(wanted: &Wanted, survey: &Survey, ipv6: Ipv6) -> Vec<Target> {
     let mut targets = Vec::new();
     for (node, addresses) in &wanted.peers {
@@ -390,7 +396,8 @@ fn targets(wanted: &Wanted, survey: &Survey, ipv6: Ipv6) -> Vec<Target> {
         (wanted.mesh.prefix_v6.into(), wanted.block.v6.into()),
     ];
     for (prefix, block) in prefixes {
-        let taken = survey.parts_taken(prefix, block, &wanted.plan.interface, MAX_PARTS);
+        let taken =
+            survey.routed_elsewhere(prefix, block, &wanted.plan.interface, MAX_OTHER_ROUTES);
         for address in taken {
             if !targets.iter().any(|t| t.address == address)
                 && (address.is_ipv4() || ipv6 == Ipv6::On)
@@ -425,9 +432,9 @@ mod tests {
             (format!("n{n}"), addresses)
         });
         Wanted {
-            plan: Plan::new("mesh0", 1420, &block, &mesh),
+            plan: NetworkPlan::new("mesh0", 1420, &block, &mesh),
             index: 7,
-            fitted: 0,
+            device_revision: 0,
             mesh,
             block,
             peers: peers.collect(),
@@ -450,7 +457,7 @@ mod tests {
         let targets = targets(&wanted, &survey, Ipv6::On);
         assert_eq!(
             targets.len(),
-            400 + MAX_PARTS,
+            400 + MAX_OTHER_ROUTES,
             "routes of others are bounded"
         );
     }

@@ -9,7 +9,7 @@ use crate::node::docker::DockerEvents;
 use crate::node::gossip::PeerEvent;
 use crate::node::replica::StreamEvent;
 use crate::node::state::writer::Written;
-use crate::services::registry::Key;
+use crate::services::registry::InstanceKey;
 
 /// The maximum number of reports about containers that make one event: what comes in a burst is published once.
 const MAX_BURST: usize = 256;
@@ -23,7 +23,7 @@ pub(in crate::node) enum NodeEvent {
     /// A conversation with a peer has an event.
     Peer(PeerEvent),
     /// The health check of a service came to a verdict.
-    Verdict(Key, bool),
+    Verdict(InstanceKey, bool),
     /// The container engine reports.
     Engine(Vec<Report>),
     /// Probes of containers came to verdicts.
@@ -42,7 +42,7 @@ pub(in crate::node) enum NodeEvent {
 pub(in crate::node) struct Events {
     pub(in crate::node) stream: mpsc::Receiver<StreamEvent>,
     pub(in crate::node) writes: mpsc::Receiver<Written>,
-    pub(in crate::node) verdicts: mpsc::Receiver<(Key, bool)>,
+    pub(in crate::node) verdicts: mpsc::Receiver<(InstanceKey, bool)>,
     pub(in crate::node) docker: Option<DockerEvents>,
     pub(in crate::node) firewall: watch::Receiver<u64>,
     pub(in crate::node) host: watch::Receiver<u64>,
@@ -126,7 +126,9 @@ mod tests {
             stream_sender.try_send(StreamEvent::Alive).expect("room");
         }
         for _ in 0..2 * MANY * MAX_BURST {
-            report_sender.try_send(Report::Settled).expect("room");
+            report_sender
+                .try_send(Report::InventoryKnown)
+                .expect("room");
         }
         let block = Block {
             v4: "10.210.1.0/24".parse().expect("a network"),

@@ -23,7 +23,7 @@ fn name(text: &str) -> Label {
 }
 
 /// A join with token `n` that a coordinator may have granted.
-fn asked(dir: &StateDir, n: u8) -> Pending {
+fn requested(dir: &StateDir, n: u8) -> Pending {
     let pending = Pending {
         asked: true,
         ..prepare(dir, &token(n), &name("a"), Duration::MAX).expect("room on the disk")
@@ -35,7 +35,7 @@ fn asked(dir: &StateDir, n: u8) -> Pending {
 #[test]
 fn the_same_join_is_asked_for_again_with_the_same_keys() {
     let (_parent, dir) = dir();
-    let first = asked(&dir, 2);
+    let first = requested(&dir, 2);
     let again = prepare(&dir, &token(2), &name("a"), Duration::MAX).expect("readable");
     assert_eq!(again.membership, first.membership);
     let renamed = prepare(&dir, &token(2), &name("b"), Duration::MAX).expect("readable");
@@ -49,7 +49,7 @@ fn the_same_join_is_asked_for_again_with_the_same_keys() {
 #[test]
 fn a_certificate_that_is_too_old_for_a_coordinator_is_made_anew_with_the_same_keys() {
     let (_parent, dir) = dir();
-    let first = asked(&dir, 2);
+    let first = requested(&dir, 2);
     let key = &token(2).key;
     let Some(Record::Membership(held)) = Record::parse(&first.membership.payload)
         .ok()
@@ -69,18 +69,18 @@ fn a_certificate_that_is_too_old_for_a_coordinator_is_made_anew_with_the_same_ke
     dir.set_pending(&pending).expect("room on the disk");
     let prepare = |oldest| prepare(&dir, &token(2), &name("a"), oldest).expect("readable");
     assert_eq!(prepare(Duration::MAX).membership, pending.membership);
-    let anew = prepare(FRESH);
+    let anew = prepare(MAX_CERTIFICATE_AGE);
     assert!(anew.asked);
     let made = membership_in(&anew.membership).expect("a membership");
     assert_eq!(made.id, long_ago.id);
     assert!(made.issued_at > long_ago.issued_at && made.version > long_ago.version);
-    assert_eq!(prepare(FRESH).membership, anew.membership);
+    assert_eq!(prepare(MAX_CERTIFICATE_AGE).membership, anew.membership);
 }
 
 #[test]
 fn a_join_with_another_token_leaves_no_member_behind_that_the_first_may_have_made() {
     let (_parent, dir) = dir();
-    let first = asked(&dir, 2);
+    let first = requested(&dir, 2);
     let second = prepare(&dir, &token(3), &name("a"), Duration::MAX).expect("readable");
     assert_ne!(second.keys.identity.public(), first.keys.identity.public());
     let departing = dir.departing();
@@ -125,7 +125,7 @@ async fn a_coordinator_that_cannot_be_reached_decides_nothing_about_an_earlier_r
         urls: vec!["https://127.0.0.1:9".parse().expect("a literal")],
         ..way_of(&token(2))
     };
-    let ground = Ground {
+    let context = JoinContext {
         dir: dir.clone(),
         interface: "mesh0".to_owned(),
         listen_port: 0,
@@ -135,7 +135,7 @@ async fn a_coordinator_that_cannot_be_reached_decides_nothing_about_an_earlier_r
             asked: before,
             ..prepare(&dir, &token(2), &name("a"), Duration::MAX).expect("room on the disk")
         };
-        assert!(ask(&ground, &pending, &way).await.is_err());
+        assert!(request_membership(&context, &pending, &way).await.is_err());
         let kept = dir.pending().expect("readable").expect("it was written");
         assert_eq!(kept.asked, before);
     }

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::peers::{contact_of, milliseconds, others};
 use super::problems::contested;
-use crate::containers::residents::residents;
+use crate::containers::running_containers::running_containers;
 use crate::model::Label;
 use crate::node::api::Reply;
 use crate::node::contact::Contact;
@@ -36,7 +36,11 @@ pub(in crate::node) fn checkup(node: &JoinedNode, reply: Reply<Checkup>) {
         dns: dns.and_then(|_| node.replica.ledger().mesh().map(|m| m.addresses.dns_v4())),
         split_dns: dns.map_or("none", Dns::split_dns).to_owned(),
         containers: Vec::new(),
-        problems: [node.device.network.ways(), contested(&node.netmap)].concat(),
+        problems: [
+            node.device.network.route_problems(),
+            contested(&node.netmap),
+        ]
+        .concat(),
         removed: node.replica.is_removed(),
         tunnels: Vec::new(),
     };
@@ -45,7 +49,7 @@ pub(in crate::node) fn checkup(node: &JoinedNode, reply: Reply<Checkup>) {
     Tasks::current().spawn_child("checkup", async move {
         let waiting = move || probes.into_iter().map(check_of).collect();
         let tunnels = tokio::task::spawn_blocking(waiting);
-        let containers = timeout(CHECKUP_WAIT, residents(&sockets)).await;
+        let containers = timeout(CHECKUP_WAIT, running_containers(&sockets)).await;
         let _ = reply.send(Ok(Checkup {
             containers: containers.unwrap_or_default(),
             tunnels: tunnels.await.unwrap_or_default(),
@@ -128,8 +132,8 @@ pub(in crate::node) fn ping(node: &JoinedNode, ping: &Ping, reply: Reply<Pong>) 
         address: target,
         endpoint: None,
         rtt_ms: None,
-        problems: if node.device.network.is_astray(&member.addresses()) {
-            node.device.network.ways()
+        problems: if node.device.network.bypasses_tunnel(&member.addresses()) {
+            node.device.network.route_problems()
         } else {
             Vec::new()
         },

@@ -95,7 +95,7 @@ pub(super) fn others(node: &JoinedNode) -> Vec<&Member> {
 pub(in crate::node) fn not_ready(node: &JoinedNode) -> Option<String> {
     let [own, _] = node.identity.addresses();
     let device = node.device.tunnel.interface();
-    contact::Standing {
+    contact::Readiness {
         removed: node.replica.is_removed(),
         copied: node.replica.link().is_duplicate(),
         tunnel: crate::node::host::interfaces()

@@ -30,7 +30,7 @@ pub(super) fn problems(
             "run `meshctl leave`, then `meshctl join` with a new token if that was a mistake",
         ));
     }
-    problems.extend(node.workloads.outer_bridges());
+    problems.extend(node.workloads.external_bridges());
     problems.extend(node.device.problems());
     problems.extend(node.resolver.refused());
     problems.extend(node.disk.unwritten());

@@ -36,7 +36,7 @@ pub(in crate::node) fn resolve(node: &JoinedNode, resolve: Resolve, reply: Reply
         )))));
     };
     let zone = node.names.zone().load_full();
-    let entropy = getrandom::u64().unwrap_or_default();
+    let entropy = crate::os::random::u64().unwrap_or_default();
     match answer(&zone, &name, record_type, entropy) {
         Verdict::Answer(found) => {
             let why = if is_special(&name) {

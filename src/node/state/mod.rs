@@ -33,6 +33,7 @@ use crate::model::time::UnixSeconds;
 use crate::model::{KeyProof, Label, PublicKey, SigningKey, WireGuardKey};
 use crate::os::file;
 use crate::os::file::FileError;
+use crate::os::random;
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
 use crate::records::Envelope;
@@ -40,7 +41,7 @@ use crate::records::service_address::ServiceAddresses;
 
 const IN_STEP: &str = "in_step.json";
 const NEWCOMERS: &str = "newcomers.json";
-/// Octets of a state file at most, the records aside.
+/// Bytes of a state file at most, the records aside.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// The state directory.
@@ -81,13 +82,12 @@ impl Keys {
     ///
     /// # Errors
     /// The system has no randomness to give.
-    pub fn generate() -> Result<Self, getrandom::Error> {
+    pub fn generate() -> Result<Self, random::RandomError> {
         let mut seeds = Zeroizing::new([0u8; 64]);
-        getrandom::fill(seeds.as_mut_slice())?;
+        random::fill(seeds.as_mut_slice())?;
         let (identity, wireguard) = seeds.split_at(32);
-        let half = |octets: &[u8]| {
-            Zeroizing::new(<[u8; 32]>::try_from(octets).expect("half of 64 octets"))
-        };
+        let half =
+            |bytes: &[u8]| Zeroizing::new(<[u8; 32]>::try_from(bytes).expect("half of 64 bytes"));
         Ok(Self {
             identity: SigningKey::from_seed(&half(identity)),
             wireguard: x25519_dalek::StaticSecret::from(*half(wireguard)),
@@ -100,11 +100,11 @@ impl Keys {
         WireGuardKey(x25519_dalek::PublicKey::from(&self.wireguard).to_bytes())
     }
 
-    /// The proof that the node holds the private key of the tunnel. None if the system returns no random octets.
+    /// The proof that the node holds the private key of the tunnel. None if the system returns no random bytes.
     #[must_use]
     pub fn prove_wireguard(&self) -> Option<KeyProof> {
         let mut random = Zeroizing::new([0; 32]);
-        getrandom::fill(random.as_mut_slice()).ok()?;
+        random::fill(random.as_mut_slice()).ok()?;
         let secret = Zeroizing::new(self.wireguard.to_bytes());
         Some(KeyProof::make(&secret, &self.identity.public(), &random))
     }
@@ -201,7 +201,7 @@ struct StoredKeys {
 impl StoredKeys {
     fn new(keys: &Keys) -> Self {
         // Hexadecimal through the types that write keys: a seed has the same form.
-        let hex = |octets: [u8; 32]| Zeroizing::new(PublicKey(octets).to_string());
+        let hex = |bytes: [u8; 32]| Zeroizing::new(PublicKey(bytes).to_string());
         Self {
             identity_seed: hex(*keys.identity.seed()),
             wireguard_secret: hex(keys.wireguard.to_bytes()),
@@ -212,14 +212,14 @@ impl StoredKeys {
 
     /// The public halves are kept beside the secrets so that a flipped bit is noticed.
     fn open(&self) -> Result<Keys, String> {
-        let octets = |text: &str| {
+        let bytes = |text: &str| {
             text.parse::<PublicKey>()
                 .map(|k| Zeroizing::new(k.0))
                 .map_err(|e| e.to_string())
         };
         let keys = Keys {
-            identity: SigningKey::from_seed(&*octets(&self.identity_seed)?),
-            wireguard: x25519_dalek::StaticSecret::from(*octets(&self.wireguard_secret)?),
+            identity: SigningKey::from_seed(&*bytes(&self.identity_seed)?),
+            wireguard: x25519_dalek::StaticSecret::from(*bytes(&self.wireguard_secret)?),
         };
         if keys.identity.public() != self.identity || keys.wireguard_public() != self.wireguard {
             return Err("the keys do not go together".into());
@@ -256,9 +256,9 @@ impl StoredPrevious {
 
     /// Nothing rests on it for long: one that is damaged is gone.
     fn open(&self) -> Option<Previous> {
-        let octets = self.wireguard_secret.parse::<PublicKey>().ok()?;
+        let bytes = self.wireguard_secret.parse::<PublicKey>().ok()?;
         Some(Previous {
-            wireguard: x25519_dalek::StaticSecret::from(octets.0),
+            wireguard: x25519_dalek::StaticSecret::from(bytes.0),
             until: self.until,
         })
     }
@@ -393,9 +393,9 @@ impl StateDir {
         self.write("position.json", position)
     }
 
-    /// Reads the state that decides about new memberships. With `is_new` the node has just joined or has lost records. Then
-    /// it accepts memberships of any date once.
-    /// If the list of those that were accepted on trust cannot be read, all `members` count as such.
+    /// Reads the state that decides about new memberships. With `is_new` the node has just joined or has lost records.
+    /// Then it accepts memberships of any date once. If the list of those that were accepted on trust cannot be read,
+    /// all `members` count as such.
     pub(in crate::node) fn newcomers(
         &self,
         is_new: bool,
@@ -515,7 +515,7 @@ impl StateDir {
 
     fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
         match file::read_private(&self.path(name), MAX_FILE) {
-            Ok(octets) => Ok(Some(Zeroizing::new(octets))),
+            Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error.into()),
         }

@@ -14,7 +14,7 @@ use crate::node::replica::{RecordsWrite, WriteOutcome, WriteRequest};
 use crate::node::unwritten::Part;
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::records::service_address::ServiceAddresses;
-use crate::services::registry::Stored;
+use crate::services::registry::StoredServices;
 
 /// The maximum number of requests that wait. The replica has one outstanding, as has each [`StateFile`].
 const MAX_REQUESTS: usize = 8;
@@ -38,7 +38,7 @@ pub(in crate::node) enum StateFile {
 #[derive(Debug)]
 pub(in crate::node) enum Content {
     Identity(Box<Identity>),
-    Services(Stored),
+    Services(StoredServices),
     Leases(BTreeMap<ContainerId, Ipv4Addr>),
     ServiceAddresses(ServiceAddresses),
 }

@@ -12,7 +12,7 @@ pub enum Refused {
     #[error("the signature does not hold")]
     Signature,
     /// The payload is longer than [`MAX_PAYLOAD`].
-    #[error("the record has {0} octets; {MAX_PAYLOAD} are the most")]
+    #[error("the record has {0} bytes; {MAX_PAYLOAD} are the most")]
     TooLong(usize),
     /// The payload breaks the rules of its kind.
     #[error(transparent)]

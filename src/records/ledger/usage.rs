@@ -1,4 +1,5 @@
-//! Counts the records of each node in a ledger, and limits them. A node that reaches a limit leaves the space of others untouched.
+//! Counts the records of each node in a ledger, and limits them. A node that reaches a limit leaves the space of others
+//! untouched.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -34,7 +35,7 @@ impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Records => write!(f, "{MAX_RECORDS} records"),
-            Self::Bytes => write!(f, "{MAX_BYTES} octets"),
+            Self::Bytes => write!(f, "{MAX_BYTES} bytes"),
             Self::UnknownRecords => {
                 write!(
                     f,
@@ -42,7 +43,7 @@ impl fmt::Display for Bound {
                 )
             }
             Self::UnknownBytes => {
-                write!(f, "{MAX_UNKNOWN_BYTES} octets of kinds that are not known")
+                write!(f, "{MAX_UNKNOWN_BYTES} bytes of kinds that are not known")
             }
         }
     }

@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::record::{self, Draft};
-use super::{Identity, Member, PATIENCE, identity};
+use super::{Identity, Member, WAIT_TIMEOUT, identity};
 
 /// Something that has the address of a coordinator and the pin of its TLS key.
 pub(crate) trait At {
@@ -140,7 +140,7 @@ impl Coordinator {
             .stderr(Stdio::from(log))
             .spawn()
             .expect("it is built");
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + WAIT_TIMEOUT;
         while UnixStream::connect(self.socket()).is_err() {
             assert!(
                 Instant::now() < end,
@@ -375,7 +375,9 @@ pub(crate) fn post<T: DeserializeOwned>(
 /// Sends one request to an admin socket and parses the answer.
 fn ask<T: DeserializeOwned>(socket: &Path, line: &str, body: &[u8]) -> Result<T, ApiError> {
     let mut socket = UnixStream::connect(socket).expect("it runs");
-    socket.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    socket
+        .set_read_timeout(Some(WAIT_TIMEOUT))
+        .expect("a socket");
     let head = format!(
         "{line}Host: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()

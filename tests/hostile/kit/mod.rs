@@ -1,5 +1,5 @@
-//! Tools for tests that attack a mesh: a coordinator on loopback, identities, records with any fields, raw connections and control
-//! streams, the link between nodes, and a server that has the stolen TLS key of a coordinator.
+//! Tools for tests that attack a mesh: a coordinator on loopback, identities, records with any fields, raw connections
+//! and control streams, the link between nodes, and a server that has the stolen TLS key of a coordinator.
 //!
 //! ```ignore
 //! let coordinator = Coordinator::start();
@@ -38,4 +38,4 @@ pub(crate) use stolen::Stolen;
 pub(crate) use stream::{Answer, End, Hello, Stream, proof};
 
 /// How long a test waits for something that has to happen. Only a hang takes that long.
-pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+pub(crate) const WAIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);

@@ -8,7 +8,7 @@ use meshd::testbed::Host;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use super::{PATIENCE, identity};
+use super::{WAIT_TIMEOUT, identity};
 
 /// A connection to a node's port 7444.
 pub(crate) struct PeerLink(pub(crate) TcpStream);
@@ -18,9 +18,9 @@ impl PeerLink {
     pub(crate) fn connect(host: &Host, to: IpAddr) -> std::io::Result<Self> {
         let address = SocketAddr::new(to, PORT);
         let stream = host
-            .inside(|| TcpStream::connect_timeout(&address, PATIENCE))
+            .inside(|| TcpStream::connect_timeout(&address, WAIT_TIMEOUT))
             .expect("a namespace")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(WAIT_TIMEOUT))?;
         Ok(Self(stream))
     }
 

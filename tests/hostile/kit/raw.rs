@@ -1,4 +1,5 @@
-//! Connections below the protocol: TCP from any loopback address, TLS that verifies no certificate, and WebSocket frames as bytes.
+//! Connections below the protocol: TCP from any loopback address, TLS that verifies no certificate, and WebSocket
+//! frames as bytes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 /// A WebSocket connection as bytes, after its HTTP upgrade.
 pub(crate) struct Raw(pub(crate) TlsStream<TcpStream>);
@@ -51,14 +52,14 @@ impl Raw {
         tls.write_all(request.as_bytes()).await.ok()?;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            let octet = tokio::time::timeout(PATIENCE, tls.read_u8()).await;
-            head.push(octet.ok()?.ok()?);
+            let byte = tokio::time::timeout(WAIT_TIMEOUT, tls.read_u8()).await;
+            head.push(byte.ok()?.ok()?);
         }
         head.starts_with(b"HTTP/1.1 101").then_some(Self(tls))
     }
 
-    pub(crate) async fn write(&mut self, octets: &[u8]) -> std::io::Result<()> {
-        self.0.write_all(octets).await?;
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all(bytes).await?;
         self.0.flush().await
     }
 

@@ -66,9 +66,9 @@ impl Draft {
         self.with("proof", proof)
     }
 
-    /// Adds a field `padding` of `octets` bytes.
-    pub(crate) fn padded(self, octets: usize) -> Self {
-        self.with("padding", "x".repeat(octets))
+    /// Adds a field `padding` of `bytes` bytes.
+    pub(crate) fn padded(self, bytes: usize) -> Self {
+        self.with("padding", "x".repeat(bytes))
     }
 
     pub(crate) fn key(&self) -> RecordKey {

@@ -8,7 +8,7 @@ use meshd::protocol::control::{FromCoordinator, FromNode};
 use meshd::records::Envelope;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 use crate::mesh::Mesh;
 use crate::stand_in::{Socket, acknowledge, greet, stand_in};
 
@@ -85,7 +85,7 @@ impl Stolen {
 
     /// Waits until nodes have opened `count` streams.
     pub(crate) fn await_streams(&self, count: usize) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + WAIT_TIMEOUT;
         while self.streams() < count {
             assert!(Instant::now() < end, "the nodes do not connect");
             std::thread::sleep(TICK);
@@ -104,9 +104,9 @@ impl Stolen {
             }
             let flood = self.0.lock().expect("no panic").flood.clone();
             if let Some(text) = flood {
-                let octets = text.len() as u64;
+                let bytes = text.len() as u64;
                 socket.send(Message::text(text)).await.ok()?;
-                self.0.lock().expect("no panic").flooded += octets;
+                self.0.lock().expect("no panic").flooded += bytes;
                 // The messages of the node are not read during a flood.
                 tokio::task::yield_now().await;
                 continue;

@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{At, PATIENCE, identity, raw};
+use super::{At, WAIT_TIMEOUT, identity, raw};
 
 /// The fields of the first message besides the node's id.
 #[derive(Debug, Clone)]
@@ -117,7 +117,7 @@ impl Stream {
             let opened = tokio_tungstenite::client_async(url, tls).await;
             Some(opened.ok()?.0)
         };
-        let socket = tokio::time::timeout(PATIENCE, open).await.ok()??;
+        let socket = tokio::time::timeout(WAIT_TIMEOUT, open).await.ok()??;
         Some(Self {
             socket,
             sequence: 0,
@@ -168,7 +168,7 @@ impl Stream {
 
     /// Sends one frame. The error of a stream that has ended has the coordinator's refusal, if there was one.
     pub(crate) async fn send(&mut self, frame: Message) -> Result<(), End> {
-        let sent = tokio::time::timeout(PATIENCE, self.socket.send(frame));
+        let sent = tokio::time::timeout(WAIT_TIMEOUT, self.socket.send(frame));
         match sent.await.expect("no hang") {
             Ok(()) => Ok(()),
             Err(_) => Err(self.end().await),
@@ -177,7 +177,7 @@ impl Stream {
 
     /// Receives the next message, and keeps its records, revision and store. Pings are answered meanwhile.
     pub(crate) async fn hear(&mut self) -> Result<FromCoordinator, End> {
-        let heard = tokio::time::timeout(PATIENCE, self.hear_at_all());
+        let heard = tokio::time::timeout(WAIT_TIMEOUT, self.hear_at_all());
         heard.await.expect("no hang")
     }
 

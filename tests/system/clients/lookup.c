@@ -30,20 +30,20 @@ static int addresses(const char *name, int family) {
 }
 
 static int services(const char *name) {
-    static unsigned char octets[65536];
+    static unsigned char bytes[65536];
     char target[NS_MAXDNAME];
     ns_msg message;
     ns_rr record;
-    int at, length = res_search(name, ns_c_in, ns_t_srv, octets, sizeof octets);
+    int at, length = res_search(name, ns_c_in, ns_t_srv, bytes, sizeof bytes);
     if (length < 0) {
         puts("NONE");
         return 0;
     }
-    if (ns_initparse(octets, length, &message)) return 1;
+    if (ns_initparse(bytes, length, &message)) return 1;
     for (at = 0; at < ns_msg_count(message, ns_s_an); at++) {
         if (ns_parserr(&message, ns_s_an, at, &record)) return 1;
         const unsigned char *data = ns_rr_rdata(record);
-        if (dn_expand(octets, octets + length, data + 6, target, sizeof target) < 0) return 1;
+        if (dn_expand(bytes, bytes + length, data + 6, target, sizeof target) < 0) return 1;
         printf("%u %u %u %s\n", ns_get16(data), ns_get16(data + 2), ns_get16(data + 4), target);
     }
     return 0;

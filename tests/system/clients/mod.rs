@@ -272,7 +272,7 @@ fn start_resolved(mesh: &Mesh) -> Option<Running> {
 }
 
 #[test]
-fn every_client_is_answered_what_it_asks_for() {
+fn every_client_gets_the_answer_to_its_query() {
     let Some(mut mesh) = Mesh::joined(1) else {
         return;
     };

@@ -234,7 +234,7 @@ fn later(refused: &[PublishRefused]) -> bool {
 #[cfg(feature = "etcd")]
 #[test]
 fn a_coordinator_that_lags_behind_another_does_not_take_that_for_a_loss() {
-    let Some(rig) = crate::coordinator::store::Rig::start() else {
+    let Some(rig) = crate::coordinator::store::EtcdFixture::start() else {
         return;
     };
     let (one, other) = two_on_one_store(&rig);

@@ -1,4 +1,4 @@
-//! The calls of the store, each of which is one transaction or reads the view.
+//! The calls of the store. Each is one transaction, or reads the view.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -7,7 +7,10 @@ use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
 use tokio::sync::watch;
 
 use super::keys::{self, Key};
-use super::{CONTENTION, Etcd, LAG, MAX_PAUSE, OCTETS, OPERATIONS, PRESENCE, RECORDS, link};
+use super::{
+    CONTENTION_TIMEOUT, Etcd, MAX_OPERATIONS, MAX_PAUSE, MAX_RECORD_BYTES, MAX_RECORDS,
+    PRESENCE_TTL, WATCH_TIMEOUT, link,
+};
 use crate::coordinator::store::{
     Admission, Admitted, Bounds, Contents, News, Store, StoreError, Write,
 };
@@ -28,8 +31,8 @@ impl Store for Etcd {
         if self.shared.view().mesh_key() == Some(*key) {
             return Ok(());
         }
-        self.write(|plan| {
-            plan.set_mesh_key(key);
+        self.write(|txn| {
+            txn.set_mesh_key(key);
             Ok(())
         })
     }
@@ -39,20 +42,20 @@ impl Store for Etcd {
             self.put_text(keys::PROBE, String::new())?;
             return Ok(self.shared.view().head.revision);
         }
-        self.write(|plan| {
+        self.write(|txn| {
             for write in writes {
-                plan.write(write)?;
+                txn.write(write)?;
             }
-            Ok(plan.revision)
+            Ok(txn.revision)
         })
     }
 
     fn admit(&mut self, admission: &Admission) -> Result<Admitted, StoreError> {
-        self.write(|plan| plan.admit(admission))
+        self.write(|txn| txn.admit(admission))
     }
 
     fn is_issued_here(&mut self, token: &PublicKey) -> Result<bool, StoreError> {
-        Ok(self.shared.view().issued.contains(token))
+        Ok(self.shared.view().decisions.issued.contains(token))
     }
 
     fn may_have_admitted(
@@ -61,18 +64,23 @@ impl Store for Etcd {
         node: &PublicKey,
     ) -> Result<bool, StoreError> {
         let view = self.shared.view();
-        let admitted = view.uses.get(token);
-        Ok(!view.issued.contains(token) || admitted.is_some_and(|nodes| nodes.contains(node)))
+        let admitted = view.decisions.uses.get(token);
+        Ok(!view.decisions.issued.contains(token)
+            || admitted.is_some_and(|nodes| nodes.contains(node)))
     }
 
-    fn set_farewell(&mut self, node: &PublicKey, departure: &Envelope) -> Result<(), StoreError> {
+    fn store_departure(
+        &mut self,
+        node: &PublicKey,
+        departure: &Envelope,
+    ) -> Result<(), StoreError> {
         let text =
             serde_json::to_string(departure).map_err(|e| StoreError::Failed(e.to_string()))?;
-        self.put_text(&keys::farewell(node), text)
+        self.put_text(&keys::departure(node), text)
     }
 
-    fn farewell(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
-        let key = self.shared.link.key(&keys::farewell(node));
+    fn departure(&mut self, node: &PublicKey) -> Result<Option<Envelope>, StoreError> {
+        let key = self.shared.link.key(&keys::departure(node));
         let held = self.run(|shared| async move { shared.link.read(key).await })?;
         Ok(held.and_then(|(text, _)| serde_json::from_slice(&text).ok()))
     }
@@ -98,16 +106,21 @@ impl Store for Etcd {
 
     fn may_lease(&mut self, node: &PublicKey, block: u32) -> Result<bool, StoreError> {
         let view = self.shared.view();
-        Ok(match (view.blocks.get(node), view.holders.get(&block)) {
-            (Some(held), _) => *held == block,
-            (None, holder) => holder.is_none(),
-        })
+        Ok(
+            match (
+                view.decisions.blocks.get(node),
+                view.decisions.holders.get(&block),
+            ) {
+                (Some(held), _) => *held == block,
+                (None, holder) => holder.is_none(),
+            },
+        )
     }
 
     fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {
-        for part in records.chunks(OPERATIONS - 1) {
-            self.write(|plan| {
-                part.iter().for_each(|key| plan.forget(key));
+        for part in records.chunks(MAX_OPERATIONS - 1) {
+            self.write(|txn| {
+                part.iter().for_each(|key| txn.forget(key));
                 Ok(())
             })?;
         }
@@ -116,8 +129,8 @@ impl Store for Etcd {
 
     fn bounds(&self) -> Bounds {
         Bounds {
-            records: RECORDS,
-            octets: OCTETS,
+            records: MAX_RECORDS,
+            bytes: MAX_RECORD_BYTES,
         }
     }
 
@@ -132,15 +145,15 @@ impl Store for Etcd {
         }
         std::thread::sleep(link::jitter(MAX_PAUSE));
         self.contended
-            .is_some_and(|since| since.elapsed() < CONTENTION)
+            .is_some_and(|since| since.elapsed() < CONTENTION_TIMEOUT)
     }
 
     fn sync(&mut self) -> Result<(), StoreError> {
         let head = self.shared.link.key(&Key::Head.text());
         self.run(|shared| async move {
             let at = shared.link.read(head).await?.map_or(0, |(_, at)| at);
-            if !shared.wait_for(at, LAG).await {
-                shared.deaf.notify_one();
+            if !shared.wait_for(at, WATCH_TIMEOUT).await {
+                shared.missed_events.notify_one();
                 shared.list().await?;
             }
             Ok(())
@@ -159,14 +172,14 @@ impl Store for Etcd {
             .iter()
             .map(|node| self.shared.link.key(&format!("{}{node}", keys::PRESENT)))
             .collect();
-        let seconds = i64::try_from(PRESENCE.as_secs()).unwrap_or(i64::MAX);
+        let seconds = i64::try_from(PRESENCE_TTL.as_secs()).unwrap_or(i64::MAX);
         self.run(|shared| async move {
             let lease = shared
                 .link
                 .call(|mut client| async move { client.lease_grant(seconds, None).await })
                 .await?
                 .id();
-            for part in keys.chunks(OPERATIONS) {
+            for part in keys.chunks(MAX_OPERATIONS) {
                 let put = |key: &String| {
                     TxnOp::put(key.clone(), "", Some(PutOptions::new().with_lease(lease)))
                 };

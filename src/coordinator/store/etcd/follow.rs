@@ -1,5 +1,5 @@
-//! Keeps the view up to date: by a watch from the revision it has, by a fresh listing where a watch has nothing to tell
-//! any more, and by looking at regular times whether a watch has left something out.
+//! Keeps the view up to date: by a watch from its revision on, by a new listing if a watch cannot deliver all changes,
+//! and by regular checks for missed events.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,34 +12,34 @@ use super::keys::Key;
 use super::link::{end_of, jitter};
 use super::view::{Change, hash_of};
 
-/// How often the head is looked at: a watch that has gone deaf is noticed within twice that.
-const PULSE: Duration = Duration::from_secs(1);
-/// How long a watch may lag.
-const LAG: Duration = Duration::from_secs(1);
-/// Pulses between two comparisons of everything.
-const COMPARISON: u64 = 60;
-/// How long a watch may take to begin.
-const BEGIN: Duration = Duration::from_secs(2);
+/// The interval at which the head is checked. A watch that misses events is noticed within twice this time.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the watch may be behind the head.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(1);
+/// The number of checks between two comparisons of all keys.
+const CHECKS_PER_COMPARISON: u64 = 60;
+/// How long a watch may take to start.
+const WATCH_START_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_EVENTS: usize = 64 << 20;
 
-/// Follows until the store is closed.
+/// Follows the changes until the store is closed.
 pub(super) async fn follow(shared: Arc<Shared>) {
     loop {
         let index = shared.link.index();
         let watched = tokio::select! {
             watched = watch(&shared) => watched,
-            () = shared.deaf.notified() => Err(Error::WatchError("it tells nothing".into())),
+            () = shared.missed_events.notified() => Err(Error::WatchError("it delivers no events".into())),
         };
         match watched {
-            Ok(Lost::Track(why)) => {
-                tracing::warn!("{why}; this coordinator lists everything anew");
+            Ok(WatchEnd::Incomplete(why)) => {
+                tracing::warn!("{why}; this coordinator lists everything again");
                 if let Err(error) = shared.list().await {
                     tracing::warn!(%error, "etcd cannot be read");
                 }
             }
-            Ok(Lost::Ended) => shared.link.leave(index),
+            Ok(WatchEnd::Closed) => shared.link.leave(index),
             Err(error) => {
-                tracing::info!(%error, "a watch of etcd broke, and begins again at another member");
+                tracing::info!(%error, "a watch of etcd failed; it continues at another member");
                 shared.link.leave(index);
             }
         }
@@ -47,17 +47,17 @@ pub(super) async fn follow(shared: Arc<Shared>) {
     }
 }
 
-/// Why a watch is over.
-enum Lost {
-    /// What it would tell does not follow on what is known.
-    Track(&'static str),
-    /// The member ended it.
-    Ended,
+/// Why a watch ended.
+enum WatchEnd {
+    /// The watch cannot deliver the changes after the view's revision.
+    Incomplete(&'static str),
+    /// The member closed it.
+    Closed,
 }
 
-async fn watch(shared: &Shared) -> Result<Lost, Error> {
+async fn watch(shared: &Shared) -> Result<WatchEnd, Error> {
     let from = shared.view().at + 1;
-    let begun = timeout(BEGIN, async {
+    let begun = timeout(WATCH_START_TIMEOUT, async {
         let (_, client) = shared.link.client().await?;
         let options = WatchOptions::new()
             .with_range(end_of(&shared.link.key("")))
@@ -70,10 +70,12 @@ async fn watch(shared: &Shared) -> Result<Lost, Error> {
     });
     let mut stream = begun
         .await
-        .map_err(|_| Error::WatchError("it does not begin".into()))??;
+        .map_err(|_| Error::WatchError("it does not start".into()))??;
     while let Some(message) = stream.message().await? {
         if message.compact_revision() > 0 {
-            return Ok(Lost::Track("etcd has compacted what was not seen"));
+            return Ok(WatchEnd::Incomplete(
+                "etcd has compacted changes that were not delivered",
+            ));
         }
         if message.canceled() {
             return Err(Error::WatchError(message.cancel_reason().to_owned()));
@@ -83,7 +85,7 @@ async fn watch(shared: &Shared) -> Result<Lost, Error> {
             key == Some(Key::Id)
         });
         if renamed {
-            return Ok(Lost::Track("etcd was restored from a snapshot"));
+            return Ok(WatchEnd::Incomplete("etcd was restored from a snapshot"));
         }
         let mut revision: Option<(i64, Vec<Change>)> = None;
         for event in message.events() {
@@ -102,15 +104,15 @@ async fn watch(shared: &Shared) -> Result<Lost, Error> {
             shared.apply(at, changes);
         }
     }
-    Ok(Lost::Ended)
+    Ok(WatchEnd::Closed)
 }
 
-/// Looks after the watch until the store is closed.
-pub(super) async fn look_after(shared: Arc<Shared>) {
-    let mut pulses = interval(PULSE);
-    pulses.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Checks the watch until the store is closed.
+pub(super) async fn check_watch(shared: Arc<Shared>) {
+    let mut checks = interval(CHECK_INTERVAL);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for count in 1u64.. {
-        pulses.tick().await;
+        checks.tick().await;
         shared.seen.save();
         let [head, id] = [Key::Head, Key::Id].map(|key| shared.link.key(&key.text()));
         let (known, name) = {
@@ -123,33 +125,37 @@ pub(super) async fn look_after(shared: Arc<Shared>) {
         ) else {
             continue;
         };
-        // A cluster that was restored counts from where it was, and may have come to where this view is since.
+        // A restored cluster counts on from its old revision, and may have passed the revision of this view since.
         if counted < known || id != name.as_bytes() {
-            tracing::warn!("etcd is not what it was; all is read anew");
+            tracing::warn!(
+                "etcd was replaced or restored; this coordinator lists everything again"
+            );
             if let Err(error) = shared.list().await {
                 tracing::warn!(%error, "etcd cannot be read");
             }
-            shared.deaf.notify_one();
-        } else if !shared.wait_for(at, LAG).await {
-            shared.deaf.notify_one();
-        } else if count.is_multiple_of(COMPARISON) {
+            shared.missed_events.notify_one();
+        } else if !shared.wait_for(at, WATCH_TIMEOUT).await {
+            shared.missed_events.notify_one();
+        } else if count.is_multiple_of(CHECKS_PER_COMPARISON) {
             compare(&shared).await;
         }
     }
 }
 
-/// Compares everything with what is in etcd: watches have been known to lose events.
+/// Compares the view with etcd, since watches have been known to lose events.
 pub(super) async fn compare(shared: &Shared) {
     let (at, ours) = {
         let view = shared.view();
         (view.at, view.hash())
     };
-    // A revision compacted meanwhile is compared the next time.
+    // If the revision was compacted in the meantime, the next comparison follows.
     let Ok(marks) = shared.link.marks(at).await else {
         return;
     };
     if hash_of(marks) != ours {
-        tracing::error!("etcd holds other records than its watch told; all are read anew");
+        tracing::error!(
+            "etcd has other records than its watch delivered; this coordinator lists everything again"
+        );
         if let Err(error) = shared.list().await {
             tracing::warn!(%error, "etcd cannot be read");
         }

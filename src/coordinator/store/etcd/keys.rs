@@ -1,13 +1,13 @@
-//! What lies under which key in etcd.
+//! The keys in etcd and their values.
 //!
-//! | key behind the prefix | value |
+//! | key after the prefix | value |
 //! |---|---|
-//! | `head` | the last revision, and a random word of who wrote it |
+//! | `head` | the last revision, and the nonce of the transaction that wrote it |
 //! | `id`, `pin`, `mesh` | the store's name, the hash of the TLS key, the mesh key |
-//! | `restored`, `leases` | nodes have yet to tell what a restored snapshot misses; where leases begin since |
-//! | `record/REVISION` | a record, as [`Written`]; its next version lies under a revision of its own |
-//! | `issued/TOKEN`, `use/TOKEN/NODE`, `name/NODE`, `block/INDEX`, `released/INDEX` | what is decided once for all |
-//! | `farewell/NODE`, `present/NODE` | departures kept, and who is connected; read when they are needed |
+//! | `restored`, `leases` | present while nodes have not offered what a restored snapshot lacks; the first block to lease since |
+//! | `record/REVISION` | a record, as [`Written`]; its next version has a revision of its own |
+//! | `issued/TOKEN`, `use/TOKEN/NODE`, `name/NODE`, `block/INDEX`, `released/INDEX` | what is decided once for all coordinators |
+//! | `farewell/NODE`, `present/NODE` | stored departures, and connected nodes; read when they are needed |
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ use crate::model::PublicKey;
 use crate::records::Envelope;
 use crate::records::kinds::RecordKey;
 
-/// A key whose value every coordinator holds in memory.
+/// A key whose value every coordinator has in memory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Key {
     /// The last revision.
@@ -24,21 +24,21 @@ pub(super) enum Key {
     Id,
     /// The mesh key.
     Mesh,
-    /// The nodes have not told yet what a restored snapshot misses.
+    /// Present while nodes have not offered what a restored snapshot lacks.
     Restored,
-    /// Where leases begin in a store that was restored.
+    /// The first block to lease in a restored store.
     Leases,
-    /// The record of a revision.
+    /// The record with this revision.
     Record(u64),
-    /// The token was issued here.
+    /// The token was issued through this store.
     Issued(PublicKey),
     /// The token admitted the node.
     Use(PublicKey, PublicKey),
-    /// A node's name.
+    /// The name of a node.
     Name(PublicKey),
-    /// Who has the block.
+    /// The holder of a block.
     Block(u32),
-    /// When the block became free: a revision.
+    /// The revision at which a block became free.
     Released(u32),
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Written {
 }
 
 impl Key {
-    /// As it is in etcd, without the prefix. Numbers have leading zeros, so that they are in order.
+    /// The key in etcd, without the prefix. Numbers have leading zeros, so that keys are in the order of the numbers.
     pub(super) fn text(&self) -> String {
         match self {
             Self::Head => "head".to_owned(),
@@ -68,7 +68,7 @@ impl Key {
         }
     }
 
-    /// Of a key without the prefix; nothing, if it is none of those.
+    /// Parses a key without the prefix. None if it is not one of these.
     pub(super) fn parse(text: &str) -> Option<Self> {
         Some(match text.split_once('/') {
             None => match text {
@@ -93,19 +93,19 @@ impl Key {
     }
 }
 
-/// Below this are the tokens issued here.
+/// The prefix of the tokens that were issued through this store.
 pub(super) const ISSUED: &str = "issued/";
 
-/// Where a node's departure is kept.
-pub(super) fn farewell(node: &PublicKey) -> String {
+/// The key of a node's stored departure.
+pub(super) fn departure(node: &PublicKey) -> String {
     format!("farewell/{node}")
 }
 
-/// Below this are the nodes that are connected.
+/// The prefix of the connected nodes.
 pub(super) const PRESENT: &str = "present/";
-/// Where the hash of the TLS key is.
+/// The key of the hash of the TLS key.
 pub(super) const PIN: &str = "pin";
-/// Written only to see whether etcd can be written.
+/// A key that is written only to test whether etcd accepts writes.
 pub(super) const PROBE: &str = "probe";
 
 #[cfg(test)]
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_found_again_in_its_text() {
+    fn a_key_is_parsed_from_its_text() {
         let (a, b) = (PublicKey([1; 32]), PublicKey([2; 32]));
         for key in [
             Key::Head,
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn records_lie_in_the_order_of_their_revisions() {
+    fn the_keys_of_records_are_in_the_order_of_their_revisions() {
         assert!(Key::Record(9).text() < Key::Record(10).text());
     }
 }

@@ -1,5 +1,6 @@
-//! Calls to etcd: to one member at a time, and to the next when it does not answer.
+//! Sends requests to etcd: to one member at a time, and to the next one if it does not answer.
 
+use crate::os::random;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,21 +13,21 @@ use super::super::{EtcdSettings, StoreError};
 use super::keys::Key;
 use super::view::Change;
 
-/// How long a member may take to answer before the next is asked. An election takes about as long.
-const ATTEMPT: Duration = Duration::from_millis(1500);
-/// How long all attempts may take: no longer than a node waits for its answer.
-const LIMIT: Duration = Duration::from_secs(9);
-/// A dead connection is noticed by pings that are not answered; etcd takes one in five seconds.
-const PING: Duration = Duration::from_secs(5);
-const PING_ANSWER: Duration = Duration::from_secs(2);
-/// Keys of a listing that come in one answer: of those with records, and of keys alone.
-const PAGE: i64 = 256;
-const PAGE_OF_KEYS: i64 = 8192;
-/// Octets of one answer at most; a page of the largest records has half of it.
+/// How long a member may take to answer before the next one is tried. An election takes about as long.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// The time limit of all attempts together. A node does not wait longer for its answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(9);
+/// Unanswered pings reveal a dead connection. etcd accepts one ping in five seconds.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// The number of keys in one page of a listing: with records, and of keys alone.
+const RECORDS_PER_PAGE: i64 = 256;
+const KEYS_PER_PAGE: i64 = 8192;
+/// The maximum size of an answer, in bytes. A page of the largest records has half of it.
 const MAX_ANSWER: usize = 64 << 20;
 const MAX_FILE: u64 = 1 << 20;
 
-/// A way to etcd.
+/// The connection to etcd.
 pub(super) struct Link {
     endpoints: Vec<String>,
     options: ConnectOptions,
@@ -34,27 +35,27 @@ pub(super) struct Link {
     current: Mutex<Current>,
 }
 
-/// Which member is asked now.
+/// The member that is used now.
 struct Current {
     index: usize,
     client: Option<Client>,
 }
 
-/// One of etcd's revisions, and all keys under the prefix as of it.
+/// All keys under the prefix at one of etcd's revisions.
 pub(super) struct Listing {
     pub(super) at: i64,
     pub(super) entries: Vec<(Change, i64)>,
 }
 
 impl Link {
-    /// To the cluster that `settings` describe; nothing is asked yet.
+    /// Creates a connection to the cluster that `settings` describe, without a request.
     ///
     /// # Errors
     /// A file cannot be read.
     pub(super) fn new(settings: &EtcdSettings) -> Result<Self, StoreError> {
         let mut options = ConnectOptions::new()
-            .with_connect_timeout(ATTEMPT)
-            .with_keep_alive(PING, PING_ANSWER)
+            .with_connect_timeout(ATTEMPT_TIMEOUT)
+            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         if let (Some(user), Some(file)) = (&settings.user, &settings.password_file) {
@@ -75,7 +76,7 @@ impl Link {
             }
             options = options.with_tls(tls);
         }
-        let random = getrandom::u32().unwrap_or(0) as usize;
+        let random = random::u32().unwrap_or(0) as usize;
         Ok(Self {
             current: Mutex::new(Current {
                 index: random % settings.endpoints.len().max(1),
@@ -88,21 +89,21 @@ impl Link {
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {
-        // Nothing is done under the lock that could leave it half changed.
+        // No change under the lock can be left incomplete by a panic.
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A key with the prefix.
+    /// Adds the prefix to a key.
     pub(super) fn key(&self, text: &str) -> String {
         format!("{}{text}", self.prefix)
     }
 
-    /// The key behind the prefix, if it is one that is held in memory.
+    /// Parses the key after the prefix. None if it is not held in memory.
     pub(super) fn parse(&self, key: &[u8]) -> Option<Key> {
         Key::parse(std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?)
     }
 
-    /// A connection to the member that is asked now, and which it is.
+    /// Returns a connection to the present member, and the index of the member.
     pub(super) async fn client(&self) -> Result<(usize, Client), Error> {
         let (index, client) = {
             let current = self.current();
@@ -115,7 +116,7 @@ impl Link {
             return Err(Error::InvalidArgs("no endpoints".into()));
         };
         let client = match timeout(
-            ATTEMPT,
+            ATTEMPT_TIMEOUT,
             Client::connect([endpoint], Some(self.options.clone())),
         )
         .await
@@ -130,7 +131,7 @@ impl Link {
         Ok((index, client))
     }
 
-    /// Asks another member from now on, unless that was decided already.
+    /// Changes to another member, unless that has already been done.
     pub(super) fn leave(&self, index: usize) {
         let mut current = self.current();
         if current.index == index {
@@ -139,27 +140,27 @@ impl Link {
         }
     }
 
-    /// Which member is asked now.
+    /// The index of the present member.
     pub(super) fn index(&self) -> usize {
         self.current().index
     }
 
-    /// Asks until a member answers. A call may be carried out more than once.
+    /// Sends a request until a member answers. A request may be applied more than once.
     ///
     /// # Errors
-    /// None answers in time, or the answer is that it may not be.
+    /// No member answers in time, or a member refuses the request.
     pub(super) async fn call<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + CALL_TIMEOUT;
         loop {
             let index = self.index();
             let attempt = async {
                 let (_, client) = self.client().await?;
                 call(client).await
             };
-            let error = match timeout(ATTEMPT, attempt).await {
+            let error = match timeout(ATTEMPT_TIMEOUT, attempt).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
                 Err(_) => silent(),
@@ -167,7 +168,7 @@ impl Link {
             if is_final(&error) || Instant::now() >= end {
                 return Err(self.failed(&error));
             }
-            tracing::debug!(endpoint = ?self.endpoints.get(index), %error, "an etcd member is passed over");
+            tracing::debug!(endpoint = ?self.endpoints.get(index), %error, "an etcd member does not answer; the next one is tried");
             self.leave(index);
             sleep(jitter(Duration::from_millis(100))).await;
         }
@@ -196,7 +197,7 @@ impl Link {
     /// Runs a transaction.
     ///
     /// # Errors
-    /// As [`Link::call`].
+    /// See [`Link::call`].
     pub(super) async fn transact(&self, txn: Txn) -> Result<TxnResponse, StoreError> {
         self.call(|client| {
             let txn = txn.clone();
@@ -208,18 +209,18 @@ impl Link {
         .await
     }
 
-    /// The value under one key and etcd's revision of it, as all members agree it is.
+    /// Returns the value of a key and etcd's revision of it, confirmed by a majority of the members.
     ///
     /// # Errors
-    /// As [`Link::call`].
+    /// See [`Link::call`].
     pub(super) async fn read(&self, key: String) -> Result<Option<(Vec<u8>, i64)>, StoreError> {
         Ok(self.read_counted(key).await?.0)
     }
 
-    /// The same, and etcd's revision now.
+    /// Returns the same, and etcd's present revision.
     ///
     /// # Errors
-    /// As [`Link::call`].
+    /// See [`Link::call`].
     pub(super) async fn read_counted(
         &self,
         key: String,
@@ -237,36 +238,41 @@ impl Link {
         Ok((held.map(|kv| (kv.value().to_vec(), kv.mod_revision())), now))
     }
 
-    /// All keys that are held in memory, with their values.
+    /// Lists all keys that are held in memory, with their values.
     ///
     /// # Errors
-    /// As [`Link::call`].
+    /// See [`Link::call`].
     pub(super) async fn list(&self) -> Result<Listing, StoreError> {
         let mut entries = Vec::new();
         let at = self
-            .pages(0, PAGE, GetOptions::new(), |key, value, marked| {
-                let value = Some(value.to_vec());
-                entries.push((Change { key, value }, marked));
-            })
+            .pages(
+                0,
+                RECORDS_PER_PAGE,
+                GetOptions::new(),
+                |key, value, marked| {
+                    let value = Some(value.to_vec());
+                    entries.push((Change { key, value }, marked));
+                },
+            )
             .await?;
         Ok(Listing { at, entries })
     }
 
-    /// The keys there were at etcd's revision `at`, without values.
+    /// Lists the keys at etcd's revision `at`, without values.
     ///
     /// # Errors
-    /// As [`Link::call`]; also if etcd has compacted that revision away.
+    /// See [`Link::call`]. Another error is that etcd has compacted this revision.
     pub(super) async fn marks(&self, at: i64) -> Result<Vec<(Key, i64)>, StoreError> {
         let mut marks = Vec::new();
         let keys_only = GetOptions::new().with_keys_only();
-        self.pages(at, PAGE_OF_KEYS, keys_only, |key, _, marked| {
+        self.pages(at, KEYS_PER_PAGE, keys_only, |key, _, marked| {
             marks.push((key, marked));
         })
         .await?;
         Ok(marks)
     }
 
-    /// Reads all pages as of one revision, which is `at` or the last; gives that.
+    /// Reads all pages of one revision, which is `at` or the last one. Returns that revision.
     async fn pages(
         &self,
         mut at: i64,
@@ -309,7 +315,7 @@ impl Link {
     }
 }
 
-/// The first key behind all that begin with `prefix`. That ends in a printable character.
+/// The first key after all keys that begin with `prefix`, which ends with a printable character.
 pub(super) fn end_of(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
@@ -318,16 +324,16 @@ pub(super) fn end_of(prefix: &str) -> Vec<u8> {
     end
 }
 
-/// Anything from nothing to `most`.
+/// A random duration up to `most`.
 pub(super) fn jitter(most: Duration) -> Duration {
-    most.mul_f64(f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX))
+    most.mul_f64(f64::from(random::u32().unwrap_or(0)) / f64::from(u32::MAX))
 }
 
 fn silent() -> Error {
     Error::EndpointError("no answer in time".into())
 }
 
-/// Whether every other member would say the same.
+/// Whether every other member would return the same error.
 fn is_final(error: &Error) -> bool {
     let Error::GRpcStatus(status) = error else {
         return matches!(error, Error::InvalidArgs(_) | Error::InvalidUri(_));

@@ -1,29 +1,29 @@
-//! etcd: one store for several coordinators, all equal.
+//! A store in etcd for several coordinators with equal rights.
 //!
-//! Every write is one transaction that compares the head with the one this coordinator has taken in, so that what it
-//! decided is decided on all there is; those of uses of tokens, blocks and the mesh key compare these as well. A
-//! transaction whose answer is lost is tried again: the head says by a random word whether it was carried out.
+//! Every write is one transaction. It compares the head with the one up to which this coordinator has read, so that the
+//! write was decided with the newest state. Uses of tokens, blocks and the mesh key are compared as well. A transaction
+//! whose answer is lost is tried again: a random nonce in the head tells whether it was already applied.
 //!
-//! A store is called from threads that may wait; what speaks to etcd runs on one of its own.
+//! The calls of the store block their thread. The connections to etcd have a thread of their own.
 //!
 //! | module | what it is |
 //! |---|---|
 //! | `calls` | the calls of the store |
-//! | `keys` | what lies under which key |
-//! | `view` | what is known of it |
-//! | `plan` | what a write changes |
-//! | `link` | calls, and which member takes them |
-//! | `follow` | how the view stays true |
+//! | `keys` | the keys in etcd and their values |
+//! | `view` | what this coordinator has read |
+//! | `txn` | the changes of a write |
+//! | `link` | requests, and the choice of a member |
+//! | `follow` | keeps the view up to date |
 //! | `seen` | whether the cluster was restored from a snapshot |
 
 mod calls;
+#[cfg(test)]
+pub(super) mod fixture;
 mod follow;
 mod keys;
 mod link;
-mod plan;
-#[cfg(test)]
-pub(super) mod rig;
 mod seen;
+mod txn;
 mod view;
 
 use std::path::PathBuf;
@@ -38,57 +38,57 @@ use tokio::time::timeout;
 
 use self::keys::Key;
 use self::link::Link;
-use self::plan::Plan;
 use self::seen::Seen;
-use self::view::{Change, Head, View, lease_start_text};
+use self::txn::EtcdTxn;
+use self::view::{Change, EtcdView, Head, lease_start_text};
 use super::sqlite::new_id;
 use super::{EtcdSettings, LeaseStart, StoreError};
 
-/// Operations in a transaction at most; etcd takes 128 unless told otherwise.
-const OPERATIONS: usize = 120;
-/// Records in a transaction at most: each takes up to five operations.
-const RECORDS: usize = 22;
-/// Octets of records in a transaction at most; etcd takes requests of 1.5 MiB unless told otherwise.
-const OCTETS: usize = 512 * 1024;
-/// How long a watch may take to tell what another coordinator wrote before all is listed anew.
-const LAG: Duration = Duration::from_millis(1500);
-/// How long a write is repeated while other coordinators write.
-const CONTENTION: Duration = Duration::from_secs(8);
+/// The maximum number of operations in a transaction. etcd accepts 128 by default.
+const MAX_OPERATIONS: usize = 120;
+/// The maximum number of records in a transaction. Each takes up to five operations.
+const MAX_RECORDS: usize = 22;
+/// The maximum size of the records in a transaction, in bytes. etcd accepts requests of 1.5 MiB by default.
+const MAX_RECORD_BYTES: usize = 512 * 1024;
+/// How long the watch may take to deliver the changes of another coordinator before everything is listed again.
+const WATCH_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long a write is tried again while other coordinators write.
+const CONTENTION_TIMEOUT: Duration = Duration::from_secs(8);
 /// The longest pause before the next attempt.
 const MAX_PAUSE: Duration = Duration::from_millis(15);
-/// How long a node counts as connected after it was said to be.
-const PRESENCE: Duration = Duration::from_secs(900);
-/// Listings in a row at most that are older than what is known when they are there.
-const TRIES: u32 = 5;
+/// How long a node counts as connected after it was last reported.
+const PRESENCE_TTL: Duration = Duration::from_secs(900);
+/// The maximum number of listings in a row that turn out to be outdated.
+const MAX_LISTINGS: u32 = 5;
 
-/// Records in etcd.
+/// A store in etcd.
 pub struct Etcd {
     shared: Arc<Shared>,
     runtime: Handle,
-    /// When the first attempt of the present write failed because others had written.
+    /// The time of the first attempt of the present write that failed because of another write.
     contended: Option<Instant>,
-    /// Ends the thread when it goes.
+    /// Dropping this ends the thread.
     _stop: oneshot::Sender<()>,
     #[cfg(test)]
-    rig: Option<rig::Rig>,
+    fixture: Option<fixture::EtcdFixture>,
 }
 
-/// What the tasks on etcd's thread and the store share.
+/// The state that the tasks on etcd's thread share with the store.
 struct Shared {
     link: Link,
-    view: Mutex<View>,
-    /// The revision in the view that is of etcd's own counting.
+    view: Mutex<EtcdView>,
+    /// etcd's own revision of the view.
     at: watch::Sender<i64>,
-    /// The last revision of ours.
+    /// The last revision of the store.
     revision: watch::Sender<u64>,
-    /// The watch has left something out.
-    deaf: Notify,
+    /// Notified if the watch has missed an event.
+    missed_events: Notify,
     seen: Seen,
 }
 
 impl Shared {
-    fn view(&self) -> MutexGuard<'_, View> {
-        // A panic in the view is a bug that was reported where it happened, and the comparison mends what it left.
+    fn view(&self) -> MutexGuard<'_, EtcdView> {
+        // A panic while the view was locked was reported where it happened, and the comparison corrects the view.
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -105,9 +105,9 @@ impl Shared {
         }
     }
 
-    /// Reads everything anew.
+    /// Lists everything again.
     async fn list(&self) -> Result<(), StoreError> {
-        for left in (0..TRIES).rev() {
+        for left in (0..MAX_LISTINGS).rev() {
             let (mark, known) = (self.seen.mark(), self.view().at);
             let listed = self.read().await?;
             let (at, revision) = (listed.at, listed.head.revision);
@@ -120,7 +120,7 @@ impl Shared {
             }
             {
                 let mut view = self.view();
-                // The watch was faster, and would not tell again what lies between.
+                // The watch was faster than the listing, and would not deliver the changes in between again.
                 if left > 0 && (known..view.at).contains(&at) {
                     continue;
                 }
@@ -134,15 +134,20 @@ impl Shared {
         Ok(())
     }
 
-    async fn read(&self) -> Result<View, StoreError> {
+    async fn read(&self) -> Result<EtcdView, StoreError> {
         let listing = self.link.list().await?;
-        Ok(View::listed(listing.at, listing.entries))
+        Ok(EtcdView::listed(listing.at, listing.entries))
     }
 
-    /// The cluster came from a snapshot that misses what has happened since. From now on it is another store, to which
-    /// nodes tell all they hold; tokens issued before may have been spent, and blocks leased, unknown to it.
-    async fn mark_restored(&self, listed: &View) -> Result<(), StoreError> {
-        let blocks = listed.holders.keys().chain(listed.released.keys());
+    /// Marks a cluster that was restored from a snapshot. From now on it is another store, to which nodes offer all
+    /// records that they hold. Tokens that were issued before may have been spent, and blocks leased, without a trace
+    /// in the snapshot.
+    async fn mark_restored(&self, listed: &EtcdView) -> Result<(), StoreError> {
+        let blocks = listed
+            .decisions
+            .holders
+            .keys()
+            .chain(listed.decisions.released.keys());
         let leases = LeaseStart::beyond(blocks.max().copied().unwrap_or(0))?;
         let key = |key: Key| self.link.key(&key.text());
         let put = |what: Key, value: String| TxnOp::put(key(what), value, None);
@@ -163,13 +168,13 @@ impl Shared {
         if self.link.transact(txn).await?.succeeded() {
             tracing::warn!(
                 revision = listed.head.revision,
-                "etcd holds fewer records than before, and is treated as restored from a snapshot"
+                "etcd has fewer records than before; it is treated as restored from a snapshot"
             );
         }
         Ok(())
     }
 
-    /// Whether the view reaches etcd's revision `at` in time.
+    /// Waits until the view reaches etcd's revision `at`. Returns false after `limit`.
     async fn wait_for(&self, at: i64, limit: Duration) -> bool {
         let mut reached = self.at.subscribe();
         matches!(
@@ -178,7 +183,7 @@ impl Shared {
         )
     }
 
-    /// Makes a store, if there is none.
+    /// Creates a store if there is none.
     async fn begin(&self) -> Result<(), StoreError> {
         let id = self.link.key(&Key::Id.text());
         let put = |key: &Key, value: String| TxnOp::put(self.link.key(&key.text()), value, None);
@@ -192,26 +197,27 @@ impl Shared {
         self.list().await
     }
 
-    /// Carries changes out, if nobody has written since what was `taken`. `word` tells this transaction from others.
+    /// Applies changes if the head is still the one of etcd's revision `delivered`. `nonce` distinguishes this
+    /// transaction from others.
     async fn commit(
         &self,
         revision: u64,
-        word: &str,
+        nonce: &str,
         absent: &[Key],
         changes: Vec<Change>,
         others: Vec<TxnOp>,
-        taken: i64,
+        delivered: i64,
     ) -> Result<(), StoreError> {
         let key = |key: &Key| self.link.key(&key.text());
         let head = Change {
             key: Key::Head,
-            value: Some(Head::text(revision, word).into_bytes()),
+            value: Some(Head::text(revision, nonce).into_bytes()),
         };
         let changes: Vec<Change> = std::iter::once(head).chain(changes).collect();
         let mut compares = vec![Compare::mod_revision(
             key(&Key::Head),
             CompareOp::Equal,
-            taken,
+            delivered,
         )];
         compares.extend(
             absent
@@ -247,16 +253,16 @@ impl Shared {
         });
         let Some(held) = held else {
             return Err(StoreError::Failed(
-                "its head is gone; has somebody deleted keys in etcd?".into(),
+                "its head is missing; check whether keys were deleted in etcd".into(),
             ));
         };
-        if held.word == word {
-            // It was carried out before, and the answer was lost.
+        if held.nonce == nonce {
+            // It was applied before, and the answer was lost.
             self.apply(held.at, changes);
             return Ok(());
         }
-        if held.at <= taken || !self.wait_for(held.at, LAG).await {
-            self.deaf.notify_one();
+        if held.at <= delivered || !self.wait_for(held.at, WATCH_TIMEOUT).await {
+            self.missed_events.notify_one();
             self.list().await?;
         }
         Err(StoreError::Behind)
@@ -264,11 +270,11 @@ impl Shared {
 }
 
 impl Etcd {
-    /// Connects, and makes a store if there is none under the prefix. `seen` is a file of this coordinator's, by which it
-    /// knows a store that was restored from a snapshot.
+    /// Connects, and creates a store if there is none under the prefix. `seen` is a file of this coordinator, with
+    /// which it recognizes a store that was restored from a snapshot.
     ///
     /// # Errors
-    /// No member answers, or the settings are of no use.
+    /// No member answers, or the settings cannot be used.
     pub fn open(settings: &EtcdSettings, seen: Option<PathBuf>) -> Result<Self, StoreError> {
         let failed = |e: std::io::Error| StoreError::Failed(e.to_string());
         let shared = Arc::new(Shared {
@@ -276,7 +282,7 @@ impl Etcd {
             view: Mutex::default(),
             at: watch::channel(0).0,
             revision: watch::channel(0).0,
-            deaf: Notify::new(),
+            missed_events: Notify::new(),
             seen: Seen::load(seen),
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -297,7 +303,7 @@ impl Etcd {
             contended: None,
             _stop: stop,
             #[cfg(test)]
-            rig: None,
+            fixture: None,
         };
         store.run(|shared| async move { shared.begin().await })?;
         store
@@ -305,14 +311,14 @@ impl Etcd {
             .spawn(follow::follow(Arc::clone(&store.shared)));
         store
             .runtime
-            .spawn(follow::look_after(Arc::clone(&store.shared)));
+            .spawn(follow::check_watch(Arc::clone(&store.shared)));
         Ok(store)
     }
 
-    /// Ends the cluster with the store.
+    /// Ends the cluster together with the store.
     #[cfg(test)]
-    pub(super) fn keep(&mut self, rig: rig::Rig) {
-        self.rig = Some(rig);
+    pub(super) fn end_with_store(&mut self, fixture: fixture::EtcdFixture) {
+        self.fixture = Some(fixture);
     }
 
     /// Runs a task on etcd's thread, and waits for it.
@@ -331,41 +337,42 @@ impl Etcd {
             .unwrap_or_else(|_| Err(StoreError::Failed("the coordinator is stopping".into())))
     }
 
-    /// Writes what `fill` plans, and gives what it gives.
+    /// Writes the changes that `fill` adds, and returns the result of `fill`.
     fn write<T>(
         &mut self,
-        fill: impl FnOnce(&mut Plan<'_>) -> Result<T, StoreError>,
+        fill: impl FnOnce(&mut EtcdTxn<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let word = new_id()?;
-        let (given, revision, taken, absent, mut changes, released) = {
+        let nonce = new_id()?;
+        let (given, revision, delivered, absent, mut changes, released) = {
             let mut view = self.shared.view();
             if view.has_news() {
                 return Err(StoreError::Behind);
             }
-            view.own = Some(word.clone());
-            let mut plan = Plan::new(&view);
-            let given = fill(&mut plan)?;
-            if plan.is_empty() {
+            view.own = Some(nonce.clone());
+            let mut txn = EtcdTxn::new(&view);
+            let given = fill(&mut txn)?;
+            if txn.is_empty() {
                 return Ok(given);
             }
-            let absent = std::mem::take(&mut plan.absent);
-            let released = std::mem::take(&mut plan.released);
-            let revision = plan.revision;
+            let absent = std::mem::take(&mut txn.absent);
+            let released = std::mem::take(&mut txn.released);
+            let revision = txn.revision;
             (
                 given,
                 revision,
-                view.taken,
+                view.delivered,
                 absent,
-                plan.into_changes(),
+                txn.into_changes(),
                 released,
             )
         };
         let others: Vec<TxnOp> = released
             .iter()
-            .map(|node| TxnOp::delete(self.shared.link.key(&keys::farewell(node)), None))
+            .map(|node| TxnOp::delete(self.shared.link.key(&keys::departure(node)), None))
             .collect();
-        // What does not fit is what a node said that is out now: nobody takes that in, whenever it goes.
-        let room = OPERATIONS.saturating_sub(1 + others.len());
+        // Only deletions of a removed node's records can exceed the limit. They may be deleted later, since no ledger
+        // accepts them any more.
+        let room = MAX_OPERATIONS.saturating_sub(1 + others.len());
         let mut rest = Vec::new();
         if changes.len() > room {
             changes.sort_by_key(|change| {
@@ -375,35 +382,35 @@ impl Etcd {
         }
         let result = self.run(|shared| async move {
             shared
-                .commit(revision, &word, &absent, changes, others, taken)
+                .commit(revision, &nonce, &absent, changes, others, delivered)
                 .await
         });
         if result.is_err() {
-            // It may be carried out yet; then it is news like any other's.
+            // The transaction may still be applied. It is news then, like the writes of others.
             self.shared.view().own = None;
         }
         result?;
-        for part in rest.chunks(OPERATIONS - 1) {
+        for part in rest.chunks(MAX_OPERATIONS - 1) {
             self.delete(part.to_vec())?;
         }
         Ok(given)
     }
 
-    /// Deletes keys in a transaction of its own.
+    /// Deletes keys in a separate transaction.
     fn delete(&mut self, changes: Vec<Change>) -> Result<(), StoreError> {
-        let word = new_id()?;
-        let (revision, taken) = {
+        let nonce = new_id()?;
+        let (revision, delivered) = {
             let mut view = self.shared.view();
-            view.own = Some(word.clone());
-            (view.head.revision, view.taken)
+            view.own = Some(nonce.clone());
+            (view.head.revision, view.delivered)
         };
         let deleted = self.run(|shared| async move {
             shared
-                .commit(revision, &word, &[], changes, Vec::new(), taken)
+                .commit(revision, &nonce, &[], changes, Vec::new(), delivered)
                 .await
         });
         match deleted {
-            // Left behind: a record that the ledger refuses.
+            // The records remain. The ledger refuses them.
             Err(StoreError::Behind) => Ok(()),
             other => other,
         }

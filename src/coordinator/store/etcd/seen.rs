@@ -1,15 +1,15 @@
-//! How far this coordinator has seen the store come. etcd says nothing of a snapshot that its members were restored from: a
-//! store that is behind what was seen of it, or has a name that it had before, is one.
+//! The newest state of the store that this coordinator has read. etcd does not report that its members were restored
+//! from a snapshot. If the store has an older revision than before, or a name that it had earlier, it was restored.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::os::file::write_atomic;
 
-/// Names remembered at most: a store has another one after each restoration.
-const NAMES: usize = 8;
+/// The maximum number of stored names. A store gets a new name at each restoration.
+const MAX_NAMES: usize = 8;
 
-/// The names the store has had, the present one last, and the last revision of that.
+/// The names that the store has had, the present one last, and its last revision.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Mark {
     names: Vec<String>,
@@ -20,7 +20,7 @@ impl Mark {
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let revision = lines.next()?.parse().ok()?;
-        let names = lines.map(str::to_owned).take(NAMES).collect();
+        let names = lines.map(str::to_owned).take(MAX_NAMES).collect();
         Some(Self { names, revision })
     }
 
@@ -28,7 +28,7 @@ impl Mark {
         format!("{}\n{}\n", self.revision, self.names.join("\n"))
     }
 
-    /// Whether the store has gone back by being `id` at `revision`.
+    /// Whether a store with name `id` at `revision` is older than this state.
     pub(super) fn is_ahead_of(&self, id: &str, revision: u64) -> bool {
         match self.names.split_last() {
             Some((now, _)) if now == id => revision < self.revision,
@@ -41,14 +41,14 @@ impl Mark {
         if self.names.last().is_none_or(|now| now != id) {
             self.names.retain(|name| name != id);
             self.names.push(id.to_owned());
-            let surplus = self.names.len().saturating_sub(NAMES);
+            let surplus = self.names.len().saturating_sub(MAX_NAMES);
             self.names.drain(..surplus);
         }
         self.revision = revision;
     }
 }
 
-/// What was seen, and the file that outlives this coordinator.
+/// The newest state, and the file in which it survives a restart.
 #[derive(Debug)]
 pub(super) struct Seen {
     file: Option<PathBuf>,
@@ -62,7 +62,7 @@ struct Marks {
 }
 
 impl Seen {
-    /// What is in `file`. One that is not there, or damaged, has seen nothing.
+    /// Reads `file`. A file that is missing or damaged is like a new one.
     pub(super) fn load(file: Option<PathBuf>) -> Self {
         let text = file
             .as_ref()
@@ -81,17 +81,17 @@ impl Seen {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was seen up to now.
+    /// The newest state.
     pub(super) fn mark(&self) -> Mark {
         self.marks().now.clone()
     }
 
-    /// The store is `id` at `revision`.
+    /// Notes that the store has name `id` and is at `revision`.
     pub(super) fn note(&self, id: &str, revision: u64) {
         self.marks().now.note(id, revision);
     }
 
-    /// Writes it down. What is seen after the last time is not known at the next start.
+    /// Writes the state to the file. Changes after the last call are not known at the next start.
     pub(super) fn save(&self) {
         let Some(file) = &self.file else { return };
         let mut marks = self.marks();
@@ -101,7 +101,7 @@ impl Seen {
         match write_atomic(file, marks.now.text().as_bytes(), 0o600) {
             Ok(()) => marks.saved = marks.now.clone(),
             Err(error) => {
-                tracing::warn!(%error, "a restored snapshot of etcd may go unnoticed at the next start");
+                tracing::warn!(%error, "a restoration of etcd from a snapshot may not be noticed at the next start");
             }
         }
     }
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_that_went_back_is_known_after_a_restart_and_another_is_not_behind() {
+    fn an_older_store_is_recognized_after_a_restart_and_another_store_is_not_older() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = Some(directory.path().join("seen"));
         let seen = Seen::load(file.clone());
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_with_a_name_it_had_before_went_back_however_far_it_is() {
+    fn a_store_with_an_earlier_name_was_restored_whatever_its_revision() {
         let mut mark = Mark::default();
         mark.note("a", 7);
         mark.note("b", 7);
@@ -141,6 +141,6 @@ mod tests {
         for n in 0..100 {
             mark.note(&n.to_string(), 7);
         }
-        assert_eq!(mark.names.len(), NAMES);
+        assert_eq!(mark.names.len(), MAX_NAMES);
     }
 }

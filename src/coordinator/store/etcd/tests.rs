@@ -1,4 +1,4 @@
-//! What only a shared store does. What every store does is tested in `store/tests.rs`.
+//! Tests of what only a shared store does. `store/tests.rs` tests what every store does.
 
 use std::collections::HashSet;
 
@@ -6,13 +6,13 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::*;
 use crate::coordinator::store::{
-    Admission, Admitted, Effect, News, Rig, Store as _, Stored, Write,
+    Admission, Admitted, Effect, EtcdFixture, News, Store as _, Stored, Write,
 };
 use crate::model::{Label, PublicKey, SigningKey};
 use crate::records::{Envelope, RecordKey};
 
-/// Only a hang takes that long.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Only a test that hangs takes longer.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn write(id: &str, effect: Effect) -> Write {
     Write {
@@ -36,15 +36,15 @@ fn admission(n: u8) -> Admission {
     }
 }
 
-fn open(rig: &Rig) -> Etcd {
-    let mut store = Etcd::open(&rig.settings(), None).expect("it runs");
+fn open(fixture: &EtcdFixture) -> Etcd {
+    let mut store = Etcd::open(&fixture.settings(), None).expect("it runs");
     store.load().expect("readable");
     store
 }
 
-/// Waits for news; whether they are everything, and the ids of the records.
+/// Waits for news. Returns whether they are all records, and the ids of the records.
 fn await_news(store: &mut Etcd) -> (bool, Vec<String>) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + WAIT_TIMEOUT;
     loop {
         let ids = |records: Vec<Stored>| {
             let ids = records.iter().map(|s| s.key.id().into_owned());
@@ -62,9 +62,11 @@ fn await_news(store: &mut Etcd) -> (bool, Vec<String>) {
 }
 
 #[test]
-fn what_one_coordinator_writes_is_news_to_another_before_it_can_write() {
-    let Some(rig) = Rig::start() else { return };
-    let (mut one, mut other) = (open(&rig), open(&rig));
+fn changes_by_one_coordinator_are_news_to_another_before_it_can_write() {
+    let Some(fixture) = EtcdFixture::start() else {
+        return;
+    };
+    let (mut one, mut other) = (open(&fixture), open(&fixture));
     assert_eq!(one.put(&[write("a", Effect::None)]).expect("alone"), 1);
     assert!(matches!(
         other.put(&[write("b", Effect::None)]),
@@ -81,9 +83,11 @@ fn what_one_coordinator_writes_is_news_to_another_before_it_can_write() {
 }
 
 #[test]
-fn one_use_of_a_token_admits_one_node_whoever_is_asked() {
-    let Some(rig) = Rig::start() else { return };
-    let mut stores: Vec<Etcd> = (0..3).map(|_| open(&rig)).collect();
+fn one_use_of_a_token_admits_one_node_at_whichever_coordinator() {
+    let Some(fixture) = EtcdFixture::start() else {
+        return;
+    };
+    let mut stores: Vec<Etcd> = (0..3).map(|_| open(&fixture)).collect();
     let ends: Vec<Result<Admitted, StoreError>> = std::thread::scope(|scope| {
         let threads: Vec<_> = stores
             .iter_mut()
@@ -113,27 +117,29 @@ fn one_use_of_a_token_admits_one_node_whoever_is_asked() {
 }
 
 #[test]
-fn a_transaction_whose_answer_was_lost_is_not_carried_out_twice() {
-    let Some(rig) = Rig::start() else { return };
-    let store = open(&rig);
-    let taken = store.shared.view().taken;
+fn a_transaction_whose_answer_was_lost_is_not_applied_twice() {
+    let Some(fixture) = EtcdFixture::start() else {
+        return;
+    };
+    let store = open(&fixture);
+    let delivered = store.shared.view().delivered;
     let change = || Change {
         key: Key::Issued(PublicKey([1; 32])),
         value: Some(Vec::new()),
     };
     for _ in 0..2 {
-        store.shared.view().own = Some("word".into());
+        store.shared.view().own = Some("nonce".into());
         store
             .run(|shared| async move {
                 shared
-                    .commit(0, "word", &[], vec![change()], Vec::new(), taken)
+                    .commit(0, "nonce", &[], vec![change()], Vec::new(), delivered)
                     .await
             })
             .expect("the same");
     }
     let other = store.run(|shared| async move {
         shared
-            .commit(0, "other", &[], vec![change()], Vec::new(), taken)
+            .commit(0, "other", &[], vec![change()], Vec::new(), delivered)
             .await
     });
     assert!(matches!(other, Err(StoreError::Behind)));
@@ -141,13 +147,15 @@ fn a_transaction_whose_answer_was_lost_is_not_carried_out_twice() {
 
 #[test]
 fn a_watch_from_a_revision_that_is_compacted_away_is_replaced_by_a_listing() {
-    let Some(rig) = Rig::start() else { return };
-    let (mut one, mut other) = (open(&rig), open(&rig));
+    let Some(fixture) = EtcdFixture::start() else {
+        return;
+    };
+    let (mut one, mut other) = (open(&fixture), open(&fixture));
     for id in ["a", "b"] {
         one.put(&[write(id, Effect::None)]).expect("alone");
     }
     let _ = await_news(&mut other);
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + WAIT_TIMEOUT;
     while other.shared.view().head != one.shared.view().head {
         assert!(Instant::now() < end, "the watch tells nothing");
         std::thread::sleep(Duration::from_millis(5));
@@ -160,9 +168,9 @@ fn a_watch_from_a_revision_that_is_compacted_away_is_replaced_by_a_listing() {
         shared.link.call(compact).await.map(drop)
     })
     .expect("it runs");
-    // As if the watch had stopped long ago.
+    // This is like a watch that stopped long ago.
     other.shared.view().at = 1;
-    other.shared.deaf.notify_one();
+    other.shared.missed_events.notify_one();
     assert_eq!(
         await_news(&mut other),
         (true, vec!["a".to_owned(), "b".to_owned()])
@@ -170,10 +178,12 @@ fn a_watch_from_a_revision_that_is_compacted_away_is_replaced_by_a_listing() {
 }
 
 #[test]
-fn an_event_that_a_watch_lost_is_found_by_the_comparison() {
-    let Some(rig) = Rig::start() else { return };
-    let (mut one, mut other) = (open(&rig), open(&rig));
-    // The other knows the revision, and not what came with it.
+fn a_lost_event_is_found_by_the_comparison() {
+    let Some(fixture) = EtcdFixture::start() else {
+        return;
+    };
+    let (mut one, mut other) = (open(&fixture), open(&fixture));
+    // The other coordinator knows the revision, but not its changes.
     let next = one.shared.view().at + 1;
     other.shared.view().at = next;
     one.put(&[write("a", Effect::None)]).expect("alone");
@@ -188,10 +198,12 @@ fn an_event_that_a_watch_lost_is_found_by_the_comparison() {
 }
 
 #[test]
-fn a_cluster_that_is_away_is_said_to_be_and_comes_back() {
-    let Some(rig) = Rig::start() else { return };
-    let mut store = open(&rig);
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(rig.pid()).expect("a process"));
+fn an_unreachable_cluster_is_reported_and_used_again_later() {
+    let Some(fixture) = EtcdFixture::start() else {
+        return;
+    };
+    let mut store = open(&fixture);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(fixture.pid()).expect("a process"));
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("ours");
     // Until then some of its threads may still answer.
     let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("a child");
@@ -199,8 +211,8 @@ fn a_cluster_that_is_away_is_said_to_be_and_comes_back() {
     let error = store.put(&[write("a", Effect::None)]).expect_err("away");
     assert!(error.to_string().contains("no member"), "{error}");
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).expect("ours");
-    let end = Instant::now() + PATIENCE;
-    // As the hub does after a failure.
+    let end = Instant::now() + WAIT_TIMEOUT;
+    // The hub does the same after a failure.
     while store.put(&[]).is_err() || store.load().is_err() {
         assert!(Instant::now() < end, "it does not come back");
     }
@@ -217,9 +229,11 @@ fn a_cluster_that_is_away_is_said_to_be_and_comes_back() {
 }
 
 #[test]
-fn a_node_with_more_services_than_a_transaction_takes_is_removed_with_all_of_them() {
-    let Some(rig) = Rig::start() else { return };
-    let mut store = open(&rig);
+fn a_node_with_more_services_than_fit_into_a_transaction_is_removed_with_all_of_them() {
+    let Some(fixture) = EtcdFixture::start() else {
+        return;
+    };
+    let mut store = open(&fixture);
     let node = PublicKey([1; 32]);
     let mut gone = Vec::new();
     for n in 0..300 {
@@ -239,8 +253,10 @@ fn a_node_with_more_services_than_a_transaction_takes_is_removed_with_all_of_the
 
 #[test]
 fn who_is_connected_to_one_coordinator_is_known_to_the_others() {
-    let Some(rig) = Rig::start() else { return };
-    let (mut one, mut other) = (open(&rig), open(&rig));
+    let Some(fixture) = EtcdFixture::start() else {
+        return;
+    };
+    let (mut one, mut other) = (open(&fixture), open(&fixture));
     let nodes: Vec<PublicKey> = (0..200).map(|n| PublicKey([n; 32])).collect();
     one.set_present(&nodes).expect("writable");
     assert_eq!(
@@ -251,20 +267,22 @@ fn who_is_connected_to_one_coordinator_is_known_to_the_others() {
 
 #[test]
 fn the_first_coordinator_decides_which_tls_key_there_is() {
-    let Some(rig) = Rig::start() else { return };
-    assert_eq!(open(&rig).note_pin("one").expect("writable"), "one");
-    assert_eq!(open(&rig).note_pin("other").expect("writable"), "one");
+    let Some(fixture) = EtcdFixture::start() else {
+        return;
+    };
+    assert_eq!(open(&fixture).note_pin("one").expect("writable"), "one");
+    assert_eq!(open(&fixture).note_pin("other").expect("writable"), "one");
 }
 
 #[test]
-fn a_cluster_with_tls_and_passwords_takes_its_user_and_nobody_else() {
-    let Some(rig) = Rig::start_secured() else {
+fn a_cluster_with_tls_and_passwords_accepts_only_its_user() {
+    let Some(fixture) = EtcdFixture::start_secured() else {
         return;
     };
-    let (mut one, mut other) = (open(&rig), open(&rig));
+    let (mut one, mut other) = (open(&fixture), open(&fixture));
     assert_eq!(one.put(&[write("a", Effect::None)]).expect("it may"), 1);
     assert_eq!(await_news(&mut other), (false, vec!["a".to_owned()]));
-    // Longer than etcd lets anybody in for one proof.
+    // The pause is longer than an authentication is valid.
     std::thread::sleep(Duration::from_secs(7));
     assert_eq!(other.put(&[write("b", Effect::None)]).expect("it may"), 2);
     assert_eq!(await_news(&mut one), (false, vec!["b".to_owned()]));
@@ -273,14 +291,14 @@ fn a_cluster_with_tls_and_passwords_takes_its_user_and_nobody_else() {
         Err(error) => error.to_string(),
         Ok(_) => panic!("{settings:?} is let in"),
     };
-    let right = rig.settings();
+    let right = fixture.settings();
     let wrong = right
         .password_file
         .clone()
         .expect("a file")
         .with_extension("wrong");
     crate::os::file::write_atomic(&wrong, b"guess", 0o600).expect("writable");
-    let stranger = Rig::start_secured().expect("it is installed");
+    let stranger = EtcdFixture::start_secured().expect("it is installed");
     let mut guesses = right.clone();
     guesses.password_file = Some(wrong);
     let mut nobody = right.clone();
@@ -304,12 +322,15 @@ fn a_cluster_with_tls_and_passwords_takes_its_user_and_nobody_else() {
 }
 
 #[test]
-fn a_cluster_that_was_restored_from_a_snapshot_is_another_store_until_the_nodes_have_told() {
-    let Some(mut rig) = Rig::start() else { return };
+fn a_cluster_restored_from_a_snapshot_is_another_store_until_the_nodes_have_offered_their_records()
+{
+    let Some(mut fixture) = EtcdFixture::start() else {
+        return;
+    };
     let directory = tempfile::tempdir().expect("a temporary directory");
     let seen = directory.path().join("seen");
-    let open = |rig: &Rig| {
-        let mut store = Etcd::open(&rig.settings(), Some(seen.clone())).expect("it runs");
+    let open = |fixture: &EtcdFixture| {
+        let mut store = Etcd::open(&fixture.settings(), Some(seen.clone())).expect("it runs");
         let contents = store.load().expect("readable");
         (store, contents)
     };
@@ -324,46 +345,46 @@ fn a_cluster_that_was_restored_from_a_snapshot_is_another_store_until_the_nodes_
         }
     };
     let token = PublicKey([0xaa; 32]);
-    let (mut store, first) = open(&rig);
+    let (mut store, first) = open(&fixture);
     assert!(!first.restored);
     store
         .put(&[write("token", Effect::Issued(token))])
         .expect("writable");
     assert_eq!(admit(&mut store, 1), 1);
     drop(store);
-    rig.save();
-    let (mut store, _) = open(&rig);
+    fixture.save();
+    let (mut store, _) = open(&fixture);
     assert_eq!(admit(&mut store, 2), 2);
     store.shared.seen.save();
     drop(store);
 
-    // While no coordinator runs.
-    rig.restore();
-    let (mut store, contents) = open(&rig);
+    // The restoration happens while no coordinator runs.
+    fixture.restore();
+    let (mut store, contents) = open(&fixture);
     assert!(contents.restored);
     assert_ne!(contents.id, first.id);
     assert!(!store.is_issued_here(&token).expect("readable"));
     let block = admit(&mut store, 3);
     assert!(block > 2, "{block} may be another's");
     drop(store);
-    let (mut store, contents) = open(&rig);
+    let (mut store, contents) = open(&fixture);
     assert!(contents.restored, "until the nodes have told");
     store.set_refilled().expect("writable");
     assert!(!store.load().expect("readable").restored);
     drop(store);
-    assert!(!open(&rig).1.restored);
+    assert!(!open(&fixture).1.restored);
 
-    // While one runs, and another one is told.
-    let ((mut one, before), (mut other, _)) = (open(&rig), open(&rig));
-    rig.save();
+    // The restoration happens while one coordinator runs, and another one notices it.
+    let ((mut one, before), (mut other, _)) = (open(&fixture), open(&fixture));
+    fixture.save();
     admit(&mut one, 4);
     await_news(&mut other);
     let mut names = HashSet::from([before.id]);
-    // The second time it has come beyond the snapshot, under another name than that has.
+    // The second time, the cluster has passed the snapshot's revision, under another name.
     for n in 5..7 {
-        rig.restore();
+        fixture.restore();
         let ids = [&mut one, &mut other].map(|store| {
-            let end = Instant::now() + PATIENCE;
+            let end = Instant::now() + WAIT_TIMEOUT;
             loop {
                 if let Some(News::Everything(contents)) = store.news().expect("readable")
                     && contents.restored

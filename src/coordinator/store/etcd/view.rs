@@ -1,7 +1,8 @@
-//! What this coordinator knows of what is in etcd: all but the records' text. Pure.
+//! What this coordinator has read of the contents of etcd: everything except the text of the records. Pure.
 //!
-//! It is true as of one of etcd's own revisions, and changes by whole ones, as a watch tells them. Each transaction of
-//! a coordinator writes [`Key::Head`], so that a compare of that one key tells whether this view is still the truth.
+//! A view is the state at one of etcd's own revisions, and changes by whole revisions, as the watch delivers them. Each
+//! transaction of a coordinator writes [`Key::Head`], so that a comparison of that key tells whether this view is still
+//! up to date.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,83 +14,93 @@ use crate::model::{Label, PublicKey};
 use crate::records::Envelope;
 use crate::records::kinds::RecordKey;
 
-/// A key and its new value; no value: it is gone.
+/// A key and its new value. None if the key was deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) key: Key,
     pub(super) value: Option<Vec<u8>>,
 }
 
-/// The last revision of ours, who wrote it, and at which of etcd's revisions.
+/// The last revision of the store, the nonce of the transaction that wrote it, and etcd's revision of that transaction.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) revision: u64,
-    pub(super) word: String,
+    pub(super) nonce: String,
     pub(super) at: i64,
 }
 
 impl Head {
-    /// The value in etcd.
-    pub(super) fn text(revision: u64, word: &str) -> String {
-        format!("{revision} {word}")
+    /// The text of the value in etcd.
+    pub(super) fn text(revision: u64, nonce: &str) -> String {
+        format!("{revision} {nonce}")
     }
 
-    /// From the value in etcd.
+    /// Parses the value in etcd.
     pub(super) fn parse(value: &[u8], at: i64) -> Option<Self> {
-        let (revision, word) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+        let (revision, nonce) = std::str::from_utf8(value).ok()?.split_once(' ')?;
         Some(Self {
             revision: revision.parse().ok()?,
-            word: word.to_owned(),
+            nonce: nonce.to_owned(),
             at,
         })
     }
 }
 
-/// Where a record is, and for memberships what it is.
+/// The revision of a record, and the digest of a membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct RecordPlace {
     pub(super) revision: u64,
     pub(super) digest: Option<[u8; 32]>,
 }
 
-/// What is known.
+/// The contents of etcd that this coordinator has read.
 #[derive(Debug, Default)]
-pub(super) struct View {
-    /// Etcd's revision that it is true of.
+pub(super) struct EtcdView {
+    /// etcd's revision of this view.
     pub(super) at: i64,
     pub(super) head: Head,
-    /// The head up to which the hub has taken everything in.
-    pub(super) taken: i64,
-    /// The word of this coordinator's transaction under way.
+    /// etcd's revision of the head up to which the hub has received all changes.
+    pub(super) delivered: i64,
+    /// The nonce of this coordinator's present transaction.
     pub(super) own: Option<String>,
     id: String,
     mesh_key: Option<PublicKey>,
-    places: BTreeMap<RecordKey, Place>,
+    records: RecordIndex,
+    pub(super) decisions: Decisions,
+    /// etcd's revision of each key.
+    mod_revisions: BTreeMap<Key, i64>,
+    restored: bool,
+}
+
+/// Which records there are, and which of them the hub has not received.
+#[derive(Debug, Default)]
+struct RecordIndex {
+    places: BTreeMap<RecordKey, RecordPlace>,
     by_revision: HashMap<u64, RecordKey>,
-    /// What the hub has not taken in.
-    fresh: BTreeMap<u64, Stored>,
-    /// Everything is in `fresh`.
+    /// The records that the hub has not received yet.
+    undelivered: BTreeMap<u64, Stored>,
+    /// Whether `undelivered` has all records, after a listing.
     listed: bool,
-    /// Etcd's revision of each key.
-    marks: BTreeMap<Key, i64>,
+}
+
+/// What is decided once for all coordinators: uses of tokens, names and blocks.
+#[derive(Debug, Default)]
+pub(super) struct Decisions {
     pub(super) issued: HashSet<PublicKey>,
     pub(super) uses: HashMap<PublicKey, HashSet<PublicKey>>,
     pub(super) names: HashMap<PublicKey, Label>,
     pub(super) holders: BTreeMap<u32, PublicKey>,
     pub(super) blocks: HashMap<PublicKey, u32>,
     pub(super) released: BTreeMap<u32, u64>,
-    restored: bool,
-    /// Where leases begin, if the store was restored.
+    /// The first block to lease, if the store was restored.
     pub(super) lease_start: Option<LeaseStart>,
 }
 
-impl View {
-    /// Of a listing: all keys with etcd's revision of each, as of `at`.
+impl EtcdView {
+    /// Creates the view of a listing: all keys with etcd's revision of each, as of revision `at`.
     pub(super) fn listed(at: i64, listing: Vec<(Change, i64)>) -> Self {
-        let mut view = Self {
-            listed: true,
-            ..Self::default()
-        };
+        let mut view = Self::default();
+        view.records.listed = true;
         for (change, marked) in listing {
             view.set(marked, change, true);
         }
@@ -97,7 +108,7 @@ impl View {
         view
     }
 
-    /// Takes over one of etcd's revisions; one that is known changes nothing.
+    /// Applies one of etcd's revisions. A revision that is already applied changes nothing.
     pub(super) fn apply(&mut self, at: i64, changes: Vec<Change>) {
         if at <= self.at {
             return;
@@ -108,18 +119,18 @@ impl View {
                     .value
                     .as_ref()
                     .and_then(|value| Head::parse(value, at))
-                    .is_some_and(|head| self.own.as_ref() == Some(&head.word))
+                    .is_some_and(|head| self.own.as_ref() == Some(&head.nonce))
         });
         for change in changes {
             self.set(at, change, !own);
         }
         self.at = at;
         if own {
-            self.taken = at;
+            self.delivered = at;
         }
     }
 
-    fn set(&mut self, at: i64, Change { key, value }: Change, fresh: bool) {
+    fn set(&mut self, at: i64, Change { key, value }: Change, undelivered: bool) {
         match (&key, &value) {
             (Key::Head, Some(value)) => {
                 if let Some(head) = Head::parse(value, at) {
@@ -131,60 +142,63 @@ impl View {
             (Key::Head | Key::Id | Key::Mesh, None) => {}
             (Key::Restored, value) => self.restored = value.is_some(),
             (Key::Leases, value) => {
-                self.lease_start = value.as_deref().and_then(parse_lease_start);
+                self.decisions.lease_start = value.as_deref().and_then(parse_lease_start);
             }
-            (Key::Record(revision), Some(value)) => self.set_record(*revision, value, fresh),
+            (Key::Record(revision), Some(value)) => self.set_record(*revision, value, undelivered),
             (Key::Record(revision), None) => {
-                self.fresh.remove(revision);
-                if let Some(key) = self.by_revision.remove(revision)
+                self.records.undelivered.remove(revision);
+                if let Some(key) = self.records.by_revision.remove(revision)
                     && self
+                        .records
                         .places
                         .get(&key)
                         .is_some_and(|p| p.revision == *revision)
                 {
-                    self.places.remove(&key);
+                    self.records.places.remove(&key);
                 }
             }
             (Key::Issued(token), Some(_)) => {
-                self.issued.insert(*token);
+                self.decisions.issued.insert(*token);
             }
             (Key::Issued(token), None) => {
-                self.issued.remove(token);
+                self.decisions.issued.remove(token);
             }
             (Key::Use(token, node), Some(_)) => {
-                self.uses.entry(*token).or_default().insert(*node);
+                self.decisions.uses.entry(*token).or_default().insert(*node);
             }
             (Key::Use(token, node), None) => {
-                if let Some(nodes) = self.uses.get_mut(token) {
+                if let Some(nodes) = self.decisions.uses.get_mut(token) {
                     nodes.remove(node);
                 }
             }
             (Key::Name(node), Some(value)) => {
                 if let Some(name) = parse(value) {
-                    self.names.insert(*node, name);
+                    self.decisions.names.insert(*node, name);
                 }
             }
             (Key::Name(node), None) => {
-                self.names.remove(node);
+                self.decisions.names.remove(node);
             }
             (Key::Block(block), value) => {
                 self.set_holder(*block, value.as_deref().and_then(parse::<PublicKey>));
             }
             (Key::Released(block), Some(value)) => {
-                self.released.insert(*block, parse(value).unwrap_or(0));
+                self.decisions
+                    .released
+                    .insert(*block, parse(value).unwrap_or(0));
             }
             (Key::Released(block), None) => {
-                self.released.remove(block);
+                self.decisions.released.remove(block);
             }
         }
         if value.is_some() {
-            self.marks.insert(key, at);
+            self.mod_revisions.insert(key, at);
         } else {
-            self.marks.remove(&key);
+            self.mod_revisions.remove(&key);
         }
     }
 
-    fn set_record(&mut self, revision: u64, value: &[u8], fresh: bool) {
+    fn set_record(&mut self, revision: u64, value: &[u8], undelivered: bool) {
         let Written { key, envelope } = match serde_json::from_slice(value) {
             Ok(written) => written,
             Err(error) => {
@@ -192,55 +206,57 @@ impl View {
                 return;
             }
         };
-        let place = Place {
+        let place = RecordPlace {
             revision,
             digest: matches!(key, RecordKey::Membership(_)).then(|| digest(&envelope)),
         };
-        if let Some(before) = self.places.insert(key.clone(), place) {
-            self.fresh.remove(&before.revision);
+        if let Some(before) = self.records.places.insert(key.clone(), place) {
+            self.records.undelivered.remove(&before.revision);
         }
-        self.by_revision.insert(revision, key.clone());
-        if fresh {
+        self.records.by_revision.insert(revision, key.clone());
+        if undelivered {
             let stored = Stored {
                 revision,
                 key,
                 envelope,
             };
-            self.fresh.insert(revision, stored);
+            self.records.undelivered.insert(revision, stored);
         }
     }
 
     fn set_holder(&mut self, block: u32, holder: Option<PublicKey>) {
-        // In one transaction a node's new block may come before its old one goes.
-        if let Some(before) = self.holders.remove(&block)
-            && self.blocks.get(&before) == Some(&block)
+        // In one transaction, a node's new block may be listed before its old one is deleted.
+        if let Some(before) = self.decisions.holders.remove(&block)
+            && self.decisions.blocks.get(&before) == Some(&block)
         {
-            self.blocks.remove(&before);
+            self.decisions.blocks.remove(&before);
         }
         if let Some(node) = holder {
-            self.holders.insert(block, node);
-            self.blocks.insert(node, block);
+            self.decisions.holders.insert(block, node);
+            self.decisions.blocks.insert(node, block);
         }
     }
 
-    /// Where a record is.
-    pub(super) fn place(&self, key: &RecordKey) -> Option<Place> {
-        self.places.get(key).copied()
+    /// The revision of a record.
+    pub(super) fn place(&self, key: &RecordKey) -> Option<RecordPlace> {
+        self.records.places.get(key).copied()
     }
 
-    /// Whether there is something the hub has not taken in.
+    /// Whether there are changes that the hub has not received.
     pub(super) fn has_news(&self) -> bool {
-        self.listed || self.head.at != self.taken
+        self.records.listed || self.head.at != self.delivered
     }
 
-    /// What the hub has not taken in.
+    /// The records that the hub has not received yet.
     pub(super) fn take_news(&mut self) -> Option<News> {
         if !self.has_news() {
             return None;
         }
-        let records = std::mem::take(&mut self.fresh).into_values().collect();
-        self.taken = self.head.at;
-        Some(if std::mem::take(&mut self.listed) {
+        let records = std::mem::take(&mut self.records.undelivered)
+            .into_values()
+            .collect();
+        self.delivered = self.head.at;
+        Some(if std::mem::take(&mut self.records.listed) {
             News::Everything(Contents {
                 id: self.id.clone(),
                 mesh_key: self.mesh_key,
@@ -268,13 +284,13 @@ impl View {
         self.mesh_key
     }
 
-    /// A hash over which keys there are and when each was last written; two views with one hash are one.
+    /// A hash over all keys and their last revisions. Two views with the same hash are equal.
     pub(super) fn hash(&self) -> [u8; 32] {
-        hash(self.marks.iter().map(|(key, at)| (key.text(), *at)))
+        hash(self.mod_revisions.iter().map(|(key, at)| (key.text(), *at)))
     }
 }
 
-/// The hash of a view, or of a listing in any order of its keys.
+/// The hash of a view or of a listing, in any order of its keys.
 pub(super) fn hash_of(mut marks: Vec<(Key, i64)>) -> [u8; 32] {
     marks.sort();
     hash(marks.iter().map(|(key, at)| (key.text(), *at)))
@@ -289,7 +305,7 @@ fn hash(marks: impl Iterator<Item = (String, i64)>) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// Tells a record's text and signature from any other's.
+/// A hash of a record's signer, signature and text.
 pub(super) fn digest(envelope: &Envelope) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(envelope.signer.0);
@@ -331,10 +347,10 @@ mod tests {
         }
     }
 
-    fn head(revision: u64, word: &str) -> Change {
+    fn head(revision: u64, nonce: &str) -> Change {
         Change {
             key: Key::Head,
-            value: Some(Head::text(revision, word).into_bytes()),
+            value: Some(Head::text(revision, nonce).into_bytes()),
         }
     }
 
@@ -342,8 +358,8 @@ mod tests {
         Change { key, value: None }
     }
 
-    /// The revisions of the records that are news, and the last one.
-    fn news(view: &mut View) -> Option<(Vec<u64>, u64)> {
+    /// The revisions of the records in the news, and the last revision.
+    fn news(view: &mut EtcdView) -> Option<(Vec<u64>, u64)> {
         let (records, revision) = match view.take_news()? {
             News::Everything(contents) => (contents.records, contents.revision),
             News::Changes {
@@ -357,37 +373,37 @@ mod tests {
     }
 
     #[test]
-    fn what_others_wrote_is_news_once_and_in_its_last_version() {
-        let mut view = View::default();
+    fn changes_by_others_are_news_once_and_in_their_last_version() {
+        let mut view = EtcdView::default();
         view.apply(5, vec![record(1, "a"), head(1, "x")]);
         view.apply(6, vec![gone(Key::Record(1)), record(2, "a"), head(2, "x")]);
         assert_eq!(news(&mut view), Some((vec![2], 2)));
         assert_eq!(news(&mut view), None);
-        // Told twice by a watch that began again.
+        // The watch began again and delivered an event twice.
         view.apply(6, vec![record(2, "a"), head(2, "x")]);
         assert_eq!(news(&mut view), None);
     }
 
     #[test]
-    fn what_this_one_wrote_itself_is_no_news() {
-        let mut view = View {
+    fn changes_by_this_coordinator_are_not_news() {
+        let mut view = EtcdView {
             own: Some("me".into()),
-            ..View::default()
+            ..EtcdView::default()
         };
         view.apply(5, vec![record(1, "a"), head(1, "me")]);
         assert_eq!(news(&mut view), None);
-        assert_eq!((view.taken, view.head.revision), (5, 1));
+        assert_eq!((view.delivered, view.head.revision), (5, 1));
     }
 
     #[test]
     fn a_listing_is_everything_and_has_the_hash_of_the_changes_that_led_to_it() {
-        let mut followed = View::default();
+        let mut followed = EtcdView::default();
         followed.apply(5, vec![record(1, "a"), head(1, "x")]);
         followed.apply(6, vec![gone(Key::Record(1)), record(2, "a"), head(2, "x")]);
         let listing = vec![(head(2, "x"), 6), (record(2, "a"), 6)];
         let marks = listing.iter().map(|(c, at)| (c.key.clone(), *at)).collect();
         assert_eq!(followed.hash(), hash_of(marks));
-        let mut listed = View::listed(9, listing);
+        let mut listed = EtcdView::listed(9, listing);
         assert_eq!(listed.hash(), followed.hash());
         assert_eq!(news(&mut listed), Some((vec![2], 2)));
         listed.apply(10, vec![gone(Key::Record(2)), head(2, "x")]);
@@ -396,14 +412,14 @@ mod tests {
 
     #[test]
     fn a_node_that_moves_has_only_its_new_block() {
-        let (node, mut view) = (PublicKey([1; 32]), View::default());
+        let (node, mut view) = (PublicKey([1; 32]), EtcdView::default());
         let holds = |block| Change {
             key: Key::Block(block),
             value: Some(node.to_string().into_bytes()),
         };
         view.apply(1, vec![holds(3)]);
         view.apply(2, vec![holds(1), gone(Key::Block(3))]);
-        assert_eq!(view.blocks.get(&node), Some(&1));
-        assert_eq!(view.holders.len(), 1);
+        assert_eq!(view.decisions.blocks.get(&node), Some(&1));
+        assert_eq!(view.decisions.holders.len(), 1);
     }
 }

@@ -65,7 +65,7 @@ fn the_first_upstream_is_the_first_again_as_soon_as_it_answers_again() {
 }
 
 #[test]
-fn a_dead_first_upstream_costs_no_client_anything_once_it_is_known() {
+fn a_dead_first_upstream_delays_no_client_once_it_is_known() {
     let mut world = World::new(&[SILENT, GOOD]);
     world.ask(true);
     for _ in 0..20 {
@@ -79,7 +79,7 @@ fn a_dead_first_upstream_costs_no_client_anything_once_it_is_known() {
 }
 
 #[test]
-fn errors_that_cost_no_time_use_up_no_turn() {
+fn immediate_errors_use_up_no_turn() {
     let unreachable = Behaviour {
         reach: Reach::Unreachable,
         ..GOOD
@@ -110,7 +110,7 @@ fn every_upstream_gets_its_turn_however_many_are_dead() {
 }
 
 #[test]
-fn an_upstream_that_always_takes_a_second_and_a_half_works() {
+fn an_upstream_that_always_needs_a_second_and_a_half_works() {
     let slow = Behaviour {
         delay: 1_500,
         ..GOOD
@@ -121,12 +121,12 @@ fn an_upstream_that_always_takes_a_second_and_a_half_works() {
         assert_eq!(asked.found, Some((0, exists)));
     }
     assert_eq!(world.ask(true).after, milliseconds(1_500));
-    // Slowness says nothing about the form.
+    // A slow reply is no evidence about the form of the query.
     assert_eq!(world.ask(true).forms()[0], FULL);
 }
 
 #[test]
-fn an_upstream_that_cannot_take_mixed_case_is_asked_as_the_client_wrote_it_and_remembered() {
+fn an_upstream_without_mixed_case_gets_the_name_as_the_client_wrote_it_and_is_remembered() {
     let loses = Behaviour {
         loses_case: true,
         stream: Reach::Refused,
@@ -154,7 +154,7 @@ fn an_upstream_that_cannot_take_mixed_case_is_asked_as_the_client_wrote_it_and_r
 }
 
 #[test]
-fn a_stream_keeps_the_protection_of_one_that_loses_the_case() {
+fn a_stream_keeps_the_protection_when_an_upstream_changes_the_case() {
     let mut world = World::new(&[Behaviour {
         loses_case: true,
         ..GOOD
@@ -171,7 +171,7 @@ fn a_stream_keeps_the_protection_of_one_that_loses_the_case() {
 }
 
 #[test]
-fn an_upstream_that_refuses_or_drops_edns_is_asked_without_and_remembered() {
+fn an_upstream_that_refuses_or_drops_edns_is_queried_without_it_and_is_remembered() {
     for edns in [Edns::FormErr, Edns::Dropped] {
         let mut world = World::new(&[Behaviour { edns, ..GOOD }]);
         let asked = world.ask(true);
@@ -185,7 +185,7 @@ fn an_upstream_that_refuses_or_drops_edns_is_asked_without_and_remembered() {
 }
 
 #[test]
-fn one_that_can_take_neither_is_remembered_too() {
+fn an_upstream_without_mixed_case_and_edns_is_remembered_too() {
     let mut world = World::new(&[Behaviour {
         edns: Edns::Dropped,
         drops_mixed: true,
@@ -244,7 +244,7 @@ fn a_private_name_that_only_the_first_upstream_knows_is_not_denied_by_the_second
 }
 
 #[test]
-fn when_nobody_can_be_reached_the_client_learns_it_at_once() {
+fn when_no_upstream_is_reachable_the_client_gets_an_error_at_once() {
     let unreachable = Behaviour {
         reach: Reach::Unreachable,
         ..GOOD
@@ -310,9 +310,9 @@ proptest! {
         }
     }
 
-    /// Whatever it cannot take: it was dead, nothing is known about it, and the second one is good.
+    /// The first upstream was dead, nothing is known about what it supports, and the second one is good.
     #[test]
-    fn the_first_upstream_comes_back_whatever_it_cannot_take(
+    fn the_first_upstream_is_used_again_whatever_it_does_not_support(
         mut first in behaviour(),
         waits in prop::collection::vec(100..3_000u64, 8),
     ) {

@@ -83,9 +83,9 @@ impl Misbehaving {
                 tokio::spawn(async move {
                     tokio::time::sleep(behaviour.delay).await;
                     if let Some(reply) = behaviour.reply(&query, false) {
-                        let octets = reply.to_vec().expect("a small message");
+                        let bytes = reply.to_vec().expect("a small message");
                         // The client may have gone.
-                        let _ = socket.send_to(&octets, client).await;
+                        let _ = socket.send_to(&bytes, client).await;
                     }
                 });
             }
@@ -107,14 +107,14 @@ async fn streams(listener: TcpListener, behaviour: Arc<Mutex<Behaviour>>) {
         let behaviour = *lock(&behaviour);
         tokio::spawn(async move {
             let length = stream.read_u16().await?;
-            let mut octets = vec![0; length.into()];
-            stream.read_exact(&mut octets).await?;
+            let mut bytes = vec![0; length.into()];
+            stream.read_exact(&mut bytes).await?;
             tokio::time::sleep(behaviour.delay).await;
-            let query = Message::from_vec(&octets).expect("ours");
+            let query = Message::from_vec(&bytes).expect("ours");
             if let Some(reply) = behaviour.reply(&query, true) {
-                let octets = reply.to_vec().expect("encodable");
-                let length = u16::try_from(octets.len()).expect("short");
-                let framed = [&length.to_be_bytes()[..], &octets].concat();
+                let bytes = reply.to_vec().expect("encodable");
+                let length = u16::try_from(bytes.len()).expect("short");
+                let framed = [&length.to_be_bytes()[..], &bytes].concat();
                 stream.write_all(&framed).await?;
             }
             Ok::<(), std::io::Error>(())
@@ -180,7 +180,7 @@ pub(super) async fn code(upstream: &Upstream, name: &str) -> ResponseCode {
     answer.code
 }
 
-/// Asks for names that exist and for one that does not, of `behaviour` behind what is `before` it.
+/// Queries names that exist and one that does not. An upstream with `behaviour` stands behind the upstreams `before`.
 async fn combination(at: IpAddr, before: Before, behaviour: Behaviour) {
     let closed = async || one_port(at).await.0.local_addr().expect("bound");
     let silent = one_port(at).await;
@@ -241,7 +241,7 @@ async fn each_combination_of_misbehaviours_is_answered_right_in_both_families() 
 }
 
 #[tokio::test]
-async fn the_first_upstream_is_asked_again_as_soon_as_it_answers_again() {
+async fn the_first_upstream_is_queried_again_as_soon_as_it_answers_again() {
     let at = Ipv4Addr::LOCALHOST.into();
     let first = Misbehaving::start(
         at,
@@ -280,7 +280,7 @@ async fn the_first_upstream_is_asked_again_as_soon_as_it_answers_again() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_takes_a_second_and_a_half_is_waited_for() {
+async fn an_upstream_that_answers_after_a_second_and_a_half_is_used() {
     for at in families() {
         let delay = Duration::from_millis(1_500);
         let slow = Misbehaving::start(at, Behaviour { delay, ..GOOD }).await;
@@ -298,7 +298,7 @@ async fn the_refresh_goes_on_when_the_client_is_answered_stale() {
     let upstream = upstream(&[server.address]);
     upstream.ask(&asked()).await;
     server.behave(Behaviour {
-        delay: PATIENCE + Duration::from_millis(500),
+        delay: STALE_TIMEOUT + Duration::from_millis(500),
         ..GOOD
     });
     tokio::time::sleep(Duration::from_millis(1_100)).await;
@@ -330,8 +330,7 @@ async fn flights_without_clients_are_bounded() {
 }
 
 #[tokio::test]
-async fn questions_that_hang_have_a_bounded_number_of_sockets_and_do_not_keep_others_from_an_answer()
- {
+async fn unanswered_queries_use_a_limited_number_of_sockets_and_do_not_block_others() {
     const HANGING: usize = 300;
     let at = Ipv4Addr::LOCALHOST.into();
     let open = || std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);

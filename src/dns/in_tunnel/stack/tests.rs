@@ -129,9 +129,9 @@ fn octets_go_both_ways_in_either_family_and_long_ones_in_parts() {
         }
         let received = client
             .socket(handle)
-            .recv(|octets| (octets.len(), octets.to_vec()))
+            .recv(|bytes| (bytes.len(), bytes.to_vec()))
             .expect("established");
-        assert!(received == answer, "{} octets", received.len());
+        assert!(received == answer, "{} bytes", received.len());
 
         client.socket(handle).close();
         exchange(&mut stack, &mut client, now);
@@ -222,7 +222,7 @@ fn half_open_and_half_closed_connections_end_by_themselves() {
         .poll_egress(time, &mut client.link, &mut client.sockets);
     let syn = client.link.sent.pop_front().expect("a SYN");
     assert!(stack.handle_segment(syn, client.owner, start).is_some());
-    // Nothing of what it says arrives any more.
+    // No packet from the client arrives any more.
     let mut now = start;
     while stack.connections.iter().any(|_| true) && now < start + Duration::from_secs(60) {
         stack.poll(now).for_each(drop);

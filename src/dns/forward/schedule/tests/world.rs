@@ -11,7 +11,7 @@ use super::super::super::answer::Forwarded;
 use super::super::super::exchange::{Form, Received};
 use super::super::super::memory::Memory;
 use super::super::super::server::Server;
-use super::super::{MAX_SENDS, Outcome, PATIENCE, Schedule, Send, Transport, is_negative};
+use super::super::{MAX_SENDS, Outcome, SEARCH_TIMEOUT, Schedule, Send, Transport, is_negative};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
@@ -66,7 +66,7 @@ pub(super) const SILENT: Behaviour = Behaviour {
 };
 
 impl Behaviour {
-    /// Whether it answers within the patience of a client, whatever the others do.
+    /// Whether the upstream answers within the time limit of a query, independently of the others.
     pub(super) fn is_usable(&self) -> bool {
         let stream = !self.cuts || (self.stream == Reach::Good && self.delay <= 700);
         self.reach == Reach::Good && !self.fails && stream && self.lost == 0 && self.delay <= 1_500
@@ -217,7 +217,7 @@ impl World {
             assert!(turns < 1_000, "it makes no progress: {schedule:#?}");
         }
         let (found, after) = found.expect("it is over");
-        assert!(after <= PATIENCE);
+        assert!(after <= SEARCH_TIMEOUT);
         assert!(sends.len() <= MAX_SENDS * self.servers.len());
         Question {
             found,

@@ -1,33 +1,34 @@
-//! Who lives on this host: every running container, exposed or not, with the network whose resolver it uses.
+//! Lists the running containers of this host, exposed or not, each with the network that decides which DNS server it
+//! uses.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::api;
-use super::client::{EngineFault, MAX_DESCRIPTION, MAX_LIST, get, networks, whole};
+use super::client::{EngineFault, MAX_DESCRIPTION, MAX_LIST, get, get_required, networks};
 use super::inspect::{EngineNetwork, Inspected, Network};
 use super::labels::printable;
-use crate::protocol::local::{Inside, NetworkKind};
+use crate::protocol::local::{ContainerResolver, NetworkKind};
 
-/// Containers looked at, at most.
-const MOST: usize = 256;
+/// The maximum number of containers in the list.
+const MAX_CONTAINERS: usize = 256;
 
-/// The running containers of the engine behind the first of `sockets` that answers.
-pub async fn residents(sockets: &[PathBuf]) -> Vec<Inside> {
+/// Returns the running containers of the engine behind the first of `sockets` that answers.
+pub async fn running_containers(sockets: &[PathBuf]) -> Vec<ContainerResolver> {
     for socket in sockets {
-        match ask(socket).await {
-            Ok(residents) => return residents,
-            Err(fault) => tracing::debug!(%fault, "no containers to look into"),
+        match running_on(socket).await {
+            Ok(running_containers) => return running_containers,
+            Err(fault) => tracing::debug!(%fault, "cannot list the containers"),
         }
     }
     Vec::new()
 }
 
-async fn ask(socket: &Path) -> Result<Vec<Inside>, EngineFault> {
+async fn running_on(socket: &Path) -> Result<Vec<ContainerResolver>, EngineFault> {
     let not_understood = |path: &str, error: serde_json::Error| {
-        EngineFault::NotUnderstood(path.to_owned(), error.to_string())
+        EngineFault::Malformed(path.to_owned(), error.to_string())
     };
-    let version = whole(socket, "/version", 1 << 20).await?;
+    let version = get_required(socket, "/version", 1 << 20).await?;
     let engine = api::engine(&version, None).map_err(|e| not_understood("/version", e))?;
     let networks: BTreeMap<String, EngineNetwork> = networks(socket, engine.podman)
         .await?
@@ -35,23 +36,26 @@ async fn ask(socket: &Path) -> Result<Vec<Inside>, EngineFault> {
         .map(|network| (network.id.clone(), network))
         .collect();
     let path = "/containers/json";
-    let list = whole(socket, path, MAX_LIST).await?;
+    let list = get_required(socket, path, MAX_LIST).await?;
     let listed = api::list(&list).map_err(|e| not_understood(path, e))?;
-    let mut residents = Vec::new();
-    for (id, _) in listed.into_iter().take(MOST) {
-        // One that ended meanwhile, or cannot be read, is left out.
+    let mut running_containers = Vec::new();
+    for (id, _) in listed.into_iter().take(MAX_CONTAINERS) {
+        // A container that has ended in the meantime, or that cannot be read, is left out.
         let path = format!("/containers/{id}/json");
         if let Ok(Some(text)) = get(socket, &path, MAX_DESCRIPTION).await
             && let Ok(inspected) = api::container(&text)
         {
-            residents.extend(resident(&inspected, &networks));
+            running_containers.extend(resolver_of(&inspected, &networks));
         }
     }
-    Ok(residents)
+    Ok(running_containers)
 }
 
 /// A container and the network that decides how it resolves names. None if it has no network of its own.
-fn resident(inspected: &Inspected, networks: &BTreeMap<String, EngineNetwork>) -> Option<Inside> {
+fn resolver_of(
+    inspected: &Inspected,
+    networks: &BTreeMap<String, EngineNetwork>,
+) -> Option<ContainerResolver> {
     let (network, kind) = match &inspected.network {
         Network::Host => ("host".to_owned(), NetworkKind::Host),
         Network::Isolated | Network::Shared => return None,
@@ -65,7 +69,7 @@ fn resident(inspected: &Inspected, networks: &BTreeMap<String, EngineNetwork>) -
                 };
                 (name.clone(), kind)
             });
-            // On one network of the user's is enough for the engine's own resolver.
+            // One user-defined network is enough for the engine to use its own DNS server.
             let rank = |kind: NetworkKind| match kind {
                 NetworkKind::User => 0,
                 NetworkKind::Default => 1,
@@ -75,7 +79,7 @@ fn resident(inspected: &Inspected, networks: &BTreeMap<String, EngineNetwork>) -
             kinds.min_by_key(|(_, kind)| rank(*kind))?
         }
     };
-    Some(Inside {
+    Some(ContainerResolver {
         name: printable(&inspected.name),
         network: printable(&network),
         kind,
@@ -114,11 +118,11 @@ mod tests {
             })
             .collect();
         let inspected = api::container(text.as_bytes()).expect("a description");
-        resident(&inspected, &known).map(|inside| (inside.network, inside.kind))
+        resolver_of(&inspected, &known).map(|resolver| (resolver.network, resolver.kind))
     }
 
     #[test]
-    fn the_network_that_decides_about_names_is_named() {
+    fn the_network_that_decides_how_names_are_resolved_is_returned() {
         let user = |name: &str| Some((name.to_owned(), NetworkKind::User));
         assert_eq!(
             kind_of(&[("shop_default", false)], "shop_default"),

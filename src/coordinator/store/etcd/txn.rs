@@ -1,32 +1,32 @@
-//! What a write changes in etcd, given a view of it. Pure.
+//! Computes the changes of a write in etcd from a view. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::super::{Admission, Admitted, Effect, StoreError, Write};
 use super::keys::{Key, Written};
-use super::view::{Change, View, digest};
+use super::view::{Change, EtcdView, digest};
 use crate::model::{Label, PublicKey};
 use crate::records::Envelope;
 use crate::records::kinds::RecordKey;
 
-/// The changes of one transaction so far; each key has one.
+/// The changes of one transaction. Each key has one.
 #[derive(Debug)]
-pub(super) struct Plan<'a> {
-    view: &'a View,
-    /// The last revision with this plan.
+pub(super) struct EtcdTxn<'a> {
+    view: &'a EtcdView,
+    /// The last revision after this transaction.
     pub(super) revision: u64,
     changes: BTreeMap<Key, Option<Vec<u8>>>,
-    /// Keys that must not be there yet.
+    /// Keys that must not exist yet.
     pub(super) absent: Vec<Key>,
-    /// Nodes whose departure is needed no more.
+    /// Nodes whose stored departure is no longer needed.
     pub(super) released: Vec<PublicKey>,
-    /// The revision of each record after this plan; absent for a record that the plan deletes.
+    /// The revision of each record after this transaction. None for a record that is deleted.
     places: BTreeMap<RecordKey, Option<u64>>,
     blocks: HashMap<PublicKey, Option<u32>>,
 }
 
-impl<'a> Plan<'a> {
-    pub(super) fn new(view: &'a View) -> Self {
+impl<'a> EtcdTxn<'a> {
+    pub(super) fn new(view: &'a EtcdView) -> Self {
         Self {
             view,
             revision: view.head.revision,
@@ -38,12 +38,12 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Whether nothing is to be changed.
+    /// Whether there are no changes.
     pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
-    /// The changes, but for the head.
+    /// The changes, without the head.
     pub(super) fn into_changes(self) -> Vec<Change> {
         self.changes
             .into_iter()
@@ -57,7 +57,7 @@ impl<'a> Plan<'a> {
         self.absent.push(Key::Mesh);
     }
 
-    /// Stores a record, and what follows from it.
+    /// Stores a record with its effects.
     pub(super) fn write(&mut self, write: &Write) -> Result<(), StoreError> {
         self.write_record(&write.key, &write.envelope)?;
         write.gone.iter().for_each(|key| self.forget(key));
@@ -73,8 +73,8 @@ impl<'a> Plan<'a> {
             }
             Effect::Leased { node, block } => {
                 self.rest(node, Some(*block));
-                // Somebody may have been promised the block who never came to use it.
-                if let Some(other) = self.view.holders.get(block)
+                // Another node may have been leased the block and never used it.
+                if let Some(other) = self.view.decisions.holders.get(block)
                     && other != node
                 {
                     self.blocks.insert(*other, None);
@@ -86,10 +86,10 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Admits a node, or says why not.
+    /// Admits a node, or returns why it cannot be admitted.
     pub(super) fn admit(&mut self, admission: &Admission) -> Result<Admitted, StoreError> {
         let Admission { token, node, .. } = admission;
-        let used = self.view.uses.get(token);
+        let used = self.view.decisions.uses.get(token);
         if !used.is_some_and(|nodes| nodes.contains(node)) {
             if used.map_or(0, |nodes| nodes.len()) >= admission.uses as usize {
                 return Err(StoreError::TokenSpent(admission.uses));
@@ -97,14 +97,15 @@ impl<'a> Plan<'a> {
             self.put(Key::Use(*token, *node), String::new());
             self.absent.push(Key::Use(*token, *node));
         }
-        let taken = |(other, name): (&PublicKey, &Label)| other != node && *name == admission.name;
-        if self.view.names.iter().any(taken) {
+        let is_taken =
+            |(other, name): (&PublicKey, &Label)| other != node && *name == admission.name;
+        if self.view.decisions.names.iter().any(is_taken) {
             return Err(StoreError::NameTaken(admission.name.clone()));
         }
-        if self.view.names.get(node) != Some(&admission.name) {
+        if self.view.decisions.names.get(node) != Some(&admission.name) {
             self.put(Key::Name(*node), admission.name.as_str().to_owned());
         }
-        let block = match self.view.blocks.get(node) {
+        let block = match self.view.decisions.blocks.get(node) {
             Some(block) => *block,
             None => {
                 let block = free_block(self.view, admission.blocks)
@@ -159,7 +160,7 @@ impl<'a> Plan<'a> {
     fn block_of(&self, node: &PublicKey) -> Option<u32> {
         match self.blocks.get(node) {
             Some(block) => *block,
-            None => self.view.blocks.get(node).copied(),
+            None => self.view.decisions.blocks.get(node).copied(),
         }
     }
 
@@ -168,7 +169,7 @@ impl<'a> Plan<'a> {
         self.blocks.insert(*node, Some(block));
     }
 
-    /// Puts the node's block, unless it is `keeps`, among those that are free again and rest.
+    /// Adds the node's block, unless it is `keeps`, to those that are free again.
     fn rest(&mut self, node: &PublicKey, keeps: Option<u32>) {
         if let Some(block) = self.block_of(node)
             && Some(block) != keeps
@@ -186,18 +187,26 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The lowest block never leased, from where leases begin; else the one that has been free for longest.
-fn free_block(view: &View, blocks: u32) -> Option<u32> {
-    let never =
-        |block: &u32| !view.holders.contains_key(block) && !view.released.contains_key(block);
-    let start = view.lease_start.map_or(1, |start| start.block(blocks));
+/// The lowest block from the start of leases on that was never leased; otherwise the block that has been free for the
+/// longest time.
+fn free_block(view: &EtcdView, blocks: u32) -> Option<u32> {
+    let never = |block: &u32| {
+        !view.decisions.holders.contains_key(block) && !view.decisions.released.contains_key(block)
+    };
+    let start = view
+        .decisions
+        .lease_start
+        .map_or(1, |start| start.block(blocks));
     (start..blocks)
         .chain(1..start.min(blocks))
         .find(never)
         .or_else(|| {
-            view.released
+            view.decisions
+                .released
                 .iter()
-                .filter(|(block, _)| **block < blocks && !view.holders.contains_key(block))
+                .filter(|(block, _)| {
+                    **block < blocks && !view.decisions.holders.contains_key(block)
+                })
                 .min_by_key(|(block, turn)| (**turn, **block))
                 .map(|(block, _)| *block)
         })

@@ -1,8 +1,8 @@
-//! Which way the kernel sends packets to the mesh's addresses, and what is wrong with it. Pure.
+//! Checks which route the kernel uses for packets to the mesh's addresses, and explains what diverts them. Pure.
 //!
-//! A route of another program inside the mesh prefix, in any table that a rule leads to, takes packets away from the
-//! tunnel, while the tunnel itself works. So the kernel is asked for the way of each peer's address, as for a packet of a
-//! program: what it answers holds for all tables and rules.
+//! A route of another program inside the mesh prefix, in any table that a rule selects, diverts packets from the tunnel
+//! although the tunnel itself works. So the route to each peer's address is looked up as for a packet of a program: the
+//! result takes all tables and rules into account.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,17 +14,17 @@ use super::plan::MAIN_TABLE;
 use super::survey::{Route, RouteKind};
 use crate::protocol::local::Problem;
 
-/// Addresses named in one problem at most.
+/// The maximum number of addresses that one problem names.
 const MAX_NAMED: usize = 5;
-/// Problems at most.
+/// The maximum number of problems.
 const MAX_PROBLEMS: usize = 8;
-/// The tables that the kernel's own rules lead to: `local`, `main`, `default`.
+/// The tables to which the kernel's own rules lead: `local`, `main`, `default`.
 const OWN_TABLES: [u32; 3] = [255, MAIN_TABLE, 253];
 
-/// An address that the kernel is asked about.
+/// An address to look up.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Target {
-    /// The node, if the address is that of one.
+    /// The node that has the address, if there is one.
     pub node: Option<String>,
     /// The address.
     pub address: IpAddr,
@@ -39,27 +39,27 @@ impl fmt::Display for Target {
     }
 }
 
-/// What the kernel answers.
+/// The result of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
-    /// The route that it takes.
+pub enum Lookup {
+    /// The kernel uses this route.
     Route(Route),
-    /// It has none: the text of its error.
-    Refused(String),
+    /// The kernel has no route. This is the text of its error.
+    Failed(String),
 }
 
-/// A rule that says which table is asked.
+/// A policy routing rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Rules are asked in this order.
+    /// The priority. The kernel evaluates the rules in this order.
     pub priority: u32,
-    /// The destinations that it is for; all, if there is none.
+    /// The destinations that the rule matches. None means all.
     pub to: Option<IpNet>,
-    /// The table it leads to; none: it discards.
+    /// The table that the rule selects. None means that the rule discards the packet.
     pub table: Option<u32>,
 }
 
-/// What takes packets away from the tunnel.
+/// What diverts packets from the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Cause {
     Route(Route, Option<u32>),
@@ -67,20 +67,25 @@ enum Cause {
     Unknown(String),
 }
 
-/// What is wrong with the ways to `asked`, for a tunnel device called `own`; `rules` and `routes` are all of the machine.
-/// One problem for each cause.
+/// The problems that the results `lookups` show for a tunnel device called `own`: one for each cause. `rules` and
+/// `routes` are all rules and routes of the machine.
 #[must_use]
 pub(super) fn problems(
     own: &str,
-    asked: &[(Target, Way)],
+    lookups: &[(Target, Lookup)],
     rules: &[Rule],
     routes: &[Route],
 ) -> Vec<Problem> {
     let mut causes: BTreeMap<Cause, Vec<&Target>> = BTreeMap::new();
-    for (target, way) in asked.iter().filter(|(_, way)| !is_right(own, way)) {
-        let cause = match way {
-            Way::Route(route) => Cause::Route(route.clone(), leading(route.table, target, rules)),
-            Way::Refused(why) => {
+    for (target, lookup) in lookups
+        .iter()
+        .filter(|(_, lookup)| !goes_into_tunnel(own, lookup))
+    {
+        let cause = match lookup {
+            Lookup::Route(route) => {
+                Cause::Route(route.clone(), leading(route.table, target, rules))
+            }
+            Lookup::Failed(why) => {
                 refusing(target, rules, routes).unwrap_or_else(|| Cause::Unknown(why.clone()))
             }
         };
@@ -93,20 +98,21 @@ pub(super) fn problems(
         .collect()
 }
 
-/// Whether packets that go this way go into the tunnel.
+/// Whether the result is a route into the tunnel device.
 #[must_use]
-pub(super) fn is_right(own: &str, way: &Way) -> bool {
-    matches!(way, Way::Route(route) if route.kind == RouteKind::Unicast && route.interface.as_deref() == Some(own))
+pub(super) fn goes_into_tunnel(own: &str, lookup: &Lookup) -> bool {
+    matches!(lookup, Lookup::Route(route) if route.kind == RouteKind::Unicast && route.interface.as_deref() == Some(own))
 }
 
-/// The rule that leads to `table`, unless that is one of the kernel's own.
+/// The priority of the rule that selects `table`, unless the table is one of the kernel's own.
 fn leading(table: u32, target: &Target, rules: &[Rule]) -> Option<u32> {
     let leads = |rule: &&Rule| rule.table == Some(table) && rule.is_for(target.address);
     let first = || rules.iter().filter(leads).map(|rule| rule.priority).min();
     (!OWN_TABLES.contains(&table)).then(first).flatten()
 }
 
-/// What makes the kernel refuse packets to `target`: the first rule that discards them, or the closest route that does.
+/// What makes the lookup of `target` fail: the route with the longest prefix that discards, or the first rule that
+/// discards.
 fn refusing(target: &Target, rules: &[Rule], routes: &[Route]) -> Option<Cause> {
     let discards = |rule: &&Rule| rule.table.is_none() && rule.is_for(target.address);
     let rule = rules.iter().filter(discards).map(|r| r.priority).min();
@@ -138,10 +144,13 @@ fn problem(own: &str, cause: &Cause, targets: &[&Target]) -> Problem {
         named.push(format!("{more} more"));
     }
     let (why, fix) = match cause {
-        Cause::Route(route, None) => (format!("{} takes them", described(route)), removal(route)),
+        Cause::Route(route, None) => (
+            format!("{} matches them first", described(route)),
+            removal(route),
+        ),
         Cause::Route(route, Some(priority)) => (
             format!(
-                "the rule with priority {priority} leads to {}, which takes them",
+                "the rule with priority {priority} selects {}, which matches them first",
                 described(route)
             ),
             format!(
@@ -158,7 +167,7 @@ fn problem(own: &str, cause: &Cause, targets: &[&Target]) -> Problem {
             ),
         ),
         Cause::Unknown(why) => (
-            format!("the kernel has no way for them: {why}"),
+            format!("the kernel has no route for them: {why}"),
             format!(
                 "look at `ip route get {}`, `ip rule` and `ip route show table all`",
                 targets
@@ -213,7 +222,7 @@ fn removal(route: &Route) -> String {
         format!(" table {}", route.table)
     };
     format!(
-        "remove that route (`{ip}route del {}{by}{table}`), or have the program that made it use a network outside of the mesh's prefix",
+        "remove that route (`{ip}route del {}{by}{table}`), or configure the program that made it to use a network outside of the mesh's prefix",
         route.net
     )
 }
@@ -227,7 +236,7 @@ fn table_name(table: u32) -> String {
     }
 }
 
-/// How a command about addresses of this family begins.
+/// The beginning of a command for addresses of this family.
 fn program(address: IpAddr) -> &'static str {
     if address.is_ipv6() { "ip -6 " } else { "ip " }
 }
@@ -260,7 +269,7 @@ mod tests {
         }
     }
 
-    /// The rules of every machine.
+    /// The rules that every machine has.
     fn usual() -> Vec<Rule> {
         vec![
             rule(0, None, Some(255)),
@@ -269,28 +278,28 @@ mod tests {
         ]
     }
 
-    fn ours() -> Way {
-        Way::Route(route(254, RouteKind::Unicast, "10.210.0.0/16", "mesh0"))
+    fn ours() -> Lookup {
+        Lookup::Route(route(254, RouteKind::Unicast, "10.210.0.0/16", "mesh0"))
     }
 
     #[test]
-    fn ways_into_the_tunnel_are_no_problem() {
-        let asked = [(target("n2", "10.210.2.1"), ours())];
-        assert_eq!(problems("mesh0", &asked, &usual(), &[]), []);
+    fn routes_into_the_tunnel_are_no_problem() {
+        let lookups = [(target("n2", "10.210.2.1"), ours())];
+        assert_eq!(problems("mesh0", &lookups, &usual(), &[]), []);
     }
 
     #[test]
-    fn a_route_of_somebody_else_is_named_once_with_all_that_it_takes() {
-        let taking = route(254, RouteKind::Unicast, "10.210.2.0/23", "eth1");
-        let mut asked = vec![(target("n9", "10.210.9.1"), ours())];
+    fn a_route_of_another_program_is_named_once_with_all_addresses_that_it_diverts() {
+        let diverting = route(254, RouteKind::Unicast, "10.210.2.0/23", "eth1");
+        let mut lookups = vec![(target("n9", "10.210.9.1"), ours())];
         for n in 0..7 {
             let address = format!("10.210.2.{n}");
-            asked.push((
+            lookups.push((
                 target(&format!("n{n}"), &address),
-                Way::Route(taking.clone()),
+                Lookup::Route(diverting.clone()),
             ));
         }
-        let found = problems("mesh0", &asked, &usual(), &[]);
+        let found = problems("mesh0", &lookups, &usual(), &[]);
         let [one] = &found[..] else {
             panic!("{found:?}")
         };
@@ -300,7 +309,7 @@ mod tests {
         );
         assert_eq!(
             one.why,
-            "the route 10.210.2.0/23 dev eth1 in table main takes them"
+            "the route 10.210.2.0/23 dev eth1 in table main matches them first"
         );
         assert!(
             one.fix.contains("`ip route del 10.210.2.0/23 dev eth1`"),
@@ -319,12 +328,12 @@ mod tests {
             usual(),
         ]
         .concat();
-        let taking = Way::Route(route(100, RouteKind::Unicast, "0.0.0.0/0", "wg9"));
-        let asked = [(target("n2", "10.210.2.1"), taking)];
-        let found = problems("mesh0", &asked, &rules, &[]);
+        let diverting = Lookup::Route(route(100, RouteKind::Unicast, "0.0.0.0/0", "wg9"));
+        let lookups = [(target("n2", "10.210.2.1"), diverting)];
+        let found = problems("mesh0", &lookups, &rules, &[]);
         assert_eq!(
             found[0].why,
-            "the rule with priority 100 leads to the route default dev wg9 in table 100, which takes them"
+            "the rule with priority 100 selects the route default dev wg9 in table 100, which matches them first"
         );
         assert!(
             found[0]
@@ -335,14 +344,14 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_the_kernel_refuse_is_found() {
-        let asked = [(
+    fn the_cause_of_a_failed_lookup_is_found() {
+        let lookups = [(
             target("n2", "fd00::2"),
-            Way::Refused("Invalid argument".into()),
+            Lookup::Failed("Invalid argument".into()),
         )];
         let hole = route(254, RouteKind::Discard, "fd00::/64", "");
         let wide = route(254, RouteKind::Discard, "fd00::/16", "");
-        let found = problems("mesh0", &asked, &usual(), &[wide, hole]);
+        let found = problems("mesh0", &lookups, &usual(), &[wide, hole]);
         assert!(
             found[0].why.contains("the route fd00::/64 in table main"),
             "{found:?}"
@@ -353,26 +362,26 @@ mod tests {
         );
 
         let rules = [vec![rule(7, None, None)], usual()].concat();
-        let found = problems("mesh0", &asked, &rules, &[]);
+        let found = problems("mesh0", &lookups, &rules, &[]);
         assert_eq!(found[0].why, "the rule with priority 7 discards them");
         assert!(
             found[0].fix.contains("`ip -6 rule del priority 7`"),
             "{found:?}"
         );
 
-        let found = problems("mesh0", &asked, &usual(), &[]);
+        let found = problems("mesh0", &lookups, &usual(), &[]);
         assert!(found[0].why.contains("Invalid argument"), "{found:?}");
         assert!(found[0].fix.contains("ip route get fd00::2"), "{found:?}");
     }
 
     #[test]
-    fn an_address_of_this_machine_in_a_peers_place_is_named() {
-        let local = Way::Route(route(255, RouteKind::Local, "10.210.2.1/32", "eth1"));
-        let asked = [(target("n2", "10.210.2.1"), local)];
-        let found = problems("mesh0", &asked, &usual(), &[]);
+    fn an_address_of_a_peer_that_this_machine_has_is_named() {
+        let local = Lookup::Route(route(255, RouteKind::Local, "10.210.2.1/32", "eth1"));
+        let lookups = [(target("n2", "10.210.2.1"), local)];
+        let found = problems("mesh0", &lookups, &usual(), &[]);
         assert_eq!(
             found[0].why,
-            "the address 10.210.2.1 dev eth1 of this machine takes them"
+            "the address 10.210.2.1 dev eth1 of this machine matches them first"
         );
         assert!(
             found[0]
@@ -383,14 +392,17 @@ mod tests {
     }
 
     #[test]
-    fn there_are_no_more_problems_than_people_read() {
-        let asked: Vec<(Target, Way)> = (0..100)
+    fn the_number_of_problems_is_limited() {
+        let lookups: Vec<(Target, Lookup)> = (0..100)
             .map(|n| {
                 let net = format!("10.210.{n}.0/24");
-                let way = Way::Route(route(254, RouteKind::Unicast, &net, "eth1"));
-                (target("", &format!("10.210.{n}.1")), way)
+                let lookup = Lookup::Route(route(254, RouteKind::Unicast, &net, "eth1"));
+                (target("", &format!("10.210.{n}.1")), lookup)
             })
             .collect();
-        assert_eq!(problems("mesh0", &asked, &usual(), &[]).len(), MAX_PROBLEMS);
+        assert_eq!(
+            problems("mesh0", &lookups, &usual(), &[]).len(),
+            MAX_PROBLEMS
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A real etcd for tests.
+//! Runs a real etcd for tests.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -9,19 +9,19 @@ use super::super::EtcdSettings;
 use super::link::{Link, end_of};
 use crate::testbed::{skip_part_of_test, skip_test};
 
-/// One member, which ends with the value.
-pub(crate) struct Rig {
+/// An etcd cluster of one member. Dropping it ends the member.
+pub(crate) struct EtcdFixture {
     process: Child,
-    /// For clients, and for members.
+    /// The ports for clients and for members.
     ports: [u16; 2],
     directory: tempfile::TempDir,
     secured: bool,
 }
 
-/// Of a secured member: the user that may use the prefix, and its password.
+/// The user of a secured member, which may access the prefix, and its password.
 const USER: &str = "mesh";
 const PASSWORD: &str = "correct horse battery staple";
-/// Where such a member's certificates and keys are, in its directory.
+/// The files of a secured member's certificates and keys, in its directory.
 const FILES: [&str; 6] = [
     "ca.crt",
     "server.crt",
@@ -31,13 +31,13 @@ const FILES: [&str; 6] = [
     "password",
 ];
 
-impl Rig {
-    /// A running one with nothing in it; nothing, if etcd is not installed.
+impl EtcdFixture {
+    /// Starts an empty cluster. None if etcd is not installed.
     pub(crate) fn start() -> Option<Self> {
         Self::start_as(false).or_else(skip)
     }
 
-    /// The same for a test that has other parts, which run without etcd.
+    /// Starts one for a test with other parts, which run without etcd.
     pub(crate) fn start_for_part() -> Option<Self> {
         Self::start_as(false).or_else(|| {
             skip_part_of_test("the store etcd: etcd is not installed");
@@ -45,16 +45,18 @@ impl Rig {
         })
     }
 
-    /// The same, for TLS alone, with certificates on both sides, and for one user within the prefix. What that user shows to
-    /// be let in is good for five seconds.
+    /// Starts a cluster that accepts only TLS, with certificates on both sides, and only one user within the prefix.
+    /// That user's authentication is valid for five seconds.
     pub(crate) fn start_secured() -> Option<Self> {
-        let rig = Self::start_as(true).or_else(skip)?;
+        let fixture = Self::start_as(true).or_else(skip)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a thread");
-        runtime.block_on(rig.set_users()).expect("etcd takes users");
-        Some(rig)
+        runtime
+            .block_on(fixture.set_users())
+            .expect("etcd takes users");
+        Some(fixture)
     }
 
     fn start_as(secured: bool) -> Option<Self> {
@@ -69,22 +71,22 @@ impl Rig {
             write_files(directory.path());
         }
         let process = spawn(directory.path(), ports, secured)?;
-        let rig = Self {
+        let fixture = Self {
             process,
             ports,
             directory,
             secured,
         };
-        rig.wait();
-        Some(rig)
+        fixture.wait();
+        Some(fixture)
     }
 
-    /// Keeps a copy of all it holds, as a snapshot does.
+    /// Stores a copy of its data, as a snapshot does.
     pub(crate) fn save(&mut self) {
         self.copy("data", "saved");
     }
 
-    /// Goes back to the copy.
+    /// Restores the copy.
     pub(crate) fn restore(&mut self) {
         self.copy("saved", "data");
     }
@@ -109,12 +111,12 @@ impl Rig {
         }
     }
 
-    /// Its process.
+    /// The pid of the member.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 
-    /// How to reach it.
+    /// The settings of a connection to it.
     pub(crate) fn settings(&self) -> EtcdSettings {
         let plain = EtcdSettings {
             endpoints: vec![url(self.secured, self.ports[0])],
@@ -159,8 +161,8 @@ impl Rig {
     }
 }
 
-/// Starts etcd on what is in `directory`; nothing, if it is not installed.
-fn skip() -> Option<Rig> {
+/// Starts etcd with the data in `directory`. None if it is not installed.
+fn skip() -> Option<EtcdFixture> {
     skip_test("etcd is not installed");
     None
 }
@@ -205,7 +207,7 @@ fn url(secured: bool, port: u16) -> String {
     format!("{scheme}://127.0.0.1:{port}")
 }
 
-/// Writes certificates of an authority of its own, their keys, and the password.
+/// Writes the certificates of an authority of its own, their keys, and the password.
 fn write_files(directory: &Path) {
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
@@ -230,7 +232,7 @@ fn write_files(directory: &Path) {
         ]
     };
     let [server, server_key] = signed("server", &["127.0.0.1"]);
-    // etcd takes the common name for the user's where there is no password: nobody is called so.
+    // Without a password, etcd uses the certificate's common name as the user. No user has this name.
     let [client, client_key] = signed("coordinator", &["coordinator"]);
     let texts = [
         ca_certificate.pem(),
@@ -246,7 +248,7 @@ fn write_files(directory: &Path) {
     }
 }
 
-impl Drop for Rig {
+impl Drop for EtcdFixture {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();

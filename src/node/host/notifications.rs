@@ -1,6 +1,6 @@
-//! The kernel's notices of changes to links, addresses, routes, rules and forwarding, as far as they concern the mesh.
+//! The kernel's notifications of changes to links, addresses, routes, rules and forwarding, as far as they concern the
+//! mesh.
 
-use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,9 +9,11 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use rtnetlink::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket, protocols};
+use rtnetlink::sys::protocols;
 
-/// What is listened to.
+use crate::os::netlink::{Message, Subscription, attributes, messages};
+
+/// The multicast groups with these notifications.
 const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
@@ -22,13 +24,11 @@ const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Ipv6Route,
     MulticastGroup::Ipv6Rule,
 ];
-/// Octets of the header of a netlink message (`nlmsghdr`).
-const HEADER: usize = 16;
 /// `RTM_NEWLINK` and `RTM_DELLINK`.
 const NEW_LINK: u16 = 16;
 const DELETED_LINK: u16 = 17;
-/// The offset of the interface's number in these messages (`ifinfomsg`), and the length of that header.
-const LINK_INDEX: usize = HEADER + 4;
+/// The offset of the interface's index in these messages (`ifinfomsg`), and the size of that header.
+const LINK_INDEX: usize = 4;
 const LINK_HEADER: usize = 16;
 /// `IFLA_MASTER`, `IFLA_LINKINFO` and, inside that, `IFLA_INFO_KIND`.
 const LINK_CONTROLLER: u16 = 10;
@@ -36,97 +36,61 @@ const LINK_INFO: u16 = 18;
 const LINK_INFO_KIND: u16 = 1;
 /// `RTM_NEWNETCONF`.
 const NEW_NETCONF: u16 = 80;
-/// `struct netconfmsg`, padded.
+/// The size of `struct netconfmsg` with its padding.
 const NETCONF_HEADER: usize = 4;
 /// `NETCONFA_FORWARDING`.
 const NETCONF_FORWARDING: u16 = 2;
-/// The octets of an attribute's header, which are also the alignment of attributes, and `NLA_F_NESTED`.
-const ATTRIBUTE_HEADER: usize = 4;
-const NESTED: u16 = 1 << 15;
 
-/// What is of interest.
+/// The devices and prefixes whose changes matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Scope {
-    /// The number of the tunnel device.
+    /// The index of the tunnel device.
     pub(super) index: u32,
     /// The prefixes of the mesh.
     pub(super) prefixes: Vec<IpNet>,
 }
 
-/// A subscription.
-pub(super) struct Notices(io::Result<TokioSocket>);
+/// A subscription to these notifications.
+pub(super) struct Notifications(Subscription);
 
-impl Notices {
-    /// Subscribes. To be called in a runtime.
+impl Notifications {
+    /// Subscribes. This must be called in a tokio runtime.
     pub(super) fn open() -> Self {
-        Self(subscribe())
+        let groups = GROUPS.map(|group| group as u32);
+        Self(Subscription::open(protocols::NETLINK_ROUTE, &groups))
     }
 
-    /// Why nothing is noticed, if so.
-    pub(super) fn blind(&self) -> Option<String> {
-        self.0.as_ref().err().map(ToString::to_string)
+    /// Why there are no notifications, if there are none.
+    pub(super) fn error(&self) -> Option<String> {
+        self.0.error()
     }
 
-    /// Returns when something changed that is in `scope`. Never returns if that cannot be known. What came meanwhile is
-    /// not lost when the call is given up.
+    /// Returns when something in `scope` has changed. Never returns if there are no notifications. Dropping the future loses no
+    /// notification.
     pub(super) async fn next(&mut self, scope: &Scope) {
-        loop {
-            let Ok(socket) = &mut self.0 else {
-                return std::future::pending().await;
-            };
-            match socket.recv_from_full().await {
-                Ok((datagram, _)) => {
-                    if concerns(&datagram, scope) {
-                        return;
-                    }
-                }
-                // More came than there was room for: it may have been in scope.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return,
-                Err(error) => self.0 = Err(error),
-            }
-        }
+        self.0.next(|datagram| concerns(datagram, scope)).await;
     }
 }
 
-fn subscribe() -> io::Result<TokioSocket> {
-    let mut socket = TokioSocket::new(protocols::NETLINK_ROUTE)?;
-    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
-    for group in GROUPS {
-        socket.socket_mut().add_membership(group as u32)?;
-    }
-    Ok(socket)
-}
-
-/// Whether any of the notices in `datagram` is in `scope`.
+/// Whether any of the notifications in `datagram` is in `scope`.
 fn concerns(datagram: &[u8], scope: &Scope) -> bool {
-    let mut rest = datagram;
-    while let Some(length) = rest.first_chunk().map(|l: &[u8; 4]| u32::from_ne_bytes(*l)) {
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let Some(message) = rest.get(..length).filter(|_| length >= HEADER) else {
-            return false;
-        };
-        if one_concerns(message, scope) {
-            return true;
-        }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    false
+    messages(datagram).any(|message| one_concerns(message, scope))
 }
 
-fn one_concerns(message: &[u8], scope: &Scope) -> bool {
-    match half(message, 4) {
-        Some(NEW_NETCONF) => {
-            return stops_forwarding(message.get(HEADER + NETCONF_HEADER..).unwrap_or_default());
+fn one_concerns(message: Message<'_>, scope: &Scope) -> bool {
+    match message.kind {
+        NEW_NETCONF => {
+            return stops_forwarding(message.body.get(NETCONF_HEADER..).unwrap_or_default());
         }
-        // Each container brings many of these, and they are long.
-        Some(NEW_LINK | DELETED_LINK) => {
-            let index = message.get(LINK_INDEX..LINK_INDEX + 4);
+        // Each container causes many of these messages, and they are long, so they are not parsed completely.
+        NEW_LINK | DELETED_LINK => {
+            let index = message.body.get(LINK_INDEX..LINK_INDEX + 4);
             return index == Some(&scope.index.to_ne_bytes())
-                || is_outer_port(message.get(HEADER + LINK_HEADER..).unwrap_or_default());
+                || is_external_port(message.body.get(LINK_HEADER..).unwrap_or_default());
         }
         _ => {}
     }
-    let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else {
+    let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message.bytes) else {
         return false;
     };
     let NetlinkPayload::InnerMessage(message) = message.payload else {
@@ -156,7 +120,7 @@ impl Scope {
             })
     }
 
-    /// Routes of the tunnel device, and those that lead to a part of the mesh or to more than all of it.
+    /// Whether the route uses the tunnel device, or its destination overlaps a prefix of the mesh.
     fn has_route(&self, message: &RouteMessage) -> bool {
         let length = message.header.destination_prefix_length;
         let overlaps = |to: IpAddr| {
@@ -175,10 +139,10 @@ impl Scope {
     }
 }
 
-/// Whether a link with these attributes is a port of a bridge that leads out of this machine. A bridge with such a port is not
-/// a bridge of containers alone. Ports of containers and virtual machines (`veth`, `tun`) do not count, since they come and go
-/// all the time.
-fn is_outer_port(link: &[u8]) -> bool {
+/// Whether a link with these attributes is a bridge port that leads out of this machine. A bridge with such a port does
+/// not connect only containers. Ports of containers and virtual machines (`veth`, `tun`) do not count, since they are
+/// created and removed all the time.
+fn is_external_port(link: &[u8]) -> bool {
     let (mut has_controller, mut is_guest) = (false, false);
     for (kind, value) in attributes(link) {
         has_controller |= kind == LINK_CONTROLLER;
@@ -190,29 +154,12 @@ fn is_outer_port(link: &[u8]) -> bool {
     has_controller && !is_guest
 }
 
-/// Whether the attributes of a notice about settings (`netconf`) report that one interface, or all of them, stopped forwarding.
+/// Whether the attributes of a notification about settings (`netconf`) report that one interface, or all of them,
+/// stopped forwarding.
 fn stops_forwarding(settings: &[u8]) -> bool {
     attributes(settings)
         .find(|(kind, _)| *kind == NETCONF_FORWARDING)
         .is_some_and(|(_, value)| value.get(..4) == Some(&[0; 4]))
-}
-
-/// The kinds and values of the attributes (`nlattr`) in `bytes`, up to the first malformed one.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let (length, kind) = (usize::from(half(rest, 0)?), half(rest, 2)?);
-        let value = rest.get(ATTRIBUTE_HEADER..length)?;
-        rest = rest
-            .get(length.next_multiple_of(ATTRIBUTE_HEADER)..)
-            .unwrap_or_default();
-        Some((kind & !NESTED, value))
-    })
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..at.checked_add(2)?)?;
-    Some(u16::from_ne_bytes(bytes.try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -225,6 +172,7 @@ mod tests {
     use rtnetlink::{AddressMessageBuilder, RouteMessageBuilder};
 
     use super::*;
+    use crate::os::netlink::HEADER;
 
     fn scope() -> Scope {
         Scope {
@@ -273,7 +221,7 @@ mod tests {
         encoded(RouteNetlinkMessage::NewLink(message))
     }
 
-    /// A notice of a port of bridge 3. `kind` is the kind of its link.
+    /// A notification about a port of bridge 3. `kind` is the kind of its link.
     fn port(kind: Option<InfoKind>) -> Vec<u8> {
         let mut message = LinkMessage::default();
         message.header.index = 2;
@@ -301,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_touches_the_mesh_is_noticed_and_the_rest_is_passed_over() {
+    fn changes_that_concern_the_mesh_are_noticed_and_others_are_ignored() {
         let noticed = [
             link(7),
             port(None),
@@ -338,9 +286,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_is_received_makes_it_panic_or_go_on_for_ever(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn received_bytes_cause_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = concerns(&bytes, &scope());
-            let _ = (stops_forwarding(&bytes), is_outer_port(&bytes));
+            let _ = (stops_forwarding(&bytes), is_external_port(&bytes));
         }
     }
 }

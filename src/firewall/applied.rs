@@ -1,0 +1,87 @@
+//! The firewall's changes to the machine, and their list for users.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use super::docker_user::{self, Rule};
+use super::ruleset::{TABLE, ValidState};
+use super::{FirewallState, Native};
+use crate::protocol::local::SystemEntry;
+
+/// The changes to the machine that are in place.
+#[derive(Default)]
+pub(super) struct Applied {
+    pub(super) state: Option<(Arc<FirewallState>, ValidState)>,
+    /// For each family the script, and the table as the kernel listed it afterwards.
+    pub(super) tables: BTreeMap<&'static str, (String, Option<String>)>,
+    /// The rule in the engine's chain.
+    pub(super) rule: Option<Rule>,
+    /// The engine's network to which there is a route, and the source address of packets to it.
+    pub(super) native: Option<(Native, Ipv4Addr)>,
+    /// The ports that were set to hairpin mode: index and name.
+    pub(super) hairpins: BTreeMap<u32, String>,
+    /// Whether forwarding was turned on here.
+    pub(super) forwarding: bool,
+}
+
+impl Applied {
+    /// All changes, each with its reason.
+    pub(super) fn entries(&self) -> Vec<SystemEntry> {
+        let mut entries = Vec::new();
+        let mut entry = |kind: &str, what: String, why: &str| {
+            entries.push(SystemEntry {
+                kind: kind.into(),
+                what,
+                why: why.into(),
+            });
+        };
+        for family in self.tables.keys() {
+            let why = match *family {
+                "ip" => {
+                    "maps instance and service addresses, rejects packets to addresses without a target, drops packets with forged mesh addresses"
+                }
+                "ip6" => "drops IPv6 packets with forged mesh addresses",
+                _ => "drops packets of containers with the address of another container",
+            };
+            entry("rule", format!("nftables table {family} {TABLE}"), why);
+        }
+        if let Some(rule) = self.rule {
+            entry(
+                "rule",
+                format!("iptables {} {}", docker_user::CHAIN, rule.words().join(" ")),
+                "lets connections to instance addresses pass the container engine's rules",
+            );
+        }
+        if let Some((native, node)) = &self.native {
+            entry(
+                "route",
+                format!("{} dev {} src {node}", native.range, native.bridge),
+                "routes packets to the containers that have mesh addresses of their own",
+            );
+            entry(
+                "sysctl",
+                format!(
+                    "net.ipv4.conf.{0}.proxy_arp = 1 (was 0), net.ipv4.neigh.{0}.proxy_delay = 0 (was 80)",
+                    native.bridge
+                ),
+                "answers ARP requests of those containers for the rest of the mesh",
+            );
+        }
+        for name in self.hairpins.values() {
+            entry(
+                "link",
+                format!("{name} hairpin on"),
+                "lets the container reach its own mesh name",
+            );
+        }
+        if self.forwarding {
+            entry(
+                "sysctl",
+                "net.ipv4.ip_forward = 1 (was 0)".into(),
+                "forwards packets between the mesh and containers",
+            );
+        }
+        entries
+    }
+}
