@@ -49,7 +49,6 @@ impl Lines {
 }
 
 #[test]
-#[ignore = "not all parts are cut yet"]
 fn no_struct_type_function_or_file_is_over_its_limit() {
     let sources = sources();
     let mut faults = Vec::new();
@@ -82,7 +81,6 @@ fn there_are_few_exceptions_and_each_has_a_reason() {
 }
 
 #[test]
-#[ignore = "not all parts are cut yet"]
 fn the_files_of_a_folder_do_not_use_each_other_in_a_circle() {
     report(&circles(&sources()));
 }

@@ -48,7 +48,7 @@ macro_rules! records_of_kind {
 /// Returns the record with a key if it is held.
 macro_rules! record {
     ($table:expr, $kind:ident, $key:expr) => {
-        match $table.record(&$key) {
+        match $table.entry(&$key).map(|entry| &entry.record) {
             Some(Record::$kind(record)) => Some(record),
             _ => None,
         }
@@ -204,10 +204,6 @@ impl Table {
         let node = *node;
         let lowest = RecordKey::Service(ServiceId::before_all_of(node));
         records_of_kind!(self, Service, lowest).take_while(move |service| service.node == node)
-    }
-
-    fn record(&self, key: &RecordKey) -> Option<&Record> {
-        self.entries.get(key).map(|entry| &entry.record)
     }
 
     /// Stores a record. Returns the record that it replaces.
