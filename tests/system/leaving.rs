@@ -168,11 +168,7 @@ fn a_join_that_fails_after_the_node_was_admitted_departs_again() {
     std::fs::create_dir(&obstacle).expect("the host's own file system");
     let refused = mesh.on(0, &["join", &mesh.token(&[])]);
     assert_ne!(refused.code, 0, "{refused:?}");
-    for words in [
-        "records.jsonl",
-        "departs again",
-        "token",
-    ] {
+    for words in ["records.jsonl", "departs again", "token"] {
         assert!(refused.stderr.contains(words), "{refused:?}");
     }
     mesh.wait_until("its place is free", || members(&mesh).is_empty());

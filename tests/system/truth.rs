@@ -89,7 +89,10 @@ fn udp_blocked_on_both_hosts_is_a_problem_on_both_that_names_the_ports_and_clear
         let (other, endpoint) = (format!("n{}", 2 - n), &endpoints[1 - n]);
         mesh.wait_until("the block is a problem", || never_heard(&mesh, n).is_some());
         let problem = never_heard(&mesh, n).expect("just seen");
-        assert_eq!(problem.what, format!("no packet was ever received from {other}"));
+        assert_eq!(
+            problem.what,
+            format!("no packet was ever received from {other}")
+        );
         assert!(
             problem.fix.contains("open UDP port 51820 of this host"),
             "{problem:?}"
