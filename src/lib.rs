@@ -25,6 +25,9 @@
 //!
 //! Start reading at [`records::ledger`], which verifies every record, then at [`node`].
 
+// Which methods, and why: `clippy.toml`.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod cli;
 pub mod containers;
 pub mod coordinator;

@@ -7,7 +7,7 @@
 //! Nothing is left behind when a stage fails: dropping the value of a stage undoes it.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
@@ -195,7 +195,7 @@ async fn start_tunnel(
     identity: &Identity,
     mtu: u16,
 ) -> Result<(Tunnel, bool), ApiError> {
-    let wall = UnixSeconds::from_system(SystemTime::now());
+    let wall = UnixSeconds::from_system(clock::wall());
     let previous = identity
         .previous
         .as_ref()

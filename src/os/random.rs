@@ -1,5 +1,10 @@
 //! Random numbers of the operating system.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "all other parts get randomness from here"
+)]
+
 pub use getrandom::Error as RandomError;
 
 /// Fills `bytes` with random ones.

@@ -16,7 +16,8 @@ pub(super) fn serve(host: &Host, port: u16, page: &'static str) -> Result<(), Te
     let listener = host
         .inside(|| TcpListener::bind(("0.0.0.0", port)))?
         .map_err(|e| TestbedError::Io("serve a page", e))?;
-    std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().name("demo-page".into());
+    let started = thread.spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut request = [0; 1024];
             let _ = stream.set_read_timeout(Some(IO_TIMEOUT));
@@ -28,7 +29,9 @@ pub(super) fn serve(host: &Host, port: u16, page: &'static str) -> Result<(), Te
             );
         }
     });
-    Ok(())
+    started
+        .map(drop)
+        .map_err(|e| TestbedError::Io("serve a page", e))
 }
 
 /// Returns the addresses of `name` that `resolver` answers to a program on `host`.

@@ -3,7 +3,7 @@
 //! The departure is in the state directory before it is sent, and the identity is deleted after. So a meshd that is killed
 //! in between finishes at its next start.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -280,7 +280,7 @@ fn stays_silent(node: &JoinedNode) -> Option<DepartureState> {
 
 /// The departure of a node, for the coordinators that it knows of.
 fn departing_of(node: &JoinedNode) -> Departing {
-    let now = UnixSeconds::from_system(SystemTime::now());
+    let now = UnixSeconds::from_system(clock::wall());
     let mut departing = Departing::of(&node.identity, now);
     departing.way.urls = node.replica.coordinators();
     departing

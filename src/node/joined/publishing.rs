@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::JoinedNode;
 use crate::node::connections::Published;
@@ -13,7 +13,7 @@ use crate::records::kinds::{Node, Record, Service};
 
 /// Publishes what `node` has and serves, where that has changed. With `has_new_name` its name is published as well.
 pub(super) fn publish_own(node: &mut JoinedNode, has_new_name: bool) {
-    let (now, wall) = (Instant::now(), SystemTime::now());
+    let (now, wall) = (Instant::now(), clock::wall());
     let id = node.id();
     let own_node = node_record(node);
     let mut services = node.workloads.wanted_services(

@@ -1,7 +1,7 @@
 //! Changes that wait for the disk, and the ends of writes.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -57,7 +57,7 @@ fn content_of(node: &JoinedNode, request: &ChangeRequest) -> Result<Content, Api
         }
         ChangeRequest::Key(_) => {
             let is_rotating = node.device.tunnel.keys().is_rotating();
-            let now = UnixSeconds::from_system(SystemTime::now());
+            let now = UnixSeconds::from_system(clock::wall());
             keys::rotated(&node.identity, is_rotating, now)?
         }
         ChangeRequest::Name(name, _) => keys::renamed(&node.identity, &node.replica, name)?,

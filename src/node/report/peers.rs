@@ -1,9 +1,10 @@
 //! The peers of a node: their states, and the problems with the paths to them.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::node::contact::{self, Contact};
 use crate::node::joined::JoinedNode;
+use crate::os::clock;
 use crate::path::mtu::LEAST_IPV6;
 use crate::protocol::local::{PeerState, PeerStatus, Problem};
 use crate::records::netmap::Member;
@@ -46,7 +47,7 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
                 version: None,
                 endpoint: peer.as_ref().and_then(|p| p.endpoint),
                 last_handshake_seconds_ago: handshake
-                    .and_then(|at| SystemTime::now().duration_since(at).ok())
+                    .and_then(|at| clock::wall().duration_since(at).ok())
                     .map(seconds),
                 rtt_ms: measured.map(milliseconds),
                 path_mtu: Some(node.paths.limit(&member.id)),

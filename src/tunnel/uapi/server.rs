@@ -99,10 +99,16 @@ pub fn run(interface: &str, workers: Option<u16>) -> Result<(), StandaloneError>
             continue;
         }
         let (tunnel, connections) = (Arc::clone(&tunnel), Arc::clone(&connections));
-        std::thread::spawn(move || {
+        let open = Arc::clone(&connections);
+        let thread = std::thread::Builder::new().name("mesh-uapi".into());
+        let started = thread.spawn(move || {
             let _ = converse(stream, &tunnel);
-            connections.fetch_sub(1, Ordering::Relaxed);
+            open.fetch_sub(1, Ordering::Relaxed);
         });
+        if let Err(error) = started {
+            connections.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(%error, "a connection to the configuration socket is closed, because no thread can be started for it");
+        }
     }
     // The order matters: a process that starts an interface of the same name waits until the file is gone, and needs the port
     // then. The file that is there afterwards belongs to that process.
