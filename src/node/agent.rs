@@ -1,4 +1,5 @@
-//! The agent: one task that owns the node and receives events in turn. It never waits for the network.
+//! The agent: one task that owns the node and receives events in turn. While the node is up it waits neither for the network nor
+//! for the disk, except when it leaves the mesh or moves to another address block.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -7,6 +7,8 @@
 //! | `GET /v1/system` | | [`SystemList`] |
 //! | `POST /v1/join` | [`Join`] | [`Joined`] |
 //! | `POST /v1/leave` | | `{}` |
+//! | `POST /v1/rename` | [`Rename`] | [`Renamed`] |
+//! | `POST /v1/rotate-key` | | [`KeyRotated`] |
 //! | `GET /v1/services` | | [`ServiceList`] |
 //! | `POST /v1/services` | [`AddService`] | [`ServiceChanged`] |
 //! | `DELETE /v1/services/NAME` | | [`ServiceChanged`] |
@@ -15,7 +17,7 @@
 //! | `POST /v1/ping` | [`Ping`] | [`Pong`] |
 //! | `POST /v1/resolve` | [`Resolve`] | [`Resolved`] |
 //! | `GET /v1/checkup` | | [`Checkup`] |
-//! | `GET /v1/metrics` | | text (OpenMetrics) |
+//! | `GET /v1/metrics` | | text (Prometheus text format 0.0.4) |
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
