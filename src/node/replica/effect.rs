@@ -33,8 +33,8 @@ pub enum Effect {
         /// The messages that are sent before the comparison.
         opening: Opening,
     },
-    /// Ask one of these coordinators which block is leased to this node. An answer is given to
-    /// [`super::Replica::handle_leased`].
+    /// Ask one of these coordinators which block is leased to this node, and join again if it does not know this node. An answer
+    /// is given to [`super::Replica::handle_leased`].
     AskLease {
         /// The coordinators.
         urls: Vec<CoordinatorUrl>,

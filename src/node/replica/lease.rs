@@ -1,10 +1,14 @@
 //! Requests the lease of this node's address block again, if the coordinator does not accept the node's record because of
-//! the block.
+//! the block, or if it does not know the node.
 //!
 //! A coordinator keeps the lease of a node that joined. Then the answer names the same block, and the record is accepted
 //! once the node that took the block is removed. A coordinator that lost the lease may have given the block to another node.
 //! Then this node moves to the block in the answer. A coordinator alone cannot move it: there has to be a signed record in
 //! which another member claims the block.
+//!
+//! A coordinator that does not know the node may have lost the join, with what its disk had not stored yet. The request is
+//! that of the join, so such a coordinator admits the node as if it had not received the first request. It applies the same
+//! rules: a token that is spent, expired or revoked by now admits nobody.
 
 use std::time::{Duration, Instant};
 

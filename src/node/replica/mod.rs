@@ -224,7 +224,8 @@ impl Replica {
             } => {
                 let link = &mut self.uplink.link;
                 self.changes.duplicate |= link.handle_closed(&url, why, refusal, copied);
-                self.uplink.handle_closed();
+                let intake = &mut self.intake;
+                self.uplink.handle_closed(refusal, &self.own, intake, now);
                 self.intake.newcomers.handle_closed();
                 self.intake.acceptance.handle_closed();
                 if self.peers.is_unconfirmed() {

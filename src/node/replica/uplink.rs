@@ -14,7 +14,7 @@ use super::position::Position;
 use super::progress::Progress;
 use super::storage::Storage;
 use crate::model::time::Now;
-use crate::protocol::control::{FromNode, RefusedReason};
+use crate::protocol::control::{FromNode, Refusal, RefusedReason};
 use crate::protocol::join::JoinRequest;
 use crate::records::fingerprint::Fingerprint;
 use crate::records::kinds::{Departure, Record, RecordKey};
@@ -34,6 +34,8 @@ pub(super) struct Uplink {
     pub(super) agreement: Agreement,
     /// Whether all records are to be offered when the next stream opens.
     offers_everything: bool,
+    /// Whether this node has begun to leave the mesh.
+    is_leaving: bool,
     offer: Offer,
     departures: Departures,
     effects: VecDeque<Effect>,
@@ -48,6 +50,7 @@ impl Uplink {
             progress: Progress::new(position),
             agreement: Agreement::default(),
             offers_everything: false,
+            is_leaving: false,
             offer: Offer::default(),
             departures: Departures::held_in(ledger),
             effects: VecDeque::new(),
@@ -104,13 +107,25 @@ impl Uplink {
         is_stored && sequence == self.offer.sequence()
     }
 
-    /// The stream closed.
-    pub(super) fn handle_closed(&mut self) {
+    /// The stream closed. `refusal` is the kind of refusal, if the coordinator refused this node.
+    pub(super) fn handle_closed(
+        &mut self,
+        refusal: Option<Refusal>,
+        own: &Own,
+        intake: &mut Intake,
+        now: Now,
+    ) {
         self.progress.handle_closed();
         self.agreement.handle_closed();
         self.departures.handle_closed();
         self.offer.handle_closed();
         self.effects.push_back(Effect::Unanswered);
+        // A coordinator whose disk lost the join before anybody else received the membership accepts it only as a join.
+        let is_out =
+            self.is_leaving || self.link.is_duplicate() || intake.ledger.is_revoked(&own.id());
+        if refusal == Some(Refusal::NotAMember) && !is_out {
+            self.request_lease(own, intake, now);
+        }
     }
 
     /// A write ended. See [`Storage::handle_written`].
@@ -135,6 +150,7 @@ impl Uplink {
 
     /// Publishes the departure of this node. Returns the number of the publication, or none if no stream is open.
     pub(super) fn publish_departure(&mut self, departure: Envelope) -> Option<u64> {
+        self.is_leaving = true;
         let is_connected = self.link.is_connected();
         is_connected.then(|| self.offer.publish(vec![departure], None))
     }
@@ -257,7 +273,8 @@ impl Uplink {
         }
     }
 
-    /// Asks a coordinator which block is leased to this node.
+    /// Asks a coordinator which block is leased to this node. The request is that of the join, so a coordinator that does not know
+    /// this node admits it, if its token still admits nodes.
     fn request_lease(&mut self, own: &Own, intake: &mut Intake, now: Now) {
         let Some(membership) = intake.ledger.entry(&RecordKey::Membership(own.id())) else {
             return;

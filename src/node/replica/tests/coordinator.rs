@@ -288,6 +288,40 @@ fn a_refused_record_is_offered_again_and_the_second_time_all_records_are_request
 }
 
 #[test]
+fn a_node_that_its_coordinator_does_not_know_joins_again() {
+    let mut kit = Kit::new(&[]);
+    let joins = |kit: &mut Kit| {
+        let effects = std::mem::take(&mut kit.others).into_iter();
+        let joins = effects.filter_map(|effect| match effect {
+            Effect::AskLease { request, .. } => Some(request.membership),
+            _ => None,
+        });
+        joins.collect::<Vec<_>>()
+    };
+    for refusal in [None, Some(Refusal::Busy), Some(Refusal::Revoked)] {
+        kit.close(refusal, false);
+        assert!(joins(&mut kit).is_empty(), "{refusal:?}");
+    }
+    kit.open(STORE, 5);
+    kit.close(Some(Refusal::NotAMember), false);
+    assert_eq!(joins(&mut kit), [membership(OWN)]);
+    kit.close(Some(Refusal::NotAMember), false);
+    assert!(joins(&mut kit).is_empty(), "it asked a moment ago");
+    kit.pass(Duration::from_secs(60));
+    kit.close(Some(Refusal::NotAMember), false);
+    assert_eq!(joins(&mut kit), [membership(OWN)]);
+    let mut removed = Kit::new(&[]);
+    removed.open(STORE, 5);
+    removed.changes(vec![revocation(OWN)], 6);
+    let mut leaving = Kit::new(&[]);
+    leaving.replica.publish_departure(departure(OWN));
+    for mut kit in [removed, leaving] {
+        kit.close(Some(Refusal::NotAMember), false);
+        assert!(joins(&mut kit).is_empty(), "it is out");
+    }
+}
+
+#[test]
 fn nothing_is_offered_again_while_no_stream_is_open() {
     let mut kit = Kit::new(&[]);
     kit.open(STORE, 5);
