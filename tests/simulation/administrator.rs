@@ -67,17 +67,26 @@ impl Administrator {
             .tokens
             .iter()
             .position(|token| is_free(token) || is_late && token.is_hostile == is_hostile);
-        let index = found.unwrap_or_else(|| {
-            self.tokens.push(TokenState {
-                key: SigningKey::from_seed(&random.bytes()),
-                uses: random.range(1, 8) as u32,
-                taken: 0,
-                is_ephemeral: random.percent(10),
-                is_hostile,
-                revoked: None,
-            });
-            self.tokens.len() - 1
+        let index = found.unwrap_or_else(|| self.make_token(is_hostile, random));
+        self.tokens[index].taken += 1;
+        index
+    }
+
+    fn make_token(&mut self, is_hostile: bool, random: &mut Random) -> usize {
+        self.tokens.push(TokenState {
+            key: SigningKey::from_seed(&random.bytes()),
+            uses: random.range(1, 8) as u32,
+            taken: 0,
+            is_ephemeral: random.percent(10),
+            is_hostile,
+            revoked: None,
         });
+        self.tokens.len() - 1
+    }
+
+    /// A token that nobody has used, for a node that is not hostile.
+    pub(crate) fn new_token(&mut self, random: &mut Random) -> usize {
+        let index = self.make_token(false, random);
         self.tokens[index].taken += 1;
         index
     }

@@ -155,6 +155,12 @@ impl World {
                     // A person sets the clock right and begins again.
                     self.machines[node].skew = 0;
                     self.machines[node].stage = Stage::New;
+                } else if error.message.contains("meshctl token create") && !self.may_come_back() {
+                    // The coordinator waits for its members, since one of them may know that the token was used. There is none
+                    // left, so a person makes a new token, as the message says.
+                    self.machines[node].token = self.administrator.new_token(&mut self.random);
+                    self.machines[node].stage = Stage::New;
+                    self.publish_tokens();
                 }
             }
         }
@@ -173,6 +179,18 @@ impl World {
         } else {
             self.drain(node);
         }
+    }
+
+    /// Whether a node is a member, or will be one again, and can tell a coordinator what its store lost. People wait for such a
+    /// node while there are faults.
+    fn may_come_back(&self) -> bool {
+        let has_joined =
+            |m: &Machine| !matches!(m.stage, Stage::New | Stage::Joining(..) | Stage::Gone);
+        !self.is_calm
+            || self.machines.iter().any(|machine| {
+                let is_out = self.administrator.has_ended(&machine.id(), machine.token);
+                has_joined(machine) && !is_out && !machine.has_left && !machine.is_hostile
+            })
     }
 
     /// The program of a node starts with what is on its disk.
