@@ -1,8 +1,11 @@
 //! Random numbers of the operating system.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "all other parts get randomness from here"
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::disallowed_methods,
+        reason = "all other parts get randomness from here"
+    )
 )]
 
 pub use getrandom::Error as RandomError;
