@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use meshd::containers::state::{Containers, NodeContext};
-use meshd::containers::{Expose, Rules, inspect};
+use meshd::containers::{Expose, Rules, api};
 use meshd::model::Label;
 
 fn containers(now: Instant) -> Containers {
@@ -34,7 +34,7 @@ fuzz_target!(|bytes: &[u8]| {
             // Several descriptions follow each other, one on each line.
             let mut containers = containers(now);
             for line in body.split(|byte| *byte == b'\n') {
-                if let Ok(inspected) = inspect::container(line) {
+                if let Ok(inspected) = api::container(line) {
                     containers.handle_inspected(&inspected, now);
                 }
             }
@@ -49,16 +49,16 @@ fuzz_target!(|bytes: &[u8]| {
             containers.problems(now);
             containers.rows(&BTreeSet::new());
         }
-        1 => drop(inspect::list(body)),
-        2 => drop(inspect::event(body)),
-        3 => drop(inspect::networks(body)),
-        4 => drop(inspect::image_labels(body)),
+        1 => drop(api::list(body)),
+        2 => drop(api::event(body)),
+        3 => drop(api::networks(body)),
+        4 => drop(api::image_labels(body)),
         _ => {
             let (version, facts) = match body.iter().position(|byte| *byte == b'\n') {
                 Some(at) => (&body[..at], Some(&body[at + 1..])),
                 None => (body, None),
             };
-            drop(inspect::engine(version, facts));
+            drop(api::engine(version, facts));
         }
     }
 });
