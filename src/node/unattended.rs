@@ -146,6 +146,7 @@ pub(super) fn exposed(file: &Path) -> Option<Problem> {
 /// Joins with the token in `file`, unless this node is a member already.
 pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
     let mut attempts = Attempts::default();
+    let mut tried = None;
     let mut warned = false;
     loop {
         match state(&commands).await {
@@ -161,6 +162,11 @@ pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
             tracing::warn!(why = %problem.why, fix = %problem.fix, "{}", problem.what);
         }
         let content = read(&file);
+        // Also a change that comes just when a pause ends begins the attempts anew.
+        if tried.as_ref() != Some(&content) {
+            attempts = Attempts::default();
+            tried = Some(content.clone());
+        }
         let failure = match content.clone() {
             Err(failure) => failure,
             Ok(token) => match join(token, &commands).await {
@@ -184,9 +190,7 @@ pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
                 sleep(CHECK_INTERVAL).await;
             }
         };
-        if timeout(next.pause, changed).await.is_ok() {
-            attempts = Attempts::default();
-        }
+        let _ = timeout(next.pause, changed).await;
     }
 }
 
