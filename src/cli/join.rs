@@ -14,7 +14,7 @@ use crate::protocol::JoinToken;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{Join, Joined};
 
-/// The time that meshd may use in addition to its own time limit, to report that the limit is over.
+/// The time that meshd may use in addition to the limit of the join, to report that the limit has passed.
 const GRACE: Duration = Duration::from_secs(10);
 /// The maximum size of a token on stdin or in a file, in bytes. The longest token has less than 3 KiB.
 const MAX_TOKEN: u64 = 16 * 1024;

@@ -43,7 +43,7 @@ fn outcome(left: Option<&Left>, name: &str) -> String {
             left.peers_reached
         ),
         DepartureState::Copy => format!("the other machine with these keys continues as {name}"),
-        DepartureState::Unneeded => "it was no member any more".to_owned(),
+        DepartureState::Unneeded => "no coordinator has this node as a member".to_owned(),
         DepartureState::Unknown => unsigned(),
     }
 }

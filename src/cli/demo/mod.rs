@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &DemoArguments) -> Result<u8, CliError> {
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(transparent)]
-    Lab(#[from] TestbedError),
+    Testbed(#[from] TestbedError),
     #[error("{0}")]
     Step(String),
 }
@@ -286,7 +286,7 @@ fn resolve_web(client: &Host, steps: &mut Steps) -> Result<IpAddr, Failure> {
         .filter(|_| looked_up)
         .ok_or_else(|| Failure::Step("web.svc.mesh does not resolve".into()))?;
     steps.done(&format!(
-        "looked web.svc.mesh up at {resolver} on {}: {address}",
+        "looked up web.svc.mesh at {resolver} on {}: {address}",
         client.name()
     ));
     Ok(address)

@@ -1,4 +1,4 @@
-//! A server of a page and its client, which looks the name up and fetches the page. They use nothing of meshd.
+//! The server of a page, and its client, which looks the name up and fetches the page. Neither uses the code of meshd.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -205,7 +205,7 @@ fn container(
     if server == EMBEDDED {
         return bad(
             format!(
-                "the engine's DNS server queries the servers that the host had when {name} was started: it {described}"
+                "the engine's DNS server queries the servers that the host had when {name} was started, and {described}"
             ),
             Some(format!("docker restart {name}")),
         );

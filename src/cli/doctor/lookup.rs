@@ -1,6 +1,5 @@
 //! Looks names up as the programs of a container or of the host do: in its network namespace, with its own resolv.conf.
 
-use crate::os::random;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -14,6 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 
 use super::explain::{LookupResult, Outcome};
+use crate::os::random;
 
 /// How long a server may take. Docker's own server waits 4 s for each of its upstreams, so a slow upstream counts as no
 /// answer.
@@ -121,7 +121,7 @@ fn query(server: IpAddr, name: &str, expected: Ipv4Addr) -> io::Result<Outcome> 
         ([0u16; 8], 0).into()
     };
     let socket = UdpSocket::bind(any)?;
-    // The socket is connected, so that it receives only the server's replies, and ICMP errors.
+    // The socket is connected, so that it receives only packets of the server, and also its ICMP errors.
     socket.connect((server, 53))?;
     socket.send(&bytes)?;
     let end = Instant::now() + SERVER_TIMEOUT;

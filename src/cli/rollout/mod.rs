@@ -186,7 +186,7 @@ impl Rollout {
     }
 }
 
-/// The signals that request this program to end. It has to undrain the services before.
+/// The signals that request this program to end. Before it ends, it has to undrain the services.
 struct Interrupt {
     terminal: Signal,
     terminate: Signal,

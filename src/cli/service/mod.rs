@@ -65,7 +65,7 @@ fn report(changed: &ServiceChanged, what: &str) -> u8 {
     let later = if changed.published {
         ""
     } else {
-        "; the coordinator is not reachable; the other nodes receive it when the coordinator is reachable"
+        "; the coordinator is not reachable, so the other nodes receive the change later"
     };
     eprintln!("{} {what}{later}", changed.name);
     0

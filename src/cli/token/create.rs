@@ -147,7 +147,7 @@ fn key_of_mesh(state: &MeshState, globals: &Globals) -> Result<(PublicKey, Signi
 }
 
 /// The record of the mesh with the present addresses of the coordinators, if they have changed. Nodes accept them only
-/// if the mesh key has signed them, and here is a holder of that key.
+/// if the mesh key has signed them, and this command has that key.
 fn changed_mesh(state: &MeshState, key: &SigningKey, now: SystemTime) -> Option<Envelope> {
     let mesh = state.mesh.as_ref()?;
     let coordinators: Vec<String> = state.urls.iter().map(ToString::to_string).collect();
