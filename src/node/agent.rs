@@ -26,9 +26,9 @@ mod commands;
 mod joining;
 mod leaving;
 
-/// The interval at which everything on this machine is compared with what it is to be.
+/// The interval at which the tunnel device, the resolvers and the firewall are compared with the wanted state.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(15);
-/// The interval at which the watchdog is asked whether its next check is due.
+/// The interval at which the agent checks whether the watchdog has to be notified.
 const WATCHDOG_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The node, joined or not.
@@ -36,14 +36,14 @@ pub(super) struct Agent {
     config: Arc<Config>,
     dir: StateDir,
     phase: Phase,
-    /// The damage of the file of services.
+    /// Why the file of services could not be read, if it could not.
     damaged_services: Option<String>,
-    courier: DepartureSender,
-    /// What keeps this node from joining by itself.
+    departure_sender: DepartureSender,
+    /// The problem of a join that nobody waits for: one that continues after a restart, or one with the token file.
     join_problem: Option<Problem>,
-    /// The number of joins that were begun since the start.
+    /// The number of joins since the start of meshd.
     joins: u64,
-    /// The readiness that the service manager was last sent.
+    /// The readiness that was last sent to the service manager.
     readiness: String,
     watchdog: ServiceWatchdog,
     timers: Timers,
@@ -55,7 +55,7 @@ enum Phase {
     Up(Box<JoinedNode>, Events),
 }
 
-/// An event of the node, of a join, or of the local API.
+/// An event that the agent handles.
 enum AgentEvent {
     Command(Box<Command>),
     Node(NodeEvent),
@@ -65,10 +65,10 @@ enum AgentEvent {
 }
 
 impl Agent {
-    /// Starts unjoined, or from what is on disk.
+    /// Starts the node from the state directory. Without an identity there, the node is unjoined.
     ///
     /// # Errors
-    /// What is on disk cannot be used, or the machine does not allow it.
+    /// The files in the state directory cannot be used, or the node cannot be started on this machine.
     pub(super) async fn start(config: Arc<Config>, dir: StateDir) -> Result<Self, ApiError> {
         leaving::finish(&dir)?;
         let (stored, damaged_services) = dir.services::<StoredServices>();
@@ -88,7 +88,7 @@ impl Agent {
             }
         };
         Ok(Self {
-            courier: DepartureSender::start(dir.clone()),
+            departure_sender: DepartureSender::start(dir.clone()),
             config,
             dir,
             phase,
@@ -101,10 +101,10 @@ impl Agent {
         })
     }
 
-    /// Receives events in turn until it is stopped.
+    /// Handles events until `stop` arrives.
     ///
     /// # Errors
-    /// The tunnel device was removed and cannot be made again.
+    /// The tunnel device was removed and cannot be created again.
     pub(super) async fn run(
         &mut self,
         mut commands: mpsc::Receiver<Command>,
@@ -117,7 +117,7 @@ impl Agent {
         self.settle();
         loop {
             let deadline = self.timers.poll_timeout();
-            // Of several events any may be the next one: a flood of one kind delays the others, but does not keep them back.
+            // `select!` chooses at random among the events that are ready, so many events of one kind cannot block the others.
             let event = tokio::select! {
                 _ = &mut stop => AgentEvent::Stop,
                 event = next_of_node(&mut self.phase) => AgentEvent::Node(event),
@@ -136,7 +136,7 @@ impl Agent {
         }
     }
 
-    /// Brings all parts of the node in step after an event, and learns when they need the time again.
+    /// Applies the changes of an event to all parts of the node, and sets the timers that they need.
     fn settle(&mut self) {
         if let Phase::Up(node, _) = &mut self.phase {
             node.settle();
@@ -218,8 +218,8 @@ impl Agent {
         }
     }
 
-    /// Shows the service manager, and the log, whether the node is ready, when that changed. The unit counts as started
-    /// before: meshd runs unjoined as well.
+    /// Sends the readiness to the service manager and to the log, if it has changed. It does not decide when the unit counts
+    /// as started, because meshd runs without a mesh as well.
     fn show_readiness(&mut self) {
         let readiness = match &self.phase {
             Phase::Up(node, _) => report::not_ready(node)
@@ -234,7 +234,7 @@ impl Agent {
         }
     }
 
-    /// Takes back what was put on the machine.
+    /// Stops the node and undoes its changes to the machine.
     pub(super) async fn stop(mut self) {
         self.take_down().await;
     }

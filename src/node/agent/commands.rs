@@ -1,9 +1,8 @@
-//! The commands of the local API.
+//! Handles the commands of the local API.
 
 use tokio::sync::mpsc;
 
 use super::joining::JoinEnded;
-use super::leaving::bare_status;
 use super::{Agent, Phase};
 use crate::node::api::{Command, Reply};
 use crate::node::changes::{ChangeRequest, ServiceChange, parse_name};
@@ -31,18 +30,15 @@ impl Agent {
                     self.join_problem = Some(problem);
                 }
             }
-            Command::RotateKey(reply) => match self.node() {
-                Ok(node) => node.change(ChangeRequest::Key(reply)),
-                Err(error) => drop(reply.send(Err(error))),
-            },
+            Command::RotateKey(reply) => carry_out(self.node(), reply, |node, reply| {
+                node.change(ChangeRequest::Key(reply));
+            }),
             Command::Rename(request, reply) => {
-                match self
-                    .node()
-                    .and_then(|node| Ok((node, parse_name(&request.name)?)))
-                {
-                    Ok((node, name)) => node.change(ChangeRequest::Name(name, reply)),
-                    Err(error) => drop(reply.send(Err(error))),
-                }
+                let name = parse_name(&request.name);
+                let wanted = self.node().and_then(|node| Ok((node, name?)));
+                carry_out(wanted, reply, |(node, name), reply| {
+                    node.change(ChangeRequest::Name(name, reply));
+                });
             }
             Command::AddService(add, reply) => {
                 self.change_services(reply, || ServiceChange::add(add));
@@ -59,18 +55,15 @@ impl Agent {
             Command::Containers(reply) => {
                 let _ = reply.send(self.node().map(|node| report::containers(node)));
             }
-            Command::Checkup(reply) => match self.node() {
-                Ok(node) => report::checkup(node, reply),
-                Err(error) => drop(reply.send(Err(error))),
-            },
-            Command::Ping(ping, reply) => match self.node() {
-                Ok(node) => report::ping(node, &ping, reply),
-                Err(error) => drop(reply.send(Err(error))),
-            },
-            Command::Resolve(resolve, reply) => match self.node() {
-                Ok(node) => report::resolve(node, resolve, reply),
-                Err(error) => drop(reply.send(Err(error))),
-            },
+            Command::Checkup(reply) => carry_out(self.node(), reply, |node, reply| {
+                report::checkup(node, reply);
+            }),
+            Command::Ping(ping, reply) => carry_out(self.node(), reply, |node, reply| {
+                report::ping(node, &ping, reply);
+            }),
+            Command::Resolve(resolve, reply) => carry_out(self.node(), reply, |node, reply| {
+                report::resolve(node, resolve, reply);
+            }),
         }
     }
 
@@ -79,10 +72,10 @@ impl Agent {
         reply: Reply<ServiceChanged>,
         change: impl FnOnce() -> Result<ServiceChange, ApiError>,
     ) {
-        match self.node().and_then(|node| Ok((node, change()?))) {
-            Ok((node, change)) => node.change(ChangeRequest::Services(change, reply)),
-            Err(error) => drop(reply.send(Err(error))),
-        }
+        let wanted = self.node().and_then(|node| Ok((node, change()?)));
+        carry_out(wanted, reply, |(node, change), reply| {
+            node.change(ChangeRequest::Services(change, reply));
+        });
     }
 
     fn joined(&self) -> Option<&JoinedNode> {
@@ -103,5 +96,21 @@ impl Agent {
             .problems
             .extend(token_file.and_then(unattended::exposed));
         status
+    }
+}
+
+/// Calls `action` with what the command needs and the channel for the reply, or replies with the error if that is missing.
+fn carry_out<N, T>(needed: Result<N, ApiError>, reply: Reply<T>, action: impl FnOnce(N, Reply<T>)) {
+    match needed {
+        Ok(needed) => action(needed, reply),
+        Err(error) => drop(reply.send(Err(error))),
+    }
+}
+
+/// The status of a node that is not in a mesh.
+fn bare_status(agent: &Agent, state: NodeState) -> Status {
+    Status {
+        problems: agent.join_problem.iter().cloned().collect(),
+        ..report::bare_status(state)
     }
 }

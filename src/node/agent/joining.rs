@@ -1,4 +1,4 @@
-//! Joining a mesh, as the agent does it: a task runs the join, and its end is an event.
+//! Joins a mesh for the agent: a task runs the join, and its end is an event of the agent.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::leaving::give_back;
-use super::{Agent, Phase, leaving};
+use super::{Agent, Phase};
 use crate::model::Label;
 use crate::node::api::Reply;
 use crate::node::boot;
@@ -15,7 +15,7 @@ use crate::node::joined::JoinedNode;
 use crate::node::joining::{self, Admitted, Attempt, JoinContext};
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::api::{ApiError, ErrorCode};
-use crate::protocol::local::{Join, Joined, SCHEMA};
+use crate::protocol::local::{Join, Joined, Problem, SCHEMA};
 use crate::services::registry::{Registry, StoredServices};
 
 /// How long a join waits until the coordinator has accepted this node's record.
@@ -25,14 +25,14 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A join under way.
 pub(super) struct Joining {
-    /// Which one: one that was given up may end all the same.
+    /// The number of this join. The event of an earlier join, which was ended, may still arrive.
     number: u64,
     pub(super) task: TaskHandle,
-    /// Receives the outcome. None if the join continues after a restart.
+    /// The channel for the outcome. None if the join continues after a restart.
     pub(super) reply: Option<Reply<Joined>>,
 }
 
-/// A join that ended in any way.
+/// The end of a join, with or without success.
 pub(super) struct JoinEnded {
     number: u64,
     result: Result<Admitted, ApiError>,
@@ -83,7 +83,7 @@ impl Agent {
     ) {
         self.joins += 1;
         let number = self.joins;
-        // Finite: after a panic nothing would ever end the join.
+        // A panic in this task ends meshd. Otherwise the node would be joining forever.
         let task = Tasks::current().spawn_finite("join", async move {
             let result = join.await;
             let _ = ended.send(JoinEnded { number, result }).await;
@@ -95,7 +95,7 @@ impl Agent {
         });
     }
 
-    /// Continues a join that a restart cut off after the coordinator may have admitted this node.
+    /// Continues a join that a restart interrupted after the coordinator may have admitted this node.
     pub(super) fn resume_join(&mut self, ended: &mpsc::Sender<JoinEnded>) {
         if !matches!(self.phase, Phase::Unjoined) {
             return;
@@ -104,8 +104,8 @@ impl Agent {
             return;
         };
         if let (true, Some(way)) = (pending.asked, pending.way.clone()) {
-            tracing::info!("goes on with a join that was interrupted");
-            self.join_problem = Some(leaving::interrupted());
+            tracing::info!("continuing a join that was interrupted");
+            self.join_problem = Some(interrupted());
             let join = joining::resume(join_context(self), pending, way);
             self.start_join(None, ended.clone(), join);
         }
@@ -127,7 +127,7 @@ impl Agent {
         if result.is_ok() {
             self.join_problem = None;
         } else {
-            self.courier.wake();
+            self.departure_sender.wake();
         }
         match (reply, result) {
             (Some(reply), Ok(joined)) => match &mut self.phase {
@@ -152,7 +152,7 @@ impl Agent {
             Some(&admitted.ledger),
         ))
         .await?;
-        // Only now is there something to start from; until here the same join can be requested again.
+        // The identity is stored last. Until then, the same join can be requested again.
         if let Err(error) = self.dir.set_identity(&admitted.identity) {
             node.stop(events).await;
             return Err(error.into());
@@ -182,8 +182,8 @@ impl Agent {
     }
 }
 
-/// Why no join can begin now, if none can. A join that continues after a restart gives way: the new one is the same join, or
-/// the place of the former is given back.
+/// The reason why no join can begin now. None if one can begin. A join that continues after a restart is ended. With
+/// the same token the new join continues it, otherwise the node departs for it.
 fn refusal(agent: &mut Agent) -> Option<String> {
     match &agent.phase {
         Phase::Unjoined => None,
@@ -192,11 +192,23 @@ fn refusal(agent: &mut Agent) -> Option<String> {
             agent.join_problem = None;
             None
         }
-        Phase::Joining(_) => Some("this node is joining already; wait for that to end".to_owned()),
+        Phase::Joining(_) => {
+            Some("this node is joining already; wait until that has ended".to_owned())
+        }
         Phase::Up(node, _) => Some(format!(
             "this node is {} of a mesh already; run `meshctl leave` first to join another",
             node.identity.name
         )),
+    }
+}
+
+/// The problem of a join that continues after a restart.
+fn interrupted() -> Problem {
+    Problem {
+        what: "a join that was interrupted is not finished yet".to_owned(),
+        why: "a coordinator may have admitted this node, and no coordinator has answered since meshd started"
+            .to_owned(),
+        fix: "nothing, if a coordinator is reachable soon; `meshctl leave` ends the join".to_owned(),
     }
 }
 
@@ -221,7 +233,7 @@ fn reply_when_accepted(node: &mut JoinedNode, mut joined: Joined, reply: Reply<J
         joined.published = why.is_none();
         joined.notes.extend(why.map(|why| {
             format!(
-                "the coordinator has not accepted the record with this node's addresses, so no other node reaches this node yet: {why}; meshd offers the record again, and `meshctl status` shows what is wrong"
+                "the coordinator has not accepted the record with this node's addresses, so no other node reaches this node yet: {why}; meshd offers the record again, and `meshctl status` shows the problem"
             )
         }));
         let _ = reply.send(Ok(joined));

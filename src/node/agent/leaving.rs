@@ -1,7 +1,8 @@
-//! Leaving: a joined node signs its departure, and a join under way gives back what it may have been granted.
+//! Leaving: a joined node signs its departure. A join under way is ended, and the node signs a departure for it if a
+//! coordinator may have admitted the node.
 //!
-//! The departure is in the state directory before it is sent, and the identity is deleted after. So a meshd that is killed
-//! in between finishes at its next start.
+//! The departure is stored in the state directory before it is sent, and the identity is deleted afterwards. If meshd is
+//! killed in between, it finishes at its next start.
 
 use std::time::Duration;
 
@@ -15,29 +16,29 @@ use crate::node::api::Reply;
 use crate::node::joined::{JoinedNode, NodeEvent};
 use crate::node::joining;
 use crate::node::replica::Answer;
-use crate::node::report;
 use crate::node::state::StateDir;
 use crate::node::state::departing::Departing;
 use crate::os::clock;
 use crate::os::tasks::Tasks;
 use crate::path::watch::Reach;
 use crate::protocol::api::{ApiError, ErrorCode};
-use crate::protocol::local::{DepartureState, Left, NodeState, Problem, SCHEMA, Status};
+use crate::protocol::local::{DepartureState, Left, Problem, SCHEMA};
 use crate::records::Envelope;
 
 /// How long the coordinator may take to acknowledge a departure.
-const ACKNOWLEDGE_LIMIT: Duration = Duration::from_secs(5);
-/// How long the caller waits for the departure of a join that was given up.
-const GIVE_BACK_LIMIT: Duration = Duration::from_secs(3);
-/// The maximum number of peers to which a node hands its departure when it leaves. Each of them costs a socket; the others
-/// receive it from these.
+const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the reply to a leave waits until a coordinator has stored the departure of an unfinished join.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(3);
+/// The maximum number of peers to which a node sends its departure when it leaves. Each of them costs a socket. The other
+/// peers receive it from these.
 const MAX_DEPARTURE_PEERS: usize = 256;
-const GIVE_BACK_LOOK: Duration = Duration::from_millis(50);
+/// The interval at which the state directory is checked for that departure.
+const DELIVERY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Finishes a leave that was cut off by a kill.
+/// Finishes a leave that was interrupted because meshd was killed.
 ///
 /// # Errors
-/// The disk refuses.
+/// The files in the state directory cannot be read.
 pub(super) fn finish(dir: &StateDir) -> Result<(), ApiError> {
     let departing: Vec<PublicKey> = dir.departing().iter().map(Departing::id).collect();
     if departing.is_empty() {
@@ -47,7 +48,7 @@ pub(super) fn finish(dir: &StateDir) -> Result<(), ApiError> {
         .identity()?
         .is_some_and(|identity| departing.contains(&identity.keys.identity.public()))
     {
-        tracing::info!("finishes leaving the mesh");
+        tracing::info!("finishing an interrupted leave");
         dir.clear();
     }
     if dir
@@ -57,16 +58,6 @@ pub(super) fn finish(dir: &StateDir) -> Result<(), ApiError> {
         dir.clear_pending();
     }
     Ok(())
-}
-
-/// Why a node that nobody asked to join is joining.
-pub(super) fn interrupted() -> Problem {
-    Problem {
-        what: "a join that was interrupted is not finished yet".to_owned(),
-        why: "a coordinator may have admitted this node, and none has answered since meshd started"
-            .to_owned(),
-        fix: "nothing, if a coordinator is back soon; `meshctl leave` gives the join up".to_owned(),
-    }
 }
 
 impl Agent {
@@ -98,10 +89,10 @@ impl Agent {
         let departing = departing_of(node);
         let departure = departing.envelope();
         if let Err(error) = self.dir.add_departing(&departing) {
-            tracing::warn!(%error, "the departure is not kept on disk; a restart before a coordinator has it leaves the name taken");
+            tracing::warn!(%error, "cannot store the departure on disk; if meshd restarts before a coordinator has the departure, the name stays taken");
         }
         let published = timeout(
-            ACKNOWLEDGE_LIMIT,
+            ACKNOWLEDGE_TIMEOUT,
             is_acknowledged(&mut self.phase, &departure),
         )
         .await
@@ -117,7 +108,7 @@ impl Agent {
             tracing::info!("left the mesh");
             return Ok(left(DepartureState::Published, 0));
         }
-        self.courier.wake();
+        self.departure_sender.wake();
         tracing::info!(
             peers_reached,
             "left the mesh; no coordinator has the departure yet"
@@ -125,7 +116,7 @@ impl Agent {
         Ok(left(DepartureState::Pending, peers_reached))
     }
 
-    /// Gives up a join under way, or one that has failed and may have been granted.
+    /// Ends a join under way, or drops one that has failed although a coordinator may have admitted the node.
     fn leave_join(&mut self, reply: Reply<Left>) {
         let was_joining = match std::mem::replace(&mut self.phase, Phase::Unjoined) {
             Phase::Joining(joining) => {
@@ -157,12 +148,12 @@ impl Agent {
             let _ = reply.send(Err(error));
             return;
         }
-        self.courier.wake();
+        self.departure_sender.wake();
         let dir = self.dir.clone();
         Tasks::current().spawn_child("reply to a leave", async move {
             let departure = match id.filter(|_| granted) {
                 None => DepartureState::Unneeded,
-                Some(id) if is_brought(&dir, &id).await => DepartureState::Published,
+                Some(id) if is_delivered(&dir, &id).await => DepartureState::Published,
                 Some(_) => DepartureState::Pending,
             };
             let _ = reply.send(Ok(Left {
@@ -174,24 +165,24 @@ impl Agent {
         });
     }
 
-    /// A join that went on after a restart came to nothing.
+    /// Handles that a join which continued after a restart has failed.
     pub(super) fn handle_not_resumed(&mut self, error: ApiError) {
         tracing::warn!(%error, "an interrupted join cannot be finished");
         if let Ok(Some(pending)) = self.dir.pending()
             && let Err(error) = joining::abandon(&self.dir, &pending)
         {
-            tracing::warn!(%error, "it is tried again at the next start");
+            tracing::warn!(%error, "the departure cannot be stored; the join is completed at the next start");
         }
-        self.courier.wake();
+        self.departure_sender.wake();
         self.join_problem = Some(Problem {
             what: "a join that was interrupted cannot be finished".to_owned(),
             why: error.message,
-            fix: "mend that and run `meshctl join TOKEN`, with a new token if the one before has no use left".to_owned(),
+            fix: "correct that, then run `meshctl join TOKEN`, with a new token if the previous one has no use left".to_owned(),
         });
     }
 }
 
-/// The node was admitted and cannot take its place: gives the place back.
+/// Departs from a mesh that has admitted this node, if the node cannot be started because of `error`.
 pub(super) fn give_back(dir: &StateDir, error: ApiError) -> ApiError {
     let Ok(Some(pending)) = dir.pending() else {
         return error;
@@ -203,16 +194,9 @@ pub(super) fn give_back(dir: &StateDir, error: ApiError) -> ApiError {
     error
 }
 
-/// The status of a node that is no member.
-pub(super) fn bare_status(agent: &Agent, state: NodeState) -> Status {
-    Status {
-        problems: agent.join_problem.iter().cloned().collect(),
-        ..report::bare_status(state)
-    }
-}
-
-/// Publishes the departure as soon as the stream is open, and takes stream events in until the coordinator has answered.
-/// False at once, if the coordinator is away.
+/// Publishes the departure as soon as the stream is open, and handles events of the stream until the coordinator has
+/// answered. Returns whether the departure is stored or not needed. It does not wait for a coordinator that is
+/// not reachable.
 async fn is_acknowledged(phase: &mut Phase, departure: &Envelope) -> bool {
     let mut answer: Option<oneshot::Receiver<Answer>> = None;
     loop {
@@ -251,9 +235,9 @@ async fn is_acknowledged(phase: &mut Phase, departure: &Envelope) -> bool {
     }
 }
 
-/// Whether a coordinator took a departure within a short time.
-async fn is_brought(dir: &StateDir, id: &PublicKey) -> bool {
-    let end = Instant::now() + GIVE_BACK_LIMIT;
+/// Waits a short time until a coordinator has stored the departure of `id`. Returns whether it has.
+async fn is_delivered(dir: &StateDir, id: &PublicKey) -> bool {
+    let end = Instant::now() + DELIVERY_TIMEOUT;
     while dir
         .departing()
         .iter()
@@ -262,12 +246,13 @@ async fn is_brought(dir: &StateDir, id: &PublicKey) -> bool {
         if Instant::now() >= end {
             return false;
         }
-        sleep(GIVE_BACK_LOOK).await;
+        sleep(DELIVERY_POLL_INTERVAL).await;
     }
     true
 }
 
-/// Why a node signs no departure, if it does not: another machine with its keys is a member, or it is removed already.
+/// The reason why a node signs no departure: another machine with its keys is connected, or the node is removed already. None
+/// if it signs one.
 fn stays_silent(node: &JoinedNode) -> Option<DepartureState> {
     if node.replica.link().is_called_duplicate() {
         Some(DepartureState::Copy)
@@ -278,7 +263,7 @@ fn stays_silent(node: &JoinedNode) -> Option<DepartureState> {
     }
 }
 
-/// The departure of a node, for the coordinators that it knows of.
+/// The departure of a node, with the URLs of all coordinators that it knows.
 fn departing_of(node: &JoinedNode) -> Departing {
     let now = UnixSeconds::from_system(clock::wall());
     let mut departing = Departing::of(&node.identity, now);
@@ -298,7 +283,7 @@ fn publish_departure(
     Some(answer)
 }
 
-/// Hands the departure to the peers that are not known to be away. Returns how many received it.
+/// Sends the departure to the peers that are not known to be unreachable. Returns how many received it.
 fn send_departure(node: &JoinedNode, departure: &Envelope) -> impl Future<Output = usize> + use<> {
     let away = |id: &PublicKey| node.paths.reach().get(id) == Some(&Reach::Unreachable);
     let own = node.id();
