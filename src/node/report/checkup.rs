@@ -19,13 +19,12 @@ use crate::protocol::local::{Checkup, Ping, Pong, SCHEMA, TunnelCheck};
 use crate::records::netmap::Member;
 use crate::tunnel::Waiting;
 
-/// How long the container engine may take to say what runs, for a doctor.
-const CHECKUP_WAIT: Duration = Duration::from_secs(5);
+/// How long the container engine may take to list the running containers for `meshctl doctor`.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the answer to a probe of `meshctl doctor` may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a doctor's probe waits for its answer.
-const PROBE_WAIT: Duration = Duration::from_secs(2);
-
-/// What a doctor must know.
+/// Replies with the facts for `meshctl doctor`.
 pub(in crate::node) fn checkup(node: &JoinedNode, reply: Reply<Checkup>) {
     let domain = node.names.zone().load().domain.clone();
     let dns = node.resolver.dns.as_ref();
@@ -49,7 +48,7 @@ pub(in crate::node) fn checkup(node: &JoinedNode, reply: Reply<Checkup>) {
     Tasks::current().spawn_child("checkup", async move {
         let waiting = move || probes.into_iter().map(check_of).collect();
         let tunnels = tokio::task::spawn_blocking(waiting);
-        let containers = timeout(CHECKUP_WAIT, running_containers(&sockets)).await;
+        let containers = timeout(ENGINE_TIMEOUT, running_containers(&sockets)).await;
         let _ = reply.send(Ok(Checkup {
             containers: containers.unwrap_or_default(),
             tunnels: tunnels.await.unwrap_or_default(),
@@ -58,7 +57,7 @@ pub(in crate::node) fn checkup(node: &JoinedNode, reply: Reply<Checkup>) {
     });
 }
 
-/// A probe on its way to a peer, and what was known of the peer before.
+/// A probe that was sent to a peer, and the facts about the path to the peer when it was sent.
 struct Probed {
     name: Label,
     contact: Contact,
@@ -85,9 +84,9 @@ fn probe_all(node: &JoinedNode) -> Vec<Probed> {
     others(node).into_iter().map(probe).collect()
 }
 
-/// Waits for the answer. All probes were sent at the same time, so all of them take no longer than one.
+/// Waits for the answer. All probes are sent at about the same time, so together they take no longer than one.
 fn check_of(probed: Probed) -> TunnelCheck {
-    let (rtt, endpoint) = probed.waiting.wait(PROBE_WAIT);
+    let (rtt, endpoint) = probed.waiting.wait(PROBE_TIMEOUT);
     let (why, fix) = match rtt {
         Some(_) => (None, None),
         None => {
@@ -104,7 +103,7 @@ fn check_of(probed: Probed) -> TunnelCheck {
     }
 }
 
-/// Sends a probe and answers when its echo is back.
+/// Sends a probe to a peer, and replies when its answer has arrived or its time is over.
 pub(in crate::node) fn ping(node: &JoinedNode, ping: &Ping, reply: Reply<Pong>) {
     let wanted = ping.node.to_ascii_lowercase();
     let by_name = |name: &str| {
@@ -121,7 +120,7 @@ pub(in crate::node) fn ping(node: &JoinedNode, ping: &Ping, reply: Reply<Pong>) 
         .find(|m| m.name.as_str() == name || address.is_some_and(|a| m.block.contains(a)));
     let Some(member) = member.cloned() else {
         let text = format!(
-            "there is no node {}; `meshctl status` shows all",
+            "there is no node {}; `meshctl status` shows all nodes",
             ping.node.chars().take(70).collect::<String>()
         );
         return drop(reply.send(Err(ApiError::new(ErrorCode::NotFound, text))));

@@ -1,4 +1,4 @@
-//! What a node reports of itself to callers of the local API.
+//! Collects what the local API returns about this node: status, problems, peers, services, lookups and changes to the machine.
 
 mod checkup;
 mod peers;

@@ -10,26 +10,23 @@ use crate::protocol::local::{PeerState, PeerStatus, Problem};
 use crate::records::netmap::Member;
 use crate::tunnel::PeerStatus as TunnelPeer;
 
+/// The status of each peer, in the order of their names.
 pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
-    let id = node.id();
-    let out = if node.replica.is_removed() {
-        Some("this node was removed from the mesh, so no peer takes its packets")
+    let isolated = if node.replica.is_removed() {
+        Some("this node was removed from the mesh, so no peer accepts its packets")
     } else if node.replica.link().is_duplicate() {
-        Some("this machine is a copy of another node and keeps off its peers")
+        Some("this machine is a copy of another node, so it does not connect to the peers")
     } else {
         None
     };
-    let mut peers: Vec<PeerStatus> = node
-        .netmap
-        .members
-        .values()
-        .filter(|member| member.id != id)
+    others(node)
+        .into_iter()
         .map(|member| {
             let peer = node.device.tunnel.peer(&member.wireguard_key.0);
             let handshake = peer.as_ref().and_then(|p| p.last_handshake);
             let contact = contact_of(node, member, peer.as_ref(), now);
             let (state, reason) = contact.state();
-            let reason = reason.map(|why| out.map_or(why, str::to_owned));
+            let reason = reason.map(|why| isolated.map_or(why, str::to_owned));
             let measured = match state {
                 PeerState::Connecting | PeerState::Unreachable => None,
                 _ => node.paths.distances().round_trip(&member.id),
@@ -55,11 +52,10 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
                 tx_bytes: peer.as_ref().map_or(0, |p| p.tx_bytes),
             }
         })
-        .collect();
-    peers.sort_by(|a, b| a.name.cmp(&b.name));
-    peers
+        .collect()
 }
 
+/// The facts about the path to `member`, which is `peer` in the tunnel.
 pub(super) fn contact_of(
     node: &JoinedNode,
     member: &Member,
@@ -92,7 +88,7 @@ pub(super) fn others(node: &JoinedNode) -> Vec<&Member> {
     others
 }
 
-/// Why this node is not ready, if it is not.
+/// The reason why this node is not ready. None if it is ready.
 pub(in crate::node) fn not_ready(node: &JoinedNode) -> Option<String> {
     let [own, _] = node.identity.addresses();
     let device = node.device.tunnel.interface();
@@ -110,7 +106,8 @@ pub(in crate::node) fn not_ready(node: &JoinedNode) -> Option<String> {
     .not_ready()
 }
 
-/// Peers from which no packet came since the start, or none any more from any.
+/// The problem of peers from which no packet was received since the start, and the problem of a node that no longer
+/// reaches any peer.
 pub(super) fn unreached(node: &JoinedNode) -> Vec<Problem> {
     if node.replica.is_removed() || node.replica.link().is_duplicate() {
         return Vec::new();
@@ -132,7 +129,7 @@ pub(super) fn unreached(node: &JoinedNode) -> Vec<Problem> {
         .collect()
 }
 
-/// Peers behind a path that does not carry what IPv6 needs.
+/// The problem of paths that are too narrow for the packets that IPv6 has to be able to send.
 pub(super) fn narrow_paths(node: &JoinedNode) -> Option<Problem> {
     let narrow: Vec<String> = node
         .netmap
@@ -141,15 +138,15 @@ pub(super) fn narrow_paths(node: &JoinedNode) -> Option<Problem> {
         .filter(|member| member.id != node.id())
         .map(|member| (member.name.as_str(), node.paths.limit(&member.id)))
         .filter(|(_, limit)| *limit < LEAST_IPV6)
-        .map(|(name, limit)| format!("{name} ({limit} octets)"))
+        .map(|(name, limit)| format!("{name} ({limit} bytes)"))
         .collect();
     (!narrow.is_empty()).then(|| Problem {
         what: "large IPv6 packets to some peers may be lost".into(),
         why: format!(
-            "the path carries less than the {LEAST_IPV6} octets of a packet that IPv6 needs: {}",
+            "IPv6 requires that packets of {LEAST_IPV6} bytes pass, and the paths to these peers are narrower: {}",
             narrow.join(", ")
         ),
-        fix: "raise the MTU on the way to at least 1360, or let fragments of UDP datagrams through"
+        fix: "raise the MTU of the path to at least 1360, or let fragments of UDP datagrams pass"
             .into(),
     })
 }

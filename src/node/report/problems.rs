@@ -21,13 +21,13 @@ pub(super) fn problems(
         fix: fix.into(),
     };
     let mut problems = Vec::new();
-    // First: it explains most of what follows.
+    // This problem is the first, because it causes most of the others.
     if node.replica.is_removed() {
         problems.push(problem(
             "this node was removed from the mesh",
-            "the administrator removed it: no peer takes its packets, and its names are gone"
+            "the administrator removed it, so no peer accepts its packets, and its names no longer resolve"
                 .into(),
-            "run `meshctl leave`, then `meshctl join` with a new token if that was a mistake",
+            "run `meshctl leave`; if the removal was a mistake, run `meshctl join` with a new token afterwards",
         ));
     }
     problems.extend(node.workloads.external_bridges());
@@ -39,31 +39,31 @@ pub(super) fn problems(
     problems.extend(node.replica.problems(now));
     problems.extend(node.workloads.problems(&node.identity.block));
     if node.replica.is_removed() {
-        // It is the first problem, above.
+        // The removal is the first problem, so the others about the coordinator are left out.
     } else if node.replica.link().is_duplicate() {
         problems.push(problem(
-            "this machine is a copy of another node, which goes on; this one keeps off the mesh",
+            "this machine is a copy of another node, which continues; this machine does not connect to the mesh",
             "another machine with the same keys is connected to the coordinator".into(),
-            "run `meshctl leave` here, and join with a new token",
+            "run `meshctl leave` on this machine, then `meshctl join` with a new token",
         ));
     } else if !node.replica.link().is_connected() {
         let failure = node.replica.link().failure();
         let why = failure.unwrap_or("no connection yet").to_owned();
-        problems.push(problem("the coordinator is not connected; names and tunnels go on, changes elsewhere are not seen", why, "start mesh-coordinator, or open the way to it"));
+        problems.push(problem("the coordinator is not connected; names and tunnels continue to work, and changes arrive only from the peers that this node reaches", why, "start mesh-coordinator, or check that this host can reach it"));
     }
     problems.extend(node.disk.lost());
     if let Some(why) = damaged_services {
         problems.push(problem(
-            "services added by hand were lost",
+            "the services that were added with `meshctl service add` were lost",
             why.into(),
             "add them again with `meshctl service add`",
         ));
     }
     if flagged > 0 {
         problems.push(problem(
-            "names are answered with instances that are not usable",
+            "some names are answered with instances that are not usable",
             format!("{flagged} name(s) have no instance that is healthy and reachable"),
-            "look at `meshctl service list` for what is down",
+            "look at `meshctl service list` for the instances that are unhealthy or not reachable",
         ));
     }
     problems.extend(node.resolver.problems());
@@ -73,7 +73,8 @@ pub(super) fn problems(
     problems
 }
 
-/// The problems of services that are served by nodes without a common tag: one of the nodes may serve by mistake or be hostile.
+/// The problems of services that are served by nodes without a common tag. One of the nodes may serve by mistake or be
+/// hostile.
 pub(super) fn contested(netmap: &Netmap) -> Vec<Problem> {
     let contested = netmap.contested();
     let named = contested.iter().take(MAX_CONTESTED);

@@ -1,4 +1,4 @@
-//! What DNS answers to a question, and why.
+//! Looks a name up as this node's DNS does, and explains the answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use crate::os::tasks::Tasks;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{Resolve, Resolved, SCHEMA};
 
-/// What DNS answers, and why.
+/// Replies with the answer of this node's DNS, and the reasons for it.
 pub(in crate::node) fn resolve(node: &JoinedNode, resolve: Resolve, reply: Reply<Resolved>) {
     let bad = |text: String| ApiError::new(ErrorCode::BadRequest, text);
     let shown: String = resolve.name.chars().take(260).collect();
     let Ok(mut name) = Name::from_ascii(&resolve.name) else {
-        return drop(reply.send(Err(bad(format!("`{shown}` is no domain name: labels have at most 63 octets, names 253, with one dot between labels")))));
+        return drop(reply.send(Err(bad(format!("`{shown}` is not a domain name: a label has at most 63 bytes, a name at most 253, and there is one dot between two labels")))));
     };
     name.set_fqdn(true);
     let Ok(record_type) = resolve
@@ -31,7 +31,7 @@ pub(in crate::node) fn resolve(node: &JoinedNode, resolve: Resolve, reply: Reply
         .parse::<RecordType>()
     else {
         return drop(reply.send(Err(bad(format!(
-            "`{}` is no record type; A, AAAA, SRV, TXT and PTR are some",
+            "`{}` is not a record type; use one such as A, AAAA, SRV, TXT or PTR",
             resolve.record_type.chars().take(20).collect::<String>()
         )))));
     };
@@ -40,7 +40,7 @@ pub(in crate::node) fn resolve(node: &JoinedNode, resolve: Resolve, reply: Reply
     match answer(&zone, &name, record_type, entropy) {
         Verdict::Answer(found) => {
             let why = if is_special(&name) {
-                vec!["a name for special use (RFC 6761): answered here, and asked of no upstream resolver".into()]
+                vec!["a special-use name (RFC 6761): this node answers it itself, and forwards it to no upstream resolver".into()]
             } else {
                 why_so(&zone, &name, &found)
             };
@@ -68,7 +68,7 @@ fn resolved(name: String, code: ResponseCode, answers: &[Record], why: Vec<Strin
     }
 }
 
-/// One line for each instance that the name has, and one for each thing that holds for all.
+/// Returns a line for each instance of the name, then the lines about the whole answer.
 fn why_so(zone: &Zone, name: &Name, found: &Answer) -> Vec<String> {
     let mut why: Vec<String> = explain(zone, name)
         .into_iter()
@@ -76,19 +76,19 @@ fn why_so(zone: &Zone, name: &Name, found: &Answer) -> Vec<String> {
             let standing = match i.standing {
                 Standing::Usable => "usable",
                 Standing::Unreachable => "this node cannot reach its node",
-                Standing::Unhealthy => "its node says it is unhealthy",
-                Standing::Starting => "its first check is not through",
+                Standing::Unhealthy => "its node reports that it is unhealthy",
+                Standing::Starting => "its first check has not ended",
                 Standing::Draining => "it is draining",
             };
             let part = match part {
                 Part::Answered => "answered",
-                Part::InTurn => "answered in turn, since there are more than go into one answer",
+                Part::InTurn => "answered in turn, since one answer does not hold all instances",
                 Part::Farther => "left out: others are nearer",
                 Part::Unusable => "left out",
             };
             let distance = match i.group {
                 0 => "on this node".to_owned(),
-                u8::MAX => "distance not known".to_owned(),
+                u8::MAX => "unknown distance".to_owned(),
                 group => format!("distance group {group}"),
             };
             format!(
@@ -106,28 +106,31 @@ fn why_so(zone: &Zone, name: &Name, found: &Answer) -> Vec<String> {
         );
     }
     match (found.code, found.answers.first(), found.authority.first()) {
-        (ResponseCode::NXDomain, ..) => why.push("no such name is known in the mesh".into()),
-        (_, Some(record), _) => why.push(format!("may be kept for {} s", record.ttl)),
+        (ResponseCode::NXDomain, ..) => why.push("the mesh has no such name".into()),
+        (_, Some(record), _) => why.push(format!("the answer may be cached for {} s", record.ttl)),
         (_, None, Some(soa)) => {
-            why.push(format!("that there is none may be kept for {} s", soa.ttl));
+            why.push(format!(
+                "there is no such record; this answer may be cached for {} s",
+                soa.ttl
+            ));
         }
         _ => {}
     }
     why
 }
 
-/// What was left out of an answer from outside.
+/// Explains which records were removed from the answer of an upstream resolver.
 fn why_stripped(stripped: Stripped) -> Vec<String> {
     let mut why = Vec::new();
     if stripped.addresses > 0 {
         why.push(format!(
-            "left out: {} record(s) with addresses of the mesh, into which nobody outside may point",
+            "left out: {} record(s) with addresses of the mesh, to which names outside the mesh must not lead",
             stripped.addresses
         ));
     }
     if stripped.aliases > 0 {
         why.push(format!(
-            "left out: {} alias(es) to a name of the mesh, which are not followed: whoever owns the public name could lead a \
+            "left out: {} alias(es) to a name of the mesh, which are not followed: the owner of the public name could direct a \
              browser to a service of the mesh (DNS rebinding); use the name of the mesh itself",
             stripped.aliases
         ));
@@ -138,16 +141,14 @@ fn why_stripped(stripped: Stripped) -> Vec<String> {
 fn why_from(source: Source) -> String {
     let seconds = |age: Duration| age.as_secs();
     match source {
-        Source::Nobody => {
-            "not a name of the mesh: no upstream resolver gave an answer to it".to_owned()
-        }
-        Source::Upstream(from) => format!("not a name of the mesh: {from} said so just now"),
+        Source::Nobody => "not a name of the mesh: no upstream resolver answered".to_owned(),
+        Source::Upstream(from) => format!("not a name of the mesh: {from} answered just now"),
         Source::Cache { from, age } => format!(
-            "not a name of the mesh: {from} said so {} s ago",
+            "not a name of the mesh: {from} answered {} s ago",
             seconds(age)
         ),
         Source::Stale { from, age } => format!(
-            "not a name of the mesh: {from} said so {} s ago, and no upstream resolver answers now",
+            "not a name of the mesh: {from} answered {} s ago, and no upstream resolver answers now",
             seconds(age)
         ),
     }

@@ -12,7 +12,7 @@ use crate::protocol::local::{
     Status,
 };
 
-/// The status of a node that is in no mesh.
+/// The status of a node that is not in a mesh.
 pub(in crate::node) fn bare_status(state: NodeState) -> Status {
     Status {
         schema: SCHEMA,

@@ -1,11 +1,11 @@
-//! What meshd put on the machine.
+//! Lists the changes that meshd made to the machine.
 
 use crate::node::config::Config;
 use crate::node::joined::JoinedNode;
 use crate::node::resolver::Dns;
 use crate::protocol::local::{SCHEMA, SystemEntry, SystemList};
 
-/// Everything meshd put on the machine.
+/// Returns all changes that meshd made to the machine, each with its reason.
 pub(in crate::node) fn system(config: &Config, node: Option<&JoinedNode>) -> SystemList {
     let mut entries = vec![
         entry(
@@ -16,7 +16,7 @@ pub(in crate::node) fn system(config: &Config, node: Option<&JoinedNode>) -> Sys
         entry(
             "file",
             config.state_dir.display().to_string(),
-            "keys and records; stays when meshd stops",
+            "holds keys and records; it stays when meshd stops",
         ),
     ];
     if let Some(node) = node {
@@ -25,7 +25,7 @@ pub(in crate::node) fn system(config: &Config, node: Option<&JoinedNode>) -> Sys
         entries.push(entry(
             "socket",
             format!("UDP port {}", node.device.tunnel.listen_port()),
-            "the tunnel to the other nodes",
+            "receives and sends the packets of the tunnel",
         ));
         if let Some(dns) = &node.resolver.dns {
             entries.extend(of_resolver(dns, &config.tunnel.interface));
@@ -51,29 +51,29 @@ fn of_resolver(dns: &Dns, interface: &str) -> Vec<SystemEntry> {
         entries.push(entry(
             "resolver",
             format!("{address} inside {interface}"),
-            "answers names of the mesh to this machine and its containers; no socket",
+            "answers DNS queries of this machine and its containers, without a socket",
         ));
     }
     if dns.split_dns() != "none" {
         entries.push(entry(
             "resolver",
             format!("systemd-resolved: server and domains of {interface}"),
-            "sends names of the mesh, and no others, to the DNS address",
+            "sends queries for names of the mesh, and no others, to the DNS address",
         ));
     }
     let keeper = dns.keeper.as_ref();
     if keeper.is_some_and(|keeper| keeper.problem().is_none()) {
         entries.push(entry(
             "file",
-            "/etc/resolv.conf, as it was in /etc/resolv.conf.before-meshd".into(),
-            "makes the DNS address this machine's resolver",
+            "/etc/resolv.conf; the original is in /etc/resolv.conf.before-meshd".into(),
+            "makes the DNS address the only DNS server of this machine",
         ));
     }
     for address in dns.server.listen() {
         entries.push(entry(
             "socket",
             format!("UDP and TCP {address}"),
-            "answers names of the mesh",
+            "answers DNS queries",
         ));
     }
     entries
