@@ -77,35 +77,35 @@ async fn ready(commands: Commands) -> Result<&'static str, (StatusCode, String)>
 }
 
 /// The metrics as text.
-pub(super) fn text(mesh: Option<&JoinedNode>) -> String {
+pub(super) fn text(node: Option<&JoinedNode>) -> String {
     let mut page = MetricsPage::new("meshd_");
     page.build_info();
     page.gauge(
         "joined",
         "Whether the node is in a mesh.",
-        u64::from(mesh.is_some()),
+        u64::from(node.is_some()),
     );
-    if let Some(mesh) = mesh {
-        add_mesh(&mut page, mesh);
-        add_names(&mut page, mesh);
-        add_tunnel(&mut page, mesh);
+    if let Some(node) = node {
+        add_node(&mut page, node);
+        add_names(&mut page, node);
+        add_tunnel(&mut page, node);
     }
     page.into_text()
 }
 
-fn add_mesh(page: &mut MetricsPage, mesh: &JoinedNode) {
-    let ready = super::report::not_ready(mesh).is_none();
+fn add_node(page: &mut MetricsPage, node: &JoinedNode) {
+    let ready = super::report::not_ready(node).is_none();
     let help = "Whether `meshctl status --check ready` passes.";
     page.gauge("ready", help, u64::from(ready));
-    let connected = mesh.replica.link().is_connected();
+    let connected = node.replica.link().is_connected();
     let help = "Whether the control stream is open.";
     page.gauge("coordinator_connected", help, u64::from(connected));
     page.gauge(
         "revision",
         "The last revision received.",
-        mesh.replica.position().revision,
+        node.replica.position().revision,
     );
-    let reach = mesh.paths.reach();
+    let reach = node.paths.reach();
     let unreachable = reach.values().filter(|reach| **reach == Reach::Unreachable);
     let unreachable = unreachable.count() as u64;
     page.gauge("peers", "Other members.", reach.len() as u64);
@@ -116,12 +116,12 @@ fn add_mesh(page: &mut MetricsPage, mesh: &JoinedNode) {
     );
 }
 
-fn add_names(page: &mut MetricsPage, mesh: &JoinedNode) {
-    let zone = mesh.names.zone().load();
+fn add_names(page: &mut MetricsPage, node: &JoinedNode) {
+    let zone = node.names.zone().load();
     page.gauge("dns_names", "Names with records.", zone.len() as u64);
     let help = "Names whose answers have only unusable instances.";
     page.gauge("dns_names_flagged", help, zone.flagged() as u64);
-    let Some(dns) = &mesh.resolver.dns else {
+    let Some(dns) = &node.resolver.dns else {
         return;
     };
     let counts = dns.resolver.counts();
@@ -144,9 +144,9 @@ fn add_names(page: &mut MetricsPage, mesh: &JoinedNode) {
     page.counters("dns_dropped_total", "Queries dropped.", "reason", dropped);
 }
 
-fn add_tunnel(page: &mut MetricsPage, mesh: &JoinedNode) {
+fn add_tunnel(page: &mut MetricsPage, node: &JoinedNode) {
     let (mut rx, mut tx) = (0, 0);
-    for peer in mesh.device.tunnel.peers() {
+    for peer in node.device.tunnel.peers() {
         rx += peer.rx_bytes;
         tx += peer.tx_bytes;
     }
@@ -156,7 +156,7 @@ fn add_tunnel(page: &mut MetricsPage, mesh: &JoinedNode) {
         rx,
     );
     page.counter("tunnel_sent_bytes_total", "Bytes sent to peers.", tx);
-    let counters = mesh.device.tunnel.counters();
+    let counters = node.device.tunnel.counters();
     let dropped = counters
         .0
         .iter()

@@ -1,10 +1,10 @@
-//! Decides which of this node's own records are published, and keeps which cannot be published and why. Pure.
+//! Decides which of this node's own records are published, and stores which cannot be published and why. Pure.
 //!
 //! [`Draft`] collects the records that this node publishes anew, with their versions.
 //!
-//! A record has bounds (instances, bytes). A service that is larger than they allow is published with as many of its
-//! instances as fit, in the order in which they are given: what is left out is a problem that names the service. Any other
-//! record of this node that its own ledger refuses is a problem too, for as long as it is refused.
+//! A record has a maximum number of instances and of bytes. A service that exceeds one of them is published with as many of
+//! its instances as fit, in the order in which they are given, and a problem names the service. Any other record of this
+//! node that its own ledger refuses is a problem too, for as long as it is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
@@ -20,7 +20,7 @@ use crate::records::kinds::{
 };
 use crate::records::ledger::Refused;
 
-/// Refused records that are named one by one at most.
+/// The maximum number of refused records that get a problem of their own.
 const MAX_NAMED: usize = 8;
 /// The maximum number of services that this node has withdrawn, and that stay in the mesh as records without instances. With
 /// more of them the node removes their records, which count towards its bound of records.
@@ -29,7 +29,7 @@ const MAX_WITHDRAWN: usize = 256;
 /// The records that this node publishes anew.
 pub(super) struct Draft<'a> {
     id: PublicKey,
-    word: &'a Acceptance,
+    acceptance: &'a Acceptance,
     now: Instant,
     wall: SystemTime,
     /// The lowest version that a service of this node may have.
@@ -46,13 +46,13 @@ impl<'a> Draft<'a> {
     pub(super) fn new(
         id: PublicKey,
         floor: u64,
-        word: &'a Acceptance,
+        acceptance: &'a Acceptance,
         now: Instant,
         wall: SystemTime,
     ) -> Self {
         Self {
             id,
-            word,
+            acceptance,
             now,
             wall,
             floor,
@@ -65,7 +65,7 @@ impl<'a> Draft<'a> {
 
     fn version_of_service(&self, id: &str, held: u64) -> u64 {
         let key = service_key(id);
-        let last = self.word.last_version(&key, held);
+        let last = self.acceptance.last_version(&key, held);
         next_version(last.max(self.floor.saturating_sub(1)), self.wall)
     }
 
@@ -78,6 +78,7 @@ impl<'a> Draft<'a> {
         let (mut known, mut live, mut withdrawn) = (BTreeSet::new(), Vec::new(), 0);
         let mut highest = 0;
         for held in held {
+            let key = service_key(&held.id);
             known.insert(held.id.clone());
             let empty = || Service {
                 instances: Vec::new(),
@@ -88,13 +89,13 @@ impl<'a> Draft<'a> {
                 version: held.version,
                 ..wanted.remove(&held.id).unwrap_or_else(empty)
             };
-            highest = highest.max(self.word.last_version(&service_key(&held.id), held.version));
+            highest = highest.max(self.acceptance.last_version(&key, held.version));
             if service.instances.is_empty() {
                 withdrawn += 1;
             } else {
                 live.push(service.clone());
             }
-            if service != *held || self.word.is_overruled(&service_key(&held.id), self.now) {
+            if service != *held || self.acceptance.is_overruled(&key, self.now) {
                 let version = self.version_of_service(&held.id, held.version);
                 self.services.push(Service { version, ..service });
             }
@@ -107,7 +108,7 @@ impl<'a> Draft<'a> {
             }
             self.services.push(Service { version, ..service });
         }
-        for service in self.word.foreign_services(&self.id, &known, self.now) {
+        for service in self.acceptance.foreign_services(&self.id, &known, self.now) {
             let version = self.version_of_service(&service.id, 0);
             withdrawn += 1;
             self.services.push(Service { version, ..service });
@@ -130,8 +131,8 @@ impl<'a> Draft<'a> {
     /// Adds the node record if it has to be published. With `is_new` it differs from the record in the ledger.
     pub(super) fn node(&mut self, node: Node, is_new: bool) {
         let key = RecordKey::Node(node.id);
-        if is_new || self.raised.is_some() || self.word.is_overruled(&key, self.now) {
-            let last = self.word.last_version(&key, node.version);
+        if is_new || self.raised.is_some() || self.acceptance.is_overruled(&key, self.now) {
+            let last = self.acceptance.last_version(&key, node.version);
             self.node = Some(Node {
                 version: next_version(last, self.wall),
                 services_from: self.raised.unwrap_or(node.services_from),
@@ -140,15 +141,15 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Adds the name record if this node `has_new_name`, which is `own`, or if another machine published one with this node's
-    /// key. `held` is the record in the ledger.
+    /// Adds the name record if it has to be published: this node `has_new_name`, or another machine published a name record with
+    /// this node's key. `own` is the name of this node, and `held` is the record in the ledger.
     pub(super) fn name(&mut self, held: Option<&Name>, own: &Label, has_new_name: bool) {
         let key = RecordKey::Name(self.id);
-        if !has_new_name && !self.word.is_overruled(&key, self.now) {
+        if !has_new_name && !self.acceptance.is_overruled(&key, self.now) {
             return;
         }
         let last = self
-            .word
+            .acceptance
             .last_version(&key, held.map_or(0, |held| held.version));
         let name = held
             .filter(|_| !has_new_name)
@@ -179,7 +180,7 @@ fn service_key(id: &str) -> RecordKey {
     RecordKey::parse("service", id)
 }
 
-/// What is wrong with this node's own records.
+/// The problems of this node's own records.
 #[derive(Debug, Default)]
 pub(super) struct OwnRecords {
     cut: BTreeMap<ServiceName, Cut>,
@@ -201,7 +202,7 @@ struct Refusal {
 }
 
 impl OwnRecords {
-    /// Cuts services to what a record may be.
+    /// Drops the instances that do not fit into the record of their service.
     pub(super) fn fit(
         &mut self,
         mut services: BTreeMap<String, Service>,
@@ -225,12 +226,12 @@ impl OwnRecords {
         services
     }
 
-    /// The node record and those of services are about to be brought up to date.
+    /// Begins a round, in which the node record and the records of services are brought up to date.
     pub(super) fn begin_round(&mut self) {
         self.round += 1;
     }
 
-    /// They were: a record that was not refused this time is either published or not wanted any more.
+    /// Ends a round. A record that was not refused in this round is either published or no longer wanted.
     pub(super) fn end_round(&mut self) {
         let round = self.round;
         self.refused
@@ -254,7 +255,7 @@ impl OwnRecords {
         self.refused.remove(key);
     }
 
-    /// What is wrong, with remedies.
+    /// All problems, with remedies.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let cut = self.cut.iter().map(|(name, cut)| Problem {
             what: format!(
@@ -263,7 +264,7 @@ impl OwnRecords {
                 cut.all
             ),
             why: format!(
-                "the record of a service on one node holds {MAX_INSTANCES} instances and {MAX_PAYLOAD} bytes at most"
+                "the record of a service on one node holds at most {MAX_INSTANCES} instances and {MAX_PAYLOAD} bytes"
             ),
             fix: "run them on several nodes, give containers shorter names, or name fewer ports of each".into(),
         });
@@ -277,7 +278,7 @@ impl OwnRecords {
         let more = (more > 0).then(|| Problem {
             what: format!("{more} more records of this node are not published"),
             why: "they are refused as well".into(),
-            fix: "mend the others first".into(),
+            fix: "correct the others first".into(),
         });
         cut.chain(refused).chain(more).collect()
     }
@@ -289,7 +290,7 @@ fn remedy(why: &Refused) -> &'static str {
             "run `meshctl leave`, and join again with a new token"
         }
         Refused::BlockTaken(_) | Refused::ForeignBlock(_) | Refused::ForeignAddress(_) => {
-            "another node has these addresses: run `meshctl leave` here, and join again with a new token"
+            "another node has these addresses: run `meshctl leave` on this node, and join again with a new token"
         }
         Refused::Full(_) => "run fewer services on this node",
         _ => {
@@ -298,7 +299,7 @@ fn remedy(why: &Refused) -> &'static str {
     }
 }
 
-/// How many of the first instances fit into the record.
+/// How many instances fit into the record, counted from the first.
 fn fitting(service: &Service) -> usize {
     let empty = Record::Service(Service {
         id: service.id.clone(),
@@ -320,13 +321,14 @@ fn fitting(service: &Service) -> usize {
     instances.take_while(fits).count()
 }
 
-/// Bytes of an instance in a record at most, whatever its health: how many fit does not change with it.
+/// The maximum size of an instance in a record, in bytes. It does not depend on the health, so that the number of instances
+/// that fit does not change with it.
 fn bytes(instance: &Instance) -> usize {
     let longest = Instance {
         health: Health::Unhealthy,
         ..instance.clone()
     };
-    // With a comma.
+    // One byte is for the comma.
     1 + serde_json::to_string(&longest).map_or(MAX_PAYLOAD, |text| text.len())
 }
 
@@ -447,20 +449,20 @@ mod tests {
         assert_eq!(own.problems().len(), MAX_NAMED + 1);
     }
 
-    fn word() -> Acceptance {
+    fn acceptance() -> Acceptance {
         Acceptance::new(&PublicKey([1; 32]), 1_800_000_000_000)
     }
 
     /// The records that a node with the records in `held` publishes for the services in `wanted`.
     fn drafted(
-        word: &Acceptance,
+        acceptance: &Acceptance,
         held: &[Service],
         wanted: Vec<Service>,
         node: &Node,
         clock: SystemTime,
     ) -> Vec<Record> {
         let now = Instant::now();
-        let mut draft = Draft::new(node.id, node.services_from, word, now, clock);
+        let mut draft = Draft::new(node.id, node.services_from, acceptance, now, clock);
         let wanted = wanted.into_iter().map(|s| (s.id.clone(), s));
         draft.services(held.iter(), wanted.collect());
         draft.node(node.clone(), false);
@@ -495,7 +497,7 @@ mod tests {
 
     #[test]
     fn a_new_name_is_published_above_the_held_one_and_no_other_name_is() {
-        let (word, now) = (word(), Instant::now());
+        let (acceptance, now) = (acceptance(), Instant::now());
         let id = node().id;
         let held = Name {
             id,
@@ -503,7 +505,7 @@ mod tests {
             name: label("old"),
         };
         let published = |has_new_name| {
-            let mut draft = Draft::new(id, 0, &word, now, SystemTime::UNIX_EPOCH);
+            let mut draft = Draft::new(id, 0, &acceptance, now, SystemTime::UNIX_EPOCH);
             draft.name(Some(&held), &label("new"), has_new_name);
             draft.finish()
         };
@@ -531,9 +533,9 @@ mod tests {
                 ..service("web", 1, 1)
             },
         ];
-        let same = drafted(&word(), &held, held.to_vec(), &node(), clock);
+        let same = drafted(&acceptance(), &held, held.to_vec(), &node(), clock);
         assert_eq!(same, []);
-        let published = drafted(&word(), &held, vec![held[0].clone()], &node(), clock);
+        let published = drafted(&acceptance(), &held, vec![held[0].clone()], &node(), clock);
         assert_eq!(published, [Record::Service(empty("web", 51))]);
     }
 
@@ -552,10 +554,10 @@ mod tests {
             ..service("web", 1, 1)
         });
         let wanted = held[MAX_WITHDRAWN..].to_vec();
-        assert_eq!(drafted(&word(), &held, wanted, &node(), clock), []);
+        assert_eq!(drafted(&acceptance(), &held, wanted, &node(), clock), []);
         // One more service is withdrawn, and one is new.
         let wanted = vec![held[MAX_WITHDRAWN].clone(), service("new", 1, 1)];
-        let published = drafted(&word(), &held, wanted, &node(), clock);
+        let published = drafted(&acceptance(), &held, wanted, &node(), clock);
         let [
             Record::Service(db),
             Record::Service(new),
@@ -573,7 +575,7 @@ mod tests {
         // The next service is above the floor even if the clock went back.
         let held = [db.clone(), new.clone()];
         let wanted = vec![db.clone(), new.clone(), service("later", 1, 1)];
-        let published = drafted(&word(), &held, wanted, node, SystemTime::UNIX_EPOCH);
+        let published = drafted(&acceptance(), &held, wanted, node, SystemTime::UNIX_EPOCH);
         let [Record::Service(later)] = &published[..] else {
             panic!("{published:?}")
         };
@@ -583,13 +585,13 @@ mod tests {
     #[test]
     fn what_another_machine_published_is_published_again_with_a_version_above() {
         let now = Instant::now();
-        let (mut word, node) = (word(), node());
+        let (mut acceptance, node) = (acceptance(), node());
         let mut stolen = |kind: &str, record: &Record, version| {
             let key = match record {
                 Record::Service(service) => service_key(&service.id),
                 _ => RecordKey::parse(kind, &node.id.to_string()),
             };
-            word.handle_foreign(key, record, version, Some(node.wireguard_key), now);
+            acceptance.handle_foreign(key, record, version, Some(node.wireguard_key), now);
         };
         stolen("node", &Record::Node(node.clone()), 70);
         stolen("service", &Record::Service(service("db", 3, 1)), 71);
@@ -604,7 +606,13 @@ mod tests {
             version: 40,
             ..service("db", 1, 1)
         }];
-        let published = drafted(&word, &held, held.to_vec(), &node, SystemTime::UNIX_EPOCH);
+        let published = drafted(
+            &acceptance,
+            &held,
+            held.to_vec(),
+            &node,
+            SystemTime::UNIX_EPOCH,
+        );
         let db = Service {
             version: 72,
             ..held[0].clone()

@@ -61,11 +61,13 @@ struct NextStep {
 
 impl Attempts {
     fn handle_failure(&mut self, file: &Path, failure: &JoinFailure) -> NextStep {
-        let (first, most) = match failure {
+        let (first, longest) = match failure {
             JoinFailure::Join(error) if is_of_host(error.code) => (MIN_HOST_PAUSE, MAX_HOST_PAUSE),
             _ => (MIN_PAUSE, MAX_PAUSE),
         };
-        let pause = first.saturating_mul(1 << self.failures.min(10)).min(most);
+        let pause = first
+            .saturating_mul(1 << self.failures.min(10))
+            .min(longest);
         self.failures = self.failures.saturating_add(1);
         let kind = kind_of(failure);
         let is_new_kind = !self.logged.contains(&kind);
@@ -162,7 +164,7 @@ pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
             tracing::warn!(why = %problem.why, fix = %problem.fix, "{}", problem.what);
         }
         let content = read(&file);
-        // Also a change that comes just when a pause ends begins the attempts anew.
+        // The file may also have changed just when the pause ended, so it is compared here and not only during the pause.
         if tried.as_ref() != Some(&content) {
             attempts = Attempts::default();
             tried = Some(content.clone());

@@ -149,14 +149,14 @@ impl Survey {
     }
 
     /// One address of each route for a part of `prefix` that does not use the device `own`, except for routes in
-    /// `block`, whose addresses this node assigns itself. Returns at most `most` addresses.
+    /// `block`, whose addresses this node assigns itself. Returns at most `max` addresses.
     #[must_use]
     pub fn routed_elsewhere(
         &self,
         prefix: IpNet,
         block: IpNet,
         own: &str,
-        most: usize,
+        max: usize,
     ) -> Vec<IpAddr> {
         let taken = |route: &&Route| {
             let counts = matches!(
@@ -171,7 +171,7 @@ impl Survey {
         // The network address itself is not used, because some kernels treat it as a broadcast address.
         let of = |route: &Route| route.net.hosts().next().unwrap_or(route.net.addr());
         let addresses: BTreeSet<IpAddr> = self.routes.iter().filter(taken).map(of).collect();
-        addresses.into_iter().take(most).collect()
+        addresses.into_iter().take(max).collect()
     }
 }
 
@@ -246,8 +246,8 @@ mod tests {
         };
         let prefix = "10.210.0.0/16".parse().expect("a literal");
         let block = "10.210.1.0/24".parse().expect("a literal");
-        let taken = |most| {
-            let taken = survey.routed_elsewhere(prefix, block, "mesh0", most);
+        let taken = |max| {
+            let taken = survey.routed_elsewhere(prefix, block, "mesh0", max);
             taken.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(taken(10), ["10.210.7.1", "10.210.8.5", "10.210.9.1"]);
