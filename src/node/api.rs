@@ -33,6 +33,7 @@ pub enum Command {
     Status(Reply<Status>),
     /// Return all changes to the machine.
     System(Reply<SystemList>),
+    /// Join a mesh.
     Join(Join, Reply<Joined>),
     /// Leave the mesh.
     Leave(Reply<Left>),
@@ -160,7 +161,7 @@ async fn metrics(State(agent): Agent) -> Response {
     }
 }
 
-/// The time limit of all commands. A join has its own, shorter limit.
+/// The time limit of all commands. A join has its own limit, which is not longer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
 async fn send<T>(

@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(
             never_heard(&[("n2", new.clone())], 51820),
             None,
-            "it has some time"
+            "it still has time to answer"
         );
         assert_eq!(new.state().0, PeerState::Connecting);
     }
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_means_joined_not_removed_tunnel_and_names_up_and_a_peer_reached() {
+    fn a_node_is_ready_if_it_is_a_member_its_tunnel_and_dns_work_and_it_reached_a_peer() {
         let ready = Readiness {
             removed: false,
             copied: false,
@@ -327,11 +327,7 @@ mod tests {
             reached: false,
             ..ready
         };
-        assert_eq!(
-            alone.not_ready(),
-            None,
-            "the first node has nobody to reach"
-        );
+        assert_eq!(alone.not_ready(), None, "the first node has no peers");
         let not = [
             (
                 Readiness {

@@ -1,4 +1,5 @@
-//! The containers of this node: what the engine reports, what the probes find, what is published, and the problems.
+//! The containers of this node: handles reports of the engine and results of probes, and returns the instances to publish
+//! and the problems.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -104,7 +105,7 @@ impl Docker {
                     if !matches!(fault, EngineFault::Absent(_)) {
                         tracing::warn!(%fault, "the container engine is not reachable; containers stay as they are");
                     } else if self.engine.is_none() {
-                        // No engine, so no containers.
+                        // There is no engine, so there are no containers.
                         self.inventory_known = true;
                     }
                     self.fault = Some(fault);
@@ -137,7 +138,7 @@ impl Docker {
         self.prober.set(targets.collect());
     }
 
-    /// Handles that time has passed. Returns whether that changed anything.
+    /// Handles that time has passed. Returns whether that has changed anything.
     pub(super) fn handle_time(&mut self, now: Instant) -> bool {
         let timed_out = !self.inventory_known
             && now.saturating_duration_since(self.started) >= INVENTORY_TIMEOUT;

@@ -176,7 +176,7 @@ fn is_undecided(error: &JoinError) -> bool {
     }
 }
 
-/// Finds problems of this host while nothing is spent.
+/// Finds problems of this host before the token is used.
 async fn try_first(
     context: &JoinContext,
     token: &JoinToken,
@@ -241,7 +241,8 @@ async fn request_membership(
     }
 }
 
-/// Departs from a mesh that has admitted this node, which cannot become a member because of `error`.
+/// Departs from a mesh that has admitted this node, because `error` prevents the node from being a member. Returns the error
+/// for the user.
 pub(super) fn depart_after(dir: &StateDir, pending: &Pending, error: ApiError) -> ApiError {
     if let Err(kept) = abandon(dir, pending) {
         tracing::error!(error = %kept, "the departure cannot be stored; the join is completed at the next start");

@@ -1,4 +1,4 @@
-//! meshd: carries values between tunnel, path, dns, discovery and the coordinator.
+//! meshd: passes values between the tunnel, the paths, DNS, services, containers, the firewall and the coordinator.
 //!
 //! [`agent`] is one task that owns everything and receives events: commands from [`api`], events of a joined node, time.
 //!
@@ -8,13 +8,14 @@
 //! | [`settle`] | the one order in which changes are applied to the parts |
 //! | [`timers`] | the table of deadlines |
 //! | [`boot`] | starts a joined node from what is on disk |
-//! | [`replica`], [`control`], [`gossip`], [`connections`] | records, and the connections over which they are kept in step |
+//! | [`replica`], [`control`], [`gossip`], [`connections`] | records, and the connections over which they are sent and received |
 //! | [`own_records`] | which records this node publishes |
 //! | [`device`], [`paths`], [`host`] | the tunnel device, the paths to peers, this machine's network |
 //! | [`names`], [`resolver`] | the zone, and the resolver's surroundings |
 //! | [`workloads`], [`docker`] | services, containers and the firewall |
-//! | [`state`], [`disk`], [`changes`], [`keys`] | the files of the node, who writes them, and the changes that wait for the disk |
-//! | [`report`], [`metrics`] | what the node reports of itself |
+//! | [`state`], [`disk`], [`changes`], [`keys`] | the files of the node, the task that writes them, and changes that wait for it |
+//! | [`joining`], [`unattended`], [`departing`] | a join, a join with a token file, and departures that wait for a coordinator |
+//! | [`report`], [`contact`], [`metrics`] | status, problems and metrics of the node |
 
 mod agent;
 pub mod api;
@@ -63,7 +64,7 @@ use crate::protocol::api::{ApiError, ErrorCode};
 use config::{Arguments, Config, Job, ResolvConfJob};
 use state::{StateDir, StateError};
 
-/// The program.
+/// Runs meshd with the arguments of the command line, and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -115,26 +116,27 @@ fn restore_resolv_conf(config: &Config) -> Result<(), ApiError> {
     eprintln!(
         "meshd: {}",
         if restored {
-            "/etc/resolv.conf is as it was before"
+            "restored /etc/resolv.conf"
         } else {
-            "/etc/resolv.conf is not meshd's; nothing was changed"
+            "/etc/resolv.conf was not written by meshd; nothing was changed"
         }
     );
     Ok(())
 }
 
-/// Does the job of the helper. It runs as root, so it uses nothing that meshd's user can write except the request.
+/// Changes /etc/resolv.conf as the helper. The helper runs as root, so it uses nothing that meshd's user can write except the
+/// request.
 fn apply_resolv_conf(config: &Config) -> Result<(), ApiError> {
     let changed = host::ResolvConf::of_helper().follow_request(config.runtime_dir());
     if changed.map_err(of_resolv_conf)? {
-        eprintln!("meshd: wrote /etc/resolv.conf as meshd requests");
+        eprintln!("meshd: changed /etc/resolv.conf as meshd has requested");
     }
     Ok(())
 }
 
 #[expect(
     clippy::needless_pass_by_value,
-    reason = "it stands in for a closure in map_err"
+    reason = "it is passed to `map_err`, which gives it the error"
 )]
 fn of_resolv_conf(error: host::ResolvConfError) -> ApiError {
     let code = if error.is_permission() {
@@ -157,7 +159,8 @@ fn finish(result: Result<(), ApiError>) -> ExitCode {
 
 async fn run(config: Config) -> Result<(), ApiError> {
     let config = Arc::new(config);
-    // Before anything is changed on the machine: who is ended while it starts takes back what it did.
+    // The signals are caught before anything is changed on the machine, so that meshd undoes its changes if it is ended while
+    // it starts.
     let mut signals = StopSignals::catch()
         .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
     let dir = StateDir::open(&config.state_dir)?;
@@ -174,7 +177,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
         let commands = commands.clone();
         async move { api::serve(listener, &path, commands).await }
     });
-    // Finite, since meshd runs without metrics if their port is taken.
+    // This task may end, since meshd runs without metrics if their port is taken.
     tasks.spawn_finite("metrics", metrics::serve(metrics_listen, commands.clone()));
     if let Some(file) = config.token_file.clone() {
         tasks.spawn_finite("unattended join", unattended::run(file, commands));
@@ -202,7 +205,7 @@ async fn until_stopped(
 ) -> Result<(), ApiError> {
     let stopping = async {
         signal.await;
-        // The agent may have ended meanwhile.
+        // The agent may have ended in the meantime.
         let _ = stop.send(());
         std::future::pending().await
     };
@@ -234,7 +237,7 @@ mod tests {
 
     use super::*;
 
-    /// How meshd ends while its agent runs on and no signal arrives.
+    /// The error with which meshd ends while its agent still runs and no signal arrives.
     async fn end_of(tasks: &Tasks) -> ApiError {
         let (stop, _stopped) = oneshot::channel();
         let ended = until_stopped(pending(), pending(), stop, tasks);

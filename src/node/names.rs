@@ -168,7 +168,7 @@ impl Names {
         self.is_unwritten.then_some(&*self.service_addresses)
     }
 
-    /// These service addresses were written.
+    /// Handles that these service addresses were written to disk.
     pub(super) fn handle_written(&mut self, written: &ServiceAddresses) {
         self.is_unwritten &= *written != *self.service_addresses;
     }

@@ -27,7 +27,7 @@ use crate::protocol::local::{Problem, SystemEntry};
 
 /// The interval at which everything is compared, with or without notifications.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(15);
-/// Without a notification, the routes are checked only at each comparison of this number.
+/// The routes are checked whenever something has changed, and otherwise once in this number of comparisons.
 const ROUTE_CHECK_EVERY: u32 = 4;
 /// Other programs change several settings in a row, so the comparison waits this long after a notification.
 const BURST_DELAY: Duration = Duration::from_millis(100);
@@ -253,11 +253,11 @@ impl Work {
                 .pace
                 .rest(Instant::now())
                 .max(self.next.saturating_duration_since(Instant::now()));
-            // This is set before the delay, so that the notification is not lost when something else ends the wait.
             let mut by_others = false;
             let noticed = async {
                 sleep(rest).await;
                 self.notifications.next(&scope).await;
+                // This is set before the delay, so that the notification is not lost if something else ends the wait.
                 by_others = true;
                 sleep(BURST_DELAY).await;
             };

@@ -41,7 +41,7 @@ use crate::records::service_address::ServiceAddresses;
 
 const IN_STEP: &str = "in_step.json";
 const NEWCOMERS: &str = "newcomers.json";
-/// Bytes of a state file at most, the records aside.
+/// The maximum size of a state file in bytes. It does not apply to the file of records.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// The state directory.
@@ -54,7 +54,7 @@ pub enum StateError {
     /// The directory or a file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The one file nothing can replace is damaged.
+    /// The file of the identity is damaged. It can be restored only from a backup.
     #[error(
         "the node's identity in {path} is damaged ({why}); restore that file from a backup, or move {dir} away, remove the node with `meshctl node remove` and join again"
     )]
@@ -63,7 +63,7 @@ pub enum StateError {
         path: PathBuf,
         /// The state directory.
         dir: PathBuf,
-        /// What is wrong with it.
+        /// Why it cannot be used.
         why: String,
     },
 }
@@ -78,10 +78,10 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// New random keys.
+    /// Generates random keys.
     ///
     /// # Errors
-    /// The system has no randomness to give.
+    /// The system returns no random bytes.
     pub fn generate() -> Result<Self, random::RandomError> {
         let mut seeds = Zeroizing::new([0u8; 64]);
         random::fill(seeds.as_mut_slice())?;
@@ -119,12 +119,12 @@ impl std::fmt::Debug for Keys {
     }
 }
 
-/// The tunnel's key before the present one, which goes on for a while.
+/// The former key of the tunnel, which is accepted for a while after it was replaced.
 #[derive(Clone)]
 pub struct Previous {
     /// The key.
     pub wireguard: x25519_dalek::StaticSecret,
-    /// How long.
+    /// The time until which it is accepted.
     pub until: UnixSeconds,
 }
 
@@ -136,20 +136,20 @@ impl std::fmt::Debug for Previous {
     }
 }
 
-/// Who the node is and in which mesh: all it needs to start with no coordinator.
+/// The identity of a node and of its mesh: everything that a start without a coordinator needs.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// Its keys.
     pub keys: Keys,
     /// Its name.
     pub name: Label,
-    /// What everything is verified up to.
+    /// The key that verifies all records of the mesh, directly or through other keys.
     pub mesh_key: PublicKey,
-    /// The addresses it owns.
+    /// The address block of the node.
     pub block: Block,
-    /// Where coordinators are.
+    /// The URLs of the coordinators.
     pub urls: Vec<CoordinatorUrl>,
-    /// The key they have.
+    /// The pin of the coordinators' TLS key.
     pub pin: SpkiPin,
     /// Set for a while after the tunnel's key was changed.
     pub previous: Option<Previous>,
@@ -163,33 +163,33 @@ impl Identity {
     }
 }
 
-/// A join that was begun: kept so that asking again is the same question.
+/// A join that was begun. It is stored so that a further attempt sends the same request.
 #[derive(Debug, Clone)]
 pub struct Pending {
     /// Its keys.
     pub keys: Keys,
-    /// The token it is for.
+    /// The public key of the token.
     pub token: PublicKey,
-    /// Signed with the token's key.
+    /// The membership certificate, signed with the token's key.
     pub membership: Envelope,
-    /// Whether a coordinator may have received the request: it may have admitted the node.
+    /// Whether a coordinator may have received the request, and so may have admitted the node.
     pub asked: bool,
-    /// Where the coordinators are, so that the join is finished after a restart; absent in a file of an earlier version.
+    /// The coordinators, with which the join is completed after a restart. Absent in a file of an earlier version.
     pub way: Option<Way>,
 }
 
-/// How to reach the coordinators of a mesh and to verify what they say.
+/// The facts that are necessary to reach the coordinators of a mesh and to verify their answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Way {
-    /// What everything is verified up to.
+    /// The key that verifies all records of the mesh, directly or through other keys.
     pub mesh_key: PublicKey,
-    /// Where coordinators are.
+    /// The URLs of the coordinators.
     pub urls: Vec<CoordinatorUrl>,
-    /// The key they have.
+    /// The pin of the coordinators' TLS key.
     pub pin: SpkiPin,
 }
 
-/// Keys as they stand in a file.
+/// Keys in the format of a file.
 #[derive(Serialize, Deserialize)]
 struct StoredKeys {
     identity_seed: Zeroizing<String>,
@@ -210,7 +210,7 @@ impl StoredKeys {
         }
     }
 
-    /// The public halves are kept beside the secrets so that a flipped bit is noticed.
+    /// Returns the keys. The file also has the public halves, so that a flipped bit is noticed.
     fn open(&self) -> Result<Keys, String> {
         let bytes = |text: &str| {
             text.parse::<PublicKey>()
@@ -222,7 +222,7 @@ impl StoredKeys {
             wireguard: x25519_dalek::StaticSecret::from(*bytes(&self.wireguard_secret)?),
         };
         if keys.identity.public() != self.identity || keys.wireguard_public() != self.wireguard {
-            return Err("the keys do not go together".into());
+            return Err("the public and the secret keys do not match".into());
         }
         Ok(keys)
     }
@@ -254,7 +254,7 @@ impl StoredPrevious {
         }
     }
 
-    /// Nothing rests on it for long: one that is damaged is gone.
+    /// Returns the key, or none if it is damaged: the key is needed for a short time only, so that is no error.
     fn open(&self) -> Option<Previous> {
         let bytes = self.wireguard_secret.parse::<PublicKey>().ok()?;
         Some(Previous {
@@ -276,16 +276,16 @@ struct StoredPending {
 }
 
 impl StateDir {
-    /// Opens the directory, making it if it is not there.
+    /// Opens the directory, and creates it if it is missing.
     ///
     /// # Errors
-    /// It cannot be made, belongs to another user, or others may read it.
+    /// The directory cannot be created, belongs to another user, or can be read by other users.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         file::private_dir(path)?;
         Ok(Self(path.to_owned()))
     }
 
-    /// The path of `name` in it.
+    /// The path of the file `name` in the directory.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
@@ -294,7 +294,7 @@ impl StateDir {
     /// The node's identity, if it has joined.
     ///
     /// # Errors
-    /// The file is there and cannot be used.
+    /// The file exists and cannot be used.
     pub fn identity(&self) -> Result<Option<Identity>, StateError> {
         let damaged = |why: String| StateError::Identity {
             path: self.path("identity.json"),
@@ -320,7 +320,7 @@ impl StateDir {
     /// Writes the identity.
     ///
     /// # Errors
-    /// The disk refuses; the file is then as before.
+    /// The file cannot be written. The old file is kept then.
     pub fn set_identity(&self, identity: &Identity) -> Result<(), StateError> {
         self.write(
             "identity.json",
@@ -336,10 +336,10 @@ impl StateDir {
         )
     }
 
-    /// A join under way, if its file can be used.
+    /// The join under way. None if there is no file, or a damaged one.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file exists and cannot be read.
     pub fn pending(&self) -> Result<Option<Pending>, StateError> {
         let Some(stored) = self.read_or_nothing::<StoredPending>("pending.json")? else {
             return Ok(None);
@@ -356,7 +356,7 @@ impl StateDir {
     /// Writes the join under way.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written. The old file is kept then.
     pub fn set_pending(&self, pending: &Pending) -> Result<(), StateError> {
         let keys = StoredKeys::new(&pending.keys);
         self.write(
@@ -371,12 +371,12 @@ impl StateDir {
         )
     }
 
-    /// Forgets the join under way.
+    /// Deletes the join under way.
     pub fn clear_pending(&self) {
         let _ = std::fs::remove_file(self.path("pending.json"));
     }
 
-    /// Where the node stands; the beginning if that is not known.
+    /// The position in the coordinator's changes. It is the beginning if the file is missing or damaged.
     #[must_use]
     pub fn position(&self) -> Position {
         self.read_or_nothing("position.json")
@@ -385,10 +385,10 @@ impl StateDir {
             .unwrap_or_default()
     }
 
-    /// Writes where the node stands.
+    /// Writes the position in the coordinator's changes.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written. The old file is kept then.
     pub fn set_position(&self, position: &Position) -> Result<(), StateError> {
         self.write("position.json", position)
     }
@@ -422,7 +422,7 @@ impl StateDir {
     /// Writes when the node was last in step with a coordinator.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written. The old file is kept then.
     pub(in crate::node) fn set_in_step(&self, in_step: &InStep) -> Result<(), StateError> {
         self.write(IN_STEP, in_step)
     }
@@ -430,12 +430,12 @@ impl StateDir {
     /// Writes which memberships are held back, and which were accepted on trust.
     ///
     /// # Errors
-    /// The disk refuses.
+    /// The file cannot be written. The old file is kept then.
     pub(in crate::node) fn set_newcomers(&self, lists: &NewcomerLists) -> Result<(), StateError> {
         self.write(NEWCOMERS, lists)
     }
 
-    /// The services added by hand, and what is wrong with their file if anything is.
+    /// The services that were added with `meshctl service add`, and the reason if their file cannot be used.
     #[must_use]
     pub fn services<T: DeserializeOwned + Default>(&self) -> (T, Option<String>) {
         let damage = match self.read("services.json") {
@@ -454,15 +454,15 @@ impl StateDir {
         )
     }
 
-    /// Writes the services added by hand.
+    /// Writes the services that were added with `meshctl service add`.
     ///
     /// # Errors
-    /// The disk refuses; the file is then as before.
+    /// The file cannot be written. The old file is kept then.
     pub fn set_services<T: Serialize>(&self, services: &T) -> Result<(), StateError> {
         self.write("services.json", services)
     }
 
-    /// The addresses of containers; none if they are not known.
+    /// The addresses of containers. Empty if the file is missing or damaged.
     #[must_use]
     pub fn leases(&self) -> BTreeMap<ContainerId, Ipv4Addr> {
         self.read_or_nothing("instances.json")
@@ -474,7 +474,7 @@ impl StateDir {
     /// Writes the addresses of containers.
     ///
     /// # Errors
-    /// The disk refuses; the file is then as before.
+    /// The file cannot be written. The old file is kept then.
     pub fn set_leases(&self, leases: &BTreeMap<ContainerId, Ipv4Addr>) -> Result<(), StateError> {
         self.write("instances.json", leases)
     }
@@ -491,12 +491,12 @@ impl StateDir {
     /// Writes which service has which service address.
     ///
     /// # Errors
-    /// The disk refuses; the file is then as before.
+    /// The file cannot be written. The old file is kept then.
     pub fn set_service_addresses(&self, addresses: &ServiceAddresses) -> Result<(), StateError> {
         self.write("service-addresses.json", addresses)
     }
 
-    /// Forgets the mesh: all files but the directory.
+    /// Deletes the files of the node in its mesh. Departures that wait for a coordinator are kept.
     pub fn clear(&self) {
         for name in [
             "identity.json",

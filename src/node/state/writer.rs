@@ -24,13 +24,14 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A file of the state, besides those of the replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::node) enum StateFile {
-    /// The identity, or the services added by hand, with a change that is answered once it is written.
+    /// The identity, or the services that were added with `meshctl service add`: the caller of a change is waiting until the
+    /// file is written.
     Change,
-    /// The identity without the tunnel's old key.
+    /// The identity without the former key of the tunnel.
     OldKey,
     /// The addresses of containers.
     Leases,
-    /// Which service has which service address.
+    /// The service address of each service.
     ServiceAddresses,
 }
 
@@ -59,7 +60,7 @@ pub(in crate::node) enum Written {
     State(StateFile, Content, Result<(), StateError>),
 }
 
-/// The running task. It ends when this value is dropped and the last request was carried out.
+/// The handle of the task, which ends after this value is dropped and the last request is carried out.
 #[derive(Debug)]
 pub(in crate::node) struct Writer {
     requests: mpsc::Sender<Request>,
@@ -67,7 +68,7 @@ pub(in crate::node) struct Writer {
 }
 
 impl Writer {
-    /// Starts the task. The outcomes come out of the receiver, one for each request, in their order.
+    /// Starts the task. The receiver returns the outcomes, one for each request, in the same order.
     pub(in crate::node) fn start(log: RecordLog, dir: StateDir) -> (Self, mpsc::Receiver<Written>) {
         let (requests, mut waiting) = mpsc::channel(MAX_REQUESTS);
         let (sender, outcomes) = mpsc::channel(MAX_REQUESTS);
@@ -84,18 +85,18 @@ impl Writer {
         (Self { requests, task }, outcomes)
     }
 
-    /// Hands a request of the replica over.
+    /// Sends a request of the replica to the task.
     pub(in crate::node) fn write(&self, request: WriteRequest) {
         self.send(Request::Replica(request));
     }
 
-    /// Hands the new content of a file over.
+    /// Sends the new content of a file to the task.
     pub(in crate::node) fn write_state(&self, file: StateFile, content: Content) {
         self.send(Request::State(file, content));
     }
 
     fn send(&self, request: Request) {
-        // Each kind of request is outstanding once at most, so there is room, unless the task has ended.
+        // At most one request of each kind is outstanding, so the channel has room, unless the task has ended.
         if self.requests.try_send(request).is_err() {
             tracing::error!("the task that writes to disk has ended");
         }
@@ -134,7 +135,7 @@ impl Files {
         }
     }
 
-    /// Carries a request out as [`WriteRequest`] demands.
+    /// Carries a request out in the order that [`WriteRequest`] requires.
     fn write(&mut self, request: WriteRequest) -> WriteOutcome {
         let mut outcome = WriteOutcome::default();
         self.write_parts(request, &mut outcome);
