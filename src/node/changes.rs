@@ -160,7 +160,7 @@ impl ServiceChange {
         }
     }
 
-    /// Makes the change in `registry`. `block` is the block of this node, and `contained` are the services of its containers.
+    /// Makes the change in `registry`. `block` is the block of this node, and `container_services` are the services of its containers.
     ///
     /// # Errors
     /// The registry does not allow it, and is as before.
@@ -168,18 +168,18 @@ impl ServiceChange {
         &self,
         registry: &mut Registry,
         block: &Block,
-        contained: &BTreeSet<ServiceName>,
+        container_services: &BTreeSet<ServiceName>,
     ) -> Result<(), ApiError> {
         match self {
             Self::Add(registered) => registry.add(registered.clone(), block).map_err(refused),
             Self::Remove(name) => match registry.remove(name) {
-                Err(RegistryError::Unknown(name)) if contained.contains(&name) => {
+                Err(RegistryError::Unknown(name)) if container_services.contains(&name) => {
                     Err(of_containers(&name))
                 }
                 result => result.map_err(refused),
             },
             Self::Drain(name, is_drained) => registry
-                .set_drained(name, *is_drained, contained)
+                .set_drained(name, *is_drained, container_services)
                 .map_err(refused),
         }
     }

@@ -1,4 +1,4 @@
-//! The tunnel device, and what this machine's network has for it.
+//! The tunnel device, with its addresses and routes on this machine.
 //!
 //! If somebody deletes the device, it is made again with everything on it. If somebody moves it to another network namespace,
 //! it stays there, and that is a problem to show.
@@ -23,7 +23,7 @@ pub(super) struct Device {
     pub(super) network: Upkeep,
     /// The MTU of the device, in bytes.
     pub(super) mtu: u16,
-    /// The addresses of this machine, as of the last look.
+    /// The addresses of this machine, as they were listed last.
     pub(super) interfaces: Vec<Interface>,
     /// The problem while the device is in another network namespace.
     elsewhere: Option<Problem>,

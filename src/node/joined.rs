@@ -152,7 +152,7 @@ impl JoinedNode {
             }
             NodeEvent::DeviceGone => {
                 if self.device.restore().await? {
-                    self.handle_refitted();
+                    self.configure_device();
                     self.reconcile().await;
                 }
             }
@@ -195,7 +195,7 @@ impl JoinedNode {
     pub(super) async fn reconcile(&mut self) {
         self.disk.write_service_addresses(&self.names);
         if self.device.check_namespace().await {
-            self.handle_refitted();
+            self.configure_device();
         }
         writes::write_again(self);
         self.mark_machine();
@@ -220,11 +220,12 @@ impl JoinedNode {
         }
     }
 
-    /// The device was made again, or came back. The settings of systemd-resolved and the listener of the peers belong to the
-    /// device's index, and nothing else renews them.
-    fn handle_refitted(&mut self) {
+    /// Renews what belongs to the index of the device, after it was made again or came back: the settings of systemd-resolved and
+    /// the listener of the peers.
+    fn configure_device(&mut self) {
         if let Some(scope) = self.scope() {
-            self.resolver.refit(self.device.tunnel.index(), &scope);
+            self.resolver
+                .configure_device(self.device.tunnel.index(), &scope);
         }
         self.connections.gossip.listen_again();
     }

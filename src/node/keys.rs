@@ -19,7 +19,7 @@ pub(super) fn rotated(
         return Err(ApiError::new(
             ErrorCode::Conflict,
             format!(
-                "the key was changed less than {} min ago, and the one before still goes on; try again later",
+                "the key was changed less than {} min ago, and the previous key is still accepted; try again later",
                 crate::tunnel::OVERLAP.as_secs() / 60
             ),
         ));
@@ -27,7 +27,7 @@ pub(super) fn rotated(
     let fresh = Keys::generate().map_err(|e| {
         ApiError::new(
             ErrorCode::Internal,
-            format!("the system has no randomness to give: {e}"),
+            format!("the system returns no random bytes: {e}"),
         )
     })?;
     let mut rotated = identity.clone();

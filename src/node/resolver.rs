@@ -160,7 +160,7 @@ impl NodeResolver {
     }
 
     /// Configures systemd-resolved for a device that was made again, with this index: the settings belong to the index.
-    pub(super) fn refit(&mut self, index: u32, scope: &ResolverScope) {
+    pub(super) fn configure_device(&mut self, index: u32, scope: &ResolverScope) {
         if let Some(resolved) = self.dns.as_mut().and_then(|dns| dns.resolved.as_mut()) {
             *resolved = ResolvedLink::start(index, scope.split_dns());
         }

@@ -37,7 +37,7 @@ pub(super) struct Workloads {
     /// The instances of containers that [`Workloads::wanted_services`] returned last. None before the inventory was known.
     offered: Option<BTreeMap<ServiceName, Offer>>,
     /// The problem while other machines are on bridges of the engine's networks.
-    outer: Option<Problem>,
+    external: Option<Problem>,
 }
 
 impl Workloads {
@@ -57,7 +57,7 @@ impl Workloads {
             firewall,
             bridges: BTreeMap::new(),
             offered: None,
-            outer: None,
+            external: None,
         }
     }
 
@@ -100,18 +100,18 @@ impl Workloads {
         bridges.unwrap_or_default().into_keys().collect()
     }
 
-    /// Notes which bridges the engine's networks have. Bridges in `outer` are left out, since other machines are on them, and
+    /// Notes which bridges the engine's networks have. Bridges in `external` are left out, since other machines are on them, and
     /// are a problem. Returns whether the bridges changed.
-    pub(super) fn follow_bridges(&mut self, outer: &BTreeSet<String>) -> bool {
+    pub(super) fn follow_bridges(&mut self, external: &BTreeSet<String>) -> bool {
         // Without a report of an engine there are no container networks: the name of a bridge opens nothing.
         let mut bridges = self
             .docker
             .as_ref()
             .map(Docker::bridges)
             .unwrap_or_default();
-        let left_out = bridges.extract_if(.., |name, _| outer.contains(name));
+        let left_out = bridges.extract_if(.., |name, _| external.contains(name));
         let left_out: Vec<String> = left_out.map(|(name, _)| name).collect();
-        self.outer = (!left_out.is_empty()).then(|| Problem {
+        self.external = (!left_out.is_empty()).then(|| Problem {
             what: format!(
                 "containers on {} have no way into the mesh, and no names of it",
                 left_out.join(", ")
@@ -163,12 +163,12 @@ impl Workloads {
 
     /// The service addresses that the kernel balances now.
     pub(super) fn balanced(&self) -> BTreeSet<Ipv4Addr> {
-        let in_place = self
+        let applied = self
             .firewall
             .applied_state()
             .filter(|_| self.firewall.is_active());
-        in_place.map_or_else(BTreeSet::new, |wiring| {
-            wiring.service_addresses.keys().copied().collect()
+        applied.map_or_else(BTreeSet::new, |state| {
+            state.service_addresses.keys().copied().collect()
         })
     }
 
@@ -246,18 +246,18 @@ impl Workloads {
 
     /// What the kernel does for containers. None before it was brought to a wanted state for the first time.
     fn applied_mappings(&self) -> Option<AppliedMappings> {
-        let in_place = self.firewall.applied_state()?;
+        let applied = self.firewall.applied_state()?;
         if !self.firewall.is_active() {
             return Some(AppliedMappings::Unavailable);
         }
-        let mappings = in_place.mappings.iter();
+        let mappings = applied.mappings.iter();
         let mapped = mappings.map(|(address, mapped)| (*address, mapped.container));
         Some(AppliedMappings::Mapped(mapped.collect()))
     }
 
     /// The problem with the bridges of the engine's networks.
     pub(super) fn external_bridges(&self) -> Option<Problem> {
-        self.outer.clone()
+        self.external.clone()
     }
 
     /// The problems of services and containers, with remedies. `block` is the block of this node.

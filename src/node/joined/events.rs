@@ -53,8 +53,8 @@ pub(in crate::node) struct Events {
 }
 
 impl Events {
-    /// The next event. Of several events any may be the next one, so
-    /// that none of the tasks can keep the events of the others back.
+    /// The next event. Of several events any may be the next one, so that none of the tasks can keep the events of the others
+    /// back.
     pub(in crate::node) async fn next(&mut self) -> NodeEvent {
         tokio::select! {
             Some(event) = self.stream.recv() => NodeEvent::Stream(event),

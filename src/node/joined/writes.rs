@@ -52,7 +52,11 @@ fn content_of(node: &JoinedNode, request: &ChangeRequest) -> Result<Content, Api
     let identity = match request {
         ChangeRequest::Services(change, _) => {
             let mut registry = node.workloads.registry.clone();
-            change.apply(&mut registry, &node.identity.block, &contained(node))?;
+            change.apply(
+                &mut registry,
+                &node.identity.block,
+                &container_services(node),
+            )?;
             return Ok(Content::Services(registry.stored()));
         }
         ChangeRequest::Key(_) => {
@@ -71,7 +75,7 @@ fn content_of(node: &JoinedNode, request: &ChangeRequest) -> Result<Content, Api
 }
 
 /// The services of the containers of this node.
-fn contained(node: &JoinedNode) -> BTreeSet<ServiceName> {
+fn container_services(node: &JoinedNode) -> BTreeSet<ServiceName> {
     let docker = node.workloads.docker.as_ref();
     docker.map(Docker::services).unwrap_or_default()
 }
@@ -122,10 +126,10 @@ pub(super) fn handle_written(node: &mut JoinedNode, written: Written) -> Option<
 fn make(node: &mut JoinedNode, request: ChangeRequest, content: Content) -> Option<Identity> {
     match (request, content) {
         (ChangeRequest::Services(change, reply), _) => {
-            let contained = contained(node);
+            let services = container_services(node);
             let block = node.identity.block;
             // It was allowed before it was written, and no other change came in between.
-            if let Err(error) = change.apply(&mut node.workloads.registry, &block, &contained) {
+            if let Err(error) = change.apply(&mut node.workloads.registry, &block, &services) {
                 let _ = reply.send(Err(error));
                 return None;
             }
