@@ -171,7 +171,6 @@ impl Agent {
         let now = Instant::now();
         let next = now + RECONCILE_INTERVAL;
         self.timers.set(Timer::Reconcile, Some(next));
-        self.timers.set(Timer::Readiness, Some(next));
         let watchdog = self.watchdog.pause().map(|_| now);
         self.timers.set(Timer::Watchdog, watchdog);
     }
@@ -184,14 +183,11 @@ impl Agent {
                     self.feed_watchdog(now);
                     self.timers.set(timer, Some(now + WATCHDOG_INTERVAL));
                 }
-                Timer::Readiness => {
-                    self.show_readiness();
-                    self.timers.set(timer, Some(now + RECONCILE_INTERVAL));
-                }
                 Timer::Reconcile => {
                     if let Phase::Up(node, _) = &mut self.phase {
                         node.reconcile().await;
                     }
+                    self.show_readiness();
                     self.timers.set(timer, Some(now + RECONCILE_INTERVAL));
                 }
                 _ => {

@@ -103,7 +103,7 @@ impl JoinedNode {
                 }
             }
             // The first needs nothing but `settle`, and the others belong to the agent.
-            Timer::Acceptance | Timer::Reconcile | Timer::Readiness | Timer::Watchdog => {}
+            Timer::Acceptance | Timer::Reconcile | Timer::Watchdog => {}
         }
     }
 

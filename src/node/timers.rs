@@ -20,16 +20,14 @@ pub(super) enum Timer {
     Containers,
     /// A join has waited long enough for the coordinator to accept this node's record.
     Acceptance,
-    /// Everything on this machine is compared with what it is to be.
+    /// Everything on this machine is compared with what it is to be, and the service manager is shown whether the node is ready.
     Reconcile,
-    /// The service manager is shown whether the node is ready.
-    Readiness,
     /// The service manager expects a sign of life.
     Watchdog,
 }
 
 impl Timer {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 8] = [
         Self::Keys,
         Self::Paths,
         Self::Replica,
@@ -37,7 +35,6 @@ impl Timer {
         Self::Containers,
         Self::Acceptance,
         Self::Reconcile,
-        Self::Readiness,
         Self::Watchdog,
     ];
 }
