@@ -1,4 +1,4 @@
-//! Responses of both APIs: a JSON document, or an error.
+//! Responses of the public API and of the admin API: a JSON document, or an error.
 
 use axum::Json;
 use axum::response::{IntoResponse as _, Response};
@@ -6,12 +6,12 @@ use axum::response::{IntoResponse as _, Response};
 use crate::os::unix_server::failure;
 use crate::protocol::api::{ApiError, ErrorCode};
 
-/// The response with a JSON body.
+/// A response with a JSON body.
 pub(super) fn document(document: impl serde::Serialize) -> Response {
     Json(document).into_response()
 }
 
-/// The response to a call.
+/// A response with the result of a call.
 pub(super) fn answer(result: Result<impl serde::Serialize, ApiError>) -> Response {
     match result {
         Ok(given) => document(given),

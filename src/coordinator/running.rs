@@ -171,7 +171,7 @@ fn spawn_upkeep(tasks: &Tasks, hub: Arc<Hub>) {
     tasks.spawn("watchdog", feed_watchdog(hub));
 }
 
-/// Notifies the service manager's watchdog while the hub's state can be read. Every request of a node reads it: if its
+/// Notifies the service manager's watchdog while the hub's state can be read. Every request of a node reads this state. If its
 /// lock is never released, the coordinator serves no node any more.
 async fn feed_watchdog(hub: Arc<Hub>) {
     let mut watchdog = ServiceWatchdog::from_environment(Instant::now());
@@ -189,7 +189,7 @@ async fn feed_watchdog(hub: Arc<Hub>) {
         }
         if reading.is_none() {
             let hub = Arc::clone(&hub);
-            // This waits for the lock on a thread of its own.
+            // The call waits for the lock, so it must not block a worker thread of the runtime.
             reading = Some(tokio::task::spawn_blocking(move || hub.revision()));
         }
         watchdog.feed([&progress], Instant::now());

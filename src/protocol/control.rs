@@ -9,7 +9,7 @@
 //!                                <-  changes {revision, records}, as often as there are any
 //!   publish {sequence, records}  ->
 //!                                <-  published {sequence, ..}
-//!   told, once all it holds is published and answered, if the store is new to it ->
+//!   told, once the coordinator has answered an offer of all records ->
 //!                                <-  mark {mark}, to a member, after `welcome` and with some pings
 //!                                <-  summary {revision, fingerprint}, after each mark
 //!   mark {mark}, before any `publish`, if the node has one ->
@@ -121,7 +121,8 @@ pub enum FromNode {
         /// The departure, signed by the node.
         departure: Envelope,
     },
-    /// The node has published all that it holds. It sends this after the last `publish` to a store that is new to it.
+    /// The node has offered all records that it holds, and the coordinator has answered each `publish` of this offer. A node makes
+    /// such an offer to a store that is new to it, or if the two hold different records.
     Told,
     /// The last mark that this node received from a coordinator. The node sends it before any `publish` of a stream.
     Mark {
@@ -210,16 +211,16 @@ pub enum FromCoordinator {
         /// The refused records by key. A coordinator of an earlier version does not send this field.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         refused_records: Vec<RefusedRecord>,
-        /// Whether the store could not be written, so that nothing is decided about the records. A coordinator of an earlier version
-        /// does not send this field.
+        /// Whether the coordinator could not write its store. It has then decided nothing about the records. A coordinator of an
+        /// earlier version does not send this field.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         failed: bool,
     },
-    /// The fingerprint of all records that the coordinator holds. A node that holds the same revision compares it with its own.
+    /// The fingerprint of all records that the coordinator holds. A node that has received all changes up to the same revision
+    /// compares it with its own fingerprint.
     Summary {
         /// The revision of the store.
         revision: u64,
-        /// The fingerprint at this revision.
         fingerprint: Fingerprint,
     },
     /// A mark, which proves to the coordinator that the node was a member of its store at a certain revision. The node stores

@@ -7,8 +7,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::envelope::Envelope;
 
-/// The sum of a hash of each record, written as 32 hexadecimal digits. It does not depend on the order in which the records came,
-/// and a record is added or removed without a look at the others.
+/// The sum of the hashes of all records, written as 32 hexadecimal digits. It does not depend on the order of the records, and
+/// adding or removing a record does not need the other ones.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Fingerprint(u128);
 
@@ -22,7 +22,8 @@ impl Fingerprint {
     }
 }
 
-/// The signature is left out: a signer can make several valid ones for one payload, and a ledger keeps the one that came first.
+/// The hash of a record. It does not cover the signature: a signer can make several valid signatures of one payload, and a ledger
+/// keeps the one that it received first.
 fn number_of(envelope: &Envelope) -> u128 {
     let hash = Sha256::new()
         .chain_update(envelope.signer.0)

@@ -76,7 +76,7 @@ async fn a_stranger_receives_the_stores_name_and_revision_only_once_it_is_a_memb
                 }
             }
             FromCoordinator::Mark { .. } | FromCoordinator::Summary { .. } => {
-                assert!(named, "a mark for no member");
+                assert!(named, "a mark or a summary for a node that is no member");
             }
             other => panic!("{other:?}"),
         }

@@ -84,7 +84,7 @@ pub(crate) fn hello(node: PublicKey, oldest: Option<u32>, newest: u32) -> Value 
 }
 
 #[tokio::test]
-async fn nodes_of_adjacent_versions_use_what_both_support_and_get_an_error_otherwise() {
+async fn a_node_and_a_coordinator_of_adjacent_versions_use_a_common_version_or_end_with_an_error() {
     let coordinator = Coordinator::start();
     let token = coordinator.token();
     let key = identity_of(7);

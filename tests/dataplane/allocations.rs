@@ -135,7 +135,7 @@ fn echo(near: &UdpSocket, far: &UdpSocket, times: u32) {
     }
 }
 
-/// `bytes` through a TCP connection.
+/// Sends `bytes` bytes through a TCP connection.
 fn stream(mut near: &TcpStream, mut far: &TcpStream, bytes: usize) {
     std::thread::scope(|scope| {
         scope.spawn(move || {

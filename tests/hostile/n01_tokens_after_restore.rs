@@ -203,7 +203,7 @@ async fn nodes_that_join_while_their_token_is_revoked_are_in_or_refused_and_neve
         tokio::task::spawn_blocking(move || coordinator.admin(&["token", "revoke", &id]))
     };
     for n in 1..JOINS {
-        // Without a pause, all nodes have joined before `meshctl` has started.
+        // Without a pause, all nodes would join before `meshctl` has started.
         tokio::time::sleep(Duration::from_millis(10)).await;
         let member = coordinator
             .join_as(&Identity::new(), &token, &format!("n{n}"))

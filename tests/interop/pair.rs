@@ -257,7 +257,7 @@ impl Pair {
         endpoint.expect("one peer").to_owned()
     }
 
-    /// Bytes that an end has sent.
+    /// Returns how many bytes an end has sent.
     pub(crate) fn sent(&self, n: usize) -> u64 {
         let shown = self.wg(n, &["show", "wg0", "transfer"]);
         let sent = shown.split_whitespace().last();

@@ -84,7 +84,7 @@ impl Administrator {
         self.tokens.len() - 1
     }
 
-    /// A token that nobody has used, for a node that is not hostile.
+    /// Makes a token for a node that is not hostile.
     pub(crate) fn new_token(&mut self, random: &mut Random) -> usize {
         let index = self.make_token(false, random);
         self.tokens[index].taken += 1;

@@ -269,7 +269,8 @@ impl World {
                 let is_full = self.sites[0].disk.toggle_full();
                 self.note(|| format!("the disk of the store is full: {is_full}"));
             }
-            // The coordinators that share a store have a disk each, and a write is on most of them.
+            // Coordinators that share a store use etcd, which stores each write on most of its disks. A crash of one machine does not
+            // lose it.
             Fault::CacheWrites if self.sites.len() == 1 => {
                 self.note(|| "the disk of the store caches writes".into());
                 self.sites[0].disk.set_cached(true);

@@ -16,11 +16,11 @@
 //! - The hub of each coordinator and the replica of each node are the product's, with its ledger, netmap, zone and answers, and
 //!   its conversations between nodes ([`nodes`], [`coordinator`]).
 //! - The network delays messages, breaks streams and cuts paths ([`network`]). A stream keeps the order of its messages.
-//! - Machines crash, with the loss of what is not on disk, and of what a disk acknowledged too early; disks are full; clocks jump;
+//! - Machines crash, and lose what is not on disk and what a disk acknowledged before it was stored; disks are full; clocks jump;
 //!   stores and files of nodes are replaced by older copies ([`faults`]).
 //! - People make and revoke tokens, remove and rename nodes, rotate keys, change services and leave ([`administrator`], [`faults`]).
-//! - People do what the message of a refused join says: they join with another name, set a clock right, or make a new token where no
-//!   program can know whether the old one has uses left ([`nodes`]).
+//! - People follow the message of a refused join: they join with another name, set a clock, or make a new token if no program can
+//!   know whether the old one has uses left ([`nodes`]).
 //! - Attackers have members of the mesh, a token, and coordinators that they stole ([`attackers`]).
 //!
 //! # What is not simulated

@@ -156,8 +156,8 @@ impl World {
                     self.machines[node].skew = 0;
                     self.machines[node].stage = Stage::New;
                 } else if error.message.contains("meshctl token create") && !self.may_come_back() {
-                    // The coordinator waits for its members, since one of them may know that the token was used. There is none
-                    // left, so a person makes a new token, as the message says.
+                    // The coordinator waits for its members, because one of them may know that the token was used. No member is
+                    // left, so a person makes a new token, as the message recommends.
                     self.machines[node].token = self.administrator.new_token(&mut self.random);
                     self.machines[node].stage = Stage::New;
                     self.publish_tokens();
@@ -181,8 +181,8 @@ impl World {
         }
     }
 
-    /// Whether a node is a member, or will be one again, and can tell a coordinator what its store lost. People wait for such a
-    /// node while there are faults.
+    /// Whether an honest node that has joined is left, which can offer a coordinator what its store lost. While there are faults,
+    /// people assume that such a node may come back.
     fn may_come_back(&self) -> bool {
         let has_joined =
             |m: &Machine| !matches!(m.stage, Stage::New | Stage::Joining(..) | Stage::Gone);

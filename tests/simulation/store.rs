@@ -1,5 +1,5 @@
-//! The disk of the coordinators in a simulation. The product's store in memory does the work; this adds what the
-//! invariants need to know, and the faults that are put in on purpose.
+//! The disk of the coordinators in a simulation: the product's store in memory, with notes for the invariants and with faults
+//! that are made on purpose.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -81,7 +81,7 @@ impl Disk {
         })
     }
 
-    /// The machine of a coordinator lost power. Returns whether acknowledged writes are lost.
+    /// The machine of a coordinator lost power. Returns whether acknowledged writes were lost.
     pub(crate) fn crash(&self) -> bool {
         let has_lost = self.disk.crash();
         self.notes().life += u64::from(has_lost);

@@ -57,7 +57,7 @@ fn services_change_and_nodes_restart_with_no_coordinator_and_an_emptied_one_is_f
     assert_eq!(mesh.on(0, &["service", "remove", "web"]).code, 0);
     let took = wait_for(&mesh, &own, 5..NODES, "cache.svc.mesh.", true);
     eprintln!("a service added on node 2 resolves on nodes 6 to {NODES} after {took:?}");
-    // Node 1 is killed next, so nobody else can bring what it has not sent yet.
+    // Node 1 is killed next. No other node could send the changes that it has not sent yet.
     wait_for(&mesh, &own, 5..NODES, "db.svc.mesh.", true);
     wait_for(&mesh, &own, 5..NODES, "web.svc.mesh.", false);
     mesh.kill_node(0);

@@ -45,7 +45,7 @@ fn getent(mesh: &Mesh, n: usize, name: &str) -> Ended {
 }
 
 #[test]
-fn resolv_conf_is_managed_corrected_and_restored() {
+fn resolv_conf_is_written_corrected_and_restored() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };

@@ -10,12 +10,12 @@ use meshd::protocol::local::NodeState;
 use crate::bad_input::assert_refused;
 use crate::mesh::{Ended, Mesh, SOCKET, run, write};
 
-/// Puts an empty file system of `bytes` over a directory of a node.
-pub(crate) fn cover(mesh: &Mesh, n: usize, path: &str, bytes: &str) {
+/// Mounts an empty file system of this size over a directory of a node.
+pub(crate) fn cover(mesh: &Mesh, n: usize, path: &str, size: &str) {
     let pid = mesh.nodes[n].host.pid().to_string();
     let done = Command::new("nsenter")
         .args(["-t", &pid, "-m", "mount", "-t", "tmpfs", "-o"])
-        .arg(format!("mode=700,size={bytes}"))
+        .arg(format!("mode=700,size={size}"))
         .args(["none", path])
         .status();
     assert!(done.is_ok_and(|status| status.success()));

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::mesh::Mesh;
 
-/// Bytes of an outer packet that the path carries.
+/// The size of the largest outer packet that the path carries, in bytes.
 const CARRIES: u16 = 1400;
-/// Bytes around a packet in the tunnel over IPv4: 20 of IP, 8 of UDP, 32 of WireGuard.
+/// The bytes that the tunnel adds to a packet over IPv4: 20 of IP, 8 of UDP, 32 of WireGuard.
 const OVERHEAD: u16 = 60;
 const TRANSFER: usize = 20_000_000;
 
@@ -22,7 +22,7 @@ fn narrow(mesh: &Mesh, n: usize) {
     assert!(mesh.succeeds(n, "nft", &[&rules]), "nft {rules}");
 }
 
-/// Sends `TRANSFER` bytes from one node to an address of another; gives whether every one arrived.
+/// Sends `TRANSFER` bytes from one node to an address of another. Returns whether all of them arrived.
 fn transfers(mesh: &Mesh, from: usize, to: usize, address: IpAddr, port: u16) -> bool {
     let server = SocketAddr::new(address, port);
     let limit = Some(Duration::from_secs(30));

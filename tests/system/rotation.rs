@@ -264,7 +264,7 @@ fn both_ends_may_change_their_keys_at_the_same_time() {
     assert!(answers(&two, 2, &fresh_one, LIMIT));
 }
 
-/// Bytes received from a peer, and sent to it.
+/// Returns how many bytes were received from a peer, and sent to it.
 fn bytes(tunnel: &Tunnel, peer: &StaticSecret) -> (u64, u64) {
     let status = tunnel.peer(&PublicKey::from(peer).to_bytes());
     let status = status.expect("a peer");

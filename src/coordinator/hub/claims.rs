@@ -1,9 +1,9 @@
 //! Rules for records that come on a stream, in addition to those of the ledger. The ledger has no clock and knows neither
 //! joins nor leases.
 //!
-//! - A membership that is new to the store is accepted on the terms in [`super::refill`], and so is the first one with a proof of
-//!   its node. Any other one that changes a membership held is accepted only by a store that has lost records, and the name in
-//!   it must be the same.
+//! - A membership that is new to the store is accepted on the terms in [`super::refill`], and so is the first one of a node that
+//!   has a proof of this node. Any other membership that changes one in the store is accepted only by a store that has lost
+//!   records, and the name in it must be the same.
 //! - A node keeps the block that was leased to it when it joined. A node record with any other block is refused if that block
 //!   belongs to another node or if the node has a lease of its own. A store that has lost records may not know all leases, so
 //!   it accepts such a record.
@@ -63,7 +63,7 @@ fn permit_membership(
         let Some(ledger) = &state.ledger else {
             return Ok(Ok(()));
         };
-        // The holder of a token may have signed the held one, while the node itself proves this one.
+        // The holder of a token may have signed the held membership without the node. This one has the proof of the node.
         let is_change = |held: &Membership| !membership.is_proven() || held.is_proven();
         if let Some(held) = ledger.membership(&membership.id)
             && is_change(held)

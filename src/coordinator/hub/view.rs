@@ -107,7 +107,7 @@ impl View {
         self.read().revision
     }
 
-    /// The last revision, and the fingerprint of all records; absent if there is no mesh.
+    /// The last revision, and the fingerprint of all records. None if there is no mesh.
     #[must_use]
     pub fn summary(&self) -> Option<(u64, Fingerprint)> {
         let state = self.read();

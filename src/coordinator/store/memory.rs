@@ -57,7 +57,7 @@ struct Disk {
     random: Box<dyn FnMut() -> u64 + Send>,
 }
 
-/// The contents of a disk when its cache was written last.
+/// The contents of a disk at the last sync.
 struct Synced {
     tables: Tables,
     /// The number of changes that they contain.

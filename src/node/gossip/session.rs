@@ -71,8 +71,8 @@ pub(super) async fn hand_over(
 async fn acknowledged(stream: &TcpStream) -> Result<(), Failure> {
     loop {
         let mut unacknowledged: libc::c_int = 0;
-        // SAFETY: the descriptor is open while `stream` is borrowed, and the call only writes to the integer. No library has this
-        // request (`TIOCOUTQ`): nix and rustix only have macros that generate an unsafe function for it.
+        // SAFETY: the descriptor is open while `stream` is borrowed, and the call only writes to the integer. No library has a
+        // safe call for this request (`TIOCOUTQ`): nix and rustix only have macros that generate an unsafe function.
         let asked =
             unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut unacknowledged) };
         if asked != 0 {

@@ -488,7 +488,7 @@ fn remedy(reason: RefusedReason) -> &'static str {
             "do nothing at first: this node asks for the newer record and publishes above it; if the problem stays, another machine has this node's keys"
         }
         RefusedReason::Name => {
-            "do nothing at first: this node gives the name up when it has received the record of the node that has it; or choose another name with `meshctl rename`"
+            "do nothing at first: this node takes another name when it has received the record of the node that has this one; or choose another name with `meshctl rename`"
         }
         RefusedReason::Other => {
             "this node offers the record again by itself; if it stays refused, look at the log of mesh-coordinator, or upgrade the older of the two"

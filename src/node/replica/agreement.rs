@@ -3,27 +3,26 @@
 //!
 //! A coordinator sends changes after the revision that a node holds. That is not enough if the coordinator's store went back in time
 //! and has grown again since: the same revision then stands for other records, and neither side notices. So a coordinator also sends
-//! a fingerprint of its records. If it differs from that of this node for [`DIFFERENCE_TIMEOUT`], this node requests all records and
-//! offers all that it holds.
+//! a fingerprint of its records. If it differs from this node's fingerprint for [`DIFFERENCE_TIMEOUT`], this node requests all
+//! records and offers all that it holds.
 //!
-//! The two may differ for good, for example because they are of different versions. So the pause before the next attempt grows.
+//! The fingerprints may differ permanently, for example because node and coordinator have different versions. So the pause before
+//! the next attempt grows.
 
 use std::time::{Duration, Instant};
 
 use crate::records::fingerprint::Fingerprint;
 
-/// For this long a difference may come from records that are on their way.
+/// How long a difference may last before this node acts. A shorter one may come from records that are on their way.
 const DIFFERENCE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The shortest time between two attempts to end a difference. It doubles with each further attempt.
+/// The pause after the first attempt to end a difference. It doubles with each further attempt, up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(300);
 const MAX_PAUSE: Duration = Duration::from_secs(24 * 3600);
 
 /// What a coordinator holds at a revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
-    /// The revision.
     pub revision: u64,
-    /// The fingerprint of all records.
     pub fingerprint: Fingerprint,
 }
 
@@ -38,7 +37,6 @@ pub(super) struct Agreement {
 }
 
 impl Agreement {
-    /// The coordinator sent a summary.
     pub(super) fn handle_summary(&mut self, summary: Summary) {
         self.announced = Some(summary);
     }
@@ -50,16 +48,17 @@ impl Agreement {
 
     /// This node has received all changes up to `revision`, and its records have this fingerprint.
     pub(super) fn compare(&mut self, revision: u64, held: Fingerprint, now: Instant) {
-        // A summary of a revision that the node never reached exactly proves nothing.
         let Some(summary) = self.announced.take_if(|at| at.revision <= revision) else {
             return;
         };
+        // This node is already past the revision of the summary, so the two fingerprints cannot be compared.
         if summary.revision < revision {
             return;
         }
         if summary.fingerprint == held {
             self.differs_since = None;
-            // A member that makes differences again and again causes one attempt in the shortest pause.
+            // The pause becomes the shortest one, and does not end: otherwise a member that causes differences again and again
+            // would cause attempts without a pause.
             if let Some((_, attempts)) = &mut self.attempt {
                 *attempts = 1;
             }

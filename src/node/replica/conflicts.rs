@@ -1,9 +1,9 @@
 //! Keeps records of the coordinator that the ledger refused because of a record that it holds: another node has the block, the
-//! name, the key or the last use of a token. The coordinator does not send them again, but the other record may go. Then they are
-//! accepted. Pure.
+//! name, the key or the last use of a token. The coordinator does not send the refused records again. They are accepted when the
+//! other record is replaced or removed. Pure.
 //!
-//! The records are in memory only. While there are any, the position on disk is the beginning, so that a node that restarts
-//! receives them again.
+//! The records are in memory only. While there are any, the position on disk is revision 0, so that a node that restarts
+//! receives all records again.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ const MAX_BYTES: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) record: Authentic,
-    /// For a membership: the decision about its date when it was received.
+    /// The decision about the date of a membership when it was received. None for other records.
     pub(super) verdict: Option<Verdict>,
 }
 
@@ -45,7 +45,8 @@ impl Conflicts {
         self.waiting.is_empty() && !self.overflowed
     }
 
-    /// The ledger refused a record of the coordinator. Keeps it if the reason may go. Returns whether it does.
+    /// The ledger refused a record of the coordinator. Keeps the record if the ledger may accept it later. Returns whether it is
+    /// kept.
     pub(super) fn handle_refused(
         &mut self,
         envelope: &Envelope,
@@ -83,9 +84,9 @@ impl Conflicts {
         true
     }
 
-    /// The ledger changed in these records.
+    /// The records with these keys changed in the ledger.
     pub(super) fn handle_changed(&mut self, keys: &[RecordKey]) {
-        // A service takes nothing from another node.
+        // A service has no block, name, key or token, so a change of one makes nothing free.
         let is_service = |key: &RecordKey| matches!(key, RecordKey::Service(_));
         self.is_due |= !keys.iter().all(is_service);
     }

@@ -119,12 +119,13 @@ impl Intake {
         }
     }
 
-    /// Whether records of the coordinator were refused for a reason that may go, so that it has to send records again then.
+    /// Whether records of the coordinator were refused that the ledger may accept later. The coordinator may then have to send
+    /// records again.
     pub(super) fn is_incomplete(&self) -> bool {
         !self.conflicts.is_empty() || self.newcomers.is_holding()
     }
 
-    /// The name record that this node is to publish because another node has the name that it wants.
+    /// The name record that this node is to publish because another node has the name that this node wants.
     pub(super) fn give_up_name(&mut self, own: &Own, now: Now) -> Option<Name> {
         let id = own.id();
         let key = RecordKey::Name(id);

@@ -6,9 +6,9 @@
 //! Then this node moves to the block in the answer. A coordinator alone cannot move it: there has to be a signed record in
 //! which another member claims the block.
 //!
-//! A coordinator that does not know the node may have lost the join, with what its disk had not stored yet. The request is
-//! that of the join, so such a coordinator admits the node as if it had not received the first request. It applies the same
-//! rules: a token that is spent, expired or revoked by now admits nobody.
+//! A coordinator that does not know the node may have lost the join, if its disk had not stored it yet. The request is that of
+//! the join, so such a coordinator admits the node as if it had not received the first request. It applies the same rules: a
+//! token that is spent, expired or revoked by now admits nobody, and the membership must be no older than ten minutes.
 
 use std::time::{Duration, Instant};
 

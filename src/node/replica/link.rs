@@ -40,10 +40,10 @@ pub enum StreamEvent {
         refused: Vec<String>,
         /// The refused records, if the coordinator names them.
         refused_records: Vec<RefusedRecord>,
-        /// Whether the coordinator's store could not be written, so that nothing is decided about the records.
+        /// Whether the coordinator could not write its store. It has then decided nothing about the records.
         failed: bool,
     },
-    /// The coordinator sent what it holds in all.
+    /// The coordinator sent the fingerprint of all records that it holds.
     Summary(Summary),
     /// The coordinator sent a sign of life.
     Alive,

@@ -23,8 +23,8 @@
 //! | [`link`] | the state of the control stream |
 //! | [`intake`] | verifies received records and applies them |
 //! | [`newcomers`] | decides about memberships that are new to this node |
-//! | [`agreement`] | whether this node and its coordinator hold the same records |
-//! | [`conflicts`] | records that were refused because of others, and may be accepted later |
+//! | [`agreement`] | detects that this node and its coordinator hold different records |
+//! | [`conflicts`] | keeps records that were refused because of others, and may be accepted later |
 //! | [`naming`] | gives up a name that another node has |
 //! | [`acceptance`] | whether the records of this node are in force elsewhere |
 //! | [`lease`] | whether this node moves to another address block |
@@ -488,7 +488,8 @@ impl Replica {
         }
     }
 
-    /// Collects what is due after an event: records that are accepted after all, a write, conversations with peers, and own records to be published again.
+    /// Collects what is due after an event: records that were refused and are accepted now, a write, conversations with peers, and
+    /// own records to be published again.
     fn flush(&mut self, now: Now) {
         loop {
             let freed = self.intake.retry_conflicts(now);

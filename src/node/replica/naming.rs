@@ -2,8 +2,8 @@
 //!
 //! Two nodes can take one name at the same time, and a coordinator whose store lost records can give the name of a node to another
 //! one. The coordinator then refuses the name record of this node, while the ledger of this node refuses that of the other one. So
-//! this node gives way. A coordinator alone cannot make it do so: there has to be a signed record in which another node claims the
-//! name.
+//! this node takes another name. A coordinator alone cannot cause that: there has to be a signed record in which another node claims
+//! the name.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::model::{Label, PublicKey};
 use crate::protocol::local::Problem;
 use crate::records::Ledger;
 
-/// How long a name that was given up is shown.
+/// How long the status shows that this node gave up a name.
 const SHOWN: Duration = Duration::from_secs(24 * 3600);
 
 /// A name that this node gave up.
@@ -20,7 +20,7 @@ const SHOWN: Duration = Duration::from_secs(24 * 3600);
 struct GivenUp {
     lost: Label,
     /// The name that this node has instead.
-    now: Label,
+    instead: Label,
     at: Instant,
 }
 
@@ -33,9 +33,9 @@ pub(super) struct Naming {
 }
 
 impl Naming {
-    /// This node publishes that it wants another name. `former` is its name before.
+    /// This node publishes a record in which it wants the name `wanted`. `former` is its name before that.
     pub(super) fn handle_wanted(&mut self, wanted: &Label, former: Option<Label>) {
-        if self.given_up.as_ref().is_some_and(|g| g.now != *wanted) {
+        if self.given_up.as_ref().is_some_and(|g| g.instead != *wanted) {
             self.given_up = None;
         }
         if former.as_ref() != Some(wanted) {
@@ -43,8 +43,8 @@ impl Naming {
         }
     }
 
-    /// The coordinator refused the name that the node `own` wants. Returns the name that the node is to want instead, if another
-    /// node claims the wanted name.
+    /// The coordinator refused the name that this node, `own`, wants. Returns another name for it, if another node claims the
+    /// refused one.
     pub(super) fn give_up(
         &mut self,
         own: &PublicKey,
@@ -66,20 +66,20 @@ impl Naming {
         tracing::warn!(%lost, %name, "another node has the name that this node wants; this node gives it up");
         self.given_up = Some(GivenUp {
             lost: lost.clone(),
-            now: name.clone(),
+            instead: name.clone(),
             at: now,
         });
         Some(name)
     }
 
-    /// The problem of a name that this node gave up.
+    /// The problem that the status shows after this node gave up a name.
     pub(super) fn problem(&self, now: Instant) -> Option<Problem> {
         let given_up = self.given_up.as_ref()?;
         (now.saturating_duration_since(given_up.at) < SHOWN).then(|| Problem {
             what: format!("this node could not keep the name {}", given_up.lost),
             why: format!(
-                "another node took the name, and the coordinator stored that first; this node is called {} now",
-                given_up.now
+                "another node has the name, and the coordinator stored its record first; this node is called {} now",
+                given_up.instead
             ),
             fix: "do nothing, or choose another name with `meshctl rename`".into(),
         })

@@ -18,7 +18,7 @@ use crate::records::{Envelope, Ledger};
 pub(super) struct Offer {
     /// The number of the last publication.
     sequence: u64,
-    /// The offer of all records, until the coordinator has answered it and stored what it accepts.
+    /// The offer of all records, until the coordinator has answered all its publications and has stored what it accepts.
     full: Option<FullOffer>,
     /// Messages that wait for the end of a write, with the number of the write, in the order in which they are sent.
     deferred: VecDeque<(u64, FromNode)>,
@@ -27,20 +27,20 @@ pub(super) struct Offer {
 }
 
 /// The pause before all records are offered again, after the coordinator could not store some. It doubles with each further
-/// failure.
+/// failure, up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(15);
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// An offer of all records.
 #[derive(Debug)]
 struct FullOffer {
-    /// The number of the last publication before it.
+    /// The number of the last publication before the offer.
     before: u64,
-    /// The number of its last publication.
+    /// The number of the last publication of the offer.
     last: u64,
-    /// Whether the coordinator could not store one of its publications.
+    /// Whether the coordinator could not store a publication of the offer.
     has_failed: bool,
-    /// How many such offers in a row the coordinator could not store.
+    /// How many offers of all records in a row the coordinator could not store.
     failures: u32,
     /// When all records are offered again.
     again: Option<Instant>,
@@ -128,8 +128,8 @@ impl Offer {
         }
     }
 
-    /// The coordinator answered a publication. `failed` is whether its store could not be written. Returns whether that completes
-    /// an offer of all records.
+    /// The coordinator answered a publication; with `failed` it could not write its store. Returns whether this answer completes an
+    /// offer of all records.
     pub(super) fn handle_published(&mut self, sequence: u64, failed: bool, now: Instant) -> bool {
         let Some(full) = &mut self.full else {
             return false;

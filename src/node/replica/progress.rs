@@ -8,9 +8,9 @@ use super::position::Position;
 #[derive(Debug)]
 pub(super) struct Progress {
     position: Position,
-    /// Whether this node may need records that are before the position: some were refused for a reason that may go.
+    /// Whether this node may need records that are before the position: some were refused that it may accept later.
     is_incomplete: bool,
-    /// Set if all records are to be requested, once the last request was made this long ago.
+    /// Set if all records are to be requested. The request is made when the last one is this long ago.
     wanted: Option<Duration>,
     /// When all records were last requested.
     requested_at: Option<Instant>,
@@ -48,7 +48,7 @@ impl Progress {
         (!self.is_requesting && self.wanted.is_none()).then_some(self.position.revision)
     }
 
-    /// Sets whether this node may need records that are before the position. Returns whether that is new.
+    /// Sets whether this node may need records that are before the position. Returns whether this is a change.
     pub(super) fn set_incomplete(&mut self, is_incomplete: bool) -> bool {
         std::mem::replace(&mut self.is_incomplete, is_incomplete) != is_incomplete
     }
@@ -66,12 +66,12 @@ impl Progress {
         !self.is_requesting
     }
 
-    /// Requests all records, once the last request was made at least `pause` ago.
+    /// Requests all records as soon as the last request was made at least `pause` ago.
     pub(super) fn request_all(&mut self, pause: Duration) {
         self.wanted = Some(self.wanted.map_or(pause, |wanted| wanted.min(pause)));
     }
 
-    /// Whether all records are to be requested now. If so, the position is the beginning from now on.
+    /// Whether all records are to be requested now. If so, the position goes back to revision 0.
     pub(super) fn poll_request(&mut self, is_connected: bool, now: Instant) -> bool {
         let last = self.requested_at;
         let is_over = |pause| last.is_none_or(|at| now.saturating_duration_since(at) >= pause);

@@ -120,7 +120,8 @@ impl Uplink {
         self.departures.handle_closed();
         self.offer.handle_closed();
         self.effects.push_back(Effect::Unanswered);
-        // A coordinator whose disk lost the join before anybody else received the membership accepts it only as a join.
+        // If a coordinator's disk lost the join before any other node received the membership, the coordinator accepts the
+        // membership only in a request to join.
         let is_out =
             self.is_leaving || self.link.is_duplicate() || intake.ledger.is_revoked(&own.id());
         if refusal == Some(Refusal::NotAMember) && !is_out {
@@ -189,13 +190,13 @@ impl Uplink {
         storage.set_position(self.progress.stored_position());
     }
 
-    /// Makes the coordinator send all records again, once the last such request was made at least `pause` ago.
+    /// Makes the coordinator send all records again, as soon as the last such request was made at least `pause` ago.
     pub(super) fn request_all(&mut self, pause: Duration, storage: &mut Storage, now: Now) {
         self.progress.request_all(pause);
         self.poll_request(storage, now);
     }
 
-    /// Carries out a request for all records, if it is due now.
+    /// Requests all records, if such a request is due now.
     pub(super) fn poll_request(&mut self, storage: &mut Storage, now: Now) {
         let is_connected = self.link.is_connected();
         if !self.offer.is_pending() && self.progress.poll_request(is_connected, now.monotonic) {
@@ -204,28 +205,29 @@ impl Uplink {
         }
     }
 
-    /// Compares the fingerprint of the own records with the last one of the coordinator, if this node has reached its revision.
+    /// Compares the fingerprint of all records that this node holds with the last one of the coordinator, if this node has reached
+    /// the revision of that one.
     pub(super) fn compare(&mut self, held: Fingerprint, now: Now) {
         if let Some(revision) = self.progress.reached() {
             self.agreement.compare(revision, held, now.monotonic);
         }
     }
 
-    /// Requests and offers all records, if this node and the coordinator have held different ones for too long.
+    /// Requests and offers all records, if this node and the coordinator hold different ones. See [`Agreement`].
     pub(super) fn poll_difference(&mut self, storage: &mut Storage, now: Now) {
         if !self.link.is_connected() || self.offer.is_pending() {
             return;
         }
         if self.agreement.poll(now.monotonic) {
             tracing::warn!(
-                "this node and the coordinator hold different records; this node requests all records and offers its own"
+                "this node and the coordinator hold different records; this node requests all records and offers all that it holds"
             );
             self.offers_everything = true;
             self.request_all(Duration::ZERO, storage, now);
         }
     }
 
-    /// Offers all records again that the coordinator could not store, when the pause is over.
+    /// Offers all records again when the pause is over, if the coordinator could not store some.
     pub(super) fn offer_everything_again(
         &mut self,
         own: &Own,
@@ -274,7 +276,7 @@ impl Uplink {
     }
 
     /// Asks a coordinator which block is leased to this node. The request is that of the join, so a coordinator that does not know
-    /// this node admits it, if its token still admits nodes.
+    /// this node admits it, if its rules for a join still allow that. See [`super::lease`].
     fn request_lease(&mut self, own: &Own, intake: &mut Intake, now: Now) {
         let Some(membership) = intake.ledger.entry(&RecordKey::Membership(own.id())) else {
             return;

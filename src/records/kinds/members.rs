@@ -168,7 +168,7 @@ impl Membership {
             .is_some_and(|proof| proof.holds(&self.id, &self.content()))
     }
 
-    /// All that the proof covers. Names and tags contain no zero byte, so no two memberships have the same content.
+    /// The bytes that the proof covers. Names and tags contain no zero byte, so two different memberships have different bytes.
     fn content(&self) -> Vec<u8> {
         let mut content = [&self.id.0[..], &self.token.0, &self.wireguard_key.0].concat();
         content.extend(self.version.to_be_bytes());

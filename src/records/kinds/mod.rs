@@ -214,7 +214,7 @@ mod tests {
             tags: vec![build::label("db"), build::label("eu")],
             ..build::membership(&key.public(), &build::id(2), "n3")
         };
-        // Versions without the proof read and write the same text.
+        // A membership without a proof has the same text as in earlier versions.
         let payload = Record::Membership(membership.clone()).payload();
         assert!(!payload.contains("proof"), "{payload}");
         assert!(!membership.is_proven());

@@ -51,7 +51,8 @@ pub(super) fn store(ledger: &mut Ledger, key: RecordKey, entry: Entry) -> Replac
 fn admit(ledger: &mut Ledger, membership: &Membership) {
     if let Some(before) = ledger.table.membership(&membership.id).cloned() {
         release_claims(ledger, &before);
-        // The uses of tokens follow from the memberships that are held. A ledger that receives only the last one counts the same.
+        // Only memberships that are held count as uses of their tokens, so that a ledger that receives only the last membership of
+        // a node counts the same.
         if before.token != membership.token
             && let Some(nodes) = ledger.admitted.get_mut(&before.token)
         {

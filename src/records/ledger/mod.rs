@@ -6,9 +6,9 @@
 //! - only one key may sign a record of each kind (see [`crate::records::kinds`]);
 //! - of two versions of a record the higher one is kept; of two payloads with one version the ledger keeps the greater one in
 //!   byte order, so that all ledgers keep the same one;
-//! - of two memberships of a node one with the node's proof is kept, and of two with a proof the one with the later date, so that no
-//!   node can give itself an earlier date; the later one must not give the node a name that another node has. Memberships of
-//!   earlier versions have no proof: of two of them the later one is kept if the same token signed both, otherwise the first one;
+//! - of two memberships of a node, the one with the node's proof is kept; if both have a proof, the one with the later date, so
+//!   that no node can give itself an earlier date. The later one must not give the node a name that another node has. Memberships
+//!   of earlier versions have no proof: of two of them, the later one is kept if the same token signed both, otherwise the first one;
 //! - a token admits no more nodes than its certificate allows, and with no other tags than those of its certificate;
 //! - a node that was revoked, or that departed, is removed for good, with all its records;
 //! - after a token's revocation only memberships that the revocation spares are accepted; if it lists the nodes that stay, the

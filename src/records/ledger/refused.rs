@@ -36,7 +36,7 @@ pub enum Refused {
     /// The membership is dated before its token was made.
     #[error("the membership is dated before its token was made")]
     BeforeToken,
-    /// The ledger holds another membership of the node, and only the node may replace it. The offered one has no proof of the node.
+    /// The ledger holds another membership of the node, which only the node may replace. The offered one has no proof of the node.
     #[error("the node does not prove that it wants to replace its membership")]
     Unproven,
     /// Another node has the name.

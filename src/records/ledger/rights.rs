@@ -62,7 +62,8 @@ fn permit_membership(ledger: &Ledger, membership: &Membership) -> Result<(), Ref
     if membership.issued_at.0.saturating_add(CLOCK_SLACK_SECONDS) < token.created_at.0 {
         return Err(Refused::BeforeToken);
     }
-    // A membership without a proof may be that of another node, so the first one with a proof is treated as the first one of all.
+    // Somebody other than the node may have caused a membership without a proof. So the first one with a proof is treated like the
+    // first membership of the node: another node that has the name does not prevent it.
     if let Some(held) = ledger.membership(&membership.id)
         && held.name != membership.name
         && held.is_proven() == membership.is_proven()

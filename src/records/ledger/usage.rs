@@ -1,5 +1,4 @@
-//! Counts the records of each node in a ledger, and limits them. A node that reaches a limit leaves the space of others
-//! untouched.
+//! Counts the records of each node in a ledger, and limits them. A node that reaches a limit uses no space of others.
 
 use std::collections::HashMap;
 use std::fmt;

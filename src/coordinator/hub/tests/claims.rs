@@ -170,7 +170,7 @@ fn membership_in(envelope: &Envelope) -> Membership {
 }
 
 #[test]
-fn the_second_of_two_nodes_that_want_one_name_is_told_that_it_is_taken() {
+fn the_second_of_two_nodes_that_want_one_name_receives_the_reason_name() {
     let hub = hub();
     for (n, name) in [(10, "a"), (11, "b")] {
         hub.join(&request(n, membership(n, name, 1, now())))

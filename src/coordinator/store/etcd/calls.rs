@@ -1,4 +1,4 @@
-//! The calls of the store. Each is one transaction, or reads the view.
+//! The calls of [`Store`] for etcd. Most are one transaction, or read the view.
 
 use std::collections::HashSet;
 use std::time::Instant;

@@ -37,7 +37,7 @@ impl EtcdFixture {
         Self::start_as(false).or_else(skip)
     }
 
-    /// Starts one for a test with other parts, which run without etcd.
+    /// Starts an empty cluster for a test with other parts, which run without etcd.
     pub(crate) fn start_for_part() -> Option<Self> {
         Self::start_as(false).or_else(|| {
             skip_part_of_test("the store etcd: etcd is not installed");
@@ -81,7 +81,7 @@ impl EtcdFixture {
         Some(fixture)
     }
 
-    /// Stores a copy of its data, as a snapshot does.
+    /// Stores a copy of the cluster's data, as a snapshot does.
     pub(crate) fn save(&mut self) {
         self.copy("data", "saved");
     }
@@ -116,7 +116,7 @@ impl EtcdFixture {
         self.process.id()
     }
 
-    /// The settings of a connection to it.
+    /// The settings of a connection to the cluster.
     pub(crate) fn settings(&self) -> EtcdSettings {
         let plain = EtcdSettings {
             endpoints: vec![url(self.secured, self.ports[0])],
@@ -161,12 +161,12 @@ impl EtcdFixture {
     }
 }
 
-/// Starts etcd with the data in `directory`. None if it is not installed.
 fn skip() -> Option<EtcdFixture> {
     skip_test("etcd is not installed");
     None
 }
 
+/// Starts etcd with the data in `directory`. None if it is not installed.
 fn spawn(directory: &Path, ports: [u16; 2], secured: bool) -> Option<Child> {
     let peer = format!("http://127.0.0.1:{}", ports[1]);
     let client = url(secured, ports[0]);

@@ -28,7 +28,7 @@ pub(super) async fn follow(shared: Arc<Shared>) {
         let index = shared.link.index();
         let watched = tokio::select! {
             watched = watch(&shared) => watched,
-            () = shared.missed_events.notified() => Err(Error::WatchError("it delivers no events".into())),
+            () = shared.missed_events.notified() => Err(Error::WatchError("the watch delivers no events".into())),
         };
         match watched {
             Ok(WatchEnd::Incomplete(why)) => {
@@ -70,7 +70,7 @@ async fn watch(shared: &Shared) -> Result<WatchEnd, Error> {
     });
     let mut stream = begun
         .await
-        .map_err(|_| Error::WatchError("it does not start".into()))??;
+        .map_err(|_| Error::WatchError("the watch does not start".into()))??;
     while let Some(message) = stream.message().await? {
         if message.compact_revision() > 0 {
             return Ok(WatchEnd::Incomplete(
@@ -148,7 +148,7 @@ pub(super) async fn compare(shared: &Shared) {
         let view = shared.view();
         (view.at, view.hash())
     };
-    // If the revision was compacted in the meantime, the next comparison follows.
+    // This fails if etcd has compacted the revision in the meantime. The next comparison has a newer revision.
     let Ok(marks) = shared.link.marks(at).await else {
         return;
     };

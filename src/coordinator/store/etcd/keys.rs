@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `head` | the last revision, and the nonce of the transaction that wrote it |
 //! | `id`, `pin`, `mesh` | the store's name, the hash of the TLS key, the mesh key |
-//! | `restored`, `leases` | present while nodes have not offered what a restored snapshot lacks; the first block to lease since |
+//! | `restored`, `leases` | present while nodes have not offered what a restored snapshot lacks; the [`LeaseStart`](super::super::LeaseStart) of a restored store |
 //! | `record/REVISION` | a record, as [`Written`]; its next version has a revision of its own |
 //! | `issued/TOKEN`, `use/TOKEN/NODE`, `name/NODE`, `block/INDEX`, `released/INDEX` | what is decided once for all coordinators |
 //! | `farewell/NODE`, `present/NODE` | stored departures, and connected nodes; read when they are needed |
@@ -26,7 +26,7 @@ pub(super) enum Key {
     Mesh,
     /// Present while nodes have not offered what a restored snapshot lacks.
     Restored,
-    /// The first block to lease in a restored store.
+    /// From which block on a restored store leases blocks.
     Leases,
     /// The record with this revision.
     Record(u64),

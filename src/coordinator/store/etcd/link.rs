@@ -1,6 +1,5 @@
 //! Sends requests to etcd: to one member at a time, and to the next one if it does not answer.
 
-use crate::os::random;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,10 +11,11 @@ use tokio::time::{Instant, sleep, timeout};
 use super::super::{EtcdSettings, StoreError};
 use super::keys::Key;
 use super::view::Change;
+use crate::os::random;
 
 /// How long a member may take to answer before the next one is tried. An election takes about as long.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
-/// The time limit of all attempts together. A node does not wait longer for its answer.
+/// The time limit of all attempts together. A node waits at least this long for its answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(9);
 /// Unanswered pings reveal a dead connection. etcd accepts one ping in five seconds.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -103,7 +103,7 @@ impl Link {
         Key::parse(std::str::from_utf8(key).ok()?.strip_prefix(&self.prefix)?)
     }
 
-    /// Returns a connection to the present member, and the index of the member.
+    /// Returns a connection to the member that is used now, and the index of this member.
     pub(super) async fn client(&self) -> Result<(usize, Client), Error> {
         let (index, client) = {
             let current = self.current();
@@ -140,7 +140,7 @@ impl Link {
         }
     }
 
-    /// The index of the present member.
+    /// The index of the member that is used now.
     pub(super) fn index(&self) -> usize {
         self.current().index
     }
@@ -168,7 +168,7 @@ impl Link {
             if is_final(&error) || Instant::now() >= end {
                 return Err(self.failed(&error));
             }
-            tracing::debug!(endpoint = ?self.endpoints.get(index), %error, "an etcd member does not answer; the next one is tried");
+            tracing::debug!(endpoint = ?self.endpoints.get(index), %error, "a request to an etcd member failed; the next one is tried");
             self.leave(index);
             sleep(jitter(Duration::from_millis(100))).await;
         }

@@ -253,7 +253,7 @@ impl Shared {
         });
         let Some(held) = held else {
             return Err(StoreError::Failed(
-                "its head is missing; check whether keys were deleted in etcd".into(),
+                "the head is missing in etcd; check whether keys were deleted there".into(),
             ));
         };
         if held.nonce == nonce {
@@ -370,8 +370,8 @@ impl Etcd {
             .iter()
             .map(|node| TxnOp::delete(self.shared.link.key(&keys::departure(node)), None))
             .collect();
-        // Only deletions of a removed node's records can exceed the limit. They may be deleted later, since no ledger
-        // accepts them any more.
+        // Only deletions of a removed node's records can exceed the limit. These records may be deleted later, since no
+        // ledger accepts them any more.
         let room = MAX_OPERATIONS.saturating_sub(1 + others.len());
         let mut rest = Vec::new();
         if changes.len() > room {

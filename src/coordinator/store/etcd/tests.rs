@@ -157,7 +157,7 @@ fn a_watch_from_a_revision_that_is_compacted_away_is_replaced_by_a_listing() {
     let _ = await_news(&mut other);
     let end = Instant::now() + WAIT_TIMEOUT;
     while other.shared.view().head != one.shared.view().head {
-        assert!(Instant::now() < end, "the watch tells nothing");
+        assert!(Instant::now() < end, "the watch delivers nothing");
         std::thread::sleep(Duration::from_millis(5));
     }
     let _ = other.news();
@@ -289,7 +289,7 @@ fn a_cluster_with_tls_and_passwords_accepts_only_its_user() {
 
     let refused = |settings: EtcdSettings| match Etcd::open(&settings, None) {
         Err(error) => error.to_string(),
-        Ok(_) => panic!("{settings:?} is let in"),
+        Ok(_) => panic!("{settings:?} is accepted"),
     };
     let right = fixture.settings();
     let wrong = right
@@ -368,7 +368,7 @@ fn a_cluster_restored_from_a_snapshot_is_another_store_until_the_nodes_have_offe
     assert!(block > 2, "{block} may be another's");
     drop(store);
     let (mut store, contents) = open(&fixture);
-    assert!(contents.restored, "until the nodes have told");
+    assert!(contents.restored, "until the nodes have offered their records");
     store.set_refilled().expect("writable");
     assert!(!store.load().expect("readable").restored);
     drop(store);

@@ -14,7 +14,7 @@ use crate::model::{Label, PublicKey};
 use crate::records::Envelope;
 use crate::records::kinds::RecordKey;
 
-/// A key and its new value. None if the key was deleted.
+/// A key and its new value, which is none if the key was deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) key: Key,
@@ -284,7 +284,7 @@ impl EtcdView {
         self.mesh_key
     }
 
-    /// A hash over all keys and their last revisions. Two views with the same hash are equal.
+    /// A hash over all keys and their last revisions. Two views with the same hash have the same contents.
     pub(super) fn hash(&self) -> [u8; 32] {
         hash(self.mod_revisions.iter().map(|(key, at)| (key.text(), *at)))
     }

@@ -1,4 +1,4 @@
-//! Records that are refused because another node has what they claim, and what happens when it is free.
+//! Tests of records that are refused because another node has what they claim, until the other node no longer has it.
 
 use super::*;
 use crate::records::kinds::Name;
@@ -106,7 +106,8 @@ fn all_records_are_requested_again_for_each_of_two_nodes_for_which_a_peer_vouche
     assert_eq!(kit.requests_for_all(), 1);
 }
 
-/// A node whose name record with this version the coordinator refuses since another node has the name.
+/// A node that has published these versions of its name record. The coordinator refuses the last one because another node has the
+/// name.
 fn with_refused_name(wanted: &[(u64, &str)]) -> Kit {
     let mut kit = Kit::new(&[11]);
     kit.open(STORE, 5);

@@ -15,7 +15,7 @@ struct State {
 }
 
 const NODES: std::ops::Range<u8> = 10..16;
-/// A token with uses left that the attackers have.
+/// The key of a token that leaked to the attackers. It has uses left.
 const LEAKED: u8 = 4;
 
 fn state(ledger: &Ledger) -> State {
@@ -218,7 +218,7 @@ fn hostile() -> impl Strategy<Value = Vec<Envelope>> {
     })
 }
 
-/// A membership of another node by the leaked token, without a proof or with one of node 11.
+/// A membership of another node that the leaked token signed, without a proof or with a proof by node 11.
 fn foreign_membership((version, n, later, proven): (u64, u8, u64, bool)) -> Envelope {
     let record = Membership {
         version,

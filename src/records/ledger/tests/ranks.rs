@@ -83,7 +83,7 @@ fn a_member_takes_no_name_by_a_membership_with_an_earlier_date() {
     assert_eq!(names[&key(11).public()], label("n2"));
 }
 
-/// A second token with this many uses.
+/// The certificate of a second token with this many uses.
 fn other_token(uses: u32) -> Envelope {
     let token = Token {
         id: key(3).public(),
@@ -92,7 +92,7 @@ fn other_token(uses: u32) -> Envelope {
     Envelope::seal(&Record::Token(token), &key(MESH))
 }
 
-/// A membership of node 10 by `token`, dated `later` seconds after the first one.
+/// A membership of node 10 for `token`, dated `later` seconds after the first one.
 fn again(token: u8, later: u64) -> Membership {
     Membership {
         token: key(token).public(),
@@ -154,12 +154,12 @@ fn the_membership_of_a_node_is_replaced_by_the_node_alone() {
 }
 
 #[test]
-fn a_node_joins_again_with_another_token_and_the_one_before_has_a_use_back() {
+fn a_node_that_joins_again_with_another_token_gives_back_the_use_of_the_first_one() {
     let mut ledger = ledger(1);
     ledger
         .apply(other_token(1))
         .expect("signed by the mesh key");
-    // A node of an earlier version proves nothing.
+    // The membership is of a node of an earlier version, which has no proof.
     ledger.apply(membership(10)).expect("the first");
     let proven = by(3, again(3, 60).proven_by(&key(10)));
     ledger.apply(proven.clone()).expect("it is the node's own");
