@@ -174,8 +174,8 @@ fn hostile() -> impl Strategy<Value = Vec<Envelope>> {
             }
             Envelope::seal(&Record::Service(record), &key(11))
         }),
-        (1u64..4, 0u64..100_000, any::<[bool; 3]>()).prop_map(|(version, age, of)| {
-            let [tagged, proven, leaked] = of;
+        (1u64..4, 0u64..100_000, any::<[bool; 3]>()).prop_map(|(version, age, choices)| {
+            let [tagged, proven, leaked] = choices;
             let by = if leaked { LEAKED } else { TOKEN };
             let record = Membership {
                 version,
@@ -185,12 +185,7 @@ fn hostile() -> impl Strategy<Value = Vec<Envelope>> {
                 issued_at: UnixSeconds((NOW.0 + 11).saturating_sub(age)),
                 ..membership_record(11, "n11")
             };
-            let record = if proven {
-                record.proven_by(&key(11))
-            } else {
-                record
-            };
-            Envelope::seal(&Record::Membership(record), &key(by))
+            membership_of_11(record, proven, by)
         }),
         (1u64..4, 10u8..15, 0u64..100_000, any::<bool>()).prop_map(foreign_membership),
         (NODES, any::<bool>()).prop_map(|(n, forged)| {
@@ -228,12 +223,17 @@ fn foreign_membership((version, n, later, proven): (u64, u8, u64, bool)) -> Enve
         issued_at: UnixSeconds(NOW.0 + later),
         ..membership_record(n, &format!("m{n}"))
     };
+    membership_of_11(record, proven, LEAKED)
+}
+
+/// A membership that node 11 offers, signed by a token, with or without a proof by node 11.
+fn membership_of_11(record: Membership, proven: bool, token: u8) -> Envelope {
     let record = if proven {
         record.proven_by(&key(11))
     } else {
         record
     };
-    Envelope::seal(&Record::Membership(record), &key(LEAKED))
+    Envelope::seal(&Record::Membership(record), &key(token))
 }
 
 fn revoked_by(n: u8, by: u8) -> Envelope {

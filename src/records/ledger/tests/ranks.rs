@@ -116,19 +116,13 @@ fn the_membership_of_a_node_is_replaced_by_the_node_alone() {
     let mut borrowed = again(3, 60).proven_by(&key(10));
     borrowed.name = label("stolen");
     let forgeries = [
-        renamed.clone(),
-        renamed.clone().proven_by(&key(11)),
-        borrowed,
+        by(3, renamed.clone()),
+        by(3, renamed.proven_by(&key(11))),
+        by(3, borrowed),
         // The holder of the node's own token does not replace it either.
-        again(TOKEN, 60),
+        by(TOKEN, again(TOKEN, 60)),
     ];
     for (n, forged) in forgeries.into_iter().enumerate() {
-        let token = if forged.token == key(3).public() {
-            3
-        } else {
-            TOKEN
-        };
-        let forged = by(token, forged);
         for own_first in [true, false] {
             let mut ledger = ledger(1);
             ledger
