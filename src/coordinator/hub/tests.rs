@@ -264,15 +264,15 @@ fn kinds(records: &[Envelope]) -> Vec<String> {
 
 /// A coordinator on an etcd.
 #[cfg(feature = "etcd")]
-fn on_etcd(rig: &crate::coordinator::store::EtcdFixture) -> Hub {
-    let store = crate::coordinator::store::Etcd::open(&rig.settings(), None).expect("it runs");
+fn on_etcd(etcd: &crate::coordinator::store::EtcdFixture) -> Hub {
+    let store = crate::coordinator::store::Etcd::open(&etcd.settings(), None).expect("it runs");
     Hub::open(Box::new(store), setup()).expect("readable")
 }
 
 /// Two coordinators that share an etcd, with a mesh and a token.
 #[cfg(feature = "etcd")]
-fn two_on_one_store(rig: &crate::coordinator::store::EtcdFixture) -> (Hub, Hub) {
-    let (one, other) = (on_etcd(rig), on_etcd(rig));
+fn two_on_one_store(etcd: &crate::coordinator::store::EtcdFixture) -> (Hub, Hub) {
+    let (one, other) = (on_etcd(etcd), on_etcd(etcd));
     submit(&one, Some(MESH), mesh(&one)).expect("the first");
     submit(&one, None, token(now() + HOUR)).expect("signed by the mesh key");
     (one, other)
@@ -832,10 +832,10 @@ fn a_join_that_is_only_tried_changes_nothing_and_says_what_a_join_would() {
 #[cfg(feature = "etcd")]
 #[test]
 fn a_departure_at_one_coordinator_frees_the_name_at_the_other() {
-    let Some(rig) = crate::coordinator::store::EtcdFixture::start() else {
+    let Some(etcd) = crate::coordinator::store::EtcdFixture::start() else {
         return;
     };
-    let (one, other) = two_on_one_store(&rig);
+    let (one, other) = two_on_one_store(&etcd);
     one.join(&request(10, membership(10, "a", 1, now())))
         .expect("a use left");
     publish(&one, vec![node(&one, 10, 1, 1), service(10, "web", 1)]).expect("writable");
@@ -845,7 +845,7 @@ fn a_departure_at_one_coordinator_frees_the_name_at_the_other() {
         .expect("the name is free");
     one.handle_news();
     assert_eq!(one.standing(&key(10).public()), Standing::Revoked);
-    assert_eq!(one.snapshot(), on_etcd(&rig).snapshot());
+    assert_eq!(one.snapshot(), on_etcd(&etcd).snapshot());
 }
 
 #[test]
@@ -1035,10 +1035,10 @@ fn of_a_strangers_records_its_own_membership_and_those_of_the_mesh_key_prove_som
 #[cfg(feature = "etcd")]
 #[test]
 fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
-    let Some(rig) = crate::coordinator::store::EtcdFixture::start() else {
+    let Some(etcd) = crate::coordinator::store::EtcdFixture::start() else {
         return;
     };
-    let (one, other) = two_on_one_store(&rig);
+    let (one, other) = two_on_one_store(&etcd);
     // Whom one coordinator gave a token, the other lets in at once.
     let hubs = [&one, &other];
     for (n, hub) in (10..14).zip([&other, &one, &other, &one]) {
@@ -1072,22 +1072,22 @@ fn two_coordinators_on_one_store_hold_the_same_under_the_same_revisions() {
     }
     assert_eq!(one.snapshot(), other.snapshot());
     assert_eq!(one.revision(), 2 + 4 + 2 * 60 + 1);
-    assert_eq!(one.snapshot(), on_etcd(&rig).snapshot());
+    assert_eq!(one.snapshot(), on_etcd(&etcd).snapshot());
 }
 
 #[cfg(feature = "etcd")]
 #[test]
 fn a_snapshot_put_back_under_a_running_coordinator_is_noticed_and_lets_nobody_in_twice() {
     use crate::coordinator::store::{Etcd, EtcdFixture};
-    let Some(mut rig) = EtcdFixture::start() else {
+    let Some(mut etcd) = EtcdFixture::start() else {
         return;
     };
-    let store = Etcd::open(&rig.settings(), None).expect("it runs");
+    let store = Etcd::open(&etcd.settings(), None).expect("it runs");
     let hub = Hub::open(Box::new(store), setup()).expect("readable");
     submit(&hub, Some(MESH), mesh(&hub)).expect("the first");
     submit(&hub, None, token(now() + HOUR)).expect("signed by the mesh key");
     let name = hub.stream_start(None, 0).store;
-    rig.save();
+    etcd.save();
     let request_of = |n: u8| request(n, membership(n, &format!("n{n}"), 1, now()));
     let end = Instant::now() + Duration::from_secs(60);
     // etcd was away for a moment.
@@ -1096,7 +1096,7 @@ fn a_snapshot_put_back_under_a_running_coordinator_is_noticed_and_lets_nobody_in
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(hub.is_on(&name));
-    rig.restore();
+    etcd.restore();
     // The same use again, for another node, before anybody has noticed.
     let refused = hub.join(&request_of(11));
     assert!(refused.is_err(), "{refused:?}");

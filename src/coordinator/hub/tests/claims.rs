@@ -231,10 +231,10 @@ fn a_block_leased_at_a_join_is_kept_for_the_node_and_no_node_moves() {
 #[cfg(feature = "etcd")]
 #[test]
 fn a_block_leased_by_one_coordinator_is_kept_by_the_other() {
-    let Some(rig) = crate::coordinator::store::EtcdFixture::start() else {
+    let Some(etcd) = crate::coordinator::store::EtcdFixture::start() else {
         return;
     };
-    let (one, other) = two_on_one_store(&rig);
+    let (one, other) = two_on_one_store(&etcd);
     leases_are_kept(&one, &other);
 }
 

@@ -234,10 +234,10 @@ fn later(refused: &[PublishRefused]) -> bool {
 #[cfg(feature = "etcd")]
 #[test]
 fn a_coordinator_that_lags_behind_another_does_not_take_that_for_a_loss() {
-    let Some(rig) = crate::coordinator::store::EtcdFixture::start() else {
+    let Some(etcd) = crate::coordinator::store::EtcdFixture::start() else {
         return;
     };
-    let (one, other) = two_on_one_store(&rig);
+    let (one, other) = two_on_one_store(&etcd);
     join(&one, 10);
     other.handle_news();
     let store = other.stream_start(None, 0).store;

@@ -15,7 +15,7 @@ use super::view::{Change, hash_of};
 /// The interval at which the head is checked. A watch that misses events is noticed within twice this time.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the watch may be behind the head.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_WATCH_LAG: Duration = Duration::from_secs(1);
 /// The number of checks between two comparisons of all keys.
 const CHECKS_PER_COMPARISON: u64 = 60;
 /// How long a watch may take to start.
@@ -134,7 +134,7 @@ pub(super) async fn check_watch(shared: Arc<Shared>) {
                 tracing::warn!(%error, "etcd cannot be read");
             }
             shared.missed_events.notify_one();
-        } else if !shared.wait_for(at, WATCH_TIMEOUT).await {
+        } else if !shared.wait_for(at, MAX_WATCH_LAG).await {
             shared.missed_events.notify_one();
         } else if count.is_multiple_of(CHECKS_PER_COMPARISON) {
             compare(&shared).await;
