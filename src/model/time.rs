@@ -48,6 +48,13 @@ pub fn next_version(last: u64, now: SystemTime) -> u64 {
         .max(u64::try_from(clock).unwrap_or(u64::MAX))
 }
 
+/// Returns the pause before the next attempt, after an attempt failed and `earlier` others before it in a row: `first`, doubled for
+/// each of the earlier ones, and at most `longest`.
+#[must_use]
+pub fn retry_pause(first: Duration, earlier: u32, longest: Duration) -> Duration {
+    first.saturating_mul(1 << earlier.min(10)).min(longest)
+}
+
 /// Parses a duration such as `500ms`, `5s` or `2m`, and returns it in milliseconds.
 #[must_use]
 pub fn milliseconds(text: &str) -> Option<u64> {
@@ -73,5 +80,13 @@ mod tests {
         let second = next_version(first, noon - Duration::from_secs(3600));
         assert_eq!(first, 1_800_000_000_000);
         assert_eq!(second, first + 1);
+    }
+
+    #[test]
+    fn the_pause_between_attempts_doubles_up_to_the_longest_one() {
+        let seconds = Duration::from_secs;
+        let pauses =
+            [0, 1, 2, u32::MAX].map(|earlier| retry_pause(seconds(15), earlier, seconds(50)));
+        assert_eq!(pauses, [15, 30, 50, 50].map(seconds));
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::api::Command;
+use crate::model::time::retry_pause;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{Join, NodeState, Problem};
 
@@ -65,9 +66,7 @@ impl Attempts {
             JoinFailure::Join(error) if is_of_host(error.code) => (MIN_HOST_PAUSE, MAX_HOST_PAUSE),
             _ => (MIN_PAUSE, MAX_PAUSE),
         };
-        let pause = first
-            .saturating_mul(1 << self.failures.min(10))
-            .min(longest);
+        let pause = retry_pause(first, self.failures, longest);
         self.failures = self.failures.saturating_add(1);
         let kind = kind_of(failure);
         let is_new_kind = !self.logged.contains(&kind);

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::model::time::retry_pause;
 use crate::model::{Label, PublicKey, WireGuardKey};
 use crate::protocol::control::{RefusedReason, RefusedRecord};
 use crate::protocol::local::Problem;
@@ -351,13 +352,12 @@ impl Acceptance {
         let held = self.refused.get(&key);
         let failures = held.map_or(0, |held| held.failures);
         let is_new = held.is_none_or(|held| held.why != why);
-        let pause = MIN_AGAIN.saturating_mul(1 << failures.min(10));
         let line = is_new.then(|| format!("{}: {why}", name_of(&key)));
         let refusal = Refusal {
             why,
             reason,
             failures: failures + 1,
-            again: now + pause.min(MAX_AGAIN),
+            again: now + retry_pause(MIN_AGAIN, failures, MAX_AGAIN),
         };
         self.refused.insert(key, refusal);
         line

@@ -11,6 +11,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::model::time::retry_pause;
 use crate::records::fingerprint::Fingerprint;
 
 /// How long a difference may last before this node acts. A shorter one may come from records that are on their way.
@@ -75,8 +76,8 @@ impl Agreement {
             .is_some_and(|since| passed(since) >= DIFFERENCE_TIMEOUT);
         let (pause, attempts) = match self.attempt {
             Some((at, attempts)) => {
-                let pause = MIN_PAUSE.saturating_mul(1 << (attempts - 1).min(10));
-                (pause.min(MAX_PAUSE).saturating_sub(passed(at)), attempts)
+                let pause = retry_pause(MIN_PAUSE, attempts - 1, MAX_PAUSE);
+                (pause.saturating_sub(passed(at)), attempts)
             }
             None => (Duration::ZERO, 0),
         };
@@ -84,7 +85,7 @@ impl Agreement {
             return false;
         }
         self.attempt = Some((now, attempts.saturating_add(1)));
-        // The next summary tells whether it helped.
+        // The next summary shows whether the attempt ended the difference.
         self.differs_since = None;
         true
     }

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::model::time::retry_pause;
 use crate::records::kinds::RecordKey;
 use crate::records::ledger::Refused;
 use crate::records::{Envelope, Ledger};
@@ -66,9 +67,8 @@ impl Departures {
             self.unpublished.clear();
             self.failures = 0;
         } else {
-            let pause = MIN_PAUSE.saturating_mul(1 << self.failures.min(10));
+            self.again = Some(now + retry_pause(MIN_PAUSE, self.failures, MAX_PAUSE));
             self.failures = self.failures.saturating_add(1);
-            self.again = Some(now + pause.min(MAX_PAUSE));
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::acceptance::Acceptance;
 use super::effect::Effect;
 use crate::model::PublicKey;
+use crate::model::time::retry_pause;
 use crate::protocol::control::{FromNode, parts};
 use crate::records::kinds::{Membership, Record};
 use crate::records::{Envelope, Ledger};
@@ -139,9 +140,8 @@ impl Offer {
             return false;
         }
         if full.has_failed {
-            let pause = MIN_PAUSE.saturating_mul(1 << full.failures.min(10));
+            full.again = Some(now + retry_pause(MIN_PAUSE, full.failures, MAX_PAUSE));
             full.failures = full.failures.saturating_add(1);
-            full.again = Some(now + pause.min(MAX_PAUSE));
             return false;
         }
         self.full = None;

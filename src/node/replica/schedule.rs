@@ -11,6 +11,7 @@ use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use crate::model::PublicKey;
+use crate::model::time::retry_pause;
 
 /// The time between the turns of two peers.
 pub(super) const ROUND: Duration = Duration::from_secs(5);
@@ -86,8 +87,8 @@ impl SyncSchedule {
             peer.busy = false;
             peer.failures = if succeeded { 0 } else { peer.failures + 1 };
             if !succeeded && peer.due.is_none() {
-                let wait = RETRY_PAUSE.saturating_mul(1 << (peer.failures - 1).min(5));
-                peer.due = Some(now + wait.min(MAX_RETRY_PAUSE));
+                let pause = retry_pause(RETRY_PAUSE, peer.failures - 1, MAX_RETRY_PAUSE);
+                peer.due = Some(now + pause);
             }
         }
     }
