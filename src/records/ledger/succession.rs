@@ -6,7 +6,8 @@ use super::{Entry, Refused};
 use crate::records::RecordKey;
 use crate::records::kinds::{Header, Membership, Record};
 
-/// Whether an offered record replaces `held`, which has the same key and another payload. The error says that it does not.
+/// Decides whether an offered record replaces `held`, which has the same key and another payload. The error is the reason if it does
+/// not.
 pub(super) fn permit(
     held: &Entry,
     key: &RecordKey,
@@ -16,11 +17,11 @@ pub(super) fn permit(
 ) -> Result<(), Refused> {
     let mut order = header.version.cmp(&held.version);
     if let (Record::Membership(before), Record::Membership(offered)) = (&held.record, record) {
-        match compare_proofs(before, offered)? {
-            Ordering::Greater => return Ok(()),
-            // Of two memberships the date decides before the version does.
-            _ => order = offered.issued_at.cmp(&before.issued_at).then(order),
+        if is_first_proof(before, offered)? {
+            return Ok(());
         }
+        // The date of a membership decides before its version does.
+        order = offered.issued_at.cmp(&before.issued_at).then(order);
     }
     match order {
         Ordering::Less => Err(Refused::Stale {
@@ -35,13 +36,13 @@ pub(super) fn permit(
     }
 }
 
-/// Whether the proof of its node decides for the offered membership. If it decides against it, that is the error. A membership
-/// without a proof may be one that the holder of a token signed for the node of somebody else.
-fn compare_proofs(held: &Membership, offered: &Membership) -> Result<Ordering, Refused> {
+/// Whether only the offered membership has a proof of the node, and so replaces the held one whatever its date. The error is the
+/// reason if it lacks a proof that it needs: the holder of any token can sign a membership of another node, but without a proof.
+fn is_first_proof(held: &Membership, offered: &Membership) -> Result<bool, Refused> {
     match (held.is_proven(), offered.is_proven()) {
-        (false, true) => Ok(Ordering::Greater),
+        (false, true) => Ok(true),
         (true, false) => Err(Refused::Unproven),
         (false, false) if held.token != offered.token => Err(Refused::Unproven),
-        _ => Ok(Ordering::Equal),
+        _ => Ok(false),
     }
 }
