@@ -149,13 +149,12 @@ impl MemoryDisk {
     /// because their programs ended.
     pub fn crash(&self) -> bool {
         let mut disk = self.disk();
-        let synced = disk.synced.take();
-        let Some(lost) = synced.map(|synced| (synced.changes < disk.changes, synced.tables)) else {
+        let Some(synced) = disk.synced.take() else {
             return false;
         };
-        let (has_lost, tables) = lost;
+        let has_lost = synced.changes < disk.changes;
         if has_lost {
-            disk.replace(tables);
+            disk.replace(synced.tables);
         }
         disk.synced = Some(Synced::of(&disk));
         has_lost

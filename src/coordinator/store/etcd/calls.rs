@@ -64,9 +64,9 @@ impl Store for Etcd {
         node: &PublicKey,
     ) -> Result<bool, StoreError> {
         let view = self.shared.view();
-        let admitted = view.decisions.uses.get(token);
-        Ok(!view.decisions.issued.contains(token)
-            || admitted.is_some_and(|nodes| nodes.contains(node)))
+        let decisions = &view.decisions;
+        let admitted = decisions.uses.get(token);
+        Ok(!decisions.issued.contains(token) || admitted.is_some_and(|nodes| nodes.contains(node)))
     }
 
     fn store_departure(
@@ -106,15 +106,11 @@ impl Store for Etcd {
 
     fn may_lease(&mut self, node: &PublicKey, block: u32) -> Result<bool, StoreError> {
         let view = self.shared.view();
-        Ok(
-            match (
-                view.decisions.blocks.get(node),
-                view.decisions.holders.get(&block),
-            ) {
-                (Some(held), _) => *held == block,
-                (None, holder) => holder.is_none(),
-            },
-        )
+        let decisions = &view.decisions;
+        Ok(match decisions.blocks.get(node) {
+            Some(held) => *held == block,
+            None => !decisions.holders.contains_key(&block),
+        })
     }
 
     fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {

@@ -368,7 +368,10 @@ fn a_cluster_restored_from_a_snapshot_is_another_store_until_the_nodes_have_offe
     assert!(block > 2, "{block} may be another's");
     drop(store);
     let (mut store, contents) = open(&fixture);
-    assert!(contents.restored, "until the nodes have offered their records");
+    assert!(
+        contents.restored,
+        "until the nodes have offered their records"
+    );
     store.set_refilled().expect("writable");
     assert!(!store.load().expect("readable").restored);
     drop(store);

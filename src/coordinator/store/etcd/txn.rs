@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::super::{Admission, Admitted, Effect, StoreError, Write};
 use super::keys::{Key, Written};
-use super::view::{Change, EtcdView, digest};
+use super::view::{Change, Decisions, EtcdView, digest};
 use crate::model::{Label, PublicKey};
 use crate::records::Envelope;
 use crate::records::kinds::RecordKey;
@@ -190,23 +190,21 @@ impl<'a> EtcdTxn<'a> {
 /// The lowest block from the start of leases on that was never leased; otherwise the block that has been free for the
 /// longest time.
 fn free_block(view: &EtcdView, blocks: u32) -> Option<u32> {
-    let never = |block: &u32| {
-        !view.decisions.holders.contains_key(block) && !view.decisions.released.contains_key(block)
-    };
-    let start = view
-        .decisions
-        .lease_start
-        .map_or(1, |start| start.block(blocks));
+    let Decisions {
+        holders,
+        released,
+        lease_start,
+        ..
+    } = &view.decisions;
+    let never = |block: &u32| !holders.contains_key(block) && !released.contains_key(block);
+    let start = lease_start.map_or(1, |start| start.block(blocks));
     (start..blocks)
         .chain(1..start.min(blocks))
         .find(never)
         .or_else(|| {
-            view.decisions
-                .released
+            released
                 .iter()
-                .filter(|(block, _)| {
-                    **block < blocks && !view.decisions.holders.contains_key(block)
-                })
+                .filter(|(block, _)| **block < blocks && !holders.contains_key(block))
                 .min_by_key(|(block, turn)| (**turn, **block))
                 .map(|(block, _)| *block)
         })
