@@ -1,8 +1,8 @@
 //! Rules for records that come on a stream, in addition to those of the ledger. The ledger has no clock and knows neither
 //! joins nor leases.
 //!
-//! - A membership that is new to the store is accepted on the terms in [`super::refill`], and so is the first one of a node that
-//!   has a proof of this node. Any other membership that changes one in the store is accepted only by a store that has lost
+//! - A membership that is new to the store is accepted on the terms in [`super::refill`], and so is a membership with a proof of its
+//!   node in place of one without. Any other membership that changes one in the store is accepted only by a store that has lost
 //!   records, and the name in it must be the same.
 //! - A node keeps the block that was leased to it when it joined. A node record with any other block is refused if that block
 //!   belongs to another node or if the node has a lease of its own. A store that has lost records may not know all leases, so
