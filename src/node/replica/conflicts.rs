@@ -59,12 +59,12 @@ impl Conflicts {
         if envelope.payload.len() > MAX_BYTES {
             return false;
         }
-        let is_older = |waiting: &Waiting| match waiting.record.parsed() {
+        let is_kept = |waiting: &Waiting| match waiting.record.parsed() {
             Ok((held, _)) => held.version > header.version || *waiting.record == *envelope,
             Err(_) => false,
         };
         let before = self.waiting.get(&header.key);
-        if before.is_some_and(is_older) {
+        if before.is_some_and(is_kept) {
             return true;
         }
         let is_new = before.is_none();

@@ -206,8 +206,10 @@ impl Replica {
                 intake.handle_answer(sequence, &refused, refused_records, now);
                 self.note_in_step(now);
                 let storage = &mut self.storage;
-                let answer = (refused.as_slice(), failed);
-                if self.uplink.handle_published(sequence, answer, storage, now) {
+                if self
+                    .uplink
+                    .handle_published(sequence, &refused, failed, storage, now)
+                {
                     self.peers.handle_confirmed();
                 }
             }

@@ -66,8 +66,9 @@ impl Uplink {
         storage: &Storage,
     ) {
         let id = own.id();
-        let is_asked = std::mem::take(&mut self.offers_everything);
-        let everything = is_asked || self.offer.is_pending() || self.progress.is_of_another(store);
+        let everything = std::mem::take(&mut self.offers_everything)
+            || self.offer.is_pending()
+            || self.progress.is_of_another(store);
         let (ledger, acceptance) = (&intake.ledger, &mut intake.acceptance);
         self.offer
             .offer(ledger, &id, everything, acceptance, storage.own_write());
@@ -86,7 +87,8 @@ impl Uplink {
     pub(super) fn handle_published(
         &mut self,
         sequence: u64,
-        (refused, failed): (&[String], bool),
+        refused: &[String],
+        failed: bool,
         storage: &mut Storage,
         now: Now,
     ) -> bool {
