@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 use super::envelope::Envelope;
+use super::hash::Digest;
 
 /// The sum of the hashes of all records, written as 32 hexadecimal digits. It does not depend on the order of the records, and
 /// adding or removing a record does not need the other ones.
@@ -27,33 +28,25 @@ impl Fingerprint {
 fn number_of(envelope: &Envelope) -> u128 {
     let hash = Sha256::new()
         .chain_update(envelope.signer.0)
-        .chain_update(&envelope.payload)
-        .finalize();
-    hash.iter()
-        .take(16)
-        .fold(0, |number, byte| number << 8 | u128::from(*byte))
+        .chain_update(&envelope.payload);
+    u128::from_be_bytes(Digest::of(hash).0)
 }
 
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        Digest(self.0.to_be_bytes()).fmt(f)
     }
 }
 
 impl Serialize for Fingerprint {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{self:?}"))
+        Digest(self.0.to_be_bytes()).serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Fingerprint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        u128::from_str_radix(&text, 16)
-            .ok()
-            .filter(|_| text.len() == 32 && !text.starts_with('+'))
-            .map(Self)
-            .ok_or_else(|| serde::de::Error::custom("a fingerprint is 32 hexadecimal digits"))
+        Digest::deserialize(deserializer).map(|sum| Self(u128::from_be_bytes(sum.0)))
     }
 }
 

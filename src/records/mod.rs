@@ -7,6 +7,7 @@ pub mod batch;
 pub mod digest;
 pub mod envelope;
 pub mod fingerprint;
+mod hash;
 pub mod key;
 pub mod kinds;
 pub mod ledger;
