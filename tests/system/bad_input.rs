@@ -71,7 +71,7 @@ fn an_unusable_token_is_refused_with_the_reason() {
 }
 
 #[test]
-fn an_unreachable_coordinator_another_one_and_none_are_distinguished() {
+fn an_unreachable_coordinator_another_one_and_another_program_cause_different_errors() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };
@@ -108,7 +108,7 @@ fn an_unreachable_coordinator_another_one_and_none_are_distinguished() {
 }
 
 #[test]
-fn two_nodes_with_one_name_are_distinguished() {
+fn a_join_with_the_name_of_another_node_is_refused_with_a_free_name() {
     let Some(mesh) = Mesh::start(2) else { return };
     let token = mesh.token(&["--uses", "2"]);
     assert_eq!(mesh.on(0, &["join", &token, "--name", "web"]).code, 0);
@@ -304,7 +304,7 @@ fn missing_rights_are_reported() {
 }
 
 #[test]
-fn damaged_state_loses_only_what_was_damaged() {
+fn only_the_damaged_part_of_the_state_is_lost() {
     let Some(mut mesh) = Mesh::joined(2) else {
         return;
     };

@@ -133,7 +133,7 @@ fn a_node_that_left_without_a_coordinator_delivers_its_departure_later() {
 }
 
 #[test]
-fn a_copy_of_a_machine_that_leaves_does_not_affect_the_original() {
+fn a_copy_that_leaves_does_not_affect_the_original() {
     let Some(mut mesh) = Mesh::start(2) else {
         return;
     };
@@ -161,7 +161,7 @@ fn a_copy_of_a_machine_that_leaves_does_not_affect_the_original() {
 }
 
 #[test]
-fn a_join_that_fails_after_the_node_was_admitted_departs_again() {
+fn a_node_whose_join_fails_after_its_admission_departs_again() {
     let Some(mesh) = Mesh::start(1) else { return };
     // Records cannot be kept where a directory is in the way.
     let obstacle = mesh.nodes[0].host.path("/run/state/records.jsonl");

@@ -35,7 +35,7 @@ pub(crate) fn empty(directory: &Path) {
 }
 
 #[test]
-fn a_machine_without_tun_gets_the_remedy() {
+fn the_error_on_a_machine_without_tun_names_the_remedy() {
     let Some(mesh) = Mesh::start(1) else { return };
     let token = mesh.token(&[]);
     cover(&mesh, 0, "/dev/net", "64k");
@@ -169,7 +169,7 @@ fn a_full_disk_on_a_node_is_reported_and_loses_nothing() {
 }
 
 #[test]
-fn a_full_disk_at_the_coordinator_is_reported_and_temporary() {
+fn a_coordinator_with_a_full_disk_reports_that_and_writes_again_when_there_is_room() {
     let Some(mut mesh) = Mesh::start(1) else {
         return;
     };

@@ -171,7 +171,7 @@ fn udp_blocked_in_one_direction_is_a_problem_on_both_sides() {
 }
 
 #[test]
-fn a_removed_node_shows_that_first_is_not_ready_and_joins_again_with_a_new_token() {
+fn a_removed_node_shows_its_removal_first_is_not_ready_and_joins_again_with_a_new_token() {
     let Some(mut mesh) = Mesh::joined(2) else {
         return;
     };
