@@ -18,7 +18,7 @@ use crate::setting::Ground;
 /// How many connections are opened at the same time.
 const AT_ONCE: usize = 64;
 /// The greatest number of connections.
-const MOST: usize = 8_000;
+const MAX_CONNECTIONS: usize = 8_000;
 /// The greatest number of bytes that are sent in unfinished messages. It protects the machine on which the benchmark runs.
 const MAX_SENT: u64 = 1 << 30;
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -29,7 +29,7 @@ pub(crate) fn connections(ground: &Ground) -> String {
     let shown = ground.run(async move || {
         let work = (0..AT_ONCE).map(async |n| {
             let (mut silent, mut streams) = (Vec::new(), Vec::new());
-            while !ground.is_over() && silent.len() + streams.len() < MOST / AT_ONCE {
+            while !ground.is_over() && silent.len() + streams.len() < MAX_CONNECTIONS / AT_ONCE {
                 let opened = if n % 2 == 0 {
                     let opened = async {
                         tls(tcp(ANY, ground.setting.target.0).await.ok()?)

@@ -4,7 +4,6 @@
 //! amount of work, whatever the zone holds. A query that it does not answer takes the full path, in a thread of its own
 //! ([`super::full_path`]), if the limits admit it.
 
-use crate::os::random;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -20,6 +19,7 @@ use super::forward::Upstream;
 use super::job::Job;
 use super::limits::{Limits, Pool, Refusal, Share, Work};
 use super::zone::Zone;
+use crate::os::random;
 
 /// What all servers of a node answer from.
 pub struct Resolver {

@@ -1,6 +1,5 @@
 //! Received handshake messages. Those that are admitted wait, since packets come first.
 
-use crate::os::clock;
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
@@ -12,6 +11,7 @@ use super::noise::{HANDSHAKE, Message, Opened, room_for};
 use super::peer::Peer;
 use super::round::Round;
 use super::udp::Sender;
+use crate::os::clock;
 
 /// The maximum number of admitted handshakes that wait.
 const MAX_WAITING: usize = 512;

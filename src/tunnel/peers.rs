@@ -1,7 +1,6 @@
 //! Changes to the peers of a running tunnel. Each change puts another table in the place of the one before, and one change
 //! is made at a time.
 
-use crate::os::{clock, random};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -20,6 +19,7 @@ use super::peer::Peer;
 use super::shared::Shared;
 use super::table::Table;
 use super::udp::Sender;
+use crate::os::{clock, random};
 
 /// The peers of a running tunnel.
 pub(super) struct Peers {

@@ -1,6 +1,5 @@
 //! Probes and handshakes that another part of the program asks for.
 
-use crate::os::random;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +10,7 @@ use super::probe;
 use super::shared::Shared;
 use super::table::Table;
 use super::udp::Sender;
+use crate::os::random;
 
 /// The probes of a running tunnel. A peer is named by its public key; for an unknown one, nothing happens.
 pub struct Probing<'a>(pub(super) &'a Arc<Shared>);

@@ -26,8 +26,8 @@ use crate::os::readable;
 const SETTLE: Duration = Duration::from_millis(50);
 /// After the lookups the thread sleeps this many times as long as they took, within the limits below.
 const PAUSE_FACTOR: u32 = 5;
-const MIN_REST: Duration = Duration::from_millis(1);
-const MAX_REST: Duration = Duration::from_secs(1);
+const MIN_PAUSE: Duration = Duration::from_millis(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs until the tunnel stops.
 pub(super) fn run(shared: &Shared) {
@@ -66,7 +66,7 @@ pub(super) fn run(shared: &Shared) {
             _ => Pass::Learnt,
         };
         verify(shared, kernel, pass);
-        let rest = (began.elapsed() * PAUSE_FACTOR).clamp(MIN_REST, MAX_REST);
+        let rest = (began.elapsed() * PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE);
         match pass {
             Pass::All => rested = Instant::now() + rest,
             Pass::Learnt if shared.stopping() => {}

@@ -168,7 +168,7 @@ impl Cache {
         if let Some(before) = self.answers.remove(&key) {
             let part = self.part(is_large(&before.message));
             part.order.remove(&before.used);
-            part.bytes -= octets_of(&key, &before);
+            part.bytes -= bytes_of(&key, &before);
         }
         self.uses += 1;
         let kept = Kept {
@@ -181,7 +181,7 @@ impl Cache {
         };
         let (key, large) = (Arc::new(key), is_large(&kept.message));
         let part = self.part(large);
-        part.bytes += octets_of(&key, &kept);
+        part.bytes += bytes_of(&key, &kept);
         part.order.insert(kept.used, Arc::clone(&key));
         self.answers.insert(key, kept);
         self.make_room(large);
@@ -204,7 +204,7 @@ impl Cache {
             && let Some((_, oldest)) = part.order.pop_first()
         {
             if let Some(gone) = self.answers.remove(&*oldest) {
-                part.bytes -= octets_of(&oldest, &gone);
+                part.bytes -= bytes_of(&oldest, &gone);
             }
         }
     }
@@ -230,7 +230,7 @@ fn is_large(message: &[u8]) -> bool {
 }
 
 /// The bytes of an entry: the message, the name, and its slots in the tables. Up to half of a hash table's slots are empty.
-fn octets_of(key: &Key, kept: &Kept) -> usize {
+fn bytes_of(key: &Key, kept: &Kept) -> usize {
     const COUNTS: usize = 2 * size_of::<usize>();
     const ALLOCATOR: usize = 16;
     const PLACES: usize = 2 * size_of::<(Arc<Key>, Kept)>() + 2 * size_of::<(u64, Arc<Key>)>();
@@ -386,7 +386,7 @@ mod tests {
     /// The bytes that the cache holds, counted again from its entries.
     fn held(cache: &Cache) -> usize {
         let kept = cache.answers.iter();
-        let all = kept.map(|(key, kept)| octets_of(key, kept)).sum();
+        let all = kept.map(|(key, kept)| bytes_of(key, kept)).sum();
         assert_eq!(cache.small.bytes + cache.large.bytes, all);
         let places = cache.small.order.len() + cache.large.order.len();
         assert_eq!(places, cache.answers.len());

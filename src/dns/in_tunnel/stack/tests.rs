@@ -96,7 +96,7 @@ fn stack(now: Instant) -> Stack {
 }
 
 #[test]
-fn octets_go_both_ways_in_either_family_and_long_ones_in_parts() {
+fn bytes_go_both_ways_in_either_family_and_long_ones_in_parts() {
     let mut now = Instant::now();
     let mut stack = stack(now);
     for (address, server) in [
