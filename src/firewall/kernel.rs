@@ -165,17 +165,9 @@ impl Kernel for Machine {
     async fn delete_connections(&mut self, stale: StaleConnections) -> Result<usize, KernelError> {
         // A busy machine has millions of connections, so the dump runs on a thread of its own.
         let deleted = tokio::task::spawn_blocking(move || delete_stale(&stale)).await;
-        match deleted {
-            Ok(Ok(count)) => Ok(count),
-            Ok(Err(error)) => Err(KernelError::Failed(
-                "connection tracking",
-                error.to_string(),
-            )),
-            Err(error) => Err(KernelError::Failed(
-                "connection tracking",
-                error.to_string(),
-            )),
-        }
+        deleted
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(|error| KernelError::Failed("connection tracking", error.to_string()))
     }
 
     async fn changed(&mut self) {
@@ -218,7 +210,10 @@ async fn run(
     };
     let output = match tokio::time::timeout(PROGRAM_TIMEOUT, work).await {
         Ok(output) => output.map_err(|error| failed(&error))?,
-        Err(_) => return Err(failed(&"it did not end within 10 s")),
+        Err(_) => {
+            let limit = PROGRAM_TIMEOUT.as_secs();
+            return Err(failed(&format!("it did not end within {limit} s")));
+        }
     };
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());

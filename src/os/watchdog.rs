@@ -44,7 +44,7 @@ impl Progress {
 
 /// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Check {
+enum Check {
     /// All loops make progress: notify the service manager.
     Alive,
     /// The named loops make no progress: do not notify the service manager.
@@ -53,7 +53,7 @@ pub enum Check {
 
 /// Checks loops at regular times.
 #[derive(Debug)]
-pub struct Watchdog {
+struct Watchdog {
     /// The time between two checks.
     pause: Duration,
     next: Instant,
@@ -72,7 +72,7 @@ struct Watched {
 impl Watchdog {
     /// A watchdog for a service manager that expects a notification in each `interval`. The first check is due at once.
     #[must_use]
-    pub fn new(interval: Duration, now: Instant) -> Self {
+    fn new(interval: Duration, now: Instant) -> Self {
         Self {
             pause: interval / CHECKS,
             next: now,
@@ -82,12 +82,12 @@ impl Watchdog {
 
     /// Whether the next check is due.
     #[must_use]
-    pub fn is_due(&self, now: Instant) -> bool {
+    fn is_due(&self, now: Instant) -> bool {
         now >= self.next
     }
 
     /// Checks `loops`, which have to be all loops of the program. The caller has to wake idle loops afterwards.
-    pub fn check<'a>(
+    fn check<'a>(
         &mut self,
         loops: impl IntoIterator<Item = &'a Arc<Progress>>,
         now: Instant,
@@ -123,7 +123,7 @@ impl Watchdog {
 /// The watchdog of the service manager, as the main loop of a program uses it.
 #[derive(Debug)]
 pub struct ServiceWatchdog {
-    /// None if the service manager expects no notifications.
+    /// `None` if the service manager expects no notifications.
     watchdog: Option<Watchdog>,
     /// The loops that made no progress at the last check.
     stuck: Vec<String>,

@@ -98,8 +98,7 @@ pub fn run(interface: &str, workers: Option<u16>) -> Result<(), StandaloneError>
             connections.fetch_sub(1, Ordering::Relaxed);
             continue;
         }
-        let (tunnel, connections) = (Arc::clone(&tunnel), Arc::clone(&connections));
-        let open = Arc::clone(&connections);
+        let (tunnel, open) = (Arc::clone(&tunnel), Arc::clone(&connections));
         let thread = std::thread::Builder::new().name("mesh-uapi".into());
         let started = thread.spawn(move || {
             let _ = converse(stream, &tunnel);
