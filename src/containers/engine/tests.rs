@@ -315,18 +315,18 @@ async fn a_stream_that_ends_within_a_chunk_is_opened_again_and_no_container_is_r
 
 #[tokio::test]
 async fn garbage_is_a_fault_in_every_answer() {
-    for attachment in ["/version", "/networks", "/containers/json?all=true", EVENTS] {
+    for garbled in ["/version", "/networks", "/containers/json?all=true", EVENTS] {
         let standin = Standin::new(move |path, _| match path {
-            path if path == attachment && path == EVENTS => {
+            path if path == garbled && path == EVENTS => {
                 Step::Stream(chunked("\u{1}\u{2}garbage\n"))
             }
-            path if path == attachment => Step::Answer("{garbage".into()),
+            path if path == garbled => Step::Answer("{garbage".into()),
             path => sound(path),
         });
         let fault = standin.follow().fault().await;
         assert!(
             matches!(fault, EngineFault::Malformed(..)),
-            "{attachment}: {fault:?}"
+            "{garbled}: {fault:?}"
         );
     }
     let standin = Standin::new(|_, _| Step::Bytes(b"\x00\xffnot http\r\n\r\n".to_vec()));
@@ -389,12 +389,9 @@ async fn the_reason_of_an_engine_that_does_not_create_the_network_is_shown() {
         "/version" => Step::Answer(r#"{"Version":"26.1.5"}"#.into()),
         "/networks" => Step::Answer("[]".into()),
         "/networks/create" => {
-            let reported = r#"{"message":"Pool overlaps with other one"}"#;
-            let head = format!(
-                "HTTP/1.1 403 x\r\ncontent-length: {}\r\n\r\n",
-                reported.len()
-            );
-            Step::Bytes(format!("{head}{reported}").into_bytes())
+            let body = r#"{"message":"Pool overlaps with other one"}"#;
+            let head = format!("HTTP/1.1 403 x\r\ncontent-length: {}\r\n\r\n", body.len());
+            Step::Bytes(format!("{head}{body}").into_bytes())
         }
         "/info" => Step::Answer("{}".into()),
         path if path.starts_with("/containers/json") => Step::Answer("[]".into()),

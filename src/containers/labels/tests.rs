@@ -145,7 +145,7 @@ fn labels_baked_into_the_image_do_not_count() {
 }
 
 #[test]
-fn names_of_compose_count_for_containers_with_a_number() {
+fn compose_names_that_the_image_has_too_count_for_containers_with_a_compose_number() {
     let image = labels(&COMPOSE[..2]);
     let own = labels(&[&COMPOSE[..], &[("mesh.service", "db")]].concat());
     let of = |own: &Labels, image: &Labels| {

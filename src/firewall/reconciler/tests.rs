@@ -7,7 +7,7 @@ use super::*;
 use crate::firewall::ports::Port;
 use crate::firewall::{Mapped, Native};
 
-/// A kernel in memory, which a test can inspect and change.
+/// The state of a kernel in memory, which a test can inspect and change.
 #[derive(Debug, Default)]
 struct FakeState {
     tables: BTreeMap<String, String>,
@@ -211,7 +211,7 @@ async fn all_changes_are_listed_and_removed_when_the_firewall_stops() {
 }
 
 #[tokio::test]
-async fn what_others_remove_is_restored_and_own_changes_cause_no_write() {
+async fn rules_that_others_remove_are_restored_and_own_changes_cause_no_write() {
     let kernel = docker();
     let firewall = Firewall::on(kernel.clone(), None);
     firewall.set(state());
@@ -331,7 +331,8 @@ async fn the_route_to_containers_with_mesh_addresses_is_added_and_removed() {
 }
 
 #[tokio::test]
-async fn what_others_switch_off_again_and_again_is_restored_more_slowly_and_is_one_problem() {
+async fn forwarding_that_others_switch_off_again_and_again_is_restored_more_slowly_and_is_one_problem()
+ {
     let kernel = docker();
     let firewall = Firewall::on(kernel.clone(), None);
     firewall.set(state());
