@@ -89,7 +89,7 @@ pub struct Container {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Process {
     pub(super) pid: Option<u32>,
-    /// The signal that requests it to end.
+    /// The signal with which the engine stops it.
     pub(super) stop_signal: u32,
 }
 
@@ -161,7 +161,7 @@ impl Container {
         self.update_readiness();
     }
 
-    /// Handles that the container was started again.
+    /// Handles the next start of the container.
     pub(super) fn handle_next_run(
         &mut self,
         inspected: &Inspected,
@@ -210,7 +210,8 @@ impl Container {
         self.update_readiness();
     }
 
-    /// Handles that time has passed. Returns whether that changed anything.
+    /// Checks the time limits of draining and of starting. Returns whether the published instances or the mappings
+    /// may have changed.
     pub(super) fn handle_time(&mut self, now: Instant) -> bool {
         match (self.state, self.exposed.drain) {
             (State::Draining { since }, Some(most))
@@ -219,7 +220,8 @@ impl Container {
                 self.transition_to(State::Gone);
                 true
             }
-            // True once, when the container is published as starting.
+            // The container is published as starting once this delay is over. The caller polls, so the result is true for
+            // a while.
             (State::Starting, _) => {
                 let age = now.saturating_duration_since(self.history.started);
                 (PUBLISH_DELAY..PUBLISH_DELAY + Duration::from_secs(2)).contains(&age)

@@ -73,7 +73,7 @@ pub struct EngineTask {
 
 impl EngineTask {
     /// Follows the engine behind the first of `sockets` that exists, and sends reports to `reports`. With `network`,
-    /// the engine is requested to create that network.
+    /// the task creates that network through the engine.
     #[must_use]
     pub fn start(
         sockets: Vec<PathBuf>,
@@ -359,9 +359,9 @@ impl Session<'_> {
     }
 
     fn request_networks(&mut self, engine: &Engine) {
-        let look = networks_and_native(self.socket.clone(), engine.clone(), self.network);
+        let found = networks_and_native(self.socket.clone(), engine.clone(), self.network);
         self.requests
-            .spawn(async move { Answer::Networks(Box::new(look.await)) });
+            .spawn(async move { Answer::Networks(Box::new(found.await)) });
     }
 
     async fn report_networks(&self, (networks, native): FoundNetworks) -> Result<(), Ended> {
@@ -388,9 +388,7 @@ impl Session<'_> {
 
     async fn handle_answer(&mut self, answer: Answer) -> Result<(), Ended> {
         match answer {
-            Answer::Networks(networks_and_native) => {
-                self.report_networks((*networks_and_native)?).await
-            }
+            Answer::Networks(found) => self.report_networks((*found)?).await,
             Answer::List(text) => {
                 let changed = self.changed_since_list.take().unwrap_or_default();
                 let listed = api::list(&text?).map_err(|e| {

@@ -119,7 +119,7 @@ pub struct Inspected {
     /// The result of its HEALTHCHECK.
     pub health: Option<EngineHealth>,
     pub facts: Facts,
-    /// The signal that requests it to end.
+    /// The signal with which the engine stops it.
     pub stop_signal: u32,
     pub network: Network,
     /// The ports that the engine publishes on this host.
@@ -202,7 +202,7 @@ pub enum Event {
 /// The label of a network that meshd made, and its value.
 pub(super) const OWNER: (&str, &str) = ("mesh.made-by", "meshd");
 
-/// The default signal that requests a process to end.
+/// The default signal with which an engine stops a process.
 pub const SIGTERM: u32 = libc::SIGTERM.unsigned_abs();
 /// The signal that ends a process in any case.
 pub const SIGKILL: u32 = libc::SIGKILL.unsigned_abs();

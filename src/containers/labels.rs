@@ -105,7 +105,7 @@ pub enum LabelError {
         label: String,
         /// Its value, without unprintable characters.
         value: String,
-        /// What is valid.
+        /// The valid values.
         wanted: &'static str,
     },
     /// The value is not a name.
@@ -174,7 +174,7 @@ pub fn exposed(
         .text(COMPOSE_ONE_OFF)?
         .is_some_and(|v| v.eq_ignore_ascii_case("true"))
     {
-        // `docker compose run` creates a container for a single task, which serves nobody.
+        // `docker compose run` creates a container for a single task, not another instance of the service.
         return Ok(None);
     }
     own.flag("mesh.enable")?;
@@ -348,7 +348,7 @@ fn ports(own: &OwnLabels<'_>, facts: &Facts, labelled: bool) -> Result<Vec<Port>
     }
     match facts.exposed.len() {
         0 => Err(LabelError::NoPort),
-        // If there are several ports, whoever sets the label has to choose one.
+        // If there are several ports, the author of the label has to choose one.
         several if several > 1 && labelled => Err(LabelError::SeveralPorts(several)),
         _ => Ok(facts
             .exposed

@@ -35,8 +35,8 @@ struct Lease {
 pub struct Full(pub u32, pub Ipv4Net);
 
 impl Leases {
-    /// The leases from `block`, beginning with the `stored` ones. Stored addresses of another block, and those of two
-    /// containers, are left out.
+    /// The leases from `block`, beginning with the `stored` ones. Stored addresses of another block are left out. If an
+    /// address is stored for two containers, only the first has it.
     #[must_use]
     pub fn new(block: Ipv4Net, stored: BTreeMap<ContainerId, Ipv4Addr>, now: Instant) -> Self {
         let mut leases = Self {
@@ -107,14 +107,14 @@ impl Leases {
         Some(lease.address)
     }
 
-    /// Handles that the container `id` stopped. It keeps its address until another container needs it.
+    /// Handles the stop of the container `id`. It keeps its address until another container needs it.
     pub fn idle(&mut self, id: &ContainerId, now: Instant) {
         if let Some(lease) = self.held.get_mut(id) {
             lease.idle.get_or_insert(now);
         }
     }
 
-    /// Handles that the container `id` was removed.
+    /// Handles the removal of the container `id`.
     pub fn release(&mut self, id: &ContainerId, now: Instant) {
         if let Some(lease) = self.held.remove(id) {
             self.released

@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooLong;
 
-/// The incomplete line at the end of a stream.
+/// Keeps the incomplete line at the end of a stream until the rest of the line arrives.
 #[derive(Debug)]
 pub(super) struct NdjsonReader {
     rest: Vec<u8>,

@@ -7,7 +7,6 @@ use ipnet::Ipv4Net;
 use super::labels::LabelError;
 use super::leases::Full;
 
-/// Why a container with labels for meshd is not exposed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error(transparent)]
@@ -34,12 +33,11 @@ pub(super) enum Refusal {
     UnleasedAddress(Ipv4Addr, Ipv4Net),
     #[error("the engine's description of it cannot be used: {0}")]
     Unreadable(String),
-    #[error("its Compose name `{0}` has the same DNS name as `{1}`")]
+    #[error("its Compose name `{0}` gives the same DNS name as `{1}`")]
     AmbiguousName(String, String),
 }
 
 impl Refusal {
-    /// The remedy.
     pub(super) fn remedy(&self) -> &'static str {
         match self {
             Self::Label(LabelError::ImageUnknown) => {

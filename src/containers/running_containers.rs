@@ -25,11 +25,11 @@ pub async fn running_containers(sockets: &[PathBuf]) -> Vec<ContainerResolver> {
 }
 
 async fn running_on(socket: &Path) -> Result<Vec<ContainerResolver>, EngineFault> {
-    let not_understood = |path: &str, error: serde_json::Error| {
+    let malformed = |path: &str, error: serde_json::Error| {
         EngineFault::Malformed(path.to_owned(), error.to_string())
     };
     let version = get_required(socket, "/version", 1 << 20).await?;
-    let engine = api::engine(&version, None).map_err(|e| not_understood("/version", e))?;
+    let engine = api::engine(&version, None).map_err(|e| malformed("/version", e))?;
     let networks: BTreeMap<String, EngineNetwork> = networks(socket, engine.podman)
         .await?
         .into_iter()
@@ -37,7 +37,7 @@ async fn running_on(socket: &Path) -> Result<Vec<ContainerResolver>, EngineFault
         .collect();
     let path = "/containers/json";
     let list = get_required(socket, path, MAX_LIST).await?;
-    let listed = api::list(&list).map_err(|e| not_understood(path, e))?;
+    let listed = api::list(&list).map_err(|e| malformed(path, e))?;
     let mut running_containers = Vec::new();
     for (id, _) in listed.into_iter().take(MAX_CONTAINERS) {
         // A container that has ended in the meantime, or that cannot be read, is left out.
@@ -51,7 +51,8 @@ async fn running_on(socket: &Path) -> Result<Vec<ContainerResolver>, EngineFault
     Ok(running_containers)
 }
 
-/// A container and the network that decides how it resolves names. None if it has no network of its own.
+/// A container and the network that decides how it resolves names. None if it has no network or shares
+/// that of another container.
 fn resolver_of(
     inspected: &Inspected,
     networks: &BTreeMap<String, EngineNetwork>,

@@ -161,7 +161,7 @@ impl Containers {
         }
     }
 
-    /// Handles that a container's description cannot be used, for the reason `why`.
+    /// Handles a container whose description cannot be used, for the reason `why`.
     pub fn handle_unreadable(&mut self, id: &ContainerId, why: String, now: Instant) {
         self.forget(id, now);
         let refusal = Refusal::Unreadable(why);
@@ -295,7 +295,8 @@ impl Containers {
         }
     }
 
-    /// Handles that time has passed. Returns whether that changed anything. This is to be called about twice a second.
+    /// Checks all time limits. Returns whether the published instances or the mappings may have changed. This is to be
+    /// called about twice a second.
     pub fn handle_time(&mut self, now: Instant) -> bool {
         let changed = self
             .held

@@ -21,7 +21,7 @@ pub(super) struct Applied {
     pub(super) native: Option<(Native, Ipv4Addr)>,
     /// The ports that were set to hairpin mode: index and name.
     pub(super) hairpins: BTreeMap<u32, String>,
-    /// Whether forwarding was turned on here.
+    /// Whether meshd turned on IPv4 forwarding, so that it turns it off again.
     pub(super) forwarding: bool,
 }
 

@@ -43,7 +43,7 @@ pub(super) struct StaleConnections {
     prefix: Ipv4Net,
     instances: BTreeSet<Ipv4Addr>,
     containers: BTreeSet<Ipv4Addr>,
-    /// Service addresses, each with an instance to which it no longer leads.
+    /// Pairs of a service address and an instance to which that address no longer leads.
     balanced: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
 }
 

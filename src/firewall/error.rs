@@ -1,6 +1,5 @@
 //! The error of a request to the kernel, or of a program that configures the kernel.
 
-/// An error of the kernel or of a program.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum KernelError {
     #[error("the program {0} is not installed")]

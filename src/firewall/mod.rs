@@ -2,11 +2,11 @@
 //! against packets with addresses that do not belong to their sender.
 //!
 //! A [`FirewallState`] describes the wanted configuration. [`Firewall`] applies it, watches the kernel, restores what
-//! other programs remove, and removes everything when it stops. The rules that it writes are a pure function of the
-//! state (`ruleset`):
+//! other programs remove, and removes everything when it stops. The tables are a pure function of the state
+//! (`ruleset`). The configuration has these parts:
 //!
 //! - A table `meshd` maps each instance address to its container, distributes connections to service addresses over the
-//!   instances, keeps the address of an exposed container as the source of its packets, and rejects packets to
+//!   instances, makes the instance address of an exposed container the source of its packets, and rejects packets to
 //!   addresses without a target.
 //! - One rule in the engine's chain `DOCKER-USER` accepts mapped connections. An accept in a table of our own would not
 //!   be enough, because it does not override a drop in another table.

@@ -1,11 +1,11 @@
 //! Messages of the kernel's netfilter netlink family, as far as meshd needs them: the table that a notification of
-//! nftables is about, and the attributes of tracked connections. Pure.
+//! nftables is about, and the form of requests. Pure.
 //!
 //! Decision: the crate netlink-packet-netfilter (0.4) is not used. To delete a connection, the kernel needs its
 //! original tuple, its zone and its id exactly as the dump had them. The crate has no variants for zone and id, and it
 //! decodes tuples into values that have to be encoded again. It allocates for each attribute of each connection, and a
-//! busy host has millions of them, while this file reads them in place. It also does not know the messages of `nft
-//! destroy`, so that notifications would still be read here by hand.
+//! busy host has millions of connections; `os::netlink` reads attributes in place. The crate also does not know the
+//! messages of `nft destroy`, so notifications would still be parsed here.
 
 use crate::os::netlink::{HEADER, Message, attribute, messages};
 

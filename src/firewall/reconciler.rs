@@ -105,13 +105,13 @@ impl Firewall {
         self.check_request.notify_one();
     }
 
-    /// Changes whenever the kernel has been compared with the wanted state.
+    /// Returns a receiver that is notified whenever the kernel has been compared with the wanted state.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.applied_revision.clone()
     }
 
-    /// The state that was applied last, even if parts of it failed. None before the first.
+    /// The state that was applied last, even if parts of it failed. None before the first one was applied.
     #[must_use]
     pub fn applied_state(&self) -> Option<Arc<FirewallState>> {
         self.report().applied_state.clone()

@@ -357,7 +357,8 @@ impl ValidState {
         );
     }
 
-    /// The table for IPv6. It accepts packets from and to the mesh's prefix only from the tunnel device.
+    /// The table for IPv6. It accepts packets from the mesh's prefix only from the tunnel device and this host, and packets
+    /// to the prefix also from the bridges of containers.
     pub(super) fn guard_v6(&self, interface: &str, prefix: Ipv6Net) -> String {
         let mut text = replacing("ip6");
         let _ = writeln!(text, "table ip6 {TABLE} {{");

@@ -228,13 +228,13 @@ impl fmt::Debug for KeyProof {
     }
 }
 
-/// The proof that the holder of a node's identity key wants the membership that contains it: a signature with the identity key,
-/// written in base64 without padding.
+/// The proof that the holder of a node's identity key wants the membership that contains this proof: a signature with the
+/// identity key, written in base64 without padding.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdentityProof(#[serde(with = "signature_text")] pub [u8; 64]);
 
 impl IdentityProof {
-    /// Signs `content`, which the membership contains, with the key `identity`.
+    /// Signs `content`, the other fields of the membership, with the key `identity`.
     #[must_use]
     pub fn make(identity: &SigningKey, content: &[u8]) -> Self {
         Self(identity.sign(&identity_proof_message(content)))
@@ -247,7 +247,8 @@ impl IdentityProof {
     }
 }
 
-/// Returns the message that is signed: the purpose and the content. No signature for another purpose begins in this way.
+/// Returns the message that is signed: the purpose and the content. No message that is signed for another purpose begins in
+/// this way.
 fn identity_proof_message(content: &[u8]) -> Vec<u8> {
     [&b"meshd membership v1\0"[..], content].concat()
 }

@@ -13,7 +13,8 @@ pub fn now() -> Now {
     }
 }
 
-/// The present time by the clock that people set. It may jump, so it is only for dates in records and for users.
+/// The present date and time. The system's clock may be set and may jump, so this is only for dates in records and for
+/// users.
 #[cfg_attr(
     not(test),
     expect(

@@ -1,7 +1,8 @@
 //! Netlink: subscriptions to notifications of the kernel, and the format of messages and attributes.
 //!
-//! Decision: the parsers of the crate netlink-packet-core are not used for these. They decode each message into owned values, and a
-//! busy host sends very many notifications and has millions of tracked connections. These functions read them in place.
+//! Decision: the parsers of the crate netlink-packet-core are not used for these. They decode each message into owned values. The
+//! kernel of a busy host sends very many notifications and has millions of tracked connections. The functions here read them in
+//! place.
 
 use std::io;
 
@@ -31,8 +32,8 @@ impl Subscription {
         self.0.as_ref().err().map(ToString::to_string)
     }
 
-    /// Returns after a datagram for which `concerns` is true. Never returns if there are no notifications. Dropping the future loses
-    /// no notification.
+    /// Returns after a datagram for which `concerns` is true, or after notifications were lost. Never returns if there are no
+    /// notifications. Dropping the future loses no notification.
     pub async fn next(&mut self, concerns: impl Fn(&[u8]) -> bool) {
         loop {
             let Ok(socket) = &mut self.0 else {

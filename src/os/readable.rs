@@ -18,7 +18,7 @@ impl AsyncReadable {
     /// # Errors
     /// The runtime cannot wait for this kind of descriptor.
     pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
-        // SAFETY: an `OwnedFd` is one open descriptor for as long as it exists, and nothing replaces it inside the
+        // SAFETY: an `OwnedFd` keeps its descriptor open for as long as it exists, and nothing replaces it inside the
         // `AsyncFd`. tokio has no safe function for this, because a type other than `OwnedFd` could close its
         // descriptor or return another one.
         let registered = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };

@@ -37,7 +37,7 @@ pub enum SocketError {
 }
 
 impl SocketError {
-    /// The error code.
+    /// The error code, which determines the exit status of the program.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -97,7 +97,7 @@ fn bind_now(path: &Path) -> Result<UnixListener, SocketError> {
 }
 
 /// Serves `router` to root, this process's user and the members of the socket's group. The kernel recorded the caller's
-/// credentials when it connected (`SO_PEERCRED`, `SO_PEERGROUPS`).
+/// credentials when the caller connected (`SO_PEERCRED`, `SO_PEERGROUPS`).
 ///
 /// # Errors
 /// The listener failed.

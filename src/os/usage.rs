@@ -9,7 +9,7 @@ use clap::error::ErrorKind;
 /// The exit status of a wrong command line.
 const USAGE: u8 = 64;
 
-/// Reports the result of clap if it is not a set of arguments.
+/// Reports an `error` of clap, which may also be a request for the help or the version. Returns the exit status.
 #[must_use]
 pub fn report(program: &str, error: &clap::Error) -> ExitCode {
     match error.kind() {

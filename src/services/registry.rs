@@ -59,10 +59,10 @@ struct Entry {
 /// The services as they are stored on disk: instances added by command, and the drained services.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredServices {
-    /// RegisteredInstance with `meshctl service add`.
+    /// The instances that were added with `meshctl service add`.
     #[serde(default)]
     pub services: Vec<RegisteredInstance>,
-    /// Services drained with `meshctl service drain`.
+    /// The services that were drained with `meshctl service drain`.
     #[serde(default)]
     pub drained: BTreeSet<ServiceName>,
 }
@@ -82,7 +82,7 @@ pub enum RegistryError {
          the node's mesh address"
     )]
     OutsideBlock(IpAddr, String),
-    /// There are as many services as possible.
+    /// The node already has the maximum number of services.
     #[error("this node has {MAX_SERVICES} services, which is the maximum")]
     Full,
 }
@@ -179,7 +179,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Starts or stops draining `name`: clients get no DNS answers with a drained service's instances.
+    /// Starts or stops draining `name`: DNS answers leave out the instances of a drained service.
     /// `container_services` are the services of containers, which are not registered here.
     ///
     /// # Errors
@@ -286,9 +286,9 @@ impl Registry {
     #[must_use]
     pub fn problems(&self, block: &Block) -> Vec<Problem> {
         let entries = self.entries.values();
-        let address_outside_block = entries
+        let outside = entries
             .filter_map(|entry| Some((entry, entry.registered.address_outside_block(block)?)));
-        address_outside_block
+        outside
             .map(|(entry, address)| {
                 let name = &entry.registered.key.name;
                 Problem {
@@ -519,8 +519,8 @@ mod tests {
             );
         }
         for (name, address) in [("a", "10.210.1.1"), ("b", "fd00:1:2:1::1")] {
-            let reachable = registry.add(at(name, address), &block());
-            assert_eq!(reachable, Ok(()), "{address}");
+            let added = registry.add(at(name, address), &block());
+            assert_eq!(added, Ok(()), "{address}");
         }
         assert_eq!(registry.problems(&block()), []);
         // A file of an earlier version with such a service does not prevent the node from starting.

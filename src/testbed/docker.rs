@@ -15,7 +15,7 @@ use super::host::{Host, Running};
 /// The time limit for the start of the engine.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 const SOCKET: &str = "/run/docker.sock";
-/// The variable that selects the engine: `podman`, or else Docker.
+/// The environment variable that selects the engine: `podman`, or Docker with any other value.
 const ENGINE: &str = "MESHD_LAB_ENGINE";
 /// The script that is called as the engine's client if the engine is Podman. Without a service manager, Podman needs
 /// these options. The runtime is Docker's, which works with the control groups of any machine.

@@ -29,14 +29,14 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
-    /// Creates a network, mounts and a host name.
+    /// Creates a network namespace, a mount namespace and a namespace of the host name.
     pub(super) fn new(name: &str) -> Result<Self, TestbedError> {
         let holder = hold(&mut Command::new("cat"), name, private_mounts)?;
         Self::open(holder, None)
     }
 
-    /// Creates the same with a process namespace and a root directory: the machine's files, which are not changed.
-    /// `shared` are directories of the machine.
+    /// Creates the same namespaces, a process namespace, and a root directory that shows the machine's files without
+    /// changing them. The directories `shared` are the machine's own: changes to them stay.
     pub(super) fn with_root(name: &str, shared: &[PathBuf]) -> Result<Self, TestbedError> {
         let shared = shared.to_vec();
         let mut command = Command::new("unshare");

@@ -1,4 +1,4 @@
-//! Root, or root of a user namespace, and root directories of hosts.
+//! Runs programs as root, or as root of a user namespace, and creates the root directories of hosts.
 
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -11,10 +11,10 @@ use nix::unistd::{getegid, geteuid, pivot_root};
 
 use super::TestbedError;
 
-/// The variable that tells the second run of a program that it is the second.
+/// The environment variable that tells the second run of a program that it is the second.
 const INSIDE: &str = "MESHD_LAB_INSIDE";
-/// The variable with a directory that replaces the machine's files as the root file system of hosts, so that another
-/// engine than the machine's can be tested.
+/// The environment variable with a directory that replaces the machine's files as the root file system of hosts, so that
+/// another engine than the machine's can be tested.
 const LOWER: &str = "MESHD_LAB_ROOT";
 
 /// Runs `body` as root. Without the rights, this runs the whole program again as root of a user namespace, where the
@@ -84,8 +84,8 @@ const ENGINE_FOLDERS: &[&str] = &[
     "var/lib/containers",
 ];
 
-/// Makes an overlay of the machine's files, with all changes in memory, the root of this process. To be called in a
-/// mount namespace of its own.
+/// Makes an overlay of the machine's files, with all changes in memory, the root of this process. The process
+/// must have a mount namespace of its own.
 pub(super) fn own_root(shared: &[PathBuf]) -> io::Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;

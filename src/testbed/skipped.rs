@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
-/// The variable with the path of the list. `tests/run` sets it and counts the lines.
+/// The environment variable with the path of the list. `tests/run` sets it and counts the lines.
 const LIST: &str = "MESHD_SKIPPED_TESTS";
 
 /// Lists the running test as skipped. The test returns after it.

@@ -54,7 +54,7 @@ pub(in crate::containers) async fn keep(
                 "the engine does not create the network {NAME}: {}",
                 refused.unwrap_or_else(|| "it gives no reason".into())
             ),
-            fix: "correct that, and restart meshd".into(),
+            fix: "remove the cause, and restart meshd".into(),
         }),
     };
     Ok((kept, there))
