@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_back_leaves_from_the_address_that_was_asked() {
+    fn a_reply_is_sent_from_the_address_to_which_the_datagram_was_sent() {
         let (a, b) = (sockets(), sockets());
         let drops = DropCounters::default();
         let mut sender = Sender::new();

@@ -29,7 +29,7 @@ fn query(name: &str, record_type: RecordType, payload: Option<u16>) -> Vec<u8> {
     message.to_vec().expect("a small message")
 }
 
-/// What both ways say, the short one first.
+/// The outcome of the fast path, and the replies of the fast path and of the full path.
 fn both(zone: &Zone, bytes: &[u8], entropy: u64) -> (FastPath, Option<Message>, Option<Message>) {
     let mut short = Vec::new();
     let plain = answer(zone, bytes, Transport::Udp, entropy, &mut short);
@@ -43,7 +43,7 @@ fn both(zone: &Zone, bytes: &[u8], entropy: u64) -> (FastPath, Option<Message>, 
 }
 
 #[test]
-fn a_plain_question_gets_the_same_answer_the_short_way() {
+fn a_plain_question_gets_the_same_answer_on_the_fast_path() {
     for (netmap, names) in [
         (netmap(HEALTHY), 3),
         (crowd(60), 3),
@@ -130,7 +130,7 @@ fn the_fast_path_and_the_full_path_write_the_same_bytes() {
 }
 
 #[test]
-fn what_is_not_plain_is_left_alone() {
+fn the_fast_path_leaves_other_queries_to_the_full_path() {
     let zone = zone(&netmap(HEALTHY));
     let plain = |bytes: &[u8]| both(&zone, bytes, 1).0;
     let of = |name, record_type| plain(&query(name, record_type, None));

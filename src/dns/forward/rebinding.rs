@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_browser_follows_stays() {
+    fn records_that_no_browser_follows_are_kept() {
         let srv = RData::SRV(SRV::new(0, 0, 80, name("web.svc.mesh.")));
         let (stripped, left) = left(vec![srv, RData::CNAME(CNAME(name("mesh.example.org.")))]);
         assert_eq!((stripped.is_any(), left.len()), (false, 2));

@@ -135,7 +135,7 @@ fn malformed_queries_get_the_right_response_code() {
 }
 
 #[test]
-fn what_does_not_fit_into_a_datagram_is_marked_as_cut() {
+fn a_reply_that_does_not_fit_into_a_datagram_is_marked_as_truncated() {
     let mut message = Message::response(1, OpCode::Query);
     message.add_query(Query::query(
         Name::from_ascii("web.svc.mesh.").expect("a literal"),
