@@ -41,7 +41,7 @@ struct Arguments {
     bench: bool,
 }
 
-/// A program to measure: its name, what says where it is, what it is called when installed.
+/// A program to measure: its name, the environment variable with its path, and its paths when it is installed.
 const PROGRAMS: [(&str, &str, &[&str]); 4] = [
     ("meshd", "BIN_MESHD", &[env!("CARGO_BIN_EXE_meshd")]),
     ("wireguard-go", "BIN_WIREGUARD_GO", &["wireguard-go"]),

@@ -108,7 +108,8 @@ impl Node {
         daemon
     }
 
-    /// `wg` removes a socket that does not listen yet: the kernel's list says whether it does.
+    /// Whether the daemon listens on its socket. This reads the kernel's list of sockets, because `wg` removes a socket that
+    /// does not listen yet.
     fn listens(&self, daemon: &Running) -> bool {
         let list = format!("/proc/{}/net/unix", daemon.pid());
         let listening =

@@ -1,4 +1,4 @@
-//! The coordinator under measurement: a process, and what the kernel says of it.
+//! The coordinator under measurement: a process, and the kernel's figures about it.
 
 use std::net::TcpListener;
 use std::path::PathBuf;

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Each simulated node uses the control stream of meshd itself, and ignores the records that it receives. The
-//! coordinator is a process of its own, measured by what the kernel says of it (proc(5)). Printed are its memory, its
+//! coordinator is a process of its own, measured with the kernel's figures about it (proc(5)). Printed are its memory, its
 //! CPU while nothing happens, how long one change takes to all nodes, how long all take to be back after `kill -9` and a
 //! restart, and what a change costs once the store holds the records of MORE nodes; before all that, what the records of
 //! a mesh of 200 nodes cost one node.

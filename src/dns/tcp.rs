@@ -182,7 +182,7 @@ enum Next<'a> {
 impl Default for Received {
     fn default() -> Self {
         Self {
-            // One byte more than a query may have: that such a one is too long is answered.
+            // There is room for one byte more than a query may have, so that a query of that length gets an error as its reply.
             bytes: vec![0; 2 + MAX_QUERY + 1].into(),
             start: 0,
             end: 0,

@@ -1,7 +1,7 @@
 //! The one HTTP/1.1 client: one request over one connection, with a limit for the size of the answer and one for its time.
 //!
-//! The caller connects: a TCP socket, a TLS session and a Unix socket differ only there. The connection is driven by whoever
-//! waits for the answer, so there is no task that could outlive it, and dropping the answer closes the connection.
+//! The caller connects: a TCP socket, a TLS session and a Unix socket differ only there. The future that
+//! waits for the answer drives the connection, so no task can outlive it, and dropping the answer closes the connection.
 
 use std::fmt;
 use std::future::{Future, poll_fn};

@@ -1,14 +1,14 @@
 //! Bounds how often one place in the code writes to the log. Pure.
 //!
-//! A fault that lasts would otherwise fill the log for as long as it does, and whoever causes one from outside could
-//! write as much as he sends. A place may write a number of lines at once; after that one in each interval, with the
-//! number of those that were left out.
+//! Without this limit a lasting fault would fill the log, and a remote sender that causes a fault could write as many lines
+//! as it sends packets. A place may write a number of lines at once. After that it may write one line in each interval,
+//! together with the number of lines that were suppressed.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// Lines of one place at once at most.
+/// The maximum number of lines that one place may write at once.
 pub const BURST: u32 = 50;
 /// How long until a place may write another line.
 pub const INTERVAL: Duration = Duration::from_secs(10);

@@ -153,7 +153,7 @@ fn open(domain: Domain, mark: u32) -> io::Result<Socket> {
 /// Lets datagrams of a socket be fragmented on the way, or not. Ordinarily they may be, as with every WireGuard: a datagram
 /// that is too large is fragmented rather than lost.
 ///
-/// In IPv4 that is `OMIT` rather than `DONT`: routers fragment all the same, and an ICMP error, which anybody can forge, does
+/// In IPv4 that is `OMIT` rather than `DONT`: routers fragment all the same, and an ICMP error, which anyone can forge, does
 /// not make the kernel refuse merged datagrams. In IPv6 only the sender fragments, and needs the ICMP errors for it.
 fn allow_fragments(socket: &Socket, domain: Domain, allowed: bool) {
     // A kernel that refuses goes on as before.

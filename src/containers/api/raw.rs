@@ -159,7 +159,8 @@ pub(super) struct RawFirewall {
     pub(super) driver: Option<String>,
 }
 
-/// A network as Docker writes it, and with other names as Podman does in its own API, which alone tells the bridge.
+/// A network as Docker writes it, and as Podman's own API writes it with other names. Only that API of Podman has the name of
+/// the bridge.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct RawNetwork {
@@ -198,7 +199,7 @@ pub(super) struct RawSubnet {
     pub(super) gateway: Option<String>,
 }
 
-/// Labels, of which only those are kept that may mean something: others are anybody's and may be large.
+/// Labels, without those that meshd does not use: anyone may set such labels, and they may be large.
 #[derive(Default)]
 pub(super) struct RawLabels(pub(super) Labels);
 

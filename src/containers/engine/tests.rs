@@ -34,8 +34,8 @@ impl Drop for Standin {
 }
 
 impl Standin {
-    /// Starts a stand-in that handles requests as `step` says, which gets the path and the number of earlier requests
-    /// for it.
+    /// Starts a stand-in. `step` returns how it handles a request, from the path and the number of earlier requests for
+    /// that path.
     fn new(step: impl Fn(&str, usize) -> Step + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let listener = UnixListener::bind(directory.path().join("s")).expect("a free path");

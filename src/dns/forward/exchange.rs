@@ -20,7 +20,7 @@ pub(in crate::dns) struct Form {
     pub(in crate::dns) edns: bool,
 }
 
-/// What a response says.
+/// The meaning of a response.
 #[derive(Debug)]
 pub(in crate::dns) enum Received {
     /// The answer.

@@ -206,7 +206,7 @@ impl Pool {
     }
 }
 
-/// Returns what an error says about the upstream, if it says anything about the form of the question.
+/// Returns what an error means for the form of the question. An error without such a meaning is returned as an error.
 fn failed(error: NetError, form: Form) -> io::Result<Received> {
     match error {
         NetError::QueryCaseMismatch => Ok(Received::LostCase),
@@ -216,7 +216,7 @@ fn failed(error: NetError, form: Form) -> io::Result<Received> {
             true => Received::NoEdns,
             false => Received::Failed,
         }),
-        // The code of the system says whether this host has run out of something.
+        // The system's error code is kept, because it shows whether this host lacks resources.
         NetError::Io(error) => Err(match error.raw_os_error() {
             Some(code) => io::Error::from_raw_os_error(code),
             None => io::Error::new(error.kind(), error.to_string()),

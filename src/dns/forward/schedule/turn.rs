@@ -45,7 +45,7 @@ pub(super) enum End {
     Denied,
     LostCase,
     NoEdns,
-    /// No reply that says anything about the form.
+    /// There was no reply that is evidence about the form.
     Other,
 }
 
