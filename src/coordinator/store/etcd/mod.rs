@@ -40,7 +40,7 @@ use self::keys::Key;
 use self::link::Link;
 use self::seen::Seen;
 use self::txn::EtcdTxn;
-use self::view::{Change, EtcdView, Head, lease_start_text};
+use self::view::{Basis, Change, EtcdView, Head, lease_start_text};
 use super::sqlite::new_id;
 use super::{EtcdSettings, LeaseStart, StoreError};
 
@@ -152,19 +152,13 @@ impl Shared {
         let key = |key: Key| self.link.key(&key.text());
         let put = |what: Key, value: String| TxnOp::put(key(what), value, None);
         let all = DeleteOptions::new().with_prefix();
-        let txn = Txn::new()
-            .when([Compare::mod_revision(
-                key(Key::Head),
-                CompareOp::Equal,
-                listed.head.at,
-            )])
-            .and_then([
-                put(Key::Id, new_id()?),
-                put(Key::Restored, String::new()),
-                put(Key::Leases, lease_start_text(leases)),
-                put(Key::Head, Head::text(listed.head.revision, &new_id()?)),
-                TxnOp::delete(self.link.key(keys::ISSUED), Some(all)),
-            ]);
+        let txn = Txn::new().when(self.unchanged(&listed.basis())).and_then([
+            put(Key::Id, new_id()?),
+            put(Key::Restored, String::new()),
+            put(Key::Leases, lease_start_text(leases)),
+            put(Key::Head, Head::text(listed.head.revision, &new_id()?)),
+            TxnOp::delete(self.link.key(keys::ISSUED), Some(all)),
+        ]);
         if self.link.transact(txn).await?.succeeded() {
             tracing::warn!(
                 revision = listed.head.revision,
@@ -197,8 +191,17 @@ impl Shared {
         self.list().await
     }
 
-    /// Applies changes if the head is still the one of etcd's revision `delivered`. `nonce` distinguishes this
-    /// transaction from others.
+    /// The comparisons that hold only while the store is in the state `basis`. They compare values: a restored etcd
+    /// counts its own revisions again from that of the snapshot, so that another write can have the same one.
+    fn unchanged(&self, basis: &Basis) -> [Compare; 2] {
+        let equal = |key: Key, value: &str| {
+            Compare::value(self.link.key(&key.text()), CompareOp::Equal, value)
+        };
+        let head = Head::text(basis.head.revision, &basis.head.nonce);
+        [equal(Key::Id, &basis.id), equal(Key::Head, &head)]
+    }
+
+    /// Applies changes if the store is still in the state `basis`. `nonce` distinguishes this transaction from others.
     async fn commit(
         &self,
         revision: u64,
@@ -206,7 +209,7 @@ impl Shared {
         absent: &[Key],
         changes: Vec<Change>,
         others: Vec<TxnOp>,
-        delivered: i64,
+        basis: Basis,
     ) -> Result<(), StoreError> {
         let key = |key: &Key| self.link.key(&key.text());
         let head = Change {
@@ -214,11 +217,7 @@ impl Shared {
             value: Some(Head::text(revision, nonce).into_bytes()),
         };
         let changes: Vec<Change> = std::iter::once(head).chain(changes).collect();
-        let mut compares = vec![Compare::mod_revision(
-            key(&Key::Head),
-            CompareOp::Equal,
-            delivered,
-        )];
+        let mut compares = Vec::from(self.unchanged(&basis));
         compares.extend(
             absent
                 .iter()
@@ -261,7 +260,7 @@ impl Shared {
             self.apply(held.at, changes);
             return Ok(());
         }
-        if held.at <= delivered || !self.wait_for(held.at, WATCH_TIMEOUT).await {
+        if held.at <= basis.head.at || !self.wait_for(held.at, WATCH_TIMEOUT).await {
             self.missed_events.notify_one();
             self.list().await?;
         }
@@ -343,7 +342,7 @@ impl Etcd {
         fill: impl FnOnce(&mut EtcdTxn<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let nonce = new_id()?;
-        let (given, revision, delivered, absent, mut changes, released) = {
+        let (given, revision, basis, absent, mut changes, released) = {
             let mut view = self.shared.view();
             if view.has_news() {
                 return Err(StoreError::Behind);
@@ -360,7 +359,7 @@ impl Etcd {
             (
                 given,
                 revision,
-                view.delivered,
+                view.basis(),
                 absent,
                 txn.into_changes(),
                 released,
@@ -382,7 +381,7 @@ impl Etcd {
         }
         let result = self.run(|shared| async move {
             shared
-                .commit(revision, &nonce, &absent, changes, others, delivered)
+                .commit(revision, &nonce, &absent, changes, others, basis)
                 .await
         });
         if result.is_err() {
@@ -399,18 +398,21 @@ impl Etcd {
     /// Deletes keys in a separate transaction.
     fn delete(&mut self, changes: Vec<Change>) -> Result<(), StoreError> {
         let nonce = new_id()?;
-        let (revision, delivered) = {
+        let basis = {
             let mut view = self.shared.view();
+            if view.has_news() {
+                // The records remain. The ledger refuses them.
+                return Ok(());
+            }
             view.own = Some(nonce.clone());
-            (view.head.revision, view.delivered)
+            view.basis()
         };
         let deleted = self.run(|shared| async move {
             shared
-                .commit(revision, &nonce, &[], changes, Vec::new(), delivered)
+                .commit(basis.head.revision, &nonce, &[], changes, Vec::new(), basis)
                 .await
         });
         match deleted {
-            // The records remain. The ledger refuses them.
             Err(StoreError::Behind) => Ok(()),
             other => other,
         }

@@ -122,27 +122,53 @@ fn a_transaction_whose_answer_was_lost_is_not_applied_twice() {
         return;
     };
     let store = open(&fixture);
-    let delivered = store.shared.view().delivered;
+    let basis = store.shared.view().basis();
     let change = || Change {
         key: Key::Issued(PublicKey([1; 32])),
         value: Some(Vec::new()),
     };
     for _ in 0..2 {
+        let basis = basis.clone();
         store.shared.view().own = Some("nonce".into());
         store
             .run(|shared| async move {
                 shared
-                    .commit(0, "nonce", &[], vec![change()], Vec::new(), delivered)
+                    .commit(0, "nonce", &[], vec![change()], Vec::new(), basis)
                     .await
             })
             .expect("the same");
     }
     let other = store.run(|shared| async move {
         shared
-            .commit(0, "other", &[], vec![change()], Vec::new(), delivered)
+            .commit(0, "other", &[], vec![change()], Vec::new(), basis)
             .await
     });
     assert!(matches!(other, Err(StoreError::Behind)));
+}
+
+#[test]
+fn a_transaction_from_before_a_restoration_fails_although_etcd_counts_the_same_revision() {
+    let Some(fixture) = EtcdFixture::start() else {
+        return;
+    };
+    let store = open(&fixture);
+    let present = store.shared.view().basis();
+    // The write that the snapshot lacks, and the store that it was in.
+    let (mut other_write, mut other_store) = (present.clone(), present.clone());
+    other_write.head.nonce = "of the write that the snapshot lacks".into();
+    other_store.id = "of the store before it was marked as restored".into();
+    for (basis, applies) in [(other_write, false), (other_store, false), (present, true)] {
+        let change = Change {
+            key: Key::Issued(PublicKey([1; 32])),
+            value: Some(Vec::new()),
+        };
+        let result = store.run(|shared| async move {
+            shared
+                .commit(1, "nonce", &[], vec![change], Vec::new(), basis)
+                .await
+        });
+        assert_eq!(result.is_ok(), applies, "{result:?}");
+    }
 }
 
 #[test]

@@ -46,6 +46,13 @@ impl Head {
     }
 }
 
+/// The state of the store on which a transaction depends: its name and its last write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Basis {
+    pub(super) id: String,
+    pub(super) head: Head,
+}
+
 /// The revision of a record, and the digest of a membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RecordPlace {
@@ -272,6 +279,14 @@ impl EtcdView {
                 restored: self.restored,
             }
         })
+    }
+
+    /// The state on which a transaction depends that is made from this view.
+    pub(super) fn basis(&self) -> Basis {
+        Basis {
+            id: self.id.clone(),
+            head: self.head.clone(),
+        }
     }
 
     /// The store's name.
