@@ -10,7 +10,7 @@ const ALL_PEERS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the command waits for the others once one peer was reached, so that a peer that is off does not delay every
 /// join.
 const OTHER_PEERS_TIMEOUT: Duration = Duration::from_secs(2);
-const INTERVAL: Duration = Duration::from_millis(200);
+const INTERVAL: Duration = Duration::from_millis(50);
 /// The maximum number of peers that a line names.
 const MAX_NAMED: usize = 5;
 

@@ -68,12 +68,15 @@ impl Paths {
         }
     }
 
-    /// Sets the peers. The state of those that stay is kept.
+    /// Sets the peers. The state of those that stay is kept. A new peer brings the next poll forward: the first handshake
+    /// of that peer may have arrived before this node knew it, and was dropped, so this node sends one without delay.
     pub(super) fn set_peers(&mut self, peers: Vec<PathPeer>, now: Instant) {
         let ids: BTreeSet<PublicKey> = peers.iter().map(|peer| peer.id).collect();
         self.path_mtu.retain(|id| ids.contains(id));
         self.distances.retain(|id| ids.contains(id));
-        self.next = self.next.or(Some(now)).filter(|_| !ids.is_empty());
+        let is_new = !ids.is_subset(&self.peers);
+        self.next = if is_new { Some(now) } else { self.next };
+        self.next = self.next.filter(|_| !ids.is_empty());
         self.peers = ids;
         let peers = peers.into_iter().map(|p| (p.id, p.endpoints, p.serves));
         self.watch.set_peers(peers, now);

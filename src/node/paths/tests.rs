@@ -76,6 +76,12 @@ fn without_peers_nothing_is_due() {
         Some(now + POLL_INTERVAL),
         "the same peers again do not bring the next poll forward"
     );
+    let other = PathPeer {
+        id: PublicKey([3; 32]),
+        ..peer()
+    };
+    paths.set_peers(vec![peer(), other], now);
+    assert_eq!(paths.poll_timeout(), Some(now), "a new peer is probed now");
     paths.set_peers(vec![], now);
     assert_eq!(paths.poll_timeout(), None);
 }
