@@ -30,7 +30,6 @@ use crate::records::kinds::{Health, Protocol, Source};
 /// The version of every document of this API, in its field `schema`.
 pub const SCHEMA: u32 = 1;
 
-/// The state of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
@@ -105,6 +104,10 @@ pub struct NodeStatus {
     pub block_v6: Ipv6Net,
     /// Its WireGuard key.
     pub public_key: WireGuardKey,
+    /// The addresses and UDP ports at which it offers other nodes to reach it, as in its own record. Earlier versions
+    /// leave them out.
+    #[serde(default)]
+    pub endpoints: Vec<SocketAddr>,
     /// The domain of the mesh.
     pub domain: Label,
 }
@@ -262,7 +265,6 @@ impl std::fmt::Debug for Join {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRotated {
     pub schema: u32,
-    /// The public key.
     pub public_key: WireGuardKey,
     /// Whether a coordinator has stored it.
     pub published: bool,
@@ -367,7 +369,6 @@ pub struct InstanceRow {
     pub addresses: Vec<IpAddr>,
     pub port: u16,
     pub protocol: Protocol,
-    /// The name of the port.
     pub port_name: Option<Label>,
     /// The health that its node reports.
     pub health: Health,

@@ -1,7 +1,7 @@
 //! A node reports the truth about itself and its peers: blocked ports, removed nodes, lost peers, distances.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -159,6 +159,9 @@ fn udp_blocked_in_one_direction_is_a_problem_on_both_sides() {
     for n in 0..2 {
         mesh.wait_until("the block is a problem", || never_heard(&mesh, n).is_some());
         assert_eq!(ready(&mesh, n).0, 2);
+        let offered = mesh.status(n).node.expect("it has joined").endpoints;
+        let address = SocketAddr::from((mesh.nodes[n].host.v4(), 51820));
+        assert!(offered.contains(&address), "{offered:?}");
     }
     let why = never_heard(&mesh, 0).expect("a problem").why;
     assert!(why.contains("its handshakes arrive"), "{why}");

@@ -77,6 +77,9 @@ fn node_status(node: &JoinedNode) -> NodeStatus {
         block_v4: identity.block.v4,
         block_v6: identity.block.v6,
         public_key: identity.keys.wireguard_public(),
+        endpoints: ledger
+            .node(&node.id())
+            .map_or_else(Vec::new, |record| record.endpoints.clone()),
         domain: ledger
             .mesh()
             .map_or_else(|| identity.name.clone(), |m| m.domain.clone()),
