@@ -82,9 +82,7 @@ pub struct Exposed {
 /// The names in Compose, which may contain characters that a DNS name cannot have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compose {
-    /// The service.
     pub service: String,
-    /// The project.
     pub project: String,
     /// The DNS name of the two.
     pub name: ServiceName,
@@ -101,7 +99,6 @@ pub enum LabelError {
     /// The value is not valid.
     #[error("its label {label} is `{value}`; write {wanted}")]
     Value {
-        /// The label.
         label: String,
         /// Its value, without unprintable characters.
         value: String,

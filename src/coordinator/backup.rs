@@ -17,7 +17,7 @@ fn failure(error: store::StoreError) -> Failure {
 /// Writes records, leases, spent tokens and the TLS key into one file. The coordinator may run.
 ///
 /// # Errors
-/// One line on what is in the way.
+/// The reason and the remedy, as one line for the administrator.
 pub(super) fn backup(config: &Config, to: &Path) -> Result<(), Failure> {
     refuse_etcd(config)?;
     store::back_up(&config.state_dir, &tls::FILES, to).map_err(failure)?;
@@ -32,7 +32,7 @@ pub(super) fn backup(config: &Config, to: &Path) -> Result<(), Failure> {
 /// Puts a backup in the place of the coordinator's state. The coordinator must not run.
 ///
 /// # Errors
-/// One line on what is in the way.
+/// The reason and the remedy, as one line for the administrator.
 pub(super) fn restore(config: &Config, from: &Path) -> Result<(), Failure> {
     refuse_etcd(config)?;
     if !from.is_file() {

@@ -52,7 +52,7 @@ impl Coordinator {
     /// Opens the state, binds all addresses, and serves.
     ///
     /// # Errors
-    /// One line on what is in the way.
+    /// The reason and the remedy, as one line for the administrator.
     pub async fn start(config: &Config) -> Result<Self, Failure> {
         file::private_dir(&config.state_dir)?;
         let lock = lock(&config.state_dir)?;

@@ -23,7 +23,7 @@ pub(super) type Accepted = Result<(), String>;
 /// The outcome of an attempt to publish the records of this node.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Published {
-    /// None of them changed. If a coordinator is connected, it has all of them.
+    /// No record has changed since the last publication. A coordinator that is connected has all of them.
     Nothing { is_connected: bool },
     /// They are offered to the coordinator, in the publication with this number.
     Offered(u64),

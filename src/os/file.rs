@@ -18,7 +18,6 @@ pub enum FileError {
     Io {
         /// The action that failed.
         action: &'static str,
-        /// The path.
         path: PathBuf,
         /// The error of the system.
         source: io::Error,
@@ -26,7 +25,6 @@ pub enum FileError {
     /// The file is larger than its limit.
     #[error("{path} is larger than {most} bytes, so it is not a file of meshd; move it away")]
     TooLarge {
-        /// The path.
         path: PathBuf,
         /// The limit in bytes.
         most: u64,
@@ -34,7 +32,6 @@ pub enum FileError {
     /// Other users can read a secret file.
     #[error("{path} can be read by others (mode {mode:04o}); run: chmod {wanted:o} {path}")]
     Exposed {
-        /// The path.
         path: PathBuf,
         /// The mode of the file.
         mode: u32,
@@ -46,7 +43,6 @@ pub enum FileError {
         "{path} belongs to user {owner}, and this program runs as user {user}; run: chown {user} {path}"
     )]
     Owner {
-        /// The path.
         path: PathBuf,
         /// The owner's user id.
         owner: u32,

@@ -56,7 +56,6 @@ pub struct Limits {
 /// A complete answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// The status.
     pub status: StatusCode,
     /// The whole body.
     pub body: Bytes,

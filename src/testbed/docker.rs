@@ -130,7 +130,6 @@ impl DockerHost {
         ask().unwrap_or(false)
     }
 
-    /// The host.
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.host

@@ -17,7 +17,7 @@ pub(crate) struct Node {
     pub(crate) daemon: Option<Running>,
 }
 
-/// The files and interfaces that a program leaves after its end.
+/// The exit code of a program and what it printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) code: i32,

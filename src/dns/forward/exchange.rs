@@ -23,7 +23,6 @@ pub(in crate::dns) struct Form {
 /// The meaning of a response.
 #[derive(Debug)]
 pub(in crate::dns) enum Received {
-    /// The answer.
     Answer(Forwarded),
     /// The answer did not fit into a datagram.
     Cut,

@@ -55,7 +55,6 @@ enum Crowd {
     Network,
 }
 
-/// The stack.
 pub(super) struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,

@@ -38,7 +38,6 @@ pub struct ZoneInstance {
     pub v4: Box<[Ipv4Addr]>,
     /// IPv6 addresses.
     pub v6: Box<[Ipv6Addr]>,
-    /// Its ports.
     pub ports: Box<[Port]>,
     /// SRV weight.
     pub weight: u16,

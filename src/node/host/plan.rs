@@ -220,7 +220,6 @@ pub struct NetworkEntry {
     pub table: u32,
     /// The prefix.
     pub net: IpNet,
-    /// The interface.
     pub interface: String,
 }
 

@@ -26,7 +26,6 @@ const OWN_TABLES: [u32; 3] = [255, MAIN_TABLE, 253];
 pub(super) struct Target {
     /// The node that has the address, if there is one.
     pub node: Option<String>,
-    /// The address.
     pub address: IpAddr,
 }
 

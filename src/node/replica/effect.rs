@@ -28,7 +28,6 @@ pub enum Effect {
     Write(WriteRequest),
     /// Begin a conversation with a peer. The shell reports its end with [`super::Replica::handle_conversation_ended`].
     Dial {
-        /// The peer.
         peer: PublicKey,
         /// The messages that are sent before the comparison.
         opening: Opening,
@@ -38,14 +37,12 @@ pub enum Effect {
     AskLease {
         /// The coordinators.
         urls: Vec<CoordinatorUrl>,
-        /// The request.
         request: JoinRequest,
     },
     /// The coordinator answered the publication with this number.
     Answered {
         /// The number that [`super::Publication::sequence`] returned.
         sequence: u64,
-        /// The answer.
         answer: Answer,
     },
     /// The stream closed, so that no open publication gets an answer any more.

@@ -159,7 +159,6 @@ impl LinkState {
         is_new
     }
 
-    /// The state.
     #[must_use]
     pub fn state(&self) -> &Link {
         &self.link

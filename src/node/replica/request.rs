@@ -14,14 +14,12 @@ pub enum LedgerRequest {
     Digests,
     /// Apply these records, which the peer sent.
     Apply {
-        /// The peer.
         peer: PublicKey,
         /// The records. They are not verified yet.
         records: Vec<Envelope>,
     },
     /// The peer vouches for these memberships.
     Vouched {
-        /// The peer.
         peer: PublicKey,
         /// The memberships. They are not verified yet.
         memberships: Vec<Envelope>,

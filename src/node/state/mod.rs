@@ -139,9 +139,7 @@ impl std::fmt::Debug for Previous {
 /// The identity of a node and of its mesh: everything that a start without a coordinator needs.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Its keys.
     pub keys: Keys,
-    /// Its name.
     pub name: Label,
     /// The key that verifies all records of the mesh, directly or through other keys.
     pub mesh_key: PublicKey,
@@ -166,7 +164,6 @@ impl Identity {
 /// A join that was begun. It is stored so that a further attempt sends the same request.
 #[derive(Debug, Clone)]
 pub struct Pending {
-    /// Its keys.
     pub keys: Keys,
     /// The public key of the token.
     pub token: PublicKey,

@@ -18,7 +18,6 @@ const _: () = assert!((HEADER + 20).next_multiple_of(ALIGNMENT) + HEADER + 4 <= 
 /// An address of this host, from which a datagram leaves or at which one arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
-    /// The address.
     pub address: IpAddr,
     /// The index of the interface at which the datagram arrived.
     pub interface: u32,

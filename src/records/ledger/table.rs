@@ -18,7 +18,6 @@ pub struct Entry {
     pub envelope: Envelope,
     /// The parsed payload.
     pub record: Record,
-    /// The version.
     pub version: u64,
 }
 

@@ -56,7 +56,6 @@ pub struct PeerChange {
     pub update_only: bool,
     /// The preshared key; all zeros remove it.
     pub preshared_key: Option<[u8; 32]>,
-    /// The endpoint.
     pub endpoint: Option<SocketAddr>,
     /// The keepalive interval in seconds; 0 for none.
     pub persistent_keepalive: Option<u16>,

@@ -294,7 +294,6 @@ impl EtcdView {
         &self.id
     }
 
-    /// The mesh key.
     pub(super) fn mesh_key(&self) -> Option<PublicKey> {
         self.mesh_key
     }
