@@ -14,6 +14,7 @@ use super::state::{Identity, Keys, Pending, StateDir, Way};
 use crate::model::Label;
 use crate::model::time::UnixSeconds;
 use crate::os::clock;
+use crate::os::dial::DialError;
 use crate::protocol::JoinToken;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join::{JoinRequest, JoinResponse};
@@ -267,9 +268,9 @@ pub(super) fn abandon(dir: &StateDir, pending: &Pending) -> Result<(), ApiError>
     Ok(())
 }
 
-fn dial_error(error: &super::control::DialError) -> ApiError {
+fn dial_error(error: &DialError) -> ApiError {
     let code = match error {
-        super::control::DialError::Pin { .. } => ErrorCode::Forbidden,
+        DialError::Pin { .. } => ErrorCode::Forbidden,
         _ => ErrorCode::Unreachable,
     };
     ApiError::new(code, error.to_string())

@@ -5,6 +5,7 @@
 pub mod batch;
 pub mod clock;
 pub mod config_file;
+pub mod dial;
 pub mod file;
 pub mod http;
 pub mod log;

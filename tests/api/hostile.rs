@@ -8,8 +8,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
-use meshd::node::control::dial::dial;
 use meshd::node::control::join::join;
+use meshd::os::dial::dial;
 use meshd::protocol::JoinToken;
 
 use crate::coordinator::Coordinator;

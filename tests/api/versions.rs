@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use meshd::model::{PublicKey, SigningKey};
-use meshd::node::control::dial::dial;
 use meshd::node::control::join::{JoinError, join};
+use meshd::os::dial::dial;
 use meshd::protocol::JoinToken;
 use meshd::protocol::api::ErrorCode;
 use meshd::protocol::control::{FromCoordinator, OLDEST, PATH, PROTOCOL, Refusal, proof_message};

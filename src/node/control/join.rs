@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::dial::{DialError, dial};
 use crate::model::text::message;
+use crate::os::dial::{DialError, dial};
 use crate::os::http::{self, Answer, Limits, Method, Request};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join::{CHECK_PATH, JoinCheck, JoinRequest, JoinResponse, PATH};

@@ -1,9 +1,6 @@
 //! The node's side of the coordinator: TLS pinned by the token, the join call, the control stream.
 
 mod attempts;
-pub mod dial;
 pub mod join;
 pub mod session;
 pub mod stream;
-
-pub use dial::DialError;

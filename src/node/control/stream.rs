@@ -16,10 +16,10 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::attempts::Attempts;
-use super::dial::dial;
 use super::session::{Ended, Output, Session, SessionKeys};
 use crate::model::SigningKey;
 pub use crate::node::replica::{Position, StreamEvent as Event};
+use crate::os::dial::dial;
 use crate::os::random;
 use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::control::{FromCoordinator, FromNode, MAX_MESSAGE, PATH, PING_SECONDS};
