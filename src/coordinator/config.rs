@@ -9,8 +9,9 @@ use serde::Deserialize;
 
 use super::store::EtcdSettings;
 use crate::model::Label;
-use crate::os::config_file;
-use crate::os::config_file::ConfigError;
+use crate::model::domain::check_domain;
+use crate::os::config_file::{ConfigError, ConfigFile, Findings};
+use crate::protocol::token::MAX_URLS;
 use crate::protocol::url::CoordinatorUrl;
 
 /// The configuration file, which may be absent.
@@ -143,10 +144,14 @@ impl Config {
             .config
             .as_deref()
             .unwrap_or(Path::new(DEFAULT_FILE));
-        let file: File = config_file::read(path, arguments.config.is_some())?;
-        let mut wrong = Vec::new();
+        let text = ConfigFile::open(path, arguments.config.is_some())?;
+        let file: File = text.parse()?;
+        let mut wrong = Findings::new(&text);
         file.store.check(&mut wrong);
         let mut config = Self::meant(file, arguments);
+        if let Err(error) = check_domain(&config.domain) {
+            wrong.add("mesh.domain", error);
+        }
         let plan = crate::model::MeshAddresses {
             prefix_v4: config.prefix_v4,
             prefix_v6: "fd00::/48".parse().expect("a literal"),
@@ -154,27 +159,19 @@ impl Config {
             node_block_v6: 64,
         };
         if let Err(error) = plan.check() {
-            wrong.push(format!("[mesh] {error}"));
+            wrong.add_at("mesh.prefix_v4", format!("[mesh] {error}"));
         }
         if !arguments.public_url.is_empty() {
             config.public_urls.clone_from(&arguments.public_url);
         }
-        if config.public_urls.len() > crate::protocol::token::MAX_URLS {
-            wrong.push(format!(
-                "public_urls has {} entries; at most {} fit into a token",
-                config.public_urls.len(),
-                crate::protocol::token::MAX_URLS
-            ));
+        if config.public_urls.len() > MAX_URLS {
+            let error = format!(
+                "{} URLs are given; at most {MAX_URLS} fit into a token",
+                config.public_urls.len()
+            );
+            wrong.add("public_urls", error);
         }
-        if wrong.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError(format!(
-                "{}: {}",
-                path.display(),
-                wrong.join("; ")
-            )))
-        }
+        wrong.into_result().map(|()| config)
     }
 
     fn meant(file: File, arguments: &Arguments) -> Self {
@@ -214,8 +211,8 @@ impl Config {
 }
 
 impl Store {
-    /// The text is not a valid setting.
-    fn check(&self, wrong: &mut Vec<String>) {
+    /// Adds the errors of this section to `wrong`.
+    fn check(&self, wrong: &mut Findings<'_>) {
         if self.kind == StoreKind::Sqlite {
             let given = [
                 ("endpoints", !self.endpoints.is_empty()),
@@ -227,36 +224,48 @@ impl Store {
                 ("key_file", self.key_file.is_some()),
             ];
             for (key, _) in given.into_iter().filter(|(_, given)| *given) {
-                wrong.push(format!("store.{key} goes with store.kind = \"etcd\" only"));
+                let key = format!("store.{key}");
+                wrong.add_at(&key, format!("{key} goes with store.kind = \"etcd\" only"));
             }
             return;
         }
         #[cfg(not(feature = "etcd"))]
-        wrong.push(WITHOUT_ETCD.to_owned());
+        wrong.add_at("store.kind", WITHOUT_ETCD.to_owned());
         let scheme = |wanted| move |endpoint: &String| endpoint.starts_with(wanted);
         let (plain, secure) = (scheme("http://"), scheme("https://"));
-        if self.endpoints.is_empty() || !self.endpoints.iter().all(|e| plain(e) || secure(e)) {
-            wrong.push("store.endpoints must name each member of the etcd cluster, such as [\"http://127.0.0.1:2379\"]".to_owned());
-        }
-        if self.ca_file.is_some() == self.endpoints.iter().any(plain) {
-            wrong.push(
-                "store.ca_file goes with https:// in all of store.endpoints, and they with it"
-                    .to_owned(),
-            );
-        }
-        if self.user.is_some() != self.password_file.is_some() {
-            wrong.push("store.user and store.password_file go together".to_owned());
-        }
-        if self.certificate_file.is_some() != self.key_file.is_some()
-            || self.certificate_file.is_some() && self.ca_file.is_none()
-        {
-            wrong.push(
-                "store.certificate_file and store.key_file go together, and with store.ca_file"
-                    .to_owned(),
-            );
-        }
-        if self.prefix.as_deref().is_some_and(|p| !p.ends_with('/')) {
-            wrong.push("store.prefix must end in /".to_owned());
+        let endpoints_valid =
+            !self.endpoints.is_empty() && self.endpoints.iter().all(|e| plain(e) || secure(e));
+        let has_certificate = self.certificate_file.is_some();
+        let rules = [
+            (
+                endpoints_valid,
+                "endpoints",
+                "store.endpoints must name each member of the etcd cluster, such as [\"http://127.0.0.1:2379\"]",
+            ),
+            (
+                self.ca_file.is_some() != self.endpoints.iter().any(plain),
+                "ca_file",
+                "store.ca_file goes with https:// in all of store.endpoints, and they with it",
+            ),
+            (
+                self.user.is_some() == self.password_file.is_some(),
+                "user",
+                "store.user and store.password_file go together",
+            ),
+            (
+                has_certificate == self.key_file.is_some()
+                    && (!has_certificate || self.ca_file.is_some()),
+                "certificate_file",
+                "store.certificate_file and store.key_file go together, and with store.ca_file",
+            ),
+            (
+                self.prefix.as_deref().is_none_or(|p| p.ends_with('/')),
+                "prefix",
+                "store.prefix must end in /",
+            ),
+        ];
+        for (_, key, message) in rules.into_iter().filter(|(holds, ..)| !holds) {
+            wrong.add_at(&format!("store.{key}"), message.to_owned());
         }
     }
 
@@ -299,6 +308,19 @@ mod tests {
     fn the_command_line_comes_before_the_file() {
         let config = load("listen = \"127.0.0.1:1\"", &["--listen", "127.0.0.1:2"]).expect("valid");
         assert_eq!(config.listen, SocketAddr::from(([127, 0, 0, 1], 2)));
+    }
+
+    #[test]
+    fn a_domain_with_another_meaning_is_refused_with_its_line() {
+        let domain = |text: &str| load(&format!("# x\n[mesh]\ndomain = \"{text}\"\n"), &[]);
+        for refused in ["com", "local", "localhost", "arpa", "test"] {
+            let error = domain(refused).expect_err("refused").to_string();
+            let named = format!("line 3: `mesh.domain`: `{refused}` ");
+            assert!(error.contains(&named), "{error}");
+        }
+        for taken in ["mesh", "internal"] {
+            assert_eq!(domain(taken).expect("free").domain.as_str(), taken);
+        }
     }
 
     #[test]

@@ -48,10 +48,51 @@ pub struct ConfigFile {
 /// An error and its position, in bytes from the start of the file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
-    /// The position of the first byte of the wrong text.
-    pub at: usize,
+    /// The position of the first byte of the wrong text. None if the error has no place in the file.
+    pub at: Option<usize>,
     /// The error and the remedy.
     pub message: String,
+}
+
+/// Collects the errors that are found in the values of a file that was parsed.
+#[derive(Debug)]
+pub struct Findings<'a> {
+    file: &'a ConfigFile,
+    found: Vec<Finding>,
+}
+
+impl<'a> Findings<'a> {
+    /// No errors in `file` yet.
+    #[must_use]
+    pub fn new(file: &'a ConfigFile) -> Self {
+        Self {
+            file,
+            found: Vec::new(),
+        }
+    }
+
+    /// Adds an error of the value of `key`, which is a path as for [`ConfigFile::locate`].
+    pub fn add(&mut self, key: &str, error: impl std::fmt::Display) {
+        self.add_at(key, format!("`{key}`: {error}"));
+    }
+
+    /// Adds an error at the place of `key`. The message names the key itself.
+    pub fn add_at(&mut self, key: &str, message: String) {
+        self.found.push(Finding {
+            at: self.file.locate(key),
+            message,
+        });
+    }
+
+    /// # Errors
+    /// All errors that were added, in the order of the file.
+    pub fn into_result(self) -> Result<(), ConfigError> {
+        if self.found.is_empty() {
+            Ok(())
+        } else {
+            Err(self.file.error(self.found))
+        }
+    }
 }
 
 impl ConfigFile {
@@ -101,11 +142,12 @@ impl ConfigFile {
             let mut lines = BTreeSet::new();
             let findings = syntax
                 .iter()
-                .map(|error| Finding {
-                    at: error.span().map_or(0, |span| span.start),
+                .map(|error| (error.span().map_or(0, |span| span.start), error))
+                .filter(|(at, _)| lines.insert(self.line(*at)))
+                .map(|(at, error)| Finding {
+                    at: Some(at),
                     message: one_line(error.message()),
                 })
-                .filter(|finding| lines.insert(self.line(finding.at)))
                 .collect();
             return Err(self.error(findings));
         }
@@ -127,7 +169,7 @@ impl ConfigFile {
             if !consequence {
                 let key = removed.as_ref().map(|r| r.key.as_str());
                 findings.push(Finding {
-                    at: span.start,
+                    at: Some(span.start),
                     message: explain(error.message(), key),
                 });
             }
@@ -143,17 +185,56 @@ impl ConfigFile {
     #[must_use]
     pub fn error(&self, mut findings: Vec<Finding>) -> ConfigError {
         findings.sort();
-        let said: Vec<String> = findings
-            .iter()
-            .map(|finding| format!("line {}: {}", self.line(finding.at), finding.message))
-            .collect();
-        ConfigError(format!("{}, {}", self.path.display(), said.join("; ")))
+        let lines = findings.iter().map(|finding| match finding.at {
+            Some(at) => format!("line {}: {}", self.line(at), finding.message),
+            None => finding.message.clone(),
+        });
+        let lines: Vec<String> = lines.collect();
+        ConfigError(format!("{}, {}", self.path.display(), lines.join("; ")))
+    }
+
+    /// The position of the key with this path, such as `mesh.domain`, or `service.1.port` with the number of an entry. If the file
+    /// does not have the key, it is the position of the innermost table around it that the file has.
+    #[must_use]
+    pub fn locate(&self, path: &str) -> Option<usize> {
+        let (document, _) = DeTable::parse_recoverable(&self.text);
+        position(document.get_ref(), path)
     }
 
     /// The line of the byte at `at`, counted from 1.
     fn line(&self, at: usize) -> usize {
         let before = self.text.as_bytes().get(..at).unwrap_or_default();
         before.iter().filter(|byte| **byte == b'\n').count() + 1
+    }
+}
+
+/// The position of `path` in `table`, or of the innermost table around it.
+fn position(table: &DeTable<'_>, path: &str) -> Option<usize> {
+    let (name, rest) = next_step(path);
+    let (key, value) = table.iter().find(|(key, _)| *key.get_ref() == name)?;
+    let inner = match (value.get_ref(), rest) {
+        (DeValue::Table(table), Some(rest)) => position(table, rest),
+        (DeValue::Array(entries), Some(rest)) => {
+            let (index, rest) = next_step(rest);
+            let index: Option<usize> = index.parse().ok();
+            let entry = index.and_then(|index| entries.get(index));
+            entry.and_then(|entry| {
+                let inner = match (entry.get_ref(), rest) {
+                    (DeValue::Table(table), Some(rest)) => position(table, rest),
+                    _ => None,
+                };
+                inner.or(Some(entry.span().start))
+            })
+        }
+        _ => None,
+    };
+    inner.or(Some(key.span().start))
+}
+
+fn next_step(path: &str) -> (&str, Option<&str>) {
+    match path.split_once('.') {
+        Some((step, rest)) => (step, Some(rest)),
+        None => (path, None),
     }
 }
 
@@ -333,6 +414,31 @@ mod tests {
              line 4: `table.ports`: invalid type: string \"x\", expected u16; \
              line 6: unknown key `item.nam`; the nearest known key is `name`; \
              line 8: a `item` entry lacks `port`"
+        );
+    }
+
+    #[test]
+    fn an_error_in_a_value_names_its_line_in_tables_and_in_their_entries() {
+        let text = "listen = \"a\"\n[table]\nports = [1,\n 2]\n[[item]]\nname = \"a\"\n[[item]]\nname = \"b\"\nport = 3\n";
+        let file = ConfigFile::from_text(text, Path::new("x.toml"));
+        let line = |path| file.locate(path).map(|at| file.line(at));
+        for (path, expected) in [
+            ("listen", Some(1)),
+            ("table.ports", Some(3)),
+            ("table.enabled", Some(2)),
+            ("item.1.port", Some(9)),
+            ("item.0.port", Some(5)),
+            ("state_dir", None),
+        ] {
+            assert_eq!(line(path), expected, "{path}");
+        }
+        let mut findings = Findings::new(&file);
+        findings.add("item.1.port", "no");
+        findings.add("listen", "neither");
+        findings.add("state_dir", "nowhere");
+        assert_eq!(
+            findings.into_result().expect_err("three").to_string(),
+            "x.toml, `state_dir`: nowhere; line 1: `listen`: neither; line 9: `item.1.port`: no"
         );
     }
 

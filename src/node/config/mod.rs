@@ -17,7 +17,9 @@ use crate::dns::WhenNoneUsable;
 use crate::dns::forward::Server;
 use crate::dns::zone::MAX_ADDRESSES;
 use crate::model::Label;
-use crate::os::config_file::{self, ConfigError};
+use crate::model::interface::check_interface;
+use crate::model::text::printable;
+use crate::os::config_file::{ConfigError, ConfigFile, Findings};
 use crate::services::registry::RegisteredInstance;
 
 /// The sockets of Docker and of Podman.
@@ -161,32 +163,26 @@ impl Config {
             .config
             .as_deref()
             .unwrap_or(Path::new(DEFAULT_FILE));
-        let file: File = config_file::read(path, arguments.config.is_some())?;
-        let mut wrong = Vec::new();
-        let config = Self::validate(file, arguments, &mut wrong);
-        if wrong.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError(format!(
-                "{}: {}",
-                path.display(),
-                wrong.join("; ")
-            )))
-        }
+        let text = ConfigFile::open(path, arguments.config.is_some())?;
+        let mut wrong = Findings::new(&text);
+        let config = Self::validate(text.parse()?, arguments, &mut wrong);
+        wrong.into_result().map(|()| config)
     }
 
     /// Makes the configuration of what is written, and adds everything that is wrong to `wrong`.
-    fn validate(file: File, arguments: &Arguments, wrong: &mut Vec<String>) -> Self {
-        let name = file.name.and_then(|name| {
-            Label::parse(&name)
-                .map_err(|e| wrong.push(format!("name: {e}")))
-                .ok()
-        });
+    fn validate(file: File, arguments: &Arguments, wrong: &mut Findings<'_>) -> Self {
+        let name = file
+            .name
+            .and_then(|name| Label::parse(&name).map_err(|e| wrong.add("name", e)).ok());
+        let interface = file.interface.unwrap_or_else(|| "mesh0".into());
+        if let Err(error) = check_interface(&interface) {
+            wrong.add("interface", error);
+        }
         if file.mtu.is_some_and(|mtu| !(1280..=9000).contains(&mtu)) {
-            wrong.push("mtu: 1280 to 9000 bytes are possible".into());
+            wrong.add("mtu", "1280 to 9000 bytes are possible");
         }
         if file.tunnel.workers.is_some_and(|n| !(1..=64).contains(&n)) {
-            wrong.push("[tunnel] workers: 1 to 64 threads are possible".into());
+            wrong.add("tunnel.workers", "1 to 64 threads are possible");
         }
         let state_dir = arguments.state_dir.clone().or(file.state_dir);
         let socket = arguments.socket.clone().or(file.socket);
@@ -197,7 +193,7 @@ impl Config {
             name,
             token_file: file.join.token_file,
             tunnel: TunnelSettings {
-                interface: file.interface.unwrap_or_else(|| "mesh0".into()),
+                interface,
                 listen_port: file.listen_port.unwrap_or(51820),
                 mtu: file.mtu,
                 workers: file.tunnel.workers.map(usize::from),
@@ -211,35 +207,41 @@ impl Config {
     }
 }
 
-fn services(sections: Vec<ServiceSection>, wrong: &mut Vec<String>) -> Vec<RegisteredInstance> {
+fn services(sections: Vec<ServiceSection>, wrong: &mut Findings<'_>) -> Vec<RegisteredInstance> {
     let mut services: Vec<RegisteredInstance> = Vec::new();
-    for section in sections {
-        let shown = section.name.chars().take(70).collect::<String>();
-        match service::service(section) {
-            Ok(registered) if services.iter().any(|other| other.key == registered.key) => {
-                wrong.push(format!(
-                    "[[service]] {shown}: the same name, port and protocol stand there twice"
-                ));
+    for (number, section) in sections.into_iter().enumerate() {
+        let shown = printable(&section.name, 70);
+        let found = service::service(section).and_then(|registered| {
+            match services.iter().any(|other| other.key == registered.key) {
+                true => Err("the same name, port and protocol stand there twice".to_owned()),
+                false => Ok(registered),
             }
+        });
+        match found {
             Ok(registered) => services.push(registered),
-            Err(error) => wrong.push(format!("[[service]] {shown}: {error}")),
+            Err(error) => {
+                let key = error.split(':').next().unwrap_or_default();
+                let place = format!("service.{number}.{key}");
+                wrong.add_at(&place, format!("[[service]] {shown}: {error}"));
+            }
         }
     }
     services
 }
 
-fn dns(section: DnsSection, wrong: &mut Vec<String>) -> DnsSettings {
+fn dns(section: DnsSection, wrong: &mut Findings<'_>) -> DnsSettings {
     let needs_dns = [
         (
             section.split_dns == SplitDns::Resolved,
-            "split_dns = \"systemd-resolved\"",
+            "split_dns",
+            "\"systemd-resolved\"",
         ),
-        (section.manage_resolv_conf, "manage_resolv_conf = true"),
+        (section.manage_resolv_conf, "manage_resolv_conf", "true"),
     ];
-    for (is_set, key) in needs_dns {
+    for (is_set, key, value) in needs_dns {
         if is_set && !section.enabled {
-            wrong.push(format!(
-                "[dns] {key} sends names to meshd, which does not answer with enabled = false"
+            wrong.add_at(&format!("dns.{key}"), format!(
+                "[dns] {key} = {value} sends names to meshd, which does not answer with enabled = false"
             ));
         }
     }

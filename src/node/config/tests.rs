@@ -56,6 +56,36 @@ fn everything_wrong_is_said_at_once() {
 }
 
 #[test]
+fn a_value_that_cannot_be_used_is_named_with_its_line() {
+    for (text, line) in [
+        (
+            "# x\ninterface = \"mesh/0\"\n",
+            "line 2: `interface`: `mesh/0` cannot be",
+        ),
+        (
+            "interface = \"default\"\n",
+            "line 1: `interface`: `default` cannot be",
+        ),
+        (
+            "mtu = 1400\n[tunnel]\nworkers = 0\n",
+            "line 3: `tunnel.workers`: ",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nport = 1\n[[service]]\nname = \"b\"\nport = 0\n",
+            "line 6: [[service]] b: port: ",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nport = 1\ncheck = { http = \"x\" }\n",
+            "line 4: [[service]] a: check.http: ",
+        ),
+    ] {
+        let error = load(text).expect_err("wrong").to_string();
+        assert!(error.contains(line), "{error}");
+    }
+    load("interface = \"wg.0\"\n").expect("the kernel takes it");
+}
+
+#[test]
 fn an_unknown_key_in_a_section_is_named() {
     let error = load("[dns]\nenabled = true\nlisen = []\n")
         .expect_err("unknown")
