@@ -23,7 +23,9 @@ pub enum DnsError {
     #[error("port {} of {} is in use by another resolver", .0.port(), .0.ip())]
     Handled(SocketAddr),
     /// The process lacks the capability.
-    #[error("may not listen on {0}: ports below 1024 need CAP_NET_BIND_SERVICE; run as root")]
+    #[error(
+        "may not listen on {0}: ports below 1024 need root or CAP_NET_BIND_SERVICE; use sudo or `systemctl start meshd`"
+    )]
     Permission(SocketAddr),
     /// Another error of the system.
     #[error("cannot listen on {0}: {1}")]

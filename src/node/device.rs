@@ -11,7 +11,7 @@ use super::host::{Interface, Upkeep};
 use crate::os::readable::AsyncReadable;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::Problem;
-use crate::tunnel::{Tunnel, TunnelError};
+use crate::tunnel::{TunUnusable, Tunnel, TunnelError};
 
 /// How long [`when_free`] waits for a device name or a port that is taken.
 const TAKEN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -145,9 +145,11 @@ pub(super) async fn when_free<T>(
 /// The code with which the program reports a failure of the tunnel.
 pub(super) fn code_of(error: &TunnelError) -> ErrorCode {
     match error {
-        TunnelError::Permission => ErrorCode::Permission,
+        TunnelError::Permission
+        | TunnelError::PortDenied(_)
+        | TunnelError::Tun(TunUnusable::Mode { .. } | TunUnusable::Device) => ErrorCode::Permission,
         TunnelError::Io(..) => ErrorCode::Internal,
-        TunnelError::NoTun
+        TunnelError::Tun(TunUnusable::Missing | TunUnusable::NoDriver)
         | TunnelError::Name(_)
         | TunnelError::InterfaceTaken(_)
         | TunnelError::PortTaken(_) => ErrorCode::Configuration,

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 use x25519_dalek::StaticSecret;
 
+use crate::model::interface::InterfaceError;
+
 /// The configuration with which a tunnel starts.
 #[derive(Clone)]
 pub struct TunnelConfig {
@@ -39,20 +41,20 @@ pub struct PeerConfig {
 /// The reason for which a tunnel cannot start or change.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
-    /// The kernel has no TUN devices.
-    #[error(
-        "there is no /dev/net/tun; load the module with `modprobe tun`, or give the container `--device /dev/net/tun`"
-    )]
-    NoTun,
+    /// The TUN device cannot be opened.
+    #[error(transparent)]
+    Tun(#[from] TunUnusable),
     /// The process lacks a capability.
-    #[error("making a network device needs CAP_NET_ADMIN; run as root")]
+    #[error(
+        "making a network device needs root or CAP_NET_ADMIN; use sudo or `systemctl start meshd`, and give a container `--cap-add NET_ADMIN`"
+    )]
     Permission,
     /// The interface name is invalid.
-    #[error("`{0}` cannot be an interface name: 1 to 15 letters, digits, `-`, `_` or `.`")]
-    Name(String),
+    #[error(transparent)]
+    Name(#[from] InterfaceError),
     /// Another interface has the name.
     #[error(
-        "the interface {0} exists already; remove it (`ip link delete {0}`) or set another `interface`"
+        "the interface {0} exists already (`ip -d link show {0}` shows what it is); set another `interface`, or remove that one if nothing needs it"
     )]
     InterfaceTaken(String),
     /// Another program has the port.
@@ -60,7 +62,42 @@ pub enum TunnelError {
         "UDP port {0} is in use; find out by whom with `ss -ulpn`, or set another `listen_port`"
     )]
     PortTaken(u16),
+    /// The process may not bind the port.
+    #[error(
+        "this program may not use UDP port {0}: ports below 1024 need root or CAP_NET_BIND_SERVICE; set another `listen_port`"
+    )]
+    PortDenied(u16),
     /// A system call failed.
     #[error("cannot {0}: {1}")]
     Io(&'static str, io::Error),
+}
+
+/// The reason for which /dev/net/tun cannot be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TunUnusable {
+    /// There is no such file.
+    #[error(
+        "there is no /dev/net/tun; load the module with `modprobe tun`, give a container `--device /dev/net/tun`, and set PrivateDevices=no in a unit of systemd"
+    )]
+    Missing,
+    /// The file is there, but the kernel has no driver for it.
+    #[error(
+        "/dev/net/tun is there, but the kernel has no driver for it; load the module with `modprobe tun`, or use a kernel with CONFIG_TUN"
+    )]
+    NoDriver,
+    /// The mode of the file does not permit it.
+    #[error(
+        "this program may not open /dev/net/tun, which has mode {mode:04o} and belongs to user {owner}; run: sudo chmod 666 /dev/net/tun, which is its usual mode"
+    )]
+    Mode {
+        /// The mode of the file.
+        mode: u32,
+        /// The user id of its owner.
+        owner: u32,
+    },
+    /// The kernel refuses the device itself, whatever the mode of the file.
+    #[error(
+        "the kernel does not let this program open /dev/net/tun, although the mode of the file permits it; set `DeviceAllow=/dev/net/tun rw` in the unit of meshd, give a container `--device /dev/net/tun`, and look for a denial of AppArmor or SELinux in the kernel's log"
+    )]
+    Device,
 }

@@ -65,7 +65,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub use config::{PeerConfig, TunnelConfig, TunnelError};
+pub use config::{PeerConfig, TunUnusable, TunnelConfig, TunnelError};
 pub use drops::{Counters, DropReason};
 pub use injector::Injector;
 pub use local_service::{Handled, LocalHandler, LocalService};

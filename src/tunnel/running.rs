@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -28,9 +27,10 @@ use super::sockets::Sockets;
 use super::status::{PeerStatus, status_of};
 use super::table::Table;
 use super::timer;
-use super::tun::Device;
+use super::tun::{self, Device};
 use super::wakes::{Recheck, Wakes};
 use super::worker::{self, Role, Worker, WorkerPair};
+use crate::model::interface::check_interface;
 use crate::os::watchdog::Progress;
 use crate::os::{clock, random};
 
@@ -393,9 +393,10 @@ fn open(
 
 fn open_device(interface: &str, mtu: u16, pairs: usize) -> Result<Device, TunnelError> {
     check_name(interface)?;
+    tun::check()?;
     Device::open(interface, mtu, pairs).map_err(|error| match error.raw_os_error() {
+        // The device could be opened, so the capability to make an interface is missing.
         Some(libc::EPERM | libc::EACCES) => TunnelError::Permission,
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunnelError::NoTun,
         Some(libc::EBUSY) => TunnelError::InterfaceTaken(interface.to_owned()),
         _ => TunnelError::Io("make the network device", error),
     })
@@ -409,21 +410,14 @@ fn bind(
 ) -> Result<Vec<Sockets>, TunnelError> {
     Sockets::bind_group(port, mark, count, recheck).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => TunnelError::PortTaken(port),
-        io::ErrorKind::PermissionDenied => TunnelError::Permission,
+        io::ErrorKind::PermissionDenied => TunnelError::PortDenied(port),
         _ => TunnelError::Io("bind the UDP port", error),
     })
 }
 
 /// Checks that an interface of this name can be made.
 fn check_name(name: &str) -> Result<(), TunnelError> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let is_valid = (1..=15).contains(&name.len()) && name.chars().all(allowed);
-    if !is_valid || name == "." || name == ".." {
-        return Err(TunnelError::Name(name.chars().take(40).collect()));
-    }
-    if !Path::new("/dev/net/tun").exists() {
-        return Err(TunnelError::NoTun);
-    }
+    check_interface(name)?;
     if nix::net::if_::if_nametoindex(name).is_ok() {
         return Err(TunnelError::InterfaceTaken(name.to_owned()));
     }

@@ -9,6 +9,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::uio::writev;
 use tun_rs::{DeviceBuilder, SyncDevice};
 
+use super::config::TunUnusable;
 use super::queues::{MAX_QUEUES, Queue, QueueSet, queues_of_a_pair};
 use super::split::{VNET_HEADER, VnetHeader};
 
@@ -21,6 +22,32 @@ const TUNGETDEVNETNS: u32 = 0x54e3;
 
 /// The namespace of this thread.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
+
+/// The file through which programs make TUN devices.
+const TUN: &str = "/dev/net/tun";
+
+/// Checks that this process may open the TUN device. The error of [`Device::open`] does not show whether the device or the rights to
+/// make an interface are missing.
+pub(super) fn check() -> Result<(), TunUnusable> {
+    let opened = std::fs::File::options().read(true).write(true).open(TUN);
+    let Err(error) = opened else {
+        return Ok(());
+    };
+    let found = std::fs::metadata(TUN).map(|found| (found.mode() & 0o7777, found.uid()));
+    Err(unusable(&error, found.ok()))
+}
+
+/// Why the TUN device cannot be opened, given the error, and the mode and the owner of the file.
+fn unusable(error: &io::Error, found: Option<(u32, u32)>) -> TunUnusable {
+    match (error.raw_os_error(), found) {
+        (Some(libc::ENODEV | libc::ENXIO), _) => TunUnusable::NoDriver,
+        // A device controller and some security modules answer so, and the mode of a file never does.
+        (Some(libc::EPERM), _) => TunUnusable::Device,
+        (_, Some((mode, owner))) if mode & 0o006 != 0o006 => TunUnusable::Mode { mode, owner },
+        (Some(libc::ENOENT | libc::ENOTDIR), _) => TunUnusable::Missing,
+        _ => TunUnusable::Device,
+    }
+}
 
 /// An open device. It is identified by its descriptors: its name, its index and its namespace may change while it is open.
 pub(super) struct Device {
@@ -214,5 +241,33 @@ impl Tun {
         };
         writev(&self.queues[queue.number()], parts)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_a_program_from_the_tun_device_is_told_apart() {
+        let why = |errno, found| unusable(&io::Error::from_raw_os_error(errno), found);
+        let private = Some((0o600, 0));
+        let public = Some((0o666, 0));
+        assert_eq!(why(libc::ENOENT, None), TunUnusable::Missing);
+        assert_eq!(why(libc::ENXIO, public), TunUnusable::NoDriver);
+        assert_eq!(why(libc::ENODEV, private), TunUnusable::NoDriver);
+        let mode = TunUnusable::Mode {
+            mode: 0o600,
+            owner: 0,
+        };
+        assert_eq!(why(libc::EACCES, private), mode);
+        assert_eq!(why(libc::EACCES, public), TunUnusable::Device);
+        assert_eq!(why(libc::EPERM, public), TunUnusable::Device);
+        let text = mode.to_string();
+        assert!(
+            text.contains("mode 0600") && text.contains("chmod 666"),
+            "{text}"
+        );
+        assert!(!text.contains("as root"), "{text}");
     }
 }

@@ -138,6 +138,44 @@ fn a_full_disk_on_a_node_is_reported_and_loses_nothing() {
     // The node still accepts changes of others, and reports that they are not on disk. The last page of the file may
     // have some room left.
     for n in 0..30 {
+#[test]
+fn a_tun_device_that_meshd_may_not_open_is_named_and_not_a_missing_capability() {
+    let Some(mut mesh) = Mesh::start(1) else {
+        return;
+    };
+    let token = mesh.token(&[]);
+    mesh.kill_node(0);
+    let host = &mesh.nodes[0].host;
+    let home = host.path("/run/nobody");
+    std::fs::create_dir(&home).expect("the host's own file system");
+    chown(&home, Some(65_534), Some(65_534)).expect("root");
+    std::fs::copy(env!("CARGO_BIN_EXE_meshd"), home.join("meshd")).expect("it is built");
+    let script = "mknod -m 600 /run/tun c 10 200 && mount --bind /run/tun /dev/net/tun";
+    if !mesh.succeeds(0, "sh", &["-c", script]) {
+        return meshd::testbed::skip_test("making a device file is not permitted here");
+    }
+    let mut command = host.command("setpriv").expect("a namespace");
+    command.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--inh-caps=+net_admin",
+        "--ambient-caps=+net_admin",
+        "/run/nobody/meshd",
+        "--state-dir=/run/nobody/state",
+        "--socket=/run/nobody/s",
+    ]);
+    let log = mesh.logs.path().join("nobody");
+    let _daemon = host.start(&mut command, &log).expect("a program");
+    let socket = host.path("/run/nobody/s");
+    mesh.wait_until("meshd answers", || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    });
+    let ended = mesh.on(0, &["--socket", "/run/nobody/s", "join", &token]);
+    assert_refused(&ended, 77, &["/dev/net/tun", "mode 0600", "chmod 666"]);
+    assert!(!ended.stderr.contains("CAP_NET_ADMIN"), "{ended:?}");
+}
+
         let name = format!("db-{n}");
         let ended = mesh.on(1, &["service", "add", &name, "--port", "5432"]);
         assert_eq!(ended.code, 0);

@@ -202,6 +202,7 @@ fn change(set: SetRequest, tunnel: &Tunnel) -> Result<(), RequestError> {
         errno: match error {
             TunnelError::PortTaken(_) => libc::EADDRINUSE,
             TunnelError::Permission => libc::EPERM,
+            TunnelError::PortDenied(_) => libc::EACCES,
             TunnelError::Io(_, error) => error.raw_os_error().unwrap_or(libc::EIO),
             _ => libc::EIO,
         },
