@@ -9,9 +9,9 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use tokio::net::UnixListener;
 
-use super::Failure;
 use super::hub::Hub;
 use super::reply::{answer, crashed, document};
+use super::{Failure, without_rights};
 use crate::os::unix_server::failure;
 use crate::os::{clock, unix_server};
 use crate::protocol::admin::{Submit, Submitted};
@@ -24,7 +24,10 @@ use crate::protocol::api::{ApiError, ErrorCode};
 pub(super) async fn bind(path: &Path) -> Result<UnixListener, Failure> {
     unix_server::bind(path)
         .await
-        .map_err(|error| Failure::new(error.code(), error))
+        .map_err(|error| match error.code() {
+            ErrorCode::Permission => without_rights(&error.to_string(), "--admin-socket"),
+            code => Failure::new(code, error),
+        })
 }
 
 /// Serves until the listener fails.

@@ -71,6 +71,14 @@ impl Failure {
 
 impl From<file::FileError> for Failure {
     fn from(error: file::FileError) -> Self {
+/// A failure that `option` avoids, if the rights of this user are the reason. `why` has no remedy yet.
+fn without_rights(why: &str, option: &str) -> Failure {
+    let text = format!(
+        "{why}; use `systemctl start mesh-coordinator` or sudo, or name a place of this user with {option}"
+    );
+    Failure::new(ErrorCode::Permission, text)
+}
+
         let code = if error.is_permission() {
             ErrorCode::Permission
         } else {

@@ -11,7 +11,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::hub::{Hub, Setup};
-use super::{Config, Failure, MarkKey, admin, limits, metrics, public_url, server, store, tls};
+use super::{
+    Config, Failure, MarkKey, admin, limits, metrics, public_url, server, store, tls,
+    without_rights,
+};
 use crate::os::random;
 use crate::os::tasks::{self, TaskHandle, Tasks};
 use crate::os::watchdog::{Progress, ServiceWatchdog};
@@ -54,7 +57,10 @@ impl Coordinator {
     /// # Errors
     /// The reason and the remedy, as one line for the administrator.
     pub async fn start(config: &Config) -> Result<Self, Failure> {
-        file::private_dir(&config.state_dir)?;
+        file::private_dir(&config.state_dir).map_err(|error| match error.is_permission() {
+            true => without_rights(&error.reason(), "--state-dir"),
+            false => error.into(),
+        })?;
         let lock = lock(&config.state_dir)?;
         let identity = tls::load_or_make(&config.state_dir)?;
         let listener = server::bind(config.listen).await?;

@@ -65,7 +65,7 @@ pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
         ),
         std::io::ErrorKind::PermissionDenied => Failure::new(
             ErrorCode::Permission,
-            format!("may not listen on {address}; ports below 1024 need root"),
+            format!("this program may not listen on {address}: ports below 1024 need root or CAP_NET_BIND_SERVICE; set another `listen`, such as 0.0.0.0:7443, or give its unit that right (`systemctl edit mesh-coordinator` with AmbientCapabilities=CAP_NET_BIND_SERVICE, CapabilityBoundingSet=CAP_NET_BIND_SERVICE and PrivateUsers=no)"),
         ),
         _ => Failure::new(
             ErrorCode::Configuration,

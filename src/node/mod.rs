@@ -57,6 +57,7 @@ use std::sync::Arc;
 use clap::Parser as _;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::os::rights;
 use crate::os::signals::StopSignals;
 use crate::os::tasks::Tasks;
 use crate::os::unix_server;
@@ -157,16 +158,36 @@ fn finish(result: Result<(), ApiError>) -> ExitCode {
     }
 }
 
+/// The rights that meshd needs, and how it gets them.
+const NEEDED_RIGHTS: &str =
+    "meshd needs root or CAP_NET_ADMIN; use sudo or `systemctl start meshd`";
+
+/// The error of a start that failed for the reason `why`, by a user who cannot run meshd at all.
+fn without_rights(why: &str) -> ApiError {
+    ApiError::new(ErrorCode::Permission, format!("{NEEDED_RIGHTS} ({why})"))
+}
+
 async fn run(config: Config) -> Result<(), ApiError> {
     let config = Arc::new(config);
     // The signals are caught before anything is changed on the machine, so that meshd undoes its changes if it is ended while
     // it starts.
     let mut signals = StopSignals::catch()
         .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
-    let dir = StateDir::open(&config.state_dir)?;
-    let listener = unix_server::bind(&config.socket)
-        .await
-        .map_err(|error| ApiError::new(error.code(), error.to_string()))?;
+    let has_rights = rights::has_net_admin();
+    let dir = StateDir::open(&config.state_dir).map_err(|error| match &error {
+        StateError::File(file) if file.is_permission() && !has_rights => {
+            without_rights(&file.reason())
+        }
+        _ => error.into(),
+    })?;
+    let listener = unix_server::bind(&config.socket).await;
+    let listener = listener.map_err(|error| match error.code() {
+        ErrorCode::Permission if !has_rights => without_rights(&error.to_string()),
+        code => ApiError::new(code, error.to_string()),
+    })?;
+    if !has_rights {
+        tracing::warn!("meshd cannot join a mesh as this user; {NEEDED_RIGHTS}");
+    }
     let tasks = Tasks::new("meshd");
     let starting = agent::Agent::start(Arc::clone(&config), dir);
     let mut agent = tasks.scope(starting).await?;
@@ -191,7 +212,7 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     let _ = std::fs::remove_file(&config.socket);
-    agent.stop().await;
+    Box::pin(agent.stop()).await;
     tasks.stop().await;
     ended
 }

@@ -7,6 +7,8 @@ use std::os::unix::fs::{
 };
 use std::path::{Component, Path, PathBuf};
 
+use super::rights::user_name;
+
 /// The number of symbolic links that the kernel follows in one path (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
 
@@ -40,14 +42,14 @@ pub enum FileError {
     },
     /// Another user can change the file.
     #[error(
-        "{path} belongs to user {owner}, and this program runs as user {user}; run: chown {user} {path}"
+        "{path} belongs to user {owner}, and this program runs as user {user}; run it as {owner}, which its systemd unit does, or name another directory"
     )]
     Owner {
         path: PathBuf,
-        /// The owner's user id.
-        owner: u32,
-        /// The user id of this process.
-        user: u32,
+        /// The name of the owner.
+        owner: String,
+        /// The name of the user of this process.
+        user: String,
     },
     /// The path is not a directory.
     #[error("{0} is not a directory; move it away or name another directory")]
@@ -85,7 +87,28 @@ impl FileError {
     /// Whether rights are missing.
     #[must_use]
     pub fn is_permission(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::Owner { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What happened, without the remedy.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Io {
+                action,
+                path,
+                source,
+            } => format!("cannot {action} {}: {source}", path.display()),
+            Self::Owner { path, owner, user } => format!(
+                "{} belongs to user {owner}, and this program runs as user {user}",
+                path.display()
+            ),
+            other => other.to_string(),
+        }
     }
 }
 
@@ -103,8 +126,8 @@ pub fn private_dir(path: &Path) -> Result<(), FileError> {
             if found.uid() != user {
                 return Err(FileError::Owner {
                     path: path.to_owned(),
-                    owner: found.uid(),
-                    user,
+                    owner: user_name(found.uid()),
+                    user: user_name(user),
                 });
             }
             let mode = found.permissions().mode() & 0o7777;
@@ -386,6 +409,21 @@ mod tests {
                 path.display()
             )
         );
+    }
+
+    #[test]
+    fn a_directory_of_another_user_is_refused_and_stays_with_its_owner() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("state");
+        private_dir(&path).expect("made");
+        if std::os::unix::fs::chown(&path, Some(65_534), None).is_err() {
+            return crate::testbed::skip_test("giving a directory away needs root");
+        }
+        let refused = private_dir(&path).expect_err("another user's");
+        assert!(refused.is_permission());
+        let text = refused.to_string();
+        assert!(!text.contains("chown"), "{text}");
+        assert!(text.starts_with(&refused.reason()), "{text}");
     }
 
     #[test]

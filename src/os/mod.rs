@@ -14,6 +14,7 @@ pub mod netlink;
 pub mod random;
 pub mod readable;
 pub mod repeats;
+pub mod rights;
 pub mod signals;
 pub mod tasks;
 pub mod unix_server;
