@@ -269,11 +269,20 @@ pub(super) fn abandon(dir: &StateDir, pending: &Pending) -> Result<(), ApiError>
 }
 
 fn dial_error(error: &DialError) -> ApiError {
-    let code = match error {
-        DialError::Pin { .. } => ErrorCode::Forbidden,
-        _ => ErrorCode::Unreachable,
+    let (code, text) = match error {
+        DialError::Pin { .. } => (ErrorCode::Forbidden, error.to_string()),
+        // The token has the URL, so a correction of the coordinator's settings does not reach it.
+        DialError::Unresolved { .. } => (
+            ErrorCode::Unreachable,
+            format!(
+                "{error}; or start mesh-coordinator with `--public-url https://ADDRESS:PORT` (`public_urls`) and make a new token, since a token contains the URL"
+            ),
+        ),
+        DialError::Unreachable { .. } | DialError::NotACoordinator { .. } => {
+            (ErrorCode::Unreachable, error.to_string())
+        }
     };
-    ApiError::new(code, error.to_string())
+    ApiError::new(code, text)
 }
 
 fn way_of(token: &JoinToken) -> Way {

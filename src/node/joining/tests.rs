@@ -33,6 +33,22 @@ fn requested(dir: &StateDir, n: u8) -> Pending {
 }
 
 #[test]
+fn a_join_whose_url_does_not_resolve_says_so_and_how_the_token_gets_another_url() {
+    let url = "https://coord.example.com:7443".parse().expect("a literal");
+    let why = "Name or service not known".to_owned();
+    let error = dial_error(&DialError::Unresolved { url, why });
+    assert_eq!(error.code, ErrorCode::Unreachable);
+    for part in [
+        "the name coord.example.com ",
+        "does not resolve on this machine (Name or service not known)",
+        "--public-url",
+        "make a new token",
+    ] {
+        assert!(error.message.contains(part), "{}", error.message);
+    }
+}
+
+#[test]
 fn the_same_join_is_asked_for_again_with_the_same_keys() {
     let (_parent, dir) = dir();
     let first = requested(&dir, 2);
