@@ -62,13 +62,14 @@ impl Coordinator {
             false => error.into(),
         })?;
         let lock = lock(&config.state_dir)?;
-        let identity = tls::load_or_make(&config.state_dir)?;
         let listener = server::bind(config.listen).await?;
         // The address may differ from the configured one, because port 0 selects any free port.
         let listen = listener
             .local_addr()
             .map_err(|e| Failure::new(ErrorCode::Internal, e))?;
         let urls = urls_of(config, listen);
+        let subject = tls::Subject::new(&urls, &config.domain);
+        let identity = tls::load_or_make(&config.state_dir, &subject, clock::wall())?;
         let hub = {
             let (config, urls) = (config.clone(), urls.clone());
             let (pin, marks) = (identity.pin, identity.marks);
