@@ -83,6 +83,9 @@ fn text(hub: &Hub) -> String {
     page.gauge("connections", "Control streams open.", connections as u64);
     let help = "Whether the store came from a backup and the nodes have not told everything yet.";
     page.gauge("refilling", help, refilling.into());
+    let help = "Public URLs that do not lead back to this coordinator.";
+    let failing = hub.url_problems.read().len();
+    page.gauge("public_urls_failing", help, failing as u64);
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     page.counters(
         "joins_total",

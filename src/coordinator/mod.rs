@@ -9,6 +9,7 @@
 //! | `config` | coordinator.toml and the command line |
 //! | `running` | starts and stops all parts of a coordinator |
 //! | `server`, `control` | the API for nodes: the join call, the control stream |
+//! | `own_urls` | whether the public URLs lead back to this coordinator |
 //! | `slots` | how many connections there may be, in total and from each source |
 //! | `admin`, `metrics` | the API for administrators, and metrics for their monitoring |
 //! | `enroll` | whether a join is granted |
@@ -25,6 +26,7 @@ pub mod hub;
 mod limits;
 mod marks;
 mod metrics;
+mod own_urls;
 mod public_url;
 mod reply;
 mod running;
@@ -69,8 +71,6 @@ impl Failure {
     }
 }
 
-impl From<file::FileError> for Failure {
-    fn from(error: file::FileError) -> Self {
 /// A failure that `option` avoids, if the rights of this user are the reason. `why` has no remedy yet.
 fn without_rights(why: &str, option: &str) -> Failure {
     let text = format!(
@@ -79,6 +79,8 @@ fn without_rights(why: &str, option: &str) -> Failure {
     Failure::new(ErrorCode::Permission, text)
 }
 
+impl From<file::FileError> for Failure {
+    fn from(error: file::FileError) -> Self {
         let code = if error.is_permission() {
             ErrorCode::Permission
         } else {

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::hub::{Hub, Setup};
 use super::{
-    Config, Failure, MarkKey, admin, limits, metrics, public_url, server, store, tls,
+    Config, Failure, MarkKey, admin, limits, metrics, own_urls, public_url, server, store, tls,
     without_rights,
 };
 use crate::os::random;
@@ -101,6 +101,8 @@ impl Coordinator {
         if let Some(listener) = metrics {
             tasks.spawn("metrics", metrics::serve(listener, Arc::clone(&hub)));
         }
+        let urls_watch = own_urls::watch(urls.clone(), identity.pin, Arc::clone(&hub));
+        tasks.spawn("public URLs", urls_watch);
         spawn_upkeep(&tasks, hub);
         Ok(Self {
             listen,

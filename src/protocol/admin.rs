@@ -36,6 +36,20 @@ pub struct MeshState {
     /// The address plan for a new mesh, from the configuration. Its IPv6 prefix is random and differs in each answer until a
     /// mesh record has fixed it.
     pub configured_addresses: MeshAddresses,
+    /// The URLs that did not lead back to this coordinator when it last checked them. A coordinator of an earlier version does not
+    /// check them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub url_problems: Vec<UrlProblem>,
+}
+
+/// A URL that does not lead back to the coordinator that has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UrlProblem {
+    pub url: CoordinatorUrl,
+    /// What the coordinator found at the URL.
+    pub why: String,
+    /// What to do.
+    pub fix: String,
 }
 
 /// Signed records to store. The coordinator stores all of them or none.

@@ -51,6 +51,7 @@ impl View {
                 node_block_v4: self.setup.node_block_v4,
                 node_block_v6: 64,
             },
+            url_problems: self.url_problems.read(),
         }
     }
 

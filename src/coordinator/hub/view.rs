@@ -1,7 +1,7 @@
 //! What streams and administrators read without waiting for the disk.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use tokio::sync::watch;
@@ -10,6 +10,7 @@ use super::state::{Standing, State};
 use crate::coordinator::MarkKey;
 use crate::model::time::Now;
 use crate::model::{Label, PublicKey};
+use crate::protocol::admin::UrlProblem;
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
 use crate::records::Envelope;
@@ -67,6 +68,26 @@ pub struct View {
     pub(super) setup: Setup,
     pub(super) revision: watch::Sender<u64>,
     state: RwLock<State>,
+    /// The public URLs that do not lead back to this coordinator.
+    pub url_problems: UrlProblems,
+}
+
+/// The public URLs that did not lead back to the coordinator when they were last checked.
+#[derive(Debug, Default)]
+pub struct UrlProblems(Mutex<Vec<UrlProblem>>);
+
+impl UrlProblems {
+    #[must_use]
+    pub fn read(&self) -> Vec<UrlProblem> {
+        let held = self.0.lock();
+        held.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the problems by those of the last check.
+    pub fn set(&self, problems: Vec<UrlProblem>) {
+        let held = self.0.lock();
+        *held.unwrap_or_else(PoisonError::into_inner) = problems;
+    }
 }
 
 impl View {
@@ -76,6 +97,7 @@ impl View {
             setup,
             revision: watch::Sender::new(state.revision),
             state: RwLock::new(state),
+            url_problems: UrlProblems::default(),
         }
     }
 
