@@ -16,9 +16,9 @@ use super::joined::{Events, JoinedNode, NodeEvent};
 use super::report;
 use super::state::{Identity, StateDir};
 use super::timers::{Timer, Timers};
+use super::unattended::JoinProblem;
 use crate::os::watchdog::ServiceWatchdog;
 use crate::protocol::api::{ApiError, ErrorCode};
-use crate::protocol::local::Problem;
 use crate::services::registry::{Registry, StoredServices};
 use crate::tunnel::Tunnel;
 
@@ -40,7 +40,7 @@ pub(super) struct Agent {
     damaged_services: Option<String>,
     departure_sender: DepartureSender,
     /// The problem of a join that nobody waits for: one that continues after a restart, or one with the token file.
-    join_problem: Option<Problem>,
+    join_problem: Option<JoinProblem>,
     /// The number of joins since the start of meshd.
     joins: u64,
     /// The readiness that was last sent to the service manager.

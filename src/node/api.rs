@@ -15,12 +15,13 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
+use super::unattended::JoinProblem;
 use crate::os::unix_server;
 use crate::os::unix_server::failure;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
-    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Ping, Pong, Problem,
-    Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
+    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Ping, Pong, Rename,
+    Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
 };
 
 /// The channel for an answer.
@@ -38,7 +39,7 @@ pub enum Command {
     /// Leave the mesh.
     Leave(Reply<Left>),
     /// Store the problem that prevents this node from joining with its token file.
-    Unattended(Problem),
+    Unattended(JoinProblem),
     /// Replace the key of the tunnel.
     RotateKey(Reply<KeyRotated>),
     /// Change the name of the node.

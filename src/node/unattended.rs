@@ -2,13 +2,14 @@
 //! tries again, and until then the failure is a problem in `meshctl status` and one line in the log.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::api::Command;
 use crate::model::time::retry_pause;
+use crate::os::{clock, token_file};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{Join, NodeState, Problem};
 
@@ -19,10 +20,44 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// The same for a failure whose cause is this host: such an attempt may have spent a use of the token.
 const MIN_HOST_PAUSE: Duration = Duration::from_secs(60);
 const MAX_HOST_PAUSE: Duration = Duration::from_secs(3600);
-/// The maximum size of a token file, in bytes. The longest token has less than 3 KiB.
-const MAX_TOKEN: u64 = 16 * 1024;
 /// The interval at which the file, or a join that another caller began, is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A problem of a join that nobody waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinProblem {
+    pub(super) problem: Problem,
+    /// When the join is tried again. None if that has no certain time.
+    pub(super) next: Option<Instant>,
+}
+
+impl JoinProblem {
+    /// The problem for `meshctl status`, with the time until the next attempt.
+    pub(super) fn shown(&self, now: Instant) -> Problem {
+        let Some(next) = self.next else {
+            return self.problem.clone();
+        };
+        let left = next.saturating_duration_since(now).as_secs_f64().ceil();
+        let when = if left > 0.0 {
+            format!("the next attempt is in {left} s, or at once when the file changes")
+        } else {
+            "an attempt is under way".to_owned()
+        };
+        Problem {
+            fix: format!("{}; {when}", self.problem.fix),
+            ..self.problem.clone()
+        }
+    }
+}
+
+impl From<Problem> for JoinProblem {
+    fn from(problem: Problem) -> Self {
+        Self {
+            problem,
+            next: None,
+        }
+    }
+}
 
 /// Why an attempt did not result in a membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +72,6 @@ enum JoinFailure {
 #[derive(Debug, Default)]
 struct Attempts {
     failures: u32,
-    problem: Option<Problem>,
     logged: Vec<Kind>,
 }
 
@@ -54,8 +88,8 @@ enum Kind {
 struct NextStep {
     /// The pause before the next attempt.
     pause: Duration,
-    /// The problem for `meshctl status`, if it differs from the last one.
-    problem: Option<Problem>,
+    /// The problem for `meshctl status`.
+    problem: Problem,
     /// Whether this kind of failure has not been logged yet.
     is_new_kind: bool,
 }
@@ -73,14 +107,9 @@ impl Attempts {
         if is_new_kind {
             self.logged.push(kind);
         }
-        let problem = problem_of(file, failure);
-        let is_other = self.problem.as_ref() != Some(&problem);
-        if is_other {
-            self.problem = Some(problem.clone());
-        }
         NextStep {
             pause,
-            problem: is_other.then_some(problem),
+            problem: problem_of(file, failure),
             is_new_kind,
         }
     }
@@ -107,27 +136,27 @@ fn problem_of(file: &Path, failure: &JoinFailure) -> Problem {
         JoinFailure::File(why) => (
             format!("the join token in {file} cannot be read: {why}"),
             format!(
-                "write the output of `meshctl token create` into {file}; it is read again at each attempt"
+                "write the output of `meshctl token create` into {file}, which the user of meshd must be able to read"
             ),
         ),
         JoinFailure::Join(error) => {
             let fix = match error.code {
                 ErrorCode::BadRequest | ErrorCode::Forbidden => format!(
-                    "write a new token into {file}: run `meshctl token create` on the administrator's machine; the file is read again at each attempt"
+                    "write a new token into {file}: run `meshctl token create` on the administrator's machine"
                 ),
                 ErrorCode::Conflict if error.suggestion.is_some() => {
-                    "set another `name` in meshd.toml and restart meshd, or remove the node that has the name; the join is tried again by itself".to_owned()
+                    "set another `name` in meshd.toml and restart meshd, or remove the node that has the name".to_owned()
                 }
                 ErrorCode::Unreachable => {
                     "nothing, if the coordinator starts again; otherwise check that it runs and that this host reaches it".to_owned()
                 }
-                _ => "correct that; the join is tried again by itself".to_owned(),
+                _ => "correct that".to_owned(),
             };
             (error.message.clone(), fix)
         }
     };
     Problem {
-        what: "this node has not joined with the token file".to_owned(),
+        what: format!("this node has not joined with the token file {file}"),
         why,
         fix,
     }
@@ -177,13 +206,16 @@ pub(super) async fn run(file: PathBuf, commands: mpsc::Sender<Command>) {
             },
         };
         let next = attempts.handle_failure(&file, &failure);
+        let problem = next.problem;
         if next.is_new_kind {
-            let problem = problem_of(&file, &failure);
-            tracing::warn!(why = %problem.why, fix = %problem.fix, "not joined with the token file");
+            tracing::warn!(why = %problem.why, fix = %problem.fix, "not joined with the token file; it is tried again");
         }
-        if let Some(problem) = next.problem
-            && commands.send(Command::Unattended(problem)).await.is_err()
-        {
+        let next_attempt = clock::now().monotonic.checked_add(next.pause);
+        let problem = JoinProblem {
+            problem,
+            next: next_attempt,
+        };
+        if commands.send(Command::Unattended(problem)).await.is_err() {
             return;
         }
         let changed = async {
@@ -215,12 +247,7 @@ async fn join(token: String, commands: &mpsc::Sender<Command>) -> Option<Result<
 }
 
 fn read(file: &Path) -> Result<String, JoinFailure> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    std::fs::File::open(file)
-        .and_then(|file| file.take(MAX_TOKEN).read_to_string(&mut text))
-        .map_err(|error| JoinFailure::File(error.to_string()))?;
-    Ok(text.trim().to_owned())
+    token_file::read_file(file).map_err(|error| JoinFailure::File(error.to_string()))
 }
 
 #[cfg(test)]
@@ -238,18 +265,16 @@ mod tests {
         let missing = JoinFailure::File("No such file or directory".to_owned());
         let first = attempts.handle_failure(file, &missing);
         assert_eq!((first.pause, first.is_new_kind), (MIN_PAUSE, true));
-        assert!(first.problem.is_some_and(|p| p.why.contains("join-token")));
+        assert!(first.problem.why.contains("join-token"));
         let mut last = MIN_PAUSE;
         for n in 0..20 {
             let again = attempts.handle_failure(file, &missing);
-            assert_eq!((again.problem, again.is_new_kind), (None, false));
-            assert!(again.pause >= last);
+            assert!(!again.is_new_kind && again.pause >= last);
             last = again.pause;
             // A text that differs each time is shown each time, but logged once.
-            let busy = refused(ErrorCode::Busy, &format!("try again in {n} s"));
-            let busy = attempts.handle_failure(file, &busy);
-            assert_eq!((busy.problem.is_some(), busy.is_new_kind), (true, n == 0));
-            attempts.problem = Some(problem_of(file, &missing));
+            let text = format!("try again in {n} s");
+            let busy = attempts.handle_failure(file, &refused(ErrorCode::Busy, &text));
+            assert_eq!((busy.problem.why, busy.is_new_kind), (text, n == 0));
         }
         assert_eq!(last, MAX_PAUSE);
     }
@@ -258,16 +283,16 @@ mod tests {
     fn each_failure_has_its_pause_and_its_remedy() {
         let file = Path::new("/etc/meshd/join-token");
         for (code, first, fix) in [
-            (ErrorCode::Conflict, MIN_PAUSE, "by itself"),
+            (ErrorCode::Conflict, MIN_PAUSE, "correct that"),
             (ErrorCode::Forbidden, MIN_PAUSE, "meshctl token create"),
             (ErrorCode::BadRequest, MIN_PAUSE, "meshctl token create"),
             (ErrorCode::Unreachable, MIN_PAUSE, "coordinator"),
-            (ErrorCode::Busy, MIN_PAUSE, "by itself"),
-            (ErrorCode::Configuration, MIN_HOST_PAUSE, "by itself"),
+            (ErrorCode::Busy, MIN_PAUSE, "correct that"),
+            (ErrorCode::Configuration, MIN_HOST_PAUSE, "correct that"),
         ] {
             let next = Attempts::default().handle_failure(file, &refused(code, "no"));
             assert_eq!(next.pause, first, "{code:?}");
-            let problem = next.problem.expect("the first");
+            let problem = next.problem;
             assert_eq!(problem.why, "no");
             assert!(problem.fix.contains(fix), "{code:?}: {}", problem.fix);
         }
@@ -297,11 +322,28 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_end_is_not_read_to_its_end() {
-        assert!(read(Path::new("/dev/zero")).is_ok_and(|text| text.len() <= 16 * 1024));
-        assert!(matches!(
-            read(Path::new("/nonexistent")),
-            Err(JoinFailure::File(_))
-        ));
+    fn a_file_that_is_missing_or_no_file_is_a_problem_with_the_time_of_the_next_attempt() {
+        for (path, why) in [
+            ("/nonexistent/token", "there is no such file"),
+            ("/dev/zero", "it is not a file"),
+        ] {
+            let path = Path::new(path);
+            let failure = read(path).expect_err("no token");
+            let next = Attempts::default().handle_failure(path, &failure);
+            let text = format!("the join token in {} cannot be read: {why}", path.display());
+            assert_eq!(next.problem.why, text);
+            let now = Instant::now();
+            let problem = JoinProblem {
+                problem: next.problem,
+                next: Some(now + Duration::from_millis(11_100)),
+            };
+            let fix = problem.shown(now).fix;
+            assert!(
+                fix.ends_with("in 12 s, or at once when the file changes"),
+                "{fix}"
+            );
+            let fix = problem.shown(now + Duration::from_secs(12)).fix;
+            assert!(fix.ends_with("; an attempt is under way"), "{fix}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What the programs need of the operating system: files, configuration files, logs, metrics, signals, clocks, random
-//! numbers, supervised tasks, the HTTP client, Unix sockets, netlink, the watchdog, waiting for descriptors, and UDP
-//! datagrams in batches.
+//! numbers, supervised tasks, the HTTP client, Unix sockets, netlink, the watchdog, waiting for descriptors, UDP
+//! datagrams in batches, connections to a coordinator, and the rights of the process.
 
 pub mod batch;
 pub mod clock;
@@ -17,6 +17,7 @@ pub mod repeats;
 pub mod rights;
 pub mod signals;
 pub mod tasks;
+pub mod token_file;
 pub mod unix_server;
 pub mod usage;
 pub mod watchdog;

@@ -1,5 +1,7 @@
 //! Handles the commands of the local API.
 
+use std::time::Instant;
+
 use tokio::sync::mpsc;
 
 use super::joining::JoinEnded;
@@ -109,8 +111,9 @@ fn carry_out<N, T>(needed: Result<N, ApiError>, reply: Reply<T>, action: impl Fn
 
 /// The status of a node that is not in a mesh.
 fn bare_status(agent: &Agent, state: NodeState) -> Status {
+    let (problem, now) = (agent.join_problem.iter(), Instant::now());
     Status {
-        problems: agent.join_problem.iter().cloned().collect(),
+        problems: problem.map(|problem| problem.shown(now)).collect(),
         ..report::bare_status(state)
     }
 }

@@ -13,6 +13,7 @@ use crate::node::api::Reply;
 use crate::node::boot;
 use crate::node::joined::JoinedNode;
 use crate::node::joining::{self, Admitted, Attempt, JoinContext};
+use crate::node::state::StateError;
 use crate::os::tasks::{TaskHandle, Tasks};
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{Join, Joined, Problem, SCHEMA};
@@ -100,12 +101,18 @@ impl Agent {
         if !matches!(self.phase, Phase::Unjoined) {
             return;
         }
-        let Ok(Some(pending)) = self.dir.pending() else {
-            return;
+        let pending = match self.dir.pending() {
+            Ok(Some(pending)) => pending,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%error, "it is not known whether a join was interrupted");
+                self.join_problem = Some(unreadable(&error).into());
+                return;
+            }
         };
         if let (true, Some(way)) = (pending.asked, pending.way.clone()) {
             tracing::info!("continuing a join that was interrupted");
-            self.join_problem = Some(interrupted());
+            self.join_problem = Some(interrupted().into());
             let join = joining::resume(join_context(self), pending, way);
             self.start_join(None, ended.clone(), join);
         }
@@ -141,7 +148,9 @@ impl Agent {
     }
 
     async fn come_up(&mut self, admitted: Admitted) -> Result<Joined, ApiError> {
-        let (stored, _) = self.dir.services::<StoredServices>();
+        let (stored, damaged) = self.dir.services::<StoredServices>();
+        // The file was read at the start as well, and is then kept under another name.
+        self.damaged_services = damaged.or_else(|| self.damaged_services.take());
         let registry = Registry::new(self.config.services.clone(), stored);
         let identity = admitted.identity.clone();
         let (node, events) = Box::pin(boot::start(
@@ -209,6 +218,16 @@ fn interrupted() -> Problem {
         why: "a coordinator may have admitted this node, and no coordinator has answered since meshd started"
             .to_owned(),
         fix: "nothing, if a coordinator is reachable soon; `meshctl leave` ends the join".to_owned(),
+    }
+}
+
+/// The problem of a file of a join that cannot be read.
+fn unreadable(error: &StateError) -> Problem {
+    Problem {
+        what: "it is not known whether a join was interrupted".to_owned(),
+        why: error.to_string(),
+        fix: "correct that and restart meshd, which then finishes such a join; a coordinator may have admitted this node, so its name may be taken"
+            .to_owned(),
     }
 }
 

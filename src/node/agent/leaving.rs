@@ -174,11 +174,12 @@ impl Agent {
             tracing::warn!(%error, "the departure cannot be stored; the join is completed at the next start");
         }
         self.departure_sender.wake();
-        self.join_problem = Some(Problem {
+        let problem = Problem {
             what: "a join that was interrupted cannot be finished".to_owned(),
             why: error.message,
             fix: "correct that, then run `meshctl join TOKEN`, with a new token if the previous one has no use left".to_owned(),
-        });
+        };
+        self.join_problem = Some(problem.into());
     }
 }
 
