@@ -16,6 +16,8 @@ use crate::os::tasks::Tasks;
 use crate::protocol::join::JoinRequest;
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
+use crate::records::RecordKey;
+use crate::records::ledger::Refused;
 
 /// The outcome of a wait for the coordinator to accept this node's record: the reason, if it has not accepted it.
 pub(super) type Accepted = Result<(), String>;
@@ -27,8 +29,22 @@ pub(super) enum Published {
     Nothing { is_connected: bool },
     /// They are offered to the coordinator, in the publication with this number.
     Offered(u64),
-    /// No coordinator is connected, or this node's own ledger refused them.
-    Unanswered,
+}
+
+/// What became of a record that this node published. The event of a caller is dropped if no coordinator is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Confirmation {
+    /// The coordinator answered the publication.
+    Answered(Answer),
+    /// This node's own ledger refused the record, so it was sent to nobody.
+    Invalid(Refused),
+}
+
+impl Confirmation {
+    /// Whether the coordinator has stored the records, or does not need them.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self, Self::Answered(Answer::Stored | Answer::Settled))
+    }
 }
 
 /// The connections, and the callers that wait.
@@ -40,9 +56,9 @@ pub(super) struct Connections {
     /// Receives the answers of the coordinator to requests for this node's lease.
     lease_answers: mpsc::Sender<Block>,
     /// The callers that wait for the answer to a publication, by its number.
-    waiting: HashMap<u64, Vec<oneshot::Sender<Answer>>>,
-    /// The callers that wait for the answer to the next publication of this node's records.
-    next: Vec<oneshot::Sender<Answer>>,
+    waiting: HashMap<u64, Vec<oneshot::Sender<Confirmation>>>,
+    /// The callers that wait for the answer to the next publication of this node's records, each with the record of its change.
+    next: Vec<(RecordKey, oneshot::Sender<Confirmation>)>,
     /// Until when a join waits for the coordinator to accept this node's record, and where the outcome is sent.
     acceptance: Option<(Instant, oneshot::Sender<Accepted>)>,
 }
@@ -83,7 +99,7 @@ impl Connections {
             Effect::AskLease { urls, request } => self.ask_lease(urls, request),
             Effect::Answered { sequence, answer } => {
                 for waiting in self.waiting.remove(&sequence).unwrap_or_default() {
-                    let _ = waiting.send(answer);
+                    let _ = waiting.send(Confirmation::Answered(answer));
                 }
             }
             Effect::Unanswered => self.waiting.clear(),
@@ -105,34 +121,38 @@ impl Connections {
 
     /// Returns an event for the answer of the coordinator to the publication with this number. The event is dropped if the
     /// stream closes before.
-    pub(super) fn answer_to(&mut self, sequence: u64) -> oneshot::Receiver<Answer> {
+    pub(super) fn answer_to(&mut self, sequence: u64) -> oneshot::Receiver<Confirmation> {
         let (sender, receiver) = oneshot::channel();
         self.waiting.entry(sequence).or_default().push(sender);
         receiver
     }
 
-    /// Returns an event for the answer of the coordinator to the next publication of this node's records. The event is dropped
-    /// if there is no answer.
-    pub(super) fn when_published(&mut self) -> oneshot::Receiver<Answer> {
+    /// Returns an event for what becomes of the record with `key` in the next publication of this node's records. The event is
+    /// dropped if no coordinator is connected.
+    pub(super) fn when_published(&mut self, key: RecordKey) -> oneshot::Receiver<Confirmation> {
         let (sender, receiver) = oneshot::channel();
-        self.next.push(sender);
+        self.next.push((key, sender));
         receiver
     }
 
-    /// The records of this node were published.
-    pub(super) fn handle_published(&mut self, published: Published) {
-        let callers = std::mem::take(&mut self.next);
-        match published {
-            Published::Offered(_) if callers.is_empty() => {}
-            Published::Offered(sequence) => {
-                self.waiting.entry(sequence).or_default().extend(callers);
-            }
-            Published::Nothing { is_connected: true } => {
-                for caller in callers {
-                    let _ = caller.send(Answer::Stored);
+    /// The records of this node were published. `refused` are those that its own ledger refused.
+    pub(super) fn handle_published(
+        &mut self,
+        published: Published,
+        refused: &[(RecordKey, Refused)],
+    ) {
+        for (key, caller) in std::mem::take(&mut self.next) {
+            let own = refused.iter().find(|(refused, _)| *refused == key);
+            match (own, published) {
+                (Some((_, why)), _) => drop(caller.send(Confirmation::Invalid(why.clone()))),
+                (None, Published::Offered(sequence)) => {
+                    self.waiting.entry(sequence).or_default().push(caller);
                 }
+                (None, Published::Nothing { is_connected: true }) => {
+                    let _ = caller.send(Confirmation::Answered(Answer::Stored));
+                }
+                (None, Published::Nothing { .. }) => {}
             }
-            Published::Nothing { .. } | Published::Unanswered => {}
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 pub(super) use self::events::{Events, NodeEvent};
 use super::changes::ChangeRequest;
-use super::connections::Connections;
+use super::connections::{Confirmation, Connections};
 use super::device::Device;
 use super::disk::Disk;
 use super::gossip::PeerEvent;
@@ -17,7 +17,7 @@ use super::host::Ipv6;
 use super::names::Names;
 use super::own_records::OwnRecords;
 use super::paths::Paths;
-use super::replica::{Answer, Replica};
+use super::replica::Replica;
 use super::resolver::{NodeResolver, ResolverScope};
 use super::settle::{self, Dirty};
 use super::state::Identity;
@@ -26,12 +26,14 @@ use super::workloads::Workloads;
 use crate::model::PublicKey;
 use crate::os::clock;
 use crate::protocol::api::ApiError;
+use crate::records::RecordKey;
 use crate::records::netmap::Netmap;
 
 mod events;
 mod probing;
 mod publishing;
 mod stages;
+mod waiting;
 mod writes;
 
 /// The interval at which the tunnel is asked whether old keys have expired. A new session is used only after that.
@@ -245,11 +247,11 @@ impl JoinedNode {
         writes::change(self, request);
     }
 
-    /// Marks the records of this node. Returns an event for the answer of the coordinator to their publication, which is dropped
-    /// if no coordinator answers.
-    fn publish_soon(&mut self) -> oneshot::Receiver<Answer> {
+    /// Marks the records of this node. Returns an event for what becomes of the record with `key`, which is dropped if no coordinator
+    /// is connected.
+    fn publish_soon(&mut self, key: RecordKey) -> oneshot::Receiver<Confirmation> {
         self.dirty.own = true;
-        self.connections.when_published()
+        self.connections.when_published(key)
     }
 
     /// Takes back what other programs were told, and what was put on the machine.

@@ -268,6 +268,34 @@ pub struct KeyRotated {
     pub public_key: WireGuardKey,
     /// Whether a coordinator has stored it.
     pub published: bool,
+    /// What becomes of the key until then. A meshd of an earlier version does not send it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpublished: Option<Unpublished>,
+}
+
+/// Why no coordinator has stored a change of this node yet, and what becomes of the change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpublished {
+    pub state: UnpublishedState,
+    /// The reason and the consequence, as the end of a sentence for the user.
+    pub note: String,
+}
+
+/// The kinds of reasons why no coordinator has stored a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnpublishedState {
+    /// No coordinator is connected.
+    Away,
+    /// A coordinator is connected and has not answered yet.
+    Unanswered,
+    /// The coordinator refused the change.
+    Refused,
+    /// This node's own records do not allow the change, so it was sent to nobody.
+    Invalid,
+    /// A reason that only a later version knows.
+    #[serde(other)]
+    Other,
 }
 
 /// A request to give this node another name.
@@ -285,6 +313,9 @@ pub struct Renamed {
     pub name: String,
     /// Whether a coordinator has stored it.
     pub published: bool,
+    /// What becomes of the name until then. A meshd of an earlier version does not send it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpublished: Option<Unpublished>,
 }
 
 /// The answer when the node has joined and works.
@@ -495,8 +526,11 @@ pub struct ServiceChanged {
     pub schema: u32,
     /// The full name, such as `web.svc.mesh`.
     pub name: String,
-    /// Whether a coordinator has stored the change. Otherwise it follows when the stream is open again.
+    /// Whether a coordinator has stored the change.
     pub published: bool,
+    /// What becomes of the change until then. A meshd of an earlier version does not send it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpublished: Option<Unpublished>,
 }
 
 /// A request for a round trip to a node.

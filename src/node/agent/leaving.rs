@@ -13,9 +13,9 @@ use super::{Agent, Phase};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
 use crate::node::api::Reply;
+use crate::node::connections::Confirmation;
 use crate::node::joined::{JoinedNode, NodeEvent};
 use crate::node::joining;
-use crate::node::replica::Answer;
 use crate::node::state::StateDir;
 use crate::node::state::departing::Departing;
 use crate::os::clock;
@@ -199,7 +199,7 @@ pub(super) fn give_back(dir: &StateDir, error: ApiError) -> ApiError {
 /// answered. Returns whether the departure is stored or not needed. It does not wait for a coordinator that is
 /// not reachable.
 async fn is_acknowledged(phase: &mut Phase, departure: &Envelope) -> bool {
-    let mut answer: Option<oneshot::Receiver<Answer>> = None;
+    let mut answer: Option<oneshot::Receiver<Confirmation>> = None;
     loop {
         let Phase::Up(node, events) = phase else {
             return false;
@@ -214,7 +214,7 @@ async fn is_acknowledged(phase: &mut Phase, departure: &Envelope) -> bool {
             None if node.replica.link().is_away() => return node.replica.link().is_revoked(),
             None => {}
             Some(receiver) => match receiver.try_recv() {
-                Ok(answer) => return answer != Answer::Refused,
+                Ok(answer) => return answer.is_settled(),
                 Err(oneshot::error::TryRecvError::Closed) => answer = None,
                 Err(oneshot::error::TryRecvError::Empty) => {}
             },
@@ -277,7 +277,7 @@ fn departing_of(node: &JoinedNode) -> Departing {
 fn publish_departure(
     node: &mut JoinedNode,
     departure: Envelope,
-) -> Option<oneshot::Receiver<Answer>> {
+) -> Option<oneshot::Receiver<Confirmation>> {
     let sequence = node.replica.publish_departure(departure)?;
     let answer = node.connections.answer_to(sequence);
     node.settle();

@@ -9,7 +9,9 @@ use crate::node::connections::Published;
 use crate::node::host::{self, Inward, Ipv6};
 use crate::node::own_records::Draft;
 use crate::os::clock;
+use crate::records::RecordKey;
 use crate::records::kinds::{Node, Record, Service};
+use crate::records::ledger::Refused;
 
 /// Publishes what `node` has and serves, where that has changed. With `has_new_name` its name is published as well.
 pub(super) fn publish_own(node: &mut JoinedNode, has_new_name: bool) {
@@ -43,19 +45,24 @@ fn publish(node: &mut JoinedNode, records: Vec<Record>) {
     if records.is_empty() {
         let is_connected = node.replica.link().is_connected();
         let published = Published::Nothing { is_connected };
-        return node.connections.handle_published(published);
+        return node.connections.handle_published(published, &[]);
     }
     let publication = node.replica.publish(records, clock::now());
     for key in &publication.accepted {
         node.own_records.handle_accepted(key);
     }
+    let is_connected = node.replica.link().is_connected();
+    let published = publication
+        .sequence
+        .map_or(Published::Nothing { is_connected }, Published::Offered);
+    let refused = publication.refused.iter();
+    let refused: Vec<(RecordKey, Refused)> = refused
+        .filter_map(|(envelope, why)| Some((envelope.key()?, why.clone())))
+        .collect();
+    node.connections.handle_published(published, &refused);
     for (envelope, refused) in publication.refused {
         node.own_records.handle_refused(&envelope, refused);
     }
-    let published = publication
-        .sequence
-        .map_or(Published::Unanswered, Published::Offered);
-    node.connections.handle_published(published);
 }
 
 /// The record of `node`, and whether it differs from the one in the ledger.

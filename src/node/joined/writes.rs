@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::JoinedNode;
+use super::waiting::{Consequence, Waiting};
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, ServiceName};
 use crate::node::changes::ChangeRequest;
 use crate::node::docker::Docker;
 use crate::node::keys;
-use crate::node::replica::{Answer, Effect};
+use crate::node::replica::Effect;
 use crate::node::state::Identity;
 use crate::node::state::writer::{Content, StateFile, Written};
 use crate::node::unwritten::Part;
@@ -20,13 +21,13 @@ use crate::os::clock;
 use crate::os::tasks::Tasks;
 use crate::protocol::api::ApiError;
 use crate::protocol::local::{KeyRotated, Renamed, SCHEMA, ServiceChanged};
+use crate::records::RecordKey;
+use crate::records::kinds::ServiceId;
 
 /// How long a node that stops waits until its last changes are on disk.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes that are due within this time are made when the node stops.
 const FLUSH_AHEAD: Duration = Duration::from_secs(2);
-/// How long a change waits for the answer of the coordinator. After that the caller is told that the change follows later.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Makes a change as soon as it is on disk, and answers it.
 pub(super) fn change(node: &mut JoinedNode, request: ChangeRequest) {
@@ -135,12 +136,17 @@ fn make(node: &mut JoinedNode, request: ChangeRequest, content: Content) -> Opti
             }
             node.workloads.set_checks(&block);
             let domain = node.names.zone().load().domain.clone();
-            let answer = node.publish_soon();
+            let name = change.name();
+            let id = ServiceId::new(node.id(), name.project.as_ref(), &name.name);
+            let answer = node.publish_soon(RecordKey::Service(id));
+            let waiting = Waiting::begin(node, answer, Consequence::PeersReceiveIt);
             Tasks::current().spawn_child("reply to a change of services", async move {
+                let unpublished = waiting.unpublished().await;
                 let _ = reply.send(Ok(ServiceChanged {
                     schema: SCHEMA,
-                    name: format!("{}.svc.{domain}", change.name()),
-                    published: is_confirmed(answer).await,
+                    name: format!("{name}.svc.{domain}"),
+                    published: unpublished.is_none(),
+                    unpublished,
                 }));
             });
         }
@@ -152,12 +158,15 @@ fn make(node: &mut JoinedNode, request: ChangeRequest, content: Content) -> Opti
             node.device.tunnel.keys().rotate(key, Instant::now());
             let public_key = node.identity.keys.wireguard_public();
             tracing::info!(key = %public_key, "the tunnel has a new key");
-            let answer = node.publish_soon();
+            let answer = node.publish_soon(RecordKey::Node(node.id()));
+            let waiting = Waiting::begin(node, answer, Consequence::PeersReceiveIt);
             Tasks::current().spawn_child("reply to a new key", async move {
+                let unpublished = waiting.unpublished().await;
                 let _ = reply.send(Ok(KeyRotated {
                     schema: SCHEMA,
                     public_key,
-                    published: is_confirmed(answer).await,
+                    published: unpublished.is_none(),
+                    unpublished,
                 }));
             });
         }
@@ -166,12 +175,15 @@ fn make(node: &mut JoinedNode, request: ChangeRequest, content: Content) -> Opti
             // Instances are called after their node, so their services are published with the name.
             node.dirty.name = true;
             let domain = node.names.zone().load().domain.clone();
-            let answer = node.publish_soon();
+            let answer = node.publish_soon(RecordKey::Name(node.id()));
+            let waiting = Waiting::begin(node, answer, Consequence::PeersWait);
             Tasks::current().spawn_child("reply to a new name", async move {
+                let unpublished = waiting.unpublished().await;
                 let _ = reply.send(Ok(Renamed {
                     schema: SCHEMA,
                     name: format!("{name}.node.{domain}"),
-                    published: is_confirmed(answer).await,
+                    published: unpublished.is_none(),
+                    unpublished,
                 }));
             });
         }
@@ -193,13 +205,6 @@ fn set_name(node: &mut JoinedNode, name: Label) {
     if let Some(docker) = &mut node.workloads.docker {
         docker.set_node_name(name);
     }
-}
-
-/// Whether the coordinator confirms in time that it has stored the records of a publication.
-async fn is_confirmed(answer: oneshot::Receiver<Answer>) -> bool {
-    timeout(PUBLISH_TIMEOUT, answer)
-        .await
-        .is_ok_and(|answer| answer == Ok(Answer::Stored))
 }
 
 /// Removes the old key from disk, once the tunnel does not accept it any more.
