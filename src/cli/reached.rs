@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Globals;
+use crate::model::text::listed;
 use crate::protocol::local::{PeerStatus, Status};
 
 /// How long the command waits for the first packets of all peers.
@@ -59,10 +60,11 @@ fn lines(status: &Status) -> Vec<String> {
         status.peers.iter().partition(is_reached);
     let mut lines = Vec::new();
     if !reached.is_empty() {
-        let named = listed(&reached, |peer| match peer.endpoint {
+        let named = reached.iter().map(|peer| match peer.endpoint {
             Some(endpoint) => format!("{} directly at {endpoint}", peer.name),
             None => peer.name.to_string(),
         });
+        let named = listed(named, MAX_NAMED);
         lines.push(format!(
             "reached {} of {} other node(s): {named}",
             reached.len(),
@@ -85,19 +87,6 @@ fn lines(status: &Status) -> Vec<String> {
         ));
     }
     lines
-}
-
-fn listed(peers: &[&PeerStatus], show: impl Fn(&PeerStatus) -> String) -> String {
-    let mut shown: Vec<String> = peers
-        .iter()
-        .take(MAX_NAMED)
-        .map(|peer| show(peer))
-        .collect();
-    let more = peers.len().saturating_sub(MAX_NAMED);
-    if more > 0 {
-        shown.push(format!("{more} more"));
-    }
-    shown.join(", ")
 }
 
 #[cfg(test)]

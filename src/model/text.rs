@@ -1,5 +1,7 @@
 //! Makes text from other programs safe to print: it becomes one line without control sequences.
 
+use std::fmt::Display;
+
 /// The maximum length of a message from another program, in characters.
 const MAX_MESSAGE: usize = 1024;
 
@@ -19,6 +21,18 @@ pub fn message(text: &str) -> String {
         message.push('\u{2026}');
     }
     message
+}
+
+/// Joins the first `most` of `items` with commas, and names how many more there are: `a, b, 3 more`.
+#[must_use]
+pub fn listed<T: Display>(items: impl IntoIterator<Item = T>, most: usize) -> String {
+    let mut items = items.into_iter();
+    let mut shown: Vec<String> = items.by_ref().take(most).map(|i| i.to_string()).collect();
+    let more = items.count();
+    if more > 0 {
+        shown.push(format!("{more} more"));
+    }
+    shown.join(", ")
 }
 
 /// Whether `c` is a control character, or an invisible one that separates lines, joins characters, carries other text or sets
@@ -62,6 +76,14 @@ mod tests {
             message("try again: \u{fc}ber 30\u{a0}s"),
             "try again: \u{fc}ber 30\u{a0}s"
         );
+    }
+
+    #[test]
+    fn a_list_names_some_of_its_items_and_counts_the_others() {
+        assert_eq!(listed(Vec::<String>::new(), 2), "");
+        assert_eq!(listed(["a", "b"], 2), "a, b");
+        assert_eq!(listed(["a", "b", "c", "d"], 2), "a, b, 2 more");
+        assert_eq!(listed([1, 2], 0), "2 more");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::model::text::listed;
 use crate::path::watch::Reach;
 use crate::protocol::local::{PeerState, Problem};
 
@@ -110,14 +111,14 @@ pub(super) fn never_heard<'a>(peers: &'a [(&'a str, Contact)], port: u16) -> Opt
     if silent.is_empty() {
         return None;
     }
-    let names = listed(silent.iter().map(|(name, _)| (*name).to_owned()));
+    let names = listed(silent.iter().map(|(name, _)| name), MAX_NAMED);
     let reasons = silent
         .iter()
         .map(|(name, c)| format!("{name}: {}", c.reason()));
-    let ports = listed(silent.iter().map(|(name, c)| c.ports(name)));
+    let ports = listed(silent.iter().map(|(name, c)| c.ports(name)), MAX_NAMED);
     Some(Problem {
         what: format!("no packet was ever received from {names}"),
-        why: listed(reasons),
+        why: listed(reasons, MAX_NAMED),
         fix: format!(
             "open UDP port {port} of this host and {ports}, in both directions, in every firewall between them; the problem disappears by itself then"
         ),
@@ -135,16 +136,6 @@ pub(super) fn cut_off(peers: &[(&str, Contact)], port: u16) -> Option<Problem> {
             "check this host's network, and that no firewall blocks UDP port {port} in either direction; the problem disappears by itself then"
         ),
     })
-}
-
-/// At most [`MAX_NAMED`] of `items`, and how many more there are.
-fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
-    let more = items.len().saturating_sub(MAX_NAMED);
-    let mut shown: Vec<String> = items.take(MAX_NAMED).collect();
-    if more > 0 {
-        shown.push(format!("{more} more"));
-    }
-    shown.join(", ")
 }
 
 /// The facts from which readiness is computed.

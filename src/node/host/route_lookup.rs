@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use super::plan::MAIN_TABLE;
 use super::survey::{Route, RouteKind};
+use crate::model::text::listed;
 use crate::protocol::local::Problem;
 
 /// The maximum number of addresses that one problem names.
@@ -130,18 +131,7 @@ impl Rule {
 }
 
 fn problem(own: &str, cause: &Cause, targets: &[&Target]) -> Problem {
-    let mut named: Vec<String> = targets
-        .iter()
-        .take(MAX_NAMED)
-        .map(ToString::to_string)
-        .collect();
-    if let Some(more) = targets
-        .len()
-        .checked_sub(MAX_NAMED)
-        .filter(|more| *more > 0)
-    {
-        named.push(format!("{more} more"));
-    }
+    let named = listed(targets, MAX_NAMED);
     let (why, fix) = match cause {
         Cause::Route(route, None) => (
             format!("{} matches them first", described(route)),
@@ -178,7 +168,7 @@ fn problem(own: &str, cause: &Cause, targets: &[&Target]) -> Problem {
     Problem {
         what: format!(
             "packets of programs on this machine do not go into {own}: to {}",
-            named.join(", ")
+            named
         ),
         why,
         fix,

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::text::listed;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey};
 use crate::protocol::local::Problem;
@@ -351,18 +352,11 @@ impl Newcomers {
         }
         let mut names: Vec<&str> = held.iter().map(|held| held.name.as_str()).collect();
         names.sort_unstable();
-        let more = names.len().saturating_sub(MAX_NAMED);
-        names.truncate(MAX_NAMED);
-        let more = if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        };
         Some(Problem {
             what: format!(
                 "this node does not accept {} node(s), since no peer vouches for them: {}{more}",
                 held.len(),
-                names.join(", ")
+                listed(names, MAX_NAMED)
             ),
             why: "the coordinator sends memberships that are dated before this node was last in step with it, so this node should have received them earlier: a clock is wrong, or an attacker who has the coordinator and an old token adds nodes".into(),
             fix: "compare the clocks of this machine, of those nodes and of the coordinator; if a node is wanted, let it join again with a new token; otherwise remove it with `meshctl node remove`".into(),

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::peers::{narrow_paths, unreached};
+use crate::model::text::listed;
 use crate::node::joined::JoinedNode;
 use crate::protocol::local::Problem;
 use crate::records::netmap::Netmap;
@@ -85,17 +86,11 @@ pub(super) fn contested(netmap: &Netmap) -> Vec<Problem> {
         fix: "see `meshctl service list` for the nodes that serve them".into(),
     });
     let problems = named.map(|contested| {
-        let nodes = contested.nodes.iter().take(MAX_CONTESTED);
-        let mut nodes: Vec<String> = nodes.map(ToString::to_string).collect();
-        let others = contested.nodes.len().saturating_sub(nodes.len());
-        if others > 0 {
-            nodes.push(format!("{others} more"));
-        }
         Problem {
             what: format!(
                 "the service {} is served by nodes that have no tag in common: {}",
                 contested.service,
-                nodes.join(", ")
+                listed(&contested.nodes, MAX_CONTESTED)
             ),
             why: "clients of the service are sent to all of these nodes alike, although their tags do not show that they belong together"
                 .into(),
