@@ -100,6 +100,8 @@ struct History {
     /// The ends within [`LOOP_WINDOW`] without a stop signal.
     ends: Vec<Instant>,
     ended_early: bool,
+    /// Whether it was noticed that [`PUBLISH_DELAY`] has passed since the start.
+    is_delay_over: bool,
 }
 
 impl Container {
@@ -130,6 +132,7 @@ impl Container {
                 started: now,
                 ends: Vec::new(),
                 ended_early: false,
+                is_delay_over: false,
             },
         };
         container.update_readiness();
@@ -220,11 +223,11 @@ impl Container {
                 self.transition_to(State::Gone);
                 true
             }
-            // The container is published as starting once this delay is over. The caller polls, so the result is true for
-            // a while.
-            (State::Starting, _) => {
+            // The container is published as starting once this delay is over.
+            (State::Starting, _) if !self.history.is_delay_over => {
                 let age = now.saturating_duration_since(self.history.started);
-                (PUBLISH_DELAY..PUBLISH_DELAY + Duration::from_secs(2)).contains(&age)
+                self.history.is_delay_over = age >= PUBLISH_DELAY;
+                self.history.is_delay_over
             }
             _ => false,
         }
@@ -383,11 +386,6 @@ impl Container {
                 self.slowness(),
                 "look at `docker logs`; if this is not the port of the service, set the right one with the label mesh.port",
             ),
-            _ if !self.exposed.unknown.is_empty() => Some(Problem {
-                what: format!("a label of the container {name} has no effect"),
-                why: format!("meshd knows no label {}", self.exposed.unknown.join(", ")),
-                fix: "remove or correct it".into(),
-            }),
             _ => None,
         }
     }

@@ -20,7 +20,7 @@ use super::api;
 pub use super::client::EngineFault;
 use super::client::{MAX_DESCRIPTION, MAX_LIST, Stream, follow, get, get_required, networks};
 use super::inspect::{Action, ContainerId, Engine, EngineNetwork, Event, Inspected};
-use super::labels::{Labels, Rules, may_expose};
+use super::labels::{Labels, Rules, concerns};
 use super::ndjson::{NdjsonReader, TooLong};
 use super::network::{self, Unusable, keeper};
 use crate::os::tasks::{AbortOnDrop, Tasks};
@@ -188,6 +188,7 @@ async fn session(
         waiting: VecDeque::new(),
         busy: HashMap::new(),
         changed_since_list: None,
+        changed_since_networks: None,
     };
     match session.follow(inventory_known).await {
         Ok(never) => match never {},
@@ -243,6 +244,8 @@ struct Session<'a> {
     busy: HashMap<ContainerId, bool>,
     /// The containers with events since the list was requested, until its answer arrives.
     changed_since_list: Option<HashSet<ContainerId>>,
+    /// Whether the networks changed since they were requested, until the answer arrives.
+    changed_since_networks: Option<bool>,
 }
 
 impl Session<'_> {
@@ -279,7 +282,7 @@ impl Session<'_> {
                 }
                 Some(answer) = self.requests.join_next() => {
                     if let Ok(answer) = answer {
-                        self.handle_answer(answer).await?;
+                        self.handle_answer(answer, &engine).await?;
                     }
                 }
                 _ = resync.tick() => {
@@ -358,7 +361,13 @@ impl Session<'_> {
         }
     }
 
+    /// Requests the networks. While an answer is outstanding, one more request follows it, however many changes there are.
     fn request_networks(&mut self, engine: &Engine) {
+        if let Some(changed) = &mut self.changed_since_networks {
+            *changed = true;
+            return;
+        }
+        self.changed_since_networks = Some(false);
         let found = networks_and_native(self.socket.clone(), engine.clone(), self.network);
         self.requests
             .spawn(async move { Answer::Networks(Box::new(found.await)) });
@@ -386,9 +395,16 @@ impl Session<'_> {
         }
     }
 
-    async fn handle_answer(&mut self, answer: Answer) -> Result<(), Ended> {
+    async fn handle_answer(&mut self, answer: Answer, engine: &Engine) -> Result<(), Ended> {
         match answer {
-            Answer::Networks(found) => self.report_networks((*found)?).await,
+            Answer::Networks(found) => {
+                let is_outdated = self.changed_since_networks.take() == Some(true);
+                self.report_networks((*found)?).await?;
+                if is_outdated {
+                    self.request_networks(engine);
+                }
+                Ok(())
+            }
             Answer::List(text) => {
                 let changed = self.changed_since_list.take().unwrap_or_default();
                 let listed = api::list(&text?).map_err(|e| {
@@ -399,7 +415,7 @@ impl Session<'_> {
                 self.memory.processes.retain(|id, _| existing.contains(id));
                 for (id, labels) in listed {
                     match labels {
-                        Some(labels) if may_expose(&labels, self.rules) => self.request_later(id),
+                        Some(labels) if concerns(&labels, self.rules) => self.request_later(id),
                         Some(_) => {}
                         // The container does not run. If it did at the last list, its end was missed.
                         None if !changed.contains(&id) => {
@@ -469,7 +485,7 @@ async fn describe(
     let wanted = plain
         && !rules.trust_image_labels
         && !known.contains(image)
-        && may_expose(&inspected.labels, rules);
+        && concerns(&inspected.labels, rules);
     if !wanted {
         return Ok(Some(Box::new(Described {
             inspected,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use crate::model::text::listed;
 use crate::model::time::milliseconds;
 use crate::model::{Label, ServiceName};
 use crate::records::kinds::{MAX_PORTS, Port, Protocol, default_weight};
@@ -18,6 +19,25 @@ pub type Labels = BTreeMap<String, String>;
 const MAX_VALUE: usize = 256;
 /// The longest time to drain.
 const MAX_DRAIN: Duration = Duration::from_secs(3600);
+
+/// The prefix of all labels of meshd.
+const OWN_PREFIX: &str = "mesh.";
+/// The labels that meshd knows, besides `mesh.port.NAME`.
+const KNOWN: [&str; 9] = [
+    "mesh.service",
+    "mesh.port",
+    "mesh.weight",
+    "mesh.priority",
+    "mesh.network",
+    "mesh.check",
+    "mesh.drain",
+    "mesh.vip",
+    "mesh.enable",
+];
+/// The maximum number of labels of a container that a problem names.
+const MAX_UNUSED: usize = 8;
+/// How similar a known label must be to be named as the one that was meant, from 0 to 1 (Jaro-Winkler).
+const MIN_SIMILARITY: f64 = 0.75;
 
 const COMPOSE_PROJECT: &str = "com.docker.compose.project";
 const COMPOSE_SERVICE: &str = "com.docker.compose.service";
@@ -145,11 +165,68 @@ pub struct Facts {
     pub has_healthcheck: bool,
 }
 
-/// Whether labels may expose a container. Only such containers are inspected.
+/// Whether labels may expose a container.
 #[must_use]
 pub fn may_expose(labels: &Labels, rules: Rules) -> bool {
     labels.contains_key("mesh.service")
         || (rules.expose == Expose::All && labels.contains_key(COMPOSE_PROJECT))
+}
+
+/// Whether a container has labels that concern meshd: they may expose it, or they have the prefix of meshd, maybe by mistake. Only
+/// such containers are inspected.
+#[must_use]
+pub fn concerns(labels: &Labels, rules: Rules) -> bool {
+    may_expose(labels, rules) || labels.keys().any(|label| label.starts_with(OWN_PREFIX))
+}
+
+/// The labels of a container that is not exposed which have no effect, up to [`MAX_UNUSED`]. `image` are the labels of its image, if
+/// they are known.
+#[must_use]
+pub fn unused(labels: &Labels, image: Option<&Labels>, rules: Rules) -> Vec<String> {
+    let is_hidden = labels.get("mesh.enable").is_some_and(|v| v == "false");
+    let Ok(own) = OwnLabels::new(labels, image, rules) else {
+        return Vec::new();
+    };
+    // With a service, the container is not exposed for another reason.
+    if is_hidden || own.labels.contains_key("mesh.service") {
+        return own.unknown();
+    }
+    own.some(|_| true)
+}
+
+/// Explains labels that have no effect on a container: those that meshd does not know, each with the most similar label that it
+/// knows, and the others.
+pub(super) fn explain_unused(labels: &[String]) -> String {
+    let (unknown, known): (Vec<&String>, Vec<&String>) =
+        labels.iter().partition(|label| !is_known(label));
+    let unknown = unknown.into_iter().map(|label| match nearest(label) {
+        Some(nearest) => format!("{label} (the most similar one that it knows is {nearest})"),
+        None => label.clone(),
+    });
+    let unknown: Vec<String> = unknown.collect();
+    let mut reasons = Vec::new();
+    if !unknown.is_empty() {
+        reasons.push(format!("meshd knows no label {}", unknown.join(", ")));
+    }
+    if !known.is_empty() {
+        let known = listed(known, MAX_UNUSED);
+        reasons.push(format!(
+            "{known} has an effect only together with mesh.service"
+        ));
+    }
+    reasons.join("; ")
+}
+
+/// The label that is most similar to an unknown one. None if none is similar.
+fn nearest(label: &str) -> Option<&'static str> {
+    let scored = KNOWN.iter().map(|known| {
+        // All have the prefix, so only the rest tells them apart.
+        let rest = |label: &str| label.trim_start_matches(OWN_PREFIX).to_ascii_lowercase();
+        (*known, strsim::jaro_winkler(&rest(label), &rest(known)))
+    });
+    let best = scored.max_by(|(_, a), (_, b)| a.total_cmp(b));
+    best.filter(|(_, score)| *score >= MIN_SIMILARITY)
+        .map(|(known, _)| known)
 }
 
 /// Parses how a container is exposed. `image` are the labels of its image, if they are known. None if it is not
@@ -196,13 +273,7 @@ pub fn exposed(
         Err(LabelError::NoPort) if labelled.is_none() => return Ok(None),
         ports => ports?,
     };
-    let unknown = own
-        .labels
-        .keys()
-        .filter(|key| key.starts_with("mesh.") && !is_known(key))
-        .map(|key| printable(key))
-        .take(8)
-        .collect();
+    let unknown = own.unknown();
     Ok(Some(Exposed {
         services,
         compose,
@@ -247,6 +318,21 @@ impl<'a> OwnLabels<'a> {
         Ok(own)
     }
 
+    /// The labels with the prefix of meshd that it does not know, up to [`MAX_UNUSED`].
+    fn unknown(&self) -> Vec<String> {
+        self.some(|label| !is_known(label))
+    }
+
+    /// The labels with the prefix of meshd for which `condition` holds, up to [`MAX_UNUSED`].
+    fn some(&self, condition: impl Fn(&str) -> bool) -> Vec<String> {
+        let labels = self.labels.keys();
+        labels
+            .filter(|label| label.starts_with(OWN_PREFIX) && condition(label))
+            .map(|label| printable(label))
+            .take(MAX_UNUSED)
+            .collect()
+    }
+
     fn text(&self, label: &str) -> Result<Option<&'a str>, LabelError> {
         match self.labels.get(label) {
             Some(value) if value.len() > MAX_VALUE => {
@@ -267,19 +353,7 @@ impl<'a> OwnLabels<'a> {
 }
 
 fn is_known(label: &str) -> bool {
-    label.starts_with("mesh.port.")
-        || [
-            "mesh.service",
-            "mesh.port",
-            "mesh.weight",
-            "mesh.priority",
-            "mesh.network",
-            "mesh.check",
-            "mesh.drain",
-            "mesh.vip",
-            "mesh.enable",
-        ]
-        .contains(&label)
+    label.starts_with("mesh.port.") || KNOWN.contains(&label)
 }
 
 fn compose(

@@ -17,6 +17,7 @@ use ipnet::Ipv4Net;
 
 use self::names::{contested, contested_names, served};
 use self::networks::Networks;
+use self::unused::UnusedLabels;
 use super::container::{AppliedMappings, Attachment, Container, State};
 use super::inspect::{
     Action, ContainerId, EngineNetwork, Inspected, Network, SIGKILL, SIGTERM, Status,
@@ -31,6 +32,7 @@ use crate::records::kinds::{Health, Instance};
 
 mod names;
 mod networks;
+mod unused;
 
 /// The properties of the node that matter for its containers.
 #[derive(Debug, Clone)]
@@ -74,6 +76,8 @@ pub struct Containers {
     leases: Leases,
     held: BTreeMap<ContainerId, Container>,
     refused: BTreeMap<ContainerId, (String, Refusal)>,
+    /// The containers that are not exposed and have labels of meshd.
+    unused: UnusedLabels,
     /// The containers that received their stop signal and have not ended, as far as is known.
     stopping: BTreeSet<ContainerId>,
     networks: Networks,
@@ -97,6 +101,7 @@ impl Containers {
             context,
             held: BTreeMap::new(),
             refused: BTreeMap::new(),
+            unused: UnusedLabels::default(),
             stopping: BTreeSet::new(),
             networks,
         }
@@ -117,6 +122,7 @@ impl Containers {
     pub fn handle_listed(&mut self, existing: &BTreeSet<ContainerId>, now: Instant) {
         self.held.retain(|id, _| existing.contains(id));
         self.refused.retain(|id, _| existing.contains(id));
+        self.unused.retain(existing);
         self.stopping.retain(|id| existing.contains(id));
         self.leases.retain(|id| existing.contains(id), now);
         self.name_instances();
@@ -142,10 +148,14 @@ impl Containers {
             self.context.rules,
         );
         let outcome = match exposed {
-            Ok(None) => return self.forget(id, now),
+            Ok(None) => {
+                self.forget(id, now);
+                return self.unused.note(inspected, self.context.rules);
+            }
             Ok(Some(exposed)) => self.expose(inspected, exposed, now),
             Err(error) => Err(error.into()),
         };
+        self.unused.remove(id);
         match outcome {
             Ok(()) => drop(self.refused.remove(id)),
             Err(refusal) => {
@@ -272,6 +282,7 @@ impl Containers {
     fn handle_end(&mut self, id: &ContainerId, now: Instant) {
         self.stopping.remove(id);
         self.refused.remove(id);
+        self.unused.remove(id);
         self.leases.idle(id, now);
         if let Some(held) = self.held.get_mut(id) {
             held.handle_end(now);
@@ -281,6 +292,7 @@ impl Containers {
 
     fn forget(&mut self, id: &ContainerId, now: Instant) {
         self.refused.remove(id);
+        self.unused.remove(id);
         self.stopping.remove(id);
         self.leases.idle(id, now);
         if self.held.remove(id).is_some() {
@@ -435,6 +447,7 @@ impl Containers {
         refused
             .chain(problems)
             .chain(contested_names(&self.held))
+            .chain(self.unused.problems(self.held.values()))
             .collect()
     }
 }

@@ -252,6 +252,24 @@ async fn all_containers_are_reported_first_and_then_events() {
 }
 
 #[tokio::test]
+async fn many_changes_of_networks_at_once_cause_two_requests() {
+    let created = "{\"Type\":\"network\",\"Action\":\"create\",\"Actor\":{\"ID\":\"x\"}}\n";
+    let standin = Standin::new(move |path, _| match path {
+        EVENTS => Step::Stream(chunked(&created.repeat(50))),
+        path => sound(path),
+    });
+    let mut followed = standin.follow();
+    // The first list is requested before the events.
+    for _ in 0..3 {
+        followed.until(|r| matches!(r, Report::Networks(_))).await;
+    }
+    sleep(Duration::from_millis(200)).await;
+    let asked = standin.asked.lock().expect("nobody panics with it").clone();
+    let networks = asked.iter().filter(|path| *path == "/networks");
+    assert_eq!(networks.count(), 3, "{asked:?}");
+}
+
+#[tokio::test]
 async fn without_a_socket_the_engine_is_absent_and_another_socket_is_tried() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let absent = directory.path().join("none");

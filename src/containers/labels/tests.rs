@@ -263,6 +263,55 @@ fn an_unknown_label_is_reported_and_ignored() {
     assert_eq!(exposed.unknown, ["mesh.prot"]);
 }
 
+#[test]
+fn an_unknown_label_is_explained_with_the_known_one_that_is_most_similar() {
+    for (label, similar) in [
+        ("mesh.servce", Some("mesh.service")),
+        ("mesh.prot", Some("mesh.port")),
+        ("mesh.Port", Some("mesh.port")),
+        ("mesh.enabled", Some("mesh.enable")),
+        ("mesh.healthcheck", None),
+        ("mesh.", None),
+        ("mesh.\u{202e}", None),
+    ] {
+        assert_eq!(nearest(label), similar, "{label}");
+    }
+    let labels = ["mesh.prot", "mesh.xyz", "mesh.weight"].map(str::to_owned);
+    assert_eq!(
+        explain_unused(&labels),
+        "meshd knows no label mesh.prot (the most similar one that it knows is mesh.port), mesh.xyz; \
+         mesh.weight has an effect only together with mesh.service"
+    );
+}
+
+#[test]
+fn labels_without_effect_are_found_on_a_container_that_is_not_exposed() {
+    let of = |pairs: &[(&str, &str)], image: &[(&str, &str)]| {
+        unused(&labels(pairs), Some(&labels(image)), Rules::default())
+    };
+    let misspelt = [("mesh.servce", "db"), ("mesh.port", "80"), ("other", "x")];
+    assert!(concerns(&labels(&misspelt), Rules::default()));
+    assert!(!may_expose(&labels(&misspelt), Rules::default()));
+    assert_eq!(of(&misspelt, &[]), ["mesh.port", "mesh.servce"]);
+    assert_eq!(
+        of(&misspelt, &misspelt),
+        Vec::<String>::new(),
+        "those of the image"
+    );
+    let hidden = [("mesh.enable", "false"), ("mesh.port", "80")];
+    assert_eq!(of(&hidden, &[]), Vec::<String>::new());
+    let many: Vec<(String, String)> = (0..100)
+        .map(|n| (format!("mesh.\u{1b}x{n}"), String::new()))
+        .collect();
+    let found = unused(
+        &many.into_iter().collect(),
+        Some(&Labels::new()),
+        Rules::default(),
+    );
+    assert_eq!(found.len(), MAX_UNUSED);
+    assert!(!found.concat().contains('\u{1b}'), "{found:?}");
+}
+
 fn key() -> impl Strategy<Value = String> {
     prop_oneof![
         Just("mesh.service".to_owned()),

@@ -130,6 +130,55 @@ impl World {
     }
 }
 
+#[test]
+fn labels_without_effect_are_problems_with_a_bound_and_end_with_their_container() {
+    let mut world = World::new();
+    world.inspected(&web(1, &[("mesh.wieght", "5")]));
+    let mut misspelt = web(2, &[("mesh.servce", "db")]);
+    misspelt.labels.remove("mesh.service");
+    world.inspected(&misspelt);
+    assert_eq!(
+        world.problems(),
+        [
+            "a label of the container shop_web_1 has no effect: meshd knows no label mesh.wieght (the most similar one that it knows is mesh.weight)",
+            "the container shop_web_2 has labels of meshd and is not exposed: meshd knows no label mesh.servce (the most similar one that it knows is mesh.service)",
+        ]
+    );
+    for n in 3..=20 {
+        let mut other = misspelt.clone();
+        other.id = id(n);
+        world.inspected(&other);
+    }
+    let problems = world.problems();
+    assert_eq!(problems.len(), unused::MAX_NAMED + 1);
+    assert!(
+        problems.concat().contains("12 more containers"),
+        "{problems:?}"
+    );
+    // The container is replaced by one with the right label, and the others end.
+    world.inspected(&web(2, &[]));
+    world.happened(3, Action::Die);
+    world
+        .containers
+        .handle_listed(&BTreeSet::from([id(1), id(2)]), world.now);
+    assert_eq!(world.problems().len(), 1);
+}
+
+#[test]
+fn the_end_of_the_delay_before_publication_is_reported_once() {
+    let mut world = World::new();
+    world.happened(1, Action::Start);
+    world.inspected(&web(1, &[]));
+    assert!(!world.wait(1));
+    assert!(world.wait(1), "it is published as starting");
+    assert!(!world.wait(0) && !world.wait(1) && !world.wait(1));
+    let mut again = web(1, &[]);
+    again.run = "second".into();
+    world.happened(1, Action::Die);
+    world.inspected(&again);
+    assert!(world.wait(5) && !world.wait(1));
+}
+
 fn network(id: &str, driver: &str, internal: bool) -> EngineNetwork {
     EngineNetwork {
         id: id.into(),
