@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::model::reasons::reasons;
+
 /// Counts since the start.
 #[derive(Debug, Default)]
 pub struct Counts {
@@ -18,7 +20,7 @@ impl Counts {
     /// Returns the number of dropped queries and connections for each reason. Some of the queries got an error as a reply.
     pub fn dropped(&self) -> impl Iterator<Item = (DropReason, u64)> {
         let counts = self.drops.iter().map(|n| n.load(Ordering::Relaxed));
-        DropReason::ALL.into_iter().zip(counts)
+        DropReason::ALL.iter().copied().zip(counts)
     }
 
     pub(super) fn drop(&self, reason: DropReason) {
@@ -28,63 +30,30 @@ impl Counts {
     }
 }
 
-/// The reason for which a query or a connection is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DropReason {
-    /// The source may not ask. It gets no reply.
-    Foreign,
-    /// The message is no query. It gets no reply.
-    Malformed,
-    /// The message is a reply, and replies are never answered.
-    Reply,
-    /// The client exceeds its rate of queries. It gets no reply.
-    Rate,
-    /// The client exceeds its rate of forwarded queries. It gets SERVFAIL.
-    ForwardRate,
-    /// Too many forwarded queries of this client or of all clients are in progress. The client gets SERVFAIL.
-    ForwardShare,
-    /// The client has spent its share of a core. It gets no reply, or SERVFAIL for a query that must be forwarded.
-    Work,
-    /// Another node asks for a name outside the mesh. It gets REFUSED.
-    Recursion,
-    /// Too many queries wait, of this client or of all clients. There is no reply.
-    Queue,
-    /// This client or all clients together have too many connections.
-    Connections,
-    /// The reply is large, and there is no memory for it among the large replies in progress. The client gets SERVFAIL.
-    Memory,
-}
-
-impl DropReason {
-    const ALL: [Self; 11] = [
-        Self::Foreign,
-        Self::Malformed,
-        Self::Reply,
-        Self::Rate,
-        Self::ForwardRate,
-        Self::ForwardShare,
-        Self::Work,
-        Self::Recursion,
-        Self::Queue,
-        Self::Connections,
-        Self::Memory,
-    ];
-
-    /// The reason's name in metrics.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Foreign => "foreign",
-            Self::Malformed => "malformed",
-            Self::Reply => "reply",
-            Self::Rate => "rate",
-            Self::ForwardRate => "forward_rate",
-            Self::ForwardShare => "forward_share",
-            Self::Work => "work",
-            Self::Recursion => "recursion",
-            Self::Queue => "queue",
-            Self::Connections => "connections",
-            Self::Memory => "memory",
-        }
+reasons! {
+    /// The reason for which a query or a connection is dropped.
+    DropReason {
+        /// The source may not ask. It gets no reply.
+        Foreign = "foreign",
+        /// The message is no query. It gets no reply.
+        Malformed = "malformed",
+        /// The message is a reply, and replies are never answered.
+        Reply = "reply",
+        /// The client exceeds its rate of queries. It gets no reply.
+        Rate = "rate",
+        /// The client exceeds its rate of forwarded queries. It gets SERVFAIL.
+        ForwardRate = "forward_rate",
+        /// Too many forwarded queries of this client or of all clients are in progress. The client gets SERVFAIL.
+        ForwardShare = "forward_share",
+        /// The client has spent its share of a core. It gets no reply, or SERVFAIL for a query that must be forwarded.
+        Work = "work",
+        /// Another node asks for a name outside the mesh. It gets REFUSED.
+        Recursion = "recursion",
+        /// Too many queries wait, of this client or of all clients. There is no reply.
+        Queue = "queue",
+        /// This client or all clients together have too many connections.
+        Connections = "connections",
+        /// The reply is large, and there is no memory for it among the large replies in progress. The client gets SERVFAIL.
+        Memory = "memory",
     }
 }

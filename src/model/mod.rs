@@ -10,6 +10,7 @@ pub mod key;
 pub mod name;
 pub(crate) mod pace;
 pub(crate) mod rate;
+pub(crate) mod reasons;
 pub mod text;
 pub mod time;
 

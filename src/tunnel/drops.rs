@@ -2,63 +2,48 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-macro_rules! drops {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
-        /// The reason for which a packet or datagram was dropped.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        #[repr(usize)]
-        pub enum DropReason { $($(#[$doc])* $name,)+ }
+use crate::model::reasons::reasons;
 
-        impl DropReason {
-            /// All reasons.
-            pub const ALL: &[Self] = &[$(Self::$name,)+];
-
-            /// The reason as a metric's label value.
-            #[must_use]
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $text,)+ }
-            }
-        }
-    };
-}
-
-drops! {
-    /// From the TUN device or a peer: the IP header is incomplete, or its lengths are wrong.
-    Malformed = "malformed",
-    /// From the TUN device: no peer owns the destination.
-    NoOwner = "no_owner",
-    /// To a peer: no endpoint is known.
-    NoEndpoint = "no_endpoint",
-    /// To a peer that answers no handshake: too many packets waited for a session, or this one waited too long.
-    NoAnswer = "no_answer",
-    /// To a peer: the packet is larger than the MTU of the path. An ICMP error was returned.
-    TooBig = "too_big",
-    /// The kernel refused to send.
-    SendFailed = "send_failed",
-    /// The datagram is no WireGuard message.
-    NotWireGuard = "not_wireguard",
-    /// The receiver index of a data message belongs to no session.
-    NoSession = "no_session",
-    /// The counter is so high that the session must not be used any more (WireGuard section 6.1).
-    Exhausted = "exhausted",
-    /// The datagram is not authentic, or was received before.
-    NotAuthentic = "not_authentic",
-    /// A handshake exceeds the limit of its source or of this node.
-    HandshakeLimit = "handshake_limit",
-    /// Under load, the source of a handshake has not proven its address yet: a cookie was sent to it.
-    Challenged = "challenged",
-    /// The key of a handshake belongs to no peer.
-    UnknownPeer = "unknown_peer",
-    /// From a peer: the peer does not own the source address.
-    ForeignSource = "foreign_source",
-    /// From a peer: the destination is not in a network of this node, or it is an address that each node serves for itself alone.
-    ForeignDestination = "foreign_destination",
-    /// From the TUN device: the packet is for the local service, which does not answer packets of this kind.
-    Unanswered = "unanswered",
-    /// From the TUN device: the packet is for the local service, where too many requests wait.
-    AnswersWaiting = "answers_waiting",
-    /// The kernel did not accept the packet that was written to the TUN device.
-    WriteFailed = "write_failed",
+reasons! {
+    /// The reason for which a packet or datagram was dropped.
+    DropReason {
+        /// From the TUN device or a peer: the IP header is incomplete, or its lengths are wrong.
+        Malformed = "malformed",
+        /// From the TUN device: no peer owns the destination.
+        NoOwner = "no_owner",
+        /// To a peer: no endpoint is known.
+        NoEndpoint = "no_endpoint",
+        /// To a peer that answers no handshake: too many packets waited for a session, or this one waited too long.
+        NoAnswer = "no_answer",
+        /// To a peer: the packet is larger than the MTU of the path. An ICMP error was returned.
+        TooBig = "too_big",
+        /// The kernel refused to send.
+        SendFailed = "send_failed",
+        /// The datagram is no WireGuard message.
+        NotWireGuard = "not_wireguard",
+        /// The receiver index of a data message belongs to no session.
+        NoSession = "no_session",
+        /// The counter is so high that the session must not be used any more (WireGuard section 6.1).
+        Exhausted = "exhausted",
+        /// The datagram is not authentic, or was received before.
+        NotAuthentic = "not_authentic",
+        /// A handshake exceeds the limit of its source or of this node.
+        HandshakeLimit = "handshake_limit",
+        /// Under load, the source of a handshake has not proven its address yet: a cookie was sent to it.
+        Challenged = "challenged",
+        /// The key of a handshake belongs to no peer.
+        UnknownPeer = "unknown_peer",
+        /// From a peer: the peer does not own the source address.
+        ForeignSource = "foreign_source",
+        /// From a peer: the destination is not in a network of this node, or it is an address that each node serves for itself alone.
+        ForeignDestination = "foreign_destination",
+        /// From the TUN device: the packet is for the local service, which does not answer packets of this kind.
+        Unanswered = "unanswered",
+        /// From the TUN device: the packet is for the local service, where too many requests wait.
+        AnswersWaiting = "answers_waiting",
+        /// The kernel did not accept the packet that was written to the TUN device.
+        WriteFailed = "write_failed",
+    }
 }
 
 /// The number of drops since the start, for each reason.
