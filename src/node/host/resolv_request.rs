@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
+use super::resolv_text::name_server;
 use crate::os::file::{FileError, write_atomic};
 
 /// The name of the file in meshd's runtime directory.
@@ -115,10 +116,13 @@ fn parse(text: &str) -> Result<Option<IpAddr>, usize> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let address = line.strip_prefix("nameserver ").ok_or(number)?;
-        let address: IpAddr = address.parse().map_err(|_| number)?;
+        let address = name_server(line).ok_or(number)?;
+        // A request has nothing but what meshd writes, so anything around the two words was not written by it.
+        let is_exact = line
+            .strip_prefix("nameserver ")
+            .is_some_and(|rest| !rest.contains(char::is_whitespace));
         let address = address.to_canonical();
-        if server.is_some() || address.is_unspecified() || address.is_multicast() {
+        if !is_exact || server.is_some() || address.is_unspecified() || address.is_multicast() {
             return Err(number);
         }
         server = Some(address);

@@ -86,19 +86,23 @@ pub(super) fn about_resolvers(text: &str) -> String {
 #[must_use]
 pub(super) fn name_servers(text: &str) -> Vec<SocketAddr> {
     text.lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let address = words
-                .next()
-                .filter(|word| *word == "nameserver")
-                .and_then(|_| words.next())?;
-            address
-                .parse::<IpAddr>()
-                .ok()
-                .map(|ip| SocketAddr::new(ip, 53))
-        })
+        .filter_map(name_server)
+        .map(|ip| SocketAddr::new(ip, 53))
         .take(MAX_SERVERS)
         .collect()
+}
+
+/// The address in a line of resolv.conf, if it is a `nameserver` line with an address. The C library ignores what follows the
+/// address.
+#[must_use]
+pub(super) fn name_server(line: &str) -> Option<IpAddr> {
+    let mut words = line.split_whitespace();
+    let keyword = words.next()?;
+    words
+        .next()?
+        .parse()
+        .ok()
+        .filter(|_| keyword == "nameserver")
 }
 
 #[cfg(test)]
