@@ -5,21 +5,61 @@
 //! The records are in memory only. While there are any, the position on disk is revision 0, so that a node that restarts
 //! receives all records again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::newcomers::Verdict;
 use crate::model::{Label, PublicKey};
+use crate::records::Ledger;
 use crate::records::envelope::Authentic;
 use crate::records::kinds::{Record, RecordKey};
 use crate::records::ledger::Refused;
-use crate::records::{Envelope, Ledger};
 
-/// The maximum number of records that are kept.
-const MAX_RECORDS: usize = 256;
-/// The maximum number of kept records that one key signed, so that the holder of a token leaves room for others.
-const MAX_OF_SIGNER: usize = 32;
-/// The maximum size, in bytes, of a record that is kept. Records about nodes are shorter.
-const MAX_BYTES: usize = 4096;
+/// The bounds of all records that are kept, and of those that one key signed, so that the holder of a token leaves room for others.
+const ALL: Room = Room {
+    records: 256,
+    bytes: 1024 * 1024,
+};
+const OF_SIGNER: Room = Room {
+    records: 32,
+    // The largest record fits twice.
+    bytes: 128 * 1024,
+};
+
+/// A number of records and of the bytes in their payloads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Room {
+    records: usize,
+    bytes: usize,
+}
+
+impl Room {
+    fn of<'a>(waiting: impl Iterator<Item = &'a Waiting>) -> Self {
+        waiting.fold(Self::default(), |sum, waiting| sum.with(&waiting.record))
+    }
+
+    fn with(self, record: &Authentic) -> Self {
+        Self {
+            records: self.records + 1,
+            bytes: self.bytes + record.payload.len(),
+        }
+    }
+
+    fn without(self, record: &Authentic) -> Self {
+        Self {
+            records: self.records.saturating_sub(1),
+            bytes: self.bytes.saturating_sub(record.payload.len()),
+        }
+    }
+
+    fn fits(self, bound: Self) -> bool {
+        self.records <= bound.records && self.bytes <= bound.bytes
+    }
+
+    /// Whether at least half of `bound` is free.
+    fn fits_into_half(self, bound: Self) -> bool {
+        self.records < bound.records / 2 && self.bytes < bound.bytes / 2
+    }
+}
 
 /// A record that was refused.
 #[derive(Debug)]
@@ -35,52 +75,55 @@ pub(super) struct Conflicts {
     waiting: BTreeMap<RecordKey, Waiting>,
     /// Whether the ledger changed since the records were last compared with it.
     is_due: bool,
-    /// Whether a record was left out because there was no room for it.
-    overflowed: bool,
+    /// The signers of records that were left out because there was no room for them. A signer whose own records leave no room stays
+    /// here, and causes no requests.
+    overflowed: BTreeSet<PublicKey>,
 }
 
 impl Conflicts {
     /// Whether no record waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && !self.overflowed
+        self.waiting.is_empty() && self.overflowed.is_empty()
     }
 
     /// The ledger refused a record of the coordinator. Keeps the record if the ledger may accept it later. Returns whether it is
     /// kept.
     pub(super) fn handle_refused(
         &mut self,
-        envelope: &Envelope,
+        record: Authentic,
         refused: &Refused,
         verdict: Option<Verdict>,
     ) -> bool {
-        let Some(header) = envelope.header().filter(|_| is_conflict(refused)) else {
-            return false;
-        };
-        if envelope.payload.len() > MAX_BYTES {
+        if !is_conflict(refused) {
             return false;
         }
-        let is_kept = |waiting: &Waiting| match waiting.record.parsed() {
-            Ok((held, _)) => held.version > header.version || *waiting.record == *envelope,
-            Err(_) => false,
+        let Ok((header, _)) = record.parsed() else {
+            return false;
         };
-        let before = self.waiting.get(&header.key);
-        if before.is_some_and(is_kept) {
+        let key = header.key.clone();
+        let before = self.waiting.get(&key);
+        let is_kept = before.is_some_and(|waiting| match waiting.record.parsed() {
+            Ok((held, _)) => held.version > header.version || waiting.record == record,
+            Err(_) => false,
+        });
+        if is_kept {
             return true;
         }
-        let is_new = before.is_none();
-        let of_signer = || {
-            let records = self.waiting.values().map(|waiting| waiting.record.signer);
-            records.filter(|signer| *signer == envelope.signer).count()
+        let room = |signer: Option<&PublicKey>, bound| {
+            let is_of = |waiting: &&Waiting| signer.is_none_or(|s| waiting.record.signer == *s);
+            let held = Room::of(self.waiting.values().filter(is_of));
+            let replaced = before.filter(is_of);
+            let held = replaced.map_or(held, |waiting| held.without(&waiting.record));
+            held.with(&record).fits(bound)
         };
-        if is_new && (self.waiting.len() >= MAX_RECORDS || of_signer() >= MAX_OF_SIGNER) {
-            self.overflowed = true;
+        if !room(None, ALL) || !room(Some(&record.signer), OF_SIGNER) {
+            // A request for the records of any of these signers brings those of the others too.
+            if self.overflowed.len() < ALL.records {
+                self.overflowed.insert(record.signer);
+            }
             return false;
         }
-        // The ledger verified the signature before it found the conflict. It does not return what it verified.
-        let Some(record) = Authentic::verify(envelope.clone()) else {
-            return false;
-        };
-        self.waiting.insert(header.key, Waiting { record, verdict });
+        self.waiting.insert(key, Waiting { record, verdict });
         true
     }
 
@@ -109,7 +152,16 @@ impl Conflicts {
 
     /// Whether records were left out, and there is room for them now. The caller then requests all records again.
     pub(super) fn take_overflowed(&mut self) -> bool {
-        self.waiting.len() < MAX_RECORDS / 2 && std::mem::take(&mut self.overflowed)
+        if self.overflowed.is_empty() || !Room::of(self.waiting.values()).fits_into_half(ALL) {
+            return false;
+        }
+        let before = self.overflowed.len();
+        let waiting = &self.waiting;
+        self.overflowed.retain(|signer| {
+            let own = waiting.values().filter(|w| w.record.signer == *signer);
+            !Room::of(own).fits_into_half(OF_SIGNER)
+        });
+        self.overflowed.len() < before
     }
 
     /// Whether a record that waits gives `name` to a node other than `own`.
@@ -139,30 +191,49 @@ fn is_conflict(refused: &Refused) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::records::Envelope;
     use crate::testbed::records as build;
     use crate::testbed::records::{block, key};
 
+    fn authentic(record: &Record, n: u8) -> Authentic {
+        Authentic::verify(build::sealed(record, n)).expect("just signed")
+    }
+
     /// The record of a node that claims the block with this index.
-    fn node(n: u8, index: u32) -> Envelope {
-        let record = build::node(&key(n).public(), block(index));
-        build::sealed(&Record::Node(record), n)
+    fn node(n: u8, index: u32) -> Authentic {
+        authentic(
+            &Record::Node(build::node(&key(n).public(), block(index))),
+            n,
+        )
+    }
+
+    /// The membership of node `n` by the token 9.
+    fn membership(n: u8) -> Authentic {
+        let record = build::membership(&key(n).public(), &key(9).public(), "n1");
+        authentic(&Record::Membership(record), 9)
+    }
+
+    /// A node record with a field of a later version, so that it has more than so many bytes.
+    fn long(n: u8, bytes: usize) -> Authentic {
+        let short = node(n, 1);
+        let rest = short.payload.strip_suffix('}').expect("an object");
+        let payload = format!("{rest},\"later\":\"{}\"}}", "x".repeat(bytes));
+        Authentic::verify(Envelope::seal_payload(payload, &key(n))).expect("just signed")
     }
 
     #[test]
     fn the_records_that_are_kept_are_bounded_and_a_lack_of_room_is_remembered() {
         let mut conflicts = Conflicts::default();
         let taken = Refused::BlockTaken(String::new());
-        assert!(!conflicts.handle_refused(&node(1, 1), &Refused::NodeRevoked, None));
+        assert!(!conflicts.handle_refused(node(1, 1), &Refused::NodeRevoked, None));
         assert!(conflicts.is_empty(), "a removed node stays out");
         for n in 0..=255 {
-            assert!(conflicts.handle_refused(&node(n, 1), &taken, None));
+            assert!(conflicts.handle_refused(node(n, 1), &taken, None));
         }
-        assert!(conflicts.handle_refused(&node(7, 2), &taken, None), "newer");
-        assert_eq!(conflicts.waiting.len(), MAX_RECORDS);
+        assert!(conflicts.handle_refused(node(7, 2), &taken, None), "newer");
+        assert_eq!(conflicts.waiting.len(), ALL.records);
         assert!(!conflicts.take_overflowed());
-        let membership = build::membership(&key(1).public(), &key(9).public(), "n1");
-        let membership = build::sealed(&Record::Membership(membership), 9);
-        assert!(!conflicts.handle_refused(&membership, &taken, None));
+        assert!(!conflicts.handle_refused(membership(1), &taken, None));
         assert!(!conflicts.take_overflowed(), "there is no room yet");
         conflicts.waiting.clear();
         assert!(!conflicts.is_empty());
@@ -170,14 +241,33 @@ mod tests {
     }
 
     #[test]
-    fn one_signer_leaves_room_for_others() {
+    fn one_signer_leaves_room_for_others_and_causes_no_requests_while_it_has_none() {
         let mut conflicts = Conflicts::default();
-        let kept = (0..=255u8).filter(|n| {
-            let membership = build::membership(&key(*n).public(), &key(9).public(), "n1");
-            let membership = build::sealed(&Record::Membership(membership), 9);
-            conflicts.handle_refused(&membership, &Refused::TokenSpent(1), None)
-        });
-        assert_eq!(kept.count(), MAX_OF_SIGNER);
-        assert!(conflicts.handle_refused(&node(1, 1), &Refused::KeyTaken, None));
+        let spent = Refused::TokenSpent(1);
+        let kept = (0..=255u8).filter(|n| conflicts.handle_refused(membership(*n), &spent, None));
+        assert_eq!(kept.count(), OF_SIGNER.records);
+        assert!(conflicts.handle_refused(node(1, 1), &Refused::KeyTaken, None));
+        assert!(!conflicts.is_empty() && !conflicts.take_overflowed());
+        // The conflicts of this signer end, and only then is a request worth its cost.
+        while conflicts.waiting.len() > OF_SIGNER.records / 2 {
+            conflicts.waiting.pop_first();
+        }
+        assert!(conflicts.take_overflowed());
+        assert!(!conflicts.take_overflowed());
+    }
+
+    #[test]
+    fn a_long_record_is_kept_as_well_and_counts_by_its_size() {
+        let mut conflicts = Conflicts::default();
+        let taken = Refused::BlockTaken(String::new());
+        for n in 0..18 {
+            let is_kept = conflicts.handle_refused(long(n, 60_000), &taken, None);
+            assert_eq!(is_kept, n < 17, "{n}");
+        }
+        assert!(conflicts.overflowed.contains(&key(17).public()));
+        assert!(
+            conflicts.handle_refused(node(18, 1), &taken, None),
+            "a short one fits"
+        );
     }
 }

@@ -17,8 +17,9 @@ use crate::model::PublicKey;
 use crate::model::time::{Now, UnixSeconds, next_version};
 use crate::protocol::control::{RefusedReason, RefusedRecord};
 use crate::protocol::gossip::MAX_ASKED;
+use crate::records::envelope::Authentic;
 use crate::records::kinds::{Header, Name, Record, RecordKey};
-use crate::records::ledger::{Applied, Refused};
+use crate::records::ledger::{Applied, Refused, verified};
 use crate::records::{Envelope, Ledger};
 
 /// The ledger, and the state on which decisions about received records depend.
@@ -67,22 +68,51 @@ impl Intake {
                 self.receive_own(own, &envelope, now);
                 continue;
             }
-            let verdict = self.judge(&id, &envelope, wall);
-            // A membership that the ledger refuses is logged as refused, whatever its date.
-            if verdict == Some(Verdict::HeldBack) && self.ledger.check(&envelope).is_ok() {
-                self.hold_back(&envelope, now);
+            if self.ledger.holds(&envelope) {
                 continue;
             }
-            match self.ledger.apply(envelope.clone()) {
-                Ok(Applied::Changed(key)) => {
-                    self.note_admitted(&key, verdict);
-                    accepted.add(envelope, key);
+            let verdict = self.judge(&id, &envelope, wall);
+            // The signature is verified once, whatever becomes of the record.
+            let record = match verified(envelope) {
+                Ok(record) => record,
+                Err(refused) => {
+                    tracing::warn!(%refused, "a record of the coordinator is refused");
+                    continue;
                 }
-                Ok(Applied::Unchanged) => {}
-                Err(refused) => self.note_refused(own, &envelope, &refused, verdict),
+            };
+            // A membership that the ledger refuses is logged as refused, whatever its date.
+            if verdict == Some(Verdict::HeldBack) && self.ledger.check_authentic(&record).is_ok() {
+                self.hold_back(&record, now);
+                continue;
+            }
+            if let Err(refusal) = self.accept(record, verdict, &mut accepted) {
+                let (record, refused) = *refusal;
+                self.note_refused(own, record, &refused, verdict);
             }
         }
         accepted
+    }
+
+    /// Applies a record of the coordinator. `verdict` is the decision about it if it is a membership.
+    ///
+    /// # Errors
+    /// The record, and why the ledger refuses it.
+    fn accept(
+        &mut self,
+        record: Authentic,
+        verdict: Option<Verdict>,
+        accepted: &mut Accepted,
+    ) -> Result<(), Box<(Authentic, Refused)>> {
+        match self.ledger.replace_authentic(record.clone()) {
+            Ok(Some(replaced)) => {
+                let key = replaced.key().clone();
+                self.note_admitted(&key, verdict);
+                accepted.add(record.into_envelope(), key);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(refused) => Err(Box::new((record, refused))),
+        }
     }
 
     /// Applies the records that were refused because of others, and that the ledger accepts now.
@@ -94,18 +124,10 @@ impl Intake {
                 self.hold_back(&record, now);
                 continue;
             }
-            let envelope = Envelope::clone(&record);
-            match self.ledger.replace_authentic(record) {
-                Ok(Some(replaced)) => {
-                    let key = replaced.key().clone();
-                    self.note_admitted(&key, verdict);
-                    accepted.add(envelope, key);
-                }
-                Ok(None) => {}
-                // Another one of these records was accepted first.
-                Err(refused) => {
-                    self.conflicts.handle_refused(&envelope, &refused, verdict);
-                }
+            // Another one of these records may have been accepted first.
+            if let Err(refusal) = self.accept(record, verdict, &mut accepted) {
+                let (record, refused) = *refusal;
+                self.conflicts.handle_refused(record, &refused, verdict);
             }
         }
         accepted
@@ -187,22 +209,22 @@ impl Intake {
     fn note_refused(
         &mut self,
         own: &Own,
-        envelope: &Envelope,
+        record: Authentic,
         refused: &Refused,
         verdict: Option<Verdict>,
     ) {
-        self.conflicts.handle_refused(envelope, refused, verdict);
         match refused {
             // All records are requested again once a peer has vouched for the signer.
-            Refused::NotAMember if self.newcomers.is_held_back(&envelope.signer) => {}
+            Refused::NotAMember if self.newcomers.is_held_back(&record.signer) => {}
             Refused::BlockTaken(_) => {
-                if let Ok((_, Record::Node(node))) = Record::parse(&envelope.payload) {
-                    self.lease.handle_rival(&own.block, &node);
+                if let Ok((_, Record::Node(node))) = record.parsed() {
+                    self.lease.handle_rival(&own.block, node);
                 }
                 tracing::warn!(%refused, "a record of the coordinator is refused");
             }
             _ => tracing::warn!(%refused, "a record of the coordinator is refused"),
         }
+        self.conflicts.handle_refused(record, refused, verdict);
     }
 
     /// Whether the ledger holds this record or a newer one under `key`.
