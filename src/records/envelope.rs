@@ -130,6 +130,7 @@ impl AsRef<Envelope> for Envelope {
 pub struct Authentic {
     envelope: Envelope,
     parsed: Result<(Header, Record), RecordError>,
+    is_proven: bool,
 }
 
 impl Authentic {
@@ -137,10 +138,23 @@ impl Authentic {
     /// ledger refuses it with the reason.
     #[must_use]
     pub fn verify(envelope: Envelope) -> Option<Self> {
-        envelope.is_authentic().then(|| Self {
-            parsed: Record::parse(&envelope.payload),
+        if !envelope.is_authentic() {
+            return None;
+        }
+        let parsed = Record::parse(&envelope.payload);
+        let is_proven = matches!(&parsed, Ok((_, Record::Membership(m))) if m.is_proven());
+        Some(Self {
             envelope,
+            parsed,
+            is_proven,
         })
+    }
+
+    /// Whether the payload is a membership with a valid proof of its node. The proof is a signature too, so it was verified together
+    /// with that of the envelope.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.is_proven
     }
 
     /// Returns the parsed payload.

@@ -43,7 +43,8 @@ pub(super) fn permit_on_stream(
 ) -> Result<Result<(), PublishRefused>, StoreError> {
     match envelope.parsed() {
         Ok((_, Record::Membership(membership))) => {
-            permit_membership(view, store, sender, membership, arrival)
+            let is_proven = envelope.is_proven();
+            permit_membership(view, store, sender, (membership, is_proven), arrival)
         }
         Ok((_, Record::Node(node))) => permit_node(view, store, node, arrival),
         _ => Ok(Ok(())),
@@ -54,7 +55,7 @@ fn permit_membership(
     view: &View,
     store: &mut dyn Store,
     sender: &PublicKey,
-    membership: &Membership,
+    (membership, is_proven): (&Membership, bool),
     arrival: &Arrival,
 ) -> Result<Result<(), PublishRefused>, StoreError> {
     let clock = UnixSeconds::from_system(arrival.now.wall);
@@ -64,9 +65,9 @@ fn permit_membership(
             return Ok(Ok(()));
         };
         // The holder of a token may have signed the held membership without the node. This one has the proof of the node.
-        let is_change = |held: &Membership| !membership.is_proven() || held.is_proven();
+        let is_change = !is_proven || ledger.is_membership_proven(&membership.id);
         if let Some(held) = ledger.membership(&membership.id)
-            && is_change(held)
+            && is_change
             && (held.name != membership.name || !arrival.may_lack_records())
         {
             return Ok(Err(PublishRefused::ChangedMembership));

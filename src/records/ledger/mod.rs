@@ -168,11 +168,13 @@ impl Ledger {
         let Some(key) = self.examine(&envelope)? else {
             return Ok(None);
         };
+        let is_proven = envelope.is_proven();
         let (envelope, header, record) = envelope.into_parts()?;
         let entry = Entry {
             envelope,
             record,
             version: header.version,
+            is_proven,
         };
         Ok(Some(consequences::store(self, key, entry)))
     }
@@ -247,6 +249,13 @@ impl Ledger {
         self.removed.contains(node)
     }
 
+    /// Whether the membership of a node is held, with a valid proof of the node.
+    #[must_use]
+    pub fn is_membership_proven(&self, id: &PublicKey) -> bool {
+        self.entry(&RecordKey::Membership(*id))
+            .is_some_and(|entry| entry.is_proven)
+    }
+
     /// Whether a node other than `id` joined as `name` or wants that name.
     #[must_use]
     pub fn is_name_of_another(&self, name: &Label, id: &PublicKey) -> bool {
@@ -277,7 +286,7 @@ impl Ledger {
         key: &RecordKey,
         header: &Header,
         record: &Record,
-        envelope: &Envelope,
+        envelope: &Authentic,
     ) -> Result<bool, Refused> {
         let Some(held) = self.entry(key) else {
             return Ok(false);
@@ -285,7 +294,7 @@ impl Ledger {
         if held.envelope.payload == envelope.payload {
             return Ok(true);
         }
-        succession::permit(held, key, header, record, &envelope.payload).map(|()| false)
+        succession::permit(held, key, header, record, envelope).map(|()| false)
     }
 }
 

@@ -2,8 +2,9 @@
 
 use super::{Ledger, Refused};
 use crate::model::PublicKey;
+use crate::records::RecordKey;
+use crate::records::envelope::Authentic;
 use crate::records::kinds::{Departure, Membership, Name, Node, Record, RevokedKind, Service};
-use crate::records::{Envelope, RecordKey};
 
 /// The maximum difference between the clock of the machine that made a token and the clock of a machine that made a membership.
 /// When a node joins, a coordinator permits less, since it can compare with its own clock.
@@ -12,7 +13,7 @@ const CLOCK_SLACK_SECONDS: u64 = 24 * 3600;
 /// Checks that the signer of `envelope` may publish `record`, given all records held.
 pub(super) fn permit(
     ledger: &Ledger,
-    envelope: &Envelope,
+    envelope: &Authentic,
     key: &RecordKey,
     record: &Record,
 ) -> Result<(), Refused> {
@@ -27,7 +28,9 @@ pub(super) fn permit(
     let rightful = match record {
         Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) => signed_by(&ledger.mesh_key),
         Record::Membership(membership) => {
-            signed_by(&membership.token).and_then(|()| permit_membership(ledger, membership))
+            let is_proven = envelope.is_proven();
+            signed_by(&membership.token)
+                .and_then(|()| permit_membership(ledger, membership, is_proven))
         }
         Record::Departure(departure) => {
             signed_by(&departure.id).and_then(|()| permit_departure(ledger, departure))
@@ -49,7 +52,11 @@ pub(super) fn permit(
     }
 }
 
-fn permit_membership(ledger: &Ledger, membership: &Membership) -> Result<(), Refused> {
+fn permit_membership(
+    ledger: &Ledger,
+    membership: &Membership,
+    is_proven: bool,
+) -> Result<(), Refused> {
     let token = ledger
         .token(&membership.token)
         .ok_or(Refused::UnknownToken)?;
@@ -66,7 +73,7 @@ fn permit_membership(ledger: &Ledger, membership: &Membership) -> Result<(), Ref
     // first membership of the node: another node that has the name does not prevent it.
     if let Some(held) = ledger.membership(&membership.id)
         && held.name != membership.name
-        && held.is_proven() == membership.is_proven()
+        && ledger.is_membership_proven(&membership.id) == is_proven
         && ledger.is_name_of_another(&membership.name, &membership.id)
     {
         return Err(Refused::NameTaken(membership.name.to_string()));

@@ -4,7 +4,8 @@ use std::cmp::Ordering;
 
 use super::{Entry, Refused};
 use crate::records::RecordKey;
-use crate::records::kinds::{Header, Membership, Record};
+use crate::records::envelope::Authentic;
+use crate::records::kinds::{Header, Record};
 
 /// Decides whether an offered record replaces `held`, which has the same key and another payload. The error is the reason if it does
 /// not.
@@ -13,11 +14,12 @@ pub(super) fn permit(
     key: &RecordKey,
     header: &Header,
     record: &Record,
-    payload: &str,
+    envelope: &Authentic,
 ) -> Result<(), Refused> {
     let mut order = header.version.cmp(&held.version);
     if let (Record::Membership(before), Record::Membership(offered)) = (&held.record, record) {
-        if is_first_proof(before, offered)? {
+        let is_other_token = before.token != offered.token;
+        if is_first_proof(held.is_proven, envelope.is_proven(), is_other_token)? {
             return Ok(());
         }
         // The date of a membership decides before its version does.
@@ -29,20 +31,20 @@ pub(super) fn permit(
             offered: header.version,
             held: held.version,
         }),
-        Ordering::Equal if payload < held.envelope.payload.as_str() => {
+        Ordering::Equal if envelope.payload < held.envelope.payload => {
             Err(Refused::Forked(key.clone()))
         }
         Ordering::Equal | Ordering::Greater => Ok(()),
     }
 }
 
-/// Whether only the offered membership has a proof of the node, and so replaces the held one whatever its date. The error is the
-/// reason if it lacks a proof that it needs: the holder of any token can sign a membership of another node, but without a proof.
-fn is_first_proof(held: &Membership, offered: &Membership) -> Result<bool, Refused> {
-    match (held.is_proven(), offered.is_proven()) {
+/// Whether only the `offered` membership has a proof of the node and the `held` one has none. It then replaces the held one whatever its
+/// date. The error is the reason if it lacks a proof that it needs: the holder of any token can sign a membership of another node, but without a proof.
+fn is_first_proof(held: bool, offered: bool, is_other_token: bool) -> Result<bool, Refused> {
+    match (held, offered) {
         (false, true) => Ok(true),
         (true, false) => Err(Refused::Unproven),
-        (false, false) if held.token != offered.token => Err(Refused::Unproven),
+        (false, false) if is_other_token => Err(Refused::Unproven),
         _ => Ok(false),
     }
 }

@@ -19,6 +19,8 @@ pub struct Entry {
     /// The parsed payload.
     pub record: Record,
     pub version: u64,
+    /// Whether the record is a membership with a valid proof of its node.
+    pub is_proven: bool,
 }
 
 /// The records of a ledger by their keys. [`super::Ledger`] gives read access to its table; only the ledger changes it.
