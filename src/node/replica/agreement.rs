@@ -47,6 +47,11 @@ impl Agreement {
         self.announced = None;
     }
 
+    /// Whether a summary is to be compared once this node has received all changes up to `revision`.
+    pub(super) fn awaits(&self, revision: u64) -> bool {
+        self.announced.is_some_and(|at| at.revision <= revision)
+    }
+
     /// This node has received all changes up to `revision`, and its records have this fingerprint.
     pub(super) fn compare(&mut self, revision: u64, held: Fingerprint, now: Instant) {
         let Some(summary) = self.announced.take_if(|at| at.revision <= revision) else {

@@ -512,7 +512,7 @@ impl Replica {
             self.uplink.note_position(&mut self.storage);
         }
         if !is_incomplete {
-            self.uplink.compare(ledger.fingerprint(), now);
+            self.uplink.compare(|| ledger.fingerprint(), now);
         }
         let (intake, at) = (&self.intake, now.monotonic);
         let write = self.storage.poll(&intake.ledger, &intake.newcomers, at);

@@ -209,9 +209,11 @@ impl Uplink {
 
     /// Compares the fingerprint of all records that this node holds with the last one of the coordinator, if this node has reached
     /// the revision of that one.
-    pub(super) fn compare(&mut self, held: Fingerprint, now: Now) {
-        if let Some(revision) = self.progress.reached() {
-            self.agreement.compare(revision, held, now.monotonic);
+    pub(super) fn compare(&mut self, held: impl FnOnce() -> Fingerprint, now: Now) {
+        if let Some(revision) = self.progress.reached()
+            && self.agreement.awaits(revision)
+        {
+            self.agreement.compare(revision, held(), now.monotonic);
         }
     }
 

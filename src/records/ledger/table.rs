@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use crate::model::{Label, PublicKey};
 use crate::records::envelope::Envelope;
-use crate::records::fingerprint::Fingerprint;
+use crate::records::fingerprint::{Fingerprint, RecordSum};
 use crate::records::key::{RecordKey, ServiceId};
 use crate::records::kinds::{
     Membership, Mesh, Name, Node, Record, Revocation, RevokedKind, Service, Token,
@@ -27,7 +27,7 @@ pub struct Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     entries: BTreeMap<RecordKey, Entry>,
-    fingerprint: Fingerprint,
+    sum: RecordSum,
 }
 
 /// No key is lower than this one.
@@ -66,7 +66,7 @@ impl Table {
     /// Returns the fingerprint of all records.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        self.fingerprint
+        self.sum.fingerprint()
     }
 
     /// Returns the number of records.
@@ -209,10 +209,10 @@ impl Table {
 
     /// Stores a record. Returns the record that it replaces.
     pub(super) fn insert(&mut self, key: RecordKey, entry: Entry) -> Option<Entry> {
-        self.fingerprint.add(&entry.envelope);
+        self.sum.add(&entry.envelope);
         let before = self.entries.insert(key, entry);
         if let Some(before) = &before {
-            self.fingerprint.remove(&before.envelope);
+            self.sum.remove(&before.envelope);
         }
         before
     }
@@ -220,7 +220,7 @@ impl Table {
     /// Removes a record.
     pub(super) fn remove(&mut self, key: &RecordKey) -> Option<Entry> {
         let removed = self.entries.remove(key)?;
-        self.fingerprint.remove(&removed.envelope);
+        self.sum.remove(&removed.envelope);
         Some(removed)
     }
 
