@@ -126,6 +126,24 @@ impl Newcomers {
         }
     }
 
+    /// Starts without the lists on disk, which cannot be read. All `members` count as accepted on trust, and the lists are written
+    /// again.
+    pub(in crate::node) fn with_unknown_lists(
+        stored: InStep,
+        members: BTreeSet<PublicKey>,
+    ) -> Self {
+        Self {
+            in_step: stored.in_step,
+            written: stored.in_step,
+            target: None,
+            held: BTreeMap::new(),
+            on_trust: members,
+            revision: 1,
+            written_revision: 0,
+            overflowed: BTreeSet::new(),
+        }
+    }
+
     /// Decides whether `membership` is accepted, which is new to this node and was sent by its coordinator.
     pub(in crate::node) fn judge<'c>(
         &self,
@@ -354,7 +372,7 @@ impl Newcomers {
         names.sort_unstable();
         Some(Problem {
             what: format!(
-                "this node does not accept {} node(s), since no peer vouches for them: {}{more}",
+                "this node does not accept {} node(s), since no peer vouches for them: {}",
                 held.len(),
                 listed(names, MAX_NAMED)
             ),

@@ -8,7 +8,7 @@
 //! | `records.jsonl` | every verified record, one envelope a line | damaged lines are left out, and the records are requested again |
 //! | `position.json` | the position in the changes of the coordinator's store | all records are requested again |
 //! | `in_step.json` | when the node was last in step with a coordinator | memberships of any date are accepted once |
-//! | `newcomers.json` | memberships that are held back, and those that were accepted on trust | the former are received again, and this node vouches for the latter |
+//! | `newcomers.json` | memberships that are held back, and those that were accepted on trust | the former are received again, and this node vouches for no member |
 //! | `instances.json` | the addresses of containers | containers get new addresses |
 //! | `service-addresses.json` | which service has which service address here | services may get other addresses |
 //! | `services.json` | services added with `meshctl service add`, drains | meshd reports that; the file is kept as `services.json.damaged` |
@@ -391,8 +391,8 @@ impl StateDir {
     }
 
     /// Reads the state that decides about new memberships. With `is_new` the node has just joined or has lost records.
-    /// Then it accepts memberships of any date once. If the list of those that were accepted on trust cannot be read,
-    /// all `members` count as such.
+    /// Then it accepts memberships of any date once. If the list of those that were accepted on trust cannot be read or is
+    /// damaged, all `members` count as such.
     pub(in crate::node) fn newcomers(
         &self,
         is_new: bool,
@@ -403,17 +403,20 @@ impl StateDir {
             let _ = std::fs::remove_file(self.path(IN_STEP));
         }
         let in_step = self.read_or_nothing(IN_STEP).ok().flatten();
-        let lists = match self.read_or_nothing(NEWCOMERS) {
-            Ok(lists) => lists.unwrap_or_default(),
-            Err(error) => {
-                tracing::warn!(%error, "this node vouches for no member, since it cannot read which ones it accepted on trust");
-                NewcomerLists {
-                    on_trust: members.collect(),
-                    ..Default::default()
-                }
-            }
+        let in_step = in_step.unwrap_or_default();
+        let parse = |text: &[u8]| serde_json::from_slice(text).map_err(|e| e.to_string());
+        let lists = match self.read(NEWCOMERS) {
+            Ok(None) => return Newcomers::new(in_step, NewcomerLists::default(), now),
+            Ok(Some(text)) => parse(&text),
+            Err(error) => Err(error.to_string()),
         };
-        Newcomers::new(in_step.unwrap_or_default(), lists, now)
+        match lists {
+            Ok(lists) => Newcomers::new(in_step, lists, now),
+            Err(error) => {
+                tracing::warn!(path = %self.path(NEWCOMERS).display(), %error, "this node vouches for no member, since it cannot read which ones it accepted on trust");
+                Newcomers::with_unknown_lists(in_step, members.collect())
+            }
+        }
     }
 
     /// Writes when the node was last in step with a coordinator.
@@ -529,5 +532,32 @@ impl StateDir {
             serde_json::to_vec_pretty(value).expect("state is plain data with text keys"),
         );
         Ok(file::write_atomic(&self.path(name), &text, 0o600)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_does_not_know_whom_it_accepted_on_trust_vouches_for_nobody() {
+        let parent = tempfile::tempdir().expect("a temporary directory");
+        let dir = StateDir::open(&parent.path().join("state")).expect("a new directory");
+        let member = PublicKey([1; 32]);
+        let read = || dir.newcomers(false, [member].into_iter(), Instant::now());
+        assert!(read().vouches_for(&member), "it accepted nobody on trust");
+        let damages: [&dyn Fn(&Path); 2] = [
+            &|path| file::write_atomic(path, b"{\"on_trust\":[", 0o600).expect("ours"),
+            &|path| {
+                std::fs::remove_file(path).expect("ours");
+                std::fs::create_dir(path).expect("ours");
+            },
+        ];
+        for damage in damages {
+            damage(&dir.path(NEWCOMERS));
+            let newcomers = read();
+            assert!(!newcomers.vouches_for(&member));
+            assert!(!newcomers.is_written(), "the file is replaced");
+        }
     }
 }
