@@ -18,7 +18,7 @@ use super::device::{self, Device, DeviceEvents};
 use super::disk::Disk;
 use super::docker::{self, Docker};
 use super::gossip::Gossip;
-use super::host::{self, HostNetwork, Ipv6, NetworkPlan, Upkeep, Wanted};
+use super::host::{self, HostNetwork, Interface, Ipv6, NetworkPlan, Upkeep, Wanted};
 use super::joined::{Events, JoinedNode};
 use super::names::{Names, NamesConfig};
 use super::own_records::OwnRecords;
@@ -140,6 +140,8 @@ struct Equipped {
     ipv6: Ipv6,
     /// The network of the container engine whose containers have mesh addresses of their own, if it is wanted.
     native: Option<network::NativePlan>,
+    /// The addresses of this machine before the device had any.
+    interfaces: Vec<Interface>,
     /// Whether the tunnel began with its previous key, which is still accepted for a while.
     continues_rotation: bool,
 }
@@ -184,6 +186,7 @@ impl Equipped {
             device: Device::new(tunnel, network, mtu),
             events,
             native,
+            interfaces,
             continues_rotation,
         })
     }
@@ -247,12 +250,9 @@ fn run(
         &loaded.scope,
         names.zone(),
         &device.tunnel,
+        &equipped.interfaces,
     );
-    let own = Own {
-        key: identity.keys.identity.clone(),
-        block: identity.block,
-        urls: identity.urls.clone(),
-    };
+    let own = own_of(&identity);
     let urls = own.coordinators(&loaded.ledger);
     let (control, stream) = start_control(urls, &identity, loaded.position.clone());
     let (gossip, peers) = Gossip::start(
@@ -303,6 +303,14 @@ fn run(
         device,
     };
     (node, events)
+}
+
+fn own_of(identity: &Identity) -> Own {
+    Own {
+        key: identity.keys.identity.clone(),
+        block: identity.block,
+        urls: identity.urls.clone(),
+    }
 }
 
 /// The zone, which is empty at first.

@@ -86,13 +86,15 @@ pub(super) struct Dns {
 
 impl NodeResolver {
     /// Starts to answer names of `zone` at the DNS address inside `tunnel`. [`NodeResolver::listen`] binds the other addresses.
+    /// `interfaces` are the addresses of this machine, until [`NodeResolver::set_allowed`] is called.
     pub(super) fn start(
         config: Arc<Config>,
         scope: &ResolverScope,
         zone: &Arc<ArcSwap<Zone>>,
         tunnel: &Tunnel,
+        interfaces: &[Interface],
     ) -> Self {
-        let allowed = scope.allowed(&BTreeMap::new(), &host::interfaces());
+        let allowed = scope.allowed(&BTreeMap::new(), interfaces);
         let allowed = Arc::new(ArcSwap::from_pointee(allowed));
         let upstream = Arc::new(Upstream::new());
         let dns = config.dns.enabled.then(|| {
