@@ -23,32 +23,32 @@ pub enum Part {
 }
 
 impl Part {
-    /// The problem while the part is not written, and its consequence.
+    /// The problem while the part is not written, and its consequence if meshd ends before.
     fn consequence(self) -> (&'static str, &'static str) {
         match self {
             Self::Records => (
-                "records are not kept on disk",
-                "without it a restart goes back to older records",
+                "records are not written to disk",
+                "after a restart meshd would begin with older records",
             ),
             Self::Position => (
-                "where this node stands in the coordinator's changes is not kept on disk",
-                "without it a restart asks the coordinator for more than it needs",
+                "the position in the coordinator's changes is not written to disk",
+                "after a restart meshd would request more records than it needs",
             ),
             Self::Leases => (
-                "the addresses of containers are not kept on disk",
-                "without it containers get other addresses when meshd restarts",
+                "the addresses of containers are not written to disk",
+                "after a restart of meshd containers would get other addresses",
             ),
             Self::Newcomers => (
-                "the memberships that this node holds back or accepted on trust are not kept on disk",
-                "without it, meshd may vouch after a restart for memberships that it accepted on trust",
+                "the memberships that this node holds back or accepted on trust are not written to disk",
+                "after a restart meshd might vouch for memberships that it accepted on trust",
             ),
             Self::InStep => (
-                "the time at which this node was last in step with the coordinator is not kept on disk",
-                "without it, meshd accepts memberships after a restart that it should hold back",
+                "the time at which this node was last in step with the coordinator is not written to disk",
+                "after a restart meshd would accept memberships that it should hold back",
             ),
             Self::OldKey => (
-                "the tunnel's old key stays on disk",
-                "until then the key that was replaced can be read there",
+                "the former key of the tunnel is not removed from disk",
+                "until then it can be read there",
             ),
         }
     }

@@ -368,7 +368,7 @@ fn whatever_part_of_its_state_a_full_disk_refuses_is_a_problem_until_it_is_writt
     mesh.wait_until("it is none any more, without another change", || {
         !is_full(&mesh)
     });
-    assert!(log.matches("not kept on disk").count() <= 2, "{log}");
+    assert!(log.matches("not written to disk").count() <= 2, "{log}");
 
     // A line that was cut off, and no room to write the rest anew.
     mesh.kill_node(0);

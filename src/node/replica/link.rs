@@ -141,7 +141,7 @@ impl LinkState {
         copied: bool,
     ) -> bool {
         if self.is_connected() || self.failure() != Some(&why) {
-            tracing::warn!(%url, %why, "not connected to the coordinator; names and tunnels go on");
+            tracing::warn!(%url, %why, "not connected to the coordinator; names are answered and tunnels carry packets as before");
         }
         self.url = url.to_string();
         self.answers.revoked |= refusal == Some(Refusal::Revoked);
