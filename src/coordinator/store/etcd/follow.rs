@@ -55,6 +55,11 @@ enum WatchEnd {
     Closed,
 }
 
+/// The end of a watch that delivered a write which does not follow the last one.
+const OTHER_HISTORY: WatchEnd = WatchEnd::Incomplete(
+    "etcd continues another history than the one that was followed, so it was restored from a snapshot",
+);
+
 async fn watch(shared: &Shared) -> Result<WatchEnd, Error> {
     let from = shared.view().at + 1;
     let begun = timeout(WATCH_START_TIMEOUT, async {
@@ -91,8 +96,10 @@ async fn watch(shared: &Shared) -> Result<WatchEnd, Error> {
         for event in message.events() {
             let Some(kv) = event.kv() else { continue };
             let at = kv.mod_revision();
-            if let Some((before, changes)) = revision.take_if(|(before, _)| *before != at) {
-                shared.apply(before, changes);
+            if let Some((before, changes)) = revision.take_if(|(before, _)| *before != at)
+                && shared.apply(before, changes).is_err()
+            {
+                return Ok(OTHER_HISTORY);
             }
             let (_, changes) = revision.get_or_insert_with(|| (at, Vec::new()));
             changes.extend(shared.link.parse(kv.key()).map(|key| Change {
@@ -100,8 +107,10 @@ async fn watch(shared: &Shared) -> Result<WatchEnd, Error> {
                 value: (event.event_type() == EventType::Put).then(|| kv.value().to_vec()),
             }));
         }
-        if let Some((at, changes)) = revision {
-            shared.apply(at, changes);
+        if let Some((at, changes)) = revision
+            && shared.apply(at, changes).is_err()
+        {
+            return Ok(OTHER_HISTORY);
         }
     }
     Ok(WatchEnd::Closed)

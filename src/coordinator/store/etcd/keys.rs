@@ -2,7 +2,7 @@
 //!
 //! | key after the prefix | value |
 //! |---|---|
-//! | `head` | the last revision, and the nonce of the transaction that wrote it |
+//! | `head` | the last revision, and the nonce of the transaction that wrote it, which names the one before |
 //! | `id`, `pin`, `mesh` | the store's name, the hash of the TLS key, the mesh key |
 //! | `restored`, `leases` | present while nodes have not offered what a restored snapshot lacks; the [`LeaseStart`](super::super::LeaseStart) of a restored store |
 //! | `record/REVISION` | a record, as [`Written`]; its next version has a revision of its own |

@@ -40,7 +40,7 @@ use self::keys::Key;
 use self::link::Link;
 use self::seen::Seen;
 use self::txn::EtcdTxn;
-use self::view::{Basis, Change, EtcdView, Head, lease_start_text};
+use self::view::{Basis, Change, EtcdView, Head, OtherHistory, lease_start_text};
 use super::sqlite::new_id;
 use super::{EtcdSettings, LeaseStart, StoreError};
 
@@ -92,16 +92,25 @@ impl Shared {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply(&self, at: i64, changes: Vec<Change>) {
+    fn apply(&self, at: i64, changes: Vec<Change>) -> Result<(), OtherHistory> {
         let (at, revision, news) = {
             let mut view = self.view();
-            view.apply(at, changes);
+            view.apply(at, changes)?;
             self.seen.note(view.id(), view.head.revision);
             (view.at, view.head.revision, view.has_news())
         };
         self.at.send_replace(at);
         if news {
             self.revision.send_replace(revision);
+        }
+        Ok(())
+    }
+
+    /// Applies a transaction of this coordinator, which etcd has applied.
+    fn apply_own(&self, at: i64, changes: Vec<Change>) {
+        // The transaction compared the head, so this fails only if the view has changed to another history since.
+        if self.apply(at, changes).is_err() {
+            self.missed_events.notify_one();
         }
     }
 
@@ -240,7 +249,7 @@ impl Shared {
             let at = answer
                 .header()
                 .map_or(0, etcd_client::ResponseHeader::revision);
-            self.apply(at, changes);
+            self.apply_own(at, changes);
             return Ok(());
         }
         let held = answer.op_responses().into_iter().find_map(|held| {
@@ -257,7 +266,7 @@ impl Shared {
         };
         if held.nonce == nonce {
             // It was applied before, and the answer was lost.
-            self.apply(held.at, changes);
+            self.apply_own(held.at, changes);
             return Ok(());
         }
         if held.at <= basis.head.at || !self.wait_for(held.at, WATCH_TIMEOUT).await {
@@ -341,12 +350,13 @@ impl Etcd {
         &mut self,
         fill: impl FnOnce(&mut EtcdTxn<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let nonce = new_id()?;
-        let (given, revision, basis, absent, mut changes, released) = {
+        let random = new_id()?;
+        let (given, revision, nonce, basis, absent, mut changes, released) = {
             let mut view = self.shared.view();
             if view.has_news() {
                 return Err(StoreError::Behind);
             }
+            let nonce = view.head.next_nonce(&random);
             view.own = Some(nonce.clone());
             let mut txn = EtcdTxn::new(&view);
             let given = fill(&mut txn)?;
@@ -359,6 +369,7 @@ impl Etcd {
             (
                 given,
                 revision,
+                nonce,
                 view.basis(),
                 absent,
                 txn.into_changes(),
@@ -397,15 +408,16 @@ impl Etcd {
 
     /// Deletes keys in a separate transaction.
     fn delete(&mut self, changes: Vec<Change>) -> Result<(), StoreError> {
-        let nonce = new_id()?;
-        let basis = {
+        let random = new_id()?;
+        let (nonce, basis) = {
             let mut view = self.shared.view();
             if view.has_news() {
                 // The records remain. The ledger refuses them.
                 return Ok(());
             }
+            let nonce = view.head.next_nonce(&random);
             view.own = Some(nonce.clone());
-            view.basis()
+            (nonce, view.basis())
         };
         let deleted = self.run(|shared| async move {
             shared

@@ -21,7 +21,12 @@ pub(super) struct Change {
     pub(super) value: Option<Vec<u8>>,
 }
 
-/// The last revision of the store, the nonce of the transaction that wrote it, and etcd's revision of that transaction.
+/// What separates the random part of a nonce from that of the write before. Random parts are hexadecimal digits.
+const AFTER: char = '<';
+
+/// The last revision of the store, the nonce of the transaction that wrote it, and etcd's revision of that transaction. The nonce has a
+/// random part, and that of the write before. So the heads are a chain, and a watch that continues in another history of etcd, after a
+/// snapshot was restored, is noticed with the first write that it delivers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) revision: u64,
@@ -35,6 +40,22 @@ impl Head {
         format!("{revision} {nonce}")
     }
 
+    /// The nonce of a transaction that follows this head.
+    pub(super) fn next_nonce(&self, random: &str) -> String {
+        format!("{random}{AFTER}{}", self.random_part())
+    }
+
+    fn random_part(&self) -> &str {
+        self.nonce.split(AFTER).next().unwrap_or_default()
+    }
+
+    /// Whether this head can be the next one after `before`. An earlier version of the coordinator, and one that marks a restored
+    /// store, writes a head that does not name the one before.
+    fn follows(&self, before: &Self) -> bool {
+        let previous = self.nonce.split_once(AFTER).map(|(_, previous)| previous);
+        previous.is_none_or(|previous| previous == before.random_part())
+    }
+
     /// Parses the value in etcd.
     pub(super) fn parse(value: &[u8], at: i64) -> Option<Self> {
         let (revision, nonce) = std::str::from_utf8(value).ok()?.split_once(' ')?;
@@ -45,6 +66,10 @@ impl Head {
         })
     }
 }
+
+/// A revision of etcd follows another one than the last one of the view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct OtherHistory;
 
 /// The state of the store on which a transaction depends: its name and its last write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,18 +141,20 @@ impl EtcdView {
     }
 
     /// Applies one of etcd's revisions. A revision that is already applied changes nothing.
-    pub(super) fn apply(&mut self, at: i64, changes: Vec<Change>) {
+    ///
+    /// # Errors
+    /// The revision does not follow the last one of this view, so it belongs to another history. The view did not change.
+    pub(super) fn apply(&mut self, at: i64, changes: Vec<Change>) -> Result<(), OtherHistory> {
         if at <= self.at {
-            return;
+            return Ok(());
         }
-        let own = changes.iter().any(|change| {
-            change.key == Key::Head
-                && change
-                    .value
-                    .as_ref()
-                    .and_then(|value| Head::parse(value, at))
-                    .is_some_and(|head| self.own.as_ref() == Some(&head.nonce))
-        });
+        let head = changes.iter().find(|change| change.key == Key::Head);
+        let value = head.and_then(|change| change.value.as_ref());
+        let head = value.and_then(|value| Head::parse(value, at));
+        if head.as_ref().is_some_and(|head| !head.follows(&self.head)) {
+            return Err(OtherHistory);
+        }
+        let own = head.is_some_and(|head| self.own.as_ref() == Some(&head.nonce));
         for change in changes {
             self.set(at, change, !own);
         }
@@ -135,6 +162,7 @@ impl EtcdView {
         if own {
             self.delivered = at;
         }
+        Ok(())
     }
 
     fn set(&mut self, at: i64, Change { key, value }: Change, undelivered: bool) {
@@ -389,13 +417,51 @@ mod tests {
     #[test]
     fn changes_by_others_are_news_once_and_in_their_last_version() {
         let mut view = EtcdView::default();
-        view.apply(5, vec![record(1, "a"), head(1, "x")]);
-        view.apply(6, vec![gone(Key::Record(1)), record(2, "a"), head(2, "x")]);
+        view.apply(5, vec![record(1, "a"), head(1, "x")])
+            .expect("the next revision");
+        view.apply(6, vec![gone(Key::Record(1)), record(2, "a"), head(2, "x")])
+            .expect("the next revision");
         assert_eq!(news(&mut view), Some((vec![2], 2)));
         assert_eq!(news(&mut view), None);
         // The watch began again and delivered an event twice.
-        view.apply(6, vec![record(2, "a"), head(2, "x")]);
+        view.apply(6, vec![record(2, "a"), head(2, "x")])
+            .expect("the next revision");
         assert_eq!(news(&mut view), None);
+    }
+
+    #[test]
+    fn a_revision_of_another_history_is_not_applied() {
+        let next = |view: &EtcdView, random: &str| head(9, &view.head.next_nonce(random));
+        let mut view = EtcdView::default();
+        view.apply(5, vec![head(1, "a0")]).expect("the first head");
+        let second = next(&view, "a1");
+        view.apply(6, vec![record(2, "a"), second])
+            .expect("it names the one before");
+        assert_eq!(view.head.nonce, "a1<a0");
+        let mut restored = EtcdView::default();
+        restored
+            .apply(5, vec![head(1, "a0")])
+            .expect("the first head");
+        for other in ["b1", "b2"] {
+            let head = next(&restored, other);
+            restored
+                .apply(restored.at + 1, vec![head])
+                .expect("the next");
+        }
+        // The watch continues after revision 6, and delivers the revision 7 of the other history.
+        let theirs = next(&restored, "b3");
+        let before = view.hash();
+        assert_eq!(
+            view.apply(7, vec![record(3, "b"), theirs]),
+            Err(OtherHistory)
+        );
+        assert_eq!((view.at, view.hash()), (6, before));
+        let ours = next(&view, "a2");
+        assert_eq!(view.apply(7, vec![ours]), Ok(()));
+        let of_earlier_version = head(10, "c0");
+        assert_eq!(view.apply(8, vec![of_earlier_version]), Ok(()));
+        let after = next(&view, "a3");
+        assert_eq!(view.apply(9, vec![after]), Ok(()));
     }
 
     #[test]
@@ -404,7 +470,8 @@ mod tests {
             own: Some("me".into()),
             ..EtcdView::default()
         };
-        view.apply(5, vec![record(1, "a"), head(1, "me")]);
+        view.apply(5, vec![record(1, "a"), head(1, "me")])
+            .expect("the next revision");
         assert_eq!(news(&mut view), None);
         assert_eq!((view.delivered, view.head.revision), (5, 1));
     }
@@ -412,15 +479,21 @@ mod tests {
     #[test]
     fn a_listing_is_everything_and_has_the_hash_of_the_changes_that_led_to_it() {
         let mut followed = EtcdView::default();
-        followed.apply(5, vec![record(1, "a"), head(1, "x")]);
-        followed.apply(6, vec![gone(Key::Record(1)), record(2, "a"), head(2, "x")]);
+        followed
+            .apply(5, vec![record(1, "a"), head(1, "x")])
+            .expect("the next revision");
+        followed
+            .apply(6, vec![gone(Key::Record(1)), record(2, "a"), head(2, "x")])
+            .expect("the next revision");
         let listing = vec![(head(2, "x"), 6), (record(2, "a"), 6)];
         let marks = listing.iter().map(|(c, at)| (c.key.clone(), *at)).collect();
         assert_eq!(followed.hash(), hash_of(marks));
         let mut listed = EtcdView::listed(9, listing);
         assert_eq!(listed.hash(), followed.hash());
         assert_eq!(news(&mut listed), Some((vec![2], 2)));
-        listed.apply(10, vec![gone(Key::Record(2)), head(2, "x")]);
+        listed
+            .apply(10, vec![gone(Key::Record(2)), head(2, "x")])
+            .expect("the next revision");
         assert_ne!(listed.hash(), followed.hash());
     }
 
@@ -431,8 +504,9 @@ mod tests {
             key: Key::Block(block),
             value: Some(node.to_string().into_bytes()),
         };
-        view.apply(1, vec![holds(3)]);
-        view.apply(2, vec![holds(1), gone(Key::Block(3))]);
+        view.apply(1, vec![holds(3)]).expect("the next revision");
+        view.apply(2, vec![holds(1), gone(Key::Block(3))])
+            .expect("the next revision");
         assert_eq!(view.decisions.blocks.get(&node), Some(&1));
         assert_eq!(view.decisions.holders.len(), 1);
     }
