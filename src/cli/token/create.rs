@@ -83,6 +83,12 @@ pub(in crate::cli) async fn run(
             "the coordinator does not know its own URL for nodes; set public_urls in coordinator.toml, or --public-url",
         ));
     }
+    for problem in &state.url_problems {
+        eprintln!(
+            "warning: {} is in the token and does not lead to this coordinator: {}; {}",
+            problem.url, problem.why, problem.fix
+        );
+    }
     let mut seed = Zeroizing::new([0u8; 32]);
     random::fill(seed.as_mut_slice()).map_err(CliError::failed)?;
     let token_key = SigningKey::from_seed(&seed);
