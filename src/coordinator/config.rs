@@ -296,12 +296,24 @@ mod tests {
         Config::load(&Arguments::try_parse_from(arguments).expect("valid arguments"))
     }
 
+    const EXAMPLE: &str = include_str!("../../config/coordinator.toml");
+
     #[test]
-    fn the_example_is_what_it_says() {
-        let config =
-            load(include_str!("../../config/coordinator.toml"), &[]).expect("the example is valid");
-        assert_eq!(config.listen, SocketAddr::from(([0, 0, 0, 0], 7443)));
-        assert_eq!(config.node_block_v4, 24);
+    fn the_example_copied_as_it_is_changes_nothing() {
+        let example = load(EXAMPLE, &[]).expect("the example is valid");
+        assert_eq!(example, load("", &[]).expect("no key is required"));
+    }
+
+    #[cfg(feature = "etcd")]
+    #[test]
+    fn the_keys_of_the_example_are_valid_and_have_their_defaults_but_for_examples() {
+        let mut example =
+            load(&config_file::uncommented(EXAMPLE), &[]).expect("every key is valid");
+        assert_eq!(example.public_urls.drain(..).count(), 1);
+        let etcd = example.etcd.take().expect("the example has a cluster");
+        assert_eq!(etcd.endpoints.len(), 3);
+        assert_eq!(etcd.prefix, DEFAULT_PREFIX);
+        assert_eq!(example, load("", &[]).expect("no key is required"));
     }
 
     #[test]

@@ -344,6 +344,18 @@ fn explain(message: &str, key: Option<&str>) -> String {
     }
 }
 
+/// An example configuration with its keys in force: in the examples, a `#` without a space after it precedes a key or a table.
+#[cfg(test)]
+pub(crate) fn uncommented(example: &str) -> String {
+    let is_key =
+        |rest: &&str| rest.starts_with(|first: char| first.is_ascii_lowercase() || first == '[');
+    let lines = example.lines();
+    lines
+        .map(|line| line.strip_prefix('#').filter(is_key).unwrap_or(line))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,14 +7,31 @@ fn load(text: &str) -> Result<Config, ConfigError> {
     Config::load(&Arguments::try_parse_from(["meshd", "--config", &path]).expect("valid arguments"))
 }
 
+const EXAMPLE: &str = include_str!("../../../config/meshd.toml");
+
 #[test]
-fn the_example_is_what_it_says() {
-    let config = load(include_str!("../../../config/meshd.toml")).expect("the example is valid");
+fn the_example_copied_as_it_is_changes_nothing() {
+    let example = load(EXAMPLE).expect("the example is valid");
+    let without_file = load("").expect("no key is required");
+    assert_eq!(format!("{example:?}"), format!("{without_file:?}"));
+}
+
+#[test]
+fn the_keys_of_the_example_are_valid_and_have_their_defaults_but_for_examples() {
+    let mut example = load(&config_file::uncommented(EXAMPLE)).expect("every key is valid");
+    let default = load("").expect("no key is required");
+    assert_eq!(example.name.take(), Label::parse("web-1").ok());
     assert_eq!(
-        (config.tunnel.interface.as_str(), config.tunnel.listen_port),
-        ("mesh0", 51820)
+        (example.tunnel.mtu.take(), example.tunnel.workers.take()),
+        (Some(1420), Some(2))
     );
-    assert_eq!(config.services.len(), 1);
+    assert!(example.token_file.take().is_some());
+    assert_eq!(example.services.drain(..).count(), 1);
+    // The key names one socket, and the default is the first that exists of two.
+    let docker = example.docker.as_mut().expect("it is on");
+    assert_eq!(docker.sockets, [PathBuf::from(DOCKER_SOCKETS[0])]);
+    docker.sockets = DOCKER_SOCKETS.map(PathBuf::from).to_vec();
+    assert_eq!(format!("{example:?}"), format!("{default:?}"));
 }
 
 #[test]
