@@ -5,10 +5,12 @@
 //!
 //! The paths name no version of the API, so the engine uses its newest one. The fields that meshd reads are the same in all.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use hyper::body::Bytes;
+use nix::unistd::{Gid, Group, Uid, User};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -34,7 +36,7 @@ pub enum EngineFault {
     #[error("no program listens on {0}")]
     NotListening(String),
     #[error("meshd may not open {0}")]
-    Permission(String),
+    Permission(String, GroupAccess),
     #[error("it did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
     Silent,
     /// The connection ended before the answer was complete.
@@ -51,6 +53,10 @@ pub enum EngineFault {
     #[error("its answer to {0} cannot be parsed: {1}")]
     Malformed(String, String),
 }
+
+/// The names of a socket's group and of the user as which meshd runs. There is none for the group root, which meshd's user must
+/// not have, and where the machine knows no name.
+pub(super) type GroupAccess = Option<(String, String)>;
 
 /// An answer whose body is read in parts. Dropping it ends the connection.
 #[derive(Debug)]
@@ -209,7 +215,17 @@ fn unconnected(socket: &Path, error: &std::io::Error) -> EngineFault {
     match error.kind() {
         std::io::ErrorKind::NotFound => EngineFault::Absent(path),
         std::io::ErrorKind::ConnectionRefused => EngineFault::NotListening(path),
-        std::io::ErrorKind::PermissionDenied => EngineFault::Permission(path),
+        std::io::ErrorKind::PermissionDenied => EngineFault::Permission(path, group_access(socket)),
         _ => EngineFault::Broken(error.to_string()),
     }
+}
+
+fn group_access(socket: &Path) -> GroupAccess {
+    let gid = std::fs::metadata(socket).ok()?.gid();
+    if gid == 0 {
+        return None;
+    }
+    let group = Group::from_gid(Gid::from_raw(gid)).ok()??;
+    let user = User::from_uid(Uid::effective()).ok()??;
+    Some((group.name, user.name))
 }

@@ -255,20 +255,27 @@ impl Docker {
         if absent && !self.required && self.engine.is_none() {
             return None;
         }
-        let fix = match fault {
-            EngineFault::Absent(_) | EngineFault::NotListening(_) => {
-                "start it (`systemctl start docker`), or name its socket in [docker] of meshd.toml"
-            }
-            EngineFault::Permission(_) => {
-                "run meshd as root, or as a member of the group that the socket belongs to"
-            }
-            _ => "look at its log (`journalctl -u docker`), and restart it",
-        };
         Some(Problem {
             what: "the container engine is not reachable; containers stay as they were".into(),
             why: fault.to_string(),
-            fix: fix.into(),
+            fix: remedy(fault),
         })
+    }
+}
+
+fn remedy(fault: &EngineFault) -> String {
+    match fault {
+        EngineFault::Absent(_) | EngineFault::NotListening(_) => {
+            "start it (`systemctl start docker`), or name its socket in [docker] of meshd.toml"
+                .into()
+        }
+        EngineFault::Permission(_, Some((group, user))) => format!(
+            "run `sudo usermod -aG {group} {user} && sudo systemctl restart meshd`; without containers set `[docker] enabled = false`"
+        ),
+        EngineFault::Permission(_, None) => {
+            "give the socket a group of its own, and add the user as which meshd runs to it".into()
+        }
+        _ => "look at its log (`journalctl -u docker`), and restart it".into(),
     }
 }
 
@@ -286,5 +293,22 @@ pub(super) fn context(
         block,
         rules: config.rules,
         network,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_meshd_may_not_open_has_a_remedy_with_the_exact_command() {
+        let socket = || "/var/run/docker.sock".to_owned();
+        let named = EngineFault::Permission(socket(), Some(("docker".into(), "meshd".into())));
+        assert!(
+            remedy(&named)
+                .contains("`sudo usermod -aG docker meshd && sudo systemctl restart meshd`")
+        );
+        // A member of the group root could change much more than containers.
+        assert!(!remedy(&EngineFault::Permission(socket(), None)).contains("usermod"));
     }
 }

@@ -154,7 +154,7 @@ fn explain(error: &ResolvConfError, server: IpAddr) -> Problem {
             "make {server} the first server in the configuration of that program, or replace the link by a file"
         ),
         error if error.is_permission() => {
-            "let the helper write it: install systemd/meshd-resolv-conf.path and systemd/meshd-resolv-conf.service in /etc/systemd/system, then `systemctl enable --now meshd-resolv-conf.path`".to_owned()
+            "let the helper write it: `sudo systemctl enable --now meshd-resolv-conf.path`; the package of meshd brings this unit, and the sources have it in systemd/".to_owned()
         }
         ResolvConfError::Request(_) | ResolvConfError::File(_) => format!("write `nameserver {server}` into it by hand, and remove `manage_resolv_conf` from meshd.toml"),
     };

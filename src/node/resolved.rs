@@ -75,7 +75,7 @@ impl ResolvedLink {
                 .into(),
             why,
             fix: if is_permission {
-                "allow the user meshd to configure it: install systemd/meshd.rules as /etc/polkit-1/rules.d/50-meshd.rules".into()
+                "allow the user meshd to configure it: install polkit (`sudo apt install polkitd`) and the rule for it, which the package of meshd brings and the sources have as systemd/meshd.rules".into()
             } else {
                 "look at `journalctl -u systemd-resolved`, or set `[dns] split_dns = \"none\"`"
                     .into()
