@@ -8,6 +8,6 @@ fn main() -> std::process::ExitCode {
     {
         Some("meshd") => meshd::node::main(),
         Some("mesh-coordinator") => meshd::coordinator::main(),
-        _ => meshd::cli::main(),
+        _ => meshd::cli::main([meshd::node::command(), meshd::coordinator::command()]),
     }
 }

@@ -11,6 +11,7 @@ mod join;
 mod leave;
 mod mesh_key;
 mod node;
+mod package_files;
 mod ping;
 mod reached;
 mod rename;
@@ -25,7 +26,7 @@ mod token;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 pub use client::Client;
 pub use exit::CliError;
@@ -130,16 +131,19 @@ enum Command {
     Completions(completions::CompletionsArguments),
     /// Run a mesh of a coordinator and some nodes on this machine
     Demo(demo::DemoArguments),
+    /// Write the man pages and the completions of all programs, for packages
+    #[command(hide = true)]
+    PackageFiles(package_files::PackageFilesArguments),
 }
 
-/// The program.
+/// The program. `daemons` has the command lines of the other two programs, which packages document as well.
 #[must_use]
-pub fn main() -> ExitCode {
+pub fn main(daemons: [clap::Command; 2]) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return crate::os::usage::report("meshctl", &error),
     };
-    match run(cli) {
+    match run(cli, daemons) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("meshctl: {}", error.message);
@@ -148,11 +152,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<u8, CliError> {
+fn run(cli: Cli, daemons: [clap::Command; 2]) -> Result<u8, CliError> {
     let globals = cli.globals;
-    // These two commands need a process without the threads of a runtime.
+    // These commands need a process without the threads of a runtime.
     match cli.command {
         Command::Demo(arguments) => return demo::run(&arguments),
+        Command::PackageFiles(arguments) => {
+            let programs = daemons.into_iter().chain([Cli::command()]);
+            return package_files::run(&arguments, programs.collect());
+        }
         Command::Completions(arguments) => return Ok(completions::run::<Cli>(&arguments)),
         _ => {}
     }
@@ -175,7 +183,7 @@ fn run(cli: Cli) -> Result<u8, CliError> {
             Command::Rollout(arguments) => rollout::run(arguments, &globals).await,
             Command::Resolve(arguments) => resolve::run(arguments, &globals).await,
             Command::Doctor(arguments) => doctor::run(&arguments, &globals).await,
-            Command::Completions(_) | Command::Demo(_) => Ok(0),
+            Command::Completions(_) | Command::Demo(_) | Command::PackageFiles(_) => Ok(0),
         }
     })
 }
@@ -186,7 +194,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }
 }

@@ -90,6 +90,12 @@ impl From<file::FileError> for Failure {
     }
 }
 
+/// The definition of the command line, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
+}
+
 /// Runs the program `mesh-coordinator`.
 #[must_use]
 pub fn main() -> ExitCode {

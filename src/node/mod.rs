@@ -65,6 +65,12 @@ use crate::protocol::api::{ApiError, ErrorCode};
 use config::{Arguments, Config, Job, ResolvConfJob};
 use state::{StateDir, StateError};
 
+/// The definition of the command line, for man pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
+}
+
 /// Runs meshd with the arguments of the command line, and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
