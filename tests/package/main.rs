@@ -1,5 +1,6 @@
 //! The files beside the programs: units, example configurations, and the commands of the README.
 
+mod contents;
 mod fuzz;
 mod readme;
 mod units;
