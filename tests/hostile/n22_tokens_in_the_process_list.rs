@@ -132,7 +132,8 @@ fn neither_the_documents_nor_the_programs_propose_a_token_on_the_command_line() 
     assert_eq!(proposals("meshctl join -").len(), 0);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = vec![root.join("README.md"), root.join("CONTRIBUTING.md")];
-    for directory in ["config", "systemd", "docs", "examples"] {
+    let documents = ["docs", "docs/howto", "docs/reference"];
+    for directory in [&["config", "systemd", "examples"][..], &documents].concat() {
         let entries = std::fs::read_dir(root.join(directory))
             .into_iter()
             .flatten();

@@ -1,8 +1,7 @@
-//! The files beside the programs: units, example configurations, and the commands of the README.
+//! The files beside the programs: units and example configurations. `tests/docs` has the README.
 
 mod contents;
 mod fuzz;
-mod readme;
 mod units;
 
 use std::path::{Path, PathBuf};

@@ -93,9 +93,9 @@ fn what_lets_meshd_change_the_hosts_resolver_is_there_and_asks_for_no_more() {
     );
     let rules = read("systemd/meshd.rules");
     assert!(rules.contains("subject.user == \"meshd\""), "{rules}");
-    let readme = read("README.md");
+    let page = read("docs/howto/resolver.md");
     for file in ["systemd/meshd-resolv-conf.", "systemd/meshd.rules"] {
-        assert!(readme.contains(file), "{file}");
+        assert!(page.contains(file), "{file}");
     }
 }
 
