@@ -123,12 +123,17 @@ impl Page {
                 Inside::Nothing
             }
             (Event::Start(Tag::CodeBlock(kind)), _) => {
-                let CodeBlockKind::Fenced(language) = kind else {
-                    self.fault(line, "an indented block: fence it, and name its language");
-                    return Inside::Nothing;
+                let language = match kind {
+                    CodeBlockKind::Fenced(language) => language.to_string(),
+                    // The documents outside the book have no other blocks.
+                    CodeBlockKind::Indented if !self.path.contains('/') => "sh".to_owned(),
+                    CodeBlockKind::Indented => {
+                        self.fault(line, "an indented block: fence it, and name its language");
+                        return Inside::Nothing;
+                    }
                 };
                 Inside::Block(Block {
-                    language: language.to_string(),
+                    language,
                     text: String::new(),
                     line: line + 1,
                     range: 0..0,
@@ -219,7 +224,7 @@ fn line_of(text: &str, at: usize) -> usize {
 #[test]
 fn a_page_is_read_with_its_markers() {
     let text = "# A `b` c!\n\n<!-- setup: a mesh -->\n\n<!-- on: web-1 -->\n```sh\nls\n```\n\n[x](y.md#z) `meshctl status`\n\n    indented\n\n<!-- nonsense -->\n";
-    let page = Page::new("p.md", text.to_owned());
+    let page = Page::new("docs/p.md", text.to_owned());
     assert_eq!(page.anchors, ["a-b-c"]);
     assert_eq!(page.links[0].target, "y.md#z");
     assert_eq!(page.spans, ["meshctl status"]);

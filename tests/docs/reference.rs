@@ -114,7 +114,6 @@ fn the_reference_of_the_configuration_is_that_of_the_types_and_the_examples() {
                 section = Some(&row.section);
                 let title = match row.section.as_str() {
                     "" => "At the top".to_owned(),
-                    text if text.starts_with('[') => format!("`[{text}]`"),
                     text => format!("`[{text}]`"),
                 };
                 let _ = write!(page, "\n### {title}\n");

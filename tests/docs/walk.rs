@@ -198,7 +198,7 @@ struct Said {
 struct Walk {
     path: String,
     places: BTreeMap<String, Place>,
-    _world: World,
+    world: World,
     directory: tempfile::TempDir,
     /// The last token that a command printed. Each command has it as its standard input.
     token: String,
@@ -216,7 +216,7 @@ impl Walk {
         let mut walk = Self {
             path: page.path.clone(),
             places: BTreeMap::new(),
-            _world: world,
+            world: world,
             directory,
             token: String::new(),
             edits: Vec::new(),
@@ -267,10 +267,10 @@ impl Walk {
         let machine = if engine {
             let built = Path::new(program_path("meshd")).parent().expect("a folder");
             let shared = [self.directory.path().to_owned(), built.to_owned()];
-            let host = self._world.docker_host(name, &shared);
+            let host = self.world.docker_host(name, &shared);
             Machine::Engine(host.expect("an engine that starts"))
         } else {
-            Machine::Plain(self._world.host(name).expect("a namespace"))
+            Machine::Plain(self.world.host(name).expect("a namespace"))
         };
         let place = Place {
             units: BTreeMap::new(),
