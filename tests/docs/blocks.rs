@@ -77,7 +77,9 @@ fn every_configuration_is_accepted_by_its_program() {
         let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
         file.write_all(block.text.as_bytes()).expect("writable");
         let mut command = program(name);
-        command.args(["--check-config", "--config"]).arg(file.path());
+        command
+            .args(["--check-config", "--config"])
+            .arg(file.path());
         if cfg!(not(feature = "etcd")) && block.text.contains("\"etcd\"") {
             continue;
         }
@@ -91,9 +93,13 @@ fn every_configuration_is_accepted_by_its_program() {
 fn every_compose_file_is_accepted_by_compose() {
     let blocks = blocks("yaml");
     assert!(blocks.len() >= 7, "{} blocks", blocks.len());
-    let (compose, others): (Vec<_>, Vec<_>) = blocks
-        .iter()
-        .partition(|(_, block)| block.text.lines().next().is_some_and(|l| l.ends_with("compose.yaml")));
+    let (compose, others): (Vec<_>, Vec<_>) = blocks.iter().partition(|(_, block)| {
+        block
+            .text
+            .lines()
+            .next()
+            .is_some_and(|l| l.ends_with("compose.yaml"))
+    });
     for (at, block) in others {
         assert!(block.text.starts_with("# prometheus.yml\n"), "{at}");
     }

@@ -21,7 +21,12 @@ fn mdbook_builds_the_book() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(!said.contains("WARN") && !said.contains("ERROR"), "{said}");
-    for page in ["index.html", "tutorial.html", "reference/configuration.html", "howto/backup.html"] {
+    for page in [
+        "index.html",
+        "tutorial.html",
+        "reference/configuration.html",
+        "howto/backup.html",
+    ] {
         assert!(to.path().join(page).is_file(), "{page}");
     }
 }

@@ -82,11 +82,19 @@ fn the_page_of_ports_has_the_ports_of_the_code() {
     ] {
         assert!(page.contains(&port), "{port}");
     }
-    let rows = page.lines().filter(|line| line.starts_with("| TCP") || line.starts_with("| UDP"));
+    let rows = page
+        .lines()
+        .filter(|line| line.starts_with("| TCP") || line.starts_with("| UDP"));
     assert_eq!(rows.count(), 6);
     for (file, values) in [
-        ("config/meshd.toml", ["listen_port = 51820", "127.0.0.1:9560"]),
-        ("config/coordinator.toml", ["0.0.0.0:7443", "127.0.0.1:9561"]),
+        (
+            "config/meshd.toml",
+            ["listen_port = 51820", "127.0.0.1:9560"],
+        ),
+        (
+            "config/coordinator.toml",
+            ["0.0.0.0:7443", "127.0.0.1:9561"],
+        ),
     ] {
         let text = read(file);
         for value in values {

@@ -84,7 +84,8 @@ fn fault(
         return Some("it is not in the book");
     }
     let has = |anchors: &&Vec<String>| anchors.iter().any(|known| known == anchor);
-    (!anchor.is_empty() && !anchors.get(&path).is_some_and(has)).then_some("there is no such heading")
+    (!anchor.is_empty() && !anchors.get(&path).is_some_and(has))
+        .then_some("there is no such heading")
 }
 
 /// The path without `..`.

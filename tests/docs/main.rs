@@ -30,8 +30,7 @@ use std::process::Command;
 use page::Page;
 
 /// The command that brings the pages up to date.
-pub(crate) const UPDATE: &str =
-    "MESHD_UPDATE_DOCS=1 cargo nextest run --features etcd --test docs";
+pub(crate) const UPDATE: &str = "MESHD_UPDATE_DOCS=1 cargo nextest run --features etcd --test docs";
 
 /// Whether the pages are to be changed instead of compared.
 pub(crate) fn is_update() -> bool {

@@ -167,6 +167,9 @@ impl Page {
                         self.links.push(Link { target, line });
                     }
                     Event::Code(text) => self.spans.push(text.to_string()),
+                    Event::InlineHtml(html) => {
+                        self.fault(line, &format!("{html} is HTML, which a book does not show"));
+                    }
                     Event::Start(Tag::Paragraph) if marker.is_some() => {
                         self.fault(line, "a comment for a block stands before a paragraph");
                         *marker = None;
@@ -223,7 +226,7 @@ fn line_of(text: &str, at: usize) -> usize {
 
 #[test]
 fn a_page_is_read_with_its_markers() {
-    let text = "# A `b` c!\n\n<!-- setup: a mesh -->\n\n<!-- on: web-1 -->\n```sh\nls\n```\n\n[x](y.md#z) `meshctl status`\n\n    indented\n\n<!-- nonsense -->\n";
+    let text = "# A `b` c!\n\n<!-- setup: a mesh -->\n\n<!-- on: web-1 -->\n```sh\nls\n```\n\n[x](y.md#z) `meshctl status` <p>\n\n    indented\n\n<!-- nonsense -->\n";
     let page = Page::new("docs/p.md", text.to_owned());
     assert_eq!(page.anchors, ["a-b-c"]);
     assert_eq!(page.links[0].target, "y.md#z");
@@ -233,5 +236,5 @@ fn a_page_is_read_with_its_markers() {
     assert_eq!((block.language.as_str(), block.line), ("sh", 7));
     assert_eq!(&text[block.range.clone()], "ls\n");
     assert_eq!(block.marker, Some(Marker::On("web-1".into())));
-    assert_eq!(page.faults.len(), 2, "{:?}", page.faults);
+    assert_eq!(page.faults.len(), 3, "{:?}", page.faults);
 }

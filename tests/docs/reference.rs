@@ -6,9 +6,16 @@ use std::fmt::Write as _;
 use crate::{UPDATE, is_update, program, read, repository, walk};
 
 /// The types of the configuration files. The first of each list has the type `File`.
-const NODE_TYPES: [&str; 3] = ["src/node/config/file.rs", "src/os/log.rs", "src/os/log/mod.rs"];
-const COORDINATOR_TYPES: [&str; 3] =
-    ["src/coordinator/config.rs", "src/os/log.rs", "src/os/log/mod.rs"];
+const NODE_TYPES: [&str; 3] = [
+    "src/node/config/file.rs",
+    "src/os/log.rs",
+    "src/os/log/mod.rs",
+];
+const COORDINATOR_TYPES: [&str; 3] = [
+    "src/coordinator/config.rs",
+    "src/os/log.rs",
+    "src/os/log/mod.rs",
+];
 
 /// Compares a page of the reference with `text`, or writes it.
 pub(crate) fn check(path: &str, text: &str) {
@@ -29,6 +36,23 @@ pub(crate) fn check(path: &str, text: &str) {
         differs + 1,
         text.lines().nth(differs).unwrap_or_default()
     );
+}
+
+/// A text as a cell of a table: a bar does not end the cell, and an angle bracket is no HTML.
+pub(crate) fn cell(text: &str) -> String {
+    let parts = text.split('`').enumerate().map(|(n, part)| {
+        let part = part.replace('|', "\\|");
+        match n % 2 {
+            0 => part.replace('<', "&lt;"),
+            _ => part,
+        }
+    });
+    parts.collect::<Vec<_>>().join("`")
+}
+
+#[test]
+fn a_cell_of_a_table_keeps_its_text() {
+    assert_eq!(cell("a|b <c> `<d>`"), "a\\|b &lt;c> `<d>`");
 }
 
 /// The first lines of a page.
@@ -56,7 +80,12 @@ fn add_command(page: &mut String, words: &[&str]) {
     assert!(output.status.success(), "{words:?}: {output:?}");
     let help = String::from_utf8(output.stdout).expect("a text");
     let lines: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();
-    let _ = write!(page, "\n## {}\n\n```text\n{}\n```\n", words.join(" "), lines.join("\n"));
+    let _ = write!(
+        page,
+        "\n## {}\n\n```text\n{}\n```\n",
+        words.join(" "),
+        lines.join("\n")
+    );
     for below in commands_in(&help) {
         add_command(page, &[words, &[below]].concat());
     }
@@ -69,7 +98,13 @@ fn commands_in(help: &str) -> Vec<&str> {
     for line in help.lines() {
         if !line.starts_with(' ') {
             let is_heading = line.ends_with(':') && !line.starts_with("Usage");
-            let other = ["Arguments:", "Options:", "Examples:", "Global options:", "Exit codes:"];
+            let other = [
+                "Arguments:",
+                "Options:",
+                "Examples:",
+                "Global options:",
+                "Exit codes:",
+            ];
             is_list = is_heading && !other.contains(&line);
         } else if is_list
             && line.starts_with("  ")
@@ -167,22 +202,33 @@ fn example(text: &str) -> Vec<Row> {
         let comment = line.strip_prefix("# ");
         let is_key = |text: &str| {
             text.split_once(" = ").is_some_and(|(name, _)| {
-                name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+                name.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
             })
         };
         let is_section = |text: &str| {
-            text.starts_with('[') && text.split(" #").next().is_some_and(|t| t.trim_end().ends_with(']'))
+            text.starts_with('[')
+                && text
+                    .split(" #")
+                    .next()
+                    .is_some_and(|t| t.trim_end().ends_with(']'))
         };
-        let code = comment.filter(|text| is_key(text) || is_section(text)).unwrap_or(line);
+        let code = comment
+            .filter(|text| is_key(text) || is_section(text))
+            .unwrap_or(line);
         if line.trim().is_empty() {
             about.clear();
         } else if is_section(code) {
-            let inner = code.trim().strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+            let inner = code
+                .trim()
+                .strip_prefix('[')
+                .and_then(|t| t.strip_suffix(']'));
             section = inner.expect("a section").to_owned();
             about_section = about.drain(..).collect::<Vec<_>>().join(" ");
         } else if is_key(code) {
             let (name, rest) = code.split_once(" = ").expect("a key");
-            let (value, trailing) = match rest.split_once("  #").or_else(|| rest.split_once(" # ")) {
+            let (value, trailing) = match rest.split_once("  #").or_else(|| rest.split_once(" # "))
+            {
                 Some((value, comment)) => (value.trim(), comment.trim()),
                 None => (rest.trim(), ""),
             };
@@ -194,7 +240,7 @@ fn example(text: &str) -> Vec<Row> {
                 name: name.to_owned(),
                 value: value.to_owned(),
                 is_default: !line.starts_with('#'),
-                about: words.join(" ").replace('|', "\\|"),
+                about: cell(&words.join(" ")),
             });
         } else if let Some(text) = comment {
             about.push(text);
@@ -263,8 +309,14 @@ fn the_reference_of_the_metrics_is_that_of_running_programs() {
     page.push_str(
         "\nUnits are seconds and bytes; names of counters end in `_total`, and counters begin at 0 when the program starts.\n[Monitor a mesh](../howto/monitoring.md) says which ones to watch.\n",
     );
-    for (program, text) in [("meshd", &mesh.meshd), ("mesh-coordinator", &mesh.coordinator)] {
-        let _ = write!(page, "\n## {program}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    for (program, text) in [
+        ("meshd", &mesh.meshd),
+        ("mesh-coordinator", &mesh.coordinator),
+    ] {
+        let _ = write!(
+            page,
+            "\n## {program}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n"
+        );
         for metric in metrics(text) {
             let labels: Vec<String> = metric.labels.iter().map(|l| format!("`{l}`")).collect();
             let _ = writeln!(
@@ -273,13 +325,18 @@ fn the_reference_of_the_metrics_is_that_of_running_programs() {
                 metric.name,
                 metric.kind,
                 labels.join(", "),
-                metric.help
+                cell(&metric.help)
             );
         }
         for metric in metrics(text).iter().filter(|m| !m.values.is_empty()) {
             let values: Vec<String> = metric.values.iter().map(|v| format!("`{v}`")).collect();
             let label = &metric.labels[0];
-            let _ = write!(page, "\nValues of `{label}` of `{}`: {}.\n", metric.name, values.join(", "));
+            let _ = write!(
+                page,
+                "\nValues of `{label}` of `{}`: {}.\n",
+                metric.name,
+                values.join(", ")
+            );
         }
     }
     check("docs/reference/metrics.md", &page);

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 use syn::{Attribute, Fields, Item, Type};
 
-use crate::reference::{check, head};
+use crate::reference::{cell, check, head};
 use crate::{read, repository, walk};
 
 /// The commands, the types that they print, and the files of the schemas.
@@ -30,8 +30,20 @@ const SOURCES: [&str; 6] = [
 ];
 /// Types that are a JSON string.
 const STRINGS: [&str; 14] = [
-    "String", "Label", "PublicKey", "WireGuardKey", "ServiceName", "IpAddr", "Ipv4Addr", "Ipv6Addr",
-    "Ipv4Net", "Ipv6Net", "SocketAddr", "CoordinatorUrl", "Protocol", "Tag",
+    "String",
+    "Label",
+    "PublicKey",
+    "WireGuardKey",
+    "ServiceName",
+    "IpAddr",
+    "Ipv4Addr",
+    "Ipv6Addr",
+    "Ipv4Net",
+    "Ipv6Net",
+    "SocketAddr",
+    "CoordinatorUrl",
+    "Protocol",
+    "Tag",
 ];
 const INTEGERS: [&str; 6] = ["u8", "u16", "u32", "u64", "usize", "UnixSeconds"];
 
@@ -65,7 +77,10 @@ fn the_reference_of_json_is_that_of_the_types() {
         add_fields(&mut page, &types, name, "");
         let mut schema = schema_of(&types, name);
         let object = schema.as_object_mut().expect("a document is an object");
-        object.insert("$schema".into(), json!("https://json-schema.org/draft/2020-12/schema"));
+        object.insert(
+            "$schema".into(),
+            json!("https://json-schema.org/draft/2020-12/schema"),
+        );
         object.insert("title".into(), json!(command));
         let text = serde_json::to_string_pretty(&schema).expect("a document") + "\n";
         check(&format!("docs/reference/schemas/{file}.json"), &text);
@@ -147,7 +162,10 @@ fn types() -> BTreeMap<String, Known> {
                 }
                 Item::Enum(item) if item.variants.iter().all(|v| v.fields.is_empty()) => {
                     let style = serde(&item.attrs, "rename_all");
-                    let own = item.variants.iter().filter(|v| !has_serde(&v.attrs, "other"));
+                    let own = item
+                        .variants
+                        .iter()
+                        .filter(|v| !has_serde(&v.attrs, "other"));
                     let words = own.map(|variant| {
                         serde(&variant.attrs, "rename").unwrap_or_else(|| {
                             renamed(&variant.ident.to_string(), style.as_deref())
@@ -168,7 +186,7 @@ fn field(field: syn::Field) -> Field {
         name: serde(&field.attrs, "rename")
             .unwrap_or_else(|| field.ident.expect("a named field").to_string()),
         kind: field.ty,
-        about: about.join(" ").trim().replace(['[', ']'], "").replace('|', "\\|"),
+        about: about.join(" ").trim().replace(['[', ']'], ""),
         is_always_there: !has_serde(&field.attrs, "skip_serializing_if"),
         is_flat: has_serde(&field.attrs, "flatten"),
     }
@@ -283,7 +301,8 @@ fn add_fields(page: &mut String, types: &BTreeMap<String, Known>, name: &str, at
     page.push_str("\n| field | value | meaning |\n|---|---|---|\n");
     for field in &fields {
         let value = value_of(types, &field.kind);
-        let _ = writeln!(page, "| `{}` | {value} | {} |", field.name, field.about);
+        let about = cell(&field.about);
+        let _ = writeln!(page, "| `{}` | {value} | {about} |", field.name);
     }
     for field in fields {
         let inner = inner_type(&field.kind);

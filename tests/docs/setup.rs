@@ -92,7 +92,11 @@ fn sentences_are_read() {
     let text = |t: &str| t.to_owned();
     assert_eq!(
         Setup::parse("a mesh of db-1, web-1 and web-2"),
-        Some(Setup::Mesh(vec![text("db-1"), text("web-1"), text("web-2")]))
+        Some(Setup::Mesh(vec![
+            text("db-1"),
+            text("web-1"),
+            text("web-2")
+        ]))
     );
     assert_eq!(
         Setup::parse("a program listens on port 5432 of db-1 (it stands in for home-1)"),

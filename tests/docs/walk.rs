@@ -333,7 +333,10 @@ impl Walk {
                 page.push('\n');
             }
             if !compares && !said.success {
-                self.fault(block, format!("`{command}` on {host} failed: {}", said.text));
+                self.fault(
+                    block,
+                    format!("`{command}` on {host} failed: {}", said.text),
+                );
             }
             if compares && !is_update() && masked(&said.text) != masked(&expected) {
                 self.fault(
@@ -469,6 +472,11 @@ impl Walk {
     fn set_up(&mut self, setup: &Setup) {
         match setup {
             Setup::Coordinator(host) => {
+                // A host with an engine has several addresses, of which only this one is reached by others.
+                let place = self.at(host);
+                let address = place.machine.host().v4();
+                let text = format!("public_urls = [\"https://{address}:7443\"]\n");
+                place.write("/etc/meshd/coordinator.toml", text);
                 self.must(host, "systemctl start mesh-coordinator");
                 self.must(host, "meshctl init");
             }
@@ -494,12 +502,16 @@ impl Walk {
                 self.must(host, &format!("nft '{rules}'"));
             }
             Setup::TlsFiles { from, to } => {
+                for host in to {
+                    self.must(host, "install -d -m 700 /var/lib/mesh-coordinator");
+                }
                 for file in ["tls.key", "tls.crt"] {
                     let path = format!("/var/lib/mesh-coordinator/{file}");
                     let text = std::fs::read(self.at(from).machine.host().path(&path));
                     let text = text.expect("the coordinator made it");
                     for host in to {
                         self.at(host).write(&path, &text);
+                        self.must(host, &format!("chmod 600 {path}"));
                     }
                 }
             }
@@ -622,7 +634,14 @@ impl Place {
             .env("PATH", format!("{}:{path}", folder.display()))
             .env("HOME", "/root")
             .stdin(Stdio::null());
-        for name in ["NOTIFY_SOCKET", "JOURNAL_STREAM", "MESHD_SOCKET", "MESH_ADMIN_SOCKET", "MESH_KEY", "RUST_LOG"] {
+        for name in [
+            "NOTIFY_SOCKET",
+            "JOURNAL_STREAM",
+            "MESHD_SOCKET",
+            "MESH_ADMIN_SOCKET",
+            "MESH_KEY",
+            "RUST_LOG",
+        ] {
             command.env_remove(name);
         }
         command
