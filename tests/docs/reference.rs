@@ -162,7 +162,7 @@ fn the_reference_of_the_configuration_is_that_of_the_types_and_the_examples() {
                 false => "none".to_owned(),
             };
             let mut about = row.about.clone();
-            if !row.is_default {
+            if !row.is_default && !about.contains(&row.value) {
                 let space = if about.is_empty() { "" } else { " " };
                 let _ = write!(about, "{space}Example: `{}`", row.value);
             }
@@ -193,29 +193,20 @@ impl Row {
     }
 }
 
-/// Reads the keys and their comments from an example file.
+/// Reads the keys and their comments from an example file. A key without a default is commented out, or its comment says that the value
+/// is an example. A file in which all keys are commented out begins these lines with `#` and no space.
 fn example(text: &str) -> Vec<Row> {
     let mut rows = Vec::new();
     let (mut section, mut about_section) = (String::new(), String::new());
     let mut about: Vec<&str> = Vec::new();
     for line in text.lines() {
         let comment = line.strip_prefix("# ");
-        let is_key = |text: &str| {
-            text.split_once(" = ").is_some_and(|(name, _)| {
-                name.bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-            })
+        let bare = line.trim_start_matches('#').trim_start();
+        let code = if is_key(bare) || is_section(bare) {
+            bare
+        } else {
+            line
         };
-        let is_section = |text: &str| {
-            text.starts_with('[')
-                && text
-                    .split(" #")
-                    .next()
-                    .is_some_and(|t| t.trim_end().ends_with(']'))
-        };
-        let code = comment
-            .filter(|text| is_key(text) || is_section(text))
-            .unwrap_or(line);
         if line.trim().is_empty() {
             about.clear();
         } else if is_section(code) {
@@ -224,23 +215,25 @@ fn example(text: &str) -> Vec<Row> {
                 .strip_prefix('[')
                 .and_then(|t| t.strip_suffix(']'));
             section = inner.expect("a section").to_owned();
-            about_section = about.drain(..).collect::<Vec<_>>().join(" ");
+            about_section = std::mem::take(&mut about).join(" ");
         } else if is_key(code) {
             let (name, rest) = code.split_once(" = ").expect("a key");
-            let (value, trailing) = match rest.split_once("  #").or_else(|| rest.split_once(" # "))
-            {
+            let (value, trailing) = match rest.split_once(" #") {
                 Some((value, comment)) => (value.trim(), comment.trim()),
                 None => (rest.trim(), ""),
             };
             let mut words: Vec<&str> = std::mem::take(&mut about);
             words.extend(Some(trailing).filter(|t| !t.is_empty()));
+            let words = words.join(" ");
+            let comments = format!("{about_section} {words}");
+            let is_example = comments.contains("Example") || comments.contains("an example");
             rows.push(Row {
                 section: section.clone(),
-                about_section: about_section.clone(),
+                about_section: cell(&about_section),
                 name: name.to_owned(),
                 value: value.to_owned(),
-                is_default: !line.starts_with('#'),
-                about: cell(&words.join(" ")),
+                is_default: comment.is_none() && !is_example,
+                about: cell(&words),
             });
         } else if let Some(text) = comment {
             about.push(text);
@@ -252,9 +245,20 @@ fn example(text: &str) -> Vec<Row> {
     rows
 }
 
+fn is_key(text: &str) -> bool {
+    text.split_once(" = ").is_some_and(|(name, _)| {
+        name.bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    })
+}
+
+fn is_section(text: &str) -> bool {
+    text.starts_with('[') && text.trim_end().ends_with(']')
+}
+
 #[test]
 fn an_example_file_is_read() {
-    let text = "# The file.\n\n# A.\n# B.\na = 1\n# b = \"x\"   # C\n\n# S.\n[s]\nkind = \"k\"\n# kind = \"l\"\n";
+    let text = "# The file.\n\n# A.\n# B.\na = 1\n# b = \"x\"   # C\n\n# S.\n[s]\nkind = \"k\"\n# kind = \"l\"\n\n#[[t]]\n#c = 2\n# Example.\n#d = 3\n";
     let rows: Vec<_> = example(text)
         .iter()
         .map(|r| (r.key(), r.value.clone(), r.is_default, r.about.clone()))
@@ -265,7 +269,9 @@ fn an_example_file_is_read() {
         [
             row("a", "1", true, "A. B."),
             row("b", "\"x\"", false, "C"),
-            row("s.kind", "\"k\"", true, "")
+            row("s.kind", "\"k\"", true, ""),
+            row("t.c", "2", true, ""),
+            row("t.d", "3", false, "Example."),
         ]
     );
 }
