@@ -268,6 +268,23 @@ impl Container {
         }
     }
 
+    /// Why its instance is unhealthy, draining or withdrawn. None if nothing is wrong with the container.
+    pub(super) fn why_unused(&self) -> Option<&'static str> {
+        match (self.state, self.health()) {
+            (State::Gone, _) if self.history.ended_early => {
+                Some("its container ended within seconds of its start")
+            }
+            (State::Gone, _) => Some("its container ended"),
+            (State::Draining { .. }, _) => Some("its container received its stop signal"),
+            _ if self.paused => Some("its container is paused"),
+            (_, Health::Unhealthy) => match self.exposed.health {
+                HealthSource::Tcp(_) => Some("its port accepts no connection"),
+                _ => Some("the HEALTHCHECK of its container fails"),
+            },
+            _ => None,
+        }
+    }
+
     pub(super) fn is_mapped(&self) -> bool {
         self.state != State::Gone
     }

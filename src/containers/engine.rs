@@ -254,7 +254,6 @@ impl Session<'_> {
         inventory_known: &mut bool,
     ) -> Result<std::convert::Infallible, Ended> {
         let engine = self.engine().await?;
-        tracing::info!(version = %engine.version, podman = engine.podman, "connected to the container engine");
         self.report(Report::Engine(engine.clone())).await?;
         let networks =
             networks_and_native(self.socket.clone(), engine.clone(), self.network).await?;

@@ -307,6 +307,15 @@ impl Containers {
         }
     }
 
+    /// Why an instance is unhealthy, draining or withdrawn. None if nothing is wrong with its container.
+    #[must_use]
+    pub fn why_unused(&self, instance: &Label) -> Option<&'static str> {
+        match self.held.values().find(|held| held.label == *instance) {
+            Some(held) => held.why_unused(),
+            None => Some("its container was removed, or is not exposed any more"),
+        }
+    }
+
     /// Checks all time limits. Returns whether the published instances or the mappings may have changed. This is to be
     /// called about twice a second.
     pub fn handle_time(&mut self, now: Instant) -> bool {

@@ -11,6 +11,8 @@ use super::store::EtcdSettings;
 use crate::model::Label;
 use crate::model::domain::check_domain;
 use crate::os::config_file::{ConfigError, ConfigFile, Findings};
+use crate::os::log::LogSettings;
+use crate::os::metrics::MetricsListen;
 use crate::protocol::token::MAX_URLS;
 use crate::protocol::url::CoordinatorUrl;
 
@@ -74,6 +76,7 @@ struct File {
     mesh: Mesh,
     store: Store,
     metrics: Metrics,
+    log: LogSettings,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -108,7 +111,7 @@ enum StoreKind {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Metrics {
-    listen: Option<SocketAddr>,
+    listen: Option<MetricsListen>,
 }
 
 /// The configuration that the coordinator uses.
@@ -128,8 +131,9 @@ pub struct Config {
     pub prefix_v4: Ipv4Net,
     /// The prefix length of its node blocks.
     pub node_block_v4: u8,
-    /// The address at which metrics are served.
-    pub metrics_listen: SocketAddr,
+    /// The address at which metrics are served; absent: they are not.
+    pub metrics_listen: Option<SocketAddr>,
+    pub log: LogSettings,
     /// The store that the coordinator shares with others, instead of SQLite.
     pub etcd: Option<EtcdSettings>,
 }
@@ -204,7 +208,8 @@ impl Config {
             metrics_listen: file
                 .metrics
                 .listen
-                .unwrap_or_else(|| default("127.0.0.1:9561")),
+                .map_or_else(|| Some(default("127.0.0.1:9561")), MetricsListen::address),
+            log: file.log,
             etcd: file.store.into_etcd(),
         }
     }

@@ -76,6 +76,11 @@ impl Proven {
     pub(super) fn envelope(&self) -> &Authentic {
         &self.envelope
     }
+
+    /// The name that the node wants.
+    pub(super) fn name(&self) -> &Label {
+        &self.membership.name
+    }
 }
 
 /// Verifies the signatures of a request, and its version of the protocol. That needs no ledger, and takes longer than all other
@@ -146,6 +151,14 @@ fn proven_membership(request: &JoinRequest) -> Result<Proven, ApiError> {
         Err(bad(
             "the node does not prove that it holds its identity key",
         ))
+    }
+}
+
+/// The name in a request that may be forged.
+pub(super) fn claimed_name(request: &JoinRequest) -> Option<Label> {
+    match Record::parse(&request.membership.payload) {
+        Ok((_, Record::Membership(membership))) => Some(membership.name),
+        _ => None,
     }
 }
 

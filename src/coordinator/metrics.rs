@@ -1,24 +1,21 @@
-//! Metrics for Prometheus, over plain HTTP on an address of the operator's choice.
+//! Metrics for Prometheus and the health of the coordinator, over plain HTTP on an address of the operator's choice.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::routing::get;
-use hyper_util::rt::TokioIo;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use super::hub::{Hub, Size};
-use crate::os::metrics::MetricsPage;
-use crate::os::tasks::Tasks;
+use crate::os::metrics::{self, MetricsPage};
 
-/// Binds the address. Without it everything else goes on.
-pub(super) async fn bind(listen: SocketAddr) -> Option<TcpListener> {
+/// Binds the address, if there is one. Without it everything else goes on.
+pub(super) async fn bind(listen: Option<SocketAddr>) -> Option<TcpListener> {
+    let listen = listen?;
     TcpListener::bind(listen)
         .await
         .inspect_err(
@@ -27,49 +24,33 @@ pub(super) async fn bind(listen: SocketAddr) -> Option<TcpListener> {
         .ok()
 }
 
-/// The maximum number of connections at once. A monitoring program needs one.
-const MAX_CONNECTIONS: usize = 16;
-/// How long one connection may take, from its first byte to the end of the answer.
-const TIME_LIMIT: Duration = Duration::from_secs(10);
-/// The maximum size of a request's head, in bytes.
-const MAX_HEAD: usize = 16 * 1024;
-
-/// Serves until the program ends. Each connection serves one request and is closed soon, so that its file descriptor is free
-/// for a node.
+/// Serves until the program ends.
 pub(super) async fn serve(listener: TcpListener, hub: Arc<Hub>) {
+    let scrape = |State(hub): State<Arc<Hub>>| async move { metrics::answer(text(&hub)) };
+    let ready = |State(hub): State<Arc<Hub>>| async move { ready(&hub) };
     let router = Router::new()
-        .route(
-            "/metrics",
-            get(|State(hub): State<Arc<Hub>>| async move { text(&hub) }),
-        )
+        .route("/metrics", get(scrape))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
         .with_state(hub);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        let tcp = match listener.accept().await {
-            Ok((tcp, _)) => tcp,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection for metrics");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let service = TowerToHyperService::new(router.clone());
-        let served = hyper::server::conn::http1::Builder::new()
-            .keep_alive(false)
-            .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(tcp), service);
-        Tasks::current().spawn_child("metrics connection", async move {
-            let _ = tokio::time::timeout(TIME_LIMIT, served).await;
-            drop(place);
-        });
+    metrics::serve(listener, router).await;
+}
+
+/// Whether nodes can join: the same answer on the port of the nodes and on that of the metrics.
+pub(super) fn ready(hub: &Hub) -> (StatusCode, &'static str) {
+    if hub.mesh_state().mesh.is_some() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "there is no mesh yet; run `meshctl init`\n",
+        )
     }
 }
 
 fn text(hub: &Hub) -> String {
     let Size {
+        members,
         records,
         revision,
         connections,
@@ -78,14 +59,17 @@ fn text(hub: &Hub) -> String {
     let counts = &hub.counts;
     let mut page = MetricsPage::new("mesh_coordinator_");
     page.build_info();
-    page.gauge("records", "Records held.", records as u64);
+    let help = "Whether there is a mesh, so that nodes can join.";
+    page.gauge("ready", help, ready(hub).0 == StatusCode::OK);
+    page.gauge("members", "Nodes that are members of the mesh.", members);
+    page.gauge("records", "Records held.", records);
     page.gauge("revision", "The last revision.", revision);
-    page.gauge("connections", "Control streams open.", connections as u64);
+    page.gauge("connections", "Control streams open.", connections);
     let help = "Whether the store came from a backup and the nodes have not told everything yet.";
-    page.gauge("refilling", help, refilling.into());
+    page.gauge("refilling", help, refilling);
     let help = "Public URLs that do not lead back to this coordinator.";
     let failing = hub.url_problems.read().len();
-    page.gauge("public_urls_failing", help, failing as u64);
+    page.gauge("public_urls_failing", help, failing);
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     page.counters(
         "joins_total",

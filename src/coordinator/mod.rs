@@ -44,8 +44,8 @@ pub use config::{Arguments, Command, Config};
 pub use marks::MarkKey;
 pub use running::Coordinator;
 
-use crate::os::file;
 use crate::os::signals::StopSignals;
+use crate::os::{file, log};
 use crate::protocol::api::ErrorCode;
 
 /// A failure of the program, with its message and its exit code.
@@ -103,10 +103,10 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return crate::os::usage::report("mesh-coordinator", &error),
     };
-    crate::os::log::to_stderr();
     let result = Config::load(&arguments)
         .map_err(|e| Failure::new(ErrorCode::Configuration, e))
         .and_then(|config| {
+            log::to_stderr(config.log);
             if arguments.check_config {
                 println!("the configuration is right");
                 return Ok(());
@@ -126,7 +126,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("mesh-coordinator: {failure}");
+            log::report_failure("mesh-coordinator", &failure.to_string());
             ExitCode::from(failure.code.exit_code())
         }
     }

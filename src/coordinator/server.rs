@@ -5,7 +5,7 @@
 //! sender sends extends it. A connection serves one request.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use hyper::service::Service as _;
@@ -30,7 +30,8 @@ use super::control::{self, Served};
 use super::enroll::{self, Proven};
 use super::hub::Hub;
 use super::slots::{Slot, Slots};
-use super::{Failure, reply};
+use super::{Failure, metrics, reply};
+use crate::model::Label;
 use crate::os::clock;
 use crate::os::tasks::Tasks;
 use crate::os::unix_server::failure;
@@ -191,16 +192,8 @@ async fn connection(
     }
 }
 
-async fn ready(State(served): State<Served>) -> Response {
-    if served.hub.mesh_state().mesh.is_some() {
-        "ready\n".into_response()
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "there is no mesh yet; run `meshctl init`\n",
-        )
-            .into_response()
-    }
+async fn ready(State(served): State<Served>) -> (StatusCode, &'static str) {
+    metrics::ready(&served.hub)
 }
 
 async fn join(
@@ -208,8 +201,11 @@ async fn join(
     Extension(slot): Extension<Slot>,
     request: Request,
 ) -> Response {
+    let mut name = None;
     let joined = async {
-        match join_request(&served, &slot, request).await? {
+        let asked = join_request(&served, &slot, request).await?;
+        name = asked.name();
+        match asked {
             Asked::Proven(proven) => {
                 let join = move |hub: &Hub| hub.join_proven(&proven, clock::now());
                 served.write_for_unverified(join).await
@@ -221,8 +217,9 @@ async fn join(
         }
     };
     let joined = joined.await;
-    if joined.is_ok() {
-        slot.handle_joined();
+    match &joined {
+        Ok(_) => slot.handle_joined(),
+        Err(error) => log_refused(slot.address(), name.as_ref(), error),
     }
     reply::answer(joined)
 }
@@ -232,8 +229,11 @@ async fn check_join(
     Extension(slot): Extension<Slot>,
     request: Request,
 ) -> Response {
+    let mut name = None;
     let checked = async {
-        match join_request(&served, &slot, request).await? {
+        let asked = join_request(&served, &slot, request).await?;
+        name = asked.name();
+        match asked {
             Asked::Proven(proven) => {
                 let check = move |hub: &Hub| hub.check_proven(&proven, clock::now());
                 served.write_for_unverified(check).await
@@ -244,13 +244,33 @@ async fn check_join(
             }
         }
     };
-    reply::answer(checked.await)
+    let checked = checked.await;
+    if let Err(error) = &checked {
+        log_refused(slot.address(), name.as_ref(), error);
+    }
+    reply::answer(checked)
+}
+
+/// Logs a join that is refused. Anybody can cause that, so these lines are bounded like all warnings.
+fn log_refused(source: IpAddr, name: Option<&Label>, error: &ApiError) {
+    let node = name.map(tracing::field::display);
+    tracing::warn!(%source, node, reason = error.message, "join refused");
 }
 
 /// A join request, whose signatures are verified once: at once if it carries a known token, otherwise in the writer's thread.
 enum Asked {
     Proven(Box<Proven>),
     Unproven(JoinRequest),
+}
+
+impl Asked {
+    /// The name that the node wants.
+    fn name(&self) -> Option<Label> {
+        match self {
+            Self::Proven(proven) => Some(proven.name().clone()),
+            Self::Unproven(request) => enroll::claimed_name(request),
+        }
+    }
 }
 
 /// Reads a join request. A connection whose request carries a known token and valid proofs no longer counts as opening.
@@ -282,4 +302,29 @@ async fn read_json<T: serde::de::DeserializeOwned>(request: Request) -> Result<T
         })?;
     serde_json::from_slice(&body)
         .map_err(|error| bad(format!("the request cannot be read: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::log::captured;
+    use crate::os::repeats::BURST;
+
+    const DOCUMENT: &str = include_str!("../../docs/logs.md");
+
+    #[test]
+    fn a_refused_join_is_one_line_with_its_source_and_a_flood_of_them_is_bounded() {
+        let source = IpAddr::from([192, 0, 2, 7]);
+        let name = Label::parse("web-1").expect("a literal");
+        let error = ApiError::new(ErrorCode::Forbidden, "the token\nexpired");
+        let refuse = || log_refused(source, Some(&name), &error);
+        let lines = captured::lines(refuse);
+        assert_eq!(
+            lines,
+            [r#"WARN join refused source=192.0.2.7 node=web-1 reason="the token\nexpired""#]
+        );
+        captured::assert_documented(&lines[0], DOCUMENT);
+        let many = captured::lines(|| (0..1000).for_each(|_| refuse()));
+        assert_eq!(many.len(), BURST as usize);
+    }
 }

@@ -60,6 +60,8 @@ pub enum Command {
     Resolve(Resolve, Reply<Resolved>),
     /// Return the facts for `meshctl doctor`.
     Checkup(Reply<Checkup>),
+    /// Return why this node is not ready, if it is not.
+    Ready(Reply<Option<String>>),
     /// Return the metrics as text.
     Metrics(Reply<String>),
 }

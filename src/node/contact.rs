@@ -2,11 +2,14 @@
 //! facts.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::paths::Paths;
 use crate::model::text::listed;
 use crate::path::watch::Reach;
 use crate::protocol::local::{PeerState, Problem};
+use crate::records::netmap::Member;
+use crate::tunnel::PeerStatus;
 
 /// The maximum number of peers that one message names. It gives the number of the others.
 const MAX_NAMED: usize = 5;
@@ -32,6 +35,31 @@ pub(super) struct Contact {
 }
 
 impl Contact {
+    /// The facts about the path to `member`, which is `peer` in the tunnel. `port` is this node's own UDP port.
+    pub(super) fn new(
+        paths: &Paths,
+        member: &Member,
+        peer: Option<&PeerStatus>,
+        port: u16,
+        now: Instant,
+    ) -> Self {
+        let id = &member.id;
+        let heard = paths.watch().heard(id);
+        let mut endpoints = member.endpoints.clone();
+        if endpoints.is_empty() {
+            endpoints.extend(peer.and_then(|peer| peer.endpoint));
+        }
+        Self {
+            reach: paths.watch().reach(id, now),
+            heard: heard.map(|at| now.saturating_duration_since(at)),
+            silent: paths.watch().is_silent(id, now),
+            handshake: peer.is_some_and(|peer| peer.last_handshake.is_some()),
+            received: peer.map_or(0, |peer| peer.rx_bytes),
+            endpoints,
+            port,
+        }
+    }
+
     /// The state of the peer, and the reason if it is not reached.
     pub(super) fn state(&self) -> (PeerState, Option<String>) {
         let state = match self.reach {
@@ -70,7 +98,8 @@ impl Contact {
         (why, fix)
     }
 
-    fn reason(&self) -> String {
+    /// Why the peer does not answer.
+    pub(super) fn reason(&self) -> String {
         let port = self.port;
         match (self.heard, self.addresses()) {
             (Some(ago), _) => format!(

@@ -99,6 +99,11 @@ impl Disk {
         self.unwritten.problems()
     }
 
+    /// The number of writes that failed since the start.
+    pub(super) fn write_failures(&self) -> u64 {
+        self.unwritten.failures()
+    }
+
     /// What was lost on disk before the start.
     pub(super) fn lost(&self) -> Option<Problem> {
         (self.damaged > 0).then(|| Problem {

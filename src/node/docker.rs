@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::config;
 use super::state::StateDir;
+use super::transitions::engine::EngineChange;
 use crate::containers::engine::EngineFault;
 use crate::containers::inspect::Engine;
 use crate::containers::{
@@ -18,7 +19,7 @@ use crate::containers::{
 use crate::model::ServiceName;
 use crate::protocol::local::{Check, CheckProbe, ContainerRow, Problem};
 use crate::services::Checker;
-use crate::services::checks::Target;
+use crate::services::checks::{Outcome, Target};
 
 /// How long the records that were published before the start are left unchanged while the engine has not reported all
 /// containers.
@@ -45,7 +46,7 @@ pub(super) struct Docker {
 /// The receivers of events.
 pub(super) struct DockerEvents {
     pub(super) reports: mpsc::Receiver<Report>,
-    pub(super) probes: mpsc::Receiver<(ContainerId, bool)>,
+    pub(super) probes: mpsc::Receiver<(ContainerId, Outcome)>,
 }
 
 impl Docker {
@@ -82,6 +83,11 @@ impl Docker {
         for report in reports {
             match report {
                 Report::Engine(engine) => {
+                    let change = EngineChange::Connected {
+                        version: &engine.version,
+                        podman: engine.podman,
+                    };
+                    change.log();
                     self.engine = Some(engine);
                     self.fault = None;
                 }
@@ -102,11 +108,13 @@ impl Docker {
                 Report::Event(id, action) => self.containers.handle_event(&id, action, now),
                 Report::InventoryKnown => self.inventory_known = true,
                 Report::Lost(fault) => {
-                    if !matches!(fault, EngineFault::Absent(_)) {
-                        tracing::warn!(%fault, "the container engine is not reachable; containers stay as they are");
-                    } else if self.engine.is_none() {
-                        // There is no engine, so there are no containers.
-                        self.inventory_known = true;
+                    let is_absent = matches!(fault, EngineFault::Absent(_));
+                    // Without an engine there are no containers.
+                    self.inventory_known |= is_absent && self.engine.is_none();
+                    let is_expected = !is_absent || self.is_connected().is_some();
+                    if is_expected && self.fault.as_ref() != Some(&fault) {
+                        let why = fault.to_string();
+                        EngineChange::Lost { why: &why }.log();
                     }
                     self.fault = Some(fault);
                 }
@@ -116,9 +124,9 @@ impl Docker {
     }
 
     /// Handles results of probes.
-    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, bool)>) {
-        for (id, accepts) in verdicts {
-            self.containers.handle_probe(&id, accepts);
+    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, Outcome)>) {
+        for (id, outcome) in verdicts {
+            self.containers.handle_probe(&id, outcome.is_ok());
         }
     }
 
@@ -169,6 +177,17 @@ impl Docker {
     /// Handles a new name of the node.
     pub(super) fn set_node_name(&mut self, node: crate::model::Label) {
         self.containers.handle_node_name(node);
+    }
+
+    /// Why the instance of a container is unhealthy, draining or withdrawn.
+    pub(super) fn why_unused(&self, instance: &crate::model::Label) -> Option<&'static str> {
+        self.containers.why_unused(instance)
+    }
+
+    /// Whether the engine is connected. None if there never was one and the configuration does not require it.
+    pub(super) fn is_connected(&self) -> Option<bool> {
+        let is_expected = self.required || self.engine.is_some();
+        is_expected.then_some(self.engine.is_some() && self.fault.is_none())
     }
 
     /// Whether an engine was reachable at some time.

@@ -127,8 +127,8 @@ impl JoinedNode {
             NodeEvent::Stream(event) => self.replica.handle_stream(event, clock::now()),
             NodeEvent::Written(written) => return Ok(writes::handle_written(self, written)),
             NodeEvent::Peer(event) => self.handle_peer_event(event),
-            NodeEvent::Verdict(key, healthy) => {
-                self.workloads.registry.set_health(&key, healthy);
+            NodeEvent::Verdict(key, outcome) => {
+                self.workloads.registry.set_health(&key, &outcome);
                 self.dirty.own = true;
             }
             NodeEvent::Engine(reports) => {

@@ -1,24 +1,36 @@
-//! Serves metrics for Prometheus over plain HTTP, on an address that the operator chooses.
+//! Metrics for Prometheus and the health of meshd, over plain HTTP on an address that the operator chooses.
+//!
+//! A page is written when it is asked for, from values that the parts keep anyway: nothing is measured for it on the way of a
+//! packet or of a query.
+
+mod peers;
+mod services;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::get;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{Command, Reply};
+use super::config::MetricsSettings;
 use super::joined::JoinedNode;
-use crate::os::metrics::MetricsPage;
+use super::report::{self, ProblemKind};
+use crate::model::time::Now;
+use crate::os::clock;
+use crate::os::metrics::{self, Kind, MetricsPage};
 use crate::path::watch::Reach;
-use crate::protocol::local::Status;
+
+/// The maximum number of peers, and of services, that have metrics of their own. The series of a mesh grow with the square of
+/// its nodes, because each node has metrics for each other node.
+const MAX_NAMED: usize = 1000;
 
 /// Serves metrics until the program ends. If the address cannot be bound, it returns after a line in the log.
-///
-/// # Errors
-/// The listener failed.
 pub(super) async fn serve(
     listen: SocketAddr,
     commands: mpsc::Sender<Command>,
@@ -35,7 +47,8 @@ pub(super) async fn serve(
         .route("/healthz", get(live))
         .route("/readyz", get(ready))
         .with_state(commands);
-    axum::serve(listener, router).await
+    metrics::serve(listener, router).await;
+    Ok(())
 }
 
 type Commands = State<mpsc::Sender<Command>>;
@@ -56,71 +69,136 @@ async fn call<T>(
         .ok_or(StatusCode::SERVICE_UNAVAILABLE)
 }
 
-async fn scrape(commands: Commands) -> Result<String, StatusCode> {
-    call(commands, Command::Metrics).await
+async fn scrape(commands: Commands) -> Result<Response, StatusCode> {
+    call(commands, Command::Metrics).await.map(metrics::answer)
 }
 
 /// Answers like `meshctl status --check live`.
 async fn live(commands: Commands) -> Result<&'static str, StatusCode> {
-    call(commands, Command::Status).await.map(|_| "ok\n")
+    call(commands, Command::Ready).await.map(|_| "ok\n")
 }
 
 /// Answers like `meshctl status --check ready`.
 async fn ready(commands: Commands) -> Result<&'static str, (StatusCode, String)> {
     let unavailable = |why: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
-    let status: Status = call(commands, Command::Status)
+    let not_ready = call(commands, Command::Ready)
         .await
         .map_err(|_| unavailable("meshd is stopping"))?;
-    status
-        .why_not_ready()
-        .map_or(Ok("ok\n"), |why| Err(unavailable(&why)))
+    not_ready.map_or(Ok("ok\n"), |why| Err(unavailable(&why)))
+}
+
+/// What a page is written from.
+pub(super) struct Scrape<'a> {
+    pub node: Option<&'a JoinedNode>,
+    pub settings: MetricsSettings,
+    /// Why the file of services could not be read, if it could not.
+    pub damaged_services: Option<&'a str>,
+    /// The number of problems of a join.
+    pub join_problems: usize,
 }
 
 /// The metrics as text.
-pub(super) fn text(node: Option<&JoinedNode>) -> String {
+pub(super) fn text(scrape: &Scrape<'_>) -> String {
     let mut page = MetricsPage::new("meshd_");
     page.build_info();
-    page.gauge(
-        "joined",
-        "Whether the node is in a mesh.",
-        u64::from(node.is_some()),
-    );
-    if let Some(node) = node {
+    let help = "Whether the node is in a mesh.";
+    page.gauge("joined", help, scrape.node.is_some());
+    add_problems(&mut page, scrape);
+    if let Some(node) = scrape.node {
+        let now = clock::now();
         add_node(&mut page, node);
+        add_coordinator(&mut page, node, now);
+        add_machine(&mut page, node);
         add_names(&mut page, node);
         add_tunnel(&mut page, node);
+        let (peers, services) = (scrape.settings.per_peer, scrape.settings.per_service);
+        let mut left_out = Vec::new();
+        if peers {
+            left_out.push(("peers", peers::add(&mut page, node, now)));
+        }
+        if services {
+            left_out.push(("services", services::add(&mut page, node)));
+        }
+        let help =
+            "Peers and services that have no metrics of their own, because there are too many.";
+        let mut family = page.family("metrics_left_out", Kind::Gauge, help);
+        for (what, count) in left_out {
+            family.sample(&[("what", what)], count);
+        }
     }
     page.into_text()
 }
 
+fn add_problems(page: &mut MetricsPage, scrape: &Scrape<'_>) {
+    let counts = scrape
+        .node
+        .map(|node| report::problem_counts(node, scrape.damaged_services));
+    let counts = counts.unwrap_or_default();
+    let help = "Problems that `meshctl status` shows, by what they are about.";
+    let mut family = page.family("problems", Kind::Gauge, help);
+    for kind in ProblemKind::ALL {
+        let count = match kind {
+            ProblemKind::Join => scrape.join_problems,
+            kind => counts.iter().filter(|counted| **counted == kind).count(),
+        };
+        family.sample(&[("kind", kind.as_str())], count);
+    }
+}
+
 fn add_node(page: &mut MetricsPage, node: &JoinedNode) {
-    let ready = super::report::not_ready(node).is_none();
+    let ready = report::not_ready(node).is_none();
     let help = "Whether `meshctl status --check ready` passes.";
-    page.gauge("ready", help, u64::from(ready));
-    let connected = node.replica.link().is_connected();
-    let help = "Whether the control stream is open.";
-    page.gauge("coordinator_connected", help, u64::from(connected));
-    page.gauge(
-        "revision",
-        "The last revision received.",
-        node.replica.position().revision,
-    );
+    page.gauge("ready", help, ready);
     let reach = node.paths.reach();
     let unreachable = reach.values().filter(|reach| **reach == Reach::Unreachable);
-    let unreachable = unreachable.count() as u64;
-    page.gauge("peers", "Other members.", reach.len() as u64);
-    page.gauge(
-        "peers_unreachable",
-        "Members that do not answer.",
-        unreachable,
+    page.gauge("peers", "Other members.", reach.len());
+    let help = "Members that do not answer.";
+    page.gauge("peers_unreachable", help, unreachable.count());
+}
+
+fn add_coordinator(page: &mut MetricsPage, node: &JoinedNode, now: Now) {
+    let link = node.replica.link();
+    let help = "Whether the control stream is open.";
+    page.gauge("coordinator_connected", help, link.is_connected());
+    let help = "How often the control stream was lost.";
+    page.counter("coordinator_losses_total", help, link.losses());
+    let help = "When the last message of a coordinator was received.";
+    let mut family = page.family(
+        "coordinator_last_received_timestamp_seconds",
+        Kind::Gauge,
+        help,
     );
+    if let Some(at) = link.last_received() {
+        family.sample(&[], unix_seconds(at, now));
+    }
+    let help = "The last revision received.";
+    page.gauge("revision", help, node.replica.position().revision);
+}
+
+/// The container engine, and the disk.
+fn add_machine(page: &mut MetricsPage, node: &JoinedNode) {
+    let docker = node.workloads.docker.as_ref();
+    let help =
+        "Whether the container engine is connected. A machine that never had one has no value.";
+    let mut family = page.family("container_engine_connected", Kind::Gauge, help);
+    if let Some(is_connected) = docker.and_then(|docker| docker.is_connected()) {
+        family.sample(&[], is_connected);
+    }
+    let exposed = docker.map_or(0, |docker| docker.len());
+    page.gauge("containers", "Containers that are exposed.", exposed);
+    let help = "Writes of the state of this node that failed.";
+    let failures = node.disk.write_failures();
+    page.counter("disk_write_failures_total", help, failures);
+    let help =
+        "Parts of the state of this node that are not on disk, since their last write failed.";
+    page.gauge("disk_unwritten_parts", help, node.disk.unwritten().count());
 }
 
 fn add_names(page: &mut MetricsPage, node: &JoinedNode) {
     let zone = node.names.zone().load();
-    page.gauge("dns_names", "Names with records.", zone.len() as u64);
+    page.gauge("dns_names", "Names with records.", zone.len());
     let help = "Names whose answers have only unusable instances.";
-    page.gauge("dns_names_flagged", help, zone.flagged() as u64);
+    page.gauge("dns_names_flagged", help, zone.flagged());
     let Some(dns) = &node.resolver.dns else {
         return;
     };
@@ -163,4 +241,12 @@ fn add_tunnel(page: &mut MetricsPage, node: &JoinedNode) {
         .map(|(reason, count)| (reason.as_str(), *count));
     let help = "Packets and datagrams dropped.";
     page.counters("tunnel_dropped_total", help, "reason", dropped);
+}
+
+/// The date of `at`, in seconds since 1970 and to the millisecond.
+fn unix_seconds(at: Instant, now: Now) -> f64 {
+    let ago = now.monotonic.saturating_duration_since(at);
+    let date = now.wall.checked_sub(ago).unwrap_or(UNIX_EPOCH);
+    let since = date.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis() as f64 / 1e3
 }

@@ -16,6 +16,7 @@
 //! | [`state`], [`disk`], [`changes`], [`keys`] | the files of the node, the task that writes them, and changes that wait for it |
 //! | [`joining`], [`unattended`], [`departing`] | a join, a join with a token file, and departures that wait for a coordinator |
 //! | [`report`], [`contact`], [`metrics`] | status, problems and metrics of the node |
+//! | [`transitions`] | the transitions that have a line in the log |
 
 mod agent;
 pub mod api;
@@ -47,6 +48,7 @@ mod resolver;
 mod settle;
 pub mod state;
 mod timers;
+mod transitions;
 mod unattended;
 mod unwritten;
 mod workloads;
@@ -57,6 +59,7 @@ use std::sync::Arc;
 use clap::Parser as _;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::os::log;
 use crate::os::rights;
 use crate::os::signals::StopSignals;
 use crate::os::tasks::Tasks;
@@ -78,8 +81,8 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return crate::os::usage::report("meshd", &error),
     };
-    crate::os::log::to_stderr();
     if let Some(Job::Wireguard { interface, workers }) = &arguments.job {
+        log::to_stderr(log::LogSettings::default());
         return finish(
             crate::tunnel::uapi::run(interface, *workers).map_err(|error| {
                 let code = match &error {
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Config::load(&arguments)
             .map_err(|error| ApiError::new(ErrorCode::Configuration, error.to_string()))
             .and_then(|config| {
+                log::to_stderr(config.log);
                 if arguments.check_config {
                     println!("the configuration is right");
                     return Ok(());
@@ -158,7 +162,7 @@ fn finish(result: Result<(), ApiError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("meshd: {}", error.message);
+            log::report_failure("meshd", &error.message);
             ExitCode::from(error.code.exit_code())
         }
     }
@@ -199,13 +203,15 @@ async fn run(config: Config) -> Result<(), ApiError> {
     let mut agent = tasks.scope(starting).await?;
 
     let (commands, receiver) = mpsc::channel(64);
-    let (path, metrics_listen) = (config.socket.clone(), config.metrics_listen);
+    let path = config.socket.clone();
     tasks.spawn("local API", {
         let commands = commands.clone();
         async move { api::serve(listener, &path, commands).await }
     });
-    // This task may end, since meshd runs without metrics if their port is taken.
-    tasks.spawn_finite("metrics", metrics::serve(metrics_listen, commands.clone()));
+    if let Some(listen) = config.metrics.listen {
+        // This task may end, since meshd runs without metrics if their port is taken.
+        tasks.spawn_finite("metrics", metrics::serve(listen, commands.clone()));
+    }
     if let Some(file) = config.token_file.clone() {
         tasks.spawn_finite("unattended join", unattended::run(file, commands));
     }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::transitions::peers::{PeerTurn, PeerTurns};
 use crate::model::PublicKey;
 use crate::path::distance::Seen;
 use crate::path::mtu::{Sizes, Way};
@@ -50,6 +51,9 @@ pub(super) struct Paths {
     peers: BTreeSet<PublicKey>,
     reach: BTreeMap<PublicKey, Reach>,
     unreachable: BTreeSet<PublicKey>,
+    turns: PeerTurns,
+    /// The transitions that were not taken yet.
+    new_turns: Vec<(PublicKey, PeerTurn)>,
     /// When the machines are polled next, if there is a peer.
     next: Option<Instant>,
 }
@@ -64,6 +68,8 @@ impl Paths {
             peers: BTreeSet::new(),
             reach: BTreeMap::new(),
             unreachable: BTreeSet::new(),
+            turns: PeerTurns::default(),
+            new_turns: Vec::new(),
             next: None,
         }
     }
@@ -74,6 +80,7 @@ impl Paths {
         let ids: BTreeSet<PublicKey> = peers.iter().map(|peer| peer.id).collect();
         self.path_mtu.retain(|id| ids.contains(id));
         self.distances.retain(|id| ids.contains(id));
+        self.turns.retain(&ids);
         let is_new = !ids.is_subset(&self.peers);
         self.next = if is_new { Some(now) } else { self.next };
         self.next = self.next.filter(|_| !ids.is_empty());
@@ -145,12 +152,23 @@ impl Paths {
         actions.extend(sized.map(|Sizes(id, sizes)| PathAction::ProbeSizes(id, sizes)));
         let reach = self.peers.iter().map(|id| (*id, self.watch.reach(id, now)));
         self.reach = reach.collect();
+        for (id, reach) in &self.reach {
+            let turn = self
+                .turns
+                .handle_reach(*id, *reach, self.watch.heard(id), now);
+            self.new_turns.extend(turn.map(|turn| (*id, turn)));
+        }
         let lost = self.reach.iter().filter(|(_, r)| **r == Reach::Unreachable);
         let lost = lost.map(|(id, _)| *id).collect();
         let is_other = lost != self.unreachable;
         self.unreachable = lost;
         let is_regrouped = self.distances.publish(now);
         (actions, is_other || is_regrouped)
+    }
+
+    /// The peers that turned out to answer, or not to answer any more, since the last call.
+    pub(super) fn take_turns(&mut self) -> Vec<(PublicKey, PeerTurn)> {
+        std::mem::take(&mut self.new_turns)
     }
 
     /// When [`Paths::poll`] is due.

@@ -56,36 +56,46 @@ impl Part {
 
 /// The parts that could not be written, with the reasons.
 #[derive(Debug, Default)]
-pub(super) struct Unwritten(BTreeMap<Part, String>);
+pub(super) struct Unwritten {
+    parts: BTreeMap<Part, String>,
+    /// The number of attempts that failed.
+    failures: u64,
+}
 
 impl Unwritten {
     /// Notes the result of an attempt to write `part`. Logs a failure once, until the reason changes or a write succeeds.
     pub(super) fn note(&mut self, part: Part, result: Result<(), impl Display>) {
         match result {
             Ok(()) => {
-                if self.0.remove(&part).is_some() {
+                if self.parts.remove(&part).is_some() {
                     tracing::info!(?part, "the disk accepts writes again");
                 }
             }
             Err(error) => {
+                self.failures += 1;
                 let why = error.to_string();
-                if self.0.get(&part) != Some(&why) {
+                if self.parts.get(&part) != Some(&why) {
                     let (what, _) = part.consequence();
                     tracing::error!(%error, "{what}");
                 }
-                self.0.insert(part, why);
+                self.parts.insert(part, why);
             }
         }
     }
 
     /// Whether the last attempt to write `part` failed.
     pub(super) fn has(&self, part: Part) -> bool {
-        self.0.contains_key(&part)
+        self.parts.contains_key(&part)
+    }
+
+    /// The number of attempts to write that failed.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures
     }
 
     /// One problem for each part.
     pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
-        self.0.iter().map(|(part, why)| {
+        self.parts.iter().map(|(part, why)| {
             let (what, consequence) = part.consequence();
             Problem {
                 what: what.into(),
@@ -117,6 +127,7 @@ mod tests {
                 .all(|p| p.why.contains("No space left") && p.fix.contains("make room"))
         );
 
+        assert_eq!(unwritten.failures(), 8);
         unwritten.note(Part::Position, Ok::<(), &str>(()));
         assert!(!unwritten.has(Part::Position) && unwritten.has(Part::Records));
         assert_eq!(unwritten.problems().count(), 3);

@@ -21,6 +21,7 @@ use crate::records::Ledger;
 use crate::records::kinds::{Instance, Service, Source};
 use crate::records::service_address::ServiceAddresses;
 use crate::services::Checker;
+use crate::services::checks::Outcome;
 use crate::services::registry::{InstanceKey, Registry};
 
 /// The services and containers of this node.
@@ -47,7 +48,7 @@ impl Workloads {
         registry: Registry,
         docker: Option<Docker>,
         firewall: Firewall,
-        verdicts: mpsc::Sender<(InstanceKey, bool)>,
+        verdicts: mpsc::Sender<(InstanceKey, Outcome)>,
     ) -> Self {
         Self {
             config,
@@ -76,7 +77,7 @@ impl Workloads {
     }
 
     /// Verdicts of the probes of containers. Returns whether this node follows an engine.
-    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, bool)>) -> bool {
+    pub(super) fn handle_probes(&mut self, verdicts: Vec<(ContainerId, Outcome)>) -> bool {
         let Some(docker) = &mut self.docker else {
             return false;
         };
@@ -253,6 +254,20 @@ impl Workloads {
         let mappings = applied.mappings.iter();
         let mapped = mappings.map(|(address, mapped)| (*address, mapped.container));
         Some(AppliedMappings::Mapped(mapped.collect()))
+    }
+
+    /// Why an instance of this node is unhealthy, draining or withdrawn, as far as that is known.
+    pub(super) fn why_unused(&self, service: &ServiceName, instance: &Instance) -> Option<String> {
+        if self.registry.drained().contains(service) {
+            return Some("drained with `meshctl service drain`".to_owned());
+        }
+        match instance.source {
+            Source::Docker => {
+                let why = self.docker.as_ref()?.why_unused(&instance.id)?;
+                Some(why.to_owned())
+            }
+            Source::Cli | Source::Config => self.registry.why_unused(service, instance),
+        }
     }
 
     /// The problem with the bridges of the engine's networks.

@@ -58,17 +58,20 @@ pub struct Target {
     pub eager: bool,
 }
 
+/// The result of a check, or the verdict after several: healthy, or why not.
+pub type Outcome = Result<(), String>;
+
 /// Runs checks and sends each verdict that changes. Each target has a key of type `K`.
 #[derive(Debug)]
 pub struct Checker<K> {
-    verdicts: mpsc::Sender<(K, bool)>,
+    verdicts: mpsc::Sender<(K, Outcome)>,
     running: HashMap<K, (Target, AbortOnDrop)>,
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static> Checker<K> {
     /// Creates a checker that sends its verdicts to `verdicts`.
     #[must_use]
-    pub fn new(verdicts: mpsc::Sender<(K, bool)>) -> Self {
+    pub fn new(verdicts: mpsc::Sender<(K, Outcome)>) -> Self {
         Self {
             verdicts,
             running: HashMap::new(),
@@ -97,7 +100,7 @@ const EAGER_STEPS: [(Duration, Duration); 2] = [
     (Duration::from_secs(30), Duration::from_millis(250)),
 ];
 
-async fn run<K: Clone>(key: K, target: Target, verdicts: mpsc::Sender<(K, bool)>) {
+async fn run<K: Clone>(key: K, target: Target, verdicts: mpsc::Sender<(K, Outcome)>) {
     let Target {
         address,
         check,
@@ -108,12 +111,14 @@ async fn run<K: Clone>(key: K, target: Target, verdicts: mpsc::Sender<(K, bool)>
     let mut is_eager = eager;
     loop {
         let limit = Duration::from_millis(check.timeout_ms);
-        let success = timeout(limit, attempt(address, &check))
-            .await
-            .is_ok_and(|healthy| healthy);
-        if let Some(healthy) = verdict.handle_result(success, check.rise, check.fall)
-            && verdicts.send((key.clone(), healthy)).await.is_err()
-        {
+        let outcome = timeout(limit, attempt(address, &check)).await;
+        let outcome = outcome.unwrap_or_else(|_| {
+            let limit = check.timeout_ms;
+            Err(format!("no answer of {address} within {limit} ms"))
+        });
+        let success = outcome.is_ok();
+        let is_new = verdict.handle_result(success, check.rise, check.fall);
+        if is_new.is_some() && verdicts.send((key.clone(), outcome)).await.is_err() {
             return;
         }
         is_eager &= !success;
@@ -133,21 +138,25 @@ fn jittered(interval_ms: u64) -> Duration {
     Duration::from_millis(interval_ms - interval_ms / 10 + random)
 }
 
-async fn attempt(address: SocketAddr, check: &Check) -> bool {
-    let Ok(stream) = TcpStream::connect(address).await else {
-        return false;
-    };
+async fn attempt(address: SocketAddr, check: &Check) -> Outcome {
+    let stream = TcpStream::connect(address).await;
+    let stream = stream.map_err(|error| format!("cannot connect to {address}: {error}"))?;
     match &check.probe {
-        CheckProbe::Tcp => true,
+        CheckProbe::Tcp => Ok(()),
         CheckProbe::Http(path) => {
             let request = Request::new(Method::GET, path)
                 .host(address.to_string())
                 .user_agent(concat!("meshd/", env!("CARGO_PKG_VERSION")));
             // Only the status counts. The caller limits the time.
-            http::open(stream, request).await.is_ok_and(|response| {
-                let status = response.status().as_u16();
-                (check.status.0..=check.status.1).contains(&status)
-            })
+            let response = http::open(stream, request).await;
+            let response =
+                response.map_err(|error| format!("{address} does not answer in HTTP: {error}"))?;
+            let status = response.status().as_u16();
+            if (check.status.0..=check.status.1).contains(&status) {
+                Ok(())
+            } else {
+                Err(format!("{address} answers with HTTP status {status}"))
+            }
         }
     }
 }
@@ -228,10 +237,16 @@ mod tests {
             ..Check::new(CheckProbe::Tcp)
         };
         checker.set(vec![("web", target(address, check, true))]);
-        assert_eq!(verdicts.recv().await, Some(("web", false)));
+        let refused = verdicts.recv().await.map(|(_, outcome)| outcome);
+        let refused = refused.and_then(Result::err).unwrap_or_default();
+        let expected = format!("cannot connect to {address}: ");
+        assert!(refused.starts_with(&expected), "{refused}");
         let _listener = TcpListener::bind(address).await.expect("free again");
         let verdict = timeout(Duration::from_secs(60), verdicts.recv()).await;
-        assert_eq!(verdict.expect("long before the hour"), Some(("web", true)));
+        assert_eq!(
+            verdict.expect("long before the hour"),
+            Some(("web", Ok(())))
+        );
     }
 
     async fn first_verdict(address: SocketAddr, probe: CheckProbe) -> bool {
@@ -243,7 +258,8 @@ mod tests {
             ..Check::new(probe)
         };
         checker.set(vec![("web", target(address, check, false))]);
-        verdicts.recv().await.expect("the checker lives").1
+        let (_, outcome) = verdicts.recv().await.expect("the checker lives");
+        outcome.is_ok()
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-use super::checks::Target;
+use super::checks::{Outcome, Target};
 use crate::model::address::Block;
 use crate::model::{Label, PublicKey, ServiceName};
 use crate::protocol::local::{Check, Problem};
@@ -54,6 +54,8 @@ struct Entry {
     registered: RegisteredInstance,
     source: Source,
     health: Health,
+    /// Why it is unhealthy.
+    why: Option<String>,
 }
 
 /// The services as they are stored on disk: instances added by command, and the drained services.
@@ -122,6 +124,7 @@ impl Registry {
                 registered,
                 source,
                 health,
+                why: None,
             },
         );
     }
@@ -216,8 +219,8 @@ impl Registry {
     }
 
     /// Handles a verdict of a check.
-    pub fn set_health(&mut self, key: &InstanceKey, healthy: bool) {
-        let health = if healthy {
+    pub fn set_health(&mut self, key: &InstanceKey, outcome: &Outcome) {
+        let health = if outcome.is_ok() {
             Health::Healthy
         } else {
             Health::Unhealthy
@@ -225,7 +228,26 @@ impl Registry {
         for ((held, _), entry) in &mut self.entries {
             if held == key && entry.registered.check.is_some() {
                 entry.health = health;
+                entry.why = outcome.clone().err();
             }
+        }
+    }
+
+    /// Why an instance that is published, or was published until now, is unhealthy or withdrawn.
+    #[must_use]
+    pub fn why_unused(&self, service: &ServiceName, instance: &Instance) -> Option<String> {
+        let port = instance.ports.first()?;
+        let key = InstanceKey {
+            name: service.name.clone(),
+            port: port.number,
+            protocol: port.protocol,
+        };
+        match self.entries.get(&(key, instance.source)) {
+            Some(entry) => entry.why.clone(),
+            None => Some(match instance.source {
+                Source::Config => "it is not in meshd.toml any more".to_owned(),
+                Source::Cli | Source::Docker => "removed with `meshctl service remove`".to_owned(),
+            }),
         }
     }
 
@@ -441,7 +463,7 @@ mod tests {
                 ("n1-81".into(), Health::Starting)
             ]
         );
-        registry.set_health(&registered("web", 81, true).key, true);
+        registry.set_health(&registered("web", 81, true).key, &Ok(()));
         assert_eq!(health(&registry, "web")[1].1, Health::Healthy);
         registry
             .add(registered("web", 81, true), &block())
@@ -462,7 +484,7 @@ mod tests {
         registry
             .set_drained(&label("web").into(), true, &BTreeSet::new())
             .expect("it is there");
-        registry.set_health(&registered("web", 80, true).key, true);
+        registry.set_health(&registered("web", 80, true).key, &Ok(()));
         assert_eq!(health(&registry, "web")[0].1, Health::Draining);
         registry
             .set_drained(&label("web").into(), false, &BTreeSet::new())

@@ -69,6 +69,7 @@ const PURE: &[&str] = &[
     "containers",
     "services",
     "firewall",
+    "coordinator/hub/members.rs",
     "node/contact.rs",
     "node/control/attempts.rs",
     "node/control/session.rs",
@@ -83,6 +84,10 @@ const PURE: &[&str] = &[
     "node/replica",
     "node/settle.rs",
     "node/timers.rs",
+    "node/transitions",
+    "node/transitions.rs",
+    "os/log/fields.rs",
+    "os/metrics/page.rs",
     "os/repeats.rs",
     "os/watchdog.rs",
 ];

@@ -95,13 +95,7 @@ impl Turn<'_> {
             let Some(departure) = departure.and_then(Authentic::verify) else {
                 continue;
             };
-            let published = self.take_in(vec![departure], Origin::Stream(node))?;
-            if published.accepted > 0 {
-                tracing::info!(
-                    node = node.short(),
-                    "an ephemeral node stayed away and is removed"
-                );
-            }
+            self.take_in(vec![departure], Origin::Absence(node))?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 use super::claims::{self, Arrival};
 use super::effects::effect_of;
 use super::errors::{fault, no_mesh};
+use super::members::NamesBefore;
 use super::published::{PublishRefused, Published};
 use super::writer::{Turn, note_failure};
 use crate::coordinator::store::{StoreError, Write};
@@ -21,6 +22,8 @@ use crate::records::{Envelope, Ledger};
 pub(super) enum Origin {
     /// A stream of this node.
     Stream(PublicKey),
+    /// The store, which has the departure of this node that stays away.
+    Absence(PublicKey),
     Administrator,
 }
 
@@ -88,6 +91,9 @@ impl Turn<'_> {
                 }
             };
             let taken = taken.map_err(|error| self.fail(error))?;
+            for change in taken.changes {
+                change.log();
+            }
             published.accepted += taken.accepted;
             published.refused.extend(taken.refused);
         }
@@ -104,6 +110,7 @@ impl Turn<'_> {
             now: self.now,
             phase: self.view.read().phase(self.now.monotonic),
         };
+        let names = NamesBefore::note(self.view.read().ledger.as_ref(), records);
         let mut published = Published::default();
         let (mut writes, mut replaced) = (Vec::new(), Vec::new());
         for envelope in records {
@@ -128,6 +135,9 @@ impl Turn<'_> {
         };
         published.accepted = u32::try_from(writes.len()).unwrap_or(u32::MAX);
         let mut state = self.view.write();
+        if let Some(ledger) = &state.ledger {
+            published.changes = names.changes(ledger, &writes, origin);
+        }
         let first = last.saturating_sub(writes.len() as u64) + 1;
         for (revision, write) in (first..).zip(writes) {
             if let RecordKey::Membership(node) = &write.key {
@@ -151,7 +161,7 @@ impl Turn<'_> {
             return Ok(Ok(None));
         }
         let permitted = match origin {
-            Origin::Stream(sender) => {
+            Origin::Stream(sender) | Origin::Absence(sender) => {
                 let store = &mut *self.writer.store;
                 claims::permit_on_stream(self.view, store, &sender, envelope, arrival)?
             }

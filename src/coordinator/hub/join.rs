@@ -6,6 +6,7 @@ use super::writer::{Turn, note_failure};
 use crate::coordinator::enroll::{self, Proven, Refusal};
 use crate::coordinator::store::{Admission, Admitted, StoreError};
 use crate::model::time::UnixSeconds;
+use crate::os::log::TRANSITION;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::join::{JoinCheck, JoinResponse};
 use crate::records::{Envelope, RecordKey};
@@ -23,7 +24,7 @@ impl Turn<'_> {
                 Err(StoreError::Behind) if self.writer.store.another_attempt(attempt) => {
                     attempt += 1;
                 }
-                Err(error) => return Err(self.refuse_admission(error, &admission)),
+                Err(error) => return Err(self.refuse_admission(error)),
             }
         };
         self.apply_admission(proven, &admission, admitted)
@@ -73,7 +74,9 @@ impl Turn<'_> {
             state.changes.push(admitted.revision, admission.key.clone());
             state.revision = admitted.revision;
             self.view.revision.send_replace(state.revision);
-            tracing::info!(node = %admission.name, id = admission.node.short(), block = %block.v4, "admitted");
+            let (node, id) = (&admission.name, admission.node.short());
+            let token = admission.token.short();
+            tracing::info!(target: TRANSITION, %node, id, token, block = %block.v4, "node admitted");
         }
         Ok(JoinResponse {
             block,
@@ -144,7 +147,7 @@ impl Turn<'_> {
     }
 
     /// The error for a node that the store did not admit.
-    fn refuse_admission(&self, error: StoreError, admission: &Admission) -> ApiError {
+    fn refuse_admission(&self, error: StoreError) -> ApiError {
         match error {
             StoreError::NameTaken(name) => {
                 let state = self.view.read();
@@ -158,7 +161,6 @@ impl Turn<'_> {
             StoreError::Behind => fault(error),
             StoreError::Full | StoreError::Failed(_) => {
                 note_failure(self.view, &error);
-                tracing::error!(node = %admission.name, "a join failed");
                 fault(error)
             }
         }

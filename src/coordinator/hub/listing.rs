@@ -13,6 +13,8 @@ use crate::records::{Ledger, RecordKey};
 /// The size of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
+    /// The number of members of the mesh.
+    pub members: usize,
     pub records: usize,
     pub revision: u64,
     /// The number of open control streams.
@@ -26,7 +28,12 @@ impl View {
     #[must_use]
     pub fn size(&self) -> Size {
         let state = self.read();
+        let memberships = state.ledger.iter().flat_map(|ledger| {
+            let members = ledger.memberships();
+            members.filter(|member| !ledger.is_revoked(&member.id))
+        });
         Size {
+            members: memberships.count(),
             records: state.ledger.as_ref().map_or(0, |ledger| ledger.len()),
             revision: state.revision,
             connections: state.connected.values().sum(),

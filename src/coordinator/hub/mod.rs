@@ -6,6 +6,7 @@
 //! | `writer` | the store, its health, and the turn of the one writer |
 //! | `join`, `intake`, `loss`, `absence` | what a turn is used for |
 //! | `claims`, `refill`, `effects` | rules for records that nodes send |
+//! | `members` | the transitions of members that are logged |
 //! | `reading`, `changes` | the parts of the records that a stream receives |
 //!
 //! There are two locks. A writer holds the lock of the store for as long as the disk takes, so that writes come one after the
@@ -32,6 +33,7 @@ mod join;
 mod listing;
 mod loaded;
 mod loss;
+mod members;
 mod published;
 mod reading;
 mod refill;
@@ -50,6 +52,7 @@ use self::errors::fault;
 use self::intake::Origin;
 pub use self::listing::Size;
 use self::loaded::Loaded;
+pub use self::members::{MemberChange, MemberTurn};
 pub use self::published::{PublishRefused, Published};
 pub use self::reading::{Cursor, Part};
 pub use self::screening::{Proof, Screened};
@@ -130,11 +133,10 @@ impl Hub {
     }
 
     fn count_join(&self, result: Result<JoinResponse, ApiError>) -> Result<JoinResponse, ApiError> {
-        let count = match &result {
-            Ok(_) => &self.counts.joins,
-            Err(_) => &self.counts.joins_refused,
-        };
-        count.fetch_add(1, Ordering::Relaxed);
+        if result.is_ok() {
+            self.counts.joins.fetch_add(1, Ordering::Relaxed);
+        }
+        self.count_refused(&result);
         result
     }
 
@@ -144,7 +146,9 @@ impl Hub {
     /// # Errors
     /// As for [`Hub::join`].
     pub fn check_join(&self, request: &JoinRequest, now: Now) -> Result<JoinCheck, ApiError> {
-        self.check_proven(&enroll::prove(request)?, now)
+        let proven = enroll::prove(request);
+        self.count_refused(&proven);
+        self.check_proven(&proven?, now)
     }
 
     /// Examines a join whose request was verified before.
@@ -152,7 +156,15 @@ impl Hub {
     /// # Errors
     /// As for [`Hub::join`].
     pub(super) fn check_proven(&self, proven: &Proven, now: Now) -> Result<JoinCheck, ApiError> {
-        self.turn(now).check_join(proven)
+        let checked = self.turn(now).check_join(proven);
+        self.count_refused(&checked);
+        checked
+    }
+
+    fn count_refused<T>(&self, result: &Result<T, ApiError>) {
+        if result.is_err() {
+            self.counts.joins_refused.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Handles records that a stream of the node `sender` offers. Verifies their signatures, then waits for the disk.

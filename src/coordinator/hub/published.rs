@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::members::MemberChange;
 use crate::model::Label;
 use crate::protocol::control::RefusedReason;
 use crate::records::RecordKey;
@@ -14,6 +15,8 @@ pub struct Published {
     pub accepted: u32,
     /// Each refused record with the reason. The key is absent if the payload does not contain one.
     pub refused: Vec<(Option<RecordKey>, PublishRefused)>,
+    /// The transitions of members, which are logged.
+    pub changes: Vec<MemberChange>,
 }
 
 impl Published {

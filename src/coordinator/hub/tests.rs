@@ -2,6 +2,7 @@
 
 mod claims;
 mod loss;
+mod members;
 
 use std::ops::Deref;
 use std::time::{Duration, Instant, SystemTime};

@@ -10,6 +10,7 @@ use super::view::View;
 use crate::coordinator::store::{News, Store, StoreError, Stored};
 use crate::model::PublicKey;
 use crate::model::time::Now;
+use crate::os::log::TRANSITION;
 use crate::protocol::api::ApiError;
 use crate::records::Ledger;
 use crate::records::kinds::RecordKey;
@@ -84,6 +85,7 @@ impl Turn<'_> {
             self.reload()?;
         }
         self.writer.health = Health::Good;
+        tracing::info!(target: TRANSITION, "store back; it accepts writes again");
         Ok(())
     }
 

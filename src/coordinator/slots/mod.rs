@@ -36,6 +36,8 @@ pub(super) struct Slot(Arc<Held>);
 #[derive(Debug)]
 struct Held {
     slots: Slots,
+    /// The address of the sender.
+    address: IpAddr,
     number: Number,
     orders: watch::Receiver<Order>,
     /// When the opening must be over.
@@ -63,6 +65,7 @@ impl Slots {
         let (number, orders) = self.table().handle_arrived(source, now.into_std())?;
         Some(Slot(Arc::new(Held {
             slots: self.clone(),
+            address,
             number,
             orders,
             deadline: now + OPENING_LIMIT,
@@ -113,6 +116,11 @@ impl Slot {
         {
             std::future::pending().await
         }
+    }
+
+    /// The address of the sender.
+    pub(super) fn address(&self) -> IpAddr {
+        self.0.address
     }
 
     /// When the opening must be over.

@@ -24,7 +24,8 @@ impl Agent {
             Command::System(reply) => {
                 let _ = reply.send(Ok(report::system(&self.config, self.joined())));
             }
-            Command::Metrics(reply) => drop(reply.send(Ok(metrics::text(self.joined())))),
+            Command::Metrics(reply) => drop(reply.send(Ok(self.metrics()))),
+            Command::Ready(reply) => drop(reply.send(Ok(self.not_ready()))),
             Command::Join(join, reply) => self.begin_join(join, reply, ended.clone()),
             Command::Leave(reply) => Box::pin(self.leave(reply)).await,
             Command::Unattended(problem) => {
@@ -84,6 +85,30 @@ impl Agent {
         match &self.phase {
             Phase::Up(node, _) => Some(node),
             Phase::Unjoined | Phase::Joining(_) => None,
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let token_file = self.config.token_file.as_deref();
+        let exposed = token_file.and_then(unattended::exposed);
+        let join = match &self.phase {
+            Phase::Up(..) => None,
+            Phase::Unjoined | Phase::Joining(_) => self.join_problem.as_ref(),
+        };
+        metrics::text(&metrics::Scrape {
+            node: self.joined(),
+            settings: self.config.metrics,
+            damaged_services: self.damaged_services.as_deref(),
+            join_problems: exposed.iter().chain(join).count(),
+        })
+    }
+
+    /// The reason why this node is not ready. None if it is ready.
+    fn not_ready(&self) -> Option<String> {
+        match &self.phase {
+            Phase::Up(node, _) => report::not_ready(node),
+            Phase::Unjoined => bare_status(self, NodeState::Unjoined).why_not_ready(),
+            Phase::Joining(_) => bare_status(self, NodeState::Joining).why_not_ready(),
         }
     }
 

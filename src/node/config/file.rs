@@ -1,12 +1,14 @@
 //! The sections of meshd.toml, as they are written in the file.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::{NonZeroU8, NonZeroU16};
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use crate::dns::forward::{Server, ServerError};
+use crate::os::log::LogSettings;
+use crate::os::metrics::MetricsListen;
 use crate::records::kinds::{Protocol, default_weight};
 
 #[derive(Debug, Default, Deserialize)]
@@ -23,6 +25,7 @@ pub(super) struct File {
     pub(super) dns: DnsSection,
     pub(super) docker: DockerSection,
     pub(super) metrics: MetricsSection,
+    pub(super) log: LogSettings,
     pub(super) service: Vec<ServiceSection>,
 }
 
@@ -151,10 +154,22 @@ pub(super) enum Addressing {
     Network,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct MetricsSection {
-    pub(super) listen: Option<SocketAddr>,
+    pub(super) listen: Option<MetricsListen>,
+    pub(super) per_peer: bool,
+    pub(super) per_service: bool,
+}
+
+impl Default for MetricsSection {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            per_peer: true,
+            per_service: true,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 use self::file::{
-    Addressing, DnsSection, DockerSection, Enabled, ExposeWord, File, NoneUsable, ServiceSection,
-    SplitDns,
+    Addressing, DnsSection, DockerSection, Enabled, ExposeWord, File, MetricsSection, NoneUsable,
+    ServiceSection, SplitDns,
 };
 use crate::containers::{Expose, Rules};
 use crate::dns::WhenNoneUsable;
@@ -20,6 +20,8 @@ use crate::model::Label;
 use crate::model::interface::check_interface;
 use crate::model::text::printable;
 use crate::os::config_file::{ConfigError, ConfigFile, Findings};
+use crate::os::log::LogSettings;
+use crate::os::metrics::MetricsListen;
 use crate::services::registry::RegisteredInstance;
 
 /// The sockets of Docker and of Podman.
@@ -94,10 +96,21 @@ pub struct Config {
     pub dns: DnsSettings,
     /// How containers are adopted; absent: they are not.
     pub docker: Option<DockerSettings>,
-    /// The address at which metrics are served.
-    pub metrics_listen: SocketAddr,
+    pub metrics: MetricsSettings,
+    pub log: LogSettings,
     /// The services of the configuration.
     pub services: Vec<RegisteredInstance>,
+}
+
+/// What is measured for monitoring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetricsSettings {
+    /// The address at which metrics are served; absent: they are not.
+    pub listen: Option<SocketAddr>,
+    /// Whether there are metrics for each peer.
+    pub per_peer: bool,
+    /// Whether there are metrics for each service.
+    pub per_service: bool,
 }
 
 /// The tunnel device and its UDP socket.
@@ -186,7 +199,6 @@ impl Config {
         }
         let state_dir = arguments.state_dir.clone().or(file.state_dir);
         let socket = arguments.socket.clone().or(file.socket);
-        let metrics = file.metrics.listen;
         Self {
             state_dir: state_dir.unwrap_or_else(|| "/var/lib/meshd".into()),
             socket: socket.unwrap_or_else(|| "/run/meshd/meshd.sock".into()),
@@ -201,8 +213,8 @@ impl Config {
             services: services(file.service, wrong),
             dns: dns(file.dns, wrong),
             docker: docker(file.docker),
-            metrics_listen: metrics
-                .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT))),
+            metrics: metrics(&file.metrics),
+            log: file.log,
         }
     }
 }
@@ -259,6 +271,15 @@ fn dns(section: DnsSection, wrong: &mut Findings<'_>) -> DnsSettings {
         max_addresses: section
             .max_addresses
             .map_or(MAX_ADDRESSES, |max| max.get().into()),
+    }
+}
+
+fn metrics(section: &MetricsSection) -> MetricsSettings {
+    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT));
+    MetricsSettings {
+        listen: section.listen.map_or(Some(default), MetricsListen::address),
+        per_peer: section.per_peer,
+        per_service: section.per_service,
     }
 }
 

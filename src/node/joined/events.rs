@@ -9,6 +9,7 @@ use crate::node::docker::DockerEvents;
 use crate::node::gossip::PeerEvent;
 use crate::node::replica::StreamEvent;
 use crate::node::state::writer::Written;
+use crate::services::checks::Outcome;
 use crate::services::registry::InstanceKey;
 
 /// The maximum number of reports about containers that make one event: what comes in a burst is published once.
@@ -23,11 +24,11 @@ pub(in crate::node) enum NodeEvent {
     /// A conversation with a peer has an event.
     Peer(PeerEvent),
     /// The health check of a service came to a verdict.
-    Verdict(InstanceKey, bool),
+    Verdict(InstanceKey, Outcome),
     /// The container engine reports.
     Engine(Vec<Report>),
     /// Probes of containers came to verdicts.
-    Probes(Vec<(ContainerId, bool)>),
+    Probes(Vec<(ContainerId, Outcome)>),
     /// The firewall is applied, or was looked at.
     Firewall,
     /// Somebody changed something on this machine, and what belongs to meshd has been put back.
@@ -42,7 +43,7 @@ pub(in crate::node) enum NodeEvent {
 pub(in crate::node) struct Events {
     pub(in crate::node) stream: mpsc::Receiver<StreamEvent>,
     pub(in crate::node) writes: mpsc::Receiver<Written>,
-    pub(in crate::node) verdicts: mpsc::Receiver<(InstanceKey, bool)>,
+    pub(in crate::node) verdicts: mpsc::Receiver<(InstanceKey, Outcome)>,
     pub(in crate::node) docker: Option<DockerEvents>,
     pub(in crate::node) firewall: watch::Receiver<u64>,
     pub(in crate::node) host: watch::Receiver<u64>,
@@ -60,7 +61,7 @@ impl Events {
             Some(event) = self.stream.recv() => NodeEvent::Stream(event),
             Some(written) = self.writes.recv() => NodeEvent::Written(written),
             Some(event) = self.peers.recv() => NodeEvent::Peer(event),
-            Some((key, healthy)) = self.verdicts.recv() => NodeEvent::Verdict(key, healthy),
+            Some((key, outcome)) = self.verdicts.recv() => NodeEvent::Verdict(key, outcome),
             event = next_of_containers(&mut self.docker) => event,
             Ok(()) = self.firewall.changed() => NodeEvent::Firewall,
             Ok(()) = self.host.changed() => NodeEvent::Host,
@@ -136,7 +137,7 @@ mod tests {
         };
         lease_sender.try_send(block).expect("room");
         let container = ContainerId::parse("c1").expect("hexadecimal");
-        probe_sender.try_send((container, true)).expect("room");
+        probe_sender.try_send((container, Ok(()))).expect("room");
         let (mut has_lease, mut has_probe) = (false, false);
         for _ in 0..2 * MANY {
             match next(&mut events).await {

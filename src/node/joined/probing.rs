@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use super::JoinedNode;
+use crate::node::contact::Contact;
 use crate::node::paths::PathAction;
+use crate::node::transitions::peers::PeerChange;
 use crate::os::clock;
 use crate::path::watch::Reach;
 
@@ -27,11 +29,13 @@ pub(super) fn poll_paths(node: &mut JoinedNode, now: Instant) -> bool {
         if let Some(PathAction::Limit(_, bytes)) = limit
             && (bytes != node.device.mtu || status.path_mtu != u16::MAX)
         {
-            tracing::info!(endpoint = ?status.endpoint, bytes, "the path to a peer carries packets of another size");
+            let endpoint = status.endpoint.map(tracing::field::display);
+            tracing::info!(peer = %member.name, endpoint, bytes, "the path to a peer carries packets of another size");
         }
         actions.extend(limit);
     }
     let (due, regrouped) = node.paths.poll(now);
+    log_turns(node, now);
     actions.extend(due);
     for action in actions {
         carry_out(node, action);
@@ -42,6 +46,31 @@ pub(super) fn poll_paths(node: &mut JoinedNode, now: Instant) -> bool {
         node.replica.handle_reach(id, is_reached, time);
     }
     regrouped
+}
+
+/// Logs which peers answer, and which do not answer any more. A node that was removed, or that is a copy of another one, loses
+/// all of them, and logs that instead.
+fn log_turns(node: &mut JoinedNode, now: Instant) {
+    let turns = node.paths.take_turns();
+    if node.replica.is_removed() || node.replica.link().is_duplicate() {
+        return;
+    }
+    let tunnel = &node.device.tunnel;
+    for (id, turn) in turns {
+        let Some(member) = node.netmap.members.get(&id) else {
+            continue;
+        };
+        let status = tunnel.peer(&member.wireguard_key.0);
+        let port = tunnel.listen_port();
+        let contact = Contact::new(&node.paths, member, status.as_ref(), port, now);
+        let change = PeerChange {
+            peer: &member.name,
+            turn,
+            endpoint: status.and_then(|status| status.endpoint),
+            why: &contact.reason(),
+        };
+        change.log();
+    }
 }
 
 fn carry_out(node: &JoinedNode, action: PathAction) {

@@ -8,9 +8,9 @@ use super::JoinedNode;
 use crate::node::connections::Published;
 use crate::node::host::{self, Inward, Ipv6};
 use crate::node::own_records::Draft;
+use crate::node::transitions::instances::{self, InstanceChange};
 use crate::os::clock;
-use crate::records::RecordKey;
-use crate::records::kinds::{Node, Record, Service};
+use crate::records::kinds::{Node, Record, RecordKey, Service};
 use crate::records::ledger::Refused;
 
 /// Publishes what `node` has and serves, where that has changed. With `has_new_name` its name is published as well.
@@ -47,6 +47,12 @@ fn publish(node: &mut JoinedNode, records: Vec<Record>) {
         let published = Published::Nothing { is_connected };
         return node.connections.handle_published(published, &[]);
     }
+    let ledger = node.replica.ledger();
+    let services = records.iter().filter_map(|record| match record {
+        Record::Service(service) => Some((ledger.service(&service.id).cloned(), service.clone())),
+        _ => None,
+    });
+    let services: Vec<(Option<Service>, Service)> = services.collect();
     let publication = node.replica.publish(records, clock::now());
     for key in &publication.accepted {
         node.own_records.handle_accepted(key);
@@ -60,8 +66,30 @@ fn publish(node: &mut JoinedNode, records: Vec<Record>) {
         .filter_map(|(envelope, why)| Some((envelope.key()?, why.clone())))
         .collect();
     node.connections.handle_published(published, &refused);
+    for (before, now) in services {
+        let key = RecordKey::Service(now.service_id());
+        if publication.accepted.contains(&key) {
+            log_instances(node, before.as_ref(), &now);
+        }
+    }
     for (envelope, refused) in publication.refused {
         node.own_records.handle_refused(&envelope, refused);
+    }
+}
+
+/// Logs what changed with the instances of a service.
+fn log_instances(node: &JoinedNode, before: Option<&Service>, now: &Service) {
+    let before = before.map_or(&[][..], |before| &before.instances);
+    let service = now.service_name();
+    for (instance, turn) in instances::turns(before, &now.instances) {
+        let why = node.workloads.why_unused(&service, instance);
+        let change = InstanceChange {
+            service: &service,
+            instance,
+            turn,
+            why: why.as_deref(),
+        };
+        change.log();
     }
 }
 

@@ -13,6 +13,7 @@ use crate::node::names::NamesInput;
 use crate::node::paths::{PathPeer, Paths};
 use crate::node::replica::Changes;
 use crate::node::settle::Stages;
+use crate::node::transitions::members;
 use crate::records::kinds::Service;
 use crate::records::netmap::{Member, Netmap};
 use crate::tunnel::PeerConfig;
@@ -40,6 +41,9 @@ impl Stages for JoinedNode {
         let now = Instant::now();
         let before = std::mem::replace(&mut self.netmap, self.replica.ledger().netmap());
         let id = self.id();
+        for change in members::changes(&before, &self.netmap, &id, self.replica.ledger()) {
+            change.log();
+        }
         let others: Vec<&Member> = self
             .netmap
             .members

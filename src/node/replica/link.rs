@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::agreement::Summary;
 use super::position::Position;
+use crate::node::transitions::coordinator::LinkChange;
 use crate::protocol::control::{Refusal, RefusedRecord};
 use crate::protocol::url::CoordinatorUrl;
 use crate::records::Envelope;
@@ -104,6 +105,8 @@ pub struct LinkState {
     url: String,
     last_received: Option<Instant>,
     answers: Answers,
+    /// How often the open stream was lost.
+    losses: u64,
 }
 
 impl LinkState {
@@ -114,17 +117,28 @@ impl LinkState {
             url,
             last_received: None,
             answers: Answers::default(),
+            losses: 0,
         }
     }
 
     /// The stream to `url` opened. Returns whether this node was a duplicate until now.
     pub(super) fn handle_opened(&mut self, url: &CoordinatorUrl, now: Instant) -> bool {
-        tracing::info!(%url, "connected to the coordinator");
+        self.opening(&url.to_string(), now).log();
         let answers = std::mem::take(&mut self.answers);
         self.url = url.to_string();
         self.last_received = Some(now);
         self.link = Link::Connected { since: now };
         answers.duplicate_proven
+    }
+
+    fn opening<'a>(&self, url: &'a str, now: Instant) -> LinkChange<'a> {
+        match self.last_received {
+            Some(at) => LinkChange::Back {
+                url,
+                away: now.saturating_duration_since(at),
+            },
+            None => LinkChange::Connected { url },
+        }
     }
 
     /// A message of the coordinator was received.
@@ -140,10 +154,20 @@ impl LinkState {
         refusal: Option<Refusal>,
         copied: bool,
     ) -> bool {
-        if self.is_connected() || self.failure() != Some(&why) {
-            tracing::warn!(%url, %why, "not connected to the coordinator; names are answered and tunnels carry packets as before");
-        }
+        self.losses += u64::from(self.is_connected());
         self.url = url.to_string();
+        // The attempts that follow fail for other reasons, for each URL its own, and none of them is news.
+        let is_told = self.is_away() && (refusal.is_none() || self.failure() == Some(&why));
+        if is_told {
+            tracing::debug!(
+                url = self.url,
+                reason = why,
+                "no connection to the coordinator"
+            );
+        } else {
+            let (url, why) = (&self.url, &why);
+            LinkChange::Away { url, why }.log();
+        }
         self.answers.revoked |= refusal == Some(Refusal::Revoked);
         self.answers.duplicate_claimed |= refusal == Some(Refusal::Clone);
         // A node that was connected since its start is the original, whatever a coordinator answers.
@@ -180,6 +204,12 @@ impl LinkState {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         matches!(self.link, Link::Connected { .. })
+    }
+
+    /// How often the open stream was lost.
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.losses
     }
 
     /// Whether the stream is closed and an attempt to open it has failed, or it was open before.

@@ -9,7 +9,8 @@ mod status;
 mod system;
 
 pub(super) use checkup::{checkup, ping};
-pub(super) use peers::not_ready;
+pub(super) use peers::{not_ready, others};
+pub(super) use problems::{ProblemKind, problem_counts};
 pub(super) use resolve::resolve;
 pub(super) use services::{containers, services};
 pub(super) use status::{bare_status, status};

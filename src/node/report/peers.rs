@@ -62,25 +62,12 @@ pub(super) fn contact_of(
     peer: Option<&TunnelPeer>,
     now: Instant,
 ) -> Contact {
-    let id = &member.id;
-    let heard = node.paths.watch().heard(id);
-    let mut endpoints = member.endpoints.clone();
-    if endpoints.is_empty() {
-        endpoints.extend(peer.and_then(|p| p.endpoint));
-    }
-    Contact {
-        reach: node.paths.watch().reach(id, now),
-        heard: heard.map(|at| now.saturating_duration_since(at)),
-        silent: node.paths.watch().is_silent(id, now),
-        handshake: peer.is_some_and(|p| p.last_handshake.is_some()),
-        received: peer.map_or(0, |p| p.rx_bytes),
-        endpoints,
-        port: node.device.tunnel.listen_port(),
-    }
+    let port = node.device.tunnel.listen_port();
+    Contact::new(&node.paths, member, peer, port, now)
 }
 
 /// The other members, in the order of their names.
-pub(super) fn others(node: &JoinedNode) -> Vec<&Member> {
+pub(in crate::node) fn others(node: &JoinedNode) -> Vec<&Member> {
     let own = node.id();
     let members = node.netmap.members.values();
     let mut others: Vec<&Member> = members.filter(|member| member.id != own).collect();

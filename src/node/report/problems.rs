@@ -11,66 +11,146 @@ use crate::records::netmap::Netmap;
 /// The maximum number of contested services that get a problem of their own, and of nodes that such a problem names.
 const MAX_CONTESTED: usize = 8;
 
+/// What a problem is about, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::node) enum ProblemKind {
+    /// The node was removed, or the machine is a copy of another node.
+    Membership,
+    /// The control stream.
+    Coordinator,
+    /// The tunnel device and the machine's network.
+    Device,
+    Dns,
+    Disk,
+    /// Records that are not published, or not accepted.
+    Records,
+    /// Services, containers and the firewall that leads to them.
+    Services,
+    /// Peers that are not reached, and narrow paths.
+    Peers,
+    /// A join that nobody waits for.
+    Join,
+}
+
+impl ProblemKind {
+    pub(in crate::node) const ALL: [Self; 9] = [
+        Self::Membership,
+        Self::Coordinator,
+        Self::Device,
+        Self::Dns,
+        Self::Disk,
+        Self::Records,
+        Self::Services,
+        Self::Peers,
+        Self::Join,
+    ];
+
+    /// The value of the label.
+    pub(in crate::node) fn as_str(self) -> &'static str {
+        match self {
+            Self::Membership => "membership",
+            Self::Coordinator => "coordinator",
+            Self::Device => "device",
+            Self::Dns => "dns",
+            Self::Disk => "disk",
+            Self::Records => "records",
+            Self::Services => "services",
+            Self::Peers => "peers",
+            Self::Join => "join",
+        }
+    }
+}
+
+/// Problems, and what each one is about.
+#[derive(Debug, Default)]
+struct Found(Vec<(ProblemKind, Problem)>);
+
+impl Found {
+    fn extend(&mut self, kind: ProblemKind, problems: impl IntoIterator<Item = Problem>) {
+        let problems = problems.into_iter().map(|problem| (kind, problem));
+        self.0.extend(problems);
+    }
+}
+
+/// What each problem of a node is about.
+pub(in crate::node) fn problem_counts(
+    node: &JoinedNode,
+    damaged_services: Option<&str>,
+) -> Vec<ProblemKind> {
+    let flagged = node.names.zone().load().flagged();
+    let found = found(node, damaged_services, flagged).0;
+    found.into_iter().map(|(kind, _)| kind).collect()
+}
+
 pub(super) fn problems(
     node: &JoinedNode,
     damaged_services: Option<&str>,
     flagged: usize,
 ) -> Vec<Problem> {
+    let found = found(node, damaged_services, flagged).0;
+    found.into_iter().map(|(_, problem)| problem).collect()
+}
+
+fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> Found {
     let problem = |what: &str, why: String, fix: &str| Problem {
         what: what.into(),
         why,
         fix: fix.into(),
     };
-    let mut problems = Vec::new();
+    let mut problems = Found::default();
     // This problem is the first, because it causes most of the others.
     if node.replica.is_removed() {
-        problems.push(problem(
+        problems.extend(ProblemKind::Membership, [problem(
             "this node was removed from the mesh",
             "the administrator removed it, so no peer accepts its packets, and its names no longer resolve"
                 .into(),
             "run `meshctl leave`; if the removal was a mistake, run `meshctl join` with a new token afterwards",
-        ));
+        )]);
     }
-    problems.extend(node.workloads.external_bridges());
-    problems.extend(node.device.problems());
-    problems.extend(node.resolver.refused());
-    problems.extend(node.disk.unwritten());
-    problems.extend(node.own_records.problems());
+    problems.extend(ProblemKind::Services, node.workloads.external_bridges());
+    problems.extend(ProblemKind::Device, node.device.problems());
+    problems.extend(ProblemKind::Dns, node.resolver.refused());
+    problems.extend(ProblemKind::Disk, node.disk.unwritten());
+    problems.extend(ProblemKind::Records, node.own_records.problems());
     let now = Instant::now();
-    problems.extend(node.replica.problems(now));
-    problems.extend(node.workloads.problems(&node.identity.block));
+    problems.extend(ProblemKind::Records, node.replica.problems(now));
+    let services = node.workloads.problems(&node.identity.block);
+    problems.extend(ProblemKind::Services, services);
     if node.replica.is_removed() {
         // The removal is the first problem, so the others about the coordinator are left out.
     } else if node.replica.link().is_duplicate() {
-        problems.push(problem(
+        problems.extend(ProblemKind::Membership, [problem(
             "this machine is a copy of another node, which continues; this machine does not connect to the mesh",
             "another machine with the same keys is connected to the coordinator".into(),
             "run `meshctl leave` on this machine, then `meshctl join` with a new token",
-        ));
+        )]);
     } else if !node.replica.link().is_connected() {
         let failure = node.replica.link().failure();
         let why = failure.unwrap_or("no connection yet").to_owned();
-        problems.push(problem("the coordinator is not connected; names and tunnels continue to work, and changes arrive only from the peers that this node reaches", why, "start mesh-coordinator, or check that this host can reach it"));
+        problems.extend(ProblemKind::Coordinator, [problem("the coordinator is not connected; names and tunnels continue to work, and changes arrive only from the peers that this node reaches", why, "start mesh-coordinator, or check that this host can reach it")]);
     }
-    problems.extend(node.disk.lost());
+    problems.extend(ProblemKind::Disk, node.disk.lost());
     if let Some(why) = damaged_services {
-        problems.push(problem(
-            "the services that were added with `meshctl service add` were lost",
-            why.into(),
-            "add them again with `meshctl service add`",
-        ));
+        problems.extend(
+            ProblemKind::Disk,
+            [problem(
+                "the services that were added with `meshctl service add` were lost",
+                why.into(),
+                "add them again with `meshctl service add`",
+            )],
+        );
     }
     if flagged > 0 {
-        problems.push(problem(
+        problems.extend(ProblemKind::Services, [problem(
             "some names are answered with instances that are not usable",
             format!("{flagged} name(s) have no instance that is healthy and reachable"),
             "look at `meshctl service list` for the instances that are unhealthy or not reachable",
-        ));
+        )]);
     }
-    problems.extend(node.resolver.problems());
-    problems.extend(contested(&node.netmap));
-    problems.extend(narrow_paths(node));
-    problems.extend(unreached(node));
+    problems.extend(ProblemKind::Dns, node.resolver.problems());
+    problems.extend(ProblemKind::Services, contested(&node.netmap));
+    problems.extend(ProblemKind::Peers, narrow_paths(node));
+    problems.extend(ProblemKind::Peers, unreached(node));
     problems
 }
 

@@ -1,0 +1,131 @@
+//! Members that are admitted, removed, renamed or leave have one line in the log each, which `docs/logs.md` lists.
+
+use super::*;
+use crate::os::log::captured;
+use crate::records::kinds::Name;
+
+const DOCUMENT: &str = include_str!("../../../../docs/logs.md");
+
+/// The lines that `work` logs. Each of them is in the document.
+fn lines(work: impl FnOnce()) -> Vec<String> {
+    let lines = captured::lines(work);
+    for line in &lines {
+        captured::assert_documented(line, DOCUMENT);
+    }
+    lines
+}
+
+fn short(n: u8) -> String {
+    id(n).short()
+}
+
+fn joins(hub: &Hub, n: u8, name: &str) {
+    hub.join(&request(n, membership(n, name, 1, now())))
+        .expect("a use left");
+}
+
+#[test]
+fn a_node_is_admitted_with_one_line_however_often_it_asks() {
+    let hub = hub();
+    let asked = request(10, membership(10, "web", 1, now()));
+    let logged = lines(|| {
+        hub.join(&asked).expect("a use left");
+        hub.join(&asked).expect("the same again");
+    });
+    assert_eq!(
+        logged,
+        [format!(
+            "INFO node admitted node=web id={} token={} block=10.210.1.0/24",
+            short(10),
+            short(TOKEN)
+        )]
+    );
+}
+
+#[test]
+fn a_node_that_leaves_one_that_is_removed_and_one_that_is_renamed_have_one_line_each() {
+    let hub = hub();
+    for (n, name) in [(10, "a"), (11, "b"), (12, "c")] {
+        joins(&hub, n, name);
+    }
+    let renamed = |version| {
+        let name = Name {
+            id: id(12),
+            version,
+            name: Label::parse("db").expect("a literal"),
+        };
+        Envelope::seal(&Record::Name(name), &key(12))
+    };
+    let logged = lines(|| {
+        publish(&hub, vec![departure(10)]).expect("writable");
+        publish(&hub, vec![departure(10)]).expect("writable");
+        submit(&hub, None, revocation(11, RevokedKind::Node)).expect("signed");
+        hub.publish(&id(12), vec![renamed(1)]).expect("writable");
+        hub.publish(&id(12), vec![renamed(2)]).expect("writable");
+    });
+    assert_eq!(
+        logged,
+        [
+            format!("INFO node left node=a id={}", short(10)),
+            format!(
+                "INFO node removed node=b id={} reason=\"the administrator removed it\"",
+                short(11)
+            ),
+            format!("INFO node renamed node=db id={} before=c", short(12)),
+        ]
+    );
+}
+
+#[test]
+fn the_nodes_of_a_revoked_token_are_removed_with_one_line_each() {
+    let hub = hub();
+    joins(&hub, 10, "a");
+    // The command revokes a token together with the members that stay. A node that joined at another coordinator meanwhile is not
+    // among them, and nodes send each other the revocation.
+    let revocation = Revocation {
+        id: id(TOKEN),
+        version: 1,
+        revoked: RevokedKind::Token,
+        at: UnixSeconds(now()),
+        stays: Some(Vec::new()),
+    };
+    let revocation = Envelope::seal(&Record::Revocation(revocation), &key(MESH));
+    let logged = lines(|| {
+        let published = hub.publish(&id(10), vec![revocation]).expect("writable");
+        assert_eq!(published.accepted, 1);
+    });
+    assert_eq!(
+        logged,
+        [format!(
+            "INFO node removed node=a id={} reason=\"the administrator revoked its token\"",
+            short(10)
+        )]
+    );
+}
+
+#[test]
+fn a_store_that_takes_writes_again_has_one_line() {
+    let full = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let store = Fillable {
+        inner: Sqlite::in_memory().expect("memory"),
+        full: std::sync::Arc::clone(&full),
+    };
+    let hub = hub_with(store, now() + HOUR);
+    joins(&hub, 10, "a");
+    full.store(true, Ordering::Relaxed);
+    let failing = captured::lines(|| {
+        let refused = hub.publish(&id(10), vec![service(10, "web", 1)]);
+        refused.expect_err("no room");
+    });
+    assert!(
+        failing[0].starts_with("ERROR a write to the store failed error="),
+        "{failing:?}"
+    );
+    full.store(false, Ordering::Relaxed);
+    std::thread::sleep(PAUSE_AFTER_FAILURE + Duration::from_millis(50));
+    let logged = lines(|| {
+        publish(&hub, vec![service(10, "web", 1)]).expect("room");
+        publish(&hub, vec![service(10, "web", 2)]).expect("room");
+    });
+    assert_eq!(logged, ["INFO store back; it accepts writes again"]);
+}

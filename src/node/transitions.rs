@@ -1,0 +1,18 @@
+//! The transitions of a node that an operator asks about. Each is a value, and has one line in the log, which `docs/logs.md`
+//! lists. Pure.
+
+pub(super) mod coordinator;
+pub(super) mod engine;
+pub(super) mod instances;
+pub(super) mod members;
+pub(super) mod peers;
+
+use std::time::Duration;
+
+/// A duration as it stands in the log, in seconds and tenths.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests;

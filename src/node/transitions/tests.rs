@@ -1,0 +1,283 @@
+//! Each transition has one line in the log, and `docs/logs.md` lists it.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::coordinator::LinkChange;
+use super::engine::EngineChange;
+use super::instances::{InstanceChange, InstanceTurn, turns};
+use super::members::{MemberChange, MemberTurn, changes};
+use super::peers::{PeerChange, PeerTurn, PeerTurns};
+use crate::model::ServiceName;
+use crate::os::log::captured;
+use crate::path::watch::Reach;
+use crate::records::Ledger;
+use crate::records::kinds::{Departure, Health, Instance, Name, Record, RevokedKind};
+use crate::testbed::records::{
+    block, id, instance, label, membership, mesh, node, revocation, sealed, token,
+};
+
+const MESH: u8 = 1;
+const TOKEN: u8 = 2;
+const OWN: u8 = 3;
+
+/// The line of each transition, as `docs/logs.md` has it.
+const DOCUMENT: &str = include_str!("../../../docs/logs.md");
+
+#[test]
+fn each_transition_of_a_peer_is_one_line() {
+    let peer = label("web-2");
+    let endpoint = "192.0.2.7:51820".parse().ok();
+    let why = "its last packet was received 9 s ago";
+    let lines = captured::lines(|| {
+        for turn in [
+            PeerTurn::Reached,
+            PeerTurn::NotReached,
+            PeerTurn::Lost,
+            PeerTurn::Back(Duration::from_millis(12_340)),
+        ] {
+            let change = PeerChange {
+                peer: &peer,
+                turn,
+                endpoint,
+                why,
+            };
+            change.log();
+        }
+    });
+    assert_lines(
+        &lines,
+        &[
+            "INFO peer reached peer=web-2 endpoint=192.0.2.7:51820",
+            "WARN peer not reached peer=web-2 endpoint=192.0.2.7:51820 reason=\"its last packet was received 9 s ago\"",
+            "WARN peer lost peer=web-2 endpoint=192.0.2.7:51820 reason=\"its last packet was received 9 s ago\"",
+            "INFO peer back peer=web-2 endpoint=192.0.2.7:51820 away_seconds=12.3",
+        ],
+    );
+}
+
+#[test]
+fn a_peer_is_lost_once_and_back_once_however_often_it_is_polled() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut peers = PeerTurns::default();
+    let mut seen = Vec::new();
+    let polls = [
+        (Reach::Unknown, None),
+        (Reach::Reachable, Some(0)),
+        (Reach::Reachable, Some(1)),
+        (Reach::Unknown, Some(1)),
+        (Reach::Unreachable, Some(1)),
+        (Reach::Unreachable, Some(1)),
+        (Reach::Unknown, Some(1)),
+        (Reach::Reachable, Some(7)),
+        (Reach::Reachable, Some(8)),
+    ];
+    for (second, (reach, heard)) in (0..).zip(polls) {
+        let heard = heard.map(at);
+        seen.extend(peers.handle_reach(id(9), reach, heard, at(second)));
+    }
+    let away = Duration::from_secs(6);
+    assert_eq!(
+        seen,
+        [PeerTurn::Reached, PeerTurn::Lost, PeerTurn::Back(away)]
+    );
+    // A peer that leaves the mesh and joins again is a new one.
+    peers.retain(&BTreeSet::new());
+    let mut handle = |reach| peers.handle_reach(id(9), reach, None, at(20));
+    assert_eq!(handle(Reach::Unreachable), Some(PeerTurn::NotReached));
+    assert_eq!(handle(Reach::Unreachable), None);
+    assert_eq!(handle(Reach::Reachable), Some(PeerTurn::Reached));
+}
+
+#[test]
+fn each_transition_of_an_instance_is_one_line() {
+    let service = ServiceName::from(label("db"));
+    let of = |health| Instance {
+        health,
+        ..instance("web-1-5432", Vec::new())
+    };
+    let lines = captured::lines(|| {
+        let instance = of(Health::Starting);
+        for (turn, why) in [
+            (InstanceTurn::Published(Health::Starting), None),
+            (InstanceTurn::Health(Health::Healthy), None),
+            (InstanceTurn::Health(Health::Unhealthy), Some("no answer")),
+            (InstanceTurn::Health(Health::Draining), Some("drained")),
+            (InstanceTurn::Health(Health::Starting), None),
+            (InstanceTurn::Health(Health::Unknown), None),
+            (InstanceTurn::Withdrawn, Some("its container ended")),
+        ] {
+            let change = InstanceChange {
+                service: &service,
+                instance: &instance,
+                turn,
+                why,
+            };
+            change.log();
+        }
+    });
+    assert_lines(
+        &lines,
+        &[
+            "INFO service published service=db instance=web-1-5432 health=starting source=cli",
+            "INFO service healthy service=db instance=web-1-5432",
+            "WARN service unhealthy service=db instance=web-1-5432 reason=\"no answer\"",
+            "INFO service draining service=db instance=web-1-5432 reason=drained",
+            "INFO service starting service=db instance=web-1-5432",
+            "INFO service not checked service=db instance=web-1-5432",
+            "INFO service withdrawn service=db instance=web-1-5432 reason=\"its container ended\"",
+        ],
+    );
+}
+
+#[test]
+fn only_instances_whose_health_changed_or_that_come_or_go_have_a_transition() {
+    let of = |id: &str, health| Instance {
+        health,
+        ..instance(id, Vec::new())
+    };
+    let before = [
+        of("a", Health::Healthy),
+        of("b", Health::Healthy),
+        of("c", Health::Healthy),
+    ];
+    let after = [
+        of("d", Health::Starting),
+        of("b", Health::Unhealthy),
+        of("a", Health::Healthy),
+    ];
+    let seen: Vec<(String, InstanceTurn)> = turns(&before, &after)
+        .into_iter()
+        .map(|(instance, turn)| (instance.id.to_string(), turn))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("b".to_owned(), InstanceTurn::Health(Health::Unhealthy)),
+            ("c".to_owned(), InstanceTurn::Withdrawn),
+            ("d".to_owned(), InstanceTurn::Published(Health::Starting)),
+        ]
+    );
+    assert_eq!(turns(&after, &after), []);
+}
+
+#[test]
+fn each_transition_of_a_member_is_one_line() {
+    let short = id(9).short();
+    let lines = captured::lines(|| {
+        for turn in [
+            MemberTurn::Joined([10, 210, 2, 1].into()),
+            MemberTurn::Left,
+            MemberTurn::Removed,
+            MemberTurn::Renamed(label("old")),
+        ] {
+            let (node, id) = (label("web-2"), id(9));
+            MemberChange { node, id, turn }.log();
+        }
+    });
+    assert_lines(
+        &lines,
+        &[
+            &format!("INFO node joined node=web-2 id={short} address=10.210.2.1"),
+            &format!("INFO node left node=web-2 id={short}"),
+            &format!("INFO node removed node=web-2 id={short}"),
+            &format!("INFO node renamed node=web-2 id={short} before=old"),
+        ],
+    );
+}
+
+/// A mesh with this node and the members `others`, each with a node record.
+fn ledger(others: &[(u8, &str)]) -> Ledger {
+    let mut ledger = Ledger::new(id(MESH));
+    let mut apply = |record: &Record, signer| {
+        let envelope = sealed(record, signer);
+        ledger.apply(envelope).expect("a valid record");
+    };
+    apply(&Record::Mesh(mesh()), MESH);
+    let token = crate::records::kinds::Token {
+        uses: 9,
+        ..token(&id(TOKEN))
+    };
+    apply(&Record::Token(token), MESH);
+    for (n, name) in [(OWN, "own")].iter().chain(others) {
+        let membership = membership(&id(*n), &id(TOKEN), name);
+        apply(&Record::Membership(membership), TOKEN);
+        apply(&Record::Node(node(&id(*n), block((*n).into()))), *n);
+    }
+    ledger
+}
+
+#[test]
+fn members_that_join_leave_are_removed_or_renamed_are_told_apart() {
+    let mut ledger = ledger(&[(10, "left"), (11, "removed"), (12, "old")]);
+    let before = ledger.netmap();
+    let own = id(OWN);
+    let start = crate::records::netmap::Netmap::default();
+    assert_eq!(changes(&start, &before, &own, &ledger), []);
+    assert_eq!(changes(&before, &before, &own, &ledger), []);
+
+    let departure = Record::Departure(Departure::of(id(10)));
+    ledger.apply(sealed(&departure, 10)).expect("its own");
+    let removal = Record::Revocation(revocation(&id(11), RevokedKind::Node));
+    ledger.apply(sealed(&removal, MESH)).expect("permitted");
+    let name = Record::Name(Name {
+        id: id(12),
+        version: 1,
+        name: label("new"),
+    });
+    ledger.apply(sealed(&name, 12)).expect("its own");
+    let joined = Record::Membership(membership(&id(13), &id(TOKEN), "joined"));
+    ledger.apply(sealed(&joined, TOKEN)).expect("permitted");
+    let joined = Record::Node(node(&id(13), block(13)));
+    ledger.apply(sealed(&joined, 13)).expect("its own");
+
+    let mut seen: Vec<(String, MemberTurn)> = changes(&before, &ledger.netmap(), &own, &ledger)
+        .into_iter()
+        .map(|change| (change.node.to_string(), change.turn))
+        .collect();
+    seen.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(
+        seen,
+        [
+            ("joined".to_owned(), MemberTurn::Joined(block(13).node_v4())),
+            ("left".to_owned(), MemberTurn::Left),
+            ("new".to_owned(), MemberTurn::Renamed(label("old"))),
+            ("removed".to_owned(), MemberTurn::Removed),
+        ]
+    );
+}
+
+#[test]
+fn each_transition_of_the_coordinator_and_of_the_container_engine_is_one_line() {
+    let url = "https://coord.example.com:7443";
+    let lines = captured::lines(|| {
+        LinkChange::Connected { url }.log();
+        let why = "connection refused";
+        LinkChange::Away { url, why }.log();
+        let away = Duration::from_secs(61);
+        LinkChange::Back { url, away }.log();
+        let version = "28.5";
+        let podman = false;
+        EngineChange::Connected { version, podman }.log();
+        EngineChange::Lost { why: "it ended" }.log();
+    });
+    assert_lines(
+        &lines,
+        &[
+            "INFO coordinator connected url=https://coord.example.com:7443",
+            "WARN coordinator away; names and tunnels go on url=https://coord.example.com:7443 reason=\"connection refused\"",
+            "INFO coordinator back url=https://coord.example.com:7443 away_seconds=61",
+            "INFO container engine connected version=28.5 podman=false",
+            "WARN container engine lost; containers stay as they are reason=\"it ended\"",
+        ],
+    );
+}
+
+/// Compares the lines, and holds that the document lists the message and the values of each.
+fn assert_lines(lines: &[String], expected: &[&str]) {
+    assert_eq!(lines, expected);
+    for line in lines {
+        captured::assert_documented(line, DOCUMENT);
+    }
+}

@@ -1,0 +1,197 @@
+//! A page of metrics under construction.
+
+use std::fmt::{self, Display, Write as _};
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A value that may rise and fall.
+    Gauge,
+    /// A value that only rises. The name of the metric ends with `_total`.
+    Counter,
+}
+
+/// The value of a sample.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Value {
+    Integer(u64),
+    Float(f64),
+}
+
+impl From<u64> for Value {
+    fn from(value: u64) -> Self {
+        Self::Integer(value)
+    }
+}
+
+impl From<usize> for Value {
+    fn from(value: usize) -> Self {
+        Self::Integer(value as u64)
+    }
+}
+
+impl From<u16> for Value {
+    fn from(value: u16) -> Self {
+        Self::Integer(value.into())
+    }
+}
+
+impl From<bool> for Value {
+    fn from(value: bool) -> Self {
+        Self::Integer(value.into())
+    }
+}
+
+impl From<f64> for Value {
+    fn from(value: f64) -> Self {
+        Self::Float(value)
+    }
+}
+
+impl Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Integer(value) => write!(f, "{value}"),
+            Self::Float(value) => write!(f, "{value}"),
+        }
+    }
+}
+
+/// A page of metrics under construction.
+#[derive(Debug)]
+pub struct MetricsPage {
+    prefix: &'static str,
+    text: String,
+}
+
+impl MetricsPage {
+    /// An empty page. All names on it begin with `prefix`.
+    #[must_use]
+    pub fn new(prefix: &'static str) -> Self {
+        Self {
+            prefix,
+            text: String::new(),
+        }
+    }
+
+    /// Adds the version of the program, which is the value of a label.
+    pub fn build_info(&mut self) {
+        let version = env!("CARGO_PKG_VERSION");
+        self.family("build_info", Kind::Gauge, "The version of the program.")
+            .sample(&[("version", version)], 1u64);
+    }
+
+    /// Adds a value that may rise and fall.
+    pub fn gauge(&mut self, name: &str, help: &str, value: impl Into<Value>) {
+        self.family(name, Kind::Gauge, help).sample(&[], value);
+    }
+
+    /// Adds a value that only rises. `name` ends with `_total`.
+    pub fn counter(&mut self, name: &str, help: &str, value: impl Into<Value>) {
+        self.family(name, Kind::Counter, help).sample(&[], value);
+    }
+
+    /// Adds counters that differ in the value of one label.
+    pub fn counters<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'a str, u64)>,
+    ) {
+        let mut family = self.family(name, Kind::Counter, help);
+        for (of_label, value) in values {
+            family.sample(&[(label, of_label)], value);
+        }
+    }
+
+    /// Begins a metric, whose samples follow. A metric without samples has only its head.
+    pub fn family<'a>(&'a mut self, name: &'a str, kind: Kind, help: &str) -> Family<'a> {
+        let prefix = self.prefix;
+        let kind = match kind {
+            Kind::Gauge => "gauge",
+            Kind::Counter => "counter",
+        };
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(
+            self.text,
+            "# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}"
+        );
+        Family { page: self, name }
+    }
+
+    /// The whole page.
+    #[must_use]
+    pub fn into_text(self) -> String {
+        self.text
+    }
+}
+
+/// A metric whose samples are being added.
+#[derive(Debug)]
+pub struct Family<'a> {
+    page: &'a mut MetricsPage,
+    name: &'a str,
+}
+
+impl Family<'_> {
+    /// Adds a sample. No other sample of this metric has the same labels.
+    pub fn sample(&mut self, labels: &[(&str, &str)], value: impl Into<Value>) {
+        let text = &mut self.page.text;
+        text.push_str(self.page.prefix);
+        text.push_str(self.name);
+        for (i, (label, of_label)) in labels.iter().enumerate() {
+            text.push(if i == 0 { '{' } else { ',' });
+            text.push_str(label);
+            text.push_str("=\"");
+            push_escaped(text, of_label);
+            text.push('"');
+        }
+        let end = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(text, "{end} {}", value.into());
+    }
+}
+
+/// Adds the value of a label. The format escapes these three characters and no others.
+fn push_escaped(text: &mut String, of_label: &str) {
+    for c in of_label.chars() {
+        match c {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            c => text.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_has_a_head_for_each_metric_and_a_line_for_each_value() {
+        let mut page = MetricsPage::new("meshd_");
+        page.gauge("peers", "Other members.", 3u64);
+        page.counters(
+            "dropped_total",
+            "Packets dropped.",
+            "reason",
+            [("no_route", 1), ("a \"quote\" \\ \n", 2)],
+        );
+        page.family("delay_seconds", Kind::Gauge, "Delay.")
+            .sample(&[("peer", "web-1"), ("way", "direct")], 0.25);
+        assert_eq!(
+            page.into_text(),
+            "# HELP meshd_peers Other members.\n\
+             # TYPE meshd_peers gauge\n\
+             meshd_peers 3\n\
+             # HELP meshd_dropped_total Packets dropped.\n\
+             # TYPE meshd_dropped_total counter\n\
+             meshd_dropped_total{reason=\"no_route\"} 1\n\
+             meshd_dropped_total{reason=\"a \\\"quote\\\" \\\\ \\n\"} 2\n\
+             # HELP meshd_delay_seconds Delay.\n\
+             # TYPE meshd_delay_seconds gauge\n\
+             meshd_delay_seconds{peer=\"web-1\",way=\"direct\"} 0.25\n"
+        );
+    }
+}
