@@ -25,6 +25,7 @@ mod leaving;
 mod machine;
 #[cfg(feature = "etcd")]
 mod many_coordinators;
+mod monitoring;
 mod names;
 mod narrow_path;
 mod own_word;
