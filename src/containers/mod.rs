@@ -23,4 +23,4 @@ pub use container::AppliedMappings;
 pub use engine::{EngineTask, Report};
 pub use inspect::ContainerId;
 pub use labels::{Expose, Rules};
-pub use state::{Containers, Mapping, NodeContext, Offer};
+pub use state::{Containers, Mapping, NodeContext, Offer, why_unused};

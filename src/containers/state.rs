@@ -307,15 +307,6 @@ impl Containers {
         }
     }
 
-    /// Why an instance is unhealthy, draining or withdrawn. None if nothing is wrong with its container.
-    #[must_use]
-    pub fn why_unused(&self, instance: &Label) -> Option<&'static str> {
-        match self.held.values().find(|held| held.label == *instance) {
-            Some(held) => held.why_unused(),
-            None => Some("its container was removed, or is not exposed any more"),
-        }
-    }
-
     /// Checks all time limits. Returns whether the published instances or the mappings may have changed. This is to be
     /// called about twice a second.
     pub fn handle_time(&mut self, now: Instant) -> bool {
@@ -483,6 +474,16 @@ fn check_compose_name(
     match ambiguous {
         Some(other) => Err(Refusal::AmbiguousName(show(own), other)),
         None => Ok(()),
+    }
+}
+
+/// Why an instance of `containers` is unhealthy, draining or withdrawn. None if nothing is wrong with its container.
+#[must_use]
+pub fn why_unused(containers: &Containers, instance: &Label) -> Option<&'static str> {
+    let mut held = containers.held.values();
+    match held.find(|held| held.label == *instance) {
+        Some(held) => held.why_unused(),
+        None => Some("its container was removed, or is not exposed any more"),
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::config;
 use super::state::StateDir;
 use super::transitions::engine::EngineChange;
+use crate::containers;
 use crate::containers::engine::EngineFault;
 use crate::containers::inspect::Engine;
 use crate::containers::{
@@ -181,7 +182,7 @@ impl Docker {
 
     /// Why the instance of a container is unhealthy, draining or withdrawn.
     pub(super) fn why_unused(&self, instance: &crate::model::Label) -> Option<&'static str> {
-        self.containers.why_unused(instance)
+        containers::why_unused(&self.containers, instance)
     }
 
     /// Whether the engine is connected. None if there never was one and the configuration does not require it.

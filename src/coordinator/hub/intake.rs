@@ -136,7 +136,11 @@ impl Turn<'_> {
         published.accepted = u32::try_from(writes.len()).unwrap_or(u32::MAX);
         let mut state = self.view.write();
         if let Some(ledger) = &state.ledger {
-            published.changes = names.changes(ledger, &writes, origin);
+            let absent = match origin {
+                Origin::Absence(node) => Some(node),
+                Origin::Stream(_) | Origin::Administrator => None,
+            };
+            published.changes = names.changes(ledger, &writes, absent);
         }
         let first = last.saturating_sub(writes.len() as u64) + 1;
         for (revision, write) in (first..).zip(writes) {

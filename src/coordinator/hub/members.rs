@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::intake::Origin;
 use crate::coordinator::store::Write;
 use crate::model::{Label, PublicKey};
 use crate::os::log::TRANSITION;
@@ -50,12 +49,13 @@ impl NamesBefore {
         Self(names.map(Ledger::names))
     }
 
-    /// The transitions that `writes` are. `ledger` is the one after them.
+    /// The transitions that `writes` are. `ledger` is the one after them. A departure of `absent` is not sent by the node itself,
+    /// which stays away.
     pub(super) fn changes(
         &self,
         ledger: &Ledger,
         writes: &[Write],
-        origin: Origin,
+        absent: Option<PublicKey>,
     ) -> Vec<MemberChange> {
         let Some(before) = &self.0 else {
             return Vec::new();
@@ -70,7 +70,7 @@ impl NamesBefore {
         };
         for write in writes {
             match &write.key {
-                RecordKey::Departure(id) if origin == Origin::Absence(*id) => {
+                RecordKey::Departure(id) if absent == Some(*id) => {
                     add(id, MemberTurn::StayedAway);
                 }
                 RecordKey::Departure(id) => add(id, MemberTurn::Left),

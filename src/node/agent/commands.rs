@@ -24,8 +24,8 @@ impl Agent {
             Command::System(reply) => {
                 let _ = reply.send(Ok(report::system(&self.config, self.joined())));
             }
-            Command::Metrics(reply) => drop(reply.send(Ok(self.metrics()))),
-            Command::Ready(reply) => drop(reply.send(Ok(self.not_ready()))),
+            Command::Metrics(reply) => drop(reply.send(Ok(metrics_page(self)))),
+            Command::Ready(reply) => drop(reply.send(Ok(not_ready(self)))),
             Command::Join(join, reply) => self.begin_join(join, reply, ended.clone()),
             Command::Leave(reply) => Box::pin(self.leave(reply)).await,
             Command::Unattended(problem) => {
@@ -88,30 +88,6 @@ impl Agent {
         }
     }
 
-    fn metrics(&self) -> String {
-        let token_file = self.config.token_file.as_deref();
-        let exposed = token_file.and_then(unattended::exposed);
-        let join = match &self.phase {
-            Phase::Up(..) => None,
-            Phase::Unjoined | Phase::Joining(_) => self.join_problem.as_ref(),
-        };
-        metrics::text(&metrics::Scrape {
-            node: self.joined(),
-            settings: self.config.metrics,
-            damaged_services: self.damaged_services.as_deref(),
-            join_problems: exposed.iter().chain(join).count(),
-        })
-    }
-
-    /// The reason why this node is not ready. None if it is ready.
-    fn not_ready(&self) -> Option<String> {
-        match &self.phase {
-            Phase::Up(node, _) => report::not_ready(node),
-            Phase::Unjoined => bare_status(self, NodeState::Unjoined).why_not_ready(),
-            Phase::Joining(_) => bare_status(self, NodeState::Joining).why_not_ready(),
-        }
-    }
-
     fn status(&self) -> Status {
         let mut status = match &self.phase {
             Phase::Up(node, _) => report::status(node, self.damaged_services.as_deref()),
@@ -131,6 +107,31 @@ fn carry_out<N, T>(needed: Result<N, ApiError>, reply: Reply<T>, action: impl Fn
     match needed {
         Ok(needed) => action(needed, reply),
         Err(error) => drop(reply.send(Err(error))),
+    }
+}
+
+/// The page of metrics.
+fn metrics_page(agent: &Agent) -> String {
+    let token_file = agent.config.token_file.as_deref();
+    let exposed = token_file.and_then(unattended::exposed);
+    let join = match &agent.phase {
+        Phase::Up(..) => None,
+        Phase::Unjoined | Phase::Joining(_) => agent.join_problem.as_ref(),
+    };
+    metrics::text(&metrics::Scrape {
+        node: agent.joined(),
+        settings: agent.config.metrics,
+        damaged_services: agent.damaged_services.as_deref(),
+        join_problems: exposed.iter().chain(join).count(),
+    })
+}
+
+/// Why the node is not ready. None if it is ready.
+fn not_ready(agent: &Agent) -> Option<String> {
+    match &agent.phase {
+        Phase::Up(node, _) => report::not_ready(node),
+        Phase::Unjoined => bare_status(agent, NodeState::Unjoined).why_not_ready(),
+        Phase::Joining(_) => bare_status(agent, NodeState::Joining).why_not_ready(),
     }
 }
 

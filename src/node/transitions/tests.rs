@@ -267,7 +267,7 @@ fn each_transition_of_the_coordinator_and_of_the_container_engine_is_one_line() 
         &[
             "INFO coordinator connected url=https://coord.example.com:7443",
             "WARN coordinator away; names and tunnels go on url=https://coord.example.com:7443 reason=\"connection refused\"",
-            "INFO coordinator back url=https://coord.example.com:7443 away_seconds=61",
+            "INFO coordinator back url=https://coord.example.com:7443 away_seconds=61.0",
             "INFO container engine connected version=28.5 podman=false",
             "WARN container engine lost; containers stay as they are reason=\"it ended\"",
         ],

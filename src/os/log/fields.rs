@@ -99,7 +99,6 @@ fn is_printable(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::os::log::captured;
 
     #[test]

@@ -15,7 +15,7 @@ fn lines(settings: &str, is_journal: bool) -> Vec<String> {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| directory.path().join(name);
     let settings = format!("[metrics]\nlisten = \"\"\n{settings}");
-    std::fs::write(path("coordinator.toml"), settings).expect("a new file");
+    std::fs::write(path("coordinator.toml"), &settings).expect("a new file");
     let log = File::create(path("log")).expect("a new file");
     let held = log.metadata().expect("a file");
     let inode = held.st_ino() + u64::from(!is_journal);
