@@ -107,6 +107,8 @@ pub struct LinkState {
     answers: Answers,
     /// How often the open stream was lost.
     losses: u64,
+    /// When it was lost, until it is open again.
+    lost_at: Option<Instant>,
 }
 
 impl LinkState {
@@ -118,27 +120,25 @@ impl LinkState {
             last_received: None,
             answers: Answers::default(),
             losses: 0,
+            lost_at: None,
         }
     }
 
     /// The stream to `url` opened. Returns whether this node was a duplicate until now.
     pub(super) fn handle_opened(&mut self, url: &CoordinatorUrl, now: Instant) -> bool {
-        self.opening(&url.to_string(), now).log();
         let answers = std::mem::take(&mut self.answers);
         self.url = url.to_string();
+        let change = match self.lost_at.take() {
+            Some(at) => LinkChange::Back {
+                url: &self.url,
+                away: now.saturating_duration_since(at),
+            },
+            None => LinkChange::Connected { url: &self.url },
+        };
+        change.log();
         self.last_received = Some(now);
         self.link = Link::Connected { since: now };
         answers.duplicate_proven
-    }
-
-    fn opening<'a>(&self, url: &'a str, now: Instant) -> LinkChange<'a> {
-        match self.last_received {
-            Some(at) => LinkChange::Back {
-                url,
-                away: now.saturating_duration_since(at),
-            },
-            None => LinkChange::Connected { url },
-        }
     }
 
     /// A message of the coordinator was received.
@@ -153,8 +153,12 @@ impl LinkState {
         why: String,
         refusal: Option<Refusal>,
         copied: bool,
+        now: Instant,
     ) -> bool {
-        self.losses += u64::from(self.is_connected());
+        if self.is_connected() {
+            self.losses += 1;
+            self.lost_at = Some(now);
+        }
         self.url = url.to_string();
         // The attempts that follow fail for other reasons, for each URL its own, and none of them is news.
         let is_told = self.is_away() && (refusal.is_none() || self.failure() == Some(&why));
@@ -243,5 +247,44 @@ impl LinkState {
     #[must_use]
     pub fn is_called_duplicate(&self) -> bool {
         self.answers.duplicate_claimed || self.answers.duplicate_proven
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::os::log::captured;
+
+    #[test]
+    fn a_coordinator_is_away_once_and_back_once_however_often_it_is_dialled() {
+        let url: CoordinatorUrl = "https://192.0.2.1:7443".parse().expect("a literal");
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut link = LinkState::new(url.to_string());
+        let lines = captured::lines(|| {
+            let close = |link: &mut LinkState, why: &str, second| {
+                link.handle_closed(&url, why.to_owned(), None, false, at(second));
+            };
+            link.handle_received(at(1));
+            link.handle_opened(&url, at(1));
+            close(&mut link, "it closed the connection", 10);
+            for second in 11..20 {
+                let why = format!("attempt {second} failed");
+                close(&mut link, &why, second);
+            }
+            link.handle_received(at(22));
+            link.handle_opened(&url, at(22));
+        });
+        assert_eq!(
+            lines,
+            [
+                "INFO coordinator connected url=https://192.0.2.1:7443",
+                "WARN coordinator away; names and tunnels go on url=https://192.0.2.1:7443 reason=\"it closed the connection\"",
+                "INFO coordinator back url=https://192.0.2.1:7443 away_seconds=12.0",
+            ]
+        );
+        assert_eq!(link.losses(), 1);
     }
 }

@@ -225,7 +225,7 @@ impl Replica {
                 copied,
             } => {
                 let link = &mut self.uplink.link;
-                self.changes.duplicate |= link.handle_closed(&url, why, refusal, copied);
+                self.changes.duplicate |= link.handle_closed(&url, why, refusal, copied, at);
                 let intake = &mut self.intake;
                 self.uplink.handle_closed(refusal, &self.own, intake, now);
                 self.intake.newcomers.handle_closed();
