@@ -112,6 +112,7 @@ pub(crate) fn own_records(
         without_ipv6: false,
         key_proof: None,
         services_from: 0,
+        program_version: None,
     });
     let own = Envelope::seal(&node, identity);
     let services = (0..services).map(|n| {

@@ -1,6 +1,7 @@
 //! Sends requests over a Unix socket to meshd or the coordinator.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,11 +10,13 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::exit::CliError;
-use crate::os::http::{self, Answer, HttpError, Limits, Method, Request};
+use crate::os::http::{self, Answer, HttpError, Limits, Method, Request, StatusCode};
 use crate::protocol::api::{ApiError, ErrorCode};
 
 /// The time limit of an answer, unless the caller sets another one. The daemons answer within milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The time limit for finding out which program listens on a socket.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(3);
 /// The maximum size of an answer, in bytes. The list of the services of a large mesh is the longest.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
@@ -21,20 +24,70 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Client {
     path: PathBuf,
-    daemon: &'static str,
-    remedy: &'static str,
+    daemon: Daemon,
     limit: Duration,
 }
 
+/// The program that is expected to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Daemon {
+    Meshd,
+    Coordinator,
+}
+
+impl Daemon {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Meshd => "meshd",
+            Self::Coordinator => "mesh-coordinator",
+        }
+    }
+
+    /// What to do if the daemon does not run.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Meshd => {
+                "start it with `systemctl start meshd`, or name its socket with --socket"
+            }
+            Self::Coordinator => {
+                "run this where it runs, start it with `systemctl start mesh-coordinator`, or name its socket with --admin-socket"
+            }
+        }
+    }
+
+    /// The option that names its socket.
+    fn option(self) -> &'static str {
+        match self {
+            Self::Meshd => "--socket",
+            Self::Coordinator => "--admin-socket",
+        }
+    }
+
+    /// A request that every version of the daemon answers.
+    fn greeting(self) -> &'static str {
+        match self {
+            Self::Meshd => "/v1/status",
+            Self::Coordinator => "/v1/mesh",
+        }
+    }
+
+    /// Whether `document` is its answer to [`Daemon::greeting`].
+    fn is_answer(self, document: &serde_json::Value) -> bool {
+        let fields = match self {
+            Self::Meshd => ["schema", "state"],
+            Self::Coordinator => ["urls", "pin"],
+        };
+        fields.iter().all(|field| document.get(field).is_some())
+    }
+}
+
 impl Client {
-    /// A client of the daemon called `daemon` with its socket at `path`. `remedy` tells the user what to do if it is
-    /// not reachable.
+    /// A client of `daemon` with its socket at `path`.
     #[must_use]
-    pub fn new(path: &Path, daemon: &'static str, remedy: &'static str) -> Self {
+    pub fn new(path: &Path, daemon: Daemon) -> Self {
         Self {
             path: path.to_owned(),
             daemon,
-            remedy,
             limit: ANSWER_TIMEOUT,
         }
     }
@@ -78,12 +131,50 @@ impl Client {
         self.call(Method::DELETE, path, Vec::new()).await
     }
 
+    /// Sends a GET request that daemons of earlier versions do not know. Returns nothing if this one does not.
+    ///
+    /// # Errors
+    /// The daemon is not reachable, or returns another error.
+    pub async fn get_if_known<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Option<T>, CliError> {
+        let answer = self.exchange(Method::GET, path, Vec::new()).await?;
+        if answer.status == StatusCode::NOT_FOUND && api_error(&answer).is_none() {
+            return Ok(None);
+        }
+        self.parse(&answer, path).await.map(Some)
+    }
+
     async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Vec<u8>,
     ) -> Result<T, CliError> {
+        let answer = self.exchange(method, path, body).await?;
+        self.parse(&answer, path).await
+    }
+
+    async fn parse<T: DeserializeOwned>(&self, answer: &Answer, path: &str) -> Result<T, CliError> {
+        if !answer.status.is_success() {
+            return Err(match api_error(answer) {
+                Some(error) => error.into(),
+                None => self.other_program(answer, path).await,
+            });
+        }
+        match serde_json::from_slice(&answer.body) {
+            Ok(document) => Ok(document),
+            Err(_) => Err(self.other_program(answer, path).await),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<Answer, CliError> {
         let stream = UnixStream::connect(&self.path)
             .await
             .map_err(|error| self.unreachable(&error))?;
@@ -92,19 +183,24 @@ impl Client {
             body: MAX_ANSWER,
             time: self.limit,
         };
-        let Answer { status, body } = http::call(stream, request, limits)
+        http::call(stream, request, limits)
             .await
-            .map_err(|error| self.no_answer(&error))?;
-        if status.is_success() {
-            serde_json::from_slice(&body).map_err(|e| self.malformed(&e))
-        } else {
-            Err(serde_json::from_slice::<ApiError>(&body)
-                .map_or_else(|e| self.malformed(&e), CliError::from))
-        }
+            .map_err(|error| self.no_answer(&error))
     }
 
     fn unreachable(&self, error: &std::io::Error) -> CliError {
-        let (path, daemon, remedy) = (self.path.display(), self.daemon, self.remedy);
+        let (path, daemon, remedy) = (
+            self.path.display(),
+            self.daemon.name(),
+            self.daemon.remedy(),
+        );
+        let is_socket = std::fs::metadata(&self.path).map(|found| found.file_type().is_socket());
+        if let Ok(false) = is_socket {
+            return CliError::new(
+                ErrorCode::Unreachable,
+                format!("{path} is not a socket, so {daemon} does not listen there; {remedy}"),
+            );
+        }
         let (code, text) = match error.kind() {
             ErrorKind::PermissionDenied => (
                 ErrorCode::Permission,
@@ -118,6 +214,13 @@ impl Client {
                 ErrorCode::Unreachable,
                 format!("{daemon} is not running (no program listens on {path}); {remedy}"),
             ),
+            ErrorKind::InvalidInput => (
+                ErrorCode::BadRequest,
+                format!(
+                    "{path} cannot be the path of a socket: one has at most 107 bytes; give a shorter path with {}",
+                    self.daemon.option()
+                ),
+            ),
             _ => (
                 ErrorCode::Unreachable,
                 format!("{daemon} does not answer on {path} ({error}); {remedy}"),
@@ -126,15 +229,60 @@ impl Client {
         CliError::new(code, text)
     }
 
-    fn malformed(&self, error: &serde_json::Error) -> CliError {
-        CliError::failed(format!(
-            "the answer of {} cannot be parsed ({error}); check that meshctl has the same version",
-            self.daemon
-        ))
+    /// Explains an answer that the daemon does not give to `request`: another program may listen on the socket, or a daemon
+    /// of another version.
+    async fn other_program(&self, answer: &Answer, request: &str) -> CliError {
+        let (path, daemon) = (self.path.display(), self.daemon.name());
+        let other = match self.daemon {
+            Daemon::Meshd => Daemon::Coordinator,
+            Daemon::Coordinator => Daemon::Meshd,
+        };
+        if self.greets_as(self.daemon, answer, request).await {
+            return CliError::new(
+                ErrorCode::Version,
+                format!(
+                    "the {daemon} on {path} has another version than this meshctl ({}) and does not know this request; install the same version of both, and restart {daemon}",
+                    env!("CARGO_PKG_VERSION")
+                ),
+            );
+        }
+        let text = if self.greets_as(other, answer, request).await {
+            format!(
+                "{path} is the socket of {}, and this command needs that of {daemon}; name it with {}",
+                other.name(),
+                self.daemon.option()
+            )
+        } else {
+            format!(
+                "the program that listens on {path} is not {daemon} (HTTP status {}); name the socket of {daemon} with {}",
+                answer.status.as_u16(),
+                self.daemon.option()
+            )
+        };
+        CliError::new(ErrorCode::Unreachable, text)
+    }
+
+    /// Whether the program on the socket is `daemon`. `answer` is its answer to `request`.
+    async fn greets_as(&self, daemon: Daemon, answer: &Answer, request: &str) -> bool {
+        let is_answer = |body: &[u8]| {
+            serde_json::from_slice(body).is_ok_and(|document| daemon.is_answer(&document))
+        };
+        if request == daemon.greeting() {
+            return is_answer(&answer.body);
+        }
+        let client = Self {
+            path: self.path.clone(),
+            daemon,
+            limit: GREETING_TIMEOUT,
+        };
+        let greeted = client.exchange(Method::GET, daemon.greeting(), Vec::new());
+        greeted
+            .await
+            .is_ok_and(|greeted| greeted.status.is_success() && is_answer(&greeted.body))
     }
 
     fn no_answer(&self, error: &HttpError) -> CliError {
-        let (daemon, limit) = (self.daemon, self.limit.as_secs());
+        let (daemon, limit) = (self.daemon.name(), self.limit.as_secs());
         let (code, text) = match error {
             HttpError::Request(_) => (
                 ErrorCode::BadRequest,
@@ -147,11 +295,34 @@ impl Client {
                     "{daemon} did not answer within {limit} s; look at its log: journalctl -u {daemon}"
                 ),
             ),
-            HttpError::Broken(_) | HttpError::TooLong(_) => (
+            HttpError::NotHttp => (
                 ErrorCode::Unreachable,
-                format!("the connection to {daemon} failed ({error}); look at its log"),
+                format!(
+                    "the program that listens on {} is not {daemon} (it does not speak HTTP); name the socket of {daemon} with {}",
+                    self.path.display(),
+                    self.daemon.option()
+                ),
+            ),
+            HttpError::TooLong(_) => (
+                ErrorCode::Unreachable,
+                format!(
+                    "the answer of the program on {} is too long for {daemon}; check with {} that this is its socket",
+                    self.path.display(),
+                    self.daemon.option()
+                ),
+            ),
+            HttpError::Broken(_) => (
+                ErrorCode::Unreachable,
+                format!(
+                    "{daemon} closed the connection before its answer was complete; look at its log: journalctl -u {daemon}"
+                ),
             ),
         };
         CliError::new(code, text)
     }
+}
+
+/// The error in the body of an answer of one of our daemons.
+fn api_error(answer: &Answer) -> Option<ApiError> {
+    serde_json::from_slice(&answer.body).ok()
 }

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::Globals;
 use super::exit::CliError;
+use super::{Globals, table};
+use crate::model::Label;
+use crate::os::arguments;
 use crate::os::file::exposure;
+use crate::os::progress::ProgressLine;
 use crate::protocol::JoinToken;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{Join, Joined};
@@ -21,19 +24,29 @@ const MAX_TOKEN: u64 = 16 * 1024;
 
 /// The arguments of `meshctl join`.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  meshctl join --token-file /root/token    other users cannot see the token
+  meshctl join -                           the token is read from stdin
+  meshctl join mesh1_abc --name web-1      the token is an argument
+
+`meshctl token create` on the administrator's machine prints a token.")]
 pub(super) struct JoinArguments {
     /// The token that `meshctl token create` printed; `-` reads it from stdin. Other users can see this argument
-    #[arg(required_unless_present = "token_file")]
+    #[arg(required_unless_present = "token_file", value_name = "TOKEN")]
     token: Option<String>,
     /// A file with the token, which other users cannot see
-    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    #[arg(long, value_name = "FILE", conflicts_with = "token", value_parser = arguments::path)]
     token_file: Option<PathBuf>,
     /// The node's name [default: `name` in meshd.toml, else the host name]
-    #[arg(long)]
-    name: Option<String>,
+    #[arg(long, value_name = "NAME", value_parser = arguments::label)]
+    name: Option<Label>,
     /// When to give up
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_seconds)]
-    timeout: f64,
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_timeout, allow_hyphen_values = true)]
+    timeout: Duration,
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
 }
 
 impl std::fmt::Debug for JoinArguments {
@@ -44,18 +57,15 @@ impl std::fmt::Debug for JoinArguments {
     }
 }
 
-fn parse_seconds(text: &str) -> Result<f64, String> {
-    let wrong = || format!("`{text}` is not a time such as 30s or 2m, from 1s to 600s");
-    let (number, factor) = match text.strip_suffix('m') {
-        Some(minutes) => (minutes, 60.0),
-        None => (text.strip_suffix('s').unwrap_or(text), 1.0),
+/// A duration. A number without a unit is in seconds.
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let has_unit = !text.ends_with(|c: char| c.is_ascii_digit());
+    let with_unit = if has_unit {
+        text.to_owned()
+    } else {
+        format!("{text}s")
     };
-    number
-        .parse::<f64>()
-        .ok()
-        .map(|n| n * factor)
-        .filter(|s| (1.0..=600.0).contains(s))
-        .ok_or_else(wrong)
+    arguments::duration("1s", "10m", "30s or 2m")(&with_unit)
 }
 
 pub(super) async fn run(arguments: JoinArguments, globals: &Globals) -> Result<u8, CliError> {
@@ -64,12 +74,18 @@ pub(super) async fn run(arguments: JoinArguments, globals: &Globals) -> Result<u
         .map_err(|error| CliError::new(ErrorCode::BadRequest, error.to_string()))?;
     let join = Join {
         token: token.trim().to_owned(),
-        name: arguments.name,
-        timeout_seconds: arguments.timeout,
+        name: arguments.name.map(|name| name.to_string()),
+        timeout_seconds: arguments.timeout.as_secs_f64(),
     };
     let limit = Duration::from_secs_f64(join.timeout_seconds) + GRACE;
     let daemon = globals.daemon().within(limit);
-    let joined: Joined = daemon.post("/v1/join", &join).await?;
+    let progress = ProgressLine::start("joining: waiting for the coordinator and for the tunnel");
+    let joined: Result<Joined, CliError> = daemon.post("/v1/join", &join).await;
+    drop(progress);
+    let joined = joined?;
+    if arguments.json {
+        table::json(&joined)?;
+    }
     for note in &joined.notes {
         eprintln!("note: {note}");
     }
@@ -122,5 +138,17 @@ fn unreadable(name: &str, error: &std::io::Error) -> CliError {
         std::io::ErrorKind::PermissionDenied => ErrorCode::Permission,
         _ => ErrorCode::BadRequest,
     };
-    CliError::new(code, format!("cannot read the token from {name}: {error}"))
+    let why = match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        std::io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "only other users may read it; use sudo".to_owned(),
+        std::io::ErrorKind::InvalidData => "it is not text".to_owned(),
+        _ => error.to_string(),
+    };
+    CliError::new(
+        code,
+        format!(
+            "cannot read the token from {name}: {why}; the file holds what `meshctl token create` printed"
+        ),
+    )
 }

@@ -2,20 +2,36 @@
 
 use std::time::Duration;
 
-use super::Globals;
+use clap::Args;
+
 use super::exit::CliError;
+use super::{Globals, table};
+use crate::os::progress::ProgressLine;
 use crate::protocol::local::{DepartureState, Left, Status};
 
 /// How long undoing all changes to the machine may take.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(60);
 
-pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
+/// The arguments of `meshctl leave`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  meshctl leave    the name and the addresses of this node are free afterwards")]
+pub(super) struct LeaveArguments {
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(arguments: &LeaveArguments, globals: &Globals) -> Result<u8, CliError> {
     let status: Status = globals.daemon().get("/v1/status").await?;
+    let progress = ProgressLine::start("leaving: undoing the changes to this machine");
     let answer: serde_json::Value = globals
         .daemon()
         .within(LEAVE_TIMEOUT)
         .post("/v1/leave", &serde_json::json!({}))
         .await?;
+    drop(progress);
     // A meshd of an earlier version returns an empty document, and signs no departure.
     let left: Option<Left> = serde_json::from_value(answer).ok();
     let name = left
@@ -24,7 +40,10 @@ pub(super) async fn run(globals: &Globals) -> Result<u8, CliError> {
         .or(status.node.map(|node| node.name));
     let name = name.map_or_else(|| "its name".to_owned(), |name| name.to_string());
     eprintln!("left the mesh; {}", outcome(left.as_ref(), &name));
-    Ok(0)
+    match left.filter(|_| arguments.json) {
+        Some(left) => table::json(&left),
+        None => Ok(0),
+    }
 }
 
 fn outcome(left: Option<&Left>, name: &str) -> String {

@@ -1,15 +1,18 @@
 //! meshctl: one file for each command. Data is written to stdout, messages to stderr. `--json` prints the answers of
 //! the APIs.
 
+mod bugreport;
 mod client;
 mod completions;
 mod demo;
 mod doctor;
 mod exit;
+mod help;
 mod init;
 mod join;
 mod leave;
 mod mesh_key;
+mod names;
 mod node;
 mod package_files;
 mod ping;
@@ -20,16 +23,21 @@ mod rollout;
 mod rotate_key;
 mod service;
 mod status;
+mod style;
 mod table;
 mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, FromArgMatches as _, Parser, Subcommand};
+
+use crate::os::arguments;
+use client::Daemon;
 
 pub use client::Client;
 pub use exit::CliError;
+pub use help::command;
 
 /// Joins servers to a mesh, and shows and changes their services
 #[derive(Debug, Parser)]
@@ -46,6 +54,11 @@ struct Cli {
     command: Command,
 }
 
+const DEFAULT_SOCKET: &str = "/run/meshd/meshd.sock";
+const DEFAULT_ADMIN_SOCKET: &str = "/run/mesh-coordinator/admin.sock";
+/// The heading of the options that each command has.
+const GLOBAL_OPTIONS: &str = "Global options";
+
 /// The paths of the daemons' sockets and of the mesh key.
 #[derive(Debug, Clone, Args)]
 struct Globals {
@@ -55,7 +68,9 @@ struct Globals {
         global = true,
         env = "MESHD_SOCKET",
         value_name = "PATH",
-        default_value = "/run/meshd/meshd.sock"
+        value_parser = arguments::path,
+        help_heading = GLOBAL_OPTIONS,
+        default_value = DEFAULT_SOCKET
     )]
     socket: PathBuf,
     /// mesh-coordinator's admin socket
@@ -64,7 +79,9 @@ struct Globals {
         global = true,
         env = "MESH_ADMIN_SOCKET",
         value_name = "PATH",
-        default_value = "/run/mesh-coordinator/admin.sock"
+        value_parser = arguments::path,
+        help_heading = GLOBAL_OPTIONS,
+        default_value = DEFAULT_ADMIN_SOCKET
     )]
     admin_socket: PathBuf,
     /// The mesh key, with which the administrator signs
@@ -73,6 +90,8 @@ struct Globals {
         global = true,
         env = "MESH_KEY",
         value_name = "FILE",
+        value_parser = arguments::path,
+        help_heading = GLOBAL_OPTIONS,
         default_value = "/etc/meshd/mesh.key"
     )]
     mesh_key: PathBuf,
@@ -80,26 +99,18 @@ struct Globals {
 
 impl Globals {
     fn daemon(&self) -> Client {
-        Client::new(
-            &self.socket,
-            "meshd",
-            "start it with `systemctl start meshd`, or name its socket with --socket",
-        )
+        Client::new(&self.socket, Daemon::Meshd)
     }
 
     fn coordinator(&self) -> Client {
-        Client::new(
-            &self.admin_socket,
-            "mesh-coordinator",
-            "run this where it runs, start it with `systemctl start mesh-coordinator`, or name its socket with --admin-socket",
-        )
+        Client::new(&self.admin_socket, Daemon::Coordinator)
     }
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Create the mesh key, and send its public half to the coordinator
-    Init,
+    Init(init::InitArguments),
     /// Create, list and revoke join tokens
     #[command(subcommand)]
     Token(token::Command),
@@ -109,12 +120,12 @@ enum Command {
     /// Join this server to a mesh
     Join(join::JoinArguments),
     /// Remove this server from its mesh
-    Leave,
+    Leave(leave::LeaveArguments),
     /// Change the name of this server in the mesh
     Rename(rename::RenameArguments),
     /// Replace the key of this server's tunnel, without losing packets
-    RotateKey,
-    /// Show the status of this node
+    RotateKey(rotate_key::RotateKeyArguments),
+    /// Show whether this node is ready, its problems and its peers
     Status(status::StatusArguments),
     /// Measure round trips to a node through the tunnel
     Ping(ping::PingArguments),
@@ -127,7 +138,9 @@ enum Command {
     Resolve(resolve::ResolveArguments),
     /// Look a mesh name up from this host and from inside its containers, and show how to correct problems
     Doctor(doctor::DoctorArguments),
-    /// Print a script that completes commands in a shell
+    /// Write a file without secrets for a report of a fault
+    Bugreport(bugreport::BugreportArguments),
+    /// Print a script that completes commands and names in a shell
     Completions(completions::CompletionsArguments),
     /// Run a mesh of a coordinator and some nodes on this machine
     Demo(demo::DemoArguments),
@@ -139,14 +152,19 @@ enum Command {
 /// The program. `daemons` has the command lines of the other two programs, which packages document as well.
 #[must_use]
 pub fn main(daemons: [clap::Command; 2]) -> ExitCode {
-    let cli = match Cli::try_parse() {
+    // In a script of a shell this process completes a command line instead.
+    completions::complete_if_asked();
+    let parsed = command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return crate::os::usage::report("meshctl", &error),
+        Err(error) => return crate::os::usage::report(&command(), &error),
     };
     match run(cli, daemons) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("meshctl: {}", error.message);
+            crate::os::usage::fail("meshctl", &error.message);
             ExitCode::from(error.code)
         }
     }
@@ -158,10 +176,10 @@ fn run(cli: Cli, daemons: [clap::Command; 2]) -> Result<u8, CliError> {
     match cli.command {
         Command::Demo(arguments) => return demo::run(&arguments),
         Command::PackageFiles(arguments) => {
-            let programs = daemons.into_iter().chain([Cli::command()]);
+            let programs = daemons.into_iter().chain([command()]);
             return package_files::run(&arguments, programs.collect());
         }
-        Command::Completions(arguments) => return Ok(completions::run::<Cli>(&arguments)),
+        Command::Completions(arguments) => return completions::run(&arguments),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -170,19 +188,20 @@ fn run(cli: Cli, daemons: [clap::Command; 2]) -> Result<u8, CliError> {
         .map_err(CliError::failed)?;
     runtime.block_on(async move {
         match cli.command {
-            Command::Init => init::run(&globals).await,
+            Command::Init(arguments) => init::run(&arguments, &globals).await,
             Command::Token(command) => token::run(command, &globals).await,
             Command::Node(command) => node::run(command, &globals).await,
             Command::Join(arguments) => join::run(arguments, &globals).await,
-            Command::Leave => leave::run(&globals).await,
+            Command::Leave(arguments) => leave::run(&arguments, &globals).await,
             Command::Rename(arguments) => rename::run(arguments, &globals).await,
-            Command::RotateKey => rotate_key::run(&globals).await,
+            Command::RotateKey(arguments) => rotate_key::run(&arguments, &globals).await,
             Command::Status(arguments) => status::run(&arguments, &globals).await,
             Command::Ping(arguments) => ping::run(arguments, &globals).await,
             Command::Service(command) => service::run(command, &globals).await,
             Command::Rollout(arguments) => rollout::run(arguments, &globals).await,
             Command::Resolve(arguments) => resolve::run(arguments, &globals).await,
             Command::Doctor(arguments) => doctor::run(&arguments, &globals).await,
+            Command::Bugreport(arguments) => bugreport::run(&arguments, &globals).await,
             Command::Completions(_) | Command::Demo(_) | Command::PackageFiles(_) => Ok(0),
         }
     })
@@ -194,6 +213,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

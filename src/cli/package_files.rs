@@ -35,7 +35,7 @@ pub(super) fn run(
     for mut program in programs {
         let name = program.get_name().to_owned();
         for (shell, folder, file) in SHELLS {
-            let script = completions::script(shell, &mut program, &name);
+            let script = completions::script(shell, &mut program, &name)?;
             write(&arguments.directory.join(folder), &file(&name), &script)?;
         }
         let section = if name == "meshctl" { "1" } else { "8" };

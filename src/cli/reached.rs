@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Globals;
 use crate::model::text::listed;
+use crate::os::progress::ProgressLine;
 use crate::protocol::local::{PeerStatus, Status};
 
 /// How long the command waits for the first packets of all peers.
@@ -18,11 +19,13 @@ const MAX_NAMED: usize = 5;
 /// Waits for packets of the peers, and prints which peers this node reaches. The node has joined in any case.
 pub(super) async fn report(globals: &Globals) {
     let start = Instant::now();
+    let progress = ProgressLine::start("joined; waiting for the first packets of the other nodes");
     loop {
         let Ok(status) = globals.daemon().get::<Status>("/v1/status").await else {
             return;
         };
         if is_complete(&status, start.elapsed()) {
+            drop(progress);
             return lines(&status).iter().for_each(|line| eprintln!("{line}"));
         }
         tokio::time::sleep(INTERVAL).await;

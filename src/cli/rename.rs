@@ -2,27 +2,39 @@
 
 use clap::Args;
 
-use super::Globals;
 use super::exit::CliError;
+use super::{Globals, table};
+use crate::model::Label;
+use crate::os::arguments;
 use crate::protocol::local::{Rename, Renamed};
 
 /// The arguments of `meshctl rename`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  meshctl rename web-2    this node is web-2.node.mesh from now on")]
 pub(super) struct RenameArguments {
     /// The new name: letters, digits and hyphens
-    name: String,
+    #[arg(value_name = "NAME", value_parser = arguments::label)]
+    name: Label,
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) async fn run(arguments: RenameArguments, globals: &Globals) -> Result<u8, CliError> {
     let rename = Rename {
-        name: arguments.name,
+        name: arguments.name.to_string(),
     };
     let renamed: Renamed = globals.daemon().post("/v1/rename", &rename).await?;
     let later = if renamed.published {
         ""
     } else {
-        "; the coordinator is not reachable and receives the name later"
+        "; the coordinator is not reachable: the nodes send the name to each other, and to the coordinator when it is reachable again"
     };
     eprintln!("this node is called {}{later}", renamed.name);
+    if arguments.json {
+        return table::json(&renamed);
+    }
     Ok(0)
 }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use serde::Serialize;
 
 use super::exit::CliError;
+use super::style::{HEADING, Output};
 
 /// Prints one JSON document.
 ///
@@ -38,10 +39,59 @@ pub(super) fn raw(bytes: &[u8]) {
     std::process::exit(1);
 }
 
+/// Prints one JSON document in one line.
+///
+/// # Errors
+/// The value cannot be serialized.
+pub(super) fn json_line<T: Serialize>(value: &T) -> Result<u8, CliError> {
+    line(&serde_json::to_string(value).map_err(CliError::failed)?);
+    Ok(0)
+}
+
 /// Prints rows under headings, each column as wide as its widest cell.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) {
-    for text in lines(headings, rows) {
+    for text in fitted(headings, rows, Output::stdout()) {
         line(&text);
+    }
+}
+
+/// The lines of a table on `output`. On a terminal, columns at the right end that have no room are left out, and named in a
+/// last line. The first three columns always stay.
+pub(super) fn fitted(headings: &[&str], rows: &[Vec<String>], output: Output) -> Vec<String> {
+    let mut shown = headings.len();
+    let mut text = lines(headings, rows);
+    let width = |text: &[String]| text.iter().map(|l| l.chars().count()).max().unwrap_or(0);
+    while let Some(room) = output.width.filter(|_| shown > 3) {
+        if width(&text) <= room {
+            break;
+        }
+        shown -= 1;
+        let cut: Vec<Vec<String>> = rows
+            .iter()
+            .map(|r| r.iter().take(shown).cloned().collect())
+            .collect();
+        text = lines(headings.get(..shown).unwrap_or(headings), &cut);
+    }
+    if let Some(first) = text.first_mut() {
+        *first = output.paint(HEADING, first);
+    }
+    let left_out = headings.get(shown..).unwrap_or_default();
+    if !left_out.is_empty() {
+        text.push(format!(
+            "(not shown, as the terminal is too narrow: {})",
+            left_out.join(", ")
+        ));
+    }
+    text
+}
+
+/// A duration in seconds, with the largest unit of which there are two.
+pub(super) fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
     }
 }
 
@@ -76,6 +126,37 @@ pub(super) fn lines(headings: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_that_have_no_room_on_the_terminal_are_named() {
+        let row = ["web-1", "10.210.1.1", "direct", "192.0.2.1:51820", "7 s"];
+        let rows = [row.map(str::to_owned).to_vec()];
+        let headings = ["PEER", "ADDRESS", "STATE", "ENDPOINT", "RTT"];
+        let narrow = Output {
+            is_coloured: false,
+            width: Some(30),
+        };
+        assert_eq!(
+            fitted(&headings, &rows, narrow),
+            [
+                "PEER   ADDRESS     STATE",
+                "web-1  10.210.1.1  direct",
+                "(not shown, as the terminal is too narrow: ENDPOINT, RTT)"
+            ]
+        );
+        assert_eq!(
+            fitted(&headings, &rows, Output::PLAIN),
+            lines(&headings, &rows)
+        );
+    }
+
+    #[test]
+    fn ages_have_the_unit_that_says_enough() {
+        assert_eq!(
+            [3, 119, 120, 7_200, 172_800].map(age),
+            ["3 s", "119 s", "2 min", "2 h", "2 d"]
+        );
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {

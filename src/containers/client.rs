@@ -206,7 +206,9 @@ fn fault_of(error: HttpError, path: &str) -> EngineFault {
     match error {
         HttpError::TooLong(max) => EngineFault::TooLong(path.to_owned(), max),
         HttpError::TimedOut(_) => EngineFault::Silent,
-        HttpError::Request(_) | HttpError::Broken(_) => EngineFault::Broken(error.to_string()),
+        HttpError::Request(_) | HttpError::Broken(_) | HttpError::NotHttp => {
+            EngineFault::Broken(error.to_string())
+        }
     }
 }
 

@@ -81,5 +81,5 @@ async fn memberships(State(hub): State<Arc<Hub>>, UrlPath(id): UrlPath<String>) 
 }
 
 async fn nodes(State(hub): State<Arc<Hub>>) -> Response {
-    document(hub.nodes())
+    document(hub.nodes(clock::now()))
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::running::lock;
 use super::{Config, Failure, store, tls};
 use crate::os::file;
+use crate::os::progress::ProgressLine;
 use crate::protocol::api::ErrorCode;
 
 fn failure(error: store::StoreError) -> Failure {
@@ -20,7 +21,9 @@ fn failure(error: store::StoreError) -> Failure {
 /// The reason and the remedy, as one line for the administrator.
 pub(super) fn backup(config: &Config, to: &Path) -> Result<(), Failure> {
     refuse_etcd(config)?;
+    let progress = ProgressLine::start("writing the backup");
     store::back_up(&config.state_dir, &tls::FILES, to).map_err(failure)?;
+    drop(progress);
     eprintln!(
         "{} holds the coordinator's TLS key: keep it as secret as {}",
         to.display(),
@@ -43,6 +46,7 @@ pub(super) fn restore(config: &Config, from: &Path) -> Result<(), Failure> {
     }
     file::private_dir(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
+    let progress = ProgressLine::start("restoring the backup");
     store::restore(from, &config.state_dir, |files| {
         for (name, content) in files {
             if tls::FILES.contains(&name.as_str()) {
@@ -53,6 +57,7 @@ pub(super) fn restore(config: &Config, from: &Path) -> Result<(), Failure> {
         Ok(())
     })
     .map_err(failure)?;
+    drop(progress);
     eprintln!(
         "restored; start mesh-coordinator, and the nodes tell it what has happened since the backup. Until they have, tokens older than this moment admit nobody"
     );

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::store::EtcdSettings;
 use crate::model::Label;
 use crate::model::domain::check_domain;
+use crate::os::arguments;
 use crate::os::config_file::{ConfigError, ConfigFile, Findings};
 use crate::os::log::LogSettings;
 use crate::os::metrics::MetricsListen;
@@ -26,22 +27,29 @@ pub(super) const WITHOUT_ETCD: &str = "store.kind = \"etcd\" is not in this buil
 
 /// Admits nodes to a mesh, leases their addresses, and stores and forwards their signed records.
 #[derive(Debug, Parser)]
-#[command(name = "mesh-coordinator", version)]
+#[command(
+    name = "mesh-coordinator",
+    version,
+    after_help = "\
+Examples:
+  mesh-coordinator --check-config
+  mesh-coordinator --public-url https://coord.example.com:7443"
+)]
 pub struct Arguments {
     /// Configuration file [default: /etc/meshd/coordinator.toml, if it exists]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", value_parser = arguments::path)]
     config: Option<PathBuf>,
     /// Where nodes connect (TCP, TLS) [default: 0.0.0.0:7443]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = arguments::socket_address)]
     listen: Option<SocketAddr>,
     /// How nodes reach this coordinator; goes into join tokens
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = arguments::coordinator_url)]
     public_url: Vec<CoordinatorUrl>,
     /// Keys and records [default: /var/lib/mesh-coordinator]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", value_parser = arguments::path)]
     state_dir: Option<PathBuf>,
     /// Where meshctl connects [default: /run/mesh-coordinator/admin.sock]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = arguments::path)]
     admin_socket: Option<PathBuf>,
     /// Say whether the configuration is right, and exit
     #[arg(long)]
@@ -55,13 +63,21 @@ pub struct Arguments {
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Write records, leases, spent tokens and the TLS key into one new file, also while the coordinator runs
+    #[command(after_help = "\
+Examples:
+  mesh-coordinator backup /root/mesh.backup")]
     Backup {
         /// The file to be made
+        #[arg(value_name = "FILE", value_parser = arguments::path)]
         file: PathBuf,
     },
     /// Put a backup in the place of the state of a coordinator that does not run
+    #[command(after_help = "\
+Examples:
+  mesh-coordinator restore /root/mesh.backup")]
     Restore {
         /// A file made by `backup`
+        #[arg(value_name = "FILE", value_parser = arguments::path)]
         file: PathBuf,
     },
 }

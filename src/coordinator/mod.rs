@@ -38,7 +38,7 @@ mod tls;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 pub use config::{Arguments, Command, Config};
 pub use marks::MarkKey;
@@ -101,7 +101,7 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return crate::os::usage::report("mesh-coordinator", &error),
+        Err(error) => return crate::os::usage::report(&Arguments::command(), &error),
     };
     let result = Config::load(&arguments)
         .map_err(|e| Failure::new(ErrorCode::Configuration, e))

@@ -55,18 +55,48 @@ pub fn retry_pause(first: Duration, earlier: u32, longest: Duration) -> Duration
     first.saturating_mul(1 << earlier.min(10)).min(longest)
 }
 
-/// Parses a duration such as `500ms`, `5s` or `2m`, and returns it in milliseconds.
+/// Parses a duration such as `500ms`, `5s`, `2m`, `1h` or `7d`, and returns it in milliseconds.
 #[must_use]
 pub fn milliseconds(text: &str) -> Option<u64> {
     let at = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(at);
-    let factor = match unit {
+    number
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(milliseconds_of(unit)?)
+}
+
+/// Parses a duration as [`milliseconds`] does, also one with a fraction, such as `1.5s`.
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
+    let Some((whole, rest)) = text.split_once('.') else {
+        return milliseconds(text).map(Duration::from_millis);
+    };
+    let at = rest.find(|c: char| !c.is_ascii_digit())?;
+    let (fraction, unit) = rest.split_at(at);
+    // Three digits are enough for every unit, and no number of this size overflows.
+    let is_short = (1..=3).contains(&fraction.len());
+    let fraction = fraction.parse::<u64>().ok().filter(|_| is_short)?;
+    let factor = milliseconds_of(unit)?;
+    let parts = match at {
+        1 => 10,
+        2 => 100,
+        _ => 1000,
+    };
+    let whole = milliseconds(&format!("{whole}{unit}"))?;
+    let milliseconds = whole.checked_add(fraction.checked_mul(factor)? / parts)?;
+    Some(Duration::from_millis(milliseconds))
+}
+
+fn milliseconds_of(unit: &str) -> Option<u64> {
+    Some(match unit {
         "ms" => 1,
         "s" => 1000,
         "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor)
+    })
 }
 
 #[cfg(test)]
@@ -80,6 +110,37 @@ mod tests {
         let second = next_version(first, noon - Duration::from_secs(3600));
         assert_eq!(first, 1_800_000_000_000);
         assert_eq!(second, first + 1);
+    }
+
+    #[test]
+    fn durations_have_a_unit_and_may_have_a_fraction() {
+        for (text, milliseconds) in [
+            ("500ms", 500),
+            ("5s", 5_000),
+            ("1.5s", 1_500),
+            ("0.25h", 900_000),
+            ("7d", 604_800_000),
+        ] {
+            assert_eq!(
+                duration(text),
+                Some(Duration::from_millis(milliseconds)),
+                "{text}"
+            );
+        }
+        for wrong in [
+            "",
+            "5",
+            "s",
+            "-1h",
+            "1.s",
+            ".5s",
+            "1.2345s",
+            "1.5",
+            "1w",
+            "99999999999999999999d",
+        ] {
+            assert_eq!(duration(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -20,8 +20,9 @@ use crate::os::unix_server;
 use crate::os::unix_server::failure;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
-    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Ping, Pong, Rename,
-    Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
+    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Ping, Pong, Problem,
+    RemoveService, Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status,
+    SystemList,
 };
 
 /// The channel for an answer.
@@ -51,7 +52,7 @@ pub enum Command {
     /// Add a service of this node.
     AddService(AddService, Reply<ServiceChanged>),
     /// Remove a service of this node.
-    RemoveService(String, Reply<ServiceChanged>),
+    RemoveService(RemoveService, Reply<ServiceChanged>),
     /// Drain or undrain a service.
     Drain(String, bool, Reply<ServiceChanged>),
     /// Measure one round trip to a peer.
@@ -84,6 +85,11 @@ pub async fn serve(
         .route("/v1/rotate-key", post(rotate_key))
         .route("/v1/services", get(services).post(add_service))
         .route("/v1/services/{name}", delete(remove_service))
+        .route("/v1/services/{name}/{port}", delete(remove_port))
+        .route(
+            "/v1/services/{name}/{port}/{protocol}",
+            delete(remove_protocol),
+        )
         .route("/v1/services/{name}/drain", post(drain))
         .route("/v1/services/{name}/undrain", post(undrain))
         .route("/v1/containers", get(containers))
@@ -130,7 +136,32 @@ async fn add_service(agent: Agent, body: axum::body::Bytes) -> Response {
 }
 
 async fn remove_service(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {
-    call(agent, |reply| Command::RemoveService(name, reply)).await
+    remove(agent, name, None, None).await
+}
+
+async fn remove_port(agent: Agent, UrlPath((name, port)): UrlPath<(String, String)>) -> Response {
+    remove(agent, name, Some(port), None).await
+}
+
+async fn remove_protocol(
+    agent: Agent,
+    UrlPath((name, port, protocol)): UrlPath<(String, String, String)>,
+) -> Response {
+    remove(agent, name, Some(port), Some(protocol)).await
+}
+
+async fn remove(
+    agent: Agent,
+    name: String,
+    port: Option<String>,
+    protocol: Option<String>,
+) -> Response {
+    let remove = RemoveService {
+        name,
+        port,
+        protocol,
+    };
+    call(agent, |reply| Command::RemoveService(remove, reply)).await
 }
 
 async fn drain(agent: Agent, UrlPath(name): UrlPath<String>) -> Response {

@@ -10,9 +10,14 @@ use crate::model::address::{Block, is_never_remote};
 use crate::model::name::LabelError;
 use crate::model::{Label, ServiceName};
 use crate::protocol::api::{ApiError, ErrorCode};
-use crate::protocol::local::{AddService, CheckProbe, KeyRotated, Renamed, ServiceChanged};
-use crate::records::kinds::default_weight;
-use crate::services::registry::{InstanceKey, RegisteredInstance, Registry, RegistryError};
+use crate::protocol::local::{
+    AddService, CheckProbe, KeyRotated, RemoveService, Renamed, ServiceChange as Change,
+    ServiceChanged,
+};
+use crate::records::kinds::{Protocol, default_weight};
+use crate::services::registry::{
+    InstanceKey, RegisteredInstance, Registry, RegistryError, Selection,
+};
 
 /// The maximum number of changes that wait for the disk.
 const MAX_WAITING: usize = 64;
@@ -93,7 +98,7 @@ impl Changes {
 #[derive(Debug, Clone)]
 pub(super) enum ServiceChange {
     Add(RegisteredInstance),
-    Remove(Label),
+    Remove(Selection),
     Drain(ServiceName, bool),
 }
 
@@ -111,6 +116,11 @@ impl ServiceChange {
         if address.is_some_and(is_never_remote) {
             return Err(bad(
                 "give an address that other nodes can reach, or none for this node's mesh address",
+            ));
+        }
+        if add.check.is_some() && add.protocol == Protocol::Udp {
+            return Err(bad(
+                "a check is for TCP: a UDP port accepts no connections; leave the check out, or change the protocol",
             ));
         }
         if let Some(check) = &add.check {
@@ -133,15 +143,28 @@ impl ServiceChange {
             },
             address,
             check: add.check,
-            weight: default_weight(),
-            priority: 0,
+            weight: add.weight.unwrap_or_else(default_weight),
+            priority: add.priority.unwrap_or_default(),
+            port_name: add.port_name,
         }))
     }
 
     /// # Errors
-    /// It is no name.
-    pub(super) fn remove(name: &str) -> Result<Self, ApiError> {
-        Ok(Self::Remove(parse_name(name)?))
+    /// It is no name, no port or no protocol.
+    pub(super) fn remove(remove: &RemoveService) -> Result<Self, ApiError> {
+        let bad = |text: &str| ApiError::new(ErrorCode::BadRequest, text);
+        let port = remove.port.as_ref().map(|port| port.parse());
+        let port = port.transpose();
+        Ok(Self::Remove(Selection {
+            name: parse_name(&remove.name)?,
+            port: port.map_err(|_| bad("a port is a number from 1 to 65535"))?,
+            protocol: match remove.protocol.as_deref() {
+                None => None,
+                Some("tcp") => Some(Protocol::Tcp),
+                Some("udp") => Some(Protocol::Udp),
+                Some(_) => return Err(bad("a protocol is tcp or udp")),
+            },
+        }))
     }
 
     /// # Errors
@@ -155,7 +178,7 @@ impl ServiceChange {
     pub(super) fn name(&self) -> ServiceName {
         match self {
             Self::Add(registered) => registered.key.name.clone().into(),
-            Self::Remove(name) => name.clone().into(),
+            Self::Remove(selection) => selection.name.clone().into(),
             Self::Drain(name, _) => name.clone(),
         }
     }
@@ -169,17 +192,21 @@ impl ServiceChange {
         registry: &mut Registry,
         block: &Block,
         container_services: &BTreeSet<ServiceName>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Change, ApiError> {
         match self {
             Self::Add(registered) => registry.add(registered.clone(), block).map_err(refused),
-            Self::Remove(name) => match registry.remove(name) {
+            Self::Remove(selection) => match registry.remove(selection) {
                 Err(RegistryError::Unknown(name)) if container_services.contains(&name) => {
                     Err(of_containers(&name))
                 }
-                result => result.map_err(refused),
+                result => result.map(|()| Change::Removed).map_err(refused),
             },
             Self::Drain(name, is_drained) => registry
                 .set_drained(name, *is_drained, container_services)
+                .map(|()| match is_drained {
+                    true => Change::Drained,
+                    false => Change::Undrained,
+                })
                 .map_err(refused),
         }
     }
@@ -208,7 +235,7 @@ fn of_containers(name: &ServiceName) -> ApiError {
 
 fn refused(error: RegistryError) -> ApiError {
     let code = match error {
-        RegistryError::Unknown(_) => ErrorCode::NotFound,
+        RegistryError::Unknown(_) | RegistryError::UnknownPort(..) => ErrorCode::NotFound,
         RegistryError::OutsideBlock(..) => ErrorCode::BadRequest,
         RegistryError::Configured(_) | RegistryError::Full => ErrorCode::Conflict,
     };
@@ -231,7 +258,14 @@ mod tests {
         for _ in 0..MAX_WAITING {
             changes.add(ChangeRequest::Block(block));
         }
-        let removal = || ServiceChange::remove("db").expect("a name");
+        let removal = || {
+            ServiceChange::remove(&RemoveService {
+                name: "db".into(),
+                port: None,
+                protocol: None,
+            })
+            .expect("a name")
+        };
         let (reply, mut answer) = oneshot::channel();
         changes.add(ChangeRequest::Services(removal(), reply));
         let error = answer.try_recv().expect("an answer").expect_err("refused");

@@ -56,7 +56,7 @@ mod workloads;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::os::log;
@@ -79,7 +79,7 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return crate::os::usage::report("meshd", &error),
+        Err(error) => return crate::os::usage::report(&Arguments::command(), &error),
     };
     if let Some(Job::Wireguard { interface, workers }) = &arguments.job {
         log::to_stderr(log::LogSettings::default());

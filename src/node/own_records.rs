@@ -483,6 +483,7 @@ mod tests {
             endpoints: Vec::new(),
             without_ipv6: false,
             services_from: 0,
+            program_version: None,
         }
     }
 

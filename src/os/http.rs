@@ -23,9 +23,12 @@ pub enum HttpError {
     /// The path or the host cannot be part of a request.
     #[error("the request cannot be written: {0}")]
     Request(String),
-    /// The connection was closed too early, or what came over it is not HTTP.
+    /// The connection was closed too early.
     #[error("{0}")]
     Broken(String),
+    /// The answer is not HTTP.
+    #[error("the answer is not HTTP")]
+    NotHttp,
     /// The answer has more bytes than its limit.
     #[error("the answer is longer than {0} bytes")]
     TooLong(usize),
@@ -247,6 +250,9 @@ impl Connection {
     reason = "it stands in for a closure in map_err"
 )]
 fn broken(error: hyper::Error) -> HttpError {
+    if error.is_parse() {
+        return HttpError::NotHttp;
+    }
     HttpError::Broken(error.to_string())
 }
 
@@ -317,12 +323,13 @@ mod tests {
     async fn a_connection_that_is_closed_too_early_and_garbage_are_errors() {
         for answer in [
             &b""[..],
-            &b"garbage\r\n\r\n"[..],
             &b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort"[..],
         ] {
             let answer = call(server_with(answer), request(), LIMITS).await;
             assert!(matches!(answer, Err(HttpError::Broken(_))), "{answer:?}");
         }
+        let garbage = call(server_with(b"garbage\r\n\r\n"), request(), LIMITS).await;
+        assert_eq!(garbage, Err(HttpError::NotHttp));
     }
 
     #[tokio::test]

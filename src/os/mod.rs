@@ -1,7 +1,8 @@
-//! What the programs need of the operating system: files, configuration files, logs, metrics, signals, clocks, random
+//! What the programs need of the operating system: arguments, progress on the terminal, files, configuration files, logs, metrics, signals, clocks, random
 //! numbers, supervised tasks, the HTTP client, Unix sockets, netlink, the watchdog, waiting for descriptors, UDP
 //! datagrams in batches, connections to a coordinator, and the rights of the process.
 
+pub mod arguments;
 pub mod batch;
 pub mod clock;
 pub mod config_file;
@@ -11,6 +12,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod netlink;
+pub mod progress;
 pub mod random;
 pub mod readable;
 pub mod repeats;

@@ -154,4 +154,11 @@ pub struct NodeRow {
     pub connected: bool,
     /// The time when it joined, by its own clock.
     pub joined_at: UnixSeconds,
+    /// The time when the coordinator last had a control stream of it: now, if it is connected. It is null if there was none since
+    /// the coordinator was started.
+    #[serde(default)]
+    pub last_seen_at: Option<UnixSeconds>,
+    /// Its version of meshd. It is null if it is not known.
+    #[serde(default)]
+    pub version: Option<String>,
 }

@@ -11,7 +11,7 @@
 //! | `POST /v1/rotate-key` | | [`KeyRotated`] |
 //! | `GET /v1/services` | | [`ServiceList`] |
 //! | `POST /v1/services` | [`AddService`] | [`ServiceChanged`] |
-//! | `DELETE /v1/services/NAME` | | [`ServiceChanged`] |
+//! | `DELETE /v1/services/NAME`, `.../NAME/PORT`, `.../NAME/PORT/PROTOCOL` | | [`ServiceChanged`] |
 //! | `POST /v1/services/NAME/drain`, `.../undrain` | | [`ServiceChanged`] |
 //! | `GET /v1/containers` | | [`ContainerList`] |
 //! | `POST /v1/ping` | [`Ping`] | [`Pong`] |
@@ -206,13 +206,20 @@ pub struct PeerStatus {
     pub tx_bytes: u64,
 }
 
-/// The numbers of services.
+/// The numbers of services and of their instances. A container that is found under two names, such as `web` and `web.shop`, is
+/// one instance of one service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServiceCounts {
-    /// The number of instances on this node.
+    /// The number of services with an instance on this node.
     pub local: usize,
     /// The number of services in the mesh.
     pub mesh: usize,
+    /// The number of instances on this node.
+    #[serde(default)]
+    pub local_instances: usize,
+    /// The number of instances in the mesh.
+    #[serde(default)]
+    pub mesh_instances: usize,
 }
 
 /// A problem and its remedy.
@@ -460,6 +467,25 @@ pub struct AddService {
     pub address: Option<IpAddr>,
     /// Its health check.
     pub check: Option<Check>,
+    /// The name of the port in SRV queries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_name: Option<Label>,
+    /// The SRV weight. The default is 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// The SRV priority. The default is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u16>,
+}
+
+/// A request to remove a service of this node. It is the path of a DELETE request, and has no body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoveService {
+    pub name: String,
+    /// Only the instance with this port.
+    pub port: Option<String>,
+    /// Only the instance with this protocol: `tcp` or `udp`.
+    pub protocol: Option<String>,
 }
 
 /// A health check.
@@ -497,6 +523,14 @@ impl Check {
         }
     }
 
+    /// Parses one HTTP status or a range of them: `204`, `200-299`.
+    #[must_use]
+    pub fn parse_status(text: &str) -> Option<(u16, u16)> {
+        let (min, max) = text.split_once('-').unwrap_or((text, text));
+        let (min, max) = (min.trim().parse().ok()?, max.trim().parse().ok()?);
+        (100 <= min && min <= max && max <= 599).then_some((min, max))
+    }
+
     fn default_rise() -> u32 {
         1
     }
@@ -531,6 +565,27 @@ pub struct ServiceChanged {
     /// What becomes of the change until then. A meshd of an earlier version does not send it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpublished: Option<Unpublished>,
+    /// What happened to the service. A meshd of an earlier version does not send this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<ServiceChange>,
+}
+
+/// What happened to a service of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceChange {
+    /// It was added.
+    New,
+    /// It was there, and has other settings now.
+    Changed,
+    /// It was there with the same settings.
+    Unchanged,
+    Removed,
+    Drained,
+    Undrained,
+    /// A change of a later version.
+    #[serde(other)]
+    Other,
 }
 
 /// A request for a round trip to a node.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::{Outcome, Target};
 use crate::model::address::Block;
 use crate::model::{Label, PublicKey, ServiceName};
-use crate::protocol::local::{Check, Problem};
+use crate::protocol::local::{Check, Problem, ServiceChange};
 use crate::records::kinds::{Health, Instance, Port, Protocol, Service, Source, default_weight};
 
 /// The maximum number of services of one node.
@@ -26,6 +26,37 @@ pub struct InstanceKey {
     pub protocol: Protocol,
 }
 
+/// Some instances of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    /// The name of the service.
+    pub name: Label,
+    /// The port. None means all ports.
+    pub port: Option<NonZeroU16>,
+    /// The transport protocol. None means both.
+    pub protocol: Option<Protocol>,
+}
+
+impl Selection {
+    fn has(&self, key: &InstanceKey) -> bool {
+        key.name == self.name
+            && self.port.is_none_or(|port| port == key.port)
+            && self
+                .protocol
+                .is_none_or(|protocol| protocol == key.protocol)
+    }
+}
+
+impl From<Label> for Selection {
+    fn from(name: Label) -> Self {
+        Self {
+            name,
+            port: None,
+            protocol: None,
+        }
+    }
+}
+
 /// A registered instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegisteredInstance {
@@ -40,6 +71,9 @@ pub struct RegisteredInstance {
     /// The SRV priority. Clients use the lowest one that answers.
     #[serde(default)]
     pub priority: u16,
+    /// The name of the port in SRV queries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_name: Option<Label>,
 }
 
 impl RegisteredInstance {
@@ -78,6 +112,11 @@ pub enum RegistryError {
     /// There is no such service.
     #[error("this node has no service {0}; `meshctl service list` shows all")]
     Unknown(ServiceName),
+    /// The service is there, and not with this port and protocol.
+    #[error(
+        "the service {0} is not on port {1} of this node; `meshctl service list` shows its ports"
+    )]
+    UnknownPort(Label, u16),
     /// The address is outside the node's block.
     #[error(
         "nothing carries packets to {0}: this node has {1} of the mesh; omit the address, and let the program listen on \
@@ -137,7 +176,7 @@ impl Registry {
         &mut self,
         registered: RegisteredInstance,
         block: &Block,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<ServiceChange, RegistryError> {
         if let Some(address) = registered.address_outside_block(block) {
             let own = format!("{} and {}", block.v4, block.v6);
             return Err(RegistryError::OutsideBlock(address, own));
@@ -151,29 +190,36 @@ impl Registry {
         if self.entries.len() >= MAX_SERVICES {
             return Err(RegistryError::Full);
         }
-        let same = self
-            .entries
-            .get(&(registered.key.clone(), Source::Cli))
-            .is_some_and(|held| held.registered == registered);
-        if !same {
+        let held = self.entries.get(&(registered.key.clone(), Source::Cli));
+        let change = match held {
+            None => ServiceChange::New,
+            Some(held) if held.registered == registered => ServiceChange::Unchanged,
+            Some(_) => ServiceChange::Changed,
+        };
+        if change != ServiceChange::Unchanged {
             self.insert(registered, Source::Cli);
         }
-        Ok(())
+        Ok(change)
     }
 
-    /// Removes all instances of `name` that were added by command.
+    /// Removes the instances that `selection` selects and that were added by command.
     ///
     /// # Errors
     /// There is no such instance, or only the configuration defines it.
-    pub fn remove(&mut self, name: &Label) -> Result<(), RegistryError> {
+    pub fn remove(&mut self, selection: &Selection) -> Result<(), RegistryError> {
         let before = self.entries.len();
         self.entries
-            .retain(|(key, source), _| key.name != *name || *source != Source::Cli);
+            .retain(|(key, source), _| *source != Source::Cli || !selection.has(key));
+        let name = &selection.name;
         if self.entries.len() == before {
-            return Err(if self.has(name) {
-                RegistryError::Configured(name.clone())
-            } else {
-                RegistryError::Unknown(name.clone().into())
+            return Err(match selection.port {
+                _ if self.entries.keys().any(|(key, _)| selection.has(key)) => {
+                    RegistryError::Configured(name.clone())
+                }
+                Some(port) if self.has(name) => {
+                    RegistryError::UnknownPort(name.clone(), port.get())
+                }
+                _ => RegistryError::Unknown(name.clone().into()),
             });
         }
         if !self.has(name) {
@@ -286,7 +332,7 @@ impl Registry {
         }
     }
 
-    /// The number of instances.
+    /// The number of instances, also those that are not published.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -358,7 +404,7 @@ impl Registry {
                 ports: vec![Port {
                     number: key.port,
                     protocol: key.protocol,
-                    name: None,
+                    name: entry.registered.port_name.clone(),
                 }],
                 health: if drained {
                     Health::Draining
@@ -416,6 +462,7 @@ mod tests {
             check: check.then(|| Check::new(CheckProbe::Tcp)),
             weight: default_weight(),
             priority: 0,
+            port_name: None,
         }
     }
 
@@ -476,6 +523,62 @@ mod tests {
     }
 
     #[test]
+    fn one_port_of_a_service_is_removed_and_the_others_stay() {
+        let mut registry = Registry::default();
+        let udp = |registered: RegisteredInstance| RegisteredInstance {
+            key: InstanceKey {
+                protocol: Protocol::Udp,
+                ..registered.key
+            },
+            ..registered
+        };
+        let web = |port| registered("web", port, false);
+        for added in [web(80), web(81), udp(web(80))] {
+            assert_eq!(registry.add(added, &block()), Ok(ServiceChange::New));
+        }
+        let only = |port: u16, protocol| Selection {
+            name: label("web"),
+            port: port.try_into().ok(),
+            protocol,
+        };
+        assert_eq!(
+            registry.remove(&only(82, None)),
+            Err(RegistryError::UnknownPort(label("web"), 82))
+        );
+        assert_eq!(registry.remove(&only(80, Some(Protocol::Udp))), Ok(()));
+        let ids = |registry: &Registry| -> Vec<String> {
+            let found = health(registry, "web").into_iter();
+            found.map(|(id, _)| id).collect()
+        };
+        assert_eq!(ids(&registry), ["n1-80", "n1-81"]);
+        assert_eq!(registry.remove(&only(80, None)), Ok(()));
+        assert_eq!(ids(&registry), ["n1-81"]);
+    }
+
+    #[test]
+    fn an_added_service_is_new_or_changed_or_as_it_was() {
+        let mut registry = Registry::default();
+        let plain = registered("web", 80, false);
+        let named = RegisteredInstance {
+            port_name: Some(label("http")),
+            ..plain.clone()
+        };
+        let mut add = |registered: &RegisteredInstance| registry.add(registered.clone(), &block());
+        assert_eq!(add(&plain), Ok(ServiceChange::New));
+        assert_eq!(add(&plain), Ok(ServiceChange::Unchanged));
+        assert_eq!(add(&named), Ok(ServiceChange::Changed));
+        let records = registry.records(&NODE, &label("n1"), &[], &block());
+        let mut ports = records
+            .values()
+            .flat_map(|s| &s.instances)
+            .flat_map(|i| &i.ports);
+        assert_eq!(
+            ports.next().and_then(|port| port.name.clone()),
+            Some(label("http"))
+        );
+    }
+
+    #[test]
     fn a_drained_service_is_drained_whatever_its_check_finds() {
         let mut registry = Registry::default();
         registry
@@ -517,11 +620,11 @@ mod tests {
             Err(RegistryError::Configured(label("web")))
         );
         assert_eq!(
-            registry.remove(&label("web")),
+            registry.remove(&label("web").into()),
             Err(RegistryError::Configured(label("web")))
         );
         assert_eq!(
-            registry.remove(&label("db")),
+            registry.remove(&label("db").into()),
             Err(RegistryError::Unknown(label("db").into()))
         );
     }
@@ -542,7 +645,7 @@ mod tests {
         }
         for (name, address) in [("a", "10.210.1.1"), ("b", "fd00:1:2:1::1")] {
             let added = registry.add(at(name, address), &block());
-            assert_eq!(added, Ok(()), "{address}");
+            assert_eq!(added, Ok(ServiceChange::New), "{address}");
         }
         assert_eq!(registry.problems(&block()), []);
         // A file of an earlier version with such a service does not prevent the node from starting.

@@ -115,6 +115,7 @@ pub fn node(id: &PublicKey, block: Block) -> Node {
         endpoints: vec![],
         without_ipv6: false,
         services_from: 0,
+        program_version: None,
     }
 }
 

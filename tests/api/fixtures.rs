@@ -139,6 +139,7 @@ fn records() -> Vec<Envelope> {
                 without_ipv6: false,
                 key_proof: None,
                 services_from: 0,
+                program_version: None,
             }),
             &node,
         ),

@@ -89,8 +89,8 @@ fn a_daemon_that_breaks_off_or_talks_nonsense_is_reported_in_one_line() {
         ("", 69),
         ("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", 69),
         ("220 mail.example ESMTP\r\n", 69),
-        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", 1),
-        ("HTTP/1.1 500 x\r\ncontent-length: 4\r\n\r\noops", 1),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", 69),
+        ("HTTP/1.1 500 x\r\ncontent-length: 4\r\n\r\noops", 69),
     ]
     .into_iter()
     .enumerate()

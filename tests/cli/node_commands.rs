@@ -5,9 +5,9 @@ use crate::program::{Ran, command, meshctl, token};
 use meshd::model::Label;
 
 const UNJOINED: &str = r#"{"schema":1,"version":"9.9.9","state":"unjoined","node":null,"interface":null,
-    "coordinator":null,"dns":null,"peers":[],"services":{"local":0,"mesh":0},"problems":[]}"#;
+    "coordinator":null,"dns":null,"peers":[],"services":{"local":0,"mesh":0,"local_instances":0,"mesh_instances":0},"problems":[]}"#;
 
-const CHANGED: &str = r#"{"schema":1,"name":"web.svc.mesh","published":true}"#;
+const CHANGED: &str = r#"{"schema":1,"name":"web.svc.mesh","published":true,"change":"changed"}"#;
 
 /// Runs `words` against one prepared answer; gives what came of it and what was asked.
 fn with_answer(status: u16, body: &str, words: &[&str]) -> (Ran, String) {
@@ -45,7 +45,7 @@ fn join_sends_the_token_and_prints_the_result() {
     );
     assert_eq!(
         asked,
-        format!(r#"POST /v1/join {{"token":"{token}","name":"Web","timeout_seconds":1.5}}"#)
+        format!(r#"POST /v1/join {{"token":"{token}","name":"web","timeout_seconds":1.5}}"#)
     );
 }
 
@@ -132,7 +132,7 @@ fn status_is_for_people_and_json_is_the_document() {
         ran_,
         ran(
             0,
-            "this node has not joined a mesh; run `meshctl join TOKEN`\n",
+            "not ready: this node has not joined a mesh; run `meshctl join TOKEN`\n",
             ""
         )
     );
@@ -212,18 +212,32 @@ fn service_add_sends_its_arguments() {
             "Web",
             "--port",
             "80",
-            "--protocol",
-            "udp",
             "--address",
             "10.0.0.5",
             "--check-http",
             "/healthz",
+            "--interval",
+            "1.5s",
+            "--timeout",
+            "500ms",
+            "--rise",
+            "3",
+            "--fall",
+            "4",
+            "--status",
+            "200-299",
+            "--port-name",
+            "http",
+            "--weight",
+            "20",
+            "--priority",
+            "1",
         ],
     );
-    assert_eq!(ran_, ran(0, "", "web.svc.mesh is registered\n"));
+    assert_eq!(ran_, ran(0, "", "web.svc.mesh on port 80/tcp is changed\n"));
     assert_eq!(
         asked,
-        r#"POST /v1/services {"name":"web","port":80,"protocol":"udp","address":"10.0.0.5","check":{"probe":{"http":"/healthz"},"interval_ms":5000,"timeout_ms":2000,"rise":1,"fall":2,"status":[200,399]}}"#
+        r#"POST /v1/services {"name":"web","port":80,"protocol":"tcp","address":"10.0.0.5","check":{"probe":{"http":"/healthz"},"interval_ms":1500,"timeout_ms":500,"rise":3,"fall":4,"status":[200,299]},"port_name":"http","weight":20,"priority":1}"#
     );
     let (_, asked) = with_answer(
         200,
@@ -235,20 +249,38 @@ fn service_add_sends_its_arguments() {
 
 #[test]
 fn the_answer_to_a_change_tells_that_the_mesh_has_not_received_it_yet() {
-    let later = CHANGED.replace("true", "false");
+    let later = CHANGED.replace("true", "false").replace("changed", "new");
     let (ran_, _) = with_answer(200, &later, &["service", "add", "web", "--port", "80"]);
     assert_eq!(
         ran_,
         ran(
             0,
             "",
-            "web.svc.mesh is registered; the coordinator is not reachable; the other nodes receive it when the coordinator is reachable\n"
+            "web.svc.mesh on port 80/tcp is new; the coordinator is not reachable: the nodes send this change to each other, and to the coordinator when it is reachable again\n"
         )
     );
 }
 
 #[test]
 fn service_remove_drain_and_undrain_send_the_name() {
+    let (ran_, asked) = with_answer(
+        200,
+        CHANGED,
+        &[
+            "service",
+            "remove",
+            "web",
+            "--port",
+            "80",
+            "--protocol",
+            "udp",
+        ],
+    );
+    assert_eq!(
+        ran_,
+        ran(0, "", "web.svc.mesh on port 80 is removed from this node\n")
+    );
+    assert_eq!(asked, "DELETE /v1/services/web/80/udp");
     for (verb, asked, said) in [
         (
             "remove",
@@ -337,8 +369,49 @@ fn completions_need_no_daemon() {
             &["completions", shell],
         );
         assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
-        assert!(ran.stdout.contains("undrain"), "{shell}");
+        assert!(ran.stdout.contains("MESHCTL_COMPLETE"), "{shell}");
     }
+}
+
+/// What a shell gets for the last of `words`.
+fn completed(socket: &std::path::Path, words: &[&str]) -> Vec<String> {
+    let all = [&["--", "meshctl"], words].concat();
+    let output = command(socket, &all)
+        .env("MESHCTL_COMPLETE", "fish")
+        .output()
+        .expect("meshctl is built");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let values = text.lines().filter_map(|line| line.split('\t').next());
+    values.map(str::to_owned).collect()
+}
+
+#[test]
+fn commands_options_and_names_are_completed() {
+    let nobody = std::path::Path::new("/nonexistent");
+    assert_eq!(completed(nobody, &["und"]), [""; 0]);
+    assert_eq!(completed(nobody, &["service", "und"]), ["undrain"]);
+    assert_eq!(
+        completed(nobody, &["service", "add", "--check-"]),
+        ["--check-tcp", "--check-http"]
+    );
+    assert_eq!(
+        completed(nobody, &["ping", "w"]),
+        [""; 0],
+        "there is no meshd"
+    );
+    let list = r#"{"schema":1,"services":[{"name":"web","project":"shop","instances":[
+        {"id":"n1-80","node":"n1","address":"10.210.1.1","addresses":[],"port":80,"protocol":"tcp","port_name":null,
+         "health":"healthy","reachable":true,"source":"docker"}]}]}"#;
+    let status = crate::wrong_uses::STATUS;
+    let answers = || vec![(200, status.to_owned()), (200, list.to_owned())];
+    let daemon = Daemon::answering(answers());
+    let names = completed(&daemon.socket(), &["resolve", ""]);
+    assert_eq!(names, ["web.shop.svc.mesh", "n1.node.mesh"]);
+    let daemon = Daemon::answering(answers());
+    assert_eq!(
+        completed(&daemon.socket(), &["service", "drain", "w"]),
+        ["web.shop"]
+    );
 }
 
 #[test]

@@ -135,6 +135,7 @@ impl World {
             endpoints: Vec::new(),
             without_ipv6: false,
             services_from: 0,
+            program_version: None,
         }
     }
 

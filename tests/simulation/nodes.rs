@@ -933,6 +933,7 @@ fn wanted(
             endpoints: Vec::new(),
             without_ipv6: false,
             services_from: held.map_or(0, |held| held.services_from),
+            program_version: None,
         }));
     }
     let floor = held.map_or(0, |held| held.services_from);

@@ -195,6 +195,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         without_ipv6: false,
         key_proof: None,
         services_from: 0,
+        program_version: None,
     });
     let its_token = Record::Token(Token {
         id: evil_token.public(),

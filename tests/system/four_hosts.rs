@@ -63,7 +63,7 @@ fn names_and_tunnels_work_with_the_coordinator_and_without_it() {
     );
     assert_eq!(
         (ended.code, ended.stderr.as_str()),
-        (0, "web.svc.mesh is registered\n")
+        (0, "web.svc.mesh on port 8080/tcp is new\n")
     );
     let (v4, v6) = mesh.addresses(1);
     for asker in 0..3 {

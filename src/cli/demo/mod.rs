@@ -14,16 +14,24 @@ use clap::Args;
 
 use super::exit::CliError;
 use super::table;
+use crate::os::arguments;
 use crate::os::file::create_private_new;
+use crate::os::progress::ProgressLine;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{PeerState, Status};
 use crate::testbed::{Host, Running, TestbedError, World, as_root};
 
 /// The arguments of `meshctl demo`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  meshctl demo
+  meshctl demo --nodes 5 --keep    leaves the nodes running, to look at them
+
+It needs root, or user namespaces for all users. It changes nothing on this machine.")]
 pub(super) struct DemoArguments {
     /// The number of nodes
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=50))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = arguments::number(2u32, 50, 3), allow_hyphen_values = true)]
     nodes: u32,
     /// Leave it running until Ctrl-C
     #[arg(long)]
@@ -70,16 +78,20 @@ enum Failure {
 struct Steps {
     began: Instant,
     step: Instant,
+    /// The line while a step takes long.
+    progress: Option<ProgressLine>,
 }
 
 impl Steps {
     fn done(&mut self, text: &str) {
+        drop(self.progress.take());
         table::line(&format!(
             "{:>7.0} ms  {text}",
             self.step.elapsed().as_secs_f64() * 1e3
         ));
         let _ = std::io::stdout().flush();
         self.step = Instant::now();
+        self.progress = Some(ProgressLine::start("working on the next step"));
     }
 }
 
@@ -123,6 +135,7 @@ fn show(arguments: &DemoArguments) -> Result<(), Failure> {
     let mut steps = Steps {
         began: Instant::now(),
         step: Instant::now(),
+        progress: None,
     };
     let stage = set_up(count, &mut steps)?;
     match play(&stage, &mut steps) {
@@ -134,6 +147,7 @@ fn show(arguments: &DemoArguments) -> Result<(), Failure> {
             )));
         }
     }
+    drop(steps.progress.take());
     table::line(&format!(
         "\nall steps succeeded, in {:.1} s",
         steps.began.elapsed().as_secs_f64()
@@ -240,6 +254,7 @@ fn play(stage: &Stage, steps: &mut Steps) -> Result<(), Failure> {
     });
     let rows = rows(stage)?;
     steps.done("every node has a tunnel to every other");
+    drop(steps.progress.take());
     table::line("");
     table::table(&["NODE", "ADDRESS", "ENDPOINT", "PEERS", "SERVICES"], &rows);
     table::line(&format!(

@@ -15,13 +15,20 @@ use serde::Serialize;
 use self::explain::{Finding, LookupResult, Machine, Outcome, Place, explain};
 use super::exit::CliError;
 use super::{Globals, table};
+use crate::os::progress::ProgressLine;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{Checkup, Problem, SCHEMA, TunnelCheck};
 
 /// The arguments of `meshctl doctor`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  meshctl doctor
+  meshctl doctor --json
+
+Run it as root: it enters the networks of containers. It exits with 2 if something does not work.")]
 pub(super) struct DoctorArguments {
-    /// One JSON document
+    /// One JSON document on stdout
     #[arg(long)]
     json: bool,
 }
@@ -57,13 +64,7 @@ struct Server {
 }
 
 pub(super) async fn run(arguments: &DoctorArguments, globals: &Globals) -> Result<u8, CliError> {
-    let checkup: Checkup = globals.daemon().get("/v1/checkup").await?;
-    if checkup.removed {
-        return Err(CliError::new(ErrorCode::NotFound, tunnels::REMOVED));
-    }
-    let report = tokio::task::spawn_blocking(move || examine(&checkup))
-        .await
-        .map_err(CliError::failed)??;
+    let report = report(globals).await?;
     let ok = report.ok;
     if arguments.json {
         table::json(&report)?;
@@ -71,6 +72,27 @@ pub(super) async fn run(arguments: &DoctorArguments, globals: &Globals) -> Resul
         print(&report);
     }
     Ok(if ok { 0 } else { 2 })
+}
+
+/// The document of `meshctl doctor --json`, or why there is none.
+pub(super) async fn document(globals: &Globals) -> String {
+    match report(globals).await {
+        Ok(report) => serde_json::to_string_pretty(&report).unwrap_or_default(),
+        Err(error) => format!("not available: {}", error.message),
+    }
+}
+
+async fn report(globals: &Globals) -> Result<Report, CliError> {
+    let progress = ProgressLine::start("probing the tunnels and looking names up");
+    let checkup: Checkup = globals.daemon().get("/v1/checkup").await?;
+    if checkup.removed {
+        return Err(CliError::new(ErrorCode::NotFound, tunnels::REMOVED));
+    }
+    let report = tokio::task::spawn_blocking(move || examine(&checkup))
+        .await
+        .map_err(CliError::failed)?;
+    drop(progress);
+    report
 }
 
 fn examine(checkup: &Checkup) -> Result<Report, CliError> {

@@ -4,9 +4,10 @@ mod list;
 mod remove;
 
 use clap::Subcommand;
+use clap_complete::ArgValueCandidates;
 
 use super::exit::CliError;
-use super::{Globals, mesh_key};
+use super::{Globals, mesh_key, names};
 use crate::model::PublicKey;
 use crate::model::time::{UnixSeconds, next_version};
 use crate::os::clock;
@@ -17,23 +18,43 @@ use crate::records::kinds::{Record, Revocation, RevokedKind};
 /// The commands about nodes.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List all nodes
+    /// List all nodes, with when the coordinator last saw them and their versions
+    #[command(after_help = "\
+Examples:
+  meshctl node list
+  meshctl node list --json")]
     List {
-        /// One JSON document
+        /// One JSON document on stdout
         #[arg(long)]
         json: bool,
     },
     /// Remove a node permanently: all other nodes drop its packets
+    #[command(after_help = "\
+Examples:
+  meshctl node remove web-2          asks first, on a terminal
+  meshctl node remove web-2 --yes
+
+The node can join again with a new token. A node that still runs leaves with `meshctl leave` instead.")]
     Remove {
-        /// The node's name
+        /// The node's name, or its whole id
+        #[arg(value_name = "NAME", value_parser = remove::parse_node, add = ArgValueCandidates::new(names::members))]
         name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// One JSON document on stdout
+        #[arg(long)]
+        json: bool,
     },
 }
 
 pub(super) async fn run(command: Command, globals: &Globals) -> Result<u8, CliError> {
     match command {
         Command::List { json } => list::run(json, globals).await,
-        Command::Remove { name } => remove::run(&name, globals).await,
+        Command::Remove { name, yes, json } => {
+            let options = remove::Options { yes, json };
+            remove::run(&name, options, globals).await
+        }
     }
 }
 

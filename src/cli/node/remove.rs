@@ -1,13 +1,46 @@
 //! `meshctl node remove`.
 
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+
+use serde::Serialize;
+
 use super::revoke;
-use crate::cli::Globals;
 use crate::cli::exit::CliError;
-use crate::protocol::admin::NodeList;
+use crate::cli::{Globals, table};
+use crate::model::{Label, PublicKey};
+use crate::protocol::admin::{NodeList, NodeRow};
 use crate::protocol::api::ErrorCode;
 use crate::records::kinds::RevokedKind;
 
-pub(in crate::cli) async fn run(name: &str, globals: &Globals) -> Result<u8, CliError> {
+/// The options of `meshctl node remove`.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::cli) struct Options {
+    pub(in crate::cli) yes: bool,
+    pub(in crate::cli) json: bool,
+}
+
+/// `meshctl node remove --json`.
+#[derive(Debug, Serialize)]
+struct Removed {
+    schema: u32,
+    id: PublicKey,
+    name: Label,
+}
+
+pub(in crate::cli) fn parse_node(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err(
+            "it is the name of a node, which `meshctl node list` shows, such as web-2".into(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+pub(in crate::cli) async fn run(
+    name: &str,
+    options: Options,
+    globals: &Globals,
+) -> Result<u8, CliError> {
     let list: NodeList = globals.coordinator().get("/v1/nodes").await?;
     let wanted = name.to_ascii_lowercase();
     let found: Vec<_> = list
@@ -17,11 +50,21 @@ pub(in crate::cli) async fn run(name: &str, globals: &Globals) -> Result<u8, Cli
         .collect();
     match found.as_slice() {
         [node] => {
+            if !options.yes && !is_confirmed(node)? {
+                return Err(CliError::failed(format!("{} was not removed", node.name)));
+            }
             revoke(node.id, RevokedKind::Node, None, globals).await?;
             eprintln!(
                 "{} is removed: each other node drops its packets as soon as it receives the removal",
                 node.name
             );
+            if options.json {
+                return table::json(&Removed {
+                    schema: 1,
+                    id: node.id,
+                    name: node.name.clone(),
+                });
+            }
             Ok(0)
         }
         [] => Err(CliError::new(
@@ -34,5 +77,49 @@ pub(in crate::cli) async fn run(name: &str, globals: &Globals) -> Result<u8, Cli
                 "several nodes have the name {name}; give the id that `meshctl node list --json` shows"
             ),
         )),
+    }
+}
+
+/// Asks the person at the terminal. Where there is no terminal, a script has called this command, and is not asked.
+fn is_confirmed(node: &NodeRow) -> Result<bool, CliError> {
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(true);
+    }
+    let state = if node.connected {
+        "connected now"
+    } else {
+        "away"
+    };
+    let mut stderr = std::io::stderr();
+    let asked = write!(
+        stderr,
+        "remove {} ({state}) from the mesh for good? It can only join again with a new token. [y/N] ",
+        node.name
+    );
+    asked
+        .and_then(|()| stderr.flush())
+        .map_err(CliError::failed)?;
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(CliError::failed)?;
+    Ok(is_yes(&answer))
+}
+
+fn is_yes(answer: &str) -> bool {
+    matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_a_clear_yes_removes_a_node() {
+        assert!(is_yes("y\n") && is_yes("YES\n"));
+        for other in ["", "\n", "n\n", "yess\n", "web-1\n"] {
+            assert!(!is_yes(other), "{other:?}");
+        }
     }
 }

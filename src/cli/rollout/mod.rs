@@ -9,14 +9,16 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 use tokio::process::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use super::exit::CliError;
-use super::{Client, Globals};
+use super::{Client, Globals, names};
 use crate::model::ServiceName;
-use crate::model::time::milliseconds;
+use crate::os::arguments;
+use crate::os::progress::ProgressLine;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{ContainerList, ServiceChanged, ServiceList, Status};
 use plan::{Progress, RolloutPlan};
@@ -28,29 +30,25 @@ const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 /// The arguments of `meshctl rollout`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  meshctl rollout -- docker compose up -d
+  meshctl rollout web --timeout 10m -- docker compose up -d web
+
+If the command fails, the containers that still run get clients again.")]
 pub(super) struct RolloutArguments {
     /// Services of this node's containers, as `web` or `web.project` [default: all of them]
-    #[arg(value_name = "SERVICE", value_parser = parse_service)]
+    #[arg(value_name = "SERVICE", value_parser = arguments::service, add = ArgValueCandidates::new(names::own_services))]
     services: Vec<ServiceName>,
     /// Continue even if no other node serves the service
     #[arg(long)]
     force: bool,
     /// The time limit for the new containers to become healthy
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = arguments::duration("1s", "1d", "90s or 5m"), allow_hyphen_values = true)]
     timeout: Duration,
     /// The command that replaces the containers, such as docker compose up -d
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-}
-
-fn parse_service(text: &str) -> Result<ServiceName, String> {
-    ServiceName::parse(text).map_err(|error| error.to_string())
-}
-
-fn parse_time(text: &str) -> Result<Duration, String> {
-    milliseconds(text)
-        .map(Duration::from_millis)
-        .ok_or_else(|| "write a duration such as 90s or 5m".to_owned())
 }
 
 pub(super) async fn run(arguments: RolloutArguments, globals: &Globals) -> Result<u8, CliError> {
@@ -58,9 +56,12 @@ pub(super) async fn run(arguments: RolloutArguments, globals: &Globals) -> Resul
     let containers: ContainerList = daemon.get("/v1/containers").await?;
     let list: ServiceList = daemon.get("/v1/services").await?;
     let status: Status = daemon.get("/v1/status").await?;
-    let node = status
-        .node
-        .ok_or_else(|| CliError::new(ErrorCode::Conflict, "this node is not in a mesh"))?;
+    let node = status.node.ok_or_else(|| {
+        CliError::new(
+            ErrorCode::Conflict,
+            "this node is not in a mesh; run `meshctl join TOKEN` first",
+        )
+    })?;
     let plan = RolloutPlan::new(&arguments.services, &containers.containers)?;
     if !arguments.force {
         plan.check_other_nodes(&list.services, &node.name)?;
@@ -114,10 +115,12 @@ impl Rollout {
         }
         let (daemon, plan, domain) = (&self.daemon, &self.plan, &self.domain);
         let acknowledged = acknowledged::wait(daemon, &plan.instances, domain);
+        let progress = ProgressLine::start("waiting until no other node sends new clients");
         let notes = tokio::select! {
             notes = acknowledged => notes?,
             () = self.interrupt.received() => return Err(interrupted()),
         };
+        drop(progress);
         for note in notes {
             say(&note);
         }
@@ -125,10 +128,12 @@ impl Rollout {
         say(&format!(
             "waiting {seconds} s until clients have dropped earlier answers"
         ));
+        let progress = ProgressLine::start("waiting");
         tokio::select! {
             () = sleep(ANSWER_LIFETIME) => {}
             () = self.interrupt.received() => return Err(interrupted()),
         }
+        drop(progress);
         let shown: Vec<_> = arguments
             .command
             .iter()
@@ -164,7 +169,12 @@ impl Rollout {
             return Err(CliError::new(ErrorCode::BadRequest, "no command is given"));
         };
         let failed = |error: std::io::Error| {
-            CliError::failed(format!("cannot run {}: {error}", program.to_string_lossy()))
+            let why = match error.kind() {
+                std::io::ErrorKind::NotFound => "there is no such program in PATH".to_owned(),
+                std::io::ErrorKind::PermissionDenied => "it is not executable".to_owned(),
+                _ => error.to_string(),
+            };
+            CliError::failed(format!("cannot run {}: {why}", program.to_string_lossy()))
         };
         let mut child = Command::new(program)
             .args(arguments)
@@ -218,6 +228,7 @@ async fn wait_until_healthy(
     limit: Duration,
 ) -> Result<(), CliError> {
     say("waiting until the new containers are healthy");
+    let _progress = ProgressLine::start("waiting");
     let end = Instant::now() + limit;
     loop {
         // The first list waits as well, because the engine's last events may not have arrived yet.

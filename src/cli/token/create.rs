@@ -10,7 +10,7 @@ use crate::cli::exit::CliError;
 use crate::cli::{Globals, mesh_key, table};
 use crate::model::time::{UnixSeconds, next_version};
 use crate::model::{Label, PublicKey, SigningKey};
-use crate::os::{clock, random};
+use crate::os::{arguments, clock, random};
 use crate::protocol::JoinToken;
 use crate::protocol::admin::{MeshState, Submit, Submitted};
 use crate::protocol::api::ErrorCode;
@@ -20,46 +20,29 @@ use crate::records::kinds::{MAX_COORDINATORS, Mesh, Record, Token};
 
 /// Options of the new token.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  meshctl token create                          one node, within an hour
+  meshctl token create --uses 3 --ttl 1d        three nodes, within a day
+  meshctl token create --tag web --ephemeral    nodes with a tag, which are removed when they stay away
+
+The token is the only text on stdout. Whoever has it can join: pass it on in a file or on stdin.")]
 pub(in crate::cli) struct CreateArguments {
     /// The number of nodes it may admit
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = arguments::number(1u32, 100_000, 3), allow_hyphen_values = true)]
     uses: u32,
     /// How long it is valid: 30m, 1h, 7d
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_ttl)]
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = arguments::duration("1s", "3650d", "30m, 1h or 7d"), allow_hyphen_values = true)]
     ttl: Duration,
     /// A tag of its nodes; may be given several times
-    #[arg(long = "tag", value_name = "T", value_parser = parse_tag)]
+    #[arg(long = "tag", value_name = "T", value_parser = arguments::label)]
     tags: Vec<Label>,
     /// Remove its nodes when they are not connected for some time
     #[arg(long)]
     ephemeral: bool,
-    /// One JSON document
+    /// One JSON document on stdout
     #[arg(long)]
     json: bool,
-}
-
-fn parse_tag(text: &str) -> Result<Label, String> {
-    Label::parse(text).map_err(|error| error.to_string())
-}
-
-/// `30s`, `15m`, `1h`, `7d`, from a minute to ten years.
-fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is not a time such as 30m, 1h or 7d, from 1m to 3650d");
-    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(at);
-    let factor = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    let seconds = number
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(factor))
-        .filter(|s| (1..=3650 * 86_400).contains(s));
-    seconds.map(Duration::from_secs).ok_or_else(wrong)
 }
 
 #[derive(Serialize)]
@@ -166,27 +149,4 @@ fn changed_mesh(state: &MeshState, key: &SigningKey, now: SystemTime) -> Option<
         ..mesh.clone()
     };
     Some(Envelope::seal(&Record::Mesh(mesh), key))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_to_live_are_read_with_their_unit() {
-        assert_eq!(parse_ttl("90m"), Ok(Duration::from_secs(5400)));
-        assert_eq!(parse_ttl("7d"), Ok(Duration::from_secs(604_800)));
-        for wrong in [
-            "",
-            "1",
-            "h",
-            "1w",
-            "-1h",
-            "0h",
-            "99999999999999999999d",
-            "3651d",
-        ] {
-            assert!(parse_ttl(wrong).is_err(), "{wrong}");
-        }
-    }
 }

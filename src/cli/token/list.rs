@@ -18,8 +18,8 @@ pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, Cli
         .map(|token| {
             let state = match token.state {
                 TokenState::Valid => format!(
-                    "valid for {} min",
-                    token.expires_at.0.saturating_sub(now.0).div_ceil(60)
+                    "valid for {}",
+                    table::age(token.expires_at.0.saturating_sub(now.0))
                 ),
                 TokenState::Spent => "spent".into(),
                 TokenState::Expired => "expired".into(),
@@ -35,5 +35,8 @@ pub(in crate::cli) async fn run(json: bool, globals: &Globals) -> Result<u8, Cli
         })
         .collect();
     table::table(&["ID", "USED", "STATE", "TAGS"], &rows);
+    if rows.is_empty() {
+        eprintln!("there is no token; `meshctl token create` makes one");
+    }
     Ok(0)
 }

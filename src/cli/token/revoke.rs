@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::cli::Globals;
+use serde::Serialize;
+
 use crate::cli::exit::CliError;
 use crate::cli::node::revoke;
+use crate::cli::{Globals, table};
 use crate::model::{Label, PublicKey};
 use crate::protocol::admin::{TokenList, TokenMemberships, memberships_path};
 use crate::protocol::api::ErrorCode;
@@ -20,16 +22,38 @@ const MAX_TRIES: usize = 5;
 /// The maximum number of nodes in a revocation, since a record has at most 64 KiB.
 const MAX_STAYING: usize = 900;
 
-pub(in crate::cli) async fn run(id: &str, globals: &Globals) -> Result<u8, CliError> {
+/// `meshctl token revoke --json`.
+#[derive(Debug, Serialize)]
+struct Revoked {
+    schema: u32,
+    id: PublicKey,
+    /// The names of the nodes that the token admitted, which stay members. It is null if they are not known.
+    members: Option<Vec<String>>,
+}
+
+/// The beginning of an id, as `meshctl token list` shows it.
+pub(in crate::cli) fn parse_id(text: &str) -> Result<String, String> {
+    if text.starts_with("mesh1_") {
+        return Err(
+            "it is a token; give its id, which `meshctl token list` shows, such as 3f2a91".into(),
+        );
+    }
+    let is_id = !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_id {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err("it is the id of a token, or its first characters, as `meshctl token list` shows them, such as 3f2a91".into())
+}
+
+pub(in crate::cli) async fn run(id: &str, json: bool, globals: &Globals) -> Result<u8, CliError> {
     let list: TokenList = globals.coordinator().get("/v1/tokens").await?;
-    let wanted = id.to_ascii_lowercase();
     let found: Vec<_> = list
         .tokens
         .iter()
-        .filter(|token| token.id.to_string().starts_with(&wanted))
+        .filter(|token| token.id.to_string().starts_with(id))
         .collect();
     match found.as_slice() {
-        [token] => revoke_token(token.id, globals).await,
+        [token] => revoke_token(token.id, json, globals).await,
         [] => Err(CliError::new(
             ErrorCode::NotFound,
             format!("there is no token {id}; `meshctl token list` shows all"),
@@ -41,7 +65,7 @@ pub(in crate::cli) async fn run(id: &str, globals: &Globals) -> Result<u8, CliEr
     }
 }
 
-async fn revoke_token(token: PublicKey, globals: &Globals) -> Result<u8, CliError> {
+async fn revoke_token(token: PublicKey, json: bool, globals: &Globals) -> Result<u8, CliError> {
     let mut members = members_by(token, globals).await?;
     let mut tries = 1;
     loop {
@@ -59,7 +83,21 @@ async fn revoke_token(token: PublicKey, globals: &Globals) -> Result<u8, CliErro
         }
         tries += 1;
     }
-    let short = token.short();
+    let revoked = Revoked {
+        schema: 1,
+        id: token,
+        members: members
+            .as_ref()
+            .map(|members| members.values().map(ToString::to_string).collect()),
+    };
+    say(&token.short(), members.as_ref());
+    if json {
+        return table::json(&revoked);
+    }
+    Ok(0)
+}
+
+fn say(short: &str, members: Option<&BTreeMap<PublicKey, Label>>) {
     match members {
         Some(members) if members.is_empty() => {
             eprintln!(
@@ -80,7 +118,6 @@ async fn revoke_token(token: PublicKey, globals: &Globals) -> Result<u8, CliErro
              may still add a node with an earlier date"
         ),
     }
-    Ok(0)
 }
 
 /// The present members that the token admitted, with their names; none, if the coordinator is of an earlier version and cannot
@@ -90,9 +127,9 @@ async fn members_by(
     globals: &Globals,
 ) -> Result<Option<BTreeMap<PublicKey, Label>>, CliError> {
     let path = memberships_path(&token);
-    let listed: TokenMemberships = match globals.coordinator().get(&path).await {
-        Err(error) if error.code == ErrorCode::NotFound.exit_code() => return Ok(None),
-        listed => listed?,
+    let listed: Option<TokenMemberships> = globals.coordinator().get_if_known(&path).await?;
+    let Some(listed) = listed else {
+        return Ok(None);
     };
     let members = listed
         .memberships

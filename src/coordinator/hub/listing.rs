@@ -1,5 +1,7 @@
 //! Lists for administrators, and numbers for metrics.
 
+use std::time::Duration;
+
 use super::state::State;
 use super::view::View;
 use crate::model::time::{Now, UnixSeconds};
@@ -7,7 +9,7 @@ use crate::model::{Label, MeshAddresses, PublicKey};
 use crate::protocol::admin::{
     MeshState, NodeList, NodeRow, TokenList, TokenMemberships, TokenRow, TokenState,
 };
-use crate::records::kinds::{Membership, Token};
+use crate::records::kinds::{Membership, Node, Token};
 use crate::records::{Ledger, RecordKey};
 
 /// The size of the mesh.
@@ -94,7 +96,7 @@ impl View {
 
     /// All members, by name.
     #[must_use]
-    pub fn nodes(&self) -> NodeList {
+    pub fn nodes(&self, now: Now) -> NodeList {
         let state = self.read();
         let mut nodes: Vec<NodeRow> = state
             .ledger
@@ -105,7 +107,7 @@ impl View {
                     .memberships()
                     .filter_map(|membership| {
                         let name = names.remove(&membership.id)?;
-                        Some(node_row(&state, ledger, membership, name))
+                        Some(node_row(&state, ledger, membership, name, now))
                     })
                     .collect::<Vec<_>>()
             })
@@ -138,8 +140,20 @@ fn token_row(ledger: &Ledger, token: &Token, now: UnixSeconds) -> TokenRow {
     }
 }
 
-fn node_row(state: &State, ledger: &Ledger, membership: &Membership, name: Label) -> NodeRow {
+fn node_row(
+    state: &State,
+    ledger: &Ledger,
+    membership: &Membership,
+    name: Label,
+    now: Now,
+) -> NodeRow {
     let node = ledger.node(&membership.id);
+    let connected = state.connected.contains_key(&membership.id);
+    let absence = state
+        .absent
+        .get(&membership.id)
+        .map(|since| now.monotonic.saturating_duration_since(*since))
+        .or(connected.then_some(Duration::ZERO));
     NodeRow {
         id: membership.id,
         name,
@@ -147,7 +161,11 @@ fn node_row(state: &State, ledger: &Ledger, membership: &Membership, name: Label
         address_v4: node.map(|node| node.block.node_v4()),
         address_v6: node.map(|node| node.block.node_v6()),
         endpoints: node.map(|node| node.endpoints.clone()).unwrap_or_default(),
-        connected: state.connected.contains_key(&membership.id),
+        connected,
         joined_at: membership.issued_at,
+        last_seen_at: absence
+            .and_then(|absence| now.wall.checked_sub(absence))
+            .map(UnixSeconds::from_system),
+        version: node.and_then(Node::shown_version),
     }
 }

@@ -223,6 +223,7 @@ fn node(hub: &Hub, n: u8, version: u64, block: u32) -> Envelope {
         without_ipv6: false,
         key_proof: None,
         services_from: 0,
+        program_version: None,
     };
     Envelope::seal(&Record::Node(node), &key(n))
 }
@@ -327,7 +328,7 @@ fn an_older_certificate_never_replaces_a_newer_one() {
     assert_eq!(error.code, ErrorCode::Conflict);
     drop(hub);
     let names: Vec<String> = open(&path)
-        .nodes()
+        .nodes(clock::now())
         .nodes
         .iter()
         .map(|n| n.name.to_string())
@@ -614,7 +615,7 @@ fn one_use_is_spent_once_by_many_at_once() {
                 .count()
         });
         assert_eq!(joined, 5, "the token has 5 uses");
-        assert_eq!(hub.nodes().nodes.len(), 5);
+        assert_eq!(hub.nodes(clock::now()).nodes.len(), 5);
     }
 }
 
@@ -736,7 +737,10 @@ fn a_backup_is_private_whole_and_never_written_over() {
     .expect("a backup");
     assert_eq!(files, [("tls.key".to_owned(), b"tls.key".to_vec())]);
     assert_eq!(
-        open(&other.path().join("records.db")).nodes().nodes.len(),
+        open(&other.path().join("records.db"))
+            .nodes(clock::now())
+            .nodes
+            .len(),
         1
     );
 
@@ -789,7 +793,7 @@ fn a_member_that_departs_frees_its_name_and_block_and_not_its_use_of_the_token()
     let published = publish(&hub, vec![departure(10)]).expect("writable");
     assert_eq!((published.accepted, published.refused), (1, vec![]));
     let names = || -> Vec<String> {
-        let nodes = hub.nodes().nodes;
+        let nodes = hub.nodes(clock::now()).nodes;
         nodes.iter().map(|n| n.name.to_string()).collect()
     };
     assert_eq!(names(), ["b", "c"]);

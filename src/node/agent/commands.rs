@@ -46,8 +46,8 @@ impl Agent {
             Command::AddService(add, reply) => {
                 self.change_services(reply, || ServiceChange::add(add));
             }
-            Command::RemoveService(name, reply) => {
-                self.change_services(reply, || ServiceChange::remove(&name));
+            Command::RemoveService(remove, reply) => {
+                self.change_services(reply, || ServiceChange::remove(&remove));
             }
             Command::Drain(name, is_drained, reply) => {
                 self.change_services(reply, || ServiceChange::drain(&name, is_drained));

@@ -178,6 +178,8 @@ pub(super) struct ServiceSection {
     pub(super) name: String,
     pub(super) port: u16,
     #[serde(default)]
+    pub(super) port_name: Option<String>,
+    #[serde(default)]
     pub(super) protocol: Option<Protocol>,
     #[serde(default)]
     pub(super) address: Option<IpAddr>,

@@ -19,6 +19,7 @@ use crate::dns::zone::MAX_ADDRESSES;
 use crate::model::Label;
 use crate::model::interface::check_interface;
 use crate::model::text::printable;
+use crate::os::arguments;
 use crate::os::config_file::{ConfigError, ConfigFile, Findings};
 use crate::os::log::LogSettings;
 use crate::os::metrics::MetricsListen;
@@ -31,16 +32,23 @@ const METRICS_PORT: u16 = 9560;
 
 /// The daemon of a WireGuard overlay network with service discovery.
 #[derive(Debug, Parser)]
-#[command(name = "meshd", version)]
+#[command(
+    name = "meshd",
+    version,
+    after_help = "\
+Examples:
+  meshd --check-config            whether /etc/meshd/meshd.toml is right
+  meshd --config /tmp/meshd.toml"
+)]
 pub struct Arguments {
     /// Configuration file [default: /etc/meshd/meshd.toml, if it exists]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = arguments::path)]
     config: Option<PathBuf>,
     /// Keys and records [default: /var/lib/meshd]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = arguments::path)]
     state_dir: Option<PathBuf>,
     /// Where meshctl connects [default: /run/meshd/meshd.sock]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = arguments::path)]
     socket: Option<PathBuf>,
     /// Put /etc/resolv.conf back as it was before meshd (`[dns] manage_resolv_conf`), and exit
     #[arg(long)]
@@ -57,11 +65,15 @@ pub struct Arguments {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Job {
     /// The data plane alone: an ordinary WireGuard interface that `wg` configures
+    #[command(after_help = "\
+Examples:
+  meshd wireguard wg0    then: wg setconf wg0 FILE")]
     Wireguard {
         /// Name of the interface to make
+        #[arg(value_name = "INTERFACE", value_parser = arguments::interface)]
         interface: String,
         /// How many threads move packets (default: as many as the cores warrant)
-        #[arg(long, env = "MESHD_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+        #[arg(long, env = "MESHD_WORKERS", value_name = "N", value_parser = arguments::number(1u16, 64, 4), allow_hyphen_values = true)]
         workers: Option<u16>,
     },
     /// Write /etc/resolv.conf for a meshd that may not write there itself
@@ -75,8 +87,14 @@ pub enum Job {
 /// The ways in which `meshd resolv-conf` changes /etc/resolv.conf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 pub enum ResolvConfJob {
+    #[command(after_help = "\
+Examples:
+  meshd resolv-conf apply")]
     /// Write what the running meshd requests in its runtime directory (`[dns] manage_resolv_conf`)
     Apply,
+    #[command(after_help = "\
+Examples:
+  meshd resolv-conf restore")]
     /// Put it back as it was before meshd
     Restore,
 }

@@ -23,6 +23,10 @@ pub(super) fn service(section: ServiceSection) -> Result<RegisteredInstance, Str
     if address.is_some_and(is_never_remote) {
         return Err("address: give one that other nodes can reach".into());
     }
+    let port_name = section.port_name.as_deref().map(Label::parse);
+    let port_name = port_name
+        .transpose()
+        .map_err(|e| format!("port_name: {e}"))?;
     let check = section.check.map(check).transpose()?;
     if check.is_some() && key.protocol == Protocol::Udp {
         return Err("check: checks are for TCP services".into());
@@ -33,6 +37,7 @@ pub(super) fn service(section: ServiceSection) -> Result<RegisteredInstance, Str
         check,
         weight: section.weight,
         priority: section.priority,
+        port_name,
     })
 }
 
@@ -54,7 +59,7 @@ fn check(section: CheckSection) -> Result<Check, String> {
         if check.probe == CheckProbe::Tcp {
             return Err("check.status: only { http = \"/path\" } has one".into());
         }
-        check.status = status(&text).ok_or_else(|| {
+        check.status = Check::parse_status(&text).ok_or_else(|| {
             format!("check.status: `{text}` is no status from 100 to 599, nor a range such as \"200-299\"")
         })?;
     }
@@ -80,11 +85,4 @@ fn check(section: CheckSection) -> Result<Check, String> {
         }
     }
     Ok(check)
-}
-
-/// Parses one status or a range of them: `204`, `200-299`.
-fn status(text: &str) -> Option<(u16, u16)> {
-    let (min, max) = text.split_once('-').unwrap_or((text, text));
-    let (min, max) = (min.trim().parse().ok()?, max.trim().parse().ok()?);
-    (100 <= min && min <= max && max <= 599).then_some((min, max))
 }

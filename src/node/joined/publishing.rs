@@ -124,6 +124,7 @@ fn node_record(node: &JoinedNode) -> Option<(Node, bool)> {
         without_ipv6: network.ipv6() != Ipv6::On,
         key_proof: proof.or_else(|| node.identity.keys.prove_wireguard()),
         services_from: held.map_or(0, |n| n.services_from),
+        program_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
     };
     let is_new = held != Some(&record);
     Some((record, is_new))

@@ -130,10 +130,13 @@ fn make(node: &mut JoinedNode, request: ChangeRequest, content: Content) -> Opti
             let services = container_services(node);
             let block = node.identity.block;
             // It was allowed before it was written, and no other change came in between.
-            if let Err(error) = change.apply(&mut node.workloads.registry, &block, &services) {
-                let _ = reply.send(Err(error));
-                return None;
-            }
+            let changed = match change.apply(&mut node.workloads.registry, &block, &services) {
+                Ok(changed) => changed,
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                    return None;
+                }
+            };
             node.workloads.set_checks(&block);
             let domain = node.names.zone().load().domain.clone();
             let name = change.name();
@@ -147,6 +150,7 @@ fn make(node: &mut JoinedNode, request: ChangeRequest, content: Content) -> Opti
                     name: format!("{name}.svc.{domain}"),
                     published: unpublished.is_none(),
                     unpublished,
+                    change: Some(changed),
                 }));
             });
         }

@@ -84,6 +84,7 @@ mod tests {
                 endpoints: vec![],
                 without_ipv6: false,
                 services_from: 0,
+                program_version: None,
             })
         };
         let mesh = Record::Mesh(Mesh {

@@ -111,6 +111,7 @@ fn node_record(n: u8, version: u64, index: u32) -> Node {
         endpoints: vec![],
         without_ipv6: false,
         services_from: 0,
+        program_version: None,
     }
 }
 

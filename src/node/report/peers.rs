@@ -41,7 +41,11 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
                 via: None,
                 reason,
                 last_heard_seconds_ago: contact.heard.map(seconds),
-                version: None,
+                version: node
+                    .replica
+                    .ledger()
+                    .node(&member.id)
+                    .and_then(|record| record.shown_version()),
                 endpoint: peer.as_ref().and_then(|p| p.endpoint),
                 last_handshake_seconds_ago: handshake
                     .and_then(|at| clock::wall().duration_since(at).ok())

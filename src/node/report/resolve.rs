@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::{Name, Record, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::dns::answer::{Answer, Verdict, answer, is_special};
 use crate::dns::explain::{Part, explain};
@@ -63,9 +63,43 @@ fn resolved(name: String, code: ResponseCode, answers: &[Record], why: Vec<Strin
         schema: SCHEMA,
         name,
         response_code: code_text(code),
-        answers: answers.iter().map(ToString::to_string).collect(),
+        answers: answers.iter().map(presented).collect(),
         why,
     }
+}
+
+/// A record in the form of a zone file. The strings of a TXT record are quoted one by one (RFC 1035 section 5.1): where one ends
+/// has a meaning, and the library prints them without a separator.
+fn presented(record: &Record) -> String {
+    let RData::TXT(txt) = &record.data else {
+        return record.to_string();
+    };
+    let strings: Vec<String> = txt.txt_data.iter().map(|string| quoted(string)).collect();
+    format!(
+        "{} {} {} TXT {}",
+        record.name,
+        record.ttl,
+        record.dns_class,
+        strings.join(" ")
+    )
+}
+
+/// A character string in quotes. Quotes and backslashes have a backslash before them, and bytes that cannot be printed are decimal
+/// numbers (RFC 1035 section 5.1).
+fn quoted(string: &[u8]) -> String {
+    let mut text = String::from("\"");
+    for byte in string {
+        match byte {
+            b'"' | b'\\' => {
+                text.push('\\');
+                text.push(char::from(*byte));
+            }
+            b' '..=b'~' => text.push(char::from(*byte)),
+            other => text.push_str(&format!("\\{other:03}")),
+        }
+    }
+    text.push('"');
+    text
 }
 
 /// Returns a line for each instance of the name, then the lines about the whole answer.
@@ -160,5 +194,29 @@ fn code_text(code: ResponseCode) -> String {
         ResponseCode::NXDomain => "NXDOMAIN".into(),
         ResponseCode::ServFail => "SERVFAIL".into(),
         other => other.to_str().to_ascii_uppercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::rdata::TXT;
+
+    use super::*;
+
+    #[test]
+    fn each_string_of_a_txt_record_has_its_own_quotes() {
+        let name = Name::from_ascii("n1-80.web.svc.mesh.").expect("a literal");
+        let strings = vec!["health=healthy".to_owned(), "a \"b\" \\c".to_owned()];
+        let record = Record::from_rdata(name.clone(), 5, RData::TXT(TXT::new(strings)));
+        assert_eq!(
+            presented(&record),
+            r#"n1-80.web.svc.mesh. 5 IN TXT "health=healthy" "a \"b\" \\c""#
+        );
+        let bytes = TXT::from_bytes(vec![b"tab\t\xff"]);
+        let record = Record::from_rdata(name, 5, RData::TXT(bytes));
+        assert_eq!(
+            presented(&record),
+            r#"n1-80.web.svc.mesh. 5 IN TXT "tab\009\255""#
+        );
     }
 }

@@ -1,16 +1,17 @@
 //! The status of a node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::peers::{not_ready, peers, seconds};
 use super::problems::problems;
-use crate::node::docker::Docker;
+use crate::model::{Label, PublicKey};
 use crate::node::joined::JoinedNode;
 use crate::protocol::local::{
     CoordinatorStatus, DnsStatus, InterfaceStatus, NodeState, NodeStatus, SCHEMA, ServiceCounts,
     Status,
 };
+use crate::records::kinds::Service;
 
 /// The status of a node that is not in a mesh.
 pub(in crate::node) fn bare_status(state: NodeState) -> Status {
@@ -33,9 +34,6 @@ pub(in crate::node) fn bare_status(state: NodeState) -> Status {
 pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>) -> Status {
     let now = Instant::now();
     let zone = node.names.zone().load();
-    let services = node.netmap.services.values();
-    let names: BTreeSet<_> = services.map(|s| (&s.name, &s.project)).collect();
-    let containers = node.workloads.docker.as_ref().map_or(0, Docker::len);
     Status {
         node: Some(node_status(node)),
         interface: Some(InterfaceStatus {
@@ -50,10 +48,7 @@ pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>)
             split_dns: dns.split_dns().to_owned(),
         }),
         peers: peers(node, now),
-        services: ServiceCounts {
-            local: node.workloads.registry.len() + containers,
-            mesh: names.len(),
-        },
+        services: count(node.netmap.services.values(), &node.id()),
         problems: problems(node, damaged_services, zone.flagged()),
         not_ready: not_ready(node),
         ..bare_status(if node.replica.is_removed() {
@@ -62,6 +57,40 @@ pub(in crate::node) fn status(node: &JoinedNode, damaged_services: Option<&str>)
             NodeState::Up
         })
     }
+}
+
+/// Counts services and their instances, in the mesh and on the node `own`. A container of a Compose project has two names:
+/// that of its label, and its own name in the project. Its service counts once, under the first.
+fn count<'a>(services: impl Iterator<Item = &'a Service>, own: &PublicKey) -> ServiceCounts {
+    type InstanceId<'a> = (PublicKey, &'a Label);
+    let mut by_name: BTreeMap<(&Label, Option<&Label>), BTreeSet<InstanceId<'_>>> = BTreeMap::new();
+    for service in services {
+        let name = (&service.name, service.project.as_ref());
+        let instances = service.instances.iter().map(|i| (service.node, &i.id));
+        by_name.entry(name).or_default().extend(instances);
+    }
+    let of_mesh = |name: &(&Label, Option<&Label>)| name.1.is_none();
+    let common: BTreeSet<InstanceId<'_>> = by_name
+        .iter()
+        .filter(|(name, _)| of_mesh(name))
+        .flat_map(|(_, instances)| instances.iter().copied())
+        .collect();
+    let mut counts = ServiceCounts::default();
+    let mut all: BTreeSet<InstanceId<'_>> = BTreeSet::new();
+    for (name, instances) in &by_name {
+        let is_counted = |instance: &&InstanceId<'_>| of_mesh(name) || !common.contains(*instance);
+        let mut counted = instances.iter().filter(is_counted).peekable();
+        if counted.peek().is_some() {
+            counts.mesh += 1;
+        }
+        if counted.any(|(node, _)| node == own) {
+            counts.local += 1;
+        }
+        all.extend(instances);
+    }
+    counts.mesh_instances = all.len();
+    counts.local_instances = all.iter().filter(|(node, _)| node == own).count();
+    counts
 }
 
 fn node_status(node: &JoinedNode) -> NodeStatus {
@@ -94,5 +123,76 @@ fn coordinator_status(node: &JoinedNode, now: Instant) -> CoordinatorStatus {
         connected: link.is_connected(),
         revision: node.replica.position().revision,
         synced_seconds_ago: received.map(|at| seconds(now.saturating_duration_since(at))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::kinds::{Health, Instance, Port, Protocol, Source, default_weight};
+
+    fn label(text: &str) -> Label {
+        Label::parse(text).expect("a literal")
+    }
+
+    fn service(node: u8, name: &str, project: Option<&str>, ids: &[&str]) -> Service {
+        let node = PublicKey([node; 32]);
+        let instance = |id: &&str| Instance {
+            id: label(id),
+            addresses: Vec::new(),
+            ports: vec![Port {
+                number: 80.try_into().expect("not zero"),
+                protocol: Protocol::Tcp,
+                name: None,
+            }],
+            health: Health::Healthy,
+            weight: default_weight(),
+            priority: 0,
+            source: Source::Docker,
+        };
+        let (name, project) = (label(name), project.map(label));
+        Service {
+            id: Service::id_of(&node, project.as_ref(), &name),
+            version: 1,
+            node,
+            name,
+            project,
+            service_address: None,
+            instances: ids.iter().map(instance).collect(),
+        }
+    }
+
+    fn counts(services: &[Service]) -> [usize; 4] {
+        let counts = count(services.iter(), &PublicKey([1; 32]));
+        [
+            counts.local,
+            counts.mesh,
+            counts.local_instances,
+            counts.mesh_instances,
+        ]
+    }
+
+    #[test]
+    fn one_container_is_one_instance_of_one_service() {
+        let db = [
+            service(1, "db", None, &["n1-db-1"]),
+            service(1, "database", Some("shop"), &["n1-db-1"]),
+        ];
+        assert_eq!(counts(&db), [1, 1, 1, 1]);
+        let exposed_without_a_label = &db[1..];
+        assert_eq!(counts(exposed_without_a_label), [1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn services_and_instances_are_counted_apart_for_this_node_and_the_mesh() {
+        let services = [
+            service(1, "web", None, &["n1-80", "n1-81"]),
+            service(2, "web", None, &["n2-80"]),
+            service(2, "db", None, &["n2-5432"]),
+            service(2, "db", Some("shop"), &["n2-other"]),
+            service(3, "gone", None, &[]),
+        ];
+        assert_eq!(counts(&services), [1, 3, 2, 5]);
+        assert_eq!(counts(&[]), [0, 0, 0, 0]);
     }
 }

@@ -103,7 +103,9 @@ pub fn to_stderr(settings: LogSettings) {
 }
 
 /// Writes why `program` ends: in the format of the log if the log is set up, and as one line of text otherwise.
+/// The numbers that the standard library adds to errors of the system are left out.
 pub fn report_failure(program: &str, message: &str) {
+    let message = &super::usage::without_numbers(message);
     if FORMAT.get() == Some(&LogFormat::Json) {
         tracing::error!(target: TRANSITION, "{message}");
         return;

@@ -8,12 +8,15 @@ use super::rules::{RecordError, bounded, check_address};
 use crate::model::address::{Block, MeshAddresses, is_routable};
 use crate::model::key::{IdentityProof, KeyProof, PublicKey, SigningKey, WireGuardKey};
 use crate::model::name::Label;
+use crate::model::text;
 use crate::model::time::UnixSeconds;
 
 /// The maximum number of coordinators of a mesh.
 pub const MAX_COORDINATORS: usize = 16;
 /// The maximum number of tags of a node.
 pub const MAX_TAGS: usize = 32;
+/// The maximum length of the version of a node's program, in bytes.
+const MAX_PROGRAM_VERSION: usize = 64;
 /// The maximum number of endpoints in a node record.
 pub const MAX_ENDPOINTS: usize = 16;
 
@@ -209,6 +212,9 @@ pub struct Node {
     /// services that it has withdrawn.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub services_from: u64,
+    /// The version of the node's program, for people. Records of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program_version: Option<String>,
 }
 
 impl Node {
@@ -219,8 +225,21 @@ impl Node {
         endpoints.filter(|e| is_routable(e.ip())).collect()
     }
 
+    /// The version of the node's program in a form that can be printed.
+    #[must_use]
+    pub fn shown_version(&self) -> Option<String> {
+        let version = self.program_version.as_ref();
+        version.map(|version| text::printable(version, MAX_PROGRAM_VERSION))
+    }
+
     pub(super) fn check(&self) -> Result<(), RecordError> {
         bounded("endpoints", self.endpoints.len(), MAX_ENDPOINTS)?;
+        let version = self.program_version.as_ref();
+        bounded(
+            "program_version",
+            version.map_or(0, String::len),
+            MAX_PROGRAM_VERSION,
+        )?;
         let mut endpoints = self.endpoints.iter();
         endpoints.try_for_each(|endpoint| check_address(endpoint.ip()))
     }

@@ -193,6 +193,30 @@ mod tests {
     }
 
     #[test]
+    fn the_version_of_a_program_is_short_and_can_be_printed() {
+        let node = |version: Option<&str>| Node {
+            program_version: version.map(str::to_owned),
+            ..build::node(&build::id(3), build::block(1))
+        };
+        // Versions that do not have the field read and write the same text.
+        assert!(
+            !Record::Node(node(None))
+                .payload()
+                .contains("program_version")
+        );
+        for version in [None, Some("0.2.0"), Some("1\n2\u{1b}[2J")] {
+            let record = Record::Node(node(version));
+            assert_eq!(Record::parse(&record.payload()).map(|(_, r)| r), Ok(record));
+        }
+        assert_eq!(
+            node(Some("1\n2\u{1b}[2J")).shown_version().as_deref(),
+            Some("1?2?[2J")
+        );
+        let long = Record::Node(node(Some(&"9".repeat(65))));
+        assert!(Record::parse(&long.payload()).is_err());
+    }
+
+    #[test]
     fn what_a_node_is_without_is_written_only_where_it_is_without_it() {
         let node = |without_ipv6| Node {
             without_ipv6,

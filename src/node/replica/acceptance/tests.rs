@@ -37,6 +37,7 @@ fn node(wireguard_key: WireGuardKey) -> Record {
         without_ipv6: false,
         key_proof: None,
         services_from: 0,
+        program_version: None,
     })
 }
 
