@@ -137,3 +137,22 @@ fn the_same_service_twice_is_refused() {
             .contains("twice")
     );
 }
+
+#[test]
+fn metrics_are_served_with_peers_and_services_unless_they_are_switched_off() {
+    let metrics = |text: &str| load(text).expect("it is valid").metrics;
+    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT));
+    let expected = MetricsSettings {
+        listen: Some(default),
+        per_peer: true,
+        per_service: true,
+    };
+    assert_eq!(metrics(""), expected);
+    assert_eq!(metrics("[metrics]\nlisten = \"\"\n").listen, None);
+    let without_peers = metrics("[metrics]\nper_peer = false\n");
+    assert!(!without_peers.per_peer && without_peers.per_service);
+    let error = load("[metrics]\nlisten = \"9560\"\n").expect_err("no address");
+    for part in ["line 2", "metrics.listen", "`9560`", "127.0.0.1:9560"] {
+        assert!(error.to_string().contains(part), "{part} in {error}");
+    }
+}
