@@ -28,7 +28,7 @@ const MAX_TOKEN: u64 = 16 * 1024;
 Examples:
   meshctl join --token-file /root/token    other users cannot see the token
   meshctl join -                           the token is read from stdin
-  meshctl join mesh1_abc --name web-1      the token is an argument
+  meshctl join - --name web-1              the node has this name in the mesh
 
 `meshctl token create` on the administrator's machine prints a token.")]
 pub(super) struct JoinArguments {
@@ -71,7 +71,7 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 pub(super) async fn run(arguments: JoinArguments, globals: &Globals) -> Result<u8, CliError> {
     let token = read_token(arguments.token, arguments.token_file)?;
     JoinToken::parse(&token)
-        .map_err(|error| CliError::new(ErrorCode::BadRequest, error.to_string()))?;
+        .map_err(|error| CliError::new(ErrorCode::BadRequest, format!("join: {error}")))?;
     let join = Join {
         token: token.trim().to_owned(),
         name: arguments.name.map(|name| name.to_string()),
@@ -126,7 +126,7 @@ fn read_bounded(source: impl Read, name: &str) -> Result<String, CliError> {
         .map_err(|error| unreadable(name, &error))?;
     if token.len() as u64 > MAX_TOKEN {
         let text = format!(
-            "{name} has more than {MAX_TOKEN} bytes, so it is not a token; give the token that `meshctl token create` printed"
+            "join: {name} has more than {MAX_TOKEN} bytes, so it is not a token; give the token that `meshctl token create` printed"
         );
         return Err(CliError::new(ErrorCode::BadRequest, text));
     }
@@ -148,7 +148,7 @@ fn unreadable(name: &str, error: &std::io::Error) -> CliError {
     CliError::new(
         code,
         format!(
-            "cannot read the token from {name}: {why}; the file holds what `meshctl token create` printed"
+            "join: cannot read the token from {name}: {why}; the file holds what `meshctl token create` printed"
         ),
     )
 }

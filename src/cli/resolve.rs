@@ -142,10 +142,12 @@ fn refuse_short(name: &str, domain: Option<&str>) -> Result<(), CliError> {
     };
     let name = shown(name);
     let text = if name.contains('.') {
-        format!("`{name}` lacks the domain of the mesh; run: meshctl resolve {name}.{domain}")
+        format!(
+            "resolve: `{name}` lacks the domain of the mesh; run: meshctl resolve {name}.{domain}"
+        )
     } else {
         format!(
-            "`{name}` has no domain; a service is {name}.svc.{domain}, a node is {name}.node.{domain}, and a name at the top of DNS ends with a dot: `{name}.`"
+            "resolve: `{name}` has no domain; a service is {name}.svc.{domain}, a node is {name}.node.{domain}, and a name at the top of DNS ends with a dot: `{name}.`"
         )
     };
     Err(CliError::new(ErrorCode::BadRequest, text))
@@ -198,11 +200,11 @@ mod tests {
         };
         assert_eq!(
             refused("db"),
-            "`db` has no domain; a service is db.svc.lan, a node is db.node.lan, and a name at the top of DNS ends with a dot: `db.`"
+            "resolve: `db` has no domain; a service is db.svc.lan, a node is db.node.lan, and a name at the top of DNS ends with a dot: `db.`"
         );
         assert_eq!(
             refused("db.svc"),
-            "`db.svc` lacks the domain of the mesh; run: meshctl resolve db.svc.lan"
+            "resolve: `db.svc` lacks the domain of the mesh; run: meshctl resolve db.svc.lan"
         );
         assert!(refuse_short("LAN", Some("lan")).is_ok() && refuse_short("db", None).is_ok());
         assert!(

@@ -10,6 +10,7 @@ use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::model::text;
+use crate::protocol::token::PREFIX;
 
 /// The exit status of a wrong command line.
 const USAGE: u8 = 64;
@@ -67,7 +68,10 @@ pub(super) fn without_numbers(message: &str) -> String {
 /// The line for an `error` of the program `command` with `arguments`, without the name of the program.
 #[must_use]
 pub fn line(command: &Command, arguments: &[OsString], error: &clap::Error) -> String {
-    let place = Place::find(command, arguments);
+    // Only a command that was built knows the form of its arguments.
+    let mut built = command.clone();
+    built.build();
+    let place = Place::find(&built, arguments);
     let what = Mistake {
         error,
         place: &place,
@@ -128,11 +132,13 @@ impl<'a> Place<'a> {
             })
     }
 
-    /// The first example of its help.
-    fn example(&self) -> Option<String> {
+    /// An example of its help: the first one with `option`, or else the first one.
+    fn example(&self, option: &str) -> Option<String> {
         let help = self.command.get_after_help()?.to_string();
-        let mut lines = help.lines().map(str::trim);
-        let line = lines.find(|line| line.starts_with("mesh"))?;
+        let lines = help.lines().map(str::trim);
+        let examples: Vec<&str> = lines.filter(|line| line.starts_with("mesh")).collect();
+        let with_option = examples.iter().find(|line| line.contains(option));
+        let line = with_option.or(examples.first())?;
         // Examples have their explanation after two spaces.
         Some(line.split("  ").next().unwrap_or(line).to_owned())
     }
@@ -277,7 +283,9 @@ impl Mistake<'_> {
     }
 
     fn example(&self) -> String {
-        let example = self.place.example();
+        let argument = self.one(ContextKind::InvalidArg);
+        let option = argument.split(' ').next().unwrap_or_default();
+        let example = self.place.example(option);
         example.map_or_else(String::new, |line| format!("; for example: {line}"))
     }
 
@@ -294,8 +302,12 @@ impl Mistake<'_> {
     }
 }
 
+/// An argument as a message repeats it. A join token is a secret, so only its beginning is repeated.
 fn shown(argument: &str) -> String {
-    text::printable(argument, MAX_SHOWN)
+    match argument.split_once(PREFIX) {
+        Some((before, _)) => format!("{}{PREFIX}...", text::printable(before, MAX_SHOWN)),
+        None => text::printable(argument, MAX_SHOWN),
+    }
 }
 
 /// `a`, `a or b`, `a, b or c`.
