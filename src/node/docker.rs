@@ -227,6 +227,11 @@ impl Docker {
         self.containers.services()
     }
 
+    /// The number of exposed containers.
+    pub(super) fn len(&self) -> usize {
+        self.containers.count()
+    }
+
     pub(super) fn rows(&self, drained: &BTreeSet<ServiceName>) -> Vec<ContainerRow> {
         self.containers.rows(drained)
     }
