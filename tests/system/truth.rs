@@ -215,7 +215,7 @@ fn a_removed_node_shows_its_removal_first_is_not_ready_and_joins_again_with_a_ne
     mesh.coordinator.take().expect("it runs").kill();
     mesh.wait_until("it tried the coordinator in vain", || {
         let log = mesh.nodes[1].daemon.as_ref().expect("it runs").log();
-        log.matches("not connected to the coordinator").count() > 1
+        log.matches("coordinator away").count() > 1
     });
     removed(&mesh);
     mesh.start_coordinator();

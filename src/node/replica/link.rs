@@ -109,6 +109,8 @@ pub struct LinkState {
     losses: u64,
     /// When it was lost, until it is open again.
     lost_at: Option<Instant>,
+    /// How the last attempt was refused, if it was.
+    refusal: Option<Refusal>,
 }
 
 impl LinkState {
@@ -121,6 +123,7 @@ impl LinkState {
             answers: Answers::default(),
             losses: 0,
             lost_at: None,
+            refusal: None,
         }
     }
 
@@ -160,8 +163,9 @@ impl LinkState {
             self.lost_at = Some(now);
         }
         self.url = url.to_string();
-        // The attempts that follow fail for other reasons, for each URL its own, and none of them is news.
-        let is_told = self.is_away() && (refusal.is_none() || self.failure() == Some(&why));
+        // The attempts that follow fail for other reasons, for each URL its own. Only a refusal, or its end, is news.
+        let is_told = self.is_away() && refusal == self.refusal;
+        self.refusal = refusal;
         if is_told {
             tracing::debug!(
                 url = self.url,
