@@ -11,8 +11,11 @@ use clap_mangen::Man;
 use super::completions;
 use super::exit::CliError;
 
+/// The name of the file with the completions of a program.
+type FileName = fn(&str) -> String;
+
 /// The shells, each with its folder and the name of the file for a program.
-const SHELLS: [(Shell, &str, fn(&str) -> String); 3] = [
+const SHELLS: [(Shell, &str, FileName); 3] = [
     (Shell::Bash, "bash", |program| program.to_owned()),
     (Shell::Zsh, "zsh", |program| format!("_{program}")),
     (Shell::Fish, "fish", |program| format!("{program}.fish")),

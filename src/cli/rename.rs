@@ -27,11 +27,7 @@ pub(super) async fn run(arguments: RenameArguments, globals: &Globals) -> Result
         name: arguments.name.to_string(),
     };
     let renamed: Renamed = globals.daemon().post("/v1/rename", &rename).await?;
-    let later = if renamed.published {
-        ""
-    } else {
-        "; the coordinator is not reachable: the nodes send the name to each other, and to the coordinator when it is reachable again"
-    };
+    let later = table::later(renamed.published, renamed.unpublished.as_ref());
     eprintln!("this node is called {}{later}", renamed.name);
     if arguments.json {
         return table::json(&renamed);

@@ -22,11 +22,7 @@ pub(super) async fn run(arguments: &RotateKeyArguments, globals: &Globals) -> Re
         .daemon()
         .post("/v1/rotate-key", &serde_json::json!({}))
         .await?;
-    let later = if rotated.published {
-        ""
-    } else {
-        "; the coordinator is not reachable, so only the reachable peers receive it now"
-    };
+    let later = table::later(rotated.published, rotated.unpublished.as_ref());
     eprintln!(
         "the tunnel's key is {}; the former key is accepted for a while{later}",
         rotated.public_key

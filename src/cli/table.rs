@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::exit::CliError;
 use super::style::{HEADING, Output};
+use crate::protocol::local::Unpublished;
 
 /// Prints one JSON document.
 ///
@@ -83,6 +84,15 @@ pub(super) fn fitted(headings: &[&str], rows: &[Vec<String>], output: Output) ->
         ));
     }
     text
+}
+
+/// The end of a sentence about a change that no coordinator has stored yet. A meshd of an earlier version sends no note.
+pub(super) fn later(published: bool, unpublished: Option<&Unpublished>) -> String {
+    match unpublished {
+        _ if published => String::new(),
+        Some(unpublished) => format!("; {}", unpublished.note),
+        None => "; the coordinator is not reachable: the nodes send this change to each other, and to the coordinator when it is reachable again".to_owned(),
+    }
 }
 
 /// A duration in seconds, with the largest unit of which there are two.

@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn the_keys_of_the_example_are_valid_and_have_their_defaults_but_for_examples() {
         let mut example =
-            load(&config_file::uncommented(EXAMPLE), &[]).expect("every key is valid");
+            load(&crate::os::config_file::uncommented(EXAMPLE), &[]).expect("every key is valid");
         assert_eq!(example.public_urls.drain(..).count(), 1);
         let etcd = example.etcd.take().expect("the example has a cluster");
         assert_eq!(etcd.endpoints.len(), 3);

@@ -20,9 +20,8 @@ use crate::os::unix_server;
 use crate::os::unix_server::failure;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
-    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Ping, Pong, Problem,
-    RemoveService, Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status,
-    SystemList,
+    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Ping, Pong, RemoveService,
+    Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
 };
 
 /// The channel for an answer.

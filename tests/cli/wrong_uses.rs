@@ -182,6 +182,7 @@ fn mesh_state() -> String {
             node_block_v4: 24,
             node_block_v6: 64,
         },
+        url_problems: Vec::new(),
     };
     serde_json::to_string(&state).expect("a document")
 }

@@ -216,7 +216,7 @@ impl Walk {
         let mut walk = Self {
             path: page.path.clone(),
             places: BTreeMap::new(),
-            world: world,
+            world,
             directory,
             token: String::new(),
             edits: Vec::new(),

@@ -46,11 +46,10 @@ impl Secrets {
         for (key, value) in table {
             match value {
                 toml::Value::Table(section) => drop(self.add_config(section)),
+                // A certificate is no secret.
+                toml::Value::String(_) if key == "ca_file" || key == "certificate_file" => {}
                 toml::Value::String(path) if key.ends_with("_file") => {
-                    // A certificate is no secret.
-                    if !key.contains("ca_") && !key.contains("certificate") {
-                        self.add_file(Path::new(path));
-                    }
+                    self.add_file(Path::new(path));
                 }
                 toml::Value::String(text) if is_secret_key(key) => self.add(text),
                 _ => {}

@@ -76,11 +76,7 @@ pub(super) async fn run(command: Command, globals: &Globals) -> Result<u8, CliEr
 
 /// Prints what has changed. `what` is a sentence for people.
 fn report(changed: &ServiceChanged, what: &str, json: bool) -> Result<u8, CliError> {
-    let later = if changed.published {
-        ""
-    } else {
-        "; the coordinator is not reachable: the nodes send this change to each other, and to the coordinator when it is reachable again"
-    };
+    let later = table::later(changed.published, changed.unpublished.as_ref());
     eprintln!("{what}{later}");
     if json {
         return table::json(changed);

@@ -122,7 +122,7 @@ fn metrics_page(agent: &Agent) -> String {
         node: agent.joined(),
         settings: agent.config.metrics,
         damaged_services: agent.damaged_services.as_deref(),
-        join_problems: exposed.iter().chain(join).count(),
+        join_problems: usize::from(exposed.is_some()) + usize::from(join.is_some()),
     })
 }
 

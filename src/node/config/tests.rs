@@ -18,7 +18,8 @@ fn the_example_copied_as_it_is_changes_nothing() {
 
 #[test]
 fn the_keys_of_the_example_are_valid_and_have_their_defaults_but_for_examples() {
-    let mut example = load(&config_file::uncommented(EXAMPLE)).expect("every key is valid");
+    let mut example =
+        load(&crate::os::config_file::uncommented(EXAMPLE)).expect("every key is valid");
     let default = load("").expect("no key is required");
     assert_eq!(example.name.take(), Label::parse("web-1").ok());
     assert_eq!(
