@@ -10,6 +10,7 @@ use clap_mangen::Man;
 
 use super::completions;
 use super::exit::CliError;
+use crate::os::arguments;
 
 /// The name of the file with the completions of a program.
 type FileName = fn(&str) -> String;
@@ -23,8 +24,12 @@ const SHELLS: [(Shell, &str, FileName); 3] = [
 
 /// The arguments of `meshctl package-files`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  meshctl package-files target/package-files --date 2026-01-31    the pages have this date")]
 pub(super) struct PackageFilesArguments {
     /// The directory in which `man`, `bash`, `zsh` and `fish` are made
+    #[arg(value_parser = arguments::path)]
     directory: PathBuf,
     /// The date in the man pages
     #[arg(long, value_name = "YYYY-MM-DD", default_value = "")]

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use super::unattended::JoinProblem;
+use super::join_problem::JoinProblem;
 use crate::os::unix_server;
 use crate::os::unix_server::failure;
 use crate::protocol::api::{ApiError, ErrorCode};

@@ -33,6 +33,7 @@ mod dns_address;
 mod docker;
 pub mod gossip;
 pub mod host;
+mod join_problem;
 mod joined;
 mod joining;
 mod keys;

@@ -2,12 +2,13 @@
 //! tries again, and until then the failure is a problem in `meshctl status` and one line in the log.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::api::Command;
+use super::join_problem::JoinProblem;
 use crate::model::time::retry_pause;
 use crate::os::{clock, token_file};
 use crate::protocol::api::{ApiError, ErrorCode};
@@ -22,42 +23,6 @@ const MIN_HOST_PAUSE: Duration = Duration::from_secs(60);
 const MAX_HOST_PAUSE: Duration = Duration::from_secs(3600);
 /// The interval at which the file, or a join that another caller began, is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A problem of a join that nobody waits for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JoinProblem {
-    pub(super) problem: Problem,
-    /// When the join is tried again. None if that has no certain time.
-    pub(super) next: Option<Instant>,
-}
-
-impl JoinProblem {
-    /// The problem for `meshctl status`, with the time until the next attempt.
-    pub(super) fn shown(&self, now: Instant) -> Problem {
-        let Some(next) = self.next else {
-            return self.problem.clone();
-        };
-        let left = next.saturating_duration_since(now).as_secs_f64().ceil();
-        let when = if left > 0.0 {
-            format!("the next attempt is in {left} s, or at once when the file changes")
-        } else {
-            "an attempt is under way".to_owned()
-        };
-        Problem {
-            fix: format!("{}; {when}", self.problem.fix),
-            ..self.problem.clone()
-        }
-    }
-}
-
-impl From<Problem> for JoinProblem {
-    fn from(problem: Problem) -> Self {
-        Self {
-            problem,
-            next: None,
-        }
-    }
-}
 
 /// Why an attempt did not result in a membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,6 +217,8 @@ fn read(file: &Path) -> Result<String, JoinFailure> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn refused(code: ErrorCode, message: &str) -> JoinFailure {

@@ -100,7 +100,8 @@ pub(crate) fn simple_commands(script: &str) -> Vec<Vec<String>> {
                     inner.push(c);
                 }
                 commands.extend(simple_commands(&inner));
-                word.get_or_insert_default().push('x');
+                // This is a number of any base, a name and the id of a token.
+                word.get_or_insert_default().push('f');
             }
             (c, Some(open)) if c == open => quote = None,
             (c, Some(_)) => word.get_or_insert_default().push(c),

@@ -133,6 +133,9 @@ pub(crate) fn running_mesh() -> Option<RunningMesh> {
     walk.must("db-1", "meshctl service add db --port 5432");
     let ready = "until meshctl status --check ready; do sleep 0.2; done";
     walk.must("db-1", ready);
+    // Metrics without a value have no labels.
+    let measured = "until curl -s 127.0.0.1:9560/metrics | grep -q '^meshd_peer_round_trip_seconds{'; do sleep 0.2; done";
+    walk.must("db-1", measured);
     // A command may exit with 2, and prints its document nevertheless.
     let documents = crate::schema::commands().map(|command| {
         let said = walk.enter("db-1", &format!("{command} 2>/dev/null"));
