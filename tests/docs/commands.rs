@@ -150,7 +150,7 @@ fn a_script_is_split_into_its_commands() {
             "meshctl b -c 2",
             "jq .",
             "meshctl e f g",
-            "meshctl d x",
+            "meshctl d f",
             "meshd",
             "meshctl s",
             "sleep 1",

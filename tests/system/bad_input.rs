@@ -147,7 +147,7 @@ fn service_names_and_lookups_that_are_none_are_refused() {
     assert_refused(
         &mesh.on(0, &["resolve", "a..svc.mesh"]),
         64,
-        &["no domain name"],
+        &["a domain name has labels of at most 63 bytes"],
     );
     assert_refused(
         &mesh.on(0, &["resolve", "a.svc.mesh", "BOGUS"]),

@@ -207,7 +207,7 @@ fn a_removed_node_shows_its_removal_first_is_not_ready_and_joins_again_with_a_ne
         table
             .lines()
             .next()
-            .is_some_and(|line| line.contains("REMOVED")),
+            .is_some_and(|line| line.contains("this node was removed")),
         "{table}"
     );
 

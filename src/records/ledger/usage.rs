@@ -163,3 +163,56 @@ impl Usages {
         self.of(&owner).minus(before).plus(added).exceeded()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bound_is_exceeded_by_one_more_than_it_and_named() {
+        let full = Usage {
+            records: MAX_RECORDS,
+            bytes: MAX_BYTES,
+            unknown_records: MAX_UNKNOWN_RECORDS,
+            unknown_bytes: MAX_UNKNOWN_BYTES,
+        };
+        assert_eq!(full.exceeded(), None);
+        for (more, bound, named) in [
+            (
+                Usage {
+                    records: 1,
+                    ..Usage::default()
+                },
+                Bound::Records,
+                "4096 records",
+            ),
+            (
+                Usage {
+                    bytes: 1,
+                    ..Usage::default()
+                },
+                Bound::Bytes,
+                "524288 bytes",
+            ),
+            (
+                Usage {
+                    unknown_records: 1,
+                    ..Usage::default()
+                },
+                Bound::UnknownRecords,
+                "16 records of kinds that are not known",
+            ),
+            (
+                Usage {
+                    unknown_bytes: 1,
+                    ..Usage::default()
+                },
+                Bound::UnknownBytes,
+                "65536 bytes of kinds that are not known",
+            ),
+        ] {
+            assert_eq!(full.plus(more).exceeded(), Some(bound));
+            assert_eq!(bound.to_string(), named);
+        }
+    }
+}
