@@ -23,6 +23,7 @@ use super::joined::{Events, JoinedNode};
 use super::names::{Names, NamesConfig};
 use super::own_records::OwnRecords;
 use super::paths::Paths;
+use super::reach::Reach;
 use super::replica::{self, Own, Position, Replica, StreamEvent};
 use super::resolver::{NodeResolver, ResolverScope};
 use super::settle::Dirty;
@@ -183,7 +184,7 @@ impl Equipped {
         let network = Upkeep::start(network, wanted, &applied);
         Ok(Self {
             ipv6: applied.ipv6,
-            device: Device::new(tunnel, network, mtu),
+            device: Device::new(tunnel, network, mtu, Reach::start(config.path.clone())),
             events,
             native,
             interfaces,

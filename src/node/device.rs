@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::host::{Interface, Upkeep};
+use super::reach::Reach;
 use crate::os::readable::AsyncReadable;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::Problem;
@@ -25,17 +26,20 @@ pub(super) struct Device {
     pub(super) mtu: u16,
     /// The addresses of this machine, as they were listed last.
     pub(super) interfaces: Vec<Interface>,
+    /// How others reach this node.
+    pub(super) reach: Reach,
     /// The problem while the device is in another network namespace.
     elsewhere: Option<Problem>,
 }
 
 impl Device {
-    pub(super) fn new(tunnel: Tunnel, network: Upkeep, mtu: u16) -> Self {
+    pub(super) fn new(tunnel: Tunnel, network: Upkeep, mtu: u16, reach: Reach) -> Self {
         Self {
             tunnel,
             network,
             mtu,
             interfaces: Vec::new(),
+            reach,
             elsewhere: None,
         }
     }
@@ -94,7 +98,8 @@ impl Device {
     /// What is wrong, with remedies.
     pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
         let elsewhere = self.elsewhere.clone().into_iter();
-        elsewhere.chain(self.network.problems())
+        let reach = self.reach.problems().into_iter();
+        elsewhere.chain(self.network.problems()).chain(reach)
     }
 }
 

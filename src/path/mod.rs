@@ -1,9 +1,12 @@
 //! The paths to peers: whether a peer is reachable, at which endpoint, how far it is, and how large a packet may be. Pure.
 
+pub mod candidates;
 pub mod distance;
 pub mod mtu;
+pub mod relays;
 pub mod watch;
 
 pub use distance::Distances;
 pub use mtu::PathMtu;
+pub use relays::OwnRelays;
 pub use watch::{Action, Watch};

@@ -25,6 +25,8 @@ pub(super) struct File {
     pub(super) dns: DnsSection,
     pub(super) docker: DockerSection,
     pub(super) metrics: MetricsSection,
+    pub(super) path: PathSection,
+    pub(super) relay: RelaySection,
     pub(super) log: LogSettings,
     pub(super) service: Vec<ServiceSection>,
 }
@@ -168,6 +170,32 @@ impl Default for MetricsSection {
             listen: None,
             per_peer: true,
             per_service: true,
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct PathSection {
+    pub(super) advertise: Vec<String>,
+    pub(super) exclude: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RelaySection {
+    #[serde(rename = "use")]
+    pub(super) is_used: bool,
+    pub(super) offer: Enabled,
+    pub(super) limit: Option<String>,
+}
+
+impl Default for RelaySection {
+    fn default() -> Self {
+        Self {
+            is_used: true,
+            offer: Enabled::Auto,
+            limit: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! meshd.toml and the command line: as they are written ([`file`]), and as meshd uses them ([`Config`]).
 
 mod file;
+mod reach;
 mod service;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,6 +13,7 @@ use self::file::{
     Addressing, DnsSection, DockerSection, Enabled, ExposeWord, File, MetricsSection, NoneUsable,
     ServiceSection, SplitDns,
 };
+pub use self::reach::{Advertised, PathSettings, RelaySettings};
 use crate::containers::{Expose, Rules};
 use crate::dns::WhenNoneUsable;
 use crate::dns::forward::Server;
@@ -115,6 +117,10 @@ pub struct Config {
     /// How containers are adopted; absent: they are not.
     pub docker: Option<DockerSettings>,
     pub metrics: MetricsSettings,
+    /// Which addresses this node offers to its peers.
+    pub path: PathSettings,
+    /// Whether and how much this node relays.
+    pub relay: RelaySettings,
     pub log: LogSettings,
     /// The services of the configuration.
     pub services: Vec<RegisteredInstance>,
@@ -232,6 +238,8 @@ impl Config {
             dns: dns(file.dns, wrong),
             docker: docker(file.docker),
             metrics: metrics(&file.metrics),
+            path: reach::path(file.path, wrong),
+            relay: reach::relay(&file.relay, wrong),
             log: file.log,
         }
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::path::candidates::Exclude;
 
 fn load(text: &str) -> Result<Config, ConfigError> {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -137,6 +138,89 @@ fn the_same_service_twice_is_refused() {
             .to_string()
             .contains("twice")
     );
+}
+
+#[test]
+fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
+    let path = |text: &str| load(&format!("[path]\n{text}\n")).map(|config| config.path);
+    let set = path(
+        "advertise = [\"203.0.113.7:51820\", \"[2001:db8::7]:1\", \"home.example.com:2\"]\nexclude = [\"eth2\", \"10.9.0.0/16\", \"192.0.2.1\"]",
+    );
+    let prefix = |text: &str| Exclude::Prefix(text.parse().expect("a literal"));
+    let expected = PathSettings {
+        advertise: vec![
+            Advertised::Address("203.0.113.7:51820".parse().expect("a literal")),
+            Advertised::Address("[2001:db8::7]:1".parse().expect("a literal")),
+            Advertised::Name("home.example.com".into(), 2),
+        ],
+        exclude: vec![
+            Exclude::Interface("eth2".into()),
+            prefix("10.9.0.0/16"),
+            prefix("192.0.2.1/32"),
+        ],
+    };
+    assert_eq!(set.expect("it is valid"), expected);
+    for (wrong, part) in [
+        ("advertise = [\"203.0.113.7\"]", "a port are needed"),
+        (
+            "advertise = [\"1.1.1.1:1\", \"127.0.0.1:1\"]",
+            "entry 2: no other machine",
+        ),
+        (
+            "advertise = [\"203.0.113:51820\"]",
+            "neither an address nor a name",
+        ),
+        (
+            "advertise = [\"home.example.com:0\"]",
+            "a port of 1 to 65535",
+        ),
+        (
+            "advertise = [\"home_.example.com:1\"]",
+            "neither an address nor a name",
+        ),
+        ("exclude = [\"a/b\"]", "path.exclude"),
+    ] {
+        let error = path(wrong).expect_err("wrong").to_string();
+        assert!(
+            error.contains(part) && error.contains("line 2"),
+            "{part} in {error}"
+        );
+    }
+    let many = vec!["\"203.0.113.7:51820\""; 9].join(", ");
+    assert!(path(&format!("advertise = [{many}]")).is_err());
+}
+
+#[test]
+fn the_limit_of_a_relay_has_the_units_of_tc() {
+    let relay = |text: &str| load(&format!("[relay]\n{text}\n")).map(|config| config.relay);
+    let bits = |text: &str| {
+        let settings = relay(&format!("limit = \"{text}\"")).expect("it is valid");
+        settings.limit.bits_per_second
+    };
+    assert_eq!(bits("64kbit"), 64_000);
+    assert_eq!(bits("1000000bit"), 1_000_000);
+    assert_eq!(bits("2gbit"), 2_000_000_000);
+    for wrong in [
+        "",
+        "200",
+        "mbit",
+        "200 mbit",
+        "-1mbit",
+        "1.5mbit",
+        "1tbit",
+        "99999999999gbit",
+        "63kbit",
+    ] {
+        let error = relay(&format!("limit = \"{wrong}\"")).expect_err("wrong");
+        assert!(
+            error.to_string().contains("line 2: `relay.limit`"),
+            "{error}"
+        );
+    }
+    let default = relay("").expect("it is valid");
+    assert_eq!((default.is_used, default.is_offered), (true, None));
+    let set = relay("use = false\noffer = true").expect("it is valid");
+    assert_eq!((set.is_used, set.is_offered), (false, Some(true)));
 }
 
 #[test]

@@ -18,5 +18,5 @@ pub use plan::{Ipv6, NetworkEntry, NetworkPlan, Overlap, overlap};
 pub use resolv_conf::{ResolvConf, ResolvConfError};
 pub use split_dns::SplitDns;
 pub use survey::Survey;
-pub use underlay::{Interface, Inward, candidates, interfaces, resolvers, tunnel_mtu};
+pub use underlay::{Interface, interfaces, resolvers, tunnel_mtu};
 pub use upkeep::{Upkeep, Wanted};

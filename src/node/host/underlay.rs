@@ -7,8 +7,6 @@ use std::path::Path;
 use super::resolv_conf::{self, ResolvConf};
 use super::resolv_text::{is_ours, name_servers};
 use super::survey::Survey;
-use crate::model::MeshAddresses;
-use crate::model::address::is_routable;
 
 /// The bytes that the tunnel adds over IPv6: 40 for IP, 8 for UDP, 32 for WireGuard. Over IPv4 it is 20 less, but one
 /// tunnel may use either.
@@ -27,6 +25,8 @@ pub struct Interface {
     pub address: IpAddr,
     /// The address with its prefix.
     pub net: Option<ipnet::IpNet>,
+    /// Whether the interface has no link layer, as tunnels have none.
+    pub is_tunnel: bool,
 }
 
 /// Returns all addresses of interfaces that are up.
@@ -35,7 +35,18 @@ pub fn interfaces() -> Vec<Interface> {
     let Ok(found) = nix::ifaddrs::getifaddrs() else {
         return Vec::new();
     };
+    let found: Vec<_> = found.collect();
+    // The kernel lists the link layer of an interface as one of its addresses.
+    let tunnels: BTreeSet<String> = found
+        .iter()
+        .filter(|entry| {
+            let link = entry.address.as_ref().and_then(|a| a.as_link_addr());
+            link.is_some_and(|link| link.hatype() == libc::ARPHRD_NONE)
+        })
+        .map(|entry| entry.interface_name.clone())
+        .collect();
     found
+        .into_iter()
         .filter(|entry| entry.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP))
         .filter_map(|entry| {
             let ip = |s: &nix::sys::socket::SockaddrStorage| {
@@ -47,51 +58,12 @@ pub fn interfaces() -> Vec<Interface> {
             let mask = entry.netmask.as_ref().and_then(ip);
             let net = mask.and_then(|mask| ipnet::IpNet::with_netmask(address, mask).ok());
             Some(Interface {
+                is_tunnel: tunnels.contains(&entry.interface_name),
                 name: entry.interface_name,
                 address,
                 net,
             })
         })
-        .collect()
-}
-
-/// The bridges whose addresses no other machine can reach.
-#[derive(Debug, Clone, Default)]
-pub struct Inward {
-    /// The bridges of the container engine's networks, from its API.
-    pub engine: BTreeSet<String>,
-    /// The bridges that connect only guests of this machine, from the kernel.
-    pub guests: BTreeSet<String>,
-}
-
-/// The endpoints at which other nodes may reach this node's tunnel: the machine's own addresses, IPv4 first.
-#[must_use]
-pub fn candidates(
-    found: &[Interface],
-    own: &str,
-    mesh: &MeshAddresses,
-    port: u16,
-    inward: &Inward,
-) -> Vec<SocketAddr> {
-    let usable =
-        |i: &&Interface| i.name != own && is_routable(i.address) && !mesh.contains(i.address);
-    let usable: Vec<&Interface> = found.iter().filter(usable).collect();
-    let of = |without: &BTreeSet<String>| {
-        let outward = usable.iter().filter(|i| !without.contains(&i.name));
-        outward.map(|i| i.address).collect::<Vec<IpAddr>>()
-    };
-    let mut addresses = of(&inward.guests);
-    // A node must offer at least one address. A bridge that connects only guests may be all it has, if the machine is
-    // itself a guest. The engine's bridges were created on this machine, so they are never an uplink.
-    if addresses.is_empty() {
-        addresses = of(&inward.engine);
-    }
-    addresses.sort_by_key(IpAddr::is_ipv6);
-    addresses.dedup();
-    addresses
-        .into_iter()
-        .take(crate::records::kinds::MAX_ENDPOINTS)
-        .map(|ip| SocketAddr::new(ip, port))
         .collect()
 }
 
@@ -126,73 +98,5 @@ pub fn resolvers(managed: &ResolvConf) -> Vec<SocketAddr> {
         name_servers(&read(RESOLVED_UPSTREAMS))
     } else {
         listed
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn interface(name: &str, address: &str) -> Interface {
-        Interface {
-            name: name.into(),
-            address: address.parse().expect("a literal"),
-            net: None,
-        }
-    }
-
-    fn names(names: &[&str]) -> BTreeSet<String> {
-        names.iter().map(ToString::to_string).collect()
-    }
-
-    fn offered(found: &[Interface], inward: &Inward) -> Vec<String> {
-        let mesh = MeshAddresses {
-            prefix_v4: "10.210.0.0/16".parse().expect("a literal"),
-            prefix_v6: "fd00:1:2::/48".parse().expect("a literal"),
-            node_block_v4: 24,
-            node_block_v6: 64,
-        };
-        let offered = candidates(found, "mesh0", &mesh, 51820, inward);
-        offered.iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn candidates_are_what_another_machine_can_reach() {
-        let found = [
-            interface("lo", "127.0.0.1"),
-            interface("eth0", "2001:db8::5"),
-            interface("eth0", "fe80::1"),
-            interface("eth0", "198.51.100.5"),
-            interface("docker0", "172.17.0.1"),
-            interface("backend", "172.18.0.1"),
-            interface("mesh0", "10.210.1.1"),
-            interface("eth1", "10.210.9.9"),
-        ];
-        let inward = Inward {
-            engine: names(&["backend"]),
-            guests: names(&["docker0", "backend"]),
-        };
-        let both = ["198.51.100.5:51820", "[2001:db8::5]:51820"];
-        assert_eq!(offered(&found, &inward), both);
-    }
-
-    #[test]
-    fn a_bridge_is_offered_where_it_is_the_only_uplink_and_its_name_does_not_matter() {
-        let found = [
-            interface("br-lan", "192.0.2.5"),
-            interface("br-0a1b", "172.18.0.1"),
-        ];
-        let inward = |guests: &[&str]| Inward {
-            engine: names(&["br-0a1b"]),
-            guests: names(guests),
-        };
-        for guests in [&["br-0a1b"][..], &["br-0a1b", "br-lan"]] {
-            assert_eq!(offered(&found, &inward(guests)), ["192.0.2.5:51820"]);
-        }
-        assert_eq!(
-            offered(&found[1..], &inward(&["br-0a1b"])),
-            Vec::<String>::new(),
-            "bridges of the engine are never offered"
-        );
     }
 }

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use super::JoinedNode;
 use crate::node::connections::Published;
-use crate::node::host::{self, Inward, Ipv6};
+use crate::node::host::Ipv6;
 use crate::node::own_records::Draft;
+use crate::node::reach::Underlay;
 use crate::node::transitions::instances::{self, InstanceChange};
 use crate::os::clock;
 use crate::records::kinds::{Node, Record, RecordKey, SPOKEN, Service};
@@ -94,23 +95,21 @@ fn log_instances(node: &JoinedNode, before: Option<&Service>, now: &Service) {
 }
 
 /// The record of `node`, and whether it differs from the one in the ledger.
-fn node_record(node: &JoinedNode) -> Option<(Node, bool)> {
+fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
     let id = node.id();
     let ledger = node.replica.ledger();
     let mesh = ledger.mesh()?;
     let network = &node.device.network;
-    let inward = Inward {
-        engine: node.workloads.engine_bridges(),
-        guests: network.guest_bridges(),
-    };
     let tunnel = &node.device.tunnel;
-    let endpoints = host::candidates(
-        &node.device.interfaces,
-        tunnel.interface(),
-        &mesh.addresses,
-        tunnel.listen_port(),
-        &inward,
-    );
+    let underlay = Underlay {
+        own: tunnel.interface(),
+        port: tunnel.listen_port(),
+        mesh: &mesh.addresses,
+        engine: &node.workloads.engine_bridges(),
+        guests: &network.guest_bridges(),
+    };
+    let reach = &mut node.device.reach;
+    let endpoints = reach.endpoints(&node.device.interfaces, underlay, Instant::now());
     let held = ledger.node(&id);
     let wireguard_key = node.identity.keys.wireguard_public();
     let proof = held.filter(|held| held.wireguard_key == wireguard_key);
@@ -126,7 +125,7 @@ fn node_record(node: &JoinedNode) -> Option<(Node, bool)> {
         services_from: held.map_or(0, |n| n.services_from),
         program_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         speaks: SPOKEN.iter().map(|word| (*word).to_owned()).collect(),
-        relays: vec![],
+        relays: node.device.reach.relays.chosen().to_vec(),
     };
     let is_new = held != Some(&record);
     Some((record, is_new))

@@ -118,7 +118,11 @@ impl Stages for JoinedNode {
     }
 
     fn list_interfaces(&mut self) {
-        self.device.interfaces = host::interfaces();
+        let interfaces = host::interfaces();
+        if self.device.interfaces != interfaces {
+            self.device.reach.observed.handle_network_change();
+            self.device.interfaces = interfaces;
+        }
         self.resolver.set_upstreams(&self.device.interfaces);
         if let Some(scope) = self.scope() {
             let (bridges, interfaces) = (self.workloads.bridges(), &self.device.interfaces);

@@ -1,0 +1,194 @@
+//! The sections about paths and relays.
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use super::file::{Enabled, PathSection, RelaySection};
+use crate::model::address::is_routable;
+use crate::model::interface::check_interface;
+use crate::os::config_file::Findings;
+use crate::path::candidates::Exclude;
+use crate::tunnel::relay::RelayLimit;
+
+/// The maximum number of entries in `advertise`.
+const MAX_ADVERTISED: usize = 8;
+/// The maximum number of entries in `exclude`.
+const MAX_EXCLUDED: usize = 64;
+/// How much a node relays for each member.
+const DEFAULT_LIMIT: RelayLimit = RelayLimit {
+    bits_per_second: 200_000_000,
+};
+/// The least that a relay may be set to: less is of no use, and `offer = false` says so.
+const MIN_LIMIT: u64 = 64_000;
+
+/// Which addresses this node offers to its peers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PathSettings {
+    /// The addresses at which this node is reached, whatever its interfaces have.
+    pub advertise: Vec<Advertised>,
+    /// What is never offered.
+    pub exclude: Vec<Exclude>,
+}
+
+/// An address at which this node is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Advertised {
+    /// An address and a port.
+    Address(SocketAddr),
+    /// A name, which is looked up again and again, and a port.
+    Name(String, u16),
+}
+
+/// Whether and how much this node relays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelaySettings {
+    /// Whether this node reaches peers through relays.
+    pub is_used: bool,
+    /// Whether this node relays for its peers. Without a value it does if strangers reach it.
+    pub is_offered: Option<bool>,
+    /// How much it relays for each member.
+    pub limit: RelayLimit,
+}
+
+/// Makes the settings of what is written, and adds everything that is wrong to `wrong`.
+pub(super) fn path(section: PathSection, wrong: &mut Findings<'_>) -> PathSettings {
+    let mut add = |key: &str, number: usize, error: String| {
+        wrong.add(
+            &format!("path.{key}"),
+            format!("entry {}: {error}", number + 1),
+        );
+    };
+    let mut settings = PathSettings::default();
+    for (number, text) in section.advertise.iter().enumerate() {
+        match advertised(text) {
+            Ok(_) if number >= MAX_ADVERTISED => {
+                add(
+                    "advertise",
+                    number,
+                    format!("at most {MAX_ADVERTISED} addresses are possible"),
+                );
+                break;
+            }
+            Ok(found) => settings.advertise.push(found),
+            Err(error) => add("advertise", number, error),
+        }
+    }
+    for (number, text) in section.exclude.iter().enumerate() {
+        match exclude(text) {
+            Ok(_) if number >= MAX_EXCLUDED => {
+                add(
+                    "exclude",
+                    number,
+                    format!("at most {MAX_EXCLUDED} entries are possible"),
+                );
+                break;
+            }
+            Ok(found) => settings.exclude.push(found),
+            Err(error) => add("exclude", number, error),
+        }
+    }
+    settings
+}
+
+/// Makes the settings of what is written, and adds everything that is wrong to `wrong`.
+pub(super) fn relay(section: &RelaySection, wrong: &mut Findings<'_>) -> RelaySettings {
+    let limit = match section.limit.as_deref().map(rate) {
+        None => DEFAULT_LIMIT,
+        Some(Ok(limit)) => limit,
+        Some(Err(error)) => {
+            wrong.add("relay.limit", error);
+            DEFAULT_LIMIT
+        }
+    };
+    RelaySettings {
+        is_used: section.is_used,
+        is_offered: match section.offer {
+            Enabled::Auto => None,
+            Enabled::Yes => Some(true),
+            Enabled::No => Some(false),
+        },
+        limit,
+    }
+}
+
+/// Reads "203.0.113.7:51820", "[2001:db8::7]:51820" or "home.example.com:51820".
+fn advertised(text: &str) -> Result<Advertised, String> {
+    const EXAMPLES: &str = "\"203.0.113.7:51820\" or \"home.example.com:51820\"";
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return match is_routable(address.ip()) && address.port() != 0 {
+            true => Ok(Advertised::Address(address)),
+            false => Err(format!("no other machine can send to {address}")),
+        };
+    }
+    let (name, port) = text
+        .rsplit_once(':')
+        .ok_or_else(|| format!("an address and a port are needed, such as {EXAMPLES}"))?;
+    let port = port.parse::<u16>().ok().filter(|port| *port != 0);
+    let port = port.ok_or_else(|| format!("a port of 1 to 65535 is needed, as in {EXAMPLES}"))?;
+    match is_host_name(name) {
+        true => Ok(Advertised::Name(name.to_owned(), port)),
+        false => Err(format!(
+            "neither an address nor a name stands before the port; examples: {EXAMPLES}"
+        )),
+    }
+}
+
+/// Whether `name` is a host name (RFC 1123 section 2.1). One that consists of numbers is an address that is not complete.
+fn is_host_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    name.len() <= 253
+        && name.split('.').all(is_label)
+        && !last.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Reads a prefix, an address, or the name of an interface.
+fn exclude(text: &str) -> Result<Exclude, String> {
+    if let Ok(prefix) = text.parse::<IpNet>() {
+        return Ok(Exclude::Prefix(prefix));
+    }
+    if let Ok(address) = text.parse::<std::net::IpAddr>() {
+        return Ok(Exclude::Prefix(address.into()));
+    }
+    check_interface(text)
+        .map(|()| Exclude::Interface(text.to_owned()))
+        .map_err(|_| {
+            "neither a prefix nor the name of an interface; examples: \"10.9.0.0/16\", \"eth2\""
+                .to_owned()
+        })
+}
+
+/// Reads a rate in the units of tc(8): "200mbit".
+fn rate(text: &str) -> Result<RelayLimit, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "bit" => Some(1),
+        "kbit" => Some(1_000),
+        "mbit" => Some(1_000_000),
+        "gbit" => Some(1_000_000_000),
+        _ => None,
+    };
+    let number = number.parse::<u64>().ok();
+    let bits = number
+        .zip(factor)
+        .and_then(|(number, factor)| number.checked_mul(factor));
+    match bits {
+        None => {
+            Err("a number with bit, kbit, mbit or gbit is needed, such as \"200mbit\"".to_owned())
+        }
+        Some(bits) if bits < MIN_LIMIT => {
+            Err("at least \"64kbit\" is needed; `offer = false` switches relaying off".to_owned())
+        }
+        Some(bits_per_second) => Ok(RelayLimit { bits_per_second }),
+    }
+}
