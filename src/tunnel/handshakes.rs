@@ -133,13 +133,13 @@ pub(super) fn handle(
             sender.commit(length, from);
             peer.probes().handle_handshake();
             if state.endpoint().is_none() {
-                state.set_endpoint(Some(from));
+                state.paths.set_endpoint(Some(from));
             }
         }
         Opened::Established(length) => {
             peer.count_rx(datagram.len());
             peer.count_tx(length);
-            round.note_received(&mut state, from);
+            round.note_received(peer, &mut state, from);
             state.last_handshake = Some(clock::wall());
             peer.probes().handle_handshake();
             sender.commit(length, from);

@@ -29,6 +29,7 @@ fn status(heard: Option<Instant>) -> PeerStatus {
             persistent_keepalive: None,
         },
         endpoint: Some(endpoint(1)),
+        path: Some(crate::model::Path::Direct(endpoint(1))),
         last_handshake: heard.map(|_| SystemTime::now()),
         last_receive: heard,
         rx_bytes: 0,
