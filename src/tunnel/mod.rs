@@ -25,6 +25,7 @@ pub mod limiter;
 pub mod local_service;
 pub mod noise;
 pub mod packet;
+pub mod relay;
 pub mod split;
 pub mod too_big;
 pub mod uapi;
