@@ -48,6 +48,7 @@ mod ping;
 mod probe;
 mod probing;
 mod queues;
+mod replies;
 mod rotation;
 mod round;
 mod route_lookup;

@@ -11,6 +11,7 @@ use super::live::Live;
 use super::noise::Noise;
 use super::paths::{PathTable, Received};
 use super::probe::Probes;
+use super::replies::Replied;
 
 /// The properties of a peer that never change, and the state behind its lock.
 pub(super) struct Peer {
@@ -41,6 +42,8 @@ pub(super) struct PeerState {
     pub(super) last_handshake: Option<SystemTime>,
     /// When a packet of the device was last sent to the peer, or began to wait for a session.
     pub(super) last_send: Option<Instant>,
+    /// The reply to the last initiation of a peer whose paths are chosen.
+    pub(super) replied: Option<Box<Replied>>,
     /// When a handshake was last started because the peer used a session that this node does not have.
     pub(super) revived: Option<Instant>,
 }
@@ -64,6 +67,7 @@ impl Peer {
                 last_receive: None,
                 last_handshake: None,
                 last_send: None,
+                replied: None,
                 revived: None,
             }),
         }
