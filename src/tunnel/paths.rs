@@ -314,27 +314,27 @@ impl PathTable {
         if self.waits_since.is_none() {
             self.waits_since = Some(now);
         }
-        if self.next.is_some() {
-            self.move_at_gap(last, now);
-        }
-        std::mem::take(&mut self.reports_sent)
+        let moved = self.next.is_some() && self.move_at_gap(last, now);
+        std::mem::take(&mut self.reports_sent) || moved
     }
 
     #[cold]
-    fn move_at_gap(&mut self, last: Option<Instant>, now: Instant) {
-        let Some(next) = self.next else { return };
+    fn move_at_gap(&mut self, last: Option<Instant>, now: Instant) -> bool {
+        let Some(next) = self.next else { return false };
         let is_gap = last.is_none_or(|at| now.saturating_duration_since(at) >= next.gap);
         if is_gap || now >= next.until {
             self.move_to(next.to);
             self.waits_since = Some(now);
         }
+        self.next.is_none()
     }
 
-    /// Makes a move that has waited for long enough. Returns whether the silence of the primary path is to be reported now, or
-    /// when it may have to be.
+    /// Makes a move that has waited for long enough. Returns whether there is something to report, such as the silence of the
+    /// primary path, or when there may be.
     pub(super) fn handle_time(&mut self, now: Instant) -> (bool, Option<Instant>) {
         if let Some(next) = self.next.filter(|next| now >= next.until) {
             self.move_to(next.to);
+            return (true, None);
         }
         let deadline = self.waits_since.map(|since| since + self.patience);
         let deadline = deadline.filter(|_| !self.is_silence_reported);
@@ -347,12 +347,15 @@ impl PathTable {
         }
     }
 
-    /// Sets how long the primary path may be silent while packets are sent by it, and whether the next datagram and the next
-    /// packet are reported.
-    pub(super) fn watch(&mut self, patience: Duration, heard: bool, sent: bool) {
+    /// Sets how long the primary path may be silent while packets are sent by it.
+    pub(super) fn set_patience(&mut self, patience: Duration) {
         self.patience = patience.max(LEAST_PATIENCE);
-        self.reports_heard = heard;
-        self.reports_sent = sent;
+    }
+
+    /// Lets the next datagram be reported, the next packet, or both.
+    pub(super) fn arm(&mut self, heard: bool, sent: bool) {
+        self.reports_heard |= heard;
+        self.reports_sent |= sent;
     }
 
     /// An authentic datagram arrived from there.
@@ -464,6 +467,11 @@ impl PathTable {
         {
             primary.forget_source();
         }
+    }
+
+    /// Nothing answers by the primary path, so that initiations are sent by all that were offered for it.
+    pub(super) fn open(&mut self) {
+        self.unanswered = true;
     }
 
     /// The other paths by which an initiation is sent: none while the primary path works.

@@ -44,6 +44,10 @@ impl Probing<'_> {
                 Some(path) => state.paths.endpoint_of(path),
             };
             let mut packet = [0; probe::MAX_PROBE];
+            // A path is tested under a session only: the handshake decides by itself which path it takes.
+            if path.is_some() && !state.has_session() {
+                return;
+            }
             if let Ok(nonce) = random::u64()
                 && let Some(length) = probe::write(source, destination, nonce, None, &mut packet)
             {

@@ -8,6 +8,7 @@ use super::paths::Choice;
 use super::peer::Peer;
 use super::peers::Peers;
 use super::probe::RoundTrip;
+use super::probing::Probing;
 use crate::model::Path;
 
 /// The paths of the peers of a running tunnel. A peer is named by its public key; for an unknown one, nothing happens.
@@ -16,6 +17,8 @@ pub struct Steering<'a>(pub(super) &'a Peers);
 /// The paths to a peer, as the data plane has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathReport {
+    /// Whether the paths are chosen from outside.
+    pub is_steered: bool,
     /// The path by which datagrams are sent.
     pub primary: Option<Path>,
     /// All paths.
@@ -93,12 +96,26 @@ impl Steering<'_> {
         });
     }
 
-    /// Reports the silence of the primary path of `peer` after `patience` from now on, and the next datagram that arrives and
-    /// the next packet that is sent, if that is wanted.
-    pub fn watch(&self, peer: &[u8; 32], patience: Duration, heard: bool, sent: bool) {
-        self.0.for_each_of(peer, |peer| {
-            peer.lock().paths.watch(patience, heard, sent);
-        });
+    /// Sends an initiation by all paths of `peer` that were offered for it.
+    pub fn open(&self, peer: &[u8; 32]) {
+        let table = self.0.shared.table.load();
+        if let Some(peer) = table.sending_peer_of(peer) {
+            peer.lock().paths.open();
+        }
+        drop(table);
+        Probing(&self.0.shared).initiate(peer);
+    }
+
+    /// Reports the silence of the primary path of `peer` after so long, while packets are sent.
+    pub fn set_patience(&self, peer: &[u8; 32], patience: Duration) {
+        self.0
+            .for_each_of(peer, |peer| peer.lock().paths.set_patience(patience));
+    }
+
+    /// Reports the next datagram that arrives from `peer`, the next packet that is sent to it, or both.
+    pub fn arm(&self, peer: &[u8; 32], heard: bool, sent: bool) {
+        self.0
+            .for_each_of(peer, |peer| peer.lock().paths.arm(heard, sent));
     }
 
     /// The paths of the member whose current peer has this public key.
@@ -109,6 +126,7 @@ impl Steering<'_> {
         let sending = table.sending_peer(current);
         let state = sending.lock();
         let mut report = PathReport {
+            is_steered: state.paths.choice() == Choice::Steered,
             primary: state.paths.primary(),
             paths: Vec::with_capacity(state.paths.entries().len()),
             waits_since: state.paths.waits_since(),

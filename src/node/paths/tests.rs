@@ -15,6 +15,7 @@ fn peer() -> PathPeer {
         id: PEER,
         endpoints: vec![endpoint(1), endpoint(2)],
         serves: true,
+        candidates: None,
     }
 }
 
@@ -70,11 +71,12 @@ fn without_peers_nothing_is_due() {
     paths.set_peers(vec![peer()], now);
     assert_eq!(paths.poll_timeout(), Some(now));
     let _ = paths.poll(now);
-    assert_eq!(paths.poll_timeout(), Some(now + POLL_INTERVAL));
+    let next = Some(now + PROBE_INTERVAL);
+    assert_eq!(paths.poll_timeout(), next, "when the next probe is due");
     paths.set_peers(vec![peer()], now);
     assert_eq!(
         paths.poll_timeout(),
-        Some(now + POLL_INTERVAL),
+        next,
         "the same peers again do not bring the next poll forward"
     );
     let other = PathPeer {

@@ -151,7 +151,7 @@ fn a_datagram_by_another_path_does_not_move_the_path_of_a_steered_peer() {
 fn another_port_of_the_same_address_is_adopted_at_once_when_the_primary_path_is_silent() {
     let now = Instant::now();
     let mut table = steered(at(1, 7), now);
-    table.watch(ms(900), false, false);
+    table.set_patience(ms(900));
     table.handle_received(at(1, 8), now + ms(899));
     assert_eq!(table.primary(), Some(path(1, 7)));
     assert!(table.handle_received(at(1, 8), now + ms(900)).is_news);
@@ -199,7 +199,6 @@ fn silence_is_reported_once_after_the_patience_and_only_while_packets_are_sent()
     table.handle_sent(None, now + ms(399));
     assert_eq!(table.handle_time(due), (true, None));
     assert_eq!(table.handle_time(due + ms(1000)), (false, None));
-    table.watch(ms(400), false, false);
     table.handle_received(at(1, 7), due);
     assert_eq!(table.handle_time(due + ms(1000)), (false, None));
     table.handle_sent(None, due);
@@ -229,7 +228,7 @@ fn a_move_to_a_faster_path_waits_for_a_gap_but_not_for_long() {
     busy.handle_sent(Some(now + ms(499)), now + LONGEST_MOVE);
     assert_eq!(busy.primary(), Some(path(2, 7)));
     let mut idle = table();
-    idle.handle_time(now + LONGEST_MOVE);
+    assert!(idle.handle_time(now + LONGEST_MOVE).0, "it is reported");
     assert_eq!(idle.primary(), Some(path(2, 7)));
     assert!(!idle.use_path(&path(3, 7), None, now), "an unknown path");
 }
@@ -271,7 +270,7 @@ fn reports_are_made_once_when_they_are_asked_for() {
     let mut table = steered(at(1, 7), now);
     assert!(!table.handle_sent(None, now));
     assert!(!table.handle_received(at(1, 7), now).is_news);
-    table.watch(ms(400), true, true);
+    table.arm(true, true);
     assert!(table.handle_sent(None, now) && !table.handle_sent(None, now));
     assert!(table.handle_received(at(1, 7), now).is_news);
     assert!(!table.handle_received(at(1, 7), now).is_news);
