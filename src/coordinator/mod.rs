@@ -33,6 +33,7 @@ mod running;
 mod server;
 mod slots;
 pub mod store;
+mod stun;
 mod tls;
 
 use std::process::ExitCode;

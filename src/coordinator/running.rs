@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 
 use super::hub::{Hub, Setup};
 use super::{
-    Config, Failure, MarkKey, admin, limits, metrics, own_urls, public_url, server, store, tls,
-    without_rights,
+    Config, Failure, MarkKey, admin, limits, metrics, own_urls, public_url, server, store, stun,
+    tls, without_rights,
 };
 use crate::os::random;
 use crate::os::tasks::{self, TaskHandle, Tasks};
@@ -103,6 +103,9 @@ impl Coordinator {
         }
         let urls_watch = own_urls::watch(urls.clone(), identity.pin, Arc::clone(&hub));
         tasks.spawn("public URLs", urls_watch);
+        if let Some(socket) = stun::bind(listen) {
+            tasks.spawn("STUN", stun::serve(socket));
+        }
         spawn_upkeep(&tasks, hub);
         Ok(Self {
             listen,

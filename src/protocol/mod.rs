@@ -8,6 +8,7 @@ pub mod gossip;
 pub mod join;
 pub mod local;
 pub mod path_messages;
+pub mod stun;
 pub mod token;
 pub mod url;
 
