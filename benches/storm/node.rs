@@ -115,6 +115,7 @@ pub(crate) fn own_records(
         program_version: None,
         speaks: vec![],
         relays: vec![],
+        observed: vec![],
     });
     let own = Envelope::seal(&node, identity);
     let services = (0..services).map(|n| {

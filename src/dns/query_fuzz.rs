@@ -369,6 +369,7 @@ fn netmap() -> Option<Netmap> {
             without_ipv6: false,
             speaks_paths: false,
             relays: vec![],
+            observed: vec![],
         };
         netmap.members.insert(id(n), member);
         let both: [IpAddr; 2] = [block.node_v4().into(), block.node_v6().into()];

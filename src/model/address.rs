@@ -234,6 +234,21 @@ pub fn is_routable(address: IpAddr) -> bool {
     !is_never_remote(address) && !is_excluded
 }
 
+/// Whether `address` is routed in the whole internet, as far as the address itself tells: it is neither for private networks (RFC
+/// 1918, RFC 4193) nor shared by the customers of a provider (RFC 6598).
+#[must_use]
+pub fn is_public(address: IpAddr) -> bool {
+    let is_public = match address {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            let is_shared = a == 100 && (64..128).contains(&b);
+            !v4.is_private() && !is_shared
+        }
+        IpAddr::V6(v6) => v6.segments()[0] & 0xe000 == 0x2000,
+    };
+    is_public && is_routable(address)
+}
+
 /// Whether packets to `address` may be delivered to an IPv4 address that it contains. This holds for IPv4-mapped and
 /// IPv4-compatible addresses (RFC 4291 section 2.5.5), for addresses in the well-known prefix of translators (RFC 6052
 /// section 2.1), and for 6to4 addresses (RFC 3056) that contain an IPv4 address which is not public.

@@ -185,13 +185,17 @@ impl Equipped {
         let network = Upkeep::start(network, wanted, &applied);
         Ok(Self {
             ipv6: applied.ipv6,
-            device: Device::new(tunnel, network, mtu, Reach::start(config.path.clone())),
+            device: Device::new(tunnel, network, mtu, reach_of(config)),
             events,
             native,
             interfaces,
             continues_rotation,
         })
     }
+}
+
+fn reach_of(config: &Config) -> Reach {
+    Reach::start(config.path.clone(), config.relay)
 }
 
 /// Starts the tunnel. Returns whether it began with the previous key of this node.

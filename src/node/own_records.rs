@@ -486,6 +486,7 @@ mod tests {
             program_version: None,
             speaks: vec![],
             relays: vec![],
+            observed: vec![],
         }
     }
 

@@ -1,5 +1,6 @@
 //! How others reach this node: the addresses that it offers, and the relays that it names.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -7,14 +8,19 @@ use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::config::{Advertised, PathSettings};
+use super::config::{Advertised, PathSettings, RelaySettings};
 use super::host::Interface;
+use crate::model::address::is_public;
 use crate::model::{MeshAddresses, PublicKey};
+use crate::os::random;
 use crate::os::tasks::{AbortOnDrop, Tasks};
-use crate::path::OwnRelays;
 use crate::path::candidates::{Exclusions, HostAddress, Observed, OwnAddresses, host_addresses};
+use crate::path::punch::Punching;
+use crate::path::relays::{MeasuredRelay, OwnRelays};
 use crate::protocol::local::Problem;
-use crate::protocol::path_messages::Candidate;
+use crate::protocol::path_messages::{Candidate, CandidateKind, MAX_CANDIDATES, Paths};
+use crate::records::kinds::MAX_ENDPOINTS;
+use crate::tunnel::relay::RelayLimit;
 
 /// How often the names in `[path] advertise` are looked up: the address at a home changes about once a day.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(60);
@@ -22,15 +28,24 @@ const LOOKUP_INTERVAL: Duration = Duration::from_secs(60);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum number of addresses of one name.
 const MAX_OF_NAME: usize = 4;
+/// How often relays are measured.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How others reach this node.
 pub(super) struct Reach {
-    settings: PathSettings,
+    path: PathSettings,
+    relay: RelaySettings,
     lookup: watch::Receiver<Lookup>,
     /// The addresses that peers and servers see.
     pub(super) observed: Observed<PublicKey>,
-    /// The relays in this node's record.
-    pub(super) relays: OwnRelays<PublicKey>,
+    relays: OwnRelays<PublicKey>,
+    measured_at: Option<Instant>,
+    /// The attempts to open direct paths to peers behind relays.
+    pub(super) punching: Punching<PublicKey>,
+    /// The last message about this node's paths.
+    own: Paths,
+    /// Whether one of the addresses in the last record is public.
+    is_public: bool,
     _task: Option<AbortOnDrop>,
 }
 
@@ -41,10 +56,19 @@ struct Lookup {
     unresolved: Vec<String>,
 }
 
+/// The addresses in this node's record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OwnEndpoints {
+    /// Where it may be reached, best first.
+    pub(super) endpoints: Vec<SocketAddr>,
+    /// From where others saw its datagrams come, for some time.
+    pub(super) observed: Vec<SocketAddr>,
+}
+
 impl Reach {
-    /// Starts to look up the names in `settings`.
-    pub(super) fn start(settings: PathSettings) -> Self {
-        let known = settings.advertise.iter().filter_map(|entry| match entry {
+    /// Starts to look up the names in `path`.
+    pub(super) fn start(path: PathSettings, relay: RelaySettings) -> Self {
+        let known = path.advertise.iter().filter_map(|entry| match entry {
             Advertised::Address(address) => Some(*address),
             Advertised::Name(..) => None,
         });
@@ -53,7 +77,7 @@ impl Reach {
             unresolved: Vec::new(),
         };
         let (sender, lookup) = watch::channel(first);
-        let entries = settings.advertise.clone();
+        let entries = path.advertise.clone();
         let has_names = entries.iter().any(|e| matches!(e, Advertised::Name(..)));
         let task = has_names.then(|| {
             let tasks = Tasks::current();
@@ -61,44 +85,49 @@ impl Reach {
             task.abort_on_drop()
         });
         Self {
-            settings,
+            path,
+            relay,
             lookup,
             observed: Observed::default(),
             relays: OwnRelays::default(),
+            measured_at: None,
+            punching: Punching::default(),
+            // A peer that remembers the numbers of before a restart must not take this one for an older message.
+            own: Paths {
+                seq: random::u64().map_or(0, |number| number as u32),
+                ..Paths::default()
+            },
+            is_public: false,
             _task: task,
         }
     }
 
-    /// The endpoints for this node's record, best first. Observed ones are among them if they are stable.
-    pub(super) fn endpoints(
+    /// The addresses for this node's record.
+    pub(super) fn own_addresses(
         &mut self,
         interfaces: &[Interface],
         underlay: Underlay<'_>,
         now: Instant,
-    ) -> Vec<SocketAddr> {
+    ) -> OwnEndpoints {
         self.observed.refresh_record(now);
-        let candidates = self.of(interfaces, underlay, self.observed.recorded());
-        let endpoints = candidates.into_iter().map(|candidate| candidate.address);
-        endpoints
-            .take(crate::records::kinds::MAX_ENDPOINTS)
-            .collect()
-    }
-
-    fn of(
-        &self,
-        interfaces: &[Interface],
-        underlay: Underlay<'_>,
-        observed: &[SocketAddr],
-    ) -> Vec<Candidate> {
         let host = self.host_addresses(interfaces, underlay);
         let own = OwnAddresses {
-            set: &self.lookup.borrow().addresses,
+            set: &self.lookup.borrow().addresses.clone(),
             mapped: &[],
             host: &host,
             port: underlay.port,
-            observed,
+            observed: &[],
         };
-        own.candidates(underlay.mesh)
+        self.own.candidates = own.candidates(underlay.mesh);
+        let endpoints = self.own.candidates.iter().map(|c| c.address);
+        let endpoints: Vec<SocketAddr> = endpoints.take(MAX_ENDPOINTS).collect();
+        self.own.nat = self.observed.nat(&host, underlay.port);
+        let recorded = self.observed.recorded().iter();
+        let recorded = recorded.filter(|address| !endpoints.contains(address));
+        OwnEndpoints {
+            observed: recorded.copied().collect(),
+            endpoints,
+        }
     }
 
     fn host_addresses(&self, interfaces: &[Interface], underlay: Underlay<'_>) -> Vec<IpAddr> {
@@ -112,9 +141,68 @@ impl Reach {
             mesh: underlay.mesh,
             engine: underlay.engine,
             guests: underlay.guests,
-            settings: &self.settings.exclude,
+            settings: &self.path.exclude,
         };
         host_addresses(&found.collect::<Vec<_>>(), exclusions)
+    }
+
+    /// The addresses of this machine have changed.
+    pub(super) fn handle_network_changed(&mut self) {
+        self.observed.handle_network_change();
+        self.punching.handle_network_change();
+    }
+
+    /// How much this node relays for each member. None if it does not relay. Without a setting it does if one of its `endpoints` is
+    /// public, so that strangers may reach it.
+    pub(super) fn relay_limit(&mut self, endpoints: &[SocketAddr]) -> Option<RelayLimit> {
+        let mut endpoints = endpoints.iter();
+        self.is_public = endpoints.any(|endpoint| is_public(endpoint.ip()));
+        let is_offered = self.relay.is_offered.unwrap_or(self.is_public);
+        is_offered.then_some(self.relay.limit)
+    }
+
+    /// The relays that this node names in its record.
+    pub(super) fn chosen_relays(&self) -> &[PublicKey] {
+        self.relays.chosen()
+    }
+
+    /// Whether [`Reach::handle_measured`] is due.
+    pub(super) fn is_measuring(&self, now: Instant) -> bool {
+        let since = self.measured_at.map(|at| now.saturating_duration_since(at));
+        since.is_none_or(|since| since >= MEASURE_INTERVAL)
+    }
+
+    /// The peers that offer to relay for this node, as they are now. Returns whether others are to be named in its record.
+    pub(super) fn handle_measured(
+        &mut self,
+        measured: &[MeasuredRelay<PublicKey>],
+        now: Instant,
+    ) -> bool {
+        self.measured_at = Some(now);
+        // Peers reach a node with a public address without a relay, and each name is another record for the whole mesh.
+        let needs_relays = self.relay.is_used && !self.is_public;
+        let measured = if needs_relays { measured } else { &[] };
+        self.relays.handle_measured(measured, now)
+    }
+
+    /// Whether this node reaches peers through relays.
+    pub(super) fn uses_relays(&self) -> bool {
+        self.relay.is_used
+    }
+
+    /// The message about this node's paths.
+    pub(super) fn message(&mut self, punch: bool) -> Paths {
+        self.own.seq = self.own.seq.wrapping_add(1);
+        self.own.punch = punch;
+        let mut paths = self.own.clone();
+        let known: Vec<SocketAddr> = paths.candidates.iter().map(|c| c.address).collect();
+        let observed = self.observed.addresses(&known).into_iter();
+        paths.candidates.extend(observed.map(|address| Candidate {
+            kind: CandidateKind::Observed,
+            address,
+        }));
+        paths.candidates.truncate(MAX_CANDIDATES);
+        paths
     }
 
     /// What is wrong, with remedies.
@@ -140,9 +228,9 @@ pub(super) struct Underlay<'a> {
     /// The addresses of the mesh.
     pub(super) mesh: &'a MeshAddresses,
     /// The bridges of the container engine.
-    pub(super) engine: &'a std::collections::BTreeSet<String>,
+    pub(super) engine: &'a BTreeSet<String>,
     /// The bridges that connect only guests.
-    pub(super) guests: &'a std::collections::BTreeSet<String>,
+    pub(super) guests: &'a BTreeSet<String>,
 }
 
 /// Looks up the names among `entries` again and again.
@@ -185,4 +273,102 @@ async fn look_up(entries: &[Advertised], before: &Lookup) -> Lookup {
     lookup.addresses.sort_unstable();
     lookup.addresses.dedup();
     lookup
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testbed::records::{id, plan};
+
+    const START: RelayLimit = RelayLimit {
+        bits_per_second: 1_000_000,
+    };
+
+    fn reach(is_offered: Option<bool>) -> Reach {
+        let relay = RelaySettings {
+            is_used: true,
+            is_offered,
+            limit: START,
+        };
+        Reach::start(PathSettings::default(), relay)
+    }
+
+    fn interface(name: &str, address: &str) -> Interface {
+        Interface {
+            name: name.to_owned(),
+            address: address.parse().expect("a literal"),
+            net: None,
+            is_tunnel: false,
+        }
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().expect("a literal")
+    }
+
+    #[test]
+    fn an_observed_address_is_apart_from_the_endpoints_and_named_to_peers_at_once() {
+        let (mut reach, start) = (reach(None), Instant::now());
+        let mesh = plan();
+        let none = BTreeSet::new();
+        let underlay = Underlay {
+            own: "mesh0",
+            port: 51820,
+            mesh: &mesh,
+            engine: &none,
+            guests: &none,
+        };
+        let interfaces = [interface("eth0", "192.168.1.10")];
+        for n in [1, 2] {
+            let seen = at("203.0.113.7:4000");
+            reach.observed.handle_seen(id(n), seen, start);
+        }
+        let own = reach.own_addresses(&interfaces, underlay, start);
+        let expected = OwnEndpoints {
+            endpoints: vec![at("192.168.1.10:51820")],
+            observed: vec![],
+        };
+        assert_eq!(own, expected);
+        let told = reach.message(true);
+        let told: Vec<SocketAddr> = told.candidates.iter().map(|c| c.address).collect();
+        assert_eq!(told, [at("192.168.1.10:51820"), at("203.0.113.7:4000")]);
+        let later = start + Duration::from_secs(60);
+        let own = reach.own_addresses(&interfaces, underlay, later);
+        assert_eq!(own.observed, [at("203.0.113.7:4000")]);
+        assert_eq!(own.endpoints, [at("192.168.1.10:51820")]);
+    }
+
+    #[test]
+    fn a_node_relays_without_a_setting_only_if_it_has_a_public_address() {
+        let limit = |is_offered, address: &str| reach(is_offered).relay_limit(&[at(address)]);
+        for (address, is_public) in [
+            ("203.0.113.7:1", true),
+            ("[2001:db8::7]:1", true),
+            ("192.168.1.10:1", false),
+            ("100.64.0.7:1", false),
+            ("[fd00::7]:1", false),
+        ] {
+            assert_eq!(limit(None, address).is_some(), is_public, "{address}");
+            assert_eq!(limit(Some(true), address), Some(START));
+            assert_eq!(limit(Some(false), address), None);
+        }
+    }
+
+    #[test]
+    fn only_a_node_without_a_public_address_names_relays() {
+        let now = Instant::now();
+        let measured = [MeasuredRelay {
+            relay: id(7),
+            rtt: Duration::from_millis(5),
+            load: 0,
+        }];
+        for (address, names) in [("192.168.1.10:1", true), ("203.0.113.7:1", false)] {
+            let mut reach = reach(None);
+            reach.relay_limit(&[at(address)]);
+            assert!(reach.is_measuring(now));
+            assert_eq!(reach.handle_measured(&measured, now), names);
+            assert_eq!(reach.chosen_relays().len(), usize::from(names));
+            assert!(!reach.is_measuring(now + Duration::from_secs(4)));
+        }
+    }
 }

@@ -7,6 +7,7 @@ pub mod link;
 pub mod mtu;
 pub mod peer;
 pub mod peers;
+pub mod punch;
 pub mod relays;
 pub mod watch;
 

@@ -58,6 +58,14 @@ impl Peers {
         self.peers.get(id).map(|entry| &entry.peer)
     }
 
+    /// The peers to whom packets are sent through a relay.
+    #[must_use]
+    pub fn relayed(&self) -> Vec<PublicKey> {
+        let is_relayed = |entry: &Entry| entry.peer.primary().is_some_and(|p| p.relay().is_some());
+        let peers = self.peers.iter().filter(|(_, entry)| is_relayed(entry));
+        peers.map(|(id, _)| *id).collect()
+    }
+
     /// The peers of which [`Peers::poll`] needs a report now.
     #[must_use]
     pub fn due(&self, now: Instant) -> Vec<PublicKey> {

@@ -7,6 +7,7 @@
 //! Two nodes use the relay with the smallest sum of both round trips. They need not choose the same one: each node accepts
 //! what arrives through any relay.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::records::kinds::MAX_RELAYS;
@@ -72,7 +73,8 @@ impl<K: Copy + Ord> OwnRelays<K> {
         let since = self.changed.map(|at| now.saturating_duration_since(at));
         let mut best: Vec<&MeasuredRelay<K>> = measured.iter().collect();
         best.sort_by_key(|relay| (relay.cost(), relay.relay));
-        best.dedup_by_key(|relay| relay.relay);
+        let mut seen = BTreeSet::new();
+        best.retain(|relay| seen.insert(relay.relay));
         let (mut stay, others): (Vec<_>, Vec<_>) = best
             .into_iter()
             .partition(|relay| self.chosen.contains(&relay.relay));
@@ -83,8 +85,7 @@ impl<K: Copy + Ord> OwnRelays<K> {
                 return false;
             };
             stay.pop();
-            let found = measured.iter().find(|other| other.relay == relay);
-            stay.extend(found);
+            stay.extend(best_of(measured, relay));
         } else {
             self.rising = None;
             stay.extend(others.take(MAX_RELAYS - stay.len()));
@@ -101,6 +102,12 @@ impl<K: Copy + Ord> OwnRelays<K> {
         self.rising = None;
         true
     }
+}
+
+/// The measurement of `relay` with the lowest cost.
+fn best_of<K: Copy + Eq>(measured: &[MeasuredRelay<K>], relay: K) -> Option<&MeasuredRelay<K>> {
+    let of_relay = measured.iter().filter(|other| other.relay == relay);
+    of_relay.min_by_key(|other| other.cost())
 }
 
 /// Counts how often in a row `best` was better than `worst`.
@@ -160,7 +167,8 @@ pub fn shared_relays<K: Copy + Ord>(
         }
     }
     order.sort_unstable();
-    order.dedup_by_key(|(_, relay)| *relay);
+    let mut seen = BTreeSet::new();
+    order.retain(|(_, relay)| seen.insert(*relay));
     let used = order.iter().position(|(_, relay)| Some(*relay) == current);
     if let (Some(at @ 1..), Some((best, _))) = (used, order.first().copied()) {
         let (rank, _) = order[at];

@@ -44,6 +44,8 @@ pub struct Member {
     pub speaks_paths: bool,
     /// The relays that it is best reached through, best first.
     pub relays: Vec<PublicKey>,
+    /// The addresses from which others saw its datagrams come. Nothing is sent there before it expects that.
+    pub observed: Vec<SocketAddr>,
 }
 
 /// The order of members that claim the same thing: the member that joined first comes first. A member gains nothing by its

@@ -118,6 +118,7 @@ pub fn node(id: &PublicKey, block: Block) -> Node {
         program_version: None,
         speaks: vec![],
         relays: vec![],
+        observed: vec![],
     }
 }
 
@@ -188,6 +189,7 @@ pub fn member(id: &PublicKey, name: &str, block: Block) -> Member {
         without_ipv6: false,
         speaks_paths: false,
         relays: vec![],
+        observed: vec![],
     }
 }
 

@@ -1,13 +1,13 @@
 //! The UDP sockets of a tunnel: datagrams merged by the kernel (UDP_GRO), and each datagram with the address of this host that
 //! the peer uses (IP_PKTINFO, IPV6_PKTINFO).
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::wakes::Recheck;
@@ -91,6 +91,30 @@ impl Sockets {
             });
         }
         Err(last)
+    }
+
+    /// Sends an empty datagram to `to` that passes so many routers. Its only use is what it changes in the first ones, so nothing
+    /// follows from an error.
+    pub(super) fn send_short(&self, to: SocketAddr, hops: u8) {
+        let Some(socket) = self.of(&to) else {
+            return;
+        };
+        let hops = libc::c_int::from(hops);
+        let control = match to {
+            SocketAddr::V4(_) => ControlMessage::Ipv4Ttl(&hops),
+            SocketAddr::V6(_) => ControlMessage::Ipv6HopLimit(&hops),
+        };
+        let (to, flags) = (SockaddrStorage::from(to), MsgFlags::MSG_DONTWAIT);
+        let sent = sendmsg(
+            socket.as_raw_fd(),
+            &[IoSlice::new(&[])],
+            &[control],
+            flags,
+            Some(&to),
+        );
+        if let Err(error) = sent {
+            tracing::debug!(%error, "cannot send a datagram that opens a router");
+        }
     }
 
     pub(super) fn port(&self) -> u16 {

@@ -142,6 +142,7 @@ fn records() -> Vec<Envelope> {
                 program_version: None,
                 speaks: vec![],
                 relays: vec![],
+                observed: vec![],
             }),
             &node,
         ),

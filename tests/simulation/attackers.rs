@@ -138,6 +138,7 @@ impl World {
             program_version: None,
             speaks: vec![],
             relays: vec![],
+            observed: vec![],
         }
     }
 

@@ -936,6 +936,7 @@ fn wanted(
             program_version: None,
             speaks: vec![],
             relays: vec![],
+            observed: vec![],
         }));
     }
     let floor = held.map_or(0, |held| held.services_from);

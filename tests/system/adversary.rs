@@ -198,6 +198,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         program_version: None,
         speaks: vec![],
         relays: vec![],
+        observed: vec![],
     });
     let its_token = Record::Token(Token {
         id: evil_token.public(),

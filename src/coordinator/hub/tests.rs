@@ -226,6 +226,7 @@ fn node(hub: &Hub, n: u8, version: u64, block: u32) -> Envelope {
         program_version: None,
         speaks: vec![],
         relays: vec![],
+        observed: vec![],
     };
     Envelope::seal(&Record::Node(node), &key(n))
 }

@@ -54,6 +54,7 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
             without_ipv6: false,
             speaks_paths: false,
             relays: vec![],
+            observed: vec![],
         };
         netmap.members.insert(id(n), member);
         let port = |number: u16, name: Option<&str>| Port {

@@ -109,7 +109,7 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
         guests: &network.guest_bridges(),
     };
     let reach = &mut node.device.reach;
-    let endpoints = reach.endpoints(&node.device.interfaces, underlay, Instant::now());
+    let own = reach.own_addresses(&node.device.interfaces, underlay, Instant::now());
     let held = ledger.node(&id);
     let wireguard_key = node.identity.keys.wireguard_public();
     let proof = held.filter(|held| held.wireguard_key == wireguard_key);
@@ -119,13 +119,14 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
         version: held.map_or(0, |n| n.version),
         wireguard_key,
         block: node.identity.block,
-        endpoints,
+        endpoints: own.endpoints,
         without_ipv6: network.ipv6() != Ipv6::On,
         key_proof: proof.or_else(|| node.identity.keys.prove_wireguard()),
         services_from: held.map_or(0, |n| n.services_from),
         program_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         speaks: SPOKEN.iter().map(|word| (*word).to_owned()).collect(),
-        relays: node.device.reach.relays.chosen().to_vec(),
+        relays: node.device.reach.chosen_relays().to_vec(),
+        observed: own.observed,
     };
     let is_new = held != Some(&record);
     Some((record, is_new))

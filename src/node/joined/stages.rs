@@ -127,7 +127,7 @@ impl Stages for JoinedNode {
         let own = self.device.tunnel.interface();
         if routable(&interfaces, own) != routable(&self.device.interfaces, own) {
             self.paths.handle_network_changed(Instant::now());
-            self.device.reach.observed.handle_network_change();
+            self.device.reach.handle_network_changed();
         }
         self.device.interfaces = interfaces;
         self.resolver.set_upstreams(&self.device.interfaces);

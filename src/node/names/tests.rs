@@ -41,6 +41,7 @@ fn netmap() -> Netmap {
             without_ipv6: false,
             speaks_paths: false,
             relays: vec![],
+            observed: vec![],
         };
         (id, member)
     });

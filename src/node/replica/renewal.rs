@@ -87,6 +87,7 @@ mod tests {
                 program_version: None,
                 speaks: vec![],
                 relays: vec![],
+                observed: vec![],
             })
         };
         let mesh = Record::Mesh(Mesh {

@@ -114,6 +114,7 @@ fn node_record(n: u8, version: u64, index: u32) -> Node {
         program_version: None,
         speaks: vec![],
         relays: vec![],
+        observed: vec![],
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::address::is_routable;
 use crate::protocol::path_messages::{Nat, NatBehaviour};
+use crate::records::kinds::MAX_OBSERVED;
 
 /// How long what a witness saw is believed without a repetition.
 const SEEN_FOR: Duration = Duration::from_secs(300);
@@ -19,8 +20,6 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 const CHANGE_INTERVAL: Duration = Duration::from_secs(60);
 /// The maximum number of witnesses. The oldest word is forgotten for a newer one.
 const MAX_WITNESSES: usize = 64;
-/// The maximum number of addresses.
-const MAX_OBSERVED: usize = 4;
 
 /// What the witnesses saw. `K` names a witness: a peer or a server.
 #[derive(Debug, Clone)]
@@ -94,10 +93,12 @@ impl<K: Copy + Ord> Observed<K> {
             .retain(|_, agreed| now.saturating_duration_since(agreed.until) < STABLE_AFTER);
     }
 
-    /// The addresses to name to a peer, those with the most witnesses first. If no two witnesses agree, these are the words of all.
+    /// The addresses to name to a peer besides those that are `known`, those with the most witnesses first. If no two witnesses agree
+    /// on one of them, these are the words of all. A witness in this node's own network sees an address that is known.
     #[must_use]
-    pub fn addresses(&self) -> Vec<SocketAddr> {
+    pub fn addresses(&self, known: &[SocketAddr]) -> Vec<SocketAddr> {
         let mut found = self.witnesses();
+        found.retain(|(address, _)| !known.contains(address));
         if found.iter().any(|(_, witnesses)| *witnesses >= 2) {
             found.retain(|(_, witnesses)| *witnesses >= 2);
         }

@@ -22,6 +22,8 @@ const MAX_PROGRAM_VERSION: usize = 64;
 pub const MAX_ENDPOINTS: usize = 16;
 /// The maximum number of relays in a node record.
 pub const MAX_RELAYS: usize = 3;
+/// The maximum number of observed addresses in a node record.
+pub const MAX_OBSERVED: usize = 4;
 /// The maximum number of words in `speaks` that are read.
 const MAX_WORDS: usize = 16;
 /// The maximum length in bytes of a word in `speaks`.
@@ -241,6 +243,14 @@ pub struct Node {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub relays: Vec<PublicKey>,
+    /// The addresses from which others saw the node's datagrams come, if an address translator is on the way. Nothing is sent there
+    /// before the node expects that. Records of earlier versions have none.
+    #[serde(
+        default,
+        deserialize_with = "first_observed",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub observed: Vec<SocketAddr>,
 }
 
 impl Node {
@@ -249,6 +259,13 @@ impl Node {
     pub fn routable_endpoints(&self) -> Vec<SocketAddr> {
         let endpoints = self.endpoints.iter().copied();
         endpoints.filter(|e| is_routable(e.ip())).collect()
+    }
+
+    /// Returns the observed addresses to which every node can send.
+    #[must_use]
+    pub fn routable_observed(&self) -> Vec<SocketAddr> {
+        let observed = self.observed.iter().copied();
+        observed.filter(|e| is_routable(e.ip())).collect()
     }
 
     /// Whether the node understands what `word` stands for.
@@ -281,6 +298,10 @@ fn known_words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     let words = lenient_list(deserializer)?;
     let words = words.filter(|word: &String| word.len() <= MAX_WORD);
     Ok(words.take(MAX_WORDS).collect())
+}
+
+fn first_observed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    Ok(lenient_list(deserializer)?.take(MAX_OBSERVED).collect())
 }
 
 fn first_relays<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PublicKey>, D::Error> {

@@ -26,8 +26,8 @@ mod rules;
 mod services;
 
 pub use self::members::{
-    Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_RELAYS, MAX_TAGS, Membership, Mesh, Name, Node,
-    PATHS_1, Revocation, RevokedKind, SPOKEN, Token,
+    Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_TAGS, Membership,
+    Mesh, Name, Node, PATHS_1, Revocation, RevokedKind, SPOKEN, Token,
 };
 pub use self::rules::RecordError;
 pub use self::services::{
@@ -224,7 +224,9 @@ mod tests {
         };
         // Versions that do not have the fields read and write the same text.
         let payload = Record::Node(node(&[])).payload();
-        assert!(!payload.contains("speaks") && !payload.contains("relays"));
+        for field in ["speaks", "relays", "observed"] {
+            assert!(!payload.contains(field), "{field}");
+        }
         for (speaks, expected) in [
             (&[][..], false),
             (&["paths-2"], false),
@@ -242,7 +244,7 @@ mod tests {
     #[test]
     fn whatever_is_in_the_fields_that_earlier_versions_ignore_the_record_is_held() {
         let read = |speaks: &str, relays: &str| {
-            let fields = format!(r#"{{"speaks":{speaks},"relays":{relays},"#);
+            let fields = format!(r#"{{"speaks":{speaks},"relays":{relays},"observed":{relays},"#);
             let node = Record::Node(build::node(&build::id(3), build::block(1)));
             let payload = node.payload().replacen('{', &fields, 1);
             match Record::parse(&payload) {

@@ -35,6 +35,7 @@ impl Ledger {
                     without_ipv6: node.without_ipv6,
                     speaks_paths: node.speaks(PATHS_1),
                     relays: node.relays.clone(),
+                    observed: node.routable_observed(),
                 },
             );
         }

@@ -216,6 +216,10 @@ impl Relay {
         if header.label == source {
             return Err(RelayDrop::ToSender);
         }
+        // A member that was never heard by a path of its own may not understand frames.
+        if !self.members.contains_key(&header.label) {
+            return Err(RelayDrop::UnknownDestination);
+        }
         let found = destination(header.label).ok_or(RelayDrop::UnknownDestination)?;
         let silence = found.heard.map(|at| now.saturating_duration_since(at));
         if silence.is_none_or(|silence| silence > HEARD_WITHIN) {

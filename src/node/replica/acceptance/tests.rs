@@ -40,6 +40,7 @@ fn node(wireguard_key: WireGuardKey) -> Record {
         program_version: None,
         speaks: vec![],
         relays: vec![],
+        observed: vec![],
     })
 }
 

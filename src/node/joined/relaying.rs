@@ -1,0 +1,112 @@
+//! Relays and punches: passes what peers say about them between the tunnel, the paths, and the record of this node.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::JoinedNode;
+use crate::model::{Path, PublicKey};
+use crate::path::relays::MeasuredRelay;
+use crate::protocol::path_messages::{Message, Paths};
+use crate::tunnel::PathReport;
+
+/// What the echo of a peer says counts for so long: a peer is probed more often.
+const ECHO_WITHIN: Duration = Duration::from_secs(60);
+
+/// Measures the relays and asks peers for direct paths, where that is due.
+pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
+    if node.device.reach.is_measuring(now) {
+        measure(node, now);
+    }
+    let relayed = node.paths.relayed();
+    for peer in node.device.reach.punching.poll(&relayed, now) {
+        send_paths(node, &peer, true);
+    }
+}
+
+/// The tunnel has reported the paths to a peer: takes over from where the peer saw this node.
+pub(super) fn handle_report(
+    node: &mut JoinedNode,
+    peer: PublicKey,
+    report: &PathReport,
+    now: Instant,
+) {
+    let mut paths = report.paths.iter();
+    let primary = paths.find(|path| Some(path.path) == report.primary);
+    if let Some(path) = primary
+        && let (Some(seen), Some(trip)) = (path.seen, path.answered)
+        && now.saturating_duration_since(trip.at) < ECHO_WITHIN
+    {
+        node.device.reach.observed.handle_seen(peer, seen, now);
+    }
+}
+
+/// A peer has sent its candidates.
+pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths, now: Instant) {
+    let Some(mesh) = node.replica.ledger().mesh() else {
+        return;
+    };
+    let addresses = paths.candidates.iter().map(|candidate| candidate.address);
+    let addresses = addresses.filter(|address| !mesh.addresses.contains(address.ip()));
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    let reach = &mut node.device.reach;
+    let steps = reach.punching.handle_paths(peer, paths.punch, now);
+    if let Some(hops) = steps.open {
+        for address in &addresses {
+            if reach.punching.may_open(*address, now) {
+                node.device.tunnel.steering().open_routers(*address, hops);
+            }
+        }
+    }
+    if steps.answer {
+        send_paths(node, &peer, false);
+    }
+    if steps.probe {
+        let paths: Vec<Path> = addresses.into_iter().map(Path::Direct).collect();
+        node.paths.handle_consent(&peer, &paths, now);
+    }
+}
+
+/// Sends this node's candidates to a peer, and asks it for a punch with `punch`.
+fn send_paths(node: &mut JoinedNode, peer: &PublicKey, punch: bool) {
+    let Some(member) = node.netmap.members.get(peer) else {
+        return;
+    };
+    let message = Message::Paths(node.device.reach.message(punch));
+    let [own, _] = node.identity.addresses();
+    let ends = (own, member.block.node_v4().into());
+    let probing = node.device.tunnel.probing();
+    let key = &member.wireguard_key.0;
+    if !probing.send_message(key, ends, message, None) {
+        tracing::debug!(peer = %member.name, "there is no session by which to agree on a direct path");
+    }
+}
+
+/// Measures the peers that offer to relay for this node.
+fn measure(node: &mut JoinedNode, now: Instant) {
+    let (id, steering) = (node.id(), node.device.tunnel.steering());
+    let members = node.netmap.members.values();
+    let others = members.filter(|member| member.speaks_paths && member.id != id);
+    let measured = others.filter_map(|member| {
+        let report = steering.report(&member.wireguard_key.0)?;
+        measured(member.id, &report, now)
+    });
+    let measured: Vec<MeasuredRelay<PublicKey>> = measured.collect();
+    node.dirty.own |= node.device.reach.handle_measured(&measured, now);
+}
+
+/// The peer as a relay, if it offers to relay and its own path is direct.
+fn measured(
+    relay: PublicKey,
+    report: &PathReport,
+    now: Instant,
+) -> Option<MeasuredRelay<PublicKey>> {
+    let primary = report.primary.filter(|path| path.endpoint().is_some())?;
+    let mut paths = report.paths.iter();
+    let path = paths.find(|path| path.path == primary)?;
+    let is_recent = now.saturating_duration_since(path.answered?.at) < ECHO_WITHIN;
+    is_recent.then_some(MeasuredRelay {
+        relay,
+        rtt: path.sample?.took,
+        load: path.offer?.load,
+    })
+}

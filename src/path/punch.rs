@@ -1,0 +1,247 @@
+//! When two nodes behind address translators open a direct path to each other. Pure.
+//!
+//! Both must send before either one's datagrams get through, and a datagram that arrives before the receiver has sent can spoil
+//! the translation at the receiver's router. So the nodes agree by messages over the path that works, most often a relay:
+//!
+//! ```text
+//! A: paths{punch}   ->   B: opens its router for A, and answers
+//!                   <-   paths
+//! A: opens its router for B, answers, and probes all candidates of B
+//!                   ->   paths
+//!                        B: probes all candidates of A
+//! ```
+//!
+//! To open its router, a node sends one empty datagram with so few hops that it ends on the way. Nobody knows how many hops that
+//! are, so each attempt takes another number.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::budget::Budget;
+use super::peer::retry_pause;
+use crate::model::Path;
+
+/// The hops of the datagram that opens the router, in the order of the attempts.
+const HOPS: [u8; 3] = [4, 2, 8];
+/// How long an answer is waited for, and a message belongs to the one before.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// The least time between two answers to one peer. A peer asks less often.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The attempts with all peers. `K` names a peer.
+#[derive(Debug)]
+pub struct Punching<K> {
+    attempts: BTreeMap<K, Attempt>,
+    /// How many routers may be opened: a member may name the address of somebody else as its own.
+    budget: Option<Budget>,
+}
+
+impl<K> Default for Punching<K> {
+    fn default() -> Self {
+        Self {
+            attempts: BTreeMap::new(),
+            budget: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Attempt {
+    /// The number of attempts that this node began.
+    tries: u32,
+    /// When it begins the next one.
+    next: Option<Instant>,
+    /// When it asked, until the peer has answered.
+    asked: Option<Instant>,
+    /// When it answered, until the peer has answered that.
+    answered: Option<Instant>,
+    /// When it last answered.
+    last_answer: Option<Instant>,
+    /// The number of times that the router was opened.
+    opened: usize,
+}
+
+/// What follows from a message of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Steps {
+    /// Send an empty datagram with so many hops to each candidate of the peer.
+    pub open: Option<u8>,
+    /// Answer with this node's own candidates.
+    pub answer: bool,
+    /// Probe the candidates of the peer.
+    pub probe: bool,
+}
+
+impl<K: Copy + Ord> Punching<K> {
+    /// Returns those of the peers `relayed` that are to be asked now. These are all peers that are reached through a relay; what
+    /// was known of the others is forgotten.
+    pub fn poll(&mut self, relayed: &[K], now: Instant) -> Vec<K> {
+        self.attempts.retain(|peer, attempt| {
+            relayed.contains(peer)
+                || attempt
+                    .last_answer
+                    .is_some_and(|at| is_within(at, ANSWER_WITHIN, now))
+        });
+        let mut ask = Vec::new();
+        for peer in relayed {
+            let attempt = self.attempts.entry(*peer).or_default();
+            if attempt.next.is_none_or(|at| at <= now) {
+                attempt.next = Some(now + retry_pause(attempt.tries));
+                attempt.tries = attempt.tries.saturating_add(1);
+                attempt.asked = Some(now);
+                ask.push(*peer);
+            }
+        }
+        ask
+    }
+
+    /// When [`Punching::poll`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.attempts
+            .values()
+            .filter_map(|attempt| attempt.next)
+            .min()
+    }
+
+    /// The network of this node has changed: all peers are asked again at once.
+    pub fn handle_network_change(&mut self) {
+        for attempt in self.attempts.values_mut() {
+            (attempt.tries, attempt.next) = (0, None);
+        }
+    }
+
+    /// Whether a datagram that opens the router may be sent to `to`. It is counted if so.
+    pub fn may_open(&mut self, to: SocketAddr, now: Instant) -> bool {
+        let budget = self.budget.get_or_insert_with(|| Budget::new(now));
+        budget.take(&Path::Direct(to), now)
+    }
+
+    /// `peer` has sent its candidates, and asks for a punch if `punch` is true.
+    pub fn handle_paths(&mut self, peer: K, punch: bool, now: Instant) -> Steps {
+        let attempt = self.attempts.entry(peer).or_default();
+        let is_fresh = |at: Option<Instant>| at.is_some_and(|at| is_within(at, ANSWER_WITHIN, now));
+        if punch {
+            if attempt
+                .last_answer
+                .is_some_and(|at| is_within(at, ANSWER_INTERVAL, now))
+            {
+                return Steps::default();
+            }
+            attempt.answered = Some(now);
+            attempt.last_answer = Some(now);
+            return Steps {
+                open: Some(attempt.hops()),
+                answer: true,
+                probe: false,
+            };
+        }
+        if is_fresh(attempt.asked.take()) {
+            attempt.last_answer = Some(now);
+            return Steps {
+                open: Some(attempt.hops()),
+                answer: true,
+                probe: true,
+            };
+        }
+        let probe = is_fresh(attempt.answered.take());
+        Steps {
+            probe,
+            ..Steps::default()
+        }
+    }
+}
+
+impl Attempt {
+    fn hops(&mut self) -> u8 {
+        let hops = HOPS.get(self.opened % HOPS.len()).copied();
+        self.opened = self.opened.wrapping_add(1);
+        hops.unwrap_or(HOPS[0])
+    }
+}
+
+fn is_within(at: Instant, time: Duration, now: Instant) -> bool {
+    now.saturating_duration_since(at) < time
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(open: u8, answer: bool, probe: bool) -> Steps {
+        Steps {
+            open: Some(open).filter(|hops| *hops > 0),
+            answer,
+            probe,
+        }
+    }
+
+    #[test]
+    fn both_routers_are_opened_before_either_end_probes() {
+        let now = Instant::now();
+        let (mut a, mut b) = (Punching::default(), Punching::default());
+        assert_eq!(a.poll(&['b'], now), ['b']);
+        assert_eq!(b.handle_paths('a', true, now), steps(4, true, false));
+        assert_eq!(a.handle_paths('b', false, now), steps(4, true, true));
+        assert_eq!(b.handle_paths('a', false, now), steps(0, false, true));
+        assert_eq!(a.handle_paths('b', false, now), Steps::default());
+        assert_eq!(b.handle_paths('a', false, now), Steps::default());
+    }
+
+    #[test]
+    fn two_nodes_that_ask_at_once_both_probe() {
+        let now = Instant::now();
+        let (mut a, mut b) = (Punching::default(), Punching::default());
+        a.poll(&['b'], now);
+        b.poll(&['a'], now);
+        assert_eq!(a.handle_paths('b', true, now), steps(4, true, false));
+        assert_eq!(b.handle_paths('a', true, now), steps(4, true, false));
+        assert_eq!(a.handle_paths('b', false, now), steps(2, true, true));
+        assert_eq!(b.handle_paths('a', false, now), steps(2, true, true));
+        assert_eq!(a.handle_paths('b', false, now), steps(0, false, true));
+    }
+
+    #[test]
+    fn attempts_become_rarer_and_begin_anew_after_a_direct_path_or_a_change() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut punching = Punching::default();
+        let asked: Vec<u64> = (0..600)
+            .filter(|second| !punching.poll(&[1], at(*second)).is_empty())
+            .collect();
+        assert_eq!(asked, [0, 1, 3, 7, 15, 31, 63, 127, 427]);
+        assert_eq!(punching.poll_timeout(), Some(at(727)));
+        punching.handle_network_change();
+        assert_eq!(punching.poll(&[1], at(600)), [1]);
+        assert_eq!(punching.poll(&[], at(600)), [0; 0]);
+        assert_eq!(punching.poll(&[1], at(600)), [1]);
+    }
+
+    #[test]
+    fn members_that_name_the_address_of_a_victim_cause_no_flood() {
+        let start = Instant::now();
+        let mut punching: Punching<u8> = Punching::default();
+        let victim = |ms: u64| SocketAddr::from(([203, 0, 113, 7], ms as u16));
+        let sent = (0..10_000).filter(|ms| {
+            let now = start + Duration::from_millis(*ms);
+            (0..16).any(|_| punching.may_open(victim(*ms), now))
+        });
+        assert!((10..=20 * 10).contains(&sent.count()));
+    }
+
+    #[test]
+    fn a_peer_that_asks_without_end_is_answered_seldom_and_never_probed() {
+        let start = Instant::now();
+        let mut punching = Punching::default();
+        let mut answers = 0;
+        for ms in 0..10_000 {
+            let steps = punching.handle_paths(1, true, start + Duration::from_millis(ms));
+            answers += u32::from(steps.answer);
+            assert!(!steps.probe);
+        }
+        assert_eq!(answers, 20);
+        let late = start + Duration::from_secs(30);
+        assert_eq!(punching.handle_paths(1, false, late), Steps::default());
+    }
+}
