@@ -13,15 +13,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+pub(super) use steered::{SteerAction, SteeredPeer};
+
 use super::transitions::peers::{PeerTurn, PeerTurns};
 use crate::model::PublicKey;
 use crate::path::distance::Seen;
-use crate::path::link::LinkReport;
 use crate::path::mtu::{Sizes, Way};
-use crate::path::peer::{Action as Steer, Candidate, Report};
 use crate::path::watch::{Action, Reach, Watch};
-use crate::path::{Distances, PathMtu, Peers as SteeredPeers};
+use crate::path::{Distances, PathMtu};
 use crate::tunnel::{PathReport, PeerStatus};
+
+mod steered;
+
+use steered::Steered;
 
 /// The least time between two polls of all peers.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -38,7 +42,7 @@ pub(super) struct PathPeer {
     /// Whether it serves a service: then it is watched more closely.
     pub serves: bool,
     /// The paths by which it may be reached. None if it does not speak of paths.
-    pub candidates: Option<Vec<Candidate>>,
+    pub steered: Option<SteeredPeer>,
 }
 
 /// Something that the caller does with the tunnel.
@@ -54,10 +58,6 @@ pub(super) enum PathAction {
     Limit(PublicKey, u16),
     /// Report the next datagram from this peer, the next packet to it, or both.
     Arm(PublicKey, bool, bool),
-    /// Do this with the paths to a peer.
-    Steer(PublicKey, Steer),
-    /// Let the path to this peer follow its datagrams.
-    Release(PublicKey),
 }
 
 /// What the paths are at a moment.
@@ -66,10 +66,8 @@ pub(super) struct Paths {
     watch: Watch,
     path_mtu: PathMtu,
     distances: Distances,
-    steered: SteeredPeers,
+    steered: Steered,
     peers: BTreeSet<PublicKey>,
-    /// The peers whose paths are not chosen here any more.
-    released: Vec<PublicKey>,
     reach: BTreeMap<PublicKey, Reach>,
     unreachable: BTreeSet<PublicKey>,
     turns: PeerTurns,
@@ -87,9 +85,8 @@ impl Paths {
             watch: Watch::default(),
             path_mtu: PathMtu::new(mtu),
             distances: Distances::default(),
-            steered: SteeredPeers::default(),
+            steered: Steered::default(),
             peers: BTreeSet::new(),
-            released: Vec::new(),
             reach: BTreeMap::new(),
             unreachable: BTreeSet::new(),
             turns: PeerTurns::default(),
@@ -109,34 +106,24 @@ impl Paths {
         let is_new = !ids.is_subset(&self.peers);
         self.next = if is_new { Some(now) } else { self.next };
         self.next = self.next.filter(|_| !ids.is_empty());
-        self.steer(&peers, now);
+        let steered = peers
+            .iter()
+            .filter_map(|p| Some((p.id, p.steered.clone()?)));
+        let steered = steered.collect();
+        self.steered.set(steered, |id| ids.contains(id), now);
         self.peers = ids;
         let peers = peers.into_iter().map(|peer| {
             // The endpoints of a peer whose path is chosen here are among its candidates.
-            let is_steered = peer.candidates.is_some();
+            let is_steered = peer.steered.is_some();
             let endpoints = (!is_steered).then_some(peer.endpoints);
             (peer.id, endpoints.unwrap_or_default(), peer.serves)
         });
         self.watch.set_peers(peers, now);
     }
 
-    /// Chooses the paths of those `peers` that speak of them.
-    fn steer(&mut self, peers: &[PathPeer], now: Instant) {
-        let candidates = |peer: &PathPeer| Some((peer.id, peer.candidates.clone()?));
-        let others = peers.iter().filter(|peer| peer.candidates.is_none());
-        let others = others.filter(|peer| self.steered.contains(&peer.id));
-        self.released.extend(others.map(|peer| peer.id));
-        let added = self.steered.set(peers.iter().filter_map(candidates), now);
-        for id in added {
-            self.released.retain(|released| *released != id);
-            // Each peer is kept alive, so it is to be reached from the beginning.
-            self.steered.handle_wanted(&id, now);
-        }
-    }
-
     /// The addresses of this machine have changed.
     pub(super) fn handle_network_changed(&mut self, now: Instant) {
-        self.steered.handle_network_changed(now);
+        self.steered.paths_mut().handle_network_changed(now);
     }
 
     /// The tunnel tells that there is news of peers: the state of all is read soon.
@@ -147,24 +134,17 @@ impl Paths {
 
     /// The peers of which [`Paths::poll_steered`] needs a report now.
     pub(super) fn reports_due(&self, now: Instant) -> Vec<PublicKey> {
-        self.steered.due(now)
+        self.steered.paths().due(now)
     }
 
     /// The paths to a peer, as the tunnel has them.
     pub(super) fn handle_report(&mut self, id: &PublicKey, report: &PathReport, now: Instant) {
-        if self.steered.contains(id) {
-            self.steered.handle_report(id, &report_of(report), now);
-        }
+        self.steered.handle_report(id, report, now);
     }
 
     /// What is to be done now with the paths of single peers.
-    pub(super) fn poll_steered(&mut self, now: Instant) -> Vec<PathAction> {
-        let released = std::mem::take(&mut self.released).into_iter();
-        let steered = self.steered.poll(now).into_iter();
-        released
-            .map(PathAction::Release)
-            .chain(steered.map(|(id, action)| PathAction::Steer(id, action)))
-            .collect()
+    pub(super) fn poll_steered(&mut self, now: Instant) -> Vec<SteerAction> {
+        self.steered.poll(now)
     }
 
     /// Whether [`Paths::poll`] is due, before which the state of all peers is read.
@@ -233,7 +213,7 @@ impl Paths {
             .collect();
         for action in &actions {
             if let PathAction::Probe(id) = action {
-                self.steered.handle_probed(id, now);
+                self.steered.paths_mut().handle_probed(id, now);
             }
         }
         let sized = self.path_mtu.poll(now).into_iter();
@@ -293,6 +273,11 @@ impl Paths {
         self.watch.endpoint(id)
     }
 
+    /// The peer said good-bye.
+    pub(super) fn handle_bye(&mut self, id: &PublicKey, now: Instant) {
+        self.steered.paths_mut().handle_bye(id, now);
+    }
+
     /// What was known of each peer at the last poll.
     pub(super) fn reach(&self) -> &BTreeMap<PublicKey, Reach> {
         &self.reach
@@ -314,25 +299,6 @@ impl Paths {
     /// The number of bytes of a packet to this peer that the path carries, as far as it is known.
     pub(super) fn limit(&self, id: &PublicKey) -> u16 {
         self.path_mtu.limit(id)
-    }
-}
-
-/// What the tunnel reports about a peer, as the machine takes it.
-fn report_of(report: &PathReport) -> Report {
-    let links = report.paths.iter().map(|seen| LinkReport {
-        path: seen.path,
-        heard: seen.heard,
-        answered: seen.answered.map(|trip| trip.at),
-        sample: seen.sample.map(|trip| (trip.at, trip.took)),
-        answers: seen.answers,
-    });
-    Report {
-        is_offered: report.is_steered,
-        primary: report.primary,
-        links: links.collect(),
-        waits_since: report.waits_since,
-        sent: report.last_send,
-        heard: report.last_receive,
     }
 }
 

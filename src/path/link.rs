@@ -56,22 +56,43 @@ pub struct Link {
     pub heard: Option<Instant>,
     /// When a probe was last answered.
     pub answered: Option<Instant>,
+    /// When another path last took over because this one failed.
+    pub failed: Option<Instant>,
     /// The number of the data plane's count of answers.
     answers: u32,
-    /// The last sample that was counted.
-    sampled: Option<Instant>,
-    srtt: Option<Duration>,
-    samples: u32,
+    estimate: Estimate,
     /// When the burst in progress began, the number of its next probe, and how many of its probes were answered.
     burst: Option<(Instant, usize, u32)>,
     /// Whether nothing was answered since a burst ended without an answer.
     is_dead: bool,
+    losses: Losses,
+    /// How many samples in a row were clearly shorter than the round trip of the path in use.
+    pub faster: u32,
+}
+
+/// The smoothed round trip (RFC 6298 section 2; the first samples are averaged).
+#[derive(Debug, Clone, Copy, Default)]
+struct Estimate {
+    /// The last sample that was counted.
+    sampled: Option<Instant>,
+    smoothed: Option<Duration>,
+    samples: u32,
+}
+
+/// The probes whose answers are waited for, and the last ones that were answered or lost.
+#[derive(Debug, Clone, Default)]
+struct Losses {
     pending: VecDeque<Instant>,
     /// The last probes, the newest in the lowest bit: 1 for a lost one.
     lost: u32,
     history: u32,
-    /// How many samples in a row were clearly shorter than the round trip of the path in use.
-    pub faster: u32,
+}
+
+impl Losses {
+    fn note(&mut self, is_lost: bool) {
+        self.lost = (self.lost << 1) | u32::from(is_lost);
+        self.history = (self.history + 1).min(HISTORY);
+    }
 }
 
 /// What the data plane knows of a path.
@@ -98,36 +119,41 @@ impl Link {
             evidence,
             heard: None,
             answered: None,
+            failed: None,
             answers: 0,
-            sampled: None,
-            srtt: None,
-            samples: 0,
+            estimate: Estimate::default(),
             burst: None,
             is_dead: false,
-            pending: VecDeque::new(),
-            lost: 0,
-            history: 0,
+            losses: Losses::default(),
             faster: 0,
         }
     }
 
-    /// The smoothed round trip (RFC 6298 section 2; the first samples are averaged).
+    /// The smoothed round trip.
     #[must_use]
     pub fn srtt(&self) -> Option<Duration> {
-        self.srtt
+        self.estimate.smoothed
     }
 
     /// How many round trips were measured.
     #[must_use]
     pub fn samples(&self) -> u32 {
-        self.samples
+        self.estimate.samples
     }
 
-    /// Whether a probe was answered lately.
+    /// Whether probes may be sent by it without the consent of the peer.
+    #[must_use]
+    pub fn may_probe(&self) -> bool {
+        self.evidence < Evidence::Observed || self.heard.is_some()
+    }
+
+    /// Whether a probe was answered lately, and since the path failed.
     #[must_use]
     pub fn is_fresh(&self, now: Instant) -> bool {
-        self.answered
-            .is_some_and(|at| now.saturating_duration_since(at) < FRESH)
+        self.answered > self.failed
+            && self
+                .answered
+                .is_some_and(|at| now.saturating_duration_since(at) < FRESH)
     }
 
     /// Whether a probe was answered or a datagram arrived since then.
@@ -143,14 +169,16 @@ impl Link {
         let silence = answered
             .zip(last)
             .map(|(other, last)| other.saturating_duration_since(last));
-        self.pending.len() >= ENOUGH as usize && silence.is_none_or(|silence| silence >= FRESH)
+        self.losses.pending.len() >= ENOUGH as usize
+            && silence.is_none_or(|silence| silence >= FRESH)
     }
 
     /// Whether too many of the last probes were lost.
     #[must_use]
     pub fn is_lossy(&self) -> bool {
-        let lost = (self.lost & ((1 << HISTORY) - 1)).count_ones();
-        self.history >= LEAST_HISTORY && lost * 100 > LOSSY * self.history
+        let Losses { lost, history, .. } = self.losses;
+        let lost = (lost & ((1 << HISTORY) - 1)).count_ones();
+        history >= LEAST_HISTORY && lost * 100 > LOSSY * history
     }
 
     /// The data plane reported the path. Returns a new sample, if there is one.
@@ -165,11 +193,11 @@ impl Link {
         self.answers = report.answers;
         if answered > 0 && std::mem::take(&mut self.is_dead) {
             // The losses belong to a time in which the path did not work at all.
-            (self.lost, self.history) = (0, 0);
+            (self.losses.lost, self.losses.history) = (0, 0);
         }
         for _ in 0..answered.min(HISTORY) {
-            if self.pending.pop_front().is_some() {
-                self.note(false);
+            if self.losses.pending.pop_front().is_some() {
+                self.losses.note(false);
             }
         }
         if let Some((start, step, count)) = self.burst {
@@ -177,20 +205,19 @@ impl Link {
             self.burst = (count < ENOUGH).then_some((start, step, count));
         }
         let (at, took) = report.sample?;
-        if self.sampled == Some(at) {
+        let Estimate {
+            sampled,
+            smoothed,
+            samples,
+        } = &mut self.estimate;
+        if sampled.replace(at) == Some(at) {
             return None;
         }
-        self.sampled = Some(at);
-        self.samples = self.samples.saturating_add(1);
-        let weight = self.samples.min(8);
-        let before = self.srtt.unwrap_or(took);
-        self.srtt = Some((before * (weight - 1) + took) / weight);
+        *samples = samples.saturating_add(1);
+        let weight = (*samples).min(8);
+        let before = smoothed.unwrap_or(took);
+        *smoothed = Some((before * (weight - 1) + took) / weight);
         Some(took)
-    }
-
-    fn note(&mut self, is_lost: bool) {
-        self.lost = (self.lost << 1) | u32::from(is_lost);
-        self.history = (self.history + 1).min(HISTORY);
     }
 
     /// Begins a burst of probes, unless one is in progress.
@@ -200,22 +227,20 @@ impl Link {
 
     /// A probe was sent by this path.
     pub fn handle_probed(&mut self, now: Instant) {
-        if self.pending.len() >= MAX_PENDING {
-            self.pending.pop_front();
+        let pending = &mut self.losses.pending;
+        if pending.len() >= MAX_PENDING {
+            pending.pop_front();
         }
-        self.pending.push_back(now);
+        pending.push_back(now);
     }
 
     /// Whether a probe of the burst is due.
     pub fn poll(&mut self, now: Instant) -> bool {
-        let patience = LOST_AFTER.max(self.srtt.unwrap_or_default() * 4);
-        while self
-            .pending
-            .front()
-            .is_some_and(|sent| now.saturating_duration_since(*sent) >= patience)
-        {
-            self.pending.pop_front();
-            self.note(true);
+        let patience = LOST_AFTER.max(self.srtt().unwrap_or_default() * 4);
+        let is_lost = |sent: &Instant| now.saturating_duration_since(*sent) >= patience;
+        while self.losses.pending.front().is_some_and(is_lost) {
+            self.losses.pending.pop_front();
+            self.losses.note(true);
         }
         let Some((start, step, count)) = self.burst else {
             return false;

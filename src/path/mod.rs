@@ -4,6 +4,7 @@ pub mod budget;
 pub mod candidates;
 pub mod distance;
 pub mod link;
+pub mod links;
 pub mod mtu;
 pub mod peer;
 pub mod peers;

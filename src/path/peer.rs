@@ -11,16 +11,10 @@ use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 use super::budget::Budget;
-use super::link::{ENOUGH, Evidence, Link, LinkReport};
+use super::link::{ENOUGH, Link, LinkReport};
+use super::links::{Candidate, Links, MAX_CANDIDATES};
 use crate::model::Path;
-use crate::model::path::MAX_PATHS;
 
-/// The largest number of candidates of a peer that are accepted.
-pub const MAX_CANDIDATES: usize = 16;
-/// The number of candidates that are probed at a time. The other places are for paths by which the peer is heard.
-const MAX_PROBED: usize = MAX_PATHS - 2;
-/// The number of relays by which an initiation is sent at once.
-const OPENING_RELAYS: usize = 2;
 /// After so long without an answer, a peer is lost.
 pub const LOST_AFTER: Duration = Duration::from_secs(7);
 /// The least silence, while packets are sent, that makes a path suspect.
@@ -42,21 +36,10 @@ pub const LAST_RETRY: Duration = Duration::from_secs(64);
 pub const RARE_RETRY: Duration = Duration::from_secs(300);
 /// A direct path that lasted for so long has shown that it works, and the pauses begin with the first one again.
 const STEADY: Duration = Duration::from_secs(60);
-/// A path of the same kind is better if its round trip is shorter by more than this, and by more than a fifth.
-pub const LEAST_GAIN: Duration = Duration::from_millis(2);
 /// A direct path whose round trip is longer than twice that of a relay, and than this besides, is not used.
 pub const LEAST_LOSS: Duration = Duration::from_millis(20);
 /// After a choice there is no other one for this time, in which the data plane waits for a gap between packets.
 const CHOICE_INTERVAL: Duration = Duration::from_millis(600);
-
-/// A path by which a peer may be reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Candidate {
-    /// The path.
-    pub path: Path,
-    /// How it is known.
-    pub evidence: Evidence,
-}
 
 /// What the data plane knows of the paths to a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -125,11 +108,7 @@ pub enum State {
 #[derive(Debug)]
 pub struct Peer {
     state: State,
-    primary: Option<Path>,
-    links: Vec<Link>,
-    candidates: Vec<Candidate>,
-    /// The place in the candidates from which those are taken that are probed.
-    first_candidate: usize,
+    links: Links,
     sent: Option<Instant>,
     standby_at: Option<Instant>,
     /// The next attempt to find a direct path, and how many there were.
@@ -155,10 +134,7 @@ impl Peer {
     pub fn new() -> Self {
         Self {
             state: State::Cold,
-            primary: None,
-            links: Vec::new(),
-            candidates: Vec::new(),
-            first_candidate: 0,
+            links: Links::default(),
             sent: None,
             standby_at: None,
             upgrade: None,
@@ -178,105 +154,38 @@ impl Peer {
     /// The path by which packets are sent.
     #[must_use]
     pub fn primary(&self) -> Option<Path> {
-        self.primary
+        self.links.primary
     }
 
     /// What is known of each path.
     #[must_use]
-    pub fn links(&self) -> &[Link] {
+    pub fn links(&self) -> &Links {
         &self.links
     }
 
-    /// The path that is used if the one in use fails: a relay, if there is one.
-    #[must_use]
-    pub fn standby(&self, now: Instant) -> Option<Path> {
-        let others = self.others().filter(|link| link.answered.is_some());
-        let rank = |link: &&Link| {
-            let is_direct = link.path.relay().is_none();
-            (
-                !link.is_fresh(now),
-                is_direct,
-                link.path.kind(),
-                link.srtt(),
-            )
-        };
-        Some(others.min_by_key(rank)?.path)
-    }
-
-    fn others(&self) -> impl Iterator<Item = &Link> {
-        let primary = self.primary;
-        let links = self.links.iter();
-        links.filter(move |link| Some(link.path) != primary)
-    }
-
-    fn link(&self, path: Option<Path>) -> Option<&Link> {
-        let path = path?;
-        self.links.iter().find(|link| link.path == path)
-    }
-
-    fn link_mut(&mut self, path: Path) -> Option<&mut Link> {
-        self.links.iter_mut().find(|link| link.path == path)
-    }
-
     /// Sets the paths by which the peer may be reached, of which the first [`MAX_CANDIDATES`] are accepted.
-    pub fn set_candidates(&mut self, mut candidates: Vec<Candidate>, now: Instant) {
-        candidates.truncate(MAX_CANDIDATES);
-        // Those with equal evidence stay in the order of the peer.
-        candidates.sort_by_key(|candidate| candidate.evidence);
-        if candidates == self.candidates && !candidates.is_empty() {
-            return;
-        }
-        self.candidates = candidates;
-        self.first_candidate = 0;
-        self.renew_links();
-        if let State::Open = self.state {
-            let is_new = |link: &&mut Link| link.answered.is_none();
-            let links = self.links.iter_mut().filter(is_new);
-            links
-                .filter(|link| may_probe(link))
-                .for_each(|link| link.begin_burst(now));
-        }
-    }
-
-    /// Makes the links those of the candidates, besides the ones that work, and offers them to the data plane.
-    fn renew_links(&mut self) {
-        let primary = self.primary;
-        let is_candidate = |path: Path| self.candidates.iter().any(|c| c.path == path);
-        self.links.retain(|link| {
-            Some(link.path) == primary || link.answered.is_some() || is_candidate(link.path)
-        });
-        let count = self.candidates.len();
-        for n in 0..count {
-            let at = (self.first_candidate + n) % count;
-            let Some(candidate) = self.candidates.get(at).copied() else {
-                continue;
-            };
-            if self.link(Some(candidate.path)).is_none() && self.links.len() < MAX_PROBED {
-                self.links
-                    .push(Link::new(candidate.path, candidate.evidence));
+    pub fn set_candidates(&mut self, candidates: Vec<Candidate>, now: Instant) {
+        if self.links.set_candidates(candidates) {
+            self.offer();
+            match self.state {
+                State::Cold | State::Suspect { .. } => {}
+                State::Opening { .. } => self.actions.push(Action::Open),
+                State::Open => self.links.probe(|link| link.answered.is_none(), now),
+                // There may be a path now where there was none.
+                State::Lost { .. } => {
+                    self.state = State::Lost {
+                        again: now,
+                        tries: 0,
+                    };
+                }
             }
         }
-        self.offer();
     }
 
     /// Tells the data plane which paths there are.
     fn offer(&mut self) {
-        let paths = self.links.iter().map(|link| link.path).collect();
-        let asked = |link: &&Link| may_probe(link);
-        let direct = self
-            .links
-            .iter()
-            .filter(asked)
-            .filter(|link| link.path.relay().is_none());
-        let relays = self
-            .links
-            .iter()
-            .filter(asked)
-            .filter(|link| link.path.relay().is_some());
-        let opens = direct
-            .chain(relays.take(OPENING_RELAYS))
-            .map(|link| link.path);
-        self.actions.push(Action::Offer(paths, opens.collect()));
+        let (all, opens) = self.links.offers();
+        self.actions.push(Action::Offer(all, opens));
     }
 
     /// A packet is sent to the peer, or it is to be reached for another reason.
@@ -289,7 +198,8 @@ impl Peer {
 
     /// A probe was sent by the path in use, for another reason than this machine has.
     pub fn handle_probed(&mut self, now: Instant) {
-        if let Some(link) = self.primary.and_then(|path| self.link_mut(path)) {
+        let primary = self.links.primary;
+        if let Some(link) = primary.and_then(|path| self.links.of_mut(path)) {
             link.handle_probed(now);
         }
     }
@@ -299,7 +209,7 @@ impl Peer {
         self.upgrades = 0;
         match self.state {
             State::Cold | State::Opening { .. } => {}
-            State::Open | State::Suspect { .. } => self.probe_all(now),
+            State::Open | State::Suspect { .. } => self.links.probe(|_| true, now),
             State::Lost { .. } => {
                 self.state = State::Lost {
                     again: now,
@@ -312,20 +222,19 @@ impl Peer {
     /// The peer stops or changes its network. The standby is used at once.
     pub fn handle_bye(&mut self, now: Instant) {
         if let (State::Open | State::Suspect { .. }, Some(standby)) =
-            (self.state, self.standby(now))
+            (self.state, self.links.standby(now))
         {
-            self.use_path(standby, None, now);
+            self.replace(standby, now);
         }
     }
 
     /// The peer waits for probes by these paths, or sends probes there itself.
     pub fn handle_consent(&mut self, paths: &[Path], now: Instant) {
         for path in paths.iter().take(MAX_CANDIDATES) {
-            if self.link(Some(*path)).is_none() && self.links.len() < MAX_PATHS {
-                self.links.push(Link::new(*path, Evidence::Observed));
+            if self.links.add_observed(*path) {
                 self.offer();
             }
-            if let Some(link) = self.link_mut(*path) {
+            if let Some(link) = self.links.of_mut(*path) {
                 link.begin_burst(now);
             }
         }
@@ -335,12 +244,10 @@ impl Peer {
     pub fn handle_report(&mut self, report: &Report, now: Instant) {
         let is_sent = report.sent > self.sent;
         self.sent = self.sent.max(report.sent);
-        if self.primary != report.primary {
-            self.primary = report.primary;
-            self.links.iter_mut().for_each(|link| link.faster = 0);
-        }
+        self.links.set_primary(report.primary);
+        let is_open = matches!(self.state, State::Open | State::Suspect { .. });
         for seen in &report.links {
-            self.handle_link(seen, now);
+            self.links.handle_report(seen, is_open, now);
         }
         if is_sent {
             self.handle_wanted(now);
@@ -354,52 +261,6 @@ impl Peer {
             self.state = State::Cold;
             self.offer();
             self.handle_wanted(now);
-        }
-    }
-
-    /// Takes over what is known of one path.
-    fn handle_link(&mut self, seen: &LinkReport, now: Instant) {
-        let in_use = self.link(self.primary).and_then(Link::srtt);
-        let is_primary = self.primary == Some(seen.path);
-        let is_open = matches!(self.state, State::Open | State::Suspect { .. });
-        if self.link(Some(seen.path)).is_none() {
-            if seen.heard.is_none() && seen.answered.is_none() && !is_primary {
-                return;
-            }
-            self.make_room();
-            let mut link = Link::new(seen.path, Evidence::Heard);
-            if is_open {
-                // The peer is heard by another path than before: whether it works both ways is shown by a probe, and so is
-                // whether the path in use still does.
-                link.begin_burst(now);
-                let primary = self.primary.and_then(|path| self.link_mut(path));
-                primary.into_iter().for_each(|link| link.begin_burst(now));
-            }
-            self.links.push(link);
-        }
-        let Some(link) = self.link_mut(seen.path) else {
-            return;
-        };
-        if let (Some(sample), false, Some(in_use)) = (link.handle_report(seen), is_primary, in_use)
-        {
-            let gain = in_use.saturating_sub(sample);
-            let is_faster = gain > LEAST_GAIN && gain * 5 > in_use;
-            link.faster = if is_faster { link.faster + 1 } else { 0 };
-        }
-    }
-
-    /// Makes room for a link: the one that is least useful is removed.
-    fn make_room(&mut self) {
-        if self.links.len() < MAX_PATHS {
-            return;
-        }
-        let primary = self.primary;
-        let others = self.links.iter().enumerate();
-        let least = others
-            .filter(|(_, link)| Some(link.path) != primary)
-            .min_by_key(|(_, link)| (link.answered, link.heard));
-        if let Some((at, _)) = least {
-            self.links.remove(at);
         }
     }
 
@@ -419,7 +280,7 @@ impl Peer {
                     .is_some_and(|at| since.is_none_or(|since| at >= since))
                 {
                     self.open(now);
-                    self.probe_all(now);
+                    self.links.probe(|_| true, now);
                 }
             }
             State::Open => {
@@ -436,7 +297,7 @@ impl Peer {
                 }
             }
             State::Suspect { since, .. } => {
-                let primary = self.link(self.primary);
+                let primary = self.links.in_use();
                 if primary.is_some_and(|link| link.works_since(since)) {
                     self.state = State::Open;
                 }
@@ -447,7 +308,7 @@ impl Peer {
 
     /// How long the path in use may be silent while packets are sent.
     fn patience(&self) -> Duration {
-        let srtt = self.link(self.primary).and_then(Link::srtt);
+        let srtt = self.links.in_use().and_then(Link::srtt);
         LEAST_PATIENCE.max(srtt.unwrap_or_default() * 4)
     }
 
@@ -458,14 +319,8 @@ impl Peer {
         self.standby_at = Some(now + STANDBY_INTERVAL);
     }
 
-    /// Begins a burst by each path that may be probed.
-    fn probe_all(&mut self, now: Instant) {
-        let links = self.links.iter_mut().filter(|link| may_probe(link));
-        links.for_each(|link| link.begin_burst(now));
-    }
-
     fn use_path(&mut self, path: Path, gap: Option<Duration>, now: Instant) {
-        let was_direct = self.primary.is_some_and(|path| path.relay().is_none());
+        let was_direct = self.links.is_direct();
         let is_young = |at: Instant| now.saturating_duration_since(at) < STEADY;
         if was_direct && path.relay().is_some() && !self.chosen.is_some_and(is_young) {
             self.upgrades = 0;
@@ -473,10 +328,19 @@ impl Peer {
         self.actions.push(Action::Use(path, gap));
         self.chosen = Some(now);
         if gap.is_none() {
-            self.primary = Some(path);
+            self.links.set_primary(Some(path));
         }
-        self.links.iter_mut().for_each(|link| link.faster = 0);
+        self.links.forget_comparison();
         self.open(now);
+    }
+
+    /// The path in use has failed, and this one takes over.
+    fn replace(&mut self, path: Path, now: Instant) {
+        let primary = self.links.primary;
+        if let Some(failed) = primary.and_then(|path| self.links.of_mut(path)) {
+            failed.failed = Some(now);
+        }
+        self.use_path(path, None, now);
     }
 
     /// Moves to a better path, if there is one.
@@ -485,9 +349,9 @@ impl Peer {
         if !matches!(self.state, State::Open) || self.chosen.is_some_and(rests) {
             return;
         }
-        let primary = self.link(self.primary);
-        let relay = self.relay_srtt(now);
-        let better = self.others().filter(|link| match primary {
+        let primary = self.links.in_use();
+        let relay = self.links.relay_srtt(now);
+        let better = self.links.others().filter(|link| match primary {
             Some(primary) => beats(link, primary, relay, now),
             None => link.is_fresh(now),
         });
@@ -497,16 +361,8 @@ impl Peer {
         let before = primary.and_then(Link::srtt);
         let gain = before.zip(best.srtt()).map(|(a, b)| a.saturating_sub(b));
         let gap = gain.filter(|gain| !gain.is_zero()).map(|gain| gain / 2);
-        self.use_path(best.path, gap, now);
-    }
-
-    /// The shortest round trip over a relay that answers.
-    fn relay_srtt(&self, now: Instant) -> Option<Duration> {
-        let relays = self.links.iter().filter(|link| link.path.relay().is_some());
-        relays
-            .filter(|link| link.is_fresh(now))
-            .filter_map(Link::srtt)
-            .min()
+        let path = best.path;
+        self.use_path(path, gap, now);
     }
 
     /// Returns what is due. The last report is not older than this call.
@@ -532,14 +388,12 @@ impl Peer {
                 }
             }
         }
-        for link in &mut self.links {
-            if link.poll(now) && !probes.contains(&link.path) {
-                probes.push(link.path);
-            }
-        }
+        probes.extend(self.links.poll(now));
+        probes.sort_unstable();
+        probes.dedup();
         for path in probes {
             if budget.take(&path, now) {
-                if let Some(link) = self.link_mut(path) {
+                if let Some(link) = self.links.of_mut(path) {
                     link.handle_probed(now);
                 }
                 self.actions.push(Action::Probe(path));
@@ -555,30 +409,18 @@ impl Peer {
             if !self.is_used(now) {
                 // The next packet is reported, and lets it go on.
                 self.standby_at = None;
-            } else if let Some(standby) = self.standby(now) {
-                probes.extend(self.primary);
+            } else if let Some(standby) = self.links.standby(now) {
+                probes.extend(self.links.primary);
                 probes.push(standby);
             }
         }
-        let is_direct = self.primary.is_some_and(|path| path.relay().is_none());
-        if !is_direct && self.upgrade.is_some_and(|at| at <= now) {
+        if !self.links.is_direct() && self.upgrade.is_some_and(|at| at <= now) {
             self.upgrades = self.upgrades.saturating_add(1);
             self.upgrade = Some(now + retry_pause(self.upgrades));
-            self.turn_candidates();
-            let links = self.links.iter_mut().filter(|link| may_probe(link));
-            let direct = links.filter(|link| link.path.relay().is_none());
-            direct.for_each(|link| link.begin_burst(now));
-        }
-    }
-
-    /// If there are more candidates than may be probed at a time, lets others have their turn.
-    fn turn_candidates(&mut self) {
-        if self.candidates.len() > MAX_PROBED {
-            self.first_candidate = (self.first_candidate + 4) % self.candidates.len();
-            let primary = self.primary;
-            self.links
-                .retain(|link| Some(link.path) == primary || link.answered.is_some());
-            self.renew_links();
+            if self.links.turn_candidates() {
+                self.offer();
+            }
+            self.links.probe(|link| link.path.relay().is_none(), now);
         }
     }
 
@@ -589,16 +431,17 @@ impl Peer {
         now: Instant,
     ) {
         let next = since + SUSPECT_INTERVAL * sent;
+        let primary = self.links.primary;
         if sent < SUSPECT_PROBES && next <= now {
-            probes.extend(self.primary);
+            probes.extend(self.links.primary);
             let mut is_wide = is_wide;
             // The first probe is most often answered, so the others are asked from the second one on.
             if sent > 0 && !is_wide {
-                match self.standby(now) {
+                match self.links.standby(now) {
                     Some(standby) => probes.push(standby),
                     None => {
                         is_wide = true;
-                        self.probe_others(now);
+                        self.links.probe(|link| Some(link.path) != primary, now);
                     }
                 }
             }
@@ -611,10 +454,13 @@ impl Peer {
         if now < self.fails_at(since) {
             return;
         }
-        let answering = self.others().filter(|link| link.answered >= Some(since));
+        let answering = self
+            .links
+            .others()
+            .filter(|link| link.answered >= Some(since));
         if let Some(best) = answering.min_by_key(|link| (link.path.kind(), link.srtt())) {
             let path = best.path;
-            self.use_path(path, None, now);
+            self.replace(path, now);
         } else if now.saturating_duration_since(since) >= LOST_AFTER {
             self.lose(0, now);
         } else if !is_wide && sent >= SUSPECT_PROBES {
@@ -623,24 +469,13 @@ impl Peer {
                 probes: sent,
                 is_wide: true,
             };
-            self.probe_others(now);
+            self.links.probe(|link| Some(link.path) != primary, now);
         }
-    }
-
-    fn probe_others(&mut self, now: Instant) {
-        let primary = self.primary;
-        let others = self
-            .links
-            .iter_mut()
-            .filter(|link| Some(link.path) != primary);
-        others
-            .filter(|link| may_probe(link))
-            .for_each(|link| link.begin_burst(now));
     }
 
     /// When a path that is suspect since then has failed, unless it answers before.
     fn fails_at(&self, since: Instant) -> Instant {
-        let srtt = self.link(self.primary).and_then(Link::srtt);
+        let srtt = self.links.in_use().and_then(Link::srtt);
         since + (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt.unwrap_or_default() * 3)
     }
 
@@ -652,8 +487,10 @@ impl Peer {
     }
 
     fn try_again(&mut self, tries: u32, now: Instant) {
-        self.turn_candidates();
-        self.probe_all(now);
+        if self.links.turn_candidates() {
+            self.offer();
+        }
+        self.links.probe(|_| true, now);
         self.actions.push(Action::Open);
         self.lose(tries, now);
     }
@@ -685,7 +522,7 @@ impl Peer {
             State::Cold => None,
             State::Opening { since } => Some(since + LOST_AFTER),
             State::Open => {
-                let is_direct = self.primary.is_some_and(|path| path.relay().is_none());
+                let is_direct = self.links.is_direct();
                 earliest([self.upgrade.filter(|_| !is_direct), self.standby_at])
             }
             State::Suspect {
@@ -699,8 +536,7 @@ impl Peer {
             }
             State::Lost { again, .. } => Some(again),
         };
-        let probes = self.links.iter().filter_map(Link::poll_timeout).min();
-        earliest([own, probes])
+        earliest([own, self.links.poll_timeout()])
     }
 }
 
@@ -712,11 +548,6 @@ impl Default for Peer {
 
 fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<Instant> {
     times.into_iter().flatten().min()
-}
-
-/// Whether probes may be sent by a path without the consent of the peer.
-fn may_probe(link: &Link) -> bool {
-    link.evidence < Evidence::Observed || link.heard.is_some()
 }
 
 /// Whether a direct path is so bad that a relay is better.

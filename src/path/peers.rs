@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::budget::Budget;
-use super::peer::{Action, Candidate, Peer, Report};
+use super::links::Candidate;
+use super::peer::{Action, Peer, Report};
 use crate::model::{Path, PublicKey};
 
 /// The paths to all peers that are steered. It reads no clock: each call passes the time.

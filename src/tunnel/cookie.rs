@@ -3,7 +3,7 @@
 //! boringtun has cookies as well, but its responder binds them to the address without the port, and decides by one counter for
 //! the whole node. The part of its initiator that returns cookies is used as it is.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use blake2::digest::consts::U16;
@@ -30,6 +30,24 @@ pub fn reply_key(public_key: &[u8; 32]) -> [u8; 32] {
     hash.finalize().into()
 }
 
+/// Where a handshake message came from: an address and port, and behind a relay the mesh address of its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The address and port.
+    pub address: SocketAddr,
+    /// The mesh address of the sender, if the message came through a relay.
+    pub label: Option<Ipv4Addr>,
+}
+
+impl From<SocketAddr> for Origin {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            label: None,
+        }
+    }
+}
+
 /// Makes and verifies cookies. It stores nothing for a source, and reads no clock.
 pub struct Cookies {
     seed: [u8; 32],
@@ -50,7 +68,8 @@ impl Cookies {
 
     /// Whether the second MAC of a message was made with a cookie that was sent to the address and port of `source`.
     #[must_use]
-    pub fn proves(&self, handshake: &[u8], source: SocketAddr, now: Instant) -> bool {
+    pub fn proves(&self, handshake: &[u8], source: impl Into<Origin>, now: Instant) -> bool {
+        let source = source.into();
         let Some((message, mac2)) = handshake.split_last_chunk::<MAC>() else {
             return false;
         };
@@ -73,9 +92,10 @@ impl Cookies {
         &mut self,
         reply_key: &[u8; 32],
         handshake: &[u8],
-        source: SocketAddr,
+        source: impl Into<Origin>,
         now: Instant,
     ) -> Option<[u8; REPLY]> {
+        let source = source.into();
         let sender = handshake.get(4..8)?;
         let mac1 = handshake
             .len()
@@ -103,12 +123,15 @@ impl Cookies {
         now.saturating_duration_since(self.started).as_secs() / ROTATE.as_secs()
     }
 
-    fn cookie(&self, source: SocketAddr, epoch: u64) -> [u8; MAC] {
+    fn cookie(&self, source: Origin, epoch: u64) -> [u8; MAC] {
         let secret = mac(&self.seed, &[b"secret", &epoch.to_le_bytes()]);
-        let port = source.port().to_be_bytes();
-        match source.ip() {
-            IpAddr::V4(v4) => mac(&secret, &[&v4.octets(), &port]),
-            IpAddr::V6(v6) => mac(&secret, &[&v6.octets(), &port]),
+        let port = source.address.port().to_be_bytes();
+        // The lengths of an address, with a label or without, are all different.
+        let label = source.label.map(|label| label.octets());
+        let label = label.as_ref().map_or(&[][..], |label| label);
+        match source.address.ip() {
+            IpAddr::V4(v4) => mac(&secret, &[&v4.octets(), &port, label]),
+            IpAddr::V6(v6) => mac(&secret, &[&v6.octets(), &port, label]),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::drops::DropReason;
+use super::messages;
 use super::noise::Opened;
 use super::packet::Ip;
 use super::peer::Peer;
@@ -20,6 +21,8 @@ pub(super) enum Decision {
     AnswerProbe,
     /// The packet is the answer to the probe with this nonce, after this round trip.
     Measured { nonce: u64, rtt: Duration },
+    /// The packet carries a message about paths to this node: read it.
+    ReadMessage,
     /// The message is authentic, and there is nothing to deliver.
     Keepalive,
     /// Drop the message.
@@ -64,6 +67,9 @@ pub(super) fn decide(
                 Some(rtt) => Decision::Measured { nonce, rtt },
                 None => Decision::Keepalive,
             }
+        }
+        _ if messages::payload(packet, &ip).is_some() && is_local(ip.destination) => {
+            Decision::ReadMessage
         }
         _ => Decision::Deliver,
     }

@@ -4,9 +4,11 @@
 //! an address translator on the way would drop a reply from another address of this host. The kernel chooses the source
 //! where none is known yet, when an endpoint is set, and when [`super::routes`] finds that the source is no longer valid.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::model::Path;
+use super::cookie::Origin;
+use super::relay::Header;
+use crate::model::{NodeAddress, Path};
 use crate::os::batch::Source;
 
 /// The address and port of a peer, and the source of datagrams to it.
@@ -15,17 +17,54 @@ pub(super) struct Endpoint {
     pub(super) address: SocketAddr,
     /// Without one, the kernel chooses.
     pub(super) source: Option<Source>,
+    /// The relay that has this address, if it forwards the datagrams.
+    pub(super) via: Option<Via>,
+}
+
+/// The relay that forwards datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Via {
+    pub(super) relay: NodeAddress,
+    /// What precedes each datagram to it.
+    pub(super) header: Header,
 }
 
 impl Endpoint {
+    /// An endpoint to which nothing is sent.
+    pub(super) const NOWHERE: Self = Self {
+        address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        source: None,
+        via: None,
+    };
+
     /// The path that leads there.
     pub(super) fn path(&self) -> Path {
-        Path::Direct(self.address)
+        match self.via {
+            None => Path::Direct(self.address),
+            Some(via) => Path::Relay(via.relay),
+        }
+    }
+
+    /// The path as the limits of handshakes tell it from others: peers behind one relay do not share one.
+    pub(super) fn origin(&self) -> Origin {
+        Origin {
+            address: self.address,
+            label: self.label(),
+        }
+    }
+
+    /// The mesh address of the peer, if a relay forwards the datagrams.
+    #[inline]
+    pub(super) fn label(&self) -> Option<Ipv4Addr> {
+        self.via.map(|via| via.header.label)
     }
 
     /// The same endpoint, with the source left to the kernel.
     pub(super) fn without_source(self) -> Self {
-        Self::from(self.address)
+        Self {
+            source: None,
+            ..self
+        }
     }
 }
 
@@ -34,6 +73,7 @@ impl From<SocketAddr> for Endpoint {
         Self {
             address,
             source: None,
+            via: None,
         }
     }
 }

@@ -56,9 +56,9 @@ impl Handshakes {
         let Some(keys) = round.table.keys_for(datagram) else {
             return drops.add(DropReason::NotAuthentic);
         };
-        let limiter = &round.shared.limiter;
+        let limiter = &round.shared.limits.handshakes;
         let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        let admission = limiter.admit(keys.reply_key(), datagram, from.address, round.now);
+        let admission = limiter.admit(keys.reply_key(), datagram, from.origin(), round.now);
         drop(limiter);
         match admission {
             Admission::Pass if self.0.len() < MAX_WAITING => {
@@ -77,7 +77,7 @@ impl Handshakes {
             }
             Admission::Pass | Admission::Refuse => drops.add(DropReason::HandshakeLimit),
             Admission::Prove(reply) => {
-                sender.space()[..reply.len()].copy_from_slice(&reply);
+                sender.space_to(&from)[..reply.len()].copy_from_slice(&reply);
                 sender.commit(reply.len(), from);
                 drops.add(DropReason::Challenged);
             }
@@ -121,6 +121,9 @@ pub(super) fn handle(
         Ok(peer) => peer,
         Err(reason) => return drops.add(reason),
     };
+    if !round.is_from(&from, peer) {
+        return drops.add(DropReason::ForeignSource);
+    }
     let Some(keys) = round.table.keys_of(peer) else {
         return drops.add(DropReason::NoSession);
     };
@@ -136,15 +139,15 @@ pub(super) fn handle(
     {
         peer.count_rx(datagram.len());
         peer.count_tx(reply.len());
-        sender.space()[..reply.len()].copy_from_slice(reply);
+        sender.space_to(&from)[..reply.len()].copy_from_slice(reply);
         return sender.commit(reply.len(), from);
     }
-    let is_steered = state.paths.choice() == Choice::Steered;
+    let is_steered = state.paths.choice == Choice::Steered;
     let noise = state.noise(keys, peer.index, round.now);
-    match noise.open(message, datagram, sender.space()) {
+    match noise.open(message, datagram, sender.space_to(&from)) {
         Opened::Reply(length) => {
             if is_steered {
-                let reply = &sender.space()[..length];
+                let reply = &sender.space_to(&from)[..length];
                 state.replied = Replied::new(datagram, reply, round.now);
             }
             // The reply goes to the address that the initiation came from. The endpoint changes only once the peer has shown,

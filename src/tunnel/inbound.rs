@@ -9,14 +9,17 @@ use super::delivery::Delivery;
 use super::drops::DropReason;
 use super::endpoint::Endpoint;
 use super::handshakes::{self, Handshakes};
+use super::incoming;
 use super::noise::{Message, Opened, room_for};
 use super::packet::Ip;
 use super::peer::Peer;
 use super::probe;
+use super::relay::{Frame, HEADER, RelayDrop, is_frame};
 use super::round::Round;
 use super::shared::Shared;
 use super::sockets::Sockets;
 use super::udp::{Receiver, Sender};
+use super::used_relays;
 
 /// The least time between two handshakes with one peer that used an unknown session.
 const REVIVAL_INTERVAL_OF_PEER: Duration = Duration::from_secs(1);
@@ -82,8 +85,46 @@ impl Inbound {
         let drops = &round.shared.drops;
         let message = match Message::parse(datagram) {
             Ok(message) => message,
+            Err(_) if is_frame(datagram) => return self.frame(round, datagram, from),
             Err(reason) => return drops.add(reason),
         };
+        self.message(round, message, datagram, from);
+    }
+
+    /// A frame to this node as a relay, or from a relay.
+    fn frame(&mut self, round: &Round<'_>, datagram: &[u8], from: Endpoint) {
+        let relaying = &round.shared.relaying;
+        let Frame { header, message } = match Frame::parse(datagram) {
+            Ok(frame) => frame,
+            Err(reason) => return relaying.drop(reason),
+        };
+        if header.tag.is_some() {
+            let bytes = message.len();
+            let Round { table, now, .. } = *round;
+            let forward = relaying.forward(table, header, from.address, bytes, now);
+            let Some((to, header)) = forward else { return };
+            let length = HEADER + bytes;
+            if self.sender.is_full(length) {
+                self.sender.flush(round.sockets, &round.shared.drops);
+            }
+            let space = &mut self.sender.space_to(&to)[..length];
+            let (head, body) = space.split_at_mut(HEADER);
+            head.copy_from_slice(&header.to_bytes());
+            body.copy_from_slice(message);
+            return self.sender.commit(length, to);
+        }
+        // Only a relay that this node knows may name another sender than itself.
+        let Some(from) = used_relays::sender_of(&round.table.relays, header, from) else {
+            return relaying.drop(RelayDrop::UnknownSource);
+        };
+        if let Ok(kind) = Message::parse(message) {
+            self.message(round, kind, message, from);
+        }
+    }
+
+    /// A WireGuard message, whichever path it came by.
+    fn message(&mut self, round: &Round<'_>, message: Message, datagram: &[u8], from: Endpoint) {
+        let drops = &round.shared.drops;
         if round.table.keys.is_none() {
             return drops.add(DropReason::NoSession);
         }
@@ -115,6 +156,9 @@ impl Inbound {
             drops.add(DropReason::NoSession);
             return self.revive(round, from);
         };
+        if !round.is_from(&from, &peer) {
+            return drops.add(DropReason::ForeignSource);
+        }
         let mut state = peer.lock();
         let space = self.delivery.space();
         let opened = match &mut state.noise {
@@ -154,6 +198,12 @@ impl Inbound {
                 peer.probes().handle_answer(nonce, by, rtt, round.now);
                 round.shared.wakes.news.add(peer.member);
             }
+            Decision::ReadMessage => {
+                drop(state);
+                if let Opened::Packet(length) = opened {
+                    incoming::handle(round, &peer, &space[..length], from, &mut self.sender);
+                }
+            }
             Decision::Keepalive => {}
             Decision::Drop(DropReason::NoSession) => {
                 drop(state);
@@ -169,17 +219,20 @@ impl Inbound {
     /// datagram, so this is limited. The handshake leaves from the address at which the datagram arrived, if no other one
     /// is known.
     fn revive(&mut self, round: &Round<'_>, from: Endpoint) {
-        if !round.shared.revivals.admit(round.now) {
+        if !round.shared.limits.revivals.admit(round.now) {
             return;
         }
         for peer in round.table.by_key.values() {
             let mut state = peer.lock();
-            if state.paths.endpoint_of(&from.path()).is_some() {
+            let known = state.paths.endpoint_of(&from.path());
+            if known.is_some_and(|known| known.label() == from.label()) {
                 let last = state.revived;
                 let since = last.map(|at| round.now.saturating_duration_since(at));
                 if since.is_none_or(|since| since >= REVIVAL_INTERVAL_OF_PEER) {
                     state.revived = Some(round.now);
-                    let to = state.paths.learn_source(from);
+                    let mut entries = state.paths.entries_mut().iter_mut();
+                    let entry = entries.find(|entry| entry.endpoint.path() == from.path());
+                    let to = entry.map(|entry| entry.learn_missing(from));
                     let Round { table, now, .. } = *round;
                     let (sender, peer) = (&mut self.sender, (&**peer, &mut *state));
                     round.shared.initiate(table, peer, to, sender, now);

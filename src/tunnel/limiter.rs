@@ -6,11 +6,11 @@
 //! forged sources can neither fill the table of sources nor use up the limits of others.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::cookie::{Cookies, REPLY};
+use super::cookie::{Cookies, Origin, REPLY};
 use crate::model::rate::{Bucket, Rate};
 
 /// The number of handshakes a second that pass whatever their source: a few percent of a core.
@@ -60,7 +60,7 @@ pub struct HandshakeLimiter {
     replies: Bucket,
     proven: Bucket,
     others: Bucket,
-    sources: HashMap<IpAddr, Bucket>,
+    sources: HashMap<(IpAddr, Option<Ipv4Addr>), Bucket>,
     swept: Instant,
 }
 
@@ -85,14 +85,15 @@ impl HandshakeLimiter {
         &mut self,
         reply_key: &[u8; 32],
         handshake: &[u8],
-        source: SocketAddr,
+        source: impl Into<Origin>,
         now: Instant,
     ) -> Admission {
+        let source = source.into();
         if self.all.take(now) {
             return Admission::Pass;
         }
         if self.cookies.proves(handshake, source, now) {
-            return if self.source(source.ip(), now) && self.proven.take(now) {
+            return if self.source(source, now) && self.proven.take(now) {
                 Admission::Pass
             } else {
                 Admission::Refuse
@@ -107,13 +108,14 @@ impl HandshakeLimiter {
     }
 
     /// Whether the bucket of a proven source allows one more.
-    fn source(&mut self, source: IpAddr, now: Instant) -> bool {
+    fn source(&mut self, source: Origin, now: Instant) -> bool {
         self.sweep(now);
         // One machine can own a /64 as easily as one address.
-        let source = match source {
-            IpAddr::V4(_) => source,
+        let address = match source.address.ip() {
             IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
+            address => address,
         };
+        let source = (address, source.label);
         if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
             return self.others.take(now);
         }
@@ -169,6 +171,8 @@ mod tests {
     use x25519_dalek::StaticSecret;
 
     use super::super::noise::{Message, Noise, Opened, StaticKeys};
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn forged(n: u32) -> SocketAddr {
@@ -230,11 +234,31 @@ mod tests {
         assert_eq!(limiter.sources.len(), 1, "nothing is kept for the others");
     }
 
+    fn origin(address: [u8; 4]) -> Origin {
+        SocketAddr::from((address, 51820)).into()
+    }
+
+    #[test]
+    fn peers_behind_one_relay_have_buckets_of_their_own() {
+        let start = Instant::now();
+        let mut limiter = HandshakeLimiter::new([9; 32], start);
+        let behind = |n: u8| Origin {
+            label: Some([10, 210, n, 1].into()),
+            ..origin([10, 0, 0, 1])
+        };
+        let passed = |limiter: &mut HandshakeLimiter, from| {
+            (0..100).filter(|_| limiter.source(from, start)).count()
+        };
+        assert_eq!(passed(&mut limiter, behind(1)), 20);
+        assert_eq!(passed(&mut limiter, behind(2)), 20);
+        assert_eq!(passed(&mut limiter, origin([10, 0, 0, 1])), 20);
+    }
+
     #[test]
     fn a_proven_source_has_a_bucket_of_its_own() {
         let start = Instant::now();
         let mut limiter = HandshakeLimiter::new([9; 32], start);
-        let (greedy, honest) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let (greedy, honest) = (origin([10, 0, 0, 1]), origin([10, 0, 0, 2]));
         let mut passed = (0, 0);
         for i in 0..10_000u64 {
             let now = start + Duration::from_micros(i * 100);
@@ -256,12 +280,12 @@ mod tests {
         let mut limiter = HandshakeLimiter::new([9; 32], start);
         for i in 0..200_000u32 {
             limiter.source(
-                IpAddr::V4(i.into()),
+                origin(i.to_be_bytes()),
                 start + Duration::from_micros(u64::from(i)),
             );
         }
         assert_eq!(limiter.sources.len(), MAX_SOURCES);
-        limiter.source(IpAddr::V4(1.into()), start + Duration::from_secs(10));
+        limiter.source(origin([0, 0, 0, 1]), start + Duration::from_secs(10));
         assert_eq!(limiter.sources.len(), 1, "and is swept");
     }
 

@@ -152,7 +152,7 @@ impl Outbound {
                 sender.flush(sockets, &shared.drops);
             }
             let padded = pad(segment, length, scratch);
-            if let Some((length, is_packet)) = noise.seal(padded, sender.space(), now) {
+            if let Some((length, is_packet)) = noise.seal(padded, sender.space_to(&endpoint), now) {
                 sent += length;
                 sender.commit(length, endpoint);
                 if !is_packet {

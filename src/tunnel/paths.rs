@@ -15,6 +15,7 @@
 use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
+use super::path_entry::Entry;
 use crate::model::path::{MAX_PATHS, Path};
 
 /// How long nothing may arrive by the primary path, while packets are sent by it, before that is reported.
@@ -43,58 +44,6 @@ pub(super) struct Received {
     pub(super) is_news: bool,
 }
 
-/// A path, and what the data plane knows of it.
-#[derive(Debug, Clone)]
-pub(super) struct Entry {
-    /// Where its datagrams are sent, and from which address.
-    pub(super) endpoint: Endpoint,
-    /// When an authentic datagram last arrived by it.
-    pub(super) heard: Option<Instant>,
-    /// Whether initiations are sent by it while no path is known to work.
-    opens: bool,
-    /// The size in bytes of the largest packet that fits, once that was found out.
-    mtu: Option<u16>,
-    /// The interface by which datagrams leave, once it was looked up.
-    leaves_by: Option<u32>,
-    /// The endpoint whose source was given up because the route from it changed.
-    refused: Option<Endpoint>,
-    reported: Option<Instant>,
-}
-
-impl Entry {
-    fn new(endpoint: Endpoint) -> Self {
-        Self {
-            endpoint,
-            heard: None,
-            opens: false,
-            mtu: None,
-            leaves_by: None,
-            refused: None,
-            reported: None,
-        }
-    }
-
-    /// A datagram arrived from there, by this path. Returns whether the route is to be looked up.
-    fn learn(&mut self, from: Endpoint) -> bool {
-        if self.endpoint == from {
-            return false;
-        }
-        self.leaves_by = None;
-        if self.refused == Some(from) {
-            self.endpoint = from.without_source();
-            return false;
-        }
-        self.endpoint = from;
-        from.source.is_some()
-    }
-
-    /// Lets the kernel choose the source, until the next authentic datagram.
-    fn forget_source(&mut self) {
-        self.endpoint = self.endpoint.without_source();
-        self.leaves_by = None;
-    }
-}
-
 /// A change of the primary path that waits for a gap between packets.
 #[derive(Debug, Clone, Copy)]
 struct Move {
@@ -109,20 +58,45 @@ pub(super) struct PathTable {
     entries: Vec<Entry>,
     /// The index of the primary path.
     primary: usize,
-    choice: Choice,
+    pub(super) choice: Choice,
     next: Option<Move>,
     /// Whether an initiation was sent since the last authentic datagram.
     unanswered: bool,
     /// When the first packet was sent of those that are not followed by a datagram on the primary path.
-    waits_since: Option<Instant>,
-    /// How long such a packet waits before the silence is reported.
-    patience: Duration,
-    is_silence_reported: bool,
+    pub(super) waits_since: Option<Instant>,
+    pub(super) reports: Reports,
+}
+
+/// What is reported to the part of the program that chooses the path.
+#[derive(Debug, Clone)]
+pub(super) struct Reports {
+    /// How long a packet waits before the silence of the primary path is reported. It is not less than [`LEAST_PATIENCE`].
+    pub(super) patience: Duration,
+    is_silent: bool,
     /// Whether the next authentic datagram is reported.
-    reports_heard: bool,
+    pub(super) heard: bool,
     /// Whether the next packet of the device is reported.
-    reports_sent: bool,
-    reported_new: Option<Instant>,
+    pub(super) sent: bool,
+    /// When a path that was not known before was last reported.
+    new: Option<Instant>,
+}
+
+impl Reports {
+    /// Whether it is to be reported that a datagram arrived by this path, which is not the primary one.
+    fn is_due(&mut self, entry: &mut Entry, now: Instant) -> bool {
+        let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        let is_due = match since(entry.reported) {
+            Some(since) => since >= REPORT_INTERVAL,
+            None => since(self.new).is_none_or(|since| since >= NEW_INTERVAL),
+        };
+        if is_due {
+            if entry.reported.is_none() {
+                self.new = Some(now);
+            }
+            entry.reported = Some(now);
+        }
+        is_due
+    }
 }
 
 impl PathTable {
@@ -135,11 +109,13 @@ impl PathTable {
             next: None,
             unanswered: false,
             waits_since: None,
-            patience: LEAST_PATIENCE,
-            is_silence_reported: false,
-            reports_heard: false,
-            reports_sent: false,
-            reported_new: None,
+            reports: Reports {
+                patience: LEAST_PATIENCE,
+                is_silent: false,
+                heard: false,
+                sent: false,
+                new: None,
+            },
         }
     }
 
@@ -150,7 +126,7 @@ impl PathTable {
         table.unanswered = false;
         for entry in &mut table.entries {
             // The routes are looked up for the successor as well.
-            entry.leaves_by = None;
+            entry.forget_route();
         }
         table
     }
@@ -166,10 +142,6 @@ impl PathTable {
                 self.primary = 0;
             }
         }
-    }
-
-    pub(super) fn choice(&self) -> Choice {
-        self.choice
     }
 
     /// Where datagrams are sent.
@@ -193,9 +165,8 @@ impl PathTable {
         &self.entries
     }
 
-    /// Since when packets are sent by the primary path without an authentic datagram that arrives by it.
-    pub(super) fn waits_since(&self) -> Option<Instant> {
-        self.waits_since
+    pub(super) fn entries_mut(&mut self) -> &mut [Entry] {
+        &mut self.entries
     }
 
     /// The size in bytes of the largest packet that fits through the primary path. The device's MTU applies as well.
@@ -265,7 +236,10 @@ impl PathTable {
             entry.opens = false;
         }
         for endpoint in paths.iter().chain(opens).take(2 * MAX_PATHS) {
-            self.admit(*endpoint);
+            let at = self.admit(*endpoint);
+            if let Some(entry) = self.entries.get_mut(at) {
+                entry.renew(endpoint);
+            }
         }
         for endpoint in opens {
             let path = endpoint.path();
@@ -302,7 +276,7 @@ impl PathTable {
         let mtu = self.entries.get(self.primary).and_then(|entry| entry.mtu);
         self.primary = to;
         self.waits_since = None;
-        self.is_silence_reported = false;
+        self.reports.is_silent = false;
         if let Some(entry) = self.entries.get_mut(to) {
             entry.mtu = entry.mtu.or(mtu);
         }
@@ -315,7 +289,7 @@ impl PathTable {
             self.waits_since = Some(now);
         }
         let moved = self.next.is_some() && self.move_at_gap(last, now);
-        std::mem::take(&mut self.reports_sent) || moved
+        std::mem::take(&mut self.reports.sent) || moved
     }
 
     #[cold]
@@ -336,39 +310,28 @@ impl PathTable {
             self.move_to(next.to);
             return (true, None);
         }
-        let deadline = self.waits_since.map(|since| since + self.patience);
-        let deadline = deadline.filter(|_| !self.is_silence_reported);
+        let deadline = self.waits_since.map(|since| since + self.reports.patience);
+        let deadline = deadline.filter(|_| !self.reports.is_silent);
         match deadline.filter(|_| self.choice == Choice::Steered) {
             Some(at) if at <= now => {
-                self.is_silence_reported = true;
+                self.reports.is_silent = true;
                 (true, None)
             }
             deadline => (false, deadline),
         }
     }
 
-    /// Sets how long the primary path may be silent while packets are sent by it.
-    pub(super) fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience.max(LEAST_PATIENCE);
-    }
-
-    /// Lets the next datagram be reported, the next packet, or both.
-    pub(super) fn arm(&mut self, heard: bool, sent: bool) {
-        self.reports_heard |= heard;
-        self.reports_sent |= sent;
-    }
-
     /// An authentic datagram arrived from there.
     #[inline]
     pub(super) fn handle_received(&mut self, from: Endpoint, now: Instant) -> Received {
         self.unanswered = false;
-        let is_news = std::mem::take(&mut self.reports_heard);
+        let is_news = std::mem::take(&mut self.reports.heard);
         if let Some(primary) = self.entries.get_mut(self.primary)
             && primary.endpoint == from
         {
             primary.heard = Some(now);
             self.waits_since = None;
-            self.is_silence_reported = false;
+            self.reports.is_silent = false;
             return Received {
                 wants_route: false,
                 is_news,
@@ -421,7 +384,7 @@ impl PathTable {
         entry.heard = Some(now);
         if at == self.primary && before.is_some_and(|(primary, _)| primary == path) {
             self.waits_since = None;
-            self.is_silence_reported = false;
+            self.reports.is_silent = false;
             return Received {
                 wants_route,
                 is_news: false,
@@ -429,34 +392,19 @@ impl PathTable {
         }
         let adopts = match before {
             None | Some((_, None)) => true,
-            Some((primary, Some(silent))) => primary.is_rebound(&path) && silent >= self.patience,
+            Some((primary, Some(silent))) => {
+                primary.is_rebound(&path) && silent >= self.reports.patience
+            }
         };
         if adopts {
             self.move_to(at);
         }
+        let entry = self.entries.get_mut(at);
+        let is_due = entry.is_some_and(|entry| self.reports.is_due(entry, now));
         Received {
             wants_route,
-            is_news: adopts || self.is_reported(at, now),
+            is_news: adopts || is_due,
         }
-    }
-
-    /// Whether it is to be reported that a datagram arrived by this path.
-    fn is_reported(&mut self, at: usize, now: Instant) -> bool {
-        let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
-        let Some(entry) = self.entries.get_mut(at) else {
-            return false;
-        };
-        let is_due = match since(entry.reported) {
-            Some(since) => since >= REPORT_INTERVAL,
-            None => since(self.reported_new).is_none_or(|since| since >= NEW_INTERVAL),
-        };
-        if is_due {
-            if entry.reported.is_none() {
-                self.reported_new = Some(now);
-            }
-            entry.reported = Some(now);
-        }
-        is_due
     }
 
     /// An initiation is sent. If the one before was not answered, the source may be the reason, so the kernel chooses another
@@ -482,76 +430,6 @@ impl PathTable {
         entries
             .filter(move |(at, entry)| !works && entry.opens && *at != self.primary)
             .map(|(_, entry)| entry.endpoint)
-    }
-}
-
-/// The sources of datagrams.
-impl PathTable {
-    /// Whether the route from a source is to be looked up.
-    pub(super) fn wants_route(&self) -> bool {
-        let mut entries = self.entries.iter();
-        entries.any(|entry| entry.leaves_by.is_none() && entry.endpoint.source.is_some())
-    }
-
-    /// The endpoints with a source: all of them, or those whose routes were not looked up.
-    pub(super) fn with_source(&self, all: bool) -> Vec<Endpoint> {
-        let entries = self.entries.iter();
-        entries
-            .filter(|entry| entry.endpoint.source.is_some())
-            .filter(|entry| all || entry.leaves_by.is_none())
-            .map(|entry| entry.endpoint)
-            .collect()
-    }
-
-    /// The endpoints whose source was given up.
-    pub(super) fn refused(&self) -> Vec<Endpoint> {
-        let entries = self.entries.iter();
-        entries.filter_map(|entry| entry.refused).collect()
-    }
-
-    /// The route to `endpoint` was looked up: the interface by which datagrams leave, or none if there is no route from its
-    /// source. The source is given up if there is no route, or if the interface has changed.
-    pub(super) fn handle_route(&mut self, endpoint: Endpoint, leaves_by: Option<u32>) {
-        let mut entries = self.entries.iter_mut();
-        let Some(entry) = entries.find(|entry| entry.endpoint == endpoint) else {
-            return;
-        };
-        match (leaves_by, entry.leaves_by) {
-            (None, _) => entry.forget_source(),
-            (Some(now), Some(before)) if now != before => {
-                entry.forget_source();
-                // The peer may still send to the old address for a while.
-                entry.refused = Some(endpoint);
-            }
-            (now, _) => entry.leaves_by = now,
-        }
-    }
-
-    /// Lets the source of `endpoint` be used again if it was given up.
-    pub(super) fn accept(&mut self, endpoint: Endpoint) {
-        for entry in &mut self.entries {
-            entry.refused.take_if(|refused| *refused == endpoint);
-        }
-    }
-
-    /// The kernel refused to send from the sources of these endpoints.
-    pub(super) fn give_up(&mut self, refused: &[Endpoint]) {
-        for entry in &mut self.entries {
-            if refused.contains(&entry.endpoint) {
-                entry.forget_source();
-            }
-        }
-    }
-
-    /// Learns the source of datagrams to the address of `from`, if none is known. Returns where they are sent, if there
-    /// is a path to that address.
-    pub(super) fn learn_source(&mut self, from: Endpoint) -> Option<Endpoint> {
-        let at = self.position(&from.path())?;
-        let entry = self.entries.get_mut(at)?;
-        if entry.endpoint.source.is_none() {
-            entry.learn(from);
-        }
-        Some(entry.endpoint)
     }
 }
 

@@ -88,7 +88,7 @@ impl Peers {
     /// Gives a peer another configuration. Its sessions end if they were made with other secrets or timers.
     fn configure(&self, peer: &Peer, config: &PeerConfig) {
         let mut state = peer.lock();
-        let follows = state.paths.choice() == Choice::Roaming || state.endpoint().is_none();
+        let follows = state.paths.choice == Choice::Roaming || state.endpoint().is_none();
         if config.endpoint != state.config.endpoint && config.endpoint.is_some() && follows {
             state
                 .paths

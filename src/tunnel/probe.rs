@@ -11,15 +11,17 @@
 //! it tested.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::packet::{self, ICMP, ICMP6, Ip};
 use crate::model::path::{MAX_PATHS, Path};
+use crate::protocol::path_messages::{ByeReason, Echo, Paths, RelayOffer};
 
 const MARK: [u8; 8] = *b"meshprob";
 const IDENTIFIER: u16 = 0x6d65;
 /// The maximum size in bytes of a probe that tests no size.
+#[cfg(test)]
 pub(super) const MAX_PROBE: usize = IPV6_HEADER + ECHO;
 const IPV6_HEADER: usize = 40;
 /// The size in bytes of an echo without padding: header, mark and nonce.
@@ -29,6 +31,8 @@ const NO_SIZE: u16 = 1;
 /// The maximum number of probes of one peer that wait for an answer: those of a search for the path's MTU, a burst by each of
 /// some paths, and some pings.
 const MAX_PENDING: usize = 64;
+/// A list of paths whose sequence number is behind by at most this is older than the last one.
+const OUT_OF_ORDER: u32 = 64;
 /// After this time an answer is not expected any more.
 const FORGET: Duration = Duration::from_secs(60);
 /// How long a burst of probes by one path takes. All of them may be samples.
@@ -56,6 +60,18 @@ pub(super) struct Probes {
     trips: VecDeque<(Path, Trips)>,
     answered: Option<RoundTrip>,
     answered_size: Option<u16>,
+    said: Said,
+}
+
+/// What a peer said about paths. There is room for the last word of each kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Said {
+    /// The last list of paths, which was not taken yet.
+    pub paths: Option<Paths>,
+    /// The peer is about to be unreachable by its present paths.
+    pub bye: Option<ByeReason>,
+    /// The sequence number of the last list.
+    seq: Option<u32>,
 }
 
 /// The round trips by one path.
@@ -67,6 +83,10 @@ pub(super) struct Trips {
     pub(super) sample: Option<RoundTrip>,
     /// How many there were.
     pub(super) answers: u32,
+    /// The address that the peer saw the last probe come from.
+    pub(super) seen: Option<SocketAddr>,
+    /// What the peer offers as a relay.
+    pub(super) offer: Option<RelayOffer>,
 }
 
 /// A probe that was sent.
@@ -163,6 +183,37 @@ impl Probes {
         trips.answers = trips.answers.saturating_add(1);
         if probe.is_sample {
             trips.sample = Some(trip);
+        }
+    }
+
+    /// An echo of one of the probes by `path` arrived.
+    pub(super) fn handle_echo(&mut self, path: Path, echo: &Echo) {
+        let trips = self.of_mut(path);
+        trips.seen = echo.seen;
+        trips.offer = echo.relay;
+    }
+
+    /// The peer listed its paths. A list that is older than the last one is ignored.
+    pub(super) fn handle_paths(&mut self, paths: Paths) {
+        // A peer that was restarted counts from the beginning, so only a list that is slightly older is out of order.
+        let behind = self.said.seq.map(|seq| seq.wrapping_sub(paths.seq));
+        if behind.is_none_or(|behind| behind == 0 || behind > OUT_OF_ORDER) {
+            self.said.seq = Some(paths.seq);
+            self.said.paths = Some(paths);
+        }
+    }
+
+    /// The peer says good-bye.
+    pub(super) fn handle_bye(&mut self, reason: ByeReason) {
+        self.said.bye = Some(reason);
+    }
+
+    /// Takes what the peer said since the last call.
+    pub(super) fn take_said(&mut self) -> Said {
+        Said {
+            paths: self.said.paths.take(),
+            bye: self.said.bye.take(),
+            seq: self.said.seq,
         }
     }
 

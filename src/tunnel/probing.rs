@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::messages::{self, MAX_PACKET};
+use super::paths::Choice;
 use super::peer::{Peer, PeerState};
 use super::ping::Waiting;
 use super::probe;
@@ -12,6 +14,7 @@ use super::table::Table;
 use super::udp::Sender;
 use crate::model::Path;
 use crate::os::random;
+use crate::protocol::path_messages::{Message, PathMessage, Probe};
 
 /// The probes of a running tunnel. A peer is named by its public key; for an unknown one, nothing happens.
 pub struct Probing<'a>(pub(super) &'a Arc<Shared>);
@@ -43,14 +46,24 @@ impl Probing<'_> {
                 None => state.endpoint(),
                 Some(path) => state.paths.endpoint_of(path),
             };
-            let mut packet = [0; probe::MAX_PROBE];
+            let mut packet = [0; MAX_PACKET];
             // A path is tested under a session only: the handshake decides by itself which path it takes.
             if path.is_some() && !state.has_session() {
                 return;
             }
-            if let Ok(nonce) = random::u64()
-                && let Some(length) = probe::write(source, destination, nonce, None, &mut packet)
-            {
+            let Ok(nonce) = random::u64() else { return };
+            let written = match state.paths.choice {
+                Choice::Roaming => probe::write(source, destination, nonce, None, &mut packet),
+                // A peer whose paths are chosen tells what it saw.
+                Choice::Steered => {
+                    let message = PathMessage {
+                        nonce,
+                        message: Message::Probe(Probe::with_size(0, 0, 0)),
+                    };
+                    messages::write(source, destination, &message, &mut packet)
+                }
+            };
+            if let Some(length) = written {
                 let packet = &packet[..length];
                 let left = (self.0).send_own(table, (peer, state), to, packet, sender, now);
                 let path = to.filter(|_| left).map(|to| to.path());
@@ -102,6 +115,33 @@ impl Probing<'_> {
             peer,
             since,
         }
+    }
+
+    /// Sends a message about paths from `source` to `destination`, by `path`, or by the path in use. A message that would have
+    /// to wait for a session is not sent. Returns whether it was sent.
+    pub fn send_message(
+        &self,
+        peer: &[u8; 32],
+        (source, destination): (IpAddr, IpAddr),
+        message: Message,
+        path: Option<&Path>,
+    ) -> bool {
+        let mut left = false;
+        self.with_sending_peer(peer, |table, peer, state, sender, now| {
+            let to = match path {
+                None => state.endpoint(),
+                Some(path) => state.paths.endpoint_of(path),
+            };
+            let Ok(nonce) = random::u64() else { return };
+            let message = PathMessage { nonce, message };
+            let mut packet = [0; MAX_PACKET];
+            let written = messages::write(source, destination, &message, &mut packet);
+            if let Some(length) = written.filter(|_| state.has_session()) {
+                let packet = &packet[..length];
+                left = (self.0).send_own(table, (peer, state), to, packet, sender, now);
+            }
+        });
+        left
     }
 
     fn with_sending_peer(

@@ -1,5 +1,6 @@
 //! The values that hold for one batch of received datagrams.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::endpoint::Endpoint;
@@ -36,6 +37,16 @@ impl Round<'_> {
         }
     }
 
+    /// Whether a datagram from there may be one of `peer`. A relay names the sender, and it must not name another one: replies
+    /// would go there.
+    #[inline]
+    pub(super) fn is_from(&self, from: &Endpoint, peer: &Peer) -> bool {
+        from.label().is_none_or(|label| {
+            let owner = self.table.allowed.owner(IpAddr::V4(label));
+            owner.is_some_and(|owner| owner.member == peer.member)
+        })
+    }
+
     /// Sends the packets that waited for a session.
     #[inline]
     pub(super) fn send_waiting(
@@ -52,7 +63,7 @@ impl Round<'_> {
             if sender.is_full(room_for(65_536)) {
                 sender.flush(self.sockets, &self.shared.drops);
             }
-            let Some(length) = noise.next_waiting(sender.space()) else {
+            let Some(length) = noise.next_waiting(sender.space_to(&endpoint)) else {
                 break;
             };
             peer.count_tx(length);

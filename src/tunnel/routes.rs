@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
+use super::path_entry::Entry;
 use super::peer::Peer;
 use super::route_lookup::{self, Kernel, Query, RouteSocket};
 use super::shared::Shared;
@@ -81,7 +82,11 @@ fn give_up(shared: &Shared, refused: &mut Vec<Endpoint>) {
         return;
     }
     for peer in shared.table.load().by_index.values() {
-        peer.lock().paths.give_up(refused);
+        for entry in peer.lock().paths.entries_mut() {
+            if refused.contains(&entry.endpoint) {
+                entry.forget_source();
+            }
+        }
     }
     refused.clear();
 }
@@ -126,21 +131,22 @@ impl<K: Kernel> Verifier<'_, K> {
     /// the lookups.
     fn verify(&mut self, peer: &Peer, pass: Pass) {
         let (learnt, refused) = {
-            let paths = &peer.lock().paths;
-            if pass == Pass::Learnt && !paths.wants_route() {
-                return;
-            }
-            let refused = match pass {
-                Pass::All => paths.refused(),
-                Pass::Learnt => Vec::new(),
-            };
-            (paths.with_source(pass == Pass::All), refused)
+            let state = peer.lock();
+            let entries = state.paths.entries().iter();
+            let asked = |entry: &&Entry| pass == Pass::All || entry.wants_route();
+            let learnt = entries.clone().filter(asked).map(|entry| entry.endpoint);
+            let refused = entries
+                .filter(|_| pass == Pass::All)
+                .filter_map(Entry::refused);
+            (learnt.collect::<Vec<_>>(), refused.collect::<Vec<_>>())
         };
         for endpoint in learnt {
             if let Some(source) = endpoint.source
                 && let Ok(leaves_by) = self.leaves_by(&endpoint, &source)
             {
-                peer.lock().paths.handle_route(endpoint, leaves_by);
+                for entry in peer.lock().paths.entries_mut() {
+                    entry.handle_route(endpoint, leaves_by);
+                }
             }
         }
         // A source is certainly valid if datagrams arrive and leave by one interface.
@@ -148,7 +154,9 @@ impl<K: Kernel> Verifier<'_, K> {
             if let Some(source) = endpoint.source
                 && self.leaves_by(&endpoint, &source).ok() == Some(Some(source.interface))
             {
-                peer.lock().paths.accept(endpoint);
+                for entry in peer.lock().paths.entries_mut() {
+                    entry.accept(endpoint);
+                }
             }
         }
     }
@@ -236,6 +244,7 @@ mod tests {
                 address: address(source),
                 interface: 2,
             }),
+            via: None,
         }
     }
 

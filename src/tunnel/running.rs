@@ -20,9 +20,10 @@ use super::live::Live;
 use super::local_service::LocalService;
 use super::peers::Peers;
 use super::probing::Probing;
+use super::relaying::Relaying;
 use super::rotation::Keys;
 use super::routes;
-use super::shared::Shared;
+use super::shared::{Limits, Shared};
 use super::sockets::Sockets;
 use super::status::{PeerStatus, status_of};
 use super::steering::Steering;
@@ -64,8 +65,10 @@ impl Tunnel {
             &recheck,
         )?;
         let wakes = Wakes::new(pairs, recheck).map_err(|e| TunnelError::Io("make an event", e))?;
-        let mut seed = [0; 32];
-        random::fill(&mut seed).map_err(|e| TunnelError::Io("make a random number", e.into()))?;
+        let mut seeds = [[0; 32]; 2];
+        for seed in &mut seeds {
+            random::fill(seed).map_err(|e| TunnelError::Io("make a random number", e.into()))?;
+        }
         let keys = config.private_key.map(|key| Arc::new(StaticKeys::new(key)));
         let now = Instant::now();
         let shared = Arc::new(Shared {
@@ -78,8 +81,11 @@ impl Tunnel {
             mark: AtomicU32::new(0),
             mtu: AtomicU16::new(config.mtu),
             drops: DropCounters::default(),
-            limiter: Mutex::new(HandshakeLimiter::new(seed, now)),
-            revivals: RevivalLimit::new(now),
+            limits: Limits {
+                handshakes: Mutex::new(HandshakeLimiter::new(seeds[0], now)),
+                revivals: RevivalLimit::new(now),
+            },
+            relaying: Relaying::new(seeds[1], now),
             stop: AtomicBool::new(false),
         });
         let mut tunnel = Self {
@@ -235,12 +241,6 @@ impl Tunnel {
     /// Sends to `endpoint` from now on, from the address that the kernel chooses.
     pub fn set_endpoint(&self, peer: &[u8; 32], endpoint: SocketAddr) {
         self.peers.set_endpoint(peer, endpoint);
-    }
-
-    /// Refuses packets to `peer` of more than `bytes` from now on. The device's MTU applies as well.
-    pub fn set_path_mtu(&self, peer: &[u8; 32], bytes: u16) {
-        self.peers
-            .for_each_of(peer, |peer| peer.lock().paths.set_mtu(bytes));
     }
 
     /// The keys: this node's own and those of its peers.

@@ -13,12 +13,19 @@ use super::endpoint::Endpoint;
 use super::limiter::{HandshakeLimiter, RevivalLimit};
 use super::live::Live;
 use super::peer::{Peer, PeerState};
+use super::relaying::Relaying;
 use super::sockets::Sockets;
 use super::split::VnetHeader;
 use super::table::Table;
 use super::tun::Device;
 use super::udp::Sender;
 use super::wakes::Wakes;
+
+/// The limits of what anybody can make this node do.
+pub(super) struct Limits {
+    pub(super) handshakes: Mutex<HandshakeLimiter>,
+    pub(super) revivals: RevivalLimit,
+}
 
 pub(super) struct Shared {
     pub(super) table: ArcSwap<Table>,
@@ -34,8 +41,8 @@ pub(super) struct Shared {
     pub(super) mark: AtomicU32,
     pub(super) mtu: AtomicU16,
     pub(super) drops: DropCounters,
-    pub(super) limiter: Mutex<HandshakeLimiter>,
-    pub(super) revivals: RevivalLimit,
+    pub(super) limits: Limits,
+    pub(super) relaying: Relaying,
     pub(super) stop: AtomicBool,
 }
 
@@ -89,7 +96,7 @@ impl Shared {
             return;
         };
         let noise = state.noise(keys, peer.index, now);
-        if let Some(length) = noise.initiate(sender.space()) {
+        if let Some(length) = noise.initiate(sender.space_to(&endpoint)) {
             sender.commit(length, endpoint);
             let copies = sender.repeat(length, state.paths.opening());
             peer.count_tx(length + copies);
@@ -112,7 +119,7 @@ impl Shared {
             return false;
         };
         let noise = state.noise(keys, peer.index, now);
-        let sealed = noise.seal(packet, sender.space(), now);
+        let sealed = noise.seal(packet, sender.space_to(&endpoint), now);
         self.drops.add_many(DropReason::NoAnswer, noise.take_lost());
         if let Some((length, is_packet)) = sealed {
             sender.commit(length, endpoint);

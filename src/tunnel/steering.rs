@@ -1,15 +1,20 @@
 //! Choosing the paths of peers from outside the data plane.
 
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
-use super::paths::Choice;
+use super::paths::{Choice, LEAST_PATIENCE};
 use super::peer::Peer;
 use super::peers::Peers;
-use super::probe::RoundTrip;
+use super::probe::{RoundTrip, Said};
 use super::probing::Probing;
-use crate::model::Path;
+use super::relaying::OwnRelay;
+use super::used_relays::{self, UsableRelay, UsedRelays};
+use crate::model::{NodeAddress, Path};
+use crate::protocol::path_messages::RelayOffer;
 
 /// The paths of the peers of a running tunnel. A peer is named by its public key; for an unknown one, nothing happens.
 pub struct Steering<'a>(pub(super) &'a Peers);
@@ -44,6 +49,10 @@ pub struct PathSeen {
     pub sample: Option<RoundTrip>,
     /// How many probes by this path were answered.
     pub answers: u32,
+    /// The address that the peer saw the last probe come from.
+    pub seen: Option<SocketAddr>,
+    /// What the peer offers as a relay.
+    pub offer: Option<RelayOffer>,
 }
 
 impl Steering<'_> {
@@ -69,9 +78,15 @@ impl Steering<'_> {
             .collect()
     }
 
-    /// Chooses the paths of `peer` from now on. It may be reached by `paths`; initiations are sent by all of `opens` while
-    /// none is known to work.
-    pub fn offer(&self, peer: &[u8; 32], paths: &[Path], opens: &[Path]) {
+    /// Chooses the paths of `peer`, which has this address, from now on. It may be reached by `paths`; initiations are sent by
+    /// all of `opens` while none is known to work. Paths through relays that are not in use are left out.
+    pub fn offer(&self, peer: &[u8; 32], address: NodeAddress, paths: &[Path], opens: &[Path]) {
+        let relays = Arc::clone(&self.0.shared.table.load().relays);
+        let endpoint_of = |path: &Path| match path {
+            Path::Direct(endpoint) => Some(Endpoint::from(*endpoint)),
+            Path::Relay(relay) => used_relays::through(&relays, *relay, address),
+            Path::Stream(_) => None,
+        };
         let endpoints =
             |paths: &[Path]| -> Vec<Endpoint> { paths.iter().filter_map(endpoint_of).collect() };
         let (paths, opens) = (endpoints(paths), endpoints(opens));
@@ -108,14 +123,53 @@ impl Steering<'_> {
 
     /// Reports the silence of the primary path of `peer` after so long, while packets are sent.
     pub fn set_patience(&self, peer: &[u8; 32], patience: Duration) {
-        self.0
-            .for_each_of(peer, |peer| peer.lock().paths.set_patience(patience));
+        self.0.for_each_of(peer, |peer| {
+            peer.lock().paths.reports.patience = patience.max(LEAST_PATIENCE)
+        });
     }
 
     /// Reports the next datagram that arrives from `peer`, the next packet that is sent to it, or both.
     pub fn arm(&self, peer: &[u8; 32], heard: bool, sent: bool) {
+        self.0.for_each_of(peer, |peer| {
+            let reports = &mut peer.lock().paths.reports;
+            reports.heard |= heard;
+            reports.sent |= sent;
+        });
+    }
+
+    /// Uses these relays from now on, and accepts datagrams through them. Paths through a relay follow it to another endpoint.
+    pub fn set_relays(&self, relays: &[UsableRelay]) {
+        let relays: UsedRelays = relays.iter().filter_map(UsableRelay::entry).collect();
+        let relays = Arc::new(relays);
+        let peers = self.0;
+        peers.change_settings(|table| table.relays = Arc::clone(&relays));
+        for peer in peers.table().by_index.values() {
+            for entry in peer.lock().paths.entries_mut() {
+                if let Some(endpoint) = used_relays::followed(&relays, &entry.endpoint) {
+                    entry.renew(&endpoint);
+                }
+            }
+        }
+    }
+
+    /// What `peer` said about paths since the last call.
+    #[must_use]
+    pub fn take_said(&self, peer: &[u8; 32]) -> Said {
+        let table = self.0.shared.table.load();
+        let peer = table.by_key.get(peer);
+        peer.map_or_else(Said::default, |peer| peer.probes().take_said())
+    }
+
+    /// The relay that this node is.
+    #[must_use]
+    pub fn own_relay(&self) -> OwnRelay<'_> {
+        OwnRelay(&self.0.shared.relaying)
+    }
+
+    /// Refuses packets to `peer` of more than `bytes` by the path in use from now on. The device's MTU applies as well.
+    pub fn set_path_mtu(&self, peer: &[u8; 32], bytes: u16) {
         self.0
-            .for_each_of(peer, |peer| peer.lock().paths.arm(heard, sent));
+            .for_each_of(peer, |peer| peer.lock().paths.set_mtu(bytes));
     }
 
     /// The paths of the member whose current peer has this public key.
@@ -126,10 +180,10 @@ impl Steering<'_> {
         let sending = table.sending_peer(current);
         let state = sending.lock();
         let mut report = PathReport {
-            is_steered: state.paths.choice() == Choice::Steered,
+            is_steered: state.paths.choice == Choice::Steered,
             primary: state.paths.primary(),
             paths: Vec::with_capacity(state.paths.entries().len()),
-            waits_since: state.paths.waits_since(),
+            waits_since: state.paths.waits_since,
             last_send: state.last_send,
             last_receive: state.last_receive,
         };
@@ -143,6 +197,8 @@ impl Steering<'_> {
                 answered: trips.answered,
                 sample: trips.sample,
                 answers: trips.answers,
+                seen: trips.seen,
+                offer: trips.offer,
             });
         }
         drop((probes, state));
@@ -167,9 +223,4 @@ impl std::fmt::Debug for Steering<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Steering").finish_non_exhaustive()
     }
-}
-
-/// Where datagrams by `path` are sent.
-fn endpoint_of(path: &Path) -> Option<Endpoint> {
-    path.endpoint().map(Endpoint::from)
 }

@@ -19,6 +19,7 @@ use super::allowed_ips::AllowedIps;
 use super::keys::StaticKeys;
 use super::local_service::LocalService;
 use super::peer::Peer;
+use super::used_relays::UsedRelays;
 
 /// The maximum number of retired peers of a member: one for the last key of either end, and one to spare. A member that
 /// changes its key more often loses its oldest session.
@@ -47,6 +48,8 @@ pub(super) struct Table {
     /// The sending peer for each address.
     pub(super) allowed: AllowedIps<Arc<Peer>>,
     pub(super) local_service: Option<Arc<LocalService>>,
+    /// The relays that this node may use.
+    pub(super) relays: Arc<UsedRelays>,
     /// The networks that packets of peers may go to. If there are none, they may go anywhere.
     pub(super) own_networks: Arc<[IpNet]>,
 }
@@ -62,6 +65,7 @@ impl Table {
             by_index: HashMap::new(),
             allowed: AllowedIps::new([]),
             local_service: None,
+            relays: Arc::default(),
             own_networks: Arc::default(),
         }
     }

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::drops::DropReason;
+use super::endpoint::Endpoint;
 use super::noise::{Message, Ticked};
 use super::shared::Shared;
 use super::table::Table;
@@ -103,21 +104,22 @@ fn tick(shared: &Shared, table: &Table, peer: u32, sender: &mut Sender, now: Ins
     };
     let mut state = peer.lock();
     let state = &mut *state;
+    let to = state.endpoint().unwrap_or(Endpoint::NOWHERE);
     let Some(noise) = &mut state.noise else {
         state.is_live = false;
         return false;
     };
     let mut initiates = false;
-    let length = match noise.tick(sender.space(), now) {
+    let length = match noise.tick(sender.space_to(&to), now) {
         Ticked::Send(length) => {
-            initiates = Message::parse(&sender.space()[..length]) == Ok(Message::Initiation);
+            initiates = Message::parse(&sender.space_to(&to)[..length]) == Ok(Message::Initiation);
             Some(length)
         }
         Ticked::Nothing => None,
         // A peer that is configured to be kept alive is tried without an end.
         Ticked::Expired if state.config.persistent_keepalive.is_some_and(|s| s > 0) => {
             initiates = true;
-            noise.initiate(sender.space())
+            noise.initiate(sender.space_to(&to))
         }
         Ticked::Expired => {
             state.is_live = false;

@@ -10,6 +10,7 @@ use socket2::Socket;
 
 use super::drops::{DropCounters, DropReason};
 use super::endpoint::Endpoint;
+use super::relay::HEADER;
 use super::sockets::Sockets;
 use crate::os::batch::{self, Message, Mode, WithAncillary};
 
@@ -70,6 +71,7 @@ impl Receiver {
             let from = Endpoint {
                 address,
                 source: datagram.source,
+                via: None,
             };
             datagram.segments().for_each(|segment| each(segment, from));
         }
@@ -130,7 +132,7 @@ impl Sender {
     /// Whether `bytes` more would not fit.
     #[inline]
     pub(super) fn is_full(&self, bytes: usize) -> bool {
-        self.used + bytes > self.arena.len() || self.runs.len() >= MAX_RUNS
+        self.used + bytes + HEADER > self.arena.len() || self.runs.len() >= MAX_RUNS
     }
 
     /// Sends everything if another small datagram might not fit.
@@ -140,16 +142,22 @@ impl Sender {
         }
     }
 
-    /// The space for the next datagram. To be asked for only if the sender is not full.
+    /// The space for the next datagram, which is to be sent to `endpoint`. To be asked for only if the sender is not full.
     #[inline]
-    pub(super) fn space(&mut self) -> &mut [u8] {
-        &mut self.arena[self.used..]
+    pub(super) fn space_to(&mut self, endpoint: &Endpoint) -> &mut [u8] {
+        let header = header_of(endpoint);
+        &mut self.arena[self.used + header..]
     }
 
-    /// Adds the first `length` bytes of the space as a datagram to `endpoint`.
+    /// Adds the first `length` bytes of the space for `endpoint` as a datagram.
     #[inline]
     pub(super) fn commit(&mut self, length: usize, endpoint: Endpoint) {
         let start = self.used;
+        let mut length = length;
+        if let Some(via) = &endpoint.via {
+            self.arena[start..start + HEADER].copy_from_slice(&via.header.to_bytes());
+            length += HEADER;
+        }
         self.used += length;
         if let Some(run) = self.runs.last_mut()
             && !run.closed
@@ -188,7 +196,8 @@ impl Sender {
             if self.is_full(length) {
                 break;
             }
-            self.arena.copy_within(start..start + length, self.used);
+            let to = self.used + header_of(&endpoint);
+            self.arena.copy_within(start..start + length, to);
             self.commit(length, endpoint);
         }
         self.used - before
@@ -321,6 +330,12 @@ impl Sender {
     }
 }
 
+/// The size in bytes of what precedes a datagram to `endpoint`.
+#[inline]
+fn header_of(endpoint: &Endpoint) -> usize {
+    endpoint.via.map_or(0, |_| HEADER)
+}
+
 /// Whether the kernel may have refused to send because of the source: its address is gone, or no route begins there.
 fn refuses_source(error: &io::Error) -> bool {
     matches!(
@@ -363,7 +378,7 @@ mod tests {
 
     fn commit(sender: &mut Sender, endpoint: Endpoint) {
         for (n, length) in LENGTHS.iter().enumerate() {
-            sender.space()[..*length].fill(n as u8);
+            sender.space_to(&endpoint)[..*length].fill(n as u8);
             sender.commit(*length, endpoint);
         }
     }
@@ -444,6 +459,7 @@ mod tests {
                 address: IpAddr::from([127, 0, 0, last]),
                 interface: 1,
             }),
+            via: None,
         };
         for last in [1, 1, 2, 2, 1] {
             sender.commit(100, from(last));
@@ -464,6 +480,7 @@ mod tests {
                 address: source.parse().expect("a literal"),
                 interface: 1,
             }),
+            via: None,
         };
         let v4 = gone("203.0.113.9", to([127, 0, 0, 1], &b));
         let v6 = gone(
@@ -494,6 +511,7 @@ mod tests {
                 address: IpAddr::from([203, 0, 113, 9]),
                 interface: 1,
             }),
+            via: None,
         };
         commit(&mut sender, endpoint);
         sender.flush(&a, &drops);

@@ -5,6 +5,7 @@
 mod allocations;
 mod count;
 mod lookups;
+mod relayed;
 mod replays;
 mod session;
 

@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use super::JoinedNode;
+use crate::model::NodeAddress;
 use crate::node::contact::Contact;
-use crate::node::paths::PathAction;
+use crate::node::paths::{PathAction, SteerAction};
 use crate::node::transitions::peers::PeerChange;
 use crate::os::clock;
 use crate::path::peer::Action as Steer;
@@ -28,6 +29,9 @@ pub(super) fn handle_news(node: &mut JoinedNode, now: Instant) {
             && let Some(report) = tunnel.steering().report(key)
         {
             node.paths.handle_report(&member.id, &report, now);
+            if tunnel.steering().take_said(key).bye.is_some() {
+                node.paths.handle_bye(&member.id, now);
+            }
         }
     }
     node.paths.handle_news(now);
@@ -45,7 +49,7 @@ fn poll_steered(node: &mut JoinedNode, now: Instant) {
         }
     }
     for action in node.paths.poll_steered(now) {
-        carry_out(node, action);
+        carry_out_steering(node, action, now);
     }
 }
 
@@ -118,9 +122,7 @@ fn carry_out(node: &JoinedNode, action: PathAction) {
     | PathAction::Try(id, _)
     | PathAction::ProbeSizes(id, _)
     | PathAction::Limit(id, _)
-    | PathAction::Arm(id, ..)
-    | PathAction::Steer(id, _)
-    | PathAction::Release(id)) = &action;
+    | PathAction::Arm(id, ..)) = &action;
     let Some(member) = node.netmap.members.get(id) else {
         return;
     };
@@ -134,10 +136,32 @@ fn carry_out(node: &JoinedNode, action: PathAction) {
             tunnel.probing().initiate(key);
         }
         PathAction::ProbeSizes(_, sizes) => tunnel.probing().probe_sizes(key, own, address, &sizes),
-        PathAction::Limit(_, bytes) => tunnel.set_path_mtu(key, bytes),
+        PathAction::Limit(_, bytes) => tunnel.steering().set_path_mtu(key, bytes),
         PathAction::Arm(_, heard, sent) => tunnel.steering().arm(key, heard, sent),
-        PathAction::Release(_) => tunnel.steering().release(key),
-        PathAction::Steer(_, action) => steer(node, member, action),
+    }
+}
+
+/// Carries out what is due for the paths of single peers.
+fn carry_out_steering(node: &JoinedNode, action: SteerAction, now: Instant) {
+    let steering = node.device.tunnel.steering();
+    let members = &node.netmap.members;
+    match action {
+        SteerAction::Steer(id, action) => {
+            if let Some(member) = members.get(&id) {
+                steer(node, member, action);
+            }
+        }
+        SteerAction::Release(id) => {
+            if let Some(member) = members.get(&id) {
+                steering.release(&member.wireguard_key.0);
+            }
+        }
+        SteerAction::Relays(relays) => steering.set_relays(&relays),
+        SteerAction::RelayFor(member, endpoints) => {
+            let relay = steering.own_relay();
+            relay.handle_paths(member, &endpoints, now);
+            relay.handle_timeout(now);
+        }
     }
 }
 
@@ -147,7 +171,10 @@ fn steer(node: &JoinedNode, member: &Member, action: Steer) {
     let [own, _] = node.identity.addresses();
     let steering = tunnel.steering();
     match action {
-        Steer::Offer(paths, opens) => steering.offer(key, &paths, &opens),
+        Steer::Offer(paths, opens) => {
+            let address = NodeAddress(member.block.node_v4());
+            steering.offer(key, address, &paths, &opens);
+        }
         Steer::Open => steering.open(key),
         Steer::Probe(path) => tunnel.probing().probe_path(key, own, address, Some(&path)),
         Steer::Use(path, gap) => {

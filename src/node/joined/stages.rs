@@ -9,15 +9,15 @@ use ipnet::IpNet;
 use super::{JoinedNode, publishing, writes};
 use crate::dns::Replaced;
 use crate::model::address::is_routable;
-use crate::model::{Path, PublicKey};
+use crate::model::{NodeAddress, Path, PublicKey};
 use crate::node::host;
 use crate::node::names::NamesInput;
-use crate::node::paths::{PathPeer, Paths};
+use crate::node::paths::{PathPeer, Paths, SteeredPeer};
 use crate::node::replica::Changes;
 use crate::node::settle::Stages;
 use crate::node::transitions::members;
 use crate::path::link::Evidence;
-use crate::path::peer::Candidate;
+use crate::path::links::Candidate;
 use crate::records::kinds::Service;
 use crate::records::netmap::{Member, Netmap};
 use crate::tunnel::PeerConfig;
@@ -70,7 +70,7 @@ impl Stages for JoinedNode {
             id: member.id,
             endpoints: member.endpoints.clone(),
             serves: serving.contains(&member.id),
-            candidates: member.speaks_paths.then(|| candidates(member)),
+            steered: member.speaks_paths.then(|| steered(member)),
         });
         self.paths.set_peers(paths.collect(), now);
         let is_duplicate = self.replica.link().is_duplicate();
@@ -151,13 +151,17 @@ impl Stages for JoinedNode {
 }
 
 /// The paths by which a member says that it may be reached.
-fn candidates(member: &Member) -> Vec<Candidate> {
+fn steered(member: &Member) -> SteeredPeer {
     let endpoints = member.endpoints.iter();
     let direct = endpoints.map(|endpoint| Candidate {
         path: Path::Direct(*endpoint),
         evidence: Evidence::Host,
     });
-    direct.collect()
+    SteeredPeer {
+        address: NodeAddress(member.block.node_v4()),
+        direct: direct.collect(),
+        relays: member.relays.clone(),
+    }
 }
 
 /// The addresses of this machine that others may reach.

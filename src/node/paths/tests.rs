@@ -15,7 +15,7 @@ fn peer() -> PathPeer {
         id: PEER,
         endpoints: vec![endpoint(1), endpoint(2)],
         serves: true,
-        candidates: None,
+        steered: None,
     }
 }
 

@@ -30,6 +30,16 @@ fn roaming() -> PathTable {
     PathTable::new(None)
 }
 
+fn wants_route(table: &PathTable) -> bool {
+    table.entries().iter().any(Entry::wants_route)
+}
+
+fn handle_route(table: &mut PathTable, endpoint: Endpoint, leaves_by: Option<u32>) {
+    for entry in table.entries_mut() {
+        entry.handle_route(endpoint, leaves_by);
+    }
+}
+
 /// A steered table whose primary path was heard at `now`.
 fn steered(primary: Endpoint, now: Instant) -> PathTable {
     let mut table = PathTable::new(Some(primary));
@@ -69,13 +79,13 @@ fn the_route_is_looked_up_once_for_each_new_source() {
         if steered {
             table.set_choice(Choice::Steered);
         }
-        assert!(table.handle_received(from(7), now).wants_route && table.wants_route());
+        assert!(table.handle_received(from(7), now).wants_route && wants_route(&table));
         assert!(!table.handle_received(from(7), now).wants_route);
-        table.handle_route(from(7), Some(2));
-        assert!(!table.wants_route());
-        assert!(table.handle_received(from(8), now).wants_route && table.wants_route());
+        handle_route(&mut table, from(7), Some(2));
+        assert!(!wants_route(&table));
+        assert!(table.handle_received(from(8), now).wants_route && wants_route(&table));
         let other = from(8).without_source();
-        assert!(!table.handle_received(other, now).wants_route && !table.wants_route());
+        assert!(!table.handle_received(other, now).wants_route && !wants_route(&table));
     }
 }
 
@@ -88,10 +98,10 @@ fn a_source_whose_route_changed_is_not_learnt_again_from_datagrams_that_still_ar
         }
         table.handle_received(from(7), now);
         // Datagrams arrive at one interface and leave by another: that alone changes nothing.
-        table.handle_route(from(7), Some(3));
-        table.handle_route(from(7), Some(3));
+        handle_route(&mut table, from(7), Some(3));
+        handle_route(&mut table, from(7), Some(3));
         assert_eq!(table.endpoint(), Some(from(7)));
-        table.handle_route(from(7), Some(4));
+        handle_route(&mut table, from(7), Some(4));
         assert_eq!(table.endpoint(), Some(from(7).without_source()));
         assert!(!table.handle_received(from(7), now).wants_route);
         assert_eq!(table.endpoint(), Some(from(7).without_source()));
@@ -99,7 +109,10 @@ fn a_source_whose_route_changed_is_not_learnt_again_from_datagrams_that_still_ar
             table.handle_received(from(8), now).wants_route,
             "another source is learnt"
         );
-        table.accept(from(7));
+        table
+            .entries_mut()
+            .iter_mut()
+            .for_each(|entry| entry.accept(from(7)));
         assert!(
             table.handle_received(from(7), now).wants_route,
             "and this one once it is accepted"
@@ -111,13 +124,13 @@ fn a_source_whose_route_changed_is_not_learnt_again_from_datagrams_that_still_ar
 fn a_source_without_a_route_is_given_up_until_the_next_datagram_arrives_there() {
     let (mut table, now) = (roaming(), Instant::now());
     table.handle_received(from(7), now);
-    table.handle_route(from(8), None);
+    handle_route(&mut table, from(8), None);
     assert_eq!(
         table.endpoint(),
         Some(from(7)),
         "the answer is about another source"
     );
-    table.handle_route(from(7), None);
+    handle_route(&mut table, from(7), None);
     assert_eq!(table.endpoint(), Some(from(7).without_source()));
     assert!(table.handle_received(from(7), now).wants_route);
     assert_eq!(table.endpoint(), Some(from(7)));
@@ -151,7 +164,7 @@ fn a_datagram_by_another_path_does_not_move_the_path_of_a_steered_peer() {
 fn another_port_of_the_same_address_is_adopted_at_once_when_the_primary_path_is_silent() {
     let now = Instant::now();
     let mut table = steered(at(1, 7), now);
-    table.set_patience(ms(900));
+    table.reports.patience = ms(900);
     table.handle_received(at(1, 8), now + ms(899));
     assert_eq!(table.primary(), Some(path(1, 7)));
     assert!(table.handle_received(at(1, 8), now + ms(900)).is_news);
@@ -270,7 +283,7 @@ fn reports_are_made_once_when_they_are_asked_for() {
     let mut table = steered(at(1, 7), now);
     assert!(!table.handle_sent(None, now));
     assert!(!table.handle_received(at(1, 7), now).is_news);
-    table.arm(true, true);
+    (table.reports.heard, table.reports.sent) = (true, true);
     assert!(table.handle_sent(None, now) && !table.handle_sent(None, now));
     assert!(table.handle_received(at(1, 7), now).is_news);
     assert!(!table.handle_received(at(1, 7), now).is_news);

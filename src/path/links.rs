@@ -1,0 +1,235 @@
+//! All paths to one peer: which of its candidates are probed, and what is known of each path.
+
+use std::time::{Duration, Instant};
+
+use super::link::{Evidence, Link, LinkReport};
+use crate::model::Path;
+use crate::model::path::MAX_PATHS;
+
+/// The largest number of candidates of a peer that are accepted.
+pub const MAX_CANDIDATES: usize = 16;
+/// The number of candidates that are probed at a time. The other places are for paths by which the peer is heard.
+const MAX_PROBED: usize = MAX_PATHS - 2;
+/// If there are more candidates, so many of them change places with others at each attempt.
+const TURN: usize = 4;
+/// The number of relays by which an initiation is sent at once.
+const OPENING_RELAYS: usize = 2;
+/// A path of the same kind is better if its round trip is shorter by more than this, and by more than a fifth.
+pub const LEAST_GAIN: Duration = Duration::from_millis(2);
+
+/// A path by which a peer may be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// The path.
+    pub path: Path,
+    /// How it is known.
+    pub evidence: Evidence,
+}
+
+/// The paths to one peer, at most [`MAX_PATHS`].
+#[derive(Debug, Default)]
+pub struct Links {
+    /// The path by which packets are sent.
+    pub(super) primary: Option<Path>,
+    links: Vec<Link>,
+    candidates: Vec<Candidate>,
+    /// The place in the candidates from which those are taken that are probed.
+    first_candidate: usize,
+}
+
+impl Links {
+    /// What is known of each path.
+    #[must_use]
+    pub fn all(&self) -> &[Link] {
+        &self.links
+    }
+
+    /// The path with this address.
+    pub(super) fn of(&self, path: Path) -> Option<&Link> {
+        self.links.iter().find(|link| link.path == path)
+    }
+
+    pub(super) fn of_mut(&mut self, path: Path) -> Option<&mut Link> {
+        self.links.iter_mut().find(|link| link.path == path)
+    }
+
+    /// The path in use.
+    pub(super) fn in_use(&self) -> Option<&Link> {
+        self.of(self.primary?)
+    }
+
+    /// Whether packets are sent to the peer itself.
+    pub(super) fn is_direct(&self) -> bool {
+        self.primary.is_some_and(|path| path.relay().is_none())
+    }
+
+    /// The paths that are not in use.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Link> {
+        let primary = self.primary;
+        let links = self.links.iter();
+        links.filter(move |link| Some(link.path) != primary)
+    }
+
+    /// The path that is used if the one in use fails: a relay, if there is one.
+    #[must_use]
+    pub fn standby(&self, now: Instant) -> Option<Path> {
+        let others = self.others().filter(|link| link.answered.is_some());
+        let rank = |link: &&Link| {
+            let is_direct = link.path.relay().is_none();
+            (
+                !link.is_fresh(now),
+                is_direct,
+                link.path.kind(),
+                link.srtt(),
+            )
+        };
+        Some(others.min_by_key(rank)?.path)
+    }
+
+    /// The shortest round trip over a relay that answers.
+    pub(super) fn relay_srtt(&self, now: Instant) -> Option<Duration> {
+        let relays = self.links.iter().filter(|link| link.path.relay().is_some());
+        let fresh = relays.filter(|link| link.is_fresh(now));
+        fresh.filter_map(Link::srtt).min()
+    }
+
+    /// Sets the candidates, of which the first [`MAX_CANDIDATES`] are accepted. Returns whether they are others than before.
+    pub(super) fn set_candidates(&mut self, mut candidates: Vec<Candidate>) -> bool {
+        candidates.truncate(MAX_CANDIDATES);
+        // Those with equal evidence stay in the order of the peer.
+        candidates.sort_by_key(|candidate| candidate.evidence);
+        if candidates == self.candidates && !candidates.is_empty() {
+            return false;
+        }
+        self.candidates = candidates;
+        self.first_candidate = 0;
+        self.renew();
+        true
+    }
+
+    /// Makes the links those of the candidates, besides the ones that work.
+    fn renew(&mut self) {
+        let primary = self.primary;
+        let is_candidate = |path: Path| self.candidates.iter().any(|c| c.path == path);
+        self.links.retain(|link| {
+            Some(link.path) == primary || link.answered.is_some() || is_candidate(link.path)
+        });
+        let turned = self.candidates.iter().cycle().skip(self.first_candidate);
+        let turned: Vec<Candidate> = turned.take(self.candidates.len()).copied().collect();
+        for candidate in turned {
+            if self.of(candidate.path).is_none() && self.links.len() < MAX_PROBED {
+                let link = Link::new(candidate.path, candidate.evidence);
+                self.links.push(link);
+            }
+        }
+    }
+
+    /// If there are more candidates than may be probed at a time, lets others have their turn. Returns whether there are.
+    pub(super) fn turn_candidates(&mut self) -> bool {
+        let is_turned = self.candidates.len() > MAX_PROBED;
+        if is_turned {
+            self.first_candidate = (self.first_candidate + TURN) % self.candidates.len();
+            let primary = self.primary;
+            self.links
+                .retain(|link| Some(link.path) == primary || link.answered.is_some());
+            self.renew();
+        }
+        is_turned
+    }
+
+    /// The paths for the data plane: all of them, and those by which initiations are sent.
+    pub(super) fn offers(&self) -> (Vec<Path>, Vec<Path>) {
+        let asked = || self.links.iter().filter(|link| link.may_probe());
+        let direct = asked().filter(|link| link.path.relay().is_none());
+        let relays = asked().filter(|link| link.path.relay().is_some());
+        let opens = direct.chain(relays.take(OPENING_RELAYS));
+        let all = self.links.iter().map(|link| link.path);
+        (all.collect(), opens.map(|link| link.path).collect())
+    }
+
+    /// Adds a path to which the peer consents. Returns whether it is new.
+    pub(super) fn add_observed(&mut self, path: Path) -> bool {
+        let is_new = self.of(path).is_none() && self.links.len() < MAX_PATHS;
+        if is_new {
+            self.links.push(Link::new(path, Evidence::Observed));
+        }
+        is_new
+    }
+
+    /// Another path is in use from now on.
+    pub(super) fn set_primary(&mut self, path: Option<Path>) {
+        if self.primary != path {
+            self.primary = path;
+            self.forget_comparison();
+        }
+    }
+
+    /// The paths are compared with the one in use anew.
+    pub(super) fn forget_comparison(&mut self) {
+        self.links.iter_mut().for_each(|link| link.faster = 0);
+    }
+
+    /// Takes over what the data plane knows of one path. `is_open` says whether another path works.
+    pub(super) fn handle_report(&mut self, seen: &LinkReport, is_open: bool, now: Instant) {
+        let in_use = self.in_use().and_then(Link::srtt);
+        let is_primary = self.primary == Some(seen.path);
+        if self.of(seen.path).is_none() {
+            if seen.heard.is_none() && seen.answered.is_none() && !is_primary {
+                return;
+            }
+            self.make_room();
+            self.links.push(Link::new(seen.path, Evidence::Heard));
+            if is_open {
+                // The peer is heard by another path than before: whether it works both ways is shown by a probe, and so is
+                // whether the path in use still does.
+                let primary = self.primary;
+                let both = self.links.iter_mut();
+                both.filter(|link| link.path == seen.path || Some(link.path) == primary)
+                    .for_each(|link| link.begin_burst(now));
+            }
+        }
+        let Some(link) = self.of_mut(seen.path) else {
+            return;
+        };
+        if let (Some(sample), false, Some(in_use)) = (link.handle_report(seen), is_primary, in_use)
+        {
+            let gain = in_use.saturating_sub(sample);
+            let is_faster = gain > LEAST_GAIN && gain * 5 > in_use;
+            link.faster = if is_faster { link.faster + 1 } else { 0 };
+        }
+    }
+
+    /// Makes room for a link: the one that is least useful is removed.
+    fn make_room(&mut self) {
+        if self.links.len() < MAX_PATHS {
+            return;
+        }
+        let primary = self.primary;
+        let others = self.links.iter().enumerate();
+        let least = others
+            .filter(|(_, link)| Some(link.path) != primary)
+            .min_by_key(|(_, link)| (link.answered, link.heard));
+        if let Some((at, _)) = least {
+            self.links.remove(at);
+        }
+    }
+
+    /// Begins a burst by each path that may be probed and is one of `which`.
+    pub(super) fn probe(&mut self, which: impl Fn(&Link) -> bool, now: Instant) {
+        let links = self.links.iter_mut();
+        let links = links.filter(|link| link.may_probe() && which(link));
+        links.for_each(|link| link.begin_burst(now));
+    }
+
+    /// The paths by which a probe of a burst is due.
+    pub(super) fn poll(&mut self, now: Instant) -> Vec<Path> {
+        let links = self.links.iter_mut();
+        let due = links.filter_map(|link| link.poll(now).then_some(link.path));
+        due.collect()
+    }
+
+    /// When [`Links::poll`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.links.iter().filter_map(Link::poll_timeout).min()
+    }
+}

@@ -1,0 +1,92 @@
+//! Messages about paths that a peer sent. They came by a session, so it is certain which peer sent them, and nothing else is.
+
+use std::net::IpAddr;
+
+use super::endpoint::Endpoint;
+use super::messages::{self, MAX_PACKET};
+use super::noise::room_for;
+use super::packet::Ip;
+use super::peer::Peer;
+use super::round::Round;
+use super::udp::Sender;
+use crate::protocol::path_messages::{Echo, Message, PathMessage, Probe};
+
+/// Handles the message in `packet`, which came by `from`.
+pub(super) fn handle(
+    round: &Round<'_>,
+    peer: &Peer,
+    packet: &[u8],
+    from: Endpoint,
+    sender: &mut Sender,
+) {
+    let Some(ip) = Ip::parse(packet) else { return };
+    let payload = messages::payload(packet, &ip).unwrap_or_default();
+    let Ok(PathMessage { nonce, message }) = PathMessage::parse(payload) else {
+        return;
+    };
+    match message {
+        Message::Probe(probe) if probe.pays_for_its_echo() => {
+            answer(round, peer, (&ip, nonce, probe), from, sender);
+        }
+        Message::Probe(_) => {}
+        Message::Echo(echo) => {
+            let mut probes = peer.probes();
+            let Some(rtt) = probes.round_trip(nonce, round.now) else {
+                return;
+            };
+            probes.handle_echo(from.path(), &echo);
+            probes.handle_answer(nonce, from.path(), rtt, round.now);
+            drop(probes);
+            round.shared.wakes.news.add(peer.member);
+        }
+        Message::Paths(paths) => {
+            peer.probes().handle_paths(paths);
+            round.shared.wakes.news.add(peer.member);
+        }
+        Message::Bye(reason) => {
+            peer.probes().handle_bye(reason);
+            round.shared.wakes.news.add(peer.member);
+        }
+    }
+}
+
+/// Sends the echo of a probe back by the path on which it came.
+fn answer(
+    round: &Round<'_>,
+    peer: &Peer,
+    (ip, nonce, probe): (&Ip, u64, Probe),
+    from: Endpoint,
+    sender: &mut Sender,
+) {
+    // A member that is reached through a relay is not offered another one.
+    let offer = match (from.via, ip.source) {
+        (None, IpAddr::V4(member)) => {
+            let relaying = &round.shared.relaying;
+            relaying.offer(member, from.address, round.now)
+        }
+        _ => None,
+    };
+    let echo = Echo {
+        path: probe.path,
+        sent_us: probe.sent_us,
+        seen: from.via.is_none().then_some(from.address),
+        via: from.via.map(|via| via.relay.0),
+        relay: offer,
+    };
+    let message = PathMessage {
+        nonce,
+        message: Message::Echo(echo),
+    };
+    let mut packet = [0; MAX_PACKET];
+    let Some(length) = messages::write(ip.destination, ip.source, &message, &mut packet) else {
+        return;
+    };
+    if sender.is_full(room_for(length)) {
+        sender.flush(round.sockets, &round.shared.drops);
+    }
+    let mut state = peer.lock();
+    let to = state.paths.endpoint_of(&from.path());
+    let peer = (peer, &mut *state);
+    let packet = &packet[..length];
+    (round.shared).send_own(round.table, peer, to, packet, sender, round.now);
+}
