@@ -32,6 +32,7 @@ use crate::records::netmap::Netmap;
 mod events;
 mod probing;
 mod publishing;
+mod relaying;
 mod stages;
 mod waiting;
 mod writes;
@@ -82,7 +83,9 @@ impl JoinedNode {
 
     /// Enters the deadlines of the parts into `timers`.
     pub(super) fn set_timers(&self, timers: &mut Timers, now: Instant) {
-        timers.set(Timer::Paths, self.paths.poll_timeout());
+        let punch = self.device.reach.punching.poll_timeout();
+        let paths = self.paths.poll_timeout().into_iter().chain(punch).min();
+        timers.set(Timer::Paths, paths);
         timers.set(Timer::Replica, self.replica.poll_timeout());
         timers.set(Timer::Names, self.names.poll_timeout());
         timers.set(Timer::Acceptance, self.connections.poll_timeout());

@@ -241,6 +241,14 @@ fn add_tunnel(page: &mut MetricsPage, node: &JoinedNode) {
         .map(|(reason, count)| (reason.as_str(), *count));
     let help = "Packets and datagrams dropped.";
     page.counters("tunnel_dropped_total", help, "reason", dropped);
+    let (forwarded, dropped) = node.device.tunnel.steering().own_relay().counts();
+    let help = "Bytes of WireGuard messages that this node forwarded for its peers.";
+    page.counter("relay_bytes_total", help, forwarded);
+    let dropped = dropped
+        .iter()
+        .map(|(reason, count)| (reason.as_str(), *count));
+    let help = "Frames of peers that this node did not forward.";
+    page.counters("relay_dropped_total", help, "reason", dropped);
 }
 
 /// The date of `at`, in seconds since 1970 and to the millisecond.

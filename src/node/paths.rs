@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub(super) use steered::{SteerAction, SteeredPeer};
 
 use super::transitions::peers::{PeerTurn, PeerTurns};
-use crate::model::PublicKey;
+use crate::model::{Path, PublicKey};
 use crate::path::distance::Seen;
 use crate::path::mtu::{Sizes, Way};
 use crate::path::watch::{Action, Reach, Watch};
@@ -271,6 +271,16 @@ impl Paths {
     /// The endpoint in use for a peer.
     pub(super) fn endpoint(&self, id: &PublicKey) -> Option<SocketAddr> {
         self.watch.endpoint(id)
+    }
+
+    /// The peers to whom packets are sent through a relay.
+    pub(super) fn relayed(&self) -> Vec<PublicKey> {
+        self.steered.paths().relayed()
+    }
+
+    /// A peer expects probes by these paths.
+    pub(super) fn handle_consent(&mut self, id: &PublicKey, paths: &[Path], now: Instant) {
+        self.steered.paths_mut().handle_consent(id, paths, now);
     }
 
     /// The peer said good-bye.

@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use super::drops::DropReason;
 use super::local_service::LocalService;
+use super::messages;
 use super::noise::{padded, room_for};
-use super::packet::Ip;
+use super::packet::{Ip, UDP};
+use super::paths::Choice;
 use super::peer::Peer;
 use super::queues::QueueSet;
 use super::shared::Shared;
@@ -124,6 +126,13 @@ impl Outbound {
         if state.endpoint().is_none() {
             shared.drops.add(DropReason::NoEndpoint);
             return;
+        }
+        // A peer takes a packet to this port for a message of this node's meshd, so no other program may send one.
+        if ip.protocol == UDP
+            && state.paths.choice == Choice::Steered
+            && messages::payload(packet, &ip).is_some()
+        {
+            return shared.drops.add(DropReason::Reserved);
         }
         let mtu = shared.mtu().min(usize::from(state.paths.mtu()));
         if mtu < shared.mtu()

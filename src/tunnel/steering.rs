@@ -152,6 +152,13 @@ impl Steering<'_> {
         }
     }
 
+    /// Sends an empty datagram to `to` that passes so many routers: it opens the first ones for datagrams from there.
+    pub fn open_routers(&self, to: SocketAddr, hops: u8) {
+        if let Some(sockets) = self.0.shared.sockets.load().first() {
+            sockets.send_short(to, hops);
+        }
+    }
+
     /// What `peer` said about paths since the last call.
     #[must_use]
     pub fn take_said(&self, peer: &[u8; 32]) -> Said {

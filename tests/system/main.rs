@@ -30,6 +30,7 @@ mod names;
 mod narrow_path;
 mod own_word;
 mod paths;
+mod relayed;
 mod restart;
 mod restore;
 mod rotation;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::JoinedNode;
+use super::{JoinedNode, relaying};
 use crate::model::NodeAddress;
 use crate::node::contact::Contact;
 use crate::node::paths::{PathAction, SteerAction};
@@ -15,6 +15,7 @@ use crate::records::netmap::Member;
 /// Carries out what is due for the paths. Returns whether the zone has to be computed again.
 pub(super) fn poll_paths(node: &mut JoinedNode, now: Instant) -> bool {
     let is_regrouped = node.paths.is_due(now) && poll_all(node, now);
+    relaying::poll(node, now);
     poll_steered(node, now);
     is_regrouped
 }
@@ -23,17 +24,27 @@ pub(super) fn poll_paths(node: &mut JoinedNode, now: Instant) -> bool {
 pub(super) fn handle_news(node: &mut JoinedNode, now: Instant) {
     let tunnel = &node.device.tunnel;
     let news = tunnel.steering().take_news();
+    let mut heard = Vec::new();
     for member in node.netmap.members.values() {
         let key = &member.wireguard_key.0;
         if news.contains(key)
             && let Some(report) = tunnel.steering().report(key)
         {
-            node.paths.handle_report(&member.id, &report, now);
-            if tunnel.steering().take_said(key).bye.is_some() {
-                node.paths.handle_bye(&member.id, now);
-            }
+            let said = tunnel.steering().take_said(key);
+            heard.push((member.id, report, said));
         }
     }
+    for (id, report, said) in heard {
+        node.paths.handle_report(&id, &report, now);
+        relaying::handle_report(node, id, &report, now);
+        if let Some(paths) = &said.paths {
+            relaying::handle_paths(node, id, paths, now);
+        }
+        if said.bye.is_some() {
+            node.paths.handle_bye(&id, now);
+        }
+    }
+    relaying::poll(node, now);
     node.paths.handle_news(now);
     poll_steered(node, now);
 }
@@ -156,6 +167,7 @@ fn carry_out_steering(node: &JoinedNode, action: SteerAction, now: Instant) {
                 steering.release(&member.wireguard_key.0);
             }
         }
+        SteerAction::Relays(_) if !node.device.reach.uses_relays() => steering.set_relays(&[]),
         SteerAction::Relays(relays) => steering.set_relays(&relays),
         SteerAction::RelayFor(member, endpoints) => {
             let relay = steering.own_relay();

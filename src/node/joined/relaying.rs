@@ -32,9 +32,11 @@ pub(super) fn handle_report(
 ) {
     let mut paths = report.paths.iter();
     let primary = paths.find(|path| Some(path.path) == report.primary);
+    let mesh = node.replica.ledger().mesh().map(|mesh| mesh.addresses);
     if let Some(path) = primary
         && let (Some(seen), Some(trip)) = (path.seen, path.answered)
         && now.saturating_duration_since(trip.at) < ECHO_WITHIN
+        && mesh.is_some_and(|mesh| !mesh.contains(seen.ip()))
     {
         node.device.reach.observed.handle_seen(peer, seen, now);
     }

@@ -1,7 +1,7 @@
 //! The parts of a joined node that [`settle`](crate::node::settle) brings in step.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use ipnet::IpNet;
@@ -153,10 +153,14 @@ impl Stages for JoinedNode {
 /// The paths by which a member says that it may be reached.
 fn steered(member: &Member) -> SteeredPeer {
     let endpoints = member.endpoints.iter();
-    let direct = endpoints.map(|endpoint| Candidate {
+    let of = |endpoint: &SocketAddr, evidence| Candidate {
         path: Path::Direct(*endpoint),
-        evidence: Evidence::Host,
-    });
+        evidence,
+    };
+    let endpoints = endpoints.map(|endpoint| of(endpoint, Evidence::Host));
+    let observed = member.observed.iter();
+    let observed = observed.map(|endpoint| of(endpoint, Evidence::Observed));
+    let direct = endpoints.chain(observed);
     SteeredPeer {
         address: NodeAddress(member.block.node_v4()),
         direct: direct.collect(),
