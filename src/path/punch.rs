@@ -78,10 +78,12 @@ impl<K: Copy + Ord> Punching<K> {
     /// was known of the others is forgotten.
     pub fn poll(&mut self, relayed: &[K], now: Instant) -> Vec<K> {
         self.attempts.retain(|peer, attempt| {
-            relayed.contains(peer)
-                || attempt
-                    .last_answer
-                    .is_some_and(|at| is_within(at, ANSWER_WITHIN, now))
+            let is_relayed = relayed.contains(peer);
+            if !is_relayed {
+                (attempt.tries, attempt.next) = (0, None);
+            }
+            let answer = attempt.last_answer;
+            is_relayed || answer.is_some_and(|at| is_within(at, ANSWER_WITHIN, now))
         });
         let mut ask = Vec::new();
         for peer in relayed {
@@ -214,8 +216,11 @@ mod tests {
         assert_eq!(punching.poll_timeout(), Some(at(727)));
         punching.handle_network_change();
         assert_eq!(punching.poll(&[1], at(600)), [1]);
-        assert_eq!(punching.poll(&[], at(600)), [0; 0]);
-        assert_eq!(punching.poll(&[1], at(600)), [1]);
+        // A peer that is reached directly is not waited for, though its last message may still be answered.
+        punching.handle_paths(1, true, at(600));
+        assert_eq!(punching.poll(&[], at(601)), [0; 0]);
+        assert_eq!(punching.poll_timeout(), None);
+        assert_eq!(punching.poll(&[1], at(601)), [1]);
     }
 
     #[test]
