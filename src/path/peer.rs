@@ -94,6 +94,8 @@ pub enum State {
         probes: u32,
         /// Whether all other paths are probed as well.
         is_wide: bool,
+        /// Whether its time to answer is over, so that the next answer by another path is enough.
+        is_over: bool,
     },
     /// Nothing answers.
     Lost {
@@ -293,6 +295,7 @@ impl Peer {
                         since: now,
                         probes: 0,
                         is_wide: false,
+                        is_over: false,
                     };
                 }
             }
@@ -373,7 +376,7 @@ impl Peer {
             State::Cold => {}
             State::Opening { since } => {
                 if now.saturating_duration_since(since) >= LOST_AFTER {
-                    self.lose(0, now);
+                    self.state = lost(0, now);
                 }
             }
             State::Open => self.poll_open(&mut probes, now),
@@ -381,6 +384,7 @@ impl Peer {
                 since,
                 probes: sent,
                 is_wide,
+                ..
             } => self.poll_suspect(&mut probes, (since, sent, is_wide), now),
             State::Lost { again, tries } => {
                 if again <= now {
@@ -406,7 +410,7 @@ impl Peer {
     fn poll_open(&mut self, probes: &mut Vec<Path>, now: Instant) {
         if self.standby_at.is_some_and(|at| at <= now) {
             self.standby_at = Some(now + STANDBY_INTERVAL);
-            if !self.is_used(now) {
+            if !is_used(self.sent, now) {
                 // The next packet is reported, and lets it go on.
                 self.standby_at = None;
             } else if let Some(standby) = self.links.standby(now) {
@@ -449,10 +453,14 @@ impl Peer {
                 since,
                 probes: sent + 1,
                 is_wide,
+                is_over: false,
             };
         }
         if now < self.fails_at(since) {
             return;
+        }
+        if let State::Suspect { is_over, .. } = &mut self.state {
+            *is_over = true;
         }
         let answering = self
             .links
@@ -462,12 +470,13 @@ impl Peer {
             let path = best.path;
             self.replace(path, now);
         } else if now.saturating_duration_since(since) >= LOST_AFTER {
-            self.lose(0, now);
+            self.state = lost(0, now);
         } else if !is_wide && sent >= SUSPECT_PROBES {
             self.state = State::Suspect {
                 since,
                 probes: sent,
                 is_wide: true,
+                is_over: true,
             };
             self.links.probe(|link| Some(link.path) != primary, now);
         }
@@ -479,26 +488,13 @@ impl Peer {
         since + (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt.unwrap_or_default() * 3)
     }
 
-    fn lose(&mut self, tries: u32, now: Instant) {
-        self.state = State::Lost {
-            again: now + retry_pause(tries),
-            tries: tries.saturating_add(1),
-        };
-    }
-
     fn try_again(&mut self, tries: u32, now: Instant) {
         if self.links.turn_candidates() {
             self.offer();
         }
         self.links.probe(|_| true, now);
         self.actions.push(Action::Open);
-        self.lose(tries, now);
-    }
-
-    /// Whether a packet was sent lately.
-    fn is_used(&self, now: Instant) -> bool {
-        self.sent
-            .is_some_and(|at| now.saturating_duration_since(at) < IN_USE)
+        self.state = lost(tries, now);
     }
 
     /// Asks the data plane for the reports that are needed.
@@ -507,7 +503,7 @@ impl Peer {
             self.state,
             State::Cold | State::Opening { .. } | State::Lost { .. }
         );
-        let wanted = (self.patience(), is_closed, !self.is_used(now));
+        let wanted = (self.patience(), is_closed, !is_used(self.sent, now));
         if self.watched != Some(wanted) {
             self.watched = Some(wanted);
             let (patience, heard, sent) = wanted;
@@ -529,9 +525,11 @@ impl Peer {
                 since,
                 probes,
                 is_wide,
+                is_over,
             } => {
                 let probe = (probes < SUSPECT_PROBES).then(|| since + SUSPECT_INTERVAL * probes);
-                let fails = (!is_wide || probe.is_some()).then(|| self.fails_at(since));
+                let waits = !is_over || !is_wide;
+                let fails = waits.then(|| self.fails_at(since));
                 earliest([probe, fails, Some(since + LOST_AFTER)])
             }
             State::Lost { again, .. } => Some(again),
@@ -544,6 +542,19 @@ impl Default for Peer {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The state after an attempt that was in vain; there were `tries` before.
+fn lost(tries: u32, now: Instant) -> State {
+    State::Lost {
+        again: now + retry_pause(tries),
+        tries: tries.saturating_add(1),
+    }
+}
+
+/// Whether a packet was sent lately.
+fn is_used(sent: Option<Instant>, now: Instant) -> bool {
+    sent.is_some_and(|at| now.saturating_duration_since(at) < IN_USE)
 }
 
 fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<Instant> {

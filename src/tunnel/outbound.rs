@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::drops::DropReason;
+use super::keys::StaticKeys;
 use super::local_service::LocalService;
 use super::messages;
 use super::noise::{padded, room_for};
@@ -99,15 +100,8 @@ impl Outbound {
         range: std::ops::Range<usize>,
         now: Instant,
     ) {
-        let Self {
-            buffer,
-            scratch,
-            answer,
-            sender,
-            errors,
-            ..
-        } = self;
-        let packet = &mut buffer[range];
+        let Self { buffer, answer, .. } = self;
+        let packet = &mut buffer[range.clone()];
         let Some(ip) = Ip::parse(packet) else {
             shared.drops.add(DropReason::Malformed);
             return;
@@ -121,7 +115,27 @@ impl Outbound {
                 None => shared.drops.add(DropReason::NoOwner),
             };
         };
-        let peer: &Arc<Peer> = peer;
+        self.send(shared, sockets, (peer, keys), header, range, now);
+    }
+
+    /// Seals a packet and sends it to the peer that owns its destination.
+    fn send(
+        &mut self,
+        shared: &Shared,
+        sockets: &Sockets,
+        (peer, keys): (&Arc<Peer>, &Arc<StaticKeys>),
+        header: VnetHeader,
+        range: std::ops::Range<usize>,
+        now: Instant,
+    ) {
+        let Self {
+            buffer,
+            scratch,
+            sender,
+            errors,
+            ..
+        } = self;
+        let packet = &mut buffer[range];
         let mut state = peer.lock();
         if state.endpoint().is_none() {
             shared.drops.add(DropReason::NoEndpoint);
@@ -140,7 +154,9 @@ impl Outbound {
         {
             drop(state);
             shared.drops.add(DropReason::TooBig);
-            if errors.admit(now) {
+            if errors.admit(now)
+                && let Some(ip) = Ip::parse(packet)
+            {
                 refuse(shared, packet, &ip, fits);
             }
             return;

@@ -300,9 +300,9 @@ mod tests {
         assert!(actions.contains(&relays), "{actions:?}");
         let to = |n| Path::Relay(address(n));
         let to_first = offered(&actions, 1);
-        assert_eq!(to_first, [to(5), to(2), to(3), Path::Direct(endpoint(1))]);
+        assert_eq!(to_first, [Path::Direct(endpoint(1)), to(5), to(2), to(3)]);
         let to_second = offered(&actions, 2);
-        assert_eq!(to_second, [to(3), to(4), to(5), Path::Direct(endpoint(2))]);
+        assert_eq!(to_second, [Path::Direct(endpoint(2)), to(3), to(4), to(5)]);
         // An offer that ends, or a member that leaves, is no relay any more.
         steered.handle_report(&id(5), &report(5, None, now), now);
         let actions = steered.poll(now);
