@@ -167,12 +167,6 @@ impl Steering<'_> {
         peer.map_or_else(Said::default, |peer| peer.probes().take_said())
     }
 
-    /// The relay that this node is.
-    #[must_use]
-    pub fn own_relay(&self) -> OwnRelay<'_> {
-        OwnRelay(&self.0.shared.relaying)
-    }
-
     /// Refuses packets to `peer` of more than `bytes` by the path in use from now on. The device's MTU applies as well.
     pub fn set_path_mtu(&self, peer: &[u8; 32], bytes: u16) {
         self.0
@@ -223,6 +217,15 @@ impl Steering<'_> {
             }
         }
         Some(report)
+    }
+}
+
+impl<'a> Steering<'a> {
+    /// The relay that this node is.
+    #[must_use]
+    pub fn own_relay(&self) -> OwnRelay<'a> {
+        let peers: &'a Peers = self.0;
+        OwnRelay(&peers.shared.relaying)
     }
 }
 

@@ -111,8 +111,8 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
     let reach = &mut node.device.reach;
     let own = reach.own_addresses(&node.device.interfaces, underlay, Instant::now());
     let limit = reach.relay_limit(&own.endpoints);
-    let steering = tunnel.steering();
-    steering.own_relay().set_limit(limit, Instant::now());
+    let relay = tunnel.steering().own_relay();
+    relay.set_limit(limit, Instant::now());
     let held = ledger.node(&id);
     let wireguard_key = node.identity.keys.wireguard_public();
     let proof = held.filter(|held| held.wireguard_key == wireguard_key);
