@@ -8,7 +8,7 @@ use super::keys::StaticKeys;
 use super::local_service::LocalService;
 use super::messages;
 use super::noise::{padded, room_for};
-use super::packet::{Ip, UDP};
+use super::packet::Ip;
 use super::paths::Choice;
 use super::peer::Peer;
 use super::queues::QueueSet;
@@ -115,6 +115,10 @@ impl Outbound {
                 None => shared.drops.add(DropReason::NoOwner),
             };
         };
+        // A peer takes a packet to this port for a message of this node's meshd, so no other program may send one.
+        if messages::payload(packet, &ip).is_some() && peer.lock().paths.choice == Choice::Steered {
+            return shared.drops.add(DropReason::Reserved);
+        }
         self.send(shared, sockets, (peer, keys), header, range, now);
     }
 
@@ -140,13 +144,6 @@ impl Outbound {
         if state.endpoint().is_none() {
             shared.drops.add(DropReason::NoEndpoint);
             return;
-        }
-        // A peer takes a packet to this port for a message of this node's meshd, so no other program may send one.
-        if ip.protocol == UDP
-            && state.paths.choice == Choice::Steered
-            && messages::payload(packet, &ip).is_some()
-        {
-            return shared.drops.add(DropReason::Reserved);
         }
         let mtu = shared.mtu().min(usize::from(state.paths.mtu()));
         if mtu < shared.mtu()
