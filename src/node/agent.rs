@@ -246,7 +246,7 @@ impl Agent {
             Phase::Up(node, _) => Ok(node),
             Phase::Unjoined => Err(ApiError::new(
                 ErrorCode::Conflict,
-                "this node has not joined a mesh; run `meshctl join TOKEN`",
+                "this node has not joined a mesh; run `meshctl join -` and give it a token, which `meshctl token create` prints where the mesh key is",
             )),
             Phase::Joining(_) => Err(ApiError::new(
                 ErrorCode::Conflict,

@@ -112,10 +112,11 @@ impl FileError {
     }
 }
 
-/// Makes sure that `path` is a directory of this user that nobody else can access (0700). Creates it if necessary.
+/// Makes sure that `path` is a directory of this user that nobody else can access (0700). Creates it if necessary, and makes an
+/// empty one private.
 ///
 /// # Errors
-/// It cannot be created, or it exists with other rights. Those are reported, not changed.
+/// It cannot be created, or it has content and other rights. Those are reported, not changed.
 pub fn private_dir(path: &Path) -> Result<(), FileError> {
     match fs::metadata(path) {
         Ok(found) => {
@@ -131,14 +132,19 @@ pub fn private_dir(path: &Path) -> Result<(), FileError> {
                 });
             }
             let mode = found.permissions().mode() & 0o7777;
-            if mode & 0o077 != 0 {
-                return Err(FileError::Exposed {
-                    path: path.to_owned(),
-                    mode,
-                    wanted: 0o700,
-                });
+            if mode & 0o077 == 0 {
+                return Ok(());
             }
-            Ok(())
+            // Container engines make the directory of a volume with mode 0755.
+            if is_empty(path).map_err(|e| FileError::io("list", path, e))? {
+                return fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+                    .map_err(|e| FileError::io("set the mode of", path, e));
+            }
+            Err(FileError::Exposed {
+                path: path.to_owned(),
+                mode,
+                wanted: 0o700,
+            })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => DirBuilder::new()
             .recursive(true)
@@ -147,6 +153,10 @@ pub fn private_dir(path: &Path) -> Result<(), FileError> {
             .map_err(|e| FileError::io("make the directory", path, e)),
         Err(error) => Err(FileError::io("look at", path, error)),
     }
+}
+
+fn is_empty(directory: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(directory)?.next().is_none())
 }
 
 /// Replaces `path` by a file with `bytes` and `mode`. A reader, and a machine that loses power at any moment, finds
@@ -398,6 +408,7 @@ mod tests {
         let path = dir.path().join("state");
         private_dir(&path).expect("made");
         private_dir(&path).expect("found as made");
+        fs::write(path.join("key"), "secret").expect("room");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
         let refused = private_dir(&path)
             .expect_err("readable by others")
@@ -409,6 +420,18 @@ mod tests {
                 path.display()
             )
         );
+    }
+
+    #[test]
+    fn an_empty_directory_that_others_can_look_into_becomes_private() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+        private_dir(dir.path()).expect("empty");
+        let mode = fs::metadata(dir.path())
+            .expect("there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o7777, 0o700);
     }
 
     #[test]

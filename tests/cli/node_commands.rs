@@ -132,7 +132,7 @@ fn status_is_for_people_and_json_is_the_document() {
         ran_,
         ran(
             0,
-            "not ready: this node has not joined a mesh; run `meshctl join TOKEN`\n",
+            "not ready: this node has not joined a mesh; run `meshctl join -` and give it a token, which `meshctl token create` prints where the mesh key is\n",
             ""
         )
     );
@@ -153,7 +153,7 @@ fn live_holds_when_meshd_answers_and_ready_only_when_it_is_up() {
         ran(
             2,
             "",
-            "meshctl: not ready: this node has not joined a mesh; run `meshctl join TOKEN`\n"
+            "meshctl: not ready: this node has not joined a mesh; run `meshctl join -` and give it a token, which `meshctl token create` prints where the mesh key is\n"
         )
     );
 }

@@ -59,7 +59,7 @@ pub(super) async fn run(arguments: RolloutArguments, globals: &Globals) -> Resul
     let node = status.node.ok_or_else(|| {
         CliError::new(
             ErrorCode::Conflict,
-            "this node is not in a mesh; run `meshctl join TOKEN` first",
+            "this node is not in a mesh; run `meshctl join -` with a token first",
         )
     })?;
     let plan = RolloutPlan::new(&arguments.services, &containers.containers)?;

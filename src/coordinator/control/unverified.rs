@@ -116,7 +116,7 @@ pub(super) fn stream_start() -> StreamStart {
 fn not_a_member() -> End {
     End::Refuse(
         Refusal::NotAMember,
-        "this node is no member of the coordinator's mesh; join with a token: meshctl join TOKEN"
+        "this node is no member of the coordinator's mesh; join with a token: meshctl join -"
             .to_owned(),
     )
 }

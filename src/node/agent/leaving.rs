@@ -177,7 +177,7 @@ impl Agent {
         let problem = Problem {
             what: "a join that was interrupted cannot be finished".to_owned(),
             why: error.message,
-            fix: "correct that, then run `meshctl join TOKEN`, with a new token if the previous one has no use left".to_owned(),
+            fix: "correct that, then run `meshctl join -`, with a new token if the previous one has no use left".to_owned(),
         };
         self.join_problem = Some(problem.into());
     }
