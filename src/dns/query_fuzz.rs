@@ -372,19 +372,13 @@ fn netmap() -> Option<Netmap> {
             observed: vec![],
         };
         netmap.members.insert(id(n), member);
-        let both: [IpAddr; 2] = [block.node_v4().into(), block.node_v6().into()];
+        let own = vec![vec![block.node_v4().into(), block.node_v6().into()]];
         let crowd = (0..20).map(|i| IpAddr::from([10, 210, n, 100 + i]));
         for (service, project, vip, health, hosts) in [
-            ("web", None, None, Health::Healthy, vec![both.to_vec()]),
-            (
-                "db",
-                Some("shop"),
-                None,
-                Health::Healthy,
-                vec![both.to_vec()],
-            ),
-            ("vip", None, Some(VIP), Health::Healthy, vec![both.to_vec()]),
-            ("down", None, None, Health::Unhealthy, vec![both.to_vec()]),
+            ("web", None, None, Health::Healthy, own.clone()),
+            ("db", Some("shop"), None, Health::Healthy, own.clone()),
+            ("vip", None, Some(VIP), Health::Healthy, own.clone()),
+            ("down", None, None, Health::Unhealthy, own),
             (
                 "crowd",
                 None,

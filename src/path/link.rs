@@ -267,7 +267,7 @@ impl Link {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
     fn ms(n: u64) -> Duration {

@@ -108,7 +108,7 @@ pub enum State {
 
 /// The paths to one peer. It reads no clock: each call passes the time.
 #[derive(Debug)]
-pub struct Peer {
+pub struct PeerPaths {
     state: State,
     links: Links,
     sent: Option<Instant>,
@@ -130,7 +130,7 @@ pub fn retry_pause(tries: u32) -> Duration {
     }
 }
 
-impl Peer {
+impl PeerPaths {
     /// A peer of which nothing is known.
     #[must_use]
     pub fn new() -> Self {
@@ -511,7 +511,7 @@ impl Peer {
         }
     }
 
-    /// When [`Peer::poll`] is due, after a fresh report.
+    /// When [`PeerPaths::poll`] is due, after a fresh report.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = match self.state {
@@ -538,7 +538,7 @@ impl Peer {
     }
 }
 
-impl Default for Peer {
+impl Default for PeerPaths {
     fn default() -> Self {
         Self::new()
     }

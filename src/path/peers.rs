@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::budget::Budget;
 use super::links::Candidate;
-use super::peer::{Action, Peer, Report};
+use super::peer::{Action, PeerPaths, Report};
 use crate::model::{Path, PublicKey};
 
 /// The paths to all peers that are steered. It reads no clock: each call passes the time.
@@ -17,7 +17,7 @@ pub struct Peers {
 
 #[derive(Debug)]
 struct Entry {
-    peer: Peer,
+    peer: PeerPaths,
     /// When it is polled next.
     due: Option<Instant>,
 }
@@ -36,7 +36,7 @@ impl Peers {
             let mut entry = before.remove(&id).unwrap_or_else(|| {
                 added.push(id);
                 Entry {
-                    peer: Peer::new(),
+                    peer: PeerPaths::new(),
                     due: None,
                 }
             });
@@ -55,7 +55,7 @@ impl Peers {
 
     /// The paths to a peer.
     #[must_use]
-    pub fn get(&self, id: &PublicKey) -> Option<&Peer> {
+    pub fn get(&self, id: &PublicKey) -> Option<&PeerPaths> {
         self.peers.get(id).map(|entry| &entry.peer)
     }
 
@@ -117,7 +117,7 @@ impl Peers {
         }
     }
 
-    fn change(&mut self, id: &PublicKey, now: Instant, change: impl FnOnce(&mut Peer)) {
+    fn change(&mut self, id: &PublicKey, now: Instant, change: impl FnOnce(&mut PeerPaths)) {
         if let Some(entry) = self.peers.get_mut(id) {
             change(&mut entry.peer);
             entry.due = Some(now);

@@ -182,9 +182,8 @@ impl Outbound {
                 }
             }
         });
-        shared
-            .drops
-            .add_many(DropReason::NoAnswer, noise.take_lost());
+        let lost = noise.take_lost();
+        shared.drops.add_many(DropReason::NoAnswer, lost);
         if let Some(length) = initiation {
             sent += sender.repeat(length, state.paths.opening());
         }

@@ -104,7 +104,8 @@ fn a_peer_is_reached_through_a_relay_that_sees_nothing_but_frames() {
         panic!("three tunnels")
     };
     let at = |host: &Host| SocketAddr::from((host.v4(), 51820));
-    let own = r.steering().own_relay();
+    let steering = r.steering();
+    let own = steering.own_relay();
     own.set_limit(
         Some(RelayLimit {
             bits_per_second: 100_000_000_000,
@@ -112,7 +113,7 @@ fn a_peer_is_reached_through_a_relay_that_sees_nothing_but_frames() {
         Instant::now(),
     );
     for n in [1, 2] {
-        r.steering().offer(&key(n), address(n), &[], &[]);
+        steering.offer(&key(n), address(n), &[], &[]);
         let from = [at(&hosts[usize::from(n) - 1])];
         own.handle_paths(address(n), &from, Instant::now());
     }

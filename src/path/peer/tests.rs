@@ -34,7 +34,7 @@ fn host(path: Path) -> Candidate {
 struct World {
     start: Instant,
     now: u64,
-    peer: Peer,
+    peer: PeerPaths,
     budget: Budget,
     /// The round trip of each path that works, in milliseconds.
     trips: BTreeMap<Path, u64>,
@@ -54,7 +54,7 @@ impl World {
         let mut world = Self {
             start,
             now: 0,
-            peer: Peer::new(),
+            peer: PeerPaths::new(),
             budget: Budget::new(start),
             trips: trips.iter().copied().collect(),
             report: Report {
