@@ -76,7 +76,9 @@ impl Status {
             NodeState::Up => return self.not_ready.clone(),
             NodeState::Unjoined => match self.problems.first() {
                 Some(problem) => return Some(format!("{}: {}", problem.what, problem.why)),
-                None => "this node has not joined a mesh; run `meshctl join -` and give it a token, which `meshctl token create` prints where the mesh key is",
+                None => {
+                    "this node has not joined a mesh; run `meshctl join -` and give it a token, which `meshctl token create` prints where the mesh key is"
+                }
             },
             NodeState::Joining => "this node is being admitted",
             NodeState::Leaving => "this node is leaving the mesh",
