@@ -41,6 +41,7 @@ mod metrics;
 mod names;
 mod own_records;
 mod paths;
+mod remedies;
 pub mod replica;
 mod report;
 mod resolv_conf;

@@ -12,6 +12,7 @@ use super::transitions::peers::{PeerTurn, PeerTurns};
 use crate::model::PublicKey;
 use crate::path::distance::Seen;
 use crate::path::mtu::{Sizes, Way};
+use crate::path::tried::Tried;
 use crate::path::watch::{Action, Reach, Watch};
 use crate::path::{Distances, PathMtu};
 use crate::tunnel::PeerStatus;
@@ -48,6 +49,7 @@ pub(super) struct Paths {
     watch: Watch,
     path_mtu: PathMtu,
     distances: Distances,
+    tried: Tried,
     peers: BTreeSet<PublicKey>,
     reach: BTreeMap<PublicKey, Reach>,
     unreachable: BTreeSet<PublicKey>,
@@ -65,6 +67,7 @@ impl Paths {
             watch: Watch::default(),
             path_mtu: PathMtu::new(mtu),
             distances: Distances::default(),
+            tried: Tried::default(),
             peers: BTreeSet::new(),
             reach: BTreeMap::new(),
             unreachable: BTreeSet::new(),
@@ -80,6 +83,7 @@ impl Paths {
         let ids: BTreeSet<PublicKey> = peers.iter().map(|peer| peer.id).collect();
         self.path_mtu.retain(|id| ids.contains(id));
         self.distances.retain(|id| ids.contains(id));
+        self.tried.retain(|id| ids.contains(id));
         self.turns.retain(&ids);
         let is_new = !ids.is_subset(&self.peers);
         self.next = if is_new { Some(now) } else { self.next };
@@ -104,6 +108,10 @@ impl Paths {
         }
         if let Some(at) = status.last_send {
             self.watch.handle_sent(&id, at);
+        }
+        if let Some(endpoint) = status.endpoint {
+            self.tried
+                .handle_status(id, endpoint, status.last_receive, now);
         }
         self.distances.handle_seen(
             id,
@@ -148,6 +156,13 @@ impl Paths {
                 Action::Try(id, endpoint) => PathAction::Try(id, endpoint),
             })
             .collect();
+        for action in &actions {
+            match action {
+                PathAction::Probe(id) => self.tried.handle_sent(*id, None, now),
+                PathAction::Try(id, endpoint) => self.tried.handle_sent(*id, Some(*endpoint), now),
+                PathAction::ProbeSizes(..) | PathAction::Limit(..) => {}
+            }
+        }
         let sized = self.path_mtu.poll(now).into_iter();
         actions.extend(sized.map(|Sizes(id, sizes)| PathAction::ProbeSizes(id, sizes)));
         let reach = self.peers.iter().map(|id| (*id, self.watch.reach(id, now)));
@@ -193,6 +208,11 @@ impl Paths {
 
     pub(super) fn watch(&self) -> &Watch {
         &self.watch
+    }
+
+    /// What was tried at the endpoints of the peers.
+    pub(super) fn tried(&self) -> &Tried {
+        &self.tried
     }
 
     pub(super) fn distances(&self) -> &Distances {

@@ -2,8 +2,10 @@
 
 pub mod distance;
 pub mod mtu;
+pub mod tried;
 pub mod watch;
 
 pub use distance::Distances;
 pub use mtu::PathMtu;
+pub use tried::Tried;
 pub use watch::{Action, Watch};

@@ -1,11 +1,13 @@
 //! The peers of a node: their states, and the problems with the paths to them.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::node::contact::{self, Contact};
 use crate::node::joined::JoinedNode;
 use crate::os::clock;
 use crate::path::mtu::LEAST_IPV6;
+use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{PeerState, PeerStatus, Problem};
 use crate::records::netmap::Member;
 use crate::tunnel::PeerStatus as TunnelPeer;
@@ -68,6 +70,22 @@ pub(super) fn contact_of(
 ) -> Contact {
     let port = node.device.tunnel.listen_port();
     Contact::new(&node.paths, member, peer, port, now)
+}
+
+/// The member that a person means by a name or by one of its mesh addresses.
+pub(super) fn member_of<'a>(node: &'a JoinedNode, text: &str) -> Result<&'a Member, ApiError> {
+    let wanted = text.to_ascii_lowercase();
+    let address: Option<IpAddr> = wanted.parse().ok();
+    let domain = format!(".node.{}", node.names.zone().load().domain);
+    let name = wanted.strip_suffix(&domain).unwrap_or(&wanted);
+    let is_meant = |member: &&Member| {
+        member.name.as_str() == name || address.is_some_and(|a| member.block.contains(a))
+    };
+    node.netmap.members.values().find(is_meant).ok_or_else(|| {
+        let text: String = text.chars().take(70).collect();
+        let text = format!("there is no node {text}; `meshctl status` shows all nodes");
+        ApiError::new(ErrorCode::NotFound, text)
+    })
 }
 
 /// The other members, in the order of their names.
