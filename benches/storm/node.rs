@@ -113,6 +113,8 @@ pub(crate) fn own_records(
         key_proof: None,
         services_from: 0,
         program_version: None,
+        speaks: vec![],
+        relays: vec![],
     });
     let own = Envelope::seal(&node, identity);
     let services = (0..services).map(|n| {

@@ -367,6 +367,8 @@ fn netmap() -> Option<Netmap> {
             block,
             endpoints: vec![],
             without_ipv6: false,
+            speaks_paths: false,
+            relays: vec![],
         };
         netmap.members.insert(id(n), member);
         let both: [IpAddr; 2] = [block.node_v4().into(), block.node_v6().into()];

@@ -44,6 +44,16 @@ impl Bucket {
         has_token
     }
 
+    /// Takes `cost` tokens. Returns false if the bucket has fewer, and takes none.
+    pub(crate) fn take_all(&mut self, cost: f64, now: Instant) -> bool {
+        self.fill(now);
+        let has_tokens = self.tokens >= cost;
+        if has_tokens {
+            self.tokens -= cost;
+        }
+        has_tokens
+    }
+
     /// Takes `cost` tokens, even if the bucket has fewer.
     pub(crate) fn charge(&mut self, cost: f64, now: Instant) {
         self.fill(now);

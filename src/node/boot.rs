@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::config::Config;
 use super::connections::Connections;
 use super::control::stream::{Stream, StreamConfig};
-use super::device::{self, Device, DeviceEvents};
+use super::device::{self, Device, DeviceEvents, PathEvents};
 use super::disk::Disk;
 use super::docker::{self, Docker};
 use super::gossip::Gossip;
@@ -136,7 +136,7 @@ impl Loaded {
 /// The running tunnel, whose device has addresses and routes.
 struct Equipped {
     device: Device,
-    events: DeviceEvents,
+    events: (DeviceEvents, PathEvents),
     ipv6: Ipv6,
     /// The network of the container engine whose containers have mesh addresses of their own, if it is wanted.
     native: Option<network::NativePlan>,
@@ -158,6 +158,7 @@ impl Equipped {
             .unwrap_or_else(|| host::tunnel_mtu(&interfaces, &survey, &config.tunnel.interface));
         let (tunnel, continues_rotation) = start_tunnel(config, identity, mtu).await?;
         let events = DeviceEvents::of(&tunnel)
+            .and_then(|gone| Ok((gone, PathEvents::of(&tunnel)?)))
             .map_err(|error| internal(&format!("cannot watch the tunnel device: {error}")))?;
         let mut plan = NetworkPlan::new(&config.tunnel.interface, mtu, &identity.block, &addresses);
         let native = native_network(config, identity, &addresses, mtu);
@@ -285,7 +286,8 @@ fn run(
         firewall: firewall.changes(),
         host: device.network.changes(),
         peers,
-        device: equipped.events,
+        device: equipped.events.0,
+        paths: equipped.events.1,
         leases,
     };
     let node = JoinedNode {

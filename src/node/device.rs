@@ -114,13 +114,38 @@ impl DeviceEvents {
 
     /// Waits until the device is gone. Never returns if the event cannot be read.
     pub(super) async fn gone(&mut self) {
-        let read = self.0.read(|event| {
-            let mut count = [0; 8];
-            nix::unistd::read(event, &mut count).map_err(io::Error::from)
-        });
-        if read.await.is_err() {
-            std::future::pending().await
-        }
+        raised(&self.0).await;
+    }
+}
+
+/// Notifies when the tunnel has news of the paths to peers.
+pub(super) struct PathEvents(AsyncReadable);
+
+impl PathEvents {
+    /// The events of `tunnel`.
+    pub(super) fn of(tunnel: &Tunnel) -> io::Result<Self> {
+        Self::watch(tunnel.steering().news_event().try_clone_to_owned()?)
+    }
+
+    /// The events of `event`, which becomes readable when there is news.
+    pub(super) fn watch(event: OwnedFd) -> io::Result<Self> {
+        Ok(Self(AsyncReadable::new(event)?))
+    }
+
+    /// Waits until there is news. Never returns if the event cannot be read.
+    pub(super) async fn news(&mut self) {
+        raised(&self.0).await;
+    }
+}
+
+/// Waits until `event` counts, and resets it. Never returns if it cannot be read.
+async fn raised(event: &AsyncReadable) {
+    let read = event.read(|event| {
+        let mut count = [0; 8];
+        nix::unistd::read(event, &mut count).map_err(io::Error::from)
+    });
+    if read.await.is_err() {
+        std::future::pending().await
     }
 }
 

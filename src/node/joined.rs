@@ -158,6 +158,7 @@ impl JoinedNode {
                     self.reconcile().await;
                 }
             }
+            NodeEvent::Paths => probing::handle_news(self, Instant::now()),
             NodeEvent::Leased(block) => {
                 if let Some(block) = self.replica.handle_leased(block) {
                     self.change(ChangeRequest::Block(block));

@@ -484,6 +484,8 @@ mod tests {
             without_ipv6: false,
             services_from: 0,
             program_version: None,
+            speaks: vec![],
+            relays: vec![],
         }
     }
 

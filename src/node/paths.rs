@@ -1,24 +1,33 @@
-//! The paths to the peers: whether each peer answers, how far away it is, and how large packets to it may be. Pure.
+//! The paths to the peers: by which path each peer is reached, whether it answers, how far away it is, and how large packets to it
+//! may be. Pure.
 //!
-//! [`Paths`] joins the state machines of [`crate::path`]. Its input is the state of each peer in the tunnel, its outputs are
-//! [`PathAction`]s that the caller carries out on the tunnel. The tunnel does not report by itself, so its state is read and
-//! the machines are polled every [`POLL_INTERVAL`], as long as there is a peer.
+//! [`Paths`] joins the state machines of [`crate::path`]. Its input is the state of the peers in the tunnel, its outputs are
+//! [`PathAction`]s that the caller carries out on the tunnel. The state is read when a machine has something to do
+//! ([`Paths::poll_timeout`]) and when the tunnel tells that there is news. The machines that look at all peers are polled at
+//! most once in [`POLL_INTERVAL`]; the paths of a single peer are polled at once.
+//!
+//! The paths of a peer that speaks of them are chosen here. The path to any other peer is the one by which it was heard last,
+//! and while such a peer is silent, its endpoints are tried in turn.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::transitions::peers::{PeerTurn, PeerTurns};
-use crate::model::PublicKey;
+use crate::model::{Path, PublicKey};
 use crate::path::distance::Seen;
+use crate::path::link::LinkReport;
 use crate::path::mtu::{Sizes, Way};
-use crate::path::tried::Tried;
+use crate::path::peer::{Action as Steer, Candidate, Report};
 use crate::path::watch::{Action, Reach, Watch};
-use crate::path::{Distances, PathMtu};
-use crate::tunnel::PeerStatus;
+use crate::path::{Distances, PathMtu, Peers as SteeredPeers, Tried};
+use crate::tunnel::{PathReport, PeerStatus};
 
-/// The time between two polls.
+/// The least time between two polls of all peers.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The state of all peers is read at least so often: the machines do not know of every packet.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A peer, as the paths have to know it.
 #[derive(Debug, Clone)]
@@ -28,6 +37,8 @@ pub(super) struct PathPeer {
     pub endpoints: Vec<SocketAddr>,
     /// Whether it serves a service: then it is watched more closely.
     pub serves: bool,
+    /// The paths by which it may be reached. None if it does not speak of paths.
+    pub candidates: Option<Vec<Candidate>>,
 }
 
 /// Something that the caller does with the tunnel.
@@ -41,6 +52,12 @@ pub(super) enum PathAction {
     ProbeSizes(PublicKey, Vec<u16>),
     /// Refuse packets of more bytes to this peer.
     Limit(PublicKey, u16),
+    /// Report the next datagram from this peer, the next packet to it, or both.
+    Arm(PublicKey, bool, bool),
+    /// Do this with the paths to a peer.
+    Steer(PublicKey, Steer),
+    /// Let the path to this peer follow its datagrams.
+    Release(PublicKey),
 }
 
 /// What the paths are at a moment.
@@ -49,15 +66,25 @@ pub(super) struct Paths {
     watch: Watch,
     path_mtu: PathMtu,
     distances: Distances,
-    tried: Tried,
+    steered: SteeredPeers,
     peers: BTreeSet<PublicKey>,
+    /// The peers whose paths are not chosen here any more.
+    released: Vec<PublicKey>,
     reach: BTreeMap<PublicKey, Reach>,
     unreachable: BTreeSet<PublicKey>,
-    turns: PeerTurns,
-    /// The transitions that were not taken yet.
-    new_turns: Vec<(PublicKey, PeerTurn)>,
-    /// When the machines are polled next, if there is a peer.
+    turns: Turns,
+    tried: Tried,
+    /// When the machines that look at all peers are polled next, if there is a peer.
     next: Option<Instant>,
+    polled: Option<Instant>,
+}
+
+/// Which peers turned out to answer, or not to answer any more.
+#[derive(Debug, Default)]
+struct Turns {
+    peers: PeerTurns,
+    /// The transitions that were not taken yet.
+    new: Vec<(PublicKey, PeerTurn)>,
 }
 
 impl Paths {
@@ -67,13 +94,15 @@ impl Paths {
             watch: Watch::default(),
             path_mtu: PathMtu::new(mtu),
             distances: Distances::default(),
-            tried: Tried::default(),
+            steered: SteeredPeers::default(),
             peers: BTreeSet::new(),
+            released: Vec::new(),
             reach: BTreeMap::new(),
             unreachable: BTreeSet::new(),
-            turns: PeerTurns::default(),
-            new_turns: Vec::new(),
+            turns: Turns::default(),
+            tried: Tried::default(),
             next: None,
+            polled: None,
         }
     }
 
@@ -84,13 +113,85 @@ impl Paths {
         self.path_mtu.retain(|id| ids.contains(id));
         self.distances.retain(|id| ids.contains(id));
         self.tried.retain(|id| ids.contains(id));
-        self.turns.retain(&ids);
+        self.turns.peers.retain(&ids);
         let is_new = !ids.is_subset(&self.peers);
         self.next = if is_new { Some(now) } else { self.next };
         self.next = self.next.filter(|_| !ids.is_empty());
+        self.steer(&peers, now);
         self.peers = ids;
-        let peers = peers.into_iter().map(|p| (p.id, p.endpoints, p.serves));
+        let peers = peers.into_iter().map(|peer| {
+            // The endpoints of a peer whose path is chosen here are among its candidates.
+            let is_steered = peer.candidates.is_some();
+            let endpoints = (!is_steered).then_some(peer.endpoints);
+            (peer.id, endpoints.unwrap_or_default(), peer.serves)
+        });
         self.watch.set_peers(peers, now);
+    }
+
+    /// Chooses the paths of those `peers` that speak of them.
+    fn steer(&mut self, peers: &[PathPeer], now: Instant) {
+        let candidates = |peer: &PathPeer| Some((peer.id, peer.candidates.clone()?));
+        let others = peers.iter().filter(|peer| peer.candidates.is_none());
+        let others = others.filter(|peer| self.steered.contains(&peer.id));
+        self.released.extend(others.map(|peer| peer.id));
+        let added = self.steered.set(peers.iter().filter_map(candidates), now);
+        for id in added {
+            self.released.retain(|released| *released != id);
+            // Each peer is kept alive, so it is to be reached from the beginning.
+            self.steered.handle_wanted(&id, now);
+        }
+    }
+
+    /// The addresses of this machine have changed.
+    pub(super) fn handle_network_changed(&mut self, now: Instant) {
+        self.steered.handle_network_changed(now);
+    }
+
+    /// The tunnel tells that there is news of peers: the state of all is read soon.
+    pub(super) fn handle_news(&mut self, now: Instant) {
+        let soon = self.polled.map_or(now, |at| now.max(at + POLL_INTERVAL));
+        self.next = self.next.map(|next| next.min(soon));
+    }
+
+    /// The peers of which [`Paths::poll_steered`] needs a report now.
+    pub(super) fn reports_due(&self, now: Instant) -> Vec<PublicKey> {
+        self.steered.due(now)
+    }
+
+    /// The paths to a peer, as the tunnel has them.
+    pub(super) fn handle_report(&mut self, id: &PublicKey, report: &PathReport, now: Instant) {
+        if self.steered.contains(id) {
+            self.steered.handle_report(id, &report_of(report), now);
+            for seen in &report.paths {
+                self.tried
+                    .handle_report(*id, seen.path, seen.heard, seen.answers);
+            }
+        }
+    }
+
+    /// What is to be done now with the paths of single peers.
+    pub(super) fn poll_steered(&mut self, now: Instant) -> Vec<PathAction> {
+        let released = std::mem::take(&mut self.released).into_iter();
+        let steered = self.steered.poll(now);
+        for (id, action) in &steered {
+            match action {
+                Steer::Offer(_, opens) => self.tried.handle_offered(*id, opens.clone()),
+                Steer::Open => self.tried.handle_opened(*id, now),
+                Steer::Probe(path) => self.tried.handle_sent(*id, Some(*path), now),
+                Steer::Use(path, _) => self.tried.handle_used(*id, *path, now),
+                _ => {}
+            }
+        }
+        let steered = steered.into_iter();
+        released
+            .map(PathAction::Release)
+            .chain(steered.map(|(id, action)| PathAction::Steer(id, action)))
+            .collect()
+    }
+
+    /// Whether [`Paths::poll`] is due, before which the state of all peers is read.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.next.is_some_and(|at| at <= now)
     }
 
     /// The state of a peer in the tunnel. `answered` is the largest sized probe that it answered since the last call, which is
@@ -109,14 +210,16 @@ impl Paths {
         if let Some(at) = status.last_send {
             self.watch.handle_sent(&id, at);
         }
-        if let Some(endpoint) = status.endpoint {
-            self.tried
-                .handle_status(id, endpoint, status.last_receive, now);
+        if let Some(path) = status.path {
+            self.tried.handle_used(id, path, now);
+        }
+        if let Some(at) = status.last_receive.filter(|_| !self.steered.contains(&id)) {
+            self.tried.handle_followed(id, at);
         }
         self.distances.handle_seen(
             id,
             Seen {
-                endpoint: status.endpoint,
+                path: status.path,
                 heard: status.last_receive,
                 sent: status.last_send,
                 serves,
@@ -126,7 +229,7 @@ impl Paths {
         self.path_mtu.handle_way(
             id,
             Way {
-                endpoint: status.endpoint,
+                path: status.path,
                 reachable: status.last_handshake.is_some()
                     && self.watch.reach(&id, now) == Reach::Reachable,
                 sent: status.tx_bytes,
@@ -147,7 +250,7 @@ impl Paths {
     /// Returns what is to be done now, and whether the names have to be computed again, since other peers are reachable or
     /// other peers are near.
     pub(super) fn poll(&mut self, now: Instant) -> (Vec<PathAction>, bool) {
-        self.next = self.next.map(|_| now + POLL_INTERVAL);
+        self.polled = Some(now);
         let measured = self.distances.poll(now).into_iter().map(Action::Probe);
         let watched = self.watch.poll(now).into_iter().chain(measured);
         let mut actions: Vec<PathAction> = watched
@@ -158,9 +261,15 @@ impl Paths {
             .collect();
         for action in &actions {
             match action {
-                PathAction::Probe(id) => self.tried.handle_sent(*id, None, now),
-                PathAction::Try(id, endpoint) => self.tried.handle_sent(*id, Some(*endpoint), now),
-                PathAction::ProbeSizes(..) | PathAction::Limit(..) => {}
+                PathAction::Probe(id) => {
+                    self.steered.handle_probed(id, now);
+                    self.tried.handle_sent(*id, None, now);
+                }
+                PathAction::Try(id, endpoint) => {
+                    self.tried.handle_used(*id, Path::Direct(*endpoint), now);
+                    self.tried.handle_sent(*id, None, now);
+                }
+                _ => {}
             }
         }
         let sized = self.path_mtu.poll(now).into_iter();
@@ -170,25 +279,50 @@ impl Paths {
         for (id, reach) in &self.reach {
             let turn = self
                 .turns
+                .peers
                 .handle_reach(*id, *reach, self.watch.heard(id), now);
-            self.new_turns.extend(turn.map(|turn| (*id, turn)));
+            self.turns.new.extend(turn.map(|turn| (*id, turn)));
         }
         let lost = self.reach.iter().filter(|(_, r)| **r == Reach::Unreachable);
         let lost = lost.map(|(id, _)| *id).collect();
         let is_other = lost != self.unreachable;
         self.unreachable = lost;
         let is_regrouped = self.distances.publish(now);
+        actions.extend(self.arms());
+        self.next = self.next.map(|_| self.next_poll(now));
         (actions, is_other || is_regrouped)
+    }
+
+    /// What the tunnel is to report because it changes when a peer is probed, or whether it is reachable.
+    fn arms(&self) -> impl Iterator<Item = PathAction> {
+        self.reach.iter().filter_map(|(id, reach)| {
+            let heard = *reach != Reach::Reachable;
+            let sent = self.watch.is_idle(id);
+            (heard || sent).then_some(PathAction::Arm(*id, heard, sent))
+        })
+    }
+
+    /// When all peers are polled again, after a poll at `now`.
+    fn next_poll(&self, now: Instant) -> Instant {
+        let machines = [
+            self.watch.poll_timeout(now),
+            self.distances.poll_timeout(now),
+            self.path_mtu.poll_timeout(now),
+        ];
+        let next = machines.into_iter().flatten().min();
+        let latest = now + LONGEST_PAUSE;
+        next.map_or(latest, |at| at.clamp(now + POLL_INTERVAL, latest))
     }
 
     /// The peers that turned out to answer, or not to answer any more, since the last call.
     pub(super) fn take_turns(&mut self) -> Vec<(PublicKey, PeerTurn)> {
-        std::mem::take(&mut self.new_turns)
+        std::mem::take(&mut self.turns.new)
     }
 
-    /// When [`Paths::poll`] is due.
+    /// When [`Paths::poll`] or [`Paths::poll_steered`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.next
+        let steered = self.steered.poll_timeout();
+        self.next.into_iter().chain(steered).min()
     }
 
     /// The endpoint in use for a peer.
@@ -210,9 +344,14 @@ impl Paths {
         &self.watch
     }
 
-    /// What was tried at the endpoints of the peers.
+    /// What was tried by the paths to the peers.
     pub(super) fn tried(&self) -> &Tried {
         &self.tried
+    }
+
+    /// The peers whose paths are chosen here.
+    pub(super) fn steered(&self) -> &SteeredPeers {
+        &self.steered
     }
 
     pub(super) fn distances(&self) -> &Distances {
@@ -222,6 +361,25 @@ impl Paths {
     /// The number of bytes of a packet to this peer that the path carries, as far as it is known.
     pub(super) fn limit(&self, id: &PublicKey) -> u16 {
         self.path_mtu.limit(id)
+    }
+}
+
+/// What the tunnel reports about a peer, as the machine takes it.
+fn report_of(report: &PathReport) -> Report {
+    let links = report.paths.iter().map(|seen| LinkReport {
+        path: seen.path,
+        heard: seen.heard,
+        answered: seen.answered.map(|trip| trip.at),
+        sample: seen.sample.map(|trip| (trip.at, trip.took)),
+        answers: seen.answers,
+    });
+    Report {
+        is_offered: report.is_steered,
+        primary: report.primary,
+        links: links.collect(),
+        waits_since: report.waits_since,
+        sent: report.last_send,
+        heard: report.last_receive,
     }
 }
 

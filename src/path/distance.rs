@@ -14,10 +14,9 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::model::PublicKey;
+use crate::model::{Path, PublicKey};
 
 /// How often a peer is measured if it serves names or packets are sent to it.
 pub const MEASURE_INTERVAL: Duration = Duration::from_secs(30);
@@ -50,8 +49,8 @@ const NEAREST: Duration = Duration::from_micros(500);
 /// The state of a peer as the data plane reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
-    /// The endpoint in use.
-    pub endpoint: Option<SocketAddr>,
+    /// The path in use.
+    pub path: Option<Path>,
     /// When the last authentic datagram was received.
     pub heard: Option<Instant>,
     /// When a packet was last sent to it.
@@ -141,8 +140,8 @@ impl Distances {
             group: None,
             measured: None,
         });
-        if seen.endpoint != peer.seen.endpoint {
-            // Another endpoint is another path, so the estimate begins again. The old group stays valid until then.
+        if seen.path != peer.seen.path {
+            // The estimate of another path begins again. The old group stays valid until then.
             peer.estimate = None;
             peer.measured = None;
         }
@@ -181,6 +180,17 @@ impl Distances {
             }
         }
         due.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// When a peer is to be measured or groups are to be published, as far as that is known. A peer that is silent is not
+    /// measured before it is heard.
+    #[must_use]
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let measured = self.peers.values().filter_map(|peer| peer.next(now));
+        let rested = self.published_at.map(|at| at + PUBLISH_INTERVAL);
+        let published = self.changed.map(|since| since + DEBOUNCE);
+        let published = published.map(|at| rested.map_or(at, |rested| at.max(rested)));
+        measured.chain(published).min()
     }
 
     /// Publishes the groups if they changed for a peer that serves names and are due. Returns whether they were published.
@@ -224,13 +234,28 @@ impl Peer {
         let within = |at: Option<Instant>, limit| {
             at.is_some_and(|at| now.saturating_duration_since(at) < limit)
         };
-        let wanted = self.seen.serves || within(self.seen.sent, IN_USE);
-        let interval = match (wanted, self.estimate.is_some_and(|e| e.steady)) {
+        within(self.seen.heard, HEARD_LATELY) && !within(self.measured, self.interval(now))
+    }
+
+    fn interval(&self, now: Instant) -> Duration {
+        let is_used = self
+            .seen
+            .sent
+            .is_some_and(|at| now.saturating_duration_since(at) < IN_USE);
+        let wanted = self.seen.serves || is_used;
+        match (wanted, self.estimate.is_some_and(|e| e.steady)) {
             (true, false) => UNSTEADY_INTERVAL,
             (true, true) => MEASURE_INTERVAL,
             (false, _) => IDLE_MEASURE_INTERVAL,
-        };
-        within(self.seen.heard, HEARD_LATELY) && !within(self.measured, interval)
+        }
+    }
+
+    /// When it is to be measured, if it was heard lately.
+    fn next(&self, now: Instant) -> Option<Instant> {
+        let heard = self.seen.heard?;
+        let is_late = now.saturating_duration_since(heard) >= HEARD_LATELY;
+        let due = self.measured.map_or(now, |at| at + self.interval(now));
+        (!is_late).then_some(due)
     }
 
     fn regroup(&mut self) {
@@ -265,7 +290,7 @@ mod tests {
 
     fn seen(now: Instant, round_trip: Option<Duration>) -> Seen {
         Seen {
-            endpoint: Some(SocketAddr::from(([192, 0, 2, 1], 51820))),
+            path: Some(Path::Direct(([192, 0, 2, 1], 51820).into())),
             heard: Some(now),
             sent: None,
             serves: true,
@@ -423,7 +448,7 @@ mod tests {
         );
         let now = start + Duration::from_secs(601);
         later.heard = Some(now);
-        later.endpoint = Some(SocketAddr::from(([192, 0, 2, 2], 51820)));
+        later.path = Some(Path::Direct(([192, 0, 2, 2], 51820).into()));
         distances.handle_seen(ID, later);
         assert_eq!(distances.round_trip(&ID), None);
         assert_eq!(distances.poll(now), [ID]);

@@ -1,11 +1,16 @@
-//! The paths to peers: whether a peer is reachable, at which endpoint, how far it is, and how large a packet may be. Pure.
+//! The paths to peers: whether a peer is reachable, by which path, how far it is, and how large a packet may be. Pure.
 
+pub mod budget;
 pub mod distance;
+pub mod link;
 pub mod mtu;
+pub mod peer;
+pub mod peers;
 pub mod tried;
 pub mod watch;
 
 pub use distance::Distances;
 pub use mtu::PathMtu;
+pub use peers::Peers;
 pub use tried::Tried;
 pub use watch::{Action, Watch};

@@ -7,16 +7,16 @@
 //! and the gap between the largest answered size and the least refused one is divided until it is small. Probes are
 //! never fragmented on the way.
 //!
-//! A path is searched when the peer is first reachable, after its endpoint changed, and every [`RAISE_INTERVAL`]. While packets are
+//! A path is searched when the peer is first reachable, when it begins to be used, and every [`RAISE_INTERVAL`]. While packets are
 //! sent to the peer, the size in use is confirmed every [`CONFIRM_INTERVAL`], so that a path that became narrower is not a black
 //! hole for longer. Until a search ends, the result of the one before stays valid. If a peer answers no probe of any size, the
 //! result does not change.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::model::PublicKey;
+use crate::model::path::MAX_PATHS;
+use crate::model::{self, PublicKey};
 
 /// The least MTU of a link that carries IPv6 (RFC 8200 section 5), which is tried first. BASE_PLPMTU of RFC 8899 is about as
 /// large.
@@ -47,8 +47,8 @@ pub struct Sizes(pub PublicKey, pub Vec<u16>);
 /// The path to a peer as the data plane reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
-    /// The endpoint in use.
-    pub endpoint: Option<SocketAddr>,
+    /// The path in use.
+    pub path: Option<model::Path>,
     /// Whether the peer is reachable.
     pub reachable: bool,
     /// The number of bytes sent to it so far.
@@ -60,6 +60,8 @@ struct Path {
     way: Way,
     limit: u16,
     state: State,
+    /// The results for the paths that were used before, the oldest first.
+    before: VecDeque<(model::Path, u16)>,
 }
 
 #[derive(Debug)]
@@ -122,8 +124,12 @@ impl PathMtu {
             way,
             limit: self.widest,
             state: State::New,
+            before: VecDeque::new(),
         });
-        if way.endpoint != path.way.endpoint || !way.reachable {
+        if way.path != path.way.path {
+            path.change(way.path);
+        }
+        if way.path != path.way.path || !way.reachable {
             path.state = State::New;
         }
         path.way = way;
@@ -152,7 +158,14 @@ impl PathMtu {
             .is_some_and(|path| matches!(path.state, State::Searching(_)))
     }
 
-    /// The probes to send now. To be called about every half second.
+    /// When [`PathMtu::poll`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let paths = self.paths.values();
+        paths.filter_map(|path| path.next(now)).min()
+    }
+
+    /// The probes to send now.
     pub fn poll(&mut self, now: Instant) -> Vec<Sizes> {
         let widest = self.widest;
         self.paths
@@ -163,6 +176,38 @@ impl PathMtu {
 }
 
 impl Path {
+    /// Another path is used from now on. Its own result is valid if there is one, otherwise the one of the path before.
+    fn change(&mut self, to: Option<model::Path>) {
+        if let Some(used) = self.way.path {
+            self.before.retain(|(path, _)| *path != used);
+            if self.before.len() >= MAX_PATHS {
+                self.before.pop_front();
+            }
+            self.before.push_back((used, self.limit));
+        }
+        let known = self.before.iter().find(|(path, _)| Some(*path) == to);
+        self.limit = known.map_or(self.limit, |(_, limit)| *limit);
+    }
+
+    /// When it is polled next.
+    fn next(&self, now: Instant) -> Option<Instant> {
+        match &self.state {
+            State::New => self.way.reachable.then_some(now),
+            State::Searching(search) if search.unanswered().next().is_none() => Some(now),
+            State::Searching(search) => Some(search.probed + PROBE_TIMER),
+            State::Known {
+                raised,
+                confirmed,
+                sent,
+            } => {
+                let in_use = self.way.sent.saturating_sub(*sent) >= IN_USE;
+                let confirm = in_use.then(|| *confirmed + CONFIRM_INTERVAL);
+                let raise = *raised + RAISE_INTERVAL;
+                Some(confirm.map_or(raise, |at| at.min(raise)))
+            }
+        }
+    }
+
     fn poll(&mut self, widest: u16, now: Instant) -> Option<Vec<u16>> {
         match &mut self.state {
             State::New if !self.way.reachable => None,
@@ -286,7 +331,7 @@ mod tests {
 
     fn way(n: u8, reachable: bool, sent: u64) -> Way {
         Way {
-            endpoint: Some(SocketAddr::from(([192, 0, 2, n], 51820))),
+            path: Some(model::Path::Direct(([192, 0, 2, n], 51820).into())),
             reachable,
             sent,
         }

@@ -1,36 +1,41 @@
-//! Counts what was sent to each endpoint of a peer, and what came from there, so that an operator can see what was tried.
+//! Counts what was sent by each path to a peer, and what came back by it, so that an operator can see what was tried.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::model::PublicKey;
+use crate::model::{Path, PublicKey};
 
-/// The maximum number of endpoints that are remembered for one peer. It is twice the number that a peer can publish.
-const MAX_ENDPOINTS: usize = 32;
+/// The maximum number of paths that are remembered for one peer. It is twice the number of candidates that are accepted.
+const MAX_REMEMBERED: usize = 32;
 
-/// What happened at one endpoint.
+/// What happened on one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attempts {
-    /// The number of probes and handshakes sent there.
+    /// The number of probes and handshakes sent by it.
     pub probes: u64,
-    /// The number of them after which a datagram came from there.
+    /// The number of them that were answered.
     pub answers: u64,
     /// When the last one was sent.
     pub sent: Option<Instant>,
-    /// When the last authentic datagram came from there.
+    /// When the last authentic datagram came by it.
     pub heard: Option<Instant>,
+    /// The data plane's count of answers at its last report.
+    reported: u32,
     is_answered: bool,
 }
 
 impl Attempts {
-    /// When the endpoint was last of use.
+    /// When the path was last of use.
     fn last(&self) -> Option<Instant> {
         self.sent.max(self.heard)
     }
+
+    fn handle_heard(&mut self, heard: Option<Instant>) {
+        self.heard = self.heard.max(heard);
+    }
 }
 
-/// The endpoints of all peers. It reads no clock: each call passes the time.
+/// The paths to all peers. It reads no clock: each call passes the time.
 #[derive(Debug, Default)]
 pub struct Tried {
     peers: BTreeMap<PublicKey, Peer>,
@@ -38,11 +43,11 @@ pub struct Tried {
 
 #[derive(Debug, Default)]
 struct Peer {
-    endpoints: BTreeMap<SocketAddr, Attempts>,
-    /// The endpoint in use.
-    current: Option<SocketAddr>,
-    /// When the endpoint in use was chosen.
-    since: Option<Instant>,
+    paths: BTreeMap<Path, Attempts>,
+    /// The path in use, and when it was chosen.
+    current: Option<(Path, Instant)>,
+    /// The paths by which a handshake is begun.
+    opens: Vec<Path>,
 }
 
 impl Tried {
@@ -51,91 +56,118 @@ impl Tried {
         self.peers.retain(|id, _| is_known(id));
     }
 
-    /// The tunnel sends to `endpoint`, and last received something of the peer at `heard`.
-    pub fn handle_status(
-        &mut self,
-        id: PublicKey,
-        endpoint: SocketAddr,
-        heard: Option<Instant>,
-        now: Instant,
-    ) {
+    /// Packets are sent by `path` now.
+    pub fn handle_used(&mut self, id: PublicKey, path: Path, now: Instant) {
         let peer = self.peers.entry(id).or_default();
-        if peer.current != Some(endpoint) {
-            peer.current = Some(endpoint);
-            peer.since = Some(now);
+        if peer.current.is_none_or(|(current, _)| current != path) {
+            peer.current = Some((path, now));
         }
-        let Some(heard) = heard else { return };
-        let attempts = peer.attempts(endpoint);
+    }
+
+    /// Something of the peer was last received at `heard`, and the path follows its datagrams. So it came by the path in use.
+    pub fn handle_followed(&mut self, id: PublicKey, heard: Instant) {
+        let peer = self.peers.entry(id).or_default();
+        let Some((path, _)) = peer.current else {
+            return;
+        };
+        let attempts = peer.attempts(path);
         if attempts.heard.is_some_and(|before| before >= heard) {
             return;
         }
-        // A datagram that came before this endpoint was in use came from another one.
-        let is_older = attempts.heard.is_none() && attempts.sent.is_some_and(|sent| sent > heard);
-        if is_older {
+        // What came before this path was tried came by another one.
+        if attempts.heard.is_none() && attempts.sent.is_some_and(|sent| sent > heard) {
             return;
         }
-        attempts.heard = Some(heard);
+        attempts.handle_heard(Some(heard));
         let is_new_answer = attempts.sent.is_some() && !attempts.is_answered;
         attempts.answers += u64::from(is_new_answer);
         attempts.is_answered = true;
     }
 
-    /// A probe is sent to the endpoint in use, or a handshake to `endpoint`, which is used from now on.
-    pub fn handle_sent(&mut self, id: PublicKey, endpoint: Option<SocketAddr>, now: Instant) {
-        let peer = self.peers.entry(id).or_default();
-        if endpoint.is_some() && peer.current != endpoint {
-            peer.current = endpoint;
-            peer.since = Some(now);
+    /// The data plane reports when something last came by `path`, and how many probes by it were answered so far.
+    pub fn handle_report(
+        &mut self,
+        id: PublicKey,
+        path: Path,
+        heard: Option<Instant>,
+        answers: u32,
+    ) {
+        let attempts = self.peers.entry(id).or_default().attempts(path);
+        attempts.handle_heard(heard);
+        // The count begins again if the path was unknown to the data plane for a while.
+        let new = answers.checked_sub(attempts.reported).unwrap_or(answers);
+        attempts.reported = answers;
+        attempts.answers += u64::from(new);
+    }
+
+    /// A handshake is begun by these paths from now on.
+    pub fn handle_offered(&mut self, id: PublicKey, opens: Vec<Path>) {
+        self.peers.entry(id).or_default().opens = opens;
+    }
+
+    /// A handshake is begun by all paths for it.
+    pub fn handle_opened(&mut self, id: PublicKey, now: Instant) {
+        let opens = self.peers.get(&id).map(|peer| peer.opens.clone());
+        for path in opens.unwrap_or_default() {
+            self.handle_sent(id, Some(path), now);
         }
-        let Some(endpoint) = endpoint.or(peer.current) else {
+    }
+
+    /// A probe or a handshake is sent by `path`, or by the path in use.
+    pub fn handle_sent(&mut self, id: PublicKey, path: Option<Path>, now: Instant) {
+        let peer = self.peers.entry(id).or_default();
+        let current = peer.current.map(|(path, _)| path);
+        let Some(path) = path.or(current) else {
             return;
         };
-        let attempts = peer.attempts(endpoint);
+        let attempts = peer.attempts(path);
         attempts.probes += 1;
         attempts.sent = Some(now);
         attempts.is_answered = false;
     }
 
-    /// What happened at the endpoints of a peer.
-    pub fn of(&self, id: &PublicKey) -> impl Iterator<Item = (SocketAddr, Attempts)> {
-        let endpoints = self.peers.get(id).map(|peer| peer.endpoints.iter());
-        endpoints.into_iter().flatten().map(|(at, of)| (*at, *of))
+    /// What happened on the paths to a peer.
+    pub fn of(&self, id: &PublicKey) -> impl Iterator<Item = (Path, Attempts)> {
+        let paths = self.peers.get(id).map(|peer| peer.paths.iter());
+        paths.into_iter().flatten().map(|(path, of)| (*path, *of))
     }
 
-    /// When the endpoint in use was chosen.
+    /// When the path in use was chosen.
     #[must_use]
     pub fn since(&self, id: &PublicKey) -> Option<Instant> {
-        self.peers.get(id)?.since
+        self.peers.get(id)?.current.map(|(_, since)| since)
     }
 }
 
 impl Peer {
-    /// The attempts at an endpoint. A new one takes the place of the one that was not of use for the longest time.
-    fn attempts(&mut self, endpoint: SocketAddr) -> &mut Attempts {
-        if self.endpoints.len() >= MAX_ENDPOINTS && !self.endpoints.contains_key(&endpoint) {
-            let oldest = self.endpoints.iter().min_by_key(|(_, of)| of.last());
-            if let Some(oldest) = oldest.map(|(at, _)| *at) {
-                self.endpoints.remove(&oldest);
+    /// The attempts by a path. A new one takes the place of the one that was not of use for the longest time.
+    fn attempts(&mut self, path: Path) -> &mut Attempts {
+        if self.paths.len() >= MAX_REMEMBERED && !self.paths.contains_key(&path) {
+            let oldest = self.paths.iter().min_by_key(|(_, of)| of.last());
+            if let Some(oldest) = oldest.map(|(path, _)| *path) {
+                self.paths.remove(&oldest);
             }
         }
-        self.endpoints.entry(endpoint).or_default()
+        self.paths.entry(path).or_default()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::time::Duration;
 
     use super::*;
 
     const ID: PublicKey = PublicKey([1; 32]);
 
-    fn endpoint(n: u16) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], n))
+    fn path(n: u16) -> Path {
+        Path::Direct(SocketAddr::from(([192, 0, 2, 1], n)))
     }
 
-    fn at(tried: &Tried, n: u16) -> (u64, u64) {
-        let found = tried.of(&ID).find(|(at, _)| *at == endpoint(n));
+    /// Probes and answers.
+    fn counts(tried: &Tried, n: u16) -> (u64, u64) {
+        let found = tried.of(&ID).find(|(of, _)| *of == path(n));
         found.map_or((0, 0), |(_, of)| (of.probes, of.answers))
     }
 
@@ -143,15 +175,16 @@ mod tests {
     fn probes_are_counted_where_they_were_sent_and_answered_at_most_once_each() {
         let (mut tried, start) = (Tried::default(), Instant::now());
         let second = |n| start + Duration::from_secs(n);
-        tried.handle_status(ID, endpoint(1), None, start);
+        tried.handle_used(ID, path(1), start);
         tried.handle_sent(ID, None, second(1));
         tried.handle_sent(ID, None, second(2));
-        assert_eq!(at(&tried, 1), (2, 0));
-        tried.handle_sent(ID, Some(endpoint(2)), second(3));
-        assert_eq!(tried.since(&ID), Some(second(3)));
-        tried.handle_status(ID, endpoint(2), Some(second(4)), second(5));
-        tried.handle_status(ID, endpoint(2), Some(second(5)), second(6));
-        assert_eq!((at(&tried, 1), at(&tried, 2)), ((2, 0), (1, 1)));
+        assert_eq!(counts(&tried, 1), (2, 0));
+        tried.handle_used(ID, path(2), second(3));
+        tried.handle_sent(ID, None, second(3));
+        tried.handle_followed(ID, second(4));
+        tried.handle_followed(ID, second(5));
+        assert_eq!((counts(&tried, 1), counts(&tried, 2)), ((2, 0), (1, 1)));
+        tried.handle_used(ID, path(2), second(6));
         assert_eq!(tried.since(&ID), Some(second(3)));
         tried.retain(|_| false);
         assert_eq!(tried.of(&ID).count(), 0);
@@ -161,9 +194,24 @@ mod tests {
     fn an_earlier_datagram_from_elsewhere_is_no_answer() {
         let (mut tried, start) = (Tried::default(), Instant::now());
         let second = |n| start + Duration::from_secs(n);
-        tried.handle_sent(ID, Some(endpoint(1)), second(5));
-        tried.handle_status(ID, endpoint(1), Some(second(1)), second(6));
-        assert_eq!(at(&tried, 1), (1, 0));
+        tried.handle_used(ID, path(1), second(5));
+        tried.handle_sent(ID, None, second(5));
+        tried.handle_followed(ID, second(1));
+        assert_eq!(counts(&tried, 1), (1, 0));
+    }
+
+    #[test]
+    fn handshakes_are_counted_on_each_path_and_answers_as_the_data_plane_counts_them() {
+        let (mut tried, start) = (Tried::default(), Instant::now());
+        tried.handle_offered(ID, vec![path(1), path(2)]);
+        tried.handle_opened(ID, start);
+        tried.handle_sent(ID, Some(path(2)), start);
+        tried.handle_report(ID, path(2), Some(start), 1);
+        tried.handle_report(ID, path(2), Some(start), 1);
+        tried.handle_report(ID, path(2), Some(start), 3);
+        assert_eq!((counts(&tried, 1), counts(&tried, 2)), ((1, 0), (2, 3)));
+        tried.handle_report(ID, path(2), None, 1);
+        assert_eq!(counts(&tried, 2), (2, 4), "the count began again");
     }
 
     #[test]
@@ -171,9 +219,10 @@ mod tests {
         let (mut tried, start) = (Tried::default(), Instant::now());
         for n in 1..1000 {
             let now = start + Duration::from_secs(u64::from(n));
-            tried.handle_status(ID, endpoint(n), Some(now), now);
+            tried.handle_used(ID, path(n), now);
+            tried.handle_followed(ID, now);
         }
-        assert_eq!(tried.of(&ID).count(), MAX_ENDPOINTS);
-        assert!(tried.of(&ID).any(|(at, _)| at == endpoint(999)));
+        assert_eq!(tried.of(&ID).count(), MAX_REMEMBERED);
+        assert!(tried.of(&ID).any(|(of, _)| of == path(999)));
     }
 }

@@ -25,7 +25,7 @@ pub const UNREACHABLE_AFTER: Duration = Duration::from_secs(7);
 pub const CANDIDATE_TRY: Duration = Duration::from_secs(3);
 /// How long a probe may stay unanswered before the peer no longer counts as connected: until the next probe is due.
 pub const ANSWER_LIMIT: Duration = PROBE_INTERVAL;
-/// A gap between two polls after which the machine must have slept, so that silence shows nothing.
+/// A delay of a poll after which the machine must have slept, so that silence shows nothing.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// An action of the data plane.
@@ -66,7 +66,8 @@ struct Peer {
 #[derive(Debug, Default)]
 pub struct Watch {
     peers: BTreeMap<PublicKey, Peer>,
-    polled: Option<Instant>,
+    /// When the next poll was due after the last one.
+    expected: Option<Instant>,
     /// Whether any peer was heard since the start, including those that were removed since.
     any_heard: bool,
 }
@@ -156,23 +157,18 @@ impl Watch {
         since.is_some_and(|at| now.duration_since(at) >= ANSWER_LIMIT)
     }
 
-    /// The actions that are due. To be called about every half second.
+    /// The actions that are due.
     pub fn poll(&mut self, now: Instant) -> Vec<Action> {
         let paused = self
-            .polled
-            .is_some_and(|last| now.duration_since(last) > PAUSE);
-        self.polled = Some(now);
+            .expected
+            .is_some_and(|at| now.saturating_duration_since(at) > PAUSE);
         let mut actions = Vec::new();
         for (id, peer) in &mut self.peers {
             if paused {
                 peer.silent_since = None;
                 peer.tried_at = now;
             }
-            let interval = if peer.wanted || peer.sent > peer.heard {
-                PROBE_INTERVAL
-            } else {
-                IDLE_PROBE_INTERVAL
-            };
+            let interval = peer.interval();
             let due =
                 |last: Option<Instant>| last.is_none_or(|at| now.duration_since(at) >= interval);
             if due(peer.heard) && due(peer.probed) {
@@ -194,7 +190,22 @@ impl Watch {
                 }
             }
         }
+        self.expected = self.poll_timeout(now);
         actions
+    }
+
+    /// When [`Watch::poll`] is due, or the answer of [`Watch::reach`] may change, unless a datagram is heard before.
+    #[must_use]
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let peers = self.peers.values();
+        peers.map(|peer| peer.next(now)).min()
+    }
+
+    /// Whether a packet that is sent to `id` changes when it is probed.
+    #[must_use]
+    pub fn is_idle(&self, id: &PublicKey) -> bool {
+        let peer = self.peers.get(id);
+        peer.is_some_and(|peer| peer.interval() == IDLE_PROBE_INTERVAL)
     }
 
     /// Whether `id` is reachable.
@@ -213,6 +224,37 @@ impl Watch {
             }
             _ => Reach::Unknown,
         }
+    }
+}
+
+impl Peer {
+    /// How long the peer may be silent before it is probed.
+    fn interval(&self) -> Duration {
+        if self.wanted || self.sent > self.heard {
+            PROBE_INTERVAL
+        } else {
+            IDLE_PROBE_INTERVAL
+        }
+    }
+
+    /// When the next probe or try is due, or the reachability may change.
+    fn next(&self, now: Instant) -> Instant {
+        let last = self.heard.max(self.probed);
+        let probe = last.map_or(now, |at| at + self.interval());
+        let Some(silent) = self.silent_since else {
+            return probe;
+        };
+        let heard = self.heard.map(|at| at + UNREACHABLE_AFTER);
+        let tries = self.candidates.len() > 1;
+        let next_try = tries.then(|| silent.max(self.tried_at) + CANDIDATE_TRY);
+        let turns = [
+            heard,
+            next_try,
+            Some(silent + ANSWER_LIMIT),
+            Some(silent + (UNREACHABLE_AFTER - PROBE_INTERVAL)),
+        ];
+        let turns = turns.into_iter().flatten().filter(|at| *at > now);
+        turns.fold(probe, Instant::min)
     }
 }
 

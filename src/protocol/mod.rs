@@ -1,4 +1,5 @@
-//! The messages that programs exchange: join token, join, control stream, gossip between nodes, administration, local API.
+//! The messages that programs exchange: join token, join, control stream, gossip between nodes, paths
+//! between nodes, administration, local API.
 
 pub mod admin;
 pub mod api;
@@ -6,6 +7,7 @@ pub mod control;
 pub mod gossip;
 pub mod join;
 pub mod local;
+pub mod path_messages;
 pub mod token;
 pub mod url;
 

@@ -40,6 +40,10 @@ pub struct Member {
     pub endpoints: Vec<SocketAddr>,
     /// Whether its IPv6 address cannot be reached.
     pub without_ipv6: bool,
+    /// Whether it understands the messages of `protocol::path_messages`.
+    pub speaks_paths: bool,
+    /// The relays that it is best reached through, best first.
+    pub relays: Vec<PublicKey>,
 }
 
 /// The order of members that claim the same thing: the member that joined first comes first. A member gains nothing by its

@@ -116,6 +116,8 @@ pub fn node(id: &PublicKey, block: Block) -> Node {
         without_ipv6: false,
         services_from: 0,
         program_version: None,
+        speaks: vec![],
+        relays: vec![],
     }
 }
 
@@ -184,6 +186,8 @@ pub fn member(id: &PublicKey, name: &str, block: Block) -> Member {
         block,
         endpoints: vec![],
         without_ipv6: false,
+        speaks_paths: false,
+        relays: vec![],
     }
 }
 

@@ -75,6 +75,7 @@ mod tests {
 
     use super::super::table::tests::{peer, table};
     use super::*;
+    use crate::model::Path;
 
     const HERE: &str = "10.0.0.1";
     const THERE: &str = "10.0.0.2";
@@ -181,7 +182,8 @@ mod tests {
     fn the_answer_to_a_probe_is_measured_once_and_any_other_answer_changes_nothing() {
         let (table, sender) = setting();
         let (sent, rtt) = (Instant::now(), Duration::from_millis(12));
-        sender.probes().handle_probe(7, sent, true);
+        let path = Path::Direct(([192, 0, 2, 1], 51820).into());
+        sender.probes().handle_probe(7, sent, Some(path));
         let answer = |nonce| {
             let mut packet = probe_between(HERE, THERE, nonce);
             let ip = Ip::parse(&packet).expect("a whole packet");
@@ -190,7 +192,7 @@ mod tests {
         };
         let decide = |nonce| decide_at(&table, &sender, &answer(nonce), sent + rtt);
         assert_eq!(decide(7), Decision::Measured { nonce: 7, rtt });
-        sender.probes().handle_answer(7, rtt, sent + rtt);
+        sender.probes().handle_answer(7, path, rtt, sent + rtt);
         assert_eq!(decide(7), Decision::Keepalive, "the answer again");
         assert_eq!(decide(8), Decision::Keepalive, "an answer to no probe");
     }

@@ -2,13 +2,16 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use super::drops::DropReason;
 use super::endpoint::Endpoint;
 use super::keys::StaticKeys;
 use super::limiter::Admission;
-use super::noise::{HANDSHAKE, Message, Opened, room_for};
+use super::noise::{HANDSHAKE, Message, Noise, Opened, room_for};
+use super::paths::Choice;
 use super::peer::Peer;
+use super::replies::Replied;
 use super::round::Round;
 use super::udp::Sender;
 use crate::os::clock;
@@ -18,6 +21,9 @@ const MAX_WAITING: usize = 512;
 /// The maximum number of handshakes that are handled after a batch. Each costs as much as a hundred packets: with more of them at
 /// once, packets that arrive in that time would be lost.
 const MAX_AT_ONCE: usize = 4;
+
+/// How long after a response copies of it arrive.
+const COPIES_ARRIVE: Duration = Duration::from_secs(10);
 
 /// The handshake messages that were admitted and wait.
 #[derive(Default)]
@@ -123,9 +129,24 @@ pub(super) fn handle(
     if message != Message::Initiation && state.noise.is_none() {
         return drops.add(DropReason::NoSession);
     }
+    let state = &mut *state;
+    if message == Message::Initiation
+        && let Some(replied) = &mut state.replied
+        && let Some(reply) = replied.again(datagram, round.now)
+    {
+        peer.count_rx(datagram.len());
+        peer.count_tx(reply.len());
+        sender.space()[..reply.len()].copy_from_slice(reply);
+        return sender.commit(reply.len(), from);
+    }
+    let is_steered = state.paths.choice() == Choice::Steered;
     let noise = state.noise(keys, peer.index, round.now);
     match noise.open(message, datagram, sender.space()) {
         Opened::Reply(length) => {
+            if is_steered {
+                let reply = &sender.space()[..length];
+                state.replied = Replied::new(datagram, reply, round.now);
+            }
             // The reply goes to the address that the initiation came from. The endpoint changes only once the peer has shown,
             // with its next datagram, that it is there.
             peer.count_rx(datagram.len());
@@ -133,21 +154,29 @@ pub(super) fn handle(
             sender.commit(length, from);
             peer.probes().handle_handshake();
             if state.endpoint().is_none() {
-                state.set_endpoint(Some(from));
+                state.paths.set_endpoint(Some(from));
             }
         }
         Opened::Established(length) => {
             peer.count_rx(datagram.len());
             peer.count_tx(length);
-            round.note_received(&mut state, from);
+            round.note_received(peer, state, from);
             state.last_handshake = Some(clock::wall());
             peer.probes().handle_handshake();
             sender.commit(length, from);
-            round.send_waiting(peer, &mut state, from, sender);
+            round.send_waiting(peer, state, from, sender);
         }
+        // The peer answers each copy of an initiation that was sent by several paths.
+        Opened::Refused(_) if is_steered && is_copy(noise, message) => {}
         Opened::Refused(reason) => drops.add(reason),
         Opened::Packet(_) | Opened::Keepalive | Opened::Nothing => {}
     }
+}
+
+/// Whether a response that was refused may be a copy of the one that began the session in use.
+fn is_copy(noise: &Noise, message: Message) -> bool {
+    let age = noise.session_age();
+    matches!(message, Message::Response(_)) && age.is_some_and(|age| age < COPIES_ARRIVE)
 }
 
 /// The peer that a message is from.

@@ -122,7 +122,7 @@ impl Inbound {
             None => Opened::Refused(DropReason::NoSession),
         };
         if matches!(opened, Opened::Packet(_) | Opened::Keepalive) {
-            round.note_received(&mut state, from);
+            round.note_received(&peer, &mut state, from);
             peer.count_rx(datagram.len());
             // It may be that the peer started the session that packets wait for here.
             round.send_waiting(&peer, &mut state, from, &mut self.sender);
@@ -140,15 +140,19 @@ impl Inbound {
                 if let Some(ip) = Ip::parse(space) {
                     let length = probe::answer(space, &ip);
                     let (sender, answer) = (&mut self.sender, &space[..length]);
+                    // The answer goes back by the path on which the probe came.
+                    let to = state.paths.endpoint_of(&from.path());
                     let Round { table, now, .. } = *round;
                     round
                         .shared
-                        .send_own(table, &peer, &mut state, answer, sender, now);
+                        .send_own(table, (&peer, &mut state), to, answer, sender, now);
                 }
             }
             Decision::Measured { nonce, rtt } => {
                 drop(state);
-                peer.probes().handle_answer(nonce, rtt, round.now);
+                let by = from.path();
+                peer.probes().handle_answer(nonce, by, rtt, round.now);
+                round.shared.wakes.news.add(peer.member);
             }
             Decision::Keepalive => {}
             Decision::Drop(DropReason::NoSession) => {
@@ -170,18 +174,15 @@ impl Inbound {
         }
         for peer in round.table.by_key.values() {
             let mut state = peer.lock();
-            let endpoint = state.endpoint();
-            if let Some(endpoint) = endpoint.filter(|known| known.address == from.address) {
+            if state.paths.endpoint_of(&from.path()).is_some() {
                 let last = state.revived;
                 let since = last.map(|at| round.now.saturating_duration_since(at));
                 if since.is_none_or(|since| since >= REVIVAL_INTERVAL_OF_PEER) {
                     state.revived = Some(round.now);
-                    if endpoint.source.is_none() {
-                        state.set_endpoint(Some(from));
-                    }
+                    let to = state.paths.learn_source(from);
                     let Round { table, now, .. } = *round;
-                    let sender = &mut self.sender;
-                    round.shared.initiate(table, peer, &mut state, sender, now);
+                    let (sender, peer) = (&mut self.sender, (&**peer, &mut *state));
+                    round.shared.initiate(table, peer, to, sender, now);
                 }
                 return;
             }

@@ -121,11 +121,11 @@ impl Outbound {
         };
         let peer: &Arc<Peer> = peer;
         let mut state = peer.lock();
-        let Some(endpoint) = state.endpoint() else {
+        if state.endpoint().is_none() {
             shared.drops.add(DropReason::NoEndpoint);
             return;
-        };
-        let mtu = shared.mtu().min(usize::from(state.path_mtu));
+        }
+        let mtu = shared.mtu().min(usize::from(state.paths.mtu()));
         if mtu < shared.mtu()
             && let Some(fits) = too_big::refused(packet, largest_segment(header, packet), mtu)
         {
@@ -136,7 +136,14 @@ impl Outbound {
             }
             return;
         }
-        state.last_send = Some(now);
+        let last = state.last_send.replace(now);
+        if state.paths.handle_sent(last, now) {
+            shared.wakes.news.add(peer.member);
+        }
+        let Some(endpoint) = state.endpoint() else {
+            return;
+        };
+        let mut initiation = None;
         let noise = state.noise(keys, peer.index, now);
         let mut sent = 0;
         let split = split(header, packet, |segment| {
@@ -145,14 +152,20 @@ impl Outbound {
                 sender.flush(sockets, &shared.drops);
             }
             let padded = pad(segment, length, scratch);
-            if let Some((length, _)) = noise.seal(padded, sender.space(), now) {
+            if let Some((length, is_packet)) = noise.seal(padded, sender.space(), now) {
                 sent += length;
                 sender.commit(length, endpoint);
+                if !is_packet {
+                    initiation = Some(length);
+                }
             }
         });
         shared
             .drops
             .add_many(DropReason::NoAnswer, noise.take_lost());
+        if let Some(length) = initiation {
+            sent += sender.repeat(length, state.paths.opening());
+        }
         drop(state);
         peer.count_tx(sent);
         if split.is_err() {

@@ -15,6 +15,7 @@ use super::config::PeerConfig;
 use super::drops::DropReason;
 use super::endpoint::Endpoint;
 use super::keys::StaticKeys;
+use super::paths::Choice;
 use super::peer::Peer;
 use super::shared::Shared;
 use super::table::Table;
@@ -87,8 +88,11 @@ impl Peers {
     /// Gives a peer another configuration. Its sessions end if they were made with other secrets or timers.
     fn configure(&self, peer: &Peer, config: &PeerConfig) {
         let mut state = peer.lock();
-        if config.endpoint != state.config.endpoint && config.endpoint.is_some() {
-            state.set_endpoint(config.endpoint.map(Endpoint::from));
+        let follows = state.paths.choice() == Choice::Roaming || state.endpoint().is_none();
+        if config.endpoint != state.config.endpoint && config.endpoint.is_some() && follows {
+            state
+                .paths
+                .set_endpoint(config.endpoint.map(Endpoint::from));
         }
         let before = &state.config;
         if config.preshared_key != before.preshared_key
@@ -163,7 +167,8 @@ impl Peers {
         for peer in table.by_key.values() {
             let mut state = peer.lock();
             if state.noise.is_none() && state.config.persistent_keepalive.is_some() {
-                shared.initiate(&table, peer, &mut state, &mut sender, now);
+                let to = state.endpoint();
+                shared.initiate(&table, (peer, &mut state), to, &mut sender, now);
             }
             drop(state);
             sender.flush_if_full(&shared.sockets.load()[0], &shared.drops);
@@ -185,7 +190,8 @@ impl Peers {
     /// Sends to `endpoint` from now on, from the address that the kernel chooses.
     pub(super) fn set_endpoint(&self, key: &[u8; 32], endpoint: SocketAddr) {
         self.for_each_of(key, |peer| {
-            peer.lock().set_endpoint(Some(Endpoint::from(endpoint)));
+            let endpoint = Some(Endpoint::from(endpoint));
+            peer.lock().paths.set_endpoint(endpoint);
         });
     }
 }

@@ -25,7 +25,7 @@ impl Waiting {
             let Some(peer) = table.sending_peer_of(&self.peer) else {
                 return (None, None);
             };
-            let endpoint = peer.lock().endpoint().map(|endpoint| endpoint.address);
+            let endpoint = peer.lock().paths.primary().and_then(|path| path.endpoint());
             let answered = peer.probes().answered();
             if let Some(trip) = answered.filter(|trip| trip.at >= self.since) {
                 return (Some(trip.took), endpoint);

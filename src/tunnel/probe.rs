@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::packet::{self, ICMP, ICMP6, Ip};
+use crate::model::path::{MAX_PATHS, Path};
 
 const MARK: [u8; 8] = *b"meshprob";
 const IDENTIFIER: u16 = 0x6d65;
@@ -25,8 +26,13 @@ const IPV6_HEADER: usize = 40;
 const ECHO: usize = 8 + 16;
 /// The sequence number of a probe that tests no size.
 const NO_SIZE: u16 = 1;
-/// The maximum number of probes of one peer that wait for an answer: those of a search for the path's MTU, and some pings.
-const MAX_PENDING: usize = 16;
+/// The maximum number of probes of one peer that wait for an answer: those of a search for the path's MTU, a burst by each of
+/// some paths, and some pings.
+const MAX_PENDING: usize = 64;
+/// After this time an answer is not expected any more.
+const FORGET: Duration = Duration::from_secs(60);
+/// How long a burst of probes by one path takes. All of them may be samples.
+const BURST: Duration = Duration::from_millis(700);
 
 /// A probe or an answer to one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +52,21 @@ pub(super) enum Probe {
 pub(super) struct Probes {
     /// The probes without an answer, from the oldest to the newest.
     pending: VecDeque<Pending>,
-    sample: Option<RoundTrip>,
+    /// The round trips of each path, the path that was last added last.
+    trips: VecDeque<(Path, Trips)>,
     answered: Option<RoundTrip>,
     answered_size: Option<u16>,
+}
+
+/// The round trips by one path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Trips {
+    /// The last one.
+    pub(super) answered: Option<RoundTrip>,
+    /// The last one that measures the path alone.
+    pub(super) sample: Option<RoundTrip>,
+    /// How many there were.
+    pub(super) answers: u32,
 }
 
 /// A probe that was sent.
@@ -56,6 +74,8 @@ pub(super) struct Probes {
 struct Pending {
     nonce: u64,
     sent: Instant,
+    /// The path by which it left. None if it waited for a session, or there was no path.
+    path: Option<Path>,
     size: Option<u16>,
     is_sample: bool,
 }
@@ -70,15 +90,22 @@ pub struct RoundTrip {
 }
 
 impl Probes {
-    /// A probe with `nonce` was made at `sent`. With `sealed` it left at once, otherwise it waits for a session. The probes
-    /// before it no longer count as samples.
-    pub(super) fn handle_probe(&mut self, nonce: u64, sent: Instant, sealed: bool) {
-        self.handle_handshake();
+    /// A probe with `nonce` was made at `sent`. It left at once by `path`, or, without one, it waits for a session. The probes
+    /// by the same path that were sent some time before no longer count as samples: an answer to one of them was delayed by
+    /// more than the path.
+    pub(super) fn handle_probe(&mut self, nonce: u64, sent: Instant, path: Option<Path>) {
+        for probe in &mut self.pending {
+            let is_old = sent.saturating_duration_since(probe.sent) >= BURST;
+            if is_old && (path.is_none() || probe.path == path) {
+                probe.is_sample = false;
+            }
+        }
         self.add(Pending {
             nonce,
             sent,
+            path,
             size: None,
-            is_sample: sealed,
+            is_sample: path.is_some(),
         });
     }
 
@@ -87,13 +114,15 @@ impl Probes {
         self.add(Pending {
             nonce,
             sent,
+            path: None,
             size: Some(size),
             is_sample: false,
         });
     }
 
     fn add(&mut self, probe: Pending) {
-        if self.pending.len() >= MAX_PENDING {
+        let is_over = |of: &Pending| probe.sent.saturating_duration_since(of.sent) >= FORGET;
+        while self.pending.len() >= MAX_PENDING || self.pending.front().is_some_and(is_over) {
             self.pending.pop_front();
         }
         self.pending.push_back(probe);
@@ -112,9 +141,9 @@ impl Probes {
         Some(now.saturating_duration_since(probe.sent))
     }
 
-    /// An answer with `nonce` was received at `now`, after the round trip `rtt`. Each probe counts once. An answer without a
-    /// pending probe changes nothing.
-    pub(super) fn handle_answer(&mut self, nonce: u64, rtt: Duration, now: Instant) {
+    /// An answer with `nonce` arrived by the path `by` at `now`, after the round trip `rtt`. Each probe counts once. An answer
+    /// without a pending probe changes nothing.
+    pub(super) fn handle_answer(&mut self, nonce: u64, by: Path, rtt: Duration, now: Instant) {
         let asked = self.pending.iter().position(|probe| probe.nonce == nonce);
         let Some(probe) = asked.and_then(|at| self.pending.remove(at)) else {
             return;
@@ -125,17 +154,39 @@ impl Probes {
         }
         let trip = RoundTrip { at: now, took: rtt };
         self.answered = Some(trip);
+        // A peer that answers by another path than the one that was asked shows nothing about either.
+        if probe.path.is_some_and(|path| path != by) {
+            return;
+        }
+        let trips = self.of_mut(by);
+        trips.answered = Some(trip);
+        trips.answers = trips.answers.saturating_add(1);
         if probe.is_sample {
-            self.sample = Some(trip);
+            trips.sample = Some(trip);
         }
     }
 
-    /// The last round trip that measures the path.
-    pub(super) fn sample(&self) -> Option<RoundTrip> {
-        self.sample
+    /// The round trips by `path`.
+    pub(super) fn of(&self, path: &Path) -> Trips {
+        let mut trips = self.trips.iter();
+        trips
+            .find(|(of, _)| of == path)
+            .map_or_else(Trips::default, |(_, trips)| *trips)
     }
 
-    /// The last round trip, including the time in which its probe waited for a handshake.
+    fn of_mut(&mut self, path: Path) -> &mut Trips {
+        let known = self.trips.iter().position(|(of, _)| *of == path);
+        let at = known.unwrap_or_else(|| {
+            if self.trips.len() >= MAX_PATHS {
+                self.trips.pop_front();
+            }
+            self.trips.push_back((path, Trips::default()));
+            self.trips.len() - 1
+        });
+        &mut self.trips[at].1
+    }
+
+    /// The last round trip by any path, including the time in which its probe waited for a handshake.
     pub(super) fn answered(&self) -> Option<RoundTrip> {
         self.answered
     }
@@ -251,11 +302,20 @@ fn write_checksum(packet: &mut [u8], transport: usize, protocol: u8) {
 mod tests {
     use super::*;
 
+    /// The path of all probes that name no other one.
+    fn path() -> Path {
+        Path::Direct(([192, 0, 2, 1], 51820).into())
+    }
+
     /// Handles an answer as a data thread does.
     fn handle_answer(probes: &mut Probes, nonce: u64, now: Instant) {
         if let Some(rtt) = probes.round_trip(nonce, now) {
-            probes.handle_answer(nonce, rtt, now);
+            probes.handle_answer(nonce, path(), rtt, now);
         }
+    }
+
+    fn sample(probes: &Probes) -> Option<RoundTrip> {
+        probes.of(&path()).sample
     }
 
     fn is_valid(packet: &[u8], ip: &Ip) -> bool {
@@ -301,28 +361,74 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let took = |trip: Option<RoundTrip>| trip.map(|trip| trip.took.as_millis());
         let mut probes = Probes::default();
-        probes.handle_probe(1, at(10), false);
+        probes.handle_probe(1, at(10), None);
         handle_answer(&mut probes, 1, at(13_265));
-        assert_eq!(probes.sample(), None, "it waited for a session");
+        assert_eq!(sample(&probes), None, "it waited for a session");
         assert_eq!(took(probes.answered()), Some(13_255));
-        probes.handle_probe(2, at(20), true);
+        probes.handle_probe(2, at(20), Some(path()));
         probes.handle_handshake();
         handle_answer(&mut probes, 2, at(900));
-        assert_eq!(probes.sample(), None, "its session was replaced");
+        assert_eq!(sample(&probes), None, "its session was replaced");
         assert_eq!(took(probes.answered()), Some(880));
-        probes.handle_probe(3, at(30), true);
+        probes.handle_probe(3, at(30), Some(path()));
         handle_answer(&mut probes, 3, at(32));
-        assert_eq!(took(probes.sample()), Some(2));
-        probes.handle_probe(4, at(40), true);
-        probes.handle_probe(5, at(50), true);
-        handle_answer(&mut probes, 4, at(100));
+        assert_eq!(took(sample(&probes)), Some(2));
+        probes.handle_probe(4, at(1040), Some(path()));
+        probes.handle_probe(5, at(1740), Some(path()));
+        handle_answer(&mut probes, 4, at(1800));
         assert_eq!(
-            took(probes.sample()),
+            took(sample(&probes)),
             Some(2),
             "a later probe took its place"
         );
-        handle_answer(&mut probes, 5, at(101));
-        assert_eq!(took(probes.sample()), Some(51));
+        handle_answer(&mut probes, 5, at(1791));
+        assert_eq!(took(sample(&probes)), Some(51));
+    }
+
+    #[test]
+    fn each_probe_of_a_burst_is_a_sample_of_its_own_path() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let other = Path::Direct(([192, 0, 2, 2], 51820).into());
+        let mut probes = Probes::default();
+        for (nonce, sent) in [(1, 0), (2, 40), (3, 80)] {
+            probes.handle_probe(nonce, at(sent), Some(path()));
+            probes.handle_probe(nonce + 10, at(sent), Some(other));
+        }
+        let trip = |at, ms| RoundTrip {
+            at,
+            took: Duration::from_millis(ms),
+        };
+        for (nonce, by, ms) in [
+            (1, path(), 100),
+            (2, path(), 90),
+            (11, other, 7),
+            (13, path(), 9),
+        ] {
+            probes.handle_answer(nonce, by, Duration::from_millis(ms), at(200));
+        }
+        let trips = probes.of(&path());
+        assert_eq!((trips.answers, trips.sample), (2, Some(trip(at(200), 90))));
+        let trips = probes.of(&other);
+        assert_eq!(
+            (trips.answers, trips.sample),
+            (1, Some(trip(at(200), 7))),
+            "an answer by another path shows nothing about this one"
+        );
+    }
+
+    #[test]
+    fn the_round_trips_of_twelve_paths_are_kept() {
+        let now = Instant::now();
+        let mut probes = Probes::default();
+        let path = |n: u16| Path::Direct(([192, 0, 2, 1], n).into());
+        for n in 0..1000 {
+            probes.handle_probe(u64::from(n), now, Some(path(n)));
+            probes.handle_answer(u64::from(n), path(n), Duration::ZERO, now);
+        }
+        assert_eq!(probes.trips.len(), MAX_PATHS);
+        assert_eq!(probes.of(&path(0)), Trips::default());
+        assert_eq!(probes.of(&path(999)).answers, 1);
     }
 
     #[test]
@@ -331,22 +437,22 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut probes = Probes::default();
         handle_answer(&mut probes, 0, at(1));
-        assert_eq!((probes.sample(), probes.answered()), (None, None));
-        probes.handle_probe(7, at(10), true);
+        assert_eq!((sample(&probes), probes.answered()), (None, None));
+        probes.handle_probe(7, at(10), Some(path()));
         probes.handle_sized_probe(8, at(11), 1280);
         handle_answer(&mut probes, 6, at(12));
-        assert_eq!((probes.sample(), probes.answered()), (None, None));
+        assert_eq!((sample(&probes), probes.answered()), (None, None));
         assert_eq!(probes.take_answered_size(), None);
         handle_answer(&mut probes, 8, at(13));
         assert_eq!(probes.take_answered_size(), Some(1280));
         assert_eq!(probes.answered(), None, "that was about a size");
         handle_answer(&mut probes, 7, at(14));
         let first = probes.answered();
-        assert_eq!((probes.sample(), first.is_some()), (first, true));
+        assert_eq!((sample(&probes), first.is_some()), (first, true));
         for nonce in [7, 8] {
             handle_answer(&mut probes, nonce, at(5000));
         }
-        assert_eq!((probes.sample(), probes.answered()), (first, first));
+        assert_eq!((sample(&probes), probes.answered()), (first, first));
         assert_eq!(probes.take_answered_size(), None);
     }
 
@@ -355,13 +461,13 @@ mod tests {
         let now = Instant::now();
         let mut probes = Probes::default();
         for nonce in 0..1000 {
-            probes.handle_probe(nonce, now, true);
+            probes.handle_probe(nonce, now, Some(path()));
         }
         assert_eq!(probes.pending.len(), MAX_PENDING);
         handle_answer(&mut probes, 0, now);
         assert_eq!(probes.answered(), None);
         handle_answer(&mut probes, 999, now);
-        assert!(probes.answered().is_some() && probes.sample().is_some());
+        assert!(probes.answered().is_some() && sample(&probes).is_some());
     }
 
     #[test]

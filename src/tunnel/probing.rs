@@ -10,6 +10,7 @@ use super::probe;
 use super::shared::Shared;
 use super::table::Table;
 use super::udp::Sender;
+use crate::model::Path;
 use crate::os::random;
 
 /// The probes of a running tunnel. A peer is named by its public key; for an unknown one, nothing happens.
@@ -19,20 +20,41 @@ impl Probing<'_> {
     /// Starts a handshake.
     pub fn initiate(&self, peer: &[u8; 32]) {
         self.with_sending_peer(peer, |table, peer, state, sender, now| {
-            self.0.initiate(table, peer, state, sender, now);
+            let to = state.endpoint();
+            self.0.initiate(table, (peer, state), to, sender, now);
         });
     }
 
-    /// Sends a probe from `source`, an address of this node, to `destination`, an address of the peer.
+    /// Sends a probe from `source`, an address of this node, to `destination`, an address of the peer, by the path in use.
     pub fn probe(&self, peer: &[u8; 32], source: IpAddr, destination: IpAddr) {
+        self.probe_path(peer, source, destination, None);
+    }
+
+    /// Sends a probe as [`Probing::probe`] does, by `path` if it is given and known.
+    pub fn probe_path(
+        &self,
+        peer: &[u8; 32],
+        source: IpAddr,
+        destination: IpAddr,
+        path: Option<&Path>,
+    ) {
         self.with_sending_peer(peer, |table, peer, state, sender, now| {
+            let to = match path {
+                None => state.endpoint(),
+                Some(path) => state.paths.endpoint_of(path),
+            };
             let mut packet = [0; probe::MAX_PROBE];
+            // A path is tested under a session only: the handshake decides by itself which path it takes.
+            if path.is_some() && !state.has_session() {
+                return;
+            }
             if let Ok(nonce) = random::u64()
                 && let Some(length) = probe::write(source, destination, nonce, None, &mut packet)
             {
                 let packet = &packet[..length];
-                let left = self.0.send_own(table, peer, state, packet, sender, now);
-                peer.probes().handle_probe(nonce, now, left);
+                let left = (self.0).send_own(table, (peer, state), to, packet, sender, now);
+                let path = to.filter(|_| left).map(|to| to.path());
+                peer.probes().handle_probe(nonce, now, path);
             }
         });
     }
@@ -55,8 +77,8 @@ impl Probing<'_> {
                     probe::write(source, destination, nonce, Some(*size), &mut packet)
             {
                 peer.probes().handle_sized_probe(nonce, now, *size);
-                let packet = &packet[..length];
-                shared.send_own(&table, peer, &mut state, packet, &mut sender, now);
+                let (packet, to) = (&packet[..length], state.endpoint());
+                shared.send_own(&table, (peer, &mut state), to, packet, &mut sender, now);
             }
             drop(state);
             sender.flush_unfragmented(&shared.sockets.load()[0], &shared.drops);

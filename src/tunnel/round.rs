@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::endpoint::Endpoint;
 use super::noise::room_for;
+use super::paths::Received;
 use super::peer::{Peer, PeerState};
 use super::shared::Shared;
 use super::sockets::Sockets;
@@ -23,9 +24,15 @@ pub(super) struct Round<'a> {
 impl Round<'_> {
     /// An authentic datagram of a peer was received from there.
     #[inline]
-    pub(super) fn note_received(&self, state: &mut PeerState, from: Endpoint) {
-        if state.handle_received(from, self.now) {
-            self.shared.wakes.recheck.wake();
+    pub(super) fn note_received(&self, peer: &Peer, state: &mut PeerState, from: Endpoint) {
+        let received = state.handle_received(from, self.now);
+        if received != Received::default() {
+            if received.wants_route {
+                self.shared.wakes.recheck.wake();
+            }
+            if received.is_news {
+                self.shared.wakes.news.add(peer.member);
+            }
         }
     }
 

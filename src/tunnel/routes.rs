@@ -81,13 +81,7 @@ fn give_up(shared: &Shared, refused: &mut Vec<Endpoint>) {
         return;
     }
     for peer in shared.table.load().by_index.values() {
-        let mut state = peer.lock();
-        if state
-            .endpoint()
-            .is_some_and(|endpoint| refused.contains(&endpoint))
-        {
-            state.forget_source();
-        }
+        peer.lock().paths.give_up(refused);
     }
     refused.clear();
 }
@@ -128,27 +122,34 @@ struct Verifier<'a, K> {
 }
 
 impl<K: Kernel> Verifier<'_, K> {
-    /// Verifies the sources of one peer: the one in use, and one that was given up. The peer is not locked during the
-    /// lookups.
+    /// Verifies the sources of the paths of one peer: those in use, and those that were given up. The peer is not locked during
+    /// the lookups.
     fn verify(&mut self, peer: &Peer, pass: Pass) {
-        let (endpoint, refused) = {
-            let state = peer.lock();
-            let asked = pass == Pass::All || state.wants_route();
-            (state.endpoint().filter(|_| asked), state.refused())
+        let (learnt, refused) = {
+            let paths = &peer.lock().paths;
+            if pass == Pass::Learnt && !paths.wants_route() {
+                return;
+            }
+            let refused = match pass {
+                Pass::All => paths.refused(),
+                Pass::Learnt => Vec::new(),
+            };
+            (paths.with_source(pass == Pass::All), refused)
         };
-        if let Some(endpoint) = endpoint
-            && let Some(source) = endpoint.source
-            && let Ok(leaves_by) = self.leaves_by(&endpoint, &source)
-        {
-            peer.lock().handle_route(endpoint, leaves_by);
+        for endpoint in learnt {
+            if let Some(source) = endpoint.source
+                && let Ok(leaves_by) = self.leaves_by(&endpoint, &source)
+            {
+                peer.lock().paths.handle_route(endpoint, leaves_by);
+            }
         }
         // A source is certainly valid if datagrams arrive and leave by one interface.
-        if pass == Pass::All
-            && let Some(refused) = refused
-            && let Some(source) = refused.source
-            && self.leaves_by(&refused, &source).ok() == Some(Some(source.interface))
-        {
-            peer.lock().accept(refused);
+        for endpoint in refused {
+            if let Some(source) = endpoint.source
+                && self.leaves_by(&endpoint, &source).ok() == Some(Some(source.interface))
+            {
+                peer.lock().paths.accept(endpoint);
+            }
         }
     }
 
@@ -250,7 +251,11 @@ mod tests {
     /// A peer whose datagrams arrive from `from`, and whose source was verified.
     fn heard(from: Endpoint, kernel: &mut Host) -> Peer {
         let peer = peer();
-        assert!(peer.lock().handle_received(from, Instant::now()));
+        assert!(
+            peer.lock()
+                .handle_received(from, Instant::now())
+                .wants_route
+        );
         verifier(kernel).verify(&peer, Pass::Learnt);
         peer
     }
@@ -286,7 +291,9 @@ mod tests {
         for (interface, again) in [(3, false), (4, false), (2, true)] {
             verifier(&mut by(interface)).verify(&peer, Pass::All);
             assert_eq!(
-                peer.lock().handle_received(from, Instant::now()),
+                peer.lock()
+                    .handle_received(from, Instant::now())
+                    .wants_route,
                 again,
                 "{interface}"
             );

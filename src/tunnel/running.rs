@@ -25,6 +25,7 @@ use super::routes;
 use super::shared::Shared;
 use super::sockets::Sockets;
 use super::status::{PeerStatus, status_of};
+use super::steering::Steering;
 use super::table::Table;
 use super::timer;
 use super::tun::{self, Device};
@@ -239,7 +240,7 @@ impl Tunnel {
     /// Refuses packets to `peer` of more than `bytes` from now on. The device's MTU applies as well.
     pub fn set_path_mtu(&self, peer: &[u8; 32], bytes: u16) {
         self.peers
-            .for_each_of(peer, |peer| peer.lock().path_mtu = bytes);
+            .for_each_of(peer, |peer| peer.lock().paths.set_mtu(bytes));
     }
 
     /// The keys: this node's own and those of its peers.
@@ -252,6 +253,12 @@ impl Tunnel {
     #[must_use]
     pub fn probing(&self) -> Probing<'_> {
         Probing(&self.shared)
+    }
+
+    /// The paths of the peers.
+    #[must_use]
+    pub fn steering(&self) -> Steering<'_> {
+        Steering(&self.peers)
     }
 
     /// Passes packets to the kernel as if they came from a peer.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use super::drops::{DropCounters, DropReason};
+use super::endpoint::Endpoint;
 use super::limiter::{HandshakeLimiter, RevivalLimit};
 use super::live::Live;
 use super::peer::{Peer, PeerState};
@@ -75,47 +76,52 @@ impl Shared {
         }
     }
 
-    /// Starts a handshake with `peer`, if its endpoint is known.
+    /// Starts a handshake with a peer: sends an initiation to `to`, and by all paths that may work while none is known to work.
     pub(super) fn initiate(
         &self,
         table: &Table,
-        peer: &Peer,
-        state: &mut PeerState,
+        (peer, state): (&Peer, &mut PeerState),
+        to: Option<Endpoint>,
         sender: &mut Sender,
         now: Instant,
     ) {
-        let (Some(keys), Some(endpoint)) = (table.keys_of(peer), state.endpoint()) else {
+        let (Some(keys), Some(endpoint)) = (table.keys_of(peer), to) else {
             return;
         };
         let noise = state.noise(keys, peer.index, now);
         if let Some(length) = noise.initiate(sender.space()) {
-            peer.count_tx(length);
             sender.commit(length, endpoint);
+            let copies = sender.repeat(length, state.paths.opening());
+            peer.count_tx(length + copies);
         }
     }
 
-    /// Seals a packet that this node made and sends it to `peer`. Returns whether it left at once. Otherwise it waits for a
-    /// session, or there is no endpoint.
+    /// Seals a packet that this node made for a peer and sends it to `to`. Returns whether it left at once. Otherwise it waits
+    /// for a session, or there is no endpoint.
     pub(super) fn send_own(
         &self,
         table: &Table,
-        peer: &Peer,
-        state: &mut PeerState,
+        (peer, state): (&Peer, &mut PeerState),
+        to: Option<Endpoint>,
         packet: &[u8],
         sender: &mut Sender,
         now: Instant,
     ) -> bool {
-        let (Some(keys), Some(endpoint)) = (table.keys_of(peer), state.endpoint()) else {
+        let (Some(keys), Some(endpoint)) = (table.keys_of(peer), to) else {
             self.drops.add(DropReason::NoEndpoint);
             return false;
         };
         let noise = state.noise(keys, peer.index, now);
         let sealed = noise.seal(packet, sender.space(), now);
-        if let Some((length, _)) = sealed {
-            peer.count_tx(length);
-            sender.commit(length, endpoint);
-        }
         self.drops.add_many(DropReason::NoAnswer, noise.take_lost());
+        if let Some((length, is_packet)) = sealed {
+            sender.commit(length, endpoint);
+            let copies = match is_packet {
+                true => 0,
+                false => sender.repeat(length, state.paths.opening()),
+            };
+            peer.count_tx(length + copies);
+        }
         sealed.is_some_and(|(_, left)| left)
     }
 }

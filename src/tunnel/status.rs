@@ -8,14 +8,18 @@ use super::config::PeerConfig;
 use super::peer::Peer;
 use super::probe::RoundTrip;
 use super::table::Table;
+use crate::model::Path;
 
 /// The state of a peer.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
     /// The configuration as it was set.
     pub config: PeerConfig,
-    /// The endpoint in use: the last one that authentic datagrams came from, or the configured one.
+    /// The endpoint in use, unless a relay is: the last one that authentic datagrams came from, the configured one, or the one
+    /// that was chosen.
     pub endpoint: Option<SocketAddr>,
+    /// The path in use.
+    pub path: Option<Path>,
     /// When the last handshake was completed.
     pub last_handshake: Option<SystemTime>,
     /// When the last authentic datagram was received.
@@ -51,7 +55,8 @@ fn status(peer: &Peer, wall: SystemTime) -> PeerStatus {
     let session = state.noise.as_ref().and_then(|noise| noise.session_age());
     PeerStatus {
         config: state.config.clone(),
-        endpoint: state.endpoint().map(|endpoint| endpoint.address),
+        endpoint: state.paths.primary().and_then(|path| path.endpoint()),
+        path: state.paths.primary(),
         last_handshake: session
             .and_then(|age| wall.checked_sub(age))
             .or(state.last_handshake),
@@ -59,7 +64,7 @@ fn status(peer: &Peer, wall: SystemTime) -> PeerStatus {
         last_send: state.last_send,
         rx_bytes: peer.rx_bytes.load(Ordering::Relaxed),
         tx_bytes: peer.tx_bytes.load(Ordering::Relaxed),
-        round_trip: peer.probes().sample(),
-        path_mtu: state.path_mtu,
+        round_trip: (state.paths.primary()).and_then(|path| peer.probes().of(&path).sample),
+        path_mtu: state.paths.mtu(),
     }
 }

@@ -19,16 +19,25 @@ pub(super) fn run(shared: &Shared, progress: &Progress) {
     shared.live.set_thread();
     let mut sender = Sender::new_small();
     let mut live = Vec::new();
+    let mut silences = Silences::default();
+    let mut next = Instant::now();
     while !shared.stopping() {
         progress.raise();
         shared.live.take(&mut live);
         let now = Instant::now();
+        silences.report(shared, now);
+        if now < next && !live.is_empty() {
+            std::thread::park_timeout(silences.sleep(next, now));
+            continue;
+        }
+        next = now + TICK;
         // The table is loaded after the list, so that it contains all peers of the list that were not removed.
         let table = shared.table.load();
         let group = shared.sockets.load();
         let sockets = &group[0];
         live.retain(|peer| {
             let stays = tick(shared, &table, *peer, &mut sender, now);
+            silences.look_at(shared, &table, *peer, now);
             sender.flush_if_full(sockets, &shared.drops);
             stays
         });
@@ -37,8 +46,52 @@ pub(super) fn run(shared: &Shared, progress: &Progress) {
         if live.is_empty() {
             std::thread::park();
         } else {
-            std::thread::park_timeout(TICK);
+            std::thread::park_timeout(silences.sleep(next, now));
         }
+    }
+}
+
+/// The peers by whose path packets are sent without an answer, and when that has to be reported. The patience with a path is longer
+/// than a tick, so each of them is found in time.
+#[derive(Default)]
+struct Silences(Vec<(Instant, u32)>);
+
+impl Silences {
+    /// Looks at one peer.
+    fn look_at(&mut self, shared: &Shared, table: &Table, index: u32, now: Instant) {
+        let Some(peer) = table.by_index.get(&index) else {
+            return;
+        };
+        let (is_due, deadline) = peer.lock().paths.handle_time(now);
+        if is_due {
+            shared.wakes.news.add(peer.member);
+        }
+        if let Some(at) = deadline.filter(|at| *at < now + TICK) {
+            self.0.push((at, index));
+        }
+    }
+
+    /// Reports those that are due.
+    fn report(&mut self, shared: &Shared, now: Instant) {
+        if self.0.iter().all(|(at, _)| *at > now) {
+            return;
+        }
+        let table = shared.table.load();
+        for (at, index) in std::mem::take(&mut self.0) {
+            if at <= now {
+                self.look_at(shared, &table, index, now);
+            } else {
+                self.0.push((at, index));
+            }
+        }
+    }
+
+    /// How long to sleep: until the first of them is due, and at most until `next`.
+    fn sleep(&self, next: Instant, now: Instant) -> Duration {
+        let first = self.0.iter().map(|(at, _)| *at).min();
+        first
+            .map_or(next, |at| at.min(next))
+            .saturating_duration_since(now)
     }
 }
 
@@ -75,11 +128,14 @@ fn tick(shared: &Shared, table: &Table, peer: u32, sender: &mut Sender, now: Ins
         .drops
         .add_many(DropReason::NoAnswer, noise.take_lost());
     if initiates {
-        state.handle_initiation();
+        state.paths.handle_initiation();
     }
     if let (Some(length), Some(endpoint)) = (length, state.endpoint()) {
         peer.count_tx(length);
         sender.commit(length, endpoint);
+        if initiates {
+            peer.count_tx(sender.repeat(length, state.paths.opening()));
+        }
     }
     state.is_live
 }

@@ -173,6 +173,27 @@ impl Sender {
         });
     }
 
+    /// Adds copies of the last datagram, of `length` bytes, to other endpoints, as long as there is room. Returns how many
+    /// bytes these are.
+    pub(super) fn repeat(
+        &mut self,
+        length: usize,
+        endpoints: impl Iterator<Item = Endpoint>,
+    ) -> usize {
+        let Some(start) = self.used.checked_sub(length) else {
+            return 0;
+        };
+        let before = self.used;
+        for endpoint in endpoints {
+            if self.is_full(length) {
+                break;
+            }
+            self.arena.copy_within(start..start + length, self.used);
+            self.commit(length, endpoint);
+        }
+        self.used - before
+    }
+
     /// Sends everything.
     pub(super) fn flush(&mut self, sockets: &Sockets, drops: &DropCounters) {
         let mut rest = self.runs.as_slice();

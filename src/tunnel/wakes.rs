@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::endpoint::Endpoint;
+use super::news::News;
 
 /// The maximum number of refused endpoints that are remembered. For the others, another datagram will be refused.
 pub(super) const MAX_REFUSED: usize = 64;
@@ -23,6 +24,8 @@ pub(super) struct Wakes {
     /// One for each pair of data threads.
     pub(super) pairs: Vec<PairWakes>,
     pub(super) recheck: Arc<Recheck>,
+    /// The members of whose paths there is news.
+    pub(super) news: News,
 }
 
 impl Wakes {
@@ -38,6 +41,7 @@ impl Wakes {
             device_removed: event()?,
             pairs: (0..pairs).map(|_| pair()).collect::<io::Result<_>>()?,
             recheck,
+            news: News::new(event()?),
         })
     }
 

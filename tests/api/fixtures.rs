@@ -140,6 +140,8 @@ fn records() -> Vec<Envelope> {
                 key_proof: None,
                 services_from: 0,
                 program_version: None,
+                speaks: vec![],
+                relays: vec![],
             }),
             &node,
         ),

@@ -136,6 +136,8 @@ impl World {
             without_ipv6: false,
             services_from: 0,
             program_version: None,
+            speaks: vec![],
+            relays: vec![],
         }
     }
 

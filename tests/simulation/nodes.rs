@@ -934,6 +934,8 @@ fn wanted(
             without_ipv6: false,
             services_from: held.map_or(0, |held| held.services_from),
             program_version: None,
+            speaks: vec![],
+            relays: vec![],
         }));
     }
     let floor = held.map_or(0, |held| held.services_from);

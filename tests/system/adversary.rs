@@ -196,6 +196,8 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         key_proof: None,
         services_from: 0,
         program_version: None,
+        speaks: vec![],
+        relays: vec![],
     });
     let its_token = Record::Token(Token {
         id: evil_token.public(),

@@ -29,6 +29,7 @@ mod monitoring;
 mod names;
 mod narrow_path;
 mod own_word;
+mod paths;
 mod restart;
 mod restore;
 mod rotation;

@@ -224,6 +224,8 @@ fn node(hub: &Hub, n: u8, version: u64, block: u32) -> Envelope {
         key_proof: None,
         services_from: 0,
         program_version: None,
+        speaks: vec![],
+        relays: vec![],
     };
     Envelope::seal(&Record::Node(node), &key(n))
 }

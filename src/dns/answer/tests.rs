@@ -52,6 +52,8 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
             block,
             endpoints: vec![],
             without_ipv6: false,
+            speaks_paths: false,
+            relays: vec![],
         };
         netmap.members.insert(id(n), member);
         let port = |number: u16, name: Option<&str>| Port {

@@ -4,7 +4,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::containers::{ContainerId, Report};
 use crate::model::address::Block;
-use crate::node::device::DeviceEvents;
+use crate::node::device::{DeviceEvents, PathEvents};
 use crate::node::docker::DockerEvents;
 use crate::node::gossip::PeerEvent;
 use crate::node::replica::StreamEvent;
@@ -35,6 +35,8 @@ pub(in crate::node) enum NodeEvent {
     Host,
     /// The kernel has removed the tunnel device.
     DeviceGone,
+    /// The tunnel has news of the paths to peers.
+    Paths,
     /// The coordinator answered that this block is leased to this node.
     Leased(Block),
 }
@@ -49,6 +51,7 @@ pub(in crate::node) struct Events {
     pub(in crate::node) host: watch::Receiver<u64>,
     pub(in crate::node) peers: mpsc::Receiver<PeerEvent>,
     pub(in crate::node) device: DeviceEvents,
+    pub(in crate::node) paths: PathEvents,
     /// The answers of the coordinator to requests for this node's lease.
     pub(in crate::node) leases: mpsc::Receiver<Block>,
 }
@@ -66,6 +69,7 @@ impl Events {
             Ok(()) = self.firewall.changed() => NodeEvent::Firewall,
             Ok(()) = self.host.changed() => NodeEvent::Host,
             () = self.device.gone() => NodeEvent::DeviceGone,
+            () = self.paths.news() => NodeEvent::Paths,
             Some(block) = self.leases.recv() => NodeEvent::Leased(block),
         }
     }
@@ -112,6 +116,7 @@ mod tests {
         let (_host, host) = watch::channel(0);
         let (_gossip, peers) = mpsc::channel(1);
         let (device, _gone) = std::io::pipe().expect("a pipe");
+        let (paths, _news) = std::io::pipe().expect("a pipe");
         let mut events = Events {
             stream,
             writes,
@@ -121,6 +126,7 @@ mod tests {
             host,
             peers,
             device: DeviceEvents::watch(device.into()).expect("a descriptor"),
+            paths: PathEvents::watch(paths.into()).expect("a descriptor"),
             leases,
         };
         for _ in 0..2 * MANY {

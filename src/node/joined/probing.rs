@@ -7,11 +7,51 @@ use crate::node::contact::Contact;
 use crate::node::paths::PathAction;
 use crate::node::transitions::peers::PeerChange;
 use crate::os::clock;
+use crate::path::peer::Action as Steer;
 use crate::path::watch::Reach;
+use crate::records::netmap::Member;
+
+/// Carries out what is due for the paths. Returns whether the zone has to be computed again.
+pub(super) fn poll_paths(node: &mut JoinedNode, now: Instant) -> bool {
+    let is_regrouped = node.paths.is_due(now) && poll_all(node, now);
+    poll_steered(node, now);
+    is_regrouped
+}
+
+/// The tunnel has news of the paths to peers.
+pub(super) fn handle_news(node: &mut JoinedNode, now: Instant) {
+    let tunnel = &node.device.tunnel;
+    let news = tunnel.steering().take_news();
+    for member in node.netmap.members.values() {
+        let key = &member.wireguard_key.0;
+        if news.contains(key)
+            && let Some(report) = tunnel.steering().report(key)
+        {
+            node.paths.handle_report(&member.id, &report, now);
+        }
+    }
+    node.paths.handle_news(now);
+    poll_steered(node, now);
+}
+
+/// Carries out what is due for the paths of single peers.
+fn poll_steered(node: &mut JoinedNode, now: Instant) {
+    let tunnel = &node.device.tunnel;
+    for id in node.paths.reports_due(now) {
+        let member = node.netmap.members.get(&id);
+        let report = member.and_then(|m| tunnel.steering().report(&m.wireguard_key.0));
+        if let Some(report) = report {
+            node.paths.handle_report(&id, &report, now);
+        }
+    }
+    for action in node.paths.poll_steered(now) {
+        carry_out(node, action);
+    }
+}
 
 /// Passes the state of the peers from the tunnel to the paths, carries out on the tunnel what the paths return, and tells the
 /// replica which peers are reachable. Returns whether the zone has to be computed again.
-pub(super) fn poll_paths(node: &mut JoinedNode, now: Instant) -> bool {
+fn poll_all(node: &mut JoinedNode, now: Instant) -> bool {
     let id = node.id();
     let tunnel = &node.device.tunnel;
     let mut actions = Vec::new();
@@ -77,7 +117,10 @@ fn carry_out(node: &JoinedNode, action: PathAction) {
     let (PathAction::Probe(id)
     | PathAction::Try(id, _)
     | PathAction::ProbeSizes(id, _)
-    | PathAction::Limit(id, _)) = &action;
+    | PathAction::Limit(id, _)
+    | PathAction::Arm(id, ..)
+    | PathAction::Steer(id, _)
+    | PathAction::Release(id)) = &action;
     let Some(member) = node.netmap.members.get(id) else {
         return;
     };
@@ -92,5 +135,28 @@ fn carry_out(node: &JoinedNode, action: PathAction) {
         }
         PathAction::ProbeSizes(_, sizes) => tunnel.probing().probe_sizes(key, own, address, &sizes),
         PathAction::Limit(_, bytes) => tunnel.set_path_mtu(key, bytes),
+        PathAction::Arm(_, heard, sent) => tunnel.steering().arm(key, heard, sent),
+        PathAction::Release(_) => tunnel.steering().release(key),
+        PathAction::Steer(_, action) => steer(node, member, action),
+    }
+}
+
+fn steer(node: &JoinedNode, member: &Member, action: Steer) {
+    let tunnel = &node.device.tunnel;
+    let (key, address) = (&member.wireguard_key.0, member.block.node_v4().into());
+    let [own, _] = node.identity.addresses();
+    let steering = tunnel.steering();
+    match action {
+        Steer::Offer(paths, opens) => steering.offer(key, &paths, &opens),
+        Steer::Open => steering.open(key),
+        Steer::Probe(path) => tunnel.probing().probe_path(key, own, address, Some(&path)),
+        Steer::Use(path, gap) => {
+            tracing::debug!(peer = %member.name, %path, "packets to a peer take another path");
+            steering.use_path(key, &path, gap);
+        }
+        Steer::Watch(patience, heard, sent) => {
+            steering.set_patience(key, patience);
+            steering.arm(key, heard, sent);
+        }
     }
 }

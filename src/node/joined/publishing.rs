@@ -10,7 +10,7 @@ use crate::node::host::{self, Inward, Ipv6};
 use crate::node::own_records::Draft;
 use crate::node::transitions::instances::{self, InstanceChange};
 use crate::os::clock;
-use crate::records::kinds::{Node, Record, RecordKey, Service};
+use crate::records::kinds::{Node, Record, RecordKey, SPOKEN, Service};
 use crate::records::ledger::Refused;
 
 /// Publishes what `node` has and serves, where that has changed. With `has_new_name` its name is published as well.
@@ -125,6 +125,8 @@ fn node_record(node: &JoinedNode) -> Option<(Node, bool)> {
         key_proof: proof.or_else(|| node.identity.keys.prove_wireguard()),
         services_from: held.map_or(0, |n| n.services_from),
         program_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        speaks: SPOKEN.iter().map(|word| (*word).to_owned()).collect(),
+        relays: vec![],
     };
     let is_new = held != Some(&record);
     Some((record, is_new))

@@ -1,19 +1,23 @@
 //! The parts of a joined node that [`settle`](crate::node::settle) brings in step.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Instant;
 
 use ipnet::IpNet;
 
 use super::{JoinedNode, publishing, writes};
 use crate::dns::Replaced;
-use crate::model::PublicKey;
+use crate::model::address::is_routable;
+use crate::model::{Path, PublicKey};
 use crate::node::host;
 use crate::node::names::NamesInput;
 use crate::node::paths::{PathPeer, Paths};
 use crate::node::replica::Changes;
 use crate::node::settle::Stages;
 use crate::node::transitions::members;
+use crate::path::link::Evidence;
+use crate::path::peer::Candidate;
 use crate::records::kinds::Service;
 use crate::records::netmap::{Member, Netmap};
 use crate::tunnel::PeerConfig;
@@ -66,6 +70,7 @@ impl Stages for JoinedNode {
             id: member.id,
             endpoints: member.endpoints.clone(),
             serves: serving.contains(&member.id),
+            candidates: member.speaks_paths.then(|| candidates(member)),
         });
         self.paths.set_peers(paths.collect(), now);
         let is_duplicate = self.replica.link().is_duplicate();
@@ -118,7 +123,12 @@ impl Stages for JoinedNode {
     }
 
     fn list_interfaces(&mut self) {
-        self.device.interfaces = host::interfaces();
+        let interfaces = host::interfaces();
+        let own = self.device.tunnel.interface();
+        if routable(&interfaces, own) != routable(&self.device.interfaces, own) {
+            self.paths.handle_network_changed(Instant::now());
+        }
+        self.device.interfaces = interfaces;
         self.resolver.set_upstreams(&self.device.interfaces);
         if let Some(scope) = self.scope() {
             let (bridges, interfaces) = (self.workloads.bridges(), &self.device.interfaces);
@@ -137,6 +147,23 @@ impl Stages for JoinedNode {
     fn publish_own(&mut self, has_new_name: bool) {
         publishing::publish_own(self, has_new_name);
     }
+}
+
+/// The paths by which a member says that it may be reached.
+fn candidates(member: &Member) -> Vec<Candidate> {
+    let endpoints = member.endpoints.iter();
+    let direct = endpoints.map(|endpoint| Candidate {
+        path: Path::Direct(*endpoint),
+        evidence: Evidence::Host,
+    });
+    direct.collect()
+}
+
+/// The addresses of this machine that others may reach.
+fn routable(interfaces: &[host::Interface], own: &str) -> BTreeSet<IpAddr> {
+    let others = interfaces.iter().filter(|i| i.name != own);
+    let addresses = others.map(|interface| interface.address);
+    addresses.filter(|address| is_routable(*address)).collect()
 }
 
 /// The input of the zone.

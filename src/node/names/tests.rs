@@ -39,6 +39,8 @@ fn netmap() -> Netmap {
             block: addresses.block(n.into()).expect("in the plan"),
             endpoints: vec![],
             without_ipv6: false,
+            speaks_paths: false,
+            relays: vec![],
         };
         (id, member)
     });

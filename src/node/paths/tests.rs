@@ -15,6 +15,7 @@ fn peer() -> PathPeer {
         id: PEER,
         endpoints: vec![endpoint(1), endpoint(2)],
         serves: true,
+        candidates: None,
     }
 }
 
@@ -29,6 +30,7 @@ fn status(heard: Option<Instant>) -> PeerStatus {
             persistent_keepalive: None,
         },
         endpoint: Some(endpoint(1)),
+        path: Some(crate::model::Path::Direct(endpoint(1))),
         last_handshake: heard.map(|_| SystemTime::now()),
         last_receive: heard,
         rx_bytes: 0,
@@ -69,11 +71,12 @@ fn without_peers_nothing_is_due() {
     paths.set_peers(vec![peer()], now);
     assert_eq!(paths.poll_timeout(), Some(now));
     let _ = paths.poll(now);
-    assert_eq!(paths.poll_timeout(), Some(now + POLL_INTERVAL));
+    let next = Some(now + PROBE_INTERVAL);
+    assert_eq!(paths.poll_timeout(), next, "when the next probe is due");
     paths.set_peers(vec![peer()], now);
     assert_eq!(
         paths.poll_timeout(),
-        Some(now + POLL_INTERVAL),
+        next,
         "the same peers again do not bring the next poll forward"
     );
     let other = PathPeer {

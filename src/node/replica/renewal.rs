@@ -85,6 +85,8 @@ mod tests {
                 without_ipv6: false,
                 services_from: 0,
                 program_version: None,
+                speaks: vec![],
+                relays: vec![],
             })
         };
         let mesh = Record::Mesh(Mesh {

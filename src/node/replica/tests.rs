@@ -112,6 +112,8 @@ fn node_record(n: u8, version: u64, index: u32) -> Node {
         without_ipv6: false,
         services_from: 0,
         program_version: None,
+        speaks: vec![],
+        relays: vec![],
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::model::{Label, Path};
 use crate::node::contact::{self, Contact};
 use crate::node::joined::JoinedNode;
 use crate::os::clock;
@@ -28,6 +29,7 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
             let handshake = peer.as_ref().and_then(|p| p.last_handshake);
             let contact = contact_of(node, member, peer.as_ref(), now);
             let (state, reason) = contact.state();
+            let (state, via) = relayed(node, state, peer.as_ref().and_then(|p| p.path));
             let reason = reason.map(|why| isolated.map_or(why, str::to_owned));
             let measured = match state {
                 PeerState::Connecting | PeerState::Unreachable => None,
@@ -40,7 +42,7 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
                 address_v4: member.block.node_v4(),
                 address_v6: member.block.node_v6(),
                 state,
-                via: None,
+                via,
                 reason,
                 last_heard_seconds_ago: contact.heard.map(seconds),
                 version: node
@@ -59,6 +61,29 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
             }
         })
         .collect()
+}
+
+/// The state of a peer that is reached by `path`, and the node that relays to it.
+pub(super) fn relayed(
+    node: &JoinedNode,
+    state: PeerState,
+    path: Option<Path>,
+) -> (PeerState, Option<Label>) {
+    let via = path.and_then(|path| relay_name(node, path));
+    match (state, path) {
+        (PeerState::Direct, Some(Path::Relay(_))) => (PeerState::Relay, via),
+        (PeerState::Direct, Some(Path::Stream(_))) => (PeerState::Stream, via),
+        (PeerState::Idle, Some(Path::Relay(_) | Path::Stream(_))) => (state, via),
+        _ => (state, None),
+    }
+}
+
+/// The name of the node that relays on a path.
+pub(super) fn relay_name(node: &JoinedNode, path: Path) -> Option<Label> {
+    let address = path.relay()?.0;
+    let mut members = node.netmap.members.values();
+    let relay = members.find(|member| member.block.node_v4() == address);
+    relay.map(|member| member.name.clone())
 }
 
 /// The facts about the path to `member`, which is `peer` in the tunnel.

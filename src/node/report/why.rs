@@ -1,13 +1,16 @@
 //! Explains the path from this node to a peer: what was tried, what came back, and what to do.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::netcheck::{ipv6_of, networks_of, outer_address};
-use super::peers::{contact_of, member_of, milliseconds, seconds};
+use super::peers::{contact_of, member_of, milliseconds, relay_name, relayed, seconds};
+use crate::model::Path;
 use crate::node::joined::JoinedNode;
 use crate::node::remedies::{End, Isolated, Situation};
 use crate::os::clock;
+use crate::path::link::{Evidence, Link};
+use crate::path::peer::Peer as SteeredPeer;
 use crate::path::tried::Attempts;
 use crate::path::watch::Reach;
 use crate::protocol::api::{ApiError, ErrorCode};
@@ -66,35 +69,40 @@ fn explain(node: &JoinedNode, member: &Member) -> Why {
     let handshake = handshake.and_then(|at| clock::wall().duration_since(at).ok());
     let situation = situation(node, member, peer, contact.reach, now);
     let tried = node.paths.tried();
-    let in_use = peer.and_then(|p| p.endpoint);
-    let path = Path {
-        endpoint: in_use,
-        is_reached,
-        rtt_ms: round_trip.filter(|_| is_reached).map(milliseconds),
-        mtu: Some(node.paths.limit(&member.id)).filter(|_| is_reached),
-    };
-    let attempts: Vec<(SocketAddr, Attempts)> = tried.of(&member.id).collect();
+    let in_use = peer.and_then(|p| p.path);
+    let (state, via) = relayed(node, state, in_use);
+    let attempts: Vec<(Path, Attempts)> = tried.of(&member.id).collect();
     let sent = attempts.iter().filter_map(|(_, of)| of.sent).max();
+    let mtu = Some(node.paths.limit(&member.id)).filter(|_| is_reached);
+    let rtt_ms = round_trip.filter(|_| is_reached).map(milliseconds);
+    let known = KnownPaths {
+        in_use,
+        is_reached,
+        rtt_ms,
+        mtu,
+        links: node.paths.steered().get(&member.id),
+        attempts,
+    };
     Why {
         schema: SCHEMA,
         from: node.identity.name.clone(),
         to: member.name.clone(),
         state,
-        via: None,
+        via,
         reason,
         since_seconds_ago: tried
             .since(&member.id)
             .filter(|_| is_reached)
             .map(|at| seconds(ago(at))),
-        rtt_ms: path.rtt_ms,
-        mtu: path.mtu,
+        rtt_ms,
+        mtu,
         last_heard_seconds_ago: contact.heard.map(seconds),
         last_sent_seconds_ago: sent
             .max(peer.and_then(|p| p.last_send))
             .map(|at| seconds(ago(at))),
         last_handshake_seconds_ago: handshake.map(seconds),
         rx_bytes: peer.map_or(0, |p| p.rx_bytes),
-        paths: rows(&situation, &path, &attempts, ago),
+        paths: rows(node, &situation, &known, now),
         mend: situation.remedies(),
     }
 }
@@ -136,77 +144,121 @@ pub(super) fn situation(
     }
 }
 
-/// The path in use.
-struct Path {
-    endpoint: Option<SocketAddr>,
+/// What is known of the paths to a peer.
+struct KnownPaths<'a> {
+    in_use: Option<Path>,
     is_reached: bool,
     rtt_ms: Option<f64>,
     mtu: Option<u16>,
+    /// The state machine of the paths, if the peer speaks of them.
+    links: Option<&'a SteeredPeer>,
+    attempts: Vec<(Path, Attempts)>,
 }
 
-/// A row for each endpoint: the one in use, those that the peer publishes, and those that it was seen at.
-fn rows(
-    situation: &Situation,
-    path: &Path,
-    attempts: &[(SocketAddr, Attempts)],
-    ago: impl Fn(Instant) -> Duration,
-) -> Vec<PathRow> {
-    let published = &situation.peer.endpoints;
-    let seen = attempts.iter().map(|(endpoint, _)| endpoint);
-    let mut endpoints: Vec<SocketAddr> = Vec::new();
-    for endpoint in path.endpoint.iter().chain(published).chain(seen) {
-        if !endpoints.contains(endpoint) {
-            endpoints.push(*endpoint);
+impl KnownPaths<'_> {
+    /// The path in use first, then those that the peer publishes, and those that were tried or seen.
+    fn in_order(&self, published: &[SocketAddr]) -> Vec<Path> {
+        let published = published.iter().map(|endpoint| Path::Direct(*endpoint));
+        let links = self.links.iter().flat_map(|peer| peer.links());
+        let tried = self.attempts.iter().map(|(path, _)| *path);
+        let mut paths: Vec<Path> = Vec::new();
+        let all = published.chain(tried).chain(links.map(|link| link.path));
+        for path in self.in_use.into_iter().chain(all) {
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
         }
+        paths
     }
-    let row = |endpoint: SocketAddr| {
-        let of = attempts.iter().find(|(at, _)| *at == endpoint);
-        let of = of.map(|(_, of)| *of).unwrap_or_default();
-        let is_in_use = path.is_reached && path.endpoint == Some(endpoint);
-        let (state, reason) = state_of(situation, path, endpoint, &of);
+
+    fn link(&self, path: Path) -> Option<&Link> {
+        self.links?.links().iter().find(|link| link.path == path)
+    }
+
+    fn of(&self, path: Path) -> Attempts {
+        let of = self.attempts.iter().find(|(tried, _)| *tried == path);
+        of.map(|(_, of)| *of).unwrap_or_default()
+    }
+}
+
+fn rows(
+    node: &JoinedNode,
+    situation: &Situation,
+    known: &KnownPaths<'_>,
+    now: Instant,
+) -> Vec<PathRow> {
+    let ago = |at: Instant| seconds(now.saturating_duration_since(at));
+    let published = &situation.peer.endpoints;
+    let row = |path: Path| {
+        let of = known.of(path);
+        let is_in_use = known.is_reached && known.in_use == Some(path);
+        let (state, reason) = state_of(situation, known, path, now);
+        let measured = known.link(path).and_then(Link::srtt).map(milliseconds);
         PathRow {
-            kind: PathKind::Direct,
-            endpoint: Some(endpoint),
-            via: None,
-            source: Some(if published.contains(&endpoint) {
-                EndpointSource::Host
-            } else {
-                EndpointSource::Observed
+            kind: match path {
+                Path::Direct(_) => PathKind::Direct,
+                Path::Relay(_) => PathKind::Relay,
+                Path::Stream(_) => PathKind::Stream,
+            },
+            endpoint: path.endpoint(),
+            via: relay_name(node, path),
+            source: path.endpoint().map(|endpoint| {
+                let evidence = known.link(path).map(|link| link.evidence);
+                source_of(evidence, published.contains(&endpoint))
             }),
             state,
             probes: of.probes,
             answers: of.answers,
-            rtt_ms: path.rtt_ms.filter(|_| is_in_use),
-            mtu: path.mtu.filter(|_| is_in_use),
-            last_heard_seconds_ago: of.heard.map(|at| seconds(ago(at))),
-            last_sent_seconds_ago: of.sent.map(|at| seconds(ago(at))),
+            rtt_ms: measured.or(known.rtt_ms.filter(|_| is_in_use)),
+            mtu: known.mtu.filter(|_| is_in_use),
+            last_heard_seconds_ago: of.heard.map(ago),
+            last_sent_seconds_ago: of.sent.map(ago),
             reason,
         }
     };
-    endpoints.into_iter().map(row).collect()
+    known.in_order(published).into_iter().map(row).collect()
+}
+
+fn source_of(evidence: Option<Evidence>, is_published: bool) -> EndpointSource {
+    match evidence {
+        Some(Evidence::Set) => EndpointSource::Set,
+        Some(Evidence::Mapped) => EndpointSource::Mapped,
+        Some(Evidence::Host) => EndpointSource::Host,
+        Some(Evidence::Heard | Evidence::Observed) | None if is_published => EndpointSource::Host,
+        Some(Evidence::Heard | Evidence::Observed) | None => EndpointSource::Observed,
+    }
 }
 
 fn state_of(
     situation: &Situation,
-    path: &Path,
-    endpoint: SocketAddr,
-    of: &Attempts,
+    known: &KnownPaths<'_>,
+    path: Path,
+    now: Instant,
 ) -> (PathState, Option<String>) {
-    let is_current = path.endpoint == Some(endpoint);
-    if path.is_reached && is_current {
+    let of = known.of(path);
+    let is_current = known.in_use == Some(path);
+    if known.is_reached && is_current {
         return (PathState::InUse, None);
     }
-    if let Some(why) = situation.why_unusable(endpoint) {
+    let standby = known.links.and_then(|peer| peer.standby(now));
+    if known.is_reached && standby == Some(path) {
+        return (PathState::Standby, None);
+    }
+    let unusable = path.endpoint().and_then(|e| situation.why_unusable(e));
+    if let Some(why) = unusable {
         return (PathState::Unusable, Some(why));
     }
-    if path.is_reached || of.probes == 0 {
+    if of.probes == 0 && of.heard.is_none() {
         return (PathState::Untried, None);
     }
-    let state = match (is_current, situation.reach) {
-        (true, Reach::Unknown | Reach::Reachable) => PathState::Trying,
-        _ => PathState::Failed,
-    };
-    let reason =
-        (of.heard.is_none() && state == PathState::Failed).then(|| situation.why_failed(endpoint));
-    (state, reason)
+    if of.answers > 0 && known.is_reached {
+        return (PathState::Standby, None);
+    }
+    let is_trying = is_current && situation.reach != Reach::Unreachable;
+    if is_trying || of.answers > 0 {
+        return (PathState::Trying, None);
+    }
+    let reason = path.endpoint().filter(|_| of.heard.is_none());
+    let reason = reason.map(|endpoint| situation.why_failed(endpoint));
+    (PathState::Failed, reason)
 }

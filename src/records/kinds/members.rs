@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::rules::{RecordError, bounded, check_address};
 use crate::model::address::{Block, MeshAddresses, is_routable};
@@ -19,6 +20,16 @@ pub const MAX_TAGS: usize = 32;
 const MAX_PROGRAM_VERSION: usize = 64;
 /// The maximum number of endpoints in a node record.
 pub const MAX_ENDPOINTS: usize = 16;
+/// The maximum number of relays in a node record.
+pub const MAX_RELAYS: usize = 3;
+/// The maximum number of words in `speaks` that are read.
+const MAX_WORDS: usize = 16;
+/// The maximum length in bytes of a word in `speaks`.
+const MAX_WORD: usize = 32;
+/// The word of nodes that understand version 1 of the messages about paths (`protocol::path_messages`).
+pub const PATHS_1: &str = "paths-1";
+/// The words that this version writes into `speaks`.
+pub const SPOKEN: &[&str] = &[PATHS_1];
 
 /// The mesh: its domain and address plan. There is one such record; its id is [`super::MESH_ID`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,6 +226,21 @@ pub struct Node {
     /// The version of the node's program, for people. Records of earlier versions do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program_version: Option<String>,
+    /// The words for what the node understands besides the first version, such as [`PATHS_1`]. A reader ignores words that it
+    /// does not know. Records of earlier versions have none.
+    #[serde(
+        default,
+        deserialize_with = "known_words",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub speaks: Vec<String>,
+    /// The identity keys of the relays that the node is best reached through, best first. Records of earlier versions have none.
+    #[serde(
+        default,
+        deserialize_with = "first_relays",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub relays: Vec<PublicKey>,
 }
 
 impl Node {
@@ -223,6 +249,12 @@ impl Node {
     pub fn routable_endpoints(&self) -> Vec<SocketAddr> {
         let endpoints = self.endpoints.iter().copied();
         endpoints.filter(|e| is_routable(e.ip())).collect()
+    }
+
+    /// Whether the node understands what `word` stands for.
+    #[must_use]
+    pub fn speaks(&self, word: &str) -> bool {
+        self.speaks.iter().any(|spoken| spoken == word)
     }
 
     /// The version of the node's program in a form that can be printed.
@@ -243,6 +275,39 @@ impl Node {
         let mut endpoints = self.endpoints.iter();
         endpoints.try_for_each(|endpoint| check_address(endpoint.ip()))
     }
+}
+
+fn known_words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let words = lenient_list(deserializer)?;
+    let words = words.filter(|word: &String| word.len() <= MAX_WORD);
+    Ok(words.take(MAX_WORDS).collect())
+}
+
+fn first_relays<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PublicKey>, D::Error> {
+    Ok(lenient_list(deserializer)?.take(MAX_RELAYS).collect())
+}
+
+/// Reads the entries of a list that are a `T`, and nothing from a value that is no list. Versions before the field hold the record
+/// whatever the field contains, so this version must hold it too.
+fn lenient_list<'de, D, T>(deserializer: D) -> Result<impl Iterator<Item = T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Lenient<T> {
+        Known(T),
+        Other(IgnoredAny),
+    }
+    let list = match Lenient::<Vec<Lenient<T>>>::deserialize(deserializer)? {
+        Lenient::Known(list) => list,
+        Lenient::Other(_) => vec![],
+    };
+    Ok(list.into_iter().filter_map(|entry| match entry {
+        Lenient::Known(entry) => Some(entry),
+        Lenient::Other(_) => None,
+    }))
 }
 
 #[expect(

@@ -26,8 +26,8 @@ mod rules;
 mod services;
 
 pub use self::members::{
-    Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_TAGS, Membership, Mesh, Name, Node, Revocation,
-    RevokedKind, Token,
+    Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_RELAYS, MAX_TAGS, Membership, Mesh, Name, Node,
+    PATHS_1, Revocation, RevokedKind, SPOKEN, Token,
 };
 pub use self::rules::RecordError;
 pub use self::services::{
@@ -214,6 +214,53 @@ mod tests {
         );
         let long = Record::Node(node(Some(&"9".repeat(65))));
         assert!(Record::parse(&long.payload()).is_err());
+    }
+
+    #[test]
+    fn a_node_says_what_it_speaks_and_other_words_are_ignored() {
+        let node = |speaks: &[&str]| Node {
+            speaks: speaks.iter().map(|word| (*word).to_owned()).collect(),
+            ..build::node(&build::id(3), build::block(1))
+        };
+        // Versions that do not have the fields read and write the same text.
+        let payload = Record::Node(node(&[])).payload();
+        assert!(!payload.contains("speaks") && !payload.contains("relays"));
+        for (speaks, expected) in [
+            (&[][..], false),
+            (&["paths-2"], false),
+            (&["paths-1"], true),
+            (&["smoke", "paths-1"], true),
+        ] {
+            let record = Record::Node(node(speaks));
+            let (_, read) = Record::parse(&record.payload()).expect("just made");
+            assert_eq!(read, record);
+            assert_eq!(node(speaks).speaks(PATHS_1), expected, "{speaks:?}");
+        }
+    }
+
+    /// A ledger holds the record, whatever a member writes into a field that earlier versions do not have: they hold it as well.
+    #[test]
+    fn whatever_is_in_the_fields_that_earlier_versions_ignore_the_record_is_held() {
+        let read = |speaks: &str, relays: &str| {
+            let fields = format!(r#"{{"speaks":{speaks},"relays":{relays},"#);
+            let node = Record::Node(build::node(&build::id(3), build::block(1)));
+            let payload = node.payload().replacen('{', &fields, 1);
+            match Record::parse(&payload) {
+                Ok((_, Record::Node(node))) => (node.speaks, node.relays),
+                other => panic!("{other:?}"),
+            }
+        };
+        for odd in ["5", "null", r#""paths-1""#, r#"{"a":1}"#, r#"[1,null,[]]"#] {
+            assert_eq!(read(odd, odd), (vec![], vec![]), "{odd}");
+        }
+        let long = "x".repeat(33);
+        let (speaks, _) = read(&format!(r#"[7,"{long}","paths-1"]"#), "[]");
+        assert_eq!(speaks, ["paths-1"]);
+        let many = serde_json::to_string(&vec!["word"; 1000]).expect("plain data");
+        assert_eq!(read(&many, "[]").0.len(), 16);
+        let ids: Vec<_> = (1..9).map(build::id).collect();
+        let many = serde_json::to_string(&ids).expect("plain data");
+        assert_eq!(read("[]", &many).1, ids[..MAX_RELAYS]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::Ledger;
 use crate::model::{Label, PublicKey};
-use crate::records::kinds::{Membership, Service};
+use crate::records::kinds::{Membership, PATHS_1, Service};
 use crate::records::netmap::{Member, Netmap};
 
 impl Ledger {
@@ -33,6 +33,8 @@ impl Ledger {
                     block: node.block,
                     endpoints: node.routable_endpoints(),
                     without_ipv6: node.without_ipv6,
+                    speaks_paths: node.speaks(PATHS_1),
+                    relays: node.relays.clone(),
                 },
             );
         }

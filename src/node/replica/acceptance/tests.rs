@@ -38,6 +38,8 @@ fn node(wireguard_key: WireGuardKey) -> Record {
         key_proof: None,
         services_from: 0,
         program_version: None,
+        speaks: vec![],
+        relays: vec![],
     })
 }
 

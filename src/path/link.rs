@@ -1,0 +1,359 @@
+//! One path to a peer, as it was found by probes: its round trip, its losses, and the burst of probes in progress.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::model::Path;
+
+/// When the probes of a burst are sent, since its beginning. Most paths that work at all work at the first probe.
+pub const BURST: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+    Duration::from_millis(160),
+    Duration::from_millis(320),
+    Duration::from_millis(640),
+];
+/// A burst ends when so many of its probes were answered.
+pub const ENOUGH: u32 = 3;
+/// The number of probes over which losses are counted.
+pub const HISTORY: u32 = 20;
+/// The least number of probes that show a loss.
+const LEAST_HISTORY: u32 = 10;
+/// The percentage of lost probes above which a path is lossy.
+pub const LOSSY: u32 = 20;
+/// After this time a probe without an answer is lost, unless the round trip is long.
+const LOST_AFTER: Duration = Duration::from_secs(1);
+/// The maximum number of probes whose answers are waited for.
+const MAX_PENDING: usize = 24;
+/// A path is fresh for so long after an answer: somewhat longer than the time between two probes of a standby.
+pub const FRESH: Duration = Duration::from_secs(15);
+
+/// How it is known that a peer may be reached by a path, the best evidence first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Evidence {
+    /// An authentic datagram of the peer arrived by it.
+    Heard,
+    /// The operator of the peer configured it.
+    Set,
+    /// The router of the peer maps it.
+    Mapped,
+    /// It is an address of the peer's host, or one of the relays that the peer named.
+    Host,
+    /// Somebody saw the peer's datagrams come from there. Nothing is sent there before the peer consents, since a datagram
+    /// that nobody waits for can spoil the address translation on the way.
+    Observed,
+}
+
+/// A path, and what probes showed.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The path.
+    pub path: Path,
+    /// How it is known.
+    pub evidence: Evidence,
+    /// When an authentic datagram last arrived by it.
+    pub heard: Option<Instant>,
+    /// When a probe was last answered.
+    pub answered: Option<Instant>,
+    /// The number of the data plane's count of answers.
+    answers: u32,
+    /// The last sample that was counted.
+    sampled: Option<Instant>,
+    srtt: Option<Duration>,
+    samples: u32,
+    /// When the burst in progress began, the number of its next probe, and how many of its probes were answered.
+    burst: Option<(Instant, usize, u32)>,
+    /// Whether nothing was answered since a burst ended without an answer.
+    is_dead: bool,
+    pending: VecDeque<Instant>,
+    /// The last probes, the newest in the lowest bit: 1 for a lost one.
+    lost: u32,
+    history: u32,
+    /// How many samples in a row were clearly shorter than the round trip of the path in use.
+    pub faster: u32,
+}
+
+/// What the data plane knows of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkReport {
+    /// The path.
+    pub path: Path,
+    /// When an authentic datagram last arrived by it.
+    pub heard: Option<Instant>,
+    /// When a probe was last answered.
+    pub answered: Option<Instant>,
+    /// The last round trip that measures the path alone: when it ended, and how long it took.
+    pub sample: Option<(Instant, Duration)>,
+    /// How many probes were answered.
+    pub answers: u32,
+}
+
+impl Link {
+    /// A path of which nothing else is known.
+    #[must_use]
+    pub fn new(path: Path, evidence: Evidence) -> Self {
+        Self {
+            path,
+            evidence,
+            heard: None,
+            answered: None,
+            answers: 0,
+            sampled: None,
+            srtt: None,
+            samples: 0,
+            burst: None,
+            is_dead: false,
+            pending: VecDeque::new(),
+            lost: 0,
+            history: 0,
+            faster: 0,
+        }
+    }
+
+    /// The smoothed round trip (RFC 6298 section 2; the first samples are averaged).
+    #[must_use]
+    pub fn srtt(&self) -> Option<Duration> {
+        self.srtt
+    }
+
+    /// How many round trips were measured.
+    #[must_use]
+    pub fn samples(&self) -> u32 {
+        self.samples
+    }
+
+    /// Whether a probe was answered lately.
+    #[must_use]
+    pub fn is_fresh(&self, now: Instant) -> bool {
+        self.answered
+            .is_some_and(|at| now.saturating_duration_since(at) < FRESH)
+    }
+
+    /// Whether a probe was answered or a datagram arrived since then.
+    #[must_use]
+    pub fn works_since(&self, since: Instant) -> bool {
+        self.answered.max(self.heard).is_some_and(|at| at >= since)
+    }
+
+    /// Whether probes by this path are not answered, and nothing was heard by it for some time before another path answered.
+    #[must_use]
+    pub fn is_silent(&self, answered: Option<Instant>) -> bool {
+        let last = self.answered.max(self.heard);
+        let silence = answered
+            .zip(last)
+            .map(|(other, last)| other.saturating_duration_since(last));
+        self.pending.len() >= ENOUGH as usize && silence.is_none_or(|silence| silence >= FRESH)
+    }
+
+    /// Whether too many of the last probes were lost.
+    #[must_use]
+    pub fn is_lossy(&self) -> bool {
+        let lost = (self.lost & ((1 << HISTORY) - 1)).count_ones();
+        self.history >= LEAST_HISTORY && lost * 100 > LOSSY * self.history
+    }
+
+    /// The data plane reported the path. Returns a new sample, if there is one.
+    pub fn handle_report(&mut self, report: &LinkReport) -> Option<Duration> {
+        self.heard = self.heard.max(report.heard);
+        self.answered = self.answered.max(report.answered);
+        // The count begins again if the path was unknown to the data plane for a while.
+        let answered = match report.answers.checked_sub(self.answers) {
+            Some(answered) => answered,
+            None => report.answers,
+        };
+        self.answers = report.answers;
+        if answered > 0 && std::mem::take(&mut self.is_dead) {
+            // The losses belong to a time in which the path did not work at all.
+            (self.lost, self.history) = (0, 0);
+        }
+        for _ in 0..answered.min(HISTORY) {
+            if self.pending.pop_front().is_some() {
+                self.note(false);
+            }
+        }
+        if let Some((start, step, count)) = self.burst {
+            let count = count.saturating_add(answered);
+            self.burst = (count < ENOUGH).then_some((start, step, count));
+        }
+        let (at, took) = report.sample?;
+        if self.sampled == Some(at) {
+            return None;
+        }
+        self.sampled = Some(at);
+        self.samples = self.samples.saturating_add(1);
+        let weight = self.samples.min(8);
+        let before = self.srtt.unwrap_or(took);
+        self.srtt = Some((before * (weight - 1) + took) / weight);
+        Some(took)
+    }
+
+    fn note(&mut self, is_lost: bool) {
+        self.lost = (self.lost << 1) | u32::from(is_lost);
+        self.history = (self.history + 1).min(HISTORY);
+    }
+
+    /// Begins a burst of probes, unless one is in progress.
+    pub fn begin_burst(&mut self, now: Instant) {
+        self.burst.get_or_insert((now, 0, 0));
+    }
+
+    /// A probe was sent by this path.
+    pub fn handle_probed(&mut self, now: Instant) {
+        if self.pending.len() >= MAX_PENDING {
+            self.pending.pop_front();
+        }
+        self.pending.push_back(now);
+    }
+
+    /// Whether a probe of the burst is due.
+    pub fn poll(&mut self, now: Instant) -> bool {
+        let patience = LOST_AFTER.max(self.srtt.unwrap_or_default() * 4);
+        while self
+            .pending
+            .front()
+            .is_some_and(|sent| now.saturating_duration_since(*sent) >= patience)
+        {
+            self.pending.pop_front();
+            self.note(true);
+        }
+        let Some((start, step, count)) = self.burst else {
+            return false;
+        };
+        let is_due = BURST.get(step).is_some_and(|offset| start + *offset <= now);
+        if is_due {
+            // A late poll does not send the missed probes at once.
+            let mut next = step + 1;
+            while BURST.get(next).is_some_and(|offset| start + *offset <= now) {
+                next += 1;
+            }
+            self.burst = BURST.get(next).map(|_| (start, next, count));
+            self.is_dead |= self.burst.is_none() && count == 0;
+        }
+        is_due
+    }
+
+    /// When the next probe of the burst is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let (start, step, _) = self.burst?;
+        BURST.get(step).map(|offset| start + *offset)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn link() -> Link {
+        Link::new(Path::Direct(([192, 0, 2, 1], 7).into()), Evidence::Host)
+    }
+
+    fn report(link: &Link, at: Instant, took: Duration, answers: u32) -> LinkReport {
+        LinkReport {
+            path: link.path,
+            heard: Some(at),
+            answered: Some(at),
+            sample: Some((at, took)),
+            answers,
+        }
+    }
+
+    /// The milliseconds at which probes are sent, polled each millisecond for two seconds.
+    fn run(link: &mut Link, start: Instant, mut each: impl FnMut(&mut Link, u64)) -> Vec<u64> {
+        (0..2000)
+            .filter(|n| {
+                let is_due = link.poll(start + ms(*n));
+                if is_due {
+                    link.handle_probed(start + ms(*n));
+                }
+                each(link, *n);
+                is_due
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_burst_has_six_probes_and_then_the_path_is_quiet() {
+        let (mut link, start) = (link(), Instant::now());
+        link.begin_burst(start);
+        assert_eq!(link.poll_timeout(), Some(start));
+        let sent = run(&mut link, start, |_, _| {});
+        assert_eq!(sent, [0, 40, 80, 160, 320, 640]);
+        assert_eq!(link.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_burst_ends_when_three_of_its_probes_were_answered() {
+        let (mut link, start) = (link(), Instant::now());
+        link.begin_burst(start);
+        let sent = run(&mut link, start, |link, n| {
+            let answers = [30, 70, 110].iter().position(|at| *at == n);
+            if let Some(before) = answers {
+                let report = report(link, start + ms(n), ms(30), before as u32 + 1);
+                link.handle_report(&report);
+            }
+        });
+        assert_eq!(sent, [0, 40, 80]);
+        assert_eq!((link.srtt(), link.samples()), (Some(ms(30)), 3));
+    }
+
+    #[test]
+    fn a_late_poll_sends_one_probe_of_the_burst() {
+        let (mut link, start) = (link(), Instant::now());
+        link.begin_burst(start);
+        assert!(link.poll(start + ms(200)) && !link.poll(start + ms(200)));
+        assert_eq!(link.poll_timeout(), Some(start + ms(320)));
+    }
+
+    #[test]
+    fn a_path_is_lossy_when_more_than_a_fifth_of_its_last_probes_was_lost() {
+        let start = Instant::now();
+        for (lost, is_lossy) in [(3, false), (4, false), (5, true), (20, true)] {
+            let mut link = link();
+            for n in 0..HISTORY {
+                let at = start + ms(u64::from(n) * 10_000);
+                link.handle_probed(at);
+                if n >= lost {
+                    let answers = n - lost + 1;
+                    let report = report(&link, at + ms(5), ms(5), answers);
+                    link.handle_report(&report);
+                }
+                link.poll(at + ms(9_000));
+            }
+            assert_eq!(link.is_lossy(), is_lossy, "{lost}");
+        }
+    }
+
+    #[test]
+    fn losses_of_a_time_in_which_nothing_was_answered_do_not_count_afterwards() {
+        let (mut link, start) = (link(), Instant::now());
+        for round in 0..5 {
+            let at = start + ms(round * 10_000);
+            link.begin_burst(at);
+            run(&mut link, at, |_, _| {});
+        }
+        link.poll(start + ms(100_000));
+        assert!(link.is_lossy());
+        let report = report(&link, start + ms(100_000), ms(5), 1);
+        link.handle_report(&report);
+        assert!(!link.is_lossy());
+    }
+
+    #[test]
+    fn a_round_trip_is_counted_once_and_smoothed() {
+        let (mut link, start) = (link(), Instant::now());
+        for n in 0..8 {
+            let report = report(&link, start + ms(n), ms(100), n as u32);
+            assert_eq!(link.handle_report(&report), Some(ms(100)));
+            assert_eq!(link.handle_report(&report), None);
+        }
+        let report = report(&link, start + ms(9), ms(900), 9);
+        link.handle_report(&report);
+        assert_eq!(link.srtt(), Some(ms(200)));
+    }
+}

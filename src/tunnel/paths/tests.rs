@@ -1,0 +1,277 @@
+use std::net::SocketAddr;
+
+use super::*;
+use crate::os::batch::Source;
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn at(host: u8, port: u16) -> Endpoint {
+    Endpoint::from(SocketAddr::from(([192, 0, 2, host], port)))
+}
+
+fn path(host: u8, port: u16) -> Path {
+    at(host, port).path()
+}
+
+/// From the peer's usual endpoint to an address of this host.
+fn from(last: u8) -> Endpoint {
+    Endpoint {
+        source: Some(Source {
+            address: [192, 0, 2, last].into(),
+            interface: 2,
+        }),
+        ..at(1, 51820)
+    }
+}
+
+fn roaming() -> PathTable {
+    PathTable::new(None)
+}
+
+/// A steered table whose primary path was heard at `now`.
+fn steered(primary: Endpoint, now: Instant) -> PathTable {
+    let mut table = PathTable::new(Some(primary));
+    table.set_choice(Choice::Steered);
+    table.handle_received(primary, now);
+    assert_eq!(table.primary(), Some(primary.path()));
+    table
+}
+
+#[test]
+fn a_roaming_peer_is_where_its_last_datagram_came_from_and_has_one_path() {
+    let (mut table, now) = (roaming(), Instant::now());
+    for host in 1..=40 {
+        table.handle_received(at(host, 7), now);
+        assert_eq!(table.endpoint(), Some(at(host, 7)));
+        assert_eq!(table.entries().len(), 1);
+    }
+}
+
+#[test]
+fn the_source_is_given_up_when_an_initiation_is_repeated_without_an_answer() {
+    let (mut table, now) = (roaming(), Instant::now());
+    table.handle_received(from(7), now);
+    table.handle_initiation();
+    assert_eq!(table.endpoint(), Some(from(7)), "the first initiation");
+    table.handle_received(from(7), now);
+    table.handle_initiation();
+    assert_eq!(table.endpoint(), Some(from(7)), "the last one was answered");
+    table.handle_initiation();
+    assert_eq!(table.endpoint(), Some(from(7).without_source()));
+}
+
+#[test]
+fn the_route_is_looked_up_once_for_each_new_source() {
+    for steered in [false, true] {
+        let (mut table, now) = (roaming(), Instant::now());
+        if steered {
+            table.set_choice(Choice::Steered);
+        }
+        assert!(table.handle_received(from(7), now).wants_route && table.wants_route());
+        assert!(!table.handle_received(from(7), now).wants_route);
+        table.handle_route(from(7), Some(2));
+        assert!(!table.wants_route());
+        assert!(table.handle_received(from(8), now).wants_route && table.wants_route());
+        let other = from(8).without_source();
+        assert!(!table.handle_received(other, now).wants_route && !table.wants_route());
+    }
+}
+
+#[test]
+fn a_source_whose_route_changed_is_not_learnt_again_from_datagrams_that_still_arrive_there() {
+    for steered in [false, true] {
+        let (mut table, now) = (roaming(), Instant::now());
+        if steered {
+            table.set_choice(Choice::Steered);
+        }
+        table.handle_received(from(7), now);
+        // Datagrams arrive at one interface and leave by another: that alone changes nothing.
+        table.handle_route(from(7), Some(3));
+        table.handle_route(from(7), Some(3));
+        assert_eq!(table.endpoint(), Some(from(7)));
+        table.handle_route(from(7), Some(4));
+        assert_eq!(table.endpoint(), Some(from(7).without_source()));
+        assert!(!table.handle_received(from(7), now).wants_route);
+        assert_eq!(table.endpoint(), Some(from(7).without_source()));
+        assert!(
+            table.handle_received(from(8), now).wants_route,
+            "another source is learnt"
+        );
+        table.accept(from(7));
+        assert!(
+            table.handle_received(from(7), now).wants_route,
+            "and this one once it is accepted"
+        );
+    }
+}
+
+#[test]
+fn a_source_without_a_route_is_given_up_until_the_next_datagram_arrives_there() {
+    let (mut table, now) = (roaming(), Instant::now());
+    table.handle_received(from(7), now);
+    table.handle_route(from(8), None);
+    assert_eq!(
+        table.endpoint(),
+        Some(from(7)),
+        "the answer is about another source"
+    );
+    table.handle_route(from(7), None);
+    assert_eq!(table.endpoint(), Some(from(7).without_source()));
+    assert!(table.handle_received(from(7), now).wants_route);
+    assert_eq!(table.endpoint(), Some(from(7)));
+}
+
+#[test]
+fn setting_an_endpoint_leaves_the_source_to_the_kernel() {
+    let (mut table, now) = (roaming(), Instant::now());
+    table.handle_received(from(7), now);
+    table.set_endpoint(Some(from(7).without_source()));
+    assert_eq!(table.endpoint(), Some(from(7).without_source()));
+}
+
+#[test]
+fn a_datagram_by_another_path_does_not_move_the_path_of_a_steered_peer() {
+    let now = Instant::now();
+    let mut table = steered(at(1, 7), now);
+    // Another address, also after the primary path was silent; another port while the primary path is heard.
+    assert!(table.handle_received(at(2, 7), now).is_news);
+    assert!(table.handle_received(at(1, 8), now + ms(399)).is_news);
+    table.handle_received(at(3, 7), now + ms(10_000));
+    assert_eq!(table.primary(), Some(path(1, 7)));
+    let heard = |table: &PathTable, of| {
+        let mut entries = table.entries().iter();
+        entries.find(|e| e.endpoint == of).and_then(|e| e.heard)
+    };
+    assert_eq!(heard(&table, at(1, 8)), Some(now + ms(399)), "it is known");
+}
+
+#[test]
+fn another_port_of_the_same_address_is_adopted_at_once_when_the_primary_path_is_silent() {
+    let now = Instant::now();
+    let mut table = steered(at(1, 7), now);
+    table.set_patience(ms(900));
+    table.handle_received(at(1, 8), now + ms(899));
+    assert_eq!(table.primary(), Some(path(1, 7)));
+    assert!(table.handle_received(at(1, 8), now + ms(900)).is_news);
+    assert_eq!(table.primary(), Some(path(1, 8)));
+}
+
+#[test]
+fn a_primary_path_that_was_never_heard_gives_way_to_one_that_is() {
+    let now = Instant::now();
+    let mut table = PathTable::new(Some(at(1, 7)));
+    table.set_choice(Choice::Steered);
+    assert!(table.handle_received(at(9, 9), now).is_news);
+    assert_eq!(table.primary(), Some(path(9, 9)));
+    table.handle_received(at(1, 7), now);
+    assert_eq!(table.primary(), Some(path(9, 9)), "the first one is kept");
+}
+
+#[test]
+fn a_table_holds_twelve_paths_and_keeps_the_primary_one() {
+    let now = Instant::now();
+    let mut table = steered(at(1, 7), now);
+    let mut reports = 0;
+    for port in 1000..2000 {
+        reports += u32::from(table.handle_received(at(2, port), now + ms(1)).is_news);
+        assert!(table.entries().len() <= MAX_PATHS);
+    }
+    assert_eq!(table.primary(), Some(path(1, 7)));
+    assert_eq!(reports, 1, "a flood of ports is one report");
+    let offers: Vec<Endpoint> = (0..100).map(|n| at(3, n)).collect();
+    table.offer(&offers, &offers);
+    assert_eq!(table.entries().len(), MAX_PATHS);
+    assert_eq!(table.primary(), Some(path(1, 7)));
+}
+
+#[test]
+fn silence_is_reported_once_after_the_patience_and_only_while_packets_are_sent() {
+    let now = Instant::now();
+    let mut table = steered(at(1, 7), now);
+    assert_eq!(table.handle_time(now + ms(60_000)), (false, None));
+    table.handle_sent(None, now);
+    let due = now + LEAST_PATIENCE;
+    assert_eq!(table.handle_time(now + ms(399)), (false, Some(due)));
+    // Datagrams by another path do not count.
+    table.handle_received(at(2, 7), now + ms(399));
+    table.handle_sent(None, now + ms(399));
+    assert_eq!(table.handle_time(due), (true, None));
+    assert_eq!(table.handle_time(due + ms(1000)), (false, None));
+    table.handle_received(at(1, 7), due);
+    assert_eq!(table.handle_time(due + ms(1000)), (false, None));
+    table.handle_sent(None, due);
+    assert_eq!(table.handle_time(due + ms(400)), (true, None));
+}
+
+#[test]
+fn a_move_to_a_faster_path_waits_for_a_gap_but_not_for_long() {
+    let now = Instant::now();
+    let gap = Some(ms(10));
+    let table = || {
+        let mut table = steered(at(1, 7), now);
+        table.handle_received(at(2, 7), now);
+        assert!(table.use_path(&path(2, 7), gap, now));
+        table
+    };
+    let mut sent = table();
+    sent.handle_sent(Some(now), now + ms(9));
+    assert_eq!(sent.primary(), Some(path(1, 7)), "no gap yet");
+    sent.handle_sent(Some(now + ms(9)), now + ms(19));
+    assert_eq!(sent.primary(), Some(path(2, 7)));
+    let mut busy = table();
+    for n in 0..500 {
+        busy.handle_sent(Some(now + ms(n)), now + ms(n));
+        assert_eq!(busy.primary(), Some(path(1, 7)));
+    }
+    busy.handle_sent(Some(now + ms(499)), now + LONGEST_MOVE);
+    assert_eq!(busy.primary(), Some(path(2, 7)));
+    let mut idle = table();
+    assert!(idle.handle_time(now + LONGEST_MOVE).0, "it is reported");
+    assert_eq!(idle.primary(), Some(path(2, 7)));
+    assert!(!idle.use_path(&path(3, 7), None, now), "an unknown path");
+}
+
+#[test]
+fn initiations_are_sent_by_all_offered_paths_until_one_works() {
+    let now = Instant::now();
+    let mut table = PathTable::new(Some(at(1, 7)));
+    table.set_choice(Choice::Steered);
+    table.offer(&[at(4, 7)], &[at(1, 7), at(2, 7), at(3, 7)]);
+    let opening = |table: &PathTable| table.opening().collect::<Vec<_>>();
+    assert_eq!(opening(&table), [at(2, 7), at(3, 7)]);
+    table.handle_received(at(3, 7), now);
+    assert_eq!(table.primary(), Some(path(3, 7)));
+    assert_eq!(opening(&table), []);
+    table.handle_initiation();
+    assert_eq!(opening(&table), [at(1, 7), at(2, 7)], "it is not answered");
+}
+
+#[test]
+fn each_path_has_its_own_mtu_and_a_new_one_begins_with_the_one_in_use() {
+    let now = Instant::now();
+    let mut table = steered(at(1, 7), now);
+    assert_eq!(table.mtu(), u16::MAX);
+    table.set_mtu(1300);
+    table.handle_received(at(2, 7), now);
+    table.use_path(&path(2, 7), None, now);
+    assert_eq!(table.mtu(), 1300);
+    table.set_mtu(1400);
+    table.use_path(&path(1, 7), None, now);
+    assert_eq!(table.mtu(), 1300);
+    table.use_path(&path(2, 7), None, now);
+    assert_eq!(table.mtu(), 1400);
+}
+
+#[test]
+fn reports_are_made_once_when_they_are_asked_for() {
+    let now = Instant::now();
+    let mut table = steered(at(1, 7), now);
+    assert!(!table.handle_sent(None, now));
+    assert!(!table.handle_received(at(1, 7), now).is_news);
+    table.arm(true, true);
+    assert!(table.handle_sent(None, now) && !table.handle_sent(None, now));
+    assert!(table.handle_received(at(1, 7), now).is_news);
+    assert!(!table.handle_received(at(1, 7), now).is_news);
+}

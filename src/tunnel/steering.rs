@@ -1,0 +1,175 @@
+//! Choosing the paths of peers from outside the data plane.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use super::endpoint::Endpoint;
+use super::paths::Choice;
+use super::peer::Peer;
+use super::peers::Peers;
+use super::probe::RoundTrip;
+use super::probing::Probing;
+use crate::model::Path;
+
+/// The paths of the peers of a running tunnel. A peer is named by its public key; for an unknown one, nothing happens.
+pub struct Steering<'a>(pub(super) &'a Peers);
+
+/// The paths to a peer, as the data plane has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathReport {
+    /// Whether the paths are chosen from outside.
+    pub is_steered: bool,
+    /// The path by which datagrams are sent.
+    pub primary: Option<Path>,
+    /// All paths.
+    pub paths: Vec<PathSeen>,
+    /// Since when packets are sent without a datagram that arrives by the primary path.
+    pub waits_since: Option<Instant>,
+    /// When a packet of the device was last sent.
+    pub last_send: Option<Instant>,
+    /// When an authentic datagram last arrived, by whichever path.
+    pub last_receive: Option<Instant>,
+}
+
+/// What is known of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathSeen {
+    /// The path.
+    pub path: Path,
+    /// When an authentic datagram last arrived by it.
+    pub heard: Option<Instant>,
+    /// The last answer to a probe by this path.
+    pub answered: Option<RoundTrip>,
+    /// The last round trip that measures the path alone.
+    pub sample: Option<RoundTrip>,
+    /// How many probes by this path were answered.
+    pub answers: u32,
+}
+
+impl Steering<'_> {
+    /// Readable, and counts, when there is news about the paths of a peer: reading resets it. [`Steering::take_news`] returns
+    /// the peers.
+    #[must_use]
+    pub fn news_event(&self) -> BorrowedFd<'_> {
+        self.0.shared.wakes.news.event()
+    }
+
+    /// The public keys of the peers about whose paths there is news since the last call.
+    #[must_use]
+    pub fn take_news(&self) -> Vec<[u8; 32]> {
+        let members = self.0.shared.wakes.news.take();
+        if members.is_empty() {
+            return Vec::new();
+        }
+        let table = self.0.shared.table.load();
+        let peers = table.by_key.iter();
+        peers
+            .filter(|(_, peer)| members.contains(&peer.member))
+            .map(|(key, _)| *key)
+            .collect()
+    }
+
+    /// Chooses the paths of `peer` from now on. It may be reached by `paths`; initiations are sent by all of `opens` while
+    /// none is known to work.
+    pub fn offer(&self, peer: &[u8; 32], paths: &[Path], opens: &[Path]) {
+        let endpoints =
+            |paths: &[Path]| -> Vec<Endpoint> { paths.iter().filter_map(endpoint_of).collect() };
+        let (paths, opens) = (endpoints(paths), endpoints(opens));
+        self.0.for_each_of(peer, |peer| {
+            let mut state = peer.lock();
+            state.paths.set_choice(Choice::Steered);
+            state.paths.offer(&paths, &opens);
+        });
+    }
+
+    /// Lets the path of `peer` follow the datagrams that arrive from it, as in any WireGuard.
+    pub fn release(&self, peer: &[u8; 32]) {
+        let roam = |peer: &Peer| peer.lock().paths.set_choice(Choice::Roaming);
+        self.0.for_each_of(peer, roam);
+    }
+
+    /// Sends by `path` from now on: at once, or from the first gap of this length between packets.
+    pub fn use_path(&self, peer: &[u8; 32], path: &Path, gap: Option<Duration>) {
+        let now = Instant::now();
+        self.0.for_each_of(peer, |peer| {
+            peer.lock().paths.use_path(path, gap, now);
+        });
+    }
+
+    /// Sends an initiation by all paths of `peer` that were offered for it.
+    pub fn open(&self, peer: &[u8; 32]) {
+        let table = self.0.shared.table.load();
+        if let Some(peer) = table.sending_peer_of(peer) {
+            peer.lock().paths.open();
+        }
+        drop(table);
+        Probing(&self.0.shared).initiate(peer);
+    }
+
+    /// Reports the silence of the primary path of `peer` after so long, while packets are sent.
+    pub fn set_patience(&self, peer: &[u8; 32], patience: Duration) {
+        self.0
+            .for_each_of(peer, |peer| peer.lock().paths.set_patience(patience));
+    }
+
+    /// Reports the next datagram that arrives from `peer`, the next packet that is sent to it, or both.
+    pub fn arm(&self, peer: &[u8; 32], heard: bool, sent: bool) {
+        self.0
+            .for_each_of(peer, |peer| peer.lock().paths.arm(heard, sent));
+    }
+
+    /// The paths of the member whose current peer has this public key.
+    #[must_use]
+    pub fn report(&self, key: &[u8; 32]) -> Option<PathReport> {
+        let table = self.0.shared.table.load();
+        let current = table.by_key.get(key)?;
+        let sending = table.sending_peer(current);
+        let state = sending.lock();
+        let mut report = PathReport {
+            is_steered: state.paths.choice() == Choice::Steered,
+            primary: state.paths.primary(),
+            paths: Vec::with_capacity(state.paths.entries().len()),
+            waits_since: state.paths.waits_since(),
+            last_send: state.last_send,
+            last_receive: state.last_receive,
+        };
+        let probes = sending.probes();
+        for entry in state.paths.entries() {
+            let path = entry.endpoint.path();
+            let trips = probes.of(&path);
+            report.paths.push(PathSeen {
+                path,
+                heard: entry.heard,
+                answered: trips.answered,
+                sample: trips.sample,
+                answers: trips.answers,
+            });
+        }
+        drop((probes, state));
+        // While a key is replaced, datagrams may arrive for the other peers of the member.
+        let all = std::iter::once(current).chain(table.retired_of(current));
+        for other in all.filter(|other| other.index != sending.index) {
+            let state = other.lock();
+            report.last_receive = report.last_receive.max(state.last_receive);
+            for entry in state.paths.entries() {
+                let path = entry.endpoint.path();
+                let mut seen = report.paths.iter_mut();
+                if let Some(seen) = seen.find(|seen| seen.path == path) {
+                    seen.heard = seen.heard.max(entry.heard);
+                }
+            }
+        }
+        Some(report)
+    }
+}
+
+impl std::fmt::Debug for Steering<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Steering").finish_non_exhaustive()
+    }
+}
+
+/// Where datagrams by `path` are sent.
+fn endpoint_of(path: &Path) -> Option<Endpoint> {
+    path.endpoint().map(Endpoint::from)
+}
