@@ -1,7 +1,6 @@
 //! `meshctl join`.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,14 +12,13 @@ use crate::model::Label;
 use crate::os::arguments;
 use crate::os::file::exposure;
 use crate::os::progress::ProgressLine;
+use crate::os::token_file::{self, TokenReadError};
 use crate::protocol::JoinToken;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{Join, Joined};
 
 /// The time that meshd may use in addition to the limit of the join, to report that the limit has passed.
 const GRACE: Duration = Duration::from_secs(10);
-/// The maximum size of a token on stdin or in a file, in bytes. The longest token has less than 3 KiB.
-const MAX_TOKEN: u64 = 16 * 1024;
 
 /// The arguments of `meshctl join`.
 #[derive(Args)]
@@ -105,50 +103,35 @@ fn read_token(argument: Option<String>, file: Option<PathBuf>) -> Result<String,
     match (argument, file) {
         (_, Some(path)) => read_file(&path),
         (Some(token), None) if token != "-" => Ok(token),
-        (_, None) => read_bounded(std::io::stdin(), "stdin"),
+        (_, None) => {
+            token_file::read(std::io::stdin()).map_err(|error| unreadable("stdin", &error))
+        }
     }
 }
 
+/// The file may be a pipe: a shell gives one for the output of a command.
 fn read_file(path: &Path) -> Result<String, CliError> {
     let name = path.display().to_string();
-    let file = File::open(path).map_err(|error| unreadable(&name, &error))?;
+    let file = File::open(path).map_err(|error| unreadable(&name, &error.into()))?;
     if let Some(exposed) = file.metadata().ok().and_then(|f| exposure(&f, path)) {
         eprintln!("warning: {}; {}", exposed.why, exposed.fix);
     }
-    read_bounded(file, &name)
+    token_file::read(file).map_err(|error| unreadable(&name, &error))
 }
 
-fn read_bounded(source: impl Read, name: &str) -> Result<String, CliError> {
-    let mut token = String::new();
-    source
-        .take(MAX_TOKEN + 1)
-        .read_to_string(&mut token)
-        .map_err(|error| unreadable(name, &error))?;
-    if token.len() as u64 > MAX_TOKEN {
-        let text = format!(
-            "join: {name} has more than {MAX_TOKEN} bytes, so it is not a token; give the token that `meshctl token create` printed"
-        );
-        return Err(CliError::new(ErrorCode::BadRequest, text));
-    }
-    Ok(token)
-}
-
-fn unreadable(name: &str, error: &std::io::Error) -> CliError {
-    let code = match error.kind() {
-        std::io::ErrorKind::PermissionDenied => ErrorCode::Permission,
+fn unreadable(name: &str, error: &TokenReadError) -> CliError {
+    let code = match error {
+        TokenReadError::Permission => ErrorCode::Permission,
         _ => ErrorCode::BadRequest,
     };
-    let why = match error.kind() {
-        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
-        std::io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
-        std::io::ErrorKind::PermissionDenied => "only other users may read it; use sudo".to_owned(),
-        std::io::ErrorKind::InvalidData => "it is not text".to_owned(),
-        _ => error.to_string(),
+    let advice = match error {
+        TokenReadError::Permission => "; use sudo",
+        _ => "",
     };
     CliError::new(
         code,
         format!(
-            "join: cannot read the token from {name}: {why}; the file holds what `meshctl token create` printed"
+            "join: cannot read the token from {name}: {error}{advice}; the file holds what `meshctl token create` printed"
         ),
     )
 }

@@ -13,9 +13,9 @@ const MAX_TOKEN: u64 = 16 * 1024;
 pub enum TokenReadError {
     #[error("there is no such file")]
     Missing,
-    #[error("permission is denied")]
+    #[error("only other users may read it")]
     Permission,
-    #[error("it is not a file")]
+    #[error("it is not a file, but a directory, a device or a pipe")]
     NotAFile,
     #[error("it is not text")]
     NotText,
