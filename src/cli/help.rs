@@ -20,7 +20,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Services", &["service", "rollout"]),
     (
         "Names and diagnosis",
-        &["resolve", "ping", "doctor", "bugreport"],
+        &["resolve", "ping", "why", "netcheck", "doctor", "bugreport"],
     ),
     ("Other", &["demo", "completions", "help"]),
 ];

@@ -13,6 +13,7 @@ mod join;
 mod leave;
 mod mesh_key;
 mod names;
+mod netcheck;
 mod node;
 mod package_files;
 mod ping;
@@ -26,6 +27,7 @@ mod status;
 mod style;
 mod table;
 mod token;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -129,6 +131,10 @@ enum Command {
     Status(status::StatusArguments),
     /// Measure round trips to a node through the tunnel
     Ping(ping::PingArguments),
+    /// Explain which path leads to a node and why, what was tried, and what to mend
+    Why(why::WhyArguments),
+    /// Show what this node knows of its network: UDP, IPv6, address translation, relays
+    Netcheck(netcheck::NetcheckArguments),
     /// List the services of the mesh, add and change those of this node
     #[command(subcommand)]
     Service(service::Command),
@@ -197,6 +203,8 @@ fn run(cli: Cli, daemons: [clap::Command; 2]) -> Result<u8, CliError> {
             Command::RotateKey(arguments) => rotate_key::run(&arguments, &globals).await,
             Command::Status(arguments) => status::run(&arguments, &globals).await,
             Command::Ping(arguments) => ping::run(arguments, &globals).await,
+            Command::Why(arguments) => why::run(arguments, &globals).await,
+            Command::Netcheck(arguments) => netcheck::run(&arguments, &globals).await,
             Command::Service(command) => service::run(command, &globals).await,
             Command::Rollout(arguments) => rollout::run(arguments, &globals).await,
             Command::Resolve(arguments) => resolve::run(arguments, &globals).await,

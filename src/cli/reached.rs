@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::Globals;
 use crate::model::text::listed;
 use crate::os::progress::ProgressLine;
-use crate::protocol::local::{PeerStatus, Status};
+use crate::protocol::local::{PeerState, PeerStatus, Status};
 
 /// How long the command waits for the first packets of all peers.
 const ALL_PEERS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,10 +63,16 @@ fn lines(status: &Status) -> Vec<String> {
         status.peers.iter().partition(is_reached);
     let mut lines = Vec::new();
     if !reached.is_empty() {
-        let named = reached.iter().map(|peer| match peer.endpoint {
-            Some(endpoint) => format!("{} directly at {endpoint}", peer.name),
-            None => peer.name.to_string(),
-        });
+        let named = reached
+            .iter()
+            .map(|peer| match (peer.state, &peer.via, peer.endpoint) {
+                (PeerState::Relay, Some(via), _) => format!("{} relayed by {via}", peer.name),
+                (PeerState::Stream, Some(via), _) => {
+                    format!("{} relayed by {via} over TLS", peer.name)
+                }
+                (_, _, Some(endpoint)) => format!("{} directly at {endpoint}", peer.name),
+                (_, _, None) => peer.name.to_string(),
+            });
         let named = listed(named, MAX_NAMED);
         lines.push(format!(
             "reached {} of {} other node(s): {named}",
@@ -128,6 +134,18 @@ mod tests {
                 "warning: n3 is not reached: it is blocked",
                 "warning: 1 of 2 other node(s) not reached yet; open UDP port 51820 of this host in both directions, and their UDP ports; `meshctl status` shows when they are reached",
             ]
+        );
+        let mut relayed = status(7, &[Some(0.1), Some(0.1)]);
+        for (peer, state) in relayed
+            .peers
+            .iter_mut()
+            .zip([PeerState::Relay, PeerState::Stream])
+        {
+            (peer.state, peer.via) = (state, "fra-1".parse().ok());
+        }
+        assert_eq!(
+            lines(&relayed),
+            ["reached 2 of 2 other node(s): n2 relayed by fra-1, n3 relayed by fra-1 over TLS"]
         );
         assert_eq!(lines(&status(7, &[])), ["the mesh has no other node yet"]);
         let many = lines(&status(7, &[Some(1.0); 100]));

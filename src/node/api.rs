@@ -20,8 +20,9 @@ use crate::os::unix_server;
 use crate::os::unix_server::failure;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
-    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Ping, Pong, RemoveService,
-    Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status, SystemList,
+    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Netcheck, Ping, Pong,
+    RemoveService, Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status,
+    SystemList, Why, WhyRequest,
 };
 
 /// The channel for an answer.
@@ -60,6 +61,10 @@ pub enum Command {
     Resolve(Resolve, Reply<Resolved>),
     /// Return the facts for `meshctl doctor`.
     Checkup(Reply<Checkup>),
+    /// Explain the path between two nodes.
+    Why(WhyRequest, Reply<Why>),
+    /// Return what is known of this node's connection to the network.
+    Netcheck(Reply<Netcheck>),
     /// Return why this node is not ready, if it is not.
     Ready(Reply<Option<String>>),
     /// Return the metrics as text.
@@ -95,6 +100,8 @@ pub async fn serve(
         .route("/v1/ping", post(ping))
         .route("/v1/resolve", post(resolve))
         .route("/v1/checkup", get(checkup))
+        .route("/v1/why", post(why))
+        .route("/v1/netcheck", get(netcheck))
         .route("/v1/metrics", get(metrics))
         .with_state(commands);
     unix_server::serve(listener, path, router).await
@@ -185,6 +192,14 @@ async fn resolve(agent: Agent, body: axum::body::Bytes) -> Response {
 
 async fn checkup(agent: Agent) -> Response {
     call(agent, Command::Checkup).await
+}
+
+async fn why(agent: Agent, body: axum::body::Bytes) -> Response {
+    call_with(agent, &body, Command::Why).await
+}
+
+async fn netcheck(agent: Agent) -> Response {
+    call(agent, Command::Netcheck).await
 }
 
 async fn metrics(State(agent): Agent) -> Response {

@@ -137,9 +137,7 @@ impl Contact {
 pub(super) fn never_heard<'a>(peers: &'a [(&'a str, Contact)], port: u16) -> Option<Problem> {
     let silent = peers.iter().filter(|(_, c)| c.is_never_heard());
     let silent: Vec<&(&str, Contact)> = silent.collect();
-    if silent.is_empty() {
-        return None;
-    }
+    let (first, _) = silent.first()?;
     let names = listed(silent.iter().map(|(name, _)| name), MAX_NAMED);
     let reasons = silent
         .iter()
@@ -149,7 +147,7 @@ pub(super) fn never_heard<'a>(peers: &'a [(&'a str, Contact)], port: u16) -> Opt
         what: format!("no packet was ever received from {names}"),
         why: listed(reasons, MAX_NAMED),
         fix: format!(
-            "open UDP port {port} of this host and {ports}, in both directions, in every firewall between them; the problem disappears by itself then"
+            "open UDP port {port} of this host and {ports}, in both directions, in every firewall between them; the problem disappears by itself then; `meshctl why {first}` shows what was tried, and what to forward if both are behind routers"
         ),
     })
 }
@@ -274,6 +272,7 @@ mod tests {
                 "{problem:?}"
             );
         }
+        assert!(problem.fix.contains("`meshctl why n2`"), "{problem:?}");
         assert_eq!(never_heard(&[("n3", contact())], 51820), None);
         let new = Contact {
             reach: Reach::Unknown,

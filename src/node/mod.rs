@@ -42,6 +42,7 @@ mod names;
 mod own_records;
 mod paths;
 mod reach;
+mod remedies;
 pub mod replica;
 mod report;
 mod resolv_conf;

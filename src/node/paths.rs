@@ -19,8 +19,9 @@ use super::transitions::peers::{PeerTurn, PeerTurns};
 use crate::model::{Path, PublicKey};
 use crate::path::distance::Seen;
 use crate::path::mtu::{Sizes, Way};
+use crate::path::peer::Action as Steer;
 use crate::path::watch::{Action, Reach, Watch};
-use crate::path::{Distances, PathMtu};
+use crate::path::{Distances, PathMtu, Peers, Tried};
 use crate::tunnel::{PathReport, PeerStatus};
 
 mod steered;
@@ -70,12 +71,19 @@ pub(super) struct Paths {
     peers: BTreeSet<PublicKey>,
     reach: BTreeMap<PublicKey, Reach>,
     unreachable: BTreeSet<PublicKey>,
-    turns: PeerTurns,
-    /// The transitions that were not taken yet.
-    new_turns: Vec<(PublicKey, PeerTurn)>,
+    turns: Turns,
+    tried: Tried,
     /// When the machines that look at all peers are polled next, if there is a peer.
     next: Option<Instant>,
     polled: Option<Instant>,
+}
+
+/// Which peers turned out to answer, or not to answer any more.
+#[derive(Debug, Default)]
+struct Turns {
+    peers: PeerTurns,
+    /// The transitions that were not taken yet.
+    new: Vec<(PublicKey, PeerTurn)>,
 }
 
 impl Paths {
@@ -89,8 +97,8 @@ impl Paths {
             peers: BTreeSet::new(),
             reach: BTreeMap::new(),
             unreachable: BTreeSet::new(),
-            turns: PeerTurns::default(),
-            new_turns: Vec::new(),
+            turns: Turns::default(),
+            tried: Tried::default(),
             next: None,
             polled: None,
         }
@@ -102,7 +110,8 @@ impl Paths {
         let ids: BTreeSet<PublicKey> = peers.iter().map(|peer| peer.id).collect();
         self.path_mtu.retain(|id| ids.contains(id));
         self.distances.retain(|id| ids.contains(id));
-        self.turns.retain(&ids);
+        self.tried.retain(|id| ids.contains(id));
+        self.turns.peers.retain(&ids);
         let is_new = !ids.is_subset(&self.peers);
         self.next = if is_new { Some(now) } else { self.next };
         self.next = self.next.filter(|_| !ids.is_empty());
@@ -140,11 +149,30 @@ impl Paths {
     /// The paths to a peer, as the tunnel has them.
     pub(super) fn handle_report(&mut self, id: &PublicKey, report: &PathReport, now: Instant) {
         self.steered.handle_report(id, report, now);
+        if self.steered.contains(id) {
+            for seen in &report.paths {
+                self.tried
+                    .handle_report(*id, seen.path, seen.heard, seen.answers);
+            }
+        }
     }
 
     /// What is to be done now with the paths of single peers.
     pub(super) fn poll_steered(&mut self, now: Instant) -> Vec<SteerAction> {
-        self.steered.poll(now)
+        let actions = self.steered.poll(now);
+        for action in &actions {
+            let SteerAction::Steer(id, action) = action else {
+                continue;
+            };
+            match action {
+                Steer::Offer(_, opens) => self.tried.handle_offered(*id, opens.clone()),
+                Steer::Open => self.tried.handle_opened(*id, now),
+                Steer::Probe(path) => self.tried.handle_sent(*id, Some(*path), now),
+                Steer::Use(path, _) => self.tried.handle_used(*id, *path, now),
+                Steer::Watch(..) => {}
+            }
+        }
+        actions
     }
 
     /// Whether [`Paths::poll`] is due, before which the state of all peers is read.
@@ -167,6 +195,12 @@ impl Paths {
         }
         if let Some(at) = status.last_send {
             self.watch.handle_sent(&id, at);
+        }
+        if let Some(path) = status.path {
+            self.tried.handle_used(id, path, now);
+        }
+        if let Some(at) = status.last_receive.filter(|_| !self.steered.contains(&id)) {
+            self.tried.handle_followed(id, at);
         }
         self.distances.handle_seen(
             id,
@@ -212,8 +246,16 @@ impl Paths {
             })
             .collect();
         for action in &actions {
-            if let PathAction::Probe(id) = action {
-                self.steered.paths_mut().handle_probed(id, now);
+            match action {
+                PathAction::Probe(id) => {
+                    self.steered.paths_mut().handle_probed(id, now);
+                    self.tried.handle_sent(*id, None, now);
+                }
+                PathAction::Try(id, endpoint) => {
+                    self.tried.handle_used(*id, Path::Direct(*endpoint), now);
+                    self.tried.handle_sent(*id, None, now);
+                }
+                PathAction::ProbeSizes(..) | PathAction::Limit(..) | PathAction::Arm(..) => {}
             }
         }
         let sized = self.path_mtu.poll(now).into_iter();
@@ -223,8 +265,9 @@ impl Paths {
         for (id, reach) in &self.reach {
             let turn = self
                 .turns
+                .peers
                 .handle_reach(*id, *reach, self.watch.heard(id), now);
-            self.new_turns.extend(turn.map(|turn| (*id, turn)));
+            self.turns.new.extend(turn.map(|turn| (*id, turn)));
         }
         let lost = self.reach.iter().filter(|(_, r)| **r == Reach::Unreachable);
         let lost = lost.map(|(id, _)| *id).collect();
@@ -259,7 +302,7 @@ impl Paths {
 
     /// The peers that turned out to answer, or not to answer any more, since the last call.
     pub(super) fn take_turns(&mut self) -> Vec<(PublicKey, PeerTurn)> {
-        std::mem::take(&mut self.new_turns)
+        std::mem::take(&mut self.turns.new)
     }
 
     /// When [`Paths::poll`] or [`Paths::poll_steered`] is due.
@@ -300,6 +343,16 @@ impl Paths {
 
     pub(super) fn watch(&self) -> &Watch {
         &self.watch
+    }
+
+    /// What was tried by the paths to the peers.
+    pub(super) fn tried(&self) -> &Tried {
+        &self.tried
+    }
+
+    /// The peers whose paths are chosen here.
+    pub(super) fn steered(&self) -> &Peers {
+        self.steered.paths()
     }
 
     pub(super) fn distances(&self) -> &Distances {

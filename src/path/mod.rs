@@ -10,10 +10,12 @@ pub mod peer;
 pub mod peers;
 pub mod punch;
 pub mod relays;
+pub mod tried;
 pub mod watch;
 
 pub use distance::Distances;
 pub use mtu::PathMtu;
 pub use peers::Peers;
 pub use relays::OwnRelays;
+pub use tried::Tried;
 pub use watch::{Action, Watch};

@@ -7,6 +7,7 @@
 //!   proof {signature}            ->
 //!                                <-  welcome {revision, ..}   or  refuse {..}
 //!                                <-  changes {revision, records}, as often as there are any
+//!                                <-  seen {address}, to a member, once
 //!   publish {sequence, records}  ->
 //!                                <-  published {sequence, ..}
 //!   told, once the coordinator has answered an offer of all records ->
@@ -47,6 +48,8 @@
 //!   vouch {instance: B, signature} ->
 //!                                                           refuse {clone, proof} ->
 //! ```
+
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -230,6 +233,9 @@ pub enum FromCoordinator {
         #[serde(deserialize_with = "message")]
         mark: String,
     },
+    /// The address from which the coordinator sees the connection of this member, once after `welcome`. It may be that of a
+    /// router or of a proxy between them.
+    Seen { address: IpAddr },
     /// Another instance of this node has connected. The node is asked whether it is another machine.
     Copy {
         /// The instance of the other machine.

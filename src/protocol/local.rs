@@ -17,9 +17,19 @@
 //! | `POST /v1/ping` | [`Ping`] | [`Pong`] |
 //! | `POST /v1/resolve` | [`Resolve`] | [`Resolved`] |
 //! | `GET /v1/checkup` | | [`Checkup`] |
+//! | `POST /v1/why` | [`WhyRequest`] | [`Why`] |
+//! | `GET /v1/netcheck` | | [`Netcheck`] |
 //! | `GET /v1/metrics` | | text (Prometheus text format 0.0.4) |
 
+mod paths;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+pub use paths::{
+    EndpointSource, Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping, Netcheck,
+    PathKind, PathRow, PathState, PortMappingCheck, PortMappingState, RelayCheck, SeenFrom,
+    UdpCheck, UdpState, Why, WhyRequest,
+};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! A host: a process that holds its namespaces, and the programs that run in them.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -100,6 +100,55 @@ impl Namespace {
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// A command that runs in the namespaces, and ends with the thread that starts it.
+    pub(super) fn command(&self, program: &str) -> Result<Command, TestbedError> {
+        let copy = |file: &File| {
+            file.try_clone()
+                .map_err(|e| TestbedError::Io("open a namespace", e))
+        };
+        let namespaces = [
+            (copy(&self.network)?, CloneFlags::CLONE_NEWNET),
+            (copy(&self.uts)?, CloneFlags::CLONE_NEWUTS),
+            (copy(&self.mounts)?, CloneFlags::CLONE_NEWNS),
+        ];
+        let mut command = Command::new(program);
+        // SAFETY: the closure runs between fork and exec, and only makes system calls on values created before the
+        // fork. std has no safe function for this: only the caller can know what the closure does.
+        unsafe {
+            command.pre_exec(move || {
+                for (file, kind) in &namespaces {
+                    setns(file, *kind)?;
+                }
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                Ok(())
+            });
+        }
+        Ok(command)
+    }
+
+    /// Runs a program in the namespaces that reads `input`.
+    pub(super) fn run(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        input: &str,
+    ) -> Result<(), TestbedError> {
+        let fault = |e| TestbedError::Io("run a program", e);
+        let mut command = self.command(program)?;
+        command.args(arguments);
+        command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(fault)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes()).map_err(fault)?;
+        }
+        let output = child.wait_with_output().map_err(fault)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(TestbedError::Program(program.to_owned(), said))
     }
 }
 
@@ -201,7 +250,7 @@ impl Host {
         self.v4
     }
 
-    /// The host's IPv6 address on the bridge.
+    /// The host's IPv6 address on the bridge. It is the unspecified address in a network without IPv6.
     #[must_use]
     pub fn v6(&self) -> Ipv6Addr {
         self.v6
@@ -259,28 +308,7 @@ impl Host {
             command.args(["--", program]);
             return Ok(command);
         }
-        let copy = |file: &File| {
-            file.try_clone()
-                .map_err(|e| TestbedError::Io("open a namespace", e))
-        };
-        let namespaces = [
-            (copy(&self.namespace.network)?, CloneFlags::CLONE_NEWNET),
-            (copy(&self.namespace.uts)?, CloneFlags::CLONE_NEWUTS),
-            (copy(&self.namespace.mounts)?, CloneFlags::CLONE_NEWNS),
-        ];
-        let mut command = Command::new(program);
-        // SAFETY: the closure runs between fork and exec, and only makes system calls on values created before the
-        // fork. std has no safe function for this: only the caller can know what the closure does.
-        unsafe {
-            command.pre_exec(move || {
-                for (file, kind) in &namespaces {
-                    setns(file, *kind)?;
-                }
-                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-                Ok(())
-            });
-        }
-        Ok(command)
+        self.namespace.command(program)
     }
 
     /// Starts a program in the background. Its output is written to `log`.

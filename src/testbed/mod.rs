@@ -4,6 +4,9 @@
 //! mounts and host name. All of it belongs to processes that end when this one does, whatever ends it, so nothing is
 //! ever left behind. This needs root or user namespaces: [`as_root`] creates one.
 //!
+//! In a world that [`World::routed`] creates, the bridge is also a router: the hosts on it have public addresses, and a
+//! [`Router`] connects hosts that have private ones.
+//!
 //! A [`DockerHost`] also has a process namespace, a root directory and a container engine of its own, and needs root.
 
 mod docker;
@@ -11,12 +14,14 @@ mod host;
 mod link;
 pub mod records;
 mod root;
+mod router;
 mod skipped;
 mod world;
 
 pub use docker::{DockerHost, Image};
 pub use host::{Host, Running};
 pub use root::{as_root, is_possible};
+pub use router::{Fault, Nat, Router};
 pub use skipped::{skip_part_of_test, skip_test};
 pub use world::World;
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::docker::DockerHost;
 use super::host::{Host, Namespace};
+use super::router::{self, Nat, Router};
 use super::{TestbedError, link};
 
 const BRIDGE: &str = "wan";
@@ -15,6 +16,8 @@ const BRIDGE: &str = "wan";
 pub struct World {
     wan: Namespace,
     next: AtomicU8,
+    /// The number of the next router, if the world has routes.
+    next_router: Option<AtomicU8>,
 }
 
 impl World {
@@ -28,7 +31,31 @@ impl World {
         Ok(Self {
             wan,
             next: AtomicU8::new(10),
+            next_router: None,
         })
+    }
+
+    /// Creates a bridge that also forwards packets between its hosts and routers. Programs `ip` and `nft` are needed.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn routed() -> Result<Self, TestbedError> {
+        let world = Self::new()?;
+        router::become_core(&world.wan, BRIDGE)?;
+        Ok(Self {
+            next_router: Some(AtomicU8::new(0)),
+            ..world
+        })
+    }
+
+    /// Creates a router that does this with packets. The world has to be a routed one, with room for 60 routers.
+    ///
+    /// # Errors
+    /// The world has no routes, or the kernel or a program returns an error.
+    pub fn router(&self, nat: Nat) -> Result<Router, TestbedError> {
+        let none = || TestbedError::Program("router".into(), "this world has no routes".into());
+        let next = self.next_router.as_ref().ok_or_else(none)?;
+        Router::new(&self.wan, next.fetch_add(1, Ordering::Relaxed), nat)
     }
 
     /// Creates a host called `name`, with the next free address (RFC 5737, RFC 3849).
@@ -57,6 +84,9 @@ impl World {
         let (port, pid) = (format!("p{number}"), namespace.pid());
         self.wan.inside(|| link::plug(BRIDGE, &port, pid))??;
         namespace.inside(|| link::bring_up(&[(v4.into(), 24), (v6.into(), 64)]))??;
+        if self.next_router.is_some() {
+            router::use_core(&namespace)?;
+        }
         Ok(Host::new(namespace, name, v4, v6, port))
     }
 

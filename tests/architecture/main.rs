@@ -81,6 +81,7 @@ const PURE: &[&str] = &[
     "node/names.rs",
     "node/own_records.rs",
     "node/paths.rs",
+    "node/remedies.rs",
     "node/replica",
     "node/settle.rs",
     "node/timers.rs",

@@ -202,6 +202,23 @@ fn ping_tells_a_node_that_is_silent_from_one_that_does_not_exist() {
 }
 
 #[test]
+fn why_asks_for_the_path_from_this_node_or_between_two() {
+    let answer = r#"{"schema":1,"from":"nas","to":"web-1","state":"direct","via":null,"reason":null,
+        "since_seconds_ago":7.0,"rtt_ms":0.84,"mtu":1420,"last_heard_seconds_ago":0.2,
+        "last_sent_seconds_ago":0.3,"last_handshake_seconds_ago":60.0,"rx_bytes":1,"paths":[],"mend":[]}"#;
+    let shown = "nas -> web-1   direct, 0.8 ms, for 7 s, heard 0 s ago, sent 0 s ago, handshake 60 s ago, mtu 1420\n";
+    let (ran_, asked) = with_answer(200, answer, &["why", "web-1"]);
+    assert_eq!(ran_, ran(0, shown, ""));
+    assert_eq!(asked, r#"POST /v1/why {"to":"web-1"}"#);
+    let (ran_, asked) = with_answer(200, answer, &["why", "nas", "web-1"]);
+    assert_eq!(ran_, ran(0, shown, ""));
+    assert_eq!(asked, r#"POST /v1/why {"from":"nas","to":"web-1"}"#);
+    let elsewhere = r#"{"code":"conflict","message":"run `meshctl why b` on a"}"#;
+    let (ran_, _) = with_answer(409, elsewhere, &["why", "a", "b"]);
+    assert_eq!(ran_, ran(1, "", "meshctl: run `meshctl why b` on a\n"));
+}
+
+#[test]
 fn service_add_sends_its_arguments() {
     let (ran_, asked) = with_answer(
         200,

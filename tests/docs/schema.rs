@@ -10,9 +10,11 @@ use crate::reference::{cell, check, head};
 use crate::{read, repository, walk};
 
 /// The commands, the types that they print, and the files of the schemas.
-const DOCUMENTS: [(&str, &str, &str); 7] = [
+const DOCUMENTS: [(&str, &str, &str); 9] = [
     ("meshctl status --json", "Status", "status"),
     ("meshctl status --system --json", "SystemList", "system"),
+    ("meshctl why web-1 --json", "Why", "why"),
+    ("meshctl netcheck --json", "Netcheck", "netcheck"),
     ("meshctl service list --json", "ServiceList", "services"),
     ("meshctl node list --json", "NodeList", "nodes"),
     ("meshctl token list --json", "TokenList", "tokens"),
@@ -20,8 +22,9 @@ const DOCUMENTS: [(&str, &str, &str); 7] = [
     ("meshctl doctor --json", "Report", "doctor"),
 ];
 /// The files of the types.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
     "src/protocol/local.rs",
+    "src/protocol/local/paths.rs",
     "src/protocol/admin.rs",
     "src/records/kinds/services.rs",
     "src/cli/token/create.rs",

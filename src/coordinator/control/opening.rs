@@ -86,6 +86,10 @@ pub(super) async fn open(served: &Served, slot: &Slot, socket: &mut Socket) -> R
     };
     socket.get_mut().set_bound(bound);
     send(socket, &welcome(greeting.protocol, shown)).await?;
+    if is_member {
+        let address = slot.address();
+        send(socket, &FromCoordinator::Seen { address }).await?;
+    }
     Ok(Stream {
         node,
         protocol: greeting.protocol,

@@ -64,6 +64,13 @@ impl Agent {
             Command::Ping(ping, reply) => carry_out(self.node(), reply, |node, reply| {
                 report::ping(node, &ping, reply);
             }),
+            Command::Why(request, reply) => {
+                let why = self.node().and_then(|node| report::why(node, &request));
+                let _ = reply.send(why);
+            }
+            Command::Netcheck(reply) => {
+                let _ = reply.send(self.node().map(|node| report::netcheck(node)));
+            }
             Command::Resolve(resolve, reply) => carry_out(self.node(), reply, |node, reply| {
                 report::resolve(node, resolve, reply);
             }),

@@ -64,7 +64,7 @@ impl Agent {
     pub(super) async fn leave(&mut self, reply: Reply<Left>) {
         match &mut self.phase {
             Phase::Up(..) => {
-                let left = self.leave_mesh().await;
+                let left = Box::pin(self.leave_mesh()).await;
                 let _ = reply.send(left);
             }
             Phase::Joining(_) | Phase::Unjoined => self.leave_join(reply),

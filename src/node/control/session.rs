@@ -203,6 +203,7 @@ impl Session {
                 revision,
                 fingerprint,
             }),
+            FromCoordinator::Seen { address } => StreamEvent::Seen(address),
             FromCoordinator::Copy { instance } => {
                 let proof = self.prove_copy(instance).map(Output::Send);
                 let alive = Output::Event(StreamEvent::Alive);

@@ -121,6 +121,11 @@ impl Steered {
         direct.filter_map(Link::srtt).min().unwrap_or(Duration::MAX)
     }
 
+    /// Whether the paths to this peer are chosen here.
+    pub(super) fn contains(&self, id: &PublicKey) -> bool {
+        self.peers.contains_key(id)
+    }
+
     /// The paths to all peers.
     pub(super) fn paths(&self) -> &Peers {
         &self.paths

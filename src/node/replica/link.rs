@@ -1,5 +1,6 @@
 //! The state of the control stream to a coordinator.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::agreement::Summary;
@@ -46,6 +47,8 @@ pub enum StreamEvent {
     },
     /// The coordinator sent the fingerprint of all records that it holds.
     Summary(Summary),
+    /// The coordinator sees this node at this address.
+    Seen(IpAddr),
     /// The coordinator sent a sign of life.
     Alive,
     /// The stream is closed. Another attempt follows by itself.
@@ -111,6 +114,8 @@ pub struct LinkState {
     lost_at: Option<Instant>,
     /// How the last attempt was refused, if it was.
     refusal: Option<Refusal>,
+    /// From where a coordinator last saw this node, and when.
+    seen: Option<(IpAddr, Instant)>,
 }
 
 impl LinkState {
@@ -124,6 +129,7 @@ impl LinkState {
             losses: 0,
             lost_at: None,
             refusal: None,
+            seen: None,
         }
     }
 
@@ -147,6 +153,17 @@ impl LinkState {
     /// A message of the coordinator was received.
     pub(super) fn handle_received(&mut self, now: Instant) {
         self.last_received = Some(now);
+    }
+
+    /// The coordinator sees this node at `address`.
+    pub(super) fn handle_seen(&mut self, address: IpAddr, now: Instant) {
+        self.seen = Some((address, now));
+    }
+
+    /// From where a coordinator last saw this node, and when.
+    #[must_use]
+    pub fn seen(&self) -> Option<(IpAddr, Instant)> {
+        self.seen
     }
 
     /// The stream to `url` closed, or could not be opened. Returns whether this node turned out to be a duplicate.

@@ -217,6 +217,7 @@ impl Replica {
                 self.uplink.agreement.handle_summary(summary);
                 self.note_in_step(now);
             }
+            StreamEvent::Seen(address) => self.uplink.link.handle_seen(address, at),
             StreamEvent::Alive => self.note_in_step(now),
             StreamEvent::Closed {
                 url,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::peers::{contact_of, milliseconds, others};
+use super::peers::{contact_of, member_of, milliseconds, others};
 use super::problems::contested;
 use crate::containers::running_containers::running_containers;
 use crate::model::Label;
@@ -14,7 +14,6 @@ use crate::node::contact::Contact;
 use crate::node::joined::JoinedNode;
 use crate::node::resolver::Dns;
 use crate::os::tasks::Tasks;
-use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{Checkup, Ping, Pong, SCHEMA, TunnelCheck};
 use crate::records::netmap::Member;
 use crate::tunnel::Waiting;
@@ -105,25 +104,9 @@ fn check_of(probed: Probed) -> TunnelCheck {
 
 /// Sends a probe to a peer, and replies when its answer has arrived or its time is over.
 pub(in crate::node) fn ping(node: &JoinedNode, ping: &Ping, reply: Reply<Pong>) {
-    let wanted = ping.node.to_ascii_lowercase();
-    let by_name = |name: &str| {
-        name.strip_suffix(&format!(".node.{}", node.names.zone().load().domain))
-            .unwrap_or(name)
-            .to_owned()
-    };
-    let address: Option<IpAddr> = wanted.parse().ok();
-    let name = by_name(&wanted);
-    let member = node
-        .netmap
-        .members
-        .values()
-        .find(|m| m.name.as_str() == name || address.is_some_and(|a| m.block.contains(a)));
-    let Some(member) = member.cloned() else {
-        let text = format!(
-            "there is no node {}; `meshctl status` shows all nodes",
-            ping.node.chars().take(70).collect::<String>()
-        );
-        return drop(reply.send(Err(ApiError::new(ErrorCode::NotFound, text))));
+    let member = match member_of(node, &ping.node) {
+        Ok(member) => member.clone(),
+        Err(none) => return drop(reply.send(Err(none))),
     };
     let target = IpAddr::V4(member.block.node_v4());
     let pong = Pong {

@@ -1,17 +1,21 @@
 //! Collects what the local API returns about this node: status, problems, peers, services, lookups and changes to the machine.
 
 mod checkup;
+mod netcheck;
 mod peers;
 mod problems;
 mod resolve;
 mod services;
 mod status;
 mod system;
+mod why;
 
 pub(super) use checkup::{checkup, ping};
+pub(super) use netcheck::netcheck;
 pub(super) use peers::{not_ready, others};
 pub(super) use problems::{ProblemKind, problem_counts};
 pub(super) use resolve::resolve;
 pub(super) use services::{containers, services};
 pub(super) use status::{bare_status, status};
 pub(super) use system::system;
+pub(super) use why::why;

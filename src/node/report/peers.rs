@@ -1,11 +1,14 @@
 //! The peers of a node: their states, and the problems with the paths to them.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::model::{Label, Path};
 use crate::node::contact::{self, Contact};
 use crate::node::joined::JoinedNode;
 use crate::os::clock;
 use crate::path::mtu::LEAST_IPV6;
+use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{PeerState, PeerStatus, Problem};
 use crate::records::netmap::Member;
 use crate::tunnel::PeerStatus as TunnelPeer;
@@ -26,6 +29,7 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
             let handshake = peer.as_ref().and_then(|p| p.last_handshake);
             let contact = contact_of(node, member, peer.as_ref(), now);
             let (state, reason) = contact.state();
+            let (state, via) = relayed(node, state, peer.as_ref().and_then(|p| p.path));
             let reason = reason.map(|why| isolated.map_or(why, str::to_owned));
             let measured = match state {
                 PeerState::Connecting | PeerState::Unreachable => None,
@@ -38,7 +42,7 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
                 address_v4: member.block.node_v4(),
                 address_v6: member.block.node_v6(),
                 state,
-                via: None,
+                via,
                 reason,
                 last_heard_seconds_ago: contact.heard.map(seconds),
                 version: node
@@ -59,6 +63,29 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
         .collect()
 }
 
+/// The state of a peer that is reached by `path`, and the node that relays to it.
+pub(super) fn relayed(
+    node: &JoinedNode,
+    state: PeerState,
+    path: Option<Path>,
+) -> (PeerState, Option<Label>) {
+    let via = path.and_then(|path| relay_name(node, path));
+    match (state, path) {
+        (PeerState::Direct, Some(Path::Relay(_))) => (PeerState::Relay, via),
+        (PeerState::Direct, Some(Path::Stream(_))) => (PeerState::Stream, via),
+        (PeerState::Idle, Some(Path::Relay(_) | Path::Stream(_))) => (state, via),
+        _ => (state, None),
+    }
+}
+
+/// The name of the node that relays on a path.
+pub(super) fn relay_name(node: &JoinedNode, path: Path) -> Option<Label> {
+    let address = path.relay()?.0;
+    let mut members = node.netmap.members.values();
+    let relay = members.find(|member| member.block.node_v4() == address);
+    relay.map(|member| member.name.clone())
+}
+
 /// The facts about the path to `member`, which is `peer` in the tunnel.
 pub(super) fn contact_of(
     node: &JoinedNode,
@@ -68,6 +95,22 @@ pub(super) fn contact_of(
 ) -> Contact {
     let port = node.device.tunnel.listen_port();
     Contact::new(&node.paths, member, peer, port, now)
+}
+
+/// The member that a person means by a name or by one of its mesh addresses.
+pub(super) fn member_of<'a>(node: &'a JoinedNode, text: &str) -> Result<&'a Member, ApiError> {
+    let wanted = text.to_ascii_lowercase();
+    let address: Option<IpAddr> = wanted.parse().ok();
+    let domain = format!(".node.{}", node.names.zone().load().domain);
+    let name = wanted.strip_suffix(&domain).unwrap_or(&wanted);
+    let is_meant = |member: &&Member| {
+        member.name.as_str() == name || address.is_some_and(|a| member.block.contains(a))
+    };
+    node.netmap.members.values().find(is_meant).ok_or_else(|| {
+        let text: String = text.chars().take(70).collect();
+        let text = format!("there is no node {text}; `meshctl status` shows all nodes");
+        ApiError::new(ErrorCode::NotFound, text)
+    })
 }
 
 /// The other members, in the order of their names.

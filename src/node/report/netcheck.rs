@@ -1,0 +1,176 @@
+//! What this node knows of its own connection to the network.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use super::peers::{others, seconds};
+use crate::model::address::is_routable;
+use crate::node::host::Interface;
+use crate::node::joined::JoinedNode;
+use crate::node::remedies::is_private;
+use crate::path::watch::Reach;
+use crate::protocol::local::{
+    Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping, Netcheck, PortMappingCheck,
+    PortMappingState, SCHEMA, SeenFrom, UdpCheck, UdpState,
+};
+
+/// Returns what is known of the network around this node.
+pub(in crate::node) fn netcheck(node: &JoinedNode) -> Netcheck {
+    let now = Instant::now();
+    let link = node.replica.link();
+    let udp = udp(node, now);
+    let mapping = mapping(node);
+    Netcheck {
+        schema: SCHEMA,
+        name: node.identity.name.clone(),
+        addresses: addresses(node),
+        ipv6: ipv6_of(node),
+        mend: mend(udp.state, mapping, udp.port),
+        udp,
+        nat: NatCheck {
+            mapping,
+            filtering: NatFiltering::Unknown,
+            seen: link
+                .seen()
+                .map(|(address, at)| SeenFrom {
+                    by: link.url().to_owned(),
+                    address,
+                    port: None,
+                    seconds_ago: Some(seconds(now.saturating_duration_since(at))),
+                })
+                .into_iter()
+                .collect(),
+        },
+        port_mapping: PortMappingCheck {
+            state: PortMappingState::Off,
+            protocol: None,
+            endpoint: None,
+            proven_seconds_ago: None,
+            reason: Some("this version of meshd asks no router for a port".into()),
+        },
+        relays: Vec::new(),
+        coordinator: link.url().to_owned(),
+        coordinator_connected: link.is_connected(),
+    }
+}
+
+/// Whether datagrams of peers arrive.
+fn udp(node: &JoinedNode, now: Instant) -> UdpCheck {
+    let peers = others(node);
+    let watch = node.paths.watch();
+    let heard: Vec<Instant> = peers.iter().filter_map(|m| watch.heard(&m.id)).collect();
+    let last = heard.iter().max();
+    let is_unreached = |id| watch.reach(id, now) == Reach::Unreachable;
+    let state = if !heard.is_empty() {
+        UdpState::Works
+    } else if !peers.is_empty() && peers.iter().all(|m| is_unreached(&m.id)) {
+        UdpState::Unanswered
+    } else {
+        UdpState::Unknown
+    };
+    UdpCheck {
+        port: node.device.tunnel.listen_port(),
+        state,
+        heard: heard.len(),
+        peers: peers.len(),
+        last_heard_seconds_ago: last.map(|at| seconds(now.saturating_duration_since(*at))),
+    }
+}
+
+fn mapping(node: &JoinedNode) -> NatMapping {
+    let Some((seen, _)) = node.replica.link().seen() else {
+        return NatMapping::Unknown;
+    };
+    let is_own = outside(node).any(|i| i.address == seen);
+    match (is_own, is_private(seen)) {
+        (true, _) => NatMapping::None,
+        // A coordinator in the same network, or a proxy before it, does not see what others see.
+        (false, true) => NatMapping::Unknown,
+        (false, false) => NatMapping::Translated,
+    }
+}
+
+/// What to do so that others reach this node directly.
+fn mend(udp: UdpState, mapping: NatMapping, port: u16) -> Vec<String> {
+    let mut mend = Vec::new();
+    if udp == UdpState::Unanswered {
+        mend.push(format!(
+            "let this network pass UDP from and to port {port} of this host, because no peer answers"
+        ));
+    }
+    if mapping == NatMapping::Translated {
+        mend.push(format!(
+            "forward UDP port {port} on the router before this host, or give this host IPv6, so that peers which are behind routers themselves can begin to send to it"
+        ));
+    }
+    mend
+}
+
+/// The addresses of this machine outside the tunnel and outside the mesh.
+fn outside(node: &JoinedNode) -> impl Iterator<Item = &Interface> {
+    let own = node.device.tunnel.interface();
+    let mesh = node.replica.ledger().mesh().map(|mesh| mesh.addresses);
+    let is_outside = move |i: &&Interface| {
+        i.name != own && is_routable(i.address) && !mesh.is_some_and(|m| m.contains(i.address))
+    };
+    node.device.interfaces.iter().filter(is_outside)
+}
+
+fn addresses(node: &JoinedNode) -> Vec<LocalAddress> {
+    let own = node.netmap.members.get(&node.id());
+    let is_offered = |ip: IpAddr| own.is_some_and(|m| m.endpoints.iter().any(|e| e.ip() == ip));
+    let address = |interface: &Interface| LocalAddress {
+        interface: interface.name.clone(),
+        address: interface.address,
+        private: is_private(interface.address),
+        offered: is_offered(interface.address),
+    };
+    outside(node).map(address).collect()
+}
+
+/// The networks that this machine is in.
+pub(super) fn networks_of(node: &JoinedNode) -> Vec<ipnet::IpNet> {
+    outside(node)
+        .filter_map(|interface| interface.net)
+        .collect()
+}
+
+/// Whether this machine has IPv6 outside the tunnel.
+pub(super) fn ipv6_of(node: &JoinedNode) -> Ipv6State {
+    let mut state = Ipv6State::None;
+    for interface in outside(node).filter(|i| i.address.is_ipv6()) {
+        if !is_private(interface.address) {
+            return Ipv6State::Public;
+        }
+        state = Ipv6State::Private;
+    }
+    state
+}
+
+/// The address from which a coordinator sees this node, if it is a public one that is none of its own.
+pub(super) fn outer_address(node: &JoinedNode) -> Option<IpAddr> {
+    let (seen, _) = node.replica.link().seen()?;
+    (mapping(node) == NatMapping::Translated).then_some(seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_told_what_its_network_and_its_router_have_to_let_pass() {
+        assert!(mend(UdpState::Works, NatMapping::None, 51820).is_empty());
+        assert_eq!(
+            mend(UdpState::Unanswered, NatMapping::Unknown, 51820),
+            [
+                "let this network pass UDP from and to port 51820 of this host, because no peer answers"
+            ]
+        );
+        assert_eq!(
+            mend(UdpState::Works, NatMapping::Translated, 51821),
+            [
+                "forward UDP port 51821 on the router before this host, or give this host IPv6, so that peers which are behind routers themselves can begin to send to it"
+            ]
+        );
+    }
+}

@@ -1,0 +1,243 @@
+//! A mesh under test whose nodes are behind routers. The coordinator has a public address.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use meshd::protocol::local::{Netcheck, PeerState, PeerStatus, Status, Why};
+use meshd::testbed::{Host, Nat, Router, Running, World};
+use serde::de::DeserializeOwned;
+
+/// How long anything that is waited for may take: only a hang takes that long.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(90);
+const SOCKET: &str = "/run/meshd.sock";
+
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) host: Host,
+    /// The number of its router. None if it has a public address.
+    pub(crate) router: Option<usize>,
+    daemon: Option<Running>,
+}
+
+pub(crate) struct Lab {
+    pub(crate) nodes: Vec<Node>,
+    routers: Vec<Router>,
+    coordinator_host: Host,
+    coordinator: Option<Running>,
+    logs: tempfile::TempDir,
+    world: World,
+}
+
+/// The exit code of a program and what it printed.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Lab {
+    /// A coordinator with a mesh that has no node yet, or nothing where the rights for namespaces are missing.
+    pub(crate) fn new() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            meshd::testbed::skip_test("network namespaces need root");
+            return None;
+        }
+        let world = World::routed().expect("root may make namespaces");
+        let mut lab = Self {
+            nodes: Vec::new(),
+            routers: Vec::new(),
+            coordinator_host: world.host("coordinator").expect("a namespace"),
+            coordinator: None,
+            logs: tempfile::tempdir().expect("a temporary directory"),
+            world,
+        };
+        let host = &lab.coordinator_host;
+        let mut command = host
+            .command(env!("CARGO_BIN_EXE_mesh-coordinator"))
+            .expect("a namespace");
+        command.args(["--state-dir", "/run/coordinator"]);
+        command.args(["--admin-socket", "/run/admin.sock"]);
+        let log = lab.logs.path().join("coordinator");
+        lab.coordinator = Some(host.start(&mut command, &log).expect("a program"));
+        lab.wait_for_socket(&lab.coordinator_host, "/run/admin.sock");
+        assert_eq!(lab.admin(&["init"]).code, 0);
+        Some(lab)
+    }
+
+    /// Starts a node with a public address.
+    pub(crate) fn public(&mut self, name: &str) -> usize {
+        let host = self.world.host(name).expect("a namespace");
+        self.start(name, host, None)
+    }
+
+    /// Starts a node behind a router of its own.
+    pub(crate) fn behind(&mut self, nat: Nat, name: &str) -> usize {
+        self.routers.push(self.world.router(nat).expect("a router"));
+        self.beside(self.routers.len() - 1, name)
+    }
+
+    /// Starts a node behind a router that is there.
+    pub(crate) fn beside(&mut self, router: usize, name: &str) -> usize {
+        let host = self.routers[router].host(name).expect("a namespace");
+        self.start(name, host, Some(router))
+    }
+
+    fn start(&mut self, name: &str, host: Host, router: Option<usize>) -> usize {
+        let mut command = host
+            .command(env!("CARGO_BIN_EXE_meshd"))
+            .expect("a namespace");
+        command.args(["--state-dir", "/run/state", "--socket", SOCKET]);
+        let log = self.logs.path().join(name);
+        let daemon = host.start(&mut command, &log).expect("a program");
+        self.wait_for_socket(&host, SOCKET);
+        self.nodes.push(Node {
+            name: name.to_owned(),
+            host,
+            router,
+            daemon: Some(daemon),
+        });
+        self.nodes.len() - 1
+    }
+
+    fn wait_for_socket(&self, host: &Host, path: &str) {
+        let socket = host.path(path);
+        self.wait_until("a program answers", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+    }
+
+    /// Lets all nodes join at once. Returns how each join ended.
+    pub(crate) fn join_all(&self) -> Vec<Ended> {
+        let uses = self.nodes.len().to_string();
+        let token = self.admin(&["token", "create", "--uses", &uses]);
+        assert_eq!(token.code, 0, "{token:?}");
+        let token = token.stdout.trim();
+        std::thread::scope(|scope| {
+            let joins: Vec<_> = (0..self.nodes.len())
+                .map(|n| scope.spawn(move || self.on(n, &["join", token])))
+                .collect();
+            let ends = joins.into_iter().map(|join| join.join().expect("no panic"));
+            let ends: Vec<Ended> = ends.collect();
+            for ended in &ends {
+                assert_eq!(ended.code, 0, "{ended:?}");
+            }
+            ends
+        })
+    }
+
+    pub(crate) fn router(&self, n: usize) -> &Router {
+        let router = self.nodes[n].router.expect("the node is behind a router");
+        &self.routers[router]
+    }
+
+    pub(crate) fn name(&self, n: usize) -> &str {
+        &self.nodes[n].name
+    }
+
+    /// Runs meshctl on a node.
+    pub(crate) fn on(&self, n: usize, arguments: &[&str]) -> Ended {
+        meshctl(&self.nodes[n].host, arguments)
+    }
+
+    fn admin(&self, arguments: &[&str]) -> Ended {
+        meshctl(&self.coordinator_host, arguments)
+    }
+
+    fn document<T: DeserializeOwned>(&self, n: usize, arguments: &[&str]) -> T {
+        let ended = self.on(n, arguments);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        serde_json::from_str(&ended.stdout).expect("a document")
+    }
+
+    pub(crate) fn status(&self, n: usize) -> Status {
+        self.document(n, &["status", "--json"])
+    }
+
+    pub(crate) fn netcheck(&self, n: usize) -> Netcheck {
+        self.document(n, &["netcheck", "--json"])
+    }
+
+    pub(crate) fn why(&self, n: usize, peer: usize) -> Why {
+        self.document(n, &["why", self.name(peer), "--json"])
+    }
+
+    /// How node `n` sees node `peer`.
+    pub(crate) fn peer(&self, n: usize, peer: usize) -> PeerStatus {
+        let peers = self.status(n).peers.into_iter();
+        let mut peers = peers.filter(|p| p.name.as_str() == self.name(peer));
+        peers.next().expect("both are members")
+    }
+
+    pub(crate) fn reaches(&self, n: usize, peer: usize) -> bool {
+        is_reached(&self.peer(n, peer))
+    }
+
+    /// Whether an echo from node `from` to the mesh address of node `to` is answered within five tries.
+    pub(crate) fn pings(&self, from: usize, to: usize) -> bool {
+        let address = self.peer(from, to).address_v4.to_string();
+        let mut command = self.nodes[from].host.command("ping").expect("a namespace");
+        command
+            .args(["-c", "1", "-w", "5", "-i", "0.2", &address])
+            .output()
+            .is_ok_and(|output| output.status.success())
+    }
+
+    /// Waits until `condition` holds. If it never does, the logs are shown.
+    pub(crate) fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let end = Instant::now() + WAIT_TIMEOUT;
+        while !condition() {
+            if Instant::now() > end {
+                self.show_logs();
+                panic!("waited in vain until {what}");
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn show_logs(&self) {
+        for entry in std::fs::read_dir(self.logs.path())
+            .expect("our directory")
+            .flatten()
+        {
+            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            eprintln!("== {}\n{text}", entry.file_name().to_string_lossy());
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            node.daemon.take();
+        }
+        self.coordinator.take();
+    }
+}
+
+/// Whether packets of a peer arrive, on whichever path.
+pub(crate) fn is_reached(peer: &PeerStatus) -> bool {
+    matches!(
+        peer.state,
+        PeerState::Direct | PeerState::Relay | PeerState::Stream
+    )
+}
+
+/// Runs meshctl in a host, with the sockets and the key where the tests have them.
+fn meshctl(host: &Host, arguments: &[&str]) -> Ended {
+    let mut command: Command = host
+        .command(env!("CARGO_BIN_EXE_meshctl"))
+        .expect("a namespace");
+    let output = command
+        .args(arguments)
+        .env("MESHD_SOCKET", SOCKET)
+        .env("MESH_ADMIN_SOCKET", "/run/admin.sock")
+        .env("MESH_KEY", "/run/mesh.key")
+        .output()
+        .expect("a program");
+    Ended {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}

@@ -1,0 +1,17 @@
+//! Meshes of real programs behind routers of nine kinds, in network namespaces.
+//!
+//! One test has a node behind two routers of each kind in one mesh, prints who reaches whom as a matrix, and holds each cell
+//! from both ends. By hand, each pair can have a mesh of its own, which takes half an hour:
+//!
+//! ```text
+//! cargo nextest run --features etcd --test nat --run-ignored only -E 'test(in_a_mesh_of_its_own)' --no-capture
+//! MESHD_NAT=plain,cone cargo nextest run ...    # only pairs of these kinds
+//! ```
+//!
+//! Without root `tests/run` lists the tests as skipped.
+
+mod lab;
+
+mod matrix;
+mod scenarios;
+mod words;
