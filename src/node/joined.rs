@@ -259,7 +259,7 @@ impl JoinedNode {
     }
 
     /// Takes back what other programs were told, and what was put on the machine.
-    pub(super) async fn stop(mut self, mut events: Events) {
+    pub(super) async fn stop(mut self: Box<Self>, mut events: Events) {
         writes::flush(&mut self, &mut events.writes).await;
         self.resolver.stop().await;
         self.workloads.stop().await;

@@ -8,7 +8,7 @@ use meshd::testbed::Nat;
 use crate::lab::{Lab, is_reached};
 
 /// Whether nodes relay for each other. Once they do, each cell has to be reachable: set this to true then.
-const HAS_RELAYS: bool = false;
+const HAS_RELAYS: bool = true;
 
 /// A column of the matrix: where the other node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

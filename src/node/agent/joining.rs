@@ -163,7 +163,7 @@ impl Agent {
         .await?;
         // The identity is stored last. Until then, the same join can be requested again.
         if let Err(error) = self.dir.set_identity(&admitted.identity) {
-            node.stop(events).await;
+            Box::new(node).stop(events).await;
             return Err(error.into());
         }
         self.dir.clear_pending();

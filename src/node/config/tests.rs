@@ -186,7 +186,7 @@ fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
             "{part} in {error}"
         );
     }
-    let many = vec!["\"203.0.113.7:51820\""; 9].join(", ");
+    let many = ["\"203.0.113.7:51820\""; 9].join(", ");
     assert!(path(&format!("advertise = [{many}]")).is_err());
 }
 

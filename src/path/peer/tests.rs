@@ -170,7 +170,7 @@ impl World {
         while self.now < until {
             self.now += 1;
             let now = self.now;
-            if every.is_some_and(|every| now % every == 0) {
+            if every.is_some_and(|every| now.is_multiple_of(every)) {
                 self.send();
                 let primary = self.report.primary;
                 // Without a session nothing is answered.
