@@ -245,6 +245,26 @@ impl World {
         self.administer(Record::Revocation(revocation));
     }
 
+    /// Revokes the tokens for which a node reports that they admitted more nodes than they may.
+    pub(crate) fn revoke_overspent(&mut self) {
+        let honest = self.machines.iter().filter(|m| !m.is_hostile);
+        let commands: Vec<String> = honest
+            .filter_map(|machine| {
+                let now = self.clock(machine.skew).monotonic;
+                machine.up().map(|up| up.replica.problems(now))
+            })
+            .flatten()
+            .map(|problem| problem.fix)
+            .filter(|fix| fix.contains("meshctl token revoke"))
+            .collect();
+        for index in 0..self.administrator.tokens.len() {
+            let id = self.administrator.tokens[index].key.public().short();
+            if commands.iter().any(|command| command.contains(&id)) {
+                self.revoke_token(index);
+            }
+        }
+    }
+
     /// Revokes a token. The nodes stay that an honest coordinator has admitted with it, except for those of attackers.
     pub(crate) fn revoke_token(&mut self, index: usize) {
         let token = &self.administrator.tokens[index];

@@ -128,7 +128,7 @@ impl World {
     }
 
     /// A node departs: its coordinator and its peers receive its departure, and it never comes back.
-    fn leave(&mut self, node: usize) {
+    pub(crate) fn leave(&mut self, node: usize) {
         let record = Record::Departure(Departure::of(self.machines[node].id()));
         let key = self.machines[node].key.clone();
         let departure = self.truth.sign(&record, &key);

@@ -21,6 +21,8 @@
 //! - People make and revoke tokens, remove and rename nodes, rotate keys, change services and leave ([`administrator`], [`faults`]).
 //! - People follow the message of a refused join: they join with another name, set a clock, or make a new token if no program can
 //!   know whether the old one has uses left ([`nodes`]).
+//! - People follow the messages of a mesh that does not converge by itself: the administrator revokes a token that admitted more
+//!   nodes than it may, and a node leaves if its coordinator lost its join and refuses it now ([`administrator`], [`nodes`]).
 //! - Attackers have members of the mesh, a token, and coordinators that they stole ([`attackers`]).
 //!
 //! # What is not simulated

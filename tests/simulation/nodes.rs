@@ -10,7 +10,7 @@ use meshd::model::time::{UnixSeconds, next_version};
 use meshd::model::{Label, PublicKey};
 use meshd::node::gossip::exchange::{Exchange, Step};
 use meshd::node::replica::{Changes, Effect, LedgerReply, LedgerRequest, Opening, StreamEvent};
-use meshd::protocol::api::ApiError;
+use meshd::protocol::api::{ApiError, ErrorCode};
 use meshd::protocol::control::FromCoordinator;
 use meshd::protocol::gossip::PeerMessage;
 use meshd::protocol::join::{JoinRequest, JoinResponse};
@@ -149,9 +149,9 @@ impl World {
                     // A person tries the name that the coordinator suggests.
                     self.machines[node].name = name;
                     self.machines[node].stage = Stage::New;
-                } else if error.code == meshd::protocol::api::ErrorCode::Forbidden {
+                } else if error.code == ErrorCode::Forbidden {
                     self.machines[node].stage = Stage::Gone;
-                } else if error.code == meshd::protocol::api::ErrorCode::Configuration {
+                } else if error.code == ErrorCode::Configuration {
                     // A person sets the clock right and begins again.
                     self.machines[node].skew = 0;
                     self.machines[node].stage = Stage::New;
@@ -168,6 +168,20 @@ impl World {
 
     /// A coordinator answered which block is leased to a node.
     fn handle_lease(&mut self, node: usize, answer: Result<JoinResponse, ApiError>) {
+        if let Err(error) = &answer
+            && matches!(
+                error.code,
+                ErrorCode::Forbidden | ErrorCode::Conflict | ErrorCode::Configuration
+            )
+            && self.is_late()
+            && !self.machines[node].has_left
+        {
+            // The coordinator lost the join. Its token has no use left since, another node has the name, or the join is too old.
+            // The node's membership is then worth no more than that of a stranger, so a person has it leave, as
+            // docs/threat-model.md says.
+            self.note(|| format!("n{node} is not admitted again: {}", error.message));
+            return self.leave(node);
+        }
         let (Ok(response), Some(up)) = (answer, self.machines[node].up_mut()) else {
             return;
         };

@@ -204,6 +204,10 @@ impl Store for Watched {
         self.store.may_lease(node, block)
     }
 
+    fn may_have_leased(&mut self, block: u32) -> Result<bool, StoreError> {
+        self.store.may_have_leased(block)
+    }
+
     fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {
         self.store.forget(records)
     }

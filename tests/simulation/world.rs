@@ -134,6 +134,12 @@ impl World {
         }
     }
 
+    /// Whether the mesh had so much time that people look at the problems which its nodes report.
+    pub(crate) fn is_late(&self) -> bool {
+        let since = self.now.saturating_sub(self.plan.calm);
+        self.is_clean && self.converged.is_none() && since > self.patience() / 2
+    }
+
     pub(crate) fn run(mut self) -> Outcome {
         let mut events = 0;
         while let Some((at, event)) = self.queue.next() {
@@ -208,6 +214,9 @@ impl World {
                 }
                 Some(_) => {}
             }
+        }
+        if self.is_late() {
+            self.revoke_overspent();
         }
         let pause = if self.is_calm { 5 } else { 20 };
         self.queue

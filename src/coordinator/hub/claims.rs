@@ -7,6 +7,10 @@
 //! - A node keeps the block that was leased to it when it joined. A node record with any other block is refused if that block
 //!   belongs to another node or if the node has a lease of its own. A store that has lost records may not know all leases, so
 //!   it accepts such a record.
+//! - After the refill, a store that was restored accepts the first record of a node with any block that is leased to nobody. The
+//!   store may have refused the record before, because another node had the block, and may have leased the node a block that it
+//!   never used. Once the other node is removed, all other ledgers accept the record. A coordinator that refused it would differ
+//!   from them for ever.
 
 use super::published::PublishRefused;
 use super::refill::{Bringer, Phase, Terms, terms};
@@ -102,7 +106,7 @@ fn permit_node(
     if arrival.may_lack_records() {
         return Ok(Ok(()));
     }
-    let block = {
+    let (block, is_first) = {
         let state = view.read();
         let Some(ledger) = &state.ledger else {
             return Ok(Ok(()));
@@ -112,15 +116,18 @@ fn permit_node(
             return Ok(Ok(()));
         }
         // The ledger refuses a block outside the plan.
-        ledger
-            .mesh()
-            .and_then(|mesh| mesh.addresses.index_of(&node.block))
+        let plan = ledger.mesh().map(|mesh| &mesh.addresses);
+        let block = plan.and_then(|plan| plan.index_of(&node.block));
+        (block, held.is_none())
     };
-    Ok(match block {
-        Some(block) if !store.may_lease(&node.id, block)? => {
-            Err(PublishRefused::Leased(node.block.v4.to_string()))
-        }
-        _ => Ok(()),
+    let Some(block) = block else {
+        return Ok(Ok(()));
+    };
+    let may_have = store.may_lease(&node.id, block)? || is_first && store.may_have_leased(block)?;
+    Ok(if may_have {
+        Ok(())
+    } else {
+        Err(PublishRefused::Leased(node.block.v4.to_string()))
     })
 }
 

@@ -562,6 +562,9 @@ impl Store for Fillable {
     fn may_lease(&mut self, node: &PublicKey, block: u32) -> Result<bool, StoreError> {
         self.inner.may_lease(node, block)
     }
+    fn may_have_leased(&mut self, block: u32) -> Result<bool, StoreError> {
+        self.inner.may_have_leased(block)
+    }
     fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {
         self.check()?;
         self.inner.forget(records)

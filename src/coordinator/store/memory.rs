@@ -507,6 +507,13 @@ impl Store for Memory {
         })
     }
 
+    fn may_have_leased(&mut self, block: u32) -> Result<bool, StoreError> {
+        self.read(|tables| {
+            let is_leased = tables.leases.values().any(|leased| *leased == block);
+            tables.lease_start.is_some() && !is_leased
+        })
+    }
+
     fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {
         self.change(|disk| {
             disk.tables.delete(records);

@@ -300,6 +300,13 @@ pub trait Store: Send + 'static {
     /// The store cannot be read.
     fn may_lease(&mut self, node: &PublicKey, block: u32) -> Result<bool, StoreError>;
 
+    /// Whether the block may have been leased to a node without the knowledge of this store: the store was restored, and
+    /// the block is leased to nobody.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    fn may_have_leased(&mut self, block: u32) -> Result<bool, StoreError>;
+
     /// Deletes records that the ledger does not hold, without a new revision. A record that is not stored is skipped.
     ///
     /// # Errors

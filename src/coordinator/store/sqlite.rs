@@ -493,6 +493,14 @@ impl Store for Sqlite {
         )?)
     }
 
+    fn may_have_leased(&mut self, block: u32) -> Result<bool, StoreError> {
+        Ok(self.0.query_row(
+            "SELECT EXISTS (SELECT 1 FROM meta WHERE key = 'leases_above') AND NOT EXISTS (SELECT 1 FROM leases WHERE block = ?1)",
+            [block],
+            |row| row.get(0),
+        )?)
+    }
+
     fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {
         let transaction = self.begin()?;
         delete(&transaction, records)?;

@@ -333,6 +333,19 @@ fn the_node_that_a_block_is_leased_to_may_have_it_and_no_other() {
 }
 
 #[test]
+fn only_a_restored_store_may_have_leased_a_block_that_it_knows_nothing_of() {
+    for mut store in stores() {
+        let admitted = store.admit(&admission(1, "a", 9, 256)).expect("room");
+        assert_eq!(admitted.block, 1);
+        assert!(!store.may_have_leased(2).expect("readable"));
+        store.set_restored().expect("writable");
+        store.load().expect("readable");
+        assert!(store.may_have_leased(2).expect("readable"));
+        assert!(!store.may_have_leased(1).expect("readable"), "it is leased");
+    }
+}
+
+#[test]
 fn records_that_no_ledger_holds_are_deleted_without_a_revision() {
     for mut store in stores() {
         store

@@ -2,13 +2,20 @@
 //! name, the key or the last use of a token. The coordinator does not send the refused records again. They are accepted when the
 //! other record is replaced or removed. Pure.
 //!
+//! A token whose uses are spent stays spent, and the first nodes keep its uses. So if a coordinator has lost records, or was
+//! stolen, this node may hold another node as the last use of a token than the coordinator does. No rule can decide between the
+//! two without giving the holder of a spent token, or a coordinator alone, the power to put a member out. Then the administrator
+//! decides by a revocation of the token, which names the nodes that stay. [`Conflicts::problem`] asks for that.
+//!
 //! The records are in memory only. While there are any, the position on disk is revision 0, so that a node that restarts
 //! receives all records again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::newcomers::Verdict;
+use crate::model::text::listed;
 use crate::model::{Label, PublicKey};
+use crate::protocol::local::Problem;
 use crate::records::Ledger;
 use crate::records::envelope::Authentic;
 use crate::records::kinds::{Record, RecordKey};
@@ -24,6 +31,9 @@ const OF_SIGNER: Room = Room {
     // The largest record fits twice.
     bytes: 128 * 1024,
 };
+
+/// The maximum number of nodes, and of tokens, that a problem names.
+const MAX_NAMED: usize = 8;
 
 /// A number of records and of the bytes in their payloads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -162,6 +172,36 @@ impl Conflicts {
             !Room::of(own).fits_into_half(OF_SIGNER)
         });
         self.overflowed.len() < before
+    }
+
+    /// The problem of nodes that wait because their token is spent.
+    pub(super) fn problem(&self, ledger: &Ledger) -> Option<Problem> {
+        let spent = |waiting: &&Waiting| {
+            matches!(
+                ledger.check_authentic(&waiting.record),
+                Err(Refused::TokenSpent(_))
+            )
+        };
+        let (mut names, mut tokens) = (Vec::new(), BTreeSet::new());
+        for waiting in self.waiting.values().filter(spent) {
+            if let Ok((_, Record::Membership(membership))) = waiting.record.parsed() {
+                names.push(&membership.name);
+                tokens.insert(membership.token);
+            }
+        }
+        let first = tokens.first()?;
+        let named = listed(names, MAX_NAMED);
+        let short = listed(tokens.iter().map(PublicKey::short), MAX_NAMED);
+        Some(Problem {
+            what: format!("this node refuses nodes that its coordinator has admitted: {named}"),
+            why: format!(
+                "as far as this node knows, other nodes have all uses of the token ({short}); a coordinator whose store was put back or stolen may have admitted more"
+            ),
+            fix: format!(
+                "run `meshctl token revoke {}` on the machine of mesh-coordinator: the nodes that it lists stay, and every other node of the token has to join again with a new one",
+                first.short()
+            ),
+        })
     }
 
     /// Whether a record that waits gives `name` to a node other than `own`.

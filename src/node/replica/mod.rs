@@ -458,6 +458,7 @@ impl Replica {
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         let mut problems = self.intake.acceptance.problems(now);
         problems.extend(self.intake.newcomers.problem(now));
+        problems.extend(self.intake.conflicts.problem(&self.intake.ledger));
         problems.extend(self.intake.naming.problem(now));
         problems
     }

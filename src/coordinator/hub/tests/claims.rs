@@ -238,6 +238,39 @@ fn a_block_leased_by_one_coordinator_is_kept_by_the_other() {
     leases_are_kept(&one, &other);
 }
 
+#[test]
+fn after_the_refill_a_node_keeps_its_block_once_the_node_that_had_it_too_is_removed() {
+    let (_dir, hub) = restored_with_member();
+    let records = vec![
+        membership(11, "n11", 1, now()),
+        membership(12, "n12", 1, now()),
+        node(&hub, 12, 1, 5),
+    ];
+    let vouched = hub.publish(&id(10), records).expect("writable");
+    assert_eq!(vouched.refused, []);
+    let own = |version, block| refusal(&hub, 11, &node(&hub, 11, version, block));
+    assert!(matches!(
+        own(1, 5),
+        Some(PublishRefused::Ledger(Refused::BlockTaken(_)))
+    ));
+    // The node asks for its lease, and does not move to the other block before its rival is removed.
+    let leased = hub
+        .join(&request(11, membership(11, "n11", 1, now())))
+        .expect("it is a member");
+    assert_ne!(block_index(&hub, &leased), Some(5));
+    submit(&hub, None, revocation(12, RevokedKind::Node)).expect("signed");
+    end_wait(&hub);
+    assert!(
+        matches!(own(1, 1), Some(PublishRefused::Leased(_))),
+        "it is leased to another node"
+    );
+    assert_eq!(own(1, 5), None);
+    assert!(
+        matches!(own(2, 6), Some(PublishRefused::Leased(_))),
+        "it has used its block"
+    );
+}
+
 fn revocation_that_spares(stays: &[u8]) -> Envelope {
     let revocation = Revocation {
         id: id(TOKEN),

@@ -113,6 +113,12 @@ impl Store for Etcd {
         })
     }
 
+    fn may_have_leased(&mut self, block: u32) -> Result<bool, StoreError> {
+        let view = self.shared.view();
+        let decisions = &view.decisions;
+        Ok(decisions.lease_start.is_some() && !decisions.holders.contains_key(&block))
+    }
+
     fn forget(&mut self, records: &[RecordKey]) -> Result<(), StoreError> {
         for part in records.chunks(MAX_OPERATIONS - 1) {
             self.write(|txn| {

@@ -83,6 +83,43 @@ fn a_membership_that_is_accepted_late_is_followed_by_a_request_for_its_other_rec
 }
 
 #[test]
+fn a_node_that_holds_another_last_use_of_a_token_says_so_until_the_token_is_revoked() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    let token = Token {
+        id: id(3),
+        version: 1,
+        tags: vec![],
+        uses: 1,
+        created_at: UnixSeconds(START.0 - DAY),
+        expires_at: UnixSeconds(START.0 + DAY),
+        ephemeral: false,
+    };
+    let token = Envelope::seal(&Record::Token(token), &key(MESH));
+    let joined = |n| membership_by(n, 3, START);
+    // A coordinator that was stolen admitted node 11 with a spent token. The owner's coordinator knows node 12.
+    kit.changes(vec![token, joined(11), joined(12)], 6);
+    assert!(kit.holds(&joined(11)) && !kit.holds(&joined(12)));
+    let problems = kit.replica.problems(kit.now.monotonic);
+    let problem = problems.first().expect("a problem");
+    assert!(problem.what.ends_with(": n12"), "{problem:?}");
+    let command = format!("`meshctl token revoke {}`", id(3).short());
+    assert!(problem.fix.contains(&command), "{problem:?}");
+    let revocation = Revocation {
+        id: id(3),
+        version: 1,
+        revoked: RevokedKind::Token,
+        at: START,
+        stays: Some(vec![id(12)]),
+    };
+    let revocation = Envelope::seal(&Record::Revocation(revocation), &key(MESH));
+    kit.changes(vec![revocation], 7);
+    assert!(!kit.holds(&joined(11)) && kit.holds(&joined(12)));
+    assert!(kit.replica.problems(kit.now.monotonic).is_empty());
+    assert_eq!(kit.requests_for_all(), 1);
+}
+
+#[test]
 fn all_records_are_requested_again_for_each_of_two_nodes_for_which_a_peer_vouches() {
     let mut kit = Kit::with(&records_of(&[11]), position(5), Some(60));
     kit.changes(vec![token_of(3, UnixSeconds(START.0 - 30 * DAY), false)], 6);
