@@ -292,7 +292,10 @@ mod tests {
     fn a_file_that_is_missing_or_no_file_is_a_problem_with_the_time_of_the_next_attempt() {
         for (path, why) in [
             ("/nonexistent/token", "there is no such file"),
-            ("/dev/zero", "it is not a file"),
+            (
+                "/dev/zero",
+                "it is not a file, but a directory, a device or a pipe",
+            ),
         ] {
             let path = Path::new(path);
             let failure = read(path).expect_err("no token");

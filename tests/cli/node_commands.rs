@@ -92,7 +92,7 @@ fn a_token_file_that_cannot_be_one_is_one_line_and_asks_nobody() {
             "/nonexistent/token",
             "cannot read the token from /nonexistent/token: ",
         ),
-        ("/dev/zero", "/dev/zero has more than 16384 bytes"),
+        ("/dev/zero", "from /dev/zero: it has more than 16384 bytes"),
         ("/dev/null", "join token"),
     ] {
         let words = ["join", "--token-file", path];
