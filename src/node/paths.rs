@@ -274,18 +274,9 @@ impl Paths {
         let is_other = lost != self.unreachable;
         self.unreachable = lost;
         let is_regrouped = self.distances.publish(now);
-        actions.extend(self.arms());
+        actions.extend(arms(&self.reach, &self.watch));
         self.next = self.next.map(|_| self.next_poll(now));
         (actions, is_other || is_regrouped)
-    }
-
-    /// What the tunnel is to report because it changes when a peer is probed, or whether it is reachable.
-    fn arms(&self) -> impl Iterator<Item = PathAction> {
-        self.reach.iter().filter_map(|(id, reach)| {
-            let heard = *reach != Reach::Reachable;
-            let sent = self.watch.is_idle(id);
-            (heard || sent).then_some(PathAction::Arm(*id, heard, sent))
-        })
     }
 
     /// When all peers are polled again, after a poll at `now`.
@@ -363,6 +354,15 @@ impl Paths {
     pub(super) fn limit(&self, id: &PublicKey) -> u16 {
         self.path_mtu.limit(id)
     }
+}
+
+/// What the tunnel is to report because it changes when a peer is probed, or whether it is reachable.
+fn arms(reach: &BTreeMap<PublicKey, Reach>, watch: &Watch) -> impl Iterator<Item = PathAction> {
+    reach.iter().filter_map(|(id, reach)| {
+        let heard = *reach != Reach::Reachable;
+        let sent = watch.is_idle(id);
+        (heard || sent).then_some(PathAction::Arm(*id, heard, sent))
+    })
 }
 
 #[cfg(test)]
