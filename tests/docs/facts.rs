@@ -74,7 +74,9 @@ fn the_page_of_ports_has_the_ports_of_the_code() {
     let coordinator = meshd::protocol::url::DEFAULT_PORT;
     for port in [
         format!("| TCP {coordinator} |"),
+        format!("| UDP {coordinator} |"),
         format!("| TCP {gossip} |"),
+        format!("| UDP {} |", meshd::protocol::path_messages::PORT),
         "| UDP 51820 |".to_owned(),
         "| UDP 53, TCP 53 |".to_owned(),
         "| TCP 9560 |".to_owned(),
@@ -85,7 +87,7 @@ fn the_page_of_ports_has_the_ports_of_the_code() {
     let rows = page
         .lines()
         .filter(|line| line.starts_with("| TCP") || line.starts_with("| UDP"));
-    assert_eq!(rows.count(), 6);
+    assert_eq!(rows.count(), 8);
     for (file, values) in [
         (
             "config/meshd.toml",

@@ -288,7 +288,8 @@ fn keys(files: &[&str]) -> BTreeSet<String> {
                 continue;
             };
             let fields = item.fields.iter().filter_map(|field| {
-                let name = field.ident.as_ref()?.to_string();
+                let name = crate::schema::serde(&field.attrs, "rename");
+                let name = name.or_else(|| Some(field.ident.as_ref()?.to_string()))?;
                 Some((name, crate::schema::inner_type(&field.ty)))
             });
             structs.insert(item.ident.to_string(), fields.collect());

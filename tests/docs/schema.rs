@@ -209,7 +209,7 @@ fn doc_line(attribute: &Attribute) -> Option<String> {
 }
 
 /// The text of `#[serde(key = "text")]`.
-fn serde(attributes: &[Attribute], key: &str) -> Option<String> {
+pub(crate) fn serde(attributes: &[Attribute], key: &str) -> Option<String> {
     let mut found = None;
     for attribute in attributes.iter().filter(|a| a.path().is_ident("serde")) {
         let _ = attribute.parse_nested_meta(|meta| {
