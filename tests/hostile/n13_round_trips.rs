@@ -1,12 +1,13 @@
-//! A node ignores echo replies that answer none of its probes: they change neither whether a peer is reached nor its
-//! round-trip time.
+//! A node ignores echo replies, and echoes of messages about paths, that answer none of its probes: they change neither
+//! whether a peer is reached nor its round-trip time.
 
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use meshd::protocol::path_messages::{self, Echo, Message, PathMessage};
 use meshd::testbed::{Host, Running};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -41,6 +42,24 @@ fn reply(v6: bool, identifier: u16, sequence: u16, carried: [u8; 8]) -> Vec<u8> 
     echo
 }
 
+/// Makes an echo of the messages about paths that carries `carried` as its nonce.
+fn echo(carried: [u8; 8]) -> Vec<u8> {
+    let message = PathMessage {
+        nonce: u64::from_be_bytes(carried),
+        message: Message::Echo(Echo {
+            path: 0,
+            sent_us: 0,
+            seen: None,
+            via: None,
+            relay: None,
+        }),
+    };
+    let mut out = vec![0; 128];
+    let length = message.write(&mut out).expect("there is room");
+    out.truncate(length);
+    out
+}
+
 /// The state of the attacker. It has the keys of a peer, so it receives the probes that are sent to that peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -53,7 +72,7 @@ enum Plan {
     Stop,
 }
 
-/// A WireGuard device with a node's keys, on a machine that answers no echo request. It forges replies from three addresses: the
+/// A WireGuard device with a node's keys, on a machine that answers no probe. It forges replies from three addresses: the
 /// node's own IPv4 address, one that a container would have, and the node's IPv6 address.
 struct Attacker<'a> {
     host: &'a Host,
@@ -93,8 +112,23 @@ impl Attacker<'_> {
                 (v4(own.0), false),
                 (socket(Domain::IPV6, Protocol::ICMPV6, own.1.into()), true),
             ];
+            // A peer that speaks of paths is probed by messages on a port.
+            let port = |from: IpAddr| {
+                let socket = UdpSocket::bind((from, path_messages::PORT)).expect("a free port");
+                socket.set_nonblocking(true).expect("a socket");
+                socket
+            };
+            let ports = [
+                port(own.0.into()),
+                port(container.into()),
+                port(own.1.into()),
+            ];
             let mut buffer = [MaybeUninit::uninit(); 2048];
+            let mut message = [0; 2048];
             while !self.is(Plan::Stop) {
+                while let Ok(length) = ports[0].recv(&mut message) {
+                    self.handle_message(&message[..length], &ports[0]);
+                }
                 if let Ok(length) = listening.recv(&mut buffer) {
                     // SAFETY: the kernel has written `length` bytes.
                     let packet = unsafe { buffer[..length].assume_init_ref() };
@@ -105,6 +139,9 @@ impl Attacker<'_> {
                         for sequence in [NO_SIZE, 1280, 1400] {
                             self.send(socket, *v6, sequence, carried);
                         }
+                    }
+                    for (n, socket) in ports.iter().enumerate() {
+                        self.send_message(socket, n == 2, carried);
                     }
                 }
             }
@@ -128,6 +165,31 @@ impl Attacker<'_> {
             self.answered.lock().expect("no panic").push(carried);
         }
         self.seen.lock().expect("no panic").push(carried);
+    }
+
+    /// Stores the nonce of a probe that is a message about paths, and answers it if that is the plan.
+    fn handle_message(&self, message: &[u8], from: &UdpSocket) {
+        let Ok(PathMessage {
+            nonce,
+            message: Message::Probe(_),
+        }) = PathMessage::parse(message)
+        else {
+            return;
+        };
+        let carried = nonce.to_be_bytes();
+        if self.is(Plan::Answer) {
+            self.send_message(from, false, carried);
+            self.answered.lock().expect("no panic").push(carried);
+        }
+        self.seen.lock().expect("no panic").push(carried);
+    }
+
+    fn send_message(&self, socket: &UdpSocket, v6: bool, carried: [u8; 8]) {
+        let to: IpAddr = match v6 {
+            true => self.victim.1.into(),
+            false => self.victim.0.into(),
+        };
+        let _ = socket.send_to(&echo(carried), (to, path_messages::PORT));
     }
 
     /// The contents of forged replies: times in microseconds since the start of the victim's tunnel, numbers next to
