@@ -273,6 +273,8 @@ fn missing_rights_are_reported() {
         &["meshd is not running", "systemctl start meshd"],
     );
 
+    // An empty directory becomes private by itself.
+    std::fs::write(host.path("/run/state/something"), "secret").expect("root");
     std::fs::set_permissions(
         host.path("/run/state"),
         std::fs::Permissions::from_mode(0o755),
