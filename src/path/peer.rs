@@ -167,7 +167,7 @@ impl PeerPaths {
 
     /// Sets the paths by which the peer may be reached, of which the first [`MAX_CANDIDATES`] are accepted.
     pub fn set_candidates(&mut self, candidates: Vec<Candidate>, now: Instant) {
-        if self.links.set_candidates(candidates) {
+        if self.links.set_candidates(candidates, now) {
             self.offer();
             match self.state {
                 State::Cold | State::Suspect { .. } => {}
@@ -233,7 +233,7 @@ impl PeerPaths {
     /// The peer waits for probes by these paths, or sends probes there itself.
     pub fn handle_consent(&mut self, paths: &[Path], now: Instant) {
         for path in paths.iter().take(MAX_CANDIDATES) {
-            if self.links.add_observed(*path) {
+            if self.links.add_observed(*path, now) {
                 self.offer();
             }
             if let Some(link) = self.links.of_mut(*path) {
@@ -421,7 +421,7 @@ impl PeerPaths {
         if !self.links.is_direct() && self.upgrade.is_some_and(|at| at <= now) {
             self.upgrades = self.upgrades.saturating_add(1);
             self.upgrade = Some(now + retry_pause(self.upgrades));
-            if self.links.turn_candidates() {
+            if self.links.turn_candidates(now) {
                 self.offer();
             }
             self.links.probe(|link| link.path.relay().is_none(), now);
@@ -489,7 +489,7 @@ impl PeerPaths {
     }
 
     fn try_again(&mut self, tries: u32, now: Instant) {
-        if self.links.turn_candidates() {
+        if self.links.turn_candidates(now) {
             self.offer();
         }
         self.links.probe(|_| true, now);

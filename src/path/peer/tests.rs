@@ -586,6 +586,50 @@ fn at_most_sixteen_candidates_are_accepted_and_at_most_twelve_paths_are_known() 
     );
 }
 
+#[test]
+fn a_peer_that_moves_often_has_room_for_its_new_addresses() {
+    let mut world = World::new(&[], &[]);
+    for n in 1..=30 {
+        // Two addresses at a time, each of which answers.
+        let now = world.at(world.now);
+        world.trips = BTreeMap::from([(direct(n), 10), (direct(100 + n), 12)]);
+        let here = vec![host(direct(n)), host(direct(100 + n))];
+        world.peer.set_candidates(here, now);
+        world.poll();
+        world.run(world.now + 20_000, Some(100));
+        let probed = [direct(n), direct(100 + n)].map(|path| world.probes(path, 0).len());
+        assert!(probed.iter().all(|probes| *probes > 0), "{n}: {probed:?}");
+    }
+    // The former addresses are forgotten in the end.
+    world.run(world.now + 200_000, Some(100));
+    let now = world.at(world.now);
+    world.peer.set_candidates(vec![host(direct(200))], now);
+    world.tell();
+    let mut paths: Vec<Path> = world.peer.links().all().iter().map(|of| of.path).collect();
+    paths.sort_unstable();
+    let in_use = world.report.primary.expect("a path is in use");
+    assert!(paths.len() <= 3, "{paths:?}");
+    assert!(paths.contains(&direct(200)) && paths.contains(&in_use));
+}
+
+#[test]
+fn a_path_to_which_the_peer_consents_takes_the_place_of_one_that_does_not_work_any_more() {
+    let mut world = World::new(&[host(direct(1))], &[(direct(1), 10)]);
+    world.run(1000, Some(20));
+    for n in 50..70 {
+        world.hear(direct(n));
+    }
+    assert_eq!(world.peer.links().all().len(), MAX_PATHS);
+    world.run(200_000, Some(100));
+    let now = world.at(world.now);
+    world.peer.handle_consent(&[direct(80), direct(81)], now);
+    world.poll();
+    world.run(world.now + 1000, Some(100));
+    let probes = [80, 81].map(|n| world.probes(direct(n), 0).len());
+    assert_eq!(probes, [BURST.len(); 2]);
+    assert_eq!(world.report.primary, Some(direct(1)));
+}
+
 /// Something that happens in a random world.
 #[derive(Debug, Clone)]
 enum Turn {
