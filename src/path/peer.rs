@@ -92,6 +92,8 @@ pub enum State {
         since: Instant,
         /// The number of probes that were sent by it.
         probes: u32,
+        /// When the next one is due.
+        next: Instant,
         /// Whether all other paths are probed as well.
         is_wide: bool,
         /// Whether its time to answer is over, so that the next answer by another path is enough.
@@ -104,6 +106,29 @@ pub enum State {
         /// The number of attempts so far.
         tries: u32,
     },
+}
+
+impl State {
+    /// The state after the probes that were due were sent. `is_sent` says whether one left by the path in use: otherwise that path
+    /// had no chance to answer, and is asked again.
+    fn after_probes(self, is_sent: bool, now: Instant) -> Self {
+        match self {
+            Self::Suspect {
+                since,
+                probes,
+                next,
+                is_wide,
+                is_over,
+            } if probes < SUSPECT_PROBES && next <= now => Self::Suspect {
+                since,
+                probes: probes + u32::from(is_sent),
+                next: if is_sent { next } else { now } + SUSPECT_INTERVAL,
+                is_wide,
+                is_over,
+            },
+            other => other,
+        }
+    }
 }
 
 /// The paths to one peer. It reads no clock: each call passes the time.
@@ -294,6 +319,7 @@ impl PeerPaths {
                     self.state = State::Suspect {
                         since: now,
                         probes: 0,
+                        next: now,
                         is_wide: false,
                         is_over: false,
                     };
@@ -380,12 +406,7 @@ impl PeerPaths {
                 }
             }
             State::Open => self.poll_open(&mut probes, now),
-            State::Suspect {
-                since,
-                probes: sent,
-                is_wide,
-                ..
-            } => self.poll_suspect(&mut probes, (since, sent, is_wide), now),
+            State::Suspect { .. } => self.poll_suspect(&mut probes, now),
             State::Lost { again, tries } => {
                 if again <= now {
                     self.try_again(tries, now);
@@ -395,14 +416,16 @@ impl PeerPaths {
         probes.extend(self.links.poll(now));
         probes.sort_unstable();
         probes.dedup();
-        for path in probes {
-            if budget.take(&path, now) {
-                if let Some(link) = self.links.of_mut(path) {
-                    link.handle_probed(now);
-                }
-                self.actions.push(Action::Probe(path));
+        probes.retain(|path| budget.take(path, now));
+        for path in &probes {
+            if let Some(link) = self.links.of_mut(*path) {
+                link.handle_probed(now);
             }
+            self.actions.push(Action::Probe(*path));
         }
+        let primary = self.links.primary;
+        let is_sent = primary.is_none_or(|path| probes.contains(&path));
+        self.state = self.state.after_probes(is_sent, now);
         self.watch(now);
         std::mem::take(&mut self.actions)
     }
@@ -428,40 +451,38 @@ impl PeerPaths {
         }
     }
 
-    fn poll_suspect(
-        &mut self,
-        probes: &mut Vec<Path>,
-        (since, sent, is_wide): (Instant, u32, bool),
-        now: Instant,
-    ) {
-        let next = since + SUSPECT_INTERVAL * sent;
+    fn poll_suspect(&mut self, probes: &mut Vec<Path>, now: Instant) {
+        let fails = self.fails_at();
         let primary = self.links.primary;
-        if sent < SUSPECT_PROBES && next <= now {
-            probes.extend(self.links.primary);
-            let mut is_wide = is_wide;
+        let State::Suspect {
+            since,
+            probes: sent,
+            next,
+            is_wide,
+            is_over,
+        } = &mut self.state
+        else {
+            return;
+        };
+        if *sent < SUSPECT_PROBES && *next <= now {
+            probes.extend(primary);
             // The first probe is most often answered, so the others are asked from the second one on.
-            if sent > 0 && !is_wide {
+            if *next > *since && !*is_wide {
                 match self.links.standby(now) {
                     Some(standby) => probes.push(standby),
                     None => {
-                        is_wide = true;
+                        *is_wide = true;
                         self.links.probe(|link| Some(link.path) != primary, now);
                     }
                 }
             }
-            self.state = State::Suspect {
-                since,
-                probes: sent + 1,
-                is_wide,
-                is_over: false,
-            };
         }
-        if now < self.fails_at(since) {
+        let is_late = now.saturating_duration_since(*since) >= LOST_AFTER;
+        if fails.is_none_or(|at| now < at) && !is_late {
             return;
         }
-        if let State::Suspect { is_over, .. } = &mut self.state {
-            *is_over = true;
-        }
+        *is_over = true;
+        let (since, sent) = (*since, *sent);
         let answering = self
             .links
             .others()
@@ -469,23 +490,24 @@ impl PeerPaths {
         if let Some(best) = answering.min_by_key(|link| (link.path.kind(), link.srtt())) {
             let path = best.path;
             self.replace(path, now);
-        } else if now.saturating_duration_since(since) >= LOST_AFTER {
+        } else if is_late {
             self.state = lost(0, now);
-        } else if !is_wide && sent >= SUSPECT_PROBES {
-            self.state = State::Suspect {
-                since,
-                probes: sent,
-                is_wide: true,
-                is_over: true,
-            };
+        } else if let State::Suspect { is_wide, .. } = &mut self.state
+            && sent >= SUSPECT_PROBES
+            && !std::mem::replace(is_wide, true)
+        {
             self.links.probe(|link| Some(link.path) != primary, now);
         }
     }
 
-    /// When a path that is suspect since then has failed, unless it answers before.
-    fn fails_at(&self, since: Instant) -> Instant {
+    /// When a path that is suspect has failed, unless it answers before. Each probe that could not be sent makes it later.
+    fn fails_at(&self) -> Option<Instant> {
+        let State::Suspect { probes, next, .. } = self.state else {
+            return None;
+        };
         let srtt = self.links.in_use().and_then(Link::srtt);
-        since + (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt.unwrap_or_default() * 3)
+        let patience = (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt.unwrap_or_default() * 3);
+        Some(next + patience.saturating_sub(SUSPECT_INTERVAL * probes))
     }
 
     fn try_again(&mut self, tries: u32, now: Instant) {
@@ -524,12 +546,13 @@ impl PeerPaths {
             State::Suspect {
                 since,
                 probes,
+                next,
                 is_wide,
                 is_over,
             } => {
-                let probe = (probes < SUSPECT_PROBES).then(|| since + SUSPECT_INTERVAL * probes);
+                let probe = (probes < SUSPECT_PROBES).then_some(next);
                 let waits = !is_over || !is_wide;
-                let fails = waits.then(|| self.fails_at(since));
+                let fails = self.fails_at().filter(|_| waits);
                 earliest([probe, fails, Some(since + LOST_AFTER)])
             }
             State::Lost { again, .. } => Some(again),

@@ -630,6 +630,45 @@ fn a_path_to_which_the_peer_consents_takes_the_place_of_one_that_does_not_work_a
     assert_eq!(world.report.primary, Some(direct(1)));
 }
 
+#[test]
+fn a_suspect_path_does_not_fail_before_the_budget_let_three_probes_through() {
+    let mut world = open();
+    world.trips.remove(&direct(1));
+    // Somebody else uses up the probes to the address for a second.
+    while world.now < 3400 {
+        while world.budget.take(&direct(1), world.at(world.now)) {}
+        world.run(world.now + 1, Some(5));
+    }
+    assert_eq!(world.probes(direct(1), 2000), [0; 0]);
+    assert_eq!(world.used(2000), [], "it had no chance to answer");
+    let State::Suspect { probes: 0, .. } = world.peer.state() else {
+        panic!("{:?}", world.peer.state());
+    };
+    world.run(6000, Some(5));
+    let probes = world.probes(direct(1), 2000);
+    assert_eq!(world.used(2000)[0].1, relay(1));
+    let used = world.used(2000)[0].0;
+    let before = probes.iter().filter(|at| **at < used).count();
+    assert_eq!(before, SUSPECT_PROBES as usize, "{probes:?}, {used}");
+}
+
+#[test]
+fn a_suspect_peer_without_any_budget_is_not_polled_without_a_pause() {
+    let mut world = open();
+    world.trips.clear();
+    let mut polls = 0;
+    while world.now < 12_000 {
+        for path in [direct(1), relay(1)] {
+            while world.budget.take(&path, world.at(world.now)) {}
+        }
+        let due = world.due;
+        world.run(world.now + 1, Some(5));
+        polls += u32::from(world.due != due);
+    }
+    assert!(polls < 300, "{polls}");
+    assert!(matches!(world.peer.state(), State::Lost { .. }));
+}
+
 /// Something that happens in a random world.
 #[derive(Debug, Clone)]
 enum Turn {
