@@ -95,18 +95,28 @@ impl Links {
         fresh.filter_map(Link::srtt).min()
     }
 
-    /// Sets the candidates, of which the first [`MAX_CANDIDATES`] are accepted. Returns whether they are others than before.
-    pub(super) fn set_candidates(&mut self, mut candidates: Vec<Candidate>, now: Instant) -> bool {
+    /// Sets the candidates, of which the first [`MAX_CANDIDATES`] are accepted. Returns the paths that were no candidates before, or
+    /// nothing if the candidates are the same, in whichever order.
+    pub(super) fn set_candidates(
+        &mut self,
+        mut candidates: Vec<Candidate>,
+        now: Instant,
+    ) -> Option<Vec<Path>> {
         candidates.truncate(MAX_CANDIDATES);
         // Those with equal evidence stay in the order of the peer.
         candidates.sort_by_key(|candidate| candidate.evidence);
-        if candidates == self.candidates && !candidates.is_empty() {
-            return false;
+        let before = std::mem::replace(&mut self.candidates, candidates);
+
+        let is_same = before.iter().all(|of| self.candidates.contains(of))
+            && self.candidates.iter().all(|of| before.contains(of));
+        if is_same && !before.is_empty() {
+            return None;
         }
-        self.candidates = candidates;
         self.first_candidate = 0;
         self.renew(now);
-        true
+        let paths = self.candidates.iter().map(|of| of.path);
+        let new = paths.filter(|path| before.iter().all(|of| of.path != *path));
+        Some(new.collect())
     }
 
     fn is_candidate(&self, path: Path) -> bool {

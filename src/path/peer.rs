@@ -192,19 +192,26 @@ impl PeerPaths {
 
     /// Sets the paths by which the peer may be reached, of which the first [`MAX_CANDIDATES`] are accepted.
     pub fn set_candidates(&mut self, candidates: Vec<Candidate>, now: Instant) {
-        if self.links.set_candidates(candidates, now) {
-            self.offer();
-            match self.state {
-                State::Cold | State::Suspect { .. } => {}
-                State::Opening { .. } => self.actions.push(Action::Open),
-                State::Open => self.links.probe(|link| link.answered.is_none(), now),
-                // There may be a path now where there was none.
-                State::Lost { .. } => {
-                    self.state = State::Lost {
-                        again: now,
-                        tries: 0,
-                    };
-                }
+        let Some(new) = self.links.set_candidates(candidates, now) else {
+            return;
+        };
+        self.offer();
+        if new.is_empty() {
+            return;
+        }
+        match self.state {
+            State::Cold | State::Suspect { .. } => {}
+            State::Opening { .. } => self.actions.push(Action::Open),
+            State::Open => {
+                let is_new = |link: &Link| link.answered.is_none() && new.contains(&link.path);
+                self.links.probe(is_new, now);
+            }
+            // There may be a path now where there was none.
+            State::Lost { .. } => {
+                self.state = State::Lost {
+                    again: now,
+                    tries: 0,
+                };
             }
         }
     }
