@@ -106,7 +106,6 @@ impl Links {
         // Those with equal evidence stay in the order of the peer.
         candidates.sort_by_key(|candidate| candidate.evidence);
         let before = std::mem::replace(&mut self.candidates, candidates);
-
         let is_same = before.iter().all(|of| self.candidates.contains(of))
             && self.candidates.iter().all(|of| before.contains(of));
         if is_same && !before.is_empty() {

@@ -44,8 +44,10 @@ pub(in crate::node) enum SteerAction {
 }
 
 /// The peers whose paths are chosen here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Steered {
+    /// Whether peers are reached through relays.
+    uses_relays: bool,
     paths: Peers,
     peers: BTreeMap<PublicKey, SteeredPeer>,
     offers: BTreeMap<PublicKey, UsableRelay>,
@@ -56,6 +58,19 @@ pub(super) struct Steered {
 }
 
 impl Steered {
+    /// No peers yet. They are reached through relays if `uses_relays`.
+    pub(super) fn new(uses_relays: bool) -> Self {
+        Self {
+            uses_relays,
+            paths: Peers::default(),
+            peers: BTreeMap::new(),
+            offers: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            actions: Vec::new(),
+            has_new_relays: false,
+        }
+    }
+
     /// Sets the peers. The state of those that stay is kept. `known` says whether a peer that is not among them is still one.
     pub(super) fn set(
         &mut self,
@@ -105,7 +120,8 @@ impl Steered {
         relays.extend(others);
         let relays = relays.into_iter().filter(|relay| *relay != id);
         let relays = relays.filter_map(|relay| self.offers.get(relay));
-        let relays = relays.take(MAX_RELAYS).map(|relay| Candidate {
+        let most = if self.uses_relays { MAX_RELAYS } else { 0 };
+        let relays = relays.take(most).map(|relay| Candidate {
             path: Path::Relay(relay.node),
             evidence: Evidence::Host,
         });
@@ -281,7 +297,7 @@ mod tests {
     #[test]
     fn a_member_that_offers_to_relay_leads_to_the_others_those_first_that_they_name() {
         let now = Instant::now();
-        let mut steered = Steered::default();
+        let mut steered = Steered::new(true);
         let peers = [
             peer(1, &[5]),
             peer(2, &[]),
@@ -321,9 +337,21 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_uses_no_relays_has_no_paths_through_them() {
+        let now = Instant::now();
+        for (uses_relays, expected) in [(true, 2), (false, 1)] {
+            let mut steered = Steered::new(uses_relays);
+            steered.set([peer(1, &[2]), peer(2, &[])].into(), |_| true, now);
+            steered.handle_report(&id(2), &report(2, Some(2), now), now);
+            let paths = offered(&steered.poll(now), 1);
+            assert_eq!(paths.len(), expected, "{paths:?}");
+        }
+    }
+
+    #[test]
     fn this_node_relays_for_the_members_that_it_hears_directly() {
         let now = Instant::now();
-        let mut steered = Steered::default();
+        let mut steered = Steered::new(true);
         steered.set([peer(1, &[])].into(), |_| true, now);
         let _ = steered.poll(now);
         steered.handle_report(&id(1), &report(1, None, now), now);
@@ -337,7 +365,7 @@ mod tests {
     fn a_peer_that_speaks_of_paths_no_more_is_released_unless_it_is_gone() {
         let now = Instant::now();
         for stays in [true, false] {
-            let mut steered = Steered::default();
+            let mut steered = Steered::new(true);
             steered.set([peer(1, &[])].into(), |_| true, now);
             steered.set(BTreeMap::new(), |_| stays, now);
             let released = steered.poll(now).contains(&SteerAction::Release(id(1)));
