@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn all_addresses_of_an_ipv6_network_share_one_limit() {
         let address = |network: u16, host: u32| -> Path {
-            let host = (host as u16).into();
+            let host = u128::from(host);
             let bits =
                 Ipv6Addr::new(0x2001, 0xdb8, 0, network, 0, 0, 0, 1).to_bits() + (host << 16);
             Path::Direct((Ipv6Addr::from_bits(bits), 7).into())
