@@ -298,7 +298,7 @@ fn run(
     let node = JoinedNode {
         replica,
         netmap: Netmap::default(),
-        paths: Paths::new(device.mtu),
+        paths: Paths::new(device.mtu, device.reach.uses_relays()),
         names,
         resolver,
         workloads: Workloads::new(config, registry, docker, firewall, verdict_events),

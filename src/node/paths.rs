@@ -87,13 +87,13 @@ struct Turns {
 }
 
 impl Paths {
-    /// No packet is larger than `mtu` bytes, the MTU of the tunnel device.
-    pub(super) fn new(mtu: u16) -> Self {
+    /// No packet is larger than `mtu` bytes, the MTU of the tunnel device. Peers are reached through relays if `uses_relays`.
+    pub(super) fn new(mtu: u16, uses_relays: bool) -> Self {
         Self {
             watch: Watch::default(),
             path_mtu: PathMtu::new(mtu),
             distances: Distances::default(),
-            steered: Steered::default(),
+            steered: Steered::new(uses_relays),
             peers: BTreeSet::new(),
             reach: BTreeMap::new(),
             unreachable: BTreeSet::new(),
@@ -202,6 +202,7 @@ impl Paths {
         if let Some(at) = status.last_receive.filter(|_| !self.steered.contains(&id)) {
             self.tried.handle_followed(id, at);
         }
+        self.steered.handle_session(&id, status.last_handshake, now);
         self.distances.handle_seen(
             id,
             Seen {

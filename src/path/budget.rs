@@ -4,7 +4,7 @@
 //! for, and no number of lying members makes this node a source of a flood.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::model::Path;
@@ -54,7 +54,7 @@ impl Budget {
         }
         // All ports of an address share one limit.
         let address = match path {
-            Path::Direct(endpoint) => Path::Direct(SocketAddr::new(endpoint.ip(), 0)),
+            Path::Direct(endpoint) => Path::Direct(SocketAddr::new(network(endpoint.ip()), 0)),
             Path::Relay(_) | Path::Stream(_) => *path,
         };
         if self.addresses.len() >= MAX_ADDRESSES && !self.addresses.contains_key(&address) {
@@ -70,6 +70,14 @@ impl Budget {
             bucket.give_back();
         }
         is_allowed
+    }
+}
+
+/// What shares one limit: an IPv4 address, or the IPv6 network of 64 bits, whose addresses lead to one link.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -109,6 +117,29 @@ mod tests {
         let times = allowed(|n| path(1, n as u16));
         assert!((10..=PROBES_TO_ADDRESS as usize).contains(&most_in_a_second(&times)));
         assert!(times.len() >= 50, "and they go on: {}", times.len());
+    }
+
+    #[test]
+    fn all_addresses_of_an_ipv6_network_share_one_limit() {
+        let address = |network: u16, host: u32| -> Path {
+            let host = u128::from(host);
+            let bits =
+                Ipv6Addr::new(0x2001, 0xdb8, 0, network, 0, 0, 0, 1).to_bits() + (host << 16);
+            Path::Direct((Ipv6Addr::from_bits(bits), 7).into())
+        };
+        let times = allowed(|n| address(1, n));
+        assert!((10..=PROBES_TO_ADDRESS as usize).contains(&most_in_a_second(&times)));
+        let times = allowed(|n| address(n as u16, n));
+        assert!(
+            most_in_a_second(&times) >= 100,
+            "other networks have their own"
+        );
+        let mapped = |n: u32| Ipv4Addr::from_bits(0xc000_0200 + n).to_ipv6_mapped();
+        let times = allowed(|n| Path::Direct((mapped(n), 7).into()));
+        assert!(
+            most_in_a_second(&times) >= 100,
+            "these are addresses of IPv4"
+        );
     }
 
     #[test]

@@ -29,6 +29,9 @@ const MAX_PENDING: usize = 24;
 /// A path is fresh for so long after an answer: somewhat longer than the time between two probes of a standby.
 pub const FRESH: Duration = Duration::from_secs(15);
 
+/// A path by which nothing came for so long is no longer a path of the peer, unless the peer says so.
+pub const KEPT_FOR: Duration = Duration::from_secs(180);
+
 /// How it is known that a peer may be reached by a path, the best evidence first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Evidence {
@@ -63,8 +66,8 @@ pub struct Link {
     estimate: Estimate,
     /// When the burst in progress began, the number of its next probe, and how many of its probes were answered.
     burst: Option<(Instant, usize, u32)>,
-    /// Whether nothing was answered since a burst ended without an answer.
-    is_dead: bool,
+    /// When a burst ended without an answer, if nothing was answered since.
+    pub died: Option<Instant>,
     losses: Losses,
     /// How many samples in a row were clearly shorter than the round trip of the path in use.
     pub faster: u32,
@@ -123,7 +126,7 @@ impl Link {
             answers: 0,
             estimate: Estimate::default(),
             burst: None,
-            is_dead: false,
+            died: None,
             losses: Losses::default(),
             faster: 0,
         }
@@ -156,18 +159,30 @@ impl Link {
                 .is_some_and(|at| now.saturating_duration_since(at) < FRESH)
     }
 
+    /// When a probe was last answered or a datagram arrived.
+    #[must_use]
+    pub fn last(&self) -> Option<Instant> {
+        self.answered.max(self.heard)
+    }
+
+    /// Whether something came by it lately.
+    #[must_use]
+    pub fn is_alive(&self, now: Instant) -> bool {
+        self.last()
+            .is_some_and(|at| now.saturating_duration_since(at) < KEPT_FOR)
+    }
+
     /// Whether a probe was answered or a datagram arrived since then.
     #[must_use]
     pub fn works_since(&self, since: Instant) -> bool {
-        self.answered.max(self.heard).is_some_and(|at| at >= since)
+        self.last().is_some_and(|at| at >= since)
     }
 
     /// Whether probes by this path are not answered, and nothing was heard by it for some time before another path answered.
     #[must_use]
     pub fn is_silent(&self, answered: Option<Instant>) -> bool {
-        let last = self.answered.max(self.heard);
         let silence = answered
-            .zip(last)
+            .zip(self.last())
             .map(|(other, last)| other.saturating_duration_since(last));
         self.losses.pending.len() >= ENOUGH as usize
             && silence.is_none_or(|silence| silence >= FRESH)
@@ -191,7 +206,7 @@ impl Link {
             None => report.answers,
         };
         self.answers = report.answers;
-        if answered > 0 && std::mem::take(&mut self.is_dead) {
+        if answered > 0 && self.died.take().is_some() {
             // The losses belong to a time in which the path did not work at all.
             (self.losses.lost, self.losses.history) = (0, 0);
         }
@@ -253,7 +268,9 @@ impl Link {
                 next += 1;
             }
             self.burst = BURST.get(next).map(|_| (start, next, count));
-            self.is_dead |= self.burst.is_none() && count == 0;
+            if self.burst.is_none() && count == 0 {
+                self.died = Some(now);
+            }
         }
         is_due
     }

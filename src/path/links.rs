@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::link::{Evidence, Link, LinkReport};
+use super::link::{Evidence, KEPT_FOR, Link, LinkReport};
 use crate::model::Path;
 use crate::model::path::MAX_PATHS;
 
@@ -10,6 +10,8 @@ use crate::model::path::MAX_PATHS;
 pub const MAX_CANDIDATES: usize = 16;
 /// The number of candidates that are probed at a time. The other places are for paths by which the peer is heard.
 const MAX_PROBED: usize = MAX_PATHS - 2;
+/// The number of paths that are kept beside the one in use if they are no candidates and the candidates need their places.
+const MAX_OTHERS: usize = MAX_PATHS - MAX_PROBED;
 /// If there are more candidates, so many of them change places with others at each attempt.
 const TURN: usize = 4;
 /// The number of relays by which an initiation is sent at once.
@@ -93,27 +95,49 @@ impl Links {
         fresh.filter_map(Link::srtt).min()
     }
 
-    /// Sets the candidates, of which the first [`MAX_CANDIDATES`] are accepted. Returns whether they are others than before.
-    pub(super) fn set_candidates(&mut self, mut candidates: Vec<Candidate>) -> bool {
+    /// Sets the candidates, of which the first [`MAX_CANDIDATES`] are accepted. Returns the paths that were no candidates before, or
+    /// nothing if the candidates are the same, in whichever order.
+    pub(super) fn set_candidates(
+        &mut self,
+        mut candidates: Vec<Candidate>,
+        now: Instant,
+    ) -> Option<Vec<Path>> {
         candidates.truncate(MAX_CANDIDATES);
         // Those with equal evidence stay in the order of the peer.
         candidates.sort_by_key(|candidate| candidate.evidence);
-        if candidates == self.candidates && !candidates.is_empty() {
-            return false;
+        let before = std::mem::replace(&mut self.candidates, candidates);
+        let is_same = before.iter().all(|of| self.candidates.contains(of))
+            && self.candidates.iter().all(|of| before.contains(of));
+        if is_same && !before.is_empty() {
+            return None;
         }
-        self.candidates = candidates;
         self.first_candidate = 0;
-        self.renew();
-        true
+        self.renew(now);
+        let paths = self.candidates.iter().map(|of| of.path);
+        let new = paths.filter(|path| before.iter().all(|of| of.path != *path));
+        Some(new.collect())
     }
 
-    /// Makes the links those of the candidates, besides the ones that work.
-    fn renew(&mut self) {
-        let primary = self.primary;
-        let is_candidate = |path: Path| self.candidates.iter().any(|c| c.path == path);
-        self.links.retain(|link| {
-            Some(link.path) == primary || link.answered.is_some() || is_candidate(link.path)
+    fn is_candidate(&self, path: Path) -> bool {
+        self.candidates.iter().any(|of| of.path == path)
+    }
+
+    /// Makes the links those of the candidates, besides the ones that work. A peer that moves leaves its former addresses behind,
+    /// so these give their places to the new ones.
+    fn renew(&mut self, now: Instant) {
+        let mut links = std::mem::take(&mut self.links);
+        links.retain(|link| {
+            let is_primary = Some(link.path) == self.primary;
+            is_primary || link.is_alive(now) || self.is_candidate(link.path)
         });
+        self.links = links;
+        let candidates = self.candidates.iter();
+        let missing = candidates.filter(|of| self.of(of.path).is_none()).count();
+        while self.links.len() + missing > MAX_PROBED
+            && let Some(at) = self.least_other()
+        {
+            self.links.remove(at);
+        }
         let turned = self.candidates.iter().cycle().skip(self.first_candidate);
         let turned: Vec<Candidate> = turned.take(self.candidates.len()).copied().collect();
         for candidate in turned {
@@ -125,14 +149,14 @@ impl Links {
     }
 
     /// If there are more candidates than may be probed at a time, lets others have their turn. Returns whether there are.
-    pub(super) fn turn_candidates(&mut self) -> bool {
+    pub(super) fn turn_candidates(&mut self, now: Instant) -> bool {
         let is_turned = self.candidates.len() > MAX_PROBED;
         if is_turned {
             self.first_candidate = (self.first_candidate + TURN) % self.candidates.len();
             let primary = self.primary;
             self.links
-                .retain(|link| Some(link.path) == primary || link.answered.is_some());
-            self.renew();
+                .retain(|link| Some(link.path) == primary || link.is_alive(now));
+            self.renew(now);
         }
         is_turned
     }
@@ -148,7 +172,16 @@ impl Links {
     }
 
     /// Adds a path to which the peer consents. Returns whether it is new.
-    pub(super) fn add_observed(&mut self, path: Path) -> bool {
+    pub(super) fn add_observed(&mut self, path: Path, now: Instant) -> bool {
+        if self.of(path).is_none() && self.links.len() >= MAX_PATHS {
+            let is_idle = |link: &Link| !link.is_alive(now) && link.poll_timeout().is_none();
+            let mut links = self.links.iter();
+            let idle = links.position(|link| {
+                let is_primary = Some(link.path) == self.primary;
+                !is_primary && !self.is_candidate(link.path) && is_idle(link)
+            });
+            idle.map(|at| self.links.remove(at));
+        }
         let is_new = self.of(path).is_none() && self.links.len() < MAX_PATHS;
         if is_new {
             self.links.push(Link::new(path, Evidence::Observed));
@@ -174,7 +207,10 @@ impl Links {
         let in_use = self.in_use().and_then(Link::srtt);
         let is_primary = self.primary == Some(seen.path);
         if self.of(seen.path).is_none() {
-            if seen.heard.is_none() && seen.answered.is_none() && !is_primary {
+            // The data plane may still have a path that was given up here.
+            let last = seen.heard.max(seen.answered);
+            let is_alive = last.is_some_and(|at| now.saturating_duration_since(at) < KEPT_FOR);
+            if !is_alive && !is_primary {
                 return;
             }
             self.make_room();
@@ -199,6 +235,16 @@ impl Links {
         }
     }
 
+    /// The link that is least useful among those that are neither in use nor candidates, if there are many of them.
+    fn least_other(&self) -> Option<usize> {
+        let links = self.links.iter().enumerate();
+        let others = links
+            .filter(|(_, link)| Some(link.path) != self.primary && !self.is_candidate(link.path));
+        let is_many = others.clone().count() > MAX_OTHERS;
+        let least = others.min_by_key(|(_, link)| link.last());
+        least.filter(|_| is_many).map(|(at, _)| at)
+    }
+
     /// Makes room for a link: the one that is least useful is removed.
     fn make_room(&mut self) {
         if self.links.len() < MAX_PATHS {
@@ -209,9 +255,8 @@ impl Links {
         let least = others
             .filter(|(_, link)| Some(link.path) != primary)
             .min_by_key(|(_, link)| (link.answered, link.heard));
-        if let Some((at, _)) = least {
-            self.links.remove(at);
-        }
+        let least = self.least_other().or(least.map(|(at, _)| at));
+        least.map(|at| self.links.remove(at));
     }
 
     /// Begins a burst by each path that may be probed and is one of `which`.

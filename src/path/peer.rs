@@ -92,6 +92,8 @@ pub enum State {
         since: Instant,
         /// The number of probes that were sent by it.
         probes: u32,
+        /// When the next one is due.
+        next: Instant,
         /// Whether all other paths are probed as well.
         is_wide: bool,
         /// Whether its time to answer is over, so that the next answer by another path is enough.
@@ -104,6 +106,29 @@ pub enum State {
         /// The number of attempts so far.
         tries: u32,
     },
+}
+
+impl State {
+    /// The state after the probes that were due were sent. `is_sent` says whether one left by the path in use: otherwise that path
+    /// had no chance to answer, and is asked again.
+    fn after_probes(self, is_sent: bool, now: Instant) -> Self {
+        match self {
+            Self::Suspect {
+                since,
+                probes,
+                next,
+                is_wide,
+                is_over,
+            } if probes < SUSPECT_PROBES && next <= now => Self::Suspect {
+                since,
+                probes: probes + u32::from(is_sent),
+                next: if is_sent { next } else { now } + SUSPECT_INTERVAL,
+                is_wide,
+                is_over,
+            },
+            other => other,
+        }
+    }
 }
 
 /// The paths to one peer. It reads no clock: each call passes the time.
@@ -167,19 +192,26 @@ impl PeerPaths {
 
     /// Sets the paths by which the peer may be reached, of which the first [`MAX_CANDIDATES`] are accepted.
     pub fn set_candidates(&mut self, candidates: Vec<Candidate>, now: Instant) {
-        if self.links.set_candidates(candidates) {
-            self.offer();
-            match self.state {
-                State::Cold | State::Suspect { .. } => {}
-                State::Opening { .. } => self.actions.push(Action::Open),
-                State::Open => self.links.probe(|link| link.answered.is_none(), now),
-                // There may be a path now where there was none.
-                State::Lost { .. } => {
-                    self.state = State::Lost {
-                        again: now,
-                        tries: 0,
-                    };
-                }
+        let Some(new) = self.links.set_candidates(candidates, now) else {
+            return;
+        };
+        self.offer();
+        if new.is_empty() {
+            return;
+        }
+        match self.state {
+            State::Cold | State::Suspect { .. } => {}
+            State::Opening { .. } => self.actions.push(Action::Open),
+            State::Open => {
+                let is_new = |link: &Link| link.answered.is_none() && new.contains(&link.path);
+                self.links.probe(is_new, now);
+            }
+            // There may be a path now where there was none.
+            State::Lost { .. } => {
+                self.state = State::Lost {
+                    again: now,
+                    tries: 0,
+                };
             }
         }
     }
@@ -233,7 +265,7 @@ impl PeerPaths {
     /// The peer waits for probes by these paths, or sends probes there itself.
     pub fn handle_consent(&mut self, paths: &[Path], now: Instant) {
         for path in paths.iter().take(MAX_CANDIDATES) {
-            if self.links.add_observed(*path) {
+            if self.links.add_observed(*path, now) {
                 self.offer();
             }
             if let Some(link) = self.links.of_mut(*path) {
@@ -294,6 +326,7 @@ impl PeerPaths {
                     self.state = State::Suspect {
                         since: now,
                         probes: 0,
+                        next: now,
                         is_wide: false,
                         is_over: false,
                     };
@@ -380,12 +413,7 @@ impl PeerPaths {
                 }
             }
             State::Open => self.poll_open(&mut probes, now),
-            State::Suspect {
-                since,
-                probes: sent,
-                is_wide,
-                ..
-            } => self.poll_suspect(&mut probes, (since, sent, is_wide), now),
+            State::Suspect { .. } => self.poll_suspect(&mut probes, now),
             State::Lost { again, tries } => {
                 if again <= now {
                     self.try_again(tries, now);
@@ -395,14 +423,16 @@ impl PeerPaths {
         probes.extend(self.links.poll(now));
         probes.sort_unstable();
         probes.dedup();
-        for path in probes {
-            if budget.take(&path, now) {
-                if let Some(link) = self.links.of_mut(path) {
-                    link.handle_probed(now);
-                }
-                self.actions.push(Action::Probe(path));
+        probes.retain(|path| budget.take(path, now));
+        for path in &probes {
+            if let Some(link) = self.links.of_mut(*path) {
+                link.handle_probed(now);
             }
+            self.actions.push(Action::Probe(*path));
         }
+        let primary = self.links.primary;
+        let is_sent = primary.is_none_or(|path| probes.contains(&path));
+        self.state = self.state.after_probes(is_sent, now);
         self.watch(now);
         std::mem::take(&mut self.actions)
     }
@@ -421,47 +451,45 @@ impl PeerPaths {
         if !self.links.is_direct() && self.upgrade.is_some_and(|at| at <= now) {
             self.upgrades = self.upgrades.saturating_add(1);
             self.upgrade = Some(now + retry_pause(self.upgrades));
-            if self.links.turn_candidates() {
+            if self.links.turn_candidates(now) {
                 self.offer();
             }
             self.links.probe(|link| link.path.relay().is_none(), now);
         }
     }
 
-    fn poll_suspect(
-        &mut self,
-        probes: &mut Vec<Path>,
-        (since, sent, is_wide): (Instant, u32, bool),
-        now: Instant,
-    ) {
-        let next = since + SUSPECT_INTERVAL * sent;
+    fn poll_suspect(&mut self, probes: &mut Vec<Path>, now: Instant) {
+        let fails = self.fails_at();
         let primary = self.links.primary;
-        if sent < SUSPECT_PROBES && next <= now {
-            probes.extend(self.links.primary);
-            let mut is_wide = is_wide;
+        let State::Suspect {
+            since,
+            probes: sent,
+            next,
+            is_wide,
+            is_over,
+        } = &mut self.state
+        else {
+            return;
+        };
+        if *sent < SUSPECT_PROBES && *next <= now {
+            probes.extend(primary);
             // The first probe is most often answered, so the others are asked from the second one on.
-            if sent > 0 && !is_wide {
+            if *next > *since && !*is_wide {
                 match self.links.standby(now) {
                     Some(standby) => probes.push(standby),
                     None => {
-                        is_wide = true;
+                        *is_wide = true;
                         self.links.probe(|link| Some(link.path) != primary, now);
                     }
                 }
             }
-            self.state = State::Suspect {
-                since,
-                probes: sent + 1,
-                is_wide,
-                is_over: false,
-            };
         }
-        if now < self.fails_at(since) {
+        let is_late = now.saturating_duration_since(*since) >= LOST_AFTER;
+        if fails.is_none_or(|at| now < at) && !is_late {
             return;
         }
-        if let State::Suspect { is_over, .. } = &mut self.state {
-            *is_over = true;
-        }
+        *is_over = true;
+        let (since, sent) = (*since, *sent);
         let answering = self
             .links
             .others()
@@ -469,27 +497,28 @@ impl PeerPaths {
         if let Some(best) = answering.min_by_key(|link| (link.path.kind(), link.srtt())) {
             let path = best.path;
             self.replace(path, now);
-        } else if now.saturating_duration_since(since) >= LOST_AFTER {
+        } else if is_late {
             self.state = lost(0, now);
-        } else if !is_wide && sent >= SUSPECT_PROBES {
-            self.state = State::Suspect {
-                since,
-                probes: sent,
-                is_wide: true,
-                is_over: true,
-            };
+        } else if let State::Suspect { is_wide, .. } = &mut self.state
+            && sent >= SUSPECT_PROBES
+            && !std::mem::replace(is_wide, true)
+        {
             self.links.probe(|link| Some(link.path) != primary, now);
         }
     }
 
-    /// When a path that is suspect since then has failed, unless it answers before.
-    fn fails_at(&self, since: Instant) -> Instant {
+    /// When a path that is suspect has failed, unless it answers before. Each probe that could not be sent makes it later.
+    fn fails_at(&self) -> Option<Instant> {
+        let State::Suspect { probes, next, .. } = self.state else {
+            return None;
+        };
         let srtt = self.links.in_use().and_then(Link::srtt);
-        since + (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt.unwrap_or_default() * 3)
+        let patience = (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt.unwrap_or_default() * 3);
+        Some(next + patience.saturating_sub(SUSPECT_INTERVAL * probes))
     }
 
     fn try_again(&mut self, tries: u32, now: Instant) {
-        if self.links.turn_candidates() {
+        if self.links.turn_candidates(now) {
             self.offer();
         }
         self.links.probe(|_| true, now);
@@ -524,12 +553,13 @@ impl PeerPaths {
             State::Suspect {
                 since,
                 probes,
+                next,
                 is_wide,
                 is_over,
             } => {
-                let probe = (probes < SUSPECT_PROBES).then(|| since + SUSPECT_INTERVAL * probes);
+                let probe = (probes < SUSPECT_PROBES).then_some(next);
                 let waits = !is_over || !is_wide;
-                let fails = waits.then(|| self.fails_at(since));
+                let fails = self.fails_at().filter(|_| waits);
                 earliest([probe, fails, Some(since + LOST_AFTER)])
             }
             State::Lost { again, .. } => Some(again),

@@ -12,6 +12,7 @@
 //!
 //! An index into the table stays valid while the path is in use, so the path of a packet is one word.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
@@ -27,6 +28,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const NEW_INTERVAL: Duration = Duration::from_millis(20);
 /// A move to a faster path waits for a gap between packets, but not for longer than this.
 pub(super) const LONGEST_MOVE: Duration = Duration::from_millis(500);
+
+/// A path that is not offered is kept for so long after the peer was heard by it.
+const KEPT_FOR: Duration = Duration::from_secs(180);
 
 /// Who chooses the primary path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,11 +234,14 @@ impl PathTable {
         }
     }
 
-    /// Adds paths that the peer may be reached by. Initiations are sent by all of those that `opens` has.
-    pub(super) fn offer(&mut self, paths: &[Endpoint], opens: &[Endpoint]) {
+    /// Adds paths that the peer may be reached by. Initiations are sent by all of those that `opens` has. Other paths by which
+    /// the peer was not heard lately are removed.
+    pub(super) fn offer(&mut self, paths: &[Endpoint], opens: &[Endpoint], now: Instant) {
         for entry in &mut self.entries {
             entry.opens = false;
         }
+        let offered: BTreeSet<Path> = paths.iter().chain(opens).map(Endpoint::path).collect();
+        self.remove_others(&offered, now);
         for endpoint in paths.iter().chain(opens).take(2 * MAX_PATHS) {
             let at = self.admit(*endpoint);
             if let Some(entry) = self.entries.get_mut(at) {
@@ -246,6 +253,37 @@ impl PathTable {
             if let Some(entry) = self.position(&path).and_then(|at| self.entries.get_mut(at)) {
                 entry.opens = true;
             }
+        }
+    }
+
+    /// Removes the paths that were not heard lately, and as many others as it takes to make room for those that are offered.
+    fn remove_others(&mut self, offered: &BTreeSet<Path>, now: Instant) {
+        let is_old = |entry: &Entry| {
+            let silent = entry.heard.map(|at| now.saturating_duration_since(at));
+            silent.is_none_or(|silent| silent >= KEPT_FOR)
+        };
+        loop {
+            let known = offered.iter().filter(|path| self.position(path).is_some());
+            let new = offered.len() - known.count();
+            let is_crowded = self.entries.len() + new > MAX_PATHS;
+            let next = self.next.map(|next| next.to);
+            let others = self.entries.iter().enumerate().filter(|(at, entry)| {
+                let is_used = *at == self.primary || Some(*at) == next;
+                !is_used && !offered.contains(&entry.endpoint.path())
+            });
+            let least = others.min_by_key(|(_, entry)| entry.heard);
+            let least = least.filter(|(_, entry)| is_crowded || is_old(entry));
+            let Some((at, _)) = least else { return };
+            self.remove(at);
+        }
+    }
+
+    /// Removes a path that is neither the primary nor the next one. Those behind it move up.
+    fn remove(&mut self, at: usize) {
+        self.entries.remove(at);
+        self.primary -= usize::from(self.primary > at);
+        if let Some(next) = &mut self.next {
+            next.to -= usize::from(next.to > at);
         }
     }
 

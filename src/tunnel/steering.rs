@@ -90,10 +90,11 @@ impl Steering<'_> {
         let endpoints =
             |paths: &[Path]| -> Vec<Endpoint> { paths.iter().filter_map(endpoint_of).collect() };
         let (paths, opens) = (endpoints(paths), endpoints(opens));
+        let now = Instant::now();
         self.0.for_each_of(peer, |peer| {
             let mut state = peer.lock();
             state.paths.set_choice(Choice::Steered);
-            state.paths.offer(&paths, &opens);
+            state.paths.offer(&paths, &opens, now);
         });
     }
 

@@ -66,7 +66,7 @@ fn run(
 #[test]
 fn without_peers_nothing_is_due() {
     let now = Instant::now();
-    let mut paths = Paths::new(MTU);
+    let mut paths = Paths::new(MTU, true);
     assert_eq!(paths.poll_timeout(), None);
     paths.set_peers(vec![peer()], now);
     assert_eq!(paths.poll_timeout(), Some(now));
@@ -92,7 +92,7 @@ fn without_peers_nothing_is_due() {
 #[test]
 fn a_silent_peer_is_probed_tried_elsewhere_and_then_unreachable() {
     let start = Instant::now();
-    let mut paths = Paths::new(MTU);
+    let mut paths = Paths::new(MTU, true);
     paths.set_peers(vec![peer()], start);
     let (actions, regrouped) = run(&mut paths, start, 10, |_| None);
     assert_eq!(actions.first(), Some(&PathAction::Probe(PEER)));
@@ -110,7 +110,7 @@ fn a_silent_peer_is_probed_tried_elsewhere_and_then_unreachable() {
 #[test]
 fn a_peer_that_is_heard_is_reachable_and_the_size_of_its_path_is_searched() {
     let start = Instant::now();
-    let mut paths = Paths::new(MTU);
+    let mut paths = Paths::new(MTU, true);
     paths.set_peers(vec![peer()], start);
     let (actions, regrouped) = run(&mut paths, start, 3, Some);
     assert_eq!(regrouped, [] as [u32; 0]);
@@ -125,7 +125,7 @@ fn a_peer_that_is_heard_is_reachable_and_the_size_of_its_path_is_searched() {
 #[test]
 fn a_limit_that_the_tunnel_does_not_have_yet_is_an_action() {
     let now = Instant::now();
-    let mut paths = Paths::new(MTU);
+    let mut paths = Paths::new(MTU, true);
     paths.set_peers(vec![peer()], now);
     let fresh = PeerStatus {
         path_mtu: u16::MAX,
@@ -140,7 +140,7 @@ fn a_limit_that_the_tunnel_does_not_have_yet_is_an_action() {
 #[test]
 fn a_peer_that_left_is_forgotten() {
     let start = Instant::now();
-    let mut paths = Paths::new(MTU);
+    let mut paths = Paths::new(MTU, true);
     paths.set_peers(vec![peer()], start);
     let _ = run(&mut paths, start, 10, |_| None);
     paths.set_peers(vec![], start + Duration::from_secs(10));

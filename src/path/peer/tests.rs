@@ -586,6 +586,123 @@ fn at_most_sixteen_candidates_are_accepted_and_at_most_twelve_paths_are_known() 
     );
 }
 
+#[test]
+fn a_peer_that_moves_often_has_room_for_its_new_addresses() {
+    let mut world = World::new(&[], &[]);
+    for n in 1..=30 {
+        // Two addresses at a time, each of which answers.
+        let now = world.at(world.now);
+        world.trips = BTreeMap::from([(direct(n), 10), (direct(100 + n), 12)]);
+        let here = vec![host(direct(n)), host(direct(100 + n))];
+        world.peer.set_candidates(here, now);
+        world.poll();
+        world.run(world.now + 20_000, Some(100));
+        let probed = [direct(n), direct(100 + n)].map(|path| world.probes(path, 0).len());
+        assert!(probed.iter().all(|probes| *probes > 0), "{n}: {probed:?}");
+    }
+    // The former addresses are forgotten in the end.
+    world.run(world.now + 200_000, Some(100));
+    let now = world.at(world.now);
+    world.peer.set_candidates(vec![host(direct(200))], now);
+    world.tell();
+    let mut paths: Vec<Path> = world.peer.links().all().iter().map(|of| of.path).collect();
+    paths.sort_unstable();
+    let in_use = world.report.primary.expect("a path is in use");
+    assert!(paths.len() <= 3, "{paths:?}");
+    assert!(paths.contains(&direct(200)) && paths.contains(&in_use));
+}
+
+#[test]
+fn a_path_to_which_the_peer_consents_takes_the_place_of_one_that_does_not_work_any_more() {
+    let mut world = World::new(&[host(direct(1))], &[(direct(1), 10)]);
+    world.run(1000, Some(20));
+    for n in 50..70 {
+        world.hear(direct(n));
+    }
+    assert_eq!(world.peer.links().all().len(), MAX_PATHS);
+    world.run(200_000, Some(100));
+    let now = world.at(world.now);
+    world.peer.handle_consent(&[direct(80), direct(81)], now);
+    world.poll();
+    world.run(world.now + 1000, Some(100));
+    let probes = [80, 81].map(|n| world.probes(direct(n), 0).len());
+    assert_eq!(probes, [BURST.len(); 2]);
+    assert_eq!(world.report.primary, Some(direct(1)));
+}
+
+#[test]
+fn a_suspect_path_does_not_fail_before_the_budget_let_three_probes_through() {
+    let mut world = open();
+    world.trips.remove(&direct(1));
+    // Somebody else uses up the probes to the address for a second.
+    while world.now < 3400 {
+        while world.budget.take(&direct(1), world.at(world.now + 1)) {}
+        world.run(world.now + 1, Some(5));
+    }
+    assert_eq!(world.probes(direct(1), 2000), [0; 0]);
+    assert_eq!(world.used(2000), [], "it had no chance to answer");
+    let State::Suspect { probes: 0, .. } = world.peer.state() else {
+        panic!("{:?}", world.peer.state());
+    };
+    world.run(6000, Some(5));
+    let probes = world.probes(direct(1), 2000);
+    assert_eq!(world.used(2000)[0].1, relay(1));
+    let used = world.used(2000)[0].0;
+    let before = probes.iter().filter(|at| **at < used).count();
+    assert_eq!(before, SUSPECT_PROBES as usize, "{probes:?}, {used}");
+}
+
+#[test]
+fn a_suspect_peer_without_any_budget_is_not_polled_without_a_pause() {
+    let mut world = open();
+    world.trips.clear();
+    while world.now < 12_000 {
+        for path in [direct(1), relay(1)] {
+            while world.budget.take(&path, world.at(world.now + 1)) {}
+        }
+        world.run(world.now + 1, Some(5));
+        assert!(world.due.is_none_or(|at| at > world.at(world.now)));
+    }
+    assert!(matches!(world.peer.state(), State::Lost { .. }));
+}
+
+#[test]
+fn another_order_of_the_candidates_changes_nothing_and_a_new_one_is_probed_alone() {
+    let relays = [1, 2, 3].map(|n| host(relay(n)));
+    let [a, b, c] = relays;
+    let mut world = World::new(&[a, b, c, host(direct(1))], &[(relay(1), 20)]);
+    world.run(20_000, Some(100));
+    assert_eq!(world.peer.state(), State::Open);
+    let from = world.now;
+    let set = |world: &mut World, candidates: &[Candidate]| {
+        let now = world.at(world.now);
+        world.peer.set_candidates(candidates.to_vec(), now);
+        world.poll();
+        world.run(world.now + 1000, Some(100));
+    };
+    set(&mut world, &[c, host(direct(1)), b, a]);
+    assert_eq!(world.probes(relay(2), from), [0; 0]);
+    assert_eq!(world.probes(relay(3), from), [0; 0]);
+    set(&mut world, &[c, host(direct(1)), b, a, host(direct(2))]);
+    assert_eq!(world.probes(direct(2), from).len(), BURST.len());
+    assert_eq!(world.probes(relay(2), from), [0; 0]);
+    // A lost peer is not tried again because of the order, or because there are fewer candidates.
+    world.trips.clear();
+    world.run(100_000, Some(100));
+    let State::Lost { again, tries } = world.peer.state() else {
+        panic!("{:?}", world.peer.state());
+    };
+    assert!(tries > 3 && again > world.at(world.now + 5000));
+    set(&mut world, &[a, c, b, host(direct(1)), host(direct(2))]);
+    set(&mut world, &[a, host(direct(1)), b]);
+    assert_eq!(world.peer.state(), State::Lost { again, tries });
+    set(&mut world, &[a, host(direct(1)), b, host(direct(3))]);
+    let State::Lost { tries, .. } = world.peer.state() else {
+        panic!("{:?}", world.peer.state());
+    };
+    assert!(tries <= 2, "there may be a path now: {tries}");
+}
+
 /// Something that happens in a random world.
 #[derive(Debug, Clone)]
 enum Turn {

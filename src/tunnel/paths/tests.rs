@@ -194,7 +194,7 @@ fn a_table_holds_twelve_paths_and_keeps_the_primary_one() {
     assert_eq!(table.primary(), Some(path(1, 7)));
     assert_eq!(reports, 1, "a flood of ports is one report");
     let offers: Vec<Endpoint> = (0..100).map(|n| at(3, n)).collect();
-    table.offer(&offers, &offers);
+    table.offer(&offers, &offers, now);
     assert_eq!(table.entries().len(), MAX_PATHS);
     assert_eq!(table.primary(), Some(path(1, 7)));
 }
@@ -251,7 +251,7 @@ fn initiations_are_sent_by_all_offered_paths_until_one_works() {
     let now = Instant::now();
     let mut table = PathTable::new(Some(at(1, 7)));
     table.set_choice(Choice::Steered);
-    table.offer(&[at(4, 7)], &[at(1, 7), at(2, 7), at(3, 7)]);
+    table.offer(&[at(4, 7)], &[at(1, 7), at(2, 7), at(3, 7)], now);
     let opening = |table: &PathTable| table.opening().collect::<Vec<_>>();
     assert_eq!(opening(&table), [at(2, 7), at(3, 7)]);
     table.handle_received(at(3, 7), now);
@@ -287,4 +287,41 @@ fn reports_are_made_once_when_they_are_asked_for() {
     assert!(table.handle_sent(None, now) && !table.handle_sent(None, now));
     assert!(table.handle_received(at(1, 7), now).is_news);
     assert!(!table.handle_received(at(1, 7), now).is_news);
+}
+
+#[test]
+fn former_paths_make_room_for_offered_ones_unless_they_are_in_use_or_heard_lately() {
+    let now = Instant::now();
+    let mut table = PathTable::new(None);
+    table.set_choice(Choice::Steered);
+    for port in 1..=12 {
+        table.handle_received(at(1, port), now);
+    }
+    let later = now + KEPT_FOR;
+    // The primary path is the last one of the table, and so it moves up.
+    table.use_path(&path(1, 12), None, now);
+    table.handle_received(at(1, 5), later);
+    table.use_path(&path(1, 9), Some(ms(10)), later);
+    let ports = |table: &PathTable| {
+        let entries = table.entries().iter();
+        let mut paths: Vec<Path> = entries.map(|entry| entry.endpoint.path()).collect();
+        paths.sort_unstable();
+        paths
+    };
+    table.offer(&[at(2, 1)], &[], later);
+    let kept = [path(1, 5), path(1, 9), path(1, 12), path(2, 1)];
+    assert_eq!(ports(&table), kept);
+    assert_eq!(table.primary(), Some(path(1, 12)));
+    assert!(table.handle_time(later + LONGEST_MOVE).0);
+    assert_eq!(table.primary(), Some(path(1, 9)));
+    // All others were heard lately: the oldest ones make room for those that are offered, and none of these for another.
+    for port in 20..40 {
+        table.handle_received(at(1, port), later + ms(1));
+    }
+    let offers: Vec<Endpoint> = (1..=10).map(|n| at(3, n)).collect();
+    table.offer(&offers, &offers, later + ms(2));
+    let is_known = |offer: &Endpoint| table.endpoint_of(&offer.path()).is_some();
+    assert!(offers.iter().all(is_known), "{:?}", ports(&table));
+    assert_eq!(table.primary(), Some(path(1, 9)));
+    assert_eq!(table.entries().len(), MAX_PATHS);
 }
