@@ -1,4 +1,5 @@
-//! STUN for nodes that have no peer to tell them from which address their datagrams come: on UDP, at the port of the control stream.
+//! Answers the STUN Binding requests of any client on UDP, at the port of the control stream: a client such as an operator's learns
+//! from which address its datagrams come. Nodes do not ask; they learn their addresses from their peers.
 //!
 //! Nothing is stored for a request but how many of them each sender has sent lately, and an answer is never larger than its request.
 
@@ -15,7 +16,7 @@ use crate::model::rate::{Bucket, Rate};
 use crate::os::batch::{self, Message, Mode, Receiver, WithAncillary};
 use crate::protocol::stun::{MAX_MESSAGE, REQUEST, parse_request, write_answer};
 
-/// The requests of one sender that are answered: a node asks every 20 s, and many may be behind one address.
+/// The requests of one sender that are answered: a client repeats a request a few times, and many may be behind one address.
 const PER_SENDER: Rate = Rate {
     per_second: 20.0,
     burst: 60.0,
@@ -32,7 +33,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// The maximum number of requests that one system call receives.
 const BATCH: usize = 16;
 
-/// Binds the UDP port. Without it everything else goes on: nodes then learn their addresses from their peers.
+/// Binds the UDP port. Without it everything else goes on, because no node depends on it.
 pub(super) fn bind(listen: SocketAddr) -> Option<UdpSocket> {
     let bound = StdSocket::bind(listen).and_then(|socket| {
         socket.set_nonblocking(true)?;
@@ -46,7 +47,7 @@ pub(super) fn bind(listen: SocketAddr) -> Option<UdpSocket> {
     });
     bound
         .inspect_err(|error| {
-            tracing::warn!(%listen, %error, "nodes without a reachable peer do not learn their addresses here; UDP port {} cannot be used", listen.port());
+            tracing::info!(%listen, %error, "STUN requests are not answered, because the UDP port cannot be opened; nodes do not need it");
         })
         .ok()
 }
@@ -72,7 +73,7 @@ pub(super) async fn serve(socket: UdpSocket) {
     }
 }
 
-/// Answers the requests that were received. A full send buffer loses the answer, and the node asks again.
+/// Answers the requests that were received. A full send buffer loses the answer, and the client asks again.
 fn answer(
     socket: &UdpSocket,
     receiver: &Receiver,

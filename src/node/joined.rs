@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 pub(super) use self::events::{Events, NodeEvent};
+pub(super) use self::relaying::measured_relay;
 use super::changes::ChangeRequest;
 use super::connections::{Confirmation, Connections};
 use super::device::Device;

@@ -172,7 +172,8 @@ impl Reach {
         since.is_none_or(|since| since >= MEASURE_INTERVAL)
     }
 
-    /// The peers that offer to relay for this node, as they are now. Returns whether others are to be named in its record.
+    /// The peers that offer to relay for this node, as they are now. Returns whether the record of this node has to name other
+    /// relays, or other addresses at which peers see it.
     pub(super) fn handle_measured(
         &mut self,
         measured: &[MeasuredRelay<PublicKey>],
@@ -182,7 +183,8 @@ impl Reach {
         // Peers reach a node with a public address without a relay, and each name is another record for the whole mesh.
         let needs_relays = self.relay.is_used && !self.is_public;
         let measured = if needs_relays { measured } else { &[] };
-        self.relays.handle_measured(measured, now)
+        let has_other_relays = self.relays.handle_measured(measured, now);
+        self.observed.refresh_record(now) || has_other_relays
     }
 
     /// Whether this node reaches peers through relays.
@@ -336,6 +338,20 @@ mod tests {
         let own = reach.own_addresses(&interfaces, underlay, later);
         assert_eq!(own.observed, [at("203.0.113.7:4000")]);
         assert_eq!(own.endpoints, [at("192.168.1.10:51820")]);
+    }
+
+    #[test]
+    fn an_address_that_peers_agreed_on_for_a_minute_makes_another_record_without_other_events() {
+        let (mut reach, start) = (reach(None), Instant::now());
+        for n in [1, 2] {
+            let seen = at("203.0.113.7:4000");
+            reach.observed.handle_seen(id(n), seen, start);
+        }
+        let seconds = (0..=300).step_by(5);
+        let records = seconds
+            .filter(|second| reach.handle_measured(&[], start + Duration::from_secs(*second)));
+        assert_eq!(records.collect::<Vec<u64>>(), [60]);
+        assert_eq!(reach.observed.recorded(), [at("203.0.113.7:4000")]);
     }
 
     #[test]

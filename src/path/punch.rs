@@ -120,7 +120,8 @@ impl<K: Copy + Ord> Punching<K> {
         budget.take(&Path::Direct(to), now)
     }
 
-    /// `peer` has sent its candidates, and asks for a punch if `punch` is true.
+    /// `peer` has sent its candidates. With `punch` it asks this node to open its router for them and to answer, but not to probe yet.
+    /// Without, its message may be the answer that this node waits for.
     pub fn handle_paths(&mut self, peer: K, punch: bool, now: Instant) -> Steps {
         let attempt = self.attempts.entry(peer).or_default();
         let is_fresh = |at: Option<Instant>| at.is_some_and(|at| is_within(at, ANSWER_WITHIN, now));

@@ -120,7 +120,7 @@ pub struct RelayOffer {
 pub struct Paths {
     /// Grows with each such message of the sender, so that an older one does not replace a newer one.
     pub seq: u32,
-    /// Whether the receiver is asked to send to all candidates at once, as the sender is about to do.
+    /// Whether the receiver is asked to open its router for the candidates, and to answer with its own. It does not probe them yet.
     pub punch: bool,
     /// Whether the sender's network drops UDP.
     pub udp_blocked: bool,

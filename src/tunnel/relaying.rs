@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::endpoint::Endpoint;
+use super::peer::Peer;
 use super::relay::{Destination, Header, Relay, RelayDrop, RelayLimit};
 use super::table::Table;
 use crate::model::NodeAddress;
@@ -57,18 +58,7 @@ impl Relaying {
         bytes: usize,
         now: Instant,
     ) -> Option<(Endpoint, Header)> {
-        let destination = |label: Ipv4Addr| {
-            let peer = table.allowed.owner(IpAddr::V4(label))?;
-            let state = peer.lock();
-            // A relay does not forward to another relay.
-            let entries = state.paths.entries().iter();
-            let direct = entries.filter(|entry| entry.endpoint.via.is_none());
-            let best = direct.max_by_key(|entry| entry.heard)?;
-            Some(Destination {
-                path: best.endpoint,
-                heard: best.heard,
-            })
-        };
+        let destination = |label: Ipv4Addr| destination_of(table.allowed.owner(IpAddr::V4(label))?);
         match self.lock().decide(header, from, bytes, destination, now) {
             Ok(forward) => {
                 self.forwarded.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -96,6 +86,30 @@ impl Relaying {
     }
 }
 
+/// Where frames to `peer` go: by its primary path if that is direct, else by the direct path whose probe was answered last. A path by
+/// which the peer was only heard does not count, because the source of a datagram may be forged, and the way there may be closed.
+fn destination_of(peer: &Peer) -> Option<Destination<Endpoint>> {
+    let state = peer.lock();
+    // A relay does not forward to another relay.
+    let entries = state.paths.entries().iter();
+    let direct = entries.filter(|entry| entry.endpoint.via.is_none());
+    let primary = state.paths.endpoint().filter(|to| to.via.is_none());
+    if let Some(path) = primary {
+        let heard = direct.filter_map(|entry| entry.heard).max();
+        return Some(Destination { path, heard });
+    }
+    let probes = peer.probes();
+    let answered = direct.filter_map(|entry| {
+        let answered = probes.of(&entry.endpoint.path()).answered?;
+        Some((answered.at, entry.endpoint))
+    });
+    let (at, path) = answered.max_by_key(|(at, _)| *at)?;
+    Some(Destination {
+        path,
+        heard: Some(at),
+    })
+}
+
 /// The relay that this node is for others.
 pub struct OwnRelay<'a>(pub(super) &'a Relaying);
 
@@ -110,7 +124,7 @@ impl OwnRelay<'_> {
         self.0.lock().handle_paths(member.0, endpoints, now);
     }
 
-    /// Forgets what is too old. To be called about once a second.
+    /// Forgets what is too old. To be called with changes of paths; frames from paths that are too old are dropped in any case.
     pub fn handle_timeout(&self, now: Instant) {
         self.0.lock().handle_timeout(now);
     }
@@ -125,5 +139,65 @@ impl OwnRelay<'_> {
 impl std::fmt::Debug for OwnRelay<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OwnRelay").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::endpoint::Via;
+    use super::super::paths::Choice;
+    use super::super::table::tests::peer;
+    use super::*;
+
+    fn direct(n: u8) -> Endpoint {
+        SocketAddr::from(([192, 0, 2, n], 51820)).into()
+    }
+
+    fn relayed() -> Endpoint {
+        let via = Via {
+            relay: NodeAddress([10, 210, 9, 1].into()),
+            header: Header {
+                label: [10, 210, 2, 1].into(),
+                tag: None,
+            },
+        };
+        Endpoint {
+            via: Some(via),
+            ..direct(9)
+        }
+    }
+
+    #[test]
+    fn frames_go_by_a_direct_path_that_answers_and_not_where_a_datagram_came_from() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let peer = peer(2, 1, 7, "10.210.2.1/32");
+        let mut state = peer.lock();
+        state.paths.set_choice(Choice::Steered);
+        state.paths.offer(&[relayed(), direct(1), direct(2)], &[]);
+        state.paths.use_path(&relayed().path(), None, now);
+        for (from, at) in [(relayed(), now), (direct(1), now), (direct(3), later)] {
+            state.paths.handle_received(from, at);
+        }
+        drop(state);
+        assert_eq!(destination_of(&peer), None, "nothing is proven");
+        let path = direct(1).path();
+        peer.probes().handle_probe(5, now, Some(path));
+        peer.probes()
+            .handle_answer(5, path, Duration::from_millis(9), now);
+        let answered = Destination {
+            path: direct(1),
+            heard: Some(now),
+        };
+        assert_eq!(destination_of(&peer), Some(answered));
+        let moved = peer.lock().paths.use_path(&direct(2).path(), None, now);
+        assert!(moved);
+        let primary = Destination {
+            path: direct(2),
+            heard: Some(later),
+        };
+        assert_eq!(destination_of(&peer), Some(primary));
     }
 }

@@ -12,7 +12,7 @@ use super::peers::Peers;
 use super::probe::{RoundTrip, Said};
 use super::probing::Probing;
 use super::relaying::OwnRelay;
-use super::used_relays::{self, UsableRelay, UsedRelays};
+use super::used_relays::{self, UsableRelay};
 use crate::model::{NodeAddress, Path};
 use crate::protocol::path_messages::RelayOffer;
 
@@ -140,8 +140,7 @@ impl Steering<'_> {
 
     /// Uses these relays from now on, and accepts datagrams through them. Paths through a relay follow it to another endpoint.
     pub fn set_relays(&self, relays: &[UsableRelay]) {
-        let relays: UsedRelays = relays.iter().filter_map(UsableRelay::entry).collect();
-        let relays = Arc::new(relays);
+        let relays = Arc::new(used_relays::by_endpoint(relays));
         let peers = self.0;
         peers.change_settings(|table| table.relays = Arc::clone(&relays));
         for peer in peers.table().by_index.values() {

@@ -11,32 +11,51 @@ use crate::model::NodeAddress;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct UsedRelay {
     pub(super) node: NodeAddress,
-    /// The tag that the relay gave to this node.
+    /// Where frames to the relay are sent. Its own frames may come from elsewhere.
+    pub(super) endpoint: SocketAddr,
+    /// The tag that the relay gave to this node, as it sees it by the path to `endpoint`.
     pub(super) tag: Tag,
 }
 
-/// The relays that this node may use, by their endpoints.
+/// The relays that this node may use, by each endpoint from which their frames may come.
 pub(super) type UsedRelays = HashMap<SocketAddr, UsedRelay>;
 
 /// A relay that this node may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsableRelay {
     /// The mesh address of the relay.
     pub node: NodeAddress,
-    /// Its endpoint, by a direct path.
+    /// Its endpoint, by a direct path. Frames to it are sent there.
     pub endpoint: SocketAddr,
+    /// Its endpoints by the other direct paths. The relay chooses by itself from which of its endpoints it sends.
+    pub others: Vec<SocketAddr>,
     /// The tag that it gave to this node.
     pub tag: u32,
 }
 
 impl UsableRelay {
-    pub(super) fn entry(&self) -> Option<(SocketAddr, UsedRelay)> {
-        let relay = UsedRelay {
+    fn used(&self) -> Option<UsedRelay> {
+        Some(UsedRelay {
             node: self.node,
+            endpoint: self.endpoint,
             tag: Tag::from_bits(self.tag)?,
-        };
-        Some((self.endpoint, relay))
+        })
     }
+}
+
+/// These relays, by their endpoints. One that has a tag of no value is left out.
+pub(super) fn by_endpoint(relays: &[UsableRelay]) -> UsedRelays {
+    let used = relays
+        .iter()
+        .filter_map(|relay| Some((relay, relay.used()?)));
+    let others = used.clone().flat_map(|(relay, used)| {
+        let others = relay.others.iter();
+        others.map(move |endpoint| (*endpoint, used))
+    });
+    // The last entry for an endpoint counts: a relay that claims the endpoint of another one does not take its place.
+    others
+        .chain(used.map(|(relay, used)| (relay.endpoint, used)))
+        .collect()
 }
 
 /// Where datagrams to the node with this address are sent, through a relay that gave this node a tag.
@@ -45,8 +64,8 @@ pub(super) fn through(
     relay: NodeAddress,
     address: NodeAddress,
 ) -> Option<Endpoint> {
-    let mut relays = relays.iter();
-    let (endpoint, used) = relays.find(|(_, used)| used.node == relay)?;
+    let mut relays = relays.values();
+    let used = relays.find(|used| used.node == relay)?;
     let via = Via {
         relay,
         header: Header {
@@ -56,7 +75,7 @@ pub(super) fn through(
     };
     Some(Endpoint {
         via: Some(via),
-        ..Endpoint::from(*endpoint)
+        ..Endpoint::from(used.endpoint)
     })
 }
 
@@ -67,7 +86,8 @@ pub(super) fn followed(relays: &UsedRelays, endpoint: &Endpoint) -> Option<Endpo
     through(relays, via.relay, NodeAddress(via.header.label))
 }
 
-/// Where the sender of a frame is reached: through the relay that the frame came from, if it is one of `relays`.
+/// Where the sender of a frame is reached: through the relay that the frame came from, if it is one of `relays`. An answer goes to
+/// the endpoint for which this node has a tag, even if the frame came from another endpoint of the relay.
 pub(super) fn sender_of(relays: &UsedRelays, header: Header, from: Endpoint) -> Option<Endpoint> {
     let relay = relays.get(&from.address)?;
     let via = Via {
@@ -77,8 +97,67 @@ pub(super) fn sender_of(relays: &UsedRelays, header: Header, from: Endpoint) -> 
             tag: Some(relay.tag),
         },
     };
+    let to = if from.address == relay.endpoint {
+        from
+    } else {
+        Endpoint::from(relay.endpoint)
+    };
     Some(Endpoint {
         via: Some(via),
-        ..from
+        ..to
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(n: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, n], 51820))
+    }
+
+    fn address(n: u8) -> NodeAddress {
+        NodeAddress([10, 210, n, 1].into())
+    }
+
+    fn relay(n: u8, others: &[SocketAddr]) -> UsableRelay {
+        UsableRelay {
+            node: address(n),
+            endpoint: endpoint(n),
+            others: others.to_vec(),
+            tag: u32::from(n),
+        }
+    }
+
+    /// A frame of the member 9.
+    const HEADER: Header = Header {
+        label: std::net::Ipv4Addr::new(10, 210, 9, 1),
+        tag: None,
+    };
+
+    #[test]
+    fn a_frame_is_accepted_from_each_endpoint_of_a_relay_and_answered_to_the_one_for_sending() {
+        let second: SocketAddr = "[2001:db8::1]:51820".parse().expect("a literal");
+        let relays = by_endpoint(&[relay(1, &[second])]);
+        let through = through(&relays, address(1), address(9));
+        assert_eq!(through.map(|to| to.address), Some(endpoint(1)));
+        for from in [endpoint(1), second] {
+            assert_eq!(sender_of(&relays, HEADER, from.into()), through, "{from}");
+        }
+        assert_eq!(sender_of(&relays, HEADER, endpoint(2).into()), None);
+    }
+
+    #[test]
+    fn a_relay_that_claims_the_endpoint_of_another_one_does_not_take_its_place() {
+        let relays = [relay(1, &[endpoint(2)]), relay(2, &[endpoint(1)])];
+        let [first, second] = &relays;
+        for relays in [[first, second], [second, first]] {
+            let relays = by_endpoint(&relays.map(Clone::clone));
+            for n in [1, 2] {
+                let sender = sender_of(&relays, HEADER, endpoint(n).into());
+                let relay = sender.and_then(|sender| sender.via).map(|via| via.relay);
+                assert_eq!(relay, Some(address(n)));
+            }
+        }
+    }
 }

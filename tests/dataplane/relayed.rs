@@ -87,6 +87,7 @@ fn use_relay(tunnel: &Tunnel, own: u8, relay: SocketAddr) {
     steering.set_relays(&[UsableRelay {
         node: address(RELAY),
         endpoint: relay,
+        others: Vec::new(),
         tag,
     }]);
 }

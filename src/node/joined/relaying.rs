@@ -9,8 +9,11 @@ use crate::path::relays::MeasuredRelay;
 use crate::protocol::path_messages::{Message, Paths};
 use crate::tunnel::PathReport;
 
-/// What the echo of a peer says counts for so long: a peer is probed more often.
-const ECHO_WITHIN: Duration = Duration::from_secs(60);
+/// A peer that answered within this time is a relay to name. The path to a peer that is idle is measured every 120 s, so one lost
+/// probe does not change the record.
+const ECHO_WITHIN: Duration = Duration::from_secs(300);
+/// From where a peer saw this node counts for so long after its echo: it is believed for some minutes from then on.
+const SEEN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Measures the relays and asks peers for direct paths, where that is due.
 pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
@@ -35,7 +38,7 @@ pub(super) fn handle_report(
     let mesh = node.replica.ledger().mesh().map(|mesh| mesh.addresses);
     if let Some(path) = primary
         && let (Some(seen), Some(trip)) = (path.seen, path.answered)
-        && now.saturating_duration_since(trip.at) < ECHO_WITHIN
+        && now.saturating_duration_since(trip.at) < SEEN_WITHIN
         && mesh.is_some_and(|mesh| !mesh.contains(seen.ip()))
     {
         node.device.reach.observed.handle_seen(peer, seen, now);
@@ -90,14 +93,14 @@ fn measure(node: &mut JoinedNode, now: Instant) {
     let others = members.filter(|member| member.speaks_paths && member.id != id);
     let measured = others.filter_map(|member| {
         let report = steering.report(&member.wireguard_key.0)?;
-        measured(member.id, &report, now)
+        measured_relay(member.id, &report, now)
     });
     let measured: Vec<MeasuredRelay<PublicKey>> = measured.collect();
     node.dirty.own |= node.device.reach.handle_measured(&measured, now);
 }
 
 /// The peer as a relay, if it offers to relay and its own path is direct.
-fn measured(
+pub(in crate::node) fn measured_relay(
     relay: PublicKey,
     report: &PathReport,
     now: Instant,
@@ -111,4 +114,46 @@ fn measured(
         rtt: path.sample?.took,
         load: path.offer?.load,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::path_messages::RelayOffer;
+    use crate::testbed::records::id;
+    use crate::tunnel::{PathSeen, RoundTrip};
+
+    #[test]
+    fn a_relay_that_is_measured_every_two_minutes_stays_one_when_a_probe_is_lost() {
+        let start = Instant::now();
+        let trip = RoundTrip {
+            at: start,
+            took: Duration::from_millis(5),
+        };
+        let path = Path::Direct(([192, 0, 2, 1], 51820).into());
+        let report = PathReport {
+            is_steered: true,
+            primary: Some(path),
+            paths: vec![PathSeen {
+                path,
+                heard: Some(start),
+                answered: Some(trip),
+                sample: Some(trip),
+                answers: 1,
+                seen: None,
+                offer: Some(RelayOffer { load: 7, tag: 1 }),
+            }],
+            waits_since: None,
+            last_send: None,
+            last_receive: Some(start),
+        };
+        let relay = MeasuredRelay {
+            relay: id(1),
+            rtt: trip.took,
+            load: 7,
+        };
+        let after = |seconds| measured_relay(id(1), &report, start + Duration::from_secs(seconds));
+        assert_eq!([0, 245].map(after), [Some(relay), Some(relay)]);
+        assert_eq!(after(300), None);
+    }
 }

@@ -184,13 +184,20 @@ impl Steered {
             let relay = UsableRelay {
                 node: peer.address,
                 endpoint: seen.path.endpoint()?,
+                others: Vec::new(),
                 tag: seen.offer?.tag,
             };
             // The path in use is preferred, so that paths that are equally good do not take turns.
             let is_primary = Some(seen.path) == report.primary;
             Some(((is_primary, seen.answered.map(|trip| trip.at)), relay))
         });
-        let offer = offer.max_by_key(|(rank, _)| *rank).map(|(_, relay)| relay);
+        let mut offer = offer.max_by_key(|(rank, _)| *rank).map(|(_, relay)| relay);
+        if let Some(offer) = &mut offer {
+            let endpoints = direct().filter_map(|seen| seen.path.endpoint());
+            offer.others = endpoints.filter(|at| *at != offer.endpoint).collect();
+            // The order in the tunnel changes as paths make room for others.
+            offer.others.sort_unstable();
+        }
         if self.offers.get(id) != offer.as_ref() {
             self.has_new_relays = true;
             if self.is_asked(id, now) {
@@ -293,7 +300,7 @@ impl Steered {
     pub(super) fn poll(&mut self, now: Instant) -> Vec<SteerAction> {
         let mut actions = std::mem::take(&mut self.actions);
         if std::mem::take(&mut self.has_new_relays) {
-            let relays = self.offers.values().copied().collect();
+            let relays = self.offers.values().cloned().collect();
             actions.push(SteerAction::Relays(relays));
             self.renew(now);
         }
@@ -420,6 +427,7 @@ mod tests {
         let relay = |n| UsableRelay {
             node: address(n),
             endpoint: endpoint(n),
+            others: Vec::new(),
             tag: u32::from(n),
         };
         let relays = SteerAction::Relays((2..=5).map(relay).collect());
@@ -536,6 +544,34 @@ mod tests {
             let paths = offered(&steered.poll(now), 1);
             assert_eq!(paths.len(), expected, "{paths:?}");
         }
+    }
+
+    #[test]
+    fn frames_of_a_relay_are_accepted_from_all_its_direct_paths() {
+        let now = Instant::now();
+        let mut steered = Steered::default();
+        steered.set([peer(1, &[])].into(), |_| true, now);
+        let mut report = report(1, Some(1), now);
+        let second: SocketAddr = "[2001:db8::1]:51820".parse().expect("a literal");
+        for path in [Path::Direct(second), Path::Relay(address(2))] {
+            report.paths.insert(
+                0,
+                PathSeen {
+                    path,
+                    offer: None,
+                    ..report.paths[0]
+                },
+            );
+        }
+        steered.handle_report(&id(1), &report, now);
+        let relay = UsableRelay {
+            node: address(1),
+            endpoint: endpoint(1),
+            others: vec![second],
+            tag: 1,
+        };
+        let relays = SteerAction::Relays(vec![relay]);
+        assert!(steered.poll(now).contains(&relays));
     }
 
     #[test]

@@ -1,17 +1,19 @@
 //! What this node knows of its own connection to the network.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::peers::{others, seconds};
+use super::peers::{milliseconds, others, seconds};
 use crate::model::address::is_routable;
+use crate::model::{Label, NodeAddress};
 use crate::node::host::Interface;
-use crate::node::joined::JoinedNode;
+use crate::node::joined::{JoinedNode, measured_relay};
 use crate::node::remedies::is_private;
 use crate::path::watch::Reach;
 use crate::protocol::local::{
-    Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping, Netcheck, PortMappingCheck,
-    PortMappingState, SCHEMA, SeenFrom, UdpCheck, UdpState,
+    Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping, Netcheck, PathKind,
+    PortMappingCheck, PortMappingState, RelayCheck, SCHEMA, SeenFrom, UdpCheck, UdpState,
 };
 
 /// Returns what is known of the network around this node.
@@ -48,7 +50,7 @@ pub(in crate::node) fn netcheck(node: &JoinedNode) -> Netcheck {
             proven_seconds_ago: None,
             reason: Some("this version of meshd asks no router for a port".into()),
         },
-        relays: Vec::new(),
+        relays: relays(node, now),
         coordinator: link.url().to_owned(),
         coordinator_connected: link.is_connected(),
     }
@@ -74,6 +76,41 @@ fn udp(node: &JoinedNode, now: Instant) -> UdpCheck {
         heard: heard.len(),
         peers: peers.len(),
         last_heard_seconds_ago: last.map(|at| seconds(now.saturating_duration_since(*at))),
+    }
+}
+
+/// The peers that offer to relay for this node, the nearest first.
+fn relays(node: &JoinedNode, now: Instant) -> Vec<RelayCheck> {
+    if !node.device.reach.uses_relays() {
+        return Vec::new();
+    }
+    let (tunnel, distances) = (&node.device.tunnel, node.paths.distances());
+    let peers = others(node);
+    let used = peers.iter().filter_map(|peer| {
+        let path = tunnel.peer(&peer.wireguard_key.0)?.path?;
+        path.relay()
+    });
+    let used: BTreeSet<NodeAddress> = used.collect();
+    let offered = peers.iter().filter_map(|peer| {
+        let report = tunnel.steering().report(&peer.wireguard_key.0)?;
+        let relay = measured_relay(peer.id, &report, now)?;
+        let round_trip = distances.round_trip(&peer.id).unwrap_or(relay.rtt);
+        let in_use = used.contains(&NodeAddress(peer.block.node_v4()));
+        let check = relay_check(&peer.name, (round_trip, relay.load), in_use);
+        Some((round_trip, check))
+    });
+    let mut offered: Vec<(Duration, RelayCheck)> = offered.collect();
+    offered.sort_by_key(|(round_trip, _)| *round_trip);
+    offered.into_iter().map(|(_, check)| check).collect()
+}
+
+fn relay_check(name: &Label, (round_trip, load): (Duration, u8), in_use: bool) -> RelayCheck {
+    RelayCheck {
+        name: name.clone(),
+        kind: PathKind::Relay,
+        rtt_ms: Some(milliseconds(round_trip)),
+        load: Some(f64::from(load) / 255.0),
+        in_use,
     }
 }
 
@@ -156,6 +193,20 @@ pub(super) fn outer_address(node: &JoinedNode) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_relay_has_its_round_trip_in_milliseconds_and_its_load_as_a_part_of_one() {
+        let name: Label = "web".parse().expect("a label");
+        let check = relay_check(&name, (Duration::from_micros(12_500), 255), true);
+        let expected = RelayCheck {
+            name,
+            kind: PathKind::Relay,
+            rtt_ms: Some(12.5),
+            load: Some(1.0),
+            in_use: true,
+        };
+        assert_eq!(check, expected);
+    }
 
     #[test]
     fn a_node_is_told_what_its_network_and_its_router_have_to_let_pass() {

@@ -1,6 +1,6 @@
 //! The addresses from which others saw this node's packets come.
 //!
-//! Each echo of a peer says so, and each answer of a STUN server. An address counts if two of them agree, because one alone may lie or
+//! Each echo of a peer says so. An address counts if two of them agree, because one alone may lie or
 //! be in the same network. If there is only one, its word counts, but not in a signed record. What a record says must have been agreed
 //! for a minute, and changes at most once a minute, so that no peer and no NAT can make a node sign records without end.
 
@@ -76,7 +76,8 @@ impl<K: Copy + Ord> Observed<K> {
         self.agreed.clear();
     }
 
-    /// Forgets what is too old. Called about every 10 s.
+    /// Forgets what is too old, and notes on which addresses witnesses agree now. Called with each word of a witness and each time
+    /// that the record is brought up to date.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.seen
             .retain(|_, seen| now.saturating_duration_since(seen.at) < SEEN_FOR);

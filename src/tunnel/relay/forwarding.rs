@@ -157,18 +157,16 @@ impl Relay {
             let is_present = endpoints.contains(&path.endpoint);
             path.former_since = (!is_present).then(|| path.former_since.unwrap_or(now));
         }
-        let mut added = Vec::new();
         for endpoint in endpoints.iter().take(MAX_PATHS) {
             if !state.paths.iter().any(|path| path.endpoint == *endpoint) {
                 state.paths.push(MemberPath {
                     endpoint: *endpoint,
                     former_since: None,
                 });
-                added.push(*endpoint);
             }
         }
-        for endpoint in added {
-            self.add_source(endpoint, member, now);
+        for endpoint in endpoints.iter().take(MAX_PATHS) {
+            self.add_source(*endpoint, member, now);
         }
         self.forget(member, now);
     }
@@ -185,7 +183,8 @@ impl Relay {
         }
     }
 
-    /// Forgets former paths that are too old. Called about once a second; frames from such paths are not forwarded in any case.
+    /// Forgets former paths that are too old. Called when the paths of a member have changed; frames from such paths are not
+    /// forwarded in any case.
     pub fn handle_timeout(&mut self, now: Instant) {
         let members = self.members.iter();
         let has_former = |member: &Member| member.paths.iter().any(|p| p.former_since.is_some());
@@ -269,7 +268,12 @@ impl Relay {
         Err(reason)
     }
 
+    /// `member` may send from `endpoint`. It may have been displaced there by members that forged their source.
     fn add_source(&mut self, endpoint: SocketAddr, member: Ipv4Addr, now: Instant) {
+        let sources = self.sources.get(&endpoint);
+        if sources.is_some_and(|sources| sources.iter().any(|source| source.member == member)) {
+            return;
+        }
         let epoch = self.tags.epoch(now);
         let source = Source {
             member,

@@ -234,6 +234,25 @@ fn a_member_that_forges_the_endpoint_of_another_neither_sends_in_its_name_nor_si
 }
 
 #[test]
+fn a_member_that_others_displaced_at_its_endpoint_sends_again_once_its_paths_are_reported() {
+    let mut world = World::new();
+    let header = world.header(1, 2);
+    for n in 3..7 {
+        world
+            .relay
+            .handle_paths(member(n), &[endpoint(1)], world.start);
+    }
+    assert!(world.decide(header, endpoint(1), 1).is_err());
+    for _ in 0..2 {
+        world
+            .relay
+            .handle_paths(member(1), &[endpoint(1)], world.at(2));
+        assert!(world.decide(header, endpoint(1), 2).is_ok());
+    }
+    assert_eq!(world.relay.sizes().2, 4);
+}
+
+#[test]
 fn the_destination_is_another_member_that_was_heard_on_a_path_of_its_own() {
     let mut world = World::new();
     let unknown = Header {
