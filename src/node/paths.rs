@@ -202,7 +202,6 @@ impl Paths {
         if let Some(at) = status.last_receive.filter(|_| !self.steered.contains(&id)) {
             self.tried.handle_followed(id, at);
         }
-        self.steered.handle_session(&id, status.last_handshake, now);
         self.distances.handle_seen(
             id,
             Seen {

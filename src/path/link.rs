@@ -66,8 +66,8 @@ pub struct Link {
     estimate: Estimate,
     /// When the burst in progress began, the number of its next probe, and how many of its probes were answered.
     burst: Option<(Instant, usize, u32)>,
-    /// When a burst ended without an answer, if nothing was answered since.
-    pub died: Option<Instant>,
+    /// Whether nothing was answered since a burst ended without an answer.
+    is_dead: bool,
     losses: Losses,
     /// How many samples in a row were clearly shorter than the round trip of the path in use.
     pub faster: u32,
@@ -126,7 +126,7 @@ impl Link {
             answers: 0,
             estimate: Estimate::default(),
             burst: None,
-            died: None,
+            is_dead: false,
             losses: Losses::default(),
             faster: 0,
         }
@@ -206,7 +206,7 @@ impl Link {
             None => report.answers,
         };
         self.answers = report.answers;
-        if answered > 0 && self.died.take().is_some() {
+        if answered > 0 && std::mem::take(&mut self.is_dead) {
             // The losses belong to a time in which the path did not work at all.
             (self.losses.lost, self.losses.history) = (0, 0);
         }
@@ -268,9 +268,7 @@ impl Link {
                 next += 1;
             }
             self.burst = BURST.get(next).map(|_| (start, next, count));
-            if self.burst.is_none() && count == 0 {
-                self.died = Some(now);
-            }
+            self.is_dead |= self.burst.is_none() && count == 0;
         }
         is_due
     }

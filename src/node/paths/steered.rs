@@ -3,27 +3,21 @@
 //! A relay is a member that offers to relay in its echoes. It leads to a peer if the peer names it in its record, or else it may
 //! lead there. The members that this node hears on direct paths are also those for which this node relays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::model::{NodeAddress, Path, PublicKey};
 use crate::path::Peers;
 use crate::path::link::{Evidence, Link, LinkReport};
 use crate::path::links::Candidate;
-use crate::path::peer::{Action, Report, State};
+use crate::path::peer::{Action, Report};
 use crate::tunnel::{PathReport, UsableRelay};
 
 /// The maximum number of relays by which a peer is looked for.
 const MAX_RELAYS: usize = 3;
 /// A direct path by which a member was heard within this time is one of its paths.
 const HEARD_WITHIN: Duration = Duration::from_secs(180);
-
-/// The least time between two bursts to a relay by which peers do not answer.
-const ASK_INTERVAL: Duration = Duration::from_secs(5);
-
-/// The beginning of a session is computed from its age each time, so that it varies a little.
-const SESSION_JITTER: Duration = Duration::from_secs(2);
 
 /// A peer whose paths are chosen here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,12 +52,6 @@ pub(super) struct Steered {
     peers: BTreeMap<PublicKey, SteeredPeer>,
     offers: BTreeMap<PublicKey, UsableRelay>,
     heard: BTreeMap<PublicKey, Vec<SocketAddr>>,
-    /// When the relays were last asked whether their tags are still valid.
-    asked: BTreeMap<PublicKey, Instant>,
-    /// When the sessions with the relays began.
-    sessions: BTreeMap<PublicKey, SystemTime>,
-    /// The relays that were asked and gave another tag since the last poll.
-    renewed: Vec<NodeAddress>,
     actions: Vec<SteerAction>,
     /// Whether the relays have changed since the last poll.
     has_new_relays: bool,
@@ -78,9 +66,6 @@ impl Steered {
             peers: BTreeMap::new(),
             offers: BTreeMap::new(),
             heard: BTreeMap::new(),
-            asked: BTreeMap::new(),
-            sessions: BTreeMap::new(),
-            renewed: Vec::new(),
             actions: Vec::new(),
             has_new_relays: false,
         }
@@ -102,8 +87,6 @@ impl Steered {
                 self.actions.push(SteerAction::Release(id));
             }
             self.has_new_relays |= self.offers.remove(&id).is_some();
-            self.asked.remove(&id);
-            self.sessions.remove(&id);
             if self.heard.remove(&id).is_some() {
                 let gone = SteerAction::RelayFor(peer.address, Vec::new());
                 self.actions.push(gone);
@@ -200,9 +183,6 @@ impl Steered {
         }
         if self.offers.get(id) != offer.as_ref() {
             self.has_new_relays = true;
-            if self.is_asked(id, now) {
-                self.renewed.push(peer.address);
-            }
             match offer {
                 Some(offer) => self.offers.insert(*id, offer),
                 None => self.offers.remove(id),
@@ -219,83 +199,6 @@ impl Steered {
         self.paths.handle_report(id, &report_of(report), now);
     }
 
-    /// When the session with a peer began. A relay that was started again has forgotten this node, and gives it another tag.
-    pub(super) fn handle_session(
-        &mut self,
-        id: &PublicKey,
-        began: Option<SystemTime>,
-        now: Instant,
-    ) {
-        let (Some(began), Some(relay)) = (began, self.offers.get(id)) else {
-            return;
-        };
-        let relay = relay.node;
-        let before = self.sessions.insert(*id, began);
-        let leads = |link: &Link| link.path.relay() == Some(relay) && link.last().is_some();
-        let mut peers = self.peers.keys().filter_map(|id| self.paths.get(id));
-        let is_later = |before: SystemTime| {
-            let since = began.duration_since(before);
-            since.is_ok_and(|since| since >= SESSION_JITTER)
-        };
-        if before.is_some_and(is_later) && peers.any(|peer| peer.links().all().iter().any(leads)) {
-            self.ask(*id, now);
-        }
-    }
-
-    fn is_asked(&self, relay: &PublicKey, now: Instant) -> bool {
-        let asked = self.asked.get(relay);
-        asked.is_some_and(|at| now.saturating_duration_since(*at) < ASK_INTERVAL)
-    }
-
-    /// Sends probes to a relay by its direct paths. Their echoes carry the tag.
-    fn ask(&mut self, relay: PublicKey, now: Instant) {
-        let links = self.paths.get(&relay).map(|peer| peer.links().all());
-        let links = links.into_iter().flatten();
-        let direct = links.filter(|link| link.path.relay().is_none() && link.last().is_some());
-        let direct: Vec<Path> = direct.map(|link| link.path).collect();
-        self.asked.insert(relay, now);
-        self.paths.handle_consent(&relay, &direct, now);
-    }
-
-    /// Asks the relays by which these peers do not answer.
-    fn ask_doubtful(&mut self, peers: &[PublicKey], now: Instant) {
-        let peers = peers.iter().filter_map(|id| self.paths.get(id));
-        let doubtful = peers.flat_map(|peer| {
-            let links = peer.links().all().iter();
-            links.filter(move |link| match peer.state() {
-                State::Suspect { .. } if peer.primary() == Some(link.path) => true,
-                State::Lost { .. } => true,
-                _ => link.died == Some(now),
-            })
-        });
-        let doubtful: BTreeSet<NodeAddress> =
-            doubtful.filter_map(|link| link.path.relay()).collect();
-        let relays = self.offers.iter();
-        let relays =
-            relays.filter(|(id, relay)| doubtful.contains(&relay.node) && !self.is_asked(id, now));
-        let relays: Vec<PublicKey> = relays.map(|(id, _)| *id).collect();
-        for relay in relays {
-            self.ask(relay, now);
-        }
-    }
-
-    /// Tries the peers again that did not answer by these relays, which gave another tag.
-    fn try_renewed(&mut self, relays: &[NodeAddress], now: Instant) {
-        for id in self.peers.keys() {
-            let Some(peer) = self.paths.get(id) else {
-                continue;
-            };
-            let paths = peer.links().all().iter().map(|link| link.path);
-            let is_renewed = |path: &Path| path.relay().is_some_and(|of| relays.contains(&of));
-            let paths: Vec<Path> = paths.filter(is_renewed).collect();
-            match peer.state() {
-                State::Lost { .. } if !paths.is_empty() => self.paths.handle_peer_moved(id, now),
-                State::Suspect { .. } => self.paths.handle_consent(id, &paths, now),
-                _ => {}
-            }
-        }
-    }
-
     /// What is to be done now.
     pub(super) fn poll(&mut self, now: Instant) -> Vec<SteerAction> {
         let mut actions = std::mem::take(&mut self.actions);
@@ -304,14 +207,8 @@ impl Steered {
             actions.push(SteerAction::Relays(relays));
             self.renew(now);
         }
-        let renewed = std::mem::take(&mut self.renewed);
-        if !renewed.is_empty() {
-            self.try_renewed(&renewed, now);
-        }
-        let due = self.paths.due(now);
         let steered = self.paths.poll(now).into_iter();
         actions.extend(steered.map(|(id, action)| SteerAction::Steer(id, action)));
-        self.ask_doubtful(&due, now);
         actions
     }
 
@@ -343,8 +240,6 @@ fn report_of(report: &PathReport) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::path::link::BURST;
-    use crate::path::peer::PeerPaths;
     use crate::protocol::path_messages::RelayOffer;
     use crate::tunnel::{PathSeen, RoundTrip};
 
@@ -447,91 +342,6 @@ mod tests {
         assert!(actions.contains(&SteerAction::Relays(Vec::new())));
         let gone = SteerAction::RelayFor(address(2), Vec::new());
         assert!(actions.contains(&gone), "{actions:?}");
-    }
-
-    /// A node that reaches the first peer through the relay, which is the second one, and the time of the last poll.
-    fn relayed() -> (Steered, Instant) {
-        let now = Instant::now();
-        let mut steered = Steered::new(true);
-        steered.set([peer(1, &[2]), peer(2, &[])].into(), |_| true, now);
-        steered.handle_report(&id(2), &report(2, Some(7), now), now);
-        let _ = steered.poll(now);
-        steered.handle_report(&id(1), &through_relay(now, None), now);
-        let later = now + Duration::from_secs(3);
-        for ms in 0..3000 {
-            let _ = steered.poll(now + Duration::from_millis(ms));
-        }
-        assert_eq!(
-            steered.paths.get(&id(1)).map(PeerPaths::state),
-            Some(State::Open)
-        );
-        (steered, later)
-    }
-
-    /// The first peer is heard through the relay at `heard`, and packets are sent since `waits`.
-    fn through_relay(heard: Instant, waits: Option<Instant>) -> PathReport {
-        let mut report = report(1, None, heard);
-        for seen in &mut report.paths {
-            seen.path = Path::Relay(address(2));
-        }
-        report.primary = Some(Path::Relay(address(2)));
-        (report.waits_since, report.last_send) = (waits, waits);
-        report
-    }
-
-    /// The number of probes to the relay in the second from then on, and when it ends. Nothing answers.
-    fn probes(steered: &mut Steered, from: Instant) -> (usize, Instant) {
-        let ask = SteerAction::Steer(id(2), Action::Probe(Path::Direct(endpoint(2))));
-        let times = (0..1000).map(|ms| from + Duration::from_millis(ms));
-        let count = times.map(|now| steered.poll(now).iter().filter(|of| **of == ask).count());
-        (count.sum(), from + Duration::from_secs(1))
-    }
-
-    #[test]
-    fn a_relay_is_asked_for_its_tag_when_a_peer_does_not_answer_by_it_and_the_peer_is_tried_again()
-    {
-        let (mut steered, now) = relayed();
-        let heard = now - Duration::from_secs(3);
-        let (count, now) = probes(&mut steered, now);
-        assert_eq!(count, 0, "nothing is sent");
-        steered.handle_report(&id(1), &through_relay(heard, Some(heard)), now);
-        let (count, mut now) = probes(&mut steered, now);
-        assert_eq!(count, BURST.len());
-        let mut bursts = 0;
-        let lost = |steered: &Steered| match steered.paths.get(&id(1)).map(PeerPaths::state) {
-            Some(State::Lost { again, tries }) => Some((again, tries)),
-            _ => None,
-        };
-        for _ in 0..60 {
-            steered.handle_report(&id(1), &through_relay(heard, Some(heard)), now);
-            let count;
-            (count, now) = probes(&mut steered, now);
-            bursts += count.div_ceil(BURST.len());
-        }
-        assert!((3..=12).contains(&bursts), "{bursts}");
-        let (again, _) = lost(&steered).expect("the peer is lost");
-        assert!(again > now);
-        // The pause is over, so the relay is asked, and gives another tag.
-        let _ = probes(&mut steered, again);
-        steered.handle_report(&id(2), &report(2, Some(8), again), again);
-        let actions = steered.poll(again);
-        let open = SteerAction::Steer(id(1), Action::Open);
-        assert!(actions.contains(&open), "{actions:?}");
-    }
-
-    #[test]
-    fn a_relay_is_asked_for_its_tag_when_a_new_session_with_it_begins() {
-        let (mut steered, now) = relayed();
-        let began = SystemTime::UNIX_EPOCH;
-        steered.handle_session(&id(2), Some(began), now);
-        let jitter = Duration::from_millis(3);
-        steered.handle_session(&id(2), Some(began + jitter), now);
-        steered.handle_session(&id(1), Some(began), now);
-        let (count, now) = probes(&mut steered, now);
-        assert_eq!(count, 0);
-        steered.handle_session(&id(2), Some(began + Duration::from_secs(9)), now);
-        let (count, _) = probes(&mut steered, now);
-        assert_eq!(count, BURST.len());
     }
 
     #[test]

@@ -299,8 +299,8 @@ fn former_paths_make_room_for_offered_ones_unless_they_are_in_use_or_heard_latel
     }
     let later = now + KEPT_FOR;
     // The primary path is the last one of the table, and so it moves up.
-    table.use_path(&path(1, 12), None, now);
     table.handle_received(at(1, 5), later);
+    table.use_path(&path(1, 12), None, later);
     table.use_path(&path(1, 9), Some(ms(10)), later);
     let ports = |table: &PathTable| {
         let entries = table.entries().iter();
@@ -316,7 +316,7 @@ fn former_paths_make_room_for_offered_ones_unless_they_are_in_use_or_heard_latel
     assert_eq!(table.primary(), Some(path(1, 9)));
     // All others were heard lately: the oldest ones make room for those that are offered, and none of these for another.
     for port in 20..40 {
-        table.handle_received(at(1, port), later + ms(1));
+        table.handle_received(at(4, port), later + ms(1));
     }
     let offers: Vec<Endpoint> = (1..=10).map(|n| at(3, n)).collect();
     table.offer(&offers, &offers, later + ms(2));
