@@ -176,7 +176,9 @@ mod tests {
         let peer = peer(2, 1, 7, "10.210.2.1/32");
         let mut state = peer.lock();
         state.paths.set_choice(Choice::Steered);
-        state.paths.offer(&[relayed(), direct(1), direct(2)], &[]);
+        state
+            .paths
+            .offer(&[relayed(), direct(1), direct(2)], &[], now);
         state.paths.use_path(&relayed().path(), None, now);
         for (from, at) in [(relayed(), now), (direct(1), now), (direct(3), later)] {
             state.paths.handle_received(from, at);

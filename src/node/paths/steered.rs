@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn frames_of_a_relay_are_accepted_from_all_its_direct_paths() {
         let now = Instant::now();
-        let mut steered = Steered::default();
+        let mut steered = Steered::new(true);
         steered.set([peer(1, &[])].into(), |_| true, now);
         let mut report = report(1, Some(1), now);
         let second: SocketAddr = "[2001:db8::1]:51820".parse().expect("a literal");
