@@ -103,6 +103,12 @@ impl Reports {
     }
 }
 
+/// The index of a path.
+fn position(entries: &[Entry], path: &Path) -> Option<usize> {
+    let mut entries = entries.iter();
+    entries.position(|entry| entry.endpoint.path() == *path)
+}
+
 impl PathTable {
     /// A table with the path to `endpoint`, whose primary path follows the peer.
     pub(super) fn new(endpoint: Option<Endpoint>) -> Self {
@@ -161,7 +167,7 @@ impl PathTable {
 
     /// Where datagrams by `path` are sent.
     pub(super) fn endpoint_of(&self, path: &Path) -> Option<Endpoint> {
-        let at = self.position(path)?;
+        let at = position(&self.entries, path)?;
         Some(self.entries.get(at)?.endpoint)
     }
 
@@ -187,14 +193,9 @@ impl PathTable {
         }
     }
 
-    fn position(&self, path: &Path) -> Option<usize> {
-        let mut entries = self.entries.iter();
-        entries.position(|entry| entry.endpoint.path() == *path)
-    }
-
     /// The index of the path to `endpoint`, which is added if it is not known. The path that is least useful makes room.
     fn admit(&mut self, endpoint: Endpoint) -> usize {
-        if let Some(known) = self.position(&endpoint.path()) {
+        if let Some(known) = position(&self.entries, &endpoint.path()) {
             return known;
         }
         if self.entries.len() < MAX_PATHS {
@@ -250,7 +251,9 @@ impl PathTable {
         }
         for endpoint in opens {
             let path = endpoint.path();
-            if let Some(entry) = self.position(&path).and_then(|at| self.entries.get_mut(at)) {
+            if let Some(entry) =
+                position(&self.entries, &path).and_then(|at| self.entries.get_mut(at))
+            {
                 entry.opens = true;
             }
         }
@@ -263,7 +266,9 @@ impl PathTable {
             silent.is_none_or(|silent| silent >= KEPT_FOR)
         };
         loop {
-            let known = offered.iter().filter(|path| self.position(path).is_some());
+            let known = offered
+                .iter()
+                .filter(|path| position(&self.entries, path).is_some());
             let new = offered.len() - known.count();
             let is_crowded = self.entries.len() + new > MAX_PATHS;
             let next = self.next.map(|next| next.to);
@@ -274,22 +279,18 @@ impl PathTable {
             let least = others.min_by_key(|(_, entry)| entry.heard);
             let least = least.filter(|(_, entry)| is_crowded || is_old(entry));
             let Some((at, _)) = least else { return };
-            self.remove(at);
-        }
-    }
-
-    /// Removes a path that is neither the primary nor the next one. Those behind it move up.
-    fn remove(&mut self, at: usize) {
-        self.entries.remove(at);
-        self.primary -= usize::from(self.primary > at);
-        if let Some(next) = &mut self.next {
-            next.to -= usize::from(next.to > at);
+            // Those behind it move up.
+            self.entries.remove(at);
+            self.primary -= usize::from(self.primary > at);
+            if let Some(next) = &mut self.next {
+                next.to -= usize::from(next.to > at);
+            }
         }
     }
 
     /// Makes `path` the primary one: at once, or at the first gap of this length between packets. Returns whether it is known.
     pub(super) fn use_path(&mut self, path: &Path, gap: Option<Duration>, now: Instant) -> bool {
-        let Some(to) = self.position(path) else {
+        let Some(to) = position(&self.entries, path) else {
             return false;
         };
         match gap {
@@ -409,7 +410,7 @@ impl PathTable {
     #[cold]
     fn handle_other(&mut self, from: Endpoint, now: Instant) -> Received {
         let path = from.path();
-        let is_known = self.position(&path).is_some();
+        let is_known = position(&self.entries, &path).is_some();
         let before = self.entries.get(self.primary).map(|entry| {
             let silent = entry.heard.map(|at| now.saturating_duration_since(at));
             (entry.endpoint.path(), silent)
