@@ -1,7 +1,9 @@
 //! The paths to one peer as a state machine: which path packets are sent by, and what is probed to know it.
 //!
-//!     Cold --a packet is sent or a probe is due--> Opening --the peer is heard--> Open --silence--> Suspect --another path answers--> Open
-//!                                                     ^------------- nothing answers: Lost, with retries that become rarer -------------'
+//! ```text
+//! Cold --a packet is sent or a probe is due--> Opening --the peer is heard--> Open --silence--> Suspect --another path answers--> Open
+//!                                                 ^------------- nothing answers: Lost, with retries that become rarer -------------'
+//! ```
 //!
 //! The data plane reports what it knows of the paths ([`Report`]), and this returns what the data plane is to do ([`Action`]).
 //! A path is used only when a probe by it was answered, but for the first one: the data plane adopts the first path
