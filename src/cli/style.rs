@@ -52,7 +52,7 @@ impl Output {
         }
     }
 
-    /// The lines of `text`, each after `indent`, broken between words where the terminal ends.
+    /// The lines of `text`, each after `indent`, broken between words where the terminal ends. The text may have colours.
     pub(super) fn wrap(self, indent: &str, text: &str) -> Vec<String> {
         let room = self.width.map_or(usize::MAX, |width| {
             width.saturating_sub(indent.len()).max(20)
@@ -60,7 +60,7 @@ impl Output {
         let mut lines: Vec<String> = Vec::new();
         let mut line = String::new();
         for word in text.split(' ') {
-            if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > room {
+            if !line.is_empty() && columns(&line) + 1 + columns(word) > room {
                 lines.push(format!("{indent}{line}"));
                 line.clear();
             }
@@ -72,6 +72,12 @@ impl Output {
         lines.push(format!("{indent}{line}"));
         lines
     }
+}
+
+/// The columns that a text takes on a terminal: escape sequences take none.
+fn columns(text: &str) -> usize {
+    let plain = anstream::adapter::strip_str(text);
+    plain.map(|part| part.chars().count()).sum()
 }
 
 #[cfg(test)]
@@ -90,6 +96,12 @@ mod tests {
             ["  open UDP port 51820 of this", "  host in both directions"]
         );
         assert_eq!(Output::PLAIN.wrap("", text), [text]);
+        let painted = format!("{BAD}not ready{BAD:#}: none of the peers was reached");
+        let lines = [
+            format!("{BAD}not ready{BAD:#}: none of the peers"),
+            "was reached".into(),
+        ];
+        assert_eq!(narrow.wrap("", &painted), lines);
     }
 
     #[test]

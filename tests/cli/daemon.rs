@@ -15,6 +15,11 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Gives `answers`, status and body, one per request, then stops listening.
     pub(crate) fn answering(answers: Vec<(u16, String)>) -> Self {
+        Self::answering_after(Duration::ZERO, answers)
+    }
+
+    /// Gives each answer so long after the request.
+    pub(crate) fn answering_after(pause: Duration, answers: Vec<(u16, String)>) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let listener = UnixListener::bind(directory.path().join("s")).expect("a free path");
         listener.set_nonblocking(true).expect("a socket");
@@ -22,7 +27,7 @@ impl Daemon {
             let mut asked = Vec::new();
             for (status, body) in answers {
                 match accept(&listener) {
-                    Some(stream) => asked.push(answer(stream, status, &body)),
+                    Some(stream) => asked.push(answer(stream, pause, status, &body)),
                     None => break,
                 }
             }
@@ -59,7 +64,7 @@ fn socket_in(directory: &Path) -> PathBuf {
     directory.join("s")
 }
 
-fn answer(stream: UnixStream, status: u16, body: &str) -> String {
+fn answer(stream: UnixStream, pause: Duration, status: u16, body: &str) -> String {
     let mut reader = BufReader::new(stream);
     let mut first = String::new();
     reader.read_line(&mut first).expect("a request line");
@@ -81,6 +86,7 @@ fn answer(stream: UnixStream, status: u16, body: &str) -> String {
         "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         body.len()
     );
+    std::thread::sleep(pause);
     let stream = reader.get_mut();
     // meshctl may hang up early; what it made of that is what the test looks at.
     let _ = stream.write_all(head.as_bytes());

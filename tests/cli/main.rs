@@ -7,5 +7,6 @@ mod failures;
 mod node_commands;
 mod program;
 mod rollout;
+mod terminal;
 mod values;
 mod wrong_uses;

@@ -20,7 +20,7 @@ const HEADINGS: [&str; 10] = [
 
 /// The lines of a status.
 pub(super) fn lines(status: &Status, output: Output) -> Vec<String> {
-    let mut lines = vec![verdict(status, output)];
+    let mut lines = output.wrap("", &verdict(status, output));
     lines.extend(problems(status, output));
     if let Some(node) = &status.node {
         lines.push(String::new());
@@ -70,7 +70,7 @@ fn problems(status: &Status, output: Output) -> Vec<String> {
     for problem in &status.problems {
         lines.push(String::new());
         let title = output.paint(WARNING, "problem");
-        lines.push(format!("{title}: {}", problem.what));
+        lines.extend(output.wrap("", &format!("{title}: {}", problem.what)));
         lines.extend(output.wrap("  ", &format!("why: {}", problem.why)));
         lines.extend(output.wrap("  ", &format!("fix: {}", problem.fix)));
     }
