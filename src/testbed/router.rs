@@ -12,9 +12,11 @@ mod rules;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use super::docker::DockerHost;
 use super::host::{Host, Namespace};
 use super::{TestbedError, link};
 
@@ -138,7 +140,19 @@ impl Router {
     /// # Errors
     /// The kernel or a program returns an error.
     pub fn host(&self, name: &str) -> Result<Host, TestbedError> {
-        let namespace = Namespace::new(name)?;
+        self.connect(name, Namespace::new(name)?)
+    }
+
+    /// Creates a host with a container engine in the router's network. `shared` are directories that the host shares with
+    /// this machine.
+    ///
+    /// # Errors
+    /// As [`Router::host`], or the engine does not start.
+    pub fn docker_host(&self, name: &str, shared: &[PathBuf]) -> Result<DockerHost, TestbedError> {
+        DockerHost::start(self.connect(name, Namespace::with_root(name, shared)?)?)
+    }
+
+    fn connect(&self, name: &str, namespace: Namespace) -> Result<Host, TestbedError> {
         let number = self.next_host.fetch_add(1, Ordering::Relaxed);
         let (port, pid) = (format!("h{number}"), namespace.pid());
         let v4 = Ipv4Addr::new(192, 168, 1, number);

@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use meshd::protocol::local::{InstanceRow, ServiceList, Status};
+use meshd::protocol::local::{InstanceRow, PeerState, ServiceList, Status};
 use meshd::records::kinds::Health;
-use meshd::testbed::{DockerHost, Host, Image, Running, World};
+use meshd::testbed::{DockerHost, Host, Image, Nat, Router, Running, World};
 
 /// How long anything that is waited for may take: only a hang takes that long.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -27,6 +27,10 @@ pub(crate) struct Hosts {
     pub(crate) nodes: Vec<DockerHost>,
     /// The coordinator's host, and in the tests of guards the neighbour on the network below.
     pub(crate) outside: Host,
+    /// The daemon of the coordinator's host, where it is a member.
+    outside_daemon: Option<Running>,
+    /// The routers before the nodes, if there are any.
+    _routers: Vec<Router>,
     _world: World,
     logs: tempfile::TempDir,
     echo: PathBuf,
@@ -43,27 +47,53 @@ impl Hosts {
         Some(hosts)
     }
 
-    /// Waits until all nodes reach each other.
+    /// A host behind a router of each kind, in one mesh with the coordinator's host, which has a public address.
+    pub(crate) fn joined_behind(kinds: &[Nat]) -> Option<Self> {
+        let mut hosts = Self::start_behind(kinds.len(), kinds)?;
+        hosts.join_outside();
+        for n in 0..kinds.len() {
+            hosts.join(n);
+        }
+        hosts.wait_until("all nodes reach each other", || {
+            (0..kinds.len()).all(|n| {
+                let peers = hosts.status(n).peers;
+                let reached = [PeerState::Direct, PeerState::Relay, PeerState::Stream];
+                peers.len() == kinds.len() && peers.iter().all(|p| reached.contains(&p.state))
+            })
+        });
+        Some(hosts)
+    }
+
+    /// Waits until all nodes reach each other directly.
     pub(crate) fn wait_for_peers(&self) {
         let count = self.nodes.len();
         self.wait_until("all nodes reach each other", || {
             (0..count).all(|n| {
                 let peers = self.status(n).peers;
-                peers.len() == count - 1
-                    && peers
-                        .iter()
-                        .all(|p| p.state == meshd::protocol::local::PeerState::Direct)
+                peers.len() == count - 1 && peers.iter().all(|p| p.state == PeerState::Direct)
             })
         });
     }
 
     /// `count` hosts in no mesh yet.
     pub(crate) fn start(count: usize) -> Option<Self> {
+        Self::start_behind(count, &[])
+    }
+
+    /// `count` hosts in no mesh yet. The first ones are behind routers of these kinds, each behind its own.
+    fn start_behind(count: usize, kinds: &[Nat]) -> Option<Self> {
         if let Err(why) = DockerHost::is_possible() {
             meshd::testbed::skip_test(&why);
             return None;
         }
-        let world = World::new().expect("root may make namespaces");
+        let world = if kinds.is_empty() {
+            World::new()
+        } else {
+            World::routed()
+        };
+        let world = world.expect("root may make namespaces");
+        let routers = kinds.iter().map(|kind| world.router(*kind));
+        let routers: Vec<Router> = routers.collect::<Result<_, _>>().expect("routers");
         let logs = tempfile::tempdir().expect("a temporary directory");
         let programs = Path::new(env!("CARGO_BIN_EXE_meshd"))
             .parent()
@@ -76,9 +106,12 @@ impl Hosts {
         let image = Image::pack(&logs.path().join("box.tar"), &[&echo]).expect("an image");
         let nodes: Vec<_> = (1..=count)
             .map(|n| {
-                let host = world
-                    .docker_host(&format!("n{n}"), &[programs.to_owned()])
-                    .expect("an engine that starts");
+                let (name, shared) = (format!("n{n}"), [programs.to_owned()]);
+                let host = match routers.get(n - 1) {
+                    Some(router) => router.docker_host(&name, &shared),
+                    None => world.docker_host(&name, &shared),
+                };
+                let host = host.expect("an engine that starts");
                 host.import(&image, IMAGE).expect("an image");
                 std::fs::write(host.host().path(CONFIG_FILE), CONFIG).expect("its own file system");
                 host
@@ -102,6 +135,8 @@ impl Hosts {
             daemons: (0..count).map(|_| None).collect(),
             nodes,
             outside,
+            outside_daemon: None,
+            _routers: routers,
             _world: world,
             logs,
             echo,
@@ -124,6 +159,21 @@ impl Hosts {
         let token = self.meshctl(&self.outside, &["token", "create"]);
         self.start_daemon(n);
         self.meshctl(self.nodes[n].host(), &["join", token.trim()]);
+    }
+
+    /// Joins the coordinator's host to the mesh.
+    fn join_outside(&mut self) {
+        let mut command = self.outside.command(env!("CARGO_BIN_EXE_meshd"));
+        let command = command.as_mut().expect("a host");
+        command.args(["--state-dir", "/run/state", "--socket", SOCKET]);
+        let log = self.logs.path().join("outside");
+        self.outside_daemon = Some(self.outside.start(command, &log).expect("a program"));
+        let socket = self.outside.path(SOCKET);
+        self.wait_until("meshd answers", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+        let token = self.meshctl(&self.outside, &["token", "create"]);
+        self.meshctl(&self.outside, &["join", token.trim()]);
     }
 
     /// Starts meshd on node `n`.

@@ -17,3 +17,4 @@ mod presence;
 mod projects;
 mod promptness;
 mod rolling;
+mod routers;
