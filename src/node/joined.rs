@@ -163,8 +163,8 @@ impl JoinedNode {
                 }
             }
             NodeEvent::Paths => probing::handle_news(self, Instant::now()),
-            NodeEvent::Leased(block) => {
-                if let Some(block) = self.replica.handle_leased(block) {
+            NodeEvent::Leased(answer) => {
+                if let Some(block) = self.replica.handle_leased(answer) {
                     self.change(ChangeRequest::Block(block));
                 }
             }
