@@ -32,7 +32,7 @@ pub struct Candidate {
 #[derive(Debug, Default)]
 pub struct Links {
     /// The path by which packets are sent.
-    pub(super) primary: Option<Path>,
+    primary: Option<Path>,
     links: Vec<Link>,
     candidates: Vec<Candidate>,
     /// The place in the candidates from which those are taken that are probed.
@@ -44,6 +44,18 @@ impl Links {
     #[must_use]
     pub fn all(&self) -> &[Link] {
         &self.links
+    }
+
+    /// The path by which packets are sent.
+    #[must_use]
+    pub fn primary(&self) -> Option<Path> {
+        self.primary
+    }
+
+    /// The round trip by the path in use, or zero if it was not measured.
+    pub(super) fn trip_in_use(&self) -> Duration {
+        let srtt = self.in_use().and_then(Link::srtt);
+        srtt.unwrap_or_default()
     }
 
     /// The path with this address.

@@ -77,9 +77,10 @@ pub enum Action {
 }
 
 /// The state of a peer's paths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum State {
     /// Nothing was sent to the peer yet.
+    #[default]
     Cold,
     /// Initiations are sent by all paths that may work.
     Opening {
@@ -111,6 +112,35 @@ pub enum State {
 }
 
 impl State {
+    /// The path in use is suspect from now on.
+    fn suspect(now: Instant) -> Self {
+        Self::Suspect {
+            since: now,
+            probes: 0,
+            next: now,
+            is_wide: false,
+            is_over: false,
+        }
+    }
+
+    /// The state after an attempt that was in vain; there were `tries` before.
+    fn lost(tries: u32, now: Instant) -> Self {
+        Self::Lost {
+            again: now + retry_pause(tries),
+            tries: tries.saturating_add(1),
+        }
+    }
+
+    /// When a path that is suspect, with this round trip, has failed, unless it answers before. Each probe that could not be sent
+    /// makes it later.
+    fn fails_at(self, srtt: Duration) -> Option<Instant> {
+        let Self::Suspect { probes, next, .. } = self else {
+            return None;
+        };
+        let patience = (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt * 3);
+        Some(next + patience.saturating_sub(SUSPECT_INTERVAL * probes))
+    }
+
     /// The state after the probes that were due were sent. `is_sent` says whether one left by the path in use: otherwise that path
     /// had no chance to answer, and is asked again.
     fn after_probes(self, is_sent: bool, now: Instant) -> Self {
@@ -134,7 +164,7 @@ impl State {
 }
 
 /// The paths to one peer. It reads no clock: each call passes the time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PeerPaths {
     state: State,
     links: Links,
@@ -158,32 +188,10 @@ pub fn retry_pause(tries: u32) -> Duration {
 }
 
 impl PeerPaths {
-    /// A peer of which nothing is known.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            state: State::Cold,
-            links: Links::default(),
-            sent: None,
-            standby_at: None,
-            upgrade: None,
-            upgrades: 0,
-            chosen: None,
-            watched: None,
-            actions: Vec::new(),
-        }
-    }
-
     /// The state.
     #[must_use]
     pub fn state(&self) -> State {
         self.state
-    }
-
-    /// The path by which packets are sent.
-    #[must_use]
-    pub fn primary(&self) -> Option<Path> {
-        self.links.primary
     }
 
     /// What is known of each path.
@@ -197,7 +205,7 @@ impl PeerPaths {
         let Some(new) = self.links.set_candidates(candidates, now) else {
             return;
         };
-        self.offer();
+        self.actions.push(offer(&self.links));
         if new.is_empty() {
             return;
         }
@@ -218,12 +226,6 @@ impl PeerPaths {
         }
     }
 
-    /// Tells the data plane which paths there are.
-    fn offer(&mut self) {
-        let (all, opens) = self.links.offers();
-        self.actions.push(Action::Offer(all, opens));
-    }
-
     /// A packet is sent to the peer, or it is to be reached for another reason.
     pub fn handle_wanted(&mut self, now: Instant) {
         if self.state == State::Cold {
@@ -234,7 +236,7 @@ impl PeerPaths {
 
     /// A probe was sent by the path in use, for another reason than this machine has.
     pub fn handle_probed(&mut self, now: Instant) {
-        let primary = self.links.primary;
+        let primary = self.links.primary();
         if let Some(link) = primary.and_then(|path| self.links.of_mut(path)) {
             link.handle_probed(now);
         }
@@ -268,7 +270,7 @@ impl PeerPaths {
     pub fn handle_consent(&mut self, paths: &[Path], now: Instant) {
         for path in paths.iter().take(MAX_CANDIDATES) {
             if self.links.add_observed(*path, now) {
-                self.offer();
+                self.actions.push(offer(&self.links));
             }
             if let Some(link) = self.links.of_mut(*path) {
                 link.begin_burst(now);
@@ -295,7 +297,7 @@ impl PeerPaths {
         if !report.is_offered && !matches!(self.state, State::Cold | State::Opening { .. }) {
             // The data plane does not know the peer any more, or knows it anew.
             self.state = State::Cold;
-            self.offer();
+            self.actions.push(offer(&self.links));
             self.handle_wanted(now);
         }
     }
@@ -322,16 +324,10 @@ impl PeerPaths {
             State::Open => {
                 let patience = self
                     .watched
-                    .map_or(self.patience(), |(patience, ..)| patience);
+                    .map_or(patience(&self.links), |(patience, ..)| patience);
                 let due = report.waits_since.map(|since| since + patience);
                 if due.is_some_and(|due| due <= now) {
-                    self.state = State::Suspect {
-                        since: now,
-                        probes: 0,
-                        next: now,
-                        is_wide: false,
-                        is_over: false,
-                    };
+                    self.state = State::suspect(now);
                 }
             }
             State::Suspect { since, .. } => {
@@ -342,12 +338,6 @@ impl PeerPaths {
             }
         }
         self.choose(now);
-    }
-
-    /// How long the path in use may be silent while packets are sent.
-    fn patience(&self) -> Duration {
-        let srtt = self.links.in_use().and_then(Link::srtt);
-        LEAST_PATIENCE.max(srtt.unwrap_or_default() * 4)
     }
 
     /// The path in use works from now on.
@@ -374,7 +364,7 @@ impl PeerPaths {
 
     /// The path in use has failed, and this one takes over.
     fn replace(&mut self, path: Path, now: Instant) {
-        let primary = self.links.primary;
+        let primary = self.links.primary();
         if let Some(failed) = primary.and_then(|path| self.links.of_mut(path)) {
             failed.failed = Some(now);
         }
@@ -411,7 +401,7 @@ impl PeerPaths {
             State::Cold => {}
             State::Opening { since } => {
                 if now.saturating_duration_since(since) >= LOST_AFTER {
-                    self.state = lost(0, now);
+                    self.state = State::lost(0, now);
                 }
             }
             State::Open => self.poll_open(&mut probes, now),
@@ -432,7 +422,7 @@ impl PeerPaths {
             }
             self.actions.push(Action::Probe(*path));
         }
-        let primary = self.links.primary;
+        let primary = self.links.primary();
         let is_sent = primary.is_none_or(|path| probes.contains(&path));
         self.state = self.state.after_probes(is_sent, now);
         self.watch(now);
@@ -446,7 +436,7 @@ impl PeerPaths {
                 // The next packet is reported, and lets it go on.
                 self.standby_at = None;
             } else if let Some(standby) = self.links.standby(now) {
-                probes.extend(self.links.primary);
+                probes.extend(self.links.primary());
                 probes.push(standby);
             }
         }
@@ -454,15 +444,15 @@ impl PeerPaths {
             self.upgrades = self.upgrades.saturating_add(1);
             self.upgrade = Some(now + retry_pause(self.upgrades));
             if self.links.turn_candidates(now) {
-                self.offer();
+                self.actions.push(offer(&self.links));
             }
             self.links.probe(|link| link.path.relay().is_none(), now);
         }
     }
 
     fn poll_suspect(&mut self, probes: &mut Vec<Path>, now: Instant) {
-        let fails = self.fails_at();
-        let primary = self.links.primary;
+        let fails = self.state.fails_at(self.links.trip_in_use());
+        let primary = self.links.primary();
         let State::Suspect {
             since,
             probes: sent,
@@ -490,7 +480,7 @@ impl PeerPaths {
         if fails.is_none_or(|at| now < at) && !is_late {
             return;
         }
-        *is_over = true;
+        let is_first = !std::mem::replace(is_over, true);
         let (since, sent) = (*since, *sent);
         let answering = self
             .links
@@ -499,9 +489,17 @@ impl PeerPaths {
         if let Some(best) = answering.min_by_key(|link| (link.path.kind(), link.srtt())) {
             let path = best.path;
             self.replace(path, now);
-        } else if is_late {
-            self.state = lost(0, now);
-        } else if let State::Suspect { is_wide, .. } = &mut self.state
+            return;
+        }
+        if is_late {
+            self.state = State::lost(0, now);
+            return;
+        }
+        if is_first {
+            // A peer that was started again does not know the session, and answers only a handshake.
+            self.actions.push(Action::Open);
+        }
+        if let State::Suspect { is_wide, .. } = &mut self.state
             && sent >= SUSPECT_PROBES
             && !std::mem::replace(is_wide, true)
         {
@@ -509,23 +507,13 @@ impl PeerPaths {
         }
     }
 
-    /// When a path that is suspect has failed, unless it answers before. Each probe that could not be sent makes it later.
-    fn fails_at(&self) -> Option<Instant> {
-        let State::Suspect { probes, next, .. } = self.state else {
-            return None;
-        };
-        let srtt = self.links.in_use().and_then(Link::srtt);
-        let patience = (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt.unwrap_or_default() * 3);
-        Some(next + patience.saturating_sub(SUSPECT_INTERVAL * probes))
-    }
-
     fn try_again(&mut self, tries: u32, now: Instant) {
         if self.links.turn_candidates(now) {
-            self.offer();
+            self.actions.push(offer(&self.links));
         }
         self.links.probe(|_| true, now);
         self.actions.push(Action::Open);
-        self.state = lost(tries, now);
+        self.state = State::lost(tries, now);
     }
 
     /// Asks the data plane for the reports that are needed.
@@ -534,7 +522,7 @@ impl PeerPaths {
             self.state,
             State::Cold | State::Opening { .. } | State::Lost { .. }
         );
-        let wanted = (self.patience(), is_closed, !is_used(self.sent, now));
+        let wanted = (patience(&self.links), is_closed, !is_used(self.sent, now));
         if self.watched != Some(wanted) {
             self.watched = Some(wanted);
             let (patience, heard, sent) = wanted;
@@ -561,7 +549,8 @@ impl PeerPaths {
             } => {
                 let probe = (probes < SUSPECT_PROBES).then_some(next);
                 let waits = !is_over || !is_wide;
-                let fails = self.fails_at().filter(|_| waits);
+                let fails = self.state.fails_at(self.links.trip_in_use());
+                let fails = fails.filter(|_| waits);
                 earliest([probe, fails, Some(since + LOST_AFTER)])
             }
             State::Lost { again, .. } => Some(again),
@@ -570,18 +559,15 @@ impl PeerPaths {
     }
 }
 
-impl Default for PeerPaths {
-    fn default() -> Self {
-        Self::new()
-    }
+/// Tells the data plane which paths there are.
+fn offer(links: &Links) -> Action {
+    let (all, opens) = links.offers();
+    Action::Offer(all, opens)
 }
 
-/// The state after an attempt that was in vain; there were `tries` before.
-fn lost(tries: u32, now: Instant) -> State {
-    State::Lost {
-        again: now + retry_pause(tries),
-        tries: tries.saturating_add(1),
-    }
+/// How long the path in use may be silent while packets are sent.
+fn patience(links: &Links) -> Duration {
+    LEAST_PATIENCE.max(links.trip_in_use() * 4)
 }
 
 /// Whether a packet was sent lately.

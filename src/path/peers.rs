@@ -36,7 +36,7 @@ impl Peers {
             let mut entry = before.remove(&id).unwrap_or_else(|| {
                 added.push(id);
                 Entry {
-                    peer: PeerPaths::new(),
+                    peer: PeerPaths::default(),
                     due: None,
                 }
             });
@@ -62,7 +62,13 @@ impl Peers {
     /// The peers to whom packets are sent through a relay.
     #[must_use]
     pub fn relayed(&self) -> Vec<PublicKey> {
-        let is_relayed = |entry: &Entry| entry.peer.primary().is_some_and(|p| p.relay().is_some());
+        let is_relayed = |entry: &Entry| {
+            entry
+                .peer
+                .links()
+                .primary()
+                .is_some_and(|p| p.relay().is_some())
+        };
         let peers = self.peers.iter().filter(|(_, entry)| is_relayed(entry));
         peers.map(|(id, _)| *id).collect()
     }
