@@ -12,7 +12,6 @@
 use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
-use super::budget::Budget;
 use super::link::{ENOUGH, Link, LinkReport};
 use super::links::{Candidate, Links, MAX_CANDIDATES};
 use crate::model::Path;
@@ -393,8 +392,8 @@ impl PeerPaths {
         self.use_path(path, gap, now);
     }
 
-    /// Returns what is due. The last report is not older than this call.
-    pub fn poll(&mut self, budget: &mut Budget, now: Instant) -> Vec<Action> {
+    /// Returns what is due. The last report is not older than this call. `admit` says whether a probe by a path may be sent now.
+    pub fn poll(&mut self, mut admit: impl FnMut(&Path) -> bool, now: Instant) -> Vec<Action> {
         self.choose(now);
         let mut probes = Vec::new();
         match self.state {
@@ -415,7 +414,7 @@ impl PeerPaths {
         probes.extend(self.links.poll(now));
         probes.sort_unstable();
         probes.dedup();
-        probes.retain(|path| budget.take(path, now));
+        probes.retain(|path| admit(path));
         for path in &probes {
             if let Some(link) = self.links.of_mut(*path) {
                 link.handle_probed(now);

@@ -12,7 +12,7 @@ use crate::model::{Path, PublicKey};
 #[derive(Debug, Default)]
 pub struct Peers {
     peers: BTreeMap<PublicKey, Entry>,
-    budget: Option<Budget>,
+    budget: Option<Budget<PublicKey>>,
 }
 
 #[derive(Debug)]
@@ -136,7 +136,7 @@ impl Peers {
         let mut actions = Vec::new();
         for (id, entry) in &mut self.peers {
             if entry.due.is_some_and(|at| at <= now) {
-                let due = entry.peer.poll(budget, now);
+                let due = entry.peer.poll(|path| budget.take(*id, path, now), now);
                 actions.extend(due.into_iter().map(|action| (*id, action)));
                 entry.due = entry.peer.poll_timeout();
             }

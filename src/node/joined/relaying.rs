@@ -57,7 +57,7 @@ pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths
     let steps = reach.punching.handle_paths(peer, paths.punch, now);
     if let Some(hops) = steps.open {
         for address in &addresses {
-            if reach.punching.may_open(*address, now) {
+            if reach.punching.may_open(peer, *address, now) {
                 node.device.tunnel.steering().open_routers(*address, hops);
             }
         }

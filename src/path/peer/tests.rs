@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::NodeAddress;
 use crate::model::path::MAX_PATHS;
-use crate::path::budget::{PROBES, PROBES_TO_ADDRESS};
+use crate::path::budget::{Budget, PROBES, PROBES_TO_ADDRESS};
 use crate::path::link::{BURST, Evidence};
 
 fn ms(n: u64) -> Duration {
@@ -35,7 +35,7 @@ struct World {
     start: Instant,
     now: u64,
     peer: PeerPaths,
-    budget: Budget,
+    budget: Budget<u8>,
     /// The round trip of each path that works, in milliseconds.
     trips: BTreeMap<Path, u64>,
     report: Report,
@@ -101,7 +101,7 @@ impl World {
 
     fn poll(&mut self) {
         let now = self.at(self.now);
-        for action in self.peer.poll(&mut self.budget, now) {
+        for action in self.peer.poll(|path| self.budget.take(1, path, now), now) {
             match &action {
                 Action::Offer(paths, _) => {
                     self.report.primary = self.report.primary.or(paths.first().copied());
@@ -638,7 +638,7 @@ fn a_suspect_path_does_not_fail_before_the_budget_let_three_probes_through() {
     world.trips.remove(&direct(1));
     // Somebody else uses up the probes to the address for a second.
     while world.now < 3400 {
-        while world.budget.take(&direct(1), world.at(world.now + 1)) {}
+        while world.budget.take(2, &direct(1), world.at(world.now + 1)) {}
         world.run(world.now + 1, Some(5));
     }
     assert_eq!(world.probes(direct(1), 2000), [0; 0]);
@@ -660,7 +660,7 @@ fn a_suspect_peer_without_any_budget_is_not_polled_without_a_pause() {
     world.trips.clear();
     while world.now < 12_000 {
         for path in [direct(1), relay(1)] {
-            while world.budget.take(&path, world.at(world.now + 1)) {}
+            while world.budget.take(2, &path, world.at(world.now + 1)) {}
         }
         world.run(world.now + 1, Some(5));
         assert!(world.due.is_none_or(|at| at > world.at(world.now)));
