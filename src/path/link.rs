@@ -235,6 +235,14 @@ impl Link {
         Some(took)
     }
 
+    /// The peer names the path again, perhaps for another reason than before. That a datagram arrived by it is better evidence than
+    /// any reason.
+    pub fn handle_candidate(&mut self, evidence: Evidence) {
+        if self.evidence != Evidence::Heard {
+            self.evidence = evidence;
+        }
+    }
+
     /// Begins a burst of probes, unless one is in progress.
     pub fn begin_burst(&mut self, now: Instant) {
         self.burst.get_or_insert((now, 0, 0));

@@ -289,6 +289,29 @@ fn initiations_go_to_known_endpoints_and_two_relays_and_never_to_observed_ones()
 }
 
 #[test]
+fn an_observed_endpoint_that_the_peer_then_names_as_its_own_is_probed_as_such() {
+    let observed = Candidate {
+        path: direct(9),
+        evidence: Evidence::Observed,
+    };
+    let mut world = World::new(&[observed, host(relay(1))], &[(relay(1), 20)]);
+    world.run(2000, Some(20));
+    assert_eq!(world.probes(direct(9), 0), [0; 0]);
+    let now = world.at(world.now);
+    world
+        .peer
+        .set_candidates(vec![host(direct(9)), host(relay(1))], now);
+    world.poll();
+    world.run(3000, Some(20));
+    assert_eq!(world.probes(direct(9), 2000).len(), BURST.len());
+    let offers = world.log.iter().filter_map(|(_, action)| match action {
+        Action::Offer(_, opens) => Some(opens.contains(&direct(9))),
+        _ => None,
+    });
+    assert_eq!(offers.collect::<Vec<_>>(), [false, true]);
+}
+
+#[test]
 fn the_first_packet_leaves_over_the_first_path_that_answers_and_a_direct_one_replaces_it_when_proven()
  {
     let (far, near) = (direct(1), relay(1));
