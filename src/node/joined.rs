@@ -265,5 +265,7 @@ impl JoinedNode {
         self.resolver.stop().await;
         self.workloads.stop().await;
         self.disk.stop().await;
+        // This is the last message, since the peers expect nothing after it.
+        relaying::say_bye(&self.identity, &self.netmap, &self.device.tunnel);
     }
 }

@@ -7,14 +7,15 @@
 //!
 //! The data plane reports what it knows of the paths ([`Report`]), and this returns what the data plane is to do ([`Action`]).
 //! A path is used only when a probe by it was answered, but for the first one: the data plane adopts the first path
-//! by which the peer is heard. Each end chooses its own path, and accepts datagrams by any.
+//! by which the peer is heard. If probes by that path are not answered, it gives way to any path whose probes are. Each end chooses its own path, and accepts datagrams by any.
 
 use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 use super::link::{ENOUGH, Link, LinkReport};
 use super::links::{Candidate, Links, MAX_CANDIDATES};
-use crate::model::Path;
+use crate::model::{NodeAddress, Path};
+use crate::protocol::path_messages::ByeReason;
 
 /// After so long without an answer, a peer is lost.
 pub const LOST_AFTER: Duration = Duration::from_secs(7);
@@ -41,6 +42,8 @@ const STEADY: Duration = Duration::from_secs(60);
 pub const LEAST_LOSS: Duration = Duration::from_millis(20);
 /// After a choice there is no other one for this time, in which the data plane waits for a gap between packets.
 const CHOICE_INTERVAL: Duration = Duration::from_millis(600);
+/// The least time between two good-byes of a peer that are followed.
+const BYE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the data plane knows of the paths to a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -173,6 +176,8 @@ pub struct PeerPaths {
     upgrade: Option<Instant>,
     upgrades: u32,
     chosen: Option<Instant>,
+    /// When the peer last said that it stops or changes its network.
+    bye: Option<Instant>,
     watched: Option<(Duration, bool, bool)>,
     actions: Vec<Action>,
 }
@@ -256,12 +261,63 @@ impl PeerPaths {
         }
     }
 
-    /// The peer stops or changes its network. The standby is used at once.
-    pub fn handle_bye(&mut self, now: Instant) {
-        if let (State::Open | State::Suspect { .. }, Some(standby)) =
-            (self.state, self.links.standby(now))
-        {
+    /// The peer stops or changes its network. The standby is used at once, and a peer that stops is tried again from then on.
+    /// Returns whether that counts: a peer that says so again and again is not followed.
+    pub fn handle_bye(&mut self, reason: ByeReason, now: Instant) -> bool {
+        let is_open = matches!(self.state, State::Open | State::Suspect { .. });
+        let since = self.bye.map(|at| now.saturating_duration_since(at));
+        if !is_open || since.is_some_and(|since| since < BYE_INTERVAL) {
+            return false;
+        }
+        self.bye = Some(now);
+        self.use_standby(now);
+        if reason == ByeReason::Stopping {
+            self.state = State::lost(0, now);
+        }
+        true
+    }
+
+    /// The relay with this address forwards nothing any more. Returns whether packets were sent through it.
+    pub fn handle_relay_gone(&mut self, relay: NodeAddress, now: Instant) -> bool {
+        let is_used = self.links.primary().and_then(|path| path.relay()) == Some(relay);
+        let is_open = matches!(self.state, State::Open | State::Suspect { .. });
+        if is_used && is_open {
+            self.use_standby(now);
+        }
+        is_used
+    }
+
+    /// The standby takes over from the path in use, if there is one.
+    fn use_standby(&mut self, now: Instant) {
+        if let Some(standby) = self.links.standby(now) {
             self.replace(standby, now);
+        }
+    }
+
+    /// The relay with this address accepts packets again that it may not have accepted before. Returns whether the peer is tried
+    /// again by it.
+    pub fn handle_relay_renewed(&mut self, relay: NodeAddress, now: Instant) -> bool {
+        let links = self.links.all().iter().map(|link| link.path);
+        let paths: Vec<Path> = links.filter(|path| path.relay() == Some(relay)).collect();
+        match &mut self.state {
+            State::Suspect { .. } => self.links.probe(|link| paths.contains(&link.path), now),
+            State::Opening { .. } if !paths.is_empty() => self.actions.push(Action::Open),
+            State::Lost { again, .. } if !paths.is_empty() => *again = now,
+            State::Cold | State::Opening { .. } | State::Open | State::Lost { .. } => return false,
+        }
+        true
+    }
+
+    /// A new session with the peer has begun. What it said by the session before may not hold any more, so it is asked again.
+    pub fn handle_session(&mut self, now: Instant) {
+        let is_direct = |link: &Link| link.path.relay().is_none() && link.is_alive(now);
+        self.links.probe(is_direct, now);
+    }
+
+    /// Somebody else doubts that the peer answers, so it is asked as if its path were silent.
+    pub fn handle_doubt(&mut self, now: Instant) {
+        if self.state == State::Open {
+            self.state = State::suspect(now);
         }
     }
 
@@ -412,6 +468,8 @@ impl PeerPaths {
             }
         }
         probes.extend(self.links.poll(now));
+        // The end of a burst may show that the path in use does not work.
+        self.choose(now);
         probes.sort_unstable();
         probes.dedup();
         probes.retain(|path| admit(path));
@@ -592,7 +650,7 @@ fn beats(link: &Link, primary: &Link, relay: Option<Duration>, now: Instant) -> 
     if !link.is_fresh(now) {
         return false;
     }
-    if primary.is_silent(link.answered) {
+    if primary.is_unproven() || primary.is_silent(link.answered) {
         return true;
     }
     match link.path.kind().cmp(&primary.path.kind()) {

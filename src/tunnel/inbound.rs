@@ -101,8 +101,14 @@ impl Inbound {
         if header.tag.is_some() {
             let bytes = message.len();
             let Round { table, now, .. } = *round;
-            let forward = relaying.forward(table, header, from.address, bytes, now);
-            let Some((to, header)) = forward else { return };
+            let (to, header) = match relaying.forward(table, header, from.address, bytes, now) {
+                Ok(forward) => forward,
+                // This node was started again, and so the member needs a session and another tag.
+                Err(RelayDrop::UnknownSource | RelayDrop::BadTag) => {
+                    return self.revive(round, from);
+                }
+                Err(_) => return,
+            };
             let length = HEADER + bytes;
             if self.sender.is_full(length) {
                 self.sender.flush(round.sockets, &round.shared.drops);
@@ -214,8 +220,8 @@ impl Inbound {
         }
     }
 
-    /// Starts a handshake with the peer whose endpoint used a session that this node does not have: this node was restarted.
-    /// The handshake shows that to the peer at once, rather than after the peer's timeout of 15 s. Anybody can forge such a
+    /// Starts a handshake with the peer whose endpoint used a session or a tag that this node does not have: this node was
+    /// restarted. The handshake shows that to the peer at once, rather than after the peer's timeout of 15 s. Anybody can forge such a
     /// datagram, so this is limited. The handshake leaves from the address at which the datagram arrived, if no other one
     /// is known.
     fn revive(&mut self, round: &Round<'_>, from: Endpoint) {
