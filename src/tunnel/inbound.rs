@@ -236,8 +236,7 @@ impl Inbound {
                 let since = last.map(|at| round.now.saturating_duration_since(at));
                 if since.is_none_or(|since| since >= REVIVAL_INTERVAL_OF_PEER) {
                     state.revived = Some(round.now);
-                    let mut entries = state.paths.entries_mut().iter_mut();
-                    let entry = entries.find(|entry| entry.endpoint.path() == from.path());
+                    let entry = state.paths.entry_mut(&from.path());
                     let to = entry.map(|entry| entry.learn_missing(from));
                     let Round { table, now, .. } = *round;
                     let (sender, peer) = (&mut self.sender, (&**peer, &mut *state));
