@@ -304,11 +304,6 @@ impl Paths {
         self.next.into_iter().chain(steered).min()
     }
 
-    /// The endpoint in use for a peer.
-    pub(super) fn endpoint(&self, id: &PublicKey) -> Option<SocketAddr> {
-        self.watch.endpoint(id)
-    }
-
     /// The peers to whom packets are sent through a relay.
     pub(super) fn relayed(&self) -> Vec<PublicKey> {
         self.steered.paths().relayed()

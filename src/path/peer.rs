@@ -17,25 +17,22 @@ use super::links::{Candidate, Links, MAX_CANDIDATES};
 use crate::model::{NodeAddress, Path};
 use crate::protocol::path_messages::ByeReason;
 
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use state::{
+    FIRST_RETRY, LAST_RETRY, RARE_RETRY, SUSPECT_INTERVAL, SUSPECT_PROBES, State, retry_pause,
+};
+
 /// After so long without an answer, a peer is lost.
 pub const LOST_AFTER: Duration = Duration::from_secs(7);
 /// The least silence, while packets are sent, that makes a path suspect.
 pub const LEAST_PATIENCE: Duration = Duration::from_millis(400);
-/// The number of probes by a suspect path, and the time between two of them.
-pub const SUSPECT_PROBES: u32 = 3;
-/// The time between two probes by a suspect path.
-pub const SUSPECT_INTERVAL: Duration = Duration::from_millis(80);
 /// How often the path in use and the standby are probed while packets are sent.
 pub const STANDBY_INTERVAL: Duration = Duration::from_secs(10);
 /// After so long without a packet, the standby is not probed any more.
 pub const IN_USE: Duration = Duration::from_secs(30);
-/// The first and the last pause between two attempts to find a better path than a relay, or to reach a lost peer. Each pause is
-/// twice the one before.
-pub const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// See [`FIRST_RETRY`].
-pub const LAST_RETRY: Duration = Duration::from_secs(64);
-/// The pause after that.
-pub const RARE_RETRY: Duration = Duration::from_secs(300);
 /// A direct path that lasted for so long has shown that it works, and the pauses begin with the first one again.
 const STEADY: Duration = Duration::from_secs(60);
 /// A direct path whose round trip is longer than twice that of a relay, and than this besides, is not used.
@@ -78,93 +75,6 @@ pub enum Action {
     Watch(Duration, bool, bool),
 }
 
-/// The state of a peer's paths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum State {
-    /// Nothing was sent to the peer yet.
-    #[default]
-    Cold,
-    /// Initiations are sent by all paths that may work.
-    Opening {
-        /// When that began.
-        since: Instant,
-    },
-    /// The path in use works.
-    Open,
-    /// Packets are sent by the path in use, and nothing arrives by it.
-    Suspect {
-        /// When it became suspect.
-        since: Instant,
-        /// The number of probes that were sent by it.
-        probes: u32,
-        /// When the next one is due.
-        next: Instant,
-        /// Whether all other paths are probed as well.
-        is_wide: bool,
-        /// Whether its time to answer is over, so that the next answer by another path is enough.
-        is_over: bool,
-    },
-    /// Nothing answers.
-    Lost {
-        /// When the next attempt begins.
-        again: Instant,
-        /// The number of attempts so far.
-        tries: u32,
-    },
-}
-
-impl State {
-    /// The path in use is suspect from now on.
-    fn suspect(now: Instant) -> Self {
-        Self::Suspect {
-            since: now,
-            probes: 0,
-            next: now,
-            is_wide: false,
-            is_over: false,
-        }
-    }
-
-    /// The state after an attempt that was in vain; there were `tries` before.
-    fn lost(tries: u32, now: Instant) -> Self {
-        Self::Lost {
-            again: now + retry_pause(tries),
-            tries: tries.saturating_add(1),
-        }
-    }
-
-    /// When a path that is suspect, with this round trip, has failed, unless it answers before. Each probe that could not be sent
-    /// makes it later.
-    fn fails_at(self, srtt: Duration) -> Option<Instant> {
-        let Self::Suspect { probes, next, .. } = self else {
-            return None;
-        };
-        let patience = (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt * 3);
-        Some(next + patience.saturating_sub(SUSPECT_INTERVAL * probes))
-    }
-
-    /// The state after the probes that were due were sent. `is_sent` says whether one left by the path in use: otherwise that path
-    /// had no chance to answer, and is asked again.
-    fn after_probes(self, is_sent: bool, now: Instant) -> Self {
-        match self {
-            Self::Suspect {
-                since,
-                probes,
-                next,
-                is_wide,
-                is_over,
-            } if probes < SUSPECT_PROBES && next <= now => Self::Suspect {
-                since,
-                probes: probes + u32::from(is_sent),
-                next: if is_sent { next } else { now } + SUSPECT_INTERVAL,
-                is_wide,
-                is_over,
-            },
-            other => other,
-        }
-    }
-}
-
 /// The paths to one peer. It reads no clock: each call passes the time.
 #[derive(Debug, Default)]
 pub struct PeerPaths {
@@ -180,15 +90,6 @@ pub struct PeerPaths {
     bye: Option<Instant>,
     watched: Option<(Duration, bool, bool)>,
     actions: Vec<Action>,
-}
-
-/// The pause before the attempt with this number.
-#[must_use]
-pub fn retry_pause(tries: u32) -> Duration {
-    match 1u32.checked_shl(tries).map(|factor| FIRST_RETRY * factor) {
-        Some(pause) if pause <= LAST_RETRY => pause,
-        _ => RARE_RETRY,
-    }
 }
 
 impl PeerPaths {
@@ -662,6 +563,3 @@ fn beats(link: &Link, primary: &Link, relay: Option<Duration>, now: Instant) -> 
         Ordering::Greater => is_bad(primary, relay),
     }
 }
-
-#[cfg(test)]
-mod tests;
