@@ -66,13 +66,16 @@ impl<K: Eq + Hash> Budget<K> {
             Path::Direct(endpoint) => Path::Direct(SocketAddr::new(link_of(endpoint.ip()), 0)),
             Path::Relay(_) | Path::Stream(_) => *path,
         };
-        let (Some(share), Some(address)) =
-            (self.peers.of(peer, now), self.addresses.of(address, now))
-        else {
+        let Some(share) = self.peers.of(peer, now) else {
             return false;
         };
         let reserved = if share.holds(1.0, now) { 0.0 } else { RESERVED };
-        let is_allowed = self.all.holds(1.0 + reserved, now) && address.take(now);
+        // An address is counted only if a probe may be sent to it, so that no peer fills the table with addresses.
+        if !self.all.holds(1.0 + reserved, now) {
+            return false;
+        }
+        let address = self.addresses.of(address, now);
+        let is_allowed = address.is_some_and(|bucket| bucket.take(now));
         if is_allowed {
             self.all.take(now);
             share.take(now);
