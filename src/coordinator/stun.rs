@@ -3,7 +3,6 @@
 //!
 //! Nothing is stored for a request but how many of them each sender has sent lately, and an answer is never larger than its request.
 
-use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr, UdpSocket as StdSocket};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use crate::model::rate::{Bucket, Rate};
+use crate::model::rate::{Bucket, Buckets, Rate};
 use crate::os::batch::{self, Message, Mode, Receiver, WithAncillary};
 use crate::protocol::stun::{MAX_MESSAGE, REQUEST, parse_request, write_answer};
 
@@ -28,8 +27,6 @@ const OF_ALL: Rate = Rate {
 };
 /// The maximum number of senders that are counted. The requests of others are not answered.
 const MAX_SENDERS: usize = 8192;
-/// How often senders that sent nothing lately are forgotten.
-const SWEEP: Duration = Duration::from_secs(5);
 /// The maximum number of requests that one system call receives.
 const BATCH: usize = 16;
 
@@ -105,32 +102,21 @@ fn answer(
 /// How many requests are answered.
 struct Limits {
     all: Bucket,
-    senders: HashMap<IpAddr, Bucket>,
-    swept: Instant,
+    senders: Buckets<IpAddr>,
 }
 
 impl Limits {
     fn new(now: Instant) -> Self {
         Self {
             all: Bucket::full(OF_ALL, now),
-            senders: HashMap::new(),
-            swept: now,
+            senders: Buckets::new(PER_SENDER, MAX_SENDERS, now),
         }
     }
 
     /// Whether a request of `sender` is answered.
     fn admit(&mut self, sender: IpAddr, now: Instant) -> bool {
-        if now.saturating_duration_since(self.swept) >= SWEEP {
-            self.swept = now;
-            self.senders.retain(|_, bucket| !bucket.is_full(now));
-        }
-        let is_known = self.senders.contains_key(&sender);
-        if !is_known && self.senders.len() >= MAX_SENDERS {
-            return false;
-        }
-        let bucket = self.senders.entry(sender);
-        let bucket = bucket.or_insert_with(|| Bucket::full(PER_SENDER, now));
-        bucket.take(now) && self.all.take(now)
+        let sender = self.senders.of(sender, now);
+        sender.is_some_and(|bucket| bucket.take(now)) && self.all.take(now)
     }
 }
 

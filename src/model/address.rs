@@ -249,6 +249,16 @@ pub fn is_public(address: IpAddr) -> bool {
     is_public && is_routable(address)
 }
 
+/// What stands for the machine that has `address` in limits: the address of IPv4, or the network of 64 bits of IPv6, since one
+/// machine can have all addresses of its link as easily as one of them.
+#[must_use]
+pub fn link_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
 /// Whether packets to `address` may be delivered to an IPv4 address that it contains. This holds for IPv4-mapped and
 /// IPv4-compatible addresses (RFC 4291 section 2.5.5), for addresses in the well-known prefix of translators (RFC 6052
 /// section 2.1), and for 6to4 addresses (RFC 3056) that contain an IPv4 address which is not public.

@@ -1,5 +1,7 @@
-//! A token bucket. This module is pure: the clock is an argument.
+//! Token buckets. This module is pure: the clock is an argument.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 /// The rate at which a bucket fills, and the maximum that it holds.
@@ -76,10 +78,58 @@ impl Bucket {
         self.at + Duration::try_from_secs_f64(missing).unwrap_or(Duration::MAX / 4)
     }
 
+    /// Whether the bucket holds so many tokens.
+    pub(crate) fn holds(&mut self, tokens: f64, now: Instant) -> bool {
+        self.fill(now);
+        self.tokens >= tokens
+    }
+
     /// Whether the bucket holds its full burst.
     pub(crate) fn is_full(&mut self, now: Instant) -> bool {
-        self.fill(now);
-        self.tokens >= self.rate.burst
+        self.holds(self.rate.burst, now)
+    }
+}
+
+/// How often the keys whose buckets are full again are forgotten.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Buckets of one rate: one for each key that used it lately. A key without a bucket has a full one.
+#[derive(Debug)]
+pub(crate) struct Buckets<K> {
+    rate: Rate,
+    most: usize,
+    buckets: HashMap<K, Bucket>,
+    swept: Instant,
+}
+
+impl<K: Eq + Hash> Buckets<K> {
+    /// Buckets of `rate`, for at most `most` keys.
+    pub(crate) fn new(rate: Rate, most: usize, now: Instant) -> Self {
+        Self {
+            rate,
+            most,
+            buckets: HashMap::new(),
+            swept: now,
+        }
+    }
+
+    /// The bucket of `key`. None if there are too many other keys.
+    pub(crate) fn of(&mut self, key: K, now: Instant) -> Option<&mut Bucket> {
+        if now.saturating_duration_since(self.swept) >= SWEEP {
+            self.swept = now;
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
+        }
+        if self.buckets.len() >= self.most && !self.buckets.contains_key(&key) {
+            return None;
+        }
+        let full = Bucket::full(self.rate, now);
+        Some(self.buckets.entry(key).or_insert(full))
+    }
+
+    /// The number of keys that have a bucket.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.buckets.len()
     }
 }
 
@@ -116,5 +166,17 @@ mod tests {
         assert!(!bucket.take(start));
         bucket.give_back();
         assert_eq!(bucket.ready(1.0), start + Duration::from_secs(5));
+    }
+
+    #[test]
+    fn each_key_has_its_own_bucket_and_their_number_is_bounded() {
+        let start = Instant::now();
+        let mut buckets = Buckets::new(RATE, 10, start);
+        let mut take = |key: u32, now| buckets.of(key, now).is_some_and(|of| of.take(now));
+        assert_eq!((0..10).filter(|_| take(1, start)).count(), 3);
+        assert_eq!((2..100).filter(|key| take(*key, start)).count(), 9);
+        let later = start + Duration::from_secs(10);
+        assert_eq!((2..100).filter(|key| take(*key, later)).count(), 10);
+        assert_eq!(buckets.len(), 10);
     }
 }

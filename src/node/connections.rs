@@ -54,7 +54,7 @@ pub(super) struct Connections {
     /// The key of the coordinators.
     pin: SpkiPin,
     /// Receives the answers of the coordinator to requests for this node's lease.
-    lease_answers: mpsc::Sender<Block>,
+    lease_answers: mpsc::Sender<Result<Block, String>>,
     /// The callers that wait for the answer to a publication, by its number.
     waiting: HashMap<u64, Vec<oneshot::Sender<Confirmation>>>,
     /// The callers that wait for the answer to the next publication of this node's records, each with the record of its change.
@@ -68,7 +68,7 @@ impl Connections {
         control: Stream,
         gossip: Gossip,
         pin: SpkiPin,
-        lease_answers: mpsc::Sender<Block>,
+        lease_answers: mpsc::Sender<Result<Block, String>>,
     ) -> Self {
         Self {
             control,
@@ -109,12 +109,11 @@ impl Connections {
     fn ask_lease(&self, urls: Vec<CoordinatorUrl>, request: JoinRequest) {
         let (pin, answers) = (self.pin, self.lease_answers.clone());
         let request = async move {
-            match join(&urls, pin, &request).await {
-                Ok(response) => drop(answers.send(response.block).await),
-                Err(error) => {
-                    tracing::debug!(%error, "the coordinator does not answer which block is leased to this node");
-                }
-            }
+            let response = join(&urls, pin, &request).await;
+            let answer = response.map(|response| response.block);
+            let _ = answers
+                .send(answer.map_err(|error| error.to_string()))
+                .await;
         };
         Tasks::current().spawn_child("request for the lease", request);
     }

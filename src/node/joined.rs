@@ -163,8 +163,8 @@ impl JoinedNode {
                 }
             }
             NodeEvent::Paths => probing::handle_news(self, Instant::now()),
-            NodeEvent::Leased(block) => {
-                if let Some(block) = self.replica.handle_leased(block) {
+            NodeEvent::Leased(answer) => {
+                if let Some(block) = self.replica.handle_leased(answer) {
                     self.change(ChangeRequest::Block(block));
                 }
             }
@@ -265,5 +265,7 @@ impl JoinedNode {
         self.resolver.stop().await;
         self.workloads.stop().await;
         self.disk.stop().await;
+        // This is the last message, since the peers expect nothing after it.
+        relaying::say_bye(&self.identity, &self.netmap, &self.device.tunnel);
     }
 }

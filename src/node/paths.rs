@@ -16,14 +16,16 @@ use std::time::{Duration, Instant};
 pub(super) use steered::{SteerAction, SteeredPeer};
 
 use super::transitions::peers::{PeerTurn, PeerTurns};
-use crate::model::{Path, PublicKey};
+use crate::model::{NodeAddress, Path, PublicKey};
 use crate::path::distance::Seen;
 use crate::path::mtu::{Sizes, Way};
 use crate::path::peer::Action as Steer;
 use crate::path::watch::{Action, Reach, Watch};
 use crate::path::{Distances, PathMtu, Peers, Tried};
+use crate::protocol::path_messages::ByeReason;
 use crate::tunnel::{PathReport, PeerStatus};
 
+mod relays;
 mod steered;
 
 use steered::Steered;
@@ -302,11 +304,6 @@ impl Paths {
         self.next.into_iter().chain(steered).min()
     }
 
-    /// The endpoint in use for a peer.
-    pub(super) fn endpoint(&self, id: &PublicKey) -> Option<SocketAddr> {
-        self.watch.endpoint(id)
-    }
-
     /// The peers to whom packets are sent through a relay.
     pub(super) fn relayed(&self) -> Vec<PublicKey> {
         self.steered.paths().relayed()
@@ -317,9 +314,19 @@ impl Paths {
         self.steered.paths_mut().handle_consent(id, paths, now);
     }
 
-    /// The peer said good-bye.
-    pub(super) fn handle_bye(&mut self, id: &PublicKey, now: Instant) {
-        self.steered.paths_mut().handle_bye(id, now);
+    /// A peer says how far the relays are that it can use.
+    pub(super) fn handle_relays(
+        &mut self,
+        id: &PublicKey,
+        trips: Vec<(NodeAddress, Duration)>,
+        now: Instant,
+    ) {
+        self.steered.handle_relays(id, trips, now);
+    }
+
+    /// The peer stops, or changes its network.
+    pub(super) fn handle_bye(&mut self, id: &PublicKey, reason: ByeReason, now: Instant) {
+        self.steered.handle_bye(id, reason, now);
     }
 
     /// What was known of each peer at the last poll.

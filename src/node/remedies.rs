@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::model::address::is_public;
 use crate::path::watch::Reach;
 use crate::protocol::local::Ipv6State;
 
@@ -236,14 +237,7 @@ impl Situation {
 
 /// Whether routers forward to this address only inside a private network (RFC 1918, RFC 6598, RFC 4193, link-local).
 pub(super) fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => {
-            let [first, second, ..] = v4.octets();
-            let is_shared = first == 100 && (64..128).contains(&second);
-            v4.is_private() || v4.is_link_local() || v4.is_loopback() || is_shared
-        }
-        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback(),
-    }
+    !is_public(ip)
 }
 
 #[cfg(test)]

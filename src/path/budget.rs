@@ -1,23 +1,36 @@
-//! The limits of probes: how many this node sends in a second, and how many of them to one address.
+//! The limits of probes: how many this node sends in a second, how many of them for one peer, and how many to one address.
 //!
 //! A member may list the address of somebody else as its own. So the probes to one address are limited, whichever peers they are
 //! for, and no number of lying members makes this node a source of a flood.
+//!
+//! A member may also list many addresses, and other ones again and again. So each peer has a share of the probes, and what it
+//! needs beyond its share is granted only while half of the probes are left for the others.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::hash::Hash;
+use std::net::SocketAddr;
+use std::time::Instant;
 
 use crate::model::Path;
-use crate::model::rate::{Bucket, Rate};
+use crate::model::address::link_of;
+use crate::model::path::MAX_PATHS;
+use crate::model::rate::{Bucket, Buckets, Rate};
 
 /// The largest number of probes in a second.
 pub const PROBES: u32 = 200;
 /// The largest number of probes to one address in a second.
 pub const PROBES_TO_ADDRESS: u32 = 20;
-/// The largest number of addresses that are counted. While there are more, no others are probed.
+/// The maximum number of addresses that are counted. While there are more, no others are probed.
 const MAX_ADDRESSES: usize = 1024;
-/// How often addresses that were not probed lately are forgotten.
-const SWEEP: Duration = Duration::from_secs(1);
+/// The maximum number of peers that are counted. While there are more, no others are probed.
+const MAX_PEERS: usize = 4096;
+/// The share of a peer: at once one probe by each of its paths, since most paths that work do so at the first probe, and then the
+/// probes of a path that is suspect.
+const SHARE: Rate = Rate {
+    per_second: 4.0,
+    burst: MAX_PATHS as f64,
+};
+/// The number of probes that are left for the peers which have not used up their shares.
+const RESERVED: f64 = PROBES as f64 / 4.0;
 
 /// A rate that allows at most `most` in each second: half of them at once, and half as the time goes by.
 fn rate(most: u32) -> Rate {
@@ -27,64 +40,55 @@ fn rate(most: u32) -> Rate {
     }
 }
 
-/// The probes that may be sent.
+/// The probes that may be sent. `K` names a peer.
 #[derive(Debug)]
-pub struct Budget {
+pub struct Budget<K> {
     all: Bucket,
-    addresses: HashMap<Path, Bucket>,
-    swept: Instant,
+    addresses: Buckets<Path>,
+    peers: Buckets<K>,
 }
 
-impl Budget {
+impl<K: Eq + Hash> Budget<K> {
     /// The whole budget.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
             all: Bucket::full(rate(PROBES), now),
-            addresses: HashMap::new(),
-            swept: now,
+            addresses: Buckets::new(rate(PROBES_TO_ADDRESS), MAX_ADDRESSES, now),
+            peers: Buckets::new(SHARE, MAX_PEERS, now),
         }
     }
 
-    /// Whether a probe by `path` may be sent now. It is counted if so.
-    pub fn take(&mut self, path: &Path, now: Instant) -> bool {
-        if now.saturating_duration_since(self.swept) >= SWEEP {
-            self.swept = now;
-            self.addresses.retain(|_, bucket| !bucket.is_full(now));
-        }
+    /// Whether a probe for `peer` by `path` may be sent now. It is counted if so.
+    pub fn take(&mut self, peer: K, path: &Path, now: Instant) -> bool {
         // All ports of an address share one limit.
         let address = match path {
-            Path::Direct(endpoint) => Path::Direct(SocketAddr::new(network(endpoint.ip()), 0)),
+            Path::Direct(endpoint) => Path::Direct(SocketAddr::new(link_of(endpoint.ip()), 0)),
             Path::Relay(_) | Path::Stream(_) => *path,
         };
-        if self.addresses.len() >= MAX_ADDRESSES && !self.addresses.contains_key(&address) {
+        let Some(share) = self.peers.of(peer, now) else {
+            return false;
+        };
+        let reserved = if share.holds(1.0, now) { 0.0 } else { RESERVED };
+        // An address is counted only if a probe may be sent to it, so that no peer fills the table with addresses.
+        if !self.all.holds(1.0 + reserved, now) {
             return false;
         }
-        let full = Bucket::full(rate(PROBES_TO_ADDRESS), now);
-        let bucket = self.addresses.entry(address).or_insert(full);
-        if !bucket.take(now) {
-            return false;
-        }
-        let is_allowed = self.all.take(now);
-        if !is_allowed {
-            bucket.give_back();
+        let address = self.addresses.of(address, now);
+        let is_allowed = address.is_some_and(|bucket| bucket.take(now));
+        if is_allowed {
+            self.all.take(now);
+            share.take(now);
         }
         is_allowed
-    }
-}
-
-/// What shares one limit: an IPv4 address, or the IPv6 network of 64 bits, whose addresses lead to one link.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::time::Duration;
 
     fn path(host: u32, port: u16) -> Path {
         Path::Direct((Ipv4Addr::from_bits(0xc000_0200 + host), port).into())
@@ -95,7 +99,10 @@ mod tests {
         let start = Instant::now();
         let mut budget = Budget::new(start);
         (0..5000)
-            .filter(|ms| budget.take(&path(*ms), start + Duration::from_millis(u64::from(*ms))))
+            .filter(|ms| {
+                let now = start + Duration::from_millis(u64::from(*ms));
+                budget.take(*ms % 20, &path(*ms), now)
+            })
             .collect()
     }
 
@@ -154,9 +161,32 @@ mod tests {
         let start = Instant::now();
         let mut budget = Budget::new(start);
         for n in 0..100_000 {
-            budget.take(&path(n, 7), start);
+            budget.take(n, &path(n, 7), start);
         }
         assert!(budget.addresses.len() <= MAX_ADDRESSES);
-        assert!(budget.take(&path(7, 7), start + Duration::from_secs(10)));
+        assert!(budget.peers.len() <= MAX_PEERS);
+        assert!(budget.take(7, &path(7, 7), start + Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn a_peer_with_ever_new_addresses_takes_nothing_from_the_share_of_the_others() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let mut greedy = 0;
+        for ms in 0..5000u32 {
+            let now = start + Duration::from_millis(u64::from(ms));
+            let mut take = |peer, host| budget.take(peer, &path(host, 7), now);
+            greedy += (0..10).filter(|n| take(0, 1000 + ms * 10 + n)).count();
+            if ms % 2600 == 0 {
+                let shares = (1..=4).map(|peer| {
+                    let paths = 0..MAX_PATHS as u32;
+                    paths.filter(|n| take(peer, peer * 20 + n)).count()
+                });
+                // Their shares are full at the beginning, and have grown by ten probes at the second time.
+                let least = if ms == 0 { MAX_PATHS } else { 10 };
+                assert!(shares.min() >= Some(least), "at {ms} ms");
+            }
+        }
+        assert!(greedy >= 400, "it gets what the others leave: {greedy}");
     }
 }

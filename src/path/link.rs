@@ -188,6 +188,13 @@ impl Link {
             && silence.is_none_or(|silence| silence >= FRESH)
     }
 
+    /// Whether a burst of probes by it was in vain and no probe was ever answered. The peer is heard by it, if at all, and does not
+    /// hear this node.
+    #[must_use]
+    pub fn is_unproven(&self) -> bool {
+        self.is_dead && self.answered.is_none()
+    }
+
     /// Whether too many of the last probes were lost.
     #[must_use]
     pub fn is_lossy(&self) -> bool {
@@ -233,6 +240,14 @@ impl Link {
         let before = smoothed.unwrap_or(took);
         *smoothed = Some((before * (weight - 1) + took) / weight);
         Some(took)
+    }
+
+    /// The peer names the path again, perhaps for another reason than before. That a datagram arrived by it is better evidence than
+    /// any reason.
+    pub fn handle_candidate(&mut self, evidence: Evidence) {
+        if self.evidence != Evidence::Heard {
+            self.evidence = evidence;
+        }
     }
 
     /// Begins a burst of probes, unless one is in progress.

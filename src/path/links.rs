@@ -32,7 +32,7 @@ pub struct Candidate {
 #[derive(Debug, Default)]
 pub struct Links {
     /// The path by which packets are sent.
-    pub(super) primary: Option<Path>,
+    primary: Option<Path>,
     links: Vec<Link>,
     candidates: Vec<Candidate>,
     /// The place in the candidates from which those are taken that are probed.
@@ -44,6 +44,18 @@ impl Links {
     #[must_use]
     pub fn all(&self) -> &[Link] {
         &self.links
+    }
+
+    /// The path by which packets are sent.
+    #[must_use]
+    pub fn primary(&self) -> Option<Path> {
+        self.primary
+    }
+
+    /// The round trip by the path in use, or zero if it was not measured.
+    pub(super) fn trip_in_use(&self) -> Duration {
+        let srtt = self.in_use().and_then(Link::srtt);
+        srtt.unwrap_or_default()
     }
 
     /// The path with this address.
@@ -95,8 +107,8 @@ impl Links {
         fresh.filter_map(Link::srtt).min()
     }
 
-    /// Sets the candidates, of which the first [`MAX_CANDIDATES`] are accepted. Returns the paths that were no candidates before, or
-    /// nothing if the candidates are the same, in whichever order.
+    /// Sets the candidates, of which the first [`MAX_CANDIDATES`] are accepted. Returns the paths that were no candidates before or
+    /// may be probed only now, or nothing if the candidates are the same, in whichever order.
     pub(super) fn set_candidates(
         &mut self,
         mut candidates: Vec<Candidate>,
@@ -113,9 +125,13 @@ impl Links {
         }
         self.first_candidate = 0;
         self.renew(now);
-        let paths = self.candidates.iter().map(|of| of.path);
-        let new = paths.filter(|path| before.iter().all(|of| of.path != *path));
-        Some(new.collect())
+        let is_known = |of: &Candidate, before: &Candidate| {
+            let was_observed = before.evidence == Evidence::Observed;
+            of.path == before.path && (!was_observed || of.evidence == Evidence::Observed)
+        };
+        let candidates = self.candidates.iter();
+        let new = candidates.filter(|of| !before.iter().any(|before| is_known(of, before)));
+        Some(new.map(|of| of.path).collect())
     }
 
     fn is_candidate(&self, path: Path) -> bool {
@@ -141,7 +157,9 @@ impl Links {
         let turned = self.candidates.iter().cycle().skip(self.first_candidate);
         let turned: Vec<Candidate> = turned.take(self.candidates.len()).copied().collect();
         for candidate in turned {
-            if self.of(candidate.path).is_none() && self.links.len() < MAX_PROBED {
+            if let Some(link) = self.of_mut(candidate.path) {
+                link.handle_candidate(candidate.evidence);
+            } else if self.links.len() < MAX_PROBED {
                 let link = Link::new(candidate.path, candidate.evidence);
                 self.links.push(link);
             }

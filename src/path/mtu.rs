@@ -200,12 +200,17 @@ impl Path {
                 confirmed,
                 sent,
             } => {
-                let in_use = self.way.sent.saturating_sub(*sent) >= IN_USE;
-                let confirm = in_use.then(|| *confirmed + CONFIRM_INTERVAL);
+                let confirm = self.confirm_at(*confirmed, *sent);
                 let raise = *raised + RAISE_INTERVAL;
                 Some(confirm.map_or(raise, |at| at.min(raise)))
             }
         }
+    }
+
+    /// When the limit is confirmed again: only if the path is in use.
+    fn confirm_at(&self, confirmed: Instant, sent: u64) -> Option<Instant> {
+        let is_in_use = self.way.sent.saturating_sub(sent) >= IN_USE;
+        is_in_use.then(|| confirmed + CONFIRM_INTERVAL)
     }
 
     fn poll(&mut self, widest: u16, now: Instant) -> Option<Vec<u16>> {
@@ -220,10 +225,10 @@ impl Path {
                 confirmed,
                 sent,
             } => {
-                let in_use = self.way.sent.saturating_sub(*sent) >= IN_USE;
-                let due = now.duration_since(*confirmed) >= CONFIRM_INTERVAL;
-                let raised = *raised;
-                (in_use && due).then(|| self.search(self.limit, Some(raised), now))
+                let (raised, confirmed, sent) = (*raised, *confirmed, *sent);
+                let at = self.confirm_at(confirmed, sent);
+                at.filter(|at| *at <= now)
+                    .map(|_| self.search(self.limit, Some(raised), now))
             }
             State::Searching(search) => {
                 if !search.is_over(now) {

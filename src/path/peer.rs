@@ -7,41 +7,40 @@
 //!
 //! The data plane reports what it knows of the paths ([`Report`]), and this returns what the data plane is to do ([`Action`]).
 //! A path is used only when a probe by it was answered, but for the first one: the data plane adopts the first path
-//! by which the peer is heard. Each end chooses its own path, and accepts datagrams by any.
+//! by which the peer is heard. If probes by that path are not answered, it gives way to any path whose probes are. Each end chooses its own path, and accepts datagrams by any.
 
 use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
-use super::budget::Budget;
 use super::link::{ENOUGH, Link, LinkReport};
 use super::links::{Candidate, Links, MAX_CANDIDATES};
-use crate::model::Path;
+use crate::model::{NodeAddress, Path};
+use crate::protocol::path_messages::ByeReason;
+
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use state::{
+    FIRST_RETRY, LAST_RETRY, RARE_RETRY, SUSPECT_INTERVAL, SUSPECT_PROBES, State, retry_pause,
+};
 
 /// After so long without an answer, a peer is lost.
 pub const LOST_AFTER: Duration = Duration::from_secs(7);
 /// The least silence, while packets are sent, that makes a path suspect.
 pub const LEAST_PATIENCE: Duration = Duration::from_millis(400);
-/// The number of probes by a suspect path, and the time between two of them.
-pub const SUSPECT_PROBES: u32 = 3;
-/// The time between two probes by a suspect path.
-pub const SUSPECT_INTERVAL: Duration = Duration::from_millis(80);
 /// How often the path in use and the standby are probed while packets are sent.
 pub const STANDBY_INTERVAL: Duration = Duration::from_secs(10);
 /// After so long without a packet, the standby is not probed any more.
 pub const IN_USE: Duration = Duration::from_secs(30);
-/// The first and the last pause between two attempts to find a better path than a relay, or to reach a lost peer. Each pause is
-/// twice the one before.
-pub const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// See [`FIRST_RETRY`].
-pub const LAST_RETRY: Duration = Duration::from_secs(64);
-/// The pause after that.
-pub const RARE_RETRY: Duration = Duration::from_secs(300);
 /// A direct path that lasted for so long has shown that it works, and the pauses begin with the first one again.
 const STEADY: Duration = Duration::from_secs(60);
 /// A direct path whose round trip is longer than twice that of a relay, and than this besides, is not used.
 pub const LEAST_LOSS: Duration = Duration::from_millis(20);
 /// After a choice there is no other one for this time, in which the data plane waits for a gap between packets.
 const CHOICE_INTERVAL: Duration = Duration::from_millis(600);
+/// The least time between two good-byes of a peer that are followed.
+const BYE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the data plane knows of the paths to a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -76,65 +75,8 @@ pub enum Action {
     Watch(Duration, bool, bool),
 }
 
-/// The state of a peer's paths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Nothing was sent to the peer yet.
-    Cold,
-    /// Initiations are sent by all paths that may work.
-    Opening {
-        /// When that began.
-        since: Instant,
-    },
-    /// The path in use works.
-    Open,
-    /// Packets are sent by the path in use, and nothing arrives by it.
-    Suspect {
-        /// When it became suspect.
-        since: Instant,
-        /// The number of probes that were sent by it.
-        probes: u32,
-        /// When the next one is due.
-        next: Instant,
-        /// Whether all other paths are probed as well.
-        is_wide: bool,
-        /// Whether its time to answer is over, so that the next answer by another path is enough.
-        is_over: bool,
-    },
-    /// Nothing answers.
-    Lost {
-        /// When the next attempt begins.
-        again: Instant,
-        /// The number of attempts so far.
-        tries: u32,
-    },
-}
-
-impl State {
-    /// The state after the probes that were due were sent. `is_sent` says whether one left by the path in use: otherwise that path
-    /// had no chance to answer, and is asked again.
-    fn after_probes(self, is_sent: bool, now: Instant) -> Self {
-        match self {
-            Self::Suspect {
-                since,
-                probes,
-                next,
-                is_wide,
-                is_over,
-            } if probes < SUSPECT_PROBES && next <= now => Self::Suspect {
-                since,
-                probes: probes + u32::from(is_sent),
-                next: if is_sent { next } else { now } + SUSPECT_INTERVAL,
-                is_wide,
-                is_over,
-            },
-            other => other,
-        }
-    }
-}
-
 /// The paths to one peer. It reads no clock: each call passes the time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PeerPaths {
     state: State,
     links: Links,
@@ -144,46 +86,17 @@ pub struct PeerPaths {
     upgrade: Option<Instant>,
     upgrades: u32,
     chosen: Option<Instant>,
+    /// When the peer last said that it stops or changes its network.
+    bye: Option<Instant>,
     watched: Option<(Duration, bool, bool)>,
     actions: Vec<Action>,
 }
 
-/// The pause before the attempt with this number.
-#[must_use]
-pub fn retry_pause(tries: u32) -> Duration {
-    match 1u32.checked_shl(tries).map(|factor| FIRST_RETRY * factor) {
-        Some(pause) if pause <= LAST_RETRY => pause,
-        _ => RARE_RETRY,
-    }
-}
-
 impl PeerPaths {
-    /// A peer of which nothing is known.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            state: State::Cold,
-            links: Links::default(),
-            sent: None,
-            standby_at: None,
-            upgrade: None,
-            upgrades: 0,
-            chosen: None,
-            watched: None,
-            actions: Vec::new(),
-        }
-    }
-
     /// The state.
     #[must_use]
     pub fn state(&self) -> State {
         self.state
-    }
-
-    /// The path by which packets are sent.
-    #[must_use]
-    pub fn primary(&self) -> Option<Path> {
-        self.links.primary
     }
 
     /// What is known of each path.
@@ -197,7 +110,7 @@ impl PeerPaths {
         let Some(new) = self.links.set_candidates(candidates, now) else {
             return;
         };
-        self.offer();
+        self.actions.push(offer(&self.links));
         if new.is_empty() {
             return;
         }
@@ -218,12 +131,6 @@ impl PeerPaths {
         }
     }
 
-    /// Tells the data plane which paths there are.
-    fn offer(&mut self) {
-        let (all, opens) = self.links.offers();
-        self.actions.push(Action::Offer(all, opens));
-    }
-
     /// A packet is sent to the peer, or it is to be reached for another reason.
     pub fn handle_wanted(&mut self, now: Instant) {
         if self.state == State::Cold {
@@ -234,7 +141,7 @@ impl PeerPaths {
 
     /// A probe was sent by the path in use, for another reason than this machine has.
     pub fn handle_probed(&mut self, now: Instant) {
-        let primary = self.links.primary;
+        let primary = self.links.primary();
         if let Some(link) = primary.and_then(|path| self.links.of_mut(path)) {
             link.handle_probed(now);
         }
@@ -255,12 +162,63 @@ impl PeerPaths {
         }
     }
 
-    /// The peer stops or changes its network. The standby is used at once.
-    pub fn handle_bye(&mut self, now: Instant) {
-        if let (State::Open | State::Suspect { .. }, Some(standby)) =
-            (self.state, self.links.standby(now))
-        {
+    /// The peer stops or changes its network. The standby is used at once, and a peer that stops is tried again from then on.
+    /// Returns whether that counts: a peer that says so again and again is not followed.
+    pub fn handle_bye(&mut self, reason: ByeReason, now: Instant) -> bool {
+        let is_open = matches!(self.state, State::Open | State::Suspect { .. });
+        let since = self.bye.map(|at| now.saturating_duration_since(at));
+        if !is_open || since.is_some_and(|since| since < BYE_INTERVAL) {
+            return false;
+        }
+        self.bye = Some(now);
+        self.use_standby(now);
+        if reason == ByeReason::Stopping {
+            self.state = State::lost(0, now);
+        }
+        true
+    }
+
+    /// The relay with this address forwards nothing any more. Returns whether packets were sent through it.
+    pub fn handle_relay_gone(&mut self, relay: NodeAddress, now: Instant) -> bool {
+        let is_used = self.links.primary().and_then(|path| path.relay()) == Some(relay);
+        let is_open = matches!(self.state, State::Open | State::Suspect { .. });
+        if is_used && is_open {
+            self.use_standby(now);
+        }
+        is_used
+    }
+
+    /// The standby takes over from the path in use, if there is one.
+    fn use_standby(&mut self, now: Instant) {
+        if let Some(standby) = self.links.standby(now) {
             self.replace(standby, now);
+        }
+    }
+
+    /// The relay with this address accepts packets again that it may not have accepted before. Returns whether the peer is tried
+    /// again by it.
+    pub fn handle_relay_renewed(&mut self, relay: NodeAddress, now: Instant) -> bool {
+        let links = self.links.all().iter().map(|link| link.path);
+        let paths: Vec<Path> = links.filter(|path| path.relay() == Some(relay)).collect();
+        match &mut self.state {
+            State::Suspect { .. } => self.links.probe(|link| paths.contains(&link.path), now),
+            State::Opening { .. } if !paths.is_empty() => self.actions.push(Action::Open),
+            State::Lost { again, .. } if !paths.is_empty() => *again = now,
+            State::Cold | State::Opening { .. } | State::Open | State::Lost { .. } => return false,
+        }
+        true
+    }
+
+    /// A new session with the peer has begun. What it said by the session before may not hold any more, so it is asked again.
+    pub fn handle_session(&mut self, now: Instant) {
+        let is_direct = |link: &Link| link.path.relay().is_none() && link.is_alive(now);
+        self.links.probe(is_direct, now);
+    }
+
+    /// Somebody else doubts that the peer answers, so it is asked as if its path were silent.
+    pub fn handle_doubt(&mut self, now: Instant) {
+        if self.state == State::Open {
+            self.state = State::suspect(now);
         }
     }
 
@@ -268,7 +226,7 @@ impl PeerPaths {
     pub fn handle_consent(&mut self, paths: &[Path], now: Instant) {
         for path in paths.iter().take(MAX_CANDIDATES) {
             if self.links.add_observed(*path, now) {
-                self.offer();
+                self.actions.push(offer(&self.links));
             }
             if let Some(link) = self.links.of_mut(*path) {
                 link.begin_burst(now);
@@ -295,7 +253,7 @@ impl PeerPaths {
         if !report.is_offered && !matches!(self.state, State::Cold | State::Opening { .. }) {
             // The data plane does not know the peer any more, or knows it anew.
             self.state = State::Cold;
-            self.offer();
+            self.actions.push(offer(&self.links));
             self.handle_wanted(now);
         }
     }
@@ -322,16 +280,10 @@ impl PeerPaths {
             State::Open => {
                 let patience = self
                     .watched
-                    .map_or(self.patience(), |(patience, ..)| patience);
+                    .map_or(patience(&self.links), |(patience, ..)| patience);
                 let due = report.waits_since.map(|since| since + patience);
                 if due.is_some_and(|due| due <= now) {
-                    self.state = State::Suspect {
-                        since: now,
-                        probes: 0,
-                        next: now,
-                        is_wide: false,
-                        is_over: false,
-                    };
+                    self.state = State::suspect(now);
                 }
             }
             State::Suspect { since, .. } => {
@@ -342,12 +294,6 @@ impl PeerPaths {
             }
         }
         self.choose(now);
-    }
-
-    /// How long the path in use may be silent while packets are sent.
-    fn patience(&self) -> Duration {
-        let srtt = self.links.in_use().and_then(Link::srtt);
-        LEAST_PATIENCE.max(srtt.unwrap_or_default() * 4)
     }
 
     /// The path in use works from now on.
@@ -374,7 +320,7 @@ impl PeerPaths {
 
     /// The path in use has failed, and this one takes over.
     fn replace(&mut self, path: Path, now: Instant) {
-        let primary = self.links.primary;
+        let primary = self.links.primary();
         if let Some(failed) = primary.and_then(|path| self.links.of_mut(path)) {
             failed.failed = Some(now);
         }
@@ -403,15 +349,15 @@ impl PeerPaths {
         self.use_path(path, gap, now);
     }
 
-    /// Returns what is due. The last report is not older than this call.
-    pub fn poll(&mut self, budget: &mut Budget, now: Instant) -> Vec<Action> {
+    /// Returns what is due. The last report is not older than this call. `admit` says whether a probe by a path may be sent now.
+    pub fn poll(&mut self, mut admit: impl FnMut(&Path) -> bool, now: Instant) -> Vec<Action> {
         self.choose(now);
         let mut probes = Vec::new();
         match self.state {
             State::Cold => {}
             State::Opening { since } => {
                 if now.saturating_duration_since(since) >= LOST_AFTER {
-                    self.state = lost(0, now);
+                    self.state = State::lost(0, now);
                 }
             }
             State::Open => self.poll_open(&mut probes, now),
@@ -423,16 +369,18 @@ impl PeerPaths {
             }
         }
         probes.extend(self.links.poll(now));
+        // The end of a burst may show that the path in use does not work.
+        self.choose(now);
         probes.sort_unstable();
         probes.dedup();
-        probes.retain(|path| budget.take(path, now));
+        probes.retain(|path| admit(path));
         for path in &probes {
             if let Some(link) = self.links.of_mut(*path) {
                 link.handle_probed(now);
             }
             self.actions.push(Action::Probe(*path));
         }
-        let primary = self.links.primary;
+        let primary = self.links.primary();
         let is_sent = primary.is_none_or(|path| probes.contains(&path));
         self.state = self.state.after_probes(is_sent, now);
         self.watch(now);
@@ -446,7 +394,7 @@ impl PeerPaths {
                 // The next packet is reported, and lets it go on.
                 self.standby_at = None;
             } else if let Some(standby) = self.links.standby(now) {
-                probes.extend(self.links.primary);
+                probes.extend(self.links.primary());
                 probes.push(standby);
             }
         }
@@ -454,15 +402,15 @@ impl PeerPaths {
             self.upgrades = self.upgrades.saturating_add(1);
             self.upgrade = Some(now + retry_pause(self.upgrades));
             if self.links.turn_candidates(now) {
-                self.offer();
+                self.actions.push(offer(&self.links));
             }
             self.links.probe(|link| link.path.relay().is_none(), now);
         }
     }
 
     fn poll_suspect(&mut self, probes: &mut Vec<Path>, now: Instant) {
-        let fails = self.fails_at();
-        let primary = self.links.primary;
+        let fails = self.state.fails_at(self.links.trip_in_use());
+        let primary = self.links.primary();
         let State::Suspect {
             since,
             probes: sent,
@@ -490,7 +438,7 @@ impl PeerPaths {
         if fails.is_none_or(|at| now < at) && !is_late {
             return;
         }
-        *is_over = true;
+        let is_first = !std::mem::replace(is_over, true);
         let (since, sent) = (*since, *sent);
         let answering = self
             .links
@@ -499,9 +447,17 @@ impl PeerPaths {
         if let Some(best) = answering.min_by_key(|link| (link.path.kind(), link.srtt())) {
             let path = best.path;
             self.replace(path, now);
-        } else if is_late {
-            self.state = lost(0, now);
-        } else if let State::Suspect { is_wide, .. } = &mut self.state
+            return;
+        }
+        if is_late {
+            self.state = State::lost(0, now);
+            return;
+        }
+        if is_first {
+            // A peer that was started again does not know the session, and answers only a handshake.
+            self.actions.push(Action::Open);
+        }
+        if let State::Suspect { is_wide, .. } = &mut self.state
             && sent >= SUSPECT_PROBES
             && !std::mem::replace(is_wide, true)
         {
@@ -509,23 +465,13 @@ impl PeerPaths {
         }
     }
 
-    /// When a path that is suspect has failed, unless it answers before. Each probe that could not be sent makes it later.
-    fn fails_at(&self) -> Option<Instant> {
-        let State::Suspect { probes, next, .. } = self.state else {
-            return None;
-        };
-        let srtt = self.links.in_use().and_then(Link::srtt);
-        let patience = (SUSPECT_INTERVAL * SUSPECT_PROBES).max(srtt.unwrap_or_default() * 3);
-        Some(next + patience.saturating_sub(SUSPECT_INTERVAL * probes))
-    }
-
     fn try_again(&mut self, tries: u32, now: Instant) {
         if self.links.turn_candidates(now) {
-            self.offer();
+            self.actions.push(offer(&self.links));
         }
         self.links.probe(|_| true, now);
         self.actions.push(Action::Open);
-        self.state = lost(tries, now);
+        self.state = State::lost(tries, now);
     }
 
     /// Asks the data plane for the reports that are needed.
@@ -534,7 +480,7 @@ impl PeerPaths {
             self.state,
             State::Cold | State::Opening { .. } | State::Lost { .. }
         );
-        let wanted = (self.patience(), is_closed, !is_used(self.sent, now));
+        let wanted = (patience(&self.links), is_closed, !is_used(self.sent, now));
         if self.watched != Some(wanted) {
             self.watched = Some(wanted);
             let (patience, heard, sent) = wanted;
@@ -561,7 +507,8 @@ impl PeerPaths {
             } => {
                 let probe = (probes < SUSPECT_PROBES).then_some(next);
                 let waits = !is_over || !is_wide;
-                let fails = self.fails_at().filter(|_| waits);
+                let fails = self.state.fails_at(self.links.trip_in_use());
+                let fails = fails.filter(|_| waits);
                 earliest([probe, fails, Some(since + LOST_AFTER)])
             }
             State::Lost { again, .. } => Some(again),
@@ -570,18 +517,15 @@ impl PeerPaths {
     }
 }
 
-impl Default for PeerPaths {
-    fn default() -> Self {
-        Self::new()
-    }
+/// Tells the data plane which paths there are.
+fn offer(links: &Links) -> Action {
+    let (all, opens) = links.offers();
+    Action::Offer(all, opens)
 }
 
-/// The state after an attempt that was in vain; there were `tries` before.
-fn lost(tries: u32, now: Instant) -> State {
-    State::Lost {
-        again: now + retry_pause(tries),
-        tries: tries.saturating_add(1),
-    }
+/// How long the path in use may be silent while packets are sent.
+fn patience(links: &Links) -> Duration {
+    LEAST_PATIENCE.max(links.trip_in_use() * 4)
 }
 
 /// Whether a packet was sent lately.
@@ -607,7 +551,7 @@ fn beats(link: &Link, primary: &Link, relay: Option<Duration>, now: Instant) -> 
     if !link.is_fresh(now) {
         return false;
     }
-    if primary.is_silent(link.answered) {
+    if primary.is_unproven() || primary.is_silent(link.answered) {
         return true;
     }
     match link.path.kind().cmp(&primary.path.kind()) {
@@ -619,6 +563,3 @@ fn beats(link: &Link, primary: &Link, relay: Option<Duration>, now: Instant) -> 
         Ordering::Greater => is_bad(primary, relay),
     }
 }
-
-#[cfg(test)]
-mod tests;

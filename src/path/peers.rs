@@ -6,13 +6,14 @@ use std::time::Instant;
 use super::budget::Budget;
 use super::links::Candidate;
 use super::peer::{Action, PeerPaths, Report};
-use crate::model::{Path, PublicKey};
+use crate::model::{NodeAddress, Path, PublicKey};
+use crate::protocol::path_messages::ByeReason;
 
 /// The paths to all peers that are steered. It reads no clock: each call passes the time.
 #[derive(Debug, Default)]
 pub struct Peers {
     peers: BTreeMap<PublicKey, Entry>,
-    budget: Option<Budget>,
+    budget: Option<Budget<PublicKey>>,
 }
 
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl Peers {
             let mut entry = before.remove(&id).unwrap_or_else(|| {
                 added.push(id);
                 Entry {
-                    peer: PeerPaths::new(),
+                    peer: PeerPaths::default(),
                     due: None,
                 }
             });
@@ -62,7 +63,13 @@ impl Peers {
     /// The peers to whom packets are sent through a relay.
     #[must_use]
     pub fn relayed(&self) -> Vec<PublicKey> {
-        let is_relayed = |entry: &Entry| entry.peer.primary().is_some_and(|p| p.relay().is_some());
+        let is_relayed = |entry: &Entry| {
+            entry
+                .peer
+                .links()
+                .primary()
+                .is_some_and(|p| p.relay().is_some())
+        };
         let peers = self.peers.iter().filter(|(_, entry)| is_relayed(entry));
         peers.map(|(id, _)| *id).collect()
     }
@@ -99,21 +106,52 @@ impl Peers {
         self.change(id, now, |peer| peer.handle_consent(paths, now));
     }
 
-    /// The peer stops or changes its network.
-    pub fn handle_bye(&mut self, id: &PublicKey, now: Instant) {
-        self.change(id, now, |peer| peer.handle_bye(now));
+    /// Sets the paths by which one peer may be reached.
+    pub fn set_candidates(&mut self, id: &PublicKey, candidates: Vec<Candidate>, now: Instant) {
+        self.change(id, now, |peer| peer.set_candidates(candidates, now));
     }
 
-    /// The network of one peer changed.
-    pub fn handle_peer_moved(&mut self, id: &PublicKey, now: Instant) {
-        self.change(id, now, |peer| peer.handle_network_changed(now));
+    /// The peer stops or changes its network. Returns whether that counts.
+    pub fn handle_bye(&mut self, id: &PublicKey, reason: ByeReason, now: Instant) -> bool {
+        let mut counts = false;
+        self.change(id, now, |peer| counts = peer.handle_bye(reason, now));
+        counts
+    }
+
+    /// A new session with a peer has begun: perhaps it was started again.
+    pub fn handle_session(&mut self, id: &PublicKey, now: Instant) {
+        self.change(id, now, |peer| peer.handle_session(now));
+    }
+
+    /// It is doubtful whether a peer still answers.
+    pub fn handle_doubt(&mut self, id: &PublicKey, now: Instant) {
+        self.change(id, now, |peer| peer.handle_doubt(now));
+    }
+
+    /// The relay with this address forwards nothing any more.
+    pub fn handle_relay_gone(&mut self, relay: NodeAddress, now: Instant) {
+        self.change_all(now, |peer| peer.handle_relay_gone(relay, now));
+    }
+
+    /// The relay with this address has given another tag, or is reached elsewhere.
+    pub fn handle_relay_renewed(&mut self, relay: NodeAddress, now: Instant) {
+        self.change_all(now, |peer| peer.handle_relay_renewed(relay, now));
     }
 
     /// The network of this node changed.
     pub fn handle_network_changed(&mut self, now: Instant) {
+        self.change_all(now, |peer| {
+            peer.handle_network_changed(now);
+            true
+        });
+    }
+
+    /// Changes the peers to which it applies.
+    fn change_all(&mut self, now: Instant, change: impl Fn(&mut PeerPaths) -> bool) {
         for entry in self.peers.values_mut() {
-            entry.peer.handle_network_changed(now);
-            entry.due = Some(now);
+            if change(&mut entry.peer) {
+                entry.due = Some(now);
+            }
         }
     }
 
@@ -130,7 +168,7 @@ impl Peers {
         let mut actions = Vec::new();
         for (id, entry) in &mut self.peers {
             if entry.due.is_some_and(|at| at <= now) {
-                let due = entry.peer.poll(budget, now);
+                let due = entry.peer.poll(|path| budget.take(*id, path, now), now);
                 actions.extend(due.into_iter().map(|action| (*id, action)));
                 entry.due = entry.peer.poll_timeout();
             }

@@ -15,6 +15,7 @@
 //! are, so each attempt takes another number.
 
 use std::collections::BTreeMap;
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
 pub struct Punching<K> {
     attempts: BTreeMap<K, Attempt>,
     /// How many routers may be opened: a member may name the address of somebody else as its own.
-    budget: Option<Budget>,
+    budget: Option<Budget<K>>,
 }
 
 impl<K> Default for Punching<K> {
@@ -73,7 +74,7 @@ pub struct Steps {
     pub probe: bool,
 }
 
-impl<K: Copy + Ord> Punching<K> {
+impl<K: Copy + Ord + Hash> Punching<K> {
     /// Returns those of the peers `relayed` that are to be asked now. These are all peers that are reached through a relay; what
     /// was known of the others is forgotten.
     pub fn poll(&mut self, relayed: &[K], now: Instant) -> Vec<K> {
@@ -114,10 +115,10 @@ impl<K: Copy + Ord> Punching<K> {
         }
     }
 
-    /// Whether a datagram that opens the router may be sent to `to`. It is counted if so.
-    pub fn may_open(&mut self, to: SocketAddr, now: Instant) -> bool {
+    /// Whether a datagram that opens the router for `peer` may be sent to `to`. It is counted if so.
+    pub fn may_open(&mut self, peer: K, to: SocketAddr, now: Instant) -> bool {
         let budget = self.budget.get_or_insert_with(|| Budget::new(now));
-        budget.take(&Path::Direct(to), now)
+        budget.take(peer, &Path::Direct(to), now)
     }
 
     /// `peer` has sent its candidates. With `punch` it asks this node to open its router for them and to answer, but not to probe yet.
@@ -231,7 +232,7 @@ mod tests {
         let victim = |ms: u64| SocketAddr::from(([203, 0, 113, 7], ms as u16));
         let sent = (0..10_000).filter(|ms| {
             let now = start + Duration::from_millis(*ms);
-            (0..16).any(|_| punching.may_open(victim(*ms), now))
+            (0..16).any(|peer| punching.may_open(peer, victim(*ms), now))
         });
         assert!((10..=20 * 10).contains(&sent.count()));
     }

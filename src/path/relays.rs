@@ -127,8 +127,13 @@ fn rising<K: Copy + Eq>(
 
 /// Whether a round trip is so much shorter than another one that a change is worth it.
 fn is_better(this: Duration, other: Duration) -> bool {
-    let less = other.saturating_sub(this);
-    less > BETTER_BY_TIME && less > other.mul_f64(BETTER_BY)
+    this < clearly_below(other)
+}
+
+/// A round trip that is shorter than this one is so much shorter than `other` that a change is worth it.
+fn clearly_below(other: Duration) -> Duration {
+    let by_time = other.saturating_sub(BETTER_BY_TIME);
+    by_time.min(other.mul_f64(1.0 - BETTER_BY))
 }
 
 /// A relay of the peer, by the peer's record or message.
@@ -140,67 +145,29 @@ pub struct PeerRelay<K> {
     pub rtt: Option<Duration>,
 }
 
-/// The relays through which to reach a peer, best first: those that both ends have measured, by the sum of the round trips, then those
-/// that only the peer names, then those that only this node has. `current` is the one in use; it stays first unless another one is
-/// clearly better. None of them is left out because of the round trips: what the peer says is a hint.
+/// The relays through which to reach a peer, best first: those that both ends can use, by the sum of the round trips, then those
+/// that only this node has. What the peer says about its round trips is a hint, because of which no relay is left out. A relay of
+/// `current`, those that were chosen before, comes after another one only if that one is clearly better.
 #[must_use]
 pub fn shared_relays<K: Copy + Ord>(
     own: &[MeasuredRelay<K>],
     theirs: &[PeerRelay<K>],
-    current: Option<K>,
+    current: &[K],
 ) -> Vec<K> {
-    let mut order: Vec<(Rank, K)> = own
-        .iter()
-        .map(|relay| {
-            let their = theirs.iter().find(|their| their.relay == relay.relay);
-            let rank = match their {
-                Some(their) => Rank::Shared(relay.cost() + their.rtt.unwrap_or(relay.cost())),
-                None => Rank::Own(relay.cost()),
-            };
-            (rank, relay.relay)
-        })
-        .collect();
-    for their in theirs {
-        if !own.iter().any(|relay| relay.relay == their.relay) {
-            let rank = Rank::Theirs(their.rtt.unwrap_or(Duration::MAX));
-            order.push((rank, their.relay));
-        }
-    }
+    let rank = |relay: &MeasuredRelay<K>| {
+        let their = theirs.iter().find(|their| their.relay == relay.relay);
+        let their_trip = their.map(|their| their.rtt.unwrap_or(relay.cost()));
+        let cost = relay.cost() + their_trip.unwrap_or_default();
+        let is_chosen = current.contains(&relay.relay);
+        let cost = if is_chosen { clearly_below(cost) } else { cost };
+        // One that was chosen stays before another one that is only just so much better.
+        (their.is_none(), cost, !is_chosen, relay.relay)
+    };
+    let mut order: Vec<_> = own.iter().map(rank).collect();
     order.sort_unstable();
     let mut seen = BTreeSet::new();
-    order.retain(|(_, relay)| seen.insert(*relay));
-    let used = order.iter().position(|(_, relay)| Some(*relay) == current);
-    if let (Some(at @ 1..), Some((best, _))) = (used, order.first().copied()) {
-        let (rank, _) = order[at];
-        if rank.is_worth_keeping(best) {
-            let used = order.remove(at);
-            order.insert(0, used);
-        }
-    }
-    order.into_iter().map(|(_, relay)| relay).collect()
-}
-
-/// How good a relay is between two nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    /// Both ends can use it: the sum of the round trips.
-    Shared(Duration),
-    /// The peer can use it, and this node has not measured it.
-    Theirs(Duration),
-    /// This node can use it, and the peer does not name it.
-    Own(Duration),
-}
-
-impl Rank {
-    /// Whether a relay with this rank stays in use though `best` is first.
-    fn is_worth_keeping(self, best: Self) -> bool {
-        match (self, best) {
-            (Self::Shared(this), Self::Shared(best))
-            | (Self::Theirs(this), Self::Theirs(best))
-            | (Self::Own(this), Self::Own(best)) => !is_better(best, this),
-            _ => false,
-        }
-    }
+    let relays = order.into_iter().map(|(.., relay)| relay);
+    relays.filter(|relay| seen.insert(*relay)).collect()
 }
 
 #[cfg(test)]
@@ -274,7 +241,7 @@ mod tests {
             load: 255,
             ..relay(1, 20)
         };
-        assert_eq!(shared_relays(&[busy, relay(2, 30)], &[], None), [2, 1]);
+        assert_eq!(shared_relays(&[busy, relay(2, 30)], &[], &[]), [2, 1]);
     }
 
     #[test]
@@ -288,31 +255,51 @@ mod tests {
             });
             told.collect::<Vec<_>>()
         };
-        assert_eq!(shared_relays(&a, &told(&b), None), [3, 2, 1]);
-        assert_eq!(shared_relays(&b, &told(&a), None), [3, 2, 1]);
+        assert_eq!(shared_relays(&a, &told(&b), &[]), [3, 2, 1]);
+        assert_eq!(shared_relays(&b, &told(&a), &[]), [3, 2, 1]);
     }
 
     #[test]
-    fn without_a_shared_relay_those_of_the_peer_come_first() {
-        let own = [relay(1, 5), relay(2, 6)];
-        assert_eq!(
-            shared_relays(&own, &[their(9, 50), their(8, 40)], None),
-            [8, 9, 1, 2]
-        );
+    fn a_relay_that_the_peer_names_comes_before_those_that_only_this_node_has() {
+        let own = [relay(1, 5), relay(2, 6), relay(3, 90)];
+        let theirs = [their(9, 50), their(3, 40)];
+        assert_eq!(shared_relays(&own, &theirs, &[]), [3, 1, 2]);
         let record = [8, 2].map(|relay| PeerRelay { relay, rtt: None });
-        assert_eq!(shared_relays(&own, &record, None), [2, 8, 1]);
-        assert_eq!(shared_relays::<u8>(&[], &[], None), [0; 0]);
+        assert_eq!(shared_relays(&own, &record, &[]), [2, 1, 3]);
+        assert_eq!(shared_relays::<u8>(&[], &[], &[]), [0; 0]);
     }
 
     #[test]
-    fn the_relay_in_use_stays_unless_another_one_is_clearly_better() {
+    fn the_relays_that_were_chosen_stay_unless_another_one_is_clearly_better() {
         let own = [relay(1, 10), relay(2, 11)];
         let theirs = [their(1, 10), their(2, 11)];
-        assert_eq!(shared_relays(&own, &theirs, Some(2)), [2, 1]);
+        assert_eq!(shared_relays(&own, &theirs, &[2]), [2, 1]);
         let theirs = [their(1, 10), their(2, 40)];
-        assert_eq!(shared_relays(&own, &theirs, Some(2)), [1, 2]);
+        assert_eq!(shared_relays(&own, &theirs, &[2]), [1, 2]);
         // One that the peer cannot use is left for one that it can.
-        assert_eq!(shared_relays(&own, &theirs[..1], Some(2)), [1, 2]);
+        assert_eq!(shared_relays(&own, &theirs[..1], &[2]), [1, 2]);
+    }
+
+    #[test]
+    fn round_trips_that_vary_a_little_change_none_of_the_relays_that_nobody_names() {
+        let jitter = |n: u64, relay: u64| (n * 7 + relay * 3) % 5;
+        let mut chosen: Vec<u8> = vec![];
+        for n in 0..50 {
+            let own: Vec<_> = (1..=6)
+                .map(|of| relay(of, 20 + jitter(n, of.into())))
+                .collect();
+            let mut order = shared_relays(&own, &[], &chosen);
+            order.truncate(MAX_RELAYS);
+            order.sort_unstable();
+            assert!(n == 0 || order == chosen, "{n}: {order:?}, {chosen:?}");
+            chosen = order;
+        }
+        let mut own: Vec<_> = (1..=6).map(|of| relay(of, 20)).collect();
+        let other = own.iter_mut().find(|of| !chosen.contains(&of.relay));
+        let other = other.expect("three are not chosen");
+        other.rtt = Duration::from_millis(15);
+        let better = other.relay;
+        assert_eq!(shared_relays(&own, &[], &chosen)[0], better);
     }
 
     proptest! {

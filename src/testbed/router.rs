@@ -370,17 +370,9 @@ impl Links {
             self.core_v4(),
         );
         if self.has_v6() {
-            text += &format!(
-                "address add {}/64 dev core nodad\n\
-                 address add {}/64 dev home nodad\n\
-                 route add default via {}\n\
-                 route add {}/64 via {}\n",
-                self.v6(1, 2),
-                self.v6(2, 1),
-                self.v6(1, 1),
-                self.v6(3, 0),
-                self.v6(2, 2),
-            );
+            let addresses = [("core", self.v6(1, 2)), ("home", self.v6(2, 1))];
+            text += &v6_statements(addresses, self.v6(1, 1));
+            text += &format!("route add {}/64 via {}\n", self.v6(3, 0), self.v6(2, 2));
         }
         text
     }
@@ -398,17 +390,18 @@ impl Links {
             self.home_gateway_v4(),
         );
         if self.has_v6() {
-            text += &format!(
-                "address add {}/64 dev lan nodad\n\
-                 address add {}/64 dev wan nodad\n\
-                 route add default via {}\n",
-                self.lan_v6(1),
-                self.v6(2, 2),
-                self.v6(2, 1),
-            );
+            let addresses = [("lan", self.lan_v6(1)), ("wan", self.v6(2, 2))];
+            text += &v6_statements(addresses, self.v6(2, 1));
         }
         text
     }
+}
+
+/// The statements for `ip` that give two interfaces their addresses and set the default gateway.
+fn v6_statements(addresses: [(&str, Ipv6Addr); 2], gateway: Ipv6Addr) -> String {
+    let addresses =
+        addresses.map(|(device, address)| format!("address add {address}/64 dev {device} nodad\n"));
+    format!("{}route add default via {gateway}\n", addresses.concat())
 }
 
 #[cfg(test)]

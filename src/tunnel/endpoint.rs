@@ -4,7 +4,7 @@
 //! an address translator on the way would drop a reply from another address of this host. The kernel chooses the source
 //! where none is known yet, when an endpoint is set, and when [`super::routes`] finds that the source is no longer valid.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use super::cookie::Origin;
 use super::relay::Header;
@@ -30,13 +30,6 @@ pub(super) struct Via {
 }
 
 impl Endpoint {
-    /// An endpoint to which nothing is sent.
-    pub(super) const NOWHERE: Self = Self {
-        address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
-        source: None,
-        via: None,
-    };
-
     /// The path that leads there.
     pub(super) fn path(&self) -> Path {
         match self.via {

@@ -156,6 +156,8 @@ pub(super) fn handle(
             peer.count_tx(length);
             sender.commit(length, from);
             peer.probes().handle_handshake();
+            // The session is used once the peer has sent by it.
+            state.paths.reports.heard |= is_steered;
             if state.endpoint().is_none() {
                 state.paths.set_endpoint(Some(from));
             }
@@ -166,6 +168,9 @@ pub(super) fn handle(
             round.note_received(peer, state, from);
             state.last_handshake = Some(clock::wall());
             peer.probes().handle_handshake();
+            if is_steered {
+                round.shared.wakes.news.add(peer.member);
+            }
             sender.commit(length, from);
             round.send_waiting(peer, state, from, sender);
         }

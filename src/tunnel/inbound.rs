@@ -101,8 +101,14 @@ impl Inbound {
         if header.tag.is_some() {
             let bytes = message.len();
             let Round { table, now, .. } = *round;
-            let forward = relaying.forward(table, header, from.address, bytes, now);
-            let Some((to, header)) = forward else { return };
+            let (to, header) = match relaying.forward(table, header, from.address, bytes, now) {
+                Ok(forward) => forward,
+                // This node was started again, and so the member needs a session and another tag.
+                Err(RelayDrop::UnknownSource | RelayDrop::BadTag) => {
+                    return self.revive(round, from);
+                }
+                Err(_) => return,
+            };
             let length = HEADER + bytes;
             if self.sender.is_full(length) {
                 self.sender.flush(round.sockets, &round.shared.drops);
@@ -214,8 +220,8 @@ impl Inbound {
         }
     }
 
-    /// Starts a handshake with the peer whose endpoint used a session that this node does not have: this node was restarted.
-    /// The handshake shows that to the peer at once, rather than after the peer's timeout of 15 s. Anybody can forge such a
+    /// Starts a handshake with the peer whose endpoint used a session or a tag that this node does not have: this node was
+    /// restarted. The handshake shows that to the peer at once, rather than after the peer's timeout of 15 s. Anybody can forge such a
     /// datagram, so this is limited. The handshake leaves from the address at which the datagram arrived, if no other one
     /// is known.
     fn revive(&mut self, round: &Round<'_>, from: Endpoint) {
@@ -230,8 +236,7 @@ impl Inbound {
                 let since = last.map(|at| round.now.saturating_duration_since(at));
                 if since.is_none_or(|since| since >= REVIVAL_INTERVAL_OF_PEER) {
                     state.revived = Some(round.now);
-                    let mut entries = state.paths.entries_mut().iter_mut();
-                    let entry = entries.find(|entry| entry.endpoint.path() == from.path());
+                    let entry = state.paths.entry_mut(&from.path());
                     let to = entry.map(|entry| entry.learn_missing(from));
                     let Round { table, now, .. } = *round;
                     let (sender, peer) = (&mut self.sender, (&**peer, &mut *state));

@@ -5,13 +5,13 @@
 //! limit of its own. A cookie for a forged source never reaches the host that forged it, and nothing is stored for such a source. So
 //! forged sources can neither fill the table of sources nor use up the limits of others.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::cookie::{Cookies, Origin, REPLY};
-use crate::model::rate::{Bucket, Rate};
+use crate::model::address::link_of;
+use crate::model::rate::{Bucket, Buckets, Rate};
 
 /// The number of handshakes a second that pass whatever their source: a few percent of a core.
 pub const LOAD_RATE: f64 = 250.0;
@@ -38,6 +38,14 @@ const SOURCE: Rate = Rate {
     burst: SOURCE_BURST,
 };
 
+/// The initiations to one address from which nothing was heard: at most 20 in a second.
+const OPENING: Rate = Rate {
+    per_second: 10.0,
+    burst: 10.0,
+};
+/// The maximum number of addresses to which initiations are counted. While there are more, others are sent none.
+const MAX_OPENED: usize = 16_384;
+
 /// The least time between two searches for the peer of an unknown session.
 pub const REVIVAL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -60,8 +68,7 @@ pub struct HandshakeLimiter {
     replies: Bucket,
     proven: Bucket,
     others: Bucket,
-    sources: HashMap<(IpAddr, Option<Ipv4Addr>), Bucket>,
-    swept: Instant,
+    sources: Buckets<(IpAddr, Option<Ipv4Addr>)>,
 }
 
 impl HandshakeLimiter {
@@ -75,8 +82,7 @@ impl HandshakeLimiter {
             replies: full(COOKIE_RATE, COOKIE_BURST),
             proven: full(PROVEN_RATE, PROVEN_RATE),
             others: Bucket::full(SOURCE, now),
-            sources: HashMap::new(),
-            swept: now,
+            sources: Buckets::new(SOURCE, MAX_SOURCES, now),
         }
     }
 
@@ -109,29 +115,28 @@ impl HandshakeLimiter {
 
     /// Whether the bucket of a proven source allows one more.
     fn source(&mut self, source: Origin, now: Instant) -> bool {
-        self.sweep(now);
-        // One machine can own a /64 as easily as one address.
-        let address = match source.address.ip() {
-            IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
-            address => address,
-        };
-        let source = (address, source.label);
-        if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
-            return self.others.take(now);
-        }
-        self.sources
-            .entry(source)
-            .or_insert(Bucket::full(SOURCE, now))
-            .take(now)
+        let source = (link_of(source.address.ip()), source.label);
+        let bucket = self.sources.of(source, now);
+        bucket.unwrap_or(&mut self.others).take(now)
+    }
+}
+
+/// Limits initiations to addresses from which nothing was ever heard, whichever peers they are for.
+#[derive(Debug)]
+pub struct OpeningLimit(Buckets<IpAddr>);
+
+impl OpeningLimit {
+    /// A limit that was not used yet.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self(Buckets::new(OPENING, MAX_OPENED, now))
     }
 
-    /// Removes sources whose bucket is full again.
-    fn sweep(&mut self, now: Instant) {
-        const EVERY: Duration = Duration::from_secs(1);
-        if now.saturating_duration_since(self.swept) >= EVERY {
-            self.swept = now;
-            self.sources.retain(|_, bucket| !bucket.is_full(now));
-        }
+    /// Whether an initiation may be sent to `address` now. All ports of an address share one limit. The members of a mesh may be
+    /// the hosts of one IPv6 network, so its addresses do not.
+    pub fn admit(&mut self, address: IpAddr, now: Instant) -> bool {
+        let bucket = self.0.of(address.to_canonical(), now);
+        bucket.is_some_and(|bucket| bucket.take(now))
     }
 }
 
@@ -287,6 +292,32 @@ mod tests {
         assert_eq!(limiter.sources.len(), MAX_SOURCES);
         limiter.source(origin([0, 0, 0, 1]), start + Duration::from_secs(10));
         assert_eq!(limiter.sources.len(), 1, "and is swept");
+    }
+
+    #[test]
+    fn no_second_has_more_than_twenty_initiations_to_an_address_from_which_nothing_was_heard() {
+        let start = Instant::now();
+        let mut limit = OpeningLimit::new(start);
+        let address = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let at = |ms| start + Duration::from_millis(ms);
+        let sent: Vec<u64> = (0..3000)
+            .filter(|ms| limit.admit(address(1), at(*ms)))
+            .collect();
+        let in_second = |from: &u64| {
+            sent.iter()
+                .filter(|ms| (*from..*from + 1000).contains(ms))
+                .count()
+        };
+        assert!(
+            sent.iter()
+                .map(in_second)
+                .max()
+                .is_some_and(|most| (10..=20).contains(&most))
+        );
+        assert!(
+            limit.admit(address(2), at(2999)),
+            "others have their own limit"
+        );
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod live;
 mod messages;
 mod news;
 mod outbound;
+mod path_entries;
 mod path_entry;
 mod paths;
 mod peer;
@@ -66,7 +67,6 @@ mod steering;
 mod table;
 mod timer;
 mod tun;
-
 mod udp;
 mod used_relays;
 mod wakes;

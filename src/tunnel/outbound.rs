@@ -175,17 +175,17 @@ impl Outbound {
             }
             let padded = pad(segment, length, scratch);
             if let Some((length, is_packet)) = noise.seal(padded, sender.space_to(&endpoint), now) {
-                sent += length;
-                sender.commit(length, endpoint);
-                if !is_packet {
-                    initiation = Some(length);
+                if is_packet {
+                    sent += length;
+                    sender.commit(length, endpoint);
+                } else {
+                    initiation = Some(sender.space_to(&endpoint)[..length].to_vec());
                 }
             }
         });
-        let lost = noise.take_lost();
-        shared.drops.add_many(DropReason::NoAnswer, lost);
-        if let Some(length) = initiation {
-            sent += sender.repeat(length, state.paths.opening());
+        (shared.drops).add_many(DropReason::NoAnswer, noise.take_lost());
+        if let Some(initiation) = initiation {
+            shared.send_initiation((peer, &mut state), &initiation, endpoint, sender, now);
         }
         drop(state);
         peer.count_tx(sent);

@@ -1,8 +1,15 @@
 //! One path to a peer as the data plane has it, and the address of this host from which datagrams by it leave. Pure.
 
-use std::time::Instant;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
+
+/// The pause after the first initiation by a path by which nothing was ever heard. Each pause is twice as long as the one before, up
+/// to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// See [`FIRST_PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
 /// A path, and what the data plane knows of it.
 #[derive(Debug, Clone)]
@@ -13,6 +20,8 @@ pub(super) struct Entry {
     pub(super) heard: Option<Instant>,
     /// Whether initiations are sent by it while no path is known to work.
     pub(super) opens: bool,
+    /// The pause before the next initiation by it while nothing is heard, and when it ends.
+    rest: Option<(Duration, Instant)>,
     /// The size in bytes of the largest packet that fits, once that was found out.
     pub(super) mtu: Option<u16>,
     /// The interface by which datagrams leave, once it was looked up.
@@ -29,11 +38,33 @@ impl Entry {
             endpoint,
             heard: None,
             opens: false,
+            rest: None,
             mtu: None,
             leaves_by: None,
             refused: None,
             reported: None,
         }
+    }
+
+    /// Whether an initiation may be sent by it now. It is counted if so. `admit` limits those to the address from which nothing was
+    /// ever heard. A relay takes part in the mesh, and forwards only to those that it hears.
+    pub(super) fn may_open(&mut self, admit: impl FnOnce(IpAddr) -> bool, now: Instant) -> bool {
+        if self.heard.is_some() || self.endpoint.via.is_some() {
+            return true;
+        }
+        let is_resting = self.rest.is_some_and(|(_, end)| now < end);
+        if is_resting || !admit(self.endpoint.address.ip()) {
+            return false;
+        }
+        let pause = self.rest.map_or(FIRST_PAUSE, |(pause, _)| pause * 2);
+        let pause = pause.min(LONGEST_PAUSE);
+        self.rest = Some((pause, now + pause));
+        true
+    }
+
+    /// The next initiation by it needs no pause.
+    pub(super) fn end_rest(&mut self) {
+        self.rest = None;
     }
 
     /// A datagram arrived from there, by this path. Returns whether the route is to be looked up.

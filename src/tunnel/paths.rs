@@ -6,16 +6,16 @@
 //! - `Roaming`: the primary path is the one by which the last authentic datagram arrived (WireGuard section 2.1). There is
 //!   no other path.
 //! - `Steered`: another part of the program chooses. A datagram that arrives by another path does not change the choice, except in
-//!   two cases. Nothing ever arrived by the primary path: then any other path is better. Or the datagram is from
+//!   two cases. Nothing ever arrived by any path: then the one by which something does is better. Or the datagram is from
 //!   another port of the same address, and nothing arrived by the primary path for some time: then an address translator on
 //!   the way has most probably given the peer another port.
-//!
-//! An index into the table stays valid while the path is in use, so the path of a packet is one word.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
+use super::path_entries::Entries;
 use super::path_entry::Entry;
 use crate::model::path::{MAX_PATHS, Path};
 
@@ -28,9 +28,6 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const NEW_INTERVAL: Duration = Duration::from_millis(20);
 /// A move to a faster path waits for a gap between packets, but not for longer than this.
 pub(super) const LONGEST_MOVE: Duration = Duration::from_millis(500);
-
-/// A path that is not offered is kept for so long after the peer was heard by it.
-const KEPT_FOR: Duration = Duration::from_secs(180);
 
 /// Who chooses the primary path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +48,7 @@ pub(super) struct Received {
 /// A change of the primary path that waits for a gap between packets.
 #[derive(Debug, Clone, Copy)]
 struct Move {
-    to: usize,
+    to: Path,
     gap: Duration,
     until: Instant,
 }
@@ -59,9 +56,7 @@ struct Move {
 /// The paths to a peer, at most [`MAX_PATHS`].
 #[derive(Debug, Clone)]
 pub(super) struct PathTable {
-    entries: Vec<Entry>,
-    /// The index of the primary path.
-    primary: usize,
+    entries: Entries,
     pub(super) choice: Choice,
     next: Option<Move>,
     /// Whether an initiation was sent since the last authentic datagram.
@@ -103,18 +98,11 @@ impl Reports {
     }
 }
 
-/// The index of a path.
-fn position(entries: &[Entry], path: &Path) -> Option<usize> {
-    let mut entries = entries.iter();
-    entries.position(|entry| entry.endpoint.path() == *path)
-}
-
 impl PathTable {
     /// A table with the path to `endpoint`, whose primary path follows the peer.
     pub(super) fn new(endpoint: Option<Endpoint>) -> Self {
         Self {
-            entries: endpoint.map(Entry::new).into_iter().collect(),
-            primary: 0,
+            entries: Entries::new(endpoint),
             choice: Choice::Roaming,
             next: None,
             unanswered: false,
@@ -134,7 +122,7 @@ impl PathTable {
         let mut table = self.clone();
         table.waits_since = None;
         table.unanswered = false;
-        for entry in &mut table.entries {
+        for entry in table.entries_mut() {
             // The routes are looked up for the successor as well.
             entry.forget_route();
         }
@@ -147,9 +135,7 @@ impl PathTable {
             self.choice = choice;
             self.next = None;
             if choice == Choice::Roaming {
-                let primary = self.entries.get(self.primary).cloned();
-                self.entries = primary.into_iter().collect();
-                self.primary = 0;
+                self.entries.forget_others();
             }
         }
     }
@@ -157,7 +143,7 @@ impl PathTable {
     /// Where datagrams are sent.
     #[inline]
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
-        Some(self.entries.get(self.primary)?.endpoint)
+        Some(self.entries.primary()?.endpoint)
     }
 
     /// The primary path.
@@ -167,156 +153,107 @@ impl PathTable {
 
     /// Where datagrams by `path` are sent.
     pub(super) fn endpoint_of(&self, path: &Path) -> Option<Endpoint> {
-        let at = position(&self.entries, path)?;
-        Some(self.entries.get(at)?.endpoint)
+        Some(self.entries.of(path)?.endpoint)
+    }
+
+    /// What is known of a path.
+    pub(super) fn entry_mut(&mut self, path: &Path) -> Option<&mut Entry> {
+        self.entries.of_mut(path)
     }
 
     pub(super) fn entries(&self) -> &[Entry] {
-        &self.entries
+        self.entries.all()
     }
 
     pub(super) fn entries_mut(&mut self) -> &mut [Entry] {
-        &mut self.entries
+        self.entries.all_mut()
     }
 
     /// The size in bytes of the largest packet that fits through the primary path. The device's MTU applies as well.
     #[inline]
     pub(super) fn mtu(&self) -> u16 {
-        let primary = self.entries.get(self.primary);
+        let primary = self.entries.primary();
         primary.and_then(|entry| entry.mtu).unwrap_or(u16::MAX)
     }
 
     /// Sets the size of the largest packet that fits through the primary path.
     pub(super) fn set_mtu(&mut self, bytes: u16) {
-        if let Some(primary) = self.entries.get_mut(self.primary) {
+        if let Some(primary) = self.entries.primary_mut() {
             primary.mtu = Some(bytes);
         }
     }
 
-    /// The index of the path to `endpoint`, which is added if it is not known. The path that is least useful makes room.
-    fn admit(&mut self, endpoint: Endpoint) -> usize {
-        if let Some(known) = position(&self.entries, &endpoint.path()) {
-            return known;
-        }
-        if self.entries.len() < MAX_PATHS {
-            self.entries.push(Entry::new(endpoint));
-            return self.entries.len() - 1;
-        }
+    /// The path to `endpoint`, which is added if it is not known.
+    fn admit(&mut self, endpoint: Endpoint) -> &mut Entry {
         let next = self.next.map(|next| next.to);
-        let candidates = self.entries.iter().enumerate();
-        let least = candidates
-            .filter(|(at, _)| *at != self.primary && Some(*at) != next)
-            .min_by_key(|(_, entry)| (entry.heard, entry.opens))
-            .map_or(0, |(at, _)| at);
-        if let Some(entry) = self.entries.get_mut(least) {
-            *entry = Entry::new(endpoint);
-        }
-        least
+        self.entries.admit(endpoint, next)
     }
 
-    /// Sends to this endpoint from now on. Nothing is known of the path yet, so a datagram by another one changes it.
+    /// Sends to this endpoint from now on. Nothing is known of the path yet. If it leads nowhere, a path that follows the peer
+    /// changes with the next datagram, and otherwise the part that chooses the path does.
     pub(super) fn set_endpoint(&mut self, endpoint: Option<Endpoint>) {
         self.next = None;
         if self.choice == Choice::Roaming {
-            let mtu = self.entries.get(self.primary).and_then(|entry| entry.mtu);
-            let mut entry = endpoint.map(Entry::new);
-            if let Some(entry) = &mut entry {
+            let mtu = self.entries.primary().and_then(|entry| entry.mtu);
+            self.entries = Entries::new(endpoint);
+            if let Some(entry) = self.entries.primary_mut() {
                 entry.mtu = mtu;
             }
-            self.entries = entry.into_iter().collect();
-            self.primary = 0;
         } else if let Some(endpoint) = endpoint {
-            let at = self.admit(endpoint);
-            self.move_to(at);
-            if let Some(entry) = self.entries.get_mut(at) {
-                entry.heard = None;
-                entry.forget_source();
-            }
+            let entry = self.admit(endpoint);
+            entry.heard = None;
+            entry.forget_source();
+            self.move_to(&endpoint.path());
         }
     }
 
     /// Adds paths that the peer may be reached by. Initiations are sent by all of those that `opens` has. Other paths by which
     /// the peer was not heard lately are removed.
     pub(super) fn offer(&mut self, paths: &[Endpoint], opens: &[Endpoint], now: Instant) {
-        for entry in &mut self.entries {
+        for entry in self.entries_mut() {
             entry.opens = false;
         }
         let offered: BTreeSet<Path> = paths.iter().chain(opens).map(Endpoint::path).collect();
-        self.remove_others(&offered, now);
+        let next = self.next.map(|next| next.to);
+        self.entries.make_room(&offered, next, now);
         for endpoint in paths.iter().chain(opens).take(2 * MAX_PATHS) {
-            let at = self.admit(*endpoint);
-            if let Some(entry) = self.entries.get_mut(at) {
-                entry.renew(endpoint);
-            }
+            self.admit(*endpoint).renew(endpoint);
         }
         for endpoint in opens {
-            let path = endpoint.path();
-            if let Some(entry) =
-                position(&self.entries, &path).and_then(|at| self.entries.get_mut(at))
-            {
+            if let Some(entry) = self.entries.of_mut(&endpoint.path()) {
                 entry.opens = true;
-            }
-        }
-    }
-
-    /// Removes the paths that were not heard lately, and as many others as it takes to make room for those that are offered.
-    fn remove_others(&mut self, offered: &BTreeSet<Path>, now: Instant) {
-        let is_old = |entry: &Entry| {
-            let silent = entry.heard.map(|at| now.saturating_duration_since(at));
-            silent.is_none_or(|silent| silent >= KEPT_FOR)
-        };
-        loop {
-            let known = offered
-                .iter()
-                .filter(|path| position(&self.entries, path).is_some());
-            let new = offered.len() - known.count();
-            let is_crowded = self.entries.len() + new > MAX_PATHS;
-            let next = self.next.map(|next| next.to);
-            let others = self.entries.iter().enumerate().filter(|(at, entry)| {
-                let is_used = *at == self.primary || Some(*at) == next;
-                !is_used && !offered.contains(&entry.endpoint.path())
-            });
-            let least = others.min_by_key(|(_, entry)| entry.heard);
-            let least = least.filter(|(_, entry)| is_crowded || is_old(entry));
-            let Some((at, _)) = least else { return };
-            // Those behind it move up.
-            self.entries.remove(at);
-            self.primary -= usize::from(self.primary > at);
-            if let Some(next) = &mut self.next {
-                next.to -= usize::from(next.to > at);
             }
         }
     }
 
     /// Makes `path` the primary one: at once, or at the first gap of this length between packets. Returns whether it is known.
     pub(super) fn use_path(&mut self, path: &Path, gap: Option<Duration>, now: Instant) -> bool {
-        let Some(to) = position(&self.entries, path) else {
+        if self.entries.of(path).is_none() {
             return false;
-        };
+        }
         match gap {
-            Some(gap) if to != self.primary => {
+            Some(gap) if self.primary() != Some(*path) => {
                 self.next = Some(Move {
-                    to,
+                    to: *path,
                     gap,
                     until: now + LONGEST_MOVE,
                 });
             }
-            _ => self.move_to(to),
+            _ => self.move_to(path),
         }
         true
     }
 
-    fn move_to(&mut self, to: usize) {
+    fn move_to(&mut self, to: &Path) {
         self.next = None;
-        if to == self.primary {
+        // Until the size of the other path is known, the one in use is the best guess.
+        let mtu = self.entries.primary().and_then(|entry| entry.mtu);
+        if !self.entries.set_primary(to) {
             return;
         }
-        // Until the size of the other path is known, the one in use is the best guess.
-        let mtu = self.entries.get(self.primary).and_then(|entry| entry.mtu);
-        self.primary = to;
         self.waits_since = None;
         self.reports.is_silent = false;
-        if let Some(entry) = self.entries.get_mut(to) {
+        if let Some(entry) = self.entries.primary_mut() {
             entry.mtu = entry.mtu.or(mtu);
         }
     }
@@ -336,7 +273,7 @@ impl PathTable {
         let Some(next) = self.next else { return false };
         let is_gap = last.is_none_or(|at| now.saturating_duration_since(at) >= next.gap);
         if is_gap || now >= next.until {
-            self.move_to(next.to);
+            self.move_to(&next.to);
             self.waits_since = Some(now);
         }
         self.next.is_none()
@@ -346,7 +283,7 @@ impl PathTable {
     /// primary path, or when there may be.
     pub(super) fn handle_time(&mut self, now: Instant) -> (bool, Option<Instant>) {
         if let Some(next) = self.next.filter(|next| now >= next.until) {
-            self.move_to(next.to);
+            self.move_to(&next.to);
             return (true, None);
         }
         let deadline = self.waits_since.map(|since| since + self.reports.patience);
@@ -365,7 +302,7 @@ impl PathTable {
     pub(super) fn handle_received(&mut self, from: Endpoint, now: Instant) -> Received {
         self.unanswered = false;
         let is_news = std::mem::take(&mut self.reports.heard);
-        if let Some(primary) = self.entries.get_mut(self.primary)
+        if let Some(primary) = self.entries.primary_mut()
             && primary.endpoint == from
         {
             primary.heard = Some(now);
@@ -389,14 +326,13 @@ impl PathTable {
     /// The peer is there from now on, and datagrams to it leave from the address at which this one arrived.
     fn roam(&mut self, from: Endpoint, now: Instant) -> Received {
         self.waits_since = None;
-        let wants_route = match self.entries.get_mut(self.primary) {
+        let wants_route = match self.entries.primary_mut() {
             Some(entry) => {
                 entry.heard = Some(now);
                 entry.learn(from)
             }
             None => {
-                self.primary = self.entries.len();
-                self.entries.push(Entry::new(from));
+                self.entries = Entries::new(Some(from));
                 from.source.is_some()
             }
         };
@@ -410,18 +346,16 @@ impl PathTable {
     #[cold]
     fn handle_other(&mut self, from: Endpoint, now: Instant) -> Received {
         let path = from.path();
-        let is_known = position(&self.entries, &path).is_some();
-        let before = self.entries.get(self.primary).map(|entry| {
+        let is_known = self.entries.of(&path).is_some();
+        let is_first = self.entries().iter().all(|entry| entry.heard.is_none());
+        let before = self.entries.primary().map(|entry| {
             let silent = entry.heard.map(|at| now.saturating_duration_since(at));
             (entry.endpoint.path(), silent)
         });
-        let at = self.admit(from);
-        let Some(entry) = self.entries.get_mut(at) else {
-            return Received::default();
-        };
+        let entry = self.admit(from);
         let wants_route = entry.learn(from) || (!is_known && from.source.is_some());
         entry.heard = Some(now);
-        if at == self.primary && before.is_some_and(|(primary, _)| primary == path) {
+        if before.is_some_and(|(primary, _)| primary == path) {
             self.waits_since = None;
             self.reports.is_silent = false;
             return Received {
@@ -429,16 +363,15 @@ impl PathTable {
                 is_news: false,
             };
         }
-        let adopts = match before {
-            None | Some((_, None)) => true,
-            Some((primary, Some(silent))) => {
-                primary.is_rebound(&path) && silent >= self.reports.patience
-            }
-        };
+        let adopts = is_first
+            || before.is_none_or(|(primary, silent)| {
+                let is_silent = silent.is_none_or(|silent| silent >= self.reports.patience);
+                primary.is_rebound(&path) && is_silent
+            });
         if adopts {
-            self.move_to(at);
+            self.move_to(&path);
         }
-        let entry = self.entries.get_mut(at);
+        let entry = self.entries.of_mut(&path);
         let is_due = entry.is_some_and(|entry| self.reports.is_due(entry, now));
         Received {
             wants_route,
@@ -450,25 +383,40 @@ impl PathTable {
     /// one.
     pub(super) fn handle_initiation(&mut self) {
         if std::mem::replace(&mut self.unanswered, true)
-            && let Some(primary) = self.entries.get_mut(self.primary)
+            && let Some(primary) = self.entries.primary_mut()
         {
             primary.forget_source();
         }
     }
 
-    /// Nothing answers by the primary path, so that initiations are sent by all that were offered for it.
+    /// Nothing answers by the primary path, so that initiations are sent by all that were offered for it, without a pause.
     pub(super) fn open(&mut self) {
         self.unanswered = true;
+        self.entries_mut().iter_mut().for_each(Entry::end_rest);
     }
 
-    /// The other paths by which an initiation is sent: none while the primary path works.
-    pub(super) fn opening(&self) -> impl Iterator<Item = Endpoint> {
-        let primary = self.entries.get(self.primary);
+    /// Where an initiation is sent that is made for `to`: there first, and by the paths that were offered for it unless the primary
+    /// path works. A path whose peer is steered and was never heard by it is tried more and more rarely, and `admit` limits the
+    /// initiations to its address.
+    pub(super) fn openings(
+        &mut self,
+        to: &Endpoint,
+        mut admit: impl FnMut(IpAddr) -> bool,
+        now: Instant,
+    ) -> Vec<Endpoint> {
+        let primary = self.entries.primary();
         let works = primary.is_some_and(|entry| entry.heard.is_some()) && !self.unanswered;
-        let entries = self.entries.iter().enumerate();
-        entries
-            .filter(move |(at, entry)| !works && entry.opens && *at != self.primary)
-            .map(|(_, entry)| entry.endpoint)
+        let (to, is_steered) = (to.path(), self.choice == Choice::Steered);
+        let mut endpoints = Vec::new();
+        for entry in self.entries_mut() {
+            let is_first = entry.endpoint.path() == to;
+            let is_meant = is_first || (!works && entry.opens);
+            if is_meant && (!is_steered || entry.may_open(&mut admit, now)) {
+                let at = if is_first { 0 } else { endpoints.len() };
+                endpoints.insert(at, entry.endpoint);
+            }
+        }
+        endpoints
     }
 }
 

@@ -60,6 +60,8 @@ pub(super) struct Probes {
     trips: VecDeque<(Path, Trips)>,
     answered: Option<RoundTrip>,
     answered_size: Option<u16>,
+    /// How many handshakes were completed.
+    sessions: u32,
     said: Said,
 }
 
@@ -148,8 +150,9 @@ impl Probes {
         self.pending.push_back(probe);
     }
 
-    /// A handshake message was processed. The pending probes no longer measure the path alone, so none of them is a sample.
+    /// A handshake was completed. The pending probes no longer measure the path alone, so none of them is a sample.
     pub(super) fn handle_handshake(&mut self) {
+        self.sessions = self.sessions.wrapping_add(1);
         for probe in &mut self.pending {
             probe.is_sample = false;
         }
@@ -235,6 +238,11 @@ impl Probes {
             self.trips.len() - 1
         });
         &mut self.trips[at].1
+    }
+
+    /// How many handshakes were completed.
+    pub(super) fn sessions(&self) -> u32 {
+        self.sessions
     }
 
     /// The last round trip by any path, including the time in which its probe waited for a handshake.

@@ -49,7 +49,10 @@ impl Relaying {
         })
     }
 
-    /// Where a frame to this relay goes, and with which header. None if it is dropped, which is counted.
+    /// Where a frame to this relay goes, and with which header.
+    ///
+    /// # Errors
+    /// The frame is dropped for this reason, which is counted.
     pub(super) fn forward(
         &self,
         table: &Table,
@@ -57,18 +60,12 @@ impl Relaying {
         from: SocketAddr,
         bytes: usize,
         now: Instant,
-    ) -> Option<(Endpoint, Header)> {
+    ) -> Result<(Endpoint, Header), RelayDrop> {
         let destination = |label: Ipv4Addr| destination_of(table.allowed.owner(IpAddr::V4(label))?);
-        match self.lock().decide(header, from, bytes, destination, now) {
-            Ok(forward) => {
-                self.forwarded.fetch_add(bytes as u64, Ordering::Relaxed);
-                Some((forward.to, forward.header))
-            }
-            Err(reason) => {
-                self.drop(reason);
-                None
-            }
-        }
+        let decision = self.lock().decide(header, from, bytes, destination, now);
+        let forward = decision.inspect_err(|reason| self.drop(*reason))?;
+        self.forwarded.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok((forward.to, forward.header))
     }
 
     /// Counts a frame that was dropped.

@@ -15,7 +15,7 @@ use super::config::{PeerConfig, TunnelConfig, TunnelError};
 use super::drops::{Counters, DropCounters};
 use super::injector::Injector;
 use super::keys::StaticKeys;
-use super::limiter::{HandshakeLimiter, RevivalLimit};
+use super::limiter::{HandshakeLimiter, OpeningLimit, RevivalLimit};
 use super::live::Live;
 use super::local_service::LocalService;
 use super::peers::Peers;
@@ -84,6 +84,7 @@ impl Tunnel {
             limits: Limits {
                 handshakes: Mutex::new(HandshakeLimiter::new(seeds[0], now)),
                 revivals: RevivalLimit::new(now),
+                openings: Mutex::new(OpeningLimit::new(now)),
             },
             relaying: Relaying::new(seeds[1], now),
             stop: AtomicBool::new(false),

@@ -2,16 +2,17 @@
 
 use std::io::IoSlice;
 use std::net::IpAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
 use super::drops::{DropCounters, DropReason};
 use super::endpoint::Endpoint;
-use super::limiter::{HandshakeLimiter, RevivalLimit};
+use super::limiter::{HandshakeLimiter, OpeningLimit, RevivalLimit};
 use super::live::Live;
+use super::noise::{HANDSHAKE, room_for};
 use super::peer::{Peer, PeerState};
 use super::relaying::Relaying;
 use super::sockets::Sockets;
@@ -25,6 +26,7 @@ use super::wakes::Wakes;
 pub(super) struct Limits {
     pub(super) handshakes: Mutex<HandshakeLimiter>,
     pub(super) revivals: RevivalLimit,
+    pub(super) openings: Mutex<OpeningLimit>,
 }
 
 pub(super) struct Shared {
@@ -83,6 +85,26 @@ impl Shared {
         }
     }
 
+    /// Sends an initiation to `to`, and by all paths that may work while none is known to work. A member may list the address of
+    /// somebody else as its own, so initiations by paths by which nothing was ever heard are limited.
+    pub(super) fn send_initiation(
+        &self,
+        (peer, state): (&Peer, &mut PeerState),
+        initiation: &[u8],
+        to: Endpoint,
+        sender: &mut Sender,
+        now: Instant,
+    ) {
+        let limit = self.limits.openings.lock();
+        let mut limit = limit.unwrap_or_else(PoisonError::into_inner);
+        let admit = |address| limit.admit(address, now);
+        let endpoints = state.paths.openings(&to, admit, now);
+        let sent = endpoints
+            .into_iter()
+            .map(|endpoint| sender.add(initiation, endpoint));
+        peer.count_tx(sent.sum());
+    }
+
     /// Starts a handshake with a peer: sends an initiation to `to`, and by all paths that may work while none is known to work.
     pub(super) fn initiate(
         &self,
@@ -96,10 +118,9 @@ impl Shared {
             return;
         };
         let noise = state.noise(keys, peer.index, now);
-        if let Some(length) = noise.initiate(sender.space_to(&endpoint)) {
-            sender.commit(length, endpoint);
-            let copies = sender.repeat(length, state.paths.opening());
-            peer.count_tx(length + copies);
+        let mut message = [0; room_for(HANDSHAKE)];
+        if let Some(length) = noise.initiate(&mut message) {
+            self.send_initiation((peer, state), &message[..length], endpoint, sender, now);
         }
     }
 
@@ -121,14 +142,18 @@ impl Shared {
         let noise = state.noise(keys, peer.index, now);
         let sealed = noise.seal(packet, sender.space_to(&endpoint), now);
         self.drops.add_many(DropReason::NoAnswer, noise.take_lost());
-        if let Some((length, is_packet)) = sealed {
-            sender.commit(length, endpoint);
-            let copies = match is_packet {
-                true => 0,
-                false => sender.repeat(length, state.paths.opening()),
-            };
-            peer.count_tx(length + copies);
+        match sealed {
+            Some((length, true)) => {
+                sender.commit(length, endpoint);
+                peer.count_tx(length);
+                true
+            }
+            Some((length, false)) => {
+                let initiation = sender.space_to(&endpoint)[..length].to_vec();
+                self.send_initiation((peer, state), &initiation, endpoint, sender, now);
+                false
+            }
+            None => false,
         }
-        sealed.is_some_and(|(_, left)| left)
     }
 }

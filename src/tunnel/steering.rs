@@ -34,6 +34,8 @@ pub struct PathReport {
     pub last_send: Option<Instant>,
     /// When an authentic datagram last arrived, by whichever path.
     pub last_receive: Option<Instant>,
+    /// How many sessions with the member have begun.
+    pub sessions: u32,
 }
 
 /// What is known of a path.
@@ -180,6 +182,7 @@ impl Steering<'_> {
         let current = table.by_key.get(key)?;
         let sending = table.sending_peer(current);
         let state = sending.lock();
+        let probes = sending.probes();
         let mut report = PathReport {
             is_steered: state.paths.choice == Choice::Steered,
             primary: state.paths.primary(),
@@ -187,8 +190,8 @@ impl Steering<'_> {
             waits_since: state.paths.waits_since,
             last_send: state.last_send,
             last_receive: state.last_receive,
+            sessions: probes.sessions(),
         };
-        let probes = sending.probes();
         for entry in state.paths.entries() {
             let path = entry.endpoint.path();
             let trips = probes.of(&path);

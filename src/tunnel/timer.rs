@@ -5,8 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::drops::DropReason;
-use super::endpoint::Endpoint;
-use super::noise::{Message, Ticked};
+use super::noise::{HANDSHAKE, Message, Ticked, room_for};
 use super::shared::Shared;
 use super::table::Table;
 use super::udp::Sender;
@@ -104,22 +103,17 @@ fn tick(shared: &Shared, table: &Table, peer: u32, sender: &mut Sender, now: Ins
     };
     let mut state = peer.lock();
     let state = &mut *state;
-    let to = state.endpoint().unwrap_or(Endpoint::NOWHERE);
+    let mut message = [0; room_for(HANDSHAKE)];
     let Some(noise) = &mut state.noise else {
         state.is_live = false;
         return false;
     };
-    let mut initiates = false;
-    let length = match noise.tick(sender.space_to(&to), now) {
-        Ticked::Send(length) => {
-            initiates = Message::parse(&sender.space_to(&to)[..length]) == Ok(Message::Initiation);
-            Some(length)
-        }
+    let length = match noise.tick(&mut message, now) {
+        Ticked::Send(length) => Some(length),
         Ticked::Nothing => None,
         // A peer that is configured to be kept alive is tried without an end.
         Ticked::Expired if state.config.persistent_keepalive.is_some_and(|s| s > 0) => {
-            initiates = true;
-            noise.initiate(sender.space_to(&to))
+            noise.initiate(&mut message)
         }
         Ticked::Expired => {
             state.is_live = false;
@@ -129,14 +123,16 @@ fn tick(shared: &Shared, table: &Table, peer: u32, sender: &mut Sender, now: Ins
     shared
         .drops
         .add_many(DropReason::NoAnswer, noise.take_lost());
+    let message = &message[..length.unwrap_or(0)];
+    let initiates = Message::parse(message) == Ok(Message::Initiation);
     if initiates {
         state.paths.handle_initiation();
     }
-    if let (Some(length), Some(endpoint)) = (length, state.endpoint()) {
-        peer.count_tx(length);
-        sender.commit(length, endpoint);
+    if let Some(endpoint) = state.endpoint() {
         if initiates {
-            peer.count_tx(sender.repeat(length, state.paths.opening()));
+            shared.send_initiation((peer, state), message, endpoint, sender, now);
+        } else if !message.is_empty() {
+            peer.count_tx(sender.add(message, endpoint));
         }
     }
     state.is_live

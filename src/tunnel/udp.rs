@@ -181,25 +181,14 @@ impl Sender {
         });
     }
 
-    /// Adds copies of the last datagram, of `length` bytes, to other endpoints, as long as there is room. Returns how many
-    /// bytes these are.
-    pub(super) fn repeat(
-        &mut self,
-        length: usize,
-        endpoints: impl Iterator<Item = Endpoint>,
-    ) -> usize {
-        let Some(start) = self.used.checked_sub(length) else {
+    /// Adds a datagram for `endpoint`, if there is room. Returns how many bytes that are.
+    pub(super) fn add(&mut self, datagram: &[u8], endpoint: Endpoint) -> usize {
+        if self.is_full(datagram.len()) {
             return 0;
-        };
-        let before = self.used;
-        for endpoint in endpoints {
-            if self.is_full(length) {
-                break;
-            }
-            let to = self.used + header_of(&endpoint);
-            self.arena.copy_within(start..start + length, to);
-            self.commit(length, endpoint);
         }
+        let before = self.used;
+        self.space_to(&endpoint)[..datagram.len()].copy_from_slice(datagram);
+        self.commit(datagram.len(), endpoint);
         self.used - before
     }
 

@@ -1,15 +1,15 @@
 //! A mesh under test whose nodes are behind routers. The coordinator has a public address.
 
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use meshd::protocol::local::{Netcheck, PeerState, PeerStatus, Status, Why};
 use meshd::testbed::{Host, Nat, Router, Running, World};
 use serde::de::DeserializeOwned;
 
+use crate::mesh::{self, Ended, SOCKET, meshctl};
+
 /// How long anything that is waited for may take: only a hang takes that long.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(90);
-const SOCKET: &str = "/run/meshd.sock";
 
 pub(crate) struct Node {
     pub(crate) name: String,
@@ -26,14 +26,6 @@ pub(crate) struct Lab {
     coordinator: Option<Running>,
     logs: tempfile::TempDir,
     world: World,
-}
-
-/// The exit code of a program and what it printed.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) code: i32,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
 }
 
 impl Lab {
@@ -184,25 +176,8 @@ impl Lab {
     }
 
     /// Waits until `condition` holds. If it never does, the logs are shown.
-    pub(crate) fn wait_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        let end = Instant::now() + WAIT_TIMEOUT;
-        while !condition() {
-            if Instant::now() > end {
-                self.show_logs();
-                panic!("waited in vain until {what}");
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    fn show_logs(&self) {
-        for entry in std::fs::read_dir(self.logs.path())
-            .expect("our directory")
-            .flatten()
-        {
-            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-            eprintln!("== {}\n{text}", entry.file_name().to_string_lossy());
-        }
+    pub(crate) fn wait_until(&self, what: &str, condition: impl FnMut() -> bool) {
+        mesh::wait_until(self.logs.path(), WAIT_TIMEOUT, what, condition);
     }
 }
 
@@ -221,23 +196,4 @@ pub(crate) fn is_reached(peer: &PeerStatus) -> bool {
         peer.state,
         PeerState::Direct | PeerState::Relay | PeerState::Stream
     )
-}
-
-/// Runs meshctl in a host, with the sockets and the key where the tests have them.
-fn meshctl(host: &Host, arguments: &[&str]) -> Ended {
-    let mut command: Command = host
-        .command(env!("CARGO_BIN_EXE_meshctl"))
-        .expect("a namespace");
-    let output = command
-        .args(arguments)
-        .env("MESHD_SOCKET", SOCKET)
-        .env("MESH_ADMIN_SOCKET", "/run/admin.sock")
-        .env("MESH_KEY", "/run/mesh.key")
-        .output()
-        .expect("a program");
-    Ended {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
 }

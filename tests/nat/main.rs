@@ -10,6 +10,11 @@
 //!
 //! Without root `tests/run` lists the tests as skipped.
 
+/// Whole meshes of real programs in network namespaces, which the system tests use as well.
+#[path = "../system/mesh.rs"]
+#[allow(dead_code, reason = "the system tests use what these do not")]
+mod mesh;
+
 mod lab;
 
 mod matrix;

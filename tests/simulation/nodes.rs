@@ -185,7 +185,7 @@ impl World {
         let (Ok(response), Some(up)) = (answer, self.machines[node].up_mut()) else {
             return;
         };
-        if let Some(block) = up.replica.handle_leased(response.block) {
+        if let Some(block) = up.replica.handle_leased(Ok(response.block)) {
             self.note(|| format!("n{node} moves to block {}", block.v4));
             self.machines[node].files.block = Some(block);
             self.stop_node(node);

@@ -212,30 +212,8 @@ impl Mesh {
     }
 
     /// Does the same as [`Mesh::wait_until`] for a condition that may take longer than a test usually waits.
-    pub(crate) fn wait_within(
-        &self,
-        limit: Duration,
-        what: &str,
-        mut condition: impl FnMut() -> bool,
-    ) {
-        let end = Instant::now() + limit;
-        while !condition() {
-            if Instant::now() > end {
-                self.show_logs();
-                panic!("waited in vain until {what}");
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn show_logs(&self) {
-        for entry in std::fs::read_dir(self.logs.path())
-            .expect("our directory")
-            .flatten()
-        {
-            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-            eprintln!("== {}\n{text}", entry.file_name().to_string_lossy());
-        }
+    pub(crate) fn wait_within(&self, limit: Duration, what: &str, condition: impl FnMut() -> bool) {
+        wait_until(self.logs.path(), limit, what, condition);
     }
 
     /// Runs a program on a node; gives whether it succeeded.
@@ -264,6 +242,30 @@ impl Mesh {
     /// Whether an echo from node `from` to `address` is answered within five tries.
     pub(crate) fn pings(&self, from: usize, address: &str) -> bool {
         self.succeeds(from, "ping", &["-c", "1", "-w", "5", "-i", "0.2", address])
+    }
+}
+
+/// Waits until `condition` holds. If that takes longer than `limit`, the logs in the directory `logs` are shown.
+pub(crate) fn wait_until(
+    logs: &Path,
+    limit: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> bool,
+) {
+    let end = Instant::now() + limit;
+    while !condition() {
+        if Instant::now() > end {
+            show_logs(logs);
+            panic!("waited in vain until {what}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn show_logs(logs: &Path) {
+    for entry in std::fs::read_dir(logs).expect("our directory").flatten() {
+        let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        eprintln!("== {}\n{text}", entry.file_name().to_string_lossy());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Two nodes without a path of their own, and a third one that both reach.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::mesh::Mesh;
 
@@ -39,7 +39,9 @@ fn endpoint(mesh: &Mesh, n: usize, other: usize) -> Option<IpAddr> {
 
 #[test]
 fn nodes_without_a_path_of_their_own_reach_each_other_through_one_that_both_reach() {
-    let Some(mesh) = Mesh::joined(3) else { return };
+    let Some(mut mesh) = Mesh::joined(3) else {
+        return;
+    };
     cut(&mesh, 1, 2);
     let address = mesh.addresses(2).0.to_string();
     mesh.wait_within(FOUND_WITHIN, "a packet through the relay", || {
@@ -51,6 +53,15 @@ fn nodes_without_a_path_of_their_own_reach_each_other_through_one_that_both_reac
     assert!(mesh.pings(2, &mesh.addresses(1).0.to_string()));
     // The relay itself is reached directly.
     assert!(endpoint(&mesh, 1, 0).is_some());
+
+    // A relay that was started again has forgotten the nodes, and is found again.
+    mesh.kill_node(0);
+    mesh.start_node(0);
+    let start = Instant::now();
+    mesh.wait_until("a packet through the relay after its restart", || {
+        mesh.pings(1, &address)
+    });
+    eprintln!("the relay forwards {:?} after its restart", start.elapsed());
 
     // With a path of their own again, they use that.
     assert!(mesh.succeeds(1, "nft", &["delete table inet cut"]));

@@ -37,8 +37,8 @@ pub(in crate::node) enum NodeEvent {
     DeviceGone,
     /// The tunnel has news of the paths to peers.
     Paths,
-    /// The coordinator answered that this block is leased to this node.
-    Leased(Block),
+    /// The coordinator answered that this block is leased to this node, or did not answer for a reason.
+    Leased(Result<Block, String>),
 }
 
 /// Where the events of the tasks arrive.
@@ -53,7 +53,7 @@ pub(in crate::node) struct Events {
     pub(in crate::node) device: DeviceEvents,
     pub(in crate::node) paths: PathEvents,
     /// The answers of the coordinator to requests for this node's lease.
-    pub(in crate::node) leases: mpsc::Receiver<Block>,
+    pub(in crate::node) leases: mpsc::Receiver<Result<Block, String>>,
 }
 
 impl Events {
@@ -70,7 +70,7 @@ impl Events {
             Ok(()) = self.host.changed() => NodeEvent::Host,
             () = self.device.gone() => NodeEvent::DeviceGone,
             () = self.paths.news() => NodeEvent::Paths,
-            Some(block) = self.leases.recv() => NodeEvent::Leased(block),
+            Some(answer) = self.leases.recv() => NodeEvent::Leased(answer),
         }
     }
 }
@@ -141,7 +141,7 @@ mod tests {
             v4: "10.210.1.0/24".parse().expect("a network"),
             v6: "fd00:1::/64".parse().expect("a network"),
         };
-        lease_sender.try_send(block).expect("room");
+        lease_sender.try_send(Ok(block)).expect("room");
         let container = ContainerId::parse("c1").expect("hexadecimal");
         probe_sender.try_send((container, Ok(()))).expect("room");
         let (mut has_lease, mut has_probe) = (false, false);

@@ -40,8 +40,8 @@ pub(super) fn handle_news(node: &mut JoinedNode, now: Instant) {
         if let Some(paths) = &said.paths {
             relaying::handle_paths(node, id, paths, now);
         }
-        if said.bye.is_some() {
-            node.paths.handle_bye(&id, now);
+        if let Some(reason) = said.bye {
+            node.paths.handle_bye(&id, reason, now);
         }
     }
     relaying::poll(node, now);
@@ -167,7 +167,6 @@ fn carry_out_steering(node: &JoinedNode, action: SteerAction, now: Instant) {
                 steering.release(&member.wireguard_key.0);
             }
         }
-        SteerAction::Relays(_) if !node.device.reach.uses_relays() => steering.set_relays(&[]),
         SteerAction::Relays(relays) => steering.set_relays(&relays),
         SteerAction::RelayFor(member, endpoints) => {
             let relay = steering.own_relay();

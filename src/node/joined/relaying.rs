@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::JoinedNode;
-use crate::model::{Path, PublicKey};
+use crate::model::{NodeAddress, Path, PublicKey};
+use crate::node::state::Identity;
 use crate::path::relays::MeasuredRelay;
-use crate::protocol::path_messages::{Message, Paths};
-use crate::tunnel::PathReport;
+use crate::protocol::path_messages::{ByeReason, MAX_RELAYS, Message, Paths, RelayRoundTrip};
+use crate::records::netmap::{Member, Netmap};
+use crate::tunnel::{PathReport, Tunnel};
 
 /// A peer that answered within this time is a relay to name. The path to a peer that is idle is measured every 120 s, so one lost
 /// probe does not change the record.
@@ -22,7 +24,7 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     }
     let relayed = node.paths.relayed();
     for peer in node.device.reach.punching.poll(&relayed, now) {
-        send_paths(node, &peer, true);
+        send_paths(node, &peer, true, now);
     }
 }
 
@@ -45,7 +47,7 @@ pub(super) fn handle_report(
     }
 }
 
-/// A peer has sent its candidates.
+/// A peer has sent its candidates, and its round trips to relays.
 pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths, now: Instant) {
     let Some(mesh) = node.replica.ledger().mesh() else {
         return;
@@ -54,16 +56,21 @@ pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths
     let addresses = addresses.filter(|address| !mesh.addresses.contains(address.ip()));
     let addresses: Vec<SocketAddr> = addresses.collect();
     let reach = &mut node.device.reach;
+    let trips = paths.relays.iter().map(|of| {
+        let trip = Duration::from_micros(of.rtt_us.into());
+        (NodeAddress(of.relay), trip)
+    });
+    node.paths.handle_relays(&peer, trips.collect(), now);
     let steps = reach.punching.handle_paths(peer, paths.punch, now);
     if let Some(hops) = steps.open {
         for address in &addresses {
-            if reach.punching.may_open(*address, now) {
+            if reach.punching.may_open(peer, *address, now) {
                 node.device.tunnel.steering().open_routers(*address, hops);
             }
         }
     }
     if steps.answer {
-        send_paths(node, &peer, false);
+        send_paths(node, &peer, false, now);
     }
     if steps.probe {
         let paths: Vec<Path> = addresses.into_iter().map(Path::Direct).collect();
@@ -72,31 +79,63 @@ pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths
 }
 
 /// Sends this node's candidates to a peer, and asks it for a punch with `punch`.
-fn send_paths(node: &mut JoinedNode, peer: &PublicKey, punch: bool) {
+fn send_paths(node: &mut JoinedNode, peer: &PublicKey, punch: bool, now: Instant) {
     let Some(member) = node.netmap.members.get(peer) else {
         return;
     };
-    let message = Message::Paths(node.device.reach.message(punch));
-    let [own, _] = node.identity.addresses();
-    let ends = (own, member.block.node_v4().into());
-    let probing = node.device.tunnel.probing();
-    let key = &member.wireguard_key.0;
-    if !probing.send_message(key, ends, message, None) {
+    let mut relays: Vec<RelayRoundTrip> = measured(node, now)
+        .map(|(member, relay)| RelayRoundTrip {
+            relay: member.block.node_v4(),
+            rtt_us: u32::try_from(relay.rtt.as_micros()).unwrap_or(u32::MAX),
+        })
+        .collect();
+    relays.sort_unstable_by_key(|relay| (relay.rtt_us, relay.relay));
+    relays.truncate(MAX_RELAYS);
+    let message = Message::Paths(Paths {
+        relays,
+        ..node.device.reach.message(punch)
+    });
+    if !send(&node.device.tunnel, &node.identity, member, message) {
         tracing::debug!(peer = %member.name, "there is no session by which to agree on a direct path");
     }
 }
 
+/// Tells all peers that this node stops, so that they use other paths at once.
+pub(super) fn say_bye(identity: &Identity, netmap: &Netmap, tunnel: &Tunnel) {
+    let id = identity.keys.identity.public();
+    let members = netmap.members.values();
+    for member in members.filter(|member| member.speaks_paths && member.id != id) {
+        send(tunnel, identity, member, Message::Bye(ByeReason::Stopping));
+    }
+}
+
+/// Sends a message about paths to a peer by the path in use. Returns false if there is no session.
+fn send(tunnel: &Tunnel, identity: &Identity, member: &Member, message: Message) -> bool {
+    let [own, _] = identity.addresses();
+    let ends = (own, member.block.node_v4().into());
+    let key = &member.wireguard_key.0;
+    tunnel.probing().send_message(key, ends, message, None)
+}
+
 /// Measures the peers that offer to relay for this node.
 fn measure(node: &mut JoinedNode, now: Instant) {
+    let relays = measured(node, now).map(|(_, relay)| relay);
+    let relays: Vec<MeasuredRelay<PublicKey>> = relays.collect();
+    node.dirty.own |= node.device.reach.handle_measured(&relays, now);
+}
+
+/// The peers that offer to relay for this node.
+fn measured(
+    node: &JoinedNode,
+    now: Instant,
+) -> impl Iterator<Item = (&Member, MeasuredRelay<PublicKey>)> {
     let (id, steering) = (node.id(), node.device.tunnel.steering());
     let members = node.netmap.members.values();
-    let others = members.filter(|member| member.speaks_paths && member.id != id);
-    let measured = others.filter_map(|member| {
+    let others = members.filter(move |member| member.speaks_paths && member.id != id);
+    others.filter_map(move |member| {
         let report = steering.report(&member.wireguard_key.0)?;
-        measured_relay(member.id, &report, now)
-    });
-    let measured: Vec<MeasuredRelay<PublicKey>> = measured.collect();
-    node.dirty.own |= node.device.reach.handle_measured(&measured, now);
+        Some((member, measured_relay(member.id, &report, now)?))
+    })
 }
 
 /// The peer as a relay, if it offers to relay and its own path is direct.
@@ -146,6 +185,7 @@ mod tests {
             waits_since: None,
             last_send: None,
             last_receive: Some(start),
+            sessions: 1,
         };
         let relay = MeasuredRelay {
             relay: id(1),

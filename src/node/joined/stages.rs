@@ -78,7 +78,7 @@ impl Stages for JoinedNode {
         let peers = peers.map(|member| PeerConfig {
             public_key: member.wireguard_key.0,
             preshared_key: None,
-            endpoint: self.paths.endpoint(&member.id),
+            endpoint: self.paths.watch().endpoint(&member.id),
             allowed_ips: vec![IpNet::V4(member.block.v4), IpNet::V6(member.block.v6)],
             persistent_keepalive: Some(KEEPALIVE),
         });

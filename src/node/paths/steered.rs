@@ -1,21 +1,24 @@
 //! The peers whose paths are chosen here, and the relays that lead to them. Pure.
 //!
-//! A relay is a member that offers to relay in its echoes. It leads to a peer if the peer names it in its record, or else it may
-//! lead there. The members that this node hears on direct paths are also those for which this node relays.
+//! The members that this node hears on direct paths are also those for which this node relays.
+//!
+//! A relay that was started again accepts no tag of before. So when packets through a relay are not answered, the relay itself
+//! is asked. Its echo has the new tag, and if there is no echo, a handshake shows the relay that its session is a new one. The
+//! peers that did not answer through it are then tried again.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::model::{NodeAddress, Path, PublicKey};
+use super::relays::Relays;
+use crate::model::{NodeAddress, PublicKey};
 use crate::path::Peers;
-use crate::path::link::{Evidence, Link, LinkReport};
+use crate::path::link::{Link, LinkReport};
 use crate::path::links::Candidate;
-use crate::path::peer::{Action, Report};
+use crate::path::peer::{Action, PeerPaths, Report, State};
+use crate::protocol::path_messages::ByeReason;
 use crate::tunnel::{PathReport, UsableRelay};
 
-/// The maximum number of relays by which a peer is looked for.
-const MAX_RELAYS: usize = 3;
 /// A direct path by which a member was heard within this time is one of its paths.
 const HEARD_WITHIN: Duration = Duration::from_secs(180);
 
@@ -46,28 +49,22 @@ pub(in crate::node) enum SteerAction {
 /// The peers whose paths are chosen here.
 #[derive(Debug)]
 pub(super) struct Steered {
-    /// Whether peers are reached through relays.
-    uses_relays: bool,
     paths: Peers,
     peers: BTreeMap<PublicKey, SteeredPeer>,
-    offers: BTreeMap<PublicKey, UsableRelay>,
+    relays: Relays,
     heard: BTreeMap<PublicKey, Vec<SocketAddr>>,
     actions: Vec<SteerAction>,
-    /// Whether the relays have changed since the last poll.
-    has_new_relays: bool,
 }
 
 impl Steered {
     /// No peers yet. They are reached through relays if `uses_relays`.
     pub(super) fn new(uses_relays: bool) -> Self {
         Self {
-            uses_relays,
             paths: Peers::default(),
             peers: BTreeMap::new(),
-            offers: BTreeMap::new(),
+            relays: Relays::new(uses_relays),
             heard: BTreeMap::new(),
             actions: Vec::new(),
-            has_new_relays: false,
         }
     }
 
@@ -86,7 +83,7 @@ impl Steered {
             if known(&id) {
                 self.actions.push(SteerAction::Release(id));
             }
-            self.has_new_relays |= self.offers.remove(&id).is_some();
+            self.relays.forget_peer(&id);
             if self.heard.remove(&id).is_some() {
                 let gone = SteerAction::RelayFor(peer.address, Vec::new());
                 self.actions.push(gone);
@@ -97,44 +94,33 @@ impl Steered {
 
     /// Computes the candidates of all peers.
     fn renew(&mut self, now: Instant) {
-        let peers = self.peers.iter();
-        let peers: Vec<(PublicKey, Vec<Candidate>)> = peers
-            .map(|(id, peer)| (*id, self.candidates(id, peer)))
-            .collect();
+        let measured = self.relays.measured(|relay| round_trip(&self.paths, relay));
+        let (relays, peers) = (&mut self.relays, self.peers.iter());
+        let peers = peers.map(|(id, peer)| {
+            let relays = relays.candidates(id, &peer.relays, &measured);
+            (*id, peer.candidates(relays))
+        });
         for id in self.paths.set(peers, now) {
             // Each peer is kept alive, so it is to be reached from the beginning.
             self.paths.handle_wanted(&id, now);
         }
     }
 
-    /// The paths by which a peer may be reached: the direct ones, and the best relays.
-    fn candidates(&self, id: &PublicKey, peer: &SteeredPeer) -> Vec<Candidate> {
-        let named = peer
-            .relays
-            .iter()
-            .filter(|relay| self.offers.contains_key(*relay));
-        let mut relays: Vec<&PublicKey> = named.collect();
-        let mut others: Vec<&PublicKey> = self.offers.keys().collect();
-        others.retain(|other| !relays.contains(other));
-        others.sort_by_key(|relay| self.round_trip(relay));
-        relays.extend(others);
-        let relays = relays.into_iter().filter(|relay| *relay != id);
-        let relays = relays.filter_map(|relay| self.offers.get(relay));
-        let most = if self.uses_relays { MAX_RELAYS } else { 0 };
-        let relays = relays.take(most).map(|relay| Candidate {
-            path: Path::Relay(relay.node),
-            evidence: Evidence::Host,
-        });
-        // The relays come first, so that no number of direct paths displaces them.
-        relays.chain(peer.direct.iter().copied()).collect()
-    }
-
-    /// The round trip to a relay, for the order of relays. Those without one come last.
-    fn round_trip(&self, relay: &PublicKey) -> Duration {
-        let links = self.paths.get(relay).map(|peer| peer.links().all());
-        let direct = links.into_iter().flatten();
-        let direct = direct.filter(|link| link.path.relay().is_none());
-        direct.filter_map(Link::srtt).min().unwrap_or(Duration::MAX)
+    /// A peer says how far the relays are that it can use.
+    pub(super) fn handle_relays(
+        &mut self,
+        id: &PublicKey,
+        trips: Vec<(NodeAddress, Duration)>,
+        now: Instant,
+    ) {
+        let Some(peer) = self.peers.get(id) else {
+            return;
+        };
+        if self.relays.handle_hints(id, trips, now) {
+            let measured = self.relays.measured(|relay| round_trip(&self.paths, relay));
+            let relays = self.relays.candidates(id, &peer.relays, &measured);
+            self.paths.set_candidates(id, peer.candidates(relays), now);
+        }
     }
 
     /// Whether the paths to this peer are chosen here.
@@ -157,64 +143,104 @@ impl Steered {
         let Some(peer) = self.peers.get(id) else {
             return;
         };
-        let direct = || {
-            report
-                .paths
-                .iter()
-                .filter(|seen| seen.path.relay().is_none())
-        };
-        let offer = direct().filter_map(|seen| {
-            let relay = UsableRelay {
-                node: peer.address,
-                endpoint: seen.path.endpoint()?,
-                others: Vec::new(),
-                tag: seen.offer?.tag,
-            };
-            // The path in use is preferred, so that paths that are equally good do not take turns.
-            let is_primary = Some(seen.path) == report.primary;
-            Some(((is_primary, seen.answered.map(|trip| trip.at)), relay))
+        let has_new_session = self.relays.handle_report(id, peer.address, report);
+        let direct = report.paths.iter().filter_map(|seen| {
+            let is_young = |at: Instant| now.saturating_duration_since(at) < HEARD_WITHIN;
+            seen.path
+                .endpoint()
+                .filter(|_| seen.heard.is_some_and(is_young))
         });
-        let mut offer = offer.max_by_key(|(rank, _)| *rank).map(|(_, relay)| relay);
-        if let Some(offer) = &mut offer {
-            let endpoints = direct().filter_map(|seen| seen.path.endpoint());
-            offer.others = endpoints.filter(|at| *at != offer.endpoint).collect();
-            // The order in the tunnel changes as paths make room for others.
-            offer.others.sort_unstable();
-        }
-        if self.offers.get(id) != offer.as_ref() {
-            self.has_new_relays = true;
-            match offer {
-                Some(offer) => self.offers.insert(*id, offer),
-                None => self.offers.remove(id),
-            };
-        }
-        let is_young = |at: Instant| now.saturating_duration_since(at) < HEARD_WITHIN;
-        let heard = direct().filter(|seen| seen.heard.is_some_and(is_young));
-        let heard: Vec<SocketAddr> = heard.filter_map(|seen| seen.path.endpoint()).collect();
+        let heard: Vec<SocketAddr> = direct.collect();
         if self.heard.get(id).map_or(&[][..], |before| before) != heard {
             let action = SteerAction::RelayFor(peer.address, heard.clone());
             self.actions.push(action);
             self.heard.insert(*id, heard);
         }
         self.paths.handle_report(id, &report_of(report), now);
+        if has_new_session && self.is_led_by(peer.address) {
+            self.paths.handle_session(id, now);
+        }
+    }
+
+    /// Whether the relay with this address leads to a peer.
+    fn is_led_by(&self, relay: NodeAddress) -> bool {
+        let leads = |link: &Link| link.path.relay() == Some(relay) && link.last().is_some();
+        let mut peers = self.peers.keys().filter_map(|id| self.paths.get(id));
+        peers.any(|peer| peer.links().all().iter().any(leads))
+    }
+
+    /// The peer stops, or changes its network. The peers that are reached through it take their standbys as well.
+    pub(super) fn handle_bye(&mut self, id: &PublicKey, reason: ByeReason, now: Instant) {
+        if self.paths.handle_bye(id, reason, now)
+            && let Some(peer) = self.peers.get(id)
+        {
+            self.paths.handle_relay_gone(peer.address, now);
+        }
     }
 
     /// What is to be done now.
     pub(super) fn poll(&mut self, now: Instant) -> Vec<SteerAction> {
         let mut actions = std::mem::take(&mut self.actions);
-        if std::mem::take(&mut self.has_new_relays) {
-            let relays = self.offers.values().cloned().collect();
+        if let Some((relays, renewed)) = self.relays.take() {
             actions.push(SteerAction::Relays(relays));
             self.renew(now);
+            for relay in renewed {
+                self.paths.handle_relay_renewed(relay, now);
+            }
         }
+        let due = self.paths.due(now);
         let steered = self.paths.poll(now).into_iter();
         actions.extend(steered.map(|(id, action)| SteerAction::Steer(id, action)));
+        self.doubt_relays(&due, now);
         actions
+    }
+
+    /// Asks the relays through which packets to these peers are not answered.
+    fn doubt_relays(&mut self, peers: &[PublicKey], now: Instant) {
+        let peers = peers.iter().filter_map(|id| self.paths.get(id));
+        let silent: Vec<NodeAddress> = peers.flat_map(silent_relays).collect();
+        for relay in self.relays.doubt(&silent, now) {
+            self.paths.handle_doubt(&relay, now);
+        }
     }
 
     /// When [`Steered::poll`] is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.paths.poll_timeout()
+    }
+}
+
+impl SteeredPeer {
+    /// The relays come first, so that no number of direct paths displaces them.
+    fn candidates(&self, relays: Vec<Candidate>) -> Vec<Candidate> {
+        relays.into_iter().chain(self.direct.clone()).collect()
+    }
+}
+
+/// The shortest round trip to a relay by a direct path.
+fn round_trip(paths: &Peers, relay: &PublicKey) -> Option<Duration> {
+    let links = paths.get(relay)?.links().all().iter();
+    let direct = links.filter(|link| link.path.relay().is_none());
+    direct.filter_map(Link::srtt).min()
+}
+
+/// The relays through which packets to a peer are not answered.
+fn silent_relays(peer: &PeerPaths) -> Vec<NodeAddress> {
+    let all = || {
+        peer.links()
+            .all()
+            .iter()
+            .filter_map(|link| link.path.relay())
+    };
+    match peer.state() {
+        State::Suspect { .. } => peer
+            .links()
+            .primary()
+            .and_then(|path| path.relay())
+            .into_iter()
+            .collect(),
+        State::Lost { .. } => all().collect(),
+        State::Cold | State::Opening { .. } | State::Open => Vec::new(),
     }
 }
 
@@ -240,6 +266,8 @@ fn report_of(report: &PathReport) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Path;
+    use crate::path::link::Evidence;
     use crate::protocol::path_messages::RelayOffer;
     use crate::tunnel::{PathSeen, RoundTrip};
 
@@ -290,6 +318,7 @@ mod tests {
             waits_since: None,
             last_send: None,
             last_receive: Some(now),
+            sessions: 1,
         }
     }
 
@@ -342,6 +371,124 @@ mod tests {
         assert!(actions.contains(&SteerAction::Relays(Vec::new())));
         let gone = SteerAction::RelayFor(address(2), Vec::new());
         assert!(actions.contains(&gone), "{actions:?}");
+    }
+
+    fn through(n: u8) -> Path {
+        Path::Relay(address(n))
+    }
+
+    /// The first peer is heard through these relays at `heard`, the first of which is in use. Packets are sent since `waits`.
+    fn through_relays(relays: &[u8], heard: Instant, waits: Option<Instant>) -> PathReport {
+        let mut report = report(1, None, heard);
+        let paths = relays.iter().map(|n| PathSeen {
+            path: through(*n),
+            ..report.paths[0]
+        });
+        report.paths = paths.collect();
+        report.primary = Some(report.paths[0].path);
+        (report.waits_since, report.last_send) = (waits, waits);
+        report
+    }
+
+    /// A node that reaches the first peer through these relays, and the time of the last poll.
+    fn relayed(relays: &[u8]) -> (Steered, Instant) {
+        let now = Instant::now();
+        let mut steered = Steered::new(true);
+        let peers = relays.iter().map(|n| peer(*n, &[]));
+        steered.set(peers.chain([peer(1, relays)]).collect(), |_| true, now);
+        for n in relays {
+            steered.handle_report(&id(*n), &report(*n, Some(7), now), now);
+        }
+        let _ = steered.poll(now);
+        steered.handle_report(&id(1), &through_relays(relays, now, None), now);
+        let _ = actions(&mut steered, now, 3000);
+        let state = steered.paths.get(&id(1)).map(PeerPaths::state);
+        assert_eq!(state, Some(State::Open));
+        (steered, now + Duration::from_secs(3))
+    }
+
+    /// What is to be done with a peer in so many milliseconds, and after how many of them.
+    fn actions(steered: &mut Steered, from: Instant, ms: u64) -> Vec<(u64, u8, Action)> {
+        let times = (0..ms).map(|ms| (ms, from + Duration::from_millis(ms)));
+        let actions = times.flat_map(|(ms, now)| {
+            let actions = steered.poll(now).into_iter();
+            actions.filter_map(move |action| match action {
+                SteerAction::Steer(id, action) => Some((ms, id.0[0], action)),
+                _ => None,
+            })
+        });
+        actions.collect()
+    }
+
+    #[test]
+    fn a_relay_that_was_started_again_is_asked_for_its_tag_and_the_peers_behind_it_are_tried_again()
+    {
+        let (mut steered, now) = relayed(&[2]);
+        let heard = now - Duration::from_secs(3);
+        let quiet = actions(&mut steered, now, 1000);
+        assert!(quiet.iter().all(|(_, to, _)| *to != 2), "{quiet:?}");
+        let now = now + Duration::from_secs(1);
+        let silent = through_relays(&[2], heard, Some(now - Duration::from_millis(500)));
+        steered.handle_report(&id(1), &silent, now);
+        let asked = actions(&mut steered, now, 300);
+        let to_relay = |wanted: &Action| {
+            let asked = asked.iter().filter(|(_, to, of)| *to == 2 && of == wanted);
+            asked.map(|(ms, ..)| *ms).collect::<Vec<u64>>()
+        };
+        let probes = to_relay(&Action::Probe(Path::Direct(endpoint(2))));
+        assert_eq!(probes.len(), 3, "{asked:?}");
+        assert!(to_relay(&Action::Open).iter().all(|ms| *ms < 250));
+        assert_eq!(to_relay(&Action::Open).len(), 1);
+        // The handshake begins a session, by which the relay is asked.
+        let now = now + Duration::from_millis(310);
+        let mut session = report(2, Some(7), heard);
+        session.sessions = 2;
+        steered.handle_report(&id(2), &session, now);
+        let asked = actions(&mut steered, now, 10);
+        let probe = Action::Probe(Path::Direct(endpoint(2)));
+        assert!(asked.contains(&(0, 2, probe)), "{asked:?}");
+        // The relay gives another tag.
+        let now = now + Duration::from_millis(20);
+        let mut echo = report(2, Some(8), now);
+        echo.sessions = 2;
+        steered.handle_report(&id(2), &echo, now);
+        let actions = steered.poll(now);
+        let tag = actions.iter().find_map(|action| match action {
+            SteerAction::Relays(relays) => Some(relays[0].tag),
+            _ => None,
+        });
+        assert_eq!(tag, Some(8));
+        let again = SteerAction::Steer(id(1), Action::Probe(through(2)));
+        assert!(actions.contains(&again), "{actions:?}");
+    }
+
+    #[test]
+    fn a_relay_is_asked_rarely_while_a_peer_behind_it_does_not_answer() {
+        let (mut steered, mut now) = relayed(&[2]);
+        let heard = now - Duration::from_secs(3);
+        let mut probes = 0;
+        for _ in 0..60 {
+            steered.handle_report(&id(1), &through_relays(&[2], heard, Some(heard)), now);
+            // The relay itself answers.
+            steered.handle_report(&id(2), &report(2, Some(7), now), now);
+            let asked = actions(&mut steered, now, 1000);
+            let is_sent = |of: &Action| matches!(of, Action::Probe(_) | Action::Open);
+            let sent = asked.iter().filter(|(_, to, of)| *to == 2 && is_sent(of));
+            probes += sent.count();
+            now += Duration::from_secs(1);
+        }
+        assert!((1..=60).contains(&probes), "{probes}");
+    }
+
+    #[test]
+    fn a_relay_that_says_good_bye_is_left_by_the_peers_that_are_reached_through_it() {
+        let (mut steered, now) = relayed(&[2, 3]);
+        steered.handle_bye(&id(2), ByeReason::Stopping, now);
+        let actions = actions(&mut steered, now, 1);
+        assert!(
+            actions.contains(&(0, 1, Action::Use(through(3), None))),
+            "{actions:?}"
+        );
     }
 
     #[test]

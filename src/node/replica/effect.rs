@@ -32,7 +32,7 @@ pub enum Effect {
         /// The messages that are sent before the comparison.
         opening: Opening,
     },
-    /// Ask one of these coordinators which block is leased to this node, and join again if it does not know this node. An answer
+    /// Ask one of these coordinators which block is leased to this node, and join again if it does not know this node. The answer
     /// is given to [`super::Replica::handle_leased`].
     AskLease {
         /// The coordinators.

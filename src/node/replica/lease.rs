@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::own::Own;
 use crate::model::PublicKey;
 use crate::model::address::Block;
+use crate::protocol::local::Problem;
 use crate::records::Ledger;
 use crate::records::kinds::Node;
 
@@ -27,6 +28,8 @@ pub(super) struct Lease {
     requested_at: Option<Instant>,
     /// A member that claims this node's block in a signed record.
     rival: Option<PublicKey>,
+    /// Why the last request has failed, if it has.
+    failure: Option<String>,
 }
 
 impl Lease {
@@ -47,8 +50,28 @@ impl Lease {
         true
     }
 
-    /// The coordinator answered that `block` is leased to this node. Returns the block to which this node moves, if it does.
-    pub(super) fn handle_leased(&self, own: &Own, ledger: &Ledger, block: Block) -> Option<Block> {
+    /// The coordinator answered which block is leased to this node, or the request has failed for a reason. Returns the block to
+    /// which this node moves, if it does.
+    pub(super) fn handle_answer(
+        &mut self,
+        own: &Own,
+        ledger: &Ledger,
+        answer: Result<Block, String>,
+    ) -> Option<Block> {
+        let block = match answer {
+            Ok(block) => {
+                self.failure = None;
+                block
+            }
+            Err(why) => {
+                // There is a request each minute, and one line is enough.
+                if self.failure.as_ref() != Some(&why) {
+                    tracing::warn!(%why, "the coordinator does not tell which address block is leased to this node");
+                }
+                self.failure = Some(why);
+                return None;
+            }
+        };
         if block == own.block {
             return None;
         }
@@ -67,6 +90,20 @@ impl Lease {
         }
         tracing::warn!(from = %own.block.v4, to = %block.v4, rival = rival.short(), "another node has this node's address block; this node moves to the block that is leased to it now");
         Some(block)
+    }
+
+    /// The problem that the last request has failed.
+    pub(super) fn problem(&self) -> Option<Problem> {
+        self.failure.as_deref().map(unanswered)
+    }
+}
+
+/// That the coordinator did not answer the last request, for this reason.
+fn unanswered(why: &str) -> Problem {
+    Problem {
+        what: "the coordinator does not tell which address block is leased to this node".to_owned(),
+        why: format!("the last request has failed: {why}"),
+        fix: "correct the reason; this node asks again each minute. If the coordinator cannot admit this node again, run `meshctl leave` here and join with a new token".to_owned(),
     }
 }
 

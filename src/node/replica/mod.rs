@@ -294,11 +294,12 @@ impl Replica {
         self.flush(now);
     }
 
-    /// The coordinator answered that `block` is leased to this node. Returns the block if this node moves to it.
+    /// The coordinator answered which block is leased to this node, or it did not, for a reason. Returns the block if this node
+    /// moves to it.
     #[must_use]
-    pub fn handle_leased(&self, block: Block) -> Option<Block> {
+    pub fn handle_leased(&mut self, answer: Result<Block, String>) -> Option<Block> {
         let (own, ledger) = (&self.own, &self.intake.ledger);
-        self.intake.lease.handle_leased(own, ledger, block)
+        self.intake.lease.handle_answer(own, ledger, answer)
     }
 
     /// Signs records of this node, applies them to the own ledger, and offers them to the coordinator, or to the peers if the
@@ -457,6 +458,9 @@ impl Replica {
     #[must_use]
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         let mut problems = self.intake.acceptance.problems(now);
+        if !problems.is_empty() || !self.link().is_connected() {
+            problems.extend(self.intake.lease.problem());
+        }
         problems.extend(self.intake.newcomers.problem(now));
         problems.extend(self.intake.conflicts.problem(&self.intake.ledger));
         problems.extend(self.intake.naming.problem(now));

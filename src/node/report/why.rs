@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::netcheck::{ipv6_of, networks_of, outer_address};
 use super::peers::{contact_of, member_of, milliseconds, relay_name, relayed, seconds};
 use crate::model::Path;
+use crate::node::contact::Contact;
 use crate::node::joined::JoinedNode;
 use crate::node::remedies::{End, Isolated, Situation};
 use crate::os::clock;
@@ -18,7 +19,6 @@ use crate::protocol::local::{
     EndpointSource, PathKind, PathRow, PathState, PeerState, SCHEMA, Why, WhyRequest,
 };
 use crate::records::netmap::Member;
-use crate::tunnel::PeerStatus as TunnelPeer;
 
 /// Explains the path between two nodes, one of which has to be this node.
 pub(in crate::node) fn why(node: &JoinedNode, request: &WhyRequest) -> Result<Why, ApiError> {
@@ -67,7 +67,7 @@ fn explain(node: &JoinedNode, member: &Member) -> Why {
     let round_trip = node.paths.distances().round_trip(&member.id);
     let handshake = peer.and_then(|p| p.last_handshake);
     let handshake = handshake.and_then(|at| clock::wall().duration_since(at).ok());
-    let situation = situation(node, member, peer, contact.reach, now);
+    let situation = situation(node, member, &contact);
     let tried = node.paths.tried();
     let in_use = peer.and_then(|p| p.path);
     let (state, via) = relayed(node, state, in_use);
@@ -107,15 +107,8 @@ fn explain(node: &JoinedNode, member: &Member) -> Why {
     }
 }
 
-/// The facts for remedies about the path to `member`, which is `peer` in the tunnel.
-pub(super) fn situation(
-    node: &JoinedNode,
-    member: &Member,
-    peer: Option<&TunnelPeer>,
-    reach: Reach,
-    now: Instant,
-) -> Situation {
-    let contact = contact_of(node, member, peer, now);
+/// The facts for remedies about the path to `member`.
+fn situation(node: &JoinedNode, member: &Member, contact: &Contact) -> Situation {
     let own = node.netmap.members.get(&node.id());
     Situation {
         own: End {
@@ -128,7 +121,7 @@ pub(super) fn situation(
             endpoints: member.endpoints.clone(),
             outer: None,
         },
-        reach,
+        reach: contact.reach,
         is_heard: contact.heard.is_some(),
         arrives: contact.heard.is_none() && contact.received > 0,
         any_heard: node.paths.watch().any_heard(),

@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::NodeAddress;
 use crate::model::path::MAX_PATHS;
-use crate::path::budget::{PROBES, PROBES_TO_ADDRESS};
+use crate::path::budget::{Budget, PROBES, PROBES_TO_ADDRESS};
 use crate::path::link::{BURST, Evidence};
+use crate::protocol::path_messages::ByeReason;
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -35,7 +36,7 @@ struct World {
     start: Instant,
     now: u64,
     peer: PeerPaths,
-    budget: Budget,
+    budget: Budget<u8>,
     /// The round trip of each path that works, in milliseconds.
     trips: BTreeMap<Path, u64>,
     report: Report,
@@ -54,7 +55,7 @@ impl World {
         let mut world = Self {
             start,
             now: 0,
-            peer: PeerPaths::new(),
+            peer: PeerPaths::default(),
             budget: Budget::new(start),
             trips: trips.iter().copied().collect(),
             report: Report {
@@ -101,7 +102,7 @@ impl World {
 
     fn poll(&mut self) {
         let now = self.at(self.now);
-        for action in self.peer.poll(&mut self.budget, now) {
+        for action in self.peer.poll(|path| self.budget.take(1, path, now), now) {
             match &action {
                 Action::Offer(paths, _) => {
                     self.report.primary = self.report.primary.or(paths.first().copied());
@@ -286,6 +287,29 @@ fn initiations_go_to_known_endpoints_and_two_relays_and_never_to_observed_ones()
     world.poll();
     world.run(201_000, None);
     assert_eq!(world.probes(direct(9), 0).len(), BURST.len());
+}
+
+#[test]
+fn an_observed_endpoint_that_the_peer_then_names_as_its_own_is_probed_as_such() {
+    let observed = Candidate {
+        path: direct(9),
+        evidence: Evidence::Observed,
+    };
+    let mut world = World::new(&[observed, host(relay(1))], &[(relay(1), 20)]);
+    world.run(2000, Some(20));
+    assert_eq!(world.probes(direct(9), 0), [0; 0]);
+    let now = world.at(world.now);
+    world
+        .peer
+        .set_candidates(vec![host(direct(9)), host(relay(1))], now);
+    world.poll();
+    world.run(3000, Some(20));
+    assert_eq!(world.probes(direct(9), 2000).len(), BURST.len());
+    let offers = world.log.iter().filter_map(|(_, action)| match action {
+        Action::Offer(_, opens) => Some(opens.contains(&direct(9))),
+        _ => None,
+    });
+    assert_eq!(offers.collect::<Vec<_>>(), [false, true]);
 }
 
 #[test]
@@ -500,7 +524,9 @@ fn a_lost_peer_is_tried_again_with_pauses_that_grow() {
         .log
         .iter()
         .filter(|(at, action)| *at > 2000 && *action == Action::Open);
-    let opens: Vec<u64> = opens.map(|(at, _)| *at).collect();
+    let mut opens: Vec<u64> = opens.map(|(at, _)| *at).collect();
+    // The first one is sent while the path is suspect.
+    assert!(opens.remove(0) - 2000 < 1000);
     let pauses: Vec<u64> = opens
         .windows(2)
         .map(|two| (two[1] - two[0]) / 1000)
@@ -513,13 +539,149 @@ fn a_lost_peer_is_tried_again_with_pauses_that_grow() {
     assert_eq!(world.peer.state(), State::Open);
 }
 
+/// The peer says good-bye. Returns whether that counts.
+fn bye(world: &mut World, reason: ByeReason) -> bool {
+    let now = world.at(world.now);
+    let counts = world.peer.handle_bye(reason, now);
+    world.poll();
+    counts
+}
+
 #[test]
 fn a_peer_that_says_good_bye_is_reached_by_the_standby_at_once() {
+    for reason in [ByeReason::Roaming, ByeReason::Stopping] {
+        let mut world = open();
+        assert!(bye(&mut world, reason));
+        assert_eq!(world.used(2000), [(2000, relay(1))]);
+    }
+}
+
+#[test]
+fn a_peer_that_stops_is_tried_again_after_a_second_and_reached_when_it_is_back() {
     let mut world = open();
+    world.trips.clear();
+    world.run(2010, None);
+    bye(&mut world, ByeReason::Stopping);
+    world.run(6000, None);
+    let is_open = |(at, action): &(u64, Action)| (*action == Action::Open).then_some(*at);
+    let opens: Vec<u64> = world.log.iter().filter_map(is_open).collect();
+    assert_eq!(opens[opens.len() - 2..], [3010, 5010]);
+    world.trips.insert(direct(1), 10);
+    world.run(9100, None);
+    assert_eq!(world.peer.state(), State::Open);
+    assert_eq!(world.report.primary, Some(direct(1)));
+}
+
+#[test]
+fn good_byes_without_end_are_followed_at_most_every_ten_seconds() {
+    let mut world = open();
+    let mut followed = 0;
+    while world.now < 62_000 {
+        followed += u32::from(bye(&mut world, ByeReason::Stopping));
+        world.run(world.now + 10, Some(20));
+    }
+    assert!((2..=7).contains(&followed), "{followed}");
+}
+
+#[test]
+fn a_relay_that_stops_is_left_for_the_standby_by_those_that_send_through_it() {
+    let (a, b) = (relay(1), relay(2));
+    let mut world = World::new(&[host(a), host(b)], &[(a, 20), (b, 30)]);
+    world.run(2000, Some(20));
+    assert_eq!(world.report.primary, Some(a));
+    let address = |path: Path| path.relay().expect("a relay");
     let now = world.at(world.now);
-    world.peer.handle_bye(now);
+    assert!(!world.peer.handle_relay_gone(address(b), now));
+    assert!(world.peer.handle_relay_gone(address(a), now));
     world.poll();
-    assert_eq!(world.used(2000), [(2000, relay(1))]);
+    assert_eq!(world.used(2000), [(2000, b)]);
+}
+
+#[test]
+fn a_peer_that_was_started_again_is_asked_for_a_new_session_when_its_probes_are_not_answered() {
+    let mut world = World::new(&[host(direct(1))], &[(direct(1), 10)]);
+    world.run(2000, None);
+    world.run(2001, Some(1));
+    world.run(4000, None);
+    assert_eq!(world.peer.state(), State::Open);
+    // A probe is not answered without a session.
+    world.trips.clear();
+    let now = world.at(world.now);
+    world.peer.handle_doubt(now);
+    world.poll();
+    world.run(4200, None);
+    assert_eq!(world.probes(direct(1), 4000), [4000, 4080, 4160]);
+    world.trips.insert(direct(1), 10);
+    world.log.clear();
+    world.run(4300, None);
+    assert!(world.log.contains(&(4240, Action::Open)), "{:?}", world.log);
+    // The data plane tells that a session has begun.
+    world.tell();
+    assert_eq!(world.peer.state(), State::Open);
+}
+
+#[test]
+fn a_doubt_about_a_peer_that_answers_costs_a_few_probes() {
+    let mut world = open();
+    world.run(40_000, None);
+    let now = world.at(world.now);
+    world.peer.handle_doubt(now);
+    world.poll();
+    world.run(45_000, None);
+    assert!((1..=3).contains(&world.probes(direct(1), 40_000).len()));
+    assert_eq!(world.peer.state(), State::Open);
+    assert_eq!(world.used(2000), []);
+}
+
+#[test]
+fn a_peer_that_did_not_answer_through_a_relay_is_tried_again_when_the_relay_is_renewed() {
+    let node = relay(1).relay().expect("a relay");
+    let mut world = World::new(&[host(relay(1))], &[(relay(1), 20)]);
+    world.run(2000, Some(20));
+    world.trips.clear();
+    world.run(3000, Some(20));
+    assert!(matches!(world.peer.state(), State::Suspect { .. }));
+    world.trips.insert(relay(1), 20);
+    let renew = |world: &mut World| {
+        let now = world.at(world.now);
+        let is_tried = world.peer.handle_relay_renewed(node, now);
+        world.poll();
+        world.run(world.now + 100, Some(20));
+        assert_eq!(world.peer.state(), State::Open);
+        is_tried
+    };
+    assert!(renew(&mut world));
+    assert!(!renew(&mut world), "it works");
+    world.trips.clear();
+    world.run(60_000, Some(20));
+    assert!(matches!(world.peer.state(), State::Lost { .. }));
+    world.trips.insert(relay(1), 20);
+    assert!(renew(&mut world));
+}
+
+#[test]
+fn a_path_by_which_the_peer_is_heard_but_does_not_answer_gives_way_to_one_that_answers() {
+    // The first datagram of the peer comes by a path that leads nowhere in the other direction.
+    for (heard, other) in [
+        (direct(1), direct(2)),
+        (relay(1), relay(2)),
+        (direct(1), relay(1)),
+    ] {
+        let mut world = World::new(&[host(other)], &[(other, 30)]);
+        world.report.primary = Some(heard);
+        world.hear(heard);
+        while world.now < 3000 {
+            world.send();
+            world.hear(heard);
+            world.run(world.now + 20, None);
+        }
+        let used = world.used(0);
+        assert_eq!(
+            used.iter().map(|(_, path)| *path).collect::<Vec<_>>(),
+            [other]
+        );
+        assert!(used[0].0 < 1000, "{used:?}");
+    }
 }
 
 #[test]
@@ -534,7 +696,7 @@ fn a_path_that_the_data_plane_adopted_is_followed_and_a_new_one_by_which_the_pee
     assert_eq!(world.used(2000), [], "it is no better");
     world.report.primary = Some(moved);
     world.tell();
-    assert_eq!(world.peer.primary(), Some(moved));
+    assert_eq!(world.peer.links().primary(), Some(moved));
 }
 
 #[test]
@@ -636,7 +798,7 @@ fn a_suspect_path_does_not_fail_before_the_budget_let_three_probes_through() {
     world.trips.remove(&direct(1));
     // Somebody else uses up the probes to the address for a second.
     while world.now < 3400 {
-        while world.budget.take(&direct(1), world.at(world.now + 1)) {}
+        while world.budget.take(2, &direct(1), world.at(world.now + 1)) {}
         world.run(world.now + 1, Some(5));
     }
     assert_eq!(world.probes(direct(1), 2000), [0; 0]);
@@ -658,7 +820,7 @@ fn a_suspect_peer_without_any_budget_is_not_polled_without_a_pause() {
     world.trips.clear();
     while world.now < 12_000 {
         for path in [direct(1), relay(1)] {
-            while world.budget.take(&path, world.at(world.now + 1)) {}
+            while world.budget.take(2, &path, world.at(world.now + 1)) {}
         }
         world.run(world.now + 1, Some(5));
         assert!(world.due.is_none_or(|at| at > world.at(world.now)));
@@ -757,7 +919,7 @@ proptest! {
                 }
                 Turn::Hear(n) => world.hear(some_path(n)),
                 Turn::Network => { world.peer.handle_network_changed(now); world.poll(); }
-                Turn::Bye => { world.peer.handle_bye(now); world.poll(); }
+                Turn::Bye => { world.peer.handle_bye(ByeReason::Roaming, now); world.poll(); }
             }
             prop_assert!(world.peer.links().all().len() <= MAX_PATHS);
         }

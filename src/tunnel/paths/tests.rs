@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 
+use super::super::path_entries::KEPT_FOR;
 use super::*;
 use crate::os::batch::Source;
 
@@ -183,6 +184,24 @@ fn a_primary_path_that_was_never_heard_gives_way_to_one_that_is() {
 }
 
 #[test]
+fn a_primary_path_that_was_chosen_does_not_give_way_to_a_datagram_from_anywhere() {
+    let now = Instant::now();
+    let mut table = steered(at(1, 7), now);
+    table.offer(&[at(2, 7)], &[], now);
+    assert!(table.use_path(&path(2, 7), None, now));
+    // Nothing was heard by it yet.
+    assert!(table.handle_received(at(9, 9), now).is_news);
+    table.handle_received(at(1, 7), now);
+    assert_eq!(table.primary(), Some(path(2, 7)));
+    table.handle_received(at(2, 8), now);
+    assert_eq!(
+        table.primary(),
+        Some(path(2, 8)),
+        "its translator was renewed"
+    );
+}
+
+#[test]
 fn a_table_holds_twelve_paths_and_keeps_the_primary_one() {
     let now = Instant::now();
     let mut table = steered(at(1, 7), now);
@@ -252,13 +271,57 @@ fn initiations_are_sent_by_all_offered_paths_until_one_works() {
     let mut table = PathTable::new(Some(at(1, 7)));
     table.set_choice(Choice::Steered);
     table.offer(&[at(4, 7)], &[at(1, 7), at(2, 7), at(3, 7)], now);
-    let opening = |table: &PathTable| table.opening().collect::<Vec<_>>();
-    assert_eq!(opening(&table), [at(2, 7), at(3, 7)]);
+    let openings = |table: &mut PathTable| {
+        table.entries_mut().iter_mut().for_each(Entry::end_rest);
+        let to = table.endpoint().expect("a primary path");
+        table.openings(&to, |_| true, now)
+    };
+    assert_eq!(openings(&mut table), [at(1, 7), at(2, 7), at(3, 7)]);
     table.handle_received(at(3, 7), now);
     assert_eq!(table.primary(), Some(path(3, 7)));
-    assert_eq!(opening(&table), []);
+    assert_eq!(openings(&mut table), [at(3, 7)]);
     table.handle_initiation();
-    assert_eq!(opening(&table), [at(1, 7), at(2, 7)], "it is not answered");
+    let all = [at(3, 7), at(1, 7), at(2, 7)];
+    assert_eq!(openings(&mut table), all, "it is not answered");
+}
+
+#[test]
+fn paths_by_which_the_peer_was_never_heard_are_opened_more_and_more_rarely_and_within_the_limit() {
+    let now = Instant::now();
+    let mut table = PathTable::new(None);
+    table.set_choice(Choice::Steered);
+    let (victim, other) = (at(9, 7), at(8, 7));
+    table.offer(&[], &[victim, other], now);
+    let mut asked = 0;
+    let mut times = |table: &mut PathTable, from: u64, to: u64, limit: bool| {
+        // The timers repeat an initiation every five seconds.
+        let mut times = Vec::new();
+        for second in (from..to).step_by(5) {
+            let admit = |address| {
+                asked += u32::from(address == victim.address.ip());
+                limit || address != victim.address.ip()
+            };
+            let sent = table.openings(&other, admit, now + ms(second * 1000));
+            if sent.contains(&victim) {
+                times.push(second);
+            }
+        }
+        times
+    };
+    let sent = times(&mut table, 0, 400, true);
+    assert_eq!(sent, [0, 5, 10, 15, 25, 45, 80, 145, 210, 275, 340]);
+    table.open();
+    assert_eq!(
+        times(&mut table, 400, 405, false),
+        [0; 0],
+        "the limit is reached"
+    );
+    assert_eq!(times(&mut table, 405, 406, true), [405]);
+    table.handle_received(victim, now + ms(406_000));
+    table.handle_initiation();
+    let sent = times(&mut table, 410, 430, false);
+    assert_eq!(sent, [410, 415, 420, 425], "it is the peer's own address");
+    assert!(asked <= 14, "{asked}");
 }
 
 #[test]

@@ -417,25 +417,46 @@ fn a_node_leaves_over_an_open_stream_only() {
 }
 
 #[test]
+fn a_person_sees_why_the_coordinator_does_not_tell_which_block_is_leased_to_the_node() {
+    let mut kit = Kit::new(&[]);
+    kit.open(STORE, 5);
+    kit.close(Some(Refusal::NotAMember), false);
+    let why = "the token is spent";
+    assert_eq!(kit.replica.handle_leased(Err(why.into())), None);
+    let shown = |kit: &Kit| {
+        let problems = kit.replica.problems(kit.now.monotonic);
+        problems.iter().any(|problem| problem.why.contains(why))
+    };
+    assert!(shown(&kit));
+    let own = block(OWN.into());
+    assert_eq!(kit.replica.handle_leased(Ok(own)), None);
+    assert!(!shown(&kit));
+}
+
+#[test]
 fn a_node_moves_to_another_block_only_if_a_member_claims_its_block() {
-    let own_is_taken = Kit::new(&[11]);
-    assert_eq!(own_is_taken.replica.handle_leased(block(50)), None);
+    let mut own_is_taken = Kit::new(&[11]);
+    assert_eq!(own_is_taken.replica.handle_leased(Ok(block(50))), None);
     let mut kit = Kit::new(&[11]);
     kit.open(STORE, 5);
     let rival = Envelope::seal(&Record::Node(node_record(12, 1, OWN.into())), &key(12));
     kit.changes(vec![membership(12), rival], 6);
     assert_eq!(
-        kit.replica.handle_leased(block(OWN.into())),
+        kit.replica.handle_leased(Ok(block(OWN.into()))),
         None,
         "it has that block"
     );
-    assert_eq!(kit.replica.handle_leased(block(11)), None, "it is not free");
-    assert_eq!(kit.replica.handle_leased(block(50)), Some(block(50)));
+    assert_eq!(
+        kit.replica.handle_leased(Ok(block(11))),
+        None,
+        "it is not free"
+    );
+    assert_eq!(kit.replica.handle_leased(Ok(block(50))), Some(block(50)));
     let mut outside = block(50);
     outside.v4 = "10.99.0.0/24".parse().expect("a literal");
-    assert_eq!(kit.replica.handle_leased(outside), None);
+    assert_eq!(kit.replica.handle_leased(Ok(outside)), None);
     kit.changes(vec![revocation(12)], 7);
-    assert_eq!(kit.replica.handle_leased(block(50)), None);
+    assert_eq!(kit.replica.handle_leased(Ok(block(50))), None);
 }
 
 #[test]
