@@ -116,7 +116,9 @@ impl Steering<'_> {
     pub fn open(&self, peer: &[u8; 32]) {
         let table = self.0.shared.table.load();
         if let Some(peer) = table.sending_peer_of(peer) {
-            peer.lock().paths.open();
+            let mut state = peer.lock();
+            state.paths.open();
+            state.noise.iter_mut().for_each(|noise| noise.begin_again());
         }
         drop(table);
         Probing(&self.0.shared).initiate(peer);
