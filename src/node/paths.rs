@@ -258,6 +258,10 @@ impl Paths {
                 PathAction::ProbeSizes(..) | PathAction::Limit(..) | PathAction::Arm(..) => {}
             }
         }
+        // No packet shows that the path to an idle peer has failed, so its probes do.
+        for id in self.peers.iter().filter(|id| self.watch.is_silent(id, now)) {
+            self.steered.paths_mut().handle_doubt(id, now);
+        }
         let sized = self.path_mtu.poll(now).into_iter();
         actions.extend(sized.map(|Sizes(id, sizes)| PathAction::ProbeSizes(id, sizes)));
         let reach = self.peers.iter().map(|id| (*id, self.watch.reach(id, now)));

@@ -111,6 +111,17 @@ pub enum State {
 }
 
 impl State {
+    /// The path in use is suspect from now on.
+    fn suspect(now: Instant) -> Self {
+        Self::Suspect {
+            since: now,
+            probes: 0,
+            next: now,
+            is_wide: false,
+            is_over: false,
+        }
+    }
+
     /// The state after the probes that were due were sent. `is_sent` says whether one left by the path in use: otherwise that path
     /// had no chance to answer, and is asked again.
     fn after_probes(self, is_sent: bool, now: Instant) -> Self {
@@ -264,6 +275,13 @@ impl PeerPaths {
         }
     }
 
+    /// Somebody else doubts that the peer answers, so it is asked as if its path were silent.
+    pub fn handle_doubt(&mut self, now: Instant) {
+        if self.state == State::Open {
+            self.state = State::suspect(now);
+        }
+    }
+
     /// The peer waits for probes by these paths, or sends probes there itself.
     pub fn handle_consent(&mut self, paths: &[Path], now: Instant) {
         for path in paths.iter().take(MAX_CANDIDATES) {
@@ -325,13 +343,7 @@ impl PeerPaths {
                     .map_or(self.patience(), |(patience, ..)| patience);
                 let due = report.waits_since.map(|since| since + patience);
                 if due.is_some_and(|due| due <= now) {
-                    self.state = State::Suspect {
-                        since: now,
-                        probes: 0,
-                        next: now,
-                        is_wide: false,
-                        is_over: false,
-                    };
+                    self.state = State::suspect(now);
                 }
             }
             State::Suspect { since, .. } => {

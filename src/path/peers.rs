@@ -104,6 +104,11 @@ impl Peers {
         self.change(id, now, |peer| peer.handle_bye(now));
     }
 
+    /// A peer does not answer probes that somebody else sends.
+    pub fn handle_doubt(&mut self, id: &PublicKey, now: Instant) {
+        self.change(id, now, |peer| peer.handle_doubt(now));
+    }
+
     /// The network of one peer changed.
     pub fn handle_peer_moved(&mut self, id: &PublicKey, now: Instant) {
         self.change(id, now, |peer| peer.handle_network_changed(now));
