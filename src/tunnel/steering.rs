@@ -181,30 +181,7 @@ impl Steering<'_> {
         let table = self.0.shared.table.load();
         let current = table.by_key.get(key)?;
         let sending = table.sending_peer(current);
-        let state = sending.lock();
-        let mut report = PathReport {
-            is_steered: state.paths.choice == Choice::Steered,
-            primary: state.paths.primary(),
-            paths: Vec::with_capacity(state.paths.entries().len()),
-            waits_since: state.paths.waits_since,
-            last_send: state.last_send,
-            last_receive: state.last_receive,
-        };
-        let probes = sending.probes();
-        for entry in state.paths.entries() {
-            let path = entry.endpoint.path();
-            let trips = probes.of(&path);
-            report.paths.push(PathSeen {
-                path,
-                heard: entry.heard,
-                answered: trips.answered,
-                sample: trips.sample,
-                answers: trips.answers,
-                seen: trips.seen,
-                offer: trips.offer,
-            });
-        }
-        drop((probes, state));
+        let mut report = report_of(sending);
         // While a key is replaced, datagrams may arrive for the other peers of the member.
         let all = std::iter::once(current).chain(table.retired_of(current));
         for other in all.filter(|other| other.index != sending.index) {
@@ -220,6 +197,34 @@ impl Steering<'_> {
         }
         Some(report)
     }
+}
+
+/// The paths of one peer, without those of other peers of the same member.
+pub(super) fn report_of(peer: &Peer) -> PathReport {
+    let state = peer.lock();
+    let mut report = PathReport {
+        is_steered: state.paths.choice == Choice::Steered,
+        primary: state.paths.primary(),
+        paths: Vec::with_capacity(state.paths.entries().len()),
+        waits_since: state.paths.waits_since,
+        last_send: state.last_send,
+        last_receive: state.last_receive,
+    };
+    let probes = peer.probes();
+    for entry in state.paths.entries() {
+        let path = entry.endpoint.path();
+        let trips = probes.of(&path);
+        report.paths.push(PathSeen {
+            path,
+            heard: entry.heard,
+            answered: trips.answered,
+            sample: trips.sample,
+            answers: trips.answers,
+            seen: trips.seen,
+            offer: trips.offer,
+        });
+    }
+    report
 }
 
 impl<'a> Steering<'a> {
