@@ -40,7 +40,7 @@ mod keys;
 mod metrics;
 mod names;
 mod own_records;
-mod paths;
+pub mod paths;
 mod reach;
 mod remedies;
 pub mod replica;

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-pub(super) use steered::{SteerAction, SteeredPeer};
+pub use steered::{SteerAction, SteeredPeer};
 
 use super::transitions::peers::{PeerTurn, PeerTurns};
 use crate::model::{NodeAddress, Path, PublicKey};
@@ -38,7 +38,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A peer, as the paths have to know it.
 #[derive(Debug, Clone)]
-pub(super) struct PathPeer {
+pub struct PathPeer {
     pub id: PublicKey,
     /// Where it may be reached, the best endpoint first.
     pub endpoints: Vec<SocketAddr>,
@@ -50,7 +50,7 @@ pub(super) struct PathPeer {
 
 /// Something that the caller does with the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum PathAction {
+pub enum PathAction {
     /// Send a probe.
     Probe(PublicKey),
     /// Send to this endpoint from now on, and start a handshake.
@@ -65,7 +65,7 @@ pub(super) enum PathAction {
 
 /// What the paths are at a moment.
 #[derive(Debug)]
-pub(super) struct Paths {
+pub struct Paths {
     watch: Watch,
     path_mtu: PathMtu,
     distances: Distances,
@@ -90,7 +90,7 @@ struct Turns {
 
 impl Paths {
     /// No packet is larger than `mtu` bytes, the MTU of the tunnel device. Peers are reached through relays if `uses_relays`.
-    pub(super) fn new(mtu: u16, uses_relays: bool) -> Self {
+    pub fn new(mtu: u16, uses_relays: bool) -> Self {
         Self {
             watch: Watch::default(),
             path_mtu: PathMtu::new(mtu),
@@ -108,7 +108,7 @@ impl Paths {
 
     /// Sets the peers. The state of those that stay is kept. A new peer brings the next poll forward: the first handshake
     /// of that peer may have arrived before this node knew it, and was dropped, so this node sends one without delay.
-    pub(super) fn set_peers(&mut self, peers: Vec<PathPeer>, now: Instant) {
+    pub fn set_peers(&mut self, peers: Vec<PathPeer>, now: Instant) {
         let ids: BTreeSet<PublicKey> = peers.iter().map(|peer| peer.id).collect();
         self.path_mtu.retain(|id| ids.contains(id));
         self.distances.retain(|id| ids.contains(id));
@@ -133,23 +133,23 @@ impl Paths {
     }
 
     /// The addresses of this machine have changed.
-    pub(super) fn handle_network_changed(&mut self, now: Instant) {
+    pub fn handle_network_changed(&mut self, now: Instant) {
         self.steered.paths_mut().handle_network_changed(now);
     }
 
     /// The tunnel tells that there is news of peers: the state of all is read soon.
-    pub(super) fn handle_news(&mut self, now: Instant) {
+    pub fn handle_news(&mut self, now: Instant) {
         let soon = self.polled.map_or(now, |at| now.max(at + POLL_INTERVAL));
         self.next = self.next.map(|next| next.min(soon));
     }
 
     /// The peers of which [`Paths::poll_steered`] needs a report now.
-    pub(super) fn reports_due(&self, now: Instant) -> Vec<PublicKey> {
+    pub fn reports_due(&self, now: Instant) -> Vec<PublicKey> {
         self.steered.paths().due(now)
     }
 
     /// The paths to a peer, as the tunnel has them.
-    pub(super) fn handle_report(&mut self, id: &PublicKey, report: &PathReport, now: Instant) {
+    pub fn handle_report(&mut self, id: &PublicKey, report: &PathReport, now: Instant) {
         self.steered.handle_report(id, report, now);
         if self.steered.contains(id) {
             for seen in &report.paths {
@@ -160,7 +160,7 @@ impl Paths {
     }
 
     /// What is to be done now with the paths of single peers.
-    pub(super) fn poll_steered(&mut self, now: Instant) -> Vec<SteerAction> {
+    pub fn poll_steered(&mut self, now: Instant) -> Vec<SteerAction> {
         let actions = self.steered.poll(now);
         for action in &actions {
             let SteerAction::Steer(id, action) = action else {
@@ -178,13 +178,13 @@ impl Paths {
     }
 
     /// Whether [`Paths::poll`] is due, before which the state of all peers is read.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    pub fn is_due(&self, now: Instant) -> bool {
         self.next.is_some_and(|at| at <= now)
     }
 
     /// The state of a peer in the tunnel. `answered` is the largest sized probe that it answered since the last call, which is
     /// of use only while [`Paths::is_searching`].
-    pub(super) fn handle_peer_status(
+    pub fn handle_peer_status(
         &mut self,
         id: PublicKey,
         serves: bool,
@@ -231,13 +231,13 @@ impl Paths {
     }
 
     /// Whether answers to sized probes are expected from this peer.
-    pub(super) fn is_searching(&self, id: &PublicKey) -> bool {
+    pub fn is_searching(&self, id: &PublicKey) -> bool {
         self.path_mtu.is_searching(id)
     }
 
     /// Returns what is to be done now, and whether the names have to be computed again, since other peers are reachable or
     /// other peers are near.
-    pub(super) fn poll(&mut self, now: Instant) -> (Vec<PathAction>, bool) {
+    pub fn poll(&mut self, now: Instant) -> (Vec<PathAction>, bool) {
         self.polled = Some(now);
         let measured = self.distances.poll(now).into_iter().map(Action::Probe);
         let watched = self.watch.poll(now).into_iter().chain(measured);
@@ -259,6 +259,10 @@ impl Paths {
                 }
                 PathAction::ProbeSizes(..) | PathAction::Limit(..) | PathAction::Arm(..) => {}
             }
+        }
+        // No packet shows that the path to an idle peer has failed, so its probes do.
+        for id in self.peers.iter().filter(|id| self.watch.is_silent(id, now)) {
+            self.steered.paths_mut().handle_doubt(id, now);
         }
         let sized = self.path_mtu.poll(now).into_iter();
         actions.extend(sized.map(|Sizes(id, sizes)| PathAction::ProbeSizes(id, sizes)));
@@ -299,23 +303,23 @@ impl Paths {
     }
 
     /// When [`Paths::poll`] or [`Paths::poll_steered`] is due.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
         let steered = self.steered.poll_timeout();
         self.next.into_iter().chain(steered).min()
     }
 
     /// The peers to whom packets are sent through a relay.
-    pub(super) fn relayed(&self) -> Vec<PublicKey> {
+    pub fn relayed(&self) -> Vec<PublicKey> {
         self.steered.paths().relayed()
     }
 
     /// A peer expects probes by these paths.
-    pub(super) fn handle_consent(&mut self, id: &PublicKey, paths: &[Path], now: Instant) {
+    pub fn handle_consent(&mut self, id: &PublicKey, paths: &[Path], now: Instant) {
         self.steered.paths_mut().handle_consent(id, paths, now);
     }
 
     /// A peer says how far the relays are that it can use.
-    pub(super) fn handle_relays(
+    pub fn handle_relays(
         &mut self,
         id: &PublicKey,
         trips: Vec<(NodeAddress, Duration)>,
@@ -325,7 +329,7 @@ impl Paths {
     }
 
     /// The peer stops, or changes its network.
-    pub(super) fn handle_bye(&mut self, id: &PublicKey, reason: ByeReason, now: Instant) {
+    pub fn handle_bye(&mut self, id: &PublicKey, reason: ByeReason, now: Instant) {
         self.steered.handle_bye(id, reason, now);
     }
 
@@ -349,7 +353,7 @@ impl Paths {
     }
 
     /// The peers whose paths are chosen here.
-    pub(super) fn steered(&self) -> &Peers {
+    pub fn steered(&self) -> &Peers {
         self.steered.paths()
     }
 

@@ -205,6 +205,7 @@ impl Link {
 
     /// The data plane reported the path. Returns a new sample, if there is one.
     pub fn handle_report(&mut self, report: &LinkReport) -> Option<Duration> {
+        let is_first = self.answered.is_none();
         self.heard = self.heard.max(report.heard);
         self.answered = self.answered.max(report.answered);
         // The count begins again if the path was unknown to the data plane for a while.
@@ -213,9 +214,9 @@ impl Link {
             None => report.answers,
         };
         self.answers = report.answers;
-        if answered > 0 && std::mem::take(&mut self.is_dead) {
+        if answered > 0 && (std::mem::take(&mut self.is_dead) || is_first) {
             // The losses belong to a time in which the path did not work at all.
-            (self.losses.lost, self.losses.history) = (0, 0);
+            self.losses = Losses::default();
         }
         for _ in 0..answered.min(HISTORY) {
             if self.losses.pending.pop_front().is_some() {
@@ -397,6 +398,25 @@ mod tests {
         let report = report(&link, start + ms(100_000), ms(5), 1);
         link.handle_report(&report);
         assert!(!link.is_lossy());
+    }
+
+    #[test]
+    fn probes_that_were_sent_before_a_path_was_open_are_no_losses_of_the_path() {
+        let (mut link, start) = (link(), Instant::now());
+        link.begin_burst(start);
+        let mut answers = 0;
+        // The peer opens its router after 300 ms, and more probes are sent and answered from then on.
+        run(&mut link, start, |link, n| {
+            if n > 300 && n % 100 == 0 {
+                link.handle_probed(start + ms(n));
+                answers += 1;
+                let report = report(link, start + ms(n + 5), ms(5), answers);
+                link.handle_report(&report);
+            }
+        });
+        link.poll(start + ms(5000));
+        assert!(link.losses.history >= LEAST_HISTORY);
+        assert!(!link.is_lossy(), "{link:?}");
     }
 
     #[test]

@@ -150,6 +150,24 @@ impl Namespace {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         Err(TestbedError::Program(program.to_owned(), said))
     }
+
+    /// Runs a program in the namespaces, and returns what it prints.
+    pub(super) fn output(&self, program: &str, arguments: &[&str]) -> Result<String, TestbedError> {
+        let mut command = self.command(program)?;
+        let output = command
+            .args(arguments)
+            .output()
+            .map_err(|e| TestbedError::Io("run a program", e))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() {
+            Ok(text(&output.stdout))
+        } else {
+            Err(TestbedError::Program(
+                program.to_owned(),
+                text(&output.stderr),
+            ))
+        }
+    }
 }
 
 impl Namespace {

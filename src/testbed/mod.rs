@@ -21,7 +21,7 @@ mod world;
 pub use docker::{DockerHost, Image};
 pub use host::{Host, Running};
 pub use root::{as_root, is_possible};
-pub use router::{Fault, Nat, Router};
+pub use router::{Delay, Fault, Nat, Router, Way};
 pub use skipped::{skip_part_of_test, skip_test};
 pub use world::World;
 

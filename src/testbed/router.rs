@@ -8,6 +8,7 @@
 //! datagram with a TTL of 4 opens the translation of its own router and ends before it arrives at another one. The rules
 //! are written for nft 1.0.6, which wants each statement on a line of its own.
 
+mod core;
 mod rules;
 
 use std::io;
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 use super::docker::DockerHost;
 use super::host::{Host, Namespace};
 use super::{TestbedError, link};
+
+pub use self::core::{Delay, Way};
 
 /// What a router does with packets between its network and the outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

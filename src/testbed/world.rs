@@ -48,6 +48,11 @@ impl World {
         })
     }
 
+    /// The namespace of the bridge.
+    pub(super) fn core(&self) -> &Namespace {
+        &self.wan
+    }
+
     /// Creates a router that does this with packets. The world has to be a routed one, with room for 60 routers.
     ///
     /// # Errors

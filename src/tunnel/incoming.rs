@@ -1,12 +1,15 @@
 //! Messages about paths that a peer sent. They came by a session, so it is certain which peer sent them, and nothing else is.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use super::endpoint::Endpoint;
 use super::messages::{self, MAX_PACKET};
 use super::noise::room_for;
 use super::packet::Ip;
 use super::peer::Peer;
+use super::probe::Probes;
+use super::relaying::Relaying;
 use super::round::Round;
 use super::udp::Sender;
 use crate::protocol::path_messages::{Echo, Message, PathMessage, Probe};
@@ -28,25 +31,62 @@ pub(super) fn handle(
         Message::Probe(probe) if probe.pays_for_its_echo() => {
             answer(round, peer, (&ip, nonce, probe), from, sender);
         }
-        Message::Probe(_) => {}
+        other => {
+            let is_news = note(&mut peer.probes(), nonce, other, from, round.now);
+            if is_news {
+                round.shared.wakes.news.add(peer.member);
+            }
+        }
+    }
+}
+
+/// Takes over what a peer says. Returns whether the part that chooses paths wants to know.
+pub(super) fn note(
+    probes: &mut Probes,
+    nonce: u64,
+    message: Message,
+    from: Endpoint,
+    now: Instant,
+) -> bool {
+    match message {
+        Message::Probe(_) => false,
         Message::Echo(echo) => {
-            let mut probes = peer.probes();
-            let Some(rtt) = probes.round_trip(nonce, round.now) else {
-                return;
+            let Some(rtt) = probes.round_trip(nonce, now) else {
+                return false;
             };
             probes.handle_echo(from.path(), &echo);
-            probes.handle_answer(nonce, from.path(), rtt, round.now);
-            drop(probes);
-            round.shared.wakes.news.add(peer.member);
+            probes.handle_answer(nonce, from.path(), rtt, now);
+            true
         }
         Message::Paths(paths) => {
-            peer.probes().handle_paths(paths);
-            round.shared.wakes.news.add(peer.member);
+            probes.handle_paths(paths);
+            true
         }
         Message::Bye(reason) => {
-            peer.probes().handle_bye(reason);
-            round.shared.wakes.news.add(peer.member);
+            probes.handle_bye(reason);
+            true
         }
+    }
+}
+
+/// The echo of a probe of the member with this address.
+pub(super) fn echo_of(
+    relaying: &Relaying,
+    (member, probe): (IpAddr, Probe),
+    from: Endpoint,
+    now: Instant,
+) -> Echo {
+    // A member that is reached through a relay is not offered another one.
+    let offer = match (from.via, member) {
+        (None, IpAddr::V4(member)) => relaying.offer(member, from.address, now),
+        _ => None,
+    };
+    Echo {
+        path: probe.path,
+        sent_us: probe.sent_us,
+        seen: from.via.is_none().then_some(from.address),
+        via: from.via.map(|via| via.relay.0),
+        relay: offer,
     }
 }
 
@@ -58,21 +98,8 @@ fn answer(
     from: Endpoint,
     sender: &mut Sender,
 ) {
-    // A member that is reached through a relay is not offered another one.
-    let offer = match (from.via, ip.source) {
-        (None, IpAddr::V4(member)) => {
-            let relaying = &round.shared.relaying;
-            relaying.offer(member, from.address, round.now)
-        }
-        _ => None,
-    };
-    let echo = Echo {
-        path: probe.path,
-        sent_us: probe.sent_us,
-        seen: from.via.is_none().then_some(from.address),
-        via: from.via.map(|via| via.relay.0),
-        relay: offer,
-    };
+    let asked = (ip.source, probe);
+    let echo = echo_of(&round.shared.relaying, asked, from, round.now);
     let message = PathMessage {
         nonce,
         message: Message::Echo(echo),

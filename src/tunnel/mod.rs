@@ -27,6 +27,7 @@ pub mod noise;
 pub mod packet;
 pub mod relay;
 pub mod split;
+pub mod testbed;
 pub mod too_big;
 pub mod uapi;
 

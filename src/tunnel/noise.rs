@@ -127,6 +127,8 @@ pub struct Noise {
     waiting: usize,
     /// The number of packets that waited in vain and were not reported yet.
     lost: usize,
+    /// Whether the next handshake is started though one is in progress.
+    again: bool,
 }
 
 impl Noise {
@@ -153,6 +155,7 @@ impl Noise {
             ticked: now,
             waiting: 0,
             lost: 0,
+            again: false,
         }
     }
 
@@ -253,9 +256,16 @@ impl Noise {
         }
     }
 
+    /// Lets the next call of [`Noise::initiate`] start a handshake though one is in progress. The peer may be reached by paths by which
+    /// the message in progress was not sent, and the timers would send it there only after 5 s.
+    pub fn begin_again(&mut self) {
+        self.again = true;
+    }
+
     /// Starts a handshake if none is in progress, and returns the length of the message.
     pub fn initiate(&mut self, output: &mut [u8]) -> Option<usize> {
-        match self.tunn.format_handshake_initiation(output, false) {
+        let again = std::mem::take(&mut self.again);
+        match self.tunn.format_handshake_initiation(output, again) {
             TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
             _ => None,
         }
@@ -343,6 +353,17 @@ pub(in crate::tunnel) mod tests {
         assert_eq!(open(&mut to_a, &x[..n], &mut y), Opened::Packet(48));
         assert_eq!(y[..48], packet(1));
         (to_b, to_a)
+    }
+
+    #[test]
+    fn a_handshake_in_progress_is_begun_again_only_when_that_is_asked_for() {
+        let (_, _, mut to_b, _) = pair();
+        let mut out = vec![0; 4096];
+        assert!(to_b.initiate(&mut out).is_some());
+        assert_eq!(to_b.initiate(&mut out), None);
+        to_b.begin_again();
+        assert!(to_b.initiate(&mut out).is_some());
+        assert_eq!(to_b.initiate(&mut out), None);
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Relaying {
 
 /// Where frames to `peer` go: by its primary path if that is direct, else by the direct path whose probe was answered last. A path by
 /// which the peer was only heard does not count, because the source of a datagram may be forged, and the way there may be closed.
-fn destination_of(peer: &Peer) -> Option<Destination<Endpoint>> {
+pub(super) fn destination_of(peer: &Peer) -> Option<Destination<Endpoint>> {
     let state = peer.lock();
     // A relay does not forward to another relay.
     let entries = state.paths.entries().iter();

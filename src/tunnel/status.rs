@@ -49,7 +49,8 @@ pub(super) fn status_of(table: &Table, peer: &Peer, wall: SystemTime) -> PeerSta
     })
 }
 
-fn status(peer: &Peer, wall: SystemTime) -> PeerStatus {
+/// The status of one peer.
+pub(super) fn status(peer: &Peer, wall: SystemTime) -> PeerStatus {
     let state = peer.lock();
     // boringtun reports the age of the session by its own clock.
     let session = state.noise.as_ref().and_then(|noise| noise.session_age());

@@ -118,7 +118,9 @@ impl Steering<'_> {
     pub fn open(&self, peer: &[u8; 32]) {
         let table = self.0.shared.table.load();
         if let Some(peer) = table.sending_peer_of(peer) {
-            peer.lock().paths.open();
+            let mut state = peer.lock();
+            state.paths.open();
+            state.noise.iter_mut().for_each(|noise| noise.begin_again());
         }
         drop(table);
         Probing(&self.0.shared).initiate(peer);
@@ -181,31 +183,7 @@ impl Steering<'_> {
         let table = self.0.shared.table.load();
         let current = table.by_key.get(key)?;
         let sending = table.sending_peer(current);
-        let state = sending.lock();
-        let probes = sending.probes();
-        let mut report = PathReport {
-            is_steered: state.paths.choice == Choice::Steered,
-            primary: state.paths.primary(),
-            paths: Vec::with_capacity(state.paths.entries().len()),
-            waits_since: state.paths.waits_since,
-            last_send: state.last_send,
-            last_receive: state.last_receive,
-            sessions: probes.sessions(),
-        };
-        for entry in state.paths.entries() {
-            let path = entry.endpoint.path();
-            let trips = probes.of(&path);
-            report.paths.push(PathSeen {
-                path,
-                heard: entry.heard,
-                answered: trips.answered,
-                sample: trips.sample,
-                answers: trips.answers,
-                seen: trips.seen,
-                offer: trips.offer,
-            });
-        }
-        drop((probes, state));
+        let mut report = report_of(sending);
         // While a key is replaced, datagrams may arrive for the other peers of the member.
         let all = std::iter::once(current).chain(table.retired_of(current));
         for other in all.filter(|other| other.index != sending.index) {
@@ -221,6 +199,35 @@ impl Steering<'_> {
         }
         Some(report)
     }
+}
+
+/// The paths of one peer, without those of other peers of the same member.
+pub(super) fn report_of(peer: &Peer) -> PathReport {
+    let state = peer.lock();
+    let probes = peer.probes();
+    let mut report = PathReport {
+        is_steered: state.paths.choice == Choice::Steered,
+        primary: state.paths.primary(),
+        paths: Vec::with_capacity(state.paths.entries().len()),
+        waits_since: state.paths.waits_since,
+        last_send: state.last_send,
+        last_receive: state.last_receive,
+        sessions: probes.sessions(),
+    };
+    for entry in state.paths.entries() {
+        let path = entry.endpoint.path();
+        let trips = probes.of(&path);
+        report.paths.push(PathSeen {
+            path,
+            heard: entry.heard,
+            answered: trips.answered,
+            sample: trips.sample,
+            answers: trips.answers,
+            seen: trips.seen,
+            offer: trips.offer,
+        });
+    }
+    report
 }
 
 impl<'a> Steering<'a> {

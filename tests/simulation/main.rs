@@ -27,9 +27,10 @@
 //!
 //! # What is not simulated
 //!
-//! Sockets, TLS and HTTP, rate limits and connection limits, the coordinator's table of sessions (two machines with the keys of
-//! one node), packets and their paths (a peer is reached or not), containers, the firewall, and the JSON of messages. The shells of
-//! the programs are replaced by those of the simulation, and the store in memory replaces SQLite and etcd.
+//! Sockets, TLS and HTTP, rate limits and connection limits, the coordinator's table of sessions (two machines with the keys of one
+//! node), packets and their paths (a peer is reached or not; [`paths`] simulates these by themselves), containers, the firewall,
+//! and the JSON of messages. The shells of the programs are replaced by those of the simulation, and the store in memory replaces
+//! SQLite and etcd.
 //!
 //! # What has to hold
 //!
@@ -45,6 +46,7 @@ mod invariants;
 mod machine;
 mod network;
 mod nodes;
+mod paths;
 mod plan;
 mod queue;
 mod random;

@@ -24,7 +24,7 @@ const HEARD_WITHIN: Duration = Duration::from_secs(180);
 
 /// A peer whose paths are chosen here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::node) struct SteeredPeer {
+pub struct SteeredPeer {
     /// Its mesh address.
     pub address: NodeAddress,
     /// The paths to it that need no relay.
@@ -35,7 +35,7 @@ pub(in crate::node) struct SteeredPeer {
 
 /// Something that the caller does with the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::node) enum SteerAction {
+pub enum SteerAction {
     /// Do this with the paths to a peer.
     Steer(PublicKey, Action),
     /// Let the path to this peer follow its datagrams.

@@ -1,6 +1,9 @@
 use super::*;
-use crate::path::watch::{PROBE_INTERVAL, UNREACHABLE_AFTER};
-use crate::tunnel::PeerConfig;
+use crate::model::NodeAddress;
+use crate::path::link::Evidence;
+use crate::path::links::Candidate;
+use crate::path::watch::{ANSWER_LIMIT, PROBE_INTERVAL, UNREACHABLE_AFTER};
+use crate::tunnel::{PathSeen, PeerConfig, RoundTrip};
 use std::time::SystemTime;
 
 const MTU: u16 = 1420;
@@ -148,4 +151,61 @@ fn a_peer_that_left_is_forgotten() {
     assert_eq!(actions, []);
     assert!(is_other, "the set of unreachable nodes changed");
     assert!(paths.reach().is_empty() && paths.unreachable().is_empty());
+}
+
+#[test]
+fn a_path_is_suspect_when_probes_of_an_idle_peer_are_not_answered_though_no_packet_is_sent() {
+    let start = Instant::now();
+    let mut paths = Paths::new(MTU, true);
+    let path = Path::Direct(endpoint(1));
+    let candidate = Candidate {
+        path,
+        evidence: Evidence::Host,
+    };
+    let steered = SteeredPeer {
+        address: NodeAddress([10, 210, 2, 1].into()),
+        direct: vec![candidate],
+        relays: vec![],
+    };
+    let steered = PathPeer {
+        steered: Some(steered),
+        ..peer()
+    };
+    paths.set_peers(vec![steered], start);
+    let trip = RoundTrip {
+        at: start,
+        took: Duration::from_millis(5),
+    };
+    let report = PathReport {
+        is_steered: true,
+        primary: Some(path),
+        paths: vec![PathSeen {
+            path,
+            heard: Some(start),
+            answered: Some(trip),
+            sample: Some(trip),
+            answers: 3,
+            seen: None,
+            offer: None,
+        }],
+        waits_since: None,
+        last_send: None,
+        last_receive: Some(start),
+        sessions: 1,
+    };
+    paths.poll_steered(start);
+    let mut probed = Vec::new();
+    for half in 0..=10 {
+        let now = start + POLL_INTERVAL * half;
+        paths.handle_peer_status(PEER, true, &status(Some(start)), None, now);
+        paths.handle_report(&PEER, &report, now);
+        paths.poll(now);
+        let actions = paths.poll_steered(now);
+        let is_probe = |action: &SteerAction| matches!(action, SteerAction::Steer(_, Steer::Probe(to)) if *to == path);
+        // The first second is that of the burst by a new path.
+        if half > 2 && actions.iter().any(is_probe) {
+            probed.push(POLL_INTERVAL * half);
+        }
+    }
+    assert_eq!(probed.first(), Some(&(PROBE_INTERVAL + ANSWER_LIMIT)));
 }

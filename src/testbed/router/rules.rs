@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Fault, Nat};
+use super::{Fault, Nat, Way};
 
 /// The rules of a router whose outer address is `own`.
 pub(super) fn of(nat: Nat, own: Ipv4Addr) -> String {
@@ -62,6 +62,31 @@ pub(super) fn of_fault(fault: Option<Fault>) -> String {
 "
         ),
     )
+}
+
+/// The rules of the core that drop UDP in these directions.
+pub(super) fn of_cuts(ways: &[Way]) -> String {
+    forwarded("cuts", "", ways, "drop")
+}
+
+/// The rules of the core that count UDP in these directions.
+pub(super) fn of_counting(ways: &[Way]) -> String {
+    let counter = "  counter counted {\n  }\n";
+    forwarded("counting", counter, ways, "counter name counted")
+}
+
+fn forwarded(table: &str, first: &str, ways: &[Way], action: &str) -> String {
+    let rules = ways
+        .iter()
+        .map(|(from, to)| format!("    ip saddr {from} ip daddr {to} meta l4proto udp {action}\n"));
+    let rules: String = rules.collect();
+    let chain = format!(
+        "{first}  chain forwarded {{
+    type filter hook forward priority filter - 5
+{rules}  }}
+"
+    );
+    replaced(table, &chain)
 }
 
 fn lossy(from: &str, percent: u8) -> String {
