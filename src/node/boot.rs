@@ -185,7 +185,7 @@ impl Equipped {
         let network = Upkeep::start(network, wanted, &applied);
         Ok(Self {
             ipv6: applied.ipv6,
-            device: Device::new(tunnel, network, mtu, reach_of(config)),
+            device: Device::new(tunnel, network, mtu, reach_of(config, identity)),
             events,
             native,
             interfaces,
@@ -194,8 +194,11 @@ impl Equipped {
     }
 }
 
-fn reach_of(config: &Config) -> Reach {
-    Reach::start(config.path.clone(), config.relay)
+fn reach_of(config: &Config, identity: &Identity) -> Reach {
+    // A node asks for the same port after a restart, and two nodes behind one router for two ports.
+    let [first, second, ..] = identity.keys.identity.public().0;
+    let seed = u16::from_be_bytes([first, second]);
+    Reach::start(config.path.clone(), config.relay, seed)
 }
 
 /// Starts the tunnel. Returns whether it began with the previous key of this node.
@@ -249,7 +252,8 @@ fn run(
     registry: Registry,
 ) -> (JoinedNode, Events) {
     let Loaded { dir, identity, .. } = loaded;
-    let device = equipped.device;
+    let mut device = equipped.device;
+    let mappings = device.reach.mapping.take_answers();
     let names = start_names(&config, &identity, &dir);
     let resolver = NodeResolver::start(
         Arc::clone(&config),
@@ -294,6 +298,7 @@ fn run(
         device: equipped.events.0,
         paths: equipped.events.1,
         leases,
+        mappings,
     };
     let node = JoinedNode {
         replica,

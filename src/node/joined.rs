@@ -31,6 +31,8 @@ use crate::records::RecordKey;
 use crate::records::netmap::Netmap;
 
 mod events;
+mod mapping;
+mod messages;
 mod probing;
 mod publishing;
 mod relaying;
@@ -87,6 +89,8 @@ impl JoinedNode {
         let punch = self.device.reach.punching.poll_timeout();
         let paths = self.paths.poll_timeout().into_iter().chain(punch).min();
         timers.set(Timer::Paths, paths);
+        let mapping = self.device.reach.mapping.state.poll_timeout();
+        timers.set(Timer::Mapping, mapping);
         timers.set(Timer::Replica, self.replica.poll_timeout());
         timers.set(Timer::Names, self.names.poll_timeout());
         timers.set(Timer::Acceptance, self.connections.poll_timeout());
@@ -101,6 +105,7 @@ impl JoinedNode {
         match timer {
             Timer::Keys => writes::end_rotation(self, now),
             Timer::Paths => self.dirty.reach |= probing::poll_paths(self, now),
+            Timer::Mapping => mapping::poll(self, now),
             Timer::Replica => self.replica.handle_time(clock::now()),
             Timer::Names => self.names.handle_time(now),
             Timer::Containers => {
@@ -162,6 +167,7 @@ impl JoinedNode {
                     self.reconcile().await;
                 }
             }
+            NodeEvent::Mapping(answer) => mapping::handle_answer(self, answer, Instant::now()),
             NodeEvent::Paths => probing::handle_news(self, Instant::now()),
             NodeEvent::Leased(answer) => {
                 if let Some(block) = self.replica.handle_leased(answer) {
@@ -262,6 +268,7 @@ impl JoinedNode {
     /// Takes back what other programs were told, and what was put on the machine.
     pub(super) async fn stop(mut self: Box<Self>, mut events: Events) {
         writes::flush(&mut self, &mut events.writes).await;
+        self.device.reach.mapping.stop().await;
         self.resolver.stop().await;
         self.workloads.stop().await;
         self.disk.stop().await;

@@ -24,6 +24,7 @@ use super::report::{self, ProblemKind};
 use crate::model::time::Now;
 use crate::os::clock;
 use crate::os::metrics::{self, Kind, MetricsPage};
+use crate::path::mapping::{Protocol, Refusal};
 use crate::path::watch::Reach;
 
 /// The maximum number of peers, and of services, that have metrics of their own. The series of a mesh grow with the square of
@@ -111,6 +112,7 @@ pub(super) fn text(scrape: &Scrape<'_>) -> String {
         add_machine(&mut page, node);
         add_names(&mut page, node);
         add_tunnel(&mut page, node);
+        add_mapping(&mut page, node);
         let (peers, services) = (scrape.settings.per_peer, scrape.settings.per_service);
         let mut left_out = Vec::new();
         if peers {
@@ -249,6 +251,21 @@ fn add_tunnel(page: &mut MetricsPage, node: &JoinedNode) {
         .map(|(reason, count)| (reason.as_str(), *count));
     let help = "Frames of peers that this node did not forward.";
     page.counters("relay_dropped_total", help, "reason", dropped);
+}
+
+/// The port that the router maps to this node.
+fn add_mapping(page: &mut MetricsPage, node: &JoinedNode) {
+    let mapping = &node.device.reach.mapping.state;
+    let help = "Whether the router maps a port to this node by this protocol, and a peer has sent through it.";
+    let mut family = page.family("port_mapping_info", Kind::Gauge, help);
+    let proven = mapping.report().filter(|report| report.proven.is_some());
+    let proven = proven.map(|report| report.granted.protocol);
+    for protocol in Protocol::ALL {
+        family.sample(&[("protocol", protocol.as_str())], proven == Some(protocol));
+    }
+    let help = "How often there was no port mapping, or it ended, because of the router.";
+    let refused = Refusal::NAMES.iter().copied().zip(*mapping.refused());
+    page.counters("port_mapping_refused_total", help, "reason", refused);
 }
 
 /// The date of `at`, in seconds since 1970 and to the millisecond.

@@ -37,6 +37,7 @@ mod join_problem;
 mod joined;
 mod joining;
 mod keys;
+mod mapping;
 mod metrics;
 mod names;
 mod own_records;

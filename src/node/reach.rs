@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::config::{Advertised, PathSettings, RelaySettings};
-use super::host::Interface;
+use super::host::{DefaultGateway, Interface};
+use super::mapping::PortMapping;
 use crate::model::address::is_public;
 use crate::model::{MeshAddresses, PublicKey};
 use crate::os::random;
@@ -42,6 +43,8 @@ pub(super) struct Reach {
     measured_at: Option<Instant>,
     /// The attempts to open direct paths to peers behind relays.
     pub(super) punching: Punching<PublicKey>,
+    /// The port that the router maps to this node.
+    pub(super) mapping: PortMapping,
     /// The last message about this node's paths.
     own: Paths,
     /// Whether one of the addresses in the last record is public.
@@ -63,11 +66,22 @@ pub(super) struct OwnEndpoints {
     pub(super) endpoints: Vec<SocketAddr>,
     /// From where others saw its datagrams come, for some time.
     pub(super) observed: Vec<SocketAddr>,
+    /// Those of the endpoints that the router maps.
+    pub(super) mapped: Vec<SocketAddr>,
+}
+
+impl OwnEndpoints {
+    /// The endpoints that no router maps on request.
+    pub(super) fn unmapped(&self) -> Vec<SocketAddr> {
+        let endpoints = self.endpoints.iter();
+        let unmapped = endpoints.filter(|endpoint| !self.mapped.contains(endpoint));
+        unmapped.copied().collect()
+    }
 }
 
 impl Reach {
-    /// Starts to look up the names in `path`.
-    pub(super) fn start(path: PathSettings, relay: RelaySettings) -> Self {
+    /// Starts to look up the names in `path`, and the task that asks the router for a port that depends on `seed`.
+    pub(super) fn start(path: PathSettings, relay: RelaySettings, seed: u16) -> Self {
         let known = path.advertise.iter().filter_map(|entry| match entry {
             Advertised::Address(address) => Some(*address),
             Advertised::Name(..) => None,
@@ -85,6 +99,7 @@ impl Reach {
             task.abort_on_drop()
         });
         Self {
+            mapping: PortMapping::start(path.maps_port, seed),
             path,
             relay,
             lookup,
@@ -111,9 +126,10 @@ impl Reach {
     ) -> OwnEndpoints {
         self.observed.refresh_record(now);
         let host = self.host_addresses(interfaces, underlay);
+        let mapped: Vec<SocketAddr> = self.mapping.state.offered().into_iter().collect();
         let own = OwnAddresses {
             set: &self.lookup.borrow().addresses.clone(),
-            mapped: &[],
+            mapped: &mapped,
             host: &host,
             port: underlay.port,
             observed: &[],
@@ -126,16 +142,16 @@ impl Reach {
         let recorded = recorded.filter(|address| !endpoints.contains(address));
         OwnEndpoints {
             observed: recorded.copied().collect(),
+            mapped: mapped
+                .into_iter()
+                .filter(|address| endpoints.contains(address))
+                .collect(),
             endpoints,
         }
     }
 
     fn host_addresses(&self, interfaces: &[Interface], underlay: Underlay<'_>) -> Vec<IpAddr> {
-        let found = interfaces.iter().map(|interface| HostAddress {
-            interface: &interface.name,
-            address: interface.address,
-            is_tunnel: interface.is_tunnel,
-        });
+        let found = interfaces.iter().map(host_address);
         let exclusions = Exclusions {
             own: underlay.own,
             mesh: underlay.mesh,
@@ -147,13 +163,34 @@ impl Reach {
     }
 
     /// The addresses of this machine have changed.
-    pub(super) fn handle_network_changed(&mut self) {
+    pub(super) fn handle_network_changed(&mut self, now: Instant) {
+        self.mapping.state.handle_network_changed(now);
         self.observed.handle_network_change();
         self.punching.handle_network_change();
     }
 
+    /// The default gateway and the addresses of this machine, as they are now. The router is not asked from addresses that the
+    /// operator excludes.
+    pub(super) fn set_gateway(
+        &mut self,
+        gateway: Option<&DefaultGateway>,
+        interfaces: &[Interface],
+        port: u16,
+        now: Instant,
+    ) {
+        let excludes = &self.path.exclude;
+        let is_excluded = |interface: &Interface| {
+            let host = host_address(interface);
+            excludes.iter().any(|exclude| exclude.covers(&host))
+        };
+        let interfaces = interfaces.iter().filter(|i| !is_excluded(i)).cloned();
+        let interfaces: Vec<Interface> = interfaces.collect();
+        self.mapping.set_site(gateway, &interfaces, port, now);
+    }
+
     /// How much this node relays for each member. None if it does not relay. Without a setting it does if one of its `endpoints` is
-    /// public, so that strangers may reach it.
+    /// public, so that strangers may reach it. A port that a router maps on request does not count: behind it is most often the
+    /// uplink of a home.
     pub(super) fn relay_limit(&mut self, endpoints: &[SocketAddr]) -> Option<RelayLimit> {
         let mut endpoints = endpoints.iter();
         self.is_public = endpoints.any(|endpoint| is_public(endpoint.ip()));
@@ -207,6 +244,30 @@ impl Reach {
         paths
     }
 
+    /// The message that asks a peer to send to the address that the router maps, whether it works or not.
+    pub(super) fn try_message(&mut self) -> Paths {
+        let mut paths = self.message(false);
+        paths.try_my_mapping = true;
+        if let Some(report) = self.mapping.state.report() {
+            let address = report.granted.external;
+            paths.candidates.retain(|of| of.address != address);
+            let mapped = Candidate {
+                kind: CandidateKind::Mapped,
+                address,
+            };
+            paths.candidates.insert(0, mapped);
+            paths.candidates.truncate(MAX_CANDIDATES);
+        }
+        paths
+    }
+
+    /// The message that tells a peer that this node sends to the peer's mapped address.
+    pub(super) fn tries_message(&mut self) -> Paths {
+        let mut paths = self.message(false);
+        paths.tries_mapping = true;
+        paths
+    }
+
     /// What is wrong, with remedies.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let lookup = self.lookup.borrow();
@@ -217,6 +278,14 @@ impl Reach {
             fix: format!("correct the name in meshd.toml, or give {name} an A or AAAA record"),
         });
         problems.collect()
+    }
+}
+
+fn host_address(interface: &Interface) -> HostAddress<'_> {
+    HostAddress {
+        interface: &interface.name,
+        address: interface.address,
+        is_tunnel: interface.is_tunnel,
     }
 }
 
@@ -292,7 +361,7 @@ mod tests {
             is_offered,
             limit: START,
         };
-        Reach::start(PathSettings::default(), relay)
+        Reach::start(PathSettings::default(), relay, 0)
     }
 
     fn interface(name: &str, address: &str) -> Interface {
@@ -329,6 +398,7 @@ mod tests {
         let expected = OwnEndpoints {
             endpoints: vec![at("192.168.1.10:51820")],
             observed: vec![],
+            mapped: vec![],
         };
         assert_eq!(own, expected);
         let told = reach.message(true);

@@ -12,6 +12,8 @@ pub(super) enum Timer {
     Keys,
     /// The paths read the state of the peers, and probe them.
     Paths,
+    /// The router is asked for a port, or a peer to try it.
+    Mapping,
     /// The replica retries and forgets.
     Replica,
     /// Names of services that ended are removed from the zone.
@@ -27,9 +29,10 @@ pub(super) enum Timer {
 }
 
 impl Timer {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Keys,
         Self::Paths,
+        Self::Mapping,
         Self::Replica,
         Self::Names,
         Self::Containers,

@@ -59,7 +59,9 @@ pub enum Exclude {
 }
 
 impl Exclude {
-    fn covers(&self, host: &HostAddress<'_>) -> bool {
+    /// Whether this address is left out.
+    #[must_use]
+    pub fn covers(&self, host: &HostAddress<'_>) -> bool {
         match self {
             Self::Interface(name) => name == host.interface,
             Self::Prefix(prefix) => prefix.contains(&host.address),

@@ -5,6 +5,7 @@ pub mod candidates;
 pub mod distance;
 pub mod link;
 pub mod links;
+pub mod mapping;
 pub mod mtu;
 pub mod peer;
 pub mod peers;

@@ -126,6 +126,8 @@ pub struct Paths {
     pub udp_blocked: bool,
     /// Whether the receiver is asked to send first to the sender's mapped candidate, as a proof that the mapping works.
     pub try_my_mapping: bool,
+    /// Whether the sender, which was asked for that, sends to the receiver's mapped candidate now.
+    pub tries_mapping: bool,
     /// What the sender has found out about its NAT.
     pub nat: Nat,
     /// The addresses at which the sender may be reached, best first.
@@ -361,6 +363,7 @@ impl Paths {
             punch: flags & PUNCH != 0,
             udp_blocked: flags & UDP_BLOCKED != 0,
             try_my_mapping: flags & TRY_MY_MAPPING != 0,
+            tries_mapping: flags & TRIES_MAPPING != 0,
             nat,
             candidates,
             relays,
@@ -375,7 +378,8 @@ impl Paths {
         let flag = |is_set, bit| if is_set { bit } else { 0 };
         body.u8(flag(self.punch, PUNCH)
             | flag(self.udp_blocked, UDP_BLOCKED)
-            | flag(self.try_my_mapping, TRY_MY_MAPPING))?;
+            | flag(self.try_my_mapping, TRY_MY_MAPPING)
+            | flag(self.tries_mapping, TRIES_MAPPING))?;
         body.u8(self.nat.mapping.number())?;
         body.u8(self.nat.filtering.number())?;
         body.u8(match self.nat.ports_kept {
@@ -483,3 +487,4 @@ const OFFERED: u8 = 1;
 const PUNCH: u8 = 1;
 const UDP_BLOCKED: u8 = 2;
 const TRY_MY_MAPPING: u8 = 4;
+const TRIES_MAPPING: u8 = 8;

@@ -46,6 +46,8 @@ pub struct Member {
     pub relays: Vec<PublicKey>,
     /// The addresses from which others saw its datagrams come. Nothing is sent there before it expects that.
     pub observed: Vec<SocketAddr>,
+    /// Those of its endpoints that its router maps to it.
+    pub mapped: Vec<SocketAddr>,
 }
 
 /// The order of members that claim the same thing: the member that joined first comes first. A member gains nothing by its

@@ -334,6 +334,26 @@ impl Host {
     /// # Errors
     /// It cannot be started.
     pub fn start(&self, command: &mut Command, log: &Path) -> Result<Running, TestbedError> {
+        Running::start(command, log, self.namespace.init.is_some())
+    }
+}
+
+/// A program in the background. Dropping this value kills it.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    log: PathBuf,
+    /// The child process only entered the host: the program is its child.
+    entered: bool,
+}
+
+impl Running {
+    /// Starts a program whose output is written to `log`.
+    pub(super) fn start(
+        command: &mut Command,
+        log: &Path,
+        entered: bool,
+    ) -> Result<Self, TestbedError> {
         let file = File::options()
             .create(true)
             .append(true)
@@ -348,24 +368,13 @@ impl Host {
             .stderr(copy)
             .spawn()
             .map_err(|e| TestbedError::Io("start a program", e))?;
-        Ok(Running {
+        Ok(Self {
             child,
             log: log.to_owned(),
-            entered: self.namespace.init.is_some(),
+            entered,
         })
     }
-}
 
-/// A program in the background. Dropping this value kills it.
-#[derive(Debug)]
-pub struct Running {
-    child: Child,
-    log: PathBuf,
-    /// The child process only entered the host: the program is its child.
-    entered: bool,
-}
-
-impl Running {
     /// The pid of the program.
     #[must_use]
     pub fn pid(&self) -> u32 {

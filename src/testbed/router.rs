@@ -13,12 +13,12 @@ mod rules;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use super::docker::DockerHost;
-use super::host::{Host, Namespace};
+use super::host::{Host, Namespace, Running};
 use super::{TestbedError, link};
 
 pub use self::core::{Delay, Way};
@@ -136,6 +136,72 @@ impl Router {
             Nat::Cgnat => self.links.provider_v4(),
             _ => self.links.wan_v4(),
         }
+    }
+
+    /// The outer address at which the router maps ports on request. miniupnpd maps none at addresses for documentation.
+    #[must_use]
+    pub fn mapping_v4(&self) -> Ipv4Addr {
+        self.links.mapping_v4()
+    }
+
+    /// Starts the program miniupnpd, which maps ports for the hosts behind the router by PCP and NAT-PMP, by UPnP, or by all of
+    /// them. Not behind a provider that translates.
+    ///
+    /// # Errors
+    /// A program returns an error.
+    pub fn serve_mappings(
+        &self,
+        program: &Path,
+        (datagrams, upnp): (bool, bool),
+        log: &Path,
+    ) -> Result<Running, TestbedError> {
+        self.home.run("nft", RULES, rules::MAPPINGS)?;
+        let word = |is_on| if is_on { "yes" } else { "no" };
+        let config = format!(
+            "ext_ifname=wan\n\
+             ext_ip={}\n\
+             listening_ip=lan\n\
+             enable_natpmp={}\n\
+             enable_upnp={}\n\
+             upnp_table_name=mappings\n\
+             upnp_nat_table_name=mappings\n\
+             upnp_forward_chain=forwarded\n\
+             upnp_nat_chain=before\n\
+             upnp_nat_postrouting_chain=after\n\
+             uuid=00000000-0000-4000-8000-000000000000\n\
+             allow 1024-65535 192.168.1.0/24 1024-65535\n",
+            self.mapping_v4(),
+            word(datagrams),
+            word(upnp),
+        );
+        let file = log.with_extension("conf");
+        std::fs::write(&file, config).map_err(|e| TestbedError::Io("write a configuration", e))?;
+        let mut command = self.home.command(&program.to_string_lossy())?;
+        command.args(["-d", "-P"]).arg(log.with_extension("pid"));
+        command.arg("-f").arg(file);
+        Running::start(&mut command, log, false)
+    }
+
+    /// The rules of the mappings that the router has.
+    ///
+    /// # Errors
+    /// The program `nft` cannot be run.
+    pub fn mappings(&self) -> Result<String, TestbedError> {
+        let mut command = self.home.command("nft")?;
+        command.args(["list", "chain", "inet", "mappings", "before"]);
+        let output = command.output();
+        let output = output.map_err(|e| TestbedError::Io("run a program", e))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let rules = text.lines().filter(|line| line.contains("dnat"));
+        Ok(rules.collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Runs `work` on a thread in the router's network: the sockets that it opens belong to the router.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, TestbedError> {
+        self.home.inside(work)
     }
 
     /// Creates a host in the router's network. The first one is 192.168.1.10.
@@ -308,6 +374,11 @@ impl Links {
         }
     }
 
+    /// An address that no list of special addresses has.
+    fn mapping_v4(self) -> Ipv4Addr {
+        Ipv4Addr::new(11, 20, 30, self.number)
+    }
+
     fn home_gateway_v4(self) -> Ipv4Addr {
         self.subscriber(1)
     }
@@ -343,7 +414,12 @@ impl Links {
              link set {link} up\n"
         );
         if self.nat != Nat::Cgnat {
-            text += &format!("route add {}/30 via {next}\n", self.subscriber(0));
+            text += &format!(
+                "route add {}/30 via {next}\n\
+                 route add {}/32 via {next}\n",
+                self.subscriber(0),
+                self.mapping_v4()
+            );
         }
         if self.has_v6() {
             text += &format!(
@@ -367,10 +443,13 @@ impl Links {
              address add {}/30 dev home\n\
              link set core up\n\
              link set home up\n\
-             route add default via {}\n",
+             route add default via {}\n\
+             route add {}/32 via {}\n",
             self.provider_v4(),
             self.home_gateway_v4(),
             self.core_v4(),
+            self.mapping_v4(),
+            self.wan_v4(),
         );
         if self.has_v6() {
             let addresses = [("core", self.v6(1, 2)), ("home", self.v6(2, 1))];
@@ -386,10 +465,12 @@ impl Links {
              link add lan type bridge\n\
              address add 192.168.1.1/24 dev lan\n\
              address add {}/30 dev wan\n\
+             address add {}/32 dev wan\n\
              link set lan up\n\
              link set wan up\n\
              route add default via {}\n",
             self.wan_v4(),
+            self.mapping_v4(),
             self.home_gateway_v4(),
         );
         if self.has_v6() {

@@ -1,5 +1,6 @@
 //! A mesh under test whose nodes are behind routers. The coordinator has a public address.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use meshd::protocol::local::{Netcheck, PeerState, PeerStatus, Status, Why};
@@ -69,6 +70,29 @@ impl Lab {
         self.beside(self.routers.len() - 1, name)
     }
 
+    /// Makes a router, behind which [`Lab::beside`] starts nodes. Returns its number.
+    pub(crate) fn add_router(&mut self, nat: Nat) -> usize {
+        self.routers.push(self.world.router(nat).expect("a router"));
+        self.routers.len() - 1
+    }
+
+    /// Lets a router map ports on request, by PCP and NAT-PMP, by UPnP, or by all of them. None where the program is missing.
+    pub(crate) fn serve_mappings(&self, router: usize, protocols: (bool, bool)) -> Option<Running> {
+        let Some(program) = miniupnpd() else {
+            meshd::testbed::skip_test("miniupnpd is missing; tests/run unpacks it");
+            return None;
+        };
+        let log = self.logs.path().join(format!("miniupnpd-{router}"));
+        let served = self.routers[router].serve_mappings(&program, protocols, &log);
+        Some(served.expect("a program"))
+    }
+
+    /// Stops a node. Returns whether it ended in time.
+    pub(crate) fn stop(&mut self, n: usize) -> bool {
+        let daemon = self.nodes[n].daemon.take();
+        daemon.is_some_and(|mut daemon| daemon.stop().is_some())
+    }
+
     /// Starts a node behind a router that is there.
     pub(crate) fn beside(&mut self, router: usize, name: &str) -> usize {
         let host = self.routers[router].host(name).expect("a namespace");
@@ -99,12 +123,18 @@ impl Lab {
         });
     }
 
-    /// Lets all nodes join at once. Returns how each join ended.
-    pub(crate) fn join_all(&self) -> Vec<Ended> {
+    /// A token for all nodes.
+    pub(crate) fn token(&self) -> String {
         let uses = self.nodes.len().to_string();
         let token = self.admin(&["token", "create", "--uses", &uses]);
         assert_eq!(token.code, 0, "{token:?}");
-        let token = token.stdout.trim();
+        token.stdout.trim().to_owned()
+    }
+
+    /// Lets all nodes join at once. Returns how each join ended.
+    pub(crate) fn join_all(&self) -> Vec<Ended> {
+        let token = self.token();
+        let token = token.as_str();
         std::thread::scope(|scope| {
             let joins: Vec<_> = (0..self.nodes.len())
                 .map(|n| scope.spawn(move || self.on(n, &["join", token])))
@@ -121,6 +151,10 @@ impl Lab {
     pub(crate) fn router(&self, n: usize) -> &Router {
         let router = self.nodes[n].router.expect("the node is behind a router");
         &self.routers[router]
+    }
+
+    pub(crate) fn routers(&self) -> &[Router] {
+        &self.routers
     }
 
     pub(crate) fn name(&self, n: usize) -> &str {
@@ -196,4 +230,14 @@ pub(crate) fn is_reached(peer: &PeerStatus) -> bool {
         peer.state,
         PeerState::Direct | PeerState::Relay | PeerState::Stream
     )
+}
+
+/// The program miniupnpd, installed or unpacked.
+fn miniupnpd() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let unpacked = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/usr/sbin");
+    let folders = ["/usr/sbin", unpacked].map(PathBuf::from);
+    let folders = std::env::split_paths(&path).chain(folders);
+    let mut found = folders.map(|folder| folder.join("miniupnpd"));
+    found.find(|program| program.is_file())
 }

@@ -17,6 +17,7 @@ mod mesh;
 
 mod lab;
 
+mod mappings;
 mod matrix;
 mod scenarios;
 mod words;

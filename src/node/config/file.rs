@@ -177,6 +177,7 @@ impl Default for MetricsSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct PathSection {
+    pub(super) port_mapping: Enabled,
     pub(super) advertise: Vec<String>,
     pub(super) exclude: Vec<String>,
 }

@@ -25,6 +25,8 @@ const MIN_LIMIT: u64 = 64_000;
 /// Which addresses this node offers to its peers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PathSettings {
+    /// Whether the router is asked for a port.
+    pub maps_port: bool,
     /// The addresses at which this node is reached, whatever its interfaces have.
     pub advertise: Vec<Advertised>,
     /// What is never offered.
@@ -53,13 +55,20 @@ pub struct RelaySettings {
 
 /// Makes the settings of what is written, and adds everything that is wrong to `wrong`.
 pub(super) fn path(section: PathSection, wrong: &mut Findings<'_>) -> PathSettings {
+    if section.port_mapping == Enabled::Yes {
+        let error = "the values are \"auto\" and false".to_owned();
+        wrong.add("path.port_mapping", error);
+    }
     let mut add = |key: &str, number: usize, error: String| {
         wrong.add(
             &format!("path.{key}"),
             format!("entry {}: {error}", number + 1),
         );
     };
-    let mut settings = PathSettings::default();
+    let mut settings = PathSettings {
+        maps_port: section.port_mapping != Enabled::No,
+        ..PathSettings::default()
+    };
     for (number, text) in section.advertise.iter().enumerate() {
         match advertised(text) {
             Ok(_) if number >= MAX_ADVERTISED => {

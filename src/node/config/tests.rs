@@ -148,6 +148,7 @@ fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
     );
     let prefix = |text: &str| Exclude::Prefix(text.parse().expect("a literal"));
     let expected = PathSettings {
+        maps_port: true,
         advertise: vec![
             Advertised::Address("203.0.113.7:51820".parse().expect("a literal")),
             Advertised::Address("[2001:db8::7]:1".parse().expect("a literal")),
@@ -161,6 +162,7 @@ fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
     };
     assert_eq!(set.expect("it is valid"), expected);
     for (wrong, part) in [
+        ("port_mapping = true", "\"auto\" and false"),
         ("advertise = [\"203.0.113.7\"]", "a port are needed"),
         (
             "advertise = [\"1.1.1.1:1\", \"127.0.0.1:1\"]",

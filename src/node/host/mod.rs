@@ -17,6 +17,6 @@ pub use netlink::{Applied, HostNetwork, HostNetworkError};
 pub use plan::{Ipv6, NetworkEntry, NetworkPlan, Overlap, overlap};
 pub use resolv_conf::{ResolvConf, ResolvConfError};
 pub use split_dns::SplitDns;
-pub use survey::Survey;
+pub use survey::{DefaultGateway, Survey};
 pub use underlay::{Interface, interfaces, resolvers, tunnel_mtu};
 pub use upkeep::{Upkeep, Wanted};

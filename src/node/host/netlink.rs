@@ -20,9 +20,9 @@ use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 
-use super::plan::{Device, Ipv6, NO_TABLE, NetworkEntry, NetworkPlan, Step};
+use super::plan::{Device, Ipv6, MAIN_TABLE, NO_TABLE, NetworkEntry, NetworkPlan, Step};
 use super::route_lookup::{Lookup, Rule};
-use super::survey::{Link, LinkKind, Route, RouteKind, Survey};
+use super::survey::{DefaultGateway, Link, LinkKind, Route, RouteKind, Survey};
 use crate::os::tasks::{AbortOnDrop, Tasks};
 
 /// An error of the kernel.
@@ -235,7 +235,7 @@ impl HostNetwork {
                 }
             }
         }
-        let mut routes = Vec::new();
+        let (mut routes, mut gateway) = (Vec::new(), None);
         for request in [
             RouteMessageBuilder::<Ipv4Addr>::new().build(),
             RouteMessageBuilder::<Ipv6Addr>::new().build(),
@@ -243,7 +243,10 @@ impl HostNetwork {
             let listed = self.handle.route().get(request).execute();
             let listed: Result<Vec<RouteMessage>, _> = listed.try_collect().await;
             match listed {
-                Ok(listed) => routes.extend(listed.iter().filter_map(|r| route_of(r, &name))),
+                Ok(listed) => {
+                    routes.extend(listed.iter().filter_map(|r| route_of(r, &name)));
+                    gateway = gateway.or_else(|| gateway_of(&listed, &name));
+                }
                 Err(error) if is_without_family(&error) => {}
                 Err(error) => return Err(error_in("list the routes")(error)),
             }
@@ -252,6 +255,7 @@ impl HostNetwork {
             links,
             addresses,
             routes,
+            gateway,
         })
     }
 
@@ -418,6 +422,40 @@ fn route_of(message: &RouteMessage, name: &impl Fn(u32) -> String) -> Option<Rou
         kind,
         net: IpNet::new(to, header.destination_prefix_length).ok()?,
         interface,
+    })
+}
+
+/// The gateway of the default route over IPv4 with the lowest metric in the main table. A route without a gateway, as that of a
+/// tunnel, leads to no router that could be asked.
+fn gateway_of(routes: &[RouteMessage], name: &impl Fn(u32) -> String) -> Option<DefaultGateway> {
+    let defaults = routes.iter().filter(|route| {
+        let header = &route.header;
+        header.address_family == AddressFamily::Inet
+            && header.destination_prefix_length == 0
+            && header.kind == RouteType::Unicast
+            && u32::from(header.table) == MAIN_TABLE
+    });
+    let metric = |route: &&RouteMessage| {
+        let metrics = route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Priority(metric) => Some(*metric),
+                _ => None,
+            });
+        metrics.unwrap_or(0)
+    };
+    let (mut address, mut interface) = (None, None);
+    for attribute in &defaults.min_by_key(metric)?.attributes {
+        match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => address = Some(*v4),
+            RouteAttribute::Oif(index) => interface = Some(name(*index)),
+            _ => {}
+        }
+    }
+    Some(DefaultGateway {
+        address: address?,
+        interface: interface?,
     })
 }
 

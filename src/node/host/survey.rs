@@ -1,7 +1,7 @@
 //! The machine's network as the kernel lists it, as plain values, and what follows from it. Pure.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -61,6 +61,15 @@ pub struct Route {
     pub interface: Option<String>,
 }
 
+/// The router to which this machine sends IPv4 packets for other networks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DefaultGateway {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The interface that leads to it.
+    pub interface: String,
+}
+
 /// The machine's network at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Survey {
@@ -70,6 +79,8 @@ pub struct Survey {
     pub addresses: Vec<NetworkEntry>,
     /// All routes, in all tables.
     pub routes: Vec<Route>,
+    /// The gateway of the preferred default route over IPv4, if that route has one.
+    pub gateway: Option<DefaultGateway>,
 }
 
 impl Survey {

@@ -18,7 +18,7 @@ use super::netlink::{Applied, HostNetwork, HostNetworkError};
 use super::notifications::{Notifications, Scope};
 use super::plan::{Ipv6, NetworkPlan};
 use super::route_lookup::{self, Rule, Target};
-use super::survey::Survey;
+use super::survey::{DefaultGateway, Survey};
 use crate::model::MeshAddresses;
 use crate::model::address::Block;
 use crate::model::pace::Pace;
@@ -69,6 +69,7 @@ struct Report {
     bypassing: BTreeSet<IpAddr>,
     guest_bridges: BTreeSet<String>,
     external_bridges: BTreeSet<String>,
+    gateway: Option<DefaultGateway>,
 }
 
 /// The handle of the task. Dropping it ends the task and leaves the machine's configuration as it is.
@@ -90,6 +91,7 @@ impl Upkeep {
             refused: texts(&applied.refused),
             guest_bridges: applied.survey.guest_bridges(),
             external_bridges: applied.survey.external_bridges(),
+            gateway: applied.survey.gateway.clone(),
             ..Report::default()
         };
         let report = Arc::new(Mutex::new(report));
@@ -162,6 +164,12 @@ impl Upkeep {
     #[must_use]
     pub fn external_bridges(&self) -> BTreeSet<String> {
         self.report().external_bridges.clone()
+    }
+
+    /// The router to which this machine sends IPv4 packets for other networks.
+    #[must_use]
+    pub fn gateway(&self) -> Option<DefaultGateway> {
+        self.report().gateway.clone()
     }
 
     /// The routes and rules that divert packets from the tunnel, as problems.
@@ -326,6 +334,7 @@ impl Work {
         report.refused = texts(&applied.refused);
         report.guest_bridges = applied.survey.guest_bridges();
         report.external_bridges = applied.survey.external_bridges();
+        report.gateway.clone_from(&applied.survey.gateway);
         Some(applied.survey)
     }
 

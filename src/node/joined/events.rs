@@ -9,6 +9,7 @@ use crate::node::docker::DockerEvents;
 use crate::node::gossip::PeerEvent;
 use crate::node::replica::StreamEvent;
 use crate::node::state::writer::Written;
+use crate::path::mapping::Answer;
 use crate::services::checks::Outcome;
 use crate::services::registry::InstanceKey;
 
@@ -39,6 +40,8 @@ pub(in crate::node) enum NodeEvent {
     Paths,
     /// The coordinator answered that this block is leased to this node, or did not answer for a reason.
     Leased(Result<Block, String>),
+    /// The router was asked for a port.
+    Mapping(Answer),
 }
 
 /// Where the events of the tasks arrive.
@@ -54,6 +57,8 @@ pub(in crate::node) struct Events {
     pub(in crate::node) paths: PathEvents,
     /// The answers of the coordinator to requests for this node's lease.
     pub(in crate::node) leases: mpsc::Receiver<Result<Block, String>>,
+    /// What the router answered when it was asked for a port.
+    pub(in crate::node) mappings: mpsc::Receiver<Answer>,
 }
 
 impl Events {
@@ -71,6 +76,7 @@ impl Events {
             () = self.device.gone() => NodeEvent::DeviceGone,
             () = self.paths.news() => NodeEvent::Paths,
             Some(answer) = self.leases.recv() => NodeEvent::Leased(answer),
+            Some(answer) = self.mappings.recv() => NodeEvent::Mapping(answer),
         }
     }
 }
@@ -128,6 +134,7 @@ mod tests {
             device: DeviceEvents::watch(device.into()).expect("a descriptor"),
             paths: PathEvents::watch(paths.into()).expect("a descriptor"),
             leases,
+            mappings: mpsc::channel(1).1,
         };
         for _ in 0..2 * MANY {
             stream_sender.try_send(StreamEvent::Alive).expect("room");

@@ -110,7 +110,7 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
     };
     let reach = &mut node.device.reach;
     let own = reach.own_addresses(&node.device.interfaces, underlay, Instant::now());
-    let limit = reach.relay_limit(&own.endpoints);
+    let limit = reach.relay_limit(&own.unmapped());
     let relay = tunnel.steering().own_relay();
     relay.set_limit(limit, Instant::now());
     let held = ledger.node(&id);
@@ -130,6 +130,7 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
         speaks: SPOKEN.iter().map(|word| (*word).to_owned()).collect(),
         relays: node.device.reach.chosen_relays().to_vec(),
         observed: own.observed,
+        mapped: own.mapped,
     };
     let is_new = held != Some(&record);
     Some((record, is_new))

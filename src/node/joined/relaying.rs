@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::JoinedNode;
+use super::{JoinedNode, mapping, messages};
 use crate::model::{NodeAddress, Path, PublicKey};
 use crate::node::state::Identity;
 use crate::path::relays::MeasuredRelay;
@@ -35,13 +35,18 @@ pub(super) fn handle_report(
     report: &PathReport,
     now: Instant,
 ) {
+    mapping::handle_report(node, peer, report);
     let mut paths = report.paths.iter();
     let primary = paths.find(|path| Some(path.path) == report.primary);
+    let mapped = node.device.reach.mapping.state.report();
+    let mapped = mapped.map(|mapped| mapped.granted.external);
     let mesh = node.replica.ledger().mesh().map(|mesh| mesh.addresses);
     if let Some(path) = primary
         && let (Some(seen), Some(trip)) = (path.seen, path.answered)
         && now.saturating_duration_since(trip.at) < SEEN_WITHIN
         && mesh.is_some_and(|mesh| !mesh.contains(seen.ip()))
+        // The mapped port says nothing about the ports that the router gives to other flows.
+        && mapped != Some(seen)
     {
         node.device.reach.observed.handle_seen(peer, seen, now);
     }
@@ -49,6 +54,18 @@ pub(super) fn handle_report(
 
 /// A peer has sent its candidates, and its round trips to relays.
 pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths, now: Instant) {
+    // These messages belong to no punch.
+    if paths.tries_mapping {
+        node.device.reach.mapping.state.handle_tried(&peer, now);
+        return;
+    }
+    if paths.try_my_mapping {
+        if mapping::handle_try(node, peer, paths, now) {
+            let message = node.device.reach.tries_message();
+            messages::send_paths(node, &peer, message);
+        }
+        return;
+    }
     let Some(mesh) = node.replica.ledger().mesh() else {
         return;
     };
@@ -80,9 +97,6 @@ pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths
 
 /// Sends this node's candidates to a peer, and asks it for a punch with `punch`.
 fn send_paths(node: &mut JoinedNode, peer: &PublicKey, punch: bool, now: Instant) {
-    let Some(member) = node.netmap.members.get(peer) else {
-        return;
-    };
     let mut relays: Vec<RelayRoundTrip> = measured(node, now)
         .map(|(member, relay)| RelayRoundTrip {
             relay: member.block.node_v4(),
@@ -91,13 +105,11 @@ fn send_paths(node: &mut JoinedNode, peer: &PublicKey, punch: bool, now: Instant
         .collect();
     relays.sort_unstable_by_key(|relay| (relay.rtt_us, relay.relay));
     relays.truncate(MAX_RELAYS);
-    let message = Message::Paths(Paths {
+    let message = Paths {
         relays,
         ..node.device.reach.message(punch)
-    });
-    if !send(&node.device.tunnel, &node.identity, member, message) {
-        tracing::debug!(peer = %member.name, "there is no session by which to agree on a direct path");
-    }
+    };
+    messages::send_paths(node, peer, message);
 }
 
 /// Tells all peers that this node stops, so that they use other paths at once.
@@ -105,16 +117,8 @@ pub(super) fn say_bye(identity: &Identity, netmap: &Netmap, tunnel: &Tunnel) {
     let id = identity.keys.identity.public();
     let members = netmap.members.values();
     for member in members.filter(|member| member.speaks_paths && member.id != id) {
-        send(tunnel, identity, member, Message::Bye(ByeReason::Stopping));
+        messages::send(tunnel, identity, member, Message::Bye(ByeReason::Stopping));
     }
-}
-
-/// Sends a message about paths to a peer by the path in use. Returns false if there is no session.
-fn send(tunnel: &Tunnel, identity: &Identity, member: &Member, message: Message) -> bool {
-    let [own, _] = identity.addresses();
-    let ends = (own, member.block.node_v4().into());
-    let key = &member.wireguard_key.0;
-    tunnel.probing().send_message(key, ends, message, None)
 }
 
 /// Measures the peers that offer to relay for this node.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{JoinedNode, publishing, writes};
+use super::{JoinedNode, mapping, publishing, writes};
 use crate::dns::Replaced;
 use crate::model::address::is_routable;
 use crate::model::{NodeAddress, Path, PublicKey};
@@ -126,10 +126,12 @@ impl Stages for JoinedNode {
         let interfaces = host::interfaces();
         let own = self.device.tunnel.interface();
         if routable(&interfaces, own) != routable(&self.device.interfaces, own) {
-            self.paths.handle_network_changed(Instant::now());
-            self.device.reach.handle_network_changed();
+            let now = Instant::now();
+            self.paths.handle_network_changed(now);
+            self.device.reach.handle_network_changed(now);
         }
         self.device.interfaces = interfaces;
+        mapping::handle_listed(self, Instant::now());
         self.resolver.set_upstreams(&self.device.interfaces);
         if let Some(scope) = self.scope() {
             let (bridges, interfaces) = (self.workloads.bridges(), &self.device.interfaces);
@@ -157,7 +159,15 @@ fn steered(member: &Member) -> SteeredPeer {
         path: Path::Direct(*endpoint),
         evidence,
     };
-    let endpoints = endpoints.map(|endpoint| of(endpoint, Evidence::Host));
+    let endpoints = endpoints.map(|endpoint| {
+        let is_mapped = member.mapped.contains(endpoint);
+        let evidence = if is_mapped {
+            Evidence::Mapped
+        } else {
+            Evidence::Host
+        };
+        of(endpoint, evidence)
+    });
     let observed = member.observed.iter();
     let observed = observed.map(|endpoint| of(endpoint, Evidence::Observed));
     let direct = endpoints.chain(observed);

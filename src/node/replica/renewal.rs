@@ -88,6 +88,7 @@ mod tests {
                 speaks: vec![],
                 relays: vec![],
                 observed: vec![],
+                mapped: vec![],
             })
         };
         let mesh = Record::Mesh(Mesh {

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::peers::{milliseconds, others, seconds};
 use crate::model::address::is_routable;
-use crate::model::{Label, NodeAddress};
+use crate::model::{Label, NodeAddress, PublicKey};
 use crate::node::host::Interface;
 use crate::node::joined::{JoinedNode, measured_relay};
 use crate::node::remedies::is_private;
+use crate::path::mapping::{Mapping, Refusal};
 use crate::path::watch::Reach;
 use crate::protocol::local::{
     Ipv6State, LocalAddress, NatCheck, NatFiltering, NatMapping, Netcheck, PathKind,
@@ -27,7 +28,12 @@ pub(in crate::node) fn netcheck(node: &JoinedNode) -> Netcheck {
         name: node.identity.name.clone(),
         addresses: addresses(node),
         ipv6: ipv6_of(node),
-        mend: mend(udp.state, mapping, udp.port),
+        mend: mend(
+            udp.state,
+            mapping,
+            &node.device.reach.mapping.state,
+            udp.port,
+        ),
         udp,
         nat: NatCheck {
             mapping,
@@ -43,16 +49,44 @@ pub(in crate::node) fn netcheck(node: &JoinedNode) -> Netcheck {
                 .into_iter()
                 .collect(),
         },
-        port_mapping: PortMappingCheck {
-            state: PortMappingState::Off,
-            protocol: None,
-            endpoint: None,
-            proven_seconds_ago: None,
-            reason: Some("this version of meshd asks no router for a port".into()),
-        },
+        port_mapping: port_mapping(&node.device.reach.mapping.state, now),
         relays: relays(node, now),
         coordinator: link.url().to_owned(),
         coordinator_connected: link.is_connected(),
+    }
+}
+
+/// The port that the router maps to this node.
+fn port_mapping(mapping: &Mapping<PublicKey>, now: Instant) -> PortMappingCheck {
+    let empty = PortMappingCheck {
+        state: PortMappingState::Off,
+        protocol: None,
+        endpoint: None,
+        proven_seconds_ago: None,
+        reason: None,
+    };
+    if !mapping.is_on() {
+        let reason = Some("[path] port_mapping is false".to_owned());
+        return PortMappingCheck { reason, ..empty };
+    }
+    let Some(report) = mapping.report() else {
+        let asking = || "the router has not answered yet".to_owned();
+        return PortMappingCheck {
+            state: PortMappingState::None,
+            reason: Some(mapping.why().map_or_else(asking, Refusal::reason)),
+            ..empty
+        };
+    };
+    let proven = report.proven.map(|at| now.saturating_duration_since(at));
+    PortMappingCheck {
+        state: match proven {
+            Some(_) => PortMappingState::Proven,
+            None => PortMappingState::Unproven,
+        },
+        protocol: Some(report.granted.protocol.as_str().to_owned()),
+        endpoint: Some(report.granted.external),
+        proven_seconds_ago: proven.map(seconds),
+        reason: mapping.why().map(Refusal::reason),
     }
 }
 
@@ -128,14 +162,22 @@ fn mapping(node: &JoinedNode) -> NatMapping {
 }
 
 /// What to do so that others reach this node directly.
-fn mend(udp: UdpState, mapping: NatMapping, port: u16) -> Vec<String> {
+fn mend(
+    udp: UdpState,
+    mapping: NatMapping,
+    port_mapping: &Mapping<PublicKey>,
+    port: u16,
+) -> Vec<String> {
     let mut mend = Vec::new();
     if udp == UdpState::Unanswered {
         mend.push(format!(
             "let this network pass UDP from and to port {port} of this host, because no peer answers"
         ));
     }
-    if mapping == NatMapping::Translated {
+    let is_proven = port_mapping.report().is_some_and(|r| r.proven.is_some());
+    if mapping == NatMapping::Translated && !is_proven {
+        let router = port_mapping.why().filter(|_| port_mapping.is_on());
+        mend.extend(router.and_then(|why| why.remedy(port)));
         mend.push(format!(
             "forward UDP port {port} on the router before this host, or give this host IPv6, so that peers which are behind routers themselves can begin to send to it"
         ));
@@ -193,6 +235,8 @@ pub(super) fn outer_address(node: &JoinedNode) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::mapping::{Action, Answer, Granted, Protocol, Site};
+    use crate::testbed::records::plan;
 
     #[test]
     fn a_relay_has_its_round_trip_in_milliseconds_and_its_load_as_a_part_of_one() {
@@ -210,6 +254,8 @@ mod tests {
 
     #[test]
     fn a_node_is_told_what_its_network_and_its_router_have_to_let_pass() {
+        let mapping = Mapping::new(false, 0, Instant::now());
+        let mend = |udp, nat, port| mend(udp, nat, &mapping, port);
         assert!(mend(UdpState::Works, NatMapping::None, 51820).is_empty());
         assert_eq!(
             mend(UdpState::Unanswered, NatMapping::Unknown, 51820),
@@ -223,5 +269,70 @@ mod tests {
                 "forward UDP port 51821 on the router before this host, or give this host IPv6, so that peers which are behind routers themselves can begin to send to it"
             ]
         );
+    }
+
+    fn site() -> Site {
+        Site {
+            gateway: [192, 168, 1, 1].into(),
+            own: [192, 168, 1, 10].into(),
+            port: 51820,
+        }
+    }
+
+    /// The mapping after the router was asked and answered this.
+    fn asked(result: Result<Granted, Refusal>, now: Instant) -> Mapping<PublicKey> {
+        let mut mapping = Mapping::new(true, 0, now);
+        let _ = mapping.set_site(Some(site()), now);
+        let actions = mapping.poll(&[], now);
+        let number = match actions.as_slice() {
+            [Action::Ask(request)] => request.number,
+            other => panic!("{other:?}"),
+        };
+        let _ = mapping.handle_answer(Answer { number, result }, &plan(), now);
+        mapping
+    }
+
+    #[test]
+    fn a_mapping_is_shown_with_its_protocol_and_its_proof_or_with_the_reason_why_there_is_none() {
+        let now = Instant::now();
+        let external = "203.0.113.7:49152".parse().expect("a literal");
+        let granted = Granted {
+            protocol: Protocol::NatPmp,
+            external,
+            lifetime: Duration::from_secs(7200),
+        };
+        let mut mapping = asked(Ok(granted), now);
+        let unproven = PortMappingCheck {
+            state: PortMappingState::Unproven,
+            protocol: Some("nat-pmp".into()),
+            endpoint: Some(external),
+            proven_seconds_ago: None,
+            reason: None,
+        };
+        assert_eq!(port_mapping(&mapping, now), unproven);
+        mapping.handle_seen(&PublicKey([1; 32]), external, now);
+        let later = now + Duration::from_secs(7);
+        let proven = PortMappingCheck {
+            state: PortMappingState::Proven,
+            proven_seconds_ago: Some(7.0),
+            ..unproven
+        };
+        assert_eq!(port_mapping(&mapping, later), proven);
+        assert!(mend(UdpState::Works, NatMapping::Translated, &mapping, 51820).is_empty());
+        let silent = asked(Err(Refusal::Silent(site().gateway)), now);
+        let none = port_mapping(&silent, now);
+        assert_eq!(none.state, PortMappingState::None);
+        assert_eq!(
+            none.reason.as_deref(),
+            Some("the router 192.168.1.1 answers neither PCP nor NAT-PMP nor UPnP")
+        );
+        let remedies = mend(UdpState::Works, NatMapping::Translated, &silent, 51820);
+        assert!(
+            remedies[0].starts_with("switch UPnP, NAT-PMP or PCP on"),
+            "{remedies:?}"
+        );
+        let off = port_mapping(&Mapping::new(false, 0, now), now);
+        assert_eq!(off.state, PortMappingState::Off);
+        assert_eq!(off.reason.as_deref(), Some("[path] port_mapping is false"));
     }
 }

@@ -34,12 +34,13 @@ fn paths() -> impl Strategy<Value = Paths> {
     let relay = relay.prop_map(|(relay, rtt_us)| RelayRoundTrip { relay, rtt_us });
     let candidates = vec(candidate(), 0..=MAX_CANDIDATES);
     let relays = vec(relay, 0..=MAX_RELAYS);
-    (any::<(u32, bool, bool, bool)>(), nat, candidates, relays).prop_map(
-        |((seq, punch, udp_blocked, try_my_mapping), nat, candidates, relays)| Paths {
+    (any::<(u32, [bool; 4])>(), nat, candidates, relays).prop_map(
+        |((seq, flags), nat, candidates, relays)| Paths {
             seq,
-            punch,
-            udp_blocked,
-            try_my_mapping,
+            punch: flags[0],
+            udp_blocked: flags[1],
+            try_my_mapping: flags[2],
+            tries_mapping: flags[3],
             nat,
             candidates,
             relays,
@@ -272,7 +273,7 @@ fn values_of_a_later_version_are_read_as_absent() {
     let paths = [
         &[3, 1, 0, 18][..],
         &[0; 8],
-        &[0, 0, 0, 1, 0xf8, 9, 9, 9],
+        &[0, 0, 0, 1, 0xf0, 9, 9, 9],
         &[1, 77, 4, 0, 1, 192, 0, 2, 1],
         &[0],
     ]

@@ -24,6 +24,8 @@ pub const MAX_ENDPOINTS: usize = 16;
 pub const MAX_RELAYS: usize = 3;
 /// The maximum number of observed addresses in a node record.
 pub const MAX_OBSERVED: usize = 4;
+/// The maximum number of mapped endpoints in a node record.
+const MAX_MAPPED: usize = 4;
 /// The maximum number of words in `speaks` that are read.
 const MAX_WORDS: usize = 16;
 /// The maximum length in bytes of a word in `speaks`.
@@ -251,6 +253,13 @@ pub struct Node {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub observed: Vec<SocketAddr>,
+    /// Those of the endpoints that the node's router maps to it on request. Records of earlier versions have none.
+    #[serde(
+        default,
+        deserialize_with = "first_mapped",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub mapped: Vec<SocketAddr>,
 }
 
 impl Node {
@@ -302,6 +311,10 @@ fn known_words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
 
 fn first_observed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
     Ok(lenient_list(deserializer)?.take(MAX_OBSERVED).collect())
+}
+
+fn first_mapped<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    Ok(lenient_list(deserializer)?.take(MAX_MAPPED).collect())
 }
 
 fn first_relays<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PublicKey>, D::Error> {

@@ -224,7 +224,7 @@ mod tests {
         };
         // Versions that do not have the fields read and write the same text.
         let payload = Record::Node(node(&[])).payload();
-        for field in ["speaks", "relays", "observed"] {
+        for field in ["speaks", "relays", "observed", "mapped"] {
             assert!(!payload.contains(field), "{field}");
         }
         for (speaks, expected) in [
@@ -244,7 +244,9 @@ mod tests {
     #[test]
     fn whatever_is_in_the_fields_that_earlier_versions_ignore_the_record_is_held() {
         let read = |speaks: &str, relays: &str| {
-            let fields = format!(r#"{{"speaks":{speaks},"relays":{relays},"observed":{relays},"#);
+            let fields = format!(
+                r#"{{"speaks":{speaks},"relays":{relays},"observed":{relays},"mapped":{relays},"#
+            );
             let node = Record::Node(build::node(&build::id(3), build::block(1)));
             let payload = node.payload().replacen('{', &fields, 1);
             match Record::parse(&payload) {

@@ -44,6 +44,21 @@ table ip filter {
     [filter, &masquerade("core", "masquerade")].concat()
 }
 
+/// The chains that miniupnpd fills, and the rule that lets through what it maps.
+pub(super) const MAPPINGS: &str = "\
+table inet mappings {
+  chain forwarded {
+  }
+  chain before {
+    type nat hook prerouting priority dstnat
+  }
+  chain after {
+    type nat hook postrouting priority srcnat - 1
+  }
+}
+insert rule ip filter forwarded iifname wan ct status dnat accept
+";
+
 /// The rules that replace those of the fault before.
 pub(super) fn of_fault(fault: Option<Fault>) -> String {
     let rule = match fault {
