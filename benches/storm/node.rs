@@ -116,6 +116,7 @@ pub(crate) fn own_records(
         speaks: vec![],
         relays: vec![],
         observed: vec![],
+        stream: None,
     });
     let own = Envelope::seal(&node, identity);
     let services = (0..services).map(|n| {

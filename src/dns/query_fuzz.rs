@@ -370,6 +370,7 @@ fn netmap() -> Option<Netmap> {
             speaks_paths: false,
             relays: vec![],
             observed: vec![],
+            stream: None,
         };
         netmap.members.insert(id(n), member);
         let own = vec![vec![block.node_v4().into(), block.node_v6().into()]];

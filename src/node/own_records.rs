@@ -487,6 +487,7 @@ mod tests {
             speaks: vec![],
             relays: vec![],
             observed: vec![],
+            stream: None,
         }
     }
 

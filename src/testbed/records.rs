@@ -119,6 +119,7 @@ pub fn node(id: &PublicKey, block: Block) -> Node {
         speaks: vec![],
         relays: vec![],
         observed: vec![],
+        stream: None,
     }
 }
 
@@ -190,6 +191,7 @@ pub fn member(id: &PublicKey, name: &str, block: Block) -> Member {
         speaks_paths: false,
         relays: vec![],
         observed: vec![],
+        stream: None,
     }
 }
 

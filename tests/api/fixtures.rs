@@ -143,6 +143,7 @@ fn records() -> Vec<Envelope> {
                 speaks: vec![],
                 relays: vec![],
                 observed: vec![],
+                stream: None,
             }),
             &node,
         ),

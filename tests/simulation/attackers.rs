@@ -139,6 +139,7 @@ impl World {
             speaks: vec![],
             relays: vec![],
             observed: vec![],
+            stream: None,
         }
     }
 

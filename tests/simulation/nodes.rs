@@ -951,6 +951,7 @@ fn wanted(
             speaks: vec![],
             relays: vec![],
             observed: vec![],
+            stream: None,
         }));
     }
     let floor = held.map_or(0, |held| held.services_from);

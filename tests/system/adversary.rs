@@ -199,6 +199,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         speaks: vec![],
         relays: vec![],
         observed: vec![],
+        stream: None,
     });
     let its_token = Record::Token(Token {
         id: evil_token.public(),

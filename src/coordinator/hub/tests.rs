@@ -227,6 +227,7 @@ fn node(hub: &Hub, n: u8, version: u64, block: u32) -> Envelope {
         speaks: vec![],
         relays: vec![],
         observed: vec![],
+        stream: None,
     };
     Envelope::seal(&Record::Node(node), &key(n))
 }

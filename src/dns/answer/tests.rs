@@ -55,6 +55,7 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
             speaks_paths: false,
             relays: vec![],
             observed: vec![],
+            stream: None,
         };
         netmap.members.insert(id(n), member);
         let port = |number: u16, name: Option<&str>| Port {

@@ -42,6 +42,7 @@ fn netmap() -> Netmap {
             speaks_paths: false,
             relays: vec![],
             observed: vec![],
+            stream: None,
         };
         (id, member)
     });

@@ -88,6 +88,7 @@ mod tests {
                 speaks: vec![],
                 relays: vec![],
                 observed: vec![],
+                stream: None,
             })
         };
         let mesh = Record::Mesh(Mesh {

@@ -115,6 +115,7 @@ fn node_record(n: u8, version: u64, index: u32) -> Node {
         speaks: vec![],
         relays: vec![],
         observed: vec![],
+        stream: None,
     }
 }
 

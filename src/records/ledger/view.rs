@@ -36,6 +36,7 @@ impl Ledger {
                     speaks_paths: node.speaks(PATHS_1),
                     relays: node.relays.clone(),
                     observed: node.routable_observed(),
+                    stream: node.stream.clone(),
                 },
             );
         }

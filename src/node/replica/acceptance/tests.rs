@@ -41,6 +41,7 @@ fn node(wireguard_key: WireGuardKey) -> Record {
         speaks: vec![],
         relays: vec![],
         observed: vec![],
+        stream: None,
     })
 }
 
