@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{JoinedNode, publishing, writes};
+use super::{JoinedNode, publishing, streaming, writes};
 use crate::dns::Replaced;
 use crate::model::address::is_routable;
 use crate::model::{NodeAddress, Path, PublicKey};
@@ -88,6 +88,7 @@ impl Stages for JoinedNode {
         let ways = others.iter().map(|m| (m.name.to_string(), m.addresses()));
         let ways = ways.collect();
         self.device.network.set(|wanted| wanted.peers = ways);
+        streaming::set_members(self);
     }
 
     fn renew_services(&mut self, ids: &BTreeSet<String>) -> Option<Self::Replaced> {
@@ -128,6 +129,7 @@ impl Stages for JoinedNode {
         if routable(&interfaces, own) != routable(&self.device.interfaces, own) {
             self.paths.handle_network_changed(Instant::now());
             self.device.reach.handle_network_changed();
+            self.device.streams.handle_network_changed(Instant::now());
         }
         self.device.interfaces = interfaces;
         self.resolver.set_upstreams(&self.device.interfaces);
