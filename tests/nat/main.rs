@@ -19,4 +19,5 @@ mod lab;
 
 mod matrix;
 mod scenarios;
+mod streams;
 mod words;
