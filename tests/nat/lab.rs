@@ -1,5 +1,6 @@
 //! A mesh under test whose nodes are behind routers. The coordinator has a public address.
 
+use std::process::Command;
 use std::time::Duration;
 
 use meshd::protocol::local::{Netcheck, PeerState, PeerStatus, Status, Why};
