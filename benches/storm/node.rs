@@ -117,6 +117,7 @@ pub(crate) fn own_records(
         relays: vec![],
         observed: vec![],
         mapped: vec![],
+        stream: None,
     });
     let own = Envelope::seal(&node, identity);
     let services = (0..services).map(|n| {

@@ -70,6 +70,7 @@ fn lines(status: &Status) -> Vec<String> {
                 (PeerState::Stream, Some(via), _) => {
                     format!("{} relayed by {via} over TLS", peer.name)
                 }
+                (PeerState::Stream, None, _) => format!("{} over TLS", peer.name),
                 (_, _, Some(endpoint)) => format!("{} directly at {endpoint}", peer.name),
                 (_, _, None) => peer.name.to_string(),
             });

@@ -371,6 +371,7 @@ fn netmap() -> Option<Netmap> {
             relays: vec![],
             observed: vec![],
             mapped: vec![],
+            stream: None,
         };
         netmap.members.insert(id(n), member);
         let own = vec![vec![block.node_v4().into(), block.node_v6().into()]];

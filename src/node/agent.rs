@@ -17,6 +17,7 @@ use super::joined::{Events, JoinedNode, NodeEvent};
 use super::report;
 use super::state::{Identity, StateDir};
 use super::timers::{Timer, Timers};
+use crate::os::proxy::{self, Proxies};
 use crate::os::watchdog::ServiceWatchdog;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::services::registry::{Registry, StoredServices};
@@ -70,6 +71,8 @@ impl Agent {
     /// # Errors
     /// The files in the state directory cannot be used, or the node cannot be started on this machine.
     pub(super) async fn start(config: Arc<Config>, dir: StateDir) -> Result<Self, ApiError> {
+        let proxy = config.relay.proxy.clone();
+        proxy::set_of_process(Proxies::from_environment(proxy));
         leaving::finish(&dir)?;
         let (stored, damaged_services) = dir.services::<StoredServices>();
         let phase = match dir.identity()? {

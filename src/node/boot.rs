@@ -30,6 +30,7 @@ use super::settle::Dirty;
 use super::state::records::RecordLog;
 use super::state::writer::Writer;
 use super::state::{Identity, StateDir, StateError};
+use super::streams::{RelayStreamEvent, RelayStreams};
 use super::workloads::Workloads;
 use crate::containers::network;
 use crate::firewall::Firewall;
@@ -138,6 +139,7 @@ impl Loaded {
 struct Equipped {
     device: Device,
     events: (DeviceEvents, PathEvents),
+    stream_events: mpsc::Receiver<RelayStreamEvent>,
     ipv6: Ipv6,
     /// The network of the container engine whose containers have mesh addresses of their own, if it is wanted.
     native: Option<network::NativePlan>,
@@ -161,6 +163,12 @@ impl Equipped {
         let events = DeviceEvents::of(&tunnel)
             .and_then(|gone| Ok((gone, PathEvents::of(&tunnel)?)))
             .map_err(|error| internal(&format!("cannot watch the tunnel device: {error}")))?;
+        let (streams, stream_events) = RelayStreams::start(
+            &config.relay,
+            &identity.keys.identity,
+            &tunnel.steering().stream_door(),
+            &config.state_dir,
+        );
         let mut plan = NetworkPlan::new(&config.tunnel.interface, mtu, &identity.block, &addresses);
         let native = native_network(config, identity, &addresses, mtu);
         if native.is_some() {
@@ -185,8 +193,9 @@ impl Equipped {
         let network = Upkeep::start(network, wanted, &applied);
         Ok(Self {
             ipv6: applied.ipv6,
-            device: Device::new(tunnel, network, mtu, reach_of(config, identity)),
+            device: Device::new(tunnel, network, mtu, reach_of(config, identity), streams),
             events,
+            stream_events,
             native,
             interfaces,
             continues_rotation,
@@ -198,7 +207,7 @@ fn reach_of(config: &Config, identity: &Identity) -> Reach {
     // A node asks for the same port after a restart, and two nodes behind one router for two ports.
     let [first, second, ..] = identity.keys.identity.public().0;
     let seed = u16::from_be_bytes([first, second]);
-    Reach::start(config.path.clone(), config.relay, seed)
+    Reach::start(config.path.clone(), config.relay.clone(), seed)
 }
 
 /// Starts the tunnel. Returns whether it began with the previous key of this node.
@@ -297,6 +306,7 @@ fn run(
         peers,
         device: equipped.events.0,
         paths: equipped.events.1,
+        relay_streams: equipped.stream_events,
         leases,
         mappings,
     };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::host::{Interface, Upkeep};
 use super::reach::Reach;
+use super::streams::RelayStreams;
 use crate::os::readable::AsyncReadable;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::Problem;
@@ -28,18 +29,27 @@ pub(super) struct Device {
     pub(super) interfaces: Vec<Interface>,
     /// How others reach this node.
     pub(super) reach: Reach,
+    /// The streams to relays and of members.
+    pub(super) streams: RelayStreams,
     /// The problem while the device is in another network namespace.
     elsewhere: Option<Problem>,
 }
 
 impl Device {
-    pub(super) fn new(tunnel: Tunnel, network: Upkeep, mtu: u16, reach: Reach) -> Self {
+    pub(super) fn new(
+        tunnel: Tunnel,
+        network: Upkeep,
+        mtu: u16,
+        reach: Reach,
+        streams: RelayStreams,
+    ) -> Self {
         Self {
             tunnel,
             network,
             mtu,
             interfaces: Vec::new(),
             reach,
+            streams,
             elsewhere: None,
         }
     }

@@ -37,6 +37,7 @@ mod probing;
 mod publishing;
 mod relaying;
 mod stages;
+mod streaming;
 mod waiting;
 mod writes;
 
@@ -87,7 +88,9 @@ impl JoinedNode {
     /// Enters the deadlines of the parts into `timers`.
     pub(super) fn set_timers(&self, timers: &mut Timers, now: Instant) {
         let punch = self.device.reach.punching.poll_timeout();
-        let paths = self.paths.poll_timeout().into_iter().chain(punch).min();
+        let streams = self.device.streams.poll_timeout();
+        let due = [self.paths.poll_timeout(), punch, streams];
+        let paths = due.into_iter().flatten().min();
         timers.set(Timer::Paths, paths);
         let mapping = self.device.reach.mapping.state.poll_timeout();
         timers.set(Timer::Mapping, mapping);
@@ -169,6 +172,10 @@ impl JoinedNode {
             }
             NodeEvent::Mapping(answer) => mapping::handle_answer(self, answer, Instant::now()),
             NodeEvent::Paths => probing::handle_news(self, Instant::now()),
+            NodeEvent::RelayStream(event) => {
+                streaming::handle_event(self, event, Instant::now());
+                probing::poll_steered(self, Instant::now());
+            }
             NodeEvent::Leased(answer) => {
                 if let Some(block) = self.replica.handle_leased(answer) {
                     self.change(ChangeRequest::Block(block));

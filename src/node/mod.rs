@@ -11,6 +11,7 @@
 //! | [`replica`], [`control`], [`gossip`], [`connections`] | records, and the connections over which they are sent and received |
 //! | [`own_records`] | which records this node publishes |
 //! | [`device`], [`paths`], [`host`] | the tunnel device, the paths to peers, this machine's network |
+//! | [`streams`] | streams over TLS to relays, and those of members for which this node relays |
 //! | [`names`], [`resolver`] | the zone, and the resolver's surroundings |
 //! | [`workloads`], [`docker`] | services, containers and the firewall |
 //! | [`state`], [`disk`], [`changes`], [`keys`] | the files of the node, the task that writes them, and changes that wait for it |
@@ -51,6 +52,7 @@ mod resolved;
 mod resolver;
 mod settle;
 pub mod state;
+mod streams;
 mod timers;
 mod transitions;
 mod unattended;

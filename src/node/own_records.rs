@@ -488,6 +488,7 @@ mod tests {
             relays: vec![],
             observed: vec![],
             mapped: vec![],
+            stream: None,
         }
     }
 

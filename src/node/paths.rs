@@ -308,9 +308,9 @@ impl Paths {
         self.next.into_iter().chain(steered).min()
     }
 
-    /// The peers to whom packets are sent through a relay.
-    pub fn relayed(&self) -> Vec<PublicKey> {
-        self.steered.paths().relayed()
+    /// Streams to these nodes are open.
+    pub(super) fn set_streams(&mut self, streams: BTreeSet<NodeAddress>, now: Instant) {
+        self.steered.set_streams(streams, now);
     }
 
     /// A peer expects probes by these paths.

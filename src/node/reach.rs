@@ -188,13 +188,14 @@ impl Reach {
         self.mapping.set_site(gateway, &interfaces, port, now);
     }
 
-    /// How much this node relays for each member. None if it does not relay. Without a setting it does if one of its `endpoints` is
-    /// public, so that strangers may reach it. A port that a router maps on request does not count: behind it is most often the
+    /// How much this node relays for each member. None if it does not relay. Without a setting it does if strangers may reach it: one of
+    /// its `endpoints` is public, or it takes streams. A port that a router maps on request does not count: behind it is most often the
     /// uplink of a home.
     pub(super) fn relay_limit(&mut self, endpoints: &[SocketAddr]) -> Option<RelayLimit> {
         let mut endpoints = endpoints.iter();
         self.is_public = endpoints.any(|endpoint| is_public(endpoint.ip()));
-        let is_offered = self.relay.is_offered.unwrap_or(self.is_public);
+        let is_reached = self.is_public || self.relay.listen.is_some();
+        let is_offered = self.relay.is_offered.unwrap_or(is_reached);
         is_offered.then_some(self.relay.limit)
     }
 
@@ -209,16 +210,18 @@ impl Reach {
         since.is_none_or(|since| since >= MEASURE_INTERVAL)
     }
 
-    /// The peers that offer to relay for this node, as they are now. Returns whether the record of this node has to name other
+    /// The peers that offer to relay for this node, as they are now, and whether UDP reaches none of them. Returns whether the record of this node has to name other
     /// relays, or other addresses at which peers see it.
     pub(super) fn handle_measured(
         &mut self,
         measured: &[MeasuredRelay<PublicKey>],
+        is_blocked: bool,
         now: Instant,
     ) -> bool {
         self.measured_at = Some(now);
-        // Peers reach a node with a public address without a relay, and each name is another record for the whole mesh.
-        let needs_relays = self.relay.is_used && !self.is_public;
+        // Peers reach a node with a public address without a relay, unless its network drops UDP, and each name is another record for
+        // the whole mesh.
+        let needs_relays = self.relay.is_used && (is_blocked || !self.is_public);
         let measured = if needs_relays { measured } else { &[] };
         let has_other_relays = self.relays.handle_measured(measured, now);
         self.observed.refresh_record(now) || has_other_relays
@@ -360,6 +363,9 @@ mod tests {
             is_used: true,
             is_offered,
             limit: START,
+            listen: None,
+            public_url: None,
+            proxy: None,
         };
         Reach::start(PathSettings::default(), relay, 0)
     }
@@ -418,8 +424,9 @@ mod tests {
             reach.observed.handle_seen(id(n), seen, start);
         }
         let seconds = (0..=300).step_by(5);
-        let records = seconds
-            .filter(|second| reach.handle_measured(&[], start + Duration::from_secs(*second)));
+        let records = seconds.filter(|second| {
+            reach.handle_measured(&[], false, start + Duration::from_secs(*second))
+        });
         assert_eq!(records.collect::<Vec<u64>>(), [60]);
         assert_eq!(reach.observed.recorded(), [at("203.0.113.7:4000")]);
     }
@@ -452,7 +459,7 @@ mod tests {
             let mut reach = reach(None);
             reach.relay_limit(&[at(address)]);
             assert!(reach.is_measuring(now));
-            assert_eq!(reach.handle_measured(&measured, now), names);
+            assert_eq!(reach.handle_measured(&measured, false, now), names);
             assert_eq!(reach.chosen_relays().len(), usize::from(names));
             assert!(!reach.is_measuring(now + Duration::from_secs(4)));
         }

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::proxy;
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
 
@@ -138,11 +139,10 @@ pub async fn dial(url: &CoordinatorUrl, pin: SpkiPin) -> Result<TlsStream<TcpStr
         why,
         obstacle,
     };
-    let addresses = resolve(url).await?;
-    let tcp = timeout(CONNECT_LIMIT, TcpStream::connect(&addresses[..]))
-        .await
-        .map_err(|_| unreachable("no answer within 3 seconds".into(), Obstacle::Silence))?
-        .map_err(|error| unreachable(error.to_string(), Obstacle::of(&error)))?;
+    let tcp = match connect(url).await {
+        Ok(tcp) => tcp,
+        Err(error) => through_proxy(url, error).await?,
+    };
     // Small messages both ways: waiting to fill a segment only adds delay.
     let _ = tcp.set_nodelay(true);
     // The kernel asks, and answers, without either program: a busy coordinator is not taken for one that is gone.
@@ -167,6 +167,35 @@ pub async fn dial(url: &CoordinatorUrl, pin: SpkiPin) -> Result<TlsStream<TcpStr
             why: "no TLS handshake within 5 seconds".into(),
         }),
     }
+}
+
+/// Connects without a proxy.
+async fn connect(url: &CoordinatorUrl) -> Result<TcpStream, DialError> {
+    let unreachable = |why: String, obstacle| DialError::Unreachable {
+        url: url.clone(),
+        why,
+        obstacle,
+    };
+    let addresses = resolve(url).await?;
+    timeout(CONNECT_LIMIT, TcpStream::connect(&addresses[..]))
+        .await
+        .map_err(|_| unreachable("no answer within 3 seconds".into(), Obstacle::Silence))?
+        .map_err(|error| unreachable(error.to_string(), Obstacle::of(&error)))
+}
+
+/// Connects through the proxy of this process, after `direct` has shown that there is no other way. A coordinator is often inside a
+/// private network, to which the proxy does not lead, so the proxy comes second.
+async fn through_proxy(url: &CoordinatorUrl, direct: DialError) -> Result<TcpStream, DialError> {
+    let proxies = proxy::of_process();
+    if proxies.of(url.host(), url.port()).is_none() {
+        return Err(direct);
+    }
+    let tcp = proxies.connect(url.host(), url.port()).await;
+    tcp.map_err(|error| DialError::Unreachable {
+        url: url.clone(),
+        why: format!("{}; {error}", direct.reason()),
+        obstacle: Obstacle::Other,
+    })
 }
 
 /// The addresses of the coordinator.
@@ -202,7 +231,9 @@ fn is_pin_mismatch(error: &std::io::Error) -> bool {
     )
 }
 
-fn client_config(pin: SpkiPin) -> ClientConfig {
+/// The TLS of a client that knows the key of its server by this hash.
+#[must_use]
+pub fn client_config(pin: SpkiPin) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])

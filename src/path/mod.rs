@@ -11,6 +11,7 @@ pub mod peer;
 pub mod peers;
 pub mod punch;
 pub mod relays;
+pub mod streams;
 pub mod tried;
 pub mod watch;
 
@@ -18,5 +19,6 @@ pub use distance::Distances;
 pub use mtu::PathMtu;
 pub use peers::Peers;
 pub use relays::OwnRelays;
+pub use streams::Streams;
 pub use tried::Tried;
 pub use watch::{Action, Watch};

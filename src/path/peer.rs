@@ -404,7 +404,8 @@ impl PeerPaths {
             if self.links.turn_candidates(now) {
                 self.actions.push(offer(&self.links));
             }
-            self.links.probe(|link| link.path.relay().is_none(), now);
+            let kind = self.links.primary().map_or(1, |path| path.kind());
+            self.links.probe(|link| link.path.kind() < kind, now);
         }
     }
 

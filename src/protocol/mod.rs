@@ -1,5 +1,5 @@
 //! The messages that programs exchange: join token, join, control stream, gossip between nodes, paths
-//! between nodes, administration, local API.
+//! between nodes, streams to relays, administration, local API.
 
 pub mod admin;
 pub mod api;
@@ -8,6 +8,7 @@ pub mod gossip;
 pub mod join;
 pub mod local;
 pub mod path_messages;
+pub mod stream;
 pub mod stun;
 pub mod token;
 pub mod url;

@@ -26,6 +26,8 @@ pub enum Purpose {
     DuplicateProof,
     /// A node's proof towards another node.
     Peer,
+    /// A node's answer to the challenge of a relay, by a stream.
+    Relay,
 }
 
 impl Purpose {
@@ -36,6 +38,7 @@ impl Purpose {
             Self::Control => b"meshd control v1\0",
             Self::DuplicateProof => b"meshd copy v1\0",
             Self::Peer => b"meshd peer v1\0",
+            Self::Relay => b"meshd relay v1\0",
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use super::kinds::{Mesh, Service};
+use super::kinds::{Mesh, Service, StreamOffer};
 use crate::model::address::{Block, is_routable};
 use crate::model::key::{PublicKey, WireGuardKey};
 use crate::model::name::{Label, ServiceName};
@@ -48,6 +48,8 @@ pub struct Member {
     pub observed: Vec<SocketAddr>,
     /// Those of its endpoints that its router maps to it.
     pub mapped: Vec<SocketAddr>,
+    /// Where it relays over TLS.
+    pub stream: Option<StreamOffer>,
 }
 
 /// The order of members that claim the same thing: the member that joined first comes first. A member gains nothing by its

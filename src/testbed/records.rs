@@ -120,6 +120,7 @@ pub fn node(id: &PublicKey, block: Block) -> Node {
         relays: vec![],
         observed: vec![],
         mapped: vec![],
+        stream: None,
     }
 }
 
@@ -192,6 +193,7 @@ pub fn member(id: &PublicKey, name: &str, block: Block) -> Member {
         relays: vec![],
         observed: vec![],
         mapped: vec![],
+        stream: None,
     }
 }
 

@@ -254,6 +254,15 @@ impl Router {
         self.home.run("nft", RULES, &rules::of_fault(fault))
     }
 
+    /// Lets packets of the hosts behind it go to this address alone.
+    ///
+    /// # Errors
+    /// The program `nft` returns an error.
+    pub fn let_out_only_to(&self, address: Ipv4Addr) -> Result<(), TestbedError> {
+        self.home
+            .run("nft", RULES, &rules::of_only_way_out(address))
+    }
+
     /// Forgets all translations, and uses other ports than before from now on, as a router does that was restarted. Not for
     /// kinds that have one port for all peers.
     ///

@@ -19,6 +19,8 @@ reasons! {
         TooBig = "too_big",
         /// The kernel refused to send.
         SendFailed = "send_failed",
+        /// To a peer behind a stream: the stream is slower than what was sent to it, or is not open.
+        StreamFull = "stream_full",
         /// The datagram is no WireGuard message.
         NotWireGuard = "not_wireguard",
         /// The receiver index of a data message belongs to no session.

@@ -7,19 +7,21 @@ use std::time::{Duration, Instant};
 use super::decision::{Decision, decide};
 use super::delivery::Delivery;
 use super::drops::DropReason;
-use super::endpoint::Endpoint;
+use super::endpoint::{Carrier, Endpoint, Via};
 use super::handshakes::{self, Handshakes};
 use super::incoming;
 use super::noise::{Message, Opened, room_for};
 use super::packet::Ip;
-use super::peer::Peer;
+use super::peer::{Peer, PeerState};
 use super::probe;
-use super::relay::{Frame, HEADER, RelayDrop, is_frame};
+use super::relay::{Frame, HEADER, Header, RelayDrop, Source, is_frame};
 use super::round::Round;
 use super::shared::Shared;
 use super::sockets::Sockets;
+use super::streams::Line;
 use super::udp::{Receiver, Sender};
 use super::used_relays;
+use crate::protocol::stream::{Frame as StreamFrame, Frames};
 
 /// The least time between two handshakes with one peer that used an unknown session.
 const REVIVAL_INTERVAL_OF_PEER: Duration = Duration::from_secs(1);
@@ -34,6 +36,8 @@ pub(super) struct Inbound {
     /// The peer of the last datagram, which most often sent the next one too.
     recent: Option<Arc<Peer>>,
     handshakes: Handshakes,
+    /// Whether this thread wakes itself because handshakes wait that arrived by streams.
+    is_woken: bool,
 }
 
 impl Inbound {
@@ -45,6 +49,7 @@ impl Inbound {
             sender: Sender::new(),
             recent: None,
             handshakes: Handshakes::default(),
+            is_woken: false,
         }
     }
 
@@ -81,6 +86,51 @@ impl Inbound {
         more || !self.handshakes.is_empty()
     }
 
+    /// Handles what arrived by streams. If handshakes wait then, this thread is woken again.
+    pub(super) fn streams(&mut self, shared: &Shared, sockets: &Sockets) {
+        let streams = shared.wakes.streams.take_arrived(self.pair);
+        if streams.is_empty() && !std::mem::take(&mut self.is_woken) {
+            return;
+        }
+        let table = shared.table.load();
+        let device = shared.device.load();
+        self.recent = None;
+        let round = Round {
+            shared,
+            tun: &device.pairs[self.pair],
+            table: &table,
+            sockets,
+            now: Instant::now(),
+        };
+        for stream in streams {
+            for frame in Frames::of(&stream.take()) {
+                self.streamed(&round, &stream, frame);
+            }
+        }
+        self.flush(&round);
+        self.handshakes.handle_some(&round, &mut self.sender);
+        self.is_woken = !self.handshakes.is_empty();
+        if self.is_woken {
+            let _ = shared.wakes.pairs[self.pair].first.write(1);
+        }
+    }
+
+    /// A frame that arrived by a stream: for this node, or for another one if this node relays for the sender.
+    fn streamed(&mut self, round: &Round<'_>, stream: &Line, frame: StreamFrame<'_>) {
+        let datagram = frame.datagram;
+        let Ok(message) = Message::parse(datagram) else {
+            return round.shared.drops.add(DropReason::NotWireGuard);
+        };
+        if let Some(via) = stream.sender_of(&frame) {
+            return self.message(round, message, datagram, Endpoint::streamed(via));
+        }
+        if let Some(label) = frame.label {
+            let header = Header { label, tag: None };
+            // A frame that is dropped is counted.
+            let _ = self.forward(round, Source::Stream(stream.node.0), header, datagram);
+        }
+    }
+
     fn datagram(&mut self, round: &Round<'_>, datagram: &[u8], from: Endpoint) {
         let drops = &round.shared.drops;
         let message = match Message::parse(datagram) {
@@ -99,25 +149,12 @@ impl Inbound {
             Err(reason) => return relaying.drop(reason),
         };
         if header.tag.is_some() {
-            let bytes = message.len();
-            let Round { table, now, .. } = *round;
-            let (to, header) = match relaying.forward(table, header, from.address, bytes, now) {
-                Ok(forward) => forward,
+            let source = Source::Endpoint(from.address);
+            return match self.forward(round, source, header, message) {
                 // This node was started again, and so the member needs a session and another tag.
-                Err(RelayDrop::UnknownSource | RelayDrop::BadTag) => {
-                    return self.revive(round, from);
-                }
-                Err(_) => return,
+                Err(RelayDrop::UnknownSource | RelayDrop::BadTag) => self.revive(round, from),
+                Ok(()) | Err(_) => {}
             };
-            let length = HEADER + bytes;
-            if self.sender.is_full(length) {
-                self.sender.flush(round.sockets, &round.shared.drops);
-            }
-            let space = &mut self.sender.space_to(&to)[..length];
-            let (head, body) = space.split_at_mut(HEADER);
-            head.copy_from_slice(&header.to_bytes());
-            body.copy_from_slice(message);
-            return self.sender.commit(length, to);
         }
         // Only a relay that this node knows may name another sender than itself.
         let Some(from) = used_relays::sender_of(&round.table.relays, header, from) else {
@@ -126,6 +163,40 @@ impl Inbound {
         if let Ok(kind) = Message::parse(message) {
             self.message(round, kind, message, from);
         }
+    }
+
+    /// Forwards a message as a relay, or returns why it is dropped.
+    fn forward(
+        &mut self,
+        round: &Round<'_>,
+        from: Source,
+        header: Header,
+        message: &[u8],
+    ) -> Result<(), RelayDrop> {
+        let bytes = message.len();
+        let Round { table, now, .. } = *round;
+        let relaying = &round.shared.relaying;
+        let (to, header) = relaying.forward(table, header, from, bytes, now)?;
+        let length = HEADER + bytes;
+        if self.sender.is_full(length) {
+            self.sender.flush(round.sockets, &round.shared.drops);
+        }
+        if let Some(via) = to.stream() {
+            let to = Endpoint::streamed(Via {
+                header,
+                carrier: Carrier::Member,
+                ..*via
+            });
+            self.sender.space_to(&to)[..bytes].copy_from_slice(message);
+            self.sender.commit(bytes, to);
+            return Ok(());
+        }
+        let space = &mut self.sender.space_to(&to)[..length];
+        let (head, body) = space.split_at_mut(HEADER);
+        head.copy_from_slice(&header.to_bytes());
+        body.copy_from_slice(message);
+        self.sender.commit(length, to);
+        Ok(())
     }
 
     /// A WireGuard message, whichever path it came by.
@@ -228,22 +299,40 @@ impl Inbound {
         if !round.shared.limits.revivals.admit(round.now) {
             return;
         }
+        if let Some(via) = from.stream() {
+            // A stream names the peer, so the path need not be known.
+            let owner = round.table.allowed.owner(via.header.label.into());
+            if let Some(peer) = owner {
+                self.revive_peer(round, peer, &mut peer.lock(), from);
+            }
+            return;
+        }
         for peer in round.table.by_key.values() {
             let mut state = peer.lock();
             let known = state.paths.endpoint_of(&from.path());
             if known.is_some_and(|known| known.label() == from.label()) {
-                let last = state.revived;
-                let since = last.map(|at| round.now.saturating_duration_since(at));
-                if since.is_none_or(|since| since >= REVIVAL_INTERVAL_OF_PEER) {
-                    state.revived = Some(round.now);
-                    let entry = state.paths.entry_mut(&from.path());
-                    let to = entry.map(|entry| entry.learn_missing(from));
-                    let Round { table, now, .. } = *round;
-                    let (sender, peer) = (&mut self.sender, (&**peer, &mut *state));
-                    round.shared.initiate(table, peer, to, sender, now);
-                }
-                return;
+                return self.revive_peer(round, peer, &mut state, from);
             }
+        }
+    }
+
+    /// Starts a handshake with the peer that used a session which this node does not have, unless there was one just before.
+    fn revive_peer(
+        &mut self,
+        round: &Round<'_>,
+        peer: &Peer,
+        state: &mut PeerState,
+        from: Endpoint,
+    ) {
+        let last = state.revived;
+        let since = last.map(|at| round.now.saturating_duration_since(at));
+        if since.is_none_or(|since| since >= REVIVAL_INTERVAL_OF_PEER) {
+            state.revived = Some(round.now);
+            let entry = state.paths.entry_mut(&from.path());
+            let to = entry.map_or(from, |entry| entry.learn_missing(from));
+            let Round { table, now, .. } = *round;
+            let sender = &mut self.sender;
+            (round.shared).initiate(table, (peer, state), Some(to), sender, now);
         }
     }
 

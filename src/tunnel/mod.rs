@@ -7,6 +7,7 @@
 //! | `worker` | the data threads: how many there are, and how they share the work |
 //! | `outbound` | reads the TUN device, splits packets that the kernel left for offload, seals each segment into the send buffer of its run, and hands whole runs to the kernel as one message (UDP GSO) |
 //! | `inbound` | receives merged datagrams (UDP GRO), opens each into one buffer, decides about it (`decision`), and writes runs of a flow to the device as one packet, without a copy |
+//! | `streams` | the queues of the streams over TCP, by which datagrams pass where UDP does not; others own the connections |
 //! | `timer` | runs the timers of the peers that have a session or want one: rekeys, keepalives, retries |
 //! | `routes` | follows the kernel's notifications of addresses and routes, and gives up sources that are no longer valid |
 //!
@@ -65,6 +66,8 @@ mod shared;
 mod sockets;
 mod status;
 mod steering;
+mod stream_end;
+mod streams;
 mod table;
 mod timer;
 mod tun;
@@ -88,4 +91,6 @@ pub use rotation::{Keys, OVERLAP};
 pub use running::{Tunnel, try_open};
 pub use status::PeerStatus;
 pub use steering::{PathReport, PathSeen, Steering};
+pub use stream_end::{StreamDoor, StreamEnd};
+pub use streams::OtherEnd;
 pub use used_relays::UsableRelay;

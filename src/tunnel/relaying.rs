@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::endpoint::Endpoint;
 use super::peer::Peer;
-use super::relay::{Destination, Header, Relay, RelayDrop, RelayLimit};
+use super::relay::{Destination, Header, Relay, RelayDrop, RelayLimit, Source};
 use super::table::Table;
 use crate::model::NodeAddress;
 use crate::protocol::path_messages::RelayOffer;
@@ -57,7 +57,7 @@ impl Relaying {
         &self,
         table: &Table,
         header: Header,
-        from: SocketAddr,
+        from: Source,
         bytes: usize,
         now: Instant,
     ) -> Result<(Endpoint, Header), RelayDrop> {
@@ -83,14 +83,15 @@ impl Relaying {
     }
 }
 
-/// Where frames to `peer` go: by its primary path if that is direct, else by the direct path whose probe was answered last. A path by
-/// which the peer was only heard does not count, because the source of a datagram may be forged, and the way there may be closed.
+/// Where frames to `peer` go: by its primary path if that leads to the peer itself, else by the path to the peer itself whose probe was
+/// answered last. A path by which the peer was only heard does not count, because the source of a datagram may be forged, and the way
+/// there may be closed.
 pub(super) fn destination_of(peer: &Peer) -> Option<Destination<Endpoint>> {
     let state = peer.lock();
     // A relay does not forward to another relay.
     let entries = state.paths.entries().iter();
-    let direct = entries.filter(|entry| entry.endpoint.via.is_none());
-    let primary = state.paths.endpoint().filter(|to| to.via.is_none());
+    let direct = entries.filter(|entry| entry.endpoint.leads_to_peer());
+    let primary = state.paths.endpoint().filter(Endpoint::leads_to_peer);
     if let Some(path) = primary {
         let heard = direct.filter_map(|entry| entry.heard).max();
         return Some(Destination { path, heard });
@@ -143,7 +144,7 @@ impl std::fmt::Debug for OwnRelay<'_> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::endpoint::Via;
+    use super::super::endpoint::{Carrier, Via};
     use super::super::paths::Choice;
     use super::super::table::tests::peer;
     use super::*;
@@ -159,6 +160,7 @@ mod tests {
                 label: [10, 210, 2, 1].into(),
                 tag: None,
             },
+            carrier: Carrier::Udp,
         };
         Endpoint {
             via: Some(via),

@@ -27,6 +27,7 @@ use super::shared::{Limits, Shared};
 use super::sockets::Sockets;
 use super::status::{PeerStatus, status_of};
 use super::steering::Steering;
+use super::streams::Streams;
 use super::table::Table;
 use super::timer;
 use super::tun::{self, Device};
@@ -57,14 +58,16 @@ impl Tunnel {
         let workers = worker::workers(config.workers, cores);
         let pairs = workers.len().div_ceil(2);
         let recheck = Recheck::new().map_err(|e| TunnelError::Io("make an event", e))?;
+        let streams = Streams::new(pairs);
         let (sockets, device) = open(
             &config.interface,
             config.mtu,
             config.listen_port,
             pairs,
-            &recheck,
+            (&recheck, &streams),
         )?;
-        let wakes = Wakes::new(pairs, recheck).map_err(|e| TunnelError::Io("make an event", e))?;
+        let wakes =
+            Wakes::new(pairs, recheck, streams).map_err(|e| TunnelError::Io("make an event", e))?;
         let mut seeds = [[0; 32]; 2];
         for seed in &mut seeds {
             random::fill(seed).map_err(|e| TunnelError::Io("make a random number", e.into()))?;
@@ -172,7 +175,8 @@ impl Tunnel {
             return Ok(());
         }
         let wakes = &self.shared.wakes;
-        let sockets = bind(port, self.mark(), wakes.pairs.len(), &wakes.recheck)?;
+        let beside = (&wakes.recheck, &wakes.streams);
+        let sockets = bind(port, self.mark(), wakes.pairs.len(), beside)?;
         self.shared.sockets.store(Arc::new(sockets));
         wakes.wake_workers();
         Ok(())
@@ -384,7 +388,8 @@ impl Drop for AbortOnPanic {
 /// The error that [`Tunnel::start`] would return.
 pub fn try_open(interface: &str, listen_port: u16) -> Result<(), TunnelError> {
     let recheck = Recheck::new().map_err(|e| TunnelError::Io("make an event", e))?;
-    open(interface, LEAST_MTU, listen_port, 1, &recheck).map(drop)
+    let streams = Streams::new(1);
+    open(interface, LEAST_MTU, listen_port, 1, (&recheck, &streams)).map(drop)
 }
 
 fn open(
@@ -392,10 +397,10 @@ fn open(
     mtu: u16,
     listen_port: u16,
     pairs: usize,
-    recheck: &Arc<Recheck>,
+    beside: (&Arc<Recheck>, &Arc<Streams>),
 ) -> Result<(Vec<Sockets>, Device), TunnelError> {
     check_name(interface)?;
-    let sockets = bind(listen_port, 0, pairs, recheck)?;
+    let sockets = bind(listen_port, 0, pairs, beside)?;
     Ok((sockets, open_device(interface, mtu, pairs)?))
 }
 
@@ -414,9 +419,9 @@ fn bind(
     port: u16,
     mark: u32,
     count: usize,
-    recheck: &Arc<Recheck>,
+    (recheck, streams): (&Arc<Recheck>, &Arc<Streams>),
 ) -> Result<Vec<Sockets>, TunnelError> {
-    Sockets::bind_group(port, mark, count, recheck).map_err(|error| match error.kind() {
+    Sockets::bind_group(port, mark, count, recheck, streams).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => TunnelError::PortTaken(port),
         io::ErrorKind::PermissionDenied => TunnelError::PortDenied(port),
         _ => TunnelError::Io("bind the UDP port", error),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::streams::Streams;
 use super::wakes::Recheck;
 
 /// The size of socket buffers that is asked for, in bytes.
@@ -29,6 +30,8 @@ pub(super) struct Sockets {
     pub(super) unfragmented: Mutex<()>,
     /// Receives the endpoints whose source the kernel refused.
     pub(super) recheck: Arc<Recheck>,
+    /// Take the datagrams that do not go by UDP.
+    pub(super) streams: Arc<Streams>,
 }
 
 impl Sockets {
@@ -39,8 +42,9 @@ impl Sockets {
         mark: u32,
         count: usize,
         recheck: &Arc<Recheck>,
+        streams: &Arc<Streams>,
     ) -> io::Result<Vec<Self>> {
-        let first = Self::bind(port, mark, false, recheck)?;
+        let first = Self::bind(port, mark, false, recheck, streams)?;
         if count < 2 {
             return Ok(vec![first]);
         }
@@ -49,7 +53,7 @@ impl Sockets {
         let port = first.port;
         drop(first);
         (0..count)
-            .map(|_| Self::bind(port, mark, true, recheck))
+            .map(|_| Self::bind(port, mark, true, recheck, streams))
             .collect()
     }
 
@@ -59,6 +63,7 @@ impl Sockets {
         mark: u32,
         shared: bool,
         recheck: &Arc<Recheck>,
+        streams: &Arc<Streams>,
     ) -> io::Result<Self> {
         let mut last = io::Error::from(io::ErrorKind::AddrInUse);
         // A port that is free in one family may be in use in the other.
@@ -88,6 +93,7 @@ impl Sockets {
                 gso_proven: AtomicBool::new(false),
                 unfragmented: Mutex::new(()),
                 recheck: Arc::clone(recheck),
+                streams: Arc::clone(streams),
             });
         }
         Err(last)

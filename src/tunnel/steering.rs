@@ -5,13 +5,14 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Via};
 use super::paths::{Choice, LEAST_PATIENCE};
 use super::peer::Peer;
 use super::peers::Peers;
 use super::probe::{RoundTrip, Said};
 use super::probing::Probing;
 use super::relaying::OwnRelay;
+use super::stream_end::StreamDoor;
 use super::used_relays::{self, UsableRelay};
 use crate::model::{NodeAddress, Path};
 use crate::protocol::path_messages::RelayOffer;
@@ -87,7 +88,7 @@ impl Steering<'_> {
         let endpoint_of = |path: &Path| match path {
             Path::Direct(endpoint) => Some(Endpoint::from(*endpoint)),
             Path::Relay(relay) => used_relays::through(&relays, *relay, address),
-            Path::Stream(_) => None,
+            Path::Stream(node) => Some(Endpoint::streamed(Via::streamed(*node, address.0))),
         };
         let endpoints =
             |paths: &[Path]| -> Vec<Endpoint> { paths.iter().filter_map(endpoint_of).collect() };
@@ -236,6 +237,14 @@ impl<'a> Steering<'a> {
     pub fn own_relay(&self) -> OwnRelay<'a> {
         let peers: &'a Peers = self.0;
         OwnRelay(&peers.shared.relaying)
+    }
+}
+
+impl Steering<'_> {
+    /// Opens streams to relays and to members.
+    #[must_use]
+    pub fn stream_door(&self) -> StreamDoor {
+        StreamDoor(Arc::clone(&self.0.shared))
     }
 }
 

@@ -196,6 +196,13 @@ impl Sender {
     pub(super) fn flush(&mut self, sockets: &Sockets, drops: &DropCounters) {
         let mut rest = self.runs.as_slice();
         while let Some(first) = rest.first() {
+            if let Some(via) = first.endpoint.stream() {
+                let datagrams = self.arena[first.start..first.end].chunks(first.segment);
+                let lost = sockets.streams.send(via, datagrams);
+                drops.add_many(DropReason::StreamFull, lost);
+                rest = &rest[1..];
+                continue;
+            }
             let Some(socket) = sockets.of(&first.endpoint.address) else {
                 drops.add_many(DropReason::SendFailed, first.count);
                 rest = &rest[1..];
@@ -206,6 +213,7 @@ impl Sender {
                 .iter()
                 .take(MAX_SENT)
                 .take_while(|r| r.endpoint.address.is_ipv4() == family)
+                .take_while(|r| r.endpoint.stream().is_none())
                 .count();
             let sent = self.send(socket, &rest[..same], sockets, drops);
             rest = &rest[sent..];
@@ -354,6 +362,7 @@ fn send_one(socket: &Socket, datagram: &[u8], endpoint: &Endpoint) -> io::Result
 mod tests {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+    use super::super::streams::Streams;
     use super::super::wakes::Recheck;
     use super::*;
     use crate::os::batch::Source;
@@ -362,7 +371,7 @@ mod tests {
 
     fn sockets() -> Sockets {
         let recheck = Recheck::new().expect("an event");
-        Sockets::bind(0, 0, false, &recheck).expect("loopback")
+        Sockets::bind(0, 0, false, &recheck, &Streams::new(1)).expect("loopback")
     }
 
     fn commit(sender: &mut Sender, endpoint: Endpoint) {

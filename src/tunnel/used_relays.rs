@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use super::endpoint::{Endpoint, Via};
+use super::endpoint::{Carrier, Endpoint, Via};
 use super::relay::{Header, Tag};
 use crate::model::NodeAddress;
 
@@ -72,6 +72,7 @@ pub(super) fn through(
             label: address.0,
             tag: Some(used.tag),
         },
+        carrier: Carrier::Udp,
     };
     Some(Endpoint {
         via: Some(via),
@@ -82,7 +83,7 @@ pub(super) fn through(
 /// Where datagrams that are sent to `endpoint` through a relay go now: the relay may have moved, or may have given another tag.
 /// None if that is not known.
 pub(super) fn followed(relays: &UsedRelays, endpoint: &Endpoint) -> Option<Endpoint> {
-    let via = endpoint.via?;
+    let via = endpoint.via.filter(|via| via.carrier == Carrier::Udp)?;
     through(relays, via.relay, NodeAddress(via.header.label))
 }
 
@@ -96,6 +97,7 @@ pub(super) fn sender_of(relays: &UsedRelays, header: Header, from: Endpoint) -> 
             label: header.label,
             tag: Some(relay.tag),
         },
+        carrier: Carrier::Udp,
     };
     let to = if from.address == relay.endpoint {
         from

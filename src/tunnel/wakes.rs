@@ -8,6 +8,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::endpoint::Endpoint;
 use super::news::News;
+use super::streams::Streams;
 
 /// The maximum number of refused endpoints that are remembered. For the others, another datagram will be refused.
 pub(super) const MAX_REFUSED: usize = 64;
@@ -24,13 +25,19 @@ pub(super) struct Wakes {
     /// One for each pair of data threads.
     pub(super) pairs: Vec<PairWakes>,
     pub(super) recheck: Arc<Recheck>,
+    /// The streams, whose data threads they wake.
+    pub(super) streams: Arc<Streams>,
     /// The members of whose paths there is news.
     pub(super) news: News,
 }
 
 impl Wakes {
     /// The events for so many pairs of data threads.
-    pub(super) fn new(pairs: usize, recheck: Arc<Recheck>) -> io::Result<Self> {
+    pub(super) fn new(
+        pairs: usize,
+        recheck: Arc<Recheck>,
+        streams: Arc<Streams>,
+    ) -> io::Result<Self> {
         let pair = || {
             Ok(PairWakes {
                 first: event()?,
@@ -41,6 +48,7 @@ impl Wakes {
             device_removed: event()?,
             pairs: (0..pairs).map(|_| pair()).collect::<io::Result<_>>()?,
             recheck,
+            streams,
             news: News::new(event()?),
         })
     }

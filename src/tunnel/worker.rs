@@ -105,11 +105,13 @@ fn run_both(shared: &Shared, pair: &WorkerPair, number: usize, progress: &Progre
         };
         if ready[3] {
             let _ = wakes.first.read();
+            inbound.streams(shared, sockets);
         }
         // One batch of each direction in turn, so that no direction waits until another one has no more work.
         let mut more = [ready[0], ready[1], ready[2]];
         while more != [false; 3] && !shared.stopping() {
             progress.raise();
+            inbound.streams(shared, sockets);
             for (more, socket) in more.iter_mut().zip(descriptors) {
                 if let Some(socket) = socket.filter(|_| *more) {
                     *more = inbound.batch(shared, sockets, socket);

@@ -144,6 +144,7 @@ fn records() -> Vec<Envelope> {
                 relays: vec![],
                 observed: vec![],
                 mapped: vec![],
+                stream: None,
             }),
             &node,
         ),

@@ -109,6 +109,8 @@ const SHELLS: &[&str] = &[
     "tunnel/sched_slice.rs",
     "tunnel/sockets.rs",
     "tunnel/steering.rs",
+    "tunnel/stream_end.rs",
+    "tunnel/streams.rs",
     "tunnel/timer.rs",
     "tunnel/tun.rs",
     "tunnel/running.rs",

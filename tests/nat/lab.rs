@@ -1,6 +1,7 @@
 //! A mesh under test whose nodes are behind routers. The coordinator has a public address.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use meshd::protocol::local::{Netcheck, PeerState, PeerStatus, Status, Why};
@@ -60,8 +61,55 @@ impl Lab {
 
     /// Starts a node with a public address.
     pub(crate) fn public(&mut self, name: &str) -> usize {
+        self.public_with(name, "")
+    }
+
+    /// Starts a node with a public address that relays over TLS as well.
+    pub(crate) fn relay(&mut self, name: &str) -> usize {
+        self.public_with(name, "[relay]\nlisten = \"0.0.0.0:443\"\n")
+    }
+
+    fn public_with(&mut self, name: &str, settings: &str) -> usize {
         let host = self.world.host(name).expect("a namespace");
-        self.start(name, host, None)
+        self.public_on(name, host, settings)
+    }
+
+    /// Starts a node on a host with a public address.
+    pub(crate) fn public_on(&mut self, name: &str, host: Host, settings: &str) -> usize {
+        self.start(name, host, None, settings, &[])
+    }
+
+    /// Kills the program of a node, and starts it again.
+    pub(crate) fn restart(&mut self, n: usize) {
+        self.nodes[n].daemon.take();
+        let node = &self.nodes[n];
+        let daemon = self.daemon(&node.name, &node.host, &[]);
+        self.nodes[n].daemon = Some(daemon);
+    }
+
+    /// Starts a node behind a router of its own, with these variables of its environment.
+    pub(crate) fn behind_with(
+        &mut self,
+        nat: Nat,
+        name: &str,
+        settings: &str,
+        variables: &[(&str, &str)],
+    ) -> usize {
+        self.routers.push(self.world.router(nat).expect("a router"));
+        let router = self.routers.len() - 1;
+        let host = self.routers[router].host(name).expect("a namespace");
+        self.start(name, host, Some(router), settings, variables)
+    }
+
+    /// A host with a public address and no node.
+    pub(crate) fn host(&self, name: &str) -> Host {
+        self.world.host(name).expect("a namespace")
+    }
+
+    /// Starts another program.
+    pub(crate) fn start_program(&self, host: &Host, command: &mut Command, name: &str) -> Running {
+        let log = self.logs.path().join(name);
+        host.start(command, &log).expect("a program")
     }
 
     /// Starts a node behind a router of its own.
@@ -96,17 +144,19 @@ impl Lab {
     /// Starts a node behind a router that is there.
     pub(crate) fn beside(&mut self, router: usize, name: &str) -> usize {
         let host = self.routers[router].host(name).expect("a namespace");
-        self.start(name, host, Some(router))
+        self.start(name, host, Some(router), "", &[])
     }
 
-    fn start(&mut self, name: &str, host: Host, router: Option<usize>) -> usize {
-        let mut command = host
-            .command(env!("CARGO_BIN_EXE_meshd"))
-            .expect("a namespace");
-        command.args(["--state-dir", "/run/state", "--socket", SOCKET]);
-        let log = self.logs.path().join(name);
-        let daemon = host.start(&mut command, &log).expect("a program");
-        self.wait_for_socket(&host, SOCKET);
+    fn start(
+        &mut self,
+        name: &str,
+        host: Host,
+        router: Option<usize>,
+        settings: &str,
+        variables: &[(&str, &str)],
+    ) -> usize {
+        std::fs::write(host.path("/run/meshd.toml"), settings).expect("our directory");
+        let daemon = self.daemon(name, &host, variables);
         self.nodes.push(Node {
             name: name.to_owned(),
             host,
@@ -114,6 +164,19 @@ impl Lab {
             daemon: Some(daemon),
         });
         self.nodes.len() - 1
+    }
+
+    fn daemon(&self, name: &str, host: &Host, variables: &[(&str, &str)]) -> Running {
+        let mut command = host
+            .command(env!("CARGO_BIN_EXE_meshd"))
+            .expect("a namespace");
+        command.args(["--config", "/run/meshd.toml"]);
+        command.args(["--state-dir", "/run/state", "--socket", SOCKET]);
+        command.envs(variables.iter().copied());
+        let log = self.logs.path().join(name);
+        let daemon = host.start(&mut command, &log).expect("a program");
+        self.wait_for_socket(host, SOCKET);
+        daemon
     }
 
     fn wait_for_socket(&self, host: &Host, path: &str) {
@@ -133,11 +196,18 @@ impl Lab {
 
     /// Lets all nodes join at once. Returns how each join ended.
     pub(crate) fn join_all(&self) -> Vec<Ended> {
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        self.join(&all)
+    }
+
+    /// Lets these nodes join at once. Returns how each join ended.
+    pub(crate) fn join(&self, nodes: &[usize]) -> Vec<Ended> {
         let token = self.token();
         let token = token.as_str();
         std::thread::scope(|scope| {
-            let joins: Vec<_> = (0..self.nodes.len())
-                .map(|n| scope.spawn(move || self.on(n, &["join", token])))
+            let joins: Vec<_> = nodes
+                .iter()
+                .map(|n| scope.spawn(move || self.on(*n, &["join", token])))
                 .collect();
             let ends = joins.into_iter().map(|join| join.join().expect("no panic"));
             let ends: Vec<Ended> = ends.collect();
@@ -166,7 +236,7 @@ impl Lab {
         meshctl(&self.nodes[n].host, arguments)
     }
 
-    fn admin(&self, arguments: &[&str]) -> Ended {
+    pub(crate) fn admin(&self, arguments: &[&str]) -> Ended {
         meshctl(&self.coordinator_host, arguments)
     }
 
@@ -201,10 +271,14 @@ impl Lab {
 
     /// Whether an echo from node `from` to the mesh address of node `to` is answered within five tries.
     pub(crate) fn pings(&self, from: usize, to: usize) -> bool {
-        let address = self.peer(from, to).address_v4.to_string();
+        self.pings_at(from, &self.peer(from, to).address_v4.to_string())
+    }
+
+    /// As [`Lab::pings`], for a mesh address.
+    pub(crate) fn pings_at(&self, from: usize, address: &str) -> bool {
         let mut command = self.nodes[from].host.command("ping").expect("a namespace");
         command
-            .args(["-c", "1", "-w", "5", "-i", "0.2", &address])
+            .args(["-c", "1", "-w", "5", "-i", "0.2", address])
             .output()
             .is_ok_and(|output| output.status.success())
     }

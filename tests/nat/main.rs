@@ -20,4 +20,5 @@ mod lab;
 mod mappings;
 mod matrix;
 mod scenarios;
+mod streams;
 mod words;

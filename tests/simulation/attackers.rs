@@ -140,6 +140,7 @@ impl World {
             relays: vec![],
             observed: vec![],
             mapped: vec![],
+            stream: None,
         }
     }
 

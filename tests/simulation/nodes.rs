@@ -952,6 +952,7 @@ fn wanted(
             relays: vec![],
             observed: vec![],
             mapped: vec![],
+            stream: None,
         }));
     }
     let floor = held.map_or(0, |held| held.services_from);

@@ -200,6 +200,7 @@ fn lies(stolen: &Stolen) -> Vec<(&'static str, Vec<Envelope>)> {
         relays: vec![],
         observed: vec![],
         mapped: vec![],
+        stream: None,
     });
     let its_token = Record::Token(Token {
         id: evil_token.public(),

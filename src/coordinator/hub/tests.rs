@@ -228,6 +228,7 @@ fn node(hub: &Hub, n: u8, version: u64, block: u32) -> Envelope {
         relays: vec![],
         observed: vec![],
         mapped: vec![],
+        stream: None,
     };
     Envelope::seal(&Record::Node(node), &key(n))
 }

@@ -56,6 +56,7 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
             relays: vec![],
             observed: vec![],
             mapped: vec![],
+            stream: None,
         };
         netmap.members.insert(id(n), member);
         let port = |number: u16, name: Option<&str>| Port {

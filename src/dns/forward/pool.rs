@@ -15,7 +15,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,8 +29,7 @@ use hickory_resolver::net::xfer::{
 };
 use hickory_resolver::{ConnectionProvider as _, PoolContext, TlsConfig};
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 use tokio::sync::OnceCell;
 
 use super::super::query::Question;
@@ -40,14 +38,8 @@ use super::exchange::{Form, Received, read, request};
 use super::schedule::{SEARCH_TIMEOUT, Transport};
 use super::server::Server;
 use super::sockets::{QuestionMissing, Sockets, size_of};
+use crate::os::roots;
 
-/// Where systems keep the authorities that they trust.
-const BUNDLES: &[&str] = &[
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-    "/etc/ssl/ca-bundle.pem",
-];
 /// How long a TLS connection that is not used is kept.
 const IDLE: Duration = Duration::from_secs(20);
 /// The most requests at once over one TLS connection. For more of them another connection is opened.
@@ -227,16 +219,7 @@ fn failed(error: NetError, form: Form) -> io::Result<Received> {
 
 /// Trusts the authorities that the system trusts at this moment.
 fn of_system() -> io::Result<Arc<ClientConfig>> {
-    let bundle = BUNDLES.iter().map(Path::new).find(|path| path.exists());
-    let bundle = bundle.ok_or_else(|| {
-        io::Error::other(
-            "the system's list of trusted authorities is missing: install ca-certificates",
-        )
-    })?;
-    let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(bundle).map_err(io::Error::other)?;
-    roots.add_parsable_certificates(certificates.filter_map(Result::ok));
-    Ok(Arc::new(trusting(roots)))
+    Ok(Arc::new(trusting(roots::of_system()?)))
 }
 
 fn trusting(roots: RootCertStore) -> ClientConfig {

@@ -189,6 +189,9 @@ pub(super) struct RelaySection {
     pub(super) is_used: bool,
     pub(super) offer: Enabled,
     pub(super) limit: Option<String>,
+    pub(super) listen: Option<String>,
+    pub(super) public_url: Option<String>,
+    pub(super) proxy: Option<String>,
 }
 
 impl Default for RelaySection {
@@ -197,6 +200,9 @@ impl Default for RelaySection {
             is_used: true,
             offer: Enabled::Auto,
             limit: None,
+            listen: None,
+            public_url: None,
+            proxy: None,
         }
     }
 }

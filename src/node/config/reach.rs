@@ -8,7 +8,9 @@ use super::file::{Enabled, PathSection, RelaySection};
 use crate::model::address::is_routable;
 use crate::model::interface::check_interface;
 use crate::os::config_file::Findings;
+use crate::os::proxy::ProxyUrl;
 use crate::path::candidates::Exclude;
+use crate::protocol::stream::StreamUrl;
 use crate::tunnel::relay::RelayLimit;
 
 /// The maximum number of entries in `advertise`.
@@ -43,7 +45,7 @@ pub enum Advertised {
 }
 
 /// Whether and how much this node relays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelaySettings {
     /// Whether this node reaches peers through relays.
     pub is_used: bool,
@@ -51,6 +53,20 @@ pub struct RelaySettings {
     pub is_offered: Option<bool>,
     /// How much it relays for each member.
     pub limit: RelayLimit,
+    /// Where it takes streams of nodes whose network drops UDP.
+    pub listen: Option<StreamListen>,
+    /// The URL at which other nodes reach these streams, if it does not follow from the address.
+    pub public_url: Option<StreamUrl>,
+    /// The proxy for this node's own streams.
+    pub proxy: Option<ProxyUrl>,
+}
+
+/// Where a node takes streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamListen {
+    pub address: SocketAddr,
+    /// Whether this node ends TLS. Otherwise a proxy does.
+    pub has_tls: bool,
 }
 
 /// Makes the settings of what is written, and adds everything that is wrong to `wrong`.
@@ -102,6 +118,39 @@ pub(super) fn path(section: PathSection, wrong: &mut Findings<'_>) -> PathSettin
 
 /// Makes the settings of what is written, and adds everything that is wrong to `wrong`.
 pub(super) fn relay(section: &RelaySection, wrong: &mut Findings<'_>) -> RelaySettings {
+    let mut add = |key: &str, error: String| wrong.add(&format!("relay.{key}"), error);
+    let listen = set(section.listen.as_deref());
+    let listen = listen.and_then(|text| stream_listen(text).map_err(|e| add("listen", e)).ok());
+    let public_url = set(section.public_url.as_deref()).and_then(|text| {
+        let url = text.parse::<StreamUrl>();
+        url.map_err(|error| add("public_url", error.to_string()))
+            .ok()
+    });
+    let proxy = set(section.proxy.as_deref()).and_then(|text| {
+        let proxy = text.parse::<ProxyUrl>();
+        proxy.map_err(|error| add("proxy", error.to_string())).ok()
+    });
+    if set(section.public_url.as_deref()).is_some() && set(section.listen.as_deref()).is_none() {
+        add(
+            "public_url",
+            "nothing listens for these streams: set `listen` as well, such as \"http://127.0.0.1:8443\" behind a proxy"
+                .to_owned(),
+        );
+    }
+    if section.offer == Enabled::No && listen.is_some() {
+        add(
+            "listen",
+            "`offer = false` forbids this node to relay".to_owned(),
+        );
+    }
+    if listen.is_some_and(|listen| !listen.has_tls) && set(section.public_url.as_deref()).is_none()
+    {
+        add(
+            "listen",
+            "a proxy ends TLS, and its URL is not known: set `public_url`, such as \"wss://web-1.example.com/meshd\""
+                .to_owned(),
+        );
+    }
     let limit = match section.limit.as_deref().map(rate) {
         None => DEFAULT_LIMIT,
         Some(Ok(limit)) => limit,
@@ -118,7 +167,30 @@ pub(super) fn relay(section: &RelaySection, wrong: &mut Findings<'_>) -> RelaySe
             Enabled::No => Some(false),
         },
         limit,
+        listen,
+        public_url,
+        proxy,
     }
+}
+
+/// A setting that is not the empty text, which stands for none.
+fn set(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty())
+}
+
+/// Reads "0.0.0.0:443", or "http://127.0.0.1:8443" if a proxy ends TLS.
+fn stream_listen(text: &str) -> Result<StreamListen, String> {
+    let plain = text.strip_prefix("http://");
+    let address = plain.unwrap_or(text).parse::<SocketAddr>().ok();
+    let address = address.filter(|address| address.port() != 0);
+    let address = address.ok_or_else(|| {
+        "an address and a port are needed, such as \"0.0.0.0:443\", or \"http://127.0.0.1:8443\" behind a proxy that ends TLS"
+            .to_owned()
+    })?;
+    Ok(StreamListen {
+        address,
+        has_tls: plain.is_none(),
+    })
 }
 
 /// Reads "203.0.113.7:51820", "[2001:db8::7]:51820" or "home.example.com:51820".

@@ -243,3 +243,44 @@ fn metrics_are_served_with_peers_and_services_unless_they_are_switched_off() {
         assert!(error.to_string().contains(part), "{part} in {error}");
     }
 }
+
+#[test]
+fn streams_are_taken_over_tls_or_behind_a_proxy_whose_url_is_known() {
+    let relay = |text: &str| load(&format!("[relay]\n{text}\n")).map(|config| config.relay);
+    let own = relay("listen = \"0.0.0.0:443\"").expect("it is valid");
+    let listen = own.listen.expect("it is set");
+    assert_eq!(
+        (listen.address.to_string().as_str(), listen.has_tls),
+        ("0.0.0.0:443", true)
+    );
+    let behind = "listen = \"http://127.0.0.1:8443\"\npublic_url = \"wss://a.example/x\"";
+    let behind = relay(behind).expect("it is valid");
+    assert!(behind.listen.is_some_and(|listen| !listen.has_tls));
+    let url = behind.public_url.map(|url| url.to_string());
+    assert_eq!(url.as_deref(), Some("wss://a.example/x"));
+    let empty = relay("listen = \"\"\npublic_url = \"\"\nproxy = \"\"").expect("it is valid");
+    assert_eq!(empty, relay("").expect("it is valid"));
+    let proxy = relay("proxy = \"http://u:p@proxy:1\"")
+        .expect("it is valid")
+        .proxy;
+    assert_eq!(
+        proxy.map(|proxy| proxy.to_string()).as_deref(),
+        Some("http://proxy:1")
+    );
+    for (wrong, key) in [
+        ("listen = \"443\"", "listen"),
+        ("listen = \"0.0.0.0:0\"", "listen"),
+        ("listen = \"https://0.0.0.0:443\"", "listen"),
+        ("listen = \"http://127.0.0.1:8443\"", "listen"),
+        ("listen = \"0.0.0.0:443\"\noffer = false", "listen"),
+        ("public_url = \"wss://a.example\"", "public_url"),
+        (
+            "listen = \"0.0.0.0:443\"\npublic_url = \"https://a.example\"",
+            "public_url",
+        ),
+        ("proxy = \"socks5://proxy:1\"", "proxy"),
+    ] {
+        let error = relay(wrong).expect_err(wrong).to_string();
+        assert!(error.contains(&format!("`relay.{key}`")), "{error}");
+    }
+}

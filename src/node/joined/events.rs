@@ -9,6 +9,7 @@ use crate::node::docker::DockerEvents;
 use crate::node::gossip::PeerEvent;
 use crate::node::replica::StreamEvent;
 use crate::node::state::writer::Written;
+use crate::node::streams::RelayStreamEvent;
 use crate::path::mapping::Answer;
 use crate::services::checks::Outcome;
 use crate::services::registry::InstanceKey;
@@ -38,6 +39,8 @@ pub(in crate::node) enum NodeEvent {
     DeviceGone,
     /// The tunnel has news of the paths to peers.
     Paths,
+    /// The stream to a relay has an event.
+    RelayStream(RelayStreamEvent),
     /// The coordinator answered that this block is leased to this node, or did not answer for a reason.
     Leased(Result<Block, String>),
     /// The router was asked for a port.
@@ -55,6 +58,7 @@ pub(in crate::node) struct Events {
     pub(in crate::node) peers: mpsc::Receiver<PeerEvent>,
     pub(in crate::node) device: DeviceEvents,
     pub(in crate::node) paths: PathEvents,
+    pub(in crate::node) relay_streams: mpsc::Receiver<RelayStreamEvent>,
     /// The answers of the coordinator to requests for this node's lease.
     pub(in crate::node) leases: mpsc::Receiver<Result<Block, String>>,
     /// What the router answered when it was asked for a port.
@@ -75,6 +79,7 @@ impl Events {
             Ok(()) = self.host.changed() => NodeEvent::Host,
             () = self.device.gone() => NodeEvent::DeviceGone,
             () = self.paths.news() => NodeEvent::Paths,
+            Some(event) = self.relay_streams.recv() => NodeEvent::RelayStream(event),
             Some(answer) = self.leases.recv() => NodeEvent::Leased(answer),
             Some(answer) = self.mappings.recv() => NodeEvent::Mapping(answer),
         }
@@ -121,6 +126,7 @@ mod tests {
         let (_firewall, firewall) = watch::channel(0);
         let (_host, host) = watch::channel(0);
         let (_gossip, peers) = mpsc::channel(1);
+        let (_dialer, relay_streams) = mpsc::channel(1);
         let (device, _gone) = std::io::pipe().expect("a pipe");
         let (paths, _news) = std::io::pipe().expect("a pipe");
         let mut events = Events {
@@ -133,6 +139,7 @@ mod tests {
             peers,
             device: DeviceEvents::watch(device.into()).expect("a descriptor"),
             paths: PathEvents::watch(paths.into()).expect("a descriptor"),
+            relay_streams,
             leases,
             mappings: mpsc::channel(1).1,
         };

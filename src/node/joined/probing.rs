@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{JoinedNode, relaying};
+use super::{JoinedNode, relaying, streaming};
 use crate::model::NodeAddress;
 use crate::node::contact::Contact;
 use crate::node::paths::{PathAction, SteerAction};
@@ -16,6 +16,7 @@ use crate::records::netmap::Member;
 pub(super) fn poll_paths(node: &mut JoinedNode, now: Instant) -> bool {
     let is_regrouped = node.paths.is_due(now) && poll_all(node, now);
     relaying::poll(node, now);
+    streaming::poll(node, now);
     poll_steered(node, now);
     is_regrouped
 }
@@ -45,12 +46,13 @@ pub(super) fn handle_news(node: &mut JoinedNode, now: Instant) {
         }
     }
     relaying::poll(node, now);
+    streaming::poll(node, now);
     node.paths.handle_news(now);
     poll_steered(node, now);
 }
 
 /// Carries out what is due for the paths of single peers.
-fn poll_steered(node: &mut JoinedNode, now: Instant) {
+pub(super) fn poll_steered(node: &mut JoinedNode, now: Instant) {
     let tunnel = &node.device.tunnel;
     for id in node.paths.reports_due(now) {
         let member = node.netmap.members.get(&id);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use super::JoinedNode;
+use crate::model::address::is_public;
 use crate::node::connections::Published;
 use crate::node::host::Ipv6;
 use crate::node::own_records::Draft;
@@ -113,6 +114,10 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
     let limit = reach.relay_limit(&own.unmapped());
     let relay = tunnel.steering().own_relay();
     relay.set_limit(limit, Instant::now());
+    let streams = &mut node.device.streams;
+    streams.set_relaying(limit.is_some());
+    let public = own.endpoints.iter().find(|at| is_public(at.ip()));
+    let stream = limit.and_then(|_| streams.offer(public.copied()));
     let held = ledger.node(&id);
     let wireguard_key = node.identity.keys.wireguard_public();
     let proof = held.filter(|held| held.wireguard_key == wireguard_key);
@@ -131,6 +136,7 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
         relays: node.device.reach.chosen_relays().to_vec(),
         observed: own.observed,
         mapped: own.mapped,
+        stream,
     };
     let is_new = held != Some(&record);
     Some((record, is_new))

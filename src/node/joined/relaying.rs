@@ -22,7 +22,7 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     if node.device.reach.is_measuring(now) {
         measure(node, now);
     }
-    let relayed = node.paths.relayed();
+    let relayed = node.paths.steered().relayed();
     for peer in node.device.reach.punching.poll(&relayed, now) {
         send_paths(node, &peer, true, now);
     }
@@ -125,7 +125,9 @@ pub(super) fn say_bye(identity: &Identity, netmap: &Netmap, tunnel: &Tunnel) {
 fn measure(node: &mut JoinedNode, now: Instant) {
     let relays = measured(node, now).map(|(_, relay)| relay);
     let relays: Vec<MeasuredRelay<PublicKey>> = relays.collect();
-    node.dirty.own |= node.device.reach.handle_measured(&relays, now);
+    let is_blocked = node.device.streams.is_blocked(now);
+    let reach = &mut node.device.reach;
+    node.dirty.own |= reach.handle_measured(&relays, is_blocked, now);
 }
 
 /// The peers that offer to relay for this node.
@@ -138,24 +140,33 @@ fn measured(
     let others = members.filter(move |member| member.speaks_paths && member.id != id);
     others.filter_map(move |member| {
         let report = steering.report(&member.wireguard_key.0)?;
-        Some((member, measured_relay(member.id, &report, now)?))
+        let has_stream = node.device.streams.is_open(&member.id);
+        Some((member, measured_relay(member.id, &report, has_stream, now)?))
     })
 }
 
-/// The peer as a relay, if it offers to relay and its own path is direct.
+/// The peer as a relay, if it offers to relay and its own path is direct, or the stream that this node has opened to it.
 pub(in crate::node) fn measured_relay(
     relay: PublicKey,
     report: &PathReport,
+    has_stream: bool,
     now: Instant,
 ) -> Option<MeasuredRelay<PublicKey>> {
-    let primary = report.primary.filter(|path| path.endpoint().is_some())?;
+    let is_stream = |path: &Path| has_stream && matches!(path, Path::Stream(_));
+    let primary = report.primary;
+    let primary = primary.filter(|path| path.endpoint().is_some() || is_stream(path))?;
     let mut paths = report.paths.iter();
     let path = paths.find(|path| path.path == primary)?;
     let is_recent = now.saturating_duration_since(path.answered?.at) < ECHO_WITHIN;
     is_recent.then_some(MeasuredRelay {
         relay,
         rtt: path.sample?.took,
-        load: path.offer?.load,
+        // A relay takes a stream only if it relays, and its echoes on a stream do not contain its load.
+        load: match path.offer {
+            Some(offer) => offer.load,
+            None if is_stream(&primary) => 0,
+            None => return None,
+        },
     })
 }
 
@@ -196,7 +207,10 @@ mod tests {
             rtt: trip.took,
             load: 7,
         };
-        let after = |seconds| measured_relay(id(1), &report, start + Duration::from_secs(seconds));
+        let after = |seconds| {
+            let now = start + Duration::from_secs(seconds);
+            measured_relay(id(1), &report, false, now)
+        };
         assert_eq!([0, 245].map(after), [Some(relay), Some(relay)]);
         assert_eq!(after(300), None);
     }

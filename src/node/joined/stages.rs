@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 
-use super::{JoinedNode, mapping, publishing, writes};
+use super::{JoinedNode, mapping, publishing, streaming, writes};
 use crate::dns::Replaced;
 use crate::model::address::is_routable;
 use crate::model::{NodeAddress, Path, PublicKey};
@@ -88,6 +88,7 @@ impl Stages for JoinedNode {
         let ways = others.iter().map(|m| (m.name.to_string(), m.addresses()));
         let ways = ways.collect();
         self.device.network.set(|wanted| wanted.peers = ways);
+        streaming::set_members(self);
     }
 
     fn renew_services(&mut self, ids: &BTreeSet<String>) -> Option<Self::Replaced> {
@@ -129,6 +130,7 @@ impl Stages for JoinedNode {
             let now = Instant::now();
             self.paths.handle_network_changed(now);
             self.device.reach.handle_network_changed(now);
+            self.device.streams.handle_network_changed(now);
         }
         self.device.interfaces = interfaces;
         mapping::handle_listed(self, Instant::now());

@@ -43,6 +43,7 @@ fn netmap() -> Netmap {
             relays: vec![],
             observed: vec![],
             mapped: vec![],
+            stream: None,
         };
         (id, member)
     });

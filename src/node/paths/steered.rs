@@ -6,14 +6,14 @@
 //! is asked. Its echo has the new tag, and if there is no echo, a handshake shows the relay that its session is a new one. The
 //! peers that did not answer through it are then tried again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::relays::Relays;
-use crate::model::{NodeAddress, PublicKey};
+use crate::model::{NodeAddress, Path, PublicKey};
 use crate::path::Peers;
-use crate::path::link::{Link, LinkReport};
+use crate::path::link::{Evidence, Link, LinkReport};
 use crate::path::links::Candidate;
 use crate::path::peer::{Action, PeerPaths, Report, State};
 use crate::protocol::path_messages::ByeReason;
@@ -53,6 +53,8 @@ pub(super) struct Steered {
     peers: BTreeMap<PublicKey, SteeredPeer>,
     relays: Relays,
     heard: BTreeMap<PublicKey, Vec<SocketAddr>>,
+    /// The nodes to which streams are open.
+    streams: BTreeSet<NodeAddress>,
     actions: Vec<SteerAction>,
 }
 
@@ -64,6 +66,7 @@ impl Steered {
             peers: BTreeMap::new(),
             relays: Relays::new(uses_relays),
             heard: BTreeMap::new(),
+            streams: BTreeSet::new(),
             actions: Vec::new(),
         }
     }
@@ -92,13 +95,27 @@ impl Steered {
         self.renew(now);
     }
 
+    /// Streams to these nodes are open.
+    pub(super) fn set_streams(&mut self, streams: BTreeSet<NodeAddress>, now: Instant) {
+        if self.streams == streams {
+            return;
+        }
+        let is_more = !streams.is_subset(&self.streams);
+        self.streams = streams;
+        self.renew(now);
+        if is_more {
+            // The paths in use do not work, or there would be no stream. For an idle peer that is not noticed otherwise.
+            self.paths.handle_network_changed(now);
+        }
+    }
+
     /// Computes the candidates of all peers.
     fn renew(&mut self, now: Instant) {
         let measured = self.relays.measured(|relay| round_trip(&self.paths, relay));
-        let (relays, peers) = (&mut self.relays, self.peers.iter());
+        let (relays, streams, peers) = (&mut self.relays, &self.streams, self.peers.iter());
         let peers = peers.map(|(id, peer)| {
             let relays = relays.candidates(id, &peer.relays, &measured);
-            (*id, peer.candidates(relays))
+            (*id, peer.candidates(streams, relays))
         });
         for id in self.paths.set(peers, now) {
             // Each peer is kept alive, so it is to be reached from the beginning.
@@ -119,7 +136,8 @@ impl Steered {
         if self.relays.handle_hints(id, trips, now) {
             let measured = self.relays.measured(|relay| round_trip(&self.paths, relay));
             let relays = self.relays.candidates(id, &peer.relays, &measured);
-            self.paths.set_candidates(id, peer.candidates(relays), now);
+            let candidates = peer.candidates(&self.streams, relays);
+            self.paths.set_candidates(id, candidates, now);
         }
     }
 
@@ -212,8 +230,19 @@ impl Steered {
 
 impl SteeredPeer {
     /// The relays come first, so that no number of direct paths displaces them.
-    fn candidates(&self, relays: Vec<Candidate>) -> Vec<Candidate> {
-        relays.into_iter().chain(self.direct.clone()).collect()
+    /// There are streams only where UDP does not pass, so they come before relays. Both come first, so that no number of direct paths
+    /// displaces them.
+    fn candidates(
+        &self,
+        streams: &BTreeSet<NodeAddress>,
+        relays: Vec<Candidate>,
+    ) -> Vec<Candidate> {
+        let streams = streams.iter().map(|node| Candidate {
+            path: Path::Stream(*node),
+            evidence: Evidence::Host,
+        });
+        let direct = self.direct.iter().copied();
+        streams.chain(relays).chain(direct).collect()
     }
 }
 

@@ -89,6 +89,7 @@ mod tests {
                 relays: vec![],
                 observed: vec![],
                 mapped: vec![],
+                stream: None,
             })
         };
         let mesh = Record::Mesh(Mesh {

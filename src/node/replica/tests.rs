@@ -116,6 +116,7 @@ fn node_record(n: u8, version: u64, index: u32) -> Node {
         relays: vec![],
         observed: vec![],
         mapped: vec![],
+        stream: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::peers::{milliseconds, others, seconds};
 use crate::model::address::is_routable;
-use crate::model::{Label, NodeAddress, PublicKey};
+use crate::model::{Label, NodeAddress, Path, PublicKey};
 use crate::node::host::Interface;
 use crate::node::joined::{JoinedNode, measured_relay};
 use crate::node::remedies::is_private;
@@ -97,7 +97,9 @@ fn udp(node: &JoinedNode, now: Instant) -> UdpCheck {
     let heard: Vec<Instant> = peers.iter().filter_map(|m| watch.heard(&m.id)).collect();
     let last = heard.iter().max();
     let is_unreached = |id| watch.reach(id, now) == Reach::Unreachable;
-    let state = if !heard.is_empty() {
+    let state = if node.device.streams.is_blocked(now) {
+        UdpState::Unanswered
+    } else if !heard.is_empty() {
         UdpState::Works
     } else if !peers.is_empty() && peers.iter().all(|m| is_unreached(&m.id)) {
         UdpState::Unanswered
@@ -127,10 +129,15 @@ fn relays(node: &JoinedNode, now: Instant) -> Vec<RelayCheck> {
     let used: BTreeSet<NodeAddress> = used.collect();
     let offered = peers.iter().filter_map(|peer| {
         let report = tunnel.steering().report(&peer.wireguard_key.0)?;
-        let relay = measured_relay(peer.id, &report, now)?;
+        let has_stream = node.device.streams.is_open(&peer.id);
+        let relay = measured_relay(peer.id, &report, has_stream, now)?;
         let round_trip = distances.round_trip(&peer.id).unwrap_or(relay.rtt);
         let in_use = used.contains(&NodeAddress(peer.block.node_v4()));
-        let check = relay_check(&peer.name, (round_trip, relay.load), in_use);
+        let kind = match report.primary {
+            Some(Path::Stream(_)) => PathKind::Stream,
+            _ => PathKind::Relay,
+        };
+        let check = relay_check(&peer.name, kind, (round_trip, relay.load), in_use);
         Some((round_trip, check))
     });
     let mut offered: Vec<(Duration, RelayCheck)> = offered.collect();
@@ -138,10 +145,15 @@ fn relays(node: &JoinedNode, now: Instant) -> Vec<RelayCheck> {
     offered.into_iter().map(|(_, check)| check).collect()
 }
 
-fn relay_check(name: &Label, (round_trip, load): (Duration, u8), in_use: bool) -> RelayCheck {
+fn relay_check(
+    name: &Label,
+    kind: PathKind,
+    (round_trip, load): (Duration, u8),
+    in_use: bool,
+) -> RelayCheck {
     RelayCheck {
         name: name.clone(),
-        kind: PathKind::Relay,
+        kind,
         rtt_ms: Some(milliseconds(round_trip)),
         load: Some(f64::from(load) / 255.0),
         in_use,
@@ -171,7 +183,7 @@ fn mend(
     let mut mend = Vec::new();
     if udp == UdpState::Unanswered {
         mend.push(format!(
-            "let this network pass UDP from and to port {port} of this host, because no peer answers"
+            "let this network pass UDP from and to port {port} of this host, because nobody answers by UDP"
         ));
     }
     let is_proven = port_mapping.report().is_some_and(|r| r.proven.is_some());
@@ -241,7 +253,8 @@ mod tests {
     #[test]
     fn a_relay_has_its_round_trip_in_milliseconds_and_its_load_as_a_part_of_one() {
         let name: Label = "web".parse().expect("a label");
-        let check = relay_check(&name, (Duration::from_micros(12_500), 255), true);
+        let round_trip = (Duration::from_micros(12_500), 255);
+        let check = relay_check(&name, PathKind::Relay, round_trip, true);
         let expected = RelayCheck {
             name,
             kind: PathKind::Relay,
@@ -260,7 +273,7 @@ mod tests {
         assert_eq!(
             mend(UdpState::Unanswered, NatMapping::Unknown, 51820),
             [
-                "let this network pass UDP from and to port 51820 of this host, because no peer answers"
+                "let this network pass UDP from and to port 51820 of this host, because nobody answers by UDP"
             ]
         );
         assert_eq!(

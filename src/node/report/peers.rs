@@ -29,8 +29,14 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
             let handshake = peer.as_ref().and_then(|p| p.last_handshake);
             let contact = contact_of(node, member, peer.as_ref(), now);
             let (state, reason) = contact.state();
-            let (state, via) = relayed(node, state, peer.as_ref().and_then(|p| p.path));
+            let (state, via) = relayed(
+                node,
+                &member.name,
+                state,
+                peer.as_ref().and_then(|p| p.path),
+            );
             let reason = reason.map(|why| isolated.map_or(why, str::to_owned));
+            let reason = reason.or_else(|| over_tls(state, via.as_ref(), contact.port));
             let measured = match state {
                 PeerState::Connecting | PeerState::Unreachable => None,
                 _ => node.paths.distances().round_trip(&member.id),
@@ -63,16 +69,33 @@ pub(super) fn peers(node: &JoinedNode, now: Instant) -> Vec<PeerStatus> {
         .collect()
 }
 
+/// Why a peer is reached over TLS.
+pub(super) fn over_tls(state: PeerState, via: Option<&Label>, port: u16) -> Option<String> {
+    if state != PeerState::Stream {
+        return None;
+    }
+    Some(match via {
+        Some(via) => format!(
+            "this network drops UDP, so packets go over TLS to {via}; let UDP port {port} pass to reach other nodes directly"
+        ),
+        None => "UDP does not pass between it and this node, so packets go over TLS".to_owned(),
+    })
+}
+
 /// The state of a peer that is reached by `path`, and the node that relays to it.
 pub(super) fn relayed(
     node: &JoinedNode,
+    peer: &Label,
     state: PeerState,
     path: Option<Path>,
 ) -> (PeerState, Option<Label>) {
     let via = path.and_then(|path| relay_name(node, path));
     match (state, path) {
         (PeerState::Direct, Some(Path::Relay(_))) => (PeerState::Relay, via),
-        (PeerState::Direct, Some(Path::Stream(_))) => (PeerState::Stream, via),
+        // The stream to the peer itself has nobody in between.
+        (PeerState::Direct, Some(Path::Stream(_))) => {
+            (PeerState::Stream, via.filter(|via| via != peer))
+        }
         (PeerState::Idle, Some(Path::Relay(_) | Path::Stream(_))) => (state, via),
         _ => (state, None),
     }

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::peers::{narrow_paths, unreached};
+use crate::model::PublicKey;
 use crate::model::text::listed;
 use crate::node::joined::JoinedNode;
 use crate::protocol::local::Problem;
@@ -109,6 +110,12 @@ fn found(node: &JoinedNode, damaged_services: Option<&str>, flagged: usize) -> F
     }
     problems.extend(ProblemKind::Services, node.workloads.external_bridges());
     problems.extend(ProblemKind::Device, node.device.problems());
+    let name_of = |id: &PublicKey| {
+        let member = node.netmap.members.get(id);
+        member.map_or_else(|| id.short(), |member| member.name.to_string())
+    };
+    let streams = node.device.streams.problems(name_of);
+    problems.extend(ProblemKind::Device, streams);
     problems.extend(ProblemKind::Dns, node.resolver.refused());
     problems.extend(ProblemKind::Disk, node.disk.unwritten());
     problems.extend(ProblemKind::Records, node.own_records.problems());

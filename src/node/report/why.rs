@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::netcheck::{ipv6_of, networks_of, outer_address};
-use super::peers::{contact_of, member_of, milliseconds, relay_name, relayed, seconds};
+use super::peers::{contact_of, member_of, milliseconds, over_tls, relay_name, relayed, seconds};
 use crate::model::Path;
 use crate::node::contact::Contact;
 use crate::node::joined::JoinedNode;
@@ -70,7 +70,8 @@ fn explain(node: &JoinedNode, member: &Member) -> Why {
     let situation = situation(node, member, &contact);
     let tried = node.paths.tried();
     let in_use = peer.and_then(|p| p.path);
-    let (state, via) = relayed(node, state, in_use);
+    let (state, via) = relayed(node, &member.name, state, in_use);
+    let reason = reason.or_else(|| over_tls(state, via.as_ref(), contact.port));
     let attempts: Vec<(Path, Attempts)> = tried.of(&member.id).collect();
     let sent = attempts.iter().filter_map(|(_, of)| of.sent).max();
     let mtu = Some(node.paths.limit(&member.id)).filter(|_| is_reached);

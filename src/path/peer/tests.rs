@@ -493,6 +493,17 @@ fn a_direct_path_is_not_used_if_it_is_much_slower_than_a_relay() {
 }
 
 #[test]
+fn a_stream_gives_way_to_a_relay_that_works_again_though_its_round_trip_is_shorter() {
+    let stream = Path::Stream(NodeAddress([10, 210, 9, 1].into()));
+    let mut world = World::new(&[host(stream), host(relay(1))], &[(stream, 10)]);
+    world.run(10_000, Some(20));
+    assert_eq!(world.report.primary, Some(stream));
+    world.trips.insert(relay(1), 30);
+    world.run(40_000, Some(20));
+    assert_eq!(world.report.primary, Some(relay(1)));
+}
+
+#[test]
 fn a_lossy_direct_path_gives_way_to_a_relay() {
     let mut world = open();
     // The path loses every second probe, and packets of the peer still arrive by it.

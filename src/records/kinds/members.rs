@@ -26,6 +26,8 @@ pub const MAX_RELAYS: usize = 3;
 pub const MAX_OBSERVED: usize = 4;
 /// The maximum number of mapped endpoints in a node record.
 const MAX_MAPPED: usize = 4;
+/// The maximum length in bytes of the URL of a stream.
+const MAX_URL: usize = 256;
 /// The maximum number of words in `speaks` that are read.
 const MAX_WORDS: usize = 16;
 /// The maximum length in bytes of a word in `speaks`.
@@ -260,6 +262,24 @@ pub struct Node {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub mapped: Vec<SocketAddr>,
+    /// Where the node relays over TLS, for nodes whose network drops UDP. Records of earlier versions do not have it.
+    #[serde(
+        default,
+        deserialize_with = "known_stream",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub stream: Option<StreamOffer>,
+}
+
+/// Where a node relays over TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamOffer {
+    /// The URL that other nodes dial.
+    pub url: String,
+    /// The hash of the TLS key in hexadecimal, if the node ends TLS itself. Without it a proxy does, whose certificate the other nodes
+    /// verify.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<String>,
 }
 
 impl Node {
@@ -309,6 +329,16 @@ fn known_words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     Ok(words.take(MAX_WORDS).collect())
 }
 
+fn known_stream<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<StreamOffer>, D::Error> {
+    let offer = match Lenient::<StreamOffer>::deserialize(deserializer)? {
+        Lenient::Known(offer) => Some(offer),
+        Lenient::Other(_) => None,
+    };
+    Ok(offer.filter(|offer| offer.url.len() <= MAX_URL))
+}
+
 fn first_observed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
     Ok(lenient_list(deserializer)?.take(MAX_OBSERVED).collect())
 }
@@ -328,12 +358,6 @@ where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Lenient<T> {
-        Known(T),
-        Other(IgnoredAny),
-    }
     let list = match Lenient::<Vec<Lenient<T>>>::deserialize(deserializer)? {
         Lenient::Known(list) => list,
         Lenient::Other(_) => vec![],
@@ -342,6 +366,14 @@ where
         Lenient::Known(entry) => Some(entry),
         Lenient::Other(_) => None,
     }))
+}
+
+/// A value, or one that this version does not understand.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Lenient<T> {
+    Known(T),
+    Other(IgnoredAny),
 }
 
 #[expect(

@@ -27,7 +27,7 @@ mod services;
 
 pub use self::members::{
     Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_TAGS, Membership,
-    Mesh, Name, Node, PATHS_1, Revocation, RevokedKind, SPOKEN, Token,
+    Mesh, Name, Node, PATHS_1, Revocation, RevokedKind, SPOKEN, StreamOffer, Token,
 };
 pub use self::rules::RecordError;
 pub use self::services::{
@@ -224,7 +224,7 @@ mod tests {
         };
         // Versions that do not have the fields read and write the same text.
         let payload = Record::Node(node(&[])).payload();
-        for field in ["speaks", "relays", "observed", "mapped"] {
+        for field in ["speaks", "relays", "observed", "mapped", "stream"] {
             assert!(!payload.contains(field), "{field}");
         }
         for (speaks, expected) in [
@@ -265,6 +265,30 @@ mod tests {
         let ids: Vec<_> = (1..9).map(build::id).collect();
         let many = serde_json::to_string(&ids).expect("plain data");
         assert_eq!(read("[]", &many).1, ids[..MAX_RELAYS]);
+    }
+
+    #[test]
+    fn an_offer_of_a_stream_is_read_and_one_that_no_version_writes_is_ignored() {
+        let read = |stream: &str| {
+            let node = Record::Node(build::node(&build::id(3), build::block(1)));
+            let fields = format!(r#"{{"stream":{stream},"#);
+            let payload = node.payload().replacen('{', &fields, 1);
+            match Record::parse(&payload) {
+                Ok((_, Record::Node(node))) => node.stream,
+                other => panic!("{other:?}"),
+            }
+        };
+        let offer = |pin: Option<&str>| StreamOffer {
+            url: "wss://a.example".to_owned(),
+            pin: pin.map(str::to_owned),
+        };
+        let written = read(r#"{"url":"wss://a.example","pin":"ab","later":[1]}"#);
+        assert_eq!(written, Some(offer(Some("ab"))));
+        assert_eq!(read(r#"{"url":"wss://a.example"}"#), Some(offer(None)));
+        let long = format!(r#"{{"url":"wss://{}"}}"#, "a".repeat(300));
+        for odd in ["5", "null", "[]", r#"{"url":7}"#, r#"{"pin":"ab"}"#, &long] {
+            assert_eq!(read(odd), None, "{odd}");
+        }
     }
 
     #[test]

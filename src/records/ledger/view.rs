@@ -37,6 +37,7 @@ impl Ledger {
                     relays: node.relays.clone(),
                     observed: node.routable_observed(),
                     mapped: node.mapped.clone(),
+                    stream: node.stream.clone(),
                 },
             );
         }

@@ -104,6 +104,20 @@ fn forwarded(table: &str, first: &str, ways: &[Way], action: &str) -> String {
     replaced(table, &chain)
 }
 
+/// The rules that let packets out to this address alone.
+pub(super) fn of_only_way_out(address: Ipv4Addr) -> String {
+    replaced(
+        "way_out",
+        &format!(
+            "  chain forwarded {{
+    type filter hook forward priority filter - 5
+    iifname \"lan\" ip daddr != {address} drop
+  }}
+"
+        ),
+    )
+}
+
 fn lossy(from: &str, percent: u8) -> String {
     // nft refuses a comparison that always holds.
     let chance = match percent {

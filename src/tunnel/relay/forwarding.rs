@@ -47,7 +47,7 @@ pub struct Relay {
     limit: Option<RelayLimit>,
     members: HashMap<Ipv4Addr, Member>,
     /// The members by the endpoints from which they send.
-    sources: HashMap<SocketAddr, Vec<Source>>,
+    sources: HashMap<SocketAddr, Vec<MemberAt>>,
     load: Load,
 }
 
@@ -56,6 +56,8 @@ pub struct Relay {
 struct Member {
     bucket: Bucket,
     paths: Vec<MemberPath>,
+    /// The number of its open streams.
+    streams: usize,
 }
 
 /// A path on which a member reaches this node.
@@ -66,9 +68,24 @@ struct MemberPath {
     former_since: Option<Instant>,
 }
 
+/// Where a frame came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// By UDP from this endpoint. The tag of the frame shows which member sent it.
+    Endpoint(SocketAddr),
+    /// By the stream of this member, which proved its identity.
+    Stream(Ipv4Addr),
+}
+
+impl From<SocketAddr> for Source {
+    fn from(endpoint: SocketAddr) -> Self {
+        Self::Endpoint(endpoint)
+    }
+}
+
 /// A member at an endpoint.
 #[derive(Debug, Clone, Copy)]
-struct Source {
+struct MemberAt {
     member: Ipv4Addr,
     /// The tags that are valid in `epoch`. They are kept because each frame is compared with them.
     valid: [Tag; 2],
@@ -152,6 +169,7 @@ impl Relay {
         let state = self.members.entry(member).or_insert_with(|| Member {
             bucket: Bucket::full(rate, now),
             paths: Vec::new(),
+            streams: 0,
         });
         for path in &mut state.paths {
             let is_present = endpoints.contains(&path.endpoint);
@@ -167,6 +185,25 @@ impl Relay {
         }
         for endpoint in endpoints.iter().take(MAX_PATHS) {
             self.add_source(*endpoint, member, now);
+        }
+        self.forget(member, now);
+    }
+
+    /// `member` has opened a stream.
+    pub fn handle_stream_opened(&mut self, member: Ipv4Addr, now: Instant) {
+        let rate = self.limit.map_or(NOTHING, RelayLimit::rate);
+        let state = self.members.entry(member).or_insert_with(|| Member {
+            bucket: Bucket::full(rate, now),
+            paths: Vec::new(),
+            streams: 0,
+        });
+        state.streams += 1;
+    }
+
+    /// A stream of `member` is closed.
+    pub fn handle_stream_closed(&mut self, member: Ipv4Addr, now: Instant) {
+        if let Some(state) = self.members.get_mut(&member) {
+            state.streams = state.streams.saturating_sub(1);
         }
         self.forget(member, now);
     }
@@ -203,7 +240,7 @@ impl Relay {
     pub fn decide<P>(
         &mut self,
         header: Header,
-        from: SocketAddr,
+        from: impl Into<Source>,
         bytes: usize,
         destination: impl FnOnce(Ipv4Addr) -> Option<Destination<P>>,
         now: Instant,
@@ -211,7 +248,10 @@ impl Relay {
         if self.limit.is_none() {
             return Err(RelayDrop::NotOffered);
         }
-        let source = self.source(from, header.tag, now)?;
+        let source = match from.into() {
+            Source::Endpoint(from) => self.source(from, header.tag, now)?,
+            Source::Stream(member) => member,
+        };
         if header.label == source {
             return Err(RelayDrop::ToSender);
         }
@@ -275,7 +315,7 @@ impl Relay {
             return;
         }
         let epoch = self.tags.epoch(now);
-        let source = Source {
+        let source = MemberAt {
             member,
             valid: self.tags.valid(epoch, member, endpoint),
             epoch,
@@ -313,7 +353,7 @@ impl Relay {
             let former = state.paths.iter().position(|p| p.former_since.is_some());
             gone.push(state.paths.remove(former.unwrap_or(0)).endpoint);
         }
-        if state.paths.is_empty() {
+        if state.paths.is_empty() && state.streams == 0 {
             self.members.remove(&member);
         }
         for endpoint in gone {

@@ -15,6 +15,9 @@
 //!   of an endpoint of another host.
 //! - Each member has a limit (`forwarding`), in which all that the relay sends for it is counted.
 //!
+//! A member whose network drops UDP has a stream to the relay ([`Source::Stream`]). It proved its identity when it opened the stream,
+//! so its frames have no tag. The rest is the same: one hop, and one limit for each member.
+//!
 //! This module is pure: the data plane owns the sockets and tells the time.
 
 mod forwarding;
@@ -24,7 +27,7 @@ mod tag;
 #[cfg(test)]
 mod tests;
 
-pub use forwarding::{Destination, Forward, Relay, RelayLimit};
+pub use forwarding::{Destination, Forward, Relay, RelayLimit, Source};
 pub use frame::{Frame, HEADER, Header, is_frame};
 pub use reasons::RelayDrop;
 pub use tag::{TAG_LIFETIME, Tag, Tags};

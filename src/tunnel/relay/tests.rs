@@ -284,6 +284,46 @@ fn the_destination_is_another_member_that_was_heard_on_a_path_of_its_own() {
 }
 
 #[test]
+fn a_member_with_a_stream_needs_no_tag_and_is_one_until_its_last_stream_is_closed() {
+    let mut world = World::new();
+    let now = world.start;
+    let find = |path| {
+        Some(Destination {
+            path,
+            heard: Some(now),
+        })
+    };
+    let decide = |relay: &mut Relay, from: u8, to: u8| {
+        let header = Header {
+            label: member(to),
+            tag: None,
+        };
+        let decided = relay.decide(header, Source::Stream(member(from)), 100, find, now);
+        decided.map(|forward| (forward.to, forward.header.label))
+    };
+    let relay = &mut world.relay;
+    assert_eq!(decide(relay, 3, 2), Err(RelayDrop::UnknownSource));
+    for _ in 0..2 {
+        relay.handle_stream_opened(member(3), now);
+    }
+    assert_eq!(decide(relay, 3, 2), Ok((member(2), member(3))));
+    assert_eq!(decide(relay, 3, 3), Err(RelayDrop::ToSender));
+    let back = Header {
+        label: member(3),
+        tag: relay.tag(member(1), endpoint(1), now),
+    };
+    let forwarded = relay.decide(back, endpoint(1), 100, find, now);
+    assert_eq!(forwarded.map(|forward| forward.to), Ok(member(3)));
+    relay.handle_stream_closed(member(3), now);
+    assert!(decide(relay, 3, 2).is_ok());
+    relay.handle_stream_closed(member(3), now);
+    assert_eq!(decide(relay, 3, 2), Err(RelayDrop::UnknownSource));
+    relay.handle_stream_opened(member(3), now);
+    relay.set_limit(None, now);
+    assert_eq!(decide(relay, 3, 2), Err(RelayDrop::NotOffered));
+}
+
+#[test]
 fn a_member_sends_no_more_than_its_limit_and_takes_nothing_from_the_others() {
     let mut world = World::new();
     let (first, second) = (world.header(1, 2), world.header(2, 1));

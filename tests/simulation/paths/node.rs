@@ -298,7 +298,7 @@ impl Node {
             self.reach.measured = Some(now);
             self.measure(now);
         }
-        let relayed = self.paths.relayed();
+        let relayed = self.paths.steered().relayed();
         for peer in self.reach.punching.poll(&relayed, self.at(now)) {
             self.send_paths(number(&peer), true, now, random);
         }

@@ -42,6 +42,7 @@ fn node(wireguard_key: WireGuardKey) -> Record {
         relays: vec![],
         observed: vec![],
         mapped: vec![],
+        stream: None,
     })
 }
 
