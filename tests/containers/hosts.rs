@@ -161,11 +161,14 @@ impl Hosts {
         self.meshctl(self.nodes[n].host(), &["join", token.trim()]);
     }
 
-    /// Joins the coordinator's host to the mesh.
+    /// Joins the coordinator's host to the mesh. It also relays over TLS.
     fn join_outside(&mut self) {
+        let config = "[relay]\nlisten = \"0.0.0.0:443\"\n";
+        std::fs::write(self.outside.path(CONFIG_FILE), config).expect("its own file system");
         let mut command = self.outside.command(env!("CARGO_BIN_EXE_meshd"));
         let command = command.as_mut().expect("a host");
         command.args(["--state-dir", "/run/state", "--socket", SOCKET]);
+        command.args(["--config", CONFIG_FILE]);
         let log = self.logs.path().join("outside");
         self.outside_daemon = Some(self.outside.start(command, &log).expect("a program"));
         let socket = self.outside.path(SOCKET);
