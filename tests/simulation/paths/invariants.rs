@@ -22,7 +22,7 @@ const MAX_CHOICES: usize = 2;
 /// While nothing goes wrong, the path to a peer changes no more often than this.
 const MAX_CHANGES: usize = 8;
 /// The largest number of datagrams in a second from one node to an address that a member claims falsely.
-const MAX_TO_VICTIM: usize = 40;
+const MAX_TO_VICTIM: usize = 80;
 
 /// The datagrams of the last second.
 #[derive(Debug, Default)]
