@@ -214,12 +214,13 @@ impl Link {
             None => report.answers,
         };
         self.answers = report.answers;
-        if answered > 0 && (std::mem::take(&mut self.is_dead) || is_first) {
+        let begins = answered > 0 && (std::mem::take(&mut self.is_dead) || is_first);
+        if begins {
             // The losses belong to a time in which the path did not work at all.
             self.losses = Losses::default();
         }
         for _ in 0..answered.min(HISTORY) {
-            if self.losses.pending.pop_front().is_some() {
+            if begins || self.losses.pending.pop_front().is_some() {
                 self.losses.note(false);
             }
         }
@@ -374,9 +375,9 @@ mod tests {
             for n in 0..HISTORY {
                 let at = start + ms(u64::from(n) * 10_000);
                 link.handle_probed(at);
-                if n >= lost {
-                    let answers = n - lost + 1;
-                    let report = report(&link, at + ms(5), ms(5), answers);
+                // The last ones are lost.
+                if n < HISTORY - lost {
+                    let report = report(&link, at + ms(5), ms(5), n + 1);
                     link.handle_report(&report);
                 }
                 link.poll(at + ms(9_000));

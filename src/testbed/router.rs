@@ -21,7 +21,11 @@ use super::docker::DockerHost;
 use super::host::{Host, Namespace, Running};
 use super::{TestbedError, link};
 
-pub use self::core::{Delay, Way};
+pub use self::core::Delay;
+pub(super) use self::core::{count, counted, delay, set_cuts};
+
+/// A direction between two public addresses: from the first to the second.
+pub type Way = (Ipv4Addr, Ipv4Addr);
 
 /// What a router does with packets between its network and the outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,10 +3,11 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use super::docker::DockerHost;
 use super::host::{Host, Namespace};
-use super::router::{self, Nat, Router};
+use super::router::{self, Delay, Nat, Router, Way};
 use super::{TestbedError, link};
 
 const BRIDGE: &str = "wan";
@@ -48,9 +49,41 @@ impl World {
         })
     }
 
-    /// The namespace of the bridge.
-    pub(super) fn core(&self) -> &Namespace {
-        &self.wan
+    /// Drops UDP in these directions from now on, and in no other ones.
+    ///
+    /// # Errors
+    /// The program `nft` returns an error.
+    pub fn set_cuts(&self, ways: &[Way]) -> Result<(), TestbedError> {
+        router::set_cuts(&self.wan, ways)
+    }
+
+    /// Counts UDP in these directions from now on. [`World::counted`] returns how much it is.
+    ///
+    /// # Errors
+    /// The program `nft` returns an error.
+    pub fn count(&self, ways: &[Way]) -> Result<(), TestbedError> {
+        router::count(&self.wan, ways)
+    }
+
+    /// The number of packets and bytes since [`World::count`].
+    ///
+    /// # Errors
+    /// The program `nft` returns an error.
+    pub fn counted(&self) -> Result<(u64, u64), TestbedError> {
+        router::counted(&self.wan)
+    }
+
+    /// Delays what passes between two routers by this time in each direction, until the result is dropped.
+    ///
+    /// # Errors
+    /// The kernel or a program returns an error.
+    pub fn delay(
+        &self,
+        one: &Router,
+        other: &Router,
+        by: Duration,
+    ) -> Result<Delay<'_>, TestbedError> {
+        router::delay(&self.wan, [one, other], by)
     }
 
     /// Creates a router that does this with packets. The world has to be a routed one, with room for 60 routers.

@@ -15,7 +15,7 @@ use super::limiter::OpeningLimit;
 use super::paths::{Choice, LEAST_PATIENCE};
 use super::peer::Peer;
 use super::probe::Said;
-use super::relay::{Header, RelayLimit};
+use super::relay::{Header, RelayDrop, RelayLimit};
 use super::relaying::{Relaying, destination_of};
 use super::status::{PeerStatus, status};
 use super::steering::{PathReport, report_of};
@@ -78,6 +78,8 @@ pub enum Arrival {
     Forward(SocketAddr, Header),
     /// It is for this node.
     Own(Origin),
+    /// It is a frame that this relay refuses, from an endpoint of this peer, which needs another tag.
+    Refused(NodeAddress),
     /// It is dropped.
     Dropped,
 }
@@ -214,9 +216,17 @@ impl BareTunnel {
             .relaying
             .lock()
             .decide(header, from, bytes, destination, now);
-        decided.map_or(Arrival::Dropped, |forward| {
-            Arrival::Forward(forward.to.address, forward.header)
-        })
+        match decided {
+            Ok(forward) => Arrival::Forward(forward.to.address, forward.header),
+            Err(RelayDrop::UnknownSource | RelayDrop::BadTag) => {
+                let path = Path::Direct(from);
+                let is_there = |peer: &Peer| peer.lock().paths.endpoint_of(&path).is_some();
+                let mut peers = self.peers.iter().filter(|(_, peer)| is_there(peer));
+                let found = peers.next().map(|(address, _)| *address);
+                found.map_or(Arrival::Dropped, Arrival::Refused)
+            }
+            Err(_) => Arrival::Dropped,
+        }
     }
 
     /// An authentic datagram of a peer arrived from there.

@@ -15,57 +15,38 @@ use nix::sys::socket::{
 };
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use super::{BATCH, RULES, Router, rules};
+use super::{BATCH, RULES, Router, Way, rules};
+use crate::testbed::TestbedError;
 use crate::testbed::host::Namespace;
-use crate::testbed::{TestbedError, World};
 
-/// A direction between two public addresses: from the first to the second.
-pub type Way = (Ipv4Addr, Ipv4Addr);
+/// Drops UDP in these directions, and in no other ones.
+pub(in crate::testbed) fn set_cuts(core: &Namespace, ways: &[Way]) -> Result<(), TestbedError> {
+    core.run("nft", RULES, &rules::of_cuts(ways))
+}
 
-impl World {
-    /// Drops UDP in these directions from now on, and in no other ones.
-    ///
-    /// # Errors
-    /// The program `nft` returns an error.
-    pub fn set_cuts(&self, ways: &[Way]) -> Result<(), TestbedError> {
-        self.core().run("nft", RULES, &rules::of_cuts(ways))
-    }
+/// Counts UDP in these directions from now on.
+pub(in crate::testbed) fn count(core: &Namespace, ways: &[Way]) -> Result<(), TestbedError> {
+    core.run("nft", RULES, &rules::of_counting(ways))
+}
 
-    /// Counts UDP in these directions from now on. [`World::counted`] returns how much it is.
-    ///
-    /// # Errors
-    /// The program `nft` returns an error.
-    pub fn count(&self, ways: &[Way]) -> Result<(), TestbedError> {
-        self.core().run("nft", RULES, &rules::of_counting(ways))
-    }
+/// The number of packets and bytes that were counted.
+pub(in crate::testbed) fn counted(core: &Namespace) -> Result<(u64, u64), TestbedError> {
+    let listed = core.output("nft", &["list", "counters", "table", "ip", "counting"])?;
+    let number = |name: &str| -> Option<u64> {
+        let mut words = listed.split_whitespace().skip_while(|word| *word != name);
+        words.nth(1)?.parse().ok()
+    };
+    let strange = || TestbedError::Program("nft".into(), listed.clone());
+    number("packets").zip(number("bytes")).ok_or_else(strange)
+}
 
-    /// The number of packets and bytes since [`World::count`].
-    ///
-    /// # Errors
-    /// The program `nft` returns an error.
-    pub fn counted(&self) -> Result<(u64, u64), TestbedError> {
-        let listed =
-            (self.core()).output("nft", &["list", "counters", "table", "ip", "counting"])?;
-        let number = |name: &str| -> Option<u64> {
-            let mut words = listed.split_whitespace().skip_while(|word| *word != name);
-            words.nth(1)?.parse().ok()
-        };
-        let strange = || TestbedError::Program("nft".into(), listed.clone());
-        number("packets").zip(number("bytes")).ok_or_else(strange)
-    }
-
-    /// Delays what passes between two routers by this time in each direction, until the result is dropped.
-    ///
-    /// # Errors
-    /// The kernel or a program returns an error.
-    pub fn delay(
-        &self,
-        one: &Router,
-        other: &Router,
-        by: Duration,
-    ) -> Result<Delay<'_>, TestbedError> {
-        Delay::begin(self.core(), [(one, other), (other, one)].map(way_of), by)
-    }
+/// Delays what passes between two routers by this time in each direction, until the result is dropped.
+pub(in crate::testbed) fn delay<'a>(
+    core: &'a Namespace,
+    [one, other]: [&Router; 2],
+    by: Duration,
+) -> Result<Delay<'a>, TestbedError> {
+    Delay::begin(core, [(one, other), (other, one)].map(way_of), by)
 }
 
 impl Router {

@@ -12,17 +12,15 @@ use crate::network::At;
 
 /// Two nodes between which there is a path receive each other's packets after this time.
 pub(crate) const FOUND_WITHIN: Duration = Duration::from_secs(10);
-/// The same if datagrams are lost at random: a lost handshake message is repeated after 5 s.
-pub(crate) const FOUND_WITHIN_LOSS: Duration = Duration::from_secs(25);
-/// The same after a router was rebound. A relay refuses the frames of a node that has another outer port now until it has given the node
-/// another tag. It does so in its next echo, and the path to a relay that is idle is measured every 120 s.
-pub(crate) const FOUND_AFTER_REBINDING: Duration = Duration::from_secs(150);
+/// The same if datagrams are lost at random: a lost handshake message is repeated after 5 s, and a lost echo of a relay is one without
+/// another tag.
+pub(crate) const FOUND_WITHIN_LOSS: Duration = Duration::from_secs(60);
 /// While nothing goes wrong, no path is chosen more often than this.
-const MAX_CHOICES: usize = 2;
+const MAX_CHOICES: usize = 3;
 /// While nothing goes wrong, the path to a peer changes no more often than this.
 const MAX_CHANGES: usize = 8;
 /// The largest number of datagrams in a second from one node to an address that a member claims falsely.
-const MAX_TO_VICTIM: usize = 40;
+const MAX_TO_VICTIM: usize = 80;
 
 /// The datagrams of the last second.
 #[derive(Debug, Default)]

@@ -31,6 +31,8 @@ use crate::random::Random;
 const ECHO_WITHIN: Duration = Duration::from_secs(300);
 const SEEN_WITHIN: Duration = Duration::from_secs(60);
 const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
+/// As in `src/tunnel/inbound.rs`.
+const REVIVAL_INTERVAL: Duration = Duration::from_secs(1);
 const MTU: u16 = 1420;
 const LIMIT: RelayLimit = RelayLimit {
     bits_per_second: 200_000_000,
@@ -74,6 +76,8 @@ pub(crate) struct Node {
     pub(crate) peers: BTreeMap<usize, (Record, bool)>,
     reach: Reach,
     record: Option<Record>,
+    /// When a handshake was last begun because a peer's frame was refused.
+    revived: BTreeMap<usize, At>,
     /// The peers of whose paths the tunnel has news.
     news: Vec<NodeAddress>,
     pub(crate) out: Vec<Output>,
@@ -132,6 +136,7 @@ impl Node {
             peers: BTreeMap::new(),
             reach,
             record: None,
+            revived: BTreeMap::new(),
             news: Vec::new(),
             out: Vec::new(),
         }
@@ -544,7 +549,7 @@ impl Node {
     }
 
     /// A datagram arrived.
-    pub(crate) fn receive(&mut self, datagram: &Datagram, now: At) {
+    pub(crate) fn receive(&mut self, datagram: &Datagram, now: At, random: &mut Random) {
         let Some(message) = &datagram.message else {
             return;
         };
@@ -553,6 +558,15 @@ impl Node {
         let arrival = (self.tunnel).accept(datagram.from, datagram.header, bytes, time);
         let origin = match arrival {
             Arrival::Dropped => return,
+            // A handshake lets the peer ask for another tag.
+            Arrival::Refused(peer) => {
+                let peer = number_of(peer);
+                let last = self.revived.insert(peer, now);
+                return match last.filter(|at| now.saturating_sub(*at) < REVIVAL_INTERVAL) {
+                    Some(last) => drop(self.revived.insert(peer, last)),
+                    None => self.initiate(peer, now, random),
+                };
+            }
             Arrival::Forward(to, header) => {
                 let forwarded = Datagram {
                     from: self.own,

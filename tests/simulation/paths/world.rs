@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::invariants::{FOUND_AFTER_REBINDING, FOUND_WITHIN, FOUND_WITHIN_LOSS, Watched};
+use super::invariants::{FOUND_WITHIN, FOUND_WITHIN_LOSS, Watched};
 use super::network::{Datagram, Network, Sent, VICTIM};
 use super::node::{Node, Output, Record};
 use super::plan::{Fault, Plan, Traffic};
@@ -76,8 +76,6 @@ pub(crate) struct World {
     truth: Truth,
     /// When the last node got the record of the last other one, or something last went wrong.
     since: At,
-    /// When a router was last rebound.
-    rebound: Option<At>,
     log: String,
     pub(crate) is_loud: bool,
     violation: Option<String>,
@@ -109,7 +107,6 @@ impl World {
             watch: Watched::default(),
             truth: Truth::new(),
             since: At::ZERO,
-            rebound: None,
             log: String::new(),
             is_loud: false,
             violation: None,
@@ -264,7 +261,9 @@ impl World {
                 )
             });
         }
-        self.with(node, |node, now, _| node.receive(datagram, now));
+        self.with(node, |node, now, random| {
+            node.receive(datagram, now, random)
+        });
     }
 
     /// Lets a node do something, and carries out what follows. Nothing happens if it was killed.
@@ -390,10 +389,7 @@ impl World {
         self.truth.handle_fault(fault);
         self.network.cuts.clone_from(&self.truth.cuts);
         match fault {
-            Fault::Rebind(site) => {
-                self.network.rebind(site);
-                self.rebound = Some(self.now);
-            }
+            Fault::Rebind(site) => self.network.rebind(site),
             Fault::Kill(node) => self.nodes[node] = None,
             Fault::Cut(..) | Fault::CutOneWay(..) | Fault::Heal => {}
         }
@@ -406,16 +402,10 @@ impl World {
         if self.since == At::ZERO {
             return;
         }
-        let mut limit = match self.plan.loss {
+        let limit = match self.plan.loss {
             0 => FOUND_WITHIN,
             _ => FOUND_WITHIN_LOSS,
         };
-        if self
-            .rebound
-            .is_some_and(|at| self.now < at + FOUND_AFTER_REBINDING * 2)
-        {
-            limit = limit.max(FOUND_AFTER_REBINDING);
-        }
         for (one, other, traffic) in self.plan.traffic.clone() {
             let began = match traffic {
                 Traffic::None => self.plan.end.saturating_sub(LAST_PACKETS),
