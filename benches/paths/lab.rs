@@ -130,7 +130,6 @@ impl Lab {
         for node in &self.nodes {
             meshctl(&node.host, &["join", token.trim()]);
         }
-        let names: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
         let count = self.nodes.len();
         self.wait("each node knows the others", |lab| {
             (0..count).all(|n| lab.status(n).peers.len() + 1 == count)
@@ -139,8 +138,9 @@ impl Lab {
             let other = usize::from(number == 0);
             let status = self.status(other);
             let mut peers = status.peers.iter();
-            let own = peers.find(|peer| peer.name.as_str() == names[number]);
-            self.nodes[number].address = own.expect("both are members").address_v4;
+            let node = &mut self.nodes[number];
+            let own = peers.find(|peer| peer.name.as_str() == node.name);
+            node.address = own.expect("both are members").address_v4;
         }
     }
 

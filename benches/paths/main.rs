@@ -100,8 +100,10 @@ impl Settings {
     }
 }
 
-/// The lines, and what prints each of them.
-const LINES: [(&str, fn(&Settings)); 7] = [
+/// The name of a line, and what prints it.
+type Line = (&'static str, fn(&Settings));
+
+const LINES: [Line; 7] = [
     ("a1", opening::first_packets),
     ("a4", switching::losses),
     ("a5", outage::cuts_and_kills),

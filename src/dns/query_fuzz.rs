@@ -30,7 +30,7 @@ use crate::model::address::MeshAddresses;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, WireGuardKey};
 use crate::records::kinds::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service};
-use crate::records::netmap::{Member, Netmap};
+use crate::records::netmap::{AtRouter, Member, Netmap};
 use crate::records::service_address::ServiceAddresses;
 
 /// The query came over TCP, not UDP.
@@ -369,8 +369,7 @@ fn netmap() -> Option<Netmap> {
             without_ipv6: false,
             speaks_paths: false,
             relays: vec![],
-            observed: vec![],
-            mapped: vec![],
+            at_router: AtRouter::default(),
             stream: None,
         };
         netmap.members.insert(id(n), member);

@@ -17,7 +17,7 @@ use super::control::stream::{Stream, StreamConfig};
 use super::device::{self, Device, DeviceEvents, PathEvents};
 use super::disk::Disk;
 use super::docker::{self, Docker};
-use super::gossip::Gossip;
+use super::gossip::{Gossip, PeerEvent};
 use super::host::{self, HostNetwork, Interface, Ipv6, NetworkPlan, Upkeep, Wanted};
 use super::joined::{Events, JoinedNode};
 use super::names::{Names, NamesConfig};
@@ -274,11 +274,7 @@ fn run(
     let own = own_of(&identity);
     let urls = own.coordinators(&loaded.ledger);
     let (control, stream) = start_control(urls, &identity, loaded.position.clone());
-    let (gossip, peers) = Gossip::start(
-        identity.keys.identity.clone(),
-        identity.block.node_v4(),
-        config.tunnel.interface.clone(),
-    );
+    let (gossip, peers) = start_gossip(&config, &identity);
     let members = loaded.ledger.memberships().map(|m| m.id);
     let start = replica::Start {
         own,
@@ -343,6 +339,15 @@ fn start_names(config: &Config, identity: &Identity, dir: &StateDir) -> Names {
         max_addresses: config.dns.max_addresses,
     };
     Names::new(config, dir.service_addresses())
+}
+
+/// The conversations with other nodes.
+fn start_gossip(config: &Config, identity: &Identity) -> (Gossip, mpsc::Receiver<PeerEvent>) {
+    Gossip::start(
+        identity.keys.identity.clone(),
+        identity.block.node_v4(),
+        config.tunnel.interface.clone(),
+    )
 }
 
 /// The control stream, which opens at `position`.

@@ -44,12 +44,19 @@ pub struct Member {
     pub speaks_paths: bool,
     /// The relays that it is best reached through, best first.
     pub relays: Vec<PublicKey>,
-    /// The addresses from which others saw its datagrams come. Nothing is sent there before it expects that.
-    pub observed: Vec<SocketAddr>,
-    /// Those of its endpoints that its router maps to it.
-    pub mapped: Vec<SocketAddr>,
+    /// Its addresses at its router.
+    pub at_router: AtRouter,
     /// Where it relays over TLS.
     pub stream: Option<StreamOffer>,
+}
+
+/// The addresses that a router has for a member.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AtRouter {
+    /// Those of the member's endpoints that the router maps to it.
+    pub mapped: Vec<SocketAddr>,
+    /// Those from which others saw its datagrams come. Nothing is sent there before the member expects that.
+    pub observed: Vec<SocketAddr>,
 }
 
 /// The order of members that claim the same thing: the member that joined first comes first. A member gains nothing by its

@@ -14,7 +14,7 @@ use crate::records::kinds::{
     Health, Instance, MESH_ID, Membership, Mesh, Node, Port, Protocol, Record, Revocation,
     RevokedKind, Service, Source, Token,
 };
-use crate::records::netmap::Member;
+use crate::records::netmap::{AtRouter, Member};
 
 /// The date of the records.
 pub const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
@@ -191,8 +191,7 @@ pub fn member(id: &PublicKey, name: &str, block: Block) -> Member {
         without_ipv6: false,
         speaks_paths: false,
         relays: vec![],
-        observed: vec![],
-        mapped: vec![],
+        at_router: AtRouter::default(),
         stream: None,
     }
 }

@@ -150,11 +150,12 @@ impl Inbound {
         };
         if header.tag.is_some() {
             let source = Source::Endpoint(from.address);
-            return match self.forward(round, source, header, message) {
+            let forwarded = self.forward(round, source, header, message);
+            if let Err(RelayDrop::UnknownSource | RelayDrop::BadTag) = forwarded {
                 // This node was started again, and so the member needs a session and another tag.
-                Err(RelayDrop::UnknownSource | RelayDrop::BadTag) => self.revive(round, from),
-                Ok(()) | Err(_) => {}
-            };
+                self.revive(round, from);
+            }
+            return;
         }
         // Only a relay that this node knows may name another sender than itself.
         let Some(from) = used_relays::sender_of(&round.table.relays, header, from) else {

@@ -11,7 +11,7 @@ use crate::model::address::MeshAddresses;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, WireGuardKey};
 use crate::records::kinds::{Health, Instance, MESH_ID, Mesh, Protocol, Service, Source};
-use crate::records::netmap::{Member, Netmap};
+use crate::records::netmap::{AtRouter, Member, Netmap};
 use crate::records::service_address::ServiceAddresses;
 
 pub(in crate::dns) fn label(text: &str) -> Label {
@@ -54,8 +54,7 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
             without_ipv6: false,
             speaks_paths: false,
             relays: vec![],
-            observed: vec![],
-            mapped: vec![],
+            at_router: AtRouter::default(),
             stream: None,
         };
         netmap.members.insert(id(n), member);

@@ -141,7 +141,7 @@ fn provers(node: &JoinedNode, now: Instant) -> Vec<Prover<PublicKey>> {
 }
 
 fn has_address(member: &Member, address: IpAddr) -> bool {
-    let known = member.endpoints.iter().chain(&member.observed);
+    let known = member.endpoints.iter().chain(&member.at_router.observed);
     known.into_iter().any(|endpoint| endpoint.ip() == address)
 }
 

@@ -162,7 +162,7 @@ fn steered(member: &Member) -> SteeredPeer {
         evidence,
     };
     let endpoints = endpoints.map(|endpoint| {
-        let is_mapped = member.mapped.contains(endpoint);
+        let is_mapped = member.at_router.mapped.contains(endpoint);
         let evidence = if is_mapped {
             Evidence::Mapped
         } else {
@@ -170,7 +170,7 @@ fn steered(member: &Member) -> SteeredPeer {
         };
         of(endpoint, evidence)
     });
-    let observed = member.observed.iter();
+    let observed = member.at_router.observed.iter();
     let observed = observed.map(|endpoint| of(endpoint, Evidence::Observed));
     let direct = endpoints.chain(observed);
     SteeredPeer {

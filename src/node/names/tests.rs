@@ -3,7 +3,7 @@ use crate::model::address::MeshAddresses;
 use crate::model::time::UnixSeconds;
 use crate::model::{Label, WireGuardKey};
 use crate::records::kinds::{Health, Instance, MESH_ID, Mesh, Port, Protocol, Service, Source};
-use crate::records::netmap::Member;
+use crate::records::netmap::{AtRouter, Member};
 
 const OWN: PublicKey = PublicKey([1; 32]);
 const PEER: PublicKey = PublicKey([2; 32]);
@@ -41,8 +41,7 @@ fn netmap() -> Netmap {
             without_ipv6: false,
             speaks_paths: false,
             relays: vec![],
-            observed: vec![],
-            mapped: vec![],
+            at_router: AtRouter::default(),
             stream: None,
         };
         (id, member)

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::Ledger;
 use crate::model::{Label, PublicKey};
 use crate::records::kinds::{Membership, PATHS_1, Service};
-use crate::records::netmap::{Member, Netmap};
+use crate::records::netmap::{AtRouter, Member, Netmap};
 
 impl Ledger {
     /// Returns the members that have published a node record, and their services.
@@ -35,8 +35,10 @@ impl Ledger {
                     without_ipv6: node.without_ipv6,
                     speaks_paths: node.speaks(PATHS_1),
                     relays: node.relays.clone(),
-                    observed: node.routable_observed(),
-                    mapped: node.mapped.clone(),
+                    at_router: AtRouter {
+                        mapped: node.mapped.clone(),
+                        observed: node.routable_observed(),
+                    },
                     stream: node.stream.clone(),
                 },
             );
