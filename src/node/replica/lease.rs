@@ -4,7 +4,9 @@
 //! A coordinator keeps the lease of a node that joined. Then the answer names the same block, and the record is accepted
 //! once the node that took the block is removed. A coordinator that lost the lease may have given the block to another node.
 //! Then this node moves to the block in the answer. A coordinator alone cannot move it: there has to be a signed record in
-//! which another member claims the block.
+//! which another member claims the block. If that member is removed before the answer comes, the block is free again, but
+//! not for this node at a coordinator that leased another block to it. So this node moves then as well, while its
+//! own record is refused because of the block.
 //!
 //! A coordinator that does not know the node may have lost the join, if its disk had not stored it yet. The request is that of
 //! the join, so such a coordinator admits the node as if it had not received the first request. It applies the same rules: a
@@ -50,12 +52,13 @@ impl Lease {
         true
     }
 
-    /// The coordinator answered which block is leased to this node, or the request has failed for a reason. Returns the block to
-    /// which this node moves, if it does.
+    /// The coordinator answered which block is leased to this node, or the request has failed for a reason. `is_refused` is
+    /// whether it refuses the record of this node because of the block. Returns the block to which this node moves, if it does.
     pub(super) fn handle_answer(
         &mut self,
         own: &Own,
         ledger: &Ledger,
+        is_refused: bool,
         answer: Result<Block, String>,
     ) -> Option<Block> {
         let block = match answer {
@@ -72,13 +75,16 @@ impl Lease {
                 return None;
             }
         };
+        let rival = self.rival?;
+        let is_present = ledger.membership(&rival).is_some() && !ledger.is_revoked(&rival);
         if block == own.block {
+            // The claim of a node that is out is settled.
+            self.rival = self.rival.filter(|_| is_present);
             return None;
         }
-        // Once the other node is out, only the answer of the coordinator speaks for a move.
-        let rival = self
-            .rival
-            .filter(|rival| ledger.membership(rival).is_some() && !ledger.is_revoked(rival))?;
+        if !is_present && !is_refused {
+            return None;
+        }
         let id = own.id();
         let mesh = ledger.mesh()?;
         let is_free = ledger

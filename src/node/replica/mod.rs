@@ -85,6 +85,7 @@ use self::uplink::{AGAIN_AFTER_REFUSAL, Uplink};
 use crate::model::PublicKey;
 use crate::model::address::Block;
 use crate::model::time::{Now, next_version};
+use crate::protocol::control::RefusedReason;
 use crate::protocol::local::Problem;
 use crate::protocol::url::CoordinatorUrl;
 use crate::records::kinds::{Record, RecordKey};
@@ -298,8 +299,13 @@ impl Replica {
     /// moves to it.
     #[must_use]
     pub fn handle_leased(&mut self, answer: Result<Block, String>) -> Option<Block> {
+        let key = RecordKey::Node(self.own.id());
+        let acceptance = &self.intake.acceptance;
+        let is_refused = acceptance.is_refused_for(&key, RefusedReason::Block);
         let (own, ledger) = (&self.own, &self.intake.ledger);
-        self.intake.lease.handle_answer(own, ledger, answer)
+        self.intake
+            .lease
+            .handle_answer(own, ledger, is_refused, answer)
     }
 
     /// Signs records of this node, applies them to the own ledger, and offers them to the coordinator, or to the peers if the

@@ -460,6 +460,23 @@ fn a_node_moves_to_another_block_only_if_a_member_claims_its_block() {
 }
 
 #[test]
+fn a_node_moves_although_the_member_that_claimed_its_block_is_out_if_its_record_is_refused() {
+    let mut kit = Kit::new(&[11]);
+    kit.open(STORE, 5);
+    let rival = Envelope::seal(&Record::Node(node_record(12, 1, OWN.into())), &key(12));
+    kit.changes(vec![membership(12), rival], 6);
+    kit.changes(vec![revocation(12)], 7);
+    kit.refuse(1, &node(OWN, 1), RefusedReason::Block);
+    assert_eq!(kit.replica.handle_leased(Ok(block(50))), Some(block(50)));
+    assert_eq!(kit.replica.handle_leased(Ok(block(OWN.into()))), None);
+    assert_eq!(
+        kit.replica.handle_leased(Ok(block(50))),
+        None,
+        "the coordinator has said that the block is this node's"
+    );
+}
+
+#[test]
 fn a_membership_that_is_dated_before_the_node_was_in_step_is_held_back() {
     let expired = token_of(3, UnixSeconds(START.0 - 30 * DAY), false);
     let late = membership_by(20, 3, UnixSeconds(START.0 - 60 * DAY));
