@@ -10,6 +10,8 @@ use meshd::testbed::{Host, Nat, Router, Running, World};
 
 use crate::control::{ADMIN_SOCKET, SOCKET, meshctl, wait_for};
 
+/// The configuration of a node, if it has one.
+const CONFIG: &str = "/run/meshd.toml";
 /// How long something may take that always happens.
 const HANG: Duration = Duration::from_secs(120);
 
@@ -75,6 +77,13 @@ impl Lab {
         self.add(name, host, None)
     }
 
+    /// A node with a public address and this configuration.
+    pub(crate) fn configured(&mut self, name: &str, config: &str) -> usize {
+        let host = self.world.host(name).expect("a namespace");
+        std::fs::write(host.path(CONFIG), config).expect("its own file system");
+        self.add(name, host, None)
+    }
+
     /// A node behind a router of its own.
     pub(crate) fn behind(&mut self, nat: Nat, name: &str) -> usize {
         let router = self.world.router(nat).expect("a router");
@@ -108,6 +117,9 @@ impl Lab {
             .args(["--state-dir", "/run/state", "--socket", SOCKET])
             // Each change of a path is logged.
             .env("RUST_LOG", "info,meshd::node::joined=debug");
+        if node.host.path(CONFIG).exists() {
+            command.args(["--config", CONFIG]);
+        }
         let log = self.logs.path().join(&node.name);
         node.daemon = Some(node.host.start(&mut command, &log).expect("it is built"));
     }

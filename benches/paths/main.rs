@@ -13,6 +13,7 @@
 //! | `a5` | the outage when a direct path is cut, and when a relay is killed |
 //! | `a6` | the outage when the direct path loses one direction, and the changes of paths after that |
 //! | `a7` | the rate through a relay beside the direct one, and what the relay's processor does for it |
+//! | `a8` | the rate through a relay over TLS beside the direct one, and the round trips under that load |
 //! | `a10` | the bytes that a relay forwards until a direct path is there, and the probes of two nodes that find none |
 //! | `a12` | packets and memory of idle nodes |
 //!
@@ -26,6 +27,7 @@ mod opening;
 mod outage;
 mod rate;
 mod report;
+mod stream;
 mod switching;
 
 #[path = "../rig/control.rs"]
@@ -103,12 +105,13 @@ impl Settings {
 /// The name of a line, and what prints it.
 type Line = (&'static str, fn(&Settings));
 
-const LINES: [Line; 7] = [
+const LINES: [Line; 8] = [
     ("a1", opening::first_packets),
     ("a4", switching::losses),
     ("a5", outage::cuts_and_kills),
     ("a6", outage::one_way),
     ("a7", rate::relayed_and_direct),
+    ("a8", stream::over_tls_and_direct),
     ("a10", opening::bytes_and_probes),
     ("a12", idle::packets_and_memory),
 ];

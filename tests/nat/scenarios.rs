@@ -96,3 +96,21 @@ fn a_tunnel_passes_packets_while_a_third_of_them_is_lost_in_one_direction() {
         lab.pings(home, public) && lab.pings(public, home)
     });
 }
+
+#[test]
+fn nodes_behind_routers_find_each_other_again_without_a_coordinator() {
+    let Some(mut lab) = Lab::new() else { return };
+    lab.public("public");
+    let one = lab.behind(Nat::Plain, "one");
+    let other = lab.behind(Nat::Cgnat, "other");
+    lab.join_all();
+    lab.wait_until("the two have a direct path", || {
+        let state = |from, to| lab.peer(from, to).state;
+        [state(one, other), state(other, one)] == [PeerState::Direct; 2]
+    });
+    lab.stop_coordinator();
+    lab.router(one).rebind().expect("the programs are there");
+    lab.wait_until("packets pass both ways again", || {
+        lab.pings(one, other) && lab.pings(other, one)
+    });
+}
