@@ -54,6 +54,16 @@ pub enum Expose {
     All,
 }
 
+/// On which ports an exposed container accepts connections from the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OpenPorts {
+    /// Those that its labels name, or else the one that its image exposes.
+    #[default]
+    Declared,
+    /// All.
+    All,
+}
+
 /// The settings about labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rules {
@@ -61,6 +71,8 @@ pub struct Rules {
     pub expose: Expose,
     /// Whether labels of the image are used.
     pub trust_image_labels: bool,
+    /// On which ports an exposed container accepts connections.
+    pub ports: OpenPorts,
 }
 
 /// How a container's health is determined.

@@ -22,5 +22,5 @@ pub mod state;
 pub use container::AppliedMappings;
 pub use engine::{EngineTask, Report};
 pub use inspect::ContainerId;
-pub use labels::{Expose, Rules};
+pub use labels::{Expose, OpenPorts, Rules};
 pub use state::{Containers, Mapping, NodeContext, Offer, why_unused};

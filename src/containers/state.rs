@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
@@ -22,13 +23,13 @@ use super::container::{AppliedMappings, Attachment, Container, State};
 use super::inspect::{
     Action, ContainerId, EngineNetwork, Inspected, Network, SIGKILL, SIGTERM, Status,
 };
-use super::labels::{self, Rules, printable};
+use super::labels::{self, OpenPorts, Rules, printable};
 use super::leases::Leases;
 use super::network;
 use super::refusal::Refusal;
 use crate::model::{Label, ServiceName};
 use crate::protocol::local::{ContainerRow, ContainerState, Problem};
-use crate::records::kinds::{Health, Instance};
+use crate::records::kinds::{Health, Instance, Protocol};
 
 mod names;
 mod networks;
@@ -58,6 +59,8 @@ pub struct Mapping {
     pub pid: Option<u32>,
     /// The container's name.
     pub name: String,
+    /// The ports on which it accepts connections. None: all ports.
+    pub ports: Option<BTreeSet<(Protocol, NonZeroU16)>>,
 }
 
 /// The instances of one service.
@@ -360,6 +363,7 @@ impl Containers {
                         container,
                         pid: held.process.pid,
                         name: held.name.clone(),
+                        ports: open_ports(held, self.context.rules),
                     },
                 )),
             })
@@ -484,6 +488,17 @@ pub fn why_unused(containers: &Containers, instance: &Label) -> Option<&'static 
     match held.find(|held| held.label == *instance) {
         Some(held) => held.why_unused(),
         None => Some("its container was removed, or is not exposed any more"),
+    }
+}
+
+/// The ports on which a container accepts connections. None: all ports.
+fn open_ports(held: &Container, rules: Rules) -> Option<BTreeSet<(Protocol, NonZeroU16)>> {
+    match rules.ports {
+        OpenPorts::All => None,
+        OpenPorts::Declared => {
+            let ports = held.exposed.ports.iter();
+            Some(ports.map(|port| (port.protocol, port.number)).collect())
+        }
     }
 }
 

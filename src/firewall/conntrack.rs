@@ -153,6 +153,7 @@ mod tests {
                         container: ip(container),
                         pid: Some(*pid),
                         name: "db".into(),
+                        ports: None,
                     };
                     (ip(instance), mapped)
                 })

@@ -7,7 +7,7 @@
 //!
 //! - A table `meshd` maps each instance address to its container, distributes connections to service addresses over the
 //!   instances, makes the instance address of an exposed container the source of its packets, and rejects packets to
-//!   addresses without a target.
+//!   addresses without a target and new connections to ports that a container does not declare.
 //! - One rule in the engine's chain `DOCKER-USER` accepts mapped connections. An accept in a table of our own would not
 //!   be enough, because it does not override a drop in another table.
 //! - Guards drop packets with a source address that does not belong to their sender, whether they come from hosts on
@@ -30,12 +30,15 @@ mod problems;
 mod reconciler;
 mod ruleset;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
 
 use ipnet::Ipv4Net;
 
 pub use reconciler::Firewall;
+
+use crate::records::kinds::Protocol;
 
 /// The wanted configuration of the kernel. It contains plain values only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,4 +79,9 @@ pub struct Mapped {
     pub pid: Option<u32>,
     /// The name that users see.
     pub name: String,
+    /// The ports that accept connections to the instance address and to service addresses. None: all ports.
+    pub ports: Option<Ports>,
 }
+
+/// Ports that accept connections.
+pub type Ports = BTreeSet<(Protocol, NonZeroU16)>;

@@ -9,8 +9,11 @@ use std::net::Ipv4Addr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::{FirewallState, Native};
+use self::balance::Target;
+use super::{FirewallState, Native, Ports};
 use crate::model::interface::is_plain_interface;
+
+mod balance;
 
 /// The name of meshd's tables.
 pub(super) const TABLE: &str = "meshd";
@@ -19,6 +22,8 @@ pub(super) const TABLE: &str = "meshd";
 pub(super) const MARK: u32 = 0x0200_0000;
 /// The first service address is host 64 of block 0.
 const FIRST_SERVICE: u32 = 64;
+/// The match for packets of new connections to ports that the destination does not declare.
+const UNDECLARED: &str = "meta l4proto != icmp ip daddr . meta l4proto . th dport != @declared";
 /// The index of the loopback device, which is the same in every namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 /// The valid part of a [`FirewallState`], and what was left out.
@@ -28,10 +33,12 @@ pub(super) struct ValidState {
     networks: Vec<Ipv4Net>,
     containers: BTreeMap<Ipv4Addr, Ipv4Addr>,
     services: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
-    /// The same targets, grouped by node.
-    shares: BTreeMap<Ipv4Addr, Vec<Vec<Ipv4Addr>>>,
+    /// The rules that distribute connections over these targets.
+    balance: Vec<String>,
     /// The exposed containers that have mesh addresses of their own.
     natives: BTreeSet<Ipv4Addr>,
+    /// The ports that accept connections, by instance address, of the containers that do not accept them on all ports.
+    declared: BTreeMap<Ipv4Addr, Ports>,
     /// What was left out, and the reason.
     pub(super) left_out: Vec<String>,
 }
@@ -103,6 +110,13 @@ impl ValidState {
                 ));
             }
         }
+        for (instance, mapped) in &state.mappings {
+            let is_valid =
+                self.natives.contains(instance) || self.containers.contains_key(instance);
+            if let Some(ports) = mapped.ports.as_ref().filter(|_| is_valid) {
+                self.declared.insert(*instance, ports.clone());
+            }
+        }
     }
 
     /// Adds the targets of service addresses. The mappings have to be there already.
@@ -113,20 +127,17 @@ impl ValidState {
                     .push(format!("{service}: it is no service address"));
                 continue;
             }
-            let mut targets = BTreeSet::new();
-            let mut by_node: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> = BTreeMap::new();
-            for instance in instances {
-                if let Some(target) = self.target(state, *instance) {
-                    targets.insert(target);
-                    let node = block_of(*instance, state.block.prefix_len());
-                    by_node.entry(node).or_default().insert(target);
-                }
-            }
+            let targets = instances.iter().filter_map(|instance| {
+                let target = Target {
+                    node: block_of(*instance, state.block.prefix_len()),
+                    ports: self.declared.get(instance).cloned(),
+                };
+                Some((self.target(state, *instance)?, target))
+            });
+            let targets: BTreeMap<Ipv4Addr, Target> = targets.collect();
+            self.balance.extend(balance::rules(*service, &targets));
             self.services
-                .insert(*service, targets.into_iter().collect());
-            let shares = by_node.into_values();
-            let shares = shares.map(|of_node| of_node.into_iter().collect());
-            self.shares.insert(*service, shares.collect());
+                .insert(*service, targets.into_keys().collect());
         }
     }
 
@@ -231,10 +242,13 @@ impl ValidState {
             format!("ip daddr {} goto refuse", service_addresses(state)),
         ];
         let invalid = translates.then(|| "ip daddr @instances ct state invalid drop".to_owned());
+        let undeclared = self.undeclared_native();
         let mut passing = vec![format!(
             "oifname \"{interface}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
         )];
         passing.extend(invalid.clone());
+        passing.extend(native.same_bridge);
+        passing.extend(undeclared.clone());
         if mark && !native.passing.is_empty() {
             passing.push(format!(
                 "ct original ip daddr @natives meta mark set meta mark | {MARK:#010x}"
@@ -254,11 +268,33 @@ impl ValidState {
         let hook = "filter hook forward priority -150";
         chain(text, "passing", hook, &passing);
         let mut to_nowhere = vec![format!("ip daddr {node} accept")];
+        to_nowhere.extend(native.redirects);
+        to_nowhere.extend(undeclared);
         to_nowhere.extend(native.from_host);
         to_nowhere.extend(invalid);
         to_nowhere.extend(refused);
         let hook = "filter hook output priority 0";
         chain(text, "to_nowhere", hook, &to_nowhere);
+    }
+
+    /// The rule against new connections to undeclared ports of containers that have mesh addresses of their own. Those of
+    /// others are not translated, so the packets to them are refused like those to any address without a target. The labels
+    /// of a container do not change while it runs, so its established connections need no rule.
+    fn undeclared_native(&self) -> Option<String> {
+        let is_declaring = |native| self.declared.contains_key(native);
+        self.natives
+            .iter()
+            .any(is_declaring)
+            .then(|| format!("ct state new ct original ip daddr @natives {UNDECLARED} goto refuse"))
+    }
+
+    /// The rules that translate instance addresses.
+    fn to_containers(&self) -> Vec<String> {
+        let is_declaring = |instance| self.declared.contains_key(instance);
+        let undeclared = self.containers.keys().any(is_declaring);
+        let undeclared = undeclared.then(|| format!("ip daddr @declaring {UNDECLARED} accept"));
+        let translate = "dnat to ip daddr map @containers".to_owned();
+        undeclared.into_iter().chain([translate]).collect()
     }
 
     /// The sets and maps that the rules refer to.
@@ -293,6 +329,26 @@ impl ValidState {
             "type ipv4_addr : ipv4_addr",
             self.containers.iter().map(|(i, c)| format!("{c} : {i}")),
         );
+        if !self.declared.is_empty() {
+            set(
+                text,
+                "set declaring",
+                "type ipv4_addr",
+                self.declared.keys().map(ToString::to_string),
+            );
+            let elements = self.declared.iter().flat_map(|(instance, ports)| {
+                let ports = ports.iter();
+                ports.map(move |(protocol, port)| {
+                    format!("{instance} . {} . {port}", protocol.as_str())
+                })
+            });
+            set(
+                text,
+                "set declared",
+                "type ipv4_addr . inet_proto . inet_service",
+                elements,
+            );
+        }
         if state.native.is_some() {
             set(
                 text,
@@ -320,25 +376,28 @@ impl ValidState {
                 format!("udp sport 53 ip saddr {node} notrack"),
             ],
         );
-        let balance: Vec<String> = self.shares.iter().filter_map(balanced).collect();
-        chain(text, "services", "", &balance);
+        chain(text, "services", "", &self.balance);
         chain(
             text,
             "arriving",
             "nat hook prerouting priority -105",
             &[
-                "dnat to ip daddr map @containers".into(),
-                format!("iifname != \"{interface}\" ip daddr {services} jump services"),
-            ],
+                self.to_containers(),
+                vec![format!(
+                    "iifname != \"{interface}\" ip daddr {services} jump services"
+                )],
+            ]
+            .concat(),
         );
         chain(
             text,
             "from_host",
             "nat hook output priority -105",
             &[
-                "dnat to ip daddr map @containers".into(),
-                format!("ip daddr {services} jump services"),
-            ],
+                self.to_containers(),
+                vec![format!("ip daddr {services} jump services")],
+            ]
+            .concat(),
         );
         chain(
             text,
@@ -411,7 +470,10 @@ fn mapped(state: &FirewallState) -> String {
 struct NativeRules {
     guard: Vec<String>,
     leaving: Vec<String>,
+    /// Between containers on the bridge itself.
+    same_bridge: Vec<String>,
     passing: Vec<String>,
+    redirects: Vec<String>,
     from_host: Vec<String>,
 }
 
@@ -440,18 +502,17 @@ fn native(native: &Native, state: &FirewallState) -> NativeRules {
                 "oifname != {{ \"{interface}\", \"{bridge}\" }} ip saddr {own} ct original ip daddr != {prefix} masquerade"
             ),
         ],
+        same_bridge: vec![format!("iifname \"{bridge}\" oifname \"{bridge}\" accept")],
         passing: vec![
             "ip daddr @natives accept".into(),
-            // Containers that are not exposed accept connections from their own bridge, connections to published ports,
-            // and answers.
-            format!("iifname \"{bridge}\" oifname \"{bridge}\" accept"),
+            // Containers that are not exposed accept connections to published ports, and answers.
             format!("oifname \"{bridge}\" ct status dnat accept"),
             format!("oifname \"{bridge}\" ct state established,related accept"),
         ],
+        // The instance may be on the same link as the client, but the connection has to pass this host so that it is
+        // translated.
+        redirects: vec![format!("oifname \"{bridge}\" icmp type redirect drop")],
         from_host: vec![
-            // The instance may be on the same link as the client, but the connection has to pass this host so that it
-            // is translated.
-            format!("oifname \"{bridge}\" icmp type redirect drop"),
             "ip daddr @natives accept".into(),
             format!("oifname \"{bridge}\" accept"),
         ],
@@ -513,45 +574,6 @@ fn service_range(state: &FirewallState) -> std::ops::RangeInclusive<Ipv4Addr> {
 /// The first address of the node block that contains `address`. All node blocks of a mesh have the same length.
 fn block_of(address: Ipv4Addr, block_length: u8) -> Ipv4Addr {
     Ipv4Net::new(address, block_length).map_or(address, |net| net.network())
-}
-
-/// The number of values in the map of a service address that lead to one node, if nodes have different numbers of
-/// instances.
-const NODE_NUMBERS: u32 = 1 << 16;
-
-/// The rule of a service address. Each node receives an equal share of the connections, and its instances divide this
-/// share equally.
-fn balanced((service, nodes): (&Ipv4Addr, &Vec<Vec<Ipv4Addr>>)) -> Option<String> {
-    let mut targets: Vec<Ipv4Addr> = nodes.iter().flatten().copied().collect();
-    targets.sort_unstable();
-    let lengths: BTreeSet<usize> = nodes.iter().map(Vec::len).collect();
-    let (numbers, slots): (usize, Vec<String>) = match targets.as_slice() {
-        [] => return None,
-        [one] => return Some(format!("ip daddr {service} dnat to {one}")),
-        // All nodes have the same number of instances, so one value for each instance is enough.
-        many if lengths.len() == 1 => {
-            let slots = many.iter().enumerate();
-            let slots = slots.map(|(slot, target)| format!("{slot} : {target}"));
-            (many.len(), slots.collect())
-        }
-        _ => {
-            let mut slots = Vec::new();
-            let mut first = 0;
-            for of_node in nodes {
-                let end = first + NODE_NUMBERS as usize;
-                for (place, target) in of_node.iter().enumerate() {
-                    let at = |place| first + NODE_NUMBERS as usize * place / of_node.len();
-                    slots.push(format!("{}-{} : {target}", at(place), at(place + 1) - 1));
-                }
-                first = end;
-            }
-            (first, slots)
-        }
-    };
-    Some(format!(
-        "ip daddr {service} dnat to numgen random mod {numbers} map {{ {} }}",
-        slots.join(", ")
-    ))
 }
 
 /// Appends a named set or map. nftables does not accept an empty list of elements.

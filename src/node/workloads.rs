@@ -144,6 +144,7 @@ impl Workloads {
                 container: mapping.container,
                 pid: mapping.pid,
                 name: mapping.name,
+                ports: mapping.ports,
             };
             (address, mapped)
         });

@@ -3,7 +3,7 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use crate::hosts::{Hosts, PORT};
+use crate::hosts::{Hosts, PORT, UDP_PORT};
 
 /// Starts ten requests a second from node 0 to the service on node 1, for so many seconds.
 fn flow(hosts: &Hosts, seconds: &str) -> Child {
@@ -137,6 +137,8 @@ fn flows_outlast_restarts_and_flushed_rules() {
         "mesh.service=web",
         "--label",
         "mesh.port=7777",
+        "--label",
+        UDP_PORT,
     ];
     hosts.run(1, "web", "project", &labels);
     hosts.wait_for(0, "web", 1);

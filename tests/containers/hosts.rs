@@ -19,6 +19,8 @@ pub(crate) const IMAGE: &str = "box";
 pub(crate) const ECHO: &str = "/usr/local/bin/echo";
 /// Where the program serves.
 pub(crate) const PORT: u16 = 7777;
+/// The label for the same port over UDP.
+pub(crate) const UDP_PORT: &str = "mesh.port.datagrams=7777/udp";
 
 /// A mesh of hosts with engines.
 pub(crate) struct Hosts {
@@ -244,7 +246,8 @@ impl Hosts {
     pub(crate) fn serve(&self, n: usize, name: &str, network: &str, service: &str) {
         let service = format!("mesh.service={service}");
         let port = format!("mesh.port={PORT}");
-        self.run(n, name, network, &["--label", &service, "--label", &port]);
+        let labels = ["--label", &service, "--label", &port, "--label", UDP_PORT];
+        self.run(n, name, network, &labels);
     }
 
     /// The instances of a service that node `n` knows.

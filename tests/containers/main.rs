@@ -12,6 +12,7 @@ mod guards;
 mod names;
 mod network;
 mod paths;
+mod ports;
 mod positions;
 mod presence;
 mod projects;

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::hosts::{ECHO, Hosts, PORT};
+use crate::hosts::{ECHO, Hosts, PORT, UDP_PORT};
 
 /// Two hosts with the network, or nothing where they cannot be.
 fn hosts() -> Option<Hosts> {
@@ -55,6 +55,8 @@ fn a_container_on_the_network_mesh_knows_its_address_and_is_known_by_it() {
                 &format!("mesh.service=twofold-{n}"),
                 "--label",
                 "mesh.port=7777",
+                "--label",
+                UDP_PORT,
             ],
         );
         hosts.docker(n, &["network", "create", "a-second"]);
@@ -65,6 +67,8 @@ fn a_container_on_the_network_mesh_knows_its_address_and_is_known_by_it() {
         "mesh.service=vip",
         "--label",
         "mesh.port=7777",
+        "--label",
+        UDP_PORT,
         "--label",
         "mesh.vip=true",
     ];

@@ -1,6 +1,6 @@
 //! From everywhere to a service of containers, by its name, and what the server sees.
 
-use crate::hosts::{ECHO, Hosts};
+use crate::hosts::{ECHO, Hosts, UDP_PORT};
 
 #[test]
 fn from_every_position_a_service_is_reached_by_name_and_sees_who_calls() {
@@ -22,6 +22,8 @@ fn from_every_position_a_service_is_reached_by_name_and_sees_who_calls() {
         "mesh.service=vip",
         "--label",
         "mesh.port=7777",
+        "--label",
+        UDP_PORT,
         "--label",
         "mesh.vip=true",
     ];

@@ -354,7 +354,7 @@ proptest! {
         let expose = if all { Expose::All } else { Expose::Labelled };
         let mut facts = facts(&exposed_ports.into_iter().collect::<Vec<_>>());
         facts.has_healthcheck = has_healthcheck;
-        match exposed(&labels, image.as_ref(), &facts, Rules { expose, trust_image_labels }) {
+        match exposed(&labels, image.as_ref(), &facts, Rules { expose, trust_image_labels, ..Rules::default() }) {
             Ok(Some(exposed)) => {
                 prop_assert!((1..=2).contains(&exposed.services.len()));
                 prop_assert!((1..=MAX_PORTS).contains(&exposed.ports.len()));

@@ -134,6 +134,7 @@ fn state() -> FirewallState {
         container: "172.17.0.2".parse().expect("a literal"),
         pid: Some(77),
         name: "db-1".into(),
+        ports: None,
     };
     FirewallState {
         interface: "mesh0".into(),

@@ -1,7 +1,9 @@
 use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
 
 use super::*;
 use crate::firewall::Mapped;
+use crate::records::kinds::Protocol;
 
 fn ip(text: &str) -> Ipv4Addr {
     text.parse().expect("a literal")
@@ -16,6 +18,10 @@ fn mapped(container: &str) -> Mapped {
         container: ip(container),
         pid: None,
         name: "db-1".into(),
+        ports: Some(BTreeSet::from([
+            (Protocol::Tcp, NonZeroU16::new(5432).expect("not 0")),
+            (Protocol::Udp, NonZeroU16::new(53).expect("not 0")),
+        ])),
     }
 }
 
@@ -77,6 +83,40 @@ fn the_whole_tables_of_the_other_families() {
         format!("{v6}{}", guard_bridges(&ports)),
         include_str!("guards.nft")
     );
+}
+
+#[test]
+fn a_container_that_accepts_connections_on_all_ports_has_no_rule_about_ports() {
+    let mut state = with_containers();
+    let one = state.mappings.get_mut(&ip("10.210.1.3"));
+    one.expect("there").ports = None;
+    let text = table(&state);
+    assert!(text.contains("10.210.1.2 . tcp . 5432, 10.210.1.2 . udp . 53"));
+    assert!(!text.contains("10.210.1.3 . "));
+    for mapped in state.mappings.values_mut() {
+        mapped.ports = None;
+    }
+    assert!(!table(&state).contains("declar"));
+}
+
+#[test]
+fn a_service_address_leads_to_the_containers_that_declare_the_port() {
+    let mut state = with_containers();
+    let other = state.mappings.get_mut(&ip("10.210.1.3")).expect("there");
+    other.ports = Some(BTreeSet::from([(
+        Protocol::Tcp,
+        NonZeroU16::new(9187).expect("not 0"),
+    )]));
+    let both = vec![ip("10.210.1.2"), ip("10.210.1.3")];
+    state.service_addresses = BTreeMap::from([(ip("10.210.0.64"), both)]);
+    let text = table(&state);
+    let rules = "\tchain services {
+\t\tip daddr 10.210.0.64 tcp dport 5432 dnat to 172.18.0.2
+\t\tip daddr 10.210.0.64 tcp dport 9187 dnat to 172.17.0.5
+\t\tip daddr 10.210.0.64 udp dport 53 dnat to 172.18.0.2
+\t\tip daddr 10.210.0.64 meta l4proto icmp dnat to numgen random mod 2 map { 0 : 172.17.0.5, 1 : 172.18.0.2 }
+\t}\n";
+    assert!(text.contains(rules), "{text}");
 }
 
 #[test]
@@ -199,7 +239,10 @@ fn containers_with_mesh_addresses_of_their_own_are_not_translated() {
     };
     at("elements = { 172.17.0.0/16, 172.18.0.0/16 }");
     at("elements = { 10.210.1.130 : 172.17.0.5 }");
-    at("ip daddr 10.210.0.64 dnat to 10.210.1.5");
+    at("ip daddr 10.210.0.64 tcp dport 5432 dnat to 10.210.1.5");
+    assert!(
+        at("ct original ip daddr @natives meta l4proto != icmp") < at("ip daddr @natives accept")
+    );
     assert!(
         at("iifname \"br-mesh\" ip saddr 10.210.1.2-10.210.1.127 accept")
             < at("ip saddr 10.210.0.0/16 drop")

@@ -104,6 +104,7 @@ pub(super) struct DockerSection {
     pub(super) enabled: Enabled,
     pub(super) socket: Option<PathBuf>,
     pub(super) expose: ExposeWord,
+    pub(super) ports: PortsWord,
     pub(super) addressing: Addressing,
     pub(super) trust_image_labels: bool,
 }
@@ -145,6 +146,14 @@ impl From<EnabledValue> for Enabled {
 pub(super) enum ExposeWord {
     #[default]
     Labelled,
+    All,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PortsWord {
+    #[default]
+    Declared,
     All,
 }
 

@@ -11,10 +11,10 @@ use clap::{Parser, Subcommand};
 
 use self::file::{
     Addressing, DnsSection, DockerSection, Enabled, ExposeWord, File, MetricsSection, NoneUsable,
-    ServiceSection, SplitDns,
+    PortsWord, ServiceSection, SplitDns,
 };
 pub use self::reach::{Advertised, PathSettings, RelaySettings, StreamListen};
-use crate::containers::{Expose, Rules};
+use crate::containers::{Expose, OpenPorts, Rules};
 use crate::dns::WhenNoneUsable;
 use crate::dns::forward::Server;
 use crate::dns::zone::MAX_ADDRESSES;
@@ -323,6 +323,10 @@ fn docker(section: DockerSection) -> Option<DockerSettings> {
                 ExposeWord::All => Expose::All,
             },
             trust_image_labels: section.trust_image_labels,
+            ports: match section.ports {
+                PortsWord::Declared => OpenPorts::Declared,
+                PortsWord::All => OpenPorts::All,
+            },
         },
         network: section.addressing == Addressing::Network,
     })

@@ -63,6 +63,21 @@ fn containers_get_mesh_addresses_of_their_own_only_where_asked_for() {
 }
 
 #[test]
+fn containers_accept_connections_on_declared_ports_unless_all_are_asked_for() {
+    let ports = |text: &str| {
+        let config = load(text).expect("it is valid");
+        config.docker.expect("it is on").rules.ports
+    };
+    assert_eq!(ports(""), OpenPorts::Declared);
+    assert_eq!(
+        ports("[docker]\nports = \"declared\"\n"),
+        OpenPorts::Declared
+    );
+    assert_eq!(ports("[docker]\nports = \"all\"\n"), OpenPorts::All);
+    assert!(load("[docker]\nports = \"some\"\n").is_err());
+}
+
+#[test]
 fn everything_wrong_is_said_at_once() {
     let error = load(
         "name = \"a.b\"\nmtu = 3\n[[service]]\nname = \"web\"\nport = 0\n[[service]]\nname = \"x\"\nport = 1\ncheck = { http = \"no\" }\n",
