@@ -263,6 +263,7 @@ fn run(
     let Loaded { dir, identity, .. } = loaded;
     let mut device = equipped.device;
     let mappings = device.reach.mapping.take_answers();
+    let stun_servers = device.reach.stun.take_servers();
     let names = start_names(&config, &identity, &dir);
     let resolver = NodeResolver::start(
         Arc::clone(&config),
@@ -305,6 +306,7 @@ fn run(
         relay_streams: equipped.stream_events,
         leases,
         mappings,
+        stun_servers,
     };
     let node = JoinedNode {
         replica,

@@ -38,6 +38,7 @@ mod publishing;
 mod relaying;
 mod stages;
 mod streaming;
+mod stun;
 mod waiting;
 mod writes;
 
@@ -89,7 +90,8 @@ impl JoinedNode {
     pub(super) fn set_timers(&self, timers: &mut Timers, now: Instant) {
         let punch = self.device.reach.punching.poll_timeout();
         let streams = self.device.streams.poll_timeout();
-        let due = [self.paths.poll_timeout(), punch, streams];
+        let stun = self.device.reach.stun.rounds.poll_timeout();
+        let due = [self.paths.poll_timeout(), punch, streams, stun];
         let paths = due.into_iter().flatten().min();
         timers.set(Timer::Paths, paths);
         let mapping = self.device.reach.mapping.state.poll_timeout();
@@ -171,6 +173,7 @@ impl JoinedNode {
                 }
             }
             NodeEvent::Mapping(answer) => mapping::handle_answer(self, answer, Instant::now()),
+            NodeEvent::StunServers(servers) => stun::handle_servers(self, servers, Instant::now()),
             NodeEvent::Paths => probing::handle_news(self, Instant::now()),
             NodeEvent::RelayStream(event) => {
                 streaming::handle_event(self, event, Instant::now());

@@ -53,6 +53,7 @@ mod resolver;
 mod settle;
 pub mod state;
 mod streams;
+mod stun;
 mod timers;
 mod transitions;
 mod unattended;

@@ -12,6 +12,7 @@ pub mod peers;
 pub mod punch;
 pub mod relays;
 pub mod streams;
+pub mod stun;
 pub mod tried;
 pub mod watch;
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{JoinedNode, mapping, messages};
 use crate::model::{NodeAddress, Path, PublicKey};
+use crate::node::reach::Witness;
 use crate::node::state::Identity;
 use crate::path::relays::MeasuredRelay;
 use crate::protocol::path_messages::{ByeReason, MAX_RELAYS, Message, Paths, RelayRoundTrip};
@@ -48,7 +49,8 @@ pub(super) fn handle_report(
         // The mapped port says nothing about the ports that the router gives to other flows.
         && mapped != Some(seen)
     {
-        node.device.reach.observed.handle_seen(peer, seen, now);
+        let witness = Witness::Peer(peer);
+        node.device.reach.observed.handle_seen(witness, seen, now);
     }
 }
 
