@@ -18,7 +18,7 @@ use super::host::Ipv6;
 use super::names::Names;
 use super::own_records::OwnRecords;
 use super::paths::Paths;
-use super::replica::Replica;
+use super::replica::{Replica, StreamEvent};
 use super::resolver::{NodeResolver, ResolverScope};
 use super::settle::{self, Dirty};
 use super::state::Identity;
@@ -30,6 +30,7 @@ use crate::protocol::api::ApiError;
 use crate::records::RecordKey;
 use crate::records::netmap::Netmap;
 
+mod calling;
 mod events;
 mod mapping;
 mod messages;
@@ -91,7 +92,8 @@ impl JoinedNode {
         let punch = self.device.reach.punching.poll_timeout();
         let streams = self.device.streams.poll_timeout();
         let stun = self.device.reach.stun.rounds.poll_timeout();
-        let due = [self.paths.poll_timeout(), punch, streams, stun];
+        let calls = calling::poll_timeout(self, now);
+        let due = [self.paths.poll_timeout(), punch, streams, stun, calls];
         let paths = due.into_iter().flatten().min();
         timers.set(Timer::Paths, paths);
         let mapping = self.device.reach.mapping.state.poll_timeout();
@@ -138,6 +140,9 @@ impl JoinedNode {
         event: NodeEvent,
     ) -> Result<Option<Identity>, ApiError> {
         match event {
+            NodeEvent::Stream(StreamEvent::Called { from, call }) => {
+                calling::handle_call(self, from, &call, Instant::now());
+            }
             NodeEvent::Stream(event) => self.replica.handle_stream(event, clock::now()),
             NodeEvent::Written(written) => return Ok(writes::handle_written(self, written)),
             NodeEvent::Peer(event) => self.handle_peer_event(event),

@@ -22,6 +22,7 @@
 mod agent;
 pub mod api;
 mod boot;
+mod calling;
 mod changes;
 pub mod config;
 mod connections;

@@ -1,6 +1,7 @@
 //! The paths to peers: whether a peer is reachable, by which path, how far it is, and how large a packet may be. Pure.
 
 pub mod budget;
+pub mod calls;
 pub mod candidates;
 pub mod distance;
 pub mod link;
