@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-pub(super) use self::events::{Events, NodeEvent};
+pub(super) use self::events::{Events, NodeEvent, ReachEvents};
 pub(super) use self::relaying::measured_relay;
 use super::changes::ChangeRequest;
 use super::connections::{Confirmation, Connections};

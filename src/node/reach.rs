@@ -240,11 +240,14 @@ impl Reach {
         self.observed.refresh_record(now) || has_other_relays
     }
 
-    /// Whether a peer says from where this node's packets come. A peer in the same network sees a private address, and says nothing
-    /// about the address that others see.
-    pub(super) fn is_told_by_peers(&self) -> bool {
+    /// Whether a peer that is reached directly says from where this node's packets come. A peer in the same network sees a private
+    /// address, and says nothing about the address that others see.
+    pub(super) fn is_told_by_peers(&self, is_reached: impl Fn(&PublicKey) -> bool) -> bool {
         let mut words = self.observed.words();
-        words.any(|(witness, seen, _)| matches!(witness, Witness::Peer(_)) && is_public(seen.ip()))
+        words.any(|(witness, seen, _)| match witness {
+            Witness::Peer(peer) => is_public(seen.ip()) && is_reached(peer),
+            Witness::Server(_) => false,
+        })
     }
 
     /// Whether this node reaches peers through relays.
@@ -454,16 +457,17 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_needed_until_a_peer_sees_a_public_address() {
+    fn servers_are_needed_until_a_peer_that_is_reached_sees_a_public_address() {
         let (mut reach, now) = (reach(None), Instant::now());
         let mut see = |witness, seen: &str| {
             reach.observed.handle_seen(witness, at(seen), now);
-            reach.is_told_by_peers()
+            reach.is_told_by_peers(|peer| *peer != id(2))
         };
         let server = Witness::Server(at("192.0.2.1:7443"));
         assert!(!see(server, "203.0.113.7:4000"));
         assert!(!see(Witness::Peer(id(1)), "192.168.1.10:51820"));
-        assert!(see(Witness::Peer(id(2)), "203.0.113.7:4000"));
+        assert!(!see(Witness::Peer(id(2)), "203.0.113.7:4000"));
+        assert!(see(Witness::Peer(id(3)), "203.0.113.7:4000"));
     }
 
     #[test]

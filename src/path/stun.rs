@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// The maximum number of servers that are asked in a round.
 pub const MAX_SERVERS: usize = 16;
 /// How long a peer has to tell this node its address before servers are asked: sessions with peers may be about to begin.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The first pause between two requests of a round. Each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The number of requests to one server in a round. The specification proposes 7, of which the last ones would wait for half a minute.
@@ -241,13 +241,13 @@ mod tests {
         let mut world = World::new(1, None);
         let log = world.run(20);
         let expected = [
-            (500, StunAction::LookUp),
-            (500, StunAction::Ask(server(1))),
-            (1000, StunAction::Repeat(server(1))),
-            (2000, StunAction::Repeat(server(1))),
-            (4000, StunAction::Repeat(server(1))),
-            (8000, StunAction::Repeat(server(1))),
-            (16_000, StunAction::Close(server(1))),
+            (1000, StunAction::LookUp),
+            (1000, StunAction::Ask(server(1))),
+            (1500, StunAction::Repeat(server(1))),
+            (2500, StunAction::Repeat(server(1))),
+            (4500, StunAction::Repeat(server(1))),
+            (8500, StunAction::Repeat(server(1))),
+            (16_500, StunAction::Close(server(1))),
         ];
         assert_eq!(log, expected);
     }
@@ -298,7 +298,7 @@ mod tests {
         let _ = world.run(10);
         world.rounds.handle_network_changed(world.now);
         let log = world.run(2);
-        assert_eq!(times(&log, StunAction::LookUp), [10_500]);
+        assert_eq!(times(&log, StunAction::LookUp), [11_000]);
     }
 
     #[test]

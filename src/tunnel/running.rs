@@ -28,7 +28,6 @@ use super::sockets::Sockets;
 use super::status::{PeerStatus, status_of};
 use super::steering::Steering;
 use super::streams::Streams;
-use super::stun::{Requests, StunClient};
 use super::table::Table;
 use super::timer;
 use super::tun::{self, Device};
@@ -91,7 +90,6 @@ impl Tunnel {
                 openings: Mutex::new(OpeningLimit::new(now)),
             },
             relaying: Relaying::new(seeds[1], now),
-            stun: Requests::default(),
             stop: AtomicBool::new(false),
         });
         let mut tunnel = Self {
@@ -266,12 +264,6 @@ impl Tunnel {
     #[must_use]
     pub fn steering(&self) -> Steering<'_> {
         Steering(&self.peers)
-    }
-
-    /// Requests to STUN servers.
-    #[must_use]
-    pub fn stun(&self) -> StunClient<'_> {
-        StunClient(&self.shared)
     }
 
     /// Passes packets to the kernel as if they came from a peer.

@@ -17,7 +17,6 @@ use super::peer::{Peer, PeerState};
 use super::relaying::Relaying;
 use super::sockets::Sockets;
 use super::split::VnetHeader;
-use super::stun::Requests;
 use super::table::Table;
 use super::tun::Device;
 use super::udp::Sender;
@@ -46,8 +45,6 @@ pub(super) struct Shared {
     pub(super) drops: DropCounters,
     pub(super) limits: Limits,
     pub(super) relaying: Relaying,
-    /// The requests to STUN servers.
-    pub(super) stun: Requests,
     pub(super) stop: AtomicBool,
 }
 

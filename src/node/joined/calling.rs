@@ -15,7 +15,7 @@ use crate::records::kinds::CALLS_1;
 
 /// How long a peer is tried at its endpoints and through relays before it is called. By then a STUN server has most probably
 /// answered.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Calls the members that are to be called now.
 pub(super) fn poll(node: &mut JoinedNode, now: Instant) {

@@ -64,6 +64,11 @@ pub(in crate::node) struct Events {
     pub(in crate::node) relay_streams: mpsc::Receiver<RelayStreamEvent>,
     /// The answers of the coordinator to requests for this node's lease.
     pub(in crate::node) leases: mpsc::Receiver<Result<Block, String>>,
+    pub(in crate::node) reach: ReachEvents,
+}
+
+/// What arrives about the addresses of this node.
+pub(in crate::node) struct ReachEvents {
     /// What the router answered when it was asked for a port.
     pub(in crate::node) mappings: mpsc::Receiver<Answer>,
     /// The addresses of STUN servers.
@@ -86,8 +91,8 @@ impl Events {
             () = self.paths.news() => NodeEvent::Paths,
             Some(event) = self.relay_streams.recv() => NodeEvent::RelayStream(event),
             Some(answer) = self.leases.recv() => NodeEvent::Leased(answer),
-            Some(answer) = self.mappings.recv() => NodeEvent::Mapping(answer),
-            Some(servers) = self.stun_servers.recv() => NodeEvent::StunServers(servers),
+            Some(answer) = self.reach.mappings.recv() => NodeEvent::Mapping(answer),
+            Some(servers) = self.reach.stun_servers.recv() => NodeEvent::StunServers(servers),
         }
     }
 }
@@ -147,8 +152,10 @@ mod tests {
             paths: PathEvents::watch(paths.into()).expect("a descriptor"),
             relay_streams,
             leases,
-            mappings: mpsc::channel(1).1,
-            stun_servers: mpsc::channel(1).1,
+            reach: ReachEvents {
+                mappings: mpsc::channel(1).1,
+                stun_servers: mpsc::channel(1).1,
+            },
         };
         for _ in 0..2 * MANY {
             stream_sender.try_send(StreamEvent::Alive).expect("room");

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::JoinedNode;
+use crate::model::PublicKey;
 use crate::model::address::is_routable;
 use crate::node::reach::Witness;
 use crate::node::stun::StunServer;
+use crate::path::peer::State;
 use crate::path::stun::StunAction;
 use crate::tunnel::StunAnswer;
 
@@ -15,10 +17,19 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     let id = node.id();
     let is_out = node.replica.is_out();
     let has_others = node.netmap.members.keys().any(|member| *member != id);
+    let steered = node.paths.steered();
+    // What a peer saw that was lost since may hold no more: perhaps it was lost because the router uses another port.
+    let is_reached = |id: &PublicKey| {
+        steered.get(id).is_some_and(|peer| {
+            let primary = peer.links().primary();
+            let is_direct = primary.is_some_and(|path| path.endpoint().is_some());
+            is_direct && matches!(peer.state(), State::Open | State::Suspect { .. })
+        })
+    };
     let reach = &mut node.device.reach;
-    let is_needed = has_others && !is_out && !reach.is_told_by_peers();
+    let is_needed = has_others && !is_out && !reach.is_told_by_peers(is_reached);
     reach.stun.rounds.set_needed(is_needed, now);
-    let client = node.device.tunnel.stun();
+    let client = node.device.tunnel.steering().stun();
     for action in reach.stun.rounds.poll(now) {
         match action {
             StunAction::LookUp => reach.stun.look_up(&node.replica.coordinators()),
@@ -45,7 +56,7 @@ pub(super) fn handle_servers(node: &mut JoinedNode, mut servers: Vec<StunServer>
 
 /// Takes over what servers have answered.
 pub(super) fn handle_answers(node: &mut JoinedNode, now: Instant) {
-    let answers = node.device.tunnel.stun().take_answers();
+    let answers = node.device.tunnel.steering().stun().take_answers();
     let mesh = node.replica.ledger().mesh().map(|mesh| mesh.addresses);
     let mapped = node.device.reach.mapping.state.report();
     let mapped = mapped.map(|mapped| mapped.granted.external);
