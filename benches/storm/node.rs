@@ -256,7 +256,11 @@ async fn listen(
                 }
                 None
             }
-            Event::Alive | Event::Admitted { .. } | Event::Seen(_) | Event::Summary(_) => None,
+            Event::Alive
+            | Event::Admitted { .. }
+            | Event::Seen(_)
+            | Event::Called { .. }
+            | Event::Summary(_) => None,
         };
         if word.is_some_and(|word| heard.send(word).is_err()) {
             return;

@@ -1,5 +1,5 @@
-//! Answers the STUN Binding requests of any client on UDP, at the port of the control stream: a client such as an operator's learns
-//! from which address its datagrams come. Nodes do not ask; they learn their addresses from their peers.
+//! Answers the STUN Binding requests of any client on UDP, at the port of the control stream: a client learns from which address its
+//! datagrams come. Nodes ask where no peer tells them.
 //!
 //! Nothing is stored for a request but how many of them each sender has sent lately, and an answer is never larger than its request.
 
@@ -30,7 +30,7 @@ const MAX_SENDERS: usize = 8192;
 /// The maximum number of requests that one system call receives.
 const BATCH: usize = 16;
 
-/// Binds the UDP port. Without it everything else goes on, because no node depends on it.
+/// Binds the UDP port. Without it everything else goes on, because most nodes learn their addresses from their peers.
 pub(super) fn bind(listen: SocketAddr) -> Option<UdpSocket> {
     let bound = StdSocket::bind(listen).and_then(|socket| {
         socket.set_nonblocking(true)?;
@@ -44,7 +44,7 @@ pub(super) fn bind(listen: SocketAddr) -> Option<UdpSocket> {
     });
     bound
         .inspect_err(|error| {
-            tracing::info!(%listen, %error, "STUN requests are not answered, because the UDP port cannot be opened; nodes do not need it");
+            tracing::info!(%listen, %error, "STUN requests are not answered, because the UDP port cannot be opened; nodes that no peer reaches do not learn their address");
         })
         .ok()
 }

@@ -19,7 +19,7 @@ use super::disk::Disk;
 use super::docker::{self, Docker};
 use super::gossip::{Gossip, PeerEvent};
 use super::host::{self, HostNetwork, Interface, Ipv6, NetworkPlan, Upkeep, Wanted};
-use super::joined::{Events, JoinedNode};
+use super::joined::{Events, JoinedNode, ReachEvents};
 use super::names::{Names, NamesConfig};
 use super::own_records::OwnRecords;
 use super::paths::Paths;
@@ -262,7 +262,10 @@ fn run(
 ) -> (JoinedNode, Events) {
     let Loaded { dir, identity, .. } = loaded;
     let mut device = equipped.device;
-    let mappings = device.reach.mapping.take_answers();
+    let reach = ReachEvents {
+        mappings: device.reach.mapping.take_answers(),
+        stun_servers: device.reach.stun.take_servers(),
+    };
     let names = start_names(&config, &identity, &dir);
     let resolver = NodeResolver::start(
         Arc::clone(&config),
@@ -304,7 +307,7 @@ fn run(
         paths: equipped.events.1,
         relay_streams: equipped.stream_events,
         leases,
-        mappings,
+        reach,
     };
     let node = JoinedNode {
         replica,

@@ -11,8 +11,11 @@ use super::gossip::Gossip;
 use super::replica::acceptance::NodeRecord;
 use super::replica::{Answer, Effect, Replica};
 use super::state::writer::Writer;
+use crate::model::PublicKey;
 use crate::model::address::Block;
 use crate::os::tasks::Tasks;
+use crate::protocol::call::Call;
+use crate::protocol::control::FromNode;
 use crate::protocol::join::JoinRequest;
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
@@ -86,6 +89,11 @@ impl Connections {
         while let Some(effect) = replica.poll_effect() {
             self.carry_out(effect, writer);
         }
+    }
+
+    /// Calls another member over the coordinator.
+    pub(super) fn call(&self, to: PublicKey, call: Call) -> bool {
+        self.control.try_send(FromNode::Call { to, call })
     }
 
     fn carry_out(&mut self, effect: Effect, writer: &Writer) {

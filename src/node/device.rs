@@ -7,9 +7,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use super::calling::Calling;
 use super::host::{Interface, Upkeep};
 use super::reach::Reach;
 use super::streams::RelayStreams;
+use crate::os::clock;
 use crate::os::readable::AsyncReadable;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::Problem;
@@ -31,6 +33,8 @@ pub(super) struct Device {
     pub(super) reach: Reach,
     /// The streams to relays and of members.
     pub(super) streams: RelayStreams,
+    /// The calls of this node and of members.
+    pub(super) calling: Calling,
     /// The problem while the device is in another network namespace.
     elsewhere: Option<Problem>,
 }
@@ -50,6 +54,7 @@ impl Device {
             interfaces: Vec::new(),
             reach,
             streams,
+            calling: Calling::new(clock::now()),
             elsewhere: None,
         }
     }

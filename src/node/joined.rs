@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-pub(super) use self::events::{Events, NodeEvent};
+pub(super) use self::events::{Events, NodeEvent, ReachEvents};
 pub(super) use self::relaying::measured_relay;
 use super::changes::ChangeRequest;
 use super::connections::{Confirmation, Connections};
@@ -18,7 +18,7 @@ use super::host::Ipv6;
 use super::names::Names;
 use super::own_records::OwnRecords;
 use super::paths::Paths;
-use super::replica::Replica;
+use super::replica::{Replica, StreamEvent};
 use super::resolver::{NodeResolver, ResolverScope};
 use super::settle::{self, Dirty};
 use super::state::Identity;
@@ -30,6 +30,7 @@ use crate::protocol::api::ApiError;
 use crate::records::RecordKey;
 use crate::records::netmap::Netmap;
 
+mod calling;
 mod events;
 mod mapping;
 mod messages;
@@ -38,6 +39,7 @@ mod publishing;
 mod relaying;
 mod stages;
 mod streaming;
+mod stun;
 mod waiting;
 mod writes;
 
@@ -89,7 +91,9 @@ impl JoinedNode {
     pub(super) fn set_timers(&self, timers: &mut Timers, now: Instant) {
         let punch = self.device.reach.punching.poll_timeout();
         let streams = self.device.streams.poll_timeout();
-        let due = [self.paths.poll_timeout(), punch, streams];
+        let stun = self.device.reach.stun.rounds.poll_timeout();
+        let calls = calling::poll_timeout(self, now);
+        let due = [self.paths.poll_timeout(), punch, streams, stun, calls];
         let paths = due.into_iter().flatten().min();
         timers.set(Timer::Paths, paths);
         let mapping = self.device.reach.mapping.state.poll_timeout();
@@ -136,6 +140,9 @@ impl JoinedNode {
         event: NodeEvent,
     ) -> Result<Option<Identity>, ApiError> {
         match event {
+            NodeEvent::Stream(StreamEvent::Called { from, call }) => {
+                calling::handle_call(self, from, &call, Instant::now());
+            }
             NodeEvent::Stream(event) => self.replica.handle_stream(event, clock::now()),
             NodeEvent::Written(written) => return Ok(writes::handle_written(self, written)),
             NodeEvent::Peer(event) => self.handle_peer_event(event),
@@ -171,6 +178,7 @@ impl JoinedNode {
                 }
             }
             NodeEvent::Mapping(answer) => mapping::handle_answer(self, answer, Instant::now()),
+            NodeEvent::StunServers(servers) => stun::handle_servers(self, servers, Instant::now()),
             NodeEvent::Paths => probing::handle_news(self, Instant::now()),
             NodeEvent::RelayStream(event) => {
                 streaming::handle_event(self, event, Instant::now());

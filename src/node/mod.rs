@@ -22,6 +22,7 @@
 mod agent;
 pub mod api;
 mod boot;
+mod calling;
 mod changes;
 pub mod config;
 mod connections;
@@ -53,6 +54,7 @@ mod resolver;
 mod settle;
 pub mod state;
 mod streams;
+mod stun;
 mod timers;
 mod transitions;
 mod unattended;

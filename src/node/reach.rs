@@ -8,9 +8,10 @@ use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::config::{Advertised, PathSettings, RelaySettings};
+use super::config::{NamedAddress, PathSettings, RelaySettings};
 use super::host::{DefaultGateway, Interface};
 use super::mapping::PortMapping;
+use super::stun::Stun;
 use crate::model::address::is_public;
 use crate::model::{MeshAddresses, PublicKey};
 use crate::os::random;
@@ -38,7 +39,9 @@ pub(super) struct Reach {
     relay: RelaySettings,
     lookup: watch::Receiver<Lookup>,
     /// The addresses that peers and servers see.
-    pub(super) observed: Observed<PublicKey>,
+    pub(super) observed: Observed<Witness>,
+    /// The requests to STUN servers.
+    pub(super) stun: Stun,
     relays: OwnRelays<PublicKey>,
     measured_at: Option<Instant>,
     /// The attempts to open direct paths to peers behind relays.
@@ -50,6 +53,14 @@ pub(super) struct Reach {
     /// Whether one of the addresses in the last record is public.
     is_public: bool,
     _task: Option<AbortOnDrop>,
+}
+
+/// Who saw from where this node's packets come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Witness {
+    Peer(PublicKey),
+    /// A STUN server, by the address that was asked.
+    Server(SocketAddr),
 }
 
 /// The addresses in `[path] advertise`, and the names that have none.
@@ -83,8 +94,8 @@ impl Reach {
     /// Starts to look up the names in `path`, and the task that asks the router for a port that depends on `seed`.
     pub(super) fn start(path: PathSettings, relay: RelaySettings, seed: u16) -> Self {
         let known = path.advertise.iter().filter_map(|entry| match entry {
-            Advertised::Address(address) => Some(*address),
-            Advertised::Name(..) => None,
+            NamedAddress::Address(address) => Some(*address),
+            NamedAddress::Name(..) => None,
         });
         let first = Lookup {
             addresses: known.collect(),
@@ -92,7 +103,7 @@ impl Reach {
         };
         let (sender, lookup) = watch::channel(first);
         let entries = path.advertise.clone();
-        let has_names = entries.iter().any(|e| matches!(e, Advertised::Name(..)));
+        let has_names = entries.iter().any(|e| matches!(e, NamedAddress::Name(..)));
         let task = has_names.then(|| {
             let tasks = Tasks::current();
             let task = tasks.spawn("lookup of advertised names", follow(entries, sender));
@@ -100,6 +111,7 @@ impl Reach {
         });
         Self {
             mapping: PortMapping::start(path.maps_port, seed),
+            stun: Stun::new(path.stun.clone()),
             path,
             relay,
             lookup,
@@ -166,6 +178,7 @@ impl Reach {
     pub(super) fn handle_network_changed(&mut self, now: Instant) {
         self.mapping.state.handle_network_changed(now);
         self.observed.handle_network_change();
+        self.stun.rounds.handle_network_changed(now);
         self.punching.handle_network_change();
     }
 
@@ -225,6 +238,16 @@ impl Reach {
         let measured = if needs_relays { measured } else { &[] };
         let has_other_relays = self.relays.handle_measured(measured, now);
         self.observed.refresh_record(now) || has_other_relays
+    }
+
+    /// Whether a peer that is reached directly says from where this node's packets come. A peer in the same network sees a private
+    /// address, and says nothing about the address that others see.
+    pub(super) fn is_told_by_peers(&self, is_reached: impl Fn(&PublicKey) -> bool) -> bool {
+        let mut words = self.observed.words();
+        words.any(|(witness, seen, _)| match witness {
+            Witness::Peer(peer) => is_public(seen.ip()) && is_reached(peer),
+            Witness::Server(_) => false,
+        })
     }
 
     /// Whether this node reaches peers through relays.
@@ -308,7 +331,7 @@ pub(super) struct Underlay<'a> {
 }
 
 /// Looks up the names among `entries` again and again.
-async fn follow(entries: Vec<Advertised>, sender: watch::Sender<Lookup>) {
+async fn follow(entries: Vec<NamedAddress>, sender: watch::Sender<Lookup>) {
     loop {
         let before = sender.borrow().clone();
         let now = look_up(&entries, &before).await;
@@ -322,12 +345,12 @@ async fn follow(entries: Vec<Advertised>, sender: watch::Sender<Lookup>) {
 }
 
 /// The addresses of all entries. If a name cannot be looked up now, all addresses of before are kept as well.
-async fn look_up(entries: &[Advertised], before: &Lookup) -> Lookup {
+async fn look_up(entries: &[NamedAddress], before: &Lookup) -> Lookup {
     let mut lookup = Lookup::default();
     for entry in entries {
         match entry {
-            Advertised::Address(address) => lookup.addresses.push(*address),
-            Advertised::Name(name, port) => {
+            NamedAddress::Address(address) => lookup.addresses.push(*address),
+            NamedAddress::Name(name, port) => {
                 let found = timeout(LOOKUP_TIMEOUT, lookup_host((name.as_str(), *port))).await;
                 match found {
                     Ok(Ok(found)) => lookup.addresses.extend(found.take(MAX_OF_NAME)),
@@ -398,7 +421,8 @@ mod tests {
         let interfaces = [interface("eth0", "192.168.1.10")];
         for n in [1, 2] {
             let seen = at("203.0.113.7:4000");
-            reach.observed.handle_seen(id(n), seen, start);
+            let witness = Witness::Peer(id(n));
+            reach.observed.handle_seen(witness, seen, start);
         }
         let own = reach.own_addresses(&interfaces, underlay, start);
         let expected = OwnEndpoints {
@@ -421,7 +445,8 @@ mod tests {
         let (mut reach, start) = (reach(None), Instant::now());
         for n in [1, 2] {
             let seen = at("203.0.113.7:4000");
-            reach.observed.handle_seen(id(n), seen, start);
+            let witness = Witness::Peer(id(n));
+            reach.observed.handle_seen(witness, seen, start);
         }
         let seconds = (0..=300).step_by(5);
         let records = seconds.filter(|second| {
@@ -429,6 +454,20 @@ mod tests {
         });
         assert_eq!(records.collect::<Vec<u64>>(), [60]);
         assert_eq!(reach.observed.recorded(), [at("203.0.113.7:4000")]);
+    }
+
+    #[test]
+    fn servers_are_needed_until_a_peer_that_is_reached_sees_a_public_address() {
+        let (mut reach, now) = (reach(None), Instant::now());
+        let mut see = |witness, seen: &str| {
+            reach.observed.handle_seen(witness, at(seen), now);
+            reach.is_told_by_peers(|peer| *peer != id(2))
+        };
+        let server = Witness::Server(at("192.0.2.1:7443"));
+        assert!(!see(server, "203.0.113.7:4000"));
+        assert!(!see(Witness::Peer(id(1)), "192.168.1.10:51820"));
+        assert!(!see(Witness::Peer(id(2)), "203.0.113.7:4000"));
+        assert!(see(Witness::Peer(id(3)), "203.0.113.7:4000"));
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct Link {
     /// Whether nothing was answered since a burst ended without an answer.
     is_dead: bool,
     losses: Losses,
+    /// Whether the peer consents to handshakes by it.
+    pub consented: bool,
     /// How many samples in a row were clearly shorter than the round trip of the path in use.
     pub faster: u32,
 }
@@ -128,6 +130,7 @@ impl Link {
             burst: None,
             is_dead: false,
             losses: Losses::default(),
+            consented: false,
             faster: 0,
         }
     }

@@ -181,7 +181,10 @@ impl Links {
 
     /// The paths for the data plane: all of them, and those by which initiations are sent.
     pub(super) fn offers(&self) -> (Vec<Path>, Vec<Path>) {
-        let asked = || self.links.iter().filter(|link| link.may_probe());
+        let asked = || {
+            let links = self.links.iter();
+            links.filter(|link| link.may_probe() || link.consented)
+        };
         let direct = asked().filter(|link| link.path.relay().is_none());
         let relays = asked().filter(|link| link.path.relay().is_some());
         let opens = direct.chain(relays.take(OPENING_RELAYS));
@@ -205,6 +208,13 @@ impl Links {
             self.links.push(Link::new(path, Evidence::Observed));
         }
         is_new
+    }
+
+    /// Handshakes are sent only by those paths again to which no consent is needed.
+    pub(super) fn end_consent(&mut self) {
+        self.links
+            .iter_mut()
+            .for_each(|link| link.consented = false);
     }
 
     /// Another path is in use from now on.

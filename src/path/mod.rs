@@ -1,6 +1,7 @@
 //! The paths to peers: whether a peer is reachable, by which path, how far it is, and how large a packet may be. Pure.
 
 pub mod budget;
+pub mod calls;
 pub mod candidates;
 pub mod distance;
 pub mod link;
@@ -12,6 +13,7 @@ pub mod peers;
 pub mod punch;
 pub mod relays;
 pub mod streams;
+pub mod stun;
 pub mod tried;
 pub mod watch;
 

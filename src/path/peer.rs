@@ -39,6 +39,8 @@ const STEADY: Duration = Duration::from_secs(60);
 pub const LEAST_LOSS: Duration = Duration::from_millis(20);
 /// After a choice there is no other one for this time, in which the data plane waits for a gap between packets.
 const CHOICE_INTERVAL: Duration = Duration::from_millis(600);
+/// How long handshakes are sent by paths to which a peer without a session consents: two of them, as WireGuard repeats one after 5 s.
+const CONSENT_FOR: Duration = Duration::from_secs(8);
 /// The least time between two good-byes of a peer that are followed.
 const BYE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -88,6 +90,8 @@ pub struct PeerPaths {
     chosen: Option<Instant>,
     /// When the peer last said that it stops or changes its network.
     bye: Option<Instant>,
+    /// Until when handshakes are sent by the paths to which the peer consents.
+    consents: Option<Instant>,
     watched: Option<(Duration, bool, bool)>,
     actions: Vec<Action>,
 }
@@ -222,16 +226,27 @@ impl PeerPaths {
         }
     }
 
-    /// The peer waits for probes by these paths, or sends probes there itself.
+    /// The peer waits for probes by these paths, or sends probes there itself. While it does not answer there may be no session, and
+    /// handshakes are sent there instead.
     pub fn handle_consent(&mut self, paths: &[Path], now: Instant) {
+        let is_open = matches!(self.state, State::Open | State::Suspect { .. });
         for path in paths.iter().take(MAX_CANDIDATES) {
-            if self.links.add_observed(*path, now) {
+            if self.links.add_observed(*path, now) && is_open {
                 self.actions.push(offer(&self.links));
             }
             if let Some(link) = self.links.of_mut(*path) {
                 link.begin_burst(now);
+                link.consented = !is_open;
             }
         }
+        if is_open || paths.is_empty() {
+            return;
+        }
+        if self.state == State::Cold {
+            self.state = State::Opening { since: now };
+        }
+        self.consents = Some(now + CONSENT_FOR);
+        self.actions.extend([offer(&self.links), Action::Open]);
     }
 
     /// The data plane reports what it knows.
@@ -352,6 +367,10 @@ impl PeerPaths {
     /// Returns what is due. The last report is not older than this call. `admit` says whether a probe by a path may be sent now.
     pub fn poll(&mut self, mut admit: impl FnMut(&Path) -> bool, now: Instant) -> Vec<Action> {
         self.choose(now);
+        if self.consents.take_if(|until| *until <= now).is_some() {
+            self.links.end_consent();
+            self.actions.push(offer(&self.links));
+        }
         let mut probes = Vec::new();
         match self.state {
             State::Cold => {}
@@ -514,7 +533,7 @@ impl PeerPaths {
             }
             State::Lost { again, .. } => Some(again),
         };
-        earliest([own, self.links.poll_timeout()])
+        earliest([own, self.consents, self.links.poll_timeout()])
     }
 }
 

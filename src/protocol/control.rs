@@ -10,6 +10,8 @@
 //!                                <-  seen {address}, to a member, once
 //!   publish {sequence, records}  ->
 //!                                <-  published {sequence, ..}
+//!   call {to, call}, a member to another one  ->
+//!                                <-  call {from, call}, to that member
 //!   told, once the coordinator has answered an offer of all records ->
 //!                                <-  mark {mark}, to a member, after `welcome` and with some pings
 //!                                <-  summary {revision, fingerprint}, after each mark
@@ -54,6 +56,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::api::{message, messages};
+use super::call::Call;
 use crate::model::PublicKey;
 use crate::records::RecordKey;
 use crate::records::batch::batches;
@@ -131,6 +134,12 @@ pub enum FromNode {
     Mark {
         /// The mark as it was received.
         mark: String,
+    },
+    /// A call to another member. The coordinator passes it on if that member is connected to it, and answers nothing.
+    Call {
+        /// The identity key of the other member.
+        to: PublicKey,
+        call: Call,
     },
     /// The answer to `copy`: the other instance is another machine with the same keys.
     Vouch {
@@ -236,6 +245,12 @@ pub enum FromCoordinator {
     /// The address from which the coordinator sees the connection of this member, once after `welcome`. It may be that of a
     /// router or of a proxy between them.
     Seen { address: IpAddr },
+    /// Another member calls this one.
+    Call {
+        /// The identity key of the member whose stream the call came by. The signature shows whether it is the caller.
+        from: PublicKey,
+        call: Call,
+    },
     /// Another instance of this node has connected. The node is asked whether it is another machine.
     Copy {
         /// The instance of the other machine.

@@ -1,17 +1,15 @@
 //! STUN Binding (RFC 8489): a server tells a client the address from which the client's datagram came.
 //!
-//! Coordinators answer requests. This is the one method, with the attributes that it needs, over UDP and without authentication. An
-//! answer is never larger than its request, so nobody can use a server to send more to others than they send themselves. Nodes
-//! learn their addresses from their peers and send no requests, so the client's half (`client`) is only for tests.
+//! Coordinators answer requests, and nodes send them where no peer tells them their address. This is the one method, with the
+//! attributes that it needs, over UDP and without authentication. An answer is never larger than its request, so nobody can use a
+//! server to send more to others than they send themselves.
 
 use std::net::{IpAddr, SocketAddr};
 
-#[cfg(any(test, fuzzing))]
 mod client;
 #[cfg(test)]
 mod tests;
 
-#[cfg(any(test, fuzzing))]
 pub use client::{is_stun, parse_answer, request};
 
 /// The random number by which a client finds the answer to its request.

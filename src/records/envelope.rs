@@ -28,6 +28,8 @@ pub enum Purpose {
     Peer,
     /// A node's answer to the challenge of a relay, by a stream.
     Relay,
+    /// A node's call to another node, over a coordinator.
+    Call,
 }
 
 impl Purpose {
@@ -39,6 +41,7 @@ impl Purpose {
             Self::DuplicateProof => b"meshd copy v1\0",
             Self::Peer => b"meshd peer v1\0",
             Self::Relay => b"meshd relay v1\0",
+            Self::Call => b"meshd call v1\0",
         }
     }
 }

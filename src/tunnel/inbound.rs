@@ -136,6 +136,9 @@ impl Inbound {
         let message = match Message::parse(datagram) {
             Ok(message) => message,
             Err(_) if is_frame(datagram) => return self.frame(round, datagram, from),
+            Err(_) if round.shared.wakes.stun.handle(datagram, from.address) => {
+                return round.shared.wakes.news.raise();
+            }
             Err(reason) => return drops.add(reason),
         };
         self.message(round, message, datagram, from);

@@ -34,6 +34,12 @@ impl News {
         }
     }
 
+    /// Raises the event for news that is of no member.
+    #[cold]
+    pub(super) fn raise(&self) {
+        let _ = self.event.write(1);
+    }
+
     /// Readable when the list is not empty. Whoever reads it takes the list afterwards.
     pub(super) fn event(&self) -> BorrowedFd<'_> {
         self.event.as_fd()

@@ -123,6 +123,17 @@ impl Sockets {
         }
     }
 
+    /// Sends one datagram that is no message of the tunnel. The sender repeats it if it is lost.
+    pub(super) fn send_whole(&self, to: SocketAddr, datagram: &[u8]) {
+        let sent = self.of(&to).map(|socket| {
+            let flags = MsgFlags::MSG_DONTWAIT.bits();
+            socket.send_to_with_flags(datagram, &to.into(), flags)
+        });
+        if let Some(Err(error)) = sent {
+            tracing::debug!(%error, %to, "cannot send a datagram");
+        }
+    }
+
     pub(super) fn port(&self) -> u16 {
         self.port
     }

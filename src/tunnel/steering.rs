@@ -13,6 +13,7 @@ use super::probe::{RoundTrip, Said};
 use super::probing::Probing;
 use super::relaying::OwnRelay;
 use super::stream_end::StreamDoor;
+use super::stun::StunClient;
 use super::used_relays::{self, UsableRelay};
 use crate::model::{NodeAddress, Path};
 use crate::protocol::path_messages::RelayOffer;
@@ -237,6 +238,13 @@ impl<'a> Steering<'a> {
     pub fn own_relay(&self) -> OwnRelay<'a> {
         let peers: &'a Peers = self.0;
         OwnRelay(&peers.shared.relaying)
+    }
+
+    /// Asks STUN servers.
+    #[must_use]
+    pub fn stun(&self) -> StunClient<'a> {
+        let peers: &'a Peers = self.0;
+        StunClient(&peers.shared)
     }
 }
 

@@ -9,6 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::endpoint::Endpoint;
 use super::news::News;
 use super::streams::Streams;
+use super::stun_requests::Requests;
 
 /// The maximum number of refused endpoints that are remembered. For the others, another datagram will be refused.
 pub(super) const MAX_REFUSED: usize = 64;
@@ -29,6 +30,8 @@ pub(super) struct Wakes {
     pub(super) streams: Arc<Streams>,
     /// The members of whose paths there is news.
     pub(super) news: News,
+    /// The requests to STUN servers. An answer is news as well.
+    pub(super) stun: Requests,
 }
 
 impl Wakes {
@@ -50,6 +53,7 @@ impl Wakes {
             recheck,
             streams,
             news: News::new(event()?),
+            stun: Requests::default(),
         })
     }
 

@@ -111,6 +111,7 @@ const SHELLS: &[&str] = &[
     "tunnel/steering.rs",
     "tunnel/stream_end.rs",
     "tunnel/streams.rs",
+    "tunnel/stun.rs",
     "tunnel/timer.rs",
     "tunnel/tun.rs",
     "tunnel/running.rs",

@@ -71,6 +71,8 @@ mod n24_watchdog;
 mod n25_overflow_checks;
 mod n26_strangers;
 mod n27_memberships_of_others;
+mod n28_calls;
+mod n29_stun;
 mod node_kit;
 mod threat_model;
 mod upgrade;

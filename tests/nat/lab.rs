@@ -135,6 +135,11 @@ impl Lab {
         Some(served.expect("a program"))
     }
 
+    /// Kills the coordinator.
+    pub(crate) fn stop_coordinator(&mut self) {
+        self.coordinator.take();
+    }
+
     /// Stops a node. Returns whether it ended in time.
     pub(crate) fn stop(&mut self, n: usize) -> bool {
         let daemon = self.nodes[n].daemon.take();

@@ -19,6 +19,7 @@ mod lab;
 
 mod mappings;
 mod matrix;
+mod meeting;
 mod scenarios;
 mod streams;
 mod words;

@@ -33,6 +33,11 @@ const STREAMS: Rate = Rate {
     per_second: 0.2,
     burst: 20.0,
 };
+/// The rate of calls to other members. A node that is started in a mesh where nobody has a public address calls all others.
+const CALLS: Rate = Rate {
+    per_second: 5.0,
+    burst: 64.0,
+};
 /// A smaller message is charged as if it had this many bytes.
 const MIN_MESSAGE: usize = 1024;
 /// The maximum number of nodes whose allowances are stored. A node whose allowance is full again needs no entry.
@@ -48,6 +53,7 @@ struct Allowance {
     others: Bucket,
     bytes: Bucket,
     streams: Bucket,
+    calls: Bucket,
 }
 
 /// The signer of a record, seen from its sender.
@@ -63,6 +69,11 @@ impl Allowances {
     /// Whether the node may open one more stream.
     pub(super) fn open(&self, node: PublicKey, now: Instant) -> bool {
         self.with(node, now, |allowance| allowance.streams.take(now))
+    }
+
+    /// Whether a call of the node to another member is passed on.
+    pub(super) fn call(&self, node: PublicKey, now: Instant) -> bool {
+        self.with(node, now, |allowance| allowance.calls.take(now))
     }
 
     /// Charges a message that was received. Returns when the next one may be read.
@@ -136,6 +147,7 @@ impl Allowance {
             others: Bucket::full(OTHERS, now),
             bytes: Bucket::full(BYTES, now),
             streams: Bucket::full(STREAMS, now),
+            calls: Bucket::full(CALLS, now),
         }
     }
 
@@ -145,6 +157,7 @@ impl Allowance {
             &mut self.others,
             &mut self.bytes,
             &mut self.streams,
+            &mut self.calls,
         ];
         buckets.into_iter().all(|bucket| bucket.is_full(now))
     }
@@ -210,6 +223,18 @@ mod tests {
         assert_eq!((0..100).filter(|_| allowances.open(NODE, now)).count(), 20);
         assert!(allowances.open(OTHER, now));
         assert!(allowances.open(NODE, now + Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_node_calls_64_members_at_once_and_five_in_a_second() {
+        let (allowances, now) = (Allowances::default(), Instant::now());
+        assert_eq!((0..1000).filter(|_| allowances.call(NODE, now)).count(), 64);
+        assert!(allowances.call(OTHER, now));
+        let later = now + Duration::from_secs(1);
+        assert_eq!(
+            (0..1000).filter(|_| allowances.call(NODE, later)).count(),
+            5
+        );
     }
 
     #[test]

@@ -17,7 +17,9 @@ use super::unverified::Unverified;
 use super::upgrade::Socket;
 use crate::coordinator::hub::{Hub, Standing, StreamStart};
 use crate::coordinator::slots::Slot;
+use crate::model::PublicKey;
 use crate::os::clock;
+use crate::protocol::call::Call;
 use crate::protocol::control::{FromCoordinator, FromNode, PING_SECONDS, Refusal};
 use crate::records::Envelope;
 
@@ -186,11 +188,16 @@ impl Conversation<'_> {
     }
 
     async fn handle_order(&mut self, order: Order) -> Result<(), End> {
-        if let Order::ProveDuplicate(instance) = order {
-            send_frame(self.socket, Message::Ping(Default::default())).await?;
-            send(self.socket, &FromCoordinator::Copy { instance }).await?;
+        match order {
+            Order::None => Ok(()),
+            Order::ProveDuplicate(instance) => {
+                send_frame(self.socket, Message::Ping(Default::default())).await?;
+                send(self.socket, &FromCoordinator::Copy { instance }).await
+            }
+            Order::PassCall(from, call) => {
+                send(self.socket, &FromCoordinator::Call { from, call }).await
+            }
         }
-        Ok(())
     }
 
     async fn handle_frame(&mut self, frame: Message) -> Result<(), End> {
@@ -218,6 +225,9 @@ impl Conversation<'_> {
             Some(FromNode::Farewell { departure }) if self.stream.unverified.is_none() => {
                 self.handle_departure(departure).await;
             }
+            Some(FromNode::Call { to, call }) if self.stream.unverified.is_none() => {
+                self.pass_call(&to, call);
+            }
             Some(FromNode::Told) => self.handle_fully_offered()?,
             Some(FromNode::Mark { mark }) => self.handle_mark(mark).await,
             Some(FromNode::Vouch {
@@ -244,6 +254,27 @@ impl Conversation<'_> {
         // The node offers its departure again with its next stream, if this one cannot store it.
         if let Err(error) = stored.await {
             tracing::warn!(node = node.short(), %error, "a node's departure could not be stored");
+        }
+    }
+
+    /// Passes a call on to another member that is connected here, or drops it. The signature is the receiver's to verify.
+    fn pass_call(&self, to: &PublicKey, call: Call) {
+        let node = self.stream.node;
+        let Served {
+            hub,
+            sessions,
+            allowances,
+            ..
+        } = self.served;
+        let is_admitted = *to != node
+            && allowances.call(node, clock::now().monotonic)
+            && hub.standing(to) == Standing::Member;
+        if !is_admitted || !sessions.pass_call(node, to, call) {
+            tracing::debug!(
+                from = node.short(),
+                to = to.short(),
+                "a call is not passed on"
+            );
         }
     }
 

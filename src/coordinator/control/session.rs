@@ -14,11 +14,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::end::End;
 use crate::model::PublicKey;
+use crate::protocol::call::Call;
 use crate::protocol::control::{Refusal, copy_message};
 use crate::records::envelope::{Purpose, Signature};
 
@@ -26,6 +27,8 @@ use crate::records::envelope::{Purpose, Signature};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// The maximum number of duplicates that are stored. Each had a member's keys.
 const MAX_DUPLICATES: usize = 1024;
+/// The maximum number of calls that wait until a stream has sent them. Others are dropped, and their callers call again.
+const MAX_CALLS: usize = 16;
 /// The maximum length of an instance's name, in characters.
 const MAX_INSTANCE: usize = 64;
 
@@ -61,6 +64,7 @@ struct Claimed {
     proof: watch::Receiver<Option<DuplicateProof>>,
     /// Whether the coordinator does not read from the stream at present.
     paused: watch::Receiver<bool>,
+    calls: mpsc::Sender<(PublicKey, Call)>,
 }
 
 /// An instance, and the original's signature which states that it is another machine.
@@ -73,6 +77,8 @@ pub(super) enum Order {
     None,
     /// Ask the node for an answer, and for a proof that this instance is another machine.
     ProveDuplicate(String),
+    /// Pass on the call of this member.
+    PassCall(PublicKey, Call),
 }
 
 /// The session of a stream. It ends when this value is dropped.
@@ -86,6 +92,7 @@ pub(super) struct NodeSession {
     heard: watch::Sender<u64>,
     proof: watch::Sender<Option<DuplicateProof>>,
     paused: watch::Sender<bool>,
+    calls: mpsc::Receiver<(PublicKey, Call)>,
 }
 
 impl SessionTable {
@@ -162,6 +169,7 @@ impl SessionTable {
         let (heard, heard_receiver) = watch::channel(0);
         let (proof, proof_receiver) = watch::channel(None);
         let (paused, paused_receiver) = watch::channel(false);
+        let (call_sender, calls) = mpsc::channel(MAX_CALLS);
         let taken = Claimed {
             number: table.last,
             node,
@@ -171,6 +179,7 @@ impl SessionTable {
             heard: heard_receiver,
             proof: proof_receiver,
             paused: paused_receiver,
+            calls: call_sender,
         };
         table.sessions.insert(node, taken);
         NodeSession {
@@ -182,7 +191,15 @@ impl SessionTable {
             heard,
             proof,
             paused,
+            calls,
         }
+    }
+
+    /// Passes a call of `from` to the stream of the node `to`. Returns false if it has none, or if too many calls wait there.
+    pub(super) fn pass_call(&self, from: PublicKey, to: &PublicKey, call: Call) -> bool {
+        let table = self.table();
+        let session = table.sessions.get(to);
+        session.is_some_and(|session| session.calls.try_send((from, call)).is_ok())
     }
 }
 
@@ -249,10 +266,11 @@ impl NodeSession {
 
     /// Waits for the next order.
     pub(super) async fn order(&mut self) -> Order {
-        match self.orders.changed().await {
-            Ok(()) => self.orders.borrow_and_update().clone(),
+        tokio::select! {
+            Ok(()) = self.orders.changed() => self.orders.borrow_and_update().clone(),
+            Some((from, call)) = self.calls.recv() => Order::PassCall(from, call),
             // Another stream has taken the session, so this stream ends.
-            Err(_) => std::future::pending().await,
+            else => std::future::pending().await,
         }
     }
 
@@ -386,6 +404,26 @@ mod tests {
         original.abort();
         let _ = original.await;
         claimed(&sessions, "").await;
+    }
+
+    #[tokio::test]
+    async fn calls_reach_the_stream_of_their_node_and_too_many_are_dropped() {
+        let sessions = SessionTable::default();
+        let (from, to) = (SigningKey::from_seed(&[2; 32]), key().public());
+        let call = |at| Call::sign(&from, &to, true, Vec::new(), at);
+        assert!(
+            !sessions.pass_call(from.public(), &to, call(0)),
+            "nobody is there"
+        );
+        let mut session = claimed(&sessions, "a").await;
+        let passed = (0..100).filter(|at| sessions.pass_call(from.public(), &to, call(*at)));
+        assert_eq!(passed.count(), MAX_CALLS);
+        for at in 0..MAX_CALLS as u64 {
+            let order = session.order().await;
+            assert_eq!(order, Order::PassCall(from.public(), call(at)));
+        }
+        drop(session);
+        assert!(!sessions.pass_call(from.public(), &to, call(99)));
     }
 
     #[tokio::test]

@@ -188,6 +188,7 @@ impl Default for MetricsSection {
 pub(super) struct PathSection {
     pub(super) port_mapping: Enabled,
     pub(super) advertise: Vec<String>,
+    pub(super) stun: Vec<String>,
     pub(super) exclude: Vec<String>,
 }
 

@@ -13,7 +13,7 @@ use self::file::{
     Addressing, DnsSection, DockerSection, Enabled, ExposeWord, File, MetricsSection, NoneUsable,
     PortsWord, ServiceSection, SplitDns,
 };
-pub use self::reach::{Advertised, PathSettings, RelaySettings, StreamListen};
+pub use self::reach::{NamedAddress, PathSettings, RelaySettings, StreamListen};
 use crate::containers::{Expose, OpenPorts, Rules};
 use crate::dns::WhenNoneUsable;
 use crate::dns::forward::Server;

@@ -15,6 +15,8 @@ use crate::tunnel::relay::RelayLimit;
 
 /// The maximum number of entries in `advertise`.
 const MAX_ADVERTISED: usize = 8;
+/// The maximum number of entries in `stun`.
+const MAX_STUN: usize = 8;
 /// The maximum number of entries in `exclude`.
 const MAX_EXCLUDED: usize = 64;
 /// How much a node relays for each member.
@@ -30,14 +32,16 @@ pub struct PathSettings {
     /// Whether the router is asked for a port.
     pub maps_port: bool,
     /// The addresses at which this node is reached, whatever its interfaces have.
-    pub advertise: Vec<Advertised>,
+    pub advertise: Vec<NamedAddress>,
+    /// The STUN servers that are asked besides the coordinators.
+    pub stun: Vec<NamedAddress>,
     /// What is never offered.
     pub exclude: Vec<Exclude>,
 }
 
-/// An address at which this node is reached.
+/// An address and a port, or a name and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Advertised {
+pub enum NamedAddress {
     /// An address and a port.
     Address(SocketAddr),
     /// A name, which is looked up again and again, and a port.
@@ -86,7 +90,7 @@ pub(super) fn path(section: PathSection, wrong: &mut Findings<'_>) -> PathSettin
         ..PathSettings::default()
     };
     for (number, text) in section.advertise.iter().enumerate() {
-        match advertised(text) {
+        match named_address(text, ADVERTISE_EXAMPLES) {
             Ok(_) if number >= MAX_ADVERTISED => {
                 add(
                     "advertise",
@@ -97,6 +101,20 @@ pub(super) fn path(section: PathSection, wrong: &mut Findings<'_>) -> PathSettin
             }
             Ok(found) => settings.advertise.push(found),
             Err(error) => add("advertise", number, error),
+        }
+    }
+    for (number, text) in section.stun.iter().enumerate() {
+        match named_address(text, STUN_EXAMPLES) {
+            Ok(_) if number >= MAX_STUN => {
+                add(
+                    "stun",
+                    number,
+                    format!("at most {MAX_STUN} servers are possible"),
+                );
+                break;
+            }
+            Ok(found) => settings.stun.push(found),
+            Err(error) => add("stun", number, error),
         }
     }
     for (number, text) in section.exclude.iter().enumerate() {
@@ -193,24 +211,26 @@ fn stream_listen(text: &str) -> Result<StreamListen, String> {
     })
 }
 
+const ADVERTISE_EXAMPLES: &str = "\"203.0.113.7:51820\" or \"home.example.com:51820\"";
+const STUN_EXAMPLES: &str = "\"203.0.113.7:3478\" or \"stun.example.com:3478\"";
+
 /// Reads "203.0.113.7:51820", "[2001:db8::7]:51820" or "home.example.com:51820".
-fn advertised(text: &str) -> Result<Advertised, String> {
-    const EXAMPLES: &str = "\"203.0.113.7:51820\" or \"home.example.com:51820\"";
+fn named_address(text: &str, examples: &str) -> Result<NamedAddress, String> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return match is_routable(address.ip()) && address.port() != 0 {
-            true => Ok(Advertised::Address(address)),
+            true => Ok(NamedAddress::Address(address)),
             false => Err(format!("no other machine can send to {address}")),
         };
     }
     let (name, port) = text
         .rsplit_once(':')
-        .ok_or_else(|| format!("an address and a port are needed, such as {EXAMPLES}"))?;
+        .ok_or_else(|| format!("an address and a port are needed, such as {examples}"))?;
     let port = port.parse::<u16>().ok().filter(|port| *port != 0);
-    let port = port.ok_or_else(|| format!("a port of 1 to 65535 is needed, as in {EXAMPLES}"))?;
+    let port = port.ok_or_else(|| format!("a port of 1 to 65535 is needed, as in {examples}"))?;
     match is_host_name(name) {
-        true => Ok(Advertised::Name(name.to_owned(), port)),
+        true => Ok(NamedAddress::Name(name.to_owned(), port)),
         false => Err(format!(
-            "neither an address nor a name stands before the port; examples: {EXAMPLES}"
+            "neither an address nor a name stands before the port; examples: {examples}"
         )),
     }
 }

@@ -159,16 +159,17 @@ fn the_same_service_twice_is_refused() {
 fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
     let path = |text: &str| load(&format!("[path]\n{text}\n")).map(|config| config.path);
     let set = path(
-        "advertise = [\"203.0.113.7:51820\", \"[2001:db8::7]:1\", \"home.example.com:2\"]\nexclude = [\"eth2\", \"10.9.0.0/16\", \"192.0.2.1\"]",
+        "advertise = [\"203.0.113.7:51820\", \"[2001:db8::7]:1\", \"home.example.com:2\"]\nstun = [\"stun.example.com:3478\"]\nexclude = [\"eth2\", \"10.9.0.0/16\", \"192.0.2.1\"]",
     );
     let prefix = |text: &str| Exclude::Prefix(text.parse().expect("a literal"));
     let expected = PathSettings {
         maps_port: true,
         advertise: vec![
-            Advertised::Address("203.0.113.7:51820".parse().expect("a literal")),
-            Advertised::Address("[2001:db8::7]:1".parse().expect("a literal")),
-            Advertised::Name("home.example.com".into(), 2),
+            NamedAddress::Address("203.0.113.7:51820".parse().expect("a literal")),
+            NamedAddress::Address("[2001:db8::7]:1".parse().expect("a literal")),
+            NamedAddress::Name("home.example.com".into(), 2),
         ],
+        stun: vec![NamedAddress::Name("stun.example.com".into(), 3478)],
         exclude: vec![
             Exclude::Interface("eth2".into()),
             prefix("10.9.0.0/16"),
@@ -178,6 +179,11 @@ fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
     assert_eq!(set.expect("it is valid"), expected);
     for (wrong, part) in [
         ("port_mapping = true", "\"auto\" and false"),
+        (
+            "stun = [\"stun.example.com\"]",
+            "such as \"203.0.113.7:3478\"",
+        ),
+        ("stun = [\"127.0.0.1:3478\"]", "no other machine"),
         ("advertise = [\"203.0.113.7\"]", "a port are needed"),
         (
             "advertise = [\"1.1.1.1:1\", \"127.0.0.1:1\"]",

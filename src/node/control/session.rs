@@ -204,6 +204,7 @@ impl Session {
                 fingerprint,
             }),
             FromCoordinator::Seen { address } => StreamEvent::Seen(address),
+            FromCoordinator::Call { from, call } => StreamEvent::Called { from, call },
             FromCoordinator::Copy { instance } => {
                 let proof = self.prove_copy(instance).map(Output::Send);
                 let alive = Output::Event(StreamEvent::Alive);

@@ -112,6 +112,13 @@ impl Stream {
         sent
     }
 
+    /// Sends a message that may be lost, if few others wait.
+    pub fn try_send(&self, message: FromNode) -> bool {
+        let is_idle = self.outgoing.capacity() > MAX_OUTGOING / 2;
+        let is_open = is_idle && !self.overflowed.load(Ordering::Acquire);
+        is_open && self.outgoing.try_send(message).is_ok()
+    }
+
     /// The next stream opens at `position`.
     pub fn set_position(&self, position: Position) {
         self.position.send_replace(position);

@@ -10,6 +10,7 @@ use crate::node::gossip::PeerEvent;
 use crate::node::replica::StreamEvent;
 use crate::node::state::writer::Written;
 use crate::node::streams::RelayStreamEvent;
+use crate::node::stun::StunServer;
 use crate::path::mapping::Answer;
 use crate::services::checks::Outcome;
 use crate::services::registry::InstanceKey;
@@ -45,6 +46,8 @@ pub(in crate::node) enum NodeEvent {
     Leased(Result<Block, String>),
     /// The router was asked for a port.
     Mapping(Answer),
+    /// The STUN servers were looked up.
+    StunServers(Vec<StunServer>),
 }
 
 /// Where the events of the tasks arrive.
@@ -61,8 +64,15 @@ pub(in crate::node) struct Events {
     pub(in crate::node) relay_streams: mpsc::Receiver<RelayStreamEvent>,
     /// The answers of the coordinator to requests for this node's lease.
     pub(in crate::node) leases: mpsc::Receiver<Result<Block, String>>,
+    pub(in crate::node) reach: ReachEvents,
+}
+
+/// What arrives about the addresses of this node.
+pub(in crate::node) struct ReachEvents {
     /// What the router answered when it was asked for a port.
     pub(in crate::node) mappings: mpsc::Receiver<Answer>,
+    /// The addresses of STUN servers.
+    pub(in crate::node) stun_servers: mpsc::Receiver<Vec<StunServer>>,
 }
 
 impl Events {
@@ -81,7 +91,8 @@ impl Events {
             () = self.paths.news() => NodeEvent::Paths,
             Some(event) = self.relay_streams.recv() => NodeEvent::RelayStream(event),
             Some(answer) = self.leases.recv() => NodeEvent::Leased(answer),
-            Some(answer) = self.mappings.recv() => NodeEvent::Mapping(answer),
+            Some(answer) = self.reach.mappings.recv() => NodeEvent::Mapping(answer),
+            Some(servers) = self.reach.stun_servers.recv() => NodeEvent::StunServers(servers),
         }
     }
 }
@@ -141,7 +152,10 @@ mod tests {
             paths: PathEvents::watch(paths.into()).expect("a descriptor"),
             relay_streams,
             leases,
-            mappings: mpsc::channel(1).1,
+            reach: ReachEvents {
+                mappings: mpsc::channel(1).1,
+                stun_servers: mpsc::channel(1).1,
+            },
         };
         for _ in 0..2 * MANY {
             stream_sender.try_send(StreamEvent::Alive).expect("room");

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{JoinedNode, relaying, streaming};
+use super::{JoinedNode, calling, relaying, streaming, stun};
 use crate::model::NodeAddress;
 use crate::node::contact::Contact;
 use crate::node::paths::{PathAction, SteerAction};
@@ -17,6 +17,8 @@ pub(super) fn poll_paths(node: &mut JoinedNode, now: Instant) -> bool {
     let is_regrouped = node.paths.is_due(now) && poll_all(node, now);
     relaying::poll(node, now);
     streaming::poll(node, now);
+    calling::poll(node, now);
+    stun::poll(node, now);
     poll_steered(node, now);
     is_regrouped
 }
@@ -45,8 +47,11 @@ pub(super) fn handle_news(node: &mut JoinedNode, now: Instant) {
             node.paths.handle_bye(&id, reason, now);
         }
     }
+    stun::handle_answers(node, now);
+    stun::poll(node, now);
     relaying::poll(node, now);
     streaming::poll(node, now);
+    calling::poll(node, now);
     node.paths.handle_news(now);
     poll_steered(node, now);
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{JoinedNode, mapping, messages};
 use crate::model::{NodeAddress, Path, PublicKey};
+use crate::node::reach::Witness;
 use crate::node::state::Identity;
 use crate::path::relays::MeasuredRelay;
 use crate::protocol::path_messages::{ByeReason, MAX_RELAYS, Message, Paths, RelayRoundTrip};
@@ -48,7 +49,8 @@ pub(super) fn handle_report(
         // The mapped port says nothing about the ports that the router gives to other flows.
         && mapped != Some(seen)
     {
-        node.device.reach.observed.handle_seen(peer, seen, now);
+        let witness = Witness::Peer(peer);
+        node.device.reach.observed.handle_seen(witness, seen, now);
     }
 }
 
@@ -80,11 +82,7 @@ pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths
     node.paths.handle_relays(&peer, trips.collect(), now);
     let steps = reach.punching.handle_paths(peer, paths.punch, now);
     if let Some(hops) = steps.open {
-        for address in &addresses {
-            if reach.punching.may_open(peer, *address, now) {
-                node.device.tunnel.steering().open_routers(*address, hops);
-            }
-        }
+        open_routers(node, &peer, &addresses, hops, now);
     }
     if steps.answer {
         send_paths(node, &peer, false, now);
@@ -92,6 +90,21 @@ pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths
     if steps.probe {
         let paths: Vec<Path> = addresses.into_iter().map(Path::Direct).collect();
         node.paths.handle_consent(&peer, &paths, now);
+    }
+}
+
+/// Opens the routers of this node's network for a peer at these addresses, as far as the budget permits.
+pub(super) fn open_routers(
+    node: &mut JoinedNode,
+    peer: &PublicKey,
+    addresses: &[SocketAddr],
+    hops: u8,
+    now: Instant,
+) {
+    for address in addresses {
+        if node.device.reach.punching.may_open(*peer, *address, now) {
+            node.device.tunnel.steering().open_routers(*address, hops);
+        }
     }
 }
 

@@ -131,6 +131,7 @@ impl Stages for JoinedNode {
             self.paths.handle_network_changed(now);
             self.device.reach.handle_network_changed(now);
             self.device.streams.handle_network_changed(now);
+            self.device.calling.punching.handle_network_change();
         }
         self.device.interfaces = interfaces;
         mapping::handle_listed(self, Instant::now());

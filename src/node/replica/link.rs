@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use super::agreement::Summary;
 use super::position::Position;
+use crate::model::PublicKey;
 use crate::node::transitions::coordinator::LinkChange;
+use crate::protocol::call::Call;
 use crate::protocol::control::{Refusal, RefusedRecord};
 use crate::protocol::url::CoordinatorUrl;
 use crate::records::Envelope;
@@ -49,6 +51,8 @@ pub enum StreamEvent {
     Summary(Summary),
     /// The coordinator sees this node at this address.
     Seen(IpAddr),
+    /// Another member calls this node. Nothing is verified yet.
+    Called { from: PublicKey, call: Call },
     /// The coordinator sent a sign of life.
     Alive,
     /// The stream is closed. Another attempt follows by itself.

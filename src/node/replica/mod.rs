@@ -219,7 +219,8 @@ impl Replica {
                 self.note_in_step(now);
             }
             StreamEvent::Seen(address) => self.uplink.link.handle_seen(address, at),
-            StreamEvent::Alive => self.note_in_step(now),
+            // A call concerns the paths, and is another sign of life for the records.
+            StreamEvent::Called { .. } | StreamEvent::Alive => self.note_in_step(now),
             StreamEvent::Closed {
                 url,
                 why,

@@ -9,6 +9,7 @@ use crate::model::address::is_routable;
 use crate::model::{Label, NodeAddress, Path, PublicKey};
 use crate::node::host::Interface;
 use crate::node::joined::{JoinedNode, measured_relay};
+use crate::node::reach::Witness;
 use crate::node::remedies::is_private;
 use crate::path::mapping::{Mapping, Refusal};
 use crate::path::watch::Reach;
@@ -38,22 +39,37 @@ pub(in crate::node) fn netcheck(node: &JoinedNode) -> Netcheck {
         nat: NatCheck {
             mapping,
             filtering: NatFiltering::Unknown,
-            seen: link
-                .seen()
-                .map(|(address, at)| SeenFrom {
-                    by: link.url().to_owned(),
-                    address,
-                    port: None,
-                    seconds_ago: Some(seconds(now.saturating_duration_since(at))),
-                })
-                .into_iter()
-                .collect(),
+            seen: seen(node, now),
         },
         port_mapping: port_mapping(&node.device.reach.mapping.state, now),
         relays: relays(node, now),
         coordinator: link.url().to_owned(),
         coordinator_connected: link.is_connected(),
     }
+}
+
+/// From where a coordinator sees this node, and STUN servers see its tunnel.
+fn seen(node: &JoinedNode, now: Instant) -> Vec<SeenFrom> {
+    let link = node.replica.link();
+    let ago = |at| Some(seconds(now.saturating_duration_since(at)));
+    let coordinator = link.seen().map(|(address, at)| SeenFrom {
+        by: link.url().to_owned(),
+        address,
+        port: None,
+        seconds_ago: ago(at),
+    });
+    let reach = &node.device.reach;
+    let words = reach.observed.words();
+    let servers = words.filter_map(|(witness, seen, at)| match witness {
+        Witness::Server(server) => Some(SeenFrom {
+            by: reach.stun.name_of(server),
+            address: seen.ip(),
+            port: Some(seen.port()),
+            seconds_ago: ago(at),
+        }),
+        Witness::Peer(_) => None,
+    });
+    coordinator.into_iter().chain(servers).collect()
 }
 
 /// The port that the router maps to this node.

@@ -1,6 +1,6 @@
 //! The addresses from which others saw this node's packets come.
 //!
-//! Each echo of a peer says so. An address counts if two of them agree, because one alone may lie or
+//! Each echo of a peer says so, and where no peer does, STUN servers. An address counts if two of them agree, because one alone may lie or
 //! be in the same network. If there is only one, its word counts, but not in a signed record. What a record says must have been agreed
 //! for a minute, and changes at most once a minute, so that no peer and no NAT can make a node sign records without end.
 
@@ -164,6 +164,12 @@ impl<K: Copy + Ord> Observed<K> {
             filtering: NatBehaviour::Unknown,
             ports_kept: Some(kept),
         }
+    }
+
+    /// Who saw this node where, and when.
+    pub fn words(&self) -> impl Iterator<Item = (&K, SocketAddr, Instant)> {
+        let words = self.seen.iter();
+        words.map(|(witness, seen)| (witness, seen.address, seen.at))
     }
 
     /// The addresses and how many witnesses saw each one.

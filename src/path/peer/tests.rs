@@ -290,6 +290,35 @@ fn initiations_go_to_known_endpoints_and_two_relays_and_never_to_observed_ones()
 }
 
 #[test]
+fn handshakes_follow_the_consent_of_a_peer_without_a_session_for_some_seconds() {
+    let observed = Candidate {
+        path: direct(9),
+        evidence: Evidence::Observed,
+    };
+    let mut world = World::new(&[observed, host(direct(1))], &[]);
+    world.run(60_000, Some(20));
+    let before = world.log.len();
+    world.peer.handle_consent(&[direct(9)], world.at(world.now));
+    world.poll();
+    world.run(90_000, Some(20));
+    let log = world.log[before..].iter();
+    let offers = log.filter_map(|(at, action)| match action {
+        Action::Offer(_, opens) => Some((*at, opens.contains(&direct(9)))),
+        _ => None,
+    });
+    assert_eq!(
+        offers.collect::<Vec<_>>(),
+        [(60_000, true), (68_000, false)]
+    );
+    let is_opened = |(at, action): &(u64, Action)| *at == 60_000 && *action == Action::Open;
+    assert!(world.log[before..].iter().any(is_opened));
+    // The peer answers, and the path becomes the one in use.
+    world.peer.handle_consent(&[direct(9)], world.at(world.now));
+    world.hear(direct(9));
+    assert_eq!(world.peer.state(), State::Open);
+}
+
+#[test]
 fn an_observed_endpoint_that_the_peer_then_names_as_its_own_is_probed_as_such() {
     let observed = Candidate {
         path: direct(9),

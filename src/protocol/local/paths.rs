@@ -256,7 +256,7 @@ pub enum NatFiltering {
 /// The address of this node as another program sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SeenFrom {
-    /// The name of a peer, or the URL of a coordinator.
+    /// The name of a peer, the URL of a coordinator, or the host and port of a STUN server.
     pub by: String,
     pub address: IpAddr,
     /// The UDP port. It is null if it was seen over TCP.

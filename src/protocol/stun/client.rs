@@ -1,4 +1,4 @@
-//! The client's half, with which tests ask a server.
+//! The client's half.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

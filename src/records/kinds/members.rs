@@ -34,8 +34,10 @@ const MAX_WORDS: usize = 16;
 const MAX_WORD: usize = 32;
 /// The word of nodes that understand version 1 of the messages about paths (`protocol::path_messages`).
 pub const PATHS_1: &str = "paths-1";
+/// The word of nodes that follow version 1 of calls (`protocol::call`).
+pub const CALLS_1: &str = "calls-1";
 /// The words that this version writes into `speaks`.
-pub const SPOKEN: &[&str] = &[PATHS_1];
+pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1];
 
 /// The mesh: its domain and address plan. There is one such record; its id is [`super::MESH_ID`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -26,8 +26,8 @@ mod rules;
 mod services;
 
 pub use self::members::{
-    Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_TAGS, Membership,
-    Mesh, Name, Node, PATHS_1, Revocation, RevokedKind, SPOKEN, StreamOffer, Token,
+    CALLS_1, Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_TAGS,
+    Membership, Mesh, Name, Node, PATHS_1, Revocation, RevokedKind, SPOKEN, StreamOffer, Token,
 };
 pub use self::rules::RecordError;
 pub use self::services::{
