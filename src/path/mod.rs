@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod candidates;
+pub mod counts;
 pub mod distance;
 pub mod link;
 pub mod links;
@@ -15,6 +16,7 @@ pub mod streams;
 pub mod tried;
 pub mod watch;
 
+pub use counts::PathChanges;
 pub use distance::Distances;
 pub use mtu::PathMtu;
 pub use peers::Peers;

@@ -95,14 +95,20 @@ impl<K: Copy + Ord> Observed<K> {
     }
 
     /// The addresses to name to a peer besides those that are `known`, those with the most witnesses first. If no two witnesses agree
-    /// on one of them, these are the words of all. A witness in this node's own network sees an address that is known.
+    /// on one of them, these are the words of all. Otherwise a single witness counts only if its word is newer than theirs: a router
+    /// that gives this node another port breaks the paths to most witnesses, so perhaps only a relay sees the new port. A witness in
+    /// this node's own network sees an address that is known.
     #[must_use]
     pub fn addresses(&self, known: &[SocketAddr]) -> Vec<SocketAddr> {
         let mut found = self.witnesses();
         found.retain(|(address, _)| !known.contains(address));
-        if found.iter().any(|(_, witnesses)| *witnesses >= 2) {
-            found.retain(|(_, witnesses)| *witnesses >= 2);
-        }
+        let seen_at = |address: &SocketAddr| {
+            let words = self.seen.values().filter(|seen| seen.address == *address);
+            words.map(|seen| seen.at).max()
+        };
+        let agreed = found.iter().filter(|(_, witnesses)| *witnesses >= 2);
+        let agreed = agreed.filter_map(|(address, _)| seen_at(address)).max();
+        found.retain(|(address, witnesses)| *witnesses >= 2 || seen_at(address) > agreed);
         found.sort_by_key(|(address, witnesses)| (std::cmp::Reverse(*witnesses), *address));
         found.truncate(MAX_OBSERVED);
         found.into_iter().map(|(address, _)| address).collect()
