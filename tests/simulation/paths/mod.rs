@@ -43,7 +43,10 @@ mod world;
 
 use std::time::Duration;
 
+use self::nat::Kind;
+use self::plan::Plan;
 use self::world::{Outcome, World};
+use super::random::Random;
 use super::{seeds, setting};
 
 fn run(seed: u64) -> Outcome {
@@ -83,6 +86,31 @@ fn each_seed_finds_its_paths_within_the_bounds() {
         failed.is_empty(),
         "these seeds break an invariant: {failed:?}"
     );
+}
+
+/// A goal of the design of paths.
+const MAX_BYTES_OF_PUNCH: usize = 3000;
+
+#[test]
+fn a_direct_path_is_found_for_few_bytes_over_the_relay() {
+    let kinds = [Kind::PortRestricted, Kind::Plain, Kind::Cone];
+    for seed in 0..20 {
+        for kind in kinds {
+            let mut random = Random::new(seed);
+            let plan = Plan::of_pair([kind; 2], &mut random);
+            let mut world = World::with_plan(plan, random);
+            world.is_loud = setting("MESHD_LOUD").is_some();
+            // The relay is known after some seconds.
+            world.run_until(Duration::from_secs(25));
+            assert!(world.are_direct(1, 2), "{kind:?}, seed {seed}");
+            let bytes = world.forwarded(0);
+            println!("{kind:?}, seed {seed}: {bytes} bytes");
+            assert!(
+                bytes > 0 && bytes <= MAX_BYTES_OF_PUNCH,
+                "{kind:?}, seed {seed}: {bytes}"
+            );
+        }
+    }
 }
 
 #[test]
