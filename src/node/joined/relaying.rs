@@ -51,7 +51,7 @@ pub(super) fn handle_report(
         // The mapped port says nothing about the ports that the router gives to other flows.
         && mapped != Some(seen)
     {
-        node.device.reach.observed.handle_seen(peer, seen, now);
+        node.device.reach.observed.handle_seen(peer, seen, trip.at);
     }
 }
 

@@ -55,9 +55,10 @@ impl<K> Default for Observed<K> {
 }
 
 impl<K: Copy + Ord> Observed<K> {
-    /// `witness` saw this node's packets come from `address`.
+    /// `witness` said at `now` that it saw this node's packets come from `address`.
     pub fn handle_seen(&mut self, witness: K, address: SocketAddr, now: Instant) {
-        if !is_routable(address.ip()) || address.port() == 0 {
+        let is_late = self.seen.get(&witness).is_some_and(|seen| seen.at > now);
+        if !is_routable(address.ip()) || address.port() == 0 || is_late {
             return;
         }
         if self.seen.len() >= MAX_WITNESSES && !self.seen.contains_key(&witness) {

@@ -347,8 +347,7 @@ impl Node {
             && let (Some(seen), Some(trip)) = (path.seen, path.answered)
             && self.at(now).saturating_duration_since(trip.at) < SEEN_WITHIN
         {
-            let time = self.at(now);
-            self.reach.observed.handle_seen(id(peer), seen, time);
+            self.reach.observed.handle_seen(id(peer), seen, trip.at);
         }
     }
 
