@@ -91,7 +91,7 @@ fn each_seed_finds_its_paths_within_the_bounds() {
 /// The bytes that a relay forwards at most until two nodes have a direct path: handshake messages, which are repeated here because all nodes
 /// start at once, the messages about paths, and up to twelve probes of the relay with their echoes if it is far away. A search for the MTU
 /// by each node would be 2,912 bytes more.
-const MAX_BYTES_OF_PUNCH: usize = 6000;
+const MAX_BYTES_OF_PUNCH: usize = 5000;
 
 #[test]
 fn a_direct_path_is_found_for_few_bytes_over_the_relay() {
