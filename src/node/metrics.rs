@@ -21,15 +21,20 @@ use super::api::{Command, Reply};
 use super::config::MetricsSettings;
 use super::joined::JoinedNode;
 use super::report::{self, ProblemKind};
+use crate::model::Path;
 use crate::model::time::Now;
 use crate::os::clock;
 use crate::os::metrics::{self, Kind, MetricsPage};
+use crate::path::counts;
 use crate::path::mapping::{Protocol, Refusal};
 use crate::path::watch::Reach;
 
 /// The maximum number of peers, and of services, that have metrics of their own. The series of a mesh grow with the square of
 /// its nodes, because each node has metrics for each other node.
 const MAX_NAMED: usize = 1000;
+
+/// The value of the label `path` for peers without one.
+const NO_PATH: &str = "none";
 
 /// Serves metrics until the program ends. If the address cannot be bound, it returns after a line in the log.
 pub(super) async fn serve(
@@ -112,6 +117,7 @@ pub(super) fn text(scrape: &Scrape<'_>) -> String {
         add_machine(&mut page, node);
         add_names(&mut page, node);
         add_tunnel(&mut page, node);
+        add_paths(&mut page, node);
         add_mapping(&mut page, node);
         let (peers, services) = (scrape.settings.per_peer, scrape.settings.per_service);
         let mut left_out = Vec::new();
@@ -153,9 +159,39 @@ fn add_node(page: &mut MetricsPage, node: &JoinedNode) {
     page.gauge("ready", help, ready);
     let reach = node.paths.reach();
     let unreachable = reach.values().filter(|reach| **reach == Reach::Unreachable);
-    page.gauge("peers", "Other members.", reach.len());
+    let unreachable = unreachable.count();
+    let help = "Other members, by the kind of the path that packets to them take. Those that do not answer have none.";
+    let kinds = reach.iter().map(|(id, reach)| {
+        let path = node.paths.changes.current(id);
+        path_label(*reach, path)
+    });
+    let kinds: Vec<&str> = kinds.collect();
+    let mut family = page.family("peers", Kind::Gauge, help);
+    for kind in counts::KINDS.into_iter().chain([NO_PATH]) {
+        let count = kinds.iter().filter(|of| **of == kind).count();
+        family.sample(&[("path", kind)], count);
+    }
     let help = "Members that do not answer.";
-    page.gauge("peers_unreachable", help, unreachable.count());
+    page.gauge("peers_unreachable", help, unreachable);
+}
+
+/// The kind of the path to a peer, as the value of a label.
+fn path_label(reach: Reach, path: Option<Path>) -> &'static str {
+    let path = path.filter(|_| reach != Reach::Unreachable);
+    let kind = path.and_then(|path| counts::KINDS.get(usize::from(path.kind())));
+    kind.copied().unwrap_or(NO_PATH)
+}
+
+/// How the paths to peers changed.
+fn add_paths(page: &mut MetricsPage, node: &JoinedNode) {
+    let help =
+        "How often packets to a peer took another path than before, by the kind of the new one.";
+    let changes = node.paths.changes.counts();
+    page.counters("path_changes_total", help, "to", changes);
+    let help = "How long it took from the agreement on a direct path to a relayed peer until packets took it.";
+    let times = node.device.reach.punching.times();
+    let buckets = (&counts::PUNCH_BOUNDS[..], times.counts());
+    page.durations("punch_seconds", help, buckets, times.sum());
 }
 
 fn add_coordinator(page: &mut MetricsPage, node: &JoinedNode, now: Now) {
@@ -251,6 +287,12 @@ fn add_tunnel(page: &mut MetricsPage, node: &JoinedNode) {
         .map(|(reason, count)| (reason.as_str(), *count));
     let help = "Frames of peers that this node did not forward.";
     page.counters("relay_dropped_total", help, "reason", dropped);
+    let help = "Streams that this node refused because a member opened them too often.";
+    page.counter(
+        "relay_streams_refused_total",
+        help,
+        node.device.streams.refused(),
+    );
 }
 
 /// The port that the router maps to this node.
@@ -274,4 +316,26 @@ fn unix_seconds(at: Instant, now: Now) -> f64 {
     let date = now.wall.checked_sub(ago).unwrap_or(UNIX_EPOCH);
     let since = date.duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_millis() as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::NodeAddress;
+
+    #[test]
+    fn a_peer_counts_for_the_kind_of_its_path_unless_it_does_not_answer() {
+        let node = NodeAddress([10, 210, 1, 1].into());
+        let direct = Path::Direct(([192, 0, 2, 1], 51820).into());
+        for (path, label) in [
+            (Some(direct), "direct"),
+            (Some(Path::Relay(node)), "relay"),
+            (Some(Path::Stream(node)), "stream"),
+            (None, "none"),
+        ] {
+            assert_eq!(path_label(Reach::Reachable, path), label);
+            assert_eq!(path_label(Reach::Unknown, path), label);
+            assert_eq!(path_label(Reach::Unreachable, path), "none");
+        }
+    }
 }

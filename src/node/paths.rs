@@ -21,7 +21,7 @@ use crate::path::distance::Seen;
 use crate::path::mtu::{Sizes, Way};
 use crate::path::peer::Action as Steer;
 use crate::path::watch::{Action, Reach, Watch};
-use crate::path::{Distances, PathMtu, Peers, Tried};
+use crate::path::{Distances, PathChanges, PathMtu, Peers, Tried};
 use crate::protocol::path_messages::ByeReason;
 use crate::tunnel::{PathReport, PeerStatus};
 
@@ -75,6 +75,8 @@ pub struct Paths {
     unreachable: BTreeSet<PublicKey>,
     turns: Turns,
     tried: Tried,
+    /// The paths that packets take, and how often they took others.
+    pub(super) changes: PathChanges,
     /// When the machines that look at all peers are polled next, if there is a peer.
     next: Option<Instant>,
     polled: Option<Instant>,
@@ -101,6 +103,7 @@ impl Paths {
             unreachable: BTreeSet::new(),
             turns: Turns::default(),
             tried: Tried::default(),
+            changes: PathChanges::default(),
             next: None,
             polled: None,
         }
@@ -113,6 +116,7 @@ impl Paths {
         self.path_mtu.retain(|id| ids.contains(id));
         self.distances.retain(|id| ids.contains(id));
         self.tried.retain(|id| ids.contains(id));
+        self.changes.retain(|id| ids.contains(id));
         self.turns.peers.retain(&ids);
         let is_new = !ids.is_subset(&self.peers);
         self.next = if is_new { Some(now) } else { self.next };
@@ -152,6 +156,7 @@ impl Paths {
     pub fn handle_report(&mut self, id: &PublicKey, report: &PathReport, now: Instant) {
         self.steered.handle_report(id, report, now);
         if self.steered.contains(id) {
+            self.changes.handle_path(*id, report.primary);
             for seen in &report.paths {
                 self.tried
                     .handle_report(*id, seen.path, seen.heard, seen.answers);
@@ -198,6 +203,7 @@ impl Paths {
         if let Some(at) = status.last_send {
             self.watch.handle_sent(&id, at);
         }
+        self.changes.handle_path(id, status.path);
         if let Some(path) = status.path {
             self.tried.handle_used(id, path, now);
         }

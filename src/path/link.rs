@@ -98,6 +98,14 @@ impl Losses {
         self.lost = (self.lost << 1) | u32::from(is_lost);
         self.history = (self.history + 1).min(HISTORY);
     }
+
+    /// The path has failed. The probes that were lost since the last answer show that, and not that single datagrams are lost.
+    fn forgive(&mut self) {
+        let last = self.lost.trailing_ones().min(self.history);
+        self.lost = self.lost.checked_shr(last).unwrap_or_default();
+        self.history -= last;
+        self.pending.clear();
+    }
 }
 
 /// What the data plane knows of a path.
@@ -151,6 +159,17 @@ impl Link {
     #[must_use]
     pub fn may_probe(&self) -> bool {
         self.evidence < Evidence::Observed || self.heard.is_some()
+    }
+
+    /// Another path takes over because this one does not work.
+    pub fn handle_failed(&mut self, now: Instant) {
+        self.failed = Some(now);
+        self.losses.forgive();
+    }
+
+    /// Whether no probe was answered since another path took over.
+    fn is_down(&self) -> bool {
+        self.failed > self.answered
     }
 
     /// Whether a probe was answered lately, and since the path failed.
@@ -208,7 +227,7 @@ impl Link {
 
     /// The data plane reported the path. Returns a new sample, if there is one.
     pub fn handle_report(&mut self, report: &LinkReport) -> Option<Duration> {
-        let is_first = self.answered.is_none();
+        let (is_first, was_down) = (self.answered.is_none(), self.is_down());
         self.heard = self.heard.max(report.heard);
         self.answered = self.answered.max(report.answered);
         // The count begins again if the path was unknown to the data plane for a while.
@@ -221,6 +240,9 @@ impl Link {
         if begins {
             // The losses belong to a time in which the path did not work at all.
             self.losses = Losses::default();
+        } else if answered > 0 && was_down {
+            self.losses.pending.clear();
+            self.losses.note(false);
         }
         for _ in 0..answered.min(HISTORY) {
             if begins || self.losses.pending.pop_front().is_some() {
@@ -273,9 +295,12 @@ impl Link {
     pub fn poll(&mut self, now: Instant) -> bool {
         let patience = LOST_AFTER.max(self.srtt().unwrap_or_default() * 4);
         let is_lost = |sent: &Instant| now.saturating_duration_since(*sent) >= patience;
+        let is_down = self.is_down();
         while self.losses.pending.front().is_some_and(is_lost) {
             self.losses.pending.pop_front();
-            self.losses.note(true);
+            if !is_down {
+                self.losses.note(true);
+            }
         }
         let Some((start, step, count)) = self.burst else {
             return false;
@@ -402,6 +427,32 @@ mod tests {
         let report = report(&link, start + ms(100_000), ms(5), 1);
         link.handle_report(&report);
         assert!(!link.is_lossy());
+    }
+
+    #[test]
+    fn losses_of_a_path_that_failed_do_not_count_when_it_works_again() {
+        let (mut link, start) = (link(), Instant::now());
+        let at = |seconds: u64| start + ms(seconds * 1000);
+        for n in 0..10 {
+            link.handle_probed(at(n));
+            let report = report(&link, at(n) + ms(5), ms(5), n as u32 + 1);
+            link.handle_report(&report);
+        }
+        // It fails after three probes, and is tried now and then.
+        for n in 10..13 {
+            link.handle_probed(at(n));
+            link.poll(at(n + 2));
+        }
+        link.handle_failed(at(15));
+        for n in 15..25 {
+            link.handle_probed(at(n));
+            link.poll(at(n));
+        }
+        let report = report(&link, at(25), ms(5), 11);
+        link.handle_report(&report);
+        link.poll(at(60));
+        assert!(link.is_fresh(at(26)) && !link.is_lossy());
+        assert_eq!((link.losses.lost, link.losses.history), (0, 11));
     }
 
     #[test]

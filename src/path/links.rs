@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::link::{Evidence, KEPT_FOR, Link, LinkReport};
+use super::link::{Evidence, FRESH, KEPT_FOR, Link, LinkReport};
 use crate::model::Path;
 use crate::model::path::MAX_PATHS;
 
@@ -88,6 +88,7 @@ impl Links {
     #[must_use]
     pub fn standby(&self, now: Instant) -> Option<Path> {
         let others = self.others().filter(|link| link.answered.is_some());
+        let others = others.filter(|link| is_open_to_probes(self, link, now));
         let rank = |link: &&Link| {
             let is_direct = link.path.relay().is_none();
             (
@@ -132,6 +133,13 @@ impl Links {
         let candidates = self.candidates.iter();
         let new = candidates.filter(|of| !before.iter().any(|before| is_known(of, before)));
         Some(new.map(|of| of.path).collect())
+    }
+
+    /// Whether it has failed and leads through an address translator, which may have another port for the peer now: then a datagram to
+    /// the old one can spoil the next punch, so nothing is sent by it before the peer agrees.
+    pub(super) fn is_abandoned(&self, link: &Link) -> bool {
+        let is_failed = link.failed > link.last();
+        is_failed && link.path.relay().is_none() && !is_named(self, link)
     }
 
     fn is_candidate(&self, path: Path) -> bool {
@@ -179,12 +187,13 @@ impl Links {
         is_turned
     }
 
-    /// The paths for the data plane: all of them, and those by which initiations are sent.
-    pub(super) fn offers(&self) -> (Vec<Path>, Vec<Path>) {
-        let asked = || {
-            let links = self.links.iter();
-            links.filter(|link| link.may_probe() || link.consented)
+    /// The paths for the data plane: all of them, and those by which initiations are sent. If the peer `is_lost`, these are by all
+    /// that may work.
+    pub(super) fn offers(&self, is_lost: bool) -> (Vec<Path>, Vec<Path>) {
+        let may_open = |link: &&Link| {
+            link.consented || link.may_probe() && (is_lost || !self.is_abandoned(link))
         };
+        let asked = || self.links.iter().filter(may_open);
         let direct = asked().filter(|link| link.path.relay().is_none());
         let relays = asked().filter(|link| link.path.relay().is_some());
         let opens = direct.chain(relays.take(OPENING_RELAYS));
@@ -305,4 +314,17 @@ impl Links {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.links.iter().filter_map(Link::poll_timeout).min()
     }
+}
+
+/// Whether the peer names `link` as one by which it may be reached at any time.
+fn is_named(links: &Links, link: &Link) -> bool {
+    let mut candidates = links.candidates.iter();
+    candidates.any(|of| of.path == link.path && of.evidence < Evidence::Observed)
+}
+
+/// Whether probes may be sent by `link`, which is not in use, though nobody agreed on them now.
+pub(super) fn is_open_to_probes(links: &Links, link: &Link, now: Instant) -> bool {
+    let is_recent = |at: Instant| now.saturating_duration_since(at) < FRESH;
+    let is_heard = link.last().is_some_and(is_recent) && !links.is_abandoned(link);
+    link.path.relay().is_some() || is_named(links, link) || is_heard
 }

@@ -3,6 +3,7 @@
 pub mod budget;
 pub mod calls;
 pub mod candidates;
+pub mod counts;
 pub mod distance;
 pub mod link;
 pub mod links;
@@ -17,6 +18,7 @@ pub mod stun;
 pub mod tried;
 pub mod watch;
 
+pub use counts::PathChanges;
 pub use distance::Distances;
 pub use mtu::PathMtu;
 pub use peers::Peers;

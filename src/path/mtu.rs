@@ -7,7 +7,9 @@
 //! and the gap between the largest answered size and the least refused one is divided until it is small. Probes are
 //! never fragmented on the way.
 //!
-//! A path is searched when the peer is first reachable, when it begins to be used, and every [`RAISE_INTERVAL`]. While packets are
+//! A path is searched when the peer is first reachable, when it begins to be used, and every [`RAISE_INTERVAL`]. A path through a
+//! relay is searched only after [`SETTLED_AFTER`], because the probes cost the relay more than everything else by which two nodes
+//! find a direct path, and that path most often is there before. While packets are
 //! sent to the peer, the size in use is confirmed every [`CONFIRM_INTERVAL`], so that a path that became narrower is not a black
 //! hole for longer. Until a search ends, the result of the one before stays valid. If a peer answers no probe of any size, the
 //! result does not change.
@@ -35,6 +37,9 @@ const MAX_SERIES: u16 = 8;
 const RESOLUTION: u16 = 20;
 /// How long after a search the largest size is tried again (PMTU_RAISE_TIMER, section 5.1.1).
 pub const RAISE_INTERVAL: Duration = Duration::from_secs(600);
+/// A path through a relay that is in use for so long is searched. A direct path is found in half a second at the first attempt, and
+/// the second one begins after a second.
+pub const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// How often the size in use is confirmed while packets are sent to the peer (CONFIRMATION_TIMER, section 5.1.1).
 pub const CONFIRM_INTERVAL: Duration = Duration::from_secs(30);
 /// After so many bytes since the last search, packets are being sent to the peer. Keepalives and probes alone are fewer.
@@ -55,6 +60,12 @@ pub struct Way {
     pub sent: u64,
 }
 
+impl Way {
+    fn is_relayed(&self) -> bool {
+        self.path.is_some_and(|path| path.relay().is_some())
+    }
+}
+
 #[derive(Debug)]
 struct Path {
     way: Way,
@@ -68,6 +79,10 @@ struct Path {
 enum State {
     /// A search begins as soon as the peer is reachable.
     New,
+    /// The path leads through a relay, and a search begins if it is still in use then.
+    Settling {
+        until: Instant,
+    },
     Searching(Search),
     /// A search has ended.
     Known {
@@ -193,6 +208,7 @@ impl Path {
     fn next(&self, now: Instant) -> Option<Instant> {
         match &self.state {
             State::New => self.way.reachable.then_some(now),
+            State::Settling { until } => Some(*until),
             State::Searching(search) if search.unanswered().next().is_none() => Some(now),
             State::Searching(search) => Some(search.probed + PROBE_TIMER),
             State::Known {
@@ -216,7 +232,13 @@ impl Path {
     fn poll(&mut self, widest: u16, now: Instant) -> Option<Vec<u16>> {
         match &mut self.state {
             State::New if !self.way.reachable => None,
-            State::New => Some(self.search(widest, None, now)),
+            State::New if self.way.is_relayed() => {
+                let until = now + SETTLED_AFTER;
+                self.state = State::Settling { until };
+                None
+            }
+            State::Settling { until } if *until > now => None,
+            State::New | State::Settling { .. } => Some(self.search(widest, None, now)),
             State::Known { raised, .. } if now.duration_since(*raised) >= RAISE_INTERVAL => {
                 Some(self.search(widest, None, now))
             }
@@ -441,6 +463,27 @@ mod tests {
         let log = run(&mut mtu, start + Duration::from_secs(10), 2, 1420);
         assert_eq!(log, [(Duration::ZERO, vec![1420])]);
         assert_eq!(mtu.limit(&ID), 1420);
+    }
+
+    #[test]
+    fn a_path_through_a_relay_is_searched_only_if_no_direct_path_replaces_it_soon() {
+        let start = Instant::now();
+        let relayed = Way {
+            path: Some(model::Path::Relay(model::NodeAddress(
+                [10, 210, 1, 1].into(),
+            ))),
+            ..way(1, true, 0)
+        };
+        let mut mtu = PathMtu::new(1420);
+        mtu.handle_way(ID, relayed);
+        assert_eq!(run(&mut mtu, start, 1, 1420), []);
+        mtu.handle_way(ID, way(1, true, 0));
+        let log = run(&mut mtu, start + Duration::from_secs(1), 1, 1420);
+        assert_eq!(log, [(Duration::ZERO, vec![1420])]);
+        let mut mtu = PathMtu::new(1420);
+        mtu.handle_way(ID, relayed);
+        let log = run(&mut mtu, start, 10, 1420);
+        assert_eq!(log, [(SETTLED_AFTER, vec![1420])]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
 use super::link::{ENOUGH, Link, LinkReport};
-use super::links::{Candidate, Links, MAX_CANDIDATES};
+use super::links::{Candidate, Links, MAX_CANDIDATES, is_open_to_probes};
 use crate::model::{NodeAddress, Path};
 use crate::protocol::path_messages::ByeReason;
 
@@ -41,6 +41,8 @@ pub const LEAST_LOSS: Duration = Duration::from_millis(20);
 const CHOICE_INTERVAL: Duration = Duration::from_millis(600);
 /// How long handshakes are sent by paths to which a peer without a session consents: two of them, as WireGuard repeats one after 5 s.
 const CONSENT_FOR: Duration = Duration::from_secs(8);
+/// The least time between two questions whether the path in use works though the peer sends by another one.
+const DOUBT_INTERVAL: Duration = Duration::from_secs(10);
 /// The least time between two good-byes of a peer that are followed.
 const BYE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -92,6 +94,8 @@ pub struct PeerPaths {
     bye: Option<Instant>,
     /// Until when handshakes are sent by the paths to which the peer consents.
     consents: Option<Instant>,
+    /// When the path in use was last asked because the peer sends by another one.
+    doubted: Option<Instant>,
     watched: Option<(Duration, bool, bool)>,
     actions: Vec<Action>,
 }
@@ -297,7 +301,12 @@ impl PeerPaths {
                     .watched
                     .map_or(patience(&self.links), |(patience, ..)| patience);
                 let due = report.waits_since.map(|since| since + patience);
-                if due.is_some_and(|due| due <= now) {
+                let rests = |at: Instant| now.saturating_duration_since(at) < DOUBT_INTERVAL;
+                let is_doubted = !self.doubted.is_some_and(rests) && is_left(&self.links);
+                if is_doubted {
+                    self.doubted = Some(now);
+                }
+                if is_doubted || due.is_some_and(|due| due <= now) {
                     self.state = State::suspect(now);
                 }
             }
@@ -305,6 +314,15 @@ impl PeerPaths {
                 let primary = self.links.in_use();
                 if primary.is_some_and(|link| link.works_since(since)) {
                     self.state = State::Open;
+                } else {
+                    // The peer is heard by another path, which may work in both directions by now.
+                    let primary = self.links.primary();
+                    let is_heard = |link: &Link| {
+                        Some(link.path) != primary
+                            && link.heard >= Some(since)
+                            && link.heard > link.answered
+                    };
+                    self.links.probe(is_heard, now);
                 }
             }
         }
@@ -337,7 +355,10 @@ impl PeerPaths {
     fn replace(&mut self, path: Path, now: Instant) {
         let primary = self.links.primary();
         if let Some(failed) = primary.and_then(|path| self.links.of_mut(path)) {
-            failed.failed = Some(now);
+            failed.handle_failed(now);
+            if has_abandoned(&self.links) {
+                self.actions.push(offer(&self.links));
+            }
         }
         self.use_path(path, None, now);
     }
@@ -361,7 +382,11 @@ impl PeerPaths {
         let gain = before.zip(best.srtt()).map(|(a, b)| a.saturating_sub(b));
         let gap = gain.filter(|gain| !gain.is_zero()).map(|gain| gain / 2);
         let path = best.path;
-        self.use_path(path, gap, now);
+        if primary.is_some_and(|primary| has_failed(primary, best)) {
+            self.replace(path, now);
+        } else {
+            self.use_path(path, gap, now);
+        }
     }
 
     /// Returns what is due. The last report is not older than this call. `admit` says whether a probe by a path may be sent now.
@@ -424,7 +449,8 @@ impl PeerPaths {
                 self.actions.push(offer(&self.links));
             }
             let kind = self.links.primary().map_or(1, |path| path.kind());
-            self.links.probe(|link| link.path.kind() < kind, now);
+            let better = open_paths(&self.links, kind, now);
+            self.links.probe(|link| better.contains(&link.path), now);
         }
     }
 
@@ -486,8 +512,9 @@ impl PeerPaths {
     }
 
     fn try_again(&mut self, tries: u32, now: Instant) {
-        if self.links.turn_candidates(now) {
-            self.actions.push(offer(&self.links));
+        if self.links.turn_candidates(now) || has_abandoned(&self.links) {
+            let (all, opens) = self.links.offers(true);
+            self.actions.push(Action::Offer(all, opens));
         }
         self.links.probe(|_| true, now);
         self.actions.push(Action::Open);
@@ -539,8 +566,31 @@ impl PeerPaths {
 
 /// Tells the data plane which paths there are.
 fn offer(links: &Links) -> Action {
-    let (all, opens) = links.offers();
+    let (all, opens) = links.offers(false);
     Action::Offer(all, opens)
+}
+
+/// Whether the peer sends by another path than the one in use, and not by that one any more: a datagram came by another one after it
+/// was silent. Perhaps it does not work, and while no packets are sent nothing else shows that. A path that is being probed will show it.
+fn is_left(links: &Links) -> bool {
+    let other = links.others().filter_map(|link| link.heard).max();
+    let in_use = links.in_use().filter(|link| link.poll_timeout().is_none());
+    let last = in_use.and_then(Link::last);
+    other
+        .zip(last)
+        .is_some_and(|(other, last)| other.saturating_duration_since(last) >= patience(links))
+}
+
+/// The paths of a better kind by which probes may be sent though nobody agreed on them now.
+fn open_paths(links: &Links, kind: u8, now: Instant) -> Vec<Path> {
+    let better = links.all().iter().filter(|link| link.path.kind() < kind);
+    let open = better.filter(|link| is_open_to_probes(links, link, now));
+    open.map(|link| link.path).collect()
+}
+
+/// Whether there is a path by which nothing is sent before the peer agrees.
+fn has_abandoned(links: &Links) -> bool {
+    links.all().iter().any(|link| links.is_abandoned(link))
 }
 
 /// How long the path in use may be silent while packets are sent.
@@ -566,12 +616,17 @@ fn is_bad(link: &Link, relay: Option<Duration>) -> bool {
     link.path.relay().is_none() && (link.is_lossy() || is_slow)
 }
 
+/// Whether the path in use does not work, though `link` does.
+fn has_failed(primary: &Link, link: &Link) -> bool {
+    primary.is_unproven() || primary.is_silent(link.answered)
+}
+
 /// Whether `link` is better than the path in use. `relay` is the shortest round trip over a relay.
 fn beats(link: &Link, primary: &Link, relay: Option<Duration>, now: Instant) -> bool {
     if !link.is_fresh(now) {
         return false;
     }
-    if primary.is_unproven() || primary.is_silent(link.answered) {
+    if has_failed(primary, link) {
         return true;
     }
     match link.path.kind().cmp(&primary.path.kind()) {

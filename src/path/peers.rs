@@ -74,6 +74,21 @@ impl Peers {
         peers.map(|(id, _)| *id).collect()
     }
 
+    /// Whether packets are sent to this peer without a relay.
+    #[must_use]
+    pub fn is_direct(&self, id: &PublicKey) -> bool {
+        let primary = self.get(id).and_then(|peer| peer.links().primary());
+        primary.is_some_and(|path| path.relay().is_none())
+    }
+
+    /// The path by which this peer was last heard.
+    #[must_use]
+    pub fn last_heard(&self, id: &PublicKey) -> Option<Path> {
+        let links = self.get(id)?.links().all().iter();
+        let heard = links.filter(|link| link.heard.is_some());
+        heard.max_by_key(|link| link.heard).map(|link| link.path)
+    }
+
     /// The peers of which [`Peers::poll`] needs a report now.
     #[must_use]
     pub fn due(&self, now: Instant) -> Vec<PublicKey> {

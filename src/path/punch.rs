@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::budget::Budget;
+use super::counts::PunchTimes;
 use super::peer::retry_pause;
 use crate::model::Path;
 
@@ -36,6 +37,8 @@ pub struct Punching<K> {
     attempts: BTreeMap<K, Attempt>,
     /// How many routers may be opened: a member may name the address of somebody else as its own.
     budget: Option<Budget<K>>,
+    /// How long those took that ended with a direct path.
+    times: PunchTimes,
 }
 
 impl<K> Default for Punching<K> {
@@ -43,14 +46,16 @@ impl<K> Default for Punching<K> {
         Self {
             attempts: BTreeMap::new(),
             budget: None,
+            times: PunchTimes::default(),
         }
     }
 }
 
 #[derive(Debug, Clone, Default)]
 struct Attempt {
-    /// The number of attempts that this node began.
+    /// The number of attempts that this node or the peer began, and when the last one did.
     tries: u32,
+    began: Option<Instant>,
     /// When it begins the next one.
     next: Option<Instant>,
     /// When it asked, until the peer has answered.
@@ -59,7 +64,7 @@ struct Attempt {
     answered: Option<Instant>,
     /// When it last answered.
     last_answer: Option<Instant>,
-    /// The number of times that the router was opened.
+    /// The number of times that the router was opened for attempts of the peer alone.
     opened: usize,
 }
 
@@ -76,11 +81,16 @@ pub struct Steps {
 
 impl<K: Copy + Ord + Hash> Punching<K> {
     /// Returns those of the peers `relayed` that are to be asked now. These are all peers that are reached through a relay; what
-    /// was known of the others is forgotten.
-    pub fn poll(&mut self, relayed: &[K], now: Instant) -> Vec<K> {
+    /// was known of the others is forgotten. `is_direct` says whether one of the others is reached without a relay.
+    pub fn poll(&mut self, relayed: &[K], is_direct: impl Fn(&K) -> bool, now: Instant) -> Vec<K> {
+        let times = &mut self.times;
         self.attempts.retain(|peer, attempt| {
             let is_relayed = relayed.contains(peer);
             if !is_relayed {
+                let began = attempt.began.take().filter(|_| is_direct(peer));
+                if let Some(began) = began.filter(|at| is_within(*at, ANSWER_WITHIN, now)) {
+                    times.handle_punch(now.saturating_duration_since(began));
+                }
                 (attempt.tries, attempt.next) = (0, None);
             }
             let answer = attempt.last_answer;
@@ -90,8 +100,7 @@ impl<K: Copy + Ord + Hash> Punching<K> {
         for peer in relayed {
             let attempt = self.attempts.entry(*peer).or_default();
             if attempt.next.is_none_or(|at| at <= now) {
-                attempt.next = Some(now + retry_pause(attempt.tries));
-                attempt.tries = attempt.tries.saturating_add(1);
+                attempt.begin(now);
                 attempt.asked = Some(now);
                 ask.push(*peer);
             }
@@ -106,6 +115,12 @@ impl<K: Copy + Ord + Hash> Punching<K> {
             .values()
             .filter_map(|attempt| attempt.next)
             .min()
+    }
+
+    /// How long the attempts took that ended with a direct path, each one from when it was agreed on.
+    #[must_use]
+    pub fn times(&self) -> &PunchTimes {
+        &self.times
     }
 
     /// The network of this node has changed: all peers are asked again at once.
@@ -135,6 +150,7 @@ impl<K: Copy + Ord + Hash> Punching<K> {
             }
             attempt.answered = Some(now);
             attempt.last_answer = Some(now);
+            attempt.join(now);
             return Steps {
                 open: Some(attempt.hops()),
                 answer: true,
@@ -142,10 +158,14 @@ impl<K: Copy + Ord + Hash> Punching<K> {
             };
         }
         if is_fresh(attempt.asked.take()) {
-            attempt.last_answer = Some(now);
+            // If both have asked, the peer probes when it has the answer that was sent before.
+            let answer = !is_fresh(attempt.answered);
+            if answer {
+                attempt.last_answer = Some(now);
+            }
             return Steps {
                 open: Some(attempt.hops()),
-                answer: true,
+                answer,
                 probe: true,
             };
         }
@@ -158,9 +178,32 @@ impl<K: Copy + Ord + Hash> Punching<K> {
 }
 
 impl Attempt {
+    /// The peer begins an attempt, which is one of this node as well: so between two attempts there is a pause in which neither end
+    /// sends to the other's router, and a router that took a port for a stray datagram forgets that.
+    fn join(&mut self, now: Instant) {
+        let began = self.began.filter(|_| self.next.is_some());
+        if began.is_some_and(|at| !is_within(at, ANSWER_INTERVAL, now)) {
+            self.begin(now);
+        }
+    }
+
+    fn begin(&mut self, now: Instant) {
+        self.next = Some(now + retry_pause(self.tries));
+        self.tries = self.tries.saturating_add(1);
+        self.began = Some(now);
+    }
+
+    /// The hops of a datagram that opens the router. All of one attempt have the same number, so that each number is tried after
+    /// a pause.
     fn hops(&mut self) -> u8 {
-        let hops = HOPS.get(self.opened % HOPS.len()).copied();
-        self.opened = self.opened.wrapping_add(1);
+        let number = match self.tries.checked_sub(1) {
+            Some(number) => number as usize,
+            None => {
+                self.opened = self.opened.wrapping_add(1);
+                self.opened.wrapping_sub(1)
+            }
+        };
+        let hops = HOPS.get(number % HOPS.len()).copied();
         hops.unwrap_or(HOPS[0])
     }
 }
@@ -185,7 +228,7 @@ mod tests {
     fn both_routers_are_opened_before_either_end_probes() {
         let now = Instant::now();
         let (mut a, mut b) = (Punching::default(), Punching::default());
-        assert_eq!(a.poll(&['b'], now), ['b']);
+        assert_eq!(a.poll(&['b'], |_| false, now), ['b']);
         assert_eq!(b.handle_paths('a', true, now), steps(4, true, false));
         assert_eq!(a.handle_paths('b', false, now), steps(4, true, true));
         assert_eq!(b.handle_paths('a', false, now), steps(0, false, true));
@@ -197,13 +240,36 @@ mod tests {
     fn two_nodes_that_ask_at_once_both_probe() {
         let now = Instant::now();
         let (mut a, mut b) = (Punching::default(), Punching::default());
-        a.poll(&['b'], now);
-        b.poll(&['a'], now);
+        a.poll(&['b'], |_| false, now);
+        b.poll(&['a'], |_| false, now);
         assert_eq!(a.handle_paths('b', true, now), steps(4, true, false));
         assert_eq!(b.handle_paths('a', true, now), steps(4, true, false));
-        assert_eq!(a.handle_paths('b', false, now), steps(2, true, true));
-        assert_eq!(b.handle_paths('a', false, now), steps(2, true, true));
-        assert_eq!(a.handle_paths('b', false, now), steps(0, false, true));
+        assert_eq!(a.handle_paths('b', false, now), steps(4, false, true));
+        assert_eq!(b.handle_paths('a', false, now), steps(4, false, true));
+    }
+
+    #[test]
+    fn an_attempt_of_either_end_is_one_of_both_so_that_the_pauses_are_those_of_both() {
+        let start = Instant::now();
+        let (mut a, mut b) = (Punching::default(), Punching::default());
+        let mut asked = Vec::new();
+        // The second one notices three seconds later that it needs a relay. Messages take no time.
+        for ms in (0..130_000).step_by(10) {
+            let now = start + Duration::from_millis(ms);
+            if !a.poll(&['b'], |_| false, now).is_empty() {
+                b.handle_paths('a', true, now);
+                asked.push(ms);
+            }
+            if ms >= 2500 && !b.poll(&['a'], |_| false, now).is_empty() {
+                a.handle_paths('b', true, now);
+                asked.push(ms);
+            }
+        }
+        let pauses: Vec<u64> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(pauses.iter().any(|pause| *pause >= 32_000), "{asked:?}");
+        assert!(asked.len() <= 12, "{asked:?}");
+        let late = pauses.iter().skip(6);
+        assert!(late.clone().all(|pause| *pause >= 8000), "{asked:?}");
     }
 
     #[test]
@@ -212,17 +278,33 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut punching = Punching::default();
         let asked: Vec<u64> = (0..600)
-            .filter(|second| !punching.poll(&[1], at(*second)).is_empty())
+            .filter(|second| !punching.poll(&[1], |_| false, at(*second)).is_empty())
             .collect();
         assert_eq!(asked, [0, 1, 3, 7, 15, 31, 63, 127, 427]);
         assert_eq!(punching.poll_timeout(), Some(at(727)));
         punching.handle_network_change();
-        assert_eq!(punching.poll(&[1], at(600)), [1]);
+        assert_eq!(punching.poll(&[1], |_| false, at(600)), [1]);
         // A peer that is reached directly is not waited for, though its last message may still be answered.
         punching.handle_paths(1, true, at(600));
-        assert_eq!(punching.poll(&[], at(601)), [0; 0]);
+        assert_eq!(punching.poll(&[], |_| false, at(601)), [0; 0]);
         assert_eq!(punching.poll_timeout(), None);
-        assert_eq!(punching.poll(&[1], at(601)), [1]);
+        assert_eq!(punching.poll(&[1], |_| false, at(601)), [1]);
+    }
+
+    #[test]
+    fn an_attempt_that_ends_with_a_direct_path_is_measured() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut punching = Punching::default();
+        punching.poll(&[1, 2, 3, 4], |_| false, start);
+        // The first peer is reached directly at the first attempt, and the second one at the second. The third one is removed.
+        punching.poll(&[2, 4], |peer| *peer == 1, at(120));
+        punching.poll(&[2, 4], |peer| *peer == 1, at(1000));
+        punching.poll(&[4], |peer| *peer < 3, at(1300));
+        // Much later, the last one is reached directly for another reason.
+        punching.poll(&[], |_| true, at(20_000));
+        assert_eq!(punching.times().counts(), [0, 1, 1, 0, 0, 0, 0, 0]);
+        assert_eq!(punching.times().sum(), Duration::from_millis(420));
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::model::PublicKey;
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// The silence after which a peer that is not wanted is probed.
 pub const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(20);
+/// The least number of seconds between two keepalives to a peer, and how many there may be more.
+const KEEPALIVE: (u8, u8) = (17, 3);
 /// The silence, in spite of probes, after which a peer is unreachable: three lost probes and a margin.
 pub const UNREACHABLE_AFTER: Duration = Duration::from_secs(7);
 /// How long one candidate endpoint of a silent peer is tried before the next one.
@@ -60,6 +62,16 @@ struct Peer {
     /// The start of the silence: the first probe after the peer was last heard.
     silent_since: Option<Instant>,
     tried_at: Instant,
+}
+
+/// The seconds between two keepalives to `id`. Many address translators forget a path that was silent for 30 s. A keepalive comes before
+/// [`IDLE_PROBE_INTERVAL`], so a peer that is kept alive is not probed as well, and one that is silent is noticed soon. It is another time
+/// for each peer, so that a node does not send all keepalives at once.
+#[must_use]
+pub fn keepalive_seconds(id: &PublicKey) -> u16 {
+    let (least, more) = KEEPALIVE;
+    let [first, ..] = id.0;
+    u16::from(least + first % more)
 }
 
 /// The state machine of all peers. It reads no clock: each call passes the time.
@@ -278,6 +290,23 @@ mod tests {
                 watch.poll(now).into_iter().map(move |a| (half / 2, a))
             })
             .collect()
+    }
+
+    #[test]
+    fn a_peer_that_sends_keepalives_is_not_probed_and_one_that_stops_is_silent_soon() {
+        let (start, mut watch) = (Instant::now(), Watch::default());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        watch.set_peers([(id(1), vec![endpoint(1)], false)], start);
+        watch.handle_heard(&id(1), start);
+        let mut heard = 0;
+        for n in 0..20 {
+            assert_eq!(run(&mut watch, at(heard), 19), [], "{n}");
+            heard += u64::from(keepalive_seconds(&id(n)));
+            watch.handle_heard(&id(1), at(heard));
+        }
+        let probes = run(&mut watch, at(heard), 22);
+        assert_eq!(probes, [(20, Action::Probe(id(1)))]);
+        assert!(watch.is_silent(&id(1), at(heard + 22)));
     }
 
     #[test]

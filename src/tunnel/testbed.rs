@@ -240,7 +240,7 @@ impl BareTunnel {
 
     /// A handshake message of a peer arrived from there. `established` says at which time a session began with it.
     pub fn handle_handshake(
-        &self,
+        &mut self,
         peer: NodeAddress,
         origin: Origin,
         established: Option<SystemTime>,
@@ -249,10 +249,13 @@ impl BareTunnel {
             let mut state = peer.lock();
             state.last_handshake = established.or(state.last_handshake);
             peer.probes().handle_handshake();
+            // The session is used once the peer has sent by it.
+            state.paths.reports.heard |= established.is_none();
             if state.endpoint().is_none() {
                 state.paths.set_endpoint(Some(origin.0));
             }
         }
+        self.add_news(peer, established.is_some());
     }
 
     /// A message about paths arrived from there. Returns its answer, and where that goes.

@@ -33,7 +33,7 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     follow(node, before);
     if let Some(peer) = asked {
         let message = node.device.reach.try_message();
-        messages::send_paths(node, &peer, message);
+        messages::send_paths(node, &peer, message, None);
     }
 }
 

@@ -24,7 +24,10 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
         measure(node, now);
     }
     let relayed = node.paths.steered().relayed();
-    for peer in node.device.reach.punching.poll(&relayed, now) {
+    let paths = &node.paths;
+    let is_direct = |peer: &PublicKey| paths.steered().is_direct(peer);
+    let punching = &mut node.device.reach.punching;
+    for peer in punching.poll(&relayed, is_direct, now) {
         send_paths(node, &peer, true, now);
     }
 }
@@ -50,7 +53,7 @@ pub(super) fn handle_report(
         && mapped != Some(seen)
     {
         let witness = Witness::Peer(peer);
-        node.device.reach.observed.handle_seen(witness, seen, now);
+        node.device.reach.observed.handle_seen(witness, seen, trip.at);
     }
 }
 
@@ -64,7 +67,7 @@ pub(super) fn handle_paths(node: &mut JoinedNode, peer: PublicKey, paths: &Paths
     if paths.try_my_mapping {
         if mapping::handle_try(node, peer, paths, now) {
             let message = node.device.reach.tries_message();
-            messages::send_paths(node, &peer, message);
+            messages::send_paths(node, &peer, message, None);
         }
         return;
     }
@@ -122,7 +125,9 @@ fn send_paths(node: &mut JoinedNode, peer: &PublicKey, punch: bool, now: Instant
         relays,
         ..node.device.reach.message(punch)
     };
-    messages::send_paths(node, peer, message);
+    // An answer takes the path by which the peer was heard: the one in use may not work any more.
+    let path = node.paths.steered().last_heard(peer).filter(|_| !punch);
+    messages::send_paths(node, peer, message, path.as_ref());
 }
 
 /// Tells all peers that this node stops, so that they use other paths at once.
@@ -130,7 +135,8 @@ pub(super) fn say_bye(identity: &Identity, netmap: &Netmap, tunnel: &Tunnel) {
     let id = identity.keys.identity.public();
     let members = netmap.members.values();
     for member in members.filter(|member| member.speaks_paths && member.id != id) {
-        messages::send(tunnel, identity, member, Message::Bye(ByeReason::Stopping));
+        let bye = Message::Bye(ByeReason::Stopping);
+        messages::send(tunnel, identity, member, bye, None);
     }
 }
 

@@ -18,12 +18,10 @@ use crate::node::settle::Stages;
 use crate::node::transitions::members;
 use crate::path::link::Evidence;
 use crate::path::links::Candidate;
+use crate::path::watch::keepalive_seconds;
 use crate::records::kinds::Service;
 use crate::records::netmap::{Member, Netmap};
 use crate::tunnel::PeerConfig;
-
-/// The seconds after which an idle peer is sent a datagram, so that address translation on the path stays in place.
-const KEEPALIVE: u16 = 25;
 
 impl Stages for JoinedNode {
     /// The ids of the services, each with its record before.
@@ -80,7 +78,7 @@ impl Stages for JoinedNode {
             preshared_key: None,
             endpoint: self.paths.watch().endpoint(&member.id),
             allowed_ips: vec![IpNet::V4(member.block.v4), IpNet::V6(member.block.v6)],
-            persistent_keepalive: Some(KEEPALIVE),
+            persistent_keepalive: Some(keepalive_seconds(&member.id)),
         });
         self.device.tunnel.set_peers(peers.collect());
         let addresses = others.iter().map(|m| (m.block.node_v4(), m.id));

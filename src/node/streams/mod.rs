@@ -5,6 +5,7 @@
 //! | [`dialer`] | opens a stream to a relay, and carries it |
 //! | [`listener`] | takes streams of members |
 //! | [`opening`] | the exchange by which a node proves who it is |
+//! | [`openings`] | how often each member may open its stream |
 //! | [`carrying`] | carries frames between a WebSocket and the tunnel |
 //! | [`tls`] | the TLS of both ends |
 //!
@@ -14,6 +15,7 @@ mod carrying;
 mod dialer;
 mod listener;
 mod opening;
+mod openings;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -29,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use self::dialer::Dialer;
 use self::listener::Listener;
 use self::opening::{Admission, Members};
+use self::openings::Openings;
 use super::config::RelaySettings;
 use crate::model::{NodeAddress, PublicKey, SigningKey};
 use crate::os::proxy::Proxies;
@@ -69,6 +72,7 @@ pub(super) struct RelayStreams {
     offered: BTreeMap<PublicKey, Offered>,
     listener: Option<Listener>,
     members: watch::Sender<Members>,
+    openings: Arc<Openings>,
     public_url: Option<StreamUrl>,
     /// Whether it is not known how others reach the streams of this node.
     is_unnamed: bool,
@@ -84,11 +88,13 @@ impl RelayStreams {
     ) -> (Self, mpsc::Receiver<RelayStreamEvent>) {
         let (events, receiver) = mpsc::channel(MAX_EVENTS);
         let (members, known) = watch::channel(Members::default());
+        let openings = Arc::new(Openings::new(Instant::now()));
         let listener = settings.listen.map(|listen| {
             let served = listener::Served {
                 admission: Admission {
                     own: key.public(),
                     members: known,
+                    openings: Arc::clone(&openings),
                 },
                 door: door.clone(),
             };
@@ -107,6 +113,7 @@ impl RelayStreams {
             offered: BTreeMap::new(),
             listener,
             members,
+            openings,
             public_url: settings.public_url.clone(),
             is_unnamed: false,
         };
@@ -163,6 +170,11 @@ impl RelayStreams {
             url: target.url.to_string(),
             pin: target.pin_text(),
         })
+    }
+
+    /// How many streams of members were refused because the members opened them too often.
+    pub(super) fn refused(&self) -> u64 {
+        self.openings.refused()
     }
 
     /// The relays that offer streams.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Serialize;
@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
+use super::openings::Openings;
 use crate::model::{NodeAddress, PublicKey, SigningKey};
 use crate::os::random;
 use crate::protocol::control::Refusal;
@@ -69,6 +70,7 @@ pub(super) struct Admission {
     /// The identity key of this node.
     pub(super) own: PublicKey,
     pub(super) members: watch::Receiver<Members>,
+    pub(super) openings: Arc<Openings>,
 }
 
 impl Admission {
@@ -151,6 +153,12 @@ async fn prove<S: AsyncRead + AsyncWrite + Unpin>(
     let Some(address) = address else {
         return refuse(Refusal::NotAMember, "the node is not a member of this mesh");
     };
+    if !admission.openings.admit(node, Instant::now()) {
+        return refuse(
+            Refusal::Busy,
+            "the node opens its stream too often; try again in a minute",
+        );
+    }
     let welcome = FromRelay::Welcome { protocol: PROTOCOL };
     send(socket, &welcome).await.map_err(broken)?;
     Ok((node, address))

@@ -38,7 +38,13 @@ fn relay() -> (watch::Sender<Members>, Admission) {
     };
     let (sender, members) = watch::channel(members);
     let own = key(9).public();
-    (sender, Admission { own, members })
+    let openings = Arc::new(Openings::new(Instant::now()));
+    let admission = Admission {
+        own,
+        members,
+        openings,
+    };
+    (sender, admission)
 }
 
 async fn receive(socket: &mut Socket) -> FromRelay {
@@ -128,6 +134,29 @@ async fn a_node_that_is_no_member_and_one_of_a_node_that_does_not_relay_are_refu
     let member = key(1).public();
     let refused = answer(&admission, member, |nonce| signed(1, nonce, &own)).await;
     assert_eq!(refusal(refused), Some(Refusal::Busy));
+}
+
+#[tokio::test]
+async fn a_member_that_opens_its_stream_again_and_again_is_refused_for_a_while() {
+    let (_members, admission) = relay();
+    let (member, own) = (key(1).public(), admission.own);
+    let mut refused = 0;
+    for _ in 0..30 {
+        let answer = answer(&admission, member, |nonce| signed(1, nonce, &own)).await;
+        match refusal(answer) {
+            Some(reason) => {
+                assert_eq!(reason, Refusal::Busy);
+                refused += 1;
+            }
+            None => assert_eq!(refused, 0, "the first ones are accepted"),
+        }
+    }
+    assert!(refused >= 15, "{refused}");
+    assert_eq!(admission.openings.refused(), refused);
+    // Somebody else who only claims to be the member uses up nothing.
+    let forged = answer(&admission, member, |nonce| signed(2, nonce, &own)).await;
+    assert_eq!(refusal(forged), Some(Refusal::Proof));
+    assert_eq!(admission.openings.refused(), refused);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! A page of metrics under construction.
 
 use std::fmt::{self, Display, Write as _};
+use std::time::Duration;
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +10,8 @@ pub enum Kind {
     Gauge,
     /// A value that only rises. The name of the metric ends with `_total`.
     Counter,
+    /// Measured values, counted by their size.
+    Histogram,
 }
 
 /// The value of a sample.
@@ -105,12 +108,44 @@ impl MetricsPage {
         }
     }
 
+    /// Adds durations that were counted by their length: the upper bounds, the number of durations up to each bound and above the one
+    /// before, then the number of those above all bounds, and the sum of all durations.
+    pub fn durations(
+        &mut self,
+        name: &str,
+        help: &str,
+        (bounds, counts): (&[Duration], &[u64]),
+        sum: Duration,
+    ) {
+        self.family(name, Kind::Histogram, help);
+        let bounds = bounds.iter().map(|bound| bound.as_secs_f64().to_string());
+        let bounds = bounds.chain(["+Inf".to_owned()]);
+        let mut below = 0;
+        let bucket = format!("{name}_bucket");
+        for (bound, count) in bounds.zip(counts) {
+            below += count;
+            let mut family = Family {
+                page: self,
+                name: &bucket,
+            };
+            family.sample(&[("le", &bound)], below);
+        }
+        for (what, value) in [
+            ("sum", Value::from(sum.as_secs_f64())),
+            ("count", below.into()),
+        ] {
+            let name = &format!("{name}_{what}");
+            Family { page: self, name }.sample(&[], value);
+        }
+    }
+
     /// Begins a metric, whose samples follow. A metric without samples has only its head.
     pub fn family<'a>(&'a mut self, name: &'a str, kind: Kind, help: &str) -> Family<'a> {
         let prefix = self.prefix;
         let kind = match kind {
             Kind::Gauge => "gauge",
             Kind::Counter => "counter",
+            Kind::Histogram => "histogram",
         };
         // Writing to a `String` cannot fail.
         let _ = writeln!(
@@ -192,6 +227,23 @@ mod tests {
              # HELP meshd_delay_seconds Delay.\n\
              # TYPE meshd_delay_seconds gauge\n\
              meshd_delay_seconds{peer=\"web-1\",way=\"direct\"} 0.25\n"
+        );
+    }
+    #[test]
+    fn durations_are_a_histogram_of_prometheus() {
+        let mut page = MetricsPage::new("meshd_");
+        let bounds = [100, 2500].map(Duration::from_millis);
+        let sum = Duration::from_millis(30_250);
+        page.durations("punch_seconds", "Punches.", (&bounds, &[2, 0, 1]), sum);
+        assert_eq!(
+            page.into_text(),
+            "# HELP meshd_punch_seconds Punches.\n\
+             # TYPE meshd_punch_seconds histogram\n\
+             meshd_punch_seconds_bucket{le=\"0.1\"} 2\n\
+             meshd_punch_seconds_bucket{le=\"2.5\"} 2\n\
+             meshd_punch_seconds_bucket{le=\"+Inf\"} 3\n\
+             meshd_punch_seconds_sum 30.25\n\
+             meshd_punch_seconds_count 3\n"
         );
     }
 }

@@ -55,9 +55,10 @@ impl<K> Default for Observed<K> {
 }
 
 impl<K: Copy + Ord> Observed<K> {
-    /// `witness` saw this node's packets come from `address`.
+    /// `witness` said at `now` that it saw this node's packets come from `address`.
     pub fn handle_seen(&mut self, witness: K, address: SocketAddr, now: Instant) {
-        if !is_routable(address.ip()) || address.port() == 0 {
+        let is_late = self.seen.get(&witness).is_some_and(|seen| seen.at > now);
+        if !is_routable(address.ip()) || address.port() == 0 || is_late {
             return;
         }
         if self.seen.len() >= MAX_WITNESSES && !self.seen.contains_key(&witness) {
@@ -95,14 +96,20 @@ impl<K: Copy + Ord> Observed<K> {
     }
 
     /// The addresses to name to a peer besides those that are `known`, those with the most witnesses first. If no two witnesses agree
-    /// on one of them, these are the words of all. A witness in this node's own network sees an address that is known.
+    /// on one of them, these are the words of all. Otherwise a single witness counts only if its word is newer than theirs: a router
+    /// that gives this node another port breaks the paths to most witnesses, so perhaps only a relay sees the new port. A witness in
+    /// this node's own network sees an address that is known.
     #[must_use]
     pub fn addresses(&self, known: &[SocketAddr]) -> Vec<SocketAddr> {
         let mut found = self.witnesses();
         found.retain(|(address, _)| !known.contains(address));
-        if found.iter().any(|(_, witnesses)| *witnesses >= 2) {
-            found.retain(|(_, witnesses)| *witnesses >= 2);
-        }
+        let seen_at = |address: &SocketAddr| {
+            let words = self.seen.values().filter(|seen| seen.address == *address);
+            words.map(|seen| seen.at).max()
+        };
+        let agreed = found.iter().filter(|(_, witnesses)| *witnesses >= 2);
+        let agreed = agreed.filter_map(|(address, _)| seen_at(address)).max();
+        found.retain(|(address, witnesses)| *witnesses >= 2 || seen_at(address) > agreed);
         found.sort_by_key(|(address, witnesses)| (std::cmp::Reverse(*witnesses), *address));
         found.truncate(MAX_OBSERVED);
         found.into_iter().map(|(address, _)| address).collect()

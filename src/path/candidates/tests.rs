@@ -187,6 +187,29 @@ fn another_network_makes_what_was_seen_before_void() {
 }
 
 #[test]
+fn a_single_witness_whose_word_is_newer_than_that_of_the_others_is_heard_as_well() {
+    let start = Instant::now();
+    let mut observed = Observed::default();
+    let before = "203.0.113.7:4000";
+    see(
+        &mut observed,
+        &[(3, "203.0.113.7:7"), (1, before), (2, before)],
+        start,
+    );
+    let later = start + Duration::from_secs(1);
+    see(&mut observed, &[(1, before)], later);
+    assert_eq!(observed.addresses(&[]), [at(before)]);
+    // The router gives another port, which only a relay sees, because all other paths are broken.
+    let later = start + Duration::from_secs(2);
+    see(&mut observed, &[(3, "203.0.113.7:5000")], later);
+    assert_eq!(
+        observed.addresses(&[]),
+        [at(before), at("203.0.113.7:5000")]
+    );
+    assert!(!observed.refresh_record(later));
+}
+
+#[test]
 fn the_words_of_the_witnesses_tell_how_the_nat_maps() {
     let own = ["192.0.2.5".parse().expect("a literal")];
     let nat = |words: &[(u8, &str)]| {

@@ -753,6 +753,40 @@ fn a_peer_that_comes_back_at_another_endpoint_is_reached_there_though_nothing_is
 }
 
 #[test]
+fn an_idle_node_leaves_a_dead_path_when_the_peer_sends_by_another_one() {
+    let mut world = open();
+    world.run(60_000, None);
+    // The router of this node gives it another port, and the peer has moved to the relay.
+    world.trips.remove(&direct(1));
+    world.hear(relay(1));
+    world.tell();
+    world.run(62_000, None);
+    assert_eq!(
+        world.probes(direct(1), 60_000)[..3],
+        [60_000, 60_080, 60_160]
+    );
+    let [(at, path)] = world.used(60_000)[..] else {
+        panic!("{:?}", world.used(60_000));
+    };
+    assert!(path == relay(1) && at <= 60_300, "{at} {path}");
+}
+
+#[test]
+fn a_peer_that_goes_on_by_another_path_than_the_one_that_works_costs_a_probe_every_ten_seconds() {
+    let mut world = open();
+    world.run(60_000, None);
+    while world.now < 120_000 {
+        world.run(world.now + 20, None);
+        world.hear(relay(1));
+        world.tell();
+    }
+    let probes = world.probes(direct(1), 60_000).len();
+    assert!((1..=6).contains(&probes), "{probes}");
+    assert_eq!(world.used(60_000), []);
+    assert_eq!(world.peer.state(), State::Open);
+}
+
+#[test]
 fn a_peer_that_the_data_plane_lost_is_opened_again() {
     let mut world = open();
     world.report = Report::default();

@@ -12,11 +12,10 @@ use crate::network::At;
 
 /// Two nodes between which there is a path receive each other's packets after this time.
 pub(crate) const FOUND_WITHIN: Duration = Duration::from_secs(10);
-/// The same if datagrams are lost at random: a lost handshake message is repeated after 5 s, and a lost echo of a relay is one without
-/// another tag.
-pub(crate) const FOUND_WITHIN_LOSS: Duration = Duration::from_secs(60);
+/// The same if datagrams are lost at random: a lost handshake message is repeated after 5 s.
+pub(crate) const FOUND_WITHIN_LOSS: Duration = Duration::from_secs(25);
 /// While nothing goes wrong, no path is chosen more often than this.
-const MAX_CHOICES: usize = 3;
+const MAX_CHOICES: usize = 2;
 /// While nothing goes wrong, the path to a peer changes no more often than this.
 const MAX_CHANGES: usize = 8;
 /// The largest number of datagrams in a second from one node to an address that a member claims falsely.

@@ -43,7 +43,10 @@ mod world;
 
 use std::time::Duration;
 
+use self::nat::Kind;
+use self::plan::Plan;
 use self::world::{Outcome, World};
+use super::random::Random;
 use super::{seeds, setting};
 
 fn run(seed: u64) -> Outcome {
@@ -83,6 +86,32 @@ fn each_seed_finds_its_paths_within_the_bounds() {
         failed.is_empty(),
         "these seeds break an invariant: {failed:?}"
     );
+}
+
+/// The bytes that a relay forwards at most until two nodes have a direct path: handshake messages, which are repeated here because all nodes
+/// start at once, the messages about paths, and up to twelve probes of the relay with their echoes if it is far away. A search for the MTU
+/// by each node would be 2,912 bytes more.
+const MAX_BYTES_OF_PUNCH: usize = 5000;
+
+#[test]
+fn a_direct_path_is_found_for_few_bytes_over_the_relay() {
+    let kinds = [Kind::PortRestricted, Kind::Plain, Kind::Cone];
+    for seed in 0..20 {
+        for kind in kinds {
+            let mut random = Random::new(seed);
+            let plan = Plan::of_pair([kind; 2], &mut random);
+            let mut world = World::with_plan(plan, random);
+            // The relay is known after some seconds.
+            world.run_until(Duration::from_secs(25));
+            assert!(world.are_direct(1, 2), "{kind:?}, seed {seed}");
+            let bytes = world.forwarded(0);
+            println!("{kind:?}, seed {seed}: {bytes} bytes");
+            assert!(
+                bytes > 0 && bytes <= MAX_BYTES_OF_PUNCH,
+                "{kind:?}, seed {seed}: {bytes}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -80,6 +80,8 @@ pub(crate) struct Node {
     revived: BTreeMap<usize, At>,
     /// The peers of whose paths the tunnel has news.
     news: Vec<NodeAddress>,
+    /// The bytes of the messages that it forwarded.
+    pub(crate) forwarded: usize,
     pub(crate) out: Vec<Output>,
 }
 
@@ -138,6 +140,7 @@ impl Node {
             record: None,
             revived: BTreeMap::new(),
             news: Vec::new(),
+            forwarded: 0,
             out: Vec::new(),
         }
     }
@@ -304,7 +307,9 @@ impl Node {
             self.measure(now);
         }
         let relayed = self.paths.steered().relayed();
-        for peer in self.reach.punching.poll(&relayed, self.at(now)) {
+        let time = self.at(now);
+        let is_direct = |peer: &PublicKey| self.paths.steered().is_direct(peer);
+        for peer in self.reach.punching.poll(&relayed, is_direct, time) {
             self.send_paths(number(&peer), true, now, random);
         }
     }
@@ -342,8 +347,7 @@ impl Node {
             && let (Some(seen), Some(trip)) = (path.seen, path.answered)
             && self.at(now).saturating_duration_since(trip.at) < SEEN_WITHIN
         {
-            let time = self.at(now);
-            self.reach.observed.handle_seen(id(peer), seen, time);
+            self.reach.observed.handle_seen(id(peer), seen, trip.at);
         }
     }
 
@@ -394,7 +398,14 @@ impl Node {
             ..PathsMessage::default()
         };
         let has_session = self.sessions[&peer].has_session(now);
-        if let Some(hop) = self.tunnel.hop(address(peer), None).filter(|_| has_session) {
+        let path = self
+            .paths
+            .steered()
+            .last_heard(&id(peer))
+            .filter(|_| !punch);
+        let hop = path.and_then(|path| self.tunnel.hop(address(peer), Some(&path)));
+        let hop = hop.or_else(|| self.tunnel.hop(address(peer), None));
+        if let Some(hop) = hop.filter(|_| has_session) {
             let nonce = random.next();
             self.send_path_message(
                 peer,
@@ -461,7 +472,7 @@ impl Node {
             let nonce = random.next();
             let time = self.at(now);
             (self.tunnel).handle_probe(address(peer), nonce, None, Some(size), time);
-            self.seal(peer, Inner::Sized(nonce), now, random);
+            self.seal(peer, Inner::Sized(nonce, size), now, random);
         }
     }
 
@@ -568,6 +579,7 @@ impl Node {
                 };
             }
             Arrival::Forward(to, header) => {
+                self.forwarded += bytes;
                 let forwarded = Datagram {
                     from: self.own,
                     to,
@@ -621,7 +633,7 @@ impl Node {
         match inner {
             Inner::Packet => self.out.push(Output::Received(peer)),
             Inner::Keepalive => {}
-            Inner::Sized(nonce) => self.seal_back(peer, Inner::SizedAnswer(nonce), origin, now),
+            Inner::Sized(nonce, _) => self.seal_back(peer, Inner::SizedAnswer(nonce), origin, now),
             Inner::SizedAnswer(nonce) => {
                 self.tunnel.handle_sized_answer(of, origin, nonce, time);
             }

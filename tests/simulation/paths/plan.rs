@@ -142,6 +142,32 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// A relay, and two nodes behind routers of these kinds, which start soon after it. Nothing goes wrong, and no packets are sent.
+    pub(crate) fn of_pair(kinds: [Kind; 2], random: &mut Random) -> Self {
+        let kinds = [Kind::Public].into_iter().chain(kinds);
+        let sites = kinds.map(|kind| Site {
+            has_carrier: false,
+            ..site(kind, random)
+        });
+        Self {
+            sites: sites.collect(),
+            homes: vec![0, 1, 2],
+            starts: vec![
+                At::ZERO,
+                Duration::from_secs(1),
+                Duration::from_millis(1300),
+            ],
+            serves: vec![false; 3],
+            traffic: Vec::new(),
+            faults: Vec::new(),
+            loss: 0,
+            liar: None,
+            end: Duration::from_secs(60),
+        }
+    }
+}
+
 fn kind(random: &mut Random) -> Kind {
     const KINDS: [Kind; 12] = [
         Kind::Public,

@@ -20,8 +20,6 @@ pub(crate) enum Direct {
 pub(crate) struct Truth {
     pub(crate) cuts: BTreeSet<(usize, usize)>,
     pub(crate) killed: BTreeSet<usize>,
-    /// The sites whose routers were rebound.
-    rebound: BTreeSet<usize>,
 }
 
 impl Truth {
@@ -29,7 +27,6 @@ impl Truth {
         Self {
             cuts: BTreeSet::new(),
             killed: BTreeSet::new(),
-            rebound: BTreeSet::new(),
         }
     }
 
@@ -38,9 +35,7 @@ impl Truth {
             Fault::Cut(one, other) => self.cuts.extend([(one, other), (other, one)]),
             Fault::CutOneWay(one, other) => self.cuts.extend([(one, other)]),
             Fault::Heal => self.cuts.clear(),
-            Fault::Rebind(site) => {
-                self.rebound.insert(site);
-            }
+            Fault::Rebind(_) => {}
             Fault::Kill(node) => {
                 self.killed.insert(node);
             }
@@ -96,11 +91,6 @@ impl Truth {
         }
         if kinds.contains(&Kind::Public) {
             return Direct::Possible;
-        }
-        // A node whose path is broken by a rebinding does not notice while nothing is sent, and answers the other one's punches by it.
-        let is_rebound = |node: &usize| self.rebound.contains(&plan.homes[*node]);
-        if [one, other].iter().any(is_rebound) {
-            return Direct::Unclear;
         }
         // Two nodes agree through a relay.
         if !self.has_relay(plan, one, other) {

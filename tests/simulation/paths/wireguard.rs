@@ -13,7 +13,7 @@ pub(crate) enum Inner {
     /// A message about paths.
     PathMessage(Vec<u8>),
     /// A probe that tests a size.
-    Sized(u64),
+    Sized(u64, u16),
     SizedAnswer(u64),
     Keepalive,
 }
@@ -43,11 +43,17 @@ impl Kind {
             Self::Initiation(..) => 148,
             Self::Response(_) => 92,
             Self::Data(_, Inner::Packet) => 32 + 64,
-            Self::Data(_, Inner::PathMessage(bytes)) => 32 + 28 + bytes.len(),
-            Self::Data(_, Inner::Sized(_) | Inner::SizedAnswer(_)) => 32 + 44,
+            Self::Data(_, Inner::PathMessage(bytes)) => 32 + padded(28 + bytes.len()),
+            Self::Data(_, Inner::Sized(_, size)) => 32 + padded(usize::from(*size)),
+            Self::Data(_, Inner::SizedAnswer(_)) => 32 + padded(44),
             Self::Data(_, Inner::Keepalive) => 32,
         }
     }
+}
+
+/// The size of a packet in a message (WireGuard's paper, section 5.4.6).
+fn padded(size: usize) -> usize {
+    size.next_multiple_of(16)
 }
 
 /// What follows from a message.
@@ -75,8 +81,8 @@ const REJECT_AFTER: Duration = Duration::from_secs(180);
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 const REKEY_ATTEMPTS: Duration = Duration::from_secs(90);
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// The interval that meshd configures.
-const PERSISTENT_KEEPALIVE: Duration = Duration::from_secs(25);
+/// The interval that meshd configures for some peers.
+const PERSISTENT_KEEPALIVE: Duration = Duration::from_secs(18);
 /// Copies of an initiation are answered with the same response for so long.
 const REPLY_KEPT_FOR: Duration = Duration::from_secs(10);
 const MAX_WAITING: usize = 128;

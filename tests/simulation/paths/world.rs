@@ -86,6 +86,10 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let plan = Plan::of(&mut random);
+        Self::with_plan(plan, random)
+    }
+
+    pub(crate) fn with_plan(plan: Plan, random: Random) -> Self {
         let epoch = Instant::now() + Duration::from_secs(1 << 24);
         let network = Network::new(&plan.sites, &plan.homes, plan.loss);
         let nodes = (0..plan.homes.len()).map(|number| {
@@ -163,14 +167,7 @@ impl World {
     }
 
     pub(crate) fn run(mut self) -> Outcome {
-        while let Some(((at, _), event)) = self.events.pop_first() {
-            if at > self.plan.end || self.violation.is_some() {
-                break;
-            }
-            self.now = at;
-            self.counts.events += 1;
-            self.handle(event);
-        }
+        self.run_until(self.plan.end);
         if self.violation.is_none() {
             self.check_end();
         }
@@ -181,6 +178,32 @@ impl World {
             violation: self.violation,
             counts: self.counts,
         }
+    }
+
+    pub(crate) fn run_until(&mut self, end: At) {
+        while let Some(entry) = self.events.first_entry() {
+            let (at, _) = *entry.key();
+            if at > end || self.violation.is_some() {
+                break;
+            }
+            let event = entry.remove();
+            self.now = at;
+            self.counts.events += 1;
+            self.handle(event);
+        }
+    }
+
+    /// Whether both nodes send to each other without a relay.
+    pub(crate) fn are_direct(&self, one: usize, other: usize) -> bool {
+        [(one, other), (other, one)].iter().all(|(node, peer)| {
+            let path = self.watch.primary(*node, *peer);
+            path.is_some_and(|path| path.relay().is_none())
+        })
+    }
+
+    /// The bytes that a node forwarded.
+    pub(crate) fn forwarded(&self, node: usize) -> usize {
+        self.nodes[node].as_ref().map_or(0, |node| node.forwarded)
     }
 
     fn violate(&mut self, why: String) {

@@ -25,12 +25,16 @@ fn metrics(page: &str) -> impl Iterator<Item = (&str, &str)> {
     heads.filter_map(|head| head.split_once(' '))
 }
 
-/// The labels of the samples of each metric of a page.
+/// The labels of the samples of each metric of a page. The samples of a histogram have names of their own.
 fn labels(page: &str) -> BTreeMap<&str, BTreeSet<&str>> {
+    let metrics: BTreeMap<&str, &str> = metrics(page).collect();
     let mut labels: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for sample in page.lines().filter(|line| !line.starts_with('#')) {
         let (name, rest) = sample.split_once(['{', ' ']).expect("a sample");
-        let of_metric = labels.entry(name).or_default();
+        let mut parts = ["_bucket", "_sum", "_count"].into_iter();
+        let whole = parts.find_map(|part| name.strip_suffix(part));
+        let whole = whole.filter(|whole| metrics.get(whole) == Some(&"histogram"));
+        let of_metric = labels.entry(whole.unwrap_or(name)).or_default();
         if let Some((inside, _)) = rest.split_once('}').filter(|_| sample.contains('{')) {
             let pairs = inside.split("\",");
             of_metric.extend(pairs.filter_map(|pair| Some(pair.split_once("=\"")?.0)));
