@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -72,7 +73,8 @@ impl Dialer {
         let tcp = tcp.map_err(|error| text(&error))?;
         carrying::set_options(&tcp);
         let config = tls::of_node(target.pin).map_err(|error| text(&error))?;
-        let name = tls::server_name(url.host()).map_err(|error| text(&error))?;
+        let name =
+            ServerName::try_from(url.host().to_owned()).map_err(|error| text(&error))?;
         let upgraded = timeout(UPGRADE_TIMEOUT, async {
             let tls = TlsConnector::from(Arc::new(config))
                 .connect(name, tcp)
