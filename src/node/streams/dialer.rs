@@ -12,7 +12,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::opening::{self, OPENING_TIMEOUT};
-use super::{Offered, RelayStreamEvent, carrying, tls};
+use super::{Offered, RelayStreamEvent, Turn, carrying, tls};
 use crate::model::{PublicKey, SigningKey};
 use crate::os::proxy::Proxies;
 use crate::os::tasks::{AbortOnDrop, Tasks};
@@ -34,32 +34,35 @@ pub(super) struct Dialer {
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 impl Dialer {
-    /// Starts a stream to `relay`. Dropping the task ends it.
-    pub(super) fn start(&self, relay: PublicKey, offered: Offered) -> AbortOnDrop {
+    /// Starts a stream to `relay`, whose events have this number. Dropping the task ends it.
+    pub(super) fn start(&self, relay: PublicKey, number: u64, offered: Offered) -> AbortOnDrop {
         let dialer = self.clone();
         let task = Tasks::current().spawn_child("stream to a relay", async move {
-            let why = dialer.run(&relay, &offered).await;
+            let event = |turn| RelayStreamEvent {
+                relay,
+                number,
+                turn,
+            };
+            let why = dialer.run(&relay, &offered, event(Turn::Opened)).await;
             tracing::debug!(url = %offered.target.url, %why, "the stream to a relay ended");
-            let closed = RelayStreamEvent::Closed(relay, why);
-            let _ = dialer.events.send(closed).await;
+            let _ = dialer.events.send(event(Turn::Closed(why))).await;
         });
         task.abort_on_drop()
     }
 
-    /// Opens the stream and carries it. Returns why it ended.
-    async fn run(&self, relay: &PublicKey, offered: &Offered) -> String {
+    /// Opens the stream, reports that, and carries it. Returns why it ended.
+    async fn run(&self, relay: &PublicKey, offered: &Offered, opened: RelayStreamEvent) -> String {
         let mut socket = match self.connect(&offered.target).await {
             Ok(socket) => socket,
             Err(why) => return why,
         };
-        let opened = opening::open(&mut socket, &self.key, relay);
-        match timeout(OPENING_TIMEOUT, opened).await {
+        let opening = opening::open(&mut socket, &self.key, relay);
+        match timeout(OPENING_TIMEOUT, opening).await {
             Ok(Ok(())) => {}
             Ok(Err(why)) => return why,
             Err(_) => return "the relay does not answer in time".to_owned(),
         }
         let end = self.door.open(offered.address, OtherEnd::Relay);
-        let opened = RelayStreamEvent::Opened(*relay);
         if self.events.send(opened).await.is_err() {
             return "this node stops".to_owned();
         }
@@ -73,8 +76,7 @@ impl Dialer {
         let tcp = tcp.map_err(|error| text(&error))?;
         carrying::set_options(&tcp);
         let config = tls::of_node(target.pin).map_err(|error| text(&error))?;
-        let name =
-            ServerName::try_from(url.host().to_owned()).map_err(|error| text(&error))?;
+        let name = ServerName::try_from(url.host().to_owned()).map_err(|error| text(&error))?;
         let upgraded = timeout(UPGRADE_TIMEOUT, async {
             let tls = TlsConnector::from(Arc::new(config))
                 .connect(name, tcp)
