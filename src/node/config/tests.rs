@@ -162,7 +162,7 @@ fn the_addresses_of_this_node_are_set_and_excluded_as_they_are_written() {
     };
     assert_eq!(set.expect("it is valid"), expected);
     for (wrong, part) in [
-        ("port_mapping = true", "\"auto\" and false"),
+        ("port_mapping = true", "\"auto\" or false"),
         ("advertise = [\"203.0.113.7\"]", "a port are needed"),
         (
             "advertise = [\"1.1.1.1:1\", \"127.0.0.1:1\"]",
