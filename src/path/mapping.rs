@@ -369,7 +369,7 @@ impl<K: Copy + Ord> Mapping<K> {
         }
         if held.proof.is_dead(now) {
             let granted = held.granted;
-            return self.bury(granted, now);
+            return self.handle_dead(granted, now);
         }
         let is_late = |(_, at): (u64, Instant)| now.saturating_duration_since(at) >= ASK_TIMEOUT;
         if held.renewing.is_some_and(is_late) {
@@ -385,7 +385,7 @@ impl<K: Copy + Ord> Mapping<K> {
     }
 
     /// The mapping does not work. It is made anew: at once the first time, and later after pauses.
-    fn bury(&mut self, granted: Granted, now: Instant) -> Vec<Action<K>> {
+    fn handle_dead(&mut self, granted: Granted, now: Instant) -> Vec<Action<K>> {
         let dead = Refusal::Dead(granted.protocol, granted.external);
         self.count(&dead);
         self.why = Some(dead);

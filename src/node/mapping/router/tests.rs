@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::UdpSocket;
 
@@ -46,8 +47,12 @@ fn answering(
         }
     };
     let task = Tasks::current().spawn_child("router", serve);
-    let gateway = Ipv4Addr::new(127, 0, 9, last);
-    let request = Request {
+    let request = request_to(Ipv4Addr::new(127, 0, 9, last));
+    (request, task.abort_on_drop())
+}
+
+fn request_to(gateway: Ipv4Addr) -> Request {
+    Request {
         number: 1,
         site: Site {
             gateway,
@@ -56,8 +61,7 @@ fn answering(
         },
         port: 50_000,
         order: Protocol::ALL,
-    };
-    (request, task.abort_on_drop())
+    }
 }
 
 /// What a router with NAT-PMP alone answers (RFC 6886 sections 3.2 and 3.3).
@@ -104,18 +108,18 @@ async fn an_answer_about_another_inner_port_is_refused() {
 
 #[tokio::test]
 async fn a_private_outer_address_is_found_before_a_port_is_mapped() {
-    let is_asked = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_asked = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&is_asked);
     let (request, _router) = router(3, move |asked| {
         let maps = asked.first() == Some(&0) && asked.get(1) == Some(&1);
-        seen.fetch_or(maps, std::sync::atomic::Ordering::Relaxed);
+        seen.fetch_or(maps, Ordering::Relaxed);
         vec![nat_pmp(asked, [192, 168, 178, 2], INNER, 50_001, 3600)]
     })
     .await;
     let outer = IpAddr::from([192, 168, 178, 2]);
     let why = Refusal::Outer(Protocol::NatPmp, outer, Reserved::Private);
     assert_eq!(asked(&request).await, Err(why));
-    assert!(!is_asked.load(std::sync::atomic::Ordering::Relaxed));
+    assert!(!is_asked.load(Ordering::Relaxed));
 }
 
 #[tokio::test]
