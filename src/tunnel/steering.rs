@@ -39,6 +39,30 @@ pub struct PathReport {
     pub sessions: u32,
 }
 
+#[cfg(test)]
+impl PathReport {
+    /// The report about a steered member of which one path is known, by which a probe was answered.
+    pub(crate) fn of(path: Path, trip: RoundTrip, offer: Option<RelayOffer>) -> Self {
+        Self {
+            is_steered: true,
+            primary: Some(path),
+            paths: vec![PathSeen {
+                path,
+                heard: Some(trip.at),
+                answered: Some(trip),
+                sample: Some(trip),
+                answers: 1,
+                seen: None,
+                offer,
+            }],
+            waits_since: None,
+            last_send: None,
+            last_receive: Some(trip.at),
+            sessions: 1,
+        }
+    }
+}
+
 /// What is known of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PathSeen {

@@ -324,24 +324,8 @@ mod tests {
             at: now,
             took: Duration::from_millis(u64::from(n)),
         };
-        let seen = PathSeen {
-            path: Path::Direct(endpoint(n)),
-            heard: Some(now),
-            answered: Some(trip),
-            sample: Some(trip),
-            answers: 1,
-            seen: None,
-            offer: tag.map(|tag| RelayOffer { load: 0, tag }),
-        };
-        PathReport {
-            is_steered: true,
-            primary: Some(seen.path),
-            paths: vec![seen],
-            waits_since: None,
-            last_send: None,
-            last_receive: Some(now),
-            sessions: 1,
-        }
+        let offer = tag.map(|tag| RelayOffer { load: 0, tag });
+        PathReport::of(Path::Direct(endpoint(n)), trip, offer)
     }
 
     fn offered(actions: &[SteerAction], to: u8) -> Vec<Path> {
