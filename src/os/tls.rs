@@ -70,7 +70,12 @@ fn roots_of_system() -> io::Result<RootCertStore> {
         )
     })?;
     let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(bundle).map_err(io::Error::other)?;
+    let certificates = CertificateDer::pem_file_iter(&bundle).map_err(|error| {
+        let bundle = bundle.display();
+        io::Error::other(format!(
+            "the list of trusted authorities {bundle} cannot be read: {error}"
+        ))
+    })?;
     roots.add_parsable_certificates(certificates.filter_map(Result::ok));
     Ok(roots)
 }
