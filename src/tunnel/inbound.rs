@@ -18,7 +18,7 @@ use super::relay::{Frame, HEADER, Header, RelayDrop, Source, is_frame};
 use super::round::Round;
 use super::shared::Shared;
 use super::sockets::Sockets;
-use super::streams::Line;
+use super::streams::Stream;
 use super::udp::{Receiver, Sender};
 use super::used_relays;
 use crate::protocol::stream::{Frame as StreamFrame, Frames};
@@ -120,7 +120,7 @@ impl Inbound {
     }
 
     /// A frame that arrived by a stream: for this node, or for another one if this node relays for the sender.
-    fn streamed(&mut self, round: &Round<'_>, stream: &Line, frame: StreamFrame<'_>) {
+    fn streamed(&mut self, round: &Round<'_>, stream: &Stream, frame: StreamFrame<'_>) {
         let datagram = frame.datagram;
         let Ok(message) = Message::parse(datagram) else {
             return round.shared.drops.add(DropReason::NotWireGuard);

@@ -91,6 +91,6 @@ pub use rotation::{Keys, OVERLAP};
 pub use running::{Tunnel, try_open};
 pub use status::PeerStatus;
 pub use steering::{PathReport, PathSeen, Steering};
-pub use stream_end::{StreamDoor, StreamEnd};
+pub use stream_end::{StreamEnd, StreamOpener};
 pub use streams::OtherEnd;
 pub use used_relays::UsableRelay;

@@ -12,7 +12,7 @@ use super::peers::Peers;
 use super::probe::{RoundTrip, Said};
 use super::probing::Probing;
 use super::relaying::OwnRelay;
-use super::stream_end::StreamDoor;
+use super::stream_end::StreamOpener;
 use super::used_relays::{self, UsableRelay};
 use crate::model::{NodeAddress, Path};
 use crate::protocol::path_messages::RelayOffer;
@@ -267,8 +267,8 @@ impl<'a> Steering<'a> {
 impl Steering<'_> {
     /// Opens streams to relays and to members.
     #[must_use]
-    pub fn stream_door(&self) -> StreamDoor {
-        StreamDoor(Arc::clone(&self.0.shared))
+    pub fn stream_opener(&self) -> StreamOpener {
+        StreamOpener(Arc::clone(&self.0.shared))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::model::{PublicKey, SigningKey};
 use crate::os::proxy::Proxies;
 use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::stream::StreamTarget;
-use crate::tunnel::{OtherEnd, StreamDoor};
+use crate::tunnel::{OtherEnd, StreamOpener};
 
 /// How long the TLS handshake and the request for a WebSocket may take together.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(super) struct Dialer {
     pub(super) key: SigningKey,
-    pub(super) door: StreamDoor,
+    pub(super) opener: StreamOpener,
     pub(super) proxies: Proxies,
     pub(super) events: mpsc::Sender<RelayStreamEvent>,
 }
@@ -62,7 +62,7 @@ impl Dialer {
             Ok(Err(why)) => return why,
             Err(_) => return "the relay does not answer in time".to_owned(),
         }
-        let end = self.door.open(offered.address, OtherEnd::Relay);
+        let end = self.opener.open(offered.address, OtherEnd::Relay);
         if self.events.send(opened).await.is_err() {
             return "this node stops".to_owned();
         }

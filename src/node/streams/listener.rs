@@ -26,7 +26,7 @@ use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::local::Problem;
 use crate::protocol::stream::PATH;
 use crate::protocol::token::SpkiPin;
-use crate::tunnel::{OtherEnd, StreamDoor};
+use crate::tunnel::{OtherEnd, StreamOpener};
 
 /// The maximum number of connections.
 const MAX_CONNECTIONS: usize = 1024;
@@ -42,7 +42,7 @@ const LISTEN_RETRY_PAUSE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(super) struct Served {
     pub(super) admission: Admission,
-    pub(super) door: StreamDoor,
+    pub(super) opener: StreamOpener,
 }
 
 /// A listener for streams. Dropping it ends it, and the streams with it.
@@ -206,7 +206,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         Err(_) => return "the stream was not opened in time".to_owned(),
     };
     let _place = place.proven();
-    let end = served.door.open(address, OtherEnd::Member);
+    let end = served.opener.open(address, OtherEnd::Member);
     tokio::select! {
         why = carrying::carry(socket, &end) => why,
         () = served.admission.revoked(&node, address) => {

@@ -37,7 +37,7 @@ use crate::path::streams::{KnownRelay, Step, Streams};
 use crate::protocol::local::Problem;
 use crate::protocol::stream::{StreamTarget, StreamUrl};
 use crate::records::kinds::StreamOffer;
-use crate::tunnel::StreamDoor;
+use crate::tunnel::StreamOpener;
 
 /// The maximum number of events that wait for the agent.
 const MAX_EVENTS: usize = 64;
@@ -87,7 +87,7 @@ impl RelayStreams {
     pub(super) fn start(
         settings: &RelaySettings,
         key: &SigningKey,
-        door: &StreamDoor,
+        opener: &StreamOpener,
         state_dir: &Path,
     ) -> (Self, mpsc::Receiver<RelayStreamEvent>) {
         let (events, receiver) = mpsc::channel(MAX_EVENTS);
@@ -98,7 +98,7 @@ impl RelayStreams {
                     own: key.public(),
                     members: known,
                 },
-                door: door.clone(),
+                opener: opener.clone(),
             };
             Listener::start(listen, state_dir, served)
         });
@@ -106,7 +106,7 @@ impl RelayStreams {
             choice: Streams::default(),
             dialer: Dialer {
                 key: key.clone(),
-                door: door.clone(),
+                opener: opener.clone(),
                 proxies: proxy::of_process(),
                 events,
             },
