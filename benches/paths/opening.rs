@@ -18,9 +18,9 @@ use crate::report::{Times, ms, note, print};
 const PACKETS: u32 = 1000;
 /// A direct path that is not there after this time does not come.
 const LIMIT: Duration = Duration::from_secs(20);
-/// In so much time...
+/// The packets that a relay receives are counted over this time.
 const WINDOW: Duration = Duration::from_millis(10);
-/// ...a relay that forwards one of the flows receives more packets than this. It also receives some probes.
+/// A relay that forwards one of the flows receives more packets than this in [`WINDOW`]. It also receives some probes.
 const FEW: u64 = 4;
 /// After the relay was quiet for so long, both directions are direct.
 const QUIET: Duration = Duration::from_millis(500);

@@ -9,14 +9,13 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use sha2::{Digest as _, Sha256};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
 use super::{Failure, MarkKey};
 use crate::model::Label;
 use crate::model::time::UnixSeconds;
-use crate::os::file;
+use crate::os::{file, tls};
 use crate::protocol::api::ErrorCode;
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
@@ -162,13 +161,7 @@ pub(super) fn load_or_make(
         }
     }
     let marks = MarkKey::derive(key.secret_der());
-    let config =
-        ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("the ring provider speaks TLS 1.3")
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], key)
-            .map_err(|e| damaged(&e))?;
+    let config = tls::server(certificate, key).map_err(|e| damaged(&e))?;
     Ok(Identity {
         config: Arc::new(config),
         pin,
@@ -200,9 +193,7 @@ fn renewed(
 
 fn pin_of(certificate: &CertificateDer<'_>) -> Option<SpkiPin> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    Some(SpkiPin(
-        Sha256::digest(parsed.tbs_certificate.subject_pki.raw).into(),
-    ))
+    Some(SpkiPin::of(parsed.tbs_certificate.subject_pki.raw))
 }
 
 #[cfg(test)]
@@ -271,7 +262,7 @@ mod tests {
         file::write_atomic(&path.join("tls.crt"), old.as_bytes(), 0o600).expect("writable");
         let text = key.serialize_pem();
         file::write_atomic(&path.join("tls.key"), text.as_bytes(), 0o600).expect("writable");
-        let pin = Sha256::digest(key.subject_public_key_info());
+        let pin = SpkiPin::of(&key.subject_public_key_info());
         let urls = [
             "https://Coord.example.com:7443",
             "https://192.0.2.1:1",
@@ -279,7 +270,7 @@ mod tests {
         ];
         let hosts = [NAME, "coord.example.com", "192.0.2.1", "2001:db8::1"];
         let found = load(path, &urls, 2026).expect("usable");
-        assert_eq!(found.0[..], pin[..]);
+        assert_eq!(found, pin);
         assert!(is_good(path, &hosts, 2026) && is_good(path, &hosts, 2035));
         assert!(!is_good(path, &hosts, 2045), "it ends");
 

@@ -250,7 +250,8 @@ pub fn is_public(address: IpAddr) -> bool {
 }
 
 /// What stands for the machine that has `address` in limits: the address of IPv4, or the network of 64 bits of IPv6, since one
-/// machine can have all addresses of its link as easily as one of them.
+/// machine can have all addresses of its link as easily as one of them. A socket for both protocols sees IPv4 addresses as
+/// IPv4-mapped ones (RFC 4291 section 2.5.5.2), which are treated as IPv4.
 #[must_use]
 pub fn link_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {

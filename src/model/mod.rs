@@ -4,6 +4,7 @@
 //! again.
 
 pub mod address;
+pub mod authority;
 pub mod domain;
 pub mod interface;
 pub mod key;

@@ -166,7 +166,7 @@ impl Equipped {
         let (streams, stream_events) = RelayStreams::start(
             &config.relay,
             &identity.keys.identity,
-            &tunnel.steering().stream_door(),
+            &tunnel.steering().stream_opener(),
             &config.state_dir,
         );
         let mut plan = NetworkPlan::new(&config.tunnel.interface, mtu, &identity.block, &addresses);

@@ -71,7 +71,7 @@ struct Lookup {
 }
 
 /// The addresses in this node's record.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct OwnEndpoints {
     /// Where it may be reached, best first.
     pub(super) endpoints: Vec<SocketAddr>,
@@ -82,11 +82,12 @@ pub(super) struct OwnEndpoints {
 }
 
 impl OwnEndpoints {
-    /// The endpoints that no router maps on request.
-    pub(super) fn unmapped(&self) -> Vec<SocketAddr> {
-        let endpoints = self.endpoints.iter();
-        let unmapped = endpoints.filter(|endpoint| !self.mapped.contains(endpoint));
-        unmapped.copied().collect()
+    /// A public endpoint that no router maps on request. What a router maps is one UDP port and nothing else of its address, and behind
+    /// it is most often the uplink of a home.
+    pub(super) fn public(&self) -> Option<SocketAddr> {
+        let unmapped = self.endpoints.iter();
+        let mut unmapped = unmapped.filter(|endpoint| !self.mapped.contains(endpoint));
+        unmapped.find(|endpoint| is_public(endpoint.ip())).copied()
     }
 }
 
@@ -201,12 +202,10 @@ impl Reach {
         self.mapping.set_site(gateway, &interfaces, port, now);
     }
 
-    /// How much this node relays for each member. None if it does not relay. Without a setting it does if strangers may reach it: one of
-    /// its `endpoints` is public, or it takes streams. A port that a router maps on request does not count: behind it is most often the
-    /// uplink of a home.
-    pub(super) fn relay_limit(&mut self, endpoints: &[SocketAddr]) -> Option<RelayLimit> {
-        let mut endpoints = endpoints.iter();
-        self.is_public = endpoints.any(|endpoint| is_public(endpoint.ip()));
+    /// How much this node relays for each member. None if it does not relay. Without a setting it does if strangers may reach it: it has
+    /// a `public` endpoint, or takes streams.
+    pub(super) fn relay_limit(&mut self, public: Option<SocketAddr>) -> Option<RelayLimit> {
+        self.is_public = public.is_some();
         let is_reached = self.is_public || self.relay.listen.is_some();
         let is_offered = self.relay.is_offered.unwrap_or(is_reached);
         is_offered.then_some(self.relay.limit)
@@ -223,8 +222,8 @@ impl Reach {
         since.is_none_or(|since| since >= MEASURE_INTERVAL)
     }
 
-    /// The peers that offer to relay for this node, as they are now, and whether UDP reaches none of them. Returns whether the record of this node has to name other
-    /// relays, or other addresses at which peers see it.
+    /// The peers that offer to relay for this node, as they are now, and whether UDP reaches none of them. Returns whether the record of
+    /// this node has to name other relays, or other addresses at which peers see it.
     pub(super) fn handle_measured(
         &mut self,
         measured: &[MeasuredRelay<PublicKey>],
@@ -406,6 +405,27 @@ mod tests {
         text.parse().expect("a literal")
     }
 
+    /// The public endpoint of a node with this one.
+    fn public(address: &str) -> Option<SocketAddr> {
+        let own = OwnEndpoints {
+            endpoints: vec![at(address)],
+            ..OwnEndpoints::default()
+        };
+        own.public()
+    }
+
+    #[test]
+    fn what_the_router_maps_is_no_address_at_which_others_reach_the_streams_of_this_node() {
+        let mut own = OwnEndpoints {
+            endpoints: vec![at("203.0.113.7:49152"), at("192.168.1.10:51820")],
+            observed: vec![],
+            mapped: vec![at("203.0.113.7:49152")],
+        };
+        assert_eq!(own.public(), None);
+        own.endpoints.push(at("[2001:db8::7]:51820"));
+        assert_eq!(own.public(), Some(at("[2001:db8::7]:51820")));
+    }
+
     #[test]
     fn an_observed_address_is_apart_from_the_endpoints_and_named_to_peers_at_once() {
         let (mut reach, start) = (reach(None), Instant::now());
@@ -472,7 +492,7 @@ mod tests {
 
     #[test]
     fn a_node_relays_without_a_setting_only_if_it_has_a_public_address() {
-        let limit = |is_offered, address: &str| reach(is_offered).relay_limit(&[at(address)]);
+        let limit = |is_offered, address: &str| reach(is_offered).relay_limit(public(address));
         for (address, is_public) in [
             ("203.0.113.7:1", true),
             ("[2001:db8::7]:1", true),
@@ -496,7 +516,7 @@ mod tests {
         }];
         for (address, names) in [("192.168.1.10:1", true), ("203.0.113.7:1", false)] {
             let mut reach = reach(None);
-            reach.relay_limit(&[at(address)]);
+            reach.relay_limit(public(address));
             assert!(reach.is_measuring(now));
             assert_eq!(reach.handle_measured(&measured, false, now), names);
             assert_eq!(reach.chosen_relays().len(), usize::from(names));

@@ -9,18 +9,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use sha2::{Digest as _, Sha256};
+use rustls::CertificateError;
+use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::proxy;
+use super::{proxy, tls};
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
 
@@ -154,7 +151,7 @@ pub async fn dial(url: &CoordinatorUrl, pin: SpkiPin) -> Result<TlsStream<TcpStr
     let _ = socket.set_tcp_user_timeout(Some(UNANSWERED));
     let name = ServerName::try_from(url.host().to_owned())
         .map_err(|error| unreachable(error.to_string(), Obstacle::Other))?;
-    let connector = TlsConnector::from(Arc::new(client_config(pin)));
+    let connector = TlsConnector::from(Arc::new(tls::client_of_pin(pin)));
     match timeout(TLS_LIMIT, connector.connect(name, tcp)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if is_pin_mismatch(&error) => Err(DialError::Pin { url: url.clone() }),
@@ -229,76 +226,6 @@ fn is_pin_mismatch(error: &std::io::Error) -> bool {
             CertificateError::ApplicationVerificationFailure
         ))
     )
-}
-
-/// The TLS of a client that knows the key of its server by this hash.
-#[must_use]
-pub fn client_config(pin: SpkiPin) -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("the ring provider speaks TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinVerifier { pin, provider }))
-        .with_no_client_auth()
-}
-
-/// Accepts a certificate whose public key has the pinned hash, and nothing else.
-#[derive(Debug)]
-struct PinVerifier {
-    pin: SpkiPin,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for PinVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let (_, certificate) = x509_parser::parse_x509_certificate(end_entity)
-            .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        let found: [u8; 32] = Sha256::digest(certificate.tbs_certificate.subject_pki.raw).into();
-        if found == self.pin.0 {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::ApplicationVerificationFailure,
-            ))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }
 
 #[cfg(test)]

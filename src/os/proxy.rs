@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,8 +13,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
+use crate::model::authority;
 use crate::model::text::printable;
 
+/// The maximum length of the URL of a proxy, in bytes.
+const MAX_URL: usize = 512;
 /// The port of a proxy whose URL has none.
 const PORT: u16 = 3128;
 /// How long the lookup of a name may take.
@@ -47,7 +50,7 @@ impl std::str::FromStr for ProxyUrl {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let is_plain = |c: char| c.is_ascii_graphic();
-        if text.len() > 512 || !text.chars().all(is_plain) {
+        if text.len() > MAX_URL || !text.chars().all(is_plain) {
             return Err(NoProxyUrl);
         }
         // Some systems write the variable without a scheme.
@@ -61,7 +64,11 @@ impl std::str::FromStr for ProxyUrl {
             Some((user, place)) => (Some(unescaped(user)), place),
             None => (None, rest),
         };
-        let (host, port) = host_and_port(place).ok_or(NoProxyUrl)?;
+        let (host, port) = match place.parse::<Ipv6Addr>() {
+            // Some write no brackets around an address.
+            Ok(_) => (place, None),
+            Err(_) => authority::split(place).ok_or(NoProxyUrl)?,
+        };
         Ok(Self {
             host: host.to_owned(),
             port: port.unwrap_or(PORT),
@@ -89,46 +96,15 @@ fn unescaped(text: &str) -> Vec<u8> {
     plain
 }
 
-/// Splits `host`, `host:port`, `[address]` or `[address]:port`.
-fn host_and_port(text: &str) -> Option<(&str, Option<u16>)> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (host, port) = rest.split_once(']')?;
-            host.parse::<std::net::Ipv6Addr>().ok()?;
-            (host, port)
-        }
-        // An IPv6 address without brackets has no port.
-        None if text.parse::<std::net::Ipv6Addr>().is_ok() => (text, ""),
-        None => text.split_at(text.find(':').unwrap_or(text.len())),
-    };
-    let is_host = |c: char| c.is_ascii_alphanumeric() || ".-_:".contains(c);
-    if host.is_empty() || host.len() > 253 || !host.chars().all(is_host) {
-        return None;
-    }
-    let port = match port.strip_prefix(':') {
-        Some(port) => Some(port.parse().ok().filter(|port: &u16| *port != 0)?),
-        None if port.is_empty() => None,
-        None => return None,
-    };
-    Some((host, port))
-}
-
 impl fmt::Display for ProxyUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", authority(&self.host, self.port))
+        write!(f, "http://{}", authority::join(&self.host, Some(self.port)))
     }
 }
 
 impl fmt::Debug for ProxyUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
-    }
-}
-
-fn authority(host: &str, port: u16) -> String {
-    match host.contains(':') {
-        true => format!("[{host}]:{port}"),
-        false => format!("{host}:{port}"),
     }
 }
 
@@ -163,7 +139,7 @@ impl Exempt {
             return Some(Self::Net(address.into()));
         }
         let text = text.strip_prefix('*').unwrap_or(text);
-        let (host, port) = host_and_port(text.trim_start_matches('.'))?;
+        let (host, port) = authority::split(text.trim_start_matches('.'))?;
         Some(Self::Domain(host.to_ascii_lowercase(), port))
     }
 
@@ -228,7 +204,8 @@ impl Proxies {
             io::Error::new(error.kind(), format!("through the proxy {proxy}: {error}"))
         };
         let tcp = connect(&proxy.host, proxy.port).await.map_err(through)?;
-        let asked = timeout(ANSWER_TIMEOUT, ask(tcp, proxy, &authority(host, port))).await;
+        let to = authority::join(host, Some(port));
+        let asked = timeout(ANSWER_TIMEOUT, ask(tcp, proxy, &to)).await;
         asked
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))
             .flatten()
@@ -311,6 +288,7 @@ mod tests {
             ("http://proxy/", "http://proxy:3128"),
             ("proxy:8080", "http://proxy:8080"),
             ("http://[::1]:1", "http://[::1]:1"),
+            ("http://fd00::1", "http://[fd00::1]:3128"),
             ("http://a%40b:p%zz@proxy:1", "http://proxy:1"),
         ] {
             let url: ProxyUrl = text.parse().expect(text);

@@ -10,12 +10,25 @@
 
 pub use getrandom::Error as RandomError;
 
+use crate::model::PublicKey;
+
 /// Fills `bytes` with random ones.
 ///
 /// # Errors
 /// The system has no random numbers, which happens only early during its start.
 pub fn fill(bytes: &mut [u8]) -> Result<(), RandomError> {
     getrandom::fill(bytes)
+}
+
+/// 32 random bytes in hexadecimal, by which a challenge differs from all others.
+///
+/// # Errors
+/// As [`fill`].
+pub fn nonce() -> Result<String, RandomError> {
+    let mut nonce = [0; 32];
+    fill(&mut nonce)?;
+    // Keys have the same text form.
+    Ok(PublicKey(nonce).to_string())
 }
 
 /// A random number.

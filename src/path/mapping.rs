@@ -123,7 +123,7 @@ pub struct Mapping<K> {
     order: [Protocol; 3],
     /// The number of dead mappings in a row.
     deaths: u32,
-    /// How often each reason occurred.
+    /// How often each reason occurred, in the order of [`Refusal::NAMES`].
     refused: [u64; Refusal::NAMES.len()],
 }
 
@@ -218,14 +218,14 @@ impl<K: Copy + Ord> Mapping<K> {
     /// is ignored: its mapping was deleted.
     #[must_use]
     pub fn handle_answer(&mut self, answer: Answer, mesh: &MeshAddresses, now: Instant) -> bool {
-        let renews = match &self.state {
+        let is_awaited = match &self.state {
             State::Resting(_) => false,
             State::Asking(_) => answer.number == self.number,
             State::Held(held) => held
                 .renewing
                 .is_some_and(|(number, _)| number == answer.number),
         };
-        if !renews {
+        if !is_awaited {
             return false;
         }
         let result = answer
@@ -268,7 +268,7 @@ impl<K: Copy + Ord> Mapping<K> {
             // The mapping may last, so it is renewed again until its end.
             held.renewing = None;
             held.renew = now + RENEW_PAUSE;
-            self.refused[refusal.index()] += 1;
+            self.count(&refusal);
             return false;
         }
         let deletes = matches!(self.state, State::Held(_)) || matches!(refusal, Refusal::Outer(..));
@@ -278,10 +278,17 @@ impl<K: Copy + Ord> Mapping<K> {
 
     /// There is no mapping for a while.
     fn rest(&mut self, refusal: Refusal, now: Instant) {
-        self.refused[refusal.index()] += 1;
+        self.count(&refusal);
         self.why = Some(refusal);
         self.state = State::Resting(now + pause(self.failures));
         self.failures = self.failures.saturating_add(1);
+    }
+
+    fn count(&mut self, refusal: &Refusal) {
+        let index = refusal.index();
+        if let Some(count) = index.and_then(|index| self.refused.get_mut(index)) {
+            *count += 1;
+        }
     }
 
     /// `peer` sees this node at `seen` on a path on which its last datagram arrived at `heard`.
@@ -362,7 +369,7 @@ impl<K: Copy + Ord> Mapping<K> {
         }
         if held.proof.is_dead(now) {
             let granted = held.granted;
-            return self.bury(granted, now);
+            return self.handle_dead(granted, now);
         }
         let is_late = |(_, at): (u64, Instant)| now.saturating_duration_since(at) >= ASK_TIMEOUT;
         if held.renewing.is_some_and(is_late) {
@@ -378,9 +385,9 @@ impl<K: Copy + Ord> Mapping<K> {
     }
 
     /// The mapping does not work. It is made anew: at once the first time, and later after pauses.
-    fn bury(&mut self, granted: Granted, now: Instant) -> Vec<Action<K>> {
+    fn handle_dead(&mut self, granted: Granted, now: Instant) -> Vec<Action<K>> {
         let dead = Refusal::Dead(granted.protocol, granted.external);
-        self.refused[dead.index()] += 1;
+        self.count(&dead);
         self.why = Some(dead);
         // Its protocol is tried last.
         self.order.sort_by_key(|of| *of == granted.protocol);

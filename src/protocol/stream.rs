@@ -29,8 +29,9 @@ use serde::{Deserialize, Serialize};
 use super::api::message;
 use super::control::Refusal;
 use super::token::SpkiPin;
-use crate::model::PublicKey;
+use crate::model::{PublicKey, authority};
 use crate::records::envelope::Signature;
+use crate::records::kinds::MAX_STREAM_URL;
 
 /// The path of the stream, after that of the relay's URL.
 pub const PATH: &str = "/v1/relay";
@@ -208,7 +209,7 @@ impl StreamUrl {
     /// The port if the URL names none.
     pub const PORT: u16 = 443;
     /// The maximum length of a URL, in bytes.
-    pub const MAX: usize = 256;
+    pub const MAX: usize = MAX_STREAM_URL;
 
     /// The relay at an address.
     #[must_use]
@@ -251,29 +252,10 @@ impl std::str::FromStr for StreamUrl {
             Some(at) => rest.split_at(at),
             None => (rest, ""),
         };
-        let (host, port) = match authority.strip_prefix('[') {
-            Some(rest) => {
-                let (host, port) = rest.split_once(']').ok_or(NoStreamUrl)?;
-                host.parse::<std::net::Ipv6Addr>()
-                    .map_err(|_| NoStreamUrl)?;
-                (host, port)
-            }
-            None => match authority.find(':') {
-                Some(at) => authority.split_at(at),
-                None => (authority, ""),
-            },
-        };
-        let is_host = |c: char| c.is_ascii_alphanumeric() || ".-_:".contains(c);
-        if host.is_empty() || host.len() > 253 || !host.chars().all(is_host) {
-            return Err(NoStreamUrl);
-        }
-        let port = match port.strip_prefix(':') {
-            Some(port) => port.parse().ok().filter(|port| *port != 0),
-            None => port.is_empty().then_some(Self::PORT),
-        };
+        let (host, port) = authority::split(authority).ok_or(NoStreamUrl)?;
         Ok(Self {
             host: host.to_owned(),
-            port: port.ok_or(NoStreamUrl)?,
+            port: port.unwrap_or(Self::PORT),
             path: path.trim_end_matches('/').to_owned(),
         })
     }
@@ -282,14 +264,8 @@ impl std::str::FromStr for StreamUrl {
 impl fmt::Display for StreamUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port, path } = self;
-        match host.contains(':') {
-            true => write!(f, "wss://[{host}]")?,
-            false => write!(f, "wss://{host}")?,
-        }
-        if *port != Self::PORT {
-            write!(f, ":{port}")?;
-        }
-        f.write_str(path)
+        let port = Some(*port).filter(|port| *port != Self::PORT);
+        write!(f, "wss://{}{path}", authority::join(host, port))
     }
 }
 

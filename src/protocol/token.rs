@@ -23,6 +23,14 @@ pub const MAX_URLS: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct SpkiPin(pub [u8; 32]);
 
+impl SpkiPin {
+    /// The hash of a public key, in the form that certificates have (SubjectPublicKeyInfo, RFC 5280 section 4.1).
+    #[must_use]
+    pub fn of(public_key_info: &[u8]) -> Self {
+        Self(Sha256::digest(public_key_info).into())
+    }
+}
+
 impl fmt::Debug for SpkiPin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&URL_SAFE_NO_PAD.encode(self.0))

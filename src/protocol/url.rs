@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::model::authority;
+
 /// The default port of a coordinator.
 pub const DEFAULT_PORT: u16 = 7443;
 
@@ -42,11 +44,7 @@ impl CoordinatorUrl {
     /// The text `host:port`, with brackets around an IPv6 address.
     #[must_use]
     pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        authority::join(&self.host, Some(self.port))
     }
 }
 
@@ -62,39 +60,16 @@ impl std::str::FromStr for CoordinatorUrl {
         let authority = text
             .strip_prefix("https://")
             .ok_or_else(|| UrlError::Scheme(shown()))?;
-        let authority = authority.strip_suffix('/').unwrap_or(authority);
         let bad = || UrlError::Authority(shown());
-        if authority.is_empty() || authority.len() > 255 {
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        // The length is written in one byte of a token.
+        if authority.len() > 255 {
             return Err(bad());
         }
-        let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
-            let (host, rest) = rest.split_once(']').ok_or_else(bad)?;
-            host.parse::<std::net::Ipv6Addr>().map_err(|_| bad())?;
-            (
-                host,
-                if rest.is_empty() {
-                    None
-                } else {
-                    Some(rest.strip_prefix(':').ok_or_else(bad)?)
-                },
-            )
-        } else {
-            match authority.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (authority, None),
-            }
-        };
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':' | '_');
-        if host.is_empty() || !host.chars().all(plain) {
-            return Err(bad());
-        }
-        let port = match port {
-            Some(port) => port.parse().ok().filter(|p| *p != 0).ok_or_else(bad)?,
-            None => DEFAULT_PORT,
-        };
+        let (host, port) = authority::split(authority).ok_or_else(bad)?;
         Ok(Self {
             host: host.to_owned(),
-            port,
+            port: port.unwrap_or(DEFAULT_PORT),
         })
     }
 }

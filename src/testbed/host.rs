@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
@@ -144,29 +144,26 @@ impl Namespace {
             stdin.write_all(input.as_bytes()).map_err(fault)?;
         }
         let output = child.wait_with_output().map_err(fault)?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(TestbedError::Program(program.to_owned(), said))
+        printed(program, output).map(drop)
     }
 
     /// Runs a program in the namespaces, and returns what it prints.
     pub(super) fn output(&self, program: &str, arguments: &[&str]) -> Result<String, TestbedError> {
         let mut command = self.command(program)?;
-        let output = command
-            .args(arguments)
-            .output()
-            .map_err(|e| TestbedError::Io("run a program", e))?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if output.status.success() {
-            Ok(text(&output.stdout))
-        } else {
-            Err(TestbedError::Program(
-                program.to_owned(),
-                text(&output.stderr),
-            ))
-        }
+        let output = command.args(arguments).output();
+        let output = output.map_err(|e| TestbedError::Io("run a program", e))?;
+        printed(program, output)
+    }
+}
+
+/// What a program printed, or its messages if it failed.
+fn printed(program: &str, output: Output) -> Result<String, TestbedError> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        let messages = text(&output.stderr);
+        Err(TestbedError::Program(program.to_owned(), messages))
     }
 }
 

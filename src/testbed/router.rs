@@ -189,14 +189,10 @@ impl Router {
     /// The rules of the mappings that the router has.
     ///
     /// # Errors
-    /// The program `nft` cannot be run.
+    /// The program `nft` returns an error.
     pub fn mappings(&self) -> Result<String, TestbedError> {
-        let mut command = self.home.command("nft")?;
-        command.args(["list", "chain", "inet", "mappings", "before"]);
-        let output = command.output();
-        let output = output.map_err(|e| TestbedError::Io("run a program", e))?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let rules = text.lines().filter(|line| line.contains("dnat"));
+        let listed = (self.home).output("nft", &["list", "chain", "inet", "mappings", "before"])?;
+        let rules = listed.lines().filter(|line| line.contains("dnat"));
         Ok(rules.collect::<Vec<_>>().join("\n"))
     }
 

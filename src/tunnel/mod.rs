@@ -93,7 +93,7 @@ pub use rotation::{Keys, OVERLAP};
 pub use running::{Tunnel, try_open};
 pub use status::PeerStatus;
 pub use steering::{PathReport, PathSeen, Steering};
-pub use stream_end::{StreamDoor, StreamEnd};
+pub use stream_end::{StreamEnd, StreamOpener};
 pub use streams::OtherEnd;
 pub use stun::StunClient;
 pub use stun_requests::StunAnswer;

@@ -397,7 +397,7 @@ impl PathTable {
 
     /// Where an initiation is sent that is made for `to`: there first, and by the paths that were offered for it unless the primary
     /// path works. A path whose peer is steered and was never heard by it is tried more and more rarely, and `admit` limits the
-    /// initiations to its address.
+    /// initiations to its address. The table need not have `to`: a handshake may go back by the path on which the peer has just sent.
     pub(super) fn openings(
         &mut self,
         to: &Endpoint,
@@ -406,10 +406,11 @@ impl PathTable {
     ) -> Vec<Endpoint> {
         let primary = self.entries.primary();
         let works = primary.is_some_and(|entry| entry.heard.is_some()) && !self.unanswered;
-        let (to, is_steered) = (to.path(), self.choice == Choice::Steered);
+        let (first, is_steered) = (to.path(), self.choice == Choice::Steered);
         let mut endpoints = Vec::new();
-        for entry in self.entries_mut() {
-            let is_first = entry.endpoint.path() == to;
+        let mut new = self.entries.of(&first).is_none().then(|| Entry::new(*to));
+        for entry in new.iter_mut().chain(self.entries_mut()) {
+            let is_first = entry.endpoint.path() == first;
             let is_meant = is_first || (!works && entry.opens);
             if is_meant && (!is_steered || entry.may_open(&mut admit, now)) {
                 let at = if is_first { 0 } else { endpoints.len() };

@@ -12,7 +12,7 @@ use super::peers::Peers;
 use super::probe::{RoundTrip, Said};
 use super::probing::Probing;
 use super::relaying::OwnRelay;
-use super::stream_end::StreamDoor;
+use super::stream_end::StreamOpener;
 use super::stun::StunClient;
 use super::used_relays::{self, UsableRelay};
 use crate::model::{NodeAddress, Path};
@@ -38,6 +38,30 @@ pub struct PathReport {
     pub last_receive: Option<Instant>,
     /// How many sessions with the member have begun.
     pub sessions: u32,
+}
+
+#[cfg(test)]
+impl PathReport {
+    /// The report about a steered member of which one path is known, by which a probe was answered.
+    pub(crate) fn of(path: Path, trip: RoundTrip, offer: Option<RelayOffer>) -> Self {
+        Self {
+            is_steered: true,
+            primary: Some(path),
+            paths: vec![PathSeen {
+                path,
+                heard: Some(trip.at),
+                answered: Some(trip),
+                sample: Some(trip),
+                answers: 1,
+                seen: None,
+                offer,
+            }],
+            waits_since: None,
+            last_send: None,
+            last_receive: Some(trip.at),
+            sessions: 1,
+        }
+    }
 }
 
 /// What is known of a path.
@@ -251,8 +275,8 @@ impl<'a> Steering<'a> {
 impl Steering<'_> {
     /// Opens streams to relays and to members.
     #[must_use]
-    pub fn stream_door(&self) -> StreamDoor {
-        StreamDoor(Arc::clone(&self.0.shared))
+    pub fn stream_opener(&self) -> StreamOpener {
+        StreamOpener(Arc::clone(&self.0.shared))
     }
 }
 

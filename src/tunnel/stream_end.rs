@@ -4,46 +4,46 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::shared::Shared;
-use super::streams::{Line, OtherEnd};
+use super::streams::{OtherEnd, Stream};
 use crate::model::NodeAddress;
 use crate::protocol::stream::NoFrames;
 
 /// Opens streams of a running tunnel.
 #[derive(Clone)]
-pub struct StreamDoor(pub(super) Arc<Shared>);
+pub struct StreamOpener(pub(super) Arc<Shared>);
 
-impl StreamDoor {
+impl StreamOpener {
     /// Opens a stream to the node with this address. It takes the place of another one to the same node.
     #[must_use]
     pub fn open(&self, node: NodeAddress, other: OtherEnd) -> StreamEnd {
-        let line = self.0.wakes.streams.open(node, other);
+        let stream = self.0.wakes.streams.open(node, other);
         if other == OtherEnd::Member {
             let mut relay = self.0.relaying.lock();
             relay.handle_stream_opened(node.0, Instant::now());
         }
         StreamEnd {
             shared: Arc::clone(&self.0),
-            line,
+            stream,
         }
     }
 }
 
-impl std::fmt::Debug for StreamDoor {
+impl std::fmt::Debug for StreamOpener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StreamDoor").finish_non_exhaustive()
+        f.debug_struct("StreamOpener").finish_non_exhaustive()
     }
 }
 
 /// This node's end of an open stream. Dropping it closes the stream.
 pub struct StreamEnd {
     shared: Arc<Shared>,
-    line: Arc<Line>,
+    stream: Arc<Stream>,
 }
 
 impl StreamEnd {
     /// Waits for datagrams, and returns a message with them. None if another stream to the node has taken the place of this one.
     pub async fn outgoing(&self) -> Option<Vec<u8>> {
-        self.line.outgoing().await
+        self.stream.outgoing().await
     }
 
     /// Passes a message that arrived to the data threads. Waits while there is no room for it.
@@ -51,9 +51,9 @@ impl StreamEnd {
     /// # Errors
     /// It does not consist of whole frames.
     pub async fn incoming(&self, message: &[u8]) -> Result<(), NoFrames> {
-        if self.line.incoming(message).await? {
+        if self.stream.incoming(message).await? {
             let wakes = &self.shared.wakes;
-            let pair = wakes.streams.announce(&self.line);
+            let pair = wakes.streams.announce(&self.stream);
             if let Some(pair) = wakes.pairs.get(pair) {
                 let _ = pair.first.write(1);
             }
@@ -64,10 +64,10 @@ impl StreamEnd {
 
 impl Drop for StreamEnd {
     fn drop(&mut self) {
-        self.shared.wakes.streams.close(&self.line);
-        if self.line.other == OtherEnd::Member {
+        self.shared.wakes.streams.close(&self.stream);
+        if self.stream.other == OtherEnd::Member {
             let mut relay = self.shared.relaying.lock();
-            relay.handle_stream_closed(self.line.node.0, Instant::now());
+            relay.handle_stream_closed(self.stream.node.0, Instant::now());
         }
     }
 }
@@ -75,6 +75,6 @@ impl Drop for StreamEnd {
 impl std::fmt::Debug for StreamEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut end = f.debug_struct("StreamEnd");
-        end.field("node", &self.line.node).finish_non_exhaustive()
+        end.field("node", &self.stream.node).finish_non_exhaustive()
     }
 }

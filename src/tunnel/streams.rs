@@ -34,7 +34,7 @@ pub enum OtherEnd {
 
 /// The open streams of a tunnel.
 pub(super) struct Streams {
-    open: ArcSwap<HashMap<(NodeAddress, OtherEnd), Arc<Line>>>,
+    open: ArcSwap<HashMap<(NodeAddress, OtherEnd), Arc<Stream>>>,
     /// The streams from which frames wait, for each pair of data threads.
     arrived: Vec<Arrived>,
 }
@@ -49,11 +49,11 @@ impl std::fmt::Debug for Streams {
 struct Arrived {
     /// Whether there is one. It is read for each batch of datagrams.
     any: AtomicBool,
-    lines: Mutex<Vec<Arc<Line>>>,
+    streams: Mutex<Vec<Arc<Stream>>>,
 }
 
 /// A stream.
-pub(super) struct Line {
+pub(super) struct Stream {
     pub(super) node: NodeAddress,
     pub(super) other: OtherEnd,
     waiting: Mutex<SendQueue>,
@@ -69,7 +69,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Line {
+impl Stream {
     fn new(node: NodeAddress, other: OtherEnd) -> Arc<Self> {
         Arc::new(Self {
             node,
@@ -141,11 +141,11 @@ impl Streams {
 
     /// The streams from which frames wait for this pair of data threads.
     #[inline]
-    pub(super) fn take_arrived(&self, pair: usize) -> Vec<Arc<Line>> {
+    pub(super) fn take_arrived(&self, pair: usize) -> Vec<Arc<Stream>> {
         match self.arrived.get(pair) {
             Some(arrived) if arrived.any.load(Ordering::Acquire) => {
                 arrived.any.store(false, Ordering::Release);
-                std::mem::take(&mut *lock(&arrived.lines))
+                std::mem::take(&mut *lock(&arrived.streams))
             }
             _ => Vec::new(),
         }
@@ -159,48 +159,48 @@ impl Streams {
         let is_own = label == via.relay.0;
         let relay = || open.get(&(via.relay, OtherEnd::Relay));
         let member = || open.get(&(via.relay, OtherEnd::Member));
-        let line = match via.carrier {
+        let stream = match via.carrier {
             Carrier::Udp => None,
             Carrier::Stream if is_own => relay().or_else(member),
             Carrier::Stream => relay(),
             Carrier::Member => member(),
         };
-        let Some(line) = line else {
+        let Some(stream) = stream else {
             return frames.count();
         };
         let label = (!is_own).then_some(label);
-        let mut waiting = lock(&line.waiting);
+        let mut waiting = lock(&stream.waiting);
         let mut lost = 0;
         for frame in frames {
             let datagram = frame.get(HEADER..).unwrap_or_default();
             lost += waiting.push(Frame { label, datagram });
         }
         drop(waiting);
-        line.written.notify_one();
+        stream.written.notify_one();
         lost
     }
 
     /// Opens a stream, which takes the place of another one to the same node.
-    pub(super) fn open(&self, node: NodeAddress, other: OtherEnd) -> Arc<Line> {
-        let line = Line::new(node, other);
+    pub(super) fn open(&self, node: NodeAddress, other: OtherEnd) -> Arc<Stream> {
+        let stream = Stream::new(node, other);
         let before = self.open.rcu(|open| {
             let mut open = HashMap::clone(open);
-            open.insert((node, other), Arc::clone(&line));
+            open.insert((node, other), Arc::clone(&stream));
             open
         });
         if let Some(before) = before.get(&(node, other)) {
             before.is_replaced.store(true, Ordering::Release);
             before.written.notify_one();
         }
-        line
+        stream
     }
 
     /// Closes a stream. One that has taken its place stays.
-    pub(super) fn close(&self, line: &Arc<Line>) {
-        let key = (line.node, line.other);
+    pub(super) fn close(&self, stream: &Arc<Stream>) {
+        let key = (stream.node, stream.other);
         self.open.rcu(|open| {
             let mut open = HashMap::clone(open);
-            if open.get(&key).is_some_and(|of| Arc::ptr_eq(of, line)) {
+            if open.get(&key).is_some_and(|of| Arc::ptr_eq(of, stream)) {
                 open.remove(&key);
             }
             open
@@ -208,11 +208,11 @@ impl Streams {
     }
 
     /// Something has arrived by a stream. Returns the pair of data threads that takes it, and is to be woken.
-    pub(super) fn announce(&self, line: &Arc<Line>) -> usize {
-        let hash = line.node.0.to_bits().wrapping_mul(0x9e37_79b1) >> 16;
+    pub(super) fn announce(&self, stream: &Arc<Stream>) -> usize {
+        let hash = stream.node.0.to_bits().wrapping_mul(0x9e37_79b1) >> 16;
         let pair = hash as usize % self.arrived.len().max(1);
         if let Some(arrived) = self.arrived.get(pair) {
-            lock(&arrived.lines).push(Arc::clone(line));
+            lock(&arrived.streams).push(Arc::clone(stream));
             arrived.any.store(true, Ordering::Release);
         }
         pair
@@ -284,13 +284,13 @@ mod tests {
     #[tokio::test]
     async fn what_arrives_is_bounded_until_a_data_thread_takes_it() {
         let streams = Streams::new(1);
-        let line = streams.open(node(1), OtherEnd::Member);
-        assert!(line.incoming(&[0; 7]).await.is_err(), "no frames");
+        let stream = streams.open(node(1), OtherEnd::Member);
+        assert!(stream.incoming(&[0; 7]).await.is_err(), "no frames");
         let large = message(None, &[7; 60_000]);
-        assert_eq!(line.incoming(&large).await, Ok(true));
-        assert_eq!(streams.announce(&line), 0);
+        assert_eq!(stream.incoming(&large).await, Ok(true));
+        assert_eq!(streams.announce(&stream), 0);
         for _ in 0..2 {
-            assert_eq!(line.incoming(&large).await, Ok(false));
+            assert_eq!(stream.incoming(&large).await, Ok(false));
         }
         let waits = async {
             tokio::task::yield_now().await;
@@ -298,7 +298,7 @@ mod tests {
             assert_eq!(taken.len(), 1);
             assert_eq!(taken[0].take().len(), 3 * large.len());
         };
-        let (added, ()) = tokio::join!(line.incoming(&large), waits);
+        let (added, ()) = tokio::join!(stream.incoming(&large), waits);
         assert_eq!(added, Ok(true));
         assert!(streams.take_arrived(0).is_empty());
     }

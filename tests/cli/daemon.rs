@@ -6,6 +6,14 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// The answer to a join.
+pub(crate) const JOINED: &str =
+    r#"{"schema":1,"name":"a","address_v4":"10.210.1.1","address_v6":"fd00::1","notes":[]}"#;
+
+/// The status of a node in no mesh.
+pub(crate) const UNJOINED: &str = r#"{"schema":1,"version":"9.9.9","state":"unjoined","node":null,"interface":null,
+    "coordinator":null,"dns":null,"peers":[],"services":{"local":0,"mesh":0,"local_instances":0,"mesh_instances":0},"problems":[]}"#;
+
 /// A listening stand-in.
 pub(crate) struct Daemon {
     directory: tempfile::TempDir,

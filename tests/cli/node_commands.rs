@@ -1,11 +1,8 @@
 //! The commands that speak to meshd, against prepared answers.
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, JOINED, UNJOINED};
 use crate::program::{Ran, command, meshctl, token};
 use meshd::model::Label;
-
-const UNJOINED: &str = r#"{"schema":1,"version":"9.9.9","state":"unjoined","node":null,"interface":null,
-    "coordinator":null,"dns":null,"peers":[],"services":{"local":0,"mesh":0,"local_instances":0,"mesh_instances":0},"problems":[]}"#;
 
 const CHANGED: &str = r#"{"schema":1,"name":"web.svc.mesh","published":true,"change":"changed"}"#;
 
@@ -51,9 +48,7 @@ fn join_sends_the_token_and_prints_the_result() {
 
 #[test]
 fn join_reads_the_token_from_stdin_where_others_cannot_see_it() {
-    let joined =
-        r#"{"schema":1,"name":"a","address_v4":"10.210.1.1","address_v6":"fd00::1","notes":[]}"#;
-    let daemon = Daemon::answering(vec![(200, joined.to_owned())]);
+    let daemon = Daemon::answering(vec![(200, JOINED.to_owned())]);
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), format!("{}\n", token())).expect("writable");
     let status = command(&daemon.socket(), &["join", "-"])
@@ -68,15 +63,13 @@ fn join_reads_the_token_from_stdin_where_others_cannot_see_it() {
 #[test]
 fn join_reads_the_token_from_a_file_and_warns_of_one_that_every_user_can_read() {
     use std::os::unix::fs::PermissionsExt as _;
-    let joined =
-        r#"{"schema":1,"name":"a","address_v4":"10.210.1.1","address_v6":"fd00::1","notes":[]}"#;
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), format!("{}\n", token())).expect("writable");
     let path = file.path().to_str().expect("a plain path");
     for (mode, warned) in [(0o600, false), (0o644, true)] {
         let mode = std::fs::Permissions::from_mode(mode);
         std::fs::set_permissions(path, mode).expect("ours");
-        let (ran, asked) = with_answer(200, joined, &["join", "--token-file", path]);
+        let (ran, asked) = with_answer(200, JOINED, &["join", "--token-file", path]);
         assert_eq!(ran.status, 0, "{ran:?}");
         assert!(asked.contains(&token()), "{asked}");
         let remedy = format!("; run: chmod 600 {path}\n");

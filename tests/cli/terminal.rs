@@ -11,17 +11,11 @@ use meshd::model::PublicKey;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, JOINED, UNJOINED};
 use crate::program::{command, meshctl, token};
 
 /// How long anything that is waited for may take: only a hang takes that long.
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-const JOINED: &str =
-    r#"{"schema":1,"name":"a","address_v4":"10.210.1.1","address_v6":"fd00::1","notes":[]}"#;
-
-const UNJOINED: &str = r#"{"schema":1,"version":"9.9.9","state":"unjoined","node":null,"interface":null,
-    "coordinator":null,"dns":null,"peers":[],"services":{"local":0,"mesh":0,"local_instances":0,"mesh_instances":0},"problems":[]}"#;
 
 fn nodes() -> String {
     let id = PublicKey([3; 32]);

@@ -167,32 +167,28 @@ impl Hosts {
     fn join_outside(&mut self) {
         let config = "[relay]\nlisten = \"0.0.0.0:443\"\n";
         std::fs::write(self.outside.path(CONFIG_FILE), config).expect("its own file system");
-        let mut command = self.outside.command(env!("CARGO_BIN_EXE_meshd"));
-        let command = command.as_mut().expect("a host");
-        command.args(["--state-dir", "/run/state", "--socket", SOCKET]);
-        command.args(["--config", CONFIG_FILE]);
-        let log = self.logs.path().join("outside");
-        self.outside_daemon = Some(self.outside.start(command, &log).expect("a program"));
-        let socket = self.outside.path(SOCKET);
-        self.wait_until("meshd answers", || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
-        });
+        self.outside_daemon = Some(self.launch(&self.outside));
         let token = self.meshctl(&self.outside, &["token", "create"]);
         self.meshctl(&self.outside, &["join", token.trim()]);
     }
 
     /// Starts meshd on node `n`.
     pub(crate) fn start_daemon(&mut self, n: usize) {
-        let host = self.nodes[n].host();
+        self.daemons[n] = Some(self.launch(self.nodes[n].host()));
+    }
+
+    /// Starts meshd on a host, and waits until it answers.
+    fn launch(&self, host: &Host) -> Running {
         let mut command = host.command(env!("CARGO_BIN_EXE_meshd")).expect("a host");
         command.args(["--state-dir", "/run/state", "--socket", SOCKET]);
         command.args(["--config", CONFIG_FILE]);
         let log = self.logs.path().join(host.name());
-        self.daemons[n] = Some(host.start(&mut command, &log).expect("a program"));
+        let daemon = host.start(&mut command, &log).expect("a program");
         let socket = host.path(SOCKET);
         self.wait_until("meshd answers", || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
+        daemon
     }
 
     /// Stops meshd on node `n`, as its service manager does.

@@ -95,8 +95,7 @@ impl Lab {
         settings: &str,
         variables: &[(&str, &str)],
     ) -> usize {
-        self.routers.push(self.world.router(nat).expect("a router"));
-        let router = self.routers.len() - 1;
+        let router = self.add_router(nat);
         let host = self.routers[router].host(name).expect("a namespace");
         self.start(name, host, Some(router), settings, variables)
     }
@@ -114,8 +113,7 @@ impl Lab {
 
     /// Starts a node behind a router of its own.
     pub(crate) fn behind(&mut self, nat: Nat, name: &str) -> usize {
-        self.routers.push(self.world.router(nat).expect("a router"));
-        self.beside(self.routers.len() - 1, name)
+        self.behind_with(nat, name, "", &[])
     }
 
     /// Makes a router, behind which [`Lab::beside`] starts nodes. Returns its number.
@@ -126,7 +124,7 @@ impl Lab {
 
     /// Lets a router map ports on request, by PCP and NAT-PMP, by UPnP, or by all of them. None where the program is missing.
     pub(crate) fn serve_mappings(&self, router: usize, protocols: (bool, bool)) -> Option<Running> {
-        let Some(program) = miniupnpd() else {
+        let Some(program) = find_program("miniupnpd") else {
             meshd::testbed::skip_test("miniupnpd is missing; tests/run unpacks it");
             return None;
         };
@@ -316,12 +314,12 @@ pub(crate) fn is_reached(peer: &PeerStatus) -> bool {
     )
 }
 
-/// The program miniupnpd, installed or unpacked.
-fn miniupnpd() -> Option<PathBuf> {
+/// Where a program is, installed or unpacked by tests/run.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let unpacked = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/usr/sbin");
     let folders = ["/usr/sbin", unpacked].map(PathBuf::from);
     let folders = std::env::split_paths(&path).chain(folders);
-    let mut found = folders.map(|folder| folder.join("miniupnpd"));
+    let mut found = folders.map(|folder| folder.join(name));
     found.find(|program| program.is_file())
 }

@@ -177,9 +177,17 @@ fn a_router_that_reports_a_mapping_which_it_does_not_have_is_found_out_within_a_
 fn an_outer_address_that_is_private_or_shared_is_no_mapping_and_netcheck_says_so() {
     let Some(mut lab) = Lab::new() else { return };
     for (outer, name, words) in [
-        ([192, 168, 178, 20], "double", "another router is behind it"),
+        (
+            [192, 168, 178, 20],
+            "double",
+            "another router between it and the Internet",
+        ),
         ([100, 64, 0, 9], "shared", "shared by the customers"),
-        ([127, 0, 0, 1], "loopback", "none at which others reach it"),
+        (
+            [127, 0, 0, 1],
+            "loopback",
+            "not one at which others reach it",
+        ),
     ] {
         let router = lab.add_router(Nat::Plain);
         let requests = lie(&lab.routers()[router], outer.into());

@@ -1,13 +1,12 @@
 //! Nodes in networks that drop UDP: streams over TLS, behind a reverse proxy, and through an HTTP proxy.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use meshd::protocol::local::{PathKind, PathState, PeerState, UdpState};
 use meshd::testbed::{Fault, Nat, skip_test};
 
-use crate::lab::Lab;
+use crate::lab::{Lab, find_program};
 
 /// A proxy that passes what its clients ask for with CONNECT, and nothing else. It prints the name of each host.
 const PROXY: &str = r#"
@@ -145,17 +144,9 @@ fn a_node_that_is_removed_loses_its_stream() {
     lab.wait_until("the stream is closed", || streams() == 0);
 }
 
-/// Where nginx is, installed or unpacked by tests/run.
-fn nginx() -> Option<PathBuf> {
-    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/usr/sbin/nginx");
-    [PathBuf::from("/usr/sbin/nginx"), unpacked]
-        .into_iter()
-        .find(|path| path.exists())
-}
-
 #[test]
 fn a_relay_behind_nginx_is_reached_over_its_tls() {
-    let Some(nginx) = nginx() else {
+    let Some(nginx) = find_program("nginx") else {
         skip_test("nginx is neither installed nor unpacked (tests/run does that)");
         return;
     };

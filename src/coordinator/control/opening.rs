@@ -123,15 +123,12 @@ async fn greet(hub: &Hub, socket: &mut Socket) -> Result<Greeting, End> {
             disagreement(oldest, protocol),
         ));
     };
-    let mut nonce = [0u8; 32];
-    if random::fill(&mut nonce).is_err() {
+    let Ok(nonce) = random::nonce() else {
         return refuse(
             Refusal::Busy,
             "the coordinator has no randomness; try again later",
         );
-    }
-    // The nonce has the text form of a key: 32 bytes in hexadecimal.
-    let nonce = PublicKey(nonce).to_string();
+    };
     let challenge = FromCoordinator::Challenge {
         nonce: nonce.clone(),
     };

@@ -13,11 +13,12 @@
 //!   few connections is served, even if others open many.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::model::address::link_of;
 use crate::model::rate::{Bucket, Rate};
 
 /// How long an opening connection may keep others of its source waiting. It is several times the round trip to the most distant
@@ -45,14 +46,7 @@ pub(super) struct Source(IpAddr);
 
 impl Source {
     pub(super) fn of(address: IpAddr) -> Self {
-        // A socket for both protocols sees IPv4 addresses as IPv4-mapped ones (RFC 4291 section 2.5.5.2).
-        Self(match address.to_canonical() {
-            IpAddr::V4(address) => IpAddr::V4(address),
-            IpAddr::V6(address) => {
-                let [a, b, c, d, ..] = address.segments();
-                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-            }
-        })
+        Self(link_of(address))
     }
 }
 

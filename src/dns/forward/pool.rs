@@ -38,7 +38,7 @@ use super::exchange::{Form, Received, read, request};
 use super::schedule::{SEARCH_TIMEOUT, Transport};
 use super::server::Server;
 use super::sockets::{QuestionMissing, Sockets, size_of};
-use crate::os::roots;
+use crate::os::tls;
 
 /// How long a TLS connection that is not used is kept.
 const IDLE: Duration = Duration::from_secs(20);
@@ -62,7 +62,7 @@ impl Default for Pool {
         let mut options = ResolverOpts::default();
         options.timeout = SEARCH_TIMEOUT;
         // TLS is configured here, so this context has no authorities that could be trusted.
-        let config = trusting(RootCertStore::empty());
+        let config = tls::client_of_roots(RootCertStore::empty());
         Self {
             sockets: Sockets::default(),
             context: PoolContext::new(options, TlsConfig { config }),
@@ -77,7 +77,7 @@ impl Pool {
     #[cfg(test)]
     pub(super) fn with_roots(roots: RootCertStore) -> Self {
         Self {
-            tls: OnceCell::new_with(Some(Arc::new(trusting(roots)))),
+            tls: OnceCell::new_with(Some(Arc::new(tls::client_of_roots(roots)))),
             ..Self::default()
         }
     }
@@ -172,7 +172,8 @@ impl Pool {
                 return Ok(response);
             }
         }
-        let config = Arc::clone(self.tls.get_or_try_init(async || of_system()).await?);
+        let config = async || tls::client_of_system().map(Arc::new);
+        let config = Arc::clone(self.tls.get_or_try_init(config).await?);
         let sockets = self.sockets.clone();
         let mut tasks = sockets.create_handle();
         let (stream, sender) = tls_client_connect(server, name.clone(), config, sockets);
@@ -215,18 +216,4 @@ fn failed(error: NetError, form: Form) -> io::Result<Received> {
         }),
         error => Err(io::Error::other(error)),
     }
-}
-
-/// Trusts the authorities that the system trusts at this moment.
-fn of_system() -> io::Result<Arc<ClientConfig>> {
-    Ok(Arc::new(trusting(roots::of_system()?)))
-}
-
-fn trusting(roots: RootCertStore) -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("the provider has what these versions need")
-        .with_root_certificates(roots)
-        .with_no_client_auth()
 }

@@ -76,7 +76,7 @@ pub struct StreamListen {
 /// Makes the settings of what is written, and adds everything that is wrong to `wrong`.
 pub(super) fn path(section: PathSection, wrong: &mut Findings<'_>) -> PathSettings {
     if section.port_mapping == Enabled::Yes {
-        let error = "the values are \"auto\" and false".to_owned();
+        let error = "write \"auto\" or false".to_owned();
         wrong.add("path.port_mapping", error);
     }
     let mut add = |key: &str, number: usize, error: String| {
@@ -137,9 +137,13 @@ pub(super) fn path(section: PathSection, wrong: &mut Findings<'_>) -> PathSettin
 /// Makes the settings of what is written, and adds everything that is wrong to `wrong`.
 pub(super) fn relay(section: &RelaySection, wrong: &mut Findings<'_>) -> RelaySettings {
     let mut add = |key: &str, error: String| wrong.add(&format!("relay.{key}"), error);
-    let listen = set(section.listen.as_deref());
-    let listen = listen.and_then(|text| stream_listen(text).map_err(|e| add("listen", e)).ok());
-    let public_url = set(section.public_url.as_deref()).and_then(|text| {
+    let listens_at = set(section.listen.as_deref());
+    let listen = listens_at.and_then(|text| {
+        let listen = stream_listen(text);
+        listen.map_err(|error| add("listen", error)).ok()
+    });
+    let reached_at = set(section.public_url.as_deref());
+    let public_url = reached_at.and_then(|text| {
         let url = text.parse::<StreamUrl>();
         url.map_err(|error| add("public_url", error.to_string()))
             .ok()
@@ -148,7 +152,7 @@ pub(super) fn relay(section: &RelaySection, wrong: &mut Findings<'_>) -> RelaySe
         let proxy = text.parse::<ProxyUrl>();
         proxy.map_err(|error| add("proxy", error.to_string())).ok()
     });
-    if set(section.public_url.as_deref()).is_some() && set(section.listen.as_deref()).is_none() {
+    if reached_at.is_some() && listens_at.is_none() {
         add(
             "public_url",
             "nothing listens for these streams: set `listen` as well, such as \"http://127.0.0.1:8443\" behind a proxy"
@@ -158,11 +162,10 @@ pub(super) fn relay(section: &RelaySection, wrong: &mut Findings<'_>) -> RelaySe
     if section.offer == Enabled::No && listen.is_some() {
         add(
             "listen",
-            "`offer = false` forbids this node to relay".to_owned(),
+            "this node does not relay because of `offer = false`: remove one of the two".to_owned(),
         );
     }
-    if listen.is_some_and(|listen| !listen.has_tls) && set(section.public_url.as_deref()).is_none()
-    {
+    if listen.is_some_and(|listen| !listen.has_tls) && reached_at.is_none() {
         add(
             "listen",
             "a proxy ends TLS, and its URL is not known: set `public_url`, such as \"wss://web-1.example.com/meshd\""

@@ -238,11 +238,8 @@ fn socket(line: &Line, port: u16) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// 32 random bytes in hexadecimal.
 fn nonce() -> Result<String, String> {
-    let mut bytes = [0; 32];
-    random::fill(&mut bytes).map_err(|e| e.to_string())?;
-    Ok(PublicKey(bytes).to_string())
+    random::nonce().map_err(|error| error.to_string())
 }
 
 async fn connect(line: &Line, address: Ipv4Addr) -> Result<TcpStream, session::Failure> {

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use super::JoinedNode;
-use crate::model::address::is_public;
 use crate::node::connections::Published;
 use crate::node::host::Ipv6;
 use crate::node::own_records::Draft;
@@ -111,13 +110,12 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
     };
     let reach = &mut node.device.reach;
     let own = reach.own_addresses(&node.device.interfaces, underlay, Instant::now());
-    let limit = reach.relay_limit(&own.unmapped());
+    let limit = reach.relay_limit(own.public());
     let relay = tunnel.steering().own_relay();
     relay.set_limit(limit, Instant::now());
     let streams = &mut node.device.streams;
     streams.set_relaying(limit.is_some());
-    let public = own.endpoints.iter().find(|at| is_public(at.ip()));
-    let stream = limit.and_then(|_| streams.offer(public.copied()));
+    let stream = limit.and_then(|_| streams.offer(own.public()));
     let held = ledger.node(&id);
     let wireguard_key = node.identity.keys.wireguard_public();
     let proof = held.filter(|held| held.wireguard_key == wireguard_key);

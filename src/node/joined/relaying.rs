@@ -53,7 +53,10 @@ pub(super) fn handle_report(
         && mapped != Some(seen)
     {
         let witness = Witness::Peer(peer);
-        node.device.reach.observed.handle_seen(witness, seen, trip.at);
+        node.device
+            .reach
+            .observed
+            .handle_seen(witness, seen, trip.at);
     }
 }
 
@@ -194,7 +197,7 @@ mod tests {
     use super::*;
     use crate::protocol::path_messages::RelayOffer;
     use crate::testbed::records::id;
-    use crate::tunnel::{PathSeen, RoundTrip};
+    use crate::tunnel::RoundTrip;
 
     #[test]
     fn a_relay_that_is_measured_every_two_minutes_stays_one_when_a_probe_is_lost() {
@@ -204,23 +207,8 @@ mod tests {
             took: Duration::from_millis(5),
         };
         let path = Path::Direct(([192, 0, 2, 1], 51820).into());
-        let report = PathReport {
-            is_steered: true,
-            primary: Some(path),
-            paths: vec![PathSeen {
-                path,
-                heard: Some(start),
-                answered: Some(trip),
-                sample: Some(trip),
-                answers: 1,
-                seen: None,
-                offer: Some(RelayOffer { load: 7, tag: 1 }),
-            }],
-            waits_since: None,
-            last_send: None,
-            last_receive: Some(start),
-            sessions: 1,
-        };
+        let offer = RelayOffer { load: 7, tag: 1 };
+        let report = PathReport::of(path, trip, Some(offer));
         let relay = MeasuredRelay {
             relay: id(1),
             rtt: trip.took,

@@ -51,7 +51,7 @@ fn known_relays(node: &JoinedNode) -> Vec<KnownRelay<PublicKey>> {
         let state = steered.get(&member.id).map(|peer| peer.state());
         !matches!(state, Some(State::Open | State::Suspect { .. }))
     });
-    let named: Vec<PublicKey> = unreached.flat_map(|m| m.relays.iter().copied()).collect();
+    let named: BTreeSet<PublicKey> = unreached.flat_map(|m| m.relays.iter().copied()).collect();
     let members = node.netmap.members.keys();
     let primary = members.filter_map(|id| steered.get(id)?.links().primary());
     let used = primary.filter(|path| matches!(path, Path::Stream(_)));

@@ -116,21 +116,16 @@ async fn delete(lease: Option<Lease>) {
 
 /// Asks for a port by the protocol that is chosen.
 async fn ask(request: &Request, mesh: &MeshAddresses) -> Result<Lease, Refusal> {
-    let (choice, [pcp, nat_pmp, upnp]) = find(request, mesh).await;
-    let taken = match choice {
-        Choice::Take(Protocol::Pcp) => pcp,
-        Choice::Take(other) => {
+    let (chosen, [pcp, nat_pmp, upnp]) = find(request, mesh).await;
+    let taken = match chosen {
+        Ok(Protocol::Pcp) => pcp,
+        other => {
             discard(pcp).await;
-            match other {
+            match other? {
                 Protocol::Upnp => upnp,
                 Protocol::Pcp | Protocol::NatPmp => nat_pmp,
             }
         }
-        Choice::None(refusal) => {
-            discard(pcp).await;
-            return Err(refusal);
-        }
-        Choice::Wait => None,
     };
     match taken {
         Some(Found::Pcp(mapping, outer)) => Ok(Lease::Datagram(mapping, outer)),
@@ -150,8 +145,11 @@ async fn ask(request: &Request, mesh: &MeshAddresses) -> Result<Lease, Refusal> 
     }
 }
 
-/// Asks for the outer address by all protocols until one is chosen.
-async fn find(request: &Request, mesh: &MeshAddresses) -> (Choice, [Option<Found>; 3]) {
+/// Asks for the outer address by all protocols until one is chosen. Returns that one, and the answers so far.
+async fn find(
+    request: &Request,
+    mesh: &MeshAddresses,
+) -> (Result<Protocol, Refusal>, [Option<Found>; 3]) {
     let mut asked: FuturesUnordered<BoxFuture<'_, (Protocol, Result<Found, Refusal>)>> =
         FuturesUnordered::new();
     asked.push(Box::pin(async { (Protocol::Pcp, ask_pcp(request).await) }));
@@ -166,12 +164,13 @@ async fn find(request: &Request, mesh: &MeshAddresses) -> (Choice, [Option<Found
     let mut found: [Option<Found>; 3] = [const { None }; 3];
     let gateway = request.site.gateway;
     loop {
-        let choice = choose(&request.order, &findings, mesh, gateway);
-        if choice != Choice::Wait {
-            return (choice, found);
+        match choose(&request.order, &findings, mesh, gateway) {
+            Choice::Take(protocol) => return (Ok(protocol), found),
+            Choice::None(refusal) => return (Err(refusal), found),
+            Choice::Wait => {}
         }
         let Some((protocol, result)) = asked.next().await else {
-            return (Choice::None(Refusal::Silent(gateway)), found);
+            return (Err(Refusal::Silent(gateway)), found);
         };
         let at = protocol as usize;
         findings[at] = Some(match result {

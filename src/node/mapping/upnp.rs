@@ -4,6 +4,7 @@
 //! The gateway itself is asked first. Some routers answer only questions to the multicast group, which anybody in the network may
 //! answer, so an answer that leads to another address than the gateway's is refused.
 
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ const ARGUMENTS: [&str; 8] = [
 /// A router that maps ports by UPnP.
 pub(super) struct Device {
     gateway: Gateway<Tokio>,
+    router: Ipv4Addr,
     local: SocketAddr,
     /// Its outer address.
     pub(super) outer: IpAddr,
@@ -89,21 +91,13 @@ impl Device {
             arguments.retain(|argument| ARGUMENTS.contains(&argument.as_str()));
             ACTIONS.contains(&action.as_str())
         });
-        let mut device = Self {
+        let asked = within(found.get_external_ip()).await;
+        Ok(Self {
+            outer: asked.map_err(|failed| failed.denied())?,
             gateway: found,
+            router: gateway,
             local: (request.site.own, request.site.port).into(),
-            outer: Ipv4Addr::UNSPECIFIED.into(),
-        };
-        device.ask_outer().await?;
-        Ok(device)
-    }
-
-    async fn ask_outer(&mut self) -> Result<(), Refusal> {
-        let outer = timeout(REQUEST_TIMEOUT, self.gateway.get_external_ip()).await;
-        self.outer = outer
-            .map_err(|_| late())?
-            .map_err(|error| denied(&error.to_string()))?;
-        Ok(())
+        })
     }
 
     /// Maps `port`, or another one if somebody has it.
@@ -111,20 +105,26 @@ impl Device {
         let mut seconds = u32::try_from(LIFETIME.as_secs()).unwrap_or(0);
         let mut taken = 0;
         loop {
-            let error = match self.add(port, seconds).await? {
+            let failed = match self.add(port, seconds).await {
                 Ok(()) => break,
-                Err(error) => error,
+                Err(failed) => failed,
             };
-            match error {
-                AddPortError::OnlyPermanentLeasesSupported if seconds != 0 => seconds = 0,
-                AddPortError::SamePortValuesRequired if port != self.local.port() => {
+            match failed {
+                Failed::Error(AddPortError::OnlyPermanentLeasesSupported) if seconds != 0 => {
+                    seconds = 0;
+                }
+                Failed::Error(AddPortError::SamePortValuesRequired)
+                    if port != self.local.port() =>
+                {
                     port = self.local.port();
                 }
-                AddPortError::PortInUse if taken < MAX_PORTS && port != self.local.port() => {
+                Failed::Error(AddPortError::PortInUse)
+                    if taken < MAX_PORTS && port != self.local.port() =>
+                {
                     taken += 1;
                     port = port.checked_add(1).unwrap_or(u16::MAX - MAX_PORTS);
                 }
-                other => return Err(denied(&other.to_string())),
+                other => return Err(other.denied()),
             }
         }
         Ok(Lease {
@@ -134,12 +134,12 @@ impl Device {
         })
     }
 
-    async fn add(&self, port: u16, seconds: u32) -> Result<Result<(), AddPortError>, Refusal> {
+    async fn add(&self, port: u16, seconds: u32) -> Result<(), Failed<AddPortError>> {
         let udp = PortMappingProtocol::UDP;
         let adding = self
             .gateway
             .add_port(udp, port, self.local, seconds, DESCRIPTION);
-        timeout(REQUEST_TIMEOUT, adding).await.map_err(|_| late())
+        within(adding).await
     }
 }
 
@@ -149,11 +149,14 @@ impl Lease {
         SocketAddr::new(self.device.outer, self.port)
     }
 
-    /// Asks for the mapping again: a router that was restarted has forgotten it, and may have another address.
+    /// Asks for the mapping again: a router that was restarted has forgotten it, and may have another address. If the router does not
+    /// answer, the mapping may last.
     pub(super) async fn renew(&mut self) -> Result<(), Refusal> {
-        self.device.ask_outer().await?;
-        let added = self.device.add(self.port, self.seconds).await?;
-        added.map_err(|error| denied(&error.to_string()))
+        let router = self.device.router;
+        let asked = within(self.device.gateway.get_external_ip()).await;
+        self.device.outer = asked.map_err(|failed| failed.in_renewal(router))?;
+        let added = self.device.add(self.port, self.seconds).await;
+        added.map_err(|failed| failed.in_renewal(router))
     }
 
     /// Deletes the mapping. If that fails, it ends by itself at most routers.
@@ -172,6 +175,119 @@ fn denied(why: &str) -> Refusal {
     Refusal::Denied(Protocol::Upnp, text::message(why))
 }
 
-fn late() -> Refusal {
-    denied("it took too long to answer")
+/// Why a request has failed.
+enum Failed<E> {
+    /// There was no answer in time.
+    Late,
+    Error(E),
+}
+
+/// Waits for the answer to one request.
+async fn within<T, E>(asked: impl Future<Output = Result<T, E>>) -> Result<T, Failed<E>> {
+    match timeout(REQUEST_TIMEOUT, asked).await {
+        Ok(answer) => answer.map_err(Failed::Error),
+        Err(_) => Err(Failed::Late),
+    }
+}
+
+impl<E: Display> Failed<E> {
+    /// The router offers UPnP, and does not map a port by it.
+    fn denied(&self) -> Refusal {
+        match self {
+            Self::Late => denied("it took too long to answer"),
+            Self::Error(error) => denied(&error.to_string()),
+        }
+    }
+
+    fn in_renewal(&self, router: Ipv4Addr) -> Refusal {
+        match self {
+            Self::Late => Refusal::Silent(router),
+            Self::Error(_) => self.denied(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::os::tasks::Tasks;
+
+    const OUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+    const SERVICE: &str = "urn:schemas-upnp-org:service:WANIPConnection:1";
+
+    /// What a router answers to this request.
+    fn answer(request: &str) -> String {
+        let (action, value) = if request.contains("#GetExternalIPAddress") {
+            let value = format!("<NewExternalIPAddress>{OUTER}</NewExternalIPAddress>");
+            ("GetExternalIPAddress", value)
+        } else {
+            ("AddPortMapping", String::new())
+        };
+        let body = format!(
+            "<s:Envelope xmlns:s=\"http://schemas.xmlsoap.org/soap/envelope/\"><s:Body>\
+             <u:{action}Response xmlns:u=\"{SERVICE}\">{value}</u:{action}Response>\
+             </s:Body></s:Envelope>"
+        );
+        let length = body.len();
+        format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+    }
+
+    /// Answers requests, but not those that arrive while the router is silent.
+    async fn serve(listener: TcpListener, is_silent: Arc<AtomicBool>) {
+        let mut kept = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if is_silent.load(Ordering::Relaxed) {
+                kept.push(stream);
+                continue;
+            }
+            let mut request = String::new();
+            while !request.ends_with("Envelope>") {
+                let byte = stream.read_u8().await.expect("a request");
+                request.push(char::from(byte));
+            }
+            let sent = stream.write_all(answer(&request).as_bytes()).await;
+            sent.expect("the node waits");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_router_that_does_not_answer_a_renewal_in_time_is_silent_and_refuses_nothing() {
+        let router = Ipv4Addr::LOCALHOST;
+        let listener = TcpListener::bind((router, 0)).await.expect("a free port");
+        let addr = listener.local_addr().expect("it is bound");
+        let is_silent = Arc::new(AtomicBool::new(false));
+        let serve = serve(listener, Arc::clone(&is_silent));
+        let _router = Tasks::current()
+            .spawn_child("router", serve)
+            .abort_on_drop();
+        let arguments = vec!["NewExternalPort".to_owned()];
+        let gateway = Gateway {
+            addr,
+            root_url: "/".into(),
+            control_url: "/control".into(),
+            control_schema_url: "/actions".into(),
+            control_schema: [(ACTIONS[0].to_owned(), arguments)].into(),
+            service_type: SERVICE.into(),
+            provider: Tokio,
+        };
+        let device = Device {
+            gateway,
+            router,
+            local: (router, 51820).into(),
+            outer: OUTER.into(),
+        };
+        let Ok(mut lease) = device.map(50_000).await else {
+            panic!("the router maps a port")
+        };
+        assert_eq!(lease.external(), (OUTER, 50_000).into());
+        assert_eq!(lease.renew().await, Ok(()));
+        is_silent.store(true, Ordering::Relaxed);
+        assert_eq!(lease.renew().await, Err(Refusal::Silent(router)));
+    }
 }

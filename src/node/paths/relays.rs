@@ -253,24 +253,8 @@ mod tests {
                 took: Duration::from_millis(20),
             };
             let path = Path::Direct(([192, 0, 2, n], 51820).into());
-            let seen = PathSeen {
-                path,
-                heard: Some(now),
-                answered: Some(trip),
-                sample: Some(trip),
-                answers: 1,
-                seen: None,
-                offer: Some(RelayOffer { load: 0, tag: 1 }),
-            };
-            let report = PathReport {
-                is_steered: true,
-                primary: Some(path),
-                paths: vec![seen],
-                waits_since: None,
-                last_send: None,
-                last_receive: Some(now),
-                sessions: 1,
-            };
+            let offer = RelayOffer { load: 0, tag: 1 };
+            let report = PathReport::of(path, trip, Some(offer));
             assert!(!relays.handle_report(&id(n), node(n), &report));
             assert!(!relays.handle_report(&id(n), node(n), &report));
         }

@@ -229,9 +229,8 @@ impl Steered {
 }
 
 impl SteeredPeer {
-    /// The relays come first, so that no number of direct paths displaces them.
-    /// There are streams only where UDP does not pass, so they come before relays. Both come first, so that no number of direct paths
-    /// displaces them.
+    /// The paths by which the peer may be reached. There are streams only where UDP does not pass, so they come before relays. Both come
+    /// before the direct paths, so that no number of these displaces them.
     fn candidates(
         &self,
         streams: &BTreeSet<NodeAddress>,
@@ -255,20 +254,16 @@ fn round_trip(paths: &Peers, relay: &PublicKey) -> Option<Duration> {
 
 /// The relays through which packets to a peer are not answered.
 fn silent_relays(peer: &PeerPaths) -> Vec<NodeAddress> {
-    let all = || {
-        peer.links()
-            .all()
-            .iter()
-            .filter_map(|link| link.path.relay())
-    };
+    let links = peer.links();
     match peer.state() {
-        State::Suspect { .. } => peer
-            .links()
-            .primary()
-            .and_then(|path| path.relay())
-            .into_iter()
-            .collect(),
-        State::Lost { .. } => all().collect(),
+        State::Suspect { .. } => {
+            let primary = links.primary().and_then(|path| path.relay());
+            primary.into_iter().collect()
+        }
+        State::Lost { .. } => {
+            let paths = links.all().iter().map(|link| link.path);
+            paths.filter_map(|path| path.relay()).collect()
+        }
         State::Cold | State::Opening { .. } | State::Open => Vec::new(),
     }
 }
@@ -295,8 +290,6 @@ fn report_of(report: &PathReport) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Path;
-    use crate::path::link::Evidence;
     use crate::protocol::path_messages::RelayOffer;
     use crate::tunnel::{PathSeen, RoundTrip};
 
@@ -331,24 +324,8 @@ mod tests {
             at: now,
             took: Duration::from_millis(u64::from(n)),
         };
-        let seen = PathSeen {
-            path: Path::Direct(endpoint(n)),
-            heard: Some(now),
-            answered: Some(trip),
-            sample: Some(trip),
-            answers: 1,
-            seen: None,
-            offer: tag.map(|tag| RelayOffer { load: 0, tag }),
-        };
-        PathReport {
-            is_steered: true,
-            primary: Some(seen.path),
-            paths: vec![seen],
-            waits_since: None,
-            last_send: None,
-            last_receive: Some(now),
-            sessions: 1,
-        }
+        let offer = tag.map(|tag| RelayOffer { load: 0, tag });
+        PathReport::of(Path::Direct(endpoint(n)), trip, offer)
     }
 
     fn offered(actions: &[SteerAction], to: u8) -> Vec<Path> {

@@ -3,7 +3,7 @@ use crate::model::NodeAddress;
 use crate::path::link::Evidence;
 use crate::path::links::Candidate;
 use crate::path::watch::{ANSWER_LIMIT, PROBE_INTERVAL, UNREACHABLE_AFTER};
-use crate::tunnel::{PathSeen, PeerConfig, RoundTrip};
+use crate::tunnel::{PeerConfig, RoundTrip};
 use std::time::SystemTime;
 
 const MTU: u16 = 1420;
@@ -176,23 +176,8 @@ fn a_path_is_suspect_when_probes_of_an_idle_peer_are_not_answered_though_no_pack
         at: start,
         took: Duration::from_millis(5),
     };
-    let report = PathReport {
-        is_steered: true,
-        primary: Some(path),
-        paths: vec![PathSeen {
-            path,
-            heard: Some(start),
-            answered: Some(trip),
-            sample: Some(trip),
-            answers: 3,
-            seen: None,
-            offer: None,
-        }],
-        waits_since: None,
-        last_send: None,
-        last_receive: Some(start),
-        sessions: 1,
-    };
+    let mut report = PathReport::of(path, trip, None);
+    report.paths[0].answers = 3;
     paths.poll_steered(start);
     let mut probed = Vec::new();
     for half in 0..=10 {

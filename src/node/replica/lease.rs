@@ -100,16 +100,12 @@ impl Lease {
 
     /// The problem that the last request has failed.
     pub(super) fn problem(&self) -> Option<Problem> {
-        self.failure.as_deref().map(unanswered)
-    }
-}
-
-/// That the coordinator did not answer the last request, for this reason.
-fn unanswered(why: &str) -> Problem {
-    Problem {
-        what: "the coordinator does not tell which address block is leased to this node".to_owned(),
-        why: format!("the last request has failed: {why}"),
-        fix: "correct the reason; this node asks again each minute. If the coordinator cannot admit this node again, run `meshctl leave` here and join with a new token".to_owned(),
+        let why = self.failure.as_ref()?;
+        Some(Problem {
+            what: "the coordinator does not tell which address block is leased to this node".to_owned(),
+            why: format!("the last request has failed: {why}"),
+            fix: "remove the cause; this node asks again each minute. If the coordinator cannot admit this node again, run `meshctl leave` here and join with a new token".to_owned(),
+        })
     }
 }
 

@@ -205,10 +205,10 @@ fn mend(
     let is_proven = port_mapping.report().is_some_and(|r| r.proven.is_some());
     if mapping == NatMapping::Translated && !is_proven {
         let router = port_mapping.why().filter(|_| port_mapping.is_on());
-        mend.extend(router.and_then(|why| why.remedy(port)));
-        mend.push(format!(
+        let remedy = router.and_then(|why| why.remedy(port));
+        mend.push(remedy.unwrap_or_else(|| format!(
             "forward UDP port {port} on the router before this host, or give this host IPv6, so that peers which are behind routers themselves can begin to send to it"
-        ));
+        )));
     }
     mend
 }
@@ -356,9 +356,12 @@ mod tests {
             Some("the router 192.168.1.1 answers neither PCP nor NAT-PMP nor UPnP")
         );
         let remedies = mend(UdpState::Works, NatMapping::Translated, &silent, 51820);
+        let [remedy] = remedies.as_slice() else {
+            panic!("{remedies:?}")
+        };
         assert!(
-            remedies[0].starts_with("switch UPnP, NAT-PMP or PCP on"),
-            "{remedies:?}"
+            remedy.starts_with("switch UPnP, NAT-PMP or PCP on"),
+            "{remedy}"
         );
         let off = port_mapping(&Mapping::new(false, 0, now), now);
         assert_eq!(off.state, PortMappingState::Off);

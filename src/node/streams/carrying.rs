@@ -77,7 +77,7 @@ async fn write(
         match timeout(SEND_TIMEOUT, sink.send(message)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return error.to_string(),
-            Err(_) => return "the other end takes nothing in".to_owned(),
+            Err(_) => return "the other end accepts no more data".to_owned(),
         }
     }
 }
@@ -92,7 +92,7 @@ async fn read(
             Ok(Some(Ok(message))) => message,
             Ok(Some(Err(error))) => return error.to_string(),
             Ok(None) => return "the other end closed the stream".to_owned(),
-            Err(_) => return "the other end fell silent".to_owned(),
+            Err(_) => return "nothing arrived for a minute".to_owned(),
         };
         match message {
             Message::Binary(frames) => {

@@ -20,18 +20,20 @@ use tokio_tungstenite::tungstenite::http::StatusCode;
 
 use super::opening::{self, Admission, OPENING_TIMEOUT};
 use super::{carrying, tls};
+use crate::model::address::link_of;
 use crate::node::config::StreamListen;
 use crate::os::tasks::{AbortOnDrop, Tasks};
 use crate::protocol::local::Problem;
 use crate::protocol::stream::PATH;
 use crate::protocol::token::SpkiPin;
-use crate::tunnel::{OtherEnd, StreamDoor};
+use crate::tunnel::{OtherEnd, StreamOpener};
 
 /// The maximum number of connections.
 const MAX_CONNECTIONS: usize = 1024;
 /// The maximum number of connections of nodes that have not proved their membership.
 const MAX_OPENING: usize = 128;
-/// The maximum number of those from one address. Behind a proxy all have its address, so this does not apply there.
+/// The maximum number of those from one address, or from one IPv6 network of 64 bits. Behind a proxy all have its address, so this does
+/// not apply there.
 const MAX_OPENING_OF_ADDRESS: usize = 16;
 /// The pause between two attempts to listen.
 const LISTEN_RETRY_PAUSE: Duration = Duration::from_secs(10);
@@ -40,7 +42,7 @@ const LISTEN_RETRY_PAUSE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(super) struct Served {
     pub(super) admission: Admission,
-    pub(super) door: StreamDoor,
+    pub(super) opener: StreamOpener,
 }
 
 /// A listener for streams. Dropping it ends it, and the streams with it.
@@ -66,6 +68,7 @@ impl Listener {
                 tls.map(|tls| TlsAcceptor::from(tls.config))
             }
             Err(error) => {
+                tracing::warn!(%error, "cannot listen for streams");
                 note(&failure, Some(error.to_string()));
                 return listener;
             }
@@ -94,22 +97,31 @@ impl Listener {
     pub(super) fn problem(&self) -> Option<Problem> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         let why = failure.clone()?;
+        let address = self.listen.address;
+        let fix = if self.is_usable() {
+            format!(
+                "find out with `ss -tlpn` which program has TCP port {}, or set another `listen`; if a reverse proxy has port 443, let meshd listen behind it (docs/howto/relay-over-tls.md)",
+                address.port()
+            )
+        } else {
+            "correct that, and restart meshd".to_owned()
+        };
         Some(Problem {
             what: format!(
-                "this node takes no streams at {}, as `[relay] listen` says",
-                self.listen.address
+                "this node cannot take streams at {address}, the address of `[relay] listen`"
             ),
             why,
-            fix: format!(
-                "find out with `ss -tlpn` which program has TCP port {}, or set another `listen`; if a reverse proxy has port 443, let meshd listen behind it (docs/howto/relay-over-tls.md)",
-                self.listen.address.port()
-            ),
+            fix,
         })
     }
 }
 
-fn note(failure: &Mutex<Option<String>>, why: Option<String>) {
-    *failure.lock().unwrap_or_else(PoisonError::into_inner) = why;
+/// Sets why no stream is taken. Returns whether the reason was another one before.
+fn note(failure: &Mutex<Option<String>>, why: Option<String>) -> bool {
+    let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_new = *failure != why;
+    *failure = why;
+    is_new
 }
 
 async fn listen_on(
@@ -118,24 +130,24 @@ async fn listen_on(
     served: Served,
     failure: Arc<Mutex<Option<String>>>,
 ) {
-    loop {
+    let listener = loop {
         match TcpListener::bind(address).await {
-            Ok(listener) => {
-                note(&failure, None);
-                tracing::info!(%address, "takes streams of nodes whose network drops UDP");
-                accept_all(&listener, acceptor.as_ref(), &served).await;
-            }
+            Ok(listener) => break listener,
             Err(error) => {
-                tracing::warn!(%address, %error, "cannot listen for streams");
-                note(&failure, Some(error.to_string()));
+                if note(&failure, Some(error.to_string())) {
+                    tracing::warn!(%address, %error, "cannot listen for streams");
+                }
             }
         }
         sleep(LISTEN_RETRY_PAUSE).await;
-    }
+    };
+    note(&failure, None);
+    tracing::info!(%address, "takes streams of nodes whose network drops UDP");
+    accept_all(&listener, acceptor.as_ref(), &served).await;
 }
 
-/// Accepts connections until the listener fails.
-async fn accept_all(listener: &TcpListener, acceptor: Option<&TlsAcceptor>, served: &Served) {
+/// Accepts connections, without an end.
+async fn accept_all(listener: &TcpListener, acceptor: Option<&TlsAcceptor>, served: &Served) -> ! {
     let places = Places::new(acceptor.is_some());
     loop {
         let (tcp, from) = match listener.accept().await {
@@ -170,7 +182,7 @@ async fn over_tls(tcp: TcpStream, acceptor: &TlsAcceptor, served: &Served, place
             serve(tls, served, place, rest).await
         }
         Ok(Err(error)) => error.to_string(),
-        Err(_) => "no TLS handshake in time".to_owned(),
+        Err(_) => "the TLS handshake was not completed in time".to_owned(),
     }
 }
 
@@ -191,14 +203,14 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     let (socket, (node, address)) = match opened.await {
         Ok(Ok(opened)) => opened,
         Ok(Err(why)) => return why,
-        Err(_) => return "it was not opened in time".to_owned(),
+        Err(_) => return "the stream was not opened in time".to_owned(),
     };
     let _place = place.proven();
-    let end = served.door.open(address, OtherEnd::Member);
+    let end = served.opener.open(address, OtherEnd::Member);
     tokio::select! {
         why = carrying::carry(socket, &end) => why,
         () = served.admission.revoked(&node, address) => {
-            "the node is no member any more, or this node does not relay".to_owned()
+            "the node is not a member any more, or this node does not relay".to_owned()
         }
     }
 }
@@ -261,6 +273,7 @@ impl Places {
     pub(super) fn take(&self, from: IpAddr) -> Option<Place> {
         let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
         let opening = Arc::clone(&self.opening).try_acquire_owned().ok()?;
+        let from = link_of(from);
         let address = match &self.addresses {
             Some(counts) => {
                 let mut counted = counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -312,6 +325,16 @@ mod tests {
         let proxied = Places::new(false);
         let taken: Vec<Place> = (0..500).map_while(|_| proxied.take(address(1))).collect();
         assert_eq!(taken.len(), MAX_OPENING);
+    }
+
+    #[test]
+    fn the_addresses_of_one_ipv6_network_share_a_bound() {
+        let places = Places::new(true);
+        let address = |network: u16, n: u16| IpAddr::from([0x2001, 0xdb8, 0, network, 0, 0, 0, n]);
+        let taken = (0..100).map_while(|n| places.take(address(1, n)));
+        let taken: Vec<Place> = taken.collect();
+        assert_eq!(taken.len(), MAX_OPENING_OF_ADDRESS);
+        assert!(places.take(address(2, 0)).is_some());
     }
 
     #[test]

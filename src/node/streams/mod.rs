@@ -34,24 +34,32 @@ use self::opening::{Admission, Members};
 use self::openings::Openings;
 use super::config::RelaySettings;
 use crate::model::{NodeAddress, PublicKey, SigningKey};
-use crate::os::proxy::Proxies;
+use crate::os::proxy;
 use crate::os::tasks::AbortOnDrop;
 use crate::path::streams::{KnownRelay, Step, Streams};
 use crate::protocol::local::Problem;
 use crate::protocol::stream::{StreamTarget, StreamUrl};
 use crate::records::kinds::StreamOffer;
-use crate::tunnel::StreamDoor;
+use crate::tunnel::StreamOpener;
 
 /// The maximum number of events that wait for the agent.
 const MAX_EVENTS: usize = 64;
 
 /// An event of the stream to a relay.
 #[derive(Debug)]
-pub(super) enum RelayStreamEvent {
-    /// It is open.
-    Opened(PublicKey),
-    /// It could not be opened or has ended, for this reason.
-    Closed(PublicKey, String),
+pub(super) struct RelayStreamEvent {
+    relay: PublicKey,
+    /// The number of the stream.
+    number: u64,
+    turn: Turn,
+}
+
+#[derive(Debug)]
+enum Turn {
+    /// The stream is open.
+    Opened,
+    /// The stream could not be opened or has ended, for this reason.
+    Closed(String),
 }
 
 /// A relay that offers streams.
@@ -66,7 +74,7 @@ pub(super) struct RelayStreams {
     choice: Streams<PublicKey>,
     dialer: Dialer,
     /// The streams to relays that are open or being opened.
-    tasks: BTreeMap<PublicKey, AbortOnDrop>,
+    dialled: Dialled<AbortOnDrop>,
     /// Why the last stream to a relay could not be opened, or has ended.
     failures: BTreeMap<PublicKey, String>,
     offered: BTreeMap<PublicKey, Offered>,
@@ -83,7 +91,7 @@ impl RelayStreams {
     pub(super) fn start(
         settings: &RelaySettings,
         key: &SigningKey,
-        door: &StreamDoor,
+        opener: &StreamOpener,
         state_dir: &Path,
     ) -> (Self, mpsc::Receiver<RelayStreamEvent>) {
         let (events, receiver) = mpsc::channel(MAX_EVENTS);
@@ -96,7 +104,7 @@ impl RelayStreams {
                     members: known,
                     openings: Arc::clone(&openings),
                 },
-                door: door.clone(),
+                opener: opener.clone(),
             };
             Listener::start(listen, state_dir, served)
         });
@@ -104,11 +112,11 @@ impl RelayStreams {
             choice: Streams::default(),
             dialer: Dialer {
                 key: key.clone(),
-                door: door.clone(),
-                proxies: Proxies::from_environment(settings.proxy.clone()),
+                opener: opener.clone(),
+                proxies: proxy::of_process(),
                 events,
             },
-            tasks: BTreeMap::new(),
+            dialled: Dialled::default(),
             failures: BTreeMap::new(),
             offered: BTreeMap::new(),
             listener,
@@ -134,10 +142,9 @@ impl RelayStreams {
             is_new
         });
         // A relay that moved is dialled anew.
-        let moved = |id: &PublicKey| self.offered.get(id) != offered.get(id);
-        let moved: Vec<PublicKey> = self.tasks.keys().copied().filter(moved).collect();
-        for id in moved {
-            self.tasks.remove(&id);
+        let has_moved = |id: &PublicKey| self.offered.get(id) != offered.get(id);
+        for id in self.dialled.relays().filter(has_moved).collect::<Vec<_>>() {
+            self.dialled.end(&id);
             self.choice.handle_closed(&id, Instant::now());
         }
         self.failures.retain(|id, _| offered.contains_key(id));
@@ -205,18 +212,23 @@ impl RelayStreams {
 
     /// A task has an event.
     pub(super) fn handle_event(&mut self, event: RelayStreamEvent, now: Instant) {
-        match event {
-            RelayStreamEvent::Opened(relay) => {
+        let RelayStreamEvent {
+            relay,
+            number,
+            turn,
+        } = event;
+        if !self.dialled.is_current(&relay, number) {
+            return;
+        }
+        match turn {
+            Turn::Opened => {
                 self.failures.remove(&relay);
                 self.choice.handle_opened(&relay, now);
             }
-            RelayStreamEvent::Closed(relay, why) => {
-                // A task that was replaced may have left an event behind.
-                let ended = self.tasks.remove(&relay);
-                if ended.is_some() {
-                    self.choice.handle_closed(&relay, now);
-                    self.failures.insert(relay, why);
-                }
+            Turn::Closed(why) => {
+                self.dialled.end(&relay);
+                self.choice.handle_closed(&relay, now);
+                self.failures.insert(relay, why);
             }
         }
     }
@@ -227,12 +239,13 @@ impl RelayStreams {
             match step {
                 Step::Open(relay) => {
                     if let Some(offered) = self.offered.get(&relay) {
-                        let task = self.dialer.start(relay, offered.clone());
-                        self.tasks.insert(relay, task);
+                        let (dialer, offered) = (&self.dialer, offered.clone());
+                        let start = |number| dialer.start(relay, number, offered);
+                        self.dialled.begin(relay, start);
                     }
                 }
                 Step::Close(relay) => {
-                    self.tasks.remove(&relay);
+                    self.dialled.end(&relay);
                 }
             }
         }
@@ -262,5 +275,43 @@ impl RelayStreams {
         });
         let own = listening.into_iter().chain(unnamed);
         own.chain(unreached).collect()
+    }
+}
+
+/// The streams that this node has dialled, at most one to each relay. Each has a number, because the task of a stream that was
+/// replaced may have left an event behind.
+struct Dialled<T> {
+    last: u64,
+    streams: BTreeMap<PublicKey, (u64, T)>,
+}
+
+impl<T> Default for Dialled<T> {
+    fn default() -> Self {
+        Self {
+            last: 0,
+            streams: BTreeMap::new(),
+        }
+    }
+}
+
+impl<T> Dialled<T> {
+    /// Starts a stream with a number that no other one has. It takes the place of another one to the same relay.
+    fn begin(&mut self, relay: PublicKey, start: impl FnOnce(u64) -> T) {
+        self.last += 1;
+        self.streams.insert(relay, (self.last, start(self.last)));
+    }
+
+    fn end(&mut self, relay: &PublicKey) {
+        self.streams.remove(relay);
+    }
+
+    /// Whether the stream to this relay is the one with this number.
+    fn is_current(&self, relay: &PublicKey, number: u64) -> bool {
+        let stream = self.streams.get(relay);
+        stream.is_some_and(|(current, _)| *current == number)
+    }
+
+    fn relays(&self) -> impl Iterator<Item = PublicKey> {
+        self.streams.keys().copied()
     }
 }

@@ -52,7 +52,7 @@ pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
 fn refused(message: FromRelay) -> String {
     match message {
         FromRelay::Refuse { message, .. } => format!("the relay refuses: {message}"),
-        _ => "what answers there is no relay of this mesh".to_owned(),
+        _ => "the program that answers there is not a relay of this mesh".to_owned(),
     }
 }
 
@@ -74,7 +74,7 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// Waits until this member is none any more, or this node does not relay.
+    /// Waits until this node is not a member any more, or the own node does not relay.
     pub(super) async fn revoked(&self, node: &PublicKey, address: NodeAddress) {
         let mut members = self.members.clone();
         let is_revoked = |members: &Members| {
@@ -119,15 +119,12 @@ async fn prove<S: AsyncRead + AsyncWrite + Unpin>(
             "the node speaks an older protocol; upgrade it",
         );
     }
-    let mut nonce = [0u8; 32];
-    if random::fill(&mut nonce).is_err() {
+    let Ok(nonce) = random::nonce() else {
         return refuse(
             Refusal::Busy,
             "the relay has no randomness; try again later",
         );
-    }
-    // The nonce has the text form of a key: 32 bytes in hexadecimal.
-    let nonce = PublicKey(nonce).to_string();
+    };
     let challenge = FromRelay::Challenge {
         nonce: nonce.clone(),
     };

@@ -217,3 +217,23 @@ async fn a_member_that_is_removed_or_gets_another_address_loses_its_stream() {
         assert!(revoked.is_ok());
     }
 }
+
+#[test]
+fn an_event_of_a_stream_that_was_replaced_is_none_of_the_stream_in_its_place() {
+    let mut dialled = Dialled::default();
+    let (relay, other) = (key(1).public(), key(2).public());
+    let begin = |dialled: &mut Dialled<()>, relay| {
+        let mut number = 0;
+        dialled.begin(relay, |given| number = given);
+        number
+    };
+    let first = begin(&mut dialled, relay);
+    assert!(dialled.is_current(&relay, first));
+    dialled.end(&relay);
+    assert!(!dialled.is_current(&relay, first));
+    let second = begin(&mut dialled, relay);
+    assert!(!dialled.is_current(&relay, first) && dialled.is_current(&relay, second));
+    assert!(!dialled.is_current(&other, second));
+    begin(&mut dialled, other);
+    assert!(dialled.is_current(&relay, second));
+}

@@ -1,8 +1,7 @@
-//! The TLS of streams. A relay that ends TLS itself has a key that its record names. Before any other a proxy ends TLS, whose
-//! certificate must be one that this system trusts.
+//! The TLS of streams. A relay that ends TLS itself has a key whose hash is in its record. Any other relay is behind a proxy that ends
+//! TLS, and the certificate of the proxy must be one that this system trusts.
 
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,9 +9,8 @@ use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use sha2::{Digest as _, Sha256};
 
-use crate::os::{dial, file, roots};
+use crate::os::{file, tls};
 use crate::protocol::token::SpkiPin;
 
 /// The file in the state directory with the key.
@@ -48,18 +46,12 @@ pub(super) fn of_relay(state_dir: &Path) -> io::Result<RelayTls> {
     };
     let pem = std::str::from_utf8(&text).map_err(|error| damaged(&error))?;
     let key = KeyPair::from_pem(pem).map_err(|error| damaged(&error))?;
-    let pin = SpkiPin(Sha256::digest(key.subject_public_key_info()).into());
+    let pin = SpkiPin::of(&key.subject_public_key_info());
     let parameters = CertificateParams::new(vec![NAME.to_owned()]).map_err(io::Error::other)?;
     let certificate = parameters.self_signed(&key).map_err(io::Error::other)?;
     let certificate = CertificateDer::from(certificate.der().to_vec());
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| damaged(&error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("the ring provider speaks TLS 1.3")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .map_err(|error| damaged(&error))?;
+    let config = tls::server(certificate, key).map_err(|error| damaged(&error))?;
     Ok(RelayTls {
         config: Arc::new(config),
         pin,
@@ -71,23 +63,7 @@ pub(super) fn of_relay(state_dir: &Path) -> io::Result<RelayTls> {
 /// # Errors
 /// There is no pin, and the authorities that this system trusts cannot be read.
 pub(super) fn of_node(pin: Option<SpkiPin>) -> io::Result<ClientConfig> {
-    if let Some(pin) = pin {
-        return Ok(dial::client_config(pin));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("the provider has what these versions need")
-        .with_root_certificates(roots::of_system()?)
-        .with_no_client_auth())
-}
-
-/// The text in which a server name is written: without the brackets of an IPv6 address.
-pub(super) fn server_name(host: &str) -> io::Result<rustls_pki_types::ServerName<'static>> {
-    match host.parse::<IpAddr>() {
-        Ok(address) => Ok(address.into()),
-        Err(_) => host.to_owned().try_into().map_err(io::Error::other),
-    }
+    pin.map_or_else(tls::client_of_system, |pin| Ok(tls::client_of_pin(pin)))
 }
 
 #[cfg(test)]

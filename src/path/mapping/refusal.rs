@@ -93,42 +93,28 @@ impl Reserved {
 
     fn why(self) -> &'static str {
         match self {
-            Self::Private => "is private: another router is behind it",
+            Self::Private => "is private: there is another router between it and the Internet",
             Self::Shared => "is shared by the customers of the provider",
-            Self::Mesh => "is one of the mesh",
-            Self::Local => "is none at which others reach it",
-            Self::Ipv6 => "is not of IPv4",
+            Self::Mesh => "is an address of the mesh",
+            Self::Local => "is not one at which others reach it",
+            Self::Ipv6 => "is not an IPv4 address",
         }
     }
 }
 
 impl Refusal {
-    /// The name in metrics.
-    #[must_use]
-    pub fn as_str(&self) -> &'static str {
-        Self::NAMES[self.index()]
-    }
+    /// The names in metrics of the reasons that are counted, in the order of [`Refusal::index`].
+    pub const NAMES: [&'static str; 4] = ["silent", "outer_address", "denied", "dead"];
 
-    /// The names of all reasons, in the order of [`Refusal::index`].
-    pub const NAMES: [&'static str; 6] = [
-        "no_gateway",
-        "public_address",
-        "silent",
-        "outer_address",
-        "denied",
-        "dead",
-    ];
-
-    /// The number of the reason.
+    /// The number of the reason among [`Refusal::NAMES`]. None if it is no router that refuses.
     #[must_use]
-    pub fn index(&self) -> usize {
+    pub fn index(&self) -> Option<usize> {
         match self {
-            Self::NoGateway => 0,
-            Self::Public(_) => 1,
-            Self::Silent(_) => 2,
-            Self::Outer(..) => 3,
-            Self::Denied(..) => 4,
-            Self::Dead(..) => 5,
+            Self::NoGateway | Self::Public(_) => None,
+            Self::Silent(_) => Some(0),
+            Self::Outer(..) => Some(1),
+            Self::Denied(..) => Some(2),
+            Self::Dead(..) => Some(3),
         }
     }
 
@@ -162,7 +148,7 @@ impl Refusal {
                 "switch UPnP, NAT-PMP or PCP on at the router {gateway}, or forward UDP port {port} there by hand"
             )),
             Self::Outer(_, outer, Reserved::Private) => Some(format!(
-                "forward UDP port {port} on the router behind the one with the address {outer} as well, or set that one up as a bridge"
+                "forward UDP port {port} on the second router as well, the one that gave the router of this host the address {outer}, or set it up as a bridge"
             )),
             Self::Outer(..) => Some(
                 "ask the provider for a public IPv4 address, or give this host IPv6; until then peers behind such routers need a relay"

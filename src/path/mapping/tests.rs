@@ -180,7 +180,8 @@ fn an_outer_address_that_strangers_do_not_reach_is_no_mapping_and_says_why() {
         assert_eq!(world.mapping.offered(), None);
         assert!(why.reason().contains(outer), "{}", why.reason());
         assert!(why.remedy(51820).is_some());
-        assert_eq!(world.mapping.refused()[why.index()], 1);
+        let index = why.index().expect("a router that refuses");
+        assert_eq!(world.mapping.refused()[index], 1);
     }
 }
 
@@ -398,8 +399,7 @@ fn a_router_that_lies_again_and_again_is_asked_more_and_more_seldom() {
     let first = asked.get(1).copied().unwrap_or_default();
     assert!(first <= 60, "{asked:?}");
     assert!((5..=10).contains(&asked.len()), "{asked:?}");
-    let why = world.mapping.why().map(Refusal::as_str);
-    assert_eq!(why, Some("dead"));
+    assert!(matches!(world.mapping.why(), Some(Refusal::Dead(..))));
 }
 
 #[test]

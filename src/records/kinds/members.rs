@@ -27,7 +27,7 @@ pub const MAX_OBSERVED: usize = 4;
 /// The maximum number of mapped endpoints in a node record.
 const MAX_MAPPED: usize = 4;
 /// The maximum length in bytes of the URL of a stream.
-const MAX_URL: usize = 256;
+pub const MAX_STREAM_URL: usize = 256;
 /// The maximum number of words in `speaks` that are read.
 const MAX_WORDS: usize = 16;
 /// The maximum length in bytes of a word in `speaks`.
@@ -245,7 +245,7 @@ pub struct Node {
     /// The identity keys of the relays that the node is best reached through, best first. Records of earlier versions have none.
     #[serde(
         default,
-        deserialize_with = "first_relays",
+        deserialize_with = "first::<_, _, MAX_RELAYS>",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub relays: Vec<PublicKey>,
@@ -253,14 +253,14 @@ pub struct Node {
     /// before the node expects that. Records of earlier versions have none.
     #[serde(
         default,
-        deserialize_with = "first_observed",
+        deserialize_with = "first::<_, _, MAX_OBSERVED>",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub observed: Vec<SocketAddr>,
     /// Those of the endpoints that the node's router maps to it on request. Records of earlier versions have none.
     #[serde(
         default,
-        deserialize_with = "first_mapped",
+        deserialize_with = "first::<_, _, MAX_MAPPED>",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub mapped: Vec<SocketAddr>,
@@ -338,19 +338,16 @@ fn known_stream<'de, D: Deserializer<'de>>(
         Lenient::Known(offer) => Some(offer),
         Lenient::Other(_) => None,
     };
-    Ok(offer.filter(|offer| offer.url.len() <= MAX_URL))
+    Ok(offer.filter(|offer| offer.url.len() <= MAX_STREAM_URL))
 }
 
-fn first_observed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
-    Ok(lenient_list(deserializer)?.take(MAX_OBSERVED).collect())
-}
-
-fn first_mapped<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
-    Ok(lenient_list(deserializer)?.take(MAX_MAPPED).collect())
-}
-
-fn first_relays<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PublicKey>, D::Error> {
-    Ok(lenient_list(deserializer)?.take(MAX_RELAYS).collect())
+/// Reads the first `MOST` entries of a list, as [`lenient_list`] does.
+fn first<'de, D, T, const MOST: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(lenient_list(deserializer)?.take(MOST).collect())
 }
 
 /// Reads the entries of a list that are a `T`, and nothing from a value that is no list. Versions before the field hold the record

@@ -26,8 +26,9 @@ mod rules;
 mod services;
 
 pub use self::members::{
-    CALLS_1, Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_TAGS,
-    Membership, Mesh, Name, Node, PATHS_1, Revocation, RevokedKind, SPOKEN, StreamOffer, Token,
+    CALLS_1, Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_STREAM_URL,
+    MAX_TAGS, Membership, Mesh, Name, Node, PATHS_1, Revocation, RevokedKind, SPOKEN, StreamOffer,
+    Token,
 };
 pub use self::rules::RecordError;
 pub use self::services::{
@@ -285,7 +286,7 @@ mod tests {
         let written = read(r#"{"url":"wss://a.example","pin":"ab","later":[1]}"#);
         assert_eq!(written, Some(offer(Some("ab"))));
         assert_eq!(read(r#"{"url":"wss://a.example"}"#), Some(offer(None)));
-        let long = format!(r#"{{"url":"wss://{}"}}"#, "a".repeat(300));
+        let long = format!(r#"{{"url":"wss://{}"}}"#, "a".repeat(MAX_STREAM_URL));
         for odd in ["5", "null", "[]", r#"{"url":7}"#, r#"{"pin":"ab"}"#, &long] {
             assert_eq!(read(odd), None, "{odd}");
         }

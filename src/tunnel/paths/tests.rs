@@ -1,7 +1,9 @@
 use std::net::SocketAddr;
 
+use super::super::endpoint::Via;
 use super::super::path_entries::KEPT_FOR;
 use super::*;
+use crate::model::NodeAddress;
 use crate::os::batch::Source;
 
 fn ms(n: u64) -> Duration {
@@ -283,6 +285,20 @@ fn initiations_are_sent_by_all_offered_paths_until_one_works() {
     table.handle_initiation();
     let all = [at(3, 7), at(1, 7), at(2, 7)];
     assert_eq!(openings(&mut table), all, "it is not answered");
+}
+
+#[test]
+fn an_initiation_is_sent_back_by_a_stream_that_is_no_path_of_the_peer_yet() {
+    let now = Instant::now();
+    let mut table = PathTable::new(None);
+    table.set_choice(Choice::Steered);
+    table.offer(&[], &[at(1, 7)], now);
+    let peer = NodeAddress([10, 210, 2, 1].into());
+    let stream = Endpoint::streamed(Via::streamed(peer, peer.0));
+    let sent = table.openings(&stream, |_| true, now);
+    assert_eq!(sent, [stream, at(1, 7)]);
+    let unknown = table.openings(&at(9, 7), |_| false, now);
+    assert_eq!(unknown, [], "the limit applies to what is not known");
 }
 
 #[test]

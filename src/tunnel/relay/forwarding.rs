@@ -165,12 +165,7 @@ impl Relay {
         if !self.members.contains_key(&member) && endpoints.is_empty() {
             return;
         }
-        let rate = self.limit.map_or(NOTHING, RelayLimit::rate);
-        let state = self.members.entry(member).or_insert_with(|| Member {
-            bucket: Bucket::full(rate, now),
-            paths: Vec::new(),
-            streams: 0,
-        });
+        let state = self.member_mut(member, now);
         for path in &mut state.paths {
             let is_present = endpoints.contains(&path.endpoint);
             path.former_since = (!is_present).then(|| path.former_since.unwrap_or(now));
@@ -191,13 +186,7 @@ impl Relay {
 
     /// `member` has opened a stream.
     pub fn handle_stream_opened(&mut self, member: Ipv4Addr, now: Instant) {
-        let rate = self.limit.map_or(NOTHING, RelayLimit::rate);
-        let state = self.members.entry(member).or_insert_with(|| Member {
-            bucket: Bucket::full(rate, now),
-            paths: Vec::new(),
-            streams: 0,
-        });
-        state.streams += 1;
+        self.member_mut(member, now).streams += 1;
     }
 
     /// A stream of `member` is closed.
@@ -206,18 +195,6 @@ impl Relay {
             state.streams = state.streams.saturating_sub(1);
         }
         self.forget(member, now);
-    }
-
-    /// `member` is no member any more.
-    pub fn handle_removed(&mut self, member: Ipv4Addr) {
-        for path in self
-            .members
-            .remove(&member)
-            .into_iter()
-            .flat_map(|m| m.paths)
-        {
-            self.remove_source(path.endpoint, member);
-        }
     }
 
     /// Forgets former paths that are too old. Called when the paths of a member have changed; frames from such paths are not
@@ -306,6 +283,16 @@ impl Relay {
             reason = RelayDrop::BadTag;
         }
         Err(reason)
+    }
+
+    /// What is known of `member`, which is added if nothing is.
+    fn member_mut(&mut self, member: Ipv4Addr, now: Instant) -> &mut Member {
+        let rate = self.limit.map_or(NOTHING, RelayLimit::rate);
+        self.members.entry(member).or_insert_with(|| Member {
+            bucket: Bucket::full(rate, now),
+            paths: Vec::new(),
+            streams: 0,
+        })
     }
 
     /// `member` may send from `endpoint`. It may have been displaced there by members that forged their source.

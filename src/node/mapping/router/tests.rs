@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::UdpSocket;
 
@@ -14,24 +15,44 @@ use crate::testbed::records::plan;
 const OUTER: [u8; 4] = [203, 0, 113, 7];
 const INNER: u16 = 51820;
 
+/// A socket of the program that answers at 127.0.9.`last`.
+async fn socket(last: u8) -> Arc<UdpSocket> {
+    let address = Ipv4Addr::new(127, 0, 9, last);
+    let socket = UdpSocket::bind((address, crab_nat::GATEWAY_PORT)).await;
+    Arc::new(socket.expect("a loopback address"))
+}
+
 /// A router at 127.0.9.`last` that answers each datagram with those that `answers` makes of it.
 async fn router(
     last: u8,
     answers: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + Sync + 'static,
 ) -> (Request, AbortOnDrop) {
-    let gateway = Ipv4Addr::new(127, 0, 9, last);
-    let socket = UdpSocket::bind((gateway, crab_nat::GATEWAY_PORT)).await;
-    let socket = Arc::new(socket.expect("a loopback address"));
+    let socket = socket(last).await;
+    answering(last, Arc::clone(&socket), socket, answers)
+}
+
+/// The same, but the answers leave from the socket `from`.
+fn answering(
+    last: u8,
+    socket: Arc<UdpSocket>,
+    from: Arc<UdpSocket>,
+    answers: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + Sync + 'static,
+) -> (Request, AbortOnDrop) {
     let serve = async move {
         let mut buffer = [0; 2048];
-        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+        while let Ok((length, to)) = socket.recv_from(&mut buffer).await {
             for answer in answers(&buffer[..length]) {
-                let _ = socket.send_to(&answer, from).await;
+                let _ = from.send_to(&answer, to).await;
             }
         }
     };
     let task = Tasks::current().spawn_child("router", serve);
-    let request = Request {
+    let request = request_to(Ipv4Addr::new(127, 0, 9, last));
+    (request, task.abort_on_drop())
+}
+
+fn request_to(gateway: Ipv4Addr) -> Request {
+    Request {
         number: 1,
         site: Site {
             gateway,
@@ -40,8 +61,7 @@ async fn router(
         },
         port: 50_000,
         order: Protocol::ALL,
-    };
-    (request, task.abort_on_drop())
+    }
 }
 
 /// What a router with NAT-PMP alone answers (RFC 6886 sections 3.2 and 3.3).
@@ -88,18 +108,18 @@ async fn an_answer_about_another_inner_port_is_refused() {
 
 #[tokio::test]
 async fn a_private_outer_address_is_found_before_a_port_is_mapped() {
-    let is_asked = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_asked = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&is_asked);
     let (request, _router) = router(3, move |asked| {
         let maps = asked.first() == Some(&0) && asked.get(1) == Some(&1);
-        seen.fetch_or(maps, std::sync::atomic::Ordering::Relaxed);
+        seen.fetch_or(maps, Ordering::Relaxed);
         vec![nat_pmp(asked, [192, 168, 178, 2], INNER, 50_001, 3600)]
     })
     .await;
     let outer = IpAddr::from([192, 168, 178, 2]);
     let why = Refusal::Outer(Protocol::NatPmp, outer, Reserved::Private);
     assert_eq!(asked(&request).await, Err(why));
-    assert!(!is_asked.load(std::sync::atomic::Ordering::Relaxed));
+    assert!(!is_asked.load(Ordering::Relaxed));
 }
 
 #[tokio::test]
@@ -117,31 +137,11 @@ async fn of_two_answers_the_first_one_counts() {
 #[tokio::test]
 async fn an_answer_of_somebody_else_than_the_router_is_not_received() {
     // The router is silent, and another program sends to every port that asks.
-    let stranger = UdpSocket::bind((Ipv4Addr::new(127, 0, 9, 105), crab_nat::GATEWAY_PORT)).await;
-    let stranger = stranger.expect("a loopback address");
-    let gateway = Ipv4Addr::new(127, 0, 9, 5);
-    let socket = UdpSocket::bind((gateway, crab_nat::GATEWAY_PORT)).await;
-    let socket = socket.expect("a loopback address");
-    let serve = async move {
-        let mut buffer = [0; 2048];
-        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            let answer = nat_pmp(&buffer[..length], OUTER, INNER, 50_001, 3600);
-            let _ = stranger.send_to(&answer, from).await;
-        }
-    };
-    let _task = Tasks::current()
-        .spawn_child("stranger", serve)
-        .abort_on_drop();
-    let request = Request {
-        number: 1,
-        site: Site {
-            gateway,
-            own: Ipv4Addr::LOCALHOST,
-            port: INNER,
-        },
-        port: 50_000,
-        order: Protocol::ALL,
-    };
+    let (router, stranger) = (socket(5).await, socket(105).await);
+    let (request, _router) = answering(5, router, stranger, |asked| {
+        vec![nat_pmp(asked, OUTER, INNER, 50_001, 3600)]
+    });
+    let gateway = request.site.gateway;
     assert_eq!(asked(&request).await, Err(Refusal::Silent(gateway)));
 }
 
