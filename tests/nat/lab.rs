@@ -221,11 +221,6 @@ impl Lab {
         })
     }
 
-    /// Ends the coordinator for good.
-    pub(crate) fn stop_coordinator(&mut self) {
-        self.coordinator = None;
-    }
-
     pub(crate) fn router(&self, n: usize) -> &Router {
         let router = self.nodes[n].router.expect("the node is behind a router");
         &self.routers[router]
