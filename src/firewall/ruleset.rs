@@ -10,10 +10,12 @@ use std::net::Ipv4Addr;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use self::balance::Target;
+use self::sets::set;
 use super::{FirewallState, Native, Ports};
 use crate::model::interface::is_plain_interface;
 
 mod balance;
+mod sets;
 
 /// The name of meshd's tables.
 pub(super) const TABLE: &str = "meshd";
@@ -297,68 +299,6 @@ impl ValidState {
         undeclared.into_iter().chain([translate]).collect()
     }
 
-    /// The sets and maps that the rules refer to.
-    fn sets(&self, text: &mut String, state: &FirewallState) {
-        set(
-            text,
-            "set bridges",
-            "type ifname",
-            self.bridges.iter().map(|b| format!("\"{b}\"")),
-        );
-        set(
-            text,
-            "set networks",
-            "type ipv4_addr; flags interval",
-            self.networks.iter().map(ToString::to_string),
-        );
-        set(
-            text,
-            "set instances",
-            "type ipv4_addr",
-            self.containers.keys().map(ToString::to_string),
-        );
-        set(
-            text,
-            "map containers",
-            "type ipv4_addr : ipv4_addr",
-            self.containers.iter().map(|(i, c)| format!("{i} : {c}")),
-        );
-        set(
-            text,
-            "map identities",
-            "type ipv4_addr : ipv4_addr",
-            self.containers.iter().map(|(i, c)| format!("{c} : {i}")),
-        );
-        if !self.declared.is_empty() {
-            set(
-                text,
-                "set declaring",
-                "type ipv4_addr",
-                self.declared.keys().map(ToString::to_string),
-            );
-            let elements = self.declared.iter().flat_map(|(instance, ports)| {
-                let ports = ports.iter();
-                ports.map(move |(protocol, port)| {
-                    format!("{instance} . {} . {port}", protocol.as_str())
-                })
-            });
-            set(
-                text,
-                "set declared",
-                "type ipv4_addr . inet_proto . inet_service",
-                elements,
-            );
-        }
-        if state.native.is_some() {
-            set(
-                text,
-                "set natives",
-                "type ipv4_addr",
-                self.natives.iter().map(ToString::to_string),
-            );
-        }
-    }
-
     /// The chains that translate addresses.
     fn translation(&self, text: &mut String, state: &FirewallState, native: &NativeRules) {
         let (interface, node) = (&state.interface, state.node);
@@ -574,19 +514,6 @@ fn service_range(state: &FirewallState) -> std::ops::RangeInclusive<Ipv4Addr> {
 /// The first address of the node block that contains `address`. All node blocks of a mesh have the same length.
 fn block_of(address: Ipv4Addr, block_length: u8) -> Ipv4Addr {
     Ipv4Net::new(address, block_length).map_or(address, |net| net.network())
-}
-
-/// Appends a named set or map. nftables does not accept an empty list of elements.
-fn set(text: &mut String, what: &str, of: &str, elements: impl Iterator<Item = String>) {
-    let _ = writeln!(text, "\t{what} {{");
-    for line in of.split("; ") {
-        let _ = writeln!(text, "\t\t{line}");
-    }
-    let elements: Vec<String> = elements.collect();
-    if !elements.is_empty() {
-        let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(", "));
-    }
-    let _ = writeln!(text, "\t}}");
 }
 
 #[cfg(test)]
