@@ -135,13 +135,6 @@ impl Links {
         Some(new.map(|of| of.path).collect())
     }
 
-    /// Whether it has failed and leads through an address translator, which may have another port for the peer now: then a datagram to
-    /// the old one can spoil the next punch, so nothing is sent by it before the peer agrees.
-    pub(super) fn is_abandoned(&self, link: &Link) -> bool {
-        let is_failed = link.failed > link.last();
-        is_failed && link.path.relay().is_none() && !is_named(self, link)
-    }
-
     fn is_candidate(&self, path: Path) -> bool {
         self.candidates.iter().any(|of| of.path == path)
     }
@@ -191,7 +184,7 @@ impl Links {
     /// that may work.
     pub(super) fn offers(&self, is_lost: bool) -> (Vec<Path>, Vec<Path>) {
         let may_open = |link: &&Link| {
-            link.consented || link.may_probe() && (is_lost || !self.is_abandoned(link))
+            link.consented || link.may_probe() && (is_lost || !is_abandoned(self, link))
         };
         let asked = || self.links.iter().filter(may_open);
         let direct = asked().filter(|link| link.path.relay().is_none());
@@ -316,6 +309,13 @@ impl Links {
     }
 }
 
+/// Whether `link` has failed and leads through an address translator, which may have another port for the peer now: then a datagram
+/// to the old one can spoil the next punch, so nothing is sent by it before the peer agrees.
+pub(super) fn is_abandoned(links: &Links, link: &Link) -> bool {
+    let is_failed = link.failed > link.last();
+    is_failed && link.path.relay().is_none() && !is_named(links, link)
+}
+
 /// Whether the peer names `link` as one by which it may be reached at any time.
 fn is_named(links: &Links, link: &Link) -> bool {
     let mut candidates = links.candidates.iter();
@@ -325,6 +325,6 @@ fn is_named(links: &Links, link: &Link) -> bool {
 /// Whether probes may be sent by `link`, which is not in use, though nobody agreed on them now.
 pub(super) fn is_open_to_probes(links: &Links, link: &Link, now: Instant) -> bool {
     let is_recent = |at: Instant| now.saturating_duration_since(at) < FRESH;
-    let is_heard = link.last().is_some_and(is_recent) && !links.is_abandoned(link);
+    let is_heard = link.last().is_some_and(is_recent) && !is_abandoned(links, link);
     link.path.relay().is_some() || is_named(links, link) || is_heard
 }

@@ -7,16 +7,18 @@
 //!
 //! The data plane reports what it knows of the paths ([`Report`]), and this returns what the data plane is to do ([`Action`]).
 //! A path is used only when a probe by it was answered, but for the first one: the data plane adopts the first path
-//! by which the peer is heard. If probes by that path are not answered, it gives way to any path whose probes are. Each end chooses its own path, and accepts datagrams by any.
+//! by which the peer is heard. If probes by that path are not answered, it gives way to any path whose probes are. Each end
+//! chooses its own path, and accepts datagrams by any.
 
-use std::cmp::Ordering;
 use std::time::{Duration, Instant};
 
-use super::link::{ENOUGH, Link, LinkReport};
-use super::links::{Candidate, Links, MAX_CANDIDATES, is_open_to_probes};
+use self::choice::{beats, has_failed};
+use super::link::{Link, LinkReport};
+use super::links::{Candidate, Links, MAX_CANDIDATES, is_abandoned, is_open_to_probes};
 use crate::model::{NodeAddress, Path};
 use crate::protocol::path_messages::ByeReason;
 
+mod choice;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -590,7 +592,7 @@ fn open_paths(links: &Links, kind: u8, now: Instant) -> Vec<Path> {
 
 /// Whether there is a path by which nothing is sent before the peer agrees.
 fn has_abandoned(links: &Links) -> bool {
-    links.all().iter().any(|link| links.is_abandoned(link))
+    links.all().iter().any(|link| is_abandoned(links, link))
 }
 
 /// How long the path in use may be silent while packets are sent.
@@ -605,36 +607,4 @@ fn is_used(sent: Option<Instant>, now: Instant) -> bool {
 
 fn earliest<const N: usize>(times: [Option<Instant>; N]) -> Option<Instant> {
     times.into_iter().flatten().min()
-}
-
-/// Whether a direct path is so bad that a relay is better.
-fn is_bad(link: &Link, relay: Option<Duration>) -> bool {
-    let is_slow = match (link.srtt(), relay) {
-        (Some(srtt), Some(relay)) => srtt > relay * 2 + LEAST_LOSS,
-        _ => false,
-    };
-    link.path.relay().is_none() && (link.is_lossy() || is_slow)
-}
-
-/// Whether the path in use does not work, though `link` does.
-fn has_failed(primary: &Link, link: &Link) -> bool {
-    primary.is_unproven() || primary.is_silent(link.answered)
-}
-
-/// Whether `link` is better than the path in use. `relay` is the shortest round trip over a relay.
-fn beats(link: &Link, primary: &Link, relay: Option<Duration>, now: Instant) -> bool {
-    if !link.is_fresh(now) {
-        return false;
-    }
-    if has_failed(primary, link) {
-        return true;
-    }
-    match link.path.kind().cmp(&primary.path.kind()) {
-        Ordering::Less => !is_bad(link, relay),
-        Ordering::Equal => {
-            let is_better = is_bad(primary, relay) && !is_bad(link, relay);
-            is_better || (link.faster >= ENOUGH && !is_bad(link, relay))
-        }
-        Ordering::Greater => is_bad(primary, relay),
-    }
 }

@@ -275,6 +275,8 @@ impl Hosts {
                     IpAddr::V6(_) => None,
                 })
                 .collect();
+            // An instance has a row for each of its ports.
+            found.dedup();
             found.len() == count
         });
         found
