@@ -3,7 +3,7 @@
 //! In a node's block, host 1 is the node and the hosts from 2 on are instances. Block 0 is never leased: its host 53 is the DNS address
 //! of the mesh, and its hosts from 64 on are service addresses.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -178,6 +178,13 @@ impl MeshAddresses {
             IpAddr::V4(v4) => self.prefix_v4.contains(&v4),
             IpAddr::V6(v6) => self.prefix_v6.contains(&v6),
         }
+    }
+
+    /// Whether datagrams can be sent to `address` outside of the mesh, as far as the address tells.
+    #[must_use]
+    pub fn is_outside(&self, address: &SocketAddr) -> bool {
+        let ip = address.ip();
+        is_routable(ip) && !self.contains(ip) && address.port() != 0
     }
 }
 

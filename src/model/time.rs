@@ -40,12 +40,14 @@ impl UnixSeconds {
 /// was restored from an old copy still makes versions above those that it published before.
 #[must_use]
 pub fn next_version(last: u64, now: SystemTime) -> u64 {
-    let clock = now
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO)
-        .as_millis();
-    last.saturating_add(1)
-        .max(u64::try_from(clock).unwrap_or(u64::MAX))
+    last.saturating_add(1).max(unix_milliseconds(now))
+}
+
+/// The milliseconds since 1970, or 0 before.
+#[must_use]
+pub fn unix_milliseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Returns the pause before the next attempt, after an attempt failed and `earlier` others before it in a row: `first`, doubled for

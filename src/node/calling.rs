@@ -1,10 +1,10 @@
 //! The calls of this node and of members, by which nodes meet that have no path and no common relay.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use crate::model::PublicKey;
 use crate::model::rate::{Bucket, Rate};
-use crate::model::time::Now;
+use crate::model::time::{Now, unix_milliseconds};
 use crate::path::calls::Calls;
 use crate::path::punch::Punching;
 
@@ -39,14 +39,8 @@ impl Calling {
     pub(super) fn send(&mut self, now: Instant) -> Option<u64> {
         let elapsed = now.saturating_duration_since(self.started.monotonic);
         let is_allowed = self.sent.take(now);
-        is_allowed.then(|| milliseconds(self.started.wall + elapsed))
+        is_allowed.then(|| unix_milliseconds(self.started.wall + elapsed))
     }
-}
-
-/// Milliseconds since 1970.
-pub(super) fn milliseconds(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -62,7 +56,7 @@ mod tests {
         let mut calling = Calling::new(now);
         let times = (0..20_000u64).filter_map(|ms| {
             let at = calling.send(now.monotonic + Duration::from_millis(ms))?;
-            assert_eq!(at, milliseconds(now.wall + Duration::from_millis(ms)));
+            assert_eq!(at, unix_milliseconds(now.wall + Duration::from_millis(ms)));
             Some(at)
         });
         let times: Vec<u64> = times.collect();

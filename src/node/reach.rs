@@ -239,6 +239,23 @@ impl Reach {
         self.observed.refresh_record(now) || has_other_relays
     }
 
+    /// A witness saw this node's packets come from `seen`. An address of the mesh is left out, because such packets came through the
+    /// tunnel. The port that the router maps is left out too, because it says nothing about the ports that the router gives to other
+    /// flows.
+    pub(super) fn handle_seen(
+        &mut self,
+        witness: Witness,
+        seen: SocketAddr,
+        mesh: Option<&MeshAddresses>,
+        at: Instant,
+    ) {
+        let mapped = self.mapping.state.report();
+        let is_mapped = mapped.is_some_and(|mapped| mapped.granted.external == seen);
+        if mesh.is_some_and(|mesh| !mesh.contains(seen.ip())) && !is_mapped {
+            self.observed.handle_seen(witness, seen, at);
+        }
+    }
+
     /// Whether a peer that is reached directly says from where this node's packets come. A peer in the same network sees a private
     /// address, and says nothing about the address that others see.
     pub(super) fn is_told_by_peers(&self, is_reached: impl Fn(&PublicKey) -> bool) -> bool {

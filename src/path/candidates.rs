@@ -157,9 +157,7 @@ impl OwnAddresses<'_> {
         let mut seen = BTreeSet::new();
         let mut candidates: Vec<Candidate> = all.into_iter().flatten().collect();
         candidates.retain(|candidate| {
-            let ip = candidate.address.ip();
-            let is_usable = is_routable(ip) && !mesh.contains(ip) && candidate.address.port() != 0;
-            is_usable && seen.insert(candidate.address)
+            mesh.is_outside(&candidate.address) && seen.insert(candidate.address)
         });
         candidates.truncate(MAX_CANDIDATES);
         candidates

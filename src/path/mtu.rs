@@ -9,9 +9,8 @@
 //!
 //! A path is searched when the peer is first reachable, when it begins to be used, and every [`RAISE_INTERVAL`]. A path through a
 //! relay is searched only after [`SETTLED_AFTER`], because the probes cost the relay more than everything else by which two nodes
-//! find a direct path, and that path most often is there before. While packets are
-//! sent to the peer, the size in use is confirmed every [`CONFIRM_INTERVAL`], so that a path that became narrower is not a black
-//! hole for longer. Until a search ends, the result of the one before stays valid. If a peer answers no probe of any size, the
+//! find a direct path, and the direct path is most often found before. While packets are sent to the peer, the size in use is
+//! confirmed every [`CONFIRM_INTERVAL`], so that a path that became narrower is not a black hole for longer. Until a search ends, the result of the one before stays valid. If a peer answers no probe of any size, the
 //! result does not change.
 
 use std::collections::{BTreeMap, VecDeque};

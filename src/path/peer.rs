@@ -120,7 +120,7 @@ impl PeerPaths {
         let Some(new) = self.links.set_candidates(candidates, now) else {
             return;
         };
-        self.actions.push(offer(&self.links));
+        self.actions.push(offer(&self.links, false));
         if new.is_empty() {
             return;
         }
@@ -238,7 +238,7 @@ impl PeerPaths {
         let is_open = matches!(self.state, State::Open | State::Suspect { .. });
         for path in paths.iter().take(MAX_CANDIDATES) {
             if self.links.add_observed(*path, now) && is_open {
-                self.actions.push(offer(&self.links));
+                self.actions.push(offer(&self.links, false));
             }
             if let Some(link) = self.links.of_mut(*path) {
                 link.begin_burst(now);
@@ -252,7 +252,8 @@ impl PeerPaths {
             self.state = State::Opening { since: now };
         }
         self.consents = Some(now + CONSENT_FOR);
-        self.actions.extend([offer(&self.links), Action::Open]);
+        self.actions
+            .extend([offer(&self.links, false), Action::Open]);
     }
 
     /// The data plane reports what it knows.
@@ -274,7 +275,7 @@ impl PeerPaths {
         if !report.is_offered && !matches!(self.state, State::Cold | State::Opening { .. }) {
             // The data plane does not know the peer any more, or knows it anew.
             self.state = State::Cold;
-            self.actions.push(offer(&self.links));
+            self.actions.push(offer(&self.links, false));
             self.handle_wanted(now);
         }
     }
@@ -359,7 +360,7 @@ impl PeerPaths {
         if let Some(failed) = primary.and_then(|path| self.links.of_mut(path)) {
             failed.handle_failed(now);
             if has_abandoned(&self.links) {
-                self.actions.push(offer(&self.links));
+                self.actions.push(offer(&self.links, false));
             }
         }
         self.use_path(path, None, now);
@@ -396,7 +397,7 @@ impl PeerPaths {
         self.choose(now);
         if self.consents.take_if(|until| *until <= now).is_some() {
             self.links.end_consent();
-            self.actions.push(offer(&self.links));
+            self.actions.push(offer(&self.links, false));
         }
         let mut probes = Vec::new();
         match self.state {
@@ -448,7 +449,7 @@ impl PeerPaths {
             self.upgrades = self.upgrades.saturating_add(1);
             self.upgrade = Some(now + retry_pause(self.upgrades));
             if self.links.turn_candidates(now) {
-                self.actions.push(offer(&self.links));
+                self.actions.push(offer(&self.links, false));
             }
             let kind = self.links.primary().map_or(1, |path| path.kind());
             let better = open_paths(&self.links, kind, now);
@@ -515,8 +516,7 @@ impl PeerPaths {
 
     fn try_again(&mut self, tries: u32, now: Instant) {
         if self.links.turn_candidates(now) || has_abandoned(&self.links) {
-            let (all, opens) = self.links.offers(true);
-            self.actions.push(Action::Offer(all, opens));
+            self.actions.push(offer(&self.links, true));
         }
         self.links.probe(|_| true, now);
         self.actions.push(Action::Open);
@@ -566,14 +566,15 @@ impl PeerPaths {
     }
 }
 
-/// Tells the data plane which paths there are.
-fn offer(links: &Links) -> Action {
-    let (all, opens) = links.offers(false);
+/// Tells the data plane which paths there are. See [`Links::offers`].
+fn offer(links: &Links, is_lost: bool) -> Action {
+    let (all, opens) = links.offers(is_lost);
     Action::Offer(all, opens)
 }
 
-/// Whether the peer sends by another path than the one in use, and not by that one any more: a datagram came by another one after it
-/// was silent. Perhaps it does not work, and while no packets are sent nothing else shows that. A path that is being probed will show it.
+/// Whether the peer sends by another path than the one in use, and not by that one any more: a datagram came by another path after the
+/// one in use had been silent. Perhaps the path in use does not work, and while no packets are sent nothing else shows that. A path that
+/// is being probed is left out, because the probes will show it.
 fn is_left(links: &Links) -> bool {
     let other = links.others().filter_map(|link| link.heard).max();
     let in_use = links.in_use().filter(|link| link.poll_timeout().is_none());

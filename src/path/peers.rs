@@ -77,8 +77,7 @@ impl Peers {
     /// Whether packets are sent to this peer without a relay.
     #[must_use]
     pub fn is_direct(&self, id: &PublicKey) -> bool {
-        let primary = self.get(id).and_then(|peer| peer.links().primary());
-        primary.is_some_and(|path| path.relay().is_none())
+        self.get(id).is_some_and(|peer| peer.links().is_direct())
     }
 
     /// The path by which this peer was last heard.

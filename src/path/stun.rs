@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::model::time::retry_pause;
+
 /// The maximum number of servers that are asked in a round.
 pub const MAX_SERVERS: usize = 16;
 /// How long a peer has to tell this node its address before servers are asked: sessions with peers may be about to begin.
@@ -148,10 +150,7 @@ impl StunRounds {
         let pause = match (self.is_answered, self.is_translated) {
             (true, true) => KEEP_INTERVAL,
             (true, false) => CALM_INTERVAL,
-            (false, _) => {
-                let pause = RETRIES[0] * (1 << self.failures.min(4));
-                pause.min(RETRIES[1])
-            }
+            (false, _) => retry_pause(RETRIES[0], self.failures, RETRIES[1]),
         };
         self.failures = match self.is_answered {
             true => 0,

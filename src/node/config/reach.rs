@@ -79,59 +79,58 @@ pub(super) fn path(section: PathSection, wrong: &mut Findings<'_>) -> PathSettin
         let error = "write \"auto\" or false".to_owned();
         wrong.add("path.port_mapping", error);
     }
-    let mut add = |key: &str, number: usize, error: String| {
-        wrong.add(
-            &format!("path.{key}"),
-            format!("entry {}: {error}", number + 1),
-        );
-    };
-    let mut settings = PathSettings {
+    PathSettings {
         maps_port: section.port_mapping != Enabled::No,
-        ..PathSettings::default()
-    };
-    for (number, text) in section.advertise.iter().enumerate() {
-        match named_address(text, ADVERTISE_EXAMPLES) {
-            Ok(_) if number >= MAX_ADVERTISED => {
-                add(
-                    "advertise",
-                    number,
-                    format!("at most {MAX_ADVERTISED} addresses are possible"),
-                );
+        advertise: list(
+            "advertise",
+            &section.advertise,
+            (MAX_ADVERTISED, "addresses"),
+            |text| named_address(text, ADVERTISE_EXAMPLES),
+            wrong,
+        ),
+        stun: list(
+            "stun",
+            &section.stun,
+            (MAX_STUN, "servers"),
+            |text| named_address(text, STUN_EXAMPLES),
+            wrong,
+        ),
+        exclude: list(
+            "exclude",
+            &section.exclude,
+            (MAX_EXCLUDED, "entries"),
+            exclude,
+            wrong,
+        ),
+    }
+}
+
+/// Reads the entries of a list in the section `path`, of which `most` are possible. Adds everything that is wrong to `wrong`.
+fn list<T>(
+    key: &str,
+    texts: &[String],
+    (most, what): (usize, &str),
+    read: impl Fn(&str) -> Result<T, String>,
+    wrong: &mut Findings<'_>,
+) -> Vec<T> {
+    let mut found = Vec::new();
+    for (number, text) in texts.iter().enumerate() {
+        let mut add = |error: String| {
+            wrong.add(
+                &format!("path.{key}"),
+                format!("entry {}: {error}", number + 1),
+            );
+        };
+        match read(text) {
+            Ok(_) if number >= most => {
+                add(format!("at most {most} {what} are possible"));
                 break;
             }
-            Ok(found) => settings.advertise.push(found),
-            Err(error) => add("advertise", number, error),
+            Ok(entry) => found.push(entry),
+            Err(error) => add(error),
         }
     }
-    for (number, text) in section.stun.iter().enumerate() {
-        match named_address(text, STUN_EXAMPLES) {
-            Ok(_) if number >= MAX_STUN => {
-                add(
-                    "stun",
-                    number,
-                    format!("at most {MAX_STUN} servers are possible"),
-                );
-                break;
-            }
-            Ok(found) => settings.stun.push(found),
-            Err(error) => add("stun", number, error),
-        }
-    }
-    for (number, text) in section.exclude.iter().enumerate() {
-        match exclude(text) {
-            Ok(_) if number >= MAX_EXCLUDED => {
-                add(
-                    "exclude",
-                    number,
-                    format!("at most {MAX_EXCLUDED} entries are possible"),
-                );
-                break;
-            }
-            Ok(found) => settings.exclude.push(found),
-            Err(error) => add("exclude", number, error),
-        }
-    }
-    settings
+    found
 }
 
 /// Makes the settings of what is written, and adds everything that is wrong to `wrong`.

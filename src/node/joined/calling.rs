@@ -5,9 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{JoinedNode, relaying};
-use crate::model::address::is_routable;
+use crate::model::time::unix_milliseconds;
 use crate::model::{Path, PublicKey};
-use crate::node::calling::milliseconds;
 use crate::os::clock;
 use crate::path::peer::State;
 use crate::protocol::call::Call;
@@ -92,7 +91,7 @@ pub(super) fn handle_call(node: &mut JoinedNode, from: PublicKey, call: &Call, n
         return;
     }
     let calling = &mut node.device.calling;
-    let wall = milliseconds(clock::wall());
+    let wall = unix_milliseconds(clock::wall());
     let is_followed = calling.received.may_verify(now)
         && call.is_authentic(&from, &id)
         && calling.received.admit(from, call.at, wall, now);
@@ -102,10 +101,7 @@ pub(super) fn handle_call(node: &mut JoinedNode, from: PublicKey, call: &Call, n
     }
     let steps = calling.punching.handle_paths(from, call.asks, now);
     let mut addresses = call.candidates.clone();
-    addresses.retain(|address| {
-        let ip = address.ip();
-        is_routable(ip) && !mesh.contains(ip) && address.port() != 0
-    });
+    addresses.retain(|address| mesh.is_outside(address));
     if let Some(hops) = steps.open {
         relaying::open_routers(node, &from, &addresses, hops, now);
     }

@@ -42,21 +42,13 @@ pub(super) fn handle_report(
     mapping::handle_report(node, peer, report);
     let mut paths = report.paths.iter();
     let primary = paths.find(|path| Some(path.path) == report.primary);
-    let mapped = node.device.reach.mapping.state.report();
-    let mapped = mapped.map(|mapped| mapped.granted.external);
-    let mesh = node.replica.ledger().mesh().map(|mesh| mesh.addresses);
+    let mesh = node.replica.ledger().mesh().map(|mesh| &mesh.addresses);
     if let Some(path) = primary
         && let (Some(seen), Some(trip)) = (path.seen, path.answered)
         && now.saturating_duration_since(trip.at) < SEEN_WITHIN
-        && mesh.is_some_and(|mesh| !mesh.contains(seen.ip()))
-        // The mapped port says nothing about the ports that the router gives to other flows.
-        && mapped != Some(seen)
     {
-        let witness = Witness::Peer(peer);
-        node.device
-            .reach
-            .observed
-            .handle_seen(witness, seen, trip.at);
+        let reach = &mut node.device.reach;
+        reach.handle_seen(Witness::Peer(peer), seen, mesh, trip.at);
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use super::JoinedNode;
 use crate::model::PublicKey;
-use crate::model::address::is_routable;
 use crate::node::reach::Witness;
 use crate::node::stun::StunServer;
 use crate::path::peer::State;
@@ -20,11 +19,8 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
     let steered = node.paths.steered();
     // What a peer saw that was lost since may hold no more: perhaps it was lost because the router uses another port.
     let is_reached = |id: &PublicKey| {
-        steered.get(id).is_some_and(|peer| {
-            let primary = peer.links().primary();
-            let is_direct = primary.is_some_and(|path| path.endpoint().is_some());
-            is_direct && matches!(peer.state(), State::Open | State::Suspect { .. })
-        })
+        let state = steered.get(id).map(|peer| peer.state());
+        steered.is_direct(id) && matches!(state, Some(State::Open | State::Suspect { .. }))
     };
     let reach = &mut node.device.reach;
     let is_needed = has_others && !is_out && !reach.is_told_by_peers(is_reached);
@@ -43,10 +39,7 @@ pub(super) fn poll(node: &mut JoinedNode, now: Instant) {
 /// The servers were looked up.
 pub(super) fn handle_servers(node: &mut JoinedNode, mut servers: Vec<StunServer>, now: Instant) {
     let mesh = node.replica.ledger().mesh().map(|mesh| mesh.addresses);
-    servers.retain(|server| {
-        let ip = server.address.ip();
-        is_routable(ip) && mesh.is_some_and(|mesh| !mesh.contains(ip))
-    });
+    servers.retain(|server| mesh.is_some_and(|mesh| mesh.is_outside(&server.address)));
     let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
     let stun = &mut node.device.reach.stun;
     stun.set_names(servers);
@@ -58,8 +51,6 @@ pub(super) fn handle_servers(node: &mut JoinedNode, mut servers: Vec<StunServer>
 pub(super) fn handle_answers(node: &mut JoinedNode, now: Instant) {
     let answers = node.device.tunnel.steering().stun().take_answers();
     let mesh = node.replica.ledger().mesh().map(|mesh| mesh.addresses);
-    let mapped = node.device.reach.mapping.state.report();
-    let mapped = mapped.map(|mapped| mapped.granted.external);
     let port = node.device.tunnel.listen_port();
     for StunAnswer { server, seen } in answers {
         let mut interfaces = node.device.interfaces.iter();
@@ -67,11 +58,6 @@ pub(super) fn handle_answers(node: &mut JoinedNode, now: Instant) {
         let is_translated = !is_own || seen.port() != port;
         let reach = &mut node.device.reach;
         reach.stun.rounds.handle_answer(server, is_translated, now);
-        let is_outside = mesh.is_some_and(|mesh| !mesh.contains(seen.ip()));
-        // The mapped port says nothing about the ports that the router gives to other flows.
-        if is_outside && mapped != Some(seen) {
-            let witness = Witness::Server(server);
-            reach.observed.handle_seen(witness, seen, now);
-        }
+        reach.handle_seen(Witness::Server(server), seen, mesh.as_ref(), now);
     }
 }

@@ -78,7 +78,7 @@ impl Lease {
         let rival = self.rival?;
         let is_present = ledger.membership(&rival).is_some() && !ledger.is_revoked(&rival);
         if block == own.block {
-            // The claim of a node that is out is settled.
+            // The other member is out, and the coordinator says that the block is this node's.
             self.rival = self.rival.filter(|_| is_present);
             return None;
         }

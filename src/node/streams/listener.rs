@@ -146,7 +146,7 @@ async fn listen_on(
     accept_all(&listener, acceptor.as_ref(), &served).await;
 }
 
-/// Accepts connections, without an end.
+/// Accepts connections for as long as the task runs.
 async fn accept_all(listener: &TcpListener, acceptor: Option<&TlsAcceptor>, served: &Served) -> ! {
     let places = Places::new(acceptor.is_some());
     loop {

@@ -74,7 +74,7 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// Waits until this node is not a member any more, or the own node does not relay.
+    /// Waits until `node` is not a member any more, or until the node of this program does not relay.
     pub(super) async fn revoked(&self, node: &PublicKey, address: NodeAddress) {
         let mut members = self.members.clone();
         let is_revoked = |members: &Members| {

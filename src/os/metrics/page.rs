@@ -229,6 +229,7 @@ mod tests {
              meshd_delay_seconds{peer=\"web-1\",way=\"direct\"} 0.25\n"
         );
     }
+
     #[test]
     fn durations_are_a_histogram_of_prometheus() {
         let mut page = MetricsPage::new("meshd_");

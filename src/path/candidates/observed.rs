@@ -1,8 +1,9 @@
 //! The addresses from which others saw this node's packets come.
 //!
-//! Each echo of a peer says so, and where no peer does, STUN servers. An address counts if two of them agree, because one alone may lie or
-//! be in the same network. If there is only one, its word counts, but not in a signed record. What a record says must have been agreed
-//! for a minute, and changes at most once a minute, so that no peer and no NAT can make a node sign records without end.
+//! Each echo of a peer says so. Where no peer does, STUN servers are asked. An address counts if two witnesses agree on it, because one
+//! alone may lie or be in the same network. If there is only one witness, its word counts, but not in a signed record. What a record
+//! says must have been agreed for a minute, and changes at most once a minute, so that no peer and no NAT can make a node sign records
+//! without end.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
