@@ -63,45 +63,6 @@ impl Inbound {
         let Some(mut receiver) = self.receiver.take() else {
             return false;
         };
-        let more = self.round(shared, sockets, |inbound, round| {
-            let each = |datagram: &[u8], from| inbound.datagram(round, datagram, from);
-            receiver.receive(socket, each).unwrap_or_else(|error| {
-                // Most often it is an ICMP error about an earlier datagram, and the next call succeeds.
-                tracing::debug!(%error, "cannot receive");
-                false
-            })
-        });
-        self.receiver = Some(receiver);
-        more || !self.handshakes.is_empty()
-    }
-
-    /// Handles what arrived by streams. If handshakes wait then, this thread is woken again.
-    pub(super) fn streams(&mut self, shared: &Shared, sockets: &Sockets) {
-        let streams = shared.wakes.streams.take_arrived(self.pair);
-        if streams.is_empty() && !std::mem::take(&mut self.is_woken) {
-            return;
-        }
-        self.round(shared, sockets, |inbound, round| {
-            for stream in streams {
-                for frame in Frames::of(&stream.take()) {
-                    inbound.streamed(round, &stream, frame);
-                }
-            }
-        });
-        self.is_woken = !self.handshakes.is_empty();
-        if self.is_woken {
-            let _ = shared.wakes.pairs[self.pair].first.write(1);
-        }
-    }
-
-    /// Lets `work` handle one batch, sends and writes what comes of it, and handles some of the handshakes that wait.
-    #[inline]
-    fn round<T>(
-        &mut self,
-        shared: &Shared,
-        sockets: &Sockets,
-        work: impl FnOnce(&mut Self, &Round<'_>) -> T,
-    ) -> T {
         let table = shared.table.load();
         let device = shared.device.load();
         // The peer of the last datagram may have been removed since.
@@ -113,10 +74,46 @@ impl Inbound {
             sockets,
             now: Instant::now(),
         };
-        let result = work(self, &round);
+        let each = |datagram: &[u8], from| self.datagram(&round, datagram, from);
+        let more = receiver.receive(socket, each).unwrap_or_else(|error| {
+            // Most often it is an ICMP error about an earlier datagram, and the next call succeeds.
+            tracing::debug!(%error, "cannot receive");
+            false
+        });
+        self.receiver = Some(receiver);
         self.flush(&round);
         self.handshakes.handle_some(&round, &mut self.sender);
-        result
+        more || !self.handshakes.is_empty()
+    }
+
+    /// Handles what arrived by streams. If handshakes wait then, this thread is woken again. It begins and ends as [`Self::batch`] does;
+    /// one generic function for both cost up to 11 % more processor time for each byte of a TCP stream on one of two machines.
+    pub(super) fn streams(&mut self, shared: &Shared, sockets: &Sockets) {
+        let streams = shared.wakes.streams.take_arrived(self.pair);
+        if streams.is_empty() && !std::mem::take(&mut self.is_woken) {
+            return;
+        }
+        let table = shared.table.load();
+        let device = shared.device.load();
+        self.recent = None;
+        let round = Round {
+            shared,
+            tun: &device.pairs[self.pair],
+            table: &table,
+            sockets,
+            now: Instant::now(),
+        };
+        for stream in streams {
+            for frame in Frames::of(&stream.take()) {
+                self.streamed(&round, &stream, frame);
+            }
+        }
+        self.flush(&round);
+        self.handshakes.handle_some(&round, &mut self.sender);
+        self.is_woken = !self.handshakes.is_empty();
+        if self.is_woken {
+            let _ = shared.wakes.pairs[self.pair].first.write(1);
+        }
     }
 
     /// A frame that arrived by a stream: for this node, or for another one if this node relays for the sender.
