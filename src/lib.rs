@@ -5,6 +5,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`model`] | values that every part uses: names, keys, addresses, time, rates |
+//! | [`policy`] | who may reach which port: the language of the rules, and the table that packets are checked against |
 //! | [`records`] | signed records, the ledger that verifies them, and the map of the mesh computed from it |
 //! | [`protocol`] | messages: join token, join, control stream, gossip between nodes, administration, local API |
 //! | [`os`] | files, logs, signals, Unix sockets, configuration files |
@@ -20,8 +21,8 @@
 //! | [`testbed`] | hosts in network namespaces, for the demo, the tests and the benches |
 //!
 //! Imports run one way: programs import `cli`, `node`, `coordinator` and `testbed`; those import `tunnel`, `path`, `dns`,
-//! `containers`, `services` and `firewall`; those import `protocol`, then `records`, then `model`. `os` serves all parts that do
-//! input and output. `tests/architecture` holds that.
+//! `containers`, `services` and `firewall`; those import `protocol`, then `records`, then `policy`, then
+//! `model`. `os` serves all parts that do input and output. `tests/architecture` holds that.
 //!
 //! Start reading at [`records::ledger`], which verifies every record, then at [`node`].
 
@@ -37,6 +38,7 @@ pub mod model;
 pub mod node;
 pub mod os;
 pub mod path;
+pub mod policy;
 pub mod protocol;
 pub mod records;
 pub mod services;

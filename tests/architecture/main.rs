@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 /// Each part of the crate and the parts it may import; every part may import itself.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("model", &[]),
-    ("records", &["model"]),
-    ("protocol", &["records", "model"]),
-    ("os", &["protocol", "records", "model"]),
+    ("policy", &["model"]),
+    ("records", &["policy", "model"]),
+    ("protocol", &["records", "policy", "model"]),
+    ("os", &["protocol", "records", "policy", "model"]),
     ("tunnel", LOWER),
     ("path", LOWER),
     ("dns", LOWER),
@@ -27,7 +28,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
 ];
 
 /// The parts below those in the middle.
-const LOWER: &[&str] = &["os", "protocol", "records", "model"];
+const LOWER: &[&str] = &["os", "protocol", "records", "policy", "model"];
 
 /// The parts in the middle, which do not import each other, and those below.
 const MIDDLE: &[&str] = &[
@@ -40,6 +41,7 @@ const MIDDLE: &[&str] = &[
     "os",
     "protocol",
     "records",
+    "policy",
     "model",
 ];
 
@@ -55,12 +57,14 @@ const UPPER: &[&str] = &[
     "os",
     "protocol",
     "records",
+    "policy",
     "model",
 ];
 
 /// Parts that are pure, but for the [`SHELLS`].
 const PURE: &[&str] = &[
     "model",
+    "policy",
     "records",
     "protocol",
     "tunnel",

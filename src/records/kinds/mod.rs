@@ -32,10 +32,11 @@ pub use self::members::{
 };
 pub use self::rules::RecordError;
 pub use self::services::{
-    Health, Instance, MAX_ADDRESSES, MAX_INSTANCES, MAX_PORTS, Port, Protocol, Service, Source,
+    Health, Instance, MAX_ADDRESSES, MAX_INSTANCES, MAX_PORTS, Port, Service, Source,
     default_weight,
 };
 pub use super::key::{MESH_ID, RecordKey, ServiceId};
+pub use crate::model::Protocol;
 
 /// The maximum length of a kind that this version does not know.
 const MAX_KIND: usize = 32;

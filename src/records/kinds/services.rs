@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use super::rules::{RecordError, bounded, check_address};
+use crate::model::Protocol;
 use crate::model::key::PublicKey;
 use crate::model::name::{Label, ServiceName};
 use crate::records::key::ServiceId;
@@ -122,27 +123,6 @@ pub struct Port {
     /// The name of the port in SRV queries, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Label>,
-}
-
-/// A transport protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl Protocol {
-    /// Returns `tcp` or `udp`, as in SRV names.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        }
-    }
 }
 
 /// The health that a node reports for its instance.

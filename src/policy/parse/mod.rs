@@ -1,0 +1,378 @@
+//! Parses the text of a policy. Each word is parsed once, and all errors are reported together.
+
+mod document;
+mod groups;
+mod target;
+
+use toml::de::{DeTable, DeValue};
+
+use self::document::{Entry, Errors, TOP, Word, kind_of, nearest, quoted};
+use self::groups::Names;
+use super::error::PolicyError;
+use super::rules::{Policy, Ports, Rule, Serve, Target, Term, Test, Wanted};
+use super::selector::Selector;
+use crate::model::text::printable;
+
+/// The version of the language that this program speaks.
+pub const LANGUAGE: u32 = 1;
+
+/// The maximum size of a policy, in bytes: with its signature it must fit into a record.
+pub const MAX_POLICY: usize = 60 * 1024;
+
+/// How many characters of a wrong text a message shows.
+const MAX_SHOWN: usize = 64;
+
+impl Policy {
+    /// Parses a policy.
+    ///
+    /// # Errors
+    /// The first error in the text.
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        Self::check(text).map_err(|errors| {
+            let first = errors.into_iter().next();
+            first.unwrap_or(PolicyError {
+                line: 1,
+                column: 1,
+                message: "the text is no policy".to_owned(),
+                newer: false,
+            })
+        })
+    }
+
+    /// Parses a policy.
+    ///
+    /// # Errors
+    /// All errors in the text, up to a bound, in the order of the text. A policy in a later version of the language is one error.
+    pub fn check(text: &str) -> Result<Self, Vec<PolicyError>> {
+        let mut errors = Errors::new(text);
+        if text.len() > MAX_POLICY {
+            let message = format!(
+                "the policy has {} bytes; {MAX_POLICY} (60 KiB) are the most",
+                text.len()
+            );
+            errors.add(0, message);
+            return Err(errors.into_sorted());
+        }
+        let (document, syntax) = DeTable::parse_recoverable(text);
+        let top = document.get_ref();
+        // The version comes first: a later language may have another syntax.
+        if !language(&mut errors, top, syntax.is_empty()) {
+            return Err(errors.into_sorted());
+        }
+        if !syntax.is_empty() {
+            errors.add_syntax(&syntax);
+            return Err(errors.into_sorted());
+        }
+        let policy = policy(&mut errors, top, text);
+        if errors.is_empty() {
+            Ok(policy)
+        } else {
+            Err(errors.into_sorted())
+        }
+    }
+
+    /// The version of the language in which the policy is written.
+    #[must_use]
+    pub fn language(&self) -> u32 {
+        LANGUAGE
+    }
+}
+
+/// Checks `language`. Returns whether the rest is to be read.
+fn language(errors: &mut Errors<'_>, top: &DeTable<'_>, is_toml: bool) -> bool {
+    let Some(value) = top.get("language") else {
+        if is_toml {
+            errors.add(0, format!("`language = {LANGUAGE}` is missing at the top"));
+        }
+        return true;
+    };
+    let at = value.span().start;
+    let number = match value.get_ref() {
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok(),
+        _ => None,
+    };
+    match number {
+        Some(number) if number == i64::from(LANGUAGE) => true,
+        Some(number) if number > i64::from(LANGUAGE) => {
+            errors.add_newer(
+                at,
+                format!(
+                    "the policy is in language {number}; this version of meshd speaks language {LANGUAGE}"
+                ),
+            );
+            false
+        }
+        _ => {
+            errors.add(at, format!("`language` must be {LANGUAGE}"));
+            true
+        }
+    }
+}
+
+fn policy(errors: &mut Errors<'_>, top: &DeTable<'_>, text: &str) -> Policy {
+    let whole = Entry {
+        at: 0,
+        name: TOP,
+        table: top,
+    };
+    errors.check_keys(
+        whole,
+        &[
+            "language", "default", "strict", "groups", "serve", "allow", "relay", "test",
+        ],
+    );
+    let (names, groups) = groups::parse(errors, top);
+    let mut reader = Reader {
+        errors,
+        names,
+        groups: &groups,
+    };
+    let serve = reader.serve(top);
+    let rules = reader.rules(top);
+    let relay = reader.relay(top);
+    let tests = reader.tests(top);
+    Policy {
+        text: text.to_owned(),
+        default_allow: default_allow(errors, top),
+        strict: strict(errors, top),
+        groups,
+        serve,
+        rules,
+        relay,
+        tests,
+    }
+}
+
+/// The value of `default`: whether everything is allowed.
+fn default_allow(errors: &mut Errors<'_>, top: &DeTable<'_>) -> bool {
+    let Some(value) = top.get("default") else {
+        return false;
+    };
+    match value.get_ref() {
+        DeValue::String(word) if word == "allow" => true,
+        DeValue::String(word) if word == "deny" => false,
+        _ => {
+            let message = "`default` is \"deny\" or \"allow\"".to_owned();
+            errors.add(value.span().start, message);
+            false
+        }
+    }
+}
+
+/// The value of `strict`: whether nobody may serve a name that no `[[serve]]` has.
+fn strict(errors: &mut Errors<'_>, top: &DeTable<'_>) -> bool {
+    let Some(value) = top.get("strict") else {
+        return false;
+    };
+    match value.get_ref() {
+        DeValue::Boolean(strict) => *strict,
+        other => {
+            let message = format!("`strict` is true or false, not {}", kind_of(other));
+            errors.add(value.span().start, message);
+            false
+        }
+    }
+}
+
+/// The group or the selector that a text means, which must have no port.
+fn who(names: &Names, text: &str) -> Result<Term, String> {
+    names.term(text).map_err(|error| {
+        // A right selector with a port behind it is a common error here.
+        let (who, ports) = target::split(text);
+        match ports {
+            Some(_) if names.term(who).is_ok() => format!(
+                "`{}` has a port; ports stand in `to` only",
+                printable(text, MAX_SHOWN)
+            ),
+            _ => error,
+        }
+    })
+}
+
+/// Reads the lists of rules.
+struct Reader<'r, 'e> {
+    errors: &'r mut Errors<'e>,
+    names: Names,
+    groups: &'r [Vec<Selector>],
+}
+
+impl Reader<'_, '_> {
+    fn serve(&mut self, top: &DeTable<'_>) -> Vec<Serve> {
+        let mut all = Vec::new();
+        for entry in self.errors.entries(top, "serve", "[[serve]]") {
+            self.errors.check_keys(entry, &["names", "by"]);
+            let words = self.errors.words(entry, "names");
+            let names = words.iter().filter_map(|word| self.served(word)).collect();
+            let by = self.nodes(entry, "by");
+            all.push(Serve { names, by });
+        }
+        all
+    }
+
+    fn rules(&mut self, top: &DeTable<'_>) -> Vec<Rule> {
+        let mut all = Vec::new();
+        for entry in self.errors.entries(top, "allow", "[[allow]]") {
+            self.errors.check_keys(entry, &["from", "to"]);
+            let words = self.errors.words(entry, "from");
+            let from = words.iter().filter_map(|word| self.source(word)).collect();
+            let words = self.errors.words(entry, "to");
+            let to = words.iter().filter_map(|word| self.target(word)).collect();
+            let line = self.errors.line(entry.at);
+            all.push(Rule { line, from, to });
+        }
+        all
+    }
+
+    fn relay(&mut self, top: &DeTable<'_>) -> Vec<Vec<Term>> {
+        let mut all = Vec::new();
+        for entry in self.errors.entries(top, "relay", "[[relay]]") {
+            self.errors.check_keys(entry, &["offer"]);
+            all.push(self.nodes(entry, "offer"));
+        }
+        all
+    }
+
+    fn tests(&mut self, top: &DeTable<'_>) -> Vec<Test> {
+        let mut all = Vec::new();
+        for entry in self.errors.entries(top, "test", "[[test]]") {
+            self.errors.check_keys(entry, &["from", "to", "is"]);
+            let from = self.errors.word(entry, "from");
+            let from = from.and_then(|word| self.source(&word));
+            let to_word = self.errors.word(entry, "to");
+            let to = to_word.and_then(|word| self.target(&word));
+            if let (Some(word), Some(target)) = (to_word, &to)
+                && target.who == Term::One(Selector::SameProject)
+            {
+                let message = "a test names its destination; `same-project` stands in rules";
+                self.errors.add(word.at, message.to_owned());
+            }
+            let is = self.errors.word(entry, "is");
+            let wanted = is.and_then(|word| self.wanted(&word));
+            let line = self.errors.line(entry.at);
+            if let (Some(from), Some(to), Some(wanted)) = (from, to, wanted) {
+                all.push(Test {
+                    line,
+                    from,
+                    to,
+                    wanted,
+                });
+            }
+        }
+        all
+    }
+
+    fn wanted(&mut self, word: &Word<'_>) -> Option<Wanted> {
+        match word.text {
+            "allow" => Some(Wanted::Allow),
+            "deny" => Some(Wanted::Deny),
+            other => {
+                let known = ["allow", "deny"];
+                let shown = printable(other, MAX_SHOWN);
+                let remedy = match nearest(other, &known) {
+                    Some(nearest) => format!("did you mean \"{nearest}\"?"),
+                    None => format!("it is {}", quoted(&known)),
+                };
+                let message = format!("`is` cannot be \"{shown}\"; {remedy}");
+                self.errors.add(word.at, message);
+                None
+            }
+        }
+    }
+
+    /// A source: a group, or a selector that says who it is without a destination.
+    fn source(&mut self, word: &Word<'_>) -> Option<Term> {
+        match who(&self.names, word.text) {
+            Ok(Term::One(Selector::SameProject)) => {
+                let message = "`same-project` stands in `to`; write from = [\"project:*\"], to = [\"same-project\"]";
+                self.errors.add(word.at, message.to_owned());
+                None
+            }
+            Ok(term) => Some(term),
+            Err(message) => {
+                self.errors.add(word.at, message);
+                None
+            }
+        }
+    }
+
+    /// A destination with its ports.
+    fn target(&mut self, word: &Word<'_>) -> Option<Target> {
+        let (who, ports) = target::split(word.text);
+        let who = self.names.term(who);
+        let ports = ports.map_or(Ok(Ports::Declared), target::ports);
+        match (who, ports) {
+            (Ok(who), Ok(ports)) => Some(Target { who, ports }),
+            (Err(message), _) | (_, Err(message)) => {
+                self.errors.add(word.at, message);
+                None
+            }
+        }
+    }
+
+    /// A name that is served.
+    fn served(&mut self, word: &Word<'_>) -> Option<Selector> {
+        let message = match Selector::parse(word.text) {
+            Ok(
+                selector @ (Selector::Any
+                | Selector::Service(_)
+                | Selector::InProject(..)
+                | Selector::Project(_)),
+            ) => return Some(selector),
+            Ok(_) => format!(
+                "`{}` is no name of a service; names are `name`, `project/name`, `project/*` or `*`",
+                printable(word.text, MAX_SHOWN)
+            ),
+            Err(error) => match target::split(word.text) {
+                (name, Some(_)) if Selector::parse(name).is_ok() => format!(
+                    "`{}` has a port; names have none",
+                    printable(word.text, MAX_SHOWN)
+                ),
+                _ => error.to_string(),
+            },
+        };
+        self.errors.add(word.at, message);
+        None
+    }
+
+    /// A list of nodes.
+    fn nodes(&mut self, entry: Entry<'_>, key: &str) -> Vec<Term> {
+        let is_node =
+            |s: &Selector| matches!(s, Selector::Any | Selector::Tag(_) | Selector::Node(_));
+        let mut all = Vec::new();
+        for word in self.errors.words(entry, key) {
+            let term = match who(&self.names, word.text) {
+                Ok(term) => term,
+                Err(message) => {
+                    self.errors.add(word.at, message);
+                    continue;
+                }
+            };
+            let wrong = match &term {
+                Term::One(selector) => Some(selector).filter(|s| !is_node(s)),
+                Term::Group(group) => {
+                    let members = self.groups.get(*group).into_iter().flatten();
+                    members.into_iter().find(|selector| !is_node(selector))
+                }
+            };
+            match wrong {
+                None => all.push(term),
+                Some(wrong) => {
+                    let shown = printable(word.text, MAX_SHOWN);
+                    let message = match &term {
+                        Term::One(_) => format!(
+                            "`{key}` names nodes, and `{shown}` does not; write `tag:TAG`, `node:NAME` or `*`"
+                        ),
+                        Term::Group(_) => format!(
+                            "`{key}` names nodes, and the group `{shown}` has `{wrong}` in it; write `tag:TAG`, `node:NAME` or `*`"
+                        ),
+                    };
+                    self.errors.add(word.at, message);
+                }
+            }
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests;

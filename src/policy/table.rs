@@ -1,0 +1,250 @@
+//! The compiled form of a policy.
+//!
+//! Each address has a *class*: subjects with equal facts have one class. What passes from one class to another is in *layers*. A layer
+//! holds some of the rules. In a layer, the sources that occur in the same rules have one *role*, and so have the destinations that occur
+//! in the same rules with the same ports; a hash map has the ports for each pair of roles. One layer would do, but its size would be the
+//! product of what rules for all and rules for few tell apart. In layers of their own, rules for all have few roles.
+
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, Ipv6Addr};
+
+use foldhash::fast::RandomState;
+
+use super::ports::{Asked, PortSet};
+
+/// The class of all subjects that no rule of any policy tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Class(pub(super) u16);
+
+impl Class {
+    /// The class of an address that is of no subject.
+    pub const OUTSIDE: Self = Self(0);
+
+    /// The class of an address that subjects of two nodes claim, and of subjects beyond the maximum number of classes: no packet
+    /// passes from it or to it, with or without a policy.
+    pub const NOBODY: Self = Self(u16::MAX);
+
+    fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// The compiled form of a policy and of all subjects of a mesh. It does not change; a change makes a new one.
+#[derive(Debug, Clone, Default)]
+pub struct Table {
+    pub(super) base: Base,
+    /// Whether every packet passes.
+    pub(super) is_open: bool,
+    pub(super) classes: Classes,
+    pub(super) layers: Vec<Layer>,
+    pub(super) narrowing: Narrowing,
+    /// The sets of ports of the layers and of the narrowing.
+    pub(super) sets: Vec<PortSet>,
+}
+
+/// What passes before the layers are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Base {
+    /// Nothing passes, whatever the layers have.
+    #[default]
+    Closed,
+    /// What the layers have passes.
+    Rules,
+    /// Everything passes that is not narrowed.
+    Everything,
+}
+
+/// The classes of the addresses, and the addresses of the classes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Classes {
+    pub(super) v4: HashMap<u32, Class, RandomState>,
+    pub(super) v6: HashMap<V6, Class, RandomState>,
+    /// Where the addresses of each class end in `addresses`. They begin where those of the class before end.
+    pub(super) ends: Vec<u32>,
+    pub(super) addresses: Vec<IpAddr>,
+    /// How many subjects have no class because there are too many.
+    pub(super) beyond: usize,
+}
+
+/// An IPv6 address as a key of a map, in as little memory as it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct V6([u8; 16]);
+
+impl From<Ipv6Addr> for V6 {
+    fn from(address: Ipv6Addr) -> Self {
+        Self(address.octets())
+    }
+}
+
+impl Hash for V6 {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u128(u128::from_ne_bytes(self.0));
+    }
+}
+
+/// Some of the rules.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Layer {
+    /// The role of each class as a source; 0 if no rule of the layer has it.
+    pub(super) from: Box<[u16]>,
+    /// The role of each class as a destination; 0 if no rule of the layer has it.
+    pub(super) to: Box<[u16]>,
+    /// The number of the set of ports for each pair of roles, by [`Layer::key`].
+    pub(super) pairs: HashMap<u32, u32, RandomState>,
+}
+
+impl Layer {
+    pub(super) fn key(from: u16, to: u16) -> u32 {
+        u32::from(from) << 16 | u32::from(to)
+    }
+
+    /// The number of the set of ports that the layer opens.
+    fn set(&self, from: Class, to: Class) -> Option<u32> {
+        let from = *self.from.get(from.index())?;
+        let to = *self.to.get(to.index())?;
+        if from == 0 || to == 0 {
+            return None;
+        }
+        self.pairs.get(&Self::key(from, to)).copied()
+    }
+}
+
+/// What the owners of services refuse although the policy allows it (`mesh.allow`).
+#[derive(Debug, Clone, Default)]
+pub(super) struct Narrowing {
+    /// The numbers of the refusals of each class that has any, as a range in `refusals`.
+    pub(super) of_class: HashMap<Class, std::ops::Range<u32>, RandomState>,
+    pub(super) refusals: Vec<Refusal>,
+    /// Sets of classes, each in ascending order.
+    pub(super) admitted: Vec<Box<[u16]>>,
+}
+
+/// What one service refuses.
+#[derive(Debug, Clone)]
+pub(super) struct Refusal {
+    /// The numbers of the sets of classes that are not refused.
+    pub(super) admitted: Box<[u32]>,
+    /// The number of the set of ports that all other classes do not reach.
+    pub(super) refused: u32,
+}
+
+impl Narrowing {
+    /// The numbers of the sets of ports that `to` refuses to `from`.
+    fn refused(&self, from: Class, to: Class) -> impl Iterator<Item = u32> + '_ {
+        let range = self.of_class.get(&to).cloned().unwrap_or_default();
+        let refusals = self
+            .refusals
+            .get(range.start as usize..range.end as usize)
+            .unwrap_or_default();
+        let refusals = refusals.iter().filter(move |refusal| {
+            let mut sets = refusal.admitted.iter();
+            !sets.any(|set| self.is_in(*set, from))
+        });
+        refusals.map(|refusal| refusal.refused)
+    }
+
+    fn is_in(&self, set: u32, class: Class) -> bool {
+        let set = self.admitted.get(set as usize);
+        set.is_some_and(|set| set.binary_search(&class.0).is_ok())
+    }
+}
+
+impl Table {
+    /// The table by which nothing passes.
+    #[must_use]
+    pub fn closed() -> Self {
+        Self::default()
+    }
+
+    /// Whether every packet passes, so that nothing has to be looked up: there is no policy, or one that allows everything, no
+    /// `mesh.allow`, and no address without an owner.
+    #[must_use]
+    pub fn allows_everything(&self) -> bool {
+        self.is_open
+    }
+
+    /// The class of an address.
+    #[must_use]
+    pub fn class(&self, address: IpAddr) -> Class {
+        let class = match address {
+            IpAddr::V4(address) => self.classes.v4.get(&address.to_bits()),
+            IpAddr::V6(address) => self.classes.v6.get(&V6::from(address)),
+        };
+        class.copied().unwrap_or(Class::OUTSIDE)
+    }
+
+    /// Whether a packet passes.
+    #[must_use]
+    pub fn allows(&self, from: Class, to: Class, asked: Asked) -> bool {
+        let has = |set: u32| {
+            let set = self.sets.get(set as usize);
+            set.is_some_and(|set| set.contains(asked))
+        };
+        let by_rules = match self.base {
+            Base::Closed => false,
+            Base::Rules => {
+                let mut sets = self.layers.iter().filter_map(|layer| layer.set(from, to));
+                sets.any(has)
+            }
+            Base::Everything => from != Class::NOBODY && to != Class::NOBODY,
+        };
+        by_rules
+            && (self.narrowing.of_class.is_empty() || !self.narrowing.refused(from, to).any(has))
+    }
+
+    /// Everything that passes from one class to another.
+    #[must_use]
+    pub fn ports(&self, from: Class, to: Class) -> PortSet {
+        let set = |number: u32| self.sets.get(number as usize);
+        let mut ports = match self.base {
+            Base::Everything if from != Class::NOBODY && to != Class::NOBODY => {
+                PortSet::everything()
+            }
+            Base::Rules => {
+                let mut ports = PortSet::nothing();
+                let sets = self.layers.iter().filter_map(|layer| layer.set(from, to));
+                sets.filter_map(set).for_each(|set| ports.add(set));
+                ports
+            }
+            Base::Closed | Base::Everything => PortSet::nothing(),
+        };
+        for refused in self.narrowing.refused(from, to).filter_map(set) {
+            ports = ports.without(refused);
+        }
+        ports
+    }
+
+    /// The pairs of classes among `classes` between which something passes, and what. For the rules of the firewall of one host,
+    /// `classes` are those of the addresses of this host: all pairs of a large mesh are more than anybody has use for.
+    #[must_use]
+    pub fn pairs(&self, classes: &[Class]) -> Vec<(Class, Class, PortSet)> {
+        let mut classes = classes.to_vec();
+        classes.sort_unstable();
+        classes.dedup();
+        let pairs = classes
+            .iter()
+            .flat_map(|from| classes.iter().map(move |to| (*from, *to)));
+        let pairs = pairs.map(|(from, to)| (from, to, self.ports(from, to)));
+        pairs.filter(|(_, _, ports)| !ports.is_empty()).collect()
+    }
+
+    /// The addresses of a class; none of [`Class::OUTSIDE`] and [`Class::NOBODY`].
+    #[must_use]
+    pub fn addresses(&self, class: Class) -> &[IpAddr] {
+        let Some(before) = class.index().checked_sub(1) else {
+            return &[];
+        };
+        let end = |index: usize| self.classes.ends.get(index).map(|end| *end as usize);
+        match (end(before), end(class.index())) {
+            (Some(start), Some(end)) => self.classes.addresses.get(start..end).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+
+    /// How many subjects have no class, because there are more than 65,534 kinds of them. Nothing passes to them or from them.
+    #[must_use]
+    pub fn beyond(&self) -> usize {
+        self.classes.beyond
+    }
+}
