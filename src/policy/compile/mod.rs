@@ -1,17 +1,58 @@
 //! Compiles a policy and the subjects of a mesh to a table.
+//!
+//! Subjects with equal facts get one class, rules become blocks of classes that reach each other, and the blocks are packed into layers.
+//! No step looks at each pair of classes.
 
+mod blocks;
+mod facts;
+mod index;
+mod layers;
+mod narrowing;
+mod opened;
+mod sets;
+
+use self::blocks::{Blocks, Builder};
+pub(super) use self::facts::{Kinds, Owners};
+use self::index::Index;
+pub(super) use self::opened::opened;
+use self::sets::Sets;
 use super::rules::Policy;
 use super::subject::Subject;
 use super::table::{Base, Table};
 
 impl Table {
-    /// Compiles a policy for the subjects of a mesh.
+    /// Compiles a policy for the subjects of a mesh. Without a policy everything passes that `mesh.allow` of the destination lets pass.
     #[must_use]
-    pub fn compile(_policy: Option<&Policy>, _subjects: &[Subject]) -> Self {
+    pub fn compile(policy: Option<&Policy>, subjects: &[Subject]) -> Self {
+        let owners = Owners::of(subjects);
+        let kinds = Kinds::of(subjects, &owners);
+        Self::of_kinds(policy, &kinds, &owners)
+    }
+
+    /// Compiles a policy for subjects that have their classes.
+    pub(super) fn of_kinds(policy: Option<&Policy>, kinds: &Kinds<'_>, owners: &Owners) -> Self {
+        let index = Index::of(&kinds.examples);
+        let mut sets = Sets::default();
+        let rules = policy.filter(|policy| !policy.default_allow);
+        let blocks = match rules {
+            Some(policy) => Builder::new(policy, &index, &mut sets).build(),
+            None => Blocks::default(),
+        };
+        let layers = layers::pack(&blocks, index.len(), &mut sets);
+        let narrowing = narrowing::narrowing(&index, &mut sets);
+        let classes = kinds.classes(owners);
+        let base = match rules {
+            Some(_) => Base::Rules,
+            None => Base::Everything,
+        };
+        let has_nobody = classes.addresses.len() < classes.v4.len() + classes.v6.len();
         Self {
-            base: Base::Everything,
-            is_open: true,
-            ..Self::default()
+            base,
+            is_open: base == Base::Everything && narrowing.of_class.is_empty() && !has_nobody,
+            classes,
+            layers,
+            narrowing,
+            sets: sets.into_sets(),
         }
     }
 }

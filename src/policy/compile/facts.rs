@@ -1,0 +1,195 @@
+//! Gives each subject its class, and each address that of its subject.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use foldhash::fast::RandomState;
+
+use crate::model::Label;
+use crate::policy::subject::{Offered, Subject};
+use crate::policy::table::{Class, Classes, V6};
+
+/// The largest class. [`Class::OUTSIDE`] and [`Class::NOBODY`] are none of subjects.
+const MAX_CLASS: usize = u16::MAX as usize - 1;
+
+/// Everything about a subject that a selector looks at. The node of an instance is not among it: rules see the tags of this node only.
+#[derive(PartialEq, Eq, Hash)]
+struct Facts<'s> {
+    node: Option<&'s Label>,
+    tags: Vec<&'s Label>,
+    services: &'s [Offered],
+}
+
+impl<'s> Facts<'s> {
+    fn of(subject: &'s Subject) -> Self {
+        let mut tags: Vec<&Label> = subject.tags.iter().collect();
+        tags.sort_unstable();
+        tags.dedup();
+        Self {
+            node: subject.is_node.then_some(&subject.node),
+            tags,
+            services: &subject.services,
+        }
+    }
+}
+
+/// Who has an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// The subject with this number.
+    One(usize),
+    /// Several subjects of one node, which are one subject there: that with this number in [`Owners::merged`].
+    Several(usize),
+    /// Subjects of two nodes.
+    Disputed,
+}
+
+/// The owners of all addresses.
+pub(in crate::policy) struct Owners {
+    of_address: Vec<(IpAddr, Owner)>,
+    merged: Vec<Subject>,
+}
+
+impl Owners {
+    pub(in crate::policy) fn of(subjects: &[Subject]) -> Self {
+        let mut places: HashMap<IpAddr, usize, RandomState> = HashMap::default();
+        let mut owners = Self {
+            of_address: Vec::new(),
+            merged: Vec::new(),
+        };
+        for (number, subject) in subjects.iter().enumerate() {
+            for address in &subject.addresses {
+                match places.get(address).copied() {
+                    Some(place) => owners.add(place, number, subjects),
+                    None => {
+                        places.insert(*address, owners.of_address.len());
+                        owners.of_address.push((*address, Owner::One(number)));
+                    }
+                }
+            }
+        }
+        owners
+    }
+
+    /// Adds a further owner to an address.
+    fn add(&mut self, place: usize, number: usize, subjects: &[Subject]) {
+        let Some((_, owner)) = self.of_address.get_mut(place) else {
+            return;
+        };
+        let Some(more) = subjects.get(number) else {
+            return;
+        };
+        match *owner {
+            Owner::One(before) if before == number => {}
+            Owner::One(before) => match subjects.get(before) {
+                Some(before) if before.node == more.node => {
+                    let mut merged = before.clone();
+                    merge(&mut merged, more);
+                    *owner = Owner::Several(self.merged.len());
+                    self.merged.push(merged);
+                }
+                _ => *owner = Owner::Disputed,
+            },
+            Owner::Several(merged) => match self.merged.get_mut(merged) {
+                Some(before) if before.node == more.node => merge(before, more),
+                _ => *owner = Owner::Disputed,
+            },
+            Owner::Disputed => {}
+        }
+    }
+}
+
+fn merge(into: &mut Subject, more: &Subject) {
+    into.is_node |= more.is_node;
+    for offered in &more.services {
+        if !into.services.contains(offered) {
+            into.services.push(offered.clone());
+        }
+    }
+    for tag in &more.tags {
+        if !into.tags.contains(tag) {
+            into.tags.push(tag.clone());
+        }
+    }
+}
+
+/// The classes of the subjects of a mesh. They do not depend on a policy.
+pub(in crate::policy) struct Kinds<'s> {
+    /// A subject of each class, beginning with that of class 1.
+    pub(in crate::policy) examples: Vec<&'s Subject>,
+    /// The class of each subject.
+    pub(in crate::policy) of_subject: Vec<Class>,
+    of_merged: Vec<Class>,
+}
+
+impl<'s> Kinds<'s> {
+    pub(in crate::policy) fn of(subjects: &'s [Subject], owners: &'s Owners) -> Self {
+        let mut known: HashMap<Facts<'s>, Class, RandomState> = HashMap::default();
+        let mut examples = Vec::new();
+        let mut classify = |subject: &'s Subject| {
+            let facts = Facts::of(subject);
+            if let Some(class) = known.get(&facts) {
+                return *class;
+            }
+            let class = match u16::try_from(examples.len() + 1) {
+                Ok(number) if usize::from(number) <= MAX_CLASS => Class(number),
+                _ => return Class::NOBODY,
+            };
+            examples.push(subject);
+            known.insert(facts, class);
+            class
+        };
+        let of_subject = subjects.iter().map(&mut classify).collect();
+        let of_merged = owners.merged.iter().map(&mut classify).collect();
+        Self {
+            examples,
+            of_subject,
+            of_merged,
+        }
+    }
+
+    /// The classes with their addresses.
+    pub(super) fn classes(&self, owners: &Owners) -> Classes {
+        let mut classes = Classes::default();
+        let mut by_class: Vec<(Class, IpAddr)> = Vec::with_capacity(owners.of_address.len());
+        for (address, owner) in &owners.of_address {
+            let class = match owner {
+                Owner::One(number) => self.of_subject.get(*number),
+                Owner::Several(number) => self.of_merged.get(*number),
+                Owner::Disputed => None,
+            };
+            let class = class.copied().unwrap_or(Class::NOBODY);
+            match address {
+                IpAddr::V4(address) => classes.v4.insert(address.to_bits(), class),
+                IpAddr::V6(address) => classes.v6.insert(V6::from(*address), class),
+            };
+            if class != Class::NOBODY {
+                by_class.push((class, *address));
+            }
+        }
+        classes.v4.shrink_to_fit();
+        classes.v6.shrink_to_fit();
+        by_class.sort_unstable();
+        classes.ends = ends(&by_class, self.examples.len());
+        classes.addresses = by_class.into_iter().map(|(_, address)| address).collect();
+        let all = self.of_subject.iter();
+        classes.beyond = all.filter(|class| **class == Class::NOBODY).count();
+        classes
+    }
+}
+
+/// Where the addresses of each class end, beginning with [`Class::OUTSIDE`], which has none.
+fn ends(by_class: &[(Class, IpAddr)], classes: usize) -> Vec<u32> {
+    let mut ends = vec![0_u32; classes + 1];
+    for (class, _) in by_class {
+        if let Some(count) = ends.get_mut(usize::from(class.0)) {
+            *count += 1;
+        }
+    }
+    let mut end = 0;
+    for count in &mut ends {
+        end += *count;
+        *count = end;
+    }
+    ends
+}

@@ -1,0 +1,118 @@
+//! Finds the classes that a selector selects without a look at all of them.
+
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
+
+use crate::model::{Label, ServiceName};
+use crate::policy::selector::{Selector, Wild};
+use crate::policy::subject::Subject;
+use crate::policy::table::Class;
+
+/// Classes in ascending order, each once.
+pub(super) type Members = Vec<u16>;
+
+type By<K> = HashMap<K, Members, RandomState>;
+
+/// The classes by their facts.
+pub(super) struct Index<'s> {
+    examples: &'s [&'s Subject],
+    all: Members,
+    nodes: Members,
+    tagged: Members,
+    in_projects: Members,
+    by_node: By<&'s Label>,
+    by_tag: By<&'s Label>,
+    by_service: By<&'s ServiceName>,
+    /// The classes with a service of this name in any project.
+    by_name: By<&'s Label>,
+    by_project: By<&'s Label>,
+}
+
+impl<'s> Index<'s> {
+    pub(super) fn of(examples: &'s [&'s Subject]) -> Self {
+        let mut index = Self {
+            examples,
+            all: Members::new(),
+            nodes: Members::new(),
+            tagged: Members::new(),
+            in_projects: Members::new(),
+            by_node: By::default(),
+            by_tag: By::default(),
+            by_service: By::default(),
+            by_name: By::default(),
+            by_project: By::default(),
+        };
+        for (class, subject) in (1..).zip(examples) {
+            index.add(class, subject);
+        }
+        index
+    }
+
+    fn add(&mut self, class: u16, subject: &'s Subject) {
+        self.all.push(class);
+        if subject.is_node {
+            self.nodes.push(class);
+            push(self.by_node.entry(&subject.node).or_default(), class);
+        }
+        for tag in &subject.tags {
+            push(&mut self.tagged, class);
+            push(self.by_tag.entry(tag).or_default(), class);
+        }
+        for offered in &subject.services {
+            let service = &offered.service;
+            push(self.by_service.entry(service).or_default(), class);
+            if let Some(project) = &service.project {
+                push(&mut self.in_projects, class);
+                push(self.by_name.entry(&service.name).or_default(), class);
+                push(self.by_project.entry(project).or_default(), class);
+            }
+        }
+    }
+
+    /// The subject that stands for a class.
+    pub(super) fn example(&self, class: u16) -> Option<&'s Subject> {
+        let index = usize::from(class).checked_sub(1)?;
+        self.examples.get(index).copied()
+    }
+
+    /// How many classes there are, with [`Class::OUTSIDE`].
+    pub(super) fn len(&self) -> usize {
+        debug_assert_eq!(Class::OUTSIDE.0, 0);
+        self.examples.len() + 1
+    }
+
+    /// The classes that a selector selects without a look at the other side.
+    pub(super) fn select(&self, selector: &Selector) -> &[u16] {
+        let members = match selector {
+            Selector::Any => Some(&self.all),
+            Selector::Service(name) => self.by_service.get(&ServiceName::from(name.clone())),
+            Selector::InProject(Wild::Is(project), Wild::Is(name)) => {
+                let service = ServiceName {
+                    name: name.clone(),
+                    project: Some(project.clone()),
+                };
+                self.by_service.get(&service)
+            }
+            Selector::InProject(Wild::Is(project), Wild::Any)
+            | Selector::Project(Wild::Is(project)) => self.by_project.get(project),
+            Selector::InProject(Wild::Any, Wild::Is(name)) => self.by_name.get(name),
+            Selector::InProject(Wild::Any, Wild::Any) | Selector::Project(Wild::Any) => {
+                Some(&self.in_projects)
+            }
+            Selector::Tag(Wild::Is(tag)) => self.by_tag.get(tag),
+            Selector::Tag(Wild::Any) => Some(&self.tagged),
+            Selector::Node(Wild::Is(name)) => self.by_node.get(name),
+            Selector::Node(Wild::Any) => Some(&self.nodes),
+            Selector::SameProject | Selector::Unknown => None,
+        };
+        members.map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Adds a class that is not smaller than those before it.
+fn push(members: &mut Members, class: u16) {
+    if members.last() != Some(&class) {
+        members.push(class);
+    }
+}

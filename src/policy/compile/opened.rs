@@ -1,0 +1,46 @@
+//! The ports that one target of a rule opens at one subject.
+
+use crate::policy::ports::{Asked, PortSet};
+use crate::policy::rules::Ports;
+use crate::policy::selector::Selector;
+use crate::policy::subject::{Offered, Subject};
+
+/// The ports that `ports` behind `selector` opens at `subject`, which the selector selects.
+pub(in crate::policy) fn opened(selector: &Selector, ports: &Ports, subject: &Subject) -> PortSet {
+    match ports {
+        Ports::Fixed(set) => set.clone(),
+        Ports::Named(name) => {
+            let ports = selected(selector, subject).flat_map(|offered| &offered.ports);
+            let named = ports.filter(|port| port.name.as_ref() == Some(name));
+            named.map(|p| Asked::Port(p.protocol, p.port)).collect()
+        }
+        Ports::Declared if subject.is_node && !is_about_services(selector) => PortSet::everything(),
+        Ports::Declared => {
+            let mut open = PortSet::of(Asked::Icmp);
+            selected(selector, subject).for_each(|offered| open.add(&offered.declared()));
+            // A fragment may be for any port: it passes only if all ports that an instance has are open.
+            if !subject.is_node && subject.declared().without(&open).is_empty() {
+                open.extend([Asked::Other]);
+            }
+            open
+        }
+    }
+}
+
+/// The services that a selector selects at a subject that it selects.
+fn selected<'s>(selector: &Selector, subject: &'s Subject) -> impl Iterator<Item = &'s Offered> {
+    let all = !is_about_services(selector);
+    let services = subject.services.iter();
+    services.filter(move |offered| all || selector.names(&offered.service))
+}
+
+fn is_about_services(selector: &Selector) -> bool {
+    match selector {
+        Selector::Service(_) | Selector::InProject(..) | Selector::Project(_) => true,
+        Selector::Any
+        | Selector::Tag(_)
+        | Selector::Node(_)
+        | Selector::SameProject
+        | Selector::Unknown => false,
+    }
+}
