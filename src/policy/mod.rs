@@ -12,6 +12,7 @@
 //! probes of paths, and queries to the DNS address.
 
 mod compile;
+mod diff;
 mod error;
 mod explain;
 mod interpret;
@@ -21,7 +22,9 @@ mod rules;
 mod selector;
 mod subject;
 mod table;
+mod verify;
 
+pub use self::diff::{Change, diff};
 pub use self::error::PolicyError;
 pub use self::explain::{Explanation, explain};
 pub use self::interpret::{Verdict, interpret};
@@ -31,3 +34,7 @@ pub use self::rules::Policy;
 pub use self::selector::{Selector, SelectorError, Wild};
 pub use self::subject::{NodeFacts, Offered, OfferedPort, Subject};
 pub use self::table::{Class, Table};
+pub use self::verify::{Failure, run_tests};
+
+#[cfg(test)]
+mod tests;

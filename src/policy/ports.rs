@@ -103,6 +103,29 @@ impl PortSet {
         ranges.map(|(first, last)| *first..=*last)
     }
 
+    /// Something in the set, if anything is.
+    #[must_use]
+    pub fn first(&self) -> Option<Asked> {
+        let port = |protocol| {
+            let first = self.slice(protocol).first();
+            first.map(|(first, _)| Asked::Port(protocol, *first))
+        };
+        port(Protocol::Tcp)
+            .or_else(|| port(Protocol::Udp))
+            .or_else(|| self.icmp.then_some(Asked::Icmp))
+            .or_else(|| self.other.then_some(Asked::Other))
+    }
+
+    /// The ports of TCP and UDP in the set alone.
+    #[must_use]
+    pub fn numbered(&self) -> Self {
+        Self {
+            icmp: false,
+            other: false,
+            ..self.clone()
+        }
+    }
+
     /// Whether nothing is in the set.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -21,8 +21,8 @@ impl Class {
     /// The class of an address that is of no subject.
     pub const OUTSIDE: Self = Self(0);
 
-    /// The class of an address that subjects of two nodes claim, and of subjects beyond the maximum number of classes: no packet
-    /// passes from it or to it, with or without a policy.
+    /// The class of an address that subjects of two nodes claim, and of subjects beyond the maximum number of classes. No packet passes
+    /// from it or to it, unless the table allows everything.
     pub const NOBODY: Self = Self(u16::MAX);
 
     fn index(self) -> usize {
@@ -157,8 +157,8 @@ impl Table {
         Self::default()
     }
 
-    /// Whether every packet passes, so that nothing has to be looked up: there is no policy, or one that allows everything, no
-    /// `mesh.allow`, and no address without an owner.
+    /// Whether every packet passes, so that nothing has to be looked up: there is no policy, or one that allows everything, and no
+    /// `mesh.allow`.
     #[must_use]
     pub fn allows_everything(&self) -> bool {
         self.is_open
@@ -181,6 +181,9 @@ impl Table {
             let set = self.sets.get(set as usize);
             set.is_some_and(|set| set.contains(asked))
         };
+        if self.is_open {
+            return true;
+        }
         let by_rules = match self.base {
             Base::Closed => false,
             Base::Rules => {
@@ -196,23 +199,52 @@ impl Table {
     /// Everything that passes from one class to another.
     #[must_use]
     pub fn ports(&self, from: Class, to: Class) -> PortSet {
-        let set = |number: u32| self.sets.get(number as usize);
-        let mut ports = match self.base {
-            Base::Everything if from != Class::NOBODY && to != Class::NOBODY => {
+        self.ports_by_rules(from, to)
+            .without(&self.refused_ports(from, to))
+    }
+
+    /// Everything that the policy allows, whether the owner of the destination refuses it or not.
+    pub(super) fn ports_by_rules(&self, from: Class, to: Class) -> PortSet {
+        match self.base {
+            Base::Everything if self.is_open || (from != Class::NOBODY && to != Class::NOBODY) => {
                 PortSet::everything()
             }
             Base::Rules => {
-                let mut ports = PortSet::nothing();
-                let sets = self.layers.iter().filter_map(|layer| layer.set(from, to));
-                sets.filter_map(set).for_each(|set| ports.add(set));
-                ports
+                let mut sets = self.layers.iter().filter_map(|layer| layer.set(from, to));
+                self.union(&mut sets)
             }
             Base::Closed | Base::Everything => PortSet::nothing(),
-        };
-        for refused in self.narrowing.refused(from, to).filter_map(set) {
-            ports = ports.without(refused);
         }
-        ports
+    }
+
+    /// Everything that the owner of the destination refuses, whether the policy allows it or not.
+    pub(super) fn refused_ports(&self, from: Class, to: Class) -> PortSet {
+        self.union(&mut self.narrowing.refused(from, to))
+    }
+
+    /// Whether the owner of a class refuses anything.
+    pub(super) fn is_narrowed(&self, class: Class) -> bool {
+        self.narrowing.of_class.contains_key(&class)
+    }
+
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// The roles of a class in the layers of this table and in `more`: as a source, or as a destination.
+    pub(super) fn roles(&self, more: &[Layer], class: Class, as_source: bool) -> Vec<u16> {
+        let layers = self.layers.iter().chain(more);
+        let roles = layers.map(|layer| if as_source { &layer.from } else { &layer.to });
+        roles
+            .map(|roles| roles.get(class.index()).copied().unwrap_or_default())
+            .collect()
+    }
+
+    fn union(&self, numbers: &mut dyn Iterator<Item = u32>) -> PortSet {
+        let mut union = PortSet::nothing();
+        let sets = numbers.filter_map(|number| self.sets.get(number as usize));
+        sets.for_each(|set| union.add(set));
+        union
     }
 
     /// The pairs of classes among `classes` between which something passes, and what. For the rules of the firewall of one host,

@@ -9,24 +9,31 @@ use super::sets::Sets;
 use crate::policy::table::Layer;
 
 /// The most pairs of roles of one layer. A hash map with so many takes 2.3 MiB.
-const MAX_PAIRS: usize = 1 << 17;
+pub(super) const MAX_PAIRS: usize = 1 << 17;
 
-/// Packs the blocks, of which the smallest come first.
-pub(super) fn pack(blocks: &Blocks, classes: usize, sets: &mut Sets) -> Vec<Layer> {
+/// Packs the blocks, of which the smallest come first, into layers of at most `most_pairs` pairs.
+pub(super) fn pack(
+    blocks: &Blocks,
+    classes: usize,
+    most_pairs: usize,
+    sets: &mut Sets,
+) -> Vec<Layer> {
     let mut layers = Vec::new();
     let mut rest = blocks.blocks.as_slice();
     while !rest.is_empty() {
         let plan = |count: usize| {
             let some = rest.get(..count).unwrap_or(rest);
-            Plan::of(blocks, some, classes, MAX_PAIRS)
+            Plan::of(blocks, some, classes, most_pairs)
         };
         let (count, plan) = match plan(rest.len()) {
             Some(all) => (rest.len(), all),
-            None => most(rest.len(), fitting(blocks, rest), plan).unwrap_or_else(|| {
-                // The pairs of one block are the sets of ports at its destinations, of which there may be more than of any layer.
-                let one = rest.get(..1).unwrap_or_default();
-                (1, Plan::unbounded(blocks, one, classes))
-            }),
+            None => {
+                most(rest.len(), fitting(blocks, rest, most_pairs), plan).unwrap_or_else(|| {
+                    // The pairs of one block are the sets of ports at its destinations, of which there may be more than of any layer.
+                    let one = rest.get(..1).unwrap_or_default();
+                    (1, Plan::unbounded(blocks, one, classes))
+                })
+            }
         };
         layers.push(plan.layer(blocks, sets));
         rest = rest.get(count..).unwrap_or_default();
@@ -35,11 +42,11 @@ pub(super) fn pack(blocks: &Blocks, classes: usize, sets: &mut Sets) -> Vec<Laye
 }
 
 /// How many of the first blocks fit into a layer for sure, because they have few pairs of classes.
-fn fitting(blocks: &Blocks, rest: &[Block]) -> usize {
+fn fitting(blocks: &Blocks, rest: &[Block], most_pairs: usize) -> usize {
     let mut pairs = 0_usize;
     let fits = |block: &&Block| {
         pairs = pairs.saturating_add(blocks.size(block));
-        pairs <= MAX_PAIRS
+        pairs <= most_pairs
     };
     rest.iter().take_while(fits).count()
 }

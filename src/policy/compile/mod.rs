@@ -31,6 +31,16 @@ impl Table {
 
     /// Compiles a policy for subjects that have their classes.
     pub(super) fn of_kinds(policy: Option<&Policy>, kinds: &Kinds<'_>, owners: &Owners) -> Self {
+        Self::with_pairs(policy, kinds, owners, layers::MAX_PAIRS)
+    }
+
+    /// Compiles a policy to layers of at most `most_pairs` pairs.
+    pub(super) fn with_pairs(
+        policy: Option<&Policy>,
+        kinds: &Kinds<'_>,
+        owners: &Owners,
+        most_pairs: usize,
+    ) -> Self {
         let index = Index::of(&kinds.examples);
         let mut sets = Sets::default();
         let rules = policy.filter(|policy| !policy.default_allow);
@@ -38,18 +48,16 @@ impl Table {
             Some(policy) => Builder::new(policy, &index, &mut sets).build(),
             None => Blocks::default(),
         };
-        let layers = layers::pack(&blocks, index.len(), &mut sets);
+        let layers = layers::pack(&blocks, index.len(), most_pairs, &mut sets);
         let narrowing = narrowing::narrowing(&index, &mut sets);
-        let classes = kinds.classes(owners);
         let base = match rules {
             Some(_) => Base::Rules,
             None => Base::Everything,
         };
-        let has_nobody = classes.addresses.len() < classes.v4.len() + classes.v6.len();
         Self {
             base,
-            is_open: base == Base::Everything && narrowing.of_class.is_empty() && !has_nobody,
-            classes,
+            is_open: base == Base::Everything && narrowing.of_class.is_empty(),
+            classes: kinds.classes(owners),
             layers,
             narrowing,
             sets: sets.into_sets(),

@@ -1,0 +1,184 @@
+//! The compiled form: addresses, classes, and its ends.
+
+use super::*;
+
+fn first(subject: &Subject) -> IpAddr {
+    subject.addresses[0]
+}
+
+/// What the table says about the first addresses of two subjects.
+fn passes(table: &Table, from: &Subject, to: &Subject, asked: Asked) -> bool {
+    table.allows(table.class(first(from)), table.class(first(to)), asked)
+}
+
+#[test]
+fn nothing_passes_by_a_closed_table() {
+    let table = Table::closed();
+    assert!(!table.allows_everything());
+    assert!(!table.allows(Class::OUTSIDE, Class::OUTSIDE, Asked::Icmp));
+    assert!(table.pairs(&[Class::OUTSIDE]).is_empty());
+}
+
+#[test]
+fn everything_passes_without_a_policy_until_an_owner_narrows() {
+    let (a, mut b, c) = (
+        node(1, "a", &[]),
+        instance(2, "b", &["80"]),
+        node(3, "c", &[]),
+    );
+    assert!(Table::compile(None, &[a.clone(), b.clone()]).allows_everything());
+    assert!(
+        Table::compile(
+            Some(&policy("default = \"allow\"")),
+            std::slice::from_ref(&a)
+        )
+        .allows_everything()
+    );
+    assert!(!Table::compile(Some(&policy("")), std::slice::from_ref(&a)).allows_everything());
+    b.services[0].allow = vec![selector("node:a")];
+    let table = Table::compile(None, &[a.clone(), b.clone(), c.clone()]);
+    assert!(!table.allows_everything());
+    assert!(passes(&table, &a, &b, tcp(80)) && !passes(&table, &c, &b, tcp(80)));
+    assert!(passes(&table, &c, &a, tcp(22)));
+    // An address of no subject is as it was, but nobody's friend.
+    let to = |subject| table.class(first(subject));
+    assert!(
+        table.allows(Class::OUTSIDE, to(&a), tcp(22))
+            && !table.allows(Class::OUTSIDE, to(&b), tcp(80))
+    );
+}
+
+#[test]
+fn an_address_of_no_subject_has_no_part_in_any_rule() {
+    let a = node(1, "a", &[]);
+    let table = Table::compile(Some(&rule("*", "*")), std::slice::from_ref(&a));
+    let class = table.class(first(&a));
+    assert_eq!(
+        table.class("192.0.2.1".parse().expect("an address")),
+        Class::OUTSIDE
+    );
+    assert!(table.allows(class, class, Asked::Other));
+    assert!(
+        !table.allows(Class::OUTSIDE, class, tcp(1))
+            && !table.allows(class, Class::OUTSIDE, tcp(1))
+    );
+}
+
+#[test]
+fn equal_subjects_share_a_class_with_all_their_addresses() {
+    let (a, b, c) = (
+        instance(1, "a", &["80"]),
+        instance(2, "a", &["80"]),
+        instance(3, "a", &["81"]),
+    );
+    let table = Table::compile(None, &[a.clone(), b.clone(), c.clone()]);
+    let class = table.class(first(&a));
+    assert_eq!(class, table.class(b.addresses[1]));
+    assert_ne!(class, table.class(first(&c)));
+    let mut all: Vec<IpAddr> = [a.addresses, b.addresses].concat();
+    all.sort_unstable();
+    assert_eq!(table.addresses(class), all);
+    assert_eq!(table.addresses(table.class(first(&c))), c.addresses);
+    assert!(
+        table.addresses(Class::OUTSIDE).is_empty() && table.addresses(Class::NOBODY).is_empty()
+    );
+}
+
+#[test]
+fn subjects_of_one_node_at_one_address_are_one_subject_there() {
+    let mut host = node(1, "n1", &[]);
+    let mut service = instance(1, "db", &["5432"]);
+    service.services[0].allow = vec![selector("web")];
+    let web = instance(2, "web", &[]);
+    let table = Table::compile(
+        Some(&rule("*", "*")),
+        &[host.clone(), service.clone(), web.clone()],
+    );
+    host.services = service.services;
+    let merged = host;
+    for from in [&web, &merged] {
+        for asked in [tcp(5432), tcp(22), Asked::Icmp, Asked::Other] {
+            let plain = interpret(Some(&rule("*", "*")), from, &merged, asked) == Verdict::Allow;
+            assert_eq!(
+                passes(&table, from, &merged, asked),
+                plain,
+                "{asked} from {from}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_address_that_two_nodes_claim_is_nobodys() {
+    let (a, b, c) = (node(1, "a", &[]), node(1, "b", &[]), node(2, "c", &[]));
+    for policy in [Some(rule("*", "*")), Some(rule("node:*", "node:*:22"))] {
+        let table = Table::compile(policy.as_ref(), &[a.clone(), b.clone(), c.clone()]);
+        assert_eq!(table.class(first(&a)), Class::NOBODY);
+        assert!(!passes(&table, &a, &c, tcp(22)) && !passes(&table, &c, &a, tcp(22)));
+        assert!(passes(&table, &c, &c, tcp(22)));
+    }
+}
+
+#[test]
+fn subjects_beyond_the_number_of_classes_reach_nothing_and_are_counted() {
+    let mut all: Vec<Subject> = (0..=u16::MAX)
+        .map(|n| node(n, &format!("n{n}"), &[]))
+        .collect();
+    all.push(instance(1, "late", &["80"]));
+    let table = Table::compile(Some(&rule("*", "*")), &all);
+    assert_eq!(table.beyond(), 3);
+    let (early, late) = (&all[65_533], &all[65_534]);
+    assert!(passes(&table, &all[0], early, tcp(1)) && !passes(&table, &all[0], late, tcp(1)));
+    assert_eq!(table.class(first(late)), Class::NOBODY);
+    assert!(!passes(&table, late, &all[0], tcp(1)));
+}
+
+#[test]
+fn the_pairs_of_one_host_are_those_between_which_something_passes() {
+    let (a, b, c) = (
+        instance(1, "a", &["80"]),
+        instance(2, "b", &["81"]),
+        instance(3, "c", &["82"]),
+    );
+    let table = Table::compile(Some(&rule("a", "b")), &[a.clone(), b.clone(), c.clone()]);
+    let class = |subject: &Subject| table.class(first(subject));
+    let ports: PortSet = [tcp(81), Asked::Icmp, Asked::Other].into_iter().collect();
+    assert_eq!(
+        table.pairs(&[class(&b), class(&a), class(&c), class(&a)]),
+        [(class(&a), class(&b), ports)]
+    );
+    assert!(table.pairs(&[class(&a), class(&c)]).is_empty());
+}
+
+#[test]
+fn broad_rules_and_narrow_ones_fit_into_few_layers() {
+    let subjects: Vec<Subject> = (0..3_000)
+        .map(|n| instance(n, &format!("s{n}.p{}", n % 500), &["80", "metrics=9100"]))
+        .collect();
+    let mut text = String::new();
+    for n in 0..700 {
+        text.push_str(&format!(
+            "[[allow]]\nfrom=[\"*/s{n}\"]\nto=[\"*/s{}:{n}\"]\n",
+            n + 1
+        ));
+    }
+    text.push_str("[[allow]]\nfrom=[\"*\"]\nto=[\"*:icmp\"]\n");
+    text.push_str("[[allow]]\nfrom=[\"*/s1\"]\nto=[\"*:metrics\"]\n");
+    text.push_str("[[allow]]\nfrom=[\"project:*\"]\nto=[\"same-project\"]\n");
+    let policy = policy(&text.replace("s0", "s1"));
+    let table = Table::compile(Some(&policy), &subjects);
+    assert!(table.layers().len() <= 2, "{}", table.layers().len());
+    let pairs: usize = table.layers().iter().map(|layer| layer.pairs.len()).sum();
+    assert!(pairs < 100_000, "{pairs}");
+    for (from, to, asked) in [
+        (5, 6, tcp(5)),
+        (5, 505, tcp(80)),
+        (9, 2_000, Asked::Icmp),
+        (1, 2_999, tcp(9100)),
+        (7, 9, tcp(7)),
+    ] {
+        let (from, to) = (&subjects[from], &subjects[to]);
+        let plain = allows(&policy, from, to, asked);
+        assert_eq!(passes(&table, from, to, asked), plain);
+    }
+}

@@ -1,0 +1,189 @@
+//! Explanations, differences and tests in policies.
+
+use super::*;
+
+fn subjects() -> Vec<Subject> {
+    vec![
+        instance(1, "web.shop", &["80"]),
+        instance(2, "api.shop", &["8080"]),
+        instance(3, "db", &["5432", "metrics=9100"]),
+        node(4, "n1", &["ops"]),
+    ]
+}
+
+const POLICY: &str = "
+[[allow]]
+from = [\"shop/api\"]
+to = [\"db:5432\"]
+[[allow]]
+from = [\"tag:ops\"]
+to = [\"*:metrics\", \"shop/api\"]
+";
+
+#[test]
+fn an_explanation_names_the_rule_or_what_the_nearest_one_lacks() {
+    let policy = policy(POLICY);
+    let all = subjects();
+    let (web, api, db, ops) = (&all[0], &all[1], &all[2], &all[3]);
+    let said = |from, to, asked| {
+        let explanation = explain(Some(&policy), from, to, asked);
+        assert_eq!(
+            explanation.verdict,
+            interpret(Some(&policy), from, to, asked)
+        );
+        (explanation.line, explanation.to_string())
+    };
+    assert_eq!(
+        said(api, db, tcp(5432)),
+        (
+            Some(3),
+            "the rule in line 3 allows shop/api on n1 to reach 5432/tcp of db on n1".to_owned()
+        )
+    );
+    assert_eq!(
+        said(api, db, tcp(22)),
+        (
+            Some(3),
+            "no rule allows it; the rule in line 3 allows shop/api on n1 to reach db on n1, but not at 22/tcp".to_owned()
+        )
+    );
+    assert_eq!(
+        said(web, db, tcp(5432)),
+        (Some(3), "no rule allows it; the rule in line 3 opens 5432/tcp of db on n1, but not to shop/web on n1".to_owned())
+    );
+    assert_eq!(
+        said(web, api, tcp(22)),
+        (
+            Some(6),
+            "no rule allows it; the rule in line 6 is about shop/api on n1, but neither about shop/web on n1 nor about 22/tcp".to_owned()
+        )
+    );
+    assert_eq!(
+        said(api, ops, tcp(22)),
+        (
+            Some(3),
+            "no rule allows it; the rule in line 3 is about shop/api on n1, but not about node n1"
+                .to_owned()
+        ),
+    );
+    let nothing = explain(Some(&super::policy("")), web, db, tcp(1));
+    assert_eq!((nothing.line, nothing.verdict), (None, Verdict::Deny));
+    assert_eq!(
+        explain(None, web, db, tcp(1)).to_string(),
+        "there is no policy, so everything is allowed"
+    );
+}
+
+#[test]
+fn an_explanation_names_the_owner_who_refuses() {
+    let mut db = instance(3, "db", &["5432"]);
+    db.services[0].allow = vec![selector("tag:ops"), selector("web")];
+    let explanation = explain(
+        Some(&policy(POLICY)),
+        &instance(2, "api.shop", &[]),
+        &db,
+        tcp(5432),
+    );
+    assert_eq!(explanation.verdict, Verdict::Deny);
+    assert_eq!(
+        explanation.to_string(),
+        "the rule in line 3 allows shop/api on n1 to reach 5432/tcp of db on n1, but `mesh.allow` of db lets only tag:ops, web pass, and shop/api on n1 is none of them"
+    );
+}
+
+fn failures(tests: &str, subjects: &[Subject]) -> Vec<String> {
+    let policy = policy(&format!("{POLICY}{tests}"));
+    run_tests(&policy, subjects)
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+fn test(from: &str, to: &str, is: &str) -> String {
+    format!("[[test]]\nfrom = \"{from}\"\nto = \"{to}\"\nis = \"{is}\"\n")
+}
+
+#[test]
+fn tests_that_hold_are_silent_with_and_without_a_mesh() {
+    let tests = [
+        test("shop/api", "db:5432", "allow"),
+        test("shop/web", "db:5432", "deny"),
+        test("tag:ops", "db:metrics", "allow"),
+        test("project:shop", "node:*", "deny"),
+        test("*", "node:n1:22", "deny"),
+        test("shop/web", "*:icmp", "deny"),
+    ]
+    .concat();
+    assert_eq!(failures(&tests, &subjects()), Vec::<String>::new());
+    assert_eq!(failures(&tests, &[]), Vec::<String>::new());
+}
+
+#[test]
+fn a_test_that_fails_names_its_line_and_one_pair() {
+    assert_eq!(
+        failures(&test("shop/api", "db:5432", "deny"), &subjects()),
+        [
+            "line 9: shop/api on n1 reaches 5432 of db on n1: the rule in line 3 allows shop/api on n1 to reach 5432/tcp of db on n1"
+        ]
+    );
+    assert_eq!(
+        failures(&test("shop/api", "db", "allow"), &subjects()),
+        [
+            "line 9: shop/api on n1 does not reach 9100 of db on n1: no rule allows it; the rule in line 3 allows shop/api on n1 to reach db on n1, but not at 9100/tcp"
+        ]
+    );
+    // A range is allowed only if all of it is, and denied only if nothing of it is.
+    assert_eq!(
+        failures(&test("shop/api", "db:5400-5500", "allow"), &subjects()).len(),
+        1
+    );
+    assert_eq!(
+        failures(&test("shop/api", "db:5400-5500", "deny"), &subjects()).len(),
+        1
+    );
+}
+
+#[test]
+fn a_test_without_a_port_needs_an_instance_that_declares_one() {
+    assert_eq!(
+        failures(&test("web", "cache", "deny"), &subjects()),
+        [
+            "line 9: no port of cache is known, because the mesh does not have it; name a port in the test"
+        ]
+    );
+    assert_eq!(
+        failures(&test("web", "shop/web:metrics", "deny"), &subjects()),
+        ["line 9: shop/web declares no port `metrics`"]
+    );
+}
+
+#[test]
+fn a_test_sees_what_an_owner_refuses() {
+    let mut all = subjects();
+    all[2].services[0].allow = vec![selector("web")];
+    assert_eq!(
+        failures(&test("shop/api", "db:5432", "allow"), &all).len(),
+        1
+    );
+}
+
+#[test]
+fn a_difference_lists_what_opens_and_what_closes() {
+    let all = subjects();
+    let new = policy(&POLICY.replace("db:5432", "db:5433"));
+    let changes = diff(Some(&policy(POLICY)), Some(&new), &all);
+    assert_eq!(
+        changes,
+        [Change {
+            from: vec![1],
+            to: vec![2],
+            added: PortSet::of(tcp(5433)),
+            removed: PortSet::of(tcp(5432)),
+        }]
+    );
+    assert_eq!(diff(Some(&new), Some(&new), &all), []);
+    let first = diff(None, Some(&super::policy("")), &all);
+    assert_eq!(first.len(), 1);
+    assert!(first[0].removed.is_everything() && first[0].added.is_empty());
+    assert_eq!((first[0].from.len(), first[0].to.len()), (4, 4));
+}
