@@ -73,6 +73,26 @@ impl<T: Clone> AllowedIps<T> {
             }
         }
     }
+
+    /// Whether `address` is the first host of its longest matching prefix. If the prefixes are the blocks of nodes, that is the
+    /// address of a node itself.
+    #[must_use]
+    pub fn is_first_host(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => {
+                let bits = u32::from(v4);
+                let mut levels = self.v4.iter();
+                let net = levels.find(|(mask, nets)| nets.contains_key(&(bits & mask)));
+                net.is_some_and(|(mask, _)| bits & !mask == 1)
+            }
+            IpAddr::V6(v6) => {
+                let bits = u128::from(v6);
+                let mut levels = self.v6.iter();
+                let net = levels.find(|(mask, nets)| nets.contains_key(&(bits & mask)));
+                net.is_some_and(|(mask, _)| bits & !mask == 1)
+            }
+        }
+    }
 }
 
 /// The table for `mask`, which is inserted if there is none. Tables are sorted by mask: longer masks are larger numbers.

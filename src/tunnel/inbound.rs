@@ -4,10 +4,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::checking;
 use super::decision::{Decision, decide};
 use super::delivery::Delivery;
 use super::drops::DropReason;
 use super::endpoint::{Carrier, Endpoint, Via};
+use super::guard::Memo;
 use super::handshakes::{self, Handshakes};
 use super::incoming;
 use super::noise::{Message, Opened, room_for};
@@ -35,6 +37,8 @@ pub(super) struct Inbound {
     sender: Sender,
     /// The peer of the last datagram, which most often sent the next one too.
     recent: Option<Arc<Peer>>,
+    /// The last packet that the policy let pass.
+    memo: Memo,
     handshakes: Handshakes,
     /// Whether this thread wakes itself because handshakes wait that arrived by streams.
     is_woken: bool,
@@ -48,6 +52,7 @@ impl Inbound {
             delivery: Delivery::new(shared.device.load().pairs[pair].merges_udp()),
             sender: Sender::new(),
             recent: None,
+            memo: Memo::default(),
             handshakes: Handshakes::default(),
             is_woken: false,
         }
@@ -67,6 +72,7 @@ impl Inbound {
         let device = shared.device.load();
         // The peer of the last datagram may have been removed since.
         self.recent = None;
+        self.memo.clear();
         let round = Round {
             shared,
             tun: &device.pairs[self.pair],
@@ -96,6 +102,7 @@ impl Inbound {
         let table = shared.table.load();
         let device = shared.device.load();
         self.recent = None;
+        self.memo.clear();
         let round = Round {
             shared,
             tun: &device.pairs[self.pair],
@@ -259,7 +266,7 @@ impl Inbound {
             Decision::Deliver => {
                 drop(state);
                 if let Opened::Packet(length) = opened {
-                    self.delivery.push(length, round.tun, drops);
+                    self.deliver(round, &peer, length);
                 }
             }
             Decision::AnswerProbe => {
@@ -293,6 +300,16 @@ impl Inbound {
                 self.revive(round, from);
             }
             Decision::Drop(reason) => drops.add(reason),
+        }
+    }
+
+    /// Passes the packet of `peer` that was opened to the device, if the policy lets it pass.
+    #[inline]
+    fn deliver(&mut self, round: &Round<'_>, peer: &Peer, length: usize) {
+        let within = (round.shared, round.table);
+        let packet = &self.delivery.space()[..length];
+        if checking::passes_in(within, peer, packet, &mut self.memo, round.now) {
+            self.delivery.push(length, round.tun, &round.shared.drops);
         }
     }
 

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::checking;
 use super::drops::DropReason;
+use super::guard::Memo;
+use super::icmp_errors::{self, ErrorLimit, MAX_ERROR, Why};
 use super::keys::StaticKeys;
 use super::local_service::LocalService;
 use super::messages;
@@ -12,11 +15,12 @@ use super::packet::Ip;
 use super::paths::Choice;
 use super::peer::Peer;
 use super::queues::QueueSet;
+use super::reset::{self, MAX_RESET};
 use super::shared::Shared;
 use super::sockets::Sockets;
 use super::split::{VNET_HEADER, VnetHeader, largest_segment, split};
 use super::table::Table;
-use super::too_big::{self, ErrorLimit, MAX_ERROR};
+use super::too_big;
 use super::tun::is_removal;
 use super::udp::Sender;
 
@@ -37,6 +41,8 @@ pub(super) struct Outbound {
     answer: Vec<u8>,
     sender: Sender,
     errors: ErrorLimit,
+    /// The last packet that the policy let pass.
+    memo: Memo,
 }
 
 impl Outbound {
@@ -48,6 +54,7 @@ impl Outbound {
             answer: Vec::new(),
             sender: Sender::new(),
             errors: ErrorLimit::new(Instant::now()),
+            memo: Memo::default(),
         }
     }
 
@@ -61,6 +68,7 @@ impl Outbound {
         let tun = &device.pairs[self.pair];
         let mut queues = tun.ready();
         let mut packets = 0;
+        self.memo.clear();
         while !queues.is_empty() && packets < BATCH {
             for queue in queues {
                 match tun.read(queue, &mut self.buffer) {
@@ -100,7 +108,13 @@ impl Outbound {
         range: std::ops::Range<usize>,
         now: Instant,
     ) {
-        let Self { buffer, answer, .. } = self;
+        let Self {
+            buffer,
+            answer,
+            errors,
+            memo,
+            ..
+        } = self;
         let packet = &mut buffer[range.clone()];
         let Some(ip) = Ip::parse(packet) else {
             shared.drops.add(DropReason::Malformed);
@@ -118,6 +132,12 @@ impl Outbound {
         // A peer takes a packet to this port for a message of this node's meshd, so no other program may send one.
         if messages::payload(packet, &ip).is_some() && peer.lock().paths.choice == Choice::Steered {
             return shared.drops.add(DropReason::Reserved);
+        }
+        if !checking::passes_out((shared, table), (packet, &ip), memo, now) {
+            if errors.admit(now) {
+                deny(shared, packet, &ip);
+            }
+            return;
         }
         self.send(shared, sockets, (peer, keys), header, range, now);
     }
@@ -154,7 +174,7 @@ impl Outbound {
             if errors.admit(now)
                 && let Some(ip) = Ip::parse(packet)
             {
-                refuse(shared, packet, &ip, fits);
+                refuse(shared, packet, &ip, Why::TooBig(fits));
             }
             return;
         }
@@ -224,10 +244,19 @@ fn answer_locally(
     }
 }
 
-/// Sends an error with the size that fits to the sender of `packet`, through the device.
-fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, fits: u16) {
+/// Tells the sender of `packet`, through the device, that the policy denies it.
+fn deny(shared: &Shared, packet: &[u8], ip: &Ip) {
+    let mut out = [0; MAX_RESET];
+    match reset::answer(packet, ip, &mut out) {
+        Some(length) => shared.inject(&out[..length]),
+        None => refuse(shared, packet, ip, Why::Prohibited),
+    }
+}
+
+/// Sends an error to the sender of `packet`, through the device.
+fn refuse(shared: &Shared, packet: &[u8], ip: &Ip, why: Why) {
     let mut error = [0; MAX_ERROR];
-    if let Some(length) = too_big::answer(packet, ip, fits, &mut error) {
+    if let Some(length) = icmp_errors::answer(packet, ip, why, &mut error) {
         shared.inject(&error[..length]);
     }
 }

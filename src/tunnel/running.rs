@@ -9,10 +9,10 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
 
 use super::config::{PeerConfig, TunnelConfig, TunnelError};
 use super::drops::{Counters, DropCounters};
+use super::filter::Filter;
 use super::injector::Injector;
 use super::keys::StaticKeys;
 use super::limiter::{HandshakeLimiter, OpeningLimit, RevivalLimit};
@@ -214,11 +214,10 @@ impl Tunnel {
             .change_settings(|table| table.local_service = service);
     }
 
-    /// Sets the networks of this node. Peers reach no other destination through it, whatever the host would forward. If
-    /// there are none, they may send anywhere.
-    pub fn set_own_networks(&self, networks: &[IpNet]) {
-        self.peers
-            .change_settings(|table| table.own_networks = networks.into());
+    /// Which packets pass.
+    #[must_use]
+    pub fn filter(&self) -> Filter<'_> {
+        Filter(&self.peers)
     }
 
     /// Replaces all peers. Those that stay keep their sessions, and their endpoint unless another one is configured than

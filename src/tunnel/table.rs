@@ -16,6 +16,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use super::allowed_ips::AllowedIps;
+use super::guard::Guard;
 use super::keys::StaticKeys;
 use super::local_service::LocalService;
 use super::peer::Peer;
@@ -52,6 +53,8 @@ pub(super) struct Table {
     pub(super) relays: Arc<UsedRelays>,
     /// The networks that packets of peers may go to. If there are none, they may go anywhere.
     pub(super) own_networks: Arc<[IpNet]>,
+    /// The policy between members. Without one everything passes.
+    pub(super) guard: Option<Guard>,
 }
 
 impl Table {
@@ -67,6 +70,7 @@ impl Table {
             local_service: None,
             relays: Arc::default(),
             own_networks: Arc::default(),
+            guard: None,
         }
     }
 

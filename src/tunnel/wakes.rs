@@ -3,10 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::endpoint::Endpoint;
+use super::guard::Denials;
 use super::news::News;
 use super::streams::Streams;
 use super::stun_requests::Requests;
@@ -32,6 +34,8 @@ pub(super) struct Wakes {
     pub(super) news: News,
     /// The requests to STUN servers. An answer is news as well.
     pub(super) stun: Requests,
+    /// The packets that the policy denied. The first one of a pair of addresses is news as well.
+    pub(super) denials: Mutex<Denials>,
 }
 
 impl Wakes {
@@ -54,6 +58,7 @@ impl Wakes {
             streams,
             news: News::new(event()?),
             stun: Requests::default(),
+            denials: Mutex::new(Denials::new(Instant::now())),
         })
     }
 

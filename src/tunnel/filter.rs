@@ -1,0 +1,77 @@
+//! What passes through the tunnel, set from outside the data plane.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use ipnet::IpNet;
+
+use super::guard::{Denial, Denials, Guard};
+use super::peers::Peers;
+use crate::os::clock;
+use crate::policy::Table;
+
+/// The filter of a running tunnel.
+pub struct Filter<'a>(pub(super) &'a Peers);
+
+/// A denied packet, and how often there was one like it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Denied {
+    /// The packet.
+    pub denial: Denial,
+    /// How often there was one.
+    pub count: u64,
+    /// When there was the first one.
+    pub first: SystemTime,
+    /// When there was the last one.
+    pub last: SystemTime,
+}
+
+impl Filter<'_> {
+    /// Sets the networks of this node. Peers reach no other destination through it, whatever the host would forward. If
+    /// there are none, they may send anywhere.
+    pub fn set_own_networks(&self, networks: &[IpNet]) {
+        (self.0).change_settings(|table| table.own_networks = networks.into());
+    }
+
+    /// Sets the policy. It is in force from the next batch of packets on, for established connections too. Before the first call
+    /// everything passes.
+    pub fn set_policy(&self, policy: Arc<Table>) {
+        self.0.change_settings(|table| {
+            table.guard = match table.guard.take() {
+                _ if policy.allows_everything() => None,
+                Some(guard) => Some(guard.with(policy)),
+                None => Some(Guard::new(policy)),
+            };
+        });
+    }
+
+    /// The last packets that the policy denied, the latest first.
+    #[must_use]
+    pub fn denied(&self) -> Vec<Denied> {
+        let entries = self.denials().entries();
+        let (now, wall) = (Instant::now(), clock::wall());
+        let date = |at: Instant| {
+            let age = now.saturating_duration_since(at);
+            wall.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH)
+        };
+        let denied = entries.into_iter().map(|entry| Denied {
+            denial: entry.denial,
+            count: entry.count,
+            first: date(entry.first),
+            last: date(entry.last),
+        });
+        denied.collect()
+    }
+
+    /// The first denied packet of each pair of addresses, since the last call. There is news ([`super::Steering::news_event`])
+    /// when there is one. Their number is limited.
+    #[must_use]
+    pub fn take_first_denials(&self) -> Vec<Denial> {
+        self.denials().take_first()
+    }
+
+    fn denials(&self) -> MutexGuard<'_, Denials> {
+        let denials = self.0.shared.wakes.denials.lock();
+        denials.unwrap_or_else(PoisonError::into_inner)
+    }
+}
