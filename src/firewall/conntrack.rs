@@ -4,6 +4,8 @@
 //! Connection tracking keeps the translation of an established connection, whatever the rules say afterwards. So the
 //! connections of an instance address are deleted when the address is assigned to another container or removed. UDP
 //! flows do not end by themselves, so a UDP flow is deleted when its service address no longer leads to its instance.
+//! Connections between containers of this host that a new policy denies are deleted too. The rules stop their packets already, but
+//! the rules may be removed for a moment by another program.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -12,8 +14,10 @@ use ipnet::Ipv4Net;
 
 use super::FirewallState;
 use super::netfilter::{FAMILY_HEADER, message};
-use super::ruleset::ValidState;
+use super::ruleset::{LocalRules, ValidState};
+use crate::model::Protocol;
 use crate::os::netlink::{attribute, attributes, push_attribute};
+use crate::policy::Asked;
 
 /// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE` of the connection tracking subsystem.
 const GET: u16 = 0x0101;
@@ -34,7 +38,10 @@ const PROTOCOL: u16 = 2;
 const SOURCE: u16 = 1;
 const DESTINATION: u16 = 2;
 const NUMBER: u16 = 1;
-/// IP protocol number of UDP.
+const DESTINATION_PORT: u16 = 3;
+/// IP protocol numbers.
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// The connections that must be deleted.
@@ -45,6 +52,8 @@ pub(super) struct StaleConnections {
     containers: BTreeSet<Ipv4Addr>,
     /// Pairs of a service address and an instance to which that address no longer leads.
     balanced: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
+    /// The policy of this host, if it changed.
+    local: Option<LocalRules>,
 }
 
 impl StaleConnections {
@@ -58,6 +67,7 @@ impl StaleConnections {
             instances: BTreeSet::new(),
             containers: BTreeSet::new(),
             balanced: BTreeSet::new(),
+            local: (new.1.local().filter(|local| old.1.local() != Some(*local))).cloned(),
         };
         for (instance, container) in old.1.containers() {
             let process = |state: &FirewallState| state.mappings.get(instance).and_then(|m| m.pid);
@@ -81,7 +91,8 @@ impl StaleConnections {
                     .map(|target| (*service, *target)),
             );
         }
-        (!stale.instances.is_empty() || !stale.balanced.is_empty()).then_some(stale)
+        let has_any = !stale.instances.is_empty() || !stale.balanced.is_empty();
+        (has_any || stale.local.is_some()).then_some(stale)
     }
 
     /// The message that deletes the connection that `body` describes, if the connection is stale. `body` is the body of
@@ -95,10 +106,15 @@ impl StaleConnections {
             address(reply, SOURCE)?,
             address(reply, DESTINATION)?,
         );
+        let denies = |local: &LocalRules| {
+            let ends = address(original, SOURCE).map(|from| (from, to, back_from));
+            ends.is_some_and(|ends| !local.allows(ends, asked(original)))
+        };
         let ends = self.instances.contains(&to)
             || self.instances.contains(&back_to)
             || (self.prefix.contains(&to) && self.containers.contains(&back_from))
-            || (protocol(original) == Some(UDP) && self.balanced.contains(&(to, back_from)));
+            || (protocol(original) == Some(UDP) && self.balanced.contains(&(to, back_from)))
+            || self.local.as_ref().is_some_and(denies);
         ends.then(|| {
             let mut identity = Vec::new();
             push_attribute(&mut identity, ORIGINAL | NESTED, original);
@@ -128,6 +144,18 @@ fn protocol(tuple: &[u8]) -> Option<u8> {
     attribute(attribute(tuple, PROTOCOL)?, NUMBER)?
         .first()
         .copied()
+}
+
+/// What a connection asks of its server.
+fn asked(original: &[u8]) -> Asked {
+    let port = attribute(original, PROTOCOL).and_then(|of| attribute(of, DESTINATION_PORT));
+    let port = port.and_then(|bytes| Some(u16::from_be_bytes(*bytes.first_chunk()?)));
+    match (protocol(original), port) {
+        (Some(TCP), Some(port)) => Asked::Port(Protocol::Tcp, port),
+        (Some(UDP), Some(port)) => Asked::Port(Protocol::Udp, port),
+        (Some(ICMP), _) => Asked::Icmp,
+        _ => Asked::Other,
+    }
 }
 
 #[cfg(test)]
@@ -163,6 +191,7 @@ mod tests {
                 .map(|(service, to)| (ip(service), to.iter().map(|t| ip(t)).collect()))
                 .collect(),
             native: None,
+            policy: None,
         }
     }
 

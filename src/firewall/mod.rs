@@ -8,6 +8,8 @@
 //! - A table `meshd` maps each instance address to its container, distributes connections to service addresses over the
 //!   instances, makes the instance address of an exposed container the source of its packets, and rejects packets to
 //!   addresses without a target and new connections to ports that a container does not declare.
+//! - With a policy, the same table holds the containers of this host to it, since what they send to each other does not pass the
+//!   tunnel.
 //! - One rule in the engine's chain `DOCKER-USER` accepts mapped connections. An accept in a table of our own would not
 //!   be enough, because it does not override a drop in another table.
 //! - Guards drop packets with a source address that does not belong to their sender, whether they come from hosts on
@@ -23,6 +25,7 @@ mod conntrack;
 mod docker_user;
 mod error;
 mod kernel;
+mod local_policy;
 mod native;
 mod netfilter;
 mod ports;
@@ -36,6 +39,7 @@ use std::num::NonZeroU16;
 
 use ipnet::Ipv4Net;
 
+pub use local_policy::LocalPolicy;
 pub use reconciler::Firewall;
 
 use crate::records::kinds::Protocol;
@@ -59,6 +63,8 @@ pub struct FirewallState {
     pub service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
     /// The engine's network whose containers have mesh addresses of their own, if there is one.
     pub native: Option<Native>,
+    /// What the policy allows between the addresses of this node. None: everything.
+    pub policy: Option<LocalPolicy>,
 }
 
 /// A network of the engine whose containers have mesh addresses of their own. The instance addresses in its range are

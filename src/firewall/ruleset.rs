@@ -11,10 +11,12 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use self::balance::Target;
 use self::sets::set;
+pub(super) use self::local::LocalRules;
 use super::{FirewallState, Native, Ports};
 use crate::model::interface::is_plain_interface;
 
 mod balance;
+mod local;
 mod sets;
 
 /// The name of meshd's tables.
@@ -41,6 +43,8 @@ pub(super) struct ValidState {
     natives: BTreeSet<Ipv4Addr>,
     /// The ports that accept connections, by instance address, of the containers that do not accept them on all ports.
     declared: BTreeMap<Ipv4Addr, Ports>,
+    /// The policy between the containers of this host, if there is one.
+    local: Option<LocalRules>,
     /// What was left out, and the reason.
     pub(super) left_out: Vec<String>,
 }
@@ -51,6 +55,8 @@ impl ValidState {
         valid.add_bridges(state);
         valid.add_mappings(state);
         valid.add_services(state);
+        let policy = state.policy.as_ref();
+        valid.local = policy.and_then(|policy| LocalRules::of(policy, &valid, state));
         valid
     }
 
@@ -165,6 +171,11 @@ impl ValidState {
         &self.containers
     }
 
+    /// The policy between the containers of this host, if there is one.
+    pub(super) fn local(&self) -> Option<&LocalRules> {
+        self.local.as_ref()
+    }
+
     /// The targets by service address.
     pub(super) fn services(&self) -> &BTreeMap<Ipv4Addr, Vec<Ipv4Addr>> {
         &self.services
@@ -188,6 +199,10 @@ impl ValidState {
         let mut text = replacing("ip");
         let _ = writeln!(text, "table ip {TABLE} {{");
         self.sets(&mut text, state);
+        if let Some(local) = &self.local {
+            local.sets(&mut text);
+            local.chains(&mut text);
+        }
         let translates = self.translates(state);
         let native = state.native.as_ref().map(|n| native(n, state));
         let native = native.unwrap_or_default();
@@ -249,6 +264,8 @@ impl ValidState {
             "oifname \"{interface}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
         )];
         passing.extend(invalid.clone());
+        let local = self.local.as_ref();
+        passing.extend(local.map(|local| local.passing(interface)).unwrap_or_default());
         passing.extend(native.same_bridge);
         passing.extend(undeclared.clone());
         if mark && !native.passing.is_empty() {
@@ -272,6 +289,7 @@ impl ValidState {
         let mut to_nowhere = vec![format!("ip daddr {node} accept")];
         to_nowhere.extend(native.redirects);
         to_nowhere.extend(undeclared);
+        to_nowhere.extend(local.map(LocalRules::from_host).unwrap_or_default());
         to_nowhere.extend(native.from_host);
         to_nowhere.extend(invalid);
         to_nowhere.extend(refused);

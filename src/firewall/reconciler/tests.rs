@@ -148,6 +148,7 @@ fn state() -> FirewallState {
         mappings: BTreeMap::from([("10.210.1.2".parse().expect("a literal"), mapped)]),
         service_addresses: BTreeMap::new(),
         native: None,
+        policy: None,
     }
 }
 

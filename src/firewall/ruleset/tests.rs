@@ -35,6 +35,7 @@ fn without_containers() -> FirewallState {
         mappings: BTreeMap::new(),
         service_addresses: BTreeMap::new(),
         native: None,
+        policy: None,
     }
 }
 

@@ -1,0 +1,234 @@
+//! The policy between the containers of this host, and between them and the host. Pure.
+//!
+//! The rules are about each packet of a connection and not only about the first one, so a change of the policy ends established
+//! connections. They name a container by its own address. They take the ends of a connection from connection tracking: its
+//! source as it was sent, and the server that was chosen, whether the client asked for an instance address or for a service
+//! address. Packets to the host's own mesh address are checked before anybody translates them, because the engine maps ports
+//! of that address to containers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::sets::set;
+use super::{ValidState, chain};
+use crate::firewall::{FirewallState, LocalPolicy};
+use crate::model::Protocol;
+use crate::policy::{Asked, PortSet};
+
+/// The ends of a connection, as connection tracking has them: the source, and the server after translation.
+const ENDS: &str = "ct original ip saddr . ct reply ip saddr";
+const SERVER: &str = "ct reply ip saddr";
+/// Protocols other than those whose ports or types are known.
+const OTHERS: &str = "meta l4proto != { icmp, tcp, udp }";
+
+/// What the policy allows on this host, by the addresses that packets have here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::firewall) struct LocalRules {
+    prefix: Ipv4Net,
+    node: Ipv4Addr,
+    /// The addresses of the containers that are members of the mesh themselves. Every other source on this host is the node.
+    members: BTreeSet<Ipv4Addr>,
+    /// The containers whose addresses are translated.
+    mapped: BTreeSet<Ipv4Addr>,
+    /// From one container to another one.
+    between: BTreeMap<(Ipv4Addr, Ipv4Addr), PortSet>,
+    /// From the node to a container.
+    from_node: BTreeMap<Ipv4Addr, PortSet>,
+    /// From a container to the node.
+    to_node: BTreeMap<Ipv4Addr, PortSet>,
+}
+
+impl LocalRules {
+    /// The rules for a host. None if there is nothing between which they could be.
+    pub(super) fn of(
+        policy: &LocalPolicy,
+        valid: &ValidState,
+        state: &FirewallState,
+    ) -> Option<Self> {
+        let natives = valid.natives.iter().map(|native| (*native, *native));
+        let mapped = valid.containers.iter().map(|(i, c)| (*i, *c));
+        let members: Vec<(Ipv4Addr, Ipv4Addr)> = mapped.chain(natives).collect();
+        if members.is_empty() {
+            return None;
+        }
+        let node = state.node;
+        let mut rules = Self {
+            prefix: state.prefix,
+            node,
+            members: members.iter().map(|(_, container)| *container).collect(),
+            mapped: valid.containers.values().copied().collect(),
+            between: BTreeMap::new(),
+            from_node: BTreeMap::new(),
+            to_node: BTreeMap::new(),
+        };
+        for (instance, container) in &members {
+            let ports = policy.between(node, *instance);
+            rules.from_node.extend(ports.map(|p| (*container, p)));
+            let ports = policy.between(*instance, node);
+            rules.to_node.extend(ports.map(|p| (*container, p)));
+            for (other, server) in &members {
+                let ports = policy.between(*instance, *other);
+                rules.between.extend(ports.map(|p| ((*container, *server), p)));
+            }
+        }
+        Some(rules)
+    }
+
+    /// Whether a connection from `from` may go on. `to` is the address that the client asked for, and `server` the one that it was
+    /// translated to. Connections with an end outside this host are not decided here.
+    pub(in crate::firewall) fn allows(
+        &self,
+        (from, to, server): (Ipv4Addr, Ipv4Addr, Ipv4Addr),
+        asked: Asked,
+    ) -> bool {
+        let is_member = self.members.contains(&from);
+        let is_of_node = !self.prefix.contains(&from) || from == self.node;
+        let ports = match (is_member, to == self.node) {
+            _ if !self.prefix.contains(&to) => return true,
+            (true, true) => self.to_node.get(&from),
+            (true, false) if self.members.contains(&server) => self.between.get(&(from, server)),
+            (false, false) if is_of_node && self.mapped.contains(&server) => {
+                self.from_node.get(&server)
+            }
+            _ => return true,
+        };
+        ports.is_some_and(|ports| ports.contains(asked))
+    }
+
+    /// The sets that the rules refer to.
+    pub(super) fn sets(&self, text: &mut String) {
+        let all = |addresses: &BTreeSet<Ipv4Addr>| -> Vec<String> {
+            addresses.iter().map(ToString::to_string).collect()
+        };
+        set(text, "set members", "type ipv4_addr", all(&self.members).into_iter());
+        set(text, "set mapped", "type ipv4_addr", all(&self.mapped).into_iter());
+        let between = self.between.iter();
+        let between = between.map(|((from, to), ports)| (format!("{from} . {to}"), ports));
+        Allowed::of(between).sets(text, "between", "ipv4_addr . ipv4_addr");
+        let named = |(address, ports): (&Ipv4Addr, _)| (address.to_string(), ports);
+        let from_node = self.from_node.iter().map(|(a, p)| named((a, p)));
+        Allowed::of(from_node).sets(text, "from_node", "ipv4_addr");
+        let to_node = self.to_node.iter().map(|(a, p)| named((a, p)));
+        Allowed::of(to_node).sets(text, "to_node", "ipv4_addr");
+    }
+
+    /// The chains with the rules.
+    pub(super) fn chains(&self, text: &mut String) {
+        let mut rules = vec!["ct state related meta l4proto icmp return".to_owned()];
+        rules.extend(returns(ENDS, "between"));
+        rules.push("ct original ip saddr @members goto prohibited".into());
+        rules.extend(returns(SERVER, "from_node"));
+        rules.push("goto prohibited".into());
+        chain(text, "local_policy", "", &rules);
+        let prohibited = [
+            "meta l4proto tcp reject with tcp reset",
+            "reject with icmp type admin-prohibited",
+        ];
+        chain(text, "prohibited", "", &prohibited.map(str::to_owned));
+        chain(
+            text,
+            "to_node",
+            "filter hook prerouting priority -150",
+            &[
+                format!("ip daddr != {} accept", self.node),
+                "ip saddr != @members accept".to_owned(),
+                "ct direction reply accept".to_owned(),
+                // The node resolves names for its containers.
+                "meta l4proto { tcp, udp } th dport 53 accept".to_owned(),
+                "icmp type != echo-request accept".to_owned(),
+                "ip saddr @to_node_all accept".to_owned(),
+                "ip saddr . meta l4proto . th dport @to_node_ports accept".to_owned(),
+                "icmp type echo-request ip saddr @to_node_pings accept".to_owned(),
+                format!("{OTHERS} ip saddr @to_node_others accept"),
+                // Older kernels cannot reject here.
+                "drop".to_owned(),
+            ],
+        );
+    }
+
+    /// The rules about packets that are forwarded.
+    pub(super) fn passing(&self, interface: &str) -> Vec<String> {
+        let Self { prefix, node, .. } = self;
+        let stays = format!("iifname != \"{interface}\" oifname != \"{interface}\"");
+        vec![
+            format!(
+                "{stays} ct original ip daddr {prefix} ct original ip daddr != {node} jump local_policy"
+            ),
+            // Packets that belong to no connection are not translated, so they reach only containers that have mesh addresses.
+            format!("{stays} ip daddr {prefix} ct state {{ invalid, untracked }} drop"),
+        ]
+    }
+
+    /// The rules about packets of the host itself. They reach containers that have mesh addresses of their own in any case: by
+    /// the same addresses this node checks their health.
+    pub(super) fn from_host(&self) -> Vec<String> {
+        vec![format!(
+            "ct original ip daddr {} ct reply ip saddr @mapped jump local_policy",
+            self.prefix
+        )]
+    }
+}
+
+/// The rules that return if the policy allows a packet between the ends `key`, by the sets of this name.
+fn returns(key: &str, name: &str) -> [String; 5] {
+    [
+        format!("{key} @{name}_all return"),
+        format!("ct direction original {key} . meta l4proto . th dport @{name}_ports return"),
+        format!("ct direction reply {key} . meta l4proto . th sport @{name}_ports return"),
+        format!("icmp type {{ echo-request, echo-reply }} {key} @{name}_pings return"),
+        format!("{OTHERS} {key} @{name}_others return"),
+    ]
+}
+
+/// The elements of the sets of one kind of ends.
+#[derive(Default)]
+struct Allowed {
+    /// The ends between which everything passes.
+    all: Vec<String>,
+    ports: Vec<String>,
+    pings: Vec<String>,
+    others: Vec<String>,
+    has_ranges: bool,
+}
+
+impl Allowed {
+    fn of<'a>(pairs: impl Iterator<Item = (String, &'a PortSet)>) -> Self {
+        let mut allowed = Self::default();
+        for (ends, ports) in pairs {
+            if ports.is_everything() {
+                allowed.all.push(ends);
+                continue;
+            }
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                for range in ports.ranges(protocol) {
+                    let mut element = format!("{ends} . {} . {}", protocol.as_str(), range.start());
+                    if range.start() < range.end() {
+                        let _ = write!(element, "-{}", range.end());
+                        allowed.has_ranges = true;
+                    }
+                    allowed.ports.push(element);
+                }
+            }
+            if ports.contains(Asked::Icmp) {
+                allowed.pings.push(ends.clone());
+            }
+            if ports.contains(Asked::Other) {
+                allowed.others.push(ends);
+            }
+        }
+        allowed
+    }
+
+    fn sets(self, text: &mut String, name: &str, ends: &str) {
+        let keys = format!("type {ends}");
+        set(text, &format!("set {name}_all"), &keys, self.all.into_iter());
+        let flags = if self.has_ranges { "; flags interval" } else { "" };
+        let ports = format!("type {ends} . inet_proto . inet_service{flags}");
+        set(text, &format!("set {name}_ports"), &ports, self.ports.into_iter());
+        set(text, &format!("set {name}_pings"), &keys, self.pings.into_iter());
+        set(text, &format!("set {name}_others"), &keys, self.others.into_iter());
+    }
+}
