@@ -163,8 +163,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::firewall::Mapped;
+    use crate::firewall::{LocalPolicy, Mapped};
     use crate::os::netlink::messages;
+    use crate::policy::PortSet;
 
     fn state(mappings: &[(&str, &str, u32)], services: &[(&str, &[&str])]) -> FirewallState {
         let ip = |text: &str| text.parse::<Ipv4Addr>().expect("a literal");
@@ -278,6 +279,31 @@ mod tests {
         assert!(stale.deletion(&connection(6, flow), 1).is_none());
         assert!(stale.deletion(&connection(17, other), 1).is_none());
         assert_eq!(between(&new, &old), None);
+    }
+
+    #[test]
+    fn connections_that_a_new_policy_denies_are_deleted() {
+        let ip = |text: &str| text.parse::<Ipv4Addr>().expect("a literal");
+        let mappings = [
+            ("10.210.1.2", "172.17.0.2", 5),
+            ("10.210.1.3", "172.17.0.3", 6),
+        ];
+        let old = state(&mappings, &[]);
+        let mut new = state(&mappings, &[]);
+        let ping = PortSet::of(Asked::Icmp);
+        let policy = LocalPolicy::allowing(&[(ip("10.210.1.2"), ip("10.210.1.3"), ping)]);
+        new.policy = Some(policy);
+        let stale = between(&old, &new).expect("a policy");
+        let ends = |protocol, addresses| stale.deletion(&connection(protocol, addresses), 1);
+        let forth = ["172.17.0.2", "10.210.1.3", "172.17.0.3", "10.210.1.2"];
+        assert!(ends(TCP, forth).is_some());
+        assert!(ends(ICMP, forth).is_none());
+        let back = ["172.17.0.3", "10.210.1.2", "172.17.0.2", "10.210.1.3"];
+        assert!(ends(ICMP, back).is_some());
+        let remote = ["10.210.2.1", "10.210.1.2", "172.17.0.2", "10.210.2.1"];
+        assert!(ends(TCP, remote).is_none());
+        assert_eq!(between(&new, &new), None);
+        assert_eq!(between(&new, &old), None, "everything is allowed");
     }
 
     #[test]

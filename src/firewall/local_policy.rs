@@ -43,6 +43,21 @@ impl LocalPolicy {
         })
     }
 
+    /// A policy by which an address may ask of another one what is listed.
+    #[cfg(test)]
+    pub(super) fn allowing(pairs: &[(Ipv4Addr, Ipv4Addr, PortSet)]) -> Self {
+        let addresses: BTreeSet<Ipv4Addr> = pairs.iter().flat_map(|(a, b, _)| [*a, *b]).collect();
+        let groups: BTreeMap<_, _> = addresses.into_iter().zip(0..).collect();
+        let allowed = pairs.iter().map(|(a, b, ports)| {
+            let group = |of| groups.get(of).copied().unwrap_or_default();
+            ((group(a), group(b)), ports.clone())
+        });
+        Self {
+            allowed: allowed.collect(),
+            groups,
+        }
+    }
+
     /// What `from` may ask of `to`. None if that is nothing. An address may ask itself for everything.
     pub(super) fn between(&self, from: Ipv4Addr, to: Ipv4Addr) -> Option<PortSet> {
         if from == to {
@@ -50,5 +65,84 @@ impl LocalPolicy {
         }
         let (from, to) = (self.groups.get(&from)?, self.groups.get(&to)?);
         self.allowed.get(&(*from, *to)).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Label, Protocol};
+    use crate::policy::{Asked, Offered, OfferedPort, Policy, Subject};
+
+    fn label(text: &str) -> Label {
+        Label::parse(text).expect("a literal")
+    }
+
+    fn address(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 210, 1, last)
+    }
+
+    fn subject(last: u8, service: Option<&str>) -> Subject {
+        let offered = service.map(|name| Offered {
+            service: label(name).into(),
+            ports: vec![OfferedPort {
+                name: None,
+                protocol: Protocol::Tcp,
+                port: 5432,
+            }],
+            allow: Vec::new(),
+        });
+        Subject {
+            addresses: vec![address(last).into()],
+            node: label("n1"),
+            tags: Vec::new(),
+            is_node: offered.is_none(),
+            services: offered.into_iter().collect(),
+        }
+    }
+
+    fn policy(text: &str) -> Option<LocalPolicy> {
+        let policy = Policy::parse(text).expect("a literal");
+        let subjects = [
+            subject(1, None),
+            subject(2, Some("web")),
+            subject(3, Some("web")),
+            subject(4, Some("db")),
+        ];
+        let table = Table::compile(Some(&policy), &subjects);
+        LocalPolicy::of(&table, &(1..=4).map(address).collect())
+    }
+
+    #[test]
+    fn a_policy_is_reduced_to_what_it_says_about_the_addresses_of_one_host() {
+        let text =
+            "language = 1\ndefault = \"deny\"\n[[allow]]\nfrom = [\"web\"]\nto = [\"db:5432\"]\n";
+        let policy = policy(text).expect("a policy");
+        let db = PortSet::of(Asked::Port(Protocol::Tcp, 5432));
+        for from in [2, 3] {
+            let found = policy.between(address(from), address(4));
+            assert_eq!(found.as_ref(), Some(&db));
+        }
+        for (from, to) in [(1, 4), (4, 2), (2, 3), (2, 1), (9, 4), (2, 9)] {
+            let found = policy.between(address(from), address(to));
+            assert_eq!(found, None, "{from} to {to}");
+        }
+        let own = policy.between(address(4), address(4));
+        assert_eq!(own, Some(PortSet::everything()));
+    }
+
+    #[test]
+    fn without_a_policy_there_are_no_rules() {
+        let table = Table::compile(None, &[subject(1, None), subject(2, Some("web"))]);
+        assert_eq!(
+            LocalPolicy::of(&table, &(1..=2).map(address).collect()),
+            None
+        );
+        let closed = LocalPolicy::of(&Table::closed(), &(1..=2).map(address).collect());
+        assert_eq!(
+            closed.and_then(|of| of.between(address(1), address(2))),
+            None
+        );
+        assert!(LocalPolicy::of(&Table::closed(), &BTreeSet::new()).is_some());
     }
 }

@@ -304,7 +304,8 @@ impl<K: Kernel> Work<K> {
         if owners.is_empty() && !self.applied.tables.contains_key("bridge") {
             return Ok(passes);
         }
-        if let Err(error) = self.table("bridge", ruleset::guard_bridges(&owners)).await {
+        let script = ruleset::guard_bridges(&owners, valid.local());
+        if let Err(error) = self.table("bridge", script).await {
             problems.push(problem(
                 "containers on one bridge can send packets with each other's addresses",
                 error.to_string(),

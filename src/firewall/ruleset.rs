@@ -10,8 +10,8 @@ use std::net::Ipv4Addr;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use self::balance::Target;
-use self::sets::set;
 pub(super) use self::local::LocalRules;
+use self::sets::set;
 use super::{FirewallState, Native, Ports};
 use crate::model::interface::is_plain_interface;
 
@@ -265,7 +265,11 @@ impl ValidState {
         )];
         passing.extend(invalid.clone());
         let local = self.local.as_ref();
-        passing.extend(local.map(|local| local.passing(interface)).unwrap_or_default());
+        passing.extend(
+            local
+                .map(|local| local.passing(interface))
+                .unwrap_or_default(),
+        );
         passing.extend(native.same_bridge);
         passing.extend(undeclared.clone());
         if mark && !native.passing.is_empty() {
@@ -478,8 +482,12 @@ fn native(native: &Native, state: &FirewallState) -> NativeRules {
 }
 
 /// The table for bridges. Packets with the address of an exposed container are accepted only from that container's own
-/// ports. `ports` has the ports of each container whose ports are known.
-pub(super) fn guard_bridges(ports: &BTreeMap<Ipv4Addr, Vec<String>>) -> String {
+/// ports. `ports` has the ports of each container whose ports are known. Packets between two containers of a bridge are held to the
+/// policy `local`.
+pub(super) fn guard_bridges(
+    ports: &BTreeMap<Ipv4Addr, Vec<String>>,
+    local: Option<&LocalRules>,
+) -> String {
     let plain = || {
         ports
             .iter()
@@ -508,9 +516,10 @@ pub(super) fn guard_bridges(ports: &BTreeMap<Ipv4Addr, Vec<String>>) -> String {
          \t\ttype filter hook prerouting priority -310; policy accept;\n\
          \t\tip saddr @addresses iifname . ip saddr != @ports drop\n\
          \t\tarp saddr ip @addresses iifname . arp saddr ip != @ports drop\n\
-         \t}\n\
-         }\n",
+         \t}\n",
     );
+    text.push_str(&local.map(LocalRules::bridged).unwrap_or_default());
+    text.push_str("}\n");
     text
 }
 

@@ -234,7 +234,9 @@ async fn start_tunnel(
         .map_err(|error| ApiError::new(device::code_of(&error), error.to_string()))?;
     let block = &identity.block;
     tunnel.set_local_addresses(identity.addresses().to_vec());
-    tunnel.filter().set_own_networks(&[block.v4.into(), block.v6.into()]);
+    tunnel
+        .filter()
+        .set_own_networks(&[block.v4.into(), block.v6.into()]);
     Ok((tunnel, previous.is_some()))
 }
 

@@ -2,6 +2,7 @@
 //! lists. Pure.
 
 pub(super) mod coordinator;
+pub(super) mod denials;
 pub(super) mod engine;
 pub(super) mod instances;
 pub(super) mod members;

@@ -13,9 +13,10 @@ use super::config::Config;
 use super::docker::Docker;
 use super::state::Identity;
 use crate::containers::{AppliedMappings, ContainerId, Offer, Report, network};
-use crate::firewall::{Firewall, FirewallState, Mapped, Native};
+use crate::firewall::{Firewall, FirewallState, LocalPolicy, Mapped, Native};
 use crate::model::address::Block;
 use crate::model::{MeshAddresses, ServiceName};
+use crate::policy::Table;
 use crate::protocol::local::Problem;
 use crate::records::Ledger;
 use crate::records::kinds::{Instance, Service, Source};
@@ -126,12 +127,13 @@ impl Workloads {
     }
 
     /// Hands the wanted state of the kernel to the firewall. `block` is the block of this node, and `service_addresses` are the
-    /// usable instance addresses by service address.
+    /// usable instance addresses by service address. Without a `policy` everything passes.
     pub(super) fn apply_firewall(
         &self,
         mesh: &MeshAddresses,
         block: &Block,
         service_addresses: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>,
+        policy: Option<&Table>,
     ) {
         let docker = self.docker.as_ref();
         // Rules from before a restart of meshd are right until it is known what runs.
@@ -148,14 +150,17 @@ impl Workloads {
             };
             (address, mapped)
         });
+        let mappings: BTreeMap<Ipv4Addr, Mapped> = mappings.collect();
+        let addresses = mappings.keys().copied().chain([block.node_v4()]).collect();
         self.firewall.set(FirewallState {
             interface: self.config.tunnel.interface.clone(),
             prefix: mesh.prefix_v4,
             block: block.v4,
             node: block.node_v4(),
             bridges: self.bridges.clone(),
-            mappings: mappings.collect(),
+            mappings,
             service_addresses,
+            policy: policy.and_then(|table| LocalPolicy::of(table, &addresses)),
             native: docker.and_then(Docker::native).map(|plan| Native {
                 bridge: network::BRIDGE.into(),
                 range: plan.range(),

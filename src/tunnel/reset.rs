@@ -121,10 +121,7 @@ mod tests {
                 Ip::parse(&asked).expect("whole"),
                 Ip::parse(&reset).expect("whole"),
             );
-            assert_eq!(
-                (from.source, from.destination),
-                (to.destination, to.source)
-            );
+            assert_eq!((from.source, from.destination), (to.destination, to.source));
             let expected = ([0x15, 0x38, 0x9c, 0x40], 0, 1001, RST | ACK);
             assert_eq!(values(&reset), expected);
             let pseudo = packet::pseudo_header_sum(&reset, TCP, TCP_HEADER);

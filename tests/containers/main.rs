@@ -12,6 +12,7 @@ mod guards;
 mod names;
 mod network;
 mod paths;
+mod policy;
 mod ports;
 mod positions;
 mod presence;

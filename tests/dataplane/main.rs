@@ -5,6 +5,7 @@
 mod allocations;
 mod count;
 mod lookups;
+mod policy;
 mod relayed;
 mod replays;
 mod session;

@@ -416,7 +416,9 @@ fn a_peer_reaches_neither_what_every_node_answers_for_itself_nor_what_lies_behin
         .expect("a namespace");
     let patience = std::time::Duration::from_secs(10);
     receiver.set_read_timeout(Some(patience)).expect("a socket");
-    answering.filter().set_own_networks(&["10.99.1.0/24".parse().expect("a literal")]);
+    answering
+        .filter()
+        .set_own_networks(&["10.99.1.0/24".parse().expect("a literal")]);
     let before = foreign();
     send("10.99.7.7");
     // A packet that is sent later arrives later.

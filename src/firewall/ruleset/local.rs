@@ -71,7 +71,9 @@ impl LocalRules {
             rules.to_node.extend(ports.map(|p| (*container, p)));
             for (other, server) in &members {
                 let ports = policy.between(*instance, *other);
-                rules.between.extend(ports.map(|p| ((*container, *server), p)));
+                rules
+                    .between
+                    .extend(ports.map(|p| ((*container, *server), p)));
             }
         }
         Some(rules)
@@ -103,8 +105,18 @@ impl LocalRules {
         let all = |addresses: &BTreeSet<Ipv4Addr>| -> Vec<String> {
             addresses.iter().map(ToString::to_string).collect()
         };
-        set(text, "set members", "type ipv4_addr", all(&self.members).into_iter());
-        set(text, "set mapped", "type ipv4_addr", all(&self.mapped).into_iter());
+        set(
+            text,
+            "set members",
+            "type ipv4_addr",
+            all(&self.members).into_iter(),
+        );
+        set(
+            text,
+            "set mapped",
+            "type ipv4_addr",
+            all(&self.mapped).into_iter(),
+        );
         let between = self.between.iter();
         let between = between.map(|((from, to), ports)| (format!("{from} . {to}"), ports));
         Allowed::of(between).sets(text, "between", "ipv4_addr . ipv4_addr");
@@ -149,6 +161,34 @@ impl LocalRules {
         );
     }
 
+    /// The sets and the chain for the table of bridges. Empty if no two containers have mesh addresses of their own.
+    pub(super) fn bridged(&self) -> String {
+        let mut text = String::new();
+        let natives: BTreeSet<&Ipv4Addr> = self.members.difference(&self.mapped).collect();
+        if natives.len() < 2 {
+            return text;
+        }
+        let elements = natives.iter().map(ToString::to_string);
+        set(&mut text, "set natives", "type ipv4_addr", elements);
+        let is_native =
+            |(from, to): &(Ipv4Addr, Ipv4Addr)| natives.contains(from) && natives.contains(to);
+        let between = self.between.iter().filter(|(ends, _)| is_native(ends));
+        let between = between.map(|((from, to), ports)| (format!("{from} . {to}"), ports));
+        Allowed::of(between).sets(&mut text, "between", "ipv4_addr . ipv4_addr");
+        let mut rules = BRIDGED.map(str::to_owned).to_vec();
+        rules.push(format!(
+            "{OTHERS} ip saddr . ip daddr @between_others accept"
+        ));
+        rules.push("drop".into());
+        chain(
+            &mut text,
+            "policy",
+            "filter hook forward priority 0",
+            &rules,
+        );
+        text
+    }
+
     /// The rules about packets that are forwarded.
     pub(super) fn passing(&self, interface: &str) -> Vec<String> {
         let Self { prefix, node, .. } = self;
@@ -171,6 +211,20 @@ impl LocalRules {
         )]
     }
 }
+
+/// The rules for two containers on one bridge that have mesh addresses of their own: what they send to each other does not pass the
+/// host. Bridges track no connections, so these rules are as those of the tunnel are for TCP, and a server may send datagrams
+/// from a port that its client may reach. Everything else that is no packet between two such containers passes.
+const BRIDGED: [&str; 8] = [
+    "ip saddr != @natives accept",
+    "ip daddr != @natives accept",
+    "ip saddr . ip daddr @between_all accept",
+    "ip saddr . ip daddr . meta l4proto . th dport @between_ports accept",
+    "tcp flags & (syn | ack) != syn ip daddr . ip saddr . meta l4proto . th sport @between_ports accept",
+    "meta l4proto udp ip daddr . ip saddr . meta l4proto . th sport @between_ports accept",
+    "icmp type echo-request ip saddr . ip daddr @between_pings accept",
+    "meta l4proto icmp icmp type != echo-request accept",
+];
 
 /// The rules that return if the policy allows a packet between the ends `key`, by the sets of this name.
 fn returns(key: &str, name: &str) -> [String; 5] {
@@ -224,11 +278,35 @@ impl Allowed {
 
     fn sets(self, text: &mut String, name: &str, ends: &str) {
         let keys = format!("type {ends}");
-        set(text, &format!("set {name}_all"), &keys, self.all.into_iter());
-        let flags = if self.has_ranges { "; flags interval" } else { "" };
+        set(
+            text,
+            &format!("set {name}_all"),
+            &keys,
+            self.all.into_iter(),
+        );
+        let flags = if self.has_ranges {
+            "; flags interval"
+        } else {
+            ""
+        };
         let ports = format!("type {ends} . inet_proto . inet_service{flags}");
-        set(text, &format!("set {name}_ports"), &ports, self.ports.into_iter());
-        set(text, &format!("set {name}_pings"), &keys, self.pings.into_iter());
-        set(text, &format!("set {name}_others"), &keys, self.others.into_iter());
+        set(
+            text,
+            &format!("set {name}_ports"),
+            &ports,
+            self.ports.into_iter(),
+        );
+        set(
+            text,
+            &format!("set {name}_pings"),
+            &keys,
+            self.pings.into_iter(),
+        );
+        set(
+            text,
+            &format!("set {name}_others"),
+            &keys,
+            self.others.into_iter(),
+        );
     }
 }

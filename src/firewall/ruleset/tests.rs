@@ -2,7 +2,8 @@ use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 
 use super::*;
-use crate::firewall::Mapped;
+use crate::firewall::{LocalPolicy, Mapped};
+use crate::policy::{Asked, PortSet};
 use crate::records::kinds::Protocol;
 
 fn ip(text: &str) -> Ipv4Addr {
@@ -81,7 +82,7 @@ fn the_whole_tables_of_the_other_families() {
         vec!["veth12ab".to_owned(), "veth34cd".to_owned()],
     )]);
     assert_eq!(
-        format!("{v6}{}", guard_bridges(&ports)),
+        format!("{v6}{}", guard_bridges(&ports, None)),
         include_str!("guards.nft")
     );
 }
@@ -154,7 +155,8 @@ fn a_name_cannot_add_a_rule() {
         assert_eq!(valid.table(&state, false), honest, "{name:?}");
         let ports = BTreeMap::from([(ip("172.18.0.2"), vec![name.to_owned()])]);
         if name != "mesh0" {
-            assert_eq!(guard_bridges(&ports), guard_bridges(&BTreeMap::new()));
+            let none = guard_bridges(&BTreeMap::new(), None);
+            assert_eq!(guard_bridges(&ports, None), none);
         }
     }
 }
@@ -300,4 +302,113 @@ fn a_service_address_never_leads_out_of_the_mesh_or_to_containers_that_are_not_e
     )]);
     let valid = ValidState::of(&state);
     assert_eq!(valid.services()[&ip("10.210.0.64")], [ip("10.210.2.7")]);
+}
+
+/// A policy between the two containers and the node.
+fn with_policy() -> FirewallState {
+    let (node, web, db) = (ip("10.210.1.1"), ip("10.210.1.2"), ip("10.210.1.3"));
+    let port = |protocol, port| PortSet::of(Asked::Port(protocol, port));
+    let mut to_db = port(Protocol::Tcp, 5432);
+    to_db.add(&PortSet::of(Asked::Icmp));
+    let mut to_node = PortSet::of_range(Protocol::Tcp, 9100..=9200);
+    to_node.add(&PortSet::of(Asked::Other));
+    FirewallState {
+        policy: Some(LocalPolicy::allowing(&[
+            (web, db, to_db),
+            (node, web, PortSet::everything()),
+            (node, db, port(Protocol::Udp, 53)),
+            (db, node, to_node),
+        ])),
+        ..with_containers()
+    }
+}
+
+#[test]
+fn the_whole_table_of_a_node_with_a_policy() {
+    assert_eq!(table(&with_policy()), include_str!("policy.nft"));
+}
+
+#[test]
+fn a_node_without_containers_has_no_rules_of_the_policy() {
+    let state = FirewallState {
+        policy: with_policy().policy,
+        ..without_containers()
+    };
+    assert_eq!(table(&state), include_str!("empty.nft"));
+}
+
+#[test]
+fn a_policy_decides_about_connections_as_its_rules_do() {
+    let state = with_policy();
+    let valid = ValidState::of(&state);
+    let local = valid.local().expect("containers");
+    let (web, db) = ("172.18.0.2", "172.17.0.5");
+    let tcp = |port| Asked::Port(Protocol::Tcp, port);
+    let names = Asked::Port(Protocol::Udp, 53);
+    for (from, to, server, asked, allowed) in [
+        (web, "10.210.1.3", db, tcp(5432), true),
+        (web, "10.210.0.64", db, tcp(5432), true),
+        (web, "10.210.1.3", db, Asked::Icmp, true),
+        (web, "10.210.1.3", db, tcp(22), false),
+        (web, "10.210.1.3", db, Asked::Other, false),
+        (web, "10.210.1.2", web, tcp(22), true),
+        (db, "10.210.1.2", web, tcp(5432), false),
+        // A container that is not exposed, and the host.
+        ("172.17.0.9", "10.210.1.3", db, names, true),
+        ("172.17.0.9", "10.210.1.3", db, tcp(5432), false),
+        ("10.210.1.1", "10.210.1.2", web, tcp(22), true),
+        (db, "10.210.1.1", "10.210.1.1", tcp(9150), true),
+        (db, "10.210.1.1", "172.17.0.9", tcp(9099), false),
+        (web, "10.210.1.1", "10.210.1.1", tcp(9150), false),
+        // Not between two ends of this host.
+        ("10.210.2.7", "10.210.1.3", db, tcp(22), true),
+        (web, "10.210.2.7", "10.210.2.7", tcp(22), true),
+        (web, "192.0.2.1", "192.0.2.1", tcp(22), true),
+        ("192.0.2.1", "198.51.100.1", db, tcp(22), true),
+    ] {
+        let found = local.allows((ip(from), ip(to), ip(server)), asked);
+        assert_eq!(found, allowed, "{from} to {to} at {server}: {asked}");
+    }
+}
+
+#[test]
+fn a_container_with_a_mesh_address_of_its_own_is_a_member_by_that_address() {
+    let mut state = with_policy();
+    state.native = Some(Native {
+        bridge: "br-mesh".into(),
+        range: net("10.210.1.0/25"),
+    });
+    let native = state.mappings.get_mut(&ip("10.210.1.2")).expect("there");
+    native.container = ip("10.210.1.2");
+    let text = table(&state);
+    for elements in [
+        "set members {\n\t\ttype ipv4_addr\n\t\telements = { 10.210.1.2, 172.17.0.5 }",
+        "set mapped {\n\t\ttype ipv4_addr\n\t\telements = { 172.17.0.5 }",
+        "elements = { 10.210.1.2 . 172.17.0.5 . tcp . 5432 }",
+    ] {
+        assert!(text.contains(elements), "{elements} in {text}");
+    }
+    let at = |rule: &str| {
+        text.find(rule)
+            .unwrap_or_else(|| panic!("{rule} in {text}"))
+    };
+    assert!(at("jump local_policy") < at("iifname \"br-mesh\" oifname \"br-mesh\" accept"));
+}
+
+#[test]
+fn two_containers_with_mesh_addresses_on_one_bridge_are_held_to_the_policy_by_the_bridge() {
+    let mut state = with_policy();
+    state.native = Some(Native {
+        bridge: "br-mesh".into(),
+        range: net("10.210.1.0/25"),
+    });
+    let bridge = |state: &FirewallState| {
+        let valid = ValidState::of(state);
+        guard_bridges(&BTreeMap::new(), valid.local())
+    };
+    assert!(!bridge(&state).contains("chain policy"), "both are mapped");
+    for (instance, mapped) in &mut state.mappings {
+        mapped.container = *instance;
+    }
+    assert_eq!(bridge(&state), include_str!("bridged.nft"));
 }

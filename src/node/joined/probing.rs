@@ -6,6 +6,7 @@ use super::{JoinedNode, calling, relaying, streaming, stun};
 use crate::model::NodeAddress;
 use crate::node::contact::Contact;
 use crate::node::paths::{PathAction, SteerAction};
+use crate::node::transitions::denials::FirstDenial;
 use crate::node::transitions::peers::PeerChange;
 use crate::os::clock;
 use crate::path::peer::Action as Steer;
@@ -46,6 +47,9 @@ pub(super) fn handle_news(node: &mut JoinedNode, now: Instant) {
         if let Some(reason) = said.bye {
             node.paths.handle_bye(&id, reason, now);
         }
+    }
+    for denial in node.device.tunnel.filter().take_first_denials() {
+        FirstDenial::of(&denial, &node.netmap).log();
     }
     stun::handle_answers(node, now);
     stun::poll(node, now);

@@ -143,8 +143,13 @@ impl Stages for JoinedNode {
     fn apply_firewall(&mut self) {
         if let Some(mesh) = self.replica.ledger().mesh() {
             let service_addresses = self.names.zone().load().service_addresses();
-            self.workloads
-                .apply_firewall(&mesh.addresses, &self.identity.block, service_addresses);
+            let policy = self.device.tunnel.filter().policy();
+            self.workloads.apply_firewall(
+                &mesh.addresses,
+                &self.identity.block,
+                service_addresses,
+                policy.as_deref(),
+            );
         }
     }
 

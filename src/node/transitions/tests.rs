@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::coordinator::LinkChange;
+use super::denials::FirstDenial;
 use super::engine::EngineChange;
 use super::instances::{InstanceChange, InstanceTurn, turns};
 use super::members::{MemberChange, MemberTurn, changes};
 use super::peers::{PeerChange, PeerTurn, PeerTurns};
-use crate::model::ServiceName;
+use crate::model::{Protocol, ServiceName};
 use crate::os::log::captured;
 use crate::path::watch::Reach;
+use crate::policy::Asked;
 use crate::records::Ledger;
 use crate::records::kinds::{Departure, Health, Instance, Name, Record, RevokedKind};
 use crate::testbed::records::{
@@ -52,6 +54,38 @@ fn each_transition_of_a_peer_is_one_line() {
             "WARN peer not reached peer=web-2 endpoint=192.0.2.7:51820 reason=\"its last packet was received 9 s ago\"",
             "WARN peer lost peer=web-2 endpoint=192.0.2.7:51820 reason=\"its last packet was received 9 s ago\"",
             "INFO peer back peer=web-2 endpoint=192.0.2.7:51820 away_seconds=12.3",
+        ],
+    );
+}
+
+#[test]
+fn the_first_denied_packet_between_two_addresses_is_one_line() {
+    let (db, web) = (label("db-1"), label("web-2"));
+    let asked = Asked::Port(Protocol::Tcp, 5432);
+    let lines = captured::lines(|| {
+        for (direction, asked) in [
+            (Direction::Incoming, asked),
+            (Direction::Outgoing, Asked::Icmp),
+        ] {
+            let denial = Denial {
+                from: [10, 210, 2, 7].into(),
+                to: [10, 210, 1, 2].into(),
+                asked,
+                direction,
+            };
+            let first = FirstDenial {
+                denial: &denial,
+                from_node: Some(&web),
+                to_node: Some(&db),
+            };
+            first.log();
+        }
+    });
+    assert_lines(
+        &lines,
+        &[
+            "WARN denied by the policy from=10.210.2.7 from_node=web-2 to=10.210.1.2 to_node=db-1 port=5432/tcp direction=in",
+            "WARN denied by the policy from=10.210.2.7 from_node=web-2 to=10.210.1.2 to_node=db-1 port=icmp direction=out",
         ],
     );
 }

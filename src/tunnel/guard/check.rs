@@ -62,6 +62,11 @@ impl Guard {
         }
     }
 
+    /// The policy.
+    pub(in crate::tunnel) fn policy(&self) -> &Arc<Table> {
+        &self.policy
+    }
+
     /// Decides about a packet that this node sends to a peer.
     #[inline]
     pub(in crate::tunnel) fn outgoing(

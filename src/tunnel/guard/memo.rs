@@ -49,10 +49,7 @@ fn key(packet: &[u8], ip: &Ip) -> Option<Key> {
         0x45 => {
             let addresses = packet.get(12..V4)?.try_into().ok()?;
             // No IPv6 packet has the first value as its source.
-            (
-                [u128::MAX, u128::from(u64::from_be_bytes(addresses))],
-                V4,
-            )
+            ([u128::MAX, u128::from(u64::from_be_bytes(addresses))], V4)
         }
         first if first >> 4 == 6 => {
             let source = packet.get(8..24)?.try_into().ok()?;

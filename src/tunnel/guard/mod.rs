@@ -28,6 +28,6 @@ mod seen;
 mod tests;
 
 pub(super) use check::{Guard, Members, Verdict};
-pub(super) use denials::{Denials, Sender};
 pub use denials::{Denial, Direction};
+pub(super) use denials::{Denials, Sender};
 pub(super) use memo::Memo;

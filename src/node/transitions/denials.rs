@@ -1,0 +1,47 @@
+//! Packets that the policy denies.
+
+use crate::model::Label;
+use crate::os::log::TRANSITION;
+use crate::records::netmap::Netmap;
+use crate::tunnel::{Denial, Direction};
+
+/// The first denied packet between two addresses.
+#[derive(Debug)]
+pub(in crate::node) struct FirstDenial<'a> {
+    pub denial: &'a Denial,
+    /// The nodes that have the two addresses.
+    pub from_node: Option<&'a Label>,
+    pub to_node: Option<&'a Label>,
+}
+
+impl<'a> FirstDenial<'a> {
+    /// The denial, with the nodes of its addresses.
+    pub(in crate::node) fn of(denial: &'a Denial, netmap: &'a Netmap) -> Self {
+        let node_of = |address| {
+            let mut members = netmap.members.values();
+            let owner = members.find(|member| member.block.contains(address));
+            owner.map(|member| &member.name)
+        };
+        Self {
+            denial,
+            from_node: node_of(denial.from),
+            to_node: node_of(denial.to),
+        }
+    }
+
+    pub(in crate::node) fn log(&self) {
+        let Denial {
+            from,
+            to,
+            asked,
+            direction,
+        } = self.denial;
+        let from_node = self.from_node.map(tracing::field::display);
+        let to_node = self.to_node.map(tracing::field::display);
+        let direction = match direction {
+            Direction::Outgoing => "out",
+            Direction::Incoming => "in",
+        };
+        tracing::warn!(target: TRANSITION, %from, from_node, %to, to_node, port = %asked, direction, "denied by the policy");
+    }
+}
