@@ -8,14 +8,18 @@
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use meshd::model::Label;
+use meshd::policy::{Offered, Policy, Subject, Table};
 use meshd::tunnel::allowed_ips::AllowedIps;
 use meshd::tunnel::coalesce::Coalescer;
+use meshd::tunnel::guard::{Guard, Members, Memo, Verdict};
 use meshd::tunnel::limiter::HandshakeLimiter;
 use meshd::tunnel::noise::{Message, Noise, Opened, StaticKeys, room_for};
-use meshd::tunnel::packet::{self, TCP};
+use meshd::tunnel::packet::{self, Ip, TCP, UDP};
 use meshd::tunnel::split::{VnetHeader, split};
 use x25519_dalek::StaticSecret;
 
@@ -80,6 +84,21 @@ fn main() {
             &mut lookups(peers, true),
         );
     }
+    for (name, packets, keeps_memo) in [
+        ("policy, packets of one flow", checked(TCP, 1), true),
+        (
+            "policy, a TCP packet of another flow",
+            checked(TCP, 256),
+            false,
+        ),
+        (
+            "policy, a datagram of another flow",
+            checked(UDP, 256),
+            false,
+        ),
+    ] {
+        report(name, 0, &mut checking(packets, keeps_memo));
+    }
     report(
         "limiter, one source, few handshakes",
         0,
@@ -101,6 +120,97 @@ fn main() {
             black_box(identity.initiator(black_box(&initiation)));
         })
     });
+}
+
+/// The number of instances in the mesh whose policy is checked, and of its rules.
+const INSTANCES: u32 = 10_000;
+const RULES: usize = 1_000;
+
+/// The address of an instance, on one of 100 nodes.
+fn instance(n: u32) -> IpAddr {
+    let [_, _, high, low] = (n % INSTANCES).to_be_bytes();
+    Ipv4Addr::new(10, 128, high, low).into()
+}
+
+/// A guard of a large mesh with many rules, in which each instance may reach some others.
+fn guard() -> Guard {
+    let label = |text: String| Label::parse(&text).expect("a short name");
+    let rules = (0..RULES).map(|n| {
+        let to = (n + 1) % RULES;
+        format!("[[allow]]\nfrom = [\"s{n}\"]\nto = [\"s{to}:5432\", \"s{to}:53/udp\"]\n")
+    });
+    let text = format!(
+        "language = 1\ndefault = \"deny\"\n{}",
+        rules.collect::<String>()
+    );
+    let policy = Policy::parse(&text).expect("a policy");
+    let subjects = (0..INSTANCES).map(|n| Subject {
+        addresses: vec![instance(n)],
+        node: label(format!("n{}", n % 100)),
+        tags: Vec::new(),
+        services: vec![Offered {
+            service: label(format!("s{}", n as usize % RULES)).into(),
+            ports: Vec::new(),
+            allow: Vec::new(),
+        }],
+        is_node: false,
+    });
+    let subjects: Vec<Subject> = subjects.collect();
+    Guard::new(Arc::new(Table::compile(Some(&policy), &subjects)))
+}
+
+/// So many packets that the policy allows, each of another flow.
+fn checked(protocol: u8, flows: u32) -> Vec<Vec<u8>> {
+    let packets = (0..flows).map(|n| {
+        let mut packet = vec![0; 60];
+        packet[..10].copy_from_slice(&[0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, protocol]);
+        let ends = [instance(n * 37), instance(n * 37 + 1)];
+        for (at, end) in [12, 16].into_iter().zip(ends) {
+            if let IpAddr::V4(v4) = end {
+                packet[at..at + 4].copy_from_slice(&v4.octets());
+            }
+        }
+        let port: u16 = if protocol == TCP { 5432 } else { 53 };
+        packet[20..22].copy_from_slice(&(40_000 + n as u16).to_be_bytes());
+        packet[22..24].copy_from_slice(&port.to_be_bytes());
+        packet[24..26].copy_from_slice(&[0, 40]);
+        packet[32..34].copy_from_slice(&[5 << 4, 0x10]);
+        packet
+    });
+    packets.collect()
+}
+
+/// A mesh whose members are not asked for.
+struct NoMembers;
+
+impl Members for NoMembers {
+    fn is_own(&self, _: IpAddr) -> bool {
+        false
+    }
+
+    fn is_node(&self, _: IpAddr) -> bool {
+        false
+    }
+
+    fn share_node(&self, _: IpAddr, _: IpAddr) -> bool {
+        false
+    }
+}
+
+/// Checks packets that leave, in turn.
+fn checking(packets: Vec<Vec<u8>>, keeps_memo: bool) -> impl FnMut() -> Took {
+    let (guard, mut memo, now) = (guard(), Memo::default(), Instant::now());
+    move || {
+        timed(BATCH, |n| {
+            let packet = &packets[n % packets.len()];
+            if !keeps_memo {
+                memo.clear();
+            }
+            let ip = Ip::parse(packet).expect("a whole packet");
+            let verdict = guard.outgoing((black_box(packet), &ip), &NoMembers, &mut memo, now);
+            assert_eq!(verdict, Verdict::Pass);
+        })
+    }
 }
 
 /// Runs `round` until it has lasted long enough, several times over, and prints the median.

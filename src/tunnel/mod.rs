@@ -11,6 +11,8 @@
 //! | `timer` | runs the timers of the peers that have a session or want one: rekeys, keepalives, retries |
 //! | `routes` | follows the kernel's notifications of addresses and routes, and gives up sources that are no longer valid |
 //!
+//! With a policy, the data threads check each packet between the device and the peers (`guard`, `checking`).
+//!
 //! Peers and routes are one immutable value (`table`), which is loaded once for a batch. A change makes another one (`peers`,
 //! `rotation`). The lock of a peer is taken for each datagram or packet of it, and has no contention, since each peer
 //! belongs to one pair of data threads. A panic in one of these threads ends the process: half a tunnel that is silently
@@ -22,6 +24,7 @@ pub mod allowed_ips;
 pub mod coalesce;
 pub mod cookie;
 pub mod drops;
+pub mod guard;
 pub mod icmp_errors;
 pub mod limiter;
 pub mod local_service;
@@ -39,7 +42,6 @@ mod decision;
 mod delivery;
 mod endpoint;
 mod filter;
-mod guard;
 mod handshakes;
 mod inbound;
 mod incoming;

@@ -120,10 +120,11 @@ impl LocalRules {
         let between = self.between.iter();
         let between = between.map(|((from, to), ports)| (format!("{from} . {to}"), ports));
         Allowed::of(between).sets(text, "between", "ipv4_addr . ipv4_addr");
-        let named = |(address, ports): (&Ipv4Addr, _)| (address.to_string(), ports);
-        let from_node = self.from_node.iter().map(|(a, p)| named((a, p)));
+        let from_node = self.from_node.iter();
+        let from_node = from_node.map(|(to, ports)| (to.to_string(), ports));
         Allowed::of(from_node).sets(text, "from_node", "ipv4_addr");
-        let to_node = self.to_node.iter().map(|(a, p)| named((a, p)));
+        let to_node = self.to_node.iter();
+        let to_node = to_node.map(|(from, ports)| (from.to_string(), ports));
         Allowed::of(to_node).sets(text, "to_node", "ipv4_addr");
     }
 
@@ -161,11 +162,11 @@ impl LocalRules {
         );
     }
 
-    /// The sets and the chain for the table of bridges. Empty if no two containers have mesh addresses of their own.
+    /// The sets and the chain for the table of bridges. Empty if no container has a mesh address of its own.
     pub(super) fn bridged(&self) -> String {
         let mut text = String::new();
         let natives: BTreeSet<&Ipv4Addr> = self.members.difference(&self.mapped).collect();
-        if natives.len() < 2 {
+        if natives.is_empty() {
             return text;
         }
         let elements = natives.iter().map(ToString::to_string);
@@ -175,14 +176,19 @@ impl LocalRules {
         let between = self.between.iter().filter(|(ends, _)| is_native(ends));
         let between = between.map(|((from, to), ports)| (format!("{from} . {to}"), ports));
         Allowed::of(between).sets(&mut text, "between", "ipv4_addr . ipv4_addr");
+        let from_node = self.from_node.iter().filter(|(to, _)| natives.contains(to));
+        let from_node = from_node.map(|(to, ports)| (to.to_string(), ports));
+        Allowed::of(from_node).sets(&mut text, "from_node", "ipv4_addr");
         let mut rules = BRIDGED.map(str::to_owned).to_vec();
         rules.push(format!(
             "{OTHERS} ip saddr . ip daddr @between_others accept"
         ));
+        rules.extend(BRIDGED_FROM_NODE.map(str::to_owned));
+        rules.push(format!("{OTHERS} ip daddr @from_node_others accept"));
         rules.push("drop".into());
         chain(
             &mut text,
-            "policy",
+            "local_policy",
             "filter hook forward priority 0",
             &rules,
         );
@@ -212,18 +218,27 @@ impl LocalRules {
     }
 }
 
-/// The rules for two containers on one bridge that have mesh addresses of their own: what they send to each other does not pass the
-/// host. Bridges track no connections, so these rules are as those of the tunnel are for TCP, and a server may send datagrams
-/// from a port that its client may reach. Everything else that is no packet between two such containers passes.
-const BRIDGED: [&str; 8] = [
-    "ip saddr != @natives accept",
+/// The rules for containers on one bridge that have mesh addresses of their own: what they send to each other does not pass the host.
+/// A container there that is no member counts as the node. Bridges track no connections, so these rules are as those of the
+/// tunnel are for TCP, and a server may send datagrams from a port that its client may reach.
+const BRIDGED: [&str; 11] = [
+    "ether type != ip accept",
     "ip daddr != @natives accept",
+    "tcp flags & (syn | ack) != syn ip saddr != @natives accept",
+    "meta l4proto icmp icmp type != echo-request accept",
     "ip saddr . ip daddr @between_all accept",
     "ip saddr . ip daddr . meta l4proto . th dport @between_ports accept",
     "tcp flags & (syn | ack) != syn ip daddr . ip saddr . meta l4proto . th sport @between_ports accept",
+    "tcp flags & (syn | ack) != syn ip daddr . ip saddr @between_all accept",
     "meta l4proto udp ip daddr . ip saddr . meta l4proto . th sport @between_ports accept",
+    "meta l4proto udp ip daddr . ip saddr @between_all accept",
     "icmp type echo-request ip saddr . ip daddr @between_pings accept",
-    "meta l4proto icmp icmp type != echo-request accept",
+];
+const BRIDGED_FROM_NODE: [&str; 4] = [
+    "ip saddr @natives drop",
+    "ip daddr @from_node_all accept",
+    "ip daddr . meta l4proto . th dport @from_node_ports accept",
+    "icmp type echo-request ip daddr @from_node_pings accept",
 ];
 
 /// The rules that return if the policy allows a packet between the ends `key`, by the sets of this name.

@@ -18,6 +18,7 @@ use crate::records::kinds::{Departure, Health, Instance, Name, Record, RevokedKi
 use crate::testbed::records::{
     block, id, instance, label, membership, mesh, node, revocation, sealed, token,
 };
+use crate::tunnel::{Denial, Direction};
 
 const MESH: u8 = 1;
 const TOKEN: u8 = 2;

@@ -14,14 +14,15 @@ use crate::tunnel::packet::Ip;
 
 /// The decision about a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::tunnel) enum Verdict {
+pub enum Verdict {
+    /// The packet passes.
     Pass,
     /// The policy denies what the packet asks of its destination.
     Deny(Asked),
 }
 
 /// What the check asks about the members of the mesh.
-pub(in crate::tunnel) trait Members {
+pub trait Members {
     /// Whether this is the address of this node itself.
     fn is_own(&self, address: IpAddr) -> bool;
     /// Whether this is the address of another node itself.
@@ -32,7 +33,7 @@ pub(in crate::tunnel) trait Members {
 
 /// The policy, and the requests whose answers pass.
 #[derive(Debug, Clone)]
-pub(in crate::tunnel) struct Guard {
+pub struct Guard {
     policy: Arc<Table>,
     replies: Arc<Replies>,
 }
@@ -45,8 +46,9 @@ struct Ends {
 }
 
 impl Guard {
-    /// A guard without a policy that has sent no request.
-    pub(in crate::tunnel) fn new(policy: Arc<Table>) -> Self {
+    /// A guard with this policy, of a node that has sent no request.
+    #[must_use]
+    pub fn new(policy: Arc<Table>) -> Self {
         Self {
             policy,
             replies: Arc::default(),
@@ -55,7 +57,8 @@ impl Guard {
 
     /// The same requests under another policy. An answer passes only if the policy still allows its request, so none has to be
     /// forgotten.
-    pub(in crate::tunnel) fn with(&self, policy: Arc<Table>) -> Self {
+    #[must_use]
+    pub fn with(&self, policy: Arc<Table>) -> Self {
         Self {
             policy,
             replies: Arc::clone(&self.replies),
@@ -63,13 +66,14 @@ impl Guard {
     }
 
     /// The policy.
-    pub(in crate::tunnel) fn policy(&self) -> &Arc<Table> {
+    #[must_use]
+    pub fn policy(&self) -> &Arc<Table> {
         &self.policy
     }
 
     /// Decides about a packet that this node sends to a peer.
     #[inline]
-    pub(in crate::tunnel) fn outgoing(
+    pub fn outgoing(
         &self,
         (packet, ip): (&[u8], &Ip),
         members: &impl Members,
@@ -88,7 +92,7 @@ impl Guard {
 
     /// Decides about a packet that a peer sent, which owns its source.
     #[inline]
-    pub(in crate::tunnel) fn incoming(
+    pub fn incoming(
         &self,
         (packet, ip): (&[u8], &Ip),
         members: &impl Members,

@@ -19,12 +19,12 @@ struct Key {
 
 /// The key of the last packet that passed in one direction.
 #[derive(Debug, Default)]
-pub(in crate::tunnel) struct Memo(Option<Key>);
+pub struct Memo(Option<Key>);
 
 impl Memo {
     /// Forgets the packet, at the start of a batch.
     #[inline]
-    pub(in crate::tunnel) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.0 = None;
     }
 

@@ -27,7 +27,7 @@ mod seen;
 #[cfg(test)]
 mod tests;
 
-pub(super) use check::{Guard, Members, Verdict};
+pub use check::{Guard, Members, Verdict};
 pub use denials::{Denial, Direction};
 pub(super) use denials::{Denials, Sender};
-pub(super) use memo::Memo;
+pub use memo::Memo;
