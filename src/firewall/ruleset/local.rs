@@ -136,8 +136,10 @@ impl LocalRules {
         rules.extend(returns(SERVER, "from_node"));
         rules.push("goto prohibited".into());
         chain(text, "local_policy", "", &rules);
+        // With br_netfilter, which Docker loads, the kernel does not translate a reset. Programs learn of an ICMP error as fast
+        // while they connect, but not after that.
         let prohibited = [
-            "meta l4proto tcp reject with tcp reset",
+            "tcp flags & (syn | ack) != syn reject with tcp reset",
             "reject with icmp type admin-prohibited",
         ];
         chain(text, "prohibited", "", &prohibited.map(str::to_owned));
@@ -208,11 +210,11 @@ impl LocalRules {
         ]
     }
 
-    /// The rules about packets of the host itself. They reach containers that have mesh addresses of their own in any case: by
+    /// The rules about packets of the host itself. The resets by which it refuses packets are answers. Its packets reach containers that have mesh addresses of their own in any case: by
     /// the same addresses this node checks their health.
     pub(super) fn from_host(&self) -> Vec<String> {
         vec![format!(
-            "ct original ip daddr {} ct reply ip saddr @mapped jump local_policy",
+            "ct direction original ct original ip daddr {} ct reply ip saddr @mapped jump local_policy",
             self.prefix
         )]
     }

@@ -532,7 +532,9 @@ proptest! {
         let subjects = subjects();
         let policy = Policy::parse(&text).expect("a policy");
         let (source, destination) = (&subjects[from], &subjects[to]);
-        prop_assume!(source.node != destination.node);
+        if source.node == destination.node {
+            return Ok(());
+        }
         let allowed = interpret(Some(&policy), source, destination, asked);
         let node = octets(destination.addresses[0])[2];
         let packet = fresh(source.addresses[0], destination.addresses[0], asked);
