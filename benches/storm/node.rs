@@ -145,6 +145,7 @@ pub(crate) fn service(key: &SigningKey, name: &str, address: IpAddr, version: u6
         weight: 10,
         priority: 0,
         source: Source::Docker,
+        allow: vec![],
     };
     let service = Service {
         service_address: None,

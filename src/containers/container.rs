@@ -335,6 +335,7 @@ impl Container {
             weight: self.exposed.weight,
             priority: self.exposed.priority,
             source: Source::Docker,
+            allow: self.exposed.allow.clone(),
         })
     }
 

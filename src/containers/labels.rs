@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::model::text::listed;
 use crate::model::time::milliseconds;
 use crate::model::{Label, ServiceName};
-use crate::records::kinds::{MAX_PORTS, Port, Protocol, default_weight};
+use crate::records::kinds::{AllowError, MAX_PORTS, Port, Protocol, default_weight, parse_allowed};
 
 /// Labels by name.
 pub type Labels = BTreeMap<String, String>;
@@ -23,11 +23,12 @@ const MAX_DRAIN: Duration = Duration::from_secs(3600);
 /// The prefix of all labels of meshd.
 const OWN_PREFIX: &str = "mesh.";
 /// The labels that meshd knows, besides `mesh.port.NAME`.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     "mesh.service",
     "mesh.port",
     "mesh.weight",
     "mesh.priority",
+    "mesh.allow",
     "mesh.network",
     "mesh.check",
     "mesh.drain",
@@ -99,6 +100,8 @@ pub struct Exposed {
     pub weight: u16,
     /// The SRV priority (RFC 2782): clients use the lowest one that answers.
     pub priority: u16,
+    /// Who may reach it, within the policy: selectors as text. If there are none, the policy alone decides.
+    pub allow: Vec<String>,
     /// The network in which it is reached, if a label names one.
     pub network: Option<String>,
     /// How its health is determined.
@@ -140,6 +143,9 @@ pub enum LabelError {
     /// The value is not a name.
     #[error("its label {0}: {1}")]
     Name(String, crate::model::name::LabelError),
+    /// The value is not a list of selectors.
+    #[error("its label {0}: {1}")]
+    Allow(&'static str, AllowError),
     /// The name in Compose cannot be a DNS label.
     #[error("its Compose {0} `{1}` has no letter or digit, or is too long for a DNS label")]
     ComposeName(&'static str, String),
@@ -293,6 +299,7 @@ pub fn exposed(
         ports,
         weight: number(&own, "mesh.weight")?.unwrap_or_else(default_weight),
         priority: number(&own, "mesh.priority")?.unwrap_or(0),
+        allow: allow(&own)?,
         network: own.text("mesh.network")?.map(str::to_owned),
         drain: drain(&own)?,
         service_address: own.flag("mesh.vip")?.unwrap_or(false),
@@ -493,6 +500,16 @@ fn number(own: &OwnLabels<'_>, label: &str) -> Result<Option<u16>, LabelError> {
     number
         .map(Some)
         .ok_or_else(|| wrong(label, text, "a number from 0 to 65535"))
+}
+
+/// Who may reach the container. A label without a selector is an error, since it could mean everybody or nobody.
+fn allow(own: &OwnLabels<'_>) -> Result<Vec<String>, LabelError> {
+    const LABEL: &str = "mesh.allow";
+    let Some(text) = own.text(LABEL)? else {
+        return Ok(Vec::new());
+    };
+    let selectors: Vec<&str> = text.split(',').collect();
+    parse_allowed(&selectors).map_err(|error| LabelError::Allow(LABEL, error))
 }
 
 fn drain(own: &OwnLabels<'_>) -> Result<Option<Duration>, LabelError> {

@@ -428,6 +428,7 @@ fn instance(node: u8, place: u16, addresses: Vec<IpAddr>, health: Health) -> Opt
         weight: 10,
         priority: 0,
         source: crate::records::kinds::Source::Cli,
+        allow: vec![],
     })
 }
 

@@ -14,7 +14,7 @@ use crate::protocol::local::{
     AddService, CheckProbe, KeyRotated, RemoveService, Renamed, ServiceChange as Change,
     ServiceChanged,
 };
-use crate::records::kinds::{Protocol, default_weight};
+use crate::records::kinds::{Protocol, default_weight, parse_allowed};
 use crate::services::registry::{
     InstanceKey, RegisteredInstance, Registry, RegistryError, Selection,
 };
@@ -135,6 +135,10 @@ impl ServiceChange {
                 return Err(bad("the path of an HTTP check begins with `/`"));
             }
         }
+        let allow = match &add.allow {
+            None => Vec::new(),
+            Some(allow) => parse_allowed(allow).map_err(|e| bad(&format!("allow: {e}")))?,
+        };
         Ok(Self::Add(RegisteredInstance {
             key: InstanceKey {
                 name,
@@ -146,6 +150,7 @@ impl ServiceChange {
             weight: add.weight.unwrap_or_else(default_weight),
             priority: add.priority.unwrap_or_default(),
             port_name: add.port_name,
+            allow,
         }))
     }
 

@@ -363,6 +363,7 @@ mod tests {
             weight: u16::MAX,
             priority: u16::MAX,
             source: Source::Docker,
+            allow: vec![],
         });
         Service {
             id: Service::id_of(&node, project.as_ref(), &name),

@@ -19,9 +19,11 @@
 //! | `GET /v1/checkup` | | [`Checkup`] |
 //! | `POST /v1/why` | [`WhyRequest`] | [`Why`] |
 //! | `GET /v1/netcheck` | | [`Netcheck`] |
+//! | `GET /v1/policy/denied` | | [`DeniedList`] |
 //! | `GET /v1/metrics` | | text (Prometheus text format 0.0.4) |
 
 mod paths;
+mod policy;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -30,6 +32,8 @@ pub use paths::{
     PathKind, PathRow, PathState, PortMappingCheck, PortMappingState, RelayCheck, SeenFrom,
     UdpCheck, UdpState, Why, WhyRequest,
 };
+
+pub use policy::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -488,6 +492,9 @@ pub struct AddService {
     /// The SRV priority. The default is 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<u16>,
+    /// Who may reach it, within the policy: selectors, at least one. The default is that the policy alone decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<String>>,
 }
 
 /// A request to remove a service of this node. It is the path of a DELETE request, and has no body.

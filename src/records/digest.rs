@@ -104,6 +104,8 @@ mod tests {
             (&token, format!(r#"{{"kind":"membership","id":"{id}","version":1,"token":"{}","name":"n3","wireguard_key":"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=","tags":[],"issued_at":1800000000}}"#, token.public())),
             (&mesh, format!(r#"{{"kind":"revocation","id":"{other}","version":1,"revoked":"node","at":5}}"#)),
             (&mesh, r#"{"kind":"weather","id":"here","version":1}"#.to_owned()),
+            (&mesh, r#"{"kind":"policy","id":"mesh","version":1}"#.to_owned()),
+            (&node, r#"{"kind":"policy","id":"mesh","version":1}"#.to_owned()),
             (&node, format!(r#"{{"kind":"node","id":"{id}","version":1,"wireguard_key":"AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=","v4":"10.210.1.0/24","v6":"fd12:3456:789a:1::/64","endpoints":[]}}"#)),
             (&node, format!(r#"{{"kind":"name","id":"{id}","version":1,"name":"other"}}"#)),
             (&node, format!(r#"{{"kind":"service","id":"{id}/a-b","version":1,"node":"{id}","name":"a-b","instances":[]}}"#)),

@@ -36,6 +36,8 @@ pub enum RecordKey {
     Name(PublicKey),
     /// A service on a node.
     Service(ServiceId),
+    /// The policy of the mesh; there is one.
+    Policy,
     /// A kind that this version does not know, or an id that no record of its kind can have.
     Unknown {
         /// The kind as it was read. A ledger appends the signer to it, see [`super::Ledger::key_of`].
@@ -46,7 +48,7 @@ pub enum RecordKey {
 }
 
 /// The kinds that this version knows, in the order of dependency.
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 9] = [
     "mesh",
     "token",
     "membership",
@@ -55,7 +57,11 @@ const KINDS: [&str; 8] = [
     "node",
     "name",
     "service",
+    "policy",
 ];
+/// The kinds that every version knows are the first ones of [`KINDS`]. Earlier versions hold what a member signs as one of the other
+/// kinds under a key of its own, and so does this version.
+const OLDEST_KINDS: usize = 8;
 
 impl RecordKey {
     /// Reads a key from its two texts.
@@ -71,6 +77,7 @@ impl RecordKey {
             "node" => key(Self::Node),
             "name" => key(Self::Name),
             "service" => ServiceId::parse(id).map(Self::Service),
+            "policy" => Some(Self::Policy),
             _ => None,
         };
         // A key can be written in several forms, for example with capital digits. Only one of them is that of the record.
@@ -95,7 +102,7 @@ impl RecordKey {
     #[must_use]
     pub fn id(&self) -> Cow<'_, str> {
         match self {
-            Self::Mesh => Cow::Borrowed(MESH_ID),
+            Self::Mesh | Self::Policy => Cow::Borrowed(MESH_ID),
             Self::Token(key)
             | Self::Membership(key)
             | Self::Revocation(key)
@@ -120,18 +127,21 @@ impl RecordKey {
             Self::Node(_) => 5,
             Self::Name(_) => 6,
             Self::Service(_) => 7,
+            // Digests depend on the order, and earlier versions have it after the kinds that they know.
+            Self::Policy => 8,
             Self::Unknown { .. } => KINDS.len(),
         }
     }
 
     /// Returns the key under which a ledger holds a record with this key that `signer` signed, if `signer` is not the mesh key.
     pub(super) fn of_member(self, signer: &PublicKey) -> Self {
-        match self {
-            Self::Unknown { kind, id } if !KINDS.contains(&kind.as_str()) => Self::Unknown {
-                kind: format!("{kind} of {signer}"),
-                id,
-            },
-            key => key,
+        let is_oldest = |kind: &str| KINDS.iter().take(OLDEST_KINDS).any(|known| *known == kind);
+        if is_oldest(self.kind()) {
+            return self;
+        }
+        Self::Unknown {
+            kind: format!("{} of {signer}", self.kind()),
+            id: self.id().into_owned(),
         }
     }
 }
@@ -260,6 +270,7 @@ mod tests {
             RecordKey::Node(public(5)),
             RecordKey::Name(public(4)),
             RecordKey::Service(service),
+            RecordKey::Policy,
             RecordKey::Unknown {
                 kind: "a".into(),
                 id: String::new(),
@@ -272,9 +283,9 @@ mod tests {
         let keys = keys();
         assert!(keys.is_sorted());
         let stages: Vec<usize> = keys.iter().map(RecordKey::stage).collect();
-        assert_eq!(stages, Vec::from_iter(0..9));
+        assert_eq!(stages, Vec::from_iter(0..10));
         let kinds: Vec<&str> = keys.iter().map(RecordKey::kind).collect();
-        assert_eq!(kinds[..8], KINDS);
+        assert_eq!(kinds[..9], KINDS);
     }
 
     #[test]
@@ -295,6 +306,11 @@ mod tests {
         assert_eq!(
             text(RecordKey::Service(service)),
             format!(r#"{{"kind":"service","id":"{id}/shop/web"}}"#)
+        );
+        assert_eq!(text(RecordKey::Policy), r#"{"kind":"policy","id":"mesh"}"#);
+        assert_eq!(
+            text(RecordKey::Policy.of_member(&public(1))),
+            format!(r#"{{"kind":"policy of {id}","id":"mesh"}}"#)
         );
         let unknown = RecordKey::parse("weather", "here");
         assert_eq!(

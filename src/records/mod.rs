@@ -13,6 +13,7 @@ pub mod kinds;
 pub mod ledger;
 pub mod netmap;
 pub mod service_address;
+pub mod subjects;
 
 pub use envelope::Envelope;
 pub use key::RecordKey;

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use super::kinds::{Mesh, Service, StreamOffer};
+use super::kinds::{Mesh, MeshPolicy, Service, StreamOffer};
 use crate::model::address::{Block, is_routable};
 use crate::model::key::{PublicKey, WireGuardKey};
-use crate::model::name::{Label, ServiceName};
+use crate::model::name::{Label, MAX_LABEL, ServiceName};
 use crate::model::time::UnixSeconds;
+use crate::policy::{NodeFacts, Policy};
 
 /// The members and services of the mesh, all verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,6 +20,111 @@ pub struct Netmap {
     pub members: BTreeMap<PublicKey, Member>,
     /// The services by record id, each as [`Netmap::admit`] returns it.
     pub services: BTreeMap<String, Service>,
+    /// The policy in force.
+    pub rules: Rules,
+    /// The services by record id that are left out because their nodes may not serve them.
+    pub unlawful: BTreeMap<String, Unlawful>,
+}
+
+/// The policy in force, which decides who may serve a name and who may reach it.
+#[derive(Debug, Clone, Default)]
+pub enum Rules {
+    /// There is no policy: every member may serve every name, and reach everything.
+    #[default]
+    Open,
+    Policy(Arc<Policy>),
+    /// There is a policy that this version does not understand, and none that it understood before: nobody may serve a name, and only
+    /// control traffic passes.
+    Closed,
+}
+
+impl Rules {
+    /// The rules of a policy record, if no policy was in force before.
+    #[must_use]
+    pub fn of(record: &MeshPolicy) -> Self {
+        let policy = record.text.as_deref().map(Policy::parse);
+        match policy {
+            Some(Ok(policy)) => Self::Policy(Arc::new(policy)),
+            Some(Err(_)) | None => Self::Closed,
+        }
+    }
+
+    /// The policy; none if there is none, or none that this version understands.
+    #[must_use]
+    pub fn policy(&self) -> Option<&Policy> {
+        match self {
+            Self::Policy(policy) => Some(policy),
+            Self::Open | Self::Closed => None,
+        }
+    }
+
+    /// Whether `member` may serve `service`.
+    #[must_use]
+    pub fn may_serve(&self, service: &ServiceName, member: &Member) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Policy(policy) => policy.may_serve(service, &member.facts()),
+            Self::Closed => false,
+        }
+    }
+
+    /// Whether `member` may offer to relay for others. Under a policy that is not understood each member may: relays carry only what is
+    /// encrypted, and without them some members would not be reached to send them a later policy.
+    #[must_use]
+    pub fn may_offer_relay(&self, member: &Member) -> bool {
+        match self {
+            Self::Open | Self::Closed => true,
+            Self::Policy(policy) => policy.may_offer_relay(&member.facts()),
+        }
+    }
+
+    /// Whether a rule says which nodes may serve `service`, so that not every member may.
+    #[must_use]
+    pub fn bind(&self, service: &ServiceName) -> bool {
+        // A node without tags, and with a name that no rule has.
+        let nobody = Label::from_host_name(&"x".repeat(MAX_LABEL));
+        let facts = NodeFacts {
+            name: &nobody,
+            tags: &[],
+        };
+        match self {
+            Self::Open => false,
+            Self::Policy(policy) => !policy.may_serve(service, &facts),
+            Self::Closed => true,
+        }
+    }
+}
+
+impl PartialEq for Rules {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Policy(one), Self::Policy(other)) => {
+                Arc::ptr_eq(one, other) || one.text() == other.text()
+            }
+            (Self::Open, Self::Open) | (Self::Closed, Self::Closed) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Rules {}
+
+/// A service that its node offers without the right to serve it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unlawful {
+    pub service: ServiceName,
+    pub node: PublicKey,
+}
+
+/// What the map of the mesh makes of a service record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admitted {
+    /// The service with what the mesh carries of it.
+    Service(Service),
+    /// Its node may not serve it.
+    Unlawful(Unlawful),
+    /// It has no instance that the mesh carries, or its node is not a member.
+    Nothing,
 }
 
 /// A member of the mesh.
@@ -79,6 +186,15 @@ impl Member {
         }
     }
 
+    /// Returns what rules of a policy say about nodes.
+    #[must_use]
+    pub fn facts(&self) -> NodeFacts<'_> {
+        NodeFacts {
+            name: &self.name,
+            tags: &self.tags,
+        }
+    }
+
     /// Returns the node's own addresses that can be reached, IPv4 first.
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
@@ -100,8 +216,9 @@ pub struct Contested<'a> {
 }
 
 impl Netmap {
-    /// Returns the services that are served by two nodes without a common tag. Nodes with equal sets of tags do not contest a
-    /// service, even if the sets are empty: in a mesh whose tokens carry no tags, no service is contested.
+    /// Returns the services that are served by two nodes without a common tag, and whose nodes no rule of the policy names. Nodes with
+    /// equal sets of tags do not contest a service, even if the sets are empty: in a mesh whose tokens carry no tags, no service is
+    /// contested.
     #[must_use]
     pub fn contested(&self) -> Vec<Contested<'_>> {
         let mut served: BTreeMap<(&Label, Option<&Label>), Vec<&Member>> = BTreeMap::new();
@@ -119,20 +236,34 @@ impl Netmap {
                 sets.iter()
                     .any(|b| a != *b && !a.iter().any(|tag| b.contains(tag)))
             };
-            if !sets.iter().any(|set| apart(set)) {
+            let service = ServiceName {
+                name: name.clone(),
+                project: project.cloned(),
+            };
+            if !sets.iter().any(|set| apart(set)) || self.rules.bind(&service) {
                 continue;
             }
             let mut nodes: Vec<&Label> = members.iter().map(|member| &member.name).collect();
             nodes.sort();
-            contested.push(Contested {
-                service: ServiceName {
-                    name: name.clone(),
-                    project: project.cloned(),
-                },
-                nodes,
-            });
+            contested.push(Contested { service, nodes });
         }
         contested
+    }
+
+    /// Leaves out the relays that may not be offered, by their own nodes and by those that name them.
+    pub(super) fn leave_out_relays(&mut self) {
+        let Rules::Policy(_) = &self.rules else {
+            return;
+        };
+        let members = self.members.values();
+        let without = members.filter(|member| !self.rules.may_offer_relay(member));
+        let without: BTreeSet<PublicKey> = without.map(|member| member.id).collect();
+        for member in self.members.values_mut() {
+            member.relays.retain(|relay| !without.contains(relay));
+            if without.contains(&member.id) {
+                member.stream = None;
+            }
+        }
     }
 
     /// Returns the member with the name `name`.
@@ -141,12 +272,15 @@ impl Netmap {
         self.members.values().find(|m| m.name == *name)
     }
 
-    /// Returns `service` as it is in the netmap; none if its node is not a member. It has only addresses in its node's block, to which
-    /// the mesh carries packets, and only instances with such an address. So no record makes a name of the mesh resolve to a machine
-    /// outside the mesh.
+    /// Returns `service` as it is in the netmap, if its node is a member that may serve it. It has only addresses in its node's block,
+    /// to which the mesh carries packets, and only instances with such an address. So no record makes a name of the mesh resolve to a
+    /// machine outside the mesh, or to one that the policy does not allow.
     #[must_use]
-    pub fn admit(&self, service: &Service) -> Option<Service> {
-        let block = self.members.get(&service.node)?.block;
+    pub fn admit(&self, service: &Service) -> Admitted {
+        let Some(member) = self.members.get(&service.node) else {
+            return Admitted::Nothing;
+        };
+        let block = member.block;
         let mut service = service.clone();
         service.instances.retain_mut(|instance| {
             instance
@@ -154,7 +288,32 @@ impl Netmap {
                 .retain(|address| block.contains(*address) && is_routable(*address));
             !instance.addresses.is_empty()
         });
-        (!service.instances.is_empty()).then_some(service)
+        if service.instances.is_empty() {
+            return Admitted::Nothing;
+        }
+        let name = service.service_name();
+        if self.rules.may_serve(&name, member) {
+            Admitted::Service(service)
+        } else {
+            Admitted::Unlawful(Unlawful {
+                service: name,
+                node: service.node,
+            })
+        }
+    }
+
+    /// Replaces the service with the record id `id` by what its record says now; none if there is no record. Returns the service that
+    /// the netmap had before.
+    pub fn replace(&mut self, id: &str, service: Option<&Service>) -> Option<Service> {
+        self.unlawful.remove(id);
+        match service.map(|service| self.admit(service)) {
+            Some(Admitted::Service(service)) => self.services.insert(id.to_owned(), service),
+            Some(Admitted::Unlawful(unlawful)) => {
+                self.unlawful.insert(id.to_owned(), unlawful);
+                self.services.remove(id)
+            }
+            Some(Admitted::Nothing) | None => self.services.remove(id),
+        }
     }
 
     /// Whether `node` has a service with instances.
@@ -202,6 +361,24 @@ mod tests {
         assert_eq!(nodes, ["n1", "n2", "n3"]);
         // A node without tags has no tag in common with another node either.
         assert_eq!(serving(&[(1, &["db"]), (2, &[])]).contested().len(), 1);
+    }
+
+    #[test]
+    fn a_service_is_not_contested_if_a_rule_names_its_nodes() {
+        let nodes: [(u8, &[&str]); 2] = [(1, &["db"]), (2, &["web"])];
+        let under = |rules: &str| {
+            let policy = Policy::parse(&format!("language = 1\n{rules}")).expect("a policy");
+            Netmap {
+                rules: Rules::Policy(Arc::new(policy)),
+                ..serving(&nodes)
+            }
+        };
+        let serve = |by: &str| format!("[[serve]]\nnames = [\"db\"]\nby = [\"{by}\"]\n");
+        assert_eq!(under("").contested().len(), 1);
+        assert_eq!(under(&serve("*")).contested().len(), 1);
+        for by in ["tag:db", "node:n1"] {
+            assert_eq!(under(&serve(by)).contested(), []);
+        }
     }
 
     #[test]

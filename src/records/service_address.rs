@@ -334,6 +334,7 @@ mod tests {
             mesh: Some(mesh),
             members: members.collect(),
             services: services.collect(),
+            ..Netmap::default()
         }
     }
 

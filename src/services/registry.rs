@@ -74,6 +74,9 @@ pub struct RegisteredInstance {
     /// The name of the port in SRV queries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_name: Option<Label>,
+    /// Who may reach it, within the policy: selectors as text. If there are none, the policy alone decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
 }
 
 impl RegisteredInstance {
@@ -414,6 +417,7 @@ impl Registry {
                 weight: entry.registered.weight,
                 priority: entry.registered.priority,
                 source: entry.source,
+                allow: entry.registered.allow.clone(),
             };
             let service = records.entry(id.clone()).or_insert_with(|| Service {
                 id,
@@ -463,6 +467,7 @@ mod tests {
             weight: default_weight(),
             priority: 0,
             port_name: None,
+            allow: vec![],
         }
     }
 

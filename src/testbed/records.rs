@@ -11,8 +11,8 @@ use crate::model::time::UnixSeconds;
 use crate::model::{Label, PublicKey, SigningKey, WireGuardKey};
 use crate::records::Envelope;
 use crate::records::kinds::{
-    Health, Instance, MESH_ID, Membership, Mesh, Node, Port, Protocol, Record, Revocation,
-    RevokedKind, Service, Source, Token,
+    Health, Instance, MESH_ID, Membership, Mesh, MeshPolicy, Node, Port, Protocol, Record,
+    Revocation, RevokedKind, Service, Source, Token,
 };
 use crate::records::netmap::{AtRouter, Member};
 
@@ -149,6 +149,7 @@ pub fn instance(id: &str, addresses: Vec<IpAddr>) -> Instance {
         weight: 10,
         priority: 0,
         source: Source::Cli,
+        allow: vec![],
     }
 }
 
@@ -175,6 +176,12 @@ pub fn revocation(id: &PublicKey, revoked: RevokedKind) -> Revocation {
         at: NOW,
         stays: None,
     }
+}
+
+/// Returns the policy with this text, in its first version.
+#[must_use]
+pub fn policy(text: &str) -> MeshPolicy {
+    MeshPolicy::new(1, text)
 }
 
 /// Returns a member of a netmap without tags and endpoints. The WireGuard key has the bytes of the node's key.

@@ -19,8 +19,8 @@ use meshd::protocol::token::SpkiPin;
 use meshd::records::digest::Digests;
 use meshd::records::envelope::{Purpose, Signature};
 use meshd::records::kinds::{
-    Departure, Health, Instance, MESH_ID, Membership, Mesh, Name, Node, Port, Protocol, Record,
-    RecordKey, Revocation, RevokedKind, Service, Source, Token,
+    Departure, Health, Instance, MESH_ID, Membership, Mesh, MeshPolicy, Name, Node, Port, Protocol,
+    Record, RecordKey, Revocation, RevokedKind, Service, Source, Token,
 };
 use meshd::records::ledger::Applied;
 use meshd::records::{Envelope, Ledger};
@@ -80,6 +80,7 @@ fn records() -> Vec<Envelope> {
         weight: 7,
         priority: 2,
         source: Source::Docker,
+        allow: vec![],
     };
     let name = label("web");
     let project = label("shop");
@@ -167,6 +168,13 @@ fn records() -> Vec<Envelope> {
                 name: label("n9"),
             }),
             &node,
+        ),
+        Envelope::seal(
+            &Record::Policy(MeshPolicy::new(
+                8,
+                "language = 1\ndefault = \"allow\"  # `all`\n",
+            )),
+            &mesh,
         ),
         Envelope::seal_payload(unknown.to_owned(), &node),
     ]

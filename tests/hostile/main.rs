@@ -73,6 +73,7 @@ mod n26_strangers;
 mod n27_memberships_of_others;
 mod n28_calls;
 mod n29_stun;
+mod n30_serve_rights;
 mod node_kit;
 mod threat_model;
 mod upgrade;

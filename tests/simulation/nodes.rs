@@ -1023,6 +1023,7 @@ fn service_of(
         weight: 10,
         priority: 0,
         source: Source::Cli,
+        allow: vec![],
     };
     Service {
         id: Service::id_of(&id, offer.project.as_ref(), name),

@@ -10,6 +10,7 @@ use crate::cli::Globals;
 use crate::cli::exit::CliError;
 use crate::model::Label;
 use crate::os::arguments;
+use crate::policy::Selector;
 use crate::protocol::api::ErrorCode;
 use crate::protocol::local::{AddService, Check, CheckProbe, ServiceChange, ServiceChanged};
 use crate::records::kinds::Protocol;
@@ -21,6 +22,7 @@ Examples:
   meshctl service add db --port 5432 --check-tcp
   meshctl service add web --port 8080 --check-http /healthz --interval 2s --fall 3
   meshctl service add dns --port 53 --protocol udp --port-name resolver
+  meshctl service add db --port 5432 --allow shop/api --allow tag:ops
 
 The same name, port and protocol again change the service. It stays after a restart of meshd.")]
 pub(in crate::cli) struct AddArguments {
@@ -45,6 +47,9 @@ pub(in crate::cli) struct AddArguments {
     /// SRV priority: clients use the lowest one that answers [default: 0]
     #[arg(long, value_name = "N", value_parser = arguments::number(0u16, u16::MAX, 0), allow_hyphen_values = true)]
     priority: Option<u16>,
+    /// Who may reach it, within the policy, such as shop/api or tag:ops; may be given several times [default: whom the policy allows]
+    #[arg(long, value_name = "WHO", value_parser = parse_selector)]
+    allow: Vec<String>,
     #[command(flatten)]
     check: CheckArguments,
     /// One JSON document on stdout
@@ -77,6 +82,12 @@ struct CheckArguments {
     /// The HTTP status, or range of them, that counts as a success [default: 200-399]
     #[arg(long, value_name = "STATUS", requires = "check_http", value_parser = parse_status)]
     status: Option<(u16, u16)>,
+}
+
+fn parse_selector(text: &str) -> Result<String, String> {
+    let selector = Selector::parse(text);
+    let selector = selector.map_err(|error| format!("{error}; an example is shop/api"))?;
+    Ok(selector.to_string())
 }
 
 fn parse_status(text: &str) -> Result<(u16, u16), String> {
@@ -132,6 +143,7 @@ pub(in crate::cli) async fn run(
         port_name: arguments.port_name,
         weight: arguments.weight,
         priority: arguments.priority,
+        allow: (!arguments.allow.is_empty()).then_some(arguments.allow),
     };
     let changed: ServiceChanged = globals.daemon().post("/v1/services", &add).await?;
     let port = format!("port {}/{}", arguments.port, arguments.protocol.as_str());

@@ -76,6 +76,25 @@ fn weight_and_priority_are_as_labelled() {
 }
 
 #[test]
+fn who_may_reach_a_container_is_as_labelled() {
+    let allow = |value: &str| {
+        let labels = [("mesh.service", "db"), ("mesh.allow", value)];
+        let exposed = exposed_as(&labels, &facts(&[80])).expect("right");
+        exposed.expect("exposed").allow
+    };
+    assert_eq!(allow("Shop/API, tag:ops"), ["shop/api", "tag:ops"]);
+    assert_eq!(allow("*"), ["*"]);
+    let unlabelled = exposed_as(&[("mesh.service", "db")], &facts(&[80]));
+    assert!(
+        unlabelled
+            .expect("right")
+            .expect("exposed")
+            .allow
+            .is_empty()
+    );
+}
+
+#[test]
 fn a_labelled_compose_container_has_its_name_in_the_project_under_both_names() {
     let mut pairs = COMPOSE.to_vec();
     assert_eq!(
@@ -217,6 +236,23 @@ fn each_invalid_label_is_refused_and_named() {
     assert!(refused(&[("mesh.check", "http")], &[80]).contains("docker, tcp or none"));
     assert!(refused(&[("mesh.check", "docker")], &[80]).contains("HEALTHCHECK"));
     assert!(refused(&[("mesh.check", "tcp"), ("mesh.port", "53/udp")], &[]).contains("TCP port"));
+    for (allow, why) in [
+        ("", "a selector cannot be empty"),
+        ("shop/api,", "a selector cannot be empty"),
+        ("tags:ops", "`tags:` begins no selector"),
+        ("db.shop", "`shop/db`"),
+        ("10.210.1.1", "is an address"),
+        (
+            &["db"; 17].join(","),
+            "it has 17 selectors; 16 are the most",
+        ),
+    ] {
+        let error = refused(&[("mesh.allow", allow)], &[80]);
+        assert!(
+            error.contains("mesh.allow") && error.contains(why),
+            "{error}"
+        );
+    }
     let many: Vec<(String, String)> = (1..=17)
         .map(|n| (format!("mesh.port.p{n}"), n.to_string()))
         .collect();

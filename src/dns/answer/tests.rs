@@ -78,6 +78,7 @@ pub(in crate::dns) fn netmap(health: [Health; 3]) -> Netmap {
                 weight: 10,
                 priority: 0,
                 source: Source::Cli,
+                allow: vec![],
             }],
         };
         netmap.services.insert(service.id.clone(), service);
@@ -661,6 +662,7 @@ fn with_containers() -> Netmap {
             weight: 10,
             priority: 0,
             source: Source::Docker,
+            allow: vec![],
         };
         let service = netmap.services.entry(service_id.clone());
         let service = service.or_insert_with(|| Service {

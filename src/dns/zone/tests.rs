@@ -28,6 +28,7 @@ fn service(
         weight: 10,
         priority: 0,
         source: Source::Cli,
+        allow: vec![],
     });
     Service {
         id: Service::id_of(&id(node), project.as_ref(), &label(name)),

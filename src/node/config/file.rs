@@ -234,6 +234,8 @@ pub(super) struct ServiceSection {
     pub(super) weight: u16,
     #[serde(default)]
     pub(super) priority: u16,
+    #[serde(default)]
+    pub(super) allow: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

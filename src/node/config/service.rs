@@ -4,7 +4,7 @@ use crate::model::Label;
 use crate::model::address::is_never_remote;
 use crate::model::time::milliseconds;
 use crate::protocol::local::{Check, CheckProbe};
-use crate::records::kinds::Protocol;
+use crate::records::kinds::{Protocol, parse_allowed};
 use crate::services::registry::{InstanceKey, RegisteredInstance};
 
 use super::file::{CheckSection, ServiceSection};
@@ -31,6 +31,8 @@ pub(super) fn service(section: ServiceSection) -> Result<RegisteredInstance, Str
     if check.is_some() && key.protocol == Protocol::Udp {
         return Err("check: checks are for TCP services".into());
     }
+    let allow = section.allow.as_deref().map(parse_allowed);
+    let allow = allow.transpose().map_err(|e| format!("allow: {e}"))?;
     Ok(RegisteredInstance {
         key,
         address,
@@ -38,6 +40,7 @@ pub(super) fn service(section: ServiceSection) -> Result<RegisteredInstance, Str
         weight: section.weight,
         priority: section.priority,
         port_name,
+        allow: allow.unwrap_or_default(),
     })
 }
 

@@ -37,6 +37,29 @@ fn the_keys_of_the_example_are_valid_and_have_their_defaults_but_for_examples() 
 }
 
 #[test]
+fn who_may_reach_a_service_is_a_list_of_selectors() {
+    let service = |allow: &str| {
+        let text = format!("[[service]]\nname = \"db\"\nport = 80\n{allow}\n");
+        let config = load(&text).map_err(|error| error.to_string())?;
+        let service = config.services.into_iter().next().expect("there is one");
+        Ok::<_, String>(service.allow)
+    };
+    assert_eq!(service(""), Ok(vec![]));
+    let two = vec!["shop/api".to_owned(), "tag:ops".to_owned()];
+    assert_eq!(service(r#"allow = ["shop/api", "tag:ops"]"#), Ok(two));
+    for (wrong, why) in [
+        ("allow = []", "allow: it names nobody"),
+        (
+            r#"allow = ["tags:ops"]"#,
+            "allow: `tags:` begins no selector",
+        ),
+    ] {
+        let error = service(wrong).expect_err("it is wrong");
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
 fn the_address_of_a_service_is_one_that_others_can_have_in_whatever_form() {
     let service = |address: &str| {
         load(&format!(

@@ -111,6 +111,7 @@ mod tests {
             weight: default_weight(),
             priority: 0,
             source: Source::Docker,
+            allow: vec![],
         });
         Service {
             id: Service::id_of(&node, None, &name),

@@ -75,6 +75,7 @@ fn web(service_address: Option<Ipv4Addr>) -> Service {
             weight: 10,
             priority: 0,
             source: Source::Docker,
+            allow: vec![],
         }],
     }
 }

@@ -22,6 +22,7 @@ pub(super) fn is_renewal(ledger: &Ledger, record: &Record) -> bool {
         | Record::Revocation(_)
         | Record::Departure(_)
         | Record::Service(_)
+        | Record::Policy(_)
         | Record::Unknown => true,
     }
 }

@@ -149,6 +149,7 @@ mod tests {
             weight: default_weight(),
             priority: 0,
             source: Source::Docker,
+            allow: vec![],
         };
         let (name, project) = (label(name), project.map(label));
         Service {

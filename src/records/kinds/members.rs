@@ -36,8 +36,10 @@ const MAX_WORD: usize = 32;
 pub const PATHS_1: &str = "paths-1";
 /// The word of nodes that follow version 1 of calls (`protocol::call`).
 pub const CALLS_1: &str = "calls-1";
+/// The word of nodes that understand version 1 of policies and keep to the one in force.
+pub const POLICY_1: &str = "policy-1";
 /// The words that this version writes into `speaks`.
-pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1];
+pub const SPOKEN: &[&str] = &[PATHS_1, CALLS_1, POLICY_1];
 
 /// The mesh: its domain and address plan. There is one such record; its id is [`super::MESH_ID`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -370,7 +372,7 @@ where
 /// A value, or one that this version does not understand.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Lenient<T> {
+pub(super) enum Lenient<T> {
     Known(T),
     Other(IgnoredAny),
 }

@@ -9,6 +9,7 @@
 //! | `mesh` | mesh key | domain and address plan |
 //! | `token` | mesh key | limits of a join token |
 //! | `revocation` | mesh key | removal of a token or node |
+//! | `policy` | mesh key | who may serve a name, and who may reach it |
 //! | `membership` | token key | admission of a node, with its name and tags |
 //! | `departure` | node's identity key | the node has left for good |
 //! | `node` | node's identity key | WireGuard key, address block, endpoints |
@@ -22,18 +23,20 @@ use std::borrow::Cow;
 use serde::{Deserialize, Deserializer, Serialize};
 
 mod members;
+mod policy;
 mod rules;
 mod services;
 
 pub use self::members::{
     CALLS_1, Departure, MAX_COORDINATORS, MAX_ENDPOINTS, MAX_OBSERVED, MAX_RELAYS, MAX_STREAM_URL,
-    MAX_TAGS, Membership, Mesh, Name, Node, PATHS_1, Revocation, RevokedKind, SPOKEN, StreamOffer,
-    Token,
+    MAX_TAGS, Membership, Mesh, Name, Node, PATHS_1, POLICY_1, Revocation, RevokedKind, SPOKEN,
+    StreamOffer, Token,
 };
+pub use self::policy::MeshPolicy;
 pub use self::rules::RecordError;
 pub use self::services::{
-    Health, Instance, MAX_ADDRESSES, MAX_INSTANCES, MAX_PORTS, Port, Service, Source,
-    default_weight,
+    AllowError, Health, Instance, MAX_ADDRESSES, MAX_ALLOWED, MAX_INSTANCES, MAX_PORTS,
+    MAX_SELECTOR, Port, Service, Source, default_weight, parse_allowed,
 };
 pub use super::key::{MESH_ID, RecordKey, ServiceId};
 pub use crate::model::Protocol;
@@ -92,6 +95,8 @@ pub enum Record {
     Name(Name),
     /// One service on one node.
     Service(Service),
+    /// The policy of the mesh.
+    Policy(MeshPolicy),
     /// A kind that this version does not know. Such a record is stored and forwarded.
     #[serde(other)]
     Unknown,
@@ -110,7 +115,12 @@ impl Record {
         {
             return Err(RecordError::WrongId);
         }
-        let record: Self = serde_json::from_str(payload).map_err(malformed)?;
+        let record = match serde_json::from_str(payload) {
+            // Earlier versions hold records of this kind whatever is in them, so this version must hold them too.
+            Ok(Self::Policy(_)) if header.key != RecordKey::Policy => Self::Unknown,
+            Err(_) if header.key.kind() == RecordKey::Policy.kind() => Self::Unknown,
+            parsed => parsed.map_err(malformed)?,
+        };
         record.check()?;
         if record.key().is_some_and(|key| key != header.key) {
             return Err(RecordError::WrongId);
@@ -136,6 +146,7 @@ impl Record {
             Self::Node(node) => RecordKey::Node(node.id),
             Self::Name(name) => RecordKey::Name(name.id),
             Self::Service(service) => RecordKey::Service(service.service_id()),
+            Self::Policy(_) => RecordKey::Policy,
             Self::Unknown => return None,
         })
     }
@@ -147,7 +158,11 @@ impl Record {
             Self::Membership(membership) => membership.check(),
             Self::Node(node) => node.check(),
             Self::Service(service) => service.check(),
-            Self::Revocation(_) | Self::Departure(_) | Self::Name(_) | Self::Unknown => Ok(()),
+            Self::Revocation(_)
+            | Self::Departure(_)
+            | Self::Name(_)
+            | Self::Policy(_)
+            | Self::Unknown => Ok(()),
         }
     }
 }
@@ -291,6 +306,29 @@ mod tests {
         for odd in ["5", "null", "[]", r#"{"url":7}"#, r#"{"pin":"ab"}"#, &long] {
             assert_eq!(read(odd), None, "{odd}");
         }
+    }
+
+    #[test]
+    fn who_may_reach_an_instance_is_read_and_what_is_no_text_admits_nobody() {
+        let read = |allow: &str| {
+            let payload = Record::Service(service()).payload();
+            // Versions that do not have the field read and write the same text.
+            assert!(!payload.contains("allow"), "{payload}");
+            let fields = format!(r#""allow":{allow},"source""#);
+            match Record::parse(&payload.replacen(r#""source""#, &fields, 1)) {
+                Ok((_, Record::Service(service))) => service.instances[0].allow.clone(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(read(r#"["shop/api","tag:ops"]"#), ["shop/api", "tag:ops"]);
+        assert_eq!(read("[]"), [""; 0]);
+        for odd in ["5", "null", "{}", r#""tag:ops""#, "[null]", "[[]]"] {
+            assert_eq!(read(odd), [""], "{odd}");
+        }
+        let long = "x".repeat(MAX_SELECTOR + 1);
+        assert_eq!(read(&format!(r#"["{long}","db"]"#)), ["", "db"]);
+        let many = serde_json::to_string(&vec!["db"; 1000]).expect("plain data");
+        assert_eq!(read(&many), ["db"; MAX_ALLOWED]);
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use super::members::Lenient;
 use super::rules::{RecordError, bounded, check_address};
 use crate::model::Protocol;
 use crate::model::key::PublicKey;
-use crate::model::name::{Label, ServiceName};
+use crate::model::name::{Label, MAX_LABEL, ServiceName};
+use crate::policy::{Selector, SelectorError};
 use crate::records::key::ServiceId;
 
 /// The maximum number of instances of one service on one node; a /24 has 253 addresses.
@@ -16,6 +18,10 @@ pub const MAX_INSTANCES: usize = 256;
 pub const MAX_PORTS: usize = 16;
 /// The maximum number of addresses of an instance.
 pub const MAX_ADDRESSES: usize = 4;
+/// The maximum number of selectors in [`Instance::allow`] that are read.
+pub const MAX_ALLOWED: usize = 16;
+/// The maximum length of a selector in [`Instance::allow`], in bytes: the names of a project and of a service, and what joins them.
+pub const MAX_SELECTOR: usize = 2 * MAX_LABEL + 8;
 
 /// One service on one node. A record without instances says that the node no longer runs the service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +97,59 @@ pub struct Instance {
     pub priority: u16,
     /// How it was registered.
     pub source: Source,
+    /// Who may reach it, within the policy, as texts of [`crate::policy::Selector`]. If there are none, the policy alone decides. A text
+    /// that is no selector of this version admits nobody. Records of earlier versions have none.
+    #[serde(
+        default,
+        deserialize_with = "first_selectors",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub allow: Vec<String>,
+}
+
+/// Why texts do not say who may reach an instance.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AllowError {
+    /// There is no selector, which could mean that everybody is admitted, or nobody.
+    #[error("it names nobody; write one selector or more, such as `shop/api` or `tag:ops`")]
+    Nobody,
+    #[error("it has {0} selectors; {MAX_ALLOWED} are the most")]
+    TooMany(usize),
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
+}
+
+/// Parses who may reach an instance, for [`Instance::allow`].
+///
+/// # Errors
+/// Says which selector is wrong, and what is right in its place.
+pub fn parse_allowed<T: AsRef<str>>(texts: &[T]) -> Result<Vec<String>, AllowError> {
+    match texts.len() {
+        0 => return Err(AllowError::Nobody),
+        1..=MAX_ALLOWED => {}
+        more => return Err(AllowError::TooMany(more)),
+    }
+    let selectors = texts.iter().map(|text| Selector::parse(text.as_ref()));
+    selectors
+        .map(|selector| Ok(selector?.to_string()))
+        .collect()
+}
+
+/// Reads the first selectors of a list. Versions before the field hold the record whatever the field contains, so this version must hold
+/// it too. What is no text becomes a text that admits nobody, so that nothing that an owner writes here opens an instance to all.
+fn first_selectors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let list = match Lenient::<Vec<Lenient<String>>>::deserialize(deserializer)? {
+        Lenient::Known(list) => list,
+        Lenient::Other(other) => vec![Lenient::Other(other)],
+    };
+    let text = |entry| match entry {
+        Lenient::Known(text) => Some(text).filter(|text: &String| text.len() <= MAX_SELECTOR),
+        Lenient::Other(_) => None,
+    };
+    let texts = list
+        .into_iter()
+        .map(|entry| text(entry).unwrap_or_default());
+    Ok(texts.take(MAX_ALLOWED).collect())
 }
 
 impl Instance {

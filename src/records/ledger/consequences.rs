@@ -33,7 +33,11 @@ pub(super) fn store(ledger: &mut Ledger, key: RecordKey, entry: Entry) -> Replac
             }
             ledger.names.add(&name.name, name.id, Claim::Wanted);
         }
-        Record::Mesh(_) | Record::Token(_) | Record::Service(_) | Record::Unknown => {}
+        Record::Mesh(_)
+        | Record::Token(_)
+        | Record::Service(_)
+        | Record::Policy(_)
+        | Record::Unknown => {}
     }
     ledger.usages.add(&entry);
     let before = ledger.table.insert(key.clone(), entry);

@@ -170,6 +170,10 @@ impl Ledger {
         };
         let is_proven = envelope.is_proven();
         let (envelope, header, record) = envelope.into_parts()?;
+        let record = match self.as_held(&record, &envelope.signer) {
+            Record::Unknown => Record::Unknown,
+            _ => record,
+        };
         let entry = Entry {
             envelope,
             record,
@@ -230,6 +234,15 @@ impl Ledger {
         self.examine(envelope).map(drop)
     }
 
+    /// Returns `record` as the ledger holds it. A policy that the mesh key did not sign is a record of a kind that is not known, as it
+    /// is in earlier versions: ledgers of all versions hold the same records, and count them in the same way.
+    fn as_held<'a>(&self, record: &'a Record, signer: &PublicKey) -> &'a Record {
+        match record {
+            Record::Policy(_) if *signer != self.mesh_key => &Record::Unknown,
+            record => record,
+        }
+    }
+
     /// Returns the number of nodes that `token` has admitted, including removed ones.
     #[must_use]
     pub fn admitted_by(&self, token: &PublicKey) -> usize {
@@ -272,6 +285,7 @@ impl Ledger {
     /// holds the record.
     fn examine(&self, envelope: &Authentic) -> Result<Option<RecordKey>, Refused> {
         let (header, record) = envelope.parsed()?;
+        let record = self.as_held(record, &envelope.signer);
         let key = self.key_of(header, &envelope.signer);
         if self.is_held(&key, header, record, envelope)? {
             return Ok(None);

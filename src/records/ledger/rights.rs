@@ -26,7 +26,9 @@ pub(super) fn permit(
         }
     };
     let rightful = match record {
-        Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) => signed_by(&ledger.mesh_key),
+        Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) | Record::Policy(_) => {
+            signed_by(&ledger.mesh_key)
+        }
         Record::Membership(membership) => {
             let is_proven = envelope.is_proven();
             signed_by(&membership.token)

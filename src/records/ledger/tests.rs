@@ -549,4 +549,5 @@ fn a_node_has_another_name_where_nobody_else_has_it() {
 
 mod bounds;
 mod orders;
+mod policies;
 mod ranks;

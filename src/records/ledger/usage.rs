@@ -109,7 +109,7 @@ impl Usage {
 /// the mesh key may sign count for no node, since the mesh key has no bound.
 pub(super) fn owner(signer: &PublicKey, record: &Record) -> Option<PublicKey> {
     match record {
-        Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) => None,
+        Record::Mesh(_) | Record::Token(_) | Record::Revocation(_) | Record::Policy(_) => None,
         Record::Membership(membership) => Some(membership.id),
         Record::Departure(departure) => Some(departure.id),
         Record::Node(node) => Some(node.id),

@@ -4,15 +4,38 @@ use std::collections::{HashMap, HashSet};
 
 use super::Ledger;
 use crate::model::{Label, PublicKey};
-use crate::records::kinds::{Membership, PATHS_1, Service};
-use crate::records::netmap::{AtRouter, Member, Netmap};
+use crate::records::RecordKey;
+use crate::records::kinds::{Membership, MeshPolicy, PATHS_1, Record, Service};
+use crate::records::netmap::{AtRouter, Member, Netmap, Rules};
 
 impl Ledger {
-    /// Returns the members that have published a node record, and their services.
+    /// Returns the policy record, whether this version understands its text or not.
+    #[must_use]
+    pub fn policy(&self) -> Option<&MeshPolicy> {
+        match &self.entry(&RecordKey::Policy)?.record {
+            Record::Policy(policy) => Some(policy),
+            _ => None,
+        }
+    }
+
+    /// Returns the map of the mesh under the policy that the ledger holds.
     #[must_use]
     pub fn netmap(&self) -> Netmap {
+        let rules = match (self.entry(&RecordKey::Policy), self.policy()) {
+            (None, _) => Rules::Open,
+            (Some(_), Some(policy)) => Rules::of(policy),
+            // Its form is one of a later version.
+            (Some(_), None) => Rules::Closed,
+        };
+        self.netmap_under(rules)
+    }
+
+    /// Returns the members that have published a node record, and those of their services that they may serve by `rules`.
+    #[must_use]
+    pub fn netmap_under(&self, rules: Rules) -> Netmap {
         let mut netmap = Netmap {
             mesh: self.mesh().cloned(),
+            rules,
             ..Netmap::default()
         };
         let mut names = self.names();
@@ -43,10 +66,9 @@ impl Ledger {
                 },
             );
         }
+        netmap.leave_out_relays();
         for service in self.services() {
-            if let Some(service) = netmap.admit(service) {
-                netmap.services.insert(service.id.clone(), service);
-            }
+            netmap.replace(&service.id, Some(service));
         }
         netmap
     }
@@ -54,10 +76,7 @@ impl Ledger {
     /// Updates one service in `netmap` from its record. Returns the service that `netmap` had before. Use this only if no other
     /// record changed.
     pub fn renew(&self, netmap: &mut Netmap, id: &str) -> Option<Service> {
-        match self.service(id).and_then(|service| netmap.admit(service)) {
-            Some(service) => netmap.services.insert(id.to_owned(), service),
-            None => netmap.services.remove(id),
-        }
+        netmap.replace(id, self.service(id))
     }
 
     /// Returns the names of all members. If two members joined with one name, the member that joined first has it. A member that

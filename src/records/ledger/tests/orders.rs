@@ -42,8 +42,10 @@ fn check_indexes(ledger: &Ledger) {
             assert_eq!(ledger.is_name_of_another(name, &id), found, "{name} {n}");
         }
         let own = ledger.envelopes().filter(|envelope| {
-            let record = Record::parse(&envelope.payload).expect("it is held").1;
-            usage::owner(&envelope.signer, &record) == Some(id)
+            let header = envelope.header().expect("it is held");
+            let key = ledger.key_of(&header, &envelope.signer);
+            let held = ledger.entry(&key).expect("it is held");
+            usage::owner(&envelope.signer, &held.record) == Some(id)
         });
         let bytes: Vec<usize> = own.map(|envelope| envelope.payload.len()).collect();
         let usage = ledger.usage_of(&id);
@@ -120,7 +122,7 @@ fn administration() -> Vec<Envelope> {
         Envelope::seal(&Record::Revocation(take_back), &key(MESH)),
         revocation(12, RevokedKind::Node, NOW),
         Envelope::seal_payload(
-            r#"{"kind":"policy","id":"mesh","version":3}"#.into(),
+            r#"{"kind":"policy","id":"mesh","version":3,"text":"language = 1"}"#.into(),
             &key(MESH),
         ),
     ]

@@ -1,0 +1,58 @@
+//! What a node refused because of the policy.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::time::UnixSeconds;
+use crate::model::{Label, ServiceName};
+
+/// The last refusals of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeniedList {
+    /// The version of this document: 1.
+    pub schema: u32,
+    /// The version of the policy in force. It is null if there is none.
+    pub policy: Option<u64>,
+    /// The refusals, the latest first. There is one for each source, destination and port.
+    pub denied: Vec<DeniedRow>,
+}
+
+/// Packets that the policy denied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeniedRow {
+    pub from: DeniedEnd,
+    pub to: DeniedEnd,
+    /// What the packets asked for, as a policy has it: `5432/tcp`, `53/udp`, `icmp` or `other`.
+    pub asked: String,
+    pub direction: DeniedDirection,
+    /// How many there were.
+    pub count: u64,
+    /// When there was the first one.
+    pub first_at: UnixSeconds,
+    /// When there was the last one.
+    pub last_at: UnixSeconds,
+}
+
+/// A source or destination of packets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeniedEnd {
+    pub address: IpAddr,
+    /// The node that has the address. It is null if no member has it.
+    pub node: Option<Label>,
+    /// The services at the address.
+    pub services: Vec<ServiceName>,
+}
+
+/// Which way denied packets went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeniedDirection {
+    /// A program or container of this node sent them.
+    Outgoing,
+    /// Another node sent them.
+    Incoming,
+    /// A direction of a later version.
+    #[serde(other)]
+    Other,
+}

@@ -1,0 +1,289 @@
+//! The subjects of the policy: what in the mesh has addresses that packets come from and go to.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::kinds::{Instance, Service};
+use super::netmap::{Member, Netmap};
+use crate::policy::{Offered, OfferedPort, Selector, Subject};
+
+/// Returns the subjects of `netmap`: the nodes, and the instances that have addresses of their own. An instance with an address of its
+/// node is a service that the node itself offers.
+#[must_use]
+pub fn subjects(netmap: &Netmap) -> Vec<Subject> {
+    let mut subjects = Subjects::default();
+    for member in netmap.members.values() {
+        subjects.add_node(member);
+    }
+    for service in netmap.services.values() {
+        if let Some(member) = netmap.members.get(&service.node) {
+            for instance in &service.instances {
+                subjects.add_instance(member, service, instance);
+            }
+        }
+    }
+    subjects.all
+}
+
+/// Whether [`subjects`] or the policy may be others in `now` than in `before`. Most changes of members are about their paths.
+#[must_use]
+pub fn changed(before: &Netmap, now: &Netmap) -> bool {
+    let facts = |member: &Member| {
+        (
+            member.id,
+            member.name.clone(),
+            member.tags.clone(),
+            member.block,
+        )
+    };
+    let members = before.members.values().map(facts);
+    let services = before.services.values().zip(now.services.values());
+    before.rules != now.rules
+        || !members.eq(now.members.values().map(facts))
+        || before.services.len() != now.services.len()
+        || services
+            .into_iter()
+            .any(|(a, b)| a.id != b.id || differ(Some(a), Some(b)))
+}
+
+/// Whether two versions of a service differ in what [`subjects`] has of them. Most new versions only have another health.
+#[must_use]
+pub fn differ(before: Option<&Service>, now: Option<&Service>) -> bool {
+    let (Some(before), Some(now)) = (before, now) else {
+        return before.is_some() != now.is_some();
+    };
+    let is_same = |(a, b): (&Instance, &Instance)| {
+        a.addresses == b.addresses && a.ports == b.ports && a.allow == b.allow
+    };
+    let mut pairs = before.instances.iter().zip(&now.instances);
+    before.instances.len() != now.instances.len() || !pairs.all(is_same)
+}
+
+#[derive(Default)]
+struct Subjects {
+    all: Vec<Subject>,
+    /// The position in `all` of the subject with an address.
+    by_address: BTreeMap<IpAddr, usize>,
+}
+
+impl Subjects {
+    fn add_node(&mut self, member: &Member) {
+        // A node may use an address of which it says that others cannot reach it.
+        let addresses = [
+            IpAddr::V4(member.block.node_v4()),
+            IpAddr::V6(member.block.node_v6()),
+        ];
+        self.add(Subject {
+            addresses: addresses.to_vec(),
+            node: member.name.clone(),
+            tags: member.tags.clone(),
+            services: Vec::new(),
+            is_node: true,
+        });
+    }
+
+    fn add(&mut self, subject: Subject) {
+        for address in &subject.addresses {
+            self.by_address.insert(*address, self.all.len());
+        }
+        self.all.push(subject);
+    }
+
+    fn add_instance(&mut self, member: &Member, service: &Service, instance: &Instance) {
+        let held = |address: &IpAddr| self.by_address.get(address).copied();
+        let mut positions: Vec<usize> = instance.addresses.iter().filter_map(held).collect();
+        positions.sort_unstable();
+        positions.dedup();
+        for position in positions {
+            if let Some(subject) = self.all.get_mut(position) {
+                subject.services.push(offered(service, instance));
+            }
+        }
+        let is_new = |address: &&IpAddr| !self.by_address.contains_key(*address);
+        let addresses: Vec<IpAddr> = instance.addresses.iter().filter(is_new).copied().collect();
+        if !addresses.is_empty() {
+            self.add(Subject {
+                addresses,
+                node: member.name.clone(),
+                tags: member.tags.clone(),
+                services: vec![offered(service, instance)],
+                is_node: false,
+            });
+        }
+    }
+}
+
+fn offered(service: &Service, instance: &Instance) -> Offered {
+    let ports = instance.ports.iter().map(|port| OfferedPort {
+        name: port.name.clone(),
+        protocol: port.protocol,
+        port: port.number.get(),
+    });
+    Offered {
+        service: service.service_name(),
+        ports: ports.collect(),
+        allow: selectors(instance),
+    }
+}
+
+/// Who may reach an instance. What this version does not understand selects nobody, and it does not open the instance to all.
+fn selectors(instance: &Instance) -> Vec<Selector> {
+    let texts = instance.allow.iter();
+    texts
+        .map(|text| Selector::parse(text).unwrap_or(Selector::Unknown))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Label, Protocol, ServiceName};
+    use crate::testbed::records as build;
+    use crate::testbed::records::label;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("a literal")
+    }
+
+    /// Node `n1` with block 1 and the tag `shop`.
+    fn netmap() -> Netmap {
+        let id = build::id(1);
+        let member = Member {
+            tags: vec![label("shop")],
+            ..build::member(&id, "n1", build::block(1))
+        };
+        let mut netmap = Netmap::default();
+        netmap.members.insert(id, member);
+        netmap
+    }
+
+    fn serve(netmap: &mut Netmap, name: &str, project: Option<&str>, instances: Vec<Instance>) {
+        let id = build::id(1);
+        let project: Option<Label> = project.map(label);
+        let service = Service {
+            id: Service::id_of(&id, project.as_ref(), &label(name)),
+            project,
+            ..build::service(&id, name, instances)
+        };
+        netmap.replace(&service.id.clone(), Some(&service));
+    }
+
+    fn names(subject: &Subject) -> Vec<String> {
+        let services = subject.services.iter();
+        services
+            .map(|offered| offered.service.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn a_node_is_a_subject_and_offers_what_has_its_addresses() {
+        let mut netmap = netmap();
+        let block = build::block(1);
+        let own = vec![block.node_v4().into(), block.node_v6().into()];
+        serve(
+            &mut netmap,
+            "web",
+            None,
+            vec![build::instance("n1-80", own.clone())],
+        );
+        let subjects = subjects(&netmap);
+        assert_eq!(subjects.len(), 1);
+        assert!(subjects[0].is_node);
+        assert_eq!(subjects[0].addresses, own);
+        assert_eq!(subjects[0].tags, [label("shop")]);
+        let port = OfferedPort {
+            name: None,
+            protocol: Protocol::Tcp,
+            port: 80,
+        };
+        let web = Offered {
+            service: ServiceName::from(label("web")),
+            ports: vec![port],
+            allow: vec![],
+        };
+        assert_eq!(subjects[0].services, [web]);
+    }
+
+    #[test]
+    fn a_container_with_two_names_is_one_subject_with_both() {
+        let mut netmap = netmap();
+        let instance = build::instance("n1-db-1", vec![address("10.210.1.64")]);
+        serve(&mut netmap, "db", None, vec![instance.clone()]);
+        serve(&mut netmap, "database", Some("shop"), vec![instance]);
+        let other = build::instance("n1-db-2", vec![address("10.210.1.65")]);
+        serve(&mut netmap, "cache", None, vec![other]);
+        let subjects = subjects(&netmap);
+        assert_eq!(subjects.len(), 3);
+        let of = |text: &str| {
+            let with = subjects.iter().find(|s| s.addresses == [address(text)]);
+            with.expect("it is one")
+        };
+        assert_eq!(names(of("10.210.1.64")), ["db", "database.shop"]);
+        assert_eq!(names(of("10.210.1.65")), ["cache"]);
+        assert!(!of("10.210.1.64").is_node && of("10.210.1.64").node == label("n1"));
+    }
+
+    #[test]
+    fn a_selector_of_a_later_version_admits_nobody() {
+        let mut netmap = netmap();
+        let instance = Instance {
+            allow: vec!["tag:ops".into(), "moon:full".into(), String::new()],
+            ..build::instance("n1-db-1", vec![address("10.210.1.64")])
+        };
+        serve(&mut netmap, "db", None, vec![instance]);
+        let subjects = subjects(&netmap);
+        let ops = Selector::parse("tag:ops").expect("a literal");
+        assert_eq!(
+            subjects[1].services[0].allow,
+            [ops, Selector::Unknown, Selector::Unknown]
+        );
+    }
+
+    #[test]
+    fn only_what_rules_look_at_makes_two_versions_of_a_service_differ() {
+        let service = |instance| build::service(&build::id(1), "db", vec![instance]);
+        let instance = build::instance("n1-db-1", vec![address("10.210.1.64")]);
+        let before = service(instance.clone());
+        let changed: [(bool, fn(&mut Instance)); 5] = [
+            (false, |i| {
+                i.health = crate::records::kinds::Health::Unhealthy
+            }),
+            (false, |i| i.weight += 1),
+            (true, |i| i.addresses = vec![address("10.210.1.65")]),
+            (true, |i| i.ports = vec![build::port(81, None)]),
+            (true, |i| i.allow = vec!["tag:ops".into()]),
+        ];
+        for (n, (expected, change)) in changed.into_iter().enumerate() {
+            let mut instance = instance.clone();
+            change(&mut instance);
+            let now = service(instance);
+            assert_eq!(differ(Some(&before), Some(&now)), expected, "{n}");
+        }
+        assert!(differ(Some(&before), None) && differ(None, Some(&before)));
+        assert!(!differ(None, None));
+    }
+
+    #[test]
+    fn a_change_of_paths_leaves_the_subjects_as_they_are() {
+        let mut before = netmap();
+        let instance = build::instance("n1-db-1", vec![address("10.210.1.64")]);
+        serve(&mut before, "db", None, vec![instance.clone()]);
+        let after = |change: fn(&mut Member)| {
+            let mut now = before.clone();
+            now.members.values_mut().for_each(change);
+            changed(&before, &now)
+        };
+        assert!(!after(
+            |member| member.endpoints = vec!["192.0.2.7:1".parse().expect("a literal")]
+        ));
+        assert!(after(|member| member.tags.clear()));
+        assert!(after(|member| member.name = label("n2")));
+        assert!(after(|member| member.block = build::block(2)));
+        let mut now = before.clone();
+        serve(&mut now, "web", None, vec![instance]);
+        assert!(changed(&before, &now) && changed(&now, &before));
+        now = before.clone();
+        now.rules = crate::records::netmap::Rules::Closed;
+        assert!(changed(&before, &now));
+    }
+}
