@@ -20,8 +20,8 @@ use crate::os::unix_server;
 use crate::os::unix_server::failure;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::protocol::local::{
-    AddService, Checkup, ContainerList, Join, Joined, KeyRotated, Left, Netcheck, Ping, Pong,
-    RemoveService, Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status,
+    AddService, Checkup, ContainerList, DeniedList, Join, Joined, KeyRotated, Left, Netcheck, Ping,
+    Pong, RemoveService, Rename, Renamed, Resolve, Resolved, ServiceChanged, ServiceList, Status,
     SystemList, Why, WhyRequest,
 };
 
@@ -65,6 +65,8 @@ pub enum Command {
     Why(WhyRequest, Reply<Why>),
     /// Return what is known of this node's connection to the network.
     Netcheck(Reply<Netcheck>),
+    /// Return what this node refused because of the policy.
+    Denied(Reply<DeniedList>),
     /// Return why this node is not ready, if it is not.
     Ready(Reply<Option<String>>),
     /// Return the metrics as text.
@@ -102,6 +104,7 @@ pub async fn serve(
         .route("/v1/checkup", get(checkup))
         .route("/v1/why", post(why))
         .route("/v1/netcheck", get(netcheck))
+        .route("/v1/policy/denied", get(denied))
         .route("/v1/metrics", get(metrics))
         .with_state(commands);
     unix_server::serve(listener, path, router).await
@@ -200,6 +203,10 @@ async fn why(agent: Agent, body: axum::body::Bytes) -> Response {
 
 async fn netcheck(agent: Agent) -> Response {
     call(agent, Command::Netcheck).await
+}
+
+async fn denied(agent: Agent) -> Response {
+    call(agent, Command::Denied).await
 }
 
 async fn metrics(State(agent): Agent) -> Response {

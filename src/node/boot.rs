@@ -23,13 +23,14 @@ use super::joined::{Events, JoinedNode, ReachEvents};
 use super::names::{Names, NamesConfig};
 use super::own_records::OwnRecords;
 use super::paths::Paths;
+use super::policy::PolicyInForce;
 use super::reach::Reach;
 use super::replica::{self, Own, Position, Replica, StreamEvent};
 use super::resolver::{NodeResolver, ResolverScope};
 use super::settle::Dirty;
 use super::state::records::RecordLog;
 use super::state::writer::Writer;
-use super::state::{Identity, StateDir, StateError};
+use super::state::{self, Identity, StateDir, StateError};
 use super::streams::{RelayStreamEvent, RelayStreams};
 use super::workloads::Workloads;
 use crate::containers::network;
@@ -79,6 +80,8 @@ struct Loaded {
     log: RecordLog,
     ledger: Ledger,
     position: Position,
+    /// The policy that was in force.
+    policy: PolicyInForce,
     /// The number of damaged lines of the records.
     damaged: usize,
     /// Whether records were lost, or the node has just joined. Records that were lost are sent again with old dates: they are
@@ -105,6 +108,14 @@ impl Loaded {
             };
             written.map_err(StateError::from)?;
         }
+        let policy = PolicyInForce::new(state::policy::read(&dir), &identity.mesh_key);
+        // The record was lost among the others, if the ledger does not hold it or a later one.
+        if let Some(record) = policy.record()
+            && let Ok(Applied::Changed(_)) = ledger.apply(record.clone())
+        {
+            // If the disk is full, the record is in its own file still.
+            let _ = log.append(std::slice::from_ref(record));
+        }
         let Some(mesh) = ledger.mesh() else {
             return Err(ApiError::new(
                 ErrorCode::Configuration,
@@ -126,6 +137,7 @@ impl Loaded {
             is_new: loaded.lost > 0 || fresh.is_some(),
             damaged: loaded.damaged,
             position,
+            policy,
             scope,
             dir,
             identity,
@@ -193,7 +205,14 @@ impl Equipped {
         let network = Upkeep::start(network, wanted, &applied);
         Ok(Self {
             ipv6: applied.ipv6,
-            device: Device::new(tunnel, network, mtu, reach_of(config, identity), streams),
+            device: Device::new(
+                tunnel,
+                loaded.policy.clone(),
+                network,
+                mtu,
+                reach_of(config, identity),
+                streams,
+            ),
             events,
             stream_events,
             native,

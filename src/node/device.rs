@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::calling::Calling;
 use super::host::{Interface, Upkeep};
+use super::policy::PolicyInForce;
 use super::reach::Reach;
 use super::streams::RelayStreams;
 use crate::os::clock;
@@ -31,6 +32,8 @@ pub(super) struct Device {
     pub(super) interfaces: Vec<Interface>,
     /// How others reach this node.
     pub(super) reach: Reach,
+    /// The policy that the tunnel enforces.
+    pub(super) policy: PolicyInForce,
     /// The streams to relays and of members.
     pub(super) streams: RelayStreams,
     /// The calls of this node and of members.
@@ -42,6 +45,7 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn new(
         tunnel: Tunnel,
+        policy: PolicyInForce,
         network: Upkeep,
         mtu: u16,
         reach: Reach,
@@ -53,6 +57,7 @@ impl Device {
             mtu,
             interfaces: Vec::new(),
             reach,
+            policy,
             streams,
             calling: Calling::new(clock::now()),
             elsewhere: None,

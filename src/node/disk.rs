@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use super::changes::Changes;
 use super::docker::Docker;
 use super::names::Names;
+use super::policy::PolicyInForce;
 use super::replica::{Replica, WriteOutcome};
 use super::state::Identity;
 use super::state::writer::{Content, StateFile, Writer};
@@ -85,6 +86,14 @@ impl Disk {
         if let Some(addresses) = names.unwritten() {
             let content = Content::ServiceAddresses(addresses.clone());
             self.write(StateFile::ServiceAddresses, content);
+        }
+    }
+
+    /// Writes the policy in force, if it changed.
+    pub(super) fn write_policy(&mut self, policy: &PolicyInForce) {
+        if let Some(record) = policy.unwritten() {
+            let content = Content::Policy(Box::new(record.clone()));
+            self.write(StateFile::Policy, content);
         }
     }
 

@@ -44,6 +44,7 @@ mod metrics;
 mod names;
 mod own_records;
 pub mod paths;
+mod policy;
 mod reach;
 mod remedies;
 pub mod replica;

@@ -4,10 +4,10 @@
 //! the agent calls [`settle`] once, which brings these parts in step in a fixed order:
 //!
 //! 1. the ledger: the effects of the replica are carried out, and its changes are marked;
-//! 2. the peers of the tunnel, if members changed;
+//! 2. the policy that the tunnel enforces, if members, services or the policy changed, and the peers of the tunnel, if members changed;
 //! 3. the zone;
 //! 4. the addresses of this machine, if they may have changed;
-//! 5. the firewall, which needs the service addresses of the zone;
+//! 5. the firewall, which needs the service addresses of the zone and the policy;
 //! 6. the records of this node, which need the addresses. They are published once. They change the ledger, so steps 1 to 5 are
 //!    run once more for them.
 //!
@@ -59,6 +59,11 @@ impl Dirty {
         for key in changes.records {
             match key {
                 RecordKey::Service(_) => drop(self.services.insert(key.id().into_owned())),
+                RecordKey::Policy => {
+                    self.members = true;
+                    // The record of this node says whether it relays.
+                    self.own = true;
+                }
                 _ => self.members = true,
             }
         }
@@ -73,11 +78,15 @@ pub(super) trait Stages {
     /// Carries out the effects of the replica, and returns what changed in the ledger.
     fn follow_ledger(&mut self) -> Changes;
 
-    /// Computes the map of the mesh anew, and sets the peers of the tunnel and of everything else that knows the members.
-    fn apply_members(&mut self);
+    /// Computes the map of the mesh anew, and sets the policy and the peers of the tunnel, and the peers of everything else that knows
+    /// the members. Returns whether that concerns the firewall.
+    fn apply_members(&mut self) -> bool;
 
     /// Renews these services in the map of the mesh. Returns none if members have to be applied as well.
     fn renew_services(&mut self, ids: &BTreeSet<String>) -> Option<Self::Replaced>;
+
+    /// Sets the policy of the tunnel after these services were replaced. Returns whether that concerns the firewall.
+    fn apply_policy(&mut self, replaced: &Self::Replaced) -> bool;
 
     /// Computes the zone from nothing. Returns whether that concerns the firewall.
     fn rebuild_zone(&mut self) -> bool;
@@ -115,8 +124,11 @@ fn apply<S: Stages>(dirty: &mut Dirty, node: &mut S) {
         replaced = node.renew_services(&services);
         dirty.members = replaced.is_none();
     }
+    if let Some(replaced) = &replaced {
+        dirty.firewall |= node.apply_policy(replaced);
+    }
     if std::mem::take(&mut dirty.members) {
-        node.apply_members();
+        dirty.firewall |= node.apply_members();
         dirty.reach = true;
     }
     if std::mem::take(&mut dirty.reach) {

@@ -7,6 +7,7 @@ pub(super) mod engine;
 pub(super) mod instances;
 pub(super) mod members;
 pub(super) mod peers;
+pub(super) mod policy;
 
 use std::time::Duration;
 

@@ -20,6 +20,8 @@ pub enum Part {
     InStep,
     /// The identity without the tunnel's old key.
     OldKey,
+    /// The record of the policy in force.
+    Policy,
 }
 
 impl Part {
@@ -49,6 +51,10 @@ impl Part {
             Self::OldKey => (
                 "the former key of the tunnel is not removed from disk",
                 "until then it can be read there",
+            ),
+            Self::Policy => (
+                "the policy in force is not written to disk",
+                "after a restart an earlier policy could be in force until the coordinator or a peer sends the present one",
             ),
         }
     }

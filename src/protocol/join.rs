@@ -45,7 +45,8 @@ impl JoinRequest {
 pub struct JoinResponse {
     /// The address block that is leased to the node.
     pub block: Block,
-    /// The mesh record, the token certificate and the membership, with which the node verifies its own admission.
+    /// The mesh record, the token certificate and the membership, with which the node verifies its own admission, and the policy, if
+    /// there is one.
     pub records: Vec<Envelope>,
     /// The revision that contains the membership.
     pub revision: u64,

@@ -85,6 +85,7 @@ const PURE: &[&str] = &[
     "node/names.rs",
     "node/own_records.rs",
     "node/paths.rs",
+    "node/policy.rs",
     "node/remedies.rs",
     "node/replica",
     "node/settle.rs",

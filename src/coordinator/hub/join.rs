@@ -66,6 +66,8 @@ impl Turn<'_> {
             RecordKey::Mesh,
             RecordKey::Token(admission.token),
             RecordKey::Membership(admission.node),
+            // The node keeps to the policy from its first packet on.
+            RecordKey::Policy,
         ];
         let entries = keys.iter().filter_map(|key| ledger.entry(key));
         let records = entries.map(|entry| entry.envelope.clone()).collect();

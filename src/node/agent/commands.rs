@@ -71,6 +71,9 @@ impl Agent {
             Command::Netcheck(reply) => {
                 let _ = reply.send(self.node().map(|node| report::netcheck(node)));
             }
+            Command::Denied(reply) => {
+                let _ = reply.send(self.node().map(|node| report::denied(node)));
+            }
             Command::Resolve(resolve, reply) => carry_out(self.node(), reply, |node, reply| {
                 report::resolve(node, resolve, reply);
             }),

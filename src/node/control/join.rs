@@ -12,7 +12,7 @@ use crate::protocol::join::{CHECK_PATH, JoinCheck, JoinRequest, JoinResponse, PA
 use crate::protocol::token::SpkiPin;
 use crate::protocol::url::CoordinatorUrl;
 
-/// The coordinator waits for its disk before it answers. The answer holds three records and little more.
+/// The coordinator waits for its disk before it answers. The answer holds four records and little more.
 const ANSWER_LIMITS: Limits = Limits {
     body: 512 * 1024,
     time: Duration::from_secs(15),

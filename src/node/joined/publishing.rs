@@ -110,7 +110,9 @@ fn node_record(node: &mut JoinedNode) -> Option<(Node, bool)> {
     };
     let reach = &mut node.device.reach;
     let own = reach.own_addresses(&node.device.interfaces, underlay, Instant::now());
-    let limit = reach.relay_limit(own.public());
+    let member = node.netmap.members.get(&id);
+    let may_relay = member.is_none_or(|member| node.netmap.rules.may_offer_relay(member));
+    let limit = reach.relay_limit(own.public()).filter(|_| may_relay);
     let relay = tunnel.steering().own_relay();
     relay.set_limit(limit, Instant::now());
     let streams = &mut node.device.streams;

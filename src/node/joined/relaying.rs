@@ -151,7 +151,10 @@ fn measured(
 ) -> impl Iterator<Item = (&Member, MeasuredRelay<PublicKey>)> {
     let (id, steering) = (node.id(), node.device.tunnel.steering());
     let members = node.netmap.members.values();
-    let others = members.filter(move |member| member.speaks_paths && member.id != id);
+    let others = members.filter(move |member| {
+        let may_offer = node.netmap.rules.may_offer_relay(member);
+        may_offer && member.speaks_paths && member.id != id
+    });
     others.filter_map(move |member| {
         let report = steering.report(&member.wireguard_key.0)?;
         let has_stream = node.device.streams.is_open(&member.id);

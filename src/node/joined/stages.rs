@@ -21,6 +21,7 @@ use crate::path::links::Candidate;
 use crate::path::watch::keepalive_seconds;
 use crate::records::kinds::Service;
 use crate::records::netmap::{Member, Netmap};
+use crate::records::subjects;
 use crate::tunnel::PeerConfig;
 
 impl Stages for JoinedNode {
@@ -39,9 +40,17 @@ impl Stages for JoinedNode {
         changes
     }
 
-    fn apply_members(&mut self) {
+    fn apply_members(&mut self) -> bool {
         let now = Instant::now();
-        let before = std::mem::replace(&mut self.netmap, self.replica.ledger().netmap());
+        if let Some(change) = self.device.policy.follow(self.replica.ledger()) {
+            change.log();
+            self.disk.write_policy(&self.device.policy);
+        }
+        let rules = self.device.policy.rules().clone();
+        let netmap = self.replica.ledger().netmap_under(rules);
+        let before = std::mem::replace(&mut self.netmap, netmap);
+        // A packet of a new peer finds the policy that knows the peer.
+        let concerns_firewall = subjects::changed(&before, &self.netmap) && enforce_policy(self);
         let id = self.id();
         for change in members::changes(&before, &self.netmap, &id, self.replica.ledger()) {
             change.log();
@@ -87,6 +96,7 @@ impl Stages for JoinedNode {
         let ways = ways.collect();
         self.device.network.set(|wanted| wanted.peers = ways);
         streaming::set_members(self);
+        concerns_firewall
     }
 
     fn renew_services(&mut self, ids: &BTreeSet<String>) -> Option<Self::Replaced> {
@@ -102,6 +112,13 @@ impl Stages for JoinedNode {
             }
         }
         Some(replaced)
+    }
+
+    fn apply_policy(&mut self, replaced: &Self::Replaced) -> bool {
+        let differs = |(id, before): &(String, Option<Service>)| {
+            subjects::differ(before.as_ref(), self.netmap.services.get(id))
+        };
+        replaced.iter().any(differs) && enforce_policy(self)
     }
 
     fn rebuild_zone(&mut self) -> bool {
@@ -156,6 +173,15 @@ impl Stages for JoinedNode {
     fn publish_own(&mut self, has_new_name: bool) {
         publishing::publish_own(self, has_new_name);
     }
+}
+
+/// Compiles the policy for the map of the mesh, and sets it in the tunnel. Returns whether something is denied, or was before.
+fn enforce_policy(node: &mut JoinedNode) -> bool {
+    let was_open = node.device.policy.table().allows_everything();
+    let table = node.device.policy.compile(&node.netmap);
+    let is_open = table.allows_everything();
+    node.device.tunnel.filter().set_policy(table);
+    !(was_open && is_open)
 }
 
 /// The paths by which a member says that it may be reached.

@@ -118,6 +118,14 @@ pub(super) fn handle_written(node: &mut JoinedNode, written: Written) -> Option<
             Ok(()) => node.names.handle_written(&addresses),
             Err(error) => tracing::warn!(%error, "cannot write the service addresses to disk"),
         },
+        (StateFile::Policy, Content::Policy(record)) => {
+            let is_written = result.is_ok();
+            node.disk.note(Part::Policy, result);
+            if is_written {
+                node.device.policy.handle_written(&record);
+                node.disk.write_policy(&node.device.policy);
+            }
+        }
         _ => {}
     }
     moved
@@ -237,6 +245,7 @@ pub(super) fn write_again(node: &mut JoinedNode) {
 /// Waits until all is written. The node stops.
 pub(super) async fn flush(node: &mut JoinedNode, writes: &mut mpsc::Receiver<Written>) {
     node.disk.write_service_addresses(&node.names);
+    node.disk.write_policy(&node.device.policy);
     if timeout(FLUSH_TIMEOUT, flush_all(node, writes))
         .await
         .is_err()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::peers::{contact_of, member_of, milliseconds, others};
-use super::problems::contested;
+use super::problems::{contested, unlawful};
 use crate::containers::running_containers::running_containers;
 use crate::model::Label;
 use crate::node::api::Reply;
@@ -37,6 +37,7 @@ pub(in crate::node) fn checkup(node: &JoinedNode, reply: Reply<Checkup>) {
         problems: [
             node.device.network.route_problems(),
             contested(&node.netmap),
+            unlawful(&node.netmap, &node.id()),
         ]
         .concat(),
         removed: node.replica.is_removed(),

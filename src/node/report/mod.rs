@@ -1,6 +1,7 @@
 //! Collects what the local API returns about this node: status, problems, peers, services, lookups and changes to the machine.
 
 mod checkup;
+mod denied;
 mod netcheck;
 mod peers;
 mod problems;
@@ -11,6 +12,7 @@ mod system;
 mod why;
 
 pub(super) use checkup::{checkup, ping};
+pub(super) use denied::denied;
 pub(super) use netcheck::netcheck;
 pub(super) use peers::{not_ready, others};
 pub(super) use problems::{ProblemKind, problem_counts};

@@ -13,6 +13,8 @@ struct Noted {
     /// Whether a change of services is one of members, too.
     concerns_members: bool,
     concerns_firewall: bool,
+    /// Whether the policy that is enforced changes.
+    changes_policy: bool,
 }
 
 impl Noted {
@@ -35,14 +37,20 @@ impl Stages for Noted {
         self.changes.pop().unwrap_or_default()
     }
 
-    fn apply_members(&mut self) {
+    fn apply_members(&mut self) -> bool {
         self.note("members");
+        self.changes_policy
     }
 
     fn renew_services(&mut self, ids: &BTreeSet<String>) -> Option<Vec<String>> {
         self.note("services");
         let names = ids.iter().filter_map(|id| id.rsplit('/').next());
         (!self.concerns_members).then(|| names.map(str::to_owned).collect())
+    }
+
+    fn apply_policy(&mut self, _: &Vec<String>) -> bool {
+        self.note("policy");
+        self.changes_policy
     }
 
     fn rebuild_zone(&mut self) -> bool {
@@ -109,13 +117,16 @@ fn a_change_of_services_alone_costs_only_these_services() {
         ..Noted::default()
     };
     let mut dirty = Dirty::default();
-    assert_eq!(node.settle(&mut dirty), ["ledger", "services", "zone a b"]);
+    assert_eq!(
+        node.settle(&mut dirty),
+        ["ledger", "services", "policy", "zone a b"]
+    );
     // Services in the zone from which the firewall balances connections.
     node.changes = vec![records(&[service("a")])];
     node.concerns_firewall = true;
     assert_eq!(
         node.settle(&mut dirty),
-        ["ledger", "services", "zone a", "firewall"]
+        ["ledger", "services", "policy", "zone a", "firewall"]
     );
     // The first service of a node: the node is watched more closely from now on.
     node.changes = vec![records(&[service("a")])];
@@ -124,6 +135,22 @@ fn a_change_of_services_alone_costs_only_these_services() {
         node.settle(&mut dirty),
         ["ledger", "services", "members", "zone", "firewall"]
     );
+}
+
+#[test]
+fn a_change_of_the_policy_is_applied_to_the_tunnel_before_the_zone_and_to_the_firewall_after_it() {
+    let mut node = Noted {
+        changes: vec![records(&[RecordKey::Policy])],
+        changes_policy: true,
+        ..Noted::default()
+    };
+    let mut dirty = Dirty::default();
+    let all = ["ledger", "members", "zone", "firewall", "own", "ledger"];
+    assert_eq!(node.settle(&mut dirty), all);
+    // A container that comes or goes changes what the same policy is compiled to.
+    node.changes = vec![records(&[service("a")])];
+    let services = ["ledger", "services", "policy", "zone a", "firewall"];
+    assert_eq!(node.settle(&mut dirty), services);
 }
 
 #[test]
@@ -162,7 +189,14 @@ fn records_that_were_published_are_applied_and_published_once_only() {
     };
     assert_eq!(
         node.settle(&mut dirty),
-        ["ledger", "own with name", "ledger", "services", "zone own"]
+        [
+            "ledger",
+            "own with name",
+            "ledger",
+            "services",
+            "policy",
+            "zone own"
+        ]
     );
     assert!(dirty.own, "it is published with the next event");
     assert_eq!(node.settle(&mut dirty), ["ledger", "own", "ledger"]);
@@ -195,6 +229,7 @@ fn the_start_of_a_container_is_published_once_and_lists_the_interfaces_once() {
             "own",
             "ledger",
             "services",
+            "policy",
             "zone web"
         ]
     );

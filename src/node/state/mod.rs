@@ -11,9 +11,11 @@
 //! | `newcomers.json` | memberships that are held back, and those that were accepted on trust | the former are received again, and this node vouches for no member |
 //! | `instances.json` | the addresses of containers | containers get new addresses |
 //! | `service-addresses.json` | which service has which service address here | services may get other addresses |
+//! | `policy.json` | the record of the policy in force | the policy among the records is in force, if this version understands it |
 //! | `services.json` | services added with `meshctl service add`, drains | meshd reports that; the file is kept as `services.json.damaged` |
 
 pub mod departing;
+pub(in crate::node) mod policy;
 pub mod records;
 pub(in crate::node) mod writer;
 
@@ -41,6 +43,7 @@ use crate::records::service_address::ServiceAddresses;
 
 const IN_STEP: &str = "in_step.json";
 const NEWCOMERS: &str = "newcomers.json";
+const POLICY: &str = "policy.json";
 /// The maximum size of a state file in bytes. It does not apply to the file of records.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
 
@@ -508,6 +511,7 @@ impl StateDir {
             "services.json",
             "instances.json",
             "service-addresses.json",
+            POLICY,
         ] {
             let _ = std::fs::remove_file(self.path(name));
         }

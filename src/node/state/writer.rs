@@ -8,11 +8,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::records::RecordLog;
-use super::{Identity, StateDir, StateError};
+use super::{Identity, StateDir, StateError, policy};
 use crate::containers::ContainerId;
 use crate::node::replica::{RecordsWrite, WriteOutcome, WriteRequest};
 use crate::node::unwritten::Part;
 use crate::os::tasks::{TaskHandle, Tasks};
+use crate::records::Envelope;
 use crate::records::service_address::ServiceAddresses;
 use crate::services::registry::StoredServices;
 
@@ -33,6 +34,8 @@ pub(in crate::node) enum StateFile {
     Leases,
     /// The service address of each service.
     ServiceAddresses,
+    /// The record of the policy in force.
+    Policy,
 }
 
 /// The new content of a file.
@@ -42,6 +45,7 @@ pub(in crate::node) enum Content {
     Services(StoredServices),
     Leases(BTreeMap<ContainerId, Ipv4Addr>),
     ServiceAddresses(ServiceAddresses),
+    Policy(Box<Envelope>),
 }
 
 /// A request to the task.
@@ -129,6 +133,7 @@ impl Files {
                     Content::ServiceAddresses(addresses) => {
                         self.dir.set_service_addresses(addresses)
                     }
+                    Content::Policy(record) => policy::write(&self.dir, record),
                 };
                 Written::State(file, content, result)
             }

@@ -9,6 +9,7 @@ use super::engine::EngineChange;
 use super::instances::{InstanceChange, InstanceTurn, turns};
 use super::members::{MemberChange, MemberTurn, changes};
 use super::peers::{PeerChange, PeerTurn, PeerTurns};
+use super::policy::PolicyChange;
 use crate::model::{Protocol, ServiceName};
 use crate::os::log::captured;
 use crate::path::watch::Reach;
@@ -195,6 +196,32 @@ fn only_instances_whose_health_changed_or_that_come_or_go_have_a_transition() {
         ]
     );
     assert_eq!(turns(&after, &after), []);
+}
+
+#[test]
+fn each_transition_of_the_policy_is_one_line() {
+    let why = "line 1, column 12: no".to_owned();
+    let lines = captured::lines(|| {
+        for change in [
+            PolicyChange::InForce { version: 7 },
+            PolicyChange::Ignored {
+                version: 8,
+                in_force: 7,
+                why: why.clone(),
+            },
+            PolicyChange::Closed { version: 8, why },
+        ] {
+            change.log();
+        }
+    });
+    assert_lines(
+        &lines,
+        &[
+            "INFO policy in force version=7",
+            "WARN policy not understood, the one before stays in force version=8 in_force=7 reason=\"line 1, column 12: no\"",
+            "WARN policy not understood, only control traffic passes version=8 reason=\"line 1, column 12: no\"",
+        ],
+    );
 }
 
 #[test]

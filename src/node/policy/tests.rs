@@ -1,0 +1,189 @@
+use super::*;
+use crate::records::kinds::{MeshPolicy, Token};
+use crate::testbed::records as build;
+use crate::testbed::records::{block, id, label};
+
+const MESH: u8 = 1;
+const TOKEN: u8 = 2;
+const OPEN: &str = "language = 1\ndefault = \"allow\"\n";
+const DENY: &str = "language = 1\ndefault = \"deny\"\n";
+const LATER: &str = "language = 99\n";
+
+fn record(version: u64, text: &str) -> Envelope {
+    let record = Record::Policy(MeshPolicy::new(version, text));
+    build::sealed(&record, MESH)
+}
+
+fn ledger(policies: &[(u64, &str)]) -> Ledger {
+    let mut ledger = Ledger::new(id(MESH));
+    for (version, text) in policies {
+        ledger.apply(record(*version, text)).expect("it is newer");
+    }
+    ledger
+}
+
+fn start(stored: Option<Envelope>) -> PolicyInForce {
+    PolicyInForce::new(stored, &id(MESH))
+}
+
+fn text(policy: &PolicyInForce) -> Option<&str> {
+    policy.rules().policy().map(Policy::text)
+}
+
+#[test]
+fn nothing_passes_before_the_records_are_read() {
+    let policy = start(None);
+    assert!(!policy.table().allows_everything());
+    assert_eq!(*policy.rules(), Rules::Open);
+}
+
+#[test]
+fn without_a_policy_everything_passes() {
+    let mut policy = start(None);
+    assert_eq!(policy.follow(&ledger(&[])), None);
+    let netmap = ledger(&[]).netmap_under(policy.rules().clone());
+    assert!(policy.compile(&netmap).allows_everything());
+    assert_eq!(policy.problem(), None);
+}
+
+#[test]
+fn the_policy_of_the_ledger_comes_into_force_once_and_is_written() {
+    let mut policy = start(None);
+    let ledger = ledger(&[(3, DENY)]);
+    let change = policy.follow(&ledger);
+    assert_eq!(change, Some(PolicyChange::InForce { version: 3 }));
+    assert_eq!(policy.follow(&ledger), None);
+    assert_eq!(text(&policy), Some(DENY));
+    let written = policy.unwritten().cloned().expect("it is new");
+    policy.handle_written(&record(2, OPEN));
+    assert!(policy.unwritten().is_some(), "another one was written");
+    policy.handle_written(&written);
+    assert_eq!(policy.unwritten(), None);
+}
+
+#[test]
+fn a_policy_that_is_not_understood_leaves_the_one_before_in_force() {
+    let mut policy = start(None);
+    policy.follow(&ledger(&[(3, DENY)]));
+    let change = policy.follow(&ledger(&[(4, LATER)]));
+    let Some(PolicyChange::Ignored {
+        version, in_force, ..
+    }) = change
+    else {
+        panic!("{change:?}");
+    };
+    assert_eq!((version, in_force, text(&policy)), (4, 3, Some(DENY)));
+    let problem = policy.problem().expect("it is one");
+    assert!(
+        problem.what.contains("stays in force (version 3)"),
+        "{problem:?}"
+    );
+    assert!(
+        problem.why.starts_with("version 4 of the policy: line 1, "),
+        "{problem:?}"
+    );
+    // One that is understood ends the problem.
+    policy.follow(&ledger(&[(5, OPEN)]));
+    assert_eq!((policy.version(), policy.problem()), (Some(5), None));
+}
+
+#[test]
+fn if_none_was_understood_before_only_control_traffic_passes() {
+    let mut policy = start(None);
+    let ledger = ledger(&[(4, LATER)]);
+    let change = policy.follow(&ledger);
+    assert!(
+        matches!(change, Some(PolicyChange::Closed { version: 4, .. })),
+        "{change:?}"
+    );
+    let netmap = ledger.netmap_under(policy.rules().clone());
+    assert!(!policy.compile(&netmap).allows_everything());
+    assert!(
+        policy
+            .problem()
+            .expect("it is one")
+            .what
+            .contains("nothing but the traffic")
+    );
+    assert_eq!(policy.unwritten(), None);
+}
+
+#[test]
+fn a_restart_begins_with_the_last_policy_that_was_understood() {
+    let mut policy = start(Some(record(3, DENY)));
+    assert_eq!((text(&policy), policy.version()), (Some(DENY), Some(3)));
+    assert_eq!(policy.unwritten(), None);
+    // The later one in the ledger was not understood before the restart either.
+    policy.follow(&ledger(&[(4, LATER)]));
+    assert_eq!(text(&policy), Some(DENY));
+    // The record was lost on disk with the others.
+    let mut policy = start(Some(record(3, DENY)));
+    assert_eq!(policy.follow(&ledger(&[])), None);
+    assert_eq!(text(&policy), Some(DENY));
+}
+
+#[test]
+fn a_file_that_the_mesh_key_did_not_sign_puts_nothing_in_force() {
+    let open = Record::Policy(MeshPolicy::new(9, OPEN));
+    let mut garbled = record(3, DENY);
+    garbled.payload = garbled.payload.replace("deny", "allow");
+    for stored in [build::sealed(&open, 7), garbled] {
+        assert_eq!(text(&start(Some(stored))), None);
+    }
+}
+
+/// A mesh of node 10, which has no tag, and node 11 with the tag `db`. Both offer `db`.
+fn two_nodes(policy: &str) -> Ledger {
+    let mut ledger = ledger(&[(1, policy)]);
+    let mut apply = |record: Record, signer: u8| {
+        ledger
+            .apply(build::sealed(&record, signer))
+            .expect("its signer may publish it");
+    };
+    apply(Record::Mesh(build::mesh()), MESH);
+    for (n, token, tags) in [(10u8, TOKEN, vec![]), (11, TOKEN + 1, vec![label("db")])] {
+        let token_record = Token {
+            tags,
+            ..build::token(&id(token))
+        };
+        apply(Record::Token(token_record), MESH);
+        let membership = build::membership(&id(n), &id(token), &format!("n{n}"));
+        apply(Record::Membership(membership), token);
+        let block = block(n.into());
+        apply(Record::Node(build::node(&id(n), block)), n);
+        let address = block.v4.hosts().nth(70).expect("a /24");
+        let instance = build::instance("db-1", vec![address.into()]);
+        apply(
+            Record::Service(build::service(&id(n), "db", vec![instance])),
+            n,
+        );
+    }
+    ledger
+}
+
+#[test]
+fn a_service_without_the_right_to_its_name_is_no_subject() {
+    let serve = "language = 1\n[[serve]]\nnames = [\"db\"]\nby = [\"tag:db\"]\n";
+    let ledger = two_nodes(serve);
+    let mut policy = start(None);
+    policy.follow(&ledger);
+    let netmap = ledger.netmap_under(policy.rules().clone());
+    let served: Vec<PublicKey> = netmap.services.values().map(|s| s.node).collect();
+    assert_eq!(served, [id(11)]);
+    let unlawful: Vec<PublicKey> = netmap.unlawful.values().map(|u| u.node).collect();
+    assert_eq!(unlawful, [id(10)]);
+    let offering = subjects(&netmap);
+    let offering = offering.iter().filter(|s| !s.services.is_empty());
+    let nodes: Vec<&str> = offering.map(|s| s.node.as_str()).collect();
+    assert_eq!(nodes, ["n11"]);
+}
+
+#[test]
+fn under_a_policy_that_is_not_understood_nobody_serves_a_name() {
+    let ledger = two_nodes(LATER);
+    let mut policy = start(None);
+    policy.follow(&ledger);
+    let netmap = ledger.netmap_under(policy.rules().clone());
+    assert!(netmap.services.is_empty());
+    assert_eq!(netmap.unlawful.len(), 2);
+}

@@ -1,0 +1,52 @@
+//! What this node refused because of the policy.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::model::ServiceName;
+use crate::model::time::UnixSeconds;
+use crate::node::joined::JoinedNode;
+use crate::protocol::local::{DeniedDirection, DeniedEnd, DeniedList, DeniedRow, SCHEMA};
+use crate::records::netmap::Netmap;
+use crate::tunnel::{Denied, Direction};
+
+pub(in crate::node) fn denied(node: &JoinedNode) -> DeniedList {
+    let denied = node.device.tunnel.filter().denied();
+    DeniedList {
+        schema: SCHEMA,
+        policy: node.device.policy.version(),
+        denied: denied.iter().map(|d| row(&node.netmap, d)).collect(),
+    }
+}
+
+fn row(netmap: &Netmap, denied: &Denied) -> DeniedRow {
+    let denial = &denied.denial;
+    DeniedRow {
+        from: end(netmap, denial.from),
+        to: end(netmap, denial.to),
+        asked: denial.asked.to_string(),
+        direction: match denial.direction {
+            Direction::Outgoing => DeniedDirection::Outgoing,
+            Direction::Incoming => DeniedDirection::Incoming,
+        },
+        count: denied.count,
+        first_at: UnixSeconds::from_system(denied.first),
+        last_at: UnixSeconds::from_system(denied.last),
+    }
+}
+
+/// The node and the services that have an address.
+fn end(netmap: &Netmap, address: IpAddr) -> DeniedEnd {
+    let mut members = netmap.members.values();
+    let member = members.find(|member| member.block.contains(address));
+    let services = netmap.services.values().filter(|service| {
+        let mut instances = service.instances.iter();
+        instances.any(|instance| instance.addresses.contains(&address))
+    });
+    let services: BTreeSet<ServiceName> = services.map(|s| s.service_name()).collect();
+    DeniedEnd {
+        address,
+        node: member.map(|member| member.name.clone()),
+        services: services.into_iter().collect(),
+    }
+}

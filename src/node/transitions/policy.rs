@@ -1,0 +1,38 @@
+//! Policies that come into force, and those that do not.
+
+use crate::os::log::TRANSITION;
+
+/// A transition of the policy in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::node) enum PolicyChange {
+    /// The policy with this version is in force.
+    InForce { version: u64 },
+    /// This node does not understand the policy with this version, and keeps to an earlier one.
+    Ignored {
+        version: u64,
+        in_force: u64,
+        why: String,
+    },
+    /// This node does not understand the policy with this version, and has no earlier one: only control traffic passes.
+    Closed { version: u64, why: String },
+}
+
+impl PolicyChange {
+    pub(in crate::node) fn log(&self) {
+        match self {
+            Self::InForce { version } => {
+                tracing::info!(target: TRANSITION, version, "policy in force");
+            }
+            Self::Ignored {
+                version,
+                in_force,
+                why,
+            } => {
+                tracing::warn!(target: TRANSITION, version, in_force, reason = why, "policy not understood, the one before stays in force");
+            }
+            Self::Closed { version, why } => {
+                tracing::warn!(target: TRANSITION, version, reason = why, "policy not understood, only control traffic passes");
+            }
+        }
+    }
+}
