@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Path as UrlPath, State};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::get;
 use tokio::net::UnixListener;
 
 use super::hub::Hub;
@@ -14,7 +14,7 @@ use super::reply::{answer, crashed, document};
 use super::{Failure, without_rights};
 use crate::os::unix_server::failure;
 use crate::os::{clock, unix_server};
-use crate::protocol::admin::{Submit, Submitted};
+use crate::protocol::admin::{RecordList, Submit, Submitted};
 use crate::protocol::api::{ApiError, ErrorCode};
 
 /// Binds the socket.
@@ -34,7 +34,7 @@ pub(super) async fn bind(path: &Path) -> Result<UnixListener, Failure> {
 pub(super) async fn serve(listener: UnixListener, path: PathBuf, hub: Arc<Hub>) {
     let router = Router::new()
         .route("/v1/mesh", get(mesh).post(submit))
-        .route("/v1/records", post(submit))
+        .route("/v1/records", get(records).post(submit))
         .route("/v1/tokens", get(tokens))
         .route("/v1/tokens/{id}/memberships", get(memberships))
         .route("/v1/nodes", get(nodes))
@@ -64,6 +64,11 @@ async fn submit(State(hub): State<Arc<Hub>>, body: axum::body::Bytes) -> Respons
             .unwrap_or_else(|_| Err(crashed()))
             .map(|revision| Submitted { revision }),
     )
+}
+
+async fn records(State(hub): State<Arc<Hub>>) -> Response {
+    let (records, _) = hub.snapshot();
+    document(RecordList { schema: 1, records })
 }
 
 async fn tokens(State(hub): State<Arc<Hub>>) -> Response {

@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | `GET /v1/mesh` | | [`MeshState`] |
 //! | `POST /v1/mesh` | [`Submit`] with a mesh record | [`Submitted`] |
-//! | `POST /v1/records` | [`Submit`] with token certificates or revocations | [`Submitted`] |
+//! | `GET /v1/records` | | [`RecordList`] |
+//! | `POST /v1/records` | [`Submit`] with token certificates, revocations or a policy | [`Submitted`] |
 //! | `GET /v1/tokens` | | [`TokenList`] |
 //! | `GET /v1/tokens/{id}/memberships` | | [`TokenMemberships`] |
 //! | `GET /v1/nodes` | | [`NodeList`] |
@@ -66,6 +67,14 @@ pub struct Submit {
 pub struct Submitted {
     /// The revision that contains the records.
     pub revision: u64,
+}
+
+/// All records of the mesh, in an order in which a ledger accepts them. The caller verifies them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordList {
+    /// The version of this document: 1.
+    pub schema: u32,
+    pub records: Vec<Envelope>,
 }
 
 /// All token certificates.

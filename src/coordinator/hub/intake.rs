@@ -9,6 +9,7 @@ use super::published::{PublishRefused, Published};
 use super::writer::{Turn, note_failure};
 use crate::coordinator::store::{StoreError, Write};
 use crate::model::PublicKey;
+use crate::os::log::TRANSITION;
 use crate::protocol::admin::Submit;
 use crate::protocol::api::{ApiError, ErrorCode};
 use crate::records::batch::batches;
@@ -94,6 +95,9 @@ impl Turn<'_> {
             for change in taken.changes {
                 change.log();
             }
+            if let Some(version) = taken.policy {
+                tracing::info!(target: TRANSITION, version, "policy applied");
+            }
             published.accepted += taken.accepted;
             published.refused.extend(taken.refused);
         }
@@ -141,6 +145,7 @@ impl Turn<'_> {
                 Origin::Stream(_) | Origin::Administrator => None,
             };
             published.changes = names.changes(ledger, &writes, absent);
+            published.policy = policy_among(ledger, &writes);
         }
         let first = last.saturating_sub(writes.len() as u64) + 1;
         for (revision, write) in (first..).zip(writes) {
@@ -195,6 +200,13 @@ impl Turn<'_> {
             }
         })
     }
+}
+
+/// The version of the policy that is among `writes`. `ledger` is the one after them.
+fn policy_among(ledger: &Ledger, writes: &[Write]) -> Option<u64> {
+    let is_written = writes.iter().any(|write| write.key == RecordKey::Policy);
+    let entry = ledger.entry(&RecordKey::Policy).filter(|_| is_written);
+    entry.map(|entry| entry.version)
 }
 
 /// Whether `ledger` would accept all of `records`.

@@ -17,6 +17,8 @@ pub struct Published {
     pub refused: Vec<(Option<RecordKey>, PublishRefused)>,
     /// The transitions of members, which are logged.
     pub changes: Vec<MemberChange>,
+    /// The version of the policy that was among the records.
+    pub policy: Option<u64>,
 }
 
 impl Published {
