@@ -51,6 +51,31 @@ pub(super) fn create(path: &Path) -> Result<SigningKey, CliError> {
     Ok(SigningKey::from_seed(&seed))
 }
 
+/// The error while a coordinator has no mesh.
+pub(super) fn no_mesh() -> CliError {
+    CliError::new(
+        ErrorCode::Conflict,
+        "the coordinator has no mesh yet; run `meshctl init` first",
+    )
+}
+
+/// Checks that `key`, which was read from `path`, is the key of the coordinator's mesh, `held`.
+///
+/// # Errors
+/// It is the key of another mesh.
+pub(super) fn check(key: &SigningKey, held: PublicKey, path: &Path) -> Result<(), CliError> {
+    if key.public() == held {
+        return Ok(());
+    }
+    let text = format!(
+        "{} is the key of another mesh ({}) than this coordinator's ({}); name the right file with --mesh-key",
+        path.display(),
+        key.public().short(),
+        held.short()
+    );
+    Err(CliError::new(ErrorCode::Configuration, text))
+}
+
 fn explain(error: &FileError, path: &Path) -> CliError {
     if error.is_not_found() {
         let text = format!(

@@ -17,6 +17,7 @@ mod netcheck;
 mod node;
 mod package_files;
 mod ping;
+mod policy;
 mod reached;
 mod rename;
 mod resolve;
@@ -119,6 +120,9 @@ enum Command {
     /// List and remove nodes
     #[command(subcommand)]
     Node(node::Command),
+    /// Check and apply the policy of the mesh, show and explain it
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Join this server to a mesh
     Join(join::JoinArguments),
     /// Remove this server from its mesh
@@ -197,6 +201,7 @@ fn run(cli: Cli, daemons: [clap::Command; 2]) -> Result<u8, CliError> {
             Command::Init(arguments) => init::run(&arguments, &globals).await,
             Command::Token(command) => token::run(command, &globals).await,
             Command::Node(command) => node::run(command, &globals).await,
+            Command::Policy(command) => policy::run(command, &globals).await,
             Command::Join(arguments) => join::run(arguments, &globals).await,
             Command::Leave(arguments) => leave::run(&arguments, &globals).await,
             Command::Rename(arguments) => rename::run(arguments, &globals).await,

@@ -2,6 +2,7 @@
 //! `wrong_uses.txt` has the commands with their whole output.
 
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -37,6 +38,7 @@ fn each_wrong_use_is_one_line_with_the_cause_and_the_remedy() {
     let mut faults = Vec::new();
     for command in commands {
         let (status, stderr) = stage.run(command);
+        let stderr = stderr.replace(env!("CARGO_PKG_VERSION"), "VERSION");
         for fault in faults_of(status, &stderr) {
             faults.push(format!("{command}: {fault}: {stderr}"));
         }
@@ -109,15 +111,25 @@ impl Stage {
         let path = |name: &str| stage.0.path().join(name);
         std::fs::write(path("not-a-socket"), "text").expect("writable");
         std::fs::create_dir(path("folder")).expect("writable");
+        let right = "language = 1\ndefault = \"allow\"\n";
+        std::fs::write(path("right.toml"), right).expect("writable");
+        std::fs::write(path("wrong.toml"), "language = 1\ndefault = \"allowed\"\n")
+            .expect("writable");
+        std::fs::write(path("large.toml"), "#".repeat(61_441)).expect("writable");
+        write_key(&path("other.key"));
         drop(UnixListener::bind(path("dead.sock")).expect("a free path"));
         serve(&path("meshd.sock"), |request| match request {
             "GET /v1/status" => http(200, STATUS),
             _ => http(404, ""),
         });
         serve(&path("coordinator.sock"), |request| match request {
-            "GET /v1/mesh" => http(200, &mesh_state()),
+            "GET /v1/mesh" => http(200, &mesh_state(None)),
             "GET /v1/tokens" => http(200, r#"{"schema":1,"tokens":[]}"#),
             "GET /v1/nodes" => http(200, r#"{"schema":1,"nodes":[]}"#),
+            _ => http(404, ""),
+        });
+        serve(&path("mesh.sock"), |request| match request {
+            "GET /v1/mesh" => http(200, &mesh_state(Some(key(1)))),
             _ => http(404, ""),
         });
         serve(&path("web.sock"), |_| http(200, "<html>It works!</html>"));
@@ -169,9 +181,19 @@ pub(crate) const STATUS: &str = r#"{"schema":1,"version":"9.9.9","state":"up","n
     "public_key":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=","domain":"mesh"},
     "interface":null,"coordinator":null,"dns":null,"peers":[],"services":{"local":0,"mesh":0},"problems":[]}"#;
 
-fn mesh_state() -> String {
+fn key(seed: u8) -> meshd::model::PublicKey {
+    meshd::model::SigningKey::from_seed(&[seed; 32]).public()
+}
+
+/// Writes the file of a mesh key that is not the one of the mesh.
+fn write_key(path: &Path) {
+    std::fs::write(path, "02".repeat(32)).expect("writable");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("ours");
+}
+
+fn mesh_state(mesh_key: Option<meshd::model::PublicKey>) -> String {
     let state = meshd::protocol::admin::MeshState {
-        mesh_key: None,
+        mesh_key,
         mesh: None,
         urls: Vec::new(),
         pin: meshd::protocol::token::SpkiPin([1; 32]),

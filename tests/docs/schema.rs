@@ -10,7 +10,7 @@ use crate::reference::{cell, check, head};
 use crate::{read, repository, walk};
 
 /// The commands, the types that they print, and the files of the schemas.
-const DOCUMENTS: [(&str, &str, &str); 9] = [
+const DOCUMENTS: [(&str, &str, &str); 15] = [
     ("meshctl status --json", "Status", "status"),
     ("meshctl status --system --json", "SystemList", "system"),
     ("meshctl why web-1 --json", "Why", "why"),
@@ -20,16 +20,36 @@ const DOCUMENTS: [(&str, &str, &str); 9] = [
     ("meshctl token list --json", "TokenList", "tokens"),
     ("meshctl token create --json", "Created", "token"),
     ("meshctl doctor --json", "Report", "doctor"),
+    ("meshctl policy apply --json", "Applied", "policy-apply"),
+    ("meshctl policy check --json", "Checked", "policy-check"),
+    ("meshctl policy diff --json", "Differences", "policy-diff"),
+    ("meshctl policy show --json", "Shown", "policy-show"),
+    (
+        "meshctl policy explain --json",
+        "Explained",
+        "policy-explain",
+    ),
+    (
+        "meshctl policy denied --json",
+        "DeniedList",
+        "policy-denied",
+    ),
 ];
 /// The files of the types.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 13] = [
     "src/protocol/local.rs",
     "src/protocol/local/paths.rs",
+    "src/protocol/local/policy.rs",
     "src/protocol/admin.rs",
     "src/records/kinds/services.rs",
     "src/cli/token/create.rs",
     "src/cli/doctor/mod.rs",
     "src/cli/doctor/explain.rs",
+    "src/cli/policy/apply.rs",
+    "src/cli/policy/check.rs",
+    "src/cli/policy/diff.rs",
+    "src/cli/policy/explain.rs",
+    "src/cli/policy/show.rs",
 ];
 /// Types that are a JSON string.
 const STRINGS: [&str; 14] = [

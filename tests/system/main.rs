@@ -30,6 +30,7 @@ mod names;
 mod narrow_path;
 mod own_word;
 mod paths;
+mod policy;
 mod relayed;
 mod restart;
 mod restore;

@@ -116,22 +116,9 @@ pub(in crate::cli) async fn run(
 
 /// The key of the coordinator's mesh, which has to be the one in the file.
 fn key_of_mesh(state: &MeshState, globals: &Globals) -> Result<(PublicKey, SigningKey), CliError> {
-    let Some(held) = state.mesh_key else {
-        return Err(CliError::new(
-            ErrorCode::Conflict,
-            "the coordinator has no mesh yet; run `meshctl init` first",
-        ));
-    };
+    let held = state.mesh_key.ok_or_else(mesh_key::no_mesh)?;
     let key = mesh_key::read(&globals.mesh_key)?;
-    if key.public() != held {
-        let text = format!(
-            "{} is the key of another mesh ({}) than this coordinator's ({}); name the right file with --mesh-key",
-            globals.mesh_key.display(),
-            key.public().short(),
-            held.short()
-        );
-        return Err(CliError::new(ErrorCode::Configuration, text));
-    }
+    mesh_key::check(&key, held, &globals.mesh_key)?;
     Ok((held, key))
 }
 

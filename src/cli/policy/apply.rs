@@ -1,0 +1,166 @@
+//! `meshctl policy apply`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::live::Live;
+use super::{check, file};
+use crate::cli::exit::CliError;
+use crate::cli::{Globals, mesh_key, table};
+use crate::model::Label;
+use crate::model::text::listed;
+use crate::model::time::next_version;
+use crate::os::{arguments, clock};
+use crate::policy::Policy;
+use crate::protocol::admin::{MeshState, Submit, Submitted};
+use crate::protocol::api::ErrorCode;
+use crate::records::Envelope;
+use crate::records::envelope::MAX_PAYLOAD;
+use crate::records::kinds::{MeshPolicy, Record};
+
+/// The maximum number of nodes that a message names.
+const MAX_NAMED: usize = 8;
+
+/// The arguments of `meshctl policy apply`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  meshctl policy apply shop.toml
+  meshctl policy apply shop.toml --dry-run    checks everything, and changes nothing
+
+The tests in the file run first; one that fails prevents the change. Keep the file: `meshctl policy show` prints what is in force.")]
+pub(in crate::cli) struct ApplyArguments {
+    /// The file with the policy
+    #[arg(value_name = "FILE", value_parser = arguments::path)]
+    file: PathBuf,
+    /// Apply it although some nodes have a version of meshd that knows no policies, and do not keep to it
+    #[arg(long)]
+    force: bool,
+    /// Check everything, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// One JSON document on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// `meshctl policy apply --json`.
+#[derive(Debug, Serialize)]
+struct Applied {
+    schema: u32,
+    /// Whether the coordinator has the policy now. It is false with `--dry-run`.
+    applied: bool,
+    /// The version of the policy.
+    version: u64,
+    /// The nodes that do not keep to it.
+    without: Vec<Label>,
+}
+
+pub(in crate::cli) async fn run(
+    arguments: ApplyArguments,
+    globals: &Globals,
+) -> Result<u8, CliError> {
+    let path = &arguments.file;
+    let policy = file::read("apply", path)?;
+    let state: MeshState = globals.coordinator().get("/v1/mesh").await?;
+    let held = state.mesh_key.ok_or_else(mesh_key::no_mesh)?;
+    let key = mesh_key::read(&globals.mesh_key)?;
+    mesh_key::check(&key, held, &globals.mesh_key)?;
+    let live = Live::read(globals).await?;
+    let failures = check::failures(&policy, &live);
+    if !failures.is_empty() {
+        for failure in &failures {
+            eprintln!("{}", check::line_of(path, failure));
+        }
+        return Err(check::failed("apply", path, &failures));
+    }
+    let without = live.without_policies();
+    if !without.is_empty() && !arguments.force {
+        return Err(not_everywhere(&without));
+    }
+    if live.text() == Some(policy.text()) {
+        eprintln!(
+            "version {} of the policy is this one already; nothing changed",
+            live.version()
+        );
+        return report(&arguments, live.version(), without);
+    }
+    let version = next_version(live.version(), clock::wall());
+    let record = Record::Policy(MeshPolicy::new(version, policy.text()));
+    let envelope = Envelope::seal(&record, &key);
+    if envelope.payload.len() > MAX_PAYLOAD {
+        return Err(too_long(envelope.payload.len()));
+    }
+    if arguments.dry_run {
+        eprintln!("{} can be applied; nothing was changed", path.display());
+        return report(&arguments, version, without);
+    }
+    submit(envelope, version, globals).await?;
+    say(&policy, version, &without);
+    report(&arguments, version, without)
+}
+
+/// Sends the signed policy to the coordinator.
+async fn submit(envelope: Envelope, version: u64, globals: &Globals) -> Result<(), CliError> {
+    let submit = Submit {
+        mesh_key: None,
+        records: vec![envelope],
+    };
+    let sent = globals.coordinator().post("/v1/records", &submit).await;
+    let Err(error): Result<Submitted, CliError> = sent else {
+        return Ok(());
+    };
+    // Somebody else may have applied a policy since the records were read.
+    match Live::read(globals).await {
+        Ok(live) if live.version() >= version => Err(CliError::new(
+            ErrorCode::Conflict,
+            format!(
+                "policy apply: another policy was applied meanwhile (version {}); compare it with `meshctl policy diff`, and apply again",
+                live.version()
+            ),
+        )),
+        _ => Err(error),
+    }
+}
+
+fn say(policy: &Policy, version: u64, without: &[Label]) {
+    let language = policy.language();
+    eprintln!(
+        "version {version} of the policy (language {language}) is signed and with the coordinator: each node keeps to it as soon as it has received it"
+    );
+    if !without.is_empty() {
+        eprintln!(
+            "warning: these nodes do not keep to it, since their version of meshd knows no policies: {}",
+            listed(without, MAX_NAMED)
+        );
+    }
+}
+
+fn report(arguments: &ApplyArguments, version: u64, without: Vec<Label>) -> Result<u8, CliError> {
+    if !arguments.json {
+        return Ok(0);
+    }
+    table::json(&Applied {
+        schema: 1,
+        applied: !arguments.dry_run,
+        version,
+        without,
+    })
+}
+
+fn not_everywhere(without: &[Label]) -> CliError {
+    let text = format!(
+        "policy apply: {} would not keep to it, since their version of meshd knows no policies; upgrade them, or apply it all the same with --force",
+        listed(without, MAX_NAMED)
+    );
+    CliError::new(ErrorCode::Conflict, text)
+}
+
+fn too_long(bytes: usize) -> CliError {
+    let text = format!(
+        "policy apply: the record of this policy has {bytes} bytes, and {MAX_PAYLOAD} are the most; shorten it with groups and `*`"
+    );
+    CliError::new(ErrorCode::Configuration, text)
+}

@@ -1,0 +1,45 @@
+//! `meshctl policy show`.
+
+use serde::Serialize;
+
+use super::live::Live;
+use crate::cli::exit::CliError;
+use crate::cli::{Globals, table};
+
+/// `meshctl policy show --json`.
+#[derive(Debug, Serialize)]
+struct Shown {
+    schema: u32,
+    /// It is null if there is no policy.
+    version: Option<u64>,
+    /// It is null if there is no policy, or one in a form of a later version.
+    text: Option<String>,
+}
+
+pub(super) async fn run(json: bool, globals: &Globals) -> Result<u8, CliError> {
+    let live = Live::read(globals).await?;
+    let version = Some(live.version()).filter(|version| *version > 0);
+    let text = live.text();
+    if json {
+        return table::json(&Shown {
+            schema: 1,
+            version,
+            text: text.map(str::to_owned),
+        });
+    }
+    match (version, text) {
+        (None, _) => eprintln!(
+            "there is no policy: every node may serve every name, and reach all that is exposed; `meshctl policy apply` makes one"
+        ),
+        (Some(version), None) => {
+            // The error has the reason.
+            live.policy("show")?;
+            eprintln!("version {version} of the policy has no text");
+        }
+        (Some(version), Some(text)) => {
+            eprintln!("version {version} of the policy:");
+            table::raw(text.as_bytes());
+        }
+    }
+    Ok(0)
+}
