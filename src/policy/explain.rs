@@ -113,8 +113,8 @@ fn nearest(
 enum Lack {
     Port,
     Source,
-    SourceAndPort,
     Destination,
+    SourceAndPort,
 }
 
 fn lack(policy: &Policy, rule: &Rule, from: &Subject, to: &Subject, asked: Asked) -> Option<Lack> {

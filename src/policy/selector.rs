@@ -102,7 +102,8 @@ impl Selector {
             return Ok(Self::InProject(Wild::parse(project)?, Wild::parse(name)?));
         }
         if let Some((name, project)) = text.split_once('.') {
-            let right = format!("{}/{}", project.split('.').next().unwrap_or_default(), name);
+            let project = project.split('.').next().filter(|p| !p.is_empty());
+            let right = format!("{}/{}", project.unwrap_or("project"), name);
             return Err(SelectorError::Dot(
                 printable(text, MAX_SHOWN),
                 printable(&right, MAX_SHOWN),

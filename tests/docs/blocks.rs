@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
+use meshd::policy::{Policy, run_tests};
 use meshd::testbed::World;
 
 use crate::page::{Block, Marker, Page};
@@ -17,6 +18,9 @@ const TOML_FILES: [(&str, &str); 2] = [
     ("# /etc/meshd/meshd.toml", "meshd"),
     ("# /etc/meshd/coordinator.toml", "mesh-coordinator"),
 ];
+
+/// The first line of a policy, which the parser checks. Its tests must hold without a mesh.
+const POLICY: &str = "# policy.toml";
 
 /// All blocks of a language, with their pages.
 fn blocks(language: &str) -> Vec<(String, Block)> {
@@ -70,6 +74,10 @@ fn every_configuration_is_accepted_by_its_program() {
     let blocks = blocks("toml");
     for (at, block) in &blocks {
         let first = block.text.lines().next().unwrap_or_default();
+        if first == POLICY {
+            faults.extend(faults_of_policy(at, &block.text));
+            continue;
+        }
         let Some((_, name)) = TOML_FILES.iter().find(|(file, _)| *file == first) else {
             faults.push(format!("{at}: the first line names no file of ours"));
             continue;
@@ -87,6 +95,22 @@ fn every_configuration_is_accepted_by_its_program() {
     }
     assert!(blocks.len() >= 12, "{} blocks", blocks.len());
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+fn faults_of_policy(at: &str, text: &str) -> Vec<String> {
+    match Policy::check(text) {
+        Ok(policy) => {
+            let failures = run_tests(&policy, &[]);
+            failures
+                .iter()
+                .map(|failure| format!("{at}: {failure}"))
+                .collect()
+        }
+        Err(errors) => errors
+            .iter()
+            .map(|error| format!("{at}: {error}"))
+            .collect(),
+    }
 }
 
 #[test]

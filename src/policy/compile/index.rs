@@ -43,8 +43,10 @@ impl<'s> Index<'s> {
             by_name: By::default(),
             by_project: By::default(),
         };
-        for (class, subject) in (1..).zip(examples) {
-            index.add(class, subject);
+        for (place, subject) in examples.iter().enumerate() {
+            if let Ok(class) = u16::try_from(place + 1) {
+                index.add(class, subject);
+            }
         }
         index
     }
@@ -74,6 +76,12 @@ impl<'s> Index<'s> {
     pub(super) fn example(&self, class: u16) -> Option<&'s Subject> {
         let index = usize::from(class).checked_sub(1)?;
         self.examples.get(index).copied()
+    }
+
+    /// All classes with the subjects that stand for them.
+    pub(super) fn examples(&self) -> impl Iterator<Item = (u16, &'s Subject)> {
+        let numbered = self.all.iter().zip(self.examples);
+        numbered.map(|(class, subject)| (*class, *subject))
     }
 
     /// How many classes there are, with [`Class::OUTSIDE`].

@@ -16,10 +16,7 @@ use crate::policy::table::{Class, Narrowing, Refusal};
 pub(super) fn narrowing(index: &Index<'_>, sets: &mut Sets) -> Narrowing {
     let mut made = Narrowing::default();
     let mut numbers: HashMap<Selector, u32, RandomState> = HashMap::default();
-    for class in 1.. {
-        let Some(subject) = index.example(class) else {
-            break;
-        };
+    for (class, subject) in index.examples() {
         let start = made.refusals.len();
         let narrowed = subject.services.iter().filter(|o| !o.allow.is_empty());
         for offered in narrowed {
