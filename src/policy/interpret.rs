@@ -4,7 +4,7 @@
 use super::ports::Asked;
 use super::rules::{Policy, Ports, Rule, Target, Term};
 use super::selector::Selector;
-use super::subject::{Offered, Subject};
+use super::subject::{MAX_NARROWED, Offered, Subject};
 
 /// What a policy says about a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,15 +120,17 @@ pub(super) fn refusing_service<'a>(
     to: &'a Subject,
     asked: Asked,
 ) -> Option<&'a Offered> {
-    let refuses = |offered: &&Offered| {
-        !offered.allow.is_empty()
-            && is_concerned(to, offered, asked)
-            && !offered.allow.iter().any(|selector| match selector {
+    let refuses = |place: usize, offered: &Offered| {
+        let is_admitted = place < MAX_NARROWED
+            && offered.admitted().iter().any(|selector| match selector {
                 Selector::SameProject => shares_a_project(from, to),
                 selector => selects(selector, from),
-            })
+            });
+        is_concerned(to, offered, asked) && !is_admitted
     };
-    to.services.iter().find(refuses)
+    let mut narrowed = to.narrowed().enumerate();
+    let refusing = narrowed.find(|(place, offered)| refuses(*place, offered));
+    refusing.map(|(_, offered)| offered)
 }
 
 /// Whether a packet concerns a service. One for a port that the service declares does, and one for a port of another service does not. A

@@ -179,9 +179,16 @@ impl PortSet {
 
 impl Extend<Asked> for PortSet {
     fn extend<T: IntoIterator<Item = Asked>>(&mut self, more: T) {
+        // All at once, since members decide how many ports a service declares.
+        let mut added = Self::default();
         for asked in more {
-            self.add(&Self::of(asked));
+            match asked {
+                Asked::Port(protocol, port) => added.ranges_mut(protocol).push((port, port)),
+                Asked::Icmp => added.icmp = true,
+                Asked::Other => added.other = true,
+            }
         }
+        self.add(&added);
     }
 }
 

@@ -13,13 +13,20 @@ pub struct Policy {
     pub(super) default_allow: bool,
     /// Whether nobody may serve a name that no `[[serve]]` has.
     pub(super) strict: bool,
-    /// The selectors in each group.
-    pub(super) groups: Vec<Vec<Selector>>,
+    pub(super) groups: Vec<Group>,
     pub(super) serve: Vec<Serve>,
     pub(super) rules: Vec<Rule>,
     /// The nodes that may relay, one list for each `[[relay]]`.
     pub(super) relay: Vec<Vec<Term>>,
     pub(super) tests: Vec<Test>,
+}
+
+/// A group, without groups in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Group {
+    pub(super) line: usize,
+    pub(super) name: Label,
+    pub(super) members: Vec<Selector>,
 }
 
 /// A selector, or the number of a group of selectors.
@@ -111,7 +118,7 @@ impl Policy {
     pub(super) fn selectors<'a>(&'a self, term: &'a Term) -> &'a [Selector] {
         match term {
             Term::One(selector) => std::slice::from_ref(selector),
-            Term::Group(group) => self.groups.get(*group).map_or(&[], Vec::as_slice),
+            Term::Group(group) => self.groups.get(*group).map_or(&[], |group| &group.members),
         }
     }
 

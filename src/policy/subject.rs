@@ -32,7 +32,8 @@ pub struct Offered {
     pub service: ServiceName,
     /// The ports that are declared.
     pub ports: Vec<OfferedPort>,
-    /// Who may reach these ports besides what the policy says (`mesh.allow`). An empty list narrows nothing.
+    /// Who may reach these ports besides what the policy says (`mesh.allow`). An empty list narrows nothing. Selectors beyond
+    /// [`MAX_NARROWED`] do not count.
     pub allow: Vec<Selector>,
 }
 
@@ -56,7 +57,16 @@ pub struct NodeFacts<'a> {
     pub tags: &'a [Label],
 }
 
+/// How many services at one address, and how many selectors of each, are asked who may reach them. What goes beyond admits nobody: a
+/// member must not make each packet expensive that others send to it or get from it.
+pub const MAX_NARROWED: usize = 16;
+
 impl Offered {
+    /// The selectors of which one must select a source.
+    pub(super) fn admitted(&self) -> &[Selector] {
+        let most = self.allow.len().min(MAX_NARROWED);
+        self.allow.get(..most).unwrap_or_default()
+    }
     /// The declared ports.
     #[must_use]
     pub fn declared(&self) -> PortSet {
@@ -70,6 +80,12 @@ impl Subject {
     pub(super) fn projects(&self) -> impl Iterator<Item = &Label> {
         let services = self.services.iter();
         services.filter_map(|offered| offered.service.project.as_ref())
+    }
+
+    /// The services whose owner narrows who reaches them.
+    pub(super) fn narrowed(&self) -> impl Iterator<Item = &Offered> {
+        let services = self.services.iter();
+        services.filter(|offered| !offered.allow.is_empty())
     }
 
     /// The ports of all services.

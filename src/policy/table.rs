@@ -116,7 +116,7 @@ pub(super) struct Narrowing {
     /// The numbers of the refusals of each class that has any, as a range in `refusals`.
     pub(super) of_class: HashMap<Class, std::ops::Range<u32>, RandomState>,
     pub(super) refusals: Vec<Refusal>,
-    /// Sets of classes, each in ascending order.
+    /// Sets of classes, each in ascending order. A service has one for each of its selectors.
     pub(super) admitted: Vec<Box<[u16]>>,
 }
 
@@ -130,23 +130,19 @@ pub(super) struct Refusal {
 }
 
 impl Narrowing {
-    /// The numbers of the sets of ports that `to` refuses to `from`.
-    fn refused(&self, from: Class, to: Class) -> impl Iterator<Item = u32> + '_ {
+    /// What services of a class refuse.
+    fn refusals(&self, to: Class) -> &[Refusal] {
         let range = self.of_class.get(&to).cloned().unwrap_or_default();
-        let refusals = self
-            .refusals
-            .get(range.start as usize..range.end as usize)
-            .unwrap_or_default();
-        let refusals = refusals.iter().filter(move |refusal| {
-            let mut sets = refusal.admitted.iter();
-            !sets.any(|set| self.is_in(*set, from))
-        });
-        refusals.map(|refusal| refusal.refused)
+        let range = range.start as usize..range.end as usize;
+        self.refusals.get(range).unwrap_or_default()
     }
 
-    fn is_in(&self, set: u32, class: Class) -> bool {
-        let set = self.admitted.get(set as usize);
-        set.is_some_and(|set| set.binary_search(&class.0).is_ok())
+    fn admits(&self, refusal: &Refusal, from: Class) -> bool {
+        let mut sets = refusal.admitted.iter();
+        sets.any(|set| {
+            let set = self.admitted.get(*set as usize);
+            set.is_some_and(|set| set.binary_search(&from.0).is_ok())
+        })
     }
 }
 
@@ -192,8 +188,10 @@ impl Table {
             }
             Base::Everything => from != Class::NOBODY && to != Class::NOBODY,
         };
-        by_rules
-            && (self.narrowing.of_class.is_empty() || !self.narrowing.refused(from, to).any(has))
+        let refuses =
+            |refusal: &Refusal| has(refusal.refused) && !self.narrowing.admits(refusal, from);
+        let is_narrowed = !self.narrowing.of_class.is_empty();
+        by_rules && !(is_narrowed && self.narrowing.refusals(to).iter().any(refuses))
     }
 
     /// Everything that passes from one class to another.
@@ -219,7 +217,9 @@ impl Table {
 
     /// Everything that the owner of the destination refuses, whether the policy allows it or not.
     pub(super) fn refused_ports(&self, from: Class, to: Class) -> PortSet {
-        self.union(&mut self.narrowing.refused(from, to))
+        let refusals = self.narrowing.refusals(to).iter();
+        let refusals = refusals.filter(|refusal| !self.narrowing.admits(refusal, from));
+        self.union(&mut refusals.map(|refusal| refusal.refused))
     }
 
     /// Whether the owner of a class refuses anything.

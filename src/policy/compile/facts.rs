@@ -101,11 +101,7 @@ impl Owners {
 
 fn merge(into: &mut Subject, more: &Subject) {
     into.is_node |= more.is_node;
-    for offered in &more.services {
-        if !into.services.contains(offered) {
-            into.services.push(offered.clone());
-        }
-    }
+    into.services.extend(more.services.iter().cloned());
     for tag in &more.tags {
         if !into.tags.contains(tag) {
             into.tags.push(tag.clone());

@@ -9,7 +9,7 @@ use super::sets::Sets;
 use crate::model::Label;
 use crate::policy::ports::{Asked, PortSet};
 use crate::policy::selector::{Selector, Wild};
-use crate::policy::subject::{Offered, Subject};
+use crate::policy::subject::{MAX_NARROWED, Offered, Subject};
 use crate::policy::table::{Class, Narrowing, Refusal};
 
 /// Compiles the refusals of all classes.
@@ -18,20 +18,34 @@ pub(super) fn narrowing(index: &Index<'_>, sets: &mut Sets) -> Narrowing {
     let mut numbers: HashMap<Selector, u32, RandomState> = HashMap::default();
     for (class, subject) in index.examples() {
         let start = made.refusals.len();
-        let narrowed = subject.services.iter().filter(|o| !o.allow.is_empty());
-        for offered in narrowed {
-            let refusal = Refusal {
-                admitted: admitted(&mut made, &mut numbers, index, subject, offered),
-                refused: sets.number(refused(subject, offered)),
-            };
-            made.refusals.push(refusal);
+        let mut narrowed = subject.narrowed().peekable();
+        if narrowed.peek().is_none() {
+            continue;
+        }
+        let undeclared = undeclared(subject).map(|set| sets.number(set));
+        for offered in narrowed.by_ref().take(MAX_NARROWED) {
+            let admitted = admitted(&mut made, &mut numbers, index, subject, offered);
+            let own = sets.number(refused([offered]));
+            add(&mut made, &admitted, own, undeclared);
+        }
+        if narrowed.peek().is_some() {
+            let own = sets.number(refused(narrowed));
+            add(&mut made, &[], own, undeclared);
         }
         let range = number(start)..number(made.refusals.len());
-        if !range.is_empty() {
-            made.of_class.insert(Class(class), range);
-        }
+        made.of_class.insert(Class(class), range);
     }
     made
+}
+
+/// Adds the refusals of one service: of its own ports, and of those that nobody declares.
+fn add(made: &mut Narrowing, admitted: &[u32], own: u32, undeclared: Option<u32>) {
+    for refused in [Some(own), undeclared].into_iter().flatten() {
+        made.refusals.push(Refusal {
+            admitted: admitted.into(),
+            refused,
+        });
+    }
 }
 
 /// The numbers of the sets of classes that a service does not refuse, one for each selector, because few selectors are in many lists.
@@ -41,12 +55,11 @@ fn admitted(
     index: &Index<'_>,
     subject: &Subject,
     offered: &Offered,
-) -> Box<[u32]> {
-    let mut selectors: BTreeSet<Selector> = offered.allow.iter().cloned().collect();
+) -> Vec<u32> {
+    let mut selectors: BTreeSet<Selector> = offered.admitted().iter().cloned().collect();
+    let mut all = Vec::new();
     if selectors.remove(&Selector::SameProject) {
-        let projects: BTreeSet<&Label> = subject.projects().collect();
-        let projects = projects.into_iter().cloned();
-        selectors.extend(projects.map(|project| Selector::Project(Wild::Is(project))));
+        all.push(projects(made, index, subject));
     }
     let number_of = |selector: Selector| {
         *numbers.entry(selector).or_insert_with_key(|selector| {
@@ -54,22 +67,33 @@ fn admitted(
             number(made.admitted.len() - 1)
         })
     };
-    selectors.into_iter().map(number_of).collect()
+    all.extend(selectors.into_iter().map(number_of));
+    all
 }
 
-/// What a service refuses to all who are not admitted.
-fn refused(subject: &Subject, offered: &Offered) -> PortSet {
-    let own = offered.declared();
-    let mut refused = if subject.is_node {
-        // Other programs have ports at the address of a node too.
-        own
-    } else {
-        let of_others = subject.declared().without(&own);
-        PortSet::everything().without(&of_others)
-    };
-    // A fragment may be for any port.
-    refused.extend([Asked::Other]);
-    refused
+/// The number of the set of the classes that share a project with `subject`.
+fn projects(made: &mut Narrowing, index: &Index<'_>, subject: &Subject) -> u32 {
+    let projects: BTreeSet<&Label> = subject.projects().collect();
+    let mut classes = BTreeSet::new();
+    for project in projects {
+        let project = Selector::Project(Wild::Is(project.clone()));
+        classes.extend(index.select(&project));
+    }
+    made.admitted.push(classes.into_iter().copied().collect());
+    number(made.admitted.len() - 1)
+}
+
+/// The ports of services, and fragments, which may be for any port.
+fn refused<'s>(services: impl IntoIterator<Item = &'s Offered>) -> PortSet {
+    let ports = services.into_iter().flat_map(|offered| &offered.ports);
+    let ports = ports.map(|p| Asked::Port(p.protocol, p.port));
+    ports.chain([Asked::Other]).collect()
+}
+
+/// What no service of an instance declares. At the address of a node, other programs have these ports.
+fn undeclared(subject: &Subject) -> Option<PortSet> {
+    let declared = || PortSet::everything().without(&subject.declared());
+    (!subject.is_node).then(declared)
 }
 
 fn number(count: usize) -> u32 {

@@ -16,8 +16,9 @@ pub(in crate::policy) fn opened(selector: &Selector, ports: &Ports, subject: &Su
         }
         Ports::Declared if subject.is_node && !is_about_services(selector) => PortSet::everything(),
         Ports::Declared => {
-            let mut open = PortSet::of(Asked::Icmp);
-            selected(selector, subject).for_each(|offered| open.add(&offered.declared()));
+            let ports = selected(selector, subject).flat_map(|offered| &offered.ports);
+            let ports = ports.map(|p| Asked::Port(p.protocol, p.port));
+            let mut open: PortSet = ports.chain([Asked::Icmp]).collect();
             // A fragment may be for any port: it passes only if all ports that an instance has are open.
             if !subject.is_node && subject.declared().without(&open).is_empty() {
                 open.extend([Asked::Other]);

@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::document::{Errors, Word, kind_of};
 use crate::model::Label;
-use crate::policy::rules::Term;
+use crate::policy::rules::{Group, Term};
 use crate::policy::selector::Selector;
 
 /// The maximum number of selectors in all groups together, after the groups in groups are resolved. Without it, a short text with groups
@@ -41,8 +41,8 @@ impl Names {
     }
 }
 
-/// Parses the table `groups`. Returns the selectors in each group, by its number.
-pub(super) fn parse(errors: &mut Errors<'_>, top: &DeTable<'_>) -> (Names, Vec<Vec<Selector>>) {
+/// Parses the table `groups`. A term has the number of a group in the list that is returned.
+pub(super) fn parse(errors: &mut Errors<'_>, top: &DeTable<'_>) -> (Names, Vec<Group>) {
     let Some(value) = top.get("groups") else {
         return (Names::default(), Vec::new());
     };
@@ -54,8 +54,14 @@ pub(super) fn parse(errors: &mut Errors<'_>, top: &DeTable<'_>) -> (Names, Vec<V
     };
     let (names, written) = read(errors, table);
     let members = terms(errors, &names, &written);
-    let groups = resolve(errors, &written, members);
-    (names, groups)
+    let resolved = resolve(errors, &written, members);
+    let groups = written.into_iter().zip(resolved);
+    let groups = groups.map(|(group, members)| Group {
+        line: errors.line(group.at),
+        name: group.name,
+        members,
+    });
+    (names, groups.collect())
 }
 
 fn read<'t>(errors: &mut Errors<'_>, table: &'t DeTable<'t>) -> (Names, Vec<Written<'t>>) {

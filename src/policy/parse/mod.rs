@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use self::document::{Entry, Errors, TOP, Word, kind_of, nearest, quoted};
 use self::groups::Names;
 use super::error::PolicyError;
-use super::rules::{Policy, Ports, Rule, Serve, Target, Term, Test, Wanted};
+use super::rules::{Group, Policy, Ports, Rule, Serve, Target, Term, Test, Wanted};
 use super::selector::Selector;
 use crate::model::text::printable;
 
@@ -193,7 +193,7 @@ fn who(names: &Names, text: &str) -> Result<Term, String> {
 struct Reader<'r, 'e> {
     errors: &'r mut Errors<'e>,
     names: Names,
-    groups: &'r [Vec<Selector>],
+    groups: &'r [Group],
 }
 
 impl Reader<'_, '_> {
@@ -350,8 +350,9 @@ impl Reader<'_, '_> {
             let wrong = match &term {
                 Term::One(selector) => Some(selector).filter(|s| !is_node(s)),
                 Term::Group(group) => {
-                    let members = self.groups.get(*group).into_iter().flatten();
-                    members.into_iter().find(|selector| !is_node(selector))
+                    let group = self.groups.get(*group).into_iter();
+                    let mut members = group.flat_map(|group| &group.members);
+                    members.find(|selector| !is_node(selector))
                 }
             };
             match wrong {

@@ -75,9 +75,11 @@ fn a_policy_with_every_key_is_read() {
             .collect::<Vec<_>>(),
         [30]
     );
-    let sizes: Vec<usize> = policy.groups.iter().map(Vec::len).collect();
-    // In the order of their names: all, backend, ops.
-    assert_eq!(sizes, [4, 2, 1]);
+    let groups = policy.groups.iter();
+    let groups: Vec<(&str, usize, usize)> = groups
+        .map(|group| (group.name.as_str(), group.line, group.members.len()))
+        .collect();
+    assert_eq!(groups, [("all", 9, 4), ("backend", 7, 2), ("ops", 8, 1)]);
 }
 
 #[test]

@@ -196,3 +196,36 @@ fn a_selector_of_a_later_version_narrows_to_nobody() {
     );
     assert!(!Table::compile(None, &[db]).allows_everything());
 }
+
+#[test]
+fn what_an_owner_lists_beyond_the_bound_admits_nobody() {
+    let web = instance(1, "web", &[]);
+    let nobody: Vec<String> = (0..MAX_NARROWED).map(|n| format!("s{n}")).collect();
+    let mut allow: Vec<&str> = nobody.iter().map(String::as_str).collect();
+    allow.push("web");
+    let late = Subject {
+        services: vec![offered("db", &["80"], &allow)],
+        ..instance(2, "db", &[])
+    };
+    let services = (0..=MAX_NARROWED).map(|n| {
+        let port = (100 + n).to_string();
+        offered("db", &[&port], &["web"])
+    });
+    let many = Subject {
+        services: services.collect(),
+        ..instance(3, "db", &[])
+    };
+    let table = Table::compile(None, &[web.clone(), late.clone(), many.clone()]);
+    let class = |subject: &Subject| table.class(subject.addresses[0]);
+    for (to, asked, verdict) in [
+        (&late, tcp(80), Verdict::Deny),
+        (&many, tcp(100), Verdict::Allow),
+        (&many, tcp(115), Verdict::Allow),
+        (&many, tcp(116), Verdict::Deny),
+        (&many, tcp(99), Verdict::Deny),
+    ] {
+        assert_eq!(interpret(None, &web, to, asked), verdict, "{asked} of {to}");
+        let compiled = table.allows(class(&web), class(to), asked);
+        assert_eq!(compiled, verdict == Verdict::Allow, "{asked} of {to}");
+    }
+}

@@ -187,3 +187,22 @@ fn a_difference_lists_what_opens_and_what_closes() {
     assert!(first[0].removed.is_everything() && first[0].added.is_empty());
     assert_eq!((first[0].from.len(), first[0].to.len()), (4, 4));
 }
+
+#[test]
+fn a_selector_that_selects_nobody_is_named_with_the_nearest_word() {
+    let policy = policy(
+        "[groups]\nbackend = [\"shop/apii\", \"shop/web\"]\n[[allow]]\nfrom = [\"backnd\", \"project:*\"]\nto = [\"same-project\", \"db:80\", \"tag:*\", \"node:elsewhere\"]",
+    );
+    let said: Vec<String> = unmatched(&policy, &subjects())
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "line 3: `shop/apii` selects nobody in the mesh; did you mean `shop/api`?",
+            "line 4: `backnd` selects nobody in the mesh; did you mean `backend`?",
+            "line 4: `node:elsewhere` selects nobody in the mesh",
+        ]
+    );
+}

@@ -1,0 +1,99 @@
+//! Finds selectors that select nobody in a mesh, which are probably errors in writing.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::interpret::selects;
+use super::rules::{Policy, Term};
+use super::selector::Selector;
+use super::subject::Subject;
+
+/// A selector that selects nobody.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unmatched {
+    /// The line of the first rule or group that has it.
+    pub line: usize,
+    /// The selector.
+    pub selector: Selector,
+    /// The most similar group or selector of something in the mesh, if one is similar.
+    pub nearest: Option<String>,
+}
+
+impl fmt::Display for Unmatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, selector, .. } = self;
+        write!(f, "line {line}: `{selector}` selects nobody in the mesh")?;
+        match &self.nearest {
+            Some(nearest) => write!(f, "; did you mean `{nearest}`?"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The selectors in groups and rules that select nobody, each at its first line. This is no error, since a service may start later.
+#[must_use]
+pub fn unmatched(policy: &Policy, subjects: &[Subject]) -> Vec<Unmatched> {
+    let mut written: BTreeSet<(usize, &Selector)> = BTreeSet::new();
+    for group in &policy.groups {
+        written.extend(group.members.iter().map(|member| (group.line, member)));
+    }
+    for rule in &policy.rules {
+        let targets = rule.to.iter().map(|target| &target.who);
+        let terms = rule.from.iter().chain(targets);
+        written.extend(terms.filter_map(|term| match term {
+            Term::One(selector) => Some((rule.line, selector)),
+            Term::Group(_) => None,
+        }));
+    }
+    let names = names(policy, subjects);
+    let is_unmatched = |selector: &Selector| {
+        let is_known = *selector == Selector::SameProject || names.contains(&selector.to_string());
+        !is_known && !subjects.iter().any(|subject| selects(selector, subject))
+    };
+    let mut selectors: BTreeSet<&Selector> = written.iter().map(|(_, s)| *s).collect();
+    selectors.retain(|selector| is_unmatched(selector));
+    // Each is listed at its first line.
+    let unmatched = written.iter().filter(|(_, s)| selectors.remove(*s));
+    unmatched
+        .map(|(line, selector)| Unmatched {
+            line: *line,
+            selector: (*selector).clone(),
+            nearest: nearest(&selector.to_string(), &names),
+        })
+        .collect()
+}
+
+/// Each selector of one name that selects somebody, and the groups.
+fn names(policy: &Policy, subjects: &[Subject]) -> BTreeSet<String> {
+    let mut names: BTreeSet<String> = BTreeSet::new();
+    for subject in subjects {
+        names.extend(subject.tags.iter().map(|tag| format!("tag:{tag}")));
+        if subject.is_node {
+            names.insert(format!("node:{}", subject.node));
+        }
+        for offered in &subject.services {
+            let name = &offered.service.name;
+            match &offered.service.project {
+                Some(project) => {
+                    names.extend([format!("{project}/{name}"), format!("project:{project}")])
+                }
+                None => names.extend([name.to_string()]),
+            }
+        }
+    }
+    // A group is named in place of a service, and no selector that is not resolved has its name.
+    names.extend(policy.groups.iter().map(|group| group.name.to_string()));
+    names
+}
+
+fn nearest(wrong: &str, names: &BTreeSet<String>) -> Option<String> {
+    let scored = names
+        .iter()
+        .map(|name| (strsim::jaro_winkler(wrong, name), name));
+    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b));
+    best.filter(|(score, _)| *score >= SIMILAR)
+        .map(|(_, name)| name.clone())
+}
+
+/// How similar a name must be to be the one that was meant.
+const SIMILAR: f64 = 0.85;
